@@ -1,0 +1,309 @@
+//! The preference group: one JSONL row with all prompts and responses of one original pair and the comparisons
+//! between them. It is the only unit of data inside the program; every input format is read into it.
+//!
+//! A comparison is a signed sum of sequences: `loss = f(sum_k sign_k * score_k - margin)`. With two terms it is
+//! Bradley-Terry, DPO or MAPL's intra-sample comparison (one response under two prompts); with four it is MAPL's
+//! inter-sample comparison, the difference of two gaps (arXiv 2505.12845).
+
+use serde::{Deserialize, Serialize};
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+/// A prompt: plain text, or a conversation that the model folder's chat template renders.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Prompt {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
+/// A response: plain text, or the assistant's message that answers a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Response {
+    Text(String),
+    Message(Message),
+}
+
+impl Response {
+    /// The words of the response, without its role.
+    pub fn text(&self) -> &str {
+        match self {
+            Response::Text(text) => text,
+            Response::Message(message) => &message.content,
+        }
+    }
+}
+
+/// Where a comparison comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The original pair: two responses under one prompt.
+    Base,
+    /// One response under two prompts (intra-sample).
+    Intra,
+    /// The gap of the pair under two prompts (inter-sample).
+    Inter,
+}
+
+impl Kind {
+    /// All kinds in the order of every table and metric.
+    pub const ALL: [Kind; 3] = [Kind::Base, Kind::Intra, Kind::Inter];
+
+    /// Lower-case name, as in files and metric names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Base => "base",
+            Kind::Intra => "intra",
+            Kind::Inter => "inter",
+        }
+    }
+
+    /// Position in [`Kind::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Rule that built an intra comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Rule {
+    /// The response meets every instruction of the better prompt and fails at least one of the other.
+    A,
+    /// The response meets at least one instruction of the better prompt and none of the other.
+    B,
+    /// One of the two prompts carries no added instruction (response-conditioned Bradley-Terry, arXiv 2502.00814).
+    #[serde(rename = "bare")]
+    Bare,
+}
+
+/// Direction of an inter comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// The added instructions must widen the gap between chosen and rejected.
+    Up,
+    /// They must narrow it.
+    Down,
+}
+
+/// One signed sequence of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Term {
+    /// Index into [`PreferenceGroup::prompts`].
+    pub prompt: usize,
+    /// Index into [`PreferenceGroup::responses`].
+    pub response: usize,
+    /// +1 or -1.
+    pub sign: i8,
+}
+
+fn one() -> f64 {
+    1.0
+}
+fn is_one(x: &f64) -> bool {
+    *x == 1.0
+}
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+/// Unit of loss: 2 or 4 signed sequences, a margin, a weight and a kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    pub kind: Kind,
+    pub terms: Vec<Term>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub margin: f64,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Rule>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+}
+
+/// An instruction that a prompt carries, and which responses meet it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instruction {
+    /// Index into [`PreferenceGroup::prompts`].
+    pub prompt: usize,
+    /// IFEval's id, for example `length_constraints:number_words`.
+    pub id: String,
+    pub kwargs: serde_json::Map<String, serde_json::Value>,
+    /// What the checker measured for each response; `null` when it cannot be checked.
+    pub satisfied: Vec<Option<bool>>,
+}
+
+/// All prompts and responses of one original pair and the comparisons between them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreferenceGroup {
+    pub id: String,
+    pub prompts: Vec<Prompt>,
+    pub responses: Vec<Response>,
+    pub comparisons: Vec<Comparison>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instructions: Vec<Instruction>,
+    /// Tool descriptions handed to the chat template (TRL's `tools`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<serde_json::Value>,
+    /// Further variables of the chat template (TRL's `chat_template_kwargs`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl PreferenceGroup {
+    /// A group with one base comparison, as every ordinary preference row is read.
+    pub fn pair(id: String, prompt: Prompt, chosen: Response, rejected: Response, margin: f64) -> Self {
+        let term = |response, sign| Term { prompt: 0, response, sign };
+        Self {
+            id,
+            prompts: vec![prompt],
+            responses: vec![chosen, rejected],
+            comparisons: vec![Comparison {
+                kind: Kind::Base,
+                terms: vec![term(0, 1), term(1, -1)],
+                margin,
+                weight: 1.0,
+                rule: None,
+                direction: None,
+            }],
+            instructions: Vec::new(),
+            tools: None,
+            chat_template_kwargs: None,
+        }
+    }
+
+    /// Distinct (prompt, response) pairs that some comparison uses, in ascending order. Each is computed once per
+    /// batch however many comparisons use it.
+    pub fn sequences(&self) -> Vec<(usize, usize)> {
+        let mut pairs: Vec<_> =
+            self.comparisons.iter().flat_map(|c| c.terms.iter().map(|t| (t.prompt, t.response))).collect();
+        pairs.sort_unstable();
+        pairs.dedup();
+        pairs
+    }
+
+    /// Checks what the types cannot: indices, signs, number of terms, finite numbers. The message names the part of
+    /// the row at fault; the caller adds file, line and id.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.comparisons.is_empty() {
+            return Err("\"comparisons\" is empty; a group needs at least one".into());
+        }
+        for (c, comparison) in self.comparisons.iter().enumerate() {
+            comparison.validate(self).map_err(|why| format!("comparisons[{c}]: {why}"))?;
+        }
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            if instruction.prompt >= self.prompts.len() {
+                return Err(format!(
+                    "instructions[{i}]: prompt {} does not exist; the row has {}",
+                    instruction.prompt,
+                    self.prompts.len()
+                ));
+            }
+            if instruction.satisfied.len() != self.responses.len() {
+                return Err(format!(
+                    "instructions[{i}]: \"satisfied\" has {} entries for {} responses",
+                    instruction.satisfied.len(),
+                    self.responses.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Comparison {
+    fn validate(&self, group: &PreferenceGroup) -> Result<(), String> {
+        if self.terms.len() != 2 && self.terms.len() != 4 {
+            return Err(format!("{} terms; a comparison has 2 or 4", self.terms.len()));
+        }
+        for (t, term) in self.terms.iter().enumerate() {
+            if term.prompt >= group.prompts.len() {
+                return Err(format!(
+                    "term {t}: prompt {} does not exist; the row has {}",
+                    term.prompt,
+                    group.prompts.len()
+                ));
+            }
+            if term.response >= group.responses.len() {
+                return Err(format!(
+                    "term {t}: response {} does not exist; the row has {}",
+                    term.response,
+                    group.responses.len()
+                ));
+            }
+            if term.sign != 1 && term.sign != -1 {
+                return Err(format!("term {t}: sign {} is neither 1 nor -1", term.sign));
+            }
+            if self.terms[..t].iter().any(|u| (u.prompt, u.response) == (term.prompt, term.response)) {
+                return Err(format!("term {t}: prompt {} with response {} appears twice", term.prompt, term.response));
+            }
+        }
+        if self.terms.iter().map(|t| i32::from(t.sign)).sum::<i32>() != 0 {
+            return Err("as many terms with sign 1 as with sign -1 are needed".into());
+        }
+        if !self.margin.is_finite() {
+            return Err(format!("margin {} is not finite", self.margin));
+        }
+        if !(self.weight.is_finite() && self.weight >= 0.0) {
+            return Err(format!("weight {} must be finite and not negative", self.weight));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> PreferenceGroup {
+        let text = |s: &str| Response::Text(s.into());
+        PreferenceGroup::pair("1".into(), Prompt::Text("p".into()), text("a"), text("b"), 0.0)
+    }
+
+    #[test]
+    fn a_pair_is_valid_and_round_trips() {
+        let group = pair();
+        group.validate().unwrap();
+        let json = serde_json::to_string(&group).unwrap();
+        assert_eq!(serde_json::from_str::<PreferenceGroup>(&json).unwrap(), group);
+        assert_eq!(group.sequences(), [(0, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn each_defect_has_its_own_message() {
+        let broken = |edit: fn(&mut PreferenceGroup)| {
+            let mut group = pair();
+            edit(&mut group);
+            group.validate().unwrap_err()
+        };
+        assert!(broken(|g| g.comparisons.clear()).contains("at least one"));
+        assert!(broken(|g| g.comparisons[0].terms[0].prompt = 9).contains("prompt 9 does not exist"));
+        assert!(broken(|g| g.comparisons[0].terms[0].response = 9).contains("response 9 does not exist"));
+        assert!(broken(|g| g.comparisons[0].terms[0].sign = 0).contains("sign 0"));
+        assert!(broken(|g| g.comparisons[0].terms[1].sign = 1).contains("as many terms"));
+        assert!(broken(|g| g.comparisons[0].terms[1].response = 0).contains("appears twice"));
+        assert!(broken(|g| g.comparisons[0].terms.truncate(1)).contains("1 terms"));
+        assert!(broken(|g| g.comparisons[0].margin = f64::NAN).contains("margin"));
+        assert!(broken(|g| g.comparisons[0].weight = -1.0).contains("weight"));
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        let mut value = serde_json::to_value(pair()).unwrap();
+        value["extra"] = 1.into();
+        assert!(serde_json::from_value::<PreferenceGroup>(value).is_err());
+    }
+}

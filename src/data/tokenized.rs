@@ -1,0 +1,60 @@
+//! A preference group as token ids: what packing and caching work on.
+
+use super::group::{Kind, PreferenceGroup};
+
+/// One (prompt, response) pair as token ids. The model is scored on `response` given `prompt`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Index into the group's prompts.
+    pub prompt: usize,
+    /// Index into the group's responses.
+    pub response: usize,
+    /// Token ids of the response as it follows this prompt, end-of-turn included; never empty.
+    pub response_ids: Vec<u32>,
+}
+
+/// A signed reference to a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceTerm {
+    /// Index into [`TokenizedGroup::sequences`].
+    pub sequence: usize,
+    /// +1 or -1.
+    pub sign: i8,
+    /// True: the term enters the loss as a constant and gets no gradient.
+    pub detached: bool,
+}
+
+/// A comparison over sequences of one group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SequenceComparison {
+    pub kind: Kind,
+    pub terms: Vec<SequenceTerm>,
+    pub margin: f64,
+    pub weight: f64,
+    /// Bounds the signed sum of the detached terms (`--pop-clip`), low and high.
+    pub detached_clip: Option<(f64, f64)>,
+}
+
+/// A group whose text has become ids.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenizedGroup {
+    /// The text it was made from, for metrics by instruction and for printing.
+    pub group: std::sync::Arc<PreferenceGroup>,
+    /// Token ids of each prompt, generation prompt included; empty for prompts no comparison uses.
+    pub prompt_ids: Vec<Vec<u32>>,
+    /// Distinct (prompt, response) pairs in the order of [`PreferenceGroup::sequences`].
+    pub sequences: Vec<Sequence>,
+    pub comparisons: Vec<SequenceComparison>,
+}
+
+impl TokenizedGroup {
+    /// Tokens of the longest sequence, prompt included.
+    pub fn longest(&self) -> usize {
+        self.sequences.iter().map(|s| self.prompt_ids[s.prompt].len() + s.response_ids.len()).max().unwrap_or(0)
+    }
+
+    /// Response tokens over all sequences: the head rows this group costs.
+    pub fn response_tokens(&self) -> usize {
+        self.sequences.iter().map(|s| s.response_ids.len()).sum()
+    }
+}

@@ -1,0 +1,120 @@
+//! One error type for the library. Every variant knows its process exit code, and every message says what went
+//! wrong, where, why, and one thing to try. Library code returns these; it never exits and never panics on input.
+
+use std::path::{Path, PathBuf};
+
+/// Result of every fallible function of the library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, grouped by the exit code a user sees.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag or a combination of flags that cannot work (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+
+    /// Invalid training or evaluation data (exit code 3). `line` counts from 1; 0 means the whole file.
+    #[error("{}{}: {why}", Place(file, *line), Row(id.as_deref()))]
+    Data { file: PathBuf, line: usize, id: Option<String>, why: String },
+
+    /// Training left the finite numbers (exit code 4).
+    #[error("{0}")]
+    Diverged(String),
+
+    /// No usable device or driver (exit code 5).
+    #[error("{0}")]
+    Device(String),
+
+    /// A model folder, tokenizer or checkpoint that is incompatible or damaged (exit code 6).
+    #[error("{}: {why}", path.display())]
+    Model { path: PathBuf, why: String },
+
+    /// More memory needed than there is (exit code 7).
+    #[error("{0}")]
+    Memory(String),
+
+    /// An operating-system call on a file failed (exit code 1).
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+
+    /// An op was called with arguments that break its contract: a defect of the caller (exit code 1).
+    #[error("{op}: {what}: expected {expected}, got {got}")]
+    Contract { op: &'static str, what: &'static str, expected: String, got: String },
+
+    /// A signal asked the run to stop; the state was saved first (exit code 128 + signal).
+    #[error("stopped by signal {signal} after step {step}; state saved in {}", path.display())]
+    Stopped { signal: i32, step: u64, path: PathBuf },
+
+    /// Any other run-time failure (exit code 1).
+    #[error("{0}")]
+    Runtime(String),
+}
+
+impl Error {
+    /// Process exit code of this error (table in the README).
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Error::Usage(_) => 2,
+            Error::Data { .. } => 3,
+            Error::Diverged(_) => 4,
+            Error::Device(_) => 5,
+            Error::Model { .. } => 6,
+            Error::Memory(_) => 7,
+            Error::Io { .. } | Error::Contract { .. } | Error::Runtime(_) => 1,
+            Error::Stopped { signal, .. } => 128 + signal,
+        }
+    }
+
+    /// A data error at `file:line` (line 0: the whole file).
+    pub fn data(file: &Path, line: usize, id: Option<&str>, why: impl Into<String>) -> Self {
+        Error::Data { file: file.to_path_buf(), line, id: id.map(str::to_owned), why: why.into() }
+    }
+
+    /// A damaged or incompatible model folder, tokenizer or checkpoint.
+    pub fn model(path: &Path, why: impl Into<String>) -> Self {
+        Error::Model { path: path.to_path_buf(), why: why.into() }
+    }
+
+    /// Wraps an I/O failure; use as `.map_err(Error::io("read", path))`.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| Error::Io { action, path, source }
+    }
+}
+
+/// `file:line`, or `file` alone for line 0.
+struct Place<'a>(&'a Path, usize);
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.1 {
+            0 => write!(f, "{}", self.0.display()),
+            line => write!(f, "{}:{line}", self.0.display()),
+        }
+    }
+}
+
+/// ` (id X)` when the row has an id.
+struct Row<'a>(Option<&'a str>);
+
+impl std::fmt::Display for Row<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, " (id {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_errors_name_file_line_and_id() {
+        let e = Error::data(Path::new("d.jsonl"), 17, Some("4711"), "\"rejected\" is missing");
+        assert_eq!(e.to_string(), "d.jsonl:17 (id 4711): \"rejected\" is missing");
+        assert_eq!(e.exit_code(), 3);
+        assert_eq!(Error::data(Path::new("d.jsonl"), 0, None, "is empty").to_string(), "d.jsonl: is empty");
+    }
+}

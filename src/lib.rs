@@ -1,0 +1,23 @@
+//! `mapl` trains transformers on preference data (reward models and DPO) with multi-level aware preference
+//! learning, MAPL (arXiv 2505.12845). The modules, in reading order:
+//!
+//! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
+//! - [`backend`]: the list of operations, their contracts, and the backends that run them
+//! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
+//! - [`loss`]: comparison curves and objectives
+//! - [`optim`]: learning-rate schedules and AdamW state
+//! - [`train`]: one step, the loop around it, metrics, checkpoints, evaluation
+//! - [`error`], [`rng`]: the error type with its exit codes; seeded random numbers
+//! - [`cli`]: the commands of the binary
+
+pub mod backend;
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod loss;
+pub mod model;
+pub mod optim;
+pub mod rng;
+pub mod train;
+
+pub use error::{Error, Result};
