@@ -1,1 +1,125 @@
-//! Placeholder.
+//! The list of operations, written once, and the backends that run it.
+//!
+//! An op is a struct of named arguments in [`contract`] (shapes beside every field, checks, bytes, FLOPs, tolerance)
+//! and one line in the list below. The line becomes two trait methods: `op`, provided, checks the contract and calls
+//! `op_impl`, which each backend implements and which may rely on the checks. A missing op is a compile error, and so
+//! is a buffer of another backend.
+//!
+//! | backend | Act / Acc | what it is |
+//! |---|---|---|
+//! | [`reference::Reference`] | f64 / f64 | serial textbook loops: the oracle, never optimised |
+//! | [`cpu::Cpu`] | f32 / f32 | rayon and the gemm crate: what a machine without a GPU runs |
+//!
+//! Execution may be asynchronous: an op enqueues, a `read_*` waits. No op returns a value to the host, allocates a
+//! caller-visible buffer or needs a number that only the device knows, so a step can be captured and replayed.
+
+pub mod contract;
+pub mod cpu;
+pub mod reference;
+pub mod view;
+
+use crate::Result;
+use contract::*;
+pub use view::{Buffer, View, ViewMut, Write};
+
+macro_rules! backend {
+    ($($(#[$doc:meta])* $op:ident, $op_impl:ident: $Args:ident;)*) => {
+        /// Memory and operations of one kind of device. Precision belongs to the backend: `Act` holds weights and
+        /// activations, `Acc` log-probs, losses, statistics, weight gradients and optimiser state, `Idx` token ids
+        /// and offsets (i32).
+        pub trait Backend: Sized + Sync {
+            type Act: Buffer + Send + Sync;
+            type Acc: Buffer + Send + Sync;
+            type Idx: Buffer + Send + Sync;
+
+            /// Name in logs and reports.
+            const NAME: &'static str;
+            /// Storage of `Act` and `Acc`, for tolerances and byte counts.
+            const PRECISION: Precision;
+
+            /// A zeroed buffer of activations or weights.
+            fn zeros_act(&self, len: usize) -> Result<Self::Act>;
+            /// A zeroed buffer of statistics, gradients or optimiser state.
+            fn zeros_acc(&self, len: usize) -> Result<Self::Acc>;
+            /// A zeroed buffer of indices.
+            fn zeros_idx(&self, len: usize) -> Result<Self::Idx>;
+
+            /// Host to device, rounded to the precision of `Act`. `source.len()` equals the view's length.
+            fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()>;
+            /// Host to device, rounded to the precision of `Acc`.
+            fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()>;
+            /// Host to device.
+            fn write_idx(&self, to: ViewMut<'_, Self::Idx>, source: &[i32]) -> Result<()>;
+            /// Device to host, exact; waits for the work that produces it.
+            fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
+            /// Device to host, exact; waits for the work that produces it.
+            fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
+
+            $(
+                $(#[$doc])*
+                fn $op(&self, args: $Args<'_, Self>) -> Result<()> {
+                    args.check()?;
+                    self.$op_impl(args)
+                }
+                #[doc = concat!("Body of [`Backend::", stringify!($op), "`]; its contract has been checked.")]
+                fn $op_impl(&self, args: $Args<'_, Self>) -> Result<()>;
+            )*
+        }
+
+        /// Names of all ops, in the order of the list.
+        pub const OPS: &[&str] = &[$(stringify!($op)),*];
+    };
+}
+
+backend! {
+    /// `x[t] = table[ids[t]]`.
+    embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
+    /// `dtable[v] = sum of dx[t] over tokens t with id v`, in ascending t.
+    embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
+    /// `sum = x + residual; y = sum / rms(sum) * weight` (RMSNorm, arXiv 1910.07467).
+    norm_fwd, norm_fwd_impl: NormFwd;
+    /// Gradient of [`Backend::norm_fwd`] for its sum and its weight.
+    norm_bwd, norm_bwd_impl: NormBwd;
+    /// `y = x weightᵀ + bias` (NT).
+    linear_fwd, linear_fwd_impl: LinearFwd;
+    /// `dx = dy weight` (NN).
+    linear_bwd_input, linear_bwd_input_impl: LinearBwdInput;
+    /// `dweight = dyᵀ x` (TN).
+    linear_bwd_weight, linear_bwd_weight_impl: LinearBwdWeight;
+    /// `dbias = column sums of dy`.
+    bias_bwd, bias_bwd_impl: BiasBwd;
+    /// Rotates queries and keys by their positions, half-split layout (RoPE, arXiv 2104.09864).
+    rope_fwd, rope_fwd_impl: Rope;
+    /// Rotates gradients back.
+    rope_bwd, rope_bwd_impl: Rope;
+    /// `act = silu(gate) * up` (SwiGLU, arXiv 2002.05202).
+    glu_fwd, glu_fwd_impl: GluFwd;
+    /// Gradient of [`Backend::glu_fwd`].
+    glu_bwd, glu_bwd_impl: GluBwd;
+    /// Grouped-query softmax attention over prefix trees.
+    attention_fwd, attention_fwd_impl: AttentionFwd;
+    /// Gradient of [`Backend::attention_fwd`].
+    attention_bwd, attention_bwd_impl: AttentionBwd;
+    /// `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]`, and the row's logsumexp; logits are never stored.
+    head_logprob_fwd, head_logprob_fwd_impl: HeadLogprobFwd;
+    /// Gradient of [`Backend::head_logprob_fwd`]; recomputes logits in chunks.
+    head_logprob_bwd, head_logprob_bwd_impl: HeadLogprobBwd;
+    /// Log-softmax and gather over stored logits: the oracle of the head.
+    logprob_fwd, logprob_fwd_impl: LogprobFwd;
+    /// Gradient of [`Backend::logprob_fwd`], written over the logits.
+    logprob_bwd, logprob_bwd_impl: LogprobBwd;
+    /// `score[s] = hidden[rows[s]] · weight`.
+    reward_head_fwd, reward_head_fwd_impl: RewardHeadFwd;
+    /// Gradient of [`Backend::reward_head_fwd`].
+    reward_head_bwd, reward_head_bwd_impl: RewardHeadBwd;
+    /// Sum or mean of each sequence's rows, in ascending row order.
+    segment_sum_fwd, segment_sum_fwd_impl: SegmentSumFwd;
+    /// Gradient of [`Backend::segment_sum_fwd`].
+    segment_sum_bwd, segment_sum_bwd_impl: SegmentSumBwd;
+    /// Comparison losses over sequence scores, the gradient of every score, and sums per kind.
+    preference_fwd, preference_fwd_impl: PreferenceFwd;
+    /// Global gradient norm in a fixed order, the clip factor, and whether the step is finite.
+    grad_norm, grad_norm_impl: GradNorm;
+    /// AdamW with decoupled decay (arXiv 1711.05101), skipped on the device when the gradient is not finite.
+    adamw, adamw_impl: AdamW;
+}

@@ -1,0 +1,138 @@
+//! Contract of attention over prefix trees.
+//!
+//! A batch is a list of segments, runs of tokens without a branch. Segment s occupies the rows
+//! `starts[s]..starts[s + 1]`. Its ancestors, root first, are `ancestors[ancestor_offsets[s]..ancestor_offsets[s + 1]]`
+//! and always come earlier in the batch. A query sees all tokens of its ancestors and, causally, its own segment.
+//! Plain causal sequences are segments without ancestors. Segments `trees[t]..trees[t + 1]` belong to tree t and see
+//! nothing outside it.
+
+use super::{Precision, Result, Tolerance, expect, expect_len};
+use crate::backend::{Backend, View, ViewMut};
+
+/// Sizes of [`AttentionFwd`] and [`AttentionBwd`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDims {
+    pub tokens: usize,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub segments: usize,
+    /// Entries of all ancestor lists.
+    pub ancestors: usize,
+    pub trees: usize,
+    /// Visible (query, key) pairs, for FLOPs.
+    pub pairs: u64,
+    /// Most tokens on a path from a root to the end of a segment.
+    pub longest_path: usize,
+    /// Factor on the scores, usually 1 / sqrt(head_dim).
+    pub scale: f64,
+}
+
+impl AttentionDims {
+    /// Heads of a fused row: queries, keys, values.
+    pub fn fused_heads(&self) -> usize {
+        self.heads + 2 * self.kv_heads
+    }
+
+    /// Bytes of the forward: q, k, v read once, o written.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        (self.tokens * self.head_dim * (2 * self.heads + 2 * self.kv_heads)) as u64 * precision.act_bytes()
+    }
+
+    /// FLOPs of the forward; the backward is 2.5 times as many.
+    pub fn flops(&self) -> u64 {
+        4 * self.head_dim as u64 * self.heads as u64 * self.pairs
+    }
+
+    /// Error allowed for inputs of order one: scores of head_dim terms, a softmax over the path, a weighted mean.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, self.head_dim + self.longest_path).scaled(2.0)
+    }
+
+    fn check(&self, op: &'static str) -> Result<()> {
+        let divides = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads);
+        expect(op, "heads", divides, "a multiple of kv_heads", format!("{} and {}", self.heads, self.kv_heads))
+    }
+}
+
+/// Segments of a batch, their ancestors and the trees they form.
+pub struct Tree<'a, I> {
+    /// (segments + 1)
+    pub starts: View<'a, I>,
+    /// (segments + 1)
+    pub ancestor_offsets: View<'a, I>,
+    /// (ancestors)
+    pub ancestors: View<'a, I>,
+    /// (trees + 1)
+    pub trees: View<'a, I>,
+}
+
+impl<I> Clone for Tree<'_, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I> Copy for Tree<'_, I> {}
+
+impl<I> Tree<'_, I> {
+    fn check(&self, op: &'static str, d: &AttentionDims) -> Result<()> {
+        expect_len(op, "tree.starts", self.starts.len, d.segments + 1)?;
+        expect_len(op, "tree.ancestor_offsets", self.ancestor_offsets.len, d.segments + 1)?;
+        expect_len(op, "tree.ancestors", self.ancestors.len, d.ancestors)?;
+        expect_len(op, "tree.trees", self.trees.len, d.trees + 1)
+    }
+}
+
+/// `o = softmax(scale q kᵀ) v` over the visible keys; `lse` is the logsumexp of a query's scaled scores.
+pub struct AttentionFwd<'a, B: Backend> {
+    pub dims: AttentionDims,
+    /// (tokens, heads + 2 kv_heads, head_dim): queries, keys, values
+    pub qkv: View<'a, B::Act>,
+    pub tree: Tree<'a, B::Idx>,
+    /// (tokens, heads, head_dim)
+    pub o: ViewMut<'a, B::Act>,
+    /// (heads, tokens)
+    pub lse: ViewMut<'a, B::Acc>,
+}
+
+impl<B: Backend> AttentionFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("attention_fwd", self.dims);
+        d.check(op)?;
+        self.tree.check(op, &d)?;
+        expect_len(op, "qkv", self.qkv.len, d.tokens * d.fused_heads() * d.head_dim)?;
+        expect_len(op, "o", self.o.len, d.tokens * d.heads * d.head_dim)?;
+        expect_len(op, "lse", self.lse.len, d.heads * d.tokens)
+    }
+}
+
+/// Gradient of [`AttentionFwd`].
+pub struct AttentionBwd<'a, B: Backend> {
+    pub dims: AttentionDims,
+    /// (tokens, heads, head_dim)
+    pub do_: View<'a, B::Act>,
+    /// (tokens, heads + 2 kv_heads, head_dim)
+    pub qkv: View<'a, B::Act>,
+    /// (tokens, heads, head_dim)
+    pub o: View<'a, B::Act>,
+    /// (heads, tokens)
+    pub lse: View<'a, B::Acc>,
+    pub tree: Tree<'a, B::Idx>,
+    /// (tokens, heads + 2 kv_heads, head_dim)
+    pub dqkv: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> AttentionBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("attention_bwd", self.dims);
+        d.check(op)?;
+        self.tree.check(op, &d)?;
+        expect_len(op, "do", self.do_.len, d.tokens * d.heads * d.head_dim)?;
+        expect_len(op, "qkv", self.qkv.len, d.tokens * d.fused_heads() * d.head_dim)?;
+        expect_len(op, "o", self.o.len, d.tokens * d.heads * d.head_dim)?;
+        expect_len(op, "lse", self.lse.len, d.heads * d.tokens)?;
+        expect_len(op, "dqkv", self.dqkv.len, d.tokens * d.fused_heads() * d.head_dim)
+    }
+}

@@ -1,0 +1,227 @@
+//! Contracts of the vocabulary head, its stored-logits oracle, and the scalar reward head.
+
+use super::{Precision, Result, Runs, Tolerance, expect_len};
+use crate::backend::{Backend, View, ViewMut, Write};
+
+/// Sizes of the vocabulary head. A head row is a (hidden row, target token) pair; several rows may share a hidden
+/// row, because the last token of a prompt predicts the first token of every response below it.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadDims {
+    pub tokens: usize,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub rows: usize,
+}
+
+impl HeadDims {
+    /// Bytes of the forward: hidden rows and head read once, indices and results.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        let (r, h, v) = (self.rows as u64, self.hidden as u64, self.vocab as u64);
+        (r * h + v * h) * precision.act_bytes() + r * (8 + 2 * precision.acc_bytes())
+    }
+
+    /// FLOPs of the forward; the backward's two products are twice as many, plus the recomputed logits.
+    pub fn flops(&self) -> u64 {
+        2 * self.rows as u64 * self.hidden as u64 * self.vocab as u64
+    }
+
+    /// Error allowed in `logp` and `lse` for logits of order one.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, self.hidden).scaled(4.0)
+    }
+}
+
+/// Log-probabilities of target tokens without storing logits.
+pub struct HeadLogprobFwd<'a, B: Backend> {
+    pub dims: HeadDims,
+    /// (tokens, hidden)
+    pub hidden: View<'a, B::Act>,
+    /// (vocab, hidden)
+    pub head: View<'a, B::Act>,
+    /// (rows) a row of `hidden`
+    pub source: View<'a, B::Idx>,
+    /// (rows) a token id
+    pub target: View<'a, B::Idx>,
+    /// (rows)
+    pub logp: ViewMut<'a, B::Acc>,
+    /// (rows)
+    pub lse: ViewMut<'a, B::Acc>,
+}
+
+impl<B: Backend> HeadLogprobFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("head_logprob_fwd", self.dims);
+        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "head", self.head.len, d.vocab * d.hidden)?;
+        expect_len(op, "source", self.source.len, d.rows)?;
+        expect_len(op, "target", self.target.len, d.rows)?;
+        expect_len(op, "logp", self.logp.len, d.rows)?;
+        expect_len(op, "lse", self.lse.len, d.rows)
+    }
+}
+
+/// Gradient of [`HeadLogprobFwd`]: with `dlogits = dlogp (onehot(target) - softmax)`, `dhidden = dlogits head` summed
+/// over the head rows of a hidden row in ascending order, `dhead = dlogitsᵀ hidden`.
+pub struct HeadLogprobBwd<'a, B: Backend> {
+    pub dims: HeadDims,
+    /// (tokens, hidden)
+    pub hidden: View<'a, B::Act>,
+    /// (vocab, hidden)
+    pub head: View<'a, B::Act>,
+    /// (rows)
+    pub source: View<'a, B::Idx>,
+    /// (rows)
+    pub target: View<'a, B::Idx>,
+    /// head rows grouped by their hidden row
+    pub runs: Runs<'a, B::Idx>,
+    /// (rows)
+    pub lse: View<'a, B::Acc>,
+    /// (rows)
+    pub dlogp: View<'a, B::Acc>,
+    /// (tokens, hidden), overwritten; zero where no head row points
+    pub dhidden: ViewMut<'a, B::Act>,
+    /// (vocab, hidden)
+    pub dhead: ViewMut<'a, B::Acc>,
+    pub dhead_write: Write,
+}
+
+impl<B: Backend> HeadLogprobBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("head_logprob_bwd", self.dims);
+        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "head", self.head.len, d.vocab * d.hidden)?;
+        expect_len(op, "source", self.source.len, d.rows)?;
+        expect_len(op, "target", self.target.len, d.rows)?;
+        self.runs.check(op, d.rows)?;
+        expect_len(op, "lse", self.lse.len, d.rows)?;
+        expect_len(op, "dlogp", self.dlogp.len, d.rows)?;
+        expect_len(op, "dhidden", self.dhidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "dhead", self.dhead.len, d.vocab * d.hidden)
+    }
+}
+
+/// `lse[r] = logsumexp(logits[r])`, `logp[r] = logits[r][target[r]] - lse[r]`.
+pub struct LogprobFwd<'a, B: Backend> {
+    pub rows: usize,
+    pub vocab: usize,
+    /// (rows, vocab)
+    pub logits: View<'a, B::Act>,
+    /// (rows)
+    pub target: View<'a, B::Idx>,
+    /// (rows)
+    pub logp: ViewMut<'a, B::Acc>,
+    /// (rows)
+    pub lse: ViewMut<'a, B::Acc>,
+}
+
+impl<B: Backend> LogprobFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let op = "logprob_fwd";
+        expect_len(op, "logits", self.logits.len, self.rows * self.vocab)?;
+        expect_len(op, "target", self.target.len, self.rows)?;
+        expect_len(op, "logp", self.logp.len, self.rows)?;
+        expect_len(op, "lse", self.lse.len, self.rows)
+    }
+}
+
+/// `logits[r] <- dlogp[r] (onehot(target[r]) - softmax(logits[r]))`.
+pub struct LogprobBwd<'a, B: Backend> {
+    pub rows: usize,
+    pub vocab: usize,
+    /// (rows)
+    pub target: View<'a, B::Idx>,
+    /// (rows)
+    pub lse: View<'a, B::Acc>,
+    /// (rows)
+    pub dlogp: View<'a, B::Acc>,
+    /// (rows, vocab)
+    pub logits_to_dlogits: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> LogprobBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let op = "logprob_bwd";
+        expect_len(op, "target", self.target.len, self.rows)?;
+        expect_len(op, "lse", self.lse.len, self.rows)?;
+        expect_len(op, "dlogp", self.dlogp.len, self.rows)?;
+        expect_len(op, "logits", self.logits_to_dlogits.len, self.rows * self.vocab)
+    }
+}
+
+/// Sizes of the reward head.
+#[derive(Clone, Copy, Debug)]
+pub struct RewardDims {
+    pub tokens: usize,
+    pub hidden: usize,
+    pub seqs: usize,
+}
+
+impl RewardDims {
+    /// Bytes of the forward.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        (self.seqs * self.hidden) as u64 * precision.act_bytes()
+    }
+
+    /// FLOPs of the forward.
+    pub fn flops(&self) -> u64 {
+        2 * (self.seqs * self.hidden) as u64
+    }
+
+    /// Error allowed for inputs and weights of order one.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, self.hidden).scaled((self.hidden as f64).sqrt())
+    }
+}
+
+/// `score[s] = hidden[rows[s]] · weight`.
+pub struct RewardHeadFwd<'a, B: Backend> {
+    pub dims: RewardDims,
+    /// (tokens, hidden)
+    pub hidden: View<'a, B::Act>,
+    /// (hidden)
+    pub weight: View<'a, B::Act>,
+    /// (seqs) the last row of each sequence; no row twice
+    pub rows: View<'a, B::Idx>,
+    /// (seqs)
+    pub score: ViewMut<'a, B::Acc>,
+}
+
+impl<B: Backend> RewardHeadFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("reward_head_fwd", self.dims);
+        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "weight", self.weight.len, d.hidden)?;
+        expect_len(op, "rows", self.rows.len, d.seqs)?;
+        expect_len(op, "score", self.score.len, d.seqs)
+    }
+}
+
+/// Gradient of [`RewardHeadFwd`]; `dhidden` is overwritten and zero where no sequence ends.
+pub struct RewardHeadBwd<'a, B: Backend> {
+    pub dims: RewardDims,
+    /// (tokens, hidden)
+    pub hidden: View<'a, B::Act>,
+    /// (hidden)
+    pub weight: View<'a, B::Act>,
+    /// (seqs)
+    pub rows: View<'a, B::Idx>,
+    /// (seqs)
+    pub dscore: View<'a, B::Acc>,
+    /// (tokens, hidden)
+    pub dhidden: ViewMut<'a, B::Act>,
+    /// (hidden)
+    pub dweight: ViewMut<'a, B::Acc>,
+    pub dweight_write: Write,
+}
+
+impl<B: Backend> RewardHeadBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("reward_head_bwd", self.dims);
+        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "weight", self.weight.len, d.hidden)?;
+        expect_len(op, "rows", self.rows.len, d.seqs)?;
+        expect_len(op, "dscore", self.dscore.len, d.seqs)?;
+        expect_len(op, "dhidden", self.dhidden.len, d.tokens * d.hidden)?;
+        expect_len(op, "dweight", self.dweight.len, d.hidden)
+    }
+}
