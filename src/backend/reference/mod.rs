@@ -1,1 +1,167 @@
-//! Placeholder.
+//! The oracle: every op as its textbook formula in f64, serial, one obvious loop after another. It is never optimised;
+//! all other backends are compared with it, and it is itself checked against finite differences (`tests/grads.rs`).
+
+mod attention;
+mod head;
+mod loss;
+mod nn;
+mod optim;
+
+use super::contract::*;
+use super::{Backend, View, ViewMut};
+use crate::Result;
+
+/// f64 backend of textbook loops.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    type Act = Vec<f64>;
+    type Acc = Vec<f64>;
+    type Idx = Vec<i32>;
+
+    const NAME: &'static str = "reference";
+    const PRECISION: Precision = Precision::F64;
+
+    fn zeros_act(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(vec![0.0; len])
+    }
+    fn zeros_acc(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(vec![0.0; len])
+    }
+    fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
+        Ok(vec![0; len])
+    }
+    fn write_act(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
+        expect_len("write_act", "source", source.len(), to.len)?;
+        to.into_slice().copy_from_slice(source);
+        Ok(())
+    }
+    fn write_acc(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
+        self.write_act(to, source)
+    }
+    fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
+        expect_len("write_idx", "source", source.len(), to.len)?;
+        to.into_slice().copy_from_slice(source);
+        Ok(())
+    }
+    fn read_act(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
+        expect_len("read_act", "to", to.len(), from.len)?;
+        to.copy_from_slice(from.slice());
+        Ok(())
+    }
+    fn read_acc(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
+        self.read_act(from, to)
+    }
+
+    fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {
+        nn::embedding_fwd(a);
+        Ok(())
+    }
+    fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
+        nn::embedding_bwd(a);
+        Ok(())
+    }
+    fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
+        nn::norm_fwd(a);
+        Ok(())
+    }
+    fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
+        nn::norm_bwd(a);
+        Ok(())
+    }
+    fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
+        nn::linear_fwd(a);
+        Ok(())
+    }
+    fn linear_bwd_input_impl(&self, a: LinearBwdInput<'_, Self>) -> Result<()> {
+        nn::linear_bwd_input(a);
+        Ok(())
+    }
+    fn linear_bwd_weight_impl(&self, a: LinearBwdWeight<'_, Self>) -> Result<()> {
+        nn::linear_bwd_weight(a);
+        Ok(())
+    }
+    fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
+        nn::bias_bwd(a);
+        Ok(())
+    }
+    fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        nn::rope(a, 1.0);
+        Ok(())
+    }
+    fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        nn::rope(a, -1.0);
+        Ok(())
+    }
+    fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
+        nn::glu_fwd(a);
+        Ok(())
+    }
+    fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
+        nn::glu_bwd(a);
+        Ok(())
+    }
+    fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
+        attention::attention_fwd(a);
+        Ok(())
+    }
+    fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
+        attention::attention_bwd(a);
+        Ok(())
+    }
+    fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
+        head::head_logprob_fwd(a);
+        Ok(())
+    }
+    fn head_logprob_bwd_impl(&self, a: HeadLogprobBwd<'_, Self>) -> Result<()> {
+        head::head_logprob_bwd(a);
+        Ok(())
+    }
+    fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
+        head::logprob_fwd(a);
+        Ok(())
+    }
+    fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
+        head::logprob_bwd(a);
+        Ok(())
+    }
+    fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
+        head::reward_head_fwd(a);
+        Ok(())
+    }
+    fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
+        head::reward_head_bwd(a);
+        Ok(())
+    }
+    fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_fwd(a);
+        Ok(())
+    }
+    fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_bwd(a);
+        Ok(())
+    }
+    fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
+        loss::preference_fwd(a);
+        Ok(())
+    }
+    fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
+        optim::grad_norm(a);
+        Ok(())
+    }
+    fn adamw_impl(&self, a: AdamW<'_, Self>) -> Result<()> {
+        optim::adamw(a);
+        Ok(())
+    }
+}
+
+/// Inner product in ascending order.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// An index as the host uses it.
+fn at(index: &[i32], i: usize) -> usize {
+    index[i] as usize
+}

@@ -1,0 +1,88 @@
+//! Softmax attention over prefix trees: for every query, the list of rows it sees, in path order.
+
+use super::{Reference, at, dot};
+use crate::backend::contract::*;
+
+/// Rows visible to the token `row` of segment `segment`: its ancestors whole, then its own segment up to itself.
+fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize) -> Vec<usize> {
+    let (starts, offsets, ancestors) = (tree.starts.slice(), tree.ancestor_offsets.slice(), tree.ancestors.slice());
+    let mut rows = Vec::new();
+    for i in at(offsets, segment)..at(offsets, segment + 1) {
+        let ancestor = at(ancestors, i);
+        rows.extend(at(starts, ancestor)..at(starts, ancestor + 1));
+    }
+    rows.extend(at(starts, segment)..=row);
+    rows
+}
+
+/// Where the query, key and value of a row and head lie in the fused buffer.
+struct Layout(AttentionDims);
+
+impl Layout {
+    fn q(&self, row: usize, head: usize) -> std::ops::Range<usize> {
+        let start = (row * self.0.fused_heads() + head) * self.0.head_dim;
+        start..start + self.0.head_dim
+    }
+    fn k(&self, row: usize, head: usize) -> std::ops::Range<usize> {
+        self.q(row, self.0.heads + head / (self.0.heads / self.0.kv_heads))
+    }
+    fn v(&self, row: usize, head: usize) -> std::ops::Range<usize> {
+        self.q(row, self.0.heads + self.0.kv_heads + head / (self.0.heads / self.0.kv_heads))
+    }
+}
+
+pub fn attention_fwd(a: AttentionFwd<'_, Reference>) {
+    let (d, qkv, layout) = (a.dims, a.qkv.slice(), Layout(a.dims));
+    let (o, lse) = (a.o.into_slice(), a.lse.into_slice());
+    let starts = a.tree.starts.slice();
+    for segment in 0..d.segments {
+        for row in at(starts, segment)..at(starts, segment + 1) {
+            let rows = visible(&a.tree, segment, row);
+            for head in 0..d.heads {
+                let query = &qkv[layout.q(row, head)];
+                let scores: Vec<f64> = rows.iter().map(|&r| d.scale * dot(query, &qkv[layout.k(r, head)])).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                lse[head * d.tokens + row] = max + sum.ln();
+                let out = &mut o[(row * d.heads + head) * d.head_dim..][..d.head_dim];
+                out.fill(0.0);
+                for (&r, s) in rows.iter().zip(&scores) {
+                    for (out, v) in out.iter_mut().zip(&qkv[layout.v(r, head)]) {
+                        *out += (s - max).exp() / sum * v;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// With P the probabilities and dP = do · v: dS = P (dP - sum P dP), dq = scale dS k, dk = scale dS q, dv = P do.
+pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
+    let (d, qkv, layout, do_) = (a.dims, a.qkv.slice(), Layout(a.dims), a.do_.slice());
+    let (lse, dqkv) = (a.lse.slice(), a.dqkv.into_slice());
+    let starts = a.tree.starts.slice();
+    dqkv.fill(0.0);
+    for segment in 0..d.segments {
+        for row in at(starts, segment)..at(starts, segment + 1) {
+            let rows = visible(&a.tree, segment, row);
+            for head in 0..d.heads {
+                let query = &qkv[layout.q(row, head)];
+                let dout = &do_[(row * d.heads + head) * d.head_dim..][..d.head_dim];
+                let p: Vec<f64> = rows
+                    .iter()
+                    .map(|&r| (d.scale * dot(query, &qkv[layout.k(r, head)]) - lse[head * d.tokens + row]).exp())
+                    .collect();
+                let dp: Vec<f64> = rows.iter().map(|&r| dot(dout, &qkv[layout.v(r, head)])).collect();
+                let delta = dot(&p, &dp);
+                for (i, &r) in rows.iter().enumerate() {
+                    let ds = d.scale * p[i] * (dp[i] - delta);
+                    for c in 0..d.head_dim {
+                        dqkv[layout.q(row, head).start + c] += ds * qkv[layout.k(r, head).start + c];
+                        dqkv[layout.k(r, head).start + c] += ds * query[c];
+                        dqkv[layout.v(r, head).start + c] += p[i] * dout[c];
+                    }
+                }
+            }
+        }
+    }
+}

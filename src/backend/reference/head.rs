@@ -1,0 +1,91 @@
+//! Vocabulary head, stored-logits log-prob and reward head. One row of logits at a time.
+
+use super::{Reference, at, dot};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+type R = Reference;
+
+/// Logsumexp through the maximum; a row of -inf alone gives -inf.
+fn logsumexp(row: &[f64]) -> f64 {
+    let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY { max } else { max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() }
+}
+
+fn logits(hidden: &[f64], head: &[f64]) -> Vec<f64> {
+    head.chunks_exact(hidden.len()).map(|w| dot(hidden, w)).collect()
+}
+
+pub fn head_logprob_fwd(a: HeadLogprobFwd<'_, R>) {
+    let (d, hidden, head) = (a.dims, a.hidden.slice(), a.head.slice());
+    let (logp, lse) = (a.logp.into_slice(), a.lse.into_slice());
+    for r in 0..d.rows {
+        let row = logits(&hidden[at(a.source.slice(), r) * d.hidden..][..d.hidden], head);
+        lse[r] = logsumexp(&row);
+        logp[r] = row[at(a.target.slice(), r)] - lse[r];
+    }
+}
+
+pub fn head_logprob_bwd(a: HeadLogprobBwd<'_, R>) {
+    let (d, hidden, head, lse, dlogp) = (a.dims, a.hidden.slice(), a.head.slice(), a.lse.slice(), a.dlogp.slice());
+    let (dhidden, dhead) = (a.dhidden.into_slice(), a.dhead.into_slice());
+    dhidden.fill(0.0);
+    if a.dhead_write == Write::Overwrite {
+        dhead.fill(0.0);
+    }
+    for r in 0..d.rows {
+        let source = at(a.source.slice(), r) * d.hidden;
+        let row = logits(&hidden[source..][..d.hidden], head);
+        for (v, logit) in row.iter().enumerate() {
+            let hit = if v == at(a.target.slice(), r) { 1.0 } else { 0.0 };
+            let dlogit = dlogp[r] * (hit - (logit - lse[r]).exp());
+            for h in 0..d.hidden {
+                dhidden[source + h] += dlogit * head[v * d.hidden + h];
+                dhead[v * d.hidden + h] += dlogit * hidden[source + h];
+            }
+        }
+    }
+}
+
+pub fn logprob_fwd(a: LogprobFwd<'_, R>) {
+    let (logits, target) = (a.logits.slice(), a.target.slice());
+    let (logp, lse) = (a.logp.into_slice(), a.lse.into_slice());
+    for r in 0..a.rows {
+        let row = &logits[r * a.vocab..][..a.vocab];
+        lse[r] = logsumexp(row);
+        logp[r] = row[at(target, r)] - lse[r];
+    }
+}
+
+pub fn logprob_bwd(a: LogprobBwd<'_, R>) {
+    let (target, lse, dlogp) = (a.target.slice(), a.lse.slice(), a.dlogp.slice());
+    for (r, row) in a.logits_to_dlogits.into_slice().chunks_exact_mut(a.vocab).enumerate() {
+        for (v, logit) in row.iter_mut().enumerate() {
+            let hit = if v == at(target, r) { 1.0 } else { 0.0 };
+            *logit = dlogp[r] * (hit - (*logit - lse[r]).exp());
+        }
+    }
+}
+
+pub fn reward_head_fwd(a: RewardHeadFwd<'_, R>) {
+    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
+    for (s, score) in a.score.into_slice().iter_mut().enumerate() {
+        *score = dot(&hidden[at(rows, s) * d.hidden..][..d.hidden], weight);
+    }
+}
+
+pub fn reward_head_bwd(a: RewardHeadBwd<'_, R>) {
+    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
+    let (dscore, dhidden, dweight) = (a.dscore.slice(), a.dhidden.into_slice(), a.dweight.into_slice());
+    dhidden.fill(0.0);
+    if a.dweight_write == Write::Overwrite {
+        dweight.fill(0.0);
+    }
+    for s in 0..d.seqs {
+        let row = at(rows, s) * d.hidden;
+        for h in 0..d.hidden {
+            dhidden[row + h] += dscore[s] * weight[h];
+            dweight[h] += dscore[s] * hidden[row + h];
+        }
+    }
+}

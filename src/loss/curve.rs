@@ -1,0 +1,75 @@
+//! Comparison curves f(z) and f'(z) in f64, the definition that every backend follows.
+
+use crate::backend::contract::Curve;
+
+/// `log(1 + exp(x))` without overflow.
+pub fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// `1 / (1 + exp(-x))` through the exponential of -|x|, so that both tails keep their relative precision.
+pub fn sigmoid(x: f64) -> f64 {
+    let e = (-x.abs()).exp();
+    if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+}
+
+/// f(z) and f'(z). `beta` is the comparison's scale and is used by IPO alone.
+pub fn value_and_slope(curve: Curve, z: f64, beta: f64) -> (f64, f64) {
+    match curve {
+        // The smoothed terms are left out at e = 0: 0 * softplus(inf) would be NaN.
+        Curve::Sigmoid { smoothing: 0.0 } => (softplus(-z), -sigmoid(-z)),
+        Curve::Sigmoid { smoothing: e } => {
+            ((1.0 - e) * softplus(-z) + e * softplus(z), -(1.0 - e) * sigmoid(-z) + e * sigmoid(z))
+        }
+        Curve::Robust { smoothing: e } => {
+            let norm = 1.0 - 2.0 * e;
+            (((1.0 - e) * softplus(-z) - e * softplus(z)) / norm, (-(1.0 - e) * sigmoid(-z) - e * sigmoid(z)) / norm)
+        }
+        Curve::Hinge => ((1.0 - z).max(0.0), if z < 1.0 { -1.0 } else { 0.0 }),
+        Curve::Ipo => {
+            let distance = (z - 0.5) / beta;
+            (distance * distance, 2.0 * distance / beta)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CURVES: [Curve; 6] = [
+        Curve::Sigmoid { smoothing: 0.0 },
+        Curve::Sigmoid { smoothing: 0.1 },
+        Curve::Robust { smoothing: 0.0 },
+        Curve::Robust { smoothing: 0.2 },
+        Curve::Hinge,
+        Curve::Ipo,
+    ];
+
+    #[test]
+    fn slopes_equal_central_differences() {
+        for curve in CURVES {
+            for z in [-30.0, -3.0, -0.4, 0.0, 0.3, 0.9, 1.1, 2.0, 30.0] {
+                let h = 1e-6;
+                let at = |z| value_and_slope(curve, z, 0.1).0;
+                let difference = (at(z + h) - at(z - h)) / (2.0 * h);
+                let slope = value_and_slope(curve, z, 0.1).1;
+                assert!(
+                    (slope - difference).abs() < 1e-6 * (1.0 + slope.abs()),
+                    "{curve:?} at {z}: {slope} {difference}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_logits_stay_finite() {
+        for curve in CURVES {
+            for z in [-1e4, 1e4] {
+                let (f, df) = value_and_slope(curve, z, 0.1);
+                assert!(f.is_finite() && df.is_finite(), "{curve:?} at {z}");
+            }
+        }
+        assert_eq!(value_and_slope(CURVES[0], 0.0, 1.0), (std::f64::consts::LN_2, -0.5));
+    }
+}
