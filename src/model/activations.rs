@@ -1,0 +1,156 @@
+//! Workspace of a model: every activation by name and shape, allocated once and reused. Buffers grow to the largest
+//! batch seen and never shrink; ops get views of the part in use.
+//!
+//! Training keeps what the backward needs of every layer. Inference keeps one layer and two residual streams.
+
+use super::config::ModelConfig;
+use crate::Result;
+use crate::backend::Backend;
+
+/// Whether a backward will follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Train,
+    Infer,
+}
+
+/// What the backward of one layer reads.
+pub struct LayerActivations<B: Backend> {
+    /// (tokens, hidden) input of the attention block, normalised
+    pub attention_input: B::Act,
+    /// (tokens)
+    pub input_rstd: B::Acc,
+    /// (tokens, heads + 2 kv_heads, head_dim), rotated
+    pub qkv: B::Act,
+    /// (tokens, heads, head_dim)
+    pub attention: B::Act,
+    /// (heads, tokens)
+    pub lse: B::Acc,
+    /// (tokens, hidden) input of the MLP, normalised
+    pub mlp_input: B::Act,
+    /// (tokens)
+    pub post_rstd: B::Acc,
+    /// (tokens, 2 intermediate)
+    pub gate_up: B::Act,
+    /// (tokens, intermediate)
+    pub act: B::Act,
+}
+
+/// Buffers that live within one layer of the backward.
+pub struct Gradients<B: Backend> {
+    /// (tokens, hidden) gradient of the residual stream
+    pub dstream: B::Act,
+    /// (tokens, hidden) gradient of a normalised input; the head's `dhidden` as well
+    pub dnormed: B::Act,
+    /// (tokens, heads, head_dim)
+    pub dattention: B::Act,
+    /// (tokens, heads + 2 kv_heads, head_dim)
+    pub dqkv: B::Act,
+    /// (tokens, intermediate)
+    pub dact: B::Act,
+    /// (tokens, 2 intermediate)
+    pub dgate_up: B::Act,
+}
+
+/// All activations of a model for up to `capacity` tokens.
+pub struct Activations<B: Backend> {
+    mode: Mode,
+    capacity: usize,
+    /// Residual streams (tokens, hidden): two per layer and one at the end in training, two in all in inference.
+    pub(super) streams: Vec<B::Act>,
+    pub(super) layers: Vec<LayerActivations<B>>,
+    /// (tokens, hidden) what a block adds to the stream
+    pub(super) branch: B::Act,
+    /// (tokens, hidden) after the final norm
+    pub hidden: B::Act,
+    /// (tokens)
+    pub(super) final_rstd: B::Acc,
+    /// Present in training.
+    pub gradients: Option<Gradients<B>>,
+}
+
+impl<B: Backend> Activations<B> {
+    /// A workspace for `tokens` tokens.
+    pub fn new(backend: &B, config: &ModelConfig, mode: Mode, tokens: usize) -> Result<Self> {
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let query = config.query_width();
+        let fused = query + 2 * config.kv_width();
+        let act = |width: usize| backend.zeros_act(tokens * width);
+        let (layers, streams) = match mode {
+            Mode::Train => (config.layers, 2 * config.layers + 1),
+            Mode::Infer => (1, 2),
+        };
+        let layer = |_| -> Result<LayerActivations<B>> {
+            Ok(LayerActivations {
+                attention_input: act(hidden)?,
+                input_rstd: backend.zeros_acc(tokens)?,
+                qkv: act(fused)?,
+                attention: act(query)?,
+                lse: backend.zeros_acc(tokens * config.heads)?,
+                mlp_input: act(hidden)?,
+                post_rstd: backend.zeros_acc(tokens)?,
+                gate_up: act(2 * inner)?,
+                act: act(inner)?,
+            })
+        };
+        let gradients = match mode {
+            Mode::Infer => None,
+            Mode::Train => Some(Gradients {
+                dstream: act(hidden)?,
+                dnormed: act(hidden)?,
+                dattention: act(query)?,
+                dqkv: act(fused)?,
+                dact: act(inner)?,
+                dgate_up: act(2 * inner)?,
+            }),
+        };
+        Ok(Self {
+            mode,
+            capacity: tokens,
+            streams: (0..streams).map(|_| act(hidden)).collect::<Result<_>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_>>()?,
+            branch: act(hidden)?,
+            hidden: act(hidden)?,
+            final_rstd: backend.zeros_acc(tokens)?,
+            gradients,
+        })
+    }
+
+    /// Makes room for `tokens`, a quarter more than asked when it must grow.
+    pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
+        if tokens > self.capacity {
+            *self = Self::new(backend, config, self.mode, tokens + tokens / 4)?;
+        }
+        Ok(())
+    }
+
+    /// The workspace's elements per token, `Act` and `Acc`, for memory plans.
+    pub fn elements_per_token(config: &ModelConfig, mode: Mode) -> (usize, usize) {
+        let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
+        let fused = query + 2 * config.kv_width();
+        let layer = 2 * hidden + fused + query + 3 * inner;
+        match mode {
+            Mode::Train => (
+                config.layers * layer + (2 * config.layers + 3) * hidden + 2 * hidden + query + fused + 3 * inner,
+                config.layers * (2 + config.heads) + 1,
+            ),
+            Mode::Infer => (layer + 4 * hidden, 3 + config.heads),
+        }
+    }
+
+    /// Stream k of the forward, and which buffer holds it.
+    pub(super) fn stream_index(&self, k: usize) -> usize {
+        match self.mode {
+            Mode::Train => k,
+            Mode::Infer => k % 2,
+        }
+    }
+
+    /// Which set of layer buffers layer i uses.
+    pub(super) fn layer_index(&self, i: usize) -> usize {
+        match self.mode {
+            Mode::Train => i,
+            Mode::Infer => 0,
+        }
+    }
+}

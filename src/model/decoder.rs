@@ -1,0 +1,218 @@
+//! Llama and Qwen2 forward: a list of op calls. `decoder_grad.rs` is the list reversed.
+//!
+//! Streams are numbered: 2i enters layer i's attention, 2i + 1 its MLP, and 2 layers + 0 is normalised last. What a
+//! block adds (`branch`) is added to the stream by the norm that follows it.
+
+use super::activations::Activations;
+use super::config::ModelConfig;
+use super::inputs::Inputs;
+use super::layout::Layout;
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut};
+use crate::{Error, Result};
+
+/// A model on a backend: sizes, one arena of weights, rotary tables.
+pub struct Model<B: Backend> {
+    pub config: ModelConfig,
+    pub layout: Layout,
+    /// (layout.len)
+    pub weights: B::Act,
+    rotary: Rotary<B>,
+}
+
+/// Cosines and sines by position.
+pub(super) struct Rotary<B: Backend> {
+    positions: usize,
+    /// (positions, head_dim / 2)
+    pub cos: B::Acc,
+    /// (positions, head_dim / 2)
+    pub sin: B::Acc,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// Angles are f32 products of position and inverse frequency, as transformers forms them; the functions of the
+    /// angle are taken in f64.
+    fn new(backend: &B, config: &ModelConfig, positions: usize) -> Result<Self> {
+        let inv_freq = config.inv_freq();
+        let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
+        let angles: Vec<f64> = angles.collect();
+        let table = |f: fn(f64) -> f64| -> Result<B::Acc> {
+            let mut buffer = backend.zeros_acc(angles.len())?;
+            let values: Vec<f64> = angles.iter().map(|&a| f(a)).collect();
+            backend.write_acc(ViewMut::first(&mut buffer, values.len()), &values)?;
+            Ok(buffer)
+        };
+        Ok(Self { positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// A model whose weights are all zero, for `positions` token positions.
+    pub fn zeros(backend: &B, config: ModelConfig, positions: usize) -> Result<Self> {
+        let layout = Layout::new(&config);
+        let weights = backend.zeros_act(layout.len)?;
+        let rotary = Rotary::new(backend, &config, positions)?;
+        Ok(Self { config, layout, weights, rotary })
+    }
+
+    /// Makes the rotary tables cover `positions`; refuses more than the model was made for.
+    pub fn reserve_positions(&mut self, backend: &B, positions: usize) -> Result<()> {
+        if positions > self.config.max_positions {
+            return Err(Error::Usage(format!(
+                "a sequence of {positions} tokens is longer than the model's max_position_embeddings \
+                 {}; lower --max-length",
+                self.config.max_positions
+            )));
+        }
+        if positions > self.rotary.positions {
+            let grown = (positions + positions / 4).min(self.config.max_positions);
+            self.rotary = Rotary::new(backend, &self.config, grown)?;
+        }
+        Ok(())
+    }
+
+    /// View of a range of the weights.
+    pub fn weight(&self, range: &std::ops::Range<usize>) -> View<'_, B::Act> {
+        View::new(&self.weights, range.start, range.len())
+    }
+
+    pub(super) fn norm_dims(&self, tokens: usize) -> NormDims {
+        NormDims { tokens, hidden: self.config.hidden, eps: self.config.rms_norm_eps }
+    }
+
+    /// Arguments of a rotation of the queries and keys of a fused buffer.
+    pub(super) fn rope<'a>(&'a self, inputs: &Inputs<'a, B>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
+        let config = &self.config;
+        let table = self.rotary.positions * config.head_dim / 2;
+        Rope {
+            dims: RopeDims {
+                tokens: inputs.tokens,
+                heads: config.heads + config.kv_heads,
+                still: config.kv_heads,
+                head_dim: config.head_dim,
+                positions: self.rotary.positions,
+            },
+            positions: inputs.positions,
+            cos: View::first(&self.rotary.cos, table),
+            sin: View::first(&self.rotary.sin, table),
+            qkv_in_place,
+        }
+    }
+
+    /// Runs the model; the result is `acts.hidden` (tokens, hidden), after the final norm.
+    pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
+        let (config, tokens) = (&self.config, inputs.tokens);
+        acts.reserve(backend, config, tokens)?;
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let query = config.query_width();
+        let fused = query + 2 * config.kv_width();
+        let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
+        let wide = tokens * hidden;
+
+        backend.embedding_fwd(EmbeddingFwd {
+            dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
+            ids: inputs.ids,
+            table: self.weight(&self.layout.embedding),
+            x: ViewMut::first(&mut acts.streams[0], wide),
+        })?;
+        for (i, at) in self.layout.layers.iter().enumerate() {
+            let layer = acts.layer_index(i);
+            self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
+            let saved = &mut acts.layers[layer];
+            backend.linear_fwd(LinearFwd {
+                dims: linear(hidden, fused),
+                x: View::first(&saved.attention_input, wide),
+                weight: self.weight(&at.qkv),
+                bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
+                y: ViewMut::first(&mut saved.qkv, tokens * fused),
+            })?;
+            backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+            backend.attention_fwd(AttentionFwd {
+                dims: inputs.attention_dims(config),
+                qkv: View::first(&saved.qkv, tokens * fused),
+                tree: inputs.tree,
+                o: ViewMut::first(&mut saved.attention, tokens * query),
+                lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
+            })?;
+            backend.linear_fwd(LinearFwd {
+                dims: linear(query, hidden),
+                x: View::first(&saved.attention, tokens * query),
+                weight: self.weight(&at.output),
+                bias: None,
+                y: ViewMut::first(&mut acts.branch, wide),
+            })?;
+            self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
+            let saved = &mut acts.layers[layer];
+            backend.linear_fwd(LinearFwd {
+                dims: linear(hidden, 2 * inner),
+                x: View::first(&saved.mlp_input, wide),
+                weight: self.weight(&at.gate_up),
+                bias: None,
+                y: ViewMut::first(&mut saved.gate_up, tokens * 2 * inner),
+            })?;
+            backend.glu_fwd(GluFwd {
+                dims: GluDims { tokens, intermediate: inner },
+                gate_up: View::first(&saved.gate_up, tokens * 2 * inner),
+                act: ViewMut::first(&mut saved.act, tokens * inner),
+            })?;
+            backend.linear_fwd(LinearFwd {
+                dims: linear(inner, hidden),
+                x: View::first(&saved.act, tokens * inner),
+                weight: self.weight(&at.down),
+                bias: None,
+                y: ViewMut::first(&mut acts.branch, wide),
+            })?;
+        }
+        self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
+    }
+
+    /// Adds the branch to stream k - 1, stores the sum as stream k and normalises it. Stream 0 has no branch.
+    fn normalise(
+        &self,
+        backend: &B,
+        acts: &mut Activations<B>,
+        tokens: usize,
+        k: usize,
+        weight: &std::ops::Range<usize>,
+        place: Norm,
+    ) -> Result<()> {
+        let wide = tokens * self.config.hidden;
+        let (new, old) = (acts.stream_index(k), acts.stream_index(k.max(1) - 1));
+        let Activations { streams, layers, branch, hidden, final_rstd, .. } = acts;
+        let (y, rstd) = match place {
+            Norm::Input(i) => {
+                let layer = &mut layers[i];
+                (&mut layer.attention_input, &mut layer.input_rstd)
+            }
+            Norm::Post(i) => {
+                let layer = &mut layers[i];
+                (&mut layer.mlp_input, &mut layer.post_rstd)
+            }
+            Norm::Final => (hidden, final_rstd),
+        };
+        let (y, rstd) = (ViewMut::first(y, wide), ViewMut::first(rstd, tokens));
+        let (dims, weight) = (self.norm_dims(tokens), self.weight(weight));
+        if k == 0 {
+            let x = View::first(&streams[0], wide);
+            return backend.norm_fwd(NormFwd { dims, x, residual: None, weight, sum: None, y, rstd });
+        }
+        let (low, high) = streams.split_at_mut(new.max(old));
+        let (residual, sum) = if new > old { (&low[old], &mut high[0]) } else { (&high[0], &mut low[new]) };
+        backend.norm_fwd(NormFwd {
+            dims,
+            x: View::first(branch, wide),
+            residual: Some(View::first(residual, wide)),
+            weight,
+            sum: Some(ViewMut::first(sum, wide)),
+            y,
+            rstd,
+        })
+    }
+}
+
+/// Which norm of the model.
+enum Norm {
+    Input(usize),
+    Post(usize),
+    Final,
+}

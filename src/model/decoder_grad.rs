@@ -1,0 +1,164 @@
+//! Llama and Qwen2 backward: the forward's op calls in reverse order, written by hand and checked against finite
+//! differences of the whole model.
+
+use super::activations::Activations;
+use super::decoder::Model;
+use super::inputs::Inputs;
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut, Write};
+use crate::{Error, Result};
+
+impl<B: Backend> Model<B> {
+    /// Gradients of all weights below the head. On entry `acts.gradients.dnormed` holds the gradient of `acts.hidden`;
+    /// `grads` (layout.len) is overwritten or added to. A tied embedding's gradient is always added, because the head
+    /// has written its part before.
+    pub fn backward(
+        &self,
+        backend: &B,
+        inputs: &Inputs<'_, B>,
+        acts: &mut Activations<B>,
+        grads: &mut B::Acc,
+        write: Write,
+    ) -> Result<()> {
+        let (config, tokens) = (&self.config, inputs.tokens);
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let query = config.query_width();
+        let fused = query + 2 * config.kv_width();
+        let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
+        let wide = tokens * hidden;
+        let Activations { streams, layers, final_rstd, gradients, .. } = acts;
+        let Some(g) = gradients else {
+            return Err(Error::Runtime("backward needs a workspace made for training".into()));
+        };
+        let stream = |k: usize| View::first(&streams[k], wide);
+
+        backend.norm_bwd(NormBwd {
+            dims: self.norm_dims(tokens),
+            dy: View::first(&g.dnormed, wide),
+            sum: stream(2 * config.layers),
+            rstd: View::first(final_rstd, tokens),
+            weight: self.weight(&self.layout.final_norm),
+            dsum: ViewMut::first(&mut g.dstream, wide),
+            dsum_write: Write::Overwrite,
+            dweight: slot(grads, &self.layout.final_norm),
+            dweight_write: write,
+        })?;
+        for (i, at) in self.layout.layers.iter().enumerate().rev() {
+            let saved = &layers[i];
+            let down = linear(inner, hidden);
+            backend.linear_bwd_weight(LinearBwdWeight {
+                dims: down,
+                dy: View::first(&g.dstream, wide),
+                x: View::first(&saved.act, tokens * inner),
+                dweight: slot(grads, &at.down),
+                write,
+            })?;
+            backend.linear_bwd_input(LinearBwdInput {
+                dims: down,
+                dy: View::first(&g.dstream, wide),
+                weight: self.weight(&at.down),
+                dx: ViewMut::first(&mut g.dact, tokens * inner),
+                write: Write::Overwrite,
+            })?;
+            backend.glu_bwd(GluBwd {
+                dims: GluDims { tokens, intermediate: inner },
+                dact: View::first(&g.dact, tokens * inner),
+                gate_up: View::first(&saved.gate_up, tokens * 2 * inner),
+                dgate_up: ViewMut::first(&mut g.dgate_up, tokens * 2 * inner),
+            })?;
+            let gate_up = linear(hidden, 2 * inner);
+            backend.linear_bwd_weight(LinearBwdWeight {
+                dims: gate_up,
+                dy: View::first(&g.dgate_up, tokens * 2 * inner),
+                x: View::first(&saved.mlp_input, wide),
+                dweight: slot(grads, &at.gate_up),
+                write,
+            })?;
+            backend.linear_bwd_input(LinearBwdInput {
+                dims: gate_up,
+                dy: View::first(&g.dgate_up, tokens * 2 * inner),
+                weight: self.weight(&at.gate_up),
+                dx: ViewMut::first(&mut g.dnormed, wide),
+                write: Write::Overwrite,
+            })?;
+            backend.norm_bwd(NormBwd {
+                dims: self.norm_dims(tokens),
+                dy: View::first(&g.dnormed, wide),
+                sum: stream(2 * i + 1),
+                rstd: View::first(&saved.post_rstd, tokens),
+                weight: self.weight(&at.post_norm),
+                dsum: ViewMut::first(&mut g.dstream, wide),
+                dsum_write: Write::Add,
+                dweight: slot(grads, &at.post_norm),
+                dweight_write: write,
+            })?;
+            let output = linear(query, hidden);
+            backend.linear_bwd_weight(LinearBwdWeight {
+                dims: output,
+                dy: View::first(&g.dstream, wide),
+                x: View::first(&saved.attention, tokens * query),
+                dweight: slot(grads, &at.output),
+                write,
+            })?;
+            backend.linear_bwd_input(LinearBwdInput {
+                dims: output,
+                dy: View::first(&g.dstream, wide),
+                weight: self.weight(&at.output),
+                dx: ViewMut::first(&mut g.dattention, tokens * query),
+                write: Write::Overwrite,
+            })?;
+            backend.attention_bwd(AttentionBwd {
+                dims: inputs.attention_dims(config),
+                do_: View::first(&g.dattention, tokens * query),
+                qkv: View::first(&saved.qkv, tokens * fused),
+                o: View::first(&saved.attention, tokens * query),
+                lse: View::first(&saved.lse, config.heads * tokens),
+                tree: inputs.tree,
+                dqkv: ViewMut::first(&mut g.dqkv, tokens * fused),
+            })?;
+            backend.rope_bwd(self.rope(inputs, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+            let qkv = linear(hidden, fused);
+            if let Some(bias) = &at.qkv_bias {
+                let dy = View::first(&g.dqkv, tokens * fused);
+                backend.bias_bwd(BiasBwd { dims: qkv, dy, dbias: slot(grads, bias), write })?;
+            }
+            backend.linear_bwd_weight(LinearBwdWeight {
+                dims: qkv,
+                dy: View::first(&g.dqkv, tokens * fused),
+                x: View::first(&saved.attention_input, wide),
+                dweight: slot(grads, &at.qkv),
+                write,
+            })?;
+            backend.linear_bwd_input(LinearBwdInput {
+                dims: qkv,
+                dy: View::first(&g.dqkv, tokens * fused),
+                weight: self.weight(&at.qkv),
+                dx: ViewMut::first(&mut g.dnormed, wide),
+                write: Write::Overwrite,
+            })?;
+            backend.norm_bwd(NormBwd {
+                dims: self.norm_dims(tokens),
+                dy: View::first(&g.dnormed, wide),
+                sum: stream(2 * i),
+                rstd: View::first(&saved.input_rstd, tokens),
+                weight: self.weight(&at.input_norm),
+                dsum: ViewMut::first(&mut g.dstream, wide),
+                dsum_write: Write::Add,
+                dweight: slot(grads, &at.input_norm),
+                dweight_write: write,
+            })?;
+        }
+        backend.embedding_bwd(EmbeddingBwd {
+            dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
+            dx: View::first(&g.dstream, wide),
+            runs: inputs.id_runs,
+            dtable: slot(grads, &self.layout.embedding),
+            write: if self.layout.tied() { Write::Add } else { write },
+        })
+    }
+}
+
+/// The part of the gradient arena that belongs to a range of weights.
+pub(crate) fn slot<'a, T: crate::backend::Buffer>(grads: &'a mut T, range: &std::ops::Range<usize>) -> ViewMut<'a, T> {
+    ViewMut::new(grads, range.start, range.len())
+}

@@ -1,0 +1,42 @@
+//! A packed batch as the model sees it: views of index buffers on the device, and the sizes the host knows.
+
+use crate::backend::contract::{AttentionDims, Runs, Tree};
+use crate::backend::{Backend, View};
+use crate::model::config::ModelConfig;
+
+/// Tokens, positions and prefix trees of a batch.
+pub struct Inputs<'a, B: Backend> {
+    pub tokens: usize,
+    pub segments: usize,
+    pub ancestors: usize,
+    pub trees: usize,
+    /// Visible (query, key) pairs.
+    pub pairs: u64,
+    /// Most tokens on a path.
+    pub longest_path: usize,
+    /// (tokens)
+    pub ids: View<'a, B::Idx>,
+    /// (tokens), each below `longest_path`
+    pub positions: View<'a, B::Idx>,
+    /// token rows grouped by id
+    pub id_runs: Runs<'a, B::Idx>,
+    pub tree: Tree<'a, B::Idx>,
+}
+
+impl<B: Backend> Inputs<'_, B> {
+    /// Sizes of attention for this batch in a model.
+    pub fn attention_dims(&self, config: &ModelConfig) -> AttentionDims {
+        AttentionDims {
+            tokens: self.tokens,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            segments: self.segments,
+            ancestors: self.ancestors,
+            trees: self.trees,
+            pairs: self.pairs,
+            longest_path: self.longest_path,
+            scale: 1.0 / (config.head_dim as f64).sqrt(),
+        }
+    }
+}

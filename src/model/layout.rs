@@ -1,0 +1,136 @@
+//! Where each tensor lies in the flat arena that holds all parameters of a model. Gradients and optimiser state use
+//! the same layout, so one AdamW call updates everything.
+//!
+//! Tensors that one matrix product reads together are adjacent without a gap: query, key and value; gate and up; the
+//! three biases. Every such group starts at a multiple of [`ALIGN`] elements, so vector loads stay aligned at any
+//! element width. Gaps hold zeros and receive no gradient.
+
+use std::ops::Range;
+
+use super::config::ModelConfig;
+use super::tensors::{Role, TensorSpec};
+
+/// Alignment of tensor groups, in elements.
+pub const ALIGN: usize = 64;
+
+/// One tensor and its place.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub spec: TensorSpec,
+    /// First element in the arena.
+    pub start: usize,
+}
+
+impl Slot {
+    /// Elements in the arena.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.spec.elements()
+    }
+}
+
+/// Places of a layer's tensor groups.
+#[derive(Clone, Debug, Default)]
+pub struct LayerRanges {
+    /// (hidden)
+    pub input_norm: Range<usize>,
+    /// ((heads + 2 kv_heads) head_dim, hidden)
+    pub qkv: Range<usize>,
+    /// ((heads + 2 kv_heads) head_dim)
+    pub qkv_bias: Option<Range<usize>>,
+    /// (hidden, heads head_dim)
+    pub output: Range<usize>,
+    /// (hidden)
+    pub post_norm: Range<usize>,
+    /// (2 intermediate, hidden)
+    pub gate_up: Range<usize>,
+    /// (hidden, intermediate)
+    pub down: Range<usize>,
+}
+
+/// Places of all tensors.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub slots: Vec<Slot>,
+    /// Elements of the arena, gaps included.
+    pub len: usize,
+    /// The first `decayed` elements are subject to weight decay.
+    pub decayed: usize,
+    /// (vocab, hidden)
+    pub embedding: Range<usize>,
+    pub layers: Vec<LayerRanges>,
+    /// (hidden)
+    pub final_norm: Range<usize>,
+    /// (vocab, hidden): the embedding where it is tied; absent in reward models
+    pub lm_head: Option<Range<usize>>,
+    /// (hidden): reward models
+    pub score: Option<Range<usize>>,
+}
+
+/// True when a tensor continues the group of the one before it.
+fn continues(role: Role) -> bool {
+    matches!(role, Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias)
+}
+
+impl Layout {
+    /// Places every tensor of `config`.
+    pub fn new(config: &ModelConfig) -> Self {
+        let mut layout = Self {
+            slots: Vec::new(),
+            len: 0,
+            decayed: 0,
+            embedding: 0..0,
+            layers: vec![LayerRanges::default(); config.layers],
+            final_norm: 0..0,
+            lm_head: None,
+            score: None,
+        };
+        for spec in config.tensors() {
+            if !continues(spec.role) {
+                layout.len = layout.len.next_multiple_of(ALIGN);
+            }
+            let slot = Slot { start: layout.len, spec };
+            layout.len = slot.range().end;
+            if slot.spec.role.decays() {
+                layout.decayed = layout.len;
+            }
+            layout.note(&slot);
+            layout.slots.push(slot);
+        }
+        layout.len = layout.len.next_multiple_of(ALIGN);
+        if layout.score.is_none() && layout.lm_head.is_none() {
+            layout.lm_head = Some(layout.embedding.clone());
+        }
+        layout
+    }
+
+    /// True when the vocabulary projection is the embedding table.
+    pub fn tied(&self) -> bool {
+        self.lm_head.as_ref() == Some(&self.embedding)
+    }
+
+    fn note(&mut self, slot: &Slot) {
+        let range = slot.range();
+        let (role, layer) = (slot.spec.role, slot.spec.layer);
+        match (role, layer.and_then(|l| self.layers.get_mut(l))) {
+            (Role::Embedding, _) => self.embedding = range,
+            (Role::LmHead, _) => self.lm_head = Some(range),
+            (Role::Score, _) => self.score = Some(range),
+            (Role::FinalNorm, _) => self.final_norm = range,
+            (_, None) => {}
+            (Role::Query, Some(layer)) => layer.qkv = range,
+            (Role::Key | Role::Value, Some(layer)) => layer.qkv.end = range.end,
+            (Role::Output, Some(layer)) => layer.output = range,
+            (Role::Gate, Some(layer)) => layer.gate_up = range,
+            (Role::Up, Some(layer)) => layer.gate_up.end = range.end,
+            (Role::Down, Some(layer)) => layer.down = range,
+            (Role::InputNorm, Some(layer)) => layer.input_norm = range,
+            (Role::PostAttentionNorm, Some(layer)) => layer.post_norm = range,
+            (Role::QueryBias, Some(layer)) => layer.qkv_bias = Some(range),
+            (Role::KeyBias | Role::ValueBias, Some(layer)) => {
+                if let Some(bias) = &mut layer.qkv_bias {
+                    bias.end = range.end;
+                }
+            }
+        }
+    }
+}

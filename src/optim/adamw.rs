@@ -1,0 +1,143 @@
+//! AdamW's state on a backend, and its settings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut};
+use crate::model::decoder::Model;
+use crate::{Error, Result};
+
+/// Settings of AdamW and of gradient clipping.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamWSettings {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Applied to matrices, not to biases and norm weights.
+    pub weight_decay: f64,
+    /// Largest gradient norm that passes unchanged; 0 for no clipping.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamWSettings {
+    /// PyTorch's betas and epsilon, no decay, clip at 1, as in transformers' Trainer.
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
+    }
+}
+
+impl AdamWSettings {
+    /// Refuses values that cannot work, naming the flag.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |flag: &str, value: f64, need: &str| Err(Error::Usage(format!("{flag} {value}: {need}")));
+        for (flag, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return refuse(flag, beta, "a number of at least 0 and below 1 is needed");
+            }
+        }
+        if !(self.eps.is_finite() && self.eps > 0.0) {
+            return refuse("--adam-epsilon", self.eps, "a finite number above 0 is needed");
+        }
+        for (flag, value) in [("--weight-decay", self.weight_decay), ("--max-grad-norm", self.max_grad_norm)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return refuse(flag, value, "a finite number of at least 0 is needed");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateReport {
+    /// Norm before clipping.
+    pub grad_norm: f64,
+    /// False when the gradient was not finite and nothing changed.
+    pub applied: bool,
+    /// Updates skipped since the start of the run.
+    pub skipped: u64,
+}
+
+/// Moments, the full-precision copy where there is one, and the control vector.
+pub struct AdamWState<B: Backend> {
+    pub settings: AdamWSettings,
+    /// (len)
+    pub m: B::Acc,
+    /// (len)
+    pub v: B::Acc,
+    /// (len) present where `Act` is less precise than `Acc`
+    pub master: Option<B::Acc>,
+    /// (CONTROL)
+    pub control: B::Acc,
+    len: usize,
+    decayed: usize,
+}
+
+/// Elements moved through the host at a time where weights are copied between buffers.
+const CHUNK: usize = 1 << 20;
+
+impl<B: Backend> AdamWState<B> {
+    /// State of a model before its first update.
+    pub fn new(backend: &B, model: &Model<B>, settings: AdamWSettings) -> Result<Self> {
+        let (len, decayed) = (model.layout.len, model.layout.decayed);
+        let master = match B::PRECISION {
+            Precision::F64 | Precision::F32 => None,
+            Precision::Bf16 => {
+                let mut master = backend.zeros_acc(len)?;
+                let mut chunk = vec![0.0; CHUNK.min(len)];
+                for start in (0..len).step_by(CHUNK) {
+                    let chunk = &mut chunk[..CHUNK.min(len - start)];
+                    backend.read_act(View::new(&model.weights, start, chunk.len()), chunk)?;
+                    backend.write_acc(ViewMut::new(&mut master, start, chunk.len()), chunk)?;
+                }
+                Some(master)
+            }
+        };
+        Ok(Self {
+            settings,
+            m: backend.zeros_acc(len)?,
+            v: backend.zeros_acc(len)?,
+            master,
+            control: backend.zeros_acc(CONTROL)?,
+            len,
+            decayed,
+        })
+    }
+
+    /// Clips and applies `grads`; the report is read separately so that nothing waits here.
+    pub fn update(&mut self, backend: &B, weights: &mut B::Act, grads: &B::Acc, learning_rate: f64) -> Result<()> {
+        let s = self.settings;
+        backend.write_acc(ViewMut::new(&mut self.control, CONTROL_LEARNING_RATE, 1), &[learning_rate])?;
+        backend.grad_norm(GradNorm {
+            len: self.len,
+            max_norm: if s.max_grad_norm == 0.0 { f64::INFINITY } else { s.max_grad_norm },
+            grads: View::first(grads, self.len),
+            control: ViewMut::first(&mut self.control, CONTROL),
+        })?;
+        backend.adamw(AdamW {
+            len: self.len,
+            decayed: self.decayed,
+            beta1: s.beta1,
+            beta2: s.beta2,
+            eps: s.eps,
+            weight_decay: s.weight_decay,
+            control: View::first(&self.control, CONTROL),
+            grads: View::first(grads, self.len),
+            m: ViewMut::first(&mut self.m, self.len),
+            v: ViewMut::first(&mut self.v, self.len),
+            master: self.master.as_mut().map(|m| ViewMut::first(m, self.len)),
+            params: ViewMut::first(weights, self.len),
+        })
+    }
+
+    /// Reads what the last update did; waits for it.
+    pub fn report(&self, backend: &B) -> Result<UpdateReport> {
+        let mut control = [0.0; CONTROL];
+        backend.read_acc(View::first(&self.control, CONTROL), &mut control)?;
+        Ok(UpdateReport {
+            grad_norm: control[CONTROL_NORM],
+            applied: control[CONTROL_APPLY] != 0.0,
+            skipped: control[CONTROL_SKIPPED] as u64,
+        })
+    }
+}

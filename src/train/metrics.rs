@@ -1,0 +1,263 @@
+//! Numbers of a run. Everything is kept as sums with counts in f64 and divided once, so any split into micro-batches
+//! gives the same metrics. Names follow TRL; per-kind values carry the kind's name.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::backend::contract::KINDS;
+use crate::data::group::Kind;
+use crate::loss::objective::{Loss, Method, Mix};
+use crate::{Error, Result};
+
+/// Sums over the comparisons of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KindTally {
+    /// Sum of weight * f.
+    pub loss: f64,
+    pub count: usize,
+    /// Comparisons with a positive logit.
+    pub correct: usize,
+    /// Comparisons with a logit of exactly 0.
+    pub ties: usize,
+    /// Sum of logits.
+    pub logit: f64,
+}
+
+impl KindTally {
+    /// Adds one comparison.
+    pub fn add(&mut self, loss: f64, logit: f64) {
+        self.loss += loss;
+        self.count += 1;
+        self.correct += usize::from(logit > 0.0);
+        self.ties += usize::from(logit == 0.0);
+        self.logit += logit;
+    }
+
+    /// Share of comparisons with a positive logit; ties count as wrong.
+    pub fn accuracy(&self) -> f64 {
+        ratio(self.correct as f64, self.count)
+    }
+
+    /// As [`KindTally::accuracy`], a tie counting as half.
+    pub fn accuracy_half(&self) -> f64 {
+        ratio(self.correct as f64 + 0.5 * self.ties as f64, self.count)
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.loss += other.loss;
+        self.count += other.count;
+        self.correct += other.correct;
+        self.ties += other.ties;
+        self.logit += other.logit;
+    }
+}
+
+fn ratio(sum: f64, count: usize) -> f64 {
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+/// Sums over the batches of one step or one evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tally {
+    pub kinds: [KindTally; KINDS],
+    /// Sums of the preferred and the other sequence's reward over base pairs.
+    pub chosen_reward: f64,
+    pub rejected_reward: f64,
+    /// Sums of their policy scores (log-probs).
+    pub chosen_score: f64,
+    pub rejected_score: f64,
+    pub base_pairs: usize,
+    pub min_score: f64,
+    pub max_score: f64,
+    pub score_sum: f64,
+    pub sequences: usize,
+    /// Sum of the likelihood term's negative log-likelihood, already weighted.
+    pub nll: f64,
+    /// Sum of log-probs over response tokens, and their number.
+    pub logp: f64,
+    pub response_tokens: usize,
+    /// Tokens the model ran over.
+    pub tokens: usize,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            kinds: [KindTally::default(); KINDS],
+            chosen_reward: 0.0,
+            rejected_reward: 0.0,
+            chosen_score: 0.0,
+            rejected_score: 0.0,
+            base_pairs: 0,
+            min_score: f64::INFINITY,
+            max_score: f64::NEG_INFINITY,
+            score_sum: 0.0,
+            sequences: 0,
+            nll: 0.0,
+            logp: 0.0,
+            response_tokens: 0,
+            tokens: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// Adds another part of the same step.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
+            mine.merge(theirs);
+        }
+        self.chosen_reward += other.chosen_reward;
+        self.rejected_reward += other.rejected_reward;
+        self.chosen_score += other.chosen_score;
+        self.rejected_score += other.rejected_score;
+        self.base_pairs += other.base_pairs;
+        self.min_score = self.min_score.min(other.min_score);
+        self.max_score = self.max_score.max(other.max_score);
+        self.score_sum += other.score_sum;
+        self.sequences += other.sequences;
+        self.nll += other.nll;
+        self.logp += other.logp;
+        self.response_tokens += other.response_tokens;
+        self.tokens += other.tokens;
+    }
+
+    /// The loss these sums amount to.
+    pub fn loss(&self, loss: &Loss) -> f64 {
+        if loss.method == Method::Sft {
+            return ratio(-self.logp, self.response_tokens);
+        }
+        let total: usize = self.kinds.iter().map(|k| k.count).sum();
+        let comparisons: f64 = match loss.mix {
+            Mix::Sum => (0..KINDS).map(|k| loss.weights[k] * ratio(self.kinds[k].loss, self.kinds[k].count)).sum(),
+            Mix::Union => ratio(self.kinds.iter().map(|k| k.loss).sum(), total),
+        };
+        comparisons + self.nll
+    }
+
+    /// Named values under `prefix` (empty, or `eval_`). Means of nothing are left out.
+    pub fn named(&self, loss: &Loss, prefix: &str) -> Map<String, Value> {
+        let mut map = Map::new();
+        let mut put = |name: &str, value: f64| {
+            map.insert(format!("{prefix}{name}"), number(value));
+        };
+        put("loss", self.loss(loss));
+        match loss.method {
+            Method::Sft => put("mean_token_logp", ratio(self.logp, self.response_tokens)),
+            Method::Reward if self.sequences > 0 => {
+                put("min_reward", self.min_score);
+                put("mean_reward", ratio(self.score_sum, self.sequences));
+                put("max_reward", self.max_score);
+            }
+            Method::Reward | Method::Dpo => {}
+        }
+        if loss.nll_weight != 0.0 {
+            put("nll_loss", self.nll);
+        }
+        let base = &self.kinds[Kind::Base.index()];
+        if base.count > 0 {
+            let names = match loss.method {
+                Method::Reward => ["accuracy", "margin"],
+                Method::Sft | Method::Dpo => ["rewards/accuracies", "rewards/margins"],
+            };
+            put(names[0], base.accuracy());
+            put(names[1], ratio(base.logit, base.count));
+        }
+        if loss.method == Method::Dpo && self.base_pairs > 0 {
+            put("rewards/chosen", ratio(self.chosen_reward, self.base_pairs));
+            put("rewards/rejected", ratio(self.rejected_reward, self.base_pairs));
+            put("logps/chosen", ratio(self.chosen_score, self.base_pairs));
+            put("logps/rejected", ratio(self.rejected_score, self.base_pairs));
+        }
+        for kind in Kind::ALL {
+            let (tally, name) = (&self.kinds[kind.index()], kind.name());
+            if tally.count > 0 {
+                put(&format!("loss/{name}"), ratio(tally.loss, tally.count));
+                put(&format!("rewards/accuracies/{name}"), tally.accuracy());
+                put(&format!("rewards/margins/{name}"), ratio(tally.logit, tally.count));
+                put(&format!("ties/{name}"), tally.ties as f64);
+                put(&format!("comparisons/{name}"), tally.count as f64);
+            }
+        }
+        map
+    }
+}
+
+/// A JSON number, or the name of a non-finite value as a string: bare NaN is not JSON.
+pub fn number(value: f64) -> Value {
+    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+}
+
+/// Appends events to `metrics.jsonl`, one object a line.
+pub struct MetricsWriter {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsWriter {
+    /// Opens `metrics.jsonl` of a run folder; `keep` lines of an earlier part of the run stay, the rest is cut.
+    pub fn open(output_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
+        let path = output_dir.join("metrics.jsonl");
+        if let Some(step) = resume_step {
+            keep_until(&path, step)?;
+        }
+        let mut options = OpenOptions::new();
+        options.create(true).write(true);
+        let options = if resume_step.is_some() { options.append(true) } else { options.truncate(true) };
+        let file = options.open(&path).map_err(Error::io("open", &path))?;
+        Ok(Self { path, file })
+    }
+
+    /// Writes one event with schema, kind and step before its values.
+    pub fn write(&mut self, kind: &str, step: u64, values: Map<String, Value>) -> Result<()> {
+        let mut event = Map::new();
+        event.insert("schema".into(), json!(1));
+        event.insert("kind".into(), json!(kind));
+        event.insert("step".into(), json!(step));
+        event.extend(values);
+        let mut line = Value::Object(event).to_string();
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(Error::io("write", &self.path))
+    }
+}
+
+/// Cuts events after `step`: a run that was stopped later than its checkpoint writes them again.
+fn keep_until(path: &Path, step: u64) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
+    let early = |line: &&str| {
+        serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+    };
+    let kept: String = text.lines().filter(early).flat_map(|line| [line, "\n"]).collect();
+    std::fs::write(path, kept).map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_split_gives_the_same_loss_and_ties_count_as_wrong() {
+        let loss = crate::loss::objective::LossOptions::default().resolve(Method::Dpo, [1.0, 2.0, 0.5], false).unwrap();
+        let values = [(0, 0.7, 0.1), (1, 0.2, -0.5), (0, 0.9, 0.0), (2, 0.3, 2.0), (1, 0.4, 0.2)];
+        let mut whole = Tally::default();
+        let (mut left, mut right) = (Tally::default(), Tally::default());
+        for (i, (kind, l, z)) in values.into_iter().enumerate() {
+            whole.kinds[kind].add(l, z);
+            if i % 2 == 0 { &mut left } else { &mut right }.kinds[kind].add(l, z);
+        }
+        left.merge(&right);
+        assert!((left.loss(&loss) - whole.loss(&loss)).abs() < 1e-15);
+        assert!((whole.loss(&loss) - (0.8 + 2.0 * 0.3 + 0.5 * 0.3)).abs() < 1e-12);
+        assert_eq!(whole.kinds[0].accuracy(), 0.5);
+        assert_eq!(whole.kinds[0].accuracy_half(), 0.75);
+    }
+
+    #[test]
+    fn non_finite_numbers_become_strings() {
+        assert_eq!(number(f64::NAN).to_string(), "\"NaN\"");
+        assert_eq!(number(1.5).to_string(), "1.5");
+    }
+}
