@@ -1,0 +1,172 @@
+//! Checked access to the keys of a configuration file: every read names the file, the key, the value found and what
+//! is allowed. A key whose value is `null` counts as missing, as it does in transformers.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Largest configuration file that is read; real ones have a few kilobytes.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// Reads `path` as one JSON object, key order kept.
+pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
+    if size > MAX_BYTES {
+        let why = format!("has {size} bytes; a configuration has at most {MAX_BYTES}. Is this the right file?");
+        return Err(Error::model(path, why));
+    }
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let value: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::model(path, format!("is not valid JSON: {e}; copy or download the file again")))?;
+    match value {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::model(path, format!("must hold one JSON object, found {}", kind(&other)))),
+    }
+}
+
+/// What a JSON value is, for messages.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A value as it stands in the file, cut to a length that fits a message.
+pub(super) fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// The keys of one JSON object of a file. `prefix` names the object inside the file, such as `rope_parameters.`.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub map: &'a Map<String, Value>,
+    pub path: &'a Path,
+    pub prefix: &'a str,
+}
+
+impl<'a> Keys<'a> {
+    /// The value of `key`, unless it is missing or null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Error "key is value; allowed".
+    pub fn refuse(&self, key: &str, value: &Value, allowed: &str) -> Error {
+        Error::model(self.path, format!("\"{}{key}\" is {}; {allowed}", self.prefix, shown(value)))
+    }
+
+    /// Error for a key that must be there.
+    pub fn missing(&self, key: &str, allowed: &str) -> Error {
+        Error::model(self.path, format!("\"{}{key}\" is missing; {allowed}", self.prefix))
+    }
+
+    /// An integer in `1..=max`, or the default when the key is missing.
+    pub fn size_or(&self, key: &str, default: usize, max: usize) -> Result<usize> {
+        Ok(self.optional_size(key, max)?.unwrap_or(default))
+    }
+
+    /// An integer in `1..=max` that must be there.
+    pub fn size(&self, key: &str, max: usize) -> Result<usize> {
+        self.optional_size(key, max)?
+            .ok_or_else(|| self.missing(key, &format!("it must be an integer from 1 to {max}")))
+    }
+
+    /// An integer in `1..=max`, if the key is there.
+    pub fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if (1..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(self.refuse(key, value, &format!("it must be an integer from 1 to {max}"))),
+        }
+    }
+
+    /// A number for which `holds` is true, or the default; `allowed` says in words what `holds` tests.
+    pub fn number_or(&self, key: &str, default: f64, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<f64> {
+        Ok(self.optional_number(key, holds, allowed)?.unwrap_or(default))
+    }
+
+    /// A number for which `holds` is true, and which must be there.
+    pub fn number(&self, key: &str, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<f64> {
+        self.optional_number(key, holds, allowed)?
+            .ok_or_else(|| self.missing(key, &format!("it must be a number, {allowed}")))
+    }
+
+    /// A number for which `holds` is true, if the key is there.
+    pub fn optional_number(&self, key: &str, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(x) if x.is_finite() && holds(x) => Ok(Some(x)),
+            _ => Err(self.refuse(key, value, &format!("it must be a number, {allowed}"))),
+        }
+    }
+
+    /// `true` or `false`, or the default.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.refuse(key, other, "it must be true or false")),
+        }
+    }
+
+    /// A string, if the key is there.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.refuse(key, other, "it must be a string")),
+        }
+    }
+
+    /// The object under `key`, if it is there.
+    pub fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(other) => Err(self.refuse(key, other, "it must be an object or null")),
+        }
+    }
+
+    /// Token ids under `key`: none, one, or a list of them, each below `vocab`. `-1` stands for "none", as it does in
+    /// the configurations of the first Llama models.
+    pub fn token_ids(&self, key: &str, vocab: usize) -> Result<Vec<u32>> {
+        let one = |value: &Value| match value.as_i64() {
+            Some(-1) => Ok(None),
+            Some(id) if id >= 0 && (id as u64) < vocab as u64 => Ok(Some(id as u32)),
+            _ => Err(self.refuse(key, value, &format!("a token id must be an integer from 0 to {}", vocab - 1))),
+        };
+        let mut ids = Vec::new();
+        match self.get(key) {
+            None => {}
+            Some(Value::Array(list)) => {
+                for value in list {
+                    ids.extend(one(value)?);
+                }
+            }
+            Some(value) => ids.extend(one(value)?),
+        }
+        Ok(ids)
+    }
+
+    /// At most one token id under `key`.
+    pub fn token_id(&self, key: &str, vocab: usize) -> Result<Option<u32>> {
+        let ids = self.token_ids(key, vocab)?;
+        match (ids.as_slice(), self.get(key)) {
+            ([], _) => Ok(None),
+            ([id], _) => Ok(Some(*id)),
+            (_, Some(value)) => Err(self.refuse(key, value, "it must be one token id")),
+            (_, None) => Ok(None),
+        }
+    }
+}

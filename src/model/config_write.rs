@@ -1,0 +1,101 @@
+//! `config.json` and `generation_config.json` out: the keys as they were read, with this program's own values put in
+//! their place, in the key styles of transformers 4 and 5 at once.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{Head, ModelConfig, StoredDtype};
+use super::weights_write::write_atomically;
+use crate::Result;
+
+impl ModelConfig {
+    /// Contents of `config.json` for weights stored as `dtype`. Unknown keys stay where they were.
+    pub fn to_json(&self, dtype: StoredDtype) -> Map<String, Value> {
+        let mut map = self.original.clone();
+        let mut set = |key: &str, value: Value| {
+            map.insert(key.into(), value);
+        };
+        set("architectures", json!([self.architecture()]));
+        set("model_type", json!(self.family.model_type()));
+        set("vocab_size", json!(self.vocab));
+        set("hidden_size", json!(self.hidden));
+        set("intermediate_size", json!(self.intermediate));
+        set("num_hidden_layers", json!(self.layers));
+        set("num_attention_heads", json!(self.heads));
+        set("num_key_value_heads", json!(self.kv_heads));
+        set("head_dim", json!(self.head_dim));
+        set("hidden_act", json!("silu"));
+        set("max_position_embeddings", json!(self.max_positions));
+        set("rms_norm_eps", json!(self.rms_norm_eps));
+        set("initializer_range", json!(self.initializer_range));
+        set("tie_word_embeddings", json!(self.tied));
+        set("bos_token_id", json!(self.bos));
+        set("eos_token_id", self.eos_json());
+        set("pad_token_id", json!(self.pad));
+        set("torch_dtype", json!(dtype.name()));
+        set("dtype", json!(dtype.name()));
+        if self.head == Head::Reward {
+            set("id2label", json!({"0": "LABEL_0"}));
+            set("label2id", json!({"LABEL_0": 0}));
+        }
+        if !self.original.contains_key("use_cache") {
+            set("use_cache", json!(true));
+        }
+        self.rope.write(&mut map);
+        map
+    }
+
+    /// `eos_token_id` as config.json holds it: what was read if it still names these ids, else null, one id or a list.
+    fn eos_json(&self) -> Value {
+        if let Some(generation) = &self.generation
+            && generation.contains_key("eos_token_id")
+            && let Some(value) = self.original.get("eos_token_id")
+        {
+            return value.clone();
+        }
+        match self.eos.as_slice() {
+            [] => Value::Null,
+            [id] => json!(id),
+            ids => json!(ids),
+        }
+    }
+
+    /// Contents of `generation_config.json`: as it was read, or the special ids; `None` for a reward model, which
+    /// generates nothing.
+    pub fn generation_json(&self) -> Option<Map<String, Value>> {
+        if self.head == Head::Reward {
+            return None;
+        }
+        if let Some(map) = &self.generation {
+            return Some(map.clone());
+        }
+        let mut map = Map::new();
+        map.insert("_from_model_config".into(), json!(true));
+        let ids = [
+            ("bos_token_id", json!(self.bos)),
+            ("eos_token_id", self.eos_json()),
+            ("pad_token_id", json!(self.pad)),
+        ];
+        for (key, value) in ids.into_iter().filter(|(_, value)| !value.is_null()) {
+            map.insert(key.into(), value);
+        }
+        Some(map)
+    }
+
+    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`.
+    pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
+        write_json(&folder.join("config.json"), self.to_json(dtype))?;
+        match self.generation_json() {
+            Some(map) => write_json(&folder.join("generation_config.json"), map),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes a JSON object with two-space indents and a final newline.
+pub(super) fn write_json(path: &Path, map: Map<String, Value>) -> Result<()> {
+    // `{:#}` prints indented JSON and cannot fail, unlike a serialiser into a writer.
+    let text = format!("{:#}\n", Value::Object(map));
+    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))
+}

@@ -1,0 +1,213 @@
+//! Rotary position embedding: its settings in both key styles of transformers, and the inverse frequencies.
+//!
+//! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`, which holds both.
+//! A file may carry both styles if they agree. Refused: every scaling but default, linear and llama3 (by name),
+//! settings per layer type, and a partial rotary factor.
+
+use serde_json::{Map, Value, json};
+
+use super::config_json::Keys;
+use crate::{Error, Result};
+
+/// Base used by transformers when a file names none.
+const DEFAULT_THETA: f64 = 10_000.0;
+/// Largest context length a configuration may name.
+pub(super) const MAX_POSITIONS: usize = 1 << 27;
+
+/// Rotary embedding of a model: angle of pair `i` at position `p` is `p * inv_freq[i]`, pairs half a head apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of wavelengths.
+    pub theta: f64,
+    pub scaling: RopeScaling,
+}
+
+/// How the frequencies are stretched to reach a longer context.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    Default,
+    /// All frequencies divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Low frequencies divided by `factor`, high ones kept, a linear blend between (Llama 3.1).
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_position: usize,
+    },
+}
+
+impl RopeConfig {
+    /// Settings from the top level of a `config.json`.
+    pub(super) fn read(keys: Keys) -> Result<Self> {
+        let positive = |x: f64| x > 0.0;
+        let theta4 = keys.optional_number("rope_theta", positive, "above 0")?;
+        let scaling4 = keys
+            .object("rope_scaling")?
+            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }))
+            .transpose()?;
+        let Some(map) = keys.object("rope_parameters")? else {
+            let scaling = scaling4.unwrap_or(RopeScaling::Default);
+            return Ok(Self { theta: theta4.unwrap_or(DEFAULT_THETA), scaling });
+        };
+        let inner = Keys { map, prefix: "rope_parameters.", ..keys };
+        if let Some((key, value)) = map.iter().find(|(_, value)| value.is_object()) {
+            return Err(inner.refuse(key, value, "rotary settings per layer type are not supported, only one set"));
+        }
+        let theta5 = inner.optional_number("rope_theta", positive, "above 0")?;
+        let scaling5 = RopeScaling::read(inner)?;
+        if let (Some(four), Some(five)) = (theta4, theta5)
+            && four != five
+        {
+            let why = format!(
+                "\"rope_theta\" is {four} but \"rope_parameters.rope_theta\" is {five}; they must agree. Delete the \
+                 key that is wrong"
+            );
+            return Err(Error::model(keys.path, why));
+        }
+        if scaling4.as_ref().is_some_and(|four| *four != scaling5) {
+            let why = "\"rope_scaling\" and \"rope_parameters\" disagree; delete the one that is wrong";
+            return Err(Error::model(keys.path, why));
+        }
+        Ok(Self { theta: theta5.or(theta4).unwrap_or(DEFAULT_THETA), scaling: scaling5 })
+    }
+
+    /// Writes the settings in both key styles.
+    pub(super) fn write(&self, map: &mut Map<String, Value>) {
+        let scaling = self.scaling.to_json();
+        let mut parameters = scaling.clone();
+        parameters.insert("rope_theta".into(), json!(self.theta));
+        let scaling = if self.scaling == RopeScaling::Default { Value::Null } else { scaling.into() };
+        map.insert("rope_theta".into(), json!(self.theta));
+        map.insert("rope_scaling".into(), scaling);
+        map.insert("rope_parameters".into(), parameters.into());
+    }
+
+    /// Inverse frequencies, `head_dim / 2` of them, in radians per position. Every operation is rounded to f32 in
+    /// the order transformers uses, because at long positions a difference in the last bit of a frequency is visible
+    /// in the angle.
+    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+        let plain = (0..head_dim / 2).map(|i| {
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            // The power is taken in f64 and rounded once, which is the f32 power without its last-bit error.
+            1.0 / (f64::from(self.theta as f32).powf(f64::from(exponent)) as f32)
+        });
+        match self.scaling {
+            RopeScaling::Default => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
+                let old_length = original_max_position as f64;
+                let longest_kept = (old_length / high_freq_factor) as f32;
+                let shortest_scaled = (old_length / low_freq_factor) as f32;
+                let factor = factor as f32;
+                plain
+                    .map(|f| {
+                        let wavelength = std::f64::consts::TAU as f32 / f;
+                        if wavelength > shortest_scaled {
+                            f / factor
+                        } else if wavelength < longest_kept {
+                            f
+                        } else {
+                            let smooth = (old_length as f32 / wavelength - low_freq_factor as f32)
+                                / (high_freq_factor - low_freq_factor) as f32;
+                            (1.0 - smooth) * f / factor + smooth * f
+                        }
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+impl RopeScaling {
+    /// Scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of `rope_type`.
+    fn read(keys: Keys) -> Result<Self> {
+        let partial = keys.optional_number("partial_rotary_factor", |x| x > 0.0, "above 0")?;
+        if let (Some(factor), Some(value)) = (partial, keys.get("partial_rotary_factor"))
+            && factor != 1.0
+        {
+            return Err(keys.refuse("partial_rotary_factor", value, "only 1.0, rotation of the whole head, is supported"));
+        }
+        let (new, old) = (keys.text("rope_type")?, keys.text("type")?);
+        if let (Some(new), Some(old)) = (new, old)
+            && new != old
+        {
+            let why = format!("\"{0}rope_type\" is {new:?} but \"{0}type\" is {old:?}; they must agree", keys.prefix);
+            return Err(Error::model(keys.path, why));
+        }
+        let at_least_one = |x: f64| x >= 1.0;
+        match new.or(old).unwrap_or("default") {
+            "default" => Ok(RopeScaling::Default),
+            "linear" => Ok(RopeScaling::Linear { factor: keys.number("factor", at_least_one, "at least 1")? }),
+            "llama3" => {
+                let low = keys.number("low_freq_factor", |x| x > 0.0, "above 0")?;
+                Ok(RopeScaling::Llama3 {
+                    factor: keys.number("factor", at_least_one, "at least 1")?,
+                    low_freq_factor: low,
+                    high_freq_factor: keys.number("high_freq_factor", |x| x > low, "above low_freq_factor")?,
+                    original_max_position: keys.size("original_max_position_embeddings", MAX_POSITIONS)?,
+                })
+            }
+            other => {
+                let why = format!(
+                    "RoPE scaling {other:?} is not supported; supported are \"default\", \"linear\" and \"llama3\""
+                );
+                Err(Error::model(keys.path, why))
+            }
+        }
+    }
+
+    /// The settings under the names both transformers versions share.
+    fn to_json(&self) -> Map<String, Value> {
+        let value = match *self {
+            RopeScaling::Default => json!({"rope_type": "default"}),
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position,
+            }),
+        };
+        match value {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_keeps_high_frequencies_and_divides_low_ones() {
+        let plain = RopeConfig { theta: 500_000.0, scaling: RopeScaling::Default };
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position: 8192,
+        };
+        let scaled = RopeConfig { theta: 500_000.0, scaling };
+        let (a, b) = (plain.inv_freq(64), scaled.inv_freq(64));
+        assert_eq!(a[0], 1.0);
+        assert_eq!(a[0], b[0]);
+        assert_eq!(a[31] / 32.0, b[31]);
+        // Between the two limits (wavelengths 2048 to 8192) the blend lies strictly inside.
+        let blended = (0..32).filter(|&i| b[i] < a[i] && b[i] > a[i] / 32.0).count();
+        assert_eq!(blended, a.iter().filter(|f| (2048.0..8192.0).contains(&(std::f32::consts::TAU / **f))).count());
+        assert!(blended > 0);
+    }
+
+    #[test]
+    fn linear_scaling_divides_every_frequency() {
+        let plain = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default }.inv_freq(16);
+        let scaled = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } }.inv_freq(16);
+        assert!(plain.iter().zip(&scaled).all(|(a, b)| a / 4.0 == *b));
+        assert_eq!(plain.len(), 8);
+    }
+}

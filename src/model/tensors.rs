@@ -1,0 +1,133 @@
+//! The naming table: every tensor of a model with its Hugging Face name, shape and role, in the order of the flat
+//! parameter arena.
+//!
+//! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the head. Query, key
+//! and value lie next to each other, and gate beside up, so that each group is one matrix of stacked rows to a matrix
+//! product. Tensors without decay follow: per layer input norm, q, k, v biases, post-attention norm, then the final
+//! norm.
+
+use super::config::{Head, ModelConfig};
+
+/// What a tensor does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// `(vocab, hidden)`
+    Embedding,
+    /// `(heads * head_dim, hidden)`
+    Query,
+    /// `(kv_heads * head_dim, hidden)`
+    Key,
+    /// `(kv_heads * head_dim, hidden)`
+    Value,
+    /// `(hidden, heads * head_dim)`
+    Output,
+    /// `(intermediate, hidden)`
+    Gate,
+    /// `(intermediate, hidden)`
+    Up,
+    /// `(hidden, intermediate)`
+    Down,
+    /// `(vocab, hidden)`, only where it is not the embedding table
+    LmHead,
+    /// `(1, hidden)`, reward models
+    Score,
+    /// `(hidden)`
+    InputNorm,
+    /// `(heads * head_dim)`
+    QueryBias,
+    /// `(kv_heads * head_dim)`
+    KeyBias,
+    /// `(kv_heads * head_dim)`
+    ValueBias,
+    /// `(hidden)`
+    PostAttentionNorm,
+    /// `(hidden)`
+    FinalNorm,
+}
+
+impl Role {
+    /// Whether AdamW decays the tensor: all but norm weights and biases, as in transformers' Trainer.
+    pub fn decays(self) -> bool {
+        match self {
+            Role::Embedding
+            | Role::Query
+            | Role::Key
+            | Role::Value
+            | Role::Output
+            | Role::Gate
+            | Role::Up
+            | Role::Down
+            | Role::LmHead
+            | Role::Score => true,
+            Role::InputNorm
+            | Role::QueryBias
+            | Role::KeyBias
+            | Role::ValueBias
+            | Role::PostAttentionNorm
+            | Role::FinalNorm => false,
+        }
+    }
+}
+
+/// One tensor of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name in Hugging Face weight files.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    pub role: Role,
+    /// Layer, for tensors of one.
+    pub layer: Option<usize>,
+}
+
+impl TensorSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl ModelConfig {
+    /// All tensors in arena order (module documentation). The decayed ones form a prefix.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let (hidden, inner) = (self.hidden, self.intermediate);
+        let (query, kv) = (self.query_width(), self.kv_width());
+        let global = |name: &str, shape: Vec<usize>, role| TensorSpec { name: name.into(), shape, role, layer: None };
+        let mut tensors = vec![global("model.embed_tokens.weight", vec![self.vocab, hidden], Role::Embedding)];
+        let mut add = |layer: usize, name: &str, shape: Vec<usize>, role| {
+            tensors.push(TensorSpec { name: format!("model.layers.{layer}.{name}"), shape, role, layer: Some(layer) });
+        };
+        for layer in 0..self.layers {
+            add(layer, "self_attn.q_proj.weight", vec![query, hidden], Role::Query);
+            add(layer, "self_attn.k_proj.weight", vec![kv, hidden], Role::Key);
+            add(layer, "self_attn.v_proj.weight", vec![kv, hidden], Role::Value);
+            add(layer, "self_attn.o_proj.weight", vec![hidden, query], Role::Output);
+            add(layer, "mlp.gate_proj.weight", vec![inner, hidden], Role::Gate);
+            add(layer, "mlp.up_proj.weight", vec![inner, hidden], Role::Up);
+            add(layer, "mlp.down_proj.weight", vec![hidden, inner], Role::Down);
+        }
+        match (self.head, self.tied) {
+            (Head::Reward, _) => tensors.push(global("score.weight", vec![1, hidden], Role::Score)),
+            (Head::LanguageModel, false) => {
+                tensors.push(global("lm_head.weight", vec![self.vocab, hidden], Role::LmHead));
+            }
+            (Head::LanguageModel, true) => {}
+        }
+        let mut add = |layer: usize, name: &str, width: usize, role| {
+            let name = format!("model.layers.{layer}.{name}");
+            tensors.push(TensorSpec { name, shape: vec![width], role, layer: Some(layer) });
+        };
+        for layer in 0..self.layers {
+            add(layer, "input_layernorm.weight", hidden, Role::InputNorm);
+            if self.qkv_bias {
+                add(layer, "self_attn.q_proj.bias", query, Role::QueryBias);
+                add(layer, "self_attn.k_proj.bias", kv, Role::KeyBias);
+                add(layer, "self_attn.v_proj.bias", kv, Role::ValueBias);
+            }
+            add(layer, "post_attention_layernorm.weight", hidden, Role::PostAttentionNorm);
+        }
+        tensors.push(global("model.norm.weight", vec![hidden], Role::FinalNorm));
+        tensors
+    }
+}

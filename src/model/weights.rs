@@ -1,0 +1,34 @@
+//! Weights of a Hugging Face model folder, in and out: `model.safetensors`, or shards
+//! `model-00001-of-0000N.safetensors` with `model.safetensors.index.json`. Reading is in `weights_read`, writing in
+//! `weights_write`; both stream, so the whole model is never held twice.
+//!
+//! Refused: missing, unexpected or misshapen tensors, number formats other than f32, bf16 and f16, truncated or
+//! damaged files, a tensor in two shards, and values that are not finite.
+
+use std::path::Path;
+
+pub use super::weights_read::{LoadAs, WeightFiles};
+pub use super::weights_write::{DEFAULT_SHARD_BYTES, write_weights};
+
+use super::config::{ModelConfig, StoredDtype};
+use super::tensors::TensorSpec;
+use crate::Result;
+
+/// Name of an unsharded weight file.
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+/// Name of the list of shards.
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Writes a model folder that transformers loads: `config.json`, `generation_config.json` (language models) and the
+/// weights as `dtype`, in shards of at most `shard_bytes`. `fill(tensor, offset, out)` must put the tensor's elements
+/// `offset..offset + out.len()` into `out`. The folder must exist; tokenizer files are the caller's.
+pub fn write_model(
+    folder: &Path,
+    config: &ModelConfig,
+    dtype: StoredDtype,
+    shard_bytes: u64,
+    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    write_weights(folder, &config.tensors(), dtype, shard_bytes, fill)?;
+    config.write(folder, dtype)
+}

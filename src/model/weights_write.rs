@@ -1,0 +1,207 @@
+//! Weight files out: sorted tensor names, metadata `{"format": "pt"}`, shards of bounded size with an index. Values
+//! are streamed in chunks from a callback. Every file is written under a temporary name, synced and renamed, so a
+//! reader never sees half of one; files of an earlier save with other names are removed afterwards.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::{Map, Value, json};
+
+use super::config::StoredDtype;
+use super::config_write::write_json;
+use super::tensors::TensorSpec;
+use super::weights::{INDEX_FILE, SINGLE_FILE};
+use crate::{Error, Result};
+
+/// Bytes of tensors in one shard, as transformers splits (5 GB, decimal).
+pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Elements asked of the callback at a time.
+const CHUNK: usize = 1 << 16;
+
+/// Writes the weights of `tensors` into `folder` as f32 or bf16 (rounded to nearest even; f16 is refused, its range is
+/// too small for trained weights). A tensor larger than `shard_bytes` gets a shard of its own. `fill(tensor, offset,
+/// out)` must put elements `offset..offset + out.len()` into `out`.
+pub fn write_weights(
+    folder: &Path,
+    tensors: &[TensorSpec],
+    dtype: StoredDtype,
+    shard_bytes: u64,
+    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    if dtype == StoredDtype::F16 {
+        return Err(Error::Usage("weights cannot be saved as float16; use float32 or bfloat16".into()));
+    }
+    let shards = plan(tensors, dtype, shard_bytes);
+    let names: Vec<String> = match shards.len() {
+        1 => vec![SINGLE_FILE.to_owned()],
+        n => (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors")).collect(),
+    };
+    let mut finished = Vec::new();
+    for (name, shard) in names.iter().zip(&shards) {
+        finished.push(write_shard(&folder.join(name), shard, dtype, fill)?);
+    }
+    // Every shard is complete; the names change only now.
+    for file in finished {
+        file.rename()?;
+    }
+    if names.len() > 1 {
+        write_index(folder, &names, &shards, dtype)?;
+    }
+    remove_stale(folder, &names)
+}
+
+fn bytes_of(tensor: &TensorSpec, dtype: StoredDtype) -> u64 {
+    tensor.elements() as u64 * dtype.bytes() as u64
+}
+
+/// Tensors in order of name, split greedily.
+fn plan(tensors: &[TensorSpec], dtype: StoredDtype, shard_bytes: u64) -> Vec<Vec<&TensorSpec>> {
+    let sorted: BTreeMap<&str, &TensorSpec> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
+    let mut used = 0;
+    for tensor in sorted.into_values() {
+        let bytes = bytes_of(tensor, dtype);
+        if used > 0 && used + bytes > shard_bytes {
+            shards.push(Vec::new());
+            used = 0;
+        }
+        used += bytes;
+        if let Some(last) = shards.last_mut() {
+            last.push(tensor);
+        }
+    }
+    shards
+}
+
+/// Length prefix and header of a shard, padded with spaces to 8 bytes so that the data is aligned.
+fn header(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype) -> Result<Vec<u8>> {
+    let stored = match dtype {
+        StoredDtype::F32 => Dtype::F32,
+        StoredDtype::Bf16 => Dtype::BF16,
+        StoredDtype::F16 => Dtype::F16,
+    };
+    let mut end = 0;
+    let infos = shard.iter().map(|tensor| {
+        let start = end;
+        end += bytes_of(tensor, dtype) as usize;
+        (tensor.name.clone(), TensorInfo { dtype: stored, shape: tensor.shape.clone(), data_offsets: (start, end) })
+    });
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let invalid = |e: String| Error::model(path, format!("cannot describe these tensors: {e}"));
+    let metadata = Metadata::new(Some(format), infos.collect()).map_err(|e| invalid(e.to_string()))?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| invalid(e.to_string()))?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut json);
+    Ok(bytes)
+}
+
+/// Writes one shard under a temporary name.
+fn write_shard(
+    path: &Path,
+    shard: &[&TensorSpec],
+    dtype: StoredDtype,
+    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
+) -> Result<Unfinished> {
+    let file = Unfinished::new(path);
+    let failed = |e: std::io::Error| Error::io("write", path)(e);
+    let mut out = BufWriter::new(File::create(&file.temporary).map_err(failed)?);
+    out.write_all(&header(path, shard, dtype)?).map_err(failed)?;
+    let mut values = vec![0f32; CHUNK];
+    let mut bytes = Vec::with_capacity(CHUNK * dtype.bytes());
+    for tensor in shard {
+        let elements = tensor.elements();
+        for offset in (0..elements).step_by(CHUNK) {
+            let chunk = &mut values[..CHUNK.min(elements - offset)];
+            fill(tensor, offset, chunk)?;
+            bytes.clear();
+            match dtype {
+                StoredDtype::Bf16 => bytes.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
+                StoredDtype::F32 | StoredDtype::F16 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+            }
+            out.write_all(&bytes).map_err(failed)?;
+        }
+    }
+    out.into_inner().map_err(|e| failed(e.into_error()))?.sync_all().map_err(failed)?;
+    Ok(file)
+}
+
+fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dtype: StoredDtype) -> Result<()> {
+    let mut weight_map = Map::new();
+    // Shards are consecutive runs of the sorted names, so the map comes out sorted.
+    for (file, shard) in names.iter().zip(shards) {
+        for tensor in shard {
+            weight_map.insert(tensor.name.clone(), json!(file));
+        }
+    }
+    let total: u64 = shards.iter().flatten().map(|t| bytes_of(t, dtype)).sum();
+    let mut index = Map::new();
+    index.insert("metadata".into(), json!({"total_size": total}));
+    index.insert("weight_map".into(), Value::Object(weight_map));
+    write_json(&folder.join(INDEX_FILE), index)
+}
+
+/// Removes weight files of an earlier save that the new one did not replace: a stale `model.safetensors` would win
+/// over new shards.
+fn remove_stale(folder: &Path, names: &[String]) -> Result<()> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let file = entry.file_name();
+        let Some(name) = file.to_str() else { continue };
+        let stale = if name == INDEX_FILE { names.len() == 1 } else { is_weight_file(name) };
+        if stale && !names.iter().any(|n| n == name) {
+            std::fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+fn is_weight_file(name: &str) -> bool {
+    if name == SINGLE_FILE {
+        return true;
+    }
+    let parts = name.strip_prefix("model-").and_then(|n| n.strip_suffix(".safetensors"));
+    let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
+    parts.and_then(|p| p.split_once("-of-")).is_some_and(|(a, b)| digits(a) && digits(b))
+}
+
+/// A file under a temporary name; removed on drop unless it was renamed.
+struct Unfinished {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    fn new(path: &Path) -> Self {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".tmp");
+        Self { temporary: name.into(), path: path.to_path_buf() }
+    }
+
+    fn rename(self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After a rename there is nothing to remove, and a failed clean-up must not hide the first error.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes a whole file through `write` under a temporary name, syncs and renames it.
+pub(super) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
+    let unfinished = Unfinished::new(path);
+    let mut file = File::create(&unfinished.temporary).map_err(Error::io("create", path))?;
+    write(&mut file).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
+    drop(file);
+    unfinished.rename()
+}
