@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::backend::contract::KINDS;
+use crate::backend::contract::{KINDS, TERMS};
 use crate::data::group::Kind;
+use crate::data::pack::Batch;
 use crate::loss::objective::{Loss, Method, Mix};
 use crate::{Error, Result};
 
@@ -186,6 +187,29 @@ impl Tally {
     }
 }
 
+/// Adds scores of a batch: range and mean over sequences, and both sides of the base pairs.
+pub fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
+    for &s in score {
+        tally.min_score = tally.min_score.min(s);
+        tally.max_score = tally.max_score.max(s);
+        tally.score_sum += s;
+    }
+    tally.sequences += score.len();
+    for c in 0..batch.kind.len() {
+        let terms = &batch.term_sequence[c * TERMS..(c + 1) * TERMS];
+        if batch.kind[c] as usize != Kind::Base.index() || terms[2] >= 0 {
+            continue;
+        }
+        let (first, second) = (terms[0] as usize, terms[1] as usize);
+        let (chosen, rejected) = if batch.term_sign[c * TERMS] > 0 { (first, second) } else { (second, first) };
+        tally.base_pairs += 1;
+        tally.chosen_reward += batch.scale[c] * (score[chosen] - reference[chosen]);
+        tally.rejected_reward += batch.scale[c] * (score[rejected] - reference[rejected]);
+        tally.chosen_score += score[chosen];
+        tally.rejected_score += score[rejected];
+    }
+}
+
 /// A JSON number, or the name of a non-finite value as a string: bare NaN is not JSON.
 pub fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
@@ -227,9 +251,8 @@ impl MetricsWriter {
 /// Cuts events after `step`: a run that was stopped later than its checkpoint writes them again.
 fn keep_until(path: &Path, step: u64) -> Result<()> {
     let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-    let early = |line: &&str| {
-        serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
-    };
+    let early =
+        |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step));
     let kept: String = text.lines().filter(early).flat_map(|line| [line, "\n"]).collect();
     std::fs::write(path, kept).map_err(Error::io("write", path))
 }

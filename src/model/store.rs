@@ -1,0 +1,126 @@
+//! Models between folders and a backend: loading, random initialisation, saving. Weights travel in chunks, so a
+//! tensor is never held twice in host memory.
+
+use std::path::Path;
+
+use super::config::{Head, ModelConfig, StoredDtype};
+use super::decoder::Model;
+use super::tensors::{Role, TensorSpec};
+use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, write_model};
+use crate::backend::{Backend, View, ViewMut};
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// Positions the rotary tables cover at first; they grow with the batches.
+const FIRST_POSITIONS: usize = 512;
+
+/// Elements drawn or copied at a time.
+const CHUNK: usize = 1 << 18;
+
+/// What a folder's weights became.
+pub struct Loaded<B: Backend> {
+    pub model: Model<B>,
+    /// A reward head was drawn at random because the folder has none.
+    pub drawn_score: bool,
+    /// Tensors of the folder that the model does not use.
+    pub ignored: Vec<String>,
+}
+
+/// Loads a folder. With [`LoadAs::RewardStart`] a language model becomes a reward model: `config` must say so, and its
+/// `score.weight` is drawn from normal(0, 1/sqrt(hidden + 1)) with `seed`.
+pub fn load<B: Backend>(
+    backend: &B,
+    folder: &Path,
+    config: ModelConfig,
+    load_as: LoadAs,
+    seed: u64,
+) -> Result<Loaded<B>> {
+    let files = WeightFiles::open(folder, &config, load_as)?;
+    let positions = FIRST_POSITIONS.min(config.max_positions);
+    let mut model = Model::zeros(backend, config, positions)?;
+    let mut wide = Vec::new();
+    for slot in &model.layout.slots {
+        if slot.spec.role == Role::Score && files.score_missing() {
+            let deviation = 1.0 / ((model.config.hidden + 1) as f64).sqrt();
+            draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
+            continue;
+        }
+        files.read(&slot.spec.name, &mut |offset, values| {
+            wide.clear();
+            wide.extend(values.iter().map(|&x| f64::from(x)));
+            backend.write_act(ViewMut::new(&mut model.weights, slot.start + offset, wide.len()), &wide)
+        })?;
+    }
+    Ok(Loaded { model, drawn_score: files.score_missing(), ignored: files.ignored().to_vec() })
+}
+
+/// A model with random weights: matrices from normal(0, initializer_range), norms one, biases zero, a reward head from
+/// normal(0, 1/sqrt(hidden + 1)), as transformers and TRL initialise them.
+pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result<Model<B>> {
+    let positions = FIRST_POSITIONS.min(config.max_positions);
+    let mut model = Model::zeros(backend, config, positions)?;
+    for slot in &model.layout.slots {
+        let deviation = match slot.spec.role {
+            Role::QueryBias | Role::KeyBias | Role::ValueBias => continue,
+            Role::InputNorm | Role::PostAttentionNorm | Role::FinalNorm => {
+                let ones = vec![1.0; slot.spec.elements()];
+                backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
+                continue;
+            }
+            Role::Score => 1.0 / ((model.config.hidden + 1) as f64).sqrt(),
+            _ => model.config.initializer_range,
+        };
+        draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
+    }
+    Ok(model)
+}
+
+/// Draws one tensor; its numbers depend on the seed and its name alone. They are rounded to f32, so every backend
+/// starts from the same values up to its own precision.
+fn draw<B: Backend>(
+    backend: &B,
+    weights: &mut B::Act,
+    start: usize,
+    spec: &TensorSpec,
+    deviation: f64,
+    seed: u64,
+) -> Result<()> {
+    let mut rng = Rng::keyed(seed, &["init", &spec.name]);
+    let len = spec.elements();
+    for offset in (0..len).step_by(CHUNK) {
+        let chunk: Vec<f64> =
+            (0..CHUNK.min(len - offset)).map(|_| f64::from((deviation * rng.normal()) as f32)).collect();
+        backend.write_act(ViewMut::new(weights, start + offset, chunk.len()), &chunk)?;
+    }
+    Ok(())
+}
+
+/// Writes config.json, generation_config.json and the weights as f32 into `folder`, which exists.
+pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<()> {
+    let mut wide = Vec::new();
+    write_model(folder, &model.config, StoredDtype::F32, DEFAULT_SHARD_BYTES, &mut |spec, offset, out| {
+        let Some(slot) = model.layout.slots.iter().find(|s| s.spec.name == spec.name) else {
+            return Err(Error::model(folder, format!("tensor {} has no place in the arena", spec.name)));
+        };
+        wide.resize(out.len(), 0.0);
+        backend.read_act(View::new(&model.weights, slot.start + offset, out.len()), &mut wide)?;
+        for (to, from) in out.iter_mut().zip(&wide) {
+            *to = *from as f32;
+        }
+        Ok(())
+    })
+}
+
+/// A language model's configuration turned into that of a reward model; one that already is stays as it is. The pad id
+/// is the folder's, or the tokenizer's.
+pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
+    match (config.head, config.pad.or(pad)) {
+        (Head::Reward, _) => Ok(config),
+        (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
+        (Head::LanguageModel, None) => Err(Error::Usage(
+            "a reward model needs a pad token id for transformers to load it in batches; add pad_token to the \
+             tokenizer or pad_token_id to config.json"
+                .into(),
+        )),
+    }
+}

@@ -1,0 +1,273 @@
+//! One optimiser step: the calls of the whole program, in order.
+
+use super::metrics::Tally;
+use super::score::{Scorer, grow, read};
+use super::upload::DeviceBatch;
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut, Write};
+use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
+use crate::data::tokenized::TokenizedGroup;
+use crate::loss::objective::{Loss, Method};
+use crate::model::activations::Mode;
+use crate::model::decoder::Model;
+use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
+use crate::{Error, Result};
+
+/// A model under training: policy, frozen reference, optimiser, and every buffer of a step.
+pub struct Trainer<'b, B: Backend> {
+    pub backend: &'b B,
+    pub loss: Loss,
+    pub policy: Model<B>,
+    reference: Option<Model<B>>,
+    pub optimizer: AdamWState<B>,
+    scorer: Scorer<B>,
+    reference_scorer: Option<Scorer<B>>,
+    /// (layout.len)
+    pub grads: B::Acc,
+    packed: Batch,
+    batch: DeviceBatch<B>,
+    direct: B::Acc,
+    dscore: B::Acc,
+    comparison_loss: B::Acc,
+    comparison_logit: B::Acc,
+    kind_sums: B::Acc,
+    pack_options: PackOptions,
+    comparison_options: ComparisonOptions,
+}
+
+/// What one step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    pub tally: Tally,
+    pub update: UpdateReport,
+    /// Ids of groups with a comparison whose argument was not finite.
+    pub not_finite: Vec<String>,
+}
+
+impl<'b, B: Backend> Trainer<'b, B> {
+    /// Prepares training of `policy`; `reference` is the frozen model of DPO.
+    pub fn new(
+        backend: &'b B,
+        policy: Model<B>,
+        reference: Option<Model<B>>,
+        loss: Loss,
+        settings: AdamWSettings,
+    ) -> Result<Self> {
+        let pack_options = super::pack_options(&loss, policy.config.vocab);
+        let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+        let infer = |model: &Model<B>| Scorer::new(backend, model, Mode::Infer);
+        let empty = || backend.zeros_acc(0);
+        Ok(Self {
+            optimizer: AdamWState::new(backend, &policy, settings)?,
+            scorer: Scorer::new(backend, &policy, Mode::Train)?,
+            reference_scorer: reference.as_ref().map(infer).transpose()?,
+            grads: backend.zeros_acc(policy.layout.len)?,
+            packed: Batch::default(),
+            batch: DeviceBatch::new(backend)?,
+            direct: empty()?,
+            dscore: empty()?,
+            comparison_loss: empty()?,
+            comparison_logit: empty()?,
+            kind_sums: backend.zeros_acc(KINDS * SUM_FIELDS)?,
+            backend,
+            loss,
+            policy,
+            reference,
+            pack_options,
+            comparison_options,
+        })
+    }
+
+    /// One update from the micro-batches of a global batch. Losses and gradients are means over the global batch:
+    /// the counts are known before the first forward, so the split does not matter.
+    pub fn step(&mut self, micro_batches: &[Vec<&TokenizedGroup>], learning_rate: f64) -> Result<StepReport> {
+        let (mut tally, mut not_finite) = (Tally::default(), Vec::new());
+        self.accumulate(micro_batches, &mut tally, &mut not_finite)?;
+        self.optimizer.update(self.backend, &mut self.policy.weights, &self.grads, learning_rate)?;
+        Ok(StepReport { tally, update: self.optimizer.report(self.backend)?, not_finite })
+    }
+
+    /// Loss and gradient of a global batch, without an update.
+    pub fn accumulate(
+        &mut self,
+        micro_batches: &[Vec<&TokenizedGroup>],
+        tally: &mut Tally,
+        not_finite: &mut Vec<String>,
+    ) -> Result<()> {
+        let totals = Totals::of(micro_batches);
+        let kind_scale = self.loss.kind_scale(totals.comparisons);
+        for (i, groups) in micro_batches.iter().enumerate() {
+            let write = if i == 0 { Write::Overwrite } else { Write::Add };
+            self.load(groups, kind_scale)?;
+            self.forward()?;
+            let part = match self.loss.method {
+                Method::Sft => self.likelihood(&totals)?,
+                Method::Reward | Method::Dpo => self.compare(&totals, groups, not_finite)?,
+            };
+            tally.merge(&part);
+            let dscore = View::first(&self.dscore, self.batch.sizes.seqs);
+            let (reduce, target) = (self.loss.reduce, (&mut self.grads, write));
+            self.scorer.backward(self.backend, &self.policy, &self.batch, reduce, dscore, target)?;
+        }
+        Ok(())
+    }
+
+    /// Packs groups and puts them on the device.
+    fn load(&mut self, groups: &[&TokenizedGroup], kind_scale: [f64; KINDS]) -> Result<()> {
+        pack_into(&mut self.packed, groups, &self.pack_options, &self.comparison_options)?;
+        self.policy.reserve_positions(self.backend, self.packed.longest_path)?;
+        if let Some(reference) = &mut self.reference {
+            reference.reserve_positions(self.backend, self.packed.longest_path)?;
+        }
+        self.batch.upload(self.backend, &self.packed, kind_scale)
+    }
+
+    /// Scores of policy and reference.
+    fn forward(&mut self) -> Result<()> {
+        if let (Some(reference), Some(scorer)) = (&self.reference, &mut self.reference_scorer) {
+            scorer.forward(self.backend, reference, &self.batch, self.loss.reduce)?;
+        }
+        self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)
+    }
+
+    /// Next-token likelihood: the same gradient on every response token.
+    fn likelihood(&mut self, totals: &Totals) -> Result<Tally> {
+        let seqs = self.batch.sizes.seqs;
+        grow(self.backend, &mut self.dscore, seqs)?;
+        let slope = vec![-1.0 / totals.response_tokens.max(1) as f64; seqs];
+        self.backend.write_acc(ViewMut::first(&mut self.dscore, seqs), &slope)?;
+        let mut tally = self.counted();
+        tally.logp = self.scorer.read_score(self.backend, seqs)?.iter().sum();
+        Ok(tally)
+    }
+
+    /// Comparison losses and the gradient of every score.
+    fn compare(&mut self, totals: &Totals, groups: &[&TokenizedGroup], not_finite: &mut Vec<String>) -> Result<Tally> {
+        let (backend, s) = (self.backend, self.batch.sizes);
+        for (buffer, len) in [
+            (&mut self.dscore, s.seqs),
+            (&mut self.direct, s.seqs),
+            (&mut self.comparison_loss, s.comparisons),
+            (&mut self.comparison_logit, s.comparisons),
+        ] {
+            grow(backend, buffer, len)?;
+        }
+        let likelihood = self.likelihood_slopes(totals);
+        if let Some(slopes) = &likelihood {
+            backend.write_acc(ViewMut::first(&mut self.direct, s.seqs), slopes)?;
+        }
+        backend.preference_fwd(PreferenceFwd {
+            seqs: s.seqs,
+            comparisons: s.comparisons,
+            curve: self.loss.curve,
+            center: self.loss.center,
+            score: View::first(&self.scorer.score, s.seqs),
+            reference: self.reference_scorer.as_ref().map(|r| View::first(&r.score, s.seqs)),
+            table: self.batch.comparisons(),
+            direct: likelihood.is_some().then(|| View::first(&self.direct, s.seqs)),
+            loss: ViewMut::first(&mut self.comparison_loss, s.comparisons),
+            logit: ViewMut::first(&mut self.comparison_logit, s.comparisons),
+            dscore: ViewMut::first(&mut self.dscore, s.seqs),
+            sums: ViewMut::first(&mut self.kind_sums, KINDS * SUM_FIELDS),
+        })?;
+        let mut tally = self.counted();
+        let losses = read(backend, &self.comparison_loss, s.comparisons)?;
+        let logits = read(backend, &self.comparison_logit, s.comparisons)?;
+        for (c, (&loss, &logit)) in losses.iter().zip(&logits).enumerate() {
+            tally.kinds[self.packed.kind[c] as usize].add(loss, logit);
+            let id = &groups[self.packed.comparison_refs[c].group].group.id;
+            if !loss.is_finite() && not_finite.last() != Some(id) {
+                not_finite.push(id.clone());
+            }
+        }
+        let score = self.scorer.read_score(backend, s.seqs)?;
+        let reference = match &self.reference_scorer {
+            Some(scorer) => scorer.read_score(backend, s.seqs)?,
+            None => vec![0.0; s.seqs],
+        };
+        if let Some(slopes) = likelihood {
+            tally.nll = slopes.iter().zip(&score).map(|(d, score)| d * score).sum();
+        }
+        super::metrics::tally_scores(&mut tally, &self.packed, &score, &reference);
+        Ok(tally)
+    }
+
+    /// Gradient of the likelihood term for each score: `-weight / tokens` for preferred sequences of base and intra
+    /// comparisons, times the length where a score is a mean.
+    fn likelihood_slopes(&self, totals: &Totals) -> Option<Vec<f64>> {
+        if self.loss.nll_weight == 0.0 {
+            return None;
+        }
+        let per_token = -self.loss.nll_weight / totals.preferred_tokens.max(1) as f64;
+        let mut slopes = vec![0.0; self.packed.sequences.len()];
+        for c in 0..self.packed.kind.len() {
+            if self.packed.kind[c] == 2 {
+                continue;
+            }
+            for slot in c * TERMS..(c + 1) * TERMS {
+                if self.packed.term_sequence[slot] >= 0 && self.packed.term_sign[slot] > 0 {
+                    let s = self.packed.term_sequence[slot] as usize;
+                    let length = self.packed.sequences[s].response_tokens as f64;
+                    slopes[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
+                }
+            }
+        }
+        Some(slopes)
+    }
+
+    /// Token counts of the current batch.
+    fn counted(&self) -> Tally {
+        Tally {
+            tokens: self.batch.sizes.tokens,
+            response_tokens: self.packed.sequences.iter().map(|s| s.response_tokens).sum(),
+            ..Tally::default()
+        }
+    }
+
+    /// DPO's start-up check: when policy and reference hold the same weights, every score difference is exactly 0 and
+    /// every logistic comparison without a margin costs exactly ln 2. Anything else means that the two passes differ.
+    pub fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
+        self.load(groups, [0.0; KINDS])?;
+        self.forward()?;
+        let seqs = self.batch.sizes.seqs;
+        let Some(reference) = &self.reference_scorer else {
+            return Err(Error::Runtime("the identity check needs a reference model".into()));
+        };
+        let (policy, reference) =
+            (self.scorer.read_score(self.backend, seqs)?, reference.read_score(self.backend, seqs)?);
+        match policy.iter().zip(&reference).position(|(p, r)| p != r) {
+            None => Ok(()),
+            Some(i) => Err(Error::Runtime(format!(
+                "identity check failed: policy and reference hold the same weights but score sequence {i} as {} and \
+                 {}; the first loss would not be ln 2",
+                policy[i], reference[i]
+            ))),
+        }
+    }
+}
+
+/// Counts over a global batch.
+struct Totals {
+    comparisons: [usize; KINDS],
+    response_tokens: usize,
+    /// Tokens of preferred sequences in base and intra comparisons, a sequence counted once per use.
+    preferred_tokens: usize,
+}
+
+impl Totals {
+    fn of(micro_batches: &[Vec<&TokenizedGroup>]) -> Self {
+        let mut totals = Self { comparisons: [0; KINDS], response_tokens: 0, preferred_tokens: 0 };
+        for group in micro_batches.iter().flatten() {
+            totals.response_tokens += group.response_tokens();
+            for comparison in &group.comparisons {
+                totals.comparisons[comparison.kind.index()] += 1;
+                if comparison.kind != crate::data::group::Kind::Inter {
+                    let preferred = comparison.terms.iter().filter(|t| t.sign > 0);
+                    totals.preferred_tokens +=
+                        preferred.map(|t| group.sequences[t.sequence].response_ids.len()).sum::<usize>();
+                }
+            }
+        }
+        totals
+    }
+}
