@@ -184,7 +184,9 @@ impl ModelConfig {
         let layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
         let heads = keys.size("num_attention_heads", MAX_HEADS)?;
         if family == Family::Qwen2 && !map.contains_key("num_key_value_heads") {
-            return Err(keys.missing("num_key_value_heads", "Qwen2 has no default that fits; use null for one per head"));
+            return Err(
+                keys.missing("num_key_value_heads", "Qwen2 has no default that fits; use null for one per head")
+            );
         }
         let kv_heads = keys.size_or("num_key_value_heads", heads, MAX_HEADS)?;
         if !heads.is_multiple_of(kv_heads) {
@@ -273,13 +275,7 @@ impl ModelConfig {
 
     /// Replaces vocabulary size and special ids, for a new model that follows a tokenizer. Fails with
     /// [`Error::Model`] when an id lies outside the vocabulary or the size is not plausible.
-    pub fn with_vocabulary(
-        mut self,
-        vocab: usize,
-        eos: Vec<u32>,
-        bos: Option<u32>,
-        pad: Option<u32>,
-    ) -> Result<Self> {
+    pub fn with_vocabulary(mut self, vocab: usize, eos: Vec<u32>, bos: Option<u32>, pad: Option<u32>) -> Result<Self> {
         let refuse = |why: String| Err(Error::model(Path::new("config.json"), why));
         if vocab == 0 || vocab > MAX_VOCAB {
             return refuse(format!("a vocabulary of {vocab} ids; it must be an integer from 1 to {MAX_VOCAB}"));
@@ -307,7 +303,8 @@ impl ModelConfig {
         let product = |a: usize, b: usize| a.checked_mul(b);
         let kv = product(self.kv_heads, self.head_dim)?;
         let query = product(self.heads, self.head_dim)?;
-        let rows = query.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_add(product(3, self.intermediate)?)?;
+        let rows =
+            query.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_add(product(3, self.intermediate)?)?;
         let bias = if self.qkv_bias { query.checked_add(kv.checked_mul(2)?)? } else { 0 };
         let layer = product(rows, self.hidden)?.checked_add(bias)?.checked_add(product(2, self.hidden)?)?;
         let table = product(self.vocab, self.hidden)?;
@@ -344,9 +341,10 @@ fn read_family(keys: Keys) -> Result<Family> {
     let Some(found) = keys.text("model_type")? else {
         return Err(keys.missing("model_type", &format!("supported are {types}")));
     };
-    Family::ALL.into_iter().find(|f| f.model_type() == found).ok_or_else(|| {
-        Error::model(keys.path, format!("model type {found:?} is not supported; supported are {types}"))
-    })
+    Family::ALL
+        .into_iter()
+        .find(|f| f.model_type() == found)
+        .ok_or_else(|| Error::model(keys.path, format!("model type {found:?} is not supported; supported are {types}")))
 }
 
 fn read_head(keys: Keys, family: Family) -> Result<Head> {
@@ -355,9 +353,10 @@ fn read_head(keys: Keys, family: Family) -> Result<Head> {
         Some(Value::Array(list)) if list.len() == 1 => {
             let class = list[0].as_str().unwrap_or_default();
             let heads = [Head::LanguageModel, Head::Reward];
-            heads.into_iter().find(|h| class.strip_suffix(h.class()) == Some(family.class())).ok_or_else(|| {
-                keys.refuse("architectures", &list[0], &format!("supported are {}", supported()))
-            })?
+            heads
+                .into_iter()
+                .find(|h| class.strip_suffix(h.class()) == Some(family.class()))
+                .ok_or_else(|| keys.refuse("architectures", &list[0], &format!("supported are {}", supported())))?
         }
         Some(other) => {
             let allowed = format!("it must be a list of one class name; supported are {}", supported());

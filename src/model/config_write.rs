@@ -72,11 +72,8 @@ impl ModelConfig {
         }
         let mut map = Map::new();
         map.insert("_from_model_config".into(), json!(true));
-        let ids = [
-            ("bos_token_id", json!(self.bos)),
-            ("eos_token_id", self.eos_json()),
-            ("pad_token_id", json!(self.pad)),
-        ];
+        let ids =
+            [("bos_token_id", json!(self.bos)), ("eos_token_id", self.eos_json()), ("pad_token_id", json!(self.pad))];
         for (key, value) in ids.into_iter().filter(|(_, value)| !value.is_null()) {
             map.insert(key.into(), value);
         }

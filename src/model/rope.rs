@@ -128,7 +128,11 @@ impl RopeScaling {
         if let (Some(factor), Some(value)) = (partial, keys.get("partial_rotary_factor"))
             && factor != 1.0
         {
-            return Err(keys.refuse("partial_rotary_factor", value, "only 1.0, rotation of the whole head, is supported"));
+            return Err(keys.refuse(
+                "partial_rotary_factor",
+                value,
+                "only 1.0, rotation of the whole head, is supported",
+            ));
         }
         let (new, old) = (keys.text("rope_type")?, keys.text("type")?);
         if let (Some(new), Some(old)) = (new, old)

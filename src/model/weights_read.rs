@@ -139,8 +139,7 @@ impl Shard {
         // or the process be ended by SIGBUS. This program never does so: it writes weight files under a temporary
         // name and renames them, so a mapped file keeps its bytes.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| Error::model(path, damage(&map, &e)))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| Error::model(path, damage(&map, &e)))?;
         Ok(Self { path: path.to_path_buf(), map, metadata, data: 8 + header })
     }
 }
@@ -197,7 +196,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
             return Err(inner.refuse(name, value, "it must be the name of a file in this folder"));
         };
         if !path.with_file_name(file).is_file() {
-            let why = format!("names the shard {file:?} for tensor {name:?}, which is missing; is the download complete?");
+            let why =
+                format!("names the shard {file:?} for tensor {name:?}, which is missing; is the download complete?");
             return Err(Error::model(path, why));
         }
         listed.insert(name.clone(), file.to_owned());
