@@ -1,0 +1,230 @@
+//! The golden fixtures of `tests/golden` as typed values; `tests/golden/README.md` says what each key means. A missing
+//! or unknown key is a panic: a fixture that changed shape must not pass unnoticed.
+
+// Each test binary that includes this file uses a part of it.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Cases of language models: the first two with reference, DPO loss, gradients and AdamW steps.
+pub const LANGUAGE_CASES: [&str; 3] = ["llama", "qwen2", "llama-bf16-sharded"];
+/// Cases of reward models.
+pub const REWARD_CASES: [&str; 2] = ["llama-reward", "qwen2-reward"];
+/// Every model folder.
+pub const MODELS: [&str; 7] =
+    ["llama", "llama-reference", "qwen2", "qwen2-reference", "llama-bf16-sharded", "llama-reward", "qwen2-reward"];
+
+/// A preference pair of token ids.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pair {
+    pub prompt_ids: Vec<u32>,
+    pub chosen_ids: Vec<u32>,
+    pub rejected_ids: Vec<u32>,
+}
+
+/// One sequence and what a language model gives it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageSequence {
+    pub prompt: Vec<u32>,
+    pub response: Vec<u32>,
+    /// Log-probability of each response token.
+    pub logps: Vec<f64>,
+    /// Their sum.
+    pub logp: f64,
+    /// The same by the reference model, where the case has one.
+    pub reference_logps: Option<Vec<f64>>,
+    pub reference_logp: Option<f64>,
+}
+
+/// One sequence and its reward.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardSequence {
+    pub prompt: Vec<u32>,
+    pub response: Vec<u32>,
+    pub reward: f64,
+}
+
+/// Logits of one position of a sequence (prompt and response), over the vocabulary.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Logits {
+    pub sequence: usize,
+    pub position: usize,
+    pub values: Vec<f64>,
+}
+
+/// A comparison of signed sequences with its logistic loss.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenComparison {
+    /// `base`, `intra` or `inter`.
+    pub kind: String,
+    /// (sequence, sign)
+    pub terms: Vec<(usize, i8)>,
+    pub loss: f64,
+}
+
+/// Sigmoid DPO over the pairs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dpo {
+    pub beta: f64,
+    pub losses: Vec<f64>,
+    pub loss: f64,
+    pub trl_loss: f64,
+    /// File for [`tensors`]: gradient of `loss`.
+    pub gradients: String,
+}
+
+/// AdamW steps on the DPO loss of all pairs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steps {
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    /// Loss before each step.
+    pub losses: Vec<f64>,
+    /// Loss after the last.
+    pub loss_after: f64,
+    /// Norm before clipping, each step.
+    pub grad_norms: Vec<f64>,
+    /// Parameters with weight decay, sorted.
+    pub decayed: Vec<String>,
+    /// File for [`tensors`]: parameters after the last step.
+    pub weights: String,
+}
+
+/// Case of a language model.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageCase {
+    pub model: String,
+    pub reference: Option<String>,
+    pub inv_freq: Vec<f64>,
+    pub pairs: Vec<Pair>,
+    pub sequences: Vec<LanguageSequence>,
+    pub logits: Vec<Logits>,
+    #[serde(default)]
+    pub comparisons: Vec<GoldenComparison>,
+    pub dpo: Option<Dpo>,
+    pub steps: Option<Steps>,
+}
+
+/// Bradley-Terry loss over the pairs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BradleyTerry {
+    pub losses: Vec<f64>,
+    pub loss: f64,
+    pub trl_loss: f64,
+    /// File for [`tensors`]: gradient of `loss`.
+    pub gradients: String,
+}
+
+/// Case of a reward model.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardCase {
+    pub model: String,
+    pub inv_freq: Vec<f64>,
+    pub pairs: Vec<Pair>,
+    pub sequences: Vec<RewardSequence>,
+    pub comparisons: Vec<GoldenComparison>,
+    pub bradley_terry: BradleyTerry,
+}
+
+/// Losses of one pair by name, from summed log-probabilities.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossRow {
+    pub chosen: f64,
+    pub rejected: f64,
+    pub reference_chosen: f64,
+    pub reference_rejected: f64,
+    pub chosen_tokens: u32,
+    pub rejected_tokens: u32,
+    pub beta: f64,
+    pub label_smoothing: f64,
+    pub losses: Losses,
+}
+
+/// The losses of a [`LossRow`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Losses {
+    pub sigmoid: f64,
+    pub cdpo: f64,
+    pub robust: f64,
+    pub hinge: f64,
+    pub ipo: f64,
+}
+
+/// A tensor of a fixture file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// Path of a file or folder below `tests/golden`.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Folder of one of [`MODELS`].
+pub fn model_folder(name: &str) -> PathBuf {
+    path("models").join(name)
+}
+
+fn json<T: DeserializeOwned>(name: &str) -> T {
+    let path = path(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// One of [`LANGUAGE_CASES`].
+pub fn language_case(name: &str) -> LanguageCase {
+    json(&format!("{name}.json"))
+}
+
+/// One of [`REWARD_CASES`].
+pub fn reward_case(name: &str) -> RewardCase {
+    json(&format!("{name}.json"))
+}
+
+/// TRL's losses for given log-probabilities.
+pub fn loss_rows() -> Vec<LossRow> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        rows: Vec<LossRow>,
+    }
+    json::<Table>("losses.json").rows
+}
+
+/// All f32 tensors of a fixture file, by name. Read with the safetensors crate alone, so that the program's own reader
+/// can be checked against it.
+pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
+    let path = path(name);
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        assert_eq!(view.dtype(), Dtype::F32, "{}: {name}", path.display());
+        let values = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        tensors.insert(name, Tensor { shape: view.shape().to_vec(), values });
+    }
+    tensors
+}
