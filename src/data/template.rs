@@ -1,1 +1,255 @@
-//! Placeholder.
+//! Chat templates: a model folder's Jinja source rendered as transformers renders it, through minijinja.
+//!
+//! What makes the output equal, byte for byte, to Jinja 2 under transformers' settings: `trim_blocks` and
+//! `lstrip_blocks` on; `generation` blocks, which only mark text there, read as blocks that are always true; a
+//! `tojson` of our own (`json`); CRLF read as LF; Python's string, list and dict methods; `raise_exception`; and
+//! `strftime_now`, whose clock is read once per process so that every row of a run sees the same date (`date`).
+//!
+//! Refused: templates that do not parse, and conversations that a template itself refuses.
+
+mod date;
+mod json;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use regex::Regex;
+use serde_json::Map;
+
+use super::group::Message;
+use crate::{Error, Result};
+pub use date::frozen_date;
+
+/// File that holds a folder's template; it wins over `chat_template` in `tokenizer_config.json`.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// A named source, in the order of the file.
+type Named = Vec<(String, String)>;
+
+/// A compiled chat template, or several with names (`default`, `tool_use`).
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    sources: Named,
+    /// Special tokens by their variable names: `bos_token`, `eos_token`, ...
+    tokens: Vec<(String, String)>,
+}
+
+impl ChatTemplate {
+    /// Compiles one source. `tokens` are handed to the template by name.
+    pub fn compile(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
+        Self::compile_named(vec![("default".to_owned(), source.to_owned())], tokens)
+    }
+
+    fn compile_named(sources: Named, tokens: Vec<(String, String)>) -> Result<Self, String> {
+        let mut env = environment();
+        for (name, source) in &sources {
+            env.add_template_owned(name.clone(), rewrite(source))
+                .map_err(|e| format!("does not parse: {}", why(&e)))?;
+        }
+        Ok(Self { env, sources, tokens })
+    }
+
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in the given
+    /// `tokenizer_config.json` as a string or a list of `{name, template}`. `None` when the folder has neither.
+    pub fn load(
+        dir: &Path,
+        config: &Map<String, serde_json::Value>,
+        tokens: Vec<(String, String)>,
+    ) -> Result<Option<Self>> {
+        let file = dir.join(TEMPLATE_FILE);
+        if file.is_file() {
+            return Self::from_file(&file, tokens).map(Some);
+        }
+        let place = dir.join("tokenizer_config.json");
+        let sources = match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => return Ok(None),
+            Some(value) => named_sources(value).map_err(|why| Error::model(&place, why))?,
+        };
+        Self::compile_named(sources, tokens)
+            .map(Some)
+            .map_err(|why| Error::model(&place, format!("\"chat_template\" {why}")))
+    }
+
+    /// The template in a file of its own.
+    pub fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
+        let source = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+        Self::compile(&source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
+    }
+
+    /// Text of a conversation. `generation_prompt` adds the opening of the assistant's turn; `kwargs` are further
+    /// variables of the template. With tools, a template named `tool_use` is preferred.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        generation_prompt: bool,
+        tools: Option<&serde_json::Value>,
+        kwargs: Option<&Map<String, serde_json::Value>>,
+    ) -> Result<String, String> {
+        let has = |name: &str| self.sources.iter().any(|(known, _)| known == name);
+        let name = if tools.is_some() && has("tool_use") { "tool_use" } else { "default" };
+        let template = self.env.get_template(name).map_err(|e| why(&e))?;
+        let mut variables: Vec<(String, Value)> =
+            self.tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))).collect();
+        for (name, value) in kwargs.into_iter().flatten() {
+            variables.push((name.clone(), Value::from_serialize(value)));
+        }
+        let extra: Value = variables.into_iter().collect();
+        // transformers passes tools and documents always, as None when there are none.
+        let own = context! {
+            messages => Value::from_serialize(messages),
+            tools => tools.map_or(Value::from(()), Value::from_serialize),
+            add_generation_prompt => generation_prompt,
+        };
+        let none = context! { documents => () };
+        template
+            .render(context! { ..own, ..extra, ..none })
+            .map_err(|e| format!("the chat template failed: {}", why(&e)))
+    }
+
+    /// Sources by name, for hashing and printing.
+    pub fn sources(&self) -> &[(String, String)] {
+        &self.sources
+    }
+
+    /// True when the template prints the date, which then is part of what is trained.
+    pub fn uses_date(&self) -> bool {
+        self.sources.iter().any(|(_, source)| source.contains("strftime_now"))
+    }
+}
+
+/// `chat_template` as a string or as a list of `{name, template}` with a `default`.
+fn named_sources(value: &serde_json::Value) -> Result<Named, String> {
+    let list = match value {
+        serde_json::Value::String(source) => return Ok(vec![("default".to_owned(), source.clone())]),
+        serde_json::Value::Array(list) => list,
+        _ => return Err("\"chat_template\" must be a string or a list of {name, template}".into()),
+    };
+    let mut sources = Named::new();
+    for (i, entry) in list.iter().enumerate() {
+        let text = |key: &str| entry.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+        match (text("name"), text("template")) {
+            (Some(name), Some(source)) => sources.push((name, source)),
+            _ => return Err(format!("\"chat_template\"[{i}] must have the strings \"name\" and \"template\"")),
+        }
+    }
+    if !sources.iter().any(|(name, _)| name == "default") {
+        return Err("\"chat_template\" is a list without an entry named \"default\"".into());
+    }
+    Ok(sources)
+}
+
+/// LF line ends, and `generation` tags as tags of a block that is always true, their white-space marks kept.
+fn rewrite(source: &str) -> String {
+    static TAG: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(generation|endgeneration)\s*([-+]?)%\}").expect("the pattern is constant")
+    });
+    let source = source.replace("\r\n", "\n");
+    let tag = |found: &regex::Captures<'_>| {
+        let word = if &found[2] == "generation" { "if true" } else { "endif" };
+        format!("{{%{} {word} {}%}}", &found[1], &found[3])
+    };
+    TAG.replace_all(&source, tag).into_owned()
+}
+
+fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_trim_blocks(true);
+    env.set_lstrip_blocks(true);
+    // The text goes to a tokenizer, never to a browser.
+    env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(|out, state, value| match python_word(value) {
+        Some(word) => out.write_str(word).map_err(minijinja::Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
+    env.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
+    env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", |format: String| {
+        date::strftime_now(&format).map_err(|why| minijinja::Error::new(ErrorKind::InvalidOperation, why))
+    });
+    env
+}
+
+/// Python's spelling of the values whose spelling differs.
+fn python_word(value: &Value) -> Option<&'static str> {
+    if value.is_none() {
+        return Some("None");
+    }
+    match value.kind() {
+        minijinja::value::ValueKind::Bool => Some(if value.is_true() { "True" } else { "False" }),
+        _ => None,
+    }
+}
+
+/// minijinja's message and line, without its debug dump.
+fn why(error: &minijinja::Error) -> String {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) => format!("{detail} (line {line} of the template)"),
+        None => detail,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(content: &str) -> Vec<Message> {
+        vec![Message { role: "user".into(), content: content.into() }]
+    }
+
+    fn render(source: &str) -> Result<String, String> {
+        ChatTemplate::compile(source, vec![("eos_token".into(), "<e>".into())])?.render(&user("hi"), true, None, None)
+    }
+
+    #[test]
+    fn generation_tags_mark_nothing() {
+        let source = "a \n {%- generation -%} {{ messages[0]['content'] }}{% endgeneration %}\nb{{ eos_token }}";
+        assert_eq!(render(source).unwrap(), "ahib<e>");
+    }
+
+    #[test]
+    fn a_template_can_refuse_and_the_message_is_its_own() {
+        let why = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
+        assert!(why.contains("roles must alternate") && why.contains("line 1"), "{why}");
+        assert!(render("{% if %}").unwrap_err().contains("does not parse"));
+    }
+
+    #[test]
+    fn carriage_returns_are_line_ends() {
+        assert_eq!(render("{% if true %}\r\nx\r\n{% endif %}\r\ny").unwrap(), "x\ny");
+    }
+
+    #[test]
+    fn the_jinja_file_wins_and_lists_need_a_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |json: serde_json::Value| json.as_object().unwrap().clone();
+        let string = config(serde_json::json!({"chat_template": "from config"}));
+        let load = |config: &Map<String, serde_json::Value>| ChatTemplate::load(dir.path(), config, Vec::new());
+        let text = |template: ChatTemplate| template.render(&user("x"), false, None, None).unwrap();
+        assert_eq!(text(load(&string).unwrap().unwrap()), "from config");
+        assert!(load(&Map::new()).unwrap().is_none());
+        let list = config(serde_json::json!({"chat_template": [
+            {"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]}));
+        let named = load(&list).unwrap().unwrap();
+        assert_eq!(named.render(&user("x"), false, Some(&serde_json::json!([])), None).unwrap(), "tools");
+        assert_eq!(text(named), "plain");
+        let bad = config(serde_json::json!({"chat_template": [{"name": "other", "template": "x"}]}));
+        assert!(load(&bad).unwrap_err().to_string().contains("default"));
+        std::fs::write(dir.path().join(TEMPLATE_FILE), "from file").unwrap();
+        assert_eq!(text(load(&string).unwrap().unwrap()), "from file");
+    }
+
+    #[test]
+    fn settings_of_the_row_reach_the_template() {
+        let template = ChatTemplate::compile("{{ mode }} {{ flag }} {{ documents }}", Vec::new()).unwrap();
+        let kwargs = serde_json::json!({"mode": "fast", "flag": true});
+        let text = template.render(&user("x"), false, None, kwargs.as_object()).unwrap();
+        assert_eq!(text, "fast True None");
+    }
+}

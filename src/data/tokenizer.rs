@@ -1,1 +1,326 @@
-//! Placeholder.
+//! A model folder's tokenizer: text to ids and back, its special tokens, end ids and chat template, and the files
+//! that a saved model takes over byte for byte. Training of a new one lives in `train`.
+//!
+//! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and
+//! the end ids of `generation_config.json` and `config.json`. Truncation and padding stored in `tokenizer.json` are
+//! switched off: lengths are decided in one place, and nothing is padded.
+//!
+//! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the vocabulary.
+
+mod train;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as Inner;
+
+use super::template::{ChatTemplate, TEMPLATE_FILE};
+use crate::{Error, Result};
+pub use train::{CHAT_TEMPLATE, SPECIAL_TOKENS, train_bpe};
+
+/// Files of a folder that belong to its tokenizer, in the order they are copied.
+const FILES: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    TEMPLATE_FILE,
+    "chat_template.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+];
+
+/// Folder of further named chat templates.
+const MORE_TEMPLATES: &str = "additional_chat_templates";
+
+/// Names of special tokens, as the configuration and the chat template spell them.
+const TOKEN_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A tokenizer with its special tokens and chat template.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: Inner,
+    /// Folder it was loaded from, for messages and copying; `None` after training.
+    dir: Option<PathBuf>,
+    /// Special tokens by name, in the order of [`TOKEN_NAMES`].
+    tokens: Vec<(String, String)>,
+    bos: Option<u32>,
+    pad: Option<u32>,
+    /// The end token's id first, then further end ids of the folder.
+    ends: Vec<u32>,
+    /// Number of ids that the post-processor puts behind a text.
+    suffix: usize,
+    template: Option<ChatTemplate>,
+    notes: Vec<String>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model folder.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let file = dir.join("tokenizer.json");
+        if !file.is_file() {
+            return Err(Error::model(&file, "is missing; save the tokenizer in its fast form, or train one"));
+        }
+        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
+        let inner = Inner::from_bytes(&bytes).map_err(|e| Error::model(&file, format!("cannot be read: {e}")))?;
+        let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let map = read_object(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
+        let mut ends = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            let path = dir.join(name);
+            let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
+            ends.extend(ids);
+        }
+        Self::build(inner, Some(dir), &config, &map, ends)
+    }
+
+    fn build(
+        mut inner: Inner,
+        dir: Option<&Path>,
+        config: &Map<String, Value>,
+        map: &Map<String, Value>,
+        more_ends: Vec<u32>,
+    ) -> Result<Self> {
+        let place = dir.unwrap_or(Path::new("")).join("tokenizer_config.json");
+        let fail = |why: String| Error::model(&place, why);
+        inner.with_truncation(None).map_err(|e| fail(format!("cannot switch truncation off: {e}")))?;
+        inner.with_padding(None);
+        let mut tokens = Vec::new();
+        for name in TOKEN_NAMES {
+            let value = config.get(name).filter(|value| !value.is_null()).or_else(|| map.get(name));
+            if let Some(token) = value.map_or(Ok(None), |value| token_text(name, value)).map_err(fail)? {
+                tokens.push((name.to_owned(), token));
+            }
+        }
+        let id = |name: &str| -> Result<Option<u32>> {
+            let Some((_, token)) = tokens.iter().find(|(known, _)| known == name) else { return Ok(None) };
+            let id = inner.token_to_id(token);
+            id.map(Some).ok_or_else(|| fail(format!("{name} \"{token}\" is not in the vocabulary of tokenizer.json")))
+        };
+        let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
+        let mut ends: Vec<u32> = eos.into_iter().collect();
+        for end in more_ends {
+            if !ends.contains(&end) {
+                ends.push(end);
+            }
+        }
+        let template = match dir {
+            Some(dir) => ChatTemplate::load(dir, config, tokens.clone())?,
+            None => None,
+        };
+        let mut tokenizer = Self {
+            inner,
+            dir: dir.map(Path::to_owned),
+            tokens,
+            bos,
+            pad,
+            ends,
+            suffix: 0,
+            template,
+            notes: Vec::new(),
+        };
+        tokenizer.probe(config)?;
+        Ok(tokenizer)
+    }
+
+    /// Learns what the post-processor adds, and notes where the configuration says otherwise.
+    fn probe(&mut self, config: &Map<String, Value>) -> Result<()> {
+        let (bare, dressed) = (self.encode("a", false)?, self.encode("a", true)?);
+        let start = if bare.is_empty() { None } else { dressed.windows(bare.len()).position(|ids| ids == bare) };
+        let prefix = start.map_or(&dressed[..0], |start| &dressed[..start]);
+        let suffix = start.map_or(&dressed[..0], |start| &dressed[start + bare.len()..]);
+        let adds = |ids: &[u32], id: Option<u32>| id.is_some_and(|id| ids.contains(&id));
+        let eos = self.eos_id();
+        for (key, does) in [("add_bos_token", adds(prefix, self.bos)), ("add_eos_token", adds(suffix, eos))] {
+            if let Some(says) = config.get(key).and_then(Value::as_bool)
+                && says != does
+            {
+                self.notes.push(format!(
+                    "tokenizer_config.json says {key} = {says}, but the post-processor of tokenizer.json {} it; \
+                     tokenizer.json decides",
+                    if does { "adds" } else { "does not add" }
+                ));
+            }
+        }
+        self.suffix = suffix.len();
+        Ok(())
+    }
+
+    /// Ids of a text. `special` lets the post-processor add what it adds to a whole text, such as BOS.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special);
+        Ok(encoding.map_err(|e| self.fail(format!("cannot encode a text: {e}")))?.get_ids().to_vec())
+    }
+
+    /// Ids of a text that something follows: what the post-processor puts in front, nothing behind.
+    pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        ids.truncate(ids.len().saturating_sub(self.suffix));
+        Ok(ids)
+    }
+
+    /// Text of some ids, special tokens written out. Ids outside the vocabulary are left out.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|e| self.fail(format!("cannot decode ids: {e}")))
+    }
+
+    /// Text of some ids without special tokens.
+    pub fn decode_words(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| self.fail(format!("cannot decode ids: {e}")))
+    }
+
+    /// The entry of the vocabulary, in the tokenizer's own spelling.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Id of a vocabulary entry.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Smallest number that no id reaches: the least vocabulary size a model needs.
+    pub fn vocab_size(&self) -> usize {
+        let ids = self.inner.get_vocab(true);
+        ids.values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// Beginning-of-text id.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id appended to plain text: the folder's `eos_token`, else its first end id.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.ends.first().copied()
+    }
+
+    /// All ids that end a response.
+    pub fn end_ids(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Padding id; only written into configurations, never given to a model.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// Text of a special token by name, for example `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.tokens.iter().find(|(known, _)| known == name).map(|(_, token)| token.as_str())
+    }
+
+    /// The folder's chat template.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The chat template, or an error that says how to give one.
+    pub fn require_template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().ok_or_else(|| {
+            let place = self.dir.clone().unwrap_or_default();
+            Error::model(&place, "the folder has no chat template, which conversations need; pass --chat-template-path")
+        })
+    }
+
+    /// [`Tokenizer::eos_id`], or an error that says where to name one.
+    pub fn require_eos(&self) -> Result<u32> {
+        self.eos_id().ok_or_else(|| {
+            let place = self.dir.clone().unwrap_or_default();
+            Error::model(
+                &place,
+                "no end token is known, which plain text needs; name eos_token in tokenizer_config.json",
+            )
+        })
+    }
+
+    /// Replaces the chat template by the one in a file (`--chat-template-path`).
+    pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
+        self.template = Some(ChatTemplate::from_file(file, self.tokens.clone())?);
+        Ok(())
+    }
+
+    /// Remarks for the log: where the folder's files disagree.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The tokenizer's files in its folder, in a fixed order.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let Some(dir) = &self.dir else { return Vec::new() };
+        let mut files: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
+        let more = std::fs::read_dir(dir.join(MORE_TEMPLATES)).into_iter().flatten().flatten();
+        let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
+        more.sort_unstable();
+        files.extend(more);
+        files
+    }
+
+    /// Copies the tokenizer's files into a folder byte for byte. Copying onto itself does nothing.
+    pub fn copy_to(&self, target: &Path) -> Result<()> {
+        let Some(dir) = &self.dir else {
+            return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
+        };
+        std::fs::create_dir_all(target).map_err(Error::io("create", target))?;
+        let real = |path: &Path| path.canonicalize().map_err(Error::io("resolve", path));
+        if real(dir)? == real(target)? {
+            return Ok(());
+        }
+        for file in self.files() {
+            let Ok(name) = file.strip_prefix(dir) else { continue };
+            let to = target.join(name);
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+            }
+            let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
+            std::fs::write(&to, bytes).map_err(Error::io("write", &to))?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, why: String) -> Error {
+        Error::model(&self.dir.clone().unwrap_or_default().join("tokenizer.json"), why)
+    }
+}
+
+/// A JSON object in a file; `None` when there is no such file.
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) => Ok(Some(object)),
+        Ok(_) => Err(Error::model(path, "must hold a JSON object")),
+        Err(e) => Err(Error::model(path, format!("is not valid JSON: {e}"))),
+    }
+}
+
+/// A special token as a string, as an object with `content`, or null.
+fn token_text(name: &str, value: &Value) -> Result<Option<String>, String> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(token) => Ok(Some(token.clone())),
+        Value::Object(object) => match object.get("content") {
+            Some(Value::String(token)) => Ok(Some(token.clone())),
+            _ => Err(format!("{name} is an object without the string \"content\"")),
+        },
+        _ => Err(format!("{name} must be a string, an object with \"content\", or null")),
+    }
+}
+
+/// `eos_token_id` as a number or a list of numbers.
+fn end_ids(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| Error::model(path, format!("eos_token_id {value} is no token id")))
+    };
+    match object.get("eos_token_id") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(id).collect(),
+        Some(value) => Ok(vec![id(value)?]),
+    }
+}

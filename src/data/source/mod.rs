@@ -1,1 +1,293 @@
-//! Placeholder.
+//! Reading preference files: every accepted row becomes a [`PreferenceGroup`] with the place it came from.
+//!
+//! - `rows`: a file (JSONL or a JSON array, plain or gzip) as a stream of JSON objects with line numbers
+//! - `fields`: typed access to the keys of one row, with the messages of every defect
+//! - `group_row`, `text_pair`, `chat_pair`, `ultrafeedback`, `hh`: one reader per format
+//! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference rows
+//! - [`options`]: column map and the flag that lets one file mix formats
+//!
+//! The format is detected from the keys of each row. Refused, each with file, line and id: rows that are not JSON
+//! objects, missing or mistyped keys, empty responses, files without rows, and two formats in one file unless
+//! [`ReadOptions::mixed_formats`] is set. Files are read line by line; memory per line is bounded.
+
+mod chat_pair;
+mod fields;
+mod group_row;
+mod hh;
+pub mod options;
+mod rows;
+mod sft;
+mod text_pair;
+mod ultrafeedback;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::Value;
+
+pub use options::{ColumnMap, ReadOptions};
+pub use sft::{read_sft_files, sft_pairs};
+
+use super::group::PreferenceGroup;
+use crate::{Error, Result};
+use fields::Row;
+
+/// A group and the place it was read from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceRow {
+    pub group: PreferenceGroup,
+    pub file: Arc<Path>,
+    /// Counts from 1.
+    pub line: usize,
+}
+
+impl SourceRow {
+    /// A data error at this row.
+    pub fn error(&self, why: impl Into<String>) -> Error {
+        Error::data(&self.file, self.line, Some(&self.group.id), why)
+    }
+}
+
+/// The shape of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// `prompts`, `responses`, `comparisons`.
+    Group,
+    /// `prompt`, `chosen`, `rejected` as strings.
+    TextExplicit,
+    /// `chosen`, `rejected` as strings that begin alike.
+    TextImplicit,
+    /// `prompt`, `chosen`, `rejected` as messages.
+    ChatExplicit,
+    /// `chosen`, `rejected` as conversations that begin alike.
+    ChatImplicit,
+    /// `chosen`, `rejected` as dialogues with `\n\nHuman:` and `\n\nAssistant:`.
+    HumanAssistant,
+    /// `prompt` as a string and `chosen`, `rejected` as conversations.
+    UltraFeedback,
+    /// `prompt` and `completion` (SFT only).
+    PromptCompletion,
+    /// `messages` (SFT only).
+    Messages,
+    /// `text` (SFT only).
+    PlainText,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Group => "group rows",
+            Format::TextExplicit => "text pairs with a prompt",
+            Format::TextImplicit => "text pairs without a prompt",
+            Format::ChatExplicit => "conversation pairs with a prompt",
+            Format::ChatImplicit => "conversation pairs without a prompt",
+            Format::HumanAssistant => "Human/Assistant dialogues",
+            Format::UltraFeedback => "prompt with whole conversations",
+            Format::PromptCompletion => "prompts with completions",
+            Format::Messages => "conversations",
+            Format::PlainText => "plain text",
+        })
+    }
+}
+
+/// What was found in one file; its `Display` is one line for the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    pub file: PathBuf,
+    /// Rows of each format, in the order of [`Format`].
+    pub formats: Vec<(Format, usize)>,
+    /// Keys that no reader uses, in ascending order.
+    pub ignored_keys: BTreeSet<String>,
+    /// Text pairs whose two sides both begin with the whole prompt: a sign that the prompt is repeated.
+    pub prompt_repeated: usize,
+}
+
+impl FileReport {
+    /// Rows of all formats.
+    pub fn rows(&self) -> usize {
+        self.formats.iter().map(|(_, rows)| rows).sum()
+    }
+}
+
+impl fmt::Display for FileReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        for (i, (format, rows)) in self.formats.iter().enumerate() {
+            write!(f, "{} {rows} {format}", if i == 0 { "" } else { "," })?;
+        }
+        if !self.ignored_keys.is_empty() {
+            let keys: Vec<&str> = self.ignored_keys.iter().map(String::as_str).collect();
+            write!(f, "; keys not used: {}", keys.join(", "))?;
+        }
+        if self.prompt_repeated > 0 {
+            write!(f, "; in {} rows both sides begin with the whole prompt: is it repeated?", self.prompt_repeated)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads preference files in the order given. Group rows must have distinct ids over all files.
+pub fn read_files(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<SourceRow>> {
+    Ok(read_files_with_reports(paths, options)?.0)
+}
+
+/// [`read_files`] with what was found in each file.
+pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    read_all(paths, options, preference_row)
+}
+
+/// Reader of one row: its format, its group and whether both sides repeat the prompt.
+type RowReader = fn(&mut Row<'_>) -> Result<Parsed, String>;
+
+/// What a reader of one format hands back.
+struct Parsed {
+    format: Format,
+    group: PreferenceGroup,
+    prompt_repeated: bool,
+}
+
+impl Parsed {
+    fn new(format: Format, group: PreferenceGroup) -> Self {
+        Self { format, group, prompt_repeated: false }
+    }
+}
+
+fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    if paths.is_empty() {
+        return Err(Error::Usage("no input file was given".into()));
+    }
+    let mut all = Vec::new();
+    let mut reports = Vec::with_capacity(paths.len());
+    // Id of each group row and where it first stood.
+    let mut seen: HashMap<String, (Arc<Path>, usize)> = HashMap::new();
+    for path in paths {
+        let file: Arc<Path> = Arc::from(path.as_path());
+        let mut found = Found::default();
+        rows::for_each_row(path, |line, object| {
+            let mut row = Row::new(object, path, line);
+            let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
+            row.set_id().map_err(|why| Error::data(path, line, None, why))?;
+            let id = row.id().to_owned();
+            row.rename(options).map_err(|why| fail(&id, why))?;
+            let parsed = reader(&mut row).map_err(|why| fail(&id, why))?;
+            found.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
+            if parsed.format == Format::Group
+                && let Some((other, first)) = seen.insert(id.clone(), (file.clone(), line))
+            {
+                let why = format!("the id was already used in {}:{first}; ids must be distinct", other.display());
+                return Err(fail(&id, why));
+            }
+            found.ignored_keys.extend(row.unused());
+            all.push(SourceRow { group: parsed.group, file: file.clone(), line });
+            Ok(())
+        })?;
+        if found.formats.is_empty() {
+            return Err(Error::data(path, 0, None, "the file has no rows; one JSON object a line is expected"));
+        }
+        let mut formats: Vec<_> = found.formats.iter().map(|f| (f.format, f.rows)).collect();
+        formats.sort_unstable();
+        let (ignored_keys, prompt_repeated) = (found.ignored_keys, found.prompt_repeated);
+        reports.push(FileReport { file: path.clone(), formats, ignored_keys, prompt_repeated });
+    }
+    Ok((all, reports))
+}
+
+/// A format met in a file, the line where it was first met and its rows.
+struct FoundFormat {
+    format: Format,
+    first_line: usize,
+    rows: usize,
+}
+
+/// Running account of one file.
+#[derive(Default)]
+struct Found {
+    formats: Vec<FoundFormat>,
+    ignored_keys: BTreeSet<String>,
+    prompt_repeated: usize,
+}
+
+impl Found {
+    fn add(&mut self, parsed: &Parsed, line: usize, options: &ReadOptions) -> Result<(), String> {
+        self.prompt_repeated += usize::from(parsed.prompt_repeated);
+        if let Some(known) = self.formats.iter_mut().find(|f| f.format == parsed.format) {
+            known.rows += 1;
+            return Ok(());
+        }
+        if let Some(other) = self.formats.first().filter(|_| !options.mixed_formats) {
+            return Err(format!(
+                "line {line} is of format \"{}\" but line {} is of format \"{}\"; split the file or pass \
+                 --mixed-formats",
+                parsed.format, other.first_line, other.format
+            ));
+        }
+        self.formats.push(FoundFormat { format: parsed.format, first_line: line, rows: 1 });
+        Ok(())
+    }
+}
+
+/// Detects the format of a preference row from its keys and reads it.
+fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    if group_row::matches(row) {
+        return Ok(Parsed::new(Format::Group, group_row::read(row)?));
+    }
+    match (row.has("chosen"), row.has("rejected")) {
+        (true, true) => {}
+        (false, false) => return Err(not_a_preference_row(row)),
+        (chosen, _) => {
+            let missing = if chosen { "rejected" } else { "chosen" };
+            return Err(format!(
+                "\"{missing}\" is missing; a preference row needs chosen and rejected, or use --column-map"
+            ));
+        }
+    }
+    let text = |key: &str| row.text_or_chat(key);
+    match (text("prompt")?, text("chosen")?, text("rejected")?) {
+        (None, Some(Shape::Text), Some(Shape::Text)) if hh::matches(row) => hh::read(row),
+        (None, Some(Shape::Text), Some(Shape::Text)) => text_pair::read_implicit(row),
+        (Some(Shape::Text), Some(Shape::Text), Some(Shape::Text)) => text_pair::read_explicit(row),
+        (None, Some(Shape::Chat), Some(Shape::Chat)) => chat_pair::read_implicit(row),
+        (Some(Shape::Text), Some(Shape::Chat), Some(Shape::Chat)) => ultrafeedback::read(row),
+        (Some(Shape::Chat), Some(a), Some(b)) if a == b => chat_pair::read_explicit(row),
+        _ => Err("\"chosen\" and \"rejected\" must both be strings or both be lists of messages".into()),
+    }
+}
+
+/// How a side is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Text,
+    Chat,
+}
+
+/// Why a row without chosen and rejected cannot be read, judged by the keys it does have.
+fn not_a_preference_row(row: &Row<'_>) -> String {
+    let any = |keys: &[&str]| keys.iter().any(|key| row.has(key));
+    let advice = if any(&["prompt_ids", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"]) {
+        "rows that are already token ids are not read; give the text"
+    } else if any(&["conversations", "instruction"]) {
+        "rows in LLaMA-Factory's shapes are not read; write prompt, chosen and rejected"
+    } else if any(&["completion", "messages", "text"]) {
+        "this looks like a row for `mapl sft`, which has no comparison"
+    } else {
+        "a preference row needs chosen and rejected, or use --column-map"
+    };
+    let keys = row.keys_for_message();
+    format!("\"chosen\" and \"rejected\" are missing (the row has {keys}); {advice}")
+}
+
+/// Name of a JSON type, for messages.
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,164 @@
+//! Printing tokenised groups: decoded sequences with the trained tokens marked, ids on demand, special tokens visible,
+//! and what a group costs in tokens under four layouts.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+
+use super::group::{Instruction, PreferenceGroup};
+use super::tokenized::{SequenceComparison, TokenizedGroup};
+use super::tokenizer::Tokenizer;
+use crate::Result;
+
+/// How a group is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShowOptions {
+    /// Mark trained tokens by colour; `[[ ]]` otherwise.
+    pub color: bool,
+    /// Print the token ids of every sequence.
+    pub ids: bool,
+}
+
+/// Tokens of a group under four layouts, from the plainest to the one that is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenTable {
+    /// Terms over all comparisons, and their tokens when each is computed on its own.
+    pub terms: (usize, usize),
+    /// Distinct sequences, and their tokens.
+    pub sequences: (usize, usize),
+    /// Distinct prompts, and the tokens of these and of all responses.
+    pub prompts: (usize, usize),
+    /// Nodes of the prefix tree of the prompts, and the tokens of these and of all responses.
+    pub tree: (usize, usize),
+}
+
+impl TokenTable {
+    /// Counts a group. Responses are shared by no layout.
+    pub fn new(group: &TokenizedGroup) -> Self {
+        let length = |sequence: usize| {
+            let sequence = &group.sequences[sequence];
+            group.prompt_ids[sequence.prompt].len() + sequence.response_ids.len()
+        };
+        let terms: Vec<usize> =
+            group.comparisons.iter().flat_map(|c| c.terms.iter().map(|t| length(t.sequence))).collect();
+        let used: BTreeSet<usize> = group.sequences.iter().map(|s| s.prompt).collect();
+        // Prompts with equal ids are one prompt. A sorted order puts the longest shared beginnings side by side, so
+        // every tree node is counted where it first appears.
+        let mut prompts: Vec<&[u32]> = used.iter().map(|&p| &group.prompt_ids[p][..]).collect();
+        prompts.sort_unstable();
+        prompts.dedup();
+        let mut nodes = 0;
+        let mut before: &[u32] = &[];
+        for ids in &prompts {
+            nodes += ids.len() - ids.iter().zip(before).take_while(|(a, b)| a == b).count();
+            before = ids;
+        }
+        let responses = group.response_tokens();
+        let sequences = group.sequences.len();
+        Self {
+            terms: (terms.len(), terms.iter().sum()),
+            sequences: (sequences, (0..sequences).map(length).sum()),
+            prompts: (prompts.len(), prompts.iter().map(|ids| ids.len()).sum::<usize>() + responses),
+            tree: (nodes, nodes + responses),
+        }
+    }
+}
+
+impl fmt::Display for TokenTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = if self.terms.1 > 0 { self.terms.1 } else { self.sequences.1 };
+        let share = |tokens: usize| if first == 0 { 0.0 } else { 100.0 * tokens as f64 / first as f64 };
+        let rows = [
+            (format!("every term on its own ({} terms)", self.terms.0), self.terms.1),
+            (format!("each distinct sequence once ({})", self.sequences.0), self.sequences.1),
+            (format!("each distinct prompt once ({}), responses below", self.prompts.0), self.prompts.1),
+            (format!("prefix tree: prompts {}, responses {}", self.tree.0, self.tree.1 - self.tree.0), self.tree.1),
+        ];
+        writeln!(f, "{:<56} {:>8} {:>8}", "layout", "tokens", "share")?;
+        for (layout, tokens) in rows {
+            writeln!(f, "{layout:<56} {tokens:>8} {:>6.0} %", share(tokens))?;
+        }
+        Ok(())
+    }
+}
+
+/// A group as text: its comparisons, every distinct sequence with its trained tokens marked, and its token table.
+pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let mut out = format!("group {}\n", plain(&group.group.id));
+    for (i, comparison) in group.comparisons.iter().enumerate() {
+        out.push_str(&comparison_line(i, comparison, group));
+    }
+    for (i, sequence) in group.sequences.iter().enumerate() {
+        let prompt = &group.prompt_ids[sequence.prompt];
+        let (p, r) = (prompt.len(), sequence.response_ids.len());
+        line(
+            &mut out,
+            format!("\nsequence {i}: prompt {} with response {}, {p} + {r} tokens", sequence.prompt, sequence.response),
+        );
+        for note in instruction_notes(&group.group, sequence.prompt, sequence.response) {
+            line(&mut out, format!("  {note}"));
+        }
+        let (open, close) = if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") };
+        let (before, trained) = (tokenizer.decode(prompt)?, tokenizer.decode(&sequence.response_ids)?);
+        line(&mut out, format!("{}{open}{}{close}", plain(&before), plain(&trained)));
+        if options.ids {
+            line(&mut out, format!("  ids {prompt:?} {open}{:?}{close}", sequence.response_ids));
+        }
+    }
+    line(&mut out, format!("\n{}", TokenTable::new(group)));
+    Ok(out)
+}
+
+fn line(out: &mut String, text: String) {
+    out.push_str(&text);
+    out.push('\n');
+}
+
+/// One comparison: kind, rule or direction, and its signed sequences.
+fn comparison_line(i: usize, comparison: &SequenceComparison, group: &TokenizedGroup) -> String {
+    let mut out = format!("  {} ", comparison.kind.name());
+    if let Some(source) = group.group.comparisons.get(i) {
+        if let Some(rule) = source.rule {
+            let _ = write!(out, "rule {rule:?} ");
+        }
+        if let Some(direction) = source.direction {
+            let _ = write!(out, "{direction:?} ");
+        }
+    }
+    let signed = |sign: i8| if sign > 0 { '+' } else { '-' };
+    let terms = comparison.terms.iter().map(|t| format!("{}sequence {}", signed(t.sign), t.sequence));
+    out.push_str(&terms.collect::<Vec<_>>().join(" "));
+    if comparison.margin != 0.0 {
+        let _ = write!(out, ", margin {}", comparison.margin);
+    }
+    if comparison.weight != 1.0 {
+        let _ = write!(out, ", weight {}", comparison.weight);
+    }
+    out.push('\n');
+    out
+}
+
+/// The instructions of a prompt and whether a response meets them.
+fn instruction_notes(group: &PreferenceGroup, prompt: usize, response: usize) -> Vec<String> {
+    let note = |instruction: &Instruction| {
+        let met = match instruction.satisfied.get(response).copied().flatten() {
+            Some(true) => "met",
+            Some(false) => "not met",
+            None => "not checked",
+        };
+        format!("{}: {met}", plain(&instruction.id))
+    };
+    group.instructions.iter().filter(|i| i.prompt == prompt).map(note).collect()
+}
+
+/// Text without the control characters that steer a terminal: data must not recolour or clear the screen.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,84 @@
+//! Pairs of conversations: lists of `{"role", "content"}`, with a prompt or without. Both are read through the whole
+//! conversations: `prompt` in front of each side unless the side already begins with it.
+//!
+//! The two conversations must be equal up to the last message, the assistant's response. Conversations that end in
+//! the same response after different turns are read as an intra comparison: one response under two prompts. Those
+//! that differ in both are refused, because no single prompt could be given to both responses.
+
+use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response, Term};
+use super::fields::{Row, split_response};
+use super::{Format, Parsed};
+
+pub fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let prompt = row.messages("prompt")?;
+    let mut side = |key: &'static str| match row.peek_text(key).map(str::to_owned) {
+        // A plain string answers the conversation.
+        Some(content) => {
+            row.take(key);
+            Ok(vec![Message { role: "assistant".into(), content }])
+        }
+        None => row.messages(key),
+    };
+    let (chosen, rejected) = (side("chosen")?, side("rejected")?);
+    let whole = |side: Vec<Message>| match side.starts_with(&prompt) {
+        true => side,
+        false => prompt.iter().cloned().chain(side).collect(),
+    };
+    Ok(Parsed::new(Format::ChatExplicit, pair(row, whole(chosen), whole(rejected))?))
+}
+
+pub fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let (chosen, rejected) = (row.messages("chosen")?, row.messages("rejected")?);
+    Ok(Parsed::new(Format::ChatImplicit, pair(row, chosen, rejected)?))
+}
+
+/// A group of two whole conversations, with the row's margin and template settings.
+pub fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<PreferenceGroup, String> {
+    let (prompt, chosen) = split_response(chosen, "\"chosen\"")?;
+    let (other, rejected) = split_response(rejected, "\"rejected\"")?;
+    let margin = row.margin()?;
+    let id = row.id().to_owned();
+    if prompt.is_empty() || other.is_empty() {
+        return Err("a side has the response alone; give the turns before it in \"prompt\"".into());
+    }
+    let mut group = if prompt == other {
+        PreferenceGroup::pair(id, Prompt::Messages(prompt), chosen, rejected, margin)
+    } else if chosen == rejected {
+        one_response(id, prompt, other, chosen, margin)
+    } else {
+        return Err(
+            "\"chosen\" and \"rejected\" differ before their last message and in it; a pair needs one prompt with two \
+             responses, or two prompts with one response (write a group row for anything else)"
+                .into(),
+        );
+    };
+    row.template_settings(&mut group)?;
+    Ok(group)
+}
+
+/// One response under two prompts, the first preferred.
+fn one_response(
+    id: String,
+    better: Vec<Message>,
+    worse: Vec<Message>,
+    response: Response,
+    margin: f64,
+) -> PreferenceGroup {
+    let term = |prompt, sign| Term { prompt, response: 0, sign };
+    PreferenceGroup {
+        id,
+        prompts: vec![Prompt::Messages(better), Prompt::Messages(worse)],
+        responses: vec![response],
+        comparisons: vec![Comparison {
+            kind: Kind::Intra,
+            terms: vec![term(0, 1), term(1, -1)],
+            margin,
+            weight: 1.0,
+            rule: None,
+            direction: None,
+        }],
+        instructions: Vec::new(),
+        tools: None,
+        chat_template_kwargs: None,
+    }
+}

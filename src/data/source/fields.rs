@@ -1,0 +1,251 @@
+//! Typed access to the keys of one row. A key whose value is `null` counts as absent: table tools write every column
+//! of every row. Each message names the key, what was found, and what was expected; the caller adds file and line.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::super::group::{Message, PreferenceGroup, Response};
+use super::options::ReadOptions;
+use super::{Shape, type_name};
+
+/// Keys that name or locate a row in common exports and carry nothing to train on.
+const ALWAYS_FINE: [&str; 1] = ["id"];
+
+/// One row: its object, its id, and which keys were used.
+pub struct Row<'a> {
+    object: Map<String, Value>,
+    id: String,
+    file: &'a Path,
+    line: usize,
+    used: Vec<&'static str>,
+}
+
+impl<'a> Row<'a> {
+    pub fn new(object: Map<String, Value>, file: &'a Path, line: usize) -> Self {
+        Self { object, id: String::new(), file, line, used: ALWAYS_FINE.to_vec() }
+    }
+
+    /// Id of the row: `id` as a string or whole number, else `<file stem>-<line>`.
+    pub fn set_id(&mut self) -> Result<(), String> {
+        self.id = match self.get("id") {
+            None => {
+                let stem = self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                let stem = stem.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("row").to_owned();
+                format!("{stem}-{}", self.line)
+            }
+            Some(Value::String(id)) if !id.is_empty() => id.clone(),
+            Some(Value::Number(id)) => id.to_string(),
+            Some(other) => {
+                return Err(format!("\"id\" must be a non-empty string or a number, found {}", describe(other)));
+            }
+        };
+        Ok(())
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Applies the column map. Group rows keep their keys.
+    pub fn rename(&mut self, options: &ReadOptions) -> Result<(), String> {
+        if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
+            return Ok(());
+        }
+        let mut taken = Vec::new();
+        for (key, column) in options.column_map.pairs() {
+            let Some(value) = self.object.get(column) else {
+                let keys = self.keys_for_message();
+                return Err(format!(
+                    "column \"{column}\", mapped to \"{key}\", is missing (the row has {keys}); correct --column-map"
+                ));
+            };
+            taken.push((key, column, value.clone()));
+        }
+        for (_, column, _) in &taken {
+            self.object.shift_remove(column.as_str());
+        }
+        for (key, _, value) in taken {
+            self.object.insert(key.clone(), value);
+        }
+        if options.column_map.pairs().iter().any(|(key, _)| key == "id") {
+            self.set_id()?;
+        }
+        Ok(())
+    }
+
+    /// Value of a key; absent and `null` are both `None`.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// All keys of the row, `null` ones included.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.object.keys().map(String::as_str)
+    }
+
+    /// The first keys of the row, quoted, for messages.
+    pub fn keys_for_message(&self) -> String {
+        if self.object.is_empty() {
+            return "no keys".into();
+        }
+        let shown: Vec<String> = self.object.keys().take(8).map(|key| format!("\"{}\"", shorten(key))).collect();
+        format!("{}{}", shown.join(", "), if self.object.len() > 8 { ", ..." } else { "" })
+    }
+
+    /// Keys with a value that no reader asked for.
+    pub fn unused(&self) -> Vec<String> {
+        let unused = |key: &&String| self.has(key) && !self.used.contains(&key.as_str());
+        self.object.keys().filter(unused).cloned().collect()
+    }
+
+    /// Removes and returns a key's value, marking it as used.
+    pub fn take(&mut self, key: &'static str) -> Option<Value> {
+        self.used.push(key);
+        self.object.get_mut(key).map(Value::take).filter(|value| !value.is_null())
+    }
+
+    /// Whether a key holds text or messages; an error for any other type.
+    pub fn text_or_chat(&self, key: &str) -> Result<Option<Shape>, String> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(_)) => Ok(Some(Shape::Text)),
+            Some(Value::Array(_) | Value::Object(_)) => Ok(Some(Shape::Chat)),
+            Some(other) => Err(format!("\"{key}\" must be a string or a list of messages, found {}", describe(other))),
+        }
+    }
+
+    /// A required string.
+    pub fn text(&mut self, key: &'static str) -> Result<String, String> {
+        match self.take(key) {
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(format!("\"{key}\" must be a string, found {}", describe(&other))),
+            None => Err(format!("\"{key}\" is missing")),
+        }
+    }
+
+    /// A string as it stands in the row, without taking it.
+    pub fn peek_text(&self, key: &str) -> Option<&str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// A required list of messages; a single message object counts as a list of one.
+    pub fn messages(&mut self, key: &'static str) -> Result<Vec<Message>, String> {
+        match self.take(key) {
+            Some(value) => messages(value, &format!("\"{key}\"")),
+            None => Err(format!("\"{key}\" is missing")),
+        }
+    }
+
+    /// The margin, 0 when absent.
+    pub fn margin(&mut self) -> Result<f64, String> {
+        match self.take("margin") {
+            None => Ok(0.0),
+            Some(Value::Number(number)) => match number.as_f64() {
+                Some(margin) if margin.is_finite() => Ok(margin),
+                _ => Err(format!("\"margin\" must be a finite number, found {number}")),
+            },
+            Some(other) => Err(format!("\"margin\" must be a number, found {}", describe(&other))),
+        }
+    }
+
+    /// Moves `tools` and `chat_template_kwargs` into the group.
+    pub fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
+        group.tools = match self.take("tools") {
+            None => None,
+            Some(Value::Array(tools)) if tools.is_empty() => None,
+            Some(tools @ Value::Array(_)) => Some(tools),
+            Some(other) => return Err(format!("\"tools\" must be a list, found {}", describe(&other))),
+        };
+        group.chat_template_kwargs = match self.take("chat_template_kwargs") {
+            None => None,
+            Some(Value::Object(kwargs)) => Some(kwargs),
+            Some(other) => {
+                return Err(format!("\"chat_template_kwargs\" must be an object, found {}", describe(&other)));
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Reads messages; `what` names them in errors.
+pub fn messages(value: Value, what: &str) -> Result<Vec<Message>, String> {
+    let list = match value {
+        Value::Array(list) => list,
+        Value::Object(_) => vec![value],
+        other => return Err(format!("{what} must be a list of messages, found {}", describe(&other))),
+    };
+    if list.is_empty() {
+        return Err(format!("{what} has no messages"));
+    }
+    list.into_iter().enumerate().map(|(i, value)| message(value, &format!("{what}[{i}]"))).collect()
+}
+
+/// Reads one message: `role` and `content`, both strings. Other keys with a value are refused, because a template
+/// may print them and the trained text would then lack them.
+pub fn message(value: Value, what: &str) -> Result<Message, String> {
+    let Value::Object(object) = value else {
+        return Err(format!("{what} must be an object with role and content, found {}", describe(&value)));
+    };
+    let (mut role, mut content) = (None, None);
+    for (key, value) in object {
+        match (key.as_str(), value) {
+            ("role", Value::String(text)) => role = Some(text),
+            ("content", Value::String(text)) => content = Some(text),
+            ("role" | "content", other) if !other.is_null() => {
+                return Err(format!("{what}: \"{key}\" must be a string, found {}", describe(&other)));
+            }
+            (_, Value::Null) => {}
+            _ => {
+                return Err(format!(
+                    "{what}: key \"{}\" is not supported; a message has role and content",
+                    shorten(&key)
+                ));
+            }
+        }
+    }
+    let role = role.filter(|role| !role.is_empty()).ok_or_else(|| format!("{what}: \"role\" is missing or empty"))?;
+    let content = content.ok_or_else(|| format!("{what}: \"content\" is missing"))?;
+    Ok(Message { role, content })
+}
+
+/// Refuses a response without words: it would have no token to score.
+pub fn not_empty(response: Response, what: &str) -> Result<Response, String> {
+    if response.text().is_empty() {
+        return Err(format!("{what} is empty; a response needs at least one token to score"));
+    }
+    Ok(response)
+}
+
+/// Takes the last message off a conversation: the response. It must be the assistant's.
+pub fn split_response(mut turns: Vec<Message>, what: &str) -> Result<(Vec<Message>, Response), String> {
+    let last = turns.pop().ok_or_else(|| format!("{what} has no messages"))?;
+    if last.role != "assistant" {
+        return Err(format!(
+            "{what} ends with the role \"{}\"; its last message must be the assistant's response",
+            shorten(&last.role)
+        ));
+    }
+    Ok((turns, not_empty(Response::Message(last), what)?))
+}
+
+/// A value for a message: its type, and the value itself when it is short.
+pub fn describe(value: &Value) -> String {
+    match value {
+        Value::Bool(_) | Value::Number(_) => format!("{} ({value})", type_name(value)),
+        Value::String(text) => format!("the string \"{}\"", shorten(text)),
+        _ => type_name(value).to_owned(),
+    }
+}
+
+/// At most 40 characters of a text, for messages.
+pub fn shorten(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((cut, _)) => format!("{}...", &text[..cut]),
+        None => text.to_owned(),
+    }
+}

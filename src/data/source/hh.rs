@@ -1,0 +1,38 @@
+//! Human/Assistant dialogues: `chosen` and `rejected` as text with turns opened by `\n\nHuman:` and `\n\nAssistant:`.
+//! The prompt ends with the last `\n\nAssistant:`; both sides must be equal up to there. Read as plain text, unedited:
+//! the space behind the colon belongs to the response.
+
+use super::fields::Row;
+use super::{Format, Parsed, text_pair};
+
+const HUMAN: &str = "\n\nHuman:";
+const ASSISTANT: &str = "\n\nAssistant:";
+
+/// Both sides are dialogues.
+pub fn matches(row: &Row<'_>) -> bool {
+    ["chosen", "rejected"].iter().all(|key| row.peek_text(key).is_some_and(|text| text.starts_with(HUMAN)))
+}
+
+pub fn read(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let (chosen, rejected) = (row.text("chosen")?, row.text("rejected")?);
+    let (a, b) = (prompt_end(&chosen, "chosen")?, prompt_end(&rejected, "rejected")?);
+    if chosen[..a] != rejected[..b] {
+        return Err(
+            "\"chosen\" and \"rejected\" differ before their last \"\\n\\nAssistant:\" turn; a pair needs one prompt \
+             (write a group row for anything else)"
+                .into(),
+        );
+    }
+    let group = text_pair::pair(row, chosen[..a].to_owned(), chosen[a..].to_owned(), rejected[b..].to_owned())?;
+    Ok(Parsed::new(Format::HumanAssistant, group))
+}
+
+/// Bytes up to and including the last `\n\nAssistant:`, which must come after the last `\n\nHuman:`.
+fn prompt_end(text: &str, key: &str) -> Result<usize, String> {
+    let end = text.rfind(ASSISTANT).map(|at| at + ASSISTANT.len());
+    match end {
+        Some(end) if !text[end..].contains(HUMAN) => Ok(end),
+        Some(_) => Err(format!("\"{key}\" ends with a Human turn; its last turn must be the Assistant's")),
+        None => Err(format!("\"{key}\" has no \"\\n\\nAssistant:\" turn")),
+    }
+}

@@ -1,0 +1,98 @@
+//! Settings of the readers: which keys stand for which, and whether one file may mix formats.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Keys that a column map may provide.
+const TARGETS: [&str; 10] =
+    ["id", "prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs", "completion", "messages", "text"];
+
+/// Settings of [`super::read_files`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReadOptions {
+    /// Names of the keys in the input, as chosen=chosen_response,rejected=rejected_response
+    #[arg(long, alias = "column_map", value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
+    pub column_map: ColumnMap,
+    /// Let one input file hold rows of several formats
+    #[arg(long, alias = "mixed_formats")]
+    pub mixed_formats: bool,
+}
+
+/// Which column of the input provides which key. Text form: `key=column`, comma separated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ColumnMap(Vec<(String, String)>);
+
+impl ColumnMap {
+    /// Pairs of key and column, in the order written.
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+}
+
+impl FromStr for ColumnMap {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut pairs: Vec<(String, String)> = Vec::new();
+        for part in text.split(',').filter(|part| !part.trim().is_empty()) {
+            let Some((key, column)) = part.split_once('=') else {
+                return Err(format!("\"{part}\" is not of the form key=column"));
+            };
+            let (key, column) = (key.trim(), column.trim());
+            if !TARGETS.contains(&key) {
+                return Err(format!("\"{key}\" is no key that a reader uses; known: {}", TARGETS.join(", ")));
+            }
+            if column.is_empty() {
+                return Err(format!("no column is named for \"{key}\""));
+            }
+            if pairs.iter().any(|(known, _)| known == key) {
+                return Err(format!("\"{key}\" is mapped twice"));
+            }
+            pairs.push((key.to_owned(), column.to_owned()));
+        }
+        Ok(Self(pairs))
+    }
+}
+
+impl fmt::Display for ColumnMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (key, column)) in self.0.iter().enumerate() {
+            write!(f, "{}{key}={column}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl TryFrom<String> for ColumnMap {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ColumnMap> for String {
+    fn from(map: ColumnMap) -> String {
+        map.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_round_trips_and_defects_are_named() {
+        let map: ColumnMap = "chosen=a, rejected=b".parse().unwrap();
+        assert_eq!(map.to_string(), "chosen=a,rejected=b");
+        assert_eq!("".parse::<ColumnMap>().unwrap(), ColumnMap::default());
+        let why = |text: &str| text.parse::<ColumnMap>().unwrap_err();
+        assert!(why("chosen").contains("key=column"));
+        assert!(why("best=a").contains("\"best\""));
+        assert!(why("chosen=").contains("no column"));
+        assert!(why("chosen=a,chosen=b").contains("twice"));
+    }
+}

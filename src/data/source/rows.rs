@@ -1,0 +1,225 @@
+//! A file as a stream of JSON objects with line numbers: JSONL (one object a line) or one JSON array of objects,
+//! plain or gzip. The kind is found from the first bytes, not from the name.
+//!
+//! Refused with a line number: lines above [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes, malformed JSON, nesting
+//! deeper than serde_json allows (128), values that are not objects, and gzip streams that are damaged or cut off.
+//! Other containers (zstd, Parquet) are refused by name.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+use std::rc::Rc;
+
+use flate2::bufread::MultiGzDecoder;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::type_name;
+use crate::{Error, Result};
+
+/// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
+pub const MAX_LINE: usize = 64 << 20;
+
+/// Message for a row above [`MAX_LINE`].
+const TOO_LONG: &str = "the row is longer than 64 MiB; one JSON object a line, or an array of objects, is expected";
+
+/// Calls `f` with the line (from 1) and the object of every row, in order. Blank lines are skipped.
+pub fn for_each_row(path: &Path, mut f: impl FnMut(usize, Map<String, Value>) -> Result<()>) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
+    }
+    let mut raw = BufReader::with_capacity(1 << 18, File::open(path).map_err(Error::io("open", path))?);
+    let magic = raw.fill_buf().map_err(Error::io("read", path))?;
+    let refuse = |what: &str| Err(Error::data(path, 0, None, format!("is {what}; convert it to JSONL first")));
+    if magic.starts_with(b"\x28\xb5\x2f\xfd") {
+        return refuse("compressed with zstd, which is not read");
+    }
+    if magic.starts_with(b"PAR1") {
+        return refuse("a Parquet file, which is not read");
+    }
+    if magic.starts_with(b"\x1f\x8b") {
+        let reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
+        return plain_rows(path, reader, &mut f);
+    }
+    plain_rows(path, raw, &mut f)
+}
+
+fn plain_rows<R: BufRead>(
+    path: &Path,
+    mut reader: R,
+    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    let mut line = 1;
+    let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
+    match first {
+        None => Ok(()),
+        Some(b'[') => array_rows(path, reader, line, f),
+        Some(_) => line_rows(path, reader, line, f),
+    }
+}
+
+/// Skips a byte-order mark and white space; returns the next byte without consuming it.
+fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option<u8>> {
+    if reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        reader.consume(3);
+    }
+    loop {
+        let Some(&byte) = reader.fill_buf()?.first() else { return Ok(None) };
+        match byte {
+            b'\n' => *line += 1,
+            b' ' | b'\t' | b'\r' => {}
+            other => return Ok(Some(other)),
+        }
+        reader.consume(1);
+    }
+}
+
+/// A failed read: damage of the compressed stream is the data's fault, anything else the system's.
+fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+            Error::data(path, line, None, format!("the compressed stream is damaged or cut off here ({error})"))
+        }
+        _ => Error::io("read", path)(error),
+    }
+}
+
+fn line_rows<R: BufRead>(
+    path: &Path,
+    mut reader: R,
+    mut line: usize,
+    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        buffer.clear();
+        let read = (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut buffer);
+        if read.map_err(|e| read_error(path, line, e))? == 0 {
+            return Ok(());
+        }
+        let fail = |why: String| Error::data(path, line, None, why);
+        if buffer.len() > MAX_LINE {
+            return Err(fail(TOO_LONG.into()));
+        }
+        if !buffer.trim_ascii().is_empty() {
+            f(line, parse_line(&buffer).map_err(fail)?)?;
+        }
+        line += 1;
+    }
+}
+
+fn parse_line(bytes: &[u8]) -> Result<Map<String, Value>, String> {
+    if let Some(at) = bytes.iter().position(|&b| b == 0) {
+        return Err(format!("byte {} of the line is NUL; the file is damaged or not text", at + 1));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|e| format!("byte {} of the line is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;
+    let value: Value = serde_json::from_str(text).map_err(|e| json_message(&e))?;
+    into_object(value)
+}
+
+fn into_object(value: Value) -> Result<Map<String, Value>, String> {
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(format!("the row is {}; a JSON object is expected", type_name(&other))),
+    }
+}
+
+/// serde_json's message with its line replaced by the column: the caller knows the line.
+fn json_message(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let why = message.rsplit_once(" at line ").map_or(message.as_str(), |(why, _)| why);
+    let advice = match error.classify() {
+        serde_json::error::Category::Eof => "; the row is cut off, or a row spans several lines",
+        _ if why.contains("recursion limit") => "; the row is nested too deep",
+        _ => "",
+    };
+    format!("is not valid JSON: {why} (column {}){advice}", error.column())
+}
+
+fn array_rows<R: BufRead>(
+    path: &Path,
+    reader: R,
+    line: usize,
+    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    let place = Rc::new(Place { line: Cell::new(line), row_bytes: Cell::new(0) });
+    let mut json = serde_json::Deserializer::from_reader(Counted { inner: reader, place: place.clone() });
+    let mut failure = None;
+    let outcome = json.deserialize_seq(Elements { place: &place, path, f, failure: &mut failure });
+    let outcome = outcome.and_then(|()| json.end());
+    match (failure, outcome) {
+        (Some(failure), _) => Err(failure),
+        (None, Ok(())) => Ok(()),
+        (None, Err(_)) if place.row_bytes.get() > MAX_LINE => Err(Error::data(path, place.line.get(), None, TOO_LONG)),
+        (None, Err(e)) if e.is_io() => Err(read_error(path, place.line.get(), e.into())),
+        (None, Err(e)) => Err(Error::data(path, (line + e.line()).saturating_sub(1), None, json_message(&e))),
+    }
+}
+
+/// Where the reader of an array stands.
+struct Place {
+    line: Cell<usize>,
+    /// Bytes since the start of the current element.
+    row_bytes: Cell<usize>,
+}
+
+/// Counts lines and bounds the bytes of one element. serde_json asks for one byte at a time and looks ahead by one
+/// byte, so the count is exact at the start of an element.
+struct Counted<R> {
+    inner: R,
+    place: Rc<Place>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        let newlines = buffer[..read].iter().filter(|&&b| b == b'\n').count();
+        self.place.line.set(self.place.line.get() + newlines);
+        self.place.row_bytes.set(self.place.row_bytes.get() + read);
+        if self.place.row_bytes.get() > MAX_LINE {
+            return Err(io::Error::other(TOO_LONG));
+        }
+        Ok(read)
+    }
+}
+
+struct Elements<'a> {
+    place: &'a Place,
+    path: &'a Path,
+    f: &'a mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+    failure: &'a mut Option<Error>,
+}
+
+impl<'de> Visitor<'de> for Elements<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some((line, value)) = seq.next_element_seed(Element(self.place))? {
+            let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
+            if let Err(failure) = row.and_then(|row| (self.f)(line, row)) {
+                *self.failure = Some(failure);
+                return Err(A::Error::custom("stopped"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One element of the array with the line it starts on.
+struct Element<'a>(&'a Place);
+
+impl<'de> DeserializeSeed<'de> for Element<'_> {
+    type Value = (usize, Value);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        self.0.row_bytes.set(0);
+        let line = self.0.line.get();
+        Ok((line, serde::Deserialize::deserialize(deserializer)?))
+    }
+}

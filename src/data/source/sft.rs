@@ -1,0 +1,120 @@
+//! Rows for supervised fine-tuning: `{"prompt", "completion"}` as text or messages, `{"messages"}`, `{"text"}`, and
+//! preference rows, whose chosen side is used.
+//!
+//! A row becomes a group whose responses answer the prompt of the same index, with no comparison: a form for inside
+//! the program, never written to disk. A conversation gives one prompt and response for every assistant turn. Plain
+//! text is a response under an empty prompt. A preference group gives the positive term of each base comparison.
+
+use std::path::PathBuf;
+
+use super::super::group::{Kind, Message, PreferenceGroup, Prompt, Response};
+use super::fields::{Row, not_empty, split_response};
+use super::{FileReport, Format, Parsed, ReadOptions, Shape, SourceRow, preference_row, read_all};
+use crate::Result;
+
+/// Reads files for supervised fine-tuning, with what was found in each.
+pub fn read_sft_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    read_all(paths, options, sft_row)
+}
+
+/// The (prompt, response) pairs that a group without comparisons trains on.
+pub fn sft_pairs(group: &PreferenceGroup) -> Vec<(usize, usize)> {
+    (0..group.prompts.len().min(group.responses.len())).map(|i| (i, i)).collect()
+}
+
+fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    if super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
+        let mut parsed = preference_row(row)?;
+        chosen_sides(&mut parsed.group)?;
+        return Ok(parsed);
+    }
+    let format = ["completion", "messages", "text"].iter().filter(|key| row.has(key)).copied().collect::<Vec<_>>();
+    let (format, pairs) = match format[..] {
+        ["completion"] => (Format::PromptCompletion, completion(row)?),
+        ["messages"] => {
+            let turns = row.messages("messages")?;
+            (Format::Messages, answers(Vec::new(), turns, "\"messages\"")?)
+        }
+        ["text"] => {
+            let text = not_empty(Response::Text(row.text("text")?), "\"text\"")?;
+            (Format::PlainText, vec![(Prompt::Text(String::new()), text)])
+        }
+        [] => {
+            let keys = row.keys_for_message();
+            return Err(format!(
+                "no text to train on (the row has {keys}); give prompt and completion, messages, text, or chosen and \
+                 rejected, or use --column-map"
+            ));
+        }
+        _ => return Err(format!("only one of {} may be given", format.join(", "))),
+    };
+    let (prompts, responses) = pairs.into_iter().unzip();
+    let mut group = PreferenceGroup {
+        id: row.id().to_owned(),
+        prompts,
+        responses,
+        comparisons: Vec::new(),
+        instructions: Vec::new(),
+        tools: None,
+        chat_template_kwargs: None,
+    };
+    row.template_settings(&mut group)?;
+    Ok(Parsed::new(format, group))
+}
+
+/// Replaces the comparisons by the chosen sides of the base comparisons.
+fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
+    let base = group.comparisons.iter().filter(|c| c.kind == Kind::Base && c.terms.len() == 2);
+    let mut pairs: Vec<(usize, usize)> =
+        base.flat_map(|c| &c.terms).filter(|t| t.sign > 0).map(|t| (t.prompt, t.response)).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    if pairs.is_empty() {
+        return Err("the row has no base comparison, so no chosen response to train on".into());
+    }
+    let prompts = pairs.iter().map(|&(p, _)| group.prompts[p].clone()).collect();
+    let responses = pairs.iter().map(|&(_, r)| group.responses[r].clone()).collect();
+    group.prompts = prompts;
+    group.responses = responses;
+    group.comparisons.clear();
+    group.instructions.clear();
+    Ok(())
+}
+
+type Pairs = Vec<(Prompt, Response)>;
+
+fn completion(row: &mut Row<'_>) -> Result<Pairs, String> {
+    match (row.text_or_chat("prompt")?, row.text_or_chat("completion")?) {
+        (None, _) => Err("\"prompt\" is missing; completions need one".into()),
+        (Some(Shape::Text), Some(Shape::Text)) => {
+            let response = not_empty(Response::Text(row.text("completion")?), "\"completion\"")?;
+            Ok(vec![(Prompt::Text(row.text("prompt")?), response)])
+        }
+        (Some(Shape::Chat), Some(Shape::Chat)) => {
+            let (prompt, completion) = (row.messages("prompt")?, row.messages("completion")?);
+            answers(prompt, completion, "\"completion\"")
+        }
+        _ => Err("\"prompt\" and \"completion\" must both be strings or both be lists of messages".into()),
+    }
+}
+
+/// One pair for every assistant turn of `turns`, which continue `before`.
+fn answers(before: Vec<Message>, turns: Vec<Message>, what: &str) -> Result<Pairs, String> {
+    let mut pairs = Vec::new();
+    let mut context = before;
+    for turn in turns {
+        let answer = turn.role == "assistant";
+        context.push(turn);
+        if answer {
+            let (prompt, response) = split_response(context.clone(), what)?;
+            if prompt.is_empty() {
+                return Err(format!("{what} begins with the assistant; a user or system turn must come first"));
+            }
+            pairs.push((Prompt::Messages(prompt), response));
+        }
+    }
+    if pairs.is_empty() {
+        return Err(format!("{what} has no assistant turn to train on"));
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,150 @@
+//! `strftime_now` for chat templates. The clock is read once per process, in UTC, or taken from `SOURCE_DATE_EPOCH`
+//! (seconds since 1970) to repeat a run of another day. Codes that depend on a locale or time zone are refused.
+
+use std::sync::LazyLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+/// Seconds since 1970 that every template of this process sees.
+static NOW: LazyLock<u64> = LazyLock::new(|| {
+    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.trim().parse().ok());
+    // Years beyond 9999 have no four digits.
+    fixed
+        .filter(|&seconds| seconds < 253_402_300_800)
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()))
+});
+
+/// The frozen date as `YYYY-MM-DD`, for the log.
+pub fn frozen_date() -> String {
+    let date = Date::new(*NOW);
+    format!("{:04}-{:02}-{:02}", date.year, date.month, date.day)
+}
+
+pub fn strftime_now(format: &str) -> Result<String, String> {
+    strftime(*NOW, format)
+}
+
+/// A moment in UTC.
+struct Date {
+    year: u64,
+    /// 1 to 12.
+    month: u64,
+    /// 1 to 31.
+    day: u64,
+    /// 1 to 366.
+    day_of_year: u64,
+    /// 0 is Sunday.
+    weekday: u64,
+    /// Seconds since midnight.
+    second: u64,
+}
+
+impl Date {
+    fn new(seconds: u64) -> Self {
+        let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let length = |year: u64| if leap(year) { 366 } else { 365 };
+        let days = seconds / 86_400;
+        let (mut year, mut rest) = (1970, days);
+        while rest >= length(year) {
+            rest -= length(year);
+            year += 1;
+        }
+        let day_of_year = rest + 1;
+        let february = if leap(year) { 29 } else { 28 };
+        let mut month = 1;
+        for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            if rest < days {
+                break;
+            }
+            rest -= days;
+            month += 1;
+        }
+        Self { year, month, day: rest + 1, day_of_year, weekday: (days + 4) % 7, second: seconds % 86_400 }
+    }
+}
+
+fn strftime(seconds: u64, format: &str) -> Result<String, String> {
+    let date = Date::new(seconds);
+    let (hour, minute, second) = (date.second / 3600, date.second / 60 % 60, date.second % 60);
+    let half = if hour % 12 == 0 { 12 } else { hour % 12 };
+    let (month, weekday) = (MONTHS[date.month as usize - 1], DAYS[date.weekday as usize]);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let mut code = chars.next();
+        // `%-d` is `%d` without its leading zero.
+        let bare = code == Some('-');
+        if bare {
+            code = chars.next();
+        }
+        let number = |value: u64, width: usize| if bare { value.to_string() } else { format!("{value:0width$}") };
+        let text = match code {
+            Some('Y') => number(date.year, 4),
+            Some('y') => number(date.year % 100, 2),
+            Some('m') => number(date.month, 2),
+            Some('d') => number(date.day, 2),
+            Some('j') => number(date.day_of_year, 3),
+            Some('H') => number(hour, 2),
+            Some('I') => number(half, 2),
+            Some('M') => number(minute, 2),
+            Some('S') => number(second, 2),
+            Some('w') => date.weekday.to_string(),
+            Some('B') => month.to_owned(),
+            Some('b') => month[..3].to_owned(),
+            Some('A') => weekday.to_owned(),
+            Some('a') => weekday[..3].to_owned(),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
+            Some('F') => format!("{:04}-{:02}-{:02}", date.year, date.month, date.day),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('%') => "%".to_owned(),
+            Some(other) => return Err(format!("strftime_now: the code %{other} is not supported")),
+            None => return Err("strftime_now: the format ends in a lone %".into()),
+        };
+        out.push_str(&text);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::strftime;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // Values of Python's datetime.fromtimestamp(t, timezone.utc).strftime(...).
+        let all = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %y %I %p %-d %w %%";
+        assert_eq!(
+            strftime(951_827_696, all).unwrap(),
+            "2000-02-29 12:34:56 Tue Tuesday Feb February 060 00 12 PM 29 2 %"
+        );
+        assert_eq!(strftime(0, "%d %b %Y").unwrap(), "01 Jan 1970");
+        assert_eq!(strftime(4_107_542_399, "%F %T").unwrap(), "2100-02-28 23:59:59");
+        assert_eq!(strftime(4_107_542_400, "%F").unwrap(), "2100-03-01");
+        assert_eq!(strftime(1_735_689_599, "%-d %j").unwrap(), "31 366");
+    }
+
+    #[test]
+    fn unknown_codes_are_refused() {
+        assert!(strftime(0, "%Q").unwrap_err().contains("%Q"));
+        assert!(strftime(0, "x%").is_err());
+    }
+}

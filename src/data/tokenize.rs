@@ -1,0 +1,233 @@
+//! Groups of text to groups of token ids, with the length limit applied. Order of reading:
+//!
+//! - `encode`: where a prompt ends and its responses begin, on ids
+//! - `fit`: what happens to sequences above the limit
+//! - `report`: what was read, kept and dropped
+//!
+//! Every response has at least one token; every sequence has at most `max_length`; all sequences of one prompt share
+//! that prompt's ids exactly. Rows are worked on in parallel and come back in order; the result does not depend on
+//! the number of threads. Refused: empty prompts and responses, two BOS in a row, a prompt that does not open its
+//! sequence (above the tolerated share), and losing more comparisons than `max_drop_fraction`.
+
+mod encode;
+mod fit;
+mod report;
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::group::PreferenceGroup;
+use super::source::{SourceRow, sft_pairs};
+use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
+use super::tokenizer::Tokenizer;
+use crate::{Error, Result};
+pub use report::{Lengths, TokenizeReport};
+
+/// What to do with a sequence longer than the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTooLong {
+    /// Drop the comparisons that use it
+    #[default]
+    Drop,
+    /// Cut the beginning of the prompts, by the same number of tokens in all prompts of a row
+    TruncatePromptLeft,
+    /// Cut the end of the responses, which then have no end token
+    TruncateCompletionRight,
+    /// Stop with an error
+    Error,
+}
+
+/// Settings of [`tokenize_rows`].
+#[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenizeOptions {
+    /// Longest sequence in tokens, prompt and response together
+    #[arg(long, alias = "max_length", default_value_t = 1024, value_name = "TOKENS", value_parser = length)]
+    pub max_length: usize,
+    /// What to do with longer sequences
+    #[arg(long, alias = "on_too_long", value_enum, default_value_t)]
+    pub on_too_long: OnTooLong,
+    /// Largest share of comparisons that may be dropped
+    #[arg(long, alias = "max_drop_fraction", default_value_t = 0.2, value_name = "SHARE", value_parser = share)]
+    pub max_drop_fraction: f64,
+    /// Largest share of plain-text sequences whose tokens merge across the end of the prompt; these get the ids of
+    /// the prompt followed by those of the response on its own, as in generation. More than half means that prompts
+    /// end inside words throughout. Conversations tolerate none
+    #[arg(long, alias = "max_boundary_mismatch", default_value_t = 0.5, value_name = "SHARE", value_parser = share)]
+    pub max_boundary_mismatch: f64,
+    /// Accept sequences that begin with two BOS tokens
+    #[arg(long, alias = "allow_double_bos")]
+    pub allow_double_bos: bool,
+}
+
+impl Default for TokenizeOptions {
+    fn default() -> Self {
+        Self {
+            max_length: 1024,
+            on_too_long: OnTooLong::Drop,
+            max_drop_fraction: 0.2,
+            max_boundary_mismatch: 0.5,
+            allow_double_bos: false,
+        }
+    }
+}
+
+impl TokenizeOptions {
+    /// Checks values that did not come through the command line.
+    pub fn validate(&self) -> Result<()> {
+        let named = |flag: &str, why: Result<(), String>| why.map_err(|why| Error::Usage(format!("{flag}: {why}")));
+        named("--max-length", check_length(self.max_length))?;
+        named("--max-drop-fraction", check_share(self.max_drop_fraction))?;
+        named("--max-boundary-mismatch", check_share(self.max_boundary_mismatch))
+    }
+}
+
+fn check_length(length: usize) -> Result<(), String> {
+    if length < 2 { Err(format!("{length} is too short; a prompt and a response need 2 tokens")) } else { Ok(()) }
+}
+
+fn check_share(share: f64) -> Result<(), String> {
+    if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(format!("{share} is no share between 0 and 1")) }
+}
+
+fn length(text: &str) -> Result<usize, String> {
+    let length = text.parse().map_err(|_| format!("\"{text}\" is no whole number"))?;
+    check_length(length).map(|()| length)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().map_err(|_| format!("\"{text}\" is no number"))?;
+    check_share(share).map(|()| share)
+}
+
+/// Tokenises rows. Groups without comparisons are rows for supervised fine-tuning: each response answers the prompt
+/// of its own index. A group keeps the comparisons that fit and is left out when none does; in what comes back, the
+/// comparisons of `group` and those of the [`TokenizedGroup`] correspond one to one.
+pub fn tokenize_rows(
+    rows: Vec<SourceRow>,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
+    options.validate()?;
+    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(|row| tokenize_row(row, tokenizer, options)).collect();
+    let mut report = TokenizeReport::default();
+    let mut groups = Vec::with_capacity(outcomes.len());
+    let mut lengths = Vec::new();
+    let (mut first_dropped, mut first_mismatch) = (None, None);
+    // The first defect by order of rows, whatever thread met it first.
+    for (row, outcome) in rows.into_iter().zip(outcomes) {
+        let outcome = outcome?;
+        if outcome.report.dropped() > 0 {
+            first_dropped.get_or_insert_with(|| place_of(&row));
+        }
+        if outcome.report.boundary_mismatches > 0 {
+            first_mismatch.get_or_insert_with(|| place_of(&row));
+        }
+        report.add(&outcome.report);
+        lengths.extend(outcome.lengths);
+        groups.extend(outcome.fitted.map(|fitted| finish(row.group, fitted)));
+    }
+    report.lengths = Lengths::new(lengths);
+    if let Some(row) = first_mismatch
+        && report.boundary_mismatches as f64 > options.max_boundary_mismatch * report.plain_sequences as f64
+    {
+        return Err(row.error(report.boundary_message(options.max_boundary_mismatch)));
+    }
+    if let Some(row) = first_dropped
+        && (report.kept == 0 || report.dropped() as f64 > options.max_drop_fraction * report.read as f64)
+    {
+        return Err(row.error(report.drop_message(options)));
+    }
+    Ok((groups, report))
+}
+
+/// The row without its text, for messages.
+fn place_of(row: &SourceRow) -> SourceRow {
+    let group = PreferenceGroup {
+        id: row.group.id.clone(),
+        prompts: Vec::new(),
+        responses: Vec::new(),
+        comparisons: Vec::new(),
+        instructions: Vec::new(),
+        tools: None,
+        chat_template_kwargs: None,
+    };
+    SourceRow { group, file: row.file.clone(), line: row.line }
+}
+
+/// What became of one row.
+struct Outcome {
+    /// `None`: nothing of it fits.
+    fitted: Option<fit::Fitted>,
+    /// Counts of this row alone; its lengths are in `lengths`.
+    report: TokenizeReport,
+    /// Tokens of each sequence before the limit.
+    lengths: Vec<usize>,
+}
+
+fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
+    let group = &row.group;
+    let tuning = group.comparisons.is_empty();
+    let pairs = if tuning { sft_pairs(group) } else { group.sequences() };
+    if pairs.is_empty() {
+        return Err(row.error("the row has neither a comparison nor a prompt with a response"));
+    }
+    let encoded = encode::encode(row, &pairs, tokenizer, options.allow_double_bos)?;
+    let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
+    let mut report = TokenizeReport {
+        rows_read: 1,
+        sequences: pairs.len(),
+        plain_sequences: encoded.plain,
+        boundary_mismatches: encoded.mismatches,
+        ..TokenizeReport::default()
+    };
+    let units = if tuning { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
+    let fitted = fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
+    report.read = units.len();
+    report.kept = fitted.kept.iter().filter(|&&kept| kept).count();
+    for (comparison, &kept) in group.comparisons.iter().zip(&fitted.kept) {
+        report.read_by_kind[comparison.kind.index()] += 1;
+        report.kept_by_kind[comparison.kind.index()] += usize::from(kept);
+    }
+    if report.kept == 0 {
+        return Ok(Outcome { fitted: None, report, lengths });
+    }
+    report.rows_kept = 1;
+    for sequence in &fitted.sequences {
+        report.kept_sequences += 1;
+        report.response_tokens += sequence.response_ids.len();
+        report.ended += usize::from(encode::ends(&sequence.response_ids, tokenizer)?);
+    }
+    Ok(Outcome { fitted: Some(fitted), report, lengths })
+}
+
+/// Joins the ids with the group, whose dropped comparisons go.
+fn finish(mut group: PreferenceGroup, fitted: fit::Fitted) -> TokenizedGroup {
+    let mut kept = fitted.kept.iter();
+    group.comparisons.retain(|_| kept.next().copied().unwrap_or(false));
+    let index = |prompt, response| {
+        // Every kept comparison's sequences were kept, so the search cannot fail.
+        fitted.sequences.iter().position(|s| (s.prompt, s.response) == (prompt, response)).unwrap_or_default()
+    };
+    let comparisons = group
+        .comparisons
+        .iter()
+        .map(|c| SequenceComparison {
+            kind: c.kind,
+            terms: c
+                .terms
+                .iter()
+                .map(|t| SequenceTerm { sequence: index(t.prompt, t.response), sign: t.sign, detached: false })
+                .collect(),
+            margin: c.margin,
+            weight: c.weight,
+            detached_clip: None,
+        })
+        .collect();
+    let (prompt_ids, sequences) = (fitted.prompt_ids, fitted.sequences);
+    TokenizedGroup { group: Arc::new(group), prompt_ids, sequences, comparisons }
+}

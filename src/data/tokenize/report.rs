@@ -1,0 +1,195 @@
+//! What tokenising did with the rows; its `Display` is the table of the start-up log.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::super::group::Kind;
+use super::TokenizeOptions;
+
+/// Lengths of all sequences before the limit, in tokens, prompt included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lengths {
+    pub p50: usize,
+    pub p90: usize,
+    pub p99: usize,
+    pub max: usize,
+}
+
+impl Lengths {
+    /// Percentiles by nearest rank; all 0 without a value.
+    pub fn new(mut lengths: Vec<usize>) -> Self {
+        lengths.sort_unstable();
+        let rank = |percent: usize| {
+            let rank = (lengths.len() * percent).div_ceil(100).max(1);
+            lengths.get(rank - 1).copied().unwrap_or(0)
+        };
+        Self { p50: rank(50), p90: rank(90), p99: rank(99), max: rank(100) }
+    }
+}
+
+/// Counts of one call of [`super::tokenize_rows`]. "Comparisons" are single responses in supervised fine-tuning.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TokenizeReport {
+    pub rows_read: usize,
+    /// Rows of which at least one comparison was kept.
+    pub rows_kept: usize,
+    /// Comparisons read.
+    pub read: usize,
+    /// Comparisons kept.
+    pub kept: usize,
+    /// Comparisons read of each kind, in the order of [`Kind::ALL`].
+    pub read_by_kind: [usize; 3],
+    /// Comparisons kept of each kind.
+    pub kept_by_kind: [usize; 3],
+    /// Comparisons dropped because a sequence is above the limit.
+    pub dropped_too_long: usize,
+    /// Comparisons dropped because cutting would leave nothing of a prompt or response.
+    pub dropped_no_room: usize,
+    /// Comparisons dropped because cutting made their sides equal.
+    pub dropped_sides_equal: usize,
+    /// Prompts cut on the left.
+    pub truncated_prompts: usize,
+    /// Responses cut on the right; they have no end token.
+    pub truncated_responses: usize,
+    /// Distinct sequences read.
+    pub sequences: usize,
+    /// Those of plain text.
+    pub plain_sequences: usize,
+    /// Plain-text sequences whose tokens merge across the end of the prompt.
+    pub boundary_mismatches: usize,
+    /// Distinct sequences kept.
+    pub kept_sequences: usize,
+    /// Response tokens of the kept sequences.
+    pub response_tokens: usize,
+    /// Kept sequences whose response ends in an end token.
+    pub ended: usize,
+    /// Of all sequences read.
+    pub lengths: Lengths,
+}
+
+impl TokenizeReport {
+    /// Comparisons that were not kept.
+    pub fn dropped(&self) -> usize {
+        self.read - self.kept
+    }
+
+    /// Adds the counts of another report; lengths stay.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.rows_read += other.rows_read;
+        self.rows_kept += other.rows_kept;
+        self.read += other.read;
+        self.kept += other.kept;
+        for kind in Kind::ALL {
+            self.read_by_kind[kind.index()] += other.read_by_kind[kind.index()];
+            self.kept_by_kind[kind.index()] += other.kept_by_kind[kind.index()];
+        }
+        self.dropped_too_long += other.dropped_too_long;
+        self.dropped_no_room += other.dropped_no_room;
+        self.dropped_sides_equal += other.dropped_sides_equal;
+        self.truncated_prompts += other.truncated_prompts;
+        self.truncated_responses += other.truncated_responses;
+        self.sequences += other.sequences;
+        self.plain_sequences += other.plain_sequences;
+        self.boundary_mismatches += other.boundary_mismatches;
+        self.kept_sequences += other.kept_sequences;
+        self.response_tokens += other.response_tokens;
+        self.ended += other.ended;
+    }
+
+    /// Drop reasons with their counts, those that occurred.
+    fn reasons(&self) -> String {
+        let all = [
+            (self.dropped_too_long, "too long"),
+            (self.dropped_no_room, "no room left by cutting"),
+            (self.dropped_sides_equal, "sides equal after cutting"),
+        ];
+        let met: Vec<String> =
+            all.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
+        met.join(", ")
+    }
+
+    pub(super) fn boundary_message(&self, limit: f64) -> String {
+        format!(
+            "in {} of {} plain-text sequences ({:.1} %) tokens merge across the end of the prompt, above \
+             --max-boundary-mismatch {limit}; this is the first row; let responses begin with the white space that \
+             parts them from the prompt, or raise the limit",
+            self.boundary_mismatches,
+            self.plain_sequences,
+            percent(self.boundary_mismatches, self.plain_sequences)
+        )
+    }
+
+    pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
+        format!(
+            "{} of {} comparisons ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first row; \
+             raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
+            self.dropped(),
+            self.read,
+            percent(self.dropped(), self.read),
+            self.reasons(),
+            options.max_drop_fraction,
+            options.max_length,
+            self.lengths.max
+        )
+    }
+}
+
+fn percent(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+impl fmt::Display for TokenizeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "rows          {} read, {} kept", self.rows_read, self.rows_kept)?;
+        write!(f, "comparisons   {} read, {} kept", self.read, self.kept)?;
+        let kinds: Vec<String> = Kind::ALL
+            .iter()
+            .filter(|kind| self.read_by_kind[kind.index()] > 0)
+            .map(|kind| format!("{} {}", kind.name(), self.kept_by_kind[kind.index()]))
+            .collect();
+        if !kinds.is_empty() {
+            write!(f, " ({})", kinds.join(", "))?;
+        }
+        if self.dropped() > 0 {
+            write!(f, "; dropped: {}", self.reasons())?;
+        }
+        writeln!(f)?;
+        if self.truncated_prompts + self.truncated_responses > 0 {
+            let (prompts, responses) = (self.truncated_prompts, self.truncated_responses);
+            writeln!(
+                f,
+                "cut           {prompts} prompts on the left, {responses} responses on the right (no end token)"
+            )?;
+        }
+        let Lengths { p50, p90, p99, max } = self.lengths;
+        writeln!(f, "tokens        p50 {p50}, p90 {p90}, p99 {p99}, longest {max} a sequence, before the limit")?;
+        writeln!(
+            f,
+            "responses     {} tokens in {} sequences; {:.1} % end in an end token",
+            self.response_tokens,
+            self.kept_sequences,
+            percent(self.ended, self.kept_sequences)
+        )?;
+        if self.boundary_mismatches > 0 {
+            let (merged, plain) = (self.boundary_mismatches, self.plain_sequences);
+            writeln!(
+                f,
+                "boundary      tokens merge across the end of the prompt in {merged} of {plain} sequences; these are encoded apart"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lengths;
+
+    #[test]
+    fn percentiles_are_nearest_rank() {
+        assert_eq!(Lengths::new((1..=200).rev().collect()), Lengths { p50: 100, p90: 180, p99: 198, max: 200 });
+        assert_eq!(Lengths::new(vec![7]), Lengths { p50: 7, p90: 7, p99: 7, max: 7 });
+        assert_eq!(Lengths::new(Vec::new()), Lengths::default());
+    }
+}

@@ -1,0 +1,164 @@
+//! Training a byte-level BPE and writing it as a folder that transformers loads.
+//!
+//! The vocabulary holds the special tokens first, then all 256 bytes, then merges by falling frequency, so every text
+//! can be encoded and no unknown token exists. Equal texts in equal order give equal files. Word boundaries follow the
+//! usual byte-level rule with no space put in front of a text.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder,
+};
+
+use super::super::template::{ChatTemplate, TEMPLATE_FILE};
+use super::Tokenizer;
+use crate::{Error, Result};
+
+/// Special tokens of a new vocabulary, ids 0 to 3.
+pub const SPECIAL_TOKENS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"];
+
+/// Ends a turn, and a plain text.
+const EOS: &str = "<|im_end|>";
+const PAD: &str = "<|pad|>";
+
+/// Chat template of a new tokenizer. Turns are parted by a line break that belongs to the following turn, so a response
+/// ends exactly with its end token.
+pub const CHAT_TEMPLATE: &str = "\
+{%- for turn in messages -%}
+    {%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
+    {{ '<|im_start|>' ~ turn['role'] ~ '\\n' ~ turn['content'] ~ '<|im_end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}
+";
+
+/// Longest text that `tokenizer_config.json` announces; lengths are limited elsewhere.
+const MODEL_MAX_LENGTH: u64 = 1 << 20;
+
+/// Trains a byte-level BPE of at most `vocab_size` entries; fewer when the texts hold fewer merges that occur twice.
+pub fn train_bpe<I>(texts: I, vocab_size: usize) -> Result<Tokenizer>
+where
+    I: Iterator<Item = String> + Send,
+{
+    let alphabet = ByteLevel::alphabet();
+    let least = SPECIAL_TOKENS.len() + alphabet.len();
+    if vocab_size < least {
+        return Err(Error::Usage(format!(
+            "a vocabulary of {vocab_size} is too small; the 256 bytes and {} special tokens need {least}",
+            SPECIAL_TOKENS.len()
+        )));
+    }
+    let fail = |e: tokenizers::Error| Error::Runtime(format!("training the tokenizer failed: {e}"));
+    let mut trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .vocab_size(vocab_size)
+        .min_frequency(2)
+        .initial_alphabet(alphabet.into_iter().collect())
+        .special_tokens(SPECIAL_TOKENS.iter().map(|token| AddedToken::from(*token, true)).collect())
+        .build();
+    let byte_level = ByteLevel::new(false, true, true);
+    let mut tokenizer =
+        TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::new()
+            .with_model(BPE::default())
+            .with_normalizer(None)
+            .with_pre_tokenizer(Some(byte_level.into()))
+            .with_post_processor(None)
+            .with_decoder(Some(byte_level.into()))
+            .build()
+            .map_err(fail)?;
+    tokenizer.train(&mut trainer, texts).map_err(fail)?;
+    let config = new_config();
+    let config = config.as_object().cloned().unwrap_or_default();
+    let mut tokenizer = Tokenizer::build(tokenizer.into(), None, &config, &serde_json::Map::new(), Vec::new())?;
+    let template = ChatTemplate::compile(CHAT_TEMPLATE, tokenizer.tokens.clone());
+    tokenizer.template = Some(template.map_err(|why| Error::Runtime(format!("the built-in chat template {why}")))?);
+    Ok(tokenizer)
+}
+
+/// `tokenizer_config.json` of a new tokenizer.
+fn new_config() -> Value {
+    json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": MODEL_MAX_LENGTH,
+        "clean_up_tokenization_spaces": false,
+        "eos_token": EOS,
+        "pad_token": PAD,
+    })
+}
+
+impl Tokenizer {
+    /// Writes a trained tokenizer as a folder that transformers loads. A loaded one is copied with
+    /// [`Tokenizer::copy_to`] instead, byte for byte. Afterwards the folder is the tokenizer's own.
+    pub fn save_new(&mut self, dir: &Path) -> Result<()> {
+        if let Some(own) = &self.dir {
+            return Err(Error::Runtime(format!(
+                "the tokenizer was loaded from {}; its files are copied, not written anew",
+                own.display()
+            )));
+        }
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let json =
+            self.inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
+        let pretty = |value: &Value| format!("{value:#}\n");
+        let map = json!({ "eos_token": EOS, "pad_token": PAD });
+        for (name, text) in [
+            ("tokenizer.json", json),
+            ("tokenizer_config.json", pretty(&new_config())),
+            ("special_tokens_map.json", pretty(&map)),
+            (TEMPLATE_FILE, CHAT_TEMPLATE.to_owned()),
+        ] {
+            let path = dir.join(name);
+            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        }
+        self.dir = Some(dir.to_owned());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::group::Message;
+    use super::*;
+
+    fn texts() -> impl Iterator<Item = String> + Send {
+        (0..400).map(|i| format!("the {} birds of row {i} sing, and the {} cats listen", i % 7, i % 5))
+    }
+
+    #[test]
+    fn equal_texts_give_equal_files_and_any_text_round_trips() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        for dir in &dirs {
+            train_bpe(texts(), 300).unwrap().save_new(dir.path()).unwrap();
+        }
+        let loaded = Tokenizer::load(dirs[0].path()).unwrap();
+        for file in loaded.files() {
+            let name = file.file_name().unwrap();
+            assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(dirs[1].path().join(name)).unwrap());
+        }
+        assert_eq!(loaded.files().len(), 4);
+        assert_eq!(loaded.vocab_size(), 300);
+        for text in ["the birds", " spaces  and\nlines\t", "größer 漢字 🙂", "\u{0}\u{7f}"] {
+            assert_eq!(loaded.decode(&loaded.encode(text, true).unwrap()).unwrap(), text);
+        }
+        assert_eq!(loaded.end_ids(), [2]);
+        assert_eq!((loaded.bos_id(), loaded.pad_id()), (None, Some(3)));
+    }
+
+    #[test]
+    fn the_chat_template_ends_a_response_with_its_end_token() {
+        let tokenizer = train_bpe(texts(), 300).unwrap();
+        let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let turns = [turn("user", "hi"), turn("assistant", "yes")];
+        let render = |turns: &[Message], open| tokenizer.template().unwrap().render(turns, open, None, None).unwrap();
+        assert_eq!(render(&turns[..1], true), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(render(&turns, false), render(&turns[..1], true) + "yes<|im_end|>");
+    }
+
+    #[test]
+    fn a_vocabulary_without_room_for_the_bytes_is_refused() {
+        assert_eq!(train_bpe(texts(), 259).unwrap_err().exit_code(), 2);
+        assert!(train_bpe(texts(), 260).is_ok());
+    }
+}
