@@ -1,1 +1,381 @@
-//! Placeholder.
+//! Settings of the construction of preference groups: the command-line form ([`BuildArgs`], every flag optional), the
+//! complete form ([`BuildOptions`], what the builder reads and the run manifest stores), and the presets between them.
+//! Refuses unknown function ids, empty ranges, numbers out of range, and a flag that has no effect under the objective.
+//! Options that act only while training (weights, beta, loss curve) are not here; [`Objective::kind_weights`] gives
+//! the weights an objective presets.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::instructions::{self, FunctionKind};
+use crate::{Error, Result};
+
+mod resolve;
+
+/// What is built from a row and trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// The comparisons the rows carry; nothing is built.
+    Rows,
+    /// Base comparisons only; others that rows carry are left out.
+    Base,
+    /// MAPL: base, intra-sample and inter-sample comparisons (arXiv 2505.12845).
+    Mapl,
+    /// Response-conditioned Bradley-Terry (arXiv 2502.00814): the bare prompt against one with a length limit.
+    Rc,
+    /// Input-output preference optimisation (arXiv 2411.06208): four-term comparisons only.
+    Iopo,
+    /// Pair under the constrained prompt, with a margin per differing instruction (arXiv 2505.22172).
+    Rpo,
+}
+
+impl Objective {
+    /// Weights of base, intra and inter comparisons that the objective presets, in the order of `Kind::ALL`.
+    pub fn kind_weights(self) -> [f64; 3] {
+        match self {
+            Objective::Rows | Objective::Base | Objective::Mapl => [1.0, 1.0, 1.0],
+            Objective::Rc => [1.0, 2.0, 0.0],
+            Objective::Iopo | Objective::Rpo => [0.0, 0.0, 1.0],
+        }
+    }
+
+    /// True if the objective adds comparisons to a row.
+    pub fn builds(self) -> bool {
+        match self {
+            Objective::Rows | Objective::Base => false,
+            Objective::Mapl | Objective::Rc | Objective::Iopo | Objective::Rpo => true,
+        }
+    }
+}
+
+/// Rule of an intra comparison, see [`super::group::Rule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntraRule {
+    /// A or B by a seeded coin, for each comparison.
+    Mixed,
+    /// Rule A for both responses.
+    A,
+    /// Rule B for both responses.
+    B,
+    /// A for the chosen response, B for the rejected one.
+    AChosenBRejected,
+}
+
+/// How many of k instructions differ in flag between the two prompts of an intra comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Violations {
+    /// Uniform in 1..=k.
+    Uniform,
+    /// Exactly one.
+    One,
+    /// All k.
+    All,
+}
+
+/// Responses that get an intra comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntraResponses {
+    /// Chosen and rejected.
+    Both,
+    /// Chosen only.
+    Chosen,
+    /// Rejected only.
+    Rejected,
+}
+
+/// What an instructed prompt is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntraAnchor {
+    /// Another instructed prompt (MAPL).
+    None,
+    /// The original prompt (response-conditioned Bradley-Terry).
+    Bare,
+}
+
+/// Terms of an inter comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterLoss {
+    /// Four terms: the gap under the instructed prompt against the gap under the original one.
+    Margin,
+    /// Two terms: the pair under the instructed prompt.
+    Pair,
+    /// Two terms with margin gamma times the number of differing instructions.
+    PairMargin,
+    /// The four terms of `margin`, under the name of the group Bradley-Terry model they equal.
+    Group,
+    /// The four terms of `margin`; training detaches and clips the original prompt's gap.
+    PopDetached,
+}
+
+/// Directions of inter comparisons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterDir {
+    /// Up and down.
+    Both,
+    /// Only prompts that must widen the gap.
+    Up,
+    /// Only prompts that must narrow it.
+    Down,
+}
+
+/// Whether inter prompts double as intra prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterPrompts {
+    /// They do: fewer sequences.
+    Shared,
+    /// Each is drawn on its own.
+    Separate,
+}
+
+/// What to do when no set of k functions admits the inter prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InterInfeasible {
+    /// Draw the functions again, up to eight times, then skip.
+    Resample,
+    /// Take fewer than k.
+    Fewer,
+    /// Skip at once.
+    Skip,
+}
+
+/// How often groups are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Redraw {
+    /// Once.
+    Never,
+    /// Anew in each epoch.
+    Epoch,
+}
+
+/// Where the instructions stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// After the text of the user turn.
+    Suffix,
+    /// Before it.
+    Prefix,
+    /// In the system message of a conversation.
+    System,
+}
+
+/// How instructions are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Joiner {
+    /// As sentences.
+    Sentences,
+    /// As a numbered list.
+    List,
+}
+
+/// User turn that receives the instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turn {
+    /// The last one.
+    Last,
+    /// The first one.
+    First,
+}
+
+/// Command-line form of the construction options: `None` where the user said nothing. Flatten it into a command and
+/// call [`BuildArgs::resolve`].
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+#[command(next_help_heading = "Construction of preference groups")]
+pub struct BuildArgs {
+    /// What to build and train; presets the options below
+    #[arg(long, value_enum)]
+    pub objective: Option<Objective>,
+    /// Rule of intra comparisons [default: mixed]
+    #[arg(long, alias = "intra_rule", value_enum)]
+    pub intra_rule: Option<IntraRule>,
+    /// Instructions whose flag differs between the prompts of an intra comparison [default: uniform]
+    #[arg(long, value_enum)]
+    pub violations: Option<Violations>,
+    /// Fewest instructions added to a prompt [default: 2; rc: 1]
+    #[arg(long, alias = "k_min")]
+    pub k_min: Option<usize>,
+    /// Most instructions added to a prompt [default: 5; rc: 1]
+    #[arg(long, alias = "k_max")]
+    pub k_max: Option<usize>,
+    /// Responses that get an intra comparison [default: both]
+    #[arg(long, alias = "intra_responses", value_enum)]
+    pub intra_responses: Option<IntraResponses>,
+    /// Weight of intra comparisons on the rejected response [default: 1]
+    #[arg(long, alias = "lambda_resp")]
+    pub lambda_resp: Option<f64>,
+    /// Compare an instructed prompt with another one (none) or with the original (bare) [default: none; rc: bare]
+    #[arg(long, alias = "intra_anchor", value_enum)]
+    pub intra_anchor: Option<IntraAnchor>,
+    /// Intra draws for each response [default: 1]
+    #[arg(long, alias = "n_intra")]
+    pub n_intra: Option<usize>,
+    /// Inter draws for each direction [default: 1]
+    #[arg(long, alias = "n_inter")]
+    pub n_inter: Option<usize>,
+    /// Terms of inter comparisons [default: margin; rpo: pair-margin]
+    #[arg(long, alias = "inter_loss", value_enum)]
+    pub inter_loss: Option<InterLoss>,
+    /// Directions of inter comparisons [default: both; iopo and rpo: up]
+    #[arg(long, alias = "inter_dir", value_enum)]
+    pub inter_dir: Option<InterDir>,
+    /// Whether inter prompts double as intra prompts [default: shared]
+    #[arg(long, alias = "inter_prompts", value_enum)]
+    pub inter_prompts: Option<InterPrompts>,
+    /// What to do when the drawn functions admit no inter prompt [default: resample]
+    #[arg(long, alias = "inter_infeasible", value_enum)]
+    pub inter_infeasible: Option<InterInfeasible>,
+    /// Draw groups once or anew in each epoch [default: never]
+    #[arg(long, value_enum)]
+    pub redraw: Option<Redraw>,
+    /// Attempts to build a prompt before it is dropped [default: 8]
+    #[arg(long, alias = "build_attempts")]
+    pub build_attempts: Option<usize>,
+    /// Margin for each differing instruction under `--inter-loss pair-margin` [default: 0.05]
+    #[arg(long)]
+    pub gamma: Option<f64>,
+    /// Where the instructions stand [default: suffix]
+    #[arg(long, value_enum)]
+    pub placement: Option<Placement>,
+    /// How instructions are joined [default: sentences]
+    #[arg(long, value_enum)]
+    pub joiner: Option<Joiner>,
+    /// User turn that receives the instructions [default: last]
+    #[arg(long, value_enum)]
+    pub turn: Option<Turn>,
+    /// Instruction functions to draw from, comma-separated ids such as `number_words` or `keywords:existence`
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    pub functions: Option<Vec<String>>,
+    /// Functions taken out of that list, to test generalisation to them
+    #[arg(long, alias = "holdout_functions", value_delimiter = ',', num_args = 1..)]
+    pub holdout_functions: Option<Vec<String>>,
+    /// Skip a function whose subject the prompt already speaks of [default: true]
+    #[arg(long, alias = "avoid_existing", num_args = 0..=1, default_missing_value = "true")]
+    pub avoid_existing: Option<bool>,
+    /// Seed of the construction [default: 42]
+    #[arg(long, alias = "data_seed")]
+    pub data_seed: Option<u64>,
+}
+
+/// Complete construction options. `Default` is MAPL as the project defines it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildOptions {
+    pub objective: Objective,
+    /// Whether intra comparisons are built: false where their weight is 0.
+    pub build_intra: bool,
+    /// Whether inter comparisons are built: false where their weight is 0.
+    pub build_inter: bool,
+    pub intra_rule: IntraRule,
+    pub violations: Violations,
+    pub k_min: usize,
+    pub k_max: usize,
+    pub intra_responses: IntraResponses,
+    pub lambda_resp: f64,
+    pub intra_anchor: IntraAnchor,
+    pub n_intra: usize,
+    pub n_inter: usize,
+    pub inter_loss: InterLoss,
+    pub inter_dir: InterDir,
+    pub inter_prompts: InterPrompts,
+    pub inter_infeasible: InterInfeasible,
+    pub redraw: Redraw,
+    pub build_attempts: usize,
+    pub gamma: f64,
+    pub placement: Placement,
+    pub joiner: Joiner,
+    pub turn: Turn,
+    /// Full ids of the functions to draw from, without the held-out ones, in registry order.
+    pub functions: Vec<String>,
+    /// Full ids of the held-out functions, in registry order.
+    pub holdout_functions: Vec<String>,
+    pub avoid_existing: bool,
+    pub data_seed: u64,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self::preset(Objective::Mapl)
+    }
+}
+
+impl BuildOptions {
+    /// Options an objective presets.
+    pub fn preset(objective: Objective) -> Self {
+        let [_, intra, inter] = objective.kind_weights();
+        let defaults = Self {
+            objective,
+            build_intra: objective.builds() && intra > 0.0,
+            build_inter: objective.builds() && inter > 0.0,
+            intra_rule: IntraRule::Mixed,
+            violations: Violations::Uniform,
+            k_min: 2,
+            k_max: 5,
+            intra_responses: IntraResponses::Both,
+            lambda_resp: 1.0,
+            intra_anchor: IntraAnchor::None,
+            n_intra: 1,
+            n_inter: 1,
+            inter_loss: InterLoss::Margin,
+            inter_dir: InterDir::Both,
+            inter_prompts: InterPrompts::Shared,
+            inter_infeasible: InterInfeasible::Resample,
+            redraw: Redraw::Never,
+            build_attempts: 8,
+            gamma: 0.05,
+            placement: Placement::Suffix,
+            joiner: Joiner::Sentences,
+            turn: Turn::Last,
+            functions: default_functions(),
+            holdout_functions: Vec::new(),
+            avoid_existing: true,
+            data_seed: 42,
+        };
+        match objective {
+            Objective::Rows | Objective::Base | Objective::Mapl => defaults,
+            Objective::Rc => Self {
+                intra_anchor: IntraAnchor::Bare,
+                k_min: 1,
+                k_max: 1,
+                functions: vec!["length_constraints:number_words".to_owned()],
+                ..defaults
+            },
+            Objective::Iopo => Self { inter_dir: InterDir::Up, ..defaults },
+            Objective::Rpo => Self { inter_dir: InterDir::Up, inter_loss: InterLoss::PairMargin, ..defaults },
+        }
+    }
+}
+
+/// Functions drawn unless `--functions` names others: every kind whose text changes with the response, without the
+/// language, which needs a detector.
+fn default_functions() -> Vec<String> {
+    let changes = |kind| match kind {
+        FunctionKind::TwoSided | FunctionKind::Exact | FunctionKind::AtLeast | FunctionKind::Lexical => true,
+        FunctionKind::Fixed => false,
+    };
+    instructions::all()
+        .iter()
+        .filter(|f| changes(f.kind) && f.id != "language:response_language")
+        .map(|f| f.id.to_owned())
+        .collect()
+}
+
+/// Full id of a function named by its id or by the part after the colon.
+fn function_id(name: &str, flag: &str) -> Result<&'static str> {
+    let found = instructions::all().iter().find(|f| f.id == name || f.id.split_once(':').is_some_and(|p| p.1 == name));
+    found.map(|f| f.id).ok_or_else(|| {
+        let known: Vec<_> = instructions::all().iter().map(|f| f.id).collect();
+        Error::Usage(format!("{flag}: unknown instruction function {name:?}; known are {}", known.join(", ")))
+    })
+}

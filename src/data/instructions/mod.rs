@@ -1,1 +1,202 @@
-//! Placeholder.
+//! Instruction functions: each draws arguments from responses and the flags they shall have, phrases them, and checks
+//! any response against them. Ids, arguments and checks are those of IFEval (arXiv 2311.07911), so that training rows
+//! and evaluation share one checker; the wording and the rules that derive arguments are the project's own.
+//!
+//! - [`analysis`]: what the checkers measure, cached per text
+//! - [`quantity`]: relations and thresholds; [`lexical`]: words drawn from responses; [`wording`]: grammar of the texts
+//! - one file per IFEval family with its functions; [`conflicts`]: which do not stand together
+//!
+//! To add a function: write `draw`, `phrase` and `check` in its family's file, add it to that file's list, and its
+//! conflicts to [`conflicts`]. The tests below then run over it.
+
+use serde_json::{Map, Value};
+
+use crate::rng::Rng;
+
+pub mod analysis;
+mod change_case;
+mod combination;
+pub mod conflicts;
+mod detectable_content;
+mod detectable_format;
+mod keywords;
+mod language;
+mod length;
+mod lexical;
+mod punctuation;
+mod quantity;
+mod startend;
+mod stop_words;
+mod wording;
+
+pub use analysis::Analysis;
+pub use conflicts::{clash, conflicts};
+pub use quantity::Relation;
+
+/// Arguments of an instruction, with IFEval's names.
+pub type Kwargs = Map<String, Value>;
+
+/// How the arguments of a function relate to a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FunctionKind {
+    /// A count with the relation "at least" or "less than".
+    TwoSided,
+    /// A count that must be met exactly.
+    Exact,
+    /// A count with "at least" only.
+    AtLeast,
+    /// Words or phrases of a response.
+    Lexical,
+    /// No argument, or one that does not depend on the response.
+    Fixed,
+}
+
+/// A response and what it shall do: `Some(true)` satisfy the instruction, `Some(false)` violate it, `None` nothing in
+/// particular, but words may be taken from it.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub response: &'a Analysis<'a>,
+    pub flag: Option<bool>,
+}
+
+/// What arguments are drawn for.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The responses and their flags.
+    pub targets: &'a [Target<'a>],
+    /// The original prompt. Its words are not taken as keywords.
+    pub prompt: &'a Analysis<'a>,
+    /// Arguments of the same function in the prompt compared with: where a relation is free, the opposite one is
+    /// drawn, because of two prompts with one relation the laxer would be known as the better without any response.
+    pub partner: Option<&'a Kwargs>,
+}
+
+impl<'a> Request<'a> {
+    fn with_flag(&self, flag: bool) -> impl Iterator<Item = &'a Analysis<'a>> {
+        self.targets.iter().filter(move |t| t.flag == Some(flag)).map(|t| t.response)
+    }
+
+    fn satisfied(&self) -> impl Iterator<Item = &'a Analysis<'a>> {
+        self.with_flag(true)
+    }
+
+    fn violated(&self) -> impl Iterator<Item = &'a Analysis<'a>> {
+        self.with_flag(false)
+    }
+
+    fn free(&self) -> impl Iterator<Item = &'a Analysis<'a>> {
+        self.targets.iter().filter(|t| t.flag.is_none()).map(|t| t.response)
+    }
+}
+
+/// One instruction function.
+pub struct Function {
+    /// IFEval's id, `family:name`.
+    pub id: &'static str,
+    pub kind: FunctionKind,
+    /// True if the check only approximates IFEval's.
+    pub approximate: bool,
+    /// Words that show that a prompt already speaks of the function's subject, in lower case.
+    triggers: &'static [&'static str],
+    draw: fn(&Request, &mut Rng) -> Option<Kwargs>,
+    phrase: fn(&Kwargs, usize) -> Option<String>,
+    check: fn(&Kwargs, &Analysis) -> Option<bool>,
+}
+
+/// Draws that may miss a flag (a keyword inside another word, a phrase that both responses share) before a request
+/// counts as infeasible.
+const DRAWS: usize = 6;
+
+/// Number of phrasings to draw from; a function with fewer repeats them.
+pub const VARIANTS: usize = 12;
+
+impl Function {
+    /// Arguments under which every target has its flag, or `None` where none were found. A request without any flag
+    /// is infeasible.
+    pub fn draw(&self, request: &Request, rng: &mut Rng) -> Option<Kwargs> {
+        if request.targets.iter().all(|t| t.flag.is_none()) {
+            return None;
+        }
+        for _ in 0..DRAWS {
+            let kwargs = (self.draw)(request, rng)?;
+            let holds = |t: &Target| t.flag.is_none() || self.check(&kwargs, t.response) == t.flag;
+            if request.targets.iter().all(holds) {
+                return Some(kwargs);
+            }
+        }
+        None
+    }
+
+    /// The instruction as one sentence, in phrasing `variant` (any number; see [`VARIANTS`]). `None` if an argument is
+    /// missing or malformed.
+    pub fn phrase(&self, kwargs: &Kwargs, variant: usize) -> Option<String> {
+        (self.phrase)(kwargs, variant)
+    }
+
+    /// [`Function::draw`] and [`Function::phrase`] in one.
+    pub fn build(&self, request: &Request, rng: &mut Rng) -> Option<(String, Kwargs)> {
+        let kwargs = self.draw(request, rng)?;
+        let text = self.phrase(&kwargs, rng.below(VARIANTS))?;
+        Some((text, kwargs))
+    }
+
+    /// Whether a response satisfies the instruction. `None` where that cannot be decided: an argument is missing or
+    /// malformed, or the language of the response is not recognised.
+    pub fn check(&self, kwargs: &Kwargs, response: &Analysis) -> Option<bool> {
+        (self.check)(kwargs, response)
+    }
+
+    /// True if the prompt already speaks of what the function constrains.
+    pub fn is_mentioned_in(&self, prompt: &Analysis) -> bool {
+        self.triggers.iter().any(|trigger| prompt.contains_whole(trigger))
+    }
+}
+
+/// All 25 functions, by family, in the order of every table.
+pub fn all() -> &'static [&'static Function] {
+    static ALL: std::sync::LazyLock<Vec<&'static Function>> = std::sync::LazyLock::new(|| {
+        let families: [&'static [Function]; 9] = [
+            &keywords::FUNCTIONS,
+            &language::FUNCTIONS,
+            &length::FUNCTIONS,
+            &detectable_content::FUNCTIONS,
+            &detectable_format::FUNCTIONS,
+            &combination::FUNCTIONS,
+            &startend::FUNCTIONS,
+            &change_case::FUNCTIONS,
+            &punctuation::FUNCTIONS,
+        ];
+        families.into_iter().flatten().collect()
+    });
+    &ALL
+}
+
+/// The function with this id.
+pub fn by_id(id: &str) -> Option<&'static Function> {
+    all().iter().copied().find(|f| f.id == id)
+}
+
+/// Arguments of a function without any; the check of the flags decides whether it is feasible.
+fn no_arguments(_: &Request, _: &mut Rng) -> Option<Kwargs> {
+    Some(Kwargs::new())
+}
+
+fn text_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<&'a str> {
+    kwargs.get(key)?.as_str()
+}
+
+fn count_argument(kwargs: &Kwargs, key: &str) -> Option<usize> {
+    let value = kwargs.get(key)?;
+    // Some writers of IFEval rows store counts as floats.
+    let whole = |x: f64| (x >= 0.0 && x.fract() == 0.0 && x < 1e15).then_some(x as u64);
+    value.as_u64().or_else(|| value.as_f64().and_then(whole)).and_then(|n| usize::try_from(n).ok())
+}
+
+fn words_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<Vec<&'a str>> {
+    kwargs.get(key)?.as_array()?.iter().map(Value::as_str).collect()
+}
+
+/// Builds arguments from pairs.
+fn kwargs<const N: usize>(pairs: [(&str, Value); N]) -> Kwargs {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}

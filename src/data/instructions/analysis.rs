@@ -1,0 +1,296 @@
+//! What the checkers measure of one text, computed on first use and kept: many instructions look at the same response.
+//! Words are runs of letters, digits and underscores (IFEval's `\w+`). Sentences and words in capitals follow rules of
+//! our own and only approximate IFEval's, which uses NLTK.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::LazyLock;
+
+use regex::Regex;
+use unicode_segmentation::UnicodeSegmentation;
+
+use super::stop_words::is_stop_word;
+
+// Python's `\w` holds letters and numbers but no combining marks, unlike this crate's `\w`.
+static WORD: LazyLock<Regex> = LazyLock::new(|| constant(r"[\p{L}\p{N}_]+"));
+
+/// Compiles a pattern written in this source.
+pub(super) fn constant(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("the pattern is a constant of the source and valid")
+}
+
+/// One text with cached measurements.
+pub struct Analysis<'a> {
+    text: &'a str,
+    lower: OnceCell<String>,
+    words: OnceCell<Vec<String>>,
+    word_set: OnceCell<HashSet<String>>,
+    content_words: OnceCell<Vec<String>>,
+    sentences: OnceCell<usize>,
+    capital_words: OnceCell<usize>,
+    letters: OnceCell<BTreeMap<char, usize>>,
+}
+
+impl<'a> Analysis<'a> {
+    /// Measures nothing yet.
+    pub fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            lower: OnceCell::new(),
+            words: OnceCell::new(),
+            word_set: OnceCell::new(),
+            content_words: OnceCell::new(),
+            sentences: OnceCell::new(),
+            capital_words: OnceCell::new(),
+            letters: OnceCell::new(),
+        }
+    }
+
+    /// The text itself.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// The text in lower case.
+    pub fn lower(&self) -> &str {
+        self.lower.get_or_init(|| self.text.to_lowercase())
+    }
+
+    /// Number of words.
+    pub fn word_count(&self) -> usize {
+        self.words().len()
+    }
+
+    /// Words in lower case, in order.
+    pub fn words(&self) -> &[String] {
+        self.words.get_or_init(|| WORD.find_iter(self.text).map(|m| m.as_str().to_lowercase()).collect())
+    }
+
+    /// Distinct words that carry content, in order of first occurrence: letters only, no stop word, four letters or
+    /// more. A text without any such word gives its words of two letters or more, so that languages of short words
+    /// have content words too.
+    pub fn content_words(&self) -> &[String] {
+        self.content_words.get_or_init(|| {
+            let at_least = |length: usize| -> Vec<String> {
+                let mut seen = HashSet::new();
+                let fits =
+                    |w: &&String| w.chars().count() >= length && w.chars().all(char::is_alphabetic) && !is_stop_word(w);
+                self.words().iter().filter(fits).filter(|w| seen.insert(w.as_str())).cloned().collect()
+            };
+            let long = at_least(4);
+            if long.is_empty() { at_least(2) } else { long }
+        })
+    }
+
+    /// True if `word`, in lower case, is one of the words.
+    pub fn has_word(&self, word: &str) -> bool {
+        self.word_set.get_or_init(|| self.words().iter().cloned().collect()).contains(word)
+    }
+
+    /// True if `keyword` occurs anywhere, letter case ignored (IFEval's `keywords:existence`).
+    pub fn contains(&self, keyword: &str) -> bool {
+        self.lower().contains(&keyword.to_lowercase())
+    }
+
+    /// Number of occurrences of `keyword` that do not overlap, letter case ignored (`keywords:frequency`).
+    pub fn occurrences(&self, keyword: &str) -> usize {
+        if keyword.is_empty() { 0 } else { self.lower().matches(&keyword.to_lowercase()).count() }
+    }
+
+    /// True if `phrase` occurs between word boundaries, letter case ignored (`keywords:forbidden_words`). A boundary
+    /// lies where exactly one of two neighbours is part of a word, as in the regular expression `\b`.
+    pub fn contains_whole(&self, phrase: &str) -> bool {
+        contains_whole(self.lower(), &phrase.to_lowercase())
+    }
+
+    /// Number of sentences: pieces that hold a letter or digit and end with `.`, `!`, `?` or their like, a blank line,
+    /// or the text. Abbreviations, initials and list numbers end none.
+    pub fn sentence_count(&self) -> usize {
+        *self.sentences.get_or_init(|| count_sentences(self.text))
+    }
+
+    /// Number of words all in capitals; a hyphenated word counts once, `I` and `A` count.
+    pub fn capital_word_count(&self) -> usize {
+        *self.capital_words.get_or_init(|| {
+            let inside = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '&');
+            let pieces = self.text.split(|c: char| !inside(c));
+            pieces.filter(|piece| is_upper(piece)).count()
+        })
+    }
+
+    /// Number of times each character occurs in the text in lower case.
+    pub fn letters(&self) -> &BTreeMap<char, usize> {
+        self.letters.get_or_init(|| {
+            let mut letters = BTreeMap::new();
+            for c in self.lower().chars() {
+                *letters.entry(c).or_insert(0) += 1;
+            }
+            letters
+        })
+    }
+
+    /// Number of times `letter`, in lower case, occurs.
+    pub fn letter_count(&self, letter: char) -> usize {
+        self.letters().get(&letter).copied().unwrap_or(0)
+    }
+}
+
+/// True if the text has a cased letter and no lower-case one (Python's `isupper`).
+pub(super) fn is_upper(text: &str) -> bool {
+    text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)
+}
+
+/// True if the text has a cased letter and no upper-case one (Python's `islower`).
+pub(super) fn is_lower(text: &str) -> bool {
+    text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase)
+}
+
+fn is_word_char(c: char) -> bool {
+    match c {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '_' => true,
+        c if c.is_ascii() => false,
+        c => WORD.is_match(c.encode_utf8(&mut [0; 4])),
+    }
+}
+
+fn contains_whole(lower: &str, phrase: &str) -> bool {
+    let (Some(first), Some(last)) = (phrase.chars().next(), phrase.chars().next_back()) else { return false };
+    let mut start = 0;
+    while let Some(found) = lower[start..].find(phrase) {
+        let (from, to) = (start + found, start + found + phrase.len());
+        let before = lower[..from].chars().next_back().is_some_and(is_word_char);
+        let after = lower[to..].chars().next().is_some_and(is_word_char);
+        if before != is_word_char(first) && after != is_word_char(last) {
+            return true;
+        }
+        start = from + first.len_utf8();
+    }
+    false
+}
+
+/// Lower-case tokens whose full stop ends no sentence.
+const ABBREVIATIONS: [&str; 31] = [
+    "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "cf", "al", "approx", "no", "vol",
+    "fig", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "rep", "sen", "rev", "hon", "ca",
+];
+
+fn count_sentences(text: &str) -> usize {
+    let (mut count, mut open) = (0, false);
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '。' | '！' | '？' | '｡' | '।' | '॥' | '؟' | '۔' => {
+                count += usize::from(std::mem::take(&mut open))
+            }
+            '.' | '!' | '?' | '…' => {
+                // The whole run of terminators and closing marks belongs to the sentence before it.
+                let mut stops_only = c == '.';
+                while let Some(&(_, next)) = chars.peek() {
+                    match next {
+                        '.' => stops_only = false,
+                        '!' | '?' | '…' | '"' | '\'' | ')' | ']' | '”' | '’' | '»' | '*' | '_' => {
+                            stops_only &= !matches!(next, '!' | '?' | '…');
+                        }
+                        _ => break,
+                    }
+                    chars.next();
+                }
+                let ends = chars.peek().is_none_or(|&(_, next)| next.is_whitespace());
+                if ends && open && !(stops_only && ends_no_sentence(&text[..at])) {
+                    count += 1;
+                    open = false;
+                }
+            }
+            '\n' => {
+                // A blank line, also one with spaces or carriage returns on it, closes a heading or a list item.
+                let mut lines = 1;
+                while let Some(&(_, next)) = chars.peek() {
+                    if !next.is_whitespace() {
+                        break;
+                    }
+                    lines += usize::from(next == '\n');
+                    chars.next();
+                }
+                if lines > 1 {
+                    count += usize::from(std::mem::take(&mut open));
+                }
+            }
+            c => open |= c.is_alphanumeric(),
+        }
+    }
+    count + usize::from(open)
+}
+
+/// True if a full stop after `before` belongs to an abbreviation, an initial or a list number.
+fn ends_no_sentence(before: &str) -> bool {
+    let token = before.rsplit(char::is_whitespace).next().unwrap_or("");
+    let line = before.rsplit('\n').next().unwrap_or("").trim_start();
+    let token = token.trim_start_matches(['(', '[', '"', '\'', '“', '‘', '*', '_']);
+    let list_number = line.trim_start_matches(['*', '_', '#', ' ']).chars().all(|c| c.is_ascii_digit());
+    let initial = token.graphemes(true).count() == 1 && token.chars().all(char::is_uppercase) && token != "I";
+    list_number || initial || ABBREVIATIONS.contains(&token.to_lowercase().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentences(text: &str) -> usize {
+        Analysis::new(text).sentence_count()
+    }
+
+    #[test]
+    fn sentences_end_at_terminators_and_blank_lines() {
+        assert_eq!(sentences(""), 0);
+        assert_eq!(sentences(" \r\n\r\n "), 0);
+        assert_eq!(sentences("word"), 1);
+        assert_eq!(sentences("ba lo ti. mu re so. ka"), 3);
+        assert_eq!(sentences("ba lo ti. mu re so."), 2);
+        assert_eq!(sentences("Wait... really?! \"Yes.\" He left."), 4);
+        assert_eq!(sentences("Mr. Smith paid 3.50 at 5 p.m. e.g. in A. Town."), 2);
+        assert_eq!(sentences("1. One\n2. Two"), 1);
+        assert_eq!(sentences("# Title\r\n\r\nText here. And more"), 3);
+        assert_eq!(sentences("今天天气很好。我们去公园吧！好吗？"), 3);
+        assert_eq!(sentences("यह पहला है। यह दूसरा है।"), 2);
+    }
+
+    #[test]
+    fn words_follow_ifeval() {
+        assert_eq!(Analysis::new("Don't stop_me: 3.5 times!").words(), ["don", "t", "stop_me", "3", "5", "times"]);
+        assert_eq!(Analysis::new("").word_count(), 0);
+        assert_eq!(Analysis::new("Größe, éclair — ок").words(), ["größe", "éclair", "ок"]);
+    }
+
+    #[test]
+    fn content_words_fall_back_to_short_words() {
+        assert_eq!(Analysis::new("This bread and that Bread rises 1234").content_words(), ["bread", "rises"]);
+        assert_eq!(Analysis::new("ba lo ba x").content_words(), ["ba", "lo"]);
+        assert!(Analysis::new("the and of").content_words().is_empty());
+    }
+
+    #[test]
+    fn whole_words_need_boundaries() {
+        let text = Analysis::new("The category of C++ (cat).");
+        assert!(text.contains_whole("CAT") && !text.contains_whole("categ"));
+        assert!(!Analysis::new("concat category").contains_whole("cat"));
+        // As in `\bC\+\+\b`: after the plus a word character would have to follow.
+        assert!(!text.contains_whole("c++"));
+        assert!(!text.contains_whole(""));
+    }
+
+    #[test]
+    fn words_in_capitals() {
+        let count = |text| Analysis::new(text).capital_word_count();
+        assert_eq!(count("I saw NASA's X-15 (USA), not Nasa"), 4);
+        assert_eq!(count("U.S. and STATE-OF-THE-ART"), 2);
+        assert_eq!(count("123 - ! lower"), 0);
+    }
+
+    #[test]
+    fn keywords_are_literal() {
+        let text = Analysis::new("a.b (a+b) [A.B] a.b");
+        assert_eq!(text.occurrences("a.b"), 3);
+        assert!(text.contains("(A+") && !text.contains("a*b"));
+        assert_eq!(text.occurrences(""), 0);
+    }
+}

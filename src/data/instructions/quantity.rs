@@ -1,0 +1,199 @@
+//! Instructions about a count: relations, and thresholds that give each response its flag.
+//!
+//! Where two responses have opposite flags the threshold is uniform between their counts. This is what keeps prompts
+//! from giving the answer away: seen over both responses of a pair, a prompt drawn so is the better one exactly as
+//! often as the worse one, whatever number and relation it shows. Where a flag binds one response only, the threshold
+//! stands at a random distance from its count.
+
+use serde_json::Value;
+
+use super::{Analysis, Kwargs, Request, count_argument, kwargs, text_argument};
+use crate::rng::Rng;
+
+/// Relation of a count to a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// Count >= threshold.
+    AtLeast,
+    /// Count < threshold.
+    LessThan,
+}
+
+impl Relation {
+    /// Both relations.
+    pub const ALL: [Relation; 2] = [Relation::AtLeast, Relation::LessThan];
+
+    /// As in IFEval's arguments.
+    pub fn name(self) -> &'static str {
+        match self {
+            Relation::AtLeast => "at least",
+            Relation::LessThan => "less than",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|r| r.name() == name)
+    }
+
+    /// Whether a count stands in this relation to a threshold.
+    pub fn holds(self, count: usize, threshold: usize) -> bool {
+        match self {
+            Relation::AtLeast => count >= threshold,
+            Relation::LessThan => count < threshold,
+        }
+    }
+
+    fn opposite(self) -> Self {
+        match self {
+            Relation::AtLeast => Relation::LessThan,
+            Relation::LessThan => Relation::AtLeast,
+        }
+    }
+
+    /// The relation among arguments, whatever the function calls it.
+    pub fn of(kwargs: &Kwargs) -> Option<Self> {
+        let keys = ["relation", "let_relation", "capital_relation"];
+        keys.iter().find_map(|key| text_argument(kwargs, key)).and_then(Self::parse)
+    }
+}
+
+/// Thresholds from `low` to `high` under which each count has its flag.
+#[derive(Clone, Copy)]
+struct Interval {
+    low: usize,
+    high: usize,
+}
+
+impl Interval {
+    fn new(counts: &[(usize, bool)], relation: Relation) -> Option<Self> {
+        let (mut low, mut high) = (None, None);
+        for &(count, flag) in counts {
+            // "at least t" holds and "less than t" fails for thresholds up to the count.
+            if flag == (relation == Relation::AtLeast) {
+                high = Some(high.map_or(count, |h: usize| h.min(count)));
+            } else {
+                low = Some(low.map_or(count + 1, |l: usize| l.max(count + 1)));
+            }
+        }
+        // An open side reaches as far as a tenth to a half of the count, and a few units for small counts.
+        let (low, high) = match (low, high) {
+            (Some(low), Some(high)) => (low, high),
+            (None, Some(high)) => (high.saturating_sub((high * 2 / 5).max(2)), high),
+            (Some(low), None) => (low, low + (low * 2 / 5).max(2)),
+            (None, None) => return None,
+        };
+        let low = low.max(1);
+        (low <= high).then_some(Self { low, high })
+    }
+
+    /// A threshold of the interval. "Less than 1" reads oddly, so 1 is taken only where nothing else is left, for both
+    /// relations alike. Half of the larger numbers are rounded to fives or tens, as people would write them.
+    fn draw(self, rng: &mut Rng) -> usize {
+        let low = if self.high >= 2 { self.low.max(2) } else { self.low };
+        let threshold = rng.range(low, self.high);
+        let step = if threshold >= 100 { 10 } else { 5 };
+        let rounded = (threshold + step / 2) / step * step;
+        if rng.flip() && threshold >= 20 && (low..=self.high).contains(&rounded) { rounded } else { threshold }
+    }
+}
+
+/// Relation and threshold that give each count its flag; `None` if there is none. A relation that is free is the
+/// opposite of `partner`'s, or drawn by a coin.
+pub fn draw_threshold(counts: &[(usize, bool)], partner: Option<&Kwargs>, rng: &mut Rng) -> Option<(Relation, usize)> {
+    let coin = Relation::ALL[usize::from(rng.flip())];
+    let first = partner.and_then(Relation::of).map_or(coin, Relation::opposite);
+    let feasible = |relation| Interval::new(counts, relation).map(|interval| (relation, interval));
+    let (relation, interval) = feasible(first).or_else(|| feasible(first.opposite()))?;
+    Some((relation, interval.draw(rng)))
+}
+
+/// Counts of the responses that have a flag.
+pub fn flagged_counts(request: &Request, count: impl Fn(&Analysis) -> usize) -> Vec<(usize, bool)> {
+    request.targets.iter().filter_map(|t| Some((count(t.response), t.flag?))).collect()
+}
+
+/// Arguments of a two-sided function that counts with `count`.
+pub fn two_sided(
+    request: &Request,
+    rng: &mut Rng,
+    [number_key, relation_key]: [&str; 2],
+    count: impl Fn(&Analysis) -> usize,
+) -> Option<Kwargs> {
+    let (relation, threshold) = draw_threshold(&flagged_counts(request, count), request.partner, rng)?;
+    Some(kwargs([(number_key, threshold.into()), (relation_key, relation.name().into())]))
+}
+
+/// Number and relation of a two-sided function.
+pub fn bound(kwargs: &Kwargs, [number_key, relation_key]: [&str; 2]) -> Option<(usize, Relation)> {
+    Some((count_argument(kwargs, number_key)?, Relation::parse(text_argument(kwargs, relation_key)?)?))
+}
+
+/// A number of at least 1 that the satisfied responses reach and the violating ones do not.
+pub fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<Value> {
+    let counts = flagged_counts(request, count);
+    let interval = Interval::new(&counts, Relation::AtLeast)?;
+    Some(rng.range(interval.low, interval.high).into())
+}
+
+/// A number of at least 1 that equals the count of every satisfied response and of no violating one. Without a
+/// satisfied response it is the count of a free one, or else stands near a violating count.
+pub fn draw_exact(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<usize> {
+    let violated: Vec<usize> = request.violated().map(&count).collect();
+    let fits = |m: &usize| *m >= 1 && !violated.contains(m);
+    let mut satisfied = request.satisfied().map(&count);
+    if let Some(m) = satisfied.next() {
+        return (fits(&m) && satisfied.all(|other| other == m)).then_some(m);
+    }
+    if let Some(m) = request.free().map(&count).find(fits) {
+        return Some(m);
+    }
+    let near = *violated.first()?;
+    let candidates: Vec<usize> = (near.saturating_sub(3)..=near + 3).filter(fits).collect();
+    rng.choose(&candidates).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joint_threshold_separates_the_counts_and_covers_the_gap() {
+        let mut rng = Rng::keyed(1, &["separate"]);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..2000 {
+            let (relation, t) = draw_threshold(&[(18, true), (12, false)], None, &mut rng).unwrap();
+            assert_eq!(relation, Relation::AtLeast);
+            seen.insert(t);
+            let (relation, t) = draw_threshold(&[(18, false), (12, true)], None, &mut rng).unwrap();
+            assert_eq!(relation, Relation::LessThan);
+            seen.insert(t);
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), (13..=18).collect::<Vec<_>>());
+        assert!(draw_threshold(&[(4, true), (4, false)], None, &mut rng).is_none());
+    }
+
+    #[test]
+    fn a_free_relation_is_fair_and_opposes_its_partner() {
+        let mut rng = Rng::keyed(2, &["free"]);
+        let draws = 4000;
+        let at_least = (0..draws)
+            .filter(|_| draw_threshold(&[(50, true)], None, &mut rng).unwrap().0 == Relation::AtLeast)
+            .count();
+        // Standard deviation 32; four of them.
+        assert!(at_least.abs_diff(draws / 2) < 127, "{at_least}");
+        let partner = kwargs([("relation", "less than".into())]);
+        let (relation, t) = draw_threshold(&[(50, false)], Some(&partner), &mut rng).unwrap();
+        assert!(relation == Relation::AtLeast && t > 50);
+        // A count of zero can be violated by "at least" only.
+        assert_eq!(draw_threshold(&[(0, false)], None, &mut rng).unwrap().0, Relation::AtLeast);
+    }
+
+    #[test]
+    fn distances_vary_on_both_sides() {
+        let mut rng = Rng::keyed(3, &["distance"]);
+        let draws: Vec<usize> = (0..500).map(|_| draw_threshold(&[(100, true)], None, &mut rng).unwrap().1).collect();
+        let distance = |t: &usize| t.abs_diff(100);
+        assert!(draws.iter().any(|t| distance(t) > 30) && draws.iter().any(|t| distance(t) < 5));
+        assert!(draws.iter().all(|t| (60..=141).contains(t)));
+    }
+}
