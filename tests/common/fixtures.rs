@@ -1,0 +1,115 @@
+//! Tiny models and groups that several test files use.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mapl::backend::{Backend, View, ViewMut};
+use mapl::data::group::{Kind, PreferenceGroup, Prompt, Response};
+use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
+use mapl::model::config::ModelConfig;
+use mapl::model::decoder::Model;
+use mapl::model::store;
+use mapl::rng::Rng;
+use serde_json::json;
+
+/// A family and head for a tiny model: 2 layers, hidden 16, 4 query heads on 2 key heads of width 6 (not hidden/heads).
+pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
+    let class = if family == "llama" { "Llama" } else { "Qwen2" };
+    let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
+    let mut value = json!({
+        "architectures": [format!("{class}{head}")], "model_type": family, "vocab_size": 23, "hidden_size": 16,
+        "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 6, "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "initializer_range": 0.3, "tie_word_embeddings": family == "qwen2", "rope_theta": 100.0,
+        "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0,
+    });
+    if reward {
+        value["id2label"] = json!({"0": "LABEL_0"});
+        value["label2id"] = json!({"LABEL_0": 0});
+    }
+    let map = value.as_object().unwrap().clone();
+    ModelConfig::from_json(map, Path::new("config.json")).unwrap()
+}
+
+/// A model in which every parameter is random, biases and norms too.
+pub fn random_model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) -> Model<B> {
+    let mut model = store::random(backend, config.clone(), seed).unwrap();
+    let mut rng = Rng::keyed(seed, &["perturb"]);
+    let slots: Vec<_> = model.layout.slots.iter().map(|s| (s.range(), s.spec.shape.len())).collect();
+    for (range, rank) in slots {
+        if rank == 1 {
+            let mut values = vec![0.0; range.len()];
+            backend.read_act(View::new(&model.weights, range.start, range.len()), &mut values).unwrap();
+            for v in &mut values {
+                *v = f64::from((*v + 0.2 * rng.normal()) as f32);
+            }
+            backend.write_act(ViewMut::new(&mut model.weights, range.start, range.len()), &values).unwrap();
+        }
+    }
+    model
+}
+
+/// (prompt, response) indices with signs; see [`group`].
+pub type Terms<'a> = &'a [(usize, usize, i8)];
+
+/// A tokenised group from prompts, responses and comparisons given as signed (prompt, response) pairs.
+pub fn group(
+    id: &str,
+    prompts: &[&[u32]],
+    responses: &[&[u32]],
+    comparisons: &[(Kind, Terms<'_>)],
+) -> TokenizedGroup {
+    let mut pairs: Vec<(usize, usize)> =
+        comparisons.iter().flat_map(|(_, terms)| terms.iter().map(|t| (t.0, t.1))).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    let place = |p, r| pairs.iter().position(|&pair| pair == (p, r)).unwrap();
+    let text = || Response::Text(String::new());
+    let source = PreferenceGroup::pair(id.into(), Prompt::Text(String::new()), text(), text(), 0.0);
+    TokenizedGroup {
+        group: Arc::new(source),
+        prompt_ids: prompts.iter().map(|p| p.to_vec()).collect(),
+        sequences: pairs
+            .iter()
+            .map(|&(prompt, response)| Sequence { prompt, response, response_ids: responses[response].to_vec() })
+            .collect(),
+        comparisons: comparisons
+            .iter()
+            .map(|(kind, terms)| SequenceComparison {
+                kind: *kind,
+                terms: terms
+                    .iter()
+                    .map(|&(p, r, sign)| SequenceTerm { sequence: place(p, r), sign, detached: false })
+                    .collect(),
+                margin: 0.0,
+                weight: 1.0,
+                detached_clip: None,
+            })
+            .collect(),
+    }
+}
+
+/// A full MAPL group (five prompts, two responses, eight sequences), a pair whose prompts share nothing, and a pair
+/// with one-token responses.
+pub fn groups() -> Vec<TokenizedGroup> {
+    let full = group(
+        "full",
+        &[&[2, 5, 6, 7], &[2, 5, 6, 7, 8, 9], &[2, 5, 6, 7, 8, 10], &[2, 5, 6, 7, 11, 9, 3], &[2, 5, 6, 7, 11]],
+        &[&[12, 13, 14, 1], &[15, 12, 1]],
+        &[
+            (Kind::Base, &[(0, 0, 1), (0, 1, -1)]),
+            (Kind::Intra, &[(1, 0, 1), (2, 0, -1)]),
+            (Kind::Intra, &[(3, 1, 1), (4, 1, -1)]),
+            (Kind::Inter, &[(1, 0, 1), (0, 1, 1), (1, 1, -1), (0, 0, -1)]),
+            (Kind::Inter, &[(3, 1, 1), (0, 0, 1), (3, 0, -1), (0, 1, -1)]),
+        ],
+    );
+    let pair = group(
+        "apart",
+        &[&[2, 4, 4], &[3, 4]],
+        &[&[16, 17, 1], &[18, 1]],
+        &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)]), (Kind::Intra, &[(0, 0, 1), (1, 0, -1)])],
+    );
+    let short = group("short", &[&[2]], &[&[1], &[20]], &[(Kind::Base, &[(0, 1, 1), (0, 0, -1)])]);
+    vec![full, pair, short]
+}
