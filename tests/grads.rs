@@ -43,7 +43,11 @@ fn check(family: &str, loss_of_run: Loss, groups: &[TokenizedGroup]) {
         let difference = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
         trainer.policy.weights[i] = value;
         let error = (gradient[i] - difference).abs();
-        assert!(error < 1e-9 * (1.0 + gradient[i].abs()), "{family} parameter {i}: {} against {difference}", gradient[i]);
+        assert!(
+            error < 1e-9 * (1.0 + gradient[i].abs()),
+            "{family} parameter {i}: {} against {difference}",
+            gradient[i]
+        );
         moved += usize::from(gradient[i].abs() > 1e-6);
     }
     // A gradient that is zero nearly everywhere would pass the comparison and prove nothing.

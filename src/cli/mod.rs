@@ -1,1 +1,75 @@
-//! Placeholder.
+//! The commands of the binary. Each file holds one family: arguments, and what the command does with the library.
+//!
+//! - [`args`]: flag spellings, and flags of TRL that mapl does not have
+//! - [`device`]: the choice of a backend, made once
+//! - [`train_args`], [`train`]: `sft`, `reward`, `dpo`
+//! - [`data`]: `data build`, `data show`
+//! - [`evaluate`]: `score`, `eval`
+//! - [`make`]: `tokenizer`, `init`
+//! - [`quickstart`]: the whole program on a language of its own
+//! - [`env`]: what this machine and this build can do
+
+pub mod args;
+pub mod data;
+pub mod device;
+pub mod env;
+pub mod evaluate;
+pub mod make;
+pub mod quickstart;
+pub mod train;
+pub mod train_args;
+
+use clap::{Parser, Subcommand};
+
+use crate::Result;
+use crate::loss::objective::Method;
+
+/// Preference training of transformers with multi-level aware preference learning.
+#[derive(Parser, Debug)]
+#[command(name = "mapl", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make data and a small model, train reward and DPO runs with and without MAPL, evaluate, and report
+    Quickstart(quickstart::QuickstartArgs),
+    /// Train a byte-level BPE tokenizer
+    Tokenizer(make::TokenizerArgs),
+    /// Make a model with random weights
+    Init(make::InitArgs),
+    /// Build and look at preference groups
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// Fine-tune a model on responses, to start preference training from
+    Sft(train_args::TrainArgs),
+    /// Train a reward model on comparisons
+    Reward(train_args::TrainArgs),
+    /// Train a policy on comparisons by direct preference optimisation
+    Dpo(train_args::TrainArgs),
+    /// Write log-probs or rewards of every sequence, and the logit of every comparison
+    Score(evaluate::ScoreArgs),
+    /// Report semantic, intra and inter accuracy
+    Eval(evaluate::EvalArgs),
+    /// Show what this machine and this build can do
+    Env(env::EnvArgs),
+}
+
+/// Runs a command.
+pub fn run(cli: Cli, command_line: &str) -> Result<()> {
+    match cli.command {
+        Command::Quickstart(args) => quickstart::run(&args, command_line),
+        Command::Tokenizer(args) => make::tokenizer(&args),
+        Command::Init(args) => make::init(&args),
+        Command::Data(command) => data::run(command),
+        Command::Sft(args) => train::run(Method::Sft, &args, command_line).map(|_| ()),
+        Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
+        Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
+        Command::Score(args) => evaluate::score(&args),
+        Command::Eval(args) => evaluate::eval(&args),
+        Command::Env(args) => env::run(&args),
+    }
+}

@@ -4,11 +4,14 @@
 //! - [`source`]: one reader per input format, each yielding groups
 //! - [`instructions`]: checkable instruction functions, each a builder and a checker
 //! - [`mapl`]: adds intra-sample and inter-sample comparisons to a group; [`options`] are its settings
-//! - [`template`], [`tokenizer`]: chat templates; text to token ids with the prompt/response boundary on ids
+//! - [`construct`]: applies an objective to rows that were read
+//! - [`template`], [`tokenizer`], [`tokenize`]: chat templates; text to token ids with the prompt/response boundary on
+//!   ids, as [`tokenized`] groups; [`show`] prints them
 //! - [`tree`], [`pack`]: prefix tree of a group; groups to a packed batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start
 
+pub mod construct;
 pub mod group;
 pub mod instructions;
 pub mod loader;

@@ -131,7 +131,10 @@ pub fn prune(output_dir: &Path, limit: usize) -> Result<()> {
 /// Reads `state/state.json` of a checkpoint.
 pub fn read_state(folder: &Path) -> Result<RunState> {
     if !folder.join("DONE").is_file() {
-        return Err(Error::model(folder, "is not a complete checkpoint (it holds no DONE); name a checkpoint-N folder"));
+        return Err(Error::model(
+            folder,
+            "is not a complete checkpoint (it holds no DONE); name a checkpoint-N folder",
+        ));
     }
     let path = folder.join("state").join("state.json");
     let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
@@ -141,6 +144,15 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
         return Err(Error::model(&path, why));
     }
     Ok(state)
+}
+
+/// Reads the logged events of a checkpoint.
+pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
+    let path = folder.join("trainer_state.json");
+    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let state: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
+    Ok(state["log_history"].as_array().cloned().unwrap_or_default())
 }
 
 /// Puts moments, step count and (where `Act` is not f32) exact weights back. The policy has been loaded from the

@@ -6,15 +6,17 @@
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`evaluate`]: accuracies over a data set
 //! - [`checkpoint`]: a run's state on disk
-//! - [`run`]: the loop
+//! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
 //! - [`report`]: SVG charts and HTML pages
 
-//CK pub mod checkpoint;
+pub mod checkpoint;
+pub mod console;
 pub mod evaluate;
 pub mod metrics;
 //CK pub mod report;
-//CK pub mod run;
+pub mod run;
 pub mod score;
+pub mod signals;
 pub mod step;
 pub mod upload;
 

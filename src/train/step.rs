@@ -1,5 +1,6 @@
 //! One optimiser step: the calls of the whole program, in order.
 
+use super::evaluate::Evaluator;
 use super::metrics::Tally;
 use super::score::{Scorer, grow, read};
 use super::upload::DeviceBatch;
@@ -213,6 +214,17 @@ impl<'b, B: Backend> Trainer<'b, B> {
             }
         }
         Some(slopes)
+    }
+
+    /// Scores of policy and reference over groups that are not trained on.
+    pub fn evaluate(&mut self, evaluator: &mut Evaluator<B>, groups: &[TokenizedGroup]) -> Result<Tally> {
+        let models = (&mut self.policy, self.reference.as_mut());
+        Ok(evaluator.run(self.backend, models, &self.loss, groups, |_| ())?.1)
+    }
+
+    /// An evaluator for this trainer's models.
+    pub fn evaluator(&self) -> Result<Evaluator<B>> {
+        Evaluator::new(self.backend, &self.policy, self.reference.as_ref())
     }
 
     /// Token counts of the current batch.

@@ -53,12 +53,7 @@ pub fn random_model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) ->
 pub type Terms<'a> = &'a [(usize, usize, i8)];
 
 /// A tokenised group from prompts, responses and comparisons given as signed (prompt, response) pairs.
-pub fn group(
-    id: &str,
-    prompts: &[&[u32]],
-    responses: &[&[u32]],
-    comparisons: &[(Kind, Terms<'_>)],
-) -> TokenizedGroup {
+pub fn group(id: &str, prompts: &[&[u32]], responses: &[&[u32]], comparisons: &[(Kind, Terms<'_>)]) -> TokenizedGroup {
     let mut pairs: Vec<(usize, usize)> =
         comparisons.iter().flat_map(|(_, terms)| terms.iter().map(|t| (t.0, t.1))).collect();
     pairs.sort_unstable();

@@ -1,0 +1,117 @@
+//! `mapl data build` and `mapl data show`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::data::construct::build_rows;
+use crate::data::options::{BuildArgs, Objective};
+use crate::data::show::{ShowOptions, render};
+use crate::data::source::{ReadOptions, read_files_with_reports};
+use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
+use crate::data::tokenizer::Tokenizer;
+use crate::train::checkpoint::write_text;
+use crate::{Error, Result};
+
+/// What to do with data.
+#[derive(Subcommand, Debug)]
+pub enum DataCommand {
+    /// Turn preference rows of any format into groups with intra and inter comparisons
+    Build(BuildCommand),
+    /// Print decoded groups with the trained tokens marked
+    Show(ShowCommand),
+}
+
+/// Arguments of `data build`.
+#[derive(Args, Clone, Debug)]
+pub struct BuildCommand {
+    /// Files of preference rows
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// JSON lines of groups to write
+    #[arg(long)]
+    output: PathBuf,
+    /// Epoch to draw for, with --redraw epoch
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// Write the report as JSON too
+    #[arg(long)]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadOptions,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+/// Arguments of `data show`.
+#[derive(Args, Clone, Debug)]
+pub struct ShowCommand {
+    /// Files of groups or pairs
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// Folder with the tokenizer and chat template
+    #[arg(long, alias = "model", alias = "model-name-or-path")]
+    tokenizer: PathBuf,
+    /// Groups to print
+    #[arg(long, default_value_t = 3)]
+    rows: usize,
+    /// Print token ids too
+    #[arg(long)]
+    ids: bool,
+    /// Chat template to use in place of the folder's
+    #[arg(long)]
+    chat_template_path: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadOptions,
+    #[command(flatten)]
+    tokenize: TokenizeOptions,
+}
+
+/// Runs a data command.
+pub fn run(command: DataCommand) -> Result<()> {
+    match command {
+        DataCommand::Build(args) => build(&args),
+        DataCommand::Show(args) => show(&args),
+    }
+}
+
+fn build(args: &BuildCommand) -> Result<()> {
+    let options = args.build.resolve(Objective::Mapl, [None; 3])?;
+    if args.epoch.is_some() && options.redraw == crate::data::options::Redraw::Never {
+        return Err(Error::Usage("--epoch has no effect without --redraw epoch".into()));
+    }
+    let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
+    reports.iter().for_each(|report| println!("{report}"));
+    let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
+    let mut text = String::new();
+    for row in &rows {
+        let line = serde_json::to_string(&row.group).map_err(|e| row.error(format!("cannot be written: {e}")))?;
+        text += &line;
+        text.push('\n');
+    }
+    write_text(&args.output, &text)?;
+    if let Some(path) = &args.report {
+        let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write report: {e}")))?;
+        crate::train::checkpoint::write_json(path, &value)?;
+    }
+    println!("{report}");
+    println!("{} groups in {}", rows.len(), args.output.display());
+    Ok(())
+}
+
+fn show(args: &ShowCommand) -> Result<()> {
+    let mut tokenizer = Tokenizer::load(&args.tokenizer)?;
+    if let Some(template) = &args.chat_template_path {
+        tokenizer.set_template_file(template)?;
+    }
+    let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
+    reports.iter().for_each(|report| println!("{report}"));
+    rows.truncate(args.rows);
+    let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
+    let color = std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none();
+    for group in &groups {
+        println!("{}", render(group, &tokenizer, ShowOptions { color, ids: args.ids })?);
+    }
+    println!("{report}");
+    Ok(())
+}

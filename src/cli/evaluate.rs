@@ -1,0 +1,200 @@
+//! `mapl score` and `mapl eval`: a trained model on groups, without training it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::device::{DeviceArgs, Job};
+use crate::backend::Backend;
+use crate::data::source::{ReadOptions, read_files};
+use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
+use crate::model::config::{Head, ModelConfig};
+use crate::model::store;
+use crate::model::weights::LoadAs;
+use crate::train::checkpoint::{write_json, write_text};
+use crate::train::evaluate::{Breakdown, Evaluator, GroupScores};
+use crate::{Error, Result};
+
+/// What is scored, and with what.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Model folder: a language model or a reward model
+    #[arg(long, alias = "model-name-or-path")]
+    pub model: PathBuf,
+    /// Reference folder of a DPO policy [default: none; scores are beta log pi]
+    #[arg(long, alias = "ref-model-name-or-path")]
+    pub ref_model: Option<PathBuf>,
+    /// Factor on log pi - log ref in logits [language models; default 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Tokens whose log-probabilities make a score [language models; default response]
+    #[arg(long, value_enum)]
+    pub logp_scope: Option<ScopeName>,
+    /// Sum or mean over a sequence's tokens [language models; default sum]
+    #[arg(long, value_enum)]
+    pub logp_reduce: Option<ReduceName>,
+    /// Longest sequence in tokens; longer ones are an error [default: the model's limit]
+    #[arg(long)]
+    pub max_length: Option<usize>,
+    /// Chat template to use in place of the model folder's
+    #[arg(long)]
+    pub chat_template_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub read: ReadOptions,
+}
+
+/// Arguments of `score`.
+#[derive(Args, Clone, Debug)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// File of groups or pairs
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// JSON lines to write, one per input row, in order
+    #[arg(long)]
+    output: PathBuf,
+}
+
+/// Arguments of `eval`.
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Files of groups or pairs
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// JSON file to write the accuracies to
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+/// Writes one JSON row per input group.
+pub fn score(args: &ScoreArgs) -> Result<()> {
+    let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
+    let mut text = String::new();
+    for (group, scores) in groups.iter().zip(&scores) {
+        text += &score_row(group, scores, head).to_string();
+        text.push('\n');
+    }
+    write_text(&args.output, &text)?;
+    println!("{} rows in {}", groups.len(), args.output.display());
+    Ok(())
+}
+
+/// `{"id", "sequences": [...], "comparisons": [...]}`.
+fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
+    let sequences: Vec<Value> = group
+        .sequences
+        .iter()
+        .zip(&scores.policy)
+        .enumerate()
+        .map(|(i, (sequence, &score))| {
+            let mut row = json!({
+                "prompt": sequence.prompt, "response": sequence.response, "tokens": sequence.response_ids.len(),
+            });
+            match head {
+                Head::LanguageModel => row["logp"] = crate::train::metrics::number(score),
+                Head::Reward => row["reward"] = crate::train::metrics::number(score),
+            }
+            if let Some(reference) = &scores.reference {
+                row["ref_logp"] = crate::train::metrics::number(reference[i]);
+            }
+            row
+        })
+        .collect();
+    let comparisons: Vec<Value> = group
+        .comparisons
+        .iter()
+        .zip(&scores.logits)
+        .map(|(c, &logit)| {
+            json!({"kind": c.kind.name(), "logit": crate::train::metrics::number(logit), "correct": logit > 0.0})
+        })
+        .collect();
+    json!({"id": group.group.id, "sequences": sequences, "comparisons": comparisons})
+}
+
+/// Prints accuracies and writes them as JSON.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
+    let breakdown = Breakdown::of(&groups, &scores);
+    println!("{}", breakdown.table());
+    if let Some(output) = &args.output {
+        let mut value = breakdown.to_json();
+        value.insert("model".into(), json!(args.model.model));
+        value.insert("head".into(), json!(if head == Head::Reward { "reward" } else { "logp" }));
+        value.insert("groups".into(), json!(groups.len()));
+        write_json(output, &Value::Object(value))?;
+    }
+    Ok(())
+}
+
+/// Loads, tokenises and scores.
+struct Evaluate<'a> {
+    args: &'a ModelArgs,
+    input: &'a [PathBuf],
+}
+
+impl Job for Evaluate<'_> {
+    type Output = (Vec<TokenizedGroup>, Vec<GroupScores>, Head);
+
+    fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
+        let args = self.args;
+        let config = ModelConfig::read(&args.model)?;
+        let head = config.head;
+        let loss = args.loss(head)?;
+        let mut tokenizer = Tokenizer::load(&args.model)?;
+        if let Some(template) = &args.chat_template_path {
+            tokenizer.set_template_file(template)?;
+        }
+        let options = TokenizeOptions {
+            max_length: args.max_length.unwrap_or(config.max_positions),
+            on_too_long: OnTooLong::Error,
+            ..TokenizeOptions::default()
+        };
+        let rows = read_files(self.input, &args.read)?;
+        let (groups, _) = tokenize_rows(rows, &tokenizer, &options)?;
+        let mut model = store::load(backend, &args.model, config, LoadAs::Exact, 0)?.model;
+        let mut reference = args.reference(backend, &model.config)?;
+        let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
+        let (scores, _) = evaluator.run(backend, (&mut model, reference.as_mut()), &loss, &groups, |_| ())?;
+        Ok((groups, scores, head))
+    }
+}
+
+impl ModelArgs {
+    /// The score in use, as a loss that is never minimised.
+    fn loss(&self, head: Head) -> Result<Loss> {
+        let options = LossOptions {
+            beta: self.beta,
+            logp_scope: self.logp_scope,
+            logp_reduce: self.logp_reduce,
+            ..LossOptions::default()
+        };
+        let method = if head == Head::Reward { Method::Reward } else { Method::Dpo };
+        if head == Head::Reward && self.ref_model.is_some() {
+            return Err(Error::Usage("--ref-model has no effect on a reward model".into()));
+        }
+        options.resolve(method, [1.0; 3], false)
+    }
+
+    fn reference<B: Backend>(
+        &self,
+        backend: &B,
+        policy: &ModelConfig,
+    ) -> Result<Option<crate::model::decoder::Model<B>>> {
+        let Some(folder) = self.ref_model.as_deref().filter(|p| *p != Path::new("none")) else { return Ok(None) };
+        let config = ModelConfig::read(folder)?;
+        if config.head != Head::LanguageModel || config.vocab != policy.vocab {
+            let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
+            return Err(Error::model(folder, why));
+        }
+        Ok(Some(store::load(backend, folder, config, LoadAs::Exact, 0)?.model))
+    }
+}

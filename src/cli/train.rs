@@ -1,0 +1,349 @@
+//! `sft`, `reward`, `dpo`: from arguments to a finished run.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::device::Job;
+use super::train_args::TrainArgs;
+use crate::backend::Backend;
+use crate::data::construct::build_rows;
+use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
+use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
+use crate::data::tokenize::{TokenizeReport, tokenize_rows};
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::show;
+use crate::loss::objective::{Loss, Method};
+use crate::model::config::{Head, ModelConfig};
+use crate::model::store::{self, Loaded};
+use crate::model::weights::LoadAs;
+use crate::optim::adamw::AdamWSettings;
+use crate::train::checkpoint;
+use crate::train::run::{RunData, RunSettings, RunSummary, train};
+use crate::train::step::Trainer;
+use crate::{Error, Result};
+
+/// Everything decided before a backend is chosen.
+struct Plan<'a> {
+    method: Method,
+    args: &'a TrainArgs,
+    command_line: &'a str,
+    build: BuildOptions,
+    loss: Loss,
+    adamw: AdamWSettings,
+    settings: RunSettings,
+}
+
+/// Runs a training command.
+pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSummary> {
+    let weights = [args.loss.base_weight, args.loss.intra_weight, args.loss.inter_weight];
+    let build = args.build.resolve(Objective::Rows, weights)?;
+    if method == Method::Sft && build.objective != Objective::Rows {
+        return Err(Error::Usage("--objective has no effect in this sft run; responses are trained as they are".into()));
+    }
+    let pop_detached = method != Method::Sft && build.inter_loss == InterLoss::PopDetached;
+    let loss = match method {
+        Method::Sft => {
+            args.loss.resolve(method, [1.0; 3], false)?;
+            Loss::sft()
+        }
+        Method::Reward | Method::Dpo => {
+            args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?
+        }
+    };
+    if args.ref_model.is_some() && method != Method::Dpo {
+        return Err(Error::Usage(format!("--ref-model has no effect in this {} run", method.name())));
+    }
+    let settings = args.run_settings(method, build.objective)?;
+    let adamw = args.adamw()?;
+    let plan = Plan { method, args, command_line, build, loss, adamw, settings };
+    args.device.run(TrainJob(plan))
+}
+
+struct TrainJob<'a>(Plan<'a>);
+
+impl Job for TrainJob<'_> {
+    type Output = RunSummary;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
+        let plan = self.0;
+        let resume = plan.resume()?;
+        let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
+        let config = ModelConfig::read(&start)?;
+        let mut tokenizer = Tokenizer::load(&start)?;
+        if let Some(template) = &plan.args.chat_template_path {
+            tokenizer.set_template_file(template)?;
+        }
+        let (rows, eval_rows) = plan.read()?;
+        let (train_groups, report) = plan.tokenize(rows.clone(), &tokenizer, 0)?;
+        let (eval_groups, _) = plan.tokenize_eval(eval_rows, &tokenizer)?;
+        prepare_folder(&plan, resume.is_some())?;
+        plan.describe(&train_groups, &report, &tokenizer)?;
+
+        let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
+        plan.print(&format!(
+            "model: {} with {} parameters on {}",
+            policy.config.architecture(),
+            policy.config.parameters().unwrap_or(0),
+            B::NAME
+        ));
+        let fingerprint = plan.fingerprint(&train_groups, &tokenizer, &policy.config);
+        plan.write_manifest(&fingerprint)?;
+        let redraw = |epoch: u64| plan.tokenize(rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
+        let data = RunData {
+            train: train_groups,
+            eval: eval_groups,
+            tokenizer: tokenizer.clone(),
+            redraw: (plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch).then_some(&redraw),
+            same_start,
+            resume,
+            fingerprint,
+        };
+        let trainer = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)?;
+        train(trainer, data, &plan.settings)
+    }
+}
+
+impl Plan<'_> {
+    fn print(&self, text: &str) {
+        if !self.settings.quiet {
+            println!("{text}");
+        }
+    }
+
+    /// The checkpoint to continue from.
+    fn resume(&self) -> Result<Option<PathBuf>> {
+        match &self.args.resume_from_checkpoint {
+            None => Ok(None),
+            Some(path) if path.as_os_str() == "true" => match checkpoint::list(&self.settings.output_dir).pop() {
+                Some((_, folder)) => Ok(Some(folder)),
+                None => Err(Error::Usage(format!(
+                    "--resume-from-checkpoint true: {} holds no complete checkpoint",
+                    self.settings.output_dir.display()
+                ))),
+            },
+            Some(path) => checkpoint::read_state(path).map(|_| Some(path.clone())),
+        }
+    }
+
+    /// Rows to train and to evaluate on.
+    fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
+        let read = |files: &[PathBuf]| -> Result<Vec<SourceRow>> {
+            let (rows, reports) = match self.method {
+                Method::Sft => read_sft_files(files, &self.args.read)?,
+                Method::Reward | Method::Dpo => read_files_with_reports(files, &self.args.read)?,
+            };
+            reports.iter().for_each(|report| self.print(&report.to_string()));
+            Ok(rows)
+        };
+        let train = read(&self.args.train_file)?;
+        Ok((train, read(&self.args.eval_file)?))
+    }
+
+    /// Groups of an epoch, ready for the loss.
+    fn tokenize(
+        &self,
+        rows: Vec<SourceRow>,
+        tokenizer: &Tokenizer,
+        epoch: u64,
+    ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
+        let rows = self.construct(rows, epoch)?;
+        let (groups, report) = tokenize_rows(rows, tokenizer, &self.args.tokenize)?;
+        let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
+        Ok((groups, report))
+    }
+
+    /// Groups to evaluate on: every kind of comparison, whatever its weight in training.
+    fn tokenize_eval(
+        &self,
+        rows: Vec<SourceRow>,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
+        if rows.is_empty() {
+            return Ok((Vec::new(), TokenizeReport::default()));
+        }
+        tokenize_rows(self.construct(rows, 0)?, tokenizer, &self.args.tokenize)
+    }
+
+    /// Adds or removes comparisons as the objective says.
+    fn construct(&self, rows: Vec<SourceRow>, epoch: u64) -> Result<Vec<SourceRow>> {
+        if self.build.objective == Objective::Rows {
+            return Ok(rows);
+        }
+        let (rows, report) = build_rows(rows, &self.build, epoch);
+        if epoch == 0 && self.build.objective.builds() {
+            self.print(&report.to_string());
+        }
+        Ok(rows)
+    }
+
+    /// Prints what will be trained: data, formula, one decoded example.
+    fn describe(&self, groups: &[TokenizedGroup], report: &TokenizeReport, tokenizer: &Tokenizer) -> Result<()> {
+        self.print(&report.to_string());
+        self.print(&format!("loss: {}", self.loss.formula()));
+        let s = &self.settings;
+        self.print(&format!(
+            "batch: {} groups x {} = {} per update; learning rate {:e}, {:?}, {} warm-up steps",
+            s.micro_batch,
+            s.accumulation,
+            s.micro_batch * s.accumulation,
+            s.learning_rate,
+            s.scheduler,
+            s.warmup_steps
+        ));
+        if let (Some(group), false) = (groups.first(), s.quiet) {
+            let color = std::io::IsTerminal::is_terminal(&std::io::stdout());
+            let options = show::ShowOptions { color, ids: false };
+            self.print(&show::render(group, tokenizer, options)?);
+        }
+        Ok(())
+    }
+
+    /// Policy, reference, and whether both hold the same weights.
+    fn models<B: Backend>(
+        &self,
+        backend: &B,
+        start: &Path,
+        config: ModelConfig,
+        tokenizer: &Tokenizer,
+    ) -> Result<(crate::model::decoder::Model<B>, Option<crate::model::decoder::Model<B>>, bool)> {
+        let seed = self.args.optimiser.seed;
+        let (config, load_as) = match self.method {
+            Method::Reward => (store::reward_config(config, tokenizer.pad_id())?, LoadAs::RewardStart),
+            Method::Sft | Method::Dpo if config.head == Head::LanguageModel => (config, LoadAs::Exact),
+            Method::Sft | Method::Dpo => {
+                let why = format!("holds a reward model; {} needs a language model", self.method.name());
+                return Err(Error::model(start, why));
+            }
+        };
+        let Loaded { model: policy, drawn_score, ignored } = store::load(backend, start, config, load_as, seed)?;
+        if drawn_score {
+            self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
+        }
+        if !ignored.is_empty() {
+            self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
+        }
+        let folder = match (&self.method, &self.args.ref_model) {
+            (Method::Sft | Method::Reward, _) => return Ok((policy, None, false)),
+            (Method::Dpo, Some(path)) if path.as_os_str() == "none" => return Ok((policy, None, false)),
+            (Method::Dpo, Some(path)) => path,
+            (Method::Dpo, None) => &self.args.model,
+        };
+        let config = ModelConfig::read(folder)?;
+        if config.vocab != policy.config.vocab || config.head != Head::LanguageModel {
+            let why = format!(
+                "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",
+                config.architecture(),
+                config.vocab,
+                policy.config.architecture(),
+                policy.config.vocab
+            );
+            return Err(Error::model(folder, why));
+        }
+        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
+        let same = same_folder(folder, start);
+        Ok((policy, Some(reference), same))
+    }
+
+    /// What a resumed run must share with the run it continues.
+    fn fingerprint(
+        &self,
+        groups: &[TokenizedGroup],
+        tokenizer: &Tokenizer,
+        config: &ModelConfig,
+    ) -> Vec<(String, String)> {
+        let s = &self.settings;
+        let mut entries = vec![
+            ("method".to_owned(), self.method.name().to_owned()),
+            ("loss".to_owned(), format!("{:?}", self.loss)),
+            ("batch size".to_owned(), s.micro_batch.to_string()),
+            ("gradient accumulation".to_owned(), s.accumulation.to_string()),
+            ("maximum steps".to_owned(), format!("{:?}", s.max_steps)),
+            ("epochs".to_owned(), s.epochs.to_string()),
+            ("learning rate".to_owned(), s.learning_rate.to_string()),
+            ("schedule".to_owned(), format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
+            ("shuffling".to_owned(), format!("{:?}", s.shuffle)),
+            ("AdamW".to_owned(), format!("{:?}", self.adamw)),
+            ("architecture".to_owned(), config.architecture()),
+        ];
+        let mut hash = blake3::Hasher::new();
+        for group in groups {
+            for ids in group.prompt_ids.iter().chain(group.sequences.iter().map(|s| &s.response_ids)) {
+                hash.update(&(ids.len() as u64).to_le_bytes());
+                ids.iter().for_each(|id| {
+                    hash.update(&id.to_le_bytes());
+                });
+            }
+            hash.update(format!("{:?}", group.comparisons).as_bytes());
+        }
+        entries.push(("training data".to_owned(), hash.finalize().to_hex()[..16].to_owned()));
+        let mut hash = blake3::Hasher::new();
+        for file in tokenizer.files() {
+            hash.update(&std::fs::read(&file).unwrap_or_default());
+        }
+        entries.push(("tokenizer".to_owned(), hash.finalize().to_hex()[..16].to_owned()));
+        entries
+    }
+
+    /// Writes `run.json`: command, settings, hashes.
+    fn write_manifest(&self, fingerprint: &[(String, String)]) -> Result<()> {
+        let hashes: serde_json::Map<_, _> = fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let manifest = json!({
+            "schema": 1,
+            "version": env!("CARGO_PKG_VERSION"),
+            "command": self.command_line,
+            "method": self.method.name(),
+            "model": self.args.model,
+            "ref_model": self.args.ref_model,
+            "train_file": self.args.train_file,
+            "eval_file": self.args.eval_file,
+            "settings": self.settings,
+            "adamw": self.adamw,
+            "loss": self.args.loss,
+            "loss_formula": self.loss.formula(),
+            "construction": self.build,
+            "tokenize": self.args.tokenize,
+            "read": self.args.read,
+            "fingerprint": hashes,
+        });
+        checkpoint::write_json(&self.settings.output_dir.join("run.json"), &manifest)
+    }
+}
+
+/// True when two paths name one folder.
+fn same_folder(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// Creates the output folder; an existing run is continued, replaced on request, and otherwise left alone.
+fn prepare_folder(plan: &Plan<'_>, resuming: bool) -> Result<()> {
+    let dir = &plan.settings.output_dir;
+    let same = |folder: &Path| same_folder(folder, dir);
+    if same(&plan.args.model) || plan.args.ref_model.as_deref().is_some_and(same) {
+        return Err(Error::Usage(format!("--output-dir {} holds a model this run starts from", dir.display())));
+    }
+    let holds_run = dir.join("metrics.jsonl").exists() || dir.join("run.json").exists();
+    if holds_run && !resuming {
+        if !plan.args.overwrite_output_dir {
+            return Err(Error::Usage(format!(
+                "--output-dir {} already holds a run; name another folder, continue with --resume-from-checkpoint \
+                 true, or replace it with --overwrite-output-dir",
+                dir.display()
+            )));
+        }
+        for (_, folder) in checkpoint::list(dir) {
+            std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+        }
+        for name in ["metrics.jsonl", "run.json"] {
+            let path = dir.join(name);
+            if path.exists() {
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+    }
+    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
+}

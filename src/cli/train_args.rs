@@ -1,0 +1,214 @@
+//! Arguments of `sft`, `reward` and `dpo`, and the settings they amount to. Defaults are those of TRL's trainers; the
+//! objectives `mapl` and `rc` change them to the settings of their papers.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::device::DeviceArgs;
+use crate::data::options::{BuildArgs, Objective};
+use crate::data::source::ReadOptions;
+use crate::data::tokenize::TokenizeOptions;
+use crate::loss::objective::{LossOptions, Method};
+use crate::optim::adamw::AdamWSettings;
+use crate::optim::schedule::Scheduler;
+use crate::train::run::RunSettings;
+use crate::{Error, Result};
+
+/// Arguments of a training command.
+#[derive(Args, Clone, Debug)]
+pub struct TrainArgs {
+    /// Model folder to start from
+    #[arg(long, alias = "model-name-or-path")]
+    pub model: PathBuf,
+    /// Frozen reference of DPO: a folder, or `none` [default: the start model]
+    #[arg(long, alias = "ref-model-name-or-path")]
+    pub ref_model: Option<PathBuf>,
+    /// Files to train on
+    #[arg(long, num_args = 1.., required = true)]
+    pub train_file: Vec<PathBuf>,
+    /// Files to evaluate on
+    #[arg(long, num_args = 1..)]
+    pub eval_file: Vec<PathBuf>,
+    /// Folder of the run: metrics, checkpoints, final model
+    #[arg(long)]
+    pub output_dir: PathBuf,
+    /// Write into a folder that already holds a run; the old run is removed
+    #[arg(long)]
+    pub overwrite_output_dir: bool,
+    /// Checkpoint folder to continue from, or `true` for the latest of the output folder
+    #[arg(long)]
+    pub resume_from_checkpoint: Option<PathBuf>,
+    /// Chat template to use in place of the model folder's
+    #[arg(long)]
+    pub chat_template_path: Option<PathBuf>,
+    /// Print errors and warnings only
+    #[arg(long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub read: ReadOptions,
+    #[command(flatten)]
+    pub tokenize: TokenizeOptions,
+    #[command(flatten)]
+    pub optimiser: OptimiserArgs,
+    #[command(flatten)]
+    pub loss: LossOptions,
+    #[command(flatten)]
+    pub build: BuildArgs,
+}
+
+/// Length, batch, optimiser and cadence of a run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Optimisation")]
+pub struct OptimiserArgs {
+    /// Groups of one forward and backward
+    #[arg(long, default_value_t = 8)]
+    pub per_device_train_batch_size: usize,
+    /// Forward and backward passes per update [default: 1]
+    #[arg(long)]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// Groups of one update; derives the accumulation
+    #[arg(long, conflicts_with = "gradient_accumulation_steps")]
+    pub total_batch_size: Option<usize>,
+    /// Updates [default: from --num-train-epochs]
+    #[arg(long)]
+    pub max_steps: Option<u64>,
+    /// Passes over the data [default: 3; 5 with --objective mapl or rc]
+    #[arg(long)]
+    pub num_train_epochs: Option<f64>,
+    /// Peak learning rate [default: sft 2e-5, reward 1e-4, dpo 1e-6; reward 1e-5 with --objective mapl or rc]
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// Course of the learning rate [default: linear; cosine with --objective mapl or rc]
+    #[arg(long, value_enum)]
+    pub lr_scheduler_type: Option<Scheduler>,
+    /// Updates over which the learning rate rises [default: 0; 10 with --objective mapl or rc]
+    #[arg(long)]
+    pub warmup_steps: Option<u64>,
+    /// Decoupled decay of matrices
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub weight_decay: f64,
+    /// Decay rate of the first moment
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    pub adam_beta1: f64,
+    /// Decay rate of the second moment
+    #[arg(long, default_value_t = 0.999, allow_negative_numbers = true)]
+    pub adam_beta2: f64,
+    /// Added to the root of the second moment
+    #[arg(long, default_value_t = 1e-8, allow_negative_numbers = true)]
+    pub adam_epsilon: f64,
+    /// Largest gradient norm; 0 for no clipping
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub max_grad_norm: f64,
+    /// Train in file order
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Seed of everything random but the construction of groups
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Updates between step lines
+    #[arg(long, default_value_t = 10)]
+    pub logging_steps: u64,
+    /// Updates between evaluations of --eval-file [default: at start and end only]
+    #[arg(long)]
+    pub eval_steps: Option<u64>,
+    /// Updates between checkpoints [default: none]
+    #[arg(long)]
+    pub save_steps: Option<u64>,
+    /// Checkpoints to keep [default: all]
+    #[arg(long)]
+    pub save_total_limit: Option<usize>,
+    /// Updates in a row with a non-finite gradient after which the run stops
+    #[arg(long, default_value_t = 10)]
+    pub max_skipped_steps: u64,
+}
+
+impl TrainArgs {
+    /// Settings of the loop. Every number is checked here, before anything is read.
+    pub fn run_settings(&self, method: Method, objective: Objective) -> Result<RunSettings> {
+        let o = &self.optimiser;
+        let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);
+        let refuse = |flag: &str, value: &dyn std::fmt::Display, need: &str| {
+            Err(Error::Usage(format!("{flag} {value}: {need}")))
+        };
+        let learning_rate = o.learning_rate.unwrap_or(match (method, paper) {
+            (Method::Sft, _) => 2e-5,
+            (Method::Reward, false) => 1e-4,
+            (Method::Reward, true) => 1e-5,
+            (Method::Dpo, _) => 1e-6,
+        });
+        if !(learning_rate.is_finite() && learning_rate > 0.0) {
+            return refuse("--learning-rate", &learning_rate, "a finite number above 0 is needed");
+        }
+        let epochs = o.num_train_epochs.unwrap_or(if paper { 5.0 } else { 3.0 });
+        if !(epochs.is_finite() && epochs > 0.0) {
+            return refuse("--num-train-epochs", &epochs, "a finite number above 0 is needed");
+        }
+        for (flag, value) in [
+            ("--per-device-train-batch-size", Some(o.per_device_train_batch_size as u64)),
+            ("--gradient-accumulation-steps", o.gradient_accumulation_steps.map(|n| n as u64)),
+            ("--total-batch-size", o.total_batch_size.map(|n| n as u64)),
+            ("--max-steps", o.max_steps),
+            ("--logging-steps", Some(o.logging_steps)),
+            ("--eval-steps", o.eval_steps),
+            ("--save-steps", o.save_steps),
+            ("--save-total-limit", o.save_total_limit.map(|n| n as u64)),
+            ("--max-skipped-steps", Some(o.max_skipped_steps)),
+        ] {
+            if value == Some(0) {
+                return refuse(flag, &0, "at least 1 is needed");
+            }
+        }
+        if o.eval_steps.is_some() && self.eval_file.is_empty() {
+            return Err(Error::Usage("--eval-steps has no effect without --eval-file".into()));
+        }
+        let micro_batch = o.per_device_train_batch_size;
+        let accumulation = match o.total_batch_size {
+            None => o.gradient_accumulation_steps.unwrap_or(1),
+            Some(total) if total.is_multiple_of(micro_batch) => total / micro_batch,
+            Some(total) => {
+                let need = format!("it must be a multiple of --per-device-train-batch-size {micro_batch}");
+                return refuse("--total-batch-size", &total, &need);
+            }
+        };
+        let scheduler =
+            o.lr_scheduler_type.unwrap_or(if paper { Scheduler::Cosine } else { Scheduler::Linear });
+        if scheduler == Scheduler::Constant && o.warmup_steps.is_some_and(|n| n > 0) {
+            return Err(Error::Usage(
+                "--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup".into(),
+            ));
+        }
+        Ok(RunSettings {
+            output_dir: self.output_dir.clone(),
+            micro_batch,
+            accumulation,
+            max_steps: o.max_steps,
+            epochs,
+            learning_rate,
+            scheduler,
+            warmup_steps: o.warmup_steps.unwrap_or(if paper { 10 } else { 0 }),
+            shuffle: (!o.no_shuffle).then_some(o.seed),
+            logging_steps: o.logging_steps,
+            eval_steps: if self.eval_file.is_empty() { None } else { Some(o.eval_steps.unwrap_or(u64::MAX)) },
+            save_steps: o.save_steps,
+            save_total_limit: o.save_total_limit,
+            max_skipped_steps: o.max_skipped_steps,
+            quiet: self.quiet,
+        })
+    }
+
+    /// Settings of AdamW, checked.
+    pub fn adamw(&self) -> Result<AdamWSettings> {
+        let o = &self.optimiser;
+        let settings = AdamWSettings {
+            beta1: o.adam_beta1,
+            beta2: o.adam_beta2,
+            eps: o.adam_epsilon,
+            weight_decay: o.weight_decay,
+            max_grad_norm: o.max_grad_norm,
+        };
+        settings.check().map(|()| settings)
+    }
+}

@@ -1,0 +1,118 @@
+//! What a run prints: step lines on stdout with stable columns, a progress bar with the time left on stderr.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::metrics::Tally;
+use super::step::StepReport;
+use crate::data::group::Kind;
+use crate::loss::objective::{Loss, Method};
+
+/// Printer of one run.
+pub struct Console {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl Console {
+    /// A printer for a run of `total` steps that starts after `done`. The bar is hidden without a terminal, with `CI`
+    /// or `NO_COLOR` set, and when `quiet`.
+    pub fn new(total: u64, done: u64, quiet: bool) -> Self {
+        let hidden = quiet || std::env::var_os("CI").is_some() || std::env::var_os("NO_COLOR").is_some();
+        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} | {elapsed} elapsed, {eta} left") {
+            bar.set_style(style);
+        }
+        Self { bar, quiet }
+    }
+
+    /// Prints a line on stdout, above the bar.
+    pub fn line(&self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| println!("{text}"));
+        }
+    }
+
+    /// Prints a warning on stderr, quiet or not.
+    pub fn warn(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("warning: {text}"));
+    }
+
+    /// Moves the bar.
+    pub fn advance(&self, step: u64) {
+        self.bar.set_position(step);
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.42 | lr 4.8e-07 | 812 ms
+/// | 41.2k tok/s`; columns of absent kinds are left out.
+pub fn step_line(
+    (step, total): (u64, u64),
+    report: &StepReport,
+    loss: &Loss,
+    learning_rate: f64,
+    elapsed: Duration,
+) -> String {
+    let tally = &report.tally;
+    let mut parts = vec![format!("step {step}/{total}"), format!("loss {:.4}", tally.loss(loss))];
+    parts.extend(accuracies(tally, loss));
+    let applied = if report.update.applied { "" } else { " (skipped)" };
+    parts.push(format!("gnorm {:.3}{applied}", report.update.grad_norm));
+    parts.push(format!("lr {learning_rate:.2e}"));
+    parts.push(format!("{:.0} ms", elapsed.as_secs_f64() * 1e3));
+    parts.push(format!("{} tok/s", thousands(tally.tokens as f64 / elapsed.as_secs_f64().max(1e-9))));
+    parts.join(" | ")
+}
+
+/// `eval 200 | loss 0.6 | acc 0.71 | intra 0.66 | inter 0.58`.
+pub fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
+    let mut parts = vec![format!("eval {step}"), format!("loss {:.4}", tally.loss(loss))];
+    parts.extend(accuracies(tally, loss));
+    parts.join(" | ")
+}
+
+fn accuracies(tally: &Tally, loss: &Loss) -> Vec<String> {
+    if loss.method == Method::Sft {
+        return Vec::new();
+    }
+    let mut parts = Vec::new();
+    for (kind, name) in Kind::ALL.into_iter().zip(["acc", "intra", "inter"]) {
+        let kind = &tally.kinds[kind.index()];
+        if kind.count > 0 {
+            parts.push(format!("{name} {:.2}", kind.accuracy()));
+        }
+    }
+    let base = &tally.kinds[Kind::Base.index()];
+    if base.count > 0 {
+        parts.push(format!("margin {:+.3}", base.logit / base.count as f64));
+    }
+    parts
+}
+
+/// 41234 as `41.2k`.
+fn thousands(x: f64) -> String {
+    if x >= 1e6 {
+        format!("{:.2}M", x / 1e6)
+    } else if x >= 1e3 {
+        format!("{:.1}k", x / 1e3)
+    } else {
+        format!("{x:.0}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_short() {
+        assert_eq!([thousands(950.0), thousands(41_234.0), thousands(2_500_000.0)], ["950", "41.2k", "2.50M"]);
+    }
+}

@@ -1,0 +1,338 @@
+//! The training loop: batches, steps, evaluation, checkpoints, and what stops a run.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::{self, RunState};
+use super::console::{Console, eval_line, step_line};
+use super::evaluate::Evaluator;
+use super::metrics::{MetricsWriter, Tally, number};
+use super::signals::Signals;
+use super::step::{StepReport, Trainer};
+use crate::backend::contract::CONTROL;
+use crate::backend::{Backend, View};
+use crate::data::loader::{Loader, Position};
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::loss::objective::Method;
+use crate::model::store;
+use crate::optim::schedule::{Schedule, Scheduler};
+use crate::{Error, Result};
+
+/// Length, cadence and batch of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    pub output_dir: PathBuf,
+    /// Groups of one forward and backward.
+    pub micro_batch: usize,
+    /// Micro-batches of one update.
+    pub accumulation: usize,
+    /// Updates; wins over `epochs`.
+    pub max_steps: Option<u64>,
+    pub epochs: f64,
+    pub learning_rate: f64,
+    pub scheduler: Scheduler,
+    pub warmup_steps: u64,
+    /// Seed of the data order; `None` for file order.
+    pub shuffle: Option<u64>,
+    pub logging_steps: u64,
+    pub eval_steps: Option<u64>,
+    pub save_steps: Option<u64>,
+    pub save_total_limit: Option<usize>,
+    /// Skipped updates in a row after which the run counts as diverged.
+    pub max_skipped_steps: u64,
+    pub quiet: bool,
+}
+
+/// Groups of a run.
+pub struct RunData<'a> {
+    pub train: Vec<TokenizedGroup>,
+    pub eval: Vec<TokenizedGroup>,
+    pub tokenizer: Tokenizer,
+    /// Draws the training groups of a later epoch anew (`--redraw epoch`).
+    pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
+    /// Policy and reference were loaded from the same weights: the identity check applies.
+    pub same_start: bool,
+    /// Where to continue, and what must not have changed since.
+    pub resume: Option<PathBuf>,
+    pub fingerprint: Vec<(String, String)>,
+}
+
+/// What a finished run hands back.
+#[derive(Clone, Debug, Default)]
+pub struct RunSummary {
+    pub steps: u64,
+    pub seconds: f64,
+    /// (step, loss) of every step.
+    pub losses: Vec<(u64, f64)>,
+    /// (step, tally) of every evaluation.
+    pub evals: Vec<(u64, Tally)>,
+}
+
+/// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
+pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
+    let evaluator = trainer.evaluator()?;
+    let batch = settings.micro_batch * settings.accumulation;
+    let per_epoch = data.train.len().div_ceil(batch) as u64;
+    if per_epoch == 0 {
+        return Err(Error::Usage("no training group is left; nothing can be trained".into()));
+    }
+    let total = settings.max_steps.unwrap_or(((settings.epochs * per_epoch as f64).ceil() as u64).max(1));
+    let mut run = Run {
+        schedule: Schedule {
+            scheduler: settings.scheduler,
+            peak: settings.learning_rate,
+            warmup_steps: settings.warmup_steps,
+            total_steps: total,
+        },
+        loader: Loader::new(data.train.len(), batch, settings.shuffle, Position::default()),
+        metrics: MetricsWriter::open(&settings.output_dir, resumed_step(&data)?)?,
+        console: Console::new(total, 0, settings.quiet),
+        signals: Signals::listen()?,
+        history: Vec::new(),
+        summary: RunSummary::default(),
+        drawn_epoch: 0,
+        num_tokens: 0,
+        step: 0,
+        skipped_in_a_row: 0,
+        seconds_before: 0.0,
+        began: Instant::now(),
+        trainer,
+        evaluator,
+        data,
+        settings,
+    };
+    run.start()?;
+    run.steps(total)?;
+    run.finish()
+}
+
+fn resumed_step(data: &RunData<'_>) -> Result<Option<u64>> {
+    data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| s.step)).transpose()
+}
+
+struct Run<'a, 'b, B: Backend> {
+    trainer: Trainer<'b, B>,
+    evaluator: Evaluator<B>,
+    data: RunData<'a>,
+    settings: &'a RunSettings,
+    schedule: Schedule,
+    loader: Loader,
+    metrics: MetricsWriter,
+    console: Console,
+    signals: Signals,
+    /// Logged events in Hugging Face's `log_history` form.
+    history: Vec<Value>,
+    summary: RunSummary,
+    drawn_epoch: u64,
+    num_tokens: u64,
+    step: u64,
+    skipped_in_a_row: u64,
+    seconds_before: f64,
+    began: Instant,
+}
+
+impl<B: Backend> Run<'_, '_, B> {
+    /// Restores a checkpoint, or checks and evaluates the start.
+    fn start(&mut self) -> Result<()> {
+        if let Some(folder) = self.data.resume.clone() {
+            return self.restore(&folder);
+        }
+        if self.data.same_start && self.trainer.loss.method == Method::Dpo {
+            let first: Vec<&TokenizedGroup> = self.data.train.iter().take(self.settings.micro_batch).collect();
+            self.trainer.identity_check(&first)?;
+            self.console.line("identity check passed: policy and reference score every sequence alike");
+        }
+        if self.settings.eval_steps.is_some() { self.evaluate() } else { Ok(()) }
+    }
+
+    fn restore(&mut self, folder: &Path) -> Result<()> {
+        let state = checkpoint::read_state(folder)?;
+        state.check(folder, &self.data.fingerprint)?;
+        checkpoint::restore(&mut self.trainer, folder, &state)?;
+        self.redraw(state.position.epoch)?;
+        let batch = self.settings.micro_batch * self.settings.accumulation;
+        self.loader = Loader::new(self.data.train.len(), batch, self.settings.shuffle, state.position);
+        self.history = checkpoint::read_history(folder)?;
+        (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
+        self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
+        let event = json!({ "event": "resumed", "time": now() });
+        self.metrics.write("event", state.step, object(event))
+    }
+
+    /// Replaces the training groups by those of `epoch` where they are drawn anew.
+    fn redraw(&mut self, epoch: u64) -> Result<()> {
+        if let Some(redraw) = self.data.redraw
+            && epoch != self.drawn_epoch
+        {
+            self.data.train = redraw(epoch)?;
+            self.drawn_epoch = epoch;
+        }
+        Ok(())
+    }
+
+    fn steps(&mut self, total: u64) -> Result<()> {
+        while self.step < total {
+            let began = Instant::now();
+            let (epoch, indices) = self.next_batch()?;
+            let learning_rate = self.schedule.rate(self.step);
+            let groups: Vec<&TokenizedGroup> = indices.iter().map(|&i| &self.data.train[i]).collect();
+            let micro_batches: Vec<Vec<&TokenizedGroup>> =
+                groups.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
+            let report = self.trainer.step(&micro_batches, learning_rate)?;
+            self.step += 1;
+            self.num_tokens += report.tally.tokens as u64;
+            self.record(&report, learning_rate, epoch, total, began.elapsed())?;
+            self.guard(&report)?;
+            let every = |n: Option<u64>| n.is_some_and(|n| self.step.is_multiple_of(n));
+            let (evaluate, save) = (every(self.settings.eval_steps), every(self.settings.save_steps));
+            if evaluate || (self.settings.eval_steps.is_some() && self.step == total) {
+                self.evaluate()?;
+            }
+            if save || self.signals.take_save() {
+                self.save()?;
+            }
+            if let Some(signal) = self.signals.stop() {
+                let path = self.save()?;
+                self.console.finish();
+                return Err(Error::Stopped { signal, step: self.step, path });
+            }
+        }
+        Ok(())
+    }
+
+    fn next_batch(&mut self) -> Result<(u64, Vec<usize>)> {
+        let (epoch, indices) = self.loader.next_batch();
+        if self.data.redraw.is_none() || epoch == self.drawn_epoch {
+            return Ok((epoch, indices));
+        }
+        // A new epoch's groups may differ in number, so its order is drawn for the new list.
+        self.redraw(epoch)?;
+        let batch = self.settings.micro_batch * self.settings.accumulation;
+        let position = Position { epoch, offset: 0 };
+        self.loader = Loader::new(self.data.train.len(), batch, self.settings.shuffle, position);
+        Ok(self.loader.next_batch())
+    }
+
+    /// Writes metrics and, at the logging cadence, the step line.
+    fn record(
+        &mut self,
+        report: &StepReport,
+        learning_rate: f64,
+        epoch: u64,
+        total: u64,
+        elapsed: Duration,
+    ) -> Result<()> {
+        let loss = &self.trainer.loss;
+        let mut values = Map::new();
+        values.insert("time".into(), number(now()));
+        values.insert("step_seconds".into(), number(elapsed.as_secs_f64()));
+        values.insert("epoch".into(), number(self.epoch(epoch)));
+        values.extend(report.tally.named(loss, ""));
+        values.insert("learning_rate".into(), number(learning_rate));
+        values.insert("grad_norm".into(), number(report.update.grad_norm));
+        values.insert("num_tokens".into(), json!(self.num_tokens));
+        values.insert("skipped_steps".into(), json!(report.update.skipped));
+        self.metrics.write("train", self.step, values.clone())?;
+        self.summary.losses.push((self.step, report.tally.loss(loss)));
+        if self.step.is_multiple_of(self.settings.logging_steps) || self.step == 1 || self.step == total {
+            self.console.line(&step_line((self.step, total), report, loss, learning_rate, elapsed));
+            values.insert("step".into(), json!(self.step));
+            self.history.push(Value::Object(values));
+        }
+        self.console.advance(self.step);
+        Ok(())
+    }
+
+    /// Epochs done, as a fraction.
+    fn epoch(&self, epoch: u64) -> f64 {
+        epoch as f64 + self.loader.position().offset as f64 / self.data.train.len().max(1) as f64
+    }
+
+    /// Reports skipped updates and gives up after too many in a row.
+    fn guard(&mut self, report: &StepReport) -> Result<()> {
+        if report.update.applied {
+            self.skipped_in_a_row = 0;
+            return Ok(());
+        }
+        self.skipped_in_a_row += 1;
+        let groups = if report.not_finite.is_empty() {
+            String::new()
+        } else {
+            format!(" (groups {})", report.not_finite.join(", "))
+        };
+        self.console.warn(&format!("step {}: loss or gradient is not finite{groups}; nothing was updated", self.step));
+        if self.skipped_in_a_row < self.settings.max_skipped_steps {
+            return Ok(());
+        }
+        let last = checkpoint::list(&self.settings.output_dir).pop();
+        let good = last.map_or("there is no checkpoint".into(), |(_, p)| format!("last checkpoint: {}", p.display()));
+        self.console.finish();
+        Err(Error::Diverged(format!(
+            "{} updates in a row were not finite, the last at step {}; {good}; lower --learning-rate",
+            self.skipped_in_a_row, self.step
+        )))
+    }
+
+    fn evaluate(&mut self) -> Result<()> {
+        if self.data.eval.is_empty() {
+            return Ok(());
+        }
+        let tally = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
+        let mut values = Map::new();
+        values.insert("time".into(), number(now()));
+        values.extend(tally.named(&self.trainer.loss, "eval_"));
+        self.metrics.write("eval", self.step, values.clone())?;
+        self.console.line(&eval_line(self.step, &tally, &self.trainer.loss));
+        values.insert("step".into(), json!(self.step));
+        self.history.push(Value::Object(values));
+        self.summary.evals.push((self.step, tally));
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<PathBuf> {
+        let mut control = vec![0.0; CONTROL];
+        self.trainer.backend.read_acc(View::first(&self.trainer.optimizer.control, CONTROL), &mut control)?;
+        let seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
+        let mut state = RunState::new(self.step, self.loader.position(), self.num_tokens, seconds, control);
+        state.fingerprint = self.data.fingerprint.clone();
+        let dir = &self.settings.output_dir;
+        let folder = checkpoint::save(&self.trainer, &self.data.tokenizer, dir, &state, &self.history)?;
+        if let Some(limit) = self.settings.save_total_limit {
+            checkpoint::prune(dir, limit)?;
+        }
+        Ok(folder)
+    }
+
+    /// Writes the final model and hands back the summary.
+    fn finish(mut self) -> Result<RunSummary> {
+        let dir = &self.settings.output_dir;
+        store::save(self.trainer.backend, &self.trainer.policy, dir)?;
+        self.data.tokenizer.copy_to(dir)?;
+        self.summary.steps = self.step;
+        self.summary.seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
+        self.console.finish();
+        self.console.line(&format!(
+            "done: {} steps in {:.1} s; model in {}",
+            self.summary.steps,
+            self.summary.seconds,
+            dir.display()
+        ));
+        Ok(self.summary)
+    }
+}
+
+/// Seconds since 1970, wall clock.
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
