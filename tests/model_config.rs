@@ -222,6 +222,35 @@ fn end_ids_come_from_both_files_and_both_are_written_back() {
 }
 
 #[test]
+fn missing_keys_take_the_defaults_of_transformers() {
+    let keys = [
+        "tie_word_embeddings",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "rope_theta",
+        "torch_dtype",
+        "eos_token_id",
+        "num_key_value_heads",
+        "architectures",
+        "hidden_act",
+    ];
+    let mut map = llama(json!({}));
+    map.retain(|key, _| !keys.contains(&key.as_str()));
+    let config = parse(map).unwrap();
+    assert_eq!((config.tied, config.rms_norm_eps, config.max_positions), (false, 1e-6, 2048));
+    assert_eq!((config.rope.theta, &config.rope.scaling), (10_000.0, &RopeScaling::Default));
+    assert_eq!((config.kv_heads, config.head_dim, config.head), (4, 8, Head::LanguageModel));
+    assert_eq!((config.dtype, config.eos.len(), config.initializer_range), (None, 0, 0.02));
+    let mut map = qwen2(json!({}));
+    map.remove("max_position_embeddings");
+    assert_eq!(parse(map).unwrap().max_positions, 32_768);
+    // What is written names every default, so that no reader has to guess; null ids keep Llama's 1 and 2 away.
+    let saved = config.to_json(StoredDtype::F32);
+    assert!(keys.iter().all(|key| saved.contains_key(*key)), "{saved:?}");
+    assert_eq!((&saved["bos_token_id"], &saved["eos_token_id"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
 fn a_window_that_reaches_no_layer_is_accepted() {
     assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 2}))).is_ok());
     assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 0, "sliding_window": null}))).is_ok());
