@@ -8,10 +8,9 @@
 use std::path::Path;
 
 pub use super::weights_read::{LoadAs, WeightFiles};
-pub use super::weights_write::{DEFAULT_SHARD_BYTES, write_weights};
+pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill, write_weights};
 
 use super::config::{ModelConfig, StoredDtype};
-use super::tensors::TensorSpec;
 use crate::Result;
 
 /// Name of an unsharded weight file.
@@ -20,14 +19,13 @@ pub(super) const SINGLE_FILE: &str = "model.safetensors";
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Writes a model folder that transformers loads: `config.json`, `generation_config.json` (language models) and the
-/// weights as `dtype`, in shards of at most `shard_bytes`. `fill(tensor, offset, out)` must put the tensor's elements
-/// `offset..offset + out.len()` into `out`. The folder must exist; tokenizer files are the caller's.
+/// weights as `dtype`, in shards of at most `shard_bytes`. The folder must exist; tokenizer files are the caller's.
 pub fn write_model(
     folder: &Path,
     config: &ModelConfig,
     dtype: StoredDtype,
     shard_bytes: u64,
-    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
+    fill: &mut Fill,
 ) -> Result<()> {
     write_weights(folder, &config.tensors(), dtype, shard_bytes, fill)?;
     config.write(folder, dtype)

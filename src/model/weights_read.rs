@@ -260,6 +260,7 @@ fn check(
             }
         }
     }
+    let tied_head = config.tied && config.head == Head::LanguageModel;
     for (name, &shard) in &found {
         if files.places.contains_key(name) {
             continue;
@@ -268,8 +269,8 @@ fn check(
         if name.ends_with("rotary_emb.inv_freq") {
             // A buffer that older transformers saved; it follows from the configuration.
             files.ignored.push(name.clone());
-        } else if name == "lm_head.weight" && (config.tied || load_as == LoadAs::RewardStart) {
-            if config.head == Head::LanguageModel {
+        } else if name == "lm_head.weight" && (tied_head || load_as == LoadAs::RewardStart) {
+            if tied_head {
                 let head = place(&files.shards, shard, name, &[config.vocab, config.hidden])?;
                 files.places.insert(name.clone(), head);
                 check_tied(&files, path)?;

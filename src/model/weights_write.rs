@@ -20,18 +20,21 @@ use crate::{Error, Result};
 /// Bytes of tensors in one shard, as transformers splits (5 GB, decimal).
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
+/// Source of the values: `fill(tensor, offset, out)` must put the tensor's elements `offset..offset + out.len()` into
+/// `out`. Offsets rise within a tensor; tensors come in order of name.
+pub type Fill<'a> = dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()> + 'a;
+
 /// Elements asked of the callback at a time.
 const CHUNK: usize = 1 << 16;
 
 /// Writes the weights of `tensors` into `folder` as f32 or bf16 (rounded to nearest even; f16 is refused, its range is
-/// too small for trained weights). A tensor larger than `shard_bytes` gets a shard of its own. `fill(tensor, offset,
-/// out)` must put elements `offset..offset + out.len()` into `out`.
+/// too small for trained weights). A tensor larger than `shard_bytes` gets a shard of its own.
 pub fn write_weights(
     folder: &Path,
     tensors: &[TensorSpec],
     dtype: StoredDtype,
     shard_bytes: u64,
-    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
+    fill: &mut Fill,
 ) -> Result<()> {
     if dtype == StoredDtype::F16 {
         return Err(Error::Usage("weights cannot be saved as float16; use float32 or bfloat16".into()));
@@ -102,12 +105,7 @@ fn header(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype) -> Result<Vec<
 }
 
 /// Writes one shard under a temporary name.
-fn write_shard(
-    path: &Path,
-    shard: &[&TensorSpec],
-    dtype: StoredDtype,
-    fill: &mut dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()>,
-) -> Result<Unfinished> {
+fn write_shard(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype, fill: &mut Fill) -> Result<Unfinished> {
     let file = Unfinished::new(path);
     let failed = |e: std::io::Error| Error::io("write", path)(e);
     let mut out = BufWriter::new(File::create(&file.temporary).map_err(failed)?);
