@@ -157,9 +157,12 @@ impl Tokenizer {
 
     /// Ids of a text that something follows: what the post-processor puts in front, nothing behind.
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode(text, true)?;
-        ids.truncate(ids.len().saturating_sub(self.suffix));
-        Ok(ids)
+        Ok(self.without_suffix(&self.encode(text, true)?).to_vec())
+    }
+
+    /// Ids of a whole text without what the post-processor put behind it.
+    pub fn without_suffix<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        &ids[..ids.len().saturating_sub(self.suffix)]
     }
 
     /// Text of some ids, special tokens written out. Ids outside the vocabulary are left out.
