@@ -442,6 +442,21 @@ fn special_tokens_are_read_from_every_place_and_form() {
     assert!(why(("tokenizer_config.json", "eos_token", json!(7))).to_string().contains("must be a string"));
     assert!(why(("config.json", "eos_token_id", json!("x"))).to_string().contains("no token id"));
     assert!(why(("tokenizer.json", "model", json!(1))).to_string().contains("cannot be read"));
+    let added = json!([{"id": 9, "content": "<|im_end|>", "single_word": false, "lstrip": false, "rstrip": false,
+                        "normalized": false, "special": true}]);
+    assert!(why(("tokenizer.json", "added_tokens", added)).to_string().contains("listed with id 9"));
+    let (folder, tokenizer) = changed(&[]);
+    let file = folder.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    for (from, to, expected) in [
+        ("\"dropout\":null", "\"dropout\":0.1", "has dropout"),
+        ("\"decoder\":{", "\"decoder\":{\"a\" 1,", "is not valid JSON"),
+    ] {
+        assert!(text.contains(from) && tokenizer.is_ok());
+        std::fs::write(&file, text.replace(from, to)).unwrap();
+        let error = Tokenizer::load(folder.path()).unwrap_err();
+        assert!(error.exit_code() == 6 && error.to_string().contains(expected), "{error}");
+    }
     let (_folder, tokenizer) = changed(&[("tokenizer_config.json", "add_bos_token", json!(true))]);
     assert!(tokenizer.unwrap().notes()[0].contains("add_bos_token = true"));
     let empty = tempfile::tempdir().unwrap();
