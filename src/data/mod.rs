@@ -5,8 +5,9 @@
 //! - [`instructions`]: checkable instruction functions, each a builder and a checker
 //! - [`mapl`]: adds intra-sample and inter-sample comparisons to a group; [`options`] are its settings
 //! - [`construct`]: applies an objective to rows that were read
-//! - [`template`], [`tokenizer`], [`tokenize`]: chat templates; text to token ids with the prompt/response boundary on
-//!   ids, as [`tokenized`] groups; [`show`] prints them
+//! - [`template`], [`tokenizer`]: chat templates; a model folder's tokenizer, and training of a new one
+//! - [`tokenize`], [`tokenized`]: groups to token ids, with the prompt/response boundary on ids and the length limit
+//! - [`show`]: tokenised groups as text, trained tokens marked
 //! - [`tree`], [`pack`]: prefix tree of a group; groups to a packed batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
-use super::group::{Instruction, PreferenceGroup};
-use super::tokenized::{SequenceComparison, TokenizedGroup};
+use super::group::{Instruction, Kind, PreferenceGroup};
+use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
 
@@ -84,27 +84,56 @@ impl fmt::Display for TokenTable {
 /// A group as text: its comparisons, every distinct sequence with its trained tokens marked, and its token table.
 pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = format!("group {}\n", plain(&group.group.id));
-    for (i, comparison) in group.comparisons.iter().enumerate() {
-        out.push_str(&comparison_line(i, comparison, group));
+    for i in 0..group.comparisons.len() {
+        line(&mut out, comparison_line(i, group));
     }
-    for (i, sequence) in group.sequences.iter().enumerate() {
-        let prompt = &group.prompt_ids[sequence.prompt];
-        let (p, r) = (prompt.len(), sequence.response_ids.len());
-        line(
-            &mut out,
-            format!("\nsequence {i}: prompt {} with response {}, {p} + {r} tokens", sequence.prompt, sequence.response),
-        );
-        for note in instruction_notes(&group.group, sequence.prompt, sequence.response) {
-            line(&mut out, format!("  {note}"));
-        }
-        let (open, close) = if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") };
-        let (before, trained) = (tokenizer.decode(prompt)?, tokenizer.decode(&sequence.response_ids)?);
-        line(&mut out, format!("{}{open}{}{close}", plain(&before), plain(&trained)));
-        if options.ids {
-            line(&mut out, format!("  ids {prompt:?} {open}{:?}{close}", sequence.response_ids));
-        }
+    for i in 0..group.sequences.len() {
+        line(&mut out, format!("\n{}", sequence_text(i, group, tokenizer, options)?));
     }
     line(&mut out, format!("\n{}", TokenTable::new(group)));
+    Ok(out)
+}
+
+/// The first comparison of every kind that occurs, with its sequences: what a start-up log shows. Groups without
+/// comparisons show their first sequence.
+pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let mut out = String::new();
+    for kind in Kind::ALL {
+        let place = |group: &TokenizedGroup| group.comparisons.iter().position(|c| c.kind == kind);
+        let Some((group, i)) = groups.iter().find_map(|group| Some((group, place(group)?))) else { continue };
+        line(&mut out, format!("group {}", plain(&group.group.id)));
+        line(&mut out, comparison_line(i, group));
+        for term in &group.comparisons[i].terms {
+            line(&mut out, sequence_text(term.sequence, group, tokenizer, options)?);
+        }
+    }
+    if let Some(group) = groups.iter().find(|group| group.comparisons.is_empty() && !group.sequences.is_empty()) {
+        line(&mut out, format!("group {}", plain(&group.group.id)));
+        line(&mut out, sequence_text(0, group, tokenizer, options)?);
+    }
+    Ok(out)
+}
+
+/// One sequence: where it comes from, which instructions it meets, its text with the trained part marked, its ids.
+fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let sequence = &group.sequences[i];
+    let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
+    let mut out = format!(
+        "sequence {i}: prompt {} with response {}, {} + {} tokens\n",
+        sequence.prompt,
+        sequence.response,
+        prompt.len(),
+        response.len()
+    );
+    for note in instruction_notes(&group.group, sequence.prompt, sequence.response) {
+        line(&mut out, format!("  {note}"));
+    }
+    let (open, close) = if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") };
+    let (before, trained) = (tokenizer.decode(prompt)?, tokenizer.decode(response)?);
+    let _ = write!(out, "{}{open}{}{close}", plain(&before), plain(&trained));
+    if options.ids {
+        let _ = write!(out, "\n  ids {prompt:?} {open}{response:?}{close}");
+    }
     Ok(out)
 }
 
@@ -114,7 +143,8 @@ fn line(out: &mut String, text: String) {
 }
 
 /// One comparison: kind, rule or direction, and its signed sequences.
-fn comparison_line(i: usize, comparison: &SequenceComparison, group: &TokenizedGroup) -> String {
+fn comparison_line(i: usize, group: &TokenizedGroup) -> String {
+    let comparison = &group.comparisons[i];
     let mut out = format!("  {} ", comparison.kind.name());
     if let Some(source) = group.group.comparisons.get(i) {
         if let Some(rule) = source.rule {
@@ -133,7 +163,6 @@ fn comparison_line(i: usize, comparison: &SequenceComparison, group: &TokenizedG
     if comparison.weight != 1.0 {
         let _ = write!(out, ", weight {}", comparison.weight);
     }
-    out.push('\n');
     out
 }
 

@@ -64,8 +64,7 @@ impl Tokenizer {
         if !file.is_file() {
             return Err(Error::model(&file, "is missing; save the tokenizer in its fast form, or train one"));
         }
-        let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-        let inner = Inner::from_bytes(&bytes).map_err(|e| Error::model(&file, format!("cannot be read: {e}")))?;
+        let inner = read_inner(&file)?;
         let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
         let map = read_object(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
         let mut ends = Vec::new();
@@ -157,9 +156,12 @@ impl Tokenizer {
 
     /// Ids of a text that something follows: what the post-processor puts in front, nothing behind.
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode(text, true)?;
-        ids.truncate(ids.len().saturating_sub(self.suffix));
-        Ok(ids)
+        Ok(self.without_suffix(&self.encode(text, true)?).to_vec())
+    }
+
+    /// Ids of a whole text without what the post-processor put behind it.
+    pub fn without_suffix<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        &ids[..ids.len().saturating_sub(self.suffix)]
     }
 
     /// Text of some ids, special tokens written out. Ids outside the vocabulary are left out.
@@ -284,6 +286,30 @@ impl Tokenizer {
     fn fail(&self, why: String) -> Error {
         Error::model(&self.dir.clone().unwrap_or_default().join("tokenizer.json"), why)
     }
+}
+
+/// Reads `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because some of its parts take
+/// broken JSON for a defect of their own and panic.
+fn read_inner(file: &Path) -> Result<Inner> {
+    let fail = |why: String| Error::model(file, why);
+    let Some(object) = read_object(file)? else { return Err(fail("is missing".into())) };
+    if object.get("model").and_then(|model| model.get("dropout")).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0)
+    {
+        return Err(fail("the model has dropout, so equal texts would get different ids; set it to null".into()));
+    }
+    let added = object.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
+    // Through text, since the order of keys matters to the crate and numbers must keep their spelling.
+    let json = serde_json::to_vec(&Value::Object(object)).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let inner = Inner::from_bytes(&json).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    for token in added {
+        let (Some(text), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else { continue };
+        if inner.token_to_id(text).map(u64::from) != Some(id) {
+            return Err(fail(format!(
+                "the added token \"{text}\" is listed with id {id}, which the vocabulary does not give it"
+            )));
+        }
+    }
+    Ok(inner)
 }
 
 /// A JSON object in a file; `None` when there is no such file.

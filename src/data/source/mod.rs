@@ -31,7 +31,7 @@ use serde_json::Value;
 pub use options::{ColumnMap, ReadOptions};
 pub use sft::{read_sft_files, sft_pairs};
 
-use super::group::PreferenceGroup;
+use super::group::{PreferenceGroup, Prompt, Response};
 use crate::{Error, Result};
 use fields::Row;
 
@@ -138,6 +138,37 @@ pub fn read_files(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<Source
 /// [`read_files`] with what was found in each file.
 pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, preference_row)
+}
+
+/// All texts of files of any kind, for training a tokenizer: each prompt, message and response once a row, in the
+/// order of the rows. Rows of several formats may stand in one file.
+pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
+    let options = ReadOptions { mixed_formats: true, ..options.clone() };
+    let (rows, _) = read_all(paths, &options, any_row)?;
+    let mut texts = Vec::new();
+    for row in rows {
+        let start = texts.len();
+        let prompts = row.group.prompts.into_iter().flat_map(|prompt| match prompt {
+            Prompt::Text(text) => vec![text],
+            Prompt::Messages(turns) => turns.into_iter().map(|turn| turn.content).collect(),
+        });
+        let responses = row.group.responses.into_iter().map(|response| match response {
+            Response::Text(text) => text,
+            Response::Message(turn) => turn.content,
+        });
+        for text in prompts.chain(responses) {
+            if !text.is_empty() && !texts[start..].contains(&text) {
+                texts.push(text);
+            }
+        }
+    }
+    Ok(texts)
+}
+
+/// Reads a preference row with both sides, or a row for fine-tuning.
+fn any_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let tuning = ["completion", "messages", "text"].iter().any(|key| row.has(key));
+    if tuning && !row.has("chosen") && !row.has("rejected") { sft::sft_row(row) } else { preference_row(row) }
 }
 
 /// Reader of one row: its format, its group and whether both sides repeat the prompt.

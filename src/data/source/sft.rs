@@ -22,7 +22,8 @@ pub fn sft_pairs(group: &PreferenceGroup) -> Vec<(usize, usize)> {
     (0..group.prompts.len().min(group.responses.len())).map(|i| (i, i)).collect()
 }
 
-fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+/// Reads a row of any form that fine-tuning takes.
+pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
         chosen_sides(&mut parsed.group)?;

@@ -127,7 +127,12 @@ fn render(turns: &[Message], open: bool, group: &PreferenceGroup, tokenizer: &To
 
 /// Ids of a plain response behind its prompt, the end token last; true when tokens merge across the boundary.
 fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokenizer) -> Result<(Vec<u32>, bool)> {
-    let whole = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
+    let mut whole = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
+    // Text that ends in an end token of its own does not get the post-processor's as a second one.
+    let open = tokenizer.without_suffix(&whole).len();
+    if whole[..open].last().is_some_and(|last| tokenizer.end_ids().contains(last)) {
+        whole.truncate(open);
+    }
     let (mut ids, merged) = match whole.strip_prefix(opening) {
         Some(rest) => (rest.to_vec(), false),
         None => (tokenizer.encode(answer, false)?, true),

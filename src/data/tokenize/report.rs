@@ -97,6 +97,11 @@ impl TokenizeReport {
         self.ended += other.ended;
     }
 
+    /// What `read` and `kept` count.
+    fn noun(&self) -> &'static str {
+        if self.read_by_kind == [0; 3] { "responses" } else { "comparisons" }
+    }
+
     /// Drop reasons with their counts, those that occurred.
     fn reasons(&self) -> String {
         let all = [
@@ -122,10 +127,11 @@ impl TokenizeReport {
 
     pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
         format!(
-            "{} of {} comparisons ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first row; \
+            "{} of {} {} ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first row; \
              raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
             self.dropped(),
             self.read,
+            self.noun(),
             percent(self.dropped(), self.read),
             self.reasons(),
             options.max_drop_fraction,
@@ -142,7 +148,7 @@ fn percent(part: usize, whole: usize) -> f64 {
 impl fmt::Display for TokenizeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "rows          {} read, {} kept", self.rows_read, self.rows_kept)?;
-        write!(f, "comparisons   {} read, {} kept", self.read, self.kept)?;
+        write!(f, "{:<13} {} read, {} kept", self.noun(), self.read, self.kept)?;
         let kinds: Vec<String> = Kind::ALL
             .iter()
             .filter(|kind| self.read_by_kind[kind.index()] > 0)
@@ -166,7 +172,7 @@ impl fmt::Display for TokenizeReport {
         writeln!(f, "tokens        p50 {p50}, p90 {p90}, p99 {p99}, longest {max} a sequence, before the limit")?;
         writeln!(
             f,
-            "responses     {} tokens in {} sequences; {:.1} % end in an end token",
+            "trained       {} response tokens in {} sequences; {:.1} % end in an end token",
             self.response_tokens,
             self.kept_sequences,
             percent(self.ended, self.kept_sequences)
