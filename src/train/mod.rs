@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Training: one step, the loop around it, and what a run leaves behind.
 //!
 //! - [`upload`]: a packed batch on the device
@@ -31,3 +32,8 @@ pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
     };
     PackOptions { share_prefixes: true, scoring, vocab }
 }
+=======
+//! Placeholder.
+
+pub mod report;
+>>>>>>> wt-house

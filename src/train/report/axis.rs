@@ -1,0 +1,147 @@
+//! Axes: a range that covers the data, ticks at round values (1, 2 or 5 times a power of ten), tick labels.
+
+use super::decimal;
+
+/// Larger magnitudes are not drawn: the arithmetic of scales stays finite.
+const LARGEST: f64 = 1e30;
+
+/// Label, unit and, if given, the fixed range of an axis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Axis {
+    pub label: String,
+    /// Printed in parentheses after the label; empty for a pure number.
+    pub unit: String,
+    /// Lowest and highest value shown; `None` takes them from the data.
+    pub range: Option<(f64, f64)>,
+}
+
+impl Axis {
+    /// An axis whose range follows the data.
+    pub fn new(label: impl Into<String>, unit: impl Into<String>) -> Self {
+        Self { label: label.into(), unit: unit.into(), range: None }
+    }
+
+    /// The same axis with a fixed range.
+    pub fn within(self, low: f64, high: f64) -> Self {
+        Self { range: Some((low, high)), ..self }
+    }
+
+    /// Label with its unit.
+    pub(super) fn title(&self) -> String {
+        if self.unit.is_empty() { self.label.clone() } else { format!("{} ({})", self.label, self.unit) }
+    }
+
+    /// Scale of this axis for the given values: values that cannot be drawn are ignored.
+    pub(super) fn scale(&self, values: impl Iterator<Item = f64>) -> Scale {
+        if let Some((low, high)) = self.range
+            && drawable(low)
+            && drawable(high)
+            && low < high
+        {
+            return Scale { low, high, step: round_step(high - low) };
+        }
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for value in values.filter(|&v| drawable(v)) {
+            low = low.min(value);
+            high = high.max(value);
+        }
+        if low > high {
+            (low, high) = (0.0, 1.0);
+        }
+        if high - low <= 1e-9 * low.abs().max(high.abs()) || high == low {
+            // One value, or values that no tick label could tell apart: show a band around them.
+            let half = if low == 0.0 { 0.5 } else { 0.1 * low.abs().max(high.abs()) };
+            (low, high) = (low - half, high + half);
+        }
+        let step = round_step(high - low);
+        Scale { low: (low / step + 1e-9).floor() * step, high: (high / step - 1e-9).ceil() * step, step }
+    }
+}
+
+/// True for values a chart can show.
+pub(super) fn drawable(value: f64) -> bool {
+    value.abs() <= LARGEST
+}
+
+/// Range and tick distance of an axis.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Scale {
+    pub low: f64,
+    pub high: f64,
+    pub step: f64,
+}
+
+impl Scale {
+    /// Place of a value: 0 at the low end, 1 at the high end, held inside.
+    pub fn place(&self, value: f64) -> f64 {
+        ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+    }
+
+    /// Round values in range with their labels, ascending.
+    pub fn ticks(&self) -> Vec<(f64, String)> {
+        // The slack keeps a tick at an end that rounding has moved by an ulp.
+        let first = (self.low / self.step - 1e-6).ceil() as i64;
+        let last = (self.high / self.step + 1e-6).floor() as i64;
+        (first..=last).map(|i| i as f64 * self.step).map(|v| (v, self.label(v))).collect()
+    }
+
+    fn label(&self, value: f64) -> String {
+        let largest = self.low.abs().max(self.high.abs());
+        if largest >= 1e6 || self.step < 1e-6 {
+            return if value == 0.0 { "0".to_owned() } else { format!("{value:.1e}") };
+        }
+        decimal(value, (-self.step.log10() - 1e-9).ceil().max(0.0) as usize)
+    }
+}
+
+/// Distance between ticks that fits three to nine times into `span`.
+fn round_step(span: f64) -> f64 {
+    let rough = span / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = match rough / power {
+        m if m < 1.5 => 1.0,
+        m if m < 3.5 => 2.0,
+        m if m < 7.5 => 5.0,
+        _ => 10.0,
+    };
+    step * power
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(values: &[f64]) -> Vec<String> {
+        Axis::default().scale(values.iter().copied()).ticks().into_iter().map(|(_, label)| label).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_and_cover_the_data() {
+        assert_eq!(labels(&[0.0, 1.0]), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(labels(&[0.0, 400.0]), ["0", "100", "200", "300", "400"]);
+        assert_eq!(labels(&[0.413, 0.692]), ["0.40", "0.45", "0.50", "0.55", "0.60", "0.65", "0.70"]);
+        assert_eq!(labels(&[-3.0, 3.0]), ["-3", "-2", "-1", "0", "1", "2", "3"]);
+        for (low, high) in [(1e-9, 3e-9), (0.0, 7e8), (-2.5e4, 1.0), (0.999, 1.0), (1e20, 1e29)] {
+            let scale = Axis::default().scale([low, high].into_iter());
+            let ulps = 1e-12 * high;
+            assert!(scale.low <= low + ulps && scale.high >= high - ulps, "{low} {high} {scale:?}");
+            assert!((3..=11).contains(&scale.ticks().len()), "{low} {high} {scale:?}");
+        }
+    }
+
+    #[test]
+    fn empty_constant_and_broken_data_still_give_a_scale() {
+        for values in [&[][..], &[0.0], &[5.0, 5.0], &[f64::NAN, f64::INFINITY], &[f64::MAX, f64::MIN], &[1e-300]] {
+            let scale = Axis::default().scale(values.iter().copied());
+            assert!(scale.low < scale.high && scale.step > 0.0, "{values:?} {scale:?}");
+            assert!((2..=12).contains(&scale.ticks().len()), "{values:?} {scale:?}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_range_is_kept_and_values_outside_are_held_inside() {
+        let scale = Axis::new("accuracy", "").within(0.0, 1.0).scale([7.0].into_iter());
+        assert_eq!((scale.low, scale.high), (0.0, 1.0));
+        assert_eq!((scale.place(7.0), scale.place(-7.0), scale.place(0.25)), (1.0, 0.0, 0.25));
+    }
+}

@@ -1,0 +1,141 @@
+//! Pages, sections and tables as HTML text: one file with its style inside, for phones and desktops, light and dark.
+
+use std::fmt::Write;
+
+use super::escape;
+
+/// Cells of text under a header. The first column names the row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Table {
+    /// Said before the table; empty for none.
+    pub caption: String,
+    pub header: Vec<String>,
+    /// Rows of any length; shorter ones are filled with empty cells, longer ones keep all their cells.
+    pub rows: Vec<Vec<String>>,
+    /// Columns (from 0) whose cells are numbers and align to the right.
+    pub numeric: Vec<usize>,
+}
+
+/// A part of a section.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Block {
+    Paragraph(String),
+    /// Points of an unordered list.
+    List(Vec<String>),
+    /// A paragraph that must not be overlooked.
+    Warning(String),
+    /// Charts side by side where there is room. Each is the text of an `<svg>` element from [`super::svg`]; it is
+    /// the one part that is inserted as it is.
+    Charts(Vec<String>),
+    Table(Table),
+    /// Text shown as written, under a heading of its own (empty for none): commands, rows, decoded examples.
+    Code {
+        caption: String,
+        text: String,
+    },
+}
+
+/// A heading and what stands under it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Section {
+    pub heading: String,
+    pub blocks: Vec<Block>,
+}
+
+/// One HTML file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    pub title: String,
+    /// Paragraph under the title; empty for none.
+    pub lead: String,
+    pub sections: Vec<Section>,
+}
+
+impl Table {
+    /// The table inside a frame that scrolls sideways when the screen is narrower.
+    pub fn to_html(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).chain([self.header.len()]).max().unwrap_or(0);
+        let class = |column: usize| if self.numeric.contains(&column) { " class=\"number\"" } else { "" };
+        let name = if self.caption.is_empty() { "table" } else { &self.caption };
+        let mut out =
+            format!(r#"<div class="scroll" role="region" tabindex="0" aria-label="{}"><table>"#, escape(name));
+        if !self.caption.is_empty() {
+            let _ = write!(out, "<caption>{}</caption>", escape(&self.caption));
+        }
+        if !self.header.is_empty() {
+            out.push_str("<thead><tr>");
+            for column in 0..columns {
+                let cell = self.header.get(column).map_or("", String::as_str);
+                let _ = write!(out, r#"<th scope="col"{}>{}</th>"#, class(column), escape(cell));
+            }
+            out.push_str("</tr></thead>");
+        }
+        out.push_str("<tbody>");
+        for row in &self.rows {
+            out.push_str("<tr>");
+            for column in 0..columns {
+                let cell = escape(row.get(column).map_or("", String::as_str));
+                let _ = match column {
+                    0 => write!(out, r#"<th scope="row"{}>{cell}</th>"#, class(column)),
+                    _ => write!(out, "<td{}>{cell}</td>", class(column)),
+                };
+            }
+            out.push_str("</tr>");
+        }
+        out.push_str("</tbody></table></div>\n");
+        out
+    }
+}
+
+impl Block {
+    fn write(&self, out: &mut String) {
+        let _ = match self {
+            Block::Paragraph(text) => writeln!(out, "<p>{}</p>", escape(text)),
+            Block::Warning(text) => writeln!(out, r#"<p class="warning" role="note">{}</p>"#, escape(text)),
+            Block::List(points) => {
+                let items: String = points.iter().map(|p| format!("<li>{}</li>", escape(p))).collect();
+                writeln!(out, "<ul>{items}</ul>")
+            }
+            Block::Charts(charts) => {
+                let figures: String = charts.iter().map(|svg| format!("<figure>{svg}</figure>\n")).collect();
+                writeln!(out, "<div class=\"charts\">\n{figures}</div>")
+            }
+            Block::Table(table) => write!(out, "{}", table.to_html()),
+            Block::Code { caption, text } => {
+                if !caption.is_empty() {
+                    let _ = writeln!(out, "<h3>{}</h3>", escape(caption));
+                }
+                writeln!(out, "<pre tabindex=\"0\"><code>{}</code></pre>", escape(text))
+            }
+        };
+    }
+}
+
+impl Page {
+    /// The whole file.
+    pub fn to_html(&self) -> String {
+        let title = escape(&self.title);
+        let mut out = format!(
+            concat!(
+                "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n",
+                "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n",
+                "<meta name=\"color-scheme\" content=\"light dark\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n",
+                "<body>\n<main>\n<h1>{}</h1>\n"
+            ),
+            title, STYLE, title
+        );
+        if !self.lead.is_empty() {
+            let _ = writeln!(out, r#"<p class="lead">{}</p>"#, escape(&self.lead));
+        }
+        for section in &self.sections {
+            let _ = writeln!(out, "<section>\n<h2>{}</h2>", escape(&section.heading));
+            section.blocks.iter().for_each(|block| block.write(&mut out));
+            out.push_str("</section>\n");
+        }
+        out.push_str("</main>\n</body>\n</html>\n");
+        out
+    }
+}
+
+/// Series colours keep a contrast of 3 to 1 or more with their background in both themes.
+const STYLE: &str = include_str!("page.css");
