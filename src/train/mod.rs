@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Training: one step, the loop around it, and what a run leaves behind.
 //!
 //! - [`upload`]: a packed batch on the device
@@ -14,7 +13,7 @@ pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
 pub mod metrics;
-//CK pub mod report;
+pub mod report;
 pub mod run;
 pub mod score;
 pub mod signals;
@@ -32,8 +31,3 @@ pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
     };
     PackOptions { share_prefixes: true, scoring, vocab }
 }
-=======
-//! Placeholder.
-
-pub mod report;
->>>>>>> wt-house
