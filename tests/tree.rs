@@ -297,6 +297,9 @@ fn a_reused_batch_equals_a_fresh_one_and_keeps_its_memory() {
         pack_into(&mut reused, &groups.iter().collect::<Vec<_>>(), &options(scoring, true), &LOSS).unwrap();
         assert_eq!(before, (reused.ids.as_ptr(), reused.source.as_ptr(), reused.comparisons.uses.as_ptr()));
     }
+    reused.clear();
+    let cleared = &reused.comparisons;
+    assert!(cleared.uses.is_empty() && cleared.term_sequence.is_empty() && reused.id_runs.order.is_empty());
     pack_into(&mut reused, &[], &options(LOGP, true), &LOSS).unwrap();
     assert_eq!((reused.tokens(), reused.seqs(), reused.segments(), reused.trees()), (0, 0, 0, 0));
     assert_eq!((reused.tree.starts.as_slice(), reused.comparisons.use_offsets.as_slice()), (&[0][..], &[0][..]));
