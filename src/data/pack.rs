@@ -1,0 +1,338 @@
+//! Groups to one packed batch: everything a step reads from the host, as flat tables without padding.
+//!
+//! A batch is a list of token rows cut into the segments of its groups' prefix trees, the head rows (or last rows) that
+//! are scored, and the comparison table. All index values are checked here, once; the ops check lengths only.
+//!
+//! Refused, with the id of the group: a token id outside the vocabulary, an empty response, an empty prompt where its
+//! last token has to predict. Refused as defects of the caller: references outside the group, signs other than 1 and
+//! -1, more terms than a comparison has slots, clip bounds out of order. A batch whose tables pass 2^31 entries is
+//! refused with the advice to make it smaller.
+
+mod batch;
+
+pub use batch::*;
+
+use super::tokenized::{SequenceComparison, TokenizedGroup};
+use super::tree::{Layout, PrefixTree};
+use crate::backend::contract::{KINDS, TERMS};
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Tokens whose log-probabilities make up a sequence's score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogpScope {
+    /// The response given its prompt.
+    Response,
+    /// Prompt and response, except the first token, which nothing predicts.
+    PromptAndResponse,
+}
+
+/// What is read off a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// Log-probabilities of its tokens. The last response token is a target only and gets no row.
+    LogProb { scope: LogpScope },
+    /// A reward at its last token.
+    Reward,
+}
+
+/// Layout of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackOptions {
+    /// False: every sequence has rows of its own. The oracle of tests and the baseline of studies.
+    pub share_prefixes: bool,
+    pub scoring: Scoring,
+    /// Rows of the embedding table; every token id must be below it.
+    pub vocab: usize,
+}
+
+/// Numbers of the comparison table that come from the run and not from the data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ComparisonOptions {
+    /// Factor on `score - reference` by kind: beta for DPO, 1 for rewards.
+    pub scale: [f64; KINDS],
+    /// Added to the margin of every comparison.
+    pub margin_add: f64,
+}
+
+/// Replaces the content of `batch` by `groups`, in order. After an error the batch is empty.
+pub fn pack_into(
+    batch: &mut Batch,
+    groups: &[&TokenizedGroup],
+    options: &PackOptions,
+    loss: &ComparisonOptions,
+) -> Result<()> {
+    batch.clear();
+    let packed = groups.iter().try_for_each(|group| batch.push_group(group, options, loss));
+    if packed.is_err() {
+        batch.clear();
+        return packed;
+    }
+    let Batch { ids, id_runs, source, head_runs, counters, .. } = batch;
+    group_by_key(ids, options.vocab, counters, id_runs);
+    group_by_key(source, ids.len(), counters, head_runs);
+    batch.comparisons.index_uses(batch.sequences.len(), &mut batch.counters);
+    Ok(())
+}
+
+impl Batch {
+    fn push_group(&mut self, group: &TokenizedGroup, options: &PackOptions, loss: &ComparisonOptions) -> Result<()> {
+        check_sequences(group, options)?;
+        let omit_last = options.scoring != Scoring::Reward;
+        let omitted = if omit_last { group.sequences.len() } else { 0 };
+        let whole: usize =
+            group.sequences.iter().map(|s| group.prompt_ids[s.prompt].len() + s.response_ids.len()).sum();
+        // Head rows, rows, segments and sequences of the batch are all at most its whole tokens.
+        fits("tokens", self.tokens_unshared + self.seqs() + whole)?;
+        self.tokens_unshared += whole - omitted;
+
+        let first_segment = self.segments();
+        let first_seq = self.seqs();
+        let mut tree = std::mem::take(&mut self.prefix_tree);
+        tree.build(group, Layout { share: options.share_prefixes, omit_last });
+        self.push_segments(group, &tree)?;
+        for s in 0..group.sequences.len() {
+            self.push_sequence(group, s, &tree, first_segment, options.scoring);
+        }
+        self.prefix_tree = tree;
+        for index in 0..group.comparisons.len() {
+            self.push_comparison(group, index, first_seq, loss)?;
+        }
+        self.groups += 1;
+        Ok(())
+    }
+
+    fn push_segments(&mut self, group: &TokenizedGroup, tree: &PrefixTree) -> Result<()> {
+        let first_segment = self.segments() as i32;
+        for (index, segment) in tree.segments().iter().enumerate() {
+            self.ids.extend(group.prompt_ids[segment.prompt][segment.prompt_range.clone()].iter().map(|&id| id as i32));
+            if let Some(s) = segment.sequence {
+                let response = &group.sequences[s].response_ids[..segment.response_len];
+                self.ids.extend(response.iter().map(|&id| id as i32));
+            }
+            let path = segment.position() + segment.len();
+            self.positions.extend(segment.position() as i32..path as i32);
+            self.longest_path = self.longest_path.max(path);
+            self.pairs += segment.pairs();
+            let table = &mut self.tree;
+            table.starts.push(self.ids.len() as i32);
+            table.ancestors.extend(tree.ancestors(index).iter().map(|&a| first_segment + a as i32));
+            table.ancestor_offsets.push(fits("entries of ancestor lists", table.ancestors.len())?);
+        }
+        // Each tree ends where the next begins; the last one ends with the group.
+        let ends = tree.roots().iter().skip(1).copied().chain([tree.segments().len()]);
+        let trees = tree.roots().len();
+        self.tree.trees.extend(ends.take(trees).map(|end| first_segment + end as i32));
+        Ok(())
+    }
+
+    fn push_sequence(
+        &mut self,
+        group: &TokenizedGroup,
+        s: usize,
+        tree: &PrefixTree,
+        first_segment: usize,
+        scoring: Scoring,
+    ) {
+        let sequence = &group.sequences[s];
+        let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
+        self.sequences.push(SequenceRef {
+            group: self.groups,
+            prompt: sequence.prompt,
+            response: sequence.response,
+            response_tokens: response.len(),
+        });
+        let end = tree.path_end(s);
+        match scoring {
+            Scoring::Reward => {
+                // Responses are not empty and not shared, so each path ends in a segment of its own.
+                let last = end.map(|end| self.tree.starts[first_segment + end + 1] - 1);
+                debug_assert!(last.is_some_and(|row| !self.last_rows.contains(&row)));
+                self.last_rows.extend(last);
+            }
+            Scoring::LogProb { scope } => {
+                let first = match scope {
+                    LogpScope::Response => prompt.len() - 1,
+                    LogpScope::PromptAndResponse => 0,
+                };
+                // The token at place i of the path predicts the one at i + 1.
+                for &index in end.map_or(&[][..], |end| tree.ancestors(end)).iter().chain(&end) {
+                    let segment = &tree.segments()[index];
+                    let row = self.tree.starts[first_segment + index];
+                    let skipped = first.saturating_sub(segment.position());
+                    self.source.extend((skipped..segment.len()).map(|i| row + i as i32));
+                }
+                self.target.extend(prompt[first + 1..].iter().chain(response).map(|&id| id as i32));
+                debug_assert_eq!(self.source.len(), self.target.len());
+            }
+        }
+        self.seq_offsets.push(self.source.len() as i32);
+    }
+
+    fn push_comparison(
+        &mut self,
+        group: &TokenizedGroup,
+        index: usize,
+        first_seq: usize,
+        loss: &ComparisonOptions,
+    ) -> Result<()> {
+        let comparison = &group.comparisons[index];
+        check_comparison(comparison, group.sequences.len())?;
+        let table = &mut self.comparisons;
+        fits("comparison terms", (table.kind.len() + 1) * TERMS)?;
+        for slot in 0..TERMS {
+            let (sequence, sign) = match comparison.terms.get(slot) {
+                Some(t) => ((first_seq + t.sequence) as i32, i32::from(t.sign) * if t.detached { 2 } else { 1 }),
+                None => (-1, 0),
+            };
+            table.term_sequence.push(sequence);
+            table.term_sign.push(sign);
+        }
+        let kind = comparison.kind.index();
+        table.kind.push(kind as i32);
+        table.counts[kind] += 1;
+        table.scale.push(loss.scale[kind]);
+        table.margin.push(comparison.margin + loss.margin_add);
+        table.weight.push(comparison.weight);
+        let (low, high) = comparison.detached_clip.unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+        table.detached_clip.extend([low, high]);
+        table.refs.push(ComparisonRef { group: self.groups, index });
+        Ok(())
+    }
+}
+
+impl ComparisonTable {
+    /// Lists the uses of each of `seqs` sequences, in comparison order.
+    fn index_uses(&mut self, seqs: usize, next: &mut Vec<i32>) {
+        next.clear();
+        next.resize(seqs + 1, 0);
+        let used = |&s: &i32| usize::try_from(s).ok();
+        for s in self.term_sequence.iter().filter_map(used) {
+            next[s + 1] += 1;
+        }
+        for s in 1..next.len() {
+            next[s] += next[s - 1];
+        }
+        self.use_offsets.clear();
+        self.use_offsets.extend_from_slice(next);
+        self.uses.resize(next[seqs] as usize, 0);
+        for (item, sequence) in self.term_sequence.iter().enumerate() {
+            if let Some(s) = used(sequence) {
+                self.uses[next[s] as usize] = item as i32;
+                next[s] += 1;
+            }
+        }
+    }
+}
+
+/// Counting sort of the items `0..keys.len()` by key. All keys are in `0..bound`.
+fn group_by_key(keys: &[i32], bound: usize, next: &mut Vec<i32>, runs: &mut RunTable) {
+    next.clear();
+    next.resize(bound, 0);
+    for &key in keys {
+        next[key as usize] += 1;
+    }
+    let mut placed = 0;
+    for (key, count) in next.iter_mut().enumerate().filter(|(_, count)| **count > 0) {
+        runs.keys.push(key as i32);
+        placed += std::mem::replace(count, placed);
+        runs.offsets.push(placed);
+    }
+    runs.order.resize(keys.len(), 0);
+    for (item, &key) in keys.iter().enumerate() {
+        let place = &mut next[key as usize];
+        runs.order[*place as usize] = item as i32;
+        *place += 1;
+    }
+}
+
+/// `n` as an index of a batch.
+fn fits(what: &str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| {
+        Error::Usage(format!(
+            "the batch has {n} {what}, but indices are 32-bit and end at {}; use fewer groups per device \
+             (--per-device-train-batch-size)",
+            i32::MAX
+        ))
+    })
+}
+
+fn defect(what: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
+    Error::Contract { op: "pack_into", what, expected: expected.into(), got: got.to_string() }
+}
+
+/// Checks every index the rows of a group are made of.
+fn check_sequences(group: &TokenizedGroup, options: &PackOptions) -> Result<()> {
+    let refuse = |why: String| Err(Error::data(Path::new("batch"), 0, Some(&group.group.id), why));
+    if i32::try_from(options.vocab).is_err() {
+        return Err(defect("vocab", "a size below 2^31", options.vocab));
+    }
+    for sequence in &group.sequences {
+        let Some(prompt) = group.prompt_ids.get(sequence.prompt) else {
+            return Err(defect("prompt", format!("below {}", group.prompt_ids.len()), sequence.prompt));
+        };
+        let pair = || format!("prompt {} with response {}", sequence.prompt, sequence.response);
+        if sequence.response_ids.is_empty() {
+            return refuse(format!("{} has no response tokens, so there is nothing to score; drop the row", pair()));
+        }
+        if prompt.is_empty() && options.scoring != Scoring::Reward {
+            return refuse(format!(
+                "prompt {} has no tokens, so nothing predicts the first token of its responses; \
+                 give it text or use a tokenizer with a beginning-of-sequence token",
+                sequence.prompt
+            ));
+        }
+        let largest = prompt.iter().chain(&sequence.response_ids).fold(0, |a, &b| a.max(b));
+        if largest as usize >= options.vocab {
+            return refuse(format!(
+                "{} holds token id {largest}, but the model's vocabulary has {} entries; \
+                 use the tokenizer of the model's own folder",
+                pair(),
+                options.vocab
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks what the comparison table cannot express.
+fn check_comparison(comparison: &SequenceComparison, seqs: usize) -> Result<()> {
+    if comparison.terms.len() > TERMS {
+        return Err(defect("terms", format!("at most {TERMS}"), comparison.terms.len()));
+    }
+    for term in &comparison.terms {
+        if term.sequence >= seqs {
+            return Err(defect("term.sequence", format!("below {seqs}"), term.sequence));
+        }
+        if term.sign != 1 && term.sign != -1 {
+            return Err(defect("term.sign", "1 or -1", term.sign));
+        }
+    }
+    match comparison.detached_clip {
+        // NaN has no order, so it is refused here too.
+        Some((low, high)) if low.partial_cmp(&high).is_none_or(|order| order.is_gt()) => {
+            Err(defect("detached_clip", "low <= high", format!("{low}, {high}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_beyond_32_bits_are_refused() {
+        assert_eq!(fits("tokens", i32::MAX as usize).unwrap(), i32::MAX);
+        let error = fits("tokens", i32::MAX as usize + 1).unwrap_err().to_string();
+        assert!(error.contains("2147483648 tokens") && error.contains("fewer groups"), "{error}");
+    }
+
+    #[test]
+    fn runs_are_a_stable_sort() {
+        let (mut runs, mut next) = (RunTable::default(), vec![9; 3]);
+        runs.offsets.push(0);
+        group_by_key(&[5, 2, 5, 0, 2], 7, &mut next, &mut runs);
+        assert_eq!(runs, RunTable { order: vec![3, 1, 4, 0, 2], offsets: vec![0, 1, 3, 5], keys: vec![0, 2, 5] });
+    }
+}

@@ -1,0 +1,290 @@
+//! The prefix tree of one group: token runs that several of its sequences share are stored once.
+//!
+//! Prompts form a compressed trie over their token ids; responses hang below the end of their prompt. Sharing stops
+//! there: every response token belongs to one sequence, whatever the responses have in common, so that its gradient
+//! has one owner. Sharing is exact, because a shared token has the same ancestors in every sequence that holds it.
+//!
+//! Segments come in depth-first order. At a node the responses that start there come first, in sequence order, then
+//! the longer prompts, ordered by their smallest prompt index. Prompts that no sequence uses are left out. A segment is
+//! never empty; a run without a branch is one segment, so a prompt with a single response below it goes on into that
+//! response, and a group of one sequence is the same with sharing and without.
+//!
+//! Nothing is refused here: [`super::pack`] checks its groups before it builds their trees.
+
+use super::tokenized::TokenizedGroup;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// A run of tokens without a branch: part of a prompt, then possibly the beginning of one sequence's response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Prompt whose ids the segment holds; of equal runs, that of the smallest prompt index.
+    pub prompt: usize,
+    /// Part of that prompt, empty for a pure response. Its start is the position of the segment's first token.
+    pub prompt_range: Range<usize>,
+    /// Sequence whose response follows; `None` when `response_len` is 0.
+    pub sequence: Option<usize>,
+    /// Number of leading response tokens held.
+    pub response_len: usize,
+}
+
+impl Segment {
+    /// Number of tokens; never 0 in a tree.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.prompt_range.len() + self.response_len
+    }
+
+    /// Position of the first token, counted along the path from the root.
+    pub fn position(&self) -> usize {
+        self.prompt_range.start
+    }
+
+    /// Visible (query, key) pairs of the segment's tokens: all ancestors, and the segment itself causally.
+    pub fn pairs(&self) -> u64 {
+        let (len, before) = (self.len() as u64, self.position() as u64);
+        len * before + len * (len + 1) / 2
+    }
+}
+
+/// What a tree holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// False: each sequence is one segment of its own without ancestors, in sequence order.
+    pub share: bool,
+    /// Leaves out the last token of every response, whose prediction nothing needs.
+    pub omit_last: bool,
+}
+
+/// Prefix trees of one group. Rebuilding keeps the memory of earlier groups.
+#[derive(Clone, Debug, Default)]
+pub struct PrefixTree {
+    segments: Vec<Segment>,
+    ancestor_ends: Vec<usize>,
+    ancestors: Vec<usize>,
+    roots: Vec<usize>,
+    path_ends: Vec<Option<usize>>,
+    scratch: Scratch,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Scratch {
+    /// (prompts + 1) CSR over `sequences`.
+    sequence_offsets: Vec<usize>,
+    /// Sequences grouped by prompt, ascending.
+    sequences: Vec<usize>,
+    /// Used prompts; the prompts below a node are contiguous and ascending.
+    prompts: Vec<usize>,
+    /// Prompts of one node that have not found their branch.
+    waiting: Vec<usize>,
+    nodes: Vec<Node>,
+}
+
+/// Prompts that agree up to `depth`, and the segment that ends there.
+#[derive(Clone, Debug)]
+struct Node {
+    prompts: Range<usize>,
+    depth: usize,
+    parent: Option<usize>,
+}
+
+impl PrefixTree {
+    /// Replaces the content by the trees of `group`. Prompts that differ in their first token give several trees.
+    pub fn build(&mut self, group: &TokenizedGroup, layout: Layout) {
+        self.segments.clear();
+        self.ancestor_ends.clear();
+        self.ancestors.clear();
+        self.roots.clear();
+        self.path_ends.clear();
+        self.path_ends.resize(group.sequences.len(), None);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        if layout.share {
+            scratch.begin(group);
+            while let Some(node) = scratch.nodes.pop() {
+                self.grow(group, layout, &mut scratch, node);
+            }
+        } else {
+            for (s, sequence) in group.sequences.iter().enumerate() {
+                let prompt_range = 0..group.prompt_ids[sequence.prompt].len();
+                self.add_response(group, layout, prompt_range, s, None);
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// Segments in depth-first order.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Ancestors of a segment, root first, as indices into [`PrefixTree::segments`].
+    pub fn ancestors(&self, segment: usize) -> &[usize] {
+        let start = if segment == 0 { 0 } else { self.ancestor_ends[segment - 1] };
+        &self.ancestors[start..self.ancestor_ends[segment]]
+    }
+
+    /// First segment of each tree; a tree's segments are contiguous.
+    pub fn roots(&self) -> &[usize] {
+        &self.roots
+    }
+
+    /// Last segment on the path of a sequence; the segments before it are its ancestors. `None` for a path without
+    /// tokens.
+    pub fn path_end(&self, sequence: usize) -> Option<usize> {
+        self.path_ends[sequence]
+    }
+
+    /// Tokens of all segments.
+    pub fn tokens(&self) -> usize {
+        self.segments.iter().map(Segment::len).sum()
+    }
+
+    /// Turns a node into the run its prompts share, the responses that start at the end of that run, and one node
+    /// per way on. Time is that of reading the prompts once, plus (prompts below) x (branches) per node.
+    fn grow(&mut self, group: &TokenizedGroup, layout: Layout, scratch: &mut Scratch, node: Node) {
+        let ids = |prompt: usize| group.prompt_ids[prompt].as_slice();
+        let Scratch { sequence_offsets, sequences, prompts, waiting, nodes } = scratch;
+        let of_prompt = |p: usize| &sequences[sequence_offsets[p]..sequence_offsets[p + 1]];
+
+        let first = prompts[node.prompts.start];
+        let end = prompts[node.prompts.clone()].iter().fold(ids(first).len(), |end, &other| {
+            let (a, b) = (&ids(first)[node.depth..end], &ids(other)[node.depth..]);
+            node.depth + a.iter().zip(b).take_while(|(x, y)| x == y).count()
+        });
+
+        // Stable partition in place: prompts that end here, then one range per next token in order of appearance.
+        waiting.clear();
+        waiting.extend_from_slice(&prompts[node.prompts.clone()]);
+        let mut place = node.prompts.start;
+        let mut take = |waiting: &mut Vec<usize>, belongs: &dyn Fn(usize) -> bool| {
+            let from = place;
+            waiting.retain(|&prompt| {
+                let taken = belongs(prompt);
+                if taken {
+                    prompts[place] = prompt;
+                    place += 1;
+                }
+                !taken
+            });
+            from..place
+        };
+        let ending = take(waiting, &|p| ids(p).len() == end);
+        let first_child = nodes.len();
+        while let Some(&prompt) = waiting.first() {
+            let token = ids(prompt)[end];
+            let prompts = take(waiting, &|p| ids(p)[end] == token);
+            nodes.push(Node { prompts, depth: end, parent: None });
+        }
+
+        let mut starting = prompts[ending].iter().flat_map(|&p| of_prompt(p)).copied();
+        let run = node.depth..end;
+        if nodes.len() == first_child
+            && let (Some(only), None) = (starting.clone().next(), starting.clone().nth(1))
+        {
+            self.add_response(group, layout, run, only, node.parent);
+            return;
+        }
+        let branch =
+            self.add(Segment { prompt: first, prompt_range: run, sequence: None, response_len: 0 }, node.parent);
+        starting.by_ref().for_each(|s| self.add_response(group, layout, end..end, s, branch));
+        for child in &mut nodes[first_child..] {
+            child.parent = branch;
+        }
+        // The stack yields the last node first.
+        nodes[first_child..].reverse();
+    }
+
+    /// Appends the end of a sequence's path: part of its prompt and its response.
+    fn add_response(
+        &mut self,
+        group: &TokenizedGroup,
+        layout: Layout,
+        prompt_range: Range<usize>,
+        sequence: usize,
+        parent: Option<usize>,
+    ) {
+        let prompt = group.sequences[sequence].prompt;
+        let response_len = group.sequences[sequence].response_ids.len().saturating_sub(usize::from(layout.omit_last));
+        let sequence_held = (response_len > 0).then_some(sequence);
+        let segment = Segment { prompt, prompt_range, sequence: sequence_held, response_len };
+        self.path_ends[sequence] = self.add(segment, parent);
+    }
+
+    /// Appends a segment below `parent` and returns its index; an empty one leaves the tree as it is.
+    fn add(&mut self, segment: Segment, parent: Option<usize>) -> Option<usize> {
+        if segment.len() == 0 {
+            return parent;
+        }
+        let index = self.segments.len();
+        match parent {
+            None => self.roots.push(index),
+            Some(parent) => {
+                let start = if parent == 0 { 0 } else { self.ancestor_ends[parent - 1] };
+                self.ancestors.extend_from_within(start..self.ancestor_ends[parent]);
+                self.ancestors.push(parent);
+            }
+        }
+        self.segments.push(segment);
+        self.ancestor_ends.push(self.ancestors.len());
+        Some(index)
+    }
+}
+
+impl Scratch {
+    /// Groups the sequences by prompt and puts all used prompts below one node.
+    fn begin(&mut self, group: &TokenizedGroup) {
+        let prompts = group.prompt_ids.len();
+        // Counts go two places up, so that filling the lists leaves each start where it belongs.
+        self.sequence_offsets.clear();
+        self.sequence_offsets.resize(prompts + 2, 0);
+        for sequence in &group.sequences {
+            self.sequence_offsets[sequence.prompt + 2] += 1;
+        }
+        for p in 1..prompts + 2 {
+            self.sequence_offsets[p] += self.sequence_offsets[p - 1];
+        }
+        self.sequences.clear();
+        self.sequences.resize(group.sequences.len(), 0);
+        for (s, sequence) in group.sequences.iter().enumerate() {
+            let next = &mut self.sequence_offsets[sequence.prompt + 1];
+            self.sequences[*next] = s;
+            *next += 1;
+        }
+        self.prompts.clear();
+        let offsets = &self.sequence_offsets;
+        self.prompts.extend((0..prompts).filter(|&p| offsets[p] < offsets[p + 1]));
+        self.nodes.clear();
+        if !self.prompts.is_empty() {
+            self.nodes.push(Node { prompts: 0..self.prompts.len(), depth: 0, parent: None });
+        }
+    }
+}
+
+/// Tokens of a group in four layouts, responses counted whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenCounts {
+    /// Every term of every comparison on its own.
+    pub per_term: usize,
+    /// Each distinct (prompt, response) pair once.
+    pub per_sequence: usize,
+    /// Each distinct prompt once, the responses below.
+    pub per_prompt: usize,
+    /// Prefix tree.
+    pub tree: usize,
+}
+
+/// Counts the tokens of `group` in the layouts a trainer may choose from: what sharing saves.
+pub fn token_counts(group: &TokenizedGroup) -> TokenCounts {
+    let prompt = |s: usize| group.prompt_ids[group.sequences[s].prompt].as_slice();
+    let length = |s: usize| prompt(s).len() + group.sequences[s].response_ids.len();
+    let all = 0..group.sequences.len();
+    let prompts: BTreeSet<&[u32]> = all.clone().map(prompt).collect();
+    let mut tree = PrefixTree::default();
+    tree.build(group, Layout { share: true, omit_last: false });
+    TokenCounts {
+        per_term: group.comparisons.iter().flat_map(|c| &c.terms).map(|t| length(t.sequence)).sum(),
+        per_sequence: all.map(length).sum(),
+        per_prompt: prompts.iter().map(|p| p.len()).sum::<usize>() + group.response_tokens(),
+        tree: tree.tokens(),
+    }
+}
