@@ -14,6 +14,7 @@ use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGro
 use crate::data::loader::split_by_tokens;
 use crate::data::pack::{Batch, ComparisonOptions, pack_into};
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
+use crate::data::tree::token_counts;
 use crate::loss::curve::value_and_slope;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
@@ -72,7 +73,8 @@ impl<B: Backend> Evaluator<B> {
         let pack_options = super::pack_options(loss, model.config.vocab);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
         let (mut scores, mut tally) = (Vec::with_capacity(groups.len()), Tally::default());
-        for range in split_by_tokens(groups, TOKEN_BUDGET) {
+        let sizes: Vec<usize> = groups.iter().map(|g| token_counts(g).tree).collect();
+        for range in split_by_tokens(&sizes, TOKEN_BUDGET) {
             let members: Vec<&TokenizedGroup> = groups[range].iter().collect();
             pack_into(&mut self.packed, &members, &pack_options, &comparison_options)?;
             self.batch.upload(backend, &self.packed, [0.0; KINDS])?;

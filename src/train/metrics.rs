@@ -195,16 +195,17 @@ pub fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: 
         tally.score_sum += s;
     }
     tally.sequences += score.len();
-    for c in 0..batch.kind.len() {
-        let terms = &batch.term_sequence[c * TERMS..(c + 1) * TERMS];
-        if batch.kind[c] as usize != Kind::Base.index() || terms[2] >= 0 {
+    let table = &batch.comparisons;
+    for c in 0..table.kind.len() {
+        let terms = &table.term_sequence[c * TERMS..(c + 1) * TERMS];
+        if table.kind[c] as usize != Kind::Base.index() || terms[2] >= 0 {
             continue;
         }
         let (first, second) = (terms[0] as usize, terms[1] as usize);
-        let (chosen, rejected) = if batch.term_sign[c * TERMS] > 0 { (first, second) } else { (second, first) };
+        let (chosen, rejected) = if table.term_sign[c * TERMS] > 0 { (first, second) } else { (second, first) };
         tally.base_pairs += 1;
-        tally.chosen_reward += batch.scale[c] * (score[chosen] - reference[chosen]);
-        tally.rejected_reward += batch.scale[c] * (score[rejected] - reference[rejected]);
+        tally.chosen_reward += table.scale[c] * (score[chosen] - reference[chosen]);
+        tally.rejected_reward += table.scale[c] * (score[rejected] - reference[rejected]);
         tally.chosen_score += score[chosen];
         tally.rejected_score += score[rejected];
     }

@@ -14,7 +14,7 @@ use super::signals::Signals;
 use super::step::{StepReport, Trainer};
 use crate::backend::contract::CONTROL;
 use crate::backend::{Backend, View};
-use crate::data::loader::{Loader, Position};
+use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
@@ -88,7 +88,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
             warmup_steps: settings.warmup_steps,
             total_steps: total,
         },
-        loader: Loader::new(data.train.len(), batch, settings.shuffle, Position::default()),
+        loader: loader(settings, data.train.len(), Position::default())?,
         metrics: MetricsWriter::open(&settings.output_dir, resumed_step(&data)?)?,
         console: Console::new(total, 0, settings.quiet),
         signals: Signals::listen()?,
@@ -154,8 +154,7 @@ impl<B: Backend> Run<'_, '_, B> {
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder, &state)?;
         self.redraw(state.position.epoch)?;
-        let batch = self.settings.micro_batch * self.settings.accumulation;
-        self.loader = Loader::new(self.data.train.len(), batch, self.settings.shuffle, state.position);
+        self.loader = loader(self.settings, self.data.train.len(), state.position)?;
         self.history = checkpoint::read_history(folder)?;
         (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
         self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
@@ -177,7 +176,7 @@ impl<B: Backend> Run<'_, '_, B> {
     fn steps(&mut self, total: u64) -> Result<()> {
         while self.step < total {
             let began = Instant::now();
-            let (epoch, indices) = self.next_batch()?;
+            let indices = self.next_batch()?;
             let learning_rate = self.schedule.rate(self.step);
             let groups: Vec<&TokenizedGroup> = indices.iter().map(|&i| &self.data.train[i]).collect();
             let micro_batches: Vec<Vec<&TokenizedGroup>> =
@@ -185,7 +184,7 @@ impl<B: Backend> Run<'_, '_, B> {
             let report = self.trainer.step(&micro_batches, learning_rate)?;
             self.step += 1;
             self.num_tokens += report.tally.tokens as u64;
-            self.record(&report, learning_rate, epoch, total, began.elapsed())?;
+            self.record(&report, learning_rate, total, began.elapsed())?;
             self.guard(&report)?;
             let every = |n: Option<u64>| n.is_some_and(|n| self.step.is_multiple_of(n));
             let (evaluate, save) = (every(self.settings.eval_steps), every(self.settings.save_steps));
@@ -204,16 +203,13 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    fn next_batch(&mut self) -> Result<(u64, Vec<usize>)> {
-        let (epoch, indices) = self.loader.next_batch();
-        if self.data.redraw.is_none() || epoch == self.drawn_epoch {
-            return Ok((epoch, indices));
+    fn next_batch(&mut self) -> Result<Vec<usize>> {
+        let epoch = self.loader.position().epoch;
+        if self.data.redraw.is_some() && epoch != self.drawn_epoch {
+            // A new epoch's groups may differ in number, so its order is drawn for the new list.
+            self.redraw(epoch)?;
+            self.loader = loader(self.settings, self.data.train.len(), Position { epoch, offset: 0 })?;
         }
-        // A new epoch's groups may differ in number, so its order is drawn for the new list.
-        self.redraw(epoch)?;
-        let batch = self.settings.micro_batch * self.settings.accumulation;
-        let position = Position { epoch, offset: 0 };
-        self.loader = Loader::new(self.data.train.len(), batch, self.settings.shuffle, position);
         Ok(self.loader.next_batch())
     }
 
@@ -222,7 +218,6 @@ impl<B: Backend> Run<'_, '_, B> {
         &mut self,
         report: &StepReport,
         learning_rate: f64,
-        epoch: u64,
         total: u64,
         elapsed: Duration,
     ) -> Result<()> {
@@ -230,7 +225,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.insert("step_seconds".into(), number(elapsed.as_secs_f64()));
-        values.insert("epoch".into(), number(self.epoch(epoch)));
+        values.insert("epoch".into(), number(self.loader.epochs()));
         values.extend(report.tally.named(loss, ""));
         values.insert("learning_rate".into(), number(learning_rate));
         values.insert("grad_norm".into(), number(report.update.grad_norm));
@@ -245,11 +240,6 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         self.console.advance(self.step);
         Ok(())
-    }
-
-    /// Epochs done, as a fraction.
-    fn epoch(&self, epoch: u64) -> f64 {
-        epoch as f64 + self.loader.position().offset as f64 / self.data.train.len().max(1) as f64
     }
 
     /// Reports skipped updates and gives up after too many in a row.
@@ -323,6 +313,19 @@ impl<B: Backend> Run<'_, '_, B> {
         ));
         Ok(self.summary)
     }
+}
+
+/// Batches of an update, from `position` on.
+fn loader(settings: &RunSettings, groups: usize, position: Position) -> Result<Loader> {
+    let options = LoaderOptions {
+        batch_groups: settings.micro_batch * settings.accumulation,
+        shuffle: settings.shuffle.is_some(),
+        seed: settings.shuffle.unwrap_or(0),
+        drop_last: false,
+    };
+    let mut loader = Loader::new(groups, options)?;
+    loader.seek(position)?;
+    Ok(loader)
 }
 
 /// Seconds since 1970, wall clock.

@@ -6,6 +6,7 @@ use super::score::{Scorer, grow, read};
 use super::upload::DeviceBatch;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
+use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
@@ -175,8 +176,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let losses = read(backend, &self.comparison_loss, s.comparisons)?;
         let logits = read(backend, &self.comparison_logit, s.comparisons)?;
         for (c, (&loss, &logit)) in losses.iter().zip(&logits).enumerate() {
-            tally.kinds[self.packed.kind[c] as usize].add(loss, logit);
-            let id = &groups[self.packed.comparison_refs[c].group].group.id;
+            tally.kinds[self.packed.comparisons.kind[c] as usize].add(loss, logit);
+            let id = &groups[self.packed.comparisons.refs[c].group].group.id;
             if !loss.is_finite() && not_finite.last() != Some(id) {
                 not_finite.push(id.clone());
             }
@@ -201,13 +202,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
         }
         let per_token = -self.loss.nll_weight / totals.preferred_tokens.max(1) as f64;
         let mut slopes = vec![0.0; self.packed.sequences.len()];
-        for c in 0..self.packed.kind.len() {
-            if self.packed.kind[c] == 2 {
+        let table = &self.packed.comparisons;
+        for c in 0..table.kind.len() {
+            if table.kind[c] as usize == Kind::Inter.index() {
                 continue;
             }
             for slot in c * TERMS..(c + 1) * TERMS {
-                if self.packed.term_sequence[slot] >= 0 && self.packed.term_sign[slot] > 0 {
-                    let s = self.packed.term_sequence[slot] as usize;
+                if table.term_sequence[slot] >= 0 && table.term_sign[slot] > 0 {
+                    let s = table.term_sequence[slot] as usize;
                     let length = self.packed.sequences[s].response_tokens as f64;
                     slopes[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
                 }
@@ -273,7 +275,7 @@ impl Totals {
             totals.response_tokens += group.response_tokens();
             for comparison in &group.comparisons {
                 totals.comparisons[comparison.kind.index()] += 1;
-                if comparison.kind != crate::data::group::Kind::Inter {
+                if comparison.kind != Kind::Inter {
                     let preferred = comparison.terms.iter().filter(|t| t.sign > 0);
                     totals.preferred_tokens +=
                         preferred.map(|t| group.sequences[t.sequence].response_ids.len()).sum::<usize>();

@@ -118,16 +118,17 @@ impl<B: Backend> DeviceBatch<B> {
                 &batch.head_runs.keys,
                 &batch.seq_offsets,
                 &batch.last_rows,
-                &batch.term_sequence,
-                &batch.term_sign,
-                &batch.kind,
-                &batch.use_offsets,
-                &batch.uses,
+                &batch.comparisons.term_sequence,
+                &batch.comparisons.term_sign,
+                &batch.comparisons.kind,
+                &batch.comparisons.use_offsets,
+                &batch.comparisons.uses,
             ],
         );
+        let table = &batch.comparisons;
         self.number_ranges = lay_out(
             &mut self.number_staging,
-            [&batch.scale, &batch.margin, &batch.weight, &batch.detached_clip, &kind_scale],
+            [&table.scale, &table.margin, &table.weight, &table.detached_clip, &kind_scale],
         );
         let (indices, numbers) = (self.index_staging.len(), self.number_staging.len());
         if crate::backend::Buffer::len(&self.indices) < indices {
@@ -139,13 +140,13 @@ impl<B: Backend> DeviceBatch<B> {
         backend.write_idx(ViewMut::first(&mut self.indices, indices), &self.index_staging)?;
         backend.write_acc(ViewMut::first(&mut self.numbers, numbers), &self.number_staging)?;
         self.sizes = BatchSizes {
-            tokens: batch.ids.len(),
-            rows: batch.source.len(),
-            seqs: batch.sequences.len(),
-            comparisons: batch.kind.len(),
-            segments: batch.tree.starts.len().saturating_sub(1),
+            tokens: batch.tokens(),
+            rows: batch.head_rows(),
+            seqs: batch.seqs(),
+            comparisons: batch.comparison_count(),
+            segments: batch.segments(),
             ancestors: batch.tree.ancestors.len(),
-            trees: batch.tree.trees.len().saturating_sub(1),
+            trees: batch.trees(),
             pairs: batch.pairs,
             longest_path: batch.longest_path,
         };
