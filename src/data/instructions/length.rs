@@ -104,7 +104,7 @@ fn divided_paragraphs(text: &str) -> Option<usize> {
     static DIVIDER: LazyLock<Regex> = LazyLock::new(|| constant(r"\s?\*\*\*\s?"));
     let parts: Vec<&str> = DIVIDER.split(text).collect();
     let empty = |part: &&str| part.trim().is_empty();
-    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(|part| empty(part)) {
+    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(empty) {
         return None;
     }
     Some(parts.iter().filter(|part| !empty(part)).count())

@@ -166,8 +166,7 @@ mod tests {
         let system = add(&with_system, |o| o.placement = Placement::System).unwrap();
         assert_eq!((system.len(), &*system[0].content), (4, &*format!("Be kind. {both}")));
         assert_eq!(add(&with_system[..1], |_| ()).unwrap_err(), Dropped::NoUserTurn);
-        let mut options = BuildOptions::default();
-        options.placement = Placement::System;
+        let options = BuildOptions { placement: Placement::System, ..BuildOptions::default() };
         let plain = with_instructions(&Prompt::Text("x".into()), &texts(), &options);
         assert_eq!(plain.unwrap_err(), Dropped::NoSystemTurn);
     }

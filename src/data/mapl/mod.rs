@@ -1,5 +1,5 @@
 //! MAPL's construction: adds intra-sample and inter-sample comparisons to the base comparison of a preference group
-//! (arXiv 2505.12845; which parts are stated there and which are choices of this project is told in the options).
+//! (idea: arXiv 2505.12845; arguments, balance and defaults are this project's, and every open choice is an option).
 //!
 //! For a pair (x, chosen, rejected) one set of instruction functions is drawn. With arguments that the chosen response
 //! meets and the rejected one fails it gives the prompt `up`; with the flags exchanged, `down`. Inter comparisons hold
@@ -76,8 +76,7 @@ impl Dropped {
 /// a row for which nothing can be built keeps just these. Under the objective `base` the result has no comparison at
 /// all if the row had no base comparison.
 pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) -> (PreferenceGroup, Report) {
-    let mut report = Report::default();
-    report.rows = 1;
+    let mut report = Report { rows: 1, ..Report::default() };
     let mut built = group.clone();
     match options.objective {
         Objective::Rows => {}
