@@ -135,7 +135,7 @@ pub enum InterPrompts {
     Separate,
 }
 
-/// What to do when no set of k functions admits the inter prompts.
+/// What to do when fewer than k functions are feasible, for inter prompts and for intra prompts that share none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterInfeasible {
@@ -233,13 +233,13 @@ pub struct BuildArgs {
     /// Whether inter prompts double as intra prompts [default: shared]
     #[arg(long, alias = "inter_prompts", value_enum)]
     pub inter_prompts: Option<InterPrompts>,
-    /// What to do when the drawn functions admit no inter prompt [default: resample]
+    /// What to do when too few functions are feasible for the responses [default: resample]
     #[arg(long, alias = "inter_infeasible", value_enum)]
     pub inter_infeasible: Option<InterInfeasible>,
     /// Draw groups once or anew in each epoch [default: never]
     #[arg(long, value_enum)]
     pub redraw: Option<Redraw>,
-    /// Attempts to build a prompt before it is dropped [default: 8]
+    /// Attempts to turn the flags of a prompt before it is dropped [default: 8]
     #[arg(long, alias = "build_attempts")]
     pub build_attempts: Option<usize>,
     /// Margin for each differing instruction under `--inter-loss pair-margin` [default: 0.05]

@@ -4,7 +4,7 @@ use super::analysis::{is_lower, is_upper};
 use super::language::reads_as_english;
 use super::quantity::{bound, two_sided};
 use super::wording::{noun, pick, relation};
-use super::{Analysis, Function, FunctionKind, Kwargs, no_arguments};
+use super::{Function, FunctionKind, Kwargs, no_arguments};
 
 pub(super) static FUNCTIONS: [Function; 3] = [
     Function {
@@ -72,6 +72,7 @@ fn capitals_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Analysis;
     use super::*;
 
     #[test]

@@ -49,7 +49,7 @@ pub(super) static FUNCTIONS: [Function; 2] = [
 fn holds_two_responses(text: &str) -> bool {
     let parts: Vec<&str> = text.split("******").collect();
     let empty = |part: &&str| part.trim().is_empty();
-    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(|part| empty(part)) {
+    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(empty) {
         return false;
     }
     let filled: Vec<&str> = parts.into_iter().filter(|part| !empty(part)).map(str::trim).collect();

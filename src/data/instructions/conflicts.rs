@@ -50,7 +50,8 @@ fn lists(a: &str, b: &str) -> bool {
 }
 
 /// True if no response can meet both instructions: a word is required and forbidden, an end phrase or an opening word
-/// holds a forbidden word, or a word limit is below the length of the required words. Symmetric.
+/// holds a forbidden word, or a limit of words, of a keyword or of a letter is below what the required words hold.
+/// Symmetric.
 pub fn clash(a: (&str, &Kwargs), b: (&str, &Kwargs)) -> bool {
     one_way(a.1, b.1) || one_way(b.1, a.1)
 }
@@ -64,8 +65,17 @@ fn one_way(demand: &Kwargs, limit: &Kwargs) -> bool {
     if words_argument(limit, "forbidden_words").is_some_and(|words| words.iter().any(|w| required.contains_whole(w))) {
         return true;
     }
-    let below = |threshold| Relation::of(limit) == Some(Relation::LessThan) && threshold <= required.word_count();
-    count_argument(limit, "num_words").is_some_and(below)
+    if Relation::of(limit) != Some(Relation::LessThan) {
+        return false;
+    }
+    let occurrences = |key| text_argument(limit, key).map(|text| required.occurrences(text.trim()));
+    let held = [
+        ("num_words", Some(required.word_count())),
+        ("frequency", occurrences("keyword")),
+        ("let_frequency", occurrences("letter")),
+    ];
+    let reached = |(key, held)| count_argument(limit, key).zip(held).is_some_and(|(threshold, held)| held >= threshold);
+    held.into_iter().any(reached)
 }
 
 /// Words that a response must hold to meet the arguments.
@@ -115,12 +125,19 @@ mod tests {
         let end = kwargs([("end_phrase", "from the oven.".into())]);
         let short = kwargs([("num_words", 2.into()), ("relation", "less than".into())]);
         let long = kwargs([("num_words", 3.into()), ("relation", "less than".into())]);
+        let rare = kwargs([("keyword", "oven".into()), ("frequency", 1.into()), ("relation", "less than".into())]);
+        let letter = |n: usize| {
+            kwargs([("letter", "o".into()), ("let_frequency", n.into()), ("let_relation", "less than".into())])
+        };
         for (a, b, expected) in [
             (&need, &forbid, true),
             (&end, &forbid, true),
             (&need, &short, true),
             (&need, &long, false),
             (&need, &end, false),
+            (&need, &rare, true),
+            (&need, &letter(2), true),
+            (&need, &letter(3), false),
         ] {
             assert_eq!((clash(("", a), ("", b)), clash(("", b), ("", a))), (expected, expected), "{a:?} {b:?}");
         }

@@ -145,6 +145,10 @@ const SPLITTERS: [&str; 2] = ["Section", "SECTION"];
 
 /// Number of times the splitter stands before a number; `None` for a splitter too long to search for.
 fn sections(splitter: &str, response: &Analysis) -> Option<usize> {
+    // Most responses lack the splitter altogether, which spares the expression.
+    if !response.text().contains(splitter.trim()) {
+        return Some(0);
+    }
     let pattern = Regex::new(&format!(r"{}\s?\d+", regex::escape(splitter.trim()))).ok()?;
     Some(pattern.find_iter(response.text()).count())
 }

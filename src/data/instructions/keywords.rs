@@ -4,7 +4,7 @@
 use super::lexical::{forbidden_words, own_words, required_words};
 use super::quantity::{bound, draw_threshold, flagged_counts};
 use super::wording::{and_list, noun, or_list, pick, relation};
-use super::{Analysis, Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
+use super::{Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
 use crate::rng::Rng;
 
 pub(super) static FUNCTIONS: [Function; 4] = [
@@ -176,6 +176,7 @@ fn letter_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Analysis;
     use super::*;
 
     fn check(function: usize, kwargs: &Kwargs, text: &str) -> Option<bool> {

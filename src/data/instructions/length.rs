@@ -104,7 +104,7 @@ fn divided_paragraphs(text: &str) -> Option<usize> {
     static DIVIDER: LazyLock<Regex> = LazyLock::new(|| constant(r"\s?\*\*\*\s?"));
     let parts: Vec<&str> = DIVIDER.split(text).collect();
     let empty = |part: &&str| part.trim().is_empty();
-    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(|part| empty(part)) {
+    if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(empty) {
         return None;
     }
     Some(parts.iter().filter(|part| !empty(part)).count())
@@ -183,19 +183,25 @@ fn draw_nth_paragraph(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
 
 fn nth_paragraph_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     let (n, nth) = (count_argument(kwargs, "num_paragraphs")?, count_argument(kwargs, "nth_paragraph")?);
-    let (word, paragraphs) = (text_argument(kwargs, "first_word")?, noun(n, "paragraph", "paragraphs"));
+    let word = text_argument(kwargs, "first_word")?;
+    if n == 1 {
+        return pick(
+            variant,
+            [
+                format!("Write one paragraph without a blank line in it, and begin it with \"{word}\"."),
+                format!("Use exactly 1 paragraph, free of blank lines; it starts with the word {word}."),
+                format!("Give a single paragraph, no blank lines in it, that opens with the word {word}."),
+            ],
+        );
+    }
     pick(
         variant,
         [
+            format!("Write {n} paragraphs with a blank line between them, and begin paragraph {nth} with \"{word}\"."),
             format!(
-                "Write {n} {paragraphs} with a blank line between them, and begin paragraph {nth} with \"{word}\"."
+                "Use exactly {n} paragraphs set apart by blank lines; paragraph {nth} starts with the word {word}."
             ),
-            format!(
-                "Use exactly {n} {paragraphs} set apart by blank lines; paragraph {nth} starts with the word {word}."
-            ),
-            format!(
-                "Give {n} {paragraphs}, blank lines between them, where paragraph {nth} opens with the word {word}."
-            ),
+            format!("Give {n} paragraphs, blank lines between them, where paragraph {nth} opens with the word {word}."),
         ],
     )
 }

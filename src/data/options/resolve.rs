@@ -1,7 +1,5 @@
 //! From what the user said to complete options: preset, then explicit values, then checks.
 
-use std::ops::ControlFlow;
-
 use super::*;
 
 /// Weights the user gave explicitly, in the order base, intra, inter; `None` keeps the objective's preset.
@@ -62,84 +60,81 @@ impl BuildArgs {
 
     /// Refuses flags that nothing would read.
     fn check_effects(&self, o: &BuildOptions) -> Result<()> {
-        let mut refused = None;
-        let mut without = |flag: &str, given: bool, cause: String| {
-            if given && refused.is_none() {
-                refused = Some(format!("--{flag} has no effect {cause}; leave it out or change the other option"));
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        };
         let name = o.objective.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
-        let _ = self.effects(o, &name, &mut without);
-        refused.map_or(Ok(()), |why| Err(Error::Usage(why)))
+        let weights = if o.objective.builds() { " with these weights" } else { "" };
+        let kinds = [
+            (self.common_flags(), o.build_intra || o.build_inter, "comparisons"),
+            (self.intra_flags(), o.build_intra, "intra comparisons"),
+            (self.inter_flags(), o.build_inter, "inter comparisons"),
+        ];
+        for (flags, built, what) in kinds {
+            for (flag, given) in flags {
+                let cause = || format!("under --objective {name}{weights}, which builds no {what}");
+                refuse(given && !built, flag, cause)?;
+            }
+        }
+        let bare = o.build_intra && o.intra_anchor == IntraAnchor::Bare;
+        refuse(bare && self.intra_rule.is_some(), "intra-rule", || "with --intra-anchor bare".into())?;
+        refuse(bare && self.violations.is_some(), "violations", || "with --intra-anchor bare".into())?;
+        refuse(o.intra_responses == IntraResponses::Chosen && self.lambda_resp.is_some(), "lambda-resp", || {
+            "with --intra-responses chosen".into()
+        })?;
+        refuse(o.inter_loss != InterLoss::PairMargin && self.gamma.is_some(), "gamma", || {
+            "without --inter-loss pair-margin".into()
+        })?;
+        refuse((bare || !o.build_intra) && self.inter_prompts.is_some(), "inter-prompts", || {
+            let cause = if bare { "with --intra-anchor bare" } else { "without intra comparisons" };
+            format!("{cause} (--objective {name})")
+        })?;
+        refuse((bare || !o.build_intra) && self.build_attempts.is_some(), "build-attempts", || {
+            format!("under --objective {name}, which builds no pair of instructed prompts")
+        })?;
+        refuse(o.placement == Placement::System && self.turn.is_some(), "turn", || "with --placement system".into())
     }
 
-    fn effects(
-        &self,
-        o: &BuildOptions,
-        objective: &str,
-        without: &mut impl FnMut(&str, bool, String) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        let intra = [
-            ("intra-rule", self.intra_rule.is_some()),
-            ("violations", self.violations.is_some()),
-            ("intra-responses", self.intra_responses.is_some()),
-            ("lambda-resp", self.lambda_resp.is_some()),
-            ("intra-anchor", self.intra_anchor.is_some()),
-            ("n-intra", self.n_intra.is_some()),
-        ];
-        let inter = [
-            ("inter-loss", self.inter_loss.is_some()),
-            ("inter-dir", self.inter_dir.is_some()),
-            ("inter-prompts", self.inter_prompts.is_some()),
-            ("inter-infeasible", self.inter_infeasible.is_some()),
-            ("n-inter", self.n_inter.is_some()),
-            ("gamma", self.gamma.is_some()),
-        ];
-        let any = [
+    /// Flags that act on every comparison built, and whether they were given.
+    fn common_flags(&self) -> Vec<(&'static str, bool)> {
+        vec![
             ("k-min", self.k_min.is_some()),
             ("k-max", self.k_max.is_some()),
             ("redraw", self.redraw.is_some()),
-            ("build-attempts", self.build_attempts.is_some()),
+            ("inter-infeasible", self.inter_infeasible.is_some()),
             ("placement", self.placement.is_some()),
             ("joiner", self.joiner.is_some()),
             ("turn", self.turn.is_some()),
             ("functions", self.functions.is_some()),
             ("holdout-functions", self.holdout_functions.is_some()),
             ("avoid-existing", self.avoid_existing.is_some()),
-        ];
-        let kinds: [(bool, &[(&str, bool)], &str); 3] = [
-            (o.build_intra || o.build_inter, &any, "comparisons"),
-            (o.build_intra, &intra, "intra comparisons"),
-            (o.build_inter, &inter, "inter comparisons"),
-        ];
-        for (built, flags, what) in kinds {
-            for &(flag, given) in flags.iter().filter(|_| !built) {
-                let weight = if o.objective.builds() { " with these weights" } else { "" };
-                without(flag, given, format!("under --objective {objective}{weight}, which builds no {what}"))?;
-            }
-        }
-        if o.build_intra && o.intra_anchor == IntraAnchor::Bare {
-            without("intra-rule", self.intra_rule.is_some(), "with --intra-anchor bare".into())?;
-            without("violations", self.violations.is_some(), "with --intra-anchor bare".into())?;
-        }
-        if o.build_intra && o.intra_responses == IntraResponses::Chosen {
-            without("lambda-resp", self.lambda_resp.is_some(), "with --intra-responses chosen".into())?;
-        }
-        if o.build_inter && o.inter_loss != InterLoss::PairMargin {
-            without("gamma", self.gamma.is_some(), "without --inter-loss pair-margin".into())?;
-        }
-        if o.build_inter && !(o.build_intra && o.intra_anchor == IntraAnchor::None) {
-            let cause = if o.build_intra { "with --intra-anchor bare" } else { "without intra comparisons" };
-            let cause = format!("{cause} (--objective {objective})");
-            without("inter-prompts", self.inter_prompts.is_some(), cause)?;
-        }
-        if o.placement == Placement::System {
-            without("turn", self.turn.is_some(), "with --placement system".into())?;
-        }
-        ControlFlow::Continue(())
+        ]
     }
+
+    fn intra_flags(&self) -> Vec<(&'static str, bool)> {
+        vec![
+            ("intra-rule", self.intra_rule.is_some()),
+            ("violations", self.violations.is_some()),
+            ("intra-responses", self.intra_responses.is_some()),
+            ("lambda-resp", self.lambda_resp.is_some()),
+            ("intra-anchor", self.intra_anchor.is_some()),
+            ("n-intra", self.n_intra.is_some()),
+        ]
+    }
+
+    fn inter_flags(&self) -> Vec<(&'static str, bool)> {
+        vec![
+            ("inter-loss", self.inter_loss.is_some()),
+            ("inter-dir", self.inter_dir.is_some()),
+            ("inter-prompts", self.inter_prompts.is_some()),
+            ("n-inter", self.n_inter.is_some()),
+            ("gamma", self.gamma.is_some()),
+        ]
+    }
+}
+
+fn refuse(condition: bool, flag: &str, cause: impl FnOnce() -> String) -> Result<()> {
+    if !condition {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("--{flag} has no effect {}; leave it out or change the other option", cause())))
 }
 
 impl BuildOptions {
@@ -254,6 +249,7 @@ mod tests {
             ("--objective iopo --inter-prompts separate", ["--inter-prompts", "iopo"]),
             ("--intra-anchor bare --violations one", ["--violations", "bare"]),
             ("--intra-responses chosen --lambda-resp 2", ["--lambda-resp", "chosen"]),
+            ("--objective rpo --build-attempts 3", ["--build-attempts", "rpo"]),
             ("--placement system --turn first", ["--turn", "system"]),
             ("--functions number_words,existence --holdout-functions title", ["--holdout-functions", "--functions"]),
         ] {

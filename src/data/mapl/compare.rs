@@ -1,0 +1,278 @@
+//! Turns drawn instructions into prompts and comparisons of a group, and re-checks every flag on the way.
+
+use super::Dropped;
+use super::assemble::with_instructions;
+use super::draw::{Drawer, Flags, Purpose, Side, Slot};
+use super::report::Report;
+use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
+use crate::data::instructions::Analysis;
+use crate::data::options::{BuildOptions, InterDir, InterLoss, InterPrompts, IntraAnchor, IntraResponses, IntraRule};
+
+/// Flags of the two inter prompts, chosen response first.
+fn inter_flags(direction: Direction) -> Flags {
+    match direction {
+        Direction::Up => [Some(true), Some(false)],
+        Direction::Down => [Some(false), Some(true)],
+    }
+}
+
+/// Instructions of the inter prompts of one draw.
+#[derive(Default)]
+struct InterSlates {
+    up: Option<Vec<Slot>>,
+    down: Option<Vec<Slot>>,
+}
+
+impl InterSlates {
+    fn get(&self, direction: Direction) -> Option<&[Slot]> {
+        match direction {
+            Direction::Up => self.up.as_deref(),
+            Direction::Down => self.down.as_deref(),
+        }
+    }
+}
+
+/// A group under construction.
+pub struct Builder<'a> {
+    group: PreferenceGroup,
+    analyses: &'a [Analysis<'a>],
+    options: &'a BuildOptions,
+}
+
+impl<'a> Builder<'a> {
+    /// Starts from the row as it is. `analyses` are of its responses, in order.
+    pub fn new(group: &PreferenceGroup, analyses: &'a [Analysis<'a>], options: &'a BuildOptions) -> Self {
+        Self { group: group.clone(), analyses, options }
+    }
+
+    /// The group with everything added.
+    pub fn finish(self) -> PreferenceGroup {
+        self.group
+    }
+
+    /// Adds the comparisons of one pair: prompt `x`, responses chosen and rejected.
+    pub fn add_pair(&mut self, x: usize, pair: [usize; 2], drawer: &mut Drawer, report: &mut Report) {
+        let o = self.options;
+        let intra_draws = if o.build_intra { o.n_intra } else { 0 };
+        let inter_draws = if o.build_inter { o.n_inter } else { 0 };
+        for draw in 0..intra_draws.max(inter_draws) {
+            let slates = if draw < inter_draws { self.inter_slates(drawer, report) } else { InterSlates::default() };
+            if draw < intra_draws {
+                for side in [Side::Chosen, Side::Rejected] {
+                    let wanted = match o.intra_responses {
+                        IntraResponses::Both => true,
+                        IntraResponses::Chosen => side == Side::Chosen,
+                        IntraResponses::Rejected => side == Side::Rejected,
+                    };
+                    if wanted && let Err(reason) = self.add_intra(x, pair, side, &slates, drawer, report) {
+                        report.drop(Kind::Intra, reason);
+                    }
+                }
+            }
+            for direction in [Direction::Up, Direction::Down] {
+                if let Some(slots) = slates.get(direction)
+                    && let Err(reason) = self.add_inter(x, pair, direction, slots)
+                {
+                    report.drop(Kind::Inter, reason);
+                }
+            }
+        }
+    }
+
+    fn inter_slates(&self, drawer: &mut Drawer, report: &mut Report) -> InterSlates {
+        let [up, down] = [Direction::Up, Direction::Down].map(|d| Purpose::Inter(inter_flags(d)));
+        let dropped = |result: Result<[Vec<Slot>; 1], Dropped>, report: &mut Report| match result {
+            Ok([slots]) => Some(slots),
+            Err(reason) => {
+                report.drop(Kind::Inter, reason);
+                None
+            }
+        };
+        match (self.options.inter_dir, self.options.inter_prompts) {
+            (InterDir::Up, _) => InterSlates { up: dropped(drawer.slates([up], report), report), down: None },
+            (InterDir::Down, _) => InterSlates { up: None, down: dropped(drawer.slates([down], report), report) },
+            (InterDir::Both, InterPrompts::Separate) => InterSlates {
+                up: dropped(drawer.slates([up], report), report),
+                down: dropped(drawer.slates([down], report), report),
+            },
+            (InterDir::Both, InterPrompts::Shared) => match drawer.slates([up, down], report) {
+                Ok([up, down]) => InterSlates { up: Some(up), down: Some(down) },
+                Err(reason) => {
+                    // One reason for each direction that was asked for.
+                    report.drop(Kind::Inter, reason);
+                    report.drop(Kind::Inter, reason);
+                    InterSlates::default()
+                }
+            },
+        }
+    }
+
+    fn add_intra(
+        &mut self,
+        x: usize,
+        pair: [usize; 2],
+        side: Side,
+        inter: &InterSlates,
+        drawer: &mut Drawer,
+        report: &mut Report,
+    ) -> Result<(), Dropped> {
+        let response = pair[side.index()];
+        let (better, worse, rule) = match self.options.intra_anchor {
+            IntraAnchor::Bare => {
+                // Chosen: x over a prompt it fails. Rejected: a prompt it meets over x.
+                let flag = side == Side::Rejected;
+                let [slots] = drawer.slates([Purpose::Intra(side, flag)], report)?;
+                let prompt = self.add_prompt(x, &slots, |_| Some(flag), response)?;
+                let (better, worse) = if flag { (prompt, x) } else { (x, prompt) };
+                (better, worse, Rule::Bare)
+            }
+            IntraAnchor::None => {
+                let rule = match (self.options.intra_rule, side) {
+                    (IntraRule::Mixed, _) => [Rule::A, Rule::B][usize::from(drawer.rng.flip())],
+                    (IntraRule::A, _) | (IntraRule::AChosenBRejected, Side::Chosen) => Rule::A,
+                    (IntraRule::B, _) | (IntraRule::AChosenBRejected, Side::Rejected) => Rule::B,
+                };
+                let (given, other) = self.intra_slots(side, rule == Rule::A, inter, drawer, report)?;
+                let (better, worse) = if rule == Rule::A { (given, other) } else { (other, given) };
+                let flags = |slots: &[Slot]| -> Vec<Option<bool>> {
+                    slots.iter().map(|s| s.function.check(&s.kwargs, &self.analyses[response])).collect()
+                };
+                let (met, failed) = (flags(&better), flags(&worse));
+                let count = |flags: &[Option<bool>], flag| flags.iter().filter(|f| **f == Some(flag)).count();
+                let k = better.len();
+                let holds = match rule {
+                    Rule::A => count(&met, true) == k && count(&failed, false) >= 1,
+                    Rule::B | Rule::Bare => count(&failed, false) == k && count(&met, true) >= 1,
+                };
+                if !holds {
+                    return Err(Dropped::WrongFlag);
+                }
+                let ids = [
+                    self.add_prompt(x, &better, |i| met[i], response)?,
+                    self.add_prompt(x, &worse, |i| failed[i], response)?,
+                ];
+                (ids[0], ids[1], rule)
+            }
+        };
+        let term = |prompt, sign| Term { prompt, response, sign };
+        self.add_comparison(Comparison {
+            kind: Kind::Intra,
+            terms: vec![term(better, 1), term(worse, -1)],
+            margin: 0.0,
+            weight: if side == Side::Rejected { self.options.lambda_resp } else { 1.0 },
+            rule: Some(rule),
+            direction: None,
+        })
+    }
+
+    /// Instructions that the response meets throughout (`flag`) or fails throughout, and the ones to compare with. The
+    /// first are an inter prompt's where they are shared and can be turned, otherwise drawn for this response.
+    fn intra_slots(
+        &self,
+        side: Side,
+        flag: bool,
+        inter: &InterSlates,
+        drawer: &mut Drawer,
+        report: &mut Report,
+    ) -> Result<(Vec<Slot>, Vec<Slot>), Dropped> {
+        let shared = match self.options.inter_prompts {
+            InterPrompts::Shared if (side == Side::Chosen) == flag => inter.get(Direction::Up),
+            InterPrompts::Shared => inter.get(Direction::Down),
+            InterPrompts::Separate => None,
+        };
+        if let Some(given) = shared
+            && let Ok(other) = drawer.contrast(given, side, flag)
+        {
+            return Ok((given.to_vec(), other));
+        }
+        // The second purpose makes sure that the flags can be turned.
+        let [given, _] = drawer.slates([Purpose::Intra(side, flag), Purpose::Intra(side, !flag)], report)?;
+        let other = drawer.contrast(&given, side, flag)?;
+        Ok((given, other))
+    }
+
+    fn add_inter(
+        &mut self,
+        x: usize,
+        [chosen, rejected]: [usize; 2],
+        direction: Direction,
+        slots: &[Slot],
+    ) -> Result<(), Dropped> {
+        let flags = inter_flags(direction);
+        if !self.confirmed(slots, |_| flags[1], rejected) {
+            return Err(Dropped::WrongFlag);
+        }
+        let prompt = self.add_prompt(x, slots, |_| flags[0], chosen)?;
+        let (winner, loser) = match direction {
+            Direction::Up => (chosen, rejected),
+            Direction::Down => (rejected, chosen),
+        };
+        let term = |prompt, response, sign| Term { prompt, response, sign };
+        let pair = vec![term(prompt, winner, 1), term(prompt, loser, -1)];
+        // The pair differs on every instruction of an inter prompt.
+        let (terms, margin) = match self.options.inter_loss {
+            InterLoss::Margin | InterLoss::Group | InterLoss::PopDetached => {
+                let four =
+                    vec![term(prompt, winner, 1), term(x, loser, 1), term(prompt, loser, -1), term(x, winner, -1)];
+                (four, 0.0)
+            }
+            InterLoss::Pair => (pair, 0.0),
+            InterLoss::PairMargin => (pair, self.options.gamma * slots.len() as f64),
+        };
+        self.add_comparison(Comparison {
+            kind: Kind::Inter,
+            terms,
+            margin,
+            weight: 1.0,
+            rule: None,
+            direction: Some(direction),
+        })
+    }
+
+    fn confirmed(&self, slots: &[Slot], flag: impl Fn(usize) -> Option<bool>, response: usize) -> bool {
+        let check = |(i, slot): (usize, &Slot)| {
+            let found = slot.function.check(&slot.kwargs, &self.analyses[response]);
+            found.is_some() && found == flag(i)
+        };
+        slots.iter().enumerate().all(check)
+    }
+
+    /// Index of the prompt `x` with these instructions, added unless the group has it. `flag(i)` is what instruction
+    /// `i` must give for `response`.
+    fn add_prompt(
+        &mut self,
+        x: usize,
+        slots: &[Slot],
+        flag: impl Fn(usize) -> Option<bool>,
+        response: usize,
+    ) -> Result<usize, Dropped> {
+        if !self.confirmed(slots, flag, response) {
+            return Err(Dropped::WrongFlag);
+        }
+        let texts = slots.iter().map(|s| s.function.phrase(&s.kwargs, s.variant));
+        let texts = texts.collect::<Option<Vec<String>>>().ok_or(Dropped::WrongFlag)?;
+        let prompt = with_instructions(&self.group.prompts[x], &texts, self.options)?;
+        if let Some(index) = self.group.prompts.iter().position(|p| *p == prompt) {
+            return Ok(index);
+        }
+        let index = self.group.prompts.len();
+        self.group.prompts.push(prompt);
+        for slot in slots {
+            self.group.instructions.push(Instruction {
+                prompt: index,
+                id: slot.function.id.to_owned(),
+                kwargs: slot.kwargs.clone(),
+                satisfied: self.analyses.iter().map(|a| slot.function.check(&slot.kwargs, a)).collect(),
+            });
+        }
+        Ok(index)
+    }
+
+    fn add_comparison(&mut self, comparison: Comparison) -> Result<(), Dropped> {
+        if self.group.comparisons.contains(&comparison) {
+            return Err(Dropped::Repeated);
+        }
+        self.group.comparisons.push(comparison);
+        Ok(())
+    }
+}
