@@ -63,9 +63,7 @@ const TRL_ONLY: &[(&str, &str)] = &[
 
 /// A message for a flag that TRL knows and mapl does not.
 pub fn known_in_trl(arguments: &[OsString]) -> Option<String> {
-    let given = |flag: &str| {
-        arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)))
-    };
+    let given = |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
     let (flag, why) = TRL_ONLY.iter().find(|(flag, _)| given(flag))?;
     Some(format!("{flag} is known in TRL and not supported here: {why}"))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::data::construct::build_rows;
+use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::show::{ShowOptions, render};
 use crate::data::source::{ReadOptions, read_files_with_reports};
@@ -70,12 +71,13 @@ pub struct ShowCommand {
 /// Runs a data command.
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
-        DataCommand::Build(args) => build(&args),
+        DataCommand::Build(args) => build(&args).map(|_| ()),
         DataCommand::Show(args) => show(&args),
     }
 }
 
-fn build(args: &BuildCommand) -> Result<()> {
+/// Builds groups, prints what was built, and hands the report back.
+pub fn build(args: &BuildCommand) -> Result<Report> {
     let options = args.build.resolve(Objective::Mapl, [None; 3])?;
     if args.epoch.is_some() && options.redraw == crate::data::options::Redraw::Never {
         return Err(Error::Usage("--epoch has no effect without --redraw epoch".into()));
@@ -96,7 +98,7 @@ fn build(args: &BuildCommand) -> Result<()> {
     }
     println!("{report}");
     println!("{} groups in {}", rows.len(), args.output.display());
-    Ok(())
+    Ok(report)
 }
 
 fn show(args: &ShowCommand) -> Result<()> {

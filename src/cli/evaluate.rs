@@ -120,8 +120,8 @@ fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value 
     json!({"id": group.group.id, "sequences": sequences, "comparisons": comparisons})
 }
 
-/// Prints accuracies and writes them as JSON.
-pub fn eval(args: &EvalArgs) -> Result<()> {
+/// Prints accuracies, writes them as JSON, and hands them back.
+pub fn eval(args: &EvalArgs) -> Result<Breakdown> {
     let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
     let breakdown = Breakdown::of(&groups, &scores);
     println!("{}", breakdown.table());
@@ -132,7 +132,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         value.insert("groups".into(), json!(groups.len()));
         write_json(output, &Value::Object(value))?;
     }
-    Ok(())
+    Ok(breakdown)
 }
 
 /// Loads, tokenises and scores.

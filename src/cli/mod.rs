@@ -61,7 +61,7 @@ pub enum Command {
 /// Runs a command.
 pub fn run(cli: Cli, command_line: &str) -> Result<()> {
     match cli.command {
-        Command::Quickstart(args) => quickstart::run(&args, command_line),
+        Command::Quickstart(args) => quickstart::run(&args),
         Command::Tokenizer(args) => make::tokenizer(&args),
         Command::Init(args) => make::init(&args),
         Command::Data(command) => data::run(command),
@@ -69,7 +69,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Score(args) => evaluate::score(&args),
-        Command::Eval(args) => evaluate::eval(&args),
+        Command::Eval(args) => evaluate::eval(&args).map(|_| ()),
         Command::Env(args) => env::run(&args),
     }
 }

@@ -9,11 +9,11 @@ use super::train_args::TrainArgs;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
+use crate::data::show;
 use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
 use crate::data::tokenize::{TokenizeReport, tokenize_rows};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
-use crate::data::show;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
@@ -40,7 +40,9 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     let weights = [args.loss.base_weight, args.loss.intra_weight, args.loss.inter_weight];
     let build = args.build.resolve(Objective::Rows, weights)?;
     if method == Method::Sft && build.objective != Objective::Rows {
-        return Err(Error::Usage("--objective has no effect in this sft run; responses are trained as they are".into()));
+        return Err(Error::Usage(
+            "--objective has no effect in this sft run; responses are trained as they are".into(),
+        ));
     }
     let pop_detached = method != Method::Sft && build.inter_loss == InterLoss::PopDetached;
     let loss = match method {
@@ -48,9 +50,7 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
             args.loss.resolve(method, [1.0; 3], false)?;
             Loss::sft()
         }
-        Method::Reward | Method::Dpo => {
-            args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?
-        }
+        Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
     };
     if args.ref_model.is_some() && method != Method::Dpo {
         return Err(Error::Usage(format!("--ref-model has no effect in this {} run", method.name())));
@@ -94,7 +94,7 @@ impl Job for TrainJob<'_> {
         let data = RunData {
             train: train_groups,
             eval: eval_groups,
-            tokenizer: tokenizer.clone(),
+            tokenizer: &tokenizer,
             redraw: (plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch).then_some(&redraw),
             same_start,
             resume,

@@ -173,8 +173,7 @@ impl TrainArgs {
                 return refuse("--total-batch-size", &total, &need);
             }
         };
-        let scheduler =
-            o.lr_scheduler_type.unwrap_or(if paper { Scheduler::Cosine } else { Scheduler::Linear });
+        let scheduler = o.lr_scheduler_type.unwrap_or(if paper { Scheduler::Cosine } else { Scheduler::Linear });
         if scheduler == Scheduler::Constant && o.warmup_steps.is_some_and(|n| n > 0) {
             return Err(Error::Usage(
                 "--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup".into(),

@@ -51,7 +51,7 @@ pub struct RunSettings {
 pub struct RunData<'a> {
     pub train: Vec<TokenizedGroup>,
     pub eval: Vec<TokenizedGroup>,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: &'a Tokenizer,
     /// Draws the training groups of a later epoch anew (`--redraw epoch`).
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
     /// Policy and reference were loaded from the same weights: the identity check applies.
@@ -214,13 +214,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     /// Writes metrics and, at the logging cadence, the step line.
-    fn record(
-        &mut self,
-        report: &StepReport,
-        learning_rate: f64,
-        total: u64,
-        elapsed: Duration,
-    ) -> Result<()> {
+    fn record(&mut self, report: &StepReport, learning_rate: f64, total: u64, elapsed: Duration) -> Result<()> {
         let loss = &self.trainer.loss;
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
@@ -290,7 +284,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let mut state = RunState::new(self.step, self.loader.position(), self.num_tokens, seconds, control);
         state.fingerprint = self.data.fingerprint.clone();
         let dir = &self.settings.output_dir;
-        let folder = checkpoint::save(&self.trainer, &self.data.tokenizer, dir, &state, &self.history)?;
+        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &self.history)?;
         if let Some(limit) = self.settings.save_total_limit {
             checkpoint::prune(dir, limit)?;
         }

@@ -1,0 +1,334 @@
+//! `mapl quickstart`: the whole program on an artificial language, from text to compared models, with nothing but this
+//! binary. Every stage is one of the program's own commands, run with the arguments it prints, so each can be repeated
+//! by hand.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, Parser as _};
+
+use super::data::DataCommand;
+use super::{Cli, Command, args, data, evaluate, make, train};
+use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
+use crate::loss::objective::Method;
+use crate::train::checkpoint::{write_json, write_text};
+use crate::train::evaluate::Breakdown;
+use crate::train::metrics::{KindTally, Tally};
+use crate::train::report::summary::{
+    AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary,
+};
+use crate::train::report::{quickstart_report, quickstart_table};
+use crate::train::run;
+use crate::{Error, Result};
+
+/// Arguments of `quickstart`.
+#[derive(Args, Clone, Debug)]
+pub struct QuickstartArgs {
+    /// Folder for data, models, metrics and the report; replaced when a quick start wrote it
+    #[arg(long, default_value = "quickstart")]
+    output_dir: PathBuf,
+    /// Factor on the number of steps; below 1 for a look at the machinery, not at the result
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Seed of language, groups, weights and order
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+}
+
+/// Entries of the vocabulary: nearly every word of the language and of the instructions is one token.
+const VOCAB_SIZE: usize = 1024;
+/// Pairs to train on, and held-out pairs to evaluate on.
+const TRAIN_ROWS: usize = 6000;
+const TEST_ROWS: usize = 400;
+/// Functions whose arguments the language admits in both directions.
+const FUNCTIONS: &str = "number_words,number_sentences,existence,forbidden_words,keywords:frequency,end_checker";
+/// File that marks a folder as written by a quick start.
+const MARK: &str = ".quickstart";
+
+/// Length and settings of the stages.
+struct Stage {
+    name: &'static str,
+    method: Method,
+    start: &'static str,
+    steps: u64,
+    flags: &'static [&'static str],
+}
+
+const SFT: Stage = Stage {
+    name: "sft",
+    method: Method::Sft,
+    start: "init",
+    steps: 250,
+    flags: &["--learning-rate", "3e-3", "--warmup-steps", "20", "--per-device-train-batch-size", "16"],
+};
+
+/// The compared runs. Base and MAPL differ in `--objective` alone.
+const RUNS: [Stage; 4] = [
+    Stage { name: "reward-base", method: Method::Reward, start: "init", steps: 500, flags: REWARD_FLAGS },
+    Stage { name: "reward-mapl", method: Method::Reward, start: "init", steps: 500, flags: REWARD_FLAGS },
+    Stage { name: "dpo-base", method: Method::Dpo, start: "sft", steps: 150, flags: DPO_FLAGS },
+    Stage { name: "dpo-mapl", method: Method::Dpo, start: "sft", steps: 150, flags: DPO_FLAGS },
+];
+const REWARD_FLAGS: &[&str] =
+    &["--learning-rate", "2e-3", "--warmup-steps", "20", "--per-device-train-batch-size", "16"];
+const DPO_FLAGS: &[&str] = &["--learning-rate", "5e-4", "--warmup-steps", "10", "--per-device-train-batch-size", "16"];
+
+/// Runs every stage and writes `summary.json` and `report.html`.
+pub fn run(arguments: &QuickstartArgs) -> Result<()> {
+    if !(arguments.scale.is_finite() && arguments.scale > 0.0) {
+        return Err(Error::Usage(format!("--scale {}: a finite number above 0 is needed", arguments.scale)));
+    }
+    let began = Instant::now();
+    let mut quick = Quick { arguments, summary: QuickstartSummary::default() };
+    quick.prepare()?;
+    quick.language()?;
+    quick.stage(&SFT, None)?;
+    for stage in &RUNS {
+        let test = quick.path("test-mapl.jsonl");
+        let begun = Instant::now();
+        let trained = quick.stage(stage, Some(&test))?;
+        let breakdown = quick.evaluate(stage, &test)?;
+        quick.record(stage, &trained, &breakdown, begun.elapsed().as_secs_f64());
+    }
+    quick.summary.seconds = began.elapsed().as_secs_f64();
+    quick.finish()
+}
+
+/// Arguments of a command as strings.
+macro_rules! words {
+    ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
+}
+
+struct Quick<'a> {
+    arguments: &'a QuickstartArgs,
+    summary: QuickstartSummary,
+}
+
+impl Quick<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.arguments.output_dir.join(name)
+    }
+
+    fn shown(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn steps(&self, stage: &Stage) -> u64 {
+        ((stage.steps as f64 * self.arguments.scale).round() as u64).max(2)
+    }
+
+    /// Makes an empty folder. One that a quick start did not write is left alone.
+    fn prepare(&self) -> Result<()> {
+        let dir = &self.arguments.output_dir;
+        if dir.exists() && dir.read_dir().map_err(Error::io("list", dir))?.next().is_some() {
+            if !dir.join(MARK).exists() {
+                return Err(Error::Usage(format!(
+                    "--output-dir {} is not empty and was not written by a quick start; name another folder",
+                    dir.display()
+                )));
+            }
+            std::fs::remove_dir_all(dir).map_err(Error::io("replace", dir))?;
+        }
+        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        write_text(&dir.join(MARK), "")
+    }
+
+    /// Parses a command line of this program and notes it for the report.
+    fn command(&mut self, caption: &str, words: &[String]) -> Result<Command> {
+        let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
+        let text = args::shown(&all);
+        println!("\n$ {text}");
+        self.summary.commands.push(NamedText { caption: caption.into(), text });
+        let cli = Cli::try_parse_from(&all).map_err(|e| Error::Runtime(format!("quick start command: {e}")))?;
+        Ok(cli.command)
+    }
+
+    /// Writes the language, builds MAPL groups, trains a tokenizer and draws a model.
+    fn language(&mut self) -> Result<()> {
+        let seed = self.arguments.seed;
+        for (split, rows) in [(Split::Train, TRAIN_ROWS), (Split::Test, TEST_ROWS)] {
+            let pairs = generate(&SynthOptions { rows, seed, split });
+            write_jsonl(&pairs, &self.path(&format!("{}.jsonl", split.name())))?;
+        }
+        println!("wrote {TRAIN_ROWS} training and {TEST_ROWS} held-out pairs of an artificial language");
+        for split in ["train", "test"] {
+            let words = words![
+                "data",
+                "build",
+                "--input",
+                self.shown(&format!("{split}.jsonl")),
+                "--output",
+                self.shown(&format!("{split}-mapl.jsonl")),
+                "--functions",
+                FUNCTIONS,
+                "--k-min",
+                1,
+                "--k-max",
+                3,
+                "--data-seed",
+                seed,
+            ];
+            let caption = format!("Build MAPL groups of the {split} split");
+            if let Command::Data(DataCommand::Build(args)) = self.command(&caption, &words)? {
+                let text = data::build(&args)?.to_string();
+                let caption = format!("Construction of the {split} split");
+                self.summary.examples.push(NamedText { caption, text });
+            }
+        }
+        let words = words![
+            "tokenizer",
+            "--input",
+            self.shown("train-mapl.jsonl"),
+            "--vocab-size",
+            VOCAB_SIZE,
+            "--output-dir",
+            self.shown("tokenizer"),
+        ];
+        if let Command::Tokenizer(args) = self.command("Train a tokenizer", &words)? {
+            make::tokenizer(&args)?;
+        }
+        let words = words![
+            "init",
+            "--preset",
+            "quickstart",
+            "--tokenizer",
+            self.shown("tokenizer"),
+            "--output-dir",
+            self.shown("init"),
+            "--seed",
+            seed,
+        ];
+        if let Command::Init(args) = self.command("Draw a model", &words)? {
+            make::init(&args)?;
+        }
+        let words = words![
+            "data",
+            "show",
+            "--input",
+            self.shown("train-mapl.jsonl"),
+            "--tokenizer",
+            self.shown("tokenizer"),
+            "--rows",
+            1,
+        ];
+        if let Command::Data(command) = self.command("Look at a group", &words)? {
+            data::run(command)?;
+        }
+        let rows = [("pairs to train on", TRAIN_ROWS), ("held-out pairs", TEST_ROWS), ("vocabulary", VOCAB_SIZE)];
+        self.summary.data.push(DataTable {
+            caption: "The language".into(),
+            header: vec!["".into(), "number".into()],
+            rows: rows.iter().map(|(name, n)| vec![(*name).into(), n.to_string()]).collect(),
+        });
+        Ok(())
+    }
+
+    /// Trains one stage.
+    fn stage(&mut self, stage: &Stage, test: Option<&Path>) -> Result<run::RunSummary> {
+        let steps = self.steps(stage);
+        let cadence = (steps / 5).max(1);
+        let mut words = words![
+            stage.method.name(),
+            "--model",
+            self.shown(stage.start),
+            "--train-file",
+            self.shown("train-mapl.jsonl"),
+            "--output-dir",
+            self.shown(stage.name),
+            "--max-steps",
+            steps,
+            "--logging-steps",
+            cadence,
+            "--lr-scheduler-type",
+            "cosine",
+            "--seed",
+            self.arguments.seed,
+        ];
+        words.extend(stage.flags.iter().map(ToString::to_string));
+        if stage.method != Method::Sft {
+            words.extend(words!["--objective", if stage.name.ends_with("-mapl") { "rows" } else { "base" }]);
+        }
+        if let Some(test) = test {
+            words.extend(words!["--eval-file", test.display(), "--eval-steps", cadence]);
+        }
+        let (Command::Sft(args) | Command::Reward(args) | Command::Dpo(args)) =
+            self.command(&format!("Train {}", stage.name), &words)?
+        else {
+            return Err(Error::Runtime(format!("quick start stage {} is no training command", stage.name)));
+        };
+        let command_line = self.summary.commands.last().map_or(String::new(), |c| c.text.clone());
+        train::run(stage.method, &args, &command_line)
+    }
+
+    /// Evaluates a trained stage on held-out groups.
+    fn evaluate(&mut self, stage: &Stage, test: &Path) -> Result<Breakdown> {
+        let output = self.shown(&format!("{}-eval.json", stage.name));
+        let mut words =
+            words!["eval", "--model", self.shown(stage.name), "--input", test.display(), "--output", output];
+        if stage.method == Method::Dpo {
+            words.extend(words!["--ref-model", self.shown(stage.start)]);
+        }
+        match self.command(&format!("Evaluate {}", stage.name), &words)? {
+            Command::Eval(args) => evaluate::eval(&args),
+            _ => Err(Error::Runtime(format!("quick start stage {} is not evaluated", stage.name))),
+        }
+    }
+
+    fn record(&mut self, stage: &Stage, trained: &run::RunSummary, breakdown: &Breakdown, seconds: f64) {
+        let [semantic, intra, inter] = breakdown.kinds.map(count);
+        self.summary.runs.push(RunSummary {
+            name: stage.name.into(),
+            semantic,
+            intra,
+            inter,
+            steps: trained.steps,
+            seconds,
+            loss: trained.losses.iter().map(|&(step, value)| Point { step, value }).collect(),
+            accuracy: trained.evals.iter().map(|(step, tally)| accuracy_point(*step, tally)).collect(),
+        });
+    }
+
+    /// Writes summary and report, prints the table and the next commands.
+    fn finish(mut self) -> Result<()> {
+        let fact = |name: &str, value: String| Fact { name: name.into(), value };
+        self.summary.environment = vec![
+            fact("version", env!("CARGO_PKG_VERSION").into()),
+            fact("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
+            fact("threads", rayon::current_num_threads().to_string()),
+            fact("device", "cpu, f32".into()),
+        ];
+        if self.arguments.scale < 1.0 {
+            let warning = format!("--scale {}: too few steps to compare the runs", self.arguments.scale);
+            self.summary.warnings.push(warning);
+        }
+        let own = [
+            "mapl data build --input pairs.jsonl --output groups.jsonl",
+            "mapl reward --model MODEL --train-file groups.jsonl --output-dir reward",
+            "mapl dpo --model MODEL --train-file groups.jsonl --output-dir dpo",
+        ];
+        let caption = "The same on data of your own: one {\"prompt\", \"chosen\", \"rejected\"} a line".to_owned();
+        self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });
+        let value = serde_json::to_value(&self.summary)
+            .map_err(|e| Error::Runtime(format!("cannot write the summary: {e}")))?;
+        write_json(&self.path("summary.json"), &value)?;
+        write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
+        println!("\n{}", quickstart_table(&self.summary));
+        println!(
+            "{:.0} s in all; {} and {}",
+            self.summary.seconds,
+            self.shown("summary.json"),
+            self.shown("report.html")
+        );
+        println!("\n{caption}:\n  {}", own.join("\n  "));
+        Ok(())
+    }
+}
+
+fn count(tally: KindTally) -> Count {
+    Count { correct: tally.correct as u64, ties: tally.ties as u64, total: tally.count as u64 }
+}
+
+fn accuracy_point(step: u64, tally: &Tally) -> AccuracyPoint {
+    let [semantic, intra, inter] = tally.kinds.map(|k| k.accuracy());
+    AccuracyPoint { step, semantic, intra, inter }
+}
