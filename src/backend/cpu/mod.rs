@@ -1,1 +1,180 @@
-//! Placeholder.
+//! The backend of machines without a GPU: f32, rayon for threads, the gemm crate for matrix products.
+//!
+//! Every result is the same bits for any number of threads, and a row of a result does not depend on which other rows
+//! the call holds: products are cut into tiles whose elements are summed in one order ([`matmul`]), sums over tokens
+//! into slices of fixed size added in ascending order. Scratch memory grows during the first steps and is then reused.
+//! Ops refuse nothing beyond their contracts, except [`adamw`](Backend::adamw) with a master copy, which f32 has no
+//! use for.
+
+mod attention;
+mod attention_bwd;
+mod embedding;
+mod head;
+mod linear;
+mod logprob;
+mod loss;
+mod math;
+mod matmul;
+mod optim;
+mod path;
+mod rowwise;
+mod scratch;
+mod simd;
+mod tile;
+
+use super::contract::*;
+use super::{Backend, View, ViewMut};
+use crate::Result;
+
+/// f32 backend on the ambient rayon thread pool.
+#[derive(Debug, Default)]
+pub struct Cpu {
+    scratch: scratch::Pool,
+}
+
+impl Cpu {
+    /// A backend with empty scratch memory; ops run on the rayon pool of their caller.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Backend for Cpu {
+    type Act = Vec<f32>;
+    type Acc = Vec<f32>;
+    type Idx = Vec<i32>;
+
+    const NAME: &'static str = "cpu";
+    const PRECISION: Precision = Precision::F32;
+
+    fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+    fn zeros_acc(&self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+    fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
+        Ok(vec![0; len])
+    }
+    fn write_act(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
+        expect_len("write_act", "source", source.len(), to.len)?;
+        to.into_slice().iter_mut().zip(source).for_each(|(to, x)| *to = *x as f32);
+        Ok(())
+    }
+    fn write_acc(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
+        self.write_act(to, source)
+    }
+    fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
+        expect_len("write_idx", "source", source.len(), to.len)?;
+        to.into_slice().copy_from_slice(source);
+        Ok(())
+    }
+    fn read_act(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
+        expect_len("read_act", "to", to.len(), from.len)?;
+        to.iter_mut().zip(from.slice()).for_each(|(to, x)| *to = f64::from(*x));
+        Ok(())
+    }
+    fn read_acc(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
+        self.read_act(from, to)
+    }
+
+    fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {
+        embedding::embedding_fwd(a);
+        Ok(())
+    }
+    fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
+        embedding::embedding_bwd(a);
+        Ok(())
+    }
+    fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
+        rowwise::norm_fwd(a);
+        Ok(())
+    }
+    fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
+        rowwise::norm_bwd(self, a);
+        Ok(())
+    }
+    fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
+        linear::linear_fwd(a);
+        Ok(())
+    }
+    fn linear_bwd_input_impl(&self, a: LinearBwdInput<'_, Self>) -> Result<()> {
+        linear::linear_bwd_input(a);
+        Ok(())
+    }
+    fn linear_bwd_weight_impl(&self, a: LinearBwdWeight<'_, Self>) -> Result<()> {
+        linear::linear_bwd_weight(self, a);
+        Ok(())
+    }
+    fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
+        linear::bias_bwd(self, a);
+        Ok(())
+    }
+    fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        rowwise::rope(a, 1.0);
+        Ok(())
+    }
+    fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        rowwise::rope(a, -1.0);
+        Ok(())
+    }
+    fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
+        rowwise::glu_fwd(a);
+        Ok(())
+    }
+    fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
+        rowwise::glu_bwd(a);
+        Ok(())
+    }
+    fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
+        attention::attention_fwd(self, a);
+        Ok(())
+    }
+    fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
+        attention_bwd::attention_bwd(self, a);
+        Ok(())
+    }
+    fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
+        head::head_logprob_fwd(self, a);
+        Ok(())
+    }
+    fn head_logprob_bwd_impl(&self, a: HeadLogprobBwd<'_, Self>) -> Result<()> {
+        head::head_logprob_bwd(self, a);
+        Ok(())
+    }
+    fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
+        logprob::logprob_fwd(self, a);
+        Ok(())
+    }
+    fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
+        logprob::logprob_bwd(a);
+        Ok(())
+    }
+    fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
+        logprob::reward_head_fwd(a);
+        Ok(())
+    }
+    fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
+        logprob::reward_head_bwd(a);
+        Ok(())
+    }
+    fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_fwd(a);
+        Ok(())
+    }
+    fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_bwd(a);
+        Ok(())
+    }
+    fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
+        loss::preference_fwd(a);
+        Ok(())
+    }
+    fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
+        optim::grad_norm(a);
+        Ok(())
+    }
+    fn adamw_impl(&self, a: AdamW<'_, Self>) -> Result<()> {
+        optim::adamw(a)
+    }
+}

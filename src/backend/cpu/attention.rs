@@ -1,0 +1,253 @@
+//! Forward of attention over prefix trees. A task owns about [`UNIT`] consecutive rows of one key-value head. It gathers
+//! the path of each segment into contiguous keys (transposed) and values and multiplies blocks of queries with them.
+//!
+//! A query's result depends on its path alone, not on where the path is cut into segments nor on the other queries:
+//! products sum in an order given by positions on the path, and invisible keys have probability 0. That presumes
+//! finite values: 0 times the infinite value of a later token of the same path is NaN.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::logprob::logsumexp;
+use super::math::softmax_row;
+use super::matmul::matmul;
+use super::path::{Path, Segments};
+use super::scratch::Scratch;
+use super::simd::{LANES, vectorised};
+use super::tile::{Grid, Mat, Tile};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+/// Rows of a forward task.
+const UNIT: usize = 128;
+/// Query rows (tokens times query heads per key-value head) of a block.
+const BLOCK: usize = 64;
+
+/// Where the heads of a fused row lie, for one key-value head.
+#[derive(Clone, Copy)]
+pub(super) struct Heads {
+    pub head_dim: usize,
+    /// Query heads of the key-value head.
+    pub group: usize,
+    /// Elements of a fused row.
+    pub width: usize,
+    /// First query, key and value element of the head in a fused row.
+    pub query: usize,
+    pub key: usize,
+    pub value: usize,
+}
+
+impl Heads {
+    pub fn new(d: &AttentionDims, kv_head: usize) -> Self {
+        let (head_dim, group) = (d.head_dim, d.heads / d.kv_heads);
+        Self {
+            head_dim,
+            group,
+            width: d.fused_heads() * head_dim,
+            query: kv_head * group * head_dim,
+            key: (d.heads + kv_head) * head_dim,
+            value: (d.heads + d.kv_heads + kv_head) * head_dim,
+        }
+    }
+
+    /// Tokens of a query block.
+    pub fn block_tokens(&self) -> usize {
+        (BLOCK / self.group).max(1)
+    }
+
+    /// The queries of the tokens `rows`, (tokens * group, head_dim), times `scale`.
+    pub fn queries(&self, to: &mut [f32], qkv: &[f32], rows: Range<usize>, scale: f32) {
+        let length = self.group * self.head_dim;
+        for (to, row) in to.chunks_exact_mut(length).zip(rows) {
+            scale_into(to, &qkv[row * self.width + self.query..][..length], scale);
+        }
+    }
+}
+
+vectorised! {
+    /// `to = factor * from`.
+    pub(super) fn scale_into(to: &mut [f32], from: &[f32], factor: f32) {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to = factor * x;
+        }
+    }
+}
+
+/// Copies one head (at `first`) of the fused rows to the rows of `to` from `position` on.
+pub(super) fn copy_head(to: &mut [f32], qkv: &[f32], rows: Range<usize>, position: usize, first: usize, h: &Heads) {
+    for (to, row) in to[position * h.head_dim..].chunks_exact_mut(h.head_dim).zip(rows) {
+        to.copy_from_slice(&qkv[row * h.width + first..][..h.head_dim]);
+    }
+}
+
+/// As [`copy_head`], to the columns of `to` (head_dim, stride) from `position` on.
+pub(super) fn copy_head_transposed(
+    to: &mut [f32],
+    stride: usize,
+    qkv: &[f32],
+    rows: Range<usize>,
+    position: usize,
+    first: usize,
+    h: &Heads,
+) {
+    // Blocks of sixteen tokens, so that the lines written are filled before they leave the cache.
+    for block in rows.clone().step_by(LANES) {
+        let tokens = LANES.min(rows.end - block);
+        let at = position + (block - rows.start);
+        for c in 0..h.head_dim {
+            let line = &mut to[c * stride + at..][..tokens];
+            for (t, x) in line.iter_mut().enumerate() {
+                *x = qkv[(block + t) * h.width + first + c];
+            }
+        }
+    }
+}
+
+/// A part of the batch for one task: segments from `segment` on, as far as they lie in `rows`.
+struct Unit {
+    segment: usize,
+    rows: Range<usize>,
+}
+
+/// Cuts the rows of the batch into units, inside segments where these are long.
+fn units(segments: &Segments<'_>) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let mut open: Option<Unit> = None;
+    for segment in 0..segments.len() {
+        let mut rows = segments.rows(segment);
+        while !rows.is_empty() {
+            let unit = open.get_or_insert(Unit { segment, rows: rows.start..rows.start });
+            let taken = (UNIT - unit.rows.len()).min(rows.len());
+            rows.start += taken;
+            unit.rows.end = rows.start;
+            if unit.rows.len() == UNIT {
+                units.extend(open.take());
+            }
+        }
+    }
+    units.extend(open);
+    units
+}
+
+pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
+    let (d, qkv, segments) = (a.dims, a.qkv.slice(), Segments::new(&a.tree));
+    let units = units(&segments);
+    if units.is_empty() || d.heads * d.head_dim == 0 {
+        return;
+    }
+    let bounds: Vec<usize> = [units[0].rows.start].into_iter().chain(units.iter().map(|u| u.rows.end)).collect();
+    let group = d.heads / d.kv_heads;
+    let by_head = |length: usize| (0..=d.kv_heads).map(|i| i * length).collect::<Vec<_>>();
+    let o = Grid::new(a.o.into_slice(), d.heads * d.head_dim, bounds.clone(), by_head(group * d.head_dim));
+    let lse = Grid::new(a.lse.into_slice(), d.tokens, by_head(group), bounds);
+    let capacity = segments.longest_path().next_multiple_of(LANES);
+    (0..units.len() * d.kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
+        let (unit, kv_head) = (task / d.kv_heads, task % d.kv_heads);
+        let (mut o, mut lse) = (o.claim(unit, kv_head), lse.claim(kv_head, unit));
+        let unit = &units[unit];
+        let mut work = Forward::new(cpu, Heads::new(&d, kv_head), qkv, capacity, d.scale as f32);
+        let mut path = Path::new(segments);
+        let mut segment = unit.segment;
+        let mut row = unit.rows.start;
+        while row < unit.rows.end {
+            let own = segments.rows(segment);
+            let end = own.end.min(unit.rows.end);
+            if row < end {
+                let position = path.enter(segment, end, |_| (), |step| work.join(step.rows.clone(), step.position));
+                work.pad(path.len());
+                while row < end {
+                    let rows = row..end.min(row + work.heads.block_tokens());
+                    let out = rows.start - unit.rows.start..rows.end - unit.rows.start;
+                    work.block(rows.clone(), position + (rows.start - own.start), &mut o, &mut lse, out);
+                    row = rows.end;
+                }
+            }
+            segment += 1;
+        }
+    });
+}
+
+/// Scratch of one forward task.
+struct Forward<'a> {
+    heads: Heads,
+    qkv: &'a [f32],
+    capacity: usize,
+    scale: f32,
+    /// (head_dim, capacity)
+    keys_t: Scratch<'a>,
+    /// (capacity, head_dim)
+    values: Scratch<'a>,
+    /// (block, head_dim)
+    queries: Scratch<'a>,
+    /// (block, keys)
+    scores: Scratch<'a>,
+    /// (block, head_dim)
+    out: Scratch<'a>,
+}
+
+impl<'a> Forward<'a> {
+    fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, scale: f32) -> Self {
+        let block = heads.block_tokens() * heads.group;
+        let take = |len| cpu.scratch.take(len);
+        Self {
+            heads,
+            qkv,
+            capacity,
+            scale,
+            keys_t: take(heads.head_dim * capacity),
+            values: take(heads.head_dim * capacity),
+            queries: take(block * heads.head_dim),
+            scores: take(block * capacity),
+            out: take(block * heads.head_dim),
+        }
+    }
+
+    /// Gathers rows at a position of the path.
+    fn join(&mut self, rows: Range<usize>, position: usize) {
+        let h = &self.heads;
+        copy_head_transposed(&mut self.keys_t, self.capacity, self.qkv, rows.clone(), position, h.key, h);
+        copy_head(&mut self.values, self.qkv, rows, position, h.value, h);
+    }
+
+    /// Clears the values behind a path of `len` rows, up to the next multiple of [`LANES`].
+    fn pad(&mut self, len: usize) {
+        self.values[len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim].fill(0.0);
+    }
+
+    /// Tokens `rows` at consecutive positions from `position` on; they are the rows `out` of the tiles.
+    fn block(&mut self, rows: Range<usize>, position: usize, o: &mut Tile<'_>, lse: &mut Tile<'_>, out: Range<usize>) {
+        let Heads { head_dim, group, .. } = self.heads;
+        let count = rows.len() * group;
+        let keys = (position + rows.len()).next_multiple_of(LANES);
+        self.heads.queries(&mut self.queries, self.qkv, rows, self.scale);
+        let queries = Mat::new(&self.queries, count, head_dim, head_dim);
+        let keys_t = Mat::new(&self.keys_t, head_dim, keys, self.capacity);
+        let mut scores = Tile::new(&mut self.scores, count, keys, keys);
+        matmul(&mut scores, queries, keys_t, Write::Overwrite);
+        let mut inverse = [0.0f32; BLOCK];
+        let mut inverse_long = Vec::new();
+        let inverse = if count <= BLOCK {
+            &mut inverse[..]
+        } else {
+            // More query heads per key-value head than a block has rows.
+            inverse_long.resize(count, 0.0);
+            &mut inverse_long[..]
+        };
+        for (r, inverse) in inverse[..count].iter_mut().enumerate() {
+            let (visible, hidden) = scores.row(r).split_at_mut(position + r / group + 1);
+            let (largest, sum) = softmax_row(visible);
+            hidden.fill(0.0);
+            *inverse = 1.0 / sum;
+            lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
+        }
+        let scores = Mat::new(&self.scores, count, keys, keys);
+        let values = Mat::new(&self.values, keys, head_dim, head_dim);
+        matmul(&mut Tile::new(&mut self.out, count, head_dim, head_dim), scores, values, Write::Overwrite);
+        for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {
+            let to = &mut o.row(out.start + r / group)[r % group * head_dim..][..head_dim];
+            scale_into(to, row, inverse[r]);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Backward of attention over prefix trees. A task owns one tree and one key-value head: it walks the segments in order,
+//! recomputes the probabilities of a block of queries from `lse`, and adds to the gradients of the keys and values on
+//! the path, which reach the output when a segment leaves the path. Sums so have one owner and one order.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::attention::{Heads, copy_head, copy_head_transposed, scale_into};
+use super::math::exp;
+use super::matmul::matmul;
+use super::path::{Path, Segments, Step};
+use super::rowwise::add_rows;
+use super::scratch::Scratch;
+use super::simd::{LANES, dot, vectorised};
+use super::tile::{Grid, Mat, Tile};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
+    let (d, segments) = (a.dims, Segments::new(&a.tree));
+    if d.trees == 0 || d.heads * d.head_dim == 0 {
+        a.dqkv.into_slice().fill(0.0);
+        return;
+    }
+    let (group, bounds) = (d.heads / d.kv_heads, segments.tree_bounds());
+    let queries = (0..=d.kv_heads).map(|i| i * group * d.head_dim);
+    let others = (1..=2 * d.kv_heads).map(|i| (d.heads + i) * d.head_dim);
+    let grid = Grid::new(a.dqkv.into_slice(), d.fused_heads() * d.head_dim, bounds, queries.chain(others).collect());
+    let capacity = segments.longest_path().next_multiple_of(LANES);
+    let inputs = Inputs { dims: d, qkv: a.qkv.slice(), o: a.o.slice(), do_: a.do_.slice(), lse: a.lse.slice() };
+    (0..d.trees * d.kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
+        let (tree, kv_head) = (task / d.kv_heads, task % d.kv_heads);
+        let first = grid.row_range(tree).start;
+        let mut dq = grid.claim(tree, kv_head);
+        let (mut dk, mut dv) = (grid.claim(tree, d.kv_heads + kv_head), grid.claim(tree, 2 * d.kv_heads + kv_head));
+        dk.fill(0.0);
+        dv.fill(0.0);
+        let mut work = Backward::new(cpu, &inputs, kv_head, capacity);
+        let mut path = Path::new(segments);
+        // What leaves the path is collected first: the gradients are read while the next rows are not yet gathered.
+        for segment in segments.tree(tree) {
+            let own = segments.rows(segment);
+            let (mut left, mut joined) = (Vec::new(), Vec::new());
+            let position = path.enter(segment, own.end, |s| left.push(s.clone()), |s| joined.push(s.clone()));
+            left.iter().for_each(|step| work.leave(step, first, &mut dk, &mut dv));
+            joined.iter().for_each(|step| work.join(step));
+            work.pad(path.len());
+            let mut row = own.start;
+            while row < own.end {
+                let rows = row..own.end.min(row + work.heads.block_tokens());
+                work.block(rows.clone(), position + (row - own.start), first, &mut dq);
+                row = rows.end;
+            }
+        }
+        path.finish(|step| work.leave(step, first, &mut dk, &mut dv));
+    });
+}
+
+struct Inputs<'a> {
+    dims: AttentionDims,
+    qkv: &'a [f32],
+    o: &'a [f32],
+    do_: &'a [f32],
+    lse: &'a [f32],
+}
+
+/// Scratch of one backward task; buffers along the path are (capacity, head_dim), transposed ones (head_dim, capacity).
+struct Backward<'a> {
+    inputs: &'a Inputs<'a>,
+    kv_head: usize,
+    heads: Heads,
+    capacity: usize,
+    keys: Scratch<'a>,
+    keys_t: Scratch<'a>,
+    values_t: Scratch<'a>,
+    dkeys: Scratch<'a>,
+    dvalues: Scratch<'a>,
+    /// (block, head_dim)
+    queries: Scratch<'a>,
+    dout: Scratch<'a>,
+    dqueries: Scratch<'a>,
+    /// (block, keys)
+    probabilities: Scratch<'a>,
+    dscores: Scratch<'a>,
+}
+
+impl<'a> Backward<'a> {
+    fn new(cpu: &'a Cpu, inputs: &'a Inputs<'a>, kv_head: usize, capacity: usize) -> Self {
+        let heads = Heads::new(&inputs.dims, kv_head);
+        let block = heads.block_tokens() * heads.group;
+        let path = || cpu.scratch.take(heads.head_dim * capacity);
+        let rows = || cpu.scratch.take(block * heads.head_dim);
+        Self {
+            inputs,
+            kv_head,
+            heads,
+            capacity,
+            keys: path(),
+            keys_t: path(),
+            values_t: path(),
+            dkeys: path(),
+            dvalues: path(),
+            queries: rows(),
+            dout: rows(),
+            dqueries: rows(),
+            probabilities: cpu.scratch.take(block * capacity),
+            dscores: cpu.scratch.take(block * capacity),
+        }
+    }
+
+    /// Gathers the rows of a step and clears their gradients.
+    fn join(&mut self, step: &Step) {
+        let (h, qkv, rows, at) = (&self.heads, self.inputs.qkv, step.rows.clone(), step.position);
+        copy_head(&mut self.keys, qkv, rows.clone(), at, h.key, h);
+        copy_head_transposed(&mut self.keys_t, self.capacity, qkv, rows.clone(), at, h.key, h);
+        copy_head_transposed(&mut self.values_t, self.capacity, qkv, rows.clone(), at, h.value, h);
+        let range = at * h.head_dim..(at + rows.len()) * h.head_dim;
+        self.dkeys[range.clone()].fill(0.0);
+        self.dvalues[range].fill(0.0);
+    }
+
+    /// Adds the gradients of a step to the output; `first` is the tree's first row.
+    fn leave(&mut self, step: &Step, first: usize, dk: &mut Tile<'_>, dv: &mut Tile<'_>) {
+        let head_dim = self.heads.head_dim;
+        for (i, row) in step.rows.clone().enumerate() {
+            let range = (step.position + i) * head_dim..(step.position + i + 1) * head_dim;
+            add_rows(dk.row(row - first), &self.dkeys[range.clone()]);
+            add_rows(dv.row(row - first), &self.dvalues[range]);
+        }
+    }
+
+    /// Clears what lies behind a path of `len` rows, up to the next multiple of [`LANES`].
+    fn pad(&mut self, len: usize) {
+        let range = len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim;
+        self.keys[range].fill(0.0);
+    }
+
+    /// Tokens `rows` at consecutive positions from `position` on.
+    fn block(&mut self, rows: Range<usize>, position: usize, first: usize, dq: &mut Tile<'_>) {
+        let (d, Heads { head_dim, group, .. }) = (&self.inputs.dims, self.heads);
+        let count = rows.len() * group;
+        let keys = (position + rows.len()).next_multiple_of(LANES);
+        let scale = d.scale as f32;
+        self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
+        // One token's output rows of this head.
+        let outputs = |row: usize| (row * d.heads + self.kv_head * group) * head_dim;
+        for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
+            to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
+        }
+        let path_t = |data| Mat::new(data, head_dim, keys, self.capacity);
+        let block = |data| Mat::new(data, count, head_dim, head_dim);
+        let (queries, dout) = (block(&self.queries), block(&self.dout));
+        let mut p = Tile::new(&mut self.probabilities, count, keys, keys);
+        let mut ds = Tile::new(&mut self.dscores, count, keys, keys);
+        matmul(&mut p, queries, path_t(&self.keys_t), Write::Overwrite);
+        matmul(&mut ds, dout, path_t(&self.values_t), Write::Overwrite);
+        for r in 0..count {
+            let (token, head) = (rows.start + r / group, r % group);
+            let o = &self.inputs.o[outputs(token) + head * head_dim..][..head_dim];
+            let lse = self.inputs.lse[(self.kv_head * group + head) * d.tokens + token];
+            let visible = position + r / group + 1;
+            softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
+        }
+        let (p, ds) = (
+            Mat::new(&self.probabilities, count, keys, keys),
+            Mat::new(&self.dscores, count, keys, keys),
+        );
+        let path = |data| Tile::new(data, keys, head_dim, head_dim);
+        matmul(&mut path(&mut self.dvalues), p.t(), dout, Write::Add);
+        matmul(&mut path(&mut self.dkeys), ds.t(), queries, Write::Add);
+        let mut dqueries = Tile::new(&mut self.dqueries, count, head_dim, head_dim);
+        matmul(&mut dqueries, ds, Mat::new(&self.keys, keys, head_dim, head_dim), Write::Overwrite);
+        for (i, row) in rows.enumerate() {
+            let from = &self.dqueries[i * group * head_dim..(i + 1) * group * head_dim];
+            scale_into(dq.row(row - first), from, scale);
+        }
+    }
+}
+
+vectorised! {
+    /// Scores to probabilities and the products `do · v` to gradients of the scaled scores, `p (do · v - do · o)`; 0
+    /// behind the `visible` keys.
+    fn softmax_row_bwd(scores: &mut [f32], dscores: &mut [f32], visible: usize, lse: f32, o: &[f32], dout: &[f32]) {
+        let delta = dot::<FMA>(o, dout);
+        let (scores, hidden) = scores.split_at_mut(visible);
+        hidden.fill(0.0);
+        let (dscores, hidden) = dscores.split_at_mut(visible);
+        hidden.fill(0.0);
+        for (s, ds) in scores.iter_mut().zip(dscores) {
+            let p = exp::<FMA>(*s - lse);
+            *s = p;
+            *ds = p * (*ds - delta);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Token embedding: a gather of rows, and its gradient by sorted ids, one owner per row of the table.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::rowwise::{add_rows, rows_of_task};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+pub(super) fn embedding_fwd(a: EmbeddingFwd<'_, Cpu>) {
+    let (hidden, table) = (a.dims.hidden, a.table.slice());
+    gather(a.x.into_slice(), table, a.ids.slice(), hidden);
+}
+
+/// Copies the rows `index` of `from`, `width` elements each.
+pub(super) fn gather(to: &mut [f32], from: &[f32], index: &[i32], width: usize) {
+    if width == 0 {
+        return;
+    }
+    let rows = rows_of_task(width);
+    to.par_chunks_mut(rows * width).zip(index.par_chunks(rows)).for_each(|(to, index)| {
+        for (to, &i) in to.chunks_exact_mut(width).zip(index) {
+            to.copy_from_slice(&from[i as usize * width..][..width]);
+        }
+    });
+}
+
+/// `to[key] (+)= sum of from[item]` over the items of every key, in ascending order; `Write::Overwrite` zeroes the
+/// other rows.
+pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, width: usize, write: Write) {
+    if width == 0 {
+        return;
+    }
+    let (order, offsets, keys) = (runs.order.slice(), runs.offsets.slice(), runs.keys.slice());
+    let rows = rows_of_task(width);
+    to.par_chunks_mut(rows * width).enumerate().for_each(|(task, to)| {
+        if write == Write::Overwrite {
+            to.fill(0.0);
+        }
+        let first = task * rows;
+        let start = keys.partition_point(|&key| (key as usize) < first);
+        for run in start..keys.len() {
+            let row = keys[run] as usize - first;
+            if row >= to.len() / width {
+                break;
+            }
+            let to = &mut to[row * width..(row + 1) * width];
+            for &item in &order[offsets[run] as usize..offsets[run + 1] as usize] {
+                add_rows(to, &from[item as usize * width..][..width]);
+            }
+        }
+    });
+}
+
+pub(super) fn embedding_bwd(a: EmbeddingBwd<'_, Cpu>) {
+    add_runs(a.dtable.into_slice(), a.dx.slice(), a.runs, a.dims.hidden, a.write);
+}

@@ -1,0 +1,151 @@
+//! Vocabulary head: projection, log-softmax and gather without stored logits. Head rows are gathered, then cut into
+//! strips, the vocabulary into panels; one task computes the logits of a strip and a panel in scratch of at most 512
+//! KiB. The cut of the vocabulary depends on its size alone, so a row's result does not depend on the other rows.
+//!
+//! The backward recomputes logits in blocks of 4 strips by 4 panels (8 MiB), three products in all.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::embedding::{add_runs, gather};
+use super::logprob::{dlogits, logsumexp};
+use super::math::softmax_row;
+use super::matmul::matmul;
+use super::tile::{Grid, Mat, Tile, bounds};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+/// Head rows of a strip.
+const STRIP: usize = 256;
+const STRIP_UNIT: usize = 16;
+/// Tokens of a panel; the depth at which products of dlogits are cut anyway.
+const PANEL: usize = 512;
+const PANEL_UNIT: usize = 64;
+/// Values kept for a row and panel: largest logit, sum of exponentials, logit of the target if it is in the panel.
+const KEPT: usize = 3;
+
+/// Range `i` between bounds.
+fn between(bounds: &[usize], i: usize) -> Range<usize> {
+    bounds[i]..bounds[i + 1]
+}
+
+/// Which panel holds a token.
+fn panel_of(panels: &[usize], token: usize) -> usize {
+    panels.partition_point(|&start| start <= token) - 1
+}
+
+pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
+    let (d, target) = (a.dims, a.target.slice());
+    let mut rows = cpu.scratch.take(d.rows * d.hidden);
+    gather(&mut rows, a.hidden.slice(), a.source.slice(), d.hidden);
+    let rows = Mat::new(&rows, d.rows, d.hidden, d.hidden);
+    let head = Mat::new(a.head.slice(), d.vocab, d.hidden, d.hidden);
+    let (strips, panels) = (bounds(d.rows, STRIP, STRIP_UNIT), bounds(d.vocab, PANEL, PANEL_UNIT));
+    let (down, across) = (strips.len() - 1, panels.len() - 1);
+
+    let mut kept = cpu.scratch.take(across * KEPT * d.rows);
+    let grid = Grid::new(&mut kept, d.rows, (0..=across).map(|p| p * KEPT).collect(), strips.clone());
+    (0..down * across).into_par_iter().with_max_len(1).for_each(|task| {
+        let (strip, panel) = (between(&strips, task % down), between(&panels, task / down));
+        let mut kept = grid.claim(task / down, task % down);
+        let width = panel.len();
+        let mut logits = cpu.scratch.take(strip.len() * width);
+        let mut tile = Tile::new(&mut logits, strip.len(), width, width);
+        matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+        for (i, r) in strip.enumerate() {
+            let row = tile.row(i);
+            if panel.contains(&(target[r] as usize)) {
+                kept.row(2)[i] = row[target[r] as usize - panel.start];
+            }
+            (kept.row(0)[i], kept.row(1)[i]) = softmax_row(row);
+        }
+    });
+    drop(grid);
+
+    a.logp.into_slice().par_chunks_mut(STRIP).zip(a.lse.into_slice().par_chunks_mut(STRIP)).enumerate().for_each(
+        |(chunk, (logp, lse))| {
+            for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
+                let r = chunk * STRIP + i;
+                let at = |panel: usize, value: usize| kept[(panel * KEPT + value) * d.rows + r];
+                let largest = (0..across).map(|p| at(p, 0)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+                // A panel of -inf alone adds nothing; NaN, which no comparison sees, is in the panel's sum.
+                let share = |p| if at(p, 0) == largest { at(p, 1) } else { at(p, 1) * (at(p, 0) - largest).exp() };
+                *lse = logsumexp(largest, (0..across).map(share).sum());
+                *logp = at(panel_of(&panels, target[r] as usize), 2) - *lse;
+            }
+        },
+    );
+}
+
+/// Strips and panels of a block.
+const BLOCK: usize = 4;
+
+pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
+    let (d, target, lse, dlogp) = (a.dims, a.target.slice(), a.lse.slice(), a.dlogp.slice());
+    let (dhidden, dhead) = (a.dhidden.into_slice(), a.dhead.into_slice());
+    if d.rows == 0 || d.hidden == 0 {
+        dhidden.fill(0.0);
+        if a.dhead_write == Write::Overwrite {
+            dhead.par_chunks_mut(1 << 16).for_each(|x| x.fill(0.0));
+        }
+        return;
+    }
+    let mut rows = cpu.scratch.take(d.rows * d.hidden);
+    gather(&mut rows, a.hidden.slice(), a.source.slice(), d.hidden);
+    let rows = Mat::new(&rows, d.rows, d.hidden, d.hidden);
+    let head = Mat::new(a.head.slice(), d.vocab, d.hidden, d.hidden);
+    let (strips, panels) = (bounds(d.rows, STRIP, STRIP_UNIT), bounds(d.vocab, PANEL, PANEL_UNIT));
+    let columns = bounds(d.hidden, 192, 64);
+    let mut drows = cpu.scratch.take(d.rows * d.hidden);
+    let mut block = cpu.scratch.take(BLOCK * BLOCK * STRIP * PANEL);
+
+    for first_strip in (0..strips.len() - 1).step_by(BLOCK) {
+        let down = BLOCK.min(strips.len() - 1 - first_strip);
+        for first_panel in (0..panels.len() - 1).step_by(BLOCK) {
+            let across = BLOCK.min(panels.len() - 1 - first_panel);
+            let strip = |i: usize| between(&strips, first_strip + i);
+            let panel = |j: usize| between(&panels, first_panel + j);
+            block[..down * across * STRIP * PANEL].par_chunks_mut(STRIP * PANEL).enumerate().with_max_len(1).for_each(
+                |(task, logits)| {
+                    let (strip, panel) = (strip(task % down), panel(task / down));
+                    let mut tile = Tile::new(logits, strip.len(), panel.len(), PANEL);
+                    matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+                    for (i, r) in strip.enumerate() {
+                        let target = (target[r] as usize).wrapping_sub(panel.start);
+                        dlogits(tile.row(i), target, lse[r], dlogp[r]);
+                    }
+                },
+            );
+            let dlogits = |i: usize, j: usize| {
+                let tile = &block[(j * down + i) * STRIP * PANEL..][..STRIP * PANEL];
+                Mat::new(tile, strip(i).len(), panel(j).len(), PANEL)
+            };
+            let row_bounds = strips[first_strip..=first_strip + down].to_vec();
+            let panel_bounds = panels[first_panel..=first_panel + across].to_vec();
+            let drows = Grid::new(&mut drows, d.hidden, row_bounds, columns.clone());
+            let dhead = Grid::new(&mut dhead[..], d.hidden, panel_bounds, columns.clone());
+            let slabs = columns.len() - 1;
+            (0..(down + across) * slabs).into_par_iter().with_max_len(1).for_each(|task| {
+                let (part, slab) = (task / slabs, task % slabs);
+                let columns = between(&columns, slab);
+                if part < down {
+                    let mut out = drows.claim(part, slab);
+                    for j in 0..across {
+                        let write = if first_panel + j == 0 { Write::Overwrite } else { Write::Add };
+                        matmul(&mut out, dlogits(part, j), head.rows(panel(j)).cols(columns.clone()), write);
+                    }
+                } else {
+                    let j = part - down;
+                    let mut out = dhead.claim(j, slab);
+                    for i in 0..down {
+                        let write = if first_strip + i == 0 { a.dhead_write } else { Write::Add };
+                        matmul(&mut out, dlogits(i, j).t(), rows.rows(strip(i)).cols(columns.clone()), write);
+                    }
+                }
+            });
+        }
+    }
+    add_runs(dhidden, &drows, a.runs, d.hidden, Write::Overwrite);
+}

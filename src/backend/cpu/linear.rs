@@ -1,0 +1,75 @@
+//! Linear layers: the three products and the bias gradient.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::matmul::{matmul, par_matmul};
+use super::rowwise::{add_rows, sum_slices};
+use super::tile::{Mat, Tile, bounds};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+pub(super) fn linear_fwd(a: LinearFwd<'_, Cpu>) {
+    let d = a.dims;
+    let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
+    let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
+    let bias = a.bias.map(|b| b.slice());
+    par_matmul(a.y.into_slice(), x, weight.t(), Write::Overwrite, |tile, first| {
+        if let Some(bias) = bias {
+            let bias = &bias[first..first + tile.cols()];
+            (0..tile.rows()).for_each(|r| add_rows(tile.row(r), bias));
+        }
+    });
+}
+
+pub(super) fn linear_bwd_input(a: LinearBwdInput<'_, Cpu>) {
+    let d = a.dims;
+    let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
+    let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
+    par_matmul(a.dx.into_slice(), dy, weight, a.write, |_, _| {});
+}
+
+/// Elements of a weight below which the sum over tokens is cut into slices for the sake of parallelism.
+const SMALL_WEIGHT: usize = 1 << 16;
+/// Tokens of a slice, at least, and slices, at most.
+const SLICE_TOKENS: usize = 512;
+const SLICES: usize = 8;
+
+pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
+    let d = a.dims;
+    let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
+    let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
+    let size = d.outputs * d.inputs;
+    let slices = if size <= SMALL_WEIGHT { (d.tokens / SLICE_TOKENS).clamp(1, SLICES) } else { 1 };
+    if slices == 1 {
+        par_matmul(a.dweight.into_slice(), dy.t(), x, a.write, |_, _| {});
+        return;
+    }
+    if size == 0 {
+        return;
+    }
+    let tokens = bounds(d.tokens, d.tokens.div_ceil(slices).next_multiple_of(16), 16);
+    let mut partial = cpu.scratch.take((tokens.len() - 1) * size);
+    partial.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(i, partial)| {
+        let rows = tokens[i]..tokens[i + 1];
+        let mut tile = Tile::new(partial, d.outputs, d.inputs, d.inputs);
+        matmul(&mut tile, dy.rows(rows.clone()).t(), x.rows(rows), Write::Overwrite);
+    });
+    sum_slices(a.dweight.into_slice(), &partial, a.write);
+}
+
+/// Tokens whose bias gradients one task adds up.
+const BIAS_TOKENS: usize = 128;
+
+pub(super) fn bias_bwd(cpu: &Cpu, a: BiasBwd<'_, Cpu>) {
+    let (outputs, dy) = (a.dims.outputs, a.dy.slice());
+    if outputs == 0 {
+        return;
+    }
+    let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(BIAS_TOKENS) * outputs);
+    partial.par_chunks_mut(outputs).zip(dy.par_chunks(BIAS_TOKENS * outputs)).for_each(|(partial, rows)| {
+        partial.fill(0.0);
+        rows.chunks_exact(outputs).for_each(|row| add_rows(partial, row));
+    });
+    sum_slices(a.dbias.into_slice(), &partial, a.write);
+}

@@ -1,0 +1,123 @@
+//! Run-time choice of vector instructions. The bodies are plain loops that the compiler vectorises; this file compiles
+//! each of them three times (AVX-512, AVX2 with FMA, baseline) and calls the best one the processor has.
+//!
+//! Results may differ between processors with and without fused multiply-add, never between thread counts.
+
+/// Defines a function whose body is compiled for several instruction sets. Inside the body the constant `FMA` says
+/// whether the processor fuses multiply and add; [`fma`] takes it.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(unused_mut, clippy::too_many_arguments)]
+            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    body::<true>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                #[allow(clippy::too_many_arguments)]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    body::<true>($($arg),*)
+                }
+                match $crate::backend::cpu::simd::level() {
+                    // SAFETY: `level` has found every feature that the function enables on this processor.
+                    $crate::backend::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::backend::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::backend::cpu::simd::Level::Baseline => {}
+                }
+            }
+            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(super) use vectorised;
+
+/// Instruction sets that a vectorised function is compiled for.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    Avx512,
+    Avx2,
+    Baseline,
+}
+
+/// Best level of this processor; the standard library caches the answer.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn level() -> Level {
+    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    match (avx2, avx512) {
+        (true, true) => Level::Avx512,
+        (true, false) => Level::Avx2,
+        (false, _) => Level::Baseline,
+    }
+}
+
+/// `a * b + c`, rounded once where the processor can.
+#[inline(always)]
+pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Width of the partial sums of a row reduction: one AVX-512 register, two of AVX2.
+pub(super) const LANES: usize = 16;
+
+/// Sum of the lanes in a fixed tree.
+#[inline(always)]
+pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Inner product; the order of summation depends on the length alone.
+#[inline(always)]
+pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_tail, b_tail) = (a_blocks.remainder(), b_blocks.remainder());
+    for (x, y) in a_blocks.zip(b_blocks) {
+        for i in 0..LANES {
+            lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
+        }
+    }
+    for (i, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
+        lanes[i] = fma::<FMA>(*x, *y, lanes[i]);
+    }
+    sum_lanes(lanes)
+}
+
+/// Largest element, `-inf` for none. NaN elements are passed over; the exponentials that follow turn them into NaN.
+#[inline(always)]
+pub(super) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let blocks = values.chunks_exact(LANES);
+    let tail = blocks.remainder();
+    for x in blocks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], x[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        *lane = larger(*lane, *x);
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}

@@ -1,0 +1,451 @@
+//! One generic function per op: inputs from the host, outputs back.
+
+use mapl::backend::contract::*;
+use mapl::backend::{Backend, Write};
+
+use super::trees::HostTree;
+use super::{On, Outputs, runs_of};
+
+pub fn embedding_fwd<B: Backend>(on: &On<B>, d: EmbeddingDims, ids: &[i32], table: &[f64]) -> Outputs {
+    let (ids, table, mut x) = (on.idx(ids), on.act(table), on.act_out(d.tokens * d.hidden));
+    let args = EmbeddingFwd { dims: d, ids: ids.view(), table: table.view(), x: x.view_mut() };
+    on.backend.embedding_fwd(args).unwrap();
+    vec![("x", on.read_act(&x))]
+}
+
+pub fn embedding_bwd<B: Backend>(
+    on: &On<B>,
+    d: EmbeddingDims,
+    ids: &[i32],
+    dx: &[f64],
+    dtable: &[f64],
+    write: Write,
+) -> Outputs {
+    let runs = runs_of(ids);
+    let (order, offsets, keys) = (on.idx(&runs.order), on.idx(&runs.offsets), on.idx(&runs.keys));
+    let runs = Runs { order: order.view(), offsets: offsets.view(), keys: keys.view() };
+    let (dx, mut dtable) = (on.act(dx), on.acc(dtable));
+    let args = EmbeddingBwd { dims: d, dx: dx.view(), runs, dtable: dtable.view_mut(), write };
+    on.backend.embedding_bwd(args).unwrap();
+    vec![("dtable", on.read_acc(&dtable))]
+}
+
+pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option<&[f64]>, weight: &[f64]) -> Outputs {
+    let (x, weight, residual) = (on.act(x), on.act(weight), residual.map(|r| on.act(r)));
+    let mut sum = residual.as_ref().map(|r| on.act_out(r.len));
+    let (mut y, mut rstd) = (on.act_out(d.tokens * d.hidden), on.acc_out(d.tokens));
+    let args = NormFwd {
+        dims: d,
+        x: x.view(),
+        residual: residual.as_ref().map(|r| r.view()),
+        weight: weight.view(),
+        sum: sum.as_mut().map(|s| s.view_mut()),
+        y: y.view_mut(),
+        rstd: rstd.view_mut(),
+    };
+    on.backend.norm_fwd(args).unwrap();
+    let mut outputs = vec![("y", on.read_act(&y)), ("rstd", on.read_acc(&rstd))];
+    outputs.extend(sum.map(|s| ("sum", on.read_act(&s))));
+    outputs
+}
+
+/// Inputs of [`norm_bwd`].
+pub struct NormBwdInputs<'a> {
+    pub dy: &'a [f64],
+    pub sum: &'a [f64],
+    pub rstd: &'a [f64],
+    pub weight: &'a [f64],
+    pub dsum: &'a [f64],
+    pub dweight: &'a [f64],
+    pub write: Write,
+}
+
+pub fn norm_bwd<B: Backend>(on: &On<B>, d: NormDims, i: &NormBwdInputs<'_>) -> Outputs {
+    let (dy, sum, rstd, weight) = (on.act(i.dy), on.act(i.sum), on.acc(i.rstd), on.act(i.weight));
+    let (mut dsum, mut dweight) = (on.act(i.dsum), on.acc(i.dweight));
+    let args = NormBwd {
+        dims: d,
+        dy: dy.view(),
+        sum: sum.view(),
+        rstd: rstd.view(),
+        weight: weight.view(),
+        dsum: dsum.view_mut(),
+        dsum_write: i.write,
+        dweight: dweight.view_mut(),
+        dweight_write: i.write,
+    };
+    on.backend.norm_bwd(args).unwrap();
+    vec![("dsum", on.read_act(&dsum)), ("dweight", on.read_acc(&dweight))]
+}
+
+pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Outputs {
+    let (x, weight, bias) = (on.act(x), on.act(weight), bias.map(|b| on.act(b)));
+    let mut y = on.act_out(d.tokens * d.outputs);
+    let bias = bias.as_ref().map(|b| b.view());
+    let args = LinearFwd { dims: d, x: x.view(), weight: weight.view(), bias, y: y.view_mut() };
+    on.backend.linear_fwd(args).unwrap();
+    vec![("y", on.read_act(&y))]
+}
+
+pub fn linear_bwd_input<B: Backend>(
+    on: &On<B>,
+    d: LinearDims,
+    dy: &[f64],
+    weight: &[f64],
+    dx: &[f64],
+    write: Write,
+) -> Outputs {
+    let (dy, weight, mut dx) = (on.act(dy), on.act(weight), on.act(dx));
+    let args = LinearBwdInput { dims: d, dy: dy.view(), weight: weight.view(), dx: dx.view_mut(), write };
+    on.backend.linear_bwd_input(args).unwrap();
+    vec![("dx", on.read_act(&dx))]
+}
+
+pub fn linear_bwd_weight<B: Backend>(
+    on: &On<B>,
+    d: LinearDims,
+    dy: &[f64],
+    x: &[f64],
+    dweight: &[f64],
+    write: Write,
+) -> Outputs {
+    let (dy, x, mut dweight) = (on.act(dy), on.act(x), on.acc(dweight));
+    let args = LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: dweight.view_mut(), write };
+    on.backend.linear_bwd_weight(args).unwrap();
+    vec![("dweight", on.read_acc(&dweight))]
+}
+
+pub fn bias_bwd<B: Backend>(on: &On<B>, d: LinearDims, dy: &[f64], dbias: &[f64], write: Write) -> Outputs {
+    let (dy, mut dbias) = (on.act(dy), on.acc(dbias));
+    on.backend.bias_bwd(BiasBwd { dims: d, dy: dy.view(), dbias: dbias.view_mut(), write }).unwrap();
+    vec![("dbias", on.read_acc(&dbias))]
+}
+
+/// Rotation forward, or backward with `back`.
+pub fn rope<B: Backend>(
+    on: &On<B>,
+    d: RopeDims,
+    positions: &[i32],
+    tables: (&[f64], &[f64]),
+    qkv: &[f64],
+    back: bool,
+) -> Outputs {
+    let (positions, cos, sin) = (on.idx(positions), on.acc(tables.0), on.acc(tables.1));
+    let mut qkv = on.act(qkv);
+    let args = Rope {
+        dims: d,
+        positions: positions.view(),
+        cos: cos.view(),
+        sin: sin.view(),
+        qkv_in_place: qkv.view_mut(),
+    };
+    if back { on.backend.rope_bwd(args).unwrap() } else { on.backend.rope_fwd(args).unwrap() }
+    vec![("qkv", on.read_act(&qkv))]
+}
+
+pub fn glu_fwd<B: Backend>(on: &On<B>, d: GluDims, gate_up: &[f64]) -> Outputs {
+    let (gate_up, mut act) = (on.act(gate_up), on.act_out(d.tokens * d.intermediate));
+    on.backend.glu_fwd(GluFwd { dims: d, gate_up: gate_up.view(), act: act.view_mut() }).unwrap();
+    vec![("act", on.read_act(&act))]
+}
+
+pub fn glu_bwd<B: Backend>(on: &On<B>, d: GluDims, dact: &[f64], gate_up: &[f64]) -> Outputs {
+    let (dact, gate_up) = (on.act(dact), on.act(gate_up));
+    let mut dgate_up = on.act_out(gate_up.len);
+    let args = GluBwd { dims: d, dact: dact.view(), gate_up: gate_up.view(), dgate_up: dgate_up.view_mut() };
+    on.backend.glu_bwd(args).unwrap();
+    vec![("dgate_up", on.read_act(&dgate_up))]
+}
+
+pub fn attention_fwd<B: Backend>(on: &On<B>, d: AttentionDims, tree: &HostTree, qkv: &[f64]) -> Outputs {
+    let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));
+    let [starts, ancestor_offsets, ancestors, trees] = tables.each_ref().map(|t| t.view());
+    let qkv = on.act(qkv);
+    let (mut o, mut lse) = (on.act_out(d.tokens * d.heads * d.head_dim), on.acc_out(d.heads * d.tokens));
+    let args = AttentionFwd {
+        dims: d,
+        qkv: qkv.view(),
+        tree: Tree { starts, ancestor_offsets, ancestors, trees },
+        o: o.view_mut(),
+        lse: lse.view_mut(),
+    };
+    on.backend.attention_fwd(args).unwrap();
+    vec![("o", on.read_act(&o)), ("lse", on.read_acc(&lse))]
+}
+
+/// `forward` is the output of [`attention_fwd`].
+pub fn attention_bwd<B: Backend>(
+    on: &On<B>,
+    d: AttentionDims,
+    tree: &HostTree,
+    qkv: &[f64],
+    do_: &[f64],
+    forward: &Outputs,
+) -> Outputs {
+    let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));
+    let [starts, ancestor_offsets, ancestors, trees] = tables.each_ref().map(|t| t.view());
+    let (qkv, do_, o, lse) = (on.act(qkv), on.act(do_), on.act(&forward[0].1), on.acc(&forward[1].1));
+    let mut dqkv = on.act_out(qkv.len);
+    let args = AttentionBwd {
+        dims: d,
+        do_: do_.view(),
+        qkv: qkv.view(),
+        o: o.view(),
+        lse: lse.view(),
+        tree: Tree { starts, ancestor_offsets, ancestors, trees },
+        dqkv: dqkv.view_mut(),
+    };
+    on.backend.attention_bwd(args).unwrap();
+    vec![("dqkv", on.read_act(&dqkv))]
+}
+
+pub fn head_logprob_fwd<B: Backend>(
+    on: &On<B>,
+    d: HeadDims,
+    hidden: &[f64],
+    head: &[f64],
+    source: &[i32],
+    target: &[i32],
+) -> Outputs {
+    let (hidden, head, source, target) = (on.act(hidden), on.act(head), on.idx(source), on.idx(target));
+    let (mut logp, mut lse) = (on.acc_out(d.rows), on.acc_out(d.rows));
+    let args = HeadLogprobFwd {
+        dims: d,
+        hidden: hidden.view(),
+        head: head.view(),
+        source: source.view(),
+        target: target.view(),
+        logp: logp.view_mut(),
+        lse: lse.view_mut(),
+    };
+    on.backend.head_logprob_fwd(args).unwrap();
+    vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse))]
+}
+
+/// Inputs of [`head_logprob_bwd`].
+pub struct HeadBwdInputs<'a> {
+    pub hidden: &'a [f64],
+    pub head: &'a [f64],
+    pub source: &'a [i32],
+    pub target: &'a [i32],
+    pub lse: &'a [f64],
+    pub dlogp: &'a [f64],
+    pub dhead: &'a [f64],
+    pub write: Write,
+}
+
+pub fn head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>) -> Outputs {
+    let runs = runs_of(i.source);
+    let (order, offsets, keys) = (on.idx(&runs.order), on.idx(&runs.offsets), on.idx(&runs.keys));
+    let (hidden, head, source, target) = (on.act(i.hidden), on.act(i.head), on.idx(i.source), on.idx(i.target));
+    let (lse, dlogp, mut dhead) = (on.acc(i.lse), on.acc(i.dlogp), on.acc(i.dhead));
+    let mut dhidden = on.act_out(d.tokens * d.hidden);
+    let args = HeadLogprobBwd {
+        dims: d,
+        hidden: hidden.view(),
+        head: head.view(),
+        source: source.view(),
+        target: target.view(),
+        runs: Runs { order: order.view(), offsets: offsets.view(), keys: keys.view() },
+        lse: lse.view(),
+        dlogp: dlogp.view(),
+        dhidden: dhidden.view_mut(),
+        dhead: dhead.view_mut(),
+        dhead_write: i.write,
+    };
+    on.backend.head_logprob_bwd(args).unwrap();
+    vec![("dhidden", on.read_act(&dhidden)), ("dhead", on.read_acc(&dhead))]
+}
+
+/// Stored-logits log-prob and its gradient in one.
+pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i32], dlogp: &[f64]) -> Outputs {
+    let rows = target.len();
+    let (mut logits, target, dlogp) = (on.act(logits), on.idx(target), on.acc(dlogp));
+    let (mut logp, mut lse) = (on.acc_out(rows), on.acc_out(rows));
+    let args = LogprobFwd {
+        rows,
+        vocab,
+        logits: logits.view(),
+        target: target.view(),
+        logp: logp.view_mut(),
+        lse: lse.view_mut(),
+    };
+    on.backend.logprob_fwd(args).unwrap();
+    let args = LogprobBwd {
+        rows,
+        vocab,
+        target: target.view(),
+        lse: lse.view(),
+        dlogp: dlogp.view(),
+        logits_to_dlogits: logits.view_mut(),
+    };
+    on.backend.logprob_bwd(args).unwrap();
+    vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse)), ("dlogits", on.read_act(&logits))]
+}
+
+/// Reward head and its gradient in one.
+pub fn reward_head<B: Backend>(
+    on: &On<B>,
+    d: RewardDims,
+    inputs: [&[f64]; 4],
+    rows: &[i32],
+    write: Write,
+) -> Outputs {
+    let [hidden, weight, dscore, dweight] = inputs;
+    let (hidden, weight, rows) = (on.act(hidden), on.act(weight), on.idx(rows));
+    let (dscore, mut dweight, mut score) = (on.acc(dscore), on.acc(dweight), on.acc_out(d.seqs));
+    let mut dhidden = on.act_out(d.tokens * d.hidden);
+    let args = RewardHeadFwd {
+        dims: d,
+        hidden: hidden.view(),
+        weight: weight.view(),
+        rows: rows.view(),
+        score: score.view_mut(),
+    };
+    on.backend.reward_head_fwd(args).unwrap();
+    let args = RewardHeadBwd {
+        dims: d,
+        hidden: hidden.view(),
+        weight: weight.view(),
+        rows: rows.view(),
+        dscore: dscore.view(),
+        dhidden: dhidden.view_mut(),
+        dweight: dweight.view_mut(),
+        dweight_write: write,
+    };
+    on.backend.reward_head_bwd(args).unwrap();
+    vec![("score", on.read_acc(&score)), ("dhidden", on.read_act(&dhidden)), ("dweight", on.read_acc(&dweight))]
+}
+
+/// Per-sequence sums and their gradient in one.
+pub fn segment_sum<B: Backend>(
+    on: &On<B>,
+    reduce: Reduce,
+    values: &[f64],
+    offsets: &[i32],
+    dsums: &[f64],
+) -> Outputs {
+    let (rows, seqs) = (values.len(), offsets.len() - 1);
+    let (values, offsets, dsums) = (on.acc(values), on.idx(offsets), on.acc(dsums));
+    let (mut sums, mut dvalues) = (on.acc_out(seqs), on.acc_out(rows));
+    let (v, o) = (values.view(), offsets.view());
+    let args = SegmentSumFwd { rows, seqs, reduce, values: v, offsets: o, sums: sums.view_mut() };
+    on.backend.segment_sum_fwd(args).unwrap();
+    let args = SegmentSumBwd { rows, seqs, reduce, dsums: dsums.view(), offsets: o, dvalues: dvalues.view_mut() };
+    on.backend.segment_sum_bwd(args).unwrap();
+    vec![("sums", on.read_acc(&sums)), ("dvalues", on.read_acc(&dvalues))]
+}
+
+/// Host form of `PreferenceFwd`.
+#[derive(Clone)]
+pub struct Preference {
+    pub curve: Curve,
+    pub center: f64,
+    pub score: Vec<f64>,
+    pub reference: Option<Vec<f64>>,
+    pub direct: Option<Vec<f64>>,
+    /// (sequence, sign) of the terms of each comparison
+    pub terms: Vec<Vec<(i32, i32)>>,
+    pub kind: Vec<i32>,
+    pub scale: Vec<f64>,
+    pub margin: Vec<f64>,
+    pub weight: Vec<f64>,
+    pub clip: Vec<f64>,
+    pub kind_scale: Vec<f64>,
+}
+
+pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
+    let (seqs, comparisons) = (p.score.len(), p.terms.len());
+    let (mut sequence, mut sign) = (vec![-1; comparisons * TERMS], vec![0; comparisons * TERMS]);
+    let mut used = vec![Vec::new(); seqs];
+    for (c, terms) in p.terms.iter().enumerate() {
+        for (k, &(s, g)) in terms.iter().enumerate() {
+            let slot = c * TERMS + k;
+            (sequence[slot], sign[slot]) = (s, g);
+            used[s as usize].push(slot as i32);
+        }
+    }
+    let mut use_offsets = vec![0i32];
+    use_offsets.extend(used.iter().scan(0, |at, u| {
+        *at += u.len() as i32;
+        Some(*at)
+    }));
+    let (sequence, sign, kind) = (on.idx(&sequence), on.idx(&sign), on.idx(&p.kind));
+    let (use_offsets, uses) = (on.idx(&use_offsets), on.idx(&used.concat()));
+    let [scale, margin, weight] = [&p.scale, &p.margin, &p.weight].map(|x| on.acc(x));
+    let (clip, kind_scale, score) = (on.acc(&p.clip), on.acc(&p.kind_scale), on.acc(&p.score));
+    let (reference, direct) = (p.reference.as_ref().map(|x| on.acc(x)), p.direct.as_ref().map(|x| on.acc(x)));
+    let (mut loss, mut logit) = (on.acc_out(comparisons), on.acc_out(comparisons));
+    let (mut dscore, mut sums) = (on.acc_out(seqs), on.acc_out(KINDS * SUM_FIELDS));
+    let args = PreferenceFwd {
+        seqs,
+        comparisons,
+        curve: p.curve,
+        center: p.center,
+        score: score.view(),
+        reference: reference.as_ref().map(|x| x.view()),
+        table: Comparisons {
+            term_sequence: sequence.view(),
+            term_sign: sign.view(),
+            kind: kind.view(),
+            scale: scale.view(),
+            margin: margin.view(),
+            weight: weight.view(),
+            detached_clip: clip.view(),
+            kind_scale: kind_scale.view(),
+            use_offsets: use_offsets.view(),
+            uses: uses.view(),
+        },
+        direct: direct.as_ref().map(|x| x.view()),
+        loss: loss.view_mut(),
+        logit: logit.view_mut(),
+        dscore: dscore.view_mut(),
+        sums: sums.view_mut(),
+    };
+    on.backend.preference_fwd(args).unwrap();
+    vec![
+        ("loss", on.read_acc(&loss)),
+        ("logit", on.read_acc(&logit)),
+        ("dscore", on.read_acc(&dscore)),
+        ("sums", on.read_acc(&sums)),
+    ]
+}
+
+pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: &[f64]) -> Outputs {
+    let (grads, mut control) = (on.acc(grads), on.acc(control));
+    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), control: control.view_mut() };
+    on.backend.grad_norm(args).unwrap();
+    vec![("control", on.read_acc(&control))]
+}
+
+/// Constants of an update.
+#[derive(Clone, Copy)]
+pub struct Adam {
+    pub decayed: usize,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+}
+
+/// One update; `state` is params, m, v.
+pub fn adamw<B: Backend>(on: &On<B>, adam: Adam, control: &[f64], grads: &[f64], state: [&[f64]; 3]) -> Outputs {
+    let (control, grads) = (on.acc(control), on.acc(grads));
+    let (mut params, mut m, mut v) = (on.act(state[0]), on.acc(state[1]), on.acc(state[2]));
+    let args = AdamW {
+        len: grads.len,
+        decayed: adam.decayed,
+        beta1: adam.beta1,
+        beta2: adam.beta2,
+        eps: adam.eps,
+        weight_decay: adam.weight_decay,
+        control: control.view(),
+        grads: grads.view(),
+        m: m.view_mut(),
+        v: v.view_mut(),
+        master: None,
+        params: params.view_mut(),
+    };
+    on.backend.adamw(args).unwrap();
+    vec![("params", on.read_act(&params)), ("m", on.read_acc(&m)), ("v", on.read_acc(&v))]
+}

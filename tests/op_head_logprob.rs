@@ -1,0 +1,99 @@
+//! Vocabulary head against the reference: vocabularies below and above a panel and off its width, rows that share a
+//! hidden row, strips that are not full, blocks beyond the first; huge and infinite logits; zero rows.
+
+mod common;
+
+use common::{check, indices, normal, runs};
+use mapl::backend::Write;
+use mapl::backend::contract::*;
+use runs::HeadBwdInputs;
+
+fn case(tokens: usize, hidden: usize, vocab: usize, rows: usize) {
+    let d = HeadDims { tokens, hidden, vocab, rows };
+    let label = format!("{tokens} x {hidden} x {vocab}, {rows} rows");
+    let x = normal("hidden", tokens * hidden, 1.0);
+    let head = normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt());
+    // A quarter of the tokens is never a source; others are several times.
+    let source = indices("source", rows, (tokens * 3 / 4).max(1));
+    let target = indices("target", rows, vocab);
+    let tolerance = |p, _: &str| d.tolerance(p);
+    check!(label, |on: &_| runs::head_logprob_fwd(on, d, &x, &head, &source, &target), tolerance);
+
+    let oracle = common::On { backend: &mapl::backend::reference::Reference, inputs: Precision::F32 };
+    let lse = runs::head_logprob_fwd(&oracle, d, &x, &head, &source, &target)[1].1.clone();
+    let dlogp = normal("dlogp", rows, 1.0);
+    let dhead = normal("dhead", vocab * hidden, 1.0);
+    for write in [Write::Overwrite, Write::Add] {
+        let inputs = HeadBwdInputs {
+            hidden: &x,
+            head: &head,
+            source: &source,
+            target: &target,
+            lse: &lse,
+            dlogp: &dlogp,
+            dhead: &dhead,
+            write,
+        };
+        // Sums over the vocabulary whose terms are probabilities, and over rows.
+        let tolerance = |p, name: &str| Tolerance::dot(p, hidden + if name == "dhead" { rows } else { 16 }).scaled(2.0);
+        check!(format!("{label}, {write:?}"), |on: &_| runs::head_logprob_bwd(on, d, &inputs), tolerance);
+    }
+}
+
+#[test]
+fn vocabularies_and_rows() {
+    case(7, 16, 257, 1);
+    case(7, 64, 257, 30);
+    case(129, 80, 1999, 200);
+    case(40, 24, 1999, 1300);
+    case(40, 40, 2600, 300);
+}
+
+#[test]
+fn zero_rows_and_zero_tokens() {
+    case(7, 16, 257, 0);
+    case(0, 16, 257, 0);
+}
+
+#[test]
+fn huge_and_infinite_logits() {
+    let d = HeadDims { tokens: 3, hidden: 16, vocab: 600, rows: 4 };
+    let mut x = normal("hidden", 48, 1.0);
+    x.iter_mut().for_each(|x| *x = x.abs());
+    let mut head = normal("head", 600 * 16, 0.25);
+    // Token 5: logits near 1e4; token 9: -inf for every row; the last panel holds nothing but -inf.
+    head[5 * 16..6 * 16].fill(1e3);
+    head[9 * 16..10 * 16].fill(f64::NEG_INFINITY);
+    head[588 * 16..].fill(f64::NEG_INFINITY);
+    let (source, target) = ([0, 1, 2, 2], [5, 9, 5, 7]);
+    let tolerance = |p, _: &str| d.tolerance(p).scaled(1e4);
+    check!("infinite", |on: &_| runs::head_logprob_fwd(on, d, &x, &head, &source, &target), tolerance);
+    let on = common::On { backend: &mapl::backend::cpu::Cpu::new(), inputs: Precision::F32 };
+    let logp = &runs::head_logprob_fwd(&on, d, &x, &head, &source, &target)[0].1;
+    assert_eq!(logp[1], f64::NEG_INFINITY);
+    assert_eq!(logp[0], 0.0);
+    // +inf and NaN propagate.
+    head[5 * 16..6 * 16].fill(f64::INFINITY);
+    let outputs = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
+    assert!(outputs.iter().all(|(_, values)| values.iter().all(|x| x.is_nan())), "{outputs:?}");
+}
+
+#[test]
+fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
+    let d = HeadDims { tokens: 2, hidden: 8, vocab: 20, rows: 2 };
+    let (mut x, head) = (normal("hidden", 16, 1.0), normal("head", 160, 1.0));
+    x[8] = f64::NAN;
+    let inputs = HeadBwdInputs {
+        hidden: &x[..],
+        head: &head,
+        source: &[0, 1],
+        target: &[3, 4],
+        lse: &[3.0, f64::NAN],
+        dlogp: &[1.0, 0.0],
+        dhead: &vec![0.0; 160],
+        write: Write::Overwrite,
+    };
+    let on = common::On { backend: &mapl::backend::cpu::Cpu::new(), inputs: Precision::F32 };
+    let outputs = runs::head_logprob_bwd(&on, d, &inputs);
+    assert!(outputs[0].1[8..].iter().all(|&g| g == 0.0), "{outputs:?}");
+}
