@@ -1,7 +1,7 @@
 //! Construction of preference groups: every flag re-checked from the row alone, rules A and B, presets, the worked
 //! example, independence of threads and order, balance of the two sides of a comparison.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mapl::data::group::{Comparison, Direction, Kind, Message, PreferenceGroup, Prompt, Response, Rule};
 use mapl::data::instructions::{self, Analysis, FunctionKind};
@@ -298,40 +298,63 @@ fn construction_depends_on_seed_row_and_epoch_alone() {
 
 #[test]
 fn prompts_give_no_answer_away() {
-    let (groups, report) = build_groups(&pairs(1500), &BuildOptions::default(), 0);
-    // About 3,000 comparisons: a standard deviation of one percent point.
-    let near_half = |what: &str, share: f64| assert!((share - 0.5).abs() < 0.04, "{what}: {share}");
+    for options in [
+        BuildOptions::default(),
+        with(|o| o.intra_rule = IntraRule::A),
+        with(|o| o.inter_prompts = InterPrompts::Separate),
+        with(|o| o.inter_dir = InterDir::Up),
+        with(|o| o.build_inter = false),
+    ] {
+        assert_sides_balance(&options);
+    }
+}
+
+/// About 3,000 comparisons, hence a standard deviation of one percent point for what every comparison shows.
+fn assert_sides_balance(options: &BuildOptions) {
+    let (groups, report) = build_groups(&pairs(1500), options, 0);
+    let near_half = |what: &str, share: f64| assert!((share - 0.5).abs() < 0.04, "{what}: {share} {options:?}");
     for (what, side) in ["better", "worse"].into_iter().zip(report.intra_relations) {
         near_half(what, side.share().unwrap());
     }
-    for (what, side) in ["chosen", "rejected"].into_iter().zip(report.satisfied) {
-        near_half(what, side.share().unwrap());
+    if options.inter_dir == InterDir::Both {
+        for (what, side) in ["chosen", "rejected"].into_iter().zip(report.satisfied) {
+            near_half(what, side.share().unwrap());
+        }
     }
-    // The chosen responses are longer, so up and down must differ: the balance above is not a matter of course.
-    let [up, down] = report.inter_relations.map(|r| r.share().unwrap());
-    assert!(up > 0.6 && down < 0.4, "{up} {down}");
-    let (mut longer, mut smaller, mut sums) = (0.0, 0.0, (0.0, 0.0));
+    // The chosen responses are longer, so up shows more "at least": the balance above is not a matter of course.
+    if options.build_inter {
+        let up = report.inter_relations[0].share().unwrap();
+        assert!(up > 0.6, "{up}");
+    }
     let half = |a: usize, b: usize| if a == b { 0.5 } else { f64::from(u8::from(a > b)) };
+    let (mut longer, mut comparisons) = (0.0, 0.0);
+    // Per function with a number: how often the better prompt has the smaller one, of all changed arguments.
+    let mut numbers: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for group in &groups {
         for comparison in group.comparisons.iter().filter(|c| c.kind == Kind::Intra) {
             let [w, l] = [1, -1].map(|sign| signed(comparison, sign)[0].0);
             let length = |p: usize| serde_json::to_string(&group.prompts[p]).unwrap().len();
             longer += half(length(w), length(l));
-            sums.0 += 1.0;
-            let words = |p: usize| {
-                let own = of_prompt(group, p).into_iter().find(|i| i.0 == "length_constraints:number_words")?;
-                own.1["num_words"].as_u64().map(|n| n as usize)
-            };
-            if let (Some(a), Some(b)) = (words(w), words(l))
-                && a != b
-            {
-                smaller += half(b, a);
-                sums.1 += 1.0;
+            comparisons += 1.0;
+            for (a, b) in of_prompt(group, w).into_iter().zip(of_prompt(group, l)) {
+                let number = |kwargs: &instructions::Kwargs| kwargs.values().find_map(serde_json::Value::as_u64);
+                if let (Some(m), Some(n)) = (number(a.1), number(b.1))
+                    && a.1 != b.1
+                {
+                    let id = instructions::by_id(a.0).unwrap().id;
+                    let sums = numbers.entry(id).or_default();
+                    sums.0 += half(n as usize, m as usize);
+                    sums.1 += 1.0;
+                }
             }
         }
     }
-    near_half("the longer prompt is better", longer / sums.0);
-    assert!((smaller / sums.1 - 0.5).abs() < 0.08, "the smaller word limit is better: {}", smaller / sums.1);
+    near_half("the longer prompt is better", longer / comparisons);
+    for (id, (smaller, changed)) in numbers.into_iter().filter(|(_, (_, changed))| *changed >= 200.0) {
+        // Four standard deviations.
+        let slack = 2.0 / f64::sqrt(changed);
+        assert!((smaller / changed - 0.5).abs() < slack, "{id}: the smaller number is better: {smaller} of {changed}");
+    }
 }
 
 #[test]

@@ -47,13 +47,16 @@ fn ends_with(response: &Analysis, phrase: &str) -> bool {
     response.lower().trim().trim_matches('"').ends_with(&phrase.trim().to_lowercase())
 }
 
-/// The last `count` words of the last line, as written. `None` for a line without letters and for a phrase that a
-/// quoted instruction could not show.
+/// The last words of the last sentence of the last line, `count` at most, as written. `None` for a line without letters
+/// and for a phrase that a quoted instruction could not show.
 fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     let line = response.text().trim().trim_matches('"').lines().next_back()?;
-    let starts: Vec<usize> =
-        line.split_whitespace().map(|word| word.as_ptr() as usize - line.as_ptr() as usize).collect();
-    let phrase = line[*starts.get(starts.len().saturating_sub(count))?..].trim_end();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let closes = |word: &&str| word.ends_with(['.', '!', '?']);
+    let (last, before) = words.split_last()?;
+    let taken = before.iter().rev().take(count.saturating_sub(1)).take_while(|word| !closes(word)).last();
+    let start = taken.unwrap_or(last).as_ptr() as usize - line.as_ptr() as usize;
+    let phrase = line[start..].trim_end();
     (phrase.chars().any(char::is_alphanumeric) && !phrase.contains('"')).then_some(phrase)
 }
 
@@ -109,6 +112,7 @@ mod tests {
         let of = |text, n| tail(&Analysis::new(text), n);
         assert_eq!(of("easy to paint on a sign.\n", 3), Some("on a sign."));
         assert_eq!(of("first line\r\nAsk me!", 5), Some("Ask me!"));
+        assert_eq!(of("ba lo. ti mu.", 4), Some("ti mu."));
         assert_eq!(of("", 2), None);
         assert_eq!(of("* * *", 2), None);
         assert_eq!(of("he said \"no\" twice", 3), None);

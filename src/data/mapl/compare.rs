@@ -2,21 +2,22 @@
 
 use super::Dropped;
 use super::assemble::with_instructions;
-use super::draw::{Drawer, Flags, Purpose, Side, Slot};
+use super::draw::{Drawer, Purpose, Side, Slot};
 use super::report::Report;
 use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
 use crate::data::instructions::Analysis;
 use crate::data::options::{BuildOptions, InterDir, InterLoss, InterPrompts, IntraAnchor, IntraResponses, IntraRule};
 
-/// Flags of the two inter prompts, chosen response first.
-fn inter_flags(direction: Direction) -> Flags {
+/// The response that meets the instructions of an inter prompt; the other one fails them.
+fn winner(direction: Direction) -> Side {
     match direction {
-        Direction::Up => [Some(true), Some(false)],
-        Direction::Down => [Some(false), Some(true)],
+        Direction::Up => Side::Chosen,
+        Direction::Down => Side::Rejected,
     }
 }
 
-/// Instructions of the inter prompts of one draw.
+/// Instructions of the inter prompts of one draw. Where intra comparisons share them there may be one more than inter
+/// comparisons are built for.
 #[derive(Default)]
 struct InterSlates {
     up: Option<Vec<Slot>>,
@@ -69,42 +70,62 @@ impl<'a> Builder<'a> {
                     }
                 }
             }
-            for direction in [Direction::Up, Direction::Down] {
-                if let Some(slots) = slates.get(direction)
-                    && let Err(reason) = self.add_inter(x, pair, direction, slots)
-                {
-                    report.drop(Kind::Inter, reason);
+            if draw < inter_draws {
+                for &direction in self.directions() {
+                    let added = match slates.get(direction) {
+                        Some(slots) => self.add_inter(x, pair, direction, slots),
+                        None => Err(Dropped::TooFewFunctions),
+                    };
+                    if let Err(reason) = added {
+                        report.drop(Kind::Inter, reason);
+                    }
                 }
             }
         }
     }
 
-    fn inter_slates(&self, drawer: &mut Drawer, report: &mut Report) -> InterSlates {
-        let [up, down] = [Direction::Up, Direction::Down].map(|d| Purpose::Inter(inter_flags(d)));
-        let dropped = |result: Result<[Vec<Slot>; 1], Dropped>, report: &mut Report| match result {
-            Ok([slots]) => Some(slots),
-            Err(reason) => {
-                report.drop(Kind::Inter, reason);
-                None
-            }
-        };
-        match (self.options.inter_dir, self.options.inter_prompts) {
-            (InterDir::Up, _) => InterSlates { up: dropped(drawer.slates([up], report), report), down: None },
-            (InterDir::Down, _) => InterSlates { up: None, down: dropped(drawer.slates([down], report), report) },
-            (InterDir::Both, InterPrompts::Separate) => InterSlates {
-                up: dropped(drawer.slates([up], report), report),
-                down: dropped(drawer.slates([down], report), report),
-            },
-            (InterDir::Both, InterPrompts::Shared) => match drawer.slates([up, down], report) {
-                Ok([up, down]) => InterSlates { up: Some(up), down: Some(down) },
-                Err(reason) => {
-                    // One reason for each direction that was asked for.
-                    report.drop(Kind::Inter, reason);
-                    report.drop(Kind::Inter, reason);
-                    InterSlates::default()
-                }
-            },
+    fn directions(&self) -> &'static [Direction] {
+        match self.options.inter_dir {
+            InterDir::Both => &[Direction::Up, Direction::Down],
+            InterDir::Up => &[Direction::Up],
+            InterDir::Down => &[Direction::Down],
         }
+    }
+
+    /// Instructions of the inter prompts of one draw, as far as they are feasible. Under shared prompts both
+    /// directions have the same functions, also where inter comparisons go in one direction only: intra comparisons of
+    /// the two responses then mirror each other, and no prompt gives its side away.
+    fn inter_slates(&self, drawer: &mut Drawer, report: &mut Report) -> InterSlates {
+        let purpose = |direction| Purpose::Opposed(winner(direction), true);
+        let together = match self.options.inter_prompts {
+            InterPrompts::Shared => self.shares_prompts() || self.options.inter_dir == InterDir::Both,
+            InterPrompts::Separate => false,
+        };
+        if together {
+            if let Ok([up, down]) = drawer.slates([Direction::Up, Direction::Down].map(purpose), report) {
+                return InterSlates { up: Some(up), down: Some(down) };
+            }
+            // A single direction may still be feasible alone, for functions that know only "at least".
+            if self.options.inter_dir == InterDir::Both {
+                return InterSlates::default();
+            }
+        }
+        let mut slates = InterSlates::default();
+        for &direction in self.directions() {
+            let drawn = drawer.slates([purpose(direction)], report).ok().map(|[slots]| slots);
+            match direction {
+                Direction::Up => slates.up = drawn,
+                Direction::Down => slates.down = drawn,
+            }
+        }
+        slates
+    }
+
+    /// True if inter prompts double as intra prompts.
+    fn shares_prompts(&self) -> bool {
+        self.options.build_intra
+            && self.options.intra_anchor == IntraAnchor::None
+            && self.options.inter_prompts == InterPrompts::Shared
     }
 
     fn add_intra(
@@ -121,7 +142,7 @@ impl<'a> Builder<'a> {
             IntraAnchor::Bare => {
                 // Chosen: x over a prompt it fails. Rejected: a prompt it meets over x.
                 let flag = side == Side::Rejected;
-                let [slots] = drawer.slates([Purpose::Intra(side, flag)], report)?;
+                let [slots] = drawer.slates([Purpose::Leaning(side, flag)], report)?;
                 let prompt = self.add_prompt(x, &slots, |_| Some(flag), response)?;
                 let (better, worse) = if flag { (prompt, x) } else { (x, prompt) };
                 (better, worse, Rule::Bare)
@@ -185,8 +206,11 @@ impl<'a> Builder<'a> {
         {
             return Ok((given.to_vec(), other));
         }
-        // The second purpose makes sure that the flags can be turned.
-        let [given, _] = drawer.slates([Purpose::Intra(side, flag), Purpose::Intra(side, !flag)], report)?;
+        // Both flags are drawn, to make sure that they can be turned. Functions that can oppose the responses both
+        // ways come first: a count with "at least" alone shows by its size which prompt is laxer.
+        let both = |purpose: fn(Side, bool) -> Purpose| [purpose(side, flag), purpose(side, !flag)];
+        let opposed = drawer.slates(both(Purpose::Opposed), report);
+        let [given, _] = opposed.or_else(|_| drawer.slates(both(Purpose::Leaning), report))?;
         let other = drawer.contrast(&given, side, flag)?;
         Ok((given, other))
     }
@@ -198,15 +222,14 @@ impl<'a> Builder<'a> {
         direction: Direction,
         slots: &[Slot],
     ) -> Result<(), Dropped> {
-        let flags = inter_flags(direction);
-        if !self.confirmed(slots, |_| flags[1], rejected) {
+        let (winner, loser) = match winner(direction) {
+            Side::Chosen => (chosen, rejected),
+            Side::Rejected => (rejected, chosen),
+        };
+        if !self.confirmed(slots, |_| Some(false), loser) {
             return Err(Dropped::WrongFlag);
         }
-        let prompt = self.add_prompt(x, slots, |_| flags[0], chosen)?;
-        let (winner, loser) = match direction {
-            Direction::Up => (chosen, rejected),
-            Direction::Down => (rejected, chosen),
-        };
+        let prompt = self.add_prompt(x, slots, |_| Some(true), winner)?;
         let term = |prompt, response, sign| Term { prompt, response, sign };
         let pair = vec![term(prompt, winner, 1), term(prompt, loser, -1)];
         // The pair differs on every instruction of an inter prompt.

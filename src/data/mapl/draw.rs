@@ -21,7 +21,7 @@ pub enum Side {
 }
 
 /// A flag for each response of a pair, chosen first.
-pub type Flags = [Option<bool>; 2];
+type Flags = [Option<bool>; 2];
 
 impl Side {
     /// Position in [`Flags`].
@@ -72,10 +72,10 @@ pub struct Drawer<'a> {
 /// What a prompt is drawn for.
 #[derive(Clone, Copy)]
 pub enum Purpose {
-    /// These flags, exactly.
-    Inter(Flags),
+    /// This response has this flag, and the other the opposite one.
+    Opposed(Side, bool),
     /// This response has this flag; the other the opposite one where feasible.
-    Intra(Side, bool),
+    Leaning(Side, bool),
 }
 
 impl Drawer<'_> {
@@ -85,8 +85,8 @@ impl Drawer<'_> {
             function.draw(&Request { targets: &targets, prompt: self.prompt, partner }, &mut self.rng)
         };
         match purpose {
-            Purpose::Inter(flags) => with(flags),
-            Purpose::Intra(side, flag) => with(side.opposed(flag)).or_else(|| with(side.alone(flag))),
+            Purpose::Opposed(side, flag) => with(side.opposed(flag)),
+            Purpose::Leaning(side, flag) => with(side.opposed(flag)).or_else(|| with(side.alone(flag))),
         }
     }
 
@@ -172,7 +172,7 @@ impl Drawer<'_> {
         }
         for &i in changed {
             let Slot { function, variant, kwargs } = &given[i];
-            let drawn = self.draw(function, Purpose::Intra(side, !flag), Some(kwargs))?;
+            let drawn = self.draw(function, Purpose::Leaning(side, !flag), Some(kwargs))?;
             if clashes(function, &drawn, slots.iter().flatten()) {
                 return None;
             }

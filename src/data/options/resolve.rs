@@ -82,11 +82,13 @@ impl BuildArgs {
         refuse(o.inter_loss != InterLoss::PairMargin && self.gamma.is_some(), "gamma", || {
             "without --inter-loss pair-margin".into()
         })?;
-        refuse((bare || !o.build_intra) && self.inter_prompts.is_some(), "inter-prompts", || {
+        // Without intra comparisons to share with, the two directions may still share their functions.
+        let alone = bare || !o.build_intra;
+        refuse(alone && o.inter_dir != InterDir::Both && self.inter_prompts.is_some(), "inter-prompts", || {
             let cause = if bare { "with --intra-anchor bare" } else { "without intra comparisons" };
-            format!("{cause} (--objective {name})")
+            format!("{cause} and with one direction (--objective {name})")
         })?;
-        refuse((bare || !o.build_intra) && self.build_attempts.is_some(), "build-attempts", || {
+        refuse(alone && self.build_attempts.is_some(), "build-attempts", || {
             format!("under --objective {name}, which builds no pair of instructed prompts")
         })?;
         refuse(o.placement == Placement::System && self.turn.is_some(), "turn", || "with --placement system".into())
