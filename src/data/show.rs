@@ -191,3 +191,24 @@ fn plain(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::group::{Prompt, Response};
+    use super::super::tokenized::Sequence;
+    use super::*;
+
+    #[test]
+    fn tree_nodes_do_not_depend_on_the_order_of_prompts() {
+        // Prompts 0 and 2 share their first token, prompts 1 and 3 are equal, prompt 4 is not used.
+        let prompt_ids = vec![vec![1, 2], vec![3], vec![1, 4], vec![3], Vec::new()];
+        let pair = |s: &str| Response::Text(s.into());
+        let group = PreferenceGroup::pair("t".into(), Prompt::Text("p".into()), pair("a"), pair("b"), 0.0);
+        let sequences = (0..4).map(|prompt| Sequence { prompt, response: 0, response_ids: vec![9] }).collect();
+        let group = TokenizedGroup { group: Arc::new(group), prompt_ids, sequences, comparisons: Vec::new() };
+        let table = TokenTable::new(&group);
+        assert_eq!(table, TokenTable { terms: (0, 0), sequences: (4, 10), prompts: (3, 9), tree: (4, 8) });
+    }
+}

@@ -2,13 +2,15 @@
 //!
 //! What makes the output equal, byte for byte, to Jinja 2 under transformers' settings: `trim_blocks` and
 //! `lstrip_blocks` on; `generation` blocks, which only mark text there, read as blocks that are always true; a
-//! `tojson` of our own (`json`); CRLF read as LF; Python's string, list and dict methods; `raise_exception`; and
-//! `strftime_now`, whose clock is read once per process so that every row of a run sees the same date (`date`).
+//! `tojson` of our own (`json`); lists and dicts printed as Python prints them (`repr`); CRLF read as LF; Python's
+//! string, list and dict methods; `raise_exception`; and `strftime_now`, whose clock is read once per process so that
+//! every row of a run sees the same date (`date`).
 //!
 //! Refused: templates that do not parse, and conversations that a template itself refuses.
 
 mod date;
 mod json;
+mod repr;
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -161,8 +163,8 @@ fn environment() -> Environment<'static> {
     // The text goes to a tokenizer, never to a browser.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.set_formatter(|out, state, value| match python_word(value) {
-        Some(word) => out.write_str(word).map_err(minijinja::Error::from),
+    env.set_formatter(|out, state, value| match repr::container(value) {
+        Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
         None => minijinja::escape_formatter(out, state, value),
     });
     env.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
@@ -173,17 +175,6 @@ fn environment() -> Environment<'static> {
         date::strftime_now(&format).map_err(|why| minijinja::Error::new(ErrorKind::InvalidOperation, why))
     });
     env
-}
-
-/// Python's spelling of the values whose spelling differs.
-fn python_word(value: &Value) -> Option<&'static str> {
-    if value.is_none() {
-        return Some("None");
-    }
-    match value.kind() {
-        minijinja::value::ValueKind::Bool => Some(if value.is_true() { "True" } else { "False" }),
-        _ => None,
-    }
 }
 
 /// minijinja's message and line, without its debug dump.

@@ -231,3 +231,40 @@ fn finish(mut group: PreferenceGroup, fitted: fit::Fitted) -> TokenizedGroup {
     let (prompt_ids, sequences) = (fitted.prompt_ids, fitted.sequences);
     TokenizedGroup { group: Arc::new(group), prompt_ids, sequences, comparisons }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::group::{Message, Prompt, Response};
+    use super::super::tokenizer::train_bpe;
+    use super::*;
+
+    #[test]
+    fn every_answer_of_a_conversation_is_trained_and_dropped_on_its_own() {
+        let tokenizer = train_bpe(std::iter::repeat_n("Name a bird. A wren.".to_owned(), 9), 270).unwrap();
+        let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let first = vec![turn("user", "Name a bird.")];
+        let second = [first.clone(), vec![turn("assistant", "A wren."), turn("user", "Name a bird.")]].concat();
+        let group = PreferenceGroup {
+            id: "talk".into(),
+            prompts: vec![Prompt::Messages(first), Prompt::Messages(second)],
+            responses: vec![Response::Message(turn("assistant", "A wren.")); 2],
+            comparisons: Vec::new(),
+            instructions: Vec::new(),
+            tools: None,
+            chat_template_kwargs: None,
+        };
+        let row = || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1 };
+        let run = |max_length| {
+            let options = TokenizeOptions { max_length, max_drop_fraction: 0.5, ..TokenizeOptions::default() };
+            tokenize_rows(vec![row()], &tokenizer, &options).unwrap()
+        };
+        let (groups, report) = run(1024);
+        assert_eq!((groups[0].sequences.len(), report.read, report.kept, report.ended), (2, 2, 2, 2));
+        assert_eq!(groups[0].sequences[0].response_ids, groups[0].sequences[1].response_ids);
+        // The second prompt continues the first answer, so its ids begin with the first sequence.
+        let opening = [&groups[0].prompt_ids[0][..], &groups[0].sequences[0].response_ids].concat();
+        assert!(groups[0].prompt_ids[1].starts_with(&opening));
+        let (groups, report) = run(opening.len());
+        assert_eq!((groups[0].sequences.len(), report.kept, report.dropped_too_long), (1, 1, 1));
+    }
+}

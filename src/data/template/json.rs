@@ -147,7 +147,7 @@ impl Layout {
 }
 
 /// Python's `repr` of a float: shortest digits that read back, an exponent below 1e-4 and from 1e16 on.
-fn python_float(x: f64) -> String {
+pub(super) fn python_float(x: f64) -> String {
     let scientific = format!("{x:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     let Ok(power) = exponent.parse::<i32>() else { return scientific };

@@ -181,7 +181,8 @@ impl fmt::Display for TokenizeReport {
             let (merged, plain) = (self.boundary_mismatches, self.plain_sequences);
             writeln!(
                 f,
-                "boundary      tokens merge across the end of the prompt in {merged} of {plain} sequences; these are encoded apart"
+                "boundary      tokens merge across the end of the prompt in {merged} of {plain} sequences; these are \
+                 encoded apart"
             )?;
         }
         Ok(())

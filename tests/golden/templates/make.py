@@ -147,17 +147,18 @@ TEMPLATES = {
 {%- endfor -%}
 {{ messages | map(attribute='role') | unique | join(',') }}|{{ messages | length }}|{{ messages[::-1][0].role }}
 {%- for key, value in {'a': 1, 'b': none}.items() %} {{ key }}={{ value }}{% endfor %}
- {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ true }} {{ 1.0 }} {{ 7 // 2 }} {{ 'x' * 3 }}
+ {{ messages | selectattr('role', 'equalto', 'user') | list | length }} {{ true }} {{ 1.0 }} {{ 7 // 2 }} {{ 'x' * 3 }} {{ ['y', "it's", 1.5, none] }} {{ {'k': [true]} }}
 """,
     # JSON in all its layouts, keyword variables, tests.
     "json": """\
 {{ messages | tojson }}
-{{ messages[0] | tojson(ensure_ascii=true) }}
+{{ messages[-1] | tojson(ensure_ascii=true) }}
 {% if tools %}
 {{ tools | tojson(indent=2, sort_keys=true) }}
 {{ tools | tojson(separators=(',', ':')) }}
 {% endif %}
-{{ numbers | default([]) | tojson }}
+{{ numbers | default([]) | tojson }} {{ numbers | default([]) }} {{ tools }}
+{{ messages }}
 {% if thinking is defined and thinking is true %}thinking{% else %}plain{% endif %}
 
 end

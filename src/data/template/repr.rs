@@ -1,0 +1,67 @@
+//! Lists and dicts printed as Python prints them: templates that write `{{ tools }}` rely on it. Strings inside them
+//! take single quotes unless they hold one and no double quote. Control characters are escaped; Python also escapes
+//! unassigned code points, which here stand as they are.
+
+use minijinja::value::{Value, ValueKind};
+
+use super::json::python_float;
+
+/// Python's `repr` of a container; `None` for any other value, which prints the same either way.
+pub fn container(value: &Value) -> Option<String> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map => {
+            let value = serde_json::to_value(value).ok()?;
+            let mut out = String::new();
+            write(&value, &mut out);
+            Some(out)
+        }
+        _ => None,
+    }
+}
+
+fn write(value: &serde_json::Value, out: &mut String) {
+    match value {
+        serde_json::Value::Null => out.push_str("None"),
+        serde_json::Value::Bool(flag) => out.push_str(if *flag { "True" } else { "False" }),
+        serde_json::Value::Number(number) => match number.as_f64() {
+            Some(float) if number.is_f64() => out.push_str(&python_float(float)),
+            _ => out.push_str(&number.to_string()),
+        },
+        serde_json::Value::String(text) => string(text, out),
+        serde_json::Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                write(item, out);
+            }
+            out.push(']');
+        }
+        serde_json::Value::Object(map) => {
+            out.push('{');
+            for (i, (key, item)) in map.iter().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                string(key, out);
+                out.push_str(": ");
+                write(item, out);
+            }
+            out.push('}');
+        }
+    }
+}
+
+fn string(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if c.is_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
