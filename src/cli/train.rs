@@ -130,6 +130,9 @@ impl Plan<'_> {
     /// Rows to train and to evaluate on.
     fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
         let read = |files: &[PathBuf]| -> Result<Vec<SourceRow>> {
+            if files.is_empty() {
+                return Ok(Vec::new());
+            }
             let (rows, reports) = match self.method {
                 Method::Sft => read_sft_files(files, &self.args.read)?,
                 Method::Reward | Method::Dpo => read_files_with_reports(files, &self.args.read)?,

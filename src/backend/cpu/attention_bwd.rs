@@ -163,10 +163,7 @@ impl<'a> Backward<'a> {
             let visible = position + r / group + 1;
             softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
         }
-        let (p, ds) = (
-            Mat::new(&self.probabilities, count, keys, keys),
-            Mat::new(&self.dscores, count, keys, keys),
-        );
+        let (p, ds) = (Mat::new(&self.probabilities, count, keys, keys), Mat::new(&self.dscores, count, keys, keys));
         let path = |data| Tile::new(data, keys, head_dim, head_dim);
         matmul(&mut path(&mut self.dvalues), p.t(), dout, Write::Add);
         matmul(&mut path(&mut self.dkeys), ds.t(), queries, Write::Add);
