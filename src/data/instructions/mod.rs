@@ -3,7 +3,7 @@
 //! and evaluation share one checker; the wording and the rules that derive arguments are the project's own.
 //!
 //! - [`analysis`]: what the checkers measure, cached per text
-//! - [`quantity`]: relations and thresholds; [`lexical`]: words drawn from responses; [`wording`]: grammar of the texts
+//! - `quantity`: relations and thresholds; `lexical`: words drawn from responses; `wording`: grammar of the texts
 //! - one file per IFEval family with its functions; [`conflicts`]: which do not stand together
 //!
 //! To add a function: write `draw`, `phrase` and `check` in its family's file, add it to that file's list, and its
