@@ -3,11 +3,11 @@
 //! and evaluation share one checker; the wording and the rules that derive arguments are the project's own.
 //!
 //! - [`analysis`]: what the checkers measure, cached per text
-//! - [`quantity`]: relations and thresholds; [`lexical`]: words drawn from responses; [`wording`]: grammar of the texts
-//! - one file per IFEval family with its functions; [`conflicts`]: which do not stand together
+//! - `quantity`: relations and thresholds; `lexical`: words drawn from responses; `wording`: grammar of the texts
+//! - one file per IFEval family with its functions; [`mod@conflicts`]: which do not stand together
 //!
 //! To add a function: write `draw`, `phrase` and `check` in its family's file, add it to that file's list, and its
-//! conflicts to [`conflicts`]. The tests below then run over it.
+//! conflicts to [`mod@conflicts`]. The tests in `tests/instructions.rs` then run over it.
 
 use serde_json::{Map, Value};
 

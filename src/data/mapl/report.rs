@@ -1,5 +1,5 @@
 //! Counts of a construction: what was built, what was not and why, and whether the two sides of the comparisons are
-//! balanced. Reports of groups add up in any order; [`super::table`] prints them.
+//! balanced. Reports of groups add up in any order; `table` prints them.
 
 use std::collections::BTreeMap;
 
