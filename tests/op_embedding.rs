@@ -1,0 +1,32 @@
+//! Embedding against the reference: repeated and absent ids, one token, rows off the vector width, no token at all.
+
+mod common;
+
+use common::{check, indices, normal, runs};
+use mapl::backend::Write;
+use mapl::backend::contract::*;
+
+#[test]
+fn gather_and_its_gradient() {
+    for (tokens, vocab, hidden) in [(0, 5, 4), (1, 257, 16), (7, 3, 33), (129, 257, 80), (900, 1999, 24)] {
+        let d = EmbeddingDims { tokens, vocab, hidden };
+        let label = format!("{tokens} x {vocab} x {hidden}");
+        let (ids, table) = (indices("ids", tokens, vocab), normal("table", vocab * hidden, 1.0));
+        let dx = normal("dx", tokens * hidden, 1.0);
+        let exact = |_, _: &str| Tolerance { atol: 0.0, rtol: 0.0 };
+        // Rounding to the backend's precision is done before the op, so a copy is exact.
+        check!(label, |on: &_| runs::embedding_fwd(on, d, &ids, &table), exact);
+        for write in [Write::Overwrite, Write::Add] {
+            let tolerance = |p, _: &str| Tolerance::dot(p, tokens).scaled(2.0);
+            check!(label, |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, write), tolerance);
+        }
+    }
+}
+
+#[test]
+fn all_tokens_alike() {
+    let d = EmbeddingDims { tokens: 500, vocab: 9, hidden: 20 };
+    let (ids, dx, table) = (vec![8; 500], normal("dx", 10_000, 1.0), normal("table", 180, 1.0));
+    let tolerance = |p, _: &str| Tolerance::dot(p, 500).scaled(10.0);
+    check!("alike", |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, Write::Overwrite), tolerance);
+}

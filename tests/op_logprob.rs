@@ -1,0 +1,68 @@
+//! Stored-logits log-prob and the reward head against the reference; the vocabulary head against its stored oracle.
+
+mod common;
+
+use common::{check, indices, normal, runs};
+use mapl::backend::Write;
+use mapl::backend::contract::*;
+
+#[test]
+fn stored_logits() {
+    for (rows, vocab) in [(0, 257), (1, 1), (7, 257), (33, 1999)] {
+        let (logits, target) = (normal("logits", rows * vocab, 2.0), indices("target", rows, vocab));
+        let dlogp = normal("dlogp", rows, 1.0);
+        let tolerance = |p, _: &str| Tolerance::dot(p, 16).scaled(2.0);
+        check!(format!("{rows} x {vocab}"), |on: &_| runs::logprob(on, vocab, &logits, &target, &dlogp), tolerance);
+    }
+}
+
+#[test]
+fn equal_huge_and_infinite_logits() {
+    let vocab = 100;
+    let mut logits = normal("logits", 5 * vocab, 1.0);
+    logits[..vocab].fill(3.0);
+    logits[vocab + 17] = 1e6;
+    logits[2 * vocab..3 * vocab].iter_mut().step_by(2).for_each(|x| *x = f64::NEG_INFINITY);
+    logits[3 * vocab + 1] = f64::INFINITY;
+    logits[4 * vocab + 1] = f64::NAN;
+    let target = [0, 3, 4, 5, 6];
+    // Differences from a logit of 1e6 carry its rounding.
+    let tolerance = |p, _: &str| Tolerance::dot(p, 16).scaled(2.0);
+    check!("extreme", |on: &_| runs::logprob(on, vocab, &logits, &target, &[1.0; 5]), tolerance);
+}
+
+#[test]
+fn reward_head() {
+    for (tokens, hidden, rows) in [(0, 16, vec![]), (7, 33, vec![6]), (129, 80, vec![3, 0, 128, 77]), (9, 257, vec![])] {
+        let d = RewardDims { tokens, hidden, seqs: rows.len() };
+        let inputs = [normal("h", tokens * hidden, 1.0), normal("w", hidden, 1.0)];
+        let (dscore, start) = (normal("ds", rows.len(), 1.0), normal("dw", hidden, 1.0));
+        for write in [Write::Overwrite, Write::Add] {
+            let tolerance = |p, _: &str| d.tolerance(p);
+            check!(
+                format!("{tokens} x {hidden}, {write:?}"),
+                |on: &_| runs::reward_head(on, d, [&inputs[0], &inputs[1], &dscore, &start], &rows, write),
+                tolerance
+            );
+        }
+    }
+}
+
+#[test]
+fn vocabulary_head_equals_its_stored_oracle() {
+    use mapl::backend::cpu::Cpu;
+    let (tokens, hidden, vocab, rows) = (20, 48, 700, 60);
+    let (x, head) = (normal("x", tokens * hidden, 1.0), normal("head", vocab * hidden, 0.2));
+    let (source, target) = (indices("s", rows, tokens), indices("t", rows, vocab));
+    let on = common::On { backend: &Cpu::new(), inputs: Precision::F32 };
+    let d = HeadDims { tokens, hidden, vocab, rows };
+    let got = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
+    let gathered: Vec<f64> =
+        source.iter().flat_map(|&s| x[s as usize * hidden..(s as usize + 1) * hidden].to_vec()).collect();
+    let d = LinearDims { tokens: rows, inputs: hidden, outputs: vocab };
+    let logits = runs::linear_fwd(&on, d, &gathered, &head, None)[0].1.clone();
+    let stored = runs::logprob(&on, vocab, &logits, &target, &vec![1.0; rows]);
+    for k in 0..2 {
+        common::compare::values(got[k].0, &got[k].1, &stored[k].1, Tolerance::dot(Precision::F32, 16));
+    }
+}
