@@ -1,16 +1,20 @@
 //! Training a byte-level BPE and writing it as a folder that transformers loads.
 //!
 //! The vocabulary holds the special tokens first, then all 256 bytes, then merges by falling frequency, so every text
-//! can be encoded and no unknown token exists. Equal texts in equal order give equal files. Word boundaries follow the
-//! usual byte-level rule with no space put in front of a text.
+//! can be encoded and no unknown token exists. Equal texts in equal order give equal files. Texts are cut into
+//! words by Qwen2's rule, with no space put in front.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerBuilder,
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
+    TokenizerBuilder,
 };
 
 use super::super::template::{ChatTemplate, TEMPLATE_FILE};
@@ -33,6 +37,15 @@ pub const CHAT_TEMPLATE: &str = "\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}
 ";
+
+/// Where texts are cut before merging: contractions, words, single digits, punctuation, line ends. It is Qwen2's pattern
+/// (transformers, `tokenization_qwen2.py`), because transformers 5 builds that tokenizer's own pattern and NFC
+/// normalisation for every folder of `model_type` qwen2 and keeps only vocabulary and merges of tokenizer.json; with
+/// another pattern here, a saved Qwen2 model would read its text differently there.
+const SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 /// Longest text that `tokenizer_config.json` announces; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
@@ -58,12 +71,14 @@ where
         .initial_alphabet(alphabet.into_iter().collect())
         .special_tokens(SPECIAL_TOKENS.iter().map(|token| AddedToken::from(*token, true)).collect())
         .build();
-    let byte_level = ByteLevel::new(false, true, true);
+    let byte_level = ByteLevel::new(false, true, false);
+    let split = Split::new(SplitPattern::Regex(SPLIT.into()), SplitDelimiterBehavior::Isolated, false).map_err(fail)?;
+    let words = Sequence::new(vec![split.into(), byte_level.into()]);
     let mut tokenizer =
         TokenizerBuilder::<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>::new()
             .with_model(BPE::default())
-            .with_normalizer(None)
-            .with_pre_tokenizer(Some(byte_level.into()))
+            .with_normalizer(Some(NFC.into()))
+            .with_pre_tokenizer(Some(words.into()))
             .with_post_processor(None)
             .with_decoder(Some(byte_level.into()))
             .build()
