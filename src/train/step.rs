@@ -80,6 +80,11 @@ impl<'b, B: Backend> Trainer<'b, B> {
         })
     }
 
+    /// Stores every sequence whole instead of sharing prompt tokens: the baseline of studies and the oracle of tests.
+    pub fn share_prefixes(&mut self, share: bool) {
+        self.pack_options.share_prefixes = share;
+    }
+
     /// One update from the micro-batches of a global batch. Losses and gradients are means over the global batch:
     /// the counts are known before the first forward, so the split does not matter.
     pub fn step(&mut self, micro_batches: &[Vec<&TokenizedGroup>], learning_rate: f64) -> Result<StepReport> {
