@@ -38,7 +38,7 @@ pub struct QuickstartArgs {
 /// Entries of the vocabulary: nearly every word of the language and of the instructions is one token.
 const VOCAB_SIZE: usize = 1024;
 /// Pairs to train on, and held-out pairs to evaluate on.
-const TRAIN_ROWS: usize = 6000;
+const TRAIN_ROWS: usize = 12_000;
 const TEST_ROWS: usize = 400;
 /// Functions whose arguments the language admits in both directions.
 const FUNCTIONS: &str = "number_words,number_sentences,existence,forbidden_words,keywords:frequency,end_checker";
