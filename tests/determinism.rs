@@ -102,7 +102,8 @@ fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
 fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
     let on = On { backend: &Cpu::new(), inputs: Precision::F32 };
     let total = 150;
-    for (inputs, outputs) in [(1, 5), (2, 40), (16, 3), (16, 8), (40, 13), (64, 200), (513, 70), (1030, 48), (48, 600)] {
+    for (inputs, outputs) in [(1, 5), (2, 40), (16, 3), (16, 8), (40, 13), (64, 200), (513, 70), (1030, 48), (48, 600)]
+    {
         let (x, w) = (normal("x", total * inputs, 1.0), normal("w", outputs * inputs, 1.0));
         let dims = |tokens, inputs, outputs| LinearDims { tokens, inputs, outputs };
         let all = runs::linear_fwd(&on, dims(total, inputs, outputs), &x, &w, None);

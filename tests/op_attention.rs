@@ -18,14 +18,8 @@ fn forward_and_backward(label: &str, d: AttentionDims, tree: &HostTree, qkv: &[f
     let forward = runs::attention_fwd(&oracle, d, tree, qkv);
     // A key's gradient sums over all queries below it, group heads each, of products of head_dim terms.
     let queries = (d.tokens * d.heads / d.kv_heads).max(1);
-    let tolerance = |p, _: &str| {
-        Tolerance::dot(p, d.head_dim + d.longest_path).scaled(4.0 * (queries as f64).sqrt())
-    };
-    check!(
-        format!("{label} backward"),
-        |on: &_| runs::attention_bwd(on, d, tree, qkv, &do_, &forward),
-        tolerance
-    );
+    let tolerance = |p, _: &str| Tolerance::dot(p, d.head_dim + d.longest_path).scaled(4.0 * (queries as f64).sqrt());
+    check!(format!("{label} backward"), |on: &_| runs::attention_bwd(on, d, tree, qkv, &do_, &forward), tolerance);
 }
 
 #[test]

@@ -53,11 +53,7 @@ fn gradients_overwrite_and_add() {
             let tolerance = |p, _: &str| Tolerance::dot(p, d.outputs);
             check!(label, |on: &_| runs::linear_bwd_input(on, d, &dy, &weight, &start[..x.len()], write), tolerance);
             let tolerance = |p, _: &str| Tolerance::dot(p, d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
-            check!(
-                label,
-                |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &start[..weight.len()], write),
-                tolerance
-            );
+            check!(label, |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &start[..weight.len()], write), tolerance);
             check!(label, |on: &_| runs::bias_bwd(on, d, &dy, &start[..d.outputs], write), tolerance);
         }
     }

@@ -132,14 +132,13 @@ pub fn rope<B: Backend>(
 ) -> Outputs {
     let (positions, cos, sin) = (on.idx(positions), on.acc(tables.0), on.acc(tables.1));
     let mut qkv = on.act(qkv);
-    let args = Rope {
-        dims: d,
-        positions: positions.view(),
-        cos: cos.view(),
-        sin: sin.view(),
-        qkv_in_place: qkv.view_mut(),
-    };
-    if back { on.backend.rope_bwd(args).unwrap() } else { on.backend.rope_fwd(args).unwrap() }
+    let args =
+        Rope { dims: d, positions: positions.view(), cos: cos.view(), sin: sin.view(), qkv_in_place: qkv.view_mut() };
+    if back {
+        on.backend.rope_bwd(args).unwrap()
+    } else {
+        on.backend.rope_fwd(args).unwrap()
+    }
     vec![("qkv", on.read_act(&qkv))]
 }
 
@@ -284,13 +283,7 @@ pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i
 }
 
 /// Reward head and its gradient in one.
-pub fn reward_head<B: Backend>(
-    on: &On<B>,
-    d: RewardDims,
-    inputs: [&[f64]; 4],
-    rows: &[i32],
-    write: Write,
-) -> Outputs {
+pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], rows: &[i32], write: Write) -> Outputs {
     let [hidden, weight, dscore, dweight] = inputs;
     let (hidden, weight, rows) = (on.act(hidden), on.act(weight), on.idx(rows));
     let (dscore, mut dweight, mut score) = (on.acc(dscore), on.acc(dweight), on.acc_out(d.seqs));
@@ -318,13 +311,7 @@ pub fn reward_head<B: Backend>(
 }
 
 /// Per-sequence sums and their gradient in one.
-pub fn segment_sum<B: Backend>(
-    on: &On<B>,
-    reduce: Reduce,
-    values: &[f64],
-    offsets: &[i32],
-    dsums: &[f64],
-) -> Outputs {
+pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offsets: &[i32], dsums: &[f64]) -> Outputs {
     let (rows, seqs) = (values.len(), offsets.len() - 1);
     let (values, offsets, dsums) = (on.acc(values), on.idx(offsets), on.acc(dsums));
     let (mut sums, mut dvalues) = (on.acc_out(seqs), on.acc_out(rows));

@@ -163,10 +163,7 @@ impl<'a> Backward<'a> {
             let visible = position + r / group + 1;
             softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
         }
-        let (p, ds) = (
-            Mat::new(&self.probabilities, count, keys, keys),
-            Mat::new(&self.dscores, count, keys, keys),
-        );
+        let (p, ds) = (Mat::new(&self.probabilities, count, keys, keys), Mat::new(&self.dscores, count, keys, keys));
         let path = |data| Tile::new(data, keys, head_dim, head_dim);
         matmul(&mut path(&mut self.dvalues), p.t(), dout, Write::Add);
         matmul(&mut path(&mut self.dkeys), ds.t(), queries, Write::Add);
@@ -184,10 +181,12 @@ vectorised! {
     /// behind the `visible` keys.
     fn softmax_row_bwd(scores: &mut [f32], dscores: &mut [f32], visible: usize, lse: f32, o: &[f32], dout: &[f32]) {
         let delta = dot::<FMA>(o, dout);
-        let (scores, hidden) = scores.split_at_mut(visible);
-        hidden.fill(0.0);
-        let (dscores, hidden) = dscores.split_at_mut(visible);
-        hidden.fill(0.0);
+        // Whole vectors: behind the visible keys the scores are -inf, so that p is 0.
+        let whole = visible.next_multiple_of(LANES);
+        scores[visible..whole].fill(f32::NEG_INFINITY);
+        scores[whole..].fill(0.0);
+        dscores[visible..].fill(0.0);
+        let (scores, dscores) = (&mut scores[..whole], &mut dscores[..whole]);
         for (s, ds) in scores.iter_mut().zip(dscores) {
             let p = exp::<FMA>(*s - lse);
             *s = p;

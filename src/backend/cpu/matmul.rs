@@ -15,9 +15,9 @@ use crate::backend::Write;
 /// Terms of one accumulation. The gemm crate never cuts a depth of 512 or less.
 const DEPTH: usize = 512;
 /// Rows below which a product does not go to the gemm crate.
-const FEW_ROWS: usize = 33;
+const FEW_ROWS: usize = 32;
 /// Columns below which a product does not go to the gemm crate; with [`FEW_ROWS`] this keeps tiles above 256 elements.
-const FEW_COLS: usize = 8;
+const FEW_COLS: usize = 9;
 /// Depth below which a product does not go to the gemm crate.
 const SHALLOW: usize = 3;
 /// Products of at most this many multiplications run faster in the loops here.
@@ -170,33 +170,33 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
     }
 }
 
-/// Widest tile: a multiple of every kernel's register block.
-const TILE_COLS: usize = 192;
-const TILE_COLS_UNIT: usize = 64;
-/// Tallest tile; taller ones repack less, shorter ones balance better.
+/// Largest tile, and the least one that the gemm crate runs well.
 const TILE_ROWS: usize = 256;
-const TILE_ROWS_UNIT: usize = 16;
-/// Multiplications that a tile should have so that starting a task costs little: about 50 microseconds.
-const TILE_WORK: usize = 1 << 22;
+const TILE_COLS: usize = 192;
+const LEAST: usize = 64;
+/// Units of a cut: columns are the direction of the kernels' vector registers.
+const ROWS_UNIT: usize = 32;
+const COLS_UNIT: usize = 64;
+/// Multiplications that a tile should have so that starting a task costs little: about 20 microseconds.
+const TILE_WORK: usize = 1 << 20;
 /// Tiles wanted, where tiles of [`TILE_WORK`] allow it.
-const TILES: usize = 64;
+const TILES: usize = 32;
 
-/// Cuts a product of (rows, depth) by (depth, cols) into tiles; the cut depends on the shape alone.
+/// Cuts a product of (rows, depth) by (depth, cols) into tiles; the cut depends on the shape alone. Tiles become narrow
+/// before they become short, because each one packs the columns of its right factor anew.
 fn grid<'a>(c: &'a mut [f32], rows: usize, cols: usize, depth: usize) -> Grid<'a> {
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
     let tiles = |r: usize, c: usize| rows.div_ceil(r) * cols.div_ceil(c);
-    while tiles(tile_rows, tile_cols) < TILES && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
-        if tile_rows > 64 {
-            tile_rows /= 2;
-        } else if tile_cols > 64 {
-            tile_cols -= 64;
-        } else if tile_rows > 32 {
+    while tiles(tile_rows, tile_cols) < TILES && tile_rows * tile_cols * depth > TILE_WORK {
+        if tile_cols > LEAST {
+            tile_cols -= COLS_UNIT;
+        } else if tile_rows > LEAST {
             tile_rows /= 2;
         } else {
             break;
         }
     }
-    Grid::new(c, cols, bounds(rows, tile_rows, TILE_ROWS_UNIT), bounds(cols, tile_cols, TILE_COLS_UNIT))
+    Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
 }
 
 /// `c (+)= a b` on all threads; `c` is (a.rows, b.cols) without gaps. `finish` is called on every finished tile with

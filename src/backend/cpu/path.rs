@@ -81,7 +81,13 @@ impl<'a> Path<'a> {
 
     /// Goes to the rows of `segment` before `end`; reports the steps that leave the path, last first, and those that
     /// join it. Returns the position of the segment's first row.
-    pub fn enter(&mut self, segment: usize, end: usize, leave: impl FnMut(&Step), mut join: impl FnMut(&Step)) -> usize {
+    pub fn enter(
+        &mut self,
+        segment: usize,
+        end: usize,
+        leave: impl FnMut(&Step),
+        mut join: impl FnMut(&Step),
+    ) -> usize {
         let ancestors = self.segments.ancestors(segment);
         let shared = self.steps.iter().zip(ancestors).take_while(|(step, a)| step.segment == **a as usize).count();
         self.truncate(shared, leave);
