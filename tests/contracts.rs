@@ -166,7 +166,7 @@ fn every_op<B: Backend>(b: &B) {
                 qkv_in_place: ViewMut::first(&mut qkv, l.of("qkv", 36)),
             };
             let result = if op == "rope_fwd" { b.rope_fwd(args) } else { b.rope_bwd(args) };
-            // Both directions share one contract, which names itself "rope".
+            // Both directions share one contract, whose errors say "rope"; `probe` expects the name in the list.
             result.map_err(|e| match e {
                 Error::Contract { op: "rope", what, expected, got } => Error::Contract { op, what, expected, got },
                 other => other,

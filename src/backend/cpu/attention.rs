@@ -236,8 +236,11 @@ impl<'a> Forward<'a> {
             &mut inverse_long[..]
         };
         for (r, inverse) in inverse[..count].iter_mut().enumerate() {
-            let (visible, hidden) = scores.row(r).split_at_mut(position + r / group + 1);
-            let (largest, sum) = softmax_row(visible);
+            // The row goes on with -inf to whole vectors: their exponential 0 is what invisible keys get.
+            let visible = position + r / group + 1;
+            let (row, hidden) = scores.row(r).split_at_mut(visible.next_multiple_of(LANES));
+            row[visible..].fill(f32::NEG_INFINITY);
+            let (largest, sum) = softmax_row(row);
             hidden.fill(0.0);
             *inverse = 1.0 / sum;
             lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);

@@ -181,10 +181,12 @@ vectorised! {
     /// behind the `visible` keys.
     fn softmax_row_bwd(scores: &mut [f32], dscores: &mut [f32], visible: usize, lse: f32, o: &[f32], dout: &[f32]) {
         let delta = dot::<FMA>(o, dout);
-        let (scores, hidden) = scores.split_at_mut(visible);
-        hidden.fill(0.0);
-        let (dscores, hidden) = dscores.split_at_mut(visible);
-        hidden.fill(0.0);
+        // Whole vectors: behind the visible keys the scores are -inf, so that p is 0.
+        let whole = visible.next_multiple_of(LANES);
+        scores[visible..whole].fill(f32::NEG_INFINITY);
+        scores[whole..].fill(0.0);
+        dscores[visible..].fill(0.0);
+        let (scores, dscores) = (&mut scores[..whole], &mut dscores[..whole]);
         for (s, ds) in scores.iter_mut().zip(dscores) {
             let p = exp::<FMA>(*s - lse);
             *s = p;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::matmul::{matmul, par_matmul};
 use super::rowwise::{add_rows, sum_slices};
-use super::tile::{Mat, Tile, bounds};
+use super::tile::{Grid, Mat, bounds};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
@@ -34,6 +34,8 @@ const SMALL_WEIGHT: usize = 1 << 16;
 /// Tokens of a slice, at least, and slices, at most.
 const SLICE_TOKENS: usize = 512;
 const SLICES: usize = 8;
+/// Rows of the weight that one task of a slice handles.
+const SLICE_ROWS: usize = 64;
 
 pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
     let d = a.dims;
@@ -49,12 +51,19 @@ pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
         return;
     }
     let tokens = bounds(d.tokens, d.tokens.div_ceil(slices).next_multiple_of(16), 16);
-    let mut partial = cpu.scratch.take((tokens.len() - 1) * size);
-    partial.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(i, partial)| {
-        let rows = tokens[i]..tokens[i + 1];
-        let mut tile = Tile::new(partial, d.outputs, d.inputs, d.inputs);
-        matmul(&mut tile, dy.rows(rows.clone()).t(), x.rows(rows), Write::Overwrite);
+    let rows = bounds(d.outputs, SLICE_ROWS, SLICE_ROWS / 2);
+    let (slices, blocks) = (tokens.len() - 1, rows.len() - 1);
+    let mut partial = cpu.scratch.take(slices * size);
+    let starts = (0..slices).flat_map(|slice| rows[..blocks].iter().map(move |row| slice * d.outputs + row));
+    let row_bounds = starts.chain([slices * d.outputs]).collect();
+    let grid = Grid::new(&mut partial, d.inputs, row_bounds, vec![0, d.inputs]);
+    (0..slices * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+        let (slice, block) = (task / blocks, task % blocks);
+        let tokens = tokens[slice]..tokens[slice + 1];
+        let dy = dy.rows(tokens.clone()).cols(rows[block]..rows[block + 1]);
+        matmul(&mut grid.claim(task, 0), dy.t(), x.rows(tokens), Write::Overwrite);
     });
+    drop(grid);
     sum_slices(a.dweight.into_slice(), &partial, a.write);
 }
 

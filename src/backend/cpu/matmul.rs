@@ -15,9 +15,9 @@ use crate::backend::Write;
 /// Terms of one accumulation. The gemm crate never cuts a depth of 512 or less.
 const DEPTH: usize = 512;
 /// Rows below which a product does not go to the gemm crate.
-const FEW_ROWS: usize = 33;
+const FEW_ROWS: usize = 32;
 /// Columns below which a product does not go to the gemm crate; with [`FEW_ROWS`] this keeps tiles above 256 elements.
-const FEW_COLS: usize = 8;
+const FEW_COLS: usize = 9;
 /// Depth below which a product does not go to the gemm crate.
 const SHALLOW: usize = 3;
 /// Products of at most this many multiplications run faster in the loops here.
@@ -170,33 +170,39 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
     }
 }
 
-/// Widest tile: a multiple of every kernel's register block.
-const TILE_COLS: usize = 192;
-const TILE_COLS_UNIT: usize = 64;
-/// Tallest tile; taller ones repack less, shorter ones balance better.
+/// Largest tile, and the least one that the gemm crate runs well.
 const TILE_ROWS: usize = 256;
-const TILE_ROWS_UNIT: usize = 16;
-/// Multiplications that a tile should have so that starting a task costs little: about 50 microseconds.
-const TILE_WORK: usize = 1 << 22;
+const TILE_COLS: usize = 256;
+const LEAST: usize = 64;
+const LEAST_ROWS: usize = 32;
+/// Units of a cut: columns are the direction of the kernels' vector registers.
+const ROWS_UNIT: usize = 32;
+const COLS_UNIT: usize = 64;
+/// Multiplications that a tile should have so that starting a task costs little: about 20 microseconds.
+const TILE_WORK: usize = 1 << 20;
 /// Tiles wanted, where tiles of [`TILE_WORK`] allow it.
-const TILES: usize = 64;
+const TILES: usize = 32;
 
-/// Cuts a product of (rows, depth) by (depth, cols) into tiles; the cut depends on the shape alone.
-fn grid<'a>(c: &'a mut [f32], rows: usize, cols: usize, depth: usize) -> Grid<'a> {
+/// Cuts a product of (rows, depth) by (depth, cols) into tiles; the cut depends on the shape and layout alone. A tile
+/// packs the columns of its right factor anew, so tiles become narrow before they become short. Where the left factor
+/// is transposed they stay wide instead: the gemm crate packs it only for wide tiles, and reads a cache line per element
+/// otherwise.
+fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
+    let (rows, depth) = (a.rows, a.cols);
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
+    let transposed = a.row_stride == 1 && a.col_stride > 1;
+    let (least_rows, least_cols) = if transposed { (LEAST_ROWS, TILE_COLS) } else { (LEAST, LEAST) };
     let tiles = |r: usize, c: usize| rows.div_ceil(r) * cols.div_ceil(c);
     while tiles(tile_rows, tile_cols) < TILES && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
-        if tile_rows > 64 {
-            tile_rows /= 2;
-        } else if tile_cols > 64 {
-            tile_cols -= 64;
-        } else if tile_rows > 32 {
+        if tile_cols > least_cols {
+            tile_cols -= COLS_UNIT;
+        } else if tile_rows > least_rows {
             tile_rows /= 2;
         } else {
             break;
         }
     }
-    Grid::new(c, cols, bounds(rows, tile_rows, TILE_ROWS_UNIT), bounds(cols, tile_cols, TILE_COLS_UNIT))
+    Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
 }
 
 /// `c (+)= a b` on all threads; `c` is (a.rows, b.cols) without gaps. `finish` is called on every finished tile with
@@ -208,7 +214,7 @@ pub(super) fn par_matmul(
     write: Write,
     finish: impl Fn(&mut Tile<'_>, usize) + Sync,
 ) {
-    let grid = grid(c, a.rows, b.cols, a.cols);
+    let grid = grid(c, &a, b.cols);
     let (down, across) = grid.cells();
     // Neighbouring tasks share the columns of `b`, which stay in cache.
     (0..down * across).into_par_iter().with_max_len(1).for_each(|cell| {

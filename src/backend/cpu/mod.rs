@@ -1,7 +1,7 @@
 //! The backend of machines without a GPU: f32, rayon for threads, the gemm crate for matrix products.
 //!
 //! Every result is the same bits for any number of threads, and a row of a result does not depend on which other rows
-//! the call holds: products are cut into tiles whose elements are summed in one order ([`matmul`]), sums over tokens
+//! the call holds: products are cut into tiles whose elements are summed in one order (`matmul`), sums over tokens
 //! into slices of fixed size added in ascending order. Scratch memory grows during the first steps and is then reused.
 //! Ops refuse nothing beyond their contracts, except [`adamw`](Backend::adamw) with a master copy, which f32 has no
 //! use for.

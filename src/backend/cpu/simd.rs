@@ -119,5 +119,12 @@ pub(super) fn max(values: &[f32]) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(tail) {
         *lane = larger(*lane, *x);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
