@@ -2,7 +2,6 @@
 //! (`tests/golden/README.md`), on every backend.
 
 #[path = "common/fixtures.rs"]
-#[allow(dead_code)]
 mod fixtures;
 #[path = "common/golden.rs"]
 mod golden;

@@ -60,7 +60,8 @@ fn losses() -> Vec<Loss> {
 fn shared_and_unshared_batches_agree() {
     for loss in losses() {
         let name = loss.formula();
-        let (shared, apart) = (gradient(&Reference, loss.clone(), true, 3), gradient(&Reference, loss.clone(), false, 3));
+        let (shared, apart) =
+            (gradient(&Reference, loss.clone(), true, 3), gradient(&Reference, loss.clone(), false, 3));
         assert!((shared.0 - apart.0).abs() < 1e-10, "{name}: {} {}", shared.0, apart.0);
         assert!(distance(&shared.1, &apart.1) < 1e-10, "{name}: {}", distance(&shared.1, &apart.1));
         let cpu = Cpu::new();
