@@ -284,7 +284,8 @@ impl<B: Backend> Run<'_, '_, B> {
         let mut state = RunState::new(self.step, self.loader.position(), self.num_tokens, seconds, control);
         state.fingerprint = self.data.fingerprint.clone();
         let dir = &self.settings.output_dir;
-        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &self.history)?;
+        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
+        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &history)?;
         if let Some(limit) = self.settings.save_total_limit {
             checkpoint::prune(dir, limit)?;
         }
@@ -296,6 +297,8 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         self.data.tokenizer.copy_to(dir)?;
+        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
+        checkpoint::write_json(&dir.join(checkpoint::HISTORY_FILE), &history)?;
         self.summary.steps = self.step;
         self.summary.seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
         self.console.finish();
