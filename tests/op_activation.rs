@@ -7,7 +7,9 @@ use mapl::backend::contract::*;
 
 #[test]
 fn rotation_forward_and_backward() {
-    for (tokens, heads, still, head_dim) in [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)] {
+    for (tokens, heads, still, head_dim) in
+        [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)]
+    {
         let d = RopeDims { tokens, heads, still, head_dim, positions: 50 };
         let angles = normal("angles", 50 * head_dim / 2, 3.0);
         let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
@@ -16,9 +18,11 @@ fn rotation_forward_and_backward() {
         for back in [false, true] {
             let run = |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back);
             let tolerance = |p, _: &str| Tolerance::dot(p, 2);
-            check!(format!("{tokens} tokens, {heads} heads x {head_dim}, back {back}"), |on: &_| runs::rope(
-                on, d, &positions, (&cos, &sin), &qkv, back
-            ), tolerance);
+            check!(
+                format!("{tokens} tokens, {heads} heads x {head_dim}, back {back}"),
+                |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back),
+                tolerance
+            );
             let on = common::On { backend: &mapl::backend::cpu::Cpu::new(), inputs: Precision::F32 };
             let rotated = run(&on)[0].1.clone();
             let again = runs::rope(&on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();

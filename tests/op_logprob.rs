@@ -33,7 +33,8 @@ fn equal_huge_and_infinite_logits() {
 
 #[test]
 fn reward_head() {
-    for (tokens, hidden, rows) in [(0, 16, vec![]), (7, 33, vec![6]), (129, 80, vec![3, 0, 128, 77]), (9, 257, vec![])] {
+    for (tokens, hidden, rows) in [(0, 16, vec![]), (7, 33, vec![6]), (129, 80, vec![3, 0, 128, 77]), (9, 257, vec![])]
+    {
         let d = RewardDims { tokens, hidden, seqs: rows.len() };
         let inputs = [normal("h", tokens * hidden, 1.0), normal("w", hidden, 1.0)];
         let (dscore, start) = (normal("ds", rows.len(), 1.0), normal("dw", hidden, 1.0));

@@ -54,7 +54,8 @@ fn update_at_the_first_and_later_steps() {
     for (len, decayed) in [(0, 0), (1, 0), (7, 7), (40_000, 20_003), (16_384, 16_384), (129, 5)] {
         let grads = normal("grads", len, 0.1);
         let params = normal("params", len, 1.0);
-        let (m, v): (Vec<f64>, Vec<f64>) = (normal("m", len, 0.1), normal("v", len, 0.1).iter().map(|x| x * x).collect());
+        let (m, v): (Vec<f64>, Vec<f64>) =
+            (normal("m", len, 0.1), normal("v", len, 0.1).iter().map(|x| x * x).collect());
         for (step, clip) in [(1.0, 1.0), (17.0, 0.25)] {
             let control = [1e-2, step, 1.0, clip, 1.0, 0.0];
             let zeros = vec![0.0; len];
