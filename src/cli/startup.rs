@@ -4,10 +4,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 
 use super::train::Plan;
 use crate::Result;
+use crate::data::options::Objective;
 use crate::data::show::{ShowOptions, render_examples};
 use crate::data::tokenize::TokenizeReport;
 use crate::data::tokenized::TokenizedGroup;
@@ -25,6 +26,8 @@ pub(super) struct Startup<'a> {
     pub device: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
+    /// Evaluation rows; `rows_read` is 0 without any.
+    pub eval_report: &'a TokenizeReport,
     pub tokenizer: &'a Tokenizer,
 }
 
@@ -55,8 +58,15 @@ impl Startup<'_> {
             n => format!(", {n} threads"),
         };
         let seed = plan.args.optimiser.seed;
+        let objective = match plan.objective() {
+            Objective::Rows => String::new(),
+            other => format!(", objective {},", value_name(&other)),
+        };
         let mut lines = vec![
-            ("run", format!("{} on {} ({precision}{threads}), seed {seed}", plan.method.name(), self.device)),
+            (
+                "run",
+                format!("{}{objective} on {} ({precision}{threads}), seed {seed}", plan.method.name(), self.device),
+            ),
             ("output", s.output_dir.display().to_string()),
             (
                 "model",
@@ -77,17 +87,18 @@ impl Startup<'_> {
             lines.push(("reference", format!("{}, frozen", reference.display())));
         }
         let batch = s.micro_batch * s.accumulation;
-        let per_epoch = self.groups.len().div_ceil(batch);
-        let length = match s.max_steps {
-            Some(steps) => format!("{steps} updates"),
-            None => format!("{} epochs", s.epochs),
-        };
-        let (micro, times) = (s.micro_batch, s.accumulation);
+        let (micro, times, per_epoch) = (s.micro_batch, s.accumulation, self.groups.len().div_ceil(batch));
+        let total = s.total_steps(self.groups.len());
+        let updates = |n: u64| if n == 1 { "1 update".to_owned() } else { format!("{n} updates") };
         lines.push((
             "batch",
-            format!("{micro} groups x {times} = {batch} an update, {per_epoch} updates an epoch, {length} in all"),
+            format!(
+                "{micro} groups x {times} = {batch} an update, {} an epoch, {} in all",
+                updates(per_epoch as u64),
+                updates(total)
+            ),
         ));
-        let schedule = s.scheduler.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+        let schedule = value_name(&s.scheduler);
         let clip = match plan.adamw.max_grad_norm {
             0.0 => "no clipping".to_owned(),
             norm => format!("gradient norm at most {norm}"),
@@ -99,6 +110,14 @@ impl Startup<'_> {
                 s.learning_rate, s.warmup_steps, plan.adamw.weight_decay
             ),
         ));
+        if s.warmup_steps >= total {
+            lines.push(("note", "the warm-up does not end before the run does; lower --warmup-steps".to_owned()));
+        }
+        if let Some(every) = s.eval_steps {
+            let when = if every == u64::MAX { "at start and end".to_owned() } else { format!("every {every} updates") };
+            let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
+            lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
+        }
         if plan.tokenize.max_length < plan.args.tokenize.max_length {
             let (now, given) = (plan.tokenize.max_length, plan.args.tokenize.max_length);
             lines.push(("max length", format!("{now} tokens, the model's limit, in place of {given}")));
@@ -116,6 +135,11 @@ impl Startup<'_> {
         let saved = if alone == 0 { 0.0 } else { 100.0 * (alone - shared) as f64 / alone as f64 };
         format!("{shared} tokens an epoch in prefix trees, {alone} without: {saved:.0} % saved")
     }
+}
+
+/// A value as its flag spells it.
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 fn line(out: &mut String, name: &str, value: &str) {

@@ -88,7 +88,7 @@ impl Job for TrainJob<'_> {
         let redraws = plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
         let (train_groups, report) = plan.tokenize(rows, &tokenizer, 0)?;
-        let (eval_groups, _) = plan.tokenize_eval(eval_rows, &tokenizer)?;
+        let (eval_groups, eval_report) = plan.tokenize_eval(eval_rows, &tokenizer)?;
         if train_groups.is_empty() {
             return Err(Error::Usage(
                 "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
@@ -113,6 +113,7 @@ impl Job for TrainJob<'_> {
                 device: B::NAME,
                 groups: &train_groups,
                 report: &report,
+                eval_report: &eval_report,
                 tokenizer: &tokenizer,
             };
             say(&startup.text()?);
@@ -150,6 +151,11 @@ impl<'a> Plan<'a> {
             resuming,
             overwrite: self.args.overwrite_output_dir,
         }
+    }
+
+    /// What is built and trained.
+    pub(super) fn objective(&self) -> Objective {
+        self.build.objective
     }
 
     /// The reference model of a DPO run.

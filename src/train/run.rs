@@ -47,6 +47,14 @@ pub struct RunSettings {
     pub quiet: bool,
 }
 
+impl RunSettings {
+    /// Updates of a run over `groups` training groups.
+    pub fn total_steps(&self, groups: usize) -> u64 {
+        let per_epoch = groups.div_ceil(self.micro_batch * self.accumulation);
+        self.max_steps.unwrap_or(((self.epochs * per_epoch as f64).ceil() as u64).max(1))
+    }
+}
+
 /// Groups of a run.
 pub struct RunData<'a> {
     pub train: Vec<TokenizedGroup>,
@@ -75,12 +83,10 @@ pub struct RunSummary {
 /// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
 pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
     let evaluator = trainer.evaluator()?;
-    let batch = settings.micro_batch * settings.accumulation;
-    let per_epoch = data.train.len().div_ceil(batch) as u64;
-    if per_epoch == 0 {
+    if data.train.is_empty() {
         return Err(Error::Usage("no training group is left; nothing can be trained".into()));
     }
-    let total = settings.max_steps.unwrap_or(((settings.epochs * per_epoch as f64).ceil() as u64).max(1));
+    let total = settings.total_steps(data.train.len());
     let mut run = Run {
         schedule: Schedule {
             scheduler: settings.scheduler,

@@ -111,7 +111,6 @@ fn bad_models_are_refused_by_name() {
 fn reward_models_stay_reward_models() {
     let bench = Bench::new();
     bench.run("reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1").ok();
-    bench.copy("r", "headless");
     let config = bench.json("r/config.json");
     bench.copy("model", "causal");
     // Weights of a language model under the configuration of a reward model: no head to read.

@@ -20,7 +20,7 @@ fn groups(bench: &Bench) -> Vec<PreferenceGroup> {
     bench.rows("groups.jsonl").into_iter().map(|row| serde_json::from_value(row).unwrap()).collect()
 }
 
-/// Checks rows of `score` but for their numbers; calls `logit` with row, comparison and the recomputed sign sum.
+/// Checks the rows of `score` against the groups: order, keys, token counts, and each logit as the signed sum of `rho`.
 fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(&Value) -> f64) {
     let (rows, groups) = (bench.rows(file), groups(bench));
     let tokenizer = Tokenizer::load(&bench.at("tok")).unwrap();
@@ -180,7 +180,7 @@ fn a_run_says_what_it_is_about_to_do() {
         "output        out",
         "model         Qwen2ForCausalLM with ",
         "reference     qwen, frozen",
-        "batch         8 groups x 1 = 8 an update, 3 updates an epoch, 1 updates in all",
+        "batch         8 groups x 1 = 8 an update, 3 updates an epoch, 1 update in all",
         "learning rate 1e-6, linear, 0 warm-up steps",
         "max length    256 tokens, the model's limit, in place of 1024",
         "rows          24 read, 24 kept",
@@ -199,6 +199,18 @@ fn a_run_says_what_it_is_about_to_do() {
     for part in parts {
         let found = out[from..].find(part).unwrap_or_else(|| panic!("no {part:?} after byte {from} of\n{out}"));
         from += found;
+    }
+    let words = "reward --model model --train-file pairs.jsonl --eval-file groups.jsonl --eval-steps 2 --objective mapl \
+                 --output-dir r --max-steps 2";
+    let out = bench.run(words).ok().out;
+    let parts = [
+        "objective mapl, on cpu",
+        "cosine, 10 warm-up steps",
+        "lower --warmup-steps",
+        "evaluation    24 of 24 rows, every 2 updates",
+    ];
+    for part in parts {
+        assert!(out.contains(part), "no {part:?} in\n{out}");
     }
     let quiet = bench.run("dpo --model qwen --train-file groups.jsonl --output-dir q --max-steps 1 --quiet").ok();
     assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));

@@ -67,8 +67,6 @@ fn micro_batches_change_nothing_but_rounding() {
         for split in [run(2, 2), run(1, 4)] {
             for (a, b) in whole.iter().zip(&split) {
                 for (key, value) in a.as_object().unwrap() {
-                    // Shared prompts of a batch are counted once, so the number of tokens run over is the one thing
-                    // that a split could change; groups share nothing with each other, so it does not.
                     close(value, &b[key], &format!("{method}, step {}, {key}", a["step"]));
                 }
             }
