@@ -3,6 +3,7 @@
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use mapl::cli::{Cli, args, run};
+use mapl::train::console::complain;
 
 fn main() {
     std::process::exit(exit_code());
@@ -17,7 +18,7 @@ fn exit_code() -> i32 {
             if e.kind() == ErrorKind::UnknownArgument
                 && let Some(note) = args::known_in_trl(&arguments)
             {
-                eprintln!("error: {note}");
+                complain(&format!("error: {note}"));
                 return 2;
             }
             // Help and version go to stdout with code 0, usage errors to stderr with code 2.
@@ -28,7 +29,7 @@ fn exit_code() -> i32 {
     match run(cli, &command_line) {
         Ok(()) => 0,
         Err(e) => {
-            eprintln!("error: {e}");
+            complain(&format!("error: {e}"));
             e.exit_code()
         }
     }

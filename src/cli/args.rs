@@ -2,27 +2,30 @@
 
 use std::ffi::OsString;
 
-/// Turns underscores in long flags into dashes, so `--learning_rate=1e-5` means `--learning-rate=1e-5`. Values stay as
-/// they are, and nothing after `--` is touched.
+/// Turns underscores in long flags into dashes, so `--learning_rate=1e-5` means `--learning-rate=1e-5`, and joins a flag
+/// with a negative number behind it, so `--margin -1` is a value and not a flag named `-1`. Values stay as they are, and
+/// nothing after `--` is touched.
 pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut verbatim = false;
-    arguments
-        .into_iter()
-        .map(|argument| {
-            verbatim |= argument == "--";
-            match argument.to_str() {
-                Some(text) if !verbatim && text.starts_with("--") => {
-                    let (flag, value) = match text.split_once('=') {
-                        Some((flag, value)) => (flag, Some(value)),
-                        None => (text, None),
-                    };
-                    let flag = flag.replace('_', "-");
-                    value.map_or(flag.clone(), |v| format!("{flag}={v}")).into()
-                }
-                _ => argument,
+    let mut all: Vec<OsString> = Vec::new();
+    for argument in arguments {
+        verbatim |= argument == "--";
+        let text = argument.to_str().filter(|_| !verbatim);
+        let before = all.last().and_then(|a| a.to_str()).filter(|a| a.starts_with("--") && !a.contains('='));
+        match (text, before) {
+            (Some(value), Some(flag)) if value.starts_with('-') && value.parse::<f64>().is_ok() => {
+                let joined = format!("{flag}={value}");
+                all.pop();
+                all.push(joined.into());
             }
-        })
-        .collect()
+            (Some(text), _) if text.starts_with("--") => all.push(match text.split_once('=') {
+                Some((flag, value)) => format!("{}={value}", flag.replace('_', "-")).into(),
+                None => text.replace('_', "-").into(),
+            }),
+            _ => all.push(argument),
+        }
+    }
+    all
 }
 
 /// The command as a user would type it, for manifests and reports.
@@ -40,31 +43,59 @@ pub fn shown(arguments: &[OsString]) -> String {
 }
 
 /// Flags of TRL's trainers without a counterpart, and why.
-const TRL_ONLY: &[(&str, &str)] = &[
-    ("--use-peft", "adapters are not implemented; all weights are trained"),
-    ("--lora-r", "adapters are not implemented; all weights are trained"),
-    ("--load-in-4bit", "quantised training is not implemented"),
-    ("--load-in-8bit", "quantised training is not implemented"),
-    ("--fp16", "half precision without a wide exponent is not supported; the CPU trains in f32"),
-    ("--packing", "sequences are always packed without padding"),
-    ("--padding-free", "sequences are always packed without padding"),
-    ("--use-liger-kernel", "logits are never stored in any mode"),
-    ("--deepspeed", "weights are not sharded"),
-    ("--disable-dropout", "there is no dropout"),
-    ("--gradient-checkpointing", "activations are kept; lower --per-device-train-batch-size to save memory"),
-    ("--optim", "AdamW is the only optimiser"),
-    ("--attn-implementation", "attention has one implementation per device"),
-    ("--f-divergence-type", "the reverse KL divergence is the only one"),
-    ("--sync-ref-model", "the reference stays frozen"),
-    ("--max-prompt-length", "the limit is on the whole sequence; use --max-length and --on-too-long"),
-    ("--max-completion-length", "the limit is on the whole sequence; use --max-length and --on-too-long"),
-    ("--dataset-name", "data are read from files; use --train-file and --eval-file"),
+const TRL_ONLY: &[(&[&str], &str)] = &[
+    (
+        &["--use-peft", "--lora-r", "--lora-alpha", "--lora-dropout", "--lora-target-modules", "--model-adapter-name"],
+        "adapters are not implemented; all weights are trained",
+    ),
+    (&["--load-in-4bit", "--load-in-8bit", "--use-bnb-nested-quant"], "quantised training is not implemented"),
+    (&["--fp16"], "half precision without a wide exponent is not supported; the CPU trains in f32"),
+    (&["--bf16", "--tf32"], "precision follows the device; see --dtype"),
+    (&["--packing", "--padding-free", "--group-by-length"], "sequences are always packed without padding"),
+    (&["--use-liger-kernel"], "logits are never stored in any mode"),
+    (&["--deepspeed", "--fsdp", "--fsdp-config"], "weights are not sharded"),
+    (&["--disable-dropout"], "there is no dropout"),
+    (
+        &["--gradient-checkpointing", "--gradient-checkpointing-kwargs"],
+        "activations are kept; lower --per-device-train-batch-size to save memory",
+    ),
+    (&["--optim"], "AdamW is the only optimiser"),
+    (&["--attn-implementation"], "attention has one implementation per device"),
+    (&["--f-divergence-type", "--f-alpha-divergence-coef"], "the reverse KL divergence is the only one"),
+    (&["--sync-ref-model"], "the reference stays frozen"),
+    (
+        &["--max-prompt-length", "--max-completion-length", "--truncation-mode"],
+        "the limit is on the whole sequence; use --max-length and --on-too-long",
+    ),
+    (
+        &["--dataset-name", "--dataset-config", "--dataset-train-split", "--dataset-test-split", "--dataset-num-proc"],
+        "data are read from files; use --train-file and --eval-file",
+    ),
+    (&["--warmup-ratio"], "warm-up is counted in updates; use --warmup-steps"),
+    (&["--eval-strategy", "--evaluation-strategy"], "--eval-file and --eval-steps decide when a run evaluates"),
+    (&["--save-strategy"], "--save-steps decides when a run saves"),
+    (&["--logging-first-step", "--logging-strategy"], "the first step is always logged; use --logging-steps"),
+    (&["--report-to", "--run-name", "--logging-dir"], "metrics are written to metrics.jsonl in --output-dir"),
+    (&["--load-best-model-at-end", "--metric-for-best-model"], "the last model is kept; see --save-steps"),
+    (
+        &["--per-device-eval-batch-size", "--eval-accumulation-steps"],
+        "evaluation is packed to a token budget of its own",
+    ),
+    (&["--precompute-ref-log-probs", "--precompute-ref-batch-size"], "the reference runs on the fly over each batch"),
+    (&["--reference-free"], "use --ref-model none"),
+    (&["--rpo-alpha"], "use --nll-weight"),
+    (&["--push-to-hub", "--hub-model-id"], "nothing is uploaded; the output folder loads in transformers"),
+    (&["--trust-remote-code"], "no code of a model folder is run"),
+    (&["--do-train", "--do-eval"], "the command decides; `mapl eval` evaluates"),
+    (&["--remove-unused-columns"], "unused keys are ignored and listed"),
+    (&["--dataloader-num-workers", "--dataloader-drop-last"], "batches are built in the run itself"),
 ];
 
 /// A message for a flag that TRL knows and mapl does not.
 pub fn known_in_trl(arguments: &[OsString]) -> Option<String> {
     let given = |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
-    let (flag, why) = TRL_ONLY.iter().find(|(flag, _)| given(flag))?;
+    let (flag, why) =
+        TRL_ONLY.iter().flat_map(|(flags, why)| flags.iter().map(move |f| (f, why))).find(|(f, _)| given(f))?;
     Some(format!("{flag} is known in TRL and not supported here: {why}"))
 }
 
@@ -80,6 +111,13 @@ mod tests {
     fn flags_are_normalised_and_values_are_not() {
         let given = os(&["mapl", "--train_file", "a_b.jsonl", "--max_length=1_0", "--", "--x_y"]);
         assert_eq!(normalised(given), os(&["mapl", "--train-file", "a_b.jsonl", "--max-length=1_0", "--", "--x_y"]));
+    }
+
+    #[test]
+    fn negative_numbers_belong_to_the_flag_before_them() {
+        let given = os(&["mapl", "--margin", "-1e-3", "--a=b", "-1", "--quiet", "-q", "--", "--margin", "-1"]);
+        let expected = os(&["mapl", "--margin=-1e-3", "--a=b", "-1", "--quiet", "-q", "--", "--margin", "-1"]);
+        assert_eq!(normalised(given), expected);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! `mapl data build` and `mapl data show`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::output::check_output;
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
@@ -12,6 +14,7 @@ use crate::data::source::{ReadOptions, read_files_with_reports};
 use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::train::checkpoint::write_text;
+use crate::train::console::{color, say};
 use crate::{Error, Result};
 
 /// What to do with data.
@@ -54,8 +57,8 @@ pub struct ShowCommand {
     #[arg(long, alias = "model", alias = "model-name-or-path")]
     tokenizer: PathBuf,
     /// Groups to print
-    #[arg(long, default_value_t = 3)]
-    rows: usize,
+    #[arg(long, default_value = "3")]
+    rows: NonZeroUsize,
     /// Print token ids too
     #[arg(long)]
     ids: bool,
@@ -82,8 +85,14 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     if args.epoch.is_some() && options.redraw == crate::data::options::Redraw::Never {
         return Err(Error::Usage("--epoch has no effect without --redraw epoch".into()));
     }
+    for path in std::iter::once(&args.output).chain(&args.report) {
+        check_output(path, &args.input)?;
+    }
+    if args.report.as_ref() == Some(&args.output) {
+        return Err(Error::Usage("--report and --output name the same file".into()));
+    }
     let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    reports.iter().for_each(|report| println!("{report}"));
+    reports.iter().for_each(|report| say(&report.to_string()));
     let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -96,8 +105,8 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write report: {e}")))?;
         crate::train::checkpoint::write_json(path, &value)?;
     }
-    println!("{report}");
-    println!("{} groups in {}", rows.len(), args.output.display());
+    say(&report.to_string());
+    say(&format!("{} groups in {}", rows.len(), args.output.display()));
     Ok(report)
 }
 
@@ -107,13 +116,13 @@ fn show(args: &ShowCommand) -> Result<()> {
         tokenizer.set_template_file(template)?;
     }
     let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    reports.iter().for_each(|report| println!("{report}"));
-    rows.truncate(args.rows);
+    reports.iter().for_each(|report| say(&report.to_string()));
+    rows.truncate(args.rows.get());
     let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
-    let color = std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none();
+    let color = color();
     for group in &groups {
-        println!("{}", render(group, &tokenizer, ShowOptions { color, ids: args.ids })?);
+        say(&render(group, &tokenizer, ShowOptions { color, ids: args.ids })?);
     }
-    println!("{report}");
+    say(&report.to_string());
     Ok(())
 }

@@ -8,6 +8,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
+use crate::train::console::say;
 
 /// Arguments of `env`.
 #[derive(Args, Clone, Debug)]
@@ -28,17 +29,17 @@ pub fn run(args: &EnvArgs) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
             "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "presets": presets,
         });
-        println!("{value:#}");
+        say(&format!("{value:#}"));
         return Ok(());
     }
-    println!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
-    println!("threads       {threads} (RAYON_NUM_THREADS changes it)");
-    println!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") });
-    println!("devices       {} (f32), {} (f64)", devices[0], devices[1]);
-    println!("ops           {}", OPS.len());
-    println!("presets");
+    say(&format!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    say(&format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
+    say(&format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
+    say(&format!("devices       {} (f32), {} (f64)", devices[0], devices[1]));
+    say(&format!("ops           {}", OPS.len()));
+    say("presets");
     for preset in presets::list() {
-        println!("  {:<16} {}", preset.name, preset.summary);
+        say(&format!("  {:<16} {}", preset.name, preset.summary));
     }
     Ok(())
 }

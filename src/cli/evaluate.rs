@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
+use super::output::{check_ids, check_output};
 use crate::backend::Backend;
 use crate::data::source::{ReadOptions, read_files};
 use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
@@ -16,6 +17,7 @@ use crate::model::config::{Head, ModelConfig};
 use crate::model::store;
 use crate::model::weights::LoadAs;
 use crate::train::checkpoint::{write_json, write_text};
+use crate::train::console::say;
 use crate::train::evaluate::{Breakdown, Evaluator, GroupScores};
 use crate::{Error, Result};
 
@@ -54,7 +56,7 @@ pub struct ModelArgs {
 pub struct ScoreArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// File of groups or pairs
+    /// Files of groups or pairs
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// JSON lines to write, one per input row, in order
@@ -77,6 +79,7 @@ pub struct EvalArgs {
 
 /// Writes one JSON row per input group.
 pub fn score(args: &ScoreArgs) -> Result<()> {
+    check_output(&args.output, &args.input)?;
     let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
     let mut text = String::new();
     for (group, scores) in groups.iter().zip(&scores) {
@@ -84,7 +87,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         text.push('\n');
     }
     write_text(&args.output, &text)?;
-    println!("{} rows in {}", groups.len(), args.output.display());
+    say(&format!("{} rows in {}", groups.len(), args.output.display()));
     Ok(())
 }
 
@@ -122,9 +125,12 @@ fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value 
 
 /// Prints accuracies, writes them as JSON, and hands them back.
 pub fn eval(args: &EvalArgs) -> Result<Breakdown> {
+    if let Some(output) = &args.output {
+        check_output(output, &args.input)?;
+    }
     let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
     let breakdown = Breakdown::of(&groups, &scores);
-    println!("{}", breakdown.table());
+    say(&breakdown.table());
     if let Some(output) = &args.output {
         let mut value = breakdown.to_json();
         value.insert("model".into(), json!(args.model.model));
@@ -153,6 +159,12 @@ impl Job for Evaluate<'_> {
         if let Some(template) = &args.chat_template_path {
             tokenizer.set_template_file(template)?;
         }
+        if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
+            return Err(Error::Usage(format!(
+                "--max-length {length} is above the model's max_position_embeddings {}",
+                config.max_positions
+            )));
+        }
         let options = TokenizeOptions {
             max_length: args.max_length.unwrap_or(config.max_positions),
             on_too_long: OnTooLong::Error,
@@ -160,6 +172,7 @@ impl Job for Evaluate<'_> {
         };
         let rows = read_files(self.input, &args.read)?;
         let (groups, _) = tokenize_rows(rows, &tokenizer, &options)?;
+        check_ids(&groups, &args.model, config.vocab)?;
         let mut model = store::load(backend, &args.model, config, LoadAs::Exact, 0)?.model;
         let mut reference = args.reference(backend, &model.config)?;
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;

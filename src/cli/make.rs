@@ -1,23 +1,30 @@
 //! `mapl tokenizer` and `mapl init`: what a run starts from when there is no published model.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 
+use super::output::{MODEL_FILES, check_new_folder};
 use crate::backend::cpu::Cpu;
+use crate::data::source::{self, ColumnMap, ReadOptions};
 use crate::data::tokenizer::{Tokenizer, train_bpe};
 use crate::model::config::ModelConfig;
 use crate::model::{presets, store};
+use crate::train::console::say;
 use crate::{Error, Result};
 
 /// Arguments of `tokenizer`.
 #[derive(Args, Clone, Debug)]
 pub struct TokenizerArgs {
-    /// Text files, or JSON lines whose strings are used
+    /// Text files, or rows of any kind that other commands read; their prompts and responses are used
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
+    /// Names of the keys in the input, as chosen=chosen_response,rejected=rejected_response
+    #[arg(long, value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
+    column_map: ColumnMap,
     /// Entries of the vocabulary, the 256 bytes and special tokens included
     #[arg(long)]
     vocab_size: usize,
@@ -49,54 +56,68 @@ pub struct InitArgs {
 
 /// Trains and writes a tokenizer.
 pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
+    check_new_folder(&args.output_dir, &["tokenizer.json"])?;
+    let options = ReadOptions { column_map: args.column_map.clone(), ..ReadOptions::default() };
     let mut texts = Vec::new();
     for path in &args.input {
-        read_texts(path, &mut texts)?;
+        texts.extend(read_texts(path, &options)?);
     }
     let count = texts.len();
     let mut tokenizer = train_bpe(texts.into_iter(), args.vocab_size)?;
     tokenizer.save_new(&args.output_dir)?;
-    println!("tokenizer of {} entries from {count} texts in {}", tokenizer.vocab_size(), args.output_dir.display());
+    let (entries, place) = (tokenizer.vocab_size(), args.output_dir.display());
+    let short = if entries < args.vocab_size { " (the texts hold no further pair to merge)" } else { "" };
+    say(&format!("tokenizer of {entries} entries{short} from {count} texts in {place}"));
     Ok(())
 }
 
-/// Collects the strings of JSON lines, or the lines of any other file.
-fn read_texts(path: &Path, texts: &mut Vec<String>) -> Result<()> {
-    let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    let plain: Box<dyn std::io::Read> = if path.extension().is_some_and(|e| e == "gz") {
-        Box::new(flate2::read::MultiGzDecoder::new(file))
-    } else {
-        Box::new(file)
-    };
-    let mut found = 0;
-    for (i, line) in BufReader::new(plain).lines().enumerate() {
-        let line = line.map_err(|e| Error::data(path, i + 1, None, format!("cannot be read: {e}")))?;
-        match serde_json::from_str::<Value>(&line) {
-            Ok(value @ (Value::Object(_) | Value::Array(_))) => strings(value, None, texts),
-            _ => texts.push(line),
+/// Texts of rows of any kind the program reads, or the lines of plain text.
+fn read_texts(path: &Path, options: &ReadOptions) -> Result<Vec<String>> {
+    if path.is_dir() {
+        return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
+    }
+    if holds_rows(path)? {
+        return source::read_texts(&[path.to_path_buf()], options);
+    }
+    let mut texts = Vec::new();
+    for (i, line) in open(path)?.lines().enumerate() {
+        let line = line.map_err(|e| Error::data(path, i + 1, None, format!("cannot be read as UTF-8 text: {e}")))?;
+        if !line.trim().is_empty() {
+            texts.push(line);
         }
-        found += 1;
     }
-    if found == 0 {
-        return Err(Error::data(path, 0, None, "is empty; a tokenizer needs text to learn from"));
+    if texts.is_empty() {
+        return Err(Error::data(path, 0, None, "holds no text; a tokenizer needs text to learn from"));
     }
-    Ok(())
+    Ok(texts)
 }
 
-/// Strings of a row, but for ids and roles.
-fn strings(value: Value, key: Option<&str>, texts: &mut Vec<String>) {
-    match value {
-        Value::String(text) if !matches!(key, Some("id" | "role" | "from" | "kind" | "rule" | "direction")) => {
-            texts.push(text);
+/// Whether a file holds JSON rows: by its name, or, when the name says nothing, by its first character.
+fn holds_rows(path: &Path) -> Result<bool> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    match name.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("txt" | "md" | "text") => Ok(false),
+        Some("json" | "jsonl" | "ndjson") => Ok(true),
+        _ => {
+            let mut reader = open(path)?;
+            let start = reader.fill_buf().map_err(Error::io("read", path))?;
+            let first = start.iter().find(|byte| !byte.is_ascii_whitespace());
+            Ok(matches!(first, Some(b'{' | b'[')))
         }
-        Value::Array(items) => items.into_iter().for_each(|item| strings(item, key, texts)),
-        Value::Object(map) => map.into_iter().for_each(|(k, v)| strings(v, Some(&k), texts)),
-        _ => {}
     }
+}
+
+/// A file as it is, or unpacked where it is gzip.
+fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+    let mut raw = BufReader::new(std::fs::File::open(path).map_err(Error::io("open", path))?);
+    let magic = raw.fill_buf().map_err(Error::io("read", path))?;
+    Ok(if magic.starts_with(b"\x1f\x8b") { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
 }
 
 /// Draws and writes a model.
 pub fn init(args: &InitArgs) -> Result<()> {
+    check_new_folder(&args.output_dir, &MODEL_FILES)?;
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let config = match (&args.preset, &args.config) {
         (Some(name), _) => fit_vocabulary(presets::config(name)?, &tokenizer)?,
@@ -115,12 +136,12 @@ pub fn init(args: &InitArgs) -> Result<()> {
     let model = store::random(&Cpu::new(), config, args.seed)?;
     store::save(&Cpu::new(), &model, &args.output_dir)?;
     tokenizer.copy_to(&args.output_dir)?;
-    println!(
+    say(&format!(
         "{} of {} parameters in {}",
         model.config.architecture(),
         model.config.parameters().unwrap_or(0),
         args.output_dir.display()
-    );
+    ));
     Ok(())
 }
 

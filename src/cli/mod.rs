@@ -2,7 +2,8 @@
 //!
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - [`device`]: the choice of a backend, made once
-//! - [`train_args`], [`train`]: `sft`, `reward`, `dpo`
+//! - [`output`]: what may be written where, checked before any work
+//! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`
@@ -15,7 +16,9 @@ pub mod device;
 pub mod env;
 pub mod evaluate;
 pub mod make;
+pub mod output;
 pub mod quickstart;
+pub mod startup;
 pub mod train;
 pub mod train_args;
 

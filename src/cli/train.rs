@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::device::Job;
+use super::output::{RunFolder, check_ids, same_place};
+use super::startup::Startup;
 use super::train_args::TrainArgs;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
-use crate::data::show;
 use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
-use crate::data::tokenize::{TokenizeReport, tokenize_rows};
+use crate::data::tokenize::{TokenizeOptions, TokenizeReport, tokenize_rows};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::{Loss, Method};
@@ -19,20 +20,24 @@ use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
+use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint;
+use crate::train::console::say;
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
 /// Everything decided before a backend is chosen.
-struct Plan<'a> {
-    method: Method,
-    args: &'a TrainArgs,
+pub(super) struct Plan<'a> {
+    pub(super) method: Method,
+    pub(super) args: &'a TrainArgs,
     command_line: &'a str,
     build: BuildOptions,
-    loss: Loss,
-    adamw: AdamWSettings,
-    settings: RunSettings,
+    /// The options given, the limit lowered to what the model can hold.
+    pub(super) tokenize: TokenizeOptions,
+    pub(super) loss: Loss,
+    pub(super) adamw: AdamWSettings,
+    pub(super) settings: RunSettings,
 }
 
 /// Runs a training command.
@@ -57,7 +62,8 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     }
     let settings = args.run_settings(method, build.objective)?;
     let adamw = args.adamw()?;
-    let plan = Plan { method, args, command_line, build, loss, adamw, settings };
+    let tokenize = args.tokenize.clone();
+    let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings };
     args.device.run(TrainJob(plan))
 }
 
@@ -67,35 +73,59 @@ impl Job for TrainJob<'_> {
     type Output = RunSummary;
 
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
-        let plan = self.0;
+        let mut plan = self.0;
         let resume = plan.resume()?;
+        let folder = plan.folder(resume.is_some());
+        folder.check()?;
         let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
         let config = ModelConfig::read(&start)?;
         let mut tokenizer = Tokenizer::load(&start)?;
         if let Some(template) = &plan.args.chat_template_path {
             tokenizer.set_template_file(template)?;
         }
+        plan.tokenize.max_length = plan.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = plan.read()?;
-        let (train_groups, report) = plan.tokenize(rows.clone(), &tokenizer, 0)?;
-        let (eval_groups, _) = plan.tokenize_eval(eval_rows, &tokenizer)?;
-        prepare_folder(&plan, resume.is_some())?;
-        plan.describe(&train_groups, &report, &tokenizer)?;
+        let redraws = plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch;
+        let kept_rows = if redraws { rows.clone() } else { Vec::new() };
+        let (train_groups, report) = plan.tokenize(rows, &tokenizer, 0)?;
+        let (eval_groups, eval_report) = plan.tokenize_eval(eval_rows, &tokenizer)?;
+        if train_groups.is_empty() {
+            return Err(Error::Usage(
+                "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
+                 with `mapl data show`, or change --objective or the weights"
+                    .into(),
+            ));
+        }
+        check_ids(&train_groups, &start, config.vocab)?;
+        check_ids(&eval_groups, &start, config.vocab)?;
 
         let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
-        plan.print(&format!(
-            "model: {} with {} parameters on {}",
-            policy.config.architecture(),
-            policy.config.parameters().unwrap_or(0),
-            B::NAME
-        ));
-        let fingerprint = plan.fingerprint(&train_groups, &tokenizer, &policy.config);
+        let fingerprint = plan.fingerprint(&train_groups, &tokenizer, &policy.config)?;
+        if let Some(folder) = &resume {
+            // Before anything is written: a refused run leaves the one it does not continue as it was.
+            checkpoint::read_state(folder)?.check(folder, &fingerprint)?;
+        }
+        if !plan.settings.quiet {
+            let startup = Startup {
+                plan: &plan,
+                start: &start,
+                config: &policy.config,
+                device: B::NAME,
+                groups: &train_groups,
+                report: &report,
+                eval_report: &eval_report,
+                tokenizer: &tokenizer,
+            };
+            say(&startup.text()?);
+        }
+        folder.prepare()?;
         plan.write_manifest(&fingerprint)?;
-        let redraw = |epoch: u64| plan.tokenize(rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
+        let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
             eval: eval_groups,
             tokenizer: &tokenizer,
-            redraw: (plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch).then_some(&redraw),
+            redraw: redraws.then_some(&redraw),
             same_start,
             resume,
             fingerprint,
@@ -105,10 +135,36 @@ impl Job for TrainJob<'_> {
     }
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
     fn print(&self, text: &str) {
         if !self.settings.quiet {
-            println!("{text}");
+            say(text);
+        }
+    }
+
+    /// Where the run is written.
+    fn folder(&self, resuming: bool) -> RunFolder<'a> {
+        let reference = self.args.ref_model.as_deref().filter(|path| path.as_os_str() != "none");
+        RunFolder {
+            dir: &self.args.output_dir,
+            models: std::iter::once(self.args.model.as_path()).chain(reference).collect(),
+            resuming,
+            overwrite: self.args.overwrite_output_dir,
+        }
+    }
+
+    /// What is built and trained.
+    pub(super) fn objective(&self) -> Objective {
+        self.build.objective
+    }
+
+    /// The reference model of a DPO run.
+    pub(super) fn reference(&self) -> Option<&Path> {
+        match (&self.method, &self.args.ref_model) {
+            (Method::Sft | Method::Reward, _) => None,
+            (Method::Dpo, Some(path)) if path.as_os_str() == "none" => None,
+            (Method::Dpo, Some(path)) => Some(path),
+            (Method::Dpo, None) => Some(&self.args.model),
         }
     }
 
@@ -152,7 +208,7 @@ impl Plan<'_> {
         epoch: u64,
     ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
         let rows = self.construct(rows, epoch)?;
-        let (groups, report) = tokenize_rows(rows, tokenizer, &self.args.tokenize)?;
+        let (groups, report) = tokenize_rows(rows, tokenizer, &self.tokenize)?;
         let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
         Ok((groups, report))
     }
@@ -166,7 +222,7 @@ impl Plan<'_> {
         if rows.is_empty() {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
-        tokenize_rows(self.construct(rows, 0)?, tokenizer, &self.args.tokenize)
+        tokenize_rows(self.construct(rows, 0)?, tokenizer, &self.tokenize)
     }
 
     /// Adds or removes comparisons as the objective says.
@@ -179,28 +235,6 @@ impl Plan<'_> {
             self.print(&report.to_string());
         }
         Ok(rows)
-    }
-
-    /// Prints what will be trained: data, formula, one decoded example.
-    fn describe(&self, groups: &[TokenizedGroup], report: &TokenizeReport, tokenizer: &Tokenizer) -> Result<()> {
-        self.print(&report.to_string());
-        self.print(&format!("loss: {}", self.loss.formula()));
-        let s = &self.settings;
-        self.print(&format!(
-            "batch: {} groups x {} = {} per update; learning rate {:e}, {:?}, {} warm-up steps",
-            s.micro_batch,
-            s.accumulation,
-            s.micro_batch * s.accumulation,
-            s.learning_rate,
-            s.scheduler,
-            s.warmup_steps
-        ));
-        if let (Some(group), false) = (groups.first(), s.quiet) {
-            let color = std::io::IsTerminal::is_terminal(&std::io::stdout());
-            let options = show::ShowOptions { color, ids: false };
-            self.print(&show::render(group, tokenizer, options)?);
-        }
-        Ok(())
     }
 
     /// Policy, reference, and whether both hold the same weights.
@@ -227,12 +261,7 @@ impl Plan<'_> {
         if !ignored.is_empty() {
             self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
         }
-        let folder = match (&self.method, &self.args.ref_model) {
-            (Method::Sft | Method::Reward, _) => return Ok((policy, None, false)),
-            (Method::Dpo, Some(path)) if path.as_os_str() == "none" => return Ok((policy, None, false)),
-            (Method::Dpo, Some(path)) => path,
-            (Method::Dpo, None) => &self.args.model,
-        };
+        let Some(folder) = self.reference() else { return Ok((policy, None, false)) };
         let config = ModelConfig::read(folder)?;
         if config.vocab != policy.config.vocab || config.head != Head::LanguageModel {
             let why = format!(
@@ -245,7 +274,7 @@ impl Plan<'_> {
             return Err(Error::model(folder, why));
         }
         let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
-        let same = same_folder(folder, start);
+        let same = same_place(folder, start);
         Ok((policy, Some(reference), same))
     }
 
@@ -255,15 +284,22 @@ impl Plan<'_> {
         groups: &[TokenizedGroup],
         tokenizer: &Tokenizer,
         config: &ModelConfig,
-    ) -> Vec<(String, String)> {
+    ) -> Result<Vec<(String, String)>> {
         let s = &self.settings;
+        // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
+        let length = match s.scheduler {
+            Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
+            Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
+                Some(steps) => format!("{steps} steps"),
+                None => format!("{} epochs", s.epochs),
+            },
+        };
         let mut entries = vec![
             ("method".to_owned(), self.method.name().to_owned()),
             ("loss".to_owned(), format!("{:?}", self.loss)),
             ("batch size".to_owned(), s.micro_batch.to_string()),
             ("gradient accumulation".to_owned(), s.accumulation.to_string()),
-            ("maximum steps".to_owned(), format!("{:?}", s.max_steps)),
-            ("epochs".to_owned(), s.epochs.to_string()),
+            ("length".to_owned(), length),
             ("learning rate".to_owned(), s.learning_rate.to_string()),
             ("schedule".to_owned(), format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
             ("shuffling".to_owned(), format!("{:?}", s.shuffle)),
@@ -286,7 +322,12 @@ impl Plan<'_> {
             hash.update(&std::fs::read(&file).unwrap_or_default());
         }
         entries.push(("tokenizer".to_owned(), hash.finalize().to_hex()[..16].to_owned()));
-        entries
+        let reference = match self.reference() {
+            None => "none".to_owned(),
+            Some(folder) => weights_hash(folder)?,
+        };
+        entries.push(("reference".to_owned(), reference));
+        Ok(entries)
     }
 
     /// Writes `run.json`: command, settings, hashes.
@@ -306,7 +347,7 @@ impl Plan<'_> {
             "loss": self.args.loss,
             "loss_formula": self.loss.formula(),
             "construction": self.build,
-            "tokenize": self.args.tokenize,
+            "tokenize": self.tokenize,
             "read": self.args.read,
             "fingerprint": hashes,
         });
@@ -314,39 +355,18 @@ impl Plan<'_> {
     }
 }
 
-/// True when two paths name one folder.
-fn same_folder(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
+/// Hash over the weight files of a model folder.
+fn weights_hash(folder: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
+    if let Ok(files) = &mut files {
+        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        files.sort_unstable();
     }
-}
-
-/// Creates the output folder; an existing run is continued, replaced on request, and otherwise left alone.
-fn prepare_folder(plan: &Plan<'_>, resuming: bool) -> Result<()> {
-    let dir = &plan.settings.output_dir;
-    let same = |folder: &Path| same_folder(folder, dir);
-    if same(&plan.args.model) || plan.args.ref_model.as_deref().is_some_and(same) {
-        return Err(Error::Usage(format!("--output-dir {} holds a model this run starts from", dir.display())));
+    let mut hash = blake3::Hasher::new();
+    for path in files.map_err(Error::io("list", folder))? {
+        let file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
+        hash.update_reader(file).map_err(Error::io("read", &path))?;
     }
-    let holds_run = dir.join("metrics.jsonl").exists() || dir.join("run.json").exists();
-    if holds_run && !resuming {
-        if !plan.args.overwrite_output_dir {
-            return Err(Error::Usage(format!(
-                "--output-dir {} already holds a run; name another folder, continue with --resume-from-checkpoint \
-                 true, or replace it with --overwrite-output-dir",
-                dir.display()
-            )));
-        }
-        for (_, folder) in checkpoint::list(dir) {
-            std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
-        }
-        for name in ["metrics.jsonl", "run.json"] {
-            let path = dir.join(name);
-            if path.exists() {
-                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
-            }
-        }
-    }
-    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
+    Ok(hash.finalize().to_hex()[..16].to_owned())
 }

@@ -86,13 +86,18 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
+/// Contents of [`HISTORY_FILE`].
+pub fn history(step: u64, epochs: f64, log_history: &[serde_json::Value]) -> serde_json::Value {
+    json!({ "global_step": step, "epoch": epochs, "log_history": log_history })
+}
+
 /// Writes a checkpoint and returns its folder.
 pub fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     tokenizer: &Tokenizer,
     output_dir: &Path,
     state: &RunState,
-    log_history: &[serde_json::Value],
+    history: &serde_json::Value,
 ) -> Result<PathBuf> {
     let target = folder(output_dir, state.step);
     let temporary = target.with_extension("tmp");
@@ -105,8 +110,7 @@ pub fn save<B: Backend>(
     tokenizer.copy_to(&temporary)?;
     save_optimizer(trainer, &state_dir.join(OPTIMIZER_FILE))?;
     write_json(&state_dir.join("state.json"), &serde_json::to_value(state).map_err(json_error)?)?;
-    let history = json!({ "global_step": state.step, "epoch": state.position.epoch, "log_history": log_history });
-    write_json(&temporary.join("trainer_state.json"), &history)?;
+    write_json(&temporary.join(HISTORY_FILE), history)?;
     sync_tree(&temporary)?;
     let done = temporary.join("DONE");
     fs::write(&done, "").map_err(Error::io("write", &done))?;
@@ -137,7 +141,7 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
         ));
     }
     let path = folder.join("state").join("state.json");
-    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
     let state: RunState = serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     if state.schema != SCHEMA || state.control.len() != CONTROL {
         let why = format!("is of schema {}; this program reads schema {SCHEMA}", state.schema);
@@ -146,10 +150,15 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
     Ok(state)
 }
 
+/// A part of a checkpoint that cannot be read makes the whole checkpoint useless.
+fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    Error::model(path, format!("cannot be read ({error}); resume from another checkpoint"))
+}
+
 /// Reads the logged events of a checkpoint.
 pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
-    let path = folder.join("trainer_state.json");
-    let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let path = folder.join(HISTORY_FILE);
+    let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
     let state: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     Ok(state["log_history"].as_array().cloned().unwrap_or_default())
@@ -159,7 +168,7 @@ pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
 /// checkpoint's weight files before.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path, state: &RunState) -> Result<()> {
     let path = folder.join("state").join(OPTIMIZER_FILE);
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let bytes = fs::read(&path).map_err(|e| unreadable(&path, &e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     let len = trainer.policy.layout.len;
     let backend = trainer.backend;
@@ -184,6 +193,9 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path, state: &
 }
 
 const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
+
+/// Logged events in the shape of transformers' trainer.
+pub const HISTORY_FILE: &str = "trainer_state.json";
 
 fn save_optimizer<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
     let (backend, len) = (trainer.backend, trainer.policy.layout.len);

@@ -47,6 +47,14 @@ pub struct RunSettings {
     pub quiet: bool,
 }
 
+impl RunSettings {
+    /// Updates of a run over `groups` training groups.
+    pub fn total_steps(&self, groups: usize) -> u64 {
+        let per_epoch = groups.div_ceil(self.micro_batch * self.accumulation);
+        self.max_steps.unwrap_or(((self.epochs * per_epoch as f64).ceil() as u64).max(1))
+    }
+}
+
 /// Groups of a run.
 pub struct RunData<'a> {
     pub train: Vec<TokenizedGroup>,
@@ -75,12 +83,10 @@ pub struct RunSummary {
 /// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
 pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
     let evaluator = trainer.evaluator()?;
-    let batch = settings.micro_batch * settings.accumulation;
-    let per_epoch = data.train.len().div_ceil(batch) as u64;
-    if per_epoch == 0 {
+    if data.train.is_empty() {
         return Err(Error::Usage("no training group is left; nothing can be trained".into()));
     }
-    let total = settings.max_steps.unwrap_or(((settings.epochs * per_epoch as f64).ceil() as u64).max(1));
+    let total = settings.total_steps(data.train.len());
     let mut run = Run {
         schedule: Schedule {
             scheduler: settings.scheduler,
@@ -284,7 +290,8 @@ impl<B: Backend> Run<'_, '_, B> {
         let mut state = RunState::new(self.step, self.loader.position(), self.num_tokens, seconds, control);
         state.fingerprint = self.data.fingerprint.clone();
         let dir = &self.settings.output_dir;
-        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &self.history)?;
+        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
+        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &history)?;
         if let Some(limit) = self.settings.save_total_limit {
             checkpoint::prune(dir, limit)?;
         }
@@ -296,6 +303,8 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         self.data.tokenizer.copy_to(dir)?;
+        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
+        checkpoint::write_json(&dir.join(checkpoint::HISTORY_FILE), &history)?;
         self.summary.steps = self.step;
         self.summary.seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
         self.console.finish();

@@ -28,7 +28,7 @@ impl BuildArgs {
         // A single bound moves the preset's other bound with it, so `--k-max 1` or `--k-min 7` alone works.
         match (self.k_min, self.k_max) {
             (Some(low), None) => o.k_max = o.k_max.max(low),
-            (None, Some(high)) => o.k_min = o.k_min.min(high),
+            (None, Some(high)) => o.k_min = o.k_min.min(high.max(1)),
             (Some(_), Some(_)) | (None, None) => {}
         }
         self.resolve_functions(&mut o)?;

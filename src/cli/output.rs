@@ -1,0 +1,129 @@
+//! What commands check about the files and folders they write, before any work is done: an input is never overwritten,
+//! and neither is a model, a tokenizer or a run that the command does not replace on request.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::tokenized::TokenizedGroup;
+use crate::train::checkpoint::{self, HISTORY_FILE};
+use crate::{Error, Result};
+
+/// Refuses to write `output` over an input, over a folder, or into a folder that does not exist.
+pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let refuse = |why: &str| Err(Error::Usage(format!("cannot write {}: {why}", output.display())));
+    if output.is_dir() {
+        return refuse("it is a folder; name a file");
+    }
+    if inputs.iter().any(|input| same_place(input, output)) {
+        return refuse("it is an input of this command; name another file");
+    }
+    match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to make a model or a tokenizer where the folder already holds one.
+pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
+    }
+    match files.iter().find(|name| dir.join(name).exists()) {
+        None => Ok(()),
+        Some(name) => Err(Error::Usage(format!(
+            "--output-dir {} already holds {name}; name another folder or remove it first",
+            dir.display()
+        ))),
+    }
+}
+
+/// Files that tell a model folder.
+pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+
+/// Files of a run besides its checkpoints and its final model.
+const RUN_FILES: [&str; 3] = ["metrics.jsonl", "run.json", HISTORY_FILE];
+
+/// Output folder of a training run.
+pub struct RunFolder<'a> {
+    pub dir: &'a Path,
+    /// Models the run starts from.
+    pub models: Vec<&'a Path>,
+    pub resuming: bool,
+    pub overwrite: bool,
+}
+
+impl RunFolder<'_> {
+    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced.
+    pub fn check(&self) -> Result<()> {
+        let dir = self.dir;
+        if dir.exists() && !dir.is_dir() {
+            return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
+        }
+        if self.models.iter().any(|model| same_place(model, dir)) {
+            return Err(Error::Usage(format!(
+                "--output-dir {} holds a model this run starts from; name another folder",
+                dir.display()
+            )));
+        }
+        if self.resuming || self.overwrite {
+            return Ok(());
+        }
+        if self.holds_run() {
+            return Err(Error::Usage(format!(
+                "--output-dir {} already holds a run; name another folder, continue with --resume-from-checkpoint \
+                 true, or replace it with --overwrite-output-dir",
+                dir.display()
+            )));
+        }
+        if let Some(name) = MODEL_FILES.iter().find(|name| dir.join(name).exists()) {
+            return Err(Error::Usage(format!(
+                "--output-dir {} holds {name} of another model; name another folder, or replace it with \
+                 --overwrite-output-dir",
+                dir.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn holds_run(&self) -> bool {
+        RUN_FILES.iter().any(|name| self.dir.join(name).exists()) || !checkpoint::list(self.dir).is_empty()
+    }
+
+    /// Makes the folder, and removes a run that is to be replaced.
+    pub fn prepare(&self) -> Result<()> {
+        if self.overwrite && !self.resuming {
+            for (_, folder) in checkpoint::list(self.dir) {
+                std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+            }
+            for path in RUN_FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.exists()) {
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))
+    }
+}
+
+/// True when two paths name one file or folder.
+pub fn same_place(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+/// Refuses groups with token ids that the model in `folder` does not have.
+pub fn check_ids(groups: &[TokenizedGroup], folder: &Path, vocab: usize) -> Result<()> {
+    for group in groups {
+        let ids = group.prompt_ids.iter().chain(group.sequences.iter().map(|s| &s.response_ids)).flatten();
+        if let Some(id) = ids.copied().max().filter(|&id| id as usize >= vocab) {
+            return Err(Error::model(
+                folder,
+                format!(
+                    "the tokenizer gives row {} the token id {id}, but the model's vocabulary has {vocab} entries; \
+                     tokenizer and model of this folder do not belong together",
+                    group.group.id
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

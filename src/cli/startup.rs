@@ -1,0 +1,147 @@
+//! What a run prints before its first step: one aligned table of settings, data and model, and one decoded example of
+//! every comparison kind with the trained tokens marked.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use super::train::Plan;
+use crate::Result;
+use crate::data::options::Objective;
+use crate::data::show::{ShowOptions, render_examples};
+use crate::data::tokenize::TokenizeReport;
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tree::token_counts;
+use crate::model::config::ModelConfig;
+use crate::train::console::color;
+
+/// What is about to be trained, on what, and where.
+pub(super) struct Startup<'a> {
+    pub plan: &'a Plan<'a>,
+    /// Folder of the start weights.
+    pub start: &'a Path,
+    pub config: &'a ModelConfig,
+    pub device: &'static str,
+    pub groups: &'a [TokenizedGroup],
+    pub report: &'a TokenizeReport,
+    /// Evaluation rows; `rows_read` is 0 without any.
+    pub eval_report: &'a TokenizeReport,
+    pub tokenizer: &'a Tokenizer,
+}
+
+impl Startup<'_> {
+    /// The table and the examples.
+    pub fn text(&self) -> Result<String> {
+        let mut out = String::new();
+        for (name, value) in self.settings() {
+            line(&mut out, name, &value);
+        }
+        out += &self.report.to_string();
+        line(&mut out, "sharing", &self.sharing());
+        line(&mut out, "loss", &self.plan.loss.formula());
+        for note in self.tokenizer.notes() {
+            line(&mut out, "note", note);
+        }
+        let examples = render_examples(self.groups, self.tokenizer, ShowOptions { color: color(), ids: false })?;
+        let _ = write!(out, "\nexamples, trained tokens marked\n{}", examples.trim_end());
+        Ok(out)
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let (plan, s, c) = (self.plan, &self.plan.settings, self.config);
+        let precision = if self.device == "reference" { "f64, one core" } else { "f32" };
+        let threads = match rayon::current_num_threads() {
+            _ if self.device == "reference" => String::new(),
+            1 => ", 1 thread".to_owned(),
+            n => format!(", {n} threads"),
+        };
+        let seed = plan.args.optimiser.seed;
+        let objective = match plan.objective() {
+            Objective::Rows => String::new(),
+            other => format!(", objective {},", value_name(&other)),
+        };
+        let mut lines = vec![
+            (
+                "run",
+                format!("{}{objective} on {} ({precision}{threads}), seed {seed}", plan.method.name(), self.device),
+            ),
+            ("output", s.output_dir.display().to_string()),
+            (
+                "model",
+                format!(
+                    "{} with {} parameters: {} layers of width {}, {} heads ({} for keys), vocabulary {}; from {}",
+                    c.architecture(),
+                    c.parameters().unwrap_or(0),
+                    c.layers,
+                    c.hidden,
+                    c.heads,
+                    c.kv_heads,
+                    c.vocab,
+                    self.start.display()
+                ),
+            ),
+        ];
+        if let Some(reference) = plan.reference() {
+            lines.push(("reference", format!("{}, frozen", reference.display())));
+        }
+        let batch = s.micro_batch * s.accumulation;
+        let (micro, times, per_epoch) = (s.micro_batch, s.accumulation, self.groups.len().div_ceil(batch));
+        let total = s.total_steps(self.groups.len());
+        let updates = |n: u64| if n == 1 { "1 update".to_owned() } else { format!("{n} updates") };
+        lines.push((
+            "batch",
+            format!(
+                "{micro} groups x {times} = {batch} an update, {} an epoch, {} in all",
+                updates(per_epoch as u64),
+                updates(total)
+            ),
+        ));
+        let schedule = value_name(&s.scheduler);
+        let clip = match plan.adamw.max_grad_norm {
+            0.0 => "no clipping".to_owned(),
+            norm => format!("gradient norm at most {norm}"),
+        };
+        lines.push((
+            "optimiser",
+            format!(
+                "AdamW, learning rate {:e}, {schedule}, {} warm-up steps, weight decay {}, {clip}",
+                s.learning_rate, s.warmup_steps, plan.adamw.weight_decay
+            ),
+        ));
+        if s.warmup_steps >= total {
+            lines.push(("note", "the warm-up does not end before the run does; lower --warmup-steps".to_owned()));
+        }
+        if let Some(every) = s.eval_steps {
+            let when = if every == u64::MAX { "at start and end".to_owned() } else { format!("every {every} updates") };
+            let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
+            lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
+        }
+        if plan.tokenize.max_length < plan.args.tokenize.max_length {
+            let (now, given) = (plan.tokenize.max_length, plan.args.tokenize.max_length);
+            lines.push(("max length", format!("{now} tokens, the model's limit, in place of {given}")));
+        }
+        lines
+    }
+
+    /// What prefix trees save over running every sequence on its own.
+    fn sharing(&self) -> String {
+        let (mut alone, mut shared) = (0, 0);
+        for counts in self.groups.iter().map(token_counts) {
+            alone += counts.per_sequence;
+            shared += counts.tree;
+        }
+        let saved = if alone == 0 { 0.0 } else { 100.0 * (alone - shared) as f64 / alone as f64 };
+        format!("{shared} tokens an epoch in prefix trees, {alone} without: {saved:.0} % saved")
+    }
+}
+
+/// A value as its flag spells it.
+fn value_name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
+}
+
+fn line(out: &mut String, name: &str, value: &str) {
+    let _ = writeln!(out, "{name:<13} {value}");
+}

@@ -1,0 +1,10 @@
+//! The binary as a user meets it: every command on tiny data, its files, its messages and its exit codes.
+
+mod cli {
+    mod arguments;
+    mod bad_input;
+    mod bench;
+    mod pipeline;
+    mod repeat;
+    mod resume;
+}

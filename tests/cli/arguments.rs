@@ -1,0 +1,146 @@
+//! Flags: spellings, values that are refused, options without effect, and flags of TRL that do not exist here.
+
+use super::bench::Bench;
+
+#[test]
+fn names_of_trl_and_snake_case_are_accepted() {
+    let bench = Bench::new();
+    bench
+        .run(
+            "dpo --model_name_or_path model --ref_model_name_or_path qwen --train_file groups.jsonl --output_dir a \
+             --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --max_steps=2 --learning_rate=1e-4 \
+             --lr_scheduler_type constant_with_warmup --warmup_steps 1 --weight_decay 0.01 --adam_beta1 0.8 \
+             --adam_beta2 0.99 --adam_epsilon 1e-7 --max_grad_norm 0.5 --beta 0.2 --loss_type hinge --max_length 200 \
+             --no_shuffle --logging_steps 1 --save_steps 1 --save_total_limit 1 --torch_dtype float32 --seed 7",
+        )
+        .ok();
+    let manifest = bench.json("a/run.json");
+    assert_eq!(manifest["adamw"]["weight_decay"], 0.01);
+    assert_eq!(manifest["settings"]["accumulation"], 2);
+    assert_eq!(manifest["tokenize"]["max_length"], 200);
+    assert!(manifest["command"].as_str().unwrap().contains("--model-name-or-path model"));
+    assert!(bench.at("a/checkpoint-2").exists() && !bench.at("a/checkpoint-1").exists());
+    bench.run("score --model_name_or_path model --input pairs.jsonl --output s.jsonl").ok();
+    bench.run("data show --input pairs.jsonl --model_name_or_path model --rows 1").ok();
+    bench.run("data build --input pairs.jsonl --output b.jsonl --k_min 1 --k_max=1 --data_seed 4").ok();
+}
+
+#[test]
+fn flags_of_trl_without_a_counterpart_are_explained() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    for (flag, why) in [
+        ("--use_peft", "adapters are not implemented"),
+        ("--lora-r=8", "adapters are not implemented"),
+        ("--load_in_4bit", "quantised"),
+        ("--bf16 True", "precision follows the device"),
+        ("--warmup_ratio 0.1", "use --warmup-steps"),
+        ("--max_prompt_length 128", "use --max-length"),
+        ("--reference_free", "--ref-model none"),
+        ("--report_to none", "metrics.jsonl"),
+        ("--dataset_name x", "--train-file"),
+    ] {
+        let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");
+        bench.run(&words).fails(2, &["is known in TRL and not supported here", why]);
+    }
+    let words = "dpo --model model --train-file pairs.jsonl --output-dir out --learning-rat 1";
+    bench.run(words).fails(2, &["--learning-rat", "similar argument exists"]);
+    assert_eq!(bench.listing(), before);
+}
+
+#[test]
+fn options_without_effect_are_refused() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    for (command, flag) in [
+        ("reward", "--beta 0.1"),
+        ("reward", "--ref-model qwen"),
+        ("reward", "--nll-weight 1"),
+        ("reward", "--logp-reduce mean"),
+        ("reward", "--loss-type ipo"),
+        ("dpo", "--center-rewards-coefficient 0.1"),
+        ("dpo", "--pop-clip 1"),
+        ("dpo", "--eval-steps 2"),
+        ("dpo", "--lr-scheduler-type constant --warmup-steps 3"),
+        ("dpo", "--loss-type hinge --label-smoothing 0.1"),
+        ("dpo", "--k-max 2"),
+        ("dpo", "--objective base --functions number_words"),
+        ("sft", "--beta 0.1"),
+        ("sft", "--intra-weight 2"),
+        ("sft", "--objective mapl"),
+    ] {
+        let words = format!("{command} --model model --train-file pairs.jsonl --output-dir out {flag}");
+        bench.run(&words).fails(2, &["has no effect"]);
+    }
+    bench.run("data build --input pairs.jsonl --output b.jsonl --epoch 1").fails(2, &["--epoch has no effect"]);
+    bench.run("data build --input pairs.jsonl --output b.jsonl --gamma 1").fails(2, &["--gamma has no effect"]);
+    let reward = "reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1";
+    assert_eq!(bench.listing(), before);
+    bench.run(reward).ok();
+    for flag in ["--beta 0.2", "--ref-model model", "--logp-scope response"] {
+        let words = format!("score --model r --input pairs.jsonl --output s.jsonl {flag}");
+        bench.run(&words).fails(2, &["has no effect"]);
+    }
+}
+
+#[test]
+fn impossible_values_are_refused_before_anything_is_written() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    let refused = |words: String, flag: &str| drop(bench.run(&words).fails(2, &[flag]));
+    let mut cases: Vec<(&str, &str)> = Vec::new();
+    for flag in ["--learning-rate", "--num-train-epochs", "--beta", "--beta-intra"] {
+        cases.extend(["nan", "inf", "-1", "0", "x"].map(|value| (flag, value)));
+    }
+    for flag in ["--weight-decay", "--max-grad-norm", "--base-weight", "--nll-weight", "--label-smoothing"] {
+        cases.extend(["nan", "inf", "-0.5", "x"].map(|value| (flag, value)));
+    }
+    for flag in ["--adam-beta1", "--adam-beta2"] {
+        cases.extend(["nan", "-0.1", "1"].map(|value| (flag, value)));
+    }
+    for flag in [
+        "--per-device-train-batch-size",
+        "--gradient-accumulation-steps",
+        "--total-batch-size",
+        "--max-steps",
+        "--logging-steps",
+        "--save-steps",
+        "--save-total-limit",
+        "--max-skipped-steps",
+        "--max-length",
+    ] {
+        cases.extend(["0", "-1", "1.5"].map(|value| (flag, value)));
+    }
+    cases.extend([
+        ("--margin", "nan"),
+        ("--adam-epsilon", "-1"),
+        ("--warmup-steps", "-1"),
+        ("--max-drop-fraction", "2"),
+        ("--label-smoothing", "0.7"),
+        ("--lr-scheduler-type", "polynomial"),
+        ("--loss-type", "kto"),
+        ("--device", "cuda"),
+        ("--dtype", "bf16"),
+    ]);
+    for (flag, value) in cases {
+        refused(format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag} {value}"), flag);
+    }
+    refused("dpo --model model --train-file pairs.jsonl --output-dir out --device cpu --dtype f64".into(), "f32");
+    refused("dpo --model model --train-file pairs.jsonl --output-dir out --device reference --dtype f32".into(), "f64");
+    for (flag, value) in [
+        ("--k-min", "0"),
+        ("--k-max", "0"),
+        ("--n-intra", "0"),
+        ("--lambda-resp", "nan"),
+        ("--functions", "number_of_vowels"),
+        ("--objective", "simpo"),
+    ] {
+        refused(format!("data build --input pairs.jsonl --output b.jsonl {flag} {value}"), flag);
+    }
+    refused("data show --input pairs.jsonl --tokenizer tok --rows 0".into(), "--rows");
+    refused("score --model model --input pairs.jsonl --output s.jsonl --max-length 9999".into(), "--max-length");
+    refused("init --preset nano-gigantic --tokenizer tok --output-dir m".into(), "preset");
+    refused("init --tokenizer tok --output-dir m".into(), "--preset");
+    refused("tokenizer --input pairs.jsonl --vocab-size 3 --output-dir t".into(), "3");
+    assert_eq!(bench.listing(), before);
+}

@@ -1,0 +1,89 @@
+//! Equal runs give equal bytes, whatever the number of threads; the split into micro-batches changes rounding alone.
+
+use serde_json::Value;
+
+use super::bench::Bench;
+
+fn train(method: &str, output: &str, rest: &str) -> String {
+    format!("{method} --model model --train-file groups.jsonl --eval-file pairs.jsonl --output-dir {output} {rest}")
+}
+
+#[test]
+fn equal_runs_give_equal_bytes_on_any_number_of_threads() {
+    let bench = Bench::new();
+    for (method, rest) in [("dpo", "--max-steps 3 --learning-rate 1e-3"), ("reward", "--max-steps 3")] {
+        let name = |i: usize| format!("{method}-{i}");
+        for (i, threads) in ["2", "2", "1"].into_iter().enumerate() {
+            bench.run_with(&train(method, &name(i), rest), ("RAYON_NUM_THREADS", threads)).ok();
+        }
+        for other in [name(1), name(2)] {
+            let weights = |run: &str| bench.bytes(&format!("{run}/model.safetensors"));
+            assert!(weights(&name(0)) == weights(&other), "{other}");
+            for kind in ["train", "eval"] {
+                assert_eq!(bench.metrics(&name(0), kind), bench.metrics(&other, kind), "{other}");
+            }
+        }
+        assert!(bench.bytes("model/model.safetensors") != bench.bytes(&format!("{method}-0/model.safetensors")));
+    }
+    let build = |output: &str, threads: &str, seed: u64| {
+        let words = format!("data build --input pairs.jsonl --output {output} --data-seed {seed}");
+        bench.run_with(&words, ("RAYON_NUM_THREADS", threads)).ok();
+        bench.bytes(output)
+    };
+    assert!(build("a.jsonl", "1", 1) == build("b.jsonl", "2", 1));
+    assert!(build("a.jsonl", "1", 1) != build("b.jsonl", "1", 2));
+}
+
+fn close(a: &Value, b: &Value, place: &str) {
+    match (a, b) {
+        (Value::Number(_), Value::Number(_)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            // Margins are differences of numbers near 1, so their error is relative to those.
+            assert!((a - b).abs() <= 1e-5 * a.abs().max(b.abs()) + 1e-6, "{place}: {a} and {b}");
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            assert!(a.keys().eq(b.keys()));
+            a.iter().for_each(|(key, value)| close(value, &b[key], &format!("{place} {key}")));
+        }
+        _ => assert_eq!(a, b, "{place}"),
+    }
+}
+
+#[test]
+fn micro_batches_change_nothing_but_rounding() {
+    let bench = Bench::new();
+    for (method, rate) in [("reward", "1e-4"), ("dpo", "1e-5"), ("sft", "1e-4")] {
+        let run = |size: usize, times: usize| {
+            let name = format!("{method}-{size}");
+            let rest = format!(
+                "--per-device-train-batch-size {size} --gradient-accumulation-steps {times} --max-steps 3 \
+                 --learning-rate {rate} --lr-scheduler-type constant"
+            );
+            bench.run(&train(method, &name, &rest)).ok();
+            bench.metrics(&name, "train")
+        };
+        let whole = run(4, 1);
+        assert_eq!(whole.len(), 3);
+        for split in [run(2, 2), run(1, 4)] {
+            for (a, b) in whole.iter().zip(&split) {
+                for (key, value) in a.as_object().unwrap() {
+                    close(value, &b[key], &format!("{method}, step {}, {key}", a["step"]));
+                }
+            }
+        }
+        assert!(whole[0]["loss"] != whole[2]["loss"], "{method} trains");
+    }
+}
+
+#[test]
+fn a_total_batch_size_derives_the_accumulation() {
+    let bench = Bench::new();
+    let rest = "--max-steps 2 --per_device_train_batch_size 2";
+    bench.run(&train("reward", "a", &format!("{rest} --total-batch-size 6"))).ok();
+    bench.run(&train("reward", "b", &format!("{rest} --gradient_accumulation_steps 3"))).ok();
+    assert_eq!(bench.metrics("a", "train"), bench.metrics("b", "train"));
+    assert_eq!(bench.metrics("a", "train")[0]["comparisons/base"], 6.0);
+    bench
+        .run(&train("reward", "c", &format!("{rest} --total-batch-size 5")))
+        .fails(2, &["--total-batch-size 5", "multiple of --per-device-train-batch-size 2"]);
+}
