@@ -15,6 +15,9 @@ use crate::optim::schedule::Scheduler;
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
 
+/// Most groups of one update: far above any use, far below an overflow.
+const MAX_BATCH: usize = 1 << 30;
+
 /// Arguments of a training command.
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
@@ -173,6 +176,12 @@ impl TrainArgs {
                 return refuse("--total-batch-size", &total, &need);
             }
         };
+        if micro_batch.checked_mul(accumulation).is_none_or(|groups| groups > MAX_BATCH) {
+            return Err(Error::Usage(format!(
+                "{micro_batch} groups x {accumulation} an update: at most {MAX_BATCH} are possible; lower \
+                 --per-device-train-batch-size or --gradient-accumulation-steps"
+            )));
+        }
         let scheduler = o.lr_scheduler_type.unwrap_or(if paper { Scheduler::Cosine } else { Scheduler::Linear });
         if scheduler == Scheduler::Constant && o.warmup_steps.is_some_and(|n| n > 0) {
             return Err(Error::Usage(

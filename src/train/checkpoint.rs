@@ -254,8 +254,13 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &(text + "\n"))
 }
 
-/// Writes a text file under a temporary name and renames it, so no reader sees half of it.
+/// Writes a text file under a temporary name and renames it, so no reader sees half of it. A link, pipe or device, such
+/// as `/dev/stdout`, is written to directly: a rename would put a file in its place.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
+        return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
+    }
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
     let temporary = path.with_file_name(name);

@@ -22,6 +22,9 @@ use crate::model::store;
 use crate::optim::schedule::{Schedule, Scheduler};
 use crate::{Error, Result};
 
+/// Groups that a warning lists by id.
+const NAMED_GROUPS: usize = 5;
+
 /// Length, cadence and batch of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
@@ -249,10 +252,12 @@ impl<B: Backend> Run<'_, '_, B> {
             return Ok(());
         }
         self.skipped_in_a_row += 1;
-        let groups = if report.not_finite.is_empty() {
-            String::new()
-        } else {
-            format!(" (groups {})", report.not_finite.join(", "))
+        let ids = &report.not_finite;
+        let more =
+            if ids.len() > NAMED_GROUPS { format!(" and {} more", ids.len() - NAMED_GROUPS) } else { String::new() };
+        let groups = match ids.is_empty() {
+            true => String::new(),
+            false => format!(" (groups {}{more})", ids[..ids.len().min(NAMED_GROUPS)].join(", ")),
         };
         self.console.warn(&format!("step {}: loss or gradient is not finite{groups}; nothing was updated", self.step));
         if self.skipped_in_a_row < self.settings.max_skipped_steps {
@@ -309,8 +314,9 @@ impl<B: Backend> Run<'_, '_, B> {
         self.summary.seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
         self.console.finish();
         self.console.line(&format!(
-            "done: {} steps in {:.1} s; model in {}",
+            "done: {} step{} in {:.1} s; model in {}",
             self.summary.steps,
+            if self.summary.steps == 1 { "" } else { "s" },
             self.summary.seconds,
             dir.display()
         ));

@@ -193,7 +193,7 @@ fn a_run_says_what_it_is_about_to_do() {
         "<|im_end|>]]",
         "identity check passed",
         "step 1/1 | loss 2.0794 | acc 0.00 | intra 0.00 | inter 0.00 | margin +0.000 | gnorm ",
-        "done: 1 steps",
+        "done: 1 step in",
     ];
     let mut from = 0;
     for part in parts {
@@ -241,4 +241,58 @@ fn a_closed_pipe_ends_no_run() {
     drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     check_run(&bench, "out", 2);
+}
+
+#[test]
+fn conversations_gzip_and_arrays_are_trained_and_scored() {
+    use std::io::Write as _;
+    let bench = Bench::new();
+    let turn = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
+    let row = |i: usize| {
+        let [prompt, yes, no] = [turn("user", "Name a bird."), turn("assistant", "A wren."), turn("assistant", "No.")];
+        format!(r#"{{"id": "talk-{i}", "prompt": [{prompt}], "chosen": [{yes}], "rejected": [{no}]}}"#)
+    };
+    bench.write("talk.json", format!("[{},\n{}]", row(0), row(1)));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&bench.bytes("talk.json")).unwrap();
+    bench.write("talk.json.gz", gzip.finish().unwrap());
+    for (name, file) in [("plain", "talk.json"), ("packed", "talk.json.gz")] {
+        let words = format!("dpo --model model --train-file {file} --output-dir {name} --max-steps 1 --ref-model none");
+        let out = bench.run(&words).ok().out;
+        assert!(
+            out.contains("<|im_start|>user\nName a bird.<|im_end|>") && out.contains("[[A wren.<|im_end|>"),
+            "{out}"
+        );
+        assert!(!out.contains("identity check"), "without a reference there is nothing to check");
+        bench.run(&format!("score --model {name} --input {file} --output {name}.jsonl")).ok();
+    }
+    assert_eq!(bench.bytes("plain.jsonl"), bench.bytes("packed.jsonl"));
+    let ids: Vec<Value> = bench.rows("plain.jsonl").into_iter().map(|mut row| row["id"].take()).collect();
+    assert_eq!(ids, ["talk-0", "talk-1"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_a_link_keeps_being_one() {
+    let bench = Bench::new();
+    bench.write("target.jsonl", "old");
+    std::os::unix::fs::symlink("target.jsonl", bench.at("link.jsonl")).unwrap();
+    bench.run("score --model model --input pairs.jsonl --output link.jsonl").ok();
+    assert!(bench.at("link.jsonl").is_symlink());
+    assert_eq!(bench.rows("target.jsonl").len(), 24);
+}
+
+#[test]
+fn a_run_that_leaves_the_finite_numbers_stops_with_code_4() {
+    let bench = Bench::new();
+    let words = "dpo --model model --train-file groups.jsonl --output-dir out --learning-rate 1e30 --max-steps 9 \
+                 --max-skipped-steps 2 --save-steps 1";
+    let done = bench
+        .run(words)
+        .fails(4, &["warning: step 2", "2 updates in a row", "step 3", "checkpoint-2", "--learning-rate"]);
+    assert!(done.out.contains("(skipped)") || done.out.contains("step 1/9"), "{}", done.out);
+    let train = bench.metrics("out", "train");
+    assert_eq!(train.len(), 3);
+    assert_eq!((&train[2]["loss"], &train[2]["skipped_steps"]), (&"NaN".into(), &2.into()));
+    assert!(!bench.at("out/model.safetensors").exists());
 }

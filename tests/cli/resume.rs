@@ -152,3 +152,24 @@ fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
 
     assert_eq!(stopped(&bench, &run(1_000_000, "--overwrite-output-dir"), "-INT"), Some(130));
 }
+
+#[test]
+fn a_run_asked_to_save_saves_and_goes_on() {
+    let bench = Bench::new();
+    let words = "reward --model model --train-file groups.jsonl --output-dir out --max-steps 1000000";
+    let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
+    let send = |signal: &str, child: &std::process::Child| {
+        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    };
+    send("-USR1", &child);
+    let saved = || mapl::train::checkpoint::list(&bench.at("out")).len();
+    // Step lines arrive while the run goes on; the checkpoint is there after a few of them.
+    assert!(lines.by_ref().take(10_000).any(|_| saved() == 1), "nothing was saved");
+    assert!(lines.next().is_some() && child.try_wait().unwrap().is_none(), "the run goes on");
+    send("-TERM", &child);
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(saved(), 2);
+}
