@@ -12,6 +12,7 @@ use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::loss::objective::Method;
 use crate::train::checkpoint::{write_json, write_text};
+use crate::train::console::say;
 use crate::train::evaluate::Breakdown;
 use crate::train::metrics::{KindTally, Tally};
 use crate::train::report::summary::{
@@ -137,7 +138,7 @@ impl Quick<'_> {
     fn command(&mut self, caption: &str, words: &[String]) -> Result<Command> {
         let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
         let text = args::shown(&all);
-        println!("\n$ {text}");
+        say(&format!("\n$ {text}"));
         self.summary.commands.push(NamedText { caption: caption.into(), text });
         let cli = Cli::try_parse_from(&all).map_err(|e| Error::Runtime(format!("quick start command: {e}")))?;
         Ok(cli.command)
@@ -150,7 +151,7 @@ impl Quick<'_> {
             let pairs = generate(&SynthOptions { rows, seed, split });
             write_jsonl(&pairs, &self.path(&format!("{}.jsonl", split.name())))?;
         }
-        println!("wrote {TRAIN_ROWS} training and {TEST_ROWS} held-out pairs of an artificial language");
+        say(&format!("wrote {TRAIN_ROWS} training and {TEST_ROWS} held-out pairs of an artificial language"));
         for split in ["train", "test"] {
             let words = words![
                 "data",
@@ -312,14 +313,14 @@ impl Quick<'_> {
             .map_err(|e| Error::Runtime(format!("cannot write the summary: {e}")))?;
         write_json(&self.path("summary.json"), &value)?;
         write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
-        println!("\n{}", quickstart_table(&self.summary));
-        println!(
+        say(&format!("\n{}", quickstart_table(&self.summary)));
+        say(&format!(
             "{:.0} s in all; {} and {}",
             self.summary.seconds,
             self.shown("summary.json"),
             self.shown("report.html")
-        );
-        println!("\n{caption}:\n  {}", own.join("\n  "));
+        ));
+        say(&format!("\n{caption}:\n  {}", own.join("\n  ")));
         Ok(())
     }
 }

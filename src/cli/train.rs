@@ -213,7 +213,7 @@ impl<'a> Plan<'a> {
         Ok((groups, report))
     }
 
-    /// Groups to evaluate on: every kind of comparison, whatever its weight in training.
+    /// Groups to evaluate on: every kind of comparison they carry, whatever is trained.
     fn tokenize_eval(
         &self,
         rows: Vec<SourceRow>,
@@ -222,7 +222,8 @@ impl<'a> Plan<'a> {
         if rows.is_empty() {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
-        tokenize_rows(self.construct(rows, 0)?, tokenizer, &self.tokenize)
+        let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
+        tokenize_rows(rows, tokenizer, &self.tokenize)
     }
 
     /// Adds or removes comparisons as the objective says.
