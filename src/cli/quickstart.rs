@@ -66,12 +66,13 @@ const SFT: Stage = Stage {
 
 /// The compared runs. Base and MAPL differ in `--objective` alone.
 const RUNS: [Stage; 4] = [
-    Stage { name: "reward-base", method: Method::Reward, start: "sft", steps: 4500, flags: REWARD_FLAGS },
-    Stage { name: "reward-mapl", method: Method::Reward, start: "sft", steps: 4500, flags: REWARD_FLAGS },
-    Stage { name: "dpo-base", method: Method::Dpo, start: "sft", steps: 800, flags: DPO_FLAGS },
-    Stage { name: "dpo-mapl", method: Method::Dpo, start: "sft", steps: 800, flags: DPO_FLAGS },
+    Stage { name: "reward-base", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
+    Stage { name: "reward-mapl", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
+    Stage { name: "dpo-base", method: Method::Dpo, start: "sft", steps: 600, flags: DPO_FLAGS },
+    Stage { name: "dpo-mapl", method: Method::Dpo, start: "sft", steps: 600, flags: DPO_FLAGS },
 ];
-const REWARD_FLAGS: &[&str] = &["--learning-rate", "3e-3", "--warmup-steps", "50", "--per-device-train-batch-size", "8"];
+const REWARD_FLAGS: &[&str] =
+    &["--learning-rate", "6e-4", "--warmup-steps", "50", "--per-device-train-batch-size", "8"];
 const DPO_FLAGS: &[&str] = &["--learning-rate", "1e-3", "--warmup-steps", "30", "--per-device-train-batch-size", "8"];
 
 /// Runs every stage and writes `summary.json` and `report.html`.
