@@ -8,7 +8,7 @@
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
-//! - [`env`]: what this machine and this build can do
+//! - [`mod@env`]: what this machine and this build can do
 
 pub mod args;
 pub mod data;
