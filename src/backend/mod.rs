@@ -15,6 +15,7 @@
 
 pub mod contract;
 pub mod cpu;
+mod host;
 pub mod reference;
 pub mod view;
 

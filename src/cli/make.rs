@@ -132,8 +132,8 @@ pub fn init(args: &InitArgs) -> Result<()> {
         }
         (None, None) => return Err(Error::Usage("one of --preset and --config is needed".into())),
     };
-    std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
     let model = store::random(&Cpu::new(), config, args.seed)?;
+    std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
     store::save(&Cpu::new(), &model, &args.output_dir)?;
     tokenizer.copy_to(&args.output_dir)?;
     say(&format!(

@@ -59,7 +59,7 @@ mod tests {
         (0..=6).map(|s| schedule.rate(s)).collect()
     }
 
-    /// Values of transformers 4.57 `get_scheduler` with a peak of 2, 2 warm-up and 6 total steps.
+    /// Values of transformers 5.23.0 `get_scheduler` with a peak of 2, 2 warm-up and 6 total steps.
     #[test]
     fn rates_equal_those_of_transformers() {
         let close = |a: Vec<f64>, b: [f64; 7]| {

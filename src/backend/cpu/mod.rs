@@ -23,7 +23,7 @@ mod simd;
 mod tile;
 
 use super::contract::*;
-use super::{Backend, View, ViewMut};
+use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
 /// f32 backend on the ambient rayon thread pool.
@@ -48,13 +48,13 @@ impl Backend for Cpu {
     const PRECISION: Precision = Precision::F32;
 
     fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
+        host::zeros(len)
     }
     fn zeros_acc(&self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
+        host::zeros(len)
     }
     fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
-        Ok(vec![0; len])
+        host::zeros(len)
     }
     fn write_act(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
         expect_len("write_act", "source", source.len(), to.len)?;
@@ -65,9 +65,7 @@ impl Backend for Cpu {
         self.write_act(to, source)
     }
     fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
-        expect_len("write_idx", "source", source.len(), to.len)?;
-        to.into_slice().copy_from_slice(source);
-        Ok(())
+        host::write(to, source)
     }
     fn read_act(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
         expect_len("read_act", "to", to.len(), from.len)?;

@@ -12,7 +12,7 @@ mod nn;
 mod optim;
 
 use super::contract::*;
-use super::{Backend, View, ViewMut};
+use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
 /// f64 backend of textbook loops.
@@ -28,31 +28,25 @@ impl Backend for Reference {
     const PRECISION: Precision = Precision::F64;
 
     fn zeros_act(&self, len: usize) -> Result<Vec<f64>> {
-        Ok(vec![0.0; len])
+        host::zeros(len)
     }
     fn zeros_acc(&self, len: usize) -> Result<Vec<f64>> {
-        Ok(vec![0.0; len])
+        host::zeros(len)
     }
     fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
-        Ok(vec![0; len])
+        host::zeros(len)
     }
     fn write_act(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
-        expect_len("write_act", "source", source.len(), to.len)?;
-        to.into_slice().copy_from_slice(source);
-        Ok(())
+        host::write(to, source)
     }
     fn write_acc(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
         self.write_act(to, source)
     }
     fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
-        expect_len("write_idx", "source", source.len(), to.len)?;
-        to.into_slice().copy_from_slice(source);
-        Ok(())
+        host::write(to, source)
     }
     fn read_act(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
-        expect_len("read_act", "to", to.len(), from.len)?;
-        to.copy_from_slice(from.slice());
-        Ok(())
+        host::read(from, to)
     }
     fn read_acc(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
         self.read_act(from, to)

@@ -1,0 +1,48 @@
+//! Host memory of the backends whose buffers are vectors: allocation that fails with an error instead of ending the
+//! process, and copies in and out.
+
+use super::contract::expect_len;
+use super::{View, ViewMut};
+use crate::{Error, Result};
+
+/// A zeroed vector. [`Error::Memory`] when the system does not give the memory; sizes come from configurations and
+/// batches, so this is reachable from input.
+pub fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(len).map_err(|_| {
+        let mib = len as f64 * size_of::<T>() as f64 / f64::from(1 << 20);
+        Error::Memory(format!(
+            "cannot allocate {mib:.0} MiB; choose a smaller model, or lower --per-device-train-batch-size or --max-length"
+        ))
+    })?;
+    buffer.resize(len, T::default());
+    Ok(buffer)
+}
+
+/// Fills a view from a slice of equal length.
+pub fn write<T: Copy>(to: ViewMut<'_, Vec<T>>, source: &[T]) -> Result<()> {
+    expect_len("write", "source", source.len(), to.len)?;
+    to.into_slice().copy_from_slice(source);
+    Ok(())
+}
+
+/// Copies a view into a slice of equal length.
+pub fn read<T: Copy>(from: View<'_, Vec<T>>, to: &mut [T]) -> Result<()> {
+    expect_len("read", "to", to.len(), from.len)?;
+    to.copy_from_slice(from.slice());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error_with_its_exit_code() {
+        // More bytes than an address space has, so no system grants it.
+        let error = zeros::<f32>(usize::MAX / 8).unwrap_err();
+        assert_eq!(error.exit_code(), 7);
+        assert!(error.to_string().contains("--per-device-train-batch-size"), "{error}");
+        assert_eq!(zeros::<i32>(3).unwrap(), [0, 0, 0]);
+    }
+}
