@@ -258,6 +258,7 @@ fn presets_give_their_terms() {
     }
     let weights = [Objective::Mapl, Objective::Rc, Objective::Iopo, Objective::Rpo].map(Objective::kind_weights);
     assert_eq!(weights, [[1.0; 3], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]);
+    assert_eq!([Objective::Rows, Objective::Base].map(Objective::kind_weights), [[1.0; 3], [1.0, 0.0, 0.0]]);
     let (same, _) = build_groups(&rows, &BuildOptions::preset(Objective::Rows), 0);
     assert_eq!(same, rows);
 }

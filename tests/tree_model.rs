@@ -59,7 +59,7 @@ fn losses() -> Vec<Loss> {
 #[test]
 fn shared_and_unshared_batches_agree() {
     for loss in losses() {
-        let name = loss.formula();
+        let name = loss.formula(true);
         let (shared, apart) =
             (gradient(&Reference, loss.clone(), true, 3), gradient(&Reference, loss.clone(), false, 3));
         assert!((shared.0 - apart.0).abs() < 1e-10, "{name}: {} {}", shared.0, apart.0);
@@ -74,7 +74,7 @@ fn shared_and_unshared_batches_agree() {
 #[test]
 fn any_split_into_micro_batches_gives_the_same_loss_and_gradient() {
     for loss in losses() {
-        let name = loss.formula();
+        let name = loss.formula(true);
         let whole = gradient(&Reference, loss.clone(), true, 3);
         for size in [1, 2] {
             let parts = gradient(&Reference, loss.clone(), true, size);

@@ -42,7 +42,8 @@ const VOCAB_SIZE: usize = 1024;
 const TRAIN_ROWS: usize = 12_000;
 const TEST_ROWS: usize = 400;
 /// Functions whose arguments the language admits in both directions. `forbidden_words` is left out: with it a shared
-/// word can speak for or against a response, and a model of this size needs several times as many steps.
+/// word can speak for or against a response, which a model of this size learns more slowly: in one trial intra accuracy
+/// reached 0.84 after 3000 updates with it and after 2500 without.
 const FUNCTIONS: &str = "number_words,number_sentences,existence,keywords:frequency,end_checker";
 /// File that marks a folder as written by a quick start.
 const MARK: &str = ".quickstart";

@@ -40,7 +40,7 @@ impl Startup<'_> {
         }
         out += &self.report.to_string();
         line(&mut out, "sharing", &self.sharing());
-        line(&mut out, "loss", &self.plan.loss.formula());
+        line(&mut out, "loss", &self.plan.loss.formula(self.plan.reference().is_some()));
         for note in self.tokenizer.notes() {
             line(&mut out, "note", note);
         }

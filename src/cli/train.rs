@@ -46,7 +46,7 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     let build = args.build.resolve(Objective::Rows, weights)?;
     if method == Method::Sft && build.objective != Objective::Rows {
         return Err(Error::Usage(
-            "--objective has no effect in this sft run; responses are trained as they are".into(),
+            "--objective has no effect in this sft run, which trains responses as they are; leave it out".into(),
         ));
     }
     let pop_detached = method != Method::Sft && build.inter_loss == InterLoss::PopDetached;
@@ -58,7 +58,7 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
         Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
     };
     if args.ref_model.is_some() && method != Method::Dpo {
-        return Err(Error::Usage(format!("--ref-model has no effect in this {} run", method.name())));
+        return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
     }
     let settings = args.run_settings(method, build.objective)?;
     let adamw = args.adamw()?;
@@ -346,7 +346,7 @@ impl<'a> Plan<'a> {
             "settings": self.settings,
             "adamw": self.adamw,
             "loss": self.args.loss,
-            "loss_formula": self.loss.formula(),
+            "loss_formula": self.loss.formula(self.reference().is_some()),
             "construction": self.build,
             "tokenize": self.tokenize,
             "read": self.args.read,

@@ -34,7 +34,8 @@ impl Objective {
     /// Weights of base, intra and inter comparisons that the objective presets, in the order of `Kind::ALL`.
     pub fn kind_weights(self) -> [f64; 3] {
         match self {
-            Objective::Rows | Objective::Base | Objective::Mapl => [1.0, 1.0, 1.0],
+            Objective::Rows | Objective::Mapl => [1.0, 1.0, 1.0],
+            Objective::Base => [1.0, 0.0, 0.0],
             Objective::Rc => [1.0, 2.0, 0.0],
             Objective::Iopo | Objective::Rpo => [0.0, 0.0, 1.0],
         }

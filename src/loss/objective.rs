@@ -258,7 +258,10 @@ impl LossOptions {
             unused.push(("a kind's weight together with --mix union", weights.iter().any(Option::is_some)));
         }
         match unused.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::Usage(format!("{flag} has no effect in this {} run", method.name()))),
+            Some((flag, _)) => {
+                let why = format!("{flag} has no effect in this {} run; leave it out", method.name());
+                Err(Error::Usage(why))
+            }
             None => Ok(()),
         }
     }
@@ -311,12 +314,18 @@ impl Loss {
     }
 
     /// The loss as a formula, for logs: `label_smoothing`, `ipo` and `beta` mean different things in different tools.
-    pub fn formula(&self) -> String {
-        let score = match (self.method, self.reduce) {
-            (Method::Sft, _) => return "-mean log pi(response token)".into(),
-            (Method::Reward, _) => "r".to_owned(),
-            (Method::Dpo, Reduce::Sum) => format!("{} (log pi - log ref)", self.scale[0]),
-            (Method::Dpo, Reduce::Mean) => format!("{} mean(log pi - log ref)", self.scale[0]),
+    /// `reference` says whether scores are measured against a frozen reference.
+    pub fn formula(&self, reference: bool) -> String {
+        let ratio = if reference { "(log pi - log ref)" } else { "log pi" };
+        let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
+        let trained: Vec<Kind> = Kind::ALL.into_iter().filter(|k| self.weights[k.index()] != 0.0).collect();
+        let first = trained.first().map_or(self.scale[0], |k| self.scale[k.index()]);
+        let same_scale = trained.iter().all(|k| self.scale[k.index()] == first);
+        let score = match self.method {
+            Method::Sft => return "-mean log pi(response token)".into(),
+            Method::Reward => "r".to_owned(),
+            Method::Dpo if same_scale => format!("{first} {mean}{ratio}"),
+            Method::Dpo => format!("beta {mean}{ratio}"),
         };
         let curve = match self.curve {
             Curve::Sigmoid { smoothing: 0.0 } => "softplus(-z)".to_owned(),
@@ -327,18 +336,30 @@ impl Loss {
             Curve::Hinge => "max(0, 1 - z)".to_owned(),
             Curve::Ipo => "((z - 1/2) / beta)^2".to_owned(),
         };
-        let weights: Vec<String> = Kind::ALL
-            .iter()
-            .filter(|k| self.weights[k.index()] != 0.0)
-            .map(|k| format!("{} mean_{}", self.weights[k.index()], k.name()))
-            .collect();
-        let mean = if self.mix == Mix::Union { "mean_all".to_owned() } else { weights.join(" + ") };
-        let mut text = format!("[{mean}] of {curve}, z = sum sign * {score} - margin");
+        let weights = trained.iter().map(|k| format!("{} mean_{}", self.weights[k.index()], k.name()));
+        let means = match self.mix {
+            Mix::Union => "mean_all".to_owned(),
+            Mix::Sum => weights.collect::<Vec<_>>().join(" + "),
+        };
+        let mut text = format!("[{means}] of {curve}, z = sum sign * {score} - margin");
+        if self.margin != 0.0 {
+            text += &format!(", margin = the row's + {}", self.margin);
+        }
+        if self.method == Method::Dpo && !same_scale {
+            let betas = trained.iter().map(|k| format!("{} in {}", self.scale[k.index()], k.name()));
+            text += &format!(", beta = {}", betas.collect::<Vec<_>>().join(", "));
+        }
+        if let Some(clip) = self.pop_clip {
+            text += &format!(", in inter the terms of the bare prompt are a constant kept within {clip} of 0");
+        }
         if self.nll_weight != 0.0 {
             text += &format!(", + {} mean nll of preferred tokens", self.nll_weight);
         }
         if self.center != 0.0 {
             text += &format!(", + {} (r_chosen + r_rejected)^2 in base", self.center);
+        }
+        if self.method == Method::Dpo && self.scope == LogpScope::PromptAndResponse {
+            text += "; prompt tokens are scored too, each a row more for the vocabulary head";
         }
         text
     }

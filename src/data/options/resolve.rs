@@ -32,6 +32,11 @@ impl BuildArgs {
             (Some(_), Some(_)) | (None, None) => {}
         }
         self.resolve_functions(&mut o)?;
+        for (flag, given) in [("intra-weight", weights[1]), ("inter-weight", weights[2])] {
+            refuse(objective == Objective::Base && given.is_some(), flag, || {
+                "under --objective base, which trains base comparisons alone".into()
+            })?;
+        }
         self.check_effects(&o)?;
         o.check()?;
         Ok(o)
@@ -238,6 +243,11 @@ mod tests {
         assert!(args.resolve(Objective::Mapl, [None, Some(1.0), None]).unwrap().build_intra);
         let mapl = BuildArgs::default().resolve(Objective::Mapl, [None, None, Some(0.0)]).unwrap();
         assert_eq!((mapl.build_intra, mapl.build_inter), (true, false));
+        for weights in [[None, Some(2.0), None], [None, None, Some(1.0)]] {
+            let refused = BuildArgs::default().resolve(Objective::Base, weights);
+            assert!(matches!(refused, Err(Error::Usage(why)) if why.contains("-weight") && why.contains("base")));
+        }
+        assert!(BuildArgs::default().resolve(Objective::Base, [Some(2.0), None, None]).is_ok());
     }
 
     #[test]
