@@ -44,8 +44,11 @@ fn terms(group: &TokenizedGroup, comparison: usize) -> Vec<(usize, usize, i8, bo
     group.comparisons[comparison].terms.iter().map(place).collect()
 }
 
-/// Total loss and the gradient of each (prompt, response) score, from scores given by (prompt, response).
-fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<((usize, usize), f64)>) {
+/// A (prompt, response) place and the gradient of its score.
+type Slope = ((usize, usize), f64);
+
+/// Total loss and the gradient of each score, from scores given by (prompt, response).
+fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) {
     let backend = &Reference;
     let groups = loss.prepare(vec![full()]);
     let list: Vec<&TokenizedGroup> = groups.iter().collect();
@@ -63,7 +66,7 @@ fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<((usize,
     let mut scores = backend.zeros_acc(seqs).unwrap();
     let values: Vec<f64> = places.iter().map(|&(p, r)| score(p, r)).collect();
     backend.write_acc(ViewMut::first(&mut scores, seqs), &values).unwrap();
-    let mut room = |len| backend.zeros_acc(len).unwrap();
+    let room = |len| backend.zeros_acc(len).unwrap();
     let (mut out, mut logit, mut dscore, mut sums) =
         (room(comparisons), room(comparisons), room(seqs), room(KINDS * SUM_FIELDS));
     backend
