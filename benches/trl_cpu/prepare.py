@@ -1,7 +1,7 @@
 """What both sides read: rows, tokenizer, start model, MAPL groups and the same comparisons as pair rows.
 
-Everything is made from one preference file of `prompt`, `chosen`, `rejected` strings, by the `mapl` binary where it can.
-Refuses a file with too few rows of the wanted kind. Needs the standard library only.
+Everything is made from one preference file of `prompt`, `chosen`, `rejected` strings, by the `mapl` binary where it
+can. Refuses a file with too few rows of the wanted kind. Needs the standard library only.
 """
 
 import json
