@@ -248,6 +248,12 @@ def probe(settings, cases):
     return found
 
 
+def save(settings, machine, results):
+    if settings.json:
+        shown = {key: str(value) for key, value in vars(settings).items()}
+        settings.json.write_text(json.dumps({"machine": machine, "settings": shown, "results": results}, indent=1))
+
+
 def processor():
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -268,7 +274,11 @@ def main():
         results = probe(settings, cases)
     else:
         todo = [(name, reference == "cached") for name in settings.cases for reference in settings.reference]
-        results = [measure(settings, name, cases[name], cached) for name, cached in todo]
+        results = []
+        for name, cached in todo:
+            results.append(measure(settings, name, cases[name], cached))
+            # A long measurement that is stopped keeps the cases it finished.
+            save(settings, machine, results)
         print(f"\n{markdown(results)}")
         others = max(row["others"] for result in results for rows in result["table"].values() for row in rows)
         if others > QUIET:
@@ -276,9 +286,7 @@ def main():
                 f"\nNOT QUIET: other processes kept up to {others:.2f} processors busy. Only the CPU-s ratio means "
                 "anything; TRL's clock time suffers more from sharing processors, so the ratio of pairs/s favours mapl."
             )
-    if settings.json:
-        shown = {key: str(value) for key, value in vars(settings).items()}
-        settings.json.write_text(json.dumps({"machine": machine, "settings": shown, "results": results}, indent=1))
+    save(settings, machine, results)
 
 
 if __name__ == "__main__":
