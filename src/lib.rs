@@ -7,6 +7,7 @@
 //! - [`loss`]: comparison curves and objectives
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, evaluation
+//! - [`study`]: where the time goes, against ceilings measured on this machine
 //! - [`error`], [`rng`]: the error type with its exit codes; seeded random numbers
 //! - [`cli`]: the commands of the binary
 
@@ -18,6 +19,7 @@ pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod rng;
+pub mod study;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -16,11 +16,15 @@
 pub mod contract;
 pub mod cpu;
 mod host;
+pub mod probe;
 pub mod reference;
 pub mod view;
 
+use std::time::Instant;
+
 use crate::Result;
 use contract::*;
+use probe::Probe;
 pub use view::{Buffer, View, ViewMut, Write};
 
 macro_rules! backend {
@@ -37,6 +41,11 @@ macro_rules! backend {
             const NAME: &'static str;
             /// Storage of `Act` and `Acc`, for tolerances and byte counts.
             const PRECISION: Precision;
+
+            /// Where op calls are timed, if anywhere.
+            fn probe(&self) -> Option<&Probe> {
+                None
+            }
 
             /// A zeroed buffer of activations or weights.
             fn zeros_act(&self, len: usize) -> Result<Self::Act>;
@@ -60,11 +69,21 @@ macro_rules! backend {
                 $(#[$doc])*
                 fn $op(&self, args: $Args<'_, Self>) -> Result<()> {
                     args.check()?;
-                    self.$op_impl(args)
+                    let Some(probe) = self.probe() else { return self.$op_impl(args) };
+                    let (cost, began) = (args.cost(), Instant::now());
+                    self.$op_impl(args)?;
+                    probe.add(Op::$op as usize, began.elapsed(), cost);
+                    Ok(())
                 }
                 #[doc = concat!("Body of [`Backend::", stringify!($op), "`]; its contract has been checked.")]
                 fn $op_impl(&self, args: $Args<'_, Self>) -> Result<()>;
             )*
+        }
+
+        /// Places of the ops in the list.
+        #[allow(non_camel_case_types)]
+        enum Op {
+            $($op),*
         }
 
         /// Names of all ops, in the order of the list.

@@ -51,8 +51,17 @@ pub trait Job {
 impl DeviceArgs {
     /// Runs `job` on the chosen backend.
     pub fn run<J: Job>(self, job: J) -> Result<J::Output> {
+        self.run_probed(job, false)
+    }
+
+    /// As [`DeviceArgs::run`]; `probe` times every op call.
+    pub fn run_probed<J: Job>(self, job: J, probe: bool) -> Result<J::Output> {
         match (self.device, self.dtype) {
+            (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) if probe => job.run(&Cpu::probed()),
             (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) => job.run(&Cpu::new()),
+            (Device::Reference, None | Some(Dtype::F64)) if probe => {
+                Err(Error::Usage("the reference device is not made to be fast; --profile needs another one".into()))
+            }
             (Device::Reference, None | Some(Dtype::F64)) => job.run(&Reference),
             (Device::Auto | Device::Cpu, Some(Dtype::F64)) => {
                 Err(Error::Usage("the cpu device computes in f32; use --device reference for f64".into()))

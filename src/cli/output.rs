@@ -40,7 +40,7 @@ pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
 pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
 
 /// Files of a run besides its checkpoints and its final model.
-const RUN_FILES: [&str; 3] = ["metrics.jsonl", "run.json", HISTORY_FILE];
+const RUN_FILES: [&str; 4] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE];
 
 /// Output folder of a training run.
 pub struct RunFolder<'a> {

@@ -64,7 +64,7 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
     let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings };
-    args.device.run(TrainJob(plan))
+    args.device.run_probed(TrainJob(plan), args.profile)
 }
 
 struct TrainJob<'a>(Plan<'a>);

@@ -48,6 +48,9 @@ pub struct TrainArgs {
     /// Print errors and warnings only
     #[arg(long)]
     pub quiet: bool,
+    /// Time every op, print a table beside the machine's measured ceilings at the end, and write profile.json
+    #[arg(long)]
+    pub profile: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]

@@ -13,6 +13,7 @@ use super::metrics::{MetricsWriter, Tally, number};
 use super::signals::Signals;
 use super::step::{StepReport, Trainer};
 use crate::backend::contract::CONTROL;
+use crate::backend::probe::Probe;
 use crate::backend::{Backend, View};
 use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
@@ -20,6 +21,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::model::store;
 use crate::optim::schedule::{Schedule, Scheduler};
+use crate::study::ceilings::Ceilings;
+use crate::study::profile::Profile;
 use crate::{Error, Result};
 
 /// Groups that a warning lists by id.
@@ -109,6 +112,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
         skipped_in_a_row: 0,
         seconds_before: 0.0,
         began: Instant::now(),
+        profile: Profile::default(),
         trainer,
         evaluator,
         data,
@@ -142,6 +146,7 @@ struct Run<'a, 'b, B: Backend> {
     skipped_in_a_row: u64,
     seconds_before: f64,
     began: Instant,
+    profile: Profile,
 }
 
 impl<B: Backend> Run<'_, '_, B> {
@@ -191,6 +196,9 @@ impl<B: Backend> Run<'_, '_, B> {
             let micro_batches: Vec<Vec<&TokenizedGroup>> =
                 groups.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
             let report = self.trainer.step(&micro_batches, learning_rate)?;
+            if let Some(probe) = self.trainer.backend.probe() {
+                self.profile.add(began.elapsed(), probe.take());
+            }
             self.step += 1;
             self.num_tokens += report.tally.tokens as u64;
             self.record(&report, learning_rate, total, began.elapsed())?;
@@ -285,6 +293,8 @@ impl<B: Backend> Run<'_, '_, B> {
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
         self.summary.evals.push((self.step, tally));
+        // Evaluations are no part of a step's profile.
+        self.trainer.backend.probe().map(Probe::take);
         Ok(())
     }
 
@@ -320,7 +330,22 @@ impl<B: Backend> Run<'_, '_, B> {
             self.summary.seconds,
             dir.display()
         ));
+        self.report_profile()?;
         Ok(self.summary)
+    }
+
+    /// Prints and writes time by op where it was taken.
+    fn report_profile(&self) -> Result<()> {
+        if self.trainer.backend.probe().is_none() {
+            return Ok(());
+        }
+        let Some(table) = self.profile.table(Ceilings::measure()) else {
+            self.console.warn("--profile: no step is left after the first two; raise --max-steps");
+            return Ok(());
+        };
+        self.console.line(table.text().trim_end());
+        let path = self.settings.output_dir.join("profile.json");
+        checkpoint::write_json(&path, &json!(table))
     }
 }
 

@@ -6,12 +6,14 @@
 //! once on the host); lengths are checked here on every call.
 
 mod attention;
+mod cost;
 mod head;
 mod loss;
 mod nn;
 mod optim;
 
 pub use attention::*;
+pub use cost::*;
 pub use head::*;
 pub use loss::*;
 pub use nn::*;

@@ -29,20 +29,24 @@ pub(super) fn linear_bwd_input(a: LinearBwdInput<'_, Cpu>) {
     par_matmul(a.dx.into_slice(), dy, weight, a.write, |_, _| {});
 }
 
-/// Elements of a weight below which the sum over tokens is cut into slices for the sake of parallelism.
-const SMALL_WEIGHT: usize = 1 << 16;
+/// Elements of a weight up to which the sum over tokens may be cut into slices for the sake of parallelism: beyond, the
+/// tiles of the weight are many enough and adding up the slices costs more than it brings.
+const SMALL_WEIGHT: usize = 1 << 19;
 /// Tokens of a slice, at least, and slices, at most.
 const SLICE_TOKENS: usize = 512;
 const SLICES: usize = 8;
-/// Rows of the weight that one task of a slice handles.
-const SLICE_ROWS: usize = 64;
+/// Rows of the weight that one task of a slice handles, and tasks wanted. Both count whatever the number of threads is,
+/// because the slices decide the order of the sum.
+const SLICE_ROWS: usize = 128;
+const TASKS: usize = 16;
 
 pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
     let d = a.dims;
     let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
     let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
     let size = d.outputs * d.inputs;
-    let slices = if size <= SMALL_WEIGHT { (d.tokens / SLICE_TOKENS).clamp(1, SLICES) } else { 1 };
+    let wanted = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS).max(1)).min(SLICES);
+    let slices = if size <= SMALL_WEIGHT { wanted.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
         par_matmul(a.dweight.into_slice(), dy.t(), x, a.write, |_, _| {});
         return;
@@ -51,7 +55,7 @@ pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
         return;
     }
     let tokens = bounds(d.tokens, d.tokens.div_ceil(slices).next_multiple_of(16), 16);
-    let rows = bounds(d.outputs, SLICE_ROWS, SLICE_ROWS / 2);
+    let rows = bounds(d.outputs, SLICE_ROWS, SLICE_ROWS / 4);
     let (slices, blocks) = (tokens.len() - 1, rows.len() - 1);
     let mut partial = cpu.scratch.take(slices * size);
     let starts = (0..slices).flat_map(|slice| rows[..blocks].iter().map(move |row| slice * d.outputs + row));

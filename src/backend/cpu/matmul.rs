@@ -6,9 +6,11 @@
 //! loops of this file that give the same bits. A row of a result therefore does not depend on the other rows of the
 //! call, nor on the thread count.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
-use super::simd::{fma, vectorised};
+use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 
@@ -53,7 +55,55 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
         let add = write == Write::Add || from > 0;
         from = block.end;
         let (a, b) = (a.cols(block.clone()), b.rows(block));
-        if loops { small(c, a, b, add) } else { general(c, a, b, add) }
+        if loops {
+            small(c, a, b, add);
+        } else if a.row_stride == 1 && a.col_stride > 1 {
+            pack_transposed(c, a, b, add);
+        } else {
+            general(c, a, b, add);
+        }
+    }
+}
+
+thread_local! {
+    /// Rows of a transposed left factor; grows to the largest tile and depth block of the thread.
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A product whose left factor lies transposed. The gemm crate broadcasts elements of the left factor in the order of
+/// k, which here would touch a cache line each, so the block is turned first.
+fn pack_transposed(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+    // An odd number of cache lines, so that neighbouring rows do not compete for one set of the cache.
+    let stride = (a.cols.div_ceil(LANES) | 1) * LANES;
+    PACKED.with_borrow_mut(|packed| {
+        let len = a.rows.next_multiple_of(SQUARE) * stride;
+        if packed.len() < len {
+            packed.resize(len, 0.0);
+        }
+        turn(packed, stride, a.data, a.col_stride, a.cols, a.rows);
+        general(c, Mat::new(packed, a.rows, a.cols, stride), b, add);
+    });
+}
+
+/// `to[j * to_stride + i] = from[i * from_stride + j]` for `rows` by `cols` elements of `from`; `to` has room for whole
+/// squares, whose rest is filled with zeros.
+fn turn(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
+    // Along the rows of `from`, which lie pages apart; the lines of `to` under way stay in the first cache.
+    for i in (0..rows).step_by(SQUARE) {
+        for j in (0..cols).step_by(SQUARE) {
+            let width = SQUARE.min(cols - j);
+            let mut square = [[0.0f32; SQUARE]; SQUARE];
+            for (k, line) in square.iter_mut().enumerate().take(rows - i) {
+                let row = &from[(i + k) * from_stride + j..];
+                match row.first_chunk() {
+                    Some(whole) if width == SQUARE => *line = *whole,
+                    _ => line[..width].copy_from_slice(&row[..width]),
+                }
+            }
+            for (l, line) in transpose(square).iter().enumerate() {
+                to[(j + l) * to_stride + i..][..SQUARE].copy_from_slice(line);
+            }
+        }
     }
 }
 
@@ -174,30 +224,30 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
 const TILE_ROWS: usize = 256;
 const TILE_COLS: usize = 256;
 const LEAST: usize = 64;
-const LEAST_ROWS: usize = 32;
 /// Units of a cut: columns are the direction of the kernels' vector registers.
 const ROWS_UNIT: usize = 32;
 const COLS_UNIT: usize = 64;
 /// Multiplications that a tile should have so that starting a task costs little: about 20 microseconds.
 const TILE_WORK: usize = 1 << 20;
-/// Tiles wanted, where tiles of [`TILE_WORK`] allow it.
-const TILES: usize = 32;
+/// Tiles wanted for each thread, where tiles of [`TILE_WORK`] allow it: enough that none waits long for the others.
+const TILES_PER_THREAD: usize = 6;
 
-/// Cuts a product of (rows, depth) by (depth, cols) into tiles; the cut depends on the shape and layout alone. A tile
-/// packs the columns of its right factor anew, so tiles become narrow before they become short. Where the left factor
-/// is transposed they stay wide instead: the gemm crate packs it only for wide tiles, and reads a cache line per element
-/// otherwise.
+/// Cuts a product of (rows, depth) by (depth, cols) into tiles. An element's sum does not depend on the tile it falls
+/// in, so the cut may follow the number of threads. A tile packs the columns of its right factor anew, so tiles become
+/// narrow before they become short; a transposed left factor is packed too, at a higher cost, so there they become short
+/// first.
 fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
     let (rows, depth) = (a.rows, a.cols);
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
     let transposed = a.row_stride == 1 && a.col_stride > 1;
-    let (least_rows, least_cols) = if transposed { (LEAST_ROWS, TILE_COLS) } else { (LEAST, LEAST) };
+    let wanted = TILES_PER_THREAD * rayon::current_num_threads();
     let tiles = |r: usize, c: usize| rows.div_ceil(r) * cols.div_ceil(c);
-    while tiles(tile_rows, tile_cols) < TILES && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
-        if tile_cols > least_cols {
-            tile_cols -= COLS_UNIT;
-        } else if tile_rows > least_rows {
+    while tiles(tile_rows, tile_cols) < wanted && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
+        let (narrower, shorter) = (tile_cols > LEAST, tile_rows > LEAST);
+        if shorter && (transposed || !narrower) {
             tile_rows /= 2;
+        } else if narrower {
+            tile_cols -= COLS_UNIT;
         } else {
             break;
         }

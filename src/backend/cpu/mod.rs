@@ -23,6 +23,7 @@ mod simd;
 mod tile;
 
 use super::contract::*;
+use super::probe::Probe;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
@@ -30,6 +31,7 @@ use crate::Result;
 #[derive(Debug, Default)]
 pub struct Cpu {
     scratch: scratch::Pool,
+    probe: Option<Probe>,
 }
 
 impl Cpu {
@@ -37,6 +39,18 @@ impl Cpu {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// As [`Cpu::new`], with every op call timed.
+    pub fn probed() -> Self {
+        Self { probe: Some(Probe::default()), ..Self::default() }
+    }
+}
+
+/// `c = a b` for square row-major matrices of `side` rows, on all threads: the product whose rate is this backend's
+/// ceiling.
+pub fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
+    let mat = |data| tile::Mat::new(data, side, side, side);
+    matmul::par_matmul(c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
 }
 
 impl Backend for Cpu {
@@ -46,6 +60,10 @@ impl Backend for Cpu {
 
     const NAME: &'static str = "cpu";
     const PRECISION: Precision = Precision::F32;
+
+    fn probe(&self) -> Option<&Probe> {
+        self.probe.as_ref()
+    }
 
     fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
         host::zeros(len)

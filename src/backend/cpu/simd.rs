@@ -128,3 +128,59 @@ pub(super) fn max(values: &[f32]) -> f32 {
     }
     lanes[0]
 }
+
+/// Side of a square that [`transpose`] turns.
+pub(super) const SQUARE: usize = 8;
+
+/// The transpose of a square.
+#[inline]
+pub(super) fn transpose(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
+    #[cfg(target_arch = "x86_64")]
+    if level() != Level::Baseline {
+        // SAFETY: `level` has found AVX2 on this processor.
+        return unsafe { transpose_avx2(square) };
+    }
+    std::array::from_fn(|i| std::array::from_fn(|j| square[j][i]))
+}
+
+/// Pairs, quadruples and halves change places: 24 shuffles for 64 elements, where element by element takes 64 stores.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn transpose_avx2(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
+    use std::arch::x86_64::*;
+    let rows: [__m256; SQUARE] = square.map(bytemuck::cast);
+    let mut pairs = rows;
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+    }
+    let mut fours = pairs;
+    for half in [0, 4] {
+        for i in 0..2 {
+            fours[half + 2 * i] = _mm256_shuffle_ps::<0x44>(pairs[half + i], pairs[half + 2 + i]);
+            fours[half + 2 * i + 1] = _mm256_shuffle_ps::<0xEE>(pairs[half + i], pairs[half + 2 + i]);
+        }
+    }
+    let mut columns = fours;
+    for i in 0..4 {
+        columns[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+        columns[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+    }
+    columns.map(bytemuck::cast)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_square_is_turned() {
+        let square: [[f32; SQUARE]; SQUARE] = std::array::from_fn(|i| std::array::from_fn(|j| (10 * i + j) as f32));
+        let turned = transpose(square);
+        for (i, row) in turned.iter().enumerate() {
+            for (j, x) in row.iter().enumerate() {
+                assert_eq!(*x, (10 * j + i) as f32);
+            }
+        }
+    }
+}

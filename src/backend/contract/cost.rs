@@ -1,0 +1,227 @@
+//! What an op call costs by its contract: bytes that must move at least once and FLOPs that are executed. Reports and
+//! benches read these and nothing else; a share of a ceiling above 1 means that a formula here is wrong.
+
+use super::*;
+use crate::backend::{Backend, Write};
+
+/// Least traffic and executed arithmetic of one call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Operands read once and results written once; a result that is added to is read as well.
+    pub bytes: u64,
+    /// Multiplications and additions, an exponential counted as one.
+    pub flops: u64,
+}
+
+impl Cost {
+    fn new(bytes: u64, flops: u64) -> Self {
+        Self { bytes, flops }
+    }
+}
+
+/// Cost of an op's arguments.
+pub trait Costed {
+    fn cost(&self) -> Cost;
+}
+
+/// Bytes of `n` elements of `Act`.
+fn act<B: Backend>(n: usize) -> u64 {
+    n as u64 * B::PRECISION.act_bytes()
+}
+
+/// Bytes of `n` elements of `Acc`.
+fn acc<B: Backend>(n: usize) -> u64 {
+    n as u64 * B::PRECISION.acc_bytes()
+}
+
+/// Bytes of `n` indices.
+fn idx(n: usize) -> u64 {
+    4 * n as u64
+}
+
+/// Bytes of `n` elements of `Acc` that are overwritten, or read and written.
+fn out<B: Backend>(n: usize, write: Write) -> u64 {
+    acc::<B>(n) * if write == Write::Add { 2 } else { 1 }
+}
+
+impl<B: Backend> Costed for EmbeddingFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION) + idx(self.dims.tokens), 0)
+    }
+}
+
+impl<B: Backend> Costed for EmbeddingBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let rows = match self.write {
+            Write::Overwrite => acc::<B>(d.vocab * d.hidden),
+            Write::Add => 2 * acc::<B>(self.runs.keys.len * d.hidden),
+        };
+        Cost::new(act::<B>(d.tokens * d.hidden) + rows + idx(d.tokens), (d.tokens * d.hidden) as u64)
+    }
+}
+
+impl<B: Backend> Costed for NormFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let streams = if self.sum.is_some() { 4 } else { 2 };
+        Cost::new(act::<B>(streams * d.tokens * d.hidden) + acc::<B>(d.tokens), d.flops())
+    }
+}
+
+impl<B: Backend> Costed for NormBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let streams = if self.dsum_write == Write::Add { 4 } else { 3 };
+        let weight = act::<B>(d.hidden) + out::<B>(d.hidden, self.dweight_write);
+        Cost::new(
+            act::<B>(streams * d.tokens * d.hidden) + acc::<B>(d.tokens) + weight,
+            9 * (d.tokens * d.hidden) as u64,
+        )
+    }
+}
+
+impl<B: Backend> Costed for LinearFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for LinearBwdInput<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let again = if self.write == Write::Add { act::<B>(d.tokens * d.inputs) } else { 0 };
+        Cost::new(d.bytes(B::PRECISION) + again, d.flops())
+    }
+}
+
+impl<B: Backend> Costed for LinearBwdWeight<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let operands = act::<B>(d.tokens * (d.inputs + d.outputs));
+        Cost::new(operands + out::<B>(d.inputs * d.outputs, self.write), d.flops())
+    }
+}
+
+impl<B: Backend> Costed for BiasBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.dims.tokens * self.dims.outputs;
+        Cost::new(act::<B>(n) + out::<B>(self.dims.outputs, self.write), n as u64)
+    }
+}
+
+impl<B: Backend> Costed for Rope<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for GluFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for GluBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.dims.tokens * self.dims.intermediate;
+        Cost::new(act::<B>(5 * n), 10 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for AttentionFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = &self.dims;
+        Cost::new(d.bytes(B::PRECISION) + acc::<B>(d.heads * d.tokens), d.flops())
+    }
+}
+
+impl<B: Backend> Costed for AttentionBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let bytes = 2 * d.bytes(B::PRECISION) + acc::<B>(d.heads * d.tokens);
+        Cost::new(bytes, d.flops() / 2 * 5)
+    }
+}
+
+impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for HeadLogprobBwd<'_, B> {
+    /// Three products: the logits anew, the gradient of the hidden rows, the gradient of the head.
+    fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let bytes =
+            d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + out::<B>(d.vocab * d.hidden, self.dhead_write);
+        Cost::new(bytes, 3 * d.flops())
+    }
+}
+
+impl<B: Backend> Costed for LogprobFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.rows * self.vocab;
+        Cost::new(act::<B>(n) + idx(self.rows) + acc::<B>(2 * self.rows), 3 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for LogprobBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.rows * self.vocab;
+        Cost::new(2 * act::<B>(n) + idx(self.rows) + acc::<B>(2 * self.rows), 3 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for RewardHeadFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(self.dims.bytes(B::PRECISION) + act::<B>(self.dims.hidden), self.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for RewardHeadBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = &self.dims;
+        let weight = act::<B>(d.hidden) + out::<B>(d.hidden, self.dweight_write);
+        Cost::new(d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + weight, 2 * d.flops())
+    }
+}
+
+impl<B: Backend> Costed for SegmentSumFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(acc::<B>(self.rows + self.seqs) + idx(self.seqs + 1), self.rows as u64)
+    }
+}
+
+impl<B: Backend> Costed for SegmentSumBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(acc::<B>(self.rows + self.seqs) + idx(self.seqs + 1), 0)
+    }
+}
+
+impl<B: Backend> Costed for PreferenceFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let references = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
+        let numbers = acc::<B>((2 + references) * self.seqs + 7 * self.comparisons);
+        let indices = idx((2 * TERMS + 1) * self.comparisons + self.seqs + 1 + self.table.uses.len);
+        Cost::new(numbers + indices, (20 * self.comparisons + 4 * self.table.uses.len) as u64)
+    }
+}
+
+impl<B: Backend> Costed for GradNorm<'_, B> {
+    fn cost(&self) -> Cost {
+        Cost::new(acc::<B>(self.len), 2 * self.len as u64)
+    }
+}
+
+impl<B: Backend> Costed for AdamW<'_, B> {
+    /// Gradient read; moments and weights read and written, and with a full-precision copy the working copy written.
+    fn cost(&self) -> Cost {
+        let weights = match self.master {
+            Some(_) => 2 * acc::<B>(self.len) + act::<B>(self.len),
+            None => 2 * act::<B>(self.len),
+        };
+        Cost::new(acc::<B>(5 * self.len) + weights, 12 * self.len as u64)
+    }
+}

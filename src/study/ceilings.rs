@@ -1,0 +1,58 @@
+//! Rates that nothing on this machine exceeds: a large f32 matrix product by the gemm crate on all threads, and a copy
+//! that no cache holds. Both are measured, never looked up, and belong to the run they are measured in.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// Measured ceilings of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ceilings {
+    /// FLOP/s of an f32 product of two (2048, 2048) matrices.
+    pub sgemm: f64,
+    /// Bytes read and written per second by a copy of 256 MiB.
+    pub copy: f64,
+}
+
+/// Side of the measured product.
+const SIDE: usize = 2048;
+/// f32 elements copied: 256 MiB.
+const COPIED: usize = 64 << 20;
+/// Repeats, of which the best counts: interruptions only ever slow a run down.
+const REPEATS: usize = 3;
+
+impl Ceilings {
+    /// Measures both; takes about a second on two cores.
+    pub fn measure() -> Self {
+        Self { sgemm: sgemm(), copy: copy() }
+    }
+}
+
+/// Seconds of the fastest of some runs, after one that does not count.
+fn best(mut work: impl FnMut()) -> f64 {
+    work();
+    (0..REPEATS).map(|_| time(&mut work)).fold(f64::INFINITY, f64::min)
+}
+
+fn time(work: &mut impl FnMut()) -> f64 {
+    let began = Instant::now();
+    work();
+    began.elapsed().as_secs_f64()
+}
+
+fn sgemm() -> f64 {
+    let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect();
+    let mut c = vec![0.0f32; SIDE * SIDE];
+    let seconds = best(|| crate::backend::cpu::square_product(&mut c, &a, &a, SIDE));
+    2.0 * (SIDE as f64).powi(3) / seconds
+}
+
+fn copy() -> f64 {
+    let from = vec![1.0f32; COPIED];
+    let mut to = vec![0.0f32; COPIED];
+    let piece = COPIED.div_ceil(rayon::current_num_threads());
+    let seconds =
+        best(|| to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, x)| to.copy_from_slice(x)));
+    2.0 * 4.0 * COPIED as f64 / seconds
+}
