@@ -1,4 +1,5 @@
-//! Comparisons that stand in the data more than once, exactly or but for case and white space, and ids that do.
+//! Comparisons that stand in the data more than once, exactly or but for case and white space; ids that do; and
+//! responses that answer many prompts.
 //!
 //! Two comparisons are the same when they are of one kind and hold the same texts on the same sides; ids, margins and
 //! the order of texts inside a row do not matter.
@@ -21,7 +22,16 @@ pub struct Duplicates {
     pub near: [usize; 3],
     /// Rows whose id an earlier row has.
     pub ids: usize,
+    /// Responses that stand under many prompts (`MANY_PROMPTS`).
+    pub responses: usize,
 }
+
+/// Shortest response in characters that counts as the same answer to different prompts or in different files: short
+/// ones ("Yes.") are found everywhere.
+pub const MIN_CHARACTERS: usize = 60;
+
+/// Prompts under which one response is no answer to any of them any more.
+const MANY_PROMPTS: usize = 10;
 
 /// Copies and where the first of them stand.
 #[derive(Default)]
@@ -92,7 +102,45 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
         }
     }
     let ids = check_ids(corpus, findings);
-    Duplicates { exact: exact.counts, near: near.counts, ids }
+    let responses = check_responses(corpus, findings);
+    Duplicates { exact: exact.counts, near: near.counts, ids, responses }
+}
+
+/// Looks for responses that stand under many prompts. A constant answer that wins is known by itself.
+fn check_responses(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
+    // (response, prompt, pair, side)
+    let mut uses: Vec<(u32, u32, usize, usize)> = Vec::new();
+    for (i, pair) in corpus.pairs.iter().enumerate() {
+        for side in 0..2 {
+            if corpus.response(pair, side).chars().count() >= MIN_CHARACTERS {
+                uses.push((pair.response_ids[side].normal, pair.cluster(), i, side));
+            }
+        }
+    }
+    uses.sort_unstable();
+    let of_responses = uses.chunk_by(|a, b| a.0 == b.0);
+    let many = of_responses.filter(|uses| uses.chunk_by(|a, b| a.1 == b.1).count() >= MANY_PROMPTS);
+    let mut many: Vec<_> = many.collect();
+    many.sort_by_key(|uses| std::cmp::Reverse(uses.len()));
+    if let Some(&most) = many.first() {
+        let (count, pairs) = (many.iter().map(|uses| uses.len()).sum(), corpus.pairs.len());
+        let chosen = most.iter().filter(|used| used.3 == 0).count();
+        let text = corpus.response(&corpus.pairs[most[0].2], most[0].3);
+        let what = format!(
+            "{} responses stand under {MANY_PROMPTS} prompts or more; the most frequent one, {:?}..., under {} prompts, \
+             as the chosen one in {chosen} of {} pairs",
+            many.len(),
+            text.chars().take(32).collect::<String>(),
+            most.chunk_by(|a, b| a.1 == b.1).count(),
+            most.len()
+        );
+        let finding = Finding::new(Level::Warning, "repeated-responses", (count, pairs), what)
+            .why("what answers every prompt answers none: a model learns to know the text and not to read the prompt")
+            .advice("remove these rows, unless the response is a refusal that belongs there")
+            .places(most.iter().map(|used| Place::row(corpus, corpus.pairs[used.2].row)));
+        findings.push(finding);
+    }
+    many.len()
 }
 
 fn check_ids(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {

@@ -68,7 +68,7 @@ pub struct Giveaways {
     pub positions: Vec<PositionReport>,
     /// Words tested.
     pub tested: usize,
-    /// Those that speak for a side beyond chance, the most frequent first, [`LISTED`] at most.
+    /// Those that speak for a side beyond chance, the most frequent first, `LISTED` at most.
     pub offenders: Vec<Offender>,
 }
 
@@ -222,8 +222,15 @@ fn add_findings(
     if single.is_empty() && strong.is_empty() {
         return;
     }
-    let named = |o: &&Offender| single.contains(o) || strong.iter().any(|(position, _)| *position == o.position);
-    let named: Vec<&Offender> = offenders.iter().filter(named).take(NAMED).collect();
+    // Single words that decide by themselves first, then those that carry a strong place, the surest first.
+    let mut named = single.clone();
+    let mut carrying: Vec<&Offender> = offenders
+        .iter()
+        .filter(|o| !single.contains(o) && strong.iter().any(|(position, _)| *position == o.position))
+        .collect();
+    carrying.sort_by(|a, b| a.p_value.total_cmp(&b.p_value));
+    named.extend(carrying);
+    named.truncate(NAMED);
     let mut parts: Vec<String> = strong
         .iter()
         .map(|(name, accuracy)| format!("the {name} alone tells the side in {accuracy} of held-out pairs"))

@@ -6,11 +6,9 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use super::corpus::{Corpus, Form, Side, TextId};
+use super::duplicates::MIN_CHARACTERS;
 use super::finding::{Finding, Level, Place, percent};
 use super::sides::MOST;
-
-/// Shortest response in characters that counts as shared: short ones ("Yes.") are the same in any two sets.
-const MIN_CHARACTERS: usize = 60;
 
 /// What the test files share with the training files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -22,7 +20,7 @@ pub struct Overlap {
     /// Test comparisons, and those that stand in the training files with the same texts, either way round.
     pub comparisons: usize,
     pub comparisons_seen: usize,
-    /// Test rows with a response of [`MIN_CHARACTERS`] or more, and those with one that stands in the training files.
+    /// Test rows with a response of `MIN_CHARACTERS` or more, and those with one that stands in the training files.
     pub long_rows: usize,
     pub responses: usize,
 }

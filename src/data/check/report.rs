@@ -92,6 +92,7 @@ impl CheckReport {
             sum(duplicates.near),
             duplicates.ids
         )?;
+        writeln!(f, "  one for many     {} responses under many prompts", duplicates.responses)?;
         writeln!(
             f,
             "  equal sides      {} exact, {} but for case and white space",
@@ -159,14 +160,14 @@ impl CheckReport {
         for o in &self.giveaways.offenders {
             writeln!(
                 f,
-                "    {:<15} {:<26} chosen {}, rejected {}; by prompt {} to {}, p {:.1e}",
+                "    {:<15} {:<26} chosen {}, rejected {}; by prompt {} to {}, p {}",
                 o.position,
                 format!("{:?}", o.text),
                 o.chosen,
                 o.rejected,
                 o.prompts_chosen,
                 o.prompts_rejected,
-                o.p_value
+                if o.p_value < 1e-300 { "below 1e-300".into() } else { format!("{:.1e}", o.p_value) }
             )?;
         }
         Ok(())
