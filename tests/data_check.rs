@@ -7,7 +7,7 @@ mod data_check {
     pub mod desk;
 }
 
-use data_check::desk::{Checked, Desk};
+use data_check::desk::Desk;
 
 const PAIRS: usize = 240;
 
@@ -343,7 +343,8 @@ fn a_tokenizer_adds_ends_lengths_and_rows_it_refuses() {
     let template = |text: &str| std::fs::write(desk.path().join("t.jinja"), text).unwrap();
     let run = || desk.check("chat.jsonl --model tok --chat-template-path t.jinja");
     template(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        "{% for m in messages %}{{ m.role + '\n' + m.content + '\n' }}{% endfor %}\
+         {% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}",
     );
     run().only("warning", "no-end-of-turn", 2 * PAIRS);
     template("{{ raise_exception('not today') }}");
@@ -359,9 +360,9 @@ fn a_tokenizer_adds_ends_lengths_and_rows_it_refuses() {
     desk.check("plain.jsonl --model tok --max-length 2").only("error", "too-long", PAIRS);
     // Prompts that end inside a word.
     let merged = changed(|_, row| {
-        row["prompt"] = json!(format!("{} gard", text(row, "prompt")));
+        row["prompt"] = json!(format!("{} th", text(row, "prompt")));
         for key in ["chosen", "rejected"] {
-            row[key] = json!(format!("en {}", text(row, key)));
+            row[key] = json!(format!("e {}", text(row, key)));
         }
     });
     desk.write("merged.jsonl", &merged);

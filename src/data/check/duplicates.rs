@@ -127,17 +127,19 @@ fn check_responses(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
         let chosen = most.iter().filter(|used| used.3 == 0).count();
         let text = corpus.response(&corpus.pairs[most[0].2], most[0].3);
         let what = format!(
-            "{} responses stand under {MANY_PROMPTS} prompts or more; the most frequent one, {:?}..., under {} prompts, \
+            "responses that stand under {MANY_PROMPTS} prompts or more: {}; the most frequent one, {:?}..., under {} prompts, \
              as the chosen one in {chosen} of {} pairs",
             many.len(),
             text.chars().take(32).collect::<String>(),
             most.chunk_by(|a, b| a.1 == b.1).count(),
             most.len()
         );
+        let mut rows: Vec<usize> = most.iter().map(|used| corpus.pairs[used.2].row).collect();
+        rows.sort_unstable();
         let finding = Finding::new(Level::Warning, "repeated-responses", (count, pairs), what)
             .why("what answers every prompt answers none: a model learns to know the text and not to read the prompt")
             .advice("remove these rows, unless the response is a refusal that belongs there")
-            .places(most.iter().map(|used| Place::row(corpus, corpus.pairs[used.2].row)));
+            .places(rows.into_iter().map(|row| Place::row(corpus, row)));
         findings.push(finding);
     }
     many.len()

@@ -118,7 +118,7 @@ fn finding(corpus: &Corpus, lengths: &Lengths, words: &Lengths) -> Option<Findin
             (if side == "chosen" { a.saturating_sub(b) } else { b.saturating_sub(a) }, pair)
         })
         .collect();
-    order.sort_by(|a, b| b.0.cmp(&a.0));
+    order.sort_by_key(|&(lean, _)| std::cmp::Reverse(lean));
     let place = |(_, pair): &(usize, &Pair)| {
         let [a, b] = [0, 1].map(|side| corpus.response(pair, side).chars().count());
         Place::row(corpus, pair.row).with(format!("{a} against {b} characters"))
