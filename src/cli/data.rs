@@ -1,10 +1,11 @@
-//! `mapl data build` and `mapl data show`.
+//! `mapl data build` and `mapl data show`; `mapl data check` is in [`super::data_check`].
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::data_check::{CheckCommand, check};
 use super::output::check_output;
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
@@ -24,6 +25,8 @@ pub enum DataCommand {
     Build(BuildCommand),
     /// Print decoded groups with the trained tokens marked
     Show(ShowCommand),
+    /// Look for what makes training on preference files meaningless or its figures misleading
+    Check(CheckCommand),
 }
 
 /// Arguments of `data build`.
@@ -76,6 +79,7 @@ pub fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(args) => build(&args).map(|_| ()),
         DataCommand::Show(args) => show(&args),
+        DataCommand::Check(args) => check(&args),
     }
 }
 

@@ -4,7 +4,7 @@
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
 //! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
-//! - [`data`]: `data build`, `data show`
+//! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
@@ -12,6 +12,7 @@
 
 pub mod args;
 pub mod data;
+pub mod data_check;
 pub mod device;
 pub mod env;
 pub mod evaluate;

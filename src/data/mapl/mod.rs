@@ -29,7 +29,7 @@ mod draw;
 mod report;
 mod table;
 
-pub use report::{FunctionCounts, RelationCounts, Report};
+pub use report::{FunctionCounts, RelationCounts, Report, SizeCounts};
 
 use assemble::turn_text;
 use compare::Builder;

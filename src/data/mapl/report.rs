@@ -185,7 +185,7 @@ impl Report {
     }
 
     /// Counts a finished group from the row alone.
-    pub(super) fn count_group(&mut self, group: &PreferenceGroup) {
+    pub fn count_group(&mut self, group: &PreferenceGroup) {
         self.groups += u64::from(!group.comparisons.is_empty());
         self.extended += u64::from(group.comparisons.iter().any(|c| c.kind != Kind::Base));
         self.prompts += group.prompts.len() as u64;

@@ -140,6 +140,41 @@ pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Resu
     read_all(paths, options, preference_row)
 }
 
+/// Rows that the readers refuse, met by [`read_files_leniently`].
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// The first of them, each with its place and cause.
+    pub first: Vec<Error>,
+    /// All of them.
+    pub count: usize,
+}
+
+impl Refused {
+    /// Refused rows that are kept with their cause.
+    pub const KEPT: usize = 20;
+}
+
+/// [`read_files_with_reports`] that leaves out and notes what it refuses: rows, and from damage on the rest of a file.
+/// Files that cannot be opened or read are errors all the same.
+pub fn read_files_leniently(
+    paths: &[PathBuf],
+    options: &ReadOptions,
+) -> Result<(Vec<SourceRow>, Vec<FileReport>, Refused)> {
+    let mut refused = Refused::default();
+    let mut note = |error: Error| match error {
+        Error::Data { .. } => {
+            if refused.count < Refused::KEPT {
+                refused.first.push(error);
+            }
+            refused.count += 1;
+            Ok(())
+        }
+        other => Err(other),
+    };
+    let (rows, reports) = read_noting(paths, options, preference_row, &mut note)?;
+    Ok((rows, reports, refused))
+}
+
 /// All texts of files of any kind, for training a tokenizer: each prompt, message and response once a row, in the
 /// order of the rows. Rows of several formats may stand in one file.
 pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
@@ -188,6 +223,16 @@ impl Parsed {
 }
 
 fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    read_noting(paths, options, reader, &mut Err)
+}
+
+/// Reads files; every defect of a row or file goes to `note`, which ends the reading by handing it back.
+fn read_noting(
+    paths: &[PathBuf],
+    options: &ReadOptions,
+    reader: RowReader,
+    note: &mut dyn FnMut(Error) -> Result<()>,
+) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     if paths.is_empty() {
         return Err(Error::Usage("no input file was given".into()));
     }
@@ -198,7 +243,8 @@ fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Resu
     for path in paths {
         let file: Arc<Path> = Arc::from(path.as_path());
         let mut found = Found::default();
-        rows::for_each_row(path, |line, object| {
+        let mut rows = 0;
+        let mut read = |line, object| {
             let mut row = Row::new(object, path, line);
             let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
@@ -215,9 +261,16 @@ fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Resu
             found.ignored_keys.extend(row.unused());
             all.push(SourceRow { group: parsed.group, file: file.clone(), line });
             Ok(())
-        })?;
-        if found.formats.is_empty() {
-            return Err(Error::data(path, 0, None, "the file has no rows; one JSON object a line is expected"));
+        };
+        let outcome = rows::for_each_row(path, |line, object| {
+            rows += 1;
+            object.and_then(|object| read(line, object)).or_else(&mut *note)
+        });
+        match outcome {
+            Ok(()) if rows == 0 => {
+                note(Error::data(path, 0, None, "the file has no rows; one JSON object a line is expected"))?;
+            }
+            outcome => outcome.or_else(&mut *note)?,
         }
         let mut formats: Vec<_> = found.formats.iter().map(|f| (f.format, f.rows)).collect();
         formats.sort_unstable();

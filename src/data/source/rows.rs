@@ -24,8 +24,13 @@ pub const MAX_LINE: usize = 64 << 20;
 /// Message for a row above [`MAX_LINE`].
 const TOO_LONG: &str = "the row is longer than 64 MiB; one JSON object a line, or an array of objects, is expected";
 
-/// Calls `f` with the line (from 1) and the object of every row, in order. Blank lines are skipped.
-pub fn for_each_row(path: &Path, mut f: impl FnMut(usize, Map<String, Value>) -> Result<()>) -> Result<()> {
+/// What a row turned out to be: its object, or the error that names what is wrong with this row alone.
+type RowResult = Result<Map<String, Value>>;
+
+/// Calls `f` with the line (from 1) and the object of every row, in order. Blank lines are skipped. A row that is no
+/// object reaches `f` as an error, and `f` decides whether reading goes on. Damage behind which no further row can be
+/// told apart (a cut stream, a row that never ends, broken syntax of an array) ends the reading.
+pub fn for_each_row(path: &Path, mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
     }
@@ -45,11 +50,7 @@ pub fn for_each_row(path: &Path, mut f: impl FnMut(usize, Map<String, Value>) ->
     plain_rows(path, raw, &mut f)
 }
 
-fn plain_rows<R: BufRead>(
-    path: &Path,
-    mut reader: R,
-    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
-) -> Result<()> {
+fn plain_rows<R: BufRead>(path: &Path, mut reader: R, f: &mut dyn FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     let mut line = 1;
     let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
     match first {
@@ -89,7 +90,7 @@ fn line_rows<R: BufRead>(
     path: &Path,
     mut reader: R,
     mut line: usize,
-    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+    f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = Vec::new();
     loop {
@@ -103,7 +104,7 @@ fn line_rows<R: BufRead>(
             return Err(fail(TOO_LONG.into()));
         }
         if !buffer.trim_ascii().is_empty() {
-            f(line, parse_line(&buffer).map_err(fail)?)?;
+            f(line, parse_line(&buffer).map_err(fail))?;
         }
         line += 1;
     }
@@ -142,7 +143,7 @@ fn array_rows<R: BufRead>(
     path: &Path,
     reader: R,
     line: usize,
-    f: &mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+    f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let place = Rc::new(Place { line: Cell::new(line), row_bytes: Cell::new(0) });
     let mut json = serde_json::Deserializer::from_reader(Counted { inner: reader, place: place.clone() });
@@ -188,7 +189,7 @@ impl<R: Read> Read for Counted<R> {
 struct Elements<'a> {
     place: &'a Place,
     path: &'a Path,
-    f: &'a mut dyn FnMut(usize, Map<String, Value>) -> Result<()>,
+    f: &'a mut dyn FnMut(usize, RowResult) -> Result<()>,
     failure: &'a mut Option<Error>,
 }
 
@@ -202,7 +203,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while let Some((line, value)) = seq.next_element_seed(Element(self.place))? {
             let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
-            if let Err(failure) = row.and_then(|row| (self.f)(line, row)) {
+            if let Err(failure) = (self.f)(line, row) {
                 *self.failure = Some(failure);
                 return Err(A::Error::custom("stopped"));
             }

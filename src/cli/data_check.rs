@@ -1,0 +1,90 @@
+//! `mapl data check`: the data doctor.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::output::check_output;
+use crate::data::check::{self, CheckReport, Input, Level, WithTokenizer};
+use crate::data::source::{ReadOptions, read_files_leniently};
+use crate::data::tokenize::TokenizeOptions;
+use crate::data::tokenizer::Tokenizer;
+use crate::train::checkpoint::write_json;
+use crate::train::console::say;
+use crate::{Error, Result};
+
+/// Arguments of `data check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckCommand {
+    /// Files to train on
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Files to test with: what they share with the training files is reported, and held-out accuracies are theirs
+    #[arg(long, num_args = 1.., alias = "eval-file", value_name = "FILE")]
+    test_file: Vec<PathBuf>,
+    /// Folder with a tokenizer and chat template: adds lengths in tokens, end tokens and rows that cannot be tokenised
+    #[arg(long, alias = "model-name-or-path", alias = "tokenizer", value_name = "FOLDER")]
+    model: Option<PathBuf>,
+    /// Chat template to use in place of the folder's
+    #[arg(long, requires = "model", value_name = "FILE")]
+    chat_template_path: Option<PathBuf>,
+    /// Longest sequence in tokens that training shall keep [default: 1024]
+    #[arg(long, requires = "model", value_name = "TOKENS")]
+    max_length: Option<NonZeroUsize>,
+    /// Print one JSON object in place of text
+    #[arg(long)]
+    json: bool,
+    /// Write the JSON object to a file too
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    read: ReadOptions,
+}
+
+/// Checks files and prints what was found.
+///
+/// # Errors
+/// [`Error::Data`] when a finding is an error, after the whole report was printed.
+pub fn check(args: &CheckCommand) -> Result<()> {
+    if let Some(output) = &args.output {
+        let inputs: Vec<PathBuf> = args.files.iter().chain(&args.test_file).cloned().collect();
+        check_output(output, &inputs)?;
+    }
+    let tokenizer = match &args.model {
+        None => None,
+        Some(folder) => {
+            let mut tokenizer = Tokenizer::load(folder)?;
+            if let Some(template) = &args.chat_template_path {
+                tokenizer.set_template_file(template)?;
+            }
+            Some(tokenizer)
+        }
+    };
+    let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
+    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length });
+    let read = |files: &[PathBuf]| -> Result<Input> {
+        let (rows, files, refused) = read_files_leniently(files, &args.read)?;
+        Ok(Input { rows, files, refused })
+    };
+    let train = read(&args.files)?;
+    let test = if args.test_file.is_empty() { None } else { Some(read(&args.test_file)?) };
+    let report = check::check(train, test, with.as_ref())?;
+    let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
+    if let Some(output) = &args.output {
+        write_json(output, &value)?;
+    }
+    say(&if args.json { format!("{value:#}") } else { report.to_string().trim_end().to_owned() });
+    verdict(args, &report)
+}
+
+fn verdict(args: &CheckCommand, report: &CheckReport) -> Result<()> {
+    let errors: Vec<_> = report.findings.iter().filter(|finding| finding.level == Level::Error).collect();
+    let Some(first) = errors.first() else { return Ok(()) };
+    let names: Vec<&str> = errors.iter().map(|finding| finding.check).collect();
+    let why =
+        format!("the data are not fit for training ({}); the report says where and what to try", names.join(", "));
+    let file = first.places.first().map_or_else(|| args.files[0].clone(), |place| place.file.clone().into());
+    let line = first.places.first().map_or(0, |place| place.line);
+    Err(Error::data(&file, line, first.places.first().and_then(|place| place.id.as_deref()), why))
+}

@@ -1,0 +1,273 @@
+//! Whether the way a response begins or ends tells its side: its first or last word, character or token. Where one does,
+//! a model learns this one place and nothing of the answer.
+//!
+//! A rule scores each beginning by how often it stood on the chosen and on the rejected side, and is judged on held-out
+//! pairs. Single words are tested by prompt, not by pair: one response may stand in many pairs of its prompt. A word
+//! speaks for a side only if its sign test holds after division of the level by the number of words tested.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use super::corpus::{Corpus, Pair};
+use super::finding::{Finding, Level, PLACES, Place, share_percent};
+use super::holdout::{Clustered, Examples, decided, held_out};
+use super::interval::{Share, SignTest};
+
+/// Held-out accuracy of one beginning or ending that gives rise to a warning when its whole interval is above.
+const LIMIT: f64 = 0.6;
+/// Level of the tests over all words together.
+const ALPHA: f64 = 0.01;
+/// A single word gives rise to a warning if it stands on one side in at least this share of all pairs ...
+const COVERAGE: f64 = 0.05;
+/// ... and on the same side in at least this share of these.
+const PURITY: f64 = 0.9;
+/// Words with fewer prompts are not tested: they would only make the level stricter for the others.
+const MIN_PROMPTS: usize = 10;
+/// Words listed at most.
+const LISTED: usize = 10;
+/// Words named in the finding.
+const NAMED: usize = 3;
+/// Characters of a word that count and are shown.
+const WORD: usize = 24;
+
+/// One place of a response: what stands there on the chosen and on the rejected side of every pair.
+pub struct Position {
+    /// As `first word`.
+    pub name: &'static str,
+    pub train: Vec<[String; 2]>,
+    pub test: Option<Vec<[String; 2]>>,
+}
+
+/// Result for one place.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PositionReport {
+    pub position: &'static str,
+    /// Held-out accuracy of the rule over this place.
+    pub accuracy: Option<Share>,
+}
+
+/// A word that speaks for one side.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Offender {
+    pub position: &'static str,
+    pub text: String,
+    /// Pairs in which it stands on the chosen side alone, and on the rejected side alone.
+    pub chosen: usize,
+    pub rejected: usize,
+    /// Prompts in which it speaks more for chosen, and more for rejected.
+    pub prompts_chosen: usize,
+    pub prompts_rejected: usize,
+    /// Of the two-sided sign test over prompts, times the number of words tested.
+    pub p_value: f64,
+}
+
+/// What was found at all places.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Giveaways {
+    pub positions: Vec<PositionReport>,
+    /// Words tested.
+    pub tested: usize,
+    /// Those that speak for a side beyond chance, the most frequent first, `LISTED` at most.
+    pub offenders: Vec<Offender>,
+}
+
+struct Example {
+    cluster: u32,
+    keys: [u32; 2],
+}
+
+impl Clustered for Example {
+    fn cluster(&self) -> u32 {
+        self.cluster
+    }
+}
+
+/// Words and characters at the ends of the responses of `train` and `test`.
+pub fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
+    let position = |name, at: fn(&str) -> String| {
+        let of = |corpus: &Corpus| -> Vec<[String; 2]> {
+            corpus.pairs.iter().map(|pair| [0, 1].map(|side| at(corpus.response(pair, side)))).collect()
+        };
+        Position { name, train: of(train), test: test.map(of) }
+    };
+    vec![
+        position("first word", |text| shorten(text.split_whitespace().next().unwrap_or(""))),
+        position("last word", |text| shorten(text.split_whitespace().next_back().unwrap_or(""))),
+        position("first character", |text| text.chars().next().map(String::from).unwrap_or_default()),
+        position("last character", |text| text.chars().next_back().map(String::from).unwrap_or_default()),
+    ]
+}
+
+fn shorten(word: &str) -> String {
+    word.chars().take(WORD).collect()
+}
+
+/// Judges every place.
+pub fn check(
+    train: &Corpus,
+    test: Option<&Corpus>,
+    positions: Vec<Position>,
+    findings: &mut Vec<Finding>,
+) -> Giveaways {
+    let mut report = Giveaways::default();
+    let mut offenders = Vec::new();
+    let sign_test = SignTest::new(train.pairs.len());
+    for position in &positions {
+        let mut numbers: HashMap<&str, u32> = HashMap::new();
+        let mut texts: Vec<&str> = Vec::new();
+        let of_train = numbered(&train.pairs, &position.train, &mut numbers, &mut texts);
+        let of_test = test.zip(position.test.as_ref());
+        let of_test = of_test.map(|(corpus, keys)| numbered(&corpus.pairs, keys, &mut numbers, &mut texts));
+        let words = texts.len();
+        let fit = |examples: &[&Example]| -> Vec<f64> {
+            let mut counts = vec![[1.0f64; 2]; words];
+            for [chosen, rejected] in examples.iter().map(|e| e.keys).filter(|[a, b]| a != b) {
+                counts[chosen as usize][0] += 1.0;
+                counts[rejected as usize][1] += 1.0;
+            }
+            counts.into_iter().map(|[chosen, rejected]| (chosen / rejected).ln()).collect()
+        };
+        let accuracy = held_out(Examples { train: &of_train, test: of_test.as_deref() }, fit, |scores, example| {
+            let [chosen, rejected] = example.keys.map(|key| scores[key as usize]);
+            decided(chosen - rejected)
+        });
+        report.positions.push(PositionReport { position: position.name, accuracy });
+        for (key, counts) in tally(&of_train) {
+            if counts.prompts.iter().sum::<usize>() >= MIN_PROMPTS {
+                report.tested += 1;
+                let [prompts_chosen, prompts_rejected] = counts.prompts;
+                offenders.push(Offender {
+                    position: position.name,
+                    text: texts[key as usize].to_owned(),
+                    chosen: counts.pairs[0],
+                    rejected: counts.pairs[1],
+                    prompts_chosen,
+                    prompts_rejected,
+                    p_value: sign_test.p_value(prompts_chosen, prompts_rejected),
+                });
+            }
+        }
+    }
+    for offender in &mut offenders {
+        offender.p_value = (offender.p_value * report.tested as f64).min(1.0);
+    }
+    offenders.retain(|offender| offender.p_value < ALPHA);
+    // Stable: words of equal counts stay in the order of places and of their first appearance.
+    offenders.sort_by_key(|offender| std::cmp::Reverse(offender.chosen + offender.rejected));
+    add_findings(train, &report, &offenders, &positions, findings);
+    offenders.truncate(LISTED);
+    report.offenders = offenders;
+    report
+}
+
+fn numbered<'a>(
+    pairs: &[Pair],
+    keys: &'a [[String; 2]],
+    numbers: &mut HashMap<&'a str, u32>,
+    texts: &mut Vec<&'a str>,
+) -> Vec<Example> {
+    let mut number = |text: &'a str| {
+        *numbers.entry(text).or_insert_with(|| {
+            texts.push(text);
+            texts.len() as u32 - 1
+        })
+    };
+    let example =
+        |(pair, [a, b]): (&Pair, &'a [String; 2])| Example { cluster: pair.cluster(), keys: [number(a), number(b)] };
+    pairs.iter().zip(keys).map(example).collect()
+}
+
+/// Counts of one word: chosen first.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    pairs: [usize; 2],
+    prompts: [usize; 2],
+}
+
+fn tally(examples: &[Example]) -> BTreeMap<u32, Counts> {
+    let mut uses: Vec<(u32, u32, usize)> = Vec::new();
+    for example in examples.iter().filter(|e| e.keys[0] != e.keys[1]) {
+        uses.extend([0, 1].map(|side| (example.keys[side], example.cluster, side)));
+    }
+    uses.sort_unstable();
+    let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();
+    for of_prompt in uses.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+        let rejected = of_prompt.iter().map(|u| u.2).sum::<usize>();
+        let sides = [of_prompt.len() - rejected, rejected];
+        let word = counts.entry(of_prompt[0].0).or_default();
+        for side in 0..2 {
+            word.pairs[side] += sides[side];
+            word.prompts[side] += usize::from(sides[side] > sides[1 - side]);
+        }
+    }
+    counts
+}
+
+fn add_findings(
+    corpus: &Corpus,
+    report: &Giveaways,
+    offenders: &[Offender],
+    positions: &[Position],
+    findings: &mut Vec<Finding>,
+) {
+    let pairs = corpus.pairs.len();
+    let pure = |o: &&Offender| {
+        let both = (o.chosen + o.rejected) as f64;
+        both >= COVERAGE * pairs as f64 && o.chosen.max(o.rejected) as f64 >= PURITY * both
+    };
+    let single: Vec<&Offender> = offenders.iter().filter(pure).collect();
+    let strong = report.positions.iter().filter_map(|p| p.accuracy.filter(|a| a.above(LIMIT)).map(|a| (p.position, a)));
+    let strong: Vec<(&str, Share)> = strong.collect();
+    if single.is_empty() && strong.is_empty() {
+        return;
+    }
+    // Single words that decide by themselves first, then those that carry a strong place, the surest first.
+    let mut named = single.clone();
+    let mut carrying: Vec<&Offender> = offenders
+        .iter()
+        .filter(|o| !single.contains(o) && strong.iter().any(|(position, _)| *position == o.position))
+        .collect();
+    carrying.sort_by(|a, b| a.p_value.total_cmp(&b.p_value));
+    named.extend(carrying);
+    named.truncate(NAMED);
+    let mut parts: Vec<String> = strong
+        .iter()
+        .map(|(name, accuracy)| format!("the {name} alone tells the side in {accuracy} of held-out pairs"))
+        .collect();
+    for offender in &named {
+        let of = offender.chosen + offender.rejected;
+        let (most, side) = match offender.chosen > offender.rejected {
+            true => (offender.chosen, "chosen"),
+            false => (offender.rejected, "rejected"),
+        };
+        parts.push(format!(
+            "{} {:?} is on the {side} side in {most} of {of} pairs ({})",
+            offender.position,
+            offender.text,
+            share_percent(most as f64 / of as f64)
+        ));
+    }
+    // Rows that show the first word named.
+    let mut places = Vec::new();
+    let mut count = strong.first().map_or(0, |(_, a)| (a.share * a.of as f64).round() as usize);
+    if let Some(shown) = named.first()
+        && let Some(position) = positions.iter().find(|p| p.name == shown.position)
+    {
+        count = shown.chosen + shown.rejected;
+        let side = usize::from(shown.chosen < shown.rejected);
+        let shows = |keys: &[String; 2]| keys[side] == shown.text && keys[1 - side] != shown.text;
+        let with = corpus.pairs.iter().zip(&position.train).filter(|(_, keys)| shows(keys)).take(PLACES);
+        places.extend(with.map(|(pair, keys)| {
+            Place::row(corpus, pair.row).with(format!("chosen {:?}, rejected {:?}", keys[0], keys[1]))
+        }));
+    }
+    let finding = Finding::new(Level::Warning, "giveaway", (count, pairs), parts.join("; "))
+        .why("a model that looks at this one place scores as well: it need not read the answer, let alone the prompt")
+        .advice(
+            "see whether the two sides come from different sources, or lost or gained a prefix or an end on the \
+                 way; strip what both writers always add",
+        )
+        .places(places);
+    findings.push(finding);
+}

@@ -1,0 +1,232 @@
+//! The rows as a tokenizer and its chat template make them: which rows training would refuse, which sequences are too
+//! long, and whether responses end in an end token. Without one a policy learns no end, and a reward model scores
+//! another place than in use.
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::corpus::Corpus;
+use super::finding::{Finding, Level, PLACES, Place, percent};
+use super::giveaway::Position;
+use super::length::PairLengths;
+use crate::data::tokenize::{Lengths, OnTooLong, TokenizeOptions, tokenize_rows};
+use crate::data::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Least share of responses that end in an end token. Only responses cut at a length limit should lack one.
+const ENDED: f64 = 0.99;
+
+/// What the tokenizer makes of the rows of one side.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TokenReport {
+    /// Distinct sequences, prompt and response together, and their lengths in tokens.
+    pub sequences: usize,
+    pub lengths: Lengths,
+    /// Sequences whose response ends in an end token.
+    pub ended: usize,
+    pub max_length: usize,
+    /// Sequences above `max_length`, and comparisons that use one.
+    pub too_long: usize,
+    pub comparisons: usize,
+    pub comparisons_too_long: usize,
+    /// Sequences of plain text, and those whose tokens merge across the end of the prompt.
+    pub plain: usize,
+    pub merged: usize,
+    /// Rows that cannot be tokenised.
+    pub refused: usize,
+}
+
+/// The report and what other checks use.
+pub struct Tokens {
+    pub report: TokenReport,
+    pub lengths: PairLengths,
+    /// First token of the two responses of every pair, and the last one before the end token.
+    pub first: Vec<[String; 2]>,
+    pub last: Vec<[String; 2]>,
+}
+
+/// One row as tokens.
+struct RowTokens {
+    /// (prompt, response, prompt tokens, response tokens, first, last), in the order of sequences.
+    sequences: Vec<SequenceTokens>,
+    ended: usize,
+    plain: usize,
+    merged: usize,
+}
+
+struct SequenceTokens {
+    at: (usize, usize),
+    /// Prompt and response together, and the response.
+    lengths: [usize; 2],
+    ends: [String; 2],
+}
+
+/// Tokenises every row. `side` names the rows in findings: `training` or `test`.
+///
+/// # Errors
+/// What stands in the way of every row: no chat template, no end token.
+pub fn check(
+    corpus: &Corpus,
+    side: &str,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    findings: &mut Vec<Finding>,
+) -> Result<Tokens> {
+    let rows: Vec<Result<RowTokens>> =
+        (0..corpus.rows.len()).into_par_iter().map(|row| row_tokens(corpus, row, tokenizer)).collect();
+    let pairs = corpus.pairs.len();
+    let mut tokens = Tokens {
+        report: TokenReport { max_length, ..TokenReport::default() },
+        lengths: vec![None; pairs],
+        first: vec![Default::default(); pairs],
+        last: vec![Default::default(); pairs],
+    };
+    let report = &mut tokens.report;
+    let mut lengths = Vec::new();
+    let (mut refused, mut long, mut open) = (Vec::new(), Vec::new(), Vec::new());
+    let mut known: Vec<Option<RowTokens>> = Vec::with_capacity(rows.len());
+    for (row, outcome) in rows.into_iter().enumerate() {
+        let outcome = match outcome {
+            Ok(tokens) => tokens,
+            Err(error @ Error::Data { .. }) => {
+                report.refused += 1;
+                if refused.len() < PLACES {
+                    refused.push(Place::of_error(&error));
+                }
+                known.push(None);
+                continue;
+            }
+            Err(other) => return Err(other),
+        };
+        report.sequences += outcome.sequences.len();
+        report.ended += outcome.ended;
+        report.plain += outcome.plain;
+        report.merged += outcome.merged;
+        let too_long = |s: &&SequenceTokens| s.lengths[0] > max_length;
+        report.too_long += outcome.sequences.iter().filter(too_long).count();
+        lengths.extend(outcome.sequences.iter().map(|s| s.lengths[0]));
+        if outcome.ended < outcome.sequences.len() {
+            open.push(Place::row(corpus, row));
+        }
+        for comparison in &corpus.rows[row].group.comparisons {
+            report.comparisons += 1;
+            let uses = |s: &&SequenceTokens| comparison.terms.iter().any(|t| (t.prompt, t.response) == s.at);
+            if let Some(longest) = outcome.sequences.iter().filter(uses).filter(too_long).map(|s| s.lengths[0]).max() {
+                report.comparisons_too_long += 1;
+                if long.len() < PLACES {
+                    long.push(Place::row(corpus, row).with(format!("{longest} tokens")));
+                }
+            }
+        }
+        known.push(Some(outcome));
+    }
+    report.lengths = Lengths::new(lengths);
+    for (i, pair) in corpus.pairs.iter().enumerate() {
+        let Some(row) = &known[pair.row] else { continue };
+        let of = |response| row.sequences.iter().find(|s| s.at == (pair.prompt, response));
+        let [Some(chosen), Some(rejected)] = pair.responses.map(of) else { continue };
+        tokens.lengths[i] = Some([chosen.lengths[1], rejected.lengths[1]]);
+        tokens.first[i] = [chosen, rejected].map(|s| s.ends[0].clone());
+        tokens.last[i] = [chosen, rejected].map(|s| s.ends[1].clone());
+    }
+    add_findings(&tokens.report, side, corpus.rows.len(), [refused, open, long], findings);
+    Ok(tokens)
+}
+
+/// The places of a response that tokens add to those of words and characters.
+pub fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] {
+    [
+        Position { name: "first token", train: train.first.clone(), test: test.map(|t| t.first.clone()) },
+        Position { name: "last token", train: train.last.clone(), test: test.map(|t| t.last.clone()) },
+    ]
+}
+
+fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowTokens> {
+    // The limits are judged here, over all rows; a row by itself must never be dropped.
+    let options = TokenizeOptions {
+        max_length: usize::MAX,
+        on_too_long: OnTooLong::Drop,
+        max_drop_fraction: 1.0,
+        max_boundary_mismatch: 1.0,
+        allow_double_bos: false,
+    };
+    let (groups, report) = tokenize_rows(vec![corpus.rows[row].clone()], tokenizer, &options)?;
+    let mut sequences = Vec::with_capacity(report.sequences);
+    for group in &groups {
+        for sequence in &group.sequences {
+            let prompt = group.prompt_ids[sequence.prompt].len();
+            let response = &sequence.response_ids;
+            let name = |id: Option<&u32>| id.and_then(|&id| tokenizer.token(id)).unwrap_or_default();
+            let mut words = &response[..];
+            while let Some((last, before)) = words.split_last()
+                && (tokenizer.end_ids().contains(last) || tokenizer.decode(&[*last])?.trim().is_empty())
+            {
+                words = before;
+            }
+            sequences.push(SequenceTokens {
+                at: (sequence.prompt, sequence.response),
+                lengths: [prompt + response.len(), response.len()],
+                ends: [name(response.first()), name(words.last())],
+            });
+        }
+    }
+    Ok(RowTokens { sequences, ended: report.ended, plain: report.plain_sequences, merged: report.boundary_mismatches })
+}
+
+fn add_findings(
+    report: &TokenReport,
+    side: &str,
+    rows: usize,
+    [refused, open, long]: [Vec<Place>; 3],
+    findings: &mut Vec<Finding>,
+) {
+    let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+    let count = report.refused;
+    if count > 0 {
+        let what = format!("{count} of {rows} {side} rows ({}) cannot be tokenised", percent(count, rows));
+        let finding = Finding::new(Level::Error, "refused-by-tokenizer", (count, rows), what)
+            .why("training stops at the first of them")
+            .advice("correct or remove these rows, or see --chat-template-path")
+            .places(refused);
+        findings.push(finding);
+    }
+    let (open_count, of) = (report.sequences - report.ended, report.sequences);
+    if of > 0 && share(report.ended, of) < ENDED {
+        let what =
+            format!("{open_count} of {of} {side} responses ({}) do not end in an end token", percent(open_count, of));
+        let finding = Finding::new(Level::Warning, "no-end-of-turn", (open_count, of), what)
+            .why("a policy trained on them does not learn to stop, and a reward model scores another place than in use")
+            .advice(
+                "let the chat template close the assistant's turn with the end token, and name that token as \
+                     eos_token or in generation_config.json",
+            )
+            .places(open);
+        findings.push(finding);
+    }
+    let (count, of) = (report.comparisons_too_long, report.comparisons);
+    if count > 0 {
+        let what = format!(
+            "{count} of {of} {side} comparisons ({}) have a sequence above {} tokens; the longest has {}",
+            percent(count, of),
+            report.max_length,
+            report.lengths.max
+        );
+        let finding = Finding::new(Level::error_if(count == of), "too-long", (count, of), what)
+            .why("training drops them, and stops if it would drop more than --max-drop-fraction of all")
+            .advice("raise --max-length, or choose another --on-too-long")
+            .places(long);
+        findings.push(finding);
+    }
+    let limit = TokenizeOptions::default().max_boundary_mismatch;
+    let (count, of) = (report.merged, report.plain);
+    if share(count, of) > limit {
+        let what = format!(
+            "in {count} of {of} {side} sequences ({}) tokens merge across the end of the prompt",
+            percent(count, of)
+        );
+        let finding = Finding::new(Level::Warning, "merged-boundary", (count, of), what)
+            .why("the model is trained on other tokens than it generates; training stops above --max-boundary-mismatch")
+            .advice("let responses begin with the white space that parts them from the prompt");
+        findings.push(finding);
+    }
+}
