@@ -42,7 +42,7 @@ pub struct Paired {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
     pub lines: Vec<Line<Paired>>,
-    /// Quantities that only one of the two has.
+    /// Quantities that only one of the two has, or that left out different pairs.
     pub unmatched: Vec<Quantity>,
 }
 
@@ -67,6 +67,7 @@ pub fn compare(
         match (a.measure(quantity), b.measure(quantity)) {
             // The same of both: it is about the data, not about a model.
             _ if quantity == Quantity::LengthOnly => {}
+            (Some(a), Some(b)) if !aligned(a, b) && is_probe(quantity) => unmatched.push(quantity),
             (Some(a), Some(b)) if !aligned(a, b) => {
                 return Err(Error::Usage(format!(
                     "{name_a} and {name_b} do not hold the same comparisons of {}; evaluate both with the same version \
@@ -95,6 +96,12 @@ pub fn compare(
 }
 
 type Job<'a> = (&'a Measure, &'a Measure, Option<&'a Split>);
+
+/// Whether a quantity can leave out pairs that are too long for one model only.
+fn is_probe(quantity: Quantity) -> bool {
+    use Quantity::{IntraEmptyPrompt, SemanticEmptyPrompt, SemanticShuffledPrompt};
+    matches!(quantity, SemanticEmptyPrompt | SemanticShuffledPrompt | IntraEmptyPrompt)
+}
 
 /// The beginning of a hash, for messages.
 fn short(hash: &str) -> String {

@@ -231,7 +231,8 @@ impl Summary {
         let clusters = clusters(observations, |o| o.group, |o| [credit(o.logit, 0.0), credit(o.logit, 0.5), o.logit]);
         let [mut accuracy, mut accuracy_half, mean_logit] = estimates(&clusters, resampling, labels);
         for estimate in [&mut accuracy, &mut accuracy_half] {
-            if estimate.interval.is_some() && (estimate.value == 0.0 || estimate.value == 1.0) {
+            let unanimous = estimate.value == 0.0 || estimate.value == 1.0;
+            if unanimous && clusters.len() > 1 && resampling.resamples > 0 {
                 estimate.interval = Some(unanimous_interval(clusters.len(), estimate.value == 1.0));
             }
         }

@@ -5,7 +5,7 @@
 //! measure and needs no constant estimated from the same few groups, as the acceleration of BCa does. It is
 //! approximate; below some thirty groups it is too narrow by a few per cent of coverage.
 //!
-//! Refused: nothing. Fewer than two groups, or no resamples, give no interval.
+//! Nothing is refused. Fewer than two groups, no resamples, and resamples without any spread give no interval.
 
 use crate::rng::Rng;
 
@@ -50,7 +50,7 @@ pub fn estimates<const N: usize>(clusters: &[Cluster<N>], resampling: Resampling
     clusters.iter().for_each(|cluster| total.add(cluster));
     let values = total.ratios();
     let intervals = intervals(clusters, resampling, labels);
-    std::array::from_fn(|n| Estimate { value: values[n], interval: intervals.map(|all| all[n]) })
+    std::array::from_fn(|n| Estimate { value: values[n], interval: intervals[n] })
 }
 
 impl<const N: usize> Cluster<N> {
@@ -70,9 +70,9 @@ fn intervals<const N: usize>(
     clusters: &[Cluster<N>],
     resampling: Resampling,
     labels: &[&str],
-) -> Option<[[f64; 2]; N]> {
-    if clusters.len() < 2 || resampling.resamples == 0 {
-        return None;
+) -> [Option<[f64; 2]>; N] {
+    if clusters.len() < 2 {
+        return [None; N];
     }
     let path: Vec<&str> = std::iter::once("bootstrap").chain(labels.iter().copied()).collect();
     let mut rng = Rng::keyed(resampling.seed, &path);
@@ -87,10 +87,12 @@ fn intervals<const N: usize>(
         }
     }
     let tail = (1.0 - LEVEL) / 2.0;
-    Some(drawn.map(|mut values| {
+    drawn.map(|mut values| {
         values.sort_by(f64::total_cmp);
-        [quantile(&values, tail), quantile(&values, 1.0 - tail)]
-    }))
+        // Equal resamples mean that all groups are alike, not that the value is known exactly.
+        let spread = values.first() != values.last();
+        spread.then(|| [quantile(&values, tail), quantile(&values, 1.0 - tail)])
+    })
 }
 
 /// Quantile of ascending values by linear interpolation between order statistics (type 7 of Hyndman and Fan 1996).
@@ -101,8 +103,8 @@ fn quantile(ascending: &[f64], q: f64) -> f64 {
     if low == high { low } else { low + (high - low) * place.fract() }
 }
 
-/// Interval of a share of which every observation of `groups` groups is 1 (`all`) or 0. Resampling sees no spread
-/// there; the exact bound for that many independent trials (Clopper and Pearson 1934) takes its place.
+/// Interval of a share when every observation of `groups` groups is 1 (`all`) or 0. Resampling sees no spread there;
+/// the exact bound for that many independent trials (Clopper and Pearson 1934) takes its place.
 pub fn unanimous_interval(groups: usize, all: bool) -> [f64; 2] {
     let bound = ((1.0 - LEVEL) / 2.0).powf(1.0 / groups as f64);
     if all { [bound, 1.0] } else { [0.0, 1.0 - bound] }

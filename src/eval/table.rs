@@ -1,9 +1,18 @@
 //! Evaluations as text: one aligned line for each measure and split.
 
 use super::compare::{Comparison, Paired};
-use super::measure::{Quantity, Summary};
+use super::measure::{By, Quantity, Summary};
 use super::statistics::{Estimate, Moments};
-use super::{Line, Rewards};
+use super::{Line, Place, Rewards};
+
+/// Whether a line is shown; files have all. Divisions of a flip or a conflict by function are mostly a repetition.
+fn shown(place: &Place) -> bool {
+    match (&place.split, place.quantity) {
+        (Some(_), Quantity::SensitivityFlip) => false,
+        (Some((by, _)), Quantity::Conflict) => *by != By::Function,
+        _ => true,
+    }
+}
 
 /// Lines of `summaries`, the column of intervals left out when there is none, and a remark on each probe.
 pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
@@ -15,7 +24,7 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
     };
     let mut out =
         vec![format!("{:<46} {:>8}{} {:>8} {:>7} {:>6}", "", "accuracy", interval(None), "half", "count", "ties")];
-    for Line { place, summary: s } in lines {
+    for Line { place, summary: s } in lines.iter().filter(|line| shown(&line.place)) {
         let (accuracy, half) = (s.accuracy.value, s.accuracy_half.value);
         let counts = format!("{half:>8.4} {:>7} {:>6}", s.count, s.ties);
         let broken = if s.non_finite == 0 { String::new() } else { format!("  {} not finite", s.non_finite) };
@@ -51,7 +60,7 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
         "", "A", "B", "B - A", "95 % interval", "count", "only A", "only B", "McNemar p", "groups p"
     ));
     for Line { place, summary: Paired { count, a, b, difference, only_a, only_b, mcnemar, sign_test, .. } } in
-        &comparison.lines
+        comparison.lines.iter().filter(|line| shown(&line.place))
     {
         let span = difference.interval.map_or("-".into(), |[low, high]| format!("{low:+.4} to {high:+.4}"));
         out.push(format!(
@@ -64,7 +73,7 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
     }
     if !comparison.unmatched.is_empty() {
         let names: Vec<&str> = comparison.unmatched.iter().map(|q| q.name()).collect();
-        out.push(format!("in one of the two only, and not compared: {}", names.join(", ")));
+        out.push(format!("not compared, because the two do not have the same pairs of it: {}", names.join(", ")));
     }
     out.join("\n")
 }
