@@ -42,7 +42,7 @@ pub struct EvalArgs {
     /// Seed of the resamples and of shuffled prompts
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Score pairs with empty and with exchanged prompts too; on ordinary pairs this triples the work
+    /// Score pairs with empty and with exchanged prompts too; up to three times the work on ordinary pairs
     #[arg(long)]
     prompt_blindness: bool,
     /// Instruction functions that training did not see (the list `data build` was given); splits by them

@@ -42,7 +42,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::backend::contract::KINDS;
-use crate::data::group::{Kind, PreferenceGroup};
+use crate::data::group::{Kind, PreferenceGroup, Term};
 use crate::train::metrics::KindTally;
 use breakdown::{characters, comparison_labels, pair};
 use measure::{By, Measure, Quantity, Split, Summary};
@@ -195,14 +195,30 @@ pub fn quantity_of(kind: Kind) -> Quantity {
     }
 }
 
+/// Sum of signed scores with the index of their prompts, added up prompt by prompt: a comparison of gaps that are
+/// equal is then exactly 0, whatever their last bits.
+pub fn signed_sum(terms: impl Iterator<Item = (usize, f64)>) -> f64 {
+    let mut gaps: Vec<(usize, f64)> = Vec::with_capacity(2);
+    for (prompt, score) in terms {
+        match gaps.iter_mut().find(|(known, _)| *known == prompt) {
+            Some((_, gap)) => *gap += score,
+            None => gaps.push((prompt, score)),
+        }
+    }
+    gaps.into_iter().map(|(_, gap)| gap).sum()
+}
+
 /// The comparisons that the rows carry.
 fn kinds(scored: &[Scored<'_>], settings: &Settings) -> Vec<Measure> {
     let mut measures = Kind::ALL.map(|kind| Measure::new(quantity_of(kind)));
     for (g, scored) in scored.iter().enumerate() {
         for comparison in &scored.group.comparisons {
-            let term = |t: &crate::data::group::Term| Some(f64::from(t.sign) * scored.score(t.prompt, t.response)?);
             // Every term of a comparison is a sequence of its group; a missing score shows as NaN, never as a win.
-            let logit = comparison.terms.iter().map(|t| term(t).unwrap_or(f64::NAN)).sum();
+            let term = |t: &Term| {
+                let score = scored.score(t.prompt, t.response).unwrap_or(f64::NAN);
+                (t.prompt, f64::from(t.sign) * score)
+            };
+            let logit = signed_sum(comparison.terms.iter().map(term));
             let labels = comparison_labels(scored.group, comparison, &settings.holdout_functions);
             measures[comparison.kind.index()].add(g, logit, labels);
         }

@@ -11,6 +11,7 @@ use crate::data::loader::split_by_tokens;
 use crate::data::pack::{Batch, ComparisonOptions, pack_into};
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
 use crate::data::tree::token_counts;
+use crate::eval::signed_sum;
 use crate::loss::curve::value_and_slope;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
@@ -37,10 +38,13 @@ impl GroupScores {
         self.policy.iter().enumerate().map(|(s, policy)| scale * (policy - reference(s))).collect()
     }
 
-    /// Logit of a comparison under other signs than its own group's order.
-    fn logit(&self, comparison: &SequenceComparison, scale: f64) -> f64 {
+    /// Logit of a comparison of `group`.
+    fn logit(&self, group: &TokenizedGroup, comparison: &SequenceComparison, scale: f64) -> f64 {
         let rho = |s: usize| scale * (self.policy[s] - self.reference.as_ref().map_or(0.0, |r| r[s]));
-        comparison.terms.iter().map(|t| f64::from(t.sign) * rho(t.sequence)).sum()
+        signed_sum(comparison.terms.iter().map(|t| {
+            let prompt = group.sequences[t.sequence].prompt;
+            (prompt, f64::from(t.sign) * rho(t.sequence))
+        }))
     }
 }
 
@@ -129,7 +133,7 @@ impl<B: Backend> Evaluator<B> {
             };
             for comparison in &group.comparisons {
                 let scale = loss.scale[comparison.kind.index()];
-                let logit = result.logit(comparison, scale);
+                let logit = result.logit(group, comparison, scale);
                 result.logits.push(logit);
                 let (f, _) = value_and_slope(loss.curve, logit - comparison.margin - loss.margin, scale);
                 tally.kinds[comparison.kind.index()].add(comparison.weight * f, logit);
