@@ -6,8 +6,9 @@
 //! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
 //! - [`loss`]: comparison curves and objectives
 //! - [`optim`]: learning-rate schedules and AdamW state
-//! - [`train`]: one step, the loop around it, metrics, checkpoints, evaluation
 //! - [`study`]: where the time goes, against ceilings measured on this machine
+//! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
+//! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
 //! - [`error`], [`rng`]: the error type with its exit codes; seeded random numbers
 //! - [`cli`]: the commands of the binary
 
@@ -15,6 +16,7 @@ pub mod backend;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod loss;
 pub mod model;
 pub mod optim;

@@ -4,6 +4,7 @@ mod cli {
     mod arguments;
     mod bad_input;
     mod bench;
+    mod evaluation;
     mod pipeline;
     mod repeat;
     mod resume;

@@ -1,213 +1,229 @@
-//! `mapl score` and `mapl eval`: a trained model on groups, without training it.
+//! `mapl eval`: measures of a model on held-out groups, and two models side by side. A result that was written with
+//! `--output` stands for its model in a comparison.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::device::{DeviceArgs, Job};
-use super::output::{check_ids, check_output};
-use crate::backend::Backend;
-use crate::data::source::{ReadOptions, read_files};
-use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
-use crate::data::tokenized::TokenizedGroup;
-use crate::data::tokenizer::Tokenizer;
-use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
+use super::output::check_output;
+use super::score::{ModelArgs, ScoreJob, ScoredData};
+use crate::data::options::function_id;
+use crate::data::source::{SourceRow, read_files};
+use crate::eval::compare::compare;
+use crate::eval::statistics::Resampling;
+use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::model::config::{Head, ModelConfig};
-use crate::model::store;
-use crate::model::weights::LoadAs;
 use crate::train::checkpoint::{write_json, write_text};
 use crate::train::console::say;
-use crate::train::evaluate::{Breakdown, Evaluator, GroupScores};
 use crate::{Error, Result};
-
-/// What is scored, and with what.
-#[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
-    /// Model folder: a language model or a reward model
-    #[arg(long, alias = "model-name-or-path")]
-    pub model: PathBuf,
-    /// Reference folder of a DPO policy [default: none; scores are beta log pi]
-    #[arg(long, alias = "ref-model-name-or-path")]
-    pub ref_model: Option<PathBuf>,
-    /// Factor on log pi - log ref in logits [language models; default 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Tokens whose log-probabilities make a score [language models; default response]
-    #[arg(long, value_enum)]
-    pub logp_scope: Option<ScopeName>,
-    /// Sum or mean over a sequence's tokens [language models; default sum]
-    #[arg(long, value_enum)]
-    pub logp_reduce: Option<ReduceName>,
-    /// Longest sequence in tokens; longer ones are an error [default: the model's limit]
-    #[arg(long)]
-    pub max_length: Option<usize>,
-    /// Chat template to use in place of the model folder's
-    #[arg(long)]
-    pub chat_template_path: Option<PathBuf>,
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    #[command(flatten)]
-    pub read: ReadOptions,
-}
-
-/// Arguments of `score`.
-#[derive(Args, Clone, Debug)]
-pub struct ScoreArgs {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Files of groups or pairs
-    #[arg(long, num_args = 1.., required = true)]
-    input: Vec<PathBuf>,
-    /// JSON lines to write, one per input row, in order
-    #[arg(long)]
-    output: PathBuf,
-}
 
 /// Arguments of `eval`.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// Model folder: a language model or a reward model
+    #[arg(long, alias = "model-name-or-path")]
+    model: Option<PathBuf>,
+    /// Compare two models: folders, or results written with --output
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    compare: Option<Vec<PathBuf>>,
     /// Files of groups or pairs
-    #[arg(long, num_args = 1.., required = true)]
+    #[arg(long, num_args = 1..)]
     input: Vec<PathBuf>,
-    /// JSON file to write the accuracies to
+    /// JSON file to write everything measured to
     #[arg(long)]
     output: Option<PathBuf>,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    json: bool,
+    /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
+    #[arg(long, default_value_t = 1000, value_parser = resamples)]
+    bootstrap: usize,
+    /// Seed of the resamples and of shuffled prompts
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Score pairs with empty and with exchanged prompts too; up to three times the work on ordinary pairs
+    #[arg(long)]
+    prompt_blindness: bool,
+    /// Instruction functions that training did not see (the list `data build` was given); splits by them
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    holdout_functions: Vec<String>,
+    #[command(flatten)]
+    scoring: ModelArgs,
 }
 
-/// Writes one JSON row per input group.
-pub fn score(args: &ScoreArgs) -> Result<()> {
-    check_output(&args.output, &args.input)?;
-    let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
-    let mut text = String::new();
-    for (group, scores) in groups.iter().zip(&scores) {
-        text += &score_row(group, scores, head).to_string();
-        text.push('\n');
+/// The least number of resamples with some beyond either end of an interval.
+const FEWEST_RESAMPLES: usize = 100;
+/// More take memory and tell nothing.
+const MOST_RESAMPLES: usize = 1_000_000;
+
+fn resamples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n == 0 || (FEWEST_RESAMPLES..=MOST_RESAMPLES).contains(&n) => Ok(n),
+        Ok(_) => Err(format!("0, or a number from {FEWEST_RESAMPLES} to {MOST_RESAMPLES}, is needed")),
+        Err(_) => Err(format!("\"{text}\" is no whole number")),
     }
-    write_text(&args.output, &text)?;
-    say(&format!("{} rows in {}", groups.len(), args.output.display()));
-    Ok(())
 }
 
-/// `{"id", "sequences": [...], "comparisons": [...]}`.
-fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
-    let sequences: Vec<Value> = group
-        .sequences
-        .iter()
-        .zip(&scores.policy)
-        .enumerate()
-        .map(|(i, (sequence, &score))| {
-            let mut row = json!({
-                "prompt": sequence.prompt, "response": sequence.response, "tokens": sequence.response_ids.len(),
-            });
-            match head {
-                Head::LanguageModel => row["logp"] = crate::train::metrics::number(score),
-                Head::Reward => row["reward"] = crate::train::metrics::number(score),
-            }
-            if let Some(reference) = &scores.reference {
-                row["ref_logp"] = crate::train::metrics::number(reference[i]);
-            }
-            row
-        })
-        .collect();
-    let comparisons: Vec<Value> = group
-        .comparisons
-        .iter()
-        .zip(&scores.logits)
-        .map(|(c, &logit)| {
-            json!({"kind": c.kind.name(), "logit": crate::train::metrics::number(logit), "correct": logit > 0.0})
-        })
-        .collect();
-    json!({"id": group.group.id, "sequences": sequences, "comparisons": comparisons})
+/// Runs the command.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    match &args.compare {
+        None => measure(args).map(|_| ()),
+        Some(sides) => side_by_side(args, sides),
+    }
 }
 
-/// Prints accuracies, writes them as JSON, and hands them back.
-pub fn eval(args: &EvalArgs) -> Result<Breakdown> {
+/// Measures one model, prints the table, writes the file, and hands the measures back.
+pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
+    let Some(model) = &args.model else {
+        return Err(Error::Usage("give --model, or two models with --compare".into()));
+    };
+    if args.input.is_empty() {
+        return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
+    }
     if let Some(output) = &args.output {
         check_output(output, &args.input)?;
     }
-    let (groups, scores, head) = args.model.device.run(Evaluate { args: &args.model, input: &args.input })?;
-    let breakdown = Breakdown::of(&groups, &scores);
-    say(&breakdown.table());
+    let rows = read_files(&args.input, &args.scoring.read)?;
+    let settings = args.settings()?;
+    let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
+    let lines = evaluation.summaries(args.resampling());
+    let reward = data.head == Head::Reward;
+    let mut head = Map::new();
+    head.insert("model".into(), json!(model));
+    head.insert("reference".into(), json!(args.scoring.ref_model));
+    head.insert("head".into(), json!(if reward { "reward" } else { "logp" }));
+    head.insert("beta".into(), if reward { Value::Null } else { json!(data.scale) });
+    head.insert("bootstrap".into(), record::resampling_json(args.resampling()));
+    head.insert("holdout_functions".into(), json!(settings.holdout_functions));
+    let result = record::result_json(head, &lines, &evaluation);
     if let Some(output) = &args.output {
-        let mut value = breakdown.to_json();
-        value.insert("model".into(), json!(args.model.model));
-        value.insert("head".into(), json!(if head == Head::Reward { "reward" } else { "logp" }));
-        value.insert("groups".into(), json!(groups.len()));
-        write_json(output, &Value::Object(value))?;
+        write_text(output, &record::file_text(&result, &evaluation))?;
     }
-    Ok(breakdown)
+    if args.json {
+        say(&format!("{result:#}"));
+    } else {
+        say(&table::summary_table(&lines, &evaluation.rewards));
+        data.remarks.iter().for_each(|remark| say(remark));
+    }
+    Ok(evaluation)
 }
 
-/// Loads, tokenises and scores.
-struct Evaluate<'a> {
-    args: &'a ModelArgs,
-    input: &'a [PathBuf],
+/// Measures or reads two models and compares them.
+fn side_by_side(args: &EvalArgs, sides: &[PathBuf]) -> Result<()> {
+    let [a, b] = sides else { return Err(Error::Usage("--compare takes two models".into())) };
+    if args.model.is_some() {
+        return Err(Error::Usage("--model has no effect beside --compare, which names both models".into()));
+    }
+    let folders: Vec<&PathBuf> = sides.iter().filter(|side| side.is_dir()).collect();
+    if let Some(missing) = sides.iter().find(|side| !side.exists()) {
+        return Err(Error::Usage(format!(
+            "--compare {}: there is neither a model folder nor a result file",
+            missing.display()
+        )));
+    }
+    if folders.is_empty() {
+        args.refuse_flags_of_models()?;
+    } else if args.input.is_empty() {
+        return Err(Error::Usage("--compare of a model folder needs the data to evaluate it on; give --input".into()));
+    }
+    if let Some(output) = &args.output {
+        let files = args.input.iter().chain(sides).cloned().collect::<Vec<_>>();
+        check_output(output, &files)?;
+    }
+    let rows = if args.input.is_empty() { Vec::new() } else { read_files(&args.input, &args.scoring.read)? };
+    let settings = args.settings()?;
+    let heads = folders.iter().map(|f| ModelConfig::read(f).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
+    let one = |side: &Path| -> Result<Evaluation> {
+        if !side.is_dir() {
+            let evaluation = record::read(side)?;
+            if !rows.is_empty() && evaluation.data != data_hash(rows.iter().map(|row| &row.group)) {
+                return Err(Error::Usage(format!(
+                    "{} is an evaluation of other data than --input; evaluate its model on the same files",
+                    side.display()
+                )));
+            }
+            return Ok(evaluation);
+        }
+        let mut scoring = args.scoring.clone();
+        // Flags of language models belong to the one among the two.
+        if heads.contains(&Head::LanguageModel) && ModelConfig::read(side)?.head == Head::Reward {
+            scoring = ModelArgs { ref_model: None, beta: None, logp_scope: None, logp_reduce: None, ..scoring };
+        }
+        let (data, evaluation) = args.evaluate(&scoring, side, rows.clone(), &settings)?;
+        data.remarks.iter().filter(|_| !args.json).for_each(|remark| say(&format!("{}: {remark}", side.display())));
+        Ok(evaluation)
+    };
+    let evaluations = [one(a)?, one(b)?];
+    let names = [a, b].map(|side| side.display().to_string());
+    let comparison = compare((&names[0], &evaluations[0]), (&names[1], &evaluations[1]), args.resampling())?;
+    let mut value = Map::new();
+    value.insert("schema".into(), json!(1));
+    value.insert("a".into(), json!(names[0]));
+    value.insert("b".into(), json!(names[1]));
+    value.insert("groups".into(), json!(evaluations[0].groups));
+    value.insert("data".into(), json!(evaluations[0].data));
+    value.insert("bootstrap".into(), record::resampling_json(args.resampling()));
+    value.insert("unmatched".into(), json!(comparison.unmatched.iter().map(|q| q.name()).collect::<Vec<_>>()));
+    value.extend(record::comparison_json(&comparison));
+    let value = Value::Object(value);
+    if let Some(output) = &args.output {
+        write_json(output, &value)?;
+    }
+    match args.json {
+        true => say(&format!("{value:#}")),
+        false => say(&table::comparison_table(&comparison, [&names[0], &names[1]])),
+    }
+    Ok(())
 }
 
-impl Job for Evaluate<'_> {
-    type Output = (Vec<TokenizedGroup>, Vec<GroupScores>, Head);
-
-    fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
-        let args = self.args;
-        let config = ModelConfig::read(&args.model)?;
-        let head = config.head;
-        let loss = args.loss(head)?;
-        let mut tokenizer = Tokenizer::load(&args.model)?;
-        if let Some(template) = &args.chat_template_path {
-            tokenizer.set_template_file(template)?;
-        }
-        if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
-            return Err(Error::Usage(format!(
-                "--max-length {length} is above the model's max_position_embeddings {}",
-                config.max_positions
-            )));
-        }
-        let options = TokenizeOptions {
-            max_length: args.max_length.unwrap_or(config.max_positions),
-            on_too_long: OnTooLong::Error,
-            ..TokenizeOptions::default()
-        };
-        let rows = read_files(self.input, &args.read)?;
-        let (groups, _) = tokenize_rows(rows, &tokenizer, &options)?;
-        check_ids(&groups, &args.model, config.vocab)?;
-        let mut model = store::load(backend, &args.model, config, LoadAs::Exact, 0)?.model;
-        let mut reference = args.reference(backend, &model.config)?;
-        let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
-        let (scores, _) = evaluator.run(backend, (&mut model, reference.as_mut()), &loss, &groups, |_| ())?;
-        Ok((groups, scores, head))
-    }
-}
-
-impl ModelArgs {
-    /// The score in use, as a loss that is never minimised.
-    fn loss(&self, head: Head) -> Result<Loss> {
-        let options = LossOptions {
-            beta: self.beta,
-            logp_scope: self.logp_scope,
-            logp_reduce: self.logp_reduce,
-            ..LossOptions::default()
-        };
-        let method = if head == Head::Reward { Method::Reward } else { Method::Dpo };
-        if head == Head::Reward && self.ref_model.is_some() {
-            return Err(Error::Usage("--ref-model has no effect on a reward model".into()));
-        }
-        options.resolve(method, [1.0; 3], false)
+impl EvalArgs {
+    fn resampling(&self) -> Resampling {
+        Resampling { resamples: self.bootstrap, seed: self.seed }
     }
 
-    fn reference<B: Backend>(
+    fn settings(&self) -> Result<Settings> {
+        let id = |name: &String| function_id(name, "--holdout-functions").map(str::to_owned);
+        Ok(Settings { holdout_functions: self.holdout_functions.iter().map(id).collect::<Result<_>>()? })
+    }
+
+    fn evaluate(
         &self,
-        backend: &B,
-        policy: &ModelConfig,
-    ) -> Result<Option<crate::model::decoder::Model<B>>> {
-        let Some(folder) = self.ref_model.as_deref().filter(|p| *p != Path::new("none")) else { return Ok(None) };
-        let config = ModelConfig::read(folder)?;
-        if config.head != Head::LanguageModel || config.vocab != policy.vocab {
-            let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
-            return Err(Error::model(folder, why));
+        scoring: &ModelArgs,
+        model: &Path,
+        rows: Vec<SourceRow>,
+        settings: &Settings,
+    ) -> Result<(ScoredData, Evaluation)> {
+        let blindness = self.prompt_blindness.then_some(self.seed);
+        let mut data = scoring.device.run(ScoreJob { args: scoring, model, rows, blindness })?;
+        let scored: Vec<Scored<'_>> = data
+            .groups
+            .iter()
+            .zip(&data.scores)
+            .map(|(group, scores)| Scored::new(&group.group, &scores.rho(data.scale)))
+            .collect();
+        let evaluation = Evaluation::of(&scored, settings, std::mem::take(&mut data.probes));
+        Ok((data, evaluation))
+    }
+
+    /// Refuses flags that say how to score, where results are read and nothing is scored.
+    fn refuse_flags_of_models(&self) -> Result<()> {
+        let s = &self.scoring;
+        let given = [
+            ("--ref-model", s.ref_model.is_some()),
+            ("--beta", s.beta.is_some()),
+            ("--logp-scope", s.logp_scope.is_some()),
+            ("--logp-reduce", s.logp_reduce.is_some()),
+            ("--max-length", s.max_length.is_some()),
+            ("--chat-template-path", s.chat_template_path.is_some()),
+            ("--prompt-blindness", self.prompt_blindness),
+            ("--holdout-functions", !self.holdout_functions.is_empty()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => {
+                Err(Error::Usage(format!("{flag} has no effect on saved results; give it when they are written")))
+            }
+            None => Ok(()),
         }
-        Ok(Some(store::load(backend, folder, config, LoadAs::Exact, 0)?.model))
     }
 }

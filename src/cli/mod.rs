@@ -5,7 +5,7 @@
 //! - [`output`]: what may be written where, checked before any work
 //! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
-//! - [`evaluate`]: `score`, `eval`
+//! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
@@ -19,6 +19,7 @@ pub mod evaluate;
 pub mod make;
 pub mod output;
 pub mod quickstart;
+pub mod score;
 pub mod startup;
 pub mod train;
 pub mod train_args;
@@ -55,8 +56,8 @@ pub enum Command {
     /// Train a policy on comparisons by direct preference optimisation
     Dpo(train_args::TrainArgs),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
-    Score(evaluate::ScoreArgs),
-    /// Report semantic, intra and inter accuracy
+    Score(score::ScoreArgs),
+    /// Measure a model on held-out groups, or compare two
     Eval(evaluate::EvalArgs),
     /// Show what this machine and this build can do
     Env(env::EnvArgs),
@@ -72,8 +73,8 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Sft(args) => train::run(Method::Sft, &args, command_line).map(|_| ()),
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
-        Command::Score(args) => evaluate::score(&args),
-        Command::Eval(args) => evaluate::eval(&args).map(|_| ()),
+        Command::Score(args) => score::score(&args),
+        Command::Eval(args) => evaluate::eval(&args),
         Command::Env(args) => env::run(&args),
     }
 }

@@ -10,10 +10,10 @@ use clap::{Args, Parser as _};
 use super::data::DataCommand;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
+use crate::eval::Evaluation;
 use crate::loss::objective::Method;
 use crate::train::checkpoint::{write_json, write_text};
 use crate::train::console::say;
-use crate::train::evaluate::Breakdown;
 use crate::train::metrics::{KindTally, Tally};
 use crate::train::report::summary::{
     AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary,
@@ -90,8 +90,8 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
         let test = quick.path("test-mapl.jsonl");
         let begun = Instant::now();
         let trained = quick.stage(stage, Some(&test))?;
-        let breakdown = quick.evaluate(stage, &test)?;
-        quick.record(stage, &trained, &breakdown, begun.elapsed().as_secs_f64());
+        let evaluation = quick.evaluate(stage, &test)?;
+        quick.record(stage, &trained, &evaluation, begun.elapsed().as_secs_f64());
     }
     quick.summary.seconds = began.elapsed().as_secs_f64();
     quick.finish()
@@ -264,7 +264,7 @@ impl Quick<'_> {
     }
 
     /// Evaluates a trained stage on held-out groups.
-    fn evaluate(&mut self, stage: &Stage, test: &Path) -> Result<Breakdown> {
+    fn evaluate(&mut self, stage: &Stage, test: &Path) -> Result<Evaluation> {
         let output = self.shown(&format!("{}-eval.json", stage.name));
         let mut words =
             words!["eval", "--model", self.shown(stage.name), "--input", test.display(), "--output", output];
@@ -272,13 +272,13 @@ impl Quick<'_> {
             words.extend(words!["--ref-model", self.shown(stage.start)]);
         }
         match self.command(&format!("Evaluate {}", stage.name), &words)? {
-            Command::Eval(args) => evaluate::eval(&args),
+            Command::Eval(args) => evaluate::measure(&args),
             _ => Err(Error::Runtime(format!("quick start stage {} is not evaluated", stage.name))),
         }
     }
 
-    fn record(&mut self, stage: &Stage, trained: &run::RunSummary, breakdown: &Breakdown, seconds: f64) {
-        let [semantic, intra, inter] = breakdown.kinds.map(count);
+    fn record(&mut self, stage: &Stage, trained: &run::RunSummary, evaluation: &Evaluation, seconds: f64) {
+        let [semantic, intra, inter] = evaluation.tallies().map(count);
         self.summary.runs.push(RunSummary {
             name: stage.name.into(),
             semantic,

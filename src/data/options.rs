@@ -373,7 +373,7 @@ fn default_functions() -> Vec<String> {
 }
 
 /// Full id of a function named by its id or by the part after the colon.
-fn function_id(name: &str, flag: &str) -> Result<&'static str> {
+pub fn function_id(name: &str, flag: &str) -> Result<&'static str> {
     let found = instructions::all().iter().find(|f| f.id == name || f.id.split_once(':').is_some_and(|p| p.1 == name));
     found.map(|f| f.id).ok_or_else(|| {
         let known: Vec<_> = instructions::all().iter().map(|f| f.id).collect();

@@ -1,0 +1,228 @@
+//! `mapl score`: a trained model on groups, without training it; and the loading and scoring that `mapl eval` shares.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::device::{DeviceArgs, Job};
+use super::output::{check_ids, check_output};
+use crate::backend::Backend;
+use crate::data::group::Kind;
+use crate::data::source::{ReadOptions, SourceRow, read_files};
+use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::eval::blindness;
+use crate::eval::measure::{Measure, Quantity};
+use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
+use crate::model::config::{Head, ModelConfig};
+use crate::model::store;
+use crate::model::weights::LoadAs;
+use crate::train::checkpoint::write_text;
+use crate::train::console::say;
+use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
+use crate::{Error, Result};
+
+/// How a model scores.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Reference folder of a DPO policy [default: none; scores are beta log pi]
+    #[arg(long, alias = "ref-model-name-or-path")]
+    pub ref_model: Option<PathBuf>,
+    /// Factor on log pi - log ref in logits [language models; default 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Tokens whose log-probabilities make a score [language models; default response]
+    #[arg(long, value_enum)]
+    pub logp_scope: Option<ScopeName>,
+    /// Sum or mean over a sequence's tokens [language models; default sum]
+    #[arg(long, value_enum)]
+    pub logp_reduce: Option<ReduceName>,
+    /// Longest sequence in tokens; longer ones are an error [default: the model's limit]
+    #[arg(long)]
+    pub max_length: Option<usize>,
+    /// Chat template to use in place of the model folder's
+    #[arg(long)]
+    pub chat_template_path: Option<PathBuf>,
+    /// Tokens of a batch; fewer need less memory, and scores do not depend on it
+    #[arg(long, default_value_t = TOKEN_BUDGET)]
+    pub batch_tokens: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub read: ReadOptions,
+}
+
+/// Arguments of `score`.
+#[derive(Args, Clone, Debug)]
+pub struct ScoreArgs {
+    /// Model folder: a language model or a reward model
+    #[arg(long, alias = "model-name-or-path")]
+    model: PathBuf,
+    #[command(flatten)]
+    scoring: ModelArgs,
+    /// Files of groups or pairs
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// JSON lines to write, one per input row, in order
+    #[arg(long)]
+    output: PathBuf,
+}
+
+/// Writes one JSON row per input group.
+pub fn score(args: &ScoreArgs) -> Result<()> {
+    check_output(&args.output, &args.input)?;
+    let rows = read_files(&args.input, &args.scoring.read)?;
+    let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
+    let ScoredData { groups, scores, head, .. } = args.scoring.device.run(job)?;
+    let mut text = String::new();
+    for (group, scores) in groups.iter().zip(&scores) {
+        text += &score_row(group, scores, head).to_string();
+        text.push('\n');
+    }
+    write_text(&args.output, &text)?;
+    say(&format!("{} rows in {}", groups.len(), args.output.display()));
+    Ok(())
+}
+
+/// `{"id", "sequences": [...], "comparisons": [...]}`.
+fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
+    let sequences: Vec<Value> = group
+        .sequences
+        .iter()
+        .zip(&scores.policy)
+        .enumerate()
+        .map(|(i, (sequence, &score))| {
+            let mut row = json!({
+                "prompt": sequence.prompt, "response": sequence.response, "tokens": sequence.response_ids.len(),
+            });
+            match head {
+                Head::LanguageModel => row["logp"] = crate::train::metrics::number(score),
+                Head::Reward => row["reward"] = crate::train::metrics::number(score),
+            }
+            if let Some(reference) = &scores.reference {
+                row["ref_logp"] = crate::train::metrics::number(reference[i]);
+            }
+            row
+        })
+        .collect();
+    let comparisons: Vec<Value> = group
+        .comparisons
+        .iter()
+        .zip(&scores.logits)
+        .map(|(c, &logit)| {
+            json!({"kind": c.kind.name(), "logit": crate::train::metrics::number(logit), "correct": logit > 0.0})
+        })
+        .collect();
+    json!({"id": group.group.id, "sequences": sequences, "comparisons": comparisons})
+}
+
+/// Loads a model, tokenises rows and scores them.
+pub(super) struct ScoreJob<'a> {
+    pub args: &'a ModelArgs,
+    pub model: &'a Path,
+    pub rows: Vec<SourceRow>,
+    /// Scores the probes of [`blindness`] too, with this seed.
+    pub blindness: Option<u64>,
+}
+
+/// Scored groups.
+pub(super) struct ScoredData {
+    pub groups: Vec<TokenizedGroup>,
+    pub scores: Vec<GroupScores>,
+    pub head: Head,
+    /// Factor on a score in logits: beta, or 1 for rewards.
+    pub scale: f64,
+    /// Measures of the probes, and remarks on them.
+    pub probes: Vec<Measure>,
+    pub remarks: Vec<String>,
+}
+
+impl Job for ScoreJob<'_> {
+    type Output = ScoredData;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
+        let (args, folder) = (self.args, self.model);
+        let config = ModelConfig::read(folder)?;
+        let head = config.head;
+        let loss = args.loss(head)?;
+        let mut tokenizer = Tokenizer::load(folder)?;
+        if let Some(template) = &args.chat_template_path {
+            tokenizer.set_template_file(template)?;
+        }
+        if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
+            return Err(Error::Usage(format!(
+                "--max-length {length} is above the model's max_position_embeddings {}",
+                config.max_positions
+            )));
+        }
+        let options = TokenizeOptions {
+            max_length: args.max_length.unwrap_or(config.max_positions),
+            on_too_long: OnTooLong::Error,
+            ..TokenizeOptions::default()
+        };
+        let (groups, _) = tokenize_rows(self.rows, &tokenizer, &options)?;
+        check_ids(&groups, folder, config.vocab)?;
+        let vocab = config.vocab;
+        let mut model = store::load(backend, folder, config, LoadAs::Exact, 0)?.model;
+        let mut reference = args.reference(backend, &model.config)?;
+        let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
+        evaluator.set_token_budget(args.batch_tokens);
+        let mut score = |groups: &[TokenizedGroup]| -> Result<Vec<GroupScores>> {
+            check_ids(groups, folder, vocab)?;
+            Ok(evaluator.run(backend, (&mut model, reference.as_mut()), &loss, groups, |_| ())?.0)
+        };
+        let scores = score(&groups)?;
+        let (mut probes, mut remarks) = (Vec::new(), Vec::new());
+        if let Some(seed) = self.blindness {
+            let emptied = blindness::emptied(&groups, &tokenizer, options.max_length)?;
+            let of_empty = score(&emptied.groups)?;
+            probes.push(emptied.measure(Quantity::SemanticEmptyPrompt, Kind::Base, &of_empty));
+            probes.push(emptied.measure(Quantity::IntraEmptyPrompt, Kind::Intra, &of_empty));
+            let shuffled = blindness::shuffled(&groups, seed, options.max_length);
+            let of_shuffled = score(&shuffled.groups)?;
+            probes.push(shuffled.measure(Quantity::SemanticShuffledPrompt, Kind::Base, &of_shuffled));
+            for (name, left_out) in [("empty", emptied.left_out), ("shuffled", shuffled.left_out)] {
+                if left_out > 0 {
+                    remarks.push(format!("{name} prompts: {left_out} comparisons left out, too long for the model"));
+                }
+            }
+            if shuffled.groups.is_empty() {
+                remarks.push("shuffled prompts: no original pairs with two different prompts to exchange".into());
+            }
+        }
+        Ok(ScoredData { groups, scores, head, scale: loss.scale[Kind::Base.index()], probes, remarks })
+    }
+}
+
+impl ModelArgs {
+    /// The score in use, as a loss that is never minimised.
+    fn loss(&self, head: Head) -> Result<Loss> {
+        let options = LossOptions {
+            beta: self.beta,
+            logp_scope: self.logp_scope,
+            logp_reduce: self.logp_reduce,
+            ..LossOptions::default()
+        };
+        let method = if head == Head::Reward { Method::Reward } else { Method::Dpo };
+        if head == Head::Reward && self.ref_model.is_some() {
+            return Err(Error::Usage("--ref-model has no effect on a reward model".into()));
+        }
+        options.resolve(method, [1.0; 3], false)
+    }
+
+    fn reference<B: Backend>(
+        &self,
+        backend: &B,
+        policy: &ModelConfig,
+    ) -> Result<Option<crate::model::decoder::Model<B>>> {
+        let Some(folder) = self.ref_model.as_deref().filter(|p| *p != Path::new("none")) else { return Ok(None) };
+        let config = ModelConfig::read(folder)?;
+        if config.head != Head::LanguageModel || config.vocab != policy.vocab {
+            let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
+            return Err(Error::model(folder, why));
+        }
+        Ok(Some(store::load(backend, folder, config, LoadAs::Exact, 0)?.model))
+    }
+}

@@ -1,0 +1,171 @@
+//! Prompt-blindness probes: the same response tokens behind another prompt. A model that prefers responses for what
+//! the prompt asks falls to one half; one that prefers them for their length or manner keeps its accuracy.
+//!
+//! - emptied: conversations become one user message without content, in the model's own template; plain text becomes
+//!   the BOS token, or the end token where there is no BOS
+//! - shuffled: the distinct prompts of the original pairs are put in a seeded random circle, and each is exchanged for
+//!   its neighbour, so none keeps its place
+//!
+//! A pair that would pass the length limit behind its new prompt is left out and counted. Probes are groups of
+//! their own with the sequences they need and no others.
+
+use std::collections::BTreeMap;
+
+use super::breakdown::length_label;
+use super::measure::{Measure, Quantity};
+use crate::Result;
+use crate::data::group::{Kind, Message, Prompt};
+use crate::data::tokenized::{Sequence, SequenceComparison, TokenizedGroup};
+use crate::data::tokenizer::Tokenizer;
+use crate::rng::Rng;
+use crate::train::evaluate::GroupScores;
+
+/// Groups to score in place of the originals.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Probe {
+    pub groups: Vec<TokenizedGroup>,
+    /// Index of the original of each group.
+    pub origin: Vec<usize>,
+    /// Pairs that do not fit behind their new prompt.
+    pub left_out: usize,
+}
+
+impl Probe {
+    /// Adds what `keep` lets through of a group, under other prompts.
+    fn add(
+        &mut self,
+        origin: usize,
+        group: &TokenizedGroup,
+        prompt_ids: Vec<Vec<u32>>,
+        keep: impl Fn(&SequenceComparison) -> bool,
+    ) {
+        let mut sequences: Vec<Sequence> = Vec::new();
+        let mut place = vec![None; group.sequences.len()];
+        let mut comparisons = Vec::new();
+        for comparison in group.comparisons.iter().filter(|c| keep(c)) {
+            let mut comparison = comparison.clone();
+            for term in &mut comparison.terms {
+                term.sequence = *place[term.sequence].get_or_insert_with(|| {
+                    sequences.push(group.sequences[term.sequence].clone());
+                    sequences.len() - 1
+                });
+            }
+            comparisons.push(comparison);
+        }
+        if !comparisons.is_empty() {
+            self.groups.push(TokenizedGroup { group: group.group.clone(), prompt_ids, sequences, comparisons });
+            self.origin.push(origin);
+        }
+    }
+
+    /// The measure of one kind of the probe's comparisons, scored.
+    pub fn measure(&self, quantity: Quantity, kind: Kind, scores: &[GroupScores]) -> Measure {
+        let mut measure = Measure::new(quantity);
+        for ((group, scores), &origin) in self.groups.iter().zip(scores).zip(&self.origin) {
+            for (comparison, &logit) in group.comparisons.iter().zip(&scores.logits).filter(|(c, _)| c.kind == kind) {
+                let labels = match sides(group, comparison) {
+                    Some((_, [better, worse])) if kind == Kind::Base => vec![length_label(&group.group, better, worse)],
+                    _ => Vec::new(),
+                };
+                measure.add(origin, logit, labels);
+            }
+        }
+        measure
+    }
+}
+
+/// Prompts and responses of a comparison of two sequences, the preferred one first.
+fn sides(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<([usize; 2], [usize; 2])> {
+    let (a, b) = match comparison.terms[..] {
+        [a, b] if a.sign > 0 => (a, b),
+        [a, b] => (b, a),
+        _ => return None,
+    };
+    let [a, b] = [a, b].map(|term| &group.sequences[term.sequence]);
+    Some(([a.prompt, b.prompt], [a.response, b.response]))
+}
+
+/// The prompt of an original pair.
+fn pair_prompt(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<usize> {
+    let ([a, b], _) = sides(group, comparison).filter(|_| comparison.kind == Kind::Base)?;
+    (a == b).then_some(a)
+}
+
+/// Whether one response stands under two prompts.
+fn one_response(group: &TokenizedGroup, comparison: &SequenceComparison) -> bool {
+    comparison.kind == Kind::Intra && sides(group, comparison).is_some_and(|(_, [a, b])| a == b)
+}
+
+/// Tokens of the longest response that a comparison scores.
+fn longest_response(group: &TokenizedGroup, comparison: &SequenceComparison) -> usize {
+    comparison.terms.iter().map(|t| group.sequences[t.sequence].response_ids.len()).max().unwrap_or(0)
+}
+
+/// Original pairs and intra comparisons with their prompts emptied. `longest`: tokens of a sequence at most.
+pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize) -> Result<Probe> {
+    let mut probe = Probe::default();
+    for (origin, group) in groups.iter().enumerate() {
+        let wanted = |c: &SequenceComparison| pair_prompt(group, c).is_some() || one_response(group, c);
+        let Some(first) = group.comparisons.iter().find(|c| wanted(c)) else { continue };
+        let prompt = &group.group.prompts[group.sequences[first.terms[0].sequence].prompt];
+        let empty = empty_prompt(prompt, group, tokenizer)?;
+        let fits = |c: &SequenceComparison| empty.len() + longest_response(group, c) <= longest;
+        probe.left_out += group.comparisons.iter().filter(|c| wanted(c) && !fits(c)).count();
+        let prompt_ids = vec![empty.clone(); group.prompt_ids.len()];
+        probe.add(origin, group, prompt_ids, |c| wanted(c) && fits(c));
+    }
+    Ok(probe)
+}
+
+/// Ids of a prompt that says nothing.
+fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let ids = match prompt {
+        Prompt::Text(_) => tokenizer.encode_open("")?,
+        Prompt::Messages(_) => {
+            let turns = [Message { role: "user".into(), content: String::new() }];
+            let kwargs = group.group.chat_template_kwargs.as_ref();
+            let text = tokenizer.require_template()?.render(&turns, true, None, kwargs).map_err(|why| {
+                crate::Error::Usage(format!(
+                    "--prompt-blindness: the chat template does not render a user message without content: {why}"
+                ))
+            })?;
+            tokenizer.encode(&text, false)?
+        }
+    };
+    // A response needs a token in front of it.
+    if ids.is_empty() { Ok(vec![tokenizer.require_eos()?]) } else { Ok(ids) }
+}
+
+/// Original pairs under one another's prompts. Empty when there is one distinct prompt only.
+pub fn shuffled(groups: &[TokenizedGroup], seed: u64, longest: usize) -> Probe {
+    let mut probe = Probe::default();
+    let ids =
+        |group: &'_ TokenizedGroup, c: &SequenceComparison| pair_prompt(group, c).map(|p| group.prompt_ids[p].clone());
+    let mut number: BTreeMap<Vec<u32>, usize> = BTreeMap::new();
+    let mut prompts: Vec<Vec<u32>> = Vec::new();
+    for prompt in groups.iter().flat_map(|group| group.comparisons.iter().filter_map(move |c| ids(group, c))) {
+        number.entry(prompt).or_insert_with_key(|prompt| {
+            prompts.push(prompt.clone());
+            prompts.len() - 1
+        });
+    }
+    if prompts.len() < 2 {
+        return probe;
+    }
+    let mut circle: Vec<usize> = (0..prompts.len()).collect();
+    Rng::keyed(seed, &["shuffled prompts"]).shuffle(&mut circle);
+    let mut neighbour = vec![0; prompts.len()];
+    for (place, &prompt) in circle.iter().enumerate() {
+        neighbour[prompt] = circle[(place + 1) % circle.len()];
+    }
+    for (origin, group) in groups.iter().enumerate() {
+        let exchange = |ids: &Vec<u32>| number.get(ids).map_or_else(|| ids.clone(), |&n| prompts[neighbour[n]].clone());
+        let prompt_ids: Vec<Vec<u32>> = group.prompt_ids.iter().map(exchange).collect();
+        let fits = |c: &SequenceComparison, p: usize| prompt_ids[p].len() + longest_response(group, c) <= longest;
+        let pairs = group.comparisons.iter().filter_map(|c| Some((c, pair_prompt(group, c)?)));
+        probe.left_out += pairs.filter(|(c, p)| !fits(c, *p)).count();
+        let keep = |c: &SequenceComparison| pair_prompt(group, c).is_some_and(|p| fits(c, p));
+        probe.add(origin, group, prompt_ids.clone(), keep);
+    }
+    probe
+}

@@ -1,0 +1,125 @@
+//! Labels that a comparison is counted under, read off its group alone: lengths, instructions, rule, direction.
+
+use super::measure::By;
+use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
+
+/// Characters of a response: a length that does not depend on a tokenizer, so that two models share it.
+pub fn characters(group: &PreferenceGroup, response: usize) -> usize {
+    group.responses[response].text().chars().count()
+}
+
+/// Label of the pair of a better and a worse response.
+pub fn length_label(group: &PreferenceGroup, better: usize, worse: usize) -> (By, String) {
+    let label = match characters(group, better).cmp(&characters(group, worse)) {
+        std::cmp::Ordering::Greater => "chosen longer",
+        std::cmp::Ordering::Less => "rejected longer",
+        std::cmp::Ordering::Equal => "equal length",
+    };
+    (By::Length, label.into())
+}
+
+/// The two terms of a comparison of two sequences, the preferred one first.
+pub fn two_terms(comparison: &Comparison) -> Option<(Term, Term)> {
+    match comparison.terms[..] {
+        [a, b] if a.sign > 0 => Some((a, b)),
+        [a, b] => Some((b, a)),
+        _ => None,
+    }
+}
+
+/// Preferred and other response of an ordinary pair, behind its prompt.
+pub fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
+    let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Base)?;
+    (better.prompt == worse.prompt).then_some((better.prompt, better.response, worse.response))
+}
+
+/// Same function with the same arguments.
+fn same(a: &Instruction, b: &Instruction) -> bool {
+    a.id == b.id && a.kwargs == b.kwargs
+}
+
+/// Instructions of a prompt.
+pub fn instructions(group: &PreferenceGroup, prompt: usize) -> impl Iterator<Item = &Instruction> {
+    group.instructions.iter().filter(move |i| i.prompt == prompt)
+}
+
+/// Instructions of `prompt` that `base` does not carry.
+pub fn added(group: &PreferenceGroup, prompt: usize, base: usize) -> Vec<&Instruction> {
+    instructions(group, prompt).filter(|i| !instructions(group, base).any(|j| same(i, j))).collect()
+}
+
+/// Labels of the instructions in which `prompts` differ; none when no prompt carries any.
+pub fn instruction_labels(group: &PreferenceGroup, prompts: &[usize], holdout: &[String]) -> Vec<(By, String)> {
+    let most = prompts.iter().map(|&p| instructions(group, p).count()).max().unwrap_or(0);
+    if most == 0 {
+        return Vec::new();
+    }
+    let mut labels = vec![(By::Instructions, most.to_string())];
+    let everywhere = |i: &Instruction| prompts.iter().all(|&p| instructions(group, p).any(|j| same(i, j)));
+    let mut ids: Vec<&str> = prompts
+        .iter()
+        .flat_map(|&p| instructions(group, p))
+        .filter(|i| !everywhere(i))
+        .map(|i| i.id.as_str())
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let held = ids.iter().filter(|id| holdout.iter().any(|h| h == *id)).count();
+    if !holdout.is_empty() && !ids.is_empty() {
+        let label = match held {
+            0 => "trained",
+            n if n == ids.len() => "held out",
+            _ => "mixed",
+        };
+        labels.push((By::Holdout, label.into()));
+    }
+    labels.extend(ids.into_iter().map(|id| (By::Function, id.to_owned())));
+    labels
+}
+
+/// All labels of a comparison.
+pub fn comparison_labels(group: &PreferenceGroup, comparison: &Comparison, holdout: &[String]) -> Vec<(By, String)> {
+    let mut labels = Vec::new();
+    if let Some((_, better, worse)) = pair(comparison) {
+        labels.push(length_label(group, better, worse));
+    }
+    if let Some(rule) = comparison.rule {
+        let label = match rule {
+            Rule::A => "A",
+            Rule::B => "B",
+            Rule::Bare => "bare",
+        };
+        labels.push((By::Rule, label.into()));
+    }
+    if let Some(direction) = comparison.direction {
+        let label = match direction {
+            Direction::Up => "up",
+            Direction::Down => "down",
+        };
+        labels.push((By::Direction, label.into()));
+    }
+    if let Some(violations) = violations(group, comparison) {
+        labels.push((By::Violations, violations.to_string()));
+    }
+    let mut prompts: Vec<usize> = comparison.terms.iter().map(|t| t.prompt).collect();
+    prompts.sort_unstable();
+    prompts.dedup();
+    labels.extend(instruction_labels(group, &prompts, holdout));
+    labels
+}
+
+/// Instructions that the response of an intra comparison fails under the worse prompt, less those it fails under the
+/// better one: what rule A violates and what rule B satisfies. `None` without instructions, or with one unchecked.
+fn violations(group: &PreferenceGroup, comparison: &Comparison) -> Option<i64> {
+    let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Intra)?;
+    if better.response != worse.response {
+        return None;
+    }
+    let failed = |term: Term| -> Option<i64> {
+        let flags: Option<Vec<bool>> =
+            instructions(group, term.prompt).map(|i| i.satisfied.get(term.response).copied().flatten()).collect();
+        flags.map(|flags| flags.iter().filter(|met| !**met).count() as i64)
+    };
+    let carried = instructions(group, better.prompt).chain(instructions(group, worse.prompt)).count();
+    if carried == 0 { None } else { Some(failed(worse)? - failed(better)?) }
+}

@@ -1,0 +1,147 @@
+//! Two models on the same data. Every comparison is scored by both, so what counts is the difference on each: its
+//! mean with a bootstrap interval by group, and exact tests of the discordant ones.
+//!
+//! McNemar's test takes comparisons as independent, which several comparisons of one group are not; where groups hold
+//! more than one, the sign test over groups (does A or B have more right in it) is the one to trust. With one
+//! comparison a group the two are the same. No p-value is corrected for the number of lines.
+//!
+//! Refused: evaluations of different data, and observations that do not match one by one.
+
+use rayon::prelude::*;
+
+use super::measure::{Measure, Observation, Quantity, Split, clusters, credit};
+use super::statistics::{Estimate, Resampling, estimates, exact_test};
+use super::{Evaluation, Line, Place};
+use crate::{Error, Result};
+
+/// Two models on one set of comparisons.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Paired {
+    pub count: usize,
+    pub groups: usize,
+    /// Accuracies; a tie counts as wrong.
+    pub a: f64,
+    pub b: f64,
+    /// Accuracy of B less that of A.
+    pub difference: Estimate,
+    /// The same, a tie counting as half.
+    pub difference_half: Estimate,
+    /// Comparisons that one model alone has right.
+    pub only_a: usize,
+    pub only_b: usize,
+    /// Exact McNemar test of these two.
+    pub mcnemar: f64,
+    /// Groups of which one model has more comparisons right.
+    pub groups_a: usize,
+    pub groups_b: usize,
+    /// Exact sign test of these two.
+    pub sign_test: f64,
+}
+
+/// All lines that both evaluations have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    pub lines: Vec<Line<Paired>>,
+    /// Quantities that only one of the two has, or that left out different pairs.
+    pub unmatched: Vec<Quantity>,
+}
+
+/// Compares two evaluations, named for messages.
+pub fn compare(
+    (name_a, a): (&str, &Evaluation),
+    (name_b, b): (&str, &Evaluation),
+    resampling: Resampling,
+) -> Result<Comparison> {
+    if a.data != b.data || a.groups != b.groups {
+        return Err(Error::Usage(format!(
+            "{name_a} and {name_b} are evaluations of different data ({} groups, hash {}; {} groups, hash {}); evaluate \
+             both on the same files",
+            a.groups,
+            short(&a.data),
+            b.groups,
+            short(&b.data)
+        )));
+    }
+    let (mut jobs, mut unmatched): (Vec<Job<'_>>, Vec<Quantity>) = Default::default();
+    for quantity in Quantity::ALL {
+        match (a.measure(quantity), b.measure(quantity)) {
+            // The same of both: it is about the data, not about a model.
+            _ if quantity == Quantity::LengthOnly => {}
+            (Some(a), Some(b)) if !aligned(a, b) && is_probe(quantity) => unmatched.push(quantity),
+            (Some(a), Some(b)) if !aligned(a, b) => {
+                return Err(Error::Usage(format!(
+                    "{name_a} and {name_b} do not hold the same comparisons of {}; evaluate both with the same version \
+                     and flags",
+                    quantity.name()
+                )));
+            }
+            (Some(a), Some(b)) => {
+                jobs.push((a, b, None));
+                // Divisions by flags of one evaluation alone, such as held-out functions, have no counterpart.
+                jobs.extend(a.splits.iter().filter(|split| b.splits.contains(split)).map(|split| (a, b, Some(split))));
+            }
+            (None, None) => {}
+            _ => unmatched.push(quantity),
+        }
+    }
+    let lines = jobs
+        .into_par_iter()
+        .map(|(a, b, split)| {
+            let place = Place::of(a.quantity, split);
+            let summary = Paired::of(&a.members(split), &b.members(split), resampling, &place.labels());
+            Line { place, summary }
+        })
+        .collect();
+    Ok(Comparison { lines, unmatched })
+}
+
+type Job<'a> = (&'a Measure, &'a Measure, Option<&'a Split>);
+
+/// Whether a quantity can leave out pairs that are too long for one model only.
+fn is_probe(quantity: Quantity) -> bool {
+    use Quantity::{IntraEmptyPrompt, SemanticEmptyPrompt, SemanticShuffledPrompt};
+    matches!(quantity, SemanticEmptyPrompt | SemanticShuffledPrompt | IntraEmptyPrompt)
+}
+
+/// The beginning of a hash, for messages.
+fn short(hash: &str) -> String {
+    hash.chars().take(8).collect()
+}
+
+fn aligned(a: &Measure, b: &Measure) -> bool {
+    let groups = |m: &Measure| m.observations.iter().map(|o| o.group).collect::<Vec<_>>();
+    groups(a) == groups(b)
+}
+
+impl Paired {
+    /// Compares observations that correspond one by one. `labels` name the stream of random numbers.
+    pub fn of(a: &[Observation], b: &[Observation], resampling: Resampling, labels: &[&str]) -> Self {
+        let pairs: Vec<(&Observation, &Observation)> = a.iter().zip(b).collect();
+        let difference = |(a, b): &(&Observation, &Observation), tie| credit(b.logit, tie) - credit(a.logit, tie);
+        let clusters = clusters(&pairs, |(a, _)| a.group, |pair| [difference(pair, 0.0), difference(pair, 0.5)]);
+        let labels: Vec<&str> = std::iter::once("paired").chain(labels.iter().copied()).collect();
+        let [accuracy, half] = estimates(&clusters, resampling, &labels);
+        let count = |sign: f64| pairs.iter().filter(|pair| difference(pair, 0.0) == sign).count();
+        let (only_a, only_b) = (count(-1.0), count(1.0));
+        let groups_a = clusters.iter().filter(|c| c.sums[0] < 0.0).count();
+        let groups_b = clusters.iter().filter(|c| c.sums[0] > 0.0).count();
+        let share = |all: &[Observation]| {
+            let right = all.iter().filter(|o| o.logit > 0.0).count();
+            if all.is_empty() { 0.0 } else { right as f64 / all.len() as f64 }
+        };
+        Self {
+            count: pairs.len(),
+            groups: clusters.len(),
+            a: share(a),
+            b: share(b),
+            difference: accuracy,
+            difference_half: half,
+            only_a,
+            only_b,
+            mcnemar: exact_test(only_a, only_b),
+            groups_a,
+            groups_b,
+            sign_test: exact_test(groups_a, groups_b),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Evaluations as JSON. A file holds the summaries and, under `observations`, the numbers behind them, so that two
+//! files can be compared without their models. Numbers that are not finite are strings, as in metrics.jsonl.
+//!
+//! Refused on reading: another schema, missing keys, indices outside their lists.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::compare::{Comparison, Paired};
+use super::measure::{By, Measure, Observation, Quantity, Split, Summary};
+use super::statistics::{Estimate, LEVEL, Moments, Resampling};
+use super::{Evaluation, Line, Rewards};
+use crate::train::metrics::number;
+use crate::{Error, Result};
+
+/// Version of the files.
+const SCHEMA: u64 = 1;
+
+/// `{"semantic": {...}, ..., "by_function": {"intra": {"<id>": {...}}}, ...}`, measures without observations absent.
+pub fn summaries_json(lines: &[Line<Summary>]) -> Map<String, Value> {
+    nested(lines, |s| {
+        let mut entry = json!({
+            "count": s.count, "groups": s.groups, "correct": s.correct, "ties": s.ties, "non_finite": s.non_finite,
+        });
+        put(&mut entry, "accuracy", &s.accuracy);
+        put(&mut entry, "accuracy_half", &s.accuracy_half);
+        put(&mut entry, "mean_logit", &s.mean_logit);
+        entry
+    })
+}
+
+/// Lines of a comparison, nested as [`summaries_json`].
+pub fn comparison_json(comparison: &Comparison) -> Map<String, Value> {
+    nested(&comparison.lines, |s: &Paired| {
+        let mut entry = json!({
+            "count": s.count, "groups": s.groups, "accuracy_a": number(s.a), "accuracy_b": number(s.b),
+            "only_a": s.only_a, "only_b": s.only_b, "mcnemar_p": number(s.mcnemar),
+            "groups_a": s.groups_a, "groups_b": s.groups_b, "groups_p": number(s.sign_test),
+        });
+        put(&mut entry, "difference", &s.difference);
+        put(&mut entry, "difference_half", &s.difference_half);
+        entry
+    })
+}
+
+/// A value and, under `<name>_interval`, its two ends or null.
+fn put(entry: &mut Value, name: &str, estimate: &Estimate) {
+    entry[name] = number(estimate.value);
+    entry[format!("{name}_interval")] = match estimate.interval {
+        Some([low, high]) => json!([number(low), number(high)]),
+        None => Value::Null,
+    };
+}
+
+/// Whole measures by name, then one object for each division that some measure has.
+fn nested<T>(lines: &[Line<T>], entry: impl Fn(&T) -> Value) -> Map<String, Value> {
+    let mut map = Map::new();
+    for line in lines.iter().filter(|line| line.place.split.is_none()) {
+        map.insert(line.place.quantity.name().into(), entry(&line.summary));
+    }
+    for by in By::ALL {
+        let mut of_measure = Map::new();
+        for line in lines {
+            if let Some((_, label)) = line.place.split.as_ref().filter(|(found, _)| *found == by) {
+                let labels = of_measure.entry(line.place.quantity.name()).or_insert_with(|| json!({}));
+                labels[label] = entry(&line.summary);
+            }
+        }
+        map.insert(by.name().into(), Value::Object(of_measure));
+    }
+    map
+}
+
+/// How intervals were made.
+pub fn resampling_json(resampling: Resampling) -> Value {
+    match resampling.resamples {
+        0 => Value::Null,
+        n => json!({"method": "percentile, by group", "level": LEVEL, "resamples": n, "seed": resampling.seed}),
+    }
+}
+
+/// Means and spread of scores.
+pub fn rewards_json(rewards: &Rewards) -> Value {
+    let entry = |moments: Option<Moments>| match moments {
+        Some(Moments { count, mean, std, min, max }) => json!({
+            "count": count, "mean": number(mean), "std": number(std), "min": number(min), "max": number(max),
+        }),
+        None => Value::Null,
+    };
+    json!({"all": entry(rewards.all), "chosen": entry(rewards.chosen), "rejected": entry(rewards.rejected)})
+}
+
+/// A result without its observations: `head` says what was evaluated, and how.
+pub fn result_json(head: Map<String, Value>, lines: &[Line<Summary>], evaluation: &Evaluation) -> Value {
+    let mut map = Map::new();
+    map.insert("schema".into(), json!(SCHEMA));
+    map.extend(head);
+    map.insert("groups".into(), json!(evaluation.groups));
+    map.insert("data".into(), json!(evaluation.data));
+    map.insert("scores".into(), rewards_json(&evaluation.rewards));
+    map.extend(summaries_json(lines));
+    Value::Object(map)
+}
+
+/// Text of a result file: `result` of [`result_json`], indented, and the observations behind it on one line.
+pub fn file_text(result: &Value, evaluation: &Evaluation) -> String {
+    let text = format!("{result:#}");
+    let open = text.strip_suffix("\n}").unwrap_or(&text);
+    format!("{open},\n  \"observations\": {}\n}}\n", observations_json(&evaluation.measures))
+}
+
+fn observations_json(measures: &[Measure]) -> Value {
+    let mut map = Map::new();
+    for measure in measures {
+        let mut splits = Map::new();
+        for split in &measure.splits {
+            let labels = splits.entry(split.by.name()).or_insert_with(|| json!({}));
+            labels[&split.label] = json!(split.members);
+        }
+        let groups: Vec<usize> = measure.observations.iter().map(|o| o.group).collect();
+        let logits: Vec<Value> = measure.observations.iter().map(|o| number(o.logit)).collect();
+        map.insert(measure.quantity.name().into(), json!({"group": groups, "logit": logits, "splits": splits}));
+    }
+    Value::Object(map)
+}
+
+/// Reads a result file: what [`Evaluation`] holds, without the spread of the scores.
+pub fn read(path: &Path) -> Result<Evaluation> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let fail = |why: String| Error::data(path, 0, None, format!("is no result of `mapl eval --output`: {why}"));
+    let value: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    parse(&value).map_err(fail)
+}
+
+fn parse(value: &Value) -> Result<Evaluation, String> {
+    match value.get("schema").and_then(Value::as_u64) {
+        Some(SCHEMA) => {}
+        Some(other) => return Err(format!("its schema is {other}, and this version reads {SCHEMA}; evaluate again")),
+        None => return Err("\"schema\" is missing".into()),
+    }
+    let groups = value.get("groups").and_then(Value::as_u64).ok_or("\"groups\" is missing or no number")? as usize;
+    let data = value.get("data").and_then(Value::as_str).ok_or("\"data\" is missing or no text")?.to_owned();
+    let all = value.get("observations").and_then(Value::as_object).ok_or("\"observations\" is missing")?;
+    let mut measures = Vec::new();
+    for (name, entry) in all {
+        let quantity = Quantity::of_name(name).ok_or_else(|| format!("unknown measure \"{name}\""))?;
+        let at = |why: String| format!("observations of {name}: {why}");
+        measures.push(measure(quantity, entry, groups).map_err(at)?);
+    }
+    measures.sort_by_key(|m| m.quantity);
+    Ok(Evaluation { measures, groups, data, rewards: Rewards::default() })
+}
+
+fn measure(quantity: Quantity, entry: &Value, groups: usize) -> Result<Measure, String> {
+    let group = indices(&entry["group"], groups).ok_or("\"group\" is no list of groups")?;
+    let logits: Option<Vec<f64>> = entry["logit"].as_array().and_then(|list| list.iter().map(parse_number).collect());
+    let logits = logits.filter(|l| l.len() == group.len()).ok_or("\"logit\" is no list of as many numbers")?;
+    let observations = group.into_iter().zip(logits).map(|(group, logit)| Observation { group, logit }).collect();
+    let mut measure = Measure { quantity, observations, splits: Vec::new() };
+    let splits = entry["splits"].as_object().ok_or("\"splits\" is missing")?;
+    for (name, labels) in splits {
+        let by = By::of_name(name).ok_or_else(|| format!("unknown division \"{name}\""))?;
+        for (label, members) in labels.as_object().ok_or_else(|| format!("\"{name}\" is no object"))? {
+            let members = indices(members, measure.observations.len())
+                .ok_or_else(|| format!("\"{name}\", \"{label}\": no list of observations"))?;
+            measure.splits.push(Split { by, label: label.clone(), members });
+        }
+    }
+    measure.sort_splits();
+    Ok(measure)
+}
+
+/// A list of whole numbers below `bound`.
+fn indices(value: &Value, bound: usize) -> Option<Vec<usize>> {
+    let index = |v: &Value| v.as_u64().map(|n| n as usize).filter(|&n| n < bound);
+    value.as_array()?.iter().map(index).collect()
+}
+
+/// The inverse of [`number`].
+fn parse_number(value: &Value) -> Option<f64> {
+    match value {
+        Value::String(text) => text.parse().ok().filter(|x: &f64| !x.is_finite()),
+        _ => value.as_f64(),
+    }
+}

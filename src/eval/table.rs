@@ -1,0 +1,83 @@
+//! Evaluations as text: one aligned line for each measure and split.
+
+use super::compare::{Comparison, Paired};
+use super::measure::{By, Quantity, Summary};
+use super::statistics::{Estimate, Moments};
+use super::{Line, Place, Rewards};
+
+/// Whether a line is shown; files have all. Divisions of a flip or a conflict by function are mostly a repetition.
+fn shown(place: &Place) -> bool {
+    match (&place.split, place.quantity) {
+        (Some(_), Quantity::SensitivityFlip) => false,
+        (Some((by, _)), Quantity::Conflict) => *by != By::Function,
+        _ => true,
+    }
+}
+
+/// Lines of `summaries`, the column of intervals left out when there is none, and a remark on each probe.
+pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
+    let intervals = lines.iter().any(|line| line.summary.accuracy.interval.is_some());
+    let interval = |e: Option<&Estimate>| match (intervals, e) {
+        (false, _) => String::new(),
+        (true, None) => format!(" {:^16}", "95 % interval"),
+        (true, Some(e)) => format!(" {:>16}", span(e)),
+    };
+    let mut out =
+        vec![format!("{:<46} {:>8}{} {:>8} {:>7} {:>6}", "", "accuracy", interval(None), "half", "count", "ties")];
+    for Line { place, summary: s } in lines.iter().filter(|line| shown(&line.place)) {
+        let (accuracy, half) = (s.accuracy.value, s.accuracy_half.value);
+        let counts = format!("{half:>8.4} {:>7} {:>6}", s.count, s.ties);
+        let broken = if s.non_finite == 0 { String::new() } else { format!("  {} not finite", s.non_finite) };
+        out.push(format!("{:<46} {accuracy:>8.4}{} {counts}{broken}", place.title(), interval(Some(&s.accuracy))));
+    }
+    let whole = |quantity| lines.iter().find(|l| l.place.quantity == quantity && l.place.split.is_none());
+    if let Some(Line { summary, .. }) = whole(Quantity::Sensitivity) {
+        let mean = &summary.mean_logit;
+        let interval = mean.interval.map_or(String::new(), |[low, high]| format!(" ({low:+.4} to {high:+.4})"));
+        out.push(format!("mean change of the gap from x_down to x_up: {:+.4}{interval}", mean.value));
+    }
+    if whole(Quantity::Conflict).is_some() {
+        out.push("conflict: share of pairs whose rejected response wins where it alone meets the instructions".into());
+    }
+    for (name, moments) in [("all", rewards.all), ("chosen", rewards.chosen), ("rejected", rewards.rejected)] {
+        if let Some(Moments { count, mean, std, min, max }) = moments {
+            let range = format!("min {min:.4}  max {max:.4}");
+            out.push(format!("score, {name:<8} mean {mean:+.4}  std {std:.4}  {range}  count {count}"));
+        }
+    }
+    out.join("\n")
+}
+
+fn span(estimate: &Estimate) -> String {
+    estimate.interval.map_or("-".into(), |[low, high]| format!("{low:.4} - {high:.4}"))
+}
+
+/// Lines of a comparison of A and B.
+pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
+    let mut out = vec![format!("A = {}\nB = {}", names[0], names[1])];
+    out.push(format!(
+        "{:<46} {:>7} {:>7} {:>8} {:^18} {:>6} {:>7} {:>7} {:>9} {:>9}",
+        "", "A", "B", "B - A", "95 % interval", "count", "only A", "only B", "McNemar p", "groups p"
+    ));
+    for Line { place, summary: Paired { count, a, b, difference, only_a, only_b, mcnemar, sign_test, .. } } in
+        comparison.lines.iter().filter(|line| shown(&line.place))
+    {
+        let span = difference.interval.map_or("-".into(), |[low, high]| format!("{low:+.4} to {high:+.4}"));
+        out.push(format!(
+            "{:<46} {a:>7.4} {b:>7.4} {:>+8.4} {span:>18} {count:>6} {only_a:>7} {only_b:>7} {:>9} {:>9}",
+            place.title(),
+            difference.value,
+            probability(*mcnemar),
+            probability(*sign_test)
+        ));
+    }
+    if !comparison.unmatched.is_empty() {
+        let names: Vec<&str> = comparison.unmatched.iter().map(|q| q.name()).collect();
+        out.push(format!("not compared, because the two do not have the same pairs of it: {}", names.join(", ")));
+    }
+    out.join("\n")
+}
+
+fn probability(p: f64) -> String {
+    if p < 1e-4 { format!("{p:.1e}") } else { format!("{p:.4}") }
+}

@@ -1,0 +1,158 @@
+//! `mapl eval`: its file, its switches, and two models side by side, as folders and as saved results.
+
+use super::bench::Bench;
+use serde_json::Value;
+
+const WHOLE: [&str; 7] = ["semantic", "length_only", "intra", "inter", "sensitivity", "sensitivity_flip", "conflict"];
+const PROBES: [&str; 3] = ["semantic_empty_prompt", "semantic_shuffled_prompt", "intra_empty_prompt"];
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+#[test]
+fn every_measure_has_counts_and_an_interval() {
+    let bench = Bench::new();
+    let eval = |rest: &str| bench.run(&format!("eval --model model --input groups.jsonl {rest}")).ok().out;
+    let holdout = "--holdout-functions number_words,keywords:existence";
+    let table = eval(&format!("--output e.json --prompt-blindness {holdout}"));
+    let result = bench.json("e.json");
+    for name in WHOLE.iter().chain(&PROBES) {
+        let measure = &result[*name];
+        let (count, correct, ties) = (number(&measure["count"]), number(&measure["correct"]), number(&measure["ties"]));
+        assert!(count >= 20.0, "{name}: {measure}");
+        assert_eq!(number(&measure["accuracy"]), correct / count, "{name}");
+        assert_eq!(number(&measure["accuracy_half"]), (correct + 0.5 * ties) / count, "{name}");
+        let interval = &measure["accuracy_interval"];
+        if !interval.is_null() {
+            let accuracy = number(&measure["accuracy"]);
+            assert!(number(&interval[0]) <= accuracy && accuracy <= number(&interval[1]), "{name}: {measure}");
+        }
+        assert!(table.contains(&format!("\n{name} ")), "{name} in\n{table}");
+    }
+    assert_eq!(result["intra_empty_prompt"]["ties"], result["intra_empty_prompt"]["count"]);
+    // Divisions are of the whole: without several labels a comparison, their counts add up.
+    let sum = |by: &str, measure: &str| {
+        result[by][measure].as_object().unwrap().values().map(|entry| number(&entry["count"])).sum::<f64>()
+    };
+    for (by, measure) in [
+        ("by_length", "semantic"),
+        ("by_rule", "intra"),
+        ("by_violations", "intra"),
+        ("by_instructions", "intra"),
+        ("by_holdout", "intra"),
+        ("by_direction", "inter"),
+        ("by_instructions", "inter"),
+    ] {
+        assert_eq!(sum(by, measure), number(&result[measure]["count"]), "{by} of {measure}");
+    }
+    assert_eq!(result["holdout_functions"][0], "length_constraints:number_words");
+    assert_eq!(number(&result["scores"]["chosen"]["count"]), number(&result["semantic"]["count"]));
+
+    // Switched off, probes and intervals are gone and the rest stays.
+    let plain: Value = serde_json::from_str(&eval("--json --bootstrap 0")).unwrap();
+    assert_eq!((&plain["bootstrap"], &plain["semantic"]["accuracy_interval"]), (&Value::Null, &Value::Null));
+    assert_eq!(plain["inter"]["correct"], result["inter"]["correct"]);
+    assert!(PROBES.iter().all(|name| plain.get(name).is_none()) && plain.get("observations").is_none());
+    assert_eq!(plain["by_holdout"], serde_json::json!({}));
+    assert!(!eval("--bootstrap 0").contains("95 % interval"));
+}
+
+/// Reward models have scores with a mean and a spread; equal runs, other batches and other threads give equal files.
+#[test]
+fn results_do_not_depend_on_batches_or_threads() {
+    let bench = Bench::new();
+    bench.run("reward --model qwen --train-file groups.jsonl --output-dir rm --max-steps 2").ok();
+    let words = "eval --model rm --input groups.jsonl --prompt-blindness --bootstrap 200 --output";
+    bench.run(&format!("{words} a.json")).ok();
+    bench.run(&format!("{words} b.json --batch-tokens 1")).ok();
+    bench.run_with(&format!("{words} c.json --batch-tokens 300"), ("RAYON_NUM_THREADS", "1")).ok();
+    assert!(bench.bytes("a.json") == bench.bytes("b.json") && bench.bytes("a.json") == bench.bytes("c.json"));
+    bench.run(&format!("{words} d.json --seed 1")).ok();
+    let (a, d) = (bench.json("a.json"), bench.json("d.json"));
+    assert_ne!(a["intra"]["mean_logit_interval"], d["intra"]["mean_logit_interval"]);
+    assert_eq!(a["intra"]["correct"], d["intra"]["correct"]);
+    assert_eq!((a["head"].as_str(), &a["beta"]), (Some("reward"), &Value::Null));
+
+    bench.run("score --model rm --input groups.jsonl --output s.jsonl").ok();
+    let rewards: Vec<f64> = bench
+        .rows("s.jsonl")
+        .iter()
+        .flat_map(|row| row["sequences"].as_array().unwrap().iter().map(|s| number(&s["reward"])).collect::<Vec<_>>())
+        .collect();
+    let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+    let std = (rewards.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / rewards.len() as f64).sqrt();
+    let all = &a["scores"]["all"];
+    assert_eq!(number(&all["count"]), rewards.len() as f64);
+    assert!((number(&all["mean"]) - mean).abs() < 1e-9 && (number(&all["std"]) - std).abs() < 1e-9 && std > 0.0);
+}
+
+#[test]
+fn folders_and_saved_results_compare_alike() {
+    let bench = Bench::new();
+    for model in ["model", "qwen"] {
+        bench.run(&format!("eval --model {model} --input groups.jsonl --output {model}.json")).ok();
+    }
+    bench.run("eval --compare model.json qwen.json --output files.json").ok();
+    let table = bench.run("eval --compare model qwen --input groups.jsonl --output folders.json").ok().out;
+    assert!(table.contains("A = model") && table.contains("McNemar p"), "{table}");
+    bench.run("eval --compare model qwen.json --input groups.jsonl --output mixed.json").ok();
+    let without_names = |name: &str| {
+        let mut value = bench.json(name);
+        value.as_object_mut().unwrap().retain(|key, _| key != "a" && key != "b");
+        value
+    };
+    let compared = without_names("files.json");
+    assert_eq!(compared, without_names("folders.json"));
+    assert_eq!(compared, without_names("mixed.json"));
+
+    let (a, b) = (bench.json("model.json"), bench.json("qwen.json"));
+    for name in WHOLE.iter().filter(|name| **name != "length_only") {
+        let line = &compared[*name];
+        assert_eq!(
+            (&line["accuracy_a"], &line["accuracy_b"]),
+            (&a[*name]["accuracy"], &b[*name]["accuracy"]),
+            "{name}"
+        );
+        let discordant = number(&line["only_b"]) - number(&line["only_a"]);
+        assert_eq!(discordant, number(&b[*name]["correct"]) - number(&a[*name]["correct"]), "{name}");
+        assert!((number(&line["difference"]) - discordant / number(&line["count"])).abs() < 1e-12, "{name}");
+        assert!((0.0..=1.0).contains(&number(&line["mcnemar_p"])), "{name}");
+    }
+    assert!(compared["by_direction"]["inter"]["up"].is_object());
+    // A model is not different from itself.
+    let same: Value = serde_json::from_str(&bench.run("eval --compare qwen.json qwen.json --json").ok().out).unwrap();
+    assert_eq!((number(&same["intra"]["mcnemar_p"]), number(&same["intra"]["difference"])), (1.0, 0.0));
+}
+
+#[test]
+fn comparisons_that_make_no_sense_are_refused() {
+    let bench = Bench::new();
+    let rows = bench.rows("groups.jsonl");
+    let some: String = rows[1..].iter().map(|row| format!("{row}\n")).collect();
+    bench.write("some.jsonl", some);
+    bench.run("eval --model model --input groups.jsonl --output all.json --bootstrap 0").ok();
+    bench.run("eval --model model --input some.jsonl --output some.json --bootstrap 0").ok();
+    bench.write("broken.json", "{\"schema\": 1, \"groups\": ");
+    let before = bench.listing();
+    for (words, code, parts) in [
+        ("--compare all.json some.json", 2, &["different data", "all.json", "some.json", "24 groups", "23 groups"][..]),
+        ("--compare model all.json --input some.jsonl", 2, &["all.json", "other data than --input"]),
+        ("--compare all.json broken.json", 3, &["broken.json", "no result of `mapl eval --output`"]),
+        ("--compare all.json absent.json", 2, &["absent.json", "neither a model folder nor a result file"]),
+        ("--compare all.json tok", 2, &["--input"]),
+        ("--compare all.json tok --input groups.jsonl", 6, &["tok"]),
+        ("--compare all.json all.json --beta 0.3", 2, &["--beta has no effect on saved results"]),
+        ("--compare all.json all.json --prompt-blindness", 2, &["--prompt-blindness has no effect"]),
+        ("--compare all.json all.json --model model", 2, &["--model has no effect beside --compare"]),
+        ("--compare all.json all.json --output all.json", 2, &["it is an input"]),
+        ("--compare all.json", 2, &["--compare"]),
+        ("--input groups.jsonl", 2, &["--model"]),
+        ("--model model", 2, &["--input"]),
+        ("--model model --input groups.jsonl --bootstrap 7", 2, &["from 100 to 1000000"]),
+        ("--model model --input groups.jsonl --holdout-functions poem", 2, &["--holdout-functions", "\"poem\""]),
+    ] {
+        bench.run(&format!("eval {words}")).fails(code, parts);
+    }
+    assert_eq!(bench.listing(), before);
+}
