@@ -7,13 +7,14 @@
 //! - [`loss`]: comparison curves and objectives
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, evaluation
-//! - [`error`], [`rng`]: the error type with its exit codes; seeded random numbers
+//! - [`error`], [`rng`], [`files`]: the error type with its exit codes; seeded random numbers; files written whole
 //! - [`cli`]: the commands of the binary
 
 pub mod backend;
 pub mod cli;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod loss;
 pub mod model;
 pub mod optim;

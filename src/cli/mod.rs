@@ -3,7 +3,7 @@
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
-//! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`
@@ -11,10 +11,12 @@
 //! - [`mod@env`]: what this machine and this build can do
 
 pub mod args;
+pub mod cadence;
 pub mod data;
 pub mod device;
 pub mod env;
 pub mod evaluate;
+pub mod fingerprint;
 pub mod make;
 pub mod output;
 pub mod quickstart;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::tokenized::TokenizedGroup;
+use crate::files::sync_parent;
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::{Error, Result};
 
@@ -92,13 +93,14 @@ impl RunFolder<'_> {
     pub fn prepare(&self) -> Result<()> {
         if self.overwrite && !self.resuming {
             for (_, folder) in checkpoint::list(self.dir) {
-                std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+                checkpoint::remove(&folder)?;
             }
-            for path in RUN_FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.exists()) {
+            for path in RUN_FILES.iter().chain(&MODEL_FILES).map(|name| self.dir.join(name)).filter(|path| path.exists()) {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))
+        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
+        sync_parent(self.dir)
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::metrics::{KindTally, Tally, tally_scores};
 use super::score::Scorer;
+use super::signals::Signals;
 use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::Backend;
@@ -48,6 +49,9 @@ pub struct Evaluator<B: Backend> {
     reference_scorer: Option<Scorer<B>>,
     batch: DeviceBatch<B>,
     packed: Batch,
+    /// Ends an evaluation early.
+    signals: Option<Signals>,
+    cut_short: bool,
 }
 
 impl<B: Backend> Evaluator<B> {
@@ -58,7 +62,19 @@ impl<B: Backend> Evaluator<B> {
             reference_scorer: reference.map(|r| Scorer::new(backend, r, Mode::Infer)).transpose()?,
             batch: DeviceBatch::new(backend)?,
             packed: Batch::default(),
+            signals: None,
+            cut_short: false,
         })
+    }
+
+    /// Lets a signal that asks to stop end an evaluation between two batches.
+    pub fn heed(&mut self, signals: Signals) {
+        self.signals = Some(signals);
+    }
+
+    /// Whether a signal ended an evaluation, whose result then covers a part of the groups only.
+    pub fn cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// Scores of every group, in order, and the sums over all of them. `progress` hears how many groups are done.
@@ -95,6 +111,10 @@ impl<B: Backend> Evaluator<B> {
             tally_scores(&mut tally, &self.packed, &policy, base.as_deref().unwrap_or(&zeros));
             self.distribute(&members, loss, &policy, base.as_deref(), &mut scores, &mut tally);
             progress(scores.len());
+            if scores.len() < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
+                self.cut_short = true;
+                break;
+            }
         }
         Ok((scores, tally))
     }
