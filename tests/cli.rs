@@ -4,7 +4,11 @@ mod cli {
     mod arguments;
     mod bad_input;
     mod bench;
+    mod best_model;
+    mod checkpoints;
+    mod kills;
     mod pipeline;
     mod repeat;
     mod resume;
+    mod signals;
 }

@@ -65,7 +65,8 @@ impl Fingerprint<'_> {
             entries.push(("date in the chat template (SOURCE_DATE_EPOCH sets it)", frozen_date()));
         }
         if let Some(best) = &s.best {
-            entries.push(("metric for the best model", format!("{}, greater: {}", best.metric, best.greater_is_better)));
+            entries
+                .push(("metric for the best model", format!("{}, greater: {}", best.metric, best.greater_is_better)));
         }
         Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }

@@ -92,10 +92,13 @@ impl RunFolder<'_> {
     /// Makes the folder, and removes a run that is to be replaced.
     pub fn prepare(&self) -> Result<()> {
         if self.overwrite && !self.resuming {
-            for (_, folder) in checkpoint::list(self.dir) {
+            // Newest first, and weights before what describes them: a kill in between leaves a shorter, whole run.
+            for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
                 checkpoint::remove(&folder)?;
             }
-            for path in RUN_FILES.iter().chain(&MODEL_FILES).map(|name| self.dir.join(name)).filter(|path| path.exists()) {
+            for path in
+                MODEL_FILES.iter().rev().chain(&RUN_FILES).map(|name| self.dir.join(name)).filter(|path| path.exists())
+            {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }

@@ -296,7 +296,8 @@ impl Tokenizer {
             write_whole(&to, template)?;
             copied.push(to);
         }
-        for stale in FILES.iter().map(|name| target.join(name)).filter(|file| file.is_file() && !copied.contains(file)) {
+        for stale in FILES.iter().map(|name| target.join(name)).filter(|file| file.is_file() && !copied.contains(file))
+        {
             std::fs::remove_file(&stale).map_err(Error::io("remove", &stale))?;
         }
         Ok(())

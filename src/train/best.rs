@@ -48,10 +48,7 @@ impl BestModel {
                 } else {
                     "loss"
                 };
-                return Err(Error::Usage(format!(
-                    "--metric-for-best-model {name}: {} knows {known}",
-                    method.name()
-                )));
+                return Err(Error::Usage(format!("--metric-for-best-model {name}: {} knows {known}", method.name())));
             }
         };
         let greater_is_better = greater.unwrap_or(!metric.starts_with("loss"));
@@ -96,7 +93,10 @@ mod tests {
         let metric = |name: &str, method| BestModel::resolve(name, None, true, method).map(|b| b.metric).ok();
         assert_eq!(metric("accuracy", Method::Reward).as_deref(), Some("accuracy"));
         assert_eq!(metric("eval_accuracy", Method::Dpo).as_deref(), Some("rewards/accuracies"));
-        assert_eq!(metric("eval_rewards/accuracies/intra", Method::Reward).as_deref(), Some("rewards/accuracies/intra"));
+        assert_eq!(
+            metric("eval_rewards/accuracies/intra", Method::Reward).as_deref(),
+            Some("rewards/accuracies/intra")
+        );
         assert_eq!(metric("margin/inter", Method::Dpo).as_deref(), Some("rewards/margins/inter"));
         assert_eq!(metric("loss/base", Method::Dpo).as_deref(), Some("loss/base"));
         assert_eq!((metric("accuracy", Method::Sft), metric("f1", Method::Dpo)), (None, None));
