@@ -74,7 +74,7 @@ impl Fingerprint<'_> {
     /// Hash over the tokenizer's files but its chat template's own.
     fn tokenizer_hash(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
-        for file in self.tokenizer.files().iter().filter(|file| !file.extension().is_some_and(|e| e == "jinja")) {
+        for file in self.tokenizer.files().iter().filter(|file| file.extension().is_none_or(|e| e != "jinja")) {
             hash.update(&std::fs::read(file).map_err(Error::io("read", file))?);
         }
         Ok(short(&hash))

@@ -40,7 +40,7 @@ pub struct TrainArgs {
     /// Write into a folder that already holds a run; the old run is removed
     #[arg(long)]
     pub overwrite_output_dir: bool,
-    /// Checkpoint folder to continue from, or `true` for the latest of the output folder
+    /// Checkpoint folder to continue from, or `true` for the newest intact one of the output folder
     #[arg(long)]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Chat template to use in place of the model folder's

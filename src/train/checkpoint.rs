@@ -259,7 +259,7 @@ pub fn history(
     json!({
         "best_global_step": best.as_ref().map(|(best, _)| best.step),
         "best_metric": best.as_ref().map(|(best, _)| best.value),
-        "best_model_checkpoint": best.as_ref().map(|(_, folder)| folder),
+        "best_model_checkpoint": best.as_ref().map(|(_, folder)| folder.display().to_string()),
         "epoch": epochs,
         "global_step": step,
         "max_steps": total,
