@@ -9,7 +9,7 @@
 //! - [`study`]: where the time goes, against ceilings measured on this machine
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
-//! - [`error`], [`rng`]: the error type with its exit codes; seeded random numbers
+//! - [`error`], [`rng`], [`files`]: the error type with its exit codes; seeded random numbers; files written whole
 //! - [`cli`]: the commands of the binary
 
 pub mod backend;
@@ -17,6 +17,7 @@ pub mod cli;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod files;
 pub mod loss;
 pub mod model;
 pub mod optim;

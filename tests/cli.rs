@@ -4,8 +4,12 @@ mod cli {
     mod arguments;
     mod bad_input;
     mod bench;
+    mod best_model;
+    mod checkpoints;
     mod evaluation;
+    mod kills;
     mod pipeline;
     mod repeat;
     mod resume;
+    mod signals;
 }

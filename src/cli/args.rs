@@ -72,11 +72,8 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
         "data are read from files; use --train-file and --eval-file",
     ),
     (&["--warmup-ratio"], "warm-up is counted in updates; use --warmup-steps"),
-    (&["--eval-strategy", "--evaluation-strategy"], "--eval-file and --eval-steps decide when a run evaluates"),
-    (&["--save-strategy"], "--save-steps decides when a run saves"),
     (&["--logging-first-step", "--logging-strategy"], "the first step is always logged; use --logging-steps"),
     (&["--report-to", "--run-name", "--logging-dir"], "metrics are written to metrics.jsonl in --output-dir"),
-    (&["--load-best-model-at-end", "--metric-for-best-model"], "the last model is kept; see --save-steps"),
     (
         &["--per-device-eval-batch-size", "--eval-accumulation-steps"],
         "evaluation is packed to a token budget of its own",

@@ -3,19 +3,21 @@
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
-//! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
 //! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
+//! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
 
 pub mod args;
+pub mod cadence;
 pub mod data;
 pub mod data_check;
 pub mod device;
 pub mod env;
 pub mod evaluate;
+pub mod fingerprint;
 pub mod make;
 pub mod output;
 pub mod quickstart;

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::tokenized::TokenizedGroup;
+use crate::files::sync_parent;
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::{Error, Result};
 
@@ -91,14 +92,18 @@ impl RunFolder<'_> {
     /// Makes the folder, and removes a run that is to be replaced.
     pub fn prepare(&self) -> Result<()> {
         if self.overwrite && !self.resuming {
-            for (_, folder) in checkpoint::list(self.dir) {
-                std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
+            // Newest first, and weights before what describes them: a kill in between leaves a shorter, whole run.
+            for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
+                checkpoint::remove(&folder)?;
             }
-            for path in RUN_FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.exists()) {
+            for path in
+                MODEL_FILES.iter().rev().chain(&RUN_FILES).map(|name| self.dir.join(name)).filter(|path| path.exists())
+            {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))
+        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
+        sync_parent(self.dir)
     }
 }
 

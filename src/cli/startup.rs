@@ -113,8 +113,13 @@ impl Startup<'_> {
         if s.warmup_steps >= total {
             lines.push(("note", "the warm-up does not end before the run does; lower --warmup-steps".to_owned()));
         }
-        if let Some(every) = s.eval_steps {
-            let when = if every == u64::MAX { "at start and end".to_owned() } else { format!("every {every} updates") };
+        let when = match (s.eval_steps, s.eval_epochs) {
+            (Some(u64::MAX), _) => Some("at start and end".to_owned()),
+            (Some(every), _) => Some(format!("every {every} updates")),
+            (None, true) => Some("at the end of every epoch".to_owned()),
+            (None, false) => None,
+        };
+        if let Some(when) = when {
             let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
             lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
         }

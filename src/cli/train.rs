@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::device::Job;
+use super::fingerprint::Fingerprint;
 use super::output::{RunFolder, check_ids, same_place};
 use super::startup::Startup;
 use super::train_args::TrainArgs;
@@ -20,10 +21,10 @@ use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
-use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint;
-use crate::train::console::say;
+use crate::train::console::{complain, say};
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
+use crate::train::signals::Signals;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
@@ -32,7 +33,7 @@ pub(super) struct Plan<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
     command_line: &'a str,
-    build: BuildOptions,
+    pub(super) build: BuildOptions,
     /// The options given, the limit lowered to what the model can hold.
     pub(super) tokenize: TokenizeOptions,
     pub(super) loss: Loss,
@@ -74,12 +75,14 @@ impl Job for TrainJob<'_> {
 
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
         let mut plan = self.0;
+        Signals::listen()?;
         let resume = plan.resume()?;
-        let folder = plan.folder(resume.is_some());
+        let folder = plan.folder(resume.as_deref());
         folder.check()?;
         let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
-        let config = ModelConfig::read(&start)?;
-        let mut tokenizer = Tokenizer::load(&start)?;
+        // Everything but the weights comes from where the run started, so that a change there is noticed.
+        let config = ModelConfig::read(&plan.args.model)?;
+        let mut tokenizer = Tokenizer::load(&plan.args.model)?;
         if let Some(template) = &plan.args.chat_template_path {
             tokenizer.set_template_file(template)?;
         }
@@ -96,15 +99,24 @@ impl Job for TrainJob<'_> {
                     .into(),
             ));
         }
-        check_ids(&train_groups, &start, config.vocab)?;
-        check_ids(&eval_groups, &start, config.vocab)?;
+        check_ids(&train_groups, &plan.args.model, config.vocab)?;
+        check_ids(&eval_groups, &plan.args.model, config.vocab)?;
+        if let Some(best) = &plan.settings.best {
+            best.check(&eval_groups)?;
+        }
 
-        let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
-        let fingerprint = plan.fingerprint(&train_groups, &tokenizer, &policy.config)?;
+        let fingerprint = plan.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
         if let Some(folder) = &resume {
             // Before anything is written: a refused run leaves the one it does not continue as it was.
-            checkpoint::read_state(folder)?.check(folder, &fingerprint)?;
+            let state = checkpoint::read_state(folder)?;
+            state.check(folder, &fingerprint)?;
+            let total = plan.settings.total_steps(train_groups.len());
+            if state.step > total {
+                let why = format!("is after step {}, but the run is to end after step {total}", state.step);
+                return Err(Error::model(folder, why));
+            }
         }
+        let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
         if !plan.settings.quiet {
             let startup = Startup {
                 plan: &plan,
@@ -142,8 +154,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Where the run is written.
-    fn folder(&self, resuming: bool) -> RunFolder<'a> {
+    /// Where the run is written. A checkpoint of another folder is where a new run begins.
+    fn folder(&self, resume: Option<&Path>) -> RunFolder<'a> {
+        let real = resume.and_then(|folder| folder.canonicalize().ok());
+        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_place(dir, &self.args.output_dir));
         let reference = self.args.ref_model.as_deref().filter(|path| path.as_os_str() != "none");
         RunFolder {
             dir: &self.args.output_dir,
@@ -172,14 +186,18 @@ impl<'a> Plan<'a> {
     fn resume(&self) -> Result<Option<PathBuf>> {
         match &self.args.resume_from_checkpoint {
             None => Ok(None),
-            Some(path) if path.as_os_str() == "true" => match checkpoint::list(&self.settings.output_dir).pop() {
-                Some((_, folder)) => Ok(Some(folder)),
-                None => Err(Error::Usage(format!(
-                    "--resume-from-checkpoint true: {} holds no complete checkpoint",
-                    self.settings.output_dir.display()
-                ))),
-            },
-            Some(path) => checkpoint::read_state(path).map(|_| Some(path.clone())),
+            Some(path) if path.as_os_str() == "true" => {
+                let warn = |e: &Error| complain(&format!("warning: {e}"));
+                match checkpoint::latest(&self.settings.output_dir, warn)? {
+                    Some(folder) => Ok(Some(folder)),
+                    None => Err(Error::Usage(format!(
+                        "--resume-from-checkpoint true: {} holds no complete checkpoint; leave the option out to begin \
+                         anew, with --overwrite-output-dir if a run was begun there",
+                        self.settings.output_dir.display()
+                    ))),
+                }
+            }
+            Some(path) => checkpoint::verify(path).map(|_| Some(path.clone())),
         }
     }
 
@@ -282,53 +300,15 @@ impl<'a> Plan<'a> {
     /// What a resumed run must share with the run it continues.
     fn fingerprint(
         &self,
-        groups: &[TokenizedGroup],
+        groups: [&[TokenizedGroup]; 2],
         tokenizer: &Tokenizer,
         config: &ModelConfig,
     ) -> Result<Vec<(String, String)>> {
-        let s = &self.settings;
-        // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
-        let length = match s.scheduler {
-            Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
-            Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
-                Some(steps) => format!("{steps} steps"),
-                None => format!("{} epochs", s.epochs),
-            },
-        };
-        let mut entries = vec![
-            ("method".to_owned(), self.method.name().to_owned()),
-            ("loss".to_owned(), format!("{:?}", self.loss)),
-            ("batch size".to_owned(), s.micro_batch.to_string()),
-            ("gradient accumulation".to_owned(), s.accumulation.to_string()),
-            ("length".to_owned(), length),
-            ("learning rate".to_owned(), s.learning_rate.to_string()),
-            ("schedule".to_owned(), format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
-            ("shuffling".to_owned(), format!("{:?}", s.shuffle)),
-            ("AdamW".to_owned(), format!("{:?}", self.adamw)),
-            ("architecture".to_owned(), config.architecture()),
-        ];
-        let mut hash = blake3::Hasher::new();
-        for group in groups {
-            for ids in group.prompt_ids.iter().chain(group.sequences.iter().map(|s| &s.response_ids)) {
-                hash.update(&(ids.len() as u64).to_le_bytes());
-                ids.iter().for_each(|id| {
-                    hash.update(&id.to_le_bytes());
-                });
-            }
-            hash.update(format!("{:?}", group.comparisons).as_bytes());
-        }
-        entries.push(("training data".to_owned(), hash.finalize().to_hex()[..16].to_owned()));
-        let mut hash = blake3::Hasher::new();
-        for file in tokenizer.files() {
-            hash.update(&std::fs::read(&file).unwrap_or_default());
-        }
-        entries.push(("tokenizer".to_owned(), hash.finalize().to_hex()[..16].to_owned()));
         let reference = match self.reference() {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder)?,
         };
-        entries.push(("reference".to_owned(), reference));
-        Ok(entries)
+        Fingerprint { plan: self, groups, tokenizer, config, reference }.entries()
     }
 
     /// Writes `run.json`: command, settings, hashes.

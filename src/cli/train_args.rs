@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
@@ -39,7 +40,7 @@ pub struct TrainArgs {
     /// Write into a folder that already holds a run; the old run is removed
     #[arg(long)]
     pub overwrite_output_dir: bool,
-    /// Checkpoint folder to continue from, or `true` for the latest of the output folder
+    /// Checkpoint folder to continue from, or `true` for the newest intact one of the output folder
     #[arg(long)]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Chat template to use in place of the model folder's
@@ -59,6 +60,8 @@ pub struct TrainArgs {
     pub tokenize: TokenizeOptions,
     #[command(flatten)]
     pub optimiser: OptimiserArgs,
+    #[command(flatten)]
+    pub cadence: CadenceArgs,
     #[command(flatten)]
     pub loss: LossOptions,
     #[command(flatten)]
@@ -117,15 +120,6 @@ pub struct OptimiserArgs {
     /// Updates between step lines
     #[arg(long, default_value_t = 10)]
     pub logging_steps: u64,
-    /// Updates between evaluations of --eval-file [default: at start and end only]
-    #[arg(long)]
-    pub eval_steps: Option<u64>,
-    /// Updates between checkpoints [default: none]
-    #[arg(long)]
-    pub save_steps: Option<u64>,
-    /// Checkpoints to keep [default: all]
-    #[arg(long)]
-    pub save_total_limit: Option<usize>,
     /// Updates in a row with a non-finite gradient after which the run stops
     #[arg(long, default_value_t = 10)]
     pub max_skipped_steps: u64,
@@ -158,17 +152,11 @@ impl TrainArgs {
             ("--total-batch-size", o.total_batch_size.map(|n| n as u64)),
             ("--max-steps", o.max_steps),
             ("--logging-steps", Some(o.logging_steps)),
-            ("--eval-steps", o.eval_steps),
-            ("--save-steps", o.save_steps),
-            ("--save-total-limit", o.save_total_limit.map(|n| n as u64)),
             ("--max-skipped-steps", Some(o.max_skipped_steps)),
         ] {
             if value == Some(0) {
                 return refuse(flag, &0, "at least 1 is needed");
             }
-        }
-        if o.eval_steps.is_some() && self.eval_file.is_empty() {
-            return Err(Error::Usage("--eval-steps has no effect without --eval-file".into()));
         }
         let micro_batch = o.per_device_train_batch_size;
         let accumulation = match o.total_batch_size {
@@ -191,6 +179,7 @@ impl TrainArgs {
                 "--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup".into(),
             ));
         }
+        let cadence = self.cadence.resolve(method, !self.eval_file.is_empty(), o.logging_steps)?;
         Ok(RunSettings {
             output_dir: self.output_dir.clone(),
             micro_batch,
@@ -202,9 +191,13 @@ impl TrainArgs {
             warmup_steps: o.warmup_steps.unwrap_or(if paper { 10 } else { 0 }),
             shuffle: (!o.no_shuffle).then_some(o.seed),
             logging_steps: o.logging_steps,
-            eval_steps: if self.eval_file.is_empty() { None } else { Some(o.eval_steps.unwrap_or(u64::MAX)) },
-            save_steps: o.save_steps,
-            save_total_limit: o.save_total_limit,
+            eval_steps: cadence.eval_steps,
+            eval_epochs: cadence.eval_epochs,
+            save_steps: cadence.save_steps,
+            save_epochs: cadence.save_epochs,
+            save_total_limit: self.cadence.save_total_limit,
+            keep_every: self.cadence.keep_every,
+            best: cadence.best,
             max_skipped_steps: o.max_skipped_steps,
             quiet: self.quiet,
         })

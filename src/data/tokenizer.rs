@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
 use super::template::{ChatTemplate, TEMPLATE_FILE};
+use crate::files::write_whole;
 use crate::{Error, Result};
 pub use train::{CHAT_TEMPLATE, SPECIAL_TOKENS, train_bpe};
 
@@ -54,6 +55,8 @@ pub struct Tokenizer {
     /// Number of ids that the post-processor puts behind a text.
     suffix: usize,
     template: Option<ChatTemplate>,
+    /// Content of the file that replaced the folder's template.
+    template_file: Option<Vec<u8>>,
     notes: Vec<String>,
 }
 
@@ -119,6 +122,7 @@ impl Tokenizer {
             ends,
             suffix: 0,
             template,
+            template_file: None,
             notes: Vec::new(),
         };
         tokenizer.probe(config)?;
@@ -239,9 +243,10 @@ impl Tokenizer {
         })
     }
 
-    /// Replaces the chat template by the one in a file (`--chat-template-path`).
+    /// Replaces the chat template by the one in a file (`--chat-template-path`); saved folders then hold that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
         self.template = Some(ChatTemplate::from_file(file, self.tokens.clone())?);
+        self.template_file = Some(std::fs::read(file).map_err(Error::io("read", file))?);
         Ok(())
     }
 
@@ -261,7 +266,9 @@ impl Tokenizer {
         files
     }
 
-    /// Copies the tokenizer's files into a folder byte for byte. Copying onto itself does nothing.
+    /// Copies the tokenizer's files into a folder byte for byte, each under a temporary name first. A template given by
+    /// [`Tokenizer::set_template_file`] takes the place of the folder's templates; tokenizer files that the folder holds
+    /// from an earlier save and this tokenizer does not have are removed. Copying onto itself does nothing.
     pub fn copy_to(&self, target: &Path) -> Result<()> {
         let Some(dir) = &self.dir else {
             return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
@@ -271,14 +278,27 @@ impl Tokenizer {
         if real(dir)? == real(target)? {
             return Ok(());
         }
+        let mut copied = Vec::new();
         for file in self.files() {
             let Ok(name) = file.strip_prefix(dir) else { continue };
+            if self.template_file.is_some() && (name == Path::new(TEMPLATE_FILE) || name.starts_with(MORE_TEMPLATES)) {
+                continue;
+            }
             let to = target.join(name);
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-            std::fs::write(&to, bytes).map_err(Error::io("write", &to))?;
+            write_whole(&to, &std::fs::read(&file).map_err(Error::io("read", &file))?)?;
+            copied.push(to);
+        }
+        if let Some(template) = &self.template_file {
+            let to = target.join(TEMPLATE_FILE);
+            write_whole(&to, template)?;
+            copied.push(to);
+        }
+        for stale in FILES.iter().map(|name| target.join(name)).filter(|file| file.is_file() && !copied.contains(file))
+        {
+            std::fs::remove_file(&stale).map_err(Error::io("remove", &stale))?;
         }
         Ok(())
     }

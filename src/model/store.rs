@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::decoder::Model;
+use super::layout::Slot;
 use super::tensors::{Role, TensorSpec};
 use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, write_model};
 use crate::backend::{Backend, View, ViewMut};
@@ -38,20 +39,31 @@ pub fn load<B: Backend>(
     let files = WeightFiles::open(folder, &config, load_as)?;
     let positions = FIRST_POSITIONS.min(config.max_positions);
     let mut model = Model::zeros(backend, config, positions)?;
-    let mut wide = Vec::new();
     for slot in &model.layout.slots {
         if slot.spec.role == Role::Score && files.score_missing() {
             let deviation = 1.0 / ((model.config.hidden + 1) as f64).sqrt();
             draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
             continue;
         }
-        files.read(&slot.spec.name, &mut |offset, values| {
-            wide.clear();
-            wide.extend(values.iter().map(|&x| f64::from(x)));
-            backend.write_act(ViewMut::new(&mut model.weights, slot.start + offset, wide.len()), &wide)
-        })?;
+        fill(backend, &mut model.weights, &files, slot)?;
     }
     Ok(Loaded { model, drawn_score: files.score_missing(), ignored: files.ignored().to_vec() })
+}
+
+/// Reads one tensor into its place.
+fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot: &Slot) -> Result<()> {
+    let mut wide = Vec::new();
+    files.read(&slot.spec.name, &mut |offset, values| {
+        wide.clear();
+        wide.extend(values.iter().map(|&x| f64::from(x)));
+        backend.write_act(ViewMut::new(weights, slot.start + offset, wide.len()), &wide)
+    })
+}
+
+/// Replaces a model's weights by those of a folder that holds the same model at another step.
+pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
+    let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
+    model.layout.slots.iter().try_for_each(|slot| fill(backend, &mut model.weights, &files, slot))
 }
 
 /// A model with random weights: matrices from normal(0, initializer_range), norms one, biases zero, a reward head from

@@ -11,6 +11,7 @@ pub use super::weights_read::{LoadAs, WeightFiles};
 pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill, write_weights};
 
 use super::config::{ModelConfig, StoredDtype};
+use super::weights_write::stage;
 use crate::Result;
 
 /// Name of an unsharded weight file.
@@ -27,6 +28,9 @@ pub fn write_model(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<()> {
-    write_weights(folder, &config.tensors(), dtype, shard_bytes, fill)?;
-    config.write(folder, dtype)
+    let tensors = config.tensors();
+    let weights = stage(folder, &tensors, dtype, shard_bytes, fill)?;
+    // Weights get their names last: a folder that holds them is complete.
+    config.write(folder, dtype)?;
+    weights.publish()
 }

@@ -15,6 +15,7 @@ use super::config::StoredDtype;
 use super::config_write::write_json;
 use super::tensors::TensorSpec;
 use super::weights::{INDEX_FILE, SINGLE_FILE};
+use crate::files::sync;
 use crate::{Error, Result};
 
 /// Bytes of tensors in one shard, as transformers splits (5 GB, decimal).
@@ -36,6 +37,26 @@ pub fn write_weights(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<()> {
+    stage(folder, tensors, dtype, shard_bytes, fill)?.publish()
+}
+
+/// Complete weight files that still have temporary names.
+pub(super) struct Staged<'a> {
+    folder: &'a Path,
+    names: Vec<String>,
+    shards: Vec<Vec<&'a TensorSpec>>,
+    files: Vec<Unfinished>,
+    dtype: StoredDtype,
+}
+
+/// Writes the weights under temporary names.
+pub(super) fn stage<'a>(
+    folder: &'a Path,
+    tensors: &'a [TensorSpec],
+    dtype: StoredDtype,
+    shard_bytes: u64,
+    fill: &mut Fill,
+) -> Result<Staged<'a>> {
     if dtype == StoredDtype::F16 {
         return Err(Error::Usage("weights cannot be saved as float16; use float32 or bfloat16".into()));
     }
@@ -44,18 +65,33 @@ pub fn write_weights(
         1 => vec![SINGLE_FILE.to_owned()],
         n => (1..=n).map(|i| format!("model-{i:05}-of-{n:05}.safetensors")).collect(),
     };
-    let mut finished = Vec::new();
+    let mut files = Vec::new();
     for (name, shard) in names.iter().zip(&shards) {
-        finished.push(write_shard(&folder.join(name), shard, dtype, fill)?);
+        files.push(write_shard(&folder.join(name), shard, dtype, fill)?);
     }
-    // Every shard is complete; the names change only now.
-    for file in finished {
-        file.rename()?;
+    Ok(Staged { folder, names, shards, files, dtype })
+}
+
+impl Staged<'_> {
+    /// Gives the files their names, writes the index, and removes what an earlier save left. One rename cannot be
+    /// interrupted halfway, several can: without an index meanwhile, old and new shards are never read as one model.
+    pub(super) fn publish(self) -> Result<()> {
+        let index = self.folder.join(INDEX_FILE);
+        let sharded = self.names.len() > 1;
+        if sharded && index.exists() {
+            std::fs::remove_file(&index).map_err(Error::io("remove", &index))?;
+            sync(self.folder)?;
+        }
+        for file in self.files {
+            file.rename()?;
+        }
+        if sharded {
+            sync(self.folder)?;
+            write_index(self.folder, &self.names, &self.shards, self.dtype)?;
+        }
+        remove_stale(self.folder, &self.names)?;
+        sync(self.folder)
     }
-    if names.len() > 1 {
-        write_index(folder, &names, &shards, dtype)?;
-    }
-    remove_stale(folder, &names)
 }
 
 fn bytes_of(tensor: &TensorSpec, dtype: StoredDtype) -> u64 {

@@ -1,72 +1,37 @@
 //! A run's state on disk: `checkpoint-<step>/` holds a model folder that transformers loads, the tokenizer's files byte
-//! for byte, `trainer_state.json`, the optimiser's state, and `DONE`, written last. The folder is made under a temporary
-//! name, synced and renamed, so a half-written one is never taken for a checkpoint.
+//! for byte, `trainer_state.json`, the optimiser's state, and `DONE`, written last.
+//!
+//! The folder is made as `checkpoint-<step>.tmp`, synced and renamed, and one that is removed is first renamed to
+//! `checkpoint-<step>.old`; so a folder without either ending is complete, whenever the process was killed. `state.json`
+//! holds the BLAKE3 of every file and `DONE` that of `state.json`: [`verify`] refuses a checkpoint in which a single bit
+//! has changed, and names the file.
 
-use std::fs::{self, File};
+mod optimizer;
+mod state;
+
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::step::Trainer;
-use crate::backend::contract::*;
-use crate::backend::{Backend, View, ViewMut};
-use crate::data::loader::Position;
+use crate::backend::Backend;
 use crate::data::tokenizer::Tokenizer;
+use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_whole};
 use crate::model::store;
 use crate::{Error, Result};
+pub use optimizer::{OPTIMIZER_FILE, restore};
+pub use state::{Best, LENGTH, RunState, SCHEMA};
 
-/// Version of `state/state.json`.
-const SCHEMA: u32 = 1;
+/// Logged events in the shape of transformers' trainer.
+pub const HISTORY_FILE: &str = "trainer_state.json";
 
-/// What a resumed run continues from, beside weights and moments.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunState {
-    pub schema: u32,
-    /// Optimiser steps taken, skipped ones included.
-    pub step: u64,
-    /// Where the data order continues.
-    pub position: Position,
-    /// Tokens the policy ran over so far.
-    pub num_tokens: u64,
-    /// Seconds of training so far.
-    pub seconds: f64,
-    /// Control vector of AdamW.
-    pub control: Vec<f64>,
-    /// What must be the same for a resumed run to continue this one: option or file, and its value or hash.
-    pub fingerprint: Vec<(String, String)>,
-}
+const STATE_FILE: &str = "state/state.json";
+const DONE: &str = "DONE";
 
-impl RunState {
-    /// State after `step` steps.
-    pub fn new(step: u64, position: Position, num_tokens: u64, seconds: f64, control: Vec<f64>) -> Self {
-        Self { schema: SCHEMA, step, position, num_tokens, seconds, control, fingerprint: Vec::new() }
-    }
-
-    /// Refuses to continue under other settings or data, naming what changed.
-    pub fn check(&self, folder: &Path, fingerprint: &[(String, String)]) -> Result<()> {
-        let mut changed = Vec::new();
-        for (name, now) in fingerprint {
-            match self.fingerprint.iter().find(|(known, _)| known == name) {
-                Some((_, before)) if before == now => {}
-                Some((_, before)) => changed.push(format!("{name} was {before}, is {now}")),
-                None => changed.push(format!("{name} was not set, is {now}")),
-            }
-        }
-        for (name, before) in &self.fingerprint {
-            if !fingerprint.iter().any(|(known, _)| known == name) {
-                changed.push(format!("{name} was {before}, is not set"));
-            }
-        }
-        if changed.is_empty() {
-            return Ok(());
-        }
-        Err(Error::model(folder, format!("cannot resume a different run: {}", changed.join("; "))))
-    }
-}
+/// Ending of a folder that is being removed.
+const OLD: &str = "old";
 
 /// Folder of the checkpoint after `step` steps.
 pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
@@ -79,73 +44,189 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|e| {
             let step = e.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok()?;
-            e.path().join("DONE").is_file().then(|| (step, e.path()))
+            (e.path() == folder(output_dir, step) && e.path().join(DONE).is_file()).then(|| (step, e.path()))
         })
         .collect();
     found.sort();
     found
 }
 
-/// Contents of [`HISTORY_FILE`].
-pub fn history(step: u64, epochs: f64, log_history: &[serde_json::Value]) -> serde_json::Value {
-    json!({ "global_step": step, "epoch": epochs, "log_history": log_history })
+/// The newest checkpoint of a run whose files are all as they were written. `damaged` hears of newer ones that are not;
+/// when no other is left, the newest one's damage is the error.
+pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Option<PathBuf>> {
+    let mut first = None;
+    for (_, folder) in list(output_dir).into_iter().rev() {
+        match verify(&folder) {
+            Ok(_) => {
+                first.iter().for_each(&mut damaged);
+                return Ok(Some(folder));
+            }
+            Err(e) if first.is_none() => first = Some(e),
+            Err(e) => damaged(&e),
+        }
+    }
+    first.map_or(Ok(None), Err)
 }
 
-/// Writes a checkpoint and returns its folder.
+/// Writes a checkpoint and returns its folder. `state` needs no hashes and no schema: they are set here.
 pub fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     tokenizer: &Tokenizer,
     output_dir: &Path,
-    state: &RunState,
+    state: RunState,
     history: &serde_json::Value,
 ) -> Result<PathBuf> {
     let target = folder(output_dir, state.step);
-    let temporary = target.with_extension("tmp");
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).map_err(Error::io("remove", &temporary))?;
+    let unfinished = temporary(&target);
+    remove_folder(&unfinished)?;
+    if let Err(e) = write_folder(trainer, tokenizer, &unfinished, state, history) {
+        // Half a checkpoint is of no use and may fill the disk; a failed removal must not hide the first error.
+        let _ = fs::remove_dir_all(&unfinished);
+        return Err(e);
     }
-    let state_dir = temporary.join("state");
-    fs::create_dir_all(&state_dir).map_err(Error::io("create", &state_dir))?;
-    store::save(trainer.backend, &trainer.policy, &temporary)?;
-    tokenizer.copy_to(&temporary)?;
-    save_optimizer(trainer, &state_dir.join(OPTIMIZER_FILE))?;
-    write_json(&state_dir.join("state.json"), &serde_json::to_value(state).map_err(json_error)?)?;
-    write_json(&temporary.join(HISTORY_FILE), history)?;
-    sync_tree(&temporary)?;
-    let done = temporary.join("DONE");
-    fs::write(&done, "").map_err(Error::io("write", &done))?;
-    sync(&done)?;
+    // A checkpoint of this step is only replaced by a run that was resumed from an earlier one, which is still there.
     if target.exists() {
-        fs::remove_dir_all(&target).map_err(Error::io("replace", &target))?;
+        remove(&target)?;
     }
-    fs::rename(&temporary, &target).map_err(Error::io("rename", &temporary))?;
+    fs::rename(&unfinished, &target).map_err(Error::io("rename", &unfinished))?;
     sync(output_dir)?;
     Ok(target)
 }
 
-/// Deletes the oldest checkpoints beyond `limit`.
-pub fn prune(output_dir: &Path, limit: usize) -> Result<()> {
-    let all = list(output_dir);
-    for (_, folder) in &all[..all.len().saturating_sub(limit)] {
+fn write_folder<B: Backend>(
+    trainer: &Trainer<'_, B>,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+    mut state: RunState,
+    history: &serde_json::Value,
+) -> Result<()> {
+    let state_dir = folder.join("state");
+    fs::create_dir_all(&state_dir).map_err(Error::io("create", &state_dir))?;
+    store::save(trainer.backend, &trainer.policy, folder)?;
+    tokenizer.copy_to(folder)?;
+    optimizer::save(trainer, &state_dir.join(OPTIMIZER_FILE))?;
+    write_json(&folder.join(HISTORY_FILE), history)?;
+    for path in files_below(folder)? {
+        let digest = hash(&path).map_err(Error::io("read", &path))?;
+        state.files.insert(name_in(folder, &path), digest);
+    }
+    state.schema = SCHEMA;
+    let path = folder.join(STATE_FILE);
+    write_json(&path, &serde_json::to_value(&state).map_err(json_error)?)?;
+    sync_tree(folder)?;
+    let digest = hash(&path).map_err(Error::io("read", &path))?;
+    write_whole(&folder.join(DONE), done_text(&digest).as_bytes())
+}
+
+/// Content of `DONE`: the hash of `state.json`, and a hash of that line so that damage to either file can be told.
+fn done_text(state_hash: &str) -> String {
+    let line = format!("{STATE_FILE} {state_hash}\n");
+    format!("{line}{}\n", blake3::hash(line.as_bytes()).to_hex())
+}
+
+/// Path of a file below a checkpoint, as `state.json` spells it.
+fn name_in(folder: &Path, path: &Path) -> String {
+    path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// Removes a checkpoint; it ceases to be one before its first file goes.
+pub fn remove(folder: &Path) -> Result<()> {
+    let old = folder.with_extension(OLD);
+    remove_folder(&old)?;
+    fs::rename(folder, &old).map_err(Error::io("rename", folder))?;
+    sync_parent(folder)?;
+    remove_folder(&old)
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    if folder.exists() {
         fs::remove_dir_all(folder).map_err(Error::io("remove", folder))?;
     }
     Ok(())
 }
 
-/// Reads `state/state.json` of a checkpoint.
+/// Which checkpoints stay when a newer one has been written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Most checkpoints beside those of `every`.
+    pub limit: Option<usize>,
+    /// Multiples of this step stay and do not count.
+    pub every: Option<u64>,
+    /// Step of the best checkpoint: stays, and counts.
+    pub best: Option<u64>,
+}
+
+/// Deletes the oldest checkpoints up to `step`, the newest, beyond what `keep` says. Later ones, which a run that was
+/// resumed from an earlier step has yet to reach, are left alone.
+pub fn prune(output_dir: &Path, step: u64, keep: Keep) -> Result<()> {
+    let Some(limit) = keep.limit else { return Ok(()) };
+    let mut counted = list(output_dir);
+    counted.retain(|(n, _)| *n <= step && keep.every.is_none_or(|every| !n.is_multiple_of(every)));
+    let mut surplus = counted.len().saturating_sub(limit);
+    for (n, folder) in counted {
+        if surplus > 0 && n != step && keep.best != Some(n) {
+            remove(&folder)?;
+            surplus -= 1;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a killed process left half-written or half-removed in a run's folder.
+pub fn clean(output_dir: &Path) -> Result<()> {
+    const WRITTEN: [&str; 4] = [".json.tmp", ".jsonl.tmp", ".jinja.tmp", ".safetensors.tmp"];
+    const TOKENIZER: [&str; 3] = ["merges.txt.tmp", "vocab.txt.tmp", "tokenizer.model.tmp"];
+    for path in entries(output_dir)? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let step = name.strip_prefix("checkpoint-").and_then(|rest| rest.split_once('.'));
+        if path.is_dir() {
+            if step.is_some_and(|(step, end)| step.parse::<u64>().is_ok() && (end == "tmp" || end == OLD)) {
+                remove_folder(&path)?;
+            }
+        } else if WRITTEN.iter().any(|end| name.ends_with(end)) || TOKENIZER.contains(&name) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads `state/state.json` of a checkpoint and checks it against `DONE`.
 pub fn read_state(folder: &Path) -> Result<RunState> {
-    if !folder.join("DONE").is_file() {
+    let done = folder.join(DONE);
+    if !done.is_file() {
         return Err(Error::model(
             folder,
             "is not a complete checkpoint (it holds no DONE); name a checkpoint-N folder",
         ));
     }
-    let path = folder.join("state").join("state.json");
-    let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
-    let state: RunState = serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
-    if state.schema != SCHEMA || state.control.len() != CONTROL {
-        let why = format!("is of schema {}; this program reads schema {SCHEMA}", state.schema);
+    let path = folder.join(STATE_FILE);
+    let expected = fs::read(&done).map_err(|e| unreadable(&done, &e))?;
+    let bytes = fs::read(&path).map_err(|e| unreadable(&path, &e))?;
+    if expected != done_text(&blake3::hash(&bytes).to_hex()).as_bytes() {
+        let listed = String::from_utf8(expected).ok().filter(|text| {
+            let hash = text.lines().next().and_then(|line| line.strip_prefix(STATE_FILE)).unwrap_or_default();
+            done_text(hash.trim_start()) == *text
+        });
+        return Err(damaged(if listed.is_some() { &path } else { &done }));
+    }
+    let state: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
+    if state["schema"] != SCHEMA {
+        let why = format!("is of schema {}; this program reads schema {SCHEMA}", state["schema"]);
         return Err(Error::model(&path, why));
+    }
+    serde_json::from_value(state).map_err(|e| Error::model(&path, format!("is damaged: {e}")))
+}
+
+/// Reads a checkpoint's state and checks every file against its hash.
+pub fn verify(folder: &Path) -> Result<RunState> {
+    let state = read_state(folder)?;
+    for (name, expected) in &state.files {
+        let path = folder.join(name);
+        let found = hash(&path).map_err(|e| unreadable(&path, &e))?;
+        if found != *expected {
+            return Err(damaged(&path));
+        }
     }
     Ok(state)
 }
@@ -153,6 +234,10 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
 /// A part of a checkpoint that cannot be read makes the whole checkpoint useless.
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::model(path, format!("cannot be read ({error}); resume from another checkpoint"))
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::model(path, "is damaged: its content is not what was saved; resume from another checkpoint")
 }
 
 /// Reads the logged events of a checkpoint.
@@ -164,84 +249,22 @@ pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
     Ok(state["log_history"].as_array().cloned().unwrap_or_default())
 }
 
-/// Puts moments, step count and (where `Act` is not f32) exact weights back. The policy has been loaded from the
-/// checkpoint's weight files before.
-pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path, state: &RunState) -> Result<()> {
-    let path = folder.join("state").join(OPTIMIZER_FILE);
-    let bytes = fs::read(&path).map_err(|e| unreadable(&path, &e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
-    let len = trainer.policy.layout.len;
-    let backend = trainer.backend;
-    let read = |name: &str| -> Result<Vec<f64>> {
-        let tensor = file.tensor(name).map_err(|e| Error::model(&path, format!("tensor {name}: {e}")))?;
-        let values = decode(&tensor);
-        if values.len() != len {
-            let why = format!("tensor {name} has {} elements, the model {len}", values.len());
-            return Err(Error::model(&path, why));
-        }
-        Ok(values)
-    };
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.m, len), &read("m")?)?;
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.v, len), &read("v")?)?;
-    if let Some(master) = &mut trainer.optimizer.master {
-        backend.write_acc(ViewMut::first(master, len), &read("weights")?)?;
-    }
-    if B::PRECISION != Precision::F32 {
-        backend.write_act(ViewMut::first(&mut trainer.policy.weights, len), &read("weights")?)?;
-    }
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &state.control)
-}
-
-const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
-
-/// Logged events in the shape of transformers' trainer.
-pub const HISTORY_FILE: &str = "trainer_state.json";
-
-fn save_optimizer<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
-    let (backend, len) = (trainer.backend, trainer.policy.layout.len);
-    let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
-    let mut values = vec![0.0; len];
-    let mut tensors: Vec<(&str, Vec<u8>)> = Vec::new();
-    for (name, buffer) in [("m", &trainer.optimizer.m), ("v", &trainer.optimizer.v)] {
-        backend.read_acc(View::first(buffer, len), &mut values)?;
-        tensors.push((name, encode(&values, dtype)));
-    }
-    match (&trainer.optimizer.master, B::PRECISION) {
-        (Some(master), _) => {
-            backend.read_acc(View::first(master, len), &mut values)?;
-            tensors.push(("weights", encode(&values, dtype)));
-        }
-        (None, Precision::F32) => {}
-        (None, _) => {
-            backend.read_act(View::first(&trainer.policy.weights, len), &mut values)?;
-            tensors.push(("weights", encode(&values, dtype)));
-        }
-    }
-    let mut views = Vec::new();
-    for (name, bytes) in &tensors {
-        let view = TensorView::new(dtype, vec![len], bytes)
-            .map_err(|e| Error::Runtime(format!("cannot write optimiser state {name}: {e}")))?;
-        views.push((*name, view));
-    }
-    safetensors::serialize_to_file(views, None, path)
-        .map_err(|e| Error::Runtime(format!("cannot write {}: {e}", path.display())))
-}
-
-/// Little-endian bytes of `values` as f32 or f64; exact, because the values have that precision.
-fn encode(values: &[f64], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
-    }
-}
-
-fn decode(tensor: &TensorView<'_>) -> Vec<f64> {
-    let data = tensor.data();
-    match tensor.dtype() {
-        Dtype::F64 => data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
-        _ => Vec::new(),
-    }
+/// Contents of [`HISTORY_FILE`].
+pub fn history(
+    (step, total): (u64, u64),
+    epochs: f64,
+    best: Option<(Best, PathBuf)>,
+    log_history: &[serde_json::Value],
+) -> serde_json::Value {
+    json!({
+        "best_global_step": best.as_ref().map(|(best, _)| best.step),
+        "best_metric": best.as_ref().map(|(best, _)| best.value),
+        "best_model_checkpoint": best.as_ref().map(|(_, folder)| folder.display().to_string()),
+        "epoch": epochs,
+        "global_step": step,
+        "max_steps": total,
+        "log_history": log_history,
+    })
 }
 
 fn json_error(e: serde_json::Error) -> Error {
@@ -261,22 +284,5 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
         let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
         return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
     }
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let mut file = File::create(&temporary).map_err(Error::io("write", &temporary))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io("rename", &temporary))
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
-}
-
-fn sync_tree(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        if path.is_dir() { sync_tree(&path)? } else { sync(&path)? }
-    }
-    sync(folder)
+    write_whole(path, text.as_bytes())
 }

@@ -3,6 +3,7 @@
 
 use super::metrics::{Tally, tally_scores};
 use super::score::Scorer;
+use super::signals::Signals;
 use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::Backend;
@@ -55,6 +56,9 @@ pub struct Evaluator<B: Backend> {
     batch: DeviceBatch<B>,
     packed: Batch,
     token_budget: usize,
+    /// Ends an evaluation early.
+    signals: Option<Signals>,
+    cut_short: bool,
 }
 
 impl<B: Backend> Evaluator<B> {
@@ -66,12 +70,24 @@ impl<B: Backend> Evaluator<B> {
             batch: DeviceBatch::new(backend)?,
             packed: Batch::default(),
             token_budget: TOKEN_BUDGET,
+            signals: None,
+            cut_short: false,
         })
     }
 
     /// Sets the tokens of one batch. Scores do not depend on it; memory and speed do.
     pub fn set_token_budget(&mut self, tokens: usize) {
         self.token_budget = tokens;
+    }
+
+    /// Lets a signal that asks to stop end an evaluation between two batches.
+    pub fn heed(&mut self, signals: Signals) {
+        self.signals = Some(signals);
+    }
+
+    /// Whether a signal ended an evaluation, whose result then covers a part of the groups only.
+    pub fn cut_short(&self) -> bool {
+        self.cut_short
     }
 
     /// Scores of every group, in order, and the sums over all of them. `progress` hears how many groups are done.
@@ -108,6 +124,10 @@ impl<B: Backend> Evaluator<B> {
             tally_scores(&mut tally, &self.packed, &policy, base.as_deref().unwrap_or(&zeros));
             self.distribute(&members, loss, &policy, base.as_deref(), &mut scores, &mut tally);
             progress(scores.len());
+            if scores.len() < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
+                self.cut_short = true;
+                break;
+            }
         }
         Ok((scores, tally))
     }

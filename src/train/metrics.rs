@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::contract::{KINDS, TERMS};
 use crate::data::group::Kind;
 use crate::data::pack::Batch;
+use crate::files::write_whole;
 use crate::loss::objective::{Loss, Method, Mix};
 use crate::{Error, Result};
 
@@ -216,6 +217,9 @@ pub fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
 }
 
+/// Name of a run's events.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
 /// Appends events to `metrics.jsonl`, one object a line.
 pub struct MetricsWriter {
     path: PathBuf,
@@ -223,17 +227,25 @@ pub struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Opens `metrics.jsonl` of a run folder; `keep` lines of an earlier part of the run stay, the rest is cut.
-    pub fn open(output_dir: &Path, resume_step: Option<u64>) -> Result<Self> {
-        let path = output_dir.join("metrics.jsonl");
-        if let Some(step) = resume_step {
-            keep_until(&path, step)?;
+    /// Opens `metrics.jsonl` of a run folder. A run resumed from the checkpoint `from`, made after that many steps, keeps
+    /// the events up to it, its own or those of the run it was copied from; whatever came later is cut.
+    pub fn open(output_dir: &Path, from: Option<(&Path, u64)>) -> Result<Self> {
+        let path = output_dir.join(METRICS_FILE);
+        match from {
+            None => write_whole(&path, b"")?,
+            Some((checkpoint, step)) => {
+                let first = checkpoint.canonicalize().unwrap_or_else(|_| checkpoint.to_path_buf());
+                let source = first.parent().unwrap_or(output_dir).join(METRICS_FILE);
+                write_whole(&path, events_until(&source, step)?.as_bytes())?;
+            }
         }
-        let mut options = OpenOptions::new();
-        options.create(true).write(true);
-        let options = if resume_step.is_some() { options.append(true) } else { options.truncate(true) };
-        let file = options.open(&path).map_err(Error::io("open", &path))?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;
         Ok(Self { path, file })
+    }
+
+    /// Brings what was written to the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
     /// Writes one event with schema, kind and step before its values.
@@ -249,13 +261,18 @@ impl MetricsWriter {
     }
 }
 
-/// Cuts events after `step`: a run that was stopped later than its checkpoint writes them again.
-fn keep_until(path: &Path, step: u64) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
+/// Events up to `step`, line by line; a line that was cut short by a kill is none. A run that was stopped later than
+/// its checkpoint writes the others again.
+fn events_until(path: &Path, step: u64) -> Result<String> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(e) => return Err(Error::io("read", path)(e)),
+    };
+    let text = String::from_utf8_lossy(&bytes);
     let early =
         |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step));
-    let kept: String = text.lines().filter(early).flat_map(|line| [line, "\n"]).collect();
-    std::fs::write(path, kept).map_err(Error::io("write", path))
+    Ok(text.lines().filter(early).flat_map(|line| [line, "\n"]).collect())
 }
 
 #[cfg(test)]

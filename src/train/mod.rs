@@ -5,10 +5,11 @@
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`evaluate`]: accuracies over a data set
-//! - [`checkpoint`]: a run's state on disk
+//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
 //! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
 //! - [`report`]: SVG charts and HTML pages
 
+pub mod best;
 pub mod checkpoint;
 pub mod console;
 pub mod evaluate;

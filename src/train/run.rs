@@ -1,25 +1,26 @@
-//! The training loop: batches, steps, evaluation, checkpoints, and what stops a run.
+//! The training loop: batches, steps, evaluation, and what stops a run. `saving` holds what it saves and resumes from.
 
-use std::path::{Path, PathBuf};
+mod saving;
+
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{self, RunState};
+use super::best::BestModel;
+use super::checkpoint::{self, Best};
 use super::console::{Console, eval_line, step_line};
 use super::evaluate::Evaluator;
 use super::metrics::{MetricsWriter, Tally, number};
-use super::signals::Signals;
+use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
-use crate::backend::contract::CONTROL;
+use crate::backend::Backend;
 use crate::backend::probe::Probe;
-use crate::backend::{Backend, View};
 use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
-use crate::model::store;
 use crate::optim::schedule::{Schedule, Scheduler};
 use crate::study::ceilings::Ceilings;
 use crate::study::profile::Profile;
@@ -45,9 +46,19 @@ pub struct RunSettings {
     /// Seed of the data order; `None` for file order.
     pub shuffle: Option<u64>,
     pub logging_steps: u64,
+    /// Updates between evaluations, `u64::MAX` for those at start and end only; `None` without evaluation.
     pub eval_steps: Option<u64>,
+    /// Evaluate at the end of every epoch.
+    pub eval_epochs: bool,
+    /// Updates between checkpoints.
     pub save_steps: Option<u64>,
+    /// Save at the end of every epoch.
+    pub save_epochs: bool,
     pub save_total_limit: Option<usize>,
+    /// Checkpoints at multiples of this step are never removed.
+    pub keep_every: Option<u64>,
+    /// Finds the best checkpoint.
+    pub best: Option<BestModel>,
     /// Skipped updates in a row after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
@@ -58,6 +69,11 @@ impl RunSettings {
     pub fn total_steps(&self, groups: usize) -> u64 {
         let per_epoch = groups.div_ceil(self.micro_batch * self.accumulation);
         self.max_steps.unwrap_or(((self.epochs * per_epoch as f64).ceil() as u64).max(1))
+    }
+
+    /// Whether checkpoints are written at a cadence, and at the end.
+    fn saves(&self) -> bool {
+        self.save_steps.is_some() || self.save_epochs
     }
 }
 
@@ -88,11 +104,16 @@ pub struct RunSummary {
 
 /// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
 pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
-    let evaluator = trainer.evaluator()?;
+    let mut evaluator = trainer.evaluator()?;
     if data.train.is_empty() {
         return Err(Error::Usage("no training group is left; nothing can be trained".into()));
     }
     let total = settings.total_steps(data.train.len());
+    let signals = Signals::listen()?;
+    evaluator.heed(signals.clone());
+    checkpoint::clean(&settings.output_dir)?;
+    let resumed = data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| (folder, s.step)));
+    let metrics = MetricsWriter::open(&settings.output_dir, resumed.transpose()?)?;
     let mut run = Run {
         schedule: Schedule {
             scheduler: settings.scheduler,
@@ -101,15 +122,19 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
             total_steps: total,
         },
         loader: loader(settings, data.train.len(), Position::default())?,
-        metrics: MetricsWriter::open(&settings.output_dir, resumed_step(&data)?)?,
+        metrics,
         console: Console::new(total, 0, settings.quiet),
-        signals: Signals::listen()?,
+        signals,
         history: Vec::new(),
         summary: RunSummary::default(),
         drawn_epoch: 0,
         num_tokens: 0,
         step: 0,
+        total,
         skipped_in_a_row: 0,
+        evaluation_due: false,
+        best: None,
+        saved: None,
         seconds_before: 0.0,
         began: Instant::now(),
         profile: Profile::default(),
@@ -119,12 +144,10 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
         settings,
     };
     run.start()?;
-    run.steps(total)?;
-    run.finish()
-}
-
-fn resumed_step(data: &RunData<'_>) -> Result<Option<u64>> {
-    data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| s.step)).transpose()
+    // Before this line nothing has been trained that a signal could lose.
+    let deferred = run.signals.defer();
+    run.steps()?;
+    run.finish(deferred)
 }
 
 struct Run<'a, 'b, B: Backend> {
@@ -143,7 +166,14 @@ struct Run<'a, 'b, B: Backend> {
     drawn_epoch: u64,
     num_tokens: u64,
     step: u64,
+    total: u64,
     skipped_in_a_row: u64,
+    /// The evaluation of this step was cut short by a signal.
+    evaluation_due: bool,
+    /// The best evaluation that has a checkpoint.
+    best: Option<Best>,
+    /// The last checkpoint written or resumed from in the run's own folder.
+    saved: Option<(u64, PathBuf)>,
     seconds_before: f64,
     began: Instant,
     profile: Profile,
@@ -160,20 +190,11 @@ impl<B: Backend> Run<'_, '_, B> {
             self.trainer.identity_check(&first)?;
             self.console.line("identity check passed: policy and reference score every sequence alike");
         }
-        if self.settings.eval_steps.is_some() { self.evaluate() } else { Ok(()) }
+        if self.evaluates() { self.evaluate().map(|_| ()) } else { Ok(()) }
     }
 
-    fn restore(&mut self, folder: &Path) -> Result<()> {
-        let state = checkpoint::read_state(folder)?;
-        state.check(folder, &self.data.fingerprint)?;
-        checkpoint::restore(&mut self.trainer, folder, &state)?;
-        self.redraw(state.position.epoch)?;
-        self.loader = loader(self.settings, self.data.train.len(), state.position)?;
-        self.history = checkpoint::read_history(folder)?;
-        (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
-        self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
-        let event = json!({ "event": "resumed", "time": now() });
-        self.metrics.write("event", state.step, object(event))
+    fn evaluates(&self) -> bool {
+        self.settings.eval_steps.is_some() || self.settings.eval_epochs
     }
 
     /// Replaces the training groups by those of `epoch` where they are drawn anew.
@@ -187,8 +208,11 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    fn steps(&mut self, total: u64) -> Result<()> {
-        while self.step < total {
+    fn steps(&mut self) -> Result<()> {
+        if self.evaluation_due {
+            self.close_step()?;
+        }
+        while self.step < self.total {
             let began = Instant::now();
             let indices = self.next_batch()?;
             let learning_rate = self.schedule.rate(self.step);
@@ -201,21 +225,36 @@ impl<B: Backend> Run<'_, '_, B> {
             }
             self.step += 1;
             self.num_tokens += report.tally.tokens as u64;
-            self.record(&report, learning_rate, total, began.elapsed())?;
+            self.record(&report, learning_rate, began.elapsed())?;
             self.guard(&report)?;
-            let every = |n: Option<u64>| n.is_some_and(|n| self.step.is_multiple_of(n));
-            let (evaluate, save) = (every(self.settings.eval_steps), every(self.settings.save_steps));
-            if evaluate || (self.settings.eval_steps.is_some() && self.step == total) {
-                self.evaluate()?;
-            }
-            if save || self.signals.take_save() {
-                self.save()?;
-            }
-            if let Some(signal) = self.signals.stop() {
-                let path = self.save()?;
-                self.console.finish();
-                return Err(Error::Stopped { signal, step: self.step, path });
-            }
+            self.close_step()?;
+        }
+        Ok(())
+    }
+
+    /// What follows an update: evaluation and checkpoint where they are due, and the end of the run where a signal asks
+    /// for it. A resumed run whose evaluation was cut short begins here.
+    fn close_step(&mut self) -> Result<()> {
+        let s = self.settings;
+        let (last, epoch_ends) = (self.step == self.total, self.loader.position().offset == 0);
+        let due = |steps: Option<u64>, epochs: bool| {
+            steps.is_some_and(|n| self.step.is_multiple_of(n)) || (epochs && epoch_ends)
+        };
+        let evaluate = due(s.eval_steps, s.eval_epochs) || (last && self.evaluates());
+        let save = due(s.save_steps, s.save_epochs) || (last && s.saves());
+        let tally = if evaluate { self.evaluate()? } else { None };
+        self.evaluation_due = evaluate && tally.is_none();
+        if save && let Some(tally) = tally {
+            self.compare_with_best(&tally);
+        }
+        let asked = self.signals.take_save();
+        if save || asked {
+            self.save()?;
+        }
+        if let Some(signal) = self.signals.stop() {
+            let path = self.save()?;
+            self.console.finish();
+            return Err(Error::Stopped { signal, step: self.step, path });
         }
         Ok(())
     }
@@ -231,8 +270,8 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     /// Writes metrics and, at the logging cadence, the step line.
-    fn record(&mut self, report: &StepReport, learning_rate: f64, total: u64, elapsed: Duration) -> Result<()> {
-        let loss = &self.trainer.loss;
+    fn record(&mut self, report: &StepReport, learning_rate: f64, elapsed: Duration) -> Result<()> {
+        let (loss, total) = (&self.trainer.loss, self.total);
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.insert("step_seconds".into(), number(elapsed.as_secs_f64()));
@@ -280,11 +319,15 @@ impl<B: Backend> Run<'_, '_, B> {
         )))
     }
 
-    fn evaluate(&mut self) -> Result<()> {
+    /// Evaluates and logs; `None` without evaluation rows, or when a signal cut the evaluation short.
+    fn evaluate(&mut self) -> Result<Option<Tally>> {
         if self.data.eval.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let tally = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
+        if self.evaluator.cut_short() {
+            return Ok(None);
+        }
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.extend(tally.named(&self.trainer.loss, "eval_"));
@@ -292,50 +335,14 @@ impl<B: Backend> Run<'_, '_, B> {
         self.console.line(&eval_line(self.step, &tally, &self.trainer.loss));
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
-        self.summary.evals.push((self.step, tally));
+        self.summary.evals.push((self.step, tally.clone()));
         // Evaluations are no part of a step's profile.
         self.trainer.backend.probe().map(Probe::take);
-        Ok(())
-    }
-
-    fn save(&mut self) -> Result<PathBuf> {
-        let mut control = vec![0.0; CONTROL];
-        self.trainer.backend.read_acc(View::first(&self.trainer.optimizer.control, CONTROL), &mut control)?;
-        let seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
-        let mut state = RunState::new(self.step, self.loader.position(), self.num_tokens, seconds, control);
-        state.fingerprint = self.data.fingerprint.clone();
-        let dir = &self.settings.output_dir;
-        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
-        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, &state, &history)?;
-        if let Some(limit) = self.settings.save_total_limit {
-            checkpoint::prune(dir, limit)?;
-        }
-        Ok(folder)
-    }
-
-    /// Writes the final model and hands back the summary.
-    fn finish(mut self) -> Result<RunSummary> {
-        let dir = &self.settings.output_dir;
-        store::save(self.trainer.backend, &self.trainer.policy, dir)?;
-        self.data.tokenizer.copy_to(dir)?;
-        let history = checkpoint::history(self.step, self.loader.epochs(), &self.history);
-        checkpoint::write_json(&dir.join(checkpoint::HISTORY_FILE), &history)?;
-        self.summary.steps = self.step;
-        self.summary.seconds = self.seconds_before + self.began.elapsed().as_secs_f64();
-        self.console.finish();
-        self.console.line(&format!(
-            "done: {} step{} in {:.1} s; model in {}",
-            self.summary.steps,
-            if self.summary.steps == 1 { "" } else { "s" },
-            self.summary.seconds,
-            dir.display()
-        ));
-        self.report_profile()?;
-        Ok(self.summary)
+        Ok(Some(tally))
     }
 
     /// Prints and writes time by op where it was taken.
-    fn report_profile(&self) -> Result<()> {
+    pub(super) fn report_profile(&self) -> Result<()> {
         if self.trainer.backend.probe().is_none() {
             return Ok(());
         }

@@ -11,16 +11,25 @@ fn train(method: &str, output: &str, rest: &str) -> String {
 #[test]
 fn equal_runs_give_equal_bytes_on_any_number_of_threads() {
     let bench = Bench::new();
-    for (method, rest) in [("dpo", "--max-steps 3 --learning-rate 1e-3"), ("reward", "--max-steps 3")] {
+    for (method, rest) in [
+        ("dpo", "--max-steps 5 --learning-rate 1e-3"),
+        ("reward", "--max-steps 5 --learning-rate 1e-3"),
+        ("sft", "--max-steps 5 --learning-rate 1e-3 "),
+    ] {
         let name = |i: usize| format!("{method}-{i}");
-        for (i, threads) in ["2", "2", "1"].into_iter().enumerate() {
-            bench.run_with(&train(method, &name(i), rest), ("RAYON_NUM_THREADS", threads)).ok();
+        let rest = format!("{rest} --per-device-train-batch-size 3 --gradient-accumulation-steps 2 --save-steps 5");
+        for (i, threads) in ["1", "2", "3", "3"].into_iter().enumerate() {
+            bench.run_with(&train(method, &name(i), &rest), ("RAYON_NUM_THREADS", threads)).ok();
         }
-        for other in [name(1), name(2)] {
-            let weights = |run: &str| bench.bytes(&format!("{run}/model.safetensors"));
-            assert!(weights(&name(0)) == weights(&other), "{other}");
+        for other in [name(1), name(2), name(3)] {
+            for file in ["model.safetensors", "checkpoint-5/state/optimizer-rank00000.safetensors"] {
+                let bytes = |run: &str| bench.bytes(&format!("{run}/{file}"));
+                assert!(bytes(&name(0)) == bytes(&other), "{file} of {other}");
+            }
             for kind in ["train", "eval"] {
-                assert_eq!(bench.metrics(&name(0), kind), bench.metrics(&other, kind), "{other}");
+                let rows = bench.metrics(&name(0), kind);
+                assert_eq!(rows, bench.metrics(&other, kind), "{other}");
+                assert!(rows.len() >= 2 && rows[0] != rows[1], "{other}");
             }
         }
         assert!(bench.bytes("model/model.safetensors") != bench.bytes(&format!("{method}-0/model.safetensors")));
@@ -86,4 +95,37 @@ fn a_total_batch_size_derives_the_accumulation() {
     bench
         .run(&train("reward", "c", &format!("{rest} --total-batch-size 5")))
         .fails(2, &["--total-batch-size 5", "multiple of --per-device-train-batch-size 2"]);
+}
+
+/// Scores of every row by id, each number with all its digits.
+fn scores(bench: &Bench, model: &str, rows: &[&str]) -> Vec<(String, String)> {
+    bench.write("rows.jsonl", rows.join("\n"));
+    bench.run(&format!("score --model {model} --input rows.jsonl --output scores.jsonl")).ok();
+    let rows = bench.rows("scores.jsonl");
+    rows.iter().map(|row| (row["id"].to_string(), row["sequences"].to_string())).collect()
+}
+
+#[test]
+fn a_sequence_scores_the_same_among_any_others() {
+    let bench = Bench::new();
+    bench.run(&train("reward", "rewards", "--max-steps 2")).ok();
+    let text = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
+    let mut rows: Vec<&str> = text.lines().collect();
+    for model in ["model", "rewards"] {
+        let together = scores(&bench, model, &rows);
+        assert_eq!(together.len(), 24);
+        rows.reverse();
+        let mut back = scores(&bench, model, &rows);
+        back.reverse();
+        rows.reverse();
+        assert_eq!(together, back, "{model}");
+        let mut shuffled: Vec<usize> = (0..24).map(|i| i * 7 % 24).collect();
+        let mixed = scores(&bench, model, &shuffled.iter().map(|&i| rows[i]).collect::<Vec<_>>());
+        for (row, i) in mixed.into_iter().zip(shuffled.drain(..)) {
+            assert_eq!(row, together[i], "{model}");
+        }
+        for i in [0, 11, 23] {
+            assert_eq!(scores(&bench, model, &rows[i..=i]), together[i..=i], "{model}, row {i} alone");
+        }
+    }
 }

@@ -1,9 +1,5 @@
 //! Checkpoints: a run that stops and goes on is the run that never stopped.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::path::Path;
-use std::process::Stdio;
-
 use super::bench::Bench;
 
 fn dpo(rest: &str) -> String {
@@ -97,9 +93,10 @@ fn a_different_run_is_not_resumed_and_leaves_everything_as_it_was() {
     bench.run(&run("--max-steps 4 --resume-from-checkpoint true")).fails(6, &["length was 3 steps, is 4 steps"]);
     bench.run(&run("--max-steps 3 --resume-from-checkpoint out/checkpoint-9")).fails(6, &["checkpoint-9"]);
     bench.run(&run("--max-steps 3 --resume-from-checkpoint true --output-dir new")).fails(2, &[]);
+    let done = bench.bytes("out/checkpoint-3/DONE");
     std::fs::remove_file(bench.at("out/checkpoint-3/DONE")).unwrap();
     bench.run(&run("--max-steps 3 --resume-from-checkpoint out/checkpoint-3")).fails(6, &["not a complete checkpoint"]);
-    bench.write("out/checkpoint-3/DONE", "");
+    bench.write("out/checkpoint-3/DONE", done);
     assert!((bench.listing(), bench.bytes("out/metrics.jsonl"), bench.bytes("out/run.json")) == before);
 
     std::fs::remove_file(bench.at("out/checkpoint-2/state/state.json")).unwrap();
@@ -107,69 +104,117 @@ fn a_different_run_is_not_resumed_and_leaves_everything_as_it_was() {
     let moments = "out/checkpoint-3/state/optimizer-rank00000.safetensors";
     let bytes = bench.bytes(moments);
     bench.write(moments, &bytes[..bytes.len() - 5]);
-    bench.run(&run("--max-steps 3 --resume-from-checkpoint true")).fails(6, &["optimizer-rank00000", "damaged"]);
-}
-
-/// Starts a run that would take hours, sends it a signal once it has made a step, and returns its exit code.
-fn stopped(bench: &Bench, words: &str, signal: &str) -> Option<i32> {
-    let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
-    let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    lines.for_each(drop);
-    let code = child.wait().unwrap().code();
-    let mut err = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    assert!(err.contains("error: stopped by signal") && err.contains("state saved in out/checkpoint-"), "{err}");
-    code
-}
-
-fn last_checkpoint(out: &Path) -> u64 {
-    mapl::train::checkpoint::list(out).last().unwrap().0
+    let from = "--max-steps 3 --resume-from-checkpoint out/checkpoint-3";
+    bench.run(&run(from)).fails(6, &["optimizer-rank00000", "damaged"]);
 }
 
 #[test]
-fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
+fn evaluations_in_between_and_several_resumes_change_nothing() {
     let bench = Bench::new();
-    let run = |steps: u64, rest: &str| {
+    let words = |out: &str| {
         format!(
-            "reward --model model --train-file groups.jsonl --output-dir out --lr-scheduler-type constant \
-             --max-steps {steps} {rest}"
+            "reward --model model --train-file groups.jsonl --eval-file pairs.jsonl --output-dir {out} --quiet \
+             --per-device-train-batch-size 2 --gradient-accumulation-steps 2 --max-steps 11 --eval-steps 2 \
+             --save-steps 3 --logging-steps 1 --learning-rate 1e-3 --warmup-steps 3"
         )
     };
-    assert_eq!(stopped(&bench, &run(1_000_000, ""), "-TERM"), Some(143));
-    let first = last_checkpoint(&bench.at("out"));
-    assert!(!bench.at("out/model.safetensors").exists());
-    assert_eq!(bench.metrics("out", "train").last().unwrap()["step"], first);
-    // Without a decay the length is free, so the run may end sooner than it was meant to.
-    bench.run(&run(first + 2, "--resume-from-checkpoint true")).ok();
-    let train = bench.metrics("out", "train");
-    assert_eq!(train.len() as u64, first + 2);
-    bench.run(&run(first + 2, "").replace("--output-dir out", "--output-dir straight")).ok();
-    assert_eq!(bench.metrics("straight", "train"), train);
-    assert!(bench.bytes("straight/model.safetensors") == bench.bytes("out/model.safetensors"));
-
-    assert_eq!(stopped(&bench, &run(1_000_000, "--overwrite-output-dir"), "-INT"), Some(130));
+    bench.run(&words("straight")).ok();
+    bench.run(&words("out")).ok();
+    for checkpoint in [9, 3, 6] {
+        forget_after(&bench, checkpoint);
+        bench.run(&format!("{} --resume-from-checkpoint out/checkpoint-{checkpoint}", words("out"))).ok();
+        for file in ["model.safetensors", "checkpoint-11/state/optimizer-rank00000.safetensors"] {
+            assert!(bench.bytes(&format!("out/{file}")) == bench.bytes(&format!("straight/{file}")), "{file}");
+        }
+        for kind in ["train", "eval"] {
+            assert_eq!(bench.metrics("out", kind), bench.metrics("straight", kind), "from {checkpoint}");
+        }
+    }
+    // Marks of the resumes that led to the events that are left.
+    let marks: Vec<_> = bench.metrics("out", "event").iter().map(|row| row["step"].clone()).collect();
+    assert_eq!(marks, [3, 6]);
+    let timeless = |run: &str| {
+        let mut state = bench.json(&format!("{run}/trainer_state.json"));
+        for entry in state["log_history"].as_array_mut().unwrap() {
+            let entry = entry.as_object_mut().unwrap();
+            entry.remove("time");
+            entry.remove("step_seconds");
+        }
+        state
+    };
+    assert_eq!(timeless("out"), timeless("straight"));
+    // Into a folder of its own, with the events that led to the checkpoint.
+    bench.run(&format!("{} --resume-from-checkpoint out/checkpoint-6", words("moved"))).ok();
+    assert!(bench.bytes("moved/model.safetensors") == bench.bytes("straight/model.safetensors"));
+    assert_eq!(bench.metrics("moved", "train"), bench.metrics("straight", "train"));
+    bench
+        .run(&format!("{} --resume-from-checkpoint out/checkpoint-6", words("straight")))
+        .fails(2, &["straight already holds a run"]);
 }
 
 #[test]
-fn a_run_asked_to_save_saves_and_goes_on() {
+fn a_changed_file_is_named() {
     let bench = Bench::new();
-    let words = "reward --model model --train-file groups.jsonl --output-dir out --max-steps 1000000";
-    let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
-    let send = |signal: &str, child: &std::process::Child| {
-        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+    let words = "reward --model model --train-file pairs.jsonl --eval-file pairs.jsonl --output-dir out --objective mapl \
+                 --k-max 1 --max-steps 2 --save-steps 1";
+    bench.run(words).ok();
+    let resume = format!("{words} --resume-from-checkpoint out/checkpoint-1");
+    let listing = (bench.listing(), bench.bytes("out/metrics.jsonl"), bench.bytes("out/run.json"));
+    let pairs = String::from_utf8(bench.bytes("pairs.jsonl")).unwrap();
+    bench.write("fewer.jsonl", pairs.lines().skip(1).collect::<Vec<_>>().join("\n"));
+    for (flag, message) in
+        [("--train-file pairs.jsonl", "training data was"), ("--eval-file pairs.jsonl", "evaluation data was")]
+    {
+        bench.run(&resume.replace(flag, &flag.replace("pairs", "fewer"))).fails(6, &["cannot resume", message]);
+    }
+    bench.run(&format!("{resume} --redraw epoch")).fails(6, &["cannot resume", "construction was"]);
+    let change = |file: &str, from: &str, to: &str, message: &str| {
+        let before = String::from_utf8(bench.bytes(file)).unwrap();
+        assert!(before.contains(from), "{before}");
+        bench.write(file, before.replacen(from, to, 1));
+        bench.run(&resume).fails(6, &["cannot resume", message]);
+        bench.write(file, before);
     };
-    send("-USR1", &child);
-    let saved = || mapl::train::checkpoint::list(&bench.at("out")).len();
-    // Step lines arrive while the run goes on; the checkpoint is there after a few of them.
-    assert!(lines.by_ref().take(10_000).any(|_| saved() == 1), "nothing was saved");
-    assert!(lines.next().is_some() && child.try_wait().unwrap().is_none(), "the run goes on");
-    send("-TERM", &child);
-    lines.for_each(drop);
-    assert_eq!(child.wait().unwrap().code(), Some(143));
-    assert_eq!(saved(), 2);
+    change("model/config.json", "\"rms_norm_eps\": 0.00001", "\"rms_norm_eps\": 0.00002", "model config was");
+    change("model/tokenizer_config.json", "{", "{ ", "tokenizer was");
+    change("model/chat_template.jinja", "{", " {", "chat template was");
+    std::fs::remove_file(bench.at("fewer.jsonl")).unwrap();
+    assert!((bench.listing(), bench.bytes("out/metrics.jsonl"), bench.bytes("out/run.json")) == listing);
+    bench.run(&resume).ok();
+}
+
+#[test]
+fn a_finished_run_goes_on_where_the_schedule_allows() {
+    let bench = Bench::new();
+    let run = |out: &str, steps: u64, rest: &str| {
+        format!(
+            "dpo --model model --train-file groups.jsonl --output-dir {out} --quiet --learning-rate 1e-3 --save-steps 2 \
+             --per-device-train-batch-size 5 --max-steps {steps} {rest}"
+        )
+    };
+    let warm = "--lr-scheduler-type constant_with_warmup --warmup-steps 2";
+    bench.run(&run("out", 3, warm)).ok();
+    bench.run(&run("straight", 7, warm)).ok();
+    bench.run(&run("out", 7, &format!("{warm} --resume-from-checkpoint true"))).ok();
+    assert!(bench.bytes("out/model.safetensors") == bench.bytes("straight/model.safetensors"));
+    assert_eq!(bench.metrics("out", "train"), bench.metrics("straight", "train"));
+    let events = bench.metrics("out", "event");
+    assert_eq!((events.len(), &events[0]["step"]), (1, &3.into()));
+    let back = format!("{warm} --resume-from-checkpoint true");
+    bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "end after step 4"]);
+    bench.run(&run("linear", 3, "")).ok();
+    let longer = run("linear", 7, "--resume-from-checkpoint true");
+    bench.run(&longer).fails(6, &["length was 3 steps, is 7 steps", "learning rate falls", "constant"]);
+    bench.run(&run("linear", 3, "--resume-from-checkpoint true")).ok();
+}
+
+#[test]
+fn a_checkpoint_after_a_skipped_update_is_resumed() {
+    let bench = Bench::new();
+    let words = "dpo --model model --train-file groups.jsonl --output-dir out --learning-rate 1e30 --max-steps 9 \
+                 --max-skipped-steps 3 --save-steps 1";
+    bench.run(words).fails(4, &["3 updates in a row", "step 4", "checkpoint-3"]);
+    // The two skipped updates before the checkpoint count.
+    let again = format!("{words} --resume-from-checkpoint true");
+    bench.run(&again).fails(4, &["3 updates in a row", "step 4", "checkpoint-3"]);
 }

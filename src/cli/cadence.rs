@@ -1,0 +1,141 @@
+//! When a run evaluates and saves, and which checkpoints it keeps. Names and meanings are those of transformers' trainer.
+//! Refused: steps that a strategy contradicts, options without effect, and a best checkpoint that could not be found
+//! because evaluations and checkpoints do not meet.
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+
+use crate::loss::objective::Method;
+use crate::train::best::BestModel;
+use crate::{Error, Result};
+
+/// Updates between checkpoints with `--save-strategy steps` alone, as in transformers.
+const SAVE_STEPS: u64 = 500;
+
+/// What triggers an evaluation or a checkpoint.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// Nothing
+    No,
+    /// Every so many updates
+    Steps,
+    /// The end of every pass over the data
+    Epoch,
+}
+
+/// Evaluations and checkpoints of a run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Evaluation and checkpoints")]
+pub struct CadenceArgs {
+    /// When to evaluate --eval-file [default: steps with --eval-steps, else at start and end only]
+    #[arg(long, value_enum, alias = "evaluation-strategy")]
+    pub eval_strategy: Option<Strategy>,
+    /// Updates between evaluations [with --eval-strategy steps: default --logging-steps]
+    #[arg(long)]
+    pub eval_steps: Option<u64>,
+    /// When to write checkpoints; the end of the run counts too [default: steps with --save-steps, else no]
+    #[arg(long, value_enum)]
+    pub save_strategy: Option<Strategy>,
+    /// Updates between checkpoints [with --save-strategy steps: default 500]
+    #[arg(long)]
+    pub save_steps: Option<u64>,
+    /// Checkpoints to keep; the newest and the best always stay [default: all]
+    #[arg(long)]
+    pub save_total_limit: Option<usize>,
+    /// Keep every checkpoint at a multiple of this step, whatever the limit; it does not count
+    #[arg(long)]
+    pub keep_every: Option<u64>,
+    /// End with the weights of the best checkpoint
+    #[arg(long)]
+    pub load_best_model_at_end: bool,
+    /// Value that tells the best checkpoint: loss, accuracy or margin, of one kind with /base, /intra or /inter behind it
+    /// [with --load-best-model-at-end: default loss]
+    #[arg(long)]
+    pub metric_for_best_model: Option<String>,
+    /// Whether a greater value is better [default: for losses no, else yes]
+    #[arg(long, value_parser = BoolishValueParser::new(), num_args = 0..=1, default_missing_value = "true")]
+    pub greater_is_better: Option<bool>,
+}
+
+/// The arguments, resolved.
+pub struct Cadence {
+    /// `u64::MAX`: at start and end only.
+    pub eval_steps: Option<u64>,
+    pub eval_epochs: bool,
+    pub save_steps: Option<u64>,
+    pub save_epochs: bool,
+    pub best: Option<BestModel>,
+}
+
+impl CadenceArgs {
+    /// Checks the options against one another and fills in what depends on others.
+    pub fn resolve(&self, method: Method, evaluates: bool, logging_steps: u64) -> Result<Cadence> {
+        let refuse = |why: &str| Err(Error::Usage(why.to_owned()));
+        for (flag, value) in [
+            ("--eval-steps", self.eval_steps),
+            ("--save-steps", self.save_steps),
+            ("--save-total-limit", self.save_total_limit.map(|n| n as u64)),
+            ("--keep-every", self.keep_every),
+        ] {
+            if value == Some(0) {
+                return refuse(&format!("{flag} 0: at least 1 is needed"));
+            }
+        }
+        if !evaluates && self.eval_steps.is_some() {
+            return refuse("--eval-steps has no effect without --eval-file");
+        }
+        let (eval_steps, eval_epochs) = match (self.eval_strategy, self.eval_steps) {
+            (Some(Strategy::No), _) if evaluates => {
+                return refuse("--eval-strategy no contradicts --eval-file; leave one of them out");
+            }
+            (Some(Strategy::Steps | Strategy::Epoch), _) if !evaluates => {
+                return refuse("--eval-strategy has no effect without --eval-file");
+            }
+            (Some(Strategy::Epoch), Some(_)) => return refuse("--eval-strategy epoch contradicts --eval-steps"),
+            (Some(Strategy::Epoch), None) => (None, true),
+            (Some(Strategy::Steps), steps) => (Some(steps.unwrap_or(logging_steps)), false),
+            (None, steps) if evaluates => (Some(steps.unwrap_or(u64::MAX)), false),
+            (None | Some(Strategy::No), _) => (None, false),
+        };
+        let (save_steps, save_epochs) = match (self.save_strategy, self.save_steps) {
+            (Some(Strategy::No), Some(_)) => return refuse("--save-strategy no contradicts --save-steps"),
+            (Some(Strategy::Epoch), Some(_)) => return refuse("--save-strategy epoch contradicts --save-steps"),
+            (Some(Strategy::Epoch), None) => (None, true),
+            (Some(Strategy::Steps), steps) => (Some(steps.unwrap_or(SAVE_STEPS)), false),
+            (None, steps) => (steps, false),
+            (Some(Strategy::No), None) => (None, false),
+        };
+        if self.keep_every.is_some() && self.save_total_limit.is_none() {
+            return refuse("--keep-every has no effect without --save-total-limit: every checkpoint is kept");
+        }
+        let mut cadence = Cadence { eval_steps, eval_epochs, save_steps, save_epochs, best: None };
+        cadence.best = self.best(method, &cadence)?;
+        Ok(cadence)
+    }
+
+    /// How the best checkpoint is found.
+    fn best(&self, method: Method, cadence: &Cadence) -> Result<Option<BestModel>> {
+        let flag = match (self.load_best_model_at_end, &self.metric_for_best_model) {
+            (true, _) => "--load-best-model-at-end",
+            (false, Some(_)) => "--metric-for-best-model",
+            (false, None) if self.greater_is_better.is_some() => {
+                return Err(Error::Usage("--greater-is-better has no effect without --metric-for-best-model".into()));
+            }
+            (false, None) => return Ok(None),
+        };
+        // Both at epochs, or every checkpoint right after an evaluation.
+        let meet = match (cadence.eval_steps, cadence.save_steps) {
+            (None, None) => cadence.eval_epochs && cadence.save_epochs,
+            (Some(eval), Some(save)) => eval != u64::MAX && save.is_multiple_of(eval),
+            _ => false,
+        };
+        if !meet {
+            return Err(Error::Usage(format!(
+                "{flag} needs an evaluation before every checkpoint: give --eval-file, --eval-steps and --save-steps, a \
+                 multiple of --eval-steps, or --eval-strategy epoch and --save-strategy epoch"
+            )));
+        }
+        let name = self.metric_for_best_model.as_deref().unwrap_or("loss");
+        BestModel::resolve(name, self.greater_is_better, self.load_best_model_at_end, method).map(Some)
+    }
+}

@@ -1,0 +1,135 @@
+//! What a resumed run must share with the run it continues: named settings, and hashes of what was read. What changes no
+//! update, such as cadence and output, is not part of it.
+
+use super::train::Plan;
+use crate::Result;
+use crate::data::template::frozen_date;
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::error::Error;
+use crate::model::config::ModelConfig;
+use crate::optim::schedule::Scheduler;
+use crate::train::checkpoint::LENGTH;
+
+/// Digits of a hash that are kept.
+const DIGITS: usize = 16;
+
+/// The parts of a run that its fingerprint covers.
+pub(super) struct Fingerprint<'a> {
+    pub plan: &'a Plan<'a>,
+    /// Groups of training and evaluation.
+    pub groups: [&'a [TokenizedGroup]; 2],
+    pub tokenizer: &'a Tokenizer,
+    /// Configuration of the start model.
+    pub config: &'a ModelConfig,
+    /// Hash of the reference's weights.
+    pub reference: String,
+}
+
+impl Fingerprint<'_> {
+    /// Name and value of every part, in a fixed order.
+    pub fn entries(self) -> Result<Vec<(String, String)>> {
+        let (plan, s) = (self.plan, &self.plan.settings);
+        // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
+        let length = match s.scheduler {
+            Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
+            Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
+                Some(steps) => format!("{steps} steps"),
+                None => format!("{} epochs", s.epochs),
+            },
+        };
+        let [train, eval] = self.groups.map(groups_hash);
+        let mut entries = vec![
+            ("method", plan.method.name().to_owned()),
+            ("loss", format!("{:?}", plan.loss)),
+            ("batch size", s.micro_batch.to_string()),
+            ("gradient accumulation", s.accumulation.to_string()),
+            (LENGTH, length),
+            ("learning rate", s.learning_rate.to_string()),
+            ("schedule", format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
+            ("shuffling", format!("{:?}", s.shuffle)),
+            ("AdamW", format!("{:?}", plan.adamw)),
+            ("model config", config_line(self.config)),
+            ("training data", train),
+            ("evaluation data", eval),
+            ("tokenizer", self.tokenizer_hash()?),
+            ("chat template", self.template_hash()),
+            ("reference", self.reference),
+        ];
+        if plan.build.objective.builds() {
+            // Groups drawn anew in later epochs follow from these and the rows.
+            entries.push(("construction", format!("{:?}", plan.build)));
+            entries.push(("tokenization", format!("{:?}", plan.tokenize)));
+        }
+        if self.tokenizer.template().is_some_and(|template| template.uses_date()) {
+            entries.push(("date in the chat template (SOURCE_DATE_EPOCH sets it)", frozen_date()));
+        }
+        if let Some(best) = &s.best {
+            entries
+                .push(("metric for the best model", format!("{}, greater: {}", best.metric, best.greater_is_better)));
+        }
+        Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// Hash over the tokenizer's files but its chat template's own.
+    fn tokenizer_hash(&self) -> Result<String> {
+        let mut hash = blake3::Hasher::new();
+        for file in self.tokenizer.files().iter().filter(|file| file.extension().is_none_or(|e| e != "jinja")) {
+            hash.update(&std::fs::read(file).map_err(Error::io("read", file))?);
+        }
+        Ok(short(&hash))
+    }
+
+    fn template_hash(&self) -> String {
+        let Some(template) = self.tokenizer.template() else { return "none".to_owned() };
+        let mut hash = blake3::Hasher::new();
+        for text in template.sources().iter().flat_map(|(name, source)| [name, source]) {
+            hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        }
+        short(&hash)
+    }
+}
+
+fn short(hash: &blake3::Hasher) -> String {
+    hash.finalize().to_hex()[..DIGITS].to_owned()
+}
+
+/// Sizes and constants that the forward depends on, in words.
+fn config_line(c: &ModelConfig) -> String {
+    format!(
+        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}, at most {} \
+         positions",
+        c.architecture(),
+        c.layers,
+        c.hidden,
+        c.intermediate,
+        c.heads,
+        c.head_dim,
+        c.kv_heads,
+        c.vocab,
+        if c.tied { ", tied" } else { "" },
+        c.rms_norm_eps,
+        c.rope,
+        c.max_positions
+    )
+}
+
+/// Hash over the ids and comparisons of groups.
+fn groups_hash(groups: &[TokenizedGroup]) -> String {
+    if groups.is_empty() {
+        return "none".to_owned();
+    }
+    let mut hash = blake3::Hasher::new();
+    for group in groups {
+        let prompts = group.prompt_ids.iter().map(|ids| (u64::MAX, ids));
+        let responses = group.sequences.iter().map(|s| (s.prompt as u64, &s.response_ids));
+        for (prompt, ids) in prompts.chain(responses) {
+            hash.update(&prompt.to_le_bytes()).update(&(ids.len() as u64).to_le_bytes());
+            ids.iter().for_each(|id| {
+                hash.update(&id.to_le_bytes());
+            });
+        }
+        hash.update(format!("{:?}", group.comparisons).as_bytes());
+    }
+    short(&hash)
+}

@@ -1,0 +1,96 @@
+//! The optimiser's state of a checkpoint: moments, control vector and, where `Act` is not f32, the exact weights, as
+//! tensors of one safetensors file. Refused: files that are damaged, or that belong to a model of another size.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut};
+use crate::train::step::Trainer;
+use crate::{Error, Result};
+
+/// Name of the file in `state/`.
+pub const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
+
+/// Puts moments, control vector and (where `Act` is not f32) exact weights back. The policy has been loaded from the
+/// checkpoint's weight files before.
+pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
+    let path = folder.join("state").join(OPTIMIZER_FILE);
+    let bytes = fs::read(&path).map_err(|e| super::unreadable(&path, &e))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
+    let len = trainer.policy.layout.len;
+    let backend = trainer.backend;
+    let read = |name: &str, len: usize| -> Result<Vec<f64>> {
+        let tensor = file.tensor(name).map_err(|e| Error::model(&path, format!("tensor {name}: {e}")))?;
+        let values = decode(&tensor);
+        if values.len() != len {
+            let why = format!("tensor {name} has {} elements, {len} are expected", values.len());
+            return Err(Error::model(&path, why));
+        }
+        Ok(values)
+    };
+    backend.write_acc(ViewMut::first(&mut trainer.optimizer.m, len), &read("m", len)?)?;
+    backend.write_acc(ViewMut::first(&mut trainer.optimizer.v, len), &read("v", len)?)?;
+    if let Some(master) = &mut trainer.optimizer.master {
+        backend.write_acc(ViewMut::first(master, len), &read("weights", len)?)?;
+    }
+    if B::PRECISION != Precision::F32 {
+        backend.write_act(ViewMut::first(&mut trainer.policy.weights, len), &read("weights", len)?)?;
+    }
+    backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &read("control", CONTROL)?)
+}
+
+/// Writes the state; the caller syncs it.
+pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
+    let (backend, len) = (trainer.backend, trainer.policy.layout.len);
+    let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
+    let dtype_bytes = if dtype == Dtype::F64 { 8 } else { 4 };
+    let mut values = vec![0.0; len];
+    let mut tensors: Vec<(&str, Vec<u8>)> = Vec::new();
+    for (name, buffer) in [("m", &trainer.optimizer.m), ("v", &trainer.optimizer.v)] {
+        backend.read_acc(View::first(buffer, len), &mut values)?;
+        tensors.push((name, encode(&values, dtype)));
+    }
+    // As a tensor, because a norm that is not finite has no JSON number.
+    let mut control = vec![0.0; CONTROL];
+    backend.read_acc(View::first(&trainer.optimizer.control, CONTROL), &mut control)?;
+    tensors.push(("control", encode(&control, dtype)));
+    match (&trainer.optimizer.master, B::PRECISION) {
+        (Some(master), _) => {
+            backend.read_acc(View::first(master, len), &mut values)?;
+            tensors.push(("weights", encode(&values, dtype)));
+        }
+        (None, Precision::F32) => {}
+        (None, _) => {
+            backend.read_act(View::first(&trainer.policy.weights, len), &mut values)?;
+            tensors.push(("weights", encode(&values, dtype)));
+        }
+    }
+    let mut views = Vec::new();
+    for (name, bytes) in &tensors {
+        let view = TensorView::new(dtype, vec![bytes.len() / dtype_bytes], bytes)
+            .map_err(|e| Error::Runtime(format!("cannot write optimiser state {name}: {e}")))?;
+        views.push((*name, view));
+    }
+    safetensors::serialize_to_file(views, None, path)
+        .map_err(|e| Error::Runtime(format!("cannot write {}: {e}", path.display())))
+}
+
+/// Little-endian bytes of `values` as f32 or f64; exact, because the values have that precision.
+fn encode(values: &[f64], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+    }
+}
+
+fn decode(tensor: &TensorView<'_>) -> Vec<f64> {
+    let data = tensor.data();
+    match tensor.dtype() {
+        Dtype::F64 => data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,148 @@
+//! What a run saves and resumes from: checkpoints, the best of them, and the final model.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{Deferred, Run, RunSummary, loader, now, object};
+use crate::backend::Backend;
+use crate::model::store;
+use crate::train::checkpoint::{self, Best, Keep, RunState};
+use crate::train::metrics::Tally;
+use crate::{Error, Result};
+
+impl<B: Backend> Run<'_, '_, B> {
+    /// Puts everything back as it was when the checkpoint was written; the weights have been loaded before.
+    pub(super) fn restore(&mut self, folder: &Path) -> Result<()> {
+        let state = checkpoint::read_state(folder)?;
+        state.check(folder, &self.data.fingerprint)?;
+        checkpoint::restore(&mut self.trainer, folder)?;
+        self.redraw(state.position.epoch)?;
+        self.loader = loader(self.settings, self.data.train.len(), state.position)?;
+        self.history = checkpoint::read_history(folder)?;
+        (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
+        (self.skipped_in_a_row, self.evaluation_due) = (state.skipped_in_a_row, state.evaluation_due);
+        let own = checkpoint::folder(&self.settings.output_dir, state.step);
+        if same_folder(&own, folder) {
+            self.saved = Some((state.step, own));
+        }
+        self.best = state.best.filter(|_| self.settings.best.is_some());
+        if let Some(best) = self.best {
+            let folder = self.folder_of(best);
+            if !folder.is_dir() {
+                self.best = None;
+                self.console.warn(&format!(
+                    "{}, the best checkpoint so far, is not there; the best is sought from step {} on",
+                    folder.display(),
+                    state.step
+                ));
+            }
+        }
+        self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
+        let event = json!({ "event": "resumed", "time": now() });
+        self.metrics.write("event", state.step, object(event))
+    }
+
+    fn folder_of(&self, best: Best) -> PathBuf {
+        checkpoint::folder(&self.settings.output_dir, best.step)
+    }
+
+    /// Takes the checkpoint that is about to be written for the best if its evaluation is.
+    pub(super) fn compare_with_best(&mut self, tally: &Tally) {
+        let Some(chooser) = &self.settings.best else { return };
+        let Some(value) = chooser.value(tally, &self.trainer.loss) else { return };
+        if self.best.is_none_or(|best| chooser.improves(value, best.value)) {
+            self.best = Some(Best { step: self.step, value });
+        }
+    }
+
+    /// Writes a checkpoint of this step, unless there is one, and returns its folder.
+    pub(super) fn save(&mut self) -> Result<PathBuf> {
+        if let Some((step, folder)) = &self.saved
+            && *step == self.step
+        {
+            return Ok(folder.clone());
+        }
+        let state = RunState {
+            step: self.step,
+            position: self.loader.position(),
+            num_tokens: self.num_tokens,
+            seconds: self.seconds(),
+            skipped_in_a_row: self.skipped_in_a_row,
+            evaluation_due: self.evaluation_due,
+            best: self.best,
+            fingerprint: self.data.fingerprint.clone(),
+            ..RunState::default()
+        };
+        // A checkpoint must not be on the disk before the events that led to it.
+        self.metrics.sync()?;
+        let dir = &self.settings.output_dir;
+        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
+        self.saved = Some((self.step, folder.clone()));
+        let keep = Keep {
+            limit: self.settings.save_total_limit,
+            every: self.settings.keep_every,
+            best: self.best.map(|best| best.step),
+        };
+        checkpoint::prune(dir, self.step, keep)?;
+        Ok(folder)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.began.elapsed().as_secs_f64()
+    }
+
+    fn trainer_state(&self) -> serde_json::Value {
+        let best = self.best.map(|best| (best, self.folder_of(best)));
+        checkpoint::history((self.step, self.total), self.loader.epochs(), best, &self.history)
+    }
+
+    /// Writes the final model, its weights last, and hands back the summary. Signals wait until it is written.
+    pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
+        let state = self.trainer_state();
+        self.load_best()?;
+        let dir = &self.settings.output_dir;
+        self.metrics.sync()?;
+        self.data.tokenizer.copy_to(dir)?;
+        checkpoint::write_json(&dir.join(checkpoint::HISTORY_FILE), &state)?;
+        store::save(self.trainer.backend, &self.trainer.policy, dir)?;
+        drop(deferred);
+        self.summary.steps = self.step;
+        self.summary.seconds = self.seconds();
+        self.console.finish();
+        self.console.line(&format!(
+            "done: {} step{} in {:.1} s; model in {}",
+            self.summary.steps,
+            if self.summary.steps == 1 { "" } else { "s" },
+            self.summary.seconds,
+            dir.display()
+        ));
+        self.report_profile()?;
+        Ok(self.summary)
+    }
+
+    /// Puts the best checkpoint's weights in the place of the last ones where the run is to end with them.
+    fn load_best(&mut self) -> Result<()> {
+        let Some(chooser) = self.settings.best.as_ref().filter(|chooser| chooser.load_at_end) else { return Ok(()) };
+        let Some(best) = self.best else {
+            self.console.warn(&format!("no checkpoint has a finite {}; the last weights are kept", chooser.metric));
+            return Ok(());
+        };
+        let folder = self.folder_of(best);
+        if best.step != self.step {
+            let last = self.saved.as_ref().map(|(_, folder)| folder.display().to_string()).unwrap_or_default();
+            checkpoint::verify(&folder).map_err(|e| {
+                let hint = "the last weights are in";
+                Error::model(&folder, format!("the best checkpoint cannot be loaded: {e}; {hint} {last}"))
+            })?;
+            store::reload(self.trainer.backend, &mut self.trainer.policy, &folder)?;
+        }
+        self.console.line(&format!("best checkpoint: {} ({} {})", folder.display(), chooser.metric, best.value));
+        Ok(())
+    }
+}
+
+/// True when two paths name one folder that exists.
+fn same_folder(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}

@@ -1,0 +1,174 @@
+//! Signals to a running process: when it stops, what it saves, and with which code it ends.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Stdio};
+
+use super::bench::Bench;
+
+fn send(signal: &str, child: &Child) {
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
+}
+
+/// Starts a run that would take hours, sends it a signal once it has made a step, and returns its exit code.
+fn stopped(bench: &Bench, words: &str, signal: &str) -> Option<i32> {
+    let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
+    send(signal, &child);
+    lines.for_each(drop);
+    let code = child.wait().unwrap().code();
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(err.contains("error: stopped by signal") && err.contains("state saved in out/checkpoint-"), "{err}");
+    code
+}
+
+fn last_checkpoint(out: &Path) -> u64 {
+    mapl::train::checkpoint::list(out).last().unwrap().0
+}
+
+#[test]
+fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
+    let bench = Bench::new();
+    let run = |steps: u64, rest: &str| {
+        format!(
+            "reward --model model --train-file groups.jsonl --output-dir out --lr-scheduler-type constant \
+             --max-steps {steps} {rest}"
+        )
+    };
+    assert_eq!(stopped(&bench, &run(1_000_000, ""), "-TERM"), Some(143));
+    let first = last_checkpoint(&bench.at("out"));
+    assert!(!bench.at("out/model.safetensors").exists());
+    assert_eq!(bench.metrics("out", "train").last().unwrap()["step"], first);
+    // Without a decay the length is free, so the run may end sooner than it was meant to.
+    bench.run(&run(first + 2, "--resume-from-checkpoint true")).ok();
+    let train = bench.metrics("out", "train");
+    assert_eq!(train.len() as u64, first + 2);
+    bench.run(&run(first + 2, "").replace("--output-dir out", "--output-dir straight")).ok();
+    assert_eq!(bench.metrics("straight", "train"), train);
+    assert!(bench.bytes("straight/model.safetensors") == bench.bytes("out/model.safetensors"));
+
+    assert_eq!(stopped(&bench, &run(1_000_000, "--overwrite-output-dir"), "-INT"), Some(130));
+}
+
+#[test]
+fn a_run_asked_to_save_saves_and_goes_on() {
+    let bench = Bench::new();
+    let words = "reward --model model --train-file groups.jsonl --output-dir out --max-steps 1000000";
+    let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
+    send("-USR1", &child);
+    let saved = || mapl::train::checkpoint::list(&bench.at("out")).len();
+    // Step lines arrive while the run goes on; the checkpoint is there after a few of them.
+    assert!(lines.by_ref().take(10_000).any(|_| saved() == 1), "nothing was saved");
+    assert!(lines.next().is_some() && child.try_wait().unwrap().is_none(), "the run goes on");
+    send("-TERM", &child);
+    lines.for_each(drop);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(saved(), 2);
+}
+
+/// A run that reads its data from a pipe, and that pipe once the run has opened it: it is in start-up then.
+fn starting(bench: &Bench, rest: &str) -> (Child, std::fs::File) {
+    assert!(std::process::Command::new("mkfifo").arg(bench.at("pipe.jsonl")).status().unwrap().success());
+    let words = format!("reward --model model --train-file pipe.jsonl --output-dir out {rest}");
+    let child = bench.command(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Opening a pipe for writing waits for its reader.
+    let pipe = std::fs::OpenOptions::new().write(true).open(bench.at("pipe.jsonl")).unwrap();
+    (child, pipe)
+}
+
+#[test]
+fn in_start_up_the_first_signal_ends_the_run_and_nothing_is_written() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let bench = Bench::new();
+        let (mut child, pipe) = starting(&bench, "");
+        send(signal, &child);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert!(!bench.at("out").exists());
+        drop(pipe);
+    }
+}
+
+#[test]
+fn a_save_asked_for_in_start_up_is_made_after_the_first_step() {
+    let bench = Bench::new();
+    let (mut child, mut pipe) = starting(&bench, "--max-steps 3");
+    send("-USR1", &child);
+    pipe.write_all(&bench.bytes("groups.jsonl")).unwrap();
+    drop(pipe);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let found = mapl::train::checkpoint::list(&bench.at("out"));
+    assert_eq!(found.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn a_signal_ends_an_evaluation_that_the_resumed_run_then_makes() {
+    let bench = Bench::new();
+    let rows = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
+    bench.write("many.jsonl", (0..30).map(|i| rows.replace("train-", &format!("{i}-"))).collect::<String>());
+    let run = |out: &str| {
+        format!(
+            "dpo --model model --train-file groups.jsonl --eval-file many.jsonl --output-dir {out} --max-steps 2 \
+             --learning-rate 1e-3 --eval-steps 1 --save-steps 2 --load-best-model-at-end --metric-for-best-model accuracy"
+        )
+    };
+    bench.run(&run("straight")).ok();
+    // The signal comes while step 1 or 2 is evaluated, unless this process is slower than the evaluation.
+    for step in ["step 1/", "step 2/"] {
+        let cut_short = (0..20).any(|_| {
+            let words = run("out") + " --overwrite-output-dir";
+            let mut child = bench.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().starts_with(step)));
+            send("-TERM", &child);
+            lines.for_each(drop);
+            let code = child.wait().unwrap().code();
+            assert!(code == Some(143) || code == Some(0), "{code:?}");
+            if code == Some(0) {
+                return false;
+            }
+            let (_, folder) = mapl::train::checkpoint::list(&bench.at("out")).pop().unwrap();
+            let due = mapl::train::checkpoint::read_state(&folder).unwrap().evaluation_due;
+            bench.run(&(run("out") + " --resume-from-checkpoint true")).ok();
+            for kind in ["train", "eval"] {
+                assert_eq!(bench.metrics("out", kind), bench.metrics("straight", kind));
+            }
+            assert!(bench.bytes("out/model.safetensors") == bench.bytes("straight/model.safetensors"));
+            let best = |run: &str| bench.json(&format!("{run}/trainer_state.json"))["best_global_step"].clone();
+            assert_eq!(best("out"), best("straight"));
+            due
+        });
+        assert!(cut_short, "no evaluation was cut short at {step}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_run_at_once() {
+    for signals in [["-TERM", "-INT"], ["-INT", "-TERM"], ["-INT", "-INT"]] {
+        let bench = Bench::new();
+        // A quick first step tells that the loop has begun; the second takes minutes on the reference device.
+        let quick = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#.to_owned() + "\n";
+        let text = "quietly ".repeat(12);
+        let long = format!(r#"{{"prompt": "{text}", "chosen": "b {text}", "rejected": "c {text}"}}"#) + "\n";
+        bench.write("rows.jsonl", quick.repeat(500) + &long.repeat(500));
+        let words = "reward --model model --train-file rows.jsonl --output-dir out --device reference --no-shuffle \
+                     --per-device-train-batch-size 1 --gradient-accumulation-steps 500 --max-steps 2 --save-steps 2";
+        let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
+        send(signals[0], &child);
+        assert!(child.try_wait().unwrap().is_none(), "the first signal waits for the end of the step");
+        send(signals[1], &child);
+        let code = child.wait().unwrap().code();
+        // Signals that arrive together are delivered in any order.
+        assert!(code == Some(130) || code == Some(143), "{code:?}");
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!(err, "", "nothing was saved");
+        assert!(mapl::train::checkpoint::list(&bench.at("out")).is_empty());
+    }
+}
