@@ -338,7 +338,7 @@ impl<'a> Plan<'a> {
 
 /// Hash over the weight files of a model folder.
 fn weights_hash(folder: &Path) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
     let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
     if let Ok(files) = &mut files {
         files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));

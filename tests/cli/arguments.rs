@@ -146,3 +146,22 @@ fn impossible_values_are_refused_before_anything_is_written() {
     refused("tokenizer --input pairs.jsonl --vocab-size 3 --output-dir t".into(), "3");
     assert_eq!(bench.listing(), before);
 }
+
+#[test]
+fn a_profile_names_every_op_of_a_step() {
+    let bench = Bench::new();
+    let run = "dpo --model model --train-file groups.jsonl --eval-file pairs.jsonl --eval-steps 1 --output-dir a --profile \
+               --per-device-train-batch-size 2";
+    let done = bench.run(&format!("{run} --max-steps 4")).ok();
+    assert!(done.out.contains("time by op, mean of 2 steps"), "{}", done.out);
+    let profile = bench.json("a/profile.json");
+    let rows = profile["rows"].as_array().unwrap();
+    let row = |op: &str| rows.iter().find(|r| r["op"] == op).unwrap_or_else(|| panic!("no {op} in {profile}"));
+    // Two layers: 4 products each, by policy and reference. Evaluations are left out, else there would be more.
+    assert_eq!(row("linear_fwd")["calls"], 16.0);
+    assert_eq!(row("head_logprob_fwd")["calls"], 2.0);
+    assert_eq!(row("attention_bwd")["calls"], 2.0);
+    assert!(rows.iter().map(|r| r["share"].as_f64().unwrap()).sum::<f64>() <= 1.0 + 1e-9);
+    assert!(profile["ceilings"]["sgemm"].as_f64().unwrap() > 1e8 && row("adamw")["gigabytes"].as_f64().unwrap() > 0.0);
+    bench.run(&format!("{run} --overwrite-output-dir --device reference --max-steps 1")).fails(2, &["--profile"]);
+}
