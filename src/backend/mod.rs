@@ -37,6 +37,9 @@ macro_rules! backend {
             const NAME: &'static str;
             /// Storage of `Act` and `Acc`, for tolerances and byte counts.
             const PRECISION: Precision;
+            /// Version of the bits of forward results: raised with every change that alters one, so that values
+            /// stored by an earlier version are not mixed with new ones.
+            const NUMERICS: u32;
 
             /// A zeroed buffer of activations or weights.
             fn zeros_act(&self, len: usize) -> Result<Self::Act>;

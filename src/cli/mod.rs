@@ -4,6 +4,7 @@
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
 //! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`
@@ -18,6 +19,7 @@ pub mod evaluate;
 pub mod make;
 pub mod output;
 pub mod quickstart;
+pub mod reference;
 pub mod startup;
 pub mod train;
 pub mod train_args;

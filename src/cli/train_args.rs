@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::device::DeviceArgs;
+use super::reference::ReferenceArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
 use crate::data::tokenize::TokenizeOptions;
@@ -58,6 +59,8 @@ pub struct TrainArgs {
     pub optimiser: OptimiserArgs,
     #[command(flatten)]
     pub loss: LossOptions,
+    #[command(flatten)]
+    pub reference: ReferenceArgs,
     #[command(flatten)]
     pub build: BuildArgs,
 }

@@ -46,6 +46,7 @@ impl Backend for Cpu {
 
     const NAME: &'static str = "cpu";
     const PRECISION: Precision = Precision::F32;
+    const NUMERICS: u32 = 1;
 
     fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
         host::zeros(len)
