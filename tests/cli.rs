@@ -5,6 +5,7 @@ mod cli {
     mod bad_input;
     mod bench;
     mod pipeline;
+    mod reference;
     mod repeat;
     mod resume;
 }

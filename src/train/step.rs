@@ -264,13 +264,15 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let Some(reference) = &self.reference else {
             return Err(Error::Runtime("the identity check needs a reference model".into()));
         };
-        let (policy, reference) =
-            (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, seqs)?);
+        let from = reference.file().map_or(String::new(), |path| {
+            format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
+        });
+        let (policy, reference) = (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, seqs)?);
         match policy.iter().zip(&reference).position(|(p, r)| p != r) {
             None => Ok(()),
             Some(i) => Err(Error::Runtime(format!(
                 "identity check failed: policy and reference hold the same weights but score sequence {i} as {} and \
-                 {}; the first loss would not be ln 2",
+                 {}; the first loss would not be ln 2{from}",
                 policy[i], reference[i]
             ))),
         }

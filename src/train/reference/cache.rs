@@ -118,7 +118,11 @@ impl ReferenceCache {
         let (mut known, mut missing) = (BTreeSet::new(), BTreeSet::new());
         for group in groups.iter().copied().flatten() {
             for key in (0..group.sequences.len()).map(|s| sequence_key(group, s)) {
-                if self.entries.contains_key(&key) { known.insert(key) } else { missing.insert(key) };
+                if self.entries.contains_key(&key) {
+                    known.insert(key)
+                } else {
+                    missing.insert(key)
+                };
             }
         }
         let mut done = Completed { known: known.len(), computed: missing.len(), ..Completed::default() };

@@ -14,6 +14,8 @@ pub mod pass;
 
 pub use cache::{CacheOptions, Completed, ReferenceCache};
 
+use std::path::Path;
+
 use super::score::{Scorer, grow, read};
 use super::upload::DeviceBatch;
 use crate::Result;
@@ -41,6 +43,14 @@ impl<B: Backend> Frozen<B> {
     /// Log-probs that were computed before.
     pub fn stored(backend: &B, cache: ReferenceCache) -> Result<Self> {
         Ok(Self::Stored { cache: Box::new(cache), scores: backend.zeros_acc(0)?, staging: Vec::new() })
+    }
+
+    /// The cache file of stored log-probs.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Online { .. } => None,
+            Self::Stored { cache, .. } => Some(cache.path()),
+        }
     }
 
     /// Gets ready for a batch of `groups` whose longest sequence has `longest` tokens.
