@@ -312,7 +312,7 @@ impl<'a> Plan<'a> {
             complain(&format!("warning: {message}"));
         }
         let done = cache.complete(backend, &[train, eval])?;
-        self.print(&format!("{:<13} {done}; {}", "reference", cache.path().display()));
+        self.print(&format!("{:<13} {done}; {}", "log-probs", cache.path().display()));
         done.warning().iter().for_each(|text| complain(&format!("warning: {text}")));
         Ok(Some(cache))
     }

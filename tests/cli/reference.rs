@@ -12,7 +12,7 @@ fn cached(bench: &Bench, words: &str) -> Done {
     bench.run_with(words, ("MAPL_CACHE_DIR", bench.at("cache").to_str().unwrap()))
 }
 
-/// Sequences from the cache and computed ones of every `reference` line.
+/// Sequences from the cache and computed ones of every line that counts them.
 fn counts(out: &str) -> Vec<(usize, usize)> {
     let numbers = |line: &str| -> Vec<usize> { line.split(' ').filter_map(|word| word.parse().ok()).collect() };
     let lines = out.lines().filter(|line| line.contains("sequences from the cache,"));

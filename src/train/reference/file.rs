@@ -10,8 +10,8 @@
 //! | 32 | BLAKE3 of the entries |
 //! | 16 + value, each | key, value; keys ascend |
 //!
-//! A file is never changed, only replaced by a complete one, so a reader needs no lock. Writers take turns by locking the
-//! folder where its file system has locks; without them a writer that loses a race costs entries, never a wrong one.
+//! A file is never changed, only replaced by a complete one, so a reader needs no lock. Writers take turns by locking
+//! the folder where its file system has locks; without them a lost race costs entries, and never gives a wrong one.
 //! Refused, with the reason: anything but such a file for the fingerprint in question, down to a single flipped bit.
 
 use std::collections::BTreeMap;

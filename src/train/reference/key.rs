@@ -28,10 +28,18 @@ pub type Fingerprint = [u8; 32];
 pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
     let sequence = &group.sequences[sequence];
     let prompt = &group.prompt_ids[sequence.prompt];
-    let mut bytes = Vec::with_capacity(8 + 4 * (prompt.len() + sequence.response_ids.len()));
-    bytes.extend((prompt.len() as u64).to_le_bytes());
-    bytes.extend(prompt.iter().chain(&sequence.response_ids).flat_map(|id| id.to_le_bytes()));
-    let hash = blake3::hash(&bytes);
+    let mut hash = Hasher::new();
+    hash.update(&(prompt.len() as u64).to_le_bytes());
+    // A step looks its sequences up, so nothing is allocated here.
+    const BLOCK: usize = 256;
+    let mut block = [0; 4 * BLOCK];
+    for ids in prompt.chunks(BLOCK).chain(sequence.response_ids.chunks(BLOCK)) {
+        for (to, id) in block.chunks_exact_mut(4).zip(ids) {
+            to.copy_from_slice(&id.to_le_bytes());
+        }
+        hash.update(&block[..4 * ids.len()]);
+    }
+    let hash = hash.finalize();
     u128::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
