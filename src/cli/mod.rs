@@ -4,7 +4,7 @@
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
 //! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
-//! - [`reference`]: flags of precomputed reference log-probs, and where their cache lies
+//! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
 //! - [`make`]: `tokenizer`, `init`

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Reference")]
 pub struct ReferenceArgs {
-    /// Compute the reference's log-probs before training, keep them on disk, and train without the reference [DPO]
+    /// Compute the reference's log-probs before training, keep them on disk, and train without the reference (DPO)
     #[arg(long)]
     pub precompute_ref_log_probs: bool,
     /// Groups of one forward of that pass [default: --per-device-train-batch-size]

@@ -2,7 +2,7 @@
 //!
 //! - [`upload`]: a packed batch on the device
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
-//! - [`reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
+//! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`evaluate`]: accuracies over a data set

@@ -3,7 +3,7 @@
 //! it is computed in.
 //!
 //! - [`cache`]: the log-probs of a run's sequences, found or computed
-//! - [`file`]: the cache file
+//! - [`mod@file`]: the cache file
 //! - [`key`]: what decides a value, as hashes
 //! - [`pass`]: a forward-only pass
 
