@@ -6,6 +6,7 @@
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
 //! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
 //! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
@@ -22,6 +23,7 @@ pub mod make;
 pub mod output;
 pub mod quickstart;
 pub mod score;
+pub mod reference;
 pub mod startup;
 pub mod train;
 pub mod train_args;

@@ -204,6 +204,10 @@ impl<B: Backend> Run<'_, '_, B> {
         {
             self.data.train = redraw(epoch)?;
             self.drawn_epoch = epoch;
+            if let Some(done) = self.trainer.complete_reference(&self.data.train)? {
+                self.console.line(&format!("reference of epoch {epoch}: {done}"));
+                done.warning().iter().for_each(|text| self.console.warn(text));
+            }
         }
         Ok(())
     }
