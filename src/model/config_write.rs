@@ -46,9 +46,11 @@ impl ModelConfig {
         map
     }
 
-    /// `eos_token_id` as config.json holds it: what was read if it still names these ids, else null, one id or a list.
+    /// `eos_token_id` as config.json holds it: what was read if generation_config.json names the further ids, else
+    /// null, one id or a list. A reward model has no generation_config.json, so its config.json names all.
     fn eos_json(&self) -> Value {
-        if let Some(generation) = &self.generation
+        if self.head == Head::LanguageModel
+            && let Some(generation) = &self.generation
             && generation.contains_key("eos_token_id")
             && let Some(value) = self.original.get("eos_token_id")
         {
