@@ -3,6 +3,7 @@
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
+//! - [`run_lock`]: one run at a time in an output folder
 //! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
@@ -18,6 +19,7 @@ pub mod evaluate;
 pub mod make;
 pub mod output;
 pub mod quickstart;
+pub mod run_lock;
 pub mod startup;
 pub mod train;
 pub mod train_args;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::run_lock::RunLock;
 use crate::data::tokenized::TokenizedGroup;
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::{Error, Result};
@@ -52,8 +53,9 @@ pub struct RunFolder<'a> {
 }
 
 impl RunFolder<'_> {
-    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced,
+    /// and one that another run writes into. A folder that exists is locked from here on.
+    pub fn check(&self) -> Result<Option<RunLock>> {
         let dir = self.dir;
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
@@ -64,6 +66,12 @@ impl RunFolder<'_> {
                 dir.display()
             )));
         }
+        let lock = if dir.is_dir() { Some(RunLock::take(dir)?) } else { None };
+        self.check_contents().map(|()| lock)
+    }
+
+    fn check_contents(&self) -> Result<()> {
+        let dir = self.dir;
         if self.resuming || self.overwrite {
             return Ok(());
         }
@@ -88,8 +96,18 @@ impl RunFolder<'_> {
         RUN_FILES.iter().any(|name| self.dir.join(name).exists()) || !checkpoint::list(self.dir).is_empty()
     }
 
-    /// Makes the folder, and removes a run that is to be replaced.
-    pub fn prepare(&self) -> Result<()> {
+    /// Makes and locks the folder, and removes a run that is to be replaced.
+    pub fn prepare(&self, lock: Option<RunLock>) -> Result<RunLock> {
+        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => {
+                let lock = RunLock::take(self.dir)?;
+                // Another run may have come and gone since the first look.
+                self.check_contents()?;
+                lock
+            }
+        };
         if self.overwrite && !self.resuming {
             for (_, folder) in checkpoint::list(self.dir) {
                 std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
@@ -98,7 +116,7 @@ impl RunFolder<'_> {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))
+        Ok(lock)
     }
 }
 

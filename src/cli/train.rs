@@ -76,7 +76,7 @@ impl Job for TrainJob<'_> {
         let mut plan = self.0;
         let resume = plan.resume()?;
         let folder = plan.folder(resume.is_some());
-        folder.check()?;
+        let lock = folder.check()?;
         let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
         let config = ModelConfig::read(&start)?;
         let mut tokenizer = Tokenizer::load(&start)?;
@@ -118,7 +118,7 @@ impl Job for TrainJob<'_> {
             };
             say(&startup.text()?);
         }
-        folder.prepare()?;
+        let _lock = folder.prepare(lock)?;
         plan.write_manifest(&fingerprint)?;
         let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
