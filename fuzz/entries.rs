@@ -165,8 +165,9 @@ pub fn template(bytes: &[u8]) {
     }
     let tools = serde_json::json!([{"type": "function", "function": {"name": "find", "parameters": {"n": 1.5}}}]);
     let kwargs = serde_json::json!({"enable_thinking": false, "depth": [[1, 2], {"k": null}]});
-    let first = template.render(&messages, true, Some(&tools), kwargs.as_object());
+    // One rendering where it fails: a template that loops takes all its instructions every time.
+    let Ok(first) = template.render(&messages, true, Some(&tools), kwargs.as_object()) else { return };
     let again = template.render(&messages, true, Some(&tools), kwargs.as_object());
-    assert_eq!(first, again, "rendering is repeatable");
+    assert_eq!(again.as_ref(), Ok(&first), "rendering is repeatable");
     let _ = template.render(&messages, false, None, None);
 }
