@@ -79,7 +79,8 @@ impl ChatTemplate {
 
     /// The template in a file of its own.
     pub fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
-        let source = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+        let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
+        let source = String::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
         Self::compile(&source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
     }
 
