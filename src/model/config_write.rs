@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::weights_write::write_atomically;
-use crate::Result;
+use crate::{Error, Result};
 
 impl ModelConfig {
     /// Contents of `config.json` for weights stored as `dtype`. Unknown keys stay where they were.
@@ -82,11 +82,14 @@ impl ModelConfig {
         Some(map)
     }
 
-    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`.
+    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. A reward model removes
+    /// the one that a language model left there: its end ids would be read as the reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
         write_json(&folder.join("config.json"), self.to_json(dtype))?;
+        let generation = folder.join("generation_config.json");
         match self.generation_json() {
-            Some(map) => write_json(&folder.join("generation_config.json"), map),
+            Some(map) => write_json(&generation, map),
+            None if generation.is_file() => std::fs::remove_file(&generation).map_err(Error::io("remove", &generation)),
             None => Ok(()),
         }
     }
