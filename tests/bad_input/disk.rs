@@ -1,6 +1,7 @@
 //! Disks that are full or not to be written to: an error that names the file, and no loss of what was saved before.
 
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -16,6 +17,11 @@ fn bash(bench: &Bench, script: &str) -> (Option<i32>, String) {
     command.args(["-c", script]).current_dir(bench.path()).env("MAPL", env!("CARGO_BIN_EXE_mapl"));
     let output = command.env("NO_COLOR", "1").output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Says so on the terminal; what the print macros write is shown for failing tests alone.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 fn one_error(err: &str, parts: &[&str]) {
@@ -45,7 +51,8 @@ fn goes_on(bench: &Bench, out: &str, weights: &[u8]) {
     let done: Done = bench.run(&format!("{} --resume-from-checkpoint true", RUN.replace("DIR", out))).ok();
     assert!(done.out.contains("resumed after step"), "{}", done.out);
     assert!(bench.bytes(&format!("{out}/model.safetensors")) == weights, "the resumed run differs");
-    let left: Vec<_> = bench.listing().into_iter().filter(|p| p.to_string_lossy().contains(".tmp")).collect();
+    let unfinished = |path: &PathBuf| path.extension().is_some_and(|end| end == "tmp");
+    let left: Vec<_> = bench.listing().into_iter().filter(unfinished).collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(bench.rows(&format!("{out}/metrics.jsonl")).iter().filter(|row| row["kind"] == "train").count(), 6);
 }
@@ -100,7 +107,7 @@ fn a_save_that_fails_half_way_keeps_the_last_checkpoint() {
 fn outputs_on_a_full_device_are_errors() {
     let bench = Bench::new();
     if !Path::new("/dev/full").exists() {
-        println!("SKIPPED: this system has no /dev/full");
+        skipped("this system has no /dev/full");
         return;
     }
     for words in [
@@ -133,7 +140,7 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
                  || chmod 555 locked";
     let (code, err) = bash(&bench, &format!("{guard}; $MAPL {run}; code=$?; umount locked 2>/dev/null; exit $code"));
     if code == Some(77) {
-        println!("SKIPPED: a read-only mount is not permitted here; the folders above cover the code");
+        skipped("a read-only mount is not permitted here; the folders above cover the code");
     } else {
         assert_eq!(code, Some(1), "{err}");
         one_error(&err, &["cannot write locked/run.lock"]);

@@ -50,6 +50,7 @@ fn damaged_files_are_named_with_their_line() {
         (format!("{GOOD}\n{}\n", GOOD.replace('}', ", \"margin\": NaN}")).into(), &["bad.jsonl:2"]),
         (format!("{}\n", group("1000000000000000000000000000000")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("18446744073709551615")).into(), &["bad.jsonl:1", "does not exist"]),
+        (format!("{GOOD}\n{}\n", GOOD.replace('}', ", \"margin\": 1e39}")).into(), &["bad.jsonl:2", "1e38"]),
         (format!("{}\n", group("-1")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("1.5")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("\"0\"")).into(), &["bad.jsonl:1", "comparisons[0]"]),
