@@ -66,9 +66,7 @@ fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
     // Room for one checkpoint and most of a second.
     let mount = format!("mount -t tmpfs -o size={} tmpfs small", size * 17 / 10);
     if bash(&bench, &mount).0 != Some(0) {
-        println!(
-            "SKIPPED: mounting a small tmpfs is not permitted here; the test of a file-size limit covers the code"
-        );
+        skipped("mounting a small tmpfs is not permitted here; the test of a file-size limit covers the code");
         return;
     }
     let run = RUN.replace("DIR", "small/out");
