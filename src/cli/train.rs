@@ -83,7 +83,7 @@ impl Job for TrainJob<'_> {
         Signals::listen()?;
         let resume = plan.resume()?;
         let folder = plan.folder(resume.as_deref());
-        folder.check()?;
+        let lock = folder.check()?;
         let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
         // Everything but the weights comes from where the run started, so that a change there is noticed.
         let config = ModelConfig::read(&plan.args.model)?;
@@ -136,7 +136,7 @@ impl Job for TrainJob<'_> {
             say(&startup.text()?);
         }
         let cache = plan.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
-        folder.prepare()?;
+        let _lock = folder.prepare(lock)?;
         plan.write_manifest(&fingerprint)?;
         let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {

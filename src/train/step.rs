@@ -268,6 +268,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
             format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
         });
         let (policy, reference) = (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, seqs)?);
+        if let Some(i) = policy.iter().chain(&reference).position(|score| !score.is_finite()) {
+            return Err(Error::Diverged(format!(
+                "the start model scores sequence {} of the first batch as {}: its weights overflow; start from a model \
+                 that did not diverge",
+                i % seqs.max(1),
+                policy.iter().chain(&reference).nth(i).copied().unwrap_or(f64::NAN)
+            )));
+        }
         match policy.iter().zip(&reference).position(|(p, r)| p != r) {
             None => Ok(()),
             Some(i) => Err(Error::Runtime(format!(
