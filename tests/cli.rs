@@ -9,6 +9,7 @@ mod cli {
     mod evaluation;
     mod kills;
     mod pipeline;
+    mod reference;
     mod repeat;
     mod resume;
     mod signals;

@@ -87,14 +87,18 @@ fn every_refusal_names_key_value_and_what_is_allowed() {
         (qwen2(json!({"use_sliding_window": true, "max_window_layers": 1})), &["use_sliding_window", "layers from 1"]),
         (qwen2(json!({"layer_types": ["full_attention", "sliding_attention"]})), &["layer_types", "full_attention"]),
         (qwen2(json!({"layer_types": ["full_attention"]})), &["layer_types", "2 layers"]),
-        (qwen2(json!({"rope_theta": -1.0})), &["rope_theta", "-1.0", "above 0"]),
+        (qwen2(json!({"rope_theta": -1.0})), &["rope_theta", "-1.0", "from 1"]),
+        (qwen2(json!({"rope_theta": 0.0})), &["rope_theta", "0.0", "from 1"]),
+        (qwen2(json!({"rope_theta": 1e300})), &["rope_theta", "1e+300", "to 1e15"]),
+        (qwen2(json!({"rms_norm_eps": 1e-300})), &["rms_norm_eps", "1e-300", "above 0"]),
         (qwen2(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})), &["\"yarn\"", "linear", "llama3"]),
         (qwen2(json!({"rope_scaling": {"type": "linear"}})), &["rope_scaling.factor", "missing"]),
         (
             qwen2(json!({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 4.0}})),
             &["rope_scaling.rope_type", "rope_scaling.type", "agree"],
         ),
-        (qwen2(json!({"rope_scaling": {"rope_type": "linear", "factor": 0.5}})), &["factor", "0.5", "at least 1"]),
+        (qwen2(json!({"rope_scaling": {"rope_type": "linear", "factor": 0.5}})), &["factor", "0.5", "from 1"]),
+        (qwen2(json!({"rope_scaling": {"rope_type": "linear", "factor": 1e39}})), &["factor", "1e+39", "to 1000000"]),
         (
             qwen2(json!({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
                 "high_freq_factor": 1.0, "original_max_position_embeddings": 64}})),
@@ -318,4 +322,19 @@ fn naming_table_keeps_the_arena_order() {
         assert!(tensors.is_sorted_by_key(|t| !t.role.decays()), "decayed tensors must form a prefix");
         assert_eq!(Some(tensors.iter().map(|t| t.elements()).sum()), config.parameters());
     }
+}
+
+#[test]
+fn a_reward_model_keeps_every_end_id_and_no_generation_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let generation = folder.path().join("generation_config.json");
+    let source = golden::model_folder("llama");
+    std::fs::copy(source.join("config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::write(&generation, json!({"eos_token_id": [2, 7]}).to_string()).unwrap();
+    let config = ModelConfig::read(folder.path()).unwrap();
+    assert_eq!(config.eos, [2, 7]);
+    // Written over the language model, as --overwrite-output-dir does.
+    config.into_reward(159).unwrap().write(folder.path(), StoredDtype::F32).unwrap();
+    assert!(!generation.exists());
+    assert_eq!(ModelConfig::read(folder.path()).unwrap().eos, [2, 7]);
 }

@@ -121,5 +121,11 @@ fn weight_zero_is_zero_beside_nan() {
         p.weight[0] = 1.0;
         let outputs = preference(&on, &p);
         assert!(outputs[0].1[0].is_nan() && outputs[2].1[0].is_nan(), "{curve:?}: {outputs:?}");
+        // So does a loss above every f32, whose logit and slope are finite.
+        (p.score[0], p.score[1]) = (1.0, -1.0);
+        (p.weight[0], p.margin[0]) = (1e3, 1e38);
+        let outputs = preference(&on, &p);
+        assert!(outputs[0].1[0].is_infinite() && outputs[1].1[0].is_finite(), "{curve:?}: {outputs:?}");
+        assert!(outputs[2].1[..2].iter().all(|slope| slope.is_nan()), "{curve:?}: {outputs:?}");
     }
 }

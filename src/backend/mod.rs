@@ -41,6 +41,9 @@ macro_rules! backend {
             const NAME: &'static str;
             /// Storage of `Act` and `Acc`, for tolerances and byte counts.
             const PRECISION: Precision;
+            /// Version of the bits of forward results: raised with every change that alters one, so that values
+            /// stored by an earlier version are not mixed with new ones.
+            const NUMERICS: u32;
 
             /// Where op calls are timed, if anywhere.
             fn probe(&self) -> Option<&Probe> {

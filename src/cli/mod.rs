@@ -6,6 +6,8 @@
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
 //! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
 //! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
+//! - [`run_lock`]: one run at a time in an output folder
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
@@ -21,6 +23,8 @@ pub mod fingerprint;
 pub mod make;
 pub mod output;
 pub mod quickstart;
+pub mod reference;
+pub mod run_lock;
 pub mod score;
 pub mod startup;
 pub mod train;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::run_lock::RunLock;
 use crate::data::tokenized::TokenizedGroup;
 use crate::files::sync_parent;
 use crate::train::checkpoint::{self, HISTORY_FILE};
@@ -53,8 +54,9 @@ pub struct RunFolder<'a> {
 }
 
 impl RunFolder<'_> {
-    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced,
+    /// and one that another run writes into. A folder that exists is locked from here on.
+    pub fn check(&self) -> Result<Option<RunLock>> {
         let dir = self.dir;
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
@@ -65,6 +67,12 @@ impl RunFolder<'_> {
                 dir.display()
             )));
         }
+        let lock = if dir.is_dir() { Some(RunLock::take(dir)?) } else { None };
+        self.check_contents().map(|()| lock)
+    }
+
+    fn check_contents(&self) -> Result<()> {
+        let dir = self.dir;
         if self.resuming || self.overwrite {
             return Ok(());
         }
@@ -89,8 +97,18 @@ impl RunFolder<'_> {
         RUN_FILES.iter().any(|name| self.dir.join(name).exists()) || !checkpoint::list(self.dir).is_empty()
     }
 
-    /// Makes the folder, and removes a run that is to be replaced.
-    pub fn prepare(&self) -> Result<()> {
+    /// Makes and locks the folder, and removes a run that is to be replaced.
+    pub fn prepare(&self, lock: Option<RunLock>) -> Result<RunLock> {
+        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
+        let lock = match lock {
+            Some(lock) => lock,
+            None => {
+                let lock = RunLock::take(self.dir)?;
+                // Another run may have come and gone since the first look.
+                self.check_contents()?;
+                lock
+            }
+        };
         if self.overwrite && !self.resuming {
             // Newest first, and weights before what describes them: a kill in between leaves a shorter, whole run.
             for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
@@ -102,8 +120,8 @@ impl RunFolder<'_> {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }
-        std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
-        sync_parent(self.dir)
+        sync_parent(self.dir)?;
+        Ok(lock)
     }
 }
 

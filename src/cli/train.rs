@@ -23,6 +23,7 @@ use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::train::checkpoint;
 use crate::train::console::{complain, say};
+use crate::train::reference::{CacheOptions, ReferenceCache};
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
 use crate::train::signals::Signals;
 use crate::train::step::Trainer;
@@ -39,6 +40,8 @@ pub(super) struct Plan<'a> {
     pub(super) loss: Loss,
     pub(super) adamw: AdamWSettings,
     pub(super) settings: RunSettings,
+    /// The reference's log-probs are computed before training.
+    precompute: Option<CacheOptions>,
 }
 
 /// Runs a training command.
@@ -62,9 +65,11 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
         return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
     }
     let settings = args.run_settings(method, build.objective)?;
+    let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
+    let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
-    let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings };
+    let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
     args.device.run_probed(TrainJob(plan), args.profile)
 }
 
@@ -78,7 +83,7 @@ impl Job for TrainJob<'_> {
         Signals::listen()?;
         let resume = plan.resume()?;
         let folder = plan.folder(resume.as_deref());
-        folder.check()?;
+        let lock = folder.check()?;
         let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
         // Everything but the weights comes from where the run started, so that a change there is noticed.
         let config = ModelConfig::read(&plan.args.model)?;
@@ -130,7 +135,8 @@ impl Job for TrainJob<'_> {
             };
             say(&startup.text()?);
         }
-        folder.prepare()?;
+        let cache = plan.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
+        let _lock = folder.prepare(lock)?;
         plan.write_manifest(&fingerprint)?;
         let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
@@ -142,7 +148,10 @@ impl Job for TrainJob<'_> {
             resume,
             fingerprint,
         };
-        let trainer = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)?;
+        let mut trainer = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)?;
+        if let Some(cache) = cache {
+            trainer.use_stored_reference(cache)?;
+        }
         train(trainer, data, &plan.settings)
     }
 }
@@ -256,7 +265,7 @@ impl<'a> Plan<'a> {
         Ok(rows)
     }
 
-    /// Policy, reference, and whether both hold the same weights.
+    /// Policy, reference unless its log-probs are precomputed, and whether both hold the same weights.
     fn models<B: Backend>(
         &self,
         backend: &B,
@@ -280,21 +289,50 @@ impl<'a> Plan<'a> {
         if !ignored.is_empty() {
             self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
         }
-        let Some(folder) = self.reference() else { return Ok((policy, None, false)) };
+        let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
+        let same = same_place(folder, start);
+        if self.precompute.is_some() {
+            return Ok((policy, None, same));
+        }
+        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
+        Ok((policy, Some(reference), same))
+    }
+
+    /// Folder and configuration of the reference; refuses one that cannot score the policy's sequences.
+    fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
+        let Some(folder) = self.reference() else { return Ok(None) };
         let config = ModelConfig::read(folder)?;
-        if config.vocab != policy.config.vocab || config.head != Head::LanguageModel {
+        if config.vocab != policy.vocab || config.head != Head::LanguageModel {
             let why = format!(
                 "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",
                 config.architecture(),
                 config.vocab,
-                policy.config.architecture(),
-                policy.config.vocab
+                policy.architecture(),
+                policy.vocab
             );
             return Err(Error::model(folder, why));
         }
-        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
-        let same = same_place(folder, start);
-        Ok((policy, Some(reference), same))
+        Ok(Some((folder, config)))
+    }
+
+    /// The reference's log-probs of all groups, where they are to be computed before training.
+    fn reference_cache<B: Backend>(
+        &self,
+        backend: &B,
+        policy: &ModelConfig,
+        [train, eval]: [&[TokenizedGroup]; 2],
+    ) -> Result<Option<ReferenceCache>> {
+        let (Some(options), Some((folder, config))) = (&self.precompute, self.reference_config(policy)?) else {
+            return Ok(None);
+        };
+        let mut cache = ReferenceCache::open(backend, folder, config, &self.loss, options.clone())?;
+        if let Some(message) = cache.refusal() {
+            complain(&format!("warning: {message}"));
+        }
+        let done = cache.complete(backend, &[train, eval])?;
+        self.print(&format!("{:<13} {done}; {}", "log-probs", cache.path().display()));
+        done.warning().iter().for_each(|text| complain(&format!("warning: {text}")));
+        Ok(Some(cache))
     }
 
     /// What a resumed run must share with the run it continues.

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
+use super::reference::ReferenceArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
 use crate::data::tokenize::TokenizeOptions;
@@ -64,6 +65,8 @@ pub struct TrainArgs {
     pub cadence: CadenceArgs,
     #[command(flatten)]
     pub loss: LossOptions,
+    #[command(flatten)]
+    pub reference: ReferenceArgs,
     #[command(flatten)]
     pub build: BuildArgs,
 }

@@ -254,11 +254,12 @@ impl Comparison {
         if self.terms.iter().map(|t| i32::from(t.sign)).sum::<i32>() != 0 {
             return Err("as many terms with sign 1 as with sign -1 are needed".into());
         }
-        if !self.margin.is_finite() {
-            return Err(format!("margin {} is not finite", self.margin));
+        // Training computes in f32.
+        if !(self.margin as f32).is_finite() {
+            return Err(format!("margin {} is not finite or too large", self.margin));
         }
-        if !(self.weight.is_finite() && self.weight >= 0.0) {
-            return Err(format!("weight {} must be finite and not negative", self.weight));
+        if !((self.weight as f32).is_finite() && self.weight >= 0.0) {
+            return Err(format!("weight {} must be finite, of no more than 1e38, and not negative", self.weight));
         }
         Ok(())
     }

@@ -6,10 +6,12 @@
 //! string, list and dict methods; `raise_exception`; and `strftime_now`, whose clock is read once per process so that
 //! every row of a run sees the same date (`date`).
 //!
-//! Refused: templates that do not parse, and conversations that a template itself refuses.
+//! Refused: templates that do not parse, conversations that a template itself refuses, and renderings that pass the
+//! limits of `limits`.
 
 mod date;
 mod json;
+mod limits;
 mod repr;
 
 use std::path::Path;
@@ -77,7 +79,8 @@ impl ChatTemplate {
 
     /// The template in a file of its own.
     pub fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
-        let source = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+        let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
+        let source = String::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
         Self::compile(&source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
     }
 
@@ -106,9 +109,15 @@ impl ChatTemplate {
             add_generation_prompt => generation_prompt,
         };
         let none = context! { documents => () };
-        template
-            .render(context! { ..own, ..extra, ..none })
-            .map_err(|e| format!("the chat template failed: {}", why(&e)))
+        let mut text = limits::Text::default();
+        let outcome = template.render_captured_to(context! { ..own, ..extra, ..none }, &mut text).map(|_| ());
+        match outcome {
+            Ok(()) => String::from_utf8(text.bytes).map_err(|e| format!("the chat template failed: {e}")),
+            Err(_) if text.overflowed => {
+                Err(format!("the chat template wrote more than {} MiB; does it loop?", limits::MAX_TEXT >> 20))
+            }
+            Err(e) => Err(format!("the chat template failed: {}", why(&e))),
+        }
     }
 
     /// Sources by name, for hashing and printing.
@@ -162,7 +171,6 @@ fn environment() -> Environment<'static> {
     env.set_lstrip_blocks(true);
     // The text goes to a tokenizer, never to a browser.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_formatter(|out, state, value| match repr::container(value) {
         Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
         None => minijinja::escape_formatter(out, state, value),
@@ -174,11 +182,15 @@ fn environment() -> Environment<'static> {
     env.add_function("strftime_now", |format: String| {
         date::strftime_now(&format).map_err(|why| minijinja::Error::new(ErrorKind::InvalidOperation, why))
     });
+    limits::apply(&mut env);
     env
 }
 
 /// minijinja's message and line, without its debug dump.
 fn why(error: &minijinja::Error) -> String {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return format!("it did not end within {} instructions; does it loop?", limits::MAX_INSTRUCTIONS);
+    }
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
         Some(line) => format!("{detail} (line {line} of the template)"),

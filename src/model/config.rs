@@ -225,7 +225,8 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, |x| x > 0.0 && x < 1.0, "above 0 and below 1")?,
+            // Below 1e-30 it would be 0 in f32, and the norm of a zero vector infinite.
+            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, |x| (1e-30..1.0).contains(&x), "above 0 and below 1")?,
             qkv_bias: family == Family::Qwen2,
             tied: keys.flag_or("tie_word_embeddings", false)?,
             rope: RopeConfig::read(keys)?,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::weights_write::write_atomically;
-use crate::Result;
+use crate::{Error, Result};
 
 impl ModelConfig {
     /// Contents of `config.json` for weights stored as `dtype`. Unknown keys stay where they were.
@@ -46,9 +46,11 @@ impl ModelConfig {
         map
     }
 
-    /// `eos_token_id` as config.json holds it: what was read if it still names these ids, else null, one id or a list.
+    /// `eos_token_id` as config.json holds it: what was read if generation_config.json names the further ids, else
+    /// null, one id or a list. A reward model has no generation_config.json, so its config.json names all.
     fn eos_json(&self) -> Value {
-        if let Some(generation) = &self.generation
+        if self.head == Head::LanguageModel
+            && let Some(generation) = &self.generation
             && generation.contains_key("eos_token_id")
             && let Some(value) = self.original.get("eos_token_id")
         {
@@ -80,11 +82,14 @@ impl ModelConfig {
         Some(map)
     }
 
-    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`.
+    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. A reward model removes
+    /// the one that a language model left there: its end ids would be read as the reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
         write_json(&folder.join("config.json"), self.to_json(dtype))?;
+        let generation = folder.join("generation_config.json");
         match self.generation_json() {
-            Some(map) => write_json(&folder.join("generation_config.json"), map),
+            Some(map) => write_json(&generation, map),
+            None if generation.is_file() => std::fs::remove_file(&generation).map_err(Error::io("remove", &generation)),
             None => Ok(()),
         }
     }

@@ -11,6 +11,10 @@ use crate::{Error, Result};
 
 /// Base used by transformers when a file names none.
 const DEFAULT_THETA: f64 = 10_000.0;
+/// Bases that are accepted: below 1 the frequencies would rise, and far above no f32 holds them.
+const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e15;
+/// Largest stretching factor that is accepted.
+const MAX_FACTOR: f64 = 1e6;
 /// Largest context length a configuration may name.
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
@@ -42,8 +46,8 @@ pub enum RopeScaling {
 impl RopeConfig {
     /// Settings from the top level of a `config.json`.
     pub(super) fn read(keys: Keys) -> Result<Self> {
-        let positive = |x: f64| x > 0.0;
-        let theta4 = keys.optional_number("rope_theta", positive, "above 0")?;
+        let plausible = |x: f64| THETA.contains(&x);
+        let theta4 = keys.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling4 = keys
             .object("rope_scaling")?
             .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }))
@@ -56,7 +60,7 @@ impl RopeConfig {
         if let Some((key, value)) = map.iter().find(|(_, value)| value.is_object()) {
             return Err(inner.refuse(key, value, "rotary settings per layer type are not supported, only one set"));
         }
-        let theta5 = inner.optional_number("rope_theta", positive, "above 0")?;
+        let theta5 = inner.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling5 = RopeScaling::read(inner)?;
         if let (Some(four), Some(five)) = (theta4, theta5)
             && four != five
@@ -141,16 +145,19 @@ impl RopeScaling {
             let why = format!("\"{0}rope_type\" is {new:?} but \"{0}type\" is {old:?}; they must agree", keys.prefix);
             return Err(Error::model(keys.path, why));
         }
-        let at_least_one = |x: f64| x >= 1.0;
+        let factor = |key: &str, low: f64, words: &str| {
+            keys.number(key, |x| x > low && x <= MAX_FACTOR, &format!("{words} and at most {MAX_FACTOR}"))
+        };
+        let stretch = || keys.number("factor", |x| (1.0..=MAX_FACTOR).contains(&x), &format!("from 1 to {MAX_FACTOR}"));
         match new.or(old).unwrap_or("default") {
             "default" => Ok(RopeScaling::Default),
-            "linear" => Ok(RopeScaling::Linear { factor: keys.number("factor", at_least_one, "at least 1")? }),
+            "linear" => Ok(RopeScaling::Linear { factor: stretch()? }),
             "llama3" => {
-                let low = keys.number("low_freq_factor", |x| x > 0.0, "above 0")?;
+                let low = factor("low_freq_factor", 0.0, "above 0")?;
                 Ok(RopeScaling::Llama3 {
-                    factor: keys.number("factor", at_least_one, "at least 1")?,
+                    factor: stretch()?,
                     low_freq_factor: low,
-                    high_freq_factor: keys.number("high_freq_factor", |x| x > low, "above low_freq_factor")?,
+                    high_freq_factor: factor("high_freq_factor", low, "above low_freq_factor")?,
                     original_max_position: keys.size("original_max_position_embeddings", MAX_POSITIONS)?,
                 })
             }

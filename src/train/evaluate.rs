@@ -2,6 +2,7 @@
 //! measures.
 
 use super::metrics::{Tally, tally_scores};
+use super::reference::Frozen;
 use super::score::Scorer;
 use super::signals::Signals;
 use super::upload::DeviceBatch;
@@ -97,7 +98,46 @@ impl<B: Backend> Evaluator<B> {
         (model, mut reference): (&mut Model<B>, Option<&mut Model<B>>),
         loss: &Loss,
         groups: &[TokenizedGroup],
+        progress: impl FnMut(usize),
+    ) -> Result<(Vec<GroupScores>, Tally)> {
+        let mut scorer = self.reference_scorer.take();
+        let result = self.each_batch(backend, model, loss, groups, progress, |batch, longest, _| {
+            let (Some(model), Some(scorer)) = (reference.as_deref_mut(), &mut scorer) else { return Ok(None) };
+            model.reserve_positions(backend, longest)?;
+            scorer.forward(backend, model, batch, loss.reduce)?;
+            scorer.read_score(backend, batch.sizes.seqs).map(Some)
+        });
+        self.reference_scorer = scorer;
+        result
+    }
+
+    /// As [`Evaluator::run`], with the reference of a trainer.
+    pub(super) fn run_beside(
+        &mut self,
+        backend: &B,
+        (model, mut reference): (&mut Model<B>, Option<&mut Frozen<B>>),
+        loss: &Loss,
+        groups: &[TokenizedGroup],
+        progress: impl FnMut(usize),
+    ) -> Result<(Vec<GroupScores>, Tally)> {
+        self.each_batch(backend, model, loss, groups, progress, |batch, longest, members| {
+            let Some(reference) = reference.as_deref_mut() else { return Ok(None) };
+            reference.load(backend, members, longest)?;
+            reference.forward(backend, batch, loss.reduce)?;
+            reference.read(backend, batch.sizes.seqs).map(Some)
+        })
+    }
+
+    /// Scores batch by batch; `reference_scores` gives those of the reference for a batch, its longest sequence and
+    /// its groups.
+    fn each_batch(
+        &mut self,
+        backend: &B,
+        model: &mut Model<B>,
+        loss: &Loss,
+        groups: &[TokenizedGroup],
         mut progress: impl FnMut(usize),
+        mut reference_scores: impl FnMut(&DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let pack_options = super::pack_options(loss, model.config.vocab);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
@@ -111,14 +151,7 @@ impl<B: Backend> Evaluator<B> {
             self.scorer.forward(backend, model, &self.batch, loss.reduce)?;
             let seqs = self.packed.sequences.len();
             let policy = self.scorer.read_score(backend, seqs)?;
-            let base = match (&mut reference, &mut self.reference_scorer) {
-                (Some(model), Some(scorer)) => {
-                    model.reserve_positions(backend, self.packed.longest_path)?;
-                    scorer.forward(backend, model, &self.batch, loss.reduce)?;
-                    Some(scorer.read_score(backend, seqs)?)
-                }
-                _ => None,
-            };
+            let base = reference_scores(&self.batch, self.packed.longest_path, &members)?;
             tally.tokens += self.packed.ids.len();
             let zeros = vec![0.0; seqs];
             tally_scores(&mut tally, &self.packed, &policy, base.as_deref().unwrap_or(&zeros));

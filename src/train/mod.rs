@@ -2,6 +2,7 @@
 //!
 //! - [`upload`]: a packed batch on the device
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
+//! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`evaluate`]: accuracies over a data set
@@ -14,6 +15,7 @@ pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
 pub mod metrics;
+pub mod reference;
 pub mod report;
 pub mod run;
 pub mod score;

@@ -204,6 +204,10 @@ impl<B: Backend> Run<'_, '_, B> {
         {
             self.data.train = redraw(epoch)?;
             self.drawn_epoch = epoch;
+            if let Some(done) = self.trainer.complete_reference(&self.data.train)? {
+                self.console.line(&format!("reference of epoch {epoch}: {done}"));
+                done.warning().iter().for_each(|text| self.console.warn(text));
+            }
         }
         Ok(())
     }
@@ -310,11 +314,20 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.skipped_in_a_row < self.settings.max_skipped_steps {
             return Ok(());
         }
-        let last = checkpoint::list(&self.settings.output_dir).pop();
-        let good = last.map_or("there is no checkpoint".into(), |(_, p)| format!("last checkpoint: {}", p.display()));
+        // A checkpoint is known to be good when an update that began from it was applied.
+        let applied = self.step - self.skipped_in_a_row;
+        let good = checkpoint::list(&self.settings.output_dir).into_iter().rfind(|(step, _)| *step < applied);
+        let advice = match good {
+            Some((_, path)) => format!(
+                "last good checkpoint: {}; look at the groups named above, or start from it (--model) with a lower \
+                 --learning-rate",
+                path.display()
+            ),
+            None => "there is no good checkpoint; look at the groups named above, or lower --learning-rate".to_owned(),
+        };
         self.console.finish();
         Err(Error::Diverged(format!(
-            "{} updates in a row were not finite, the last at step {}; {good}; lower --learning-rate",
+            "{} updates in a row were not finite, the last at step {}; {advice}",
             self.skipped_in_a_row, self.step
         )))
     }

@@ -2,6 +2,7 @@
 
 use super::evaluate::Evaluator;
 use super::metrics::Tally;
+use super::reference::{Completed, Frozen, ReferenceCache};
 use super::score::{Scorer, grow, read};
 use super::upload::DeviceBatch;
 use crate::backend::contract::*;
@@ -20,10 +21,9 @@ pub struct Trainer<'b, B: Backend> {
     pub backend: &'b B,
     pub loss: Loss,
     pub policy: Model<B>,
-    reference: Option<Model<B>>,
+    reference: Option<Frozen<B>>,
     pub optimizer: AdamWState<B>,
     scorer: Scorer<B>,
-    reference_scorer: Option<Scorer<B>>,
     /// (layout.len)
     pub grads: B::Acc,
     packed: Batch,
@@ -57,12 +57,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
     ) -> Result<Self> {
         let pack_options = super::pack_options(&loss, policy.config.vocab);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-        let infer = |model: &Model<B>| Scorer::new(backend, model, Mode::Infer);
         let empty = || backend.zeros_acc(0);
         Ok(Self {
             optimizer: AdamWState::new(backend, &policy, settings)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
-            reference_scorer: reference.as_ref().map(infer).transpose()?,
             grads: backend.zeros_acc(policy.layout.len)?,
             packed: Batch::default(),
             batch: DeviceBatch::new(backend)?,
@@ -74,7 +72,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             backend,
             loss,
             policy,
-            reference,
+            reference: reference.map(|model| Frozen::online(backend, model)).transpose()?,
             pack_options,
             comparison_options,
         })
@@ -83,6 +81,20 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Stores every sequence whole instead of sharing prompt tokens: the baseline of studies and the oracle of tests.
     pub fn share_prefixes(&mut self, share: bool) {
         self.pack_options.share_prefixes = share;
+    }
+
+    /// Takes log-probs of the reference that were computed before in place of a model.
+    pub fn use_stored_reference(&mut self, cache: ReferenceCache) -> Result<()> {
+        self.reference = Some(Frozen::stored(self.backend, cache)?);
+        Ok(())
+    }
+
+    /// Computes the stored reference log-probs that `groups` lack; nothing where the reference runs online.
+    pub fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<Completed>> {
+        match &mut self.reference {
+            Some(Frozen::Stored { cache, .. }) => cache.complete(self.backend, &[groups]).map(Some),
+            Some(Frozen::Online { .. }) | None => Ok(None),
+        }
     }
 
     /// One update from the micro-batches of a global batch. Losses and gradients are means over the global batch:
@@ -124,15 +136,15 @@ impl<'b, B: Backend> Trainer<'b, B> {
         pack_into(&mut self.packed, groups, &self.pack_options, &self.comparison_options)?;
         self.policy.reserve_positions(self.backend, self.packed.longest_path)?;
         if let Some(reference) = &mut self.reference {
-            reference.reserve_positions(self.backend, self.packed.longest_path)?;
+            reference.load(self.backend, groups, self.packed.longest_path)?;
         }
         self.batch.upload(self.backend, &self.packed, kind_scale)
     }
 
     /// Scores of policy and reference.
     fn forward(&mut self) -> Result<()> {
-        if let (Some(reference), Some(scorer)) = (&self.reference, &mut self.reference_scorer) {
-            scorer.forward(self.backend, reference, &self.batch, self.loss.reduce)?;
+        if let Some(reference) = &mut self.reference {
+            reference.forward(self.backend, &self.batch, self.loss.reduce)?;
         }
         self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)
     }
@@ -169,7 +181,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             curve: self.loss.curve,
             center: self.loss.center,
             score: View::first(&self.scorer.score, s.seqs),
-            reference: self.reference_scorer.as_ref().map(|r| View::first(&r.score, s.seqs)),
+            reference: self.reference.as_ref().map(|r| r.scores(s.seqs)),
             table: self.batch.comparisons(),
             direct: likelihood.is_some().then(|| View::first(&self.direct, s.seqs)),
             loss: ViewMut::first(&mut self.comparison_loss, s.comparisons),
@@ -188,8 +200,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
             }
         }
         let score = self.scorer.read_score(backend, s.seqs)?;
-        let reference = match &self.reference_scorer {
-            Some(scorer) => scorer.read_score(backend, s.seqs)?,
+        let reference = match &self.reference {
+            Some(reference) => reference.read(backend, s.seqs)?,
             None => vec![0.0; s.seqs],
         };
         if let Some(slopes) = likelihood {
@@ -226,12 +238,12 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Scores of policy and reference over groups that are not trained on.
     pub fn evaluate(&mut self, evaluator: &mut Evaluator<B>, groups: &[TokenizedGroup]) -> Result<Tally> {
         let models = (&mut self.policy, self.reference.as_mut());
-        Ok(evaluator.run(self.backend, models, &self.loss, groups, |_| ())?.1)
+        Ok(evaluator.run_beside(self.backend, models, &self.loss, groups, |_| ())?.1)
     }
 
-    /// An evaluator for this trainer's models.
+    /// An evaluator for this trainer's policy; the reference is the trainer's own.
     pub fn evaluator(&self) -> Result<Evaluator<B>> {
-        Evaluator::new(self.backend, &self.policy, self.reference.as_ref())
+        Evaluator::new(self.backend, &self.policy, None)
     }
 
     /// Token counts of the current batch.
@@ -249,16 +261,26 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.load(groups, [0.0; KINDS])?;
         self.forward()?;
         let seqs = self.batch.sizes.seqs;
-        let Some(reference) = &self.reference_scorer else {
+        let Some(reference) = &self.reference else {
             return Err(Error::Runtime("the identity check needs a reference model".into()));
         };
-        let (policy, reference) =
-            (self.scorer.read_score(self.backend, seqs)?, reference.read_score(self.backend, seqs)?);
+        let from = reference.file().map_or(String::new(), |path| {
+            format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
+        });
+        let (policy, reference) = (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, seqs)?);
+        if let Some(i) = policy.iter().chain(&reference).position(|score| !score.is_finite()) {
+            return Err(Error::Diverged(format!(
+                "the start model scores sequence {} of the first batch as {}: its weights overflow; start from a model \
+                 that did not diverge",
+                i % seqs.max(1),
+                policy.iter().chain(&reference).nth(i).copied().unwrap_or(f64::NAN)
+            )));
+        }
         match policy.iter().zip(&reference).position(|(p, r)| p != r) {
             None => Ok(()),
             Some(i) => Err(Error::Runtime(format!(
                 "identity check failed: policy and reference hold the same weights but score sequence {i} as {} and \
-                 {}; the first loss would not be ln 2",
+                 {}; the first loss would not be ln 2{from}",
                 policy[i], reference[i]
             ))),
         }

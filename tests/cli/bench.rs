@@ -1,6 +1,9 @@
 //! A folder to run the binary in: pairs, groups, a tokenizer and small models of two families, made by the binary
 //! itself once and copied for every test.
 
+// Each test binary that includes this file uses a part of it.
+#![allow(dead_code)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -164,7 +167,7 @@ fn copy(from: &Path, to: &Path) {
 fn start() -> &'static Path {
     static START: OnceLock<PathBuf> = OnceLock::new();
     START.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli-start");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("start-", env!("CARGO_CRATE_NAME")));
         if dir.exists() {
             std::fs::remove_dir_all(&dir).unwrap();
         }

@@ -124,7 +124,7 @@ impl<B: Backend> Copy for Comparisons<'_, B> {}
 /// - `dscore_k = direct_k + sum over uses of kind_scale * d loss / d score_k`
 ///
 /// A comparison of weight 0 contributes exactly 0 to loss and gradient whatever its scores are. A comparison of nonzero
-/// weight whose logit is not finite puts NaN into the gradient of its trained terms, even where the curve's slope would
+/// weight whose logit or loss is not finite puts NaN into the gradient of its trained terms, even where the curve's slope would
 /// be finite, so that the norm sees it and the update is skipped on the device.
 pub struct PreferenceFwd<'a, B: Backend> {
     pub seqs: usize,

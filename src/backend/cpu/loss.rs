@@ -92,8 +92,8 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
         if weight[c] != 0.0 {
             let (f, slope) = value_and_slope(a.curve, logit[c] - margin[c], scale[c]);
             loss[c] = weight[c] * (f + center * both * both);
-            // A slope may be finite where the logit is not (-1 at -inf); the step must not look sound.
-            let slope = if logit[c].is_finite() { slope } else { f32::NAN };
+            // A slope may be finite where logit and loss are not (-1 at -inf); the step must not look sound.
+            let slope = if logit[c].is_finite() && loss[c].is_finite() { slope } else { f32::NAN };
             let factor = kind_scale[kind] * weight[c];
             for (s, sign) in terms() {
                 let trained = if sign.abs() == 2 { 0.0 } else { sign as f32 * scale[c] * slope };

@@ -60,6 +60,7 @@ impl Backend for Cpu {
 
     const NAME: &'static str = "cpu";
     const PRECISION: Precision = Precision::F32;
+    const NUMERICS: u32 = 1;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()

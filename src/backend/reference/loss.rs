@@ -59,7 +59,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         loss[c] = if weighted { weight[c] * (f + a.center * both * both) } else { 0.0 };
         let factor = table.kind_scale.slice()[kind] * weight[c];
         for &(s, sign) in terms.iter().filter(|_| weighted) {
-            let df = if logit[c].is_finite() { df } else { f64::NAN };
+            let df = if logit[c].is_finite() && loss[c].is_finite() { df } else { f64::NAN };
             let slope = if sign.abs() == 2 { 0.0 } else { f64::from(sign) * scale[c] * df };
             dscore[s] += factor * (slope + 2.0 * a.center * both);
         }

@@ -26,6 +26,7 @@ impl Backend for Reference {
 
     const NAME: &'static str = "reference";
     const PRECISION: Precision = Precision::F64;
+    const NUMERICS: u32 = 1;
 
     fn zeros_act(&self, len: usize) -> Result<Vec<f64>> {
         host::zeros(len)

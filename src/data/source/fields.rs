@@ -146,8 +146,9 @@ impl<'a> Row<'a> {
         match self.take("margin") {
             None => Ok(0.0),
             Some(Value::Number(number)) => match number.as_f64() {
-                Some(margin) if margin.is_finite() => Ok(margin),
-                _ => Err(format!("\"margin\" must be a finite number, found {number}")),
+                // Training computes in f32.
+                Some(margin) if (margin as f32).is_finite() => Ok(margin),
+                _ => Err(format!("\"margin\" must be a finite number of no more than 1e38, found {number}")),
             },
             Some(other) => Err(format!("\"margin\" must be a number, found {}", describe(&other))),
         }

@@ -1,0 +1,106 @@
+//! Flags of precomputed reference log-probs, and where their cache lies. Refused: flags without effect, runs without a
+//! reference, a batch of nothing, and an environment that names no folder.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::loss::objective::Method;
+use crate::train::reference::CacheOptions;
+use crate::{Error, Result};
+
+/// How the reference's log-probs come about.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Reference")]
+pub struct ReferenceArgs {
+    /// Compute the reference's log-probs before training, keep them on disk, and train without the reference (DPO)
+    #[arg(long)]
+    pub precompute_ref_log_probs: bool,
+    /// Groups of one forward of that pass [default: --per-device-train-batch-size]
+    #[arg(long)]
+    pub precompute_ref_batch_size: Option<usize>,
+    /// Folder of the log-probs, shared by runs [default: $MAPL_CACHE_DIR/reference, or mapl/reference below
+    /// $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long)]
+    pub ref_cache_dir: Option<PathBuf>,
+}
+
+impl ReferenceArgs {
+    /// Settings of the pass, if there is to be one. `has_reference` is false for `--ref-model none`.
+    pub fn resolve(
+        &self,
+        method: Method,
+        has_reference: bool,
+        batch_groups: usize,
+        quiet: bool,
+    ) -> Result<Option<CacheOptions>> {
+        let refuse = |text: String| Err(Error::Usage(text));
+        if !self.precompute_ref_log_probs {
+            let given = [
+                ("--precompute-ref-batch-size", self.precompute_ref_batch_size.is_some()),
+                ("--ref-cache-dir", self.ref_cache_dir.is_some()),
+            ];
+            return match given.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => refuse(format!("{flag} has no effect without --precompute-ref-log-probs")),
+                None => Ok(None),
+            };
+        }
+        if method != Method::Dpo {
+            return refuse(format!("--precompute-ref-log-probs has no effect in this {} run", method.name()));
+        }
+        if !has_reference {
+            return refuse("--precompute-ref-log-probs has no effect with --ref-model none".into());
+        }
+        if self.precompute_ref_batch_size == Some(0) {
+            return refuse("--precompute-ref-batch-size 0: at least 1 is needed".into());
+        }
+        let dir = match &self.ref_cache_dir {
+            Some(dir) if dir.exists() && !dir.is_dir() => {
+                return refuse(format!("--ref-cache-dir {} is a file; name a folder", dir.display()));
+            }
+            Some(dir) => dir.clone(),
+            None => default_dir(|name| std::env::var_os(name))?,
+        };
+        Ok(Some(CacheOptions { dir, batch_groups: self.precompute_ref_batch_size.unwrap_or(batch_groups), quiet }))
+    }
+}
+
+/// Cache folder that the environment names; empty variables count as unset.
+fn default_dir(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
+    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dir) = path("MAPL_CACHE_DIR") {
+        return Ok(dir.join("reference"));
+    }
+    // The XDG specification has relative paths ignored.
+    let shared = path("XDG_CACHE_HOME").filter(|dir| dir.is_absolute());
+    match shared.or_else(|| path("HOME").map(|home| home.join(".cache"))) {
+        Some(dir) => Ok(dir.join("mapl").join("reference")),
+        None => Err(Error::Usage(
+            "--precompute-ref-log-probs finds no cache folder, because HOME is not set; name one with \
+             --ref-cache-dir or MAPL_CACHE_DIR"
+                .into(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_lies_where_the_environment_says() {
+        let dir = |set: &[(&str, &str)]| {
+            default_dir(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
+        };
+        let own = ("MAPL_CACHE_DIR", "/own");
+        let (xdg, home) = (("XDG_CACHE_HOME", "/xdg"), ("HOME", "/home/a"));
+        assert_eq!(dir(&[own, xdg, home]).unwrap(), PathBuf::from("/own/reference"));
+        assert_eq!(dir(&[xdg, home]).unwrap(), PathBuf::from("/xdg/mapl/reference"));
+        let below_home = PathBuf::from("/home/a/.cache/mapl/reference");
+        for unset in [&[home][..], &[("MAPL_CACHE_DIR", ""), ("XDG_CACHE_HOME", "relative"), home]] {
+            assert_eq!(dir(unset).unwrap(), below_home);
+        }
+        assert!(dir(&[("HOME", "")]).unwrap_err().to_string().contains("--ref-cache-dir"));
+    }
+}

@@ -1,0 +1,107 @@
+//! One run at a time writes into an output folder. The lock is the operating system's, on `run.lock` in the folder, so
+//! it ends with the process however that ends: a file left behind by a kill is taken over, never in the way.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Name of the locked file; it holds the number of the process.
+pub const LOCK_FILE: &str = "run.lock";
+
+/// Held while a run writes into its folder; dropping it removes the file and releases the lock.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    /// Open for as long as the lock is held; `None` on file systems without locks.
+    file: Option<File>,
+}
+
+impl RunLock {
+    /// Locks a folder that exists. A folder in use is [`Error::Usage`] naming it and the process.
+    pub fn take(dir: &Path) -> Result<Self> {
+        let path = dir.join(LOCK_FILE);
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(Error::io("write", &path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(in_use(dir, &mut file)),
+                Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(Self { path, file: None });
+                }
+                Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+            }
+            // The holder before may have removed the file between the opening and the locking here: then this lock is
+            // on a file that nobody else will find.
+            if !is_at(&file, &path) {
+                continue;
+            }
+            let number = format!("{}\n", std::process::id());
+            let written = file.set_len(0).and_then(|()| file.write_all(number.as_bytes()));
+            let lock = Self { path, file: Some(file) };
+            return written.map(|()| lock).map_err(Error::io("write", &dir.join(LOCK_FILE)));
+        }
+    }
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            // Still locked here, so the file is this run's own. One that stays behind does no harm.
+            let _ = fs::remove_file(&self.path);
+            drop(file);
+        }
+    }
+}
+
+/// Whether an open file is the one that now lies at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}
+
+fn in_use(dir: &Path, file: &mut File) -> Error {
+    let mut number = String::new();
+    let holder = match file.read_to_string(&mut number) {
+        Ok(_) if !number.trim().is_empty() => format!("process {}", number.trim()),
+        _ => "another process".to_owned(),
+    };
+    Error::Usage(format!(
+        "--output-dir {} is in use by another run ({holder}); wait for it or stop it, or name another folder",
+        dir.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_locked_once_and_free_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = RunLock::take(dir.path()).unwrap();
+        let why = RunLock::take(dir.path()).unwrap_err();
+        assert_eq!(why.exit_code(), 2);
+        let number = format!("process {}", std::process::id());
+        assert!(why.to_string().contains(&number), "{why}");
+        assert!(why.to_string().contains(&dir.path().display().to_string()), "{why}");
+        drop(lock);
+        assert!(!dir.path().join(LOCK_FILE).exists());
+        // What a killed process leaves behind is no lock.
+        std::fs::write(dir.path().join(LOCK_FILE), "4194303999\n").unwrap();
+        let lock = RunLock::take(dir.path()).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(LOCK_FILE)).unwrap();
+        assert_eq!(text, format!("{}\n", std::process::id()));
+        drop(lock);
+    }
+}

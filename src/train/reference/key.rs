@@ -1,0 +1,119 @@
+//! What a stored log-prob depends on, as hashes: a fingerprint for everything a cache file has in common, and a key for
+//! each sequence. The fingerprint covers what could change a bit of a value: the weights as numbers (not as files, so
+//! that sharding and number format do not matter), the sizes and frequencies of the configuration, which tokens count
+//! and how they are reduced, the backend with its version, and the bits of a small pass on this machine, because two
+//! processors may round differently. The tokenizer and the template act through the token ids, which are the key.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use blake3::Hasher;
+use serde_json::json;
+
+use super::pass::Pass;
+use crate::backend::Backend;
+use crate::backend::contract::Reduce;
+use crate::data::group::{PreferenceGroup, Prompt, Response};
+use crate::data::pack::{LogpScope, PackOptions, Scoring};
+use crate::data::tokenized::{Sequence, TokenizedGroup};
+use crate::model::config::ModelConfig;
+use crate::model::store;
+use crate::model::weights::{LoadAs, WeightFiles};
+use crate::{Error, Result};
+
+/// Hash of everything that the values of one cache file have in common.
+pub type Fingerprint = [u8; 32];
+
+/// Hash of a sequence: its ids and where the response begins.
+pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
+    let sequence = &group.sequences[sequence];
+    let prompt = &group.prompt_ids[sequence.prompt];
+    let mut hash = Hasher::new();
+    hash.update(&(prompt.len() as u64).to_le_bytes());
+    // A step looks its sequences up, so nothing is allocated here.
+    const BLOCK: usize = 256;
+    let mut block = [0; 4 * BLOCK];
+    for ids in prompt.chunks(BLOCK).chain(sequence.response_ids.chunks(BLOCK)) {
+        for (to, id) in block.chunks_exact_mut(4).zip(ids) {
+            to.copy_from_slice(&id.to_le_bytes());
+        }
+        hash.update(&block[..4 * ids.len()]);
+    }
+    let hash = hash.finalize();
+    u128::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
+}
+
+/// What the values of a run have in common, given the hash of the weights.
+pub fn fingerprint<B: Backend>(
+    backend: &B,
+    weights: &Fingerprint,
+    (scope, reduce): (LogpScope, Reduce),
+) -> Result<Fingerprint> {
+    let mut hash = Hasher::new_derive_key("mapl reference log-probs, file format 1");
+    hash.update(weights);
+    field(&mut hash, &format!("{scope:?} {reduce:?}"));
+    field(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, B::NUMERICS));
+    for value in probe(backend)? {
+        hash.update(&value.to_le_bytes());
+    }
+    Ok(*hash.finalize().as_bytes())
+}
+
+/// Hash of a model's weights as f32 and of the part of its configuration that decides results.
+pub fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> {
+    let mut hash = Hasher::new_derive_key("mapl model");
+    let c = config;
+    let sizes = [c.vocab, c.hidden, c.intermediate, c.layers, c.heads, c.kv_heads, c.head_dim];
+    field(&mut hash, &format!("{} {sizes:?} {} {}", c.architecture(), c.qkv_bias, c.tied));
+    hash.update(&c.rms_norm_eps.to_le_bytes());
+    c.inv_freq().iter().for_each(|f| {
+        hash.update(&f.to_le_bytes());
+    });
+    let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
+    let mut bytes = Vec::new();
+    for spec in config.tensors() {
+        field(&mut hash, &format!("{} {:?}", spec.name, spec.shape));
+        files.read(&spec.name, &mut |_, values| {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
+            hash.update(&bytes);
+            Ok(())
+        })?;
+    }
+    Ok(*hash.finalize().as_bytes())
+}
+
+/// Adds a text so that no two lists of texts give the same bytes.
+fn field(hash: &mut Hasher, text: &str) {
+    hash.update(&(text.len() as u64).to_le_bytes());
+    hash.update(text.as_bytes());
+}
+
+/// Log-probs of a fixed small model: long enough for every blocking of the CPU's products and attention to take part.
+fn probe<B: Backend>(backend: &B) -> Result<Vec<f64>> {
+    const VOCAB: usize = 300;
+    let config = json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 64,
+        "intermediate_size": 576, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "hidden_act": "silu", "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "initializer_range": 0.2,
+        "tie_word_embeddings": false, "rope_theta": 10000.0,
+    });
+    let serde_json::Value::Object(config) = config else {
+        return Err(Error::Runtime("the probe of the reference cache has no configuration".into()));
+    };
+    let model = store::random(backend, ModelConfig::from_json(config, Path::new("probe"))?, 1)?;
+    let ids = |from: usize, len: usize| -> Vec<u32> { (from..from + len).map(|i| (i * 37 % VOCAB) as u32).collect() };
+    let text = || Response::Text(String::new());
+    let group = TokenizedGroup {
+        group: Arc::new(PreferenceGroup::pair("probe".into(), Prompt::Text(String::new()), text(), text(), 0.0)),
+        prompt_ids: vec![ids(0, 150)],
+        sequences: vec![
+            Sequence { prompt: 0, response: 0, response_ids: ids(150, 70) },
+            Sequence { prompt: 0, response: 1, response_ids: ids(7, 2) },
+        ],
+        comparisons: Vec::new(),
+    };
+    let scoring = Scoring::LogProb { scope: LogpScope::PromptAndResponse };
+    let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB };
+    Pass::new(backend, model)?.scores(backend, &[&group], &pack, Reduce::Sum)
+}

@@ -1,0 +1,43 @@
+//! A frozen model with the buffers of a forward-only pass; dropping it frees both.
+
+use crate::Result;
+use crate::backend::Backend;
+use crate::backend::contract::{KINDS, Reduce};
+use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
+use crate::data::tokenized::TokenizedGroup;
+use crate::model::activations::Mode;
+use crate::model::decoder::Model;
+use crate::train::score::Scorer;
+use crate::train::upload::DeviceBatch;
+
+/// A model that scores sequences.
+pub struct Pass<B: Backend> {
+    model: Model<B>,
+    scorer: Scorer<B>,
+    batch: DeviceBatch<B>,
+    packed: Batch,
+}
+
+impl<B: Backend> Pass<B> {
+    /// A pass without room; it grows with the batches.
+    pub fn new(backend: &B, model: Model<B>) -> Result<Self> {
+        let scorer = Scorer::new(backend, &model, Mode::Infer)?;
+        Ok(Self { model, scorer, batch: DeviceBatch::new(backend)?, packed: Batch::default() })
+    }
+
+    /// Scores of all sequences of `groups`, in order. Comparisons are not looked at.
+    pub fn scores(
+        &mut self,
+        backend: &B,
+        groups: &[&TokenizedGroup],
+        pack: &PackOptions,
+        reduce: Reduce,
+    ) -> Result<Vec<f64>> {
+        let comparisons = ComparisonOptions { scale: [0.0; KINDS], margin_add: 0.0 };
+        pack_into(&mut self.packed, groups, pack, &comparisons)?;
+        self.model.reserve_positions(backend, self.packed.longest_path)?;
+        self.batch.upload(backend, &self.packed, [0.0; KINDS])?;
+        self.scorer.forward(backend, &self.model, &self.batch, reduce)?;
+        self.scorer.read_score(backend, self.packed.sequences.len())
+    }
+}
