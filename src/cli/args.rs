@@ -75,7 +75,7 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--eval-strategy", "--evaluation-strategy"], "--eval-file and --eval-steps decide when a run evaluates"),
     (&["--save-strategy"], "--save-steps decides when a run saves"),
     (&["--logging-first-step", "--logging-strategy"], "the first step is always logged; use --logging-steps"),
-    (&["--report-to", "--run-name", "--logging-dir"], "metrics are written to metrics.jsonl in --output-dir"),
+    (&["--run-name", "--logging-dir"], "--output-dir names the run, and metrics and event files are written there"),
     (&["--load-best-model-at-end", "--metric-for-best-model"], "the last model is kept; see --save-steps"),
     (
         &["--per-device-eval-batch-size", "--eval-accumulation-steps"],

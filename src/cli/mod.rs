@@ -3,9 +3,10 @@
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
-//! - [`train_args`], [`train`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`train_args`], [`train`], [`startup`], [`manifest`]: `sft`, `reward`, `dpo`
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
+//! - [`report`]: `report`
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
@@ -16,8 +17,10 @@ pub mod device;
 pub mod env;
 pub mod evaluate;
 pub mod make;
+pub mod manifest;
 pub mod output;
 pub mod quickstart;
+pub mod report;
 pub mod startup;
 pub mod train;
 pub mod train_args;
@@ -57,6 +60,8 @@ pub enum Command {
     Score(evaluate::ScoreArgs),
     /// Report semantic, intra and inter accuracy
     Eval(evaluate::EvalArgs),
+    /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
+    Report(report::ReportArgs),
     /// Show what this machine and this build can do
     Env(env::EnvArgs),
 }
@@ -73,6 +78,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Score(args) => evaluate::score(&args),
         Command::Eval(args) => evaluate::eval(&args).map(|_| ()),
+        Command::Report(args) => report::run(&args),
         Command::Env(args) => env::run(&args),
     }
 }

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::data::tokenized::TokenizedGroup;
 use crate::train::checkpoint::{self, HISTORY_FILE};
+use crate::train::logs::EVAL_SCORES_FILE;
+use crate::train::report::run::REPORT_FILE;
+use crate::train::tensorboard;
 use crate::{Error, Result};
 
 /// Refuses to write `output` over an input, over a folder, or into a folder that does not exist.
@@ -40,7 +43,7 @@ pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
 pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
 
 /// Files of a run besides its checkpoints and its final model.
-const RUN_FILES: [&str; 3] = ["metrics.jsonl", "run.json", HISTORY_FILE];
+const RUN_FILES: [&str; 5] = ["metrics.jsonl", "run.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
 /// Output folder of a training run.
 pub struct RunFolder<'a> {
@@ -94,7 +97,8 @@ impl RunFolder<'_> {
             for (_, folder) in checkpoint::list(self.dir) {
                 std::fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))?;
             }
-            for path in RUN_FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.exists()) {
+            let logs = RUN_FILES.iter().map(|name| self.dir.join(name)).filter(|path| path.exists());
+            for path in logs.chain(tensorboard::list(self.dir)?) {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }

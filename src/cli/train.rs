@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use super::device::Job;
+use super::manifest::Facts;
 use super::output::{RunFolder, check_ids, same_place};
 use super::startup::Startup;
 use super::train_args::TrainArgs;
@@ -22,7 +21,9 @@ use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint;
-use crate::train::console::say;
+use crate::train::console::{complain, say};
+use crate::train::manifest::Manifest;
+use crate::train::report::run::{REPORT_FILE, write_report};
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
 use crate::train::step::Trainer;
 use crate::{Error, Result};
@@ -31,8 +32,8 @@ use crate::{Error, Result};
 pub(super) struct Plan<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
-    command_line: &'a str,
-    build: BuildOptions,
+    pub(super) command_line: &'a str,
+    pub(super) build: BuildOptions,
     /// The options given, the limit lowered to what the model can hold.
     pub(super) tokenize: TokenizeOptions,
     pub(super) loss: Loss,
@@ -101,9 +102,12 @@ impl Job for TrainJob<'_> {
 
         let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
         let fingerprint = plan.fingerprint(&train_groups, &tokenizer, &policy.config)?;
+        let mut resumed = None;
         if let Some(folder) = &resume {
             // Before anything is written: a refused run leaves the one it does not continue as it was.
-            checkpoint::read_state(folder)?.check(folder, &fingerprint)?;
+            let state = checkpoint::read_state(folder)?;
+            state.check(folder, &fingerprint)?;
+            resumed = Some((folder.clone(), state.step));
         }
         if !plan.settings.quiet {
             let startup = Startup {
@@ -119,7 +123,15 @@ impl Job for TrainJob<'_> {
             say(&startup.text()?);
         }
         folder.prepare()?;
-        plan.write_manifest(&fingerprint)?;
+        let facts = Facts {
+            plan: &plan,
+            device: B::NAME,
+            tokenizer: &tokenizer,
+            train: (&train_groups, &report),
+            eval: (&eval_groups, &eval_report),
+            fingerprint: &fingerprint,
+        };
+        let mut manifest = Manifest::begin(&plan.settings.output_dir, facts.to_map()?, resumed)?;
         let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
@@ -130,8 +142,22 @@ impl Job for TrainJob<'_> {
             resume,
             fingerprint,
         };
-        let trainer = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)?;
-        train(trainer, data, &plan.settings)
+        let outcome = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)
+            .and_then(|trainer| train(trainer, data, &plan.settings));
+        finish(&mut manifest, &plan.settings, &outcome);
+        outcome
+    }
+}
+
+/// Notes the end of a run and writes its report. Neither may hide how the run itself ended.
+fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
+    let mut written = manifest.end(outcome);
+    if settings.report_to.jsonl {
+        let dir = std::slice::from_ref(&settings.output_dir);
+        written = written.and_then(|()| write_report(dir, &settings.output_dir.join(REPORT_FILE)));
+    }
+    if let Err(e) = written {
+        complain(&format!("warning: {e}"));
     }
 }
 
@@ -329,30 +355,6 @@ impl<'a> Plan<'a> {
         };
         entries.push(("reference".to_owned(), reference));
         Ok(entries)
-    }
-
-    /// Writes `run.json`: command, settings, hashes.
-    fn write_manifest(&self, fingerprint: &[(String, String)]) -> Result<()> {
-        let hashes: serde_json::Map<_, _> = fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        let manifest = json!({
-            "schema": 1,
-            "version": env!("CARGO_PKG_VERSION"),
-            "command": self.command_line,
-            "method": self.method.name(),
-            "model": self.args.model,
-            "ref_model": self.args.ref_model,
-            "train_file": self.args.train_file,
-            "eval_file": self.args.eval_file,
-            "settings": self.settings,
-            "adamw": self.adamw,
-            "loss": self.args.loss,
-            "loss_formula": self.loss.formula(),
-            "construction": self.build,
-            "tokenize": self.tokenize,
-            "read": self.args.read,
-            "fingerprint": hashes,
-        });
-        checkpoint::write_json(&self.settings.output_dir.join("run.json"), &manifest)
     }
 }
 

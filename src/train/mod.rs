@@ -4,6 +4,7 @@
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
+//! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
 //! - [`evaluate`]: accuracies over a data set
 //! - [`checkpoint`]: a run's state on disk
 //! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
@@ -12,12 +13,15 @@
 pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
+pub mod logs;
+pub mod manifest;
 pub mod metrics;
 pub mod report;
 pub mod run;
 pub mod score;
 pub mod signals;
 pub mod step;
+pub mod tensorboard;
 pub mod upload;
 
 use crate::data::pack::{PackOptions, Scoring};

@@ -1,7 +1,7 @@
 //! The training loop: batches, steps, evaluation, checkpoints, and what stops a run.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::{self, RunState};
 use super::console::{Console, eval_line, step_line};
 use super::evaluate::Evaluator;
-use super::metrics::{MetricsWriter, Tally, number};
+use super::logs::{Logs, ReportTo};
+use super::manifest::now;
+use super::metrics::{Tally, number};
 use super::signals::Signals;
 use super::step::{StepReport, Trainer};
 use crate::backend::contract::CONTROL;
@@ -48,6 +50,8 @@ pub struct RunSettings {
     /// Skipped updates in a row after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
+    /// Logs beside the console.
+    pub report_to: ReportTo,
 }
 
 impl RunSettings {
@@ -98,7 +102,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
             total_steps: total,
         },
         loader: loader(settings, data.train.len(), Position::default())?,
-        metrics: MetricsWriter::open(&settings.output_dir, resumed_step(&data)?)?,
+        metrics: Logs::open(&settings.output_dir, settings.report_to, resumed_step(&data)?)?,
         console: Console::new(total, 0, settings.quiet),
         signals: Signals::listen()?,
         history: Vec::new(),
@@ -130,7 +134,7 @@ struct Run<'a, 'b, B: Backend> {
     settings: &'a RunSettings,
     schedule: Schedule,
     loader: Loader,
-    metrics: MetricsWriter,
+    metrics: Logs,
     console: Console,
     signals: Signals,
     /// Logged events in Hugging Face's `log_history` form.
@@ -238,6 +242,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.summary.losses.push((self.step, report.tally.loss(loss)));
         if self.step.is_multiple_of(self.settings.logging_steps) || self.step == 1 || self.step == total {
             self.console.line(&step_line((self.step, total), report, loss, learning_rate, elapsed));
+            self.metrics.scalars(self.step, &values)?;
             values.insert("step".into(), json!(self.step));
             self.history.push(Value::Object(values));
         }
@@ -276,11 +281,13 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.data.eval.is_empty() {
             return Ok(());
         }
-        let tally = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
+        let (scores, tally) = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.extend(tally.named(&self.trainer.loss, "eval_"));
         self.metrics.write("eval", self.step, values.clone())?;
+        self.metrics.scalars(self.step, &values)?;
+        self.metrics.eval_scores(self.step, &self.trainer.loss, &self.data.eval, &scores)?;
         self.console.line(&eval_line(self.step, &tally, &self.trainer.loss));
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
@@ -335,11 +342,6 @@ fn loader(settings: &RunSettings, groups: usize, position: Position) -> Result<L
     let mut loader = Loader::new(groups, options)?;
     loader.seek(position)?;
     Ok(loader)
-}
-
-/// Seconds since 1970, wall clock.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 fn object(value: Value) -> Map<String, Value> {
