@@ -164,7 +164,7 @@ fn copy(from: &Path, to: &Path) {
 fn start() -> &'static Path {
     static START: OnceLock<PathBuf> = OnceLock::new();
     START.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli-start");
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("start-", env!("CARGO_CRATE_NAME")));
         if dir.exists() {
             std::fs::remove_dir_all(&dir).unwrap();
         }

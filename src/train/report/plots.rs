@@ -78,7 +78,8 @@ impl Scatter {
             let _ = write!(out, r#"<line class="tick" x1="{LEFT:.1}" y1="{at:.1}" x2="{right:.1}" y2="{at:.1}"/>"#);
         }
         let mut empty = true;
-        for (_, index, points) in &self.series {
+        // The first series comes last, over the others: its discs are see-through, the diamonds below are not.
+        for (_, index, points) in self.series.iter().rev() {
             for &(px, py) in points.iter().filter(|(px, py)| drawable(*px) && drawable(*py)) {
                 draw_mark(&mut out, *index, across(&x, px), down(&y, py));
                 empty = false;

@@ -197,7 +197,7 @@ pub(super) fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
     let middle = TOP + PLOT / 2.0;
     let _ = write!(
         out,
-        r#"<text class="axis" text-anchor="middle" transform="translate(15 {middle:.1}) rotate(-90)">{}</text>"#,
+        r#"<text class="axis" text-anchor="middle" transform="translate(11 {middle:.1}) rotate(-90)">{}</text>"#,
         escape(&axis.title())
     );
     let bottom = TOP + PLOT;
@@ -324,7 +324,7 @@ impl<'a> Legend<'a> {
         let mut entries = Vec::new();
         let (mut left, mut row) = (LEGEND_LEFT, 0);
         for (name, style) in names {
-            let width = 30.0 + CHARACTER * name.chars().count() as f64;
+            let width = 38.0 + CHARACTER * name.chars().count() as f64;
             if left > LEGEND_LEFT && left + width > WIDTH {
                 (left, row) = (LEGEND_LEFT, row + 1);
             }
@@ -357,7 +357,7 @@ impl<'a> Legend<'a> {
                 }
                 Swatch::Mark => draw_mark(out, index, left + 12.0, y - 4.5),
             }
-            put_text(out, "legend", "start", left + 22.0, y, name);
+            put_text(out, "legend", "start", left + 27.0, y, name);
         }
     }
 }

@@ -84,17 +84,17 @@ const ACCURACY: [Curve; 6] = [
 
 const REWARDS: [Curve; 4] = [
     curve(
-        "Rewards of both sides",
+        "Reward, both sides",
         &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")],
         "Mean beta times the log-ratio to the reference; if both fall, the margin grows only because rejected falls faster.",
     ),
     curve(
-        "Log-probabilities of both sides",
+        "Log-probability, both sides",
         &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")],
         "Mean log-probability of whole responses; a falling chosen curve means that the policy unlearns good answers.",
     ),
     curve(
-        "Reward range",
+        "Reward, range",
         &[("least", "min_reward"), ("mean", "mean_reward"), ("most", "max_reward")],
         "Smallest, mean and largest reward; only differences count, so a drift of all three is harmless until it is large.",
     ),
@@ -168,7 +168,10 @@ fn window(steps: usize) -> usize {
 
 /// The charts of a curve.
 fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
-    let present = |column: &str| runs.iter().any(|r| r.train.contains_key(column) || r.eval.contains_key(column));
+    let present = |column: &str| {
+        let given = |r: &RunLog| r.train.contains_key(column) || r.eval.contains_key(column);
+        runs.iter().any(|r| given(r) || (column == THROUGHPUT && r.train.contains_key("num_tokens")))
+    };
     if !curve.lines.iter().any(|(_, column)| present(column)) || is_the_whole_loss(curve, runs) {
         return Vec::new();
     }
@@ -191,12 +194,20 @@ fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
                 push(&mut series, run.name.clone(), points(columns, column, split == "train"), Some(style));
             }
             if !series.is_empty() {
-                let line = if line.is_empty() { String::new() } else { format!(", {line}") };
-                found.push(figure(curve, format!("{}{line}, {split}", curve.title), series));
+                let title = match line.is_empty() {
+                    true => format!("{}, {split}", curve.title),
+                    false => format!("{}, {line}, {split}", subject(curve)),
+                };
+                found.push(figure(curve, title, series));
             }
         }
     }
     found
+}
+
+/// What the y axis measures: the title up to its first comma.
+fn subject(curve: &Curve) -> &'static str {
+    curve.title.split(',').next().unwrap_or_default()
 }
 
 /// With base comparisons alone their loss is the loss, unless a weight or a further term tells them apart.
@@ -240,8 +251,7 @@ pub(super) fn throughput(columns: &Columns) -> Vec<(f64, f64)> {
 
 fn figure(curve: &Curve, title: String, series: Vec<Series>) -> Figure {
     let (label, unit) = curve.axis;
-    let label =
-        if label.is_empty() { curve.title.split(',').next().unwrap_or_default().to_lowercase() } else { label.into() };
+    let label = if label.is_empty() { subject(curve).to_lowercase() } else { label.into() };
     let y = Axis::new(label, unit);
     let chart = LineChart {
         title: title.clone(),
