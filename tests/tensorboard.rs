@@ -104,7 +104,7 @@ fn events(path: &Path) -> Vec<Event> {
     let bytes = std::fs::read(path).unwrap();
     let (mut rest, mut found) = (bytes.as_slice(), Vec::new());
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
-    let mask = |crc: u32| ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+    let mask = |crc: u32| crc.rotate_left(17).wrapping_add(0xa282_ead8);
     while !rest.is_empty() {
         let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
         assert_eq!(number(&rest[8..12]), mask(crc_by_bits(&rest[..8])), "checksum of the length");

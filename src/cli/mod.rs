@@ -6,7 +6,7 @@
 //! - [`train_args`], [`train`], [`startup`], [`manifest`]: `sft`, `reward`, `dpo`
 //! - [`data`]: `data build`, `data show`
 //! - [`evaluate`]: `score`, `eval`
-//! - [`report`]: `report`
+//! - [`mod@report`]: the page about runs
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do

@@ -205,4 +205,26 @@ mod tests {
         assert_eq!(all[0]["bytes"], 4);
         assert!(all[1]["why_no_hash"].is_string() && all[2]["why_no_hash"].is_string() && all[2]["blake3"].is_null());
     }
+
+    #[test]
+    fn the_end_of_a_run_is_told_by_its_outcome() {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = || Error::Stopped { signal: 15, step: 3, path: "c".into() };
+        let outcomes: [(Result<()>, &str, i32); 4] = [
+            (Ok(()), "finished", 0),
+            (Err(stopped()), "stopped", 143),
+            (Err(Error::Diverged("d".into())), "diverged", 4),
+            (Err(Error::Memory("m".into())), "failed", 7),
+        ];
+        for (outcome, status, code) in outcomes {
+            let read = || -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(FILE)).unwrap()).unwrap() };
+            let mut manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+            let (before, pid) = (read(), json!(std::process::id()));
+            assert_eq!((&before["status"], &before["pid"], &before["ended"]), (&json!("running"), &pid, &Value::Null));
+            manifest.end(&outcome).unwrap();
+            let after = read();
+            assert_eq!((&after["status"], &after["exit_code"]), (&json!(status), &json!(code)));
+            assert_eq!(after["message"].as_str().map(str::to_owned), outcome.err().map(|e| e.to_string()));
+        }
+    }
 }

@@ -6,8 +6,8 @@ use std::fmt::Write;
 use super::axis::{Axis, drawable};
 use super::distribution::Bins;
 use super::svg::{
-    LEFT, Legend, PLOT, Swatch, TOP, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open, plot_width,
-    put_no_values, style,
+    LEFT, Legend, PLOT, Series, Swatch, TOP, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open,
+    plot_width, put_no_values, style,
 };
 
 /// Counts of several sets in common bins, one outline a set.
@@ -27,8 +27,8 @@ pub struct Scatter {
     pub title: String,
     pub x: Axis,
     pub y: Axis,
-    /// Name, style and points of each set; even styles are discs, odd ones diamonds.
-    pub series: Vec<(String, usize, Vec<(f64, f64)>)>,
+    /// Sets of points in any order; even styles are discs, odd ones diamonds.
+    pub series: Vec<Series>,
 }
 
 impl Histogram {
@@ -64,9 +64,8 @@ impl Histogram {
 impl Scatter {
     /// The chart as one `<svg>` element; points that are not finite are left out.
     pub fn to_svg(&self) -> String {
-        let names = || self.series.iter().map(|(name, style, _)| (name.as_str(), *style));
-        let values =
-            |pick: fn(&(f64, f64)) -> f64| self.series.iter().flat_map(move |(_, _, points)| points.iter().map(pick));
+        let names = || self.series.iter().map(|s| (s.name.as_str(), s.style));
+        let values = |pick: fn(&(f64, f64)) -> f64| self.series.iter().flat_map(move |s| s.points.iter().map(pick));
         let (x, y) = (self.x.scale(values(|p| p.0)), self.y.scale(values(|p| p.1)));
         let legend = Legend::new(names());
         let mut out = open(&self.title, &describe(names().map(|s| s.0)), legend.height());
@@ -79,9 +78,9 @@ impl Scatter {
         }
         let mut empty = true;
         // The first series comes last, over the others: its discs are see-through, the diamonds below are not.
-        for (_, index, points) in self.series.iter().rev() {
-            for &(px, py) in points.iter().filter(|(px, py)| drawable(*px) && drawable(*py)) {
-                draw_mark(&mut out, *index, across(&x, px), down(&y, py));
+        for series in self.series.iter().rev() {
+            for &(px, py) in series.points.iter().filter(|(px, py)| drawable(*px) && drawable(*py)) {
+                draw_mark(&mut out, series.style, across(&x, px), down(&y, py));
                 empty = false;
             }
         }

@@ -192,12 +192,12 @@ pub(super) fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
         let at = down(scale, value);
         let _ =
             write!(out, r#"<line class="grid" x1="{LEFT:.1}" y1="{at:.1}" x2="{:.1}" y2="{at:.1}"/>"#, WIDTH - RIGHT);
-        put_text(out, "tick-label", "end", LEFT - 6.0, at + 4.5, &label);
+        put_text(out, "tick-label", "end", LEFT - 5.0, at + 4.5, &label);
     }
     let middle = TOP + PLOT / 2.0;
     let _ = write!(
         out,
-        r#"<text class="axis" text-anchor="middle" transform="translate(11 {middle:.1}) rotate(-90)">{}</text>"#,
+        r#"<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1}) rotate(-90)">{}</text>"#,
         escape(&axis.title())
     );
     let bottom = TOP + PLOT;

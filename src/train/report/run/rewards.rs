@@ -4,6 +4,7 @@ use super::super::axis::Axis;
 use super::super::distribution::{Bins, correlation, mean};
 use super::super::page::{Block, Figure, Section, Table};
 use super::super::plots::{Histogram, Scatter};
+use super::super::svg::Series;
 use super::super::{NO_VALUE, decimal, significant};
 use super::log::{EvalScores, RunLog, Scored};
 
@@ -122,7 +123,11 @@ fn scatter(title: String, scores: &EvalScores) -> Figure {
         title: title.clone(),
         x: Axis::new("response length", "tokens"),
         y: Axis::new("reward", ""),
-        series: sides.iter().enumerate().map(|(i, (name, side))| ((*name).to_owned(), i, points(side))).collect(),
+        series: sides
+            .iter()
+            .enumerate()
+            .map(|(style, (name, side))| Series { name: (*name).into(), style, points: points(side) })
+            .collect(),
     };
     let r = PairFigures::of(scores).correlation;
     let shown = if every > 1 { format!(" Every {every}th pair is drawn.") } else { String::new() };
