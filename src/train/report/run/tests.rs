@@ -121,7 +121,7 @@ fn a_run_without_numbers_still_has_a_page() {
         manifest: json!({ "status": "running", "method": "reward", "config": null, "data": [], "files": 3 }),
         ..RunLog::default()
     };
-    let text = whole(&run_report(&[empty.clone()]));
+    let text = whole(&run_report(std::slice::from_ref(&empty)));
     assert!(text.contains("No step has been logged yet.") && text.contains("running"), "{text}");
     let mut broken = run("x", f64::NAN);
     for points in broken.train.values_mut().chain(broken.eval.values_mut()) {
