@@ -149,7 +149,7 @@ fn training_from_stored_log_probs_is_training_beside_the_reference() {
             let report = trainer.step(&[a.iter().collect(), b.iter().collect()], 1e-2).unwrap();
             assert!(report.update.applied);
             tallies.push(report.tally);
-            tallies.push(trainer.evaluate(&mut evaluator, &data).unwrap());
+            tallies.push(trainer.evaluate(&mut evaluator, &data).unwrap().1);
         }
         let bits: Vec<u32> = trainer.policy.weights.iter().map(|w| w.to_bits()).collect();
         (tallies, bits)

@@ -73,7 +73,7 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     ),
     (&["--warmup-ratio"], "warm-up is counted in updates; use --warmup-steps"),
     (&["--logging-first-step", "--logging-strategy"], "the first step is always logged; use --logging-steps"),
-    (&["--report-to", "--run-name", "--logging-dir"], "metrics are written to metrics.jsonl in --output-dir"),
+    (&["--run-name", "--logging-dir"], "--output-dir names the run, and metrics and event files are written there"),
     (
         &["--per-device-eval-batch-size", "--eval-accumulation-steps"],
         "evaluation is packed to a token budget of its own",

@@ -4,6 +4,7 @@
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use crate::loss::objective::Method;
 use crate::train::best::BestModel;
@@ -13,7 +14,8 @@ use crate::{Error, Result};
 const SAVE_STEPS: u64 = 500;
 
 /// What triggers an evaluation or a checkpoint.
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// Nothing
     No,
@@ -24,7 +26,7 @@ pub enum Strategy {
 }
 
 /// Evaluations and checkpoints of a run.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Evaluation and checkpoints")]
 pub struct CadenceArgs {
     /// When to evaluate --eval-file [default: steps with --eval-steps, else at start and end only]

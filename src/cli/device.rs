@@ -31,7 +31,7 @@ pub enum Dtype {
 }
 
 /// Where and how precisely to compute.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Copy, Debug, Serialize)]
 pub struct DeviceArgs {
     /// Device to compute on
     #[arg(long, value_enum, default_value = "auto")]

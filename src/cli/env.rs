@@ -45,7 +45,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
 }
 
 /// Vector extensions that matrix products use.
-fn cpu_features() -> Vec<&'static str> {
+pub(super) fn cpu_features() -> Vec<&'static str> {
     let mut features = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {

@@ -5,7 +5,8 @@
 //! - [`output`]: what may be written where, checked before any work
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
 //! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
-//! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`]: `sft`, `reward`, `dpo`
+//! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`], [`manifest`]: `sft`, `reward`, `dpo`
+//! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
 //! - [`make`]: `tokenizer`, `init`
@@ -21,9 +22,11 @@ pub mod env;
 pub mod evaluate;
 pub mod fingerprint;
 pub mod make;
+pub mod manifest;
 pub mod output;
 pub mod quickstart;
 pub mod reference;
+pub mod report;
 pub mod run_lock;
 pub mod score;
 pub mod startup;
@@ -65,6 +68,8 @@ pub enum Command {
     Score(score::ScoreArgs),
     /// Measure a model on held-out groups, or compare two
     Eval(evaluate::EvalArgs),
+    /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
+    Report(report::ReportArgs),
     /// Show what this machine and this build can do
     Env(env::EnvArgs),
 }
@@ -81,6 +86,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
+        Command::Report(args) => report::run(&args),
         Command::Env(args) => env::run(&args),
     }
 }

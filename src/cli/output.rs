@@ -7,6 +7,9 @@ use super::run_lock::RunLock;
 use crate::data::tokenized::TokenizedGroup;
 use crate::files::sync_parent;
 use crate::train::checkpoint::{self, HISTORY_FILE};
+use crate::train::logs::EVAL_SCORES_FILE;
+use crate::train::report::run::REPORT_FILE;
+use crate::train::tensorboard;
 use crate::{Error, Result};
 
 /// Refuses to write `output` over an input, over a folder, or into a folder that does not exist.
@@ -42,7 +45,7 @@ pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
 pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
 
 /// Files of a run besides its checkpoints and its final model.
-const RUN_FILES: [&str; 4] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE];
+const RUN_FILES: [&str; 6] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
 /// Output folder of a training run.
 pub struct RunFolder<'a> {
@@ -114,9 +117,8 @@ impl RunFolder<'_> {
             for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
                 checkpoint::remove(&folder)?;
             }
-            for path in
-                MODEL_FILES.iter().rev().chain(&RUN_FILES).map(|name| self.dir.join(name)).filter(|path| path.exists())
-            {
+            let named = MODEL_FILES.iter().rev().chain(&RUN_FILES).map(|name| self.dir.join(name));
+            for path in named.filter(|path| path.exists()).chain(tensorboard::list(self.dir)?) {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
         }

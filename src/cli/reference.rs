@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::loss::objective::Method;
 use crate::train::reference::CacheOptions;
 use crate::{Error, Result};
 
 /// How the reference's log-probs come about.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, Serialize)]
 #[command(next_help_heading = "Reference")]
 pub struct ReferenceArgs {
     /// Compute the reference's log-probs before training, keep them on disk, and train without the reference (DPO)

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use super::device::Job;
 use super::fingerprint::Fingerprint;
+use super::manifest::Facts;
 use super::output::{RunFolder, check_ids, same_place};
 use super::startup::Startup;
 use super::train_args::TrainArgs;
@@ -23,7 +22,9 @@ use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::train::checkpoint;
 use crate::train::console::{complain, say};
+use crate::train::manifest::Manifest;
 use crate::train::reference::{CacheOptions, ReferenceCache};
+use crate::train::report::run::{REPORT_FILE, write_report};
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
 use crate::train::signals::Signals;
 use crate::train::step::Trainer;
@@ -33,7 +34,7 @@ use crate::{Error, Result};
 pub(super) struct Plan<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
-    command_line: &'a str,
+    pub(super) command_line: &'a str,
     pub(super) build: BuildOptions,
     /// The options given, the limit lowered to what the model can hold.
     pub(super) tokenize: TokenizeOptions,
@@ -41,7 +42,7 @@ pub(super) struct Plan<'a> {
     pub(super) adamw: AdamWSettings,
     pub(super) settings: RunSettings,
     /// The reference's log-probs are computed before training.
-    precompute: Option<CacheOptions>,
+    pub(super) precompute: Option<CacheOptions>,
 }
 
 /// Runs a training command.
@@ -111,6 +112,7 @@ impl Job for TrainJob<'_> {
         }
 
         let fingerprint = plan.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
+        let mut resumed = None;
         if let Some(folder) = &resume {
             // Before anything is written: a refused run leaves the one it does not continue as it was.
             let state = checkpoint::read_state(folder)?;
@@ -120,6 +122,7 @@ impl Job for TrainJob<'_> {
                 let why = format!("is after step {}, but the run is to end after step {total}", state.step);
                 return Err(Error::model(folder, why));
             }
+            resumed = Some((folder.clone(), state.step));
         }
         let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
         if !plan.settings.quiet {
@@ -137,7 +140,15 @@ impl Job for TrainJob<'_> {
         }
         let cache = plan.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
         let _lock = folder.prepare(lock)?;
-        plan.write_manifest(&fingerprint)?;
+        let facts = Facts {
+            plan: &plan,
+            device: B::NAME,
+            tokenizer: &tokenizer,
+            train: (&train_groups, &report),
+            eval: (&eval_groups, &eval_report),
+            fingerprint: &fingerprint,
+        };
+        let mut manifest = Manifest::begin(&plan.settings.output_dir, facts.to_map()?, resumed)?;
         let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
@@ -148,11 +159,25 @@ impl Job for TrainJob<'_> {
             resume,
             fingerprint,
         };
-        let mut trainer = Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw)?;
-        if let Some(cache) = cache {
-            trainer.use_stored_reference(cache)?;
-        }
-        train(trainer, data, &plan.settings)
+        let outcome =
+            Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
+                cache.map_or(Ok(()), |cache| trainer.use_stored_reference(cache))?;
+                train(trainer, data, &plan.settings)
+            });
+        finish(&mut manifest, &plan.settings, &outcome);
+        outcome
+    }
+}
+
+/// Notes the end of a run and writes its report. Neither may hide how the run itself ended.
+fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
+    let mut written = manifest.end(outcome);
+    if settings.report_to.jsonl {
+        let dir = std::slice::from_ref(&settings.output_dir);
+        written = written.and_then(|()| write_report(dir, &settings.output_dir.join(REPORT_FILE)));
+    }
+    if let Err(e) = written {
+        complain(&format!("warning: {e}"));
     }
 }
 
@@ -347,30 +372,6 @@ impl<'a> Plan<'a> {
             Some(folder) => weights_hash(folder)?,
         };
         Fingerprint { plan: self, groups, tokenizer, config, reference }.entries()
-    }
-
-    /// Writes `run.json`: command, settings, hashes.
-    fn write_manifest(&self, fingerprint: &[(String, String)]) -> Result<()> {
-        let hashes: serde_json::Map<_, _> = fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-        let manifest = json!({
-            "schema": 1,
-            "version": env!("CARGO_PKG_VERSION"),
-            "command": self.command_line,
-            "method": self.method.name(),
-            "model": self.args.model,
-            "ref_model": self.args.ref_model,
-            "train_file": self.args.train_file,
-            "eval_file": self.args.eval_file,
-            "settings": self.settings,
-            "adamw": self.adamw,
-            "loss": self.args.loss,
-            "loss_formula": self.loss.formula(self.reference().is_some()),
-            "construction": self.build,
-            "tokenize": self.tokenize,
-            "read": self.args.read,
-            "fingerprint": hashes,
-        });
-        checkpoint::write_json(&self.settings.output_dir.join("run.json"), &manifest)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
@@ -14,14 +15,15 @@ use crate::data::tokenize::TokenizeOptions;
 use crate::loss::objective::{LossOptions, Method};
 use crate::optim::adamw::AdamWSettings;
 use crate::optim::schedule::Scheduler;
+use crate::train::logs::{LogName, ReportTo};
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
 
 /// Most groups of one update: far above any use, far below an overflow.
 const MAX_BATCH: usize = 1 << 30;
 
-/// Arguments of a training command.
-#[derive(Args, Clone, Debug)]
+/// Arguments of a training command. They serialise flat, as options of `run.json`.
+#[derive(Args, Clone, Debug, Serialize)]
 pub struct TrainArgs {
     /// Model folder to start from
     #[arg(long, alias = "model-name-or-path")]
@@ -53,26 +55,37 @@ pub struct TrainArgs {
     /// Time every op, print a table beside the machine's measured ceilings at the end, and write profile.json
     #[arg(long)]
     pub profile: bool,
+    /// Logs to write into the output folder
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 1.., default_values = ["tensorboard", "jsonl"])]
+    pub report_to: Vec<LogName>,
     #[command(flatten)]
+    #[serde(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
+    #[serde(flatten)]
     pub read: ReadOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub tokenize: TokenizeOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub optimiser: OptimiserArgs,
     #[command(flatten)]
+    #[serde(flatten)]
     pub cadence: CadenceArgs,
     #[command(flatten)]
+    #[serde(flatten)]
     pub loss: LossOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub reference: ReferenceArgs,
     #[command(flatten)]
+    #[serde(flatten)]
     pub build: BuildArgs,
 }
 
 /// Length, batch, optimiser and cadence of a run.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimiserArgs {
     /// Groups of one forward and backward
@@ -203,6 +216,7 @@ impl TrainArgs {
             best: cadence.best,
             max_skipped_steps: o.max_skipped_steps,
             quiet: self.quiet,
+            report_to: ReportTo::of(&self.report_to)?,
         })
     }
 

@@ -192,7 +192,7 @@ pub enum Turn {
 
 /// Command-line form of the construction options: `None` where the user said nothing. Flatten it into a command and
 /// call [`BuildArgs::resolve`].
-#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize)]
 #[command(next_help_heading = "Construction of preference groups")]
 pub struct BuildArgs {
     /// What to build and train; presets the options below

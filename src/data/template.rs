@@ -24,7 +24,7 @@ use serde_json::Map;
 
 use super::group::Message;
 use crate::{Error, Result};
-pub use date::frozen_date;
+pub use date::{frozen_date, utc};
 
 /// File that holds a folder's template; it wins over `chat_template` in `tokenizer_config.json`.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";

@@ -220,6 +220,17 @@ pub fn number(value: f64) -> Value {
 /// Name of a run's events.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
+/// What [`number`] wrote; `None` for anything else.
+pub fn read_number(value: &Value) -> Option<f64> {
+    match value.as_str() {
+        None => value.as_f64(),
+        Some("NaN") => Some(f64::NAN),
+        Some("inf") => Some(f64::INFINITY),
+        Some("-inf") => Some(f64::NEG_INFINITY),
+        Some(_) => None,
+    }
+}
+
 /// Appends events to `metrics.jsonl`, one object a line.
 pub struct MetricsWriter {
     path: PathBuf,
@@ -300,5 +311,9 @@ mod tests {
     fn non_finite_numbers_become_strings() {
         assert_eq!(number(f64::NAN).to_string(), "\"NaN\"");
         assert_eq!(number(1.5).to_string(), "1.5");
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -2.25] {
+            assert_eq!(read_number(&number(value)).map(f64::to_bits), Some(value.to_bits()));
+        }
+        assert_eq!(read_number(&json!("resumed")), None);
     }
 }

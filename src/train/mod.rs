@@ -5,6 +5,7 @@
 //! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
+//! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
 //! - [`evaluate`]: accuracies over a data set
 //! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
 //! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
@@ -14,6 +15,8 @@ pub mod best;
 pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
+pub mod logs;
+pub mod manifest;
 pub mod metrics;
 pub mod reference;
 pub mod report;
@@ -21,6 +24,7 @@ pub mod run;
 pub mod score;
 pub mod signals;
 pub mod step;
+pub mod tensorboard;
 pub mod upload;
 
 use crate::data::pack::{PackOptions, Scoring};

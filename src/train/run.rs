@@ -3,7 +3,7 @@
 mod saving;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -12,7 +12,9 @@ use super::best::BestModel;
 use super::checkpoint::{self, Best};
 use super::console::{Console, eval_line, step_line};
 use super::evaluate::Evaluator;
-use super::metrics::{MetricsWriter, Tally, number};
+use super::logs::{Logs, ReportTo};
+use super::manifest::now;
+use super::metrics::{Tally, number};
 use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
 use crate::backend::Backend;
@@ -62,6 +64,8 @@ pub struct RunSettings {
     /// Skipped updates in a row after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
+    /// Logs beside the console.
+    pub report_to: ReportTo,
 }
 
 impl RunSettings {
@@ -113,7 +117,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
     evaluator.heed(signals.clone());
     checkpoint::clean(&settings.output_dir)?;
     let resumed = data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| (folder, s.step)));
-    let metrics = MetricsWriter::open(&settings.output_dir, resumed.transpose()?)?;
+    let metrics = Logs::open(&settings.output_dir, settings.report_to, resumed.transpose()?)?;
     let mut run = Run {
         schedule: Schedule {
             scheduler: settings.scheduler,
@@ -157,7 +161,7 @@ struct Run<'a, 'b, B: Backend> {
     settings: &'a RunSettings,
     schedule: Schedule,
     loader: Loader,
-    metrics: MetricsWriter,
+    metrics: Logs,
     console: Console,
     signals: Signals,
     /// Logged events in Hugging Face's `log_history` form.
@@ -289,6 +293,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.summary.losses.push((self.step, report.tally.loss(loss)));
         if self.step.is_multiple_of(self.settings.logging_steps) || self.step == 1 || self.step == total {
             self.console.line(&step_line((self.step, total), report, loss, learning_rate, elapsed));
+            self.metrics.scalars(self.step, &values)?;
             values.insert("step".into(), json!(self.step));
             self.history.push(Value::Object(values));
         }
@@ -337,7 +342,7 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.data.eval.is_empty() {
             return Ok(None);
         }
-        let tally = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
+        let (scores, tally) = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
         if self.evaluator.cut_short() {
             return Ok(None);
         }
@@ -345,6 +350,8 @@ impl<B: Backend> Run<'_, '_, B> {
         values.insert("time".into(), number(now()));
         values.extend(tally.named(&self.trainer.loss, "eval_"));
         self.metrics.write("eval", self.step, values.clone())?;
+        self.metrics.scalars(self.step, &values)?;
+        self.metrics.eval_scores(self.step, &self.trainer.loss, &self.data.eval, &scores)?;
         self.console.line(&eval_line(self.step, &tally, &self.trainer.loss));
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
@@ -380,11 +387,6 @@ fn loader(settings: &RunSettings, groups: usize, position: Position) -> Result<L
     let mut loader = Loader::new(groups, options)?;
     loader.seek(position)?;
     Ok(loader)
-}
-
-/// Seconds since 1970, wall clock.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
 fn object(value: Value) -> Map<String, Value> {

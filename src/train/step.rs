@@ -1,6 +1,6 @@
 //! One optimiser step: the calls of the whole program, in order.
 
-use super::evaluate::Evaluator;
+use super::evaluate::{Evaluator, GroupScores};
 use super::metrics::Tally;
 use super::reference::{Completed, Frozen, ReferenceCache};
 use super::score::{Scorer, grow, read};
@@ -235,10 +235,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Some(slopes)
     }
 
-    /// Scores of policy and reference over groups that are not trained on.
-    pub fn evaluate(&mut self, evaluator: &mut Evaluator<B>, groups: &[TokenizedGroup]) -> Result<Tally> {
+    /// Scores of policy and reference over groups that are not trained on, and the sums over them.
+    pub fn evaluate(
+        &mut self,
+        evaluator: &mut Evaluator<B>,
+        groups: &[TokenizedGroup],
+    ) -> Result<(Vec<GroupScores>, Tally)> {
         let models = (&mut self.policy, self.reference.as_mut());
-        Ok(evaluator.run_beside(self.backend, models, &self.loss, groups, |_| ())?.1)
+        evaluator.run_beside(self.backend, models, &self.loss, groups, |_| ())
     }
 
     /// An evaluator for this trainer's policy; the reference is the trainer's own.

@@ -37,7 +37,7 @@ fn flags_of_trl_without_a_counterpart_are_explained() {
         ("--warmup_ratio 0.1", "use --warmup-steps"),
         ("--max_prompt_length 128", "use --max-length"),
         ("--reference_free", "--ref-model none"),
-        ("--report_to none", "metrics.jsonl"),
+        ("--run_name none", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
     ] {
         let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");

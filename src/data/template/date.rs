@@ -4,6 +4,9 @@
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// End of the year 9999; later years have no four digits.
+const LAST_SECOND: u64 = 253_402_300_799;
+
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
     "January",
@@ -23,9 +26,8 @@ const MONTHS: [&str; 12] = [
 /// Seconds since 1970 that every template of this process sees.
 static NOW: LazyLock<u64> = LazyLock::new(|| {
     let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.trim().parse().ok());
-    // Years beyond 9999 have no four digits.
     fixed
-        .filter(|&seconds| seconds < 253_402_300_800)
+        .filter(|&seconds| seconds <= LAST_SECOND)
         .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()))
 });
 
@@ -37,6 +39,13 @@ pub fn frozen_date() -> String {
 
 pub fn strftime_now(format: &str) -> Result<String, String> {
     strftime(*NOW, format)
+}
+
+/// A moment as `YYYY-MM-DD HH:MM:SS`, in UTC.
+pub fn utc(seconds: u64) -> String {
+    let date = Date::new(seconds.min(LAST_SECOND));
+    let (hour, minute, second) = (date.second / 3600, date.second / 60 % 60, date.second % 60);
+    format!("{:04}-{:02}-{:02} {hour:02}:{minute:02}:{second:02}", date.year, date.month, date.day)
 }
 
 /// A moment in UTC.
@@ -140,6 +149,8 @@ mod tests {
         assert_eq!(strftime(4_107_542_399, "%F %T").unwrap(), "2100-02-28 23:59:59");
         assert_eq!(strftime(4_107_542_400, "%F").unwrap(), "2100-03-01");
         assert_eq!(strftime(1_735_689_599, "%-d %j").unwrap(), "31 366");
+        assert_eq!(super::utc(951_827_696), "2000-02-29 12:34:56");
+        assert_eq!(super::utc(u64::MAX), "9999-12-31 23:59:59");
     }
 
     #[test]

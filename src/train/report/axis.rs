@@ -3,7 +3,7 @@
 use super::decimal;
 
 /// Larger magnitudes are not drawn: the arithmetic of scales stays finite.
-const LARGEST: f64 = 1e30;
+pub(super) const LARGEST: f64 = 1e30;
 
 /// Label, unit and, if given, the fixed range of an axis.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -87,7 +87,8 @@ impl Scale {
 
     fn label(&self, value: f64) -> String {
         let largest = self.low.abs().max(self.high.abs());
-        if largest >= 1e6 || self.step < 1e-6 {
+        let tiny = self.step < 1e-4 && largest < 1e-2;
+        if largest >= 1e6 || tiny || self.step < 1e-6 {
             return if value == 0.0 { "0".to_owned() } else { format!("{value:.1e}") };
         }
         decimal(value, (-self.step.log10() - 1e-9).ceil().max(0.0) as usize)
@@ -120,6 +121,8 @@ mod tests {
         assert_eq!(labels(&[0.0, 1.0]), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(labels(&[0.0, 400.0]), ["0", "100", "200", "300", "400"]);
         assert_eq!(labels(&[0.413, 0.692]), ["0.40", "0.45", "0.50", "0.55", "0.60", "0.65", "0.70"]);
+        // Learning rates: decimals would run into the axis title.
+        assert_eq!(labels(&[0.0, 5e-5]), ["0", "1.0e-5", "2.0e-5", "3.0e-5", "4.0e-5", "5.0e-5"]);
         assert_eq!(labels(&[-3.0, 3.0]), ["-3", "-2", "-1", "0", "1", "2", "3"]);
         for (low, high) in [(1e-9, 3e-9), (0.0, 7e8), (-2.5e4, 1.0), (0.999, 1.0), (1e20, 1e29)] {
             let scale = Axis::default().scale([low, high].into_iter());

@@ -27,12 +27,29 @@ pub enum Block {
     /// Charts side by side where there is room. Each is the text of an `<svg>` element from [`super::svg`]; it is
     /// the one part that is inserted as it is.
     Charts(Vec<String>),
+    /// As [`Block::Charts`], each with what it shows.
+    Figures(Vec<Figure>),
     Table(Table),
+    /// A table behind a heading that opens it.
+    Folded {
+        heading: String,
+        table: Table,
+    },
     /// Text shown as written, under a heading of its own (empty for none): commands, rows, decoded examples.
     Code {
         caption: String,
         text: String,
     },
+}
+
+/// A chart, a sentence about it, and its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Figure {
+    /// Text of an `<svg>` element from [`super::svg`] or [`super::plots`], inserted as it is.
+    pub svg: String,
+    pub caption: String,
+    /// The numbers as text, for those who cannot see the chart; folded away.
+    pub table: Table,
 }
 
 /// A heading and what stands under it.
@@ -87,6 +104,17 @@ impl Table {
     }
 }
 
+impl Figure {
+    fn to_html(&self) -> String {
+        let (svg, caption) = (&self.svg, escape(&self.caption));
+        format!("<figure>{svg}<figcaption>{caption}</figcaption>{}</figure>\n", folded("Numbers", &self.table))
+    }
+}
+
+fn folded(heading: &str, table: &Table) -> String {
+    format!("<details><summary>{}</summary>{}</details>\n", escape(heading), table.to_html())
+}
+
 impl Block {
     fn write(&self, out: &mut String) {
         let _ = match self {
@@ -100,7 +128,12 @@ impl Block {
                 let figures: String = charts.iter().map(|svg| format!("<figure>{svg}</figure>\n")).collect();
                 writeln!(out, "<div class=\"charts\">\n{figures}</div>")
             }
+            Block::Figures(figures) => {
+                let figures: String = figures.iter().map(Figure::to_html).collect();
+                writeln!(out, "<div class=\"charts\">\n{figures}</div>")
+            }
             Block::Table(table) => write!(out, "{}", table.to_html()),
+            Block::Folded { heading, table } => write!(out, "{}", folded(heading, table)),
             Block::Code { caption, text } => {
                 if !caption.is_empty() {
                     let _ = writeln!(out, "<h3>{}</h3>", escape(caption));

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::axis::Axis;
+use super::distribution::smoothed;
 use super::page::{Block, Page, Section, Table};
-use super::summary::{AccuracyPoint, Count, NamedText, Point, QuickstartSummary, RunSummary};
+use super::summary::{AccuracyPoint, Count, NamedText, QuickstartSummary, RunSummary};
 use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series};
 use super::{NO_VALUE, decimal};
 
@@ -206,7 +207,10 @@ fn curves(summary: &QuickstartSummary) -> Section {
         let series = of_method.map(|(style, run)| Series {
             name: run.name.clone(),
             style,
-            points: smoothed(&run.loss, run.loss.len().div_ceil(SMOOTHED_SHARE)),
+            points: smoothed(
+                &run.loss.iter().map(|p| (p.step as f64, p.value)).collect::<Vec<_>>(),
+                run.loss.len().div_ceil(SMOOTHED_SHARE),
+            ),
         });
         let chart = LineChart {
             title: format!("Training loss, {method}"),
@@ -253,17 +257,6 @@ fn curves(summary: &QuickstartSummary) -> Section {
 /// `reward` of `reward-mapl`.
 fn method_of(name: &str) -> &str {
     name.split('-').next().unwrap_or(name)
-}
-
-/// Mean of each value and up to `window - 1` before it; values that are not finite are left out, and the mean of none
-/// is a gap.
-fn smoothed(points: &[Point], window: usize) -> Vec<(f64, f64)> {
-    let mean = |end: usize| {
-        let run = &points[(end + 1).saturating_sub(window.max(1))..=end];
-        let finite: Vec<f64> = run.iter().map(|p| p.value).filter(|v| v.is_finite()).collect();
-        finite.iter().sum::<f64>() / finite.len() as f64
-    };
-    points.iter().enumerate().map(|(i, p)| (p.step as f64, mean(i))).collect()
 }
 
 fn data(summary: &QuickstartSummary) -> Section {

@@ -9,17 +9,17 @@ use super::axis::{Axis, Scale, drawable};
 use super::{NO_VALUE, decimal, escape};
 
 /// Width of every chart in user units (pixels at full size); small enough to stay legible on a phone.
-const WIDTH: f64 = 460.0;
+pub(super) const WIDTH: f64 = 460.0;
 /// Space of the title, of the y labels, of the right edge, of the x labels, of one legend row.
-const TOP: f64 = 46.0;
-const LEFT: f64 = 62.0;
+pub(super) const TOP: f64 = 46.0;
+pub(super) const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const BOTTOM: f64 = 44.0;
 const LEGEND_ROW: f64 = 22.0;
 /// Left end of the legend; it may run below the y labels.
 const LEGEND_LEFT: f64 = 8.0;
 /// Height of the plotting area.
-const PLOT: f64 = 210.0;
+pub(super) const PLOT: f64 = 210.0;
 /// Estimated width of a character of the legend.
 const CHARACTER: f64 = 7.4;
 /// Number of styles the page defines.
@@ -94,26 +94,16 @@ impl LineChart {
         let legend = Legend::new(self.series.iter().map(|s| (s.name.as_str(), s.style)));
         let mut out = open(&self.title, &describe(self.series.iter().map(|s| s.name.as_str())), legend.height());
         draw_y_axis(&mut out, &self.y, &y);
-        for (value, label) in x.ticks() {
-            let at = across(&x, value);
-            let _ = write!(
-                out,
-                r#"<line class="tick" x1="{at:.1}" y1="{0:.1}" x2="{at:.1}" y2="{1:.1}"/>"#,
-                TOP + PLOT,
-                TOP + PLOT + 4.0
-            );
-            put_text(&mut out, "tick-label", "middle", at, TOP + PLOT + 17.0, &label);
-        }
-        put_text(&mut out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT + 36.0, &self.x.title());
+        draw_x_axis(&mut out, &self.x, &x);
         let mut empty = true;
         for series in &self.series {
             empty &= !draw_line(&mut out, series, &x, &y);
         }
         if empty {
-            put_text(&mut out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT / 2.0, "no values");
+            put_no_values(&mut out);
         }
         draw_reference(&mut out, self.reference.as_ref(), &y);
-        legend.draw(&mut out, true);
+        legend.draw(&mut out, Swatch::Line);
         out.push_str("</svg>");
         out
     }
@@ -142,33 +132,33 @@ impl BarChart {
             }
         }
         if self.categories.is_empty() || self.series.is_empty() {
-            put_text(&mut out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT / 2.0, "no values");
+            put_no_values(&mut out);
         }
         draw_reference(&mut out, self.reference.as_ref(), &y);
-        legend.draw(&mut out, false);
+        legend.draw(&mut out, Swatch::Bar);
         out.push_str("</svg>");
         out
     }
 }
 
-fn plot_width() -> f64 {
+pub(super) fn plot_width() -> f64 {
     WIDTH - LEFT - RIGHT
 }
 
-fn across(scale: &Scale, value: f64) -> f64 {
+pub(super) fn across(scale: &Scale, value: f64) -> f64 {
     LEFT + plot_width() * scale.place(value)
 }
 
-fn down(scale: &Scale, value: f64) -> f64 {
+pub(super) fn down(scale: &Scale, value: f64) -> f64 {
     TOP + PLOT * (1.0 - scale.place(value))
 }
 
-fn style(index: usize) -> usize {
+pub(super) fn style(index: usize) -> usize {
     index % STYLES
 }
 
 /// Start of the element with the text a screen reader speaks.
-fn open(title: &str, description: &str, legend: f64) -> String {
+pub(super) fn open(title: &str, description: &str, legend: f64) -> String {
     let height = TOP + PLOT + BOTTOM + legend;
     let title = escape(title);
     format!(
@@ -186,7 +176,7 @@ fn open(title: &str, description: &str, legend: f64) -> String {
     )
 }
 
-fn describe<'a>(names: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn describe<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = names.collect();
     if names.is_empty() { "No series.".to_owned() } else { format!("Series: {}.", names.join(", ")) }
 }
@@ -197,17 +187,17 @@ fn put_text(out: &mut String, class: &str, anchor: &str, x: f64, y: f64, text: &
 }
 
 /// Horizontal grid lines with labels, and the axis title read from below.
-fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
+pub(super) fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
     for (value, label) in scale.ticks() {
         let at = down(scale, value);
         let _ =
             write!(out, r#"<line class="grid" x1="{LEFT:.1}" y1="{at:.1}" x2="{:.1}" y2="{at:.1}"/>"#, WIDTH - RIGHT);
-        put_text(out, "tick-label", "end", LEFT - 6.0, at + 4.5, &label);
+        put_text(out, "tick-label", "end", LEFT - 5.0, at + 4.5, &label);
     }
     let middle = TOP + PLOT / 2.0;
     let _ = write!(
         out,
-        r#"<text class="axis" text-anchor="middle" transform="translate(15 {middle:.1}) rotate(-90)">{}</text>"#,
+        r#"<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1}) rotate(-90)">{}</text>"#,
         escape(&axis.title())
     );
     let bottom = TOP + PLOT;
@@ -216,6 +206,25 @@ fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
         r#"<line class="tick" x1="{LEFT:.1}" y1="{bottom:.1}" x2="{:.1}" y2="{bottom:.1}"/>"#,
         WIDTH - RIGHT
     );
+}
+
+/// Ticks with labels below the plot, and the axis title below them.
+pub(super) fn draw_x_axis(out: &mut String, axis: &Axis, scale: &Scale) {
+    for (value, label) in scale.ticks() {
+        let at = across(scale, value);
+        let _ = write!(
+            out,
+            r#"<line class="tick" x1="{at:.1}" y1="{0:.1}" x2="{at:.1}" y2="{1:.1}"/>"#,
+            TOP + PLOT,
+            TOP + PLOT + 4.0
+        );
+        put_text(out, "tick-label", "middle", at, TOP + PLOT + 17.0, &label);
+    }
+    put_text(out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT + 36.0, &axis.title());
+}
+
+pub(super) fn put_no_values(out: &mut String) {
+    put_text(out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT / 2.0, "no values");
 }
 
 /// The line goes over the data, or bars would hide it; the label has an outline in the page's colour (page.css).
@@ -295,18 +304,27 @@ fn draw_bar(out: &mut String, bar: &Bar, index: usize, left: f64, width: f64, y:
     put_text(out, "bar-label", "middle", middle, label - 5.0, &decimal(bar.value, 2));
 }
 
+/// What stands before a name of the legend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Swatch {
+    Line,
+    Bar,
+    Area,
+    Mark,
+}
+
 /// Names below the plot, as many on a row as fit.
-struct Legend<'a> {
+pub(super) struct Legend<'a> {
     /// Name, style, left end, row.
     entries: Vec<(&'a str, usize, f64, usize)>,
 }
 
 impl<'a> Legend<'a> {
-    fn new(names: impl Iterator<Item = (&'a str, usize)>) -> Self {
+    pub(super) fn new(names: impl Iterator<Item = (&'a str, usize)>) -> Self {
         let mut entries = Vec::new();
         let (mut left, mut row) = (LEGEND_LEFT, 0);
         for (name, style) in names {
-            let width = 30.0 + CHARACTER * name.chars().count() as f64;
+            let width = 38.0 + CHARACTER * name.chars().count() as f64;
             if left > LEGEND_LEFT && left + width > WIDTH {
                 (left, row) = (LEGEND_LEFT, row + 1);
             }
@@ -316,30 +334,39 @@ impl<'a> Legend<'a> {
         Self { entries }
     }
 
-    fn height(&self) -> f64 {
+    pub(super) fn height(&self) -> f64 {
         self.entries.last().map_or(0.0, |e| LEGEND_ROW * (e.3 + 1) as f64)
     }
 
-    fn draw(&self, out: &mut String, lines: bool) {
+    pub(super) fn draw(&self, out: &mut String, swatch: Swatch) {
         for &(name, index, left, row) in &self.entries {
             let y = TOP + PLOT + BOTTOM + 8.0 + LEGEND_ROW * row as f64;
             let style = style(index);
-            let _ = if lines {
-                write!(
-                    out,
-                    r#"<path class="line s{style}" d="M{left:.1} {0:.1}L{1:.1} {0:.1}"/>"#,
-                    y - 4.5,
-                    left + 22.0
-                )
-            } else {
-                write!(
-                    out,
-                    r#"<rect class="bar s{style}" x="{0:.1}" y="{1:.1}" width="13" height="13"/>"#,
-                    left + 4.0,
-                    y - 11.0
-                )
-            };
-            put_text(out, "legend", "start", left + 22.0, y, name);
+            match swatch {
+                Swatch::Line => {
+                    let (y, right) = (y - 4.5, left + 22.0);
+                    let _ = write!(out, r#"<path class="line s{style}" d="M{left:.1} {y:.1}L{right:.1} {y:.1}"/>"#);
+                }
+                Swatch::Bar | Swatch::Area => {
+                    let class = if swatch == Swatch::Bar { "bar" } else { "area" };
+                    let (left, y) = (left + 4.0, y - 11.0);
+                    let _ = write!(
+                        out,
+                        r#"<rect class="{class} s{style}" x="{left:.1}" y="{y:.1}" width="13" height="13"/>"#
+                    );
+                }
+                Swatch::Mark => draw_mark(out, index, left + 12.0, y - 4.5),
+            }
+            put_text(out, "legend", "start", left + 27.0, y, name);
         }
     }
+}
+
+/// A point of a scatter chart: a disc for even styles, an open diamond for odd ones.
+pub(super) fn draw_mark(out: &mut String, index: usize, x: f64, y: f64) {
+    let style = style(index);
+    let _ = match index % 2 {
+        0 => write!(out, r#"<circle class="dot s{style}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#),
+        _ => write!(out, r#"<path class="ring s{style}" d="M{x:.1} {:.1}l4 4l-4 4l-4 -4z"/>"#, y - 4.0),
+    };
 }

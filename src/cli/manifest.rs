@@ -1,0 +1,174 @@
+//! What `run.json` says about a training run: every option with the value in use, the data, hashes of all inputs, and
+//! the environment. [`crate::train::manifest`] adds times and status.
+
+use serde_json::{Map, Value, json};
+
+use super::env::cpu_features;
+use super::train::Plan;
+use crate::backend::contract::Reduce;
+use crate::data::pack::LogpScope;
+use crate::data::tokenize::TokenizeReport;
+use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tree::token_counts;
+use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
+use crate::train::manifest::{hashes, model_files, variables};
+use crate::{Error, Result};
+
+/// What is known about a run before its first step.
+pub(super) struct Facts<'a> {
+    pub plan: &'a Plan<'a>,
+    pub device: &'static str,
+    pub tokenizer: &'a Tokenizer,
+    pub train: (&'a [TokenizedGroup], &'a TokenizeReport),
+    /// Empty without evaluation rows.
+    pub eval: (&'a [TokenizedGroup], &'a TokenizeReport),
+    pub fingerprint: &'a [(String, String)],
+}
+
+impl Facts<'_> {
+    /// The manifest's content without times and status.
+    pub fn to_map(&self) -> Result<Map<String, Value>> {
+        let (plan, args) = (self.plan, self.plan.args);
+        let fingerprint: Map<_, _> = self.fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+        let facts = json!({
+            "schema": 1,
+            "version": env!("CARGO_PKG_VERSION"),
+            "command": plan.command_line,
+            "method": plan.method.name(),
+            "config": self.config()?,
+            "settings": plan.settings,
+            "adamw": plan.adamw,
+            "loss_formula": plan.loss.formula(plan.reference().is_some()),
+            "construction": plan.build,
+            "tokenize": plan.tokenize,
+            "read": args.read,
+            "data": { "train": counts(self.train)?, "eval": counts(self.eval)? },
+            "files": {
+                "train": hashes(&args.train_file),
+                "eval": hashes(&args.eval_file),
+                "model": hashes(&model_files(&args.model)),
+                "reference": hashes(&plan.reference().map_or(Vec::new(), model_files)),
+                "tokenizer": hashes(&self.tokenizer.files()),
+                "chat_template": hashes(args.chat_template_path.as_slice()),
+            },
+            "environment": {
+                "os": std::env::consts::OS,
+                "arch": std::env::consts::ARCH,
+                "device": self.device,
+                "threads": rayon::current_num_threads(),
+                "cpu_features": cpu_features(),
+                "variables": variables(),
+                "folder": std::env::current_dir().ok(),
+            },
+            "fingerprint": fingerprint,
+        });
+        Ok(into_map(facts))
+    }
+
+    /// Every option under its flag's name in snake case, with the value in use; null where nothing was set and nothing
+    /// is in use. Options that were left to the method or the objective have the value it chose.
+    fn config(&self) -> Result<Map<String, Value>> {
+        let plan = self.plan;
+        let (s, loss) = (&plan.settings, &plan.loss);
+        let mut config = into_map(to_value(plan.args)?);
+        let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
+        put("ref_model", json!(plan.reference()));
+        put("device", json!(self.device));
+        put("dtype", json!(if self.device == "reference" { "f64" } else { "f32" }));
+        put("max_length", json!(plan.tokenize.max_length));
+        put("report_to", json!(s.report_to.names()));
+        put("gradient_accumulation_steps", json!(s.accumulation));
+        put("total_batch_size", json!(s.micro_batch * s.accumulation));
+        put("max_steps", json!(s.max_steps));
+        put("num_train_epochs", if s.max_steps.is_some() { Value::Null } else { json!(s.epochs) });
+        put("learning_rate", json!(s.learning_rate));
+        put("lr_scheduler_type", json!(s.scheduler));
+        put("warmup_steps", json!(s.warmup_steps));
+        put("eval_steps", if s.eval_steps == Some(u64::MAX) { json!("start and end") } else { json!(s.eval_steps) });
+        let strategy = |steps: Option<u64>, epochs: bool| match (steps, epochs) {
+            (_, true) => "epoch",
+            (None | Some(u64::MAX), false) => "no",
+            (Some(_), false) => "steps",
+        };
+        put("eval_strategy", json!(strategy(s.eval_steps, s.eval_epochs)));
+        put("save_strategy", json!(strategy(s.save_steps, s.save_epochs)));
+        put("save_steps", json!(s.save_steps));
+        if let Some(best) = &s.best {
+            put("metric_for_best_model", json!(best.metric));
+            put("greater_is_better", json!(best.greater_is_better));
+        }
+        if let Some(cache) = &plan.precompute {
+            put("precompute_ref_batch_size", json!(cache.batch_groups));
+            put("ref_cache_dir", json!(cache.dir));
+        }
+        put("objective", json!(plan.objective()));
+        if plan.objective().builds() {
+            let built = into_map(to_value(&plan.build)?);
+            for (name, value) in built.into_iter().filter(|(name, _)| !name.starts_with("build_in")) {
+                put(&name, value);
+            }
+        }
+        if plan.method == Method::Sft {
+            return Ok(config);
+        }
+        for (i, kind) in ["base", "intra", "inter"].into_iter().enumerate() {
+            put(&format!("{kind}_weight"), json!(loss.weights[i]));
+        }
+        put("mix", json!(loss.mix));
+        put("margin", json!(loss.margin));
+        put("pop_clip", json!(loss.pop_clip));
+        put("loss_type", json!(plan.args.loss.loss_type.unwrap_or(LossType::Sigmoid)));
+        put("label_smoothing", json!(plan.args.loss.label_smoothing.unwrap_or(0.0)));
+        match plan.method {
+            Method::Sft => {}
+            Method::Reward => {
+                put("center_rewards_coefficient", json!(loss.center));
+            }
+            Method::Dpo => {
+                for (name, beta) in ["beta", "beta_intra", "beta_inter"].into_iter().zip(loss.scale) {
+                    put(name, json!(beta));
+                }
+                put("nll_weight", json!(loss.nll_weight));
+                let scope = match loss.scope {
+                    LogpScope::Response => ScopeName::Response,
+                    LogpScope::PromptAndResponse => ScopeName::PromptAndResponse,
+                };
+                put("logp_scope", json!(scope));
+                let reduce = match loss.reduce {
+                    Reduce::Sum => ReduceName::Sum,
+                    Reduce::Mean => ReduceName::Mean,
+                };
+                put("logp_reduce", json!(reduce));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Counts of tokenising, and tokens of one pass with prompts shared and without; null without rows.
+fn counts((groups, report): (&[TokenizedGroup], &TokenizeReport)) -> Result<Value> {
+    if report.rows_read == 0 {
+        return Ok(Value::Null);
+    }
+    let mut value = to_value(report)?;
+    let (mut alone, mut shared) = (0, 0);
+    for counts in groups.iter().map(token_counts) {
+        alone += counts.per_sequence;
+        shared += counts.tree;
+    }
+    value["tokens_alone"] = json!(alone);
+    value["tokens_shared"] = json!(shared);
+    Ok(value)
+}
+
+fn to_value(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|e| Error::Runtime(format!("cannot write run.json: {e}")))
+}
+
+fn into_map(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}

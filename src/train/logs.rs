@@ -1,0 +1,176 @@
+//! Where the numbers of a run go beside the console: `metrics.jsonl` (every step), TensorBoard event files (at the
+//! logging cadence) and `eval_scores.jsonl` (the latest evaluation, replaced as a whole each time).
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::write_text;
+use super::evaluate::GroupScores;
+use super::manifest::now;
+use super::metrics::{MetricsWriter, number};
+use super::tensorboard::EventWriter;
+use crate::data::group::Kind;
+use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
+use crate::loss::objective::{Loss, Method};
+use crate::{Error, Result};
+
+/// Scores of the latest evaluation, a line a group.
+pub const EVAL_SCORES_FILE: &str = "eval_scores.jsonl";
+
+/// `--report-to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogName {
+    /// Event files with the tags of transformers' trainers
+    #[value(name = "tensorboard")]
+    TensorBoard,
+    /// metrics.jsonl, eval_scores.jsonl, and report.html at the end
+    Jsonl,
+    /// All of them
+    All,
+    /// None of them
+    None,
+}
+
+/// Logs in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportTo {
+    pub tensorboard: bool,
+    pub jsonl: bool,
+}
+
+impl ReportTo {
+    /// The logs of a list; `none` and `all` stand alone.
+    pub fn of(names: &[LogName]) -> Result<Self> {
+        if let (2.., Some(name)) = (names.len(), names.iter().find(|n| matches!(n, LogName::None | LogName::All))) {
+            let name = if *name == LogName::None { "none" } else { "all" };
+            return Err(Error::Usage(format!("--report-to: {name} stands alone; leave out the others or {name}")));
+        }
+        let has = |name| names.contains(&name) || names.contains(&LogName::All);
+        Ok(Self { tensorboard: has(LogName::TensorBoard), jsonl: has(LogName::Jsonl) })
+    }
+
+    /// Names for the manifest.
+    pub fn names(self) -> Vec<&'static str> {
+        let all = [("tensorboard", self.tensorboard), ("jsonl", self.jsonl)];
+        all.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect()
+    }
+}
+
+/// The open logs of a run.
+pub struct Logs {
+    metrics: Option<MetricsWriter>,
+    events: Option<EventWriter>,
+    scores: Option<PathBuf>,
+}
+
+impl Logs {
+    /// Opens the logs of a run folder. What earlier logs hold of steps after those of `from`, the checkpoint that is
+    /// continued from and its step, is cut or superseded.
+    pub fn open(dir: &Path, to: ReportTo, from: Option<(&Path, u64)>) -> Result<Self> {
+        let resumed = from.map(|(_, step)| step);
+        let scores = dir.join(EVAL_SCORES_FILE);
+        if scores.is_file() && resumed.is_none_or(|step| scores_step(&scores).is_none_or(|of| of > step)) {
+            std::fs::remove_file(&scores).map_err(Error::io("remove", &scores))?;
+        }
+        Ok(Self {
+            metrics: to.jsonl.then(|| MetricsWriter::open(dir, from)).transpose()?,
+            events: to.tensorboard.then(|| EventWriter::create(dir, now(), resumed)).transpose()?,
+            scores: to.jsonl.then_some(scores),
+        })
+    }
+
+    /// Appends an event to `metrics.jsonl`.
+    pub fn write(&mut self, kind: &str, step: u64, values: Map<String, Value>) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(kind, step, values))
+    }
+
+    /// Brings what was written to the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.as_ref().map_or(Ok(()), MetricsWriter::sync)
+    }
+
+    /// Writes the numbers of a logged step or of an evaluation to the event file.
+    pub fn scalars(&mut self, step: u64, values: &Map<String, Value>) -> Result<()> {
+        self.events.as_mut().map_or(Ok(()), |events| events.scalars(step, now(), values))
+    }
+
+    /// Replaces `eval_scores.jsonl` by the scores after `step`. Supervised fine-tuning compares nothing and writes none.
+    pub fn eval_scores(&self, step: u64, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) -> Result<()> {
+        let Some(path) = self.scores.as_ref().filter(|_| loss.method != Method::Sft) else { return Ok(()) };
+        let mut text = String::new();
+        for (group, scores) in groups.iter().zip(scores) {
+            text += &row(step, loss, group, scores).to_string();
+            text.push('\n');
+        }
+        write_text(path, &text)
+    }
+}
+
+/// The step of a file of scores.
+fn scores_step(path: &Path) -> Option<u64> {
+    use std::io::BufRead as _;
+    let mut line = String::new();
+    std::io::BufReader::new(std::fs::File::open(path).ok()?).read_line(&mut line).ok()?;
+    serde_json::from_str::<Value>(&line).ok()?["step"].as_u64()
+}
+
+/// `{"step", "id", "sequences": [{"tokens", "score", "reward"}], "comparisons": [{"kind", "logit", ...}]}`: the score
+/// is a log-prob or a reward, the reward is beta times the difference to the reference where there are log-probs.
+/// Comparisons of two sequences name them as `chosen` and `rejected`.
+fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> Value {
+    let scale = loss.scale[Kind::Base.index()];
+    let sequences: Vec<Value> = group
+        .sequences
+        .iter()
+        .enumerate()
+        .map(|(i, sequence)| {
+            let score = scores.policy[i];
+            let reward = scale * (score - scores.reference.as_ref().map_or(0.0, |r| r[i]));
+            json!({ "tokens": sequence.response_ids.len(), "score": number(score), "reward": number(reward) })
+        })
+        .collect();
+    let comparisons: Vec<Value> = group
+        .comparisons
+        .iter()
+        .zip(&scores.logits)
+        .map(|(comparison, &logit)| {
+            let mut value = json!({ "kind": comparison.kind.name(), "logit": number(logit) });
+            if let Some((chosen, rejected)) = sides(comparison) {
+                value["chosen"] = json!(chosen);
+                value["rejected"] = json!(rejected);
+            }
+            value
+        })
+        .collect();
+    json!({ "schema": 1, "step": step, "id": group.group.id, "sequences": sequences, "comparisons": comparisons })
+}
+
+/// Preferred and other sequence of a comparison of two.
+fn sides(comparison: &SequenceComparison) -> Option<(usize, usize)> {
+    match comparison.terms.as_slice() {
+        [a, b] if a.sign > 0 && b.sign < 0 => Some((a.sequence, b.sequence)),
+        [a, b] if a.sign < 0 && b.sign > 0 => Some((b.sequence, a.sequence)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_logs_is_a_set_and_none_stands_alone() {
+        use LogName::*;
+        let on = |names: &[LogName]| ReportTo::of(names).unwrap().names();
+        assert_eq!(on(&[Jsonl, TensorBoard, Jsonl]), ["tensorboard", "jsonl"]);
+        assert_eq!(on(&[All]), ["tensorboard", "jsonl"]);
+        assert_eq!([on(&[None]).len(), on(&[Jsonl]).len()], [0, 1]);
+        for list in [[None, Jsonl], [TensorBoard, All], [All, None]] {
+            assert!(ReportTo::of(&list).unwrap_err().to_string().contains("stands alone"));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `run.json`: what a run was asked to do, on what, where, and how it ended. Written whole at the start with status
+//! `running`, and replaced at the end; a process that is killed leaves `running` with its host and process id.
+//!
+//! A resumed run keeps the start and the earlier resumes of the run it continues; everything else describes the latest
+//! part.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::checkpoint;
+use crate::{Error, Result};
+
+/// Name of the manifest in a run folder.
+pub const FILE: &str = "run.json";
+
+/// Environment variables that change what a run does or prints.
+const VARIABLES: [&str; 5] = ["RAYON_NUM_THREADS", "CI", "NO_COLOR", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"];
+
+/// Crates whose version can change a number or a byte of the output.
+const NUMERIC_CRATES: [&str; 10] = [
+    "blake3",
+    "gemm",
+    "half",
+    "minijinja",
+    "minijinja-contrib",
+    "rand_chacha",
+    "rayon",
+    "regex",
+    "safetensors",
+    "tokenizers",
+];
+
+/// The manifest of a run that is going on.
+pub struct Manifest {
+    path: PathBuf,
+    value: Map<String, Value>,
+}
+
+impl Manifest {
+    /// Writes the manifest of a run that begins or goes on: `facts`, then versions, environment, times and status.
+    /// `resumed` names the checkpoint and its step.
+    pub fn begin(output_dir: &Path, facts: Map<String, Value>, resumed: Option<(PathBuf, u64)>) -> Result<Self> {
+        let path = output_dir.join(FILE);
+        let now = now();
+        let mut value = facts;
+        let mut started = json!(now);
+        let mut resumes = Vec::new();
+        if let Some((checkpoint, step)) = resumed {
+            // The manifest of the earlier part may be gone or damaged; the checkpoint alone decides what is resumed.
+            let before = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let before = before.unwrap_or(Value::Null);
+            if before["started"].is_number() {
+                started = before["started"].clone();
+            }
+            resumes = before["resumes"].as_array().cloned().unwrap_or_default();
+            resumes.push(json!({
+                "time": now,
+                "step": step,
+                "checkpoint": checkpoint,
+                "command": value.get("command"),
+                "version": env!("CARGO_PKG_VERSION"),
+                "status_before": before.get("status"),
+            }));
+        }
+        value.insert("crates".into(), locked_crates());
+        value.insert("started".into(), started);
+        value.insert("resumes".into(), json!(resumes));
+        value.insert("host".into(), json!(host_name()));
+        value.insert("pid".into(), json!(std::process::id()));
+        value.insert("status".into(), json!("running"));
+        let manifest = Self { path, value };
+        manifest.write()?;
+        Ok(manifest)
+    }
+
+    /// Notes how the run ended: `finished`, `stopped` by a signal, `diverged`, or `failed`, with the exit code and, for
+    /// the last three, the message.
+    pub fn end<T>(&mut self, outcome: &Result<T>) -> Result<()> {
+        let (status, code, message) = match outcome {
+            Ok(_) => ("finished", 0, None),
+            Err(e) => {
+                let status = match e {
+                    Error::Stopped { .. } => "stopped",
+                    Error::Diverged(_) => "diverged",
+                    _ => "failed",
+                };
+                (status, e.exit_code(), Some(e.to_string()))
+            }
+        };
+        self.value.insert("status".into(), json!(status));
+        self.value.insert("exit_code".into(), json!(code));
+        if let Some(message) = message {
+            self.value.insert("message".into(), json!(message));
+        }
+        self.value.insert("ended".into(), json!(now()));
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        checkpoint::write_json(&self.path, &Value::Object(self.value.clone()))
+    }
+}
+
+/// Path, size and BLAKE3 of files, in the order given. What is not a plain file (a pipe can be read once only) or
+/// cannot be read is listed without a hash and with the reason.
+pub fn hashes(files: &[PathBuf]) -> Value {
+    let hash = |path: &PathBuf| -> std::io::Result<(u64, blake3::Hash)> {
+        let mut file = std::fs::File::open(path)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok((hasher.count(), hasher.finalize())),
+                n => hasher.update(&buffer[..n]),
+            };
+        }
+    };
+    let entry = |path: &PathBuf| match path.is_file() {
+        false => json!({ "path": path, "why_no_hash": "is no plain file" }),
+        true => match hash(path) {
+            Ok((bytes, hash)) => json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() }),
+            Err(e) => json!({ "path": path, "why_no_hash": e.to_string() }),
+        },
+    };
+    Value::Array(files.iter().map(entry).collect())
+}
+
+/// Configuration and weights of a model folder: `config.json` and every `.safetensors` file, by name. Empty when the
+/// folder cannot be listed: a run that is resumed needs the folder it started from no more.
+pub fn model_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries
+        .filter(|path| {
+            path.extension().is_some_and(|e| e == "safetensors") || path.file_name().is_some_and(|n| n == "config.json")
+        })
+        .collect();
+    files.sort_unstable();
+    files
+}
+
+/// Those of the known environment variables that are set.
+pub fn variables() -> Value {
+    let set = VARIABLES.iter().filter_map(|&name| Some((name.to_owned(), json!(std::env::var_os(name)?.to_str()))));
+    Value::Object(set.collect())
+}
+
+/// Versions of the numeric crates in the lock file that lay beside the sources when this program was built; several of
+/// one crate are joined.
+fn locked_crates() -> Value {
+    let lock = include_str!("../../Cargo.lock");
+    let mut versions: Map<String, Value> = Map::new();
+    let mut name = "";
+    for line in lock.lines() {
+        let quoted = |key: &str| line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"');
+        if let Some(found) = quoted("name") {
+            name = found;
+        } else if let Some(version) = quoted("version").filter(|_| NUMERIC_CRATES.contains(&name)) {
+            let known = versions.get(name).and_then(Value::as_str).map_or(String::new(), |v| format!("{v}, "));
+            versions.insert(name.to_owned(), json!(known + version));
+        }
+    }
+    Value::Object(versions)
+}
+
+/// This machine's name as file names may hold it; `localhost` where it is not known.
+pub fn host_name() -> String {
+    let read =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let name = read.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '-' };
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.chars().take(64).map(plain).collect(),
+    }
+}
+
+/// Seconds since 1970, wall clock.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_file_names_every_numeric_crate() {
+        let versions = locked_crates();
+        for name in NUMERIC_CRATES {
+            let version = versions[name].as_str().unwrap_or_default();
+            assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{name}: {versions}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_hashed_and_a_folder_or_nothing_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a");
+        std::fs::write(&file, "fern").unwrap();
+        let all = hashes(&[file, dir.path().into(), dir.path().join("none")]);
+        assert_eq!(all[0]["blake3"], blake3::hash(b"fern").to_hex().as_str());
+        assert_eq!(all[0]["bytes"], 4);
+        assert!(all[1]["why_no_hash"].is_string() && all[2]["why_no_hash"].is_string() && all[2]["blake3"].is_null());
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_told_by_its_outcome() {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = || Error::Stopped { signal: 15, step: 3, path: "c".into() };
+        let outcomes: [(Result<()>, &str, i32); 4] = [
+            (Ok(()), "finished", 0),
+            (Err(stopped()), "stopped", 143),
+            (Err(Error::Diverged("d".into())), "diverged", 4),
+            (Err(Error::Memory("m".into())), "failed", 7),
+        ];
+        for (outcome, status, code) in outcomes {
+            let read = || -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(FILE)).unwrap()).unwrap() };
+            let mut manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+            let (before, pid) = (read(), json!(std::process::id()));
+            assert_eq!((&before["status"], &before["pid"], &before["ended"]), (&json!("running"), &pid, &Value::Null));
+            manifest.end(&outcome).unwrap();
+            let after = read();
+            assert_eq!((&after["status"], &after["exit_code"]), (&json!(status), &json!(code)));
+            assert_eq!(after["message"].as_str().map(str::to_owned), outcome.err().map(|e| e.to_string()));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Distributions as SVG text: histograms laid over one another, and points of two quantities. Series differ in outline
+//! or mark as well as in colour.
+
+use std::fmt::Write;
+
+use super::axis::{Axis, drawable};
+use super::distribution::Bins;
+use super::svg::{
+    LEFT, Legend, PLOT, Series, Swatch, TOP, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open,
+    plot_width, put_no_values, style,
+};
+
+/// Counts of several sets in common bins, one outline a set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    pub title: String,
+    pub x: Axis,
+    /// Name and style of each set of `bins`, styles as in [`super::svg::Series`].
+    pub series: Vec<(String, usize)>,
+    /// `None`: there is no value.
+    pub bins: Option<Bins>,
+}
+
+/// Points of two quantities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scatter {
+    pub title: String,
+    pub x: Axis,
+    pub y: Axis,
+    /// Sets of points in any order; even styles are discs, odd ones diamonds.
+    pub series: Vec<Series>,
+}
+
+impl Histogram {
+    /// The chart as one `<svg>` element.
+    pub fn to_svg(&self) -> String {
+        let names = || self.series.iter().map(|(name, style)| (name.as_str(), *style));
+        let legend = Legend::new(names());
+        let mut out = open(&self.title, &describe(names().map(|s| s.0)), legend.height());
+        let Some(bins) = &self.bins else {
+            put_no_values(&mut out);
+            out.push_str("</svg>");
+            return out;
+        };
+        let number = bins.counts.first().map_or(0, Vec::len);
+        let x = self.x.scale([bins.edge(0), bins.edge(number)].into_iter());
+        let count = Axis::new("count", "");
+        let y = count.scale(bins.counts.iter().flatten().map(|&n| n as f64).chain([0.0]));
+        draw_y_axis(&mut out, &count, &y);
+        draw_x_axis(&mut out, &self.x, &x);
+        for ((_, index), counts) in self.series.iter().zip(&bins.counts) {
+            let mut path = format!("M{:.1} {:.1}", across(&x, bins.edge(0)), TOP + PLOT);
+            for (bin, &n) in counts.iter().enumerate() {
+                let _ = write!(path, "V{:.1}H{:.1}", down(&y, n as f64), across(&x, bins.edge(bin + 1)));
+            }
+            let _ = write!(out, r#"<path class="area s{}" d="{path}V{:.1}z"/>"#, style(*index), TOP + PLOT);
+        }
+        legend.draw(&mut out, Swatch::Area);
+        out.push_str("</svg>");
+        out
+    }
+}
+
+impl Scatter {
+    /// The chart as one `<svg>` element; points that are not finite are left out.
+    pub fn to_svg(&self) -> String {
+        let names = || self.series.iter().map(|s| (s.name.as_str(), s.style));
+        let values = |pick: fn(&(f64, f64)) -> f64| self.series.iter().flat_map(move |s| s.points.iter().map(pick));
+        let (x, y) = (self.x.scale(values(|p| p.0)), self.y.scale(values(|p| p.1)));
+        let legend = Legend::new(names());
+        let mut out = open(&self.title, &describe(names().map(|s| s.0)), legend.height());
+        draw_y_axis(&mut out, &self.y, &y);
+        draw_x_axis(&mut out, &self.x, &x);
+        // The zero of the y axis where it lies inside: rewards change their sign there.
+        if y.low < 0.0 && y.high > 0.0 {
+            let (at, right) = (down(&y, 0.0), LEFT + plot_width());
+            let _ = write!(out, r#"<line class="tick" x1="{LEFT:.1}" y1="{at:.1}" x2="{right:.1}" y2="{at:.1}"/>"#);
+        }
+        let mut empty = true;
+        // The first series comes last, over the others: its discs are see-through, the diamonds below are not.
+        for series in self.series.iter().rev() {
+            for &(px, py) in series.points.iter().filter(|(px, py)| drawable(*px) && drawable(*py)) {
+                draw_mark(&mut out, series.style, across(&x, px), down(&y, py));
+                empty = false;
+            }
+        }
+        if empty {
+            put_no_values(&mut out);
+        }
+        legend.draw(&mut out, Swatch::Mark);
+        out.push_str("</svg>");
+        out
+    }
+}

@@ -1,0 +1,289 @@
+//! Curves of a run over its steps. One run shows training and evaluation in one chart; several runs have a chart for
+//! each, with one line a run.
+
+use super::super::axis::Axis;
+use super::super::distribution::smoothed;
+use super::super::page::{Block, Figure, Section, Table};
+use super::super::significant;
+use super::super::svg::{LineChart, ReferenceLine, Series};
+use super::log::{Columns, RunLog};
+
+/// Training curves are drawn as means over this share of the run, so that a course is seen through the noise.
+pub(super) const SMOOTHED_SHARE: usize = 50;
+/// Rows of the table of a series.
+const TABLE_ROWS: usize = 10;
+
+/// One chart: the columns it shows with their names, and a sentence about it.
+struct Curve {
+    title: &'static str,
+    /// Name in the legend (empty where there is one line) and column.
+    lines: &'static [(&'static str, &'static str)],
+    axis: (&'static str, &'static str),
+    share: bool,
+    explained: &'static str,
+}
+
+const fn curve(title: &'static str, column: &'static [(&'static str, &'static str)], about: &'static str) -> Curve {
+    Curve { title, lines: column, axis: ("", ""), share: false, explained: about }
+}
+
+const LOSS: [Curve; 5] = [
+    curve(
+        "Loss",
+        &[("", "loss")],
+        "What is minimised; an evaluation loss that rises while the training loss falls is overfitting.",
+    ),
+    curve("Loss, base", &[("", "loss/base")], "Mean loss of ordinary pairs: chosen against rejected under one prompt."),
+    curve("Loss, intra", &[("", "loss/intra")], "Mean loss of one response under two prompts."),
+    curve("Loss, inter", &[("", "loss/inter")], "Mean loss of a pair's gap with and without added instructions."),
+    curve(
+        "Likelihood term",
+        &[("", "nll_loss")],
+        "Weighted negative log-likelihood of preferred responses, part of the loss.",
+    ),
+];
+
+const ACCURACY: [Curve; 6] = [
+    Curve {
+        title: "Accuracy, base",
+        lines: &[("", "rewards/accuracies/base")],
+        axis: ("accuracy", ""),
+        share: true,
+        explained: "Share of pairs whose chosen response scores higher; a tie counts as wrong.",
+    },
+    Curve {
+        title: "Accuracy, intra",
+        lines: &[("", "rewards/accuracies/intra")],
+        axis: ("accuracy", ""),
+        share: true,
+        explained: "Share of responses that score higher under the prompt whose instructions they follow better.",
+    },
+    Curve {
+        title: "Accuracy, inter",
+        lines: &[("", "rewards/accuracies/inter")],
+        axis: ("accuracy", ""),
+        share: true,
+        explained: "Share of pairs whose gap moves the way the added instructions say.",
+    },
+    curve(
+        "Margin, base",
+        &[("", "rewards/margins/base")],
+        "Mean reward of chosen minus rejected; it should rise above 0.",
+    ),
+    curve(
+        "Margin, intra",
+        &[("", "rewards/margins/intra")],
+        "Mean reward under the better prompt minus that under the other.",
+    ),
+    curve(
+        "Margin, inter",
+        &[("", "rewards/margins/inter")],
+        "Mean signed change of the gap by the added instructions.",
+    ),
+];
+
+const REWARDS: [Curve; 4] = [
+    curve(
+        "Reward, both sides",
+        &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")],
+        "Mean beta times the log-ratio to the reference; if both fall, the margin grows only because rejected falls faster.",
+    ),
+    curve(
+        "Log-probability, both sides",
+        &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")],
+        "Mean log-probability of whole responses; a falling chosen curve means that the policy unlearns good answers.",
+    ),
+    curve(
+        "Reward, range",
+        &[("least", "min_reward"), ("mean", "mean_reward"), ("most", "max_reward")],
+        "Smallest, mean and largest reward; only differences count, so a drift of all three is harmless until it is large.",
+    ),
+    curve(
+        "Log-probability of a token",
+        &[("", "mean_token_logp")],
+        "Mean over response tokens; it should rise towards 0.",
+    ),
+];
+
+const OPTIMISER: [Curve; 4] = [
+    curve("Learning rate", &[("", "learning_rate")], "Step size of the schedule, warm-up included."),
+    curve(
+        "Gradient norm",
+        &[("", "grad_norm")],
+        "Norm before clipping; spikes are unusual batches, steady growth precedes divergence.",
+    ),
+    Curve {
+        title: "Throughput",
+        lines: &[("", THROUGHPUT)],
+        axis: ("tokens per second", ""),
+        share: false,
+        explained: "Tokens the policy ran over, divided by the time of the step; shared prompt tokens count once.",
+    },
+    Curve {
+        title: "Time of a step",
+        lines: &[("", "step_seconds")],
+        axis: ("time", "s"),
+        share: false,
+        explained: "Wall-clock seconds of a step; it follows the lengths of the sequences.",
+    },
+];
+
+/// Computed from `num_tokens` and `step_seconds`.
+pub(super) const THROUGHPUT: &str = "tokens_per_second";
+
+/// The sections of curves; those without a value are left out.
+pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
+    let longest = runs.iter().filter_map(|r| r.train.get("loss")).map(Vec::len).max().unwrap_or(0);
+    let window = window(longest);
+    let mut found = Vec::new();
+    for (heading, curves) in [
+        ("Loss", &LOSS[..]),
+        ("Accuracy and margin", &ACCURACY),
+        ("Rewards", &REWARDS),
+        ("Optimiser and speed", &OPTIMISER),
+    ] {
+        let figures: Vec<Figure> = curves.iter().flat_map(|curve| figures(curve, runs)).collect();
+        if figures.is_empty() {
+            continue;
+        }
+        let mut blocks = vec![Block::Figures(figures)];
+        if found.is_empty() && window > 1 {
+            let text =
+                format!("Training curves show the mean over up to {window} steps; evaluations are shown as they are.");
+            blocks.insert(0, Block::Paragraph(text));
+        }
+        found.push(Section { heading: heading.into(), blocks });
+    }
+    if found.is_empty() {
+        let text = "No step has been logged yet.".to_owned();
+        found.push(Section { heading: "Curves".into(), blocks: vec![Block::Paragraph(text)] });
+    }
+    found
+}
+
+/// Steps of which a training curve shows the mean.
+fn window(steps: usize) -> usize {
+    steps.div_ceil(SMOOTHED_SHARE)
+}
+
+/// The charts of a curve.
+fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
+    let present = |column: &str| {
+        let given = |r: &RunLog| r.train.contains_key(column) || r.eval.contains_key(column);
+        runs.iter().any(|r| given(r) || (column == THROUGHPUT && r.train.contains_key("num_tokens")))
+    };
+    if !curve.lines.iter().any(|(_, column)| present(column)) || is_the_whole_loss(curve, runs) {
+        return Vec::new();
+    }
+    if let [run] = runs {
+        let mut series = Vec::new();
+        for (split, columns) in [("train", &run.train), ("eval", &run.eval)] {
+            for (line, column) in curve.lines {
+                let name = if line.is_empty() { split.to_owned() } else { format!("{line}, {split}") };
+                push(&mut series, name, points(columns, column, split == "train"), None);
+            }
+        }
+        return vec![figure(curve, curve.title.to_owned(), series)];
+    }
+    let mut found = Vec::new();
+    for split in ["train", "eval"] {
+        for (line, column) in curve.lines {
+            let mut series = Vec::new();
+            for (style, run) in runs.iter().enumerate() {
+                let columns = if split == "train" { &run.train } else { &run.eval };
+                push(&mut series, run.name.clone(), points(columns, column, split == "train"), Some(style));
+            }
+            if !series.is_empty() {
+                let title = match line.is_empty() {
+                    true => format!("{}, {split}", curve.title),
+                    false => format!("{}, {line}, {split}", subject(curve)),
+                };
+                found.push(figure(curve, title, series));
+            }
+        }
+    }
+    found
+}
+
+/// What the y axis measures: the title up to its first comma.
+fn subject(curve: &Curve) -> &'static str {
+    curve.title.split(',').next().unwrap_or_default()
+}
+
+/// With base comparisons alone their loss is the loss, unless a weight or a further term tells them apart.
+fn is_the_whole_loss(curve: &Curve, runs: &[RunLog]) -> bool {
+    let same = |columns: &Columns| columns.get("loss") == columns.get("loss/base");
+    curve.lines[0].1 == "loss/base" && runs.iter().all(|r| same(&r.train) && same(&r.eval))
+}
+
+fn push(series: &mut Vec<Series>, name: String, points: Vec<(f64, f64)>, style: Option<usize>) {
+    if !points.is_empty() {
+        series.push(Series { name, style: style.unwrap_or(series.len()), points });
+    }
+}
+
+/// The values of a column, training values as running means.
+fn points(columns: &Columns, column: &str, smooth: bool) -> Vec<(f64, f64)> {
+    let float = |points: &[(u64, f64)]| points.iter().map(|&(step, value)| (step as f64, value)).collect::<Vec<_>>();
+    let found = match column {
+        THROUGHPUT => throughput(columns),
+        _ => columns.get(column).map_or(Vec::new(), |points| float(points)),
+    };
+    // The schedule is exact and has no noise; a mean would hide its corners.
+    if smooth && column != "learning_rate" { smoothed(&found, window(found.len())) } else { found }
+}
+
+/// Tokens per second of each step whose predecessor is known.
+pub(super) fn throughput(columns: &Columns) -> Vec<(f64, f64)> {
+    let (Some(tokens), Some(seconds)) = (columns.get("num_tokens"), columns.get("step_seconds")) else {
+        return Vec::new();
+    };
+    let mut before = (0, 0.0);
+    let mut found = Vec::with_capacity(tokens.len());
+    for (&(step, total), &(_, seconds)) in tokens.iter().zip(seconds) {
+        if step == before.0 + 1 && seconds > 0.0 {
+            found.push((step as f64, (total - before.1) / seconds));
+        }
+        before = (step, total);
+    }
+    found
+}
+
+fn figure(curve: &Curve, title: String, series: Vec<Series>) -> Figure {
+    let (label, unit) = curve.axis;
+    let label = if label.is_empty() { subject(curve).to_lowercase() } else { label.into() };
+    let y = Axis::new(label, unit);
+    let chart = LineChart {
+        title: title.clone(),
+        x: Axis::new("step", ""),
+        y: if curve.share { y.within(0.0, 1.0) } else { y },
+        reference: curve.share.then(|| ReferenceLine { value: 0.5, label: "half".into() }),
+        series,
+    };
+    Figure { svg: chart.to_svg(), caption: curve.explained.into(), table: table(&title, &chart.series) }
+}
+
+/// A few steps of every series, evenly spread, the first and the last among them.
+fn table(title: &str, series: &[Series]) -> Table {
+    let mut steps: Vec<u64> = Vec::new();
+    for one in series {
+        let last = one.points.len().saturating_sub(1);
+        let rows = TABLE_ROWS.min(one.points.len());
+        steps.extend((0..rows).map(|i| one.points[last * i / rows.max(2).saturating_sub(1)].0 as u64));
+    }
+    steps.sort_unstable();
+    steps.dedup();
+    let cell = |one: &Series, step: u64| {
+        let at = one.points.binary_search_by(|p| (p.0 as u64).cmp(&step));
+        at.map_or(String::new(), |i| significant(one.points[i].1))
+    };
+    Table {
+        caption: format!("{title}, as drawn"),
+        header: std::iter::once("step".to_owned()).chain(series.iter().map(|s| s.name.clone())).collect(),
+        rows: steps
+            .iter()
+            .map(|&step| std::iter::once(step.to_string()).chain(series.iter().map(|s| cell(s, step))).collect())
+            .collect(),
+        numeric: (0..=series.len()).collect(),
+    }
+}

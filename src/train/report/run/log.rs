@@ -1,0 +1,232 @@
+//! A run folder as a report reads it: `run.json`, `metrics.jsonl` as columns, and `eval_scores.jsonl` where there is
+//! one. A file that is missing or damaged is one error that names it; a last line without its end is a line that the
+//! run is writing at the moment, and is left out.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::train::logs::EVAL_SCORES_FILE;
+use crate::train::manifest::{FILE, host_name};
+use crate::train::metrics::read_number;
+use crate::{Error, Result};
+
+/// Metrics of a run.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// Longest name of a run in a legend, in characters.
+const LONGEST_NAME: usize = 28;
+
+/// Values over steps, by name; steps ascend.
+pub type Columns = BTreeMap<String, Vec<(u64, f64)>>;
+
+/// One training run.
+#[derive(Clone, Debug, Default)]
+pub struct RunLog {
+    /// Short, and its own among the runs of a report.
+    pub name: String,
+    pub dir: PathBuf,
+    pub manifest: Value,
+    /// True when the run has neither ended nor a process on this machine.
+    pub gone: bool,
+    pub train: Columns,
+    pub eval: Columns,
+    /// Steps after which the run was resumed.
+    pub resumed: Vec<u64>,
+    pub scores: Option<EvalScores>,
+}
+
+/// Length in tokens and reward of a response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    pub tokens: f64,
+    pub reward: f64,
+}
+
+/// What the latest evaluation scored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EvalScores {
+    pub step: u64,
+    /// Chosen and rejected response of each base comparison.
+    pub pairs: Vec<(Scored, Scored)>,
+}
+
+impl RunLog {
+    /// Reads a run folder.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what is no run folder or has no metrics, [`Error::Data`] for a damaged file.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        if !path.is_file() {
+            return Err(Error::Usage(format!(
+                "{} is no run folder: it holds no {FILE}; name the --output-dir of a training run",
+                dir.display()
+            )));
+        }
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let manifest: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::data(&path, e.line(), None, format!("is damaged: {e}; the report needs it")))?;
+        if !(manifest.is_object() && manifest["status"].is_string()) {
+            return Err(Error::data(&path, 0, None, "has no status; it is no manifest of a training run"));
+        }
+        let mut run = Self { dir: dir.to_path_buf(), manifest, ..Self::default() };
+        run.gone = run.status() == "running" && is_gone(&run.manifest);
+        run.read_metrics()?;
+        run.read_scores()?;
+        Ok(run)
+    }
+
+    /// Reads several, and gives each a name of its own.
+    pub fn read_all(dirs: &[PathBuf]) -> Result<Vec<Self>> {
+        let mut runs = dirs.iter().map(|dir| Self::read(dir)).collect::<Result<Vec<_>>>()?;
+        let names = names(dirs);
+        runs.iter_mut().zip(names).for_each(|(run, name)| run.name = name);
+        Ok(runs)
+    }
+
+    /// `running`, `finished`, `stopped`, `diverged` or `failed`.
+    pub fn status(&self) -> &str {
+        self.manifest["status"].as_str().unwrap_or_default()
+    }
+
+    /// `sft`, `reward` or `dpo`.
+    pub fn method(&self) -> &str {
+        self.manifest["method"].as_str().unwrap_or_default()
+    }
+
+    /// The last training step.
+    pub fn last_step(&self) -> Option<u64> {
+        self.train.get("loss").and_then(|points| points.last()).map(|p| p.0)
+    }
+
+    fn read_metrics(&mut self) -> Result<()> {
+        let path = self.dir.join(METRICS_FILE);
+        if !path.is_file() {
+            return Err(Error::Usage(format!(
+                "{} holds no {METRICS_FILE}, so there is nothing to report; train with jsonl in --report-to",
+                self.dir.display()
+            )));
+        }
+        each_row(&path, |line, row| {
+            let Some(step) = row["step"].as_u64() else {
+                return Err(Error::data(&path, line, None, "is damaged: an event without a step"));
+            };
+            let columns = match row["kind"].as_str() {
+                Some("train") => &mut self.train,
+                Some("eval") => &mut self.eval,
+                _ => {
+                    if row["event"] == "resumed" {
+                        self.resumed.push(step);
+                    }
+                    return Ok(());
+                }
+            };
+            for (key, value) in row.as_object().into_iter().flatten() {
+                if let Some(number) = read_number(value).filter(|_| key != "schema" && key != "step") {
+                    let key = key.strip_prefix("eval_").unwrap_or(key);
+                    match columns.get_mut(key) {
+                        Some(points) => points.push((step, number)),
+                        None => drop(columns.insert(key.to_owned(), vec![(step, number)])),
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn read_scores(&mut self) -> Result<()> {
+        let path = self.dir.join(EVAL_SCORES_FILE);
+        if !path.is_file() {
+            return Ok(());
+        }
+        let mut scores = EvalScores::default();
+        each_row(&path, |line, row| {
+            let broken = || Error::data(&path, line, None, "is damaged: a comparison names no scored sequence");
+            scores.step = row["step"].as_u64().ok_or_else(broken)?;
+            let scored = |side: &Value| -> Option<Scored> {
+                let sequence = row["sequences"].get(usize::try_from(side.as_u64()?).ok()?)?;
+                Some(Scored { tokens: sequence["tokens"].as_f64()?, reward: read_number(&sequence["reward"])? })
+            };
+            let comparisons = row["comparisons"].as_array().ok_or_else(broken)?;
+            for pair in comparisons.iter().filter(|c| c["kind"] == "base" && !c["chosen"].is_null()) {
+                let chosen = scored(&pair["chosen"]).ok_or_else(broken)?;
+                let rejected = scored(&pair["rejected"]).ok_or_else(broken)?;
+                scores.pairs.push((chosen, rejected));
+            }
+            Ok(())
+        })?;
+        self.scores = (!scores.pairs.is_empty()).then_some(scores);
+        Ok(())
+    }
+}
+
+/// Calls `each` with every whole line of a file of JSON objects and its number, from 1.
+fn each_row(path: &Path, mut each: impl FnMut(usize, &Value) -> Result<()>) -> Result<()> {
+    let mut reader = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let read = reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
+        if read == 0 || bytes.last() != Some(&b'\n') {
+            break;
+        }
+        match serde_json::from_slice::<Value>(&bytes) {
+            Ok(row) if row.is_object() => each(line, &row)?,
+            Ok(_) => return Err(Error::data(path, line, None, "is damaged: no JSON object")),
+            Err(e) => return Err(Error::data(path, line, None, format!("is damaged: {e}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process of a running run is known to be gone: it ran on this machine, and `/proc` does not list it.
+fn is_gone(manifest: &Value) -> bool {
+    let here = manifest["host"].as_str() == Some(&host_name()) && Path::new("/proc/self").exists();
+    here && manifest["pid"].as_u64().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}
+
+/// The folders' own names; where two are alike, with as many folders above them as it takes, or with a number.
+fn names(dirs: &[PathBuf]) -> Vec<String> {
+    let whole: Vec<PathBuf> = dirs.iter().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.clone())).collect();
+    let tail = |dir: &Path, parts: usize| {
+        let all: Vec<_> = dir.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        clipped(&all[all.len().saturating_sub(parts)..].join("/"))
+    };
+    for parts in 1..=4 {
+        let found: Vec<String> = whole.iter().map(|dir| tail(dir, parts)).collect();
+        if (1..found.len()).all(|i| !found[..i].contains(&found[i])) {
+            return found;
+        }
+    }
+    whole.iter().enumerate().map(|(i, dir)| format!("{} {}", i + 1, tail(dir, 1))).collect()
+}
+
+/// At most [`LONGEST_NAME`] characters: the middle of a longer name is left out.
+fn clipped(name: &str) -> String {
+    let all: Vec<char> = name.chars().collect();
+    if all.len() <= LONGEST_NAME {
+        return name.to_owned();
+    }
+    let half = (LONGEST_NAME - 1) / 2;
+    let (front, back) = (&all[..LONGEST_NAME - 1 - half], &all[all.len() - half..]);
+    front.iter().chain(['…'].iter()).chain(back).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_have_short_names_of_their_own() {
+        let of = |dirs: &[&str]| names(&dirs.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["a/x", "a/y"]), ["x", "y"]);
+        assert_eq!(of(&["a/x", "b/x"]), ["a/x", "b/x"]);
+        assert_eq!(of(&["a/x", "a/x"]), ["1 x", "2 x"]);
+        let long = format!("{}end", "run".repeat(20));
+        let name = &of(&[&long])[0];
+        assert!(name.chars().count() == LONGEST_NAME && name.starts_with("runrun") && name.ends_with("end"), "{name}");
+    }
+}
