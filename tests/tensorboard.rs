@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::Value;
 
-#[allow(dead_code)]
 #[path = "cli/bench.rs"]
 mod bench;
 

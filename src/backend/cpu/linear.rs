@@ -1,9 +1,11 @@
 //! Linear layers: the three products and the bias gradient.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::matmul::{matmul, par_matmul};
+use super::matmul::{ROWS_UNIT, matmul, par_matmul};
 use super::rowwise::{add_rows, sum_slices};
 use super::tile::{Grid, Mat, bounds};
 use crate::backend::Write;
@@ -35,17 +37,20 @@ const SMALL_WEIGHT: usize = 1 << 19;
 /// Tokens of a slice, at least, and slices, at most.
 const SLICE_TOKENS: usize = 512;
 const SLICES: usize = 8;
-/// Rows of the weight that one task of a slice handles, and tasks wanted. Both count whatever the number of threads is,
-/// because the slices decide the order of the sum.
-const SLICE_ROWS: usize = 128;
+/// Tasks wanted when the number of slices is chosen. It counts whatever the number of threads is, because the slices
+/// decide the order of the sum.
 const TASKS: usize = 16;
+/// Rows of the weight that one task of a slice handles: no element's sum depends on them, so they may follow the number
+/// of threads. Every task packs its slice of `x` anew, so the more rows the better.
+const SLICE_ROWS: Range<usize> = 128..512;
+const TASKS_PER_THREAD: usize = 4;
 
 pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
     let d = a.dims;
     let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
     let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
     let size = d.outputs * d.inputs;
-    let wanted = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS).max(1)).min(SLICES);
+    let wanted = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
     let slices = if size <= SMALL_WEIGHT { wanted.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
         par_matmul(a.dweight.into_slice(), dy.t(), x, a.write, |_, _| {});
@@ -55,8 +60,11 @@ pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
         return;
     }
     let tokens = bounds(d.tokens, d.tokens.div_ceil(slices).next_multiple_of(16), 16);
-    let rows = bounds(d.outputs, SLICE_ROWS, SLICE_ROWS / 4);
-    let (slices, blocks) = (tokens.len() - 1, rows.len() - 1);
+    let slices = tokens.len() - 1;
+    let blocks = (TASKS_PER_THREAD * rayon::current_num_threads()).div_ceil(slices);
+    let block = (d.outputs / blocks).clamp(SLICE_ROWS.start, SLICE_ROWS.end).next_multiple_of(ROWS_UNIT);
+    let rows = bounds(d.outputs, block, ROWS_UNIT);
+    let blocks = rows.len() - 1;
     let mut partial = cpu.scratch.take(slices * size);
     let starts = (0..slices).flat_map(|slice| rows[..blocks].iter().map(move |row| slice * d.outputs + row));
     let row_bounds = starts.chain([slices * d.outputs]).collect();

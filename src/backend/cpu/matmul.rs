@@ -225,7 +225,7 @@ const TILE_ROWS: usize = 256;
 const TILE_COLS: usize = 256;
 const LEAST: usize = 64;
 /// Units of a cut: columns are the direction of the kernels' vector registers.
-const ROWS_UNIT: usize = 32;
+pub(super) const ROWS_UNIT: usize = 32;
 const COLS_UNIT: usize = 64;
 /// Multiplications that a tile should have so that starting a task costs little: about 20 microseconds.
 const TILE_WORK: usize = 1 << 20;
