@@ -3,7 +3,6 @@
 use clap::CommandFactory as _;
 use serde_json::{Value, json};
 
-#[allow(dead_code)]
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "common/html.rs"]
