@@ -14,7 +14,7 @@ fn forward_and_backward(label: &str, d: AttentionDims, tree: &HostTree, qkv: &[f
     let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
     check!(format!("{label} forward"), |on: &_| runs::attention_fwd(on, d, tree, qkv), |p, _: &str| d.tolerance(p));
     // o and lse reach the backward rounded alike for all backends.
-    let oracle = common::On { backend: &mapl::backend::reference::Reference, inputs: Precision::F32 };
+    let oracle = common::On::new(&mapl::backend::reference::Reference, Precision::F32);
     let forward = runs::attention_fwd(&oracle, d, tree, qkv);
     // A key's gradient sums over all queries below it, group heads each, of products of head_dim terms.
     let queries = (d.tokens * d.heads / d.kv_heads).max(1);

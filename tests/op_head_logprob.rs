@@ -19,7 +19,7 @@ fn case(tokens: usize, hidden: usize, vocab: usize, rows: usize) {
     let tolerance = |p, _: &str| d.tolerance(p);
     check!(label, |on: &_| runs::head_logprob_fwd(on, d, &x, &head, &source, &target), tolerance);
 
-    let oracle = common::On { backend: &mapl::backend::reference::Reference, inputs: Precision::F32 };
+    let oracle = common::On::new(&mapl::backend::reference::Reference, Precision::F32);
     let lse = runs::head_logprob_fwd(&oracle, d, &x, &head, &source, &target)[1].1.clone();
     let dlogp = normal("dlogp", rows, 1.0);
     let dhead = normal("dhead", vocab * hidden, 1.0);
@@ -68,7 +68,7 @@ fn huge_and_infinite_logits() {
     let (source, target) = ([0, 1, 2, 2], [5, 9, 5, 7]);
     let tolerance = |p, _: &str| d.tolerance(p).scaled(1e4);
     check!("infinite", |on: &_| runs::head_logprob_fwd(on, d, &x, &head, &source, &target), tolerance);
-    let on = common::On { backend: &mapl::backend::cpu::Cpu::new(), inputs: Precision::F32 };
+    let on = common::On::new(&mapl::backend::cpu::Cpu::new(), Precision::F32);
     let logp = &runs::head_logprob_fwd(&on, d, &x, &head, &source, &target)[0].1;
     assert_eq!(logp[1], f64::NEG_INFINITY);
     assert_eq!(logp[0], 0.0);
@@ -93,7 +93,7 @@ fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
         dhead: &vec![0.0; 160],
         write: Write::Overwrite,
     };
-    let on = common::On { backend: &mapl::backend::cpu::Cpu::new(), inputs: Precision::F32 };
+    let on = common::On::new(&mapl::backend::cpu::Cpu::new(), Precision::F32);
     let outputs = runs::head_logprob_bwd(&on, d, &inputs);
     assert!(outputs[0].1[8..].iter().all(|&g| g == 0.0), "{outputs:?}");
 }

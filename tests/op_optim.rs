@@ -20,14 +20,14 @@ fn norm_and_clip_factor() {
             check!(format!("{len}, {max_norm}"), |on: &_| grad_norm(on, max_norm, &grads, &control), tolerance);
         }
     }
-    let on = On { backend: &Cpu::new(), inputs: Precision::F32 };
+    let on = On::new(&Cpu::new(), Precision::F32);
     let control = &grad_norm(&on, f64::INFINITY, &[3.0, 4.0], &[0.0; CONTROL])[0].1;
     assert_eq!(control[..], [0.0, 1.0, 5.0, 1.0, 1.0, 0.0]);
 }
 
 #[test]
 fn squares_beyond_f32_do_not_overflow() {
-    let on = On { backend: &Cpu::new(), inputs: Precision::F32 };
+    let on = On::new(&Cpu::new(), Precision::F32);
     let control = &grad_norm(&on, 1.0, &[3e25, 4e25], &[0.0; CONTROL])[0].1;
     assert!((control[CONTROL_NORM] / 5e25 - 1.0).abs() < 1e-6 && control[CONTROL_APPLY] == 1.0, "{control:?}");
 }
@@ -37,11 +37,11 @@ fn gradients_that_are_not_finite_skip_the_step() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let mut grads = normal("grads", 20_000, 1.0);
         grads[19_999] = bad;
-        let on = On { backend: &Cpu::new(), inputs: Precision::F32 };
+        let on = On::new(&Cpu::new(), Precision::F32);
         let control = grad_norm(&on, 1.0, &grads, &[1e-3, 4.0, 0.0, 0.0, 1.0, 2.0])[0].1.clone();
         assert_eq!((control[CONTROL_STEP], control[CONTROL_APPLY], control[CONTROL_SKIPPED]), (4.0, 0.0, 3.0));
         let state = [&normal("p", 20_000, 1.0)[..], &normal("m", 20_000, 1.0), &vec![0.5; 20_000]];
-        let before = adamw(&On { backend: &Cpu::new(), inputs: Precision::F32 }, ADAM, &control, &grads, state);
+        let before = adamw(&On::new(&Cpu::new(), Precision::F32), ADAM, &control, &grads, state);
         for ((name, got), expected) in before.iter().zip(state) {
             let rounded: Vec<f64> = expected.iter().map(|&x| f64::from(x as f32)).collect();
             common::compare::bits(name, got, &rounded);

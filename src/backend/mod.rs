@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | [`reference::Reference`] | f64 / f64 | serial textbook loops: the oracle, never optimised |
 //! | [`cpu::Cpu`] | f32 / f32 | rayon and the gemm crate: what a machine without a GPU runs |
+//! | [`kernels::Kernels`] | f32 or bf16 / f32 | the CUDA kernels of `kernels/`, on a GPU or on the emulator |
 //!
 //! Execution may be asynchronous: an op enqueues, a `read_*` waits. No op returns a value to the host, allocates a
 //! caller-visible buffer or needs a number that only the device knows, so a step can be captured and replayed.
@@ -16,6 +17,7 @@
 pub mod contract;
 pub mod cpu;
 mod host;
+pub mod kernels;
 pub mod probe;
 pub mod reference;
 pub mod view;

@@ -50,3 +50,11 @@ pub fn bits(label: &str, got: &[f64], expected: &[f64]) {
         assert!(g.to_bits() == e.to_bits() || (g.is_nan() && e.is_nan()), "{label}: element {i}: {g:e} against {e:e}");
     }
 }
+
+/// As [`bits`], for every output.
+pub fn same_bits(label: &str, got: &Outputs, expected: &Outputs) {
+    assert_eq!(got.len(), expected.len(), "{label}: number of outputs");
+    for ((name, got), (_, expected)) in got.iter().zip(expected) {
+        bits(&format!("{label}: {name}"), got, expected);
+    }
+}

@@ -9,6 +9,7 @@ pub mod runs;
 pub mod trees;
 
 use mapl::backend::contract::Precision;
+use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
 use mapl::rng::Rng;
 
@@ -17,6 +18,8 @@ use mapl::rng::Rng;
 macro_rules! check {
     ($label:expr, $run:expr, $tolerance:expr) => {{
         $crate::common::check_backend!(mapl::backend::cpu::Cpu, $label, $run, $tolerance);
+        $crate::common::check_kernels!(f32, $label, $run, $tolerance);
+        $crate::common::check_kernels!(half::bf16, $label, $run, $tolerance);
     }};
 }
 pub(crate) use check;
@@ -25,25 +28,63 @@ macro_rules! check_backend {
     ($B:ty, $label:expr, $run:expr, $tolerance:expr) => {{
         use mapl::backend::Backend as _;
         let precision = <$B>::PRECISION;
-        let expected = {
-            let on = $crate::common::On { backend: &mapl::backend::reference::Reference, inputs: precision };
-            $run(&on)
-        };
+        let expected = $run(&$crate::common::On::new(&mapl::backend::reference::Reference, precision));
         let backend = <$B>::default();
-        let got = {
-            let on = $crate::common::On { backend: &backend, inputs: precision };
-            $run(&on)
-        };
+        let got = $run(&$crate::common::On::new(&backend, precision));
         let label = format!("{} on {}", $label, <$B>::NAME);
         $crate::common::compare::outputs(&label, &got, &expected, |name: &str| $tolerance(precision, name));
     }};
 }
 pub(crate) use check_backend;
 
+/// The kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
+/// on other numbers of multiprocessors and from other alignments of the operands.
+macro_rules! check_kernels {
+    ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
+        use mapl::backend::Backend as _;
+        use mapl::backend::kernels::{Kernels, emulator::Emulator};
+        let precision = <Kernels<Emulator, $A>>::PRECISION;
+        let expected = $run(&$crate::common::On::new(&mapl::backend::reference::Reference, precision));
+        let mut first = None;
+        for (schedule, processors, before) in $crate::common::EMULATED {
+            let label = format!("{} on the emulator, {precision:?}, {schedule:?}, {processors} processors", $label);
+            let Some(device) = $crate::common::emulator(schedule, processors) else { break };
+            let backend = Kernels::<Emulator, $A>::new(device);
+            let got = $run(&$crate::common::On { before, ..$crate::common::On::new(&backend, precision) });
+            match &first {
+                None => {
+                    let tolerance = |name: &str| $tolerance(precision, name);
+                    $crate::common::compare::outputs(&label, &got, &expected, tolerance);
+                    first = Some(got);
+                }
+                Some(first) => $crate::common::compare::same_bits(&label, &got, first),
+            }
+        }
+    }};
+}
+pub(crate) use check_kernels;
+
+/// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
+pub const EMULATED: [(Schedule, usize, usize); 3] =
+    [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
+
+/// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
+pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
+    match Emulator::with(schedule, processors) {
+        Ok(device) => Some(device),
+        Err(why) => {
+            assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
+            println!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
 /// Names and values of an op's outputs.
 pub type Outputs = Vec<(&'static str, Vec<f64>)>;
 
-/// Elements before and after every view: ops must work from any offset and must not touch the neighbours.
+/// Elements before (unless a test says otherwise) and after every view: ops must work from any offset and must not touch
+/// the neighbours.
 const BEFORE: usize = 5;
 const AFTER: usize = 3;
 const GUARD: f64 = -4096.0;
@@ -54,20 +95,29 @@ pub const STALE: f64 = 777.0;
 pub struct On<'a, B> {
     pub backend: &'a B,
     pub inputs: Precision,
+    /// Elements before every view.
+    pub before: usize,
+}
+
+impl<'a, B> On<'a, B> {
+    pub fn new(backend: &'a B, inputs: Precision) -> Self {
+        Self { backend, inputs, before: BEFORE }
+    }
 }
 
 /// A buffer with guards around the elements of interest.
 pub struct Slot<T> {
     pub buffer: T,
+    pub before: usize,
     pub len: usize,
 }
 
 impl<T: Buffer> Slot<T> {
     pub fn view(&self) -> View<'_, T> {
-        View::new(&self.buffer, BEFORE, self.len)
+        View::new(&self.buffer, self.before, self.len)
     }
     pub fn view_mut(&mut self) -> ViewMut<'_, T> {
-        ViewMut::new(&mut self.buffer, BEFORE, self.len)
+        ViewMut::new(&mut self.buffer, self.before, self.len)
     }
 }
 
@@ -79,29 +129,30 @@ fn round(precision: Precision, x: f64) -> f64 {
     }
 }
 
-fn guarded(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    [GUARD; BEFORE].into_iter().chain(values).chain([GUARD; AFTER]).collect()
+fn guarded(before: usize, values: impl Iterator<Item = f64>) -> Vec<f64> {
+    std::iter::repeat_n(GUARD, before).chain(values).chain([GUARD; AFTER]).collect()
 }
 
 impl<B: Backend> On<'_, B> {
     pub fn act(&self, values: &[f64]) -> Slot<B::Act> {
-        let host = guarded(values.iter().map(|&x| round(self.inputs, x)));
+        let host = guarded(self.before, values.iter().map(|&x| round(self.inputs, x)));
         let mut buffer = self.backend.zeros_act(host.len()).unwrap();
         self.backend.write_act(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
-        Slot { buffer, len: values.len() }
+        Slot { buffer, before: self.before, len: values.len() }
     }
     pub fn acc(&self, values: &[f64]) -> Slot<B::Acc> {
         let precision = if self.inputs == Precision::F64 { Precision::F64 } else { Precision::F32 };
-        let host = guarded(values.iter().map(|&x| round(precision, x)));
+        let host = guarded(self.before, values.iter().map(|&x| round(precision, x)));
         let mut buffer = self.backend.zeros_acc(host.len()).unwrap();
         self.backend.write_acc(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
-        Slot { buffer, len: values.len() }
+        Slot { buffer, before: self.before, len: values.len() }
     }
     pub fn idx(&self, values: &[i32]) -> Slot<B::Idx> {
-        let host: Vec<i32> = [-1; BEFORE].iter().chain(values).chain(&[-1; AFTER]).copied().collect();
+        let host: Vec<i32> =
+            std::iter::repeat_n(-1, self.before).chain(values.iter().copied()).chain([-1; AFTER]).collect();
         let mut buffer = self.backend.zeros_idx(host.len()).unwrap();
         self.backend.write_idx(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
-        Slot { buffer, len: values.len() }
+        Slot { buffer, before: self.before, len: values.len() }
     }
     /// An output to be overwritten.
     pub fn act_out(&self, len: usize) -> Slot<B::Act> {
@@ -112,21 +163,21 @@ impl<B: Backend> On<'_, B> {
         self.acc(&vec![STALE; len])
     }
     pub fn read_act(&self, slot: &Slot<B::Act>) -> Vec<f64> {
-        let mut host = vec![0.0; slot.len + BEFORE + AFTER];
+        let mut host = vec![0.0; slot.len + slot.before + AFTER];
         self.backend.read_act(View::first(&slot.buffer, host.len()), &mut host).unwrap();
-        unguarded(host)
+        unguarded(slot.before, host)
     }
     pub fn read_acc(&self, slot: &Slot<B::Acc>) -> Vec<f64> {
-        let mut host = vec![0.0; slot.len + BEFORE + AFTER];
+        let mut host = vec![0.0; slot.len + slot.before + AFTER];
         self.backend.read_acc(View::first(&slot.buffer, host.len()), &mut host).unwrap();
-        unguarded(host)
+        unguarded(slot.before, host)
     }
 }
 
-fn unguarded(host: Vec<f64>) -> Vec<f64> {
+fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
     let end = host.len() - AFTER;
-    assert!(host[..BEFORE].iter().chain(&host[end..]).all(|&x| x == GUARD), "an op wrote outside its view");
-    host[BEFORE..end].to_vec()
+    assert!(host[..before].iter().chain(&host[end..]).all(|&x| x == GUARD), "an op wrote outside its view");
+    host[before..end].to_vec()
 }
 
 /// Seeded normal numbers of the given standard deviation.

@@ -1,0 +1,207 @@
+//! Compiles `kernels/*.cu`: with nvcc into one fatbin a file (sm_80 cubin and PTX, sm_90a cubin), which the binary embeds,
+//! and with the C++ compiler into the emulator's library. Makes the typed launchers from the KERNEL lines.
+//!
+//! Without nvcc or a C++ compiler the build succeeds with one warning line each; `MAPL_REQUIRE_NVCC=1` and
+//! `MAPL_REQUIRE_EMULATOR=1` make their absence an error.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs};
+
+#[path = "src/backend/kernels/grammar.rs"]
+mod grammar;
+#[path = "src/backend/kernels/generate.rs"]
+mod generate;
+
+use generate::{Resources, Source};
+
+/// Code for each target: a cubin for sm_80, its PTX for later GPUs, and a cubin for Hopper's own instructions.
+const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"];
+/// Where nvcc is sought, for the warning.
+const SOUGHT: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
+
+fn main() {
+    println!("cargo:rustc-check-cfg=cfg(mapl_nvcc)");
+    println!("cargo:rustc-check-cfg=cfg(mapl_emulator)");
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=src/backend/kernels/grammar.rs");
+    println!("cargo:rerun-if-changed=src/backend/kernels/generate.rs");
+    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "MAPL_REQUIRE_NVCC", "MAPL_REQUIRE_EMULATOR", "CXX"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    println!("cargo:rerun-if-env-changed=MAPL_EMULATOR_SANITIZE");
+    if let Err(why) = build() {
+        // A panic's backtrace would bury the message.
+        eprintln!("error: {why}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set; run cargo")?);
+    let sources = read_sources(Path::new("kernels"))?;
+    let compiled = match find_nvcc() {
+        Some(nvcc) => {
+            println!("cargo:rustc-cfg=mapl_nvcc");
+            Some(compile_all(&nvcc, &sources, &out)?)
+        }
+        None if required("MAPL_REQUIRE_NVCC") => {
+            return Err(format!(
+                "MAPL_REQUIRE_NVCC is set and there is no nvcc in {SOUGHT}; pip install -r kernels/nvcc-requirements.txt"
+            ));
+        }
+        None => {
+            println!(
+                "cargo:warning=no nvcc found: this build has no CUDA kernels and runs on the CPU; for kernels, pip install \
+                 -r kernels/nvcc-requirements.txt"
+            );
+            None
+        }
+    };
+    let emulated = emulator(&sources, &out)?;
+    let text = generate::launchers(&sources, compiled.as_deref(), emulated);
+    fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))
+}
+
+fn required(name: &str) -> bool {
+    env::var(name).is_ok_and(|value| value == "1")
+}
+
+/// Kernel files in the order of their names.
+fn read_sources(dir: &Path) -> Result<Vec<Source>, String> {
+    let mut paths = files_of(dir, "cu")?;
+    paths.sort();
+    let mut sources = Vec::new();
+    for path in paths {
+        let text = fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        let kernels = grammar::parse(&text).map_err(|why| format!("{}: {why}", path.display()))?;
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        sources.push(Source { stem, path, kernels });
+    }
+    Ok(sources)
+}
+
+fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(dir).map_err(|e| format!("cannot list {}: {e}", dir.display()))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    Ok(paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect())
+}
+
+/// nvcc by the environment, by PATH, or among the packages of the active Python.
+fn find_nvcc() -> Option<PathBuf> {
+    let named = env::var_os("NVCC").map(PathBuf::from).into_iter();
+    let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin/nvcc"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();
+    named.chain(homes).chain(on_path).chain(wheel_nvcc()).find(|path| path.is_file())
+}
+
+fn wheel_nvcc() -> Option<PathBuf> {
+    let script = "import sysconfig; print(sysconfig.get_paths()['purelib'])";
+    let venv = env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin/python3"));
+    let python = venv.filter(|python| python.is_file()).unwrap_or_else(|| "python3".into());
+    let output = Command::new(python).args(["-c", script]).output().ok().filter(|o| o.status.success())?;
+    let packages = String::from_utf8(output.stdout).ok()?;
+    Some(Path::new(packages.trim()).join("nvidia/cu13/bin/nvcc"))
+}
+
+/// Hash of what a file's compilation depends on: its text, every header, and the command.
+fn fingerprint(source: &Source, command: &str) -> Result<String, String> {
+    let mut hasher = DefaultHasher::new();
+    command.hash(&mut hasher);
+    let mut headers = files_of(Path::new("kernels"), "cuh")?;
+    headers.extend(files_of(Path::new("kernels/primitives"), "cuh")?);
+    headers.sort();
+    for path in std::iter::once(&source.path).chain(&headers) {
+        fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.hash(&mut hasher);
+    }
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+/// Compiles every file that changed, several at a time; resources of all kernels.
+fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resources>, String> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::new());
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(sources.len()) {
+            scope.spawn(|| {
+                while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = compile(nvcc, source, out);
+                    results.lock().unwrap_or_else(|e| e.into_inner()).push((&source.stem, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
+    results.sort_by_key(|(stem, _)| *stem);
+    let mut resources = Vec::new();
+    for (_, report) in results {
+        resources.extend(generate::resources(&report?));
+    }
+    Ok(resources)
+}
+
+/// Compiles a file unless that was done before; the report of ptxas.
+fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
+    let (fatbin, report) = (out.join(format!("{}.fatbin", source.stem)), out.join(format!("{}.ptxas", source.stem)));
+    let stamp = out.join(format!("{}.stamp", source.stem));
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-I", "kernels"]);
+    for target in TARGETS {
+        command.args(["-gencode", target]);
+    }
+    command.arg(&source.path).arg("-o").arg(&fatbin);
+    let print = fingerprint(source, &format!("{command:?}"))?;
+    if fs::read_to_string(&stamp).is_ok_and(|old| old == print)
+        && fatbin.is_file()
+        && let Ok(report) = fs::read_to_string(&report)
+    {
+        return Ok(report);
+    }
+    let output = command.output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        return Err(format!("nvcc failed on {}:\n{text}", source.path.display()));
+    }
+    for (path, contents) in [(&report, &text), (&stamp, &print)] {
+        fs::write(path, contents).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    Ok(text)
+}
+
+/// Builds the emulator with every kernel. False without a C++ compiler.
+fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(false).include("kernels").warnings(false).cargo_warnings(false);
+    // Fibers leave their stacks by longjmp, which the fortified one refuses; sums are those of the source.
+    build.flag("-U_FORTIFY_SOURCE").flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").flag("-fno-strict-aliasing");
+    if required("MAPL_EMULATOR_SANITIZE") {
+        build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=undefined").flag("-fno-omit-frame-pointer");
+    }
+    let compiler = build.try_get_compiler().ok().filter(|c| c.to_command().arg("--version").output().is_ok());
+    if compiler.is_none() {
+        if required("MAPL_REQUIRE_EMULATOR") {
+            return Err("MAPL_REQUIRE_EMULATOR is set and there is no C++ compiler (CXX, or c++ on PATH)".into());
+        }
+        println!("cargo:warning=no C++ compiler found: this build has no kernel emulator");
+        return Ok(false);
+    }
+    for source in sources {
+        let path = out.join(format!("emulated_{}.cpp", source.stem));
+        let text = generate::emulated(source);
+        if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
+            fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        }
+        build.file(path);
+    }
+    let units = files_of(Path::new("kernels/emulator"), "cpp")?;
+    build.files(units).try_compile("mapl_emulator").map_err(|e| format!("the emulator does not compile: {e}"))?;
+    println!("cargo:rustc-cfg=mapl_emulator");
+    Ok(true)
+}

@@ -1,0 +1,69 @@
+// What every kernel file begins with: the KERNEL macro and shared memory, in CUDA and in the emulator's C++.
+//
+// Under nvcc these are the language's own; under a C++ compiler they come from emulator/. Kernel files hold device code
+// alone: no launches, no host API, no inline PTX (that lives in primitives/).
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cstdint>
+
+#define DEVICE __device__ __forceinline__
+
+/// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or KERNEL(threads, name, CLUSTER(2)). build.rs reads
+/// these lines and makes the launchers from them; README.md has the grammar.
+#define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) __VA_ARGS__ name
+/// Mark of a kernel whose blocks form clusters of `blocks`.
+#define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+/// Mark of a kernel whose blocks wait on one another, so that all of them must be on the device at once.
+#define CORESIDENT
+
+/// Shared memory of a block.
+#define SHARED(type, name, count) __shared__ type name[count]
+/// Shared memory whose size the launch gives, aligned for every swizzle.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+
+/// Waits until every thread of the block is here; what they wrote before is seen after.
+DEVICE void sync_block() {
+    __syncthreads();
+}
+
+#else
+
+#include "emulator/device.h"
+
+#define DEVICE inline
+#define KERNEL(threads, name, ...) void name
+#define SHARED(type, name, count) \
+    type* const name = emulator::shared_array<type, count>([] { static const char site = 0; return &site; }())
+#define DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
+#define threadIdx (emulator::thread_index())
+#define blockIdx (emulator::block_index())
+#define blockDim (emulator::block_size())
+#define gridDim (emulator::grid_size())
+
+inline void sync_block() {
+    emulator::sync_block();
+}
+
+#endif
+
+#include "bf16.cuh"
+
+constexpr int WARP = 32;
+
+/// Quotient rounded up, of numbers that are not negative.
+template <class A, class B>
+DEVICE constexpr auto ceil_div(A a, B b) {
+    return (a + b - 1) / b;
+}
+
+template <class T>
+DEVICE constexpr T min_of(T a, T b) {
+    return a < b ? a : b;
+}
+
+template <class T>
+DEVICE constexpr T max_of(T a, T b) {
+    return a < b ? b : a;
+}

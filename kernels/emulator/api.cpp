@@ -1,0 +1,76 @@
+// The C interface called from src/backend/kernels/emulator.rs.
+
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+
+#include "memory.h"
+#include "scheduler.h"
+
+using namespace emulator;
+
+extern "C" {
+
+/// Fields as in `Request` of emulator.rs.
+struct EmulatorRequest {
+    const char* kernel;
+    void (*entry)(void**);
+    void** parameters;
+    unsigned grid[3];
+    unsigned threads;
+    /// Blocks that run together: the size of a cluster, or 0 for all of them.
+    unsigned together;
+    size_t shared_bytes;
+    int schedule;
+    uint64_t seed;
+};
+
+void* emulator_allocate(size_t bytes) {
+    return allocate(bytes);
+}
+
+void emulator_release(void* memory) {
+    release(memory);
+}
+
+/// Runs a kernel to its end. Returns 0, or 1 with a message of at most `room` bytes, its end included.
+int emulator_launch(const EmulatorRequest* request, char* message, size_t room) {
+    Launch& l = launch();
+    l.kernel = request->kernel;
+    l.entry = request->entry;
+    l.parameters = request->parameters;
+    l.grid = {request->grid[0], request->grid[1], request->grid[2]};
+    l.threads = request->threads;
+    l.shared_bytes = request->shared_bytes;
+    l.schedule = Schedule(request->schedule);
+    l.random = {request->seed};
+    l.error.clear();
+    uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
+    uint64_t together = request->together == 0 ? blocks : request->together;
+    uint64_t parties = together == 0 ? 0 : blocks / together;
+    std::vector<uint64_t> order(parties);
+    std::iota(order.begin(), order.end(), 0);
+    if (l.schedule == Schedule::FALLING) {
+        std::reverse(order.begin(), order.end());
+    } else if (l.schedule == Schedule::RANDOM) {
+        for (uint64_t i = parties; i > 1; --i) {
+            std::swap(order[i - 1], order[l.random.below(i)]);
+        }
+    }
+    std::vector<uint64_t> party(together);
+    for (uint64_t first : order) {
+        std::iota(party.begin(), party.end(), first * together);
+        if (!l.run(party)) {
+            break;
+        }
+    }
+    if (l.error.empty()) {
+        l.error = overrun();
+    }
+    if (l.error.empty()) {
+        return 0;
+    }
+    std::snprintf(message, room, "%s", l.error.c_str());
+    return 1;
+}
+}

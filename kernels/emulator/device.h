@@ -1,0 +1,88 @@
+// What kernel files see of the emulator: the place of the running thread, shared memory, and the waits that
+// primitives are made of. scheduler.h has the machinery.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace emulator {
+
+struct Dim {
+    unsigned x, y, z;
+};
+
+Dim thread_index();
+Dim block_index();
+Dim block_size();
+Dim grid_size();
+
+/// Lane of the running thread in its warp.
+int lane();
+
+/// Ends the launch with an error that names the kernel, the block and the thread. Never returns.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// --- waits --------------------------------------------------------------------------------------------------------
+
+/// Barrier of all threads of the block that have not returned.
+void sync_block();
+
+/// Barrier `id` (1 to 15) of `threads` threads of the block, whole warps.
+void sync_named(int id, int threads);
+
+/// Gives the 32 lanes of the warp one another's values: returns 32 slots of `bytes`, by lane, valid until the lane's
+/// next exchange. `what` is the primitive; lanes that are at different ones are an error.
+constexpr int EXCHANGE_BYTES = 80;
+const unsigned char* exchange(const char* what, const void* mine, int bytes);
+
+template <class T>
+const T* exchange(const char* what, const T& mine) {
+    static_assert(sizeof(T) <= EXCHANGE_BYTES, "slot of a warp exchange");
+    return reinterpret_cast<const T*>(exchange(what, &mine, sizeof(T)));
+}
+
+/// Lets other threads run until `*counter` differs from `seen`.
+void wait_change(const char* what, const uint64_t* counter, uint64_t seen);
+
+/// Lets other threads run; for loops that wait for global memory.
+void yield(const char* what);
+
+/// True in half of all calls under the random schedule, always `rising` under the rising one, never under the falling
+/// one: when an asynchronous operation takes effect.
+bool deliver_now();
+
+// --- shared and global memory -------------------------------------------------------------------------------------
+
+/// The block's array of a place in the program; the first thread to come makes it. New memory is all ones: NaN.
+void* shared_place(const void* site, size_t bytes);
+
+template <class T, size_t COUNT>
+T* shared_array(const void* site) {
+    return static_cast<T*>(shared_place(site, sizeof(T) * COUNT));
+}
+
+/// The block's shared memory whose size the launch gave.
+unsigned char* dynamic_shared();
+
+/// Ends the launch unless the bytes lie in one allocation of the device.
+void check_global(const char* what, const void* address, size_t bytes);
+
+/// Ends the launch unless the bytes lie in shared memory of the block.
+void check_shared(const char* what, const void* address, size_t bytes);
+
+/// Address in the shared window, as 32-bit addresses of PTX: offsets from the start of the block's window.
+uint32_t shared_address(const void* pointer);
+void* shared_pointer(uint32_t address);
+
+// --- copies of a thread that complete later -----------------------------------------------------------------------
+
+/// cp.async: `bytes` (4, 8 or 16) to shared memory, of which the first `valid` come from global memory, the rest are 0.
+void copy_async(void* shared, const void* global, int bytes, int valid);
+/// Closes the group of the copies so far.
+void commit_async();
+/// Returns when at most `pending` of the thread's newest groups are under way.
+void wait_async(int pending);
+
+}  // namespace emulator

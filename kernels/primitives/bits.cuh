@@ -1,0 +1,49 @@
+// Bit patterns and roundings. PTX ISA: cvt, "Data Movement and Conversion Instructions".
+#pragma once
+
+#ifdef __CUDACC__
+
+DEVICE float float_of_bits(uint32_t bits) {
+    return __uint_as_float(bits);
+}
+
+DEVICE uint32_t bits_of_float(float x) {
+    return __float_as_uint(x);
+}
+
+/// Both numbers rounded to bf16, nearest even; the first in the lower half. Every NaN becomes 0x7fff.
+DEVICE uint32_t round_to_bf16_pair(float first, float second) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+
+#else
+
+#include <cstdint>
+#include <cstring>
+
+inline float float_of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+inline uint32_t round_to_bf16_pair(float first, float second) {
+    auto round = [](float x) -> uint32_t {
+        uint32_t bits = bits_of_float(x);
+        if ((bits & 0x7fffffffu) > 0x7f800000u) {
+            return 0x7fffu;
+        }
+        return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    };
+    return round(first) | round(second) << 16;
+}
+
+#endif

@@ -1,0 +1,125 @@
+// Products of small matrices held by a warp, and the loads that bring operands into its registers. PTX ISA: "Matrix
+// fragments for mma.m16n8k16 with floating point type", ldmatrix.
+//
+// With lane = 4 g + t (g = 0..7, t = 0..3), elements (row, column), two bf16 in a word, the lower column first:
+//   A (16 x 16): word 0 (g, 2t), word 1 (g + 8, 2t), word 2 (g, 2t + 8), word 3 (g + 8, 2t + 8)
+//   B (16 x 8), as its columns: word 0 (2t, g), (2t + 1, g); word 1 (2t + 8, g), (2t + 9, g)
+//   C (16 x 8), f32: 0, 1 (g, 2t), (g, 2t + 1); 2, 3 (g + 8, 2t), (g + 8, 2t + 1)
+#pragma once
+
+#include "async.cuh"
+#include "bits.cuh"
+
+struct FragmentA {
+    uint32_t word[4];
+};
+
+struct FragmentB {
+    uint32_t word[2];
+};
+
+struct FragmentC {
+    float value[4];
+};
+
+#ifdef __CUDACC__
+
+/// c += a b, products of bf16 added in f32.
+DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+}
+
+/// Four 8 x 8 matrices of 16-bit elements. Lanes 8 i to 8 i + 7 give the addresses of the eight rows of matrix i, 16 bytes
+/// each, aligned; word i of lane 4 g + t is elements (g, 2t), (g, 2t + 1) of matrix i.
+DEVICE void load_matrices(uint32_t (&word)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(shared_address_of(row))
+                 : "memory");
+}
+
+/// As load_matrices, of the transposes: word i is elements (2t, g), (2t + 1, g) of matrix i.
+DEVICE void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "r"(shared_address_of(row))
+                 : "memory");
+}
+
+#else
+
+inline float low_half(uint32_t pair) {
+    return float_of_bits(pair << 16);
+}
+
+inline float high_half(uint32_t pair) {
+    return float_of_bits(pair & 0xffff0000u);
+}
+
+inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+    struct Operands {
+        FragmentA a;
+        FragmentB b;
+    };
+    const Operands* lanes = emulator::exchange("mma.sync.m16n8k16", Operands{a, b});
+    int g = emulator::lane() / 4, t = emulator::lane() % 4;
+    // Rows g and g + 8 of A, columns 2t and 2t + 1 of B, in the order of k.
+    float rows[2][16], columns[2][16];
+    for (int i = 0; i < 4; ++i) {
+        for (int half = 0; half < 2; ++half) {
+            for (int which = 0; which < 2; ++which) {
+                uint32_t x = lanes[4 * g + i].a.word[which + 2 * half];
+                rows[which][8 * half + 2 * i] = low_half(x);
+                rows[which][8 * half + 2 * i + 1] = high_half(x);
+                uint32_t y = lanes[4 * (2 * t + which) + i].b.word[half];
+                columns[which][8 * half + 2 * i] = low_half(y);
+                columns[which][8 * half + 2 * i + 1] = high_half(y);
+            }
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        float sum = c.value[i];
+        for (int k = 0; k < 16; ++k) {
+            // The product of two bf16 is exact in f32, so this is a fused multiply-add.
+            sum += rows[i / 2][k] * columns[i % 2][k];
+        }
+        c.value[i] = sum;
+    }
+}
+
+namespace emulator {
+
+inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
+    check_shared("ldmatrix", row, 16);
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+        fail("ldmatrix from an address off its alignment of 16 bytes");
+    }
+    // Every lane gives its row's contents, so that a store between the load and another lane's load shows.
+    struct Row {
+        uint16_t element[8];
+    };
+    Row mine;
+    std::memcpy(&mine, row, sizeof mine);
+    const Row* rows = exchange(transposed ? "ldmatrix.trans" : "ldmatrix", mine);
+    int g = lane() / 4, t = lane() % 4;
+    for (int i = 0; i < 4; ++i) {
+        uint32_t low = transposed ? rows[8 * i + 2 * t].element[g] : rows[8 * i + g].element[2 * t];
+        uint32_t high = transposed ? rows[8 * i + 2 * t + 1].element[g] : rows[8 * i + g].element[2 * t + 1];
+        word[i] = low | high << 16;
+    }
+}
+
+}  // namespace emulator
+
+inline void load_matrices(uint32_t (&word)[4], const void* row) {
+    emulator::load_8x8(word, row, false);
+}
+
+inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+    emulator::load_8x8(word, row, true);
+}
+
+#endif

@@ -1,0 +1,105 @@
+// Shuffles and votes of a whole warp. PTX ISA: shfl.sync, vote.sync, bar.warp.sync.
+//
+// All 32 lanes take part in every one of them; blocks are whole warps.
+#pragma once
+
+#ifdef __CUDACC__
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+DEVICE int lane_index() {
+    return int(threadIdx.x) & (WARP - 1);
+}
+
+/// The value of lane `lane ^ mask`.
+template <class T>
+DEVICE T shuffle_xor(T value, int mask) {
+    return __shfl_xor_sync(ALL_LANES, value, mask);
+}
+
+/// The value of lane `source`.
+template <class T>
+DEVICE T shuffle(T value, int source) {
+    return __shfl_sync(ALL_LANES, value, source);
+}
+
+/// The value of the lane `distance` below; of the lane itself where there is none.
+template <class T>
+DEVICE T shuffle_up(T value, int distance) {
+    return __shfl_up_sync(ALL_LANES, value, distance);
+}
+
+/// The value of the lane `distance` above; of the lane itself where there is none.
+template <class T>
+DEVICE T shuffle_down(T value, int distance) {
+    return __shfl_down_sync(ALL_LANES, value, distance);
+}
+
+/// Bit i is set when the predicate of lane i holds.
+DEVICE uint32_t votes_of(bool predicate) {
+    return __ballot_sync(ALL_LANES, predicate);
+}
+
+DEVICE bool any_lane(bool predicate) {
+    return __any_sync(ALL_LANES, predicate);
+}
+
+DEVICE bool all_lanes(bool predicate) {
+    return __all_sync(ALL_LANES, predicate);
+}
+
+/// Waits for all lanes; what they wrote before is seen after.
+DEVICE void sync_warp() {
+    __syncwarp();
+}
+
+#else
+
+inline int lane_index() {
+    return emulator::lane();
+}
+
+template <class T>
+T shuffle(T value, int source) {
+    return emulator::exchange("shfl.sync.idx", value)[source & (WARP - 1)];
+}
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+    return emulator::exchange("shfl.sync.bfly", value)[emulator::lane() ^ mask];
+}
+
+template <class T>
+T shuffle_up(T value, int distance) {
+    int from = emulator::lane() - distance;
+    return emulator::exchange("shfl.sync.up", value)[from < 0 ? emulator::lane() : from];
+}
+
+template <class T>
+T shuffle_down(T value, int distance) {
+    int from = emulator::lane() + distance;
+    return emulator::exchange("shfl.sync.down", value)[from >= WARP ? emulator::lane() : from];
+}
+
+inline uint32_t votes_of(bool predicate) {
+    const bool* votes = emulator::exchange("vote.sync", predicate);
+    uint32_t bits = 0;
+    for (int i = 0; i < WARP; ++i) {
+        bits |= uint32_t(votes[i]) << i;
+    }
+    return bits;
+}
+
+inline bool any_lane(bool predicate) {
+    return votes_of(predicate) != 0;
+}
+
+inline bool all_lanes(bool predicate) {
+    return votes_of(predicate) == 0xffffffffu;
+}
+
+inline void sync_warp() {
+    emulator::exchange("bar.warp.sync", char(0));
+}
+
+#endif

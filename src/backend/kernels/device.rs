@@ -1,0 +1,206 @@
+//! What the kernels' host code needs of a device: memory, launches, properties. [`super::driver`] gives it a GPU through
+//! the CUDA driver, [`super::emulator`] runs the same kernels on the CPU.
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+
+use half::bf16;
+
+use crate::Result;
+use crate::backend::contract::Precision;
+
+/// Storage of activations and weights: f32 or bf16.
+pub trait Element: bytemuck::Pod + Send + Sync + 'static {
+    /// Storage of `Act` on a backend of this element.
+    const PRECISION: Precision;
+    /// One of a pair of things for f32 and bf16.
+    fn choose<T>(for_f32: T, for_bf16: T) -> T;
+    /// Rounds to nearest, ties to even.
+    fn of(x: f64) -> Self;
+    /// Exact.
+    fn value(self) -> f64;
+}
+
+impl Element for f32 {
+    const PRECISION: Precision = Precision::F32;
+    fn choose<T>(for_f32: T, _: T) -> T {
+        for_f32
+    }
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn value(self) -> f64 {
+        f64::from(self)
+    }
+}
+
+impl Element for bf16 {
+    const PRECISION: Precision = Precision::Bf16;
+    fn choose<T>(_: T, for_bf16: T) -> T {
+        for_bf16
+    }
+    fn of(x: f64) -> Self {
+        bf16::from_f64(x)
+    }
+    fn value(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// An entry point; made by `build.rs` from its KERNEL line.
+#[derive(Debug)]
+pub struct Kernel {
+    pub name: &'static str,
+    pub c_name: &'static CStr,
+    /// Place of its file among the compiled ones.
+    pub file: usize,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks of a cluster.
+    pub cluster: u32,
+    /// Blocks wait on one another: all must be on the device at once.
+    pub coresident: bool,
+    /// The kernel as the emulator calls it.
+    pub emulated: Option<unsafe extern "C" fn(*mut *mut c_void)>,
+}
+
+/// What ptxas reports of a kernel for one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    pub kernel: &'static str,
+    /// `sm_80` or `sm_90a`.
+    pub target: &'static str,
+    pub registers: u32,
+    /// Bytes.
+    pub stack: u32,
+    pub spill_stores: u32,
+    pub spill_loads: u32,
+    pub shared: u32,
+}
+
+/// Blocks of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid(pub [u32; 3]);
+
+impl From<usize> for Grid {
+    fn from(blocks: usize) -> Self {
+        Self([blocks as u32, 1, 1])
+    }
+}
+
+impl From<(usize, usize)> for Grid {
+    fn from((x, y): (usize, usize)) -> Self {
+        Self([x as u32, y as u32, 1])
+    }
+}
+
+impl From<(usize, usize, usize)> for Grid {
+    fn from((x, y, z): (usize, usize, usize)) -> Self {
+        Self([x as u32, y as u32, z as u32])
+    }
+}
+
+/// Device address of elements that a kernel reads; 0 for an operand that is absent.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Read<T> {
+    address: u64,
+    element: PhantomData<T>,
+}
+
+/// Device address of elements that a kernel writes; 0 for an operand that is absent.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Write<T> {
+    address: u64,
+    element: PhantomData<T>,
+}
+
+macro_rules! pointer {
+    ($Pointer:ident) => {
+        impl<T> Clone for $Pointer<T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<T> Copy for $Pointer<T> {}
+
+        impl<T> $Pointer<T> {
+            /// No operand.
+            pub const NONE: Self = Self { address: 0, element: PhantomData };
+
+            /// Element `start` of memory at `address`.
+            pub(super) fn new(address: u64, start: usize) -> Self {
+                Self { address: address + (start * size_of::<T>()) as u64, element: PhantomData }
+            }
+
+            /// The address, for a choice by alignment.
+            pub fn address(self) -> u64 {
+                self.address
+            }
+        }
+    };
+}
+pointer!(Read);
+pointer!(Write);
+
+/// Descriptor of a tensor for bulk copies, as kernels take it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// What grids and tiles are chosen by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Properties {
+    pub name: String,
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Most shared memory of a block, in bytes.
+    pub shared_bytes: usize,
+    /// Major and minor.
+    pub compute_capability: (u32, u32),
+}
+
+/// A device that runs kernels, one after another.
+pub trait Device: Sync {
+    /// Memory that frees itself.
+    type Memory: Send + Sync;
+
+    /// Name in logs and reports.
+    const NAME: &'static str;
+
+    /// What the device is.
+    fn properties(&self) -> &Properties;
+
+    /// Zeroed memory. [`crate::Error::Memory`] when there is not enough.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
+
+    /// Device address of memory, aligned to 256 bytes.
+    fn address(memory: &Self::Memory) -> u64;
+
+    /// Copies to the device, from byte `start` on; the source may be reused on return.
+    fn upload(&self, memory: &mut Self::Memory, start: usize, source: &[u8]) -> Result<()>;
+
+    /// Copies from the device, from byte `start` on, after all work enqueued before.
+    fn download(&self, memory: &Self::Memory, start: usize, to: &mut [u8]) -> Result<()>;
+
+    /// Zeroes bytes in the order of the enqueued work.
+    fn clear(&self, memory: &mut Self::Memory, start: usize, bytes: usize) -> Result<()>;
+
+    /// Waits for all work enqueued before; reports what went wrong in it.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Enqueues a kernel. An empty grid does nothing.
+    ///
+    /// # Safety
+    /// `parameters` point to values whose number, order and types are those of the kernel's line, and every address among
+    /// them is 0 where the kernel allows that, or memory of this device with as many elements as the kernel touches.
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        shared_bytes: usize,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()>;
+}

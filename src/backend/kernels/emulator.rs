@@ -1,0 +1,207 @@
+//! The kernels on the CPU: threads as fibers, in orders that show what a GPU's order could break. Every C++ call of the
+//! project is here. For small models and for those who write kernels; `kernels/emulator/` has the machinery.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
+
+use super::device::{Device, Grid, Kernel, Properties};
+use crate::{Error, Result};
+
+/// Fields as in `EmulatorRequest` of `kernels/emulator/api.cpp`.
+#[repr(C)]
+struct Request {
+    kernel: *const c_char,
+    entry: unsafe extern "C" fn(*mut *mut c_void),
+    parameters: *mut *mut c_void,
+    grid: [u32; 3],
+    threads: u32,
+    together: u32,
+    shared_bytes: usize,
+    schedule: c_int,
+    seed: u64,
+}
+
+#[cfg(mapl_emulator)]
+unsafe extern "C" {
+    fn emulator_allocate(bytes: usize) -> *mut c_void;
+    fn emulator_release(memory: *mut c_void);
+    fn emulator_launch(request: *const Request, message: *mut c_char, room: usize) -> c_int;
+}
+
+#[cfg(not(mapl_emulator))]
+mod absent {
+    //! A build without a C++ compiler: no emulator can be made, so none of these is called.
+    use super::*;
+    pub unsafe fn emulator_allocate(_: usize) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+    pub unsafe fn emulator_release(_: *mut c_void) {}
+    pub unsafe fn emulator_launch(_: *const Request, _: *mut c_char, _: usize) -> c_int {
+        1
+    }
+}
+#[cfg(not(mapl_emulator))]
+use absent::*;
+
+/// Order in which threads and blocks run and asynchronous copies arrive. Results must be the same bits in all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Lowest first; copies arrive when they are issued.
+    Rising,
+    /// Highest first; copies arrive when they are waited for.
+    Falling,
+    /// Drawn anew for every launch from a seed.
+    Random(u64),
+}
+
+/// An emulated GPU.
+#[derive(Debug)]
+pub struct Emulator {
+    schedule: Schedule,
+    properties: Properties,
+}
+
+impl Emulator {
+    /// A device in rising order with 4 multiprocessors. [`Error::Device`] in a build without the emulator.
+    pub fn new() -> Result<Self> {
+        Self::with(Schedule::Rising, 4)
+    }
+
+    /// A device with an order of its own and any number of multiprocessors, which decides the grids of some kernels.
+    pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
+        if !cfg!(mapl_emulator) {
+            return Err(Error::Device(
+                "this build has no kernel emulator, because no C++ compiler was found; install g++ or clang++ and build again"
+                    .into(),
+            ));
+        }
+        let properties = Properties {
+            name: "kernel emulator".into(),
+            processors,
+            shared_bytes: 227 << 10,
+            compute_capability: (9, 0),
+        };
+        Ok(Self { schedule, properties })
+    }
+}
+
+/// Memory between guard words.
+#[derive(Debug)]
+pub struct Memory {
+    start: NonNull<c_void>,
+    bytes: usize,
+}
+
+// SAFETY: plain memory that is written through `&mut` or by launches, which the backend's borrows order.
+unsafe impl Send for Memory {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `start` came from `emulator_allocate` and is released once.
+        unsafe { emulator_release(self.start.as_ptr()) }
+    }
+}
+
+impl Memory {
+    fn check(&self, start: usize, bytes: usize) {
+        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} outside memory of {}", self.bytes);
+    }
+}
+
+impl Device for Emulator {
+    type Memory = Memory;
+
+    const NAME: &'static str = "emulator";
+
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        // SAFETY: no precondition; null means that there is no memory.
+        let start = NonNull::new(unsafe { emulator_allocate(bytes) });
+        start.map(|start| Memory { start, bytes }).ok_or_else(|| {
+            Error::Memory(format!("cannot allocate {} MiB for the emulator; choose a smaller model or batch", bytes >> 20))
+        })
+    }
+
+    fn address(memory: &Memory) -> u64 {
+        memory.start.as_ptr() as u64
+    }
+
+    fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
+        memory.check(start, source.len());
+        // SAFETY: the range lies in the memory, which is borrowed exclusively.
+        unsafe {
+            std::ptr::copy_nonoverlapping(source.as_ptr(), memory.start.as_ptr().cast::<u8>().add(start), source.len());
+        }
+        Ok(())
+    }
+
+    fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
+        memory.check(start, to.len());
+        // SAFETY: the range lies in the memory; no launch is under way, because launches end before they return.
+        unsafe {
+            std::ptr::copy_nonoverlapping(memory.start.as_ptr().cast::<u8>().add(start), to.as_mut_ptr(), to.len());
+        }
+        Ok(())
+    }
+
+    fn clear(&self, memory: &mut Memory, start: usize, bytes: usize) -> Result<()> {
+        memory.check(start, bytes);
+        // SAFETY: the range lies in the memory, which is borrowed exclusively.
+        unsafe { std::ptr::write_bytes(memory.start.as_ptr().cast::<u8>().add(start), 0, bytes) };
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        shared_bytes: usize,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let refuse = |why: String| Error::Runtime(format!("emulated kernel {}: {why}", kernel.name));
+        let Some(entry) = kernel.emulated else {
+            return Err(refuse("is not in this build".into()));
+        };
+        if shared_bytes > self.properties.shared_bytes {
+            return Err(refuse(format!("{shared_bytes} bytes of shared memory; a block has {}", self.properties.shared_bytes)));
+        }
+        if !grid.0[0].is_multiple_of(kernel.cluster) {
+            return Err(refuse(format!("{} blocks in clusters of {}", grid.0[0], kernel.cluster)));
+        }
+        let (schedule, seed) = match self.schedule {
+            Schedule::Rising => (0, 0),
+            Schedule::Falling => (1, 0),
+            Schedule::Random(seed) => (2, seed),
+        };
+        let request = Request {
+            kernel: kernel.c_name.as_ptr(),
+            entry,
+            parameters: parameters.as_mut_ptr(),
+            grid: grid.0,
+            threads: kernel.threads,
+            together: if kernel.coresident { 0 } else { kernel.cluster },
+            shared_bytes,
+            schedule,
+            seed,
+        };
+        let mut message = [0 as c_char; 4096];
+        // SAFETY: the request describes a kernel of this build and its parameters (this function's contract), and the message
+        // has the room that is named.
+        let failed = unsafe { emulator_launch(&request, message.as_mut_ptr(), message.len()) };
+        if failed == 0 {
+            return Ok(());
+        }
+        // SAFETY: the emulator ends every message it writes with a zero inside the room.
+        let text = unsafe { CStr::from_ptr(message.as_ptr()) };
+        Err(refuse(text.to_string_lossy().into_owned()))
+    }
+}

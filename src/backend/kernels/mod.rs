@@ -1,0 +1,298 @@
+//! The backend of handwritten CUDA kernels (`kernels/*.cu`), over any [`Device`]: a GPU through the driver, or the emulator.
+//! What is here packs arguments, chooses grids and holds scratch memory; arithmetic is in the kernels.
+//!
+//! Every result is the same bits for any grid, number of multiprocessors and order of threads, and a row of a result does
+//! not depend on the other rows of the call.
+
+mod attention;
+pub mod device;
+pub mod emulator;
+mod head;
+pub mod launchers;
+mod linear;
+mod loss;
+mod optim;
+mod rowwise;
+
+// Text processing of build.rs, here for its tests.
+#[cfg(test)]
+mod generate;
+#[cfg(test)]
+mod grammar;
+
+use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard};
+
+use super::contract::*;
+use super::probe::Probe;
+use super::{Backend, Buffer, View, ViewMut};
+use crate::Result;
+use device::{Device, Element, Read, Write};
+
+/// A one-dimensional array on a device.
+pub struct Array<D: Device, T> {
+    memory: D::Memory,
+    len: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<D: Device, T> Buffer for Array<D, T> {
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// Kernels on device `D` with activations and weights stored as `A`, sums in f32.
+pub struct Kernels<D: Device, A> {
+    device: D,
+    scratch: Mutex<Option<(D::Memory, usize)>>,
+    probe: Option<Probe>,
+    activations: PhantomData<fn() -> A>,
+}
+
+impl<D: Device, A: Element> Kernels<D, A> {
+    /// A backend on `device`.
+    pub fn new(device: D) -> Self {
+        Self { device, scratch: Mutex::new(None), probe: None, activations: PhantomData }
+    }
+
+    /// As [`Kernels::new`], with every op call timed. Launches are asynchronous on a GPU; see [`Backend::probe`].
+    pub fn probed(device: D) -> Self {
+        Self { probe: Some(Probe::default()), ..Self::new(device) }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Scratch memory for the launches of one op, which must all be enqueued while the guard is held. Its contents are
+    /// whatever an earlier op left.
+    fn scratch(&self) -> Result<Scratch<'_, D>> {
+        let held = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(Scratch { device: &self.device, held, used: 0, wanted: 0 })
+    }
+
+    fn zeros<T>(&self, len: usize) -> Result<Array<D, T>> {
+        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX / 2).max(1);
+        Ok(Array { memory: self.device.allocate(bytes)?, len, element: PhantomData })
+    }
+
+    fn upload<T: Element>(&self, to: ViewMut<'_, Array<D, T>>, source: &[f64]) -> Result<()> {
+        expect_len("write", "source", source.len(), to.len)?;
+        let values: Vec<T> = source.iter().map(|&x| T::of(x)).collect();
+        self.device.upload(&mut to.buffer.memory, to.start * size_of::<T>(), bytemuck::cast_slice(&values))
+    }
+
+    fn download<T: Element>(&self, from: View<'_, Array<D, T>>, to: &mut [f64]) -> Result<()> {
+        expect_len("read", "to", to.len(), from.len)?;
+        let mut values = vec![T::of(0.0); from.len];
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        self.device.download(&from.buffer.memory, from.start * size_of::<T>(), bytes)?;
+        to.iter_mut().zip(&values).for_each(|(to, x)| *to = x.value());
+        Ok(())
+    }
+
+    /// Zeroes a view.
+    fn clear<T>(&self, view: ViewMut<'_, Array<D, T>>) -> Result<()> {
+        let size = size_of::<T>();
+        self.device.clear(&mut view.buffer.memory, view.start * size, view.len * size)
+    }
+
+    /// Blocks for rows that are taken by stride: enough to fill the device several times over.
+    fn row_blocks(&self, rows: usize, rows_of_a_block: usize) -> usize {
+        rows.div_ceil(rows_of_a_block).min(self.device.properties().processors * 8)
+    }
+}
+
+/// Address of a view for reading.
+fn read<D: Device, T>(view: View<'_, Array<D, T>>) -> Read<T> {
+    Read::new(D::address(&view.buffer.memory), view.start)
+}
+
+/// Address of a view for reading; none when it is absent.
+fn read_option<D: Device, T>(view: Option<View<'_, Array<D, T>>>) -> Read<T> {
+    view.map_or(Read::NONE, read)
+}
+
+/// Address of a view for writing.
+fn write<D: Device, T>(view: &mut ViewMut<'_, Array<D, T>>) -> Write<T> {
+    Write::new(D::address(&view.buffer.memory), view.start)
+}
+
+/// Address of a view for writing; none when it is absent.
+fn write_option<D: Device, T>(view: &mut Option<ViewMut<'_, Array<D, T>>>) -> Write<T> {
+    view.as_mut().map_or(Write::NONE, write)
+}
+
+/// 1 when an output is added to, 0 when it is overwritten, as kernels take it.
+fn adds(write: super::Write) -> i32 {
+    i32::from(write == super::Write::Add)
+}
+
+/// A size as kernels take it. Contracts keep sizes far below 2^31; larger ones would be a defect.
+fn int(size: usize) -> i32 {
+    i32::try_from(size).unwrap_or_else(|_| panic!("{size} does not fit a kernel's int"))
+}
+
+/// Scratch memory of one op: first every piece is asked for, then the memory is there.
+struct Scratch<'a, D: Device> {
+    device: &'a D,
+    held: MutexGuard<'a, Option<(D::Memory, usize)>>,
+    used: usize,
+    wanted: usize,
+}
+
+/// A piece of scratch memory, to be turned into pointers.
+#[derive(Clone, Copy)]
+struct Piece {
+    start: usize,
+}
+
+impl<D: Device> Scratch<'_, D> {
+    /// Asks for `len` elements.
+    fn want<T>(&mut self, len: usize) -> Piece {
+        let start = self.wanted;
+        self.wanted += (len * size_of::<T>()).next_multiple_of(256);
+        Piece { start }
+    }
+
+    /// Makes sure of the memory that was asked for.
+    fn take(&mut self) -> Result<()> {
+        if self.held.as_ref().is_none_or(|(_, bytes)| *bytes < self.wanted) {
+            *self.held = None;
+            *self.held = Some((self.device.allocate(self.wanted.max(1))?, self.wanted));
+        }
+        self.used = self.wanted;
+        Ok(())
+    }
+
+    fn address(&self, piece: Piece) -> u64 {
+        assert!(piece.start <= self.used, "scratch memory that was not taken");
+        self.held.as_ref().map_or(0, |(memory, _)| D::address(memory)) + piece.start as u64
+    }
+
+    fn read<T>(&self, piece: Piece) -> Read<T> {
+        Read::new(self.address(piece), 0)
+    }
+
+    fn write<T>(&self, piece: Piece) -> Write<T> {
+        Write::new(self.address(piece), 0)
+    }
+}
+
+impl<D: Device, A: Element> Backend for Kernels<D, A> {
+    type Act = Array<D, A>;
+    type Acc = Array<D, f32>;
+    type Idx = Array<D, i32>;
+
+    const NAME: &'static str = D::NAME;
+    const PRECISION: Precision = A::PRECISION;
+    const NUMERICS: u32 = 1;
+
+    fn probe(&self) -> Option<&Probe> {
+        self.probe.as_ref()
+    }
+
+    fn zeros_act(&self, len: usize) -> Result<Self::Act> {
+        self.zeros(len)
+    }
+    fn zeros_acc(&self, len: usize) -> Result<Self::Acc> {
+        self.zeros(len)
+    }
+    fn zeros_idx(&self, len: usize) -> Result<Self::Idx> {
+        self.zeros(len)
+    }
+    fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()> {
+        self.upload(to, source)
+    }
+    fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()> {
+        self.upload(to, source)
+    }
+    fn write_idx(&self, to: ViewMut<'_, Self::Idx>, source: &[i32]) -> Result<()> {
+        expect_len("write_idx", "source", source.len(), to.len)?;
+        self.device.upload(&mut to.buffer.memory, to.start * size_of::<i32>(), bytemuck::cast_slice(source))
+    }
+    fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()> {
+        self.download(from, to)
+    }
+    fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()> {
+        self.download(from, to)
+    }
+
+    fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {
+        rowwise::embedding_fwd(self, a)
+    }
+    fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
+        rowwise::embedding_bwd(self, a)
+    }
+    fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
+        rowwise::norm_fwd(self, a)
+    }
+    fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
+        rowwise::norm_bwd(self, a)
+    }
+    fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
+        linear::linear_fwd(self, a)
+    }
+    fn linear_bwd_input_impl(&self, a: LinearBwdInput<'_, Self>) -> Result<()> {
+        linear::linear_bwd_input(self, a)
+    }
+    fn linear_bwd_weight_impl(&self, a: LinearBwdWeight<'_, Self>) -> Result<()> {
+        linear::linear_bwd_weight(self, a)
+    }
+    fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
+        linear::bias_bwd(self, a)
+    }
+    fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        rowwise::rope(self, a, 1.0)
+    }
+    fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
+        rowwise::rope(self, a, -1.0)
+    }
+    fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
+        rowwise::glu_fwd(self, a)
+    }
+    fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
+        rowwise::glu_bwd(self, a)
+    }
+    fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
+        attention::attention_fwd(self, a)
+    }
+    fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
+        attention::attention_bwd(self, a)
+    }
+    fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
+        head::head_logprob_fwd(self, a)
+    }
+    fn head_logprob_bwd_impl(&self, a: HeadLogprobBwd<'_, Self>) -> Result<()> {
+        head::head_logprob_bwd(self, a)
+    }
+    fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
+        rowwise::logprob_fwd(self, a)
+    }
+    fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
+        rowwise::logprob_bwd(self, a)
+    }
+    fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
+        loss::reward_head_fwd(self, a)
+    }
+    fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
+        loss::reward_head_bwd(self, a)
+    }
+    fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_fwd(self, a)
+    }
+    fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
+        loss::segment_sum_bwd(self, a)
+    }
+    fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
+        loss::preference_fwd(self, a)
+    }
+    fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
+        optim::grad_norm(self, a)
+    }
+    fn adamw_impl(&self, a: AdamW<'_, Self>) -> Result<()> {
+        optim::adamw(self, a)
+    }
+}
