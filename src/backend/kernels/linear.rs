@@ -1,20 +1,77 @@
 //! Linear layers: the three products and the bias gradient.
 
-use super::Kernels;
 use super::device::{Device, Element};
+use super::launchers as launch;
+use super::{Kernels, adds, int, read, read_option, write};
 use crate::Result;
 use crate::backend::contract::*;
 
-pub(super) fn linear_fwd<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearFwd<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB linear_fwd".into()))
+/// Rows and columns of a block's tile, as `Shape` of `kernels/tile.cuh` has them.
+const fn tile<A: Element>() -> usize {
+    if size_of::<A>() == 2 { 128 } else { 64 }
 }
 
-pub(super) fn linear_bwd_input<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearBwdInput<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB linear_bwd_input".into()))
+/// Stages of the pipeline of operands, their depth, and bytes of shared memory they take: `Product::SHARED_BYTES`.
+const STAGES: usize = 3;
+const DEPTH: usize = 32;
+
+/// Shared memory of a product.
+pub(super) const fn shared_bytes<A: Element>() -> usize {
+    STAGES * 2 * tile::<A>() * DEPTH * size_of::<A>()
 }
 
-pub(super) fn linear_bwd_weight<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearBwdWeight<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB linear_bwd_weight".into()))
+/// Blocks for a result of (rows, columns): two on each multiprocessor, as registers and shared memory allow.
+pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, columns: usize) -> usize {
+    let tiles = rows.div_ceil(tile::<A>()) * columns.div_ceil(tile::<A>());
+    tiles.min(2 * k.device.properties().processors)
+}
+
+pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: LinearFwd<'_, Kernels<D, A>>) -> Result<()> {
+    let d = a.dims;
+    launch::LinearFwd::<A> {
+        x: read(a.x),
+        weight: read(a.weight),
+        bias: read_option(a.bias),
+        y: write(&mut a.y),
+        tokens: int(d.tokens),
+        inputs: int(d.inputs),
+        outputs: int(d.outputs),
+    }
+    .launch(&k.device, blocks(k, d.tokens, d.outputs), shared_bytes::<A>())
+}
+
+pub(super) fn linear_bwd_input<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LinearBwdInput<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    launch::LinearBwdInput::<A> {
+        dy: read(a.dy),
+        weight: read(a.weight),
+        dx: write(&mut a.dx),
+        tokens: int(d.tokens),
+        inputs: int(d.inputs),
+        outputs: int(d.outputs),
+        add: adds(a.write),
+    }
+    .launch(&k.device, blocks(k, d.tokens, d.inputs), shared_bytes::<A>())
+}
+
+pub(super) fn linear_bwd_weight<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LinearBwdWeight<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    launch::LinearBwdWeight::<A> {
+        dy: read(a.dy),
+        x: read(a.x),
+        dweight: write(&mut a.dweight),
+        tokens: int(d.tokens),
+        inputs: int(d.inputs),
+        outputs: int(d.outputs),
+        add: adds(a.write),
+    }
+    .launch(&k.device, blocks(k, d.outputs, d.inputs), shared_bytes::<A>())
 }
 
 pub(super) fn bias_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: BiasBwd<'_, Kernels<D, A>>) -> Result<()> {
