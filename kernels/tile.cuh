@@ -3,8 +3,8 @@
 //
 // An operand lies in memory in one of two ways. "K-major": rows are rows of the result (m or n), columns are k. The other:
 // rows are k, columns are m or n. Rows may be taken through an index. bf16 is multiplied as it is. f32 is split into three
-// bf16 whose sum is exact to 24 bits, and six of the nine products are added, smallest first, so that the result is as good
-// as f32 arithmetic; infinities and numbers that round to them give NaN there.
+// bf16 whose sum is exact to 24 bits: the product of the leading parts is one sum, five of the other eight products a second
+// one, added at the end unless the first is infinite or NaN, so that the result is as good as f32 arithmetic.
 //
 // Every element is the sum over k in ascending steps of 16 whatever the tile it falls in, so results do not depend on the
 // grid nor on other rows or columns.
@@ -123,18 +123,47 @@ DEVICE void load_b(PartsB<float>& b, unsigned char* tile, int column, int k) {
     }
 }
 
-DEVICE void multiply_parts(FragmentC& c, const PartsA<bf16>& a, const FragmentB (&b)[1]) {
-    multiply_add(c, a.part[0], b[0]);
-}
+/// A fragment of the result as it is summed.
+template <class T>
+struct Sum;
 
-DEVICE void multiply_parts(FragmentC& c, const PartsA<float>& a, const FragmentB (&b)[3]) {
-    multiply_add(c, a.part[2], b[0]);
-    multiply_add(c, a.part[1], b[1]);
-    multiply_add(c, a.part[0], b[2]);
-    multiply_add(c, a.part[1], b[0]);
-    multiply_add(c, a.part[0], b[1]);
-    multiply_add(c, a.part[0], b[0]);
-}
+template <>
+struct Sum<bf16> {
+    FragmentC main;
+
+    DEVICE void add(const PartsA<bf16>& a, const FragmentB (&b)[1]) {
+        multiply_add(main, a.part[0], b[0]);
+    }
+
+    DEVICE FragmentC value() const {
+        return main;
+    }
+};
+
+template <>
+struct Sum<float> {
+    FragmentC main, low;
+
+    DEVICE void add(const PartsA<float>& a, const FragmentB (&b)[3]) {
+        multiply_add(low, a.part[2], b[0]);
+        multiply_add(low, a.part[1], b[1]);
+        multiply_add(low, a.part[0], b[2]);
+        multiply_add(low, a.part[1], b[0]);
+        multiply_add(low, a.part[0], b[1]);
+        multiply_add(main, a.part[0], b[0]);
+    }
+
+    /// The lower parts of an infinity are no numbers, so they count where the leading sum is finite alone.
+    DEVICE FragmentC value() const {
+        FragmentC c;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            float x = main.value[i];
+            c.value[i] = fabsf(x) < INFINITY ? x + low.value[i] : x;
+        }
+        return c;
+    }
+};
 
 /// A matrix in memory: `rows` rows of `columns` elements, `stride` apart, each row looked up in `index` where there is one.
 template <class T>
@@ -226,13 +255,7 @@ struct Product {
     /// Computes the tile at (row, column). `shared` holds SHARED_BYTES; the block must not use it for anything else until all
     /// threads have returned and met at a barrier.
     DEVICE void compute(unsigned char* shared, const Source<T>& a, const Source<T>& b, int row, int column, int depth) {
-#pragma unroll
-        for (int i = 0; i < DOWN; ++i) {
-#pragma unroll
-            for (int j = 0; j < ACROSS; ++j) {
-                sum[i][j] = {};
-            }
-        }
+        Sum<T> sums[DOWN][ACROSS] = {};
         int steps = ceil_div(depth, DEPTH);
         auto load = [&](int step) {
             unsigned char* stage = shared + step % STAGES * STAGE_BYTES;
@@ -255,14 +278,22 @@ struct Product {
                 load(step + STAGES - 1);
             }
             commit_copies();
-            multiply(shared + step % STAGES * STAGE_BYTES);
+            multiply(sums, shared + step % STAGES * STAGE_BYTES);
         }
         wait_copies<0>();
+#pragma unroll
+        for (int i = 0; i < DOWN; ++i) {
+#pragma unroll
+            for (int j = 0; j < ACROSS; ++j) {
+                sum[i][j] = sums[i][j].value();
+            }
+        }
     }
 
   private:
-    DEVICE void multiply(unsigned char* stage) {
-#pragma unroll
+    DEVICE static void multiply(Sum<T> (&sums)[DOWN][ACROSS], unsigned char* stage) {
+// One step at a time for f32, whose parts take three times the registers.
+#pragma unroll(PARTS<T> == 1 ? 2 : 1)
         for (int k = 0; k < DEPTH; k += 16) {
             PartsA<T> a[DOWN];
 #pragma unroll
@@ -275,8 +306,8 @@ struct Product {
                 load_b<TileB, B_K_MAJOR>(b, stage + TileA::BYTES, warp_column() + j * 8, k);
 #pragma unroll
                 for (int i = 0; i < DOWN; ++i) {
-                    multiply_parts(sum[i][j], a[i], b.part[0]);
-                    multiply_parts(sum[i][j + 1], a[i], b.part[1]);
+                    sums[i][j].add(a[i], b.part[0]);
+                    sums[i][j + 1].add(a[i], b.part[1]);
                 }
             }
         }

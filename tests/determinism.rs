@@ -100,7 +100,8 @@ fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
 
 #[test]
 fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let total = 150;
     for (inputs, outputs) in [(1, 5), (2, 40), (16, 3), (16, 8), (40, 13), (64, 200), (513, 70), (1030, 48), (48, 600)]
     {
@@ -126,7 +127,8 @@ fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn head_rows_do_not_depend_on_their_neighbours() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     for (hidden, vocab) in [(24, 257), (64, 1999), (600, 700)] {
         let (tokens, rows) = (90, 300);
         let d = HeadDims { tokens, hidden, vocab, rows };
@@ -167,7 +169,8 @@ fn head_rows_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn rows_of_norm_rope_and_glu_do_not_depend_on_their_neighbours() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let (total, width) = (400, 90);
     let (x, weight) = (normal("x", total * width, 1.0), normal("w", width, 1.0));
     let norm = |x: &[f64]| {
@@ -204,7 +207,8 @@ fn rows_of_norm_rope_and_glu_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn a_path_gives_the_same_bits_as_one_segment_or_as_several() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     for (heads, kv_heads, head_dim) in [(2, 2, 16), (4, 1, 64), (7, 1, 20), (1, 1, 4)] {
         for total in [3, 40, 190, 700] {
             let whole = HostTree::new().tree(&[(total, None)]);
@@ -235,7 +239,8 @@ fn a_path_gives_the_same_bits_as_one_segment_or_as_several() {
 
 #[test]
 fn a_sequence_of_attention_does_not_depend_on_the_rest_of_the_batch() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let (heads, head_dim) = (2, 32);
     let alone = HostTree::new().tree(&[(37, None)]);
     let among = HostTree::new().tree(&[(5, None), (3, Some(0))]).tree(&[(37, None), (90, Some(0)), (2, Some(0))]);

@@ -23,7 +23,8 @@ fn rotation_forward_and_backward() {
                 |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back),
                 tolerance
             );
-            let on = common::On::new(&mapl::backend::cpu::Cpu::new(), Precision::F32);
+            let backend = mapl::backend::cpu::Cpu::new();
+            let on = common::On::new(&backend, Precision::F32);
             let rotated = run(&on)[0].1.clone();
             let again = runs::rope(&on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
             common::compare::values("there and back", &again, &qkv, Tolerance::dot(Precision::F32, 8));

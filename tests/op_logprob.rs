@@ -55,7 +55,8 @@ fn vocabulary_head_equals_its_stored_oracle() {
     let (tokens, hidden, vocab, rows) = (20, 48, 700, 60);
     let (x, head) = (normal("x", tokens * hidden, 1.0), normal("head", vocab * hidden, 0.2));
     let (source, target) = (indices("s", rows, tokens), indices("t", rows, vocab));
-    let on = common::On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = common::On::new(&backend, Precision::F32);
     let d = HeadDims { tokens, hidden, vocab, rows };
     let got = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
     let gathered: Vec<f64> =

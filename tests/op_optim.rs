@@ -20,14 +20,16 @@ fn norm_and_clip_factor() {
             check!(format!("{len}, {max_norm}"), |on: &_| grad_norm(on, max_norm, &grads, &control), tolerance);
         }
     }
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let control = &grad_norm(&on, f64::INFINITY, &[3.0, 4.0], &[0.0; CONTROL])[0].1;
     assert_eq!(control[..], [0.0, 1.0, 5.0, 1.0, 1.0, 0.0]);
 }
 
 #[test]
 fn squares_beyond_f32_do_not_overflow() {
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let control = &grad_norm(&on, 1.0, &[3e25, 4e25], &[0.0; CONTROL])[0].1;
     assert!((control[CONTROL_NORM] / 5e25 - 1.0).abs() < 1e-6 && control[CONTROL_APPLY] == 1.0, "{control:?}");
 }
@@ -37,7 +39,8 @@ fn gradients_that_are_not_finite_skip_the_step() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let mut grads = normal("grads", 20_000, 1.0);
         grads[19_999] = bad;
-        let on = On::new(&Cpu::new(), Precision::F32);
+        let backend = Cpu::new();
+        let on = On::new(&backend, Precision::F32);
         let control = grad_norm(&on, 1.0, &grads, &[1e-3, 4.0, 0.0, 0.0, 1.0, 2.0])[0].1.clone();
         assert_eq!((control[CONTROL_STEP], control[CONTROL_APPLY], control[CONTROL_SKIPPED]), (4.0, 0.0, 3.0));
         let state = [&normal("p", 20_000, 1.0)[..], &normal("m", 20_000, 1.0), &vec![0.5; 20_000]];

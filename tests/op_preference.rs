@@ -90,7 +90,8 @@ fn equal_policies_give_logit_zero_and_ln_2() {
     p.margin.fill(0.0);
     p.weight.fill(1.0);
     p.scale.fill(0.1);
-    let on = On::new(&Cpu::new(), Precision::F32);
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
     let outputs = preference(&on, &p);
     assert!(outputs[1].1.iter().all(|&logit| logit == 0.0), "{outputs:?}");
     assert!(outputs[0].1.iter().all(|&loss| loss == f64::from(std::f32::consts::LN_2)), "{outputs:?}");
@@ -112,7 +113,8 @@ fn weight_zero_is_zero_beside_nan() {
         (p.weight, p.clip) = (vec![0.0, 1.0], vec![0.0; 4]);
         p.score[0] = f64::NAN;
         p.score[1] = f64::INFINITY;
-        let on = On::new(&Cpu::new(), Precision::F32);
+        let backend = Cpu::new();
+        let on = On::new(&backend, Precision::F32);
         let outputs = preference(&on, &p);
         assert_eq!(outputs[0].1[0], 0.0);
         assert_eq!(outputs[2].1[..2], [0.0, 0.0]);

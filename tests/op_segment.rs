@@ -28,7 +28,8 @@ fn sums_and_means() {
 
 #[test]
 fn a_sequence_without_rows_sums_to_zero() {
-    let on = common::On::new(&mapl::backend::cpu::Cpu::new(), Precision::F32);
+    let backend = mapl::backend::cpu::Cpu::new();
+    let on = common::On::new(&backend, Precision::F32);
     for reduce in [Reduce::Sum, Reduce::Mean] {
         let outputs = runs::segment_sum(&on, reduce, &[2.0, 4.0], &[0, 0, 2], &[1.0, 1.0]);
         assert_eq!(outputs[0].1[0], 0.0);

@@ -43,6 +43,23 @@ const T* exchange(const char* what, const T& mine) {
     return reinterpret_cast<const T*>(exchange(what, &mine, sizeof(T)));
 }
 
+/// Room for what one lane computes for all of its warp after an exchange; `first` tells the lane that is to do it.
+constexpr int RESULT_BYTES = 512;
+unsigned char* exchange_result(bool* first);
+
+/// As exchange, followed by a computation on all slots that the first lane does for all: compute(slots, result).
+template <class Result, class T, class Compute>
+const Result* exchange_for(const char* what, const T& mine, Compute compute) {
+    static_assert(sizeof(Result) <= RESULT_BYTES, "result of a warp exchange");
+    const T* slots = exchange(what, mine);
+    bool first;
+    auto* result = reinterpret_cast<Result*>(exchange_result(&first));
+    if (first) {
+        compute(slots, *result);
+    }
+    return result;
+}
+
 /// Lets other threads run until `*counter` differs from `seen`.
 void wait_change(const char* what, const uint64_t* counter, uint64_t seen);
 

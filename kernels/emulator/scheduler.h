@@ -57,6 +57,8 @@ struct Fiber {
     const char* waits_for = nullptr;
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
+    /// Exchanges of the warp that the lane has been through.
+    uint64_t exchanges = 0;
     /// Copies by group; the last group is open.
     std::deque<std::vector<Copy>> copies{1};
 
@@ -72,6 +74,9 @@ struct Warp {
     const char* what = nullptr;
     int bytes = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
+    alignas(16) unsigned char results[2][RESULT_BYTES];
+    /// Exchanges whose result has been asked for.
+    uint64_t computed = 0;
 };
 
 /// A barrier of part of a block.

@@ -63,30 +63,38 @@ inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     struct Operands {
         FragmentA a;
         FragmentB b;
+        FragmentC c;
     };
-    const Operands* lanes = emulator::exchange("mma.sync.m16n8k16", Operands{a, b});
-    int g = emulator::lane() / 4, t = emulator::lane() % 4;
-    // Rows g and g + 8 of A, columns 2t and 2t + 1 of B, in the order of k.
-    float rows[2][16], columns[2][16];
-    for (int i = 0; i < 4; ++i) {
-        for (int half = 0; half < 2; ++half) {
-            for (int which = 0; which < 2; ++which) {
-                uint32_t x = lanes[4 * g + i].a.word[which + 2 * half];
-                rows[which][8 * half + 2 * i] = low_half(x);
-                rows[which][8 * half + 2 * i + 1] = high_half(x);
-                uint32_t y = lanes[4 * (2 * t + which) + i].b.word[half];
-                columns[which][8 * half + 2 * i] = low_half(y);
-                columns[which][8 * half + 2 * i + 1] = high_half(y);
+    // The first lane that goes on computes the whole product, the others take their part of it.
+    auto product = [](const Operands* lanes, float(*result)[8]) {
+        float x[16][16], y[16][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            int g = lane / 4, t = lane % 4;
+            for (int word = 0; word < 4; ++word) {
+                int row = g + word % 2 * 8, k = 2 * t + word / 2 * 8;
+                x[row][k] = low_half(lanes[lane].a.word[word]);
+                x[row][k + 1] = high_half(lanes[lane].a.word[word]);
+                result[row][2 * t + word / 2] = lanes[lane].c.value[word % 2 * 2 + word / 2];
+            }
+            for (int word = 0; word < 2; ++word) {
+                int k = 2 * t + word * 8;
+                y[k][g] = low_half(lanes[lane].b.word[word]);
+                y[k + 1][g] = high_half(lanes[lane].b.word[word]);
             }
         }
-    }
-    for (int i = 0; i < 4; ++i) {
-        float sum = c.value[i];
-        for (int k = 0; k < 16; ++k) {
-            // The product of two bf16 is exact in f32, so this is a fused multiply-add.
-            sum += rows[i / 2][k] * columns[i % 2][k];
+        for (int row = 0; row < 16; ++row) {
+            for (int k = 0; k < 16; ++k) {
+                for (int column = 0; column < 8; ++column) {
+                    // The product of two bf16 is exact in f32, so this is a fused multiply-add.
+                    result[row][column] += x[row][k] * y[k][column];
+                }
+            }
         }
-        c.value[i] = sum;
+    };
+    const auto* result = emulator::exchange_for<float[16][8]>("mma.sync.m16n8k16", Operands{a, b, c}, product);
+    int g = emulator::lane() / 4, t = emulator::lane() % 4;
+    for (int i = 0; i < 4; ++i) {
+        c.value[i] = (*result)[g + i / 2 * 8][2 * t + i % 2];
     }
 }
 

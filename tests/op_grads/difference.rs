@@ -7,7 +7,7 @@ use mapl::backend::reference::Reference;
 use crate::common::{On, normal};
 
 /// The backend under test.
-pub const ORACLE: On<'static, Reference> = On { backend: &Reference, inputs: Precision::F64 };
+pub const ORACLE: On<'static, Reference> = On { backend: &Reference, inputs: Precision::F64, before: 5 };
 
 /// Step of the differences.
 const STEP: f64 = 1e-4;

@@ -29,6 +29,14 @@ impl HeadDims {
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, self.hidden).scaled(4.0)
     }
+
+    /// Error allowed in gradients whose elements are sums of `terms` products, for inputs of order one. A backend may store
+    /// dlogits as `Act` between the two products: the rounding of those of the targets then shows in the sum whatever its size.
+    /// The largest of many products of two normal numbers is about 8, which bf16 rounds by up to 4 / 256.
+    pub fn gradient_tolerance(&self, precision: Precision, terms: usize) -> Tolerance {
+        let dot = Tolerance::dot(precision, self.hidden + terms).scaled(2.0);
+        Tolerance { atol: dot.atol + 4.0 * precision.act_roundoff(), ..dot }
+    }
 }
 
 /// Log-probabilities of target tokens without storing logits.

@@ -1,14 +1,123 @@
-//! The vocabulary head.
+//! The vocabulary head: slices of the vocabulary in the forward, chunks in the backward.
 
-use super::Kernels;
 use super::device::{Device, Element};
+use super::launchers as launch;
+use super::linear::{blocks, shared_bytes, tile};
+use super::{Kernels, adds, int, read, write};
 use crate::Result;
+use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn head_logprob_fwd<D: Device, A: Element>(_: &Kernels<D, A>, _: HeadLogprobFwd<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB head_logprob_fwd".into()))
+/// Tiles of a slice, as in `kernels/head_logprob.cu`.
+const SLICE_TILES: usize = 8;
+/// Columns of a chunk: their dlogits are stored. The value decides the order of the sum over the vocabulary.
+const CHUNK: usize = 8192;
+/// Elements that rows of dlogits are a multiple of: 16 bytes in either storage.
+const ROW_UNIT: usize = 8;
+
+pub(super) fn head_logprob_fwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: HeadLogprobFwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    let slices = d.vocab.div_ceil(SLICE_TILES * tile::<A>());
+    let mut scratch = k.scratch()?;
+    let (max, sum) = (scratch.want::<f32>(slices * d.rows), scratch.want::<f32>(slices * d.rows));
+    let hit = scratch.want::<f32>(d.rows);
+    scratch.take()?;
+    launch::HeadLogprobSlices::<A> {
+        hidden: read(a.hidden),
+        head: read(a.head),
+        source: read(a.source),
+        target: read(a.target),
+        max: scratch.write(max),
+        sum: scratch.write(sum),
+        hit: scratch.write(hit),
+        hidden_size: int(d.hidden),
+        vocab: int(d.vocab),
+        rows: int(d.rows),
+    }
+    .launch(&k.device, blocks(k, d.rows, slices * tile::<A>()), shared_bytes::<A>())?;
+    launch::HeadLogprobJoin {
+        max: scratch.read(max),
+        sum: scratch.read(sum),
+        hit: scratch.read(hit),
+        logp: write(&mut a.logp),
+        lse: write(&mut a.lse),
+        slices: int(slices),
+        rows: int(d.rows),
+    }
+    .launch(&k.device, k.row_blocks(d.rows, 256), 0)
 }
 
-pub(super) fn head_logprob_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: HeadLogprobBwd<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB head_logprob_bwd".into()))
+pub(super) fn head_logprob_bwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: HeadLogprobBwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    let dhidden = write(&mut a.dhidden);
+    k.clear(a.dhidden)?;
+    if d.rows == 0 {
+        return if a.dhead_write == Write::Overwrite { k.clear(a.dhead) } else { Ok(()) };
+    }
+    let stride = CHUNK.min(d.vocab).next_multiple_of(ROW_UNIT);
+    let mut scratch = k.scratch()?;
+    let (dlogits, drows) = (scratch.want::<A>(d.rows * stride), scratch.want::<f32>(d.rows * d.hidden));
+    scratch.take()?;
+    let dhead = write(&mut a.dhead);
+    for first in (0..d.vocab).step_by(CHUNK) {
+        let width = CHUNK.min(d.vocab - first);
+        let (hidden_size, rows) = (int(d.hidden), int(d.rows));
+        let (first_column, row_stride) = (int(first), int(stride));
+        launch::HeadDlogits::<A> {
+            hidden: read(a.hidden),
+            head: read(a.head),
+            source: read(a.source),
+            target: read(a.target),
+            lse: read(a.lse),
+            dlogp: read(a.dlogp),
+            dlogits: scratch.write(dlogits),
+            hidden_size,
+            rows,
+            first: first_column,
+            width: int(width),
+            stride: row_stride,
+        }
+        .launch(&k.device, blocks(k, d.rows, width), shared_bytes::<A>())?;
+        launch::HeadDrows::<A> {
+            dlogits: scratch.read(dlogits),
+            head: read(a.head),
+            drows: scratch.write(drows),
+            hidden_size,
+            rows,
+            first: first_column,
+            width: int(width),
+            stride: row_stride,
+            add: i32::from(first > 0),
+        }
+        .launch(&k.device, blocks(k, d.rows, d.hidden), shared_bytes::<A>())?;
+        launch::HeadDhead::<A> {
+            dlogits: scratch.read(dlogits),
+            hidden: read(a.hidden),
+            source: read(a.source),
+            dhead,
+            hidden_size,
+            rows,
+            first: first_column,
+            width: int(width),
+            stride: row_stride,
+            add: adds(a.dhead_write),
+        }
+        .launch(&k.device, blocks(k, width, d.hidden), shared_bytes::<A>())?;
+    }
+    launch::HeadGather::<A> {
+        drows: scratch.read(drows),
+        order: read(a.runs.order),
+        offsets: read(a.runs.offsets),
+        keys: read(a.runs.keys),
+        dhidden,
+        distinct: int(a.runs.keys.len),
+        hidden_size: int(d.hidden),
+    }
+    .launch(&k.device, k.row_blocks(a.runs.keys.len, 1), 0)
 }

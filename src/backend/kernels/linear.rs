@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::contract::*;
 
 /// Rows and columns of a block's tile, as `Shape` of `kernels/tile.cuh` has them.
-const fn tile<A: Element>() -> usize {
+pub(super) const fn tile<A: Element>() -> usize {
     if size_of::<A>() == 2 { 128 } else { 64 }
 }
 
