@@ -29,11 +29,13 @@ constexpr size_t GAP = 64;
 
 /// Stacks and windows of this OS thread, kept for later launches.
 struct Pool {
-    std::vector<unsigned char*> stacks, windows;
+    std::vector<Stack*> stacks;
+    std::vector<unsigned char*> windows;
 
     ~Pool() {
-        for (unsigned char* stack : stacks) {
-            std::free(stack);
+        for (Stack* stack : stacks) {
+            std::free(stack->memory);
+            delete stack;
         }
         for (unsigned char* window : windows) {
             allow(window, WINDOW_BYTES);
@@ -43,20 +45,40 @@ struct Pool {
 };
 
 thread_local Pool pool;
-thread_local Launch current;
+/// The running fiber. A plain pointer costs no check at every access.
+thread_local Fiber* running = nullptr;
 
-unsigned char* take(std::vector<unsigned char*>& from, size_t bytes, size_t align) {
-    if (from.empty()) {
-        void* memory = std::aligned_alloc(align, bytes);
-        if (memory == nullptr) {
-            std::fprintf(stderr, "emulator: out of memory\n");
-            std::abort();
-        }
-        return static_cast<unsigned char*>(memory);
+/// The launch of this OS thread.
+Launch& here() {
+    static thread_local Launch one;
+    return one;
+}
+
+unsigned char* aligned(size_t bytes, size_t align) {
+    void* memory = std::aligned_alloc(align, bytes);
+    if (memory == nullptr) {
+        std::fprintf(stderr, "emulator: out of memory\n");
+        std::abort();
     }
-    unsigned char* memory = from.back();
-    from.pop_back();
-    return memory;
+    return static_cast<unsigned char*>(memory);
+}
+
+Stack* take_stack() {
+    if (pool.stacks.empty()) {
+        return new Stack{{}, aligned(STACK_BYTES, 4096)};
+    }
+    Stack* stack = pool.stacks.back();
+    pool.stacks.pop_back();
+    return stack;
+}
+
+unsigned char* take_window() {
+    if (pool.windows.empty()) {
+        return aligned(WINDOW_BYTES, WINDOW_ALIGN);
+    }
+    unsigned char* window = pool.windows.back();
+    pool.windows.pop_back();
+    return window;
 }
 
 /// Switches from the running fiber to the scheduler.
@@ -65,11 +87,11 @@ void to_scheduler() {
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
     __sanitizer_start_switch_fiber(f.done ? nullptr : &fake, nullptr, 0);
-    swapcontext(&f.context, &current.scheduler_context);
+    swapcontext(&f.stack->context, &f.launch->scheduler_context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
     if (_setjmp(f.point) == 0) {
-        _longjmp(current.scheduler, 1);
+        _longjmp(f.launch->scheduler, 1);
     }
 #endif
 }
@@ -80,7 +102,7 @@ void begin() {
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
     Fiber& f = fiber();
-    current.entry(current.parameters);
+    f.launch->entry(f.launch->parameters);
     wait_async(0);
     f.done = true;
     Block& b = *f.block;
@@ -94,35 +116,35 @@ void begin() {
 
 /// Runs a fiber until it waits or returns.
 void resume(Fiber& f) {
-    current.running = &f;
+    running = &f;
     f.counter = nullptr;
     bool start = !f.started;
     f.started = true;
     if (start) {
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.memory;
-        f.context.uc_stack.ss_size = f.stack.bytes;
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, begin, 0);
+        ucontext_t& context = f.stack->context;
+        getcontext(&context);
+        context.uc_stack.ss_sp = f.stack->memory;
+        context.uc_stack.ss_size = STACK_BYTES;
+        context.uc_link = nullptr;
+        makecontext(&context, begin, 0);
     }
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, f.stack.memory, f.stack.bytes);
-    swapcontext(&current.scheduler_context, &f.context);
+    __sanitizer_start_switch_fiber(&fake, f.stack->memory, STACK_BYTES);
+    swapcontext(&f.launch->scheduler_context, &f.stack->context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    if (_setjmp(current.scheduler) == 0) {
+    if (_setjmp(f.launch->scheduler) == 0) {
         if (start) {
-            setcontext(&f.context);
+            setcontext(&f.stack->context);
         }
         _longjmp(f.point, 1);
     }
 #endif
-    current.running = nullptr;
 }
 
 /// Who waits where, by block and reason, threads as ranges.
-std::string deadlock() {
+std::string deadlock(const Launch& current) {
     std::string text = "deadlock: no thread can run;";
     for (const Block& b : current.blocks) {
         for (unsigned i = 0; i < b.threads;) {
@@ -164,11 +186,11 @@ uint64_t Random::below(uint64_t n) {
 }
 
 Launch& launch() {
-    return current;
+    return here();
 }
 
 Fiber& fiber() {
-    return *current.running;
+    return *running;
 }
 
 Block& block() {
@@ -185,7 +207,7 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         b.first_fiber = unsigned(i) * threads;
         b.threads = b.live = threads;
         b.warps = std::vector<Warp>((threads + 31) / 32);
-        b.window = take(pool.windows, WINDOW_BYTES, WINDOW_ALIGN);
+        b.window = take_window();
         forbid(b.window, WINDOW_BYTES);
         allow(b.window, shared_bytes);
         std::memset(b.window, 0xff, shared_bytes);
@@ -195,7 +217,8 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
             Fiber& f = fibers[b.first_fiber + t];
             f.block = &b;
             f.index = t;
-            f.stack = {take(pool.stacks, STACK_BYTES, 4096), STACK_BYTES};
+            f.launch = this;
+            f.stack = take_stack();
         }
     }
     std::vector<unsigned> order(total);
@@ -219,11 +242,11 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
             }
         }
         if (!moved && error.empty()) {
-            error = deadlock();
+            error = deadlock(*this);
         }
     }
     for (Fiber& f : fibers) {
-        pool.stacks.push_back(f.stack.memory);
+        pool.stacks.push_back(f.stack);
     }
     for (Block& b : blocks) {
         pool.windows.push_back(b.window);
@@ -242,7 +265,7 @@ void fail(const char* format, ...) {
     char text[700];
     Dim at = block().index;
     std::snprintf(text, sizeof text, "block (%u, %u, %u), thread %u: %s", at.x, at.y, at.z, fiber().index, message);
-    current.error = text;
+    fiber().launch->error = text;
     // The fiber is never resumed; kernels own nothing that would have to be released.
     to_scheduler();
     std::abort();
@@ -257,11 +280,11 @@ Dim block_index() {
 }
 
 Dim block_size() {
-    return {current.threads, 1, 1};
+    return {fiber().launch->threads, 1, 1};
 }
 
 Dim grid_size() {
-    return current.grid;
+    return fiber().launch->grid;
 }
 
 int lane() {
@@ -269,7 +292,7 @@ int lane() {
 }
 
 bool deliver_now() {
-    switch (current.schedule) {
+    switch (fiber().launch->schedule) {
         case Schedule::RISING:
             return true;
         case Schedule::FALLING:
@@ -277,7 +300,7 @@ bool deliver_now() {
         case Schedule::RANDOM:
             break;
     }
-    return current.random.next() & 1;
+    return fiber().launch->random.next() & 1;
 }
 
 void wait_change(const char* what, const uint64_t* counter, uint64_t seen) {
@@ -339,7 +362,7 @@ const unsigned char* exchange(const char* what, const void* mine, int bytes) {
     if (warp.arrived == 0) {
         warp.what = what;
         warp.bytes = bytes;
-    } else if (std::strcmp(warp.what, what) != 0 || warp.bytes != bytes) {
+    } else if ((warp.what != what && std::strcmp(warp.what, what) != 0) || warp.bytes != bytes) {
         fail("%s while other lanes of the warp are at %s", what, warp.what);
     }
     uint64_t seen = warp.generation;

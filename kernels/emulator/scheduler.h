@@ -38,11 +38,12 @@ struct Place {
 };
 
 struct Block;
+struct Launch;
 
-/// Stack of a fiber; reused by later launches of the OS thread.
+/// Stack of a fiber and the context it starts from; reused by later launches of the OS thread.
 struct Stack {
+    ucontext_t context;
     unsigned char* memory;
-    size_t bytes;
 };
 
 /// One thread of a block.
@@ -50,9 +51,9 @@ struct Fiber {
     Block* block = nullptr;
     unsigned index = 0;
     bool started = false, done = false;
-    ucontext_t context;
+    Launch* launch = nullptr;
+    Stack* stack = nullptr;
     std::jmp_buf point;
-    Stack stack{};
     /// While waiting: what for, and the counter that must change.
     const char* waits_for = nullptr;
     const uint64_t* counter = nullptr;
@@ -111,7 +112,6 @@ struct Launch {
     Random random{0};
     std::vector<Block> blocks;
     std::vector<Fiber> fibers;
-    Fiber* running = nullptr;
     std::string error;
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
