@@ -4,9 +4,9 @@
 mod common;
 
 use common::{check, check_backend, indices, normal, runs};
-use mapl::backend::cpu::Cpu;
 use mapl::backend::Write;
 use mapl::backend::contract::*;
+use mapl::backend::cpu::Cpu;
 use runs::HeadBwdInputs;
 
 /// Backends of a case.

@@ -6,6 +6,7 @@
 
 mod attention;
 pub mod device;
+pub mod driver;
 pub mod emulator;
 mod head;
 pub mod launchers;

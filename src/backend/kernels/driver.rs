@@ -1,0 +1,286 @@
+//! A GPU through the CUDA driver. Every cudarc call of the project is here. The driver library is looked for before anything
+//! else, because cudarc panics where it is missing.
+//!
+//! One stream, in the primary context of device 0. Refused: no driver, no device, no kernels in the build, a device older
+//! than sm_80.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use super::device::{Device, Grid, Kernel, Properties};
+use super::launchers::FATBINS;
+use crate::{Error, Result};
+
+/// Oldest compute capability that the kernels are compiled for.
+const OLDEST: (u32, u32) = (8, 0);
+
+/// A GPU.
+pub struct Driver {
+    properties: Properties,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Loaded modules by file, and functions by kernel.
+    loaded: Mutex<Loaded>,
+    /// Wait after every launch, so that a fault names its kernel (`MAPL_SYNC_LAUNCHES=1`).
+    wait: bool,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<usize, sys::CUmodule>,
+    functions: HashMap<&'static str, sys::CUfunction>,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context current, which every method does.
+unsafe impl Send for Driver {}
+// SAFETY: as above; the driver locks what its calls share, and the maps are behind a lock.
+unsafe impl Sync for Driver {}
+
+/// What the driver said about a call.
+fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
+    move |e| {
+        let text = |s: Result<&std::ffi::CStr, DriverError>| {
+            s.map_or_else(|_| "unknown".to_owned(), |s| s.to_string_lossy().into_owned())
+        };
+        let message = format!("{call}: {} ({}): {}", text(e.error_name()), e.0 as u32, text(e.error_string()));
+        match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Memory(format!(
+                "{message}; lower --per-device-train-batch-size or --max-length, or choose a smaller model"
+            )),
+            _ => Error::Device(message),
+        }
+    }
+}
+
+/// Whether a driver library can be loaded.
+pub fn is_present() -> bool {
+    // SAFETY: loading a library runs its initialisers; the CUDA driver's are made for it.
+    unsafe { sys::is_culib_present() }
+}
+
+impl Driver {
+    /// Device 0. [`Error::Device`] in one sentence when there is none that the kernels run on.
+    pub fn new() -> Result<Self> {
+        let refuse = |why: &str| Err(Error::Device(format!("no CUDA device: {why}")));
+        if FATBINS.is_empty() {
+            return refuse(
+                "this build has no kernels, because nvcc was not found when it was made (kernels/README.md)",
+            );
+        }
+        if !is_present() {
+            return refuse(
+                "the driver library (libcuda) cannot be loaded; install NVIDIA's driver, or use --device cpu",
+            );
+        }
+        result::init().map_err(failed("cuInit"))?;
+        if result::device::get_count().map_err(failed("cuDeviceGetCount"))? == 0 {
+            return refuse("the driver sees no GPU; check CUDA_VISIBLE_DEVICES, or use --device cpu");
+        }
+        let device = result::device::get(0).map_err(failed("cuDeviceGet"))?;
+        let attribute = |which: sys::CUdevice_attribute| -> Result<usize> {
+            // SAFETY: the device came from cuDeviceGet.
+            let value = unsafe { result::device::get_attribute(device, which) };
+            value.map(|v| v.max(0) as usize).map_err(failed("cuDeviceGetAttribute"))
+        };
+        use sys::CUdevice_attribute::*;
+        let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+        let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+        let properties = Properties {
+            name: result::device::get_name(device).map_err(failed("cuDeviceGetName"))?,
+            processors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            compute_capability: (major, minor),
+        };
+        if properties.compute_capability < OLDEST {
+            return refuse(&format!(
+                "{} is sm_{major}{minor}, and the kernels need sm_80 or newer; use --device cpu",
+                properties.name
+            ));
+        }
+        // SAFETY: the device came from cuDeviceGet; the context is released when the driver is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: the context was retained just now.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
+        let wait = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        Ok(Self { properties, context, stream, loaded: Mutex::default(), wait })
+    }
+
+    fn current(&self) -> Result<()> {
+        // SAFETY: the context lives as long as this value.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The function of a kernel; its file is loaded with the first of its kernels.
+    fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction> {
+        let mut loaded = self.loaded();
+        if let Some(function) = loaded.functions.get(kernel.name) {
+            return Ok(*function);
+        }
+        let module = match loaded.modules.get(&kernel.file) {
+            Some(module) => *module,
+            None => {
+                // SAFETY: the image is a whole fatbin as nvcc wrote it.
+                let module = unsafe { result::module::load_data(FATBINS[kernel.file].as_ptr().cast()) }
+                    .map_err(failed(format!("cuModuleLoadData of the file of {}", kernel.name)))?;
+                loaded.modules.insert(kernel.file, module);
+                module
+            }
+        };
+        let failed = failed(format!("cuModuleGetFunction of {}", kernel.name));
+        // SAFETY: the module is loaded and never unloaded before the driver is dropped.
+        let function = unsafe { result::module::get_function(module, kernel.c_name.to_owned()) }.map_err(&failed)?;
+        use sys::CUfunction_attribute::*;
+        // SAFETY: the function belongs to a loaded module.
+        let fixed = unsafe { result::function::get_function_attribute(function, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) };
+        let room = self.properties.shared_bytes as i32 - fixed.map_err(&failed)?;
+        let most = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: as above; the sum of fixed and dynamic memory is what the device allows a block.
+        unsafe { result::function::set_function_attribute(function, most, room) }.map_err(&failed)?;
+        loaded.functions.insert(kernel.name, function);
+        Ok(function)
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Errors are of no use here: the process is about to end, or the device has failed before.
+        let _ = self.current();
+        // SAFETY: stream, modules and context were made by this value and are used no more.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::destroy(self.stream);
+            for module in self.loaded().modules.values() {
+                let _ = result::module::unload(*module);
+            }
+            if let Ok(device) = result::device::get(0) {
+                let _ = result::primary_ctx::release(device);
+            }
+        }
+    }
+}
+
+/// Memory on the device.
+pub struct Memory {
+    address: sys::CUdeviceptr,
+    bytes: usize,
+    context: sys::CUcontext,
+}
+
+// SAFETY: a device address and a context handle may be used from any thread.
+unsafe impl Send for Memory {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn at(&self, start: usize, bytes: usize) -> sys::CUdeviceptr {
+        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} outside memory of {}", self.bytes);
+        self.address + start as u64
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the address came from cuMemAlloc and is freed once; the call waits for work that uses it. Without a context
+        // (the device is gone) the calls fail and nothing is to be freed.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::free_sync(self.address);
+        }
+    }
+}
+
+impl Device for Driver {
+    type Memory = Memory;
+
+    const NAME: &'static str = "cuda";
+
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.current()?;
+        let failed = failed(format!("cuMemAlloc of {} MiB", bytes.div_ceil(1 << 20)));
+        // SAFETY: the size is not 0, and the memory is zeroed before anything reads it.
+        unsafe {
+            let address = result::malloc_sync(bytes.max(1)).map_err(&failed)?;
+            let memory = Memory { address, bytes, context: self.context };
+            result::memset_d8_async(address, 0, bytes, self.stream).map_err(&failed)?;
+            Ok(memory)
+        }
+    }
+
+    fn address(memory: &Memory) -> u64 {
+        memory.address
+    }
+
+    fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
+        if source.is_empty() {
+            return Ok(());
+        }
+        self.current()?;
+        let failed = failed("cuMemcpyHtoDAsync");
+        let address = memory.at(start, source.len());
+        // SAFETY: the range lies in the memory; the copy from pageable memory has read its source when the call returns.
+        unsafe { result::memcpy_htod_async(address, source, self.stream) }.map_err(failed)
+    }
+
+    fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.current()?;
+        let address = memory.at(start, to.len());
+        // SAFETY: the range lies in the memory, and the stream is waited for before `to` is used.
+        unsafe { result::memcpy_dtoh_async(to, address, self.stream) }.map_err(failed("cuMemcpyDtoHAsync"))?;
+        self.synchronize()
+    }
+
+    fn clear(&self, memory: &mut Memory, start: usize, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        let address = memory.at(start, bytes);
+        // SAFETY: the range lies in the memory.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("cuMemsetD8Async"))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.current()?;
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        shared_bytes: usize,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let [x, y, z] = grid.0;
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        let function = self.function(kernel)?;
+        let failed = |e| failed(format!("launch of {} on {x} x {y} x {z} blocks", kernel.name))(e);
+        let launch = if kernel.coresident { result::launch_cooperative_kernel } else { result::launch_kernel };
+        let block = (kernel.threads, 1, 1);
+        // SAFETY: the parameters are those of the kernel (this function's contract); the function belongs to a loaded module.
+        unsafe { launch(function, (x, y, z), block, shared_bytes as u32, self.stream, parameters) }.map_err(&failed)?;
+        if self.wait { self.synchronize().map_err(|e| Error::Device(format!("{}: {e}", kernel.name))) } else { Ok(()) }
+    }
+}
