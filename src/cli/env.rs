@@ -1,10 +1,16 @@
 //! `mapl env`: what this machine and this build can do.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use serde_json::json;
 
 use crate::Result;
 use crate::backend::cpu::Cpu;
+use crate::backend::kernels::device::Device as _;
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::emulator::Emulator;
+use crate::backend::kernels::launchers::RESOURCES;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
@@ -22,12 +28,13 @@ pub struct EnvArgs {
 pub fn run(args: &EnvArgs) -> Result<()> {
     let threads = rayon::current_num_threads();
     let features = cpu_features();
-    let devices = [Cpu::NAME, Reference::NAME];
+    let devices = devices();
+    let kernels = kernels();
     if args.json {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
-            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "presets": presets,
+            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
         });
         say(&format!("{value:#}"));
         return Ok(());
@@ -35,13 +42,54 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     say(&format!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
     say(&format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
     say(&format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
-    say(&format!("devices       {} (f32), {} (f64)", devices[0], devices[1]));
+    say("devices");
+    for (name, what) in &devices {
+        say(&format!("  {name:<16} {what}"));
+    }
     say(&format!("ops           {}", OPS.len()));
+    match kernels.is_empty() {
+        true => say("kernels       none in this build, because nvcc was not found when it was made (kernels/README.md)"),
+        false => say("kernels"),
+    }
+    for (name, targets) in &kernels {
+        say(&format!("  {name:<28} {}", targets.join(" ")));
+    }
     say("presets");
     for preset in presets::list() {
         say(&format!("  {:<16} {}", preset.name, preset.summary));
     }
     Ok(())
+}
+
+/// Every device's name and what it is, or why it cannot be used here.
+fn devices() -> BTreeMap<&'static str, String> {
+    let cuda = match Driver::new() {
+        Ok(driver) => {
+            let p = driver.properties();
+            let (major, minor) = p.compute_capability;
+            format!("{}, sm_{major}{minor}, {} multiprocessors; bf16 or f32", p.name, p.processors)
+        }
+        Err(why) => why.to_string(),
+    };
+    let emulator = match Emulator::new() {
+        Ok(_) => "the kernels on the CPU; f32 or bf16".to_owned(),
+        Err(why) => why.to_string(),
+    };
+    BTreeMap::from([
+        (Cpu::NAME, "f32".to_owned()),
+        (Driver::NAME, cuda),
+        (Emulator::NAME, emulator),
+        (Reference::NAME, "f64".to_owned()),
+    ])
+}
+
+/// Compiled kernels and the targets there is code for.
+fn kernels() -> BTreeMap<&'static str, Vec<&'static str>> {
+    let mut targets: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for resources in RESOURCES {
+        targets.entry(resources.kernel).or_default().push(resources.target);
+    }
+    targets
 }
 
 /// Vector extensions that matrix products use.

@@ -19,6 +19,7 @@ use crate::{Error, Result};
 pub(super) struct Facts<'a> {
     pub plan: &'a Plan<'a>,
     pub device: &'static str,
+    pub dtype: &'static str,
     pub tokenizer: &'a Tokenizer,
     pub train: (&'a [TokenizedGroup], &'a TokenizeReport),
     /// Empty without evaluation rows.
@@ -75,7 +76,7 @@ impl Facts<'_> {
         let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
         put("ref_model", json!(plan.reference()));
         put("device", json!(self.device));
-        put("dtype", json!(if self.device == "reference" { "f64" } else { "f32" }));
+        put("dtype", json!(self.dtype));
         put("max_length", json!(plan.tokenize.max_length));
         put("report_to", json!(s.report_to.names()));
         put("gradient_accumulation_steps", json!(s.accumulation));

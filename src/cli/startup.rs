@@ -24,6 +24,7 @@ pub(super) struct Startup<'a> {
     pub start: &'a Path,
     pub config: &'a ModelConfig,
     pub device: &'static str,
+    pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
     /// Evaluation rows; `rows_read` is 0 without any.
@@ -51,9 +52,9 @@ impl Startup<'_> {
 
     fn settings(&self) -> Vec<(&'static str, String)> {
         let (plan, s, c) = (self.plan, &self.plan.settings, self.config);
-        let precision = if self.device == "reference" { "f64, one core" } else { "f32" };
+        let precision = if self.device == "reference" { "f64, one core" } else { self.dtype };
         let threads = match rayon::current_num_threads() {
-            _ if self.device == "reference" => String::new(),
+            _ if self.device != "cpu" => String::new(),
             1 => ", 1 thread".to_owned(),
             n => format!(", {n} threads"),
         };

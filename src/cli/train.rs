@@ -131,6 +131,7 @@ impl Job for TrainJob<'_> {
                 start: &start,
                 config: &policy.config,
                 device: B::NAME,
+                dtype: B::PRECISION.name(),
                 groups: &train_groups,
                 report: &report,
                 eval_report: &eval_report,
@@ -143,6 +144,7 @@ impl Job for TrainJob<'_> {
         let facts = Facts {
             plan: &plan,
             device: B::NAME,
+            dtype: B::PRECISION.name(),
             tokenizer: &tokenizer,
             train: (&train_groups, &report),
             eval: (&eval_groups, &eval_report),

@@ -33,6 +33,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Name of the storage of activations, as `--dtype` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F64 => "f64",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
     /// Bytes of one `Act` element.
     pub fn act_bytes(self) -> u64 {
         match self {
