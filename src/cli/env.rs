@@ -48,7 +48,9 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     }
     say(&format!("ops           {}", OPS.len()));
     match kernels.is_empty() {
-        true => say("kernels       none in this build, because nvcc was not found when it was made (kernels/README.md)"),
+        true => {
+            say("kernels       none in this build, because nvcc was not found when it was made (kernels/README.md)")
+        }
         false => say("kernels"),
     }
     for (name, targets) in &kernels {

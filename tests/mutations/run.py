@@ -1,0 +1,79 @@
+"""Puts one fault at a time into the kernels and shows that the tests of every matrix kernel fail.
+
+python3 tests/mutations/run.py [NAME...]
+
+Works on a copy of the tracked files beside the build folder, with its own build folder unless --target is given. Each
+fault is a text replaced once in one file; each must make every test named beside it fail, and the same tests must pass
+without it. Needs what the tests need; a fault takes about a minute.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def copy(folder):
+    """Tracked files and files that git does not ignore, as they are now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+
+
+def results(folder, target, tests):
+    """Name of each test that was asked for, and whether it passed."""
+    files = sorted({test.split("::")[0] for test in tests})
+    names = sorted({test.split("::")[1] for test in tests})
+    command = ["cargo", "test", "--release", "--no-fail-fast", "--target-dir", str(target)]
+    for file in files:
+        command += ["--test", file]
+    run = subprocess.run(command + ["--", *names], cwd=folder, capture_output=True, text=True)
+    found = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", run.stdout, re.M))
+    missing = [name for name in names if name not in found]
+    if missing:
+        sys.exit(f"no result for {', '.join(missing)}:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="faults to try, all by default")
+    parser.add_argument("--target", type=Path, default=ROOT / "target/mutations", help="build folder of the copy")
+    settings = parser.parse_args()
+    table = json.loads((Path(__file__).parent / "faults.json").read_text())
+    chosen = [fault for fault in table["faults"] if not settings.names or fault["name"] in settings.names]
+    folder = settings.target / "source"
+    shutil.rmtree(folder, ignore_errors=True)
+    copy(folder)
+    tests = table["tests"]
+    broken = [name for name, result in results(folder, settings.target, tests).items() if result != "ok"]
+    if broken:
+        sys.exit(f"without any fault these fail: {', '.join(broken)}")
+    survived = []
+    for fault in chosen:
+        path = folder / fault["file"]
+        text = path.read_text()
+        if text.count(fault["old"]) != 1:
+            sys.exit(f"{fault['name']}: its text stands {text.count(fault['old'])} times in {fault['file']}")
+        path.write_text(text.replace(fault["old"], fault["new"]))
+        for name, result in results(folder, settings.target, fault.get("tests", tests)).items():
+            caught = result == "FAILED"
+            print(f"{fault['name']:<24} {name:<48} {'caught' if caught else 'SURVIVED'}", flush=True)
+            if not caught:
+                survived.append((fault["name"], name))
+        path.write_text(text)
+    print(f"{len(chosen)} faults, {len(survived)} survived a test")
+    sys.exit(1 if survived else 0)
+
+
+main()
