@@ -1,4 +1,4 @@
-//! Linear layers: the three products and the bias gradient.
+//! Linear layers: the three products.
 
 use super::Kernels;
 use super::device::{Device, Element};
@@ -15,8 +15,4 @@ pub(super) fn linear_bwd_input<D: Device, A: Element>(_: &Kernels<D, A>, _: Line
 
 pub(super) fn linear_bwd_weight<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearBwdWeight<'_, Kernels<D, A>>) -> Result<()> {
     Err(crate::Error::Runtime("STUB linear_bwd_weight".into()))
-}
-
-pub(super) fn bias_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: BiasBwd<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB bias_bwd".into()))
 }
