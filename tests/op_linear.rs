@@ -54,7 +54,17 @@ fn gradients_overwrite_and_add() {
             check!(label, |on: &_| runs::linear_bwd_input(on, d, &dy, &weight, &start[..x.len()], write), tolerance);
             let tolerance = |p, _: &str| Tolerance::dot(p, d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
             check!(label, |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &start[..weight.len()], write), tolerance);
-            check!(label, |on: &_| runs::bias_bwd(on, d, &dy, &start[..d.outputs], write), tolerance);
+        }
+    }
+}
+
+#[test]
+fn bias_gradient() {
+    for (d, label) in shapes() {
+        let (dy, start) = (normal("dy", d.tokens * d.outputs, 1.0), normal("start", d.outputs, 1.0));
+        for write in [Write::Overwrite, Write::Add] {
+            let tolerance = |p, _: &str| Tolerance::dot(p, d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
+            check!(format!("{label}, {write:?}"), |on: &_| runs::bias_bwd(on, d, &dy, &start, write), tolerance);
         }
     }
 }

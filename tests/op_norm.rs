@@ -41,7 +41,8 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 
 #[test]
 fn sizes_on_and_off_the_vector_width() {
-    for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257)] {
+    // Rows of 8200 are too long for the shared memory that kernels sum the weight gradient in.
+    for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (3, 8200)] {
         let d = NormDims { tokens, hidden, eps: 1e-6 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));
     }
