@@ -39,9 +39,9 @@ struct Altered {
 }
 
 impl Altered {
-    fn new(blocks: u32) -> Option<Self> {
+    fn new(blocks: u32, schedule: Schedule) -> Option<Self> {
         let (cut, shift) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let emulator = common::emulator(Schedule::Rising, 4)?;
+        let emulator = common::emulator(schedule, 4)?;
         Some(Self { emulator, blocks, cut, shift, launched: Mutex::default() })
     }
 }
@@ -180,8 +180,10 @@ fn any_grid<A: Element>(inputs: Precision, ending: &str) {
     // Once with 16-byte accesses, once without.
     for before in [8, 5] {
         let mut first: Option<Vec<(&str, Outputs)>> = None;
-        for blocks in [0, 1, 2, 7] {
-            let Some(device) = Altered::new(blocks) else { return };
+        for (blocks, schedule) in
+            [(0, Schedule::Rising), (1, Schedule::Falling), (2, Schedule::Random(3)), (7, Schedule::Rising)]
+        {
+            let Some(device) = Altered::new(blocks, schedule) else { return };
             let backend = Kernels::<_, A>::new(device);
             let got = all_ops(&On { before, ..On::new(&backend, inputs) });
             let launched = backend.device().launched.lock().unwrap().iter().map(|name| name.to_string()).collect();
@@ -211,7 +213,7 @@ fn any_number_of_blocks_gives_the_same_bits_in_bf16() {
 
 /// Runs a gated activation of 4 x 10 whose output is short of `cut` bytes, or begins `shift` bytes early.
 fn activation(cut: usize, shift: usize) -> Option<Result<()>> {
-    let backend = Kernels::<_, f32>::new(Altered::new(0)?);
+    let backend = Kernels::<_, f32>::new(Altered::new(0, Schedule::Rising)?);
     let gate_up = backend.zeros_act(80).unwrap();
     backend.device().cut.store(cut, Ordering::Relaxed);
     backend.device().shift.store(shift, Ordering::Relaxed);
@@ -222,7 +224,7 @@ fn activation(cut: usize, shift: usize) -> Option<Result<()>> {
 
 /// As [`activation`], of an update of 100 parameters with a first moment that is short of one number.
 fn update(cut: usize) -> Option<Result<()>> {
-    let backend = Kernels::<_, half::bf16>::new(Altered::new(0)?);
+    let backend = Kernels::<_, half::bf16>::new(Altered::new(0, Schedule::Rising)?);
     let on = On::new(&backend, Precision::Bf16);
     let control = on.acc(&[1e-3, 1.0, 1.0, 1.0, 1.0, 0.0]);
     let (grads, mut v, mut params) = (on.acc(&[0.5; 100]), on.acc(&[0.5; 100]), on.act(&[0.5; 100]));

@@ -2,16 +2,20 @@
 
 mod common;
 
-use common::{On, check, each_backend, indices, normal, runs};
+use common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
 use mapl::backend::{Backend, Write};
 use mapl::backend::contract::*;
+
+fn stored(precision: Precision, output: &str) -> Tolerance {
+    Tolerance::dot(if output == "dlogits" { precision } else { stored_as_acc(precision) }, 16)
+}
 
 #[test]
 fn stored_logits() {
     for (rows, vocab) in [(0, 257), (1, 1), (7, 257), (33, 1999), (1, 151_936)] {
         let (logits, target) = (normal("logits", rows * vocab, 2.0), indices("target", rows, vocab));
         let dlogp = normal("dlogp", rows, 1.0);
-        let tolerance = |p, _: &str| Tolerance::dot(p, 16).scaled(2.0);
+        let tolerance = |p, name: &str| stored(p, name).scaled(2.0);
         check!(format!("{rows} x {vocab}"), |on: &_| runs::logprob(on, vocab, &logits, &target, &dlogp), tolerance);
     }
 }
@@ -28,7 +32,7 @@ fn equal_huge_and_infinite_logits() {
     logits[5 * vocab..].fill(f64::NEG_INFINITY);
     let target = [0, 3, 4, 5, 6, 7];
     // Differences from a logit of 1e6 carry its rounding.
-    let tolerance = |p, _: &str| Tolerance::dot(p, 16).scaled(2.0);
+    let tolerance = |p, name: &str| stored(p, name).scaled(2.0);
     check!("extreme", |on: &_| runs::logprob(on, vocab, &logits, &target, &[1.0; 6]), tolerance);
 }
 
@@ -55,7 +59,7 @@ fn reward_head() {
         let inputs = [normal("h", tokens * hidden, 1.0), normal("w", hidden, 1.0)];
         let (dscore, start) = (normal("ds", rows.len(), 1.0), normal("dw", hidden, 1.0));
         for write in [Write::Overwrite, Write::Add] {
-            let tolerance = |p, _: &str| d.tolerance(p);
+            let tolerance = |p, name: &str| d.tolerance(if name == "dhidden" { p } else { stored_as_acc(p) });
             check!(
                 format!("{tokens} x {hidden}, {write:?}"),
                 |on: &_| runs::reward_head(on, d, [&inputs[0], &inputs[1], &dscore, &start], &rows, write),

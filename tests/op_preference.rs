@@ -4,7 +4,7 @@
 mod common;
 
 use common::runs::{Preference, preference};
-use common::{On, check, each_backend, normal};
+use common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
@@ -48,7 +48,7 @@ fn compare(label: &str, p: &Preference) {
     // IPO squares and its slope divides by the scale twice.
     let power = if p.curve == Curve::Ipo || p.center != 0.0 { 64.0 * scores } else { 2.0 };
     let tolerance = |precision, _: &str| {
-        let t = PreferenceFwd::<Cpu>::tolerance(precision, scores);
+        let t = PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), scores);
         t.scaled(power)
     };
     check!(label, |on: &_| preference(on, p), tolerance);
@@ -157,6 +157,6 @@ fn a_batch_larger_than_a_block() {
         kind_scale: vec![0.5, 1.0, 0.25],
     };
     // The f32 error of one comparison, in sums of 200 of them.
-    let tolerance = |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(precision, 8.0).scaled(64.0);
+    let tolerance = |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
     check!("many", |on: &_| preference(on, &p), tolerance);
 }

@@ -199,6 +199,11 @@ fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
     host[before..end].to_vec()
 }
 
+/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where activations are bf16.
+pub fn stored_as_acc(precision: Precision) -> Precision {
+    if precision == Precision::Bf16 { Precision::F32 } else { precision }
+}
+
 /// Seeded normal numbers of the given standard deviation.
 pub fn normal(label: &str, len: usize, deviation: f64) -> Vec<f64> {
     let mut rng = Rng::keyed(1, &["inputs", label]);
