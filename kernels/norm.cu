@@ -1,13 +1,16 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
 // A block takes rows by stride; a row is summed by the whole block in one fixed order, so that neither the grid nor the
-// other rows of the call matter. Cost: every operand is read once from memory; the row itself twice, the second time from
-// cache.
+// other rows of the call matter. The backward takes NORM_SLICE tokens at a time and leaves one partial weight gradient for
+// each such slice, which sum_slices adds up. Cost: every operand is read once from memory; the row itself twice, the second
+// time from cache.
 #include "common.cuh"
 #include "reduce.cuh"
-#include "vec.cuh"
+#include "rows.cuh"
 
 constexpr int NORM_THREADS = 128;
+/// Tokens of a slice of the weight gradient; as in src/backend/kernels/rowwise.rs.
+constexpr int NORM_SLICE = 16;
 
 /// sum = x + residual (x without one), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd weight.
 template <class T>
@@ -88,4 +91,84 @@ KERNEL(128, norm_fwd_f32)(const float* x,         // (tokens, hidden)
 KERNEL(128, norm_fwd_bf16)(const bf16* x, const bf16* residual, const bf16* weight, bf16* sum, bf16* y, float* rstd,
                            int tokens, int hidden, float eps) {
     norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
+}
+
+/// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens of slice k of dy n,
+/// in ascending order. The slice's sum grows in shared memory, or in `slices` itself when rows are too long for that; each
+/// thread owns columns, so that it needs no barrier.
+template <class T>
+DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weight, T* dsum, float* slices, int tokens, int hidden,
+                     int add, int in_shared) {
+    SHARED(float, partial, NORM_THREADS / WARP);
+    DYNAMIC_SHARED(dynamic);
+    constexpr int N = LANE_ELEMENTS<T>;
+    bool by_lane = wide(dy, hidden) && wide(sum, hidden) && wide(weight, 0) && wide(dsum, hidden) && wide(slices, hidden);
+    int first = int(threadIdx.x) * N;
+    for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
+        float* out = slices + (long long)slice * hidden;
+        float* dweight = in_shared != 0 ? reinterpret_cast<float*>(dynamic) : out;
+        for (int h = first; h < hidden; h += NORM_THREADS * N) {
+            float zero[N] = {};
+            store_piece(dweight + h, zero, min_of(N, hidden - h), by_lane);
+        }
+        int end = min_of(tokens, (slice + 1) * NORM_SLICE);
+        for (int token = slice * NORM_SLICE; token < end; ++token) {
+            long long row = (long long)token * hidden;
+            float product = 0.0f;
+            for (int h = first; h < hidden; h += NORM_THREADS * N) {
+                int valid = min_of(N, hidden - h);
+                float d[N], w[N], x[N];
+                load_piece(d, dy + row + h, valid, by_lane);
+                load_piece(w, weight + h, valid, by_lane);
+                load_piece(x, sum + row + h, valid, by_lane);
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    product += d[i] * w[i] * x[i];
+                }
+            }
+            float scale = rstd[token];
+            float mean = reduce_block<NORM_THREADS>(product, partial, Add{}) * scale / float(hidden);
+            for (int h = first; h < hidden; h += NORM_THREADS * N) {
+                int valid = min_of(N, hidden - h);
+                float d[N], w[N], x[N], gradient[N] = {}, total[N];
+                load_piece(d, dy + row + h, valid, by_lane);
+                load_piece(w, weight + h, valid, by_lane);
+                load_piece(x, sum + row + h, valid, by_lane);
+                load_piece(total, dweight + h, valid, by_lane);
+                if (add != 0) {
+                    load_piece(gradient, dsum + row + h, valid, by_lane);
+                }
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    float n = x[i] * scale;
+                    gradient[i] += scale * (d[i] * w[i] - n * mean);
+                    total[i] += d[i] * n;
+                }
+                store_piece(dsum + row + h, gradient, valid, by_lane);
+                store_piece(dweight + h, total, valid, by_lane);
+            }
+        }
+        for (int h = first; h < hidden && in_shared != 0; h += NORM_THREADS * N) {
+            int valid = min_of(N, hidden - h);
+            float total[N];
+            load_piece(total, dweight + h, valid, by_lane);
+            store_piece(out + h, total, valid, by_lane);
+        }
+    }
+}
+
+KERNEL(128, norm_bwd_f32)(const float* dy,      // (tokens, hidden)
+                          const float* sum,     // (tokens, hidden)
+                          const float* rstd,    // (tokens)
+                          const float* weight,  // (hidden)
+                          float* dsum,          // (tokens, hidden)
+                          float* slices,        // (ceil(tokens / NORM_SLICE), hidden)
+                          int tokens, int hidden, int add,
+                          int in_shared) {  // 1 when the launch gives 4 hidden bytes of shared memory
+    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
+}
+
+KERNEL(128, norm_bwd_bf16)(const bf16* dy, const bf16* sum, const float* rstd, const bf16* weight, bf16* dsum, float* slices,
+                           int tokens, int hidden, int add, int in_shared) {
+    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
 }

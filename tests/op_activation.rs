@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{check, indices, normal, runs};
+use common::{On, check, each_backend, indices, normal, runs};
+use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
 #[test]
@@ -16,20 +17,39 @@ fn rotation_forward_and_backward() {
         let positions = indices("positions", tokens, 50);
         let qkv = normal("qkv", tokens * (heads + still) * head_dim, 1.0);
         for back in [false, true] {
-            let run = |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back);
             let tolerance = |p, _: &str| Tolerance::dot(p, 2);
             check!(
                 format!("{tokens} tokens, {heads} heads x {head_dim}, back {back}"),
                 |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back),
                 tolerance
             );
-            let backend = mapl::backend::cpu::Cpu::new();
-            let on = common::On::new(&backend, Precision::F32);
-            let rotated = run(&on)[0].1.clone();
-            let again = runs::rope(&on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
-            common::compare::values("there and back", &again, &qkv, Tolerance::dot(Precision::F32, 8));
         }
     }
+}
+
+/// A rotation and its inverse, in both orders.
+fn there_and_back<B: Backend>(on: &On<B>) {
+    let d = RopeDims { tokens: 7, heads: 5, still: 2, head_dim: 64, positions: 50 };
+    let angles = normal("angles", 50 * 32, 3.0);
+    let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+    let positions = indices("positions", d.tokens, 50);
+    let qkv = on.read_act(&on.act(&normal("qkv", d.tokens * 7 * 64, 1.0)));
+    let tolerance = match B::PRECISION {
+        // Each rotation rounds a number to bf16 as large as its pair's length, here at most 5.
+        Precision::Bf16 => Tolerance { atol: 2.0 * 5.0 * Precision::Bf16.act_roundoff(), rtol: 0.0 },
+        p => Tolerance::dot(p, 8),
+    };
+    for back in [false, true] {
+        let rotated = runs::rope(on, d, &positions, (&cos, &sin), &qkv, back)[0].1.clone();
+        assert_ne!(rotated, qkv);
+        let again = runs::rope(on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
+        common::compare::values("there and back", &again, &qkv, tolerance);
+    }
+}
+
+#[test]
+fn rotation_and_its_inverse() {
+    each_backend!(there_and_back);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{check, indices, normal, runs};
+use common::{check, indices, normal, runs, stored_as_acc};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 
@@ -17,7 +17,7 @@ fn gather_and_its_gradient() {
         // Rounding to the backend's precision is done before the op, so a copy is exact.
         check!(label, |on: &_| runs::embedding_fwd(on, d, &ids, &table), exact);
         for write in [Write::Overwrite, Write::Add] {
-            let tolerance = |p, _: &str| Tolerance::dot(p, tokens).scaled(2.0);
+            let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), tokens).scaled(2.0);
             check!(label, |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, write), tolerance);
         }
     }
@@ -27,6 +27,6 @@ fn gather_and_its_gradient() {
 fn all_tokens_alike() {
     let d = EmbeddingDims { tokens: 500, vocab: 9, hidden: 20 };
     let (ids, dx, table) = (vec![8; 500], normal("dx", 10_000, 1.0), normal("table", 180, 1.0));
-    let tolerance = |p, _: &str| Tolerance::dot(p, 500).scaled(10.0);
+    let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 500).scaled(10.0);
     check!("alike", |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, Write::Overwrite), tolerance);
 }

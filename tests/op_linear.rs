@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{check, normal, runs};
+use common::{check, normal, runs, stored_as_acc};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 
@@ -63,7 +63,8 @@ fn weight_gradient_overwrites_and_adds() {
         let start = normal("start", d.outputs * d.inputs, 1.0);
         for write in [Write::Overwrite, Write::Add] {
             let label = format!("{label}, {write:?}");
-            let tolerance = |p, _: &str| Tolerance::dot(p, d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
+            let tolerance =
+                |p, _: &str| Tolerance::dot(stored_as_acc(p), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
             check!(label, |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &start, write), tolerance);
         }
     }
@@ -76,7 +77,8 @@ fn bias_gradient_overwrites_and_adds() {
         let start = normal("start", d.outputs, 1.0);
         for write in [Write::Overwrite, Write::Add] {
             let label = format!("{label}, {write:?}");
-            let tolerance = |p, _: &str| Tolerance::dot(p, d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
+            let tolerance =
+                |p, _: &str| Tolerance::dot(stored_as_acc(p), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
             check!(label, |on: &_| runs::bias_bwd(on, d, &dy, &start, write), tolerance);
         }
     }

@@ -64,6 +64,25 @@ macro_rules! check_kernels {
 }
 pub(crate) use check_kernels;
 
+/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for properties
+/// that need no oracle.
+macro_rules! each_backend {
+    ($run:path) => {{
+        use mapl::backend::{Backend as _, cpu::Cpu, kernels::Kernels};
+        $run(&$crate::common::On::new(&Cpu::new(), Cpu::PRECISION));
+        let (schedule, processors, _) = $crate::common::EMULATED[0];
+        if let Some(device) = $crate::common::emulator(schedule, processors) {
+            let backend = Kernels::<_, f32>::new(device);
+            $run(&$crate::common::On::new(&backend, Precision::F32));
+        }
+        if let Some(device) = $crate::common::emulator(schedule, processors) {
+            let backend = Kernels::<_, half::bf16>::new(device);
+            $run(&$crate::common::On::new(&backend, Precision::Bf16));
+        }
+    }};
+}
+pub(crate) use each_backend;
+
 /// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
@@ -178,6 +197,11 @@ fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
     let end = host.len() - AFTER;
     assert!(host[..before].iter().chain(&host[end..]).all(|&x| x == GUARD), "an op wrote outside its view");
     host[before..end].to_vec()
+}
+
+/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where activations are bf16.
+pub fn stored_as_acc(precision: Precision) -> Precision {
+    if precision == Precision::Bf16 { Precision::F32 } else { precision }
 }
 
 /// Seeded normal numbers of the given standard deviation.

@@ -106,6 +106,7 @@ fn rust_type(parameter: &Parameter, pair: bool) -> String {
         Element::Bf16 if pair => "A",
         Element::Bf16 => "bf16",
         Element::F32 => "f32",
+        Element::F64 => "f64",
         Element::I32 => "i32",
     };
     match parameter.kind {
@@ -114,6 +115,7 @@ fn rust_type(parameter: &Parameter, pair: bool) -> String {
         Kind::Int => "i32".into(),
         Kind::Long => "i64".into(),
         Kind::Float => "f32".into(),
+        Kind::Double => "f64".into(),
         Kind::TensorMap => "TensorMap".into(),
     }
 }

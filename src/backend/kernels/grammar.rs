@@ -1,7 +1,8 @@
 //! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
 //!
 //! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`. Parameters
-//! are `const T* name`, `T* name` (T one of float, bf16, int), `int`, `long long`, `float` and `TensorMap`, one name each.
+//! are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`, `float`, `double` and `TensorMap`,
+//! one name each.
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,7 @@ pub enum Kind {
     Int,
     Long,
     Float,
+    Double,
     TensorMap,
 }
 
@@ -18,6 +20,7 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     F32,
+    F64,
     Bf16,
     I32,
 }
@@ -108,7 +111,8 @@ fn is_name(text: &str) -> bool {
 fn parameter(text: &str) -> Result<Parameter, String> {
     let refuse = || {
         format!(
-            "`{text}` is no parameter: const T*, T* (float, bf16, int), int, long long, float or TensorMap, and a name"
+            "`{text}` is no parameter: const T*, T* (float, double, bf16, int), int, long long, float, double or TensorMap, \
+             and a name"
         )
     };
     let (kind, name) = text.rsplit_once([' ', '*']).ok_or_else(refuse)?;
@@ -116,6 +120,7 @@ fn parameter(text: &str) -> Result<Parameter, String> {
     let words: Vec<&str> = kind.split([' ', '*']).filter(|word| !word.is_empty()).collect();
     let element = |word: &str| match word {
         "float" => Some(Element::F32),
+        "double" => Some(Element::F64),
         "bf16" => Some(Element::Bf16),
         "int" => Some(Element::I32),
         _ => None,
@@ -126,6 +131,7 @@ fn parameter(text: &str) -> Result<Parameter, String> {
         (false, ["int"]) => Some(Kind::Int),
         (false, ["long", "long"]) => Some(Kind::Long),
         (false, ["float"]) => Some(Kind::Float),
+        (false, ["double"]) => Some(Kind::Double),
         (false, ["TensorMap"]) => Some(Kind::TensorMap),
         _ => None,
     };
@@ -169,7 +175,7 @@ KERNEL(128, turn, CLUSTER(2), CORESIDENT)(TensorMap map) {}
         for (text, why) in [
             ("\nKERNEL(100, a)() {}", "line 2: 100 threads"),
             ("KERNEL(many, a)() {}", "`many` is no number"),
-            ("KERNEL(32, a)(double x) {}", "`double x` is no parameter"),
+            ("KERNEL(32, a)(half x) {}", "`half x` is no parameter"),
             ("KERNEL(32, a)(const long* x) {}", "no parameter"),
             ("KERNEL(32, a, CLUSTER(9))() {}", "`CLUSTER(9)` is no mark"),
             ("KERNEL(32, a)(int x", "without a body"),

@@ -1,4 +1,4 @@
-//! Linear layers: the three products and the bias gradient.
+//! Linear layers: the three products.
 
 use super::device::{Device, Element};
 use super::launchers as launch;
@@ -72,8 +72,4 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
         add: adds(a.write),
     }
     .launch(&k.device, blocks(k, d.outputs, d.inputs), shared_bytes::<A>())
-}
-
-pub(super) fn bias_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: BiasBwd<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB bias_bwd".into()))
 }

@@ -243,7 +243,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         linear::linear_bwd_weight(self, a)
     }
     fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
-        linear::bias_bwd(self, a)
+        rowwise::bias_bwd(self, a)
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
         rowwise::rope(self, a, 1.0)

@@ -1,14 +1,57 @@
 //! Gradient norm and AdamW.
 
-use super::Kernels;
 use super::device::{Device, Element};
-use crate::Result;
+use super::launchers as launch;
+use super::{Kernels, int, read, write, write_option};
 use crate::backend::contract::*;
+use crate::{Error, Result};
 
-pub(super) fn grad_norm<D: Device, A: Element>(_: &Kernels<D, A>, _: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB grad_norm".into()))
+/// Most slices of a norm, and fewest elements of one.
+const NORM_SLICES: usize = 4096;
+const NORM_SLICE: usize = 1 << 14;
+/// Elements of a block of `adamw` at a time.
+const ADAMW_BLOCK: usize = 256 * 8;
+
+pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
+    // Slices begin at multiples of 16 bytes.
+    let slice = a.len.div_ceil(NORM_SLICES).next_multiple_of(4).max(NORM_SLICE);
+    let slices = a.len.div_ceil(slice);
+    let mut scratch = k.scratch()?;
+    let sums = scratch.want::<f64>(slices);
+    scratch.take()?;
+    launch::GradSquares { grads: read(a.grads), sums: scratch.write(sums), len: a.len as i64, slice: slice as i64 }
+        .launch(&k.device, k.row_blocks(slices, 1), 0)?;
+    launch::GradNorm {
+        sums: scratch.read(sums),
+        control: write(&mut a.control),
+        slices: int(slices),
+        max_norm: a.max_norm,
+    }
+    .launch(&k.device, 1, 0)
 }
 
-pub(super) fn adamw<D: Device, A: Element>(_: &Kernels<D, A>, _: AdamW<'_, Kernels<D, A>>) -> Result<()> {
-    Err(crate::Error::Runtime("STUB adamw".into()))
+pub(super) fn adamw<D: Device, A: Element>(k: &Kernels<D, A>, mut a: AdamW<'_, Kernels<D, A>>) -> Result<()> {
+    if a.master.is_some() && A::PRECISION == Precision::F32 {
+        return Err(Error::Contract {
+            op: "adamw",
+            what: "master",
+            expected: "none, since parameters are f32".into(),
+            got: "a full-precision copy".into(),
+        });
+    }
+    launch::Adamw::<A> {
+        control: read(a.control),
+        grads: read(a.grads),
+        m: write(&mut a.m),
+        v: write(&mut a.v),
+        master: write_option(&mut a.master),
+        params: write(&mut a.params),
+        len: a.len as i64,
+        decayed: a.decayed as i64,
+        beta1: a.beta1,
+        beta2: a.beta2,
+        eps: a.eps as f32,
+        weight_decay: a.weight_decay,
+    }
+    .launch(&k.device, k.row_blocks(a.len, ADAMW_BLOCK), 0)
 }

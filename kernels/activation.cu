@@ -1,0 +1,131 @@
+// Rotary positions on fused rows (RoPE, arXiv 2104.09864, half-split layout) and the gated activation (SwiGLU, arXiv
+// 2002.05202), forward and backward.
+//
+// A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone. head_dim is
+// even. Cost: every operand is moved once; the tables of angles come from cache.
+#include "common.cuh"
+#include "primitives/warp.cuh"
+#include "rows.cuh"
+
+/// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width` elements.
+template <class T>
+DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim, int width,
+                 float direction) {
+    constexpr int N = LANE_ELEMENTS<T>;
+    int half = head_dim / 2;
+    bool by_lane = wide(qkv, half) && wide(qkv, width) && wide(cos, half) && wide(sin, half);
+    int pieces = ceil_div(half, N);
+    for (long long token = warp_of_grid(); token < tokens; token += warps_of_grid()) {
+        long long angles = (long long)positions[token] * half;
+        T* row = qkv + token * width;
+        for (int piece = lane_index(); piece < heads * pieces; piece += WARP) {
+            int head = piece / pieces, i = (piece - head * pieces) * N;
+            int valid = min_of(N, half - i);
+            T* first = row + head * head_dim + i;
+            float a[N], b[N], c[N], s[N];
+            load_piece(a, first, valid, by_lane);
+            load_piece(b, first + half, valid, by_lane);
+            load_piece(c, cos + angles + i, valid, by_lane);
+            load_piece(s, sin + angles + i, valid, by_lane);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                float x = a[j], y = b[j], sine = direction * s[j];
+                a[j] = x * c[j] - y * sine;
+                b[j] = y * c[j] + x * sine;
+            }
+            store_piece(first, a, valid, by_lane);
+            store_piece(first + half, b, valid, by_lane);
+        }
+    }
+}
+
+/// 1 / (1 + e^-x). The exponential may overflow to infinity, which gives 0; no step of it is NaN unless x is.
+DEVICE float sigmoid(float x) {
+    return 1.0f / (1.0f + expf(-x));
+}
+
+constexpr int GLU_THREADS = 128;
+
+/// act = gate sigmoid(gate) up.
+template <class T>
+DEVICE void glu_fwd(const T* gate_up, T* act, int tokens, int intermediate) {
+    constexpr int N = LANE_ELEMENTS<T>;
+    bool by_lane = wide(gate_up, intermediate) && wide(act, intermediate);
+    for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
+        const T* gates = gate_up + token * 2 * intermediate;
+        T* to = act + token * intermediate;
+        for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
+            int valid = min_of(N, intermediate - i);
+            float gate[N], up[N];
+            load_piece(gate, gates + i, valid, by_lane);
+            load_piece(up, gates + intermediate + i, valid, by_lane);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                gate[j] = gate[j] * sigmoid(gate[j]) * up[j];
+            }
+            store_piece(to + i, gate, valid, by_lane);
+        }
+    }
+}
+
+/// With s = sigmoid(gate): dgate = dact up s (1 + gate (1 - s)), dup = dact gate s.
+template <class T>
+DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
+    constexpr int N = LANE_ELEMENTS<T>;
+    bool by_lane = wide(gate_up, intermediate) && wide(dact, intermediate) && wide(dgate_up, intermediate);
+    for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
+        const T* gates = gate_up + token * 2 * intermediate;
+        const T* from = dact + token * intermediate;
+        T* to = dgate_up + token * 2 * intermediate;
+        for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
+            int valid = min_of(N, intermediate - i);
+            float gate[N], up[N], d[N];
+            load_piece(gate, gates + i, valid, by_lane);
+            load_piece(up, gates + intermediate + i, valid, by_lane);
+            load_piece(d, from + i, valid, by_lane);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                float s = sigmoid(gate[j]);
+                float dgate = d[j] * up[j] * (s * (1.0f + gate[j] * (1.0f - s)));
+                up[j] = d[j] * (gate[j] * s);
+                gate[j] = dgate;
+            }
+            store_piece(to + i, gate, valid, by_lane);
+            store_piece(to + intermediate + i, up, valid, by_lane);
+        }
+    }
+}
+
+KERNEL(128, rope_f32)(const int* positions,  // (tokens), below the rows of the tables
+                      const float* cos,      // (positions, head_dim / 2)
+                      const float* sin,      // (positions, head_dim / 2)
+                      float* qkv,            // (tokens, width), in place
+                      int tokens, int heads, int head_dim, int width, float direction) {
+    rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
+}
+
+KERNEL(128, rope_bf16)(const int* positions, const float* cos, const float* sin, bf16* qkv, int tokens, int heads, int head_dim,
+                       int width, float direction) {
+    rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
+}
+
+KERNEL(128, glu_fwd_f32)(const float* gate_up,  // (tokens, 2 intermediate): gate, then up
+                         float* act,            // (tokens, intermediate)
+                         int tokens, int intermediate) {
+    glu_fwd(gate_up, act, tokens, intermediate);
+}
+
+KERNEL(128, glu_fwd_bf16)(const bf16* gate_up, bf16* act, int tokens, int intermediate) {
+    glu_fwd(gate_up, act, tokens, intermediate);
+}
+
+KERNEL(128, glu_bwd_f32)(const float* dact,     // (tokens, intermediate)
+                         const float* gate_up,  // (tokens, 2 intermediate)
+                         float* dgate_up,       // (tokens, 2 intermediate)
+                         int tokens, int intermediate) {
+    glu_bwd(dact, gate_up, dgate_up, tokens, intermediate);
+}
+
+KERNEL(128, glu_bwd_bf16)(const bf16* dact, const bf16* gate_up, bf16* dgate_up, int tokens, int intermediate) {
+    glu_bwd(dact, gate_up, dgate_up, tokens, intermediate);
+}

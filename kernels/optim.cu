@@ -1,0 +1,180 @@
+// Gradient norm with clip factor and finite check, and AdamW (arXiv 1711.05101), over the flat arena of parameters.
+//
+// Sums are over slices whose size depends on the arena's length alone, in f64, which no square of an f32 overflows. Every
+// value that a step needs is in the control vector on the device; the learning rate alone comes from the host. An update whose
+// gradient is not finite touches nothing. Cost: the norm reads the gradient once; the update moves every operand once.
+#include "common.cuh"
+#include "primitives/warp.cuh"
+#include "rows.cuh"
+
+constexpr int OPTIM_THREADS = 256;
+/// Entries of the control vector, as in src/backend/contract/optim.rs.
+constexpr int LEARNING_RATE = 0, STEP = 1, NORM = 2, CLIP = 3, APPLY = 4, SKIPPED = 5;
+
+/// Sum over the block in one fixed order; thread 0 receives it. `partial` holds a number for each warp.
+DEVICE double add_block(double value, double* partial) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        value += shuffle_xor(value, mask);
+    }
+    if (lane_index() == 0) {
+        partial[threadIdx.x / WARP] = value;
+    }
+    // Every warp's number is there before the first thread adds them.
+    sync_block();
+    double sum = 0.0;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < OPTIM_THREADS / WARP; ++i) {
+            sum += partial[i];
+        }
+    }
+    // They have been read before the next sum writes.
+    sync_block();
+    return sum;
+}
+
+/// sums[k] = sum of the squares of slice k.
+KERNEL(256, grad_squares)(const float* grads,  // (len)
+                          double* sums,        // (ceil(len / slice))
+                          long long len,
+                          long long slice) {  // elements of a slice, a multiple of 4
+    SHARED(double, partial, OPTIM_THREADS / WARP);
+    constexpr int N = LANE_ELEMENTS<float>;
+    bool aligned = wide(grads, 0);
+    for (long long k = blockIdx.x; k * slice < len; k += gridDim.x) {
+        double squares[N] = {};
+        long long end = min_of(len, (k + 1) * slice);
+#pragma unroll 4
+        for (long long at = k * slice + threadIdx.x * N; at < end; at += OPTIM_THREADS * N) {
+            float x[N];
+            load_piece(x, grads + at, int(min_of(end - at, (long long)N)), aligned && at + N <= end);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                squares[i] += double(x[i]) * double(x[i]);
+            }
+        }
+        double sum = add_block((squares[0] + squares[1]) + (squares[2] + squares[3]), partial);
+        if (threadIdx.x == 0) {
+            sums[k] = sum;
+        }
+    }
+}
+
+/// Norm, clip factor min(1, max_norm / (norm + 1e-6)), finite flag and counters from the sums of the slices. One block does
+/// the work, whatever the grid.
+KERNEL(256, grad_norm)(const double* sums,  // (slices)
+                       float* control,      // (CONTROL)
+                       int slices, double max_norm) {
+    SHARED(double, partial, OPTIM_THREADS / WARP);
+    if (blockIdx.x != 0) {
+        return;
+    }
+    // Neighbouring slices to a thread, in ascending order.
+    int run = ceil_div(slices, OPTIM_THREADS);
+    int end = min_of((int(threadIdx.x) + 1) * run, slices);
+    double sum = 0.0;
+    for (int k = int(threadIdx.x) * run; k < end; ++k) {
+        sum += sums[k];
+    }
+    sum = add_block(sum, partial);
+    if (threadIdx.x != 0) {
+        return;
+    }
+    double norm = sqrt(sum);
+    control[NORM] = float(norm);
+    if (norm - norm == 0.0) {
+        control[STEP] += 1.0f;
+        control[APPLY] = 1.0f;
+        double clip = max_norm / (norm + 1e-6);
+        control[CLIP] = clip < 1.0 ? float(clip) : 1.0f;
+    } else {
+        control[SKIPPED] += 1.0f;
+        control[APPLY] = 0.0f;
+        control[CLIP] = 0.0f;
+    }
+}
+
+/// Scalars of an update.
+struct Update {
+    float clip, correction2, step_size, keep;
+};
+
+/// base^exponent of a whole number that is not negative, by squaring: off by a few units in the last place of an f64.
+DEVICE double power(double base, long long exponent) {
+    double result = 1.0;
+    for (; exponent > 0; exponent /= 2) {
+        result = exponent % 2 != 0 ? result * base : result;
+        base *= base;
+    }
+    return result;
+}
+
+/// In PyTorch's order of operations: moments, denominator sqrt(v) / sqrt(correction2) + eps, decay, step.
+template <class T>
+DEVICE void adamw(const float* control, const float* grads, float* m, float* v, float* master, T* params, long long len,
+                  long long decayed, double beta1, double beta2, float eps, double weight_decay) {
+    SHARED(Update, shared, 1);
+    if (control[APPLY] == 0.0f) {
+        return;
+    }
+    if (threadIdx.x == 0) {
+        double rate = double(control[LEARNING_RATE]);
+        long long step = (long long)control[STEP];
+        shared[0].clip = control[CLIP];
+        shared[0].correction2 = float(sqrt(1.0 - power(beta2, step)));
+        shared[0].step_size = float(rate / (1.0 - power(beta1, step)));
+        shared[0].keep = float(1.0 - rate * weight_decay);
+    }
+    // The scalars are there before any thread reads them; nothing writes them again.
+    sync_block();
+    Update u = shared[0];
+    float b1 = float(beta1), rest1 = float(1.0 - beta1), b2 = float(beta2), rest2 = float(1.0 - beta2);
+    constexpr int N = LANE_ELEMENTS<T>;
+    bool aligned = wide(grads, 0) && wide(m, 0) && wide(v, 0) && wide(master, 0) && wide(params, 0);
+    long long stride = (long long)gridDim.x * OPTIM_THREADS * N;
+    for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * N; at < len; at += stride) {
+        int valid = int(min_of(len - at, (long long)N));
+        bool by_lane = aligned && valid == N;
+        float p[N], g[N], first[N], second[N];
+        load_piece(g, grads + at, valid, by_lane);
+        load_piece(first, m + at, valid, by_lane);
+        load_piece(second, v + at, valid, by_lane);
+        if (master != nullptr) {
+            load_piece(p, master + at, valid, by_lane);
+        } else {
+            load_piece(p, params + at, valid, by_lane);
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            float x = g[i] * u.clip;
+            first[i] = b1 * first[i] + rest1 * x;
+            second[i] = b2 * second[i] + rest2 * (x * x);
+            float denominator = sqrtf(second[i]) / u.correction2 + eps;
+            float keep = at + i < decayed ? u.keep : 1.0f;
+            p[i] = p[i] * keep - u.step_size * (first[i] / denominator);
+        }
+        store_piece(m + at, first, valid, by_lane);
+        store_piece(v + at, second, valid, by_lane);
+        if (master != nullptr) {
+            store_piece(master + at, p, valid, by_lane);
+        }
+        store_piece(params + at, p, valid, by_lane);
+    }
+}
+
+KERNEL(256, adamw_f32)(const float* control,  // (CONTROL)
+                       const float* grads,    // (len)
+                       float* m,              // (len)
+                       float* v,              // (len)
+                       float* master,         // (len), may be absent: then params are the master
+                       float* params,         // (len)
+                       long long len,
+                       long long decayed,  // elements subject to decay, the first ones
+                       double beta1, double beta2, float eps, double weight_decay) {
+    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
+}
+
+KERNEL(256, adamw_bf16)(const float* control, const float* grads, float* m, float* v, float* master, bf16* params, long long len,
+                        long long decayed, double beta1, double beta2, float eps, double weight_decay) {
+    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
+}
