@@ -1,5 +1,5 @@
-//! Launches of the row, loss and optimiser kernels: the same bits from any number of blocks, and the report of a kernel that
-//! writes outside its memory.
+//! Launches of the row, loss and optimiser kernels: the same bits from any number of blocks, and the report of a kernel
+//! that writes outside its memory.
 
 mod common;
 
@@ -28,8 +28,8 @@ struct Shifted {
     shift: usize,
 }
 
-/// An emulator whose launches have `blocks` blocks (0: as asked for), and whose next allocations are short of `cut` bytes and
-/// off by `shift`.
+/// An emulator whose launches have `blocks` blocks (0: as asked for), and whose next allocations are short of `cut`
+/// bytes and off by `shift`.
 struct Altered {
     emulator: Emulator,
     blocks: u32,
@@ -109,14 +109,16 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     let d = NormDims { tokens, hidden, eps: 1e-6 };
     let forward = runs::norm_fwd(on, d, &x, Some(&dy), &weight);
     let (rstd, write) = (forward[1].1.clone(), Write::Add);
-    let inputs = runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
+    let inputs =
+        runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
     all.push(("norm_fwd", forward));
     all.push(("norm_bwd", runs::norm_bwd(on, d, &inputs)));
     let d = LinearDims { tokens: 300, inputs: 1, outputs: 72 };
     all.push(("bias_bwd", runs::bias_bwd(on, d, &normal("db", 300 * 72, 1.0), &normal("b", 72, 1.0), write)));
     let angles = normal("angles", 50 * 8, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
-    let (d, positions) = (RopeDims { tokens: 25, heads: 3, still: 1, head_dim: 16, positions: 50 }, indices("p", 25, 50));
+    let (d, positions) =
+        (RopeDims { tokens: 25, heads: 3, still: 1, head_dim: 16, positions: 50 }, indices("p", 25, 50));
     all.push(("rope", runs::rope(on, d, &positions, (&cos, &sin), &normal("qkv", 25 * 64, 1.0), false)));
     let d = GluDims { tokens: 9, intermediate: 40 };
     let (gate_up, dact) = (normal("gu", 720, 2.0), normal("dact", 360, 1.0));
@@ -124,7 +126,8 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     all.push(("glu_bwd", runs::glu_bwd(on, d, &dact, &gate_up)));
     let logits = normal("logits", 9 * 200, 2.0);
     all.push(("logprob", runs::logprob(on, 200, &logits, &indices("target", 9, 200), &normal("dlogp", 9, 1.0))));
-    let (rows, offsets): (Vec<i32>, Vec<i32>) = ((0..17).map(|s| 4 * s + 1).collect(), (0..18).map(|s| 3 * s * s).collect());
+    let (rows, offsets): (Vec<i32>, Vec<i32>) =
+        ((0..17).map(|s| 4 * s + 1).collect(), (0..18).map(|s| 3 * s * s).collect());
     let d = RewardDims { tokens, hidden, seqs: 17 };
     let (dscore, long) = (normal("dscore", 17, 1.0), normal("values", 3 * 17 * 17, 1.0));
     all.push(("reward_head", runs::reward_head(on, d, [&x, &weight, &dscore, &weight], &rows, write)));
@@ -180,9 +183,13 @@ fn any_grid<A: Element>(inputs: Precision, ending: &str) {
     // Once with 16-byte accesses, once without.
     for before in [8, 5] {
         let mut first: Option<Vec<(&str, Outputs)>> = None;
-        for (blocks, schedule) in
-            [(0, Schedule::Rising), (1, Schedule::Falling), (2, Schedule::Random(3)), (7, Schedule::Rising)]
-        {
+        for (blocks, schedule) in [
+            (0, Schedule::Rising),
+            (1, Schedule::Falling),
+            (1, Schedule::Random(1)),
+            (2, Schedule::Random(2)),
+            (7, Schedule::Random(3)),
+        ] {
             let Some(device) = Altered::new(blocks, schedule) else { return };
             let backend = Kernels::<_, A>::new(device);
             let got = all_ops(&On { before, ..On::new(&backend, inputs) });

@@ -63,9 +63,8 @@ fn bias_gradient() {
     for (d, label) in shapes() {
         let (dy, start) = (normal("dy", d.tokens * d.outputs, 1.0), normal("start", d.outputs, 1.0));
         for write in [Write::Overwrite, Write::Add] {
-            let tolerance = |p, _: &str| {
-                Tolerance::dot(stored_as_acc(p), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0))
-            };
+            let tolerance =
+                |p, _: &str| Tolerance::dot(stored_as_acc(p), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
             check!(format!("{label}, {write:?}"), |on: &_| runs::bias_bwd(on, d, &dy, &start, write), tolerance);
         }
     }

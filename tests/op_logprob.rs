@@ -3,8 +3,8 @@
 mod common;
 
 use common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
-use mapl::backend::{Backend, Write};
 use mapl::backend::contract::*;
+use mapl::backend::{Backend, Write};
 
 fn stored(precision: Precision, output: &str) -> Tolerance {
     Tolerance::dot(if output == "dlogits" { precision } else { stored_as_acc(precision) }, 16)

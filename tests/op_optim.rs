@@ -4,11 +4,11 @@ mod common;
 
 use common::runs::{Adam, adamw, grad_norm};
 use common::{On, check, each_backend, normal, stored_as_acc};
+use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::reference::Reference;
-use mapl::backend::Backend;
 
 const ADAM: Adam = Adam { decayed: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
 
@@ -82,7 +82,12 @@ fn update_at_the_first_and_later_steps() {
 }
 
 /// An update with a full-precision copy beside the parameters; params, m, v and the copy.
-fn with_master<B: Backend>(on: &On<B>, control: &[f64], grads: &[f64], state: [&[f64]; 3]) -> mapl::Result<Vec<Vec<f64>>> {
+fn with_master<B: Backend>(
+    on: &On<B>,
+    control: &[f64],
+    grads: &[f64],
+    state: [&[f64]; 3],
+) -> mapl::Result<Vec<Vec<f64>>> {
     let (control, grads) = (on.acc(control), on.acc(grads));
     let (mut params, mut master) = (on.act(state[0]), on.acc(state[0]));
     let (mut m, mut v) = (on.acc(state[1]), on.acc(state[2]));

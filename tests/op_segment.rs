@@ -17,7 +17,8 @@ fn sums_and_means() {
         let rows = *offsets.last().unwrap() as usize;
         let (values, dsums) = (normal("values", rows, 3.0), normal("dsums", offsets.len() - 1, 1.0));
         for reduce in [Reduce::Sum, Reduce::Mean] {
-            let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), rows.max(1)).scaled(3.0 * (rows.max(1) as f64).sqrt());
+            let tolerance =
+                |p, _: &str| Tolerance::dot(stored_as_acc(p), rows.max(1)).scaled(3.0 * (rows.max(1) as f64).sqrt());
             check!(
                 format!("{label}, {reduce:?}"),
                 |on: &_| runs::segment_sum(on, reduce, &values, &offsets, &dsums),

@@ -203,8 +203,8 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
-    // In the random order warps are held back for a while, so that others run ahead as far as barriers let them: a missing
-    // barrier between a read and a later write shows only when the reader is late.
+    // In the random order warps are held back for a while, so that others run ahead as far as barriers let them: a
+    // missing barrier between a read and a later write shows only when the reader is late.
     std::vector<bool> held(total / 32 + 1);
     unsigned live = total;
     while (live > 0 && error.empty()) {
