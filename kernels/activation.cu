@@ -1,16 +1,17 @@
 // Rotary positions on fused rows (RoPE, arXiv 2104.09864, half-split layout) and the gated activation (SwiGLU, arXiv
 // 2002.05202), forward and backward.
 //
-// A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone. head_dim is
-// even. Cost: every operand is moved once; the tables of angles come from cache.
+// A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone.
+// head_dim is even. Cost: every operand is moved once; the tables of angles come from cache.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width` elements.
+/// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width`
+/// elements.
 template <class T>
-DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim, int width,
-                 float direction) {
+DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim,
+                 int width, float direction) {
     constexpr int N = LANE_ELEMENTS<T>;
     int half = head_dim / 2;
     bool by_lane = wide(qkv, half) && wide(qkv, width) && wide(cos, half) && wide(sin, half);
@@ -104,8 +105,8 @@ KERNEL(128, rope_f32)(const int* positions,  // (tokens), below the rows of the 
     rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
 }
 
-KERNEL(128, rope_bf16)(const int* positions, const float* cos, const float* sin, bf16* qkv, int tokens, int heads, int head_dim,
-                       int width, float direction) {
+KERNEL(128, rope_bf16)(const int* positions, const float* cos, const float* sin, bf16* qkv, int tokens, int heads,
+                       int head_dim, int width, float direction) {
     rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
 }
 

@@ -1,7 +1,7 @@
 // Gradient of a bias: column sums of dy over slices of tokens, which sum_slices adds up.
 //
-// A warp takes units by stride; a unit is BIAS_SLICE tokens of one piece of the columns, added in ascending order by the lane
-// that owns the column. Cost: dy is read once, 4 / BIAS_SLICE bytes are written for each of its elements.
+// A warp takes units by stride; a unit is BIAS_SLICE tokens of one piece of the columns, added in ascending order by
+// the lane that owns the column. Cost: dy is read once, 4 / BIAS_SLICE bytes are written for each of its elements.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"

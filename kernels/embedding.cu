@@ -1,8 +1,8 @@
 // Token embedding: a gather of rows, and its gradient by runs of equal ids.
 //
-// A warp takes rows (forward) or pieces of a table row (backward) by stride. In the backward every row of the table has one
-// owner, which adds the token rows of its id in ascending order; cutting the row into pieces lets many warps share an id that
-// is frequent. Ids are in range: what packs a batch has checked them. Cost: every operand is moved once.
+// A warp takes rows (forward) or pieces of a table row (backward) by stride. In the backward every row of the table has
+// one owner, which adds the token rows of its id in ascending order; cutting the row into pieces lets many warps share
+// an id that is frequent. Ids are in range: what packs a batch has checked them. Cost: every operand is moved once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
@@ -29,8 +29,8 @@ DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int 
 
 /// dtable[keys[k]] (+)= sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]; rows without a key are left alone.
 template <class T>
-DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable, int distinct,
-                          int hidden, int add) {
+DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable,
+                          int distinct, int hidden, int add) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(dx, hidden) && wide(dtable, hidden) && hidden % N == 0;
     int pieces = ceil_div(hidden, WARP * N);

@@ -1,8 +1,8 @@
 // Log-probabilities over stored logits, and their gradient in place: the oracle of the vocabulary head.
 //
-// A block takes rows by stride. Each thread keeps a logsumexp of the logits it meets; lanes, then warps, are joined in one
-// fixed order. Targets are in range: what packs a batch has checked them. A row of -inf alone has logsumexp -inf; NaN or +inf
-// in a row make it NaN. Cost: the logits are read once; the backward also writes them.
+// A block takes rows by stride. Each thread keeps a logsumexp of the logits it meets; lanes, then warps, are joined in
+// one fixed order. Targets are in range: what packs a batch has checked them. A row of -inf alone has logsumexp -inf;
+// NaN or +inf in a row make it NaN. Cost: the logits are read once; the backward also writes them.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -90,6 +90,7 @@ KERNEL(128, logprob_bwd_f32)(const int* target,   // (rows)
     logprob_bwd(target, lse, dlogp, logits, rows, vocab);
 }
 
-KERNEL(128, logprob_bwd_bf16)(const int* target, const float* lse, const float* dlogp, bf16* logits, int rows, int vocab) {
+KERNEL(128, logprob_bwd_bf16)(const int* target, const float* lse, const float* dlogp, bf16* logits, int rows,
+                              int vocab) {
     logprob_bwd(target, lse, dlogp, logits, rows, vocab);
 }

@@ -1,9 +1,9 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
 // A block takes rows by stride; a row is summed by the whole block in one fixed order, so that neither the grid nor the
-// other rows of the call matter. The backward takes NORM_SLICE tokens at a time and leaves one partial weight gradient for
-// each such slice, which sum_slices adds up. Cost: every operand is read once from memory; the row itself twice, the second
-// time from cache.
+// other rows of the call matter. The backward takes NORM_SLICE tokens at a time and leaves one partial weight gradient
+// for each such slice, which sum_slices adds up. Cost: every operand is read once from memory; the row itself twice,
+// the second time from cache.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -93,16 +93,17 @@ KERNEL(128, norm_fwd_bf16)(const bf16* x, const bf16* residual, const bf16* weig
     norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
 }
 
-/// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens of slice k of dy n,
-/// in ascending order. The slice's sum grows in shared memory, or in `slices` itself when rows are too long for that; each
-/// thread owns columns, so that it needs no barrier.
+/// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens of slice k of
+/// dy n, in ascending order. The slice's sum grows in shared memory, or in `slices` itself when rows are too long for
+/// that; each thread owns columns, so that it needs no barrier.
 template <class T>
-DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weight, T* dsum, float* slices, int tokens, int hidden,
-                     int add, int in_shared) {
+DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weight, T* dsum, float* slices, int tokens,
+                     int hidden, int add, int in_shared) {
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
     constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(dy, hidden) && wide(sum, hidden) && wide(weight, 0) && wide(dsum, hidden) && wide(slices, hidden);
+    bool by_lane =
+        wide(dy, hidden) && wide(sum, hidden) && wide(weight, 0) && wide(dsum, hidden) && wide(slices, hidden);
     int first = int(threadIdx.x) * N;
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
@@ -168,7 +169,7 @@ KERNEL(128, norm_bwd_f32)(const float* dy,      // (tokens, hidden)
     norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
 }
 
-KERNEL(128, norm_bwd_bf16)(const bf16* dy, const bf16* sum, const float* rstd, const bf16* weight, bf16* dsum, float* slices,
-                           int tokens, int hidden, int add, int in_shared) {
+KERNEL(128, norm_bwd_bf16)(const bf16* dy, const bf16* sum, const float* rstd, const bf16* weight, bf16* dsum,
+                           float* slices, int tokens, int hidden, int add, int in_shared) {
     norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
 }

@@ -1,8 +1,9 @@
 // Gradient norm with clip factor and finite check, and AdamW (arXiv 1711.05101), over the flat arena of parameters.
 //
-// Sums are over slices whose size depends on the arena's length alone, in f64, which no square of an f32 overflows. Every
-// value that a step needs is in the control vector on the device; the learning rate alone comes from the host. An update whose
-// gradient is not finite touches nothing. Cost: the norm reads the gradient once; the update moves every operand once.
+// Sums are over slices whose size depends on the arena's length alone, in f64, which no square of an f32 overflows.
+// Every value that a step needs is in the control vector on the device; the learning rate alone comes from the host. An
+// update whose gradient is not finite touches nothing. Cost: the norm reads the gradient once; the update moves every
+// operand once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
@@ -60,8 +61,8 @@ KERNEL(256, grad_squares)(const float* grads,  // (len)
     }
 }
 
-/// Norm, clip factor min(1, max_norm / (norm + 1e-6)), finite flag and counters from the sums of the slices. One block does
-/// the work, whatever the grid.
+/// Norm, clip factor min(1, max_norm / (norm + 1e-6)), finite flag and counters from the sums of the slices. One block
+/// does the work, whatever the grid.
 KERNEL(256, grad_norm)(const double* sums,  // (slices)
                        float* control,      // (CONTROL)
                        int slices, double max_norm) {
@@ -174,7 +175,7 @@ KERNEL(256, adamw_f32)(const float* control,  // (CONTROL)
     adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
 }
 
-KERNEL(256, adamw_bf16)(const float* control, const float* grads, float* m, float* v, float* master, bf16* params, long long len,
-                        long long decayed, double beta1, double beta2, float eps, double weight_decay) {
+KERNEL(256, adamw_bf16)(const float* control, const float* grads, float* m, float* v, float* master, bf16* params,
+                        long long len, long long decayed, double beta1, double beta2, float eps, double weight_decay) {
     adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
 }

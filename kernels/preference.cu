@@ -1,9 +1,10 @@
-// Comparison losses over sequence scores: loss and logit of every comparison, the gradient of every score, and sums per kind.
+// Comparison losses over sequence scores: loss and logit of every comparison, the gradient of every score, and sums per
+// kind.
 //
-// One block does the work, whatever the grid: a batch has at most a few thousand comparisons and the sums are in comparison
-// order, in f64. Sequences are in range and `uses` lists every term once: what packs a batch has checked them. The rules on
-// weight 0 and on values that are not finite are those of the contract. Cost: the tables are read two or three times from
-// cache; time is that of a few passes over comparisons / 256.
+// One block does the work, whatever the grid: a batch has at most a few thousand comparisons and the sums are in
+// comparison order, in f64. Sequences are in range and `uses` lists every term once: what packs a batch has checked
+// them. The rules on weight 0 and on values that are not finite are those of the contract. Cost: the tables are read
+// two or three times from cache; time is that of a few passes over comparisons / 256.
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
@@ -17,8 +18,8 @@ struct Point {
     float value, slope;
 };
 
-/// f(z) and f'(z); with e the smoothing, rest = 1 - e and norm = 1 - 2e. Without smoothing its terms are left out, because
-/// 0 softplus(inf) would be NaN.
+/// f(z) and f'(z); with e the smoothing, rest = 1 - e and norm = 1 - 2e. Without smoothing its terms are left out,
+/// because 0 softplus(inf) would be NaN.
 DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float beta) {
     if (curve == HINGE) {
         // NaN is neither above nor below.
@@ -66,7 +67,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             float* sums,                 // (KINDS, SUM_FIELDS)
                             float* slopes,               // (comparisons) scratch
                             float* pulls,                // (comparisons) scratch
-                            int seqs, int comparisons, int curve, float smoothing, float rest, float norm, float center) {
+                            int seqs, int comparisons, int curve, float smoothing, float rest, float norm,
+                            float center) {
     if (blockIdx.x != 0) {
         return;
     }
@@ -136,8 +138,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         }
         float x = logit[c];
         // In the order of SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT.
-        float term = field == 0 ? loss[c] : field == 1 ? 1.0f : field == 2 ? float(x > 0.0f) : field == 3 ? float(x == 0.0f) : x;
-        sum += double(term);
+        float counts = field == 1 ? 1.0f : field == 2 ? float(x > 0.0f) : float(x == 0.0f);
+        sum += double(field == 0 ? loss[c] : field == 4 ? x : counts);
     }
     sums[entry] = float(sum);
 }

@@ -1,11 +1,12 @@
-// Rows taken in pieces of N numbers, as f32: whole pieces by 16-byte accesses where the operands allow that, else element by
-// element. Either way a thread holds the same numbers, so that what follows is the same arithmetic in the same order.
+// Rows taken in pieces of N numbers, as f32: whole pieces by 16-byte accesses where the operands allow that, else
+// element by element. Either way a thread holds the same numbers, so that what follows is the same arithmetic in the
+// same order.
 #pragma once
 
 #include "vec.cuh"
 
-/// x <- N elements of T from `from` on, of which `valid` exist; the others become `absent` and are not read. With `by_lane`
-/// all exist and `from` is aligned to 16 bytes.
+/// x <- N elements of T from `from` on, of which `valid` exist; the others become `absent` and are not read. With
+/// `by_lane` all exist and `from` is aligned to 16 bytes.
 template <int N, class T>
 DEVICE void load_piece(float (&x)[N], const T* from, int valid, bool by_lane, float absent = 0.0f) {
     constexpr int L = LANE_ELEMENTS<T>;

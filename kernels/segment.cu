@@ -1,8 +1,9 @@
-// What stands between rows and sequences: sums or means of a sequence's rows, and the scalar reward head at its last row.
+// What stands between rows and sequences: sums or means of a sequence's rows, and the scalar reward head at its last
+// row.
 //
-// A warp takes sequences (or pieces of the weight gradient) by stride. Sums over rows and over sequences are in ascending
-// order. Offsets and rows are in range and no row is named twice: what packs a batch has checked them. Cost: every operand is
-// moved once.
+// A warp takes sequences (or pieces of the weight gradient) by stride. Sums over rows and over sequences are in
+// ascending order. Offsets and rows are in range and no row is named twice: what packs a batch has checked them. Cost:
+// every operand is moved once.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -91,8 +92,8 @@ DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscor
 
 /// dweight (+)= sum of dscore[s] hidden[rows[s]]; a sequence whose gradient is 0 adds nothing, whatever its row holds.
 template <class T>
-DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* dscore, float* dweight, int seqs, int width,
-                               int add) {
+DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* dscore, float* dweight, int seqs,
+                               int width, int add) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(hidden, width) && wide(dweight, width);
     for (long long piece = warp_of_grid(); piece < ceil_div(width, WARP * N); piece += warps_of_grid()) {
@@ -128,7 +129,8 @@ KERNEL(128, reward_head_fwd_f32)(const float* hidden,  // (tokens, width)
     reward_head_fwd(hidden, weight, rows, score, seqs, width);
 }
 
-KERNEL(128, reward_head_fwd_bf16)(const bf16* hidden, const bf16* weight, const int* rows, float* score, int seqs, int width) {
+KERNEL(128, reward_head_fwd_bf16)(const bf16* hidden, const bf16* weight, const int* rows, float* score, int seqs,
+                                  int width) {
     reward_head_fwd(hidden, weight, rows, score, seqs, width);
 }
 
@@ -140,7 +142,8 @@ KERNEL(128, reward_head_bwd_f32)(const float* weight,  // (width)
     reward_head_bwd(weight, rows, dscore, dhidden, seqs, width);
 }
 
-KERNEL(128, reward_head_bwd_bf16)(const bf16* weight, const int* rows, const float* dscore, bf16* dhidden, int seqs, int width) {
+KERNEL(128, reward_head_bwd_bf16)(const bf16* weight, const int* rows, const float* dscore, bf16* dhidden, int seqs,
+                                  int width) {
     reward_head_bwd(weight, rows, dscore, dhidden, seqs, width);
 }
 

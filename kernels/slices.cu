@@ -1,7 +1,8 @@
 // The end of a sum over tokens: adds the partial sums of slices, whose number depends on the tokens alone.
 //
-// A block takes 32 columns by stride. Its warps each add a run of neighbouring slices in ascending order, then the runs are
-// added in ascending order: one shape for a given number of slices, whatever the grid. Cost: the slices are read once.
+// A block takes 32 columns by stride. Its warps each add a run of neighbouring slices in ascending order, then the runs
+// are added in ascending order: one shape for a given number of slices, whatever the grid. Cost: the slices are read
+// once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 

@@ -1,5 +1,5 @@
-//! Launches of the row, loss and optimiser kernels: the same bits from any number of blocks, and the report of a kernel that
-//! writes outside its memory.
+//! Launches of the row, loss and optimiser kernels: the same bits from any number of blocks, and the report of a kernel
+//! that writes outside its memory.
 
 mod common;
 
@@ -28,8 +28,8 @@ struct Shifted {
     shift: usize,
 }
 
-/// An emulator whose launches have `blocks` blocks (0: as asked for), and whose next allocations are short of `cut` bytes and
-/// off by `shift`.
+/// An emulator whose launches have `blocks` blocks (0: as asked for), and whose next allocations are short of `cut`
+/// bytes and off by `shift`.
 struct Altered {
     emulator: Emulator,
     blocks: u32,
@@ -183,9 +183,13 @@ fn any_grid<A: Element>(inputs: Precision, ending: &str) {
     // Once with 16-byte accesses, once without.
     for before in [8, 5] {
         let mut first: Option<Vec<(&str, Outputs)>> = None;
-        for (blocks, schedule) in
-            [(0, Schedule::Rising), (1, Schedule::Falling), (2, Schedule::Random(3)), (7, Schedule::Rising)]
-        {
+        for (blocks, schedule) in [
+            (0, Schedule::Rising),
+            (1, Schedule::Falling),
+            (1, Schedule::Random(1)),
+            (2, Schedule::Random(2)),
+            (7, Schedule::Random(3)),
+        ] {
             let Some(device) = Altered::new(blocks, schedule) else { return };
             let backend = Kernels::<_, A>::new(device);
             let got = all_ops(&On { before, ..On::new(&backend, inputs) });

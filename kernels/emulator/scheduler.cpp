@@ -1,5 +1,6 @@
 #include "scheduler.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -225,23 +226,31 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
+    // In the random order warps are held back for a while, so that others run ahead as far as barriers let them: a
+    // missing barrier between a read and a later write shows only when the reader is late.
+    std::vector<bool> held(total / 32 + 1);
     unsigned live = total;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
                 std::swap(order[i - 1], order[random.below(i)]);
             }
+            for (size_t warp = 0; warp < held.size(); ++warp) {
+                held[warp] = held[warp] ? random.below(32) != 0 : random.below(8) == 0;
+            }
         }
         bool moved = false;
         for (unsigned i = 0; i < total && error.empty(); ++i) {
             Fiber& f = fibers[order[i]];
-            if (f.ready()) {
+            if (f.ready() && !held[order[i] / 32]) {
                 moved = true;
                 resume(f);
                 live -= f.done;
             }
         }
-        if (!moved && error.empty()) {
+        if (!moved && std::find(held.begin(), held.end(), true) != held.end()) {
+            held.assign(held.size(), false);
+        } else if (!moved && error.empty()) {
             error = deadlock(*this);
         }
     }

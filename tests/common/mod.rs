@@ -64,8 +64,8 @@ macro_rules! check_kernels {
 }
 pub(crate) use check_kernels;
 
-/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for properties
-/// that need no oracle.
+/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for
+/// properties that need no oracle.
 macro_rules! each_backend {
     ($run:path) => {{
         use mapl::backend::{Backend as _, cpu::Cpu, kernels::Kernels};

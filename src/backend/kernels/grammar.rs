@@ -1,8 +1,8 @@
 //! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
 //!
-//! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`. Parameters
-//! are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`, `float`, `double` and `TensorMap`,
-//! one name each.
+//! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`.
+//! Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`, `float`, `double`
+//! and `TensorMap`, one name each.
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
