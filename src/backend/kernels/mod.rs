@@ -13,6 +13,7 @@ mod linear;
 mod loss;
 mod optim;
 mod rowwise;
+mod tensor_map;
 
 // Text processing of build.rs, here for its tests.
 #[cfg(test)]
