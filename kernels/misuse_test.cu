@@ -196,7 +196,7 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     }
 }
 
-KERNEL(256, test_register_misuse)(int which) {
+KERNEL(256, test_register_misuse, ALONE(256))(int which) {
     if (which == 0) {
         raise_registers<256>();
     } else if (which == 1) {

@@ -391,7 +391,7 @@ KERNEL(32, test_cluster, CLUSTER(4))(int* out,         // (grid, 3, 32)
     out[96 * block + 64 + lane] = int(number[lane]) + 1000 * int(cluster_blocks());
 }
 
-KERNEL(384, test_registers)(int* out) {  // (384)
+KERNEL(384, test_registers, ALONE(384))(int* out) {  // (384)
     int thread = int(threadIdx.x);
     wait_for_earlier_launch();
     if (thread < 128) {
