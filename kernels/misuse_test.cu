@@ -7,7 +7,7 @@
 #include "primitives/warp.cuh"
 #include "primitives/wgmma.cuh"
 
-KERNEL(64, test_barrier_misuse)(int which) {
+KERNEL(96, test_barrier_misuse)(int which) {
     SHARED(Mbarrier, barrier, 1);
     if (which != 0 && threadIdx.x == 0) {
         init_mbarrier(barrier, 2);
@@ -26,7 +26,7 @@ KERNEL(64, test_barrier_misuse)(int which) {
         sync_named(1, 64);
     }
     if (which == 8) {
-        sync_named(1, threadIdx.x < 32 ? 64 : 32);
+        sync_named(1, threadIdx.x < 32 ? 64 : 96);
     }
     if (threadIdx.x != 0) {
         return;
@@ -180,7 +180,8 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     if (which == 0) {
         sync_cluster();
         if (cluster_rank() == 0) {
-            // Block 1 returns while block 0 still reads from it.
+            // Block 1 returns meanwhile: a thread waits for the others at least once at each of these.
+            sync_block();
             sync_block();
             out[threadIdx.x] = int(load_remote_word(address_in_block(value + threadIdx.x, 1)));
         }

@@ -168,6 +168,7 @@ void load_box(void* to, const MapWords& map, const int* at, int rank, void* barr
             continue;
         }
         load.target = &peer(what, rank_of);
+        check_mbarrier(what, *load.target, load.barrier);
         if (deliver_now()) {
             deliver(load);
         } else {

@@ -115,6 +115,10 @@ void wait_mbarrier(void* barrier, int parity) {
     }
 }
 
+void check_mbarrier(const char* what, Block& target, size_t offset) {
+    get(what, target, offset);
+}
+
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes) {
     const char* why = "";
     Mbarrier* m = find(target, offset, why);

@@ -177,6 +177,8 @@ Block& peer(const char* what, unsigned rank);
 
 /// Arrivals and bytes of the memory barriers that threads wait for, for the report of a deadlock.
 std::string waited_mbarriers();
+/// Ends the launch unless there is a memory barrier at an offset of a block's window.
+void check_mbarrier(const char* what, Block& target, size_t offset);
 /// Counts bytes of a bulk load on a barrier of a block.
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes);
 

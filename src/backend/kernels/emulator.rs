@@ -127,7 +127,10 @@ impl Device for Emulator {
         // SAFETY: no precondition; null means that there is no memory.
         let start = NonNull::new(unsafe { emulator_allocate(bytes) });
         start.map(|start| Memory { start, bytes }).ok_or_else(|| {
-            Error::Memory(format!("cannot allocate {} MiB for the emulator; choose a smaller model or batch", bytes >> 20))
+            Error::Memory(format!(
+                "cannot allocate {} MiB for the emulator; choose a smaller model or batch",
+                bytes >> 20
+            ))
         })
     }
 
@@ -195,7 +198,10 @@ impl Device for Emulator {
             return Err(refuse("is not in this build".into()));
         };
         if shared_bytes > self.properties.shared_bytes {
-            return Err(refuse(format!("{shared_bytes} bytes of shared memory; a block has {}", self.properties.shared_bytes)));
+            return Err(refuse(format!(
+                "{shared_bytes} bytes of shared memory; a block has {}",
+                self.properties.shared_bytes
+            )));
         }
         if !grid.0[0].is_multiple_of(kernel.cluster) {
             return Err(refuse(format!("{} blocks in clusters of {}", grid.0[0], kernel.cluster)));

@@ -108,7 +108,9 @@ fn is_name(text: &str) -> bool {
 
 fn parameter(text: &str) -> Result<Parameter, String> {
     let refuse = || {
-        format!("`{text}` is no parameter: const T*, T* (float, bf16, int), int, long long, float or TensorMap, and a name")
+        format!(
+            "`{text}` is no parameter: const T*, T* (float, bf16, int), int, long long, float or TensorMap, and a name"
+        )
     };
     let (kind, name) = text.rsplit_once([' ', '*']).ok_or_else(refuse)?;
     let pointer = text.contains('*');
