@@ -12,10 +12,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
-#[path = "src/backend/kernels/generate.rs"]
-mod generate;
 #[path = "src/backend/kernels/grammar.rs"]
 mod grammar;
+#[path = "src/backend/kernels/generate.rs"]
+mod generate;
 
 use generate::{Resources, Source};
 
@@ -95,8 +95,7 @@ fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
 /// nvcc by the environment, by PATH, or among the packages of the active Python.
 fn find_nvcc() -> Option<PathBuf> {
     let named = env::var_os("NVCC").map(PathBuf::from).into_iter();
-    let homes =
-        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin/nvcc"));
+    let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin/nvcc"));
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();
     named.chain(homes).chain(on_path).chain(wheel_nvcc()).find(|path| path.is_file())
@@ -183,10 +182,7 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     // Fibers leave their stacks by longjmp, which the fortified one refuses; sums are those of the source.
     build.flag("-U_FORTIFY_SOURCE").flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").flag("-fno-strict-aliasing");
     if required("MAPL_EMULATOR_SANITIZE") {
-        build
-            .flag("-fsanitize=address,undefined")
-            .flag("-fno-sanitize-recover=undefined")
-            .flag("-fno-omit-frame-pointer");
+        build.flag("-fsanitize=address,undefined").flag("-fno-sanitize-recover=undefined").flag("-fno-omit-frame-pointer");
     }
     let compiler = build.try_get_compiler().ok().filter(|c| c.to_command().arg("--version").output().is_ok());
     if compiler.is_none() {

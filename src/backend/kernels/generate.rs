@@ -182,10 +182,7 @@ fn emit(text: &mut String, launcher: &Launcher<'_>) {
         [f32_place, bf16_place] => format!("A::choose({f32_place}, {bf16_place})"),
         places => places[0].to_string(),
     };
-    let _ = writeln!(
-        text,
-        "    /// The entry point.\n    pub fn kernel() -> &'static Kernel {{\n        &KERNELS[{choice}]\n    }}\n"
-    );
+    let _ = writeln!(text, "    /// The entry point.\n    pub fn kernel() -> &'static Kernel {{\n        &KERNELS[{choice}]\n    }}\n");
     let _ = writeln!(
         text,
         "    /// Enqueues the kernel on `device`.\n    pub fn launch<D: Device>(mut self, device: &D, grid: impl Into<Grid>, \

@@ -9,17 +9,11 @@ pub(super) fn linear_fwd<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearFwd<
     Err(crate::Error::Runtime("STUB linear_fwd".into()))
 }
 
-pub(super) fn linear_bwd_input<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: LinearBwdInput<'_, Kernels<D, A>>,
-) -> Result<()> {
+pub(super) fn linear_bwd_input<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearBwdInput<'_, Kernels<D, A>>) -> Result<()> {
     Err(crate::Error::Runtime("STUB linear_bwd_input".into()))
 }
 
-pub(super) fn linear_bwd_weight<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: LinearBwdWeight<'_, Kernels<D, A>>,
-) -> Result<()> {
+pub(super) fn linear_bwd_weight<D: Device, A: Element>(_: &Kernels<D, A>, _: LinearBwdWeight<'_, Kernels<D, A>>) -> Result<()> {
     Err(crate::Error::Runtime("STUB linear_bwd_weight".into()))
 }
 

@@ -22,17 +22,11 @@ pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<
     .launch(&k.device, k.row_blocks(d.tokens, 1), 0)
 }
 
-pub(super) fn embedding_fwd<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: EmbeddingFwd<'_, Kernels<D, A>>,
-) -> Result<()> {
+pub(super) fn embedding_fwd<D: Device, A: Element>(_: &Kernels<D, A>, _: EmbeddingFwd<'_, Kernels<D, A>>) -> Result<()> {
     Err(crate::Error::Runtime("STUB embedding_fwd".into()))
 }
 
-pub(super) fn embedding_bwd<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: EmbeddingBwd<'_, Kernels<D, A>>,
-) -> Result<()> {
+pub(super) fn embedding_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: EmbeddingBwd<'_, Kernels<D, A>>) -> Result<()> {
     Err(crate::Error::Runtime("STUB embedding_bwd".into()))
 }
 
@@ -56,10 +50,6 @@ pub(super) fn logprob_bwd<D: Device, A: Element>(_: &Kernels<D, A>, _: LogprobBw
     Err(crate::Error::Runtime("STUB logprob_bwd".into()))
 }
 
-pub(super) fn rope<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: Rope<'_, Kernels<D, A>>,
-    _direction: f32,
-) -> Result<()> {
+pub(super) fn rope<D: Device, A: Element>(_: &Kernels<D, A>, _: Rope<'_, Kernels<D, A>>, _direction: f32) -> Result<()> {
     Err(crate::Error::Runtime("STUB rope".into()))
 }
