@@ -1,7 +1,8 @@
 //! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
 //!
 //! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`,
-//! `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, bf16, int), `int`, `long long`, `float` and `TensorMap`, one name each.
+//! `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, bf16, int), `int`, `long long`, `float` and
+//! `TensorMap`, one name each.
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
