@@ -18,6 +18,8 @@ struct EmulatorRequest {
     void** parameters;
     unsigned grid[3];
     unsigned threads;
+    /// Blocks of a cluster.
+    unsigned cluster;
     /// Blocks that run together: the size of a cluster, or 0 for all of them.
     unsigned together;
     size_t shared_bytes;
@@ -41,6 +43,7 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.parameters = request->parameters;
     l.grid = {request->grid[0], request->grid[1], request->grid[2]};
     l.threads = request->threads;
+    l.cluster = request->cluster;
     l.shared_bytes = request->shared_bytes;
     l.schedule = Schedule(request->schedule);
     l.random = {request->seed};

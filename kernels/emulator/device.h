@@ -31,6 +31,8 @@ void sync_block();
 
 /// Barrier `id` (1 to 15) of `threads` threads of the block, whole warps.
 void sync_named(int id, int threads);
+/// Counts the thread as one that has come to barrier `id`, without waiting.
+void arrive_named(int id, int threads);
 
 /// Gives the 32 lanes of the warp one another's values: returns 32 slots of `bytes`, by lane, valid until the lane's
 /// next exchange. `what` is the primitive; lanes that are at different ones are an error.
@@ -63,8 +65,19 @@ const Result* exchange_for(const char* what, const T& mine, Compute compute) {
 /// Lets other threads run until `*counter` differs from `seen`.
 void wait_change(const char* what, const uint64_t* counter, uint64_t seen);
 
-/// Lets other threads run; for loops that wait for global memory.
+/// Lets other threads run once.
 void yield(const char* what);
+
+/// Lets other threads run until `ready()`, which looks at memory that they write. When every thread that could run is in
+/// such a loop and one round has changed nothing, asynchronous operations are delivered; without any it is a deadlock.
+void spin(const char* what, bool first);
+
+template <class Ready>
+void wait_until(const char* what, Ready ready) {
+    for (bool first = true; !ready(); first = false) {
+        spin(what, first);
+    }
+}
 
 /// True in half of all calls under the random schedule, always `rising` under the rising one, never under the falling
 /// one: when an asynchronous operation takes effect.
@@ -89,9 +102,9 @@ void check_global(const char* what, const void* address, size_t bytes);
 /// Ends the launch unless the bytes lie in shared memory of the block.
 void check_shared(const char* what, const void* address, size_t bytes);
 
-/// Address in the shared window, as 32-bit addresses of PTX: offsets from the start of the block's window.
+/// Address in the shared window, as 32-bit addresses of PTX: the block's rank in its cluster in bits 24 and up, below them
+/// the offset from the start of the block's window.
 uint32_t shared_address(const void* pointer);
-void* shared_pointer(uint32_t address);
 
 // --- copies of a thread that complete later -----------------------------------------------------------------------
 
@@ -101,5 +114,55 @@ void copy_async(void* shared, const void* global, int bytes, int valid);
 void commit_async();
 /// Returns when at most `pending` of the thread's newest groups are under way.
 void wait_async(int pending);
+
+// --- memory barriers ----------------------------------------------------------------------------------------------
+
+/// mbarrier objects: 8 bytes of shared memory each. `rank` is the block of the cluster, or -1 for the own one; `bytes` are
+/// expected on top of the arrival.
+void init_mbarrier(void* barrier, int arrivals);
+void invalidate_mbarrier(void* barrier);
+void arrive_mbarrier(void* barrier, int rank, int bytes);
+/// Returns when the phase of this parity (0 for the first) is complete.
+void wait_mbarrier(void* barrier, int parity);
+
+// --- bulk copies of boxes of tensors --------------------------------------------------------------------------------
+
+/// Words of a tensor map as src/backend/kernels/emulator.rs writes them.
+using MapWords = uint64_t[16];
+
+/// Ends the launch unless the map is one of this device with so many dimensions.
+void check_map(const MapWords& map, int rank);
+/// Loads the box at `at` to the same place in every block whose bit is set in `blocks` (0: the own block alone), and counts
+/// its bytes on their barriers.
+void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
+/// Stores a box, or adds it to what is there.
+void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add);
+void commit_boxes();
+/// Returns when at most `pending` of the thread's newest groups are under way: still to read shared memory, or (`written`)
+/// to write global memory.
+void wait_boxes(int pending, bool written);
+
+// --- products of warpgroups -----------------------------------------------------------------------------------------
+
+/// One thread's share of wgmma.m64nNk16: 64 rows, `columns` columns. Operands lie along k (major 0) or along rows and
+/// columns (major 1). `fragment` is A in registers, in place of descriptor `a`.
+void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major, int b_major,
+                    bool accumulate);
+void fence_group();
+void commit_group();
+void wait_group(int pending);
+
+// --- clusters and registers -----------------------------------------------------------------------------------------
+
+unsigned cluster_rank();
+unsigned cluster_blocks();
+void arrive_cluster();
+void wait_cluster();
+/// The address of the same place in another block of the cluster.
+uint32_t map_shared(const void* pointer, unsigned rank);
+/// What a 32-bit shared address points to; ends the launch unless the bytes are shared memory of a running block.
+void* remote_pointer(const char* what, uint32_t address, size_t bytes);
+/// Registers of a thread that the warpgroup asks for (`increase`) or gives back.
+void set_registers(int registers, bool increase);
 
 }  // namespace emulator

@@ -21,12 +21,8 @@ constexpr size_t STACK_BYTES = 512 << 10;
 #else
 constexpr size_t STACK_BYTES = 128 << 10;
 #endif
-/// Bytes of a block's shared window.
-constexpr size_t WINDOW_BYTES = 256 << 10;
 /// Alignment of the window and of dynamic memory: that of the widest swizzle.
 constexpr size_t WINDOW_ALIGN = 1024;
-/// Bytes between two pieces of shared memory.
-constexpr size_t GAP = 64;
 
 /// Stacks and windows of this OS thread, kept for later launches.
 struct Pool {
@@ -105,6 +101,7 @@ void begin() {
     Fiber& f = fiber();
     f.launch->entry(f.launch->parameters);
     wait_async(0);
+    finish_fiber(f);
     f.done = true;
     Block& b = *f.block;
     b.live -= 1;
@@ -119,6 +116,7 @@ void begin() {
 void resume(Fiber& f) {
     running = &f;
     f.counter = nullptr;
+    f.idle = false;
     bool start = !f.started;
     f.started = true;
     if (start) {
@@ -166,7 +164,7 @@ std::string deadlock(const Launch& current) {
             i = end;
         }
     }
-    return text;
+    return text + waited_mbarriers();
 }
 
 Dim unravel(uint64_t number, Dim grid) {
@@ -198,13 +196,17 @@ Block& block() {
     return *fiber().block;
 }
 
-bool Launch::run(const std::vector<uint64_t>& numbers) {
-    unsigned total = unsigned(numbers.size()) * threads;
+void Launch::make(const std::vector<uint64_t>& numbers) {
     blocks = std::vector<Block>(numbers.size());
-    fibers = std::vector<Fiber>(total);
+    fibers = std::vector<Fiber>(numbers.size() * threads);
+    clusters.assign(numbers.size() / cluster, {cluster * threads, 0, 0});
+    places.clear();
+    window_used = shared_bytes + GAP;
     for (size_t i = 0; i < numbers.size(); ++i) {
         Block& b = blocks[i];
         b.index = unravel(numbers[i], grid);
+        b.cluster = unsigned(i) / cluster;
+        b.rank = unsigned(i) % cluster;
         b.first_fiber = unsigned(i) * threads;
         b.threads = b.live = threads;
         b.warps = std::vector<Warp>((threads + 31) / 32);
@@ -212,8 +214,6 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         forbid(b.window, WINDOW_BYTES);
         allow(b.window, shared_bytes);
         std::memset(b.window, 0xff, shared_bytes);
-        b.dynamic_bytes = shared_bytes;
-        b.window_used = shared_bytes + GAP;
         for (unsigned t = 0; t < threads; ++t) {
             Fiber& f = fibers[b.first_fiber + t];
             f.block = &b;
@@ -222,6 +222,11 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
             f.stack = take_stack();
         }
     }
+}
+
+bool Launch::run(const std::vector<uint64_t>& numbers) {
+    make(numbers);
+    unsigned total = unsigned(fibers.size());
     std::vector<unsigned> order(total);
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
@@ -239,21 +244,28 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
                 held[warp] = held[warp] ? random.below(32) != 0 : random.below(8) == 0;
             }
         }
+        while (schedule == Schedule::RANDOM && deliver_now() && deliver_load()) {
+        }
         bool moved = false;
         for (unsigned i = 0; i < total && error.empty(); ++i) {
             Fiber& f = fibers[order[i]];
             if (f.ready() && !held[order[i] / 32]) {
-                moved = true;
                 resume(f);
+                moved = moved || !f.idle;
                 live -= f.done;
             }
         }
         if (!moved && std::find(held.begin(), held.end(), true) != held.end()) {
             held.assign(held.size(), false);
-        } else if (!moved && error.empty()) {
+        } else if (!moved && error.empty() && !deliver_load()) {
             error = deadlock(*this);
         }
     }
+    if (error.empty()) {
+        finish_blocks();
+    }
+    loads.clear();
+    stores.clear();
     for (Fiber& f : fibers) {
         pool.stacks.push_back(f.stack);
     }
@@ -265,17 +277,37 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     return error.empty();
 }
 
+namespace {
+
+void report(const Fiber& at, const char* format, va_list arguments) {
+    char message[512], text[700];
+    std::vsnprintf(message, sizeof message, format, arguments);
+    Dim block = at.block->index;
+    std::snprintf(text, sizeof text, "block (%u, %u, %u), thread %u: %s", block.x, block.y, block.z, at.index, message);
+    if (at.launch->error.empty()) {
+        at.launch->error = text;
+    }
+}
+
+}  // namespace
+
 void fail(const char* format, ...) {
-    char message[512];
     va_list arguments;
     va_start(arguments, format);
-    std::vsnprintf(message, sizeof message, format, arguments);
+    report(fiber(), format, arguments);
     va_end(arguments);
-    char text[700];
-    Dim at = block().index;
-    std::snprintf(text, sizeof text, "block (%u, %u, %u), thread %u: %s", at.x, at.y, at.z, fiber().index, message);
-    fiber().launch->error = text;
-    // The fiber is never resumed; kernels own nothing that would have to be released.
+    abandon();
+}
+
+void complain(const Fiber& at, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    report(at, format, arguments);
+    va_end(arguments);
+}
+
+void abandon() {
+    // The fiber is never resumed. What its stack owns would leak, so nothing that fails holds heap memory on its stack.
     to_scheduler();
     std::abort();
 }
@@ -328,6 +360,11 @@ void yield(const char* what) {
     to_scheduler();
 }
 
+void spin(const char* what, bool first) {
+    fiber().idle = !first;
+    yield(what);
+}
+
 namespace {
 
 void arrive(const char* what, Barrier& barrier, unsigned expected) {
@@ -349,7 +386,9 @@ void sync_block() {
     arrive("block barrier", block().whole, block().live);
 }
 
-void sync_named(int id, int threads) {
+namespace {
+
+Barrier& named(int id, int threads) {
     if (id < 1 || id > 15 || threads <= 0 || threads % 32 != 0 || unsigned(threads) > block().threads) {
         fail("named barrier %d of %d threads: ids are 1 to 15, threads whole warps of the block", id, threads);
     }
@@ -358,7 +397,22 @@ void sync_named(int id, int threads) {
         fail("named barrier %d is of %u threads for some and of %d for others", id, barrier.expected, threads);
     }
     barrier.expected = unsigned(threads);
-    arrive("named barrier", barrier, unsigned(threads));
+    return barrier;
+}
+
+}  // namespace
+
+void sync_named(int id, int threads) {
+    arrive("named barrier", named(id, threads), unsigned(threads));
+}
+
+void arrive_named(int id, int threads) {
+    Barrier& barrier = named(id, threads);
+    barrier.arrived += 1;
+    if (barrier.arrived == barrier.expected) {
+        barrier.arrived = 0;
+        barrier.generation += 1;
+    }
 }
 
 const unsigned char* exchange(const char* what, const void* mine, int bytes) {
@@ -398,52 +452,6 @@ unsigned char* exchange_result(bool* first) {
     return warp.results[last & 1];
 }
 
-void* shared_place(const void* site, size_t bytes) {
-    Block& b = block();
-    auto found = b.places.find(site);
-    if (found != b.places.end()) {
-        return b.window + found->second.offset;
-    }
-    size_t offset = (b.window_used + 127) / 128 * 128;
-    if (offset + bytes + GAP > WINDOW_BYTES) {
-        fail("shared arrays of more than %zu bytes", WINDOW_BYTES);
-    }
-    b.places[site] = {offset, bytes};
-    b.window_used = offset + bytes + GAP;
-    allow(b.window + offset, bytes);
-    std::memset(b.window + offset, 0xff, bytes);
-    return b.window + offset;
-}
-
-unsigned char* dynamic_shared() {
-    return block().window;
-}
-
-uint32_t shared_address(const void* pointer) {
-    auto offset = static_cast<const unsigned char*>(pointer) - block().window;
-    if (offset < 0 || size_t(offset) > WINDOW_BYTES) {
-        fail("%p is no address in shared memory of the block", pointer);
-    }
-    return uint32_t(offset);
-}
-
-void* shared_pointer(uint32_t address) {
-    return block().window + address;
-}
-
-void check_shared(const char* what, const void* address, size_t bytes) {
-    Block& b = block();
-    auto offset = static_cast<const unsigned char*>(address) - b.window;
-    bool inside = offset >= 0 && size_t(offset) + bytes <= b.dynamic_bytes;
-    for (auto place = b.places.begin(); !inside && place != b.places.end(); ++place) {
-        size_t start = place->second.offset;
-        inside = offset >= 0 && size_t(offset) >= start && size_t(offset) + bytes <= start + place->second.bytes;
-    }
-    if (!inside) {
-        fail("%s of %zu bytes at %td of the shared window is outside shared memory", what, bytes, offset);
-    }
-}
-
 void check_global(const char* what, const void* address, size_t bytes) {
     if (!is_allocated(address, bytes)) {
         fail("%s of %zu bytes at %p is outside every allocation", what, bytes, address);
@@ -478,6 +486,7 @@ void copy_async(void* shared, const void* global, int bytes, int valid) {
     }
     std::vector<Copy> one{
         {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid}};
+    fiber().open_copies += 1;
     if (deliver_now()) {
         deliver(one);
     } else {
@@ -486,6 +495,7 @@ void copy_async(void* shared, const void* global, int bytes, int valid) {
 }
 
 void commit_async() {
+    fiber().open_copies = 0;
     fiber().copies.emplace_back();
 }
 

@@ -3,15 +3,22 @@
 
 #include <csetjmp>
 #include <deque>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include <ucontext.h>
 
+#include "async.h"
 #include "device.h"
 
 namespace emulator {
+
+/// Bytes of a block's shared window: what 18-bit addresses of matrix descriptors reach.
+constexpr size_t WINDOW_BYTES = 256 << 10;
+/// Bytes between two pieces of shared memory.
+constexpr size_t GAP = 64;
 
 /// Order in which threads run, blocks run, and asynchronous operations take effect.
 enum class Schedule : int { RISING = 0, FALLING = 1, RANDOM = 2 };
@@ -60,8 +67,16 @@ struct Fiber {
     uint64_t seen = 0;
     /// Exchanges of the warp that the lane has been through.
     uint64_t exchanges = 0;
-    /// Copies by group; the last group is open.
+    /// The last wait was a further round of a loop that saw no change.
+    bool idle = false;
+    /// Copies by group; the last group is open, with so many copies issued into it.
     std::deque<std::vector<Copy>> copies{1};
+    unsigned open_copies = 0;
+    /// Bulk stores and products, made with the first of them.
+    std::unique_ptr<Asynchronous> asynchronous;
+    /// At the cluster's barrier, not yet past it: the generation seen on arrival.
+    bool at_cluster = false;
+    uint64_t cluster_seen = 0;
 
     bool ready() const {
         return !done && (counter == nullptr || *counter != seen);
@@ -74,6 +89,9 @@ struct Warp {
     uint32_t arrived = 0;
     const char* what = nullptr;
     int bytes = 0;
+    /// Products of warpgroups issued; registers of setmaxnreg (0 before) and how often it was called.
+    unsigned products = 0, register_calls = 0;
+    int registers = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
     alignas(16) unsigned char results[2][RESULT_BYTES];
     /// Exchanges whose result has been asked for.
@@ -90,14 +108,23 @@ struct Barrier {
 /// A block that is running.
 struct Block {
     Dim index{};
+    /// Place among the clusters that run, and in the cluster.
+    unsigned cluster = 0, rank = 0;
     unsigned first_fiber = 0, threads = 0, live = 0;
     std::vector<Warp> warps;
     Barrier whole;
     Barrier named[16];
     /// The shared window: dynamic memory first, then a piece for each place, with gaps that nothing may touch.
     unsigned char* window = nullptr;
-    size_t window_used = 0, dynamic_bytes = 0;
-    std::unordered_map<const void*, Place> places;
+    /// By offset in the window.
+    std::unordered_map<size_t, Mbarrier> mbarriers;
+};
+
+/// Blocks that share their shared memory, and their barrier.
+struct Cluster {
+    unsigned live = 0;
+    unsigned arrived = 0;
+    uint64_t generation = 0;
 };
 
 /// A launch that is running. One for each OS thread.
@@ -107,17 +134,28 @@ struct Launch {
     void** parameters = nullptr;
     Dim grid{1, 1, 1};
     unsigned threads = 0;
+    /// Blocks of a cluster.
+    unsigned cluster = 1;
     size_t shared_bytes = 0;
     Schedule schedule = Schedule::RISING;
     Random random{0};
     std::vector<Block> blocks;
+    std::vector<Cluster> clusters;
     std::vector<Fiber> fibers;
+    /// Shared memory of places in the program, the same in all blocks that run.
+    std::unordered_map<const void*, Place> places;
+    size_t window_used = 0;
+    /// Bulk loads under way, and bulk stores whose thread has returned.
+    std::vector<BoxLoad> loads;
+    std::vector<BoxStore> stores;
     std::string error;
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
 
     /// Runs the blocks with these numbers together until all their threads have returned. False after an error.
     bool run(const std::vector<uint64_t>& numbers);
+    /// Makes the blocks with these numbers, and their threads.
+    void make(const std::vector<uint64_t>& numbers);
 };
 
 /// The launch of this OS thread.
@@ -126,5 +164,35 @@ Launch& launch();
 /// The running fiber and its block.
 Fiber& fiber();
 Block& block();
+/// Bulk stores and products of the running fiber.
+Asynchronous& asynchronous();
+
+/// Sets the launch's error, unless there is one, as one of this fiber. Unlike `fail` it returns, so that it can be called
+/// while no fiber runs.
+void complain(const Fiber& at, const char* format, ...) __attribute__((format(printf, 2, 3)));
+/// Leaves the running fiber for good after `complain`.
+[[noreturn]] void abandon();
+
+/// True when the bytes from an offset of the window on are dynamic memory or lie in one place.
+bool is_shared(size_t offset, size_t bytes);
+/// Offset of a pointer in the block's window; ends the launch unless so many bytes there are shared memory.
+size_t shared_offset(const char* what, const void* pointer, size_t bytes);
+/// The block of the running thread's cluster with this rank, which must not have returned.
+Block& peer(const char* what, unsigned rank);
+
+/// Arrivals and bytes of the memory barriers that threads wait for, for the report of a deadlock.
+std::string waited_mbarriers();
+/// Ends the launch unless there is a memory barrier at an offset of a block's window.
+void check_mbarrier(const char* what, Block& target, size_t offset);
+/// Counts bytes of a bulk load on a barrier of a block.
+void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes);
+
+/// Delivers one of the bulk loads under way: the newest, or any under the random schedule. False when there is none.
+bool deliver_load();
+/// Delivers the bulk stores whose thread has returned.
+void deliver_stores();
+/// What a thread must not leave undone when it returns, and the blocks when all have.
+void finish_fiber(Fiber& f);
+void finish_blocks();
 
 }  // namespace emulator

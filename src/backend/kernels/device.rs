@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+pub use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::Result;
 use crate::backend::contract::Precision;
 
@@ -135,6 +136,11 @@ macro_rules! pointer {
                 Self { address: address + (start * size_of::<T>()) as u64, element: PhantomData }
             }
 
+            /// Element `start` of a device's memory.
+            pub fn of<D: Device>(memory: &D::Memory, start: usize) -> Self {
+                Self::new(D::address(memory), start)
+            }
+
             /// The address, for a choice by alignment.
             pub fn address(self) -> u64 {
                 self.address
@@ -144,11 +150,6 @@ macro_rules! pointer {
 }
 pointer!(Read);
 pointer!(Write);
-
-/// Descriptor of a tensor for bulk copies, as kernels take it.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Debug)]
-pub struct TensorMap(pub [u64; 16]);
 
 /// What grids and tiles are chosen by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +191,9 @@ pub trait Device: Sync {
 
     /// Waits for all work enqueued before; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;
+
+    /// Descriptor of a tensor in this device's bits. [`crate::Error::Runtime`] when it cannot be copied in such boxes.
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 
     /// Enqueues a kernel. An empty grid does nothing.
     ///

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
-use super::device::{Device, Grid, Kernel, Properties};
+use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
 
 /// Fields as in `EmulatorRequest` of `kernels/emulator/api.cpp`.
@@ -15,6 +15,7 @@ struct Request {
     parameters: *mut *mut c_void,
     grid: [u32; 3],
     threads: u32,
+    cluster: u32,
     together: u32,
     shared_bytes: usize,
     schedule: c_int,
@@ -42,6 +43,9 @@ mod absent {
 }
 #[cfg(not(mapl_emulator))]
 use absent::*;
+
+/// First word of a tensor map, as MAGIC in `kernels/emulator/boxes.cpp`, which has the order of the rest.
+const MAGIC: u64 = 0x7061_6d2d_6c70_616d;
 
 /// Order in which threads and blocks run and asynchronous copies arrive. Results must be the same bits in all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +167,25 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        let mut words = [0u64; 16];
+        let element = match spec.element {
+            MapElement::F32 => 0,
+            MapElement::Bf16 => 1,
+        };
+        let swizzle = u64::from(spec.swizzle == MapSwizzle::Bytes128);
+        words[0] = MAGIC;
+        words[1] = spec.address;
+        words[2] = element | (spec.dims.len() as u64) << 8 | swizzle << 16;
+        words[3..3 + spec.dims.len()].copy_from_slice(&spec.dims);
+        words[8..8 + spec.strides.len()].copy_from_slice(&spec.strides);
+        for (d, &size) in spec.boxes.iter().enumerate() {
+            words[12 + d / 2] |= u64::from(size) << (32 * (d % 2));
+        }
+        Ok(TensorMap(words))
+    }
+
     unsafe fn launch(
         &self,
         kernel: &'static Kernel,
@@ -194,6 +217,7 @@ impl Device for Emulator {
             parameters: parameters.as_mut_ptr(),
             grid: grid.0,
             threads: kernel.threads,
+            cluster: kernel.cluster,
             together: if kernel.coresident { 0 } else { kernel.cluster },
             shared_bytes,
             schedule,

@@ -1,8 +1,8 @@
 //! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
 //!
-//! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`.
-//! Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`, `float`, `double`
-//! and `TensorMap`, one name each.
+//! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`,
+//! `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`,
+//! `float`, `double` and `TensorMap`, one name each.
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +75,12 @@ fn kernel(text: &str) -> Result<Kernel, String> {
     let name = marks.next().filter(|name| is_name(name)).ok_or("a KERNEL without a name")?.to_owned();
     let mut kernel = Kernel { name, threads, cluster: 1, coresident: false, parameters: Vec::new() };
     for mark in marks {
-        let blocks = mark.strip_prefix("CLUSTER(").and_then(|m| m.strip_suffix(')')).and_then(|n| n.parse().ok());
-        match (mark, blocks) {
-            ("CORESIDENT", _) => kernel.coresident = true,
-            (_, Some(blocks @ 2..=8)) => kernel.cluster = blocks,
-            _ => return Err(format!("`{mark}` is no mark; CLUSTER(2 to 8) and CORESIDENT are")),
+        let number = |of: &str| mark.strip_prefix(of)?.strip_prefix('(')?.strip_suffix(')')?.parse::<u32>().ok();
+        match (mark, number("CLUSTER"), number("ALONE")) {
+            ("CORESIDENT", ..) => kernel.coresident = true,
+            (_, Some(blocks @ 2..=8), _) => kernel.cluster = blocks,
+            (_, _, Some(same)) if same == threads => {}
+            _ => return Err(format!("`{mark}` is no mark; CLUSTER(2 to 8), CORESIDENT and ALONE({threads}) are")),
         }
     }
     for text in parameters.split(',').map(str::trim).filter(|p| !p.is_empty()) {
@@ -153,7 +154,7 @@ KERNEL(256, scale_bf16)(const bf16* x,  // (rows, cols)
                         float factor) {
     body(x);
 }
-KERNEL(128, turn, CLUSTER(2), CORESIDENT)(TensorMap map) {}
+KERNEL(128, turn, CLUSTER(2), CORESIDENT, ALONE(128))(TensorMap map) {}
 ";
 
     #[test]
@@ -178,6 +179,7 @@ KERNEL(128, turn, CLUSTER(2), CORESIDENT)(TensorMap map) {}
             ("KERNEL(32, a)(half x) {}", "`half x` is no parameter"),
             ("KERNEL(32, a)(const long* x) {}", "no parameter"),
             ("KERNEL(32, a, CLUSTER(9))() {}", "`CLUSTER(9)` is no mark"),
+            ("KERNEL(64, a, ALONE(32))() {}", "`ALONE(32)` is no mark"),
             ("KERNEL(32, a)(int x", "without a body"),
             ("KERNEL(32, a(int x) {}", "brackets"),
             ("KERNEL(32, 9a)() {}", "without a name"),

@@ -14,6 +14,7 @@ mod linear;
 mod loss;
 mod optim;
 mod rowwise;
+mod tensor_map;
 
 // Text processing of build.rs, here for its tests.
 #[cfg(test)]

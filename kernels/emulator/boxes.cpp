@@ -1,0 +1,232 @@
+// Bulk copies of boxes of tensors: tensor maps, addresses, when they are delivered. PTX ISA: "Tensors", cp.async.bulk.tensor,
+// cp.reduce.async.bulk.tensor; "Swizzling modes".
+#include "../primitives/bits.cuh"
+#include "memory.h"
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+/// First word of a tensor map made for the emulator; as MAGIC in src/backend/kernels/emulator.rs.
+constexpr uint64_t MAGIC = 0x70616d2d6c70616d;
+/// Bytes that a swizzled pattern repeats after, and those of its rows.
+constexpr size_t PATTERN = 1024;
+constexpr int ROW = 128;
+
+/// Offset in the window of byte `i` of a box: the 16-byte chunk (address bits 4 to 6) xor the row (bits 7 to 9).
+size_t swizzled(const Box& box, size_t i) {
+    size_t offset = box.shared + i;
+    return box.swizzled ? offset ^ ((offset >> 7 & 7) << 4) : offset;
+}
+
+/// Calls `f(row, global, first, count)` for each row of a box that has elements inside the tensor: number of the row in the
+/// box, address of the first such element, its place in the row, number of elements.
+template <class F>
+void rows_inside(const Box& box, F f) {
+    int rows = 1;
+    for (int d = 1; d < box.rank; ++d) {
+        rows *= box.size[d];
+    }
+    int64_t first = box.at[0] < 0 ? -int64_t(box.at[0]) : 0;
+    int64_t end = int64_t(box.dims[0]) - box.at[0];
+    end = end < box.size[0] ? end : box.size[0];
+    if (first >= end) {
+        return;
+    }
+    for (int row = 0; row < rows; ++row) {
+        int64_t offset = (box.at[0] + first) * box.element_bytes;
+        bool inside = true;
+        int rest = row;
+        for (int d = 1; d < box.rank; ++d) {
+            int64_t x = int64_t(box.at[d]) + rest % box.size[d];
+            rest /= box.size[d];
+            inside = inside && x >= 0 && uint64_t(x) < box.dims[d];
+            offset += x * int64_t(box.strides[d]);
+        }
+        if (inside) {
+            f(row, box.base + offset, int(first), int(end - first));
+        }
+    }
+}
+
+/// The box of a map at some coordinates, checked.
+Box box_of(const char* what, const void* shared, const MapWords& map, const int* at, int rank) {
+    check_map(map, rank);
+    Box box;
+    box.base = reinterpret_cast<unsigned char*>(map[1]);
+    box.bf16 = (map[2] & 0xff) == 1;
+    box.element_bytes = box.bf16 ? 2 : 4;
+    box.rank = rank;
+    box.swizzled = (map[2] >> 16 & 0xff) != 0;
+    for (int d = 0; d < rank; ++d) {
+        box.dims[d] = map[3 + d];
+        box.strides[d] = d == 0 ? uint64_t(box.element_bytes) : map[8 + d - 1];
+        box.size[d] = int(map[12 + d / 2] >> (32 * (d % 2)) & 0xffffffff);
+        box.at[d] = at[d];
+    }
+    box.shared = shared_offset(what, shared, size_t(box.bytes()));
+    size_t align = box.swizzled ? PATTERN : ROW;
+    if (box.shared % align != 0) {
+        fail("%s with shared memory at %zu of the window; a box is aligned to %zu bytes", what, box.shared, align);
+    }
+    rows_inside(box, [&](int, unsigned char* global, int, int count) {
+        check_global(what, global, size_t(count * box.element_bytes));
+    });
+    return box;
+}
+
+void deliver(const BoxLoad& load) {
+    const Box& box = load.box;
+    unsigned char* window = load.target->window;
+    int row_bytes = box.size[0] * box.element_bytes;
+    for (int i = 0; i < box.bytes(); i += 16) {
+        std::memset(window + swizzled(box, size_t(i)), 0, 16);
+    }
+    rows_inside(box, [&](int row, unsigned char* global, int first, int count) {
+        for (int i = 0; i < count; ++i) {
+            size_t byte = size_t(row) * row_bytes + size_t(first + i) * box.element_bytes;
+            std::memcpy(window + swizzled(box, byte), global + i * box.element_bytes, size_t(box.element_bytes));
+        }
+    });
+    complete_bytes(*load.issuer, *load.target, load.barrier, box.bytes());
+}
+
+void read(BoxStore& store) {
+    if (store.was_read) {
+        return;
+    }
+    store.was_read = true;
+    store.contents.resize(size_t(store.box.bytes()));
+    for (size_t i = 0; i < store.contents.size(); i += 16) {
+        std::memcpy(store.contents.data() + i, store.issuer->block->window + swizzled(store.box, i), 16);
+    }
+}
+
+void add(unsigned char* to, const unsigned char* from, bool bf16) {
+    if (bf16) {
+        uint16_t a, b;
+        std::memcpy(&a, to, 2);
+        std::memcpy(&b, from, 2);
+        float sum = float_of_bits(uint32_t(a) << 16) + float_of_bits(uint32_t(b) << 16);
+        a = uint16_t(round_to_bf16_pair(sum, 0.0f));
+        std::memcpy(to, &a, 2);
+    } else {
+        float a, b;
+        std::memcpy(&a, to, 4);
+        std::memcpy(&b, from, 4);
+        a += b;
+        std::memcpy(to, &a, 4);
+    }
+}
+
+void write(BoxStore& store) {
+    read(store);
+    if (store.written) {
+        return;
+    }
+    store.written = true;
+    const Box& box = store.box;
+    size_t row_bytes = size_t(box.size[0] * box.element_bytes), element = size_t(box.element_bytes);
+    rows_inside(box, [&](int row, unsigned char* global, int first, int count) {
+        const unsigned char* from = store.contents.data() + size_t(row) * row_bytes + size_t(first) * element;
+        if (!store.add) {
+            std::memcpy(global, from, size_t(count) * element);
+            return;
+        }
+        for (int i = 0; i < count; ++i) {
+            add(global + size_t(i) * element, from + size_t(i) * element, box.bf16);
+        }
+    });
+}
+
+}  // namespace
+
+int Box::bytes() const {
+    int elements = 1;
+    for (int d = 0; d < rank; ++d) {
+        elements *= size[d];
+    }
+    return elements * element_bytes;
+}
+
+void check_map(const MapWords& map, int rank) {
+    if (map[0] != MAGIC) {
+        fail("a tensor map that was not made for the emulator");
+    }
+    if (int(map[2] >> 8 & 0xff) != rank) {
+        fail("a tensor map of %d dimensions where one of %d is needed", int(map[2] >> 8 & 0xff), rank);
+    }
+}
+
+void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
+    const char* what = "cp.async.bulk.tensor load";
+    BoxLoad load{box_of(what, to, map, at, rank), nullptr, shared_offset("mbarrier of a bulk load", barrier, 8), &fiber()};
+    unsigned named = blocks == 0 ? 1u << block().rank : blocks;
+    for (unsigned rank_of = 0; named >> rank_of != 0; ++rank_of) {
+        if ((named >> rank_of & 1) == 0) {
+            continue;
+        }
+        load.target = &peer(what, rank_of);
+        check_mbarrier(what, *load.target, load.barrier);
+        if (deliver_now()) {
+            deliver(load);
+        } else {
+            launch().loads.push_back(load);
+        }
+    }
+    if (!launch().error.empty()) {
+        abandon();
+    }
+}
+
+bool deliver_load() {
+    Launch& l = launch();
+    if (l.loads.empty()) {
+        return false;
+    }
+    size_t i = l.schedule == Schedule::RANDOM ? l.random.below(l.loads.size()) : l.loads.size() - 1;
+    BoxLoad load = l.loads[i];
+    l.loads.erase(l.loads.begin() + ptrdiff_t(i));
+    deliver(load);
+    return true;
+}
+
+void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add) {
+    const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
+    Box box = box_of(what, from, map, at, rank);
+    auto& group = asynchronous().stores.back().stores;
+    group.push_back({box, add, &fiber(), {}, false, false});
+    if (deliver_now()) {
+        read(group.back());
+        if (deliver_now()) {
+            write(group.back());
+        }
+    }
+}
+
+void commit_boxes() {
+    asynchronous().stores.emplace_back();
+}
+
+void wait_boxes(int pending, bool written) {
+    auto& groups = asynchronous().stores;
+    size_t closed = groups.size() - 1;
+    for (size_t i = 0; i + size_t(pending) < closed; ++i) {
+        groups[i].released = true;
+        for (BoxStore& store : groups[i].stores) {
+            written ? write(store) : read(store);
+        }
+    }
+    while (written && groups.size() - 1 > size_t(pending)) {
+        groups.pop_front();
+    }
+}
+
+void deliver_stores() {
+    for (BoxStore& store : launch().stores) {
+        write(store);
+    }
+}
+
+}  // namespace emulator

@@ -1,0 +1,149 @@
+// Clusters of blocks, registers of warpgroups, and what must be settled when threads and blocks return.
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+/// Registers of a multiprocessor that setmaxnreg may hand out to a block's threads.
+constexpr unsigned REGISTERS = 64512;
+
+Cluster& cluster_of(const Fiber& f) {
+    return launch().clusters[f.block->cluster];
+}
+
+void complete(Cluster& cluster) {
+    if (cluster.arrived > 0 && cluster.arrived == cluster.live) {
+        cluster.arrived = 0;
+        cluster.generation += 1;
+    }
+}
+
+}  // namespace
+
+unsigned cluster_rank() {
+    return block().rank;
+}
+
+unsigned cluster_blocks() {
+    return launch().cluster;
+}
+
+void arrive_cluster() {
+    Fiber& f = fiber();
+    if (f.at_cluster) {
+        fail("barrier.cluster.arrive twice without a wait between");
+    }
+    Cluster& cluster = cluster_of(f);
+    f.at_cluster = true;
+    f.cluster_seen = cluster.generation;
+    cluster.arrived += 1;
+    complete(cluster);
+}
+
+void wait_cluster() {
+    Fiber& f = fiber();
+    if (!f.at_cluster) {
+        fail("barrier.cluster.wait without an arrive before");
+    }
+    wait_change("cluster barrier", &cluster_of(f).generation, f.cluster_seen);
+    f.at_cluster = false;
+}
+
+void set_registers(int registers, bool increase) {
+    if (registers < 24 || registers > 256 || registers % 8 != 0) {
+        fail("setmaxnreg of %d registers: 24 to 256, a multiple of 8", registers);
+    }
+    Fiber& f = fiber();
+    int signed_registers = increase ? registers : -registers;
+    const int* lanes = exchange("setmaxnreg", signed_registers);
+    if (lanes[0] != signed_registers) {
+        fail("setmaxnreg differs between lanes of a warp");
+    }
+    if (lane() != 0) {
+        return;
+    }
+    Block& b = *f.block;
+    Warp& warp = b.warps[f.index / 32];
+    if (warp.registers != 0 && (increase ? registers < warp.registers : registers > warp.registers)) {
+        fail("setmaxnreg.%s from %d to %d registers", increase ? "inc" : "dec", warp.registers, registers);
+    }
+    warp.registers = registers;
+    warp.register_calls += 1;
+    unsigned sum = 0;
+    for (size_t w = 0; w < b.warps.size(); ++w) {
+        sum += 32 * unsigned(b.warps[w].registers);
+    }
+    if (sum > REGISTERS) {
+        fail("setmaxnreg: the block's warps ask for %u registers; there are %u", sum, REGISTERS);
+    }
+}
+
+Asynchronous& asynchronous() {
+    auto& pointer = fiber().asynchronous;
+    if (!pointer) {
+        pointer = std::make_unique<Asynchronous>();
+    }
+    return *pointer;
+}
+
+void finish_fiber(Fiber& f) {
+    if (f.open_copies > 0) {
+        fail("returned with %u cp.async copies that no group holds: commit them and wait", f.open_copies);
+    }
+    if (f.at_cluster) {
+        fail("returned between arrival and wait of the cluster barrier");
+    }
+    if (Asynchronous* a = f.asynchronous.get()) {
+        for (const ProductGroup& group : a->products) {
+            if (group.any) {
+                fail("returned with products of a warpgroup that were never waited for");
+            }
+        }
+        for (StoreGroup& group : a->stores) {
+            bool open = &group == &a->stores.back();
+            if (!group.stores.empty() && !group.released) {
+                fail(open ? "returned with bulk stores that no group holds: commit them and wait"
+                          : "returned before its bulk stores had read shared memory");
+            }
+            for (BoxStore& store : group.stores) {
+                launch().stores.push_back(std::move(store));
+            }
+        }
+    }
+    Cluster& cluster = cluster_of(f);
+    cluster.live -= 1;
+    complete(cluster);
+}
+
+namespace {
+
+void check_warps(const Block& b) {
+    for (size_t first = 0; first + 4 <= b.warps.size(); first += 4) {
+        for (size_t w = first + 1; w < first + 4; ++w) {
+            const Warp &one = b.warps[first], &other = b.warps[w];
+            const Fiber& at = launch().fibers[b.first_fiber + 32 * w];
+            if (one.register_calls != other.register_calls || one.registers != other.registers) {
+                complain(at, "setmaxnreg is not the same in all warps of the warpgroup");
+            }
+            if (one.products != other.products) {
+                complain(at, "%u products of the warpgroup in this warp, %u in its first", other.products, one.products);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void finish_blocks() {
+    Launch& l = launch();
+    if (!l.loads.empty()) {
+        complain(*l.loads[0].issuer, "all threads have returned while a bulk load is under way: nobody waited for it");
+    }
+    for (const Block& b : l.blocks) {
+        check_warps(b);
+    }
+    deliver_stores();
+}
+
+}  // namespace emulator

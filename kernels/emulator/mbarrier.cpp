@@ -1,0 +1,159 @@
+// Memory barriers: arrivals and bytes that a phase waits for. PTX ISA: "Parallel Synchronization and Communication
+// Instructions: mbarrier".
+#include <cstdio>
+
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+/// Largest count of arrivals and of bytes under way, from the ISA.
+constexpr int MOST = (1 << 20) - 1;
+
+size_t place_of(const char* what, const void* barrier) {
+    size_t offset = shared_offset(what, barrier, 8);
+    if (offset % 8 != 0) {
+        fail("%s on an address off its alignment of 8 bytes", what);
+    }
+    return offset;
+}
+
+void write_word(Block& b, size_t offset, uint64_t word) {
+    std::memcpy(b.window + offset, &word, sizeof word);
+}
+
+/// The object at an offset, or why there is none.
+Mbarrier* find(Block& b, size_t offset, const char*& why) {
+    auto found = b.mbarriers.find(offset);
+    if (found == b.mbarriers.end() || !found->second.live) {
+        why = found == b.mbarriers.end() ? "which was never initialised" : "which was invalidated";
+        return nullptr;
+    }
+    uint64_t word;
+    std::memcpy(&word, b.window + offset, sizeof word);
+    if (word != found->second.word()) {
+        why = "whose bytes were overwritten";
+        return nullptr;
+    }
+    return &found->second;
+}
+
+Mbarrier& get(const char* what, Block& b, size_t offset) {
+    const char* why = "";
+    Mbarrier* m = find(b, offset, why);
+    if (m == nullptr) {
+        fail("%s on the mbarrier at %zu of the shared window, %s", what, offset, why);
+    }
+    return *m;
+}
+
+/// Completes the phase when nothing is missing, and writes the object's word.
+void settle(Block& b, size_t offset, Mbarrier& m) {
+    if (m.pending == 0 && m.bytes == 0) {
+        m.generation += 1;
+        m.pending = m.arrivals;
+    }
+    write_word(b, offset, m.word());
+}
+
+}  // namespace
+
+void init_mbarrier(void* barrier, int arrivals) {
+    size_t offset = place_of("mbarrier.init", barrier);
+    if (arrivals < 1 || arrivals > MOST) {
+        fail("mbarrier.init for %d arrivals: 1 to %d", arrivals, MOST);
+    }
+    Mbarrier& m = block().mbarriers[offset];
+    if (m.live) {
+        fail("mbarrier.init of the mbarrier at %zu of the shared window, which is in use; invalidate it first", offset);
+    }
+    // Even, and no number that a thread of an earlier life of the object waits to change.
+    m.generation = (m.generation + 3) & ~1ull;
+    m.live = true;
+    m.arrivals = m.pending = arrivals;
+    m.bytes = 0;
+    write_word(block(), offset, m.word());
+}
+
+void invalidate_mbarrier(void* barrier) {
+    size_t offset = place_of("mbarrier.inval", barrier);
+    Mbarrier& m = get("mbarrier.inval", block(), offset);
+    m.live = false;
+    // Wakes whoever waits, to fail there.
+    m.generation += 1;
+}
+
+void arrive_mbarrier(void* barrier, int rank, int bytes) {
+    const char* what = bytes > 0 ? "mbarrier.arrive.expect_tx" : "mbarrier.arrive";
+    size_t offset = place_of(what, barrier);
+    Block& b = rank < 0 ? block() : peer(what, unsigned(rank));
+    Mbarrier& m = get(what, b, offset);
+    if (bytes < 0 || m.bytes + bytes > MOST) {
+        fail("%s of %d bytes: at most %d under way", what, bytes, MOST);
+    }
+    if (m.pending == 0) {
+        fail("%s: too many arrivals on the mbarrier at %zu, whose %d have all come while %lld bytes have not", what, offset,
+             m.arrivals, static_cast<long long>(m.bytes));
+    }
+    m.bytes += bytes;
+    m.pending -= 1;
+    settle(b, offset, m);
+}
+
+void wait_mbarrier(void* barrier, int parity) {
+    size_t offset = place_of("mbarrier.try_wait", barrier);
+    if (parity != 0 && parity != 1) {
+        fail("mbarrier.try_wait for parity %d", parity);
+    }
+    for (;;) {
+        Mbarrier& m = get("mbarrier.try_wait", block(), offset);
+        if ((m.generation & 1) != unsigned(parity)) {
+            return;
+        }
+        wait_change(parity == 0 ? "mbarrier, parity 0" : "mbarrier, parity 1", &m.generation, m.generation);
+    }
+}
+
+void check_mbarrier(const char* what, Block& target, size_t offset) {
+    get(what, target, offset);
+}
+
+void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes) {
+    const char* why = "";
+    Mbarrier* m = find(target, offset, why);
+    if (m == nullptr) {
+        complain(issuer, "a bulk load completes on the mbarrier at %zu of block (%u, %u, %u), %s", offset, target.index.x,
+                 target.index.y, target.index.z, why);
+        return;
+    }
+    m->bytes -= bytes;
+    if (m->bytes < -MOST) {
+        complain(issuer, "more than %d bytes came on the mbarrier at %zu that nobody expects", MOST, offset);
+    }
+    settle(target, offset, *m);
+}
+
+std::string waited_mbarriers() {
+    std::string text;
+    for (const Block& b : launch().blocks) {
+        for (const auto& [offset, m] : b.mbarriers) {
+            bool waited = false;
+            for (unsigned t = 0; t < b.threads; ++t) {
+                const Fiber& f = launch().fibers[b.first_fiber + t];
+                waited = waited || (!f.done && f.counter == &m.generation);
+            }
+            if (waited) {
+                char line[200];
+                std::snprintf(line, sizeof line,
+                              " mbarrier at %zu of block %u: parity %u, %d of %d arrivals and %lld bytes are missing;", offset,
+                              b.index.x, unsigned(m.generation & 1), m.pending, m.arrivals,
+                              static_cast<long long>(m.bytes));
+                text += line;
+            }
+        }
+    }
+    return text;
+}
+
+}  // namespace emulator

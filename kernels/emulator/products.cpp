@@ -1,0 +1,189 @@
+// Products of warpgroups: descriptors of operands in shared memory, and each thread's share of the result. PTX ISA:
+// "Asynchronous Warpgroup Level Matrix Instructions", its shared memory layouts, matrix descriptor and register fragments.
+//
+// In units of 16 bytes (8 elements along the major dimension) an operand is a matrix of chunks. With r the row or column of
+// the result and k the other index, L and S the leading and stride offsets, W the swizzle's row (16 bytes without one):
+//   along k, swizzled:   (r % 8) W + (r / 8) S + 16 (k / 8)
+//   along k, plain:      (r % 8) 16 + (r / 8) S + (k / 8) L
+//   along r, swizzled:   (k % 8) W + (k / 8) S + 16 (r / 8 % (W / 16)) + (r / 8 / (W / 16)) L
+//   along r, plain:      (k % 8) 16 + (k / 8) L + (r / 8) S
+// added to the start; then address bits 4 and up are xor-ed with as many bits from 7 up: 3 for 128 bytes, 2, 1.
+#include "../primitives/bits.cuh"
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+struct Operand {
+    const Block* block;
+    size_t start, leading, stride;
+    /// Bytes of a swizzled row, or 0.
+    size_t width;
+    int major;
+
+    /// Offset in the window of the chunk that holds (r, k).
+    size_t chunk(int r, int k) const {
+        size_t row = width == 0 ? 16 : width, c = width / 16;
+        size_t offset = start;
+        if (major == 0) {
+            offset += size_t(r % 8) * row + size_t(r / 8) * stride + size_t(k / 8) * (width == 0 ? leading : 16);
+        } else if (width == 0) {
+            offset += size_t(k % 8) * row + size_t(k / 8) * leading + size_t(r / 8) * stride;
+        } else {
+            offset += size_t(k % 8) * row + size_t(k / 8) * stride + size_t(r / 8) % c * 16 + size_t(r / 8) / c * leading;
+        }
+        size_t bits = width == 0 ? 0 : c - 1;
+        return offset ^ ((offset >> 7 & bits) << 4);
+    }
+
+    float value(int r, int k) const {
+        size_t offset = chunk(r, k) + 2 * size_t(major == 0 ? k % 8 : r % 8);
+        uint16_t bits;
+        std::memcpy(&bits, block->window + offset, 2);
+        return float_of_bits(uint32_t(bits) << 16);
+    }
+};
+
+Operand decode(const Block& b, uint64_t descriptor, int major) {
+    constexpr size_t WIDTHS[4] = {0, 128, 64, 32};
+    auto field = [&](int shift) { return size_t(descriptor >> shift & 0x3fff) << 4; };
+    return {&b, field(0), field(16), field(32), WIDTHS[descriptor >> 62], major};
+}
+
+/// Ends the launch when an operand of `rows` by 16 does not lie in shared memory, or is none the emulator knows.
+void check(const char* what, uint64_t descriptor, int major, int rows) {
+    if ((descriptor >> 49 & 7) != 0) {
+        fail("%s: base offset %d; operands start in a pattern that is aligned to its own size", what,
+             int(descriptor >> 49 & 7));
+    }
+    constexpr uint64_t FIELDS = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
+    if ((descriptor & ~FIELDS) != 0) {
+        fail("%s: bits outside the fields of a matrix descriptor, %016llx", what,
+             static_cast<unsigned long long>(descriptor));
+    }
+    Operand operand = decode(block(), descriptor, major);
+    for (int r = 0; r < rows; r += major == 0 ? 1 : 8) {
+        for (int k = 0; k < 16; k += major == 0 ? 8 : 1) {
+            size_t offset = operand.chunk(r, k);
+            if (!is_shared(offset, 16)) {
+                fail("%s: element (%d, %d) at %zu of the shared window is outside shared memory", what, r, k, offset);
+            }
+        }
+    }
+}
+
+void multiply(const Fiber& f, const Product& p) {
+    int warp = int(f.index / 32) % 4, g = int(f.index % 32) / 4, t = int(f.index % 4);
+    float rows[2][16];
+    for (int which = 0; which < 2; ++which) {
+        for (int k = 0; k < 16; ++k) {
+            rows[which][k] = p.in_registers ? float_of_bits(uint32_t(p.rows[which][k]) << 16)
+                                            : decode(*f.block, p.a, p.a_major).value(16 * warp + g + 8 * which, k);
+        }
+    }
+    Operand b = decode(*f.block, p.b, p.b_major);
+    for (int n = 0; n < p.columns; n += 8) {
+        for (int which = 0; which < 2; ++which) {
+            float column[16];
+            for (int k = 0; k < 16; ++k) {
+                column[k] = b.value(n + 2 * t + which, k);
+            }
+            for (int half = 0; half < 2; ++half) {
+                float& sum = p.sums[n / 2 + 2 * half + which];
+                float total = p.accumulate ? sum : 0.0f;
+                for (int k = 0; k < 16; ++k) {
+                    total += rows[half][k] * column[k];
+                }
+                sum = total;
+            }
+        }
+    }
+}
+
+void flush(const Fiber& f, ProductGroup& group) {
+    for (const Product& p : group.waiting) {
+        multiply(f, p);
+    }
+    group.waiting.clear();
+}
+
+/// The state of a thread that is in a warpgroup.
+Asynchronous& in_group() {
+    Fiber& f = fiber();
+    if (f.block->threads / 128 * 128 <= f.index) {
+        fail("a warpgroup instruction in the last %u threads of the block; a warpgroup is 128", f.block->threads % 128);
+    }
+    return asynchronous();
+}
+
+}  // namespace
+
+void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major, int b_major,
+                    bool accumulate) {
+    Asynchronous& mine = in_group();
+    Fiber& f = fiber();
+    struct Operands {
+        uint64_t a, b;
+        uint32_t word[4];
+        int columns, accumulate;
+    };
+    Operands given{a, b, {}, columns, accumulate};
+    if (fragment != nullptr) {
+        std::memcpy(given.word, fragment, sizeof given.word);
+    }
+    const Operands* lanes = exchange(fragment == nullptr ? "wgmma" : "wgmma with A in registers", given);
+    const Operands& first = lanes[0];
+    if (first.a != a || first.b != b || first.columns != columns || first.accumulate != given.accumulate) {
+        fail("wgmma with descriptors that differ between lanes of a warp");
+    }
+    if (!mine.fenced) {
+        fail("wgmma without a fence since the last wait: its registers may still be in use");
+    }
+    if (lane() == 0) {
+        if (fragment == nullptr) {
+            check("wgmma, A", a, a_major, 64);
+        }
+        check("wgmma, B", b, b_major, columns);
+        f.block->warps[f.index / 32].products += 1;
+    }
+    Product p{sums, columns, accumulate, fragment != nullptr, a_major, b_major, a, b, {}};
+    for (int i = 0; i < 4 && fragment != nullptr; ++i) {
+        // Lane 4 g + i holds elements 2 i, 2 i + 1 and 2 i + 8, 2 i + 9 of rows g and g + 8.
+        const Operands& other = lanes[lane() / 4 * 4 + i];
+        for (int word = 0; word < 4; ++word) {
+            int k = 2 * i + word / 2 * 8;
+            p.rows[word % 2][k] = uint16_t(other.word[word]);
+            p.rows[word % 2][k + 1] = uint16_t(other.word[word] >> 16);
+        }
+    }
+    mine.products.back().any = true;
+    if (deliver_now()) {
+        // Products of a thread are done in their order.
+        for (ProductGroup& group : mine.products) {
+            flush(f, group);
+        }
+        multiply(f, p);
+    } else {
+        mine.products.back().waiting.push_back(p);
+    }
+}
+
+void fence_group() {
+    in_group().fenced = true;
+}
+
+void commit_group() {
+    in_group().products.emplace_back();
+}
+
+void wait_group(int pending) {
+    Asynchronous& mine = in_group();
+    while (mine.products.size() - 1 > size_t(pending)) {
+        flush(fiber(), mine.products.front());
+        mine.products.pop_front();
+    }
+    mine.fenced = false;
+}
+
+}  // namespace emulator

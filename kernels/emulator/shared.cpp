@@ -1,0 +1,102 @@
+// Shared memory: windows of blocks, 32-bit addresses, what lies where. A cluster's blocks have the same layout, so an offset
+// means the same place in all of them.
+#include "memory.h"
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+/// Bits of an address below the rank of its block.
+constexpr unsigned RANK_SHIFT = 24;
+
+}  // namespace
+
+void* shared_place(const void* site, size_t bytes) {
+    Launch& l = launch();
+    auto found = l.places.find(site);
+    if (found != l.places.end()) {
+        return block().window + found->second.offset;
+    }
+    size_t offset = (l.window_used + 127) / 128 * 128;
+    if (offset + bytes + GAP > WINDOW_BYTES) {
+        fail("shared arrays of more than %zu bytes", WINDOW_BYTES);
+    }
+    l.places[site] = {offset, bytes};
+    l.window_used = offset + bytes + GAP;
+    // In every block at once: another block of the cluster may write here before this one comes by.
+    for (Block& b : l.blocks) {
+        allow(b.window + offset, bytes);
+        std::memset(b.window + offset, 0xff, bytes);
+    }
+    return block().window + offset;
+}
+
+unsigned char* dynamic_shared() {
+    return block().window;
+}
+
+bool is_shared(size_t offset, size_t bytes) {
+    const Launch& l = launch();
+    if (offset + bytes <= l.shared_bytes) {
+        return true;
+    }
+    for (const auto& place : l.places) {
+        size_t start = place.second.offset;
+        if (offset >= start && offset + bytes <= start + place.second.bytes) {
+            return true;
+        }
+    }
+    return false;
+}
+
+size_t shared_offset(const char* what, const void* pointer, size_t bytes) {
+    auto offset = static_cast<const unsigned char*>(pointer) - block().window;
+    if (offset < 0 || !is_shared(size_t(offset), bytes)) {
+        fail("%s of %zu bytes at %td of the shared window is outside shared memory", what, bytes, offset);
+    }
+    return size_t(offset);
+}
+
+void check_shared(const char* what, const void* address, size_t bytes) {
+    shared_offset(what, address, bytes);
+}
+
+uint32_t shared_address(const void* pointer) {
+    auto offset = static_cast<const unsigned char*>(pointer) - block().window;
+    if (offset < 0 || size_t(offset) > WINDOW_BYTES) {
+        fail("%p is no address in shared memory of the block", pointer);
+    }
+    return uint32_t(offset) | block().rank << RANK_SHIFT;
+}
+
+Block& peer(const char* what, unsigned rank) {
+    Launch& l = launch();
+    if (rank >= l.cluster) {
+        fail("%s of block %u of a cluster of %u", what, rank, l.cluster);
+    }
+    Block& b = l.blocks[block().cluster * l.cluster + rank];
+    if (b.live == 0) {
+        fail("%s of block %u of the cluster, which has returned; it must wait for the others before it does", what, rank);
+    }
+    return b;
+}
+
+uint32_t map_shared(const void* pointer, unsigned rank) {
+    peer("mapa", rank);
+    return uint32_t(shared_offset("mapa", pointer, 1)) | rank << RANK_SHIFT;
+}
+
+void* remote_pointer(const char* what, uint32_t address, size_t bytes) {
+    Block& b = peer(what, address >> RANK_SHIFT);
+    size_t offset = address & ((1u << RANK_SHIFT) - 1);
+    if (!is_shared(offset, bytes)) {
+        fail("%s of %zu bytes at %zu of the shared window is outside shared memory", what, bytes, offset);
+    }
+    if (offset % bytes != 0) {
+        fail("%s of %zu bytes off its alignment", what, bytes);
+    }
+    return b.window + offset;
+}
+
+}  // namespace emulator

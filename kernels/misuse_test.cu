@@ -1,0 +1,211 @@
+// Wrong uses of primitives, one for each number: tests/primitives.rs demands that the emulator reports them. On a GPU they
+// would hang or give any result; they are launched on the emulator alone.
+#include "common.cuh"
+#include "primitives/barrier.cuh"
+#include "primitives/cluster.cuh"
+#include "primitives/tma.cuh"
+#include "primitives/warp.cuh"
+#include "primitives/wgmma.cuh"
+
+KERNEL(96, test_barrier_misuse)(int which) {
+    SHARED(Mbarrier, barrier, 1);
+    if (which != 0 && threadIdx.x == 0) {
+        init_mbarrier(barrier, 2);
+    }
+    sync_block();  // the barrier is made
+    if (which == 6) {
+        if (threadIdx.x < 32) {
+            sync_warp();
+        } else if (threadIdx.x % 2 == 0) {
+            sync_warp();
+        } else {
+            all_lanes(true);
+        }
+    }
+    if (which == 7 && threadIdx.x < 32) {
+        sync_named(1, 64);
+    }
+    if (which == 8) {
+        sync_named(1, threadIdx.x < 32 ? 64 : 96);
+    }
+    if (threadIdx.x != 0) {
+        return;
+    }
+    switch (which) {
+        case 0:
+            arrive_mbarrier(barrier);
+            break;
+        case 1:
+            init_mbarrier(barrier, 1);
+            break;
+        case 2:
+            arrive_expecting(barrier, 16);
+            arrive_mbarrier(barrier);
+            arrive_mbarrier(barrier);
+            break;
+        case 3:
+            arrive_mbarrier(barrier);
+            wait_mbarrier(barrier, 0);
+            break;
+        case 4:
+            barrier->word = 0;
+            arrive_mbarrier(barrier);
+            break;
+        case 5:
+            invalidate_mbarrier(barrier);
+            wait_mbarrier(barrier, 0);
+            break;
+    }
+}
+
+KERNEL(32, test_turn_misuse, CORESIDENT)(const int* turn) {
+    wait_turn(turn, 1);
+}
+
+KERNEL(32, test_box_misuse)(TensorMap map, int which) {
+    DYNAMIC_SHARED(box);
+    SHARED(Mbarrier, full, 1);
+    if (threadIdx.x != 0) {
+        return;
+    }
+    if (which != 3) {
+        init_mbarrier(full, 1);
+    }
+    switch (which) {
+        case 0:
+            load_box(box + 128, map, 0, 0, full);
+            break;
+        case 1:
+            load_box(box, map, 0, 0, 0, full);
+            break;
+        case 2:
+            arrive_expecting(full, 1024 + 16);
+            load_box(box, map, 0, 0, full);
+            wait_mbarrier(full, 0);
+            break;
+        case 3:
+            load_box(box, map, 0, 0, full);
+            break;
+        case 4:
+            store_box(map, 0, 0, box);
+            break;
+        case 5:
+            store_box(map, 0, 0, box);
+            commit_boxes();
+            break;
+        case 6:
+            load_box_multicast(box, map, 0, 0, full, 2);
+            break;
+        case 7:
+            load_box(box + 1024, map, 0, 0, full);
+            break;
+    }
+}
+
+/// Work on a stage while something asynchronous may still use it: orders must differ in what comes out.
+KERNEL(128, test_early_reuse)(TensorMap map, int which,
+                              int* out) {  // (256)
+    DYNAMIC_SHARED(stage);
+    SHARED(Mbarrier, full, 1);
+    int thread = int(threadIdx.x);
+    auto* word = reinterpret_cast<uint32_t*>(stage);
+    for (int i = thread; i < 1024; i += 128) {
+        word[i] = 0x3f803f80u;  // ones
+    }
+    if (thread == 0) {
+        init_mbarrier(full, 1);
+        fence_mbarrier_init();
+    }
+    fence_async_proxy();
+    sync_block();  // the stage and the barrier are there
+    if (which == 0) {
+        // The operands of a product change before it is waited for.
+        float sums[32];
+        uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 0, Swizzle::BYTES_128);
+        fence_products();
+        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
+        commit_products();
+        sync_block();  // all products are issued
+        for (int i = thread; i < 1024; i += 128) {
+            word[i] = 0;
+        }
+        sync_block();  // the stage is overwritten
+        wait_products<0>(sums);
+        out[thread] = int(sums[0]);
+        return;
+    }
+    if (thread == 0) {
+        if (which == 1) {
+            // A load is used before it is waited for.
+            arrive_expecting(full, 1024);
+            load_box(stage, map, 0, 0, full);
+            out[0] = int(word[0]);
+            wait_mbarrier(full, 0);
+        } else {
+            // A stored box changes before it was read.
+            store_box(map, 0, 0, stage);
+            commit_boxes();
+            word[0] = 7;
+            wait_boxes<0>();
+        }
+    }
+}
+
+KERNEL(128, test_product_misuse)(int which) {
+    DYNAMIC_SHARED(stage);
+    float sums[32];
+    uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 1024, Swizzle::BYTES_128);
+    if (which == 3) {
+        operand |= 1ull << 49;
+    } else if (which == 4) {
+        operand = matrix_descriptor(shared_address_of(stage), 16, 4096, Swizzle::BYTES_128);
+    } else if (which == 5) {
+        operand += threadIdx.x % 2;
+    }
+    if (which != 0) {
+        fence_products();
+    }
+    if (which != 2 || threadIdx.x >= 32) {
+        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
+    }
+    commit_products();
+    if (which != 1) {
+        wait_products<0>(sums);
+    }
+}
+
+KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
+    SHARED(int, value, 32);
+    value[threadIdx.x] = 1;
+    if (which == 0) {
+        sync_cluster();
+        if (cluster_rank() == 0) {
+            // Block 1 returns meanwhile: a thread waits for the others at least once at each of these.
+            sync_block();
+            sync_block();
+            out[threadIdx.x] = int(load_remote_word(address_in_block(value + threadIdx.x, 1)));
+        }
+    } else if (which == 1) {
+        arrive_cluster();
+        arrive_cluster();
+    } else if (which == 2) {
+        wait_cluster();
+    } else if (which == 3) {
+        arrive_cluster();
+    } else {
+        out[threadIdx.x] = int(load_remote_word(address_in_block(value + threadIdx.x, 2)));
+    }
+}
+
+KERNEL(256, test_register_misuse, ALONE(256))(int which) {
+    if (which == 0) {
+        raise_registers<256>();
+    } else if (which == 1) {
+        if (threadIdx.x >= 64) {
+            lower_registers<40>();
+        }
+    } else {
+        lower_registers<40>();
+        lower_registers<48>();
+    }
+}

@@ -1,0 +1,50 @@
+//! What each primitive of `kernels/primitives` does, written from the PTX ISA, on every device at hand: the emulator in three
+//! orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the emulator
+//! must report, and a GPU would not, is in `misuse`.
+
+#[path = "primitives/barriers.rs"]
+mod barriers;
+#[path = "primitives/boxes.rs"]
+mod boxes;
+mod common;
+#[path = "primitives/harness.rs"]
+mod harness;
+#[path = "primitives/misuse.rs"]
+mod misuse;
+#[path = "primitives/products.rs"]
+mod products;
+#[path = "primitives/warps.rs"]
+mod warps;
+
+/// Runs bodies as tests on every device at hand.
+macro_rules! on_devices {
+    ($($module:ident::$body:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $body() {
+                harness::devices(|device| $module::$body(device));
+            }
+        )*
+    };
+}
+
+on_devices! {
+    warps::numbers_round_to_bf16,
+    warps::lanes_exchange_values_and_votes,
+    warps::copies_arrive_by_groups,
+    warps::matrices_load_as_fragments,
+    warps::fragments_multiply,
+    barriers::phases_hand_a_ring_over,
+    barriers::named_barriers_join_some_warps,
+    barriers::blocks_take_turns,
+    barriers::clusters_share_memory,
+    barriers::registers_move_between_warpgroups,
+    boxes::boxes_load,
+    boxes::boxes_are_stored,
+    boxes::boxes_are_added,
+    boxes::one_load_reaches_both_blocks,
+    products::operands_along_k,
+    products::operands_across_k,
+    products::plain_operands,
+    products::operands_in_registers,
+}

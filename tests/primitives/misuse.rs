@@ -1,0 +1,162 @@
+//! What the emulator reports of wrong uses, and hazards that its orders show.
+
+use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
+use mapl::backend::kernels::emulator::{Emulator, Schedule};
+use mapl::backend::kernels::launchers::{
+    TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyReuse, TestProductMisuse,
+    TestRegisterMisuse, TestTurnMisuse,
+};
+
+use crate::harness::{devices, download, unwritten, upload};
+
+/// Every order must report it, in these words.
+fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
+    devices(|device| {
+        let error = run(device).expect_err(what).to_string();
+        assert!(error.contains(what), "{error:?} does not say {what:?}");
+    });
+}
+
+#[test]
+fn misuse_of_barriers_is_reported() {
+    for (which, what) in [
+        (0, "mbarrier at 128 of the shared window, which was never initialised"),
+        (1, "which is in use; invalidate it first"),
+        (2, "too many arrivals on the mbarrier at 128, whose 2 have all come while 16 bytes have not"),
+        (4, "whose bytes were overwritten"),
+        (5, "which was invalidated"),
+        (8, "named barrier 1 is of"),
+    ] {
+        reported(what, |device| TestBarrierMisuse { which }.launch(device, 1, 0));
+    }
+}
+
+#[test]
+fn a_deadlock_says_who_waits_for_what() {
+    reported("threads 0 to 0: mbarrier, parity 0; block 0 threads 1 to 95: has returned", |device| {
+        TestBarrierMisuse { which: 3 }.launch(device, 1, 0)
+    });
+    reported("mbarrier at 128 of block 0: parity 0, 1 of 2 arrivals and 0 bytes are missing", |device| {
+        TestBarrierMisuse { which: 3 }.launch(device, 1, 0)
+    });
+    reported("threads 0 to 31: named barrier; block 0 threads 32 to 95: has returned", |device| {
+        TestBarrierMisuse { which: 7 }.launch(device, 1, 0)
+    });
+    reported("threads 0 to 31: a word of global memory", |device| {
+        let turn = upload(device, &[0i32]);
+        TestTurnMisuse { turn: Read::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
+    });
+}
+
+#[test]
+fn lanes_at_different_primitives_are_reported() {
+    reported("while other lanes of the warp are at", |device| TestBarrierMisuse { which: 6 }.launch(device, 1, 0));
+}
+
+#[test]
+fn copies_that_no_group_holds_are_reported() {
+    let values = vec![1.0f32; 384];
+    for committed in 0..3 {
+        reported("cp.async copies that no group holds", |device| {
+            let (x, out) = (upload(device, &values), unwritten(device, 416));
+            TestCopies { x: Read::of::<Emulator>(&x, 0), out: Write::of::<Emulator>(&out, 0), committed }
+                .launch(device, 1, 0)
+        });
+    }
+}
+
+/// A map of eight rows of 128 bytes.
+fn map(device: &Emulator, memory: &<Emulator as Device>::Memory) -> TensorMap {
+    let spec = TensorMapSpec {
+        address: Emulator::address(memory),
+        element: MapElement::F32,
+        dims: vec![32, 8],
+        strides: vec![128],
+        boxes: vec![32, 8],
+        swizzle: MapSwizzle::Bytes128,
+    };
+    device.tensor_map(&spec).unwrap()
+}
+
+#[test]
+fn misuse_of_boxes_is_reported() {
+    for (which, what) in [
+        (0, "a box is aligned to 1024 bytes"),
+        (1, "a tensor map of 2 dimensions where one of 3 is needed"),
+        (2, "0 of 1 arrivals and 16 bytes are missing"),
+        (3, "load on the mbarrier at 2176 of the shared window, which was never initialised"),
+        (4, "bulk stores that no group holds"),
+        (5, "before its bulk stores had read shared memory"),
+        (6, "of block 1 of a cluster of 1"),
+        (7, "is outside shared memory"),
+    ] {
+        reported(what, |device| {
+            let memory = upload(device, &[1.0f32; 256]);
+            let shared = if which == 7 { 2000 } else { 2048 };
+            TestBoxMisuse { map: map(device, &memory), which }.launch(device, 1, shared)
+        });
+    }
+    reported("outside every allocation", |device| {
+        let memory = upload(device, &[1.0f32; 255]);
+        TestBoxMisuse { map: map(device, &memory), which: 2 }.launch(device, 1, 2048)
+    });
+    reported("a tensor map that was not made for the emulator", |device| {
+        TestBoxMisuse { map: TensorMap([0; 16]), which: 2 }.launch(device, 1, 2048)
+    });
+}
+
+#[test]
+fn misuse_of_products_is_reported() {
+    for (which, what) in [
+        (0, "wgmma without a fence"),
+        (1, "products of a warpgroup that were never waited for"),
+        (2, "1 products of the warpgroup in this warp, 0 in its first"),
+        (3, "base offset 1"),
+        (4, "is outside shared memory"),
+        (5, "descriptors that differ between lanes"),
+    ] {
+        reported(what, |device| TestProductMisuse { which }.launch(device, 1, 8192));
+    }
+}
+
+#[test]
+fn misuse_of_clusters_and_registers_is_reported() {
+    for (which, what) in [
+        (0, "of block 1 of the cluster, which has returned"),
+        (1, "barrier.cluster.arrive twice"),
+        (2, "barrier.cluster.wait without an arrive"),
+        (3, "between arrival and wait of the cluster barrier"),
+        (4, "mapa of block 2 of a cluster of 2"),
+    ] {
+        reported(what, |device| {
+            let out = unwritten(device, 32);
+            TestClusterMisuse { which, out: Write::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
+        });
+    }
+    for (which, what) in [
+        (0, "the block's warps ask for 65536 registers; there are 64512"),
+        (1, "setmaxnreg is not the same in all warps of the warpgroup"),
+        (2, "setmaxnreg.dec from 40 to 48 registers"),
+    ] {
+        reported(what, |device| TestRegisterMisuse { which }.launch(device, 1, 0));
+    }
+}
+
+/// What is used before it is complete, or changed while it is in use, comes out differently in some order.
+#[test]
+fn early_reuse_of_a_stage_shows() {
+    for which in 0..3 {
+        let mut results = Vec::new();
+        for schedule in [Schedule::Rising, Schedule::Falling] {
+            let Some(device) = crate::common::emulator(schedule, 1) else { return };
+            let memory = upload(&device, &[2.0f32; 256]);
+            let out = unwritten(&device, 256);
+            TestEarlyReuse { map: map(&device, &memory), which, out: Write::of::<Emulator>(&out, 0) }
+                .launch(&device, 1, 4096)
+                .unwrap();
+            let stored = download::<Emulator, i32>(&device, &memory, 256);
+            results.push((download::<Emulator, i32>(&device, &out, 256), stored));
+        }
+        assert_ne!(results[0], results[1], "hazard {which}");
+    }
+}
