@@ -8,6 +8,7 @@
 // head, up to padding of head_dim to 32, 64, 96, 128 or 256, of segments to 16 queries, of paths to the tile of keys.
 // Refused by the host: head_dim above 256. Values are finite: 0 times an infinite value of a later token of the same path is
 // NaN.
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
 

@@ -92,7 +92,7 @@ template <class Where, int THREADS, class T>
 DEVICE void load_rows(unsigned char* tile, const Source<T>& from) {
     constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
     if (from.by_lane) {
-#pragma unroll 4
+#pragma unroll(sizeof(T) == 2 ? 4 : 1)
         for (int i = int(threadIdx.x); i < Where::ROWS * PIECES; i += THREADS) {
             int r = i / PIECES, c = i % PIECES * PIECE;
             bool inside = r < from.rows && c < from.columns;

@@ -9,6 +9,7 @@
 // the registers. bf16: P and dS are rounded to bf16 for the second products. Cost: 6 head_dim FLOPs for every visible pair
 // and head for the queries, 8 for keys and values (12 at 256 columns), and padding as in the forward. Refused by the host:
 // head_dim above 256. Values are finite, as in the forward.
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
 
@@ -58,8 +59,9 @@ struct Backward : BlockShape<T, HEAD> {
     static constexpr int STAGES = WIDE && sizeof(T) == 4 ? 1 : 2;
     /// Rows of a block, and of a stage: keys for the queries' gradients, queries for those of keys and values.
     static constexpr int KEYS = WIDE || sizeof(T) == 4 ? 16 : 64, QUERIES = WIDE || sizeof(T) == 4 ? 16 : 32;
-    /// Columns of a gradient that a block sums at a time.
-    static constexpr int PART = WIDE ? 128 : HEAD;
+    /// Columns of a gradient that a block sums: registers hold one gradient of a query, two of a key.
+    static constexpr int PART_Q = WIDE && sizeof(T) == 4 ? 128 : HEAD;
+    static constexpr int PART_KV = HEAD < 128 ? HEAD : sizeof(T) == 4 ? 64 : 128;
     using Own = Tile<T, Block::ROWS, HEAD>;
     using Keys = Tile<T, KEYS, HEAD>;
     using Queries = Tile<T, QUERIES, HEAD>;
@@ -100,16 +102,16 @@ DEVICE void probability_and_gradient(float& score, float& dp, bool seen, float f
 template <class T, int HEAD>
 DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
     using B = Backward<T, HEAD>;
-    constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS;
+    constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, PARTS = HEAD / PART;
     using Scores = WarpRows<KEYS>;
     DYNAMIC_SHARED(shared);
     SHARED(int, index, 2 * KEYS);
     unsigned char *queries = shared, *outputs = shared + B::Own::BYTES;
     const Segments& segments = in.segments;
-    int tiles = in.work.tiles(), heads = in.fused.heads;
-    for (long long item = blockIdx.x; item < 1LL * tiles * heads; item += gridDim.x) {
+    int tiles = in.work.tiles(), part_heads = in.fused.heads * PARTS;
+    for (long long item = blockIdx.x; item < 1LL * tiles * part_heads; item += gridDim.x) {
         // The longest paths, which come last, first; heads that share keys side by side.
-        int tile = tiles - 1 - int(item / heads), head = int(item % heads);
+        int tile = tiles - 1 - int(item / part_heads), head = int(item % part_heads) / PARTS, part = int(item % PARTS);
         int segment = in.work.segment(tile), first = in.work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
         int place = segments.rows_above(segment) + first - segments.starts[segment];
@@ -126,7 +128,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
             lse[half] = row < rows ? in.lse[at] * LOG2_E : 0.0f;
             delta[half] = row < rows ? in.delta[at] : 0.0f;
         }
-        WarpRows<HEAD> dq;
+        WarpRows<PART> dq;
         dq.clear();
         int warp_first = place + Scores::warp_row();
         bool idle = Scores::warp_row() >= rows;
@@ -150,11 +152,12 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
                                                  lse[e / 2], delta[e / 2]);
                     }
                 }
-                dq.template add_product<T, typename B::Keys, KEYS>(ds, keys, 0);
+                dq.template add_product<T, typename B::Keys, KEYS>(ds, keys, part * PART);
             });
         if (!idle) {
             long long stride = in.fused.stride();
-            dq.store(dqkv + first * stride + 1LL * head * in.fused.head_dim, stride, rows, in.fused.head_dim,
+            int head_dim = in.fused.head_dim;
+            dq.store(dqkv + first * stride + 1LL * head * head_dim + part * PART, stride, rows, head_dim - part * PART,
                      [&](int) { return in.scale; });
         }
     }
@@ -212,7 +215,7 @@ struct QueryCursor {
 template <class T, int HEAD>
 DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int tree_count, T* dqkv) {
     using B = Backward<T, HEAD>;
-    constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART, PARTS = HEAD / PART;
+    constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, PARTS = HEAD / PART;
     using Scores = WarpRows<QUERIES>;
     DYNAMIC_SHARED(shared);
     unsigned char *keys = shared, *values = shared + B::Own::BYTES, *stages = shared + 2 * B::Own::BYTES;

@@ -10,9 +10,15 @@
 
 #define DEVICE __device__ __forceinline__
 
+/// What ptxas is told of a kernel's blocks. A file may define it before, with a second argument of 1, so that registers are
+/// not spilled for one more block on a multiprocessor.
+#ifndef LAUNCH_BOUNDS
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#endif
+
 /// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or KERNEL(threads, name, CLUSTER(2)). build.rs reads
 /// these lines and makes the launchers from them; README.md has the grammar.
-#define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) __VA_ARGS__ name
+#define KERNEL(threads, name, ...) extern "C" __global__ void LAUNCH_BOUNDS(threads) __VA_ARGS__ name
 /// Mark of a kernel whose blocks form clusters of `blocks`.
 #define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 /// Mark of a kernel whose blocks wait on one another, so that all of them must be on the device at once.

@@ -1,9 +1,9 @@
 //! Attention over prefix trees: the forward, and the backward in three kernels. The work list is made on the device, which
 //! alone knows where segments begin; its length is bounded here.
 
-use super::device::{Device, Element};
+use super::device::{Device, Element, Write};
 use super::launchers as launch;
-use super::{Kernels, int, read, write};
+use super::{Array, Kernels, int, read, write};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
@@ -67,9 +67,14 @@ impl Shape {
         2 * self.tile(self.rows()) + self.stages() * 2 * (self.tile(queries) + queries * size_of::<f32>())
     }
 
-    /// Parts of a key's gradient, each a block's: HEAD / `Backward::PART`.
-    fn parts(self) -> usize {
-        if self.wide() { 2 } else { 1 }
+    /// Parts of a query's gradient, each a block's: HEAD / `Backward::PART_Q`.
+    fn parts_q(self) -> usize {
+        if self.wide() && self.size == 4 { 2 } else { 1 }
+    }
+
+    /// Parts of a key's gradients, each a block's: HEAD / `Backward::PART_KV`.
+    fn parts_kv(self) -> usize {
+        if self.head < 128 { 1 } else { self.head / if self.size == 4 { 64 } else { 128 } }
     }
 
     /// Bound on the tiles of all segments: each has at most one that is not full.
@@ -104,6 +109,18 @@ fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
 
+/// Makes the work list: tiles of `shape` of all segments.
+fn plan<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    shape: Shape,
+    d: &AttentionDims,
+    tree: &Tree<'_, Array<D, i32>>,
+    work: Write<i32>,
+) -> Result<()> {
+    let (segments, rows) = (int(d.segments), int(shape.rows()));
+    launch::AttentionPlan { starts: read(tree.starts), work, segments, rows }.launch(&k.device, 1, 0)
+}
+
 pub(super) fn attention_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: AttentionFwd<'_, Kernels<D, A>>,
@@ -115,13 +132,7 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
     let mut scratch = k.scratch()?;
     let work = scratch.want::<i32>(shape.work(&d));
     scratch.take()?;
-    launch::AttentionPlan {
-        starts: read(a.tree.starts),
-        work: scratch.write(work),
-        segments: int(d.segments),
-        rows: int(shape.rows()),
-    }
-    .launch(&k.device, 1, 0)?;
+    plan(k, shape, &d, &a.tree, scratch.write(work))?;
     launch_for!(
         shape,
         A,
@@ -158,13 +169,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
     let work = scratch.want::<i32>(shape.work(&d));
     let delta = scratch.want::<f32>(d.heads * d.tokens);
     scratch.take()?;
-    launch::AttentionPlan {
-        starts: read(a.tree.starts),
-        work: scratch.write(work),
-        segments: int(d.segments),
-        rows: int(shape.rows()),
-    }
-    .launch(&k.device, 1, 0)?;
+    plan(k, shape, &d, &a.tree, scratch.write(work))?;
     launch::AttentionBwdDelta::<A> {
         dout: read(a.do_),
         o: read(a.o),
@@ -195,7 +200,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
             scale: d.scale as f32,
         },
         &k.device,
-        blocks(k, shape.tiles(&d) * d.heads),
+        blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
         shape.backward_q_bytes()
     )?;
     launch_for!(
@@ -221,7 +226,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
             scale: d.scale as f32,
         },
         &k.device,
-        blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts()),
+        blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()),
         shape.backward_kv_bytes()
     )
 }
