@@ -123,7 +123,21 @@ DEVICE void load_b(PartsB<float>& b, unsigned char* tile, int column, int k) {
     }
 }
 
-/// A fragment of the result as it is summed.
+/// c += a b for finite operands: all products of parts in one sum, smallest first.
+DEVICE void multiply_parts(FragmentC& c, const PartsA<bf16>& a, const FragmentB (&b)[1]) {
+    multiply_add(c, a.part[0], b[0]);
+}
+
+DEVICE void multiply_parts(FragmentC& c, const PartsA<float>& a, const FragmentB (&b)[3]) {
+    multiply_add(c, a.part[2], b[0]);
+    multiply_add(c, a.part[1], b[1]);
+    multiply_add(c, a.part[0], b[2]);
+    multiply_add(c, a.part[1], b[0]);
+    multiply_add(c, a.part[0], b[1]);
+    multiply_add(c, a.part[0], b[0]);
+}
+
+/// A fragment of the result as it is summed, for operands that may be infinite.
 template <class T>
 struct Sum;
 

@@ -1,20 +1,232 @@
-//! Attention over prefix trees.
+//! Attention over prefix trees: the forward, and the backward in three kernels. The work list is made on the device, which
+//! alone knows where segments begin; its length is bounded here.
 
-use super::Kernels;
-use super::device::{Device, Element};
-use crate::Result;
+use super::device::{Device, Element, Write};
+use super::launchers as launch;
+use super::{Array, Kernels, int, read, write};
 use crate::backend::contract::*;
+use crate::{Error, Result};
+
+/// Longest head; the forward and backward keep a row of a head's results in registers.
+const MOST_COLUMNS: usize = 256;
+
+/// Tiles of the kernels for heads padded to `head` columns, in the terms of `kernels/attention.cuh`.
+#[derive(Clone, Copy)]
+struct Shape {
+    head: usize,
+    /// Bytes of a number.
+    size: usize,
+}
+
+impl Shape {
+    /// The smallest kernel that holds `head_dim` columns.
+    fn of<A: Element>(head_dim: usize) -> Result<Self> {
+        let head = [32, 64, 96, 128, MOST_COLUMNS].into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
+            Error::Usage(format!(
+                "head_dim {head_dim}: the attention kernels take heads of up to {MOST_COLUMNS}; run this model with \
+                 --device cpu"
+            ))
+        })?;
+        Ok(Self { head, size: size_of::<A>() })
+    }
+
+    fn wide(self) -> bool {
+        self.head == MOST_COLUMNS
+    }
+
+    /// `BlockShape::ROWS`.
+    fn rows(self) -> usize {
+        if self.wide() && self.size == 4 { 32 } else { 64 }
+    }
+
+    /// Bytes of a tile of `rows` rows.
+    fn tile(self, rows: usize) -> usize {
+        rows * self.head * self.size
+    }
+
+    /// `Forward::SHARED_BYTES`: the queries, and two stages of keys and values.
+    fn forward_bytes(self) -> usize {
+        let keys = if self.wide() { 64 } else { 128 } / self.size;
+        self.tile(self.rows()) + 2 * 2 * self.tile(keys)
+    }
+
+    /// `Backward::STAGES`.
+    fn stages(self) -> usize {
+        if self.wide() && self.size == 4 { 1 } else { 2 }
+    }
+
+    /// `Backward::SHARED_BYTES_Q`: queries and gradients of outputs, and stages of keys and values.
+    fn backward_q_bytes(self) -> usize {
+        let keys = if self.wide() || self.size == 4 { 16 } else { 64 };
+        2 * self.tile(self.rows()) + self.stages() * 2 * self.tile(keys)
+    }
+
+    /// `Backward::SHARED_BYTES_KV`: keys and values, and stages of queries, gradients, logsumexps and deltas.
+    fn backward_kv_bytes(self) -> usize {
+        let queries = if self.wide() || self.size == 4 { 16 } else { 32 };
+        2 * self.tile(self.rows()) + self.stages() * 2 * (self.tile(queries) + queries * size_of::<f32>())
+    }
+
+    /// Parts of a query's gradient, each a block's: HEAD / `Backward::PART_Q`.
+    fn parts_q(self) -> usize {
+        if self.wide() && self.size == 4 { 2 } else { 1 }
+    }
+
+    /// Parts of a key's gradients, each a block's: HEAD / `Backward::PART_KV`.
+    fn parts_kv(self) -> usize {
+        if self.head < 128 { 1 } else { self.head / if self.size == 4 { 64 } else { 128 } }
+    }
+
+    /// Bound on the tiles of all segments: each has at most one that is not full.
+    fn tiles(self, d: &AttentionDims) -> usize {
+        d.segments + d.tokens / self.rows()
+    }
+
+    /// Numbers of the work list.
+    fn work(self, d: &AttentionDims) -> usize {
+        2 + 2 * self.tiles(d)
+    }
+}
+
+/// Launches the kernel for a shape: structs by padded length of a head, which have the same fields.
+macro_rules! launch_for {
+    ($shape:expr, $A:ty, [$k32:ident, $k64:ident, $k96:ident, $k128:ident, $k256:ident], $fields:tt, $($launch:expr),*) => {
+        match $shape.head {
+            32 => launch_for!(@one $k32, $A, $fields, $($launch),*),
+            64 => launch_for!(@one $k64, $A, $fields, $($launch),*),
+            96 => launch_for!(@one $k96, $A, $fields, $($launch),*),
+            128 => launch_for!(@one $k128, $A, $fields, $($launch),*),
+            _ => launch_for!(@one $k256, $A, $fields, $($launch),*),
+        }
+    };
+    (@one $kernel:ident, $A:ty, {$($field:ident: $value:expr),* $(,)?}, $($launch:expr),*) => {
+        launch::$kernel::<$A> { $($field: $value),* }.launch($($launch),*)
+    };
+}
+
+/// Blocks for items taken by stride: many to each multiprocessor, because items differ in length.
+fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
+    items.min(16 * k.device.properties().processors)
+}
+
+/// Makes the work list: tiles of `shape` of all segments.
+fn plan<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    shape: Shape,
+    d: &AttentionDims,
+    tree: &Tree<'_, Array<D, i32>>,
+    work: Write<i32>,
+) -> Result<()> {
+    let (segments, rows) = (int(d.segments), int(shape.rows()));
+    launch::AttentionPlan { starts: read(tree.starts), work, segments, rows }.launch(&k.device, 1, 0)
+}
 
 pub(super) fn attention_fwd<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: AttentionFwd<'_, Kernels<D, A>>,
+    k: &Kernels<D, A>,
+    mut a: AttentionFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
-    Err(crate::Error::Runtime("STUB attention_fwd".into()))
+    let (d, shape) = (a.dims, Shape::of::<A>(a.dims.head_dim)?);
+    if d.tokens == 0 {
+        return Ok(());
+    }
+    let mut scratch = k.scratch()?;
+    let work = scratch.want::<i32>(shape.work(&d));
+    scratch.take()?;
+    plan(k, shape, &d, &a.tree, scratch.write(work))?;
+    launch_for!(
+        shape,
+        A,
+        [AttentionFwd32, AttentionFwd64, AttentionFwd96, AttentionFwd128, AttentionFwd256],
+        {
+            qkv: read(a.qkv),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            work: scratch.read(work),
+            o: write(&mut a.o),
+            lse: write(&mut a.lse),
+            tokens: int(d.tokens),
+            heads: int(d.heads),
+            kv_heads: int(d.kv_heads),
+            head_dim: int(d.head_dim),
+            scale: d.scale as f32,
+        },
+        &k.device,
+        blocks(k, shape.tiles(&d) * d.heads),
+        shape.forward_bytes()
+    )
 }
 
 pub(super) fn attention_bwd<D: Device, A: Element>(
-    _: &Kernels<D, A>,
-    _: AttentionBwd<'_, Kernels<D, A>>,
+    k: &Kernels<D, A>,
+    mut a: AttentionBwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
-    Err(crate::Error::Runtime("STUB attention_bwd".into()))
+    let (d, shape) = (a.dims, Shape::of::<A>(a.dims.head_dim)?);
+    if d.tokens == 0 {
+        return Ok(());
+    }
+    let mut scratch = k.scratch()?;
+    let work = scratch.want::<i32>(shape.work(&d));
+    let delta = scratch.want::<f32>(d.heads * d.tokens);
+    scratch.take()?;
+    plan(k, shape, &d, &a.tree, scratch.write(work))?;
+    launch::AttentionBwdDelta::<A> {
+        dout: read(a.do_),
+        o: read(a.o),
+        delta: scratch.write(delta),
+        tokens: int(d.tokens),
+        heads: int(d.heads),
+        head_dim: int(d.head_dim),
+    }
+    .launch(&k.device, k.row_blocks(d.tokens * d.heads, 32), 0)?;
+    launch_for!(
+        shape,
+        A,
+        [AttentionBwdQ32, AttentionBwdQ64, AttentionBwdQ96, AttentionBwdQ128, AttentionBwdQ256],
+        {
+            dout: read(a.do_),
+            qkv: read(a.qkv),
+            lse: read(a.lse),
+            delta: scratch.read(delta),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            work: scratch.read(work),
+            dqkv: write(&mut a.dqkv),
+            tokens: int(d.tokens),
+            heads: int(d.heads),
+            kv_heads: int(d.kv_heads),
+            head_dim: int(d.head_dim),
+            scale: d.scale as f32,
+        },
+        &k.device,
+        blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
+        shape.backward_q_bytes()
+    )?;
+    launch_for!(
+        shape,
+        A,
+        [AttentionBwdKv32, AttentionBwdKv64, AttentionBwdKv96, AttentionBwdKv128, AttentionBwdKv256],
+        {
+            dout: read(a.do_),
+            qkv: read(a.qkv),
+            lse: read(a.lse),
+            delta: scratch.read(delta),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            trees: read(a.tree.trees),
+            work: scratch.read(work),
+            dqkv: write(&mut a.dqkv),
+            tokens: int(d.tokens),
+            tree_count: int(d.trees),
+            heads: int(d.heads),
+            kv_heads: int(d.kv_heads),
+            head_dim: int(d.head_dim),
+            scale: d.scale as f32,
+        },
+        &k.device,
+        blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()),
+        shape.backward_kv_bytes()
+    )
 }

@@ -14,6 +14,7 @@ use cudarc::driver::sys;
 
 use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::FATBINS;
+use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
 
 /// Oldest compute capability that the kernels are compiled for.
@@ -261,6 +262,44 @@ impl Device for Driver {
         self.current()?;
         // SAFETY: the stream lives as long as this value.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        if self.properties.compute_capability < (9, 0) {
+            return Err(Error::Device(format!("{} copies no boxes; tensor maps need sm_90", self.properties.name)));
+        }
+        let element = match spec.element {
+            MapElement::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            MapElement::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let swizzle = match spec.swizzle {
+            MapSwizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            MapSwizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let steps = [1; 3];
+        // SAFETY: the lists have the lengths that the rank asks for, which `check` has seen, and live across the call; the
+        // driver stores the address and does not follow it.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                element,
+                spec.dims.len() as u32,
+                spec.address as *mut c_void,
+                spec.dims.as_ptr(),
+                spec.strides.as_ptr(),
+                spec.boxes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("cuTensorMapEncodeTiled"))?;
+        Ok(TensorMap(map.opaque))
     }
 
     unsafe fn launch(

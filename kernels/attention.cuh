@@ -1,0 +1,298 @@
+// What the kernels of attention share: the work list, the path of a segment, its keys tile by tile, products of a warp.
+//
+// A path is the rows of a segment's ancestors, root first, then its own; keys are counted along it. Tiles of keys begin at
+// multiples of their length on the path, so the sum of a query over its keys is the same whatever else is in the batch and
+// however the path is cut into segments. A warp takes 16 rows of a block's tile of queries (or keys) and all columns.
+#pragma once
+
+#include "tile.cuh"
+
+/// Warps of a block and rows of its tile, by storage and padded length of a head. f32 of 256 columns takes half the rows, for
+/// the shared memory.
+template <class T, int HEAD>
+struct BlockShape {
+    static constexpr int WARPS = sizeof(T) == 4 && HEAD == 256 ? 2 : 4;
+    static constexpr int THREADS = WARPS * WARP, ROWS = WARPS * 16;
+};
+
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+/// Segments of a batch, as in the contract.
+struct Segments {
+    const int* starts;     // (segments + 1)
+    const int* offsets;    // (segments + 1)
+    const int* ancestors;  // (entries of all lists)
+
+    DEVICE int rows(int segment) const {
+        return starts[segment + 1] - starts[segment];
+    }
+
+    /// Number of ancestors.
+    DEVICE int depth(int segment) const {
+        return offsets[segment + 1] - offsets[segment];
+    }
+
+    /// Rows of all ancestors.
+    DEVICE int rows_above(int segment) const {
+        int sum = 0;
+        for (int i = offsets[segment]; i < offsets[segment + 1]; ++i) {
+            sum += rows(ancestors[i]);
+        }
+        return sum;
+    }
+
+    /// True when `other` has `segment` among its ancestors: paths are whole, so it stands at its own depth.
+    DEVICE bool descends(int other, int segment) const {
+        int at = depth(segment);
+        return depth(other) > at && ancestors[offsets[other] + at] == segment;
+    }
+};
+
+/// Finds rows by their places on a path, in ascending order of places.
+struct PathCursor {
+    Segments segments;
+    int own, next;
+    /// The run of rows the cursor is at: place of its first row, that row, and its length.
+    int place, row, length;
+
+    DEVICE PathCursor(const Segments& of, int segment)
+        : segments(of), own(segment), next(of.offsets[segment]), place(0), row(0), length(0) {}
+
+    /// `wanted` is on the path and not below the place asked for last.
+    DEVICE int row_at(int wanted) {
+        while (wanted - place >= length) {
+            int segment = next < segments.offsets[own + 1] ? segments.ancestors[next] : own;
+            ++next;
+            place += length;
+            row = segments.starts[segment];
+            length = segments.rows(segment);
+        }
+        return row + (wanted - place);
+    }
+};
+
+/// Tiles of segments: [0] their number; segment and first row of tile i at [2 + 2 i].
+struct WorkList {
+    const int* list;
+
+    DEVICE int tiles() const {
+        return list[0];
+    }
+    DEVICE int segment(int tile) const {
+        return list[2 + 2 * tile];
+    }
+    DEVICE int first_row(int tile) const {
+        return list[3 + 2 * tile];
+    }
+};
+
+/// Brings rows of a matrix, from its row 0 and column 0 on, to a tile; what lies outside the matrix becomes 0. As load_tile
+/// with less code for tiles of many pieces. The copies belong to the thread's open group.
+template <class Where, int THREADS, class T>
+DEVICE void load_rows(unsigned char* tile, const Source<T>& from) {
+    constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
+    if (from.by_lane) {
+#pragma unroll(sizeof(T) == 2 ? 4 : 1)
+        for (int i = int(threadIdx.x); i < Where::ROWS * PIECES; i += THREADS) {
+            int r = i / PIECES, c = i % PIECES * PIECE;
+            bool inside = r < from.rows && c < from.columns;
+            const T* source = inside ? from.row(r) + c : from.start;
+            copy_async_16(Where::at(tile, r, c), source, inside ? min_of(PIECE, from.columns - c) * int(sizeof(T)) : 0);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = int(threadIdx.x); i < Where::ROWS * Where::COLUMNS; i += THREADS) {
+            int r = i / Where::COLUMNS, c = i % Where::COLUMNS;
+            bool inside = r < from.rows && c < from.columns;
+            *Where::at(tile, r, c) = inside ? from.row(r)[c] : from_float<T>(0.0f);
+        }
+    }
+}
+
+/// The operand A of two fragments of sums side by side: 16 x 16, rounded to bf16.
+DEVICE void operand_of(PartsA<bf16>& a, const FragmentC& left, const FragmentC& right) {
+    a.part[0].word[0] = pack_bf16(left.value[0], left.value[1]);
+    a.part[0].word[1] = pack_bf16(left.value[2], left.value[3]);
+    a.part[0].word[2] = pack_bf16(right.value[0], right.value[1]);
+    a.part[0].word[3] = pack_bf16(right.value[2], right.value[3]);
+}
+
+/// As above, exact to 24 bits.
+DEVICE void operand_of(PartsA<float>& a, const FragmentC& left, const FragmentC& right) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const FragmentC& from = i < 2 ? left : right;
+        uint32_t part[3];
+        split_pair(from.value[i % 2 * 2], from.value[i % 2 * 2 + 1], part);
+#pragma unroll
+        for (int p = 0; p < 3; ++p) {
+            a.part[p].word[i] = part[p];
+        }
+    }
+}
+
+/// Sums of a warp: 16 rows from `16 * warp` of the block's tile on; the form each_eight takes.
+template <int COLUMNS>
+struct WarpRows {
+    static constexpr int DOWN = 1, ACROSS = COLUMNS / 8;
+    FragmentC sum[1][ACROSS];
+
+    DEVICE void clear() {
+#pragma unroll
+        for (int j = 0; j < ACROSS; ++j) {
+            sum[0][j] = {};
+        }
+    }
+
+    DEVICE static int warp_row() {
+        return int(threadIdx.x) / WARP * 16;
+    }
+    DEVICE static int warp_column() {
+        return 0;
+    }
+    /// Row of elements 0 and 1 (half 0) or 2 and 3 (half 1), within the block's tile.
+    DEVICE static int row_of(int, int half) {
+        return warp_row() + lane_index() / 4 + half * 8;
+    }
+    /// Column of element 0 or 1 of fragment j.
+    DEVICE static int column_of(int j, int element) {
+        return j * 8 + lane_index() % 4 * 2 + element;
+    }
+
+    /// sum = A Bᵀ: A the warp's rows of a tile, B the COLUMNS rows of another, both with the depth as columns.
+    template <class T, class TileA, class TileB>
+    DEVICE void product_of_rows(unsigned char* a, unsigned char* b) {
+        static_assert(TileB::ROWS == COLUMNS && int(TileA::COLUMNS) == int(TileB::COLUMNS), "shapes of a product");
+        // f32 unrolled would be long: a fragment there is split by some dozen instructions.
+        clear();
+#pragma unroll(sizeof(T) == 2 ? 4 : 1)
+        for (int k = 0; k < TileA::COLUMNS; k += 16) {
+            PartsA<T> x;
+            load_a<TileA, true>(x, a, warp_row(), k);
+#pragma unroll
+            for (int j = 0; j < ACROSS; j += 2) {
+                PartsB<T> y;
+                load_b<TileB, true>(y, b, j * 8, k);
+                multiply_parts(sum[0][j], x, y.part[0]);
+                multiply_parts(sum[0][j + 1], x, y.part[1]);
+            }
+        }
+    }
+
+    /// sum += A B: A the sums of another product, B the tile's columns from `column` on, its rows the depth.
+    template <class T, class TileB, int DEPTH>
+    DEVICE void add_product(const WarpRows<DEPTH>& a, unsigned char* b, int column) {
+        static_assert(TileB::ROWS == DEPTH, "shapes of a product");
+#pragma unroll
+        for (int k = 0; k < DEPTH; k += 16) {
+            PartsA<T> x;
+            operand_of(x, a.sum[0][k / 8], a.sum[0][k / 8 + 1]);
+#pragma unroll
+            for (int j = 0; j < ACROSS; j += 2) {
+                PartsB<T> y;
+                load_b<TileB, false>(y, b, column + j * 8, k);
+                multiply_parts(sum[0][j], x, y.part[0]);
+                multiply_parts(sum[0][j + 1], x, y.part[1]);
+            }
+        }
+    }
+
+    /// Writes `rows` rows of the block's tile, each sum multiplied by `factor(half)`, to the `columns` first columns.
+    template <class T, class Factor>
+    DEVICE void store(T* to, long long stride, int rows, int columns, Factor factor) {
+#pragma unroll
+        for (int j = 0; j < ACROSS; ++j) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                sum[0][j].value[i] *= factor(i / 2);
+            }
+        }
+        bool by_lane = wide(to, stride);
+        each_eight(*this, [&](int row, int column, float(&values)[8]) {
+            if (row < rows) {
+                store_eight(to + row * stride, column, columns, by_lane, false, values);
+            }
+        });
+    }
+};
+
+/// The fused rows of a batch: where the heads lie.
+template <class T>
+struct Fused {
+    const T* qkv;
+    int heads, kv_heads, head_dim;
+
+    DEVICE long long stride() const {
+        return 1LL * (heads + 2 * kv_heads) * head_dim;
+    }
+    /// Place of a head's columns: queries, then keys, then values.
+    DEVICE static long long column(int head, int head_dim) {
+        return 1LL * head * head_dim;
+    }
+    /// `rows` rows of one head, from `row` on or looked up in `index`.
+    DEVICE Source<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
+        const T* start = qkv + row * stride() + column(head, head_dim);
+        return {start, index, stride(), rows, head_dim, wide(start, stride())};
+    }
+    DEVICE Source<T> queries(int head, int row, int rows) const {
+        return of_head(head, row, rows);
+    }
+    DEVICE Source<T> keys(int kv_head, int row, int rows, const int* index = nullptr) const {
+        return of_head(heads + kv_head, row, rows, index);
+    }
+    DEVICE Source<T> values(int kv_head, int row, int rows, const int* index = nullptr) const {
+        return of_head(heads + kv_heads + kv_head, row, rows, index);
+    }
+    DEVICE int kv_head_of(int head) const {
+        return head / (heads / kv_heads);
+    }
+};
+
+/// Goes over the first `places` keys and values of a path in tiles of Where::ROWS: calls use(first place, keys, values) with
+/// the tiles in shared memory. `stages` holds STAGES pairs of tiles, `index` two tiles' rows; the caller has met at a barrier
+/// since they were last used. Copies the caller has begun are there at the first call.
+template <class Where, int STAGES, int THREADS, class T, class Use>
+DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fused, int kv_head, const Segments& segments,
+                          int segment, int places, Use use) {
+    constexpr int KEYS = Where::ROWS;
+    static_assert(KEYS <= THREADS, "a thread for each key");
+    int steps = ceil_div(places, KEYS), me = int(threadIdx.x);
+    PathCursor cursor(segments, segment);
+    auto find_rows = [&](int step) {
+        int place = step * KEYS + me;
+        if (me < KEYS && place < places) {
+            index[step % 2 * KEYS + me] = cursor.row_at(place);
+        }
+    };
+    auto load = [&](int step) {
+        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
+        const int* rows = index + step % 2 * KEYS;
+        int count = places - step * KEYS;
+        load_rows<Where, THREADS>(stage, fused.keys(kv_head, 0, count, rows));
+        load_rows<Where, THREADS>(stage + Where::BYTES, fused.values(kv_head, 0, count, rows));
+        commit_copies();
+    };
+    find_rows(0);
+    find_rows(1);
+    // The rows of the first two tiles are known to all threads.
+    sync_block();
+    load(0);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        wait_copies<0>();
+        // Every thread's copies of this tile are there, every thread has the rows of the next tile and is done with the tile
+        // before, whose stage and rows are filled now.
+        sync_block();
+        if (STAGES == 2 && step + 1 < steps) {
+            load(step + 1);
+        }
+        find_rows(step + 2);
+        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
+        use(step * KEYS, stage, stage + Where::BYTES);
+        if (STAGES == 1 && step + 1 < steps) {
+            // Every thread is done with the only stage.
+            sync_block();
+            load(step + 1);
+        }
+    }
+}
