@@ -37,19 +37,21 @@ fn forward_and_backward(on: Where, label: &str, d: AttentionDims, tree: &HostTre
     let forward = |p| runs::attention_fwd(&On::new(&Reference, p), d, tree, qkv);
     let saved = [Precision::F32, Precision::Bf16].map(forward);
     let saved = |p: Precision| &saved[usize::from(p == Precision::Bf16)];
+    macro_rules! gradients {
+        ($on:expr, $precision:expr) => {
+            runs::attention_bwd($on, d, tree, qkv, &do_, saved($precision))
+        };
+    }
     let (forward, backward) = (format!("{label} forward"), format!("{label} backward"));
     if on != Where::Kernels {
         check_backend!(Cpu, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
-        let run = |on: &_| runs::attention_bwd(on, d, tree, qkv, &do_, saved(Precision::F32));
-        check_backend!(Cpu, backward, run, |p, _: &str| d.gradient_tolerance(p));
+        check_backend!(Cpu, backward, |on: &_| gradients!(on, Precision::F32), |p, _: &str| d.gradient_tolerance(p));
     }
     if on != Where::Cpu {
         check_kernels!(f32, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
         check_kernels!(bf16, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
-        let run = |on: &_| runs::attention_bwd(on, d, tree, qkv, &do_, saved(Precision::F32));
-        check_kernels!(f32, backward, run, |p, _: &str| d.gradient_tolerance(p));
-        let run = |on: &_| runs::attention_bwd(on, d, tree, qkv, &do_, saved(Precision::Bf16));
-        check_kernels!(bf16, backward, run, |p, _: &str| d.gradient_tolerance(p));
+        check_kernels!(f32, backward, |on: &_| gradients!(on, Precision::F32), |p, _: &str| d.gradient_tolerance(p));
+        check_kernels!(bf16, backward, |on: &_| gradients!(on, Precision::Bf16), |p, _: &str| d.gradient_tolerance(p));
     }
 }
 

@@ -84,6 +84,8 @@ struct ProductGroup {
 struct Asynchronous {
     std::deque<StoreGroup> stores{1};
     std::deque<ProductGroup> products{1};
+    /// Products so far.
+    unsigned issued = 0;
     /// A fence of registers has come since the last wait.
     bool fenced = false;
 };

@@ -140,12 +140,15 @@ void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragme
     if (!mine.fenced) {
         fail("wgmma without a fence since the last wait: its registers may still be in use");
     }
-    if (lane() == 0) {
+    mine.issued += 1;
+    Warp& warp = f.block->warps[f.index / 32];
+    if (warp.products < mine.issued) {
+        // The first lane to come through checks for all, before any of them reads.
+        warp.products = mine.issued;
         if (fragment == nullptr) {
             check("wgmma, A", a, a_major, 64);
         }
         check("wgmma, B", b, b_major, columns);
-        f.block->warps[f.index / 32].products += 1;
     }
     Product p{sums, columns, accumulate, fragment != nullptr, a_major, b_major, a, b, {}};
     for (int i = 0; i < 4 && fragment != nullptr; ++i) {

@@ -244,7 +244,7 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
                 held[warp] = held[warp] ? random.below(32) != 0 : random.below(8) == 0;
             }
         }
-        while (schedule == Schedule::RANDOM && deliver_now() && deliver_load()) {
+        while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
         }
         bool moved = false;
         for (unsigned i = 0; i < total && error.empty(); ++i) {
@@ -450,63 +450,6 @@ unsigned char* exchange_result(bool* first) {
     *first = warp.computed < last;
     warp.computed = last;
     return warp.results[last & 1];
-}
-
-void check_global(const char* what, const void* address, size_t bytes) {
-    if (!is_allocated(address, bytes)) {
-        fail("%s of %zu bytes at %p is outside every allocation", what, bytes, address);
-    }
-}
-
-namespace {
-
-void deliver(std::vector<Copy>& group) {
-    for (const Copy& copy : group) {
-        std::memcpy(copy.to, copy.from, size_t(copy.valid));
-        std::memset(copy.to + copy.valid, 0, size_t(copy.bytes - copy.valid));
-    }
-    group.clear();
-}
-
-}  // namespace
-
-void copy_async(void* shared, const void* global, int bytes, int valid) {
-    if (bytes != 4 && bytes != 8 && bytes != 16) {
-        fail("cp.async of %d bytes: 4, 8 or 16", bytes);
-    }
-    if (valid < 0 || valid > bytes) {
-        fail("cp.async with %d of %d bytes from memory", valid, bytes);
-    }
-    if (reinterpret_cast<uintptr_t>(shared) % bytes != 0 || reinterpret_cast<uintptr_t>(global) % bytes != 0) {
-        fail("cp.async of %d bytes with an address off its alignment", bytes);
-    }
-    check_shared("cp.async", shared, size_t(bytes));
-    if (valid > 0) {
-        check_global("cp.async", global, size_t(valid));
-    }
-    std::vector<Copy> one{
-        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid}};
-    fiber().open_copies += 1;
-    if (deliver_now()) {
-        deliver(one);
-    } else {
-        fiber().copies.back().push_back(one[0]);
-    }
-}
-
-void commit_async() {
-    fiber().open_copies = 0;
-    fiber().copies.emplace_back();
-}
-
-void wait_async(int pending) {
-    // The last group is open: it counts for nothing until it is committed.
-    auto& copies = fiber().copies;
-    size_t closed = copies.size() - 1;
-    for (size_t group = 0; group + size_t(pending) < closed; ++group) {
-        deliver(copies.front());
-        copies.pop_front();
-    }
 }
 
 }  // namespace emulator

@@ -1,5 +1,5 @@
 // Shared memory: windows of blocks, 32-bit addresses, what lies where. A cluster's blocks have the same layout, so an offset
-// means the same place in all of them.
+// means the same place in all of them. And the range check of global memory.
 #include "memory.h"
 #include "scheduler.h"
 
@@ -60,6 +60,12 @@ size_t shared_offset(const char* what, const void* pointer, size_t bytes) {
 
 void check_shared(const char* what, const void* address, size_t bytes) {
     shared_offset(what, address, bytes);
+}
+
+void check_global(const char* what, const void* address, size_t bytes) {
+    if (!is_allocated(address, bytes)) {
+        fail("%s of %zu bytes at %p is outside every allocation", what, bytes, address);
+    }
 }
 
 uint32_t shared_address(const void* pointer) {

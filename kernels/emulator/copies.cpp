@@ -1,0 +1,58 @@
+// Copies of a thread from global to shared memory that complete later: cp.async.
+#include "memory.h"
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+void deliver(std::vector<Copy>& group) {
+    for (const Copy& copy : group) {
+        std::memcpy(copy.to, copy.from, size_t(copy.valid));
+        std::memset(copy.to + copy.valid, 0, size_t(copy.bytes - copy.valid));
+    }
+    group.clear();
+}
+
+}  // namespace
+
+void copy_async(void* shared, const void* global, int bytes, int valid) {
+    if (bytes != 4 && bytes != 8 && bytes != 16) {
+        fail("cp.async of %d bytes: 4, 8 or 16", bytes);
+    }
+    if (valid < 0 || valid > bytes) {
+        fail("cp.async with %d of %d bytes from memory", valid, bytes);
+    }
+    if (reinterpret_cast<uintptr_t>(shared) % bytes != 0 || reinterpret_cast<uintptr_t>(global) % bytes != 0) {
+        fail("cp.async of %d bytes with an address off its alignment", bytes);
+    }
+    check_shared("cp.async", shared, size_t(bytes));
+    if (valid > 0) {
+        check_global("cp.async", global, size_t(valid));
+    }
+    std::vector<Copy> one{
+        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid}};
+    fiber().open_copies += 1;
+    if (deliver_now()) {
+        deliver(one);
+    } else {
+        fiber().copies.back().push_back(one[0]);
+    }
+}
+
+void commit_async() {
+    fiber().open_copies = 0;
+    fiber().copies.emplace_back();
+}
+
+void wait_async(int pending) {
+    // The last group is open: it counts for nothing until it is committed.
+    auto& copies = fiber().copies;
+    size_t closed = copies.size() - 1;
+    for (size_t group = 0; group + size_t(pending) < closed; ++group) {
+        deliver(copies.front());
+        copies.pop_front();
+    }
+}
+
+}  // namespace emulator
