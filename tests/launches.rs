@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 use common::{On, Outputs, indices, normal, runs};
 use mapl::backend::contract::*;
 use mapl::backend::kernels::Kernels;
-use mapl::backend::kernels::device::{Device, Element, Grid, Kernel, Properties};
+use mapl::backend::kernels::device::{Device, Element, Grid, Kernel, Properties, TensorMap, TensorMapSpec};
 use mapl::backend::kernels::emulator::{Emulator, Memory, Schedule};
 use mapl::backend::{Backend, View, ViewMut, Write};
 use mapl::{Error, Result};
@@ -78,6 +78,10 @@ impl Device for Altered {
 
     fn synchronize(&self) -> Result<()> {
         self.emulator.synchronize()
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        self.emulator.tensor_map(spec)
     }
 
     unsafe fn launch(

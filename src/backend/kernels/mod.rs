@@ -18,6 +18,7 @@ mod tensor_map;
 
 // Text processing of build.rs, here for its tests.
 #[cfg(test)]
+#[allow(dead_code)]
 mod generate;
 #[cfg(test)]
 mod grammar;
