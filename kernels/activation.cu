@@ -9,12 +9,11 @@
 
 /// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width`
 /// elements.
-template <class T>
-DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim,
-                 int width, float direction) {
+template <bool BY_LANE, class T>
+DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads,
+                      int head_dim, int width, float direction) {
     constexpr int N = LANE_ELEMENTS<T>;
     int half = head_dim / 2;
-    bool by_lane = wide(qkv, half) && wide(qkv, width) && wide(cos, half) && wide(sin, half);
     int pieces = ceil_div(half, N);
     for (long long token = warp_of_grid(); token < tokens; token += warps_of_grid()) {
         long long angles = (long long)positions[token] * half;
@@ -24,19 +23,30 @@ DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qk
             int valid = min_of(N, half - i);
             T* first = row + head * head_dim + i;
             float a[N], b[N], c[N], s[N];
-            load_piece(a, first, valid, by_lane);
-            load_piece(b, first + half, valid, by_lane);
-            load_piece(c, cos + angles + i, valid, by_lane);
-            load_piece(s, sin + angles + i, valid, by_lane);
+            load_piece(a, first, valid, BY_LANE);
+            load_piece(b, first + half, valid, BY_LANE);
+            load_piece(c, cos + angles + i, valid, BY_LANE);
+            load_piece(s, sin + angles + i, valid, BY_LANE);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 float x = a[j], y = b[j], sine = direction * s[j];
                 a[j] = x * c[j] - y * sine;
                 b[j] = y * c[j] + x * sine;
             }
-            store_piece(first, a, valid, by_lane);
-            store_piece(first + half, b, valid, by_lane);
+            store_piece(first, a, valid, BY_LANE);
+            store_piece(first + half, b, valid, BY_LANE);
         }
+    }
+}
+
+template <class T>
+DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim,
+                 int width, float direction) {
+    int half = head_dim / 2;
+    if (wide(qkv, half) && wide(cos, half) && wide(sin, half)) {
+        rope_rows<true>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
+    } else {
+        rope_rows<false>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
     }
 }
 
@@ -48,32 +58,39 @@ DEVICE float sigmoid(float x) {
 constexpr int GLU_THREADS = 128;
 
 /// act = gate sigmoid(gate) up.
-template <class T>
-DEVICE void glu_fwd(const T* gate_up, T* act, int tokens, int intermediate) {
+template <bool BY_LANE, class T>
+DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate) {
     constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(gate_up, intermediate) && wide(act, intermediate);
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
         T* to = act + token * intermediate;
         for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
             int valid = min_of(N, intermediate - i);
             float gate[N], up[N];
-            load_piece(gate, gates + i, valid, by_lane);
-            load_piece(up, gates + intermediate + i, valid, by_lane);
+            load_piece(gate, gates + i, valid, BY_LANE);
+            load_piece(up, gates + intermediate + i, valid, BY_LANE);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 gate[j] = gate[j] * sigmoid(gate[j]) * up[j];
             }
-            store_piece(to + i, gate, valid, by_lane);
+            store_piece(to + i, gate, valid, BY_LANE);
         }
     }
 }
 
-/// With s = sigmoid(gate): dgate = dact up s (1 + gate (1 - s)), dup = dact gate s.
 template <class T>
-DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
+DEVICE void glu_fwd(const T* gate_up, T* act, int tokens, int intermediate) {
+    if (wide(gate_up, intermediate) && wide(act, intermediate)) {
+        glu_fwd_rows<true>(gate_up, act, tokens, intermediate);
+    } else {
+        glu_fwd_rows<false>(gate_up, act, tokens, intermediate);
+    }
+}
+
+/// With s = sigmoid(gate): dgate = dact up s (1 + gate (1 - s)), dup = dact gate s.
+template <bool BY_LANE, class T>
+DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
     constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(gate_up, intermediate) && wide(dact, intermediate) && wide(dgate_up, intermediate);
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
         const T* from = dact + token * intermediate;
@@ -81,9 +98,9 @@ DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, in
         for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
             int valid = min_of(N, intermediate - i);
             float gate[N], up[N], d[N];
-            load_piece(gate, gates + i, valid, by_lane);
-            load_piece(up, gates + intermediate + i, valid, by_lane);
-            load_piece(d, from + i, valid, by_lane);
+            load_piece(gate, gates + i, valid, BY_LANE);
+            load_piece(up, gates + intermediate + i, valid, BY_LANE);
+            load_piece(d, from + i, valid, BY_LANE);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 float s = sigmoid(gate[j]);
@@ -91,9 +108,18 @@ DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, in
                 up[j] = d[j] * (gate[j] * s);
                 gate[j] = dgate;
             }
-            store_piece(to + i, gate, valid, by_lane);
-            store_piece(to + intermediate + i, up, valid, by_lane);
+            store_piece(to + i, gate, valid, BY_LANE);
+            store_piece(to + intermediate + i, up, valid, BY_LANE);
         }
+    }
+}
+
+template <class T>
+DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
+    if (wide(gate_up, intermediate) && wide(dact, intermediate) && wide(dgate_up, intermediate)) {
+        glu_bwd_rows<true>(dact, gate_up, dgate_up, tokens, intermediate);
+    } else {
+        glu_bwd_rows<false>(dact, gate_up, dgate_up, tokens, intermediate);
     }
 }
 

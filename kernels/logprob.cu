@@ -48,10 +48,9 @@ DEVICE void logprob_fwd(const T* logits, const int* target, float* logp, float* 
 }
 
 /// row <- dlogp (onehot(target) - e^(row - lse)). A row whose dlogp is 0 becomes 0 whatever its logits are.
-template <class T>
-DEVICE void logprob_bwd(const int* target, const float* lse, const float* dlogp, T* logits, int rows, int vocab) {
+template <bool BY_LANE, class T>
+DEVICE void logprob_bwd_rows(const int* target, const float* lse, const float* dlogp, T* logits, int rows, int vocab) {
     constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(logits, vocab);
     for (long long r = blockIdx.x; r < rows; r += gridDim.x) {
         T* row = logits + r * vocab;
         float shift = lse[r], factor = dlogp[r];
@@ -59,14 +58,23 @@ DEVICE void logprob_bwd(const int* target, const float* lse, const float* dlogp,
         for (int v = int(threadIdx.x) * N; v < vocab; v += LOGPROB_THREADS * N) {
             int valid = min_of(N, vocab - v);
             float x[N];
-            load_piece(x, row + v, valid, by_lane);
+            load_piece(x, row + v, valid, BY_LANE);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 float one = v + i == hit ? 1.0f : 0.0f;
                 x[i] = factor == 0.0f ? 0.0f : factor * (one - expf(x[i] - shift));
             }
-            store_piece(row + v, x, valid, by_lane);
+            store_piece(row + v, x, valid, BY_LANE);
         }
+    }
+}
+
+template <class T>
+DEVICE void logprob_bwd(const int* target, const float* lse, const float* dlogp, T* logits, int rows, int vocab) {
+    if (wide(logits, vocab)) {
+        logprob_bwd_rows<true>(target, lse, dlogp, logits, rows, vocab);
+    } else {
+        logprob_bwd_rows<false>(target, lse, dlogp, logits, rows, vocab);
     }
 }
 

@@ -41,7 +41,7 @@ DEVICE void store_piece(T* to, const float (&x)[N], int valid, bool by_lane) {
             for (int i = 0; i < L; ++i) {
                 lane.x[i] = x[first + i];
             }
-            store_numbers(to + first, lane);
+            store_16(to + first, pack(lane).word);
         }
     } else {
 #pragma unroll
