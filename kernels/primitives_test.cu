@@ -64,10 +64,10 @@ KERNEL(32, test_ldmatrix)(const int* rows,  // (32, 4): eight 16-bit elements fo
                           int* out) {       // (2, 32, 4): plain, transposed
     // Rows lie 48 bytes apart, the last first, so that only the lane's own address can be what is used.
     SHARED(int, place, 32 * 12);
-    int lane = lane_index();
+    int lane = lane_index(), next = (lane + 1) % WARP;
     int* row = place + 12 * (WARP - 1 - lane);
     for (int i = 0; i < 4; ++i) {
-        row[i] = rows[4 * lane + i];
+        place[12 * (WARP - 1 - next) + i] = rows[4 * next + i];
     }
     sync_warp();  // rows written before any lane loads
     uint32_t word[4];

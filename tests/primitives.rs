@@ -22,7 +22,8 @@ macro_rules! on_devices {
         $(
             #[test]
             fn $body() {
-                harness::devices(|device| $module::$body(device));
+                // A device of another type is one more line here.
+                harness::emulators(|device| $module::$body(device));
             }
         )*
     };

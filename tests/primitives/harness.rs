@@ -9,8 +9,8 @@ use crate::common;
 /// Orders of threads and of deliveries.
 pub const SCHEDULES: [Schedule; 4] = [Schedule::Rising, Schedule::Falling, Schedule::Random(1), Schedule::Random(2)];
 
-/// Calls `$body` with every device of this machine.
-pub fn devices(body: impl Fn(&Emulator)) {
+/// Calls `body` with the emulator in every order.
+pub fn emulators(body: impl Fn(&Emulator)) {
     for schedule in SCHEDULES {
         if let Some(device) = common::emulator(schedule, 3) {
             println!("emulator, {schedule:?}");

@@ -7,11 +7,11 @@ use mapl::backend::kernels::launchers::{
     TestRegisterMisuse, TestTurnMisuse,
 };
 
-use crate::harness::{devices, download, unwritten, upload};
+use crate::harness::{download, emulators, unwritten, upload};
 
 /// Every order must report it, in these words.
 fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
-    devices(|device| {
+    emulators(|device| {
         let error = run(device).expect_err(what).to_string();
         assert!(error.contains(what), "{error:?} does not say {what:?}");
     });
