@@ -10,8 +10,8 @@
 
 #define DEVICE __device__ __forceinline__
 
-/// What ptxas is told of a kernel's blocks. A file may define it before, with a second argument of 1, so that registers are
-/// not spilled for one more block on a multiprocessor.
+/// What ptxas is told of a kernel's blocks. A file may define it before, with a second argument of 1, so that registers
+/// are not spilled for one more block on a multiprocessor.
 #ifndef LAUNCH_BOUNDS
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif
