@@ -1,13 +1,13 @@
 // Attention over prefix trees, forward: o = softmax(scale q kᵀ) v over the keys a query sees, and the logsumexp of its
-// scaled scores; queries of several heads share keys and values. After FlashAttention-2 (arXiv 2307.08691): scores exist a
-// tile at a time, with a running maximum and sum for each query.
+// scaled scores; queries of several heads share keys and values. After FlashAttention-2 (arXiv 2307.08691): scores
+// exist a tile at a time, with a running maximum and sum for each query.
 //
-// A block takes tiles of 64 queries of one segment and one head from a work list, which the first kernel makes on the
-// device because only the device knows where segments begin. bf16: products of bf16 added in f32, probabilities rounded to
-// bf16 for the second product. f32: as good as f32 arithmetic (tile.cuh). Cost: 4 head_dim FLOPs for every visible pair and
-// head, up to padding of head_dim to 32, 64, 96, 128 or 256, of segments to 16 queries, of paths to the tile of keys.
-// Refused by the host: head_dim above 256. Values are finite: 0 times an infinite value of a later token of the same path is
-// NaN.
+// A block takes tiles of 64 queries (32 in f32 of 256 columns) of one segment and one head from a work list, which the
+// first kernel makes on the device because only the device knows where segments begin. bf16: products of bf16 added in
+// f32, probabilities rounded to bf16 for the second product. f32: as good as f32 arithmetic (tile.cuh). Cost: 4
+// head_dim FLOPs for every visible pair and head, up to padding of head_dim to 32, 64, 96, 128 or 256, of segments to
+// 16 queries, of paths to the tile of keys. Refused by the host: head_dim above 256. Values are finite: 0 times an
+// infinite value of a later token of the same path is NaN.
 #include "common.cuh"
 #include "attention.cuh"
 
@@ -102,8 +102,8 @@ struct RunningSoftmax {
 };
 
 template <class T, int HEAD>
-DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse, int tokens,
-                          float scale) {
+DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
+                          int tokens, float scale) {
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpRows<KEYS>;
@@ -172,7 +172,8 @@ DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const
             }
         }
         long long stride = 1LL * heads * head_dim;
-        out.store(o + first * stride + 1LL * head * head_dim, stride, rows, head_dim, [&](int half) { return inverse[half]; });
+        out.store(o + first * stride + 1LL * head * head_dim, stride, rows, head_dim,
+                  [&](int half) { return inverse[half]; });
     }
 }
 

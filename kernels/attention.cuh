@@ -1,14 +1,15 @@
 // What the kernels of attention share: the work list, the path of a segment, its keys tile by tile, products of a warp.
 //
-// A path is the rows of a segment's ancestors, root first, then its own; keys are counted along it. Tiles of keys begin at
-// multiples of their length on the path, so the sum of a query over its keys is the same whatever else is in the batch and
-// however the path is cut into segments. A warp takes 16 rows of a block's tile of queries (or keys) and all columns.
+// A path is the rows of a segment's ancestors, root first, then its own; keys are counted along it. Tiles of keys begin
+// at multiples of their length on the path, so the sum of a query over its keys is the same whatever else is in the
+// batch and however the path is cut into segments. A warp takes 16 rows of a block's tile of queries (or keys) and all
+// columns.
 #pragma once
 
 #include "tile.cuh"
 
-/// Warps of a block and rows of its tile, by storage and padded length of a head. f32 of 256 columns takes half the rows, for
-/// the shared memory.
+/// Warps of a block and rows of its tile, by storage and padded length of a head. f32 of 256 columns takes half the
+/// rows, for the shared memory.
 template <class T, int HEAD>
 struct BlockShape {
     static constexpr int WARPS = sizeof(T) == 4 && HEAD == 256 ? 2 : 4;
@@ -86,8 +87,8 @@ struct WorkList {
     }
 };
 
-/// Brings rows of a matrix, from its row 0 and column 0 on, to a tile; what lies outside the matrix becomes 0. As load_tile
-/// with less code for tiles of many pieces. The copies belong to the thread's open group.
+/// Brings rows of a matrix, from its row 0 and column 0 on, to a tile; what lies outside the matrix becomes 0. As
+/// load_tile with less code for tiles of many pieces. The copies belong to the thread's open group.
 template <class Where, int THREADS, class T>
 DEVICE void load_rows(unsigned char* tile, const Source<T>& from) {
     constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
@@ -225,13 +226,9 @@ struct Fused {
     DEVICE long long stride() const {
         return 1LL * (heads + 2 * kv_heads) * head_dim;
     }
-    /// Place of a head's columns: queries, then keys, then values.
-    DEVICE static long long column(int head, int head_dim) {
-        return 1LL * head * head_dim;
-    }
-    /// `rows` rows of one head, from `row` on or looked up in `index`.
+    /// `rows` rows of one head of a fused row (queries, keys, values), from `row` on or looked up in `index`.
     DEVICE Source<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
-        const T* start = qkv + row * stride() + column(head, head_dim);
+        const T* start = qkv + row * stride() + 1LL * head * head_dim;
         return {start, index, stride(), rows, head_dim, wide(start, stride())};
     }
     DEVICE Source<T> queries(int head, int row, int rows) const {
@@ -248,12 +245,12 @@ struct Fused {
     }
 };
 
-/// Goes over the first `places` keys and values of a path in tiles of Where::ROWS: calls use(first place, keys, values) with
-/// the tiles in shared memory. `stages` holds STAGES pairs of tiles, `index` two tiles' rows; the caller has met at a barrier
-/// since they were last used. Copies the caller has begun are there at the first call.
+/// Goes over the first `places` keys and values of a path in tiles of Where::ROWS: calls use(first place, keys, values)
+/// with the tiles in shared memory. `stages` holds STAGES pairs of tiles, `index` two tiles' rows; the caller has met
+/// at a barrier since they were last used. Copies the caller has begun are there at the first call.
 template <class Where, int STAGES, int THREADS, class T, class Use>
-DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fused, int kv_head, const Segments& segments,
-                          int segment, int places, Use use) {
+DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fused, int kv_head,
+                          const Segments& segments, int segment, int places, Use use) {
     constexpr int KEYS = Where::ROWS;
     static_assert(KEYS <= THREADS, "a thread for each key");
     int steps = ceil_div(places, KEYS), me = int(threadIdx.x);
@@ -280,8 +277,8 @@ DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fus
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         wait_copies<0>();
-        // Every thread's copies of this tile are there, every thread has the rows of the next tile and is done with the tile
-        // before, whose stage and rows are filled now.
+        // Every thread's copies of this tile are there, every thread has the rows of the next tile and is done with the
+        // tile before, whose stage and rows are filled now.
         sync_block();
         if (STAGES == 2 && step + 1 < steps) {
             load(step + 1);

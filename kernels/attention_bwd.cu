@@ -2,13 +2,16 @@
 // dS = P (dP - delta), delta = do · o; dq = scale dS k, dk = scale dS q, dv = P do. After FlashAttention-2 (arXiv
 // 2307.08691), without atomics: one kernel owns the queries' gradients, another those of keys and values.
 //
-// attention_bwd_delta: a row of delta for each head. attention_bwd_q: a block takes tiles of queries of one segment and one
-// head and goes over the keys of their path. attention_bwd_kv: a block takes tiles of keys of one segment and one key-value
-// head and goes over the queries that see them: later rows of the segment, then the segments below it, ascending, and for
-// each tile of queries the heads of the group, ascending. Heads of 256 columns are done in two halves of the gradient, for
-// the registers. bf16: P and dS are rounded to bf16 for the second products. Cost: 6 head_dim FLOPs for every visible pair
-// and head for the queries, 8 for keys and values (12 at 256 columns), and padding as in the forward. Refused by the host:
-// head_dim above 256. Values are finite, as in the forward.
+// attention_bwd_delta: a row of delta for each head. attention_bwd_q: a block takes tiles of queries of one segment and
+// one head and goes over the keys of their path. attention_bwd_kv: a block takes tiles of keys of one segment and one
+// key-value head and goes over the queries that see them: later rows of the segment, then the segments below it,
+// ascending, and for each tile of queries the heads of the group, ascending. Gradients too wide for the registers are
+// done in parts, of one block each, which compute P and dS again.
+//
+// bf16: P and dS are rounded to bf16 for the second products. Cost for every visible pair and head, in head_dim FLOPs:
+// 2 + 4 parts for the queries, 4 + 4 parts for keys and values, and padding as in the forward; one part but for keys
+// and values of 256 columns (2; f32 4) and 128 columns in f32 (2), and queries of 256 columns in f32 (2). Refused by
+// the host: head_dim above 256. Values are finite, as in the forward.
 #include "common.cuh"
 #include "attention.cuh"
 
@@ -172,8 +175,8 @@ struct QueryCursor {
 
     DEVICE QueryCursor(const Segments& of, const int* trees, int count, int segment_of_keys, int row_of_keys, int first,
                        int group)
-        : segments(of), own(segment_of_keys), first_head(first), end_head(first + group), segment(own), row(row_of_keys),
-          head(first) {
+        : segments(of), own(segment_of_keys), first_head(first), end_head(first + group), segment(own),
+          row(row_of_keys), head(first) {
         // The first entry of the table above the segment ends its tree.
         int below = 0, above = count;
         while (below < above) {
@@ -251,7 +254,8 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
         load(at, 0);
 #pragma unroll 1
         for (int step = 0; at.more(); ++step) {
-            // First row of the queries where the mask is causal, counted from that of the keys; beyond all keys elsewhere.
+            // First row of the queries where the mask is causal, counted from that of the keys; beyond all keys
+            // elsewhere.
             int ahead = at.segment == segment ? at.row - first : ROWS;
             at.advance(QUERIES);
             wait_copies<0>();

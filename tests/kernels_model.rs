@@ -117,7 +117,8 @@ fn on_emulator<A: Element>(method: Method) -> Option<Step> {
 fn agrees<A: Element>(method: Method, forward: f64, backward: f64) {
     let Some(got) = on_emulator::<A>(method) else { return };
     let expected = step(&Cpu::new(), method);
-    let relative = |a: f64, b: f64| (a - b).abs() / b.abs();
+    // A score may be small beside the numbers it is made of, which are of order one.
+    let relative = |a: f64, b: f64| (a - b).abs() / b.abs().max(1.0);
     let scores = got.scores.iter().zip(&expected.scores).map(|(a, b)| relative(*a, *b)).fold(0.0, f64::max);
     let (loss, gradient) = (relative(got.loss, expected.loss), distance(&got.gradient, &expected.gradient));
     println!("{method:?} {:?}: scores {scores:.2e}, loss {loss:.2e}, gradient {gradient:.2e}", A::PRECISION);
@@ -139,9 +140,9 @@ fn f32_agrees_with_the_cpu() {
 }
 
 /// Every activation is rounded to 2^-9 of itself; through 2 layers of about 12 roundings each, errors add up like a random
-/// walk to sqrt(24) 2^-9 = 1 % of a number of order one. A score may be small beside the numbers it is made of.
+/// walk to sqrt(24) 2^-9 = 1 % of a number of order one; the bounds leave room for the largest of many.
 #[test]
 fn bf16_agrees_with_the_cpu() {
     agrees::<bf16>(Method::Dpo, 2e-2, 5e-2);
-    agrees::<bf16>(Method::Reward, 1e-1, 5e-2);
+    agrees::<bf16>(Method::Reward, 2e-2, 5e-2);
 }

@@ -45,7 +45,8 @@ impl AttentionDims {
         4 * self.head_dim as u64 * self.heads as u64 * self.pairs
     }
 
-    /// Error allowed of `o` for inputs of order one: scores of head_dim terms, a softmax over the path, a weighted mean.
+    /// Error allowed of `o` for inputs of order one: scores of head_dim terms, a softmax over the path, a weighted
+    /// mean.
     ///
     /// In bf16 the weights are rounded for the mean, each by a relative error of at most the roundoff of activations.
     /// They sum to 1, so a mean of values of order one is off by at most that roundoff, also where it is near 0.
@@ -60,13 +61,13 @@ impl AttentionDims {
         self.tolerance(precision)
     }
 
-    /// Error allowed of `dqkv` for inputs of order one. A key's gradient sums over all queries below it, of `group` heads
-    /// each, products of head_dim terms.
+    /// Error allowed of `dqkv` for inputs of order one. A key's gradient sums over all queries below it, of `group`
+    /// heads each, products of head_dim terms.
     ///
-    /// In bf16 the weights P and the gradients dS of the scores are rounded for these sums, and delta = do · o is that of
-    /// a rounded `o`; each errs by at most the roundoff u of its term. Terms are of order P, and the errors add like a
-    /// random walk to u sqrt(sum of P²): at most u for a query, whose P sum to 1, and about u sqrt(group) for a key, where
-    /// P falls like 1 over the query's place. The factor 4 covers the largest of many elements.
+    /// In bf16 the weights P and the gradients dS of the scores are rounded for these sums, and delta = do · o is that
+    /// of a rounded `o`; each errs by at most the roundoff u of its term. Terms are of order P, and the errors add like
+    /// a random walk to u sqrt(sum of P²): at most u for a query, whose P sum to 1, and about u sqrt(group) for a key,
+    /// where P falls like 1 over the query's place. The factor 4 covers the largest of many elements.
     pub fn gradient_tolerance(&self, precision: Precision) -> Tolerance {
         let group = (self.heads / self.kv_heads.max(1)).max(1) as f64;
         let queries = (self.tokens as f64 * group).max(1.0);

@@ -1,5 +1,5 @@
-//! Attention over prefix trees: the forward, and the backward in three kernels. The work list is made on the device, which
-//! alone knows where segments begin; its length is bounded here.
+//! Attention over prefix trees: the forward, and the backward in three kernels. The work list is made on the device,
+//! which alone knows where segments begin; its length is bounded here.
 
 use super::device::{Device, Element, Write};
 use super::launchers as launch;
@@ -90,7 +90,9 @@ impl Shape {
 
 /// Launches the kernel for a shape: structs by padded length of a head, which have the same fields.
 macro_rules! launch_for {
-    ($shape:expr, $A:ty, [$k32:ident, $k64:ident, $k96:ident, $k128:ident, $k256:ident], $fields:tt, $($launch:expr),*) => {
+    (
+        $shape:expr, $A:ty, [$k32:ident, $k64:ident, $k96:ident, $k128:ident, $k256:ident], $fields:tt, $($launch:expr),*
+    ) => {
         match $shape.head {
             32 => launch_for!(@one $k32, $A, $fields, $($launch),*),
             64 => launch_for!(@one $k64, $A, $fields, $($launch),*),
