@@ -8,6 +8,7 @@
 // head_dim FLOPs for every visible pair and head, up to padding of head_dim to 32, 64, 96, 128 or 256, of segments to
 // 16 queries, of paths to the tile of keys. Refused by the host: head_dim above 256. Values are finite: 0 times an
 // infinite value of a later token of the same path is NaN.
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
 
@@ -178,7 +179,7 @@ DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const
 }
 
 // shared: Forward::SHARED_BYTES.
-KERNEL(128, attention_fwd_32_f32, ALONE(128))(const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
+KERNEL(128, attention_fwd_32_f32)(const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
                                   const int* starts,            // (segments + 1)
                                   const int* ancestor_offsets,  // (segments + 1)
                                   const int* ancestors,         // (ancestors)
@@ -190,63 +191,63 @@ KERNEL(128, attention_fwd_32_f32, ALONE(128))(const float* qkv,             // (
                              tokens, scale);
 }
 
-KERNEL(128, attention_fwd_32_bf16, ALONE(128))(const bf16* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_32_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
                                    const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
                                    int kv_heads, int head_dim, float scale) {
     attention_fwd<bf16, 32>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                             tokens, scale);
 }
 
-KERNEL(128, attention_fwd_64_f32, ALONE(128))(const float* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_64_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
                                   const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
                                   int kv_heads, int head_dim, float scale) {
     attention_fwd<float, 64>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                              tokens, scale);
 }
 
-KERNEL(128, attention_fwd_64_bf16, ALONE(128))(const bf16* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_64_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
                                    const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
                                    int kv_heads, int head_dim, float scale) {
     attention_fwd<bf16, 64>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                             tokens, scale);
 }
 
-KERNEL(128, attention_fwd_96_f32, ALONE(128))(const float* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_96_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
                                   const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
                                   int kv_heads, int head_dim, float scale) {
     attention_fwd<float, 96>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                              tokens, scale);
 }
 
-KERNEL(128, attention_fwd_96_bf16, ALONE(128))(const bf16* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_96_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
                                    const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
                                    int kv_heads, int head_dim, float scale) {
     attention_fwd<bf16, 96>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                             tokens, scale);
 }
 
-KERNEL(128, attention_fwd_128_f32, ALONE(128))(const float* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_128_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
                                    const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
                                    int kv_heads, int head_dim, float scale) {
     attention_fwd<float, 128>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                               tokens, scale);
 }
 
-KERNEL(128, attention_fwd_128_bf16, ALONE(128))(const bf16* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_128_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
                                     const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
                                     int kv_heads, int head_dim, float scale) {
     attention_fwd<bf16, 128>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                              tokens, scale);
 }
 
-KERNEL(64, attention_fwd_256_f32, ALONE(64))(const float* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(64, attention_fwd_256_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
                                   const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
                                   int kv_heads, int head_dim, float scale) {
     attention_fwd<float, 256>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                               tokens, scale);
 }
 
-KERNEL(128, attention_fwd_256_bf16, ALONE(128))(const bf16* qkv, const int* starts, const int* ancestor_offsets,
+KERNEL(128, attention_fwd_256_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
                                     const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
                                     int kv_heads, int head_dim, float scale) {
     attention_fwd<bf16, 256>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,

@@ -12,6 +12,7 @@
 // 2 + 4 parts for the queries, 4 + 4 parts for keys and values, and padding as in the forward; one part but for keys
 // and values of 256 columns (2; f32 4) and 128 columns in f32 (2), and queries of 256 columns in f32 (2). Refused by
 // the host: head_dim above 256. Values are finite, as in the forward.
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
 
@@ -303,20 +304,20 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
     }
 }
 
-KERNEL(256, attention_bwd_delta_f32, ALONE(256))(const float* dout,  // (tokens, heads, head_dim)
+KERNEL(256, attention_bwd_delta_f32)(const float* dout,  // (tokens, heads, head_dim)
                                      const float* o,     // (tokens, heads, head_dim)
                                      float* delta,       // (heads, tokens)
                                      int tokens, int heads, int head_dim) {
     attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
 }
 
-KERNEL(256, attention_bwd_delta_bf16, ALONE(256))(const bf16* dout, const bf16* o, float* delta, int tokens, int heads,
+KERNEL(256, attention_bwd_delta_bf16)(const bf16* dout, const bf16* o, float* delta, int tokens, int heads,
                                       int head_dim) {
     attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
 }
 
 // shared: Backward::SHARED_BYTES_Q.
-KERNEL(128, attention_bwd_q_32_f32, ALONE(128))(const float* dout,            // (tokens, heads, head_dim)
+KERNEL(128, attention_bwd_q_32_f32)(const float* dout,            // (tokens, heads, head_dim)
                                     const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
                                     const float* lse,             // (heads, tokens)
                                     const float* delta,           // (heads, tokens)
@@ -330,7 +331,7 @@ KERNEL(128, attention_bwd_q_32_f32, ALONE(128))(const float* dout,            //
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_32_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                      float scale) {
@@ -338,7 +339,7 @@ KERNEL(128, attention_bwd_q_32_bf16, ALONE(128))(const bf16* dout, const bf16* q
                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_64_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
                                     const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                     float scale) {
@@ -346,7 +347,7 @@ KERNEL(128, attention_bwd_q_64_f32, ALONE(128))(const float* dout, const float* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_64_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                      float scale) {
@@ -354,7 +355,7 @@ KERNEL(128, attention_bwd_q_64_bf16, ALONE(128))(const bf16* dout, const bf16* q
                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_96_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
                                     const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                     float scale) {
@@ -362,7 +363,7 @@ KERNEL(128, attention_bwd_q_96_f32, ALONE(128))(const float* dout, const float* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_96_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                      float scale) {
@@ -370,7 +371,7 @@ KERNEL(128, attention_bwd_q_96_bf16, ALONE(128))(const bf16* dout, const bf16* q
                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_128_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                      float scale) {
@@ -378,7 +379,7 @@ KERNEL(128, attention_bwd_q_128_f32, ALONE(128))(const float* dout, const float*
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_128_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                       float scale) {
@@ -386,7 +387,7 @@ KERNEL(128, attention_bwd_q_128_bf16, ALONE(128))(const bf16* dout, const bf16* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(64, attention_bwd_q_256_f32, ALONE(64))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(64, attention_bwd_q_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
                                     const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                     float scale) {
@@ -394,7 +395,7 @@ KERNEL(64, attention_bwd_q_256_f32, ALONE(64))(const float* dout, const float* q
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_256_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_q_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
                                       float scale) {
@@ -403,7 +404,7 @@ KERNEL(128, attention_bwd_q_256_bf16, ALONE(128))(const bf16* dout, const bf16* 
 }
 
 // shared: Backward::SHARED_BYTES_KV.
-KERNEL(128, attention_bwd_kv_32_f32, ALONE(128))(const float* dout,            // (tokens, heads, head_dim)
+KERNEL(128, attention_bwd_kv_32_f32)(const float* dout,            // (tokens, heads, head_dim)
                                      const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
                                      const float* lse,             // (heads, tokens)
                                      const float* delta,           // (heads, tokens)
@@ -418,7 +419,7 @@ KERNEL(128, attention_bwd_kv_32_f32, ALONE(128))(const float* dout,            /
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_32_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
                                       int heads, int kv_heads, int head_dim, float scale) {
@@ -426,7 +427,7 @@ KERNEL(128, attention_bwd_kv_32_bf16, ALONE(128))(const bf16* dout, const bf16* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_64_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
                                      int heads, int kv_heads, int head_dim, float scale) {
@@ -434,7 +435,7 @@ KERNEL(128, attention_bwd_kv_64_f32, ALONE(128))(const float* dout, const float*
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_64_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
                                       int heads, int kv_heads, int head_dim, float scale) {
@@ -442,7 +443,7 @@ KERNEL(128, attention_bwd_kv_64_bf16, ALONE(128))(const bf16* dout, const bf16* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_96_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
                                      int heads, int kv_heads, int head_dim, float scale) {
@@ -450,7 +451,7 @@ KERNEL(128, attention_bwd_kv_96_f32, ALONE(128))(const float* dout, const float*
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_96_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
                                       int heads, int kv_heads, int head_dim, float scale) {
@@ -458,7 +459,7 @@ KERNEL(128, attention_bwd_kv_96_bf16, ALONE(128))(const bf16* dout, const bf16* 
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_128_f32, ALONE(128))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
                                       const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
                                       int heads, int kv_heads, int head_dim, float scale) {
@@ -467,7 +468,7 @@ KERNEL(128, attention_bwd_kv_128_f32, ALONE(128))(const float* dout, const float
                                  dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_128_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                        const int* starts, const int* ancestor_offsets, const int* ancestors,
                                        const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
                                        int heads, int kv_heads, int head_dim, float scale) {
@@ -475,7 +476,7 @@ KERNEL(128, attention_bwd_kv_128_bf16, ALONE(128))(const bf16* dout, const bf16*
                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }
 
-KERNEL(64, attention_bwd_kv_256_f32, ALONE(64))(const float* dout, const float* qkv, const float* lse, const float* delta,
+KERNEL(64, attention_bwd_kv_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
                                      const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
                                      int heads, int kv_heads, int head_dim, float scale) {
@@ -484,7 +485,7 @@ KERNEL(64, attention_bwd_kv_256_f32, ALONE(64))(const float* dout, const float* 
                                  dqkv);
 }
 
-KERNEL(128, attention_bwd_kv_256_bf16, ALONE(128))(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
+KERNEL(128, attention_bwd_kv_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
                                        const int* starts, const int* ancestor_offsets, const int* ancestors,
                                        const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
                                        int heads, int kv_heads, int head_dim, float scale) {

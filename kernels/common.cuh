@@ -10,10 +10,16 @@
 
 #define DEVICE __device__ __forceinline__
 
+/// What ptxas is told of a kernel's blocks. A file may define it before, with a second argument of 1, so that registers
+/// are not spilled for one more block on a multiprocessor.
+#ifndef LAUNCH_BOUNDS
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#endif
+
 /// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or with marks, KERNEL(threads, name, CLUSTER(2)).
 /// build.rs reads these lines and makes the launchers from them; README.md has the grammar.
 #define KERNEL(threads, name, ...) \
-    extern "C" __global__ void __launch_bounds__(threads) MAPL_MARKS(__VA_ARGS__, , , ) name
+    extern "C" __global__ void LAUNCH_BOUNDS(threads) MAPL_MARKS(__VA_ARGS__, , , ) name
 #define MAPL_MARKS(first, second, third, ...) first second third
 /// Mark of a kernel whose blocks form clusters of `blocks`; code for older targets has none, and its primitives trap.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

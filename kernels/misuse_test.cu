@@ -180,9 +180,10 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     if (which == 0) {
         sync_cluster();
         if (cluster_rank() == 0) {
-            // Block 1 returns meanwhile: a thread waits for the others at least once at each of these.
-            sync_block();
-            sync_block();
+            // Block 1 returns meanwhile, in the random order too, which holds warps back for a while.
+            for (int i = 0; i < 500; ++i) {
+                sync_block();
+            }
             out[threadIdx.x] = int(load_remote_word(address_in_block(value + threadIdx.x, 1)));
         }
     } else if (which == 1) {
