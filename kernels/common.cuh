@@ -57,9 +57,8 @@ DEVICE void sync_block() {
 #define blockDim (emulator::block_size())
 #define gridDim (emulator::grid_size())
 
-inline void sync_block() {
-    emulator::sync_block();
-}
+#define sync_block() \
+    emulator::sync_block([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
 
 #endif
 

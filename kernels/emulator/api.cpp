@@ -25,7 +25,19 @@ struct EmulatorRequest {
     size_t shared_bytes;
     int schedule;
     uint64_t seed;
+    /// The place whose barriers are left out; null for none.
+    const char* omitted_file;
+    int omitted_line;
 };
+
+/// Tells `use` of every place with a barrier that launches of this OS thread have met since the last call.
+void emulator_barriers(void (*use)(void* context, const char* file, int line), void* context) {
+    Launch& l = launch();
+    for (const Site* site : l.barriers) {
+        use(context, site->file, site->line);
+    }
+    l.barriers.clear();
+}
 
 void* emulator_allocate(size_t bytes) {
     return allocate(bytes);
@@ -47,6 +59,9 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.shared_bytes = request->shared_bytes;
     l.schedule = Schedule(request->schedule);
     l.random = {request->seed};
+    l.omitted_file = request->omitted_file;
+    l.omitted_line = request->omitted_line;
+    l.last_barrier = nullptr;
     l.error.clear();
     uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
     uint64_t together = request->together == 0 ? blocks : request->together;

@@ -26,8 +26,15 @@ int lane();
 
 // --- waits --------------------------------------------------------------------------------------------------------
 
-/// Barrier of all threads of the block that have not returned.
-void sync_block();
+/// A place in the program.
+struct Site {
+    const char* file;
+    int line;
+};
+
+/// Barrier of all threads of the block that have not returned. A launch may leave out the barriers of one place, to show
+/// that results then differ between orders of threads.
+void sync_block(const Site* site);
 
 /// Barrier `id` (1 to 15) of `threads` threads of the block, whole warps.
 void sync_named(int id, int threads);

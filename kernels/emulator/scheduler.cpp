@@ -382,7 +382,16 @@ void arrive(const char* what, Barrier& barrier, unsigned expected) {
 
 }  // namespace
 
-void sync_block() {
+void sync_block(const Site* site) {
+    Launch& l = *fiber().launch;
+    // Neighbouring threads come from the same place, so this is nearly always the place seen last.
+    if (l.last_barrier != site) {
+        l.last_barrier = site;
+        l.barriers.insert(site);
+    }
+    if (l.omitted_line == site->line && l.omitted_file != nullptr && std::strcmp(l.omitted_file, site->file) == 0) {
+        return;
+    }
     arrive("block barrier", block().whole, block().live);
 }
 

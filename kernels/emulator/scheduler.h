@@ -4,6 +4,7 @@
 #include <csetjmp>
 #include <deque>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -149,6 +150,11 @@ struct Launch {
     std::vector<BoxLoad> loads;
     std::vector<BoxStore> stores;
     std::string error;
+    /// The place whose barriers are left out, if any, and the places of all barriers since they were last asked for.
+    const char* omitted_file = nullptr;
+    int omitted_line = 0;
+    const Site* last_barrier = nullptr;
+    std::set<const Site*> barriers;
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
 

@@ -1,7 +1,8 @@
 //! The kernels on the CPU: threads as fibers, in orders that show what a GPU's order could break. Every C++ call of the
 //! project is here. For small models and for those who write kernels; `kernels/emulator/` has the machinery.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
 use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
@@ -20,6 +21,15 @@ struct Request {
     shared_bytes: usize,
     schedule: c_int,
     seed: u64,
+    omitted_file: *const c_char,
+    omitted_line: c_int,
+}
+
+/// A place of a kernel file that holds a barrier of the block.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Barrier {
+    pub file: CString,
+    pub line: c_int,
 }
 
 #[cfg(mapl_emulator)]
@@ -27,7 +37,10 @@ unsafe extern "C" {
     fn emulator_allocate(bytes: usize) -> *mut c_void;
     fn emulator_release(memory: *mut c_void);
     fn emulator_launch(request: *const Request, message: *mut c_char, room: usize) -> c_int;
+    fn emulator_barriers(note: NoteBarrier, context: *mut c_void);
 }
+
+type NoteBarrier = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
 
 #[cfg(not(mapl_emulator))]
 mod absent {
@@ -40,6 +53,7 @@ mod absent {
     pub unsafe fn emulator_launch(_: *const Request, _: *mut c_char, _: usize) -> c_int {
         1
     }
+    pub unsafe fn emulator_barriers(_: NoteBarrier, _: *mut c_void) {}
 }
 #[cfg(not(mapl_emulator))]
 use absent::*;
@@ -63,6 +77,7 @@ pub enum Schedule {
 pub struct Emulator {
     schedule: Schedule,
     properties: Properties,
+    omitted: Option<Barrier>,
 }
 
 impl Emulator {
@@ -85,7 +100,25 @@ impl Emulator {
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
         };
-        Ok(Self { schedule, properties })
+        Ok(Self { schedule, properties, omitted: None })
+    }
+
+    /// This device with the barriers of one place left out: kernels are then wrong, and some order of threads must show it.
+    pub fn without(self, barrier: Barrier) -> Self {
+        Self { omitted: Some(barrier), ..self }
+    }
+
+    /// Places of all barriers that kernels met on this thread since the last call.
+    pub fn barriers() -> BTreeSet<Barrier> {
+        unsafe extern "C" fn note(context: *mut c_void, file: *const c_char, line: c_int) {
+            // SAFETY: the context is the set below, and the file a string of the program.
+            let (found, file) = unsafe { (&mut *context.cast::<BTreeSet<Barrier>>(), CStr::from_ptr(file)) };
+            found.insert(Barrier { file: file.to_owned(), line });
+        }
+        let mut found = BTreeSet::<Barrier>::new();
+        // SAFETY: the set outlives the call, which uses it on this thread alone.
+        unsafe { emulator_barriers(note, (&raw mut found).cast()) };
+        found
     }
 }
 
@@ -222,6 +255,8 @@ impl Device for Emulator {
             shared_bytes,
             schedule,
             seed,
+            omitted_file: self.omitted.as_ref().map_or(std::ptr::null(), |b| b.file.as_ptr()),
+            omitted_line: self.omitted.as_ref().map_or(0, |b| b.line),
         };
         let mut message = [0 as c_char; 4096];
         // SAFETY: the request describes a kernel of this build and its parameters (this function's contract), and the message
