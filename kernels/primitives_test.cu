@@ -1,5 +1,5 @@
-// Kernels of tests/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is stated
-// there, from the PTX ISA. Nothing else launches them.
+// Kernels of tests/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is
+// stated there, from the PTX ISA. Nothing else launches them.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -312,14 +312,14 @@ KERNEL(128, test_product_192_aa)(const int* a, const int* b, int a_bytes, int b_
                                  int b_leading, int b_stride, int swizzle, int steps, int a_step, int b_step,
                                  int accumulate,
                                  float* out) {  // (128, 96)
-    product<192, Major::ACROSS, Major::ACROSS>(a, b, a_bytes, b_bytes, a_leading, a_stride, b_leading, b_stride, swizzle,
-                                               steps, a_step, b_step, accumulate, out);
+    product<192, Major::ACROSS, Major::ACROSS>(a, b, a_bytes, b_bytes, a_leading, a_stride, b_leading, b_stride,
+                                               swizzle, steps, a_step, b_step, accumulate, out);
 }
 
 /// Product with A in registers: two steps, fragments by thread.
 template <int N, Major B>
-DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes, int b_leading, int b_stride, int b_step,
-                                 float* out) {
+DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes, int b_leading, int b_stride,
+                                 int b_step, float* out) {
     DYNAMIC_SHARED(place);
     fill(place, b, b_bytes);
     fence_async_proxy();

@@ -1,6 +1,6 @@
-//! What each primitive of `kernels/primitives` does, written from the PTX ISA, on every device at hand: the emulator in three
-//! orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the emulator
-//! must report, and a GPU would not, is in `misuse`.
+//! What each primitive of `kernels/primitives` does, written from the PTX ISA, on every device at hand: the emulator in
+//! three orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the
+//! emulator must report, and a GPU would not, is in `misuse`.
 
 #[path = "primitives/barriers.rs"]
 mod barriers;

@@ -1,5 +1,5 @@
-// Bulk copies of boxes of tensors: tensor maps, addresses, when they are delivered. PTX ISA: "Tensors", cp.async.bulk.tensor,
-// cp.reduce.async.bulk.tensor; "Swizzling modes".
+// Bulk copies of boxes of tensors: tensor maps, addresses, when they are delivered. PTX ISA: "Tensors",
+// cp.async.bulk.tensor, cp.reduce.async.bulk.tensor; "Swizzling modes".
 #include "../primitives/bits.cuh"
 #include "memory.h"
 #include "scheduler.h"
@@ -20,8 +20,8 @@ size_t swizzled(const Box& box, size_t i) {
     return box.swizzled ? offset ^ ((offset >> 7 & 7) << 4) : offset;
 }
 
-/// Calls `f(row, global, first, count)` for each row of a box that has elements inside the tensor: number of the row in the
-/// box, address of the first such element, its place in the row, number of elements.
+/// Calls `f(row, global, first, count)` for each row of a box that has elements inside the tensor: number of the row in
+/// the box, address of the first such element, its place in the row, number of elements.
 template <class F>
 void rows_inside(const Box& box, F f) {
     int rows = 1;
@@ -161,7 +161,8 @@ void check_map(const MapWords& map, int rank) {
 
 void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
     const char* what = "cp.async.bulk.tensor load";
-    BoxLoad load{box_of(what, to, map, at, rank), nullptr, shared_offset("mbarrier of a bulk load", barrier, 8), &fiber()};
+    BoxLoad load{box_of(what, to, map, at, rank), nullptr,
+                 shared_offset("mbarrier of a bulk load", barrier, 8), &fiber()};
     unsigned named = blocks == 0 ? 1u << block().rank : blocks;
     for (unsigned rank_of = 0; named >> rank_of != 0; ++rank_of) {
         if ((named >> rank_of & 1) == 0) {

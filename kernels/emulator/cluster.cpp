@@ -127,7 +127,8 @@ void check_warps(const Block& b) {
                 complain(at, "setmaxnreg is not the same in all warps of the warpgroup");
             }
             if (one.products != other.products) {
-                complain(at, "%u products of the warpgroup in this warp, %u in its first", other.products, one.products);
+                complain(at, "%u products of the warpgroup in this warp, %u in its first", other.products,
+                         one.products);
             }
         }
     }

@@ -75,8 +75,9 @@ void wait_change(const char* what, const uint64_t* counter, uint64_t seen);
 /// Lets other threads run once.
 void yield(const char* what);
 
-/// Lets other threads run until `ready()`, which looks at memory that they write. When every thread that could run is in
-/// such a loop and one round has changed nothing, asynchronous operations are delivered; without any it is a deadlock.
+/// Lets other threads run until `ready()`, which looks at memory that they write. When every thread that could run is
+/// in such a loop and one round has changed nothing, asynchronous operations are delivered; without any it is a
+/// deadlock.
 void spin(const char* what, bool first);
 
 template <class Ready>
@@ -109,8 +110,8 @@ void check_global(const char* what, const void* address, size_t bytes);
 /// Ends the launch unless the bytes lie in shared memory of the block.
 void check_shared(const char* what, const void* address, size_t bytes);
 
-/// Address in the shared window, as 32-bit addresses of PTX: the block's rank in its cluster in bits 24 and up, below them
-/// the offset from the start of the block's window.
+/// Address in the shared window, as 32-bit addresses of PTX: the block's rank in its cluster in bits 24 and up, below
+/// them the offset from the start of the block's window.
 uint32_t shared_address(const void* pointer);
 
 // --- copies of a thread that complete later -----------------------------------------------------------------------
@@ -124,8 +125,8 @@ void wait_async(int pending);
 
 // --- memory barriers ----------------------------------------------------------------------------------------------
 
-/// mbarrier objects: 8 bytes of shared memory each. `rank` is the block of the cluster, or -1 for the own one; `bytes` are
-/// expected on top of the arrival.
+/// mbarrier objects: 8 bytes of shared memory each. `rank` is the block of the cluster, or -1 for the own one; `bytes`
+/// are expected on top of the arrival.
 void init_mbarrier(void* barrier, int arrivals);
 void invalidate_mbarrier(void* barrier);
 void arrive_mbarrier(void* barrier, int rank, int bytes);
@@ -139,22 +140,22 @@ using MapWords = uint64_t[16];
 
 /// Ends the launch unless the map is one of this device with so many dimensions.
 void check_map(const MapWords& map, int rank);
-/// Loads the box at `at` to the same place in every block whose bit is set in `blocks` (0: the own block alone), and counts
-/// its bytes on their barriers.
+/// Loads the box at `at` to the same place in every block whose bit is set in `blocks` (0: the own block alone), and
+/// counts its bytes on their barriers.
 void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
 /// Stores a box, or adds it to what is there.
 void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add);
 void commit_boxes();
-/// Returns when at most `pending` of the thread's newest groups are under way: still to read shared memory, or (`written`)
-/// to write global memory.
+/// Returns when at most `pending` of the thread's newest groups are under way: still to read shared memory, or
+/// (`written`) to write global memory.
 void wait_boxes(int pending, bool written);
 
 // --- products of warpgroups -----------------------------------------------------------------------------------------
 
 /// One thread's share of wgmma.m64nNk16: 64 rows, `columns` columns. Operands lie along k (major 0) or along rows and
 /// columns (major 1). `fragment` is A in registers, in place of descriptor `a`.
-void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major, int b_major,
-                    bool accumulate);
+void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
+                    int b_major, bool accumulate);
 void fence_group();
 void commit_group();
 void wait_group(int pending);

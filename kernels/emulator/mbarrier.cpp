@@ -93,8 +93,8 @@ void arrive_mbarrier(void* barrier, int rank, int bytes) {
         fail("%s of %d bytes: at most %d under way", what, bytes, MOST);
     }
     if (m.pending == 0) {
-        fail("%s: too many arrivals on the mbarrier at %zu, whose %d have all come while %lld bytes have not", what, offset,
-             m.arrivals, static_cast<long long>(m.bytes));
+        fail("%s: too many arrivals on the mbarrier at %zu, whose %d have all come while %lld bytes have not", what,
+             offset, m.arrivals, static_cast<long long>(m.bytes));
     }
     m.bytes += bytes;
     m.pending -= 1;
@@ -123,8 +123,8 @@ void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes
     const char* why = "";
     Mbarrier* m = find(target, offset, why);
     if (m == nullptr) {
-        complain(issuer, "a bulk load completes on the mbarrier at %zu of block (%u, %u, %u), %s", offset, target.index.x,
-                 target.index.y, target.index.z, why);
+        complain(issuer, "a bulk load completes on the mbarrier at %zu of block (%u, %u, %u), %s", offset,
+                 target.index.x, target.index.y, target.index.z, why);
         return;
     }
     m->bytes -= bytes;
@@ -146,7 +146,8 @@ std::string waited_mbarriers() {
             if (waited) {
                 char line[200];
                 std::snprintf(line, sizeof line,
-                              " mbarrier at %zu of block %u: parity %u, %d of %d arrivals and %lld bytes are missing;", offset,
+                              " mbarrier at %zu of block %u: parity %u, %d of %d arrivals and %lld bytes are "
+                              "missing;", offset,
                               b.index.x, unsigned(m.generation & 1), m.pending, m.arrivals,
                               static_cast<long long>(m.bytes));
                 text += line;

@@ -1,8 +1,10 @@
 // Products of warpgroups: descriptors of operands in shared memory, and each thread's share of the result. PTX ISA:
-// "Asynchronous Warpgroup Level Matrix Instructions", its shared memory layouts, matrix descriptor and register fragments.
+// "Asynchronous Warpgroup Level Matrix Instructions", its shared memory layouts, matrix descriptor and register
+// fragments.
 //
-// In units of 16 bytes (8 elements along the major dimension) an operand is a matrix of chunks. With r the row or column of
-// the result and k the other index, L and S the leading and stride offsets, W the swizzle's row (16 bytes without one):
+// In units of 16 bytes (8 elements along the major dimension) an operand is a matrix of chunks. With r the row or
+// column of the result and k the other index, L and S the leading and stride offsets, W the swizzle's row (16 bytes
+// without one):
 //   along k, swizzled:   (r % 8) W + (r / 8) S + 16 (k / 8)
 //   along k, plain:      (r % 8) 16 + (r / 8) S + (k / 8) L
 //   along r, swizzled:   (k % 8) W + (k / 8) S + 16 (r / 8 % (W / 16)) + (r / 8 / (W / 16)) L
@@ -31,7 +33,8 @@ struct Operand {
         } else if (width == 0) {
             offset += size_t(k % 8) * row + size_t(k / 8) * leading + size_t(r / 8) * stride;
         } else {
-            offset += size_t(k % 8) * row + size_t(k / 8) * stride + size_t(r / 8) % c * 16 + size_t(r / 8) / c * leading;
+            offset += size_t(k % 8) * row + size_t(k / 8) * stride;
+            offset += size_t(r / 8) % c * 16 + size_t(r / 8) / c * leading;
         }
         size_t bits = width == 0 ? 0 : c - 1;
         return offset ^ ((offset >> 7 & bits) << 4);
@@ -119,8 +122,8 @@ Asynchronous& in_group() {
 
 }  // namespace
 
-void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major, int b_major,
-                    bool accumulate) {
+void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
+                    int b_major, bool accumulate) {
     Asynchronous& mine = in_group();
     Fiber& f = fiber();
     struct Operands {

@@ -173,8 +173,8 @@ Block& block();
 /// Bulk stores and products of the running fiber.
 Asynchronous& asynchronous();
 
-/// Sets the launch's error, unless there is one, as one of this fiber. Unlike `fail` it returns, so that it can be called
-/// while no fiber runs.
+/// Sets the launch's error, unless there is one, as one of this fiber. Unlike `fail` it returns, so that it can be
+/// called while no fiber runs.
 void complain(const Fiber& at, const char* format, ...) __attribute__((format(printf, 2, 3)));
 /// Leaves the running fiber for good after `complain`.
 [[noreturn]] void abandon();

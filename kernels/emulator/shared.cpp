@@ -1,5 +1,5 @@
-// Shared memory: windows of blocks, 32-bit addresses, what lies where. A cluster's blocks have the same layout, so an offset
-// means the same place in all of them. And the range check of global memory.
+// Shared memory: windows of blocks, 32-bit addresses, what lies where. A cluster's blocks have the same layout, so an
+// offset means the same place in all of them. And the range check of global memory.
 #include "memory.h"
 #include "scheduler.h"
 
@@ -83,7 +83,8 @@ Block& peer(const char* what, unsigned rank) {
     }
     Block& b = l.blocks[block().cluster * l.cluster + rank];
     if (b.live == 0) {
-        fail("%s of block %u of the cluster, which has returned; it must wait for the others before it does", what, rank);
+        fail("%s of block %u of the cluster, which has returned; it must wait for the others before it does", what,
+             rank);
     }
     return b;
 }

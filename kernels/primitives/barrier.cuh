@@ -1,5 +1,5 @@
-// Barriers of part of a block, memory barriers that count arrivals and bytes, fences, and turns that blocks take. PTX ISA:
-// bar, mbarrier, fence, ld.acquire, st.release.
+// Barriers of part of a block, memory barriers that count arrivals and bytes, fences, and turns that blocks take. PTX
+// ISA: bar, mbarrier, fence, ld.acquire, st.release.
 //
 // Named barriers, fences of global memory and turns are for all targets; memory barriers and proxy fences need sm_90a.
 #pragma once
@@ -7,8 +7,8 @@
 #include "async.cuh"
 #include "hopper.cuh"
 
-/// A memory barrier, in shared memory. Its phases are numbered from 0; parity p is that of phases p, p + 2, ... A phase is
-/// complete when all its arrivals and all the bytes expected in it have come; then the next one begins.
+/// A memory barrier, in shared memory. Its phases are numbered from 0; parity p is that of phases p, p + 2, ... A phase
+/// is complete when all its arrivals and all the bytes expected in it have come; then the next one begins.
 struct Mbarrier {
     uint64_t word;
 };
@@ -25,8 +25,8 @@ DEVICE void arrive_named(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/// Makes an object for phases of so many arrivals. One thread does; the others may use it after fence_mbarrier_init() by
-/// that thread and a barrier.
+/// Makes an object for phases of so many arrivals. One thread does; the others may use it after fence_mbarrier_init()
+/// by that thread and a barrier.
 DEVICE void init_mbarrier(Mbarrier* barrier, int arrivals) {
     HOPPER("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address_of(barrier)), "r"(arrivals) : "memory");
 }

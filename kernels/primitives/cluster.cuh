@@ -59,8 +59,8 @@ DEVICE void store_remote(uint32_t address, float x) {
     HOPPER("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
-/// Raises the registers of each thread of the warpgroup, once others have given theirs back. All its warps call it, in a
-/// kernel marked ALONE.
+/// Raises the registers of each thread of the warpgroup, once others have given theirs back. All its warps call it, in
+/// a kernel marked ALONE.
 template <int REGISTERS>
 DEVICE void raise_registers() {
     HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

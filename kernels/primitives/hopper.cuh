@@ -1,4 +1,5 @@
-// Instructions that only sm_90a has. In code for other targets they trap: a kernel of `<op>_sm90.cu` is never chosen there.
+// Instructions that only sm_90a has. In code for other targets they trap: a kernel of `<op>_sm90.cu` is never chosen
+// there.
 #pragma once
 
 #ifdef __CUDACC__

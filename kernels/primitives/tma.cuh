@@ -1,10 +1,10 @@
 // Bulk copies of boxes between tensors in global memory and shared memory. PTX ISA: cp.async.bulk.tensor,
 // cp.reduce.async.bulk.tensor, prefetch.tensormap. Needs sm_90a.
 //
-// A box lies in shared memory row by row, innermost dimension first, from an address that is a multiple of 128 bytes. With
-// the 128-byte swizzle its rows are 128 bytes, its address is a multiple of 1024, and the 16-byte chunk c of row r lies at
-// chunk c xor (r mod 8). Elements outside the tensor load as 0 (their bytes count) and are not stored. Coordinates are in
-// elements, innermost first. One thread issues a copy.
+// A box lies in shared memory row by row, innermost dimension first, from an address that is a multiple of 128 bytes.
+// With the 128-byte swizzle its rows are 128 bytes, its address is a multiple of 1024, and the 16-byte chunk c of row r
+// lies at chunk c xor (r mod 8). Elements outside the tensor load as 0 (their bytes count) and are not stored.
+// Coordinates are in elements, innermost first. One thread issues a copy.
 #pragma once
 
 #include "barrier.cuh"
@@ -14,8 +14,8 @@ struct alignas(64) TensorDescriptor {
     uint64_t word[16];
 };
 
-// Parameter type of entry points: `KERNEL(128, name)(TensorMap map, ...)`. A descriptor must be a grid constant, which is an
-// attribute of the parameter and no type, so this is a macro; functions take `const TensorDescriptor&`.
+// Parameter type of entry points: `KERNEL(128, name)(TensorMap map, ...)`. A descriptor must be a grid constant, which
+// is an attribute of the parameter and no type, so this is a macro; functions take `const TensorDescriptor&`.
 #ifdef __CUDACC__
 #define TensorMap const __grid_constant__ TensorDescriptor
 #else
@@ -31,8 +31,8 @@ DEVICE void prefetch_map(const TensorDescriptor& map) {
 
 /// Loads a box. Its bytes count on `barrier`, where arrive_expecting() announces them.
 DEVICE void load_box(void* shared, const TensorDescriptor& map, int x, int y, Mbarrier* barrier) {
-    HOPPER("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-               "r"(shared_address_of(shared)),
+    HOPPER("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+           "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address_of(shared)),
            "l"(&map), "r"(x), "r"(y), "r"(shared_address_of(barrier))
            : "memory");
 }
@@ -44,8 +44,8 @@ DEVICE void load_box(void* shared, const TensorDescriptor& map, int x, int y, in
            : "memory");
 }
 
-/// Loads a box to the same place in every block of the cluster whose bit is set in `blocks`; each counts the bytes on its
-/// own barrier.
+/// Loads a box to the same place in every block of the cluster whose bit is set in `blocks`; each counts the bytes on
+/// its own barrier.
 DEVICE void load_box_multicast(void* shared, const TensorDescriptor& map, int x, int y, Mbarrier* barrier,
                                unsigned blocks) {
     HOPPER("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -64,8 +64,8 @@ DEVICE void load_box_multicast(void* shared, const TensorDescriptor& map, int x,
 
 /// Stores a box. Before: fence_async_proxy() by the threads that wrote it, and a barrier.
 DEVICE void store_box(const TensorDescriptor& map, int x, int y, const void* shared) {
-    HOPPER("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x), "r"(y),
-           "r"(shared_address_of(shared))
+    HOPPER("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x),
+           "r"(y), "r"(shared_address_of(shared))
            : "memory");
 }
 
@@ -75,8 +75,8 @@ DEVICE void store_box(const TensorDescriptor& map, int x, int y, int z, const vo
            : "memory");
 }
 
-/// Adds a box to the tensor, each element in the tensor's type. The order of several such additions to one element is the
-/// kernel's to fix.
+/// Adds a box to the tensor, each element in the tensor's type. The order of several such additions to one element is
+/// the kernel's to fix.
 DEVICE void add_box(const TensorDescriptor& map, int x, int y, const void* shared) {
     HOPPER("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
            "r"(x), "r"(y), "r"(shared_address_of(shared))
@@ -84,7 +84,8 @@ DEVICE void add_box(const TensorDescriptor& map, int x, int y, const void* share
 }
 
 DEVICE void add_box(const TensorDescriptor& map, int x, int y, int z, const void* shared) {
-    HOPPER("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+    HOPPER("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::
+               "l"(&map),
            "r"(x), "r"(y), "r"(z), "r"(shared_address_of(shared))
            : "memory");
 }
@@ -94,7 +95,8 @@ DEVICE void commit_boxes() {
     HOPPER("cp.async.bulk.commit_group;" ::: "memory");
 }
 
-/// Waits until at most PENDING of the thread's newest groups still read shared memory. A thread does so before it returns.
+/// Waits until at most PENDING of the thread's newest groups still read shared memory. A thread does so before it
+/// returns.
 template <int PENDING>
 DEVICE void wait_boxes_read() {
     HOPPER("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");

@@ -1,16 +1,16 @@
 // Products of a warpgroup: 128 threads multiply 64 x 16 by 16 x N, bf16 into f32, while they go on. PTX ISA:
 // wgmma.mma_async m64nNk16, wgmma.fence, wgmma.commit_group, wgmma.wait_group. Needs sm_90a.
 //
-// With warp w of the group and lane 4 g + t, sums[4 j + i] is element (16 w + g + 8 (i / 2), 8 j + 2 t + i % 2). A in registers
-// has the fragments of mma.cuh, rows 16 w on. Operands in shared memory are given by descriptors:
-//   along k (A as its rows, B as its columns), swizzled: rows of 128 bytes, 8 of them to 1024 bytes; `stride` is from 8 rows
-//     to the next 8, `leading` is not used; k advances by 32 bytes of the start for each 16 elements
-//   across k (A as its columns, B as its rows), swizzled: rows of 64 elements, 8 values of k to 1024 bytes; `stride` is from 8
-//     values of k to the next 8, `leading` from 64 elements to the next 64
-//   plain: pieces of 8 x 16 bytes, row after row. Along k, `leading` is between pieces along k, `stride` across; across k,
-//     `leading` is from 8 values of k to the next 8, `stride` from 8 elements to the next 8
-// The order of a batch: fence_products(), multiply_group() ..., commit_products(), wait_products(). Until then neither the
-// sums nor A's registers are touched. Between plain stores to an operand and a product stands fence_async_proxy().
+// With warp w of the group and lane 4 g + t, sums[4 j + i] is element (16 w + g + 8 (i / 2), 8 j + 2 t + i % 2). A in
+// registers has the fragments of mma.cuh, rows 16 w on. Operands in shared memory are given by descriptors:
+//   along k (A as its rows, B as its columns), swizzled: rows of 128 bytes, 8 of them to 1024 bytes; `stride` is from 8
+//     rows to the next 8, `leading` is not used; k advances by 32 bytes of the start for each 16 elements
+//   across k (A as its columns, B as its rows), swizzled: rows of 64 elements, 8 values of k to 1024 bytes; `stride` is
+//     from 8 values of k to the next 8, `leading` from 64 elements to the next 64
+//   plain: pieces of 8 x 16 bytes, row after row. Along k, `leading` is between pieces along k, `stride` across; across
+//     k, `leading` is from 8 values of k to the next 8, `stride` from 8 elements to the next 8
+// The order of a batch: fence_products(), multiply_group() ..., commit_products(), wait_products(). Until then neither
+// the sums nor A's registers are touched. Between plain stores to an operand and a product stands fence_async_proxy().
 #pragma once
 
 #include "barrier.cuh"
@@ -82,7 +82,8 @@ DEVICE void commit_products() {
 // One instruction of n columns with `count` sums; the other names are the numbers of the operands that follow them.
 #define MAPL_PRODUCT(n, count, a_, b_, scale_, a_major_, b_major_) \
     HOPPER("{\n.reg .pred add;\nsetp.ne.b32 add, %" #scale_ ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n \
-           "k16.f32.bf16.bf16 {" MAPL_TEXT_##count "}, %" #a_ ", %" #b_ ", add, 1, 1, %" #a_major_ ", %" #b_major_ ";\n}" \
+           "k16.f32.bf16.bf16 {" MAPL_TEXT_##count "}, %" #a_ ", %" #b_ ", add, 1, 1, %" #a_major_ \
+           ", %" #b_major_ ";\n}" \
            : MAPL_SUMS_##count \
            : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(A)), "n"(int(B)) \
            : "memory")

@@ -56,8 +56,8 @@ impl<D: Device> Tensor<D> {
         self.boxes.iter().product::<usize>() * self.element.bytes() as usize
     }
 
-    /// Byte of shared memory where element `i` of a box lies: in order, or with the chunk of 16 bytes (bits 4 to 6) xor the
-    /// row of 128 (bits 7 to 9).
+    /// Byte of shared memory where element `i` of a box lies: in order, or with the chunk of 16 bytes (bits 4 to 6) xor
+    /// the row of 128 (bits 7 to 9).
     fn byte(&self, i: usize) -> usize {
         let byte = i * self.element.bytes() as usize;
         if self.swizzle == MapSwizzle::Bytes128 { byte ^ (byte / 128 % 8) << 4 } else { byte }
@@ -124,7 +124,8 @@ fn cases<D: Device>(device: &D) -> Vec<(Tensor<D>, Vec<[i32; 3]>)> {
     cases
 }
 
-/// cp.async.bulk.tensor loads: elements row by row, swizzled or not; zeros outside the tensor, whose bytes count all the same.
+/// cp.async.bulk.tensor loads: elements row by row, swizzled or not; zeros outside the tensor, whose bytes count all
+/// the same.
 pub fn boxes_load<D: Device>(device: &D) {
     for (tensor, places) in cases(device) {
         for at in places {

@@ -1,5 +1,5 @@
-//! Products of warpgroups: operands as the ISA lays them out in shared memory, written byte by byte here, and the fragments
-//! of the result.
+//! Products of warpgroups: operands as the ISA lays them out in shared memory, written byte by byte here, and the
+//! fragments of the result.
 
 use half::bf16;
 use mapl::backend::kernels::device::{Device, Read, Write};
@@ -22,9 +22,9 @@ struct Image {
 /// The modes of a descriptor and the bytes of their rows: none, 128, 64, 32.
 const ROWS: [usize; 4] = [16, 128, 64, 32];
 
-/// An operand of `rows` by `k`, contiguous along k. In units of 16 bytes: swizzled, eight rows of a row's bytes make a pattern,
-/// patterns are `stride` apart, here with a gap; plain, pieces of 8 rows by 16 bytes, `leading` apart along k and `stride`
-/// across.
+/// An operand of `rows` by `k`, contiguous along k. In units of 16 bytes: swizzled, eight rows of a row's bytes make a
+/// pattern, patterns are `stride` apart, here with a gap; plain, pieces of 8 rows by 16 bytes, `leading` apart along k
+/// and `stride` across.
 fn along_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize) -> Image {
     let row = ROWS[mode];
     let (leading, stride, step) = if mode == 0 { (128, 128 * (k / 8), 256) } else { (16, 16 * row, 32) };
@@ -42,9 +42,9 @@ fn along_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize
     Image { bytes, leading: leading as i32, stride: stride as i32, step }
 }
 
-/// An operand of `rows` by `k`, contiguous across k. Swizzled by 128 bytes: 64 elements of one k to a row, eight values of k to a
-/// pattern, patterns `stride` apart along k, the next 64 elements `leading` away. Plain: pieces of 8 values of k by 16 bytes,
-/// `leading` apart along k and `stride` across.
+/// An operand of `rows` by `k`, contiguous across k. Swizzled by 128 bytes: 64 elements of one k to a row, eight values
+/// of k to a pattern, patterns `stride` apart along k, the next 64 elements `leading` away. Plain: pieces of 8 values
+/// of k by 16 bytes, `leading` apart along k and `stride` across.
 fn across_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize) -> Image {
     let (leading, stride) = if mode == 0 { (128 * (rows / 8), 128) } else { (128 * k, 1024) };
     let mut bytes = vec![0xff; rows * k * 2 + 16];
@@ -61,13 +61,15 @@ fn across_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usiz
     Image { bytes, leading: leading as i32, stride: stride as i32, step: step as i32 }
 }
 
-/// Writes element `i` of the chunk at byte `at` before the swizzle: address bits from 4 up are xor-ed with as many from 7 up.
+/// Writes element `i` of the chunk at byte `at` before the swizzle: address bits from 4 up are xor-ed with as many from
+/// 7 up.
 fn put(bytes: &mut [u8], at: usize, mode: usize, i: usize, x: f32) {
     let at = (at ^ (at >> 7 & (ROWS[mode] / 16 - 1)) << 4) + 2 * i;
     bytes[at..at + 2].copy_from_slice(&bf16::from_f32(x).to_ne_bytes());
 }
 
-/// Thread 32 w + 4 g + t holds, for each eight columns j, elements (16 w + g, 8 j + 2 t), the next, and the same of row + 8.
+/// Thread 32 w + 4 g + t holds, for each eight columns j, elements (16 w + g, 8 j + 2 t), the next, and the same of row
+/// + 8.
 fn expect(got: &[f32], product: &[f32], columns: usize, add: f32, label: &str) {
     for (i, &x) in got.iter().enumerate() {
         let (thread, value) = (i / (columns / 2), i % (columns / 2));

@@ -5,8 +5,8 @@ use mapl::backend::kernels::launchers::{TestCopies, TestLdmatrix, TestMma, TestR
 
 use crate::harness::{download, matmul, pair, small, unwritten, upload};
 
-/// cvt.rn.bf16x2.f32: nearest, ties to even, every NaN to 0x7fff, overflow to infinity; the first operand of the function in
-/// the lower half.
+/// cvt.rn.bf16x2.f32: nearest, ties to even, every NaN to 0x7fff, overflow to infinity; the first operand of the
+/// function in the lower half.
 pub fn numbers_round_to_bf16<D: Device>(device: &D) {
     let table: [(u32, u16); 16] = [
         (0x0000_0000, 0x0000),
@@ -68,8 +68,8 @@ pub fn copies_arrive_by_groups<D: Device>(device: &D) {
     }
 }
 
-/// ldmatrix .x4: lane 8 i + r addresses row r of matrix i; lane 4 g + t receives elements (g, 2 t), (g, 2 t + 1) of matrix i in
-/// word i, with .trans elements (2 t, g), (2 t + 1, g).
+/// ldmatrix .x4: lane 8 i + r addresses row r of matrix i; lane 4 g + t receives elements (g, 2 t), (g, 2 t + 1) of
+/// matrix i in word i, with .trans elements (2 t, g), (2 t + 1, g).
 pub fn matrices_load_as_fragments<D: Device>(device: &D) {
     // Element (r, c) of matrix i is 100 i + 10 r + c.
     let element = |i: usize, r: usize, c: usize| (100 * i + 10 * r + c) as u16;
@@ -88,8 +88,8 @@ pub fn matrices_load_as_fragments<D: Device>(device: &D) {
     }
 }
 
-/// mma.m16n8k16 with the fragments of the ISA: a0, a1 at (g, 2 t), a2, a3 at (g + 8, 2 t), a4, a5 at (g, 2 t + 8), a6, a7 at
-/// (g + 8, 2 t + 8); b0, b1 at (2 t, g), b2, b3 at (2 t + 8, g); c0, c1 at (g, 2 t), c2, c3 at (g + 8, 2 t).
+/// mma.m16n8k16 with the fragments of the ISA: a0, a1 at (g, 2 t), a2, a3 at (g + 8, 2 t), a4, a5 at (g, 2 t + 8), a6,
+/// a7 at (g + 8, 2 t + 8); b0, b1 at (2 t, g), b2, b3 at (2 t + 8, g); c0, c1 at (g, 2 t), c2, c3 at (g + 8, 2 t).
 pub fn fragments_multiply<D: Device>(device: &D) {
     let (a, b, c) = (small(16, 16, 1), small(16, 8, 2), small(16, 8, 3));
     let (mut a_words, mut b_words, mut c_values) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
-//! Descriptors of tensors for bulk copies: what a kernel's `TensorMap` parameter is made from. Each device has bits of its own;
-//! the rules are those of the driver's `cuTensorMapEncodeTiled`, whose arguments a [`TensorMapSpec`] holds (interleave none,
-//! element strides 1, out-of-range elements zero).
+//! Descriptors of tensors for bulk copies: what a kernel's `TensorMap` parameter is made from. Each device has bits of
+//! its own; the rules are those of the driver's `cuTensorMapEncodeTiled`, whose arguments a [`TensorMapSpec`] holds
+//! (interleave none, element strides 1, out-of-range elements zero).
 
 use crate::{Error, Result};
 
