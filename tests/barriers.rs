@@ -58,13 +58,13 @@ fn every_barrier_is_missed<A: Element>(name: &str, op: Run<A>) -> usize {
 }
 
 fn norm_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = NormDims { tokens: 40, hidden: 200, eps: 1e-6 };
-    runs::norm_fwd(on, d, &normal("x", 8000, 1.0), Some(&normal("r", 8000, 1.0)), &normal("w", 200, 1.0))
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    runs::norm_fwd(on, d, &normal("x", 44_000, 1.0), Some(&normal("r", 44_000, 1.0)), &normal("w", 1100, 1.0))
 }
 
 fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = NormDims { tokens: 40, hidden: 200, eps: 1e-6 };
-    let (rows, row) = (normal("rows", 8000, 1.0), normal("row", 200, 1.0));
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    let (rows, row) = (normal("rows", 44_000, 1.0), normal("row", 1100, 1.0));
     let rstd = normal("rstd", 40, 1.0);
     let i = NormBwdInputs {
         dy: &rows,
@@ -95,18 +95,19 @@ fn linear_bwd_weight<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::linear_bwd_weight(on, d, &dy, &x, &normal("start", 260 * 260, 1.0), Write::Add)
 }
 
-const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 136, vocab: 1500, rows: 140 };
+/// Four steps of 32 along the depth, so that the last one lies in the first stage, where joined terms meet.
+const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140 };
 
 fn head_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let (x, head) = (normal("x", 30 * 136, 1.0), normal("head", 1500 * 136, 0.1));
+    let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));
     runs::head_logprob_fwd(on, HEAD, &x, &head, &indices("source", 140, 30), &indices("target", 140, 1500))
 }
 
 fn head_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let (x, head) = (normal("x", 30 * 136, 1.0), normal("head", 1500 * 136, 0.1));
+    let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));
     let (source, target) = (indices("source", 140, 30), indices("target", 140, 1500));
     let (lse, dlogp) = (normal("lse", 140, 1.0), normal("dlogp", 140, 1.0));
-    let dhead = normal("dhead", 1500 * 136, 1.0);
+    let dhead = normal("dhead", 1500 * 104, 1.0);
     let i = HeadBwdInputs {
         hidden: &x,
         head: &head,
@@ -120,10 +121,11 @@ fn head_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::head_logprob_bwd(on, HEAD, &i)
 }
 
-/// Paths of several tiles: a prompt of 150 tokens, two longer ones below it, responses below those.
+/// Paths of several tiles (a prompt of 150 tokens, two longer ones below it, responses below those), and more segments than
+/// the block that lists the work has threads.
 fn tree() -> HostTree {
     let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (65, Some(2)), (1, Some(2))];
-    HostTree::new().tree(&nodes)
+    (0..260).fold(HostTree::new().tree(&nodes), |tree, _| tree.tree(&[(1, None)]))
 }
 
 fn attention_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {

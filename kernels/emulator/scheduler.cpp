@@ -1,6 +1,5 @@
 #include "scheduler.h"
 
-#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -231,17 +230,18 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
-    // In the random order warps are held back for a while, so that others run ahead as far as barriers let them: a
-    // missing barrier between a read and a later write shows only when the reader is late.
-    std::vector<bool> held(total / 32 + 1);
+    // In the random order one warp after another is held back until no other can go on: a missing barrier between a read
+    // and a later write shows only when the reader is late by as much as barriers allow.
+    constexpr unsigned NONE = ~0u;
+    unsigned held = NONE;
     unsigned live = total;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
                 std::swap(order[i - 1], order[random.below(i)]);
             }
-            for (size_t warp = 0; warp < held.size(); ++warp) {
-                held[warp] = held[warp] ? random.below(32) != 0 : random.below(8) == 0;
+            if (held == NONE && total > 32 && random.below(4) == 0) {
+                held = unsigned(random.below((total + 31) / 32));
             }
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
@@ -249,14 +249,14 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         bool moved = false;
         for (unsigned i = 0; i < total && error.empty(); ++i) {
             Fiber& f = fibers[order[i]];
-            if (f.ready() && !held[order[i] / 32]) {
+            if (f.ready() && order[i] / 32 != held) {
                 resume(f);
                 moved = moved || !f.idle;
                 live -= f.done;
             }
         }
-        if (!moved && std::find(held.begin(), held.end(), true) != held.end()) {
-            held.assign(held.size(), false);
+        if (!moved && held != NONE) {
+            held = NONE;
         } else if (!moved && error.empty() && !deliver_load()) {
             error = deadlock(*this);
         }
