@@ -187,6 +187,9 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
+        // rustc leaves the default libraries out, and with them the runtimes that the flag alone would bring.
+        println!("cargo:rustc-link-lib=dylib=asan");
+        println!("cargo:rustc-link-lib=dylib=ubsan");
     }
     let compiler = build.try_get_compiler().ok().filter(|c| c.to_command().arg("--version").output().is_ok());
     if compiler.is_none() {

@@ -10,7 +10,7 @@
 //
 // bf16: P and dS are rounded to bf16 for the second products. Cost for every visible pair and head, in head_dim FLOPs:
 // 2 + 4 parts for the queries, 4 + 4 parts for keys and values, and padding as in the forward; one part but for keys
-// and values of 256 columns (2; f32 4) and 128 columns in f32 (2), and queries of 256 columns in f32 (2). Refused by
+// and values of 256 columns (2; f32 4) and 96 and 128 columns in f32 (3 and 2), and queries of 256 columns in f32 (2). Refused by
 // the host: head_dim above 256. Values are finite, as in the forward.
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
@@ -64,7 +64,7 @@ struct Backward : BlockShape<T, HEAD> {
     static constexpr int KEYS = WIDE || sizeof(T) == 4 ? 16 : 64, QUERIES = WIDE || sizeof(T) == 4 ? 16 : 32;
     /// Columns of a gradient that a block sums: registers hold one gradient of a query, two of a key.
     static constexpr int PART_Q = WIDE && sizeof(T) == 4 ? 128 : HEAD;
-    static constexpr int PART_KV = HEAD < 128 ? HEAD : sizeof(T) == 4 ? 64 : 128;
+    static constexpr int PART_KV = HEAD < 96 ? HEAD : sizeof(T) == 4 ? (HEAD == 96 ? 32 : 64) : min_of(HEAD, 128);
     using Own = Tile<T, Block::ROWS, HEAD>;
     using Keys = Tile<T, KEYS, HEAD>;
     using Queries = Tile<T, QUERIES, HEAD>;

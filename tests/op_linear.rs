@@ -83,3 +83,16 @@ fn bias_gradient_overwrites_and_adds() {
         }
     }
 }
+
+/// All three products on one tile and one step, for runs under a sanitiser.
+#[test]
+fn products_on_the_least_sizes() {
+    let d = LinearDims { tokens: 3, inputs: 9, outputs: 5 };
+    let (x, dy) = (normal("x", 27, 1.0), normal("dy", 15, 1.0));
+    let weight = normal("w", 45, 1.0 / 3.0);
+    check!("least", |on: &_| runs::linear_fwd(on, d, &x, &weight, Some(&dy[..5])), |p, _: &str| d.tolerance(p));
+    let tolerance = |p, _: &str| Tolerance::dot(p, 5);
+    check!("least", |on: &_| runs::linear_bwd_input(on, d, &dy, &weight, &x, Write::Add), tolerance);
+    let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 3).scaled(2.0);
+    check!("least", |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &weight, Write::Add), tolerance);
+}

@@ -74,7 +74,11 @@ impl Shape {
 
     /// Parts of a key's gradients, each a block's: HEAD / `Backward::PART_KV`.
     fn parts_kv(self) -> usize {
-        if self.head < 128 { 1 } else { self.head / if self.size == 4 { 64 } else { 128 } }
+        match (self.size, self.head) {
+            (4, 96) => 3,
+            (4, 128..) => self.head / 64,
+            _ => self.head.div_ceil(128),
+        }
     }
 
     /// Bound on the tiles of all segments: each has at most one that is not full.
