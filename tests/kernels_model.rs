@@ -140,9 +140,9 @@ fn f32_agrees_with_the_cpu() {
 }
 
 /// Every activation is rounded to 2^-9 of itself; through 2 layers of about 12 roundings each, errors add up like a random
-/// walk to sqrt(24) 2^-9 = 1 % of a number of order one; the bounds leave room for the largest of many.
+/// walk to sqrt(24) 2^-9 = 1 % of a number of order one, and the largest of a dozen is about three times that.
 #[test]
 fn bf16_agrees_with_the_cpu() {
-    agrees::<bf16>(Method::Dpo, 2e-2, 5e-2);
-    agrees::<bf16>(Method::Reward, 2e-2, 5e-2);
+    agrees::<bf16>(Method::Dpo, 4e-2, 5e-2);
+    agrees::<bf16>(Method::Reward, 4e-2, 5e-2);
 }

@@ -94,6 +94,22 @@ fn segments_around_a_tile_on_kernels() {
     }
 }
 
+/// The backward apart from the forward: what the forward saves comes from the reference.
+#[test]
+fn backward_alone_on_kernels() {
+    let tree = HostTree::new().tree(&[(70, None), (40, Some(0)), (70, Some(0))]);
+    let d = tree.dims(2, 1, 32);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
+    let saved = runs::attention_fwd(&On::new(&Reference, Precision::Bf16), d, &tree, &qkv);
+    check_kernels!(
+        bf16,
+        "backward alone",
+        |on: &_| runs::attention_bwd(on, d, &tree, &qkv, &do_, &saved),
+        |p, _: &str| d.gradient_tolerance(p)
+    );
+}
+
 #[test]
 fn equal_rows_and_large_scores() {
     let tree = HostTree::new().tree(&[(20, None), (14, Some(0)), (3, Some(0))]);

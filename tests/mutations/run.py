@@ -1,4 +1,5 @@
-"""Puts one fault at a time into the kernels and shows that the tests of every matrix kernel fail.
+"""Puts one fault at a time into the matrix kernels and shows that their tests fail: a swapped operand, an edge off by one, a
+wrong bit of a swizzle.
 
 python3 tests/mutations/run.py [NAME...]
 
