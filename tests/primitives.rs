@@ -22,8 +22,8 @@ macro_rules! on_devices {
         $(
             #[test]
             fn $body() {
-                // A device of another type is one more line here.
                 harness::emulators(|device| $module::$body(device));
+                harness::gpu(|device| $module::$body(device));
             }
         )*
     };

@@ -9,6 +9,7 @@ pub mod runs;
 pub mod trees;
 
 use mapl::backend::contract::Precision;
+use mapl::backend::kernels::driver::Driver;
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
 use mapl::rng::Rng;
@@ -38,7 +39,8 @@ macro_rules! check_backend {
 pub(crate) use check_backend;
 
 /// The kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
-/// on other numbers of multiprocessors and from other alignments of the operands.
+/// on other numbers of multiprocessors and from other alignments of the operands. On a GPU, where there is one: within
+/// tolerance, and the same bits from either alignment.
 macro_rules! check_kernels {
     ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
         use mapl::backend::Backend as _;
@@ -50,6 +52,21 @@ macro_rules! check_kernels {
             let label = format!("{} on the emulator, {precision:?}, {schedule:?}, {processors} processors", $label);
             let Some(device) = $crate::common::emulator(schedule, processors) else { break };
             let backend = Kernels::<Emulator, $A>::new(device);
+            let got = $run(&$crate::common::On { before, ..$crate::common::On::new(&backend, precision) });
+            match &first {
+                None => {
+                    let tolerance = |name: &str| $tolerance(precision, name);
+                    $crate::common::compare::outputs(&label, &got, &expected, tolerance);
+                    first = Some(got);
+                }
+                Some(first) => $crate::common::compare::same_bits(&label, &got, first),
+            }
+        }
+        let mut first = None;
+        for before in [8, 5] {
+            let Some(device) = $crate::common::gpu() else { break };
+            let label = format!("{} on the GPU, {precision:?}", $label);
+            let backend = Kernels::<_, $A>::new(device);
             let got = $run(&$crate::common::On { before, ..$crate::common::On::new(&backend, precision) });
             match &first {
                 None => {
@@ -86,6 +103,18 @@ pub(crate) use each_backend;
 /// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
+
+/// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
+pub fn gpu() -> Option<Driver> {
+    match Driver::new() {
+        Ok(device) => Some(device),
+        Err(why) => {
+            assert!(std::env::var_os("MAPL_REQUIRE_GPU").is_none_or(|v| v != "1"), "{why}");
+            println!("SKIPPED on a GPU: {why}");
+            None
+        }
+    }
+}
 
 /// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
 pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {

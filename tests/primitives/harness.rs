@@ -2,6 +2,7 @@
 
 use half::bf16;
 use mapl::backend::kernels::device::Device;
+use mapl::backend::kernels::driver::Driver;
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 
 use crate::common;
@@ -16,6 +17,14 @@ pub fn emulators(body: impl Fn(&Emulator)) {
             println!("emulator, {schedule:?}");
             body(&device);
         }
+    }
+}
+
+/// Calls `body` with the GPU where there is one that has all primitives.
+pub fn gpu(body: impl Fn(&Driver)) {
+    if let Some(device) = common::gpu().filter(|device| device.properties().compute_capability >= (9, 0)) {
+        println!("{}", device.properties().name);
+        body(&device);
     }
 }
 
