@@ -123,7 +123,7 @@ fn plan<D: Device, A: Element>(
     tree: &Tree<'_, Array<D, i32>>,
     work: Write<i32>,
 ) -> Result<()> {
-    let (segments, rows) = (int(d.segments), int(shape.rows()));
+    let (segments, rows) = (int(d.segments)?, int(shape.rows())?);
     launch::AttentionPlan { starts: read(tree.starts), work, segments, rows }.launch(&k.device, 1, 0)
 }
 
@@ -151,10 +151,10 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
             work: scratch.read(work),
             o: write(&mut a.o),
             lse: write(&mut a.lse),
-            tokens: int(d.tokens),
-            heads: int(d.heads),
-            kv_heads: int(d.kv_heads),
-            head_dim: int(d.head_dim),
+            tokens: int(d.tokens)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
             scale: d.scale as f32,
         },
         &k.device,
@@ -180,9 +180,9 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         dout: read(a.do_),
         o: read(a.o),
         delta: scratch.write(delta),
-        tokens: int(d.tokens),
-        heads: int(d.heads),
-        head_dim: int(d.head_dim),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        head_dim: int(d.head_dim)?,
     }
     .launch(&k.device, k.row_blocks(d.tokens * d.heads, 32), 0)?;
     launch_for!(
@@ -199,10 +199,10 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
             ancestors: read(a.tree.ancestors),
             work: scratch.read(work),
             dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens),
-            heads: int(d.heads),
-            kv_heads: int(d.kv_heads),
-            head_dim: int(d.head_dim),
+            tokens: int(d.tokens)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
             scale: d.scale as f32,
         },
         &k.device,
@@ -224,11 +224,11 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
             trees: read(a.tree.trees),
             work: scratch.read(work),
             dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens),
-            tree_count: int(d.trees),
-            heads: int(d.heads),
-            kv_heads: int(d.kv_heads),
-            head_dim: int(d.head_dim),
+            tokens: int(d.tokens)?,
+            tree_count: int(d.trees)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
             scale: d.scale as f32,
         },
         &k.device,

@@ -33,9 +33,9 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         max: scratch.write(max),
         sum: scratch.write(sum),
         hit: scratch.write(hit),
-        hidden_size: int(d.hidden),
-        vocab: int(d.vocab),
-        rows: int(d.rows),
+        hidden_size: int(d.hidden)?,
+        vocab: int(d.vocab)?,
+        rows: int(d.rows)?,
     }
     .launch(&k.device, blocks(k, d.rows, slices * tile::<A>()), shared_bytes::<A>())?;
     launch::HeadLogprobJoin {
@@ -44,8 +44,8 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         hit: scratch.read(hit),
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
-        slices: int(slices),
-        rows: int(d.rows),
+        slices: int(slices)?,
+        rows: int(d.rows)?,
     }
     .launch(&k.device, k.row_blocks(d.rows, 256), 0)
 }
@@ -67,8 +67,8 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
     let dhead = write(&mut a.dhead);
     for first in (0..d.vocab).step_by(CHUNK) {
         let width = CHUNK.min(d.vocab - first);
-        let (hidden_size, rows) = (int(d.hidden), int(d.rows));
-        let (first_column, row_stride) = (int(first), int(stride));
+        let (hidden_size, rows) = (int(d.hidden)?, int(d.rows)?);
+        let (first_column, row_stride) = (int(first)?, int(stride)?);
         launch::HeadDlogits::<A> {
             hidden: read(a.hidden),
             head: read(a.head),
@@ -80,7 +80,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             hidden_size,
             rows,
             first: first_column,
-            width: int(width),
+            width: int(width)?,
             stride: row_stride,
         }
         .launch(&k.device, blocks(k, d.rows, width), shared_bytes::<A>())?;
@@ -91,7 +91,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             hidden_size,
             rows,
             first: first_column,
-            width: int(width),
+            width: int(width)?,
             stride: row_stride,
             add: i32::from(first > 0),
         }
@@ -104,7 +104,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             hidden_size,
             rows,
             first: first_column,
-            width: int(width),
+            width: int(width)?,
             stride: row_stride,
             add: adds(a.dhead_write),
         }
@@ -116,8 +116,8 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
         offsets: read(a.runs.offsets),
         keys: read(a.runs.keys),
         dhidden,
-        distinct: int(a.runs.keys.len),
-        hidden_size: int(d.hidden),
+        distinct: int(a.runs.keys.len)?,
+        hidden_size: int(d.hidden)?,
     }
     .launch(&k.device, k.row_blocks(a.runs.keys.len, 1), 0)
 }

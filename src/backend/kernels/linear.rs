@@ -33,9 +33,9 @@ pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: Linear
         weight: read(a.weight),
         bias: read_option(a.bias),
         y: write(&mut a.y),
-        tokens: int(d.tokens),
-        inputs: int(d.inputs),
-        outputs: int(d.outputs),
+        tokens: int(d.tokens)?,
+        inputs: int(d.inputs)?,
+        outputs: int(d.outputs)?,
     }
     .launch(&k.device, blocks(k, d.tokens, d.outputs), shared_bytes::<A>())
 }
@@ -49,9 +49,9 @@ pub(super) fn linear_bwd_input<D: Device, A: Element>(
         dy: read(a.dy),
         weight: read(a.weight),
         dx: write(&mut a.dx),
-        tokens: int(d.tokens),
-        inputs: int(d.inputs),
-        outputs: int(d.outputs),
+        tokens: int(d.tokens)?,
+        inputs: int(d.inputs)?,
+        outputs: int(d.outputs)?,
         add: adds(a.write),
     }
     .launch(&k.device, blocks(k, d.tokens, d.inputs), shared_bytes::<A>())
@@ -66,9 +66,9 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
         dy: read(a.dy),
         x: read(a.x),
         dweight: write(&mut a.dweight),
-        tokens: int(d.tokens),
-        inputs: int(d.inputs),
-        outputs: int(d.outputs),
+        tokens: int(d.tokens)?,
+        inputs: int(d.inputs)?,
+        outputs: int(d.outputs)?,
         add: adds(a.write),
     }
     .launch(&k.device, blocks(k, d.outputs, d.inputs), shared_bytes::<A>())

@@ -16,7 +16,7 @@ pub(super) fn segment_sum_fwd<D: Device, A: Element>(
         values: read(a.values),
         offsets: read(a.offsets),
         sums: write(&mut a.sums),
-        seqs: int(a.seqs),
+        seqs: int(a.seqs)?,
         mean: i32::from(a.reduce == Reduce::Mean),
     }
     .launch(&k.device, k.row_blocks(a.seqs, WARPS), 0)
@@ -30,7 +30,7 @@ pub(super) fn segment_sum_bwd<D: Device, A: Element>(
         dsums: read(a.dsums),
         offsets: read(a.offsets),
         dvalues: write(&mut a.dvalues),
-        seqs: int(a.seqs),
+        seqs: int(a.seqs)?,
         mean: i32::from(a.reduce == Reduce::Mean),
     }
     .launch(&k.device, k.row_blocks(a.seqs, WARPS), 0)
@@ -45,8 +45,8 @@ pub(super) fn reward_head_fwd<D: Device, A: Element>(
         weight: read(a.weight),
         rows: read(a.rows),
         score: write(&mut a.score),
-        seqs: int(a.dims.seqs),
-        width: int(a.dims.hidden),
+        seqs: int(a.dims.seqs)?,
+        width: int(a.dims.hidden)?,
     }
     .launch(&k.device, k.row_blocks(a.dims.seqs, WARPS), 0)
 }
@@ -55,7 +55,7 @@ pub(super) fn reward_head_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: RewardHeadBwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
-    let (seqs, width) = (int(a.dims.seqs), int(a.dims.hidden));
+    let (seqs, width) = (int(a.dims.seqs)?, int(a.dims.hidden)?);
     k.clear(ViewMut { buffer: &mut *a.dhidden.buffer, ..a.dhidden })?;
     launch::RewardHeadBwd::<A> {
         weight: read(a.weight),
@@ -114,8 +114,8 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
         sums: write(&mut a.sums),
         slopes: scratch.write(slopes),
         pulls: scratch.write(pulls),
-        seqs: int(a.seqs),
-        comparisons: int(a.comparisons),
+        seqs: int(a.seqs)?,
+        comparisons: int(a.comparisons)?,
         curve,
         smoothing: smoothing as f32,
         rest: (1.0 - smoothing) as f32,

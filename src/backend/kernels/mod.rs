@@ -29,7 +29,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::contract::*;
 use super::probe::Probe;
 use super::{Backend, Buffer, View, ViewMut};
-use crate::Result;
+use crate::{Error, Result};
 use device::{Device, Element, Read, Write};
 
 /// A one-dimensional array on a device.
@@ -133,9 +133,11 @@ fn adds(write: super::Write) -> i32 {
     i32::from(write == super::Write::Add)
 }
 
-/// A size as kernels take it. Contracts keep sizes far below 2^31; larger ones would be a defect.
-fn int(size: usize) -> i32 {
-    i32::try_from(size).unwrap_or_else(|_| panic!("{size} does not fit a kernel's int"))
+/// A size as kernels take it. [`Error::Runtime`] for one that kernels cannot count.
+fn int(size: usize) -> Result<i32> {
+    i32::try_from(size).map_err(|_| {
+        Error::Runtime(format!("a size of {size} is beyond what kernels count (2^31); choose a smaller batch or model"))
+    })
 }
 
 /// Scratch memory of one op: first every piece is asked for, then the memory is there.

@@ -24,7 +24,7 @@ pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNor
     launch::GradNorm {
         sums: scratch.read(sums),
         control: write(&mut a.control),
-        slices: int(slices),
+        slices: int(slices)?,
         max_norm: a.max_norm,
     }
     .launch(&k.device, 1, 0)

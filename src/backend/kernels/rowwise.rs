@@ -32,8 +32,8 @@ pub(super) fn embedding_fwd<D: Device, A: Element>(
         ids: read(a.ids),
         table: read(a.table),
         x: write(&mut a.x),
-        tokens: int(a.dims.tokens),
-        hidden: int(a.dims.hidden),
+        tokens: int(a.dims.tokens)?,
+        hidden: int(a.dims.hidden)?,
     }
     .launch(&k.device, k.row_blocks(a.dims.tokens, WARPS), 0)
 }
@@ -52,8 +52,8 @@ pub(super) fn embedding_bwd<D: Device, A: Element>(
         offsets: read(a.runs.offsets),
         keys: read(a.runs.keys),
         dtable: write(&mut a.dtable),
-        distinct: int(distinct),
-        hidden: int(a.dims.hidden),
+        distinct: int(distinct)?,
+        hidden: int(a.dims.hidden)?,
         add: adds(a.write),
     }
     .launch(&k.device, k.row_blocks(distinct * pieces::<A>(a.dims.hidden), WARPS), 0)
@@ -68,8 +68,8 @@ pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<
         sum: write_option(&mut a.sum),
         y: write(&mut a.y),
         rstd: write(&mut a.rstd),
-        tokens: int(d.tokens),
-        hidden: int(d.hidden),
+        tokens: int(d.tokens)?,
+        hidden: int(d.hidden)?,
         eps: d.eps as f32,
     }
     .launch(&k.device, k.row_blocks(d.tokens, 1), 0)
@@ -90,8 +90,8 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
         weight: read(a.weight),
         dsum: write(&mut a.dsum),
         slices: scratch.write(slices),
-        tokens: int(d.tokens),
-        hidden: int(d.hidden),
+        tokens: int(d.tokens)?,
+        hidden: int(d.hidden)?,
         add: adds(a.dsum_write),
         in_shared: i32::from(in_shared),
     }
@@ -105,8 +105,13 @@ pub(super) fn bias_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: BiasBwd<
     let mut scratch = k.scratch()?;
     let slices = scratch.want::<f32>(count * outputs);
     scratch.take()?;
-    launch::BiasBwd::<A> { dy: read(a.dy), slices: scratch.write(slices), tokens: int(tokens), outputs: int(outputs) }
-        .launch(&k.device, k.row_blocks(count * pieces::<A>(outputs), WARPS), 0)?;
+    launch::BiasBwd::<A> {
+        dy: read(a.dy),
+        slices: scratch.write(slices),
+        tokens: int(tokens)?,
+        outputs: int(outputs)?,
+    }
+    .launch(&k.device, k.row_blocks(count * pieces::<A>(outputs), WARPS), 0)?;
     sum_slices(k, &scratch, slices, count, &mut a.dbias, a.write)
 }
 
@@ -123,8 +128,8 @@ fn sum_slices<D: Device, A: Element>(
     launch::SumSlices {
         slices: scratch.read(slices),
         out: write(out),
-        count: int(count),
-        width: int(width),
+        count: int(count)?,
+        width: int(width)?,
         add: adds(to),
     }
     .launch(&k.device, k.row_blocks(width, SUM_COLUMNS), 0)
@@ -142,10 +147,10 @@ pub(super) fn rope<D: Device, A: Element>(
         cos: read(a.cos),
         sin: read(a.sin),
         qkv: write(&mut a.qkv_in_place),
-        tokens: int(d.tokens),
-        heads: int(d.heads),
-        head_dim: int(d.head_dim),
-        width: int((d.heads + d.still) * d.head_dim),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        head_dim: int(d.head_dim)?,
+        width: int((d.heads + d.still) * d.head_dim)?,
         direction,
     }
     .launch(&k.device, k.row_blocks(d.tokens, WARPS), 0)
@@ -155,8 +160,8 @@ pub(super) fn glu_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluFwd<'_
     launch::GluFwd::<A> {
         gate_up: read(a.gate_up),
         act: write(&mut a.act),
-        tokens: int(a.dims.tokens),
-        intermediate: int(a.dims.intermediate),
+        tokens: int(a.dims.tokens)?,
+        intermediate: int(a.dims.intermediate)?,
     }
     .launch(&k.device, k.row_blocks(a.dims.tokens, 1), 0)
 }
@@ -166,8 +171,8 @@ pub(super) fn glu_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluBwd<'_
         dact: read(a.dact),
         gate_up: read(a.gate_up),
         dgate_up: write(&mut a.dgate_up),
-        tokens: int(a.dims.tokens),
-        intermediate: int(a.dims.intermediate),
+        tokens: int(a.dims.tokens)?,
+        intermediate: int(a.dims.intermediate)?,
     }
     .launch(&k.device, k.row_blocks(a.dims.tokens, 1), 0)
 }
@@ -181,8 +186,8 @@ pub(super) fn logprob_fwd<D: Device, A: Element>(
         target: read(a.target),
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
-        rows: int(a.rows),
-        vocab: int(a.vocab),
+        rows: int(a.rows)?,
+        vocab: int(a.vocab)?,
     }
     .launch(&k.device, k.row_blocks(a.rows, 1), 0)
 }
@@ -196,8 +201,8 @@ pub(super) fn logprob_bwd<D: Device, A: Element>(
         lse: read(a.lse),
         dlogp: read(a.dlogp),
         logits: write(&mut a.logits_to_dlogits),
-        rows: int(a.rows),
-        vocab: int(a.vocab),
+        rows: int(a.rows)?,
+        vocab: int(a.vocab)?,
     }
     .launch(&k.device, k.row_blocks(a.rows, 1), 0)
 }
