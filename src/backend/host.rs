@@ -1,22 +1,30 @@
 //! Host memory of the backends whose buffers are vectors: allocation that fails with an error instead of ending the
 //! process, and copies in and out.
 
+use bytemuck::Zeroable;
+use bytemuck::allocation::try_zeroed_vec;
+
 use super::contract::expect_len;
 use super::{View, ViewMut};
 use crate::{Error, Result};
 
-/// A zeroed vector. [`Error::Memory`] when the system does not give the memory; sizes come from configurations and
+/// A zeroed vector. Its memory comes zeroed from the system, so that what is set aside for the largest batch and never
+/// used costs nothing. [`Error::Memory`] when the system does not give the memory; sizes come from configurations and
 /// batches, so this is reachable from input.
-pub fn zeros<T: Copy + Default>(len: usize) -> Result<Vec<T>> {
-    let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| {
+pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
+    try_zeroed_vec(len).map_err(|()| {
         let mib = len as f64 * size_of::<T>() as f64 / f64::from(1 << 20);
         Error::Memory(format!(
             "cannot allocate {mib:.0} MiB; choose a smaller model, or lower --per-device-train-batch-size or --max-length"
         ))
-    })?;
-    buffer.resize(len, T::default());
-    Ok(buffer)
+    })
+}
+
+/// Bytes of memory that the system can give without swapping, where it says so (Linux).
+pub fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Fills a view from a slice of equal length.

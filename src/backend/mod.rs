@@ -52,6 +52,19 @@ macro_rules! backend {
                 None
             }
 
+            /// Bytes of memory that can still be had, where that is known.
+            fn memory_free(&self) -> Option<u64> {
+                None
+            }
+            /// The device of a backend that runs kernels.
+            fn kernel_properties(&self) -> Option<&kernels::device::Properties> {
+                None
+            }
+            /// Sets aside so many bytes of memory for what ops hold within a call. Nothing where ops see to it themselves.
+            fn reserve_workspace(&self, _bytes: usize) -> Result<()> {
+                Ok(())
+            }
+
             /// A zeroed buffer of activations or weights.
             fn zeros_act(&self, len: usize) -> Result<Self::Act>;
             /// A zeroed buffer of statistics, gradients or optimiser state.

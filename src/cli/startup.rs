@@ -16,6 +16,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
 use crate::model::config::ModelConfig;
 use crate::train::console::color;
+use crate::train::memory::MemoryPlan;
 
 /// What is about to be trained, on what, and where.
 pub(super) struct Startup<'a> {
@@ -29,6 +30,8 @@ pub(super) struct Startup<'a> {
     pub report: &'a TokenizeReport,
     /// Evaluation rows; `rows_read` is 0 without any.
     pub eval_report: &'a TokenizeReport,
+    /// Bytes by part, where they were planned.
+    pub memory: Option<&'a MemoryPlan>,
     pub tokenizer: &'a Tokenizer,
 }
 
@@ -42,6 +45,9 @@ impl Startup<'_> {
         out += &self.report.to_string();
         line(&mut out, "sharing", &self.sharing());
         line(&mut out, "loss", &self.plan.loss.formula(self.plan.reference().is_some()));
+        if let Some(memory) = self.memory {
+            let _ = writeln!(out, "memory, planned for the largest batch\n{memory}");
+        }
         for note in self.tokenizer.notes() {
             line(&mut out, "note", note);
         }

@@ -11,6 +11,7 @@ use super::train_args::TrainArgs;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
+use crate::data::pack::{ComparisonOptions, GroupSizes};
 use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
 use crate::data::tokenize::{TokenizeOptions, TokenizeReport, tokenize_rows};
 use crate::data::tokenized::TokenizedGroup;
@@ -23,6 +24,8 @@ use crate::optim::adamw::AdamWSettings;
 use crate::train::checkpoint;
 use crate::train::console::{complain, say};
 use crate::train::manifest::Manifest;
+use crate::train::memory::{MemoryPlan, Subject};
+use crate::train::pack_options;
 use crate::train::reference::{CacheOptions, ReferenceCache};
 use crate::train::report::run::{REPORT_FILE, write_report};
 use crate::train::run::{RunData, RunSettings, RunSummary, train};
@@ -124,7 +127,13 @@ impl Job for TrainJob<'_> {
             }
             resumed = Some((folder.clone(), state.step));
         }
-        let (policy, reference, same_start) = plan.models(backend, &start, config, &tokenizer)?;
+        let config = plan.policy_config(&start, config, &tokenizer)?;
+        let memory = plan.memory(backend, &config, &train_groups)?;
+        if let Some(memory) = &memory {
+            memory.check()?;
+            backend.reserve_workspace(memory.workspace())?;
+        }
+        let (policy, reference, same_start) = plan.models(backend, &start, config)?;
         if !plan.settings.quiet {
             let startup = Startup {
                 plan: &plan,
@@ -135,6 +144,7 @@ impl Job for TrainJob<'_> {
                 groups: &train_groups,
                 report: &report,
                 eval_report: &eval_report,
+                memory: memory.as_ref(),
                 tokenizer: &tokenizer,
             };
             say(&startup.text()?);
@@ -292,23 +302,50 @@ impl<'a> Plan<'a> {
         Ok(rows)
     }
 
+    /// Configuration of the model that is trained from `start`.
+    fn policy_config(&self, start: &Path, config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+        match self.method {
+            Method::Reward => store::reward_config(config, tokenizer.pad_id()),
+            Method::Sft | Method::Dpo if config.head == Head::LanguageModel => Ok(config),
+            Method::Sft | Method::Dpo => {
+                let why = format!("holds a reward model; {} needs a language model", self.method.name());
+                Err(Error::model(start, why))
+            }
+        }
+    }
+
+    /// What memory the run takes, by part.
+    fn memory<B: Backend>(
+        &self,
+        backend: &B,
+        config: &ModelConfig,
+        groups: &[TokenizedGroup],
+    ) -> Result<Option<MemoryPlan>> {
+        let reference = match self.precompute {
+            Some(_) => None,
+            None => self.reference_config(config)?.map(|(_, config)| config),
+        };
+        let subject = Subject {
+            config,
+            reference: reference.as_ref(),
+            loss: &self.loss,
+            precision: B::PRECISION,
+            kernels: backend.kernel_properties(),
+        };
+        let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
+        let sizes = GroupSizes::of(groups, &pack_options(&self.loss, config.vocab), &loss)?;
+        MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
+    }
+
     /// Policy, reference unless its log-probs are precomputed, and whether both hold the same weights.
     fn models<B: Backend>(
         &self,
         backend: &B,
         start: &Path,
         config: ModelConfig,
-        tokenizer: &Tokenizer,
     ) -> Result<(crate::model::decoder::Model<B>, Option<crate::model::decoder::Model<B>>, bool)> {
         let seed = self.args.optimiser.seed;
-        let (config, load_as) = match self.method {
-            Method::Reward => (store::reward_config(config, tokenizer.pad_id())?, LoadAs::RewardStart),
-            Method::Sft | Method::Dpo if config.head == Head::LanguageModel => (config, LoadAs::Exact),
-            Method::Sft | Method::Dpo => {
-                let why = format!("holds a reward model; {} needs a language model", self.method.name());
-                return Err(Error::model(start, why));
-            }
-        };
+        let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
         let Loaded { model: policy, drawn_score, ignored } = store::load(backend, start, config, load_as, seed)?;
         if drawn_score {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");

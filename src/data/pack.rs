@@ -9,8 +9,10 @@
 //! refused with the advice to make it smaller.
 
 mod batch;
+mod limits;
 
 pub use batch::*;
+pub use limits::{BatchLimits, GroupSizes};
 
 use super::tokenized::{SequenceComparison, TokenizedGroup};
 use super::tree::{Layout, PrefixTree};

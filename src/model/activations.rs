@@ -116,8 +116,16 @@ impl<B: Backend> Activations<B> {
         })
     }
 
-    /// Makes room for `tokens`, a quarter more than asked when it must grow.
+    /// Makes room for `tokens` exactly.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
+        if tokens > self.capacity {
+            *self = Self::new(backend, config, self.mode, tokens)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `tokens`, a quarter more than asked when it must grow.
+    pub fn grow(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
             *self = Self::new(backend, config, self.mode, tokens + tokens / 4)?;
         }

@@ -102,7 +102,7 @@ impl<B: Backend> Model<B> {
     /// Runs the model; the result is `acts.hidden` (tokens, hidden), after the final norm.
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
-        acts.reserve(backend, config, tokens)?;
+        acts.grow(backend, config, tokens)?;
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();

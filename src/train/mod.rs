@@ -17,6 +17,7 @@ pub mod console;
 pub mod evaluate;
 pub mod logs;
 pub mod manifest;
+pub mod memory;
 pub mod metrics;
 pub mod reference;
 pub mod report;

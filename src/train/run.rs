@@ -147,6 +147,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
         data,
         settings,
     };
+    run.reserve()?;
     run.start()?;
     // Before this line nothing has been trained that a signal could lose.
     let deferred = run.signals.defer();
@@ -197,6 +198,12 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.evaluates() { self.evaluate().map(|_| ()) } else { Ok(()) }
     }
 
+    /// Sets memory aside for the largest batch of the training groups, so that no step waits for memory.
+    fn reserve(&mut self) -> Result<()> {
+        let limits = self.trainer.limits(&self.data.train, self.settings.micro_batch)?;
+        self.trainer.reserve(&limits)
+    }
+
     fn evaluates(&self) -> bool {
         self.settings.eval_steps.is_some() || self.settings.eval_epochs
     }
@@ -208,6 +215,7 @@ impl<B: Backend> Run<'_, '_, B> {
         {
             self.data.train = redraw(epoch)?;
             self.drawn_epoch = epoch;
+            self.reserve()?;
             if let Some(done) = self.trainer.complete_reference(&self.data.train)? {
                 self.console.line(&format!("reference of epoch {epoch}: {done}"));
                 done.warning().iter().for_each(|text| self.console.warn(text));

@@ -5,6 +5,7 @@ use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut, Write};
+use crate::data::pack::BatchLimits;
 use crate::model::activations::{Activations, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
@@ -31,6 +32,14 @@ pub(super) fn grow<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) -> 
     Ok(())
 }
 
+/// Makes a buffer hold `len` elements exactly, where it holds less.
+pub(super) fn reserve<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) -> Result<()> {
+    if buffer.len() < len {
+        *buffer = backend.zeros_acc(len)?;
+    }
+    Ok(())
+}
+
 impl<B: Backend> Scorer<B> {
     /// A scorer without room; it grows with the first batch.
     pub fn new(backend: &B, model: &Model<B>, mode: Mode) -> Result<Self> {
@@ -41,6 +50,21 @@ impl<B: Backend> Scorer<B> {
             dlogp: backend.zeros_acc(0)?,
             score: backend.zeros_acc(0)?,
         })
+    }
+
+    /// Makes room for every batch within `limits`, so that no later call allocates.
+    pub fn reserve(&mut self, backend: &B, model: &Model<B>, mode: Mode, limits: &BatchLimits) -> Result<()> {
+        self.acts.reserve(backend, &model.config, limits.tokens)?;
+        let backward = if mode == Mode::Train { limits.rows } else { 0 };
+        for (buffer, len) in [
+            (&mut self.logp, limits.rows),
+            (&mut self.lse, limits.rows),
+            (&mut self.dlogp, backward),
+            (&mut self.score, limits.seqs),
+        ] {
+            reserve(backend, buffer, len)?;
+        }
+        Ok(())
     }
 
     /// Runs the model over the batch; the result is `self.score` (seqs).

@@ -3,12 +3,12 @@
 use super::evaluate::{Evaluator, GroupScores};
 use super::metrics::Tally;
 use super::reference::{Completed, Frozen, ReferenceCache};
-use super::score::{Scorer, grow, read};
+use super::score::{Scorer, grow, read, reserve};
 use super::upload::DeviceBatch;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::data::group::Kind;
-use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
+use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
@@ -95,6 +95,32 @@ impl<'b, B: Backend> Trainer<'b, B> {
             Some(Frozen::Stored { cache, .. }) => cache.complete(self.backend, &[groups]).map(Some),
             Some(Frozen::Online { .. }) | None => Ok(None),
         }
+    }
+
+    /// Bounds on the batches of `micro_batch` of these groups.
+    pub fn limits(&self, groups: &[TokenizedGroup], micro_batch: usize) -> Result<BatchLimits> {
+        Ok(GroupSizes::of(groups, &self.pack_options, &self.comparison_options)?.limits(micro_batch))
+    }
+
+    /// Makes room for every batch within `limits`: no step over such batches allocates in this type or below it.
+    pub fn reserve(&mut self, limits: &BatchLimits) -> Result<()> {
+        let backend = self.backend;
+        self.policy.reserve_positions(backend, limits.longest_path)?;
+        if let Some(reference) = &mut self.reference {
+            reference.reserve(backend, limits)?;
+        }
+        self.scorer.reserve(backend, &self.policy, Mode::Train, limits)?;
+        self.batch.reserve(backend, limits)?;
+        let direct = if self.loss.nll_weight == 0.0 { 0 } else { limits.seqs };
+        for (buffer, len) in [
+            (&mut self.dscore, limits.seqs),
+            (&mut self.direct, direct),
+            (&mut self.comparison_loss, limits.comparisons),
+            (&mut self.comparison_logit, limits.comparisons),
+        ] {
+            reserve(backend, buffer, len)?;
+        }
+        Ok(())
     }
 
     /// One update from the micro-batches of a global batch. Losses and gradients are means over the global batch:

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::backend::contract::*;
-use crate::backend::{Backend, View, ViewMut};
-use crate::data::pack::Batch;
+use crate::backend::{Backend, Buffer, View, ViewMut};
+use crate::data::pack::{Batch, BatchLimits};
 use crate::model::inputs::Inputs;
 
 /// Index arrays of a batch, in the order they lie in the buffer.
@@ -83,6 +83,17 @@ fn lay_out<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N]) -> 
     })
 }
 
+/// Ranges of the given lengths without gaps.
+fn one_after_another<const N: usize>(lengths: impl Iterator<Item = usize>) -> [Range<usize>; N] {
+    let mut lengths = lengths;
+    let mut end = 0;
+    std::array::from_fn(|_| {
+        let start = end;
+        end += lengths.next().unwrap_or(0);
+        start..end
+    })
+}
+
 impl<B: Backend> DeviceBatch<B> {
     /// An empty batch.
     pub fn new(backend: &B) -> Result<Self> {
@@ -95,6 +106,24 @@ impl<B: Backend> DeviceBatch<B> {
             number_staging: Vec::new(),
             sizes: BatchSizes::default(),
         })
+    }
+
+    /// Makes room for every batch within `limits`.
+    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+        if self.indices.len() < limits.indices() {
+            self.indices = backend.zeros_idx(limits.indices())?;
+        }
+        if self.numbers.len() < limits.numbers() {
+            self.numbers = backend.zeros_acc(limits.numbers())?;
+        }
+        self.index_staging.reserve(limits.indices());
+        self.number_staging.reserve(limits.numbers());
+        Ok(())
+    }
+
+    /// Elements of the index and the number buffer.
+    pub fn room(&self) -> (usize, usize) {
+        (self.indices.len(), self.numbers.len())
     }
 
     /// Replaces the batch. `kind_scale` is the weight of each kind over its count in the global batch.
@@ -131,10 +160,10 @@ impl<B: Backend> DeviceBatch<B> {
             [&table.scale, &table.margin, &table.weight, &table.detached_clip, &kind_scale],
         );
         let (indices, numbers) = (self.index_staging.len(), self.number_staging.len());
-        if crate::backend::Buffer::len(&self.indices) < indices {
+        if self.indices.len() < indices {
             self.indices = backend.zeros_idx(indices + indices / 4)?;
         }
-        if crate::backend::Buffer::len(&self.numbers) < numbers {
+        if self.numbers.len() < numbers {
             self.numbers = backend.zeros_acc(numbers + numbers / 4)?;
         }
         backend.write_idx(ViewMut::first(&mut self.indices, indices), &self.index_staging)?;
@@ -151,6 +180,34 @@ impl<B: Backend> DeviceBatch<B> {
             longest_path: batch.longest_path,
         };
         Ok(())
+    }
+
+    /// A batch as large as `limits` allow whose tables hold zeros: for rehearsals, where only sizes count.
+    pub fn of_limits(backend: &B, limits: &BatchLimits) -> Result<Self> {
+        let mut batch = Self::new(backend)?;
+        batch.reserve(backend, limits)?;
+        let l = *limits;
+        let last_rows = if l.rows == 0 { l.seqs } else { 0 };
+        let indices = [
+            [l.tokens, l.tokens, l.tokens, l.tokens + 1, l.tokens, l.segments + 1, l.segments + 1],
+            [l.ancestors, l.trees + 1, l.rows, l.rows, l.rows, l.rows + 1, l.rows],
+            [l.seqs + 1, last_rows, TERMS * l.comparisons, TERMS * l.comparisons, l.comparisons, l.seqs + 1, 0],
+        ];
+        let numbers = [l.comparisons, l.comparisons, l.comparisons, 2 * l.comparisons, KINDS];
+        batch.index_ranges = one_after_another(indices.into_iter().flatten());
+        batch.number_ranges = one_after_another(numbers.into_iter());
+        batch.sizes = BatchSizes {
+            tokens: l.tokens,
+            rows: l.rows,
+            seqs: l.seqs,
+            comparisons: l.comparisons,
+            segments: l.segments,
+            ancestors: l.ancestors,
+            trees: l.trees,
+            pairs: 0,
+            longest_path: l.longest_path,
+        };
+        Ok(batch)
     }
 
     fn index(&self, index: Index) -> View<'_, B::Idx> {

@@ -66,6 +66,10 @@ impl Backend for Cpu {
         self.probe.as_ref()
     }
 
+    fn memory_free(&self) -> Option<u64> {
+        host::available()
+    }
+
     fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
         host::zeros(len)
     }

@@ -174,6 +174,11 @@ pub trait Device: Sync {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// Bytes of memory that can still be had, where that is known.
+    fn memory_free(&self) -> Option<u64> {
+        None
+    }
+
     /// Zeroed memory. [`crate::Error::Memory`] when there is not enough.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
 

@@ -152,6 +152,10 @@ impl Device for Emulator {
 
     const NAME: &'static str = "emulator";
 
+    fn memory_free(&self) -> Option<u64> {
+        crate::backend::host::available()
+    }
+
     fn properties(&self) -> &Properties {
         &self.properties
     }

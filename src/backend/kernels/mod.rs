@@ -13,6 +13,7 @@ pub mod launchers;
 mod linear;
 mod loss;
 mod optim;
+pub mod rehearsal;
 mod rowwise;
 mod tensor_map;
 
@@ -67,6 +68,18 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// The device.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// Bytes of scratch memory that ops have asked for so far.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(0, |(_, bytes)| *bytes)
+    }
+
+    /// Sets scratch memory aside, so that ops that need no more allocate nothing.
+    pub fn reserve_scratch(&self, bytes: usize) -> Result<()> {
+        let mut scratch = self.scratch()?;
+        scratch.wanted = bytes;
+        scratch.take()
     }
 
     /// Scratch memory for the launches of one op, which must all be enqueued while the guard is held. Its contents are
@@ -197,6 +210,16 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()
+    }
+
+    fn memory_free(&self) -> Option<u64> {
+        self.device.memory_free()
+    }
+    fn kernel_properties(&self) -> Option<&device::Properties> {
+        Some(self.device.properties())
+    }
+    fn reserve_workspace(&self, bytes: usize) -> Result<()> {
+        self.reserve_scratch(bytes)
     }
 
     fn zeros_act(&self, len: usize) -> Result<Self::Act> {

@@ -16,11 +16,12 @@ pub use cache::{CacheOptions, Completed, ReferenceCache};
 
 use std::path::Path;
 
-use super::score::{Scorer, grow, read};
+use super::score::{Scorer, grow, read, reserve};
 use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::Reduce;
 use crate::backend::{Backend, View, ViewMut};
+use crate::data::pack::BatchLimits;
 use crate::data::tokenized::TokenizedGroup;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
@@ -43,6 +44,20 @@ impl<B: Backend> Frozen<B> {
     /// Log-probs that were computed before.
     pub fn stored(backend: &B, cache: ReferenceCache) -> Result<Self> {
         Ok(Self::Stored { cache: Box::new(cache), scores: backend.zeros_acc(0)?, staging: Vec::new() })
+    }
+
+    /// Makes room for every batch within `limits`.
+    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+        match self {
+            Self::Online { model, scorer } => {
+                model.reserve_positions(backend, limits.longest_path)?;
+                scorer.reserve(backend, model, Mode::Infer, limits)
+            }
+            Self::Stored { scores, staging, .. } => {
+                staging.reserve(limits.seqs);
+                reserve(backend, scores, limits.seqs)
+            }
+        }
     }
 
     /// The cache file of stored log-probs.

@@ -1,0 +1,92 @@
+//! A device that holds nothing and runs nothing: it counts the bytes that are asked of it. The host code of the kernels,
+//! run on it with the sizes of the largest batch, tells what memory a run needs before any of it is taken.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::device::{Device, Grid, Kernel, Properties};
+use super::tensor_map::{TensorMap, TensorMapSpec};
+use crate::Result;
+
+/// Counts memory; everything else succeeds and does nothing.
+pub struct Rehearsal {
+    properties: Properties,
+    bytes: Arc<AtomicU64>,
+    next: AtomicU64,
+}
+
+impl Rehearsal {
+    /// A device with the properties of the one that the run is for.
+    pub fn of(properties: &Properties) -> Self {
+        Self { properties: properties.clone(), bytes: Arc::default(), next: AtomicU64::new(ALIGNMENT) }
+    }
+
+    /// Bytes that are allocated and not freed, each piece rounded up to what devices give.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Devices align memory to this many bytes.
+const ALIGNMENT: u64 = 256;
+
+/// A piece of memory that is not there.
+pub struct Memory {
+    address: u64,
+    bytes: u64,
+    held: Arc<AtomicU64>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Device for Rehearsal {
+    type Memory = Memory;
+
+    const NAME: &'static str = "rehearsal";
+
+    fn properties(&self) -> &Properties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory> {
+        let bytes = (bytes as u64).next_multiple_of(ALIGNMENT);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Memory { address: self.next.fetch_add(bytes, Ordering::Relaxed), bytes, held: self.bytes.clone() })
+    }
+
+    fn address(memory: &Memory) -> u64 {
+        memory.address
+    }
+
+    fn upload(&self, _: &mut Memory, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Every byte reads as 0.
+    fn download(&self, _: &Memory, _: usize, to: &mut [u8]) -> Result<()> {
+        to.fill(0);
+        Ok(())
+    }
+
+    fn clear(&self, _: &mut Memory, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        spec.check()?;
+        Ok(TensorMap([0; 16]))
+    }
+
+    unsafe fn launch(&self, _: &'static Kernel, _: Grid, _: usize, _: &mut [*mut c_void]) -> Result<()> {
+        Ok(())
+    }
+}
