@@ -4,6 +4,7 @@
 // A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone.
 // head_dim is even. Cost: every operand is moved once; the tables of angles come from cache.
 #include "common.cuh"
+#include "glu.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
@@ -50,11 +51,6 @@ DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qk
     }
 }
 
-/// 1 / (1 + e^-x). The exponential may overflow to infinity, which gives 0; no step of it is NaN unless x is.
-DEVICE float sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
-}
-
 constexpr int GLU_THREADS = 128;
 
 /// act = gate sigmoid(gate) up.
@@ -71,7 +67,7 @@ DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate)
             load_piece(up, gates + intermediate + i, valid, BY_LANE);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                gate[j] = gate[j] * sigmoid(gate[j]) * up[j];
+                gate[j] = glu_value(gate[j], up[j]);
             }
             store_piece(to + i, gate, valid, BY_LANE);
         }
@@ -87,7 +83,7 @@ DEVICE void glu_fwd(const T* gate_up, T* act, int tokens, int intermediate) {
     }
 }
 
-/// With s = sigmoid(gate): dgate = dact up s (1 + gate (1 - s)), dup = dact gate s.
+/// dgate and dup from dact, gate and up.
 template <bool BY_LANE, class T>
 DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
     constexpr int N = LANE_ELEMENTS<T>;
@@ -103,10 +99,7 @@ DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int token
             load_piece(d, from + i, valid, BY_LANE);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                float s = sigmoid(gate[j]);
-                float dgate = d[j] * up[j] * (s * (1.0f + gate[j] * (1.0f - s)));
-                up[j] = d[j] * (gate[j] * s);
-                gate[j] = dgate;
+                glu_gradient(d[j], gate[j], up[j]);
             }
             store_piece(to + i, gate, valid, BY_LANE);
             store_piece(to + intermediate + i, up, valid, BY_LANE);

@@ -202,7 +202,7 @@ DEVICE void head_drows(const T* dlogits, const T* head, float* drows, int hidden
     Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     a.stride = stride;
     a.by_lane = true;
-    matmul<T, float, true, false>(a, b, nullptr, drows, rows, hidden_size, width, add);
+    matmul<T, float, true, false>(a, b, nullptr, nullptr, drows, rows, hidden_size, width, add);
 }
 
 KERNEL(256, head_drows_f32)(const float* dlogits,  // (rows, stride)
@@ -224,7 +224,8 @@ DEVICE void head_dhead(const T* dlogits, const T* hidden, const int* source, flo
     Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(hidden, rows, hidden_size, source);
     a.stride = stride;
     a.by_lane = true;
-    matmul<T, float, false, false>(a, b, nullptr, dhead + 1LL * first * hidden_size, width, hidden_size, rows, add);
+    matmul<T, float, false, false>(a, b, nullptr, nullptr, dhead + 1LL * first * hidden_size, width, hidden_size, rows,
+                                   add);
 }
 
 KERNEL(256, head_dhead_f32)(const float* dlogits,  // (rows, stride)

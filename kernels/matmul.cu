@@ -1,39 +1,106 @@
-// Linear layers: y = x weightᵀ + bias, dx = dy weight, dweight = dyᵀ x, on tensor cores (tile.cuh).
+// Linear layers: y = x weightᵀ + bias + residual, dx = dy weight, dweight = dyᵀ x, on tensor cores (tile.cuh); and the two
+// products next to the gated activation (SwiGLU, arXiv 2002.05202) with the activation or its gradient as epilogue.
 //
 // Nothing is refused: sizes off the tile are cut, rows off 16 bytes go element by element. Cost: matmul.cuh.
 #include "common.cuh"
+#include "glu.cuh"
 #include "matmul.cuh"
 
 template <class T>
-DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, T* y, int tokens, int inputs, int outputs) {
-    matmul<T, T, true, true>(Source<T>::of(x, tokens, inputs), Source<T>::of(weight, outputs, inputs), bias, y, tokens,
-                             outputs, inputs, 0);
+DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, const T* residual, T* y, int tokens, int inputs,
+                       int outputs) {
+    matmul<T, T, true, true>(Source<T>::of(x, tokens, inputs), Source<T>::of(weight, outputs, inputs), bias, residual, y,
+                             tokens, outputs, inputs, 0);
 }
 
 template <class T>
 DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, int inputs, int outputs, int add) {
-    matmul<T, T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, inputs), nullptr, dx,
-                              tokens, inputs, outputs, add);
+    matmul<T, T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, inputs), nullptr, nullptr,
+                              dx, tokens, inputs, outputs, add);
 }
 
 template <class T>
 DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, int tokens, int inputs, int outputs, int add) {
-    matmul<T, float, false, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(x, tokens, inputs), nullptr, dweight,
-                                   outputs, inputs, tokens, add);
+    matmul<T, float, false, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(x, tokens, inputs), nullptr, nullptr,
+                                   dweight, outputs, inputs, tokens, add);
+}
+
+/// The element as it is stored.
+template <class T>
+DEVICE float rounded(float x) {
+    return to_float(from_float<T>(x));
+}
+
+/// gate_up = x weightᵀ, where it is asked for, and act = silu(gate) up of what is stored of both.
+template <class T>
+DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int tokens, int inputs, int intermediate) {
+    bool by_lane = wide(gate_up, intermediate), act_by_lane = wide(act, intermediate);
+    auto rows = GateUpRows<T>::of(weight, intermediate, inputs);
+    each_tile<T, true, true>(Source<T>::of(x, tokens, inputs), rows, tokens, rows.rows, inputs,
+                             [&](int row, int column, float(&values)[8]) {
+        // Even lanes hold eight of the gate, the lanes behind them the same eight of the up projection.
+        bool up = column / 8 % 2 != 0;
+        int first = column / 16 * 8;
+        float other[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            values[i] = rounded<T>(values[i]);
+            other[i] = shuffle_xor(values[i], 1);
+        }
+        if (row >= tokens || first >= intermediate) {
+            return;
+        }
+        if (gate_up != nullptr) {
+            T* half = gate_up + (2LL * row + (up ? 1 : 0)) * intermediate;
+            store_eight(half, first, intermediate, by_lane, false, values);
+        }
+        if (!up) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                values[i] = glu_value(values[i], other[i]);
+            }
+            store_eight(act + 1LL * row * intermediate, first, intermediate, act_by_lane, false, values);
+        }
+    });
+}
+
+/// dact = dy weight as it would be stored, and from it the gradient of gate and up.
+template <class T>
+DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dgate_up, int tokens, int intermediate,
+                           int outputs) {
+    bool by_lane = wide(gate_up, intermediate), out_by_lane = wide(dgate_up, intermediate);
+    each_tile<T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, intermediate), tokens,
+                              intermediate, outputs, [&](int row, int column, float(&values)[8]) {
+        if (row >= tokens || column >= intermediate) {
+            return;
+        }
+        const T* gates = gate_up + 2LL * row * intermediate;
+        T* to = dgate_up + 2LL * row * intermediate;
+        float gate[8], up[8];
+        load_eight(gate, gates, column, intermediate, by_lane);
+        load_eight(up, gates + intermediate, column, intermediate, by_lane);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            glu_gradient(rounded<T>(values[i]), gate[i], up[i]);
+        }
+        store_eight(to, column, intermediate, out_by_lane, false, gate);
+        store_eight(to + intermediate, column, intermediate, out_by_lane, false, up);
+    });
 }
 
 // shared: Product::SHARED_BYTES, 48 KiB.
 KERNEL(256, linear_fwd_f32)(const float* x,       // (tokens, inputs)
                             const float* weight,  // (outputs, inputs)
                             const float* bias,    // (outputs), may be absent
+                            const float* residual,  // (tokens, outputs), may be absent; not y
                             float* y,             // (tokens, outputs)
                             int tokens, int inputs, int outputs) {
-    linear_fwd(x, weight, bias, y, tokens, inputs, outputs);
+    linear_fwd(x, weight, bias, residual, y, tokens, inputs, outputs);
 }
 
-KERNEL(256, linear_fwd_bf16)(const bf16* x, const bf16* weight, const bf16* bias, bf16* y, int tokens, int inputs,
-                             int outputs) {
-    linear_fwd(x, weight, bias, y, tokens, inputs, outputs);
+KERNEL(256, linear_fwd_bf16)(const bf16* x, const bf16* weight, const bf16* bias, const bf16* residual, bf16* y,
+                             int tokens, int inputs, int outputs) {
+    linear_fwd(x, weight, bias, residual, y, tokens, inputs, outputs);
 }
 
 KERNEL(256, linear_bwd_input_f32)(const float* dy,      // (tokens, outputs)
@@ -58,4 +125,30 @@ KERNEL(256, linear_bwd_weight_f32)(const float* dy,  // (tokens, outputs)
 KERNEL(256, linear_bwd_weight_bf16)(const bf16* dy, const bf16* x, float* dweight, int tokens, int inputs, int outputs,
                                     int add) {
     linear_bwd_weight(dy, x, dweight, tokens, inputs, outputs, add);
+}
+
+KERNEL(256, linear_glu_fwd_f32)(const float* x,       // (tokens, inputs)
+                                const float* weight,  // (2 intermediate, inputs): gate, then up
+                                float* gate_up,       // (tokens, 2 intermediate), may be absent
+                                float* act,           // (tokens, intermediate)
+                                int tokens, int inputs, int intermediate) {
+    linear_glu_fwd(x, weight, gate_up, act, tokens, inputs, intermediate);
+}
+
+KERNEL(256, linear_glu_fwd_bf16)(const bf16* x, const bf16* weight, bf16* gate_up, bf16* act, int tokens, int inputs,
+                                 int intermediate) {
+    linear_glu_fwd(x, weight, gate_up, act, tokens, inputs, intermediate);
+}
+
+KERNEL(256, linear_glu_bwd_f32)(const float* dy,       // (tokens, outputs)
+                                const float* weight,   // (outputs, intermediate)
+                                const float* gate_up,  // (tokens, 2 intermediate)
+                                float* dgate_up,       // (tokens, 2 intermediate)
+                                int tokens, int intermediate, int outputs) {
+    linear_glu_bwd(dy, weight, gate_up, dgate_up, tokens, intermediate, outputs);
+}
+
+KERNEL(256, linear_glu_bwd_bf16)(const bf16* dy, const bf16* weight, const bf16* gate_up, bf16* dgate_up, int tokens,
+                                 int intermediate, int outputs) {
+    linear_glu_bwd(dy, weight, gate_up, dgate_up, tokens, intermediate, outputs);
 }

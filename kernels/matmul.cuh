@@ -6,12 +6,12 @@
 
 #include "tile.cuh"
 
-/// C (m, n) = or += A B (+ bias). A and B as described in tile.cuh.
-template <class T, class Out, bool A_K_MAJOR, bool B_K_MAJOR>
-DEVICE void matmul(const Source<T>& a, const Source<T>& b, const T* bias, Out* c, int m, int n, int k, int add) {
+/// A B for every tile of the result (m, n): calls use(row, column, values) with eight neighbouring elements of a row, all
+/// lanes of a warp at the same time, also for rows and columns beyond the result. A and B as described in tile.cuh.
+template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use>
+DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use) {
     using P = Product<T, A_K_MAJOR, B_K_MAJOR>;
     DYNAMIC_SHARED(shared);
-    bool by_lane = wide(c, n);
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
@@ -19,17 +19,33 @@ DEVICE void matmul(const Source<T>& a, const Source<T>& b, const T* bias, Out* c
         sync_block();
         P product;
         product.compute(shared, a, b, row, column, k);
-        each_eight(product, [&](int r, int j, float(&values)[8]) {
-            if (row + r >= m) {
-                return;
-            }
-            if (bias != nullptr) {
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    values[i] += column + j + i < n ? to_float(bias[column + j + i]) : 0.0f;
-                }
-            }
-            store_eight(c + 1LL * (row + r) * n, column + j, n, by_lane, add != 0, values);
-        });
+        each_eight(product, [&](int r, int j, float(&values)[8]) { use(row + r, column + j, values); });
     }
+}
+
+/// C (m, n) = or += A B (+ bias) (+ residual), rounded once.
+template <class T, class Out, bool A_K_MAJOR, bool B_K_MAJOR>
+DEVICE void matmul(const Source<T>& a, const Source<T>& b, const T* bias, const T* residual, Out* c, int m, int n, int k,
+                   int add) {
+    bool by_lane = wide(c, n), residual_by_lane = wide(residual, n);
+    each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, [&](int row, int column, float(&values)[8]) {
+        if (row >= m) {
+            return;
+        }
+        if (bias != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                values[i] += column + i < n ? to_float(bias[column + i]) : 0.0f;
+            }
+        }
+        if (residual != nullptr) {
+            float more[8];
+            load_eight(more, residual + 1LL * row * n, column, n, residual_by_lane);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                values[i] += more[i];
+            }
+        }
+        store_eight(c + 1LL * row * n, column, n, by_lane, add != 0, values);
+    });
 }

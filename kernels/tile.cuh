@@ -19,6 +19,7 @@
 /// neighbouring rows lies in eight different groups of banks.
 template <class T, int ROWS_, int COLUMNS_>
 struct Tile {
+    using Element = T;
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;
     static constexpr int PIECE = LANE_ELEMENTS<T>;
     static constexpr int PIECES = COLUMNS / PIECE;
@@ -198,10 +199,31 @@ struct Source {
     }
 };
 
+/// The weight (2 intermediate, inputs) of a gated layer with its rows taken by eights in turn: eight of the gate, the eight
+/// of the up projection that belong to them, the next eight of the gate. Lanes of a warp that hold neighbouring eights of
+/// the result so hold a gate and its up. Rows that fill the last eight repeat the last row.
+template <class T>
+struct GateUpRows {
+    const T* start;
+    long long stride;
+    int rows, columns, intermediate;
+    bool by_lane;
+
+    DEVICE static GateUpRows of(const T* start, int intermediate, int columns) {
+        return {start, columns, 2 * (ceil_div(intermediate, 8) * 8), columns, intermediate, wide(start, columns)};
+    }
+
+    DEVICE const T* row(int r) const {
+        int i = min_of(r / 16 * 8 + r % 8, intermediate - 1);
+        return start + ((r / 8 % 2 == 0 ? 0LL : intermediate) + i) * stride;
+    }
+};
+
 /// Brings the tile at (row, column) of a matrix to shared memory; what lies outside the matrix becomes 0. The copies belong
 /// to the thread's open group.
-template <class Where, int THREADS, class T>
-DEVICE void load_tile(unsigned char* tile, const Source<T>& from, int row, int column) {
+template <class Where, int THREADS, class From>
+DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column) {
+    using T = typename Where::Element;
     constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
 #pragma unroll
     for (int i = int(threadIdx.x); i < Where::ROWS * PIECES; i += THREADS) {
@@ -268,7 +290,8 @@ struct Product {
 
     /// Computes the tile at (row, column). `shared` holds SHARED_BYTES; the block must not use it for anything else until all
     /// threads have returned and met at a barrier.
-    DEVICE void compute(unsigned char* shared, const Source<T>& a, const Source<T>& b, int row, int column, int depth) {
+    template <class FromA, class FromB>
+    DEVICE void compute(unsigned char* shared, const FromA& a, const FromB& b, int row, int column, int depth) {
         Sum<T> sums[DOWN][ACROSS] = {};
         int steps = ceil_div(depth, DEPTH);
         auto load = [&](int step) {
@@ -369,6 +392,27 @@ DEVICE void each_eight(const P& product, Use use) {
                 }
                 use(P::row_of(i, half), P::warp_column() + (j + lane_index() % 4) * 8, values);
             }
+        }
+    }
+}
+
+/// Reads eight neighbouring elements of a row; those from `columns` on become 0.
+template <class T>
+DEVICE void load_eight(float (&values)[8], const T* row, int column, int columns, bool by_lane) {
+    constexpr int N = LANE_ELEMENTS<T>;
+    if (by_lane && column + 8 <= columns) {
+#pragma unroll
+        for (int part = 0; part < 8; part += N) {
+            Numbers<T> n = load_numbers(row + column + part);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                values[part + i] = n.x[i];
+            }
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            values[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
         }
     }
 }

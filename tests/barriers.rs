@@ -89,6 +89,17 @@ fn linear_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::linear_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), None)
 }
 
+fn linear_glu_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearGluDims { tokens: 260, hidden: 136, intermediate: 130 };
+    runs::linear_glu_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), true)
+}
+
+fn linear_glu_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearGluDims { tokens: 260, hidden: 136, intermediate: 260 };
+    let (dy, weight) = (normal("dy", 260 * 136, 1.0), normal("w", 260 * 136, 0.1));
+    runs::linear_glu_bwd(on, d, &dy, &weight, &normal("gate_up", 260 * 520, 1.0))
+}
+
 fn linear_bwd_input<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LinearDims { tokens: 260, inputs: 260, outputs: 136 };
     let (dy, weight) = (normal("dy", 260 * 136, 1.0), normal("w", 260 * 136, 0.1));
@@ -166,6 +177,8 @@ fn of_linear_layers() {
     assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_input", linear_bwd_input) >= 2);
     assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_weight", linear_bwd_weight) >= 2);
     assert!(every_barrier_is_missed::<f32>("linear_fwd", linear_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_fwd", linear_glu_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_bwd", linear_glu_bwd) >= 2);
 }
 
 #[test]

@@ -126,6 +126,7 @@ fn every_op<B: Backend>(b: &B) {
             x: View::first(a, l.of("x", 12)),
             weight: View::first(a, l.of("weight", 20)),
             bias: Some(View::first(a, l.of("bias", 5))),
+            residual: Some(View::first(a, l.of("residual", 15))),
             y: ViewMut::first(&mut y, l.of("y", 15)),
         })
     });
@@ -185,6 +186,28 @@ fn every_op<B: Backend>(b: &B) {
         b.glu_bwd(GluBwd {
             dims: d,
             dact: View::first(a, l.of("dact", 12)),
+            gate_up: View::first(a, l.of("gate_up", 24)),
+            dgate_up: ViewMut::first(&mut out, l.of("dgate_up", 24)),
+        })
+    });
+
+    let d = LinearGluDims { tokens: 3, hidden: 5, intermediate: 4 };
+    probe("linear_glu_fwd", c, |l| {
+        let (mut gate_up, mut out) = (act(b), act(b));
+        b.linear_glu_fwd(LinearGluFwd {
+            dims: d,
+            x: View::first(a, l.of("x", 15)),
+            weight: View::first(a, l.of("weight", 40)),
+            gate_up: Some(ViewMut::first(&mut gate_up, l.of("gate_up", 24))),
+            act: ViewMut::first(&mut out, l.of("act", 12)),
+        })
+    });
+    probe("linear_glu_bwd", c, |l| {
+        let mut out = act(b);
+        b.linear_glu_bwd(LinearGluBwd {
+            dims: d,
+            dy: View::first(a, l.of("dy", 15)),
+            weight: View::first(a, l.of("weight", 20)),
             gate_up: View::first(a, l.of("gate_up", 24)),
             dgate_up: ViewMut::first(&mut out, l.of("dgate_up", 24)),
         })

@@ -48,6 +48,7 @@ cases! {
     rope: nn::rope => ["rope_bwd"];
     rope_bwd_is_the_transpose: nn::rope_transpose => ["rope_bwd"];
     glu: nn::glu => ["glu_bwd"];
+    linear_glu: nn::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
     attention_hides_the_rest: attention::hidden_rows => ["attention_bwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{check, normal, runs, stored_as_acc};
-use mapl::backend::Write;
+use common::{On, check, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
+use mapl::backend::{Backend, Write};
 
 /// (tokens, inputs, outputs)
 const SHAPES: &[(usize, usize, usize)] = &[
@@ -82,6 +82,86 @@ fn bias_gradient_overwrites_and_adds() {
             check!(label, |on: &_| runs::bias_bwd(on, d, &dy, &start, write), tolerance);
         }
     }
+}
+
+#[test]
+fn residual_is_added_after_the_bias() {
+    for (d, label) in shapes() {
+        let x = normal("x", d.tokens * d.inputs, 1.0);
+        let weight = normal("w", d.outputs * d.inputs, 1.0 / (d.inputs as f64).sqrt());
+        let (bias, residual) = (normal("b", d.outputs, 1.0), normal("r", d.tokens * d.outputs, 1.0));
+        let inputs = [&x[..], &weight, &bias, &residual];
+        check!(label, |on: &_| runs::linear_fwd_residual(on, d, inputs), |p, _: &str| d.tolerance(p));
+    }
+}
+
+/// (tokens, hidden, intermediate): eights cut short, tiles of gate and up cut anywhere, several tiles each way.
+const GATED: &[(usize, usize, usize)] = &[
+    (0, 8, 8),
+    (3, 8, 0),
+    (1, 1, 1),
+    (1, 64, 7),
+    (7, 33, 33),
+    (33, 40, 64),
+    (129, 48, 129),
+    (130, 72, 136),
+    (65, 130, 40),
+];
+
+fn gated() -> impl Iterator<Item = (LinearGluDims, String)> {
+    GATED.iter().map(|&(tokens, hidden, intermediate)| {
+        (LinearGluDims { tokens, hidden, intermediate }, format!("{tokens} x {hidden} x {intermediate}"))
+    })
+}
+
+#[test]
+fn gated_forward_is_the_product_and_the_activation() {
+    for (d, label) in gated() {
+        let x = normal("x", d.tokens * d.hidden, 1.0);
+        let weight = normal("w", 2 * d.intermediate * d.hidden, 1.0 / (d.hidden as f64).sqrt());
+        for stored in [false, true] {
+            let label = format!("{label}, stored {stored}");
+            let tolerance = |p, _: &str| d.tolerance(p);
+            check!(label, |on: &_| runs::linear_glu_fwd(on, d, &x, &weight, stored), tolerance);
+        }
+    }
+}
+
+#[test]
+fn gated_backward_is_the_product_and_the_gradient_of_the_activation() {
+    for (d, label) in gated() {
+        let dy = normal("dy", d.tokens * d.hidden, 1.0);
+        let weight = normal("w", d.hidden * d.intermediate, 1.0 / (d.hidden as f64).sqrt());
+        let gate_up = normal("gate_up", d.tokens * 2 * d.intermediate, 1.0);
+        check!(label, |on: &_| runs::linear_glu_bwd(on, d, &dy, &weight, &gate_up), |p, _: &str| d.tolerance(p));
+    }
+}
+
+/// On every backend the gated products give the bits of product and activation one after the other.
+fn fused_is_separate<B: Backend>(on: &On<'_, B>) {
+    for (d, label) in gated() {
+        let label = format!("{} {label}", B::NAME);
+        let x = normal("x", d.tokens * d.hidden, 1.0);
+        let weight = normal("w", 2 * d.intermediate * d.hidden, 1.0 / (d.hidden as f64).sqrt());
+        let product = runs::linear_fwd(on, d.gate_up(), &x, &weight, None);
+        let act = runs::glu_fwd(on, d.glu(), &product[0].1);
+        let fused = runs::linear_glu_fwd(on, d, &x, &weight, true);
+        assert_eq!(fused[0].1, product[0].1, "{label}: gate and up");
+        assert_eq!(fused[1].1, act[0].1, "{label}: activation");
+        assert_eq!(runs::linear_glu_fwd(on, d, &x, &weight, false)[0].1, act[0].1, "{label}: nothing stored");
+
+        let weight = &weight[..d.hidden * d.intermediate];
+        let zeros = vec![0.0; d.tokens * d.intermediate];
+        let dact = runs::linear_bwd_input(on, d.down(), &x, weight, &zeros, Write::Overwrite);
+        let separate = runs::glu_bwd(on, d.glu(), &dact[0].1, &product[0].1);
+        let fused = runs::linear_glu_bwd(on, d, &x, weight, &product[0].1);
+        assert_eq!(fused[0].1, separate[0].1, "{label}: gradient");
+    }
+}
+
+#[test]
+fn gated_products_give_the_bits_of_their_parts() {
+    each_backend!(fused_is_separate);
 }
 
 /// All three products on one tile and one step, for runs under a sanitiser.

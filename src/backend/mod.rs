@@ -118,7 +118,7 @@ backend! {
     norm_fwd, norm_fwd_impl: NormFwd;
     /// Gradient of [`Backend::norm_fwd`] for its sum and its weight.
     norm_bwd, norm_bwd_impl: NormBwd;
-    /// `y = x weightᵀ + bias` (NT).
+    /// `y = x weightᵀ + bias + residual` (NT).
     linear_fwd, linear_fwd_impl: LinearFwd;
     /// `dx = dy weight` (NN).
     linear_bwd_input, linear_bwd_input_impl: LinearBwdInput;
@@ -134,6 +134,10 @@ backend! {
     glu_fwd, glu_fwd_impl: GluFwd;
     /// Gradient of [`Backend::glu_fwd`].
     glu_bwd, glu_bwd_impl: GluBwd;
+    /// `act = silu(gate) * up` with gate and up from one product (NT), which are stored where asked for.
+    linear_glu_fwd, linear_glu_fwd_impl: LinearGluFwd;
+    /// Gradient of gate and up from that of the down projection's result (NN).
+    linear_glu_bwd, linear_glu_bwd_impl: LinearGluBwd;
     /// Grouped-query softmax attention over prefix trees.
     attention_fwd, attention_fwd_impl: AttentionFwd;
     /// Gradient of [`Backend::attention_fwd`].

@@ -30,8 +30,8 @@ pub struct LayerActivations<B: Backend> {
     pub mlp_input: B::Act,
     /// (tokens)
     pub post_rstd: B::Acc,
-    /// (tokens, 2 intermediate)
-    pub gate_up: B::Act,
+    /// (tokens, 2 intermediate); present in training
+    pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
 }
@@ -46,8 +46,6 @@ pub struct Gradients<B: Backend> {
     pub dattention: B::Act,
     /// (tokens, heads + 2 kv_heads, head_dim)
     pub dqkv: B::Act,
-    /// (tokens, intermediate)
-    pub dact: B::Act,
     /// (tokens, 2 intermediate)
     pub dgate_up: B::Act,
 }
@@ -59,8 +57,6 @@ pub struct Activations<B: Backend> {
     /// Residual streams (tokens, hidden): two per layer and one at the end in training, two in all in inference.
     pub(super) streams: Vec<B::Act>,
     pub(super) layers: Vec<LayerActivations<B>>,
-    /// (tokens, hidden) what a block adds to the stream
-    pub(super) branch: B::Act,
     /// (tokens, hidden) after the final norm
     pub hidden: B::Act,
     /// (tokens)
@@ -89,7 +85,7 @@ impl<B: Backend> Activations<B> {
                 lse: backend.zeros_acc(tokens * config.heads)?,
                 mlp_input: act(hidden)?,
                 post_rstd: backend.zeros_acc(tokens)?,
-                gate_up: act(2 * inner)?,
+                gate_up: (mode == Mode::Train).then(|| act(2 * inner)).transpose()?,
                 act: act(inner)?,
             })
         };
@@ -100,7 +96,6 @@ impl<B: Backend> Activations<B> {
                 dnormed: act(hidden)?,
                 dattention: act(query)?,
                 dqkv: act(fused)?,
-                dact: act(inner)?,
                 dgate_up: act(2 * inner)?,
             }),
         };
@@ -109,7 +104,6 @@ impl<B: Backend> Activations<B> {
             capacity: tokens,
             streams: (0..streams).map(|_| act(hidden)).collect::<Result<_>>()?,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
-            branch: act(hidden)?,
             hidden: act(hidden)?,
             final_rstd: backend.zeros_acc(tokens)?,
             gradients,
@@ -136,14 +130,27 @@ impl<B: Backend> Activations<B> {
     pub fn elements_per_token(config: &ModelConfig, mode: Mode) -> (usize, usize) {
         let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
         let fused = query + 2 * config.kv_width();
-        let layer = 2 * hidden + fused + query + 3 * inner;
+        let layer = 2 * hidden + fused + query + inner;
         match mode {
             Mode::Train => (
-                config.layers * layer + (2 * config.layers + 3) * hidden + 2 * hidden + query + fused + 3 * inner,
+                config.layers * (layer + 2 * inner)
+                    + (2 * config.layers + 2) * hidden
+                    + 2 * hidden
+                    + query
+                    + fused
+                    + 2 * inner,
                 config.layers * (2 + config.heads) + 1,
             ),
-            Mode::Infer => (layer + 4 * hidden, 3 + config.heads),
+            Mode::Infer => (layer + 3 * hidden, 3 + config.heads),
         }
+    }
+
+    /// The layers, stream k, and stream k + 1 to write.
+    pub(super) fn advance(&mut self, k: usize) -> (&[LayerActivations<B>], &B::Act, &mut B::Act) {
+        let (old, new) = (self.stream_index(k), self.stream_index(k + 1));
+        let (low, high) = self.streams.split_at_mut(new.max(old));
+        let (old, new) = if new > old { (&low[old], &mut high[0]) } else { (&high[0], &mut low[new]) };
+        (&self.layers, old, new)
     }
 
     /// Stream k of the forward, and which buffer holds it.

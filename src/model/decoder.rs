@@ -1,7 +1,7 @@
 //! Llama and Qwen2 forward: a list of op calls. `decoder_grad.rs` is the list reversed.
 //!
-//! Streams are numbered: 2i enters layer i's attention, 2i + 1 its MLP, and 2 layers + 0 is normalised last. What a
-//! block adds (`branch`) is added to the stream by the norm that follows it.
+//! Streams are numbered: 2i enters layer i's attention, 2i + 1 its MLP, and 2 layers + 0 is normalised last. The last
+//! product of a block adds its result to the stream and writes the next one.
 
 use super::activations::Activations;
 use super::config::ModelConfig;
@@ -124,6 +124,7 @@ impl<B: Backend> Model<B> {
                 x: View::first(&saved.attention_input, wide),
                 weight: self.weight(&at.qkv),
                 bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
+                residual: None,
                 y: ViewMut::first(&mut saved.qkv, tokens * fused),
             })?;
             backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
@@ -134,39 +135,38 @@ impl<B: Backend> Model<B> {
                 o: ViewMut::first(&mut saved.attention, tokens * query),
                 lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
             })?;
+            let (layers, residual, sum) = acts.advance(2 * i);
             backend.linear_fwd(LinearFwd {
                 dims: linear(query, hidden),
-                x: View::first(&saved.attention, tokens * query),
+                x: View::first(&layers[layer].attention, tokens * query),
                 weight: self.weight(&at.output),
                 bias: None,
-                y: ViewMut::first(&mut acts.branch, wide),
+                residual: Some(View::first(residual, wide)),
+                y: ViewMut::first(sum, wide),
             })?;
             self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
             let saved = &mut acts.layers[layer];
-            backend.linear_fwd(LinearFwd {
-                dims: linear(hidden, 2 * inner),
+            backend.linear_glu_fwd(LinearGluFwd {
+                dims: LinearGluDims { tokens, hidden, intermediate: inner },
                 x: View::first(&saved.mlp_input, wide),
                 weight: self.weight(&at.gate_up),
-                bias: None,
-                y: ViewMut::first(&mut saved.gate_up, tokens * 2 * inner),
-            })?;
-            backend.glu_fwd(GluFwd {
-                dims: GluDims { tokens, intermediate: inner },
-                gate_up: View::first(&saved.gate_up, tokens * 2 * inner),
+                gate_up: saved.gate_up.as_mut().map(|gate_up| ViewMut::first(gate_up, tokens * 2 * inner)),
                 act: ViewMut::first(&mut saved.act, tokens * inner),
             })?;
+            let (layers, residual, sum) = acts.advance(2 * i + 1);
             backend.linear_fwd(LinearFwd {
                 dims: linear(inner, hidden),
-                x: View::first(&saved.act, tokens * inner),
+                x: View::first(&layers[layer].act, tokens * inner),
                 weight: self.weight(&at.down),
                 bias: None,
-                y: ViewMut::first(&mut acts.branch, wide),
+                residual: Some(View::first(residual, wide)),
+                y: ViewMut::first(sum, wide),
             })?;
         }
         self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
     }
 
-    /// Adds the branch to stream k - 1, stores the sum as stream k and normalises it. Stream 0 has no branch.
+    /// Normalises stream k.
     fn normalise(
         &self,
         backend: &B,
@@ -177,8 +177,8 @@ impl<B: Backend> Model<B> {
         place: Norm,
     ) -> Result<()> {
         let wide = tokens * self.config.hidden;
-        let (new, old) = (acts.stream_index(k), acts.stream_index(k.max(1) - 1));
-        let Activations { streams, layers, branch, hidden, final_rstd, .. } = acts;
+        let stream = acts.stream_index(k);
+        let Activations { streams, layers, hidden, final_rstd, .. } = acts;
         let (y, rstd) = match place {
             Norm::Input(i) => {
                 let layer = &mut layers[i];
@@ -190,22 +190,14 @@ impl<B: Backend> Model<B> {
             }
             Norm::Final => (hidden, final_rstd),
         };
-        let (y, rstd) = (ViewMut::first(y, wide), ViewMut::first(rstd, tokens));
-        let (dims, weight) = (self.norm_dims(tokens), self.weight(weight));
-        if k == 0 {
-            let x = View::first(&streams[0], wide);
-            return backend.norm_fwd(NormFwd { dims, x, residual: None, weight, sum: None, y, rstd });
-        }
-        let (low, high) = streams.split_at_mut(new.max(old));
-        let (residual, sum) = if new > old { (&low[old], &mut high[0]) } else { (&high[0], &mut low[new]) };
         backend.norm_fwd(NormFwd {
-            dims,
-            x: View::first(branch, wide),
-            residual: Some(View::first(residual, wide)),
-            weight,
-            sum: Some(ViewMut::first(sum, wide)),
-            y,
-            rstd,
+            dims: self.norm_dims(tokens),
+            x: View::first(&streams[stream], wide),
+            residual: None,
+            weight: self.weight(weight),
+            sum: None,
+            y: ViewMut::first(y, wide),
+            rstd: ViewMut::first(rstd, tokens),
         })
     }
 }

@@ -53,17 +53,14 @@ impl<B: Backend> Model<B> {
                 dweight: slot(grads, &at.down),
                 write,
             })?;
-            backend.linear_bwd_input(LinearBwdInput {
-                dims: down,
+            let Some(saved_gate_up) = &saved.gate_up else {
+                return Err(Error::Runtime("backward needs a workspace made for training".into()));
+            };
+            backend.linear_glu_bwd(LinearGluBwd {
+                dims: LinearGluDims { tokens, hidden, intermediate: inner },
                 dy: View::first(&g.dstream, wide),
                 weight: self.weight(&at.down),
-                dx: ViewMut::first(&mut g.dact, tokens * inner),
-                write: Write::Overwrite,
-            })?;
-            backend.glu_bwd(GluBwd {
-                dims: GluDims { tokens, intermediate: inner },
-                dact: View::first(&g.dact, tokens * inner),
-                gate_up: View::first(&saved.gate_up, tokens * 2 * inner),
+                gate_up: View::first(saved_gate_up, tokens * 2 * inner),
                 dgate_up: ViewMut::first(&mut g.dgate_up, tokens * 2 * inner),
             })?;
             let gate_up = linear(hidden, 2 * inner);

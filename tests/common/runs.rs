@@ -82,9 +82,56 @@ pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f6
     let (x, weight, bias) = (on.act(x), on.act(weight), bias.map(|b| on.act(b)));
     let mut y = on.act_out(d.tokens * d.outputs);
     let bias = bias.as_ref().map(|b| b.view());
-    let args = LinearFwd { dims: d, x: x.view(), weight: weight.view(), bias, y: y.view_mut() };
+    let args = LinearFwd { dims: d, x: x.view(), weight: weight.view(), bias, residual: None, y: y.view_mut() };
     on.backend.linear_fwd(args).unwrap();
     vec![("y", on.read_act(&y))]
+}
+
+/// With a bias and a residual.
+pub fn linear_fwd_residual<B: Backend>(on: &On<B>, d: LinearDims, inputs: [&[f64]; 4]) -> Outputs {
+    let [x, weight, bias, residual] = inputs.map(|values| on.act(values));
+    let mut y = on.act_out(d.tokens * d.outputs);
+    let (bias, residual) = (Some(bias.view()), Some(residual.view()));
+    let args = LinearFwd { dims: d, x: x.view(), weight: weight.view(), bias, residual, y: y.view_mut() };
+    on.backend.linear_fwd(args).unwrap();
+    vec![("y", on.read_act(&y))]
+}
+
+/// The activation alone, or after gate and up where `stored`.
+pub fn linear_glu_fwd<B: Backend>(on: &On<B>, d: LinearGluDims, x: &[f64], weight: &[f64], stored: bool) -> Outputs {
+    let (x, weight) = (on.act(x), on.act(weight));
+    let mut act = on.act_out(d.tokens * d.intermediate);
+    let mut gate_up = stored.then(|| on.act_out(d.tokens * 2 * d.intermediate));
+    let args = LinearGluFwd {
+        dims: d,
+        x: x.view(),
+        weight: weight.view(),
+        gate_up: gate_up.as_mut().map(|g| g.view_mut()),
+        act: act.view_mut(),
+    };
+    on.backend.linear_glu_fwd(args).unwrap();
+    let gate_up = gate_up.iter().map(|g| ("gate_up", on.read_act(g)));
+    gate_up.chain([("act", on.read_act(&act))]).collect()
+}
+
+pub fn linear_glu_bwd<B: Backend>(
+    on: &On<B>,
+    d: LinearGluDims,
+    dy: &[f64],
+    weight: &[f64],
+    gate_up: &[f64],
+) -> Outputs {
+    let (dy, weight, gate_up) = (on.act(dy), on.act(weight), on.act(gate_up));
+    let mut dgate_up = on.act_out(d.tokens * 2 * d.intermediate);
+    let args = LinearGluBwd {
+        dims: d,
+        dy: dy.view(),
+        weight: weight.view(),
+        gate_up: gate_up.view(),
+        dgate_up: dgate_up.view_mut(),
+    };
+    on.backend.linear_glu_bwd(args).unwrap();
+    vec![("dgate_up", on.read_act(&dgate_up))]
 }
 
 pub fn linear_bwd_input<B: Backend>(

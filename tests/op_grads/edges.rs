@@ -47,6 +47,9 @@ fn nothing<B: Backend>(on: &On<B>) {
     let glu = GluDims { tokens: 0, intermediate: 3 };
     runs::glu_fwd(on, glu, &[]);
     runs::glu_bwd(on, glu, &[], &[]);
+    let gated = LinearGluDims { tokens: 0, hidden: 1, intermediate: 3 };
+    runs::linear_glu_fwd(on, gated, &[], &weight, true);
+    runs::linear_glu_bwd(on, gated, &[], &weight[..3], &[]);
     let tree = HostTree::new();
     let attention = tree.dims(2, 1, 4);
     let forward = runs::attention_fwd(on, attention, &tree, &[]);

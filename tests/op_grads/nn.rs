@@ -120,6 +120,32 @@ pub fn rope_transpose() {
     assert!((forward - dot(&x, &y)).abs() > 0.1, "the rotation moves nothing");
 }
 
+pub fn linear_glu() {
+    let (tokens, hidden, intermediate) = (3, 4, 2);
+    let (d, up) = (LinearGluDims { tokens, hidden, intermediate }, LinearDims { tokens, inputs: hidden, outputs: 4 });
+    let down = LinearDims { tokens, inputs: intermediate, outputs: hidden };
+    let (x, gates) = (normal("x", 12, 1.0), normal("gates", 16, 1.0));
+    let last = normal("last", 8, 1.0);
+    // A whole gated layer, so that both ops are part of it: down(act(x)).
+    check(
+        "linear_glu",
+        &[x, gates],
+        &[Overwrite; 2],
+        |i| {
+            let act = &runs::linear_glu_fwd(&ORACLE, d, &i[0], &i[1], false)[0].1;
+            runs::linear_fwd(&ORACLE, down, act, &last, None)[0].1.clone()
+        },
+        |i, dy, start| {
+            let gate_up = &runs::linear_glu_fwd(&ORACLE, d, &i[0], &i[1], true)[0].1;
+            let dgate_up = &runs::linear_glu_bwd(&ORACLE, d, dy, &last, gate_up)[0].1;
+            vec![
+                runs::linear_bwd_input(&ORACLE, up, dgate_up, &i[1], &start[0], Overwrite)[0].1.clone(),
+                runs::linear_bwd_weight(&ORACLE, up, dgate_up, &i[0], &start[1], Overwrite)[0].1.clone(),
+            ]
+        },
+    );
+}
+
 pub fn glu() {
     for (tokens, intermediate) in [(1, 1), (3, 4)] {
         let d = GluDims { tokens, intermediate };

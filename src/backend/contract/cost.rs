@@ -83,7 +83,28 @@ impl<B: Backend> Costed for NormBwd<'_, B> {
 
 impl<B: Backend> Costed for LinearFwd<'_, B> {
     fn cost(&self) -> Cost {
-        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+        let n = if self.residual.is_some() { self.dims.tokens * self.dims.outputs } else { 0 };
+        Cost::new(self.dims.bytes(B::PRECISION) + act::<B>(n), self.dims.flops() + n as u64)
+    }
+}
+
+impl<B: Backend> Costed for LinearGluFwd<'_, B> {
+    /// The operands, the activation, and gate and up where they are stored.
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let stored = if self.gate_up.is_some() { 3 } else { 1 };
+        let elements = d.tokens * d.hidden + 2 * d.intermediate * d.hidden + stored * d.tokens * d.intermediate;
+        Cost::new(act::<B>(elements), d.gate_up().flops() + d.glu().flops())
+    }
+}
+
+impl<B: Backend> Costed for LinearGluBwd<'_, B> {
+    /// The operands of the product, gate and up, and their gradients.
+    fn cost(&self) -> Cost {
+        let d = self.dims;
+        let n = d.tokens * d.intermediate;
+        let elements = d.tokens * d.hidden + d.hidden * d.intermediate + 4 * n;
+        Cost::new(act::<B>(elements), d.down().flops() + 10 * n as u64)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod attention;
 mod cost;
+mod gated;
 mod head;
 mod loss;
 mod nn;
@@ -14,6 +15,7 @@ mod optim;
 
 pub use attention::*;
 pub use cost::*;
+pub use gated::*;
 pub use head::*;
 pub use loss::*;
 pub use nn::*;

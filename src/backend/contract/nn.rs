@@ -209,7 +209,7 @@ impl LinearDims {
     }
 }
 
-/// `y = x weightᵀ + bias`.
+/// `y = x weightᵀ + bias + residual`, summed in the precision of sums and rounded once.
 pub struct LinearFwd<'a, B: Backend> {
     pub dims: LinearDims,
     /// (tokens, inputs)
@@ -218,6 +218,8 @@ pub struct LinearFwd<'a, B: Backend> {
     pub weight: View<'a, B::Act>,
     /// (outputs)
     pub bias: Option<View<'a, B::Act>>,
+    /// (tokens, outputs)
+    pub residual: Option<View<'a, B::Act>>,
     /// (tokens, outputs)
     pub y: ViewMut<'a, B::Act>,
 }
@@ -228,6 +230,8 @@ impl<B: Backend> LinearFwd<'_, B> {
         expect_len(op, "x", self.x.len, d.tokens * d.inputs)?;
         expect_len(op, "weight", self.weight.len, d.outputs * d.inputs)?;
         expect_len(op, "bias", self.bias.map_or(d.outputs, |b| b.len), d.outputs)?;
+        let size = d.tokens * d.outputs;
+        expect_len(op, "residual", self.residual.map_or(size, |r| r.len), size)?;
         expect_len(op, "y", self.y.len, d.tokens * d.outputs)
     }
 }

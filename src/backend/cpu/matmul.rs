@@ -256,13 +256,13 @@ fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
 }
 
 /// `c (+)= a b` on all threads; `c` is (a.rows, b.cols) without gaps. `finish` is called on every finished tile with
-/// its first column.
+/// its first row and column.
 pub(super) fn par_matmul(
     c: &mut [f32],
     a: Mat<'_>,
     b: Mat<'_>,
     write: Write,
-    finish: impl Fn(&mut Tile<'_>, usize) + Sync,
+    finish: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
 ) {
     let grid = grid(c, &a, b.cols);
     let (down, across) = grid.cells();
@@ -271,6 +271,6 @@ pub(super) fn par_matmul(
         let (i, j) = (cell % down, cell / down);
         let mut tile = grid.claim(i, j);
         matmul(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
-        finish(&mut tile, grid.col_range(j).start);
+        finish(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
     });
 }

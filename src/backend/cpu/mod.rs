@@ -147,6 +147,14 @@ impl Backend for Cpu {
         rowwise::glu_bwd(a);
         Ok(())
     }
+    fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
+        linear::linear_glu_fwd(self, a);
+        Ok(())
+    }
+    fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
+        linear::linear_glu_bwd(self, a);
+        Ok(())
+    }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
         attention::attention_fwd(self, a);
         Ok(())

@@ -186,19 +186,22 @@ vectorised! {
 }
 
 pub(super) fn glu_fwd(a: GluFwd<'_, Cpu>) {
-    let i = a.dims.intermediate;
+    glu_rows(a.act.into_slice(), a.gate_up.slice(), a.dims.intermediate);
+}
+
+/// `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
+pub(super) fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
+    let i = intermediate;
     if i == 0 {
         return;
     }
     let rows = rows_of_task(i);
-    a.act.into_slice().par_chunks_mut(rows * i).zip(a.gate_up.slice().par_chunks(rows * 2 * i)).for_each(
-        |(act, gate_up)| {
-            for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
-                let (gate, up) = gate_up.split_at(i);
-                glu_row(act, gate, up);
-            }
-        },
-    );
+    act.par_chunks_mut(rows * i).zip(gate_up.par_chunks(rows * 2 * i)).for_each(|(act, gate_up)| {
+        for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
+            let (gate, up) = gate_up.split_at(i);
+            glu_row(act, gate, up);
+        }
+    });
 }
 
 vectorised! {
@@ -210,24 +213,26 @@ vectorised! {
 }
 
 pub(super) fn glu_bwd(a: GluBwd<'_, Cpu>) {
-    let i = a.dims.intermediate;
+    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), a.dims.intermediate);
+}
+
+/// `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
+pub(super) fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediate: usize) {
+    let i = intermediate;
     if i == 0 {
         return;
     }
     let rows = rows_of_task(2 * i);
-    a.dgate_up
-        .into_slice()
-        .par_chunks_mut(rows * 2 * i)
-        .zip(a.gate_up.slice().par_chunks(rows * 2 * i))
-        .zip(a.dact.slice().par_chunks(rows * i))
-        .for_each(|((dgate_up, gate_up), dact)| {
-            let rows = dgate_up.chunks_exact_mut(2 * i).zip(gate_up.chunks_exact(2 * i)).zip(dact.chunks_exact(i));
-            for ((dgate_up, gate_up), dact) in rows {
-                let (dgate, dup) = dgate_up.split_at_mut(i);
-                let (gate, up) = gate_up.split_at(i);
-                glu_row_bwd(dgate, dup, gate, up, dact);
-            }
-        });
+    let tasks =
+        dgate_up.par_chunks_mut(rows * 2 * i).zip(gate_up.par_chunks(rows * 2 * i)).zip(dact.par_chunks(rows * i));
+    tasks.for_each(|((dgate_up, gate_up), dact)| {
+        let rows = dgate_up.chunks_exact_mut(2 * i).zip(gate_up.chunks_exact(2 * i)).zip(dact.chunks_exact(i));
+        for ((dgate_up, gate_up), dact) in rows {
+            let (dgate, dup) = dgate_up.split_at_mut(i);
+            let (gate, up) = gate_up.split_at(i);
+            glu_row_bwd(dgate, dup, gate, up, dact);
+        }
+    });
 }
 
 vectorised! {

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Element};
 use super::launchers as launch;
-use super::{Kernels, adds, int, read, read_option, write};
+use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
@@ -32,6 +32,7 @@ pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: Linear
         x: read(a.x),
         weight: read(a.weight),
         bias: read_option(a.bias),
+        residual: read_option(a.residual),
         y: write(&mut a.y),
         tokens: int(d.tokens)?,
         inputs: int(d.inputs)?,
@@ -72,4 +73,41 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
         add: adds(a.write),
     }
     .launch(&k.device, blocks(k, d.outputs, d.inputs), shared_bytes::<A>())
+}
+
+/// Rows of the weight of a gated layer as tiles take them: by eights of the gate and of the up projection in turn.
+const EIGHT: usize = 8;
+
+pub(super) fn linear_glu_fwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LinearGluFwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    launch::LinearGluFwd::<A> {
+        x: read(a.x),
+        weight: read(a.weight),
+        gate_up: write_option(&mut a.gate_up),
+        act: write(&mut a.act),
+        tokens: int(d.tokens)?,
+        inputs: int(d.hidden)?,
+        intermediate: int(d.intermediate)?,
+    }
+    .launch(&k.device, blocks(k, d.tokens, 2 * d.intermediate.next_multiple_of(EIGHT)), shared_bytes::<A>())
+}
+
+pub(super) fn linear_glu_bwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LinearGluBwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    launch::LinearGluBwd::<A> {
+        dy: read(a.dy),
+        weight: read(a.weight),
+        gate_up: read(a.gate_up),
+        dgate_up: write(&mut a.dgate_up),
+        tokens: int(d.tokens)?,
+        intermediate: int(d.intermediate)?,
+        outputs: int(d.hidden)?,
+    }
+    .launch(&k.device, blocks(k, d.tokens, d.intermediate), shared_bytes::<A>())
 }

@@ -206,7 +206,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
 
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
-    const NUMERICS: u32 = 1;
+    const NUMERICS: u32 = 2;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()
@@ -283,6 +283,12 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
         rowwise::glu_bwd(self, a)
+    }
+    fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
+        linear::linear_glu_fwd(self, a)
+    }
+    fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
+        linear::linear_glu_bwd(self, a)
     }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
         attention::attention_fwd(self, a)

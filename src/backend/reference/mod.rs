@@ -101,6 +101,14 @@ impl Backend for Reference {
         nn::glu_bwd(a);
         Ok(())
     }
+    fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
+        nn::linear_glu_fwd(a);
+        Ok(())
+    }
+    fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
+        nn::linear_glu_bwd(a);
+        Ok(())
+    }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
         attention::attention_fwd(a);
         Ok(())

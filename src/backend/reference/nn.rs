@@ -69,11 +69,12 @@ pub fn norm_bwd(a: NormBwd<'_, R>) {
 
 pub fn linear_fwd(a: LinearFwd<'_, R>) {
     let (d, x, weight, y) = (a.dims, a.x.slice(), a.weight.slice(), a.y.into_slice());
-    let bias = a.bias.map(|b| b.slice());
+    let (bias, residual) = (a.bias.map(|b| b.slice()), a.residual.map(|r| r.slice()));
     for t in 0..d.tokens {
         for o in 0..d.outputs {
-            y[t * d.outputs + o] =
-                dot(&x[t * d.inputs..][..d.inputs], &weight[o * d.inputs..][..d.inputs]) + bias.map_or(0.0, |b| b[o]);
+            let product = dot(&x[t * d.inputs..][..d.inputs], &weight[o * d.inputs..][..d.inputs]);
+            let residual = residual.map_or(0.0, |r| r[t * d.outputs + o]);
+            y[t * d.outputs + o] = product + bias.map_or(0.0, |b| b[o]) + residual;
         }
     }
 }
@@ -156,6 +157,36 @@ pub fn glu_bwd(a: GluBwd<'_, R>) {
     for (t, out) in a.dgate_up.into_slice().chunks_exact_mut(2 * i).enumerate() {
         for k in 0..i {
             let (gate, up, dact) = (gate_up[t * 2 * i + k], gate_up[t * 2 * i + i + k], dact[t * i + k]);
+            let s = sigmoid(gate);
+            out[k] = dact * up * (s + gate * s * (1.0 - s));
+            out[i + k] = dact * gate * s;
+        }
+    }
+}
+
+pub fn linear_glu_fwd(a: LinearGluFwd<'_, R>) {
+    let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
+    let (i, act, mut stored) = (d.intermediate, a.act.into_slice(), a.gate_up.map(|g| g.into_slice()));
+    for t in 0..d.tokens {
+        let feature = |o: usize| dot(&x[t * d.hidden..][..d.hidden], &weight[o * d.hidden..][..d.hidden]);
+        for k in 0..i {
+            let (gate, up) = (feature(k), feature(i + k));
+            act[t * i + k] = gate * sigmoid(gate) * up;
+            if let Some(stored) = &mut stored {
+                stored[t * 2 * i + k] = gate;
+                stored[t * 2 * i + i + k] = up;
+            }
+        }
+    }
+}
+
+pub fn linear_glu_bwd(a: LinearGluBwd<'_, R>) {
+    let (d, dy, weight, gate_up) = (a.dims, a.dy.slice(), a.weight.slice(), a.gate_up.slice());
+    let i = d.intermediate;
+    for (t, out) in a.dgate_up.into_slice().chunks_exact_mut(2 * i.max(1)).enumerate() {
+        for k in 0..i {
+            let dact = (0..d.hidden).map(|h| dy[t * d.hidden + h] * weight[h * i + k]).sum::<f64>();
+            let (gate, up) = (gate_up[t * 2 * i + k], gate_up[t * 2 * i + i + k]);
             let s = sigmoid(gate);
             out[k] = dact * up * (s + gate * s * (1.0 - s));
             out[i + k] = dact * gate * s;

@@ -1,0 +1,89 @@
+//! Contracts of the products next to the gated activation (SwiGLU, arXiv 2002.05202), which is their epilogue: what lies
+//! between product and activation is not stored unless it is asked for.
+
+use super::{GluDims, LinearDims, Precision, Result, Tolerance, expect_len};
+use crate::backend::{Backend, View, ViewMut};
+
+/// Sizes of [`LinearGluFwd`] and [`LinearGluBwd`].
+#[derive(Clone, Copy, Debug)]
+pub struct LinearGluDims {
+    pub tokens: usize,
+    /// Width of the stream: inputs of the forward's product, outputs of the down projection.
+    pub hidden: usize,
+    pub intermediate: usize,
+}
+
+impl LinearGluDims {
+    /// The product of the forward: hidden to gate and up.
+    pub fn gate_up(&self) -> LinearDims {
+        LinearDims { tokens: self.tokens, inputs: self.hidden, outputs: 2 * self.intermediate }
+    }
+
+    /// The product of the backward, that of the down projection.
+    pub fn down(&self) -> LinearDims {
+        LinearDims { tokens: self.tokens, inputs: self.intermediate, outputs: self.hidden }
+    }
+
+    /// The activation.
+    pub fn glu(&self) -> GluDims {
+        GluDims { tokens: self.tokens, intermediate: self.intermediate }
+    }
+
+    /// Error of either pass for inputs of order one and weights of order one over the root of the summed length: that of
+    /// the product times the slope of the activation, and the rounding of gate and up (or dact) before the activation,
+    /// which is relative to them and not to a result that may be far smaller.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        let product = Tolerance::dot(precision, self.hidden).scaled(4.0);
+        let stored = precision.act_roundoff();
+        Tolerance { atol: product.atol + 4.0 * stored, rtol: product.rtol + 4.0 * stored }
+    }
+}
+
+/// `gate_up = x weightᵀ`, `act = silu(gate) * up`, where the activation takes gate and up as they are stored: the bits of
+/// [`super::LinearFwd`] and [`super::GluFwd`] one after the other.
+pub struct LinearGluFwd<'a, B: Backend> {
+    pub dims: LinearGluDims,
+    /// (tokens, hidden)
+    pub x: View<'a, B::Act>,
+    /// (2 intermediate, hidden): gate, then up
+    pub weight: View<'a, B::Act>,
+    /// (tokens, 2 intermediate): gate, then up; for the backward
+    pub gate_up: Option<ViewMut<'a, B::Act>>,
+    /// (tokens, intermediate)
+    pub act: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> LinearGluFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("linear_glu_fwd", self.dims);
+        let size = d.tokens * 2 * d.intermediate;
+        expect_len(op, "x", self.x.len, d.tokens * d.hidden)?;
+        expect_len(op, "weight", self.weight.len, 2 * d.intermediate * d.hidden)?;
+        expect_len(op, "gate_up", self.gate_up.as_ref().map_or(size, |g| g.len), size)?;
+        expect_len(op, "act", self.act.len, d.tokens * d.intermediate)
+    }
+}
+
+/// Gradient of gate and up from that of the down projection's result: `dact = dy weight`, rounded as if stored, then
+/// [`super::GluBwd`].
+pub struct LinearGluBwd<'a, B: Backend> {
+    pub dims: LinearGluDims,
+    /// (tokens, hidden)
+    pub dy: View<'a, B::Act>,
+    /// (hidden, intermediate)
+    pub weight: View<'a, B::Act>,
+    /// (tokens, 2 intermediate)
+    pub gate_up: View<'a, B::Act>,
+    /// (tokens, 2 intermediate)
+    pub dgate_up: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> LinearGluBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("linear_glu_bwd", self.dims);
+        expect_len(op, "dy", self.dy.len, d.tokens * d.hidden)?;
+        expect_len(op, "weight", self.weight.len, d.hidden * d.intermediate)?;
+        expect_len(op, "gate_up", self.gate_up.len, d.tokens * 2 * d.intermediate)?;
+        expect_len(op, "dgate_up", self.dgate_up.len, d.tokens * 2 * d.intermediate)
+    }
+}
