@@ -159,8 +159,11 @@ fn a_profile_names_every_op_of_a_step() {
     let profile = bench.json("a/profile.json");
     let rows = profile["rows"].as_array().unwrap();
     let row = |op: &str| rows.iter().find(|r| r["op"] == op).unwrap_or_else(|| panic!("no {op} in {profile}"));
-    // Two layers: 4 products each, by policy and reference. Evaluations are left out, else there would be more.
-    assert_eq!(row("linear_fwd")["calls"], 16.0);
+    // Two layers, by policy and reference: 3 products and a gated one each. Evaluations are left out, else there
+    // would be more.
+    assert_eq!(row("linear_fwd")["calls"], 12.0);
+    assert_eq!(row("linear_glu_fwd")["calls"], 4.0);
+    assert_eq!(row("linear_glu_bwd")["calls"], 2.0);
     assert_eq!(row("head_logprob_fwd")["calls"], 2.0);
     assert_eq!(row("attention_bwd")["calls"], 2.0);
     assert!(rows.iter().map(|r| r["share"].as_f64().unwrap()).sum::<f64>() <= 1.0 + 1e-9);
