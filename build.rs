@@ -48,7 +48,8 @@ fn build() -> Result<(), String> {
     let compiled = match find_nvcc() {
         Some(nvcc) => {
             println!("cargo:rustc-cfg=mapl_nvcc");
-            Some(compile_all(&nvcc, &sources, &out)?)
+            let resources = compile_all(&nvcc, &sources, &out)?;
+            Some((cuda_version(&nvcc)?, resources))
         }
         None if required("MAPL_REQUIRE_NVCC") => {
             return Err(format!(
@@ -64,7 +65,7 @@ fn build() -> Result<(), String> {
         }
     };
     let emulated = emulator(&sources, &out)?;
-    let text = generate::launchers(&sources, compiled.as_deref(), emulated);
+    let text = generate::launchers(&sources, compiled.as_ref().map(|(version, r)| (*version, &r[..])), emulated);
     fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))
 }
 
@@ -109,6 +110,14 @@ fn wheel_nvcc() -> Option<PathBuf> {
     let output = Command::new(python).args(["-c", script]).output().ok().filter(|o| o.status.success())?;
     let packages = String::from_utf8(output.stdout).ok()?;
     Some(Path::new(packages.trim()).join("nvidia/cu13/bin/nvcc"))
+}
+
+/// Version of CUDA that nvcc compiles for, as the driver counts: 13000 is 13.0.
+fn cuda_version(nvcc: &Path) -> Result<i32, String> {
+    let output =
+        Command::new(nvcc).arg("--version").output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    generate::cuda_version(&text).ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))
 }
 
 /// Hash of what a file's compilation depends on: its text, every header, and the command.

@@ -48,6 +48,9 @@ impl Altered {
 
 impl Device for Altered {
     type Memory = Shifted;
+    type Inlet = ();
+    type Outlet = ();
+    type Graph = ();
 
     const NAME: &'static str = "altered emulator";
 
@@ -78,6 +81,42 @@ impl Device for Altered {
 
     fn synchronize(&self) -> Result<()> {
         self.emulator.synchronize()
+    }
+
+    fn inlet(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn fill<'i>(&self, (): &'i mut ()) -> Result<&'i mut [u8]> {
+        Ok(&mut [])
+    }
+
+    fn send(&self, (): &mut (), _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn receive(&self, (): &mut (), _: usize, _: usize, _: &mut Shifted) -> Result<()> {
+        Ok(())
+    }
+
+    fn outlet(&self, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn fetch(&self, _: &Shifted, _: usize, _: usize, (): &mut (), _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn open<'o>(&self, (): &'o mut ()) -> Result<&'o [u8]> {
+        Ok(&[])
+    }
+
+    fn record(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<Option<()>> {
+        Ok(None)
+    }
+
+    unsafe fn replay(&self, (): &()) -> Result<()> {
+        Ok(())
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

@@ -41,6 +41,51 @@ pub fn read<T: Copy>(from: View<'_, Vec<T>>, to: &mut [T]) -> Result<()> {
     Ok(())
 }
 
+/// A batch between host and buffers that are host memory too.
+pub struct Inlet<T> {
+    indices: Vec<i32>,
+    numbers: Vec<T>,
+}
+
+impl<T: Zeroable + Copy> Inlet<T> {
+    /// Room for so many indices and numbers.
+    pub fn new(indices: usize, numbers: usize) -> Result<Self> {
+        let mut inlet = Self { indices: zeros(indices)?, numbers: zeros(numbers)? };
+        inlet.indices.clear();
+        inlet.numbers.clear();
+        Ok(inlet)
+    }
+
+    /// Keeps a batch.
+    pub fn send(&mut self, indices: &[i32], numbers: &[f64], round: impl Fn(f64) -> T) -> Result<()> {
+        self.indices.clear();
+        self.indices.extend_from_slice(indices);
+        self.numbers.clear();
+        self.numbers.extend(numbers.iter().map(|&x| round(x)));
+        Ok(())
+    }
+
+    /// Copies the batch into the begin of buffers.
+    pub fn receive(&self, indices: &mut [i32], numbers: &mut [T]) -> Result<()> {
+        let room = (indices.len() >= self.indices.len(), numbers.len() >= self.numbers.len());
+        if room != (true, true) {
+            return Err(Error::Runtime("a batch was received into buffers that are too short for it".into()));
+        }
+        indices[..self.indices.len()].copy_from_slice(&self.indices);
+        numbers[..self.numbers.len()].copy_from_slice(&self.numbers);
+        Ok(())
+    }
+}
+
+/// Copies a view into elements of an outlet from `at` on.
+pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, outlet: &mut [T], at: usize) -> Result<()> {
+    let Some(to) = outlet.get_mut(at..at + from.len) else {
+        return Err(Error::Runtime(format!("{} results at {at} of an outlet of {}", from.len, outlet.len())));
+    };
+    to.copy_from_slice(from.slice());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,7 +38,15 @@ macro_rules! backend {
             type Act: Buffer + Send + Sync;
             type Acc: Buffer + Send + Sync;
             type Idx: Buffer + Send + Sync;
+            /// A batch on its way to the device.
+            type Inlet: Send;
+            /// Results on their way to the host.
+            type Outlet: Send;
+            /// Recorded ops.
+            type Graph: Send;
 
+            /// Whether the host goes on while ops run.
+            const ASYNCHRONOUS: bool;
             /// Name in logs and reports.
             const NAME: &'static str;
             /// Storage of `Act` and `Acc`, for tolerances and byte counts.
@@ -82,6 +90,31 @@ macro_rules! backend {
             fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
             /// Device to host, exact; waits for the work that produces it.
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
+
+            /// Room for a batch of so many indices and numbers.
+            fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet>;
+            /// Starts bringing a batch to the device beside the work that is under way. Waits for the last batch of this
+            /// inlet to be there, and for nothing else.
+            fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()>;
+            /// Enqueues putting the batch that was sent into the begin of buffers.
+            fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()>;
+            /// Room for so many results.
+            fn outlet(&self, len: usize) -> Result<Self::Outlet>;
+            /// Enqueues bringing a view to the host, into elements of the outlet from `at` on.
+            fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()>;
+            /// The first results of an outlet, exact. Waits for those that were fetched, and not for work enqueued since.
+            fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()>;
+
+            /// Records the ops that `work` calls instead of running them. `None`, and `work` is not called, where that
+            /// cannot be. Fails when `work` does, or when it waits, allocates or copies to or from the host.
+            fn record(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
+                Ok(None)
+            }
+            /// Enqueues recorded ops. False, and nothing is done, when any buffer has been freed since they were recorded:
+            /// they are then to be recorded anew.
+            fn replay(&self, _graph: &Self::Graph) -> Result<bool> {
+                Ok(false)
+            }
 
             $(
                 $(#[$doc])*

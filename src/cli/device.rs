@@ -84,8 +84,8 @@ impl DeviceArgs {
             (Device::Reference, Some(Dtype::F32 | Dtype::Bf16)) => {
                 Err(Error::Usage("the reference device computes in f64; leave out --dtype".into()))
             }
-            (Device::Cuda, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Driver::new()?)),
-            (Device::Cuda, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Driver::new()?)),
+            (Device::Cuda, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Driver::new(0)?)),
+            (Device::Cuda, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Driver::new(0)?)),
             (Device::Emulator, Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Emulator::new()?)),
             (Device::Emulator, None | Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Emulator::new()?)),
             (Device::Cuda | Device::Emulator, Some(Dtype::F64)) => {

@@ -65,7 +65,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
 
 /// Every device's name and what it is, or why it cannot be used here.
 fn devices() -> BTreeMap<&'static str, String> {
-    let cuda = match Driver::new() {
+    let cuda = match Driver::new(0) {
         Ok(driver) => {
             let p = driver.properties();
             let (major, minor) = p.compute_capability;

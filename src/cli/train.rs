@@ -173,7 +173,9 @@ impl Job for TrainJob<'_> {
         };
         let outcome =
             Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
-                cache.map_or(Ok(()), |cache| trainer.use_stored_reference(cache))?;
+                if let Some(cache) = cache {
+                    trainer.use_stored_reference(cache);
+                }
                 train(trainer, data, &plan.settings)
             });
         finish(&mut manifest, &plan.settings, &outcome);

@@ -58,6 +58,17 @@ pub struct UpdateReport {
     pub skipped: u64,
 }
 
+impl UpdateReport {
+    /// What the control vector says after an update.
+    pub fn of(control: &[f64; CONTROL]) -> Self {
+        Self {
+            grad_norm: control[CONTROL_NORM],
+            applied: control[CONTROL_APPLY] != 0.0,
+            skipped: control[CONTROL_SKIPPED] as u64,
+        }
+    }
+}
+
 /// Moments, the full-precision copy where there is one, and the control vector.
 pub struct AdamWState<B: Backend> {
     pub settings: AdamWSettings,
@@ -104,7 +115,7 @@ impl<B: Backend> AdamWState<B> {
         })
     }
 
-    /// Clips and applies `grads`; the report is read separately so that nothing waits here.
+    /// Clips and applies `grads`; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
     pub fn update(&mut self, backend: &B, weights: &mut B::Act, grads: &B::Acc, learning_rate: f64) -> Result<()> {
         let s = self.settings;
         backend.write_acc(ViewMut::new(&mut self.control, CONTROL_LEARNING_RATE, 1), &[learning_rate])?;
@@ -127,17 +138,6 @@ impl<B: Backend> AdamWState<B> {
             v: ViewMut::first(&mut self.v, self.len),
             master: self.master.as_mut().map(|m| ViewMut::first(m, self.len)),
             params: ViewMut::first(weights, self.len),
-        })
-    }
-
-    /// Reads what the last update did; waits for it.
-    pub fn report(&self, backend: &B) -> Result<UpdateReport> {
-        let mut control = [0.0; CONTROL];
-        backend.read_acc(View::first(&self.control, CONTROL), &mut control)?;
-        Ok(UpdateReport {
-            grad_norm: control[CONTROL_NORM],
-            applied: control[CONTROL_APPLY] != 0.0,
-            skipped: control[CONTROL_SKIPPED] as u64,
         })
     }
 }

@@ -122,9 +122,7 @@ impl<B: Backend> Evaluator<B> {
     ) -> Result<(Vec<GroupScores>, Tally)> {
         self.each_batch(backend, model, loss, groups, progress, |batch, longest, members| {
             let Some(reference) = reference.as_deref_mut() else { return Ok(None) };
-            reference.load(backend, members, longest)?;
-            reference.forward(backend, batch, loss.reduce)?;
-            reference.read(backend, batch.sizes.seqs).map(Some)
+            reference.score(backend, (members, longest), batch, loss.reduce).map(Some)
         })
     }
 

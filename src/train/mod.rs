@@ -1,11 +1,13 @@
 //! Training: one step, the loop around it, and what a run leaves behind.
 //!
+//! - [`packing`]: what a step needs from the host; [`prefetch`]: the thread that makes it while the step before runs
 //! - [`upload`]: a packed batch on the device
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
 //! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
+//! - [`memory`]: what a run takes, by part, before it is taken
 //! - [`evaluate`]: accuracies over a data set
 //! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
 //! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
@@ -19,6 +21,8 @@ pub mod logs;
 pub mod manifest;
 pub mod memory;
 pub mod metrics;
+pub mod packing;
+pub mod prefetch;
 pub mod reference;
 pub mod report;
 pub mod run;

@@ -1,8 +1,12 @@
-//! The training loop: batches, steps, evaluation, and what stops a run. `saving` holds what it saves and resumes from.
+//! The training loop: batches, steps, evaluation, and what stops a run. `stepping` begins and finishes the steps, `saving`
+//! holds what the run saves and resumes from.
 
 mod saving;
+mod stepping;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +19,7 @@ use super::evaluate::Evaluator;
 use super::logs::{Logs, ReportTo};
 use super::manifest::now;
 use super::metrics::{Tally, number};
+use super::prefetch::Prefetch;
 use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
 use crate::backend::Backend;
@@ -107,7 +112,7 @@ pub struct RunSummary {
 }
 
 /// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
-pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
+pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
     let mut evaluator = trainer.evaluator()?;
     if data.train.is_empty() {
         return Err(Error::Usage("no training group is left; nothing can be trained".into()));
@@ -126,6 +131,13 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
             total_steps: total,
         },
         loader: loader(settings, data.train.len(), Position::default())?,
+        groups: Arc::new(std::mem::take(&mut data.train)),
+        prefetch: Prefetch::start()?,
+        packing: None,
+        under_way: VecDeque::new(),
+        begun: 0,
+        reached: Reached::default(),
+        finished_at: Instant::now(),
         metrics,
         console: Console::new(total, 0, settings.quiet),
         signals,
@@ -155,13 +167,40 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, data: RunData<'_>, settings: &
     run.finish(deferred)
 }
 
+/// A place in the data.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reached {
+    position: Position,
+    epochs: f64,
+}
+
+impl Reached {
+    fn of(loader: &Loader) -> Self {
+        Self { position: loader.position(), epochs: loader.epochs() }
+    }
+}
+
 struct Run<'a, 'b, B: Backend> {
     trainer: Trainer<'b, B>,
     evaluator: Evaluator<B>,
     data: RunData<'a>,
     settings: &'a RunSettings,
     schedule: Schedule,
+    /// Stands after the last batch that is being packed.
     loader: Loader,
+    /// Training groups of the drawn epoch.
+    groups: Arc<Vec<TokenizedGroup>>,
+    prefetch: Prefetch,
+    /// Where the loader stands after the batch that is being packed.
+    packing: Option<Reached>,
+    /// Steps that have been begun and not finished, the oldest first.
+    under_way: VecDeque<stepping::Begun<B>>,
+    /// Steps begun since the start of training.
+    begun: u64,
+    /// Where the last finished step ended.
+    reached: Reached,
+    /// When the last step was finished.
+    finished_at: Instant,
     metrics: Logs,
     console: Console,
     signals: Signals,
@@ -191,7 +230,7 @@ impl<B: Backend> Run<'_, '_, B> {
             return self.restore(&folder);
         }
         if self.data.same_start && self.trainer.loss.method == Method::Dpo {
-            let first: Vec<&TokenizedGroup> = self.data.train.iter().take(self.settings.micro_batch).collect();
+            let first: Vec<&TokenizedGroup> = self.groups.iter().take(self.settings.micro_batch).collect();
             self.trainer.identity_check(&first)?;
             self.console.line("identity check passed: policy and reference score every sequence alike");
         }
@@ -200,8 +239,8 @@ impl<B: Backend> Run<'_, '_, B> {
 
     /// Sets memory aside for the largest batch of the training groups, so that no step waits for memory.
     fn reserve(&mut self) -> Result<()> {
-        let limits = self.trainer.limits(&self.data.train, self.settings.micro_batch)?;
-        self.trainer.reserve(&limits)
+        let limits = self.trainer.limits(&self.groups, self.settings.micro_batch)?;
+        self.trainer.reserve(&limits, self.settings.accumulation)
     }
 
     fn evaluates(&self) -> bool {
@@ -213,37 +252,13 @@ impl<B: Backend> Run<'_, '_, B> {
         if let Some(redraw) = self.data.redraw
             && epoch != self.drawn_epoch
         {
-            self.data.train = redraw(epoch)?;
+            self.groups = Arc::new(redraw(epoch)?);
             self.drawn_epoch = epoch;
             self.reserve()?;
-            if let Some(done) = self.trainer.complete_reference(&self.data.train)? {
+            if let Some(done) = self.trainer.complete_reference(&self.groups)? {
                 self.console.line(&format!("reference of epoch {epoch}: {done}"));
                 done.warning().iter().for_each(|text| self.console.warn(text));
             }
-        }
-        Ok(())
-    }
-
-    fn steps(&mut self) -> Result<()> {
-        if self.evaluation_due {
-            self.close_step()?;
-        }
-        while self.step < self.total {
-            let began = Instant::now();
-            let indices = self.next_batch()?;
-            let learning_rate = self.schedule.rate(self.step);
-            let groups: Vec<&TokenizedGroup> = indices.iter().map(|&i| &self.data.train[i]).collect();
-            let micro_batches: Vec<Vec<&TokenizedGroup>> =
-                groups.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
-            let report = self.trainer.step(&micro_batches, learning_rate)?;
-            if let Some(probe) = self.trainer.backend.probe() {
-                self.profile.add(began.elapsed(), probe.take());
-            }
-            self.step += 1;
-            self.num_tokens += report.tally.tokens as u64;
-            self.record(&report, learning_rate, began.elapsed())?;
-            self.guard(&report)?;
-            self.close_step()?;
         }
         Ok(())
     }
@@ -252,12 +267,9 @@ impl<B: Backend> Run<'_, '_, B> {
     /// for it. A resumed run whose evaluation was cut short begins here.
     fn close_step(&mut self) -> Result<()> {
         let s = self.settings;
-        let (last, epoch_ends) = (self.step == self.total, self.loader.position().offset == 0);
-        let due = |steps: Option<u64>, epochs: bool| {
-            steps.is_some_and(|n| self.step.is_multiple_of(n)) || (epochs && epoch_ends)
-        };
-        let evaluate = due(s.eval_steps, s.eval_epochs) || (last && self.evaluates());
-        let save = due(s.save_steps, s.save_epochs) || (last && s.saves());
+        let (last, epoch_ends) = (self.step == self.total, self.reached.position.offset == 0);
+        let evaluate = self.due(self.step, epoch_ends, (s.eval_steps, s.eval_epochs)) || (last && self.evaluates());
+        let save = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || (last && s.saves());
         let tally = if evaluate { self.evaluate()? } else { None };
         self.evaluation_due = evaluate && tally.is_none();
         if save && let Some(tally) = tally {
@@ -275,14 +287,9 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    fn next_batch(&mut self) -> Result<Vec<usize>> {
-        let epoch = self.loader.position().epoch;
-        if self.data.redraw.is_some() && epoch != self.drawn_epoch {
-            // A new epoch's groups may differ in number, so its order is drawn for the new list.
-            self.redraw(epoch)?;
-            self.loader = loader(self.settings, self.data.train.len(), Position { epoch, offset: 0 })?;
-        }
-        Ok(self.loader.next_batch())
+    /// Whether a cadence of steps or epochs falls on a step.
+    fn due(&self, step: u64, epoch_ends: bool, (steps, epochs): (Option<u64>, bool)) -> bool {
+        steps.is_some_and(|n| step.is_multiple_of(n)) || (epochs && epoch_ends)
     }
 
     /// Writes metrics and, at the logging cadence, the step line.
@@ -291,7 +298,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.insert("step_seconds".into(), number(elapsed.as_secs_f64()));
-        values.insert("epoch".into(), number(self.loader.epochs()));
+        values.insert("epoch".into(), number(self.reached.epochs));
         values.extend(report.tally.named(loss, ""));
         values.insert("learning_rate".into(), number(learning_rate));
         values.insert("grad_norm".into(), number(report.update.grad_norm));

@@ -60,6 +60,11 @@ impl Signals {
         }
     }
 
+    /// Whether a signal waits to be heeded.
+    pub fn pending(&self) -> bool {
+        self.stop().is_some() || self.save.load(Ordering::SeqCst)
+    }
+
     /// Whether a save was asked for since the last call.
     pub fn take_save(&self) -> bool {
         self.save.swap(false, Ordering::SeqCst)

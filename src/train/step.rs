@@ -1,14 +1,17 @@
-//! One optimiser step: the calls of the whole program, in order.
+//! One optimiser step: the calls of the whole program, in order. A step is begun ([`Trainer::begin`]) without waiting for
+//! anything, and finished ([`Trainer::finish`]) when its results have come back; between the two another may be begun.
+
+use std::sync::{Arc, RwLock};
 
 use super::evaluate::{Evaluator, GroupScores};
 use super::metrics::Tally;
+use super::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
 use super::reference::{Completed, Frozen, ReferenceCache};
-use super::score::{Scorer, grow, read, reserve};
-use super::upload::DeviceBatch;
+use super::score::{Scorer, grow, reserve};
+use super::upload::{Arrival, DeviceBatch};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
-use crate::data::group::Kind;
-use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, PackOptions, pack_into};
+use crate::data::pack::{BatchLimits, ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
@@ -26,15 +29,18 @@ pub struct Trainer<'b, B: Backend> {
     scorer: Scorer<B>,
     /// (layout.len)
     pub grads: B::Acc,
-    packed: Batch,
+    packer: Packer,
+    /// Micro-batches on their way to the device, used in turn.
+    arrivals: Vec<Arrival<B>>,
+    next_arrival: usize,
     batch: DeviceBatch<B>,
-    direct: B::Acc,
     dscore: B::Acc,
     comparison_loss: B::Acc,
     comparison_logit: B::Acc,
     kind_sums: B::Acc,
-    pack_options: PackOptions,
-    comparison_options: ComparisonOptions,
+    /// Room for results, and host batches, of steps that are finished.
+    spare_outlets: Vec<(B::Outlet, usize)>,
+    spare_steps: Vec<PackedStep>,
 }
 
 /// What one step did.
@@ -46,6 +52,16 @@ pub struct StepReport {
     pub not_finite: Vec<String>,
 }
 
+/// A step that has been begun.
+pub struct Pending<B: Backend> {
+    packed: PackedStep,
+    results: B::Outlet,
+    room: usize,
+}
+
+/// Steps that may be under way at once: one runs while the next is sent.
+const STEPS_UNDER_WAY: usize = 2;
+
 impl<'b, B: Backend> Trainer<'b, B> {
     /// Prepares training of `policy`; `reference` is the frozen model of DPO.
     pub fn new(
@@ -55,55 +71,65 @@ impl<'b, B: Backend> Trainer<'b, B> {
         loss: Loss,
         settings: AdamWSettings,
     ) -> Result<Self> {
-        let pack_options = super::pack_options(&loss, policy.config.vocab);
-        let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+        let packer = Packer {
+            pack: super::pack_options(&loss, policy.config.vocab),
+            comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
+            loss: loss.clone(),
+            stored: None,
+        };
         let empty = || backend.zeros_acc(0);
         Ok(Self {
             optimizer: AdamWState::new(backend, &policy, settings)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
             grads: backend.zeros_acc(policy.layout.len)?,
-            packed: Batch::default(),
+            arrivals: Vec::new(),
+            next_arrival: 0,
             batch: DeviceBatch::new(backend)?,
-            direct: empty()?,
             dscore: empty()?,
             comparison_loss: empty()?,
             comparison_logit: empty()?,
             kind_sums: backend.zeros_acc(KINDS * SUM_FIELDS)?,
+            spare_outlets: Vec::new(),
+            spare_steps: Vec::new(),
+            reference: reference.map(|model| Frozen::online(backend, model)).transpose()?,
             backend,
             loss,
             policy,
-            reference: reference.map(|model| Frozen::online(backend, model)).transpose()?,
-            pack_options,
-            comparison_options,
+            packer,
         })
     }
 
     /// Stores every sequence whole instead of sharing prompt tokens: the baseline of studies and the oracle of tests.
     pub fn share_prefixes(&mut self, share: bool) {
-        self.pack_options.share_prefixes = share;
+        self.packer.pack.share_prefixes = share;
     }
 
     /// Takes log-probs of the reference that were computed before in place of a model.
-    pub fn use_stored_reference(&mut self, cache: ReferenceCache) -> Result<()> {
-        self.reference = Some(Frozen::stored(self.backend, cache)?);
-        Ok(())
+    pub fn use_stored_reference(&mut self, cache: ReferenceCache) {
+        let cache = Arc::new(RwLock::new(cache));
+        self.packer.stored = Some(cache.clone());
+        self.reference = Some(Frozen::Stored { cache });
     }
 
     /// Computes the stored reference log-probs that `groups` lack; nothing where the reference runs online.
     pub fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<Completed>> {
         match &mut self.reference {
-            Some(Frozen::Stored { cache, .. }) => cache.complete(self.backend, &[groups]).map(Some),
+            Some(Frozen::Stored { cache }) => {
+                let mut cache = cache.write().unwrap_or_else(|e| e.into_inner());
+                cache.complete(self.backend, &[groups]).map(Some)
+            }
             Some(Frozen::Online { .. }) | None => Ok(None),
         }
     }
 
     /// Bounds on the batches of `micro_batch` of these groups.
     pub fn limits(&self, groups: &[TokenizedGroup], micro_batch: usize) -> Result<BatchLimits> {
-        Ok(GroupSizes::of(groups, &self.pack_options, &self.comparison_options)?.limits(micro_batch))
+        Ok(GroupSizes::of(groups, &self.packer.pack, &self.packer.comparison)?.limits(micro_batch))
     }
 
-    /// Makes room for every batch within `limits`: no step over such batches allocates in this type or below it.
-    pub fn reserve(&mut self, limits: &BatchLimits) -> Result<()> {
+    /// Makes room for every batch within `limits`, `accumulation` of them a step: no step over such batches allocates on
+    /// the device.
+    pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
         self.policy.reserve_positions(backend, limits.longest_path)?;
         if let Some(reference) = &mut self.reference {
@@ -111,25 +137,64 @@ impl<'b, B: Backend> Trainer<'b, B> {
         }
         self.scorer.reserve(backend, &self.policy, Mode::Train, limits)?;
         self.batch.reserve(backend, limits)?;
-        let direct = if self.loss.nll_weight == 0.0 { 0 } else { limits.seqs };
         for (buffer, len) in [
             (&mut self.dscore, limits.seqs),
-            (&mut self.direct, direct),
             (&mut self.comparison_loss, limits.comparisons),
             (&mut self.comparison_logit, limits.comparisons),
         ] {
             reserve(backend, buffer, len)?;
         }
+        for arrival in &mut self.arrivals {
+            arrival.reserve(backend, limits)?;
+        }
+        while self.arrivals.len() < arrivals_of::<B>(accumulation) {
+            self.arrivals.push(Arrival::new(backend, limits)?);
+        }
+        let room = CONTROL + accumulation * (2 * limits.seqs + 2 * limits.comparisons);
+        self.spare_outlets.retain(|(_, len)| *len >= room);
+        while self.spare_outlets.len() < STEPS_UNDER_WAY {
+            self.spare_outlets.push((backend.outlet(room)?, room));
+        }
         Ok(())
+    }
+
+    /// What packs batches for this trainer.
+    pub fn packer(&self) -> &Packer {
+        &self.packer
+    }
+
+    /// A host batch to fill.
+    pub fn spare_step(&mut self) -> PackedStep {
+        self.spare_steps.pop().unwrap_or_default()
     }
 
     /// One update from the micro-batches of a global batch. Losses and gradients are means over the global batch:
     /// the counts are known before the first forward, so the split does not matter.
     pub fn step(&mut self, micro_batches: &[Vec<&TokenizedGroup>], learning_rate: f64) -> Result<StepReport> {
-        let (mut tally, mut not_finite) = (Tally::default(), Vec::new());
-        self.accumulate(micro_batches, &mut tally, &mut not_finite)?;
+        let mut packed = self.spare_step();
+        self.packer.pack(micro_batches, &mut packed)?;
+        let pending = self.begin(packed, learning_rate)?;
+        self.finish(pending)
+    }
+
+    /// Enqueues an update; waits for nothing that runs.
+    pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
+        let mut pending = self.enqueue(packed)?;
         self.optimizer.update(self.backend, &mut self.policy.weights, &self.grads, learning_rate)?;
-        Ok(StepReport { tally, update: self.optimizer.report(self.backend)?, not_finite })
+        self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
+        Ok(pending)
+    }
+
+    /// Waits for a step and tells what it did. Steps are finished in the order they were begun in.
+    pub fn finish(&mut self, pending: Pending<B>) -> Result<StepReport> {
+        let mut report = StepReport {
+            tally: Tally::default(),
+            update: UpdateReport { grad_norm: 0.0, applied: false, skipped: 0 },
+            not_finite: Vec::new(),
+        };
+        let control = self.collect(pending, &mut report.tally, &mut report.not_finite)?;
+        report.update = UpdateReport::of(&control);
+        Ok(report)
     }
 
     /// Loss and gradient of a global batch, without an update.
@@ -139,32 +204,60 @@ impl<'b, B: Backend> Trainer<'b, B> {
         tally: &mut Tally,
         not_finite: &mut Vec<String>,
     ) -> Result<()> {
-        let totals = Totals::of(micro_batches);
-        let kind_scale = self.loss.kind_scale(totals.comparisons);
-        for (i, groups) in micro_batches.iter().enumerate() {
-            let write = if i == 0 { Write::Overwrite } else { Write::Add };
-            self.load(groups, kind_scale)?;
-            self.forward()?;
-            let part = match self.loss.method {
-                Method::Sft => self.likelihood(&totals)?,
-                Method::Reward | Method::Dpo => self.compare(&totals, groups, not_finite)?,
-            };
-            tally.merge(&part);
-            let dscore = View::first(&self.dscore, self.batch.sizes.seqs);
-            let (reduce, target) = (self.loss.reduce, (&mut self.grads, write));
-            self.scorer.backward(self.backend, &self.policy, &self.batch, reduce, dscore, target)?;
-        }
-        Ok(())
+        let mut packed = self.spare_step();
+        self.packer.pack(micro_batches, &mut packed)?;
+        let pending = self.enqueue(packed)?;
+        self.collect(pending, tally, not_finite).map(|_| ())
     }
 
-    /// Packs groups and puts them on the device.
-    fn load(&mut self, groups: &[&TokenizedGroup], kind_scale: [f64; KINDS]) -> Result<()> {
-        pack_into(&mut self.packed, groups, &self.pack_options, &self.comparison_options)?;
-        self.policy.reserve_positions(self.backend, self.packed.longest_path)?;
-        if let Some(reference) = &mut self.reference {
-            reference.load(self.backend, groups, self.packed.longest_path)?;
+    /// Enqueues loss and gradient of every micro-batch, and bringing the results back.
+    fn enqueue(&mut self, packed: PackedStep) -> Result<Pending<B>> {
+        let count = |p: &PackedMicroBatch| 2 * p.batch.seqs() + 2 * p.batch.comparison_count();
+        let room = CONTROL + packed.micro_batches().iter().map(count).sum::<usize>();
+        let spare = self.spare_outlets.iter().position(|(_, len)| *len >= room);
+        let (mut results, room) = match spare {
+            Some(i) => self.spare_outlets.swap_remove(i),
+            None => (self.backend.outlet(room)?, room),
+        };
+        let mut at = CONTROL;
+        for (i, micro_batch) in packed.micro_batches().iter().enumerate() {
+            self.load(micro_batch)?;
+            self.compute(if i == 0 { Write::Overwrite } else { Write::Add })?;
+            at = self.fetch(&mut results, at)?;
         }
-        self.batch.upload(self.backend, &self.packed, kind_scale)
+        Ok(Pending { packed, results, room })
+    }
+
+    /// Brings a micro-batch to the device.
+    fn load(&mut self, packed: &PackedMicroBatch) -> Result<()> {
+        let (backend, longest) = (self.backend, packed.batch.longest_path);
+        self.policy.reserve_positions(backend, longest)?;
+        if let Some(reference) = &mut self.reference {
+            reference.reserve_positions(backend, longest)?;
+        }
+        if self.arrivals.is_empty() {
+            self.arrivals.push(Arrival::new(backend, &BatchLimits::default())?);
+        }
+        self.next_arrival %= self.arrivals.len();
+        let arrival = &mut self.arrivals[self.next_arrival];
+        self.next_arrival += 1;
+        arrival.send(backend, &packed.host)?;
+        self.batch.receive(backend, arrival, &packed.host)
+    }
+
+    /// Loss and gradient of the loaded micro-batch: ops alone, which can be recorded.
+    fn compute(&mut self, write: Write) -> Result<()> {
+        self.forward()?;
+        if self.loss.method != Method::Sft {
+            self.compare()?;
+        }
+        let seqs = self.batch.sizes.seqs;
+        let dscore = match self.loss.method {
+            Method::Sft => self.batch.direct().unwrap_or(View::first(&self.dscore, 0)),
+            Method::Reward | Method::Dpo => View::first(&self.dscore, seqs),
+        };
+        let (reduce, target) = (self.loss.reduce, (&mut self.grads, write));
+        self.scorer.backward(self.backend, &self.policy, &self.batch, reduce, dscore, target)
     }
 
     /// Scores of policy and reference.
@@ -175,31 +268,15 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)
     }
 
-    /// Next-token likelihood: the same gradient on every response token.
-    fn likelihood(&mut self, totals: &Totals) -> Result<Tally> {
-        let seqs = self.batch.sizes.seqs;
-        grow(self.backend, &mut self.dscore, seqs)?;
-        let slope = vec![-1.0 / totals.response_tokens.max(1) as f64; seqs];
-        self.backend.write_acc(ViewMut::first(&mut self.dscore, seqs), &slope)?;
-        let mut tally = self.counted();
-        tally.logp = self.scorer.read_score(self.backend, seqs)?.iter().sum();
-        Ok(tally)
-    }
-
     /// Comparison losses and the gradient of every score.
-    fn compare(&mut self, totals: &Totals, groups: &[&TokenizedGroup], not_finite: &mut Vec<String>) -> Result<Tally> {
+    fn compare(&mut self) -> Result<()> {
         let (backend, s) = (self.backend, self.batch.sizes);
         for (buffer, len) in [
             (&mut self.dscore, s.seqs),
-            (&mut self.direct, s.seqs),
             (&mut self.comparison_loss, s.comparisons),
             (&mut self.comparison_logit, s.comparisons),
         ] {
             grow(backend, buffer, len)?;
-        }
-        let likelihood = self.likelihood_slopes(totals);
-        if let Some(slopes) = &likelihood {
-            backend.write_acc(ViewMut::first(&mut self.direct, s.seqs), slopes)?;
         }
         backend.preference_fwd(PreferenceFwd {
             seqs: s.seqs,
@@ -207,58 +284,64 @@ impl<'b, B: Backend> Trainer<'b, B> {
             curve: self.loss.curve,
             center: self.loss.center,
             score: View::first(&self.scorer.score, s.seqs),
-            reference: self.reference.as_ref().map(|r| r.scores(s.seqs)),
+            reference: self.reference.as_ref().map(|r| r.scores(&self.batch)),
             table: self.batch.comparisons(),
-            direct: likelihood.is_some().then(|| View::first(&self.direct, s.seqs)),
+            direct: self.batch.direct(),
             loss: ViewMut::first(&mut self.comparison_loss, s.comparisons),
             logit: ViewMut::first(&mut self.comparison_logit, s.comparisons),
             dscore: ViewMut::first(&mut self.dscore, s.seqs),
             sums: ViewMut::first(&mut self.kind_sums, KINDS * SUM_FIELDS),
-        })?;
-        let mut tally = self.counted();
-        let losses = read(backend, &self.comparison_loss, s.comparisons)?;
-        let logits = read(backend, &self.comparison_logit, s.comparisons)?;
-        for (c, (&loss, &logit)) in losses.iter().zip(&logits).enumerate() {
-            tally.kinds[self.packed.comparisons.kind[c] as usize].add(loss, logit);
-            let id = &groups[self.packed.comparisons.refs[c].group].group.id;
-            if !loss.is_finite() && not_finite.last() != Some(id) {
-                not_finite.push(id.clone());
-            }
-        }
-        let score = self.scorer.read_score(backend, s.seqs)?;
-        let reference = match &self.reference {
-            Some(reference) => reference.read(backend, s.seqs)?,
-            None => vec![0.0; s.seqs],
-        };
-        if let Some(slopes) = likelihood {
-            tally.nll = slopes.iter().zip(&score).map(|(d, score)| d * score).sum();
-        }
-        super::metrics::tally_scores(&mut tally, &self.packed, &score, &reference);
-        Ok(tally)
+        })
     }
 
-    /// Gradient of the likelihood term for each score: `-weight / tokens` for preferred sequences of base and intra
-    /// comparisons, times the length where a score is a mean.
-    fn likelihood_slopes(&self, totals: &Totals) -> Option<Vec<f64>> {
-        if self.loss.nll_weight == 0.0 {
-            return None;
+    /// Enqueues bringing the micro-batch's results to elements of the outlet from `at` on; where the next begin.
+    fn fetch(&mut self, results: &mut B::Outlet, mut at: usize) -> Result<usize> {
+        let (backend, s) = (self.backend, self.batch.sizes);
+        let mut fetch = |view: View<'_, B::Acc>| {
+            let start = at;
+            at += view.len;
+            backend.fetch(view, results, start)
+        };
+        fetch(View::first(&self.scorer.score, s.seqs))?;
+        if self.loss.method != Method::Sft {
+            self.reference.as_ref().map_or(Ok(()), |reference| fetch(reference.scores(&self.batch)))?;
+            fetch(View::first(&self.comparison_loss, s.comparisons))?;
+            fetch(View::first(&self.comparison_logit, s.comparisons))?;
         }
-        let per_token = -self.loss.nll_weight / totals.preferred_tokens.max(1) as f64;
-        let mut slopes = vec![0.0; self.packed.sequences.len()];
-        let table = &self.packed.comparisons;
-        for c in 0..table.kind.len() {
-            if table.kind[c] as usize == Kind::Inter.index() {
-                continue;
-            }
-            for slot in c * TERMS..(c + 1) * TERMS {
-                if table.term_sequence[slot] >= 0 && table.term_sign[slot] > 0 {
-                    let s = table.term_sequence[slot] as usize;
-                    let length = self.packed.sequences[s].response_tokens as f64;
-                    slopes[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
-                }
-            }
+        Ok(at)
+    }
+
+    /// Waits for a step's results and adds them up; the control vector after it.
+    fn collect(
+        &mut self,
+        mut pending: Pending<B>,
+        tally: &mut Tally,
+        not_finite: &mut Vec<String>,
+    ) -> Result<[f64; CONTROL]> {
+        let with_comparisons = self.loss.method != Method::Sft;
+        let lengths = |p: &PackedMicroBatch| {
+            let (seqs, comparisons) = (p.batch.seqs(), p.batch.comparison_count());
+            let reference = if self.reference.is_some() { seqs } else { 0 };
+            if with_comparisons { [seqs, reference, comparisons, comparisons] } else { [seqs, 0, 0, 0] }
+        };
+        let len = pending.packed.micro_batches().iter().map(|p| lengths(p).iter().sum::<usize>()).sum::<usize>();
+        let mut values = vec![0.0; CONTROL + len];
+        self.backend.open(&mut pending.results, &mut values)?;
+        let (control, mut rest) = values.split_at(CONTROL);
+        for packed in pending.packed.micro_batches() {
+            let [score, reference, loss, logit] = lengths(packed).map(|len| {
+                let (part, after) = rest.split_at(len);
+                rest = after;
+                part
+            });
+            let (part, ids) = packed.tally(self.loss.method, &Outcome { score, reference, loss, logit });
+            tally.merge(&part);
+            not_finite.extend(ids.into_iter().map(str::to_owned));
         }
-        Some(slopes)
+        let control = std::array::from_fn(|i| control[i]);
+        self.spare_outlets.push((pending.results, pending.room));
+        self.spare_steps.push(pending.packed);
+        Ok(control)
     }
 
     /// Scores of policy and reference over groups that are not trained on, and the sums over them.
@@ -276,19 +359,12 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Evaluator::new(self.backend, &self.policy, None)
     }
 
-    /// Token counts of the current batch.
-    fn counted(&self) -> Tally {
-        Tally {
-            tokens: self.batch.sizes.tokens,
-            response_tokens: self.packed.sequences.iter().map(|s| s.response_tokens).sum(),
-            ..Tally::default()
-        }
-    }
-
     /// DPO's start-up check: when policy and reference hold the same weights, every score difference is exactly 0 and
     /// every logistic comparison without a margin costs exactly ln 2. Anything else means that the two passes differ.
     pub fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
-        self.load(groups, [0.0; KINDS])?;
+        let mut packed = self.spare_step();
+        self.packer.pack(&[groups.to_vec()], &mut packed)?;
+        self.load(&packed.micro_batches()[0])?;
         self.forward()?;
         let seqs = self.batch.sizes.seqs;
         let Some(reference) = &self.reference else {
@@ -297,7 +373,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let from = reference.file().map_or(String::new(), |path| {
             format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
         });
-        let (policy, reference) = (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, seqs)?);
+        let (policy, reference) =
+            (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, &self.batch)?);
         if let Some(i) = policy.iter().chain(&reference).position(|score| !score.is_finite()) {
             return Err(Error::Diverged(format!(
                 "the start model scores sequence {} of the first batch as {}: its weights overflow; start from a model \
@@ -317,28 +394,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     }
 }
 
-/// Counts over a global batch.
-struct Totals {
-    comparisons: [usize; KINDS],
-    response_tokens: usize,
-    /// Tokens of preferred sequences in base and intra comparisons, a sequence counted once per use.
-    preferred_tokens: usize,
-}
-
-impl Totals {
-    fn of(micro_batches: &[Vec<&TokenizedGroup>]) -> Self {
-        let mut totals = Self { comparisons: [0; KINDS], response_tokens: 0, preferred_tokens: 0 };
-        for group in micro_batches.iter().flatten() {
-            totals.response_tokens += group.response_tokens();
-            for comparison in &group.comparisons {
-                totals.comparisons[comparison.kind.index()] += 1;
-                if comparison.kind != Kind::Inter {
-                    let preferred = comparison.terms.iter().filter(|t| t.sign > 0);
-                    totals.preferred_tokens +=
-                        preferred.map(|t| group.sequences[t.sequence].response_ids.len()).sum::<usize>();
-                }
-            }
-        }
-        totals
-    }
+/// Micro-batches on their way at once, so that none waits for another of the same steps.
+fn arrivals_of<B: Backend>(accumulation: usize) -> usize {
+    if B::ASYNCHRONOUS { STEPS_UNDER_WAY * accumulation } else { 1 }
 }

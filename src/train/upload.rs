@@ -1,5 +1,5 @@
-//! A packed batch on the device: one index buffer and one number buffer, each filled by one transfer, and the views
-//! that ops take. Buffers grow to the largest batch seen and are reused.
+//! A packed batch laid out for transfer ([`HostBatch`]) and on the device ([`DeviceBatch`]): one index buffer and one number
+//! buffer, and the views that ops take. Buffers grow to the largest batch seen and are reused.
 
 use std::ops::Range;
 
@@ -44,8 +44,12 @@ enum Number {
     Weight,
     DetachedClip,
     KindScale,
+    /// (seqs) gradient of each score beside the comparisons; empty without one.
+    Direct,
+    /// (seqs) scores of a reference that were computed before; empty without them.
+    Reference,
 }
-const NUMBERS: usize = Number::KindScale as usize + 1;
+const NUMBERS: usize = Number::Reference as usize + 1;
 
 /// Sizes of a batch that the host needs to launch ops.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,14 +66,33 @@ pub struct BatchSizes {
     longest_path: usize,
 }
 
+/// A batch laid out for transfer; made without a device.
+#[derive(Debug, Default)]
+pub struct HostBatch {
+    indices: Vec<i32>,
+    numbers: Vec<f64>,
+    index_ranges: [Range<usize>; INDICES],
+    number_ranges: [Range<usize>; NUMBERS],
+    pub sizes: BatchSizes,
+}
+
+/// Per-sequence numbers that go with a batch; each is empty or (seqs).
+#[derive(Clone, Copy, Default)]
+pub struct SequenceNumbers<'a> {
+    /// Gradient of each score beside the comparisons.
+    pub direct: &'a [f64],
+    /// Scores of a reference that were computed before.
+    pub reference: &'a [f64],
+}
+
 /// The current batch of a backend.
 pub struct DeviceBatch<B: Backend> {
     indices: B::Idx,
     numbers: B::Acc,
     index_ranges: [Range<usize>; INDICES],
     number_ranges: [Range<usize>; NUMBERS],
-    index_staging: Vec<i32>,
-    number_staging: Vec<f64>,
+    /// The batch of [`DeviceBatch::upload`] on the host.
+    staging: HostBatch,
     pub sizes: BatchSizes,
 }
 
@@ -94,42 +117,11 @@ fn one_after_another<const N: usize>(lengths: impl Iterator<Item = usize>) -> [R
     })
 }
 
-impl<B: Backend> DeviceBatch<B> {
-    /// An empty batch.
-    pub fn new(backend: &B) -> Result<Self> {
-        Ok(Self {
-            indices: backend.zeros_idx(0)?,
-            numbers: backend.zeros_acc(0)?,
-            index_ranges: std::array::from_fn(|_| 0..0),
-            number_ranges: std::array::from_fn(|_| 0..0),
-            index_staging: Vec::new(),
-            number_staging: Vec::new(),
-            sizes: BatchSizes::default(),
-        })
-    }
-
-    /// Makes room for every batch within `limits`.
-    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
-        if self.indices.len() < limits.indices() {
-            self.indices = backend.zeros_idx(limits.indices())?;
-        }
-        if self.numbers.len() < limits.numbers() {
-            self.numbers = backend.zeros_acc(limits.numbers())?;
-        }
-        self.index_staging.reserve(limits.indices());
-        self.number_staging.reserve(limits.numbers());
-        Ok(())
-    }
-
-    /// Elements of the index and the number buffer.
-    pub fn room(&self) -> (usize, usize) {
-        (self.indices.len(), self.numbers.len())
-    }
-
-    /// Replaces the batch. `kind_scale` is the weight of each kind over its count in the global batch.
-    pub fn upload(&mut self, backend: &B, batch: &Batch, kind_scale: [f64; KINDS]) -> Result<()> {
+impl HostBatch {
+    /// Lays a batch out. `kind_scale` is the weight of each kind over its count in the global batch.
+    pub fn lay_out(&mut self, batch: &Batch, kind_scale: [f64; KINDS], of_seqs: SequenceNumbers<'_>) {
         self.index_ranges = lay_out(
-            &mut self.index_staging,
+            &mut self.indices,
             [
                 &batch.ids,
                 &batch.positions,
@@ -156,18 +148,17 @@ impl<B: Backend> DeviceBatch<B> {
         );
         let table = &batch.comparisons;
         self.number_ranges = lay_out(
-            &mut self.number_staging,
-            [&table.scale, &table.margin, &table.weight, &table.detached_clip, &kind_scale],
+            &mut self.numbers,
+            [
+                &table.scale,
+                &table.margin,
+                &table.weight,
+                &table.detached_clip,
+                &kind_scale,
+                of_seqs.direct,
+                of_seqs.reference,
+            ],
         );
-        let (indices, numbers) = (self.index_staging.len(), self.number_staging.len());
-        if self.indices.len() < indices {
-            self.indices = backend.zeros_idx(indices + indices / 4)?;
-        }
-        if self.numbers.len() < numbers {
-            self.numbers = backend.zeros_acc(numbers + numbers / 4)?;
-        }
-        backend.write_idx(ViewMut::first(&mut self.indices, indices), &self.index_staging)?;
-        backend.write_acc(ViewMut::first(&mut self.numbers, numbers), &self.number_staging)?;
         self.sizes = BatchSizes {
             tokens: batch.tokens(),
             rows: batch.head_rows(),
@@ -179,7 +170,114 @@ impl<B: Backend> DeviceBatch<B> {
             pairs: batch.pairs,
             longest_path: batch.longest_path,
         };
+    }
+
+    /// (seqs) gradient of each score beside the comparisons; empty without one.
+    pub fn direct(&self) -> &[f64] {
+        &self.numbers[self.number_ranges[Number::Direct as usize].clone()]
+    }
+
+    /// Indices and numbers to transfer.
+    pub fn len(&self) -> (usize, usize) {
+        (self.indices.len(), self.numbers.len())
+    }
+}
+
+/// A batch on its way to the device, and how large it may be.
+pub struct Arrival<B: Backend> {
+    inlet: B::Inlet,
+    room: (usize, usize),
+}
+
+impl<B: Backend> Arrival<B> {
+    /// Room for every batch within `limits`.
+    pub fn new(backend: &B, limits: &BatchLimits) -> Result<Self> {
+        let room = (limits.indices(), limits.numbers());
+        Ok(Self { inlet: backend.inlet(room.0, room.1)?, room })
+    }
+
+    /// Starts the transfer.
+    pub fn send(&mut self, backend: &B, batch: &HostBatch) -> Result<()> {
+        let (indices, numbers) = batch.len();
+        if indices > self.room.0 || numbers > self.room.1 {
+            let room = (indices + indices / 4, numbers + numbers / 4);
+            *self = Self { inlet: backend.inlet(room.0, room.1)?, room };
+        }
+        backend.send(&mut self.inlet, &batch.indices, &batch.numbers)
+    }
+
+    /// Makes room for every batch within `limits`.
+    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+        if limits.indices() > self.room.0 || limits.numbers() > self.room.1 {
+            *self = Self::new(backend, limits)?;
+        }
         Ok(())
+    }
+}
+
+impl<B: Backend> DeviceBatch<B> {
+    /// An empty batch.
+    pub fn new(backend: &B) -> Result<Self> {
+        Ok(Self {
+            indices: backend.zeros_idx(0)?,
+            numbers: backend.zeros_acc(0)?,
+            index_ranges: std::array::from_fn(|_| 0..0),
+            number_ranges: std::array::from_fn(|_| 0..0),
+            staging: HostBatch::default(),
+            sizes: BatchSizes::default(),
+        })
+    }
+
+    /// Makes room for every batch within `limits`.
+    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+        self.grow(backend, (limits.indices(), limits.numbers()))
+    }
+
+    /// Elements of the index and the number buffer.
+    pub fn room(&self) -> (usize, usize) {
+        (self.indices.len(), self.numbers.len())
+    }
+
+    fn grow(&mut self, backend: &B, (indices, numbers): (usize, usize)) -> Result<()> {
+        if self.indices.len() < indices {
+            self.indices = backend.zeros_idx(indices)?;
+        }
+        if self.numbers.len() < numbers {
+            self.numbers = backend.zeros_acc(numbers)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the buffers hold `batch` and takes its layout over.
+    fn adopt(&mut self, backend: &B, batch: &HostBatch) -> Result<()> {
+        let (indices, numbers) = batch.len();
+        let room = (indices + indices / 4, numbers + numbers / 4);
+        if self.indices.len() < indices || self.numbers.len() < numbers {
+            self.grow(backend, room)?;
+        }
+        self.index_ranges.clone_from(&batch.index_ranges);
+        self.number_ranges.clone_from(&batch.number_ranges);
+        self.sizes = batch.sizes;
+        Ok(())
+    }
+
+    /// Replaces the batch by one that was sent, when it has arrived and the work before is done; waits for neither.
+    pub fn receive(&mut self, backend: &B, arrival: &mut Arrival<B>, batch: &HostBatch) -> Result<()> {
+        self.adopt(backend, batch)?;
+        backend.receive(&mut arrival.inlet, &mut self.indices, &mut self.numbers)
+    }
+
+    /// Replaces the batch.
+    pub fn upload(&mut self, backend: &B, batch: &Batch, kind_scale: [f64; KINDS]) -> Result<()> {
+        let mut staging = std::mem::take(&mut self.staging);
+        staging.lay_out(batch, kind_scale, SequenceNumbers::default());
+        let (indices, numbers) = staging.len();
+        let done = self.adopt(backend, &staging).and_then(|()| {
+            backend.write_idx(ViewMut::first(&mut self.indices, indices), &staging.indices)?;
+            backend.write_acc(ViewMut::first(&mut self.numbers, numbers), &staging.numbers)
+        });
+        self.staging = staging;
+        done
     }
 
     /// A batch as large as `limits` allow whose tables hold zeros: for rehearsals, where only sizes count.
@@ -193,7 +291,7 @@ impl<B: Backend> DeviceBatch<B> {
             [l.ancestors, l.trees + 1, l.rows, l.rows, l.rows, l.rows + 1, l.rows],
             [l.seqs + 1, last_rows, TERMS * l.comparisons, TERMS * l.comparisons, l.comparisons, l.seqs + 1, 0],
         ];
-        let numbers = [l.comparisons, l.comparisons, l.comparisons, 2 * l.comparisons, KINDS];
+        let numbers = [l.comparisons, l.comparisons, l.comparisons, 2 * l.comparisons, KINDS, l.seqs, l.seqs];
         batch.index_ranges = one_after_another(indices.into_iter().flatten());
         batch.number_ranges = one_after_another(numbers.into_iter());
         batch.sizes = BatchSizes {
@@ -273,6 +371,16 @@ impl<B: Backend> DeviceBatch<B> {
     /// (seqs) last row of each sequence; for rewards.
     pub fn last_rows(&self) -> View<'_, B::Idx> {
         self.index(Index::LastRows)
+    }
+
+    /// (seqs) gradient of each score beside the comparisons; `None` without one.
+    pub fn direct(&self) -> Option<View<'_, B::Acc>> {
+        Some(self.number(Number::Direct)).filter(|view| view.len > 0)
+    }
+
+    /// (seqs) scores of a reference that were computed before; of length 0 without them.
+    pub fn reference(&self) -> View<'_, B::Acc> {
+        self.number(Number::Reference)
     }
 
     /// The comparison tables.

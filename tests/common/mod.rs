@@ -106,7 +106,7 @@ pub const EMULATED: [(Schedule, usize, usize); 3] =
 
 /// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
 pub fn gpu() -> Option<Driver> {
-    match Driver::new() {
+    match Driver::new(0) {
         Ok(device) => Some(device),
         Err(why) => {
             assert!(std::env::var_os("MAPL_REQUIRE_GPU").is_none_or(|v| v != "1"), "{why}");

@@ -57,7 +57,11 @@ impl Backend for Cpu {
     type Act = Vec<f32>;
     type Acc = Vec<f32>;
     type Idx = Vec<i32>;
+    type Inlet = host::Inlet<f32>;
+    type Outlet = Vec<f32>;
+    type Graph = ();
 
+    const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "cpu";
     const PRECISION: Precision = Precision::F32;
     const NUMERICS: u32 = 1;
@@ -97,6 +101,26 @@ impl Backend for Cpu {
     }
     fn read_acc(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
         self.read_act(from, to)
+    }
+
+    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
+        host::Inlet::new(indices, numbers)
+    }
+    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
+        inlet.send(indices, numbers, |x| x as f32)
+    }
+    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Vec<i32>, numbers: &mut Vec<f32>) -> Result<()> {
+        inlet.receive(indices, numbers)
+    }
+    fn outlet(&self, len: usize) -> Result<Vec<f32>> {
+        host::zeros(len)
+    }
+    fn fetch(&self, from: View<'_, Vec<f32>>, outlet: &mut Vec<f32>, at: usize) -> Result<()> {
+        host::fetch(from, outlet, at)
+    }
+    fn open(&self, outlet: &mut Vec<f32>, to: &mut [f64]) -> Result<()> {
+        let len = to.len();
+        self.read_acc(View::first(outlet, len), to)
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

@@ -61,6 +61,8 @@ pub struct Kernel {
     pub cluster: u32,
     /// Blocks wait on one another: all must be on the device at once.
     pub coresident: bool,
+    /// Bytes of each parameter.
+    pub parameters: &'static [usize],
     /// The kernel as the emulator calls it.
     pub emulated: Option<unsafe extern "C" fn(*mut *mut c_void)>,
 }
@@ -163,10 +165,17 @@ pub struct Properties {
     pub compute_capability: (u32, u32),
 }
 
-/// A device that runs kernels, one after another.
+/// A device that runs kernels, one after another, in the order they are enqueued in: the device's work. Every other method
+/// with an effect on memory takes its place in that order too, but for [`Device::send`], which runs beside it.
 pub trait Device: Sync {
     /// Memory that frees itself.
     type Memory: Send + Sync;
+    /// Bytes on their way to the device: host memory that copies need not wait for, and memory that they arrive in.
+    type Inlet: Send;
+    /// Bytes on their way to the host.
+    type Outlet: Send;
+    /// Recorded work.
+    type Graph: Send;
 
     /// Name in logs and reports.
     const NAME: &'static str;
@@ -196,6 +205,46 @@ pub trait Device: Sync {
 
     /// Waits for all work enqueued before; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;
+
+    /// Room for so many bytes on their way to the device.
+    fn inlet(&self, bytes: usize) -> Result<Self::Inlet>;
+
+    /// The inlet's host memory, to be written. Waits until the last [`Device::send`] has read it, and for nothing else.
+    fn fill<'i>(&self, inlet: &'i mut Self::Inlet) -> Result<&'i mut [u8]>;
+
+    /// Starts copying the first bytes of the host memory to the device, beside the work that is under way.
+    fn send(&self, inlet: &mut Self::Inlet, bytes: usize) -> Result<()>;
+
+    /// Copies what was sent, from byte `start` on, to the begin of memory, when it has arrived and the work enqueued before
+    /// is done.
+    fn receive(&self, inlet: &mut Self::Inlet, start: usize, bytes: usize, to: &mut Self::Memory) -> Result<()>;
+
+    /// Room for so many bytes on their way to the host.
+    fn outlet(&self, bytes: usize) -> Result<Self::Outlet>;
+
+    /// Enqueues a copy of `bytes` bytes of memory, from `start` on, to byte `at` of the outlet.
+    fn fetch(
+        &self,
+        from: &Self::Memory,
+        start: usize,
+        bytes: usize,
+        outlet: &mut Self::Outlet,
+        at: usize,
+    ) -> Result<()>;
+
+    /// The outlet's bytes. Waits for the copies that were fetched into it, and so for the work before them, not for what was
+    /// enqueued after.
+    fn open<'o>(&self, outlet: &'o mut Self::Outlet) -> Result<&'o [u8]>;
+
+    /// Records the launches and clears that `work` enqueues instead of running them. `None`, and `work` is not called, where
+    /// nothing can be recorded. Fails when `work` does, or when it waits, allocates or copies.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
+
+    /// Enqueues recorded work.
+    ///
+    /// # Safety
+    /// All memory that the recorded work touches is still allocated.
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// Descriptor of a tensor in this device's bits. [`crate::Error::Runtime`] when it cannot be copied in such boxes.
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;

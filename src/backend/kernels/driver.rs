@@ -1,8 +1,11 @@
 //! A GPU through the CUDA driver. Every cudarc call of the project is here. The driver library is looked for before anything
 //! else, because cudarc panics where it is missing.
 //!
-//! One stream, in the primary context of device 0. Refused: no driver, no device, no kernels in the build, a device older
-//! than sm_80.
+//! Two streams in the primary context of one device: work, and copies to the device beside it ([`transfer`]). Refused: no
+//! driver, a driver older than the CUDA version of the build, no such device, no kernels in the build, a device older than
+//! sm_80.
+
+mod transfer;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -13,9 +16,10 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use super::device::{Device, Grid, Kernel, Properties};
-use super::launchers::FATBINS;
+use super::launchers::{CUDA_VERSION, FATBINS};
 use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
+use transfer::{Graph, Inlet, Outlet};
 
 /// Oldest compute capability that the kernels are compiled for.
 const OLDEST: (u32, u32) = (8, 0);
@@ -24,7 +28,11 @@ const OLDEST: (u32, u32) = (8, 0);
 pub struct Driver {
     properties: Properties,
     context: sys::CUcontext,
+    ordinal: sys::CUdevice,
+    /// Work.
     stream: sys::CUstream,
+    /// Copies to the device beside the work.
+    copies: sys::CUstream,
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
     /// Wait after every launch, so that a fault names its kernel (`MAPL_SYNC_LAUNCHES=1`).
@@ -49,13 +57,50 @@ fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
             s.map_or_else(|_| "unknown".to_owned(), |s| s.to_string_lossy().into_owned())
         };
         let message = format!("{call}: {} ({}): {}", text(e.error_name()), e.0 as u32, text(e.error_string()));
+        use sys::CUresult::*;
         match e.0 {
-            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::Memory(format!(
+            CUDA_ERROR_OUT_OF_MEMORY => Error::Memory(format!(
                 "{message}; lower --per-device-train-batch-size or --max-length, or choose a smaller model"
             )),
+            CUDA_ERROR_NO_BINARY_FOR_GPU | CUDA_ERROR_UNSUPPORTED_PTX_VERSION | CUDA_ERROR_INVALID_PTX => {
+                Error::Device(format!(
+                    "{message}; the driver cannot run the kernels of this build: update the driver, or build with an \
+                     older nvcc"
+                ))
+            }
+            CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR => Error::Device(format!(
+                "{message}; a kernel failed, maybe one enqueued earlier; MAPL_SYNC_LAUNCHES=1 names it"
+            )),
+            CUDA_ERROR_DEVICE_UNAVAILABLE | CUDA_ERROR_ECC_UNCORRECTABLE | CUDA_ERROR_CONTEXT_IS_DESTROYED => {
+                Error::Device(format!("{message}; the device is lost: look at nvidia-smi and the system log"))
+            }
             _ => Error::Device(message),
         }
     }
+}
+
+/// 13 and 0 of 13000.
+fn version(number: i32) -> (i32, i32) {
+    (number / 1000, number % 1000 / 10)
+}
+
+/// Refuses a driver that is older than the CUDA version of the compiled kernels. Drivers of the same major version run them
+/// all (NVIDIA's minor version compatibility).
+fn check_driver(driver: i32, build: i32) -> Result<()> {
+    let ((has, _), (needs, minor)) = (version(driver), version(build));
+    if has >= needs {
+        return Ok(());
+    }
+    let (major, of_driver) = version(driver);
+    Err(Error::Device(format!(
+        "no CUDA device: the driver supports CUDA {major}.{of_driver}, and this build's kernels need CUDA {needs}.{minor}; \
+         update NVIDIA's driver, build with an older nvcc, or use --device cpu"
+    )))
 }
 
 /// Whether a driver library can be loaded.
@@ -65,24 +110,33 @@ pub fn is_present() -> bool {
 }
 
 impl Driver {
-    /// Device 0. [`Error::Device`] in one sentence when there is none that the kernels run on.
-    pub fn new() -> Result<Self> {
+    /// The device of that number, as CUDA_VISIBLE_DEVICES leaves them. [`Error::Device`] in one sentence when there is none
+    /// that the kernels run on.
+    pub fn new(ordinal: usize) -> Result<Self> {
         let refuse = |why: &str| Err(Error::Device(format!("no CUDA device: {why}")));
-        if FATBINS.is_empty() {
+        let Some(build) = CUDA_VERSION else {
             return refuse(
                 "this build has no kernels, because nvcc was not found when it was made (kernels/README.md)",
             );
-        }
+        };
         if !is_present() {
             return refuse(
                 "the driver library (libcuda) cannot be loaded; install NVIDIA's driver, or use --device cpu",
             );
         }
         result::init().map_err(failed("cuInit"))?;
-        if result::device::get_count().map_err(failed("cuDeviceGetCount"))? == 0 {
+        let mut driver = 0;
+        // SAFETY: the call writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().map_err(failed("cuDriverGetVersion"))?;
+        check_driver(driver, build)?;
+        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+        if count == 0 {
             return refuse("the driver sees no GPU; check CUDA_VISIBLE_DEVICES, or use --device cpu");
         }
-        let device = result::device::get(0).map_err(failed("cuDeviceGet"))?;
+        let Some(ordinal) = i32::try_from(ordinal).ok().filter(|&i| i < count) else {
+            return refuse(&format!("there is no device {ordinal}; the driver sees {count}, counted from 0"));
+        };
+        let device = result::device::get(ordinal).map_err(failed("cuDeviceGet"))?;
         let attribute = |which: sys::CUdevice_attribute| -> Result<usize> {
             // SAFETY: the device came from cuDeviceGet.
             let value = unsafe { result::device::get_attribute(device, which) };
@@ -107,10 +161,11 @@ impl Driver {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context was retained just now.
         unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))?;
+        let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
+        let (stream, copies) =
+            (stream().map_err(failed("cuStreamCreate"))?, stream().map_err(failed("cuStreamCreate"))?);
         let wait = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
-        Ok(Self { properties, context, stream, loaded: Mutex::default(), wait })
+        Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), wait })
     }
 
     fn current(&self) -> Result<()> {
@@ -159,14 +214,14 @@ impl Drop for Driver {
         let _ = self.current();
         // SAFETY: stream, modules and context were made by this value and are used no more.
         unsafe {
-            let _ = result::stream::synchronize(self.stream);
-            let _ = result::stream::destroy(self.stream);
+            for stream in [self.copies, self.stream] {
+                let _ = result::stream::synchronize(stream);
+                let _ = result::stream::destroy(stream);
+            }
             for module in self.loaded().modules.values() {
                 let _ = result::module::unload(*module);
             }
-            if let Ok(device) = result::device::get(0) {
-                let _ = result::primary_ctx::release(device);
-            }
+            let _ = result::primary_ctx::release(self.ordinal);
         }
     }
 }
@@ -203,11 +258,19 @@ impl Drop for Memory {
 
 impl Device for Driver {
     type Memory = Memory;
+    type Inlet = Inlet;
+    type Outlet = Outlet;
+    type Graph = Graph;
 
     const NAME: &'static str = "cuda";
 
     fn properties(&self) -> &Properties {
         &self.properties
+    }
+
+    fn memory_free(&self) -> Option<u64> {
+        self.current().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free as u64)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
@@ -262,6 +325,43 @@ impl Device for Driver {
         self.current()?;
         // SAFETY: the stream lives as long as this value.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
+    }
+
+    fn inlet(&self, bytes: usize) -> Result<Inlet> {
+        self.new_inlet(bytes)
+    }
+
+    fn fill<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
+        self.fill_inlet(inlet)
+    }
+
+    fn send(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
+        self.send_inlet(inlet, bytes)
+    }
+
+    fn receive(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+        self.receive_inlet(inlet, start, bytes, to)
+    }
+
+    fn outlet(&self, bytes: usize) -> Result<Outlet> {
+        self.new_outlet(bytes)
+    }
+
+    fn fetch(&self, from: &Memory, start: usize, bytes: usize, outlet: &mut Outlet, at: usize) -> Result<()> {
+        self.fetch_outlet(from, start, bytes, outlet, at)
+    }
+
+    fn open<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
+        self.open_outlet(outlet)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
+        self.record_graph(work)
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: this function's contract.
+        unsafe { self.replay_graph(graph) }
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
@@ -321,5 +421,41 @@ impl Device for Driver {
         // SAFETY: the parameters are those of the kernel (this function's contract); the function belongs to a loaded module.
         unsafe { launch(function, (x, y, z), block, shared_bytes as u32, self.stream, parameters) }.map_err(&failed)?;
         if self.wait { self.synchronize().map_err(|e| Error::Device(format!("{}: {e}", kernel.name))) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_of_an_older_major_version_is_refused_with_both_versions() {
+        let error = check_driver(12090, 13000).unwrap_err();
+        assert_eq!(error.exit_code(), 5);
+        let text = error.to_string();
+        assert!(text.contains("CUDA 12.9") && text.contains("CUDA 13.0") && text.contains("--device cpu"), "{text}");
+        for driver in [13000, 13020, 14000] {
+            check_driver(driver, 13010).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_the_driver_reports_has_an_exit_code_and_advice() {
+        use sys::CUresult::*;
+        // Names and texts come from the driver library, which cannot be asked where there is none.
+        if !is_present() {
+            println!("SKIPPED: no driver library");
+            return;
+        }
+        for (code, exit, advice) in [
+            (CUDA_ERROR_OUT_OF_MEMORY, 7, "--per-device-train-batch-size"),
+            (CUDA_ERROR_ILLEGAL_ADDRESS, 5, "MAPL_SYNC_LAUNCHES"),
+            (CUDA_ERROR_DEVICE_UNAVAILABLE, 5, "nvidia-smi"),
+            (CUDA_ERROR_UNSUPPORTED_PTX_VERSION, 5, "update the driver"),
+        ] {
+            let error = failed("cuLaunchKernel")(DriverError(code));
+            assert_eq!(error.exit_code(), exit);
+            assert!(error.to_string().contains(advice), "{error}");
+        }
     }
 }

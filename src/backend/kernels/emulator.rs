@@ -1,12 +1,16 @@
 //! The kernels on the CPU: threads as fibers, in orders that show what a GPU's order could break. Every C++ call of the
 //! project is here. For small models and for those who write kernels; `kernels/emulator/` has the machinery.
 
+mod recording;
+
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::Mutex;
 
 use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
+use recording::{Graph, Step};
 
 /// Fields as in `EmulatorRequest` of `kernels/emulator/api.cpp`.
 #[repr(C)]
@@ -78,6 +82,8 @@ pub struct Emulator {
     schedule: Schedule,
     properties: Properties,
     omitted: Option<Barrier>,
+    /// Work that is being recorded.
+    recording: Mutex<Option<Vec<Step>>>,
 }
 
 impl Emulator {
@@ -100,7 +106,7 @@ impl Emulator {
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
         };
-        Ok(Self { schedule, properties, omitted: None })
+        Ok(Self { schedule, properties, omitted: None, recording: Mutex::new(None) })
     }
 
     /// This device with the barriers of one place left out: kernels are then wrong, and some order of threads must show it.
@@ -149,6 +155,9 @@ impl Memory {
 
 impl Device for Emulator {
     type Memory = Memory;
+    type Inlet = Vec<u8>;
+    type Outlet = Vec<u8>;
+    type Graph = Graph;
 
     const NAME: &'static str = "emulator";
 
@@ -161,6 +170,7 @@ impl Device for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
+        self.not_recording("allocation")?;
         // SAFETY: no precondition; null means that there is no memory.
         let start = NonNull::new(unsafe { emulator_allocate(bytes) });
         start.map(|start| Memory { start, bytes }).ok_or_else(|| {
@@ -176,6 +186,7 @@ impl Device for Emulator {
     }
 
     fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
+        self.not_recording("upload")?;
         memory.check(start, source.len());
         // SAFETY: the range lies in the memory, which is borrowed exclusively.
         unsafe {
@@ -185,6 +196,7 @@ impl Device for Emulator {
     }
 
     fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
+        self.not_recording("download")?;
         memory.check(start, to.len());
         // SAFETY: the range lies in the memory; no launch is under way, because launches end before they return.
         unsafe {
@@ -195,13 +207,56 @@ impl Device for Emulator {
 
     fn clear(&self, memory: &mut Memory, start: usize, bytes: usize) -> Result<()> {
         memory.check(start, bytes);
-        // SAFETY: the range lies in the memory, which is borrowed exclusively.
-        unsafe { std::ptr::write_bytes(memory.start.as_ptr().cast::<u8>().add(start), 0, bytes) };
+        // SAFETY: the range lies in the memory.
+        let address = unsafe { memory.start.as_ptr().cast::<u8>().add(start) };
+        if self.keep(|| Step::Clear { address: address as u64, bytes }) {
+            return Ok(());
+        }
+        // SAFETY: as above; the memory is borrowed exclusively.
+        unsafe { std::ptr::write_bytes(address, 0, bytes) };
         Ok(())
     }
 
     fn synchronize(&self) -> Result<()> {
+        self.not_recording("wait")
+    }
+
+    fn inlet(&self, bytes: usize) -> Result<Vec<u8>> {
+        crate::backend::host::zeros(bytes)
+    }
+
+    fn fill<'i>(&self, inlet: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
+        Ok(inlet)
+    }
+
+    fn send(&self, inlet: &mut Vec<u8>, bytes: usize) -> Result<()> {
+        assert!(bytes <= inlet.len(), "{bytes} bytes of an inlet of {}", inlet.len());
         Ok(())
+    }
+
+    fn receive(&self, inlet: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+        self.upload(to, 0, &inlet[start..start + bytes])
+    }
+
+    fn outlet(&self, bytes: usize) -> Result<Vec<u8>> {
+        crate::backend::host::zeros(bytes)
+    }
+
+    fn fetch(&self, from: &Memory, start: usize, bytes: usize, outlet: &mut Vec<u8>, at: usize) -> Result<()> {
+        self.download(from, start, &mut outlet[at..at + bytes])
+    }
+
+    fn open<'o>(&self, outlet: &'o mut Vec<u8>) -> Result<&'o [u8]> {
+        Ok(outlet)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
+        self.record_steps(work).map(Some)
+    }
+
+    unsafe fn replay(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: this function's contract.
+        unsafe { self.replay_steps(graph) }
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
@@ -242,6 +297,10 @@ impl Device for Emulator {
         }
         if !grid.0[0].is_multiple_of(kernel.cluster) {
             return Err(refuse(format!("{} blocks in clusters of {}", grid.0[0], kernel.cluster)));
+        }
+        // SAFETY: the parameters are those of the kernel (this function's contract).
+        if self.keep(|| unsafe { Step::launch(kernel, grid, shared_bytes, parameters) }) {
+            return Ok(());
         }
         let (schedule, seed) = match self.schedule {
             Schedule::Rising => (0, 0),

@@ -120,10 +120,20 @@ fn rust_type(parameter: &Parameter, pair: bool) -> String {
     }
 }
 
-/// `launchers.rs`: `compiled` holds what ptxas says, or `None` without nvcc.
-pub fn launchers(sources: &[Source], compiled: Option<&[Resources]>, emulated: bool) -> String {
+/// The release in what `nvcc --version` prints, as the driver counts: 13000 is 13.0.
+pub fn cuda_version(text: &str) -> Option<i32> {
+    let release = text.split("release ").nth(1)?;
+    let (major, minor) = release.split([',', '\n']).next()?.trim().split_once('.')?;
+    Some(major.parse::<i32>().ok()? * 1000 + minor.parse::<i32>().ok()? * 10)
+}
+
+/// `launchers.rs`: `compiled` holds the version of CUDA and what ptxas says, or `None` without nvcc.
+pub fn launchers(sources: &[Source], compiled: Option<(i32, &[Resources])>, emulated: bool) -> String {
     let mut text = String::from("// Made by build.rs from the KERNEL lines of kernels/*.cu.\n\n");
     table(&mut text, sources, emulated);
+    let version = compiled.map(|(version, _)| version);
+    let _ = writeln!(text, "/// Version of CUDA of the compiled code: 13000 is 13.0.");
+    let _ = writeln!(text, "pub const CUDA_VERSION: Option<i32> = {version:?};\n");
     let _ = writeln!(text, "/// Compiled code by file; empty without nvcc.");
     let _ = writeln!(text, "pub static FATBINS: &[&[u8]] = &[");
     for source in sources.iter().filter(|_| compiled.is_some()) {
@@ -131,7 +141,7 @@ pub fn launchers(sources: &[Source], compiled: Option<&[Resources]>, emulated: b
     }
     let _ = writeln!(text, "];\n\n/// What ptxas says of every kernel and target; empty without nvcc.");
     let _ = writeln!(text, "pub static RESOURCES: &[Resources] = &[");
-    for r in compiled.unwrap_or(&[]) {
+    for r in compiled.map_or(&[][..], |(_, resources)| resources) {
         let _ = writeln!(
             text,
             "    Resources {{ kernel: {:?}, target: {:?}, registers: {}, stack: {}, spill_stores: {}, spill_loads: {}, \
@@ -158,10 +168,11 @@ fn table(text: &mut String, sources: &[Source], emulated: bool) {
     for (file, source) in sources.iter().enumerate() {
         for k in &source.kernels {
             let entry = if emulated { format!("Some(emulated_{})", k.name) } else { "None".into() };
+            let sizes: Vec<_> = k.parameters.iter().map(|p| p.kind.bytes()).collect();
             let _ = writeln!(
                 text,
                 "    Kernel {{ name: {:?}, c_name: c{:?}, file: {file}, threads: {}, cluster: {}, coresident: {}, \
-                 emulated: {entry} }},",
+                 parameters: &{sizes:?}, emulated: {entry} }},",
                 k.name, k.name, k.threads, k.cluster, k.coresident
             );
         }
@@ -216,6 +227,15 @@ fn field(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_release_of_nvcc_is_read() {
+        let text =
+            "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88\nBuild cuda_13.0\n";
+        assert_eq!(super::cuda_version(text), Some(13000));
+        assert_eq!(super::cuda_version("tools, release 12.9\n"), Some(12090));
+        assert_eq!(super::cuda_version("clang version 20"), None);
+    }
+
     use super::super::grammar::parse;
     use super::*;
 

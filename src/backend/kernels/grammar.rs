@@ -25,6 +25,17 @@ pub enum Element {
     I32,
 }
 
+impl Kind {
+    /// Bytes of a parameter.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Int | Self::Float => 4,
+            Self::Read(_) | Self::Write(_) | Self::Long | Self::Double => 8,
+            Self::TensorMap => 128,
+        }
+    }
+}
+
 /// One parameter of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {

@@ -16,6 +16,7 @@ mod optim;
 pub mod rehearsal;
 mod rowwise;
 mod tensor_map;
+mod transfer;
 
 // Text processing of build.rs, here for its tests.
 #[cfg(test)]
@@ -25,7 +26,8 @@ mod generate;
 mod grammar;
 
 use std::marker::PhantomData;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::contract::*;
 use super::probe::Probe;
@@ -37,7 +39,14 @@ use device::{Device, Element, Read, Write};
 pub struct Array<D: Device, T> {
     memory: D::Memory,
     len: usize,
+    freed: Arc<AtomicU64>,
     element: PhantomData<fn() -> T>,
+}
+
+impl<D: Device, T> Drop for Array<D, T> {
+    fn drop(&mut self) {
+        self.freed.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl<D: Device, T> Buffer for Array<D, T> {
@@ -50,6 +59,8 @@ impl<D: Device, T> Buffer for Array<D, T> {
 pub struct Kernels<D: Device, A> {
     device: D,
     scratch: Mutex<Option<(D::Memory, usize)>>,
+    /// Arrays and pieces of scratch memory that have been freed: recorded work is good while this stands still.
+    freed: Arc<AtomicU64>,
     probe: Option<Probe>,
     activations: PhantomData<fn() -> A>,
 }
@@ -57,7 +68,7 @@ pub struct Kernels<D: Device, A> {
 impl<D: Device, A: Element> Kernels<D, A> {
     /// A backend on `device`.
     pub fn new(device: D) -> Self {
-        Self { device, scratch: Mutex::new(None), probe: None, activations: PhantomData }
+        Self { device, scratch: Mutex::new(None), freed: Arc::default(), probe: None, activations: PhantomData }
     }
 
     /// As [`Kernels::new`], with every op call timed. Launches are asynchronous on a GPU; see [`Backend::probe`].
@@ -86,12 +97,12 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// whatever an earlier op left.
     fn scratch(&self) -> Result<Scratch<'_, D>> {
         let held = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
-        Ok(Scratch { device: &self.device, held, used: 0, wanted: 0 })
+        Ok(Scratch { device: &self.device, held, freed: &self.freed, used: 0, wanted: 0 })
     }
 
     fn zeros<T>(&self, len: usize) -> Result<Array<D, T>> {
         let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX / 2).max(1);
-        Ok(Array { memory: self.device.allocate(bytes)?, len, element: PhantomData })
+        Ok(Array { memory: self.device.allocate(bytes)?, len, freed: self.freed.clone(), element: PhantomData })
     }
 
     fn upload<T: Element>(&self, to: ViewMut<'_, Array<D, T>>, source: &[f64]) -> Result<()> {
@@ -157,6 +168,7 @@ fn int(size: usize) -> Result<i32> {
 struct Scratch<'a, D: Device> {
     device: &'a D,
     held: MutexGuard<'a, Option<(D::Memory, usize)>>,
+    freed: &'a AtomicU64,
     used: usize,
     wanted: usize,
 }
@@ -179,6 +191,7 @@ impl<D: Device> Scratch<'_, D> {
     fn take(&mut self) -> Result<()> {
         if self.held.as_ref().is_none_or(|(_, bytes)| *bytes < self.wanted) {
             *self.held = None;
+            self.freed.fetch_add(1, Ordering::Relaxed);
             *self.held = Some((self.device.allocate(self.wanted.max(1))?, self.wanted));
         }
         self.used = self.wanted;
@@ -203,7 +216,11 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     type Act = Array<D, A>;
     type Acc = Array<D, f32>;
     type Idx = Array<D, i32>;
+    type Inlet = transfer::Inlet<D>;
+    type Outlet = transfer::Outlet<D>;
+    type Graph = transfer::Graph<D>;
 
+    const ASYNCHRONOUS: bool = true;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
     const NUMERICS: u32 = 2;
@@ -246,6 +263,31 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()> {
         self.download(from, to)
+    }
+
+    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
+        self.new_inlet(indices, numbers)
+    }
+    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
+        self.send_batch(inlet, indices, numbers)
+    }
+    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()> {
+        self.receive_batch(inlet, indices, numbers)
+    }
+    fn outlet(&self, len: usize) -> Result<Self::Outlet> {
+        self.new_outlet(len)
+    }
+    fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()> {
+        self.fetch_view(from, outlet, at)
+    }
+    fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()> {
+        self.open_outlet(outlet, to)
+    }
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
+        self.record_ops(work)
+    }
+    fn replay(&self, graph: &Self::Graph) -> Result<bool> {
+        self.replay_ops(graph)
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

@@ -23,7 +23,11 @@ impl Backend for Reference {
     type Act = Vec<f64>;
     type Acc = Vec<f64>;
     type Idx = Vec<i32>;
+    type Inlet = host::Inlet<f64>;
+    type Outlet = Vec<f64>;
+    type Graph = ();
 
+    const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "reference";
     const PRECISION: Precision = Precision::F64;
     const NUMERICS: u32 = 1;
@@ -51,6 +55,26 @@ impl Backend for Reference {
     }
     fn read_acc(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
         self.read_act(from, to)
+    }
+
+    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
+        host::Inlet::new(indices, numbers)
+    }
+    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
+        inlet.send(indices, numbers, |x| x)
+    }
+    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Vec<i32>, numbers: &mut Vec<f64>) -> Result<()> {
+        inlet.receive(indices, numbers)
+    }
+    fn outlet(&self, len: usize) -> Result<Vec<f64>> {
+        host::zeros(len)
+    }
+    fn fetch(&self, from: View<'_, Vec<f64>>, outlet: &mut Vec<f64>, at: usize) -> Result<()> {
+        host::fetch(from, outlet, at)
+    }
+    fn open(&self, outlet: &mut Vec<f64>, to: &mut [f64]) -> Result<()> {
+        let len = to.len();
+        self.read_acc(View::first(outlet, len), to)
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

@@ -97,8 +97,8 @@ impl BatchLimits {
         of_tokens + of_tree + of_rows + of_seqs + of_comparisons
     }
 
-    /// Numbers of the comparison table and of the kinds.
+    /// Numbers of the comparison table, of the kinds, and two of every sequence.
     pub fn numbers(&self) -> usize {
-        5 * self.comparisons + KINDS
+        5 * self.comparisons + KINDS + 2 * self.seqs
     }
 }

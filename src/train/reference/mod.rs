@@ -14,13 +14,14 @@ pub mod pass;
 
 pub use cache::{CacheOptions, Completed, ReferenceCache};
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
 
-use super::score::{Scorer, grow, read, reserve};
+use super::score::Scorer;
 use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::Reduce;
-use crate::backend::{Backend, View, ViewMut};
+use crate::backend::{Backend, View};
 use crate::data::pack::BatchLimits;
 use crate::data::tokenized::TokenizedGroup;
 use crate::model::activations::Mode;
@@ -30,8 +31,8 @@ use crate::model::decoder::Model;
 pub(super) enum Frozen<B: Backend> {
     /// A model that runs on every batch.
     Online { model: Box<Model<B>>, scorer: Box<Scorer<B>> },
-    /// Log-probs by sequence, and those of the current batch: `scores` (seqs).
-    Stored { cache: Box<ReferenceCache>, scores: B::Acc, staging: Vec<f64> },
+    /// Log-probs by sequence. Those of a batch lie in the batch.
+    Stored { cache: Arc<RwLock<ReferenceCache>> },
 }
 
 impl<B: Backend> Frozen<B> {
@@ -41,47 +42,32 @@ impl<B: Backend> Frozen<B> {
         Ok(Self::Online { model: Box::new(model), scorer: Box::new(scorer) })
     }
 
-    /// Log-probs that were computed before.
-    pub fn stored(backend: &B, cache: ReferenceCache) -> Result<Self> {
-        Ok(Self::Stored { cache: Box::new(cache), scores: backend.zeros_acc(0)?, staging: Vec::new() })
-    }
-
     /// Makes room for every batch within `limits`.
     pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+        self.reserve_positions(backend, limits.longest_path)?;
         match self {
-            Self::Online { model, scorer } => {
-                model.reserve_positions(backend, limits.longest_path)?;
-                scorer.reserve(backend, model, Mode::Infer, limits)
-            }
-            Self::Stored { scores, staging, .. } => {
-                staging.reserve(limits.seqs);
-                reserve(backend, scores, limits.seqs)
-            }
+            Self::Online { model, scorer } => scorer.reserve(backend, model, Mode::Infer, limits),
+            Self::Stored { .. } => Ok(()),
+        }
+    }
+
+    /// Gets ready for sequences of up to `longest` tokens.
+    pub fn reserve_positions(&mut self, backend: &B, longest: usize) -> Result<()> {
+        match self {
+            Self::Online { model, .. } => model.reserve_positions(backend, longest),
+            Self::Stored { .. } => Ok(()),
         }
     }
 
     /// The cache file of stored log-probs.
-    pub fn file(&self) -> Option<&Path> {
+    pub fn file(&self) -> Option<PathBuf> {
         match self {
             Self::Online { .. } => None,
-            Self::Stored { cache, .. } => Some(cache.path()),
+            Self::Stored { cache } => Some(cache.read().unwrap_or_else(|e| e.into_inner()).path().to_path_buf()),
         }
     }
 
-    /// Gets ready for a batch of `groups` whose longest sequence has `longest` tokens.
-    pub fn load(&mut self, backend: &B, groups: &[&TokenizedGroup], longest: usize) -> Result<()> {
-        match self {
-            Self::Online { model, .. } => model.reserve_positions(backend, longest),
-            Self::Stored { cache, scores, staging } => {
-                staging.clear();
-                groups.iter().try_for_each(|group| cache.append_scores(group, staging))?;
-                grow(backend, scores, staging.len())?;
-                backend.write_acc(ViewMut::first(scores, staging.len()), staging)
-            }
-        }
-    }
-
-    /// Computes the scores of the loaded batch where they are not there yet.
+    /// Computes the scores of a batch where they are not in it.
     pub fn forward(&mut self, backend: &B, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         match self {
             Self::Online { model, scorer } => scorer.forward(backend, model, batch, reduce),
@@ -90,18 +76,41 @@ impl<B: Backend> Frozen<B> {
     }
 
     /// Scores of the current batch (seqs).
-    pub fn scores(&self, seqs: usize) -> View<'_, B::Acc> {
+    pub fn scores<'a>(&'a self, batch: &'a DeviceBatch<B>) -> View<'a, B::Acc> {
         match self {
-            Self::Online { scorer, .. } => View::first(&scorer.score, seqs),
-            Self::Stored { scores, .. } => View::first(scores, seqs),
+            Self::Online { scorer, .. } => View::first(&scorer.score, batch.sizes.seqs),
+            Self::Stored { .. } => batch.reference(),
         }
     }
 
     /// Scores of the current batch (seqs) on the host; waits for them.
-    pub fn read(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
+    pub fn read(&self, backend: &B, batch: &DeviceBatch<B>) -> Result<Vec<f64>> {
+        let view = self.scores(batch);
+        let mut values = vec![0.0; view.len];
+        backend.read_acc(view, &mut values)?;
+        Ok(values)
+    }
+
+    /// Scores of `groups`, which `batch` holds without scores of a reference, on the host; waits for them. The longest
+    /// sequence has `longest` tokens.
+    pub fn score(
+        &mut self,
+        backend: &B,
+        (groups, longest): (&[&TokenizedGroup], usize),
+        batch: &DeviceBatch<B>,
+        reduce: Reduce,
+    ) -> Result<Vec<f64>> {
         match self {
-            Self::Online { scorer, .. } => scorer.read_score(backend, seqs),
-            Self::Stored { scores, .. } => read(backend, scores, seqs),
+            Self::Online { model, scorer } => {
+                model.reserve_positions(backend, longest)?;
+                scorer.forward(backend, model, batch, reduce)?;
+                scorer.read_score(backend, batch.sizes.seqs)
+            }
+            Self::Stored { cache } => {
+                let (cache, mut scores) = (cache.read().unwrap_or_else(|e| e.into_inner()), Vec::new());
+                groups.iter().try_for_each(|group| cache.append_scores(group, &mut scores))?;
+                Ok(scores)
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Deferred, Run, RunSummary, loader, now, object};
+use super::{Deferred, Reached, Run, RunSummary, loader, now, object};
 use crate::backend::Backend;
 use crate::model::store;
 use crate::train::checkpoint::{self, Best, Keep, RunState};
@@ -18,9 +18,11 @@ impl<B: Backend> Run<'_, '_, B> {
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder)?;
         self.redraw(state.position.epoch)?;
-        self.loader = loader(self.settings, self.data.train.len(), state.position)?;
+        self.loader = loader(self.settings, self.groups.len(), state.position)?;
+        self.reached = Reached::of(&self.loader);
         self.history = checkpoint::read_history(folder)?;
         (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
+        self.begun = state.step;
         (self.skipped_in_a_row, self.evaluation_due) = (state.skipped_in_a_row, state.evaluation_due);
         let own = checkpoint::folder(&self.settings.output_dir, state.step);
         if same_folder(&own, folder) {
@@ -65,7 +67,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         let state = RunState {
             step: self.step,
-            position: self.loader.position(),
+            position: self.reached.position,
             num_tokens: self.num_tokens,
             seconds: self.seconds(),
             skipped_in_a_row: self.skipped_in_a_row,
@@ -94,7 +96,7 @@ impl<B: Backend> Run<'_, '_, B> {
 
     fn trainer_state(&self) -> serde_json::Value {
         let best = self.best.map(|best| (best, self.folder_of(best)));
-        checkpoint::history((self.step, self.total), self.loader.epochs(), best, &self.history)
+        checkpoint::history((self.step, self.total), self.reached.epochs, best, &self.history)
     }
 
     /// Writes the final model, its weights last, and hands back the summary. Signals wait until it is written.

@@ -1,0 +1,273 @@
+//! Copies beside the work, and recorded work: page-locked host memory, events between the two streams, and graphs.
+//!
+//! Order. A copy to the device runs on the copy stream. It waits until the work has taken the copy before it out of the same
+//! inlet (`consumed`); the work waits for it where it takes it (`arrived`); the host waits for it before it writes the
+//! inlet anew. A copy to the host runs among the work and ends with `done`, for which the host waits before it reads.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use cudarc::driver::result;
+use cudarc::driver::sys;
+
+use super::{Driver, Memory, failed};
+use crate::backend::kernels::device::Device as _;
+use crate::{Error, Result};
+
+/// Page-locked host memory, which the device reads and writes by itself.
+struct Pinned {
+    start: NonNull<c_void>,
+    bytes: usize,
+    context: sys::CUcontext,
+}
+
+// SAFETY: memory of the process and a context handle, which may be used from any thread.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(driver: &Driver, bytes: usize) -> Result<Self> {
+        driver.current()?;
+        let failed = failed(format!("cuMemHostAlloc of {} MiB", bytes.div_ceil(1 << 20)));
+        // SAFETY: the size is not 0.
+        let start = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed)?;
+        let Some(start) = NonNull::new(start) else {
+            return Err(Error::Memory("cuMemHostAlloc gave no memory; choose a smaller batch".into()));
+        };
+        // SAFETY: the memory has so many bytes and nothing else uses it.
+        unsafe { std::ptr::write_bytes(start.as_ptr().cast::<u8>(), 0, bytes) };
+        Ok(Self { start, bytes, context: driver.context })
+    }
+
+    /// Whoever calls this has waited for the copies that use the memory.
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the memory has so many initialised bytes and is borrowed exclusively; no copy is under way (as above).
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes) }
+    }
+
+    fn check(&self, start: usize, bytes: usize) {
+        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} outside host memory of {}", self.bytes);
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from cuMemHostAlloc and is freed once; its owner has waited for the copies that use it.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::free_host(self.start.as_ptr());
+        }
+    }
+}
+
+/// A place in a stream.
+struct Event {
+    event: sys::CUevent,
+    context: sys::CUcontext,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context current.
+unsafe impl Send for Event {}
+
+impl Event {
+    fn new(driver: &Driver) -> Result<Self> {
+        driver.current()?;
+        let event =
+            result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("cuEventCreate"))?;
+        Ok(Self { event, context: driver.context })
+    }
+
+    /// Marks the end of what the stream holds.
+    fn record(&self, stream: sys::CUstream) -> Result<()> {
+        // SAFETY: event and stream are alive; the caller has made their context current.
+        unsafe { result::event::record(self.event, stream) }.map_err(failed("cuEventRecord"))
+    }
+
+    /// Lets the stream wait for the place; not at all for an event that was never recorded.
+    fn hold(&self, stream: sys::CUstream) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as above.
+        unsafe { result::stream::wait_event(stream, self.event, flags) }.map_err(failed("cuStreamWaitEvent"))
+    }
+
+    /// Lets the host wait for the place.
+    fn wait(&self) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { result::event::synchronize(self.event) }.map_err(failed("cuEventSynchronize"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is destroyed once; the driver keeps what is recorded in streams.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::event::destroy(self.event);
+        }
+    }
+}
+
+/// Host memory to be sent, and the device memory it arrives in.
+pub struct Inlet {
+    arrived: Event,
+    consumed: Event,
+    device: Memory,
+    host: Pinned,
+}
+
+impl Drop for Inlet {
+    fn drop(&mut self) {
+        // Page-locked memory must not go while a copy reads it. An error means that the device is gone.
+        if self.host_context() {
+            let _ = self.arrived.wait();
+        }
+    }
+}
+
+impl Inlet {
+    fn host_context(&self) -> bool {
+        // SAFETY: the context lives as long as the driver.
+        unsafe { result::ctx::set_current(self.arrived.context) }.is_ok()
+    }
+}
+
+/// Host memory that results arrive in.
+pub struct Outlet {
+    done: Event,
+    host: Pinned,
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        // SAFETY: the context lives as long as the driver.
+        if unsafe { result::ctx::set_current(self.done.context) }.is_ok() {
+            let _ = self.done.wait();
+        }
+    }
+}
+
+/// Recorded launches, ready to run.
+pub struct Graph {
+    graph: sys::CUgraphExec,
+    context: sys::CUcontext,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context current.
+unsafe impl Send for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the graph is destroyed once; a launch that is under way is finished by the driver first.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::graph::exec_destroy(self.graph);
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn new_inlet(&self, bytes: usize) -> Result<Inlet> {
+        Ok(Inlet {
+            arrived: Event::new(self)?,
+            consumed: Event::new(self)?,
+            device: self.allocate(bytes)?,
+            host: Pinned::new(self, bytes)?,
+        })
+    }
+
+    pub(super) fn fill_inlet<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
+        self.current()?;
+        inlet.arrived.wait()?;
+        Ok(inlet.host.bytes())
+    }
+
+    pub(super) fn send_inlet(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        inlet.host.check(0, bytes);
+        let address = inlet.device.at(0, bytes);
+        inlet.consumed.hold(self.copies)?;
+        // SAFETY: both ranges lie in their memory, which lives until `arrived` (see Drop); the host writes it after that.
+        unsafe {
+            let source = std::slice::from_raw_parts(inlet.host.start.as_ptr().cast::<u8>(), bytes);
+            result::memcpy_htod_async(address, source, self.copies).map_err(failed("cuMemcpyHtoDAsync"))?;
+        }
+        inlet.arrived.record(self.copies)
+    }
+
+    pub(super) fn receive_inlet(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        let (from, to) = (inlet.device.at(start, bytes), to.at(0, bytes));
+        inlet.arrived.hold(self.stream)?;
+        // SAFETY: both ranges lie in memory of this device.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))?;
+        inlet.consumed.record(self.stream)
+    }
+
+    pub(super) fn new_outlet(&self, bytes: usize) -> Result<Outlet> {
+        Ok(Outlet { done: Event::new(self)?, host: Pinned::new(self, bytes)? })
+    }
+
+    pub(super) fn fetch_outlet(
+        &self,
+        from: &Memory,
+        start: usize,
+        bytes: usize,
+        outlet: &mut Outlet,
+        at: usize,
+    ) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.current()?;
+        let address = from.at(start, bytes);
+        outlet.host.check(at, bytes);
+        // SAFETY: both ranges lie in their memory; the host reads it after `done`, and frees it after that (see Drop).
+        unsafe {
+            let to = outlet.host.start.as_ptr().cast::<u8>().add(at).cast();
+            sys::cuMemcpyDtoHAsync_v2(to, address, bytes, self.stream).result().map_err(failed("cuMemcpyDtoHAsync"))?;
+        }
+        outlet.done.record(self.stream)
+    }
+
+    pub(super) fn open_outlet<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
+        self.current()?;
+        outlet.done.wait()?;
+        Ok(outlet.host.bytes())
+    }
+
+    pub(super) fn record_graph(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
+        if self.wait {
+            // Launches that are waited for one by one cannot be recorded.
+            return Ok(None);
+        }
+        self.current()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive and captures nothing yet, because `work` is the only caller in between.
+        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
+        let done = work();
+        // SAFETY: the capture was begun just now, on this thread.
+        let captured = unsafe { result::stream::end_capture(self.stream) };
+        done?;
+        let captured = captured.map_err(failed("cuStreamEndCapture"))?;
+        // SAFETY: the graph came from the capture and is used no more after it has been destroyed.
+        let graph = unsafe {
+            let graph = result::graph::instantiate(captured, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(captured);
+            graph.map_err(failed("cuGraphInstantiate"))?
+        };
+        Ok(Some(Graph { graph, context: self.context }))
+    }
+
+    /// # Safety
+    /// As [`crate::backend::kernels::device::Device::replay`].
+    pub(super) unsafe fn replay_graph(&self, graph: &Graph) -> Result<()> {
+        self.current()?;
+        // SAFETY: the graph is alive, and so is what it touches (this function's contract).
+        unsafe { result::graph::launch(graph.graph, self.stream) }.map_err(failed("cuGraphLaunch"))
+    }
+}
