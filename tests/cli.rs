@@ -6,6 +6,7 @@ mod cli {
     mod bench;
     mod best_model;
     mod checkpoints;
+    mod devices;
     mod evaluation;
     mod kills;
     mod pipeline;

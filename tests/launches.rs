@@ -53,6 +53,7 @@ impl Device for Altered {
     type Graph = ();
 
     const NAME: &'static str = "altered emulator";
+    const ASYNCHRONOUS: bool = false;
 
     fn properties(&self) -> &Properties {
         self.emulator.properties()

@@ -83,7 +83,8 @@ fn parts_are_sizes_times_bytes() {
     let sizes = sizes(&loss, config.vocab);
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
-        let subject = Subject { config: &config, reference: Some(&config), loss: &loss, precision, kernels };
+        let subject =
+            Subject { config: &config, reference: Some(&config), loss: &loss, precision, accumulation: 1, kernels };
         MemoryPlan::new(&subject, &sizes, 2, available).unwrap()
     };
     assert!(plan(Precision::F64, None, None).is_none());
@@ -112,7 +113,14 @@ fn what_does_not_fit_is_refused_with_the_batch_that_does() {
     let config = tiny_config("llama", false);
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
-    let subject = Subject { config: &config, reference: None, loss: &loss, precision: Precision::F32, kernels: None };
+    let subject = Subject {
+        config: &config,
+        reference: None,
+        loss: &loss,
+        precision: Precision::F32,
+        accumulation: 1,
+        kernels: None,
+    };
     let plan = |batch, available| MemoryPlan::new(&subject, &sizes, batch, available).unwrap().unwrap();
     let (one, all) = (plan(1, None).total(), plan(sizes.groups(), None).total());
     assert!(one < all);

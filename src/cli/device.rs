@@ -1,5 +1,8 @@
 //! `--device` and `--dtype`: the one place where a backend is chosen.
 
+use std::fmt;
+use std::str::FromStr;
+
 use clap::{Args, ValueEnum};
 use half::bf16;
 use serde::{Deserialize, Serialize};
@@ -7,25 +10,62 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
-use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::emulator::Emulator;
 use crate::backend::reference::Reference;
+use crate::train::console::complain;
 use crate::{Error, Result};
 
 /// `--device`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The CPU
+    /// The first GPU if there is one that the kernels run on, else the CPU.
     Auto,
-    /// f32 on all cores
+    /// f32 on all cores.
     Cpu,
-    /// The CUDA kernels on a GPU (sm_80 or newer), bf16 or f32
-    Cuda,
-    /// The CUDA kernels on the CPU, thread by thread: for small models, and for those who write kernels
+    /// The CUDA kernels on the GPU of that number (sm_80 or newer), bf16 or f32.
+    Cuda(usize),
+    /// The CUDA kernels on the CPU, thread by thread: for small models, and for those who write kernels.
     Emulator,
-    /// f64 textbook loops on one core, to check others against
+    /// f64 textbook loops on one core, to check others against.
     Reference,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "emulator" => Ok(Self::Emulator),
+            "reference" => Ok(Self::Reference),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                ordinal.map(Self::Cuda).ok_or_else(|| "one of auto, cpu, cuda, cuda:N, emulator, reference".into())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(0) => f.write_str("cuda"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Emulator => f.write_str("emulator"),
+            Self::Reference => f.write_str("reference"),
+        }
+    }
+}
+
+impl Serialize for Device {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
 }
 
 /// `--dtype`.
@@ -43,10 +83,12 @@ pub enum Dtype {
 /// Where and how precisely to compute.
 #[derive(Args, Clone, Copy, Debug, Serialize)]
 pub struct DeviceArgs {
-    /// Device to compute on
-    #[arg(long, value_enum, default_value = "auto")]
+    /// Device to compute on: auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:N (GPU number N), emulator
+    /// (the CUDA kernels on the CPU, for small models), reference (f64 on one core)
+    #[arg(long, default_value = "auto")]
     pub device: Device,
-    /// Precision of weights and activations [default: bf16 on cuda; f64 on the reference device; else f32]
+    /// Precision of weights and activations [default: bf16 on cuda and emulator; f64 on the reference device; f32 on the
+    /// cpu]
     #[arg(long, alias = "torch-dtype", value_enum)]
     pub dtype: Option<Dtype>,
 }
@@ -59,6 +101,14 @@ pub trait Job {
 }
 
 impl DeviceArgs {
+    /// The flags that say the same, none for what is the default.
+    pub fn flags(self) -> Vec<String> {
+        let device = (self.device != Device::Auto).then(|| ["--device".to_owned(), self.device.to_string()]);
+        let dtype =
+            self.dtype.and_then(|dtype| Some(["--dtype".to_owned(), dtype.to_possible_value()?.get_name().into()]));
+        device.into_iter().chain(dtype).flatten().collect()
+    }
+
     /// Runs `job` on the chosen backend.
     pub fn run<J: Job>(self, job: J) -> Result<J::Output> {
         self.run_probed(job, false)
@@ -72,6 +122,16 @@ impl DeviceArgs {
             ));
         }
         match (self.device, self.dtype) {
+            (Device::Auto, _) if !probe => match Driver::new(0) {
+                Ok(driver) => Self { device: Device::Cuda(0), ..self }.on_gpu(driver, job),
+                Err(why) => {
+                    // A machine without a driver has no GPU to miss.
+                    if driver::is_present() {
+                        complain(&format!("warning: running on the CPU: {why}"));
+                    }
+                    Self { device: Device::Cpu, ..self }.run_probed(job, probe)
+                }
+            },
             (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) if probe => job.run(&Cpu::probed()),
             (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) => job.run(&Cpu::new()),
             (Device::Auto | Device::Cpu, Some(Dtype::F64)) => {
@@ -84,11 +144,20 @@ impl DeviceArgs {
             (Device::Reference, Some(Dtype::F32 | Dtype::Bf16)) => {
                 Err(Error::Usage("the reference device computes in f64; leave out --dtype".into()))
             }
-            (Device::Cuda, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Driver::new(0)?)),
-            (Device::Cuda, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Driver::new(0)?)),
-            (Device::Emulator, Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Emulator::new()?)),
-            (Device::Emulator, None | Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Emulator::new()?)),
-            (Device::Cuda | Device::Emulator, Some(Dtype::F64)) => {
+            (Device::Cuda(_) | Device::Emulator, Some(Dtype::F64)) => {
+                Err(Error::Usage("kernels compute in bf16 or f32; use --device reference for f64".into()))
+            }
+            (Device::Cuda(ordinal), _) => self.on_gpu(Driver::new(ordinal)?, job),
+            (Device::Emulator, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Emulator::new()?)),
+            (Device::Emulator, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Emulator::new()?)),
+        }
+    }
+
+    fn on_gpu<J: Job>(self, driver: Driver, job: J) -> Result<J::Output> {
+        match self.dtype {
+            None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::new(driver)),
+            Some(Dtype::F32) => job.run(&Kernels::<_, f32>::new(driver)),
+            Some(Dtype::F64) => {
                 Err(Error::Usage("kernels compute in bf16 or f32; use --device reference for f64".into()))
             }
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::{Args, Parser as _};
 
 use super::data::DataCommand;
+use super::device::DeviceArgs;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
@@ -34,6 +35,8 @@ pub struct QuickstartArgs {
     /// Seed of language, groups, weights and order
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Entries of the vocabulary: nearly every word of the language and of the instructions is one token.
@@ -254,6 +257,7 @@ impl Quick<'_> {
         if let Some(test) = test {
             words.extend(words!["--eval-file", test.display(), "--eval-steps", cadence]);
         }
+        words.extend(self.arguments.device.flags());
         let (Command::Sft(args) | Command::Reward(args) | Command::Dpo(args)) =
             self.command(&format!("Train {}", stage.name), &words)?
         else {
@@ -271,6 +275,7 @@ impl Quick<'_> {
         if stage.method == Method::Dpo {
             words.extend(words!["--ref-model", self.shown(stage.start)]);
         }
+        words.extend(self.arguments.device.flags());
         match self.command(&format!("Evaluate {}", stage.name), &words)? {
             Command::Eval(args) => evaluate::measure(&args),
             _ => Err(Error::Runtime(format!("quick start stage {} is not evaluated", stage.name))),

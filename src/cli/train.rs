@@ -332,6 +332,7 @@ impl<'a> Plan<'a> {
             reference: reference.as_ref(),
             loss: &self.loss,
             precision: B::PRECISION,
+            accumulation: self.settings.accumulation,
             kernels: backend.kernel_properties(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };

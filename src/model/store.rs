@@ -66,6 +66,19 @@ pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> R
     model.layout.slots.iter().try_for_each(|slot| fill(backend, &mut model.weights, &files, slot))
 }
 
+/// Reads the weights of a folder that holds the same model as they are stored, laid out as the model's, beside it.
+pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to: &mut B::Acc) -> Result<()> {
+    let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
+    let mut wide = Vec::new();
+    model.layout.slots.iter().try_for_each(|slot| {
+        files.read(&slot.spec.name, &mut |offset, values| {
+            wide.clear();
+            wide.extend(values.iter().map(|&x| f64::from(x)));
+            backend.write_acc(ViewMut::new(to, slot.start + offset, wide.len()), &wide)
+        })
+    })
+}
+
 /// A model with random weights: matrices from normal(0, initializer_range), norms one, biases zero, a reward head from
 /// normal(0, 1/sqrt(hidden + 1)), as transformers and TRL initialise them.
 pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result<Model<B>> {

@@ -16,7 +16,8 @@ use crate::model::decoder::Model;
 use crate::{Error, Result};
 
 use super::score::Scorer;
-use super::upload::DeviceBatch;
+use super::step::arrivals;
+use super::upload::{Arrival, DeviceBatch};
 
 /// What is trained, as far as memory goes.
 #[derive(Clone, Copy)]
@@ -27,6 +28,8 @@ pub struct Subject<'a> {
     pub loss: &'a Loss,
     /// Storage of `Act`.
     pub precision: Precision,
+    /// Micro-batches of a step.
+    pub accumulation: usize,
     /// What grids are chosen by; `None` on a device that needs no workspace of kernels.
     pub kernels: Option<&'a Properties>,
 }
@@ -168,6 +171,8 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<V
     };
     part("reference activations", &backend);
     let batch = DeviceBatch::of_limits(&backend, limits)?;
+    let on_their_way = if subject.kernels.is_some() { arrivals(subject.accumulation) } else { 0 };
+    let _arrivals = (0..on_their_way).map(|_| Arrival::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
     part("batch", &backend);
     if subject.kernels.is_some() {

@@ -5,7 +5,7 @@ mod saving;
 mod stepping;
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -159,12 +159,26 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
         data,
         settings,
     };
-    run.reserve()?;
-    run.start()?;
+    let output_dir = &settings.output_dir;
+    run.reserve().and_then(|()| run.start()).map_err(|e| name_checkpoint(output_dir, e))?;
     // Before this line nothing has been trained that a signal could lose.
     let deferred = run.signals.defer();
-    run.steps()?;
-    run.finish(deferred)
+    run.steps().and_then(|()| run.finish(deferred)).map_err(|e| name_checkpoint(output_dir, e))
+}
+
+/// Adds the last checkpoint to what went wrong with a device.
+fn name_checkpoint(output_dir: &Path, error: Error) -> Error {
+    let advice = match checkpoint::list(output_dir).pop() {
+        Some((_, path)) => {
+            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
+        }
+        None => "; there is no checkpoint yet (--save-steps writes them)".to_owned(),
+    };
+    match error {
+        Error::Device(why) => Error::Device(why + &advice),
+        Error::Memory(why) => Error::Memory(why + &advice),
+        other => other,
+    }
 }
 
 /// A place in the data.

@@ -147,7 +147,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         for arrival in &mut self.arrivals {
             arrival.reserve(backend, limits)?;
         }
-        while self.arrivals.len() < arrivals_of::<B>(accumulation) {
+        while self.arrivals.len() < if B::ASYNCHRONOUS { arrivals(accumulation) } else { 1 } {
             self.arrivals.push(Arrival::new(backend, limits)?);
         }
         let room = CONTROL + accumulation * (2 * limits.seqs + 2 * limits.comparisons);
@@ -394,7 +394,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     }
 }
 
-/// Micro-batches on their way at once, so that none waits for another of the same steps.
-fn arrivals_of<B: Backend>(accumulation: usize) -> usize {
-    if B::ASYNCHRONOUS { STEPS_UNDER_WAY * accumulation } else { 1 }
+/// Micro-batches on their way at once to a device that works by itself, so that none waits for another of the same steps.
+pub(super) fn arrivals(accumulation: usize) -> usize {
+    STEPS_UNDER_WAY * accumulation
 }

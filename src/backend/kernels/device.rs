@@ -179,6 +179,8 @@ pub trait Device: Sync {
 
     /// Name in logs and reports.
     const NAME: &'static str;
+    /// Whether the host goes on while work runs.
+    const ASYNCHRONOUS: bool;
 
     /// What the device is.
     fn properties(&self) -> &Properties;

@@ -263,6 +263,7 @@ impl Device for Driver {
     type Graph = Graph;
 
     const NAME: &'static str = "cuda";
+    const ASYNCHRONOUS: bool = true;
 
     fn properties(&self) -> &Properties {
         &self.properties

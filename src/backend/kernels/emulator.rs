@@ -160,6 +160,7 @@ impl Device for Emulator {
     type Graph = Graph;
 
     const NAME: &'static str = "emulator";
+    const ASYNCHRONOUS: bool = false;
 
     fn memory_free(&self) -> Option<u64> {
         crate::backend::host::available()

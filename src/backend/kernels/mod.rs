@@ -81,6 +81,11 @@ impl<D: Device, A: Element> Kernels<D, A> {
         &self.device
     }
 
+    /// The device, when nothing of it is in use any more.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// Bytes of scratch memory that ops have asked for so far.
     pub fn scratch_bytes(&self) -> usize {
         self.scratch.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(0, |(_, bytes)| *bytes)
@@ -220,7 +225,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     type Outlet = transfer::Outlet<D>;
     type Graph = transfer::Graph<D>;
 
-    const ASYNCHRONOUS: bool = true;
+    const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
     const NUMERICS: u32 = 2;

@@ -51,6 +51,7 @@ impl Device for Rehearsal {
     type Graph = ();
 
     const NAME: &'static str = "rehearsal";
+    const ASYNCHRONOUS: bool = true;
 
     fn properties(&self) -> &Properties {
         &self.properties

@@ -8,14 +8,15 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
+use crate::model::store;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
 /// Name of the file in `state/`.
 pub const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
 
-/// Puts moments, control vector and (where `Act` is not f32) exact weights back. The policy has been loaded from the
-/// checkpoint's weight files before.
+/// Puts moments, control vector and exact weights back, whatever precision the checkpoint was written in. The policy has been
+/// loaded from the checkpoint's weight files before.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
     let path = folder.join("state").join(OPTIMIZER_FILE);
     let bytes = fs::read(&path).map_err(|e| super::unreadable(&path, &e))?;
@@ -33,11 +34,17 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
     };
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.m, len), &read("m", len)?)?;
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.v, len), &read("v", len)?)?;
-    if let Some(master) = &mut trainer.optimizer.master {
-        backend.write_acc(ViewMut::first(master, len), &read("weights", len)?)?;
-    }
-    if B::PRECISION != Precision::F32 {
-        backend.write_act(ViewMut::first(&mut trainer.policy.weights, len), &read("weights", len)?)?;
+    // The folder's own weights are exact where they were f32; where not, the exact ones are here.
+    let exact = if file.tensor("weights").is_ok() { Some(read("weights", len)?) } else { None };
+    match (exact, &mut trainer.optimizer.master) {
+        (Some(exact), master) => {
+            backend.write_act(ViewMut::first(&mut trainer.policy.weights, len), &exact)?;
+            if let Some(master) = master {
+                backend.write_acc(ViewMut::first(master, len), &exact)?;
+            }
+        }
+        (None, Some(master)) => store::read_in_full(backend, &trainer.policy, folder, master)?,
+        (None, None) => {}
     }
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &read("control", CONTROL)?)
 }

@@ -7,7 +7,6 @@ use std::time::Instant;
 use super::{Reached, Run, loader};
 use crate::backend::Backend;
 use crate::data::loader::Position;
-use crate::train::checkpoint;
 use crate::train::step::Pending;
 use crate::{Error, Result};
 
@@ -26,11 +25,6 @@ const AHEAD: usize = 2;
 impl<B: Backend> Run<'_, '_, B> {
     /// Trains until the last step or a signal.
     pub(super) fn steps(&mut self) -> Result<()> {
-        let done = self.all_steps();
-        done.map_err(|e| self.name_checkpoint(e))
-    }
-
-    fn all_steps(&mut self) -> Result<()> {
         if self.evaluation_due {
             self.close_step()?;
         }
@@ -105,20 +99,5 @@ impl<B: Backend> Run<'_, '_, B> {
         self.record(&report, begun.learning_rate, elapsed)?;
         self.guard(&report)?;
         if self.under_way.is_empty() { self.close_step() } else { Ok(()) }
-    }
-
-    /// Adds the last checkpoint to what went wrong with a device.
-    fn name_checkpoint(&self, error: Error) -> Error {
-        let advice = match checkpoint::list(&self.settings.output_dir).pop() {
-            Some((_, path)) => {
-                format!("; last checkpoint: {} (continue with --resume-from-checkpoint {0})", path.display())
-            }
-            None => "; there is no checkpoint yet (--save-steps writes them)".to_owned(),
-        };
-        match error {
-            Error::Device(why) => Error::Device(why + &advice),
-            Error::Memory(why) => Error::Memory(why + &advice),
-            other => other,
-        }
     }
 }
