@@ -27,7 +27,8 @@ DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int 
     }
 }
 
-/// dtable[keys[k]] (+)= sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]; rows without a key are left alone.
+/// dtable[keys[k]] (+)= sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]; rows without a key are left alone,
+/// and so is everything of a run whose key is below 0.
 template <class T>
 DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable,
                           int distinct, int hidden, int add) {
@@ -37,7 +38,7 @@ DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, con
     for (long long unit = warp_of_grid(); unit < (long long)distinct * pieces; unit += warps_of_grid()) {
         int run = int(unit / pieces);
         int h = (int(unit % pieces) * WARP + lane_index()) * N;
-        if (h >= hidden) {
+        if (h >= hidden || keys[run] < 0) {
             continue;
         }
         int valid = min_of(N, hidden - h);

@@ -241,11 +241,15 @@ KERNEL(256, head_dhead_bf16)(const bf16* dlogits, const bf16* hidden, const int*
     head_dhead(dlogits, hidden, source, dhead, hidden_size, rows, first, width, stride, add);
 }
 
-/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Other rows stay.
+/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Other rows stay;
+/// a run whose key is below 0 is left out.
 template <class T>
 DEVICE void head_gather(const float* drows, const int* order, const int* offsets, const int* keys, T* dhidden, int distinct,
                         int hidden_size) {
     for (long long k = blockIdx.x; k < distinct; k += gridDim.x) {
+        if (keys[k] < 0) {
+            continue;
+        }
         T* to = dhidden + 1LL * keys[k] * hidden_size;
         for (int h = int(threadIdx.x); h < hidden_size; h += int(blockDim.x)) {
             float sum = 0.0f;

@@ -84,7 +84,7 @@ fn parts_are_sizes_times_bytes() {
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
         let subject =
-            Subject { config: &config, reference: Some(&config), loss: &loss, precision, accumulation: 1, kernels };
+            Subject { config: &config, reference: Some(&config), loss: &loss, precision, accumulation: 1, replays: false, kernels };
         MemoryPlan::new(&subject, &sizes, 2, available).unwrap()
     };
     assert!(plan(Precision::F64, None, None).is_none());
@@ -118,7 +118,7 @@ fn what_does_not_fit_is_refused_with_the_batch_that_does() {
         reference: None,
         loss: &loss,
         precision: Precision::F32,
-        accumulation: 1,
+        accumulation: 1, replays: false,
         kernels: None,
     };
     let plan = |batch, available| MemoryPlan::new(&subject, &sizes, batch, available).unwrap().unwrap();

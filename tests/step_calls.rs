@@ -67,7 +67,7 @@ fn pack(trainer: &mut Trainer<'_, Device>, micro_batches: &[Vec<&TokenizedGroup>
 }
 
 /// The plan of a run with two micro-batches of two groups a step.
-fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGroup]) -> MemoryPlan {
+fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGroup], replays: bool) -> MemoryPlan {
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
     let subject = Subject {
         config,
@@ -76,6 +76,7 @@ fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGrou
         precision: Precision::F32,
         kernels: backend.kernel_properties(),
         accumulation: 2,
+        replays,
     };
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
     let sizes = GroupSizes::of(groups, &pack_options(loss, config.vocab), &comparison).unwrap();
@@ -84,13 +85,16 @@ fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGrou
 
 #[test]
 fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
-    for method in [Method::Dpo, Method::Reward, Method::Sft] {
+    for (method, replays) in
+        [(Method::Dpo, false), (Method::Reward, false), (Method::Sft, false), (Method::Dpo, true), (Method::Reward, true)]
+    {
         let Some(backend) = device() else { return };
         let groups = groups();
         let mut trainer = trainer(&backend, method, 2);
         let limits = trainer.limits(&groups, 2).unwrap();
+        trainer.replay_steps(replays);
         trainer.reserve(&limits, 2).unwrap();
-        backend.reserve_workspace(plan(&backend, &trainer, &groups).workspace()).unwrap();
+        backend.reserve_workspace(plan(&backend, &trainer, &groups, replays).workspace()).unwrap();
         let mut under_way = None;
         backend.device().take();
         for micro_batches in steps(&groups).iter().cycle().take(9) {
@@ -130,6 +134,43 @@ fn waits_inside_a_step_are_seen() {
     let mut weights = vec![0.0; 4];
     backend.read_act(View::first(&trainer.policy.weights, 4), &mut weights).unwrap();
     assert_eq!(backend.device().take().synchronisations, BTreeMap::from([("download", 1)]));
+}
+
+/// Losses, norms and the weights after steps over batches of many shapes.
+fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
+    let backend = device()?;
+    let groups = groups();
+    let mut trainer = trainer(&backend, method, 1);
+    trainer.replay_steps(replays);
+    let limits = trainer.limits(&groups, 2).unwrap();
+    trainer.reserve(&limits, 2).unwrap();
+    backend.device().take();
+    let mut numbers = Vec::new();
+    for micro_batches in steps(&groups).iter().cycle().take(12) {
+        let report = trainer.step(micro_batches, 1e-2).unwrap();
+        assert!(report.update.applied);
+        numbers.extend([report.tally.loss(&trainer.loss), report.update.grad_norm]);
+    }
+    let calls = backend.device().take();
+    let mut weights = vec![0.0; trainer.policy.layout.len];
+    backend.read_act(View::first(&trainer.policy.weights, weights.len()), &mut weights).unwrap();
+    Some((numbers, weights, calls))
+}
+
+#[test]
+fn replayed_steps_are_the_steps_bit_by_bit() {
+    for method in [Method::Dpo, Method::Reward, Method::Sft] {
+        let Some((numbers, weights, calls)) = trained(method, false) else { return };
+        let (replayed, of_replayed, calls_of_replayed) = trained(method, true).unwrap();
+        assert_eq!((calls.of("record"), calls.of("replay")), (0, 0));
+        // Every shape is recorded once for the first and once for later micro-batches of a step, and met once before.
+        let (recorded, replays) = (calls_of_replayed.of("record"), calls_of_replayed.of("replay"));
+        println!("{method:?}: {recorded} recorded, {replays} replayed of 24");
+        assert!(recorded <= 8 && replays + recorded == 24 && replays > 12, "{method:?}: {recorded}, {replays}");
+        assert_eq!(replayed, numbers, "{method:?}");
+        assert!(weights == of_replayed, "{method:?}");
+        assert!(numbers[0] != numbers[2]);
+    }
 }
 
 /// Launches of one micro-batch of a model of so many layers.

@@ -53,6 +53,12 @@ impl<'a, T: Buffer> View<'a, T> {
     pub fn first(buffer: &'a T, len: usize) -> Self {
         Self::new(buffer, 0, len)
     }
+
+    /// Elements `start..start + len` of this view.
+    pub fn part(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len, "part {start}+{len} outside a view of {}", self.len);
+        Self { start: self.start + start, len, ..self }
+    }
 }
 
 impl<'a, T: Buffer> ViewMut<'a, T> {
@@ -89,7 +95,7 @@ impl<'a, T> ViewMut<'a, Vec<T>> {
 
 /// What an op does with the former contents of an output: gradients of the first micro-batch overwrite, those of
 /// the others are added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     Overwrite,
     Add,

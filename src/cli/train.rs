@@ -7,7 +7,7 @@ use super::fingerprint::Fingerprint;
 use super::manifest::Facts;
 use super::output::{RunFolder, check_ids, same_place};
 use super::startup::Startup;
-use super::train_args::TrainArgs;
+use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
@@ -173,6 +173,7 @@ impl Job for TrainJob<'_> {
         };
         let outcome =
             Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
+                trainer.replay_steps(plan.replays(backend)?);
                 if let Some(cache) = cache {
                     trainer.use_stored_reference(cache);
                 }
@@ -316,6 +317,17 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Whether steps are recorded and replayed.
+    fn replays<B: Backend>(&self, backend: &B) -> Result<bool> {
+        match (self.args.cuda_graph, backend.kernel_properties()) {
+            (Some(Switch::On), None) => Err(Error::Usage(format!(
+                "--cuda-graph on: the {} device records no steps; leave it out, or use --device cuda",
+                B::NAME
+            ))),
+            (choice, kernels) => Ok(choice != Some(Switch::Off) && kernels.is_some()),
+        }
+    }
+
     /// What memory the run takes, by part.
     fn memory<B: Backend>(
         &self,
@@ -333,6 +345,7 @@ impl<'a> Plan<'a> {
             loss: &self.loss,
             precision: B::PRECISION,
             accumulation: self.settings.accumulation,
+            replays: self.replays(backend)?,
             kernels: backend.kernel_properties(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::cadence::CadenceArgs;
@@ -55,6 +55,10 @@ pub struct TrainArgs {
     /// Time every op, print a table beside the machine's measured ceilings at the end, and write profile.json
     #[arg(long)]
     pub profile: bool,
+    /// Record the work of a step once for each of a few batch shapes and replay it: on, with batches filled up to the next
+    /// shape, or off; for devices that run kernels [default: on]
+    #[arg(long, value_enum)]
+    pub cuda_graph: Option<Switch>,
     /// Logs to write into the output folder
     #[arg(long, value_enum, value_delimiter = ',', num_args = 1.., default_values = ["tensorboard", "jsonl"])]
     pub report_to: Vec<LogName>,
@@ -82,6 +86,14 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub build: BuildArgs,
+}
+
+/// A choice of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    On,
+    Off,
 }
 
 /// Length, batch, optimiser and cadence of a run.

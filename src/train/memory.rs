@@ -15,6 +15,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::{Error, Result};
 
+use super::padding::Shapes;
 use super::score::Scorer;
 use super::step::arrivals;
 use super::upload::{Arrival, DeviceBatch};
@@ -28,6 +29,8 @@ pub struct Subject<'a> {
     pub loss: &'a Loss,
     /// Storage of `Act`.
     pub precision: Precision,
+    /// Whether recorded steps are replayed, which fills batches up.
+    pub replays: bool,
     /// Micro-batches of a step.
     pub accumulation: usize,
     /// What grids are chosen by; `None` on a device that needs no workspace of kernels.
@@ -57,10 +60,14 @@ impl MemoryPlan {
         micro_batch: usize,
         available: Option<u64>,
     ) -> Result<Option<Self>> {
+        let limits = |batch: usize| match subject.replays {
+            true => Shapes::of(sizes.limits(batch)).limits(),
+            false => sizes.limits(batch),
+        };
         let parts = |batch: usize| match subject.precision {
             Precision::F64 => Ok(None),
-            Precision::F32 => rehearse::<f32>(subject, &sizes.limits(batch)).map(Some),
-            Precision::Bf16 => rehearse::<half::bf16>(subject, &sizes.limits(batch)).map(Some),
+            Precision::F32 => rehearse::<f32>(subject, &limits(batch)).map(Some),
+            Precision::Bf16 => rehearse::<half::bf16>(subject, &limits(batch)).map(Some),
         };
         let Some(now) = parts(micro_batch)? else { return Ok(None) };
         let mut most_groups = None;

@@ -1,7 +1,7 @@
 //! Training: one step, the loop around it, and what a run leaves behind.
 //!
 //! - [`packing`]: what a step needs from the host; [`prefetch`]: the thread that makes it while the step before runs
-//! - [`upload`]: a packed batch on the device
+//! - [`upload`]: a packed batch on the device; [`padding`]: shapes that recorded steps are replayed for
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
 //! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod packing;
+pub mod padding;
 pub mod prefetch;
 pub mod reference;
 pub mod report;

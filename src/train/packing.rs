@@ -4,6 +4,7 @@
 use std::sync::{Arc, RwLock};
 
 use super::metrics::{Tally, tally_scores};
+use super::padding::Shapes;
 use super::reference::ReferenceCache;
 use super::upload::{HostBatch, SequenceNumbers};
 use crate::Result;
@@ -21,6 +22,8 @@ pub struct Packer {
     pub(super) comparison: ComparisonOptions,
     /// Scores of the reference that were computed before.
     pub(super) stored: Option<Arc<RwLock<ReferenceCache>>>,
+    /// Fill batches up to one of these.
+    pub(super) shapes: Option<Shapes>,
 }
 
 /// A micro-batch on the host.
@@ -32,6 +35,8 @@ pub struct PackedMicroBatch {
     ids: Vec<String>,
     direct: Vec<f64>,
     reference: Vec<f64>,
+    /// The shape that `host` has been filled up to.
+    pub(super) level: Option<usize>,
 }
 
 /// All micro-batches of one update. Kept and filled again, so that a step allocates little.
@@ -73,6 +78,10 @@ impl Packer {
             }
             let of_seqs = SequenceNumbers { direct: &packed.direct, reference: &packed.reference };
             packed.host.lay_out(&packed.batch, kind_scale, of_seqs);
+            packed.level = self.shapes.and_then(|shapes| shapes.level(&packed.host.sizes));
+            if let (Some(shapes), Some(level)) = (self.shapes, packed.level) {
+                packed.host.pad(&shapes.shape(level));
+            }
         }
         Ok(())
     }

@@ -1,17 +1,19 @@
 //! One optimiser step: the calls of the whole program, in order. A step is begun ([`Trainer::begin`]) without waiting for
 //! anything, and finished ([`Trainer::finish`]) when its results have come back; between the two another may be begun.
 
+use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use super::evaluate::{Evaluator, GroupScores};
 use super::metrics::Tally;
+use super::padding::Shapes;
 use super::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
 use super::reference::{Completed, Frozen, ReferenceCache};
 use super::score::{Scorer, grow, reserve};
 use super::upload::{Arrival, DeviceBatch};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
-use crate::data::pack::{BatchLimits, ComparisonOptions, GroupSizes};
+use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
@@ -41,6 +43,18 @@ pub struct Trainer<'b, B: Backend> {
     /// Room for results, and host batches, of steps that are finished.
     spare_outlets: Vec<(B::Outlet, usize)>,
     spare_steps: Vec<PackedStep>,
+    /// Recorded micro-batches by shape and by whether gradients are added.
+    recorded: HashMap<(usize, Write), Recorded<B>>,
+    replays: bool,
+}
+
+/// A micro-batch of one shape that has been met before.
+enum Recorded<B: Backend> {
+    /// It has run once, so that everything it needs is there.
+    Met,
+    Graph(B::Graph),
+    /// The device records nothing.
+    Never,
 }
 
 /// What one step did.
@@ -76,6 +90,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
             loss: loss.clone(),
             stored: None,
+            shapes: None,
         };
         let empty = || backend.zeros_acc(0);
         Ok(Self {
@@ -91,6 +106,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
             kind_sums: backend.zeros_acc(KINDS * SUM_FIELDS)?,
             spare_outlets: Vec::new(),
             spare_steps: Vec::new(),
+            recorded: HashMap::new(),
+            replays: false,
             reference: reference.map(|model| Frozen::online(backend, model)).transpose()?,
             backend,
             loss,
@@ -127,10 +144,19 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Ok(GroupSizes::of(groups, &self.packer.pack, &self.packer.comparison)?.limits(micro_batch))
     }
 
+    /// Records the ops of a micro-batch once for each of a few shapes and replays them for every batch that fits the shape,
+    /// from the next [`Trainer::reserve`] on. Results are the same bits.
+    pub fn replay_steps(&mut self, replay: bool) {
+        self.replays = replay;
+    }
+
     /// Makes room for every batch within `limits`, `accumulation` of them a step: no step over such batches allocates on
     /// the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
+        self.packer.shapes = self.replays.then(|| Shapes::of(*limits));
+        let limits = &self.packer.shapes.map_or(*limits, |shapes| shapes.limits());
+        self.recorded.clear();
         self.policy.reserve_positions(backend, limits.longest_path)?;
         if let Some(reference) = &mut self.reference {
             reference.reserve(backend, limits)?;
@@ -222,8 +248,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let mut at = CONTROL;
         for (i, micro_batch) in packed.micro_batches().iter().enumerate() {
             self.load(micro_batch)?;
-            self.compute(if i == 0 { Write::Overwrite } else { Write::Add })?;
-            at = self.fetch(&mut results, at)?;
+            self.compute_or_replay(micro_batch.level, if i == 0 { Write::Overwrite } else { Write::Add })?;
+            at = self.fetch(&micro_batch.batch, &mut results, at)?;
         }
         Ok(Pending { packed, results, room })
     }
@@ -243,6 +269,36 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.next_arrival += 1;
         arrival.send(backend, &packed.host)?;
         self.batch.receive(backend, arrival, &packed.host)
+    }
+
+    /// As [`Trainer::compute`]. A batch of a shape that has been met twice is recorded, and replayed from then on.
+    fn compute_or_replay(&mut self, level: Option<usize>, write: Write) -> Result<()> {
+        let Some(level) = level else { return self.compute(write) };
+        match self.recorded.get(&(level, write)) {
+            Some(Recorded::Graph(graph)) => {
+                if self.backend.replay(graph)? {
+                    return Ok(());
+                }
+                // Memory has been freed since, for instance by an evaluation.
+                self.recorded.insert((level, write), Recorded::Met);
+                self.compute(write)
+            }
+            Some(Recorded::Met) => {
+                let backend = self.backend;
+                let Some(graph) = backend.record(&mut || self.compute(write))? else {
+                    self.recorded.insert((level, write), Recorded::Never);
+                    return self.compute(write);
+                };
+                backend.replay(&graph)?;
+                self.recorded.insert((level, write), Recorded::Graph(graph));
+                Ok(())
+            }
+            Some(Recorded::Never) => self.compute(write),
+            None => {
+                self.recorded.insert((level, write), Recorded::Met);
+                self.compute(write)
+            }
+        }
     }
 
     /// Loss and gradient of the loaded micro-batch: ops alone, which can be recorded.
@@ -295,18 +351,20 @@ impl<'b, B: Backend> Trainer<'b, B> {
     }
 
     /// Enqueues bringing the micro-batch's results to elements of the outlet from `at` on; where the next begin.
-    fn fetch(&mut self, results: &mut B::Outlet, mut at: usize) -> Result<usize> {
-        let (backend, s) = (self.backend, self.batch.sizes);
+    fn fetch(&mut self, batch: &Batch, results: &mut B::Outlet, mut at: usize) -> Result<usize> {
+        let (backend, seqs, comparisons) = (self.backend, batch.seqs(), batch.comparison_count());
         let mut fetch = |view: View<'_, B::Acc>| {
             let start = at;
             at += view.len;
             backend.fetch(view, results, start)
         };
-        fetch(View::first(&self.scorer.score, s.seqs))?;
+        fetch(View::first(&self.scorer.score, seqs))?;
         if self.loss.method != Method::Sft {
-            self.reference.as_ref().map_or(Ok(()), |reference| fetch(reference.scores(&self.batch)))?;
-            fetch(View::first(&self.comparison_loss, s.comparisons))?;
-            fetch(View::first(&self.comparison_logit, s.comparisons))?;
+            if let Some(reference) = &self.reference {
+                fetch(reference.scores(&self.batch).part(0, seqs))?;
+            }
+            fetch(View::first(&self.comparison_loss, comparisons))?;
+            fetch(View::first(&self.comparison_logit, comparisons))?;
         }
         Ok(at)
     }
@@ -364,9 +422,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
     pub fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
         let mut packed = self.spare_step();
         self.packer.pack(&[groups.to_vec()], &mut packed)?;
-        self.load(&packed.micro_batches()[0])?;
+        let first = &packed.micro_batches()[0];
+        self.load(first)?;
         self.forward()?;
-        let seqs = self.batch.sizes.seqs;
+        let seqs = first.batch.seqs();
         let Some(reference) = &self.reference else {
             return Err(Error::Runtime("the identity check needs a reference model".into()));
         };
@@ -374,7 +433,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
         });
         let (policy, reference) =
-            (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, &self.batch)?);
+            (self.scorer.read_score(self.backend, seqs)?, reference.read(self.backend, &self.batch, seqs)?);
         if let Some(i) = policy.iter().chain(&reference).position(|score| !score.is_finite()) {
             return Err(Error::Diverged(format!(
                 "the start model scores sequence {} of the first batch as {}: its weights overflow; start from a model \

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::padding::{segment_ends, tree_ends};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut};
@@ -59,11 +60,28 @@ pub struct BatchSizes {
     pub rows: usize,
     pub seqs: usize,
     pub comparisons: usize,
-    segments: usize,
-    ancestors: usize,
-    trees: usize,
-    pairs: u64,
-    longest_path: usize,
+    pub segments: usize,
+    pub ancestors: usize,
+    pub trees: usize,
+    pub pairs: u64,
+    pub longest_path: usize,
+}
+
+impl BatchSizes {
+    /// Sizes of a packed batch.
+    pub fn of(batch: &Batch) -> Self {
+        Self {
+            tokens: batch.tokens(),
+            rows: batch.head_rows(),
+            seqs: batch.seqs(),
+            comparisons: batch.comparison_count(),
+            segments: batch.segments(),
+            ancestors: batch.tree.ancestors.len(),
+            trees: batch.trees(),
+            pairs: batch.pairs,
+            longest_path: batch.longest_path,
+        }
+    }
 }
 
 /// A batch laid out for transfer; made without a device.
@@ -104,6 +122,18 @@ fn lay_out<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N]) -> 
         staging.extend_from_slice(array);
         start..staging.len()
     })
+}
+
+/// Puts values behind every array.
+fn insert<T: Copy, const N: usize>(values: &mut Vec<T>, ranges: &mut [Range<usize>; N], behind: &[Vec<T>; N]) {
+    let mut all = Vec::with_capacity(values.len() + behind.iter().map(Vec::len).sum::<usize>());
+    for (range, behind) in ranges.iter_mut().zip(behind) {
+        let start = all.len();
+        all.extend_from_slice(&values[range.clone()]);
+        all.extend_from_slice(behind);
+        *range = start..all.len();
+    }
+    *values = all;
 }
 
 /// Ranges of the given lengths without gaps.
@@ -159,16 +189,67 @@ impl HostBatch {
                 of_seqs.reference,
             ],
         );
+        self.sizes = BatchSizes::of(batch);
+    }
+
+    /// Fills the batch up to `shape`, which it is smaller than, as [`super::padding`] says.
+    pub fn pad(&mut self, shape: &BatchLimits) {
+        let s = self.sizes;
+        let last_token = shape.tokens as i32 - 1;
+        let fill = |value: i32, count: usize| vec![value; count];
+        let int = |places: &mut dyn Iterator<Item = usize>| places.map(|i| i as i32).collect::<Vec<i32>>();
+        let (tokens, rows, seqs) = (shape.tokens - s.tokens, shape.rows - s.rows, shape.seqs - s.seqs);
+        let (segments, trees) = (shape.segments - s.segments, shape.trees - s.trees);
+        let terms = TERMS * (shape.comparisons - s.comparisons);
+        let length = |index: Index| self.index_ranges[index as usize].len();
+        let last = |index: Index| self.index_ranges[index as usize].end.checked_sub(1).map_or(0, |i| self.indices[i]);
+        let of_rewards = if shape.rows == 0 { seqs } else { 0 };
+        let padding: [Vec<i32>; INDICES] = [
+            fill(0, tokens),
+            fill(0, tokens),
+            int(&mut (s.tokens..shape.tokens)),
+            fill(shape.tokens as i32, shape.tokens - length(Index::IdKeys)),
+            fill(-1, shape.tokens - length(Index::IdKeys)),
+            int(&mut segment_ends(s.tokens, tokens, segments)),
+            fill(last(Index::AncestorOffsets), segments),
+            fill(0, shape.ancestors - s.ancestors),
+            int(&mut tree_ends(s.segments, segments, trees)),
+            fill(last_token, rows),
+            fill(0, rows),
+            int(&mut (s.rows..shape.rows)),
+            fill(shape.rows as i32, shape.rows - length(Index::HeadKeys)),
+            fill(-1, shape.rows - length(Index::HeadKeys)),
+            fill(shape.rows as i32, seqs),
+            fill(last_token, of_rewards),
+            fill(-1, terms),
+            fill(0, terms),
+            fill(0, terms / TERMS),
+            fill(last(Index::UseOffsets), seqs),
+            fill(0, TERMS * shape.comparisons - length(Index::Uses)),
+        ];
+        insert(&mut self.indices, &mut self.index_ranges, &padding);
+        let filled = |present: usize, count: usize| if present == 0 { 0 } else { count };
+        let length = |number: Number| self.number_ranges[number as usize].len();
+        let padding: [Vec<f64>; NUMBERS] = [
+            vec![1.0; terms / TERMS],
+            vec![0.0; terms / TERMS],
+            vec![0.0; terms / TERMS],
+            vec![0.0; 2 * (terms / TERMS)],
+            Vec::new(),
+            vec![0.0; filled(length(Number::Direct), seqs)],
+            vec![0.0; filled(length(Number::Reference), seqs)],
+        ];
+        insert(&mut self.numbers, &mut self.number_ranges, &padding);
         self.sizes = BatchSizes {
-            tokens: batch.tokens(),
-            rows: batch.head_rows(),
-            seqs: batch.seqs(),
-            comparisons: batch.comparison_count(),
-            segments: batch.segments(),
-            ancestors: batch.tree.ancestors.len(),
-            trees: batch.trees(),
-            pairs: batch.pairs,
-            longest_path: batch.longest_path,
+            tokens: shape.tokens,
+            rows: shape.rows,
+            seqs: shape.seqs,
+            comparisons: shape.comparisons,
+            segments: shape.segments,
+            ancestors: shape.ancestors,
+            trees: shape.trees,
+            pairs: s.pairs,
+            longest_path: shape.longest_path,
         };
     }
 

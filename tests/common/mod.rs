@@ -252,9 +252,10 @@ pub struct HostRuns {
     pub keys: Vec<i32>,
 }
 
+/// Keys below 0 are padding and come last.
 pub fn runs_of(keys_of_items: &[i32]) -> HostRuns {
     let mut order: Vec<i32> = (0..keys_of_items.len() as i32).collect();
-    order.sort_by_key(|&i| (keys_of_items[i as usize], i));
+    order.sort_by_key(|&i| (keys_of_items[i as usize] as u32, i));
     let (mut offsets, mut keys) = (vec![0], Vec::new());
     for (at, &item) in order.iter().enumerate() {
         let key = keys_of_items[item as usize];

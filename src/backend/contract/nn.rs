@@ -39,13 +39,14 @@ impl<B: Backend> EmbeddingFwd<'_, B> {
 }
 
 /// Items grouped by key: the items of key `keys[k]` are `order[offsets[k]..offsets[k + 1]]`, ascending. It turns a
-/// scatter with colliding targets into a gather, so that every sum has one owner and one order.
+/// scatter with colliding targets into a gather, so that every sum has one owner and one order. Runs with a key below 0 hold
+/// padding and are left out.
 pub struct Runs<'a, I> {
-    /// (items) a permutation of the items, sorted by key, then by item
+    /// (items) a permutation of the items, sorted by key, then by item; padding comes last
     pub order: View<'a, I>,
     /// (distinct + 1)
     pub offsets: View<'a, I>,
-    /// (distinct) ascending
+    /// (distinct) ascending, padding last
     pub keys: View<'a, I>,
 }
 

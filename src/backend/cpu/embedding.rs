@@ -38,6 +38,7 @@ pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, w
             to.fill(0.0);
         }
         let first = task * rows;
+        // A key below 0 is larger than every row as usize, and stands last.
         let start = keys.partition_point(|&key| (key as usize) < first);
         for run in start..keys.len() {
             let row = keys[run] as usize - first;

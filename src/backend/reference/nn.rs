@@ -19,7 +19,7 @@ pub fn embedding_bwd(a: EmbeddingBwd<'_, R>) {
     if a.write == Write::Overwrite {
         dtable.fill(0.0);
     }
-    for k in 0..keys.len() {
+    for k in (0..keys.len()).filter(|&k| keys[k] >= 0) {
         for i in at(offsets, k)..at(offsets, k + 1) {
             for h in 0..hidden {
                 dtable[at(keys, k) * hidden + h] += dx[at(order, i) * hidden + h];

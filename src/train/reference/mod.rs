@@ -83,9 +83,9 @@ impl<B: Backend> Frozen<B> {
         }
     }
 
-    /// Scores of the current batch (seqs) on the host; waits for them.
-    pub fn read(&self, backend: &B, batch: &DeviceBatch<B>) -> Result<Vec<f64>> {
-        let view = self.scores(batch);
+    /// Scores of the first `seqs` sequences of the current batch on the host; waits for them.
+    pub fn read(&self, backend: &B, batch: &DeviceBatch<B>, seqs: usize) -> Result<Vec<f64>> {
+        let view = self.scores(batch).part(0, seqs);
         let mut values = vec![0.0; view.len];
         backend.read_acc(view, &mut values)?;
         Ok(values)
