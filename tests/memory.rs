@@ -83,8 +83,16 @@ fn parts_are_sizes_times_bytes() {
     let sizes = sizes(&loss, config.vocab);
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
-        let subject =
-            Subject { config: &config, reference: Some(&config), loss: &loss, precision, accumulation: 1, replays: false, kernels };
+        let subject = Subject {
+            config: &config,
+            reference: Some(&config),
+            loss: &loss,
+            precision,
+            accumulation: 1,
+            recompute: false,
+            replays: false,
+            kernels,
+        };
         MemoryPlan::new(&subject, &sizes, 2, available).unwrap()
     };
     assert!(plan(Precision::F64, None, None).is_none());
@@ -109,6 +117,35 @@ fn parts_are_sizes_times_bytes() {
 }
 
 #[test]
+fn the_plan_shows_what_recomputation_would_do() {
+    let mut config = tiny_config("llama", false);
+    config.layers = 6;
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let plan = |recompute, available| {
+        let subject = Subject {
+            config: &config,
+            reference: None,
+            loss: &loss,
+            precision: Precision::Bf16,
+            recompute,
+            replays: false,
+            accumulation: 1,
+            kernels: None,
+        };
+        MemoryPlan::new(&subject, &sizes, 1, available).unwrap().unwrap()
+    };
+    let (kept, recomputed) = (plan(false, None), plan(true, None));
+    assert!(part(&recomputed, "activations") * 2 < part(&kept, "activations"));
+    assert_eq!((kept.otherwise, recomputed.otherwise), ((recomputed.total(), None), (kept.total(), None)));
+    assert!(kept.to_string().contains("  with --gradient-checkpointing"));
+    assert!(recomputed.to_string().contains("  without --gradient-checkpointing"));
+    let refused = plan(false, Some(recomputed.total())).check().unwrap_err().to_string();
+    assert!(refused.contains("not even one group fits; with --gradient-checkpointing 1 would"), "{refused}");
+    assert!(plan(true, Some(recomputed.total())).check().is_ok());
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_the_batch_that_does() {
     let config = tiny_config("llama", false);
     let loss = loss(Method::Dpo);
@@ -118,7 +155,9 @@ fn what_does_not_fit_is_refused_with_the_batch_that_does() {
         reference: None,
         loss: &loss,
         precision: Precision::F32,
-        accumulation: 1, replays: false,
+        accumulation: 1,
+        recompute: false,
+        replays: false,
         kernels: None,
     };
     let plan = |batch, available| MemoryPlan::new(&subject, &sizes, batch, available).unwrap().unwrap();

@@ -76,6 +76,7 @@ fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGrou
         precision: Precision::F32,
         kernels: backend.kernel_properties(),
         accumulation: 2,
+        recompute: false,
         replays,
     };
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
@@ -85,9 +86,13 @@ fn plan(backend: &Device, trainer: &Trainer<'_, Device>, groups: &[TokenizedGrou
 
 #[test]
 fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
-    for (method, replays) in
-        [(Method::Dpo, false), (Method::Reward, false), (Method::Sft, false), (Method::Dpo, true), (Method::Reward, true)]
-    {
+    for (method, replays) in [
+        (Method::Dpo, false),
+        (Method::Reward, false),
+        (Method::Sft, false),
+        (Method::Dpo, true),
+        (Method::Reward, true),
+    ] {
         let Some(backend) = device() else { return };
         let groups = groups();
         let mut trainer = trainer(&backend, method, 2);

@@ -174,6 +174,9 @@ impl Job for TrainJob<'_> {
         let outcome =
             Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
                 trainer.replay_steps(plan.replays(backend)?);
+                if plan.args.gradient_checkpointing {
+                    trainer.recompute_activations()?;
+                }
                 if let Some(cache) = cache {
                     trainer.use_stored_reference(cache);
                 }
@@ -345,6 +348,7 @@ impl<'a> Plan<'a> {
             loss: &self.loss,
             precision: B::PRECISION,
             accumulation: self.settings.accumulation,
+            recompute: self.args.gradient_checkpointing,
             replays: self.replays(backend)?,
             kernels: backend.kernel_properties(),
         };

@@ -55,6 +55,9 @@ pub struct TrainArgs {
     /// Time every op, print a table beside the machine's measured ceilings at the end, and write profile.json
     #[arg(long)]
     pub profile: bool,
+    /// Keep one activation of every layer and compute the rest again in the backward: less memory, more time, the same bits
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
     /// Record the work of a step once for each of a few batch shapes and replay it: on, with batches filled up to the next
     /// shape, or off; for devices that run kernels [default: on]
     #[arg(long, value_enum)]

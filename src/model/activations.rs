@@ -1,7 +1,9 @@
 //! Workspace of a model: every activation by name and shape, allocated once and reused. Buffers grow to the largest
 //! batch seen and never shrink; ops get views of the part in use.
 //!
-//! Training keeps what the backward needs of every layer. Inference keeps one layer and two residual streams.
+//! Training keeps what the backward needs of every layer. With recomputation it keeps the input of every layer and one set of
+//! the rest, which the backward fills again layer by layer (arXiv 1604.06174, with a checkpoint at every layer). Inference
+//! keeps one layer and two residual streams.
 
 use super::config::ModelConfig;
 use crate::Result;
@@ -11,7 +13,16 @@ use crate::backend::Backend;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Train,
+    /// A backward follows that runs each layer's forward again: less memory, more time, the same bits.
+    Recompute,
     Infer,
+}
+
+impl Mode {
+    /// Whether a backward follows.
+    pub fn trains(self) -> bool {
+        self != Self::Infer
+    }
 }
 
 /// What the backward of one layer reads.
@@ -54,7 +65,8 @@ pub struct Gradients<B: Backend> {
 pub struct Activations<B: Backend> {
     mode: Mode,
     capacity: usize,
-    /// Residual streams (tokens, hidden): two per layer and one at the end in training, two in all in inference.
+    /// Residual streams (tokens, hidden): two per layer and one at the end in training; one per layer, one at the end and
+    /// one shared with recomputation; two in all in inference.
     pub(super) streams: Vec<B::Act>,
     pub(super) layers: Vec<LayerActivations<B>>,
     /// (tokens, hidden) after the final norm
@@ -74,6 +86,7 @@ impl<B: Backend> Activations<B> {
         let act = |width: usize| backend.zeros_act(tokens * width);
         let (layers, streams) = match mode {
             Mode::Train => (config.layers, 2 * config.layers + 1),
+            Mode::Recompute => (1, config.layers + 2),
             Mode::Infer => (1, 2),
         };
         let layer = |_| -> Result<LayerActivations<B>> {
@@ -85,13 +98,13 @@ impl<B: Backend> Activations<B> {
                 lse: backend.zeros_acc(tokens * config.heads)?,
                 mlp_input: act(hidden)?,
                 post_rstd: backend.zeros_acc(tokens)?,
-                gate_up: (mode == Mode::Train).then(|| act(2 * inner)).transpose()?,
+                gate_up: mode.trains().then(|| act(2 * inner)).transpose()?,
                 act: act(inner)?,
             })
         };
         let gradients = match mode {
             Mode::Infer => None,
-            Mode::Train => Some(Gradients {
+            Mode::Train | Mode::Recompute => Some(Gradients {
                 dstream: act(hidden)?,
                 dnormed: act(hidden)?,
                 dattention: act(query)?,
@@ -110,6 +123,15 @@ impl<B: Backend> Activations<B> {
         })
     }
 
+    /// Every buffer of activations, gradients left out.
+    pub fn buffers(&self) -> Vec<&B::Act> {
+        let of_layers = self.layers.iter().flat_map(|layer| {
+            let always = [&layer.attention_input, &layer.qkv, &layer.attention, &layer.mlp_input, &layer.act];
+            always.into_iter().chain(&layer.gate_up)
+        });
+        self.streams.iter().chain(of_layers).chain([&self.hidden]).collect()
+    }
+
     /// Makes room for `tokens` exactly.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
@@ -126,25 +148,6 @@ impl<B: Backend> Activations<B> {
         Ok(())
     }
 
-    /// The workspace's elements per token, `Act` and `Acc`, for memory plans.
-    pub fn elements_per_token(config: &ModelConfig, mode: Mode) -> (usize, usize) {
-        let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
-        let fused = query + 2 * config.kv_width();
-        let layer = 2 * hidden + fused + query + inner;
-        match mode {
-            Mode::Train => (
-                config.layers * (layer + 2 * inner)
-                    + (2 * config.layers + 2) * hidden
-                    + 2 * hidden
-                    + query
-                    + fused
-                    + 2 * inner,
-                config.layers * (2 + config.heads) + 1,
-            ),
-            Mode::Infer => (layer + 3 * hidden, 3 + config.heads),
-        }
-    }
-
     /// The layers, stream k, and stream k + 1 to write.
     pub(super) fn advance(&mut self, k: usize) -> (&[LayerActivations<B>], &B::Act, &mut B::Act) {
         let (old, new) = (self.stream_index(k), self.stream_index(k + 1));
@@ -153,10 +156,17 @@ impl<B: Backend> Activations<B> {
         (&self.layers, old, new)
     }
 
+    /// Whether layer i has to be run again before its backward. The last one's activations are still there.
+    pub(super) fn is_to_be_recomputed(&self, i: usize) -> bool {
+        self.mode == Mode::Recompute && i + 3 < self.streams.len()
+    }
+
     /// Stream k of the forward, and which buffer holds it.
     pub(super) fn stream_index(&self, k: usize) -> usize {
         match self.mode {
             Mode::Train => k,
+            Mode::Recompute if k.is_multiple_of(2) => k / 2,
+            Mode::Recompute => self.streams.len() - 1,
             Mode::Infer => k % 2,
         }
     }
@@ -165,7 +175,7 @@ impl<B: Backend> Activations<B> {
     pub(super) fn layer_index(&self, i: usize) -> usize {
         match self.mode {
             Mode::Train => i,
-            Mode::Infer => 0,
+            Mode::Recompute | Mode::Infer => 0,
         }
     }
 }

@@ -103,67 +103,85 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
         acts.grow(backend, config, tokens)?;
+        backend.embedding_fwd(EmbeddingFwd {
+            dims: EmbeddingDims { tokens, vocab: config.vocab, hidden: config.hidden },
+            ids: inputs.ids,
+            table: self.weight(&self.layout.embedding),
+            x: ViewMut::first(&mut acts.streams[0], tokens * config.hidden),
+        })?;
+        for i in 0..config.layers {
+            self.run_layer(backend, inputs, acts, i)?;
+            self.close_layer(backend, tokens, acts, i)?;
+        }
+        self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
+    }
+
+    /// Layer i from its input stream to the activations of its MLP: all that its backward needs.
+    pub(super) fn run_layer(
+        &self,
+        backend: &B,
+        inputs: &Inputs<'_, B>,
+        acts: &mut Activations<B>,
+        i: usize,
+    ) -> Result<()> {
+        let (config, tokens, at) = (&self.config, inputs.tokens, &self.layout.layers[i]);
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();
         let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
-
-        backend.embedding_fwd(EmbeddingFwd {
-            dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
-            ids: inputs.ids,
-            table: self.weight(&self.layout.embedding),
-            x: ViewMut::first(&mut acts.streams[0], wide),
+        let layer = acts.layer_index(i);
+        self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
+        let saved = &mut acts.layers[layer];
+        backend.linear_fwd(LinearFwd {
+            dims: linear(hidden, fused),
+            x: View::first(&saved.attention_input, wide),
+            weight: self.weight(&at.qkv),
+            bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
+            residual: None,
+            y: ViewMut::first(&mut saved.qkv, tokens * fused),
         })?;
-        for (i, at) in self.layout.layers.iter().enumerate() {
-            let layer = acts.layer_index(i);
-            self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
-            let saved = &mut acts.layers[layer];
-            backend.linear_fwd(LinearFwd {
-                dims: linear(hidden, fused),
-                x: View::first(&saved.attention_input, wide),
-                weight: self.weight(&at.qkv),
-                bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
-                residual: None,
-                y: ViewMut::first(&mut saved.qkv, tokens * fused),
-            })?;
-            backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
-            backend.attention_fwd(AttentionFwd {
-                dims: inputs.attention_dims(config),
-                qkv: View::first(&saved.qkv, tokens * fused),
-                tree: inputs.tree,
-                o: ViewMut::first(&mut saved.attention, tokens * query),
-                lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
-            })?;
-            let (layers, residual, sum) = acts.advance(2 * i);
-            backend.linear_fwd(LinearFwd {
-                dims: linear(query, hidden),
-                x: View::first(&layers[layer].attention, tokens * query),
-                weight: self.weight(&at.output),
-                bias: None,
-                residual: Some(View::first(residual, wide)),
-                y: ViewMut::first(sum, wide),
-            })?;
-            self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
-            let saved = &mut acts.layers[layer];
-            backend.linear_glu_fwd(LinearGluFwd {
-                dims: LinearGluDims { tokens, hidden, intermediate: inner },
-                x: View::first(&saved.mlp_input, wide),
-                weight: self.weight(&at.gate_up),
-                gate_up: saved.gate_up.as_mut().map(|gate_up| ViewMut::first(gate_up, tokens * 2 * inner)),
-                act: ViewMut::first(&mut saved.act, tokens * inner),
-            })?;
-            let (layers, residual, sum) = acts.advance(2 * i + 1);
-            backend.linear_fwd(LinearFwd {
-                dims: linear(inner, hidden),
-                x: View::first(&layers[layer].act, tokens * inner),
-                weight: self.weight(&at.down),
-                bias: None,
-                residual: Some(View::first(residual, wide)),
-                y: ViewMut::first(sum, wide),
-            })?;
-        }
-        self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
+        backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+        backend.attention_fwd(AttentionFwd {
+            dims: inputs.attention_dims(config),
+            qkv: View::first(&saved.qkv, tokens * fused),
+            tree: inputs.tree,
+            o: ViewMut::first(&mut saved.attention, tokens * query),
+            lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
+        })?;
+        let (layers, residual, sum) = acts.advance(2 * i);
+        backend.linear_fwd(LinearFwd {
+            dims: linear(query, hidden),
+            x: View::first(&layers[layer].attention, tokens * query),
+            weight: self.weight(&at.output),
+            bias: None,
+            residual: Some(View::first(residual, wide)),
+            y: ViewMut::first(sum, wide),
+        })?;
+        self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
+        let saved = &mut acts.layers[layer];
+        backend.linear_glu_fwd(LinearGluFwd {
+            dims: LinearGluDims { tokens, hidden, intermediate: inner },
+            x: View::first(&saved.mlp_input, wide),
+            weight: self.weight(&at.gate_up),
+            gate_up: saved.gate_up.as_mut().map(|gate_up| ViewMut::first(gate_up, tokens * 2 * inner)),
+            act: ViewMut::first(&mut saved.act, tokens * inner),
+        })
+    }
+
+    /// The down projection of layer i, which ends in the next layer's input stream.
+    fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
+        let (hidden, inner) = (self.config.hidden, self.config.intermediate);
+        let layer = acts.layer_index(i);
+        let (layers, residual, sum) = acts.advance(2 * i + 1);
+        backend.linear_fwd(LinearFwd {
+            dims: LinearDims { tokens, inputs: inner, outputs: hidden },
+            x: View::first(&layers[layer].act, tokens * inner),
+            weight: self.weight(&self.layout.layers[i].down),
+            bias: None,
+            residual: Some(View::first(residual, tokens * hidden)),
+            y: ViewMut::first(sum, tokens * hidden),
+        })
     }
 
     /// Normalises stream k.

@@ -26,16 +26,13 @@ impl<B: Backend> Model<B> {
         let fused = query + 2 * config.kv_width();
         let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
-        let Activations { streams, layers, final_rstd, gradients, .. } = acts;
-        let Some(g) = gradients else {
-            return Err(Error::Runtime("backward needs a workspace made for training".into()));
-        };
-        let stream = |k: usize| View::first(&streams[k], wide);
-
+        let last = acts.stream_index(2 * config.layers);
+        let Activations { streams, final_rstd, gradients, .. } = &mut *acts;
+        let Some(g) = gradients else { return Err(not_for_training()) };
         backend.norm_bwd(NormBwd {
             dims: self.norm_dims(tokens),
             dy: View::first(&g.dnormed, wide),
-            sum: stream(2 * config.layers),
+            sum: View::first(&streams[last], wide),
             rstd: View::first(final_rstd, tokens),
             weight: self.weight(&self.layout.final_norm),
             dsum: ViewMut::first(&mut g.dstream, wide),
@@ -44,7 +41,13 @@ impl<B: Backend> Model<B> {
             dweight_write: write,
         })?;
         for (i, at) in self.layout.layers.iter().enumerate().rev() {
-            let saved = &layers[i];
+            if acts.is_to_be_recomputed(i) {
+                self.run_layer(backend, inputs, acts, i)?;
+            }
+            let (layer, entry, middle) = (acts.layer_index(i), acts.stream_index(2 * i), acts.stream_index(2 * i + 1));
+            let Activations { streams, layers, gradients, .. } = &mut *acts;
+            let Some(g) = gradients else { return Err(not_for_training()) };
+            let saved = &layers[layer];
             let down = linear(inner, hidden);
             backend.linear_bwd_weight(LinearBwdWeight {
                 dims: down,
@@ -53,9 +56,7 @@ impl<B: Backend> Model<B> {
                 dweight: slot(grads, &at.down),
                 write,
             })?;
-            let Some(saved_gate_up) = &saved.gate_up else {
-                return Err(Error::Runtime("backward needs a workspace made for training".into()));
-            };
+            let Some(saved_gate_up) = &saved.gate_up else { return Err(not_for_training()) };
             backend.linear_glu_bwd(LinearGluBwd {
                 dims: LinearGluDims { tokens, hidden, intermediate: inner },
                 dy: View::first(&g.dstream, wide),
@@ -81,7 +82,7 @@ impl<B: Backend> Model<B> {
             backend.norm_bwd(NormBwd {
                 dims: self.norm_dims(tokens),
                 dy: View::first(&g.dnormed, wide),
-                sum: stream(2 * i + 1),
+                sum: View::first(&streams[middle], wide),
                 rstd: View::first(&saved.post_rstd, tokens),
                 weight: self.weight(&at.post_norm),
                 dsum: ViewMut::first(&mut g.dstream, wide),
@@ -136,7 +137,7 @@ impl<B: Backend> Model<B> {
             backend.norm_bwd(NormBwd {
                 dims: self.norm_dims(tokens),
                 dy: View::first(&g.dnormed, wide),
-                sum: stream(2 * i),
+                sum: View::first(&streams[entry], wide),
                 rstd: View::first(&saved.input_rstd, tokens),
                 weight: self.weight(&at.input_norm),
                 dsum: ViewMut::first(&mut g.dstream, wide),
@@ -145,6 +146,7 @@ impl<B: Backend> Model<B> {
                 dweight_write: write,
             })?;
         }
+        let Some(g) = &acts.gradients else { return Err(not_for_training()) };
         backend.embedding_bwd(EmbeddingBwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
             dx: View::first(&g.dstream, wide),
@@ -153,6 +155,10 @@ impl<B: Backend> Model<B> {
             write: if self.layout.tied() { Write::Add } else { write },
         })
     }
+}
+
+fn not_for_training() -> Error {
+    Error::Runtime("backward needs a workspace made for training".into())
 }
 
 /// The part of the gradient arena that belongs to a range of weights.

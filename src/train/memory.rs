@@ -29,6 +29,8 @@ pub struct Subject<'a> {
     pub loss: &'a Loss,
     /// Storage of `Act`.
     pub precision: Precision,
+    /// Whether activations are computed again in the backward.
+    pub recompute: bool,
     /// Whether recorded steps are replayed, which fills batches up.
     pub replays: bool,
     /// Micro-batches of a step.
@@ -43,12 +45,16 @@ const WORKSPACE: &str = "workspace of ops";
 /// Bytes of every part of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    pub parts: Vec<(&'static str, u64)>,
+    pub parts: Parts,
     /// Bytes that can be had; `None` where the system does not say.
     pub available: Option<u64>,
     /// Groups of a micro-batch, and how many fit at most.
     pub groups: usize,
     pub most_groups: Option<usize>,
+    /// Whether activations are computed again in the backward.
+    pub recompute: bool,
+    /// Bytes in all, and groups that fit, with that choice turned round.
+    pub otherwise: (u64, Option<usize>),
 }
 
 impl MemoryPlan {
@@ -60,28 +66,17 @@ impl MemoryPlan {
         micro_batch: usize,
         available: Option<u64>,
     ) -> Result<Option<Self>> {
-        let limits = |batch: usize| match subject.replays {
-            true => Shapes::of(sizes.limits(batch)).limits(),
-            false => sizes.limits(batch),
-        };
-        let parts = |batch: usize| match subject.precision {
-            Precision::F64 => Ok(None),
-            Precision::F32 => rehearse::<f32>(subject, &limits(batch)).map(Some),
-            Precision::Bf16 => rehearse::<half::bf16>(subject, &limits(batch)).map(Some),
-        };
-        let Some(now) = parts(micro_batch)? else { return Ok(None) };
-        let mut most_groups = None;
-        if let Some(available) = available {
-            let fits = |batch: usize| -> Result<bool> { Ok(parts(batch)?.is_some_and(|p| total(&p) <= available)) };
-            let (mut low, mut high) = (0, sizes.groups());
-            // A rehearsal costs microseconds; all groups at once is the largest batch there is.
-            while low < high {
-                let middle = low + (high - low).div_ceil(2);
-                if fits(middle)? { low = middle } else { high = middle - 1 }
-            }
-            most_groups = Some(low);
-        }
-        Ok(Some(Self { parts: now, available, groups: micro_batch, most_groups }))
+        let Some((parts, most_groups)) = of_mode(subject, sizes, micro_batch, available)? else { return Ok(None) };
+        let turned = Subject { recompute: !subject.recompute, ..*subject };
+        let otherwise = of_mode(&turned, sizes, micro_batch, available)?;
+        Ok(Some(Self {
+            parts,
+            available,
+            groups: micro_batch,
+            most_groups,
+            recompute: subject.recompute,
+            otherwise: otherwise.map_or((0, None), |(parts, most)| (total(&parts), most)),
+        }))
     }
 
     /// Bytes of all parts.
@@ -100,6 +95,10 @@ impl MemoryPlan {
             (Some(available), Some(most)) if self.total() > available => Err(Error::Memory(format!(
                 "the run does not fit in memory\n{self}\n{}",
                 match most {
+                    0 if !self.recompute && self.otherwise.1.is_some_and(|most| most > 0) => format!(
+                        "not even one group fits; with --gradient-checkpointing {} would",
+                        self.otherwise.1.unwrap_or(0)
+                    ),
                     0 => "not even one group fits: choose a smaller model, lower --max-length, or use a device with more \
                           memory"
                         .to_owned(),
@@ -112,6 +111,40 @@ impl MemoryPlan {
         }
     }
 }
+
+/// Bytes by part, and how many groups fit. `None` for f64.
+fn of_mode(
+    subject: &Subject<'_>,
+    sizes: &GroupSizes,
+    micro_batch: usize,
+    available: Option<u64>,
+) -> Result<Option<(Parts, Option<usize>)>> {
+    let limits = |batch: usize| match subject.replays {
+        true => Shapes::of(sizes.limits(batch)).limits(),
+        false => sizes.limits(batch),
+    };
+    let parts = |batch: usize| match subject.precision {
+        Precision::F64 => Ok(None),
+        Precision::F32 => rehearse::<f32>(subject, &limits(batch)).map(Some),
+        Precision::Bf16 => rehearse::<half::bf16>(subject, &limits(batch)).map(Some),
+    };
+    let Some(now) = parts(micro_batch)? else { return Ok(None) };
+    let mut most_groups = None;
+    if let Some(available) = available {
+        let fits = |batch: usize| -> Result<bool> { Ok(parts(batch)?.is_some_and(|p| total(&p) <= available)) };
+        let (mut low, mut high) = (0, sizes.groups());
+        // A rehearsal costs microseconds; all groups at once is the largest batch there is.
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if fits(middle)? { low = middle } else { high = middle - 1 }
+        }
+        most_groups = Some(low);
+    }
+    Ok(Some((now, most_groups)))
+}
+
+/// Names and bytes.
+type Parts = Vec<(&'static str, u64)>;
 
 fn total(parts: &[(&str, u64)]) -> u64 {
     parts.iter().map(|(_, bytes)| bytes).sum()
@@ -135,12 +168,18 @@ impl fmt::Display for MemoryPlan {
         if let Some(most) = self.most_groups {
             write!(f, "; micro-batches of {} groups, at most {most} fit", self.groups)?;
         }
+        let (bytes, most) = self.otherwise;
+        let choice = if self.recompute { "without" } else { "with" };
+        write!(f, "\n  {choice} --gradient-checkpointing {} MiB in all", mib(bytes))?;
+        if let Some(most) = most {
+            write!(f, ", at most {most} groups")?;
+        }
         Ok(())
     }
 }
 
 /// Bytes by part. Buffers are those of the run itself, made on a device that only counts.
-fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<Vec<(&'static str, u64)>> {
+fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
     let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
     let mut parts = Vec::new();
@@ -165,8 +204,9 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<V
     part("AdamW moments", &backend);
     let reference = subject.reference.map(|config| Model::zeros(&backend, config.clone(), positions)).transpose()?;
     part("reference weights", &backend);
-    let mut scorer = Scorer::new(&backend, &policy, Mode::Train)?;
-    scorer.reserve(&backend, &policy, Mode::Train, limits)?;
+    let mode = if subject.recompute { Mode::Recompute } else { Mode::Train };
+    let mut scorer = Scorer::new(&backend, &policy, mode)?;
+    scorer.reserve(&backend, &policy, mode, limits)?;
     part("activations", &backend);
     let mut reference_scorer = match &reference {
         Some(model) => {

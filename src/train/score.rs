@@ -55,7 +55,7 @@ impl<B: Backend> Scorer<B> {
     /// Makes room for every batch within `limits`, so that no later call allocates.
     pub fn reserve(&mut self, backend: &B, model: &Model<B>, mode: Mode, limits: &BatchLimits) -> Result<()> {
         self.acts.reserve(backend, &model.config, limits.tokens)?;
-        let backward = if mode == Mode::Train { limits.rows } else { 0 };
+        let backward = if mode.trains() { limits.rows } else { 0 };
         for (buffer, len) in [
             (&mut self.logp, limits.rows),
             (&mut self.lse, limits.rows),

@@ -6,8 +6,8 @@ use std::sync::{Arc, RwLock};
 
 use super::evaluate::{Evaluator, GroupScores};
 use super::metrics::Tally;
-use super::padding::Shapes;
 use super::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
+use super::padding::Shapes;
 use super::reference::{Completed, Frozen, ReferenceCache};
 use super::score::{Scorer, grow, reserve};
 use super::upload::{Arrival, DeviceBatch};
@@ -29,6 +29,8 @@ pub struct Trainer<'b, B: Backend> {
     reference: Option<Frozen<B>>,
     pub optimizer: AdamWState<B>,
     scorer: Scorer<B>,
+    /// Whether the backward recomputes activations.
+    mode: Mode,
     /// (layout.len)
     pub grads: B::Acc,
     packer: Packer,
@@ -96,6 +98,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Ok(Self {
             optimizer: AdamWState::new(backend, &policy, settings)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
+            mode: Mode::Train,
             grads: backend.zeros_acc(policy.layout.len)?,
             arrivals: Vec::new(),
             next_arrival: 0,
@@ -150,6 +153,13 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.replays = replay;
     }
 
+    /// Keeps one activation of every layer and computes the rest again in the backward. Results are the same bits.
+    pub fn recompute_activations(&mut self) -> Result<()> {
+        self.mode = Mode::Recompute;
+        self.scorer = Scorer::new(self.backend, &self.policy, self.mode)?;
+        Ok(())
+    }
+
     /// Makes room for every batch within `limits`, `accumulation` of them a step: no step over such batches allocates on
     /// the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
@@ -161,7 +171,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         if let Some(reference) = &mut self.reference {
             reference.reserve(backend, limits)?;
         }
-        self.scorer.reserve(backend, &self.policy, Mode::Train, limits)?;
+        self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
         for (buffer, len) in [
             (&mut self.dscore, limits.seqs),
