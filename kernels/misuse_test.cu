@@ -1,4 +1,4 @@
-// Wrong uses of primitives, one for each number: tests/primitives.rs demands that the emulator reports them. On a GPU
+// Wrong uses of primitives, one for each number: tests/ops/primitives.rs demands that the emulator reports them. On a GPU
 // they would hang or give any result; they are launched on the emulator alone.
 #include "common.cuh"
 #include "primitives/barrier.cuh"

@@ -1,4 +1,4 @@
-// Kernels of tests/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is
+// Kernels of tests/ops/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is
 // stated there, from the PTX ISA. Nothing else launches them.
 #include "common.cuh"
 #include "primitives/barrier.cuh"

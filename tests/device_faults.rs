@@ -67,6 +67,7 @@ fn run(bench: &Bench, output_dir: &Path, fault: Option<usize>) -> (Result<RunSum
         eval: groups(),
         tokenizer: &tokenizer,
         redraw: None,
+        memory: None,
         same_start: true,
         resume: None,
         fingerprint: Vec::new(),

@@ -1,5 +1,5 @@
 //! The gradient of every op of the f64 reference, each op alone, against finite differences; the optimiser against its
-//! formulas; empty and extreme inputs. `tests/grads.rs` does the same for the whole model, and the other `op_*.rs` tests
+//! formulas; empty and extreme inputs. `tests/grads.rs` does the same for the whole model, and `tests/ops/`
 //! compare the remaining backends with the reference.
 //!
 //! A case gives an op's inputs, its forward and its gradient; [`difference::check`] does the rest. The list below makes

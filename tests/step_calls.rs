@@ -99,7 +99,12 @@ fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
         let limits = trainer.limits(&groups, 2).unwrap();
         trainer.replay_steps(replays);
         trainer.reserve(&limits, 2).unwrap();
-        backend.reserve_workspace(plan(&backend, &trainer, &groups, replays).workspace()).unwrap();
+        let plan = plan(&backend, &trainer, &groups, replays);
+        backend.reserve_workspace(plan.workspace()).unwrap();
+        // Models were made with the trainer; everything was taken now.
+        let (taken, planned) = (backend.device().take().bytes as f64, plan.total() as f64);
+        println!("{method:?}: {taken} bytes taken, {planned} planned");
+        assert!((0.95..1.05).contains(&(taken / planned)), "{method:?}: {taken} bytes taken, {planned} planned");
         let mut under_way = None;
         backend.device().take();
         for micro_batches in steps(&groups).iter().cycle().take(9) {

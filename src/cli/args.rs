@@ -55,7 +55,10 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--use-liger-kernel"], "logits are never stored in any mode"),
     (&["--deepspeed", "--fsdp", "--fsdp-config"], "weights are not sharded"),
     (&["--disable-dropout"], "there is no dropout"),
-    (&["--gradient-checkpointing-kwargs"], "activations are kept; lower --per-device-train-batch-size to save memory"),
+    (
+        &["--gradient-checkpointing-kwargs"],
+        "--gradient-checkpointing keeps the input of every layer and has nothing to set",
+    ),
     (&["--optim"], "AdamW is the only optimiser"),
     (&["--attn-implementation"], "attention has one implementation per device"),
     (&["--f-divergence-type", "--f-alpha-divergence-coef"], "the reverse KL divergence is the only one"),

@@ -28,7 +28,7 @@ use crate::train::memory::{MemoryPlan, Subject};
 use crate::train::pack_options;
 use crate::train::reference::{CacheOptions, ReferenceCache};
 use crate::train::report::run::{REPORT_FILE, write_report};
-use crate::train::run::{RunData, RunSettings, RunSummary, train};
+use crate::train::run::{Planned, RunData, RunSettings, RunSummary, train};
 use crate::train::signals::Signals;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
@@ -167,6 +167,10 @@ impl Job for TrainJob<'_> {
             eval: eval_groups,
             tokenizer: &tokenizer,
             redraw: redraws.then_some(&redraw),
+            memory: memory
+                .as_ref()
+                .filter(|_| B::ASYNCHRONOUS)
+                .and_then(|plan| Some(Planned { planned_bytes: plan.total(), free_bytes: plan.available? })),
             same_start,
             resume,
             fingerprint,

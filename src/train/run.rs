@@ -95,9 +95,19 @@ pub struct RunData<'a> {
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
     /// Policy and reference were loaded from the same weights: the identity check applies.
     pub same_start: bool,
+    /// What the run was planned to take, and what was free before any of it was taken; bytes. `None` where other programs'
+    /// memory comes from the same place.
+    pub memory: Option<Planned>,
     /// Where to continue, and what must not have changed since.
     pub resume: Option<PathBuf>,
     pub fingerprint: Vec<(String, String)>,
+}
+
+/// Memory of a device before a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    pub planned_bytes: u64,
+    pub free_bytes: u64,
 }
 
 /// What a finished run hands back.
@@ -304,6 +314,16 @@ impl<B: Backend> Run<'_, '_, B> {
     /// Whether a cadence of steps or epochs falls on a step.
     fn due(&self, step: u64, epoch_ends: bool, (steps, epochs): (Option<u64>, bool)) -> bool {
         steps.is_some_and(|n| step.is_multiple_of(n)) || (epochs && epoch_ends)
+    }
+
+    /// After the first step, when everything a run needs is there: what memory it took beside what was planned.
+    pub(super) fn compare_memory(&mut self) -> Result<()> {
+        let Some(Planned { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
+        let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
+        let taken = free_bytes.saturating_sub(free);
+        self.console.line(&format!("memory taken: {} MiB, planned: {} MiB", taken >> 20, planned_bytes >> 20));
+        let event = json!({ "event": "memory", "planned_bytes": planned_bytes, "taken_bytes": taken, "time": now() });
+        self.metrics.write("event", self.step, object(event))
     }
 
     /// Writes metrics and, at the logging cadence, the step line.

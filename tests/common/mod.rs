@@ -9,6 +9,7 @@ pub mod runs;
 pub mod trees;
 
 use mapl::backend::contract::Precision;
+use mapl::backend::kernels::device::Device as _;
 use mapl::backend::kernels::driver::Driver;
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
@@ -96,6 +97,14 @@ macro_rules! each_backend {
             let backend = Kernels::<_, half::bf16>::new(device);
             $run(&$crate::common::On::new(&backend, Precision::Bf16));
         }
+        if let Some(device) = $crate::common::gpu() {
+            let backend = Kernels::<_, f32>::new(device);
+            $run(&$crate::common::On::new(&backend, Precision::F32));
+        }
+        if let Some(device) = $crate::common::gpu() {
+            let backend = Kernels::<_, half::bf16>::new(device);
+            $run(&$crate::common::On::new(&backend, Precision::Bf16));
+        }
     }};
 }
 pub(crate) use each_backend;
@@ -104,8 +113,16 @@ pub(crate) use each_backend;
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
+/// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names (`emulator`, `cuda`).
+fn wanted(device: &str) -> bool {
+    std::env::var("MAPL_TEST_DEVICES").map_or(true, |names| names.split(',').any(|name| name == device))
+}
+
 /// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
 pub fn gpu() -> Option<Driver> {
+    if !wanted(Driver::NAME) {
+        return None;
+    }
     match Driver::new(0) {
         Ok(device) => Some(device),
         Err(why) => {
@@ -118,6 +135,9 @@ pub fn gpu() -> Option<Driver> {
 
 /// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
 pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
+    if !wanted(Emulator::NAME) {
+        return None;
+    }
     match Emulator::with(schedule, processors) {
         Ok(device) => Some(device),
         Err(why) => {

@@ -25,6 +25,8 @@ pub struct Calls {
     pub synchronisations: BTreeMap<&'static str, usize>,
     /// Memory taken, by call.
     pub allocations: BTreeMap<&'static str, usize>,
+    /// Bytes of device memory taken.
+    pub bytes: u64,
 }
 
 impl Calls {
@@ -153,7 +155,7 @@ impl Device for Observed {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
-        drop(self.call("allocate")?);
+        self.call("allocate")?.calls.bytes += bytes as u64;
         self.emulator.allocate(bytes)
     }
 
@@ -192,7 +194,7 @@ impl Device for Observed {
     }
 
     fn inlet(&self, bytes: usize) -> Result<Inlet> {
-        drop(self.call("inlet")?);
+        self.call("inlet")?.calls.bytes += bytes as u64;
         Ok(Inlet { bytes: vec![0; bytes], taken: 0, sent: false })
     }
 

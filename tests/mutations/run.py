@@ -34,7 +34,7 @@ def copy(folder):
 def results(folder, target, tests):
     """Name of each test that was asked for, and whether it passed."""
     files = sorted({test.split("::")[0] for test in tests})
-    names = sorted({test.split("::")[1] for test in tests})
+    names = sorted(set(tests))
     command = ["cargo", "test", "--release", "--no-fail-fast", "--target-dir", str(target)]
     for file in files:
         command += ["--test", file]
@@ -69,7 +69,7 @@ def main():
         path.write_text(text.replace(fault["old"], fault["new"]))
         for name, result in results(folder, settings.target, fault.get("tests", tests)).items():
             caught = result == "FAILED"
-            print(f"{fault['name']:<24} {name:<48} {'caught' if caught else 'SURVIVED'}", flush=True)
+            print(f"{fault['name']:<24} {name:<64} {'caught' if caught else 'SURVIVED'}", flush=True)
             if not caught:
                 survived.append((fault["name"], name))
         path.write_text(text)

@@ -97,6 +97,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.reached = begun.reached;
         self.num_tokens += report.tally.tokens as u64;
         self.record(&report, begun.learning_rate, elapsed)?;
+        self.compare_memory()?;
         self.guard(&report)?;
         if self.under_way.is_empty() { self.close_step() } else { Ok(()) }
     }

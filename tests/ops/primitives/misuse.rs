@@ -7,7 +7,7 @@ use mapl::backend::kernels::launchers::{
     TestRegisterMisuse, TestTurnMisuse,
 };
 
-use crate::harness::{download, emulators, unwritten, upload};
+use super::harness::{download, emulators, unwritten, upload};
 
 /// Every order must report it, in these words.
 fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {

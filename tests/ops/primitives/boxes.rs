@@ -4,7 +4,7 @@ use half::bf16;
 use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
 use mapl::backend::kernels::launchers::{TestLoadBox, TestMulticast, TestStoreBox};
 
-use crate::harness::{download, unwritten, upload};
+use super::harness::{download, unwritten, upload};
 
 const SWIZZLES: [MapSwizzle; 2] = [MapSwizzle::None, MapSwizzle::Bytes128];
 

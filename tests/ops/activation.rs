@@ -1,8 +1,6 @@
 //! RoPE and SwiGLU against the reference, and the rotation against its inverse.
 
-mod common;
-
-use common::{On, check, each_backend, indices, normal, runs};
+use crate::common::{On, check, each_backend, indices, normal, runs};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
@@ -43,7 +41,7 @@ fn there_and_back<B: Backend>(on: &On<B>) {
         let rotated = runs::rope(on, d, &positions, (&cos, &sin), &qkv, back)[0].1.clone();
         assert_ne!(rotated, qkv);
         let again = runs::rope(on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
-        common::compare::values("there and back", &again, &qkv, tolerance);
+        crate::common::compare::values("there and back", &again, &qkv, tolerance);
     }
 }
 

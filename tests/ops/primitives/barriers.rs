@@ -3,7 +3,7 @@
 use mapl::backend::kernels::device::{Device, Write};
 use mapl::backend::kernels::launchers::{TestCluster, TestMbarrier, TestNamed, TestRegisters, TestTurns};
 
-use crate::harness::{download, unwritten, upload};
+use super::harness::{download, unwritten, upload};
 
 /// mbarrier phases by parity: every item of a ring of two comes through once, none overwritten before it was read; an
 /// invalidated barrier can be made anew.

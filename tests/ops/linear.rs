@@ -1,9 +1,7 @@
 //! Linear layers against the reference: few rows (no gemm), rows off every tile width, several depth blocks, slices
 //! over tokens; outputs of 1 to 7 columns never reach the gemm crate.
 
-mod common;
-
-use common::{On, check, each_backend, normal, runs, stored_as_acc};
+use crate::common::{On, check, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 

@@ -3,7 +3,7 @@
 use mapl::backend::kernels::device::{Device, Read, Write};
 use mapl::backend::kernels::launchers::{TestCopies, TestLdmatrix, TestMma, TestRounding, TestWarp};
 
-use crate::harness::{download, matmul, pair, small, unwritten, upload};
+use super::harness::{download, matmul, pair, small, unwritten, upload};
 
 /// cvt.rn.bf16x2.f32: nearest, ties to even, every NaN to 0x7fff, overflow to infinity; the first operand of the
 /// function in the lower half.

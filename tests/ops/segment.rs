@@ -1,8 +1,6 @@
 //! Per-sequence sums and means against the reference: empty sequences, one row, many rows, no sequence at all.
 
-mod common;
-
-use common::{On, check, each_backend, normal, runs, stored_as_acc};
+use crate::common::{On, check, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 

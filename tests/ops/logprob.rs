@@ -1,8 +1,6 @@
 //! Stored-logits log-prob and the reward head against the reference; the vocabulary head against its stored oracle.
 
-mod common;
-
-use common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
+use crate::common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
@@ -76,7 +74,7 @@ fn vocabulary_head_equals_its_stored_oracle() {
     let (x, head) = (normal("x", tokens * hidden, 1.0), normal("head", vocab * hidden, 0.2));
     let (source, target) = (indices("s", rows, tokens), indices("t", rows, vocab));
     let cpu = Cpu::new();
-    let on = common::On::new(&cpu, Precision::F32);
+    let on = crate::common::On::new(&cpu, Precision::F32);
     let d = HeadDims { tokens, hidden, vocab, rows };
     let got = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
     let gathered: Vec<f64> =
@@ -85,6 +83,6 @@ fn vocabulary_head_equals_its_stored_oracle() {
     let logits = runs::linear_fwd(&on, d, &gathered, &head, None)[0].1.clone();
     let stored = runs::logprob(&on, vocab, &logits, &target, &vec![1.0; rows]);
     for k in 0..2 {
-        common::compare::values(got[k].0, &got[k].1, &stored[k].1, Tolerance::dot(Precision::F32, 16));
+        crate::common::compare::values(got[k].0, &got[k].1, &stored[k].1, Tolerance::dot(Precision::F32, 16));
     }
 }

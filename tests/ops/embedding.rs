@@ -1,8 +1,6 @@
 //! Embedding against the reference: repeated and absent ids, one token, rows off the vector width, no token at all.
 
-mod common;
-
-use common::{check, indices, normal, runs, stored_as_acc};
+use crate::common::{check, indices, normal, runs, stored_as_acc};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 

@@ -2,18 +2,11 @@
 //! three orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the
 //! emulator must report, and a GPU would not, is in `misuse`.
 
-#[path = "primitives/barriers.rs"]
 mod barriers;
-#[path = "primitives/boxes.rs"]
 mod boxes;
-mod common;
-#[path = "primitives/harness.rs"]
 mod harness;
-#[path = "primitives/misuse.rs"]
 mod misuse;
-#[path = "primitives/products.rs"]
 mod products;
-#[path = "primitives/warps.rs"]
 mod warps;
 
 /// Runs bodies as tests on every device at hand.

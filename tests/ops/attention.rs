@@ -2,12 +2,10 @@
 //! tiles, 1, 3 and 7 query heads per key-value head, segments around the length of a tile; and that a query's result is
 //! the same bits whatever else is in the batch.
 
-mod common;
-
 use std::ops::Range;
 
-use common::trees::{HostTree, batches};
-use common::{On, Outputs, check, check_backend, check_kernels, normal, runs};
+use crate::common::trees::{HostTree, batches};
+use crate::common::{On, Outputs, check, check_backend, check_kernels, normal, runs};
 use half::bf16;
 use mapl::Error;
 use mapl::backend::contract::*;
@@ -151,7 +149,7 @@ fn rows_of(d: &AttentionDims, outputs: &Outputs, rows: Range<usize>) -> Vec<Vec<
 /// Forward and backward of a batch on the emulator.
 fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> Option<(AttentionDims, Outputs)> {
     let d = tree.dims(heads.0, heads.1, heads.2);
-    let backend = Kernels::<Emulator, A>::new(common::emulator(Schedule::Rising, 3)?);
+    let backend = Kernels::<Emulator, A>::new(crate::common::emulator(Schedule::Rising, 3)?);
     let on = On { before: 8, ..On::new(&backend, A::PRECISION) };
     let mut outputs = runs::attention_fwd(&on, d, tree, qkv);
     let backward = runs::attention_bwd(&on, d, tree, qkv, do_, &outputs);
@@ -177,16 +175,16 @@ fn results_belong_to_the_path<A: Element>() {
     let (d, beside) = both::<A>(&batch, heads, &around("qkv", &qkv, width), &around("do", &do_, out)).unwrap();
     let beside = rows_of(&d, &beside, 70..70 + tokens);
     for (name, (alone, beside)) in ["o", "lse", "dqkv"].iter().zip(alone.iter().zip(&beside)) {
-        common::compare::bits(&format!("{name} beside other trees, {:?}", A::PRECISION), beside, alone);
+        crate::common::compare::bits(&format!("{name} beside other trees, {:?}", A::PRECISION), beside, alone);
     }
 
     // The path of the second segment cut at other places: the queries' results.
     let cut = HostTree::new().tree(&[(17, None), (60, Some(0)), (4, Some(1))]);
     let (d, cut) = both::<A>(&cut, heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
     let cut = rows_of(&d, &cut, 0..81);
-    common::compare::bits("o of a path cut elsewhere", &cut[0], &alone[0][..81 * out]);
+    crate::common::compare::bits("o of a path cut elsewhere", &cut[0], &alone[0][..81 * out]);
     let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
-    common::compare::bits("lse of a path cut elsewhere", &cut[1], &lse);
+    crate::common::compare::bits("lse of a path cut elsewhere", &cut[1], &lse);
 }
 
 #[test]
@@ -199,7 +197,7 @@ fn results_belong_to_the_path_alone_on_kernels() {
 fn kernels_refuse_heads_beyond_their_registers() {
     let tree = HostTree::new().tree(&[(1, None)]);
     let d = tree.dims(1, 1, 257);
-    let Some(device) = common::emulator(Schedule::Rising, 1) else { return };
+    let Some(device) = crate::common::emulator(Schedule::Rising, 1) else { return };
     let backend = Kernels::<Emulator, f32>::new(device);
     let on = On::new(&backend, Precision::F32);
     let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));

@@ -1,9 +1,7 @@
 //! Gradient norm and AdamW against the reference; what a gradient that is not finite leaves untouched.
 
-mod common;
-
-use common::runs::{Adam, adamw, grad_norm};
-use common::{On, check, each_backend, normal, stored_as_acc};
+use crate::common::runs::{Adam, adamw, grad_norm};
+use crate::common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
@@ -56,7 +54,7 @@ fn skipped_step<B: Backend>(on: &On<B>) {
         let expected = [on.read_act(&on.act(state[0])), on.read_acc(&on.acc(state[1])), on.read_acc(&on.acc(state[2]))];
         let after = adamw(on, ADAM, &control, &grads, state);
         for ((name, got), expected) in after.iter().zip(&expected) {
-            common::compare::bits(name, got, expected);
+            crate::common::compare::bits(name, got, expected);
         }
     }
 }
@@ -117,16 +115,16 @@ fn a_master_copy_is_updated_and_rounded_into_bf16_parameters() {
     let control = [1e-5, 17.0, 1.0, 0.5, 1.0, 0.0];
     let expected = with_master(&On::new(&Reference, Precision::F32), &control, &grads, [&params, &m, &v]).unwrap();
     let mut first: Option<Vec<Vec<f64>>> = None;
-    for (schedule, processors, before) in common::EMULATED {
-        let Some(device) = common::emulator(schedule, processors) else { return };
+    for (schedule, processors, before) in crate::common::EMULATED {
+        let Some(device) = crate::common::emulator(schedule, processors) else { return };
         let backend = Kernels::<_, half::bf16>::new(device);
         let on = On { before, ..On::new(&backend, Precision::Bf16) };
         let got = with_master(&on, &control, &grads, [&params, &m, &v]).unwrap();
         for (name, k) in [("m", 1), ("v", 2), ("master", 3)] {
-            common::compare::values(name, &got[k], &expected[k], Tolerance::dot(Precision::F32, 4));
+            crate::common::compare::values(name, &got[k], &expected[k], Tolerance::dot(Precision::F32, 4));
         }
         let rounded: Vec<f64> = got[3].iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect();
-        common::compare::bits("params", &got[0], &rounded);
+        crate::common::compare::bits("params", &got[0], &rounded);
         assert!(got[3].iter().zip(&params).any(|(new, old)| *new != f64::from(*old as f32)), "the copy moves");
         match &first {
             None => first = Some(got),
@@ -143,7 +141,7 @@ fn refuses<B: Backend>(on: &On<B>) {
 #[test]
 fn a_master_copy_of_f32_parameters_is_refused() {
     refuses(&On::new(&Cpu::new(), Precision::F32));
-    if let Some(device) = common::emulator(common::EMULATED[0].0, 1) {
+    if let Some(device) = crate::common::emulator(crate::common::EMULATED[0].0, 1) {
         refuses(&On::new(&Kernels::<_, f32>::new(device), Precision::F32));
     }
 }

@@ -1,9 +1,7 @@
 //! RMSNorm against the reference: one token, rows off the vector width, more tokens than a slice of the weight
 //! gradient, all-equal rows, rows of zeros, tiny rows where eps decides.
 
-mod common;
-
-use common::{check, normal, runs, stored_as_acc};
+use crate::common::{check, normal, runs, stored_as_acc};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 
@@ -16,7 +14,7 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
         if name == "rstd" { Tolerance { atol: 0.0, rtol: d.tolerance(stored_as_acc(p)).rtol } } else { d.tolerance(p) }
     });
     check!(label, |on: &_| runs::norm_fwd(on, d, x, Some(&residual), &weight), tolerance);
-    let oracle = common::On::new(&mapl::backend::reference::Reference, Precision::F32);
+    let oracle = crate::common::On::new(&mapl::backend::reference::Reference, Precision::F32);
     let rstd = runs::norm_fwd(&oracle, d, x, None, &weight)[1].1.clone();
     let largest = rstd.iter().copied().fold(1.0, f64::max);
     let (dy, start) = (normal("dy", size, 1.0), normal("start", size, 1.0));

@@ -1,9 +1,7 @@
 //! Vocabulary head against the reference: vocabularies below and above a panel and off its width, rows that share a
 //! hidden row, strips that are not full, blocks beyond the first; huge and infinite logits; zero rows.
 
-mod common;
-
-use common::{check, check_backend, check_kernels, indices, normal, runs};
+use crate::common::{check, check_backend, check_kernels, indices, normal, runs};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
@@ -86,7 +84,7 @@ fn forward_of_vocabularies_and_rows() {
 fn backward_of_vocabularies_and_rows() {
     for c in &cases() {
         let d = c.d;
-        let oracle = common::On::new(&mapl::backend::reference::Reference, Precision::F32);
+        let oracle = crate::common::On::new(&mapl::backend::reference::Reference, Precision::F32);
         let lse = runs::head_logprob_fwd(&oracle, d, &c.x, &c.head, &c.source, &c.target)[1].1.clone();
         let dlogp = normal("dlogp", d.rows, 1.0);
         let dhead = normal("dhead", d.vocab * d.hidden, 1.0);
@@ -136,7 +134,7 @@ fn huge_and_infinite_logits() {
     let tolerance = |p, _: &str| d.tolerance(p).scaled(1e4);
     check!("infinite", |on: &_| runs::head_logprob_fwd(on, d, &x, &head, &source, &target), tolerance);
     let backend = mapl::backend::cpu::Cpu::new();
-    let on = common::On::new(&backend, Precision::F32);
+    let on = crate::common::On::new(&backend, Precision::F32);
     let logp = &runs::head_logprob_fwd(&on, d, &x, &head, &source, &target)[0].1;
     assert_eq!(logp[1], f64::NEG_INFINITY);
     assert_eq!(logp[0], 0.0);
@@ -162,7 +160,7 @@ fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
         write: Write::Overwrite,
     };
     let backend = mapl::backend::cpu::Cpu::new();
-    let on = common::On::new(&backend, Precision::F32);
+    let on = crate::common::On::new(&backend, Precision::F32);
     let outputs = runs::head_logprob_bwd(&on, d, &inputs);
     assert!(outputs[0].1[8..].iter().all(|&g| g == 0.0), "{outputs:?}");
 }

@@ -8,7 +8,7 @@ use mapl::backend::kernels::launchers::{
     TestProductRegisters80K, TestProductRegisters96K,
 };
 
-use crate::harness::{download, matmul, pair, small, unwritten, upload};
+use super::harness::{download, matmul, pair, small, unwritten, upload};
 
 /// An operand in shared memory: bytes, and the numbers of its descriptor.
 struct Image {

@@ -1,10 +1,8 @@
 //! The comparison loss against the reference: every curve, two, four and detached terms, references, margins, weights,
 //! centering, shared sequences; the identity of equal policies; weight 0 beside NaN.
 
-mod common;
-
-use common::runs::{Preference, preference};
-use common::{On, check, each_backend, normal, stored_as_acc};
+use crate::common::runs::{Preference, preference};
+use crate::common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;

@@ -1,0 +1,262 @@
+"""The GPU suite: runs what pack.py built and prints one table.
+
+python3 run.py [--device cuda|emulator] [--out DIR] [--strict] [--seconds N] [--rows FILE] [--stages NAME...]
+
+Stages, in order
+  device      what the binary and nvidia-smi see
+  ops         every op and every primitive against the f64 reference, on the device alone
+  sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck over the small tests of every kernel file
+  train       20 steps of reward and DPO: against the CPU in f32 and bf16, against themselves, with and without recorded steps
+  quickstart  the quick start on the device
+  speed       tokens a second, memory taken against the plan, recorded steps on and off: Qwen2.5-0.5B's shape, random weights
+
+A stage that cannot run is a row that says why. --strict makes any such row a failure. Writes suite.json, suite.txt and logs
+into DIR. Needs Python 3.10 and nothing else; exits with 1 when anything failed.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "speed"]
+# Tests of every kernel file that take little: the sanitizer slows kernels a hundredfold.
+SMALL = ["segment::", "preference::", "embedding::", "activation::", "optim::", "ops::logprob::", "norm::equal",
+         "attention::equal", "head_logprob::equal", "linear::products_on_the_least_sizes", "linear::gated", "primitives::warps"]
+# Allowed difference of losses from the CPU's, over the loss where that is above one. f32: order of sums. bf16: tests/cli/devices.rs.
+NEAR = {"f32": 1e-4, "bf16": 2e-2}
+
+
+class Suite:
+    def __init__(self, options):
+        self.options = options
+        self.out = Path(options.out).resolve()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work = self.out / "work"
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        self.rows = []
+        self.facts = json.loads((HERE / "source.json").read_text()) if (HERE / "source.json").exists() else {}
+        self.began = time.monotonic()
+
+    def left(self):
+        return max(1.0, self.options.seconds - (time.monotonic() - self.began))
+
+    def row(self, stage, name, outcome, detail="", seconds=0.0):
+        self.rows.append({"stage": stage, "name": name, "outcome": outcome, "detail": detail, "seconds": round(seconds, 1)})
+        print(f"{stage:<11} {name:<34} {outcome:<8} {seconds:6.1f} s  {detail}", flush=True)
+
+    def call(self, log, command, **environment):
+        """Exit code, output and seconds of a command; code None when time ran out."""
+        began = time.monotonic()
+        env = {**os.environ, "NO_COLOR": "1", "CI": "1", **environment}
+        try:
+            done = subprocess.run([str(word) for word in command], cwd=self.work, env=env, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, errors="replace", timeout=self.left())
+            code, text = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as stopped:
+            code, text = None, (stopped.stdout or b"").decode(errors="replace") if stopped.stdout else ""
+        except FileNotFoundError as missing:
+            code, text = 127, str(missing)
+        (self.out / f"{log}.log").write_text(text)
+        return code, text, time.monotonic() - began
+
+    def mapl(self, log, words):
+        return self.call(log, [HERE / "mapl", *words.split()])
+
+    # Stages
+
+    def device(self):
+        code, text, seconds = self.call("env", [HERE / "mapl", "env", "--json"])
+        try:
+            said = json.loads(text)["devices"][self.options.device]
+        except (ValueError, KeyError):
+            return self.row("device", "mapl env", "failed", text.strip()[-200:], seconds)
+        self.facts["device"] = said
+        present = not said.startswith(("no CUDA device", "this build"))
+        self.row("device", self.options.device, "ok" if present else "failed", said, seconds)
+        query = "name,driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu,memory.used,memory.total"
+        code, text, seconds = self.call("nvidia-smi", ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
+        if code == 0:
+            self.facts["nvidia_smi"] = dict(zip(query.split(","), [part.strip() for part in text.strip().split(",")]))
+        self.row("device", "nvidia-smi", "ok" if code == 0 else "skipped", text.strip()[-200:], seconds)
+        return present
+
+    def tests(self, stage, name, log, prefix, filters, threads):
+        environment = {"MAPL_TEST_DEVICES": self.options.device}
+        environment["MAPL_REQUIRE_GPU" if self.options.device == "cuda" else "MAPL_REQUIRE_EMULATOR"] = "1"
+        command = [*prefix, HERE / "ops", *filters, f"--test-threads={threads}", "--show-output"]
+        code, text, seconds = self.call(log, command, **environment)
+        passed = sum(int(n) for n in re.findall(r"(\d+) passed", text))
+        failed = re.findall(r"^test (\S+) \.\.\. FAILED", text, re.M)
+        skips = len(re.findall(r"SKIPPED", text))
+        detail = f"{passed} tests passed"
+        if failed:
+            detail += f", failed: {' '.join(failed[:8])}"
+        if skips:
+            detail += f", {skips} skipped a part"
+        if code is None:
+            return self.row(stage, name, "failed", "time ran out; " + detail, seconds)
+        if code != 0 or passed == 0:
+            return self.row(stage, name, "failed", f"{detail}; exit code {code}", seconds)
+        self.row(stage, name, "skipped" if skips else "ok", detail, seconds)
+
+    def ops(self):
+        self.tests("ops", "every op and primitive", "ops", [], [], 4)
+
+    def sanitizer(self):
+        tool = shutil.which("compute-sanitizer") or next(
+            (str(p) for p in Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
+        for name in ["memcheck", "racecheck", "initcheck", "synccheck"]:
+            if self.options.device != "cuda" or tool is None:
+                why = "is for a GPU" if self.options.device != "cuda" else "no compute-sanitizer on this machine"
+                self.row("sanitizer", name, "skipped", why)
+            else:
+                prefix = [tool, "--tool", name, "--error-exitcode", "99"]
+                self.tests("sanitizer", name, f"sanitizer-{name}", prefix, SMALL, 1)
+
+    def losses(self, run):
+        lines = (self.work / run / "metrics.jsonl").read_text().splitlines()
+        return [event["loss"] for event in map(json.loads, lines) if event["kind"] == "train"]
+
+    def material(self):
+        """Rows and a start model from a very short quick start on the CPU."""
+        if not (self.work / "q" / "sft" / "model.safetensors").exists():
+            code, text, seconds = self.mapl("material", "quickstart --scale 0.001 --output-dir q --device cpu")
+            if code != 0:
+                self.row("train", "material", "failed", text.strip()[-300:], seconds)
+                return False
+        return True
+
+    def train(self):
+        if not self.material():
+            return
+        groups = 8 if self.options.device == "cuda" else 1
+        common = (f"--model q/sft --train-file q/train-mapl.jsonl --max-steps 20 --warmup-steps 5 --objective rows "
+                  f"--per-device-train-batch-size {groups} --learning-rate 6e-4 --save-strategy no --overwrite-output-dir")
+        device = self.options.device
+        for method in ["reward", "dpo"]:
+            runs = {"cpu": "--device cpu"}
+            for dtype in ["f32", "bf16"]:
+                runs[dtype] = f"--device {device} --dtype {dtype}"
+            runs["again"] = runs["bf16"]
+            runs["unrecorded"] = runs["bf16"] + " --cuda-graph off"
+            runs["recomputed"] = runs["bf16"] + " --gradient-checkpointing"
+            good = {}
+            for name, flags in runs.items():
+                run = f"{method}-{name}"
+                code, text, seconds = self.mapl(run, f"{method} {common} --output-dir {run} {flags}")
+                good[name] = code == 0
+                if code != 0:
+                    self.row("train", run, "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
+            if not good["cpu"]:
+                continue
+            cpu = self.losses(f"{method}-cpu")
+            for dtype, near in NEAR.items():
+                if good[dtype]:
+                    got = self.losses(f"{method}-{dtype}")
+                    apart = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(got, cpu))
+                    fine = len(got) == len(cpu) == 20 and apart < near
+                    self.row("train", f"{method} {dtype} against cpu", "ok" if fine else "failed", f"{apart:.1e} of {near:.0e}")
+            for name in ["again", "unrecorded", "recomputed"]:
+                if good[name] and good["bf16"]:
+                    files = [(self.work / f"{method}-{run}" / "model.safetensors").read_bytes() for run in ["bf16", name]]
+                    same = files[0] == files[1]
+                    self.row("train", f"{method} bf16 {name}", "ok" if same else "failed",
+                             "same bits" if same else "other weights than the first run")
+
+    def quickstart(self):
+        if self.options.device != "cuda":
+            return self.row("quickstart", "quickstart", "skipped", "the emulator would take hours")
+        scale = min(1.0, self.left() / 400)
+        code, text, seconds = self.mapl("quickstart", f"quickstart --device cuda --scale {scale:.2f} --output-dir quick")
+        try:
+            runs = json.loads((self.work / "quick" / "summary.json").read_text())["runs"]
+            shares = {r["name"]: [round(r[k]["correct"] / max(1, r[k]["total"]), 3) for k in ["semantic", "intra", "inter"]]
+                      for r in runs}
+        except (OSError, ValueError, KeyError, TypeError) as why:
+            return self.row("quickstart", "quickstart", "failed", f"exit code {code}: {why}: {text.strip()[-300:]}", seconds)
+        self.facts["quickstart"] = {"scale": scale, "shares": shares}
+        detail = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in shares.items())
+        self.row("quickstart", f"scale {scale:.2f}", "ok" if code == 0 else "failed", detail, seconds)
+
+    def speed(self):
+        if self.options.device != "cuda":
+            return self.row("speed", "Qwen2.5-0.5B shape", "skipped", "is for a GPU")
+        if not self.material():
+            return
+        config = {
+            "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
+            "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "hidden_act": "silu", "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+            "initializer_range": 0.02, "tie_word_embeddings": True,
+        }
+        (self.work / "config.json").write_text(json.dumps(config))
+        code, text, seconds = self.mapl("init", "init --config config.json --tokenizer q/tokenizer --output-dir qwen")
+        if code != 0:
+            return self.row("speed", "init", "failed", text.strip()[-300:], seconds)
+        rows = Path(self.options.rows).resolve() if self.options.rows else "q/train-mapl.jsonl"
+        for graph in ["on", "off"]:
+            run = f"speed-graph-{graph}"
+            words = (f"dpo --model qwen --train-file {rows} --objective rows --max-steps 12 --per-device-train-batch-size 16 "
+                     f"--device cuda --cuda-graph {graph} --save-strategy no --output-dir {run}")
+            code, text, seconds = self.mapl(run, words)
+            if code != 0:
+                self.row("speed", run, "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
+                continue
+            events = [json.loads(line) for line in (self.work / run / "metrics.jsonl").read_text().splitlines()]
+            steps = [e for e in events if e["kind"] == "train"]
+            tokens = [b["num_tokens"] - a["num_tokens"] for a, b in zip(steps, steps[1:])]
+            rates = [n / e["step_seconds"] for n, e in list(zip(tokens, steps[1:]))[3:]]
+            memory = next((e for e in events if e.get("event") == "memory"), None)
+            self.facts[run] = {"tokens_per_second": rates, "memory": memory}
+            detail = f"{statistics.median(rates):.0f} tokens/s"
+            fine = True
+            if memory:
+                share = memory["taken_bytes"] / memory["planned_bytes"]
+                fine = 0.95 <= share <= 1.05
+                detail += f"; memory {memory['taken_bytes'] >> 20} MiB, {share:.3f} of the plan"
+            self.row("speed", run, "ok" if fine else "failed", detail, seconds)
+
+    def write(self):
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.facts["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+        self.facts["seconds"] = round(time.monotonic() - self.began, 1)
+        (self.out / "suite.json").write_text(json.dumps({"facts": self.facts, "rows": self.rows}, indent=1) + "\n")
+        lines = [f"{r['stage']:<11} {r['name']:<34} {r['outcome']:<8} {r['seconds']:6.1f} s  {r['detail']}" for r in self.rows]
+        (self.out / "suite.txt").write_text("\n".join(lines) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Runs the GPU suite.")
+    parser.add_argument("--device", choices=["cuda", "emulator"], default="cuda")
+    parser.add_argument("--out", default="gpu-suite-out", help="folder for table and logs")
+    parser.add_argument("--strict", action="store_true", help="a stage that cannot run is a failure")
+    parser.add_argument("--seconds", type=float, default=570.0, help="time for all stages")
+    parser.add_argument("--rows", help="preference rows for the speed stage")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    options = parser.parse_args()
+    suite = Suite(options)
+    for stage in options.stages:
+        if time.monotonic() - suite.began > options.seconds:
+            suite.row(stage, stage, "skipped", "no time left")
+            continue
+        # Without the device nothing else can be learned.
+        if getattr(suite, stage)() is False and stage == "device":
+            break
+    suite.write()
+    outcomes = [row["outcome"] for row in suite.rows]
+    print(f"\n{outcomes.count('ok')} ok, {outcomes.count('failed')} failed, {outcomes.count('skipped')} skipped; "
+          f"{suite.out / 'suite.json'}")
+    sys.exit(1 if "failed" in outcomes or (options.strict and "skipped" in outcomes) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+//! Every op of every backend against the f64 reference, and every primitive of the kernels against written-out tables: one
+//! binary, so that it can be carried to a machine with a GPU (tests/gpu).
+
+mod common;
+
+mod ops {
+    mod activation;
+    mod attention;
+    mod embedding;
+    mod head_logprob;
+    mod linear;
+    mod logprob;
+    mod norm;
+    mod optim;
+    mod preference;
+    mod primitives;
+    mod segment;
+}
