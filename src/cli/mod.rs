@@ -9,11 +9,13 @@
 //! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
+//! - [`bench`]: floors of a step
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
 
 pub mod args;
+pub mod bench;
 pub mod cadence;
 pub mod data;
 pub mod data_check;
@@ -70,6 +72,8 @@ pub enum Command {
     Eval(evaluate::EvalArgs),
     /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
+    /// Plan a step on a card from sizes alone: FLOPs, bytes and floor of every op, tiles and waves of every launch
+    Bench(bench::BenchArgs),
     /// Show what this machine and this build can do
     Env(env::EnvArgs),
 }
@@ -87,6 +91,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Report(args) => report::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),
     }
 }

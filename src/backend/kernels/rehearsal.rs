@@ -1,9 +1,10 @@
 //! A device that holds nothing and runs nothing: it counts the bytes that are asked of it. The host code of the kernels,
 //! run on it with the sizes of the largest batch, tells what memory a run needs before any of it is taken.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::device::{Device, Grid, Kernel, Properties};
 use super::tensor_map::{TensorMap, TensorMapSpec};
@@ -14,12 +15,35 @@ pub struct Rehearsal {
     properties: Properties,
     bytes: Arc<AtomicU64>,
     next: AtomicU64,
+    launches: Mutex<BTreeMap<(&'static str, u64, usize), u64>>,
+}
+
+/// Launches of one kernel on one grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launched {
+    pub kernel: &'static str,
+    pub blocks: u64,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    pub count: u64,
 }
 
 impl Rehearsal {
     /// A device with the properties of the one that the run is for.
     pub fn of(properties: &Properties) -> Self {
-        Self { properties: properties.clone(), bytes: Arc::default(), next: AtomicU64::new(ALIGNMENT) }
+        Self {
+            properties: properties.clone(),
+            bytes: Arc::default(),
+            next: AtomicU64::new(ALIGNMENT),
+            launches: Mutex::default(),
+        }
+    }
+
+    /// Launches since the last call of this, by kernel and grid.
+    pub fn take_launches(&self) -> Vec<Launched> {
+        let launches = std::mem::take(&mut *self.launches.lock().unwrap_or_else(|e| e.into_inner()));
+        let launched = |((kernel, blocks, shared_bytes), count)| Launched { kernel, blocks, shared_bytes, count };
+        launches.into_iter().map(launched).collect()
     }
 
     /// Bytes that are allocated and not freed, each piece rounded up to what devices give.
@@ -127,7 +151,16 @@ impl Device for Rehearsal {
         Ok(TensorMap([0; 16]))
     }
 
-    unsafe fn launch(&self, _: &'static Kernel, _: Grid, _: usize, _: &mut [*mut c_void]) -> Result<()> {
+    unsafe fn launch(
+        &self,
+        kernel: &'static Kernel,
+        grid: Grid,
+        shared_bytes: usize,
+        _: &mut [*mut c_void],
+    ) -> Result<()> {
+        let blocks = grid.0.iter().map(|&n| u64::from(n)).product();
+        let mut launches = self.launches.lock().unwrap_or_else(|e| e.into_inner());
+        *launches.entry((kernel.name, blocks, shared_bytes)).or_default() += 1;
         Ok(())
     }
 }

@@ -1,0 +1,384 @@
+//! The floor of a step on a card that is not here: FLOPs and bytes of every op by its contract, over the card's rates, and the
+//! tiles of every launch over the blocks that the card holds at once. The step is rehearsed: host code, packing and op calls
+//! are those of a run, on a device that only counts ([`crate::backend::kernels::rehearsal`]).
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use half::bf16;
+use serde::Serialize;
+
+use crate::backend::Backend as _;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::device::{Properties, Resources};
+use crate::backend::kernels::launchers::{KERNELS, RESOURCES};
+use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
+use crate::backend::probe::OpTime;
+use crate::data::group::{Kind, PreferenceGroup, Prompt, Response};
+use crate::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
+use crate::loss::objective::{LossOptions, Method};
+use crate::model::config::{Head, ModelConfig};
+use crate::model::decoder::Model;
+use crate::optim::adamw::AdamWSettings;
+use crate::train::packing::PackedStep;
+use crate::train::step::Trainer;
+use crate::{Error, Result};
+
+/// What floors are taken from. Rates are those a program reaches, not those of the data sheet, but for `peak`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Card {
+    pub name: String,
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Bytes a second of a copy, read and written.
+    pub copy: f64,
+    /// FLOP/s of the best bf16 product.
+    pub product: f64,
+    /// Dense bf16 FLOP/s of the data sheet, which utilisation is counted in.
+    pub peak: f64,
+}
+
+/// One step: pairs of one length, one micro-batch.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Workload {
+    pub pairs: usize,
+    /// Tokens.
+    pub prompt: usize,
+    /// Tokens of each response.
+    pub response: usize,
+    /// With a reference that runs beside the policy; rewards otherwise.
+    pub dpo: bool,
+}
+
+/// An op of the step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpFloor {
+    pub op: String,
+    pub calls: u64,
+    pub flops: u64,
+    pub bytes: u64,
+    /// Whether FLOPs or bytes take longer.
+    pub bound: &'static str,
+    pub floor_seconds: f64,
+}
+
+/// Launches of one kernel on one number of tiles.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LaunchPlan {
+    pub kernel: &'static str,
+    pub launches: u64,
+    /// Blocks without a bound by the card: the tiles or rows of the work.
+    pub tiles: u64,
+    pub threads: u32,
+    pub shared_bytes: usize,
+    /// Blocks that a multiprocessor holds; `None` in a build without compiled kernels.
+    pub blocks_held: Option<u32>,
+    /// Tiles over the blocks that the card holds.
+    pub waves: Option<f64>,
+    /// Waves over whole waves: what is lost when the last one is not full.
+    pub efficiency: Option<f64>,
+}
+
+/// Floors of a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepPlan {
+    pub card: Card,
+    pub workload: Workload,
+    pub parameters: usize,
+    /// Token rows, prompts shared, and rows of the vocabulary head.
+    pub tokens: usize,
+    pub head_rows: usize,
+    pub ops: Vec<OpFloor>,
+    pub launches: Vec<LaunchPlan>,
+    /// FLOPs that compute logits a second time; they are in the ops' too.
+    pub recomputed_flops: u64,
+    pub flops: u64,
+    pub floor_seconds: f64,
+    /// The floor, each op's stretched by the unfilled waves of its launches.
+    pub predicted_seconds: f64,
+    /// Share of the data sheet's FLOP/s at that time.
+    pub utilisation: f64,
+}
+
+impl Card {
+    /// A card whose rates are known: those of benches/README.md.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "h200" => Ok(Self { name: name.into(), processors: 132, copy: 4.3e12, product: 790e12, peak: 989e12 }),
+            _ => Err(Error::Usage(format!(
+                "--card {name}: h200 is known; for another card give --processors, --copy, --product and --peak"
+            ))),
+        }
+    }
+}
+
+impl StepPlan {
+    /// Rehearses a step of a bf16 model of this shape.
+    pub fn new(config: &ModelConfig, workload: &Workload, card: &Card) -> Result<Self> {
+        let longest = workload.prompt + workload.response;
+        if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
+            return Err(Error::Usage(format!(
+                "{} pairs of {} and {} tokens: at least one of each is needed, and at most {} on a path",
+                workload.pairs, workload.prompt, workload.response, config.max_positions
+            )));
+        }
+        let mut config = config.clone();
+        if !workload.dpo {
+            config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
+        }
+        // No bound by the card: a grid is then the tiles of the work.
+        let unbounded = Properties {
+            name: card.name.clone(),
+            processors: 1 << 24,
+            shared_bytes: 227 << 10,
+            compute_capability: (9, 0),
+        };
+        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded));
+        let method = if workload.dpo { Method::Dpo } else { Method::Reward };
+        let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
+        let policy = Model::zeros(&backend, config.clone(), longest)?;
+        let reference = workload.dpo.then(|| Model::zeros(&backend, config.clone(), longest)).transpose()?;
+        let parameters = policy.layout.len;
+        let mut trainer = Trainer::new(&backend, policy, reference, loss, AdamWSettings::default())?;
+        let groups: Vec<TokenizedGroup> = (0..workload.pairs).map(|pair| group(pair, workload, config.vocab)).collect();
+        let mut packed = PackedStep::default();
+        trainer.packer().pack(&[groups.iter().collect()], &mut packed)?;
+        let sizes = packed.micro_batches()[0].host.sizes;
+        backend.device().take_launches();
+        backend.probe().map(|probe| probe.take());
+        trainer.begin(packed, 0.0)?;
+        let ops = backend.probe().map(|probe| probe.take()).unwrap_or_default();
+        let launches = backend.device().take_launches();
+        Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, &launches))
+    }
+
+    fn of(
+        card: &Card,
+        workload: &Workload,
+        (parameters, tokens, head_rows): (usize, usize, usize),
+        ops: &[OpTime],
+        launches: &[Launched],
+    ) -> Self {
+        let ops: Vec<OpFloor> = ops.iter().map(|op| floor(card, op)).collect();
+        let launches: Vec<LaunchPlan> = launches.iter().map(|launched| plan(card, launched)).collect();
+        let flops = ops.iter().map(|op| op.flops).sum();
+        let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
+        let predicted_seconds = ops.iter().map(|op| op.floor_seconds / filled(&op.op, &launches)).sum::<f64>();
+        let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
+        Self {
+            card: card.clone(),
+            workload: workload.clone(),
+            parameters,
+            tokens,
+            head_rows,
+            // One product of three (contract of head_logprob_bwd).
+            recomputed_flops: head.map_or(0, |op| op.flops / 3),
+            flops,
+            floor_seconds,
+            predicted_seconds,
+            utilisation: flops as f64 / predicted_seconds / card.peak,
+            ops,
+            launches,
+        }
+    }
+
+    /// FLOPs of ops whose names begin so.
+    pub fn flops_of(&self, prefix: &str) -> u64 {
+        self.ops.iter().filter(|op| op.op.starts_with(prefix)).map(|op| op.flops).sum()
+    }
+
+    /// The plan for a terminal.
+    pub fn text(&self) -> String {
+        let (card, work) = (&self.card, &self.workload);
+        let mut out = format!(
+            "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters\n\
+             {}: {} multiprocessors, copy {:.2} TB/s, product {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
+            if work.dpo { "DPO" } else { "reward" },
+            "step",
+            work.pairs,
+            work.prompt,
+            work.response,
+            self.tokens,
+            self.head_rows,
+            self.parameters as f64 / 1e6,
+            card.name,
+            card.processors,
+            card.copy / 1e12,
+            card.product / 1e12,
+            card.peak / 1e12
+        );
+        let _ = writeln!(out, "{:<20} {:>6} {:>9} {:>9} {:>8}  bound", "op", "calls", "TFLOP", "GB", "floor ms");
+        for op in &self.ops {
+            let _ = writeln!(
+                out,
+                "{:<20} {:>6} {:>9.3} {:>9.3} {:>8.3}  {}",
+                op.op,
+                op.calls,
+                op.flops as f64 / 1e12,
+                op.bytes as f64 / 1e9,
+                1e3 * op.floor_seconds,
+                op.bound
+            );
+        }
+        let _ = writeln!(
+            out,
+            "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
+            "kernel", "launches", "tiles", "threads", "shared", "held", "waves", "full"
+        );
+        let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
+        for l in &self.launches {
+            let _ = writeln!(
+                out,
+                "{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
+                l.kernel,
+                l.launches,
+                l.tiles,
+                l.threads,
+                l.shared_bytes,
+                known(l.blocks_held.map(|b| b.to_string())),
+                known(l.waves.map(|w| format!("{w:.2}"))),
+                known(l.efficiency.map(|e| format!("{:.0}%", 100.0 * e)))
+            );
+        }
+        let _ = write!(
+            out,
+            "\n{:.1} TFLOP a step, {:.1} of them logits computed a second time; floor {:.1} ms, with unfilled waves {:.1} ms: \
+             {:.0} % of the data sheet",
+            self.flops as f64 / 1e12,
+            self.recomputed_flops as f64 / 1e12,
+            1e3 * self.floor_seconds,
+            1e3 * self.predicted_seconds,
+            100.0 * self.utilisation
+        );
+        out
+    }
+}
+
+/// A pair whose prompt and responses share no tokens but the prompt's own.
+fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
+    let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
+    let start = pair * (workload.prompt + 2 * workload.response);
+    let text = || Response::Text(String::new());
+    let source = PreferenceGroup::pair(pair.to_string(), Prompt::Text(String::new()), text(), text(), 0.0);
+    let response = |index: usize| {
+        let mut ids = ids(start + workload.prompt + index * workload.response, workload.response);
+        // Responses differ from their first token on.
+        ids[0] = (pair + index) as u32 % vocab as u32;
+        Sequence { prompt: 0, response: index, response_ids: ids }
+    };
+    let term = |sequence, sign| SequenceTerm { sequence, sign, detached: false };
+    TokenizedGroup {
+        group: Arc::new(source),
+        prompt_ids: vec![ids(start, workload.prompt)],
+        sequences: vec![response(0), response(1)],
+        comparisons: vec![SequenceComparison {
+            kind: Kind::Base,
+            terms: vec![term(0, 1), term(1, -1)],
+            margin: 0.0,
+            weight: 1.0,
+            detached_clip: None,
+        }],
+    }
+}
+
+/// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.
+fn multiplies(op: &str) -> bool {
+    ["linear_", "attention_", "head_logprob_"].iter().any(|prefix| op.starts_with(prefix))
+}
+
+fn floor(card: &Card, op: &OpTime) -> OpFloor {
+    let bytes = op.cost.bytes as f64 / card.copy;
+    let flops = if multiplies(op.op) { op.cost.flops as f64 / card.product } else { 0.0 };
+    OpFloor {
+        op: op.op.into(),
+        calls: op.calls,
+        flops: op.cost.flops,
+        bytes: op.cost.bytes,
+        bound: if flops > bytes { "product" } else { "copy" },
+        floor_seconds: flops.max(bytes),
+    }
+}
+
+/// Limits of a multiprocessor of compute capability 9.0 (CUDA programming guide, technical specifications).
+const THREADS: u32 = 2048;
+const BLOCKS: u32 = 32;
+const REGISTERS: u32 = 65536;
+/// Registers are given out to a warp in units of so many.
+const REGISTER_UNIT: u32 = 256;
+const SHARED: usize = 228 << 10;
+/// Shared memory that the system takes of every block.
+const SHARED_OF_SYSTEM: usize = 1 << 10;
+
+/// Blocks that a multiprocessor holds at once.
+fn held(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
+    let warps = threads.div_ceil(32);
+    let of_block = warps * (registers * 32).next_multiple_of(REGISTER_UNIT);
+    let by_shared = (SHARED / (shared_bytes + SHARED_OF_SYSTEM)) as u32;
+    (THREADS / threads).min(BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
+}
+
+fn plan(card: &Card, launched: &Launched) -> LaunchPlan {
+    let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
+    let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
+    let blocks_held = resources.map(|r| held(threads, r.registers, launched.shared_bytes + r.shared as usize));
+    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * card.processors as f64));
+    LaunchPlan {
+        kernel: launched.kernel,
+        launches: launched.count,
+        tiles: launched.blocks,
+        threads,
+        shared_bytes: launched.shared_bytes,
+        blocks_held,
+        waves,
+        efficiency: waves.map(|w| w / w.ceil()),
+    }
+}
+
+/// Share of full waves of an op's launches, each as heavy as its tiles; 1 where that is not known. Ops that the copy rate
+/// bounds take rows by stride and are not stretched.
+fn filled(op: &str, launches: &[LaunchPlan]) -> f64 {
+    if !multiplies(op) {
+        return 1.0;
+    }
+    let (mut waves, mut whole) = (0.0, 0.0);
+    for launch in launches.iter().filter(|l| l.kernel.starts_with(op)) {
+        if let Some(w) = launch.waves {
+            waves += w * launch.launches as f64;
+            whole += w.ceil() * launch.launches as f64;
+        }
+    }
+    if whole > 0.0 { waves / whole } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
+        // 128 threads of 168 registers: 4 warps of 5376, so 21504 a block and 3 blocks.
+        assert_eq!(held(128, 168, 0), 3);
+        assert_eq!(held(256, 32, 0), 8);
+        assert_eq!(held(32, 16, 0), 32);
+        // 228 KiB hold two blocks of 100 KiB and their share of the system's.
+        assert_eq!(held(128, 32, 100 << 10), 2);
+    }
+
+    #[test]
+    fn waves_that_are_not_full_stretch_products_alone() {
+        let launch = |kernel, tiles: u64, waves: f64| LaunchPlan {
+            kernel,
+            launches: 2,
+            tiles,
+            threads: 128,
+            shared_bytes: 0,
+            blocks_held: Some(1),
+            waves: Some(waves),
+            efficiency: Some(waves / waves.ceil()),
+        };
+        let launches = [launch("linear_fwd_bf16", 10, 1.25), launch("norm_fwd_bf16", 1, 0.1)];
+        assert_eq!(filled("linear_fwd", &launches), 0.625);
+        assert_eq!(filled("norm_fwd", &launches), 1.0);
+        assert_eq!(filled("linear_bwd_input", &launches), 1.0);
+    }
+}

@@ -1,0 +1,90 @@
+//! The plan of a step agrees with the calculation on paper, op by op.
+
+use mapl::model::presets;
+use mapl::study::plan::{Card, StepPlan, Workload};
+
+/// 16 pairs of Qwen2.5-0.5B's shape: prompts of 512 tokens, responses of 256, with a reference.
+fn paper() -> StepPlan {
+    let workload = Workload { pairs: 16, prompt: 512, response: 256, dpo: true };
+    StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &Card::named("h200").unwrap()).unwrap()
+}
+
+fn near(what: &str, got: f64, expected: f64) {
+    assert!((got / expected - 1.0).abs() < 0.03, "{what}: {got} against {expected}");
+}
+
+/// Tera.
+const T: f64 = 1e12;
+
+#[test]
+fn a_step_of_half_a_billion_parameters_is_what_paper_says() {
+    let plan = paper();
+    // The last token of a response predicts nothing, so it is no row; paper counts it.
+    assert_eq!((plan.tokens, plan.head_rows), (16_384 - 32, 8_192));
+    // Layer weights, times 2 FLOPs, by policy forward, backward twice that, and reference forward.
+    let (hidden, inner, layers, query, kv) = (896.0, 4864.0, 24.0, 896.0, 128.0);
+    let weights = layers * (hidden * (query + 2.0 * kv) + query * hidden + 3.0 * hidden * inner);
+    let body = plan.flops_of("linear_") as f64;
+    near("body", body, 8.0 * weights * 16_384.0);
+    near("body on paper", body, 46.9 * T);
+    // Visible pairs of a tree: the prompt, and each response with the prompt before it.
+    let visible = 512.0 * 513.0 / 2.0 + 2.0 * (256.0 * 512.0 + 256.0 * 257.0 / 2.0);
+    let attention = plan.flops_of("attention_") as f64;
+    near("attention", attention, (4.0 + 10.0 + 4.0) * 64.0 * 14.0 * layers * 16.0 * visible);
+    near("attention on paper", attention, 2.8 * T);
+    // The head's products without those that compute logits again.
+    let head = (plan.flops_of("head_logprob_") - plan.recomputed_flops) as f64;
+    near("head", head, 4.0 * 2.0 * 8_192.0 * 896.0 * 151_936.0);
+    near("head on paper", head, 8.9 * T);
+    near("in all", (plan.flops - plan.recomputed_flops) as f64, 58.7 * T);
+    near("AdamW", plan.ops.iter().find(|op| op.op == "adamw").unwrap().floor_seconds, 3.4e-3);
+}
+
+#[test]
+fn floors_follow_from_rates_and_tiles_from_sizes() {
+    let plan = paper();
+    let op = |name: &str| plan.ops.iter().find(|op| op.op == name).unwrap();
+    let forward = op("linear_fwd");
+    assert_eq!((forward.calls, forward.bound), (2 * 24 * 3, "product"));
+    assert_eq!(forward.floor_seconds, forward.flops as f64 / 790e12);
+    let norm = op("norm_fwd");
+    assert_eq!((norm.calls, norm.bound), (2 * 49, "copy"));
+    assert_eq!(norm.floor_seconds, norm.bytes as f64 / 4.3e12);
+    assert_eq!(plan.floor_seconds, plan.ops.iter().map(|op| op.floor_seconds).sum::<f64>());
+    assert!(plan.predicted_seconds >= plan.floor_seconds);
+    // Tiles of 128 x 128: (16384, 896) by policy and reference, output and down projection.
+    let tiles = |kernel: &str| -> Vec<(u64, u64)> {
+        plan.launches.iter().filter(|l| l.kernel == kernel).map(|l| (l.tiles, l.launches)).collect()
+    };
+    assert!(tiles("linear_fwd_bf16").contains(&(128 * 7, 2 * 2 * 24)), "{:?}", tiles("linear_fwd_bf16"));
+    assert!(tiles("linear_fwd_bf16").contains(&(128 * 9, 2 * 24)), "{:?}", tiles("linear_fwd_bf16"));
+    for launch in &plan.launches {
+        if let (Some(held), Some(waves)) = (launch.blocks_held, launch.waves) {
+            assert_eq!(waves, launch.tiles as f64 / (f64::from(held) * 132.0), "{}", launch.kernel);
+            assert!(held >= 1 && launch.efficiency.unwrap() <= 1.0, "{}", launch.kernel);
+        }
+    }
+    let text = plan.text();
+    for part in ["16352 tokens", "linear_bwd_weight", "attention_bwd", "unfilled waves"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn rewards_have_no_vocabulary_and_no_reference() {
+    let workload = Workload { pairs: 4, prompt: 32, response: 16, dpo: false };
+    let card = Card::named("h200").unwrap();
+    let plan = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &workload, &card).unwrap();
+    assert_eq!((plan.tokens, plan.head_rows), (4 * 64, 0));
+    assert_eq!(plan.flops_of("head_logprob_"), 0);
+    assert_eq!(plan.ops.iter().find(|op| op.op == "linear_fwd").unwrap().calls, 2 * 3);
+    for bad in [
+        Workload { pairs: 0, ..workload.clone() },
+        Workload { response: 0, ..workload.clone() },
+        Workload { prompt: 1 << 20, ..workload },
+    ] {
+        let error = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &bad, &card).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+    assert_eq!(Card::named("h900").unwrap_err().exit_code(), 2);
+}
