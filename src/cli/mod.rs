@@ -9,7 +9,7 @@
 //! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
-//! - [`bench`]: floors of a step
+//! - [`mod@bench`]: floors of a step
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do

@@ -1,7 +1,7 @@
 //! A GPU through the CUDA driver. Every cudarc call of the project is here. The driver library is looked for before anything
 //! else, because cudarc panics where it is missing.
 //!
-//! Two streams in the primary context of one device: work, and copies to the device beside it ([`transfer`]). Refused: no
+//! Two streams in the primary context of one device: work, and copies to the device beside it (`driver/transfer.rs`). Refused: no
 //! driver, a driver older than the CUDA version of the build, no such device, no kernels in the build, a device older than
 //! sm_80.
 
