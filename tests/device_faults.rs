@@ -76,8 +76,11 @@ fn run(bench: &Bench, output_dir: &Path, fault: Option<usize>) -> (Result<RunSum
         backend.device().fail(fault);
     }
     std::fs::create_dir_all(output_dir).unwrap();
-    let done = Trainer::new(&backend, policy, Some(reference), loss, AdamWSettings::default())
-        .and_then(|trainer| train(trainer, data, &settings(output_dir)));
+    let done =
+        Trainer::new(&backend, policy, Some(reference), loss, AdamWSettings::default()).and_then(|mut trainer| {
+            trainer.replay_steps(true);
+            train(trainer, data, &settings(output_dir))
+        });
     (done, backend.into_device())
 }
 
