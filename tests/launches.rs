@@ -48,9 +48,9 @@ impl Altered {
 
 impl Device for Altered {
     type Memory = Shifted;
-    type Inlet = ();
-    type Outlet = ();
-    type Graph = ();
+    type Inlet = Vec<u8>;
+    type Outlet = Vec<u8>;
+    type Graph = <Emulator as Device>::Graph;
 
     const NAME: &'static str = "altered emulator";
     const ASYNCHRONOUS: bool = false;
@@ -84,40 +84,45 @@ impl Device for Altered {
         self.emulator.synchronize()
     }
 
-    fn inlet(&self, _: usize) -> Result<()> {
-        Ok(())
+    fn put(&self, memory: &mut Shifted, start: usize, word: u32) -> Result<()> {
+        self.emulator.put(&mut memory.memory, start, word)
     }
 
-    fn fill<'i>(&self, (): &'i mut ()) -> Result<&'i mut [u8]> {
-        Ok(&mut [])
+    fn inlet(&self, bytes: usize) -> Result<Vec<u8>> {
+        self.emulator.inlet(bytes)
     }
 
-    fn send(&self, (): &mut (), _: usize) -> Result<()> {
-        Ok(())
+    fn fill<'i>(&self, inlet: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
+        self.emulator.fill(inlet)
     }
 
-    fn receive(&self, (): &mut (), _: usize, _: usize, _: &mut Shifted) -> Result<()> {
-        Ok(())
+    fn send(&self, inlet: &mut Vec<u8>, bytes: usize) -> Result<()> {
+        self.emulator.send(inlet, bytes)
     }
 
-    fn outlet(&self, _: usize) -> Result<()> {
-        Ok(())
+    fn receive(&self, inlet: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Shifted) -> Result<()> {
+        self.emulator.receive(inlet, start, bytes, &mut to.memory)
     }
 
-    fn fetch(&self, _: &Shifted, _: usize, _: usize, (): &mut (), _: usize) -> Result<()> {
-        Ok(())
+    fn outlet(&self, bytes: usize) -> Result<Vec<u8>> {
+        self.emulator.outlet(bytes)
     }
 
-    fn open<'o>(&self, (): &'o mut ()) -> Result<&'o [u8]> {
-        Ok(&[])
+    fn fetch(&self, from: &Shifted, start: usize, bytes: usize, outlet: &mut Vec<u8>, at: usize) -> Result<()> {
+        self.emulator.fetch(&from.memory, start, bytes, outlet, at)
     }
 
-    fn record(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<Option<()>> {
-        Ok(None)
+    fn open<'o>(&self, outlet: &'o mut Vec<u8>) -> Result<&'o [u8]> {
+        self.emulator.open(outlet)
     }
 
-    unsafe fn replay(&self, (): &()) -> Result<()> {
-        Ok(())
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
+        self.emulator.record(work)
+    }
+
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.emulator.replay(graph) }
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

@@ -24,7 +24,8 @@ use crate::train::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// What floors are taken from. Rates are those a program reaches, not those of the data sheet, but for `peak`.
+/// What floors are taken from. Rates are those that good programs reach, not those of the data sheet, but for `peak`; they are
+/// given, and not measured here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Card {
     pub name: String,

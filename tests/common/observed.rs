@@ -61,9 +61,6 @@ pub struct Observed {
     state: Mutex<State>,
 }
 
-/// Largest copy from ordinary host memory that a driver takes over at once; it waits for a larger one.
-const STAGED: usize = 64 << 10;
-
 impl Observed {
     pub fn new(emulator: Emulator, runs: bool) -> Self {
         Self { emulator, runs, state: Mutex::default() }
@@ -165,11 +162,10 @@ impl Device for Observed {
 
     fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
         let mut state = self.call("upload")?;
+        // A driver may wait for the stream to take over memory that is not page-locked (CUDA, API synchronization behavior).
         state.now += 1;
-        if source.len() > STAGED {
-            let now = state.now;
-            state.wait("upload", now);
-        }
+        let now = state.now;
+        state.wait("upload", now);
         self.emulator.upload(memory, start, source)
     }
 
@@ -184,6 +180,11 @@ impl Device for Observed {
     fn clear(&self, memory: &mut Memory, start: usize, bytes: usize) -> Result<()> {
         self.enqueued("clear")?;
         self.emulator.clear(memory, start, bytes)
+    }
+
+    fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
+        self.enqueued("put")?;
+        self.emulator.put(memory, start, word)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -196,7 +196,8 @@ pub trait Device: Sync {
     /// Device address of memory, aligned to 256 bytes.
     fn address(memory: &Self::Memory) -> u64;
 
-    /// Copies to the device, from byte `start` on; the source may be reused on return.
+    /// Copies to the device, from byte `start` on; the source may be reused on return. May wait for the enqueued work, as drivers
+    /// do to take over memory that is not page-locked.
     fn upload(&self, memory: &mut Self::Memory, start: usize, source: &[u8]) -> Result<()>;
 
     /// Copies from the device, from byte `start` on, after all work enqueued before.
@@ -204,6 +205,9 @@ pub trait Device: Sync {
 
     /// Zeroes bytes in the order of the enqueued work.
     fn clear(&self, memory: &mut Self::Memory, start: usize, bytes: usize) -> Result<()>;
+
+    /// Puts a word at byte `start` in the order of the enqueued work; waits for nothing.
+    fn put(&self, memory: &mut Self::Memory, start: usize, word: u32) -> Result<()>;
 
     /// Waits for all work enqueued before; reports what went wrong in it.
     fn synchronize(&self) -> Result<()>;

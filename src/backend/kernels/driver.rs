@@ -322,6 +322,14 @@ impl Device for Driver {
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("cuMemsetD8Async"))
     }
 
+    fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
+        self.current()?;
+        let address = memory.at(start, size_of::<u32>());
+        assert!(start.is_multiple_of(size_of::<u32>()), "a word at byte {start}");
+        // SAFETY: the word lies in the memory and is aligned.
+        unsafe { sys::cuMemsetD32Async(address, word, 1, self.stream) }.result().map_err(failed("cuMemsetD32Async"))
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.current()?;
         // SAFETY: the stream lives as long as this value.

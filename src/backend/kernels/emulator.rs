@@ -218,6 +218,10 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
+        self.upload(memory, start, &word.to_ne_bytes())
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.not_recording("wait")
     }

@@ -256,7 +256,11 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()> {
         self.upload(to, source)
     }
+    /// One number, such as a step's learning rate, takes its place in the work and waits for nothing.
     fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()> {
+        if let ([number], 1) = (source, to.len) {
+            return self.device.put(&mut to.buffer.memory, to.start * size_of::<f32>(), (*number as f32).to_bits());
+        }
         self.upload(to, source)
     }
     fn write_idx(&self, to: ViewMut<'_, Self::Idx>, source: &[i32]) -> Result<()> {
