@@ -51,6 +51,7 @@ impl Device for Altered {
     type Inlet = Vec<u8>;
     type Outlet = Vec<u8>;
     type Graph = <Emulator as Device>::Graph;
+    type Stamp = <Emulator as Device>::Stamp;
 
     const NAME: &'static str = "altered emulator";
     const ASYNCHRONOUS: bool = false;
@@ -123,6 +124,14 @@ impl Device for Altered {
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.emulator.replay(graph) }
+    }
+
+    fn stamp(&self) -> Result<Self::Stamp> {
+        self.emulator.stamp()
+    }
+
+    fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64> {
+        self.emulator.seconds_between(from, to)
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

@@ -44,6 +44,8 @@ macro_rules! backend {
             type Outlet: Send;
             /// Recorded ops.
             type Graph: Send;
+            /// A moment in the order of the ops.
+            type Stamp: Send;
 
             /// Whether the host goes on while ops run.
             const ASYNCHRONOUS: bool;
@@ -104,6 +106,11 @@ macro_rules! backend {
             fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()>;
             /// The first results of an outlet, exact. Waits for those that were fetched, and not for work enqueued since.
             fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()>;
+
+            /// Enqueues taking the time, which passes when the ops enqueued before are done.
+            fn stamp(&self) -> Result<Self::Stamp>;
+            /// Seconds from one moment to a later one. Waits for the later.
+            fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
             /// Records the ops that `work` calls instead of running them. `None`, and `work` is not called, where that
             /// cannot be. Fails when `work` does, or when it waits, allocates or copies to or from the host.

@@ -143,6 +143,7 @@ impl Device for Observed {
     type Inlet = Inlet;
     type Outlet = Outlet;
     type Graph = (<Emulator as Device>::Graph, BTreeMap<&'static str, usize>);
+    type Stamp = <Emulator as Device>::Stamp;
 
     const NAME: &'static str = "observed emulator";
     const ASYNCHRONOUS: bool = true;
@@ -255,6 +256,17 @@ impl Device for Observed {
         }
         // SAFETY: the caller's promise.
         if self.runs { unsafe { self.emulator.replay(&graph.0) } } else { Ok(()) }
+    }
+
+    fn stamp(&self) -> Result<Self::Stamp> {
+        self.emulator.stamp()
+    }
+
+    fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64> {
+        let mut state = self.call("seconds_between")?;
+        let now = state.now;
+        state.wait("seconds_between", now);
+        self.emulator.seconds_between(from, to)
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

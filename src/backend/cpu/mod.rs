@@ -22,6 +22,8 @@ mod scratch;
 mod simd;
 mod tile;
 
+use std::time::Instant;
+
 use super::contract::*;
 use super::probe::Probe;
 use super::{Backend, View, ViewMut, host};
@@ -60,6 +62,7 @@ impl Backend for Cpu {
     type Inlet = host::Inlet<f32>;
     type Outlet = Vec<f32>;
     type Graph = ();
+    type Stamp = Instant;
 
     const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "cpu";
@@ -121,6 +124,14 @@ impl Backend for Cpu {
     fn open(&self, outlet: &mut Vec<f32>, to: &mut [f64]) -> Result<()> {
         let len = to.len();
         self.read_acc(View::first(outlet, len), to)
+    }
+
+    fn stamp(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn seconds_between(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

@@ -176,6 +176,8 @@ pub trait Device: Sync {
     type Outlet: Send;
     /// Recorded work.
     type Graph: Send;
+    /// A moment in the order of the enqueued work.
+    type Stamp: Send;
 
     /// Name in logs and reports.
     const NAME: &'static str;
@@ -251,6 +253,12 @@ pub trait Device: Sync {
     /// # Safety
     /// All memory that the recorded work touches is still allocated.
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Enqueues taking the time, which passes when the work enqueued before is done.
+    fn stamp(&self) -> Result<Self::Stamp>;
+
+    /// Seconds from one moment to a later one. Waits for the later.
+    fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
     /// Descriptor of a tensor in this device's bits. [`crate::Error::Runtime`] when it cannot be copied in such boxes.
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;

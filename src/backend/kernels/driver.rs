@@ -19,7 +19,7 @@ use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::{CUDA_VERSION, FATBINS};
 use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
-use transfer::{Graph, Inlet, Outlet};
+use transfer::{Graph, Inlet, Outlet, Stamp};
 
 /// Oldest compute capability that the kernels are compiled for.
 const OLDEST: (u32, u32) = (8, 0);
@@ -261,6 +261,7 @@ impl Device for Driver {
     type Inlet = Inlet;
     type Outlet = Outlet;
     type Graph = Graph;
+    type Stamp = Stamp;
 
     const NAME: &'static str = "cuda";
     const ASYNCHRONOUS: bool = true;
@@ -371,6 +372,14 @@ impl Device for Driver {
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         // SAFETY: this function's contract.
         unsafe { self.replay_graph(graph) }
+    }
+
+    fn stamp(&self) -> Result<Stamp> {
+        self.new_stamp()
+    }
+
+    fn seconds_between(&self, from: &Stamp, to: &Stamp) -> Result<f64> {
+        self.seconds_of(from, to)
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

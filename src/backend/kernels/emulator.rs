@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
@@ -158,6 +159,7 @@ impl Device for Emulator {
     type Inlet = Vec<u8>;
     type Outlet = Vec<u8>;
     type Graph = Graph;
+    type Stamp = Instant;
 
     const NAME: &'static str = "emulator";
     const ASYNCHRONOUS: bool = false;
@@ -262,6 +264,14 @@ impl Device for Emulator {
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
         // SAFETY: this function's contract.
         unsafe { self.replay_steps(graph) }
+    }
+
+    fn stamp(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn seconds_between(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

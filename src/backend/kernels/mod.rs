@@ -224,6 +224,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     type Inlet = transfer::Inlet<D>;
     type Outlet = transfer::Outlet<D>;
     type Graph = transfer::Graph<D>;
+    type Stamp = D::Stamp;
 
     const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
@@ -291,6 +292,12 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()> {
         self.open_outlet(outlet, to)
+    }
+    fn stamp(&self) -> Result<D::Stamp> {
+        self.device.stamp()
+    }
+    fn seconds_between(&self, from: &D::Stamp, to: &D::Stamp) -> Result<f64> {
+        self.device.seconds_between(from, to)
     }
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
         self.record_ops(work)

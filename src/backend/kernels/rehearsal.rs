@@ -73,6 +73,7 @@ impl Device for Rehearsal {
     type Inlet = Memory;
     type Outlet = ();
     type Graph = ();
+    type Stamp = ();
 
     const NAME: &'static str = "rehearsal";
     const ASYNCHRONOUS: bool = true;
@@ -148,6 +149,15 @@ impl Device for Rehearsal {
 
     unsafe fn replay(&self, (): &()) -> Result<()> {
         Ok(())
+    }
+
+    fn stamp(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Nothing takes time.
+    fn seconds_between(&self, (): &(), (): &()) -> Result<f64> {
+        Ok(0.0)
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {

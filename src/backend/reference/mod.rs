@@ -11,6 +11,8 @@ mod loss;
 mod nn;
 mod optim;
 
+use std::time::Instant;
+
 use super::contract::*;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
@@ -26,6 +28,7 @@ impl Backend for Reference {
     type Inlet = host::Inlet<f64>;
     type Outlet = Vec<f64>;
     type Graph = ();
+    type Stamp = Instant;
 
     const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "reference";
@@ -75,6 +78,14 @@ impl Backend for Reference {
     fn open(&self, outlet: &mut Vec<f64>, to: &mut [f64]) -> Result<()> {
         let len = to.len();
         self.read_acc(View::first(outlet, len), to)
+    }
+
+    fn stamp(&self) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn seconds_between(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

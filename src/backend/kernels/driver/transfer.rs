@@ -70,9 +70,12 @@ unsafe impl Send for Event {}
 
 impl Event {
     fn new(driver: &Driver) -> Result<Self> {
+        Self::with(driver, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn with(driver: &Driver, flags: sys::CUevent_flags) -> Result<Self> {
         driver.current()?;
-        let event =
-            result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed("cuEventCreate"))?;
+        let event = result::event::create(flags).map_err(failed("cuEventCreate"))?;
         Ok(Self { event, context: driver.context })
     }
 
@@ -105,6 +108,9 @@ impl Drop for Event {
         }
     }
 }
+
+/// A moment of the work, kept by an event.
+pub struct Stamp(Event);
 
 /// Host memory to be sent, and the device memory it arrives in.
 pub struct Inlet {
@@ -238,6 +244,22 @@ impl Driver {
         self.current()?;
         outlet.done.wait()?;
         Ok(outlet.host.bytes())
+    }
+
+    pub(super) fn new_stamp(&self) -> Result<Stamp> {
+        let event = Event::with(self, sys::CUevent_flags::CU_EVENT_DEFAULT)?;
+        event.record(self.stream)?;
+        Ok(Stamp(event))
+    }
+
+    /// The driver gives milliseconds, to about half a microsecond (CUDA driver API, cuEventElapsedTime).
+    pub(super) fn seconds_of(&self, from: &Stamp, to: &Stamp) -> Result<f64> {
+        self.current()?;
+        to.0.wait()?;
+        // SAFETY: both events are alive, keep times and have been recorded; the later one has passed.
+        let milliseconds =
+            unsafe { result::event::elapsed(from.0.event, to.0.event) }.map_err(failed("cuEventElapsedTime"))?;
+        Ok(1e-3 * f64::from(milliseconds))
     }
 
     pub(super) fn record_graph(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
