@@ -7,12 +7,14 @@
 //! - [`loss`]: comparison curves and objectives
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`study`]: where the time goes, against ceilings measured on this machine
+//! - [`bench`]: every op timed, verified first, beside other libraries and the ceilings of the run
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
 //! - [`error`], [`rng`], [`files`]: the error type with its exit codes; seeded random numbers; files written whole
 //! - [`cli`]: the commands of the binary
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod error;

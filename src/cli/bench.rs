@@ -1,95 +1,315 @@
-//! `mapl bench --plan`: what a step costs at least on a card that need not be here.
+//! `mapl bench`: every op timed beside ceilings of the same run; with `--plan`, what a step costs at least on a card that need
+//! not be here.
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use half::bf16;
 
-use crate::model::presets;
-use crate::study::plan::{Card, StepPlan, Workload};
-use crate::train::console::say;
+use super::device::{Device, Dtype};
+use super::plan::PlanArgs;
+use crate::backend::cpu::Cpu;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::emulator::Emulator;
+use crate::bench::compare::{self, Verdict};
+use crate::bench::measure::Effort;
+use crate::bench::rates::Benched;
+use crate::bench::row::{self, Row, Status};
+use crate::bench::run::{Options, run as bench};
+use crate::bench::shapes::{MODELS, Room};
+use crate::bench::work::Call as _;
+use crate::data::template::frozen_date;
+use crate::train::console::{complain, say};
 use crate::{Error, Result};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// Print the floor of every op of a step and the tiles of every launch, from sizes alone
-    #[arg(long, required = true)]
-    plan: bool,
-    /// Model sizes; `mapl env` lists them
-    #[arg(long, default_value = "qwen2.5-0.5b")]
-    preset: String,
-    /// Card whose rates are known (h200), or a name for the rates given below
-    #[arg(long, default_value = "h200")]
-    card: String,
-    /// Multiprocessors of the card
-    #[arg(long, requires_all = ["copy", "product", "peak"])]
-    processors: Option<usize>,
-    /// TB/s of a copy on the card, read and written
-    #[arg(long)]
-    copy: Option<f64>,
-    /// TFLOP/s of the best bf16 product on the card
-    #[arg(long)]
-    product: Option<f64>,
-    /// TFLOP/s of the card's data sheet, dense bf16, for the share of it
-    #[arg(long)]
-    peak: Option<f64>,
-    /// Pairs of a step
-    #[arg(long, default_value_t = 16)]
-    pairs: usize,
-    /// Tokens of a prompt
-    #[arg(long, default_value_t = 512)]
-    prompt: usize,
-    /// Tokens of a response
+    #[command(flatten)]
+    plan: PlanArgs,
+    /// Devices to benchmark, one after the other: auto, cpu, cuda, cuda:N, emulator
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    device: Vec<Device>,
+    /// Storage of activations and weights [default: bf16 and f32 on cuda, bf16 on the emulator, f32 on the cpu]
+    #[arg(long, value_delimiter = ',')]
+    dtype: Vec<Dtype>,
+    /// Ops to benchmark, by the begin of their name (`mapl env` lists them) [default: all]
+    #[arg(long, value_delimiter = ',')]
+    op: Vec<String>,
+    /// Models whose sizes are taken [default: all published ones; on the emulator tiny]
+    #[arg(long, value_delimiter = ',', value_parser = model)]
+    model: Vec<String>,
+    /// Tokens of a batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the emulator]
+    #[arg(long, value_delimiter = ',')]
+    tokens: Vec<usize>,
+    /// Layers by name (qkv, head), or parts of the shape as it is printed (hidden=896)
+    #[arg(long, value_delimiter = ',')]
+    shape: Vec<String>,
+    /// Contenders by the begin of their name: mapl, cuBLASLt [default: all]
+    #[arg(long, value_delimiter = ',')]
+    variant: Vec<String>,
+    /// Samples of every contender
+    #[arg(long, default_value_t = 30)]
+    repeats: usize,
+    /// Seconds after which no further sample of a call is begun, once there are 5
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Calls are left out whose least number of samples takes longer than so many seconds
+    #[arg(long, default_value_t = 20.0)]
+    longest: f64,
+    /// MiB of operands that calls rotate over, so that none begins with its operands in a cache
     #[arg(long, default_value_t = 256)]
-    response: usize,
-    /// Plan a reward step instead of DPO with its reference
+    rotate_mib: u64,
+    /// Write the rows to this file, CSV or (.json) JSON; may be given twice
     #[arg(long)]
-    reward: bool,
-    /// Print JSON
+    output: Vec<PathBuf>,
+    /// Compare with an earlier file of rows
     #[arg(long)]
-    json: bool,
+    compare: Option<PathBuf>,
+    /// Share of a time that does not matter in a comparison
+    #[arg(long, default_value_t = 0.05, requires = "compare")]
+    threshold: f64,
+    /// End with exit code 1 when a row is slower than the earlier one
+    #[arg(long, requires = "compare")]
+    fail_if_slower: bool,
+    /// Name of the state of the program in the rows [default: that of the git checkout here]
+    #[arg(long)]
+    commit: Option<String>,
+    /// Print the calls and run none
+    #[arg(long)]
+    list: bool,
 }
 
-/// Prints the plan.
+fn model(text: &str) -> Result<String, String> {
+    let names: Vec<&str> = MODELS.iter().map(|model| model.name).collect();
+    if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("one of {}", names.join(", "))) }
+}
+
+/// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    debug_assert!(args.plan);
-    let workload = Workload { pairs: args.pairs, prompt: args.prompt, response: args.response, dpo: !args.reward };
-    let plan = StepPlan::new(&presets::config(&args.preset)?, &workload, &card(args)?)?;
-    match args.json {
-        true => {
-            let text = serde_json::to_string_pretty(&plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))?;
-            say(&text);
-        }
-        false => say(&plan.text()),
+    if args.plan.wanted() {
+        return args.plan.print();
     }
-    Ok(())
+    args.check()?;
+    let earlier = args.compare.as_deref().map(row::read).transpose()?;
+    let mut rows = Vec::new();
+    for &device in &args.device {
+        args.on_device(device, &mut rows)?;
+    }
+    if args.list {
+        return Ok(());
+    }
+    args.write(&rows)?;
+    let count = |status| rows.iter().filter(|row| row.status == status).count();
+    say(&format!(
+        "{} rows measured, {} absent, {} skipped, {} failed",
+        count(Status::Measured),
+        count(Status::Absent),
+        count(Status::Skipped),
+        count(Status::Failed)
+    ));
+    if let Some(earlier) = earlier {
+        let pairs = compare::compare(&rows, &earlier, args.threshold);
+        say(&compare::text(&pairs));
+        if args.fail_if_slower && pairs.iter().any(|pair| pair.verdict == Verdict::Slower) {
+            return Err(Error::Runtime("a row is slower than the earlier one".into()));
+        }
+    }
+    match rows.iter().find(|row| row.status == Status::Failed) {
+        Some(row) => Err(Error::Runtime(format!("{} {} {} failed: {}", row.op, row.model, row.shape, row.note))),
+        None => Ok(()),
+    }
 }
 
-/// The card's rates: given ones win over known ones.
-fn card(args: &BenchArgs) -> Result<Card> {
-    for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
-        if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
-            return Err(Error::Usage(format!("{flag}: a finite number above 0 is needed")));
+impl BenchArgs {
+    fn check(&self) -> Result<()> {
+        let usage = |text: String| Err(Error::Usage(text));
+        for (flag, value) in [("--seconds", self.seconds), ("--longest", self.longest), ("--threshold", self.threshold)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                return usage(format!("{flag} {value}: a number of at least 0 is needed"));
+            }
+        }
+        if self.repeats == 0 {
+            return usage("--repeats 0: at least 1 is needed".into());
+        }
+        if let Some(tokens) = self.tokens.iter().find(|&&tokens| !(16..=1 << 20).contains(&tokens)) {
+            return usage(format!("--tokens {tokens}: 16 to {} are possible", 1 << 20));
+        }
+        for path in &self.output {
+            super::output::check_output(path, &self.compare.clone().into_iter().collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, rows: &[Row]) -> Result<()> {
+        self.output.iter().try_for_each(|path| row::write(path, rows))
+    }
+
+    fn options(&self, cuda: bool, emulated: bool) -> Options {
+        let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+        let published = MODELS.iter().map(|model| model.name.to_owned());
+        let models: Vec<String> = match (self.model.is_empty(), emulated) {
+            (false, _) => self.model.clone(),
+            (true, true) => vec!["tiny".into()],
+            (true, false) => published.filter(|name| name != "tiny").collect(),
+        };
+        let tokens = match (cuda, emulated) {
+            (true, _) => or(&self.tokens, &[2048, 8192, 32_768]),
+            (_, true) => or(&self.tokens, &[128]),
+            _ => or(&self.tokens, &[512]),
+        };
+        let sample = if cuda { Duration::from_millis(2) } else { Duration::from_millis(10) };
+        Options {
+            ops: self.op.clone(),
+            models,
+            tokens,
+            shapes: self.shape.clone(),
+            variants: self.variant.clone(),
+            effort: Effort {
+                repeats: self.repeats,
+                warm_up: 3,
+                sample: if emulated { Duration::ZERO } else { sample },
+                budget: Duration::from_secs_f64(self.seconds),
+            },
+            longest: Duration::from_secs_f64(self.longest),
+            rotated: if emulated { 0 } else { self.rotate_mib << 20 },
+            room: match cuda {
+                true => Room { parameters: 1 << 29, logits: 1 << 30 },
+                false => Room { parameters: 1 << 25, logits: 1 << 26 },
+            },
+            date: frozen_date(),
+            commit: self.commit.clone().unwrap_or_else(commit),
         }
     }
-    if args.processors == Some(0) {
-        return Err(Error::Usage("--processors 0: at least 1 is needed".into()));
+
+    fn on_device(&self, device: Device, rows: &mut Vec<Row>) -> Result<()> {
+        let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
+        let refuse = |text: &str| Err(Error::Usage(text.into()));
+        match device {
+            Device::Reference => refuse("--device reference: it is what others are verified against, and is not timed"),
+            Device::Auto => match Driver::new(0) {
+                Ok(driver) => self.on_cuda(driver, &both(&[Dtype::Bf16, Dtype::F32]), rows),
+                Err(_) => self.on_device(Device::Cpu, rows),
+            },
+            Device::Cuda(ordinal) => self.on_cuda(Driver::new(ordinal)?, &both(&[Dtype::Bf16, Dtype::F32]), rows),
+            Device::Cpu => {
+                if both(&[Dtype::F32]) != [Dtype::F32] {
+                    return refuse("the cpu device computes in f32; leave out --dtype");
+                }
+                self.on(&Cpu::new(), &self.options(false, false), rows)
+            }
+            Device::Emulator => {
+                let options = self.options(false, true);
+                for dtype in both(&[Dtype::Bf16]) {
+                    match dtype {
+                        Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, rows)?,
+                        Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, rows)?,
+                        Dtype::F64 => return refuse("kernels compute in bf16 or f32"),
+                    }
+                }
+                Ok(())
+            }
+        }
     }
-    let tera = |value: f64| value * 1e12;
-    if let (Some(processors), Some(copy), Some(product), Some(peak)) =
-        (args.processors, args.copy, args.product, args.peak)
-    {
-        return Ok(Card {
-            name: args.card.clone(),
-            processors,
-            copy: tera(copy),
-            product: tera(product),
-            peak: tera(peak),
-        });
+
+    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], rows: &mut Vec<Row>) -> Result<()> {
+        let options = self.options(true, false);
+        let mut driver = Some(driver);
+        for dtype in dtypes {
+            let Some(device) = driver.take() else { break };
+            driver = Some(match dtype {
+                Dtype::Bf16 => {
+                    let on = Kernels::<_, bf16>::new(device);
+                    self.on(&on, &options, rows)?;
+                    on.into_device()
+                }
+                Dtype::F32 => {
+                    let on = Kernels::<_, f32>::new(device);
+                    self.on(&on, &options, rows)?;
+                    on.into_device()
+                }
+                Dtype::F64 => return Err(Error::Usage("kernels compute in bf16 or f32".into())),
+            });
+        }
+        Ok(())
     }
-    let known = Card::named(&args.card)?;
-    Ok(Card {
-        copy: args.copy.map_or(known.copy, tera),
-        product: args.product.map_or(known.product, tera),
-        peak: args.peak.map_or(known.peak, tera),
-        ..known
-    })
+
+    fn on<B: Benched>(&self, on: &B, options: &Options, rows: &mut Vec<Row>) -> Result<()> {
+        if self.list {
+            for case in options.cases(B::PRECISION) {
+                say(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()));
+            }
+            return Ok(());
+        }
+        if options.effort.sample.is_zero() {
+            complain(
+                "note: the emulator's times say nothing about a card; what is shown is that its results are right",
+            );
+        }
+        say(&format!("{} ({}, {})", on.hardware(), B::NAME, B::PRECISION.name()));
+        say(&header());
+        let done = rows.len();
+        let measured = bench(on, options, |new| {
+            new.iter().for_each(|row| say(&line(row)));
+            rows.extend_from_slice(new);
+            // An interrupted run has lost nothing but what it was at.
+            self.write(rows)
+        })?;
+        rows.truncate(done);
+        if let Some(row) = measured.iter().find(|row| row.share.is_some_and(|share| share > 1.05)) {
+            complain(&format!(
+                "warning: {} {} is at {:.2} of its ceiling: something else ran while ceilings were measured, or a cache holds \
+                 its operands; run again",
+                row.op,
+                row.shape,
+                row.share.unwrap_or_default()
+            ));
+        }
+        rows.extend(measured);
+        Ok(())
+    }
+}
+
+/// The commit of the checkout that the program is run in, with a mark when files have been changed.
+fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match git(&["rev-parse", "--short=7", "HEAD"]) {
+        Some(commit) => match git(&["status", "--porcelain", "--untracked-files=no"]) {
+            Some(changes) if changes.is_empty() => commit,
+            _ => format!("{commit}+"),
+        },
+        None => "unknown".into(),
+    }
+}
+
+fn header() -> String {
+    format!(
+        "{:<18} {:<12} {:<14} {:>10} {:>13} {:>8} {:>8} {:>6} {:>6}  shape",
+        "op", "variant", "model", "median us", "p20-p80", "GB/s", "TFLOP/s", "share", "error"
+    )
+}
+
+/// A row for a terminal.
+fn line(row: &Row) -> String {
+    let start = format!("{:<18} {:<12} {:<14}", row.op, row.variant, row.model);
+    let (Some(median), Some(p20), Some(p80)) = (row.median_us, row.p20_us, row.p80_us) else {
+        let status = format!("{:?}", row.status).to_lowercase();
+        return format!("{start} {status}: {} ({} {})", row.note, row.layer, row.shape);
+    };
+    let share = row.share.map_or("-".into(), |share| format!("{:.0}%", 100.0 * share));
+    format!(
+        "{start} {median:>10.2} {:>13} {:>8.1} {:>8.3} {share:>6} {:>6.2}  {} {}",
+        format!("{p20:.1}-{p80:.1}"),
+        row.gb_per_s.unwrap_or(0.0),
+        row.tflop_per_s.unwrap_or(0.0),
+        row.error_share.unwrap_or(0.0),
+        row.layer,
+        row.shape
+    )
 }

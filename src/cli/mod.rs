@@ -9,7 +9,7 @@
 //! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
-//! - [`mod@bench`]: floors of a step
+//! - [`mod@bench`]: ops timed beside ceilings; [`plan`]: floors of a step
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
 //! - [`mod@env`]: what this machine and this build can do
@@ -26,6 +26,7 @@ pub mod fingerprint;
 pub mod make;
 pub mod manifest;
 pub mod output;
+pub mod plan;
 pub mod quickstart;
 pub mod reference;
 pub mod report;
@@ -72,8 +73,8 @@ pub enum Command {
     Eval(evaluate::EvalArgs),
     /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
-    /// Plan a step on a card from sizes alone: FLOPs, bytes and floor of every op, tiles and waves of every launch
-    Bench(bench::BenchArgs),
+    /// Time every op, verified first, beside ceilings of the same run; or plan a step on a card that is not here
+    Bench(Box<bench::BenchArgs>),
     /// Show what this machine and this build can do
     Env(env::EnvArgs),
 }

@@ -19,6 +19,8 @@ pub struct Ceilings {
 const SIDE: usize = 2048;
 /// f32 elements copied: 256 MiB.
 const COPIED: usize = 64 << 20;
+/// Bytes that the copy and the sum read.
+pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
 /// Repeats, of which the best counts: interruptions only ever slow a run down.
 const REPEATS: usize = 3;
 
@@ -46,6 +48,24 @@ fn sgemm() -> f64 {
     let mut c = vec![0.0f32; SIDE * SIDE];
     let seconds = best(|| crate::backend::cpu::square_product(&mut c, &a, &a, SIDE));
     2.0 * (SIDE as f64).powi(3) / seconds
+}
+
+/// Bytes a second of a sum over 256 MiB, which are only read.
+pub fn sum() -> f64 {
+    let from = vec![1.0f32; COPIED];
+    let piece = COPIED.div_ceil(rayon::current_num_threads());
+    // Several sums side by side, so that additions do not wait for one another.
+    let of = |x: &[f32]| {
+        let mut sums = [0.0f32; 64];
+        for x in x.chunks_exact(64) {
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+        }
+        sums.iter().sum::<f32>()
+    };
+    let seconds = best(|| {
+        std::hint::black_box(from.par_chunks(piece).map(of).sum::<f32>());
+    });
+    4.0 * COPIED as f64 / seconds
 }
 
 fn copy() -> f64 {

@@ -283,7 +283,7 @@ fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
 }
 
 /// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.
-fn multiplies(op: &str) -> bool {
+pub fn multiplies(op: &str) -> bool {
     ["linear_", "attention_", "head_logprob_"].iter().any(|prefix| op.starts_with(prefix))
 }
 

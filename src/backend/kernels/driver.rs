@@ -5,6 +5,7 @@
 //! driver, a driver older than the CUDA version of the build, no such device, no kernels in the build, a device older than
 //! sm_80.
 
+pub mod cublaslt;
 mod transfer;
 
 use std::collections::HashMap;

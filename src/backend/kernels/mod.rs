@@ -142,6 +142,11 @@ fn read<D: Device, T>(view: View<'_, Array<D, T>>) -> Read<T> {
     Read::new(D::address(&view.buffer.memory), view.start)
 }
 
+/// Device address of a view, for libraries that are compared with the kernels.
+pub fn address<D: Device, T>(view: View<'_, Array<D, T>>) -> u64 {
+    read(view).address()
+}
+
 /// Address of a view for reading; none when it is absent.
 fn read_option<D: Device, T>(view: Option<View<'_, Array<D, T>>>) -> Read<T> {
     view.map_or(Read::NONE, read)

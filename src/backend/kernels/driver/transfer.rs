@@ -246,6 +246,15 @@ impl Driver {
         Ok(outlet.host.bytes())
     }
 
+    /// Enqueues a copy of the first bytes of memory on the device: the traffic whose rate memory-bound kernels are held
+    /// against.
+    pub fn copy(&self, from: &Memory, to: &mut Memory, bytes: usize) -> Result<()> {
+        self.current()?;
+        let (from, to) = (from.at(0, bytes), to.at(0, bytes));
+        // SAFETY: both ranges lie in memory of this device.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))
+    }
+
     pub(super) fn new_stamp(&self) -> Result<Stamp> {
         let event = Event::with(self, sys::CUevent_flags::CU_EVENT_DEFAULT)?;
         event.record(self.stream)?;

@@ -1,0 +1,112 @@
+//! A record against an earlier one, row by row, with a verdict that knows how far times of the same thing lie apart.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::row::{Row, Status};
+
+/// What a row's times say beside the earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Slower,
+    Faster,
+    /// No difference beyond the noise.
+    Same,
+    /// Only in this record.
+    New,
+    /// Only in the earlier record.
+    Gone,
+    /// Not measured in one of them.
+    Unknown,
+}
+
+/// Two rows of the same call.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pair {
+    pub op: String,
+    pub variant: String,
+    pub model: String,
+    pub layer: String,
+    pub shape: String,
+    pub verdict: Verdict,
+    /// New over earlier median; above 1 is slower.
+    pub ratio: Option<f64>,
+    /// The least ratio that would have counted as a difference.
+    pub noise: Option<f64>,
+}
+
+/// Compares times. `threshold` is the share that does not matter (0.05). A row is slower when three things hold of the new times
+/// against the earlier: the median is above by more than the threshold and than both spreads (of the fifths), the spreads do
+/// not touch, and the least time, which other work on the machine cannot shorten, is above by more than the threshold too.
+pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<Pair> {
+    let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
+    let mut pairs: Vec<Pair> = new.iter().map(|row| judge(row, left.remove(&row.key()), threshold)).collect();
+    pairs.extend(left.into_values().map(|row| pair(row, Verdict::Gone, None, None)));
+    pairs
+}
+
+fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> Pair {
+    let text = |s: &String| s.clone();
+    Pair {
+        op: text(&row.op),
+        variant: text(&row.variant),
+        model: text(&row.model),
+        layer: text(&row.layer),
+        shape: text(&row.shape),
+        verdict,
+        ratio,
+        noise,
+    }
+}
+
+fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
+    let Some(earlier) = earlier else { return pair(new, Verdict::New, None, None) };
+    let measured = |row: &Row| if row.status == Status::Measured { row.timed() } else { None };
+    let (Some(a), Some(b)) = (measured(new), measured(earlier)) else {
+        return pair(new, Verdict::Unknown, None, None);
+    };
+    let ratio = a.0 / b.0;
+    let spread = |(median, p20, p80, _): (f64, f64, f64, f64)| (p80 - p20) / median;
+    let noise = 1.0 + threshold + spread(a) + spread(b);
+    let beyond = |a: (f64, f64, f64, f64), b: (f64, f64, f64, f64)| {
+        a.0 / b.0 > noise && a.1 > b.2 && a.3 > b.3 * (1.0 + threshold)
+    };
+    let verdict = match () {
+        () if beyond(a, b) => Verdict::Slower,
+        () if beyond(b, a) => Verdict::Faster,
+        () => Verdict::Same,
+    };
+    pair(new, verdict, Some(ratio), Some(noise))
+}
+
+/// The pairs for a terminal: differences first, then counts.
+pub fn text(pairs: &[Pair]) -> String {
+    let mut out = String::new();
+    for verdict in [Verdict::Slower, Verdict::Faster] {
+        for p in pairs.iter().filter(|p| p.verdict == verdict) {
+            let (ratio, noise) = (p.ratio.unwrap_or(f64::NAN), p.noise.unwrap_or(f64::NAN));
+            let name = if verdict == Verdict::Slower { "slower" } else { "faster" };
+            let _ = writeln!(
+                out,
+                "{name}  {ratio:>6.3}x the earlier median (noise {noise:.3}x)  {} {} {} {} {}",
+                p.op, p.variant, p.model, p.layer, p.shape
+            );
+        }
+    }
+    let count = |verdict| pairs.iter().filter(|p| p.verdict == verdict).count();
+    let _ = write!(
+        out,
+        "{} slower, {} faster, {} without a difference beyond the noise, {} new, {} only in the earlier record, {} not measured \
+         in one of them",
+        count(Verdict::Slower),
+        count(Verdict::Faster),
+        count(Verdict::Same),
+        count(Verdict::New),
+        count(Verdict::Gone),
+        count(Verdict::Unknown)
+    );
+    out
+}

@@ -1,0 +1,184 @@
+//! Timing: warm-up, samples of many calls, several contenders in turn, medians with quantiles.
+
+use std::time::{Duration, Instant};
+
+use super::operand::Set;
+use crate::Result;
+use crate::backend::Backend;
+
+/// A call that is timed, on the operands it is given.
+pub type Timed<'a, B> = dyn Fn(&B, &mut Set<B>) -> Result<()> + 'a;
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Samples of a contender.
+    pub repeats: usize,
+    /// Calls before the first sample.
+    pub warm_up: usize,
+    /// A sample holds as many calls as fill this.
+    pub sample: Duration,
+    /// No further samples are begun after this, once there are [`LEAST`].
+    pub budget: Duration,
+}
+
+/// Samples that are taken whatever they cost.
+pub const LEAST: usize = 5;
+
+/// Seconds of a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Timing {
+    pub median: f64,
+    /// Fifth and four fifths of the samples are below.
+    pub p20: f64,
+    pub p80: f64,
+    pub least: f64,
+    pub samples: usize,
+    pub calls: usize,
+}
+
+impl Timing {
+    /// Of at least one sample, each the mean of `calls` calls.
+    pub fn of(mut samples: Vec<f64>, calls: usize) -> Self {
+        samples.sort_by(f64::total_cmp);
+        Self {
+            median: quantile(&samples, 0.5),
+            p20: quantile(&samples, 0.2),
+            p80: quantile(&samples, 0.8),
+            least: samples[0],
+            samples: samples.len(),
+            calls,
+        }
+    }
+}
+
+/// Between the two neighbours in a sorted list.
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let place = q * (sorted.len() - 1) as f64;
+    let (low, part) = (place.floor() as usize, place.fract());
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + part * (sorted[high] - sorted[low])
+}
+
+/// A contender at work: its calls in a sample, and recorded calls where the backend records.
+struct Lane<B: Backend> {
+    calls: usize,
+    /// One call on every set.
+    graph: Option<B::Graph>,
+    next: usize,
+    samples: Vec<f64>,
+}
+
+/// Times contenders in turn on the same rotating sets of operands. With sets whose sizes add up to several times the cache,
+/// a call finds nothing of its operands there.
+pub fn interleaved<B: Backend>(
+    on: &B,
+    contenders: &[&Timed<'_, B>],
+    sets: &mut [Set<B>],
+    effort: &Effort,
+) -> Result<Vec<Timing>> {
+    let mut lanes = contenders.iter().map(|call| warm(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
+    let began = Instant::now();
+    for round in 0..effort.repeats {
+        if round >= LEAST && began.elapsed() > effort.budget {
+            break;
+        }
+        // Each goes first as often as any other.
+        for turn in 0..contenders.len() {
+            let which = (round + turn) % contenders.len();
+            let seconds = sample(on, contenders[which], sets, &mut lanes[which])?;
+            lanes[which].samples.push(seconds);
+        }
+    }
+    Ok(lanes.into_iter().map(|lane| Timing::of(lane.samples, lane.calls)).collect())
+}
+
+/// Warms a contender up and sees how many calls a sample takes.
+fn warm<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], effort: &Effort) -> Result<Lane<B>> {
+    for i in 0..effort.warm_up.max(1) {
+        call(on, &mut sets[i % sets.len()])?;
+    }
+    let graph = on.record(&mut || sets.iter_mut().try_for_each(|set| call(on, set)))?;
+    let mut lane = Lane { calls: if graph.is_some() { sets.len() } else { 1 }, graph, next: 0, samples: Vec::new() };
+    let one = sample(on, call, sets, &mut lane)?;
+    let wanted = (effort.sample.as_secs_f64() / one.max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
+    let unit = lane.calls;
+    lane.calls = wanted.div_ceil(unit) * unit;
+    Ok(lane)
+}
+
+/// Mean seconds of a call over one sample.
+fn sample<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], lane: &mut Lane<B>) -> Result<f64> {
+    let from = on.stamp()?;
+    match &lane.graph {
+        Some(graph) => {
+            for _ in 0..lane.calls / sets.len() {
+                if !on.replay(graph)? {
+                    return Err(crate::Error::Runtime(
+                        "operands of recorded calls were freed while they were timed".into(),
+                    ));
+                }
+            }
+        }
+        None => {
+            for _ in 0..lane.calls {
+                call(on, &mut sets[lane.next % sets.len()])?;
+                lane.next += 1;
+            }
+        }
+    }
+    let to = on.stamp()?;
+    Ok(on.seconds_between(&from, &to)? / lane.calls as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::backend::cpu::Cpu;
+
+    #[test]
+    fn quantiles_lie_between_samples() {
+        let timing = Timing::of(vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], 7);
+        assert_eq!((timing.p20, timing.median, timing.p80, timing.least), (2.0, 3.5, 5.0, 1.0));
+        assert_eq!((timing.samples, timing.calls), (6, 7));
+        let one = Timing::of(vec![2.0], 1);
+        assert_eq!((one.p20, one.median, one.p80), (2.0, 2.0, 2.0));
+    }
+
+    #[test]
+    fn contenders_take_turns_and_sets_rotate() {
+        let on = Cpu::new();
+        let mut sets: Vec<Set<Cpu>> = (0..3).map(|_| Set::new(&on, &[]).unwrap()).collect();
+        let first: *const Set<Cpu> = &raw const sets[0];
+        let seen = RefCell::new(Vec::new());
+        let place = |set: &Set<Cpu>| (std::ptr::from_ref(set) as usize - first as usize) / size_of::<Set<Cpu>>();
+        let a = |_: &Cpu, set: &mut Set<Cpu>| {
+            seen.borrow_mut().push(('a', place(set)));
+            Ok(())
+        };
+        let b = |_: &Cpu, set: &mut Set<Cpu>| {
+            seen.borrow_mut().push(('b', place(set)));
+            Ok(())
+        };
+        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, budget: Duration::MAX };
+        let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
+        assert_eq!(timings.iter().map(|t| t.samples).collect::<Vec<_>>(), [4, 4]);
+        let seen = seen.into_inner();
+        // Two calls to warm up and one to see how long they take, for each; then a b, b a, a b, b a.
+        let order: String = seen[6..].iter().map(|s| s.0).collect();
+        assert_eq!(order, "abbaabba");
+        let of_a: Vec<usize> = seen[6..].iter().filter(|s| s.0 == 'a').map(|s| s.1).collect();
+        assert_eq!(of_a, [1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn a_spent_budget_ends_after_the_least_number_of_samples() {
+        let on = Cpu::new();
+        let mut sets = vec![Set::new(&on, &[]).unwrap()];
+        let call = |_: &Cpu, _: &mut Set<Cpu>| Ok(());
+        let effort = Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, budget: Duration::ZERO };
+        assert_eq!(interleaved(&on, &[&call], &mut sets, &effort).unwrap()[0].samples, LEAST);
+    }
+}

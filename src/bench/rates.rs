@@ -1,0 +1,171 @@
+//! Ceilings of the machine, measured in the run whose rows are held against them: bytes a second of memory, FLOP/s of matrix
+//! products. And the libraries that a backend's ops are timed beside.
+
+use super::measure::{Effort, Timed, interleaved};
+use super::operand::Set;
+use super::rival;
+use super::work::linear::{Linear, Pass};
+use super::work::{Call, Work};
+use crate::Result;
+use crate::backend::Backend;
+use crate::backend::contract::LinearDims;
+use crate::backend::cpu::Cpu;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::device::{Device, Element};
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::emulator::Emulator;
+use crate::study::ceilings::Ceilings;
+
+/// Rates that nothing on the machine exceeds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Bytes a second, the better of a copy and a sum.
+    pub memory: f64,
+    /// FLOP/s of the best product seen.
+    pub product: f64,
+}
+
+impl Rates {
+    /// The better of both, of each.
+    pub fn or(self, other: Self) -> Self {
+        Self { memory: self.memory.max(other.memory), product: self.product.max(other.product) }
+    }
+}
+
+/// A library that a backend's calls are timed beside.
+pub trait Rival<B: Backend> {
+    /// Name and version.
+    fn name(&self) -> String;
+
+    /// The call by this library, made ready for the sizes; `None` for a call that it does not have.
+    fn ready<'a>(&'a self, on: &'a B, work: &Work, set: &mut Set<B>) -> Result<Option<Box<Timed<'a, B>>>>;
+}
+
+/// Libraries that are there, and those that are not with the reason.
+pub struct Rivals<'a, B: Backend> {
+    pub present: Vec<Box<dyn Rival<B> + 'a>>,
+    pub absent: Vec<(String, String)>,
+}
+
+impl<B: Backend> Default for Rivals<'_, B> {
+    fn default() -> Self {
+        Self { present: Vec::new(), absent: Vec::new() }
+    }
+}
+
+/// What a backend needs beside its ops to be benchmarked.
+pub trait Benched: Backend {
+    /// Name of the card or processor.
+    fn hardware(&self) -> String;
+
+    /// Calls that rotate over so many bytes of operands take them from memory.
+    fn beyond_caches(&self) -> u64;
+
+    /// Ceilings, measured now; `None` where time means nothing.
+    fn rates(&self) -> Result<Option<Rates>>;
+
+    /// Runs `work` with the libraries that calls are timed beside.
+    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
+        work(&Rivals::default())
+    }
+}
+
+impl Benched for Cpu {
+    fn hardware(&self) -> String {
+        let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let value = |key: &str| {
+            let line = text.lines().find(|line| line.split(':').next().is_some_and(|k| k.trim() == key))?;
+            Some(line.split(':').nth(1)?.trim().to_owned())
+        };
+        let name = value("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+        // Virtual machines hide the name behind a family; the numbers still tell processors apart.
+        let numbers = match (value("cpu family"), value("model")) {
+            (Some(family), Some(model)) => format!(" (family {family} model {model})"),
+            _ => String::new(),
+        };
+        format!("{name}{numbers}, {} threads", rayon::current_num_threads())
+    }
+
+    /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
+    fn beyond_caches(&self) -> u64 {
+        crate::study::ceilings::COPIED_BYTES
+    }
+
+    fn rates(&self) -> Result<Option<Rates>> {
+        let ceilings = Ceilings::measure();
+        Ok(Some(Rates { memory: ceilings.copy.max(crate::study::ceilings::sum()), product: ceilings.sgemm }))
+    }
+}
+
+impl<A: Element> Benched for Kernels<Emulator, A> {
+    fn hardware(&self) -> String {
+        self.device().properties().name.clone()
+    }
+
+    fn beyond_caches(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Emulated time says nothing about a card.
+    fn rates(&self) -> Result<Option<Rates>> {
+        Ok(None)
+    }
+}
+
+impl<A: Element> Benched for Kernels<Driver, A> {
+    fn hardware(&self) -> String {
+        self.device().properties().name.clone()
+    }
+
+    /// Twice the second-level cache: 50 MB on H100 and H200, 40 MB on A100 (their data sheets); of the larger.
+    fn beyond_caches(&self) -> u64 {
+        100 << 20
+    }
+
+    fn rates(&self) -> Result<Option<Rates>> {
+        let (memory, mut product) = (copy(self.device())?, 0.0f64);
+        let effort = Effort {
+            repeats: 10,
+            warm_up: 3,
+            sample: std::time::Duration::from_millis(20),
+            budget: std::time::Duration::from_secs(2),
+        };
+        for side in [4096, 8192] {
+            let dims = LinearDims { tokens: side, inputs: side, outputs: side };
+            let work = Work::from(Linear { pass: Pass::Forward, dims });
+            let operands = work.operands();
+            let mut sets = vec![Set::new(self, &operands)?];
+            sets[0].fill(self, &operands, |at, place| operands[at].value(Self::PRECISION, place))?;
+            let best = self.with_rivals(|rivals| -> Result<f64> {
+                let own = |on: &Self, set: &mut Set<Self>| work.call(on, set.take());
+                let mut calls: Vec<Box<Timed<'_, Self>>> = vec![Box::new(own)];
+                for rival in &rivals.present {
+                    calls.extend(rival.ready(self, &work, &mut sets[0])?);
+                }
+                let calls: Vec<&Timed<'_, Self>> = calls.iter().map(|call| &**call).collect();
+                let timings = interleaved(self, &calls, &mut sets, &effort)?;
+                Ok(timings.iter().map(|t| t.least).fold(f64::INFINITY, f64::min))
+            })?;
+            product = product.max(dims.flops() as f64 / best);
+        }
+        Ok(Some(Rates { memory, product }))
+    }
+
+    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
+        rival::with_cublaslt(self, work)
+    }
+}
+
+/// Bytes a second of the driver's copy of 1 GiB, read and written.
+fn copy(driver: &Driver) -> Result<f64> {
+    const BYTES: usize = 1 << 30;
+    let (from, mut to) = (driver.allocate(BYTES)?, driver.allocate(BYTES)?);
+    let mut best = f64::INFINITY;
+    for _ in 0..20 {
+        let start = driver.stamp()?;
+        driver.copy(&from, &mut to, BYTES)?;
+        let end = driver.stamp()?;
+        best = best.min(driver.seconds_between(&start, &end)?);
+    }
+    Ok(2.0 * BYTES as f64 / best)
+}

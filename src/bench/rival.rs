@@ -1,0 +1,104 @@
+//! cuBLASLt beside the kernels' products, on the same operands.
+
+use super::measure::Timed;
+use super::operand::Set;
+use super::rates::{Rival, Rivals};
+use super::work::Work;
+use super::work::linear::{Linear, Pass};
+use crate::Result;
+use crate::backend::contract::Precision;
+use crate::backend::kernels::device::Element;
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::driver::cublaslt::{Addresses, CublasLt, Layout, Product, Spec};
+use crate::backend::kernels::{Kernels, address};
+use crate::backend::{Backend, View};
+
+/// Runs `work` with cuBLASLt, where it can be loaded.
+pub fn with_cublaslt<A: Element, R>(
+    on: &Kernels<Driver, A>,
+    work: impl FnOnce(&Rivals<'_, Kernels<Driver, A>>) -> R,
+) -> R {
+    match CublasLt::new(on.device()) {
+        Ok(library) => {
+            let rival: Box<dyn Rival<Kernels<Driver, A>> + '_> = Box::new(Cublas { library: &library });
+            work(&Rivals { present: vec![rival], absent: Vec::new() })
+        }
+        Err(why) => work(&Rivals { present: Vec::new(), absent: vec![("cuBLASLt".into(), why.to_string())] }),
+    }
+}
+
+struct Cublas<'l, 'd> {
+    library: &'l CublasLt<'d>,
+}
+
+/// The product that a linear layer's call is.
+fn spec(linear: &Linear, operands: Precision) -> Spec {
+    let d = linear.dims;
+    let (layout, m, n, k) = match linear.pass {
+        Pass::Input => (Layout::Nn, d.tokens, d.inputs, d.outputs),
+        Pass::Weight => (Layout::Tn, d.outputs, d.inputs, d.tokens),
+        Pass::Forward | Pass::Bias | Pass::Residual => (Layout::Nt, d.tokens, d.outputs, d.inputs),
+    };
+    let (bias, residual) = (linear.pass == Pass::Bias, linear.pass == Pass::Residual);
+    Spec { layout, m, n, k, operands, wide: linear.pass == Pass::Weight, bias, residual }
+}
+
+/// Addresses of the operands of a linear layer's call.
+fn addresses<A: Element>(linear: &Linear, set: &mut Set<Kernels<Driver, A>>) -> Addresses {
+    let mut o = set.take();
+    let act = |view: View<'_, <Kernels<Driver, A> as Backend>::Act>| address(view);
+    let (a, b) = (act(o.act()), act(o.act()));
+    let none = Addresses { a, b, c: 0, bias: 0, residual: 0 };
+    match linear.pass {
+        Pass::Weight => Addresses { c: address(o.acc()), ..none },
+        Pass::Bias => Addresses { bias: act(o.act()), c: act(o.act()), ..none },
+        Pass::Residual => Addresses { residual: act(o.act()), c: act(o.act()), ..none },
+        Pass::Forward | Pass::Input => Addresses { c: act(o.act()), ..none },
+    }
+}
+
+/// Calls an algorithm is timed for when the best of the proposed ones is chosen.
+const TRIALS: usize = 5;
+
+/// The fastest of the proposed algorithms on these operands.
+fn choose<A: Element>(on: &Kernels<Driver, A>, product: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
+    let mut best = (f64::INFINITY, 0);
+    for which in 0..product.algorithms() {
+        product.choose(which);
+        // SAFETY: the operands of the call that the product was made for (`spec` and `addresses` follow one another).
+        unsafe { product.call(at) }?;
+        let from = on.stamp()?;
+        for _ in 0..TRIALS {
+            // SAFETY: as above.
+            unsafe { product.call(at) }?;
+        }
+        let seconds = on.seconds_between(&from, &on.stamp()?)?;
+        if seconds < best.0 {
+            best = (seconds, which);
+        }
+    }
+    product.choose(best.1);
+    Ok(())
+}
+
+impl<A: Element> Rival<Kernels<Driver, A>> for Cublas<'_, '_> {
+    fn name(&self) -> String {
+        self.library.name()
+    }
+
+    fn ready<'a>(
+        &'a self,
+        on: &'a Kernels<Driver, A>,
+        work: &Work,
+        set: &mut Set<Kernels<Driver, A>>,
+    ) -> Result<Option<Box<Timed<'a, Kernels<Driver, A>>>>> {
+        let Work::Linear(linear) = work else { return Ok(None) };
+        let linear = linear.clone();
+        let mut product = self.library.product(spec(&linear, A::PRECISION))?;
+        choose(on, &mut product, addresses(&linear, set))?;
+        Ok(Some(Box::new(move |_, set| {
+            // SAFETY: as in `choose`.
+            unsafe { product.call(addresses(&linear, set)) }
+        })))
+    }
+}

@@ -1,0 +1,169 @@
+//! A row of a record: one op, shape, storage and contender, with what was measured and what it is held against. The columns
+//! are described in benches/README.md; the peers' script writes the same ones.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::files::write_whole;
+use crate::{Error, Result};
+
+/// Version of the columns.
+pub const SCHEMA: u32 = 1;
+
+/// What became of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Verified and timed.
+    Measured,
+    /// The library is not there.
+    Absent,
+    /// Left out for its time or memory; the note says which.
+    Skipped,
+    /// It failed, or its results are wrong; the note says how.
+    Failed,
+}
+
+/// Where operands are when a call begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// In memory: the sets of operands that calls rotate over are more than twice the last cache.
+    Cold,
+    /// In a cache, or in part.
+    Warm,
+}
+
+/// Columns in the order of the file. Times are of one call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    pub schema: u32,
+    /// Day, `2026-01-31`.
+    pub date: String,
+    pub commit: String,
+    /// Name of the card or processor.
+    pub device: String,
+    pub backend: String,
+    /// `mapl`, or the library and version it is compared with.
+    pub variant: String,
+    /// Storage of activations.
+    pub dtype: String,
+    pub op: String,
+    pub model: String,
+    pub layer: String,
+    /// `name=value` of every size.
+    pub shape: String,
+    pub cache: Option<Cache>,
+    pub status: Status,
+    pub samples: Option<u64>,
+    pub calls: Option<u64>,
+    pub median_us: Option<f64>,
+    pub p20_us: Option<f64>,
+    pub p80_us: Option<f64>,
+    pub least_us: Option<f64>,
+    pub bytes: Option<u64>,
+    pub flops: Option<u64>,
+    pub gb_per_s: Option<f64>,
+    pub tflop_per_s: Option<f64>,
+    /// Which ceiling decides the floor: `memory` or `product`.
+    pub bound: Option<String>,
+    /// Ceilings of this run.
+    pub memory_gb_per_s: Option<f64>,
+    pub product_tflop_per_s: Option<f64>,
+    /// Floor over median.
+    pub share: Option<f64>,
+    pub energy_mj: Option<f64>,
+    /// Largest error of the verified results over what the contract allows.
+    pub error_share: Option<f64>,
+    pub note: String,
+}
+
+impl Row {
+    /// What says that two rows measure the same: all but the day, the commit and the numbers.
+    pub fn key(&self) -> [&str; 8] {
+        let texts =
+            [&self.device, &self.backend, &self.variant, &self.dtype, &self.op, &self.model, &self.layer, &self.shape];
+        texts.map(String::as_str)
+    }
+
+    /// Whether a call of the row can be compared in time.
+    pub fn timed(&self) -> Option<(f64, f64, f64, f64)> {
+        Some((self.median_us?, self.p20_us?, self.p80_us?, self.least_us?))
+    }
+
+    /// Refuses a row that says what cannot be.
+    pub fn check(&self) -> Result<(), String> {
+        if self.schema != SCHEMA {
+            return Err(format!("schema {}: this program reads {SCHEMA}", self.schema));
+        }
+        let day = self.date.as_bytes();
+        let digits = |range: std::ops::Range<usize>| day.get(range).is_some_and(|d| d.iter().all(u8::is_ascii_digit));
+        if day.len() != 10 || !digits(0..4) || !digits(5..7) || !digits(8..10) || day[4] != b'-' || day[7] != b'-' {
+            return Err(format!("date {:?}: a day as 2026-01-31 is needed", self.date));
+        }
+        let named = [&self.device, &self.backend, &self.variant, &self.dtype, &self.op, &self.shape];
+        if named.iter().any(|text| text.is_empty()) {
+            return Err("one of device, backend, variant, dtype, op and shape is empty".into());
+        }
+        let numbers =
+            [self.median_us, self.p20_us, self.p80_us, self.least_us, self.gb_per_s, self.tflop_per_s, self.share];
+        if numbers.iter().flatten().any(|x| !(x.is_finite() && *x >= 0.0)) {
+            return Err("a number is negative or not finite".into());
+        }
+        match (self.status, self.timed()) {
+            (Status::Measured, None) => Err("a measured row without its times".into()),
+            (Status::Measured, Some((median, p20, p80, least))) => {
+                let ordered = 0.0 < least && least <= p20 && p20 <= median && median <= p80;
+                if ordered { Ok(()) } else { Err(format!("times are not in order: {least} {p20} {median} {p80}")) }
+            }
+            (_, Some(_)) => Err("times in a row that was not measured".into()),
+            (_, None) if self.note.is_empty() => Err("a row that was not measured does not say why".into()),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+/// Writes rows as CSV, or as a JSON array where the name ends in `.json`; whole or not at all.
+pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write {}: {e}", path.display()));
+    let bytes = if path.extension().is_some_and(|e| e == "json") {
+        serde_json::to_vec_pretty(rows).map_err(|e| failed(&e))?
+    } else {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        rows.iter().try_for_each(|row| writer.serialize(row)).map_err(|e| failed(&e))?;
+        writer.into_inner().map_err(|e| failed(&e))?
+    };
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|source| Error::Io {
+            action: "create",
+            path: parent.to_owned(),
+            source,
+        })?;
+    }
+    write_whole(path, &bytes)
+}
+
+/// Reads and checks a record. [`Error::Data`] with the line of what is wrong.
+pub fn read(path: &Path) -> Result<Vec<Row>> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+    let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
+    if path.extension().is_some_and(|e| e == "json") {
+        let rows: Vec<Row> = serde_json::from_str(&text).map_err(|e| wrong(e.line(), e.to_string()))?;
+        for (at, row) in rows.iter().enumerate() {
+            row.check().map_err(|why| wrong(0, format!("row {}: {why}", at + 1)))?;
+        }
+        return Ok(rows);
+    }
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let mut rows = Vec::new();
+    for (at, row) in reader.deserialize().enumerate() {
+        let line = at + 2;
+        let row: Row = row.map_err(|e| wrong(line, format!("{e}; the columns are those of benches/README.md")))?;
+        row.check().map_err(|why| wrong(line, why))?;
+        rows.push(row);
+    }
+    Ok(rows)
+}

@@ -1,0 +1,261 @@
+//! The table of benchmarked calls: the ops of a training step at the sizes of published models, for numbers of tokens.
+
+use super::work::attention::{Attention, Shape};
+use super::work::head::{Head, RewardHead, StoredLogits};
+use super::work::linear::{Linear, LinearGlu, Pass};
+use super::work::objective::{Comparison, Norms, SegmentSum, Update};
+use super::work::rowwise::{Activation, Bias, Embedding, Norm, Rotation};
+use super::work::{Call, Work, shape_text};
+use crate::backend::contract::*;
+
+/// Sizes of a model as its configuration file has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub name: &'static str,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+    /// Gate and up with SwiGLU, rotation of positions; else two products, as GPT-2 has them.
+    pub gated: bool,
+    /// Bias on queries, keys and values.
+    pub bias: bool,
+    /// Only the head, for the sake of its vocabulary.
+    pub head_alone: bool,
+    /// Parameters.
+    pub parameters: usize,
+}
+
+/// Models by name. `gemma-3-1b` is there for its vocabulary of 262,144.
+pub const MODELS: [Sizes; 6] = [
+    Sizes {
+        name: "gpt2-124m",
+        hidden: 768,
+        intermediate: 3072,
+        heads: 12,
+        kv_heads: 12,
+        head_dim: 64,
+        vocab: 50_257,
+        gated: false,
+        bias: true,
+        head_alone: false,
+        parameters: 124_439_808,
+    },
+    Sizes {
+        name: "qwen2.5-0.5b",
+        hidden: 896,
+        intermediate: 4864,
+        heads: 14,
+        kv_heads: 2,
+        head_dim: 64,
+        vocab: 151_936,
+        gated: true,
+        bias: true,
+        head_alone: false,
+        parameters: 494_032_768,
+    },
+    Sizes {
+        name: "qwen2.5-1.5b",
+        hidden: 1536,
+        intermediate: 8960,
+        heads: 12,
+        kv_heads: 2,
+        head_dim: 128,
+        vocab: 151_936,
+        gated: true,
+        bias: true,
+        head_alone: false,
+        parameters: 1_543_714_304,
+    },
+    Sizes {
+        name: "llama-3.1-8b",
+        hidden: 4096,
+        intermediate: 14_336,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        vocab: 128_256,
+        gated: true,
+        bias: false,
+        head_alone: false,
+        parameters: 8_030_261_248,
+    },
+    Sizes {
+        name: "gemma-3-1b",
+        hidden: 1152,
+        intermediate: 6912,
+        heads: 4,
+        kv_heads: 1,
+        head_dim: 256,
+        vocab: 262_144,
+        gated: true,
+        bias: false,
+        head_alone: true,
+        parameters: 999_885_952,
+    },
+    Sizes {
+        name: "tiny",
+        hidden: 64,
+        intermediate: 160,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        vocab: 1999,
+        gated: true,
+        bias: true,
+        head_alone: false,
+        parameters: 200_000,
+    },
+];
+
+/// A call and where it stands.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub model: &'static str,
+    /// Which place of the model: `qkv`, `attention`, `head`.
+    pub layer: &'static str,
+    pub work: Work,
+}
+
+impl Case {
+    /// Sizes as text.
+    pub fn shape(&self) -> String {
+        shape_text(&self.work.sizes())
+    }
+}
+
+/// What there is room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Elements of the optimiser's operands at most; a model's parameters beyond that are left out.
+    pub parameters: usize,
+    /// Elements of stored logits at most.
+    pub logits: usize,
+}
+
+/// All calls of a model on so many tokens.
+pub fn cases(model: &Sizes, tokens: usize, precision: Precision, room: Room) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |layer, work: Work| cases.push(Case { model: model.name, layer, work });
+    let m = model;
+    if !m.head_alone {
+        body(m, tokens, &mut add);
+    }
+    for backward in [false, true] {
+        add("head", Head::new(backward, tokens, m.hidden, m.vocab).into());
+    }
+    let rows = tokens.min(room.logits / m.vocab).max(1);
+    for backward in [false, true] {
+        add("stored logits", StoredLogits::new(backward, rows, m.vocab).into());
+    }
+    if !m.head_alone {
+        let len = m.parameters.min(room.parameters);
+        add("optimiser", Norms { len }.into());
+        let decayed = len - len / 1000;
+        add("optimiser", Update { len, decayed, master: precision == Precision::Bf16 }.into());
+    }
+    cases
+}
+
+fn body(m: &Sizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
+    let fused = (m.heads + 2 * m.kv_heads) * m.head_dim;
+    let linear = |pass, inputs, outputs| Work::from(Linear { pass, dims: LinearDims { tokens, inputs, outputs } });
+    let mut layer = |name, first, inputs, outputs| {
+        for pass in [first, Pass::Input, Pass::Weight] {
+            add(name, linear(pass, inputs, outputs));
+        }
+    };
+    layer("qkv", if m.bias { Pass::Bias } else { Pass::Forward }, m.hidden, fused);
+    layer("o", Pass::Residual, m.heads * m.head_dim, m.hidden);
+    layer("down", Pass::Residual, m.intermediate, m.hidden);
+    match m.gated {
+        false => layer("up", Pass::Bias, m.hidden, m.intermediate),
+        true => {
+            let dims = LinearGluDims { tokens, hidden: m.hidden, intermediate: m.intermediate };
+            add("gate and up", LinearGlu { backward: false, dims }.into());
+            add("gate and up", linear(Pass::Input, m.hidden, 2 * m.intermediate));
+            add("gate and up", linear(Pass::Weight, m.hidden, 2 * m.intermediate));
+            add("down", LinearGlu { backward: true, dims }.into());
+        }
+    }
+    let pair = Shape::Pair { prompt: 512, response: 256 };
+    let shapes = match tokens {
+        0..1024 => vec![Shape::Causal(tokens / 2), Shape::Pair { prompt: tokens / 4, response: tokens / 8 }],
+        1024..2048 => vec![Shape::Causal(512), pair],
+        _ => vec![Shape::Causal(512), Shape::Causal(2048), pair],
+    };
+    for shape in shapes {
+        for backward in [false, true] {
+            let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
+            let trees = (tokens / shape.tokens()).max(1);
+            add("attention", Attention { backward, shape, trees, heads, kv_heads, head_dim }.into());
+        }
+    }
+    let (seqs, glu) = ((tokens / 256).max(2), GluDims { tokens, intermediate: m.intermediate });
+    for backward in [false, true] {
+        add("norm", Norm { backward, dims: NormDims { tokens, hidden: m.hidden, eps: 1e-6 } }.into());
+        let dims = EmbeddingDims { tokens, vocab: m.vocab, hidden: m.hidden };
+        add("embedding", Embedding::new(backward, dims).into());
+        if m.gated {
+            let heads = m.heads + m.kv_heads;
+            let dims = RopeDims { tokens, heads, still: m.kv_heads, head_dim: m.head_dim, positions: tokens.min(1024) };
+            add("rotation", Rotation::new(backward, dims).into());
+            add("activation", Activation { backward, dims: glu }.into());
+        }
+        let dims = RewardDims { tokens, hidden: m.hidden, seqs };
+        add("reward head", RewardHead { backward, dims }.into());
+        add("sequences", SegmentSum { backward, rows: tokens, seqs }.into());
+    }
+    if m.bias {
+        add("qkv", Bias { dims: LinearDims { tokens, inputs: m.hidden, outputs: fused } }.into());
+    }
+    add("comparisons", Comparison { groups: (tokens / 1024).max(1) }.into());
+}
+
+/// Every op at sizes that the reference does at once.
+pub fn small(precision: Precision) -> Vec<Work> {
+    let room = Room { parameters: 5000, logits: 1 << 16 };
+    let tiny = MODELS[MODELS.len() - 1];
+    cases(&tiny, 130, precision, room).into_iter().map(|case| case.work).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::backend::OPS;
+
+    #[test]
+    fn every_op_is_in_the_table_of_a_gated_model() {
+        let room = Room { parameters: 1 << 20, logits: 1 << 24 };
+        for model in MODELS.iter().filter(|m| m.gated && m.bias) {
+            let found: BTreeSet<&str> =
+                cases(model, 2048, Precision::Bf16, room).iter().map(|case| case.work.op()).collect();
+            assert_eq!(found, OPS.iter().copied().collect(), "{}", model.name);
+        }
+    }
+
+    #[test]
+    fn operands_fit_their_contracts() {
+        use crate::backend::kernels::Kernels;
+        use crate::backend::kernels::device::Properties;
+        use crate::backend::kernels::rehearsal::Rehearsal;
+        use crate::bench::operand::Set;
+
+        let properties =
+            Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let on = Kernels::<_, half::bf16>::new(Rehearsal::of(&properties));
+        let room = Room { parameters: 1 << 29, logits: 1 << 29 };
+        for model in &MODELS {
+            for tokens in [512, 2048, 32_768] {
+                for case in cases(model, tokens, Precision::Bf16, room) {
+                    let mut set = Set::new(&on, &case.work.operands()).unwrap();
+                    case.work.call(&on, set.take()).unwrap();
+                }
+            }
+        }
+    }
+}

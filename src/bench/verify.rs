@@ -1,0 +1,145 @@
+//! A call's results against the reference, before it is timed. Calls that the reference would take hours for are checked in
+//! parts: smaller calls whose results are elements of the large one's (some rows and columns of a product, a tree and a
+//! head of attention, some rows or some words of the vocabulary).
+
+use super::operand::{Fill, Kind, Operand, Set};
+use super::work::{Call, Part, Work};
+use crate::backend::Backend;
+use crate::backend::contract::Precision;
+use crate::backend::reference::Reference;
+use crate::{Error, Result};
+
+/// Expected elements of the written operands of one part.
+struct Expected {
+    /// Index of the operand.
+    at: usize,
+    rows: Vec<usize>,
+    columns: Vec<usize>,
+    values: Vec<f64>,
+}
+
+/// What a call must give, for one precision of its operands.
+pub struct Oracle {
+    operands: Vec<Operand>,
+    expected: Vec<Expected>,
+    precision: Precision,
+}
+
+impl Oracle {
+    /// Runs the parts on the reference, from operands rounded to the backend's precision. `set` is ready for the call.
+    pub fn new<B: Backend>(on: &B, work: &Work, set: &Set<B>) -> Result<Self> {
+        let operands = work.operands();
+        let mut expected = Vec::new();
+        for part in work.parts() {
+            expected.extend(of_part(on, &operands, set, &part)?);
+        }
+        Ok(Self { operands, expected, precision: B::PRECISION })
+    }
+
+    /// Compares what a call has left in its operands: the largest error as a share of what is allowed.
+    /// [`Error::Runtime`] for an error that is not allowed.
+    pub fn check<B: Backend>(&self, on: &B, work: &Work, set: &Set<B>) -> Result<f64> {
+        let mut worst = 0.0f64;
+        for expected in &self.expected {
+            let operand = &self.operands[expected.at];
+            let tolerance = work.tolerance(self.precision, operand.name);
+            let got = set.read(on, expected.at, operand, &expected.rows, &expected.columns)?;
+            for (place, (&got, &value)) in got.iter().zip(&expected.values).enumerate() {
+                let error = if got == value { 0.0 } else { (got - value).abs() };
+                let share = error / tolerance.allowed(value);
+                if !(share <= 1.0) {
+                    let (row, column) = (place / expected.columns.len(), place % expected.columns.len());
+                    return Err(Error::Runtime(format!(
+                        "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times what its contract allows",
+                        operand.name, expected.rows[row], expected.columns[column]
+                    )));
+                }
+                worst = worst.max(share);
+            }
+        }
+        Ok(worst)
+    }
+}
+
+fn of_part<B: Backend>(on: &B, whole: &[Operand], ready: &Set<B>, part: &Part<Work>) -> Result<Vec<Expected>> {
+    let precision = B::PRECISION;
+    let operands = part.call.operands();
+    let places: Vec<(Vec<usize>, Vec<usize>)> =
+        whole.iter().map(|operand| (part.picks.rows(operand), part.picks.columns(operand))).collect();
+    // What another op has made is taken as the backend has it.
+    let made = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
+        Fill::Made => ready.read(on, at, operand, rows, columns),
+        _ => Ok(Vec::new()),
+    });
+    let made = made.collect::<Result<Vec<_>>>()?;
+    let mut set = Set::new(&Reference, &operands)?;
+    set.fill(&Reference, &operands, |at, place| {
+        let (operand, (rows, columns)) = (&operands[at], &places[at]);
+        if operand.kind == Kind::Idx {
+            return operand.value(precision, place);
+        }
+        if let Some(&value) = made[at].get(place) {
+            return value;
+        }
+        let (row, column) = (place / operand.columns.1, place % operand.columns.1);
+        whole[at].value(precision, rows[row] * whole[at].columns.1 + columns[column])
+    })?;
+    part.call.call(&Reference, set.take())?;
+    let mut expected = Vec::new();
+    for (at, (operand, (rows, columns))) in operands.iter().zip(places).enumerate() {
+        if !operand.written || !(part.compared.is_empty() || part.compared.contains(&operand.name)) {
+            continue;
+        }
+        let all = |n: usize| (0..n).collect::<Vec<_>>();
+        let values = set.read(&Reference, at, operand, &all(operand.rows.1), &all(operand.columns.1))?;
+        expected.push(Expected { at, rows, columns, values });
+    }
+    Ok(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::contract::LinearDims;
+    use crate::bench::work::linear::{Linear, Pass};
+
+    /// The reference against itself, in whole and in parts; a wrong element at a looked-at place is found.
+    #[test]
+    fn parts_are_elements_of_the_whole() {
+        for work in crate::bench::shapes::small(Precision::F64) {
+            let operands = work.operands();
+            let mut set = Set::new(&Reference, &operands).unwrap();
+            set.ready(&Reference, &work, &operands).unwrap();
+            let oracle = Oracle::new(&Reference, &work, &set).unwrap();
+            work.call(&Reference, set.take()).unwrap();
+            let share = oracle.check(&Reference, &work, &set).unwrap();
+            assert!(share < 1.0, "{}: {share}", work.op());
+            // Before the call the results are not there.
+            let mut fresh = Set::new(&Reference, &operands).unwrap();
+            fresh.ready(&Reference, &work, &operands).unwrap();
+            assert!(oracle.check(&Reference, &work, &fresh).is_err(), "{} before the call", work.op());
+        }
+    }
+
+    #[test]
+    fn one_wrong_element_is_named() {
+        let work = Work::from(Linear { pass: Pass::Forward, dims: LinearDims { tokens: 3, inputs: 4, outputs: 5 } });
+        let operands = work.operands();
+        let mut set = Set::new(&Reference, &operands).unwrap();
+        set.ready(&Reference, &work, &operands).unwrap();
+        let oracle = Oracle::new(&Reference, &work, &set).unwrap();
+        work.call(&Reference, set.take()).unwrap();
+        let mut y = set.read(&Reference, 2, &operands[2], &[0, 1, 2], &[0, 1, 2, 3, 4]).unwrap();
+        y[7] += 0.5;
+        set.fill(
+            &Reference,
+            &operands,
+            |at, place| {
+                if at == 2 { y[place] } else { operands[at].value(Precision::F64, place) }
+            },
+        )
+        .unwrap();
+        let error = oracle.check(&Reference, &work, &set).unwrap_err().to_string();
+        assert!(error.contains("y is wrong at (1, 2)"), "{error}");
+    }
+}

@@ -1,0 +1,200 @@
+//! Products of linear layers, alone and with the gated activation.
+
+use super::{Call, Part, stored_as_acc};
+use crate::Result;
+use crate::backend::contract::*;
+use crate::backend::{Backend, Write};
+use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+
+/// Which product of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pass {
+    /// With a residual that is added, as the projections back to the stream have it.
+    Residual,
+    /// With a bias, as the projection to queries, keys and values has it.
+    Bias,
+    Forward,
+    Input,
+    Weight,
+}
+
+/// A product of a linear layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    pub pass: Pass,
+    pub dims: LinearDims,
+}
+
+/// Places of long axes that a check looks at.
+const ROWS: usize = 24;
+const COLUMNS: usize = 40;
+
+fn root(n: usize) -> f64 {
+    1.0 / (n.max(1) as f64).sqrt()
+}
+
+impl Call for Linear {
+    fn op(&self) -> &'static str {
+        match self.pass {
+            Pass::Residual | Pass::Bias | Pass::Forward => "linear_fwd",
+            Pass::Input => "linear_bwd_input",
+            Pass::Weight => "linear_bwd_weight",
+        }
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let d = self.dims;
+        vec![("tokens", d.tokens), ("inputs", d.inputs), ("outputs", d.outputs)]
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let d = self.dims;
+        let (t, i, o) = ((Axis::Token, d.tokens), (Axis::Input, d.inputs), (Axis::Output, d.outputs));
+        let x = Operand::act("x", t, i, Fill::Normal(1.0));
+        let weight = |terms: usize| Operand::act("weight", o, i, Fill::Normal(root(terms)));
+        let y = |name, fill| Operand::act(name, t, o, fill);
+        let result = y("y", Fill::Constant(0.0)).written();
+        match self.pass {
+            Pass::Forward => vec![x, weight(d.inputs), result],
+            Pass::Bias => {
+                vec![x, weight(d.inputs), Operand::act("bias", o, ONE, Fill::Normal(1.0)), result]
+            }
+            Pass::Residual => vec![x, weight(d.inputs), y("residual", Fill::Normal(1.0)), result],
+            Pass::Input => {
+                let dx = Operand::act("dx", t, i, Fill::Constant(0.0)).written();
+                vec![y("dy", Fill::Normal(1.0)), weight(d.outputs), dx]
+            }
+            Pass::Weight => {
+                let dweight = Operand::acc("dweight", o, i, Fill::Constant(0.0)).written();
+                vec![y("dy", Fill::Normal(1.0)), x, dweight]
+            }
+        }
+    }
+
+    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let (dims, write) = (self.dims, Write::Overwrite);
+        match self.pass {
+            Pass::Input => {
+                on.linear_bwd_input(LinearBwdInput { dims, dy: o.act(), weight: o.act(), dx: o.act_out(), write })
+            }
+            Pass::Weight => {
+                on.linear_bwd_weight(LinearBwdWeight { dims, dy: o.act(), x: o.act(), dweight: o.acc_out(), write })
+            }
+            _ => {
+                let (x, weight) = (o.act(), o.act());
+                let bias = (self.pass == Pass::Bias).then(|| o.act());
+                let residual = (self.pass == Pass::Residual).then(|| o.act());
+                on.linear_fwd(LinearFwd { dims, x, weight, bias, residual, y: o.act_out() })
+            }
+        }
+    }
+
+    fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
+        let d = self.dims;
+        match self.pass {
+            Pass::Input => Tolerance::dot(precision, d.outputs),
+            // Sums of products of order one grow with the root of their length.
+            Pass::Weight => {
+                Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0))
+            }
+            _ => d.tolerance(precision),
+        }
+    }
+
+    fn parts(&self) -> Vec<Part<Self>> {
+        let d = self.dims;
+        let (tokens, inputs, outputs) = (spread(d.tokens, ROWS), spread(d.inputs, COLUMNS), spread(d.outputs, COLUMNS));
+        let (picks, dims) = match self.pass {
+            Pass::Input => {
+                let dims = LinearDims { tokens: tokens.len(), inputs: inputs.len(), ..d };
+                (Picks::default().of(Axis::Token, tokens).of(Axis::Input, inputs), dims)
+            }
+            Pass::Weight => {
+                let dims = LinearDims { inputs: inputs.len(), outputs: outputs.len(), ..d };
+                (Picks::default().of(Axis::Input, inputs).of(Axis::Output, outputs), dims)
+            }
+            _ => {
+                let dims = LinearDims { tokens: tokens.len(), outputs: outputs.len(), ..d };
+                (Picks::default().of(Axis::Token, tokens).of(Axis::Output, outputs), dims)
+            }
+        };
+        vec![Part { call: Self { dims, ..*self }, picks, compared: &[] }]
+    }
+}
+
+/// The product to gate and up with the activation, or the gradient of both.
+#[derive(Clone, Debug)]
+pub struct LinearGlu {
+    pub backward: bool,
+    pub dims: LinearGluDims,
+}
+
+impl LinearGlu {
+    /// Columns of gate, then those of up, for picked columns of the activation.
+    fn both(&self, picked: &[usize]) -> Vec<usize> {
+        picked.iter().copied().chain(picked.iter().map(|i| i + self.dims.intermediate)).collect()
+    }
+}
+
+impl Call for LinearGlu {
+    fn op(&self) -> &'static str {
+        if self.backward { "linear_glu_bwd" } else { "linear_glu_fwd" }
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let d = self.dims;
+        vec![("tokens", d.tokens), ("hidden", d.hidden), ("intermediate", d.intermediate)]
+    }
+
+    /// Columns of gate and up are on the axis of outputs, those of the activation on that of inputs.
+    fn operands(&self) -> Vec<Operand> {
+        let d = self.dims;
+        let (t, h, i) = ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Input, d.intermediate));
+        let both = (Axis::Output, 2 * d.intermediate);
+        match self.backward {
+            false => vec![
+                Operand::act("x", t, h, Fill::Normal(1.0)),
+                Operand::act("weight", both, h, Fill::Normal(root(d.hidden))),
+                Operand::act("gate_up", t, both, Fill::Constant(0.0)).written(),
+                Operand::act("act", t, i, Fill::Constant(0.0)).written(),
+            ],
+            true => vec![
+                Operand::act("dy", t, h, Fill::Normal(1.0)),
+                Operand::act("weight", h, i, Fill::Normal(root(d.hidden))),
+                Operand::act("gate_up", t, both, Fill::Normal(1.0)),
+                Operand::act("dgate_up", t, both, Fill::Constant(0.0)).written(),
+            ],
+        }
+    }
+
+    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let dims = self.dims;
+        match self.backward {
+            false => {
+                let (x, weight, gate_up, act) = (o.act(), o.act(), Some(o.act_out()), o.act_out());
+                on.linear_glu_fwd(LinearGluFwd { dims, x, weight, gate_up, act })
+            }
+            true => on.linear_glu_bwd(LinearGluBwd {
+                dims,
+                dy: o.act(),
+                weight: o.act(),
+                gate_up: o.act(),
+                dgate_up: o.act_out(),
+            }),
+        }
+    }
+
+    /// Gate and up of order one, of which the largest of many are about 5: their products err by that much more.
+    fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
+        self.dims.tolerance(precision).scaled(4.0)
+    }
+
+    fn parts(&self) -> Vec<Part<Self>> {
+        let d = self.dims;
+        let (tokens, columns) = (spread(d.tokens, ROWS), spread(d.intermediate, COLUMNS));
+        let dims = LinearGluDims { tokens: tokens.len(), intermediate: columns.len(), ..d };
+        let picks =
+            Picks::default().of(Axis::Token, tokens).of(Axis::Output, self.both(&columns)).of(Axis::Input, columns);
+        vec![Part { call: Self { dims, ..*self }, picks, compared: &[] }]
+    }
+}
