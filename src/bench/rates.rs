@@ -93,7 +93,7 @@ impl Benched for Cpu {
 
     fn rates(&self) -> Result<Option<Rates>> {
         let ceilings = Ceilings::measure();
-        Ok(Some(Rates { memory: ceilings.copy.max(crate::study::ceilings::sum()), product: ceilings.sgemm }))
+        Ok(Some(Rates { memory: crate::study::ceilings::memory(ceilings.copy), product: ceilings.sgemm }))
     }
 }
 

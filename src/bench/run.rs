@@ -257,8 +257,8 @@ fn too_large<B: Benched>(
         return Some(format!("operands of {:.1} GiB, and {:.1} GiB of memory are free", gib(bytes), gib(free)));
     }
     let least = LEAST + options.effort.warm_up + 2;
-    // An emulator does some 10 MFLOP/s of a kernel.
-    let rates = rates.unwrap_or(Rates { memory: 1e8, product: 1e7 });
+    // What the emulator does at least.
+    let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
     let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * least as f64;
     let longest = options.longest.as_secs_f64();
     (seconds > longest)

@@ -50,10 +50,20 @@ fn sgemm() -> f64 {
     2.0 * (SIDE as f64).powi(3) / seconds
 }
 
-/// Bytes a second of a sum over 256 MiB, which are only read.
-pub fn sum() -> f64 {
+/// Bytes a second of the fastest of several streams over memory: a copy, a sum (which only reads), and an update in place of
+/// four arrays by one (as an optimiser's). A store to memory that was not read fetches it first, so on most processors an
+/// update moves more than a copy does.
+pub fn memory(copy: f64) -> f64 {
+    copy.max(sum()).max(update())
+}
+
+/// All threads on pieces of slices.
+fn piece() -> usize {
+    COPIED.div_ceil(rayon::current_num_threads())
+}
+
+fn sum() -> f64 {
     let from = vec![1.0f32; COPIED];
-    let piece = COPIED.div_ceil(rayon::current_num_threads());
     // Several sums side by side, so that additions do not wait for one another.
     let of = |x: &[f32]| {
         let mut sums = [0.0f32; 64];
@@ -63,16 +73,36 @@ pub fn sum() -> f64 {
         sums.iter().sum::<f32>()
     };
     let seconds = best(|| {
-        std::hint::black_box(from.par_chunks(piece).map(of).sum::<f32>());
+        std::hint::black_box(from.par_chunks(piece()).map(of).sum::<f32>());
     });
     4.0 * COPIED as f64 / seconds
+}
+
+fn update() -> f64 {
+    let len = COPIED / 4;
+    let array = || vec![1.0f32; len];
+    let (mut a, mut b, mut c, mut d, x) = (array(), array(), array(), array(), array());
+    let piece = len.div_ceil(rayon::current_num_threads());
+    let seconds = best(|| {
+        let targets = a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece));
+        let targets = targets.zip(c.par_chunks_mut(piece).zip(d.par_chunks_mut(piece)));
+        targets.zip(x.par_chunks(piece)).for_each(|(((a, b), (c, d)), x)| {
+            let rest = b.iter_mut().zip(c).zip(d.iter_mut().zip(x));
+            for (a, ((b, c), (d, x))) in a.iter_mut().zip(rest) {
+                *a = 0.5 * *a + x;
+                *b = 0.5 * *b + x;
+                *c = 0.5 * *c + x;
+                *d = 0.5 * *d + x;
+            }
+        });
+    });
+    9.0 * 4.0 * len as f64 / seconds
 }
 
 fn copy() -> f64 {
     let from = vec![1.0f32; COPIED];
     let mut to = vec![0.0f32; COPIED];
-    let piece = COPIED.div_ceil(rayon::current_num_threads());
     let seconds =
-        best(|| to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, x)| to.copy_from_slice(x)));
+        best(|| to.par_chunks_mut(piece()).zip(from.par_chunks(piece())).for_each(|(to, x)| to.copy_from_slice(x)));
     2.0 * 4.0 * COPIED as f64 / seconds
 }

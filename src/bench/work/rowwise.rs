@@ -192,7 +192,12 @@ impl Call for Norm {
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
         let d = self.dims;
         match name {
-            "rstd" => d.tolerance(stored_as_acc(precision)),
+            // The sum is normalised as it is stored: the roundings of its squares average out over the row.
+            "rstd" => {
+                let rounded = 6.0 * precision.act_roundoff() / (d.hidden as f64).sqrt();
+                let sums = d.tolerance(stored_as_acc(precision));
+                Tolerance { rtol: sums.rtol + rounded, ..sums }
+            }
             "dweight" => Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0)),
             // Sum and gradients of order one, the largest of many about 5.
             "dsum" => d.tolerance(precision).scaled(5.0),
