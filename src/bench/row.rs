@@ -29,7 +29,7 @@ pub enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// In memory: the sets of operands that calls rotate over are more than twice the last cache.
+    /// In memory: what the calls of a rotation touch is more than caches hold.
     Cold,
     /// In a cache, or in part.
     Warm,

@@ -198,7 +198,8 @@ fn of_case<B: Benched>(
     }
     let room = on.memory_free().unwrap_or(u64::MAX) / 2;
     let count = options.rotated.div_ceil(bytes.max(1)).min(room / bytes.max(1)).clamp(1, MOST_SETS);
-    let cold = count * bytes >= on.beyond_caches();
+    // What calls touch, which of a table of embeddings is a small part.
+    let cold = count * cost.bytes.min(bytes) >= on.beyond_caches();
     let mut sets = Vec::new();
     for _ in 0..count {
         let mut set = Set::new(on, &operands)?;

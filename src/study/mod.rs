@@ -1,9 +1,11 @@
 //! Where the time goes: ceilings measured on this machine, and time by op against them.
 //!
 //! - [`ceilings`]: rates of a large matrix product and of a copy
+//! - [`hardware`]: clocks, power, activity and memory, sampled beside a run
 //! - [`plan`]: the floor of a step on a card that need not be here
 //! - [`profile`]: time by op of training steps, as a table and as JSON
 
 pub mod ceilings;
+pub mod hardware;
 pub mod plan;
 pub mod profile;

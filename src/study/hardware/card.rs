@@ -1,0 +1,102 @@
+//! A card's numbers, and the meter over them.
+
+use std::collections::BTreeMap;
+
+use super::{Meter, Sample};
+
+/// Why a number is not to be had.
+pub type Missing = String;
+
+/// Activity since the reading before, shares from 0 to 1; each by itself may be missing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Activity {
+    pub sm: Option<f64>,
+    pub occupancy: Option<f64>,
+    pub tensor: Option<f64>,
+    pub dram: Option<f64>,
+}
+
+/// Numbers of a card, each with its own failure. Units are those of [`Sample`].
+pub trait Card {
+    /// Of kernels and of memory.
+    fn busy(&mut self) -> Result<(f64, f64), Missing>;
+    fn sm_clock(&mut self) -> Result<f64, Missing>;
+    fn memory_clock(&mut self) -> Result<f64, Missing>;
+    fn power(&mut self) -> Result<f64, Missing>;
+    fn power_limit(&mut self) -> Result<f64, Missing>;
+    fn energy(&mut self) -> Result<f64, Missing>;
+    fn temperature(&mut self) -> Result<f64, Missing>;
+    fn throttle(&mut self) -> Result<Vec<String>, Missing>;
+    /// In use and in all.
+    fn memory(&mut self) -> Result<(u64, u64), Missing>;
+    fn pcie_in(&mut self) -> Result<f64, Missing>;
+    fn pcie_out(&mut self) -> Result<f64, Missing>;
+    fn activity(&mut self) -> Result<Activity, Missing>;
+}
+
+/// Reads a card; a number that fails is absent from the sample and its first reason is kept. A number that fails
+/// [`GIVE_UP`] times in a row from the start is not asked for again, because some failures take long.
+pub struct CardMeter<C> {
+    card: C,
+    fields: BTreeMap<&'static str, Field>,
+}
+
+#[derive(Default)]
+struct Field {
+    reason: Option<Missing>,
+    failures: u32,
+    given: bool,
+}
+
+/// Failures after which a number that was never given is given up.
+pub const GIVE_UP: u32 = 3;
+
+impl<C: Card> CardMeter<C> {
+    pub fn new(card: C) -> Self {
+        Self { card, fields: BTreeMap::new() }
+    }
+
+    fn ask<T>(&mut self, name: &'static str, of: impl FnOnce(&mut C) -> Result<T, Missing>) -> Option<T> {
+        let field = self.fields.entry(name).or_default();
+        if !field.given && field.failures >= GIVE_UP {
+            return None;
+        }
+        match of(&mut self.card) {
+            Ok(value) => {
+                field.given = true;
+                Some(value)
+            }
+            Err(reason) => {
+                field.failures += 1;
+                field.reason.get_or_insert(reason);
+                None
+            }
+        }
+    }
+}
+
+impl<C: Card> Meter for CardMeter<C> {
+    fn read(&mut self, sample: &mut Sample) {
+        (sample.gpu_busy, sample.memory_busy) = self.ask("busy", C::busy).unzip();
+        sample.sm_clock_mhz = self.ask("sm_clock", C::sm_clock);
+        sample.memory_clock_mhz = self.ask("memory_clock", C::memory_clock);
+        sample.power_w = self.ask("power", C::power);
+        sample.power_limit_w = self.ask("power_limit", C::power_limit);
+        sample.energy_j = self.ask("energy", C::energy);
+        sample.temperature_c = self.ask("temperature", C::temperature);
+        sample.throttle = self.ask("throttle", C::throttle);
+        (sample.gpu_memory_bytes, sample.gpu_memory_total_bytes) = self.ask("memory", C::memory).unzip();
+        sample.pcie_in_bytes_per_s = self.ask("pcie_in", C::pcie_in);
+        sample.pcie_out_bytes_per_s = self.ask("pcie_out", C::pcie_out);
+        let activity = self.ask("activity", C::activity).unwrap_or_default();
+        sample.sm_active = activity.sm;
+        sample.sm_occupancy = activity.occupancy;
+        sample.tensor_active = activity.tensor;
+        sample.dram_active = activity.dram;
+    }
+
+    fn missing(&self) -> Vec<(String, String)> {
+        let of = |(name, field): (&&'static str, &Field)| Some(((*name).to_owned(), field.reason.clone()?));
+        self.fields.iter().filter_map(of).collect()
+    }
+}

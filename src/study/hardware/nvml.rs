@@ -1,0 +1,105 @@
+//! Cards through NVIDIA's management library (NVML), which comes with the driver and is loaded when it is asked for.
+
+use nvml_wrapper::enum_wrappers::device::{Clock, PcieUtilCounter, TemperatureSensor};
+use nvml_wrapper::enums::gpm::GpmMetricId;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::gpm::gpm_metrics_get;
+use nvml_wrapper::{Device, GpmSample, Nvml};
+
+use super::card::{Activity, Card, Missing};
+
+/// The card that a CUDA device is.
+pub struct NvmlCard<'n> {
+    nvml: &'n Nvml,
+    device: Device<'n>,
+    /// Counters of the reading before.
+    before: Option<GpmSample<'n>>,
+}
+
+/// Loads the library. The error says in one sentence what is missing.
+pub fn load() -> Result<Nvml, Missing> {
+    Nvml::init().map_err(|why| format!("NVML (libnvidia-ml, part of NVIDIA's driver) gives nothing: {why}"))
+}
+
+impl<'n> NvmlCard<'n> {
+    /// The card with this identifier (`GPU-...`, as the CUDA driver names it), or the first where there is but one and no
+    /// identifier is known.
+    pub fn new(nvml: &'n Nvml, uuid: Option<&str>) -> Result<Self, Missing> {
+        let device = match uuid {
+            Some(uuid) => nvml.device_by_uuid(uuid),
+            None if nvml.device_count().map_err(missing)? == 1 => nvml.device_by_index(0),
+            None => return Err("there are several cards, and the driver does not say which one is in use".into()),
+        };
+        Ok(Self { nvml, device: device.map_err(missing)?, before: None })
+    }
+}
+
+fn missing(why: NvmlError) -> Missing {
+    why.to_string()
+}
+
+/// What is asked of the activity counters.
+const METRICS: [GpmMetricId; 4] =
+    [GpmMetricId::SmUtil, GpmMetricId::SmOccupancy, GpmMetricId::AnyTensorUtil, GpmMetricId::DramBwUtil];
+
+impl Card for NvmlCard<'_> {
+    fn busy(&mut self) -> Result<(f64, f64), Missing> {
+        let busy = self.device.utilization_rates().map_err(missing)?;
+        Ok((f64::from(busy.gpu) / 100.0, f64::from(busy.memory) / 100.0))
+    }
+
+    fn sm_clock(&mut self) -> Result<f64, Missing> {
+        self.device.clock_info(Clock::SM).map(f64::from).map_err(missing)
+    }
+
+    fn memory_clock(&mut self) -> Result<f64, Missing> {
+        self.device.clock_info(Clock::Memory).map(f64::from).map_err(missing)
+    }
+
+    fn power(&mut self) -> Result<f64, Missing> {
+        self.device.power_usage().map(|milliwatts| 1e-3 * f64::from(milliwatts)).map_err(missing)
+    }
+
+    fn power_limit(&mut self) -> Result<f64, Missing> {
+        self.device.power_management_limit().map(|milliwatts| 1e-3 * f64::from(milliwatts)).map_err(missing)
+    }
+
+    fn energy(&mut self) -> Result<f64, Missing> {
+        self.device.total_energy_consumption().map(|millijoules| 1e-3 * millijoules as f64).map_err(missing)
+    }
+
+    fn temperature(&mut self) -> Result<f64, Missing> {
+        self.device.temperature(TemperatureSensor::Gpu).map(f64::from).map_err(missing)
+    }
+
+    fn throttle(&mut self) -> Result<Vec<String>, Missing> {
+        let reasons = self.device.current_throttle_reasons().map_err(missing)?;
+        Ok(reasons.iter_names().map(|(name, _)| name.to_lowercase()).filter(|name| name != "none").collect())
+    }
+
+    fn memory(&mut self) -> Result<(u64, u64), Missing> {
+        self.device.memory_info().map(|memory| (memory.used, memory.total)).map_err(missing)
+    }
+
+    /// NVML counts KiB over the last 20 ms.
+    fn pcie_in(&mut self) -> Result<f64, Missing> {
+        self.device.pcie_throughput(PcieUtilCounter::Receive).map(|kib| 1024.0 * f64::from(kib)).map_err(missing)
+    }
+
+    fn pcie_out(&mut self) -> Result<f64, Missing> {
+        self.device.pcie_throughput(PcieUtilCounter::Send).map(|kib| 1024.0 * f64::from(kib)).map_err(missing)
+    }
+
+    /// Between the reading before and this one; nothing in the first.
+    fn activity(&mut self) -> Result<Activity, Missing> {
+        if !self.device.gpm_support().map_err(missing)? {
+            return Err("activity counters need a Hopper card or a newer one".into());
+        }
+        let now = self.device.gpm_sample().map_err(missing)?;
+        let Some(before) = self.before.replace(now) else { return Ok(Activity::default()) };
+        let Some(now) = &self.before else { return Ok(Activity::default()) };
+        let metrics = gpm_metrics_get(self.nvml, &before, now, &METRICS).map_err(missing)?;
+        let share = |at: usize| metrics.get(at)?.as_ref().ok().map(|metric| metric.value / 100.0);
+        Ok(Activity { sm: share(0), occupancy: share(1), tensor: share(2), dram: share(3) })
+    }
+}

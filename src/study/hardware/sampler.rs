@@ -1,0 +1,110 @@
+//! The thread that takes readings beside a run.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Meter, Sample};
+use crate::{Error, Result};
+
+/// Most readings that are held; beyond it every other one is let go, and only every other new one held.
+pub const HELD: usize = 1 << 14;
+
+/// What was read.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    pub samples: Vec<Sample>,
+    /// Numbers that were not given at some time, with the first reason.
+    pub missing: Vec<(String, String)>,
+    /// Moment from which times are counted.
+    pub began: Option<Instant>,
+}
+
+/// A sampling thread. Dropped without [`Sampler::stop`], it ends too.
+pub struct Sampler {
+    stop: Sender<()>,
+    thread: Option<JoinHandle<Readings>>,
+}
+
+impl Sampler {
+    /// Starts reading every `interval`. `meters` is called on the thread; it gives the meters and what is missing from the
+    /// start. Every reading is a line of `log`, where there is one.
+    pub fn start(
+        interval: Duration,
+        log: Option<&Path>,
+        meters: impl FnOnce() -> (Vec<Box<dyn Meter>>, Vec<(String, String)>) + Send + 'static,
+    ) -> Result<Self> {
+        let create = |path: &Path| {
+            let file = File::create(path);
+            file.map_err(|source| Error::Io { action: "create", path: path.to_owned(), source })
+        };
+        let mut log = log.map(create).transpose()?.map(BufWriter::new);
+        let (stop, stopped) = channel::<()>();
+        let work = move || {
+            let began = Instant::now();
+            let (mut meters, missing) = meters();
+            let mut readings = Readings { samples: Vec::new(), missing, began: Some(began) };
+            let (mut count, mut every) = (0u64, 1u64);
+            loop {
+                let mut sample = Sample { time_s: began.elapsed().as_secs_f64(), ..Sample::default() };
+                meters.iter_mut().for_each(|meter| meter.read(&mut sample));
+                // A full disk ends the log and not the run.
+                let written = log.as_mut().map(|log| {
+                    serde_json::to_writer(&mut *log, &sample).map_err(std::io::Error::from)?;
+                    log.write_all(b"\n")
+                });
+                if let Some(Err(why)) = written {
+                    readings.missing.push(("hw.jsonl".into(), why.to_string()));
+                    log = None;
+                }
+                if count.is_multiple_of(every) {
+                    readings.samples.push(sample);
+                    if readings.samples.len() > HELD {
+                        let mut place = 0;
+                        readings.samples.retain(|_| {
+                            place += 1;
+                            place % 2 == 1
+                        });
+                        every *= 2;
+                    }
+                }
+                count += 1;
+                // From the begin on, so that slow readings do not add up.
+                let next = interval.mul_f64(count as f64).saturating_sub(began.elapsed());
+                match stopped.recv_timeout(next.max(Duration::from_millis(1))) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            if let Some(Err(why)) = log.map(|mut log| log.flush()) {
+                readings.missing.push(("hw.jsonl".into(), why.to_string()));
+            }
+            readings.missing.extend(meters.iter().flat_map(|meter| meter.missing()));
+            readings
+        };
+        let thread = std::thread::Builder::new().name("sampler".into()).spawn(work);
+        let thread = thread.map_err(|e| Error::Runtime(format!("cannot start the sampler's thread: {e}")))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+
+    /// Ends the thread and gives what it has read. A thread that has panicked has read nothing.
+    pub fn stop(mut self) -> Readings {
+        let _ = self.stop.send(());
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Readings {
+            missing: vec![("all".into(), "the sampler's thread failed".into())],
+            ..Readings::default()
+        })
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        let _ = self.stop.send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

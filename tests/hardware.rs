@@ -1,0 +1,181 @@
+//! The hardware sampler: a recorded stream of a card's numbers with failures in the midst of it, a machine without the
+//! library, a log that cannot be written, and how long a stop takes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use mapl::study::hardware::card::{Activity, Card, CardMeter, GIVE_UP, Missing};
+use mapl::study::hardware::host::HostMeter;
+use mapl::study::hardware::sampler::{HELD, Sampler};
+use mapl::study::hardware::{Meter, Sample, nvml};
+
+/// A card that plays back what one said, reading by reading; when the stream ends every number fails.
+struct Recorded {
+    power: VecDeque<Result<f64, Missing>>,
+    asked_for_temperature: Arc<AtomicUsize>,
+}
+
+fn lost<T>() -> Result<T, Missing> {
+    Err("the card was lost".into())
+}
+
+impl Card for Recorded {
+    fn busy(&mut self) -> Result<(f64, f64), Missing> {
+        Ok((0.75, 0.5))
+    }
+    fn sm_clock(&mut self) -> Result<f64, Missing> {
+        Ok(1755.0)
+    }
+    fn memory_clock(&mut self) -> Result<f64, Missing> {
+        Ok(2619.0)
+    }
+    fn power(&mut self) -> Result<f64, Missing> {
+        self.power.pop_front().unwrap_or_else(lost)
+    }
+    fn power_limit(&mut self) -> Result<f64, Missing> {
+        Ok(700.0)
+    }
+    fn energy(&mut self) -> Result<f64, Missing> {
+        Ok(12.5)
+    }
+    fn temperature(&mut self) -> Result<f64, Missing> {
+        self.asked_for_temperature.fetch_add(1, Ordering::Relaxed);
+        Err("not supported".into())
+    }
+    fn throttle(&mut self) -> Result<Vec<String>, Missing> {
+        Ok(vec!["sw_power_cap".into()])
+    }
+    fn memory(&mut self) -> Result<(u64, u64), Missing> {
+        Ok((5 << 30, 80 << 30))
+    }
+    fn pcie_in(&mut self) -> Result<f64, Missing> {
+        lost()
+    }
+    fn pcie_out(&mut self) -> Result<f64, Missing> {
+        Ok(2048.0)
+    }
+    fn activity(&mut self) -> Result<Activity, Missing> {
+        Ok(Activity { tensor: Some(0.9), ..Activity::default() })
+    }
+}
+
+fn recorded(power: Vec<Result<f64, Missing>>) -> (CardMeter<Recorded>, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    (CardMeter::new(Recorded { power: power.into(), asked_for_temperature: asked.clone() }), asked)
+}
+
+#[test]
+fn a_number_that_fails_is_absent_and_comes_back() {
+    let (mut meter, asked) = recorded(vec![Ok(310.0), lost(), lost(), lost(), lost(), Ok(290.0)]);
+    let samples: Vec<Sample> = (0..7)
+        .map(|_| {
+            let mut sample = Sample::default();
+            meter.read(&mut sample);
+            sample
+        })
+        .collect();
+    let power: Vec<_> = samples.iter().map(|sample| sample.power_w).collect();
+    assert_eq!(power, [Some(310.0), None, None, None, None, Some(290.0), None]);
+    for sample in &samples {
+        assert_eq!((sample.gpu_busy, sample.memory_busy, sample.sm_clock_mhz), (Some(0.75), Some(0.5), Some(1755.0)));
+        assert_eq!((sample.tensor_active, sample.dram_active), (Some(0.9), None));
+        assert_eq!(sample.throttle.as_deref(), Some(&["sw_power_cap".to_owned()][..]));
+        assert_eq!((sample.temperature_c, sample.pcie_in_bytes_per_s), (None, None));
+    }
+    // What was never given is not asked for for ever.
+    assert_eq!(asked.load(Ordering::Relaxed), GIVE_UP as usize);
+    let missing = meter.missing();
+    let reason = |name: &str| missing.iter().find(|(n, _)| n == name).map(|(_, why)| why.as_str());
+    assert_eq!(reason("power"), Some("the card was lost"));
+    assert_eq!(reason("temperature"), Some("not supported"));
+    assert_eq!(reason("sm_clock"), None);
+}
+
+#[test]
+fn readings_are_lines_of_the_log_and_absent_numbers_are_null() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hw.jsonl");
+    let (seen, readings) = mpsc::channel();
+    let sampler = Sampler::start(Duration::from_millis(1), Some(&path), move || {
+        let (meter, _) = recorded(vec![Ok(310.0), lost(), Ok(305.0)]);
+        (vec![Box::new(Counted { meter, seen }) as Box<dyn Meter>, Box::new(HostMeter::new())], Vec::new())
+    })
+    .unwrap();
+    // Five readings, however long they take.
+    (0..5).for_each(|_| readings.recv().unwrap());
+    let readings = sampler.stop();
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let logged: Vec<Sample> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(logged, readings.samples);
+    assert!(logged.len() >= 5);
+    assert!(lines.lines().nth(1).unwrap().contains("\"power_w\":null"), "{lines}");
+    assert!(logged.windows(2).all(|pair| pair[0].time_s < pair[1].time_s));
+    assert!(readings.missing.iter().any(|(name, why)| name == "power" && why == "the card was lost"));
+}
+
+/// Tells of every reading.
+struct Counted<M> {
+    meter: M,
+    seen: mpsc::Sender<()>,
+}
+
+impl<M: Meter> Meter for Counted<M> {
+    fn read(&mut self, sample: &mut Sample) {
+        self.meter.read(sample);
+        let _ = self.seen.send(());
+    }
+    fn missing(&self) -> Vec<(String, String)> {
+        self.meter.missing()
+    }
+}
+
+#[test]
+fn a_long_run_is_held_in_bounded_memory() {
+    struct Instantly(mpsc::Sender<()>, usize);
+    impl Meter for Instantly {
+        fn read(&mut self, sample: &mut Sample) {
+            self.1 += 1;
+            sample.power_w = Some(self.1 as f64);
+            if self.1 == 200 {
+                let _ = self.0.send(());
+            }
+        }
+        fn missing(&self) -> Vec<(String, String)> {
+            Vec::new()
+        }
+    }
+    let (done, wait) = mpsc::channel();
+    let meters = move || (vec![Box::new(Instantly(done, 0)) as Box<dyn Meter>], Vec::new());
+    let sampler = Sampler::start(Duration::ZERO, None, meters).unwrap();
+    wait.recv().unwrap();
+    let readings = sampler.stop();
+    assert!(readings.samples.len() >= 200 && readings.samples.len() <= HELD + 1);
+    assert_eq!(readings.samples[0].power_w, Some(1.0));
+}
+
+#[test]
+fn a_log_that_cannot_be_made_is_an_error_before_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("no such folder/hw.jsonl");
+    let error = Sampler::start(Duration::from_millis(1), Some(&path), || (Vec::new(), Vec::new())).err().unwrap();
+    assert!(error.to_string().contains("no such folder"), "{error}");
+}
+
+/// Where the library is missing that is one sentence; where it is there, numbers come or are missing with a reason.
+#[test]
+fn the_library_itself_is_there_or_says_why_not() {
+    match nvml::load() {
+        Err(why) => assert!(why.contains("NVML") && !why.contains('\n'), "{why}"),
+        Ok(library) => match nvml::NvmlCard::new(&library, None) {
+            Err(why) => assert!(!why.is_empty()),
+            Ok(card) => {
+                let mut meter = CardMeter::new(card);
+                let mut sample = Sample::default();
+                meter.read(&mut sample);
+                assert!(sample.gpu_memory_total_bytes.is_some() || !meter.missing().is_empty());
+            }
+        },
+    }
+}
