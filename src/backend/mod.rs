@@ -66,6 +66,10 @@ macro_rules! backend {
             fn memory_free(&self) -> Option<u64> {
                 None
             }
+            /// What the management library knows the card by (`GPU-...`); none where there is no card.
+            fn hardware_id(&self) -> Option<String> {
+                None
+            }
             /// The device of a backend that runs kernels.
             fn kernel_properties(&self) -> Option<&kernels::device::Properties> {
                 None

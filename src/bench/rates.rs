@@ -1,6 +1,8 @@
 //! Ceilings of the machine, measured in the run whose rows are held against them: bytes a second of memory, FLOP/s of matrix
 //! products. And the libraries that a backend's ops are timed beside.
 
+use std::sync::LazyLock;
+
 use super::measure::{Effort, Timed, interleaved};
 use super::operand::Set;
 use super::rival;
@@ -15,6 +17,8 @@ use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::study::ceilings::Ceilings;
+use crate::study::hardware::card::Card as _;
+use crate::study::hardware::nvml;
 
 /// Rates that nothing on the machine exceeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -63,6 +67,11 @@ pub trait Benched: Backend {
 
     /// Ceilings, measured now; `None` where time means nothing.
     fn rates(&self) -> Result<Option<Rates>>;
+
+    /// Joules that the hardware has used since some moment, where it counts them.
+    fn joules(&self) -> Option<f64> {
+        None
+    }
 
     /// Runs `work` with the libraries that calls are timed beside.
     fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
@@ -149,6 +158,12 @@ impl<A: Element> Benched for Kernels<Driver, A> {
             product = product.max(dims.flops() as f64 / best);
         }
         Ok(Some(Rates { memory, product }))
+    }
+
+    fn joules(&self) -> Option<f64> {
+        static LIBRARY: LazyLock<Option<nvml_wrapper::Nvml>> = LazyLock::new(|| nvml::load().ok());
+        let library = LIBRARY.as_ref()?;
+        nvml::NvmlCard::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
     }
 
     fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use super::measure::{Effort, LEAST, Timed, Timing, interleaved};
+use super::measure::{Effort, LEAST, Timed, Timing, energy, interleaved};
 use super::operand::Set;
 use super::rates::{Benched, Rates, Rivals};
 use super::row::{Cache, Row, SCHEMA, Status};
@@ -36,6 +36,8 @@ pub struct Options {
     /// Bytes that the rotating sets of operands have together, where memory allows.
     pub rotated: u64,
     pub room: Room,
+    /// Seconds of calls over which energy is counted, where the hardware counts it.
+    pub energy_seconds: f64,
     pub date: String,
     pub commit: String,
 }
@@ -232,11 +234,13 @@ fn of_case<B: Benched>(
     }
     let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call, _)| &**call).collect();
     let timings = interleaved(on, &timed, &mut sets, &options.effort)?;
-    for ((name, _, share), timing) in calls.iter().zip(timings) {
+    for ((name, call, share), timing) in calls.iter().zip(timings) {
         let mut row = blank(name, Status::Measured, String::new());
         row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
         row.error_share = Some(*share);
         time(&mut row, &timing, cost);
+        let joules = energy(on, &**call, &mut sets, &timing, options.energy_seconds, B::joules)?;
+        row.energy_mj = joules.map(|joules| 1e3 * joules);
         rows.push(row);
     }
     Ok(rows)

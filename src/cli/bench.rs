@@ -62,6 +62,9 @@ pub struct BenchArgs {
     /// MiB of operands that calls rotate over, so that none begins with its operands in a cache
     #[arg(long, default_value_t = 256)]
     rotate_mib: u64,
+    /// Seconds of calls over which a card's energy is counted; 0 for not at all
+    #[arg(long, default_value_t = 0.2)]
+    energy_seconds: f64,
     /// Write the rows to this file, CSV or (.json) JSON; may be given twice
     #[arg(long)]
     output: Vec<PathBuf>,
@@ -126,8 +129,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 impl BenchArgs {
     fn check(&self) -> Result<()> {
         let usage = |text: String| Err(Error::Usage(text));
-        for (flag, value) in [("--seconds", self.seconds), ("--longest", self.longest), ("--threshold", self.threshold)]
-        {
+        for (flag, value) in [
+            ("--seconds", self.seconds),
+            ("--longest", self.longest),
+            ("--energy-seconds", self.energy_seconds),
+            ("--threshold", self.threshold),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return usage(format!("{flag} {value}: a number of at least 0 is needed"));
             }
@@ -180,6 +187,7 @@ impl BenchArgs {
                 true => Room { parameters: 1 << 29, logits: 1 << 30 },
                 false => Room { parameters: 1 << 25, logits: 1 << 26 },
             },
+            energy_seconds: self.energy_seconds,
             date: frozen_date(),
             commit: self.commit.clone().unwrap_or_else(commit),
         }

@@ -187,6 +187,11 @@ pub trait Device: Sync {
     /// What the device is.
     fn properties(&self) -> &Properties;
 
+    /// What the management library knows the card by (`GPU-...`); none where there is no card.
+    fn hardware_id(&self) -> Option<String> {
+        None
+    }
+
     /// Bytes of memory that can still be had, where that is known.
     fn memory_free(&self) -> Option<u64> {
         None

@@ -271,6 +271,13 @@ impl Device for Driver {
         &self.properties
     }
 
+    fn hardware_id(&self) -> Option<String> {
+        let uuid = result::device::get_uuid(self.ordinal).ok()?.bytes.map(|byte| byte as u8);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let parts = [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex);
+        Some(format!("GPU-{}", parts.join("-")))
+    }
+
     fn memory_free(&self) -> Option<u64> {
         self.current().ok()?;
         result::mem_get_info().ok().map(|(free, _)| free as u64)

@@ -243,6 +243,9 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn memory_free(&self) -> Option<u64> {
         self.device.memory_free()
     }
+    fn hardware_id(&self) -> Option<String> {
+        self.device.hardware_id()
+    }
     fn kernel_properties(&self) -> Option<&device::Properties> {
         Some(self.device.properties())
     }
