@@ -51,6 +51,7 @@ fn settings(output_dir: &Path) -> RunSettings {
         max_skipped_steps: u64::MAX,
         quiet: true,
         report_to: ReportTo { tensorboard: false, jsonl: true },
+        observed: None,
     }
 }
 

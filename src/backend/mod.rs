@@ -22,11 +22,11 @@ pub mod probe;
 pub mod reference;
 pub mod view;
 
-use std::time::Instant;
+use std::time::Duration;
 
 use crate::Result;
 use contract::*;
-use probe::Probe;
+use probe::{OpTime, Probe};
 pub use view::{Buffer, View, ViewMut, Write};
 
 macro_rules! backend {
@@ -60,6 +60,24 @@ macro_rules! backend {
             /// Where op calls are timed, if anywhere.
             fn probe(&self) -> Option<&Probe> {
                 None
+            }
+
+            /// The begin of an op that is timed; none where no op is.
+            fn moment(&self) -> Result<Option<Self::Stamp>> {
+                self.probe().map(|_| self.stamp()).transpose()
+            }
+
+            /// Notes an op that began at a moment and whose work has been enqueued by now.
+            fn observe(&self, op: usize, cost: Cost, from: Self::Stamp) -> Result<()> {
+                let Some(probe) = self.probe() else { return Ok(()) };
+                let to = self.stamp()?;
+                probe.add(op, Duration::from_secs_f64(self.seconds_between(&from, &to)?.max(0.0)), cost);
+                Ok(())
+            }
+
+            /// Sums by op since the last call of this; waits for the ops they are of.
+            fn op_times(&self) -> Result<Vec<OpTime>> {
+                Ok(self.probe().map(|probe| probe.take()).unwrap_or_default())
             }
 
             /// Bytes of memory that can still be had, where that is known.
@@ -131,11 +149,10 @@ macro_rules! backend {
                 $(#[$doc])*
                 fn $op(&self, args: $Args<'_, Self>) -> Result<()> {
                     args.check()?;
-                    let Some(probe) = self.probe() else { return self.$op_impl(args) };
-                    let (cost, began) = (args.cost(), Instant::now());
+                    let Some(from) = self.moment()? else { return self.$op_impl(args) };
+                    let cost = args.cost();
                     self.$op_impl(args)?;
-                    probe.add(Op::$op as usize, began.elapsed(), cost);
-                    Ok(())
+                    self.observe(Op::$op as usize, cost, from)
                 }
                 #[doc = concat!("Body of [`Backend::", stringify!($op), "`]; its contract has been checked.")]
                 fn $op_impl(&self, args: $Args<'_, Self>) -> Result<()>;

@@ -1,5 +1,5 @@
 //! Time and cost by op. A backend that holds a [`Probe`] adds up every op call; one without pays a single comparison.
-//! Times are those of the host between call and return, which is the work itself on backends that do not queue it.
+//! Times lie between two moments in the order of the ops: on a GPU between two events, elsewhere between call and return.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

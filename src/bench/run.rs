@@ -117,7 +117,7 @@ pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
         let on = Kernels::<_, A>::probed(Rehearsal::of(&properties));
         let mut set = Set::new(&on, &work.operands())?;
         work.call(&on, set.take())?;
-        let times = on.probe().map(|probe| probe.take()).unwrap_or_default();
+        let times = on.op_times()?;
         Ok(times
             .iter()
             .map(|time| time.cost)
@@ -128,7 +128,7 @@ pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
 
 /// Seconds that a call takes at least at these rates, and which of them decides. FLOPs of ops that are no products cost
 /// nothing beside their bytes.
-fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
+pub fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
     let memory = bytes as f64 / rates.memory;
     let product = if multiplies(op) { flops as f64 / rates.product } else { 0.0 };
     if product > memory { (product, "product") } else { (memory, "memory") }

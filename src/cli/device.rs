@@ -153,6 +153,31 @@ impl DeviceArgs {
         }
     }
 
+    /// As [`DeviceArgs::run`], with every op call timed, on any device.
+    pub fn run_observed<J: Job>(self, job: J) -> Result<J::Output> {
+        match (self.device, self.dtype) {
+            (Device::Auto | Device::Cpu, _) if self.device == Device::Cpu || Driver::new(0).is_err() => {
+                Self { device: Device::Cpu, ..self }.run_probed(job, true)
+            }
+            (Device::Auto | Device::Cuda(_), dtype) => {
+                let ordinal = if let Device::Cuda(ordinal) = self.device { ordinal } else { 0 };
+                let driver = Driver::new(ordinal)?;
+                match dtype {
+                    None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::probed(driver)),
+                    Some(Dtype::F32) => job.run(&Kernels::<_, f32>::probed(driver)),
+                    Some(Dtype::F64) => self.run(job),
+                }
+            }
+            (Device::Emulator, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::probed(Emulator::new()?)),
+            (Device::Emulator, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::probed(Emulator::new()?)),
+            (Device::Reference, _) => {
+                Err(Error::Usage("--device reference: the oracle is not studied; choose cpu, cuda or emulator".into()))
+            }
+            // What is refused there is refused with the same words.
+            (Device::Cpu | Device::Emulator, _) => self.run(job),
+        }
+    }
+
     fn on_gpu<J: Job>(self, driver: Driver, job: J) -> Result<J::Output> {
         match self.dtype {
             None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::new(driver)),

@@ -9,6 +9,7 @@
 //! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
+//! - [`mod@study`]: training runs under observation
 //! - [`mod@bench`]: ops timed beside ceilings; [`plan`]: floors of a step
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
@@ -33,6 +34,7 @@ pub mod report;
 pub mod run_lock;
 pub mod score;
 pub mod startup;
+pub mod study;
 pub mod train;
 pub mod train_args;
 
@@ -73,6 +75,9 @@ pub enum Command {
     Eval(evaluate::EvalArgs),
     /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
+    /// Observe a training run: time by op under ceilings, and what the hardware does meanwhile
+    #[command(subcommand)]
+    Study(study::StudyCommand),
     /// Time every op, verified first, beside ceilings of the same run; or plan a step on a card that is not here
     Bench(Box<bench::BenchArgs>),
     /// Show what this machine and this build can do
@@ -92,6 +97,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Report(args) => report::run(&args),
+        Command::Study(command) => study::run(&command, command_line),
         Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),
     }

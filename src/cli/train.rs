@@ -21,6 +21,7 @@ use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
+use crate::study::observe::Observed;
 use crate::train::checkpoint;
 use crate::train::console::{complain, say};
 use crate::train::manifest::Manifest;
@@ -50,6 +51,16 @@ pub(super) struct Plan<'a> {
 
 /// Runs a training command.
 pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSummary> {
+    run_observed(method, args, command_line, None)
+}
+
+/// As [`run`]; notes every step, with its time by op, where a study asks for it.
+pub fn run_observed(
+    method: Method,
+    args: &TrainArgs,
+    command_line: &str,
+    observed: Option<Observed>,
+) -> Result<RunSummary> {
     let weights = [args.loss.base_weight, args.loss.intra_weight, args.loss.inter_weight];
     let build = args.build.resolve(Objective::Rows, weights)?;
     if method == Method::Sft && build.objective != Objective::Rows {
@@ -68,13 +79,18 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     if args.ref_model.is_some() && method != Method::Dpo {
         return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
     }
-    let settings = args.run_settings(method, build.objective)?;
+    let mut settings = args.run_settings(method, build.objective)?;
+    let study = observed.is_some();
+    settings.observed = observed;
     let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
     let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
-    args.device.run_probed(TrainJob(plan), args.profile)
+    match study {
+        true => args.device.run_observed(TrainJob(plan)),
+        false => args.device.run_probed(TrainJob(plan), args.profile),
+    }
 }
 
 struct TrainJob<'a>(Plan<'a>);
@@ -131,6 +147,7 @@ impl Job for TrainJob<'_> {
         let memory = plan.memory(backend, &config, &train_groups)?;
         if let Some(memory) = &memory {
             memory.check()?;
+            plan.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
         let (policy, reference, same_start) = plan.models(backend, &start, config)?;
@@ -331,6 +348,8 @@ impl<'a> Plan<'a> {
                 "--cuda-graph on: the {} device records no steps; leave it out, or use --device cuda",
                 B::NAME
             ))),
+            // Ops of recorded steps have no times of their own.
+            (None, _) if self.settings.observed.is_some() => Ok(false),
             (choice, kernels) => Ok(choice != Some(Switch::Off) && kernels.is_some()),
         }
     }

@@ -232,6 +232,7 @@ impl TrainArgs {
             max_skipped_steps: o.max_skipped_steps,
             quiet: self.quiet,
             report_to: ReportTo::of(&self.report_to)?,
+            observed: None,
         })
     }
 

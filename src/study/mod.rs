@@ -2,10 +2,15 @@
 //!
 //! - [`ceilings`]: rates of a large matrix product and of a copy
 //! - [`hardware`]: clocks, power, activity and memory, sampled beside a run
+//! - [`observe`]: what a run tells; [`record`]: the study made of it; [`page`]: as a page; [`peak`]: data sheets
 //! - [`plan`]: the floor of a step on a card that need not be here
 //! - [`profile`]: time by op of training steps, as a table and as JSON
 
 pub mod ceilings;
 pub mod hardware;
+pub mod observe;
+pub mod page;
+pub mod peak;
 pub mod plan;
 pub mod profile;
+pub mod record;

@@ -146,9 +146,9 @@ impl StepPlan {
         trainer.packer().pack(&[groups.iter().collect()], &mut packed)?;
         let sizes = packed.micro_batches()[0].host.sizes;
         backend.device().take_launches();
-        backend.probe().map(|probe| probe.take());
+        backend.op_times()?;
         trainer.begin(packed, 0.0)?;
-        let ops = backend.probe().map(|probe| probe.take()).unwrap_or_default();
+        let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
         Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, &launches))
     }

@@ -84,6 +84,11 @@ impl MemoryPlan {
         total(&self.parts)
     }
 
+    /// Parts by name, in bytes.
+    pub fn named_parts(&self) -> Vec<(String, u64)> {
+        self.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect()
+    }
+
     /// Bytes that ops need within a call.
     pub fn workspace(&self) -> usize {
         self.parts.iter().find(|(name, _)| *name == WORKSPACE).map_or(0, |(_, bytes)| *bytes as usize)

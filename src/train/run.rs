@@ -23,13 +23,13 @@ use super::prefetch::Prefetch;
 use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
 use crate::backend::Backend;
-use crate::backend::probe::Probe;
 use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::optim::schedule::{Schedule, Scheduler};
 use crate::study::ceilings::Ceilings;
+use crate::study::observe::Observed;
 use crate::study::profile::Profile;
 use crate::{Error, Result};
 
@@ -71,6 +71,9 @@ pub struct RunSettings {
     pub quiet: bool,
     /// Logs beside the console.
     pub report_to: ReportTo,
+    /// Where steps are noted for a study, with their times by op.
+    #[serde(skip)]
+    pub observed: Option<Observed>,
 }
 
 impl RunSettings {
@@ -196,11 +199,13 @@ fn name_checkpoint(output_dir: &Path, error: Error) -> Error {
 struct Reached {
     position: Position,
     epochs: f64,
+    /// Groups of the batch.
+    groups: usize,
 }
 
 impl Reached {
     fn of(loader: &Loader) -> Self {
-        Self { position: loader.position(), epochs: loader.epochs() }
+        Self { position: loader.position(), epochs: loader.epochs(), groups: 0 }
     }
 }
 
@@ -321,6 +326,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let Some(Planned { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
         let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
         let taken = free_bytes.saturating_sub(free);
+        self.settings.observed.iter().for_each(|observed| observed.taken(taken));
         self.console.line(&format!("memory taken: {} MiB, planned: {} MiB", taken >> 20, planned_bytes >> 20));
         let event = json!({ "event": "memory", "planned_bytes": planned_bytes, "taken_bytes": taken, "time": now() });
         self.metrics.write("event", self.step, object(event))
@@ -406,13 +412,14 @@ impl<B: Backend> Run<'_, '_, B> {
         self.history.push(Value::Object(values));
         self.summary.evals.push((self.step, tally.clone()));
         // Evaluations are no part of a step's profile.
-        self.trainer.backend.probe().map(Probe::take);
+        self.trainer.backend.op_times()?;
         Ok(Some(tally))
     }
 
     /// Prints and writes time by op where it was taken.
     pub(super) fn report_profile(&self) -> Result<()> {
-        if self.trainer.backend.probe().is_none() {
+        // A study makes its own table.
+        if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());
         }
         let Some(table) = self.profile.table(Ceilings::measure()) else {

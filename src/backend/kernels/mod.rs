@@ -26,11 +26,12 @@ mod generate;
 mod grammar;
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::contract::*;
-use super::probe::Probe;
+use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut};
 use crate::{Error, Result};
 use device::{Device, Element, Read, Write};
@@ -55,6 +56,14 @@ impl<D: Device, T> Buffer for Array<D, T> {
     }
 }
 
+/// An op between two moments.
+struct Observed<D: Device> {
+    op: usize,
+    cost: Cost,
+    from: D::Stamp,
+    to: D::Stamp,
+}
+
 /// Kernels on device `D` with activations and weights stored as `A`, sums in f32.
 pub struct Kernels<D: Device, A> {
     device: D,
@@ -62,16 +71,28 @@ pub struct Kernels<D: Device, A> {
     /// Arrays and pieces of scratch memory that have been freed: recorded work is good while this stands still.
     freed: Arc<AtomicU64>,
     probe: Option<Probe>,
+    /// Timed ops whose times are not known yet, where the device works by itself.
+    observed: Mutex<Vec<Observed<D>>>,
+    /// Ops are being recorded, and take no time now.
+    recording: AtomicBool,
     activations: PhantomData<fn() -> A>,
 }
 
 impl<D: Device, A: Element> Kernels<D, A> {
     /// A backend on `device`.
     pub fn new(device: D) -> Self {
-        Self { device, scratch: Mutex::new(None), freed: Arc::default(), probe: None, activations: PhantomData }
+        Self {
+            device,
+            scratch: Mutex::new(None),
+            freed: Arc::default(),
+            probe: None,
+            observed: Mutex::default(),
+            recording: AtomicBool::new(false),
+            activations: PhantomData,
+        }
     }
 
-    /// As [`Kernels::new`], with every op call timed. Launches are asynchronous on a GPU; see [`Backend::probe`].
+    /// As [`Kernels::new`], with every op call timed, but for those of recorded steps.
     pub fn probed(device: D) -> Self {
         Self { probe: Some(Probe::default()), ..Self::new(device) }
     }
@@ -240,6 +261,27 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         self.probe.as_ref()
     }
 
+    fn moment(&self) -> Result<Option<D::Stamp>> {
+        if self.probe.is_none() || self.recording.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        self.device.stamp().map(Some)
+    }
+    fn observe(&self, op: usize, cost: Cost, from: D::Stamp) -> Result<()> {
+        let to = self.device.stamp()?;
+        self.observed.lock().unwrap_or_else(|e| e.into_inner()).push(Observed { op, cost, from, to });
+        Ok(())
+    }
+    fn op_times(&self) -> Result<Vec<OpTime>> {
+        let Some(probe) = &self.probe else { return Ok(Vec::new()) };
+        let observed = std::mem::take(&mut *self.observed.lock().unwrap_or_else(|e| e.into_inner()));
+        for o in observed {
+            let seconds = self.device.seconds_between(&o.from, &o.to)?;
+            probe.add(o.op, Duration::from_secs_f64(seconds.max(0.0)), o.cost);
+        }
+        Ok(probe.take())
+    }
+
     fn memory_free(&self) -> Option<u64> {
         self.device.memory_free()
     }
@@ -308,7 +350,10 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         self.device.seconds_between(from, to)
     }
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
-        self.record_ops(work)
+        self.recording.store(true, Ordering::Relaxed);
+        let recorded = self.record_ops(work);
+        self.recording.store(false, Ordering::Relaxed);
+        recorded
     }
     fn replay(&self, graph: &Self::Graph) -> Result<bool> {
         self.replay_ops(graph)

@@ -13,17 +13,24 @@ pub struct Axis {
     pub unit: String,
     /// Lowest and highest value shown; `None` takes them from the data.
     pub range: Option<(f64, f64)>,
+    /// Powers of ten at equal distances; values must be above 0.
+    pub logarithmic: bool,
 }
 
 impl Axis {
     /// An axis whose range follows the data.
     pub fn new(label: impl Into<String>, unit: impl Into<String>) -> Self {
-        Self { label: label.into(), unit: unit.into(), range: None }
+        Self { label: label.into(), unit: unit.into(), range: None, logarithmic: false }
     }
 
     /// The same axis with a fixed range.
     pub fn within(self, low: f64, high: f64) -> Self {
         Self { range: Some((low, high)), ..self }
+    }
+
+    /// The same axis in powers of ten.
+    pub fn logarithmic(self) -> Self {
+        Self { logarithmic: true, ..self }
     }
 
     /// Label with its unit.
@@ -33,12 +40,19 @@ impl Axis {
 
     /// Scale of this axis for the given values: values that cannot be drawn are ignored.
     pub(super) fn scale(&self, values: impl Iterator<Item = f64>) -> Scale {
+        if self.logarithmic {
+            let powers: Vec<f64> = values.filter(|&v| v > 0.0 && drawable(v)).map(f64::log10).collect();
+            let low = powers.iter().copied().fold(f64::INFINITY, f64::min).min(1e9).floor();
+            let high = powers.iter().copied().fold(f64::NEG_INFINITY, f64::max).max(-1e9).ceil();
+            let (low, high) = if powers.is_empty() { (0.0, 1.0) } else { (low, high.max(low + 1.0)) };
+            return Scale { low, high, step: ((high - low) / 8.0).ceil(), logarithmic: true };
+        }
         if let Some((low, high)) = self.range
             && drawable(low)
             && drawable(high)
             && low < high
         {
-            return Scale { low, high, step: round_step(high - low) };
+            return Scale { low, high, step: round_step(high - low), logarithmic: false };
         }
         let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
         for value in values.filter(|&v| drawable(v)) {
@@ -54,7 +68,8 @@ impl Axis {
             (low, high) = (low - half, high + half);
         }
         let step = round_step(high - low);
-        Scale { low: (low / step + 1e-9).floor() * step, high: (high / step - 1e-9).ceil() * step, step }
+        let (low, high) = ((low / step + 1e-9).floor() * step, (high / step - 1e-9).ceil() * step);
+        Scale { low, high, step, logarithmic: false }
     }
 }
 
@@ -69,11 +84,14 @@ pub(super) struct Scale {
     pub low: f64,
     pub high: f64,
     pub step: f64,
+    /// Whether the three are powers of ten.
+    pub logarithmic: bool,
 }
 
 impl Scale {
     /// Place of a value: 0 at the low end, 1 at the high end, held inside.
     pub fn place(&self, value: f64) -> f64 {
+        let value = if self.logarithmic { value.log10() } else { value };
         ((value - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
     }
 
@@ -82,7 +100,15 @@ impl Scale {
         // The slack keeps a tick at an end that rounding has moved by an ulp.
         let first = (self.low / self.step - 1e-6).ceil() as i64;
         let last = (self.high / self.step + 1e-6).floor() as i64;
-        (first..=last).map(|i| i as f64 * self.step).map(|v| (v, self.label(v))).collect()
+        let values = (first..=last).map(|i| i as f64 * self.step);
+        if self.logarithmic {
+            let label = |power: f64| match power as i32 {
+                power @ -3..=4 => decimal(10f64.powi(power), (-power).max(0) as usize),
+                power => format!("1e{power}"),
+            };
+            return values.map(|power| (10f64.powf(power), label(power))).collect();
+        }
+        values.map(|v| (v, self.label(v))).collect()
     }
 
     fn label(&self, value: f64) -> String {
@@ -139,6 +165,17 @@ mod tests {
             assert!(scale.low < scale.high && scale.step > 0.0, "{values:?} {scale:?}");
             assert!((2..=12).contains(&scale.ticks().len()), "{values:?} {scale:?}");
         }
+    }
+
+    #[test]
+    fn powers_of_ten_lie_at_equal_distances() {
+        let scale = Axis::new("rate", "").logarithmic().scale([0.02, 3000.0, 0.0, -1.0].into_iter());
+        let ticks = scale.ticks();
+        let labels: Vec<&str> = ticks.iter().map(|(_, label)| label.as_str()).collect();
+        assert_eq!(labels, ["0.01", "0.1", "1", "10", "100", "1000", "10000"]);
+        assert!((scale.place(10.0) - 0.5).abs() < 1e-12);
+        assert_eq!(Axis::new("", "").logarithmic().scale([].into_iter()).ticks().len(), 2);
+        assert_eq!(Axis::new("", "").logarithmic().scale([1e9, 1e12].into_iter()).ticks()[0].1, "1e9");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! - [`svg`]: [`LineChart`] and [`BarChart`] to SVG text; [`axis`] finds their round ticks
 //! - [`plots`]: [`Histogram`] and [`Scatter`] to SVG text; [`distribution`]: bins and correlation
+//! - [`roofline`]: [`Roofline`], rates of ops under the ceilings of a machine
 //! - [`page`]: [`Table`], [`Section`] and [`Page`] to HTML text
 //! - [`summary`]: [`QuickstartSummary`], the content of the quick start's `summary.json`
 //! - [`quickstart`]: the quick start's report and its table for the terminal
@@ -14,6 +15,7 @@ pub mod distribution;
 pub mod page;
 pub mod plots;
 pub mod quickstart;
+pub mod roofline;
 pub mod run;
 pub mod summary;
 pub mod svg;
@@ -25,6 +27,7 @@ pub use axis::Axis;
 pub use page::{Block, Figure, Page, Section, Table};
 pub use plots::{Histogram, Scatter};
 pub use quickstart::{quickstart_report, quickstart_table};
+pub use roofline::Roofline;
 pub use summary::QuickstartSummary;
 pub use svg::{BarChart, LineChart, ReferenceLine};
 

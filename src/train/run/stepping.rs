@@ -28,8 +28,11 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.evaluation_due {
             self.close_step()?;
         }
+        // What came before is no part of the first step.
+        self.trainer.backend.op_times()?;
         while self.step < self.total {
-            let ahead = if B::ASYNCHRONOUS { AHEAD } else { 1 };
+            // A step whose ops are timed has the device for itself.
+            let ahead = if B::ASYNCHRONOUS && self.trainer.backend.probe().is_none() { AHEAD } else { 1 };
             while self.under_way.len() < ahead && self.begun < self.total && !self.last_needs_its_weights() {
                 self.begin_step()?;
             }
@@ -75,10 +78,11 @@ impl<B: Backend> Run<'_, '_, B> {
             self.loader = loader(self.settings, self.groups.len(), Position { epoch, offset: 0 })?;
         }
         let indices = self.loader.next_batch();
+        let groups = indices.len();
         let micro_batches = indices.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
         let into = self.trainer.spare_step();
         self.prefetch.ask(self.trainer.packer(), &self.groups, micro_batches, into)?;
-        Ok(Reached::of(&self.loader))
+        Ok(Reached { groups, ..Reached::of(&self.loader) })
     }
 
     /// Waits for the oldest step under way, records it, and does what is due after it.
@@ -90,11 +94,15 @@ impl<B: Backend> Run<'_, '_, B> {
         let now = Instant::now();
         let elapsed = now - begun.began.max(self.finished_at);
         self.finished_at = now;
-        if let Some(probe) = self.trainer.backend.probe() {
-            self.profile.add(elapsed, probe.take());
-        }
-        self.step += 1;
         self.reached = begun.reached;
+        self.step += 1;
+        if self.trainer.backend.probe().is_some() {
+            let ops = self.trainer.backend.op_times()?;
+            if let Some(observed) = &self.settings.observed {
+                observed.add(self.step, now, elapsed, (report.tally.tokens, self.reached.groups), &ops);
+            }
+            self.profile.add(elapsed, ops);
+        }
         self.num_tokens += report.tally.tokens as u64;
         self.record(&report, begun.learning_rate, elapsed)?;
         self.compare_memory()?;

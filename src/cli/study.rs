@@ -1,0 +1,221 @@
+//! `mapl study`: a training run under observation.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use half::bf16;
+
+use super::device::{Device, DeviceArgs, Dtype};
+use super::train_args::TrainArgs;
+use crate::backend::cpu::Cpu;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::emulator::Emulator;
+use crate::bench::rates::{Benched, Rates};
+use crate::loss::objective::Method;
+use crate::study::hardware::Meter;
+use crate::study::hardware::card::CardMeter;
+use crate::study::hardware::host::HostMeter;
+use crate::study::hardware::nvml::{self, NvmlCard};
+use crate::study::hardware::sampler::Sampler;
+use crate::study::observe::Observed;
+use crate::study::record::{Facts, Study};
+use crate::study::{page, peak};
+use crate::train::checkpoint::{write_json, write_text};
+use crate::train::console::{complain, say};
+use crate::{Error, Result};
+
+/// What is observed.
+#[derive(Subcommand, Clone, Debug)]
+pub enum StudyCommand {
+    /// Observe a `mapl sft` run
+    Sft(Box<StudyArgs>),
+    /// Observe a `mapl reward` run
+    Reward(Box<StudyArgs>),
+    /// Observe a `mapl dpo` run
+    Dpo(Box<StudyArgs>),
+}
+
+/// Arguments of `study`: those of the run, and of the observation.
+#[derive(Args, Clone, Debug)]
+pub struct StudyArgs {
+    #[command(flatten)]
+    train: TrainArgs,
+    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with -study]
+    #[arg(long)]
+    study_dir: Option<PathBuf>,
+    /// Milliseconds between readings of the hardware
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    sample_interval: u64,
+    /// TFLOP/s that utilisation is counted in [default: dense bf16 of the card's data sheet where that is certain]
+    #[arg(long)]
+    peak_tflops: Option<f64>,
+}
+
+/// Files of a study.
+const FILES: [&str; 3] = ["study.json", "report.html", "hw.jsonl"];
+
+/// Trains, observes, and writes what was seen, also of a run that fails.
+pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
+    let (method, args) = match command {
+        StudyCommand::Sft(args) => (Method::Sft, args),
+        StudyCommand::Reward(args) => (Method::Reward, args),
+        StudyCommand::Dpo(args) => (Method::Dpo, args),
+    };
+    if args.peak_tflops.is_some_and(|peak| !(peak.is_finite() && peak > 0.0)) {
+        return Err(Error::Usage("--peak-tflops: a finite number above 0 is needed".into()));
+    }
+    if args.train.profile {
+        return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));
+    }
+    let folder = args.folder()?;
+    let place = Place::of(args.train.device)?;
+    let facts = args.facts(method, command_line, &place);
+    let before = place.rates()?;
+    std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let uuid = place.uuid.clone();
+    let graphics = matches!(place.device, Device::Cuda(_));
+    let interval = Duration::from_millis(args.sample_interval);
+    let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(graphics, uuid.as_deref()))?;
+    let observed = Observed::default();
+    let outcome = super::train::run_observed(method, &args.train, command_line, Some(observed.clone()));
+    let readings = sampler.stop();
+    let seen = observed.take();
+    if let (Err(_), true) = (&outcome, seen.steps.is_empty()) {
+        // Nothing was trained: nothing is left behind. A folder that held something else stays.
+        let _ = std::fs::remove_file(folder.join(FILES[2]));
+        let _ = std::fs::remove_dir(&folder);
+        return outcome.map(|_| ());
+    }
+    // A device that has failed is not asked again.
+    let after = if outcome.is_ok() { place.rates()? } else { None };
+    let rates = match (before, after) {
+        (Some(a), Some(b)) => Some(a.or(b)),
+        (a, b) => a.or(b),
+    };
+    let ended = outcome.as_ref().map_or_else(|why| why.to_string(), |_| "finished".into());
+    let study = Study::new(facts, ended, rates, seen, readings);
+    let value = serde_json::to_value(&study).map_err(|e| Error::Runtime(format!("cannot write a study: {e}")));
+    let written = value
+        .and_then(|value| write_json(&folder.join(FILES[0]), &value))
+        .and_then(|()| write_text(&folder.join(FILES[1]), &page::html(&study)));
+    match (outcome, written) {
+        (Ok(_), Ok(())) => {
+            say(&format!("study in {}", folder.join(FILES[1]).display()));
+            Ok(())
+        }
+        (Ok(_), Err(why)) => Err(why),
+        (Err(why), written) => {
+            if let Err(other) = written {
+                complain(&format!("warning: {other}"));
+            }
+            Err(why)
+        }
+    }
+}
+
+/// What readings are taken of, and what there is none of.
+fn meters(graphics: bool, uuid: Option<&str>) -> (Vec<Box<dyn Meter>>, Vec<(String, String)>) {
+    let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
+    let mut missing = Vec::new();
+    if !graphics {
+        missing.push(("card".into(), "this run uses none".into()));
+        return (meters, missing);
+    }
+    // The library stays loaded for as long as the process: the meter lives on a thread of its own.
+    let card = nvml::load().and_then(|library| NvmlCard::new(Box::leak(Box::new(library)), uuid));
+    match card {
+        Ok(card) => meters.push(Box::new(CardMeter::new(card))),
+        Err(why) => missing.push(("card".into(), why)),
+    }
+    (meters, missing)
+}
+
+impl StudyArgs {
+    fn folder(&self) -> Result<PathBuf> {
+        let folder = self.study_dir.clone().unwrap_or_else(|| {
+            let mut name = self.train.output_dir.file_name().unwrap_or_default().to_owned();
+            name.push("-study");
+            self.train.output_dir.with_file_name(name)
+        });
+        if super::output::same_place(&folder, &self.train.output_dir) {
+            return Err(Error::Usage(format!("--study-dir {0}: is the output folder of the run", folder.display())));
+        }
+        if !self.train.overwrite_output_dir {
+            if let Some(name) = FILES.iter().find(|name| folder.join(name).exists()) {
+                return Err(Error::Usage(format!(
+                    "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
+                    folder.display()
+                )));
+            }
+        }
+        Ok(folder)
+    }
+
+    fn facts(&self, method: Method, command_line: &str, place: &Place) -> Facts {
+        let (peak_flops, peak_source) = match (self.peak_tflops, place.bf16) {
+            (Some(tera), _) => (Some(tera * 1e12), "--peak-tflops".to_owned()),
+            (None, true) => match peak::bf16(&place.hardware) {
+                Some(flops) => (Some(flops), "data sheet, dense bf16".to_owned()),
+                None => (None, "no data sheet is certain for this card; give --peak-tflops".to_owned()),
+            },
+            (None, false) => (None, "data sheets are known for bf16 on cards; give --peak-tflops".to_owned()),
+        };
+        Facts {
+            command: command_line.to_owned(),
+            method: method.name().to_owned(),
+            backend: place.backend.to_owned(),
+            hardware: place.hardware.clone(),
+            dtype: place.dtype.to_owned(),
+            threads: rayon::current_num_threads(),
+            peak_flops,
+            peak_source,
+            sample_interval_ms: self.sample_interval,
+        }
+    }
+}
+
+/// Where a run takes place.
+struct Place {
+    device: Device,
+    bf16: bool,
+    backend: &'static str,
+    dtype: &'static str,
+    hardware: String,
+    uuid: Option<String>,
+}
+
+impl Place {
+    fn of(args: DeviceArgs) -> Result<Self> {
+        fn known<B: Benched>(on: &B, device: Device) -> Place {
+            let dtype = B::PRECISION.name();
+            let (backend, hardware, uuid) = (B::NAME, on.hardware(), on.hardware_id());
+            Place { device, bf16: dtype == "bf16" && backend == "cuda", backend, dtype, hardware, uuid }
+        }
+        let ordinal = match args.device {
+            Device::Auto => Driver::new(0).ok().map(|driver| (driver, 0)),
+            Device::Cuda(ordinal) => Some((Driver::new(ordinal)?, ordinal)),
+            Device::Cpu | Device::Emulator | Device::Reference => None,
+        };
+        Ok(match (ordinal, args.device, args.dtype) {
+            (Some((driver, ordinal)), _, Some(Dtype::F32)) => {
+                known(&Kernels::<_, f32>::new(driver), Device::Cuda(ordinal))
+            }
+            (Some((driver, ordinal)), ..) => known(&Kernels::<_, bf16>::new(driver), Device::Cuda(ordinal)),
+            (None, Device::Emulator, Some(Dtype::F32)) => known(&Kernels::<_, f32>::new(Emulator::new()?), args.device),
+            (None, Device::Emulator, _) => known(&Kernels::<_, bf16>::new(Emulator::new()?), args.device),
+            (None, ..) => known(&Cpu::new(), Device::Cpu),
+        })
+    }
+
+    /// Ceilings of the device, measured now.
+    fn rates(&self) -> Result<Option<Rates>> {
+        match (self.device, self.bf16) {
+            (Device::Cuda(ordinal), true) => Kernels::<_, bf16>::new(Driver::new(ordinal)?).rates(),
+            (Device::Cuda(ordinal), false) => Kernels::<_, f32>::new(Driver::new(ordinal)?).rates(),
+            (Device::Emulator, _) => Ok(None),
+            _ => Cpu::new().rates(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What a training run tells a study: every step with its time by op, and the memory it was planned to take.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::backend::probe::OpTime;
+
+/// A step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepTime {
+    pub step: u64,
+    /// When it was finished.
+    #[serde(skip)]
+    pub finished: Instant,
+    /// From the end of the step before, or from its begin, to its results.
+    pub seconds: f64,
+    /// Within ops; on a GPU between their events.
+    pub op_seconds: f64,
+    pub tokens: usize,
+    pub groups: usize,
+    pub bytes: u64,
+    pub flops: u64,
+}
+
+/// Sums of an op over steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpSum {
+    pub op: &'static str,
+    pub calls: u64,
+    pub seconds: f64,
+    pub bytes: u64,
+    pub flops: u64,
+}
+
+/// What was seen so far.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub steps: Vec<StepTime>,
+    /// Over the steps after the first [`WARM_UP`].
+    pub ops: Vec<OpSum>,
+    /// Parts of the memory that the run was planned to take, in bytes.
+    pub planned: Vec<(String, u64)>,
+    /// What was taken on a device with memory of its own.
+    pub taken: Option<u64>,
+}
+
+/// First steps, which load kernels and grow buffers, and are left out of sums.
+pub const WARM_UP: usize = 2;
+
+/// Shared between the run and the study, which outlives it however it ends.
+#[derive(Clone, Debug, Default)]
+pub struct Observed(Arc<Mutex<Seen>>);
+
+impl PartialEq for Observed {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Observed {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Notes a step.
+    pub fn add(
+        &self,
+        step: u64,
+        finished: Instant,
+        elapsed: Duration,
+        (tokens, groups): (usize, usize),
+        ops: &[OpTime],
+    ) {
+        let mut seen = self.seen();
+        seen.steps.push(StepTime {
+            step,
+            finished,
+            seconds: elapsed.as_secs_f64(),
+            op_seconds: ops.iter().map(|op| op.seconds).sum(),
+            tokens,
+            groups,
+            bytes: ops.iter().map(|op| op.cost.bytes).sum(),
+            flops: ops.iter().map(|op| op.cost.flops).sum(),
+        });
+        if seen.steps.len() <= WARM_UP {
+            return;
+        }
+        for op in ops {
+            let at = seen.ops.iter().position(|sum| sum.op == op.op).unwrap_or_else(|| {
+                seen.ops.push(OpSum { op: op.op, calls: 0, seconds: 0.0, bytes: 0, flops: 0 });
+                seen.ops.len() - 1
+            });
+            let sum = &mut seen.ops[at];
+            sum.calls += op.calls;
+            sum.seconds += op.seconds;
+            sum.bytes += op.cost.bytes;
+            sum.flops += op.cost.flops;
+        }
+    }
+
+    /// Notes what the run is planned to take.
+    pub fn plan(&self, parts: Vec<(String, u64)>) {
+        self.seen().planned = parts;
+    }
+
+    /// Notes what it took of a device's memory.
+    pub fn taken(&self, bytes: u64) {
+        self.seen().taken = Some(bytes);
+    }
+
+    /// What was seen so far.
+    pub fn take(&self) -> Seen {
+        std::mem::take(&mut *self.seen())
+    }
+}

@@ -1,0 +1,251 @@
+//! The page of a study: step times over what the hardware did, ops under the roofs of the machine, memory by plan and in fact.
+
+use super::hardware::Sample;
+use super::record::Study;
+use crate::train::report::page::Figure;
+use crate::train::report::svg::Series;
+use crate::train::report::{Axis, Block, LineChart, Page, Roofline, Section, Table, decimal, significant};
+
+/// The page as HTML.
+pub fn html(study: &Study) -> String {
+    let mut sections = vec![overview(study), timeline(study)];
+    sections.extend(roofline(study));
+    sections.push(ops(study));
+    sections.push(memory(study));
+    sections.push(facts(study));
+    let facts = &study.facts;
+    let lead = format!(
+        "A {} run on {} ({}, {}): {}.",
+        facts.method, facts.hardware, facts.backend, facts.dtype, study.outcome
+    );
+    Page { title: "Study of a run".into(), lead, sections }.to_html()
+}
+
+fn table(caption: &str, header: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> Table {
+    Table {
+        caption: caption.into(),
+        header: header.iter().map(|text| (*text).to_owned()).collect(),
+        rows,
+        numeric: numeric.to_vec(),
+    }
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("unknown".into(), |share| format!("{} %", decimal(100.0 * share, 1)))
+}
+
+fn overview(study: &Study) -> Section {
+    let Some(s) = &study.summary else {
+        let text = "No step is left after the first two, which are not counted; raise --max-steps.";
+        return Section { heading: "Overview".into(), blocks: vec![Block::Warning(text.into())] };
+    };
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![
+        row("steps counted, after the first two", s.steps.to_string()),
+        row("step (ms)", significant(1e3 * s.step_seconds)),
+        row("tokens a second", significant(s.tokens_per_s)),
+        row("groups a second", significant(s.groups_per_s)),
+        row("executed GFLOP a step", significant(1e-9 * s.flops_per_step)),
+        row("executed TFLOP/s", significant(s.tflop_per_s)),
+        row("utilisation (MFU) of the data sheet's FLOP/s", percent(s.utilisation)),
+    ];
+    rows.push(row(
+        "share of the product rate measured here",
+        percent(study.product_flops_per_s.map(|rate| 1e12 * s.tflop_per_s / rate)),
+    ));
+    rows.push(match &s.energy {
+        Some(energy) => row(&format!("energy (J a group, by {})", energy.source), significant(energy.joules_per_group)),
+        None => row("energy (J a group)", "not given by this machine".into()),
+    });
+    Section {
+        heading: "Overview".into(),
+        blocks: vec![Block::Table(table("Means of the steps", &["what", "value"], &[1], rows))],
+    }
+}
+
+/// A line of the hardware's: name, and the number of a sample.
+type Line = (&'static str, fn(&Sample) -> Option<f64>);
+
+fn timeline(study: &Study) -> Section {
+    let end = study.steps.iter().filter_map(|row| row.end_s).chain(study.samples.iter().map(|s| s.time_s));
+    let end = end.fold(1e-3, f64::max);
+    let time = || Axis::new("time since the start", "s").within(0.0, end);
+    let step = |name: &str, style, of: &dyn Fn(&super::record::StepRow) -> f64| Series {
+        name: name.into(),
+        style,
+        points: study.steps.iter().filter_map(|row| Some((row.end_s?, of(row)))).collect(),
+    };
+    let series = vec![
+        step("step", 0, &|row| 1e3 * row.step.seconds),
+        step("in ops", 1, &|row| 1e3 * row.step.op_seconds),
+        step("outside ops", 2, &|row| 1e3 * row.host_seconds),
+    ];
+    let numbers = series[0].points.iter().zip(&study.steps).map(|(point, row)| {
+        vec![
+            row.step.step.to_string(),
+            decimal(point.0, 2),
+            significant(point.1),
+            significant(1e3 * row.host_seconds),
+            significant(row.tokens_per_s),
+        ]
+    });
+    let numbers = table(
+        "Steps",
+        &["step", "end (s)", "time (ms)", "outside ops (ms)", "tokens/s"],
+        &[0, 1, 2, 3, 4],
+        numbers.collect(),
+    );
+    let steps = LineChart { title: "Step time".into(), x: time(), y: Axis::new("time", "ms"), series, reference: None };
+    let mut figures = vec![Figure {
+        svg: steps.to_svg(),
+        caption: "Each step at its end; what is outside ops is packing, waiting and logging.".into(),
+        table: numbers,
+    }];
+    let groups: [(&str, Axis, &[Line]); 7] = [
+        ("Power", Axis::new("power", "W"), &[("power", |s| s.power_w), ("limit", |s| s.power_limit_w)]),
+        ("Clocks", Axis::new("clock", "MHz"), &[("SM", |s| s.sm_clock_mhz), ("memory", |s| s.memory_clock_mhz)]),
+        (
+            "Activity of the card",
+            Axis::new("share of time", "").within(0.0, 1.0),
+            &[
+                ("kernels", |s| s.gpu_busy),
+                ("SMs", |s| s.sm_active),
+                ("tensor cores", |s| s.tensor_active),
+                ("memory bandwidth", |s| s.dram_active),
+            ],
+        ),
+        ("Temperature", Axis::new("temperature", "°C"), &[("card", |s| s.temperature_c)]),
+        (
+            "Transfers over PCIe",
+            Axis::new("rate", "MB/s"),
+            &[
+                ("to the card", |s| s.pcie_in_bytes_per_s.map(|x| 1e-6 * x)),
+                ("from the card", |s| s.pcie_out_bytes_per_s.map(|x| 1e-6 * x)),
+            ],
+        ),
+        (
+            "Processors",
+            Axis::new("processors used", ""),
+            &[("this run", |s| s.processors_used), ("all others", |s| s.processors_others)],
+        ),
+        (
+            "Memory",
+            Axis::new("memory", "MiB"),
+            &[("process", |s| s.resident_bytes.map(mib)), ("card", |s| s.gpu_memory_bytes.map(mib))],
+        ),
+    ];
+    figures.extend(groups.into_iter().filter_map(|(title, y, lines)| hardware(study, title, time(), y, lines)));
+    let missing: Vec<String> = study.missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    let mut blocks = vec![Block::Figures(figures)];
+    if !missing.is_empty() {
+        blocks.push(Block::Paragraph("Not given by this machine:".into()));
+        blocks.push(Block::List(missing));
+    }
+    Section { heading: "Timeline".into(), blocks }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// A chart of the hardware's numbers; none where no sample has any.
+fn hardware(study: &Study, title: &str, x: Axis, y: Axis, lines: &[Line]) -> Option<Figure> {
+    let series: Vec<Series> = (lines.iter().enumerate())
+        .map(|(style, (name, of))| Series {
+            name: (*name).into(),
+            style,
+            points: study.samples.iter().filter_map(|sample| Some((sample.time_s, of(sample)?))).collect(),
+        })
+        .filter(|series| !series.points.is_empty())
+        .collect();
+    if series.is_empty() {
+        return None;
+    }
+    let unit = if y.unit.is_empty() { y.label.clone() } else { format!("{} ({})", y.label, y.unit) };
+    let rows = series.iter().map(|series| {
+        let values = || series.points.iter().map(|p| p.1);
+        let mean = values().sum::<f64>() / series.points.len() as f64;
+        let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        vec![series.name.clone(), significant(least), significant(mean), significant(most)]
+    });
+    let numbers = table(&unit, &["of", "least", "mean", "most"], &[1, 2, 3], rows.collect());
+    let caption = format!("{} readings.", series.iter().map(|s| s.points.len()).max().unwrap_or(0));
+    let chart = LineChart { title: title.into(), x, y, series, reference: None };
+    Some(Figure { svg: chart.to_svg(), caption, table: numbers })
+}
+
+fn roofline(study: &Study) -> Option<Section> {
+    let (memory, product) = (study.memory_bytes_per_s?, study.product_flops_per_s?);
+    let points: Vec<(String, f64, f64)> =
+        study.ops.iter().map(|op| (op.op.clone(), op.flops / op.bytes.max(1.0), 1e12 * op.tflop_per_s)).collect();
+    let rows = points.iter().enumerate().map(|(at, (name, intensity, rate))| {
+        vec![(at + 1).to_string(), name.clone(), significant(*intensity), significant(1e-9 * rate)]
+    });
+    let numbers = table("Points", &["point", "op", "FLOP/byte", "GFLOP/s"], &[0, 2, 3], rows.collect());
+    let caption = format!(
+        "Ceilings measured beside this run: memory {} GB/s, product {} GFLOP/s. Bytes are those of the contracts, so what a \
+         cache holds can lie above the slope.",
+        decimal(1e-9 * memory, 1),
+        decimal(1e-9 * product, 0)
+    );
+    let svg = Roofline { title: "Roofline".into(), memory, product, points }.to_svg();
+    let blocks = vec![Block::Charts(vec![svg]), Block::Paragraph(caption), Block::Table(numbers)];
+    Some(Section { heading: "Roofline".into(), blocks })
+}
+
+fn ops(study: &Study) -> Section {
+    let rows = study.ops.iter().map(|op| {
+        vec![
+            op.op.clone(),
+            decimal(op.calls, 1),
+            significant(op.milliseconds),
+            percent(Some(op.share_of_step)),
+            significant(op.gb_per_s),
+            significant(1e3 * op.tflop_per_s),
+            op.bound.unwrap_or("–").into(),
+            percent(op.share_of_ceiling),
+        ]
+    });
+    let header = ["op", "calls", "ms", "of step", "GB/s", "GFLOP/s", "bound", "of ceiling"];
+    let table = table("A mean step, longest first", &header, &[1, 2, 3, 4, 5, 7], rows.collect());
+    let mut blocks = vec![Block::Table(table)];
+    if study.ops.is_empty() {
+        let text = "No times by op: there was no step after the first two, or steps were recorded (--cuda-graph on).";
+        blocks.push(Block::Warning(text.into()));
+    }
+    Section { heading: "Time by op".into(), blocks }
+}
+
+fn memory(study: &Study) -> Section {
+    let memory = &study.memory;
+    let row = |name: &str, bytes: Option<u64>| {
+        vec![name.to_owned(), bytes.map_or("not given by this machine".into(), |bytes| decimal(mib(bytes), 1))]
+    };
+    let mut rows: Vec<Vec<String>> = memory.planned.iter().map(|(name, bytes)| row(name, Some(*bytes))).collect();
+    rows.push(row("planned in all", Some(memory.planned_total)));
+    rows.push(row("taken of the device's own memory", memory.taken));
+    rows.push(row("most that the process had", memory.peak_resident));
+    let blocks = vec![Block::Table(table("MiB by part", &["part", "MiB"], &[1], rows))];
+    Section { heading: "Memory".into(), blocks }
+}
+
+fn facts(study: &Study) -> Section {
+    let facts = &study.facts;
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let rows = vec![
+        row("hardware", facts.hardware.clone()),
+        row("backend", format!("{}, {}", facts.backend, facts.dtype)),
+        row("threads", facts.threads.to_string()),
+        row(
+            "data sheet",
+            facts.peak_flops.map_or("unknown".into(), |peak| format!("{} TFLOP/s", decimal(1e-12 * peak, 1))),
+        ),
+        row("from", facts.peak_source.clone()),
+        row("sampled every (ms)", facts.sample_interval_ms.to_string()),
+    ];
+    let blocks = vec![
+        Block::Table(table("", &["what", "value"], &[], rows)),
+        Block::Code { caption: "Command".into(), text: facts.command.clone() },
+    ];
+    Section { heading: "Run".into(), blocks }
+}

@@ -1,0 +1,217 @@
+//! A study: what a run did, over what the hardware did meanwhile. `study.json` holds it; a number that the machine does not
+//! give is null.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::hardware::Sample;
+use super::hardware::sampler::Readings;
+use super::observe::{Seen, StepTime, WARM_UP};
+use crate::bench::rates::Rates;
+use crate::bench::run::floor;
+
+/// What is known before the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Facts {
+    pub command: String,
+    pub method: String,
+    /// `cpu`, `cuda`, `emulator`.
+    pub backend: String,
+    /// Name of the card or processor.
+    pub hardware: String,
+    pub dtype: String,
+    pub threads: usize,
+    /// FLOP/s that utilisation is counted in, and where they are from; none where nothing certain is known.
+    pub peak_flops: Option<f64>,
+    pub peak_source: String,
+    pub sample_interval_ms: u64,
+}
+
+/// An op over the steps after the first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OpRow {
+    pub op: String,
+    /// Of a step.
+    pub calls: f64,
+    pub milliseconds: f64,
+    /// Of the time of all steps.
+    pub share_of_step: f64,
+    pub bytes: f64,
+    pub flops: f64,
+    pub gb_per_s: f64,
+    pub tflop_per_s: f64,
+    /// `memory` or `product`; with the share of it, only where ceilings are known.
+    pub bound: Option<&'static str>,
+    pub share_of_ceiling: Option<f64>,
+}
+
+/// A step on the clock of the samples.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepRow {
+    #[serde(flatten)]
+    pub step: StepTime,
+    /// When it ended, in seconds since the sampler was started.
+    pub end_s: Option<f64>,
+    /// Outside ops.
+    pub host_seconds: f64,
+    pub tokens_per_s: f64,
+    /// Executed FLOPs over what the data sheet allows in that time.
+    pub utilisation: Option<f64>,
+}
+
+/// Energy of the steps after the first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Energy {
+    pub joules: f64,
+    /// `counter` of the card, or `power` over time.
+    pub source: &'static str,
+    pub joules_per_group: f64,
+}
+
+/// Means over the steps after the first.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub steps: usize,
+    pub step_seconds: f64,
+    pub tokens_per_s: f64,
+    pub groups_per_s: f64,
+    pub flops_per_step: f64,
+    pub tflop_per_s: f64,
+    pub utilisation: Option<f64>,
+    pub energy: Option<Energy>,
+}
+
+/// Memory by plan and in fact, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Memory {
+    pub planned: Vec<(String, u64)>,
+    pub planned_total: u64,
+    /// Of a device's own memory.
+    pub taken: Option<u64>,
+    /// Most that the process had of the machine's.
+    pub peak_resident: Option<u64>,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Study {
+    pub schema: u32,
+    pub facts: Facts,
+    /// How the run ended: `finished`, or its error.
+    pub outcome: String,
+    pub memory_bytes_per_s: Option<f64>,
+    pub product_flops_per_s: Option<f64>,
+    pub summary: Option<Summary>,
+    pub ops: Vec<OpRow>,
+    pub steps: Vec<StepRow>,
+    pub memory: Memory,
+    /// Numbers of the hardware that were not given, with the reason.
+    pub missing: BTreeMap<String, String>,
+    pub samples: Vec<Sample>,
+}
+
+/// Version of `study.json`.
+pub const SCHEMA: u32 = 1;
+
+impl Study {
+    /// Puts together what was seen and read.
+    pub fn new(facts: Facts, outcome: String, rates: Option<Rates>, seen: Seen, readings: Readings) -> Self {
+        let peak = facts.peak_flops;
+        let steps: Vec<StepRow> = seen.steps.iter().map(|step| step_row(step, readings.began, peak)).collect();
+        let samples = readings.samples;
+        let peak_resident = samples.iter().filter_map(|sample| sample.peak_resident_bytes).max();
+        let memory = Memory {
+            planned_total: seen.planned.iter().map(|part| part.1).sum(),
+            planned: seen.planned,
+            taken: seen.taken,
+            peak_resident,
+        };
+        let warm = steps.get(WARM_UP..).unwrap_or_default();
+        let summary = summary(warm, peak, &samples);
+        let seconds: f64 = warm.iter().map(|row| row.step.seconds).sum();
+        let row = |op: super::observe::OpSum| {
+            let count = warm.len() as f64;
+            let ceiling = rates.map(|rates| floor(op.op, op.bytes, op.flops, &rates));
+            OpRow {
+                op: op.op.into(),
+                calls: op.calls as f64 / count,
+                milliseconds: 1e3 * op.seconds / count,
+                share_of_step: op.seconds / seconds,
+                bytes: op.bytes as f64 / count,
+                flops: op.flops as f64 / count,
+                gb_per_s: 1e-9 * op.bytes as f64 / op.seconds,
+                tflop_per_s: 1e-12 * op.flops as f64 / op.seconds,
+                bound: ceiling.map(|(_, bound)| bound),
+                share_of_ceiling: ceiling.map(|(floor, _)| floor / op.seconds),
+            }
+        };
+        let mut ops: Vec<OpRow> = seen.ops.into_iter().filter(|op| op.seconds > 0.0).map(row).collect();
+        ops.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+        Self {
+            schema: SCHEMA,
+            facts,
+            outcome,
+            memory_bytes_per_s: rates.map(|rates| rates.memory),
+            product_flops_per_s: rates.map(|rates| rates.product),
+            summary,
+            ops,
+            steps,
+            memory,
+            missing: readings.missing.into_iter().collect(),
+            samples,
+        }
+    }
+}
+
+fn step_row(step: &StepTime, began: Option<Instant>, peak: Option<f64>) -> StepRow {
+    StepRow {
+        end_s: began.map(|began| step.finished.saturating_duration_since(began).as_secs_f64()),
+        host_seconds: (step.seconds - step.op_seconds).max(0.0),
+        tokens_per_s: step.tokens as f64 / step.seconds,
+        utilisation: peak.map(|peak| step.flops as f64 / step.seconds / peak),
+        step: step.clone(),
+    }
+}
+
+fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Summary> {
+    if warm.is_empty() {
+        return None;
+    }
+    let sum = |of: fn(&StepTime) -> f64| warm.iter().map(|row| of(&row.step)).sum::<f64>();
+    let seconds = sum(|step| step.seconds);
+    let (flops, groups) = (sum(|step| step.flops as f64), sum(|step| step.groups as f64));
+    Some(Summary {
+        steps: warm.len(),
+        step_seconds: seconds / warm.len() as f64,
+        tokens_per_s: sum(|step| step.tokens as f64) / seconds,
+        groups_per_s: groups / seconds,
+        flops_per_step: flops / warm.len() as f64,
+        tflop_per_s: 1e-12 * flops / seconds,
+        utilisation: peak.map(|peak| flops / seconds / peak),
+        energy: energy(warm, samples, groups),
+    })
+}
+
+/// Energy from the begin of the first to the end of the last of these steps: by the card's counter between the readings next
+/// to both, scaled to the time between them; or power over time by the trapezoidal rule.
+fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
+    let first = warm.first()?;
+    let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);
+    let within = |sample: &&Sample| (from..=to).contains(&sample.time_s);
+    let of = |joules: f64, covered: f64, source| {
+        let joules = joules * (to - from) / covered;
+        (covered > 0.0).then(|| Energy { joules, source, joules_per_group: joules / groups })
+    };
+    let counted = || samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.energy_j?)));
+    if let (Some(a), Some(b)) = (counted().next(), counted().last())
+        && b.1 > a.1
+    {
+        return of(b.1 - a.1, b.0 - a.0, "counter");
+    }
+    let power: Vec<(f64, f64)> =
+        samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.power_w?))).collect();
+    let joules = power.windows(2).map(|pair| (pair[1].0 - pair[0].0) * 0.5 * (pair[0].1 + pair[1].1)).sum();
+    of(joules, power.last()?.0 - power.first()?.0, "power")
+}

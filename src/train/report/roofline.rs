@@ -1,0 +1,97 @@
+//! A roofline plot: what ops reach, over what they do with a byte, under the ceilings of the machine.
+
+use std::fmt::Write;
+
+use super::axis::{Axis, Scale};
+use super::escape;
+use super::svg::{LEFT, WIDTH, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open, put_no_values};
+
+/// Ops as numbered points, with memory's rate as the slope and the product's rate as the flat part of the roof.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Roofline {
+    pub title: String,
+    /// Bytes and FLOPs a second.
+    pub memory: f64,
+    pub product: f64,
+    /// Name, FLOPs a byte, FLOPs a second; numbered from 1 in this order.
+    pub points: Vec<(String, f64, f64)>,
+}
+
+impl Roofline {
+    /// The chart as one `<svg>` element. Points without FLOPs are left out.
+    pub fn to_svg(&self) -> String {
+        let x_axis = Axis::new("intensity", "FLOP/byte").logarithmic();
+        let y_axis = Axis::new("rate", "FLOP/s").logarithmic();
+        let points: Vec<(usize, f64, f64)> = (self.points.iter().enumerate())
+            .map(|(at, (_, x, y))| (at + 1, *x, *y))
+            .filter(|(_, x, y)| *x > 0.0 && *y > 0.0 && x.is_finite() && y.is_finite())
+            .collect();
+        let ridge = self.product / self.memory;
+        let x = x_axis.scale(points.iter().map(|p| p.1).chain([ridge / 10.0, ridge * 10.0]));
+        let y = y_axis.scale(points.iter().map(|p| p.2).chain([self.product, self.product / 1e3]));
+        let names = self.points.iter().map(|p| p.0.as_str());
+        let mut out = open(&self.title, &describe(names), 0.0);
+        draw_y_axis(&mut out, &y_axis, &y);
+        draw_x_axis(&mut out, &x_axis, &x);
+        self.draw_roof(&mut out, &x, &y, ridge);
+        if points.is_empty() {
+            put_no_values(&mut out);
+        }
+        let mut labels: Vec<(f64, f64)> = Vec::new();
+        for &(number, px, py) in &points {
+            let (px, py) = (across(&x, px), down(&y, py));
+            draw_mark(&mut out, 1, px, py);
+            // Beside the point where there is room, else above.
+            let free = |(left, top): &(f64, f64)| {
+                labels.iter().all(|(l, t)| (l - left).abs() >= 15.0 || (t - top).abs() >= 11.0)
+            };
+            let around = [(6.0, -5.0), (6.0, 13.0), (-18.0, -5.0), (-18.0, 13.0)].map(|(x, y)| (px + x, py + y));
+            let above = (1..20).map(|step| (px + 6.0, py - 5.0 - 11.0 * f64::from(step)));
+            let (left, top) = around.into_iter().chain(above).find(free).unwrap_or((px, py));
+            labels.push((left, top));
+            let _ = write!(out, r#"<text class="bar-label" x="{left:.1}" y="{top:.1}">{number}</text>"#);
+        }
+        out.push_str("</svg>");
+        out
+    }
+
+    fn draw_roof(&self, out: &mut String, x: &Scale, y: &Scale, ridge: f64) {
+        // The slope begins where it enters the plot, at the left or at the bottom.
+        let from = 10f64.powf(x.low).max(10f64.powf(y.low) / self.memory);
+        let corners = [(from, from * self.memory), (ridge, self.product), (10f64.powf(x.high), self.product)];
+        let path: Vec<String> =
+            corners.iter().map(|&(px, py)| format!("{:.1} {:.1}", across(x, px), down(y, py))).collect();
+        let _ = write!(out, r#"<path class="line s0" d="M{}"/>"#, path.join(" L"));
+        let label = |text: &str, left: f64, top: f64, anchor: &str| {
+            let text = escape(text);
+            format!(r#"<text class="reference-label" x="{left:.1}" y="{top:.1}" text-anchor="{anchor}">{text}</text>"#)
+        };
+        let top = down(y, self.product) - 6.0;
+        out.push_str(&label("product", WIDTH - 16.0, top, "end"));
+        let middle = (from * ridge).sqrt();
+        let (left, height) = (across(x, middle), down(y, middle * self.memory));
+        out.push_str(&label("memory", (left - 8.0).max(LEFT + 52.0), height - 6.0, "end"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_lie_under_the_roof_and_are_numbered() {
+        let point = |name: &str, x: f64, y: f64| (name.to_owned(), x, y);
+        let plot = Roofline {
+            title: "ops".into(),
+            memory: 4e12,
+            product: 8e14,
+            points: vec![point("linear & more", 300.0, 6e14), point("none", 0.0, 0.0), point("norm", 1.25, 4e12)],
+        };
+        let svg = plot.to_svg();
+        assert!(svg.contains("intensity (FLOP/byte)") && svg.contains("rate (FLOP/s)"), "{svg}");
+        assert!(svg.contains(">1</text>") && svg.contains(">3</text>") && !svg.contains(">2</text>"));
+        assert!(svg.contains("linear &amp; more"));
+        let empty = Roofline { points: Vec::new(), ..plot };
+        assert!(empty.to_svg().ends_with("</svg>"));
+    }
+}
