@@ -108,7 +108,7 @@ fn of_card(energy: bool) -> Study {
     observed.taken(3 << 30);
     let sample = |at: u32| Sample {
         time_s: f64::from(at) * 0.5,
-        power_w: Some(if at % 2 == 0 { 300.0 } else { 500.0 }),
+        power_w: Some(if at.is_multiple_of(2) { 300.0 } else { 500.0 }),
         energy_j: energy.then_some(1000.0 + 200.0 * f64::from(at)),
         sm_clock_mhz: Some(1755.0),
         tensor_active: (at > 3).then_some(0.5),

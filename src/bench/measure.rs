@@ -9,6 +9,9 @@ use crate::backend::Backend;
 /// A call that is timed, on the operands it is given.
 pub type Timed<'a, B> = dyn Fn(&B, &mut Set<B>) -> Result<()> + 'a;
 
+/// A call made ready for its sizes, where there is one.
+pub type Ready<'a, B> = Option<Box<Timed<'a, B>>>;
+
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {

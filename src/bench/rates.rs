@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use super::measure::{Effort, Timed, interleaved};
+use super::measure::{Effort, Ready, Timed, interleaved};
 use super::operand::Set;
 use super::rival;
 use super::work::linear::{Linear, Pass};
@@ -42,7 +42,7 @@ pub trait Rival<B: Backend> {
     fn name(&self) -> String;
 
     /// The call by this library, made ready for the sizes; `None` for a call that it does not have.
-    fn ready<'a>(&'a self, on: &'a B, work: &Work, set: &mut Set<B>) -> Result<Option<Box<Timed<'a, B>>>>;
+    fn ready<'a>(&'a self, on: &'a B, work: &Work, set: &mut Set<B>) -> Result<Ready<'a, B>>;
 }
 
 /// Libraries that are there, and those that are not with the reason.

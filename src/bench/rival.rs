@@ -1,6 +1,6 @@
 //! cuBLASLt beside the kernels' products, on the same operands.
 
-use super::measure::Timed;
+use super::measure::Ready;
 use super::operand::Set;
 use super::rates::{Rival, Rivals};
 use super::work::Work;
@@ -91,7 +91,7 @@ impl<A: Element> Rival<Kernels<Driver, A>> for Cublas<'_, '_> {
         on: &'a Kernels<Driver, A>,
         work: &Work,
         set: &mut Set<Kernels<Driver, A>>,
-    ) -> Result<Option<Box<Timed<'a, Kernels<Driver, A>>>>> {
+    ) -> Result<Ready<'a, Kernels<Driver, A>>> {
         let Work::Linear(linear) = work else { return Ok(None) };
         let linear = linear.clone();
         let mut product = self.library.product(spec(&linear, A::PRECISION))?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 
-use super::measure::{Effort, LEAST, Timed, Timing, energy, interleaved};
+use super::measure::{Effort, LEAST, Ready, Timed, Timing, energy, interleaved};
 use super::operand::Set;
 use super::rates::{Benched, Rates, Rivals};
 use super::row::{Cache, Row, SCHEMA, Status};
@@ -210,7 +210,7 @@ fn of_case<B: Benched>(
     }
     let oracle = Oracle::new(on, &case.work, &sets[0])?;
     let own = |on: &B, set: &mut Set<B>| case.work.call(on, set.take());
-    let mut contenders: Vec<(String, Result<Option<Box<Timed<'_, B>>>>)> = Vec::new();
+    let mut contenders: Vec<(String, Result<Ready<'_, B>>)> = Vec::new();
     if options.wants(OWN) {
         contenders.push((OWN.into(), Ok(Some(Box::new(own)))));
     }

@@ -47,7 +47,8 @@ impl Oracle {
             for (place, (&got, &value)) in got.iter().zip(&expected.values).enumerate() {
                 let error = if got == value { 0.0 } else { (got - value).abs() };
                 let share = error / tolerance.allowed(value);
-                if !(share <= 1.0) {
+                // NaN is no error that is allowed.
+                if share.is_nan() || share > 1.0 {
                     let (row, column) = (place / expected.columns.len(), place % expected.columns.len());
                     return Err(Error::Runtime(format!(
                         "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times what its contract allows",

@@ -18,7 +18,7 @@ use crate::study::hardware::Meter;
 use crate::study::hardware::card::CardMeter;
 use crate::study::hardware::host::HostMeter;
 use crate::study::hardware::nvml::{self, NvmlCard};
-use crate::study::hardware::sampler::Sampler;
+use crate::study::hardware::sampler::{Meters, Sampler};
 use crate::study::observe::Observed;
 use crate::study::record::{Facts, Study};
 use crate::study::{page, peak};
@@ -116,7 +116,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
 }
 
 /// What readings are taken of, and what there is none of.
-fn meters(graphics: bool, uuid: Option<&str>) -> (Vec<Box<dyn Meter>>, Vec<(String, String)>) {
+fn meters(graphics: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
     let mut missing = Vec::new();
     if !graphics {
@@ -142,13 +142,12 @@ impl StudyArgs {
         if super::output::same_place(&folder, &self.train.output_dir) {
             return Err(Error::Usage(format!("--study-dir {0}: is the output folder of the run", folder.display())));
         }
-        if !self.train.overwrite_output_dir {
-            if let Some(name) = FILES.iter().find(|name| folder.join(name).exists()) {
-                return Err(Error::Usage(format!(
-                    "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
-                    folder.display()
-                )));
-            }
+        let there = FILES.iter().find(|name| folder.join(name).exists());
+        if let (Some(name), false) = (there, self.train.overwrite_output_dir) {
+            return Err(Error::Usage(format!(
+                "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
+                folder.display()
+            )));
         }
         Ok(folder)
     }

@@ -69,13 +69,14 @@ pub fn run_observed(
         ));
     }
     let pop_detached = method != Method::Sft && build.inter_loss == InterLoss::PopDetached;
-    let loss = match method {
+    let mut loss = match method {
         Method::Sft => {
             args.loss.resolve(method, [1.0; 3], false)?;
             Loss::sft()
         }
         Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
     };
+    loss.share_prefixes = args.prefix_sharing == Switch::On;
     if args.ref_model.is_some() && method != Method::Dpo {
         return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
     }
@@ -84,6 +85,13 @@ pub fn run_observed(
     settings.observed = observed;
     let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
+    if precompute.is_some() && !loss.share_prefixes {
+        return Err(Error::Usage(
+            "--prefix-sharing off: stored reference log-probs are those of shared prefixes; leave out \
+             --precompute-ref-log-probs"
+                .into(),
+        ));
+    }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
     let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };

@@ -62,6 +62,10 @@ pub struct TrainArgs {
     /// shape, or off; for devices that run kernels [default: on]
     #[arg(long, value_enum)]
     pub cuda_graph: Option<Switch>,
+    /// Compute what sequences of a group begin with alike once: on, or off to see what it saves; the results are the same but
+    /// for rounding
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub prefix_sharing: Switch,
     /// Logs to write into the output folder
     #[arg(long, value_enum, value_delimiter = ',', num_args = 1.., default_values = ["tensorboard", "jsonl"])]
     pub report_to: Vec<LogName>,

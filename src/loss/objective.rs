@@ -140,6 +140,8 @@ pub struct Loss {
     pub center: f64,
     pub scope: LogpScope,
     pub reduce: Reduce,
+    /// Whether tokens that sequences of a group begin with alike are computed once. Results are the same but for rounding.
+    pub share_prefixes: bool,
 }
 
 /// Refuses NaN, infinities and negative numbers.
@@ -218,6 +220,7 @@ impl LossOptions {
                 ReduceName::Sum => Reduce::Sum,
                 ReduceName::Mean => Reduce::Mean,
             },
+            share_prefixes: true,
         })
     }
 
@@ -282,6 +285,7 @@ impl Loss {
             center: 0.0,
             scope: LogpScope::Response,
             reduce: Reduce::Sum,
+            share_prefixes: true,
         }
     }
 

@@ -205,7 +205,7 @@ fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
         (covered > 0.0).then(|| Energy { joules, source, joules_per_group: joules / groups })
     };
     let counted = || samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.energy_j?)));
-    if let (Some(a), Some(b)) = (counted().next(), counted().last())
+    if let (Some(a), Some(b)) = (counted().next(), counted().next_back())
         && b.1 > a.1
     {
         return of(b.1 - a.1, b.0 - a.0, "counter");

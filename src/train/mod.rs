@@ -42,5 +42,5 @@ pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
         Method::Reward => Scoring::Reward,
         Method::Sft | Method::Dpo => Scoring::LogProb { scope: loss.scope },
     };
-    PackOptions { share_prefixes: true, scoring, vocab }
+    PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab }
 }

@@ -23,6 +23,9 @@ pub struct Readings {
     pub began: Option<Instant>,
 }
 
+/// What readings are taken of, and what is missing from the start, with the reason.
+pub type Meters = (Vec<Box<dyn Meter>>, Vec<(String, String)>);
+
 /// A sampling thread. Dropped without [`Sampler::stop`], it ends too.
 pub struct Sampler {
     stop: Sender<()>,
@@ -35,7 +38,7 @@ impl Sampler {
     pub fn start(
         interval: Duration,
         log: Option<&Path>,
-        meters: impl FnOnce() -> (Vec<Box<dyn Meter>>, Vec<(String, String)>) + Send + 'static,
+        meters: impl FnOnce() -> Meters + Send + 'static,
     ) -> Result<Self> {
         let create = |path: &Path| {
             let file = File::create(path);
