@@ -9,7 +9,7 @@
 //! - [`mod@report`]: the page about runs
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
-//! - [`mod@study`]: training runs under observation
+//! - [`mod@study`]: training runs under observation; [`sweep`]: over a grid of flags
 //! - [`mod@bench`]: ops timed beside ceilings; [`plan`]: floors of a step
 //! - [`make`]: `tokenizer`, `init`
 //! - [`quickstart`]: the whole program on a language of its own
@@ -35,6 +35,7 @@ pub mod run_lock;
 pub mod score;
 pub mod startup;
 pub mod study;
+pub mod sweep;
 pub mod train;
 pub mod train_args;
 

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use half::bf16;
 
 use super::device::{Device, DeviceArgs, Dtype};
+use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
@@ -35,6 +36,8 @@ pub enum StudyCommand {
     Reward(Box<StudyArgs>),
     /// Observe a `mapl dpo` run
     Dpo(Box<StudyArgs>),
+    /// Observe runs over a grid of flags
+    Sweep(SweepArgs),
 }
 
 /// Arguments of `study`: those of the run, and of the observation.
@@ -62,6 +65,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         StudyCommand::Sft(args) => (Method::Sft, args),
         StudyCommand::Reward(args) => (Method::Reward, args),
         StudyCommand::Dpo(args) => (Method::Dpo, args),
+        StudyCommand::Sweep(args) => return super::sweep::run(args),
     };
     if args.peak_tflops.is_some_and(|peak| !(peak.is_finite() && peak > 0.0)) {
         return Err(Error::Usage("--peak-tflops: a finite number above 0 is needed".into()));

@@ -3,6 +3,7 @@
 //! - [`ceilings`]: rates of a large matrix product and of a copy
 //! - [`hardware`]: clocks, power, activity and memory, sampled beside a run
 //! - [`observe`]: what a run tells; [`record`]: the study made of it; [`page`]: as a page; [`peak`]: data sheets
+//! - [`sweep`]: observed runs over a grid of flags
 //! - [`plan`]: the floor of a step on a card that need not be here
 //! - [`profile`]: time by op of training steps, as a table and as JSON
 
@@ -14,3 +15,4 @@ pub mod peak;
 pub mod plan;
 pub mod profile;
 pub mod record;
+pub mod sweep;

@@ -1,0 +1,112 @@
+//! `mapl study sweep`: observed runs over a grid of flags, each in a process of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::files::write_whole;
+use crate::study::sweep::grid::{Grid, Point};
+use crate::study::sweep::outcome::{Outcome, csv, earlier};
+use crate::study::sweep::page;
+use crate::train::checkpoint::{write_json, write_text};
+use crate::train::console::say;
+use crate::{Error, Result};
+
+/// Arguments of `study sweep`.
+#[derive(Args, Clone, Debug)]
+pub struct SweepArgs {
+    /// What varies (TOML): method, [flags] of every run, lists of values in [vary]
+    file: PathBuf,
+    /// Folder for sweep.csv, sweep.json, report.html and a folder for each point; points that are there already are not
+    /// repeated
+    #[arg(long)]
+    output_dir: PathBuf,
+    /// Keep the runs' own folders with their models, and not only the studies
+    #[arg(long)]
+    keep_runs: bool,
+}
+
+/// Runs the points that are not there yet. A point that fails is a row with its error.
+pub fn run(args: &SweepArgs) -> Result<()> {
+    let grid = Grid::read(&args.file)?;
+    std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
+    let mut outcomes = Vec::new();
+    for (at, point) in grid.points.iter().enumerate() {
+        let folder = args.output_dir.join(&point.name);
+        let words = args.words(&grid, point, &folder);
+        let named: Vec<String> =
+            grid.axes.iter().zip(&point.values).map(|(axis, value)| format!("{axis}={value}")).collect();
+        let label = format!("{}/{} {}", at + 1, grid.points.len(), named.join(" "));
+        let outcome = match earlier(&folder, &words) {
+            Some(study) => {
+                say(&format!("{label}: there already"));
+                Outcome::of(point, &study)
+            }
+            None => {
+                let outcome = args.point(point, &folder, &words)?;
+                say(&match (&outcome.error[..], outcome.step_ms, outcome.tokens_per_s) {
+                    ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms a step, {tokens:.0} tokens/s"),
+                    (why, ..) => format!("{label}: failed: {why}"),
+                });
+                outcome
+            }
+        };
+        outcomes.push(outcome);
+        // A sweep that is stopped has its rows so far.
+        args.write(&grid, &outcomes)?;
+    }
+    say(&format!("sweep in {}", args.output_dir.join("report.html").display()));
+    match outcomes.iter().all(|outcome| !outcome.error.is_empty()) {
+        true => Err(Error::Runtime(format!("no point finished; the first says: {}", outcomes[0].error))),
+        false => Ok(()),
+    }
+}
+
+impl SweepArgs {
+    /// Words of a point's command.
+    fn words(&self, grid: &Grid, point: &Point, folder: &Path) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let own = ["study".into(), grid.method.clone()];
+        let places = ["--output-dir".into(), text(&folder.join("run")), "--study-dir".into(), text(folder)];
+        let rest = ["--overwrite-output-dir".into(), "--quiet".into()];
+        own.into_iter().chain(point.words.iter().cloned()).chain(places).chain(rest).collect()
+    }
+
+    fn point(&self, point: &Point, folder: &Path, words: &[String]) -> Result<Outcome> {
+        let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let study = folder.join("study.json");
+        // An earlier study of other flags must not pass for this one.
+        if study.exists() {
+            std::fs::remove_file(&study).map_err(Error::io("remove", &study))?;
+        }
+        write_json(&folder.join("command.json"), &json!(words))?;
+        let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+        let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
+        if !self.keep_runs {
+            let run = folder.join("run");
+            if run.exists() {
+                std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
+            }
+        }
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            let line = text.lines().find(|line| line.starts_with("error:")).or(text.lines().last());
+            let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
+            return Ok(Outcome::failed(point, why));
+        }
+        let bytes = std::fs::read(&study).map_err(Error::io("read", &study))?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::Runtime(format!("{} is damaged: {e}", study.display())))?;
+        Ok(Outcome::of(point, &value))
+    }
+
+    fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
+        write_whole(&self.output_dir.join("sweep.csv"), &csv(grid, outcomes)?)?;
+        let value = json!({ "schema": 1, "method": grid.method, "axes": grid.axes, "points": outcomes });
+        write_json(&self.output_dir.join("sweep.json"), &value)?;
+        write_text(&self.output_dir.join("report.html"), &page::html(grid, outcomes))
+    }
+}

@@ -1,0 +1,108 @@
+//! The page of a sweep: all points in a table, and each number over each axis of numbers.
+
+use super::grid::Grid;
+use super::outcome::{NUMBERS, Number, Outcome};
+use crate::train::report::page::Figure;
+use crate::train::report::svg::Series;
+use crate::train::report::{Axis, Block, LineChart, Page, Section, Table, significant};
+
+/// Lines that a chart can tell apart.
+const MOST_LINES: usize = 8;
+
+/// What is plotted: title, unit, number.
+const PLOTS: [(&str, &str, Number); 6] = [
+    ("Tokens a second", "1/s", |o| o.tokens_per_s),
+    ("Groups a second", "1/s", |o| o.groups_per_s),
+    ("Step time", "ms", |o| o.step_ms),
+    ("Share of the product rate", "%", |o| o.share_of_product.map(|share| 100.0 * share)),
+    ("Memory of the process or device at most", "MiB", |o| o.taken_mib.or(o.peak_resident_mib)),
+    ("Energy of a group", "J", |o| o.joules_per_group),
+];
+
+/// The page as HTML.
+pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
+    let mut sections = vec![points(grid, outcomes)];
+    for axis in 0..grid.axes.len() {
+        sections.extend(scaling(grid, outcomes, axis));
+    }
+    let lead = format!("{} {} runs over {}.", outcomes.len(), grid.method, grid.axes.join(", "));
+    Page { title: "Sweep".into(), lead, sections }.to_html()
+}
+
+fn points(grid: &Grid, outcomes: &[Outcome]) -> Section {
+    // Columns that no point has are left out.
+    let columns: Vec<&(&str, Number)> =
+        NUMBERS.iter().filter(|(_, of)| outcomes.iter().any(|o| of(o).is_some())).collect();
+    let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(columns.iter().map(|c| c.0));
+    let row = |o: &Outcome| {
+        let numbers = columns.iter().map(|(_, of)| of(o).map_or("–".into(), significant));
+        [o.point.clone()].into_iter().chain(o.values.iter().cloned()).chain(numbers).collect()
+    };
+    let table = Table {
+        caption: "Every point".into(),
+        header: header.map(str::to_owned).collect(),
+        rows: outcomes.iter().map(row).collect(),
+        numeric: (1 + grid.axes.len()..1 + grid.axes.len() + columns.len()).collect(),
+    };
+    let mut blocks = vec![Block::Table(table)];
+    let failed = outcomes.iter().filter(|o| !o.error.is_empty());
+    blocks.extend(failed.map(|o| Block::Warning(format!("{}: {}", o.point, o.error))));
+    Section { heading: "Points".into(), blocks }
+}
+
+/// Plots over an axis whose values are numbers; none for other axes and for a single value.
+fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
+    let place = |o: &Outcome| o.values[axis].parse::<f64>().ok().filter(|x| x.is_finite());
+    let mut places: Vec<f64> = outcomes.iter().map(place).collect::<Option<_>>()?;
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    if places.len() < 2 {
+        return None;
+    }
+    let name = |o: &Outcome| {
+        let others = grid.axes.iter().zip(&o.values).enumerate().filter(|(at, _)| *at != axis);
+        others.map(|(_, (axis, value))| format!("{axis}={value}")).collect::<Vec<_>>().join(" ")
+    };
+    let mut names: Vec<String> = Vec::new();
+    for o in outcomes {
+        if !names.contains(&name(o)) {
+            names.push(name(o));
+        }
+    }
+    let left_out = names.len().saturating_sub(MOST_LINES);
+    names.truncate(MOST_LINES);
+    let figure = |(title, unit, of): &(&str, &str, Number)| {
+        let series: Vec<Series> = (names.iter().enumerate())
+            .map(|(style, line)| {
+                let on_line = outcomes.iter().filter(|o| name(o) == *line);
+                let mut points: Vec<(f64, f64)> = on_line.filter_map(|o| Some((place(o)?, of(o)?))).collect();
+                points.sort_by(|a, b| a.0.total_cmp(&b.0));
+                Series { name: if line.is_empty() { "all".into() } else { line.clone() }, style, points }
+            })
+            .filter(|series| !series.points.is_empty())
+            .collect();
+        if series.is_empty() {
+            return None;
+        }
+        let rows = series
+            .iter()
+            .flat_map(|s| s.points.iter().map(|(x, y)| vec![s.name.clone(), significant(*x), significant(*y)]));
+        let table = Table {
+            caption: (*title).into(),
+            header: vec!["of".into(), grid.axes[axis].clone(), (*unit).into()],
+            rows: rows.collect(),
+            numeric: vec![1, 2],
+        };
+        let most = series.iter().flat_map(|s| &s.points).map(|p| p.1).fold(0.0, f64::max);
+        // From 0 on, so that twice as high is twice as much.
+        let y = Axis::new(*title, *unit).within(0.0, if most > 0.0 { 1.1 * most } else { 1.0 });
+        let x = Axis::new(grid.axes[axis].clone(), "");
+        let chart = LineChart { title: (*title).into(), x, y, series, reference: None };
+        Some(Figure { svg: chart.to_svg(), caption: String::new(), table })
+    };
+    let mut blocks = vec![Block::Figures(PLOTS.iter().filter_map(figure).collect())];
+    if left_out > 0 {
+        blocks.push(Block::Paragraph(format!("{left_out} more combinations of the other axes are only in the table.")));
+    }
+    Some(Section { heading: format!("Over {}", grid.axes[axis]), blocks })
+}
