@@ -9,6 +9,7 @@
 //! - [`study`]: where the time goes, against ceilings measured on this machine
 //! - [`bench`]: every op timed, verified first, beside other libraries and the ceilings of the run
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
+//! - [`watch`]: a run in the terminal while it trains
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
 //! - [`error`], [`rng`], [`files`]: the error type with its exit codes; seeded random numbers; files written whole
 //! - [`cli`]: the commands of the binary
@@ -26,5 +27,6 @@ pub mod optim;
 pub mod rng;
 pub mod study;
 pub mod train;
+pub mod watch;
 
 pub use error::{Error, Result};

@@ -67,6 +67,7 @@ fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
         product_tflop_per_s: Some(0.5),
         share: Some(0.5),
         energy_mj: None,
+        others: Some(0.02),
         error_share: Some(0.125),
         note: String::new(),
     }
@@ -80,6 +81,7 @@ fn verdicts_know_the_noise() {
         row("faster", 100.0, 98.0, 103.0, 97.0),
         row("disturbed", 100.0, 98.0, 103.0, 97.0),
         row("restless", 100.0, 80.0, 150.0, 70.0),
+        row("loaded", 100.0, 98.0, 103.0, 97.0),
         row("gone", 1.0, 1.0, 1.0, 1.0),
         Row { status: Status::Skipped, median_us: None, note: "why".into(), ..row("skipped", 1.0, 1.0, 1.0, 1.0) },
     ];
@@ -90,6 +92,7 @@ fn verdicts_know_the_noise() {
         // Other work on the machine: most samples are longer, the least is as it was.
         row("disturbed", 150.0, 130.0, 170.0, 97.5),
         row("restless", 160.0, 110.0, 190.0, 90.0),
+        Row { others: Some(1.4), ..row("loaded", 300.0, 290.0, 310.0, 280.0) },
         row("new", 1.0, 1.0, 1.0, 1.0),
         row("skipped", 1.0, 1.0, 1.0, 1.0),
     ];
@@ -101,6 +104,7 @@ fn verdicts_know_the_noise() {
         ("faster", Verdict::Faster),
         ("disturbed", Verdict::Same),
         ("restless", Verdict::Same),
+        ("loaded", Verdict::Disturbed),
         ("new", Verdict::New),
         ("gone", Verdict::Gone),
         ("skipped", Verdict::Unknown),

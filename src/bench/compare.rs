@@ -19,9 +19,14 @@ pub enum Verdict {
     New,
     /// Only in the earlier record.
     Gone,
+    /// Other programs kept more than a tenth of a processor busy while one of them was measured on processors.
+    Disturbed,
     /// Not measured in one of them.
     Unknown,
 }
+
+/// Processors of others that make times worthless for a comparison.
+pub const DISTURBING: f64 = 0.1;
 
 /// Two rows of the same call.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -74,7 +79,10 @@ fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
     let beyond = |a: (f64, f64, f64, f64), b: (f64, f64, f64, f64)| {
         a.0 / b.0 > noise && a.1 > b.2 && a.3 > b.3 * (1.0 + threshold)
     };
+    // A card is not slowed by what the processors do.
+    let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
     let verdict = match () {
+        () if disturbed(new) || disturbed(earlier) => Verdict::Disturbed,
         () if beyond(a, b) => Verdict::Slower,
         () if beyond(b, a) => Verdict::Faster,
         () => Verdict::Same,
@@ -99,11 +107,12 @@ pub fn text(pairs: &[Pair]) -> String {
     let count = |verdict| pairs.iter().filter(|p| p.verdict == verdict).count();
     let _ = write!(
         out,
-        "{} slower, {} faster, {} without a difference beyond the noise, {} new, {} only in the earlier record, {} not measured \
+        "{} slower, {} faster, {} without a difference beyond the noise, {} disturbed by other programs, {} new, {} only in the earlier record, {} not measured \
          in one of them",
         count(Verdict::Slower),
         count(Verdict::Faster),
         count(Verdict::Same),
+        count(Verdict::Disturbed),
         count(Verdict::New),
         count(Verdict::Gone),
         count(Verdict::Unknown)

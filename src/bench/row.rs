@@ -75,6 +75,8 @@ pub struct Row {
     /// Floor over median.
     pub share: Option<f64>,
     pub energy_mj: Option<f64>,
+    /// Processors that other programs kept busy meanwhile.
+    pub others: Option<f64>,
     /// Largest error of the verified results over what the contract allows.
     pub error_share: Option<f64>,
     pub note: String,

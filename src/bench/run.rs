@@ -17,6 +17,7 @@ use crate::backend::contract::{Cost, Precision};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Properties};
 use crate::backend::kernels::rehearsal::Rehearsal;
+use crate::study::hardware::host::Load;
 use crate::study::plan::multiplies;
 
 /// Which calls, how, and what their rows say of the run.
@@ -184,6 +185,7 @@ fn of_case<B: Benched>(
         product_tflop_per_s: None,
         share: None,
         energy_mj: None,
+        others: None,
         error_share: None,
         note,
     };
@@ -233,11 +235,14 @@ fn of_case<B: Benched>(
         }
     }
     let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call, _)| &**call).collect();
+    let load = Load::start();
     let timings = interleaved(on, &timed, &mut sets, &options.effort)?;
+    let others = load.others();
     for ((name, call, share), timing) in calls.iter().zip(timings) {
         let mut row = blank(name, Status::Measured, String::new());
         row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
         row.error_share = Some(*share);
+        row.others = others;
         time(&mut row, &timing, cost);
         let joules = energy(on, &**call, &mut sets, &timing, options.energy_seconds, B::joules)?;
         row.energy_mj = joules.map(|joules| 1e3 * joules);

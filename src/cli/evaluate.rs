@@ -27,6 +27,24 @@ pub struct EvalArgs {
     /// Compare two models: folders, or results written with --output
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<PathBuf>>,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+/// Arguments of `compare`.
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    /// First model: a folder, a checkpoint, or a result written by eval --output
+    a: PathBuf,
+    /// Second model, whose gain over the first is shown
+    b: PathBuf,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+/// On what, and how, models are measured.
+#[derive(Args, Clone, Debug)]
+struct MeasureArgs {
     /// Files of groups or pairs
     #[arg(long, num_args = 1..)]
     input: Vec<PathBuf>,
@@ -69,8 +87,16 @@ fn resamples(text: &str) -> Result<usize, String> {
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
         None => measure(args).map(|_| ()),
-        Some(sides) => side_by_side(args, sides),
+        Some(_) if args.model.is_some() => {
+            Err(Error::Usage("--model has no effect beside --compare, which names both models".into()))
+        }
+        Some(sides) => side_by_side(&args.measure, sides),
     }
+}
+
+/// Compares two models on the same data.
+pub fn compare_models(args: &CompareArgs) -> Result<()> {
+    side_by_side(&args.measure, &[args.a.clone(), args.b.clone()])
 }
 
 /// Measures one model, prints the table, writes the file, and hands the measures back.
@@ -78,6 +104,7 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     let Some(model) = &args.model else {
         return Err(Error::Usage("give --model, or two models with --compare".into()));
     };
+    let args = &args.measure;
     if args.input.is_empty() {
         return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
     }
@@ -110,22 +137,16 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
 }
 
 /// Measures or reads two models and compares them.
-fn side_by_side(args: &EvalArgs, sides: &[PathBuf]) -> Result<()> {
+fn side_by_side(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let [a, b] = sides else { return Err(Error::Usage("--compare takes two models".into())) };
-    if args.model.is_some() {
-        return Err(Error::Usage("--model has no effect beside --compare, which names both models".into()));
-    }
     let folders: Vec<&PathBuf> = sides.iter().filter(|side| side.is_dir()).collect();
     if let Some(missing) = sides.iter().find(|side| !side.exists()) {
-        return Err(Error::Usage(format!(
-            "--compare {}: there is neither a model folder nor a result file",
-            missing.display()
-        )));
+        return Err(Error::Usage(format!("{}: there is neither a model folder nor a result file", missing.display())));
     }
     if folders.is_empty() {
         args.refuse_flags_of_models()?;
     } else if args.input.is_empty() {
-        return Err(Error::Usage("--compare of a model folder needs the data to evaluate it on; give --input".into()));
+        return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
     if let Some(output) = &args.output {
         let files = args.input.iter().chain(sides).cloned().collect::<Vec<_>>();
@@ -177,7 +198,7 @@ fn side_by_side(args: &EvalArgs, sides: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-impl EvalArgs {
+impl MeasureArgs {
     fn resampling(&self) -> Resampling {
         Resampling { resamples: self.bootstrap, seed: self.seed }
     }

@@ -4,9 +4,9 @@
 //! - [`device`]: the choice of a backend, made once
 //! - [`output`]: what may be written where, checked before any work
 //! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
-//! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`
+//! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`, `compare`
 //! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`], [`manifest`]: `sft`, `reward`, `dpo`
-//! - [`mod@report`]: the page about runs
+//! - [`mod@report`]: the page about runs; [`mod@watch`]: a run in the terminal
 //! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
 //! - [`run_lock`]: one run at a time in an output folder
 //! - [`mod@study`]: training runs under observation; [`sweep`]: over a grid of flags
@@ -38,6 +38,7 @@ pub mod study;
 pub mod sweep;
 pub mod train;
 pub mod train_args;
+pub mod watch;
 
 use clap::{Parser, Subcommand};
 
@@ -74,8 +75,12 @@ pub enum Command {
     Score(score::ScoreArgs),
     /// Measure a model on held-out groups, or compare two
     Eval(evaluate::EvalArgs),
+    /// Compare two models on the same data: paired intervals by bootstrap, McNemar's test
+    Compare(Box<evaluate::CompareArgs>),
     /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
+    /// Watch a run's numbers in the terminal while it trains
+    Watch(watch::WatchArgs),
     /// Observe a training run: time by op under ceilings, and what the hardware does meanwhile
     #[command(subcommand)]
     Study(study::StudyCommand),
@@ -97,7 +102,9 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
+        Command::Compare(args) => evaluate::compare_models(&args),
         Command::Report(args) => report::run(&args),
+        Command::Watch(args) => watch::run(&args),
         Command::Study(command) => study::run(&command, command_line),
         Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),

@@ -95,6 +95,8 @@ fn folders_and_saved_results_compare_alike() {
     }
     bench.run("eval --compare model.json qwen.json --output files.json").ok();
     let table = bench.run("eval --compare model qwen --input groups.jsonl --output folders.json").ok().out;
+    bench.run("compare model qwen --input groups.jsonl --output compared.json").ok();
+    assert_eq!(bench.bytes("compared.json"), bench.bytes("folders.json"), "one comparison, two commands");
     assert!(table.contains("A = model") && table.contains("McNemar p"), "{table}");
     bench.run("eval --compare model qwen.json --input groups.jsonl --output mixed.json").ok();
     let without_names = |name: &str| {

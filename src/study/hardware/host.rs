@@ -12,6 +12,29 @@ pub struct HostMeter {
     peak_is_ours: bool,
 }
 
+/// Work of other programs over a stretch of time.
+pub struct Load {
+    began: Instant,
+    before: Option<Ticks>,
+}
+
+impl Load {
+    /// From now on.
+    pub fn start() -> Self {
+        Self { began: Instant::now(), before: ticks() }
+    }
+
+    /// Processors that others kept busy since, on average; `None` where the system does not say, or for less than a twentieth
+    /// of a second, which its clock does not resolve.
+    pub fn others(&self) -> Option<f64> {
+        let (before, now) = (self.before?, ticks()?);
+        let seconds = self.began.elapsed().as_secs_f64();
+        let process = now.process.saturating_sub(before.process);
+        let all = now.machine.saturating_sub(before.machine);
+        (seconds >= 0.05).then(|| all.saturating_sub(process) as f64 / TICKS / seconds)
+    }
+}
+
 /// Hundredths of seconds of processor time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ticks {

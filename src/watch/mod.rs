@@ -1,0 +1,124 @@
+//! A live view of a run in the terminal, from the run's own log, which may also be a copy.
+//!
+//! - [`tail`]: the lines that have been added to a file
+//! - [`state`]: what they say of the run
+//! - [`view`]: the picture of it
+
+pub mod state;
+pub mod tail;
+pub mod view;
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read};
+use serde_json::Value;
+
+use crate::train::manifest;
+use crate::train::report::run::log::METRICS_FILE;
+use crate::{Error, Result};
+use state::State;
+use tail::Tail;
+use view::{Choice, PANELS, draw};
+
+/// A run that is watched.
+pub struct Watched {
+    name: String,
+    tail: Tail,
+    manifest: Option<PathBuf>,
+    pub state: State,
+}
+
+impl Watched {
+    /// A run's folder, or its metrics.jsonl alone. [`Error::Usage`] for a path that is neither.
+    pub fn new(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let (log, manifest) = if path.is_dir() {
+            (path.join(METRICS_FILE), Some(path.join(manifest::FILE)))
+        } else if path.is_file() || path.extension().is_some_and(|e| e == "jsonl") {
+            (path.to_owned(), path.parent().map(|folder| folder.join(manifest::FILE)))
+        } else {
+            return Err(Error::Usage(format!("{name}: name a run's output folder, or its {METRICS_FILE}")));
+        };
+        Ok(Self { name, tail: Tail::new(&log), manifest, state: State::default() })
+    }
+
+    /// Takes in what is new.
+    pub fn look(&mut self) -> Result<()> {
+        let news = self.tail.look()?;
+        if news.anew {
+            self.state = State::default();
+        }
+        // A manifest that is being written is read the next time.
+        let text = self.manifest.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(run) = text.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) {
+            self.state.manifest(&run);
+        }
+        news.rows.into_iter().for_each(|row| self.state.add(row));
+        Ok(())
+    }
+
+    /// One picture as text, of so many columns and rows.
+    pub fn picture(&self, choice: Choice, width: u16, height: u16) -> Result<String> {
+        let failed = |e: std::convert::Infallible| Error::Runtime(e.to_string());
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).map_err(failed)?;
+        terminal.draw(|frame| draw(frame, &self.name, &self.state, choice)).map_err(failed)?;
+        let buffer = terminal.backend().buffer();
+        let line = |y: u16| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
+        Ok((0..height).map(line).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Draws until a key ends it.
+    pub fn live(&mut self, interval: Duration) -> Result<()> {
+        if !std::io::stdout().is_terminal() {
+            return Err(Error::Usage("watch needs a terminal; --once prints one picture as text".into()));
+        }
+        let failed = |e: std::io::Error| Error::Runtime(format!("cannot draw on the terminal: {e}"));
+        // Restores the terminal when the program panics, too.
+        let mut terminal = ratatui::try_init().map_err(failed)?;
+        let mut choice = Choice::default();
+        let ended = loop {
+            let drawn = self.look().and_then(|()| {
+                terminal.draw(|frame| draw(frame, &self.name, &self.state, choice)).map(|_| ()).map_err(failed)
+            });
+            if let Err(why) = drawn {
+                break Err(why);
+            }
+            let event = match poll(interval) {
+                Ok(true) => read(),
+                Ok(false) => continue,
+                Err(e) => break Err(failed(e)),
+            };
+            match event {
+                Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => {
+                    if !choose(&mut choice, key.code, key.modifiers, self.state.step) {
+                        break Ok(());
+                    }
+                }
+                Ok(_) => {}
+                Err(e) => break Err(failed(e)),
+            }
+        };
+        ratatui::restore();
+        ended
+    }
+}
+
+/// What a key does; false for the end.
+pub fn choose(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, step: u64) -> bool {
+    let pages = PANELS.len();
+    match key {
+        KeyCode::Char('q') | KeyCode::Esc => return false,
+        KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => return false,
+        KeyCode::Left => choice.panel = (choice.panel + pages - 1) % pages,
+        KeyCode::Right | KeyCode::Tab => choice.panel = (choice.panel + 1) % pages,
+        // Half the steps, down to ten; twice as many, up to all.
+        KeyCode::Char('+') => choice.window = Some((choice.window.unwrap_or(step) / 2).max(10)),
+        KeyCode::Char('-') => choice.window = choice.window.map(|steps| 2 * steps).filter(|&steps| steps < step),
+        _ => {}
+    }
+    true
+}

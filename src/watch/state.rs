@@ -1,0 +1,114 @@
+//! What is known of a run: its numbers over the steps, its last row, and what happened.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+/// A number's course: (step, value), finite values only.
+pub type Course = Vec<(f64, f64)>;
+
+/// A run as its rows tell it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Numbers of training rows and of evaluations (whose names begin with `eval_`).
+    pub courses: BTreeMap<String, Course>,
+    pub last: Map<String, Value>,
+    pub step: u64,
+    /// Steps of the whole run, where that is known.
+    pub total: Option<u64>,
+    /// Epochs of the whole run, from which the total follows.
+    epochs: Option<f64>,
+    pub status: Option<String>,
+    /// Events and warnings, the newest last.
+    pub events: Vec<String>,
+    /// (time, step) of the rows, for the time that is left.
+    pace: Vec<(f64, u64)>,
+    /// Numbers that were not finite.
+    pub not_finite: usize,
+}
+
+/// Events that are kept.
+const EVENTS: usize = 200;
+/// Rows that the pace is taken over.
+const PACE: usize = 50;
+
+impl State {
+    /// Takes what `run.json` says of the run's length.
+    pub fn manifest(&mut self, run: &Value) {
+        self.total = run["settings"]["max_steps"].as_u64();
+        self.epochs = run["settings"]["epochs"].as_f64();
+        self.status = run["status"].as_str().map(str::to_owned);
+    }
+
+    /// Takes a row. Rows of other kinds than are known leave no trace but an event.
+    pub fn add(&mut self, row: Map<String, Value>) {
+        let step = row.get("step").and_then(Value::as_u64).unwrap_or(self.step);
+        match row.get("kind").and_then(Value::as_str) {
+            Some("train") => {
+                self.step = step;
+                self.numbers(step, &row);
+                if let Some(time) = row.get("time").and_then(Value::as_f64) {
+                    self.pace.push((time, step));
+                    if self.pace.len() > PACE {
+                        self.pace.remove(0);
+                    }
+                }
+                self.last = row;
+            }
+            Some("eval") => self.numbers(step, &row),
+            _ => {
+                let skip = ["schema", "kind", "step", "time"];
+                let said: Vec<String> = row
+                    .iter()
+                    .filter(|(name, _)| !skip.contains(&name.as_str()))
+                    .map(|(name, value)| format!("{name} {}", value.as_str().map_or(value.to_string(), str::to_owned)))
+                    .collect();
+                self.events.push(format!("step {step}: {}", said.join(", ")));
+                if self.events.len() > EVENTS {
+                    self.events.remove(0);
+                }
+            }
+        }
+    }
+
+    fn numbers(&mut self, step: u64, row: &Map<String, Value>) {
+        for (name, value) in row {
+            if ["schema", "step", "time"].contains(&name.as_str()) {
+                continue;
+            }
+            match value {
+                Value::Number(number) => {
+                    let Some(value) = number.as_f64().filter(|x| x.is_finite()) else { continue };
+                    self.courses.entry(name.clone()).or_default().push((step as f64, value));
+                }
+                // Numbers that are not finite are written as text.
+                Value::String(text) if text.parse::<f64>().is_ok_and(|x| !x.is_finite()) => self.not_finite += 1,
+                _ => {}
+            }
+        }
+        // Tokens a second, of tokens so far and the time of the step.
+        let tokens = self.courses.get("num_tokens").map(Vec::as_slice).unwrap_or_default();
+        let seconds = row.get("step_seconds").and_then(Value::as_f64).filter(|&seconds| seconds > 0.0);
+        let ([.., before, now], Some(seconds)) = (tokens, seconds) else { return };
+        if now.0 == step as f64 && now.0 == before.0 + 1.0 && now.1 >= before.1 {
+            let point = (now.0, (now.1 - before.1) / seconds);
+            self.courses.entry("tokens_per_s".into()).or_default().push(point);
+        }
+    }
+
+    /// Steps of the whole run: given, or from how far the epochs are.
+    pub fn total(&self) -> Option<u64> {
+        self.total.or_else(|| {
+            let epoch = self.last.get("epoch").and_then(Value::as_f64).filter(|&epoch| epoch > 0.0)?;
+            Some((self.step as f64 * self.epochs? / epoch).round() as u64)
+        })
+    }
+
+    /// Seconds that are left at the pace of the last rows.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let ((from, first), (to, last)) = (*self.pace.first()?, *self.pace.last()?);
+        let steps = last.checked_sub(first).filter(|&steps| steps > 0)?;
+        let left = self.total()?.saturating_sub(self.step) as f64;
+        Some(((to - from) / steps as f64 * left).max(0.0))
+    }
+}
