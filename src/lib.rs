@@ -7,7 +7,7 @@
 //! - [`loss`]: comparison curves and objectives
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`study`]: where the time goes, against ceilings measured on this machine
-//! - [`bench`]: every op timed, verified first, beside other libraries and the ceilings of the run
+//! - [`mod@bench`]: every op timed, verified first, beside other libraries and the ceilings of the run
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`watch`]: a run in the terminal while it trains
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
