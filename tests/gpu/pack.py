@@ -1,5 +1,5 @@
-"""Builds what the GPU suite needs on a machine without Rust, into target/gpu-suite: the release binary, the device tests and
-run.py, stripped, at most 60 MiB in all.
+"""Builds what the GPU suite needs on a machine without Rust, into target/gpu-suite: the release binary, the device tests,
+run.py and the peers' scripts, stripped, at most 60 MiB in all.
 
 python3 tests/gpu/pack.py
 
@@ -39,7 +39,8 @@ def main():
     for name in ["mapl", "ops"]:
         shutil.copy2(found[name], FOLDER / name)
         subprocess.run(["strip", FOLDER / name], check=True)
-    shutil.copy2(ROOT / "tests" / "gpu" / "run.py", FOLDER / "run.py")
+    for script in ["tests/gpu/run.py", "benches/peers/ops.py", "benches/peers/timing.py"]:
+        shutil.copy2(ROOT / script, FOLDER)
     source = {
         "commit": output("git", "rev-parse", "--short", "HEAD").strip(),
         "changed": bool(output("git", "status", "--porcelain").strip()),

@@ -8,6 +8,8 @@ Stages, in order
   sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck over the small tests of every kernel file
   train       20 steps of reward and DPO: against the CPU in f32 and bf16, against themselves, with and without recorded steps
   quickstart  the quick start on the device
+  bench       every op at the sizes of published models, verified, then timed beside cuBLASLt and ceilings; the same shapes with
+              PyTorch and what builds on it, where this machine has them: rows in bench-*.csv, as benches/README.md has them
   speed       tokens a second, memory taken against the plan, recorded steps on and off: Qwen2.5-0.5B's shape, random weights
 
 A stage that cannot run is a row that says why. --strict makes any such row a failure. Writes suite.json, suite.txt and logs
@@ -26,7 +28,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "speed"]
+STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "bench", "speed"]
 # Tests of every kernel file that take little: the sanitizer slows kernels a hundredfold.
 SMALL = ["segment::", "preference::", "embedding::", "activation::", "optim::", "ops::logprob::", "norm::equal",
          "attention::equal", "head_logprob::equal", "linear::products_on_the_least_sizes", "linear::gated", "primitives::warps"]
@@ -186,6 +188,31 @@ class Suite:
         self.facts["quickstart"] = {"scale": scale, "shares": shares}
         detail = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in shares.items())
         self.row("quickstart", f"scale {scale:.2f}", "ok" if code == 0 else "failed", detail, seconds)
+
+    def bench(self):
+        device, commit = self.options.device, self.facts.get("commit", "unknown") + ("+" if self.facts.get("changed") else "")
+        # cuBLASLt comes with CUDA or with PyTorch's packages; the loader finds neither by itself.
+        folders = [str(path.parent) for path in Path(sys.prefix).glob("lib/python*/*-packages/nvidia/*/lib/libcublasLt.so*")]
+        folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
+        libraries = ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
+        sizes = {"cuda": "--tokens 2048,8192 --dtype bf16 --seconds 0.4 --repeats 30", "emulator": "--repeats 1 --seconds 0"}[device]
+        ours = self.out / "bench-mapl.csv"
+        words = f"bench --device {device} {sizes} --commit {commit} --output {ours}".split()
+        code, text, seconds = self.call("bench", [HERE / "mapl", *words], LD_LIBRARY_PATH=libraries)
+        said = next((line for line in text.splitlines() if " rows measured, " in line), text.strip()[-300:])
+        self.row("bench", "ops", "ok" if code == 0 else "failed", said, seconds)
+        if device != "cuda":
+            return self.row("bench", "peers", "skipped", "are for a GPU")
+        if not ours.exists():
+            return
+        words = ["-B", HERE / "ops.py", "--rows", ours, "--output", self.out / "bench-peers.csv", "--device", "cuda",
+                 "--seconds", "0.4"]
+        code, text, seconds = self.call("bench-peers", [sys.executable, *words])
+        measured = text.count(": measured ")
+        fine = code == 0 and measured > 0
+        detail = f"{measured} rows" if fine else text.strip()[-300:]
+        missing = "No module named 'torch'" in text
+        self.row("bench", "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
 
     def speed(self):
         if self.options.device != "cuda":
