@@ -81,6 +81,34 @@ fn a_dpo_run_on_the_cpu_is_observed() {
 }
 
 #[test]
+fn a_benchmark_is_observed() {
+    let bench = Bench::new();
+    let words = "study bench --study-dir seen --device cpu --model tiny --op norm,linear_fwd --repeats 20 --seconds 1 \
+                 --rotate-mib 1 --sample-interval 2";
+    bench.run(words).ok();
+    let study = bench.json("seen/study.json");
+    assert_eq!(study["outcome"], "finished");
+    let calls = study["calls"].as_array().unwrap();
+    assert!(calls.iter().any(|call| call["row"]["op"] == "norm_fwd"));
+    for call in calls {
+        // A span for each of the three passes, and readings within them.
+        assert_eq!(call["spans_s"].as_array().unwrap().len(), 3, "{call}");
+        assert!(call["readings"].as_u64().unwrap() > 0 && call["power_w"].is_null(), "{call}");
+        assert!(call["row"]["samples"].as_u64().unwrap() >= 5, "{call}");
+    }
+    let text = text_of(&String::from_utf8(bench.bytes("seen/report.html")).unwrap());
+    for part in
+        ["tiny on cpu, f32", "rate (FLOP/s)", "median (µs)", "processors used", "mapl study bench --study-dir seen"]
+    {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    bench.run(words).fails(2, &["already holds study.json", "--overwrite"]);
+    bench.run(&format!("{words} --overwrite")).ok();
+    bench.run("study bench --study-dir other --list").fails(2, &["--list"]);
+    assert!(!bench.at("other").exists());
+}
+
+#[test]
 fn a_run_that_cannot_begin_leaves_no_study() {
     let bench = Bench::new();
     let words = "study reward --model nowhere --train-file groups.jsonl --output-dir run --device cpu";

@@ -21,12 +21,32 @@ pub struct Effort {
     pub warm_up: usize,
     /// A sample holds as many calls as fill this.
     pub sample: Duration,
-    /// No further samples are begun after this, once there are [`LEAST`].
+    /// Samples that are taken whatever they cost.
+    pub least: usize,
+    /// No further samples are begun after this, once there are the least.
     pub budget: Duration,
 }
 
-/// Samples that are taken whatever they cost.
-pub const LEAST: usize = 5;
+impl Effort {
+    /// The part of each of `passes`, which add up to this.
+    pub fn of_pass(&self, passes: usize) -> Self {
+        let part = passes.max(1);
+        Self {
+            repeats: self.repeats.div_ceil(part),
+            least: self.least.div_ceil(part),
+            budget: self.budget / u32::try_from(part).unwrap_or(u32::MAX),
+            ..*self
+        }
+    }
+}
+
+/// Samples of a contender: mean seconds of a call in each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    pub seconds: Vec<f64>,
+    /// Calls of each.
+    pub calls: usize,
+}
 
 /// Seconds of a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,8 +61,9 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Of at least one sample, each the mean of `calls` calls.
-    pub fn of(mut samples: Vec<f64>, calls: usize) -> Self {
+    /// Of at least one sample.
+    pub fn of(taken: &Samples) -> Self {
+        let mut samples = taken.seconds.clone();
         samples.sort_by(f64::total_cmp);
         Self {
             median: quantile(&samples, 0.5),
@@ -50,7 +71,7 @@ impl Timing {
             p80: quantile(&samples, 0.8),
             least: samples[0],
             samples: samples.len(),
-            calls,
+            calls: taken.calls,
         }
     }
 }
@@ -79,11 +100,11 @@ pub fn interleaved<B: Backend>(
     contenders: &[&Timed<'_, B>],
     sets: &mut [Set<B>],
     effort: &Effort,
-) -> Result<Vec<Timing>> {
+) -> Result<Vec<Samples>> {
     let mut lanes = contenders.iter().map(|call| warm(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
     let began = Instant::now();
     for round in 0..effort.repeats {
-        if round >= LEAST && began.elapsed() > effort.budget {
+        if round >= effort.least && began.elapsed() > effort.budget {
             break;
         }
         // Each goes first as often as any other.
@@ -93,7 +114,7 @@ pub fn interleaved<B: Backend>(
             lanes[which].samples.push(seconds);
         }
     }
-    Ok(lanes.into_iter().map(|lane| Timing::of(lane.samples, lane.calls)).collect())
+    Ok(lanes.into_iter().map(|lane| Samples { seconds: lane.samples, calls: lane.calls }).collect())
 }
 
 /// Warms a contender up and sees how many calls a sample takes.
@@ -167,10 +188,10 @@ mod tests {
 
     #[test]
     fn quantiles_lie_between_samples() {
-        let timing = Timing::of(vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], 7);
+        let timing = Timing::of(&Samples { seconds: vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls: 7 });
         assert_eq!((timing.p20, timing.median, timing.p80, timing.least), (2.0, 3.5, 5.0, 1.0));
         assert_eq!((timing.samples, timing.calls), (6, 7));
-        let one = Timing::of(vec![2.0], 1);
+        let one = Timing::of(&Samples { seconds: vec![2.0], calls: 1 });
         assert_eq!((one.p20, one.median, one.p80), (2.0, 2.0, 2.0));
     }
 
@@ -189,9 +210,9 @@ mod tests {
             seen.borrow_mut().push(('b', place(set)));
             Ok(())
         };
-        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, budget: Duration::MAX };
+        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, least: 1, budget: Duration::MAX };
         let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
-        assert_eq!(timings.iter().map(|t| t.samples).collect::<Vec<_>>(), [4, 4]);
+        assert_eq!(timings.iter().map(|t| t.seconds.len()).collect::<Vec<_>>(), [4, 4]);
         let seen = seen.into_inner();
         // Two calls to warm up and one to see how long they take, for each; then a b, b a, a b, b a.
         let order: String = seen[6..].iter().map(|s| s.0).collect();
@@ -209,7 +230,7 @@ mod tests {
             calls.set(calls.get() + 1);
             Ok(())
         };
-        let timing = Timing::of(vec![0.01], 1);
+        let timing = Timing::of(&Samples { seconds: vec![0.01], calls: 1 });
         // Three joules a call.
         let counter = |_: &Cpu| Some(100.0 + 3.0 * f64::from(calls.get()));
         assert_eq!(energy(&on, &call, &mut sets, &timing, 0.5, counter).unwrap(), Some(3.0));
@@ -224,7 +245,18 @@ mod tests {
         let on = Cpu::new();
         let mut sets = vec![Set::new(&on, &[]).unwrap()];
         let call = |_: &Cpu, _: &mut Set<Cpu>| Ok(());
-        let effort = Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, budget: Duration::ZERO };
-        assert_eq!(interleaved(&on, &[&call], &mut sets, &effort).unwrap()[0].samples, LEAST);
+        let effort = Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, least: 5, budget: Duration::ZERO };
+        let taken = |effort: &Effort, sets: &mut [Set<Cpu>]| interleaved(&on, &[&call], sets, effort).unwrap();
+        assert_eq!(taken(&effort, &mut sets)[0].seconds.len(), 5);
+        assert_eq!(taken(&effort.of_pass(3), &mut sets)[0].seconds.len(), 2);
+    }
+
+    #[test]
+    fn passes_share_samples_and_time() {
+        let whole =
+            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, least: 5, budget: Duration::from_secs(2) };
+        let part = whole.of_pass(3);
+        assert_eq!((part.repeats, part.least, part.warm_up), (10, 2, 3));
+        assert_eq!(part.budget * 3 / 2, Duration::from_secs(1));
     }
 }

@@ -9,6 +9,7 @@
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 
 pub mod compare;
+pub mod entry;
 pub mod measure;
 pub mod operand;
 pub mod rates;

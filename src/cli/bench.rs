@@ -17,10 +17,11 @@ use crate::bench::compare::{self, Verdict};
 use crate::bench::measure::Effort;
 use crate::bench::rates::Benched;
 use crate::bench::row::{self, Row, Status};
-use crate::bench::run::{Options, run as bench};
+use crate::bench::run::{Options, Progress, run as bench};
 use crate::bench::shapes::{MODELS, Room};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
+use crate::study::bench::Span;
 use crate::train::console::{complain, say};
 use crate::{Error, Result};
 
@@ -50,9 +51,13 @@ pub struct BenchArgs {
     /// Contenders by the begin of their name: mapl, cuBLASLt [default: all]
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
-    /// Samples of every contender
+    /// Samples of every contender, of all passes together
     #[arg(long, default_value_t = 30)]
     repeats: usize,
+    /// Passes over all calls, each with its part of the samples; further ones measure again what differs from --compare
+    /// [default: 3 on the cpu, else 1]
+    #[arg(long)]
+    passes: Option<usize>,
     /// Seconds after which no further sample of a call is begun, once there are 5
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
@@ -85,6 +90,41 @@ pub struct BenchArgs {
     list: bool,
 }
 
+impl BenchArgs {
+    /// Refuses what times nothing, where something is to be observed.
+    pub fn check_timed(&self) -> Result<()> {
+        if self.list || self.plan.wanted() {
+            return Err(Error::Usage("--list and --plan time nothing that could be observed".into()));
+        }
+        Ok(())
+    }
+
+    /// A device whose card is observed: the first one, and whether it is one.
+    pub fn first_device(&self) -> Device {
+        self.device.first().copied().unwrap_or(Device::Auto)
+    }
+}
+
+/// Rows so far, and those of an earlier run.
+struct Record {
+    rows: Vec<Row>,
+    earlier: Option<Vec<Row>>,
+    /// When rows were timed.
+    spans: Vec<Span>,
+}
+
+impl Record {
+    /// Puts rows in the place of those of the same calls.
+    fn put(&mut self, new: &[Row]) {
+        for row in new {
+            match self.rows.iter_mut().find(|old| old.key() == row.key()) {
+                Some(old) => *old = row.clone(),
+                None => self.rows.push(row.clone()),
+            }
+        }
+    }
+}
+
 fn model(text: &str) -> Result<String, String> {
     let names: Vec<&str> = MODELS.iter().map(|model| model.name).collect();
     if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("one of {}", names.join(", "))) }
@@ -92,19 +132,23 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if args.plan.wanted() {
-        return args.plan.print();
-    }
+    if args.plan.wanted() { args.plan.print() } else { observed(args, |_, _| Ok(())) }
+}
+
+/// Benchmarks; `see` gets the rows and when they were timed before the run is judged.
+pub fn observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
     args.check()?;
     let earlier = args.compare.as_deref().map(row::read).transpose()?;
-    let mut rows = Vec::new();
+    let mut record = Record { rows: Vec::new(), earlier, spans: Vec::new() };
     for &device in &args.device {
-        args.on_device(device, &mut rows)?;
+        args.on_device(device, &mut record)?;
     }
+    let Record { rows, earlier, spans } = record;
     if args.list {
         return Ok(());
     }
     args.write(&rows)?;
+    see(&rows, &spans)?;
     let count = |status| rows.iter().filter(|row| row.status == status).count();
     say(&format!(
         "{} rows measured, {} absent, {} skipped, {} failed",
@@ -139,8 +183,10 @@ impl BenchArgs {
                 return usage(format!("{flag} {value}: a number of at least 0 is needed"));
             }
         }
-        if self.repeats == 0 {
-            return usage("--repeats 0: at least 1 is needed".into());
+        for (flag, value) in [("--repeats", self.repeats), ("--passes", self.passes.unwrap_or(1))] {
+            if !(1..=10_000).contains(&value) {
+                return usage(format!("{flag} {value}: 1 to 10000 are possible"));
+            }
         }
         if let Some(tokens) = self.tokens.iter().find(|&&tokens| !(16..=1 << 20).contains(&tokens)) {
             return usage(format!("--tokens {tokens}: 16 to {} are possible", 1 << 20));
@@ -178,9 +224,11 @@ impl BenchArgs {
             effort: Effort {
                 repeats: self.repeats,
                 warm_up: 3,
+                least: 5,
                 sample: if emulated { Duration::ZERO } else { sample },
                 budget: Duration::from_secs_f64(self.seconds),
             },
+            passes: self.passes.unwrap_or(if cuda || emulated { 1 } else { 3 }),
             longest: Duration::from_secs_f64(self.longest),
             rotated: if emulated { 0 } else { self.rotate_mib << 20 },
             room: match cuda {
@@ -193,28 +241,28 @@ impl BenchArgs {
         }
     }
 
-    fn on_device(&self, device: Device, rows: &mut Vec<Row>) -> Result<()> {
+    fn on_device(&self, device: Device, record: &mut Record) -> Result<()> {
         let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
         let refuse = |text: &str| Err(Error::Usage(text.into()));
         match device {
             Device::Reference => refuse("--device reference: it is what others are verified against, and is not timed"),
             Device::Auto => match Driver::new(0) {
-                Ok(driver) => self.on_cuda(driver, &both(&[Dtype::Bf16, Dtype::F32]), rows),
-                Err(_) => self.on_device(Device::Cpu, rows),
+                Ok(driver) => self.on_cuda(driver, &both(&[Dtype::Bf16, Dtype::F32]), record),
+                Err(_) => self.on_device(Device::Cpu, record),
             },
-            Device::Cuda(ordinal) => self.on_cuda(Driver::new(ordinal)?, &both(&[Dtype::Bf16, Dtype::F32]), rows),
+            Device::Cuda(ordinal) => self.on_cuda(Driver::new(ordinal)?, &both(&[Dtype::Bf16, Dtype::F32]), record),
             Device::Cpu => {
                 if both(&[Dtype::F32]) != [Dtype::F32] {
                     return refuse("the cpu device computes in f32; leave out --dtype");
                 }
-                self.on(&Cpu::new(), &self.options(false, false), rows)
+                self.on(&Cpu::new(), &self.options(false, false), record)
             }
             Device::Emulator => {
                 let options = self.options(false, true);
                 for dtype in both(&[Dtype::Bf16]) {
                     match dtype {
-                        Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, rows)?,
-                        Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, rows)?,
+                        Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
+                        Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
                         Dtype::F64 => return refuse("kernels compute in bf16 or f32"),
                     }
                 }
@@ -223,7 +271,7 @@ impl BenchArgs {
         }
     }
 
-    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], rows: &mut Vec<Row>) -> Result<()> {
+    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], record: &mut Record) -> Result<()> {
         let options = self.options(true, false);
         let mut driver = Some(driver);
         for dtype in dtypes {
@@ -231,12 +279,12 @@ impl BenchArgs {
             driver = Some(match dtype {
                 Dtype::Bf16 => {
                     let on = Kernels::<_, bf16>::new(device);
-                    self.on(&on, &options, rows)?;
+                    self.on(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F32 => {
                     let on = Kernels::<_, f32>::new(device);
-                    self.on(&on, &options, rows)?;
+                    self.on(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F64 => return Err(Error::Usage("kernels compute in bf16 or f32".into())),
@@ -245,7 +293,7 @@ impl BenchArgs {
         Ok(())
     }
 
-    fn on<B: Benched>(&self, on: &B, options: &Options, rows: &mut Vec<Row>) -> Result<()> {
+    fn on<B: Benched>(&self, on: &B, options: &Options, record: &mut Record) -> Result<()> {
         if self.list {
             for case in options.cases(B::PRECISION) {
                 say(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()));
@@ -259,14 +307,26 @@ impl BenchArgs {
         }
         say(&format!("{} ({}, {})", on.hardware(), B::NAME, B::PRECISION.name()));
         say(&header());
-        let done = rows.len();
-        let measured = bench(on, options, |new| {
-            new.iter().for_each(|row| say(&line(row)));
-            rows.extend_from_slice(new);
+        let done = std::mem::take(&mut record.rows);
+        let earlier = record.earlier.take();
+        let before = earlier.as_deref().map(|rows| (rows, self.threshold));
+        let mut at = None;
+        let measured = bench(on, options, before, |Progress { pass, timed }, new| {
+            if at.replace(pass) != Some(pass) && options.passes > 1 {
+                say(&match pass < options.passes {
+                    true => format!("pass {} of {}", pass + 1, options.passes),
+                    false => "again: rows that differ from the earlier record".to_owned(),
+                });
+            }
+            // Medians are those of all passes.
+            let shown = |row: &&Row| pass + 1 >= options.passes || row.status != Status::Measured;
+            new.iter().filter(shown).for_each(|row| say(&line(row)));
+            record.put(new);
+            record.spans.extend(timed.map(|(from, to)| Span { from, to, rows: new.to_vec() }));
             // An interrupted run has lost nothing but what it was at.
-            self.write(rows)
+            self.write(&[done.as_slice(), record.rows.as_slice()].concat())
         })?;
-        rows.truncate(done);
+        (record.rows, record.earlier) = (done, earlier);
         if let Some(row) = measured.iter().find(|row| row.share.is_some_and(|share| share > 1.05)) {
             complain(&format!(
                 "warning: {} {} is at {:.2} of its ceiling: something else ran while ceilings were measured, or a cache holds \
@@ -276,7 +336,7 @@ impl BenchArgs {
                 row.share.unwrap_or_default()
             ));
         }
-        rows.extend(measured);
+        record.rows.extend(measured);
         Ok(())
     }
 }

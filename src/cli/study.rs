@@ -1,11 +1,12 @@
 //! `mapl study`: a training run under observation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use half::bf16;
 
+use super::bench::BenchArgs;
 use super::device::{Device, DeviceArgs, Dtype};
 use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
@@ -14,7 +15,9 @@ use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::rates::{Benched, Rates};
+use crate::bench::row::Status;
 use crate::loss::objective::Method;
+use crate::study::bench::BenchStudy;
 use crate::study::hardware::Meter;
 use crate::study::hardware::card::CardMeter;
 use crate::study::hardware::host::HostMeter;
@@ -36,6 +39,8 @@ pub enum StudyCommand {
     Reward(Box<StudyArgs>),
     /// Observe a `mapl dpo` run
     Dpo(Box<StudyArgs>),
+    /// Observe a benchmark: what the hardware did while every row was timed
+    Bench(Box<BenchStudyArgs>),
     /// Observe runs over a grid of flags
     Sweep(SweepArgs),
 }
@@ -56,6 +61,22 @@ pub struct StudyArgs {
     peak_tflops: Option<f64>,
 }
 
+/// Arguments of `study bench`: those of the benchmark, and of the observation.
+#[derive(Args, Clone, Debug)]
+pub struct BenchStudyArgs {
+    #[command(flatten)]
+    bench: BenchArgs,
+    /// Folder for study.json, report.html and hw.jsonl
+    #[arg(long)]
+    study_dir: PathBuf,
+    /// Overwrite an earlier study there
+    #[arg(long)]
+    overwrite: bool,
+    /// Milliseconds between readings of the hardware
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    sample_interval: u64,
+}
+
 /// Files of a study.
 const FILES: [&str; 3] = ["study.json", "report.html", "hw.jsonl"];
 
@@ -65,6 +86,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         StudyCommand::Sft(args) => (Method::Sft, args),
         StudyCommand::Reward(args) => (Method::Reward, args),
         StudyCommand::Dpo(args) => (Method::Dpo, args),
+        StudyCommand::Bench(args) => return benchmark(args, command_line),
         StudyCommand::Sweep(args) => return super::sweep::run(args),
     };
     if args.peak_tflops.is_some_and(|peak| !(peak.is_finite() && peak > 0.0)) {
@@ -119,6 +141,39 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     }
 }
 
+/// Benchmarks, observes, and writes what was seen.
+fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
+    args.bench.check_timed()?;
+    if let (Some(name), false) = (held(&args.study_dir), args.overwrite) {
+        let folder = args.study_dir.display();
+        return Err(Error::Usage(format!(
+            "--study-dir {folder} already holds {name}; name another folder, or give --overwrite"
+        )));
+    }
+    let uuid = Place::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
+    let graphics = uuid.is_some();
+    std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;
+    let log = args.study_dir.join(FILES[2]);
+    let interval = Duration::from_millis(args.sample_interval);
+    let sampler = Sampler::start(interval, Some(&log), move || meters(graphics, uuid.as_deref()))?;
+    super::bench::observed(&args.bench, |rows, spans| {
+        let readings = sampler.stop();
+        let failed = rows.iter().find(|row| row.status == Status::Failed);
+        let outcome = failed.map_or("finished".into(), |row| format!("{} failed: {}", row.op, row.note));
+        let study = BenchStudy::new(command_line, args.sample_interval, outcome, rows, spans, readings);
+        let value = serde_json::to_value(&study).map_err(|e| Error::Runtime(format!("cannot write a study: {e}")))?;
+        write_json(&args.study_dir.join(FILES[0]), &value)?;
+        write_text(&args.study_dir.join(FILES[1]), &study.html())?;
+        say(&format!("study in {}", args.study_dir.join(FILES[1]).display()));
+        Ok(())
+    })
+}
+
+/// A study's file that is in a folder already.
+fn held(folder: &Path) -> Option<&'static str> {
+    FILES.into_iter().find(|name| folder.join(name).exists())
+}
+
 /// What readings are taken of, and what there is none of.
 fn meters(graphics: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
@@ -146,8 +201,7 @@ impl StudyArgs {
         if super::output::same_place(&folder, &self.train.output_dir) {
             return Err(Error::Usage(format!("--study-dir {0}: is the output folder of the run", folder.display())));
         }
-        let there = FILES.iter().find(|name| folder.join(name).exists());
-        if let (Some(name), false) = (there, self.train.overwrite_output_dir) {
+        if let (Some(name), false) = (held(&folder), self.train.overwrite_output_dir) {
             return Err(Error::Usage(format!(
                 "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
                 folder.display()

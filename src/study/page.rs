@@ -1,5 +1,7 @@
 //! The page of a study: step times over what the hardware did, ops under the roofs of the machine, memory by plan and in fact.
 
+use std::collections::BTreeMap;
+
 use super::hardware::Sample;
 use super::record::Study;
 use crate::train::report::page::Figure;
@@ -21,7 +23,7 @@ pub fn html(study: &Study) -> String {
     Page { title: "Study of a run".into(), lead, sections }.to_html()
 }
 
-fn table(caption: &str, header: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> Table {
+pub(super) fn table(caption: &str, header: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> Table {
     Table {
         caption: caption.into(),
         header: header.iter().map(|text| (*text).to_owned()).collect(),
@@ -30,7 +32,7 @@ fn table(caption: &str, header: &[&str], numeric: &[usize], rows: Vec<Vec<String
     }
 }
 
-fn percent(share: Option<f64>) -> String {
+pub(super) fn percent(share: Option<f64>) -> String {
     share.map_or("unknown".into(), |share| format!("{} %", decimal(100.0 * share, 1)))
 }
 
@@ -101,6 +103,24 @@ fn timeline(study: &Study) -> Section {
         caption: "Each step at its end; what is outside ops is packing, waiting and logging.".into(),
         table: numbers,
     }];
+    figures.extend(hardware(&study.samples, end));
+    let mut blocks = vec![Block::Figures(figures)];
+    blocks.extend(not_given(&study.missing));
+    Section { heading: "Timeline".into(), blocks }
+}
+
+/// What the machine does not give, with the reasons.
+pub(super) fn not_given(missing: &BTreeMap<String, String>) -> Vec<Block> {
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let missing = missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    vec![Block::Paragraph("Not given by this machine:".into()), Block::List(missing)]
+}
+
+/// Charts of what the hardware did until `end` seconds; those that no sample has a number for are left out.
+pub(super) fn hardware(samples: &[Sample], end: f64) -> Vec<Figure> {
+    let time = || Axis::new("time since the start", "s").within(0.0, end);
     let groups: [(&str, Axis, &[Line]); 7] = [
         ("Power", Axis::new("power", "W"), &[("power", |s| s.power_w), ("limit", |s| s.power_limit_w)]),
         ("Clocks", Axis::new("clock", "MHz"), &[("SM", |s| s.sm_clock_mhz), ("memory", |s| s.memory_clock_mhz)]),
@@ -134,14 +154,7 @@ fn timeline(study: &Study) -> Section {
             &[("process", |s| s.resident_bytes.map(mib)), ("card", |s| s.gpu_memory_bytes.map(mib))],
         ),
     ];
-    figures.extend(groups.into_iter().filter_map(|(title, y, lines)| hardware(study, title, time(), y, lines)));
-    let missing: Vec<String> = study.missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-    let mut blocks = vec![Block::Figures(figures)];
-    if !missing.is_empty() {
-        blocks.push(Block::Paragraph("Not given by this machine:".into()));
-        blocks.push(Block::List(missing));
-    }
-    Section { heading: "Timeline".into(), blocks }
+    groups.into_iter().filter_map(|(title, y, lines)| chart(samples, title, time(), y, lines)).collect()
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -149,12 +162,12 @@ fn mib(bytes: u64) -> f64 {
 }
 
 /// A chart of the hardware's numbers; none where no sample has any.
-fn hardware(study: &Study, title: &str, x: Axis, y: Axis, lines: &[Line]) -> Option<Figure> {
+fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> Option<Figure> {
     let series: Vec<Series> = (lines.iter().enumerate())
         .map(|(style, (name, of))| Series {
             name: (*name).into(),
             style,
-            points: study.samples.iter().filter_map(|sample| Some((sample.time_s, of(sample)?))).collect(),
+            points: samples.iter().filter_map(|sample| Some((sample.time_s, of(sample)?))).collect(),
         })
         .filter(|series| !series.points.is_empty())
         .collect();
@@ -175,9 +188,13 @@ fn hardware(study: &Study, title: &str, x: Axis, y: Axis, lines: &[Line]) -> Opt
 }
 
 fn roofline(study: &Study) -> Option<Section> {
-    let (memory, product) = (study.memory_bytes_per_s?, study.product_flops_per_s?);
-    let points: Vec<(String, f64, f64)> =
+    let points =
         study.ops.iter().map(|op| (op.op.clone(), op.flops / op.bytes.max(1.0), 1e12 * op.tflop_per_s)).collect();
+    Some(under_roof("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
+}
+
+/// Points (name, FLOPs a byte, FLOPs a second) under the ceilings of the machine in bytes and FLOPs a second.
+pub(super) fn under_roof(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
     let rows = points.iter().enumerate().map(|(at, (name, intensity, rate))| {
         vec![(at + 1).to_string(), name.clone(), significant(*intensity), significant(1e-9 * rate)]
     });
@@ -188,9 +205,9 @@ fn roofline(study: &Study) -> Option<Section> {
         decimal(1e-9 * memory, 1),
         decimal(1e-9 * product, 0)
     );
-    let svg = Roofline { title: "Roofline".into(), memory, product, points }.to_svg();
+    let svg = Roofline { title: title.into(), memory, product, points }.to_svg();
     let blocks = vec![Block::Charts(vec![svg]), Block::Paragraph(caption), Block::Table(numbers)];
-    Some(Section { heading: "Roofline".into(), blocks })
+    Section { heading: title.into(), blocks }
 }
 
 fn ops(study: &Study) -> Section {

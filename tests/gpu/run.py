@@ -213,6 +213,14 @@ class Suite:
         detail = f"{measured} rows" if fine else text.strip()[-300:]
         missing = "No module named 'torch'" in text
         self.row("bench", "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
+        words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps", "--device", "cuda",
+                 "--model", "qwen2.5-0.5b", "--pairs", "16", "--prompt", "512", "--response", "256", "--rounds", "1",
+                 "--commit", commit, "--output", self.out / "bench-steps.csv"]
+        code, text, seconds = self.call("bench-steps", [sys.executable, *words])
+        self.row("bench", "steps", "ok" if code == 0 else "failed", f"{text.count(' pairs/s')} sides" if code == 0 else text.strip()[-300:], seconds)
+        files = [path for path in (ours, self.out / "bench-peers.csv", self.out / "bench-steps.csv") if path.exists()]
+        code, text, seconds = self.call("bench-summary", [sys.executable, "-B", HERE / "summary.py", *files])
+        self.row("bench", "summary", "ok" if code == 0 else "failed", f"{text.count('not reached')} goals not reached", seconds)
 
     def speed(self):
         if self.options.device != "cuda":

@@ -24,14 +24,12 @@ impl Load {
         Self { began: Instant::now(), before: ticks() }
     }
 
-    /// Processors that others kept busy since, on average; `None` where the system does not say, or for less than a twentieth
-    /// of a second, which its clock does not resolve.
-    pub fn others(&self) -> Option<f64> {
+    /// Seconds of processors that others used since, and seconds since; `None` where the system does not say.
+    pub fn others(&self) -> Option<(f64, f64)> {
         let (before, now) = (self.before?, ticks()?);
-        let seconds = self.began.elapsed().as_secs_f64();
         let process = now.process.saturating_sub(before.process);
         let all = now.machine.saturating_sub(before.machine);
-        (seconds >= 0.05).then(|| all.saturating_sub(process) as f64 / TICKS / seconds)
+        Some((all.saturating_sub(process) as f64 / TICKS, self.began.elapsed().as_secs_f64()))
     }
 }
 

@@ -1,0 +1,284 @@
+//! A call of the table on its way through the passes of a run: the contenders, their samples so far, and their rows.
+
+use std::time::Instant;
+
+use super::measure::{Ready, Samples, Timed, Timing, energy, interleaved};
+use super::operand::{Operand, Set};
+use super::rates::{Benched, Rates, Rivals};
+use super::row::{Cache, Row, SCHEMA, Status};
+use super::run::{Earlier, OWN, Options, cost, differ, floor};
+use super::shapes::Case;
+use super::verify::Oracle;
+use super::work::{Call, Work};
+use crate::Result;
+use crate::backend::contract::Cost;
+use crate::study::hardware::host::Load;
+
+/// Most sets of operands that a call rotates over.
+const MOST_SETS: u64 = 4096;
+
+/// A contender's row and the samples it comes from.
+struct Lane {
+    row: Row,
+    /// None where it is not timed.
+    samples: Option<Samples>,
+}
+
+/// A call's contenders: this project's op and other libraries'.
+pub struct Entry {
+    case: Case,
+    cost: Cost,
+    lanes: Vec<Lane>,
+    /// Begin and end of the samples of the last pass.
+    timed: Option<(Instant, Instant)>,
+    /// Seconds of processors that others used in all passes, and the seconds of these.
+    load: (f64, f64),
+}
+
+/// A contender at work.
+type Contender<'a, B> = (String, Box<Timed<'a, B>>);
+
+impl Entry {
+    /// Verifies every contender and takes the samples of a first pass.
+    pub fn new<B: Benched>(
+        on: &B,
+        case: &Case,
+        options: &Options,
+        rivals: &Rivals<'_, B>,
+        rates: Option<Rates>,
+    ) -> Result<Self> {
+        let cost = cost(&case.work, B::PRECISION)?;
+        let mut entry = Self { case: case.clone(), cost, lanes: Vec::new(), timed: None, load: (0.0, 0.0) };
+        if matches!(case.work, Work::Linear(_)) {
+            for (name, why) in rivals.absent.iter().filter(|(name, _)| options.wants(name)) {
+                entry.untimed(on, options, name, Status::Absent, why.clone());
+            }
+        }
+        let operands = case.work.operands();
+        if let Some(why) = too_large(on, case.work.op(), bytes::<B>(&operands), cost, options, rates) {
+            entry.untimed(on, options, OWN, Status::Skipped, why);
+            return Ok(entry);
+        }
+        let mut sets = entry.sets(on, options, &operands)?;
+        let oracle = Oracle::new(on, &case.work, &sets[0])?;
+        let mut checked: Vec<(Contender<'_, B>, f64)> = Vec::new();
+        for (name, call) in contenders(case, options, rivals, on, &mut sets[0]) {
+            let share = call.and_then(|call| {
+                let Some(call) = call else { return Ok(None) };
+                sets[0].ready(on, &case.work, &operands)?;
+                call(on, &mut sets[0])?;
+                let share = oracle.check(on, &case.work, &sets[0])?;
+                Ok(Some((call, share)))
+            });
+            match share {
+                Ok(None) => {}
+                Ok(Some((call, share))) => checked.push(((name, call), share)),
+                Err(why) => entry.untimed(on, options, &name, Status::Failed, why.to_string()),
+            }
+        }
+        // What calls touch, which of a table of embeddings is a small part.
+        let cold = sets.len() as u64 * cost.bytes.min(bytes::<B>(&operands)) >= on.beyond_caches();
+        for ((name, _), share) in &checked {
+            let mut row = entry.blank(on, options, name, Status::Measured, String::new());
+            row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
+            row.error_share = Some(*share);
+            entry.lanes.push(Lane { row, samples: None });
+        }
+        let calls: Vec<Contender<'_, B>> = checked.into_iter().map(|(contender, _)| contender).collect();
+        entry.sample(on, options, &calls, &mut sets)?;
+        for (name, call) in &calls {
+            let Some(lane) = entry.lane(name) else { continue };
+            let Some(timing) = lane.samples.as_ref().map(Timing::of) else { continue };
+            let joules = energy(on, &**call, &mut sets, &timing, options.energy_seconds, B::joules)?;
+            lane.row.energy_mj = joules.map(|joules| 1e3 * joules);
+        }
+        Ok(entry)
+    }
+
+    /// Takes the samples of a further pass; false where nothing of the call is timed.
+    pub fn again<B: Benched>(&mut self, on: &B, options: &Options, rivals: &Rivals<'_, B>) -> Result<bool> {
+        if self.lanes.iter().all(|lane| lane.samples.is_none()) {
+            return Ok(false);
+        }
+        let case = self.case.clone();
+        let operands = case.work.operands();
+        let mut sets = self.sets(on, options, &operands)?;
+        let mut calls = Vec::new();
+        for (name, call) in contenders(&case, options, rivals, on, &mut sets[0]) {
+            if self.lane(&name).is_some_and(|lane| lane.samples.is_some())
+                && let Some(call) = call?
+            {
+                calls.push((name, call));
+            }
+        }
+        self.sample(on, options, &calls, &mut sets)?;
+        Ok(true)
+    }
+
+    /// The rows so far.
+    pub fn rows(&self) -> Vec<Row> {
+        self.lanes.iter().map(|lane| lane.row.clone()).collect()
+    }
+
+    /// Begin and end of the samples of the last pass; none where nothing is timed.
+    pub fn timed(&self) -> Option<(Instant, Instant)> {
+        self.timed
+    }
+
+    /// The rows so far, to be written to.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
+        self.lanes.iter_mut().map(|lane| &mut lane.row)
+    }
+
+    /// Whether one of its rows is slower or faster than the earlier record says.
+    pub fn differs(&self, earlier: Option<Earlier<'_>>) -> bool {
+        differ(&self.rows(), earlier)
+    }
+
+    fn lane(&mut self, name: &str) -> Option<&mut Lane> {
+        self.lanes.iter_mut().find(|lane| lane.row.variant == name && lane.row.status == Status::Measured)
+    }
+
+    fn untimed<B: Benched>(&mut self, on: &B, options: &Options, name: &str, status: Status, note: String) {
+        let row = self.blank(on, options, name, status, note);
+        self.lanes.push(Lane { row, samples: None });
+    }
+
+    /// Sets of operands for calls in turn, ready for them.
+    fn sets<B: Benched>(&self, on: &B, options: &Options, operands: &[Operand]) -> Result<Vec<Set<B>>> {
+        let bytes = bytes::<B>(operands).max(1);
+        let room = on.memory_free().unwrap_or(u64::MAX) / 2;
+        let count = options.rotated.div_ceil(bytes).min(room / bytes).clamp(1, MOST_SETS);
+        let one = || {
+            let mut set = Set::new(on, operands)?;
+            set.ready(on, &self.case.work, operands)?;
+            Ok(set)
+        };
+        (0..count).map(|_| one()).collect()
+    }
+
+    /// Takes a pass's samples of every contender in turn and puts them with the earlier ones.
+    fn sample<B: Benched>(
+        &mut self,
+        on: &B,
+        options: &Options,
+        calls: &[Contender<'_, B>],
+        sets: &mut [Set<B>],
+    ) -> Result<()> {
+        let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call)| &**call).collect();
+        let (load, began) = (Load::start(), Instant::now());
+        let taken = interleaved(on, &timed, sets, &options.effort.of_pass(options.passes))?;
+        if let Some((used, seconds)) = load.others() {
+            self.load = (self.load.0 + used, self.load.1 + seconds);
+        }
+        // The system counts in hundredths of a second.
+        let others = (self.load.1 >= 0.05).then(|| self.load.0 / self.load.1);
+        self.timed = Some((began, Instant::now()));
+        let cost = self.cost;
+        for ((name, _), taken) in calls.iter().zip(taken) {
+            let Some(lane) = self.lane(name) else { continue };
+            let samples = lane.samples.get_or_insert(Samples { seconds: Vec::new(), calls: taken.calls });
+            samples.seconds.extend(taken.seconds);
+            lane.row.others = others;
+            time(&mut lane.row, &Timing::of(samples), cost);
+        }
+        Ok(())
+    }
+
+    fn blank<B: Benched>(&self, on: &B, options: &Options, variant: &str, status: Status, note: String) -> Row {
+        Row {
+            schema: SCHEMA,
+            date: options.date.clone(),
+            commit: options.commit.clone(),
+            device: on.hardware(),
+            backend: B::NAME.into(),
+            variant: variant.into(),
+            dtype: B::PRECISION.name().into(),
+            op: self.case.work.op().into(),
+            model: self.case.model.into(),
+            layer: self.case.layer.into(),
+            shape: self.case.shape(),
+            cache: None,
+            status,
+            samples: None,
+            calls: None,
+            median_us: None,
+            p20_us: None,
+            p80_us: None,
+            least_us: None,
+            bytes: Some(self.cost.bytes),
+            flops: Some(self.cost.flops),
+            gb_per_s: None,
+            tflop_per_s: None,
+            bound: None,
+            memory_gb_per_s: None,
+            product_tflop_per_s: None,
+            share: None,
+            energy_mj: None,
+            others: None,
+            error_share: None,
+            note,
+        }
+    }
+}
+
+/// The chosen contenders, each made ready for the call; `None` for a library that does not have it.
+fn contenders<'a, B: Benched>(
+    case: &'a Case,
+    options: &Options,
+    rivals: &'a Rivals<'_, B>,
+    on: &'a B,
+    set: &mut Set<B>,
+) -> Vec<(String, Result<Ready<'a, B>>)> {
+    let own = |on: &B, set: &mut Set<B>| case.work.call(on, set.take());
+    let mut contenders: Vec<(String, Result<Ready<'a, B>>)> = Vec::new();
+    if options.wants(OWN) {
+        contenders.push((OWN.into(), Ok(Some(Box::new(own)))));
+    }
+    for rival in rivals.present.iter().filter(|rival| options.wants(&rival.name())) {
+        contenders.push((rival.name(), rival.ready(on, &case.work, set)));
+    }
+    contenders
+}
+
+/// Bytes of a set of operands.
+fn bytes<B: Benched>(operands: &[Operand]) -> u64 {
+    operands.iter().map(|operand| operand.bytes(B::PRECISION)).sum()
+}
+
+/// Why a call is left out, if it is.
+fn too_large<B: Benched>(
+    on: &B,
+    op: &str,
+    bytes: u64,
+    cost: Cost,
+    options: &Options,
+    rates: Option<Rates>,
+) -> Option<String> {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let free = on.memory_free().unwrap_or(u64::MAX);
+    // The reference's part and the pieces on the way need some of the host's memory too.
+    if bytes > free / 4 * 3 {
+        return Some(format!("operands of {:.1} GiB, and {:.1} GiB of memory are free", gib(bytes), gib(free)));
+    }
+    let pass = options.effort.of_pass(options.passes);
+    // Samples, calls to warm up, one to verify or fill operands and one to see how long it takes.
+    let least = options.passes * (pass.least + pass.warm_up + 2);
+    // What the emulator does at least.
+    let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
+    let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * least as f64;
+    let longest = options.longest.as_secs_f64();
+    (seconds > longest)
+        .then(|| format!("{least} calls take {seconds:.0} s at least, more than {longest:.0} s (--longest)"))
+}
+
+fn time(row: &mut Row, timing: &Timing, cost: Cost) {
+    row.samples = Some(timing.samples as u64);
+    row.calls = Some(timing.calls as u64);
+    row.median_us = Some(1e6 * timing.median);
+    row.p20_us = Some(1e6 * timing.p20);
+    row.p80_us = Some(1e6 * timing.p80);
+    row.least_us = Some(1e6 * timing.least);
+    row.gb_per_s = Some(1e-9 * cost.bytes as f64 / timing.median);
+    row.tflop_per_s = Some(1e-12 * cost.flops as f64 / timing.median);
+}
