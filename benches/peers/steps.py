@@ -108,7 +108,7 @@ def call(command, log=None, **environment):
     if log:
         log.write_text(done.stdout + done.stderr)
     if done.returncode:
-        raise RuntimeError((done.stderr or done.stdout).strip()[-400:])
+        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1][:400])
 
 
 def run_mapl(args, method, folder):
@@ -317,12 +317,13 @@ def torch_steps(args, torch, method, side, folder):
 def trl_steps(args, torch, method, side, folder):
     """TRL's trainer at its best setting for the device: no checkpointing, SDPA, fused AdamW; its head never stores logits."""
     from datasets import Dataset, disable_progress_bars
-    from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+    from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
     disable_progress_bars()
     cuda, ends, logged = args.device == "cuda", [], []
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    # By its file: AutoTokenizer takes Qwen2's own class for a model of that type, whatever the file holds.
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"), eos_token="</s>", pad_token="<pad>")
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     rows = [row | {key: row[key] + "</s>" for key in ("chosen", "rejected")} for row in rows]
 
@@ -347,8 +348,10 @@ def trl_steps(args, torch, method, side, folder):
     trainer = trainer(model=str(folder / "model"), args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, callbacks=[Stamps()])
     trainer.remove_callback(PrinterCallback)
     kept = len(trainer.train_dataset)
-    if kept != len(rows):
-        raise SystemExit(f"TRL kept {kept} of {len(rows)} rows")
+    row = trainer.train_dataset[0]
+    lengths = {key: len(value) for key, value in row.items() if key.endswith("_ids")}
+    if kept != len(rows) or sum(lengths.values()) not in (args.prompt + 2 * args.response, 2 * (args.prompt + args.response)):
+        raise SystemExit(f"TRL kept {kept} of {len(rows)} rows, the first with lengths {lengths}")
     trainer.train()
     first = logged[0]
     # A trainer's reward head begins at random weights, so its loss says nothing.
