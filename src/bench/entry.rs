@@ -262,8 +262,8 @@ fn too_large<B: Benched>(
         return Some(format!("operands of {:.1} GiB, and {:.1} GiB of memory are free", gib(bytes), gib(free)));
     }
     let pass = options.effort.of_pass(options.passes);
-    // Samples, calls to warm up, one to verify or fill operands and one to see how long it takes.
-    let least = options.passes * (pass.least + pass.warm_up + 2);
+    // Samples, calls to warm up and one to see how long it takes; one to verify.
+    let least = options.passes * (pass.least + pass.warm_up + 1) + 1;
     // What the emulator does at least.
     let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
     let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * least as f64;

@@ -34,6 +34,7 @@ impl Effort {
         Self {
             repeats: self.repeats.div_ceil(part),
             least: self.least.div_ceil(part),
+            warm_up: self.warm_up.div_ceil(part),
             budget: self.budget / u32::try_from(part).unwrap_or(u32::MAX),
             ..*self
         }
@@ -254,9 +255,9 @@ mod tests {
     #[test]
     fn passes_share_samples_and_time() {
         let whole =
-            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, least: 5, budget: Duration::from_secs(2) };
+            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, least: 5, budget: Duration::from_secs(3) };
         let part = whole.of_pass(3);
-        assert_eq!((part.repeats, part.least, part.warm_up), (10, 2, 3));
-        assert_eq!(part.budget * 3 / 2, Duration::from_secs(1));
+        assert_eq!((part.repeats, part.least, part.warm_up), (10, 2, 1));
+        assert_eq!(part.budget, Duration::from_secs(1));
     }
 }
