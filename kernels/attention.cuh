@@ -16,7 +16,6 @@ struct BlockShape {
     static constexpr int THREADS = WARPS * WARP, ROWS = WARPS * 16;
 };
 
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 /// Segments of a batch, as in the contract.
 struct Segments {

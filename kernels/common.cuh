@@ -65,6 +65,7 @@ DEVICE void sync_block() {
 #include "bf16.cuh"
 
 constexpr int WARP = 32;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 /// Quotient rounded up, of numbers that are not negative.
 template <class A, class B>

@@ -3,10 +3,11 @@
 #pragma once
 
 #include "common.cuh"
+#include "primitives/math.cuh"
 
 /// 1 / (1 + e^-x). The exponential may overflow to infinity, which gives 0; no step of it is NaN unless x is.
 DEVICE float sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
+    return fast_reciprocal(1.0f + fast_exp2(-LOG2_E * x));
 }
 
 /// gate sigmoid(gate) up.

@@ -8,7 +8,9 @@ mod ops {
     mod attention;
     mod embedding;
     mod head_logprob;
+    mod head_logprob_sm90;
     mod linear;
+    mod linear_sm90;
     mod logprob;
     mod norm;
     mod optim;

@@ -2,17 +2,19 @@
 
 Shapes, bytes, FLOPs and ceilings come from the rows, so both sides speak of the same calls. Every contender's result is
 compared with a float64 computation before it is timed; one that is wrong is a failed row. A package that cannot be imported
-is an absent row.
+is an absent row. Contenders run in a process of their own, which is ended and begun anew where one hangs, crashes or breaks the
+device: that costs this contender its row, and no other.
 """
 
 import argparse
 import csv
-import datetime
 import importlib
 import math
 import os
+import sys
+import time
 
-from timing import Timer
+from timing import Absent, Channel, Context, NotRecorded, Watched, ask, blank, measure
 
 OPS = {}
 
@@ -27,29 +29,19 @@ def op(*names):
     return register
 
 
-class Context:
-    """Torch, the device and the storage of activations."""
+def lazily(module, make):
+    """A contender that a module makes, which is imported by the first call: one that breaks then costs its own row alone."""
+    made = []
 
-    def __init__(self, torch, device, dtype):
-        self.torch, self.device = torch, device
-        self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self.compiled = {}
+    def call(a):
+        if not made:
+            try:
+                made.append(make(importlib.import_module(module)))
+            except Exception as why:  # noqa: BLE001  (a package may fail to load in any way)
+                raise Absent(f"{type(why).__name__}: {why}") from None
+        return made[0](a)
 
-    def normal(self, *shape, scale=1.0, dtype=None):
-        return (self.torch.randn(*shape, device=self.device) * scale).to(dtype or self.dtype)
-
-    def compile(self, function):
-        """The function compiled for the shapes it is called with."""
-        if function not in self.compiled:
-            self.compiled[function] = self.torch.compile(function, dynamic=False)
-        return self.compiled[function]
-
-    def close(self, got, expected):
-        """Largest error over what is allowed: sums in f32, results rounded once."""
-        got, expected = got.detach().double(), expected.detach().double()
-        unit = 2.0**-8 if self.dtype == self.torch.bfloat16 else 2.0**-23
-        scale = expected.pow(2).mean().sqrt().clamp(min=1e-30)
-        return float(((got - expected).abs() / (8 * unit * (expected.abs() + scale) + 1e-4 * scale)).max())
+    return call
 
 
 def rows_of(torch, n, count=16):
@@ -80,7 +72,10 @@ def linear_fwd(c, s, layer):
         e = e + a["b"].double() if bias else e
         return c.close(y[rows], e + a["r"][rows].double() if residual else e)
 
-    return operands, {"eager": eager, "compile": c.compile(eager)}, check
+    calls = {"eager": eager, "compile": c.compile(eager)}
+    if residual:
+        calls["addmm"] = lambda a: c.torch.addmm(a["r"], a["x"], a["w"].T)
+    return operands, calls, check
 
 
 @op("linear_bwd_input")
@@ -100,13 +95,17 @@ def linear_bwd_input(c, s, _):
 
 @op("linear_bwd_weight")
 def linear_bwd_weight(c, s, _):
+    """`mapl` writes this gradient in f32; with bf16 operands torch does so only when asked to."""
     t, i, o = s["tokens"], s["inputs"], s["outputs"]
 
     def check(a, y):
         rows = rows_of(c.torch, o).to(c.device)
         return c.close(y[rows], a["dy"][:, rows].double().T @ a["x"].double())
 
-    return lambda: {"dy": c.normal(t, o), "x": c.normal(t, i)}, {"eager": lambda a: a["dy"].T @ a["x"]}, check
+    calls = {"eager": lambda a: a["dy"].T @ a["x"]}
+    if c.low:
+        calls["f32 result"] = lambda a: c.torch.mm(a["dy"].T, a["x"], out_dtype=c.torch.float32)
+    return lambda: {"dy": c.normal(t, o), "x": c.normal(t, i)}, calls, check
 
 
 @op("linear_glu_fwd")
@@ -198,15 +197,28 @@ def causal(c, s):
                 return sdpa(a)
 
         calls["sdpa cudnn"] = cudnn
-        flash = optional("flash_attn")
-        if flash:
+    if c.low:
 
-            def flash_call(a):
+        def flash(module):
+            def run(a):
                 q, k, v = (a[n].transpose(1, 2) for n in "qkv")
-                return flash.flash_attn_func(q, k, v, causal=True).transpose(1, 2)
+                return module.flash_attn_func(q, k, v, causal=True).transpose(1, 2)
 
-            calls["flash-attn"] = flash_call
+            return run
+
+        calls["flash-attn"] = lazily("flash_attn", flash)
     return operands, calls, expected
+
+
+def backward_alone(c, name, call, inputs, gradient):
+    """A call that repeats the backward: the forward's graph is kept with the operands."""
+
+    def run(a):
+        if name not in a:
+            a[name] = call(a)
+        return c.torch.autograd.grad(a[name], [a[i] for i in inputs], a[gradient], retain_graph=True)
+
+    return run
 
 
 @op("attention_fwd")
@@ -215,34 +227,18 @@ def attention_fwd(c, s, _):
         return None
     operands, calls, expected = causal(c, s)
 
-    def without_grad(call):
-        def run(a):
-            with c.torch.no_grad():
-                return call(a)
-
-        return run
-
     def check(a, o):
         _, _, v, p = expected(a)
         return c.close(o[-1, -p.shape[0] :], p @ v)
 
-    return operands, {name: without_grad(call) for name, call in calls.items()}, check
+    return operands, c.without_grad(calls), check
 
 
 @op("attention_bwd")
 def attention_bwd(c, s, _):
-    """Times the backward alone: the forward's graph is kept with the operands."""
     if "length" not in s:
         return None
     operands, calls, expected = causal(c, s)
-
-    def backward(name, call):
-        def run(a):
-            if name not in a:
-                a[name] = call(a)
-            return c.torch.autograd.grad(a[name], (a["q"], a["k"], a["v"]), a["do"], retain_graph=True)
-
-        return run
 
     def check(a, grads):
         q, k, v, p = expected(a)
@@ -252,7 +248,7 @@ def attention_bwd(c, s, _):
         dv = (p.transpose(-1, -2) @ do).sum(0)
         return max(c.close(grads[0][-1, -p.shape[0] :], ds @ k), c.close(grads[2][-1, -1], dv))
 
-    return operands, {name: backward(name, call) for name, call in calls.items()}, check
+    return operands, {name: backward_alone(c, name, call, "qkv", "do") for name, call in calls.items()}, check
 
 
 def head_operands(c, s):
@@ -265,106 +261,137 @@ def head_operands(c, s):
     }
 
 
-def head_logp(c):
-    """Log-probs of targets as a user of torch, and as TRL, computes them."""
+def head_logits(c):
+    """Log-probs of targets from stored logits, as a user of torch, and as TRL, computes them."""
     f = c.torch.nn.functional
 
     def eager(a):
         logits = f.linear(a["x"], a["w"]).float()
         return logits.log_softmax(-1).gather(1, a["t"][:, None])[:, 0]
 
-    calls = {"eager": eager, "compile": c.compile(eager)}
-    trl = optional("trl.trainer.utils")
-    if trl:
-        calls["trl"] = lambda a: trl.selective_log_softmax(f.linear(a["x"], a["w"]), a["t"])
+    def trl(module):
+        return lambda a: module.selective_log_softmax(f.linear(a["x"], a["w"]), a["t"])
+
+    return {"eager": eager, "compile": c.compile(eager), "trl logits": lazily("trl.trainer.utils", trl)}
+
+
+def head_chunks(c):
+    """Log-probs of targets without stored logits, with a gradient for each, so the backward makes the logits anew."""
+
+    def trl(module):
+        # The chunk and the outputs with which TRL's DPO loss calls it.
+        more = (1.0, 32768, None, 1.0, ("log_probs",))
+        return lambda a: module.ChunkedLogProbFunction.apply(a["x"], a["w"], None, a["t"], *more)[0]
+
+    def cut(**more):
+        return lambda module: lambda a: -module.linear_cross_entropy(a["x"], a["w"], a["t"], reduction="none", **more)
+
+    calls = {"trl chunked": lazily("trl.kernels.chunked_logprob", trl)}
+    if c.low:
+        # It leaves out blocks of the gradient whose probabilities are small, unless told not to.
+        calls["cut-cross-entropy"] = lazily("cut_cross_entropy", cut())
+        calls["cut-cross-entropy unfiltered"] = lazily("cut_cross_entropy", cut(filter_eps=None))
     return calls
 
 
-def head_expected(c, a, rows):
-    logits = a["x"][rows].double() @ a["w"].double().T
-    return logits.log_softmax(-1)
+def detached(call):
+    """Some libraries compute gradients in the forward for whatever asks for them, `no_grad` or not."""
+    return lambda a: call(a | {name: a[name].detach() for name in "xw"})
 
 
 @op("head_logprob_fwd")
 def head_fwd(c, s, _):
-    def without_grad(call):
-        def run(a):
-            with c.torch.no_grad():
-                return call(a)
-
-        return run
+    def liger(module):
+        loss = module.LigerFusedLinearCrossEntropyLoss(reduction="none")
+        return lambda a: -loss(a["w"], a["x"], a["t"])
 
     def check(a, y):
         rows = rows_of(c.torch, s["rows"], 4).to(c.device)
         with c.torch.no_grad():
-            return c.close(y[rows], head_expected(c, a, rows).gather(1, a["t"][rows][:, None])[:, 0])
+            logits = a["x"][rows].double() @ a["w"].double().T
+            return c.close(y[rows], logits.log_softmax(-1).gather(1, a["t"][rows][:, None])[:, 0])
 
-    return head_operands(c, s), {name: without_grad(call) for name, call in head_logp(c).items()}, check
+    calls = head_logits(c) | head_chunks(c)
+    calls.pop("cut-cross-entropy unfiltered", None)
+    if c.low:
+        calls["liger"] = lazily("liger_kernel.transformers", liger)
+    return head_operands(c, s), c.without_grad({name: detached(call) for name, call in calls.items()}), check
 
 
 @op("head_logprob_bwd")
 def head_bwd(c, s, _):
-    """Forward and backward: peers keep the logits between the two, or make them again; `mapl`'s backward makes them again."""
+    """Three products for everyone, as for `mapl`: forward and backward where a peer keeps the logits or makes gradients in
+    the forward, the backward alone where it makes the logits anew."""
 
     def both(call):
-        def run(a):
-            return c.torch.autograd.grad(call(a), (a["x"], a["w"]), a["g"])
+        return lambda a: c.torch.autograd.grad(call(a), (a["x"], a["w"]), a["g"])
 
-        return run
+    def mean(make):
+        """Heads that make the gradients in the forward know one scalar for all rows: that of the cross-entropy's mean."""
 
-    def mean_loss(call):
-        """Heads that know one scalar gradient: the cross-entropy's mean."""
+        def made(module):
+            call = make(module)
+            return lambda a: c.torch.autograd.grad(call(a), (a["x"], a["w"]))
 
-        def run(a):
-            return c.torch.autograd.grad(call(a), (a["x"], a["w"]))
+        return made
 
-        return run
+    def liger(module):
+        loss = module.LigerFusedLinearCrossEntropyLoss()
+        return lambda a: loss(a["w"], a["x"], a["t"])
 
-    calls = {name: both(call) for name, call in head_logp(c).items()}
-    liger = optional("liger_kernel.transformers") if c.device == "cuda" else None
-    if liger:
-        loss = liger.LigerFusedLinearCrossEntropyLoss()
-        calls["liger cross-entropy"] = mean_loss(lambda a: loss(a["w"], a["x"], a["t"]))
-    cce = optional("cut_cross_entropy") if c.device == "cuda" else None
-    if cce:
-        calls["cut-cross-entropy"] = mean_loss(lambda a: cce.linear_cross_entropy(a["x"], a["w"], a["t"]))
-    quack = optional("quack.linear_cross_entropy") if c.device == "cuda" else None
-    if quack:
-        calls["quack"] = mean_loss(lambda a: quack.chunked_linear_cross_entropy(a["x"], a["w"], a["t"]))
+    def quack(module):
+        return lambda a: module.chunked_linear_cross_entropy(a["x"], a["w"], a["t"])
 
-    def check(a, grads, name=""):
+    calls = {name: both(call) for name, call in head_logits(c).items()}
+    calls |= {name: backward_alone(c, name, call, "xw", "g") for name, call in head_chunks(c).items()}
+    means = {"liger": ("liger_kernel.transformers", liger), "quack": ("quack.linear_cross_entropy", quack)}
+    if c.low:
+        calls |= {name: lazily(module, mean(make)) for name, (module, make) in means.items()}
+    lse = []
+
+    def check(a, grads, name):
         rows = rows_of(c.torch, s["rows"], 4).to(c.device)
         with c.torch.no_grad():
-            p = head_expected(c, a, rows).exp()
-            hit = c.torch.nn.functional.one_hot(a["t"][rows], s["vocab"]).double()
-            scale = a["g"][rows].double()[:, None]
-            if name in ("liger cross-entropy", "cut-cross-entropy", "quack"):
-                scale = c.torch.full_like(scale, -1.0 / s["rows"])
-            return c.close(grads[0][rows], (scale * (hit - p)) @ a["w"].double())
+            x, w, words = a["x"].double(), a["w"].detach(), a["t"][rows]
+            if not lse:
+                wide = w.float()
+                lse.append(c.torch.cat([(part.float() @ wide.T).logsumexp(-1) for part in a["x"].split(1024)]).double())
+            scale = a["g"].double()[:, None] if name not in means else x.new_full((len(x), 1), -1.0 / len(x))
+            # Rows of the hidden states' gradient, and of the weight's those of these rows' words.
+            p = (x[rows] @ w.double().T - lse[0][rows, None]).exp()
+            p[c.torch.arange(len(rows)), words] -= 1
+            hidden = c.close(grads[0][rows], (-scale[rows] * p) @ w.double())
+            hit = (a["t"][:, None] == words).double()
+            weight = (scale * (hit - (x @ w[words].double().T - lse[0][:, None]).exp())).T @ x
+            return max(hidden, c.close(grads[1][words], weight))
 
     return head_operands(c, s), calls, check
 
 
 @op("adamw")
 def adamw(c, s, _):
-    n = s["len"]
+    """Weights and state in f32, as `mapl` holds them; with activations of bf16 the weights are copied to that after the update."""
+    n, rate = s["len"], 1e-3
 
     def operands():
-        weight = c.torch.nn.Parameter(c.normal(n, scale=0.02))
-        weight.grad = c.normal(n, scale=0.01)
-        optimiser = c.torch.optim.AdamW([weight], lr=1e-6, weight_decay=0.01, fused=True)
-        return {"p": weight, "o": optimiser, "start": weight.detach()[:4096].double().clone(), "updates": 0}
+        weight = c.torch.nn.Parameter(c.normal(n, scale=0.02, dtype=c.torch.float32))
+        weight.grad = c.normal(n, scale=0.01, dtype=c.torch.float32)
+        optimiser = c.torch.optim.AdamW([weight], lr=rate, weight_decay=0.01, fused=True)
+        low = None if c.dtype == c.torch.float32 else c.normal(n)
+        return {"p": weight, "o": optimiser, "low": low, "start": weight.detach()[:4096].double().clone(), "updates": [0]}
 
     def run(a):
-        a["updates"] += 1
+        a["updates"][0] += 1
         a["o"].step()
+        if a["low"] is not None:
+            a["low"].copy_(a["p"].detach())
         return a["p"].detach()
 
     def check(a, p):
-        # After the first update every element has moved by the rate along the sign of its gradient, and decayed.
+        # The first update moves every element by the rate along the sign of its gradient, and decays it.
         g = a["p"].grad[:4096].double()
-        expected = a["start"] * (1 - 1e-8) - 1e-6 * g / (g.abs() + 1e-8)
-        return c.close(p[:4096], expected) if a["updates"] == 1 else math.inf
+        moved = -rate * 0.01 * a["start"] - rate * g / (g.abs() + 1e-8)
+        return c.close(p[:4096].double() - a["start"], moved, 2.0**-23) if a["updates"] == [1] else math.inf
 
     return operands, {"fused": run}, check
 
@@ -374,116 +401,85 @@ def grad_norm(c, s, _):
     return (
         lambda: {"g": c.normal(s["len"], scale=0.01, dtype=c.torch.float32)},
         {"eager": lambda a: c.torch.nn.utils.get_total_norm([a["g"]])},
-        lambda a, y: c.close(y[None], a["g"].double().norm()[None]),
+        lambda a, y: c.close(y[None], a["g"].double().norm()[None], 2.0**-23),
     )
 
 
-def optional(name):
-    """A module, or nothing where it is missing or does not load."""
-    try:
-        return importlib.import_module(name)
-    except Exception:  # noqa: BLE001: a package may fail to load in any way
-        return None
+def work(args):
+    """The measuring process."""
+    channel = Channel()
+    import torch
 
+    torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if args.device == "cuda":
+        # The stream on which calls can be recorded.
+        torch.cuda.set_stream(torch.cuda.Stream())
 
-# Packages that have rows of their own, with the ops they have.
-PACKAGES = {
-    "trl": ["head_logprob_fwd", "head_logprob_bwd"],
-    "liger_kernel": ["head_logprob_bwd"],
-    "cut_cross_entropy": ["head_logprob_bwd"],
-    "quack": ["head_logprob_bwd"],
-    "flash_attn": ["attention_fwd", "attention_bwd"],
-}
+    def said(what):
+        channel.say(doing=what)
+
+    for task in channel.tasks():
+        try:
+            row, context = task["row"], Context(torch, args.device, task["row"]["dtype"])
+            sizes = {k: int(v) for k, v in (part.split("=") for part in row["shape"].split())}
+            made = OPS[row["op"]](context, sizes, row["layer"])
+            rows, compiling = measure(args, torch, made, task, said) if made else ([], 0.0)
+        except NotRecorded as why:
+            channel.say(broken=str(why), recording=True)
+            return
+        except Exception as why:  # noqa: BLE001  (where all of a call fails, or the device no longer answers)
+            channel.say(broken=f"{type(why).__name__}: {why}")
+            return
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+        channel.say(rows=rows, compiling=compiling)
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", required=True, help="CSV of mapl bench")
     parser.add_argument("--output", required=True)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of samples of a call, of all contenders together")
+    parser.add_argument("--longest", type=float, default=10.0, help="contenders whose least samples take longer are skipped")
+    parser.add_argument("--patience", type=float, default=45.0, help="seconds without a sign of life before a contender is ended")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which what is left is skipped")
     parser.add_argument("--rotate-mib", type=int, default=256)
+    parser.add_argument("--compile-seconds", type=float, default=60.0, help="seconds that torch.compile may take in all")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-graph", action="store_true", help="record no calls on cuda")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def measure(args, torch, row, versions):
-    """Rows of one row's call."""
-    sizes = {k: int(v) for k, v in (part.split("=") for part in row["shape"].split())}
-    blank = dict(row) | {
-        "date": datetime.date.today().isoformat(),
-        **{k: "" for k in ("samples", "calls", "median_us", "p20_us", "p80_us", "least_us", "gb_per_s", "tflop_per_s", "share")},
-        **{k: "" for k in ("energy_mj", "others", "error_share", "note")},
-    }
-    absent = [
-        blank | {"variant": package, "status": "absent", "note": "cannot be imported", "cache": ""}
-        for package, ops in PACKAGES.items()
-        if row["op"] in ops and versions[package] is None
-    ]
-    context = Context(torch, args.device, row["dtype"])
-    made = OPS[row["op"]](context, sizes, row["layer"])
-    if made is None:
-        return absent
-    operands, calls, check = made
-    if args.no_compile:
-        calls = {name: call for name, call in calls.items() if name != "compile"}
-    count = max(1, min(64, math.ceil(args.rotate_mib * 2**20 / max(int(row["bytes"]), 1))))
-    sets = [operands() for _ in range(count)]
-    result, good, errors = list(absent), {}, {}
-    for name, call in calls.items():
-        variant = f"torch {torch.__version__.split('+')[0]} {name}" if name in ("eager", "compile", "sdpa", "sdpa cudnn", "fused") else name
-        if variant == "trl":
-            variant = f"trl {versions['trl']}"
-        try:
-            fresh = operands()
-            got = call(fresh)
-            error = check(fresh, got, name) if row["op"] == "head_logprob_bwd" else check(fresh, got)
-            if not error <= 1.0:
-                raise ValueError(f"its result is wrong: {error:.2f} times what is allowed")
-            good[variant], errors[variant] = call, error
-            del fresh, got
-        except Exception as why:  # noqa: BLE001: whatever fails is a row
-            note = " ".join(f"{type(why).__name__}: {why}".split())[:300]
-            result.append(blank | {"variant": variant, "status": "failed", "note": note, "cache": ""})
-    times = Timer(torch, args.device, args.repeats, args.seconds).times(good, sets) if good else {}
-    for variant, t in times.items():
-        seconds = 1e-6 * t["median_us"]
-        new = blank | {"variant": variant, "status": "measured", "error_share": errors[variant], **t}
-        new["gb_per_s"] = 1e-9 * int(row["bytes"]) / seconds
-        new["tflop_per_s"] = 1e-12 * int(row["flops"]) / seconds
-        if row["memory_gb_per_s"] and row["share"]:
-            # The same floor over another time.
-            new["share"] = float(row["share"]) * float(row["median_us"]) / t["median_us"]
-        result.append(new)
-    return result
 
 
 def main():
     args = arguments()
-    import torch
-
-    torch.set_num_threads(args.threads)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    versions = {package: getattr(module, "__version__", "unknown") if (module := optional(package)) else None for package in PACKAGES}
+    if args.worker:
+        return work(args)
+    deadline = time.monotonic() + args.limit
     with open(args.rows, newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["variant"] == "mapl" and row["status"] == "measured"]
-    result = []
-    for row in rows:
-        if row["op"] not in OPS:
-            continue
-        for new in measure(args, torch, row, versions):
-            result.append(new)
-            told = new["note"] or f"{float(new['median_us']):.2f} us"
-            print(f"{new['op']:<18} {new['variant']:<26} {new['shape']}: {new['status']} {told}", flush=True)
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
-    if rows:
-        with open(args.output, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(result)
+    peer = Watched([sys.executable, "-B", __file__, *sys.argv[1:], "--worker"], args.patience)
+    state = {"compiling": args.compile_seconds, "crashes": {}, "launched": {}}
+    with open(args.output, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["schema"], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            if row["op"] not in OPS or (row["op"].startswith("attention") and "length" not in row["shape"]):
+                continue
+            out = time.monotonic() >= deadline
+            for new in [blank(row, "torch", "skipped", "no time left")] if out else ask(peer, row, state, deadline):
+                told = f"{float(new['median_us']):.2f} us" if new["status"] == "measured" else new["note"]
+                print(f"{new['op']:<18} {new['variant']:<28} {new['shape']}: {new['status']} {told}", flush=True)
+                if "No module named 'torch'" in new["note"]:
+                    raise SystemExit(new["note"])
+                writer.writerow(new)
+            file.flush()
+    peer.stop()
+    return None
 
 
 if __name__ == "__main__":

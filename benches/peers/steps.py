@@ -3,7 +3,8 @@
 Every run is a process of its own, and sides take turns: A B C, then C B A. All train the same pairs in the same order from the
 same start weights: random word ids, every prompt and every response of exactly the asked length, so that no side gains or
 loses by padding. Prompts are stored text; `mapl` reads it through the tokenizer that this script writes, the torch loop takes
-the ids. First losses and first log-probs must agree before a time is kept.
+the ids. First losses and first log-probs must agree before a time is kept. A side that fails, runs out of memory or takes too
+long is a row that says so, and the others go on.
 """
 
 import argparse
@@ -14,10 +15,13 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 
 SIZES = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 352, "vocab_size": 4096},
@@ -35,10 +39,13 @@ COMMON = {
 }
 END, PAD, FIRST = 0, 1, 2
 LN_2 = math.log(2)
+# mapl first, since the others must agree with it; last what is the first to go where time is short.
 SIDES = {
-    "dpo": ["mapl", "torch eager", "torch compile", "liger dpo", "trl", "trl liger"],
-    "reward": ["mapl", "torch eager", "torch compile", "trl"],
+    "dpo": ["mapl", "torch eager", "trl", "liger dpo", "trl liger", "torch compile"],
+    "reward": ["mapl", "torch eager", "trl", "torch compile"],
 }
+# Kernels that need a GPU.
+GPU_SIDES = ["trl liger"]
 COLUMNS = (
     "schema date commit device backend variant dtype op model layer shape cache status samples calls median_us p20_us p80_us least_us bytes flops "
     "gb_per_s tflop_per_s bound memory_gb_per_s product_tflop_per_s share energy_mj others error_share note"
@@ -61,6 +68,9 @@ def arguments():
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds after which the process of a side is ended")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which what is left is skipped")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, in Liger's loss too")
     parser.add_argument("--commit", default="unknown", help="state of mapl, for the rows")
     parser.add_argument("--output", type=pathlib.Path, help="CSV of rows")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -88,7 +98,7 @@ def prepare(args):
         about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}
         (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(about))
         (folder / "config.json").write_text(json.dumps(config))
-        call([args.mapl, "init", "--config", folder / "config.json", "--tokenizer", folder / "tokenizer", "--output-dir", folder / "model"])
+        call(args, [args.mapl, "init", "--config", folder / "config.json", "--tokenizer", folder / "tokenizer", "--output-dir", folder / "model"])
     draw, top = random.Random(1), config["vocab_size"] - 1
     count = args.pairs * (args.steps + args.warmup)
 
@@ -102,13 +112,33 @@ def prepare(args):
     return folder
 
 
-def call(command, log=None, **environment):
-    """Runs a command; what it printed is shown where it fails."""
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=os.environ | environment)
+class OutOfTime(RuntimeError):
+    """The time of the whole run is over."""
+
+
+def call(args, command, log=None, **environment):
+    """Runs a command; what it printed last is shown where it fails. One that takes too long is ended, with what it started."""
+    left = args.deadline - time.monotonic()
+    if left <= 0:
+        raise OutOfTime("no time left")
+    pipe, words = subprocess.PIPE, [str(c) for c in command]
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, errors="replace", env=os.environ | environment, start_new_session=True)
+    late = False
+    try:
+        out, err = process.communicate(timeout=min(left, args.patience))
+    except subprocess.TimeoutExpired:
+        late = True
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
     if log:
-        log.write_text(done.stdout + done.stderr)
-    if done.returncode:
-        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1][:400])
+        log.write_text(out + err)
+    if late:
+        raise OutOfTime("no time left") if left <= args.patience else RuntimeError(f"took longer than {args.patience:g} s")
+    if process.returncode:
+        said = (err.strip() or out.strip() or "it said nothing").splitlines()
+        # The line that names the error, where lines of advice follow it.
+        named = [line for line in said if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+        raise RuntimeError(f"exit code {process.returncode}: {(named or said)[-1].strip()[:400]}")
 
 
 def run_mapl(args, method, folder):
@@ -119,7 +149,7 @@ def run_mapl(args, method, folder):
         "--max-length", args.prompt + args.response, "--learning-rate", "1e-6", "--lr-scheduler-type", "constant", "--weight-decay", 0,
         "--logging-steps", 1, "--quiet",
     ]  # fmt: skip
-    call(command, args.work / "mapl.log", RAYON_NUM_THREADS=str(args.threads))
+    call(args, command, args.work / f"{method}-mapl.log", RAYON_NUM_THREADS=str(args.threads))
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["kind"] == "train"]
     ends = [event["time"] for event in steps]
@@ -135,9 +165,9 @@ def run_peer(args, method, side, folder):
     result = args.work / "peer.json"
     result.unlink(missing_ok=True)
     own = ["--device", args.device, "--model", args.model, "--pairs", args.pairs, "--prompt", args.prompt, "--response", args.response]
-    more = ["--steps", args.steps, "--warmup", args.warmup, "--threads", args.threads, "--work", args.work]
+    more = ["--steps", args.steps, "--warmup", args.warmup, "--threads", args.threads, "--work", args.work, *["--no-compile"] * args.no_compile]
     command = [args.python, "-B", __file__, "--worker", json.dumps([method, side, str(folder), str(result)]), *own, *more]
-    call(command, args.work / f"{side.replace(' ', '-')}.log", HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_HOME=str(args.work / "hf"))
+    call(args, command, args.work / f"{method}-{side.replace(' ', '-')}.log", HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_HOME=str(args.work / "hf"))
     return json.loads(result.read_text())
 
 
@@ -149,27 +179,44 @@ def main():
         raise SystemExit("--warmup, --steps and --rounds must be at least 1")
     args.work.mkdir(parents=True, exist_ok=True)
     args.work, args.mapl = args.work.resolve(), args.mapl.resolve()
+    args.deadline = time.monotonic() + args.limit
     folder, rows = prepare(args), []
     for method in args.methods:
         sides = [side for side in SIDES[method] if not args.sides or any(side.startswith(text) for text in args.sides)]
         runs, failed = {side: [] for side in sides}, {}
+        for side in sides:
+            if side == "torch compile" and args.no_compile:
+                failed[side] = ("skipped", "torch.compile is left out")
+            if side in GPU_SIDES and args.device == "cpu":
+                failed[side] = ("skipped", "its kernels need a GPU")
         for turn in range(args.rounds):
             for side in sides if turn % 2 == 0 else sides[::-1]:
-                if side in failed:
-                    continue
-                try:
-                    run = run_mapl(args, method, folder) if side == "mapl" else run_peer(args, method, side, folder)
-                    agree(method, side, run, runs.get("mapl"))
-                    runs[side].append(run)
-                    print(f"{method} {side}: {1e3 * statistics.median(run['seconds']):.1f} ms a step", file=sys.stderr, flush=True)
-                except RuntimeError as why:
-                    failed[side] = " ".join(str(why).split())[-300:]
+                if side not in failed:
+                    one(args, method, side, folder, runs, failed)
         rows += table(args, method, sides, runs, failed)
-    if args.output:
-        with open(args.output, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        if args.output:
+            with open(args.output, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+    return None
+
+
+def one(args, method, side, folder, runs, failed):
+    """A run of a side, kept if it agrees with mapl's; a side that fails is not run again."""
+    try:
+        run = run_mapl(args, method, folder) if side == "mapl" else run_peer(args, method, side, folder)
+        agree(method, side, run, runs.get("mapl"))
+        runs[side].append(run)
+        print(f"{method} {side}: {1e3 * statistics.median(run['seconds']):.1f} ms a step", file=sys.stderr, flush=True)
+    except OutOfTime as why:
+        # What it did before still counts.
+        if not runs[side]:
+            failed[side] = ("skipped", str(why))
+    except Exception as why:  # noqa: BLE001  (whatever fails is a row)
+        note = " ".join(str(why).split())[:300]
+        missing = "ModuleNotFoundError" in note or "ImportError" in note
+        failed[side] = ("absent" if missing else "failed", note)
 
 
 def agree(method, side, run, mapl):
@@ -198,9 +245,8 @@ def table(args, method, sides, runs, failed):
             "variant": side, "dtype": dtype, "op": f"{method}_step", "model": args.model, "layer": "step", "shape": shape,
         }  # fmt: skip
         if side in failed or not runs[side]:
-            note = failed.get(side, "not run")
-            missing = "ModuleNotFoundError" in note or "ImportError" in note
-            rows.append(row | {"status": "absent" if missing else "failed", "note": note})
+            status, note = failed.get(side, ("failed", "not run"))
+            rows.append(row | {"status": status, "note": note})
             print(f"{method} {side:<14} {rows[-1]['status']}: {note}")
             continue
         taken = sorted(second for run in runs[side] for second in run["seconds"])
@@ -237,8 +283,6 @@ def worker(args):
 
 
 def clock(torch, cuda):
-    import time
-
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -261,7 +305,7 @@ def torch_steps(args, torch, method, side, folder):
     if side == "liger dpo":
         from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
 
-        fused = LigerFusedLinearDPOLoss(ignore_index=-100, beta=0.1)
+        fused = LigerFusedLinearDPOLoss(ignore_index=-100, beta=0.1, compiled=not args.no_compile)
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0, fused=True)
     rows = json.loads((folder / "rows.json").read_text())
     start, end = args.prompt - 1, args.prompt + args.response - 1
@@ -308,8 +352,7 @@ def torch_steps(args, torch, method, side, folder):
         optimizer.zero_grad(set_to_none=True)
         if first is None:
             halves = own.float().flatten().unflatten(0, (2, -1)).mean(-1).tolist()
-            # Liger gives means over tokens.
-            first = (float(loss), [x * args.response if side == "liger dpo" and abs(x) < 100 else x for x in halves])
+            first = (float(loss), halves)
         seconds.append(clock(torch, cuda) - began)
     return {"seconds": seconds[args.warmup :], "first_loss": first[0], "first_logps": first[1] if method == "dpo" else [None, None]}
 

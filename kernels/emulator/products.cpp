@@ -190,6 +190,8 @@ void wait_group(int pending) {
         mine.products.pop_front();
     }
     mine.fenced = false;
+    // The instruction waits for all lanes of the warp, and so for their products; not for other warps of the group.
+    exchange("wgmma.wait_group", pending);
 }
 
 }  // namespace emulator

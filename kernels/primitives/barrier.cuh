@@ -54,6 +54,15 @@ DEVICE void arrive_remote(Mbarrier* barrier, unsigned rank) {
            : "memory");
 }
 
+/// As arrive_remote, but tells other blocks nothing of what the thread wrote: for giving back memory that it has read through
+/// finished products. The ordering of arrive_remote costs a barrier of the whole device's memory.
+DEVICE void arrive_remote_after_reads(Mbarrier* barrier, unsigned rank) {
+    HOPPER("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+           "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address_of(barrier)),
+           "r"(rank)
+           : "memory");
+}
+
 /// Waits until the phase of this parity is complete. Of a new barrier, phase 1 counts as complete.
 DEVICE void wait_mbarrier(Mbarrier* barrier, int parity) {
     uint32_t done = 0;
@@ -86,6 +95,12 @@ DEVICE void fence_mbarrier_init() {
 /// Orders the thread's plain accesses to shared memory before bulk copies and warpgroup products that come after.
 DEVICE void fence_async_proxy() {
     HOPPER("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Orders the thread's plain accesses to global memory, and what it has seen of other threads', before its bulk copies that
+/// come after.
+DEVICE void fence_async_proxy_global() {
+    HOPPER("fence.proxy.async.global;" ::: "memory");
 }
 
 /// Orders the thread's accesses to global memory before those that come after, as other blocks see them.
@@ -147,6 +162,10 @@ inline void arrive_remote(Mbarrier* barrier, unsigned rank) {
     emulator::arrive_mbarrier(barrier, int(rank), 0);
 }
 
+inline void arrive_remote_after_reads(Mbarrier* barrier, unsigned rank) {
+    emulator::arrive_mbarrier(barrier, int(rank), 0);
+}
+
 inline void wait_mbarrier(Mbarrier* barrier, int parity) {
     emulator::wait_mbarrier(barrier, parity);
 }
@@ -159,6 +178,8 @@ inline void wait_mbarrier_cluster(Mbarrier* barrier, int parity) {
 inline void fence_mbarrier_init() {}
 
 inline void fence_async_proxy() {}
+
+inline void fence_async_proxy_global() {}
 
 inline void fence_device() {}
 

@@ -30,7 +30,8 @@ DEVICE uint64_t matrix_descriptor(uint32_t start, int leading, int stride, Swizz
 
 /// The columns of a product that have an instruction here.
 DEVICE constexpr bool has_product(int columns) {
-    return columns == 64 || columns == 80 || columns == 96 || columns == 128 || columns == 192 || columns == 256;
+    return columns == 64 || columns == 80 || columns == 96 || columns == 128 || columns == 192 ||
+           columns == 224 || columns == 256;
 }
 
 #ifdef __CUDACC__
@@ -68,6 +69,7 @@ DEVICE void commit_products() {
 #define MAPL_TEXT_64 MAPL_TEXT_60 ", %60, %61, %62, %63"
 #define MAPL_TEXT_90 MAPL_TEXT_60 ", " MAPL_TEN(6) ", " MAPL_TEN(7) ", " MAPL_TEN(8)
 #define MAPL_TEXT_96 MAPL_TEXT_90 ", %90, %91, %92, %93, %94, %95"
+#define MAPL_TEXT_112 MAPL_TEXT_90 ", " MAPL_TEN(9) ", " MAPL_TEN(10) ", %110, %111"
 #define MAPL_TEXT_128 \
     MAPL_TEXT_90 ", " MAPL_TEN(9) ", " MAPL_TEN(10) ", " MAPL_TEN(11) ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define MAPL_SUMS_8(i) \
@@ -78,6 +80,7 @@ DEVICE void commit_products() {
 #define MAPL_SUMS_48 MAPL_SUMS_40, MAPL_SUMS_8(40)
 #define MAPL_SUMS_64 MAPL_SUMS_48, MAPL_SUMS_8(48), MAPL_SUMS_8(56)
 #define MAPL_SUMS_96 MAPL_SUMS_64, MAPL_SUMS_8(64), MAPL_SUMS_8(72), MAPL_SUMS_8(80), MAPL_SUMS_8(88)
+#define MAPL_SUMS_112 MAPL_SUMS_96, MAPL_SUMS_8(96), MAPL_SUMS_8(104)
 #define MAPL_SUMS_128 MAPL_SUMS_96, MAPL_SUMS_8(96), MAPL_SUMS_8(104), MAPL_SUMS_8(112), MAPL_SUMS_8(120)
 // One instruction of n columns with `count` sums; the other names are the numbers of the operands that follow them.
 #define MAPL_PRODUCT(n, count, a_, b_, scale_, a_major_, b_major_) \
@@ -109,6 +112,8 @@ DEVICE void multiply_group(float (&sums)[N / 2], uint64_t a, uint64_t b, bool ac
         MAPL_PRODUCT(128, 64, 64, 65, 66, 67, 68);
     } else if constexpr (N == 192) {
         MAPL_PRODUCT(192, 96, 96, 97, 98, 99, 100);
+    } else if constexpr (N == 224) {
+        MAPL_PRODUCT(224, 112, 112, 113, 114, 115, 116);
     } else {
         MAPL_PRODUCT(256, 128, 128, 129, 130, 131, 132);
     }
@@ -128,6 +133,8 @@ DEVICE void multiply_group(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_
         MAPL_PRODUCT_RS(128, 64, 64, 65, 66, 67, 68, 69, 70);
     } else if constexpr (N == 192) {
         MAPL_PRODUCT_RS(192, 96, 96, 97, 98, 99, 100, 101, 102);
+    } else if constexpr (N == 224) {
+        MAPL_PRODUCT_RS(224, 112, 112, 113, 114, 115, 116, 117, 118);
     } else {
         MAPL_PRODUCT_RS(256, 128, 128, 129, 130, 131, 132, 133, 134);
     }

@@ -6,6 +6,7 @@
 
 pub mod compare;
 pub mod runs;
+pub mod sm90;
 pub mod trees;
 
 use mapl::backend::contract::Precision;
@@ -39,20 +40,20 @@ macro_rules! check_backend {
 }
 pub(crate) use check_backend;
 
-/// The kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
+/// The portable kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
 /// on other numbers of multiprocessors and from other alignments of the operands. On a GPU, where there is one: within
 /// tolerance, and the same bits from either alignment.
 macro_rules! check_kernels {
     ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
         use mapl::backend::Backend as _;
-        use mapl::backend::kernels::{Kernels, emulator::Emulator};
+        use mapl::backend::kernels::{Kernels, emulator::Emulator, hopper::Hopper};
         let precision = <Kernels<Emulator, $A>>::PRECISION;
         let expected = $run(&$crate::common::On::new(&mapl::backend::reference::Reference, precision));
         let mut first = None;
         for (schedule, processors, before) in $crate::common::EMULATED {
             let label = format!("{} on the emulator, {precision:?}, {schedule:?}, {processors} processors", $label);
             let Some(device) = $crate::common::emulator(schedule, processors) else { break };
-            let backend = Kernels::<Emulator, $A>::new(device);
+            let backend = Kernels::<Emulator, $A>::new(device).with_hopper(Hopper::Off);
             let got = $run(&$crate::common::On { before, ..$crate::common::On::new(&backend, precision) });
             match &first {
                 None => {
@@ -67,7 +68,7 @@ macro_rules! check_kernels {
         for before in [8, 5] {
             let Some(device) = $crate::common::gpu() else { break };
             let label = format!("{} on the GPU, {precision:?}", $label);
-            let backend = Kernels::<_, $A>::new(device);
+            let backend = Kernels::<_, $A>::new(device).with_hopper(Hopper::Off);
             let got = $run(&$crate::common::On { before, ..$crate::common::On::new(&backend, precision) });
             match &first {
                 None => {
@@ -120,9 +121,12 @@ fn wanted(device: &str) -> bool {
 
 /// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
 pub fn gpu() -> Option<Driver> {
+    /// Holds the primary context until the process ends: making one takes longer than most tests.
+    static HELD: std::sync::OnceLock<Option<Driver>> = std::sync::OnceLock::new();
     if !wanted(Driver::NAME) {
         return None;
     }
+    HELD.get_or_init(|| Driver::new(0).ok());
     match Driver::new(0) {
         Ok(device) => Some(device),
         Err(why) => {

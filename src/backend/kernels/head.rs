@@ -3,7 +3,7 @@
 use super::device::{Device, Element};
 use super::launchers as launch;
 use super::linear::{blocks, shared_bytes, tile};
-use super::{Kernels, adds, int, read, write};
+use super::{Kernels, adds, hopper, int, read, write};
 use crate::Result;
 use crate::backend::Write;
 use crate::backend::contract::*;
@@ -20,6 +20,9 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
     mut a: HeadLogprobFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    if hopper::head::forward(k, &mut a)? {
+        return Ok(());
+    }
     let slices = d.vocab.div_ceil(SLICE_TILES * tile::<A>());
     let mut scratch = k.scratch()?;
     let (max, sum) = (scratch.want::<f32>(slices * d.rows), scratch.want::<f32>(slices * d.rows));
@@ -55,6 +58,9 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
     mut a: HeadLogprobBwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    if hopper::head::backward(k, &mut a)? {
+        return Ok(());
+    }
     let dhidden = write(&mut a.dhidden);
     k.clear(a.dhidden)?;
     if d.rows == 0 {

@@ -1,9 +1,11 @@
 //! Linear layers: the three products.
 
-use super::device::{Device, Element};
+use super::device::{Device, Element, Read};
+use super::hopper::{self, Op, Product};
 use super::launchers as launch;
 use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
+use crate::backend::Write as Mode;
 use crate::backend::contract::*;
 
 /// Rows and columns of a block's tile, as `Shape` of `kernels/tile.cuh` has them.
@@ -28,6 +30,22 @@ pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, colu
 
 pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: LinearFwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
+    let product = Product {
+        op: Op::Forward,
+        a: read(a.x),
+        a_stride: d.inputs,
+        b: read(a.weight),
+        c: write(&mut a.y).address(),
+        bias: read_option(a.bias),
+        residual: read_option(a.residual),
+        m: d.tokens,
+        n: d.outputs,
+        k: d.inputs,
+        mode: Mode::Overwrite,
+    };
+    if let Some(choice) = hopper::choice(k, &product) {
+        return hopper::enqueue(k, &product, choice);
+    }
     launch::LinearFwd::<A> {
         x: read(a.x),
         weight: read(a.weight),
@@ -46,6 +64,22 @@ pub(super) fn linear_bwd_input<D: Device, A: Element>(
     mut a: LinearBwdInput<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    let product = Product {
+        op: Op::Input,
+        a: read(a.dy),
+        a_stride: d.outputs,
+        b: read(a.weight),
+        c: write(&mut a.dx).address(),
+        bias: Read::NONE,
+        residual: Read::NONE,
+        m: d.tokens,
+        n: d.inputs,
+        k: d.outputs,
+        mode: a.write,
+    };
+    if let Some(choice) = hopper::choice(k, &product) {
+        return hopper::enqueue(k, &product, choice);
+    }
     launch::LinearBwdInput::<A> {
         dy: read(a.dy),
         weight: read(a.weight),
@@ -63,6 +97,22 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
     mut a: LinearBwdWeight<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    let product = Product {
+        op: Op::Weight,
+        a: read(a.dy),
+        a_stride: d.outputs,
+        b: read(a.x),
+        c: write(&mut a.dweight).address(),
+        bias: Read::NONE,
+        residual: Read::NONE,
+        m: d.outputs,
+        n: d.inputs,
+        k: d.tokens,
+        mode: a.write,
+    };
+    if let Some(choice) = hopper::choice(k, &product) {
+        return hopper::enqueue(k, &product, choice);
+    }
     launch::LinearBwdWeight::<A> {
         dy: read(a.dy),
         x: read(a.x),
@@ -83,6 +133,9 @@ pub(super) fn linear_glu_fwd<D: Device, A: Element>(
     mut a: LinearGluFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    if hopper::glu_fwd(k, &mut a)? {
+        return Ok(());
+    }
     launch::LinearGluFwd::<A> {
         x: read(a.x),
         weight: read(a.weight),
@@ -100,6 +153,9 @@ pub(super) fn linear_glu_bwd<D: Device, A: Element>(
     mut a: LinearGluBwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
+    if hopper::glu_bwd(k, &mut a)? {
+        return Ok(());
+    }
     launch::LinearGluBwd::<A> {
         dy: read(a.dy),
         weight: read(a.weight),

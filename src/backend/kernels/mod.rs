@@ -8,7 +8,9 @@ mod attention;
 pub mod device;
 pub mod driver;
 pub mod emulator;
+pub mod geometry;
 mod head;
+pub mod hopper;
 pub mod launchers;
 mod linear;
 mod loss;
@@ -35,6 +37,7 @@ use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut};
 use crate::{Error, Result};
 use device::{Device, Element, Read, Write};
+use hopper::Hopper;
 
 /// A one-dimensional array on a device.
 pub struct Array<D: Device, T> {
@@ -75,6 +78,10 @@ pub struct Kernels<D: Device, A> {
     observed: Mutex<Vec<Observed<D>>>,
     /// Ops are being recorded, and take no time now.
     recording: AtomicBool,
+    /// How linear layers are done on a Hopper card.
+    hopper: Hopper,
+    /// Turns of parts of sums: zeros between launches.
+    turns: Mutex<Option<D::Memory>>,
     activations: PhantomData<fn() -> A>,
 }
 
@@ -88,6 +95,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
             probe: None,
             observed: Mutex::default(),
             recording: AtomicBool::new(false),
+            hopper: Hopper::of_environment(),
+            turns: Mutex::new(None),
             activations: PhantomData,
         }
     }
@@ -95,6 +104,23 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// As [`Kernels::new`], with every op call timed, but for those of recorded steps.
     pub fn probed(device: D) -> Self {
         Self { probe: Some(Probe::default()), ..Self::new(device) }
+    }
+
+    /// This backend with linear layers done in another way.
+    pub fn with_hopper(self, hopper: Hopper) -> Self {
+        Self { hopper, ..self }
+    }
+
+    /// Address of words for the turns of a launch, all zero; 0 for no words. Every call must ask for as many or none.
+    fn turns(&self, words: usize) -> Result<u64> {
+        if words == 0 {
+            return Ok(0);
+        }
+        let mut turns = self.turns.lock().unwrap_or_else(|e| e.into_inner());
+        if turns.is_none() {
+            *turns = Some(self.device.allocate(words * size_of::<i32>())?);
+        }
+        Ok(turns.as_ref().map_or(0, D::address))
     }
 
     /// The device.
@@ -255,7 +281,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
-    const NUMERICS: u32 = 2;
+    const NUMERICS: u32 = 3;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()

@@ -1,0 +1,132 @@
+// Linear layers on Hopper: y = x weightᵀ + bias + residual, dx = dy weight, dweight = dyᵀ x, of bf16 by warpgroup products
+// and bulk copies (matmul_sm90.cuh). The kernels of matmul.cu do the same anywhere.
+//
+// Every product has five kernels: tiles of 256, 224 or 192 columns by both consumers together, and of 192 columns by the
+// consumers in turn, in clusters of two blocks; and the last in blocks by themselves. Choice: backend/kernels/geometry.rs.
+//
+// The host sees to it that rows of all operands are multiples of 16 bytes. shared: Hopper::SHARED_BYTES. With splits: at most
+// as many blocks as there are multiprocessors.
+#include "matmul_sm90.cuh"
+
+// A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.
+KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<256, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<224, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_fwd_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_fwd_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_fwd_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+// A: (tokens, outputs), B: (outputs, inputs), C: (tokens, inputs); m tokens, n inputs, k outputs.
+KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<256, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_input_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<224, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_input_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_input_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_input_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+// A: (tokens, outputs), B: (tokens, inputs), C: (outputs, inputs); m outputs, n inputs, k tokens.
+KERNEL(384, linear_bwd_weight_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<256, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<224, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}

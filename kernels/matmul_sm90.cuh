@@ -1,0 +1,209 @@
+// C = or += A B on Hopper by the tile loop of tile_sm90.cuh, with bias, residual and a factor for each row. Used by
+// matmul_sm90.cu and head_logprob_sm90.cu.
+//
+// Parts of a sum (splits) are added to memory in the order of their numbers, each when its turn has come, so results do not
+// depend on the number of multiprocessors. Arithmetic of bf16 results: the f32 sum + bias + residual, rounded once.
+#pragma once
+
+#include "tile_sm90.cuh"
+
+/// One product.
+struct Problem {
+    int m, n, k;
+    /// Parts of k that are summed by themselves; 1 but for f32 results.
+    int splits;
+    /// Whether results are added to what is there.
+    int add;
+    const bf16* bias;        // (n), may be absent
+    const bf16* residual;    // (m, n), may be absent
+    const float* row_scale;  // (m) factors of f32 results, may be absent
+    int* turns;              // (tiles, 2) zeros, with splits; left as zeros
+};
+
+/// What is added to a result before it is rounded, at the thread's first row and column of 64 rows.
+template <class H>
+struct Addends {
+    const bf16* bias;      // at the column, may be absent
+    const bf16* residual;  // at row and column, may be absent
+    int stride, rows, columns;
+
+    DEVICE Addends(const Problem& p, int row, int column, int thread) {
+        row += row_of_thread(thread);
+        column += column_of_thread(thread);
+        bias = p.bias == nullptr ? nullptr : p.bias + column;
+        residual = p.residual == nullptr ? nullptr : p.residual + 1LL * row * p.n + column;
+        stride = p.n;
+        rows = p.m - row;
+        columns = p.n - column;
+    }
+
+    /// Adds to two neighbouring results `down` rows and `right` columns further.
+    DEVICE void add(float& low, float& high, int down, int right) const {
+        // Rows are multiples of 8 elements, so a pair is inside or outside.
+        if (bias != nullptr && right < columns) {
+            uint32_t pair = *reinterpret_cast<const uint32_t*>(bias + right);
+            low += low_bf16(pair);
+            high += high_bf16(pair);
+        }
+        if (residual != nullptr && right < columns && down < rows) {
+            uint32_t pair = *reinterpret_cast<const uint32_t*>(residual + 1LL * down * stride + right);
+            low += low_bf16(pair);
+            high += high_bf16(pair);
+        }
+    }
+};
+
+/// Stores or adds the tiles of a product. A work is one tile; parts of a sum come last, so that the one before has been begun by
+/// a work of a lower number.
+template <class H>
+struct MatmulJob {
+    Problem p;
+    const TensorDescriptor* c;
+    /// Parts of sums can be added in memory without a rounding between.
+    static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
+    // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
+    static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile that is added");
+
+    DEVICE int tiles_down() const {
+        return ceil_div(p.m, H::ROWS * H::BLOCKS);
+    }
+
+    DEVICE int tiles_across() const {
+        return ceil_div(p.n, H::COLUMNS);
+    }
+
+    DEVICE int works() const {
+        return tiles_down() * tiles_across() * (SPLITS ? p.splits : 1);
+    }
+
+    DEVICE int tiles(int) const {
+        return 1;
+    }
+
+    DEVICE int split_of(int work) const {
+        return SPLITS ? work / (tiles_down() * tiles_across()) : 0;
+    }
+
+    DEVICE Tile tile(int work, int, unsigned rank) const {
+        int down = tiles_down(), across = tiles_across(), split = split_of(work);
+        Place at = Place::of(work - split * down * across, down, across);
+        int steps = ceil_div(p.k, H::DEPTH), each = SPLITS ? ceil_div(steps, p.splits) : steps;
+        int first = min_of(split * each, steps);
+        return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, first, min_of(each, steps - first)};
+    }
+
+    DEVICE int b_row(const Tile& tile, int rank) const {
+        return tile.column + rank * (H::COLUMNS / H::BLOCKS);
+    }
+
+    /// All threads of a consumer.
+    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int work, const Tile& tile, int group, int thread) {
+        int split = split_of(work);
+        int* word = nullptr;
+        if (SPLITS && p.splits > 1) {
+            int number = tile.row / H::ROWS * tiles_across() + tile.column / H::COLUMNS;
+            word = p.turns + 2 * number + (H::PING_PONG ? 0 : group);
+            if (thread == 0) {
+                wait_turn(word, split);
+                fence_async_proxy_global();
+            }
+            sync_named(1 + group, 128);  // parts before this one are in memory
+        }
+#pragma unroll
+        for (int half = 0; half < H::HALVES; ++half) {
+            store_rows(ring, sums[half], tile.row + 64 * (H::PING_PONG ? half : group), tile.column,
+                       SPLITS && (p.add != 0 || split > 0), group, thread);
+        }
+        if (SPLITS && p.splits > 1 && thread == 0) {
+            wait_boxes<0>();
+            fence_async_proxy_global();
+            store_release(word, split + 1 == p.splits ? 0 : split + 1);
+        }
+    }
+
+    /// Stores the sums of 64 rows batch by batch, or adds them.
+    DEVICE void store_rows(const Ring<H>& ring, float (&sums)[H::SUMS], int row, int column, bool add, int group,
+                           int thread) const {
+        const Addends<H> more(p, row, column, thread);
+        float scale[2] = {1.0f, 1.0f};
+        if (SPLITS && p.row_scale != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                int r = row + row_of_thread(thread) + 8 * i;
+                scale[i] = r < p.m ? p.row_scale[r] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
+            const int count = min_of(H::BATCH, H::PIECES - begin);
+            unsigned char* pieces = begin_batch(ring, group, thread);
+#pragma unroll
+            for (int i = 0; i < count; ++i) {
+                if constexpr (SPLITS) {
+                    fill_floats(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), scale, thread);
+                } else {
+                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), (begin + i) * H::PIECE_COLUMNS, thread,
+                               more);
+                }
+            }
+            end_batch(group);
+            if (thread == 0) {
+#pragma unroll
+                for (int i = 0; i < count; ++i) {
+                    int at = column + first_of(begin + i);
+                    if (row < p.m && at < p.n) {
+                        if (add) {
+                            add_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                        } else {
+                            store_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                        }
+                    }
+                }
+                commit_boxes();
+            }
+        }
+    }
+
+    /// First column of a piece; the last may lie over the one before.
+    DEVICE static constexpr int first_of(int piece) {
+        return min_of(piece * H::PIECE_COLUMNS, H::COLUMNS - H::PIECE_COLUMNS);
+    }
+
+    /// Columns from `first` on. Addends of columns before `fresh` are in the sums, because a piece before had these columns too,
+    /// and C may be the residual.
+    DEVICE static void fill_pairs(unsigned char* piece, float (&sums)[H::SUMS], int first, int fresh, int thread,
+                                  const Addends<H>& more) {
+#pragma unroll
+        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float* two = sums + 4 * (first / 8 + j) + 2 * i;
+                if (first + 8 * j >= fresh) {
+                    more.add(two[0], two[1], 8 * i, first + 8 * j);
+                }
+                *pair_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread) = pack_bf16(two[0], two[1]);
+            }
+        }
+    }
+
+    DEVICE static void fill_floats(unsigned char* piece, const float (&sums)[H::SUMS], int first, const float (&scale)[2],
+                                   int thread) {
+#pragma unroll
+        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                int row = row_of_thread(thread) + 8 * i, chunk = 2 * j + thread % 4 / 2;
+                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
+                float* to = reinterpret_cast<float*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
+                to[0] = two[0] * scale[i];
+                to[1] = two[1] * scale[i];
+            }
+        }
+    }
+};
+
+/// The kernel of a product; C's boxes are 64 rows of 128 bytes with the 128-byte swizzle.
+template <class H>
+DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p) {
+    run_job<H>(a, b, MatmulJob<H>{p, &c});
+}
