@@ -7,7 +7,7 @@
 #include "tile_sm90.cuh"
 
 /// gate_up = x weightᵀ and act = silu(gate) up of what is stored of both. A tile has as many columns of the gate as of the up
-/// projection: block 0 of a cluster copies the rows of the weight for the one, block 1 those for the other.
+/// projection, whose rows of the weight come in a box each.
 template <class H>
 struct GluForward {
     int tokens, intermediate, hidden;
@@ -16,7 +16,7 @@ struct GluForward {
     /// Whether gate and up are stored.
     bool stored;
     static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::PIECE_COLUMNS - WIDTH;
-    static_assert(H::BLOCKS == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
+    static_assert(H::SHARES == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
 
     DEVICE int tiles_down() const {
         return ceil_div(tokens, H::ROWS * H::BLOCKS);
@@ -40,8 +40,8 @@ struct GluForward {
     }
 
     /// Behind the gate's last row come those of the up projection, which columns beyond the last may hold: they are not stored.
-    DEVICE int b_row(const Tile& tile, int rank) const {
-        return rank * intermediate + tile.column;
+    DEVICE int b_row(const Tile& tile, int share) const {
+        return share * intermediate + tile.column;
     }
 
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
@@ -182,11 +182,11 @@ struct GluBackward {
     }
 };
 
-using GateUp = Hopper<192, Major::K, Major::K, bf16, 2, true>;
-using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 2, true>;
+using GateUp = Hopper<192, Major::K, Major::K, bf16, 1, true, 2>;
+using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>;
 
 // A: x (tokens, hidden), B: weight (2 intermediate, hidden), gate then up.
-KERNEL(384, linear_glu_fwd_sm90, CLUSTER(2), ALONE(384))(TensorMap x, TensorMap weight,
+KERNEL(384, linear_glu_fwd_sm90, ALONE(384))(TensorMap x, TensorMap weight,
     TensorMap gate,  // (tokens, intermediate), rows 2 intermediate apart
     TensorMap up,    // likewise
     TensorMap act,   // (tokens, intermediate)
@@ -195,7 +195,7 @@ KERNEL(384, linear_glu_fwd_sm90, CLUSTER(2), ALONE(384))(TensorMap x, TensorMap 
 }
 
 // A: dy (tokens, hidden), B: weight (hidden, intermediate).
-KERNEL(384, linear_glu_bwd_sm90, CLUSTER(2), ALONE(384))(TensorMap dy, TensorMap weight,
+KERNEL(384, linear_glu_bwd_sm90, ALONE(384))(TensorMap dy, TensorMap weight,
     TensorMap dgate,      // (tokens, intermediate), rows 2 intermediate apart
     TensorMap dup,        // likewise
     const bf16* gate_up,  // (tokens, 2 intermediate)

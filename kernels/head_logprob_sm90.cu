@@ -95,8 +95,8 @@ struct HeadJob {
         return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, 0, ceil_div(hidden, H::DEPTH)};
     }
 
-    DEVICE int b_row(const Tile& tile, int rank) const {
-        return tile.column + rank * (H::COLUMNS / H::BLOCKS);
+    DEVICE int b_row(const Tile& tile, int) const {
+        return tile.column;
     }
 
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
@@ -202,10 +202,10 @@ struct HeadJob {
     }
 };
 
-using Head = Hopper<192, Major::K, Major::K, bf16, 2, true>;
+using Head = Hopper<192, Major::K, Major::K, bf16, 1, true>;
 
 // A: packed rows (rows, hidden), B: head (vocab, hidden).
-KERNEL(384, head_sums_sm90, CLUSTER(2), ALONE(384))(TensorMap packed, TensorMap head,
+KERNEL(384, head_sums_sm90, ALONE(384))(TensorMap packed, TensorMap head,
     const int* target,  // (rows)
     const float* base,  // (rows)
     float* sums,        // (vocab / 192 rounded up, rows)
@@ -215,7 +215,7 @@ KERNEL(384, head_sums_sm90, CLUSTER(2), ALONE(384))(TensorMap packed, TensorMap 
 }
 
 // As above, and the powers.
-KERNEL(384, head_powers_sm90, CLUSTER(2), ALONE(384))(TensorMap packed, TensorMap head,
+KERNEL(384, head_powers_sm90, ALONE(384))(TensorMap packed, TensorMap head,
     TensorMap powers,   // (rows, vocab)
     const int* target,  // (rows)
     const float* base,  // (rows)

@@ -1,8 +1,9 @@
 // Linear layers on Hopper: y = x weightᵀ + bias + residual, dx = dy weight, dweight = dyᵀ x, of bf16 by warpgroup products
 // and bulk copies (matmul_sm90.cuh). The kernels of matmul.cu do the same anywhere.
 //
-// Every product has five kernels: tiles of 256, 224 or 192 columns by both consumers together, and of 192 columns by the
-// consumers in turn, in clusters of two blocks; and the last in blocks by themselves. Choice: backend/kernels/geometry.rs.
+// Every product has six kernels: tiles of 256, 224 or 192 columns by both consumers together, and of 192 columns by the
+// consumers in turn, in clusters of two blocks; and of 192 or 128 columns in turn in blocks by themselves. Choice:
+// backend/kernels/geometry.rs.
 //
 // The host sees to it that rows of all operands are multiples of 16 bytes. shared: Hopper::SHARED_BYTES. With splits: at most
 // as many blocks as there are multiprocessors.
@@ -49,6 +50,14 @@ KERNEL(384, linear_fwd_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, Tens
     hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
 }
 
+KERNEL(384, linear_fwd_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<128, Major::K, Major::K, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
 // A: (tokens, outputs), B: (outputs, inputs), C: (tokens, inputs); m tokens, n inputs, k outputs.
 KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     const bf16* bias,      // (n), may be absent
@@ -90,6 +99,14 @@ KERNEL(384, linear_bwd_input_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a
     hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
 }
 
+KERNEL(384, linear_bwd_input_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<128, Major::K, Major::ACROSS, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
 // A: (tokens, outputs), B: (tokens, inputs), C: (outputs, inputs); m outputs, n inputs, k tokens.
 KERNEL(384, linear_bwd_weight_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     const bf16* bias,      // (n), may be absent
@@ -129,4 +146,12 @@ KERNEL(384, linear_bwd_weight_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap 
     int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
     hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    const bf16* bias,      // (n), may be absent
+    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
+    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<128, Major::ACROSS, Major::ACROSS, float, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
 }

@@ -92,8 +92,8 @@ struct MatmulJob {
         return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, first, min_of(each, steps - first)};
     }
 
-    DEVICE int b_row(const Tile& tile, int rank) const {
-        return tile.column + rank * (H::COLUMNS / H::BLOCKS);
+    DEVICE int b_row(const Tile& tile, int share) const {
+        return tile.column + share * (H::COLUMNS / H::SHARES);
     }
 
     /// All threads of a consumer.

@@ -11,7 +11,7 @@
 //   int works() const                         works of the launch
 //   int tiles(int work) const                 tiles of a work, one after another in the same cluster
 //   Tile tile(int work, int t, unsigned rank) const
-//   int b_row(const Tile&, int rank) const    first column of the product whose part of B this block copies, its share
+//   int b_row(const Tile&, int share) const   row of B where a share of the tile's columns begins, if B is contiguous along k
 //   void take(ring, sums, work, tile, group, thread)             what consumers do with the sums of a tile
 //
 // Sums do not depend on the number of multiprocessors or the order of threads: an element's sum runs over k in steps of 16 in
@@ -28,12 +28,14 @@
 #include "primitives/wgmma.cuh"
 
 /// Which tiles, how they lie, and who works on them.
-template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_>
+template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_>
 struct Hopper {
     using Out = Out_;
     static constexpr Major A = A_, B = B_;
     static constexpr int BLOCKS = BLOCKS_;
     static constexpr bool PING_PONG = PING_PONG_;
+    /// Boxes that B's part of a stage comes in where it is contiguous along k; the blocks of a cluster copy them in turn.
+    static constexpr int SHARES = SHARES_, OWN_SHARES = SHARES / BLOCKS;
     static constexpr int ROWS = 128, COLUMNS = COLUMNS_, DEPTH = 64;
     /// Products of 64 rows of a consumer.
     static constexpr int HALVES = PING_PONG ? 2 : 1;
@@ -57,6 +59,7 @@ struct Hopper {
     static constexpr int SUMS = COLUMNS / 2;
     /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
     static constexpr int FEW = PING_PONG ? 24 : 40, MANY = PING_PONG ? 240 : 232;
+    static_assert(BLOCKS == 1 || SHARES == BLOCKS, "a share for each block");
     static_assert(STAGES >= 3 && SHARED_BYTES <= 227 * 1024, "shared memory of a block");
 };
 
@@ -109,11 +112,11 @@ struct Ring {
     }
 };
 
-/// Copies one step of k of A's rows and of B's columns to a stage: all of A, and this block's share of B to every block. The
-/// share begins at `b_row` where B's rows are columns of the product.
+/// Copies one step of k of A's rows and of B's columns to a stage: all of A, and this block's share of B to every block. Shares
+/// begin at `b_rows` where B's rows are columns of the product.
 template <class H>
 DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a, const TensorDescriptor& b, int row,
-                       int column, int b_row, int k, unsigned rank) {
+                       int column, const int (&b_rows)[H::OWN_SHARES], int k, unsigned rank) {
     Mbarrier* full = ring.full + stage;
     arrive_expecting(full, H::STAGE_BYTES);
     // The loops are not unrolled: the producer has few registers.
@@ -125,9 +128,13 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
             load_box(ring.a(stage) + i * 8192, a, row + 64 * i, k, full);
         }
     }
+    constexpr int SHARE = H::COLUMNS / H::SHARES;
     if constexpr (H::BLOCKS == 1) {
         if constexpr (H::B == Major::K) {
-            load_box(ring.b(stage), b, k, b_row, full);
+#pragma unroll
+            for (int i = 0; i < H::SHARES; ++i) {
+                load_box(ring.b(stage) + i * SHARE * 128, b, k, b_rows[i], full);
+            }
         } else {
 #pragma unroll 1
             for (int i = 0; i < H::B_BOXES; ++i) {
@@ -137,8 +144,7 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
     } else {
         constexpr unsigned ALL = (1u << H::BLOCKS) - 1;
         if constexpr (H::B == Major::K) {
-            constexpr int SHARE = H::COLUMNS / H::BLOCKS;
-            load_box_multicast(ring.b(stage) + int(rank) * SHARE * 128, b, k, b_row, full, ALL);
+            load_box_multicast(ring.b(stage) + int(rank) * SHARE * 128, b, k, b_rows[0], full, ALL);
         } else {
 #pragma unroll 1
             for (int i = int(rank); i < H::B_BOXES; i += H::BLOCKS) {
@@ -151,17 +157,19 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
 /// Fills stages for all tiles of the cluster. One thread.
 template <class H, class Job>
 DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const TensorDescriptor& b, const Job& job, unsigned rank) {
-    prefetch_map(a);
-    prefetch_map(b);
     int stage = 0, phase = 0, clusters = int(gridDim.x) / H::BLOCKS, works = job.works();
     for (int work = int(blockIdx.x) / H::BLOCKS; work < works; work += clusters) {
         int tiles = job.tiles(work);
         for (int t = 0; t < tiles; ++t) {
             Tile tile = job.tile(work, t, rank);
-            int b_row = job.b_row(tile, int(rank));
+            int b_rows[H::OWN_SHARES];
+#pragma unroll
+            for (int i = 0; i < H::OWN_SHARES; ++i) {
+                b_rows[i] = job.b_row(tile, H::BLOCKS == 1 ? i : int(rank));
+            }
             for (int step = 0; step < tile.steps; ++step) {
                 wait_mbarrier(ring.empty + stage, phase ^ 1);
-                load_stage<H>(ring, stage, a, b, tile.row, tile.column, b_row, (tile.first + step) * H::DEPTH, rank);
+                load_stage<H>(ring, stage, a, b, tile.row, tile.column, b_rows, (tile.first + step) * H::DEPTH, rank);
                 stage = stage + 1 == H::STAGES ? 0 : stage + 1;
                 phase ^= stage == 0 ? 1 : 0;
             }
@@ -302,7 +310,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
         }
     }
     if (thread == 0) {
-        wait_boxes<0>();
+        wait_boxes_read<0>();
     }
 }
 
@@ -317,6 +325,8 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
         rank = cluster_rank();
     }
     if (threadIdx.x == 0) {
+        prefetch_map(a);
+        prefetch_map(b);
         ring.init();
     }
     if constexpr (H::BLOCKS > 1) {

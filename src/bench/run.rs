@@ -43,6 +43,8 @@ pub struct Options {
     pub room: Room,
     /// Seconds of calls over which energy is counted, where the hardware counts it.
     pub energy_seconds: f64,
+    /// No call is begun after this.
+    pub limit: Option<Duration>,
     pub date: String,
     pub commit: String,
 }
@@ -101,13 +103,17 @@ pub fn run<B: Benched>(
     mut report: impl FnMut(Progress, &[Row]) -> Result<()>,
 ) -> Result<Vec<Row>> {
     let mut rates = on.rates()?;
-    let mut measured = Instant::now();
+    let began = Instant::now();
+    let mut measured = began;
     let passes = options.passes.max(1);
     let cases = options.cases(B::PRECISION);
     let mut entries: Vec<Entry> = Vec::new();
     on.with_rivals(|rivals| {
         for pass in 0..2 * passes {
             for (at, case) in cases.iter().enumerate() {
+                if options.limit.is_some_and(|limit| began.elapsed() > limit) {
+                    return Ok(());
+                }
                 if pass >= passes && !entries[at].differs(earlier) {
                     continue;
                 }

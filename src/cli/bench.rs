@@ -70,6 +70,9 @@ pub struct BenchArgs {
     /// Seconds of calls over which a card's energy is counted; 0 for not at all
     #[arg(long, default_value_t = 0.2)]
     energy_seconds: f64,
+    /// Seconds after which no further call is begun; the record then holds those before
+    #[arg(long)]
+    limit: Option<f64>,
     /// Write the rows to this file, CSV or (.json) JSON; may be given twice
     #[arg(long)]
     output: Vec<PathBuf>,
@@ -178,6 +181,7 @@ impl BenchArgs {
             ("--longest", self.longest),
             ("--energy-seconds", self.energy_seconds),
             ("--threshold", self.threshold),
+            ("--limit", self.limit.unwrap_or(0.0)),
         ] {
             if !(value.is_finite() && value >= 0.0) {
                 return usage(format!("{flag} {value}: a number of at least 0 is needed"));
@@ -236,6 +240,7 @@ impl BenchArgs {
                 false => Room { parameters: 1 << 25, logits: 1 << 26 },
             },
             energy_seconds: self.energy_seconds,
+            limit: self.limit.map(Duration::from_secs_f64),
             date: frozen_date(),
             commit: self.commit.clone().unwrap_or_else(commit),
         }

@@ -1,5 +1,5 @@
-//! Which tiles a Hopper product is cut into, and why: the choice whose predicted time is least. The prediction counts clocks
-//! of tensor cores and of results on their way out; memory and launches are not in it.
+//! Which tiles a Hopper product is cut into, and why: the choice whose predicted time is least. The prediction counts stages,
+//! results on their way out and the launch; memory is not in it.
 
 use std::fmt::Write as _;
 
@@ -9,14 +9,21 @@ const DEPTH: usize = 64;
 const MOST_STAGES: usize = 4;
 /// Shared memory that a block may have.
 const MOST_SHARED: usize = 227 << 10;
-/// FLOPs of a multiprocessor's tensor cores in a clock: 989.4 TFLOP/s over 132 multiprocessors at 1.83 GHz, and the clock of
-/// long products (H100 SXM data sheet; both cards have the same die).
-const FLOPS_PER_CLOCK: usize = 4096;
-const CLOCK: f64 = 1.755e9;
-/// Clocks from the last product of a tile to the first piece of its result, and of a piece of 8 KiB on its way out. Estimates;
-/// no card has been timed.
-const EPILOGUE_CLOCKS: usize = 600;
-const PIECE_CLOCKS: usize = 90;
+/// Nanoseconds of a stage's products for each column of a tile, of the sums of a tile on their way out likewise, and of a launch;
+/// of a part of a sum that waits for the one before. Fitted to products of 10 us to 6 ms on an H200 at its power limit
+/// (benches/README.md, "Choosing tiles"): they give the measured order of tiles, and times within about a tenth.
+const STEP_NS: f64 = 2.95;
+/// Products of 128 columns use the tensor cores less well.
+const STEP_NS_128: f64 = 3.13;
+const TOGETHER_NS: f64 = 14.8;
+const IN_TURN_NS: f64 = 5.2;
+const LAUNCH_NS: f64 = 5000.0;
+const PART_NS: f64 = 1500.0;
+/// Clusters of two took so much longer where the consumers take turns.
+const CLUSTERED: f64 = 1.03;
+/// FLOPs of a multiprocessor's tensor cores in a nanosecond: 989.4 TFLOP/s over 132 multiprocessors (H100 SXM data sheet; both
+/// cards have the same die).
+const FLOPS_PER_NS: f64 = 989_400.0 / 132.0;
 /// Most parts of a sum.
 const MOST_SPLITS: usize = 8;
 
@@ -31,13 +38,15 @@ pub enum Tile {
     Narrow,
     /// By 192, one consumer multiplies while the other stores; clusters of two blocks.
     Turns,
-    /// As `Turns`, in blocks by themselves: for few rows, or one multiprocessor.
+    /// As `Turns`, in blocks by themselves.
     Alone,
+    /// By 128, in turn, blocks by themselves: for few tiles.
+    Small,
 }
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Wide, Self::Middle, Self::Narrow, Self::Turns, Self::Alone];
+    pub const ALL: [Self; 6] = [Self::Wide, Self::Middle, Self::Narrow, Self::Turns, Self::Alone, Self::Small];
 
     /// Columns of the result.
     pub fn columns(self) -> usize {
@@ -45,12 +54,18 @@ impl Tile {
             Self::Wide => 256,
             Self::Middle => 224,
             Self::Narrow | Self::Turns | Self::Alone => 192,
+            Self::Small => 128,
         }
     }
 
     /// Blocks of a cluster, one below the other.
     pub fn blocks(self) -> usize {
-        if self == Self::Alone { 1 } else { 2 }
+        if matches!(self, Self::Alone | Self::Small) { 1 } else { 2 }
+    }
+
+    /// Whether one consumer multiplies while the other works on sums.
+    pub fn takes_turns(self) -> bool {
+        matches!(self, Self::Turns | Self::Alone | Self::Small)
     }
 
     /// Name in reports.
@@ -61,6 +76,7 @@ impl Tile {
             Self::Narrow => "128x192 together, clusters of 2",
             Self::Turns => "128x192 in turn, clusters of 2",
             Self::Alone => "128x192 in turn",
+            Self::Small => "128x128 in turn",
         }
     }
 
@@ -69,7 +85,7 @@ impl Tile {
     pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
         let batch = match self {
-            Self::Turns | Self::Alone => 2,
+            Self::Turns | Self::Alone | Self::Small => 2,
             _ if out_bytes == 2 => self.columns().div_ceil(64),
             Self::Narrow => 3,
             _ => 4,
@@ -92,10 +108,9 @@ pub struct Sizes {
     pub may_split: bool,
 }
 
-/// Blocks of a launch over tiles of 128 rows by so many columns, in clusters of two.
+/// Blocks of a launch over tiles of 128 rows by so many columns, in blocks by themselves.
 pub fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
-    let works = rows.div_ceil(2 * ROWS) * columns.div_ceil(width);
-    2 * (processors / 2).clamp(1, works.max(1))
+    processors.clamp(1, (rows.div_ceil(ROWS) * columns.div_ceil(width)).max(1))
 }
 
 /// A way of doing a product, and what it is predicted to take.
@@ -108,7 +123,7 @@ pub struct Choice {
     pub grid: usize,
     /// Items of work of a cluster of blocks, over the clusters at work.
     pub waves: f64,
-    /// Of the tensor cores' clocks: those of elements of C over all until the last item is done.
+    /// FLOPs over those of the data sheet in that time.
     pub efficiency: f64,
     pub seconds: f64,
 }
@@ -123,22 +138,21 @@ pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let items = tiles * splits;
     let clusters = (processors / blocks).clamp(1, items.max(1));
     let rounds = items.div_ceil(clusters);
-    let multiply = steps.div_ceil(splits) * 2 * ROWS * tile.columns() * DEPTH / FLOPS_PER_CLOCK;
-    let pieces = ROWS * tile.columns() * s.out_bytes / 8192;
-    let store = EPILOGUE_CLOCKS + PIECE_CLOCKS * pieces;
-    // In turn, results leave while the other consumer multiplies; together, they do not.
-    let clocks = match tile {
-        Tile::Turns | Tile::Alone => rounds * multiply.max(store.div_ceil(2)) + store,
-        _ => rounds * (multiply + store),
-    } + (splits - 1) * store;
-    let useful = 2 * s.m * s.n * s.k / FLOPS_PER_CLOCK;
+    let columns = tile.columns() as f64;
+    let step = columns * if tile == Tile::Small { STEP_NS_128 } else { STEP_NS };
+    let clustered = if tile == Tile::Turns { CLUSTERED } else { 1.0 };
+    // In turn, most of the way out is behind products of the other consumer.
+    let out = columns * s.out_bytes as f64 / 2.0 * if tile.takes_turns() { IN_TURN_NS } else { TOGETHER_NS };
+    let of_item = steps.div_ceil(splits) as f64 * step * clustered + out;
+    let nanoseconds = LAUNCH_NS + rounds as f64 * of_item + (splits - 1) as f64 * PART_NS;
+    let flops = 2.0 * s.m as f64 * s.n as f64 * s.k as f64;
     Choice {
         tile,
         splits,
         grid: clusters * blocks,
         waves: items as f64 / clusters as f64,
-        efficiency: useful as f64 / (clocks * processors) as f64,
-        seconds: clocks as f64 / CLOCK,
+        efficiency: flops / (FLOPS_PER_NS * processors as f64 * nanoseconds),
+        seconds: nanoseconds * 1e-9,
     }
 }
 
@@ -204,10 +218,12 @@ mod tests {
     fn tiles_fit_the_sizes() {
         // 896 is four times 224: other widths leave a part of their last tile empty.
         assert_eq!(choose(forward(8192, 896, 4864), 132).tile, Tile::Middle);
-        // A large square is cut into the largest tiles.
-        assert_eq!(choose(forward(8192, 8192, 8192), 132).tile, Tile::Wide);
         // Short sums: results leave while the other consumer multiplies.
-        assert_eq!(choose(forward(8192, 1152, 896), 132).tile, Tile::Turns);
+        assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::Alone);
+        // Sixteen times sixteen tiles of the largest are four rounds that are all but full.
+        assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::Wide);
+        // Few rows.
+        assert_eq!(choose(forward(2048, 896, 4864), 132).tile, Tile::Small);
     }
 
     #[test]
@@ -223,13 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn efficiency_is_that_of_the_clocks() {
-        // 132 tiles of 128x192 whose store is hidden but for the last: 64 steps of 768 clocks.
+    fn times_add_up() {
+        // 132 tiles of 128x192, a round: 64 stages, one way out, a launch.
         let choice = cut(forward(128 * 132, 192, 4096), Tile::Alone, 1, 132);
-        let store = 600.0 + 90.0 * 6.0;
-        let clocks = 64.0 * 768.0 + store;
-        assert!((choice.seconds * 1.755e9 - clocks).abs() < 1e-3, "{choice:?}");
-        assert!((choice.efficiency - 64.0 * 768.0 / clocks).abs() < 1e-9, "{choice:?}");
+        let nanoseconds = 64.0 * 192.0 * STEP_NS + 192.0 * IN_TURN_NS + LAUNCH_NS;
+        assert!((choice.seconds * 1e9 - nanoseconds).abs() < 1e-3, "{choice:?}");
         assert_eq!((choice.grid, choice.waves), (132, 1.0));
         // One tile on 132 multiprocessors.
         assert!(cut(forward(128, 192, 4096), Tile::Alone, 1, 132).efficiency < 0.01);
@@ -250,8 +264,8 @@ mod tests {
     #[test]
     fn every_tile_is_explained() {
         let text = why(forward(8192, 896, 896), 132);
-        assert!(text.starts_with("chosen 128x") && text.lines().count() == 5, "{text}");
+        assert!(text.starts_with("chosen 128x") && text.lines().count() == 6, "{text}");
         // One multiprocessor has no room for clusters.
-        assert_eq!(why(forward(100, 100, 100), 1).lines().count(), 1);
+        assert_eq!(why(forward(100, 100, 100), 1).lines().count(), 2);
     }
 }

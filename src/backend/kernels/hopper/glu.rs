@@ -15,7 +15,6 @@ const WIDTH: usize = 96;
 /// Whether these kernels do a call; rows of every operand are multiples of 16 bytes.
 fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &[u64]) -> bool {
     is_here(k)
-        && k.device.properties().processors >= Tile::Turns.blocks()
         && d.tokens * d.hidden * d.intermediate > 0
         && all_multiples(8, &[d.hidden, d.intermediate])
         && is_copied(addresses)
@@ -47,7 +46,7 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
         hidden: int(d.hidden)?,
         stored: i32::from(stored),
     }
-    .launch(&k.device, blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors), Tile::Turns.shared_bytes(false, 2))?;
+    .launch(&k.device, blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors), Tile::Alone.shared_bytes(false, 2))?;
     Ok(true)
 }
 
@@ -76,8 +75,8 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     }
     .launch(
         &k.device,
-        blocks_of(d.tokens, d.intermediate, Tile::Turns.columns(), k.device.properties().processors),
-        Tile::Turns.shared_bytes(true, 2),
+        blocks_of(d.tokens, d.intermediate, Tile::Alone.columns(), k.device.properties().processors),
+        Tile::Alone.shared_bytes(true, 2),
     )?;
     Ok(true)
 }

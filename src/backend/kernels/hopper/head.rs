@@ -135,10 +135,10 @@ fn chunk_forward<D: Device, A: Element>(
     }
     .launch(device, k.row_blocks(count, WARPS), 0)?;
     let packed = matrix(device, at.packed, (count, d.hidden), d.hidden, ROWS)?;
-    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, WIDTH / Tile::Turns.blocks())?;
+    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, WIDTH)?;
     let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
     let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
-    let shared = Tile::Turns.shared_bytes(false, 2);
+    let shared = Tile::Alone.shared_bytes(false, 2);
     if stored {
         let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
         launch::HeadPowersSm90 { packed, head, powers, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }

@@ -154,15 +154,18 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(k: &Kernels<D, A>, produc
         (Op::Forward, Tile::Narrow) => go!(LinearFwdSm90192),
         (Op::Forward, Tile::Turns) => go!(LinearFwdSm90192Turns),
         (Op::Forward, Tile::Alone) => go!(LinearFwdSm90192Alone),
+        (Op::Forward, Tile::Small) => go!(LinearFwdSm90128Alone),
         (Op::Input, Tile::Wide) => go!(LinearBwdInputSm90256),
         (Op::Input, Tile::Middle) => go!(LinearBwdInputSm90224),
         (Op::Input, Tile::Narrow) => go!(LinearBwdInputSm90192),
         (Op::Input, Tile::Turns) => go!(LinearBwdInputSm90192Turns),
         (Op::Input, Tile::Alone) => go!(LinearBwdInputSm90192Alone),
+        (Op::Input, Tile::Small) => go!(LinearBwdInputSm90128Alone),
         (Op::Weight, Tile::Wide) => go!(LinearBwdWeightSm90256),
         (Op::Weight, Tile::Middle) => go!(LinearBwdWeightSm90224),
         (Op::Weight, Tile::Narrow) => go!(LinearBwdWeightSm90192),
         (Op::Weight, Tile::Turns) => go!(LinearBwdWeightSm90192Turns),
         (Op::Weight, Tile::Alone) => go!(LinearBwdWeightSm90192Alone),
+        (Op::Weight, Tile::Small) => go!(LinearBwdWeightSm90128Alone),
     }
 }
