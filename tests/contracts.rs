@@ -1,5 +1,10 @@
 //! Every op refuses every argument of a wrong length, on every backend, with an error that names op and argument.
 
+#[path = "contracts/head_preference.rs"]
+mod head_preference;
+#[path = "contracts/loss.rs"]
+mod loss;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
@@ -20,6 +25,11 @@ struct Lengths {
 }
 
 impl Lengths {
+    /// None of them broken.
+    fn exact() -> Self {
+        Self { broken: Cell::new(usize::MAX), seen: Cell::new(0), name: Cell::new("") }
+    }
+
     fn of(&self, name: &'static str, len: usize) -> usize {
         let this = self.seen.get();
         self.seen.set(this + 1);
@@ -34,7 +44,7 @@ impl Lengths {
 /// Calls an op with each length broken in turn, then with none.
 fn probe(op: &'static str, covered: &mut BTreeSet<&'static str>, call: impl Fn(&Lengths) -> Result<()>) {
     covered.insert(op);
-    let lengths = Lengths { broken: Cell::new(usize::MAX), seen: Cell::new(0), name: Cell::new("") };
+    let lengths = Lengths::exact();
     call(&lengths).unwrap_or_else(|e| panic!("{op} with right lengths: {e}"));
     let arguments = lengths.seen.replace(0);
     assert!(arguments > 0, "{op} has arguments");
@@ -215,7 +225,8 @@ fn every_op<B: Backend>(b: &B) {
 
     attention(b, c);
     head(b, c);
-    loss(b, c);
+    loss::every_argument(b, c);
+    head_preference::every_argument(b, c);
 
     probe("grad_norm", c, |l| {
         let mut control = acc(b);
@@ -324,7 +335,7 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             lse: View::first(s, l.of("lse", 2)),
             dlogp: View::first(s, l.of("dlogp", 2)),
             dhidden: ViewMut::first(&mut dhidden, l.of("dhidden", 12)),
-            dhead: ViewMut::first(&mut dhead, l.of("dhead", 24)),
+            dhead: Some(ViewMut::first(&mut dhead, l.of("dhead", 24))),
             dhead_write: w,
         })
     });
@@ -374,73 +385,6 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             dweight_write: w,
         })
     });
-}
-
-fn loss<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
-    let (s, i) = (&acc(b), &b.zeros_idx(LEN).unwrap());
-    probe("segment_sum_fwd", c, |l| {
-        let mut sums = acc(b);
-        b.segment_sum_fwd(SegmentSumFwd {
-            rows: 5,
-            seqs: 2,
-            reduce: Reduce::Mean,
-            values: View::first(s, l.of("values", 5)),
-            offsets: View::first(i, l.of("offsets", 3)),
-            sums: ViewMut::first(&mut sums, l.of("sums", 2)),
-        })
-    });
-    probe("segment_sum_bwd", c, |l| {
-        let mut dvalues = acc(b);
-        b.segment_sum_bwd(SegmentSumBwd {
-            rows: 5,
-            seqs: 2,
-            reduce: Reduce::Mean,
-            dsums: View::first(s, l.of("dsums", 2)),
-            offsets: View::first(i, l.of("offsets", 3)),
-            dvalues: ViewMut::first(&mut dvalues, l.of("dvalues", 5)),
-        })
-    });
-    probe("preference_fwd", c, |l| preference(b, l, Curve::Hinge, (s, i)));
-    let curves = [
-        Curve::Sigmoid { smoothing: -0.1 },
-        Curve::Sigmoid { smoothing: 0.6 },
-        Curve::Robust { smoothing: 0.5 },
-        Curve::Robust { smoothing: f64::NAN },
-    ];
-    for curve in curves {
-        let none = Lengths { broken: Cell::new(usize::MAX), seen: Cell::new(0), name: Cell::new("") };
-        let result = preference(b, &none, curve, (s, i));
-        assert!(matches!(result, Err(Error::Contract { what: "smoothing", .. })), "{curve:?}: {result:?}");
-    }
-}
-
-fn preference<B: Backend>(b: &B, l: &Lengths, curve: Curve, (s, i): (&B::Acc, &B::Idx)) -> Result<()> {
-    let (mut loss, mut logit, mut dscore, mut sums) = (acc(b), acc(b), acc(b), acc(b));
-    b.preference_fwd(PreferenceFwd {
-        seqs: 3,
-        comparisons: 2,
-        curve,
-        center: 0.0,
-        score: View::first(s, l.of("score", 3)),
-        reference: Some(View::first(s, l.of("reference", 3))),
-        table: Comparisons {
-            term_sequence: View::first(i, l.of("term_sequence", 2 * TERMS)),
-            term_sign: View::first(i, l.of("term_sign", 2 * TERMS)),
-            kind: View::first(i, l.of("kind", 2)),
-            scale: View::first(s, l.of("scale", 2)),
-            margin: View::first(s, l.of("margin", 2)),
-            weight: View::first(s, l.of("weight", 2)),
-            detached_clip: View::first(s, l.of("detached_clip", 4)),
-            kind_scale: View::first(s, l.of("kind_scale", KINDS)),
-            use_offsets: View::first(i, l.of("use_offsets", 4)),
-            uses: View::first(i, 0),
-        },
-        direct: Some(View::first(s, l.of("direct", 3))),
-        loss: ViewMut::first(&mut loss, l.of("loss", 2)),
-        logit: ViewMut::first(&mut logit, l.of("logit", 2)),
-        dscore: ViewMut::first(&mut dscore, l.of("dscore", 3)),
-        sums: ViewMut::first(&mut sums, l.of("sums", KINDS * SUM_FIELDS)),
-    })
 }
 
 #[test]

@@ -30,6 +30,12 @@ fn part(plan: &MemoryPlan, name: &str) -> u64 {
     plan.parts.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no part {name}")).1
 }
 
+/// Head rows of the group that has most.
+fn most_rows(batch: &Batch) -> usize {
+    let starts = std::iter::once(0).chain(batch.group_ends.iter().map(|end| end.row));
+    batch.group_ends.iter().zip(starts).map(|(end, start)| end.row - start).max().unwrap_or(0)
+}
+
 #[test]
 fn limits_bound_every_batch_and_are_reached() {
     let all = groups();
@@ -50,6 +56,7 @@ fn limits_bound_every_batch_and_are_reached() {
                 for (what, got, limit, top) in [
                     ("tokens", batch.tokens(), limits.tokens, &mut most.tokens),
                     ("rows", batch.head_rows(), limits.rows, &mut most.rows),
+                    ("rows of a group", most_rows(&batch), limits.group_rows, &mut most.group_rows),
                     ("seqs", batch.seqs(), limits.seqs, &mut most.seqs),
                     ("comparisons", batch.comparison_count(), limits.comparisons, &mut most.comparisons),
                     ("segments", batch.segments(), limits.segments, &mut most.segments),

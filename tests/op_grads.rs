@@ -54,6 +54,8 @@ cases! {
     head_logprob: head::head_logprob => ["head_logprob_bwd"];
     logprob: head::logprob => ["logprob_bwd"];
     head_logprob_is_linear_then_logprob: head::fused_equals_stored => ["head_logprob_bwd", "logprob_bwd"];
+    head_preference: head::head_preference => ["head_preference"];
+    head_preference_of_likelihood: head::likelihood => ["head_preference"];
     reward_head: head::reward_head => ["reward_head_bwd"];
     segment_sum: segment::sum_and_mean => ["segment_sum_bwd"];
     preference_curves: preference::curves => ["preference_fwd"];

@@ -9,6 +9,7 @@ mod ops {
     mod embedding;
     mod head_logprob;
     mod head_logprob_sm90;
+    mod head_preference;
     mod linear;
     mod linear_sm90;
     mod logprob;

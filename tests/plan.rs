@@ -33,7 +33,7 @@ fn a_step_of_half_a_billion_parameters_is_what_paper_says() {
     near("attention", attention, (4.0 + 10.0 + 4.0) * 64.0 * 14.0 * layers * 16.0 * visible);
     near("attention on paper", attention, 2.8 * T);
     // The head's products without those that compute logits again.
-    let head = (plan.flops_of("head_logprob_") - plan.recomputed_flops) as f64;
+    let head = (plan.flops_of("head_") - plan.recomputed_flops) as f64;
     near("head", head, 4.0 * 2.0 * 8_192.0 * 896.0 * 151_936.0);
     near("head on paper", head, 8.9 * T);
     near("in all", (plan.flops - plan.recomputed_flops) as f64, 58.7 * T);
@@ -76,7 +76,7 @@ fn rewards_have_no_vocabulary_and_no_reference() {
     let card = Card::named("h200").unwrap();
     let plan = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &workload, &card).unwrap();
     assert_eq!((plan.tokens, plan.head_rows), (4 * 64, 0));
-    assert_eq!(plan.flops_of("head_logprob_"), 0);
+    assert_eq!(plan.flops_of("head_"), 0);
     assert_eq!(plan.ops.iter().find(|op| op.op == "linear_fwd").unwrap().calls, 2 * 3);
     for bad in [
         Workload { pairs: 0, ..workload.clone() },

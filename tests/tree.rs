@@ -8,6 +8,7 @@
 mod groups;
 
 use groups::{bakery, group, random_batches};
+use mapl::backend::contract::{GroupEnd, TERMS};
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, RunTable, Scoring, SequenceRef, pack_into};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
@@ -194,6 +195,33 @@ fn head_rows_predict_every_scored_token_once() {
         let reward = pack(&groups, Scoring::Reward, true);
         assert_eq!((reward.head_rows(), reward.last_rows.len()), (0, reward.seqs()));
         assert!(reward.seq_offsets.len() == reward.seqs() + 1 && reward.seq_offsets.iter().all(|&o| o == 0));
+        assert!(reward.group_ends.iter().all(|end| end.row == 0));
+    }
+}
+
+#[test]
+fn groups_end_where_their_rows_and_sequences_do() {
+    for groups in random_batches() {
+        for scoring in [LOGP, PATH_LOGP, Scoring::Reward] {
+            let batch = pack(&groups, scoring, true);
+            let mut seq = 0;
+            let ends = groups.iter().map(|group| {
+                seq += group.sequences.len();
+                GroupEnd { row: batch.seq_offsets[seq] as usize, seq }
+            });
+            assert_eq!(batch.group_ends, ends.collect::<Vec<_>>());
+            // A hidden row is the source of rows of one group alone, and comparisons stay within a group.
+            let group_of = |row: i32| batch.group_ends.iter().position(|end| (row as usize) < end.row);
+            for run in batch.head_runs.offsets.windows(2) {
+                let rows = &batch.head_runs.order[run[0] as usize..run[1] as usize];
+                assert!(rows.iter().all(|&row| group_of(row) == group_of(rows[0])));
+            }
+            for terms in batch.comparisons.term_sequence.chunks(TERMS) {
+                let mut groups = terms.iter().filter(|&&s| s >= 0).map(|&s| batch.sequences[s as usize].group);
+                let first = groups.next();
+                assert!(groups.all(|group| Some(group) == first));
+            }
+        }
     }
 }
 
@@ -292,6 +320,7 @@ fn a_reused_batch_equals_a_fresh_one_and_keeps_its_memory() {
         assert_eq!((&reused.head_runs, &reused.seq_offsets), (&fresh.head_runs, &fresh.seq_offsets));
         assert_eq!((&reused.last_rows, &reused.sequences), (&fresh.last_rows, &fresh.sequences));
         assert_eq!((&reused.comparisons, reused.groups), (&fresh.comparisons, fresh.groups));
+        assert_eq!(reused.group_ends, fresh.group_ends);
         assert_eq!(reused.tokens_unshared, fresh.tokens_unshared);
         let before = (reused.ids.as_ptr(), reused.source.as_ptr(), reused.comparisons.uses.as_ptr());
         pack_into(&mut reused, &groups.iter().collect::<Vec<_>>(), &options(scoring, true), &LOSS).unwrap();

@@ -73,6 +73,17 @@ impl<'a, T: Buffer> ViewMut<'a, T> {
         Self::new(buffer, 0, len)
     }
 
+    /// The same elements for one of several calls.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
+        ViewMut { buffer: &mut *self.buffer, start: self.start, len: self.len }
+    }
+
+    /// Elements `start..start + len` of this view.
+    pub fn part(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len, "part {start}+{len} outside a view of {}", self.len);
+        Self { start: self.start + start, len, ..self }
+    }
+
     /// The same elements for reading.
     pub fn as_view(&self) -> View<'_, T> {
         View { buffer: self.buffer, start: self.start, len: self.len }

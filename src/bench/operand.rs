@@ -10,6 +10,7 @@ use crate::Result;
 use crate::backend::contract::Precision;
 use crate::backend::{Backend, Buffer, View, ViewMut};
 use crate::rng::Rng;
+use rayon::prelude::*;
 
 /// What an axis of an operand counts. A check picks places on axes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,8 @@ pub enum Axis {
     Vocab,
     /// Head rows.
     Row,
+    Sequence,
+    Comparison,
     /// Not picked from.
     Whole,
 }
@@ -235,11 +238,11 @@ impl<B: Backend> Set<B> {
     }
 
     /// Puts numbers into every operand; `value` gives an element of the operand at an index.
-    pub fn fill(&mut self, on: &B, operands: &[Operand], value: impl Fn(usize, usize) -> f64) -> Result<()> {
+    pub fn fill(&mut self, on: &B, operands: &[Operand], value: impl Fn(usize, usize) -> f64 + Sync) -> Result<()> {
         for (at, (operand, held)) in operands.iter().zip(&mut self.held).enumerate() {
             for start in (0..operand.len()).step_by(PIECE) {
                 let len = PIECE.min(operand.len() - start);
-                let values = (start..start + len).map(|place| value(at, place));
+                let values = (start..start + len).into_par_iter().map(|place| value(at, place));
                 match held {
                     // A single number is put by the stream; two keep this an ordinary copy.
                     Held::Act(buffer) => {

@@ -2,6 +2,7 @@
 
 use super::work::attention::{Attention, Shape};
 use super::work::head::{Head, RewardHead, StoredLogits};
+use super::work::head_preference::PreferenceHead;
 use super::work::linear::{Linear, LinearGlu, Pass};
 use super::work::objective::{Comparison, Norms, SegmentSum, Update};
 use super::work::rowwise::{Activation, Bias, Embedding, Norm, Rotation};
@@ -146,6 +147,7 @@ pub fn cases(model: &Sizes, tokens: usize, precision: Precision, room: Room) -> 
     for backward in [false, true] {
         add("head", Head::new(backward, tokens, m.hidden, m.vocab).into());
     }
+    add("head", PreferenceHead::new(tokens, m.hidden, m.vocab).into());
     let rows = tokens.min(room.logits / m.vocab).max(1);
     for backward in [false, true] {
         add("stored logits", StoredLogits::new(backward, rows, m.vocab).into());

@@ -16,7 +16,7 @@ pub use limits::{BatchLimits, GroupSizes};
 
 use super::tokenized::{SequenceComparison, TokenizedGroup};
 use super::tree::{Layout, PrefixTree};
-use crate::backend::contract::{KINDS, TERMS};
+use crate::backend::contract::{GroupEnd, KINDS, TERMS};
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -101,6 +101,7 @@ impl Batch {
             self.push_comparison(group, index, first_seq, loss)?;
         }
         self.groups += 1;
+        self.group_ends.push(GroupEnd { row: self.head_rows(), seq: self.seqs() });
         Ok(())
     }
 

@@ -71,6 +71,12 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
+    /// Head rows of this model that [`Backend::head_preference`] works on at once.
+    pub fn head_rows_at_once(&self, backend: &B) -> usize {
+        let ModelConfig { hidden, vocab, .. } = self.config;
+        backend.head_rows_at_once(HeadDims { tokens: 0, hidden, vocab, rows: 0 })
+    }
+
     /// View of a range of the weights.
     pub fn weight(&self, range: &std::ops::Range<usize>) -> View<'_, B::Act> {
         View::new(&self.weights, range.start, range.len())

@@ -172,7 +172,7 @@ impl StepPlan {
             parameters,
             tokens,
             head_rows,
-            // One product of three (contract of head_logprob_bwd).
+            // One product of three (contract of head_logprob_bwd); a head that is one op with the loss computes none again.
             recomputed_flops: head.map_or(0, |op| op.flops / 3),
             flops,
             floor_seconds,
@@ -284,7 +284,7 @@ fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
 
 /// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.
 pub fn multiplies(op: &str) -> bool {
-    ["linear_", "attention_", "head_logprob_"].iter().any(|prefix| op.starts_with(prefix))
+    ["linear_", "attention_", "head_"].iter().any(|prefix| op.starts_with(prefix))
 }
 
 fn floor(card: &Card, op: &OpTime) -> OpFloor {

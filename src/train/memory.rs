@@ -15,6 +15,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::{Error, Result};
 
+use super::losses::LossBuffers;
 use super::padding::Shapes;
 use super::score::Scorer;
 use super::step::arrivals;
@@ -125,7 +126,7 @@ fn of_mode(
     available: Option<u64>,
 ) -> Result<Option<(Parts, Option<usize>)>> {
     let limits = |batch: usize| match subject.replays {
-        true => Shapes::of(sizes.limits(batch)).limits(),
+        true => Shapes::of(sizes.limits(batch), usize::MAX).limits(),
         false => sizes.limits(batch),
     };
     let parts = |batch: usize| match subject.precision {
@@ -222,7 +223,7 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
         None => None,
     };
     part("reference activations", &backend);
-    let batch = DeviceBatch::of_limits(&backend, limits)?;
+    let batch = DeviceBatch::of_limits(&backend, limits, policy.head_rows_at_once(&backend))?;
     let on_their_way = if subject.kernels.is_some() { arrivals(subject.accumulation) } else { 0 };
     let _arrivals = (0..on_their_way).map(|_| Arrival::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
@@ -232,10 +233,12 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
         if let (Some(model), Some(scorer)) = (&reference, &mut reference_scorer) {
             scorer.forward(&backend, model, &batch, reduce)?;
         }
-        scorer.forward(&backend, &policy, &batch, reduce)?;
-        let dscore = backend.zeros_acc(limits.seqs)?;
-        let dscore = View::first(&dscore, limits.seqs);
-        scorer.backward(&backend, &policy, &batch, reduce, dscore, (&mut grads, Write::Overwrite))?;
+        scorer.run_model(&backend, &policy, &batch)?;
+        let reference = reference_scorer.as_ref().map(|scorer| View::first(&scorer.score, limits.seqs));
+        let mut buffers = LossBuffers::new(&backend)?;
+        let losses = buffers.of_batch(&backend, subject.loss, &batch, reference)?;
+        scorer.head_and_losses(&backend, &policy, &batch, reduce, losses, (&mut grads, Write::Overwrite))?;
+        scorer.model_backward(&backend, &policy, &batch, (&mut grads, Write::Overwrite))?;
         backend.grad_norm(GradNorm {
             len,
             max_norm: 1.0,

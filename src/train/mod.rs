@@ -2,7 +2,8 @@
 //!
 //! - [`packing`]: what a step needs from the host; [`prefetch`]: the thread that makes it while the step before runs
 //! - [`upload`]: a packed batch on the device; [`padding`]: shapes that recorded steps are replayed for
-//! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike
+//! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike; the way back
+//! - [`losses`]: the losses over those scores, as ops take them
 //! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
@@ -18,6 +19,7 @@ pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
 pub mod logs;
+pub mod losses;
 pub mod manifest;
 pub mod memory;
 pub mod metrics;

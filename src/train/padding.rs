@@ -2,6 +2,10 @@
 //! it. Padding is inert: its tokens are trees of their own, its head rows belong to a sequence that no comparison uses, and
 //! its comparisons have weight 0. Every gradient of it is 0, and sums over tokens end in zeros, so results are the same bits
 //! as without it.
+//!
+//! What the vocabulary head enqueues for more rows than it works on at once depends on where a batch's groups end
+//! ([`crate::backend::Backend::head_rows_at_once`]), so such shapes are not made: their batches are neither filled up nor
+//! recorded.
 
 use super::upload::BatchSizes;
 use crate::data::pack::BatchLimits;
@@ -15,12 +19,14 @@ const SEGMENTS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shapes {
     limits: BatchLimits,
+    /// Head rows of a shape at most.
+    most_rows: usize,
 }
 
 impl Shapes {
-    /// Shapes for batches within `limits`.
-    pub fn of(limits: BatchLimits) -> Self {
-        Self { limits }
+    /// Shapes for batches within `limits`, on a backend whose head works on `most_rows` at once.
+    pub fn of(limits: BatchLimits, most_rows: usize) -> Self {
+        Self { limits, most_rows }
     }
 
     /// Bounds on every shape.
@@ -37,6 +43,7 @@ impl Shapes {
             groups: l.groups,
             tokens: of(l.tokens) + 1,
             rows: of(l.rows),
+            group_rows: l.group_rows,
             seqs: l.seqs + 1,
             comparisons: l.comparisons,
             segments: l.segments + SEGMENTS,
@@ -46,7 +53,8 @@ impl Shapes {
         }
     }
 
-    /// The lowest level with room for a batch; `None` for a batch outside the limits.
+    /// The lowest level with room for a batch; `None` for a batch outside the limits, and where that shape has more head rows
+    /// than may be.
     pub fn level(&self, batch: &BatchSizes) -> Option<usize> {
         let l = self.limits;
         let fits = batch.seqs <= l.seqs
@@ -59,7 +67,7 @@ impl Shapes {
             let shape = self.shape(*level);
             batch.tokens < shape.tokens && batch.rows <= shape.rows
         };
-        (1..=LEVELS).find(room).filter(|_| fits)
+        (1..=LEVELS).find(room).filter(|&level| fits && self.shape(level).rows <= self.most_rows)
     }
 }
 
@@ -83,6 +91,7 @@ mod tests {
             groups: 2,
             tokens: 100,
             rows: 40,
+            group_rows: 25,
             seqs: 8,
             comparisons: 6,
             segments: 12,
@@ -94,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_lowest_level_with_room_is_taken() {
-        let shapes = Shapes::of(limits());
+        let shapes = Shapes::of(limits(), usize::MAX);
         let level = |tokens, rows| shapes.level(&BatchSizes { tokens, rows, ..BatchSizes::default() });
         assert_eq!(level(0, 0), Some(1));
         assert_eq!((level(6, 0), level(7, 0), level(8, 0)), (Some(1), Some(1), Some(2)));
@@ -103,6 +112,20 @@ mod tests {
         assert_eq!(shapes.level(&BatchSizes { seqs: 9, ..BatchSizes::default() }), None);
         // One token is always padding.
         assert!((1..=LEVELS).all(|level| shapes.shape(level).tokens > (100 * level) / LEVELS));
+    }
+
+    #[test]
+    fn no_shape_has_more_head_rows_than_are_worked_on_at_once() {
+        let level = |most_rows: usize, tokens, rows| {
+            Shapes::of(limits(), most_rows).level(&BatchSizes { tokens, rows, ..BatchSizes::default() })
+        };
+        // Level 8 has 20 rows and 51 tokens, level 9 has 23 and 58.
+        assert_eq!((level(22, 1, 20), level(22, 1, 21)), (Some(8), None));
+        assert_eq!((level(22, 50, 1), level(22, 51, 1)), (Some(8), None));
+        assert_eq!(level(40, 100, 40), Some(LEVELS));
+        // Rewards have no head rows.
+        let rewards = Shapes::of(BatchLimits { rows: 0, ..limits() }, 0);
+        assert_eq!(rewards.level(&BatchSizes { tokens: 100, ..BatchSizes::default() }), Some(LEVELS));
     }
 
     #[test]

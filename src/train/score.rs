@@ -1,12 +1,15 @@
 //! From a batch to per-sequence scores and back: the part of a step that training, evaluation and the frozen
 //! reference share.
 
+use std::ops::Range;
+
+use super::losses::Losses;
 use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut, Write};
 use crate::data::pack::BatchLimits;
-use crate::model::activations::{Activations, Mode};
+use crate::model::activations::{Activations, Gradients, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::slot;
@@ -67,26 +70,17 @@ impl<B: Backend> Scorer<B> {
         Ok(())
     }
 
-    /// Runs the model over the batch; the result is `self.score` (seqs).
+    /// Runs the model over the batch and scores every sequence: `self.score` (seqs). All that is needed where nothing is
+    /// trained.
     pub fn forward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
+        self.run_model(backend, model, batch)?;
         let s = batch.sizes;
-        grow(backend, &mut self.score, s.seqs)?;
-        model.forward(backend, &batch.inputs(), &mut self.acts)?;
-        let hidden = View::first(&self.acts.hidden, s.tokens * model.config.hidden);
         if let Some(weight) = &model.layout.score {
-            return backend.reward_head_fwd(RewardHeadFwd {
-                dims: RewardDims { tokens: s.tokens, hidden: model.config.hidden, seqs: s.seqs },
-                hidden,
-                weight: model.weight(weight),
-                rows: batch.last_rows(),
-                score: ViewMut::first(&mut self.score, s.seqs),
-            });
+            return self.reward(backend, model, batch, weight);
         }
-        grow(backend, &mut self.logp, s.rows)?;
-        grow(backend, &mut self.lse, s.rows)?;
         backend.head_logprob_fwd(HeadLogprobFwd {
             dims: head_dims(model, batch),
-            hidden,
+            hidden: View::first(&self.acts.hidden, s.tokens * model.config.hidden),
             head: head(model),
             source: batch.source(),
             target: batch.target(),
@@ -103,59 +97,112 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Gradients of all weights from `dscore` (seqs), after [`Scorer::forward`] on the same batch; `grads`
-    /// (layout.len) is overwritten or added to.
-    pub fn backward(
+    /// Runs the model over the batch up to the hidden rows that its head reads.
+    pub fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+        let s = batch.sizes;
+        grow(backend, &mut self.score, s.seqs)?;
+        grow(backend, &mut self.logp, s.rows)?;
+        grow(backend, &mut self.lse, s.rows)?;
+        model.forward(backend, &batch.inputs(), &mut self.acts)
+    }
+
+    /// From hidden rows to scores, losses, and the gradients of the head and of hidden rows, after [`Scorer::run_model`] on
+    /// the same batch. `grads` is (layout.len), of which the head's part is overwritten or added to.
+    pub fn head_and_losses(
         &mut self,
         backend: &B,
         model: &Model<B>,
         batch: &DeviceBatch<B>,
         reduce: Reduce,
-        dscore: View<'_, B::Acc>,
+        losses: Losses<'_, B>,
         (grads, write): (&mut B::Acc, Write),
     ) -> Result<()> {
+        if let Some(weight) = &model.layout.score {
+            return self.reward_and_losses(backend, model, batch, losses, (slot(grads, weight), write));
+        }
         let s = batch.sizes;
         let wide = s.tokens * model.config.hidden;
         grow(backend, &mut self.dlogp, s.rows)?;
-        let Activations { hidden, gradients, .. } = &mut self.acts;
-        let Some(gradients) = gradients else {
-            return Err(crate::Error::Runtime("backward needs a workspace made for training".into()));
+        let Losses { comparison, direct, dscore } = losses;
+        backend.head_preference(HeadPreference {
+            dims: head_dims(model, batch),
+            seqs: s.seqs,
+            reduce,
+            groups: batch.groups(),
+            hidden: View::first(&self.acts.hidden, wide),
+            head: head(model),
+            source: batch.source(),
+            target: batch.target(),
+            runs: batch.head_runs(),
+            seq_offsets: batch.seq_offsets(),
+            comparison,
+            direct,
+            logp: ViewMut::first(&mut self.logp, s.rows),
+            lse: ViewMut::first(&mut self.lse, s.rows),
+            dlogp: ViewMut::first(&mut self.dlogp, s.rows),
+            score: ViewMut::first(&mut self.score, s.seqs),
+            dscore,
+            dhidden: dhidden(&mut self.acts.gradients, wide)?,
+            dhead: Some(slot(grads, head_range(model))),
+            dhead_write: write,
+        })
+    }
+
+    /// Rewards at the last tokens of sequences.
+    fn reward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, weight: &Range<usize>) -> Result<()> {
+        let dims = reward_dims(model, batch);
+        backend.reward_head_fwd(RewardHeadFwd {
+            dims,
+            hidden: View::first(&self.acts.hidden, dims.tokens * dims.hidden),
+            weight: model.weight(weight),
+            rows: batch.last_rows(),
+            score: ViewMut::first(&mut self.score, dims.seqs),
+        })
+    }
+
+    /// As [`Scorer::head_and_losses`], for rewards; `dweight` is (hidden).
+    fn reward_and_losses(
+        &mut self,
+        backend: &B,
+        model: &Model<B>,
+        batch: &DeviceBatch<B>,
+        losses: Losses<'_, B>,
+        (dweight, write): (ViewMut<'_, B::Acc>, Write),
+    ) -> Result<()> {
+        let Some(weight) = &model.layout.score else { return Ok(()) };
+        self.reward(backend, model, batch, weight)?;
+        let dims = reward_dims(model, batch);
+        let Losses { comparison, direct, mut dscore } = losses;
+        let given = match comparison {
+            Some(comparison) => {
+                let score = View::first(&self.score, dims.seqs);
+                backend.preference_fwd(comparison.over(score, direct, dscore.reborrow()))?;
+                None
+            }
+            None => direct,
         };
-        let dhidden = ViewMut::first(&mut gradients.dnormed, wide);
-        if let Some(weight) = &model.layout.score {
-            backend.reward_head_bwd(RewardHeadBwd {
-                dims: RewardDims { tokens: s.tokens, hidden: model.config.hidden, seqs: s.seqs },
-                hidden: View::first(hidden, wide),
-                weight: model.weight(weight),
-                rows: batch.last_rows(),
-                dscore,
-                dhidden,
-                dweight: slot(grads, weight),
-                dweight_write: write,
-            })?;
-        } else {
-            backend.segment_sum_bwd(SegmentSumBwd {
-                rows: s.rows,
-                seqs: s.seqs,
-                reduce,
-                dsums: dscore,
-                offsets: batch.seq_offsets(),
-                dvalues: ViewMut::first(&mut self.dlogp, s.rows),
-            })?;
-            backend.head_logprob_bwd(HeadLogprobBwd {
-                dims: head_dims(model, batch),
-                hidden: View::first(hidden, wide),
-                head: head(model),
-                source: batch.source(),
-                target: batch.target(),
-                runs: batch.head_runs(),
-                lse: View::first(&self.lse, s.rows),
-                dlogp: View::first(&self.dlogp, s.rows),
-                dhidden,
-                dhead: slot(grads, head_range(model)),
-                dhead_write: write,
-            })?;
-        }
+        let wide = dims.tokens * dims.hidden;
+        backend.reward_head_bwd(RewardHeadBwd {
+            dims,
+            hidden: View::first(&self.acts.hidden, wide),
+            weight: model.weight(weight),
+            rows: batch.last_rows(),
+            dscore: given.unwrap_or(dscore.as_view()),
+            dhidden: dhidden(&mut self.acts.gradients, wide)?,
+            dweight,
+            dweight_write: write,
+        })
+    }
+
+    /// Gradients of all weights below the head, after [`Scorer::head_and_losses`] on the same batch; `grads` (layout.len) is
+    /// overwritten or added to.
+    pub fn model_backward(
+        &mut self,
+        backend: &B,
+        model: &Model<B>,
+        batch: &DeviceBatch<B>,
+        (grads, write): (&mut B::Acc, Write),
+    ) -> Result<()> {
         model.backward(backend, &batch.inputs(), &mut self.acts, grads, write)
     }
 
@@ -177,6 +224,18 @@ pub(super) fn read<B: Backend>(backend: &B, buffer: &B::Acc, len: usize) -> Resu
     Ok(values)
 }
 
+/// Where the gradient of hidden rows goes, which takes `len` elements.
+fn dhidden<B: Backend>(gradients: &mut Option<Gradients<B>>, len: usize) -> Result<ViewMut<'_, B::Act>> {
+    match gradients {
+        Some(gradients) => Ok(ViewMut::first(&mut gradients.dnormed, len)),
+        None => Err(crate::Error::Runtime("backward needs a workspace made for training".into())),
+    }
+}
+
+fn reward_dims<B: Backend>(model: &Model<B>, batch: &DeviceBatch<B>) -> RewardDims {
+    RewardDims { tokens: batch.sizes.tokens, hidden: model.config.hidden, seqs: batch.sizes.seqs }
+}
+
 fn head_dims<B: Backend>(model: &Model<B>, batch: &DeviceBatch<B>) -> HeadDims {
     debug_assert_eq!(model.config.head, Head::LanguageModel);
     HeadDims {
@@ -187,7 +246,7 @@ fn head_dims<B: Backend>(model: &Model<B>, batch: &DeviceBatch<B>) -> HeadDims {
     }
 }
 
-fn head_range<B: Backend>(model: &Model<B>) -> &std::ops::Range<usize> {
+fn head_range<B: Backend>(model: &Model<B>) -> &Range<usize> {
     model.layout.lm_head.as_ref().unwrap_or(&model.layout.embedding)
 }
 

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use super::evaluate::{Evaluator, GroupScores};
+use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
 use super::padding::Shapes;
 use super::reference::{Completed, Frozen, ReferenceCache};
-use super::score::{Scorer, grow, reserve};
+use super::score::Scorer;
 use super::upload::{Arrival, DeviceBatch};
 use crate::backend::contract::*;
-use crate::backend::{Backend, View, ViewMut, Write};
+use crate::backend::{Backend, View, Write};
 use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
@@ -38,10 +39,7 @@ pub struct Trainer<'b, B: Backend> {
     arrivals: Vec<Arrival<B>>,
     next_arrival: usize,
     batch: DeviceBatch<B>,
-    dscore: B::Acc,
-    comparison_loss: B::Acc,
-    comparison_logit: B::Acc,
-    kind_sums: B::Acc,
+    losses: LossBuffers<B>,
     /// Room for results, and host batches, of steps that are finished.
     spare_outlets: Vec<(B::Outlet, usize)>,
     spare_steps: Vec<PackedStep>,
@@ -94,7 +92,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
             stored: None,
             shapes: None,
         };
-        let empty = || backend.zeros_acc(0);
         Ok(Self {
             optimizer: AdamWState::new(backend, &policy, settings)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
@@ -103,10 +100,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             arrivals: Vec::new(),
             next_arrival: 0,
             batch: DeviceBatch::new(backend)?,
-            dscore: empty()?,
-            comparison_loss: empty()?,
-            comparison_logit: empty()?,
-            kind_sums: backend.zeros_acc(KINDS * SUM_FIELDS)?,
+            losses: LossBuffers::new(backend)?,
             spare_outlets: Vec::new(),
             spare_steps: Vec::new(),
             recorded: HashMap::new(),
@@ -164,7 +158,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
-        self.packer.shapes = self.replays.then(|| Shapes::of(*limits));
+        let rows_at_once = self.policy.head_rows_at_once(backend);
+        self.packer.shapes = self.replays.then(|| Shapes::of(*limits, rows_at_once));
         let limits = &self.packer.shapes.map_or(*limits, |shapes| shapes.limits());
         self.recorded.clear();
         self.policy.reserve_positions(backend, limits.longest_path)?;
@@ -173,13 +168,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         }
         self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
-        for (buffer, len) in [
-            (&mut self.dscore, limits.seqs),
-            (&mut self.comparison_loss, limits.comparisons),
-            (&mut self.comparison_logit, limits.comparisons),
-        ] {
-            reserve(backend, buffer, len)?;
-        }
+        self.losses.reserve(backend, limits)?;
         for arrival in &mut self.arrivals {
             arrival.reserve(backend, limits)?;
         }
@@ -313,51 +302,16 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Loss and gradient of the loaded micro-batch: ops alone, which can be recorded.
     fn compute(&mut self, write: Write) -> Result<()> {
-        self.forward()?;
-        if self.loss.method != Method::Sft {
-            self.compare()?;
-        }
-        let seqs = self.batch.sizes.seqs;
-        let dscore = match self.loss.method {
-            Method::Sft => self.batch.direct().unwrap_or(View::first(&self.dscore, 0)),
-            Method::Reward | Method::Dpo => View::first(&self.dscore, seqs),
-        };
-        let (reduce, target) = (self.loss.reduce, (&mut self.grads, write));
-        self.scorer.backward(self.backend, &self.policy, &self.batch, reduce, dscore, target)
-    }
-
-    /// Scores of policy and reference.
-    fn forward(&mut self) -> Result<()> {
+        let (backend, policy, batch) = (self.backend, &self.policy, &self.batch);
+        let reduce = self.loss.reduce;
         if let Some(reference) = &mut self.reference {
-            reference.forward(self.backend, &self.batch, self.loss.reduce)?;
+            reference.forward(backend, batch, reduce)?;
         }
-        self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)
-    }
-
-    /// Comparison losses and the gradient of every score.
-    fn compare(&mut self) -> Result<()> {
-        let (backend, s) = (self.backend, self.batch.sizes);
-        for (buffer, len) in [
-            (&mut self.dscore, s.seqs),
-            (&mut self.comparison_loss, s.comparisons),
-            (&mut self.comparison_logit, s.comparisons),
-        ] {
-            grow(backend, buffer, len)?;
-        }
-        backend.preference_fwd(PreferenceFwd {
-            seqs: s.seqs,
-            comparisons: s.comparisons,
-            curve: self.loss.curve,
-            center: self.loss.center,
-            score: View::first(&self.scorer.score, s.seqs),
-            reference: self.reference.as_ref().map(|r| r.scores(&self.batch)),
-            table: self.batch.comparisons(),
-            direct: self.batch.direct(),
-            loss: ViewMut::first(&mut self.comparison_loss, s.comparisons),
-            logit: ViewMut::first(&mut self.comparison_logit, s.comparisons),
-            dscore: ViewMut::first(&mut self.dscore, s.seqs),
-            sums: ViewMut::first(&mut self.kind_sums, KINDS * SUM_FIELDS),
-        })
+        self.scorer.run_model(backend, policy, batch)?;
+        let reference = self.reference.as_ref().map(|r| r.scores(batch));
+        let losses = self.losses.of_batch(backend, &self.loss, batch, reference)?;
+        self.scorer.head_and_losses(backend, policy, batch, reduce, losses, (&mut self.grads, write))?;
+        self.scorer.model_backward(backend, policy, batch, (&mut self.grads, write))
     }
 
     /// Enqueues bringing the micro-batch's results to elements of the outlet from `at` on; where the next begin.
@@ -373,8 +327,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             if let Some(reference) = &self.reference {
                 fetch(reference.scores(&self.batch).part(0, seqs))?;
             }
-            fetch(View::first(&self.comparison_loss, comparisons))?;
-            fetch(View::first(&self.comparison_logit, comparisons))?;
+            self.losses.results(comparisons).into_iter().try_for_each(fetch)?;
         }
         Ok(at)
     }
@@ -434,7 +387,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.packer.pack(&[groups.to_vec()], &mut packed)?;
         let first = &packed.micro_batches()[0];
         self.load(first)?;
-        self.forward()?;
+        if let Some(reference) = &mut self.reference {
+            reference.forward(self.backend, &self.batch, self.loss.reduce)?;
+        }
+        self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
         let seqs = first.batch.seqs();
         let Some(reference) = &self.reference else {
             return Err(Error::Runtime("the identity check needs a reference model".into()));

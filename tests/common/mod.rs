@@ -5,6 +5,8 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod compare;
+pub mod comparisons;
+pub mod head_preference;
 pub mod runs;
 pub mod sm90;
 pub mod trees;

@@ -3,6 +3,7 @@
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
+pub use super::comparisons::{Preference, preference};
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};
 
@@ -276,11 +277,21 @@ pub struct HeadBwdInputs<'a> {
     pub target: &'a [i32],
     pub lse: &'a [f64],
     pub dlogp: &'a [f64],
+    /// What the head's gradient is before the call.
     pub dhead: &'a [f64],
     pub write: Write,
 }
 
+/// The gradient of hidden rows with a frozen head.
+pub fn frozen_head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>) -> Outputs {
+    head_gradients(on, d, i, false)
+}
+
 pub fn head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>) -> Outputs {
+    head_gradients(on, d, i, true)
+}
+
+fn head_gradients<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>, with_dhead: bool) -> Outputs {
     let runs = runs_of(i.source);
     let (order, offsets, keys) = (on.idx(&runs.order), on.idx(&runs.offsets), on.idx(&runs.keys));
     let (hidden, head, source, target) = (on.act(i.hidden), on.act(i.head), on.idx(i.source), on.idx(i.target));
@@ -296,7 +307,7 @@ pub fn head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'
         lse: lse.view(),
         dlogp: dlogp.view(),
         dhidden: dhidden.view_mut(),
-        dhead: dhead.view_mut(),
+        dhead: with_dhead.then(|| dhead.view_mut()),
         dhead_write: i.write,
     };
     on.backend.head_logprob_bwd(args).unwrap();
@@ -368,81 +379,6 @@ pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offse
     let args = SegmentSumBwd { rows, seqs, reduce, dsums: dsums.view(), offsets: o, dvalues: dvalues.view_mut() };
     on.backend.segment_sum_bwd(args).unwrap();
     vec![("sums", on.read_acc(&sums)), ("dvalues", on.read_acc(&dvalues))]
-}
-
-/// Host form of `PreferenceFwd`.
-#[derive(Clone)]
-pub struct Preference {
-    pub curve: Curve,
-    pub center: f64,
-    pub score: Vec<f64>,
-    pub reference: Option<Vec<f64>>,
-    pub direct: Option<Vec<f64>>,
-    /// (sequence, sign) of the terms of each comparison
-    pub terms: Vec<Vec<(i32, i32)>>,
-    pub kind: Vec<i32>,
-    pub scale: Vec<f64>,
-    pub margin: Vec<f64>,
-    pub weight: Vec<f64>,
-    pub clip: Vec<f64>,
-    pub kind_scale: Vec<f64>,
-}
-
-pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
-    let (seqs, comparisons) = (p.score.len(), p.terms.len());
-    let (mut sequence, mut sign) = (vec![-1; comparisons * TERMS], vec![0; comparisons * TERMS]);
-    let mut used = vec![Vec::new(); seqs];
-    for (c, terms) in p.terms.iter().enumerate() {
-        for (k, &(s, g)) in terms.iter().enumerate() {
-            let slot = c * TERMS + k;
-            (sequence[slot], sign[slot]) = (s, g);
-            used[s as usize].push(slot as i32);
-        }
-    }
-    let mut use_offsets = vec![0i32];
-    use_offsets.extend(used.iter().scan(0, |at, u| {
-        *at += u.len() as i32;
-        Some(*at)
-    }));
-    let (sequence, sign, kind) = (on.idx(&sequence), on.idx(&sign), on.idx(&p.kind));
-    let (use_offsets, uses) = (on.idx(&use_offsets), on.idx(&used.concat()));
-    let [scale, margin, weight] = [&p.scale, &p.margin, &p.weight].map(|x| on.acc(x));
-    let (clip, kind_scale, score) = (on.acc(&p.clip), on.acc(&p.kind_scale), on.acc(&p.score));
-    let (reference, direct) = (p.reference.as_ref().map(|x| on.acc(x)), p.direct.as_ref().map(|x| on.acc(x)));
-    let (mut loss, mut logit) = (on.acc_out(comparisons), on.acc_out(comparisons));
-    let (mut dscore, mut sums) = (on.acc_out(seqs), on.acc_out(KINDS * SUM_FIELDS));
-    let args = PreferenceFwd {
-        seqs,
-        comparisons,
-        curve: p.curve,
-        center: p.center,
-        score: score.view(),
-        reference: reference.as_ref().map(|x| x.view()),
-        table: Comparisons {
-            term_sequence: sequence.view(),
-            term_sign: sign.view(),
-            kind: kind.view(),
-            scale: scale.view(),
-            margin: margin.view(),
-            weight: weight.view(),
-            detached_clip: clip.view(),
-            kind_scale: kind_scale.view(),
-            use_offsets: use_offsets.view(),
-            uses: uses.view(),
-        },
-        direct: direct.as_ref().map(|x| x.view()),
-        loss: loss.view_mut(),
-        logit: logit.view_mut(),
-        dscore: dscore.view_mut(),
-        sums: sums.view_mut(),
-    };
-    on.backend.preference_fwd(args).unwrap();
-    vec![
-        ("loss", on.read_acc(&loss)),
-        ("logit", on.read_acc(&logit)),
-        ("dscore", on.read_acc(&dscore)),
-        ("sums", on.read_acc(&sums)),
-    ]
 }
 
 pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: &[f64]) -> Outputs {

@@ -12,11 +12,16 @@ use mapl::backend::kernels::hopper::Hopper;
 /// What a case does on any device.
 pub trait Work {
     fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs;
+
+    /// The backend it is done on.
+    fn prepare<D: Device>(&self, kernels: Kernels<D, bf16>) -> Kernels<D, bf16> {
+        kernels
+    }
 }
 
 /// Runs on a device. Operands begin at multiples of 16 bytes, or these kernels would not be used.
 pub fn done<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
-    let kernels = Kernels::<_, bf16>::new(device).with_hopper(how);
+    let kernels = work.prepare(Kernels::<_, bf16>::new(device).with_hopper(how));
     let mut on = On::new(&kernels, Precision::Bf16);
     on.before = 8;
     work.on(&on)

@@ -7,6 +7,7 @@ use mapl::backend::cpu::Cpu;
 use mapl::backend::reference::Reference;
 
 use super::preference::CURVES;
+use crate::common::head_preference::Case;
 use crate::common::runs::{self, Adam, Preference};
 use crate::common::trees::HostTree;
 use crate::common::{On, Outputs, normal};
@@ -91,6 +92,10 @@ fn nothing<B: Backend>(on: &On<B>) {
             assert_eq!(only(&outputs, "dhidden"), vec![0.0; 6 * tokens], "reward head without sequences");
             assert_empty_sum("reward_head_bwd", &outputs[2..].to_vec(), write);
         }
+        let case = Case { write, dhead: BEFORE.to_vec(), ..Case::new("nothing", &[], (2, 3)) };
+        let outputs = case.run(on).0;
+        assert!(only(&outputs, "dhidden").is_empty() && only(&outputs, "sums") == [0.0; KINDS * SUM_FIELDS]);
+        assert_empty_sum("head_preference", &vec![("dhead", only(&outputs, "dhead"))], write);
     }
     for reduce in [Reduce::Sum, Reduce::Mean] {
         runs::segment_sum(on, reduce, &[], &[0], &[]);

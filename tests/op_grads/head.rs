@@ -1,9 +1,10 @@
-//! Vocabulary head, its stored-logits oracle, reward head.
+//! Vocabulary head, alone and with the loss, its stored-logits oracle, reward head.
 
 use mapl::backend::Write::{Add, Overwrite};
 use mapl::backend::contract::*;
 
 use super::difference::{ORACLE, agree, check};
+use crate::common::head_preference::{Case, output};
 use crate::common::{normal, runs};
 
 /// Hidden row 1 is the source of three head rows, rows 0 and 3 of none; a target repeats.
@@ -111,4 +112,56 @@ pub fn reward_head() {
             },
         );
     }
+}
+
+/// Gradients of hidden rows and head.
+fn head_gradients(case: &Case, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let outputs = with_inputs(case, inputs).run(&ORACLE).0;
+    ["dhidden", "dhead"].map(|name| output(&outputs, name).to_vec()).into()
+}
+
+fn with_inputs(case: &Case, inputs: &[Vec<f64>]) -> Case {
+    Case { hidden: inputs[0].clone(), head: inputs[1].clone(), ..case.clone() }
+}
+
+/// From hidden rows and head to the losses: the gradient of `sum of dy * loss`, where `dy` is in the weights.
+pub fn head_preference() {
+    for (reduce, write) in [(Reduce::Sum, Overwrite), (Reduce::Mean, Add)] {
+        let mut case = Case::new("head_preference", &[&[2, 3], &[1, 2, 0, 1]], (3, 7));
+        (case.reduce, case.write) = (reduce, write);
+        if let Some(p) = &mut case.loss {
+            p.kind_scale = vec![1.0; KINDS];
+            p.weight = vec![1.0; p.terms.len()];
+            // A detached term is a constant to the gradient and none to differences.
+            p.terms.iter_mut().for_each(|terms| terms.retain(|(_, sign)| sign.abs() == 1));
+        }
+        check(
+            "head_preference",
+            &[case.hidden.clone(), case.head.clone()],
+            &[Overwrite, write],
+            |i| output(&with_inputs(&case, i).run(&ORACLE).0, "loss").to_vec(),
+            |i, dy, start| {
+                let mut case = Case { dhead: start[1].clone(), ..case.clone() };
+                case.loss.iter_mut().for_each(|p| p.weight = dy.to_vec());
+                head_gradients(&case, i)
+            },
+        );
+    }
+}
+
+/// The gradient of `<direct, score>`, beside no comparisons.
+pub fn likelihood() {
+    let mut case = Case::new("likelihood", &[&[2, 3], &[0, 4]], (3, 7));
+    (case.loss, case.write, case.reduce) = (None, Add, Reduce::Mean);
+    case.direct = Some(vec![0.0; 4]);
+    check(
+        "likelihood",
+        &[case.hidden.clone(), case.head.clone()],
+        &[Overwrite, Add],
+        |i| output(&with_inputs(&case, i).run(&ORACLE).0, "score").to_vec(),
+        |i, dy, start| {
+            let case = Case { direct: Some(dy.to_vec()), dhead: start[1].clone(), ..case.clone() };
+            head_gradients(&case, i)
+        },
+    );
 }

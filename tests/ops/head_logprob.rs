@@ -1,7 +1,8 @@
 //! Vocabulary head against the reference: vocabularies below and above a panel and off its width, rows that share a
-//! hidden row, strips that are not full, blocks beyond the first; huge and infinite logits; zero rows.
+//! hidden row, strips that are not full, blocks beyond the first; huge and infinite logits; zero rows; a frozen head.
 
-use crate::common::{check, check_backend, check_kernels, indices, normal, runs};
+use crate::common::{On as Runner, check, check_backend, check_kernels, compare, each_backend, indices, normal, runs};
+use mapl::backend::Backend;
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
@@ -99,8 +100,10 @@ fn backward_of_vocabularies_and_rows() {
                 dhead: &dhead,
                 write,
             };
-            // Sums over the vocabulary whose terms are probabilities, and over rows.
-            let tolerance = |p, name: &str| d.gradient_tolerance(p, if name == "dhead" { d.rows } else { 16 });
+            // Sums over the vocabulary whose terms are probabilities, and over rows. Tensor cores cut a sum off after every step
+            // in place of rounding it, so the error of the first grows with the vocabulary: 8.6e-6 over 8195 words on an H200.
+            let words = 16.max(d.vocab / 128);
+            let tolerance = |p, name: &str| d.gradient_tolerance(p, if name == "dhead" { d.rows } else { words });
             compare!(c, format!("{}, {write:?}", c.label), |on: &_| runs::head_logprob_bwd(on, d, &inputs), tolerance);
         }
     }
@@ -163,4 +166,35 @@ fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
     let on = crate::common::On::new(&backend, Precision::F32);
     let outputs = runs::head_logprob_bwd(&on, d, &inputs);
     assert!(outputs[0].1[8..].iter().all(|&g| g == 0.0), "{outputs:?}");
+}
+
+/// Every case that runs on all backends, with and without the gradient of the head.
+fn frozen<B: Backend>(on: &Runner<B>) {
+    for c in cases().iter().filter(|c| c.on == On::All) {
+        let (lse, dlogp) = (vec![6.0; c.d.rows], normal("dlogp", c.d.rows, 1.0));
+        let before = normal("dhead", c.d.vocab * c.d.hidden, 1.0);
+        for write in [Write::Overwrite, Write::Add] {
+            let inputs = HeadBwdInputs {
+                hidden: &c.x,
+                head: &c.head,
+                source: &c.source,
+                target: &c.target,
+                lse: &lse,
+                dlogp: &dlogp,
+                dhead: &before,
+                write,
+            };
+            let trained = runs::head_logprob_bwd(on, c.d, &inputs);
+            let frozen = runs::frozen_head_logprob_bwd(on, c.d, &inputs);
+            compare::bits(&format!("{}, dhidden", c.label), &frozen[0].1, &trained[0].1);
+            let untouched = on.read_acc(&on.acc(&before));
+            compare::bits(&format!("{}, dhead", c.label), &frozen[1].1, &untouched);
+        }
+    }
+}
+
+#[test]
+fn a_frozen_head_has_the_same_dhidden_bit_by_bit() {
+    frozen(&Runner::new(&mapl::backend::reference::Reference, Precision::F64));
+    each_backend!(frozen);
 }

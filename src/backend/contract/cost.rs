@@ -172,13 +172,41 @@ impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for HeadLogprobBwd<'_, B> {
-    /// Three products: the logits anew, the gradient of the hidden rows, the gradient of the head.
+    /// Three products: the logits anew, the gradient of the hidden rows, the gradient of the head unless it is frozen.
     fn cost(&self) -> Cost {
         let d = &self.dims;
-        let bytes =
-            d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + out::<B>(d.vocab * d.hidden, self.dhead_write);
-        Cost::new(bytes, 3 * d.flops())
+        let (dhead, products) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
+        Cost::new(d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead, (2 + products) * d.flops())
     }
+}
+
+/// Bytes and products of the head's own gradient.
+fn head_gradient<B: Backend>(d: &HeadDims, wanted: bool, write: Write) -> (u64, u64) {
+    if wanted { (out::<B>(d.vocab * d.hidden, write), 1) } else { (0, 0) }
+}
+
+impl<B: Backend> Costed for HeadPreference<'_, B> {
+    /// Three products: the logits once, the gradient of the hidden rows, the gradient of the head unless it is frozen. The
+    /// calls that the op stands for compute logits twice, four products.
+    fn cost(&self) -> Cost {
+        let (d, s) = (&self.dims, self.seqs);
+        let (dhead, products) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
+        let direct = usize::from(self.direct.is_some());
+        let of_loss = self.comparison.as_ref().map_or(Cost::new(acc::<B>((1 + direct) * s), 0), |c| {
+            comparisons::<B>(s, c.comparisons, c.table.uses.len, direct + usize::from(c.reference.is_some()))
+        });
+        let per_row = acc::<B>(d.rows) + idx(s + 1);
+        let bytes = d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead + per_row + of_loss.bytes;
+        Cost::new(bytes, (2 + products) * d.flops() + of_loss.flops)
+    }
+}
+
+/// Cost of `comparisons` comparisons over `seqs` sequences, whose terms are used `uses` times, with so many further numbers
+/// of every sequence.
+fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, further: usize) -> Cost {
+    let numbers = acc::<B>((2 + further) * seqs + 7 * comparisons);
+    let indices = idx((2 * TERMS + 1) * comparisons + seqs + 1 + uses);
+    Cost::new(numbers + indices, (20 * comparisons + 4 * uses) as u64)
 }
 
 impl<B: Backend> Costed for LogprobFwd<'_, B> {
@@ -223,10 +251,8 @@ impl<B: Backend> Costed for SegmentSumBwd<'_, B> {
 
 impl<B: Backend> Costed for PreferenceFwd<'_, B> {
     fn cost(&self) -> Cost {
-        let references = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
-        let numbers = acc::<B>((2 + references) * self.seqs + 7 * self.comparisons);
-        let indices = idx((2 * TERMS + 1) * self.comparisons + self.seqs + 1 + self.table.uses.len);
-        Cost::new(numbers + indices, (20 * self.comparisons + 4 * self.table.uses.len) as u64)
+        let further = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
+        comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, further)
     }
 }
 

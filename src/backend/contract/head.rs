@@ -69,7 +69,8 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
 }
 
 /// Gradient of [`HeadLogprobFwd`]: with `dlogits = dlogp (onehot(target) - softmax)`, `dhidden = dlogits head` summed
-/// over the head rows of a hidden row in ascending order, `dhead = dlogitsᵀ hidden`.
+/// over the head rows of a hidden row in ascending order, `dhead = dlogitsᵀ hidden`. Without `dhead` the head is frozen: its
+/// gradient is not computed, and `dhidden` is the same bits.
 pub struct HeadLogprobBwd<'a, B: Backend> {
     pub dims: HeadDims,
     /// (tokens, hidden)
@@ -88,8 +89,8 @@ pub struct HeadLogprobBwd<'a, B: Backend> {
     pub dlogp: View<'a, B::Acc>,
     /// (tokens, hidden), overwritten; zero where no head row points
     pub dhidden: ViewMut<'a, B::Act>,
-    /// (vocab, hidden)
-    pub dhead: ViewMut<'a, B::Acc>,
+    /// (vocab, hidden); `None` for a frozen head
+    pub dhead: Option<ViewMut<'a, B::Acc>>,
     pub dhead_write: Write,
 }
 
@@ -104,7 +105,7 @@ impl<B: Backend> HeadLogprobBwd<'_, B> {
         expect_len(op, "lse", self.lse.len, d.rows)?;
         expect_len(op, "dlogp", self.dlogp.len, d.rows)?;
         expect_len(op, "dhidden", self.dhidden.len, d.tokens * d.hidden)?;
-        expect_len(op, "dhead", self.dhead.len, d.vocab * d.hidden)
+        expect_len(op, "dhead", self.dhead.as_ref().map_or(d.vocab * d.hidden, |g| g.len), d.vocab * d.hidden)
     }
 }
 

@@ -68,6 +68,21 @@ pub enum Curve {
     Ipo,
 }
 
+impl Curve {
+    /// Checks the range of its parameter.
+    pub(super) fn check(self, op: &'static str) -> Result<()> {
+        match self {
+            Curve::Sigmoid { smoothing } => {
+                expect(op, "smoothing", (0.0..=0.5).contains(&smoothing), "0 to 0.5", smoothing)
+            }
+            Curve::Robust { smoothing } => {
+                expect(op, "smoothing", (0.0..0.5).contains(&smoothing), "at least 0, below 0.5", smoothing)
+            }
+            Curve::Hinge | Curve::Ipo => Ok(()),
+        }
+    }
+}
+
 /// Fields of one row of [`PreferenceFwd::sums`].
 pub const SUM_FIELDS: usize = 5;
 /// Sum of weight * f.
@@ -117,6 +132,21 @@ impl<B: Backend> Clone for Comparisons<'_, B> {
 
 impl<B: Backend> Copy for Comparisons<'_, B> {}
 
+impl<B: Backend> Comparisons<'_, B> {
+    /// Checks the lengths of the tables of `comparisons` comparisons over `seqs` sequences.
+    pub(super) fn check(&self, op: &'static str, seqs: usize, comparisons: usize) -> Result<()> {
+        expect_len(op, "term_sequence", self.term_sequence.len, comparisons * TERMS)?;
+        expect_len(op, "term_sign", self.term_sign.len, comparisons * TERMS)?;
+        expect_len(op, "kind", self.kind.len, comparisons)?;
+        expect_len(op, "scale", self.scale.len, comparisons)?;
+        expect_len(op, "margin", self.margin.len, comparisons)?;
+        expect_len(op, "weight", self.weight.len, comparisons)?;
+        expect_len(op, "detached_clip", self.detached_clip.len, 2 * comparisons)?;
+        expect_len(op, "kind_scale", self.kind_scale.len, KINDS)?;
+        expect_len(op, "use_offsets", self.use_offsets.len, seqs + 1)
+    }
+}
+
 /// Comparison losses. With `rho_k = scale * (score_k - reference_k)`:
 ///
 /// - `logit = sum over trained terms of sign_k rho_k + clip(sum over detached terms of sign_k rho_k)`
@@ -151,32 +181,16 @@ pub struct PreferenceFwd<'a, B: Backend> {
 
 impl<B: Backend> PreferenceFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
-        let (op, s, c, t) = ("preference_fwd", self.seqs, self.comparisons, &self.table);
+        let (op, s, c) = ("preference_fwd", self.seqs, self.comparisons);
         expect_len(op, "score", self.score.len, s)?;
         expect_len(op, "reference", self.reference.map_or(s, |r| r.len), s)?;
-        expect_len(op, "term_sequence", t.term_sequence.len, c * TERMS)?;
-        expect_len(op, "term_sign", t.term_sign.len, c * TERMS)?;
-        expect_len(op, "kind", t.kind.len, c)?;
-        expect_len(op, "scale", t.scale.len, c)?;
-        expect_len(op, "margin", t.margin.len, c)?;
-        expect_len(op, "weight", t.weight.len, c)?;
-        expect_len(op, "detached_clip", t.detached_clip.len, 2 * c)?;
-        expect_len(op, "kind_scale", t.kind_scale.len, KINDS)?;
-        expect_len(op, "use_offsets", t.use_offsets.len, s + 1)?;
+        self.table.check(op, s, c)?;
         expect_len(op, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(op, "loss", self.loss.len, c)?;
         expect_len(op, "logit", self.logit.len, c)?;
         expect_len(op, "dscore", self.dscore.len, s)?;
         expect_len(op, "sums", self.sums.len, KINDS * SUM_FIELDS)?;
-        match self.curve {
-            Curve::Sigmoid { smoothing } => {
-                expect(op, "smoothing", (0.0..=0.5).contains(&smoothing), "0 to 0.5", smoothing)
-            }
-            Curve::Robust { smoothing } => {
-                expect(op, "smoothing", (0.0..0.5).contains(&smoothing), "at least 0, below 0.5", smoothing)
-            }
-            Curve::Hinge | Curve::Ipo => Ok(()),
-        }
+        self.curve.check(op)
     }
 
     /// Error allowed in loss and gradient for scores of magnitude `scores`.

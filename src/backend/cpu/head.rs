@@ -84,10 +84,10 @@ const BLOCK: usize = 4;
 
 pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
     let (d, target, lse, dlogp) = (a.dims, a.target.slice(), a.lse.slice(), a.dlogp.slice());
-    let (dhidden, dhead) = (a.dhidden.into_slice(), a.dhead.into_slice());
+    let (dhidden, mut dhead) = (a.dhidden.into_slice(), a.dhead.map(|g| g.into_slice()));
     if d.rows == 0 || d.hidden == 0 {
         dhidden.fill(0.0);
-        if a.dhead_write == Write::Overwrite {
+        if let (Some(dhead), Write::Overwrite) = (dhead, a.dhead_write) {
             dhead.par_chunks_mut(1 << 16).for_each(|x| x.fill(0.0));
         }
         return;
@@ -125,9 +125,10 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
             let row_bounds = strips[first_strip..=first_strip + down].to_vec();
             let panel_bounds = panels[first_panel..=first_panel + across].to_vec();
             let drows = Grid::new(&mut drows, d.hidden, row_bounds, columns.clone());
-            let dhead = Grid::new(&mut dhead[..], d.hidden, panel_bounds, columns.clone());
+            let dhead = dhead.as_mut().map(|g| Grid::new(&mut g[..], d.hidden, panel_bounds, columns.clone()));
             let slabs = columns.len() - 1;
-            (0..(down + across) * slabs).into_par_iter().with_max_len(1).for_each(|task| {
+            let parts = down + if dhead.is_some() { across } else { 0 };
+            (0..parts * slabs).into_par_iter().with_max_len(1).for_each(|task| {
                 let (part, slab) = (task / slabs, task % slabs);
                 let columns = between(&columns, slab);
                 if part < down {
@@ -136,7 +137,7 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
                         let write = if first_panel + j == 0 { Write::Overwrite } else { Write::Add };
                         matmul(&mut out, dlogits(part, j), head.rows(panel(j)).cols(columns.clone()), write);
                     }
-                } else {
+                } else if let Some(dhead) = &dhead {
                     let j = part - down;
                     let mut out = dhead.claim(j, slab);
                     for i in 0..down {

@@ -64,13 +64,16 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
     let dhidden = write(&mut a.dhidden);
     k.clear(a.dhidden)?;
     if d.rows == 0 {
-        return if a.dhead_write == Write::Overwrite { k.clear(a.dhead) } else { Ok(()) };
+        return match a.dhead {
+            Some(dhead) if a.dhead_write == Write::Overwrite => k.clear(dhead),
+            _ => Ok(()),
+        };
     }
     let stride = CHUNK.min(d.vocab).next_multiple_of(ROW_UNIT);
     let mut scratch = k.scratch()?;
     let (dlogits, drows) = (scratch.want::<A>(d.rows * stride), scratch.want::<f32>(d.rows * d.hidden));
     scratch.take()?;
-    let dhead = write(&mut a.dhead);
+    let dhead = a.dhead.as_mut().map(write);
     for first in (0..d.vocab).step_by(CHUNK) {
         let width = CHUNK.min(d.vocab - first);
         let (hidden_size, rows) = (int(d.hidden)?, int(d.rows)?);
@@ -102,6 +105,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             add: i32::from(first > 0),
         }
         .launch(&k.device, blocks(k, d.rows, d.hidden), shared_bytes::<A>())?;
+        let Some(dhead) = dhead else { continue };
         launch::HeadDhead::<A> {
             dlogits: scratch.read(dlogits),
             hidden: read(a.hidden),

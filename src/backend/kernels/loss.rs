@@ -3,7 +3,7 @@
 use super::device::{Device, Element};
 use super::launchers as launch;
 use super::rowwise::{WARPS, pieces};
-use super::{Kernels, adds, int, read, read_option, write};
+use super::{Kernels, Piece, Scratch, adds, int, read, read_option, write};
 use crate::Result;
 use crate::backend::ViewMut;
 use crate::backend::contract::*;
@@ -78,6 +78,18 @@ pub(super) fn reward_head_bwd<D: Device, A: Element>(
     .launch(&k.device, k.row_blocks(pieces::<A>(a.dims.hidden), WARPS), 0)
 }
 
+/// Slopes and pulls of comparisons.
+fn preference_pieces<D: Device>(scratch: &mut Scratch<'_, D>, comparisons: usize) -> [Piece; 2] {
+    [scratch.want::<f32>(comparisons), scratch.want::<f32>(comparisons)]
+}
+
+/// Bytes of scratch memory that [`preference_fwd`] takes.
+pub(super) fn preference_scratch<D: Device, A: Element>(k: &Kernels<D, A>, comparisons: usize) -> Result<usize> {
+    let mut scratch = k.scratch()?;
+    preference_pieces(&mut scratch, comparisons);
+    Ok(scratch.wanted)
+}
+
 pub(super) fn preference_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: PreferenceFwd<'_, Kernels<D, A>>,
@@ -90,8 +102,7 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
         Curve::Ipo => (3, 0.0),
     };
     let mut scratch = k.scratch()?;
-    let slopes = scratch.want::<f32>(a.comparisons);
-    let pulls = scratch.want::<f32>(a.comparisons);
+    let [slopes, pulls] = preference_pieces(&mut scratch, a.comparisons);
     scratch.take()?;
     let t = &a.table;
     launch::PreferenceFwd {

@@ -34,8 +34,9 @@ use std::time::Duration;
 
 use super::contract::*;
 use super::probe::{OpTime, Probe};
-use super::{Backend, Buffer, View, ViewMut};
+use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use device::{Device, Element, Read, Write};
 use hopper::Hopper;
 
@@ -80,6 +81,8 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// How linear layers are done on a Hopper card.
     hopper: Hopper,
+    /// Most rows of a chunk of the head with its loss, if not as many as its memory allows.
+    head_rows: Option<usize>,
     /// Turns of parts of sums: zeros between launches.
     turns: Mutex<Option<D::Memory>>,
     activations: PhantomData<fn() -> A>,
@@ -96,6 +99,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             observed: Mutex::default(),
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
+            head_rows: None,
             turns: Mutex::new(None),
             activations: PhantomData,
         }
@@ -109,6 +113,11 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// This backend with linear layers done in another way.
     pub fn with_hopper(self, hopper: Hopper) -> Self {
         Self { hopper, ..self }
+    }
+
+    /// This backend with chunks of so many rows in [`Backend::head_preference`], where it works in chunks.
+    pub fn with_head_rows(self, rows: usize) -> Self {
+        Self { head_rows: Some(rows), ..self }
     }
 
     /// Address of words for the turns of a launch, all zero; 0 for no words. Every call must ask for as many or none.
@@ -152,6 +161,15 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Ok(Scratch { device: &self.device, held, freed: &self.freed, used: 0, wanted: 0 })
     }
 
+    /// Scratch memory behind the first `bytes`, which are left to the ops that this one calls. Once it is taken the guard may be
+    /// dropped and the addresses used until this op has enqueued its last launch, as long as no op in between asks for more than
+    /// `bytes`.
+    fn scratch_behind(&self, bytes: usize) -> Result<Scratch<'_, D>> {
+        let mut scratch = self.scratch()?;
+        scratch.wanted = bytes;
+        Ok(scratch)
+    }
+
     fn zeros<T>(&self, len: usize) -> Result<Array<D, T>> {
         let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX / 2).max(1);
         Ok(Array { memory: self.device.allocate(bytes)?, len, freed: self.freed.clone(), element: PhantomData })
@@ -159,7 +177,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
 
     fn upload<T: Element>(&self, to: ViewMut<'_, Array<D, T>>, source: &[f64]) -> Result<()> {
         expect_len("write", "source", source.len(), to.len)?;
-        let values: Vec<T> = source.iter().map(|&x| T::of(x)).collect();
+        let values: Vec<T> = source.par_iter().with_min_len(1 << 14).map(|&x| T::of(x)).collect();
         self.device.upload(&mut to.buffer.memory, to.start * size_of::<T>(), bytemuck::cast_slice(&values))
     }
 
@@ -459,6 +477,19 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
         loss::preference_fwd(self, a)
+    }
+    fn head_preference_impl(&self, a: HeadPreference<'_, Self>) -> Result<()> {
+        if hopper::head::does_preference(self, &a) {
+            hopper::head::preference(self, a)
+        } else {
+            composite::head_preference(self, a)
+        }
+    }
+    fn fuses_head_preference(&self, a: &HeadPreference<'_, Self>) -> bool {
+        hopper::head::does_preference(self, a)
+    }
+    fn head_rows_at_once(&self, d: HeadDims) -> usize {
+        hopper::head::rows_at_once(self, d)
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
         optim::grad_norm(self, a)

@@ -28,9 +28,9 @@ pub fn head_logprob_fwd(a: HeadLogprobFwd<'_, R>) {
 
 pub fn head_logprob_bwd(a: HeadLogprobBwd<'_, R>) {
     let (d, hidden, head, lse, dlogp) = (a.dims, a.hidden.slice(), a.head.slice(), a.lse.slice(), a.dlogp.slice());
-    let (dhidden, dhead) = (a.dhidden.into_slice(), a.dhead.into_slice());
+    let (dhidden, mut dhead) = (a.dhidden.into_slice(), a.dhead.map(|g| g.into_slice()));
     dhidden.fill(0.0);
-    if a.dhead_write == Write::Overwrite {
+    if let (Some(dhead), Write::Overwrite) = (&mut dhead, a.dhead_write) {
         dhead.fill(0.0);
     }
     for r in 0..d.rows {
@@ -41,7 +41,11 @@ pub fn head_logprob_bwd(a: HeadLogprobBwd<'_, R>) {
             let dlogit = dlogp[r] * (hit - (logit - lse[r]).exp());
             for h in 0..d.hidden {
                 dhidden[source + h] += dlogit * head[v * d.hidden + h];
-                dhead[v * d.hidden + h] += dlogit * hidden[source + h];
+            }
+            if let Some(dhead) = &mut dhead {
+                for h in 0..d.hidden {
+                    dhead[v * d.hidden + h] += dlogit * hidden[source + h];
+                }
             }
         }
     }

@@ -130,7 +130,7 @@ impl Call for Head {
                 lse: o.acc(),
                 dlogp: o.acc(),
                 dhidden: o.act_out(),
-                dhead: o.acc_out(),
+                dhead: Some(o.acc_out()),
                 dhead_write: Write::Overwrite,
             }),
         }

@@ -4,11 +4,12 @@
 //! - [`linear`]: products of linear layers, alone and with the gated activation
 //! - [`rowwise`]: embedding, normalisation, rotation, activation, bias
 //! - [`attention`]: attention over sequences and over prefix trees
-//! - [`head`]: log-probs of the vocabulary head, the scalar head
+//! - [`head`]: log-probs of the vocabulary head, the scalar head; [`head_preference`]: head, losses and gradients as one op
 //! - [`objective`]: sums by sequence, comparison losses, gradient norm, AdamW
 
 pub mod attention;
 pub mod head;
+pub mod head_preference;
 pub mod linear;
 pub mod objective;
 pub mod rowwise;
@@ -122,6 +123,7 @@ works! {
     Activation(rowwise::Activation),
     Attention(attention::Attention),
     Head(head::Head),
+    PreferenceHead(head_preference::PreferenceHead),
     StoredLogits(head::StoredLogits),
     RewardHead(head::RewardHead),
     SegmentSum(objective::SegmentSum),

@@ -69,6 +69,68 @@ impl Call for SegmentSum {
     }
 }
 
+/// Comparisons without margins, all of weight 1, as [`Comparisons`] has them.
+pub(super) struct Table {
+    pub seqs: usize,
+    /// (comparisons) sequence and sign of each term
+    pub terms: Vec<Vec<(usize, i32)>>,
+    /// (comparisons)
+    pub kinds: Vec<i32>,
+    /// Of all comparisons.
+    pub scale: f64,
+}
+
+impl Table {
+    /// The operands in the order of the table's fields; `kind_scale` is that of every kind.
+    pub fn operands(self, kind_scale: f64) -> [Operand; 10] {
+        let comparisons = self.terms.len();
+        let (mut sequence, mut sign) = (vec![-1i32; comparisons * TERMS], vec![0i32; comparisons * TERMS]);
+        let mut used = vec![Vec::new(); self.seqs];
+        for (c, terms) in self.terms.iter().enumerate() {
+            for (k, &(s, of_term)) in terms.iter().enumerate() {
+                let slot = c * TERMS + k;
+                (sequence[slot], sign[slot]) = (s as i32, of_term);
+                used[s].push(slot as i32);
+            }
+        }
+        let mut offsets = vec![0i32];
+        for uses in &used {
+            offsets.push(offsets[offsets.len() - 1] + uses.len() as i32);
+        }
+        let c = (Axis::Comparison, comparisons);
+        let number = |name, rows, value| Operand::acc(name, rows, ONE, Fill::Constant(value));
+        let clip = (0..2 * comparisons).map(|i| if i % 2 == 0 { -1e30 } else { 1e30 }).collect();
+        [
+            Operand::idx("term_sequence", &Arc::new(sequence)),
+            Operand::idx("term_sign", &Arc::new(sign)),
+            Operand::idx("kind", &Arc::new(self.kinds)),
+            number("scale", c, self.scale),
+            number("margin", c, 0.0),
+            number("weight", c, 1.0),
+            Operand::acc("detached_clip", c, (Axis::Whole, 2), Fill::Values(Arc::new(clip))),
+            number("kind_scale", (Axis::Whole, KINDS), kind_scale),
+            Operand::idx("use_offsets", &Arc::new(offsets)),
+            Operand::idx("uses", &Arc::new(used.concat())),
+        ]
+    }
+}
+
+/// The operands of [`Table::operands`], taken.
+pub(super) fn take_table<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Comparisons<'a, B> {
+    Comparisons {
+        term_sequence: o.idx(),
+        term_sign: o.idx(),
+        kind: o.idx(),
+        scale: o.acc(),
+        margin: o.acc(),
+        weight: o.acc(),
+        detached_clip: o.acc(),
+        kind_scale: o.acc(),
+        use_offsets: o.idx(),
+        uses: o.idx(),
+    }
+}
+
 /// Logistic losses of full groups: eight sequences, one base, two intra and two inter comparisons, with a reference.
 #[derive(Clone, Debug)]
 pub struct Comparison {
@@ -106,44 +168,27 @@ impl Call for Comparison {
 
     fn operands(&self) -> Vec<Operand> {
         let (seqs, comparisons) = (self.seqs(), self.comparisons());
-        let (mut sequence, mut sign) = (vec![-1i32; comparisons * TERMS], vec![0i32; comparisons * TERMS]);
-        let mut used = vec![Vec::new(); seqs];
-        let mut kinds = Vec::with_capacity(comparisons);
+        let (mut terms, mut kinds) = (Vec::with_capacity(comparisons), Vec::with_capacity(comparisons));
         for group in 0..self.groups {
-            for (c, (kind, terms)) in COMPARISONS.iter().enumerate() {
-                kinds.push(*kind as i32);
-                for (k, &(s, g)) in terms.iter().enumerate() {
-                    let slot = (group * COMPARISONS.len() + c) * TERMS + k;
-                    (sequence[slot], sign[slot]) = ((group * SEQUENCES + s) as i32, g);
-                    used[group * SEQUENCES + s].push(slot as i32);
-                }
+            for (kind, of_group) in COMPARISONS {
+                kinds.push(kind as i32);
+                terms.push(of_group.iter().map(|&(s, sign)| (group * SEQUENCES + s, sign)).collect());
             }
         }
-        let mut offsets = vec![0i32];
-        for uses in &used {
-            offsets.push(offsets[offsets.len() - 1] + uses.len() as i32);
-        }
-        let (s, c) = ((Axis::Whole, seqs), (Axis::Whole, comparisons));
+        let (s, c) = ((Axis::Sequence, seqs), (Axis::Comparison, comparisons));
         let number = |name, rows, value| Operand::acc(name, rows, ONE, Fill::Constant(value));
-        let clip = (0..2 * comparisons).map(|i| if i % 2 == 0 { -1e30 } else { 1e30 }).collect();
-        vec![
+        let mut operands = vec![
             Operand::acc("score", s, ONE, Fill::Normal(1.0)),
             Operand::acc("reference", s, ONE, Fill::Normal(1.0)),
-            Operand::idx("term_sequence", &Arc::new(sequence)),
-            Operand::idx("term_sign", &Arc::new(sign)),
-            Operand::idx("kind", &Arc::new(kinds)),
-            number("scale", c, 0.1),
-            number("margin", c, 0.0),
-            number("weight", c, 1.0),
-            Operand::acc("detached_clip", c, (Axis::Whole, 2), Fill::Values(Arc::new(clip))),
-            number("kind_scale", (Axis::Whole, KINDS), 1.0 / comparisons.max(1) as f64),
-            Operand::idx("use_offsets", &Arc::new(offsets)),
-            Operand::idx("uses", &Arc::new(used.concat())),
+        ];
+        operands.extend(Table { seqs, terms, kinds, scale: 0.1 }.operands(1.0 / comparisons.max(1) as f64));
+        operands.extend([
             number("loss", c, 0.0).written(),
             number("logit", c, 0.0).written(),
             number("dscore", s, 0.0).written(),
             Operand::acc("sums", (Axis::Whole, KINDS), (Axis::Whole, SUM_FIELDS), Fill::Constant(0.0)).written(),
-        ]
+        ]);
+        operands
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
@@ -154,18 +199,7 @@ impl Call for Comparison {
             center: 0.0,
             score: o.acc(),
             reference: Some(o.acc()),
-            table: Comparisons {
-                term_sequence: o.idx(),
-                term_sign: o.idx(),
-                kind: o.idx(),
-                scale: o.acc(),
-                margin: o.acc(),
-                weight: o.acc(),
-                detached_clip: o.acc(),
-                kind_scale: o.acc(),
-                use_offsets: o.idx(),
-                uses: o.idx(),
-            },
+            table: take_table(&mut o),
             direct: None,
             loss: o.acc_out(),
             logit: o.acc_out(),

@@ -1,7 +1,7 @@
 //! The packed batch: flat tables of indices and numbers, as the op contracts take them. No field has padding except
 //! the term slots of the comparison table. [`super::pack_into`] is the only writer.
 
-use crate::backend::contract::KINDS;
+use crate::backend::contract::{GroupEnd, KINDS};
 use crate::data::tree::PrefixTree;
 
 /// Items grouped by key, as in [`crate::backend::contract::Runs`].
@@ -117,6 +117,8 @@ pub struct SequenceRef {
 pub struct Batch {
     /// Number of groups.
     pub groups: usize,
+    /// (groups) where the head rows and sequences of each end
+    pub group_ends: Vec<GroupEnd>,
     /// (tokens)
     pub ids: Vec<i32>,
     /// (tokens) counted along the path of the tree
@@ -151,6 +153,7 @@ impl Batch {
     /// Empties all tables and keeps their memory.
     pub fn clear(&mut self) {
         self.groups = 0;
+        self.group_ends.clear();
         self.ids.clear();
         self.positions.clear();
         self.id_runs.clear();

@@ -14,6 +14,8 @@ pub struct BatchLimits {
     pub tokens: usize,
     /// Rows of the vocabulary head.
     pub rows: usize,
+    /// Of them those of one group.
+    pub group_rows: usize,
     pub seqs: usize,
     pub comparisons: usize,
     pub segments: usize,
@@ -34,6 +36,8 @@ pub struct GroupSizes {
 
 /// Fields of [`BatchLimits`] that add up over the groups of a batch.
 const FIELDS: usize = 7;
+/// Which of them head rows are.
+const ROWS: usize = 1;
 
 impl GroupSizes {
     /// Measures every group.
@@ -76,6 +80,8 @@ impl GroupSizes {
             groups: batch.min(self.groups()),
             tokens,
             rows,
+            // The first is the largest.
+            group_rows: if batch > 0 { self.fields[ROWS].first().copied().unwrap_or(0) } else { 0 },
             seqs,
             comparisons,
             segments,

@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use super::{ROWS, all_multiples, f32_result, is_copied, is_here, matrix, operand};
 use crate::Result;
-use crate::backend::{ViewMut, Write as Mode};
+use crate::backend::Write as Mode;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{Device, Element, Read, Write};
 use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut, of_card};
 use crate::backend::kernels::launchers as launch;
+use crate::backend::kernels::loss::{preference_fwd, preference_scratch, segment_sum_bwd, segment_sum_fwd};
 use crate::backend::kernels::{Array, Kernels, Piece, Scratch, int, read, write};
 
 /// Columns of a tile, whose powers are added up before the sums of tiles are.
@@ -60,7 +61,7 @@ fn forward_rows(d: HeadDims) -> usize {
 }
 
 /// Rows of a chunk of the backward, whose powers are stored.
-pub(in super::super) fn backward_rows(d: HeadDims) -> usize {
+fn backward_rows(d: HeadDims) -> usize {
     rows_within(POWERS_BYTES, 2 * stride(d))
 }
 
@@ -278,8 +279,9 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     a: &mut HeadLogprobBwd<'_, Kernels<D, A>>,
 ) -> Result<bool> {
     let d = a.dims;
-    let (hidden, head, dhead) = (read(a.hidden).address(), read(a.head).address(), write(&mut a.dhead).address());
-    if !fits(k, d, &[hidden, head, dhead]) {
+    let (hidden, head) = (read(a.hidden).address(), read(a.head).address());
+    let dhead = a.dhead.as_mut().map(|dhead| write(dhead).address());
+    if !fits(k, d, &[hidden, head, dhead.unwrap_or(0)]) {
         return Ok(false);
     }
     let most = backward_rows(d);
@@ -301,10 +303,10 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     for rows in chunks(d.rows, most) {
         let mode = if rows.start > 0 { Mode::Add } else { a.dhead_write };
         chunk_forward(k, &o, &at, rows.clone(), true)?;
-        chunk_backward(k, &o, &at, rows, read(a.dlogp), Some((dhead, mode)))?;
+        chunk_backward(k, &o, &at, rows, read(a.dlogp), dhead.map(|dhead| (dhead, mode)))?;
     }
     let dhidden = write(&mut a.dhidden).address();
-    k.clear(ViewMut::new(&mut *a.dhidden.buffer, a.dhidden.start, a.dhidden.len))?;
+    k.clear(a.dhidden.reborrow())?;
     gather(k, d, &at, a.runs, dhidden)?;
     Ok(true)
 }
@@ -327,4 +329,100 @@ fn gather<D: Device, A: Element>(
         hidden_size: int(d.hidden)?,
     }
     .launch(&k.device, k.row_blocks(runs.keys.len, 1), 0)
+}
+
+/// Whether these kernels run the head with its loss as one op.
+pub(in super::super) fn does_preference<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    a: &HeadPreference<'_, Kernels<D, A>>,
+) -> bool {
+    let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
+    fits(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
+}
+
+/// Most rows of a chunk of the head with its loss; no bound where these kernels cannot do it.
+pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
+    if is_here(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
+}
+
+/// Enqueues head, loss and gradient, one chunk of whole groups after the other: the powers of a chunk stay until its losses are
+/// known, so that there are three products in all. Comparisons of chunks to come are computed from whatever their scores hold and
+/// again when these are there.
+pub(in super::super) fn preference<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: HeadPreference<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let d = a.dims;
+    let chunks = chunks_of(a.groups, rows_at_once(k, d));
+    let most = chunks.iter().map(|chunk| chunk.rows.len()).max().unwrap_or(0);
+    let comparisons = a.comparison.as_ref().map_or(0, |c| c.comparisons);
+    // The comparison loss takes scratch memory too, before this.
+    let mut scratch = k.scratch_behind(preference_scratch(k, comparisons)?)?;
+    let pieces = want(&mut scratch, d, most, true);
+    scratch.take()?;
+    let at = Places::of(&scratch, pieces);
+    drop(scratch);
+    let o = Operands {
+        d,
+        hidden: read(a.hidden).address(),
+        head: read(a.head).address(),
+        source: read(a.source),
+        target: read(a.target),
+        logp: write(&mut a.logp),
+        lse: write(&mut a.lse),
+    };
+    let dhead = a.dhead.as_mut().map(|dhead| write(dhead).address());
+    for (number, chunk) in chunks.iter().enumerate() {
+        let seqs = chunk.seqs.clone();
+        if !chunk.rows.is_empty() {
+            chunk_forward(k, &o, &at, chunk.rows.clone(), true)?;
+        }
+        segment_sum_fwd(
+            k,
+            SegmentSumFwd {
+                rows: d.rows,
+                seqs: seqs.len(),
+                reduce: a.reduce,
+                values: a.logp.as_view(),
+                offsets: a.seq_offsets.part(seqs.start, seqs.len() + 1),
+                sums: a.score.reborrow().part(seqs.start, seqs.len()),
+            },
+        )?;
+        if let Some(c) = &mut a.comparison {
+            let again = ComparisonLoss {
+                comparisons: c.comparisons,
+                curve: c.curve,
+                center: c.center,
+                reference: c.reference,
+                table: c.table,
+                loss: c.loss.reborrow(),
+                logit: c.logit.reborrow(),
+                sums: c.sums.reborrow(),
+            };
+            preference_fwd(k, again.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
+        }
+        let dsums = match (&a.comparison, a.direct) {
+            (None, Some(direct)) => direct,
+            _ => a.dscore.as_view(),
+        };
+        segment_sum_bwd(
+            k,
+            SegmentSumBwd {
+                rows: d.rows,
+                seqs: seqs.len(),
+                reduce: a.reduce,
+                dsums: dsums.part(seqs.start, seqs.len()),
+                offsets: a.seq_offsets.part(seqs.start, seqs.len() + 1),
+                dvalues: a.dlogp.reborrow(),
+            },
+        )?;
+        if !chunk.rows.is_empty() {
+            let mode = if number > 0 { Mode::Add } else { a.dhead_write };
+            let dhead = dhead.map(|dhead| (dhead, mode));
+            chunk_backward(k, &o, &at, chunk.rows.clone(), read(a.dlogp.as_view()), dhead)?;
+        }
+    }
+    let dhidden = write(&mut a.dhidden).address();
+    k.clear(a.dhidden)?;
+    gather(k, d, &at, a.runs, dhidden)
 }

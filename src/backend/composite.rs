@@ -1,0 +1,57 @@
+//! Composite ops as the ops they are made of: what a backend runs that has nothing better for the whole, and what one that has
+//! must agree with. Every call is an op of its own, checked and timed as such.
+
+use super::Backend;
+use super::contract::*;
+use crate::Result;
+
+/// [`Backend::head_preference`] in five calls, four where the gradient of the scores is given. The head's logits are computed
+/// twice.
+pub fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) -> Result<()> {
+    let (dims, rows, seqs, reduce) = (a.dims, a.dims.rows, a.seqs, a.reduce);
+    on.head_logprob_fwd(HeadLogprobFwd {
+        dims,
+        hidden: a.hidden,
+        head: a.head,
+        source: a.source,
+        target: a.target,
+        logp: a.logp.reborrow(),
+        lse: a.lse.reborrow(),
+    })?;
+    on.segment_sum_fwd(SegmentSumFwd {
+        rows,
+        seqs,
+        reduce,
+        values: a.logp.as_view(),
+        offsets: a.seq_offsets,
+        sums: a.score.reborrow(),
+    })?;
+    let given = match a.comparison {
+        Some(comparison) => {
+            on.preference_fwd(comparison.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
+            None
+        }
+        None => a.direct,
+    };
+    on.segment_sum_bwd(SegmentSumBwd {
+        rows,
+        seqs,
+        reduce,
+        dsums: given.unwrap_or(a.dscore.as_view()),
+        offsets: a.seq_offsets,
+        dvalues: a.dlogp.reborrow(),
+    })?;
+    on.head_logprob_bwd(HeadLogprobBwd {
+        dims,
+        hidden: a.hidden,
+        head: a.head,
+        source: a.source,
+        target: a.target,
+        runs: a.runs,
+        lse: a.lse.as_view(),
+        dlogp: a.dlogp.as_view(),
+        dhidden: a.dhidden,
+        dhead: a.dhead,
+        dhead_write: a.dhead_write,
+    })
+}

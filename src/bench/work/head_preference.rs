@@ -1,0 +1,277 @@
+//! The vocabulary head with the loss over pairs as one op.
+
+use std::sync::Arc;
+
+use super::objective::{Table, take_table};
+use super::rowwise::HostRuns;
+use super::{Call, Part};
+use crate::Result;
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut, Write};
+use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+
+/// Different target tokens, few, so that a check of all their rows of the gradient is possible.
+const TARGETS: usize = 8;
+/// Head rows of a response at most.
+const RESPONSE: usize = 256;
+/// Factor on scores in comparisons.
+const SCALE: f64 = 0.1;
+
+/// Head, logistic losses of pairs and the head's gradient. The first rows of a pair's two responses have the same hidden row,
+/// that of the prompt's last token. The last pair has responses of one token, so that the reference can check it.
+#[derive(Clone, Debug)]
+pub struct PreferenceHead {
+    pub dims: HeadDims,
+    /// (groups) rows of both responses
+    pairs: Arc<Vec<[usize; 2]>>,
+    ends: Arc<Vec<GroupEnd>>,
+    source: Arc<Vec<i32>>,
+    target: Arc<Vec<i32>>,
+    /// Losses are over the mean of so many comparisons.
+    comparisons: usize,
+    /// Only the head's gradient, from logsumexps and gradients of log-probs that are given.
+    given: bool,
+}
+
+impl PreferenceHead {
+    /// Of `rows` head rows.
+    pub fn new(rows: usize, hidden: usize, vocab: usize) -> Self {
+        let last = rows.min(2);
+        let response = (rows / 8).clamp(1, RESPONSE);
+        let mut pairs = Vec::new();
+        let mut left = rows - last;
+        while left > 0 {
+            let both = left.min(2 * response);
+            pairs.push([both - both / 2, both / 2]);
+            left -= both;
+        }
+        pairs.push([last - last / 2, last / 2]);
+        let ids = spread(vocab, TARGETS);
+        let target = (0..rows).map(|r| ids[(r * 5 + r / 7) % ids.len()] as i32).collect();
+        let comparisons = pairs.len();
+        Self::of_pairs(pairs, (hidden, vocab), target, comparisons)
+    }
+
+    fn of_pairs(pairs: Vec<[usize; 2]>, (hidden, vocab): (usize, usize), target: Vec<i32>, comparisons: usize) -> Self {
+        let (mut source, mut ends, mut tokens) = (Vec::new(), Vec::new(), 0);
+        for (group, &[chosen, rejected]) in pairs.iter().enumerate() {
+            let prompt = tokens as i32;
+            source.extend((0..chosen).map(|i| prompt + i as i32));
+            tokens += chosen;
+            let shared = usize::from(chosen > 0).min(rejected);
+            source.extend((0..shared).map(|_| prompt));
+            source.extend((0..rejected - shared).map(|i| (tokens + i) as i32));
+            tokens += rejected - shared;
+            ends.push(GroupEnd { row: source.len(), seq: 2 * (group + 1) });
+        }
+        Self {
+            dims: HeadDims { tokens, hidden, vocab, rows: source.len() },
+            pairs: pairs.into(),
+            ends: ends.into(),
+            source: source.into(),
+            target: target.into(),
+            comparisons,
+            given: false,
+        }
+    }
+
+    fn seqs(&self) -> usize {
+        2 * self.pairs.len()
+    }
+
+    fn longest(&self) -> usize {
+        self.pairs.iter().flatten().copied().max().unwrap_or(0)
+    }
+
+    /// The last pair, and all the vocabulary.
+    fn group_part(&self) -> Part<Self> {
+        let (d, groups) = (self.dims, self.pairs.len());
+        let pair = self.pairs[groups - 1];
+        let rows = d.rows - pair[0] - pair[1]..d.rows;
+        let target = self.target[rows.clone()].to_vec();
+        let call = Self::of_pairs(vec![pair], (d.hidden, d.vocab), target, self.comparisons);
+        let picks = Picks::default()
+            .of(Axis::Token, (d.tokens - call.dims.tokens..d.tokens).collect())
+            .of(Axis::Row, rows.collect())
+            .of(Axis::Sequence, (self.seqs() - 2..self.seqs()).collect())
+            .of(Axis::Comparison, vec![groups - 1]);
+        let compared = &["loss", "logit", "logp", "lse", "dlogp", "score", "dscore", "dhidden"];
+        Part { call, picks, compared }
+    }
+
+    /// All head rows, and of the vocabulary the targets and a few tokens that are none, with what the loss gives as given:
+    /// logsumexps of a smaller vocabulary are others.
+    fn vocab_part(&self) -> Part<Self> {
+        let d = self.dims;
+        let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
+            .into_iter()
+            .chain(spread(d.vocab, 3 * TARGETS).into_iter().skip(1).step_by(7))
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let place = |id: i32| ids.iter().position(|&v| v == id as usize).unwrap_or(0) as i32;
+        let target: Vec<i32> = self.target.iter().map(|&id| place(id)).collect();
+        let dims = HeadDims { vocab: ids.len(), ..d };
+        let call = Self { dims, target: target.into(), given: true, ..self.clone() };
+        Part { call, picks: Picks::default().of(Axis::Vocab, ids), compared: &["dhead"] }
+    }
+}
+
+impl Call for PreferenceHead {
+    fn op(&self) -> &'static str {
+        "head_preference"
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let d = self.dims;
+        vec![("rows", d.rows), ("hidden", d.hidden), ("vocab", d.vocab), ("seqs", self.seqs())]
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let d = self.dims;
+        let (t, h, v, r) =
+            ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Vocab, d.vocab), (Axis::Row, d.rows));
+        let (s, c) = ((Axis::Sequence, self.seqs()), (Axis::Comparison, self.pairs.len()));
+        let root = 1.0 / (d.hidden as f64).sqrt();
+        let seq_ends = self.pairs.iter().flatten().scan(0, |end, &rows| {
+            *end += rows as i32;
+            Some(*end)
+        });
+        let offsets = std::iter::once(0).chain(seq_ends).collect();
+        // About what the scores are, so that no loss is saturated.
+        let logp = -(d.vocab as f64).ln() - 0.5;
+        let reference = self.pairs.iter().flatten().map(|&rows| rows as f64 * logp).collect();
+        let terms: Vec<Vec<(usize, i32)>> = (0..self.pairs.len()).map(|g| vec![(2 * g, 1), (2 * g + 1, -1)]).collect();
+        let table = Table { seqs: self.seqs(), terms, kinds: vec![0; self.pairs.len()], scale: SCALE };
+        let out = |name, rows| Operand::acc(name, rows, ONE, Fill::Constant(0.0)).written();
+        let mut operands = vec![
+            Operand::act("hidden", t, h, Fill::Normal(1.0)),
+            Operand::act("head", v, h, Fill::Normal(root)),
+            Operand::idx("source", &self.source),
+            Operand::idx("target", &self.target),
+        ];
+        operands.extend(HostRuns::of(&self.source).operands());
+        operands.extend([
+            Operand::idx("seq_offsets", &Arc::new(offsets)),
+            Operand::acc("reference", s, ONE, Fill::Values(Arc::new(reference))),
+            Operand::acc("given lse", r, ONE, Fill::Made),
+            Operand::acc("given dlogp", r, ONE, Fill::Made),
+        ]);
+        operands.extend(table.operands(1.0 / self.comparisons as f64));
+        operands.extend([out("loss", c), out("logit", c)]);
+        operands
+            .push(Operand::acc("sums", (Axis::Whole, KINDS), (Axis::Whole, SUM_FIELDS), Fill::Constant(0.0)).written());
+        operands.extend([out("logp", r), out("lse", r), out("dlogp", r), out("score", s), out("dscore", s)]);
+        operands.extend([
+            Operand::act("dhidden", t, h, Fill::Constant(0.0)).written(),
+            Operand::acc("dhead", v, h, Fill::Constant(0.0)).written(),
+        ]);
+        operands
+    }
+
+    /// The forward of the head and the losses, for the part of the vocabulary.
+    fn make<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let (dims, rows, seqs, reduce) = (self.dims, self.dims.rows, self.seqs(), Reduce::Sum);
+        let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
+        HostRuns::take(&mut o);
+        let (offsets, reference, lse, dvalues) = (o.idx(), o.acc(), o.acc_out(), o.acc_out());
+        let (mut logp, mut score, mut dscore) = (on.zeros_acc(rows)?, on.zeros_acc(seqs)?, on.zeros_acc(seqs)?);
+        let logp_out = ViewMut::first(&mut logp, rows);
+        on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse })?;
+        let (values, sums) = (View::first(&logp, rows), ViewMut::first(&mut score, seqs));
+        on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, sums })?;
+        let table = take_table(&mut o);
+        let [mut loss, mut logit] = [on.zeros_acc(self.pairs.len())?, on.zeros_acc(self.pairs.len())?];
+        let mut sums = on.zeros_acc(KINDS * SUM_FIELDS)?;
+        let comparison = ComparisonLoss {
+            comparisons: self.pairs.len(),
+            curve: Curve::Sigmoid { smoothing: 0.0 },
+            center: 0.0,
+            reference: Some(reference),
+            table,
+            loss: ViewMut::first(&mut loss, self.pairs.len()),
+            logit: ViewMut::first(&mut logit, self.pairs.len()),
+            sums: ViewMut::first(&mut sums, KINDS * SUM_FIELDS),
+        };
+        on.preference_fwd(comparison.over(View::first(&score, seqs), None, ViewMut::first(&mut dscore, seqs)))?;
+        let dsums = View::first(&dscore, seqs);
+        on.segment_sum_bwd(SegmentSumBwd { rows, seqs, reduce, dsums, offsets, dvalues })
+    }
+
+    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let dims = self.dims;
+        let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
+        let (runs, seq_offsets, reference) = (HostRuns::take(&mut o), o.idx(), o.acc());
+        let (given_lse, given_dlogp) = (o.acc(), o.acc());
+        let comparison = ComparisonLoss {
+            comparisons: self.pairs.len(),
+            curve: Curve::Sigmoid { smoothing: 0.0 },
+            center: 0.0,
+            reference: Some(reference),
+            table: take_table(&mut o),
+            loss: o.acc_out(),
+            logit: o.acc_out(),
+            sums: o.acc_out(),
+        };
+        let [logp, lse, dlogp, score, dscore] = std::array::from_fn(|_| o.acc_out());
+        let (dhidden, dhead, dhead_write) = (o.act_out(), Some(o.acc_out()), Write::Overwrite);
+        if self.given {
+            let (lse, dlogp) = (given_lse, given_dlogp);
+            return on.head_logprob_bwd(HeadLogprobBwd {
+                dims,
+                hidden,
+                head,
+                source,
+                target,
+                runs,
+                lse,
+                dlogp,
+                dhidden,
+                dhead,
+                dhead_write,
+            });
+        }
+        on.head_preference(HeadPreference {
+            dims,
+            seqs: self.seqs(),
+            reduce: Reduce::Sum,
+            groups: &self.ends,
+            hidden,
+            head,
+            source,
+            target,
+            runs,
+            seq_offsets,
+            comparison: Some(comparison),
+            direct: None,
+            logp,
+            lse,
+            dlogp,
+            score,
+            dscore,
+            dhidden,
+            dhead,
+            dhead_write,
+        })
+    }
+
+    fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
+        let slope = SCALE / self.comparisons as f64;
+        let errors = HeadPreferenceErrors {
+            dims: self.dims,
+            longest: self.longest(),
+            comparisons: self.pairs.len(),
+            scale: SCALE,
+            // Scores are off the reference by sums of as many normal numbers.
+            logits: 8.0 * SCALE * (self.longest() as f64).sqrt(),
+            loss_slope: 1.0,
+            slope,
+            curvature: slope / 4.0,
+        };
+        errors.tolerance(precision, name)
+    }
+
+    fn parts(&self) -> Vec<Part<Self>> {
+        vec![self.group_part(), self.vocab_part()]
+    }
+}

@@ -1,0 +1,101 @@
+//! Comparison losses from the host: tables, the op, its outputs.
+
+use mapl::backend::Backend;
+use mapl::backend::contract::*;
+
+use super::{On, Outputs, Slot};
+
+/// Host form of `PreferenceFwd`.
+#[derive(Clone)]
+pub struct Preference {
+    pub curve: Curve,
+    pub center: f64,
+    pub score: Vec<f64>,
+    pub reference: Option<Vec<f64>>,
+    pub direct: Option<Vec<f64>>,
+    /// (sequence, sign) of the terms of each comparison
+    pub terms: Vec<Vec<(i32, i32)>>,
+    pub kind: Vec<i32>,
+    pub scale: Vec<f64>,
+    pub margin: Vec<f64>,
+    pub weight: Vec<f64>,
+    pub clip: Vec<f64>,
+    pub kind_scale: Vec<f64>,
+}
+
+/// The tables of comparisons on a backend.
+pub struct Table<B: Backend> {
+    indices: [Slot<B::Idx>; 5],
+    numbers: [Slot<B::Acc>; 5],
+}
+
+impl<B: Backend> Table<B> {
+    /// Of comparisons over `seqs` sequences.
+    pub fn of(on: &On<B>, p: &Preference, seqs: usize) -> Self {
+        let comparisons = p.terms.len();
+        let (mut sequence, mut sign) = (vec![-1; comparisons * TERMS], vec![0; comparisons * TERMS]);
+        let mut used = vec![Vec::new(); seqs];
+        for (c, terms) in p.terms.iter().enumerate() {
+            for (k, &(s, g)) in terms.iter().enumerate() {
+                let slot = c * TERMS + k;
+                (sequence[slot], sign[slot]) = (s, g);
+                used[s as usize].push(slot as i32);
+            }
+        }
+        let mut use_offsets = vec![0i32];
+        use_offsets.extend(used.iter().scan(0, |at, u| {
+            *at += u.len() as i32;
+            Some(*at)
+        }));
+        Self {
+            indices: [&sequence, &sign, &p.kind, &use_offsets, &used.concat()].map(|x| on.idx(x)),
+            numbers: [&p.scale, &p.margin, &p.weight, &p.clip, &p.kind_scale].map(|x| on.acc(x)),
+        }
+    }
+
+    pub fn view(&self) -> Comparisons<'_, B> {
+        let [term_sequence, term_sign, kind, use_offsets, uses] = self.indices.each_ref().map(|x| x.view());
+        let [scale, margin, weight, detached_clip, kind_scale] = self.numbers.each_ref().map(|x| x.view());
+        Comparisons {
+            term_sequence,
+            term_sign,
+            kind,
+            scale,
+            margin,
+            weight,
+            detached_clip,
+            kind_scale,
+            use_offsets,
+            uses,
+        }
+    }
+}
+
+pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
+    let (seqs, comparisons) = (p.score.len(), p.terms.len());
+    let (table, score) = (Table::of(on, p, seqs), on.acc(&p.score));
+    let (reference, direct) = (p.reference.as_ref().map(|x| on.acc(x)), p.direct.as_ref().map(|x| on.acc(x)));
+    let (mut loss, mut logit) = (on.acc_out(comparisons), on.acc_out(comparisons));
+    let (mut dscore, mut sums) = (on.acc_out(seqs), on.acc_out(KINDS * SUM_FIELDS));
+    let args = PreferenceFwd {
+        seqs,
+        comparisons,
+        curve: p.curve,
+        center: p.center,
+        score: score.view(),
+        reference: reference.as_ref().map(|x| x.view()),
+        table: table.view(),
+        direct: direct.as_ref().map(|x| x.view()),
+        loss: loss.view_mut(),
+        logit: logit.view_mut(),
+        dscore: dscore.view_mut(),
+        sums: sums.view_mut(),
+    };
+    on.backend.preference_fwd(args).unwrap();
+    vec![
+        ("loss", on.read_acc(&loss)),
+        ("logit", on.read_acc(&logit)),
+        ("dscore", on.read_acc(&dscore)),
+        ("sums", on.read_acc(&sums)),
+    ]
+}

@@ -1,0 +1,443 @@
+//! Calls of `head_preference` as data: batches of whole groups, what they are compared by, and the errors allowed. A backend
+//! that works chunk by chunk is tested by running the same cases with a small chunk.
+
+use mapl::backend::contract::*;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, Write};
+
+use super::comparisons::{Preference, Table};
+use super::{On, Outputs, Slot, indices, normal, runs_of};
+
+/// A call. Every group has tokens of its own: one more than its first rows need, which no row points to.
+#[derive(Clone)]
+pub struct Case {
+    pub label: String,
+    pub dims: HeadDims,
+    pub reduce: Reduce,
+    /// Rows of each sequence, by group.
+    pub groups: Vec<Vec<usize>>,
+    /// Rows behind the last group that belong to padding: a sequence of its own, whose hidden row gets no gradient.
+    pub padding: usize,
+    /// `None` where `direct` is the gradient of the scores. `score` is empty, and `direct` here is not used.
+    pub loss: Option<Preference>,
+    /// (seqs)
+    pub direct: Option<Vec<f64>>,
+    pub frozen: bool,
+    pub write: Write,
+    /// (tokens, hidden)
+    pub hidden: Vec<f64>,
+    /// (vocab, hidden)
+    pub head: Vec<f64>,
+    /// (rows)
+    pub source: Vec<i32>,
+    /// (rows)
+    pub target: Vec<i32>,
+    /// (vocab, hidden) what the head's gradient is before the call
+    pub dhead: Vec<f64>,
+}
+
+impl Case {
+    /// Logistic losses with a reference: every two neighbours of a group are a pair, and a group of four has a comparison of
+    /// four and one with detached terms too. The first rows of a group's sequences have one source, as the last token of a
+    /// prompt has.
+    pub fn new(label: &str, groups: &[&[usize]], (hidden, vocab): (usize, usize)) -> Self {
+        let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.to_vec()).collect();
+        let (mut source, mut tokens) = (Vec::new(), 0);
+        for group in &groups {
+            let prompt = tokens as i32;
+            tokens += 2;
+            for &rows in group {
+                source.extend((0..rows.min(1)).map(|_| prompt));
+                source.extend((1..rows).map(|i| (tokens + i - 1) as i32));
+                tokens += rows.saturating_sub(1);
+            }
+        }
+        let rows = source.len();
+        let seqs = groups.iter().map(Vec::len).sum();
+        let dims = HeadDims { tokens, hidden, vocab, rows };
+        Self {
+            label: label.into(),
+            dims,
+            reduce: Reduce::Sum,
+            padding: 0,
+            loss: Some(comparisons(&groups, seqs)),
+            direct: None,
+            frozen: false,
+            write: Write::Overwrite,
+            hidden: normal("hidden", tokens * hidden, 1.0),
+            head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
+            target: indices("target", rows, vocab),
+            source,
+            dhead: normal("dhead", vocab * hidden, 1.0),
+            groups,
+        }
+    }
+
+    /// The same with another label and a change.
+    pub fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
+        let mut case = Self { label: format!("{}, {what}", self.label), ..self.clone() };
+        change(&mut case);
+        case
+    }
+
+    /// The same with a change of its comparisons.
+    pub fn with_loss(&self, what: &str, change: impl FnOnce(&mut Preference)) -> Self {
+        self.with(what, |case| change(case.loss.as_mut().expect("a case with comparisons")))
+    }
+
+    /// The same with so many rows of padding, and a sequence of padding without rows.
+    pub fn padded(&self, rows: usize) -> Self {
+        self.with(&format!("{rows} rows of padding"), |case| {
+            let (hidden, token) = (case.dims.hidden, case.dims.tokens);
+            case.padding = rows;
+            case.dims = HeadDims { tokens: token + 1, rows: case.dims.rows + rows, ..case.dims };
+            case.hidden.extend(normal("padding", hidden, 1.0));
+            case.source.extend(vec![token as i32; rows]);
+            case.target.extend(vec![0; rows]);
+            let numbers = case.loss.iter_mut().filter_map(|p| p.reference.as_mut()).chain(&mut case.direct);
+            numbers.for_each(|numbers| numbers.extend([0.0; 2]));
+        })
+    }
+
+    /// Sequences, those of padding included.
+    pub fn seqs(&self) -> usize {
+        self.seq_rows().len()
+    }
+
+    /// Rows of each sequence.
+    fn seq_rows(&self) -> Vec<usize> {
+        let padding = if self.padding > 0 { vec![self.padding, 0] } else { Vec::new() };
+        self.groups.iter().flatten().copied().chain(padding).collect()
+    }
+
+    fn seq_offsets(&self) -> Vec<i32> {
+        let ends = self.seq_rows().into_iter().scan(0, |end, rows| {
+            *end += rows as i32;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    /// Ends of the groups and of padding.
+    pub fn ends(&self) -> Vec<GroupEnd> {
+        let mut end = GroupEnd::default();
+        let mut ends: Vec<GroupEnd> = Vec::new();
+        for group in &self.groups {
+            end = GroupEnd { row: end.row + group.iter().sum::<usize>(), seq: end.seq + group.len() };
+            ends.push(end);
+        }
+        if self.padding > 0 {
+            ends.push(GroupEnd { row: end.row + self.padding, seq: end.seq + 2 });
+        }
+        ends
+    }
+
+    /// Source of each row, -1 for padding: what rows are grouped by.
+    fn keys(&self) -> Vec<i32> {
+        let real = self.dims.rows - self.padding;
+        self.source.iter().enumerate().map(|(r, &source)| if r < real { source } else { -1 }).collect()
+    }
+
+    /// The groups of a chunk as a case of their own, on all tokens and without padding's special role.
+    pub fn part(&self, chunk: &Chunk) -> Self {
+        let (rows, seqs) = (chunk.rows.clone(), chunk.seqs.clone());
+        let first = seqs.start as i32;
+        let inside = |p: &Preference, c: usize| p.terms[c].first().is_some_and(|&(s, _)| seqs.contains(&(s as usize)));
+        let loss = self.loss.as_ref().map(|p| {
+            let kept: Vec<usize> = (0..p.terms.len()).filter(|&c| inside(p, c)).collect();
+            let pick = |values: &[f64]| kept.iter().map(|&c| values[c]).collect::<Vec<f64>>();
+            Preference {
+                terms: kept.iter().map(|&c| p.terms[c].iter().map(|&(s, sign)| (s - first, sign)).collect()).collect(),
+                kind: kept.iter().map(|&c| p.kind[c]).collect(),
+                scale: pick(&p.scale),
+                margin: pick(&p.margin),
+                weight: pick(&p.weight),
+                clip: kept.iter().flat_map(|&c| p.clip[2 * c..2 * c + 2].to_vec()).collect(),
+                reference: p.reference.as_ref().map(|r| r[seqs.clone()].to_vec()),
+                ..p.clone()
+            }
+        });
+        Self {
+            label: format!("{}, rows {rows:?}", self.label),
+            dims: HeadDims { rows: rows.len(), ..self.dims },
+            groups: vec![self.seq_rows()[seqs.clone()].to_vec()],
+            padding: 0,
+            loss,
+            direct: self.direct.as_ref().map(|d| d[seqs].to_vec()),
+            source: self.source[rows.clone()].to_vec(),
+            target: self.target[rows].to_vec(),
+            ..self.clone()
+        }
+    }
+
+    /// What bounds this case's errors, from its results in f64. No loss may be near a kink, and no logit near 0, where a count
+    /// of correct comparisons jumps.
+    pub fn errors(&self) -> HeadPreferenceErrors {
+        let outputs = self.run(&On::new(&Reference, Precision::F64)).0;
+        let largest = |name: &str| output(&outputs, name).iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        let mut errors = HeadPreferenceErrors {
+            dims: self.dims,
+            longest: self.seq_rows().into_iter().max().unwrap_or(0),
+            comparisons: 0,
+            scale: 0.0,
+            logits: 1.0,
+            loss_slope: 0.0,
+            slope: self.direct.iter().flatten().fold(0.0f64, |a, x| a.max(x.abs())),
+            curvature: 0.0,
+        };
+        let Some(p) = &self.loss else { return errors };
+        let max = |values: &[f64]| values.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        let (scale, weight, kind) = (max(&p.scale), max(&p.weight), max(&p.kind_scale));
+        let logits = output(&outputs, "logit");
+        for (logit, margin) in logits.iter().zip(&p.margin) {
+            assert!(logit.abs() > 1e-3, "{}: a logit of {logit}", self.label);
+            let z = logit - margin;
+            assert!(p.curve != Curve::Hinge || (z - 1.0).abs() > 1e-2, "{}: an argument of {z}", self.label);
+        }
+        let reference = p.reference.as_deref().map_or(0.0, max);
+        errors.comparisons = p.terms.len();
+        errors.scale = scale;
+        errors.logits = max(logits).max(scale * (largest("score") + reference)).max(1.0);
+        // First and second derivative of the curve with its argument; centring is the square of two scores.
+        let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
+        let (first, second) = match p.curve {
+            Curve::Sigmoid { .. } => (1.0, 0.25),
+            Curve::Robust { smoothing } => (1.0 / (1.0 - 2.0 * smoothing), 0.25 / (1.0 - 2.0 * smoothing)),
+            Curve::Hinge => (1.0, 0.0),
+            Curve::Ipo => (2.0 * (max(logits) + max(&p.margin) + 0.5) / least.powi(2), 2.0 / least.powi(2)),
+        };
+        let centre = if p.center == 0.0 { (0.0, 0.0) } else { (8.0 * errors.logits * p.center, 8.0 * p.center) };
+        // A sequence is in at most four comparisons of a case.
+        let uses = 4.0 * kind * weight * scale.max(1.0);
+        errors.loss_slope = weight * (first + centre.0 / least);
+        errors.slope = errors.slope.max(largest("dscore"));
+        errors.curvature = uses * (second + centre.1 / least);
+        errors
+    }
+
+    /// The call as one op, and whether the backend runs it as one.
+    pub fn run<B: Backend>(&self, on: &On<B>) -> (Outputs, bool) {
+        let mut o = Operands::of(on, self);
+        let args = o.arguments(self);
+        let fused = on.backend.fuses_head_preference(&args);
+        on.backend.head_preference(args).unwrap();
+        (o.outputs(on, self), fused)
+    }
+
+    /// The call as the ops it stands for, one by one.
+    pub fn run_one_by_one<B: Backend>(&self, on: &On<B>) -> Outputs {
+        let (d, seqs, reduce, b) = (self.dims, self.seqs(), self.reduce, on.backend);
+        let mut o = Operands::of(on, self);
+        b.head_logprob_fwd(HeadLogprobFwd {
+            dims: d,
+            hidden: o.hidden.view(),
+            head: o.head.view(),
+            source: o.source.view(),
+            target: o.target.view(),
+            logp: o.logp.view_mut(),
+            lse: o.lse.view_mut(),
+        })
+        .unwrap();
+        b.segment_sum_fwd(SegmentSumFwd {
+            rows: d.rows,
+            seqs,
+            reduce,
+            values: o.logp.view(),
+            offsets: o.seq_offsets.view(),
+            sums: o.score.view_mut(),
+        })
+        .unwrap();
+        if let (Some(p), Some(table)) = (&self.loss, &o.table) {
+            b.preference_fwd(PreferenceFwd {
+                seqs,
+                comparisons: p.terms.len(),
+                curve: p.curve,
+                center: p.center,
+                score: o.score.view(),
+                reference: o.reference.as_ref().map(|r| r.view()),
+                table: table.view(),
+                direct: o.direct.as_ref().map(|d| d.view()),
+                loss: o.loss.view_mut(),
+                logit: o.logit.view_mut(),
+                dscore: o.dscore.view_mut(),
+                sums: o.sums.view_mut(),
+            })
+            .unwrap();
+        }
+        let given = if self.loss.is_none() { o.direct.as_ref() } else { None };
+        b.segment_sum_bwd(SegmentSumBwd {
+            rows: d.rows,
+            seqs,
+            reduce,
+            dsums: given.unwrap_or(&o.dscore).view(),
+            offsets: o.seq_offsets.view(),
+            dvalues: o.dlogp.view_mut(),
+        })
+        .unwrap();
+        let [order, offsets, keys] = o.runs.each_ref().map(|x| x.view());
+        b.head_logprob_bwd(HeadLogprobBwd {
+            dims: d,
+            hidden: o.hidden.view(),
+            head: o.head.view(),
+            source: o.source.view(),
+            target: o.target.view(),
+            runs: Runs { order, offsets, keys },
+            lse: o.lse.view(),
+            dlogp: o.dlogp.view(),
+            dhidden: o.dhidden.view_mut(),
+            dhead: (!self.frozen).then(|| o.dhead.view_mut()),
+            dhead_write: self.write,
+        })
+        .unwrap();
+        o.outputs(on, self)
+    }
+}
+
+/// Values of an output.
+pub fn output<'a>(outputs: &'a Outputs, name: &str) -> &'a [f64] {
+    outputs.iter().find(|(n, _)| *n == name).map_or(&[], |(_, values)| values)
+}
+
+/// Comparisons within groups; see [`Case::new`].
+fn comparisons(groups: &[Vec<usize>], seqs: usize) -> Preference {
+    let (mut terms, mut kind) = (Vec::new(), Vec::new());
+    let mut first = 0i32;
+    for group in groups {
+        let n = group.len() as i32;
+        for s in 0..(n - 1).max(0) {
+            terms.push(vec![(first + s, 1), (first + s + 1, -1)]);
+            kind.push(i32::from(s > 0));
+        }
+        if n >= 4 {
+            terms.push(vec![(first, 1), (first + 3, 1), (first + 1, -1), (first + 2, -1)]);
+            terms.push(vec![(first + 2, 1), (first + 3, -1), (first, 2), (first + 1, -2)]);
+            kind.extend([2, 2]);
+        }
+        first += n;
+    }
+    let count = terms.len();
+    Preference {
+        curve: Curve::Sigmoid { smoothing: 0.0 },
+        center: 0.0,
+        score: Vec::new(),
+        reference: Some(normal("reference", seqs, 2.0)),
+        direct: None,
+        scale: (0..count).map(|c| [0.3, 0.2, 0.4][c % 3]).collect(),
+        margin: (0..count).map(|c| [0.0, 0.25, -0.5][c % 3]).collect(),
+        weight: (0..count).map(|c| [1.0, 0.5, 1.5, 0.75][c % 4]).collect(),
+        clip: (0..2 * count).map(|i| if i % 2 == 0 { -0.5 } else { 0.75 }).collect(),
+        kind_scale: vec![0.5, 1.0, 0.25],
+        terms,
+        kind,
+    }
+}
+
+/// The operands of a case on a backend.
+struct Operands<B: Backend> {
+    hidden: Slot<B::Act>,
+    head: Slot<B::Act>,
+    source: Slot<B::Idx>,
+    target: Slot<B::Idx>,
+    runs: [Slot<B::Idx>; 3],
+    seq_offsets: Slot<B::Idx>,
+    ends: Vec<GroupEnd>,
+    table: Option<Table<B>>,
+    reference: Option<Slot<B::Acc>>,
+    direct: Option<Slot<B::Acc>>,
+    logp: Slot<B::Acc>,
+    lse: Slot<B::Acc>,
+    dlogp: Slot<B::Acc>,
+    score: Slot<B::Acc>,
+    dscore: Slot<B::Acc>,
+    loss: Slot<B::Acc>,
+    logit: Slot<B::Acc>,
+    sums: Slot<B::Acc>,
+    dhidden: Slot<B::Act>,
+    dhead: Slot<B::Acc>,
+}
+
+impl<B: Backend> Operands<B> {
+    fn of(on: &On<B>, case: &Case) -> Self {
+        let (d, seqs, runs) = (case.dims, case.seqs(), runs_of(&case.keys()));
+        let comparisons = case.loss.as_ref().map_or(0, |p| p.terms.len());
+        Self {
+            hidden: on.act(&case.hidden),
+            head: on.act(&case.head),
+            source: on.idx(&case.source),
+            target: on.idx(&case.target),
+            runs: [&runs.order, &runs.offsets, &runs.keys].map(|table| on.idx(table)),
+            seq_offsets: on.idx(&case.seq_offsets()),
+            ends: case.ends(),
+            table: case.loss.as_ref().map(|p| Table::of(on, p, seqs)),
+            reference: case.loss.as_ref().and_then(|p| p.reference.as_ref()).map(|r| on.acc(r)),
+            direct: case.direct.as_ref().map(|d| on.acc(d)),
+            logp: on.acc_out(d.rows),
+            lse: on.acc_out(d.rows),
+            dlogp: on.acc_out(d.rows),
+            score: on.acc_out(seqs),
+            dscore: on.acc_out(seqs),
+            loss: on.acc_out(comparisons),
+            logit: on.acc_out(comparisons),
+            sums: on.acc_out(KINDS * SUM_FIELDS),
+            dhidden: on.act_out(d.tokens * d.hidden),
+            dhead: on.acc(&case.dhead),
+        }
+    }
+
+    fn arguments<'a>(&'a mut self, case: &Case) -> HeadPreference<'a, B> {
+        let [order, offsets, keys] = self.runs.each_ref().map(|x| x.view());
+        let comparison = match (&case.loss, &self.table) {
+            (Some(p), Some(table)) => Some(ComparisonLoss {
+                comparisons: p.terms.len(),
+                curve: p.curve,
+                center: p.center,
+                reference: self.reference.as_ref().map(|r| r.view()),
+                table: table.view(),
+                loss: self.loss.view_mut(),
+                logit: self.logit.view_mut(),
+                sums: self.sums.view_mut(),
+            }),
+            _ => None,
+        };
+        HeadPreference {
+            dims: case.dims,
+            seqs: case.seqs(),
+            reduce: case.reduce,
+            groups: &self.ends,
+            hidden: self.hidden.view(),
+            head: self.head.view(),
+            source: self.source.view(),
+            target: self.target.view(),
+            runs: Runs { order, offsets, keys },
+            seq_offsets: self.seq_offsets.view(),
+            comparison,
+            direct: self.direct.as_ref().map(|d| d.view()),
+            logp: self.logp.view_mut(),
+            lse: self.lse.view_mut(),
+            dlogp: self.dlogp.view_mut(),
+            score: self.score.view_mut(),
+            dscore: self.dscore.view_mut(),
+            dhidden: self.dhidden.view_mut(),
+            dhead: (!case.frozen).then(|| self.dhead.view_mut()),
+            dhead_write: case.write,
+        }
+    }
+
+    /// All outputs, those too that a call leaves alone.
+    fn outputs(&self, on: &On<B>, case: &Case) -> Outputs {
+        let acc = [
+            ("logp", &self.logp),
+            ("lse", &self.lse),
+            ("score", &self.score),
+            ("loss", &self.loss),
+            ("logit", &self.logit),
+            ("sums", &self.sums),
+            ("dscore", &self.dscore),
+            ("dlogp", &self.dlogp),
+        ];
+        let mut outputs: Outputs = acc.into_iter().map(|(name, slot)| (name, on.read_acc(slot))).collect();
+        outputs.push(("dhidden", on.read_act(&self.dhidden)));
+        outputs.push((if case.frozen { "frozen dhead" } else { "dhead" }, on.read_acc(&self.dhead)));
+        outputs
+    }
+}
