@@ -315,7 +315,7 @@ KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap p
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
     hopper_matmul<Hopper<256, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, nullptr, factor, turns});
+        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns});
 }
 
 KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
@@ -323,5 +323,5 @@ KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap p
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
     hopper_matmul<Hopper<224, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, nullptr, factor, turns});
+        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns});
 }

@@ -10,148 +10,130 @@
 #include "matmul_sm90.cuh"
 
 // A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.
-KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<256, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<256, Major::K, Major::K, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<224, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<224, Major::K, Major::K, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_192, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_192_turns, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, true>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_192_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 1, true>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<128, Major::K, Major::K, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_fwd_sm90_128_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<128, Major::K, Major::K, bf16, 1, true>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-// A: (tokens, outputs), B: (outputs, inputs), C: (tokens, inputs); m tokens, n inputs, k outputs.
-KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<256, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+// A: (tokens, outputs), B: (outputs, inputs), C: (tokens, inputs); m tokens, n inputs, k outputs. C is added to where `add` is 1.
+KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<256, Major::K, Major::ACROSS, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<224, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_bwd_input_sm90_224, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<224, Major::K, Major::ACROSS, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_bwd_input_sm90_192, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, false>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_bwd_input_sm90_192_turns, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, true>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_bwd_input_sm90_192_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<128, Major::K, Major::ACROSS, bf16, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+KERNEL(384, linear_bwd_input_sm90_128_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<128, Major::K, Major::ACROSS, bf16, 1, true>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
 // A: (tokens, outputs), B: (tokens, inputs), C: (outputs, inputs); m outputs, n inputs, k tokens.
 KERNEL(384, linear_bwd_weight_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<256, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<256, Major::ACROSS, Major::ACROSS, float, 2, false>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
 KERNEL(384, linear_bwd_weight_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<224, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<224, Major::ACROSS, Major::ACROSS, float, 2, false>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
 KERNEL(384, linear_bwd_weight_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, false>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, false>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
 KERNEL(384, linear_bwd_weight_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, true>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
 KERNEL(384, linear_bwd_weight_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, true>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
 KERNEL(384, linear_bwd_weight_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    const bf16* bias,      // (n), may be absent
-    const bf16* residual,  // (m, n), may be absent; added before rounding, and may be C
-    int* turns,            // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<128, Major::ACROSS, Major::ACROSS, float, 1, true>>(a, b, c, {m, n, k, splits, add, bias, residual, nullptr, turns});
+    hopper_matmul<Hopper<128, Major::ACROSS, Major::ACROSS, float, 1, true>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }

@@ -15,42 +15,8 @@ struct Problem {
     /// Whether results are added to what is there.
     int add;
     const bf16* bias;        // (n), may be absent
-    const bf16* residual;    // (m, n), may be absent
     const float* row_scale;  // (m) factors of f32 results, may be absent
     int* turns;              // (tiles, 2) zeros, with splits; left as zeros
-};
-
-/// What is added to a result before it is rounded, at the thread's first row and column of 64 rows.
-template <class H>
-struct Addends {
-    const bf16* bias;      // at the column, may be absent
-    const bf16* residual;  // at row and column, may be absent
-    int stride, rows, columns;
-
-    DEVICE Addends(const Problem& p, int row, int column, int thread) {
-        row += row_of_thread(thread);
-        column += column_of_thread(thread);
-        bias = p.bias == nullptr ? nullptr : p.bias + column;
-        residual = p.residual == nullptr ? nullptr : p.residual + 1LL * row * p.n + column;
-        stride = p.n;
-        rows = p.m - row;
-        columns = p.n - column;
-    }
-
-    /// Adds to two neighbouring results `down` rows and `right` columns further.
-    DEVICE void add(float& low, float& high, int down, int right) const {
-        // Rows are multiples of 8 elements, so a pair is inside or outside.
-        if (bias != nullptr && right < columns) {
-            uint32_t pair = *reinterpret_cast<const uint32_t*>(bias + right);
-            low += low_bf16(pair);
-            high += high_bf16(pair);
-        }
-        if (residual != nullptr && right < columns && down < rows) {
-            uint32_t pair = *reinterpret_cast<const uint32_t*>(residual + 1LL * down * stride + right);
-            low += low_bf16(pair);
-            high += high_bf16(pair);
-        }
-    }
 };
 
 /// Stores or adds the tiles of a product. A work is one tile; parts of a sum come last, so that the one before has been begun by
@@ -59,6 +25,8 @@ template <class H>
 struct MatmulJob {
     Problem p;
     const TensorDescriptor* c;
+    const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
+    int phase;                         // of the residual's boxes: 0
     /// Parts of sums can be added in memory without a rounding between.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
     // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
@@ -122,9 +90,8 @@ struct MatmulJob {
     }
 
     /// Stores the sums of 64 rows batch by batch, or adds them.
-    DEVICE void store_rows(const Ring<H>& ring, float (&sums)[H::SUMS], int row, int column, bool add, int group,
-                           int thread) const {
-        const Addends<H> more(p, row, column, thread);
+    DEVICE void store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, int group,
+                           int thread) {
         float scale[2] = {1.0f, 1.0f};
         if (SPLITS && p.row_scale != nullptr) {
 #pragma unroll
@@ -136,14 +103,19 @@ struct MatmulJob {
 #pragma unroll
         for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
             const int count = min_of(H::BATCH, H::PIECES - begin);
-            unsigned char* pieces = begin_batch(ring, group, thread);
+            unsigned char* pieces;
+            if (!SPLITS && residual != nullptr) {
+                auto at = [&](int i) { return column + first_of(begin + i); };
+                pieces = begin_batch_with(ring, *residual, row, count, at, phase, group, thread);
+            } else {
+                pieces = begin_batch(ring, group, thread);
+            }
 #pragma unroll
             for (int i = 0; i < count; ++i) {
                 if constexpr (SPLITS) {
                     fill_floats(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), scale, thread);
                 } else {
-                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), (begin + i) * H::PIECE_COLUMNS, thread,
-                               more);
+                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), column, thread);
                 }
             }
             end_batch(group);
@@ -169,19 +141,28 @@ struct MatmulJob {
         return min_of(piece * H::PIECE_COLUMNS, H::COLUMNS - H::PIECE_COLUMNS);
     }
 
-    /// Columns from `first` on. Addends of columns before `fresh` are in the sums, because a piece before had these columns too,
-    /// and C may be the residual.
-    DEVICE static void fill_pairs(unsigned char* piece, float (&sums)[H::SUMS], int first, int fresh, int thread,
-                                  const Addends<H>& more) {
+    /// Columns from `first` of the tile on, bias and residual added; the residual is in the piece.
+    DEVICE void fill_pairs(unsigned char* piece, const float (&sums)[H::SUMS], int first, int column, int thread) const {
 #pragma unroll
         for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+            float low = 0.0f, high = 0.0f;
+            int at = column + first + 8 * j + column_of_thread(thread);
+            // Rows are multiples of 8 elements, so a pair is inside or outside.
+            if (p.bias != nullptr && at < p.n) {
+                uint32_t pair = *reinterpret_cast<const uint32_t*>(p.bias + at);
+                low = low_bf16(pair);
+                high = high_bf16(pair);
+            }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                if (first + 8 * j >= fresh) {
-                    more.add(two[0], two[1], 8 * i, first + 8 * j);
+                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
+                uint32_t* pair = pair_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                float left = two[0] + low, right = two[1] + high;
+                if (residual != nullptr) {
+                    left += low_bf16(*pair);
+                    right += high_bf16(*pair);
                 }
-                *pair_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread) = pack_bf16(two[0], two[1]);
+                *pair = pack_bf16(left, right);
             }
         }
     }
@@ -202,8 +183,9 @@ struct MatmulJob {
     }
 };
 
-/// The kernel of a product; C's boxes are 64 rows of 128 bytes with the 128-byte swizzle.
+/// The kernel of a product; boxes of C and of the residual are 64 rows of 128 bytes with the 128-byte swizzle.
 template <class H>
-DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p) {
-    run_job<H>(a, b, MatmulJob<H>{p, &c});
+DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p,
+                          const TensorDescriptor* residual = nullptr) {
+    run_job<H>(a, b, MatmulJob<H>{p, &c, residual, 0});
 }

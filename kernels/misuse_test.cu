@@ -99,6 +99,11 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
         case 7:
             load_box(box + 1024, map, 0, 0, full);
             break;
+        case 8:
+            add_box(map, 0, 0, box);
+            commit_boxes();
+            wait_boxes<0>();
+            break;
     }
 }
 

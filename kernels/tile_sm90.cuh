@@ -53,8 +53,8 @@ struct Hopper {
     /// Pieces that a consumer writes before any of them leaves. Where the other consumer multiplies meanwhile there is time.
     static constexpr int BATCH = PING_PONG ? 2 : sizeof(Out) == 2 ? PIECES : COLUMNS == 192 ? 3 : 4;
     static constexpr int OUT_BYTES = 2 * BATCH * PIECE_BYTES;
-    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 64) / STAGE_BYTES);
-    static constexpr int BARRIER_BYTES = 2 * STAGES * int(sizeof(Mbarrier));
+    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 128) / STAGE_BYTES);
+    static constexpr int BARRIER_BYTES = (2 * STAGES + 2) * int(sizeof(Mbarrier));
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + BARRIER_BYTES;
     static constexpr int SUMS = COLUMNS / 2;
     /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
@@ -87,12 +87,15 @@ struct Ring {
     unsigned char* pieces;
     Mbarrier* full;
     Mbarrier* empty;
+    /// One for each consumer, for what its job copies to its pieces.
+    Mbarrier* arrived;
 
     DEVICE explicit Ring(unsigned char* shared) {
         stages = shared;
         pieces = shared + H::STAGES * H::STAGE_BYTES;
         full = reinterpret_cast<Mbarrier*>(pieces + H::OUT_BYTES);
         empty = full + H::STAGES;
+        arrived = empty + H::STAGES;
     }
 
     DEVICE void init() const {
@@ -100,6 +103,8 @@ struct Ring {
             init_mbarrier(full + i, 1);
             init_mbarrier(empty + i, H::USERS * H::BLOCKS);
         }
+        init_mbarrier(arrived, 1);
+        init_mbarrier(arrived + 1, 1);
         fence_mbarrier_init();
     }
 
@@ -216,6 +221,25 @@ DEVICE unsigned char* begin_batch(const Ring<H>& ring, int group, int thread) {
     }
     sync_named(1 + group, 128);  // the batch before has left
     return ring.pieces + group * H::BATCH * H::PIECE_BYTES;
+}
+
+/// As begin_batch, and `count` boxes of 64 rows and a piece's columns are in the pieces: those of a tensor like C, at `row` and
+/// at the columns that `column` gives. `phase` is that of the consumer's barrier, and goes on.
+template <class H, class Column>
+DEVICE unsigned char* begin_batch_with(const Ring<H>& ring, const TensorDescriptor& map, int row, int count, Column column,
+                                       int& phase, int group, int thread) {
+    unsigned char* pieces = ring.pieces + group * H::BATCH * H::PIECE_BYTES;
+    if (thread == 0) {
+        wait_boxes_read<0>();
+        // The consumer's plain reads and writes of the batch before end at its barrier, which was before those boxes left.
+        arrive_expecting(ring.arrived + group, count * H::PIECE_BYTES);
+        for (int i = 0; i < count; ++i) {
+            load_box(pieces + i * H::PIECE_BYTES, map, column(i), row, ring.arrived + group);
+        }
+    }
+    wait_mbarrier(ring.arrived + group, phase);
+    phase ^= 1;
+    return pieces;
 }
 
 /// Before a batch is sent: all threads of the consumer have written their part of it.

@@ -66,6 +66,7 @@ fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
         memory_gb_per_s: Some(3.0),
         product_tflop_per_s: Some(0.5),
         share: Some(0.5),
+        predicted_us: None,
         energy_mj: None,
         others: Some(0.02),
         error_share: Some(0.125),

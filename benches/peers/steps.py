@@ -48,7 +48,7 @@ SIDES = {
 GPU_SIDES = ["trl liger"]
 COLUMNS = (
     "schema date commit device backend variant dtype op model layer shape cache status samples calls median_us p20_us p80_us least_us bytes flops "
-    "gb_per_s tflop_per_s bound memory_gb_per_s product_tflop_per_s share energy_mj others error_share note"
+    "gb_per_s tflop_per_s bound memory_gb_per_s product_tflop_per_s share predicted_us energy_mj others error_share note"
 ).split()
 
 

@@ -196,6 +196,9 @@ bool deliver_load() {
 void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add) {
     const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
     Box box = box_of(what, from, map, at, rank);
+    if (add && box.dims[0] * uint64_t(box.element_bytes) % 16 != 0) {
+        fail("%s: rows of %d bytes; the hardware adds to all of the last 16", what, int(box.dims[0] * box.element_bytes));
+    }
     auto& group = asynchronous().stores.back().stores;
     group.push_back({box, add, &fiber(), {}, false, false});
     if (deliver_now()) {

@@ -75,7 +75,8 @@ DEVICE void store_box(const TensorDescriptor& map, int x, int y, int z, const vo
            : "memory");
 }
 
-/// Adds a box to the tensor, each element in the tensor's type. The order of several such additions to one element is
+/// Adds a box to the tensor, each element in the tensor's type. Rows of the tensor are multiples of 16 bytes: an H200 added to all
+/// of the last 16 bytes of a row, though some lay outside. The order of several such additions to one element is
 /// the kernel's to fix.
 DEVICE void add_box(const TensorDescriptor& map, int x, int y, const void* shared) {
     HOPPER("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),

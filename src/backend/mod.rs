@@ -35,8 +35,9 @@ pub use view::{Buffer, View, ViewMut, Write};
 
 macro_rules! backend {
     (
-        ops { $($(#[$doc:meta])* $op:ident, $op_impl:ident: $Args:ident;)* }
-        composites { $($(#[$whole_doc:meta])* $whole:ident, $whole_impl:ident, $is_one_op:ident: $Whole:ident;)* }
+        $($(#[$doc:meta])* $op:ident, $op_impl:ident: $Args:ident;)*
+        => composites:
+        $($(#[$whole_doc:meta])* $whole:ident, $whole_impl:ident, $is_one_op:ident: $Whole:ident;)*
     ) => {
         /// Memory and operations of one kind of device. Precision belongs to the backend: `Act` holds weights and
         /// activations, `Acc` log-probs, losses, statistics, weight gradients and optimiser state, `Idx` token ids
@@ -207,64 +208,62 @@ macro_rules! backend {
 }
 
 backend! {
-    ops {
-        /// `x[t] = table[ids[t]]`.
-        embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
-        /// `dtable[v] = sum of dx[t] over tokens t with id v`, in ascending t.
-        embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
-        /// `sum = x + residual; y = sum / rms(sum) * weight` (RMSNorm, arXiv 1910.07467).
-        norm_fwd, norm_fwd_impl: NormFwd;
-        /// Gradient of [`Backend::norm_fwd`] for its sum and its weight.
-        norm_bwd, norm_bwd_impl: NormBwd;
-        /// `y = x weightᵀ + bias + residual` (NT).
-        linear_fwd, linear_fwd_impl: LinearFwd;
-        /// `dx = dy weight` (NN).
-        linear_bwd_input, linear_bwd_input_impl: LinearBwdInput;
-        /// `dweight = dyᵀ x` (TN).
-        linear_bwd_weight, linear_bwd_weight_impl: LinearBwdWeight;
-        /// `dbias = column sums of dy`.
-        bias_bwd, bias_bwd_impl: BiasBwd;
-        /// Rotates queries and keys by their positions, half-split layout (RoPE, arXiv 2104.09864).
-        rope_fwd, rope_fwd_impl: Rope;
-        /// Rotates gradients back.
-        rope_bwd, rope_bwd_impl: Rope;
-        /// `act = silu(gate) * up` (SwiGLU, arXiv 2002.05202).
-        glu_fwd, glu_fwd_impl: GluFwd;
-        /// Gradient of [`Backend::glu_fwd`].
-        glu_bwd, glu_bwd_impl: GluBwd;
-        /// `act = silu(gate) * up` with gate and up from one product (NT), which are stored where asked for.
-        linear_glu_fwd, linear_glu_fwd_impl: LinearGluFwd;
-        /// Gradient of gate and up from that of the down projection's result (NN).
-        linear_glu_bwd, linear_glu_bwd_impl: LinearGluBwd;
-        /// Grouped-query softmax attention over prefix trees.
-        attention_fwd, attention_fwd_impl: AttentionFwd;
-        /// Gradient of [`Backend::attention_fwd`].
-        attention_bwd, attention_bwd_impl: AttentionBwd;
-        /// `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]`, and the row's logsumexp; logits are never stored.
-        head_logprob_fwd, head_logprob_fwd_impl: HeadLogprobFwd;
-        /// Gradient of [`Backend::head_logprob_fwd`]; recomputes logits in chunks.
-        head_logprob_bwd, head_logprob_bwd_impl: HeadLogprobBwd;
-        /// Log-softmax and gather over stored logits: the oracle of the head.
-        logprob_fwd, logprob_fwd_impl: LogprobFwd;
-        /// Gradient of [`Backend::logprob_fwd`], written over the logits.
-        logprob_bwd, logprob_bwd_impl: LogprobBwd;
-        /// `score[s] = hidden[rows[s]] · weight`.
-        reward_head_fwd, reward_head_fwd_impl: RewardHeadFwd;
-        /// Gradient of [`Backend::reward_head_fwd`].
-        reward_head_bwd, reward_head_bwd_impl: RewardHeadBwd;
-        /// Sum or mean of each sequence's rows, in ascending row order.
-        segment_sum_fwd, segment_sum_fwd_impl: SegmentSumFwd;
-        /// Gradient of [`Backend::segment_sum_fwd`].
-        segment_sum_bwd, segment_sum_bwd_impl: SegmentSumBwd;
-        /// Comparison losses over sequence scores, the gradient of every score, and sums per kind.
-        preference_fwd, preference_fwd_impl: PreferenceFwd;
-        /// Global gradient norm in a fixed order, the clip factor, and whether the step is finite.
-        grad_norm, grad_norm_impl: GradNorm;
-        /// AdamW with decoupled decay (arXiv 1711.05101), skipped on the device when the gradient is not finite.
-        adamw, adamw_impl: AdamW;
-    }
-    composites {
-        /// Vocabulary head, comparison losses and the head's gradient: from hidden rows to their gradient.
-        head_preference, head_preference_impl, fuses_head_preference: HeadPreference;
-    }
+    /// `x[t] = table[ids[t]]`.
+    embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
+    /// `dtable[v] = sum of dx[t] over tokens t with id v`, in ascending t.
+    embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
+    /// `sum = x + residual; y = sum / rms(sum) * weight` (RMSNorm, arXiv 1910.07467).
+    norm_fwd, norm_fwd_impl: NormFwd;
+    /// Gradient of [`Backend::norm_fwd`] for its sum and its weight.
+    norm_bwd, norm_bwd_impl: NormBwd;
+    /// `y = x weightᵀ + bias + residual` (NT).
+    linear_fwd, linear_fwd_impl: LinearFwd;
+    /// `dx = dy weight` (NN).
+    linear_bwd_input, linear_bwd_input_impl: LinearBwdInput;
+    /// `dweight = dyᵀ x` (TN).
+    linear_bwd_weight, linear_bwd_weight_impl: LinearBwdWeight;
+    /// `dbias = column sums of dy`.
+    bias_bwd, bias_bwd_impl: BiasBwd;
+    /// Rotates queries and keys by their positions, half-split layout (RoPE, arXiv 2104.09864).
+    rope_fwd, rope_fwd_impl: Rope;
+    /// Rotates gradients back.
+    rope_bwd, rope_bwd_impl: Rope;
+    /// `act = silu(gate) * up` (SwiGLU, arXiv 2002.05202).
+    glu_fwd, glu_fwd_impl: GluFwd;
+    /// Gradient of [`Backend::glu_fwd`].
+    glu_bwd, glu_bwd_impl: GluBwd;
+    /// `act = silu(gate) * up` with gate and up from one product (NT), which are stored where asked for.
+    linear_glu_fwd, linear_glu_fwd_impl: LinearGluFwd;
+    /// Gradient of gate and up from that of the down projection's result (NN).
+    linear_glu_bwd, linear_glu_bwd_impl: LinearGluBwd;
+    /// Grouped-query softmax attention over prefix trees.
+    attention_fwd, attention_fwd_impl: AttentionFwd;
+    /// Gradient of [`Backend::attention_fwd`].
+    attention_bwd, attention_bwd_impl: AttentionBwd;
+    /// `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]`, and the row's logsumexp; logits are never stored.
+    head_logprob_fwd, head_logprob_fwd_impl: HeadLogprobFwd;
+    /// Gradient of [`Backend::head_logprob_fwd`]; recomputes logits in chunks.
+    head_logprob_bwd, head_logprob_bwd_impl: HeadLogprobBwd;
+    /// Log-softmax and gather over stored logits: the oracle of the head.
+    logprob_fwd, logprob_fwd_impl: LogprobFwd;
+    /// Gradient of [`Backend::logprob_fwd`], written over the logits.
+    logprob_bwd, logprob_bwd_impl: LogprobBwd;
+    /// `score[s] = hidden[rows[s]] · weight`.
+    reward_head_fwd, reward_head_fwd_impl: RewardHeadFwd;
+    /// Gradient of [`Backend::reward_head_fwd`].
+    reward_head_bwd, reward_head_bwd_impl: RewardHeadBwd;
+    /// Sum or mean of each sequence's rows, in ascending row order.
+    segment_sum_fwd, segment_sum_fwd_impl: SegmentSumFwd;
+    /// Gradient of [`Backend::segment_sum_fwd`].
+    segment_sum_bwd, segment_sum_bwd_impl: SegmentSumBwd;
+    /// Comparison losses over sequence scores, the gradient of every score, and sums per kind.
+    preference_fwd, preference_fwd_impl: PreferenceFwd;
+    /// Global gradient norm in a fixed order, the clip factor, and whether the step is finite.
+    grad_norm, grad_norm_impl: GradNorm;
+    /// AdamW with decoupled decay (arXiv 1711.05101), skipped on the device when the gradient is not finite.
+    adamw, adamw_impl: AdamW;
+
+    => composites:
+    /// Vocabulary head, comparison losses and the head's gradient: from hidden rows to their gradient.
+    head_preference, head_preference_impl, fuses_head_preference: HeadPreference;
 }

@@ -6,12 +6,12 @@ use super::measure::{Ready, Samples, Timed, Timing, energy, interleaved};
 use super::operand::{Operand, Set};
 use super::rates::{Benched, Rates, Rivals};
 use super::row::{Cache, Row, SCHEMA, Status};
-use super::run::{Earlier, OWN, Options, cost, differ, floor};
+use super::run::{Earlier, OWN, Options, cost, differ, floor, predicted};
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
 use crate::Result;
-use crate::backend::contract::Cost;
+use crate::backend::contract::{Cost, Precision};
 use crate::study::hardware::host::Load;
 
 /// Most sets of operands that a call rotates over.
@@ -28,6 +28,7 @@ struct Lane {
 pub struct Entry {
     case: Case,
     cost: Cost,
+    predicted_us: Option<f64>,
     lanes: Vec<Lane>,
     /// Begin and end of the samples of the last pass.
     timed: Option<(Instant, Instant)>,
@@ -48,7 +49,12 @@ impl Entry {
         rates: Option<Rates>,
     ) -> Result<Self> {
         let cost = cost(&case.work, B::PRECISION)?;
-        let mut entry = Self { case: case.clone(), cost, lanes: Vec::new(), timed: None, load: (0.0, 0.0) };
+        let predicted_us = match on.kernel_properties() {
+            Some(card) if B::PRECISION == Precision::Bf16 => predicted(&case.work, card)?,
+            _ => None,
+        };
+        let (lanes, timed, load) = (Vec::new(), None, (0.0, 0.0));
+        let mut entry = Self { case: case.clone(), cost, predicted_us, lanes, timed, load };
         if matches!(case.work, Work::Linear(_)) {
             for (name, why) in rivals.absent.iter().filter(|(name, _)| options.wants(name)) {
                 entry.untimed(on, options, name, Status::Absent, why.clone());
@@ -214,6 +220,7 @@ impl Entry {
             memory_gb_per_s: None,
             product_tflop_per_s: None,
             share: None,
+            predicted_us: self.predicted_us.filter(|_| variant == OWN && status == Status::Measured),
             energy_mj: None,
             others: None,
             error_share: None,

@@ -74,6 +74,9 @@ pub struct Row {
     pub product_tflop_per_s: Option<f64>,
     /// Floor over median.
     pub share: Option<f64>,
+    /// Microseconds that the choice of tiles foretold.
+    #[serde(default)]
+    pub predicted_us: Option<f64>,
     pub energy_mj: Option<f64>,
     /// Processors that other programs kept busy meanwhile.
     pub others: Option<f64>,

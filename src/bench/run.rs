@@ -155,6 +155,15 @@ fn better(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
     Some(a?.or(b?))
 }
 
+/// Microseconds that the choice of tiles foretells for a call on a card; none for calls that are not chosen tiles for.
+pub fn predicted(work: &Work, card: &Properties) -> Result<Option<f64>> {
+    let on = Kernels::<_, bf16>::new(Rehearsal::of(card));
+    let mut set = Set::new(&on, &work.operands())?;
+    on.take_predicted();
+    work.call(&on, set.take())?;
+    Ok(Some(1e6 * on.take_predicted()).filter(|&us| us > 0.0))
+}
+
 /// Bytes and FLOPs of a call by its contract, on a device that only counts.
 pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
     fn priced<A: Element>(work: &Work) -> Result<Cost> {

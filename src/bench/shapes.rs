@@ -148,6 +148,13 @@ pub fn cases(model: &Sizes, tokens: usize, precision: Precision, room: Room) -> 
         add("head", Head::new(backward, tokens, m.hidden, m.vocab).into());
     }
     add("head", PreferenceHead::new(tokens, m.hidden, m.vocab).into());
+    // The head's products with nothing around them: what it is held against.
+    if tokens.saturating_mul(m.vocab) <= room.logits {
+        for pass in [Pass::Forward, Pass::Input, Pass::Weight] {
+            let dims = LinearDims { tokens, inputs: m.hidden, outputs: m.vocab };
+            add("logits", Linear { pass, dims }.into());
+        }
+    }
     let rows = tokens.min(room.logits / m.vocab).max(1);
     for backward in [false, true] {
         add("stored logits", StoredLogits::new(backward, rows, m.vocab).into());

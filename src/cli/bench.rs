@@ -236,7 +236,7 @@ impl BenchArgs {
             longest: Duration::from_secs_f64(self.longest),
             rotated: if emulated { 0 } else { self.rotate_mib << 20 },
             room: match cuda {
-                true => Room { parameters: 1 << 29, logits: 1 << 30 },
+                true => Room { parameters: 1 << 29, logits: 1 << 31 },
                 false => Room { parameters: 1 << 25, logits: 1 << 26 },
             },
             energy_seconds: self.energy_seconds,

@@ -264,3 +264,27 @@ impl<B: Backend> DeviceBatch<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+
+    /// A rehearsal must see the largest chunk that any batch within the limits has.
+    #[test]
+    fn chunks_of_a_largest_batch_are_as_large_as_any() {
+        let cpu = Cpu::new();
+        let chunks = |rows, group_rows, most_rows| {
+            let limits = BatchLimits { tokens: 50, rows, group_rows, seqs: 8, ..BatchLimits::default() };
+            let batch = DeviceBatch::of_limits(&cpu, &limits, most_rows).unwrap();
+            let chunks: Vec<usize> = chunks_of(batch.groups(), most_rows).iter().map(|c| c.rows.len()).collect();
+            assert_eq!(batch.groups().last(), Some(&GroupEnd { row: rows, seq: 8 }));
+            chunks
+        };
+        assert_eq!(chunks(40, 25, usize::MAX), [40]);
+        assert_eq!(chunks(40, 25, 40), [40]);
+        assert_eq!(chunks(40, 3, 16), [16, 16, 8]);
+        assert_eq!(chunks(40, 25, 16), [25, 15]);
+        assert_eq!(chunks(0, 0, 16), [0]);
+    }
+}

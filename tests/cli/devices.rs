@@ -75,6 +75,27 @@ fn five_steps_on_the_emulator_are_those_of_the_cpu() {
     }
 }
 
+/// The kernels for Hopper: policy and reference are equal before the first step though only one of them keeps its powers, a
+/// stored reference is the online one bit by bit, and losses are those of the CPU.
+#[test]
+fn steps_by_the_kernels_for_hopper() {
+    if !emulated() {
+        return;
+    }
+    let bench = bench();
+    let words = |run: &str, rest: &str| train("dpo", &format!("--max-steps 2 --output-dir {run} {rest}"));
+    bench.run(&words("cpu", "--device cpu")).ok();
+    for (run, rest) in [("online", ""), ("stored", "--precompute-ref-log-probs")] {
+        let done = bench.run_with(&words(run, &format!("--device emulator {rest}")), ("MAPL_SM90", "1")).ok();
+        assert!(done.out.contains("identity check passed"), "{}", done.out);
+    }
+    let (cpu, hopper) = (losses(&bench, "cpu"), losses(&bench, "online"));
+    assert!((hopper[0] - 3.0 * f64::from(std::f32::consts::LN_2)).abs() < 1e-12, "{hopper:?}");
+    assert!(hopper[1] != hopper[0] && apart(&hopper, &cpu) < BF16, "{hopper:?} {cpu:?}");
+    assert_eq!(bench.metrics("online", "train"), bench.metrics("stored", "train"));
+    assert!(bench.bytes("online/model.safetensors") == bench.bytes("stored/model.safetensors"));
+}
+
 #[test]
 fn a_cached_reference_is_the_online_one_on_the_emulator_and_runs_repeat() {
     if !emulated() {

@@ -1,6 +1,6 @@
 """The GPU suite: runs what pack.py built and prints one table.
 
-python3 run.py [--device cuda|emulator] [--out DIR] [--strict] [--seconds N] [--rows FILE] [--stages NAME...]
+python3 run.py [--device cuda|emulator] [--out DIR] [--strict] [--seconds N] [--rows FILE] [--models NAMES] [--stages NAME...]
 
 Stages, in order
   device      what the binary and nvidia-smi see
@@ -195,7 +195,11 @@ class Suite:
         folders = [str(path.parent) for path in Path(sys.prefix).glob("lib/python*/*-packages/nvidia/*/lib/libcublasLt.so*")]
         folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
         libraries = ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
-        sizes = {"cuda": "--tokens 2048,8192 --dtype bf16 --seconds 0.4 --repeats 30", "emulator": "--repeats 1 --seconds 0"}[device]
+        # A third of the time that is left for ours, a third for the same shapes of peers, the rest for whole steps.
+        part = self.left() / 3
+        sizes = {"cuda": f"--tokens 2048,8192 --dtype bf16 --seconds 0.2 --repeats 20 --limit {part:.0f}", "emulator": "--repeats 1 --seconds 0"}[device]
+        if self.options.models:
+            sizes += f" --model {self.options.models}"
         ours = self.out / "bench-mapl.csv"
         words = f"bench --device {device} {sizes} --commit {commit} --output {ours}".split()
         code, text, seconds = self.call("bench", [HERE / "mapl", *words], LD_LIBRARY_PATH=libraries)
@@ -206,7 +210,7 @@ class Suite:
         if not ours.exists():
             return
         words = ["-B", HERE / "ops.py", "--rows", ours, "--output", self.out / "bench-peers.csv", "--device", "cuda",
-                 "--seconds", "0.4"]
+                 "--seconds", "0.3", "--patience", "30", "--no-compile", "--limit", f"{part:.0f}"]
         code, text, seconds = self.call("bench-peers", [sys.executable, *words])
         measured = text.count(": measured ")
         fine = code == 0 and measured > 0
@@ -215,6 +219,7 @@ class Suite:
         self.row("bench", "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
         words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps", "--device", "cuda",
                  "--model", "qwen2.5-0.5b", "--pairs", "16", "--prompt", "512", "--response", "256", "--rounds", "1",
+                 "--no-compile", "--patience", "60", "--limit", f"{max(1.0, self.left() - 10):.0f}",
                  "--commit", commit, "--output", self.out / "bench-steps.csv"]
         code, text, seconds = self.call("bench-steps", [sys.executable, *words])
         self.row("bench", "steps", "ok" if code == 0 else "failed", f"{text.count(' pairs/s')} sides" if code == 0 else text.strip()[-300:], seconds)
@@ -276,6 +281,7 @@ def main():
     parser.add_argument("--strict", action="store_true", help="a stage that cannot run is a failure")
     parser.add_argument("--seconds", type=float, default=570.0, help="time for all stages")
     parser.add_argument("--rows", help="preference rows for the speed stage")
+    parser.add_argument("--models", help="models whose sizes are benchmarked, as mapl bench --model takes them; all otherwise")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
     suite = Suite(options)

@@ -77,7 +77,8 @@ impl Work for Head {
 
 /// (tokens, hidden, vocab, rows): one row and one tile that is not full; a vocabulary off 8 and 192 with two clusters of rows;
 /// hidden off the 64 of a stage and beyond the ring.
-const CASES: [(usize, usize, usize, usize); 4] = [(1, 8, 5, 1), (40, 24, 1999, 300), (7, 136, 384, 30), (9, 456, 200, 12)];
+const CASES: [(usize, usize, usize, usize); 4] =
+    [(1, 8, 5, 1), (40, 24, 1999, 300), (7, 136, 384, 30), (9, 456, 200, 12)];
 
 #[test]
 fn forward_and_backward() {

@@ -5,7 +5,6 @@
 use crate::common::sm90::{Work, done, one_way};
 use crate::common::{On, Outputs, compare, emulator, gpu, normal, runs, stored_as_acc};
 use half::bf16;
-use mapl::backend::{Backend, Write};
 use mapl::backend::contract::*;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::device::Device;
@@ -13,6 +12,7 @@ use mapl::backend::kernels::emulator::Schedule;
 use mapl::backend::kernels::geometry::Tile;
 use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, Write};
 
 /// Columns of all these have a last tile that is not full, for some tile: k off and on the 64 values of a stage, one row,
 /// more rows than a cluster's, more stages than the ring has.
@@ -39,7 +39,9 @@ struct Forward<'a> {
 impl Forward<'_> {
     fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
         match (self.residual, self.bias) {
-            (Some(residual), Some(bias)) => runs::linear_fwd_residual(on, self.d, [self.x, self.weight, bias, residual]),
+            (Some(residual), Some(bias)) => {
+                runs::linear_fwd_residual(on, self.d, [self.x, self.weight, bias, residual])
+            }
             _ => runs::linear_fwd(on, self.d, self.x, self.weight, self.bias),
         }
     }
@@ -182,7 +184,9 @@ fn gated_products_and_the_bits_of_their_parts() {
         let weight = normal("w", 2 * intermediate * hidden, 1.0 / (hidden as f64).sqrt());
         let gate_up = normal("gate_up", tokens * 2 * intermediate, 1.0);
         let down = &weight[..hidden * intermediate];
-        for (weight, gate_up, stored) in [(&weight[..], None, true), (&weight, None, false), (down, Some(&gate_up[..]), true)] {
+        for (weight, gate_up, stored) in
+            [(&weight[..], None, true), (&weight, None, false), (down, Some(&gate_up[..]), true)]
+        {
             let work = Gated { d, input: &input, weight, gate_up, stored };
             let label = format!("gated {d:?}, backward {}, stored {stored}", gate_up.is_some());
             let expected = work.run(&On::new(&Reference, Precision::Bf16));

@@ -88,12 +88,18 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// A device in rising order with 4 multiprocessors. [`Error::Device`] in a build without the emulator.
+    /// A device in rising order with 4 multiprocessors. [`Error::Device`] in a build without the emulator. The kernels for Hopper,
+    /// whose tiles are large, take several times as long here as the portable ones, so it is a Hopper card only where
+    /// `MAPL_SM90` is 1.
     pub fn new() -> Result<Self> {
-        Self::with(Schedule::Rising, 4)
+        let mut device = Self::with(Schedule::Rising, 4)?;
+        if std::env::var("MAPL_SM90").map_or(true, |value| value != "1") {
+            device.properties.compute_capability = (8, 0);
+        }
+        Ok(device)
     }
 
-    /// A device with an order of its own and any number of multiprocessors, which decides the grids of some kernels.
+    /// A Hopper card with an order of its own and any number of multiprocessors, which decides the grids of some kernels.
     pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
         if !cfg!(mapl_emulator) {
             return Err(Error::Device(

@@ -36,9 +36,9 @@ use super::contract::*;
 use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
-use rayon::prelude::*;
 use device::{Device, Element, Read, Write};
 use hopper::Hopper;
+use rayon::prelude::*;
 
 /// A one-dimensional array on a device.
 pub struct Array<D: Device, T> {
@@ -83,6 +83,8 @@ pub struct Kernels<D: Device, A> {
     hopper: Hopper,
     /// Most rows of a chunk of the head with its loss, if not as many as its memory allows.
     head_rows: Option<usize>,
+    /// Nanoseconds that the choices of tiles foretold for what was enqueued.
+    predicted: AtomicU64,
     /// Turns of parts of sums: zeros between launches.
     turns: Mutex<Option<D::Memory>>,
     activations: PhantomData<fn() -> A>,
@@ -100,6 +102,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
             head_rows: None,
+            predicted: AtomicU64::new(0),
             turns: Mutex::new(None),
             activations: PhantomData,
         }
@@ -118,6 +121,16 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// This backend with chunks of so many rows in [`Backend::head_preference`], where it works in chunks.
     pub fn with_head_rows(self, rows: usize) -> Self {
         Self { head_rows: Some(rows), ..self }
+    }
+
+    /// Seconds that the choices of tiles foretold for the launches since the last call of this.
+    pub fn take_predicted(&self) -> f64 {
+        1e-9 * self.predicted.swap(0, Ordering::Relaxed) as f64
+    }
+
+    /// Notes what a choice of tiles foretells for a launch.
+    fn predict(&self, seconds: f64) {
+        self.predicted.fetch_add((1e9 * seconds) as u64, Ordering::Relaxed);
     }
 
     /// Address of words for the turns of a launch, all zero; 0 for no words. Every call must ask for as many or none.

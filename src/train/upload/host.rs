@@ -169,7 +169,7 @@ impl HostBatch {
         self.sizes = BatchSizes::of(batch);
     }
 
-    /// Fills the batch up to `shape`, which it is smaller than, as [`super::padding`] says.
+    /// Fills the batch up to `shape`, which it is smaller than, as [`crate::train::padding`] says.
     pub fn pad(&mut self, shape: &BatchLimits) {
         let s = self.sizes;
         let last_token = shape.tokens as i32 - 1;

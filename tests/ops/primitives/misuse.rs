@@ -65,12 +65,12 @@ fn copies_that_no_group_holds_are_reported() {
     }
 }
 
-/// A map of eight rows of 128 bytes.
-fn map(device: &Emulator, memory: &<Emulator as Device>::Memory) -> TensorMap {
+/// A map of eight rows of `width` numbers, 128 bytes apart.
+fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> TensorMap {
     let spec = TensorMapSpec {
         address: Emulator::address(memory),
         element: MapElement::F32,
-        dims: vec![32, 8],
+        dims: vec![width, 8],
         strides: vec![128],
         boxes: vec![32, 8],
         swizzle: MapSwizzle::Bytes128,
@@ -93,12 +93,16 @@ fn misuse_of_boxes_is_reported() {
         reported(what, |device| {
             let memory = upload(device, &[1.0f32; 256]);
             let shared = if which == 7 { 2000 } else { 2048 };
-            TestBoxMisuse { map: map(device, &memory), which }.launch(device, 1, shared)
+            TestBoxMisuse { map: map(device, &memory, 32), which }.launch(device, 1, shared)
         });
     }
     reported("outside every allocation", |device| {
         let memory = upload(device, &[1.0f32; 255]);
-        TestBoxMisuse { map: map(device, &memory), which: 2 }.launch(device, 1, 2048)
+        TestBoxMisuse { map: map(device, &memory, 32), which: 2 }.launch(device, 1, 2048)
+    });
+    reported("rows of 120 bytes", |device| {
+        let memory = upload(device, &[1.0f32; 256]);
+        TestBoxMisuse { map: map(device, &memory, 30), which: 8 }.launch(device, 1, 2048)
     });
     reported("a tensor map that was not made for the emulator", |device| {
         TestBoxMisuse { map: TensorMap([0; 16]), which: 2 }.launch(device, 1, 2048)
@@ -151,7 +155,7 @@ fn early_reuse_of_a_stage_shows() {
             let Some(device) = crate::common::emulator(schedule, 1) else { return };
             let memory = upload(&device, &[2.0f32; 256]);
             let out = unwritten(&device, 256);
-            TestEarlyReuse { map: map(&device, &memory), which, out: Write::of::<Emulator>(&out, 0) }
+            TestEarlyReuse { map: map(&device, &memory, 32), which, out: Write::of::<Emulator>(&out, 0) }
                 .launch(&device, 1, 4096)
                 .unwrap();
             let stored = download::<Emulator, i32>(&device, &memory, 256);

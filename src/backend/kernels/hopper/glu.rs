@@ -5,7 +5,7 @@ use crate::Result;
 use crate::backend::View;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{Device, Element, Read};
-use crate::backend::kernels::geometry::{Tile, blocks_of};
+use crate::backend::kernels::geometry::{Sizes, Tile, blocks_of, cut};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Array, Kernels, int, read, write, write_option};
 
@@ -20,6 +20,12 @@ fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &
         && is_copied(addresses)
 }
 
+/// Seconds foretold for either product.
+fn time<D: Device, A: Element>(k: &Kernels<D, A>, m: usize, n: usize, depth: usize) -> f64 {
+    let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false };
+    cut(sizes, Tile::Alone, 1, k.device.properties().processors).seconds
+}
+
 /// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
 pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -31,6 +37,7 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     if !fits(k, d, &[x, weight, gate_up, act]) {
         return Ok(false);
     }
+    k.predict(time(k, d.tokens, 2 * d.intermediate, d.hidden));
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
     // Without gate and up their descriptors are not used; they must name memory all the same.
     let first = if gate_up == 0 { x } else { gate_up };
@@ -46,7 +53,11 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
         hidden: int(d.hidden)?,
         stored: i32::from(stored),
     }
-    .launch(&k.device, blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors), Tile::Alone.shared_bytes(false, 2))?;
+    .launch(
+        &k.device,
+        blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors),
+        Tile::Alone.shared_bytes(false, 2),
+    )?;
     Ok(true)
 }
 
@@ -62,6 +73,7 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     if !fits(k, d, &[dy, weight, gate_up, dgate_up]) {
         return Ok(false);
     }
+    k.predict(time(k, d.tokens, d.intermediate, d.hidden));
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
     launch::LinearGluBwdSm90 {
         dy: matrix(&k.device, dy, (d.tokens, d.hidden), d.hidden, ROWS)?,

@@ -92,7 +92,8 @@ fn want<D: Device>(scratch: &mut Scratch<'_, D>, d: HeadDims, rows: usize, backw
 
 impl Places {
     fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: [Piece; 9]) -> Self {
-        let [packed, base, sums, hit, total, powers, factor, scaled, drows] = pieces.map(|piece| scratch.address(piece));
+        let [packed, base, sums, hit, total, powers, factor, scaled, drows] =
+            pieces.map(|piece| scratch.address(piece));
         Self { packed, base, sums, hit, total, powers, factor, scaled, drows }
     }
 }
@@ -140,10 +141,23 @@ fn chunk_forward<D: Device, A: Element>(
     let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
     let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
     let shared = Tile::Alone.shared_bytes(false, 2);
+    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
+    k.predict(cut(sizes, Tile::Alone, 1, device.properties().processors).seconds);
     if stored {
         let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
-        launch::HeadPowersSm90 { packed, head, powers, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }
-            .launch(device, grid, shared)?;
+        launch::HeadPowersSm90 {
+            packed,
+            head,
+            powers,
+            target,
+            base,
+            sums,
+            hit,
+            rows: number,
+            vocab,
+            hidden: hidden_size,
+        }
+        .launch(device, grid, shared)?;
     } else {
         launch::HeadSumsSm90 { packed, head, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }
             .launch(device, grid, shared)?;
@@ -205,6 +219,7 @@ fn chunk_backward<D: Device, A: Element>(
     .launch(device, k.row_blocks(count, WARPS), 0)?;
 
     let choice = cut_of_drows(d, count, device.properties().processors);
+    k.predict(choice.seconds);
     let powers = matrix(device, at.powers, (count, d.vocab), stride(d), ROWS)?;
     let head = operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?;
     let drows = f32_result(device, at.drows + 4 * (rows.start * d.hidden) as u64, (count, d.hidden))?;
@@ -213,12 +228,32 @@ fn chunk_backward<D: Device, A: Element>(
     let (splits, shared) = (int(choice.splits)?, choice.tile.shared_bytes(true, 4));
     match choice.tile {
         Tile::Middle => {
-            launch::HeadDrowsSm90224 { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
-                .launch(device, choice.grid, shared)?;
+            launch::HeadDrowsSm90224 {
+                powers,
+                head,
+                drows,
+                factor,
+                turns,
+                rows: number,
+                hidden: hidden_size,
+                vocab,
+                splits,
+            }
+            .launch(device, choice.grid, shared)?;
         }
         _ => {
-            launch::HeadDrowsSm90256 { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
-                .launch(device, choice.grid, shared)?;
+            launch::HeadDrowsSm90256 {
+                powers,
+                head,
+                drows,
+                factor,
+                turns,
+                rows: number,
+                hidden: hidden_size,
+                vocab,
+                splits,
+            }
+            .launch(device, choice.grid, shared)?;
         }
     }
     let Some((dhead, mode)) = dhead else { return Ok(()) };

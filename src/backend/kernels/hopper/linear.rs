@@ -83,7 +83,11 @@ pub(in super::super) fn choice<D: Device, A: Element>(k: &Kernels<D, A>, product
         Hopper::Cut(tile, _) if tile.blocks() > properties.processors => None,
         Hopper::Cut(tile, splits) => {
             let sizes = product.sizes();
-            Some(within_turns(sizes, cut(sizes, tile, if sizes.may_split { splits } else { 1 }, properties.processors), properties.processors))
+            Some(within_turns(
+                sizes,
+                cut(sizes, tile, if sizes.may_split { splits } else { 1 }, properties.processors),
+                properties.processors,
+            ))
         }
     }
 }
@@ -112,60 +116,79 @@ fn turns_of(m: usize, n: usize, tile: Tile) -> usize {
 }
 
 /// Enqueues a product that [`choice`] has a way for.
-pub(in super::super) fn enqueue<D: Device, A: Element>(k: &Kernels<D, A>, product: &Product<A>, choice: Choice) -> Result<()> {
+pub(in super::super) fn enqueue<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    product: &Product<A>,
+    choice: Choice,
+) -> Result<()> {
+    k.predict(choice.seconds);
     let (tile, (a_across, b_across)) = (choice.tile, product.op.across());
     let device = &k.device;
     let (m, n) = (product.m, product.n);
     let a = operand(device, product.a.address(), a_across, (m, product.k), product.a_stride, ROWS)?;
     // Each block of a cluster copies its share of the columns.
     let share = tile.columns() / tile.blocks();
-    let b = operand(device, product.b.address(), b_across, (n, product.k), if b_across { n } else { product.k }, share)?;
+    let b =
+        operand(device, product.b.address(), b_across, (n, product.k), if b_across { n } else { product.k }, share)?;
     let weight = product.op == Op::Weight;
     let c = if weight { f32_result(device, product.c, (m, n))? } else { matrix(device, product.c, (m, n), n, 64)? };
+    let shared = tile.shared_bytes(b_across, if weight { 4 } else { 2 });
     let (m, n, depth, splits) = (int(product.m)?, int(product.n)?, int(product.k)?, int(choice.splits)?);
-    let add = product.mode == Mode::Add;
-    let turns = turns(k, &choice)?;
-    let residual = match (add, weight) {
-        // A bf16 result is added to before it is rounded.
-        (true, false) => Read::new(product.c, 0),
-        _ => Read::new(product.residual.address(), 0),
-    };
-    macro_rules! go {
-        ($Kernel:ident) => {
-            launch::$Kernel {
-                a,
-                b,
-                c,
-                bias: Read::new(product.bias.address(), 0),
-                residual,
-                turns: Write::new(turns, 0),
-                m,
-                n,
-                k: depth,
-                splits,
-                add: i32::from(add && weight),
+    let add = i32::from(product.mode == Mode::Add);
+    match product.op {
+        Op::Forward => {
+            let residual = product.residual.address();
+            // One that is absent is not looked at, and must name memory all the same.
+            let map = if residual == 0 { c } else { matrix(device, residual, (product.m, product.n), product.n, 64)? };
+            let (added, bias) = (i32::from(residual != 0), Read::new(product.bias.address(), 0));
+            macro_rules! go {
+                ($Kernel:ident) => {
+                    launch::$Kernel { a, b, c, residual: map, bias, m, n, k: depth, added }.launch(
+                        device,
+                        choice.grid,
+                        shared,
+                    )
+                };
             }
-            .launch(&k.device, choice.grid, tile.shared_bytes(b_across, if weight { 4 } else { 2 }))
-        };
-    }
-    match (product.op, tile) {
-        (Op::Forward, Tile::Wide) => go!(LinearFwdSm90256),
-        (Op::Forward, Tile::Middle) => go!(LinearFwdSm90224),
-        (Op::Forward, Tile::Narrow) => go!(LinearFwdSm90192),
-        (Op::Forward, Tile::Turns) => go!(LinearFwdSm90192Turns),
-        (Op::Forward, Tile::Alone) => go!(LinearFwdSm90192Alone),
-        (Op::Forward, Tile::Small) => go!(LinearFwdSm90128Alone),
-        (Op::Input, Tile::Wide) => go!(LinearBwdInputSm90256),
-        (Op::Input, Tile::Middle) => go!(LinearBwdInputSm90224),
-        (Op::Input, Tile::Narrow) => go!(LinearBwdInputSm90192),
-        (Op::Input, Tile::Turns) => go!(LinearBwdInputSm90192Turns),
-        (Op::Input, Tile::Alone) => go!(LinearBwdInputSm90192Alone),
-        (Op::Input, Tile::Small) => go!(LinearBwdInputSm90128Alone),
-        (Op::Weight, Tile::Wide) => go!(LinearBwdWeightSm90256),
-        (Op::Weight, Tile::Middle) => go!(LinearBwdWeightSm90224),
-        (Op::Weight, Tile::Narrow) => go!(LinearBwdWeightSm90192),
-        (Op::Weight, Tile::Turns) => go!(LinearBwdWeightSm90192Turns),
-        (Op::Weight, Tile::Alone) => go!(LinearBwdWeightSm90192Alone),
-        (Op::Weight, Tile::Small) => go!(LinearBwdWeightSm90128Alone),
+            match tile {
+                Tile::Wide => go!(LinearFwdSm90256),
+                Tile::Middle => go!(LinearFwdSm90224),
+                Tile::Narrow => go!(LinearFwdSm90192),
+                Tile::Turns => go!(LinearFwdSm90192Turns),
+                Tile::Alone => go!(LinearFwdSm90192Alone),
+                Tile::Small => go!(LinearFwdSm90128Alone),
+            }
+        }
+        Op::Input => {
+            macro_rules! go {
+                ($Kernel:ident) => {
+                    launch::$Kernel { a, b, c, m, n, k: depth, add }.launch(device, choice.grid, shared)
+                };
+            }
+            match tile {
+                Tile::Wide => go!(LinearBwdInputSm90256),
+                Tile::Middle => go!(LinearBwdInputSm90224),
+                Tile::Narrow => go!(LinearBwdInputSm90192),
+                Tile::Turns => go!(LinearBwdInputSm90192Turns),
+                Tile::Alone => go!(LinearBwdInputSm90192Alone),
+                Tile::Small => go!(LinearBwdInputSm90128Alone),
+            }
+        }
+        Op::Weight => {
+            let turns = Write::new(turns(k, &choice)?, 0);
+            macro_rules! go {
+                ($Kernel:ident) => {
+                    launch::$Kernel { a, b, c, turns, m, n, k: depth, splits, add }.launch(device, choice.grid, shared)
+                };
+            }
+            match tile {
+                Tile::Wide => go!(LinearBwdWeightSm90256),
+                Tile::Middle => go!(LinearBwdWeightSm90224),
+                Tile::Narrow => go!(LinearBwdWeightSm90192),
+                Tile::Turns => go!(LinearBwdWeightSm90192Turns),
+                Tile::Alone => go!(LinearBwdWeightSm90192Alone),
+                Tile::Small => go!(LinearBwdWeightSm90128Alone),
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ pub(super) mod head;
 mod linear;
 
 pub(super) use glu::{glu_bwd, glu_fwd};
-pub(super) use linear::{Op, Product, choice, enqueue};
 use linear::best;
+pub(super) use linear::{Op, Product, choice, enqueue};
 
 use super::Kernels;
 use super::device::{Device, Element, MapElement, MapSwizzle, TensorMap, TensorMapSpec};
@@ -39,9 +39,7 @@ impl Hopper {
 
 /// Whether the device and the storage of activations are those of these kernels.
 fn is_here<D: Device, A: Element>(k: &Kernels<D, A>) -> bool {
-    k.hopper != Hopper::Off
-        && A::PRECISION == Precision::Bf16
-        && k.device.properties().compute_capability == (9, 0)
+    k.hopper != Hopper::Off && A::PRECISION == Precision::Bf16 && k.device.properties().compute_capability == (9, 0)
 }
 
 /// Whether every number is a multiple of `unit`.
@@ -57,7 +55,13 @@ fn is_copied(addresses: &[u64]) -> bool {
 }
 
 /// Descriptor of a matrix of bf16 (outer, inner) whose rows are `stride` elements apart, in boxes of 64 elements of so many rows.
-fn matrix<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize), stride: usize, rows: usize) -> Result<TensorMap> {
+fn matrix<D: Device>(
+    device: &D,
+    address: u64,
+    (outer, inner): (usize, usize),
+    stride: usize,
+    rows: usize,
+) -> Result<TensorMap> {
     device.tensor_map(&TensorMapSpec {
         address,
         element: MapElement::Bf16,
@@ -82,7 +86,14 @@ fn f32_result<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize
 
 /// Descriptor of A or B: `count` rows or columns of the product by `k`, contiguous along k or across it; `most` is the rows of a
 /// box along k.
-fn operand<D: Device>(device: &D, address: u64, across: bool, (count, k): (usize, usize), stride: usize, most: usize) -> Result<TensorMap> {
+fn operand<D: Device>(
+    device: &D,
+    address: u64,
+    across: bool,
+    (count, k): (usize, usize),
+    stride: usize,
+    most: usize,
+) -> Result<TensorMap> {
     if across {
         matrix(device, address, (k, count), stride, 64)
     } else {
