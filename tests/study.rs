@@ -194,7 +194,7 @@ fn ops_are_benchmarked_and_compared() {
     let words =
         "bench --device cpu --model tiny --op norm,linear_fwd,preference --repeats 5 --seconds 0 --rotate-mib 1";
     let out = bench.run(&format!("{words} --output rows.csv --output rows.json --commit abc")).ok().out;
-    assert!(out.contains("6 rows measured, 0 absent, 0 skipped, 0 failed"), "{out}");
+    assert!(out.contains("7 rows measured, 0 absent, 0 skipped, 0 failed"), "{out}");
     let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
     assert_eq!(rows, mapl::bench::row::read(&bench.at("rows.json")).unwrap());
     assert!(rows.iter().all(|row| row.commit == "abc" && row.error_share.is_some_and(|share| share <= 1.0)));

@@ -157,11 +157,12 @@ fn better(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
 
 /// Microseconds that the choice of tiles foretells for a call on a card; none for calls that are not chosen tiles for.
 pub fn predicted(work: &Work, card: &Properties) -> Result<Option<f64>> {
-    let on = Kernels::<_, bf16>::new(Rehearsal::of(card));
+    let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
     let mut set = Set::new(&on, &work.operands())?;
-    on.take_predicted();
+    on.take_chosen();
     work.call(&on, set.take())?;
-    Ok(Some(1e6 * on.take_predicted()).filter(|&us| us > 0.0))
+    let chosen = on.take_chosen();
+    Ok((!chosen.is_empty()).then(|| 1e6 * chosen.iter().map(|c| c.choice.seconds).sum::<f64>()))
 }
 
 /// Bytes and FLOPs of a call by its contract, on a device that only counts.

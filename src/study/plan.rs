@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::backend::Backend as _;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Properties, Resources};
+use crate::backend::kernels::geometry::{Chosen, of_card};
 use crate::backend::kernels::launchers::{KERNELS, RESOURCES};
 use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
 use crate::backend::probe::OpTime;
@@ -63,6 +64,23 @@ pub struct OpFloor {
     pub floor_seconds: f64,
 }
 
+/// Products of one size whose tiles are chosen, and how they are cut.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProductPlan {
+    pub op: &'static str,
+    /// C (m, n), sums over k.
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub calls: u64,
+    pub tile: &'static str,
+    /// Parts of every sum.
+    pub parts: usize,
+    /// Tiles and parts over the blocks or clusters at work.
+    pub waves: f64,
+    pub predicted_seconds: f64,
+}
+
 /// Launches of one kernel on one number of tiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LaunchPlan {
@@ -90,12 +108,13 @@ pub struct StepPlan {
     pub tokens: usize,
     pub head_rows: usize,
     pub ops: Vec<OpFloor>,
+    pub products: Vec<ProductPlan>,
     pub launches: Vec<LaunchPlan>,
     /// FLOPs that compute logits a second time; they are in the ops' too.
     pub recomputed_flops: u64,
     pub flops: u64,
     pub floor_seconds: f64,
-    /// The floor, each op's stretched by the unfilled waves of its launches.
+    /// The floor; where tiles are chosen what that choice foretells, and elsewhere stretched by the unfilled waves of launches.
     pub predicted_seconds: f64,
     /// Share of the data sheet's FLOP/s at that time.
     pub utilisation: f64,
@@ -134,7 +153,7 @@ impl StepPlan {
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
         };
-        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded));
+        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded)).keeping_choices();
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };
         let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
         let policy = Model::zeros(&backend, config.clone(), longest)?;
@@ -147,10 +166,12 @@ impl StepPlan {
         let sizes = packed.micro_batches()[0].host.sizes;
         backend.device().take_launches();
         backend.op_times()?;
+        backend.take_chosen();
         trainer.begin(packed, 0.0)?;
         let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
-        Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, &launches))
+        let products = products(card, &backend.take_chosen());
+        Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
     }
 
     fn of(
@@ -158,13 +179,19 @@ impl StepPlan {
         workload: &Workload,
         (parameters, tokens, head_rows): (usize, usize, usize),
         ops: &[OpTime],
+        products: Vec<ProductPlan>,
         launches: &[Launched],
     ) -> Self {
         let ops: Vec<OpFloor> = ops.iter().map(|op| floor(card, op)).collect();
         let launches: Vec<LaunchPlan> = launches.iter().map(|launched| plan(card, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
-        let predicted_seconds = ops.iter().map(|op| op.floor_seconds / filled(&op.op, &launches)).sum::<f64>();
+        let predicted = |op: &OpFloor| {
+            let of_op = products.iter().filter(|p| p.op == op.op);
+            let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
+            chosen.max(op.floor_seconds / filled(&op.op, &launches))
+        };
+        let predicted_seconds = ops.iter().map(predicted).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
         Self {
             card: card.clone(),
@@ -179,6 +206,7 @@ impl StepPlan {
             predicted_seconds,
             utilisation: flops as f64 / predicted_seconds / card.peak,
             ops,
+            products,
             launches,
         }
     }
@@ -223,6 +251,26 @@ impl StepPlan {
         }
         let _ = writeln!(
             out,
+            "\n{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8} {:>12}  tile",
+            "product", "calls", "m", "n", "k", "parts", "waves", "predicted us"
+        );
+        for p in &self.products {
+            let _ = writeln!(
+                out,
+                "{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8.2} {:>12.1}  {}",
+                p.op,
+                p.calls,
+                p.m,
+                p.n,
+                p.k,
+                p.parts,
+                p.waves,
+                1e6 * p.predicted_seconds,
+                p.tile
+            );
+        }
+        let _ = writeln!(
+            out,
             "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
             "kernel", "launches", "tiles", "threads", "shared", "held", "waves", "full"
         );
@@ -243,7 +291,7 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP a step, {:.1} of them logits computed a second time; floor {:.1} ms, with unfilled waves {:.1} ms: \
+            "\n{:.1} TFLOP a step, {:.1} of them logits computed a second time; floor {:.1} ms, with tiles and unfilled waves {:.1} ms: \
              {:.0} % of the data sheet",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
@@ -280,6 +328,30 @@ fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
             detached_clip: None,
         }],
     }
+}
+
+/// Products by op and size, cut as chosen and timed for the card.
+fn products(card: &Card, chosen: &[Chosen]) -> Vec<ProductPlan> {
+    let mut products: Vec<ProductPlan> = Vec::new();
+    for c in chosen {
+        let cut = of_card(c.sizes, c.choice, card.processors);
+        let plan = ProductPlan {
+            op: c.op,
+            m: c.sizes.m,
+            n: c.sizes.n,
+            k: c.sizes.k,
+            calls: 1,
+            tile: cut.tile.name(),
+            parts: cut.splits,
+            waves: cut.waves,
+            predicted_seconds: cut.seconds,
+        };
+        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (plan.op, plan.m, plan.n, plan.k)) {
+            Some(same) => same.calls += 1,
+            None => products.push(plan),
+        }
+    }
+    products
 }
 
 /// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.

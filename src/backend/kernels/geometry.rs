@@ -22,11 +22,15 @@ const LAUNCH_NS: f64 = 4800.0;
 const PART_NS: f64 = 1600.0;
 /// Clusters of two took so much longer where the consumers take turns.
 const CLUSTERED: f64 = 1.06;
+/// Weight gradients took so much longer by tiles of 224 columns, whose boxes of 64 columns hold 256.
+const MIDDLE_ACROSS: f64 = 1.12;
 /// FLOPs of a multiprocessor's tensor cores in a nanosecond: 989.4 TFLOP/s over 132 multiprocessors (H100 SXM data sheet; both
 /// cards have the same die).
 const FLOPS_PER_NS: f64 = 989_400.0 / 132.0;
 /// Most parts of a sum.
 const MOST_SPLITS: usize = 8;
+/// Rounds of whole sums at most where they are cut into parts.
+const MOST_WAVES_IN_PARTS: f64 = 2.0;
 
 /// A way of cutting and doing a product: a kernel for each op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +111,8 @@ pub struct Sizes {
     pub out_bytes: usize,
     /// Whether parts of a sum may be added in memory: C is f32.
     pub may_split: bool,
+    /// Whether A is contiguous across k: a weight gradient.
+    pub a_across: bool,
 }
 
 /// Blocks of a launch over tiles of 128 rows by so many columns, in blocks by themselves.
@@ -129,6 +135,14 @@ pub struct Choice {
     pub seconds: f64,
 }
 
+/// A product of an op and how it is cut.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    pub op: &'static str,
+    pub sizes: Sizes,
+    pub choice: Choice,
+}
+
 /// A product cut in this way on so many multiprocessors.
 pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let blocks = tile.blocks();
@@ -141,10 +155,14 @@ pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let rounds = items.div_ceil(clusters);
     let columns = tile.columns() as f64;
     let step = columns * if tile == Tile::Small { STEP_NS_128 } else { STEP_NS };
-    let clustered = if tile == Tile::Turns { CLUSTERED } else { 1.0 };
+    let slower = match tile {
+        Tile::Turns => CLUSTERED,
+        Tile::Middle if s.a_across => MIDDLE_ACROSS,
+        _ => 1.0,
+    };
     // In turn, most of the way out is behind products of the other consumer.
     let out = columns * s.out_bytes as f64 / 2.0 * if tile.takes_turns() { IN_TURN_NS } else { TOGETHER_NS };
-    let of_item = steps.div_ceil(splits) as f64 * step * clustered + out;
+    let of_item = steps.div_ceil(splits) as f64 * step * slower + out;
     let nanoseconds = LAUNCH_NS + rounds as f64 * of_item + (splits - 1) as f64 * PART_NS;
     let flops = 2.0 * s.m as f64 * s.n as f64 * s.k as f64;
     Choice {
@@ -163,6 +181,8 @@ pub fn ranked(s: Sizes, processors: usize) -> Vec<Choice> {
     let ways = Tile::ALL.into_iter().filter(|tile| tile.blocks() <= processors);
     let mut ranked: Vec<Choice> =
         ways.flat_map(|tile| (1..=most).map(move |splits| cut(s, tile, splits, processors))).collect();
+    // Parts are for sums of few tiles; those of many were not measured.
+    ranked.retain(|choice| choice.splits == 1 || choice.waves / choice.splits as f64 <= MOST_WAVES_IN_PARTS);
     // Equal times: fewer parts, then the order of `Tile::ALL`.
     ranked.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
     ranked.dedup_by(|a, b| (a.tile, a.splits) == (b.tile, b.splits));
@@ -212,7 +232,7 @@ mod tests {
     use super::*;
 
     fn forward(m: usize, n: usize, k: usize) -> Sizes {
-        Sizes { m, n, k, out_bytes: 2, may_split: false }
+        Sizes { m, n, k, out_bytes: 2, may_split: false, a_across: false }
     }
 
     #[test]
@@ -229,7 +249,7 @@ mod tests {
 
     #[test]
     fn long_sums_of_few_tiles_are_split_where_they_may_be() {
-        let weight = Sizes { m: 896, n: 896, k: 16_384, out_bytes: 4, may_split: true };
+        let weight = Sizes { m: 896, n: 896, k: 16_384, out_bytes: 4, may_split: true, a_across: true };
         let choice = choose(weight, 132);
         assert!(choice.splits > 1 && choice.grid > 100, "{choice:?}");
         assert_eq!(choose(Sizes { may_split: false, ..weight }, 132).splits, 1);

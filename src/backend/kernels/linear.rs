@@ -31,6 +31,7 @@ pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, colu
 pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: LinearFwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
     let product = Product {
+        name: "linear_fwd",
         op: Op::Forward,
         a: read(a.x),
         a_stride: d.inputs,
@@ -65,6 +66,7 @@ pub(super) fn linear_bwd_input<D: Device, A: Element>(
 ) -> Result<()> {
     let d = a.dims;
     let product = Product {
+        name: "linear_bwd_input",
         op: Op::Input,
         a: read(a.dy),
         a_stride: d.outputs,
@@ -98,6 +100,7 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
 ) -> Result<()> {
     let d = a.dims;
     let product = Product {
+        name: "linear_bwd_weight",
         op: Op::Weight,
         a: read(a.dy),
         a_stride: d.outputs,

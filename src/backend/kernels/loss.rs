@@ -87,7 +87,7 @@ fn preference_pieces<D: Device>(scratch: &mut Scratch<'_, D>, comparisons: usize
 pub(super) fn preference_scratch<D: Device, A: Element>(k: &Kernels<D, A>, comparisons: usize) -> Result<usize> {
     let mut scratch = k.scratch()?;
     preference_pieces(&mut scratch, comparisons);
-    Ok(scratch.wanted)
+    Ok(scratch.wanted())
 }
 
 pub(super) fn preference_fwd<D: Device, A: Element>(

@@ -17,6 +17,7 @@ mod loss;
 mod optim;
 pub mod rehearsal;
 mod rowwise;
+mod scratch;
 mod tensor_map;
 mod transfer;
 
@@ -29,7 +30,7 @@ mod grammar;
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::contract::*;
@@ -37,8 +38,10 @@ use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
 use device::{Device, Element, Read, Write};
+use geometry::{Choice, Chosen, Sizes};
 use hopper::Hopper;
 use rayon::prelude::*;
+use scratch::{Piece, Scratch};
 
 /// A one-dimensional array on a device.
 pub struct Array<D: Device, T> {
@@ -83,8 +86,8 @@ pub struct Kernels<D: Device, A> {
     hopper: Hopper,
     /// Most rows of a chunk of the head with its loss, if not as many as its memory allows.
     head_rows: Option<usize>,
-    /// Nanoseconds that the choices of tiles foretold for what was enqueued.
-    predicted: AtomicU64,
+    /// Products whose tiles were chosen, where op calls are timed or foretold.
+    chosen: Option<Mutex<Vec<Chosen>>>,
     /// Turns of parts of sums: zeros between launches.
     turns: Mutex<Option<D::Memory>>,
     activations: PhantomData<fn() -> A>,
@@ -102,7 +105,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
             head_rows: None,
-            predicted: AtomicU64::new(0),
+            chosen: None,
             turns: Mutex::new(None),
             activations: PhantomData,
         }
@@ -123,14 +126,22 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Self { head_rows: Some(rows), ..self }
     }
 
-    /// Seconds that the choices of tiles foretold for the launches since the last call of this.
-    pub fn take_predicted(&self) -> f64 {
-        1e-9 * self.predicted.swap(0, Ordering::Relaxed) as f64
+    /// This backend, which keeps what tiles its products were cut into.
+    pub fn keeping_choices(self) -> Self {
+        Self { chosen: Some(Mutex::default()), ..self }
     }
 
-    /// Notes what a choice of tiles foretells for a launch.
-    fn predict(&self, seconds: f64) {
-        self.predicted.fetch_add((1e9 * seconds) as u64, Ordering::Relaxed);
+    /// Products whose tiles were chosen since the last call of this, in the order of their launches.
+    pub fn take_chosen(&self) -> Vec<Chosen> {
+        let Some(chosen) = &self.chosen else { return Vec::new() };
+        std::mem::take(&mut *chosen.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Notes the tiles of a product.
+    fn chose(&self, op: &'static str, sizes: Sizes, choice: Choice) {
+        if let Some(chosen) = &self.chosen {
+            chosen.lock().unwrap_or_else(|e| e.into_inner()).push(Chosen { op, sizes, choice });
+        }
     }
 
     /// Address of words for the turns of a launch, all zero; 0 for no words. Every call must ask for as many or none.
@@ -153,34 +164,6 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// The device, when nothing of it is in use any more.
     pub fn into_device(self) -> D {
         self.device
-    }
-
-    /// Bytes of scratch memory that ops have asked for so far.
-    pub fn scratch_bytes(&self) -> usize {
-        self.scratch.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(0, |(_, bytes)| *bytes)
-    }
-
-    /// Sets scratch memory aside, so that ops that need no more allocate nothing.
-    pub fn reserve_scratch(&self, bytes: usize) -> Result<()> {
-        let mut scratch = self.scratch()?;
-        scratch.wanted = bytes;
-        scratch.take()
-    }
-
-    /// Scratch memory for the launches of one op, which must all be enqueued while the guard is held. Its contents are
-    /// whatever an earlier op left.
-    fn scratch(&self) -> Result<Scratch<'_, D>> {
-        let held = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
-        Ok(Scratch { device: &self.device, held, freed: &self.freed, used: 0, wanted: 0 })
-    }
-
-    /// Scratch memory behind the first `bytes`, which are left to the ops that this one calls. Once it is taken the guard may be
-    /// dropped and the addresses used until this op has enqueued its last launch, as long as no op in between asks for more than
-    /// `bytes`.
-    fn scratch_behind(&self, bytes: usize) -> Result<Scratch<'_, D>> {
-        let mut scratch = self.scratch()?;
-        scratch.wanted = bytes;
-        Ok(scratch)
     }
 
     fn zeros<T>(&self, len: usize) -> Result<Array<D, T>> {
@@ -250,54 +233,6 @@ fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| {
         Error::Runtime(format!("a size of {size} is beyond what kernels count (2^31); choose a smaller batch or model"))
     })
-}
-
-/// Scratch memory of one op: first every piece is asked for, then the memory is there.
-struct Scratch<'a, D: Device> {
-    device: &'a D,
-    held: MutexGuard<'a, Option<(D::Memory, usize)>>,
-    freed: &'a AtomicU64,
-    used: usize,
-    wanted: usize,
-}
-
-/// A piece of scratch memory, to be turned into pointers.
-#[derive(Clone, Copy)]
-struct Piece {
-    start: usize,
-}
-
-impl<D: Device> Scratch<'_, D> {
-    /// Asks for `len` elements.
-    fn want<T>(&mut self, len: usize) -> Piece {
-        let start = self.wanted;
-        self.wanted += (len * size_of::<T>()).next_multiple_of(256);
-        Piece { start }
-    }
-
-    /// Makes sure of the memory that was asked for.
-    fn take(&mut self) -> Result<()> {
-        if self.held.as_ref().is_none_or(|(_, bytes)| *bytes < self.wanted) {
-            *self.held = None;
-            self.freed.fetch_add(1, Ordering::Relaxed);
-            *self.held = Some((self.device.allocate(self.wanted.max(1))?, self.wanted));
-        }
-        self.used = self.wanted;
-        Ok(())
-    }
-
-    fn address(&self, piece: Piece) -> u64 {
-        assert!(piece.start <= self.used, "scratch memory that was not taken");
-        self.held.as_ref().map_or(0, |(memory, _)| D::address(memory)) + piece.start as u64
-    }
-
-    fn read<T>(&self, piece: Piece) -> Read<T> {
-        Read::new(self.address(piece), 0)
-    }
-
-    fn write<T>(&self, piece: Piece) -> Write<T> {
-        Write::new(self.address(piece), 0)
-    }
 }
 
 impl<D: Device, A: Element> Backend for Kernels<D, A> {

@@ -20,10 +20,10 @@ fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &
         && is_copied(addresses)
 }
 
-/// Seconds foretold for either product.
-fn time<D: Device, A: Element>(k: &Kernels<D, A>, m: usize, n: usize, depth: usize) -> f64 {
-    let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false };
-    cut(sizes, Tile::Alone, 1, k.device.properties().processors).seconds
+/// Notes the tiles of either product.
+fn note<D: Device, A: Element>(k: &Kernels<D, A>, op: &'static str, m: usize, n: usize, depth: usize) {
+    let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false, a_across: false };
+    k.chose(op, sizes, cut(sizes, Tile::Alone, 1, k.device.properties().processors));
 }
 
 /// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
@@ -37,7 +37,7 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     if !fits(k, d, &[x, weight, gate_up, act]) {
         return Ok(false);
     }
-    k.predict(time(k, d.tokens, 2 * d.intermediate, d.hidden));
+    note(k, "linear_glu_fwd", d.tokens, 2 * d.intermediate, d.hidden);
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
     // Without gate and up their descriptors are not used; they must name memory all the same.
     let first = if gate_up == 0 { x } else { gate_up };
@@ -73,7 +73,7 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     if !fits(k, d, &[dy, weight, gate_up, dgate_up]) {
         return Ok(false);
     }
-    k.predict(time(k, d.tokens, d.intermediate, d.hidden));
+    note(k, "linear_glu_bwd", d.tokens, d.intermediate, d.hidden);
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
     launch::LinearGluBwdSm90 {
         dy: matrix(&k.device, dy, (d.tokens, d.hidden), d.hidden, ROWS)?,

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::Write as Mode;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{Device, Element, Read, Write};
-use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut, of_card};
+use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::loss::{preference_fwd, preference_scratch, segment_sum_bwd, segment_sum_fwd};
 use crate::backend::kernels::{Array, Kernels, Piece, Scratch, int, read, write};
@@ -67,11 +67,7 @@ fn backward_rows(d: HeadDims) -> usize {
 
 /// Whether these kernels do the head.
 pub(in super::super) fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
-    is_here(k)
-        && k.device.properties().processors >= Tile::Turns.blocks()
-        && d.rows * d.vocab * d.hidden > 0
-        && all_multiples(8, &[d.hidden])
-        && is_copied(addresses)
+    is_here(k) && d.rows * d.vocab * d.hidden > 0 && all_multiples(8, &[d.hidden]) && is_copied(addresses)
 }
 
 /// Pieces of scratch memory for chunks of so many rows.
@@ -101,6 +97,8 @@ impl Places {
 /// Addresses of a call's operands.
 #[derive(Clone, Copy)]
 struct Operands {
+    /// The op that is called.
+    name: &'static str,
     d: HeadDims,
     hidden: u64,
     head: u64,
@@ -141,8 +139,8 @@ fn chunk_forward<D: Device, A: Element>(
     let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
     let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
     let shared = Tile::Alone.shared_bytes(false, 2);
-    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
-    k.predict(cut(sizes, Tile::Alone, 1, device.properties().processors).seconds);
+    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false, a_across: false };
+    k.chose(o.name, sizes, cut(sizes, Tile::Alone, 1, device.properties().processors));
     if stored {
         let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
         launch::HeadPowersSm90 {
@@ -182,13 +180,13 @@ fn chunk_forward<D: Device, A: Element>(
 }
 
 /// How drows of a chunk are cut: 256 or 224 columns, and parts of the sum over the vocabulary.
-fn cut_of_drows(d: HeadDims, rows: usize, processors: usize) -> Choice {
-    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true };
+fn cut_of_drows(d: HeadDims, rows: usize, processors: usize) -> (Sizes, Choice) {
+    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true, a_across: false };
     let ways = [Tile::Wide, Tile::Middle].into_iter().flat_map(|tile| (1..=4).map(move |splits| (tile, splits)));
     let ways = ways.filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
     let mut choices: Vec<Choice> = ways.map(|(tile, splits)| cut(sizes, tile, splits, PLANNED_PROCESSORS)).collect();
     choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
-    of_card(sizes, choices[0], processors)
+    (sizes, cut(sizes, choices[0].tile, choices[0].splits, processors))
 }
 
 /// Gradients of a chunk whose powers are there; `dhead` is the weight gradient, if one is asked for.
@@ -218,8 +216,8 @@ fn chunk_backward<D: Device, A: Element>(
     }
     .launch(device, k.row_blocks(count, WARPS), 0)?;
 
-    let choice = cut_of_drows(d, count, device.properties().processors);
-    k.predict(choice.seconds);
+    let (sizes, choice) = cut_of_drows(d, count, device.properties().processors);
+    k.chose(o.name, sizes, choice);
     let powers = matrix(device, at.powers, (count, d.vocab), stride(d), ROWS)?;
     let head = operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?;
     let drows = f32_result(device, at.drows + 4 * (rows.start * d.hidden) as u64, (count, d.hidden))?;
@@ -258,6 +256,7 @@ fn chunk_backward<D: Device, A: Element>(
     }
     let Some((dhead, mode)) = dhead else { return Ok(()) };
     let product = super::Product::<A> {
+        name: o.name,
         op: super::Op::Weight,
         a: Read::new(at.powers, 0),
         a_stride: stride(d),
@@ -286,6 +285,7 @@ pub(in super::super) fn forward<D: Device, A: Element>(
 ) -> Result<bool> {
     let d = a.dims;
     let o = Operands {
+        name: "head_logprob_fwd",
         d,
         hidden: read(a.hidden).address(),
         head: read(a.head).address(),
@@ -327,6 +327,7 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     scratch.take()?;
     let at = Places::of(&scratch, pieces);
     let o = Operands {
+        name: "head_logprob_bwd",
         d,
         hidden,
         head,
@@ -398,6 +399,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     let at = Places::of(&scratch, pieces);
     drop(scratch);
     let o = Operands {
+        name: "head_preference",
         d,
         hidden: read(a.hidden).address(),
         head: read(a.head).address(),

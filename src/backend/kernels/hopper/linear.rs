@@ -20,6 +20,8 @@ pub(super) fn turns<D: Device, A: Element>(k: &Kernels<D, A>, choice: &Choice) -
 /// A product of a linear layer.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Product<A> {
+    /// The op that it is part of.
+    pub name: &'static str,
     pub op: Op,
     pub a: Read<A>,
     /// Elements from one row of A in memory to the next.
@@ -56,7 +58,14 @@ impl Op {
 impl<A> Product<A> {
     fn sizes(&self) -> Sizes {
         let weight = self.op == Op::Weight;
-        Sizes { m: self.m, n: self.n, k: self.k, out_bytes: if weight { 4 } else { 2 }, may_split: weight }
+        Sizes {
+            m: self.m,
+            n: self.n,
+            k: self.k,
+            out_bytes: if weight { 4 } else { 2 },
+            may_split: weight,
+            a_across: weight,
+        }
     }
 
     /// Whether rows of all operands are multiples of 16 bytes, as bulk copies take them.
@@ -121,7 +130,7 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
     product: &Product<A>,
     choice: Choice,
 ) -> Result<()> {
-    k.predict(choice.seconds);
+    k.chose(product.name, product.sizes(), choice);
     let (tile, (a_across, b_across)) = (choice.tile, product.op.across());
     let device = &k.device;
     let (m, n) = (product.m, product.n);
