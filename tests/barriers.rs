@@ -14,6 +14,7 @@ use mapl::backend::contract::*;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::device::Element;
 use mapl::backend::kernels::emulator::{Barrier, Emulator, Schedule};
+use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::{Backend as _, Write};
 
 /// Orders that are tried until one shows that a barrier is missing.
@@ -29,7 +30,8 @@ const ORDERS: [Schedule; 6] = [
 type Run<A> = fn(&On<'_, Kernels<Emulator, A>>) -> Outputs;
 
 fn run<A: Element>(run: Run<A>, device: Emulator) -> Outputs {
-    let backend = Kernels::<_, A>::new(device);
+    // The kernels for Hopper begin with a barrier that no order can miss: consumers wait for the producer's registers anyhow.
+    let backend = Kernels::<_, A>::new(device).with_hopper(Hopper::Off);
     let on = On { before: 8, ..On::new(&backend, <Kernels<Emulator, A>>::PRECISION) };
     run(&on)
 }
