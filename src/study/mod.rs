@@ -4,7 +4,7 @@
 //! - [`hardware`]: clocks, power, activity and memory, sampled beside a run
 //! - [`observe`]: what a run tells; [`record`]: the study made of it; [`page`]: as a page; [`peak`]: data sheets
 //! - [`sweep`]: observed runs over a grid of flags
-//! - [`bench`]: a benchmark under observation
+//! - [`mod@bench`]: a benchmark under observation
 //! - [`plan`]: the floor of a step on a card that need not be here
 //! - [`profile`]: time by op of training steps, as a table and as JSON
 
