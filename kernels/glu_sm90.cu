@@ -9,8 +9,7 @@
 /// gate_up = x weightᵀ and act = silu(gate) up of what is stored of both. A tile has as many columns of the gate as of the up
 /// projection, whose rows of the weight come in a box each.
 template <class H>
-struct GluForward {
-    int tokens, intermediate, hidden;
+struct GluForward : Raster<H, H::COLUMNS / 2> {
     /// (tokens, intermediate) each; the first two are halves of rows of gate_up.
     const TensorDescriptor *gate, *up, *act;
     /// Whether gate and up are stored.
@@ -18,33 +17,13 @@ struct GluForward {
     static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::PIECE_COLUMNS - WIDTH;
     static_assert(H::SHARES == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
 
-    DEVICE int tiles_down() const {
-        return ceil_div(tokens, H::ROWS * H::BLOCKS);
-    }
-
-    DEVICE int tiles_across() const {
-        return ceil_div(intermediate, WIDTH);
-    }
-
-    DEVICE int works() const {
-        return tiles_down() * tiles_across();
-    }
-
-    DEVICE int tiles(int) const {
-        return 1;
-    }
-
-    DEVICE Tile tile(int work, int, unsigned rank) const {
-        Place at = Place::of(work, tiles_down(), tiles_across());
-        return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * WIDTH, 0, ceil_div(hidden, H::DEPTH)};
-    }
-
     /// Behind the gate's last row come those of the up projection, which columns beyond the last may hold: they are not stored.
     DEVICE int b_row(const Tile& tile, int share) const {
-        return share * intermediate + tile.column;
+        return share * this->columns + tile.column;
     }
 
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+        const int tokens = this->rows, intermediate = this->columns;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int row = tile.row + 64 * half;
@@ -107,39 +86,14 @@ struct GluForward {
 
 /// dact = dy weight as it would be stored, and from it and from gate and up the gradients of both.
 template <class H>
-struct GluBackward {
-    int tokens, intermediate, hidden;
+struct GluBackward : Raster<H> {
     const bf16* gate_up;  // (tokens, 2 intermediate)
     /// (tokens, intermediate) each, halves of rows of dgate_up.
     const TensorDescriptor *dgate, *dup;
     static_assert(H::BATCH == 2 && H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile");
 
-    DEVICE int tiles_down() const {
-        return ceil_div(tokens, H::ROWS * H::BLOCKS);
-    }
-
-    DEVICE int tiles_across() const {
-        return ceil_div(intermediate, H::COLUMNS);
-    }
-
-    DEVICE int works() const {
-        return tiles_down() * tiles_across();
-    }
-
-    DEVICE int tiles(int) const {
-        return 1;
-    }
-
-    DEVICE Tile tile(int work, int, unsigned rank) const {
-        Place at = Place::of(work, tiles_down(), tiles_across());
-        return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, 0, ceil_div(hidden, H::DEPTH)};
-    }
-
-    DEVICE int b_row(const Tile& tile, int) const {
-        return tile.column;
-    }
-
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+        const int tokens = this->rows, intermediate = this->columns;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int row = tile.row + 64 * half;
@@ -191,7 +145,7 @@ KERNEL(384, linear_glu_fwd_sm90, ALONE(384))(TensorMap x, TensorMap weight,
     TensorMap up,    // likewise
     TensorMap act,   // (tokens, intermediate)
     int tokens, int intermediate, int hidden, int stored) {
-    run_job<GateUp>(x, weight, GluForward<GateUp>{tokens, intermediate, hidden, &gate, &up, &act, stored != 0});
+    run_job<GateUp>(x, weight, GluForward<GateUp>{{tokens, intermediate, hidden}, &gate, &up, &act, stored != 0});
 }
 
 // A: dy (tokens, hidden), B: weight (hidden, intermediate).
@@ -200,5 +154,5 @@ KERNEL(384, linear_glu_bwd_sm90, ALONE(384))(TensorMap dy, TensorMap weight,
     TensorMap dup,        // likewise
     const bf16* gate_up,  // (tokens, 2 intermediate)
     int tokens, int intermediate, int hidden) {
-    run_job<Down>(dy, weight, GluBackward<Down>{tokens, intermediate, hidden, gate_up, &dgate, &dup});
+    run_job<Down>(dy, weight, GluBackward<Down>{{tokens, intermediate, hidden}, gate_up, &dgate, &dup});
 }

@@ -22,8 +22,8 @@
 /// Elements of a row that a lane loads at once.
 constexpr int EIGHT = 8;
 
-/// Sum of a warp over k of x[k] w[k]; every lane has it. Rows are multiples of 16 bytes.
-DEVICE float dot_of_rows(const bf16* x, const bf16* w, int hidden_size) {
+/// Sum of a warp over k of x[k] w[k]; every lane has it. Rows are multiples of 16 bytes. x is copied where `copy` says.
+DEVICE float dot_of_rows(const bf16* x, const bf16* w, int hidden_size, bf16* copy = nullptr) {
     float sum = 0.0f;
     for (int h = lane_index() * EIGHT; h < hidden_size; h += WARP * EIGHT) {
         float a[EIGHT], b[EIGHT];
@@ -32,6 +32,9 @@ DEVICE float dot_of_rows(const bf16* x, const bf16* w, int hidden_size) {
 #pragma unroll
         for (int i = 0; i < EIGHT; ++i) {
             sum += a[i] * b[i];
+        }
+        if (copy != nullptr) {
+            store_piece(copy + h, a, EIGHT, true);
         }
     }
     return reduce_warp(sum, Add{});
@@ -46,20 +49,8 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
                             float* base,         // (rows): k
                             int hidden_size, int rows) {
     for (long long r = warp_of_grid(); r < rows; r += warps_of_grid()) {
-        const bf16* from = hidden + 1LL * source[r] * hidden_size;
-        const bf16* other = head + 1LL * target[r] * hidden_size;
-        float sum = 0.0f;
-        for (int h = lane_index() * EIGHT; h < hidden_size; h += WARP * EIGHT) {
-            float x[EIGHT], w[EIGHT];
-            load_piece(x, from + h, EIGHT, true);
-            load_piece(w, other + h, EIGHT, true);
-#pragma unroll
-            for (int i = 0; i < EIGHT; ++i) {
-                sum += x[i] * w[i];
-            }
-            store_piece(packed + r * hidden_size + h, x, EIGHT, true);
-        }
-        float power = reduce_warp(sum, Add{}) * LOG2_E;
+        float power = LOG2_E * dot_of_rows(hidden + 1LL * source[r] * hidden_size, head + 1LL * target[r] * hidden_size,
+                                           hidden_size, packed + r * hidden_size);
         if (lane_index() == 0) {
             base[r] = power - power == 0.0f ? rintf(power) : 0.0f;
         }
@@ -68,8 +59,7 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
 
 /// Sums of powers of every tile's columns, the target's logit, and where asked for the powers.
 template <class H, bool STORED>
-struct HeadJob {
-    int rows, vocab, hidden;
+struct HeadJob : Raster<H> {
     const int* target;  // (rows)
     const float* base;  // (rows)
     float* sums_out;    // (tiles across, rows)
@@ -78,28 +68,8 @@ struct HeadJob {
     const TensorDescriptor* powers;
     static_assert(H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile");
 
-    DEVICE int tiles_down() const {
-        return ceil_div(rows, H::ROWS * H::BLOCKS);
-    }
-
-    DEVICE int works() const {
-        return tiles_down() * ceil_div(vocab, H::COLUMNS);
-    }
-
-    DEVICE int tiles(int) const {
-        return 1;
-    }
-
-    DEVICE Tile tile(int work, int, unsigned rank) const {
-        Place at = Place::of(work, tiles_down(), ceil_div(vocab, H::COLUMNS));
-        return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, 0, ceil_div(hidden, H::DEPTH)};
-    }
-
-    DEVICE int b_row(const Tile& tile, int) const {
-        return tile.column;
-    }
-
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+        const int rows = this->rows, vocab = this->columns;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int first_row = tile.row + 64 * half, row = first_row + row_of_thread(thread);
@@ -129,6 +99,7 @@ struct HeadJob {
 
     DEVICE void store_powers(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, int group,
                              int thread) const {
+        const int rows = this->rows, vocab = this->columns;
 #pragma unroll
         for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
             const int count = min_of(H::BATCH, H::PIECES - begin);
@@ -211,7 +182,7 @@ KERNEL(384, head_sums_sm90, ALONE(384))(TensorMap packed, TensorMap head,
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, false>{rows, vocab, hidden, target, base, sums, hit, nullptr});
+    run_job<Head>(packed, head, HeadJob<Head, false>{{rows, vocab, hidden}, target, base, sums, hit, nullptr});
 }
 
 // As above, and the powers.
@@ -222,7 +193,7 @@ KERNEL(384, head_powers_sm90, ALONE(384))(TensorMap packed, TensorMap head,
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, true>{rows, vocab, hidden, target, base, sums, hit, &powers});
+    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &powers});
 }
 
 /// A row whose sum is out of range: k from its greatest logit, its sum, and where there are powers these; all lanes call it.
@@ -244,7 +215,8 @@ DEVICE float join_again(const bf16* x, const bf16* head, float& k, bf16* powers,
     return largest == INFINITY ? NAN : sum;
 }
 
-/// Adds up the tiles' sums of every row: lse = k ln 2 + ln sum, logp = hit - lse. A warp a row, each lane every 32nd tile.
+/// Adds up the tiles' sums of every row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight rows, which lie side by side
+/// in memory: each lane adds every fourth tile of one row.
 KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             const bf16* head,    // (vocab, hidden_size)
                             const float* sums,   // (slices, rows)
@@ -255,24 +227,30 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* lse,          // (rows)
                             bf16* powers,        // (rows, stride), may be absent
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    for (long long r = warp_of_grid(); r < rows; r += warps_of_grid()) {
-        float sum = 0.0f;
-        for (int s = lane_index(); s < slices; s += WARP) {
-            sum += sums[1LL * s * rows + r];
+    for (long long first = 8 * warp_of_grid(); first < rows; first += 8 * warps_of_grid()) {
+        long long own = first + lane_index() % 8;
+        float part = 0.0f;
+        for (int s = lane_index() / 8; s < slices && own < rows; s += 4) {
+            part += sums[1LL * s * rows + own];
         }
-        sum = reduce_warp(sum, Add{});
-        float k = base[r];
-        constexpr float LEAST = 0x1p-100f, MOST = 0x1p120f;
-        if (!(sum > LEAST && sum < MOST)) {
-            sum = join_again(packed + r * hidden_size, head, k, powers == nullptr ? nullptr : powers + r * stride, hidden_size,
-                             vocab);
-        }
-        if (lane_index() == 0) {
-            float value = fmaf(k, LN_2, logf(sum));
-            base[r] = k;
-            total[r] = sum;
-            lse[r] = value;
-            logp[r] = hit[r] - value;
+        part += shuffle_xor(part, 8);
+        part += shuffle_xor(part, 16);
+        for (int i = 0; i < 8 && first + i < rows; ++i) {
+            long long r = first + i;
+            float sum = shuffle(part, i);
+            float k = base[r];
+            constexpr float LEAST = 0x1p-100f, MOST = 0x1p120f;
+            if (!(sum > LEAST && sum < MOST)) {
+                sum = join_again(packed + r * hidden_size, head, k, powers == nullptr ? nullptr : powers + r * stride, hidden_size,
+                                 vocab);
+            }
+            if (lane_index() == 0) {
+                float value = fmaf(k, LN_2, logf(sum));
+                base[r] = k;
+                total[r] = sum;
+                lse[r] = value;
+                logp[r] = hit[r] - value;
+            }
         }
     }
 }

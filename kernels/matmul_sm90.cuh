@@ -19,10 +19,10 @@ struct Problem {
     int* turns;              // (tiles, 2) zeros, with splits; left as zeros
 };
 
-/// Stores or adds the tiles of a product. A work is one tile; parts of a sum come last, so that the one before has been begun by
-/// a work of a lower number.
+/// Stores or adds the tiles of a product. Parts of a sum come last, so that the one before has been begun by a tile of a lower
+/// number.
 template <class H>
-struct MatmulJob {
+struct MatmulJob : Raster<H> {
     Problem p;
     const TensorDescriptor* c;
     const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
@@ -32,45 +32,31 @@ struct MatmulJob {
     // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
     static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile that is added");
 
-    DEVICE int tiles_down() const {
-        return ceil_div(p.m, H::ROWS * H::BLOCKS);
+    DEVICE int tiles() const {
+        return Raster<H>::tiles() * (SPLITS ? p.splits : 1);
     }
 
-    DEVICE int tiles_across() const {
-        return ceil_div(p.n, H::COLUMNS);
+    DEVICE int split_of(int number) const {
+        return SPLITS ? number / Raster<H>::tiles() : 0;
     }
 
-    DEVICE int works() const {
-        return tiles_down() * tiles_across() * (SPLITS ? p.splits : 1);
-    }
-
-    DEVICE int tiles(int) const {
-        return 1;
-    }
-
-    DEVICE int split_of(int work) const {
-        return SPLITS ? work / (tiles_down() * tiles_across()) : 0;
-    }
-
-    DEVICE Tile tile(int work, int, unsigned rank) const {
-        int down = tiles_down(), across = tiles_across(), split = split_of(work);
-        Place at = Place::of(work - split * down * across, down, across);
-        int steps = ceil_div(p.k, H::DEPTH), each = SPLITS ? ceil_div(steps, p.splits) : steps;
-        int first = min_of(split * each, steps);
-        return {(at.down * H::BLOCKS + int(rank)) * H::ROWS, at.across * H::COLUMNS, first, min_of(each, steps - first)};
-    }
-
-    DEVICE int b_row(const Tile& tile, int share) const {
-        return tile.column + share * (H::COLUMNS / H::SHARES);
+    DEVICE Tile tile(int number, unsigned rank) const {
+        if constexpr (!SPLITS) {
+            return Raster<H>::tile(number, rank);
+        }
+        int split = split_of(number);
+        Tile tile = Raster<H>::tile(number - split * Raster<H>::tiles(), rank);
+        int each = ceil_div(tile.steps, p.splits), first = min_of(split * each, tile.steps);
+        return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
     /// All threads of a consumer.
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int work, const Tile& tile, int group, int thread) {
-        int split = split_of(work);
+    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int number, const Tile& tile, int group, int thread) {
+        int split = split_of(number);
         int* word = nullptr;
         if (SPLITS && p.splits > 1) {
-            int number = tile.row / H::ROWS * tiles_across() + tile.column / H::COLUMNS;
-            word = p.turns + 2 * number + (H::PING_PONG ? 0 : group);
+            int place = tile.row / H::ROWS * this->tiles_across() + tile.column / H::COLUMNS;
+            word = p.turns + 2 * place + (H::PING_PONG ? 0 : group);
             if (thread == 0) {
                 wait_turn(word, split);
                 fence_async_proxy_global();
@@ -187,5 +173,5 @@ struct MatmulJob {
 template <class H>
 DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p,
                           const TensorDescriptor* residual = nullptr) {
-    run_job<H>(a, b, MatmulJob<H>{p, &c, residual, 0});
+    run_job<H>(a, b, MatmulJob<H>{{p.m, p.n, p.k}, p, &c, residual, 0});
 }

@@ -1,5 +1,5 @@
 // The tile loop of products on Hopper: bulk copies fill stages of shared memory, warpgroups multiply from them, and what
-// becomes of the sums is the job's affair. Persistent: a cluster takes works by stride. Jobs: matmul_sm90.cuh (results stored
+// becomes of the sums is the job's affair. Persistent: a cluster takes tiles by stride. Jobs: matmul_sm90.cuh (results stored
 // or added), glu_sm90.cu (gated activation), head_logprob_sm90.cu (vocabulary head).
 //
 // A block has three warpgroups. The first is the producer: one thread of it copies tiles of A and B into a ring of stages.
@@ -8,11 +8,10 @@
 // below one another, so they need the same part of B: each copies a share of it to all of them.
 //
 // A job is a struct that producer and consumers each have a copy of:
-//   int works() const                         works of the launch
-//   int tiles(int work) const                 tiles of a work, one after another in the same cluster
-//   Tile tile(int work, int t, unsigned rank) const
+//   int tiles() const                         tiles of the launch
+//   Tile tile(int number, unsigned rank) const
 //   int b_row(const Tile&, int share) const   row of B where a share of the tile's columns begins, if B is contiguous along k
-//   void take(ring, sums, work, tile, group, thread)             what consumers do with the sums of a tile
+//   void take(ring, sums, number, tile, group, thread)           what consumers do with the sums of a tile
 //
 // Sums do not depend on the number of multiprocessors or the order of threads: an element's sum runs over k in steps of 16 in
 // one order, products of bf16 summed in f32 as the tensor cores do it.
@@ -68,15 +67,34 @@ struct Tile {
     int row, column, first, steps;
 };
 
-/// Place `at` of a raster of tiles by bands of eight clusters down, so that those at work together share columns and rows.
-struct Place {
-    int down, across;
+/// Tiles over `rows` by `columns`, each of them a cluster's 128 rows a block by WIDTH columns, in bands of eight clusters down, so
+/// that those at work together share columns and rows. Jobs begin with it.
+template <class H, int WIDTH = H::COLUMNS>
+struct Raster {
+    int rows, columns, depth;
 
-    DEVICE static Place of(int at, int tiles_down, int tiles_across) {
+    DEVICE int tiles_down() const {
+        return ceil_div(rows, H::ROWS * H::BLOCKS);
+    }
+
+    DEVICE int tiles_across() const {
+        return ceil_div(columns, WIDTH);
+    }
+
+    DEVICE int tiles() const {
+        return tiles_down() * tiles_across();
+    }
+
+    /// A whole sum.
+    DEVICE Tile tile(int number, unsigned rank) const {
         constexpr int BAND = 8;
-        int band = at / (BAND * tiles_across), within = at % (BAND * tiles_across);
-        int height = min_of(BAND, tiles_down - band * BAND);
-        return {band * BAND + within % height, within / height};
+        int across = tiles_across(), band = number / (BAND * across), within = number % (BAND * across);
+        int height = min_of(BAND, tiles_down() - band * BAND), down = band * BAND + within % height;
+        return {(down * H::BLOCKS + int(rank)) * H::ROWS, within / height * WIDTH, 0, ceil_div(depth, H::DEPTH)};
+    }
+
+    DEVICE int b_row(const Tile& tile, int share) const {
+        return tile.column + share * (H::COLUMNS / H::SHARES);
     }
 };
 
@@ -162,22 +180,19 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
 /// Fills stages for all tiles of the cluster. One thread.
 template <class H, class Job>
 DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const TensorDescriptor& b, const Job& job, unsigned rank) {
-    int stage = 0, phase = 0, clusters = int(gridDim.x) / H::BLOCKS, works = job.works();
-    for (int work = int(blockIdx.x) / H::BLOCKS; work < works; work += clusters) {
-        int tiles = job.tiles(work);
-        for (int t = 0; t < tiles; ++t) {
-            Tile tile = job.tile(work, t, rank);
-            int b_rows[H::OWN_SHARES];
+    int stage = 0, phase = 0, clusters = int(gridDim.x) / H::BLOCKS, tiles = job.tiles();
+    for (int number = int(blockIdx.x) / H::BLOCKS; number < tiles; number += clusters) {
+        Tile tile = job.tile(number, rank);
+        int b_rows[H::OWN_SHARES];
 #pragma unroll
-            for (int i = 0; i < H::OWN_SHARES; ++i) {
-                b_rows[i] = job.b_row(tile, H::BLOCKS == 1 ? i : int(rank));
-            }
-            for (int step = 0; step < tile.steps; ++step) {
-                wait_mbarrier(ring.empty + stage, phase ^ 1);
-                load_stage<H>(ring, stage, a, b, tile.row, tile.column, b_rows, (tile.first + step) * H::DEPTH, rank);
-                stage = stage + 1 == H::STAGES ? 0 : stage + 1;
-                phase ^= stage == 0 ? 1 : 0;
-            }
+        for (int i = 0; i < H::OWN_SHARES; ++i) {
+            b_rows[i] = job.b_row(tile, H::BLOCKS == 1 ? i : int(rank));
+        }
+        for (int step = 0; step < tile.steps; ++step) {
+            wait_mbarrier(ring.empty + stage, phase ^ 1);
+            load_stage<H>(ring, stage, a, b, tile.row, tile.column, b_rows, (tile.first + step) * H::DEPTH, rank);
+            stage = stage + 1 == H::STAGES ? 0 : stage + 1;
+            phase ^= stage == 0 ? 1 : 0;
         }
     }
 }
@@ -264,74 +279,61 @@ DEVICE uint32_t* pair_of_piece(unsigned char* piece, int row, int chunk, int thr
     return reinterpret_cast<uint32_t*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 4 * 4));
 }
 
-/// Whether any of the works from `work` on has a tile.
-template <class Job>
-DEVICE bool has_tiles(const Job& job, int work, int works, int clusters) {
-    while (work < works && job.tiles(work) == 0) {
-        work += clusters;
-    }
-    return work < works;
-}
-
 /// Multiplies the tiles of a consumer and hands their sums to the job.
 template <class H, class Job>
 DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int thread) {
-    int stage = 0, phase = 0, number = 0, clusters = int(gridDim.x) / H::BLOCKS, works = job.works();
+    int stage = 0, phase = 0, taken = 0, clusters = int(gridDim.x) / H::BLOCKS, tiles = job.tiles();
     auto advance = [&](unsigned steps) {
         unsigned next = unsigned(stage) + steps;
         phase ^= int(next / H::STAGES & 1);
         stage = int(next % H::STAGES);
     };
-    for (int work = int(blockIdx.x) / H::BLOCKS; work < works; work += clusters) {
-        int tiles = job.tiles(work);
-        bool last = !has_tiles(job, work + clusters, works, clusters);
-        for (int t = 0; t < tiles; ++t, ++number) {
-            Tile tile = job.tile(work, t, rank);
-            if (H::PING_PONG && number % 2 != group) {
-                advance(unsigned(tile.steps));
-                continue;
-            }
-            if (H::PING_PONG && number > 0) {
-                sync_named(3 + group, 256);  // the other consumer has issued its products
-            }
-            float sums[H::HALVES][H::SUMS];
+    for (int number = int(blockIdx.x) / H::BLOCKS; number < tiles; number += clusters, ++taken) {
+        Tile tile = job.tile(number, rank);
+        if (H::PING_PONG && taken % 2 != group) {
+            advance(unsigned(tile.steps));
+            continue;
+        }
+        if (H::PING_PONG && taken > 0) {
+            sync_named(3 + group, 256);  // the other consumer has issued its products
+        }
+        float sums[H::HALVES][H::SUMS];
 #pragma unroll
-            for (int half = 0; half < H::HALVES; ++half) {
+        for (int half = 0; half < H::HALVES; ++half) {
 #pragma unroll
-                for (int i = 0; i < H::SUMS; ++i) {
-                    sums[half][i] = 0.0f;
-                }
+            for (int i = 0; i < H::SUMS; ++i) {
+                sums[half][i] = 0.0f;
             }
-            int before = -1;
-            for (int step = 0; step < tile.steps; ++step) {
-                wait_mbarrier(ring.full + stage, phase);
-                if constexpr (H::PING_PONG) {
-                    fence_products(sums[0], sums[1]);
-                } else {
-                    fence_products(sums[0]);
-                }
-                multiply_stage<H>(ring, stage, group, sums, step == 0);
-                commit_products();
-                if (before >= 0) {
-                    wait_products<1>();
-                    release_stage<H>(ring, before, thread % 32);
-                }
-                before = stage;
-                advance(1);
-            }
-            if (H::PING_PONG && (t + 1 < tiles || !last)) {
-                arrive_named(4 - group, 256);
-            }
+        }
+        int before = -1;
+        for (int step = 0; step < tile.steps; ++step) {
+            wait_mbarrier(ring.full + stage, phase);
             if constexpr (H::PING_PONG) {
-                wait_products<0>(sums[0], sums[1]);
+                fence_products(sums[0], sums[1]);
             } else {
-                wait_products<0>(sums[0]);
+                fence_products(sums[0]);
             }
+            multiply_stage<H>(ring, stage, group, sums, step == 0);
+            commit_products();
             if (before >= 0) {
+                wait_products<1>();
                 release_stage<H>(ring, before, thread % 32);
             }
-            job.take(ring, sums, work, tile, group, thread);
+            before = stage;
+            advance(1);
         }
+        if (H::PING_PONG && number + clusters < tiles) {
+            arrive_named(4 - group, 256);
+        }
+        if constexpr (H::PING_PONG) {
+            wait_products<0>(sums[0], sums[1]);
+        } else {
+            wait_products<0>(sums[0]);
+        }
+        if (before >= 0) {
+            release_stage<H>(ring, before, thread % 32);
+        }
+        job.take(ring, sums, number, tile, group, thread);
     }
     if (thread == 0) {
         wait_boxes_read<0>();

@@ -227,6 +227,7 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
     let on_their_way = if subject.kernels.is_some() { arrivals(subject.accumulation) } else { 0 };
     let _arrivals = (0..on_their_way).map(|_| Arrival::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
+    backend.reserve_turns()?;
     part("batch", &backend);
     if subject.kernels.is_some() {
         let reduce = subject.loss.reduce;

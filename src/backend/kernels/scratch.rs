@@ -3,8 +3,8 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Kernels;
 use super::device::{Device, Element, Read, Write};
+use super::{Kernels, hopper};
 use crate::Result;
 
 impl<D: Device, A: Element> Kernels<D, A> {
@@ -15,9 +15,13 @@ impl<D: Device, A: Element> Kernels<D, A> {
 
     /// Sets scratch memory aside, so that ops that need no more allocate nothing.
     pub fn reserve_scratch(&self, bytes: usize) -> Result<()> {
-        let mut scratch = self.scratch()?;
-        scratch.wanted = bytes;
-        scratch.take()
+        self.reserve_turns()?;
+        self.scratch_behind(bytes)?.take()
+    }
+
+    /// Sets the words aside by which parts of sums take turns, where the device's kernels need them.
+    pub fn reserve_turns(&self) -> Result<()> {
+        hopper::reserve(self)
     }
 
     /// Scratch memory for the launches of one op, which must all be enqueued while the guard is held. Its contents are

@@ -20,8 +20,9 @@ const POWERS_BYTES: usize = 2400 << 20;
 /// Rows of chunks are multiples of this, so that products fill the clusters of a card.
 const CHUNK_UNIT: usize = 256;
 const LARGE_CHUNK_UNIT: usize = 2048;
-/// Threads of the kernels that give a row to a warp.
+/// Warps of a block of the kernels that give rows to warps, and rows of a warp that joins sums.
 const WARPS: usize = 4;
+const JOINED_ROWS: usize = 8;
 
 /// Where the arrays of a call lie.
 #[derive(Clone, Copy)]
@@ -39,7 +40,7 @@ struct Places {
     drows: u64,
 }
 
-/// Elements from one row of powers to the next: 16 bytes more or less.
+/// Elements from one row of powers to the next: a multiple of 16 bytes.
 fn stride(d: HeadDims) -> usize {
     d.vocab.next_multiple_of(8)
 }
@@ -176,7 +177,7 @@ fn chunk_forward<D: Device, A: Element>(
         slices: int(slices(d))?,
         stride: int(stride(d))?,
     }
-    .launch(device, k.row_blocks(count, WARPS), 0)
+    .launch(device, k.row_blocks(count, WARPS * JOINED_ROWS), 0)
 }
 
 /// How drows of a chunk are cut: 256 or 224 columns, and parts of the sum over the vocabulary.
@@ -224,35 +225,15 @@ fn chunk_backward<D: Device, A: Element>(
     let factor = Read::new(at.factor, 0);
     let turns = Write::new(super::linear::turns(k, &choice)?, 0);
     let (splits, shared) = (int(choice.splits)?, choice.tile.shared_bytes(true, 4));
+    macro_rules! go {
+        ($Kernel:ident) => {
+            launch::$Kernel { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
+                .launch(device, choice.grid, shared)?
+        };
+    }
     match choice.tile {
-        Tile::Middle => {
-            launch::HeadDrowsSm90224 {
-                powers,
-                head,
-                drows,
-                factor,
-                turns,
-                rows: number,
-                hidden: hidden_size,
-                vocab,
-                splits,
-            }
-            .launch(device, choice.grid, shared)?;
-        }
-        _ => {
-            launch::HeadDrowsSm90256 {
-                powers,
-                head,
-                drows,
-                factor,
-                turns,
-                rows: number,
-                hidden: hidden_size,
-                vocab,
-                splits,
-            }
-            .launch(device, choice.grid, shared)?;
-        }
+        Tile::Middle => go!(HeadDrowsSm90224),
+        _ => go!(HeadDrowsSm90256),
     }
     let Some((dhead, mode)) = dhead else { return Ok(()) };
     let product = super::Product::<A> {

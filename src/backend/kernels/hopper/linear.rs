@@ -12,6 +12,11 @@ use crate::backend::kernels::{Kernels, int};
 /// card has multiprocessors. Products of more tiles are not split.
 const TURNS: usize = 1 << 14;
 
+/// Sets the words for turns aside, so that no later product allocates.
+pub(in super::super) fn reserve<D: Device, A: Element>(k: &Kernels<D, A>) -> Result<()> {
+    if is_here(k) { k.turns(TURNS).map(|_| ()) } else { Ok(()) }
+}
+
 /// Address of the words for the turns of a choice.
 pub(super) fn turns<D: Device, A: Element>(k: &Kernels<D, A>, choice: &Choice) -> Result<u64> {
     k.turns(if choice.splits > 1 { TURNS } else { 0 })

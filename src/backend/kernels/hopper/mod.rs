@@ -7,7 +7,7 @@ mod linear;
 
 pub(super) use glu::{glu_bwd, glu_fwd};
 use linear::best;
-pub(super) use linear::{Op, Product, choice, enqueue};
+pub(super) use linear::{Op, Product, choice, enqueue, reserve};
 
 use super::Kernels;
 use super::device::{Device, Element, MapElement, MapSwizzle, TensorMap, TensorMapSpec};
