@@ -350,22 +350,106 @@ def head_bwd(c, s, _):
     lse = []
 
     def check(a, grads, name):
-        rows = rows_of(c.torch, s["rows"], 4).to(c.device)
         with c.torch.no_grad():
-            x, w, words = a["x"].double(), a["w"].detach(), a["t"][rows]
             if not lse:
-                wide = w.float()
-                lse.append(c.torch.cat([(part.float() @ wide.T).logsumexp(-1) for part in a["x"].split(1024)]).double())
-            scale = a["g"].double()[:, None] if name not in means else x.new_full((len(x), 1), -1.0 / len(x))
-            # Rows of the hidden states' gradient, and of the weight's those of these rows' words.
-            p = (x[rows] @ w.double().T - lse[0][rows, None]).exp()
-            p[c.torch.arange(len(rows)), words] -= 1
-            hidden = c.close(grads[0][rows], (-scale[rows] * p) @ w.double())
-            hit = (a["t"][:, None] == words).double()
-            weight = (scale * (hit - (x @ w[words].double().T - lse[0][:, None]).exp())).T @ x
-            return max(hidden, c.close(grads[1][words], weight))
+                lse.append(normalisers(c, a["x"], a["w"]))
+            mean = c.torch.full_like(lse[0], -1.0 / len(lse[0]))
+            return gradients_close(c, a, lse[0], mean if name in means else a["g"].double(), grads)
 
     return head_operands(c, s), calls, check
+
+
+def normalisers(c, x, w):
+    """Logarithm of every row's sum of exponentials, its products in f32."""
+    wide = w.float()
+    return c.torch.cat([(part.float() @ wide.T).logsumexp(-1) for part in x.split(1024)]).double()
+
+
+def gradients_close(c, a, lse, scale, grads):
+    """Rows of the hidden rows' gradient, and of the weight's those of these rows' words, for gradients of log-probs."""
+    rows = rows_of(c.torch, len(lse), 4).to(c.device)
+    x, w, words, scale = a["x"].double(), a["w"].detach(), a["t"][rows], scale[:, None]
+    p = (x[rows] @ w.double().T - lse[rows, None]).exp()
+    p[c.torch.arange(len(rows)), words] -= 1
+    hidden = c.close(grads[0][rows], (-scale[rows] * p) @ w.double())
+    hit = (a["t"][:, None] == words).double()
+    weight = (scale * (hit - (x @ w[words].double().T - lse[:, None]).exp())).T @ x
+    return max(hidden, c.close(grads[1][words], weight))
+
+
+REFERENCE = " with reference"
+
+
+@op("head_preference")
+def head_preference(c, s, _):
+    """DPO's head: log-probs of pairs' responses, their loss and all gradients. The reference's sums of log-probs are given, as in
+    `mapl`'s op, or made from its own hidden rows and head (`with reference`). Liger's loss takes none as given, so without its
+    reference it has zeros there: the same work."""
+    f, beta = c.torch.nn.functional, 0.1
+    response = max(1, min(256, s["rows"] // 8))
+    pairs = s["rows"] // (2 * response)
+
+    def operands():
+        r, h, v = 2 * pairs * response, s["hidden"], s["vocab"]
+        made = {"t": c.torch.randint(0, v, (r,), device=c.device)}
+        for x, w in ("xw", ("rx", "rw")):
+            made[x], made[w] = c.normal(r, h), c.normal(v, h, scale=h**-0.5)
+        made["base"] = c.normal(2 * pairs, scale=5.0, dtype=c.torch.float32) - response * (math.log(v) + 0.5)
+        return made | {name: made[name].requires_grad_(True) for name in "xw"}
+
+    def loss(scores, base):
+        gap = (scores - base).unflatten(0, (2, -1))
+        return -f.logsigmoid(beta * (gap[0] - gap[1])).mean()
+
+    def sums(logp):
+        return logp.unflatten(0, (2 * pairs, response)).float().sum(-1)
+
+    def pair_loss(head, reference):
+        def run(a):
+            base = a["base"]
+            if reference:
+                with c.torch.no_grad():
+                    base = sums(head({"x": a["rx"], "w": a["rw"], "t": a["t"]}))
+            return c.torch.autograd.grad(loss(sums(head(a)), base), (a["x"], a["w"]))
+
+        return run
+
+    def liger(reference):
+        def made(module):
+            fused = module.LigerFusedLinearDPOLoss(ignore_index=-100, beta=beta, compiled=not c.no_compile, use_ref_model=reference)
+
+            def run(a):
+                x, t, rx = (a[name].unflatten(0, (2 * pairs, response)) for name in ("x", "t", "rx"))
+                more = (None, rx, a["rw"], None) if reference else ()
+                return c.torch.autograd.grad(fused(a["w"], x, t, *more)[0], (a["x"], a["w"]))
+
+            return run
+
+        return made
+
+    heads = {name: head for name, head in (head_logits(c) | head_chunks(c)).items() if name == "eager" or name.startswith("trl")}
+    calls = {}
+    for name, head in heads.items():
+        calls |= {name + REFERENCE * with_it: pair_loss(head, with_it) for with_it in (False, True)}
+    if c.low:
+        calls |= {"liger dpo" + REFERENCE * with_it: lazily("liger_kernel.chunked_loss", liger(with_it)) for with_it in (False, True)}
+    known = {}
+
+    def scores(a, x, w):
+        lse = normalisers(c, x, w)
+        return lse, sums((x.double() * w.double()[a["t"]]).sum(-1) - lse).double()
+
+    def check(a, grads, name):
+        with c.torch.no_grad():
+            if not known:
+                known["lse"], known["own"] = scores(a, a["x"], a["w"].detach())
+                known["base"] = scores(a, a["rx"], a["rw"])[1]
+            base = known["base"] if name.endswith(REFERENCE) else c.torch.zeros_like(known["own"]) if "liger" in name else a["base"].double()
+            gap = (known["own"] - base).unflatten(0, (2, -1))
+            slope = beta * c.torch.sigmoid(-beta * (gap[0] - gap[1])) / pairs
+            return gradients_close(c, a, known["lse"], c.torch.cat([-slope, slope]).repeat_interleave(response), grads)
+
+    return operands, calls, check
 
 
 @op("adamw")
@@ -421,7 +505,7 @@ def work(args):
 
     for task in channel.tasks():
         try:
-            row, context = task["row"], Context(torch, args.device, task["row"]["dtype"])
+            row, context = task["row"], Context(torch, args.device, task["row"]["dtype"], args.no_compile)
             sizes = {k: int(v) for k, v in (part.split("=") for part in row["shape"].split())}
             made = OPS[row["op"]](context, sizes, row["layer"])
             rows, compiling = measure(args, torch, made, task, said) if made else ([], 0.0)

@@ -40,10 +40,39 @@ class Rows:
         """The best peer's time over ours, for every call that has both. `peer` says which variants count."""
         found = {}
         for key, variants in self.calls.items():
-            own = variants.get("mapl")
+            own = variants.get("mapl") if key[3] != "logits" else None
             others = [float(row["median_us"]) for name, row in variants.items() if name != "mapl" and peer(name)]
             if re.fullmatch(op, key[1]) and own and others:
                 found[key] = min(others) / float(own["median_us"])
+        return found
+
+    def heads(self):
+        """By (dtype, model, rows): the head's calls of that many rows, by op, and its bare products."""
+        found = {}
+        for (dtype, op, model, layer, shape), variants in self.calls.items():
+            sizes = dict(part.split("=") for part in shape.split())
+            if layer in ("head", "logits"):
+                found.setdefault((dtype, model, sizes.get("rows") or sizes["tokens"]), {})[op] = (variants, sizes)
+        return found
+
+    def bare(self, own, products, models):
+        """Time of bare products by cuBLASLt over ours of a head, for heads of some models."""
+        found = {}
+        for key, ops in self.heads().items():
+            theirs = [best(ops[op][0], lambda name: name.startswith("cuBLASLt")) for op in products if op in ops]
+            ours = best(ops[own][0], lambda name: name == "mapl") if own in ops else None
+            if key[1] in models and ours and len(theirs) == len(products) and all(theirs):
+                found[key] = sum(theirs) / ours
+        return found
+
+    def preference(self, peer):
+        """Time of the best peer's DPO head, its reference's forward with it, over that of our two calls."""
+        found = {}
+        for key, ops in self.heads().items():
+            ours = [best(ops[op][0], lambda name: name == "mapl") for op in ("head_preference", "head_logprob_fwd") if op in ops]
+            theirs = best(ops["head_preference"][0], lambda name: peer(name) and name.endswith(" with reference")) if "head_preference" in ops else None
+            if theirs and len(ours) == 2 and all(ours):
+                found[key] = theirs / sum(ours)
         return found
 
     def shares(self, op):
@@ -55,8 +84,15 @@ class Rows:
         }
 
 
+def best(variants, wanted):
+    """Least median of the variants whose name is wanted; none without one."""
+    return min((float(row["median_us"]) for name, row in variants.items() if wanted(name)), default=None)
+
+
 def lines(rows):
     """(what, values by call, goal, how they become one figure) of every goal that rows of ops and steps can speak of."""
+    passes = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight"]
+    wide, narrow = ["llama-3.1-8b"], ["qwen2.5-0.5b"]
     product = "linear_(fwd|bwd_input|bwd_weight)"
     blas = lambda name: name.startswith("cuBLASLt")  # noqa: E731
     torch = lambda name: name.startswith("torch")  # noqa: E731
@@ -67,6 +103,12 @@ def lines(rows):
         ("G-GEMM-2 layer products over cuBLASLt, slowest", rows.ratios(product, blas), 0.93, min),
         ("layer products over torch, geometric mean", rows.ratios(product, torch), 1.0, statistics.geometric_mean),
         ("projection with SwiGLU over torch", rows.ratios("linear_glu_fwd", torch), 1.15, statistics.geometric_mean),
+        ("G-HEAD-1 bare logits over the head forward, hidden 4096", rows.bare("head_logprob_fwd", passes[:1], wide), 1 / 1.03, min),
+        ("G-HEAD-1 bare logits over the head forward, hidden 896", rows.bare("head_logprob_fwd", passes[:1], narrow), 1.0, min),
+        ("G-HEAD-2 three bare products over head, loss and gradients, hidden 4096", rows.bare("head_preference", passes, wide), 1 / 1.08, min),
+        ("G-HEAD-2 three bare products over head, loss and gradients, hidden 896", rows.bare("head_preference", passes, narrow), 1 / 1.15, min),
+        ("G-HEAD-4 DPO head with reference over TRL's best", rows.preference(lambda name: name.startswith("trl")), 2.5, min),
+        ("G-HEAD-4 DPO head with reference over Liger's fused DPO", rows.preference(lambda name: name.startswith("liger")), 5.0, min),
         ("log-prob head forward over the best peer", rows.ratios("head_logprob_fwd", anyone), 1.0, statistics.geometric_mean),
         ("log-prob head backward over torch", rows.ratios("head_logprob_bwd", torch), 1.0, statistics.geometric_mean),
         ("log-prob head backward over fused heads", rows.ratios("head_logprob_bwd", fused), 1.0, statistics.geometric_mean),
@@ -96,7 +138,7 @@ def main():
             continue
         figure = middle(values.values())
         reached = "reached" if figure >= goal else "not reached"
-        print(f"| {what} | {len(values)} | {figure:.2f} | {min(values.values()):.2f} | {max(values.values()):.2f} | at least {goal:g} | {reached} |")
+        print(f"| {what} | {len(values)} | {figure:.2f} | {min(values.values()):.2f} | {max(values.values()):.2f} | at least {goal:.3g} | {reached} |")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class NotRecorded(Exception):
 class Context:
     """Torch, the device and the storage of activations."""
 
-    def __init__(self, torch, device, dtype):
-        self.torch, self.device = torch, device
+    def __init__(self, torch, device, dtype, no_compile=False):
+        self.torch, self.device, self.no_compile = torch, device, no_compile
         self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.unit = {"f32": 2.0**-23, "bf16": 2.0**-8}[dtype]
         # Fused heads and flash attention know no other storage, and no cpu.
@@ -232,10 +232,20 @@ def settle(torch, device):
         torch.cuda.empty_cache()
 
 
+def allocated(torch, device, peak=False):
+    """Bytes of tensors, or the most there were since this was last asked without `peak`; 0 on the cpu, where nobody counts."""
+    if device != "cuda":
+        return 0
+    if peak:
+        return torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
 def measure(args, torch, made, task, said):
     """Rows of one row's call, and the seconds that torch.compile took. `made` is what ops.py has for the op."""
     (operands, calls, check), row = made, task["row"]
-    result, good, errors, compiling, recordable = [], {}, {}, 0.0, []
+    result, good, errors, beyond, compiling, recordable = [], {}, {}, {}, 0.0, []
     said("operands")
     fresh = operands()
     for name, call in calls.items():
@@ -250,8 +260,11 @@ def measure(args, torch, made, task, said):
         try:
             # A copy, so that what a contender keeps with its operands goes with it.
             own = dict(fresh)
+            held = allocated(torch, args.device)
             got = call(own)
-            error = check(own, got, name) if row["op"] == "head_logprob_bwd" else check(own, got)
+            beyond[label] = allocated(torch, args.device, peak=True) - held
+            # What a right result is depends on the contender where some make other gradients, or see another reference.
+            error = check(own, got, name) if row["op"] in ("head_logprob_bwd", "head_preference") else check(own, got)
             if not error <= 1.0:
                 raise ValueError(f"its result is wrong: {error:.2f} times what is allowed")
             good[label], errors[label] = call, error
@@ -278,6 +291,8 @@ def measure(args, torch, made, task, said):
     for label, t in times.items():
         seconds = 1e-6 * t["median_us"]
         new = blank(row, label, "measured") | {"error_share": errors[label], **t}
+        if args.device == "cuda":
+            new["note"] = ", ".join(filter(None, [t["note"], f"{beyond[label] >> 20} MiB beyond operands"]))
         new["gb_per_s"] = 1e-9 * int(row["bytes"]) / seconds
         new["tflop_per_s"] = 1e-12 * int(row["flops"]) / seconds
         if row["memory_gb_per_s"] and row["share"]:

@@ -6,7 +6,7 @@ use super::measure::{Ready, Samples, Timed, Timing, energy, interleaved};
 use super::operand::{Operand, Set};
 use super::rates::{Benched, Rates, Rivals};
 use super::row::{Cache, Row, SCHEMA, Status};
-use super::run::{Earlier, OWN, Options, cost, differ, floor, predicted};
+use super::run::{Earlier, Foretold, OWN, Options, cost, differ, floor, foretold};
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
@@ -28,7 +28,7 @@ struct Lane {
 pub struct Entry {
     case: Case,
     cost: Cost,
-    predicted_us: Option<f64>,
+    foretold: Foretold,
     lanes: Vec<Lane>,
     /// Begin and end of the samples of the last pass.
     timed: Option<(Instant, Instant)>,
@@ -49,12 +49,12 @@ impl Entry {
         rates: Option<Rates>,
     ) -> Result<Self> {
         let cost = cost(&case.work, B::PRECISION)?;
-        let predicted_us = match on.kernel_properties() {
-            Some(card) if B::PRECISION == Precision::Bf16 => predicted(&case.work, card)?,
-            _ => None,
+        let foretold = match on.kernel_properties() {
+            Some(card) if B::PRECISION == Precision::Bf16 => foretold(&case.work, card)?,
+            _ => Foretold::default(),
         };
         let (lanes, timed, load) = (Vec::new(), None, (0.0, 0.0));
-        let mut entry = Self { case: case.clone(), cost, predicted_us, lanes, timed, load };
+        let mut entry = Self { case: case.clone(), cost, foretold, lanes, timed, load };
         if matches!(case.work, Work::Linear(_)) {
             for (name, why) in rivals.absent.iter().filter(|(name, _)| options.wants(name)) {
                 entry.untimed(on, options, name, Status::Absent, why.clone());
@@ -85,7 +85,10 @@ impl Entry {
         // What calls touch, which of a table of embeddings is a small part.
         let cold = sets.len() as u64 * cost.bytes.min(bytes::<B>(&operands)) >= on.beyond_caches();
         for ((name, _), share) in &checked {
-            let mut row = entry.blank(on, options, name, Status::Measured, String::new());
+            let workspace = entry.foretold.workspace;
+            let note =
+                if name == OWN && workspace > 0 { format!("workspace {} MiB", workspace >> 20) } else { String::new() };
+            let mut row = entry.blank(on, options, name, Status::Measured, note);
             row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
             row.error_share = Some(*share);
             entry.lanes.push(Lane { row, samples: None });
@@ -220,7 +223,7 @@ impl Entry {
             memory_gb_per_s: None,
             product_tflop_per_s: None,
             share: None,
-            predicted_us: self.predicted_us.filter(|_| variant == OWN && status == Status::Measured),
+            predicted_us: self.foretold.microseconds.filter(|_| variant == OWN && status == Status::Measured),
             energy_mj: None,
             others: None,
             error_share: None,

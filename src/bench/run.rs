@@ -155,14 +155,24 @@ fn better(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
     Some(a?.or(b?))
 }
 
-/// Microseconds that the choice of tiles foretells for a call on a card; none for calls that are not chosen tiles for.
-pub fn predicted(work: &Work, card: &Properties) -> Result<Option<f64>> {
+/// What a card is foretold to do for a call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Foretold {
+    /// Microseconds, where tiles are chosen for the call.
+    pub microseconds: Option<f64>,
+    /// Bytes of memory beyond the operands.
+    pub workspace: usize,
+}
+
+/// Rehearses a call, in bf16, for a card.
+pub fn foretold(work: &Work, card: &Properties) -> Result<Foretold> {
     let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
     let mut set = Set::new(&on, &work.operands())?;
     on.take_chosen();
     work.call(&on, set.take())?;
     let chosen = on.take_chosen();
-    Ok((!chosen.is_empty()).then(|| 1e6 * chosen.iter().map(|c| c.choice.seconds).sum::<f64>()))
+    let microseconds = (!chosen.is_empty()).then(|| 1e6 * chosen.iter().map(|c| c.choice.seconds).sum::<f64>());
+    Ok(Foretold { microseconds, workspace: on.scratch_bytes() })
 }
 
 /// Bytes and FLOPs of a call by its contract, on a device that only counts.
