@@ -36,11 +36,13 @@ class Rows:
             key = (row["dtype"], row["op"], row["model"], row["layer"], row["shape"])
             self.calls.setdefault(key, {})[row["variant"]] = row
 
-    def ratios(self, op, peer):
-        """The best peer's time over ours, for every call that has both. `peer` says which variants count."""
+    def ratios(self, op, peer, models=None):
+        """The best peer's time over ours, for every call of layers that has both. `peer` says which variants count; `models`
+        whose calls, all but the square products otherwise."""
         found = {}
         for key, variants in self.calls.items():
-            own = variants.get("mapl") if key[3] != "logits" else None
+            asked = key[2] in models if models else key[2] != "square" and key[3] != "logits"
+            own = variants.get("mapl") if asked else None
             others = [float(row["median_us"]) for name, row in variants.items() if name != "mapl" and peer(name)]
             if re.fullmatch(op, key[1]) and own and others:
                 found[key] = min(others) / float(own["median_us"])
@@ -99,6 +101,7 @@ def lines(rows):
     anyone = lambda name: True  # noqa: E731
     fused = lambda name: not torch(name) and not name.endswith(" logits")  # noqa: E731
     return [
+        ("G-GEMM-1 square products over cuBLASLt", rows.ratios(product, blas, ["square"]), 1.0, min),
         ("G-GEMM-2 layer products over cuBLASLt, geometric mean", rows.ratios(product, blas), 1.0, statistics.geometric_mean),
         ("G-GEMM-2 layer products over cuBLASLt, slowest", rows.ratios(product, blas), 0.93, min),
         ("layer products over torch, geometric mean", rows.ratios(product, torch), 1.0, statistics.geometric_mean),

@@ -10,7 +10,7 @@ use super::measure::Effort;
 use super::operand::Set;
 use super::rates::{Benched, Rates};
 use super::row::{Cache, Row};
-use super::shapes::{Case, MODELS, Room, cases};
+use super::shapes::{Case, MODELS, Room, SQUARE, cases, squares};
 use super::work::{Call, Work};
 use crate::Result;
 use crate::backend::Backend;
@@ -65,6 +65,9 @@ impl Options {
         let models = MODELS.iter().filter(|model| self.models.iter().any(|name| name == model.name));
         let of_model = |model| self.tokens.iter().flat_map(move |&t| cases(model, t, precision, self.room));
         let mut chosen: Vec<Case> = models.flat_map(of_model).collect();
+        if self.models.iter().any(|name| name == SQUARE) {
+            chosen.extend(squares());
+        }
         chosen.retain(|case| {
             let shape = case.shape();
             Self::any(&self.ops, |text| case.work.op().starts_with(text))

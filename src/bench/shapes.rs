@@ -111,6 +111,20 @@ pub const MODELS: [Sizes; 6] = [
     },
 ];
 
+/// Name by which [`squares`] are asked for among the models.
+pub const SQUARE: &str = "square";
+
+/// Square products, of no model: what rates of products are usually given for.
+pub fn squares() -> Vec<Case> {
+    let sides = [4096, 8192];
+    let passes = [Pass::Forward, Pass::Input, Pass::Weight];
+    let case = |side, pass| {
+        let dims = LinearDims { tokens: side, inputs: side, outputs: side };
+        Case { model: SQUARE, layer: "product", work: Linear { pass, dims }.into() }
+    };
+    sides.into_iter().flat_map(|side| passes.map(|pass| case(side, pass))).collect()
+}
+
 /// A call and where it stands.
 #[derive(Clone, Debug)]
 pub struct Case {

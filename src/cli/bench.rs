@@ -18,7 +18,7 @@ use crate::bench::measure::Effort;
 use crate::bench::rates::Benched;
 use crate::bench::row::{self, Row, Status};
 use crate::bench::run::{Options, Progress, run as bench};
-use crate::bench::shapes::{MODELS, Room};
+use crate::bench::shapes::{MODELS, Room, SQUARE};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
 use crate::study::bench::Span;
@@ -39,7 +39,7 @@ pub struct BenchArgs {
     /// Ops to benchmark, by the begin of their name (`mapl env` lists them) [default: all]
     #[arg(long, value_delimiter = ',')]
     op: Vec<String>,
-    /// Models whose sizes are taken [default: all published ones; on the emulator tiny]
+    /// Models whose sizes are taken; square products [default: all published models, on cuda square too; on the emulator tiny]
     #[arg(long, value_delimiter = ',', value_parser = model)]
     model: Vec<String>,
     /// Tokens of a batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the emulator]
@@ -129,7 +129,7 @@ impl Record {
 }
 
 fn model(text: &str) -> Result<String, String> {
-    let names: Vec<&str> = MODELS.iter().map(|model| model.name).collect();
+    let names: Vec<&str> = MODELS.iter().map(|model| model.name).chain([SQUARE]).collect();
     if names.contains(&text) { Ok(text.to_owned()) } else { Err(format!("one of {}", names.join(", "))) }
 }
 
@@ -207,11 +207,11 @@ impl BenchArgs {
 
     fn options(&self, cuda: bool, emulated: bool) -> Options {
         let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
-        let published = MODELS.iter().map(|model| model.name.to_owned());
+        let published = MODELS.iter().map(|model| model.name).filter(|&name| name != "tiny");
         let models: Vec<String> = match (self.model.is_empty(), emulated) {
             (false, _) => self.model.clone(),
             (true, true) => vec!["tiny".into()],
-            (true, false) => published.filter(|name| name != "tiny").collect(),
+            (true, false) => published.chain(cuda.then_some(SQUARE)).map(String::from).collect(),
         };
         let tokens = match (cuda, emulated) {
             (true, _) => or(&self.tokens, &[2048, 8192, 32_768]),
