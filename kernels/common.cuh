@@ -19,8 +19,8 @@
 /// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or with marks, KERNEL(threads, name, CLUSTER(2)).
 /// build.rs reads these lines and makes the launchers from them; README.md has the grammar.
 #define KERNEL(threads, name, ...) \
-    extern "C" __global__ void LAUNCH_BOUNDS(threads) MAPL_MARKS(__VA_ARGS__, , , ) name
-#define MAPL_MARKS(first, second, third, ...) first second third
+    extern "C" __global__ void LAUNCH_BOUNDS(threads) MAPL_MARKS(__VA_ARGS__, , , , ) name
+#define MAPL_MARKS(first, second, third, fourth, ...) first second third fourth
 /// Mark of a kernel whose blocks form clusters of `blocks`; code for older targets has none, and its primitives trap.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
@@ -29,6 +29,9 @@
 #endif
 /// Mark of a kernel whose blocks wait on one another, so that all of them must be on the device at once.
 #define CORESIDENT
+/// Mark of a kernel whose blocks may begin while the launch before it ends: its threads call wait_for_earlier_launch() before they
+/// touch what that may write, or write what that may read (CUDA's programmatic dependent launch).
+#define EARLY
 /// Mark of a kernel that has a multiprocessor to itself, with its number of threads again. Without it the compiler leaves
 /// setmaxnreg out.
 #define ALONE(threads) __launch_bounds__(threads, 1)

@@ -84,52 +84,75 @@ struct GluForward : Raster<H, H::COLUMNS / 2> {
     }
 };
 
-/// dact = dy weight as it would be stored, and from it and from gate and up the gradients of both.
+/// dact = dy weight as it would be stored, and from it and from gate and up the gradients of both. Gate and up of 64 rows and a
+/// piece's columns, a batch, come to two pieces and leave as their gradients; a consumer has room for two batches, the first two
+/// of which come while it multiplies.
 template <class H>
 struct GluBackward : Raster<H> {
-    const bf16* gate_up;  // (tokens, 2 intermediate)
-    /// (tokens, intermediate) each, halves of rows of dgate_up.
-    const TensorDescriptor *dgate, *dup;
-    static_assert(H::BATCH == 2 && H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile");
+    /// (tokens, intermediate) each, halves of rows of gate_up and of dgate_up.
+    const TensorDescriptor *gate, *up, *dgate, *dup;
+    /// Of the consumer's two barriers: 0.
+    int phase;
+    static constexpr int BATCHES = H::HALVES * H::PIECES;
+    static_assert(H::BATCH == 4 && H::COLUMNS % H::PIECE_COLUMNS == 0 && BATCHES % 2 == 0, "batches of a tile");
+
+    DEVICE static int row_of(const Tile& tile, int batch) {
+        return tile.row + 64 * (batch / H::PIECES);
+    }
+
+    DEVICE static int column_of(const Tile& tile, int batch) {
+        return tile.column + batch % H::PIECES * H::PIECE_COLUMNS;
+    }
+
+    /// Asks for a batch whose pieces are free.
+    DEVICE void request(const Ring<H>& ring, const Tile& tile, int batch, int group) const {
+        Mbarrier* arrived = ring.arrived + 2 * group + batch % 2;
+        arrive_expecting(arrived, 2 * H::PIECE_BYTES);
+        auto column = [&](int) { return column_of(tile, batch); };
+        request_pieces<H>(ring, *gate, row_of(tile, batch), batch % 2 * 2, 1, column, arrived, group);
+        request_pieces<H>(ring, *up, row_of(tile, batch), batch % 2 * 2 + 1, 1, column, arrived, group);
+    }
+
+    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) const {
+        if (thread == 0) {
+            wait_boxes_read<0>();
+            request(ring, tile, 0, group);
+            request(ring, tile, 1, group);
+        }
+    }
 
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
-        const int tokens = this->rows, intermediate = this->columns;
 #pragma unroll
-        for (int half = 0; half < H::HALVES; ++half) {
-            int row = tile.row + 64 * half;
-            // Gate and up of the thread's first element, and the rows and columns there are from it on.
-            const bf16* from = gate_up + 2LL * (row + row_of_thread(thread)) * intermediate + tile.column + column_of_thread(thread);
-            int rows = tokens - row - row_of_thread(thread), columns = intermediate - tile.column - column_of_thread(thread);
+        for (int batch = 0; batch < BATCHES; ++batch) {
+            unsigned char* pieces = ring.pieces + (group * H::BATCH + batch % 2 * 2) * H::PIECE_BYTES;
+            wait_mbarrier(ring.arrived + 2 * group + batch % 2, phase);
+            phase ^= batch % 2;
+            const float* dact = sums[batch / H::PIECES] + batch % H::PIECES * (H::PIECE_COLUMNS / 2);
 #pragma unroll
-            for (int first = 0; first < H::COLUMNS; first += H::PIECE_COLUMNS) {
-                int column = tile.column + first;
-                bool inside = row < tokens && column < intermediate;
-                unsigned char* pieces = begin_batch(ring, group, thread);
+            for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
 #pragma unroll
-                for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
-#pragma unroll
-                    for (int k = 0; k < 2; ++k) {
-                        const float* two = sums[half] + 4 * (first / 8 + j) + 2 * k;
-                        uint32_t g = 0, u = 0, d = pack_bf16(two[0], two[1]);
-                        // Rows are multiples of 8 elements, so a pair is inside or outside.
-                        if (8 * k < rows && first + 8 * j < columns) {
-                            const bf16* at = from + 16 * k * intermediate + first + 8 * j;
-                            g = *reinterpret_cast<const uint32_t*>(at);
-                            u = *reinterpret_cast<const uint32_t*>(at + intermediate);
-                        }
-                        float gates[2] = {low_bf16(g), high_bf16(g)}, ups[2] = {low_bf16(u), high_bf16(u)};
-                        glu_gradient(low_bf16(d), gates[0], ups[0]);
-                        glu_gradient(high_bf16(d), gates[1], ups[1]);
-                        int line = row_of_thread(thread) + 8 * k;
-                        *pair_of_piece(pieces, line, j, thread) = pack_bf16(gates[0], gates[1]);
-                        *pair_of_piece(pieces + H::PIECE_BYTES, line, j, thread) = pack_bf16(ups[0], ups[1]);
-                    }
+                for (int k = 0; k < 2; ++k) {
+                    uint32_t* gate_pair = pair_of_piece(pieces, row_of_thread(thread) + 8 * k, j, thread);
+                    uint32_t* up_pair = gate_pair + H::PIECE_BYTES / sizeof(uint32_t);
+                    uint32_t g = *gate_pair, u = *up_pair, d = pack_bf16(dact[4 * j + 2 * k], dact[4 * j + 2 * k + 1]);
+                    float gates[2] = {low_bf16(g), high_bf16(g)}, ups[2] = {low_bf16(u), high_bf16(u)};
+                    glu_gradient(low_bf16(d), gates[0], ups[0]);
+                    glu_gradient(high_bf16(d), gates[1], ups[1]);
+                    *gate_pair = pack_bf16(gates[0], gates[1]);
+                    *up_pair = pack_bf16(ups[0], ups[1]);
                 }
-                end_batch(group);
-                if (thread == 0 && inside) {
+            }
+            end_batch(group);
+            if (thread == 0) {
+                int row = row_of(tile, batch), column = column_of(tile, batch);
+                if (row < this->rows && column < this->columns) {
                     store_box(*dgate, column, row, pieces);
                     store_box(*dup, column, row, pieces + H::PIECE_BYTES);
                     commit_boxes();
+                }
+                if (batch + 2 < BATCHES) {
+                    wait_boxes_read<0>();
+                    request(ring, tile, batch + 2, group);
                 }
             }
         }
@@ -137,10 +160,10 @@ struct GluBackward : Raster<H> {
 };
 
 using GateUp = Hopper<192, Major::K, Major::K, bf16, 1, true, 2>;
-using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>;
+using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, 4>;
 
 // A: x (tokens, hidden), B: weight (2 intermediate, hidden), gate then up.
-KERNEL(384, linear_glu_fwd_sm90, ALONE(384))(TensorMap x, TensorMap weight,
+KERNEL(384, linear_glu_fwd_sm90, EARLY, ALONE(384))(TensorMap x, TensorMap weight,
     TensorMap gate,  // (tokens, intermediate), rows 2 intermediate apart
     TensorMap up,    // likewise
     TensorMap act,   // (tokens, intermediate)
@@ -149,10 +172,11 @@ KERNEL(384, linear_glu_fwd_sm90, ALONE(384))(TensorMap x, TensorMap weight,
 }
 
 // A: dy (tokens, hidden), B: weight (hidden, intermediate).
-KERNEL(384, linear_glu_bwd_sm90, ALONE(384))(TensorMap dy, TensorMap weight,
-    TensorMap dgate,      // (tokens, intermediate), rows 2 intermediate apart
-    TensorMap dup,        // likewise
-    const bf16* gate_up,  // (tokens, 2 intermediate)
+KERNEL(384, linear_glu_bwd_sm90, EARLY, ALONE(384))(TensorMap dy, TensorMap weight,
+    TensorMap gate,   // (tokens, intermediate), rows 2 intermediate apart
+    TensorMap up,     // likewise
+    TensorMap dgate,  // likewise
+    TensorMap dup,    // likewise
     int tokens, int intermediate, int hidden) {
-    run_job<Down>(dy, weight, GluBackward<Down>{{tokens, intermediate, hidden}, gate_up, &dgate, &dup});
+    run_job<Down>(dy, weight, GluBackward<Down>{{tokens, intermediate, hidden}, &gate, &up, &dgate, &dup, 0});
 }

@@ -176,7 +176,7 @@ struct HeadJob : Raster<H> {
 using Head = Hopper<192, Major::K, Major::K, bf16, 1, true>;
 
 // A: packed rows (rows, hidden), B: head (vocab, hidden).
-KERNEL(384, head_sums_sm90, ALONE(384))(TensorMap packed, TensorMap head,
+KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     const int* target,  // (rows)
     const float* base,  // (rows)
     float* sums,        // (vocab / 192 rounded up, rows)
@@ -186,7 +186,7 @@ KERNEL(384, head_sums_sm90, ALONE(384))(TensorMap packed, TensorMap head,
 }
 
 // As above, and the powers.
-KERNEL(384, head_powers_sm90, ALONE(384))(TensorMap packed, TensorMap head,
+KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     TensorMap powers,   // (rows, vocab)
     const int* target,  // (rows)
     const float* base,  // (rows)
@@ -288,7 +288,7 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
 }
 
 // drows = v (powers head), parts of the sum over the vocabulary in order. A: powers (rows, vocab), B: head (vocab, hidden).
-KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
+KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
     const float* factor,  // (rows)
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
@@ -296,7 +296,7 @@ KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap p
         powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns});
 }
 
-KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
+KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
     const float* factor,  // (rows)
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {

@@ -1,16 +1,15 @@
 // Linear layers on Hopper: y = x weightᵀ + bias + residual, dx = dy weight, dweight = dyᵀ x, of bf16 by warpgroup products
 // and bulk copies (matmul_sm90.cuh). The kernels of matmul.cu do the same anywhere.
 //
-// Every product has six kernels: tiles of 256, 224 or 192 columns by both consumers together, and of 192 columns by the
-// consumers in turn, in clusters of two blocks; and of 192 or 128 columns in turn in blocks by themselves. Choice:
-// backend/kernels/geometry.rs.
+// Every product has six kernels: tiles of 256 and 224 columns by both consumers together in clusters of two blocks, and of 192 and
+// 128 columns by the consumers together or in turn in blocks by themselves. Choice: backend/kernels/geometry.rs.
 //
 // The host sees to it that rows of all operands are multiples of 16 bytes. shared: Hopper::SHARED_BYTES. With splits: at most
 // as many blocks as there are multiprocessors.
 #include "matmul_sm90.cuh"
 
 // A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.
-KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
     const bf16* bias,    // (n), may be absent
     int m, int n, int k, int added) {
@@ -18,7 +17,7 @@ KERNEL(384, linear_fwd_sm90_256, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap 
         a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
     const bf16* bias,    // (n), may be absent
     int m, int n, int k, int added) {
@@ -26,23 +25,15 @@ KERNEL(384, linear_fwd_sm90_224, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap 
         a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_192, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_fwd_sm90_192, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
     const bf16* bias,    // (n), may be absent
     int m, int n, int k, int added) {
-    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, false>>(
+    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 1, false>>(
         a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_192_turns, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
-    const bf16* bias,    // (n), may be absent
-    int m, int n, int k, int added) {
-    hopper_matmul<Hopper<192, Major::K, Major::K, bf16, 2, true>>(
-        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
-}
-
-KERNEL(384, linear_fwd_sm90_192_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_fwd_sm90_192_turns, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
     const bf16* bias,    // (n), may be absent
     int m, int n, int k, int added) {
@@ -50,7 +41,15 @@ KERNEL(384, linear_fwd_sm90_192_alone, ALONE(384))(TensorMap a, TensorMap b, Ten
         a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
 }
 
-KERNEL(384, linear_fwd_sm90_128_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_fwd_sm90_128, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
+    const bf16* bias,    // (n), may be absent
+    int m, int n, int k, int added) {
+    hopper_matmul<Hopper<128, Major::K, Major::K, bf16, 1, false>>(
+        a, b, c, {m, n, k, 1, 0, bias, nullptr, nullptr}, added != 0 ? &residual : nullptr);
+}
+
+KERNEL(384, linear_fwd_sm90_128_turns, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     TensorMap residual,  // (m, n), may be C; added before rounding, where `added` is 1
     const bf16* bias,    // (n), may be absent
     int m, int n, int k, int added) {
@@ -59,79 +58,79 @@ KERNEL(384, linear_fwd_sm90_128_alone, ALONE(384))(TensorMap a, TensorMap b, Ten
 }
 
 // A: (tokens, outputs), B: (outputs, inputs), C: (tokens, inputs); m tokens, n inputs, k outputs. C is added to where `add` is 1.
-KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_input_sm90_256, CLUSTER(2), EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int m, int n, int k, int add) {
     hopper_matmul<Hopper<256, Major::K, Major::ACROSS, bf16, 2, false>>(
         a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_224, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_input_sm90_224, CLUSTER(2), EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int m, int n, int k, int add) {
     hopper_matmul<Hopper<224, Major::K, Major::ACROSS, bf16, 2, false>>(
         a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_192, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_input_sm90_192, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int m, int n, int k, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, false>>(
+    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, false>>(
         a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_192_turns, CLUSTER(2), ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    int m, int n, int k, int add) {
-    hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 2, true>>(
-        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
-}
-
-KERNEL(384, linear_bwd_input_sm90_192_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_input_sm90_192_turns, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int m, int n, int k, int add) {
     hopper_matmul<Hopper<192, Major::K, Major::ACROSS, bf16, 1, true>>(
         a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
-KERNEL(384, linear_bwd_input_sm90_128_alone, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_input_sm90_128, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int m, int n, int k, int add) {
+    hopper_matmul<Hopper<128, Major::K, Major::ACROSS, bf16, 1, false>>(
+        a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
+}
+
+KERNEL(384, linear_bwd_input_sm90_128_turns, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int m, int n, int k, int add) {
     hopper_matmul<Hopper<128, Major::K, Major::ACROSS, bf16, 1, true>>(
         a, b, c, {m, n, k, 1, 0, nullptr, nullptr, nullptr}, add != 0 ? &c : nullptr);
 }
 
 // A: (tokens, outputs), B: (tokens, inputs), C: (outputs, inputs); m outputs, n inputs, k tokens.
-KERNEL(384, linear_bwd_weight_sm90_256, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_weight_sm90_256, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
     hopper_matmul<Hopper<256, Major::ACROSS, Major::ACROSS, float, 2, false>>(
         a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
-KERNEL(384, linear_bwd_weight_sm90_224, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_weight_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
     hopper_matmul<Hopper<224, Major::ACROSS, Major::ACROSS, float, 2, false>>(
         a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
-KERNEL(384, linear_bwd_weight_sm90_192, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_weight_sm90_192, CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, false>>(
+    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, false>>(
         a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
-KERNEL(384, linear_bwd_weight_sm90_192_turns, CLUSTER(2), CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
-    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
-    int m, int n, int k, int splits, int add) {
-    hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 2, true>>(
-        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
-}
-
-KERNEL(384, linear_bwd_weight_sm90_192_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_weight_sm90_192_turns, CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
     hopper_matmul<Hopper<192, Major::ACROSS, Major::ACROSS, float, 1, true>>(
         a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
 }
 
-KERNEL(384, linear_bwd_weight_sm90_128_alone, CORESIDENT, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+KERNEL(384, linear_bwd_weight_sm90_128, CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
+    int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
+    int m, int n, int k, int splits, int add) {
+    hopper_matmul<Hopper<128, Major::ACROSS, Major::ACROSS, float, 1, false>>(
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns});
+}
+
+KERNEL(384, linear_bwd_weight_sm90_128_turns, CORESIDENT, EARLY, ALONE(384))(TensorMap a, TensorMap b, TensorMap c,
     int* turns,  // (tiles, 2) zeros, where splits > 1; left as zeros
     int m, int n, int k, int splits, int add) {
     hopper_matmul<Hopper<128, Major::ACROSS, Major::ACROSS, float, 1, true>>(

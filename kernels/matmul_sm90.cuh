@@ -50,6 +50,22 @@ struct MatmulJob : Raster<H> {
         return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
+    /// Asks for the residual of a batch of columns, which begins with piece `begin`.
+    DEVICE void request_residual(const Ring<H>& ring, int row, int column, int begin, int group) const {
+        const int count = min_of(H::BATCH, H::PIECES - begin);
+        Mbarrier* arrived = ring.arrived + 2 * group;
+        wait_boxes_read<0>();
+        arrive_expecting(arrived, count * H::PIECE_BYTES);
+        request_pieces<H>(ring, *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
+    }
+
+    /// The first batch's residual comes while the consumer multiplies.
+    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) const {
+        if (!SPLITS && residual != nullptr && thread == 0) {
+            request_residual(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
+        }
+    }
+
     /// All threads of a consumer.
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int number, const Tile& tile, int group, int thread) {
         int split = split_of(number);
@@ -66,7 +82,7 @@ struct MatmulJob : Raster<H> {
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             store_rows(ring, sums[half], tile.row + 64 * (H::PING_PONG ? half : group), tile.column,
-                       SPLITS && (p.add != 0 || split > 0), group, thread);
+                       SPLITS && (p.add != 0 || split > 0), half == 0, group, thread);
         }
         if (SPLITS && p.splits > 1 && thread == 0) {
             wait_boxes<0>();
@@ -75,9 +91,9 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// Stores the sums of 64 rows batch by batch, or adds them.
-    DEVICE void store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, int group,
-                           int thread) {
+    /// Stores the sums of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for.
+    DEVICE void store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, bool asked,
+                           int group, int thread) {
         float scale[2] = {1.0f, 1.0f};
         if (SPLITS && p.row_scale != nullptr) {
 #pragma unroll
@@ -91,8 +107,12 @@ struct MatmulJob : Raster<H> {
             const int count = min_of(H::BATCH, H::PIECES - begin);
             unsigned char* pieces;
             if (!SPLITS && residual != nullptr) {
-                auto at = [&](int i) { return column + first_of(begin + i); };
-                pieces = begin_batch_with(ring, *residual, row, count, at, phase, group, thread);
+                if (thread == 0 && !(asked && begin == 0)) {
+                    request_residual(ring, row, column, begin, group);
+                }
+                wait_mbarrier(ring.arrived + 2 * group, phase);
+                phase ^= 1;
+                pieces = ring.pieces + group * H::BATCH * H::PIECE_BYTES;
             } else {
                 pieces = begin_batch(ring, group, thread);
             }

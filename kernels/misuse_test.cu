@@ -62,6 +62,19 @@ KERNEL(32, test_turn_misuse, CORESIDENT)(const int* turn) {
     wait_turn(turn, 1);
 }
 
+KERNEL(32, test_early_misuse, EARLY)(TensorMap map, int which) {
+    DYNAMIC_SHARED(box);
+    if (which == 1 && threadIdx.x == 0) {
+        store_box(map, 0, 0, box);
+        commit_boxes();
+        wait_boxes<0>();
+    }
+    if (which == 0 && threadIdx.x == 5) {
+        return;
+    }
+    wait_for_earlier_launch();
+}
+
 KERNEL(32, test_box_misuse)(TensorMap map, int which) {
     DYNAMIC_SHARED(box);
     SHARED(Mbarrier, full, 1);

@@ -11,6 +11,7 @@
 //   int tiles() const                         tiles of the launch
 //   Tile tile(int number, unsigned rank) const
 //   int b_row(const Tile&, int share) const   row of B where a share of the tile's columns begins, if B is contiguous along k
+//   void begin(ring, tile, group, thread)     what a consumer does before it multiplies: copies that its sums will meet
 //   void take(ring, sums, number, tile, group, thread)           what consumers do with the sums of a tile
 //
 // Sums do not depend on the number of multiprocessors or the order of threads: an element's sum runs over k in steps of 16 in
@@ -27,7 +28,7 @@
 #include "primitives/wgmma.cuh"
 
 /// Which tiles, how they lie, and who works on them.
-template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_>
+template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_, int BATCH_ = 0>
 struct Hopper {
     using Out = Out_;
     static constexpr Major A = A_, B = B_;
@@ -50,10 +51,10 @@ struct Hopper {
     /// Pieces of 64 rows of a tile.
     static constexpr int PIECES = ceil_div(COLUMNS, PIECE_COLUMNS);
     /// Pieces that a consumer writes before any of them leaves. Where the other consumer multiplies meanwhile there is time.
-    static constexpr int BATCH = PING_PONG ? 2 : sizeof(Out) == 2 ? PIECES : COLUMNS == 192 ? 3 : 4;
+    static constexpr int BATCH = BATCH_ > 0 ? BATCH_ : PING_PONG ? 2 : sizeof(Out) == 2 ? PIECES : COLUMNS == 192 ? 3 : 4;
     static constexpr int OUT_BYTES = 2 * BATCH * PIECE_BYTES;
     static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 128) / STAGE_BYTES);
-    static constexpr int BARRIER_BYTES = (2 * STAGES + 2) * int(sizeof(Mbarrier));
+    static constexpr int BARRIER_BYTES = (2 * STAGES + 4) * int(sizeof(Mbarrier));
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + BARRIER_BYTES;
     static constexpr int SUMS = COLUMNS / 2;
     /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
@@ -65,6 +66,44 @@ struct Hopper {
 /// A tile of a product, and the steps of k that are summed.
 struct Tile {
     int row, column, first, steps;
+};
+
+/// Places in shared memory.
+template <class H>
+struct Ring {
+    unsigned char* stages;
+    unsigned char* pieces;
+    Mbarrier* full;
+    Mbarrier* empty;
+    /// Two for each consumer, for what its job copies to its pieces.
+    Mbarrier* arrived;
+
+    DEVICE explicit Ring(unsigned char* shared) {
+        stages = shared;
+        pieces = shared + H::STAGES * H::STAGE_BYTES;
+        full = reinterpret_cast<Mbarrier*>(pieces + H::OUT_BYTES);
+        empty = full + H::STAGES;
+        arrived = empty + H::STAGES;
+    }
+
+    DEVICE void init() const {
+        for (int i = 0; i < H::STAGES; ++i) {
+            init_mbarrier(full + i, 1);
+            init_mbarrier(empty + i, H::USERS * H::BLOCKS);
+        }
+        for (int i = 0; i < 4; ++i) {
+            init_mbarrier(arrived + i, 1);
+        }
+        fence_mbarrier_init();
+    }
+
+    DEVICE unsigned char* a(int stage) const {
+        return stages + stage * H::STAGE_BYTES;
+    }
+
+    DEVICE unsigned char* b(int stage) const {
+        return a(stage) + H::A_BYTES;
+    }
 };
 
 /// Tiles over `rows` by `columns`, each of them a cluster's 128 rows a block by WIDTH columns, in bands of eight clusters down, so
@@ -96,43 +135,8 @@ struct Raster {
     DEVICE int b_row(const Tile& tile, int share) const {
         return tile.column + share * (H::COLUMNS / H::SHARES);
     }
-};
 
-/// Places in shared memory.
-template <class H>
-struct Ring {
-    unsigned char* stages;
-    unsigned char* pieces;
-    Mbarrier* full;
-    Mbarrier* empty;
-    /// One for each consumer, for what its job copies to its pieces.
-    Mbarrier* arrived;
-
-    DEVICE explicit Ring(unsigned char* shared) {
-        stages = shared;
-        pieces = shared + H::STAGES * H::STAGE_BYTES;
-        full = reinterpret_cast<Mbarrier*>(pieces + H::OUT_BYTES);
-        empty = full + H::STAGES;
-        arrived = empty + H::STAGES;
-    }
-
-    DEVICE void init() const {
-        for (int i = 0; i < H::STAGES; ++i) {
-            init_mbarrier(full + i, 1);
-            init_mbarrier(empty + i, H::USERS * H::BLOCKS);
-        }
-        init_mbarrier(arrived, 1);
-        init_mbarrier(arrived + 1, 1);
-        fence_mbarrier_init();
-    }
-
-    DEVICE unsigned char* a(int stage) const {
-        return stages + stage * H::STAGE_BYTES;
-    }
-
-    DEVICE unsigned char* b(int stage) const {
-        return a(stage) + H::A_BYTES;
-    }
+    DEVICE void begin(const Ring<H>&, const Tile&, int, int) {}
 };
 
 /// Copies one step of k of A's rows and of B's columns to a stage: all of A, and this block's share of B to every block. Shares
@@ -238,23 +242,15 @@ DEVICE unsigned char* begin_batch(const Ring<H>& ring, int group, int thread) {
     return ring.pieces + group * H::BATCH * H::PIECE_BYTES;
 }
 
-/// As begin_batch, and `count` boxes of 64 rows and a piece's columns are in the pieces: those of a tensor like C, at `row` and
-/// at the columns that `column` gives. `phase` is that of the consumer's barrier, and goes on.
+/// Copies `count` boxes of 64 rows and a piece's columns to the pieces of a consumer from its `first` on, once what they held has
+/// left: boxes of a tensor like C, at `row` and at the columns that `column` gives. One thread, whose consumer has passed a barrier
+/// since it last read or wrote these pieces.
 template <class H, class Column>
-DEVICE unsigned char* begin_batch_with(const Ring<H>& ring, const TensorDescriptor& map, int row, int count, Column column,
-                                       int& phase, int group, int thread) {
-    unsigned char* pieces = ring.pieces + group * H::BATCH * H::PIECE_BYTES;
-    if (thread == 0) {
-        wait_boxes_read<0>();
-        // The consumer's plain reads and writes of the batch before end at its barrier, which was before those boxes left.
-        arrive_expecting(ring.arrived + group, count * H::PIECE_BYTES);
-        for (int i = 0; i < count; ++i) {
-            load_box(pieces + i * H::PIECE_BYTES, map, column(i), row, ring.arrived + group);
-        }
+DEVICE void request_pieces(const Ring<H>& ring, const TensorDescriptor& map, int row, int first, int count, Column column,
+                           Mbarrier* arrived, int group) {
+    for (int i = 0; i < count; ++i) {
+        load_box(ring.pieces + (group * H::BATCH + first + i) * H::PIECE_BYTES, map, column(i), row, arrived);
     }
-    wait_mbarrier(ring.arrived + group, phase);
-    phase ^= 1;
-    return pieces;
 }
 
 /// Before a batch is sent: all threads of the consumer have written their part of it.
@@ -294,6 +290,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
             advance(unsigned(tile.steps));
             continue;
         }
+        job.begin(ring, tile, group, thread);
         if (H::PING_PONG && taken > 0) {
             sync_named(3 + group, 256);  // the other consumer has issued its products
         }
@@ -360,6 +357,9 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
     } else {
         sync_block();  // barriers are made
     }
+    // All of the above may run while the launch before this one ends; nothing below may.
+    wait_for_earlier_launch();
+    begin_next_launch();
     // The same for all lanes, which the compiler does not see by itself.
     int group = shuffle(int(threadIdx.x) / 128, 0) - 1;
     if (group < 0) {

@@ -22,6 +22,8 @@ struct EmulatorRequest {
     unsigned cluster;
     /// Blocks that run together: the size of a cluster, or 0 for all of them.
     unsigned together;
+    /// Whether its threads must wait for the launch before.
+    unsigned early;
     size_t shared_bytes;
     int schedule;
     uint64_t seed;
@@ -56,6 +58,7 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.grid = {request->grid[0], request->grid[1], request->grid[2]};
     l.threads = request->threads;
     l.cluster = request->cluster;
+    l.early = request->early != 0;
     l.shared_bytes = request->shared_bytes;
     l.schedule = Schedule(request->schedule);
     l.random = {request->seed};

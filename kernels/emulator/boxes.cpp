@@ -140,6 +140,13 @@ void write(BoxStore& store) {
     });
 }
 
+/// Boxes may hold what the launch before writes, or reads.
+void demand_earlier_launch() {
+    if (launch().early && !fiber().waited) {
+        fail("a box is copied before wait_for_earlier_launch, in a kernel marked EARLY");
+    }
+}
+
 }  // namespace
 
 int Box::bytes() const {
@@ -160,6 +167,7 @@ void check_map(const MapWords& map, int rank) {
 }
 
 void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
+    demand_earlier_launch();
     const char* what = "cp.async.bulk.tensor load";
     BoxLoad load{box_of(what, to, map, at, rank), nullptr,
                  shared_offset("mbarrier of a bulk load", barrier, 8), &fiber()};
@@ -194,6 +202,7 @@ bool deliver_load() {
 }
 
 void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add) {
+    demand_earlier_launch();
     const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
     Box box = box_of(what, from, map, at, rank);
     if (add && box.dims[0] * uint64_t(box.element_bytes) % 16 != 0) {

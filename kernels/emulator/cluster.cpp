@@ -87,7 +87,15 @@ Asynchronous& asynchronous() {
     return *pointer;
 }
 
+// Launches run one after another to their ends; what is checked is that a kernel does not rely on it.
+void wait_for_earlier_launch() {
+    fiber().waited = true;
+}
+
 void finish_fiber(Fiber& f) {
+    if (launch().early && !f.waited) {
+        fail("returned without wait_for_earlier_launch, in a kernel marked EARLY");
+    }
     if (f.open_copies > 0) {
         fail("returned with %u cp.async copies that no group holds: commit them and wait", f.open_copies);
     }

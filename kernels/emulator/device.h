@@ -172,5 +172,6 @@ uint32_t map_shared(const void* pointer, unsigned rank);
 void* remote_pointer(const char* what, uint32_t address, size_t bytes);
 /// Registers of a thread that the warpgroup asks for (`increase`) or gives back.
 void set_registers(int registers, bool increase);
+void wait_for_earlier_launch();
 
 }  // namespace emulator

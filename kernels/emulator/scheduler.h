@@ -75,6 +75,8 @@ struct Fiber {
     unsigned open_copies = 0;
     /// Bulk stores and products, made with the first of them.
     std::unique_ptr<Asynchronous> asynchronous;
+    /// Has waited for the launch before this one.
+    bool waited = false;
     /// At the cluster's barrier, not yet past it: the generation seen on arrival.
     bool at_cluster = false;
     uint64_t cluster_seen = 0;
@@ -137,6 +139,8 @@ struct Launch {
     unsigned threads = 0;
     /// Blocks of a cluster.
     unsigned cluster = 1;
+    /// Its threads must wait for the launch before.
+    bool early = false;
     size_t shared_bytes = 0;
     Schedule schedule = Schedule::RISING;
     Random random{0};

@@ -134,8 +134,11 @@ void lower_registers() {
     emulator::set_registers(REGISTERS, false);
 }
 
+inline void wait_for_earlier_launch() {
+    emulator::wait_for_earlier_launch();
+}
+
 // Launches of the emulator run one after another to their ends.
-inline void wait_for_earlier_launch() {}
 
 inline void begin_next_launch() {}
 

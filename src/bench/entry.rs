@@ -71,7 +71,7 @@ impl Entry {
         for (name, call) in contenders(case, options, rivals, on, &mut sets[0]) {
             let share = call.and_then(|call| {
                 let Some(call) = call else { return Ok(None) };
-                sets[0].ready(on, &case.work, &operands)?;
+                oracle.reset(on, &case.work, &mut sets[0])?;
                 call(on, &mut sets[0])?;
                 let share = oracle.check(on, &case.work, &sets[0])?;
                 Ok(Some((call, share)))

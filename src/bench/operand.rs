@@ -145,6 +145,11 @@ impl Operand {
         self.len() as u64 * element
     }
 
+    /// Whether it is a result, of which nothing is read before the call.
+    pub fn begins_as_zeros(&self) -> bool {
+        self.written && matches!(self.fill, Fill::Constant(0.0))
+    }
+
     /// The value at a place, as stored in `precision`.
     pub fn value(&self, precision: Precision, place: usize) -> f64 {
         let of = |name, d: f64| d * noise(hash(name), place);
@@ -212,6 +217,8 @@ pub enum Held<B: Backend> {
 /// The operands of a call on a backend.
 pub struct Set<B: Backend> {
     held: Vec<Held<B>>,
+    /// Nothing has been called with it: buffers that nothing was put into hold zeros.
+    fresh: bool,
 }
 
 /// Elements written or read at once: bounds the memory of the host.
@@ -228,18 +235,37 @@ impl<B: Backend> Set<B> {
                 Kind::Idx => Held::Idx(on.zeros_idx(len)?),
             })
         });
-        Ok(Self { held: held.collect::<Result<_>>()? })
+        Ok(Self { held: held.collect::<Result<_>>()?, fresh: true })
     }
 
     /// Puts into every operand what it holds before `work`, in the precision of the backend.
     pub fn ready(&mut self, on: &B, work: &impl Call, operands: &[Operand]) -> Result<()> {
-        self.fill(on, operands, |at, place| operands[at].value(B::PRECISION, place))?;
+        let fresh = self.fresh;
+        self.fill_those(
+            on,
+            operands,
+            |operand| !(fresh && operand.begins_as_zeros()),
+            |at, place| operands[at].value(B::PRECISION, place),
+        )?;
         work.make(on, self.take())
     }
 
     /// Puts numbers into every operand; `value` gives an element of the operand at an index.
     pub fn fill(&mut self, on: &B, operands: &[Operand], value: impl Fn(usize, usize) -> f64 + Sync) -> Result<()> {
+        self.fill_those(on, operands, |_| true, value)
+    }
+
+    fn fill_those(
+        &mut self,
+        on: &B,
+        operands: &[Operand],
+        wanted: impl Fn(&Operand) -> bool,
+        value: impl Fn(usize, usize) -> f64 + Sync,
+    ) -> Result<()> {
         for (at, (operand, held)) in operands.iter().zip(&mut self.held).enumerate() {
+            if !wanted(operand) {
+                continue;
+            }
             for start in (0..operand.len()).step_by(PIECE) {
                 let len = PIECE.min(operand.len() - start);
                 let values = (start..start + len).into_par_iter().map(|place| value(at, place));
@@ -259,6 +285,17 @@ impl<B: Backend> Set<B> {
             }
         }
         Ok(())
+    }
+
+    /// Puts zeros into rows of an operand of numbers.
+    pub fn clear(&mut self, on: &B, at: usize, operand: &Operand, rows: &[usize]) -> Result<()> {
+        let width = operand.columns.1;
+        let zeros = vec![0.0; width];
+        rows.iter().try_for_each(|row| match &mut self.held[at] {
+            Held::Act(buffer) => on.write_act(ViewMut::new(buffer, row * width, width), &zeros),
+            Held::Acc(buffer) => on.write_acc(ViewMut::new(buffer, row * width, width), &zeros),
+            Held::Idx(_) => Ok(()),
+        })
     }
 
     /// Elements of an operand of numbers: the given columns of the given rows.
@@ -289,6 +326,7 @@ impl<B: Backend> Set<B> {
 
     /// The operands one after the other.
     pub fn take(&mut self) -> Cursor<'_, B> {
+        self.fresh = false;
         Cursor { held: self.held.iter_mut() }
     }
 }

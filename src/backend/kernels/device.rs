@@ -61,6 +61,8 @@ pub struct Kernel {
     pub cluster: u32,
     /// Blocks wait on one another: all must be on the device at once.
     pub coresident: bool,
+    /// Blocks may begin while the launch before ends, which they wait for themselves.
+    pub early: bool,
     /// Bytes of each parameter.
     pub parameters: &'static [usize],
     /// The kernel as the emulator calls it.

@@ -442,12 +442,46 @@ impl Device for Driver {
         self.current()?;
         let function = self.function(kernel)?;
         let failed = |e| failed(format!("launch of {} on {x} x {y} x {z} blocks", kernel.name))(e);
-        let launch = if kernel.coresident { result::launch_cooperative_kernel } else { result::launch_kernel };
-        let block = (kernel.threads, 1, 1);
-        // SAFETY: the parameters are those of the kernel (this function's contract); the function belongs to a loaded module.
-        unsafe { launch(function, (x, y, z), block, shared_bytes as u32, self.stream, parameters) }.map_err(&failed)?;
+        let mut attributes = attribute_of(kernel).into_iter().collect::<Vec<_>>();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: kernel.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes as u32,
+            hStream: self.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // SAFETY: the parameters are those of the kernel (this function's contract); the function belongs to a loaded module;
+        // the attributes live across the call.
+        unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(&failed)?;
         if self.wait { self.synchronize().map_err(|e| Error::Device(format!("{}: {e}", kernel.name))) } else { Ok(()) }
     }
+}
+
+/// How a kernel's launch differs from others. Early ones begin while the launch before ends (programmatic dependent launch). A
+/// launch has that or the promise that all of its blocks are on the device at once, not both. Early ones whose blocks wait on one
+/// another need no promise: they have at most a block a multiprocessor, so all get there once what else is on the device has
+/// ended, which waits for none of them.
+fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
+    use sys::CUlaunchAttributeID_enum::*;
+    // SAFETY: of a plain C union; all of its members are numbers.
+    let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
+    let id = if kernel.early {
+        value.programmaticStreamSerializationAllowed = 1;
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    } else if kernel.coresident {
+        value.cooperative = 1;
+        CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+    } else {
+        return None;
+    };
+    Some(sys::CUlaunchAttribute { id, pad: [0; 4], value })
 }
 
 #[cfg(test)]

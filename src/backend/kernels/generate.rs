@@ -171,9 +171,9 @@ fn table(text: &mut String, sources: &[Source], emulated: bool) {
             let sizes: Vec<_> = k.parameters.iter().map(|p| p.kind.bytes()).collect();
             let _ = writeln!(
                 text,
-                "    Kernel {{ name: {:?}, c_name: c{:?}, file: {file}, threads: {}, cluster: {}, coresident: {}, \
+                "    Kernel {{ name: {:?}, c_name: c{:?}, file: {file}, threads: {}, cluster: {}, coresident: {}, early: {}, \
                  parameters: &{sizes:?}, emulated: {entry} }},",
-                k.name, k.name, k.threads, k.cluster, k.coresident
+                k.name, k.name, k.threads, k.cluster, k.coresident, k.early
             );
         }
     }

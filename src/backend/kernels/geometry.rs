@@ -9,21 +9,19 @@ const DEPTH: usize = 64;
 const MOST_STAGES: usize = 4;
 /// Shared memory that a block may have.
 const MOST_SHARED: usize = 227 << 10;
-/// Nanoseconds of a stage's products for each column of a tile, of the sums of a tile on their way out likewise, and of a launch;
-/// of a part of a sum that waits for the one before. Fitted to 39 products of 9 us to 6 ms on an H200
-/// (benches/README.md, "Choosing tiles"): the chosen tiles are within 1 % of the best ones there, times within 11 % (root mean
-/// square).
-const STEP_NS: f64 = 2.65;
-/// Products of 128 columns use the tensor cores less well.
-const STEP_NS_128: f64 = 2.81;
-const TOGETHER_NS: f64 = 10.9;
-const IN_TURN_NS: f64 = 5.5;
-const LAUNCH_NS: f64 = 4800.0;
-const PART_NS: f64 = 1600.0;
-/// Clusters of two took so much longer where the consumers take turns.
-const CLUSTERED: f64 = 1.06;
-/// Weight gradients took so much longer by tiles of 224 columns, whose boxes of 64 columns hold 256.
-const MIDDLE_ACROSS: f64 = 1.12;
+/// Nanoseconds, fitted to 818 times of 47 products (9 us to 6 ms) by these tiles and some more in two runs on H200s
+/// (benches/README.md, "Choosing tiles"). The chosen tiles are within 1 % of the best ones there, times within 10 % (root mean
+/// square). A launch, which begins while the one before ends; the same in clusters of two takes more.
+const LAUNCH_NS: f64 = 1800.0;
+const CLUSTER_NS: f64 = 1230.0;
+/// The way out of a tile, for each column of two bytes: both consumers together; in turn, where it is mostly behind products of the
+/// other consumer, and that of the last tile, which is behind nothing.
+const TOGETHER_NS: f64 = 8.1;
+const IN_TURN_NS: f64 = 5.1;
+const LAST_IN_TURN_NS: f64 = 10.4;
+/// A part of a sum that waits for the one before, and for each column of it.
+const PART_NS: f64 = 830.0;
+const PART_COLUMN_NS: f64 = 4.1;
 /// FLOPs of a multiprocessor's tensor cores in a nanosecond: 989.4 TFLOP/s over 132 multiprocessors (H100 SXM data sheet; both
 /// cards have the same die).
 const FLOPS_PER_NS: f64 = 989_400.0 / 132.0;
@@ -37,40 +35,53 @@ const MOST_WAVES_IN_PARTS: f64 = 2.0;
 pub enum Tile {
     /// 128 rows by 256 columns, both consumers together, clusters of two blocks.
     Wide,
-    /// By 224: seven eighths, for sizes such as 896.
+    /// By 224, likewise: seven eighths, for sizes such as 896.
     Middle,
-    /// By 192.
+    /// By 192, both consumers together, blocks by themselves.
     Narrow,
-    /// By 192, one consumer multiplies while the other stores; clusters of two blocks.
-    Turns,
-    /// As `Turns`, in blocks by themselves.
-    Alone,
-    /// By 128, in turn, blocks by themselves: for few tiles.
+    /// By 192, one consumer multiplies while the other stores, blocks by themselves.
+    NarrowTurns,
+    /// By 128, together, blocks by themselves: for few tiles.
     Small,
+    /// By 128, in turn, likewise.
+    SmallTurns,
 }
 
 impl Tile {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Wide, Self::Middle, Self::Narrow, Self::Turns, Self::Alone, Self::Small];
+    pub const ALL: [Self; 6] =
+        [Self::Wide, Self::Middle, Self::Narrow, Self::NarrowTurns, Self::Small, Self::SmallTurns];
 
     /// Columns of the result.
     pub fn columns(self) -> usize {
         match self {
             Self::Wide => 256,
             Self::Middle => 224,
-            Self::Narrow | Self::Turns | Self::Alone => 192,
-            Self::Small => 128,
+            Self::Narrow | Self::NarrowTurns => 192,
+            Self::Small | Self::SmallTurns => 128,
         }
     }
 
     /// Blocks of a cluster, one below the other.
     pub fn blocks(self) -> usize {
-        if matches!(self, Self::Alone | Self::Small) { 1 } else { 2 }
+        if matches!(self, Self::Wide | Self::Middle) { 2 } else { 1 }
     }
 
     /// Whether one consumer multiplies while the other works on sums.
     pub fn takes_turns(self) -> bool {
-        matches!(self, Self::Turns | Self::Alone | Self::Small)
+        matches!(self, Self::NarrowTurns | Self::SmallTurns)
+    }
+
+    /// Nanoseconds of a stage's products for each column of a tile (fitted as the constants above).
+    fn step_ns(self) -> f64 {
+        match self {
+            Self::Wide => 2.60,
+            Self::Middle => 2.80,
+            Self::Narrow => 2.54,
+            Self::NarrowTurns => 2.45,
+            Self::Small => 2.85,
+            Self::SmallTurns => 2.70,
+        }
     }
 
     /// Name in reports.
@@ -78,26 +89,31 @@ impl Tile {
         match self {
             Self::Wide => "128x256 together, clusters of 2",
             Self::Middle => "128x224 together, clusters of 2",
-            Self::Narrow => "128x192 together, clusters of 2",
-            Self::Turns => "128x192 in turn, clusters of 2",
-            Self::Alone => "128x192 in turn",
-            Self::Small => "128x128 in turn",
+            Self::Narrow => "128x192 together",
+            Self::NarrowTurns => "128x192 in turn",
+            Self::Small => "128x128 together",
+            Self::SmallTurns => "128x128 in turn",
         }
     }
 
     /// Shared memory of a block: stages, pieces of the result, barriers (`Hopper::SHARED_BYTES`). Operands that are contiguous
     /// across k come in boxes of 64 columns; `out_bytes` is the size of an element of C.
     pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
-        let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
-        let batch = match self {
-            Self::Turns | Self::Alone | Self::Small => 2,
+        let pieces = match self {
+            Self::NarrowTurns | Self::SmallTurns => 2,
             _ if out_bytes == 2 => self.columns().div_ceil(64),
             Self::Narrow => 3,
             _ => 4,
         };
-        let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * batch * 64 * 128);
+        self.shared_bytes_with(b_across, pieces)
+    }
+
+    /// The same, with so many pieces for each consumer.
+    pub fn shared_bytes_with(self, b_across: bool, pieces: usize) -> usize {
+        let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
+        let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * pieces * 64 * 128);
         let stages = MOST_STAGES.min((MOST_SHARED - out - 128) / stage);
-        stages * (stage + 16) + out + 16
+        stages * (stage + 16) + out + 32
     }
 }
 
@@ -154,16 +170,12 @@ pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let clusters = (processors / blocks).clamp(1, items.max(1));
     let rounds = items.div_ceil(clusters);
     let columns = tile.columns() as f64;
-    let step = columns * if tile == Tile::Small { STEP_NS_128 } else { STEP_NS };
-    let slower = match tile {
-        Tile::Turns => CLUSTERED,
-        Tile::Middle if s.a_across => MIDDLE_ACROSS,
-        _ => 1.0,
-    };
-    // In turn, most of the way out is behind products of the other consumer.
-    let out = columns * s.out_bytes as f64 / 2.0 * if tile.takes_turns() { IN_TURN_NS } else { TOGETHER_NS };
-    let of_item = steps.div_ceil(splits) as f64 * step * slower + out;
-    let nanoseconds = LAUNCH_NS + rounds as f64 * of_item + (splits - 1) as f64 * PART_NS;
+    let halves = columns * s.out_bytes as f64 / 2.0;
+    let (out, last) = if tile.takes_turns() { (IN_TURN_NS, LAST_IN_TURN_NS) } else { (TOGETHER_NS, 0.0) };
+    let of_item = steps.div_ceil(splits) as f64 * columns * tile.step_ns() + halves * out;
+    let launch = LAUNCH_NS + if blocks > 1 { CLUSTER_NS } else { 0.0 };
+    let parts = (splits - 1) as f64 * (PART_NS + columns * PART_COLUMN_NS);
+    let nanoseconds = launch + rounds as f64 * of_item + halves * last + parts;
     let flops = 2.0 * s.m as f64 * s.n as f64 * s.k as f64;
     Choice {
         tile,
@@ -200,7 +212,7 @@ pub fn choose(s: Sizes, processors: usize) -> Choice {
 
 /// A choice for [`PLANNED_PROCESSORS`] on another number of multiprocessors: a tile that fits there, and as many parts.
 pub fn of_card(s: Sizes, planned: Choice, processors: usize) -> Choice {
-    let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::Alone };
+    let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::NarrowTurns };
     cut(s, tile, planned.splits, processors.max(1))
 }
 
@@ -240,11 +252,12 @@ mod tests {
         // 896 is four times 224: other widths leave a part of their last tile empty.
         assert_eq!(choose(forward(8192, 896, 4864), 132).tile, Tile::Middle);
         // Short sums: results leave while the other consumer multiplies.
-        assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::Alone);
+        assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::NarrowTurns);
         // Sixteen times sixteen tiles of the largest are four rounds that are all but full.
         assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::Wide);
-        // Few rows.
-        assert_eq!(choose(forward(2048, 896, 4864), 132).tile, Tile::Small);
+        // Few rows: narrow tiles, so that as many multiprocessors as can be have one; of a single round none is behind another.
+        assert_eq!(choose(forward(2048, 896, 4864), 132).tile.columns(), 128);
+        assert_eq!(choose(forward(2048, 1152, 896), 132).tile, Tile::Narrow);
     }
 
     #[test]
@@ -254,20 +267,20 @@ mod tests {
         assert!(choice.splits > 1 && choice.grid > 100, "{choice:?}");
         assert_eq!(choose(Sizes { may_split: false, ..weight }, 132).splits, 1);
         // A part is at least one step, and none is empty.
-        let five_steps = cut(Sizes { k: 5 * 64, ..weight }, Tile::Turns, 4, 132);
+        let five_steps = cut(Sizes { k: 5 * 64, ..weight }, Tile::NarrowTurns, 4, 132);
         assert_eq!(five_steps.splits, 3);
-        assert_eq!(cut(Sizes { k: 1, ..weight }, Tile::Turns, 8, 132).splits, 1);
+        assert_eq!(cut(Sizes { k: 1, ..weight }, Tile::NarrowTurns, 8, 132).splits, 1);
     }
 
     #[test]
     fn times_add_up() {
         // 132 tiles of 128x192, a round: 64 stages, one way out, a launch.
-        let choice = cut(forward(128 * 132, 192, 4096), Tile::Alone, 1, 132);
-        let nanoseconds = 64.0 * 192.0 * STEP_NS + 192.0 * IN_TURN_NS + LAUNCH_NS;
+        let choice = cut(forward(128 * 132, 192, 4096), Tile::NarrowTurns, 1, 132);
+        let nanoseconds = 64.0 * 192.0 * 2.45 + 192.0 * (IN_TURN_NS + LAST_IN_TURN_NS) + LAUNCH_NS;
         assert!((choice.seconds * 1e9 - nanoseconds).abs() < 1e-3, "{choice:?}");
         assert_eq!((choice.grid, choice.waves), (132, 1.0));
         // One tile on 132 multiprocessors.
-        assert!(cut(forward(128, 192, 4096), Tile::Alone, 1, 132).efficiency < 0.01);
+        assert!(cut(forward(128, 192, 4096), Tile::NarrowTurns, 1, 132).efficiency < 0.01);
     }
 
     #[test]
@@ -278,8 +291,8 @@ mod tests {
                 assert!(across <= MOST_SHARED && along <= MOST_SHARED, "{tile:?}");
             }
         }
-        assert_eq!(Tile::Wide.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 64);
-        assert_eq!(Tile::Turns.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 80);
+        assert_eq!(Tile::Wide.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 80);
+        assert_eq!(Tile::NarrowTurns.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 96);
     }
 
     #[test]
@@ -287,6 +300,6 @@ mod tests {
         let text = why(forward(8192, 896, 896), 132);
         assert!(text.starts_with("chosen 128x") && text.lines().count() == 6, "{text}");
         // One multiprocessor has no room for clusters.
-        assert_eq!(why(forward(100, 100, 100), 1).lines().count(), 2);
+        assert_eq!(why(forward(100, 100, 100), 1).lines().count(), 4);
     }
 }

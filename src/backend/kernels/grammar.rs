@@ -1,7 +1,7 @@
 //! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
 //!
 //! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`,
-//! `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`,
+//! `EARLY`, `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`,
 //! `float`, `double` and `TensorMap`, one name each.
 
 /// What a parameter is.
@@ -51,6 +51,7 @@ pub struct Kernel {
     /// Blocks of a cluster; 1 without clusters.
     pub cluster: u32,
     pub coresident: bool,
+    pub early: bool,
     pub parameters: Vec<Parameter>,
 }
 
@@ -84,14 +85,19 @@ fn kernel(text: &str) -> Result<Kernel, String> {
         return Err(format!("{threads} threads: whole warps, at most 1024"));
     }
     let name = marks.next().filter(|name| is_name(name)).ok_or("a KERNEL without a name")?.to_owned();
-    let mut kernel = Kernel { name, threads, cluster: 1, coresident: false, parameters: Vec::new() };
+    let mut kernel = Kernel { name, threads, cluster: 1, coresident: false, early: false, parameters: Vec::new() };
     for mark in marks {
         let number = |of: &str| mark.strip_prefix(of)?.strip_prefix('(')?.strip_suffix(')')?.parse::<u32>().ok();
         match (mark, number("CLUSTER"), number("ALONE")) {
             ("CORESIDENT", ..) => kernel.coresident = true,
+            ("EARLY", ..) => kernel.early = true,
             (_, Some(blocks @ 2..=8), _) => kernel.cluster = blocks,
             (_, _, Some(same)) if same == threads => {}
-            _ => return Err(format!("`{mark}` is no mark; CLUSTER(2 to 8), CORESIDENT and ALONE({threads}) are")),
+            _ => {
+                return Err(format!(
+                    "`{mark}` is no mark; CLUSTER(2 to 8), CORESIDENT, EARLY and ALONE({threads}) are"
+                ));
+            }
         }
     }
     for text in parameters.split(',').map(str::trim).filter(|p| !p.is_empty()) {
@@ -165,7 +171,7 @@ KERNEL(256, scale_bf16)(const bf16* x,  // (rows, cols)
                         float factor) {
     body(x);
 }
-KERNEL(128, turn, CLUSTER(2), CORESIDENT, ALONE(128))(TensorMap map) {}
+KERNEL(128, turn, CLUSTER(2), CORESIDENT, EARLY, ALONE(128))(TensorMap map) {}
 ";
 
     #[test]
@@ -178,7 +184,8 @@ KERNEL(128, turn, CLUSTER(2), CORESIDENT, ALONE(128))(TensorMap map) {}
         assert_eq!(kinds, expected);
         assert_eq!((kernels[0].name.as_str(), kernels[0].threads, kernels[0].cluster), ("scale_bf16", 256, 1));
         assert_eq!(kernels[0].parameters[4].name, "cols");
-        assert_eq!((kernels[1].cluster, kernels[1].coresident), (2, true));
+        assert_eq!((kernels[1].cluster, kernels[1].coresident, kernels[1].early), (2, true, true));
+        assert!(!kernels[0].coresident && !kernels[0].early);
         assert_eq!(kernels.len(), 2);
     }
 

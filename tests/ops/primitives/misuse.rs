@@ -3,8 +3,8 @@
 use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::kernels::launchers::{
-    TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyReuse, TestProductMisuse,
-    TestRegisterMisuse, TestTurnMisuse,
+    TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse,
+    TestProductMisuse, TestRegisterMisuse, TestTurnMisuse,
 };
 
 use super::harness::{download, emulators, unwritten, upload};
@@ -135,6 +135,14 @@ fn misuse_of_clusters_and_registers_is_reported() {
         reported(what, |device| {
             let out = unwritten(device, 32);
             TestClusterMisuse { which, out: Write::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
+        });
+    }
+    for (which, what) in
+        [(0, "returned without wait_for_earlier_launch"), (1, "a box is copied before wait_for_earlier_launch")]
+    {
+        reported(what, |device| {
+            let memory = unwritten(device, 64);
+            TestEarlyMisuse { map: map(device, &memory, 32), which }.launch(device, 1, 4096)
         });
     }
     for (which, what) in [

@@ -4,13 +4,16 @@ use super::{ROWS, all_multiples, is_copied, is_here, matrix};
 use crate::Result;
 use crate::backend::View;
 use crate::backend::contract::*;
-use crate::backend::kernels::device::{Device, Element, Read};
+use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::geometry::{Sizes, Tile, blocks_of, cut};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Array, Kernels, int, read, write, write_option};
 
 /// Columns of the gate, and of the up projection, of a tile of the forward.
 const WIDTH: usize = 96;
+
+/// Pieces of a consumer of the backward: gate and up of two batches.
+const BACKWARD_PIECES: usize = 4;
 
 /// Whether these kernels do a call; rows of every operand are multiples of 16 bytes.
 fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &[u64]) -> bool {
@@ -23,7 +26,7 @@ fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &
 /// Notes the tiles of either product.
 fn note<D: Device, A: Element>(k: &Kernels<D, A>, op: &'static str, m: usize, n: usize, depth: usize) {
     let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(op, sizes, cut(sizes, Tile::Alone, 1, k.device.properties().processors));
+    k.chose(op, sizes, cut(sizes, Tile::NarrowTurns, 1, k.device.properties().processors));
 }
 
 /// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
@@ -56,7 +59,7 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     .launch(
         &k.device,
         blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors),
-        Tile::Alone.shared_bytes(false, 2),
+        Tile::NarrowTurns.shared_bytes(false, 2),
     )?;
     Ok(true)
 }
@@ -78,17 +81,18 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     launch::LinearGluBwdSm90 {
         dy: matrix(&k.device, dy, (d.tokens, d.hidden), d.hidden, ROWS)?,
         weight: matrix(&k.device, weight, (d.hidden, d.intermediate), d.intermediate, 64)?,
+        gate: half(gate_up)?,
+        up: half(gate_up + 2 * d.intermediate as u64)?,
         dgate: half(dgate_up)?,
         dup: half(dgate_up + 2 * d.intermediate as u64)?,
-        gate_up: Read::new(gate_up, 0),
         tokens: int(d.tokens)?,
         intermediate: int(d.intermediate)?,
         hidden: int(d.hidden)?,
     }
     .launch(
         &k.device,
-        blocks_of(d.tokens, d.intermediate, Tile::Alone.columns(), k.device.properties().processors),
-        Tile::Alone.shared_bytes(true, 2),
+        blocks_of(d.tokens, d.intermediate, Tile::NarrowTurns.columns(), k.device.properties().processors),
+        Tile::NarrowTurns.shared_bytes_with(true, BACKWARD_PIECES),
     )?;
     Ok(true)
 }

@@ -139,9 +139,9 @@ fn chunk_forward<D: Device, A: Element>(
     let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, WIDTH)?;
     let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
     let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
-    let shared = Tile::Alone.shared_bytes(false, 2);
+    let shared = Tile::NarrowTurns.shared_bytes(false, 2);
     let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(o.name, sizes, cut(sizes, Tile::Alone, 1, device.properties().processors));
+    k.chose(o.name, sizes, cut(sizes, Tile::NarrowTurns, 1, device.properties().processors));
     if stored {
         let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
         launch::HeadPowersSm90 {

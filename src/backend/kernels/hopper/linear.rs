@@ -168,9 +168,9 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
                 Tile::Wide => go!(LinearFwdSm90256),
                 Tile::Middle => go!(LinearFwdSm90224),
                 Tile::Narrow => go!(LinearFwdSm90192),
-                Tile::Turns => go!(LinearFwdSm90192Turns),
-                Tile::Alone => go!(LinearFwdSm90192Alone),
-                Tile::Small => go!(LinearFwdSm90128Alone),
+                Tile::NarrowTurns => go!(LinearFwdSm90192Turns),
+                Tile::Small => go!(LinearFwdSm90128),
+                Tile::SmallTurns => go!(LinearFwdSm90128Turns),
             }
         }
         Op::Input => {
@@ -183,9 +183,9 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
                 Tile::Wide => go!(LinearBwdInputSm90256),
                 Tile::Middle => go!(LinearBwdInputSm90224),
                 Tile::Narrow => go!(LinearBwdInputSm90192),
-                Tile::Turns => go!(LinearBwdInputSm90192Turns),
-                Tile::Alone => go!(LinearBwdInputSm90192Alone),
-                Tile::Small => go!(LinearBwdInputSm90128Alone),
+                Tile::NarrowTurns => go!(LinearBwdInputSm90192Turns),
+                Tile::Small => go!(LinearBwdInputSm90128),
+                Tile::SmallTurns => go!(LinearBwdInputSm90128Turns),
             }
         }
         Op::Weight => {
@@ -199,9 +199,9 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
                 Tile::Wide => go!(LinearBwdWeightSm90256),
                 Tile::Middle => go!(LinearBwdWeightSm90224),
                 Tile::Narrow => go!(LinearBwdWeightSm90192),
-                Tile::Turns => go!(LinearBwdWeightSm90192Turns),
-                Tile::Alone => go!(LinearBwdWeightSm90192Alone),
-                Tile::Small => go!(LinearBwdWeightSm90128Alone),
+                Tile::NarrowTurns => go!(LinearBwdWeightSm90192Turns),
+                Tile::Small => go!(LinearBwdWeightSm90128),
+                Tile::SmallTurns => go!(LinearBwdWeightSm90128Turns),
             }
         }
     }
