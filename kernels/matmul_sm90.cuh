@@ -27,6 +27,8 @@ struct MatmulJob : Raster<H> {
     const TensorDescriptor* c;
     const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
     int phase;                         // of the residual's boxes: 0
+    /// The thread's two columns of the tile's bias, on their way.
+    uint32_t bias_pair;
     /// Parts of sums can be added in memory without a rounding between.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
     // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
@@ -59,8 +61,13 @@ struct MatmulJob : Raster<H> {
         request_pieces<H>(ring, *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
     }
 
-    /// The first batch's residual comes while the consumer multiplies.
-    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) const {
+    /// The bias and the first batch's residual come while the consumer multiplies.
+    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) {
+        if (!SPLITS && p.bias != nullptr) {
+            // Rows are multiples of 8 elements, so a pair is inside or outside.
+            int at = tile.column + 2 * thread;
+            bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(p.bias + at) : 0u;
+        }
         if (!SPLITS && residual != nullptr && thread == 0) {
             request_residual(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
         }
@@ -78,6 +85,13 @@ struct MatmulJob : Raster<H> {
                 fence_async_proxy_global();
             }
             sync_named(1 + group, 128);  // parts before this one are in memory
+        }
+        if (!SPLITS && p.bias != nullptr) {
+            // The batch before has ended with the consumer's barrier, so all of its threads have read the last tile's.
+            if (thread < H::COLUMNS / 2) {
+                ring.row(group)[thread] = bias_pair;
+            }
+            sync_named(1 + group, 128);  // the bias is there
         }
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
@@ -121,7 +135,7 @@ struct MatmulJob : Raster<H> {
                 if constexpr (SPLITS) {
                     fill_floats(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), scale, thread);
                 } else {
-                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), column, thread);
+                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), ring.row(group), thread);
                 }
             }
             end_batch(group);
@@ -148,14 +162,12 @@ struct MatmulJob : Raster<H> {
     }
 
     /// Columns from `first` of the tile on, bias and residual added; the residual is in the piece.
-    DEVICE void fill_pairs(unsigned char* piece, const float (&sums)[H::SUMS], int first, int column, int thread) const {
+    DEVICE void fill_pairs(unsigned char* piece, const float (&sums)[H::SUMS], int first, const uint32_t* bias, int thread) const {
 #pragma unroll
         for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
             float low = 0.0f, high = 0.0f;
-            int at = column + first + 8 * j + column_of_thread(thread);
-            // Rows are multiples of 8 elements, so a pair is inside or outside.
-            if (p.bias != nullptr && at < p.n) {
-                uint32_t pair = *reinterpret_cast<const uint32_t*>(p.bias + at);
+            if (p.bias != nullptr) {
+                uint32_t pair = bias[(first + 8 * j) / 2 + thread % 4];
                 low = low_bf16(pair);
                 high = high_bf16(pair);
             }
@@ -193,5 +205,5 @@ struct MatmulJob : Raster<H> {
 template <class H>
 DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p,
                           const TensorDescriptor* residual = nullptr) {
-    run_job<H>(a, b, MatmulJob<H>{{p.m, p.n, p.k}, p, &c, residual, 0});
+    run_job<H>(a, b, MatmulJob<H>{{p.m, p.n, p.k}, p, &c, residual, 0, 0u});
 }

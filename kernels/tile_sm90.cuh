@@ -53,9 +53,11 @@ struct Hopper {
     /// Pieces that a consumer writes before any of them leaves. Where the other consumer multiplies meanwhile there is time.
     static constexpr int BATCH = BATCH_ > 0 ? BATCH_ : PING_PONG ? 2 : sizeof(Out) == 2 ? PIECES : COLUMNS == 192 ? 3 : 4;
     static constexpr int OUT_BYTES = 2 * BATCH * PIECE_BYTES;
-    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 128) / STAGE_BYTES);
+    /// A row of bf16 of each consumer's, as many as the tile has columns, and room for barriers.
+    static constexpr int ROW_BYTES = 2 * COLUMNS;
+    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
     static constexpr int BARRIER_BYTES = (2 * STAGES + 4) * int(sizeof(Mbarrier));
-    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + BARRIER_BYTES;
+    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + 2 * ROW_BYTES + BARRIER_BYTES;
     static constexpr int SUMS = COLUMNS / 2;
     /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
     static constexpr int FEW = PING_PONG ? 24 : 40, MANY = PING_PONG ? 240 : 232;
@@ -77,6 +79,8 @@ struct Ring {
     Mbarrier* empty;
     /// Two for each consumer, for what its job copies to its pieces.
     Mbarrier* arrived;
+    /// A row for each consumer's job.
+    unsigned char* rows;
 
     DEVICE explicit Ring(unsigned char* shared) {
         stages = shared;
@@ -84,6 +88,11 @@ struct Ring {
         full = reinterpret_cast<Mbarrier*>(pieces + H::OUT_BYTES);
         empty = full + H::STAGES;
         arrived = empty + H::STAGES;
+        rows = reinterpret_cast<unsigned char*>(arrived + 4);
+    }
+
+    DEVICE uint32_t* row(int group) const {
+        return reinterpret_cast<uint32_t*>(rows + group * H::ROW_BYTES);
     }
 
     DEVICE void init() const {

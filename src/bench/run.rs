@@ -70,8 +70,8 @@ impl Options {
         }
         chosen.retain(|case| {
             let shape = case.shape();
-            Self::any(&self.ops, |text| case.work.op().starts_with(text))
-                && Self::any(&self.shapes, |text| case.layer == text || shape.contains(text))
+            let names = |text: &str| case.layer == text || shape.split(' ').any(|size| size == text);
+            Self::any(&self.ops, |text| case.work.op().starts_with(text)) && Self::any(&self.shapes, names)
         });
         // Sizes that do not depend on the number of tokens come once.
         let mut seen = std::collections::BTreeSet::new();

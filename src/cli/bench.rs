@@ -45,7 +45,7 @@ pub struct BenchArgs {
     /// Tokens of a batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the emulator]
     #[arg(long, value_delimiter = ',')]
     tokens: Vec<usize>,
-    /// Layers by name (qkv, head), or parts of the shape as it is printed (hidden=896)
+    /// Layers by name (qkv, head), or a size of the shape as it is printed (hidden=896)
     #[arg(long, value_delimiter = ',')]
     shape: Vec<String>,
     /// Contenders by the begin of their name: mapl, cuBLASLt [default: all]

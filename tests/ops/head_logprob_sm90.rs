@@ -91,7 +91,9 @@ fn forward_and_backward() {
 
 #[test]
 fn a_large_vocabulary_in_one_block_of_rows() {
-    Head::new((4, 16, 151_936, 5)).check("large", 1.0);
+    for backward in [None, Some(Write::Overwrite)] {
+        Head { backward, ..Head::new((4, 16, 151_936, 5)) }.check("large", 1.0);
+    }
 }
 
 /// Rows whose target is far less likely than e^-80 have their greatest logit found first; those beside them do not.

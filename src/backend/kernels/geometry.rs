@@ -96,7 +96,7 @@ impl Tile {
         }
     }
 
-    /// Shared memory of a block: stages, pieces of the result, barriers (`Hopper::SHARED_BYTES`). Operands that are contiguous
+    /// Shared memory of a block: stages, pieces of the result, rows of bias, barriers (`Hopper::SHARED_BYTES`). Operands that are contiguous
     /// across k come in boxes of 64 columns; `out_bytes` is the size of an element of C.
     pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let pieces = match self {
@@ -112,8 +112,9 @@ impl Tile {
     pub fn shared_bytes_with(self, b_across: bool, pieces: usize) -> usize {
         let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
         let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * pieces * 64 * 128);
-        let stages = MOST_STAGES.min((MOST_SHARED - out - 128) / stage);
-        stages * (stage + 16) + out + 32
+        let rows = 2 * 2 * self.columns();
+        let stages = MOST_STAGES.min((MOST_SHARED - out - rows - 128) / stage);
+        stages * (stage + 16) + out + rows + 32
     }
 }
 
@@ -291,8 +292,8 @@ mod tests {
                 assert!(across <= MOST_SHARED && along <= MOST_SHARED, "{tile:?}");
             }
         }
-        assert_eq!(Tile::Wide.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 80);
-        assert_eq!(Tile::NarrowTurns.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 96);
+        assert_eq!(Tile::Wide.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 1024 + 80);
+        assert_eq!(Tile::NarrowTurns.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 768 + 96);
     }
 
     #[test]
