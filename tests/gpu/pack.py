@@ -39,7 +39,8 @@ def main():
     for name in ["mapl", "ops"]:
         shutil.copy2(found[name], FOLDER / name)
         subprocess.run(["strip", FOLDER / name], check=True)
-    for script in ["tests/gpu/run.py", "benches/peers/ops.py", "benches/peers/timing.py", "benches/peers/steps.py", "benches/peers/summary.py"]:
+    for script in ["tests/gpu/run.py", "benches/peers/ops.py", "benches/peers/contenders.py", "benches/peers/heads.py",
+                   "benches/peers/timing.py", "benches/peers/steps.py", "benches/peers/summary.py"]:
         shutil.copy2(ROOT / script, FOLDER)
     source = {
         "commit": output("git", "rev-parse", "--short", "HEAD").strip(),
