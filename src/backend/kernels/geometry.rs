@@ -9,9 +9,10 @@ const DEPTH: usize = 64;
 const MOST_STAGES: usize = 4;
 /// Shared memory that a block may have.
 const MOST_SHARED: usize = 227 << 10;
-/// Nanoseconds, fitted to 818 times of 47 products (9 us to 6 ms) by these tiles and some more in two runs on H200s
-/// (benches/README.md, "Choosing tiles"). The chosen tiles are within 1 % of the best ones there, times within 10 % (root mean
-/// square). A launch, which begins while the one before ends; the same in clusters of two takes more.
+/// Nanoseconds, fitted to 818 times on H200s: of 39 products (9 us to 6 ms) and of one and four tiles a multiprocessor
+/// (benches/README.md, "Choosing tiles"). Among the times of the fit itself the chosen tiles are within 1 % of the best ones, and
+/// predictions within 10 % (root mean square). A launch, which begins while the one before ends; the same in clusters of two takes
+/// more.
 const LAUNCH_NS: f64 = 1800.0;
 const CLUSTER_NS: f64 = 1230.0;
 /// The way out of a tile, for each column of two bytes: both consumers together; in turn, where it is mostly behind products of the
