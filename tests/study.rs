@@ -202,6 +202,16 @@ fn ops_are_benchmarked_and_compared() {
     assert!(out.contains("0 new, 0 only in the earlier record"), "{out}");
     let list = bench.run("bench --list --device cpu --op attention --model gpt2-124m,llama-3.1-8b").ok().out;
     assert_eq!(list.lines().count(), 8, "{list}");
+    // A layer's name is no part of `tokens`, and a size is a whole one: outputs of 768 are those of o and down.
+    for (flags, count) in [
+        ("--op linear_fwd --model gpt2-124m --shape o", 1),
+        ("--op linear_fwd --model gpt2-124m --shape outputs=768", 2),
+        ("--op linear_fwd --model gpt2-124m --shape qkv,inputs=307", 1),
+        ("--op linear --model square", 6),
+    ] {
+        let list = bench.run(&format!("bench --list --device cpu {flags}")).ok().out;
+        assert_eq!(list.lines().count(), count, "{flags}: {list}");
+    }
     for (words, code, what) in [
         ("bench --model gpt3", 2, "llama-3.1-8b"),
         ("bench --device cpu --dtype bf16", 2, "f32"),

@@ -214,3 +214,27 @@ fn judge(row: &mut Row, rates: Option<Rates>) {
     let known = bound == "product" || row.cache == Some(Cache::Cold);
     row.share = row.median_us.filter(|_| known).map(|median| 1e6 * seconds / median);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::contract::NormDims;
+    use crate::bench::work::head::Head;
+    use crate::bench::work::head_preference::PreferenceHead;
+    use crate::bench::work::rowwise::Norm;
+
+    /// Goals G-HEAD-1 and G-HEAD-4 on memory.
+    #[test]
+    fn workspace_of_the_head_on_a_hopper_card() {
+        let card =
+            Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let workspace = |work: Work| foretold(&work, &card).unwrap().workspace;
+        let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());
+        assert!((1..=64 << 20).contains(&forward), "{forward}");
+        let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());
+        // The powers of a chunk of 4,096 rows at least are stored.
+        assert!((4096 * 151_936 * 2..=5 << 29).contains(&both), "{both}");
+        let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6 } };
+        assert_eq!(workspace(norm.into()), 0);
+    }
+}
