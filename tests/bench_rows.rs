@@ -82,6 +82,9 @@ fn verdicts_know_the_noise() {
         row("faster", 100.0, 98.0, 103.0, 97.0),
         row("disturbed", 100.0, 98.0, 103.0, 97.0),
         row("restless", 100.0, 80.0, 150.0, 70.0),
+        // Spreads that add up to 0.6 of the medians.
+        row("wide", 100.0, 90.0, 120.0, 85.0),
+        row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
         row("gone", 1.0, 1.0, 1.0, 1.0),
         Row { status: Status::Skipped, median_us: None, note: "why".into(), ..row("skipped", 1.0, 1.0, 1.0, 1.0) },
@@ -93,6 +96,8 @@ fn verdicts_know_the_noise() {
         // Other work on the machine: most samples are longer, the least is as it was.
         row("disturbed", 150.0, 130.0, 170.0, 97.5),
         row("restless", 160.0, 110.0, 190.0, 90.0),
+        row("wide", 150.0, 135.0, 180.0, 127.0),
+        row("within the threshold", 150.0, 135.0, 180.0, 125.0),
         Row { others: Some(1.4), ..row("loaded", 300.0, 290.0, 310.0, 280.0) },
         row("new", 1.0, 1.0, 1.0, 1.0),
         row("skipped", 1.0, 1.0, 1.0, 1.0),
@@ -105,6 +110,8 @@ fn verdicts_know_the_noise() {
         ("faster", Verdict::Faster),
         ("disturbed", Verdict::Same),
         ("restless", Verdict::Same),
+        ("wide", Verdict::Slower),
+        ("within the threshold", Verdict::Same),
         ("loaded", Verdict::Disturbed),
         ("new", Verdict::New),
         ("gone", Verdict::Gone),
@@ -114,9 +121,13 @@ fn verdicts_know_the_noise() {
         assert_eq!(verdict(op), expected, "{op}");
     }
     assert_eq!(pairs.len(), expected.len());
+    // The ratio that a row must exceed is on either side of what it shows.
+    let edge = |op: &str| pairs.iter().find(|pair| pair.op == op).and_then(|p| p.noise.zip(p.ratio)).unwrap();
+    assert!(edge("wide").0 < edge("wide").1 && edge("within the threshold").0 > edge("within the threshold").1);
+    assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));
     let text = text(&pairs);
     assert!(
-        text.contains("slower   1.300x the earlier median") && text.contains("1 slower, 1 faster, 3 without"),
+        text.contains("slower   1.300x the earlier median") && text.contains("2 slower, 1 faster, 4 without"),
         "{text}"
     );
 }

@@ -39,13 +39,14 @@ pub struct Pair {
     pub verdict: Verdict,
     /// New over earlier median; above 1 is slower.
     pub ratio: Option<f64>,
-    /// The least ratio that would have counted as a difference.
+    /// The least ratio, or its inverse where the new median is the lesser, that would have counted as a difference.
     pub noise: Option<f64>,
 }
 
-/// Compares times. `threshold` is the share that does not matter (0.05). A row is slower when three things hold of the new times
-/// against the earlier: the median is above by more than the threshold and than both spreads (of the fifths), the spreads do
-/// not touch, and the least time, which other work on the machine cannot shorten, is above by more than the threshold too.
+/// Compares times. `threshold` is the share that does not matter (0.05). A row is slower when its least time is above the earlier
+/// four fifths by more than the threshold: its luckiest sample is slower than all but the unluckiest of the earlier ones. Faster
+/// is the same with the sides exchanged. On a quiet machine this sees little more than the threshold. On a restless one other
+/// work lengthens most samples but seldom all, so quantiles far from each other tell more than medians and spreads do.
 pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<Pair> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
     let mut pairs: Vec<Pair> = new.iter().map(|row| judge(row, left.remove(&row.key()), threshold)).collect();
@@ -74,11 +75,12 @@ fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
         return pair(new, Verdict::Unknown, None, None);
     };
     let ratio = a.0 / b.0;
-    let spread = |(median, p20, p80, _): (f64, f64, f64, f64)| (p80 - p20) / median;
-    let noise = 1.0 + threshold + spread(a) + spread(b);
-    let beyond = |a: (f64, f64, f64, f64), b: (f64, f64, f64, f64)| {
-        a.0 / b.0 > noise && a.1 > b.2 && a.3 > b.3 * (1.0 + threshold)
+    // The ratio of medians at which two rows with these spreads would differ by just enough.
+    let least_difference = |slow: (f64, f64, f64, f64), fast: (f64, f64, f64, f64)| {
+        (1.0 + threshold) * (fast.2 / fast.0) / (slow.3 / slow.0)
     };
+    let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };
+    let beyond = |slow: (f64, f64, f64, f64), fast: (f64, f64, f64, f64)| slow.3 > fast.2 * (1.0 + threshold);
     // A card is not slowed by what the processors do.
     let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
     let verdict = match () {

@@ -6,7 +6,7 @@ use super::measure::{Ready, Samples, Timed, Timing, energy, interleaved};
 use super::operand::{Operand, Set};
 use super::rates::{Benched, Rates, Rivals};
 use super::row::{Cache, Row, SCHEMA, Status};
-use super::run::{Earlier, Foretold, OWN, Options, cost, differ, floor, foretold};
+use super::run::{Earlier, Foretold, OWN, Options, cost, floor, foretold, unsettled};
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
@@ -139,9 +139,9 @@ impl Entry {
         self.lanes.iter_mut().map(|lane| &mut lane.row)
     }
 
-    /// Whether one of its rows is slower or faster than the earlier record says.
-    pub fn differs(&self, earlier: Option<Earlier<'_>>) -> bool {
-        differ(&self.rows(), earlier)
+    /// Whether further samples may tell more of its rows beside an earlier record.
+    pub fn unsettled(&self, earlier: Option<Earlier<'_>>) -> bool {
+        unsettled(&self.rows(), earlier)
     }
 
     fn lane(&mut self, name: &str) -> Option<&mut Lane> {

@@ -97,8 +97,8 @@ pub struct Progress {
     pub timed: Option<(Instant, Instant)>,
 }
 
-/// Runs the chosen calls on a backend: all of them in every pass, then those that differ from an earlier record as often again,
-/// as long as they do. `report` gets where the run is and a call's rows, which hold all passes so far.
+/// Runs the chosen calls on a backend: all of them in every pass, then those that differ from an earlier record, or were
+/// disturbed, as often again, as long as they are. `report` gets where the run is and a call's rows, which hold all passes so far.
 pub fn run<B: Benched>(
     on: &B,
     options: &Options,
@@ -117,7 +117,7 @@ pub fn run<B: Benched>(
                 if options.limit.is_some_and(|limit| began.elapsed() > limit) {
                     return Ok(());
                 }
-                if pass >= passes && !entries[at].differs(earlier) {
+                if pass >= passes && !entries[at].unsettled(earlier) {
                     continue;
                 }
                 if rates.is_some() && measured.elapsed() > CEILINGS_EVERY {
@@ -146,11 +146,11 @@ pub fn run<B: Benched>(
     Ok(rows)
 }
 
-/// Whether one of the rows is slower or faster than the earlier record says.
-pub fn differ(rows: &[Row], earlier: Option<Earlier<'_>>) -> bool {
+/// Whether one of the rows is slower or faster than the earlier record says, or was disturbed, so that further samples may tell.
+pub fn unsettled(rows: &[Row], earlier: Option<Earlier<'_>>) -> bool {
     earlier.is_some_and(|(earlier, threshold)| {
         let pairs = compare(rows, earlier, threshold);
-        pairs.iter().any(|pair| matches!(pair.verdict, Verdict::Slower | Verdict::Faster))
+        pairs.iter().any(|pair| matches!(pair.verdict, Verdict::Slower | Verdict::Faster | Verdict::Disturbed))
     })
 }
 
