@@ -37,7 +37,7 @@ pub struct Pair {
     pub layer: String,
     pub shape: String,
     pub verdict: Verdict,
-    /// New over earlier median; above 1 is slower.
+    /// New over earlier median, in units of the yardstick where both rows have it; above 1 is slower.
     pub ratio: Option<f64>,
     /// The least ratio, or its inverse where the new median is the lesser, that would have counted as a difference.
     pub noise: Option<f64>,
@@ -68,19 +68,33 @@ fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> 
     }
 }
 
+/// What is compared of a row.
+#[derive(Clone, Copy)]
+struct Times {
+    median: f64,
+    p80: f64,
+    least: f64,
+}
+
+/// Times of both rows in one unit: that of the yardstick where both have it, else microseconds. `None` where one was not measured.
+fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
+    if [new, earlier].iter().any(|row| row.status != Status::Measured) {
+        return None;
+    }
+    let paced = |row: &Row| row.paced().map(|(median, p80, least)| Times { median, p80, least });
+    let plain = |row: &Row| row.timed().map(|(median, _, p80, least)| Times { median, p80, least });
+    paced(new).zip(paced(earlier)).or_else(|| plain(new).zip(plain(earlier)))
+}
+
 fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
     let Some(earlier) = earlier else { return pair(new, Verdict::New, None, None) };
-    let measured = |row: &Row| if row.status == Status::Measured { row.timed() } else { None };
-    let (Some(a), Some(b)) = (measured(new), measured(earlier)) else {
-        return pair(new, Verdict::Unknown, None, None);
-    };
-    let ratio = a.0 / b.0;
+    let Some((a, b)) = like(new, earlier) else { return pair(new, Verdict::Unknown, None, None) };
+    let ratio = a.median / b.median;
     // The ratio of medians at which two rows with these spreads would differ by just enough.
-    let least_difference = |slow: (f64, f64, f64, f64), fast: (f64, f64, f64, f64)| {
-        (1.0 + threshold) * (fast.2 / fast.0) / (slow.3 / slow.0)
-    };
+    let least_difference =
+        |slow: Times, fast: Times| (1.0 + threshold) * (fast.p80 / fast.median) / (slow.least / slow.median);
     let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };
-    let beyond = |slow: (f64, f64, f64, f64), fast: (f64, f64, f64, f64)| slow.3 > fast.2 * (1.0 + threshold);
+    let beyond = |slow: Times, fast: Times| slow.least > fast.p80 * (1.0 + threshold);
     // A card is not slowed by what the processors do.
     let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
     let verdict = match () {

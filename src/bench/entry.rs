@@ -10,9 +10,11 @@ use super::run::{Earlier, Foretold, OWN, Options, cost, floor, foretold, unsettl
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
+use super::yardstick::Kind;
 use crate::Result;
 use crate::backend::contract::{Cost, Precision};
 use crate::study::hardware::host::Load;
+use crate::study::plan::multiplies;
 
 /// Most sets of operands that a call rotates over.
 const MOST_SETS: u64 = 4096;
@@ -22,6 +24,8 @@ struct Lane {
     row: Row,
     /// None where it is not timed.
     samples: Option<Samples>,
+    /// Each over the yardstick's sample beside it.
+    paced: Vec<f64>,
 }
 
 /// A call's contenders: this project's op and other libraries'.
@@ -29,6 +33,8 @@ pub struct Entry {
     case: Case,
     cost: Cost,
     foretold: Foretold,
+    /// Which yardstick is timed beside it.
+    kind: Kind,
     lanes: Vec<Lane>,
     /// Begin and end of the samples of the last pass.
     timed: Option<(Instant, Instant)>,
@@ -54,7 +60,8 @@ impl Entry {
             _ => Foretold::default(),
         };
         let (lanes, timed, load) = (Vec::new(), None, (0.0, 0.0));
-        let mut entry = Self { case: case.clone(), cost, foretold, lanes, timed, load };
+        let kind = if multiplies(case.work.op()) { Kind::Product } else { Kind::Memory };
+        let mut entry = Self { case: case.clone(), cost, foretold, kind, lanes, timed, load };
         if matches!(case.work, Work::Linear(_)) {
             for (name, why) in rivals.absent.iter().filter(|(name, _)| options.wants(name)) {
                 entry.untimed(on, options, name, Status::Absent, why.clone());
@@ -91,7 +98,7 @@ impl Entry {
             let mut row = entry.blank(on, options, name, Status::Measured, note);
             row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
             row.error_share = Some(*share);
-            entry.lanes.push(Lane { row, samples: None });
+            entry.lanes.push(Lane { row, samples: None, paced: Vec::new() });
         }
         let calls: Vec<Contender<'_, B>> = checked.into_iter().map(|(contender, _)| contender).collect();
         entry.sample(on, options, &calls, &mut sets)?;
@@ -150,7 +157,7 @@ impl Entry {
 
     fn untimed<B: Benched>(&mut self, on: &B, options: &Options, name: &str, status: Status, note: String) {
         let row = self.blank(on, options, name, status, note);
-        self.lanes.push(Lane { row, samples: None });
+        self.lanes.push(Lane { row, samples: None, paced: Vec::new() });
     }
 
     /// Sets of operands for calls in turn, ready for them.
@@ -174,9 +181,10 @@ impl Entry {
         calls: &[Contender<'_, B>],
         sets: &mut [Set<B>],
     ) -> Result<()> {
-        let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call)| &**call).collect();
+        let yardstick = on.yardstick(self.kind);
+        let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call)| &**call).chain(yardstick.as_deref()).collect();
         let (load, began) = (Load::start(), Instant::now());
-        let taken = interleaved(on, &timed, sets, &options.effort.of_pass(options.passes))?;
+        let mut taken = interleaved(on, &timed, sets, &options.effort.of_pass(options.passes))?;
         if let Some((used, seconds)) = load.others() {
             self.load = (self.load.0 + used, self.load.1 + seconds);
         }
@@ -184,9 +192,14 @@ impl Entry {
         let others = (self.load.1 >= 0.05).then(|| self.load.0 / self.load.1);
         self.timed = Some((began, Instant::now()));
         let cost = self.cost;
+        let beside = if yardstick.is_some() { taken.pop() } else { None };
         for ((name, _), taken) in calls.iter().zip(taken) {
             let Some(lane) = self.lane(name) else { continue };
             let samples = lane.samples.get_or_insert(Samples { seconds: Vec::new(), calls: taken.calls });
+            if let Some(beside) = &beside {
+                lane.paced.extend(taken.seconds.iter().zip(&beside.seconds).map(|(call, unit)| call / unit));
+                pace(&mut lane.row, &Timing::of(&Samples { seconds: lane.paced.clone(), calls: taken.calls }));
+            }
             samples.seconds.extend(taken.seconds);
             lane.row.others = others;
             time(&mut lane.row, &Timing::of(samples), cost);
@@ -215,6 +228,9 @@ impl Entry {
             p20_us: None,
             p80_us: None,
             least_us: None,
+            paced_median: None,
+            paced_p80: None,
+            paced_least: None,
             bytes: Some(self.cost.bytes),
             flops: Some(self.cost.flops),
             gb_per_s: None,
@@ -280,6 +296,12 @@ fn too_large<B: Benched>(
     let longest = options.longest.as_secs_f64();
     (seconds > longest)
         .then(|| format!("{least} calls take {seconds:.0} s at least, more than {longest:.0} s (--longest)"))
+}
+
+fn pace(row: &mut Row, timing: &Timing) {
+    row.paced_median = Some(timing.median);
+    row.paced_p80 = Some(timing.p80);
+    row.paced_least = Some(timing.least);
 }
 
 fn time(row: &mut Row, timing: &Timing, cost: Cost) {

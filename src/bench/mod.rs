@@ -4,6 +4,7 @@
 //! - [`shapes`]: the table of calls; [`work`]: the calls; [`operand`]: what they are called on
 //! - [`verify`]: results against the reference, whole or in parts
 //! - [`measure`]: samples in turn, medians and quantiles
+//! - [`yardstick`]: work that never changes, timed beside calls on processors
 //! - [`rates`]: ceilings, and what a backend needs to be benchmarked; [`rival`]: cuBLASLt
 //! - [`run`]: all of it over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
@@ -19,3 +20,4 @@ pub mod run;
 pub mod shapes;
 pub mod verify;
 pub mod work;
+pub mod yardstick;

@@ -8,6 +8,7 @@ use super::operand::Set;
 use super::rival;
 use super::work::linear::{Linear, Pass};
 use super::work::{Call, Work};
+use super::yardstick::{Kind, Yardstick};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::LinearDims;
@@ -68,6 +69,11 @@ pub trait Benched: Backend {
     /// Ceilings, measured now; `None` where time means nothing.
     fn rates(&self) -> Result<Option<Rates>>;
 
+    /// Work to time beside calls whose floor is of that kind; `None` where the times of different runs can be compared as they are.
+    fn yardstick(&self, _: Kind) -> Option<Box<Timed<'static, Self>>> {
+        None
+    }
+
     /// Joules that the hardware has used since some moment, where it counts them.
     fn joules(&self) -> Option<f64> {
         None
@@ -98,6 +104,14 @@ impl Benched for Cpu {
     /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
     fn beyond_caches(&self) -> u64 {
         crate::study::ceilings::COPIED_BYTES
+    }
+
+    fn yardstick(&self, kind: Kind) -> Option<Box<Timed<'static, Self>>> {
+        static YARDSTICK: LazyLock<Yardstick> = LazyLock::new(Yardstick::new);
+        Some(Box::new(move |_, _| {
+            YARDSTICK.run(kind);
+            Ok(())
+        }))
     }
 
     fn rates(&self) -> Result<Option<Rates>> {

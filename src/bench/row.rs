@@ -63,6 +63,13 @@ pub struct Row {
     pub p20_us: Option<f64>,
     pub p80_us: Option<f64>,
     pub least_us: Option<f64>,
+    /// Median, four fifths and least of the samples over the yardstick's samples beside them ([`super::yardstick`]).
+    #[serde(default)]
+    pub paced_median: Option<f64>,
+    #[serde(default)]
+    pub paced_p80: Option<f64>,
+    #[serde(default)]
+    pub paced_least: Option<f64>,
     pub bytes: Option<u64>,
     pub flops: Option<u64>,
     pub gb_per_s: Option<f64>,
@@ -98,6 +105,11 @@ impl Row {
         Some((self.median_us?, self.p20_us?, self.p80_us?, self.least_us?))
     }
 
+    /// Median, four fifths and least in units of the yardstick, where it was timed beside the call.
+    pub fn paced(&self) -> Option<(f64, f64, f64)> {
+        Some((self.paced_median?, self.paced_p80?, self.paced_least?))
+    }
+
     /// Refuses a row that says what cannot be.
     pub fn check(&self) -> Result<(), String> {
         if self.schema != SCHEMA {
@@ -112,10 +124,17 @@ impl Row {
         if named.iter().any(|text| text.is_empty()) {
             return Err("one of device, backend, variant, dtype, op and shape is empty".into());
         }
-        let numbers =
-            [self.median_us, self.p20_us, self.p80_us, self.least_us, self.gb_per_s, self.tflop_per_s, self.share];
+        let times = [self.median_us, self.p20_us, self.p80_us, self.least_us];
+        let paced = [self.paced_median, self.paced_p80, self.paced_least];
+        let rates = [self.gb_per_s, self.tflop_per_s, self.share];
+        let numbers = times.into_iter().chain(paced).chain(rates).collect::<Vec<_>>();
         if numbers.iter().flatten().any(|x| !(x.is_finite() && *x >= 0.0)) {
             return Err("a number is negative or not finite".into());
+        }
+        if let Some((median, p80, least)) = self.paced()
+            && !(0.0 < least && least <= median && median <= p80)
+        {
+            return Err(format!("paced times are not in order: {least} {median} {p80}"));
         }
         match (self.status, self.timed()) {
             (Status::Measured, None) => Err("a measured row without its times".into()),
