@@ -293,7 +293,7 @@ KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(Tens
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
     hopper_matmul<Hopper<256, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns});
+        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
 }
 
 KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
@@ -301,5 +301,5 @@ KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(Tens
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
     hopper_matmul<Hopper<224, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns});
+        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
 }

@@ -5,6 +5,7 @@
 #include "common.cuh"
 #include "glu.cuh"
 #include "matmul.cuh"
+#include "patches.cuh"
 
 template <class T>
 DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, const T* residual, T* y, int tokens, int inputs,
@@ -19,10 +20,40 @@ DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, in
                               dx, tokens, inputs, outputs, add);
 }
 
+/// dweight = or += dyᵀ x, and the norm of each warp's part of what is then stored.
 template <class T>
-DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, int tokens, int inputs, int outputs, int add) {
-    matmul<T, float, false, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(x, tokens, inputs), nullptr, nullptr,
-                                   dweight, outputs, inputs, tokens, add);
+DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* norms, int tokens, int inputs, int outputs,
+                              int add) {
+    using P = Product<T, false, false>;
+    bool by_lane = wide(dweight, inputs);
+    double squares = 0.0;
+    each_tile<T, false, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(x, tokens, inputs), outputs, inputs, tokens,
+                               [&](int row, int column, float(&values)[8]) {
+        if (row >= outputs) {
+            return;
+        }
+        float* to = dweight + 1LL * row * inputs;
+        if (add != 0) {
+            float before[8];
+            load_eight(before, to, column, inputs, by_lane);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                values[i] += before[i];
+            }
+        }
+        store_eight(to, column, inputs, by_lane, false, values);
+        if (norms != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                squares += column + i < inputs ? double(values[i]) * double(values[i]) : 0.0;
+            }
+        }
+    }, [&](int row, int column) {
+        if (norms != nullptr) {
+            store_norm<P::WARP_ROWS, P::WARP_COLUMNS>(norms, outputs, inputs, row, column, squares);
+        }
+        squares = 0.0;
+    });
 }
 
 /// The element as it is stored.
@@ -118,13 +149,14 @@ KERNEL(256, linear_bwd_input_bf16)(const bf16* dy, const bf16* weight, bf16* dx,
 KERNEL(256, linear_bwd_weight_f32)(const float* dy,  // (tokens, outputs)
                                    const float* x,   // (tokens, inputs)
                                    float* dweight,   // (outputs, inputs)
+                                   float* norms,     // of patches (patches.cuh), may be absent
                                    int tokens, int inputs, int outputs, int add) {
-    linear_bwd_weight(dy, x, dweight, tokens, inputs, outputs, add);
+    linear_bwd_weight(dy, x, dweight, norms, tokens, inputs, outputs, add);
 }
 
-KERNEL(256, linear_bwd_weight_bf16)(const bf16* dy, const bf16* x, float* dweight, int tokens, int inputs, int outputs,
-                                    int add) {
-    linear_bwd_weight(dy, x, dweight, tokens, inputs, outputs, add);
+KERNEL(256, linear_bwd_weight_bf16)(const bf16* dy, const bf16* x, float* dweight, float* norms, int tokens, int inputs,
+                                    int outputs, int add) {
+    linear_bwd_weight(dy, x, dweight, norms, tokens, inputs, outputs, add);
 }
 
 KERNEL(256, linear_glu_fwd_f32)(const float* x,       // (tokens, inputs)

@@ -7,9 +7,10 @@
 #include "tile.cuh"
 
 /// A B for every tile of the result (m, n): calls use(row, column, values) with eight neighbouring elements of a row, all
-/// lanes of a warp at the same time, also for rows and columns beyond the result. A and B as described in tile.cuh.
-template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use>
-DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use) {
+/// lanes of a warp at the same time, also for rows and columns beyond the result; and after those of a tile done(row, column),
+/// where the warp's part of it begins. A and B as described in tile.cuh.
+template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use, class Done>
+DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use, Done done) {
     using P = Product<T, A_K_MAJOR, B_K_MAJOR>;
     DYNAMIC_SHARED(shared);
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
@@ -20,7 +21,14 @@ DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use u
         P product;
         product.compute(shared, a, b, row, column, k);
         each_eight(product, [&](int r, int j, float(&values)[8]) { use(row + r, column + j, values); });
+        done(row + P::warp_row(), column + P::warp_column());
     }
+}
+
+/// As above with nothing to do after a tile.
+template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use>
+DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use) {
+    each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, use, [](int, int) {});
 }
 
 /// C (m, n) = or += A B (+ bias) (+ residual), rounded once.

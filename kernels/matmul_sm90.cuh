@@ -2,9 +2,11 @@
 // matmul_sm90.cu and head_logprob_sm90.cu.
 //
 // Parts of a sum (splits) are added to memory in the order of their numbers, each when its turn has come, so results do not
-// depend on the number of multiprocessors. Arithmetic of bf16 results: the f32 sum + bias + residual, rounded once.
+// depend on the number of multiprocessors. Where norms of the result are wanted, the last part (and an only one that is added)
+// reads what is there, adds to it and stores: the same sum, whose squares are then known. Arithmetic of bf16 results: the f32 sum + bias + residual, rounded once.
 #pragma once
 
+#include "patches.cuh"
 #include "tile_sm90.cuh"
 
 /// One product.
@@ -17,6 +19,7 @@ struct Problem {
     const bf16* bias;        // (n), may be absent
     const float* row_scale;  // (m) factors of f32 results, may be absent
     int* turns;              // (tiles, 2) zeros, with splits; left as zeros
+    float* norms;            // of patches of f32 results (patches.cuh), may be absent
 };
 
 /// Stores or adds the tiles of a product. Parts of a sum come last, so that the one before has been begun by a tile of a lower
@@ -26,7 +29,7 @@ struct MatmulJob : Raster<H> {
     Problem p;
     const TensorDescriptor* c;
     const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
-    int phase;                         // of the residual's boxes: 0
+    int phase;                         // of the boxes that sums meet: 0
     /// The thread's two columns of the tile's bias, on their way.
     uint32_t bias_pair;
     /// Parts of sums can be added in memory without a rounding between.
@@ -52,13 +55,13 @@ struct MatmulJob : Raster<H> {
         return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
-    /// Asks for the residual of a batch of columns, which begins with piece `begin`.
-    DEVICE void request_residual(const Ring<H>& ring, int row, int column, int begin, int group) const {
+    /// Asks for what the sums of a batch of columns meet, which begins with piece `begin`: the residual, or C's own values.
+    DEVICE void request_met(const Ring<H>& ring, int row, int column, int begin, int group) const {
         const int count = min_of(H::BATCH, H::PIECES - begin);
         Mbarrier* arrived = ring.arrived + 2 * group;
         wait_boxes_read<0>();
         arrive_expecting(arrived, count * H::PIECE_BYTES);
-        request_pieces<H>(ring, *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
+        request_pieces<H>(ring, SPLITS ? *c : *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
     }
 
     /// The bias and the first batch's residual come while the consumer multiplies.
@@ -69,7 +72,7 @@ struct MatmulJob : Raster<H> {
             bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(p.bias + at) : 0u;
         }
         if (!SPLITS && residual != nullptr && thread == 0) {
-            request_residual(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
+            request_met(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
         }
     }
 
@@ -93,10 +96,15 @@ struct MatmulJob : Raster<H> {
             }
             sync_named(1 + group, 128);  // the bias is there
         }
+        // Norms are of what is there in the end, so the last part adds in registers what the others add in memory.
+        bool add = SPLITS && (p.add != 0 || split > 0), last = SPLITS && p.norms != nullptr && split + 1 == p.splits;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
-            store_rows(ring, sums[half], tile.row + 64 * (H::PING_PONG ? half : group), tile.column,
-                       SPLITS && (p.add != 0 || split > 0), half == 0, group, thread);
+            int row = tile.row + 64 * (H::PING_PONG ? half : group);
+            double squares = store_rows(ring, sums[half], row, tile.column, add, last, half == 0, group, thread);
+            if (last) {
+                store_norm<16, H::COLUMNS>(p.norms, p.m, p.n, row + thread / WARP * 16, tile.column, squares);
+            }
         }
         if (SPLITS && p.splits > 1 && thread == 0) {
             wait_boxes<0>();
@@ -105,9 +113,12 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// Stores the sums of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for.
-    DEVICE void store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, bool asked,
-                           int group, int thread) {
+    /// Stores the sums of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for. Sum of
+    /// the squares of what the thread has stored, where it is asked for (`squared`; f32 results).
+    DEVICE double store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, bool squared,
+                             bool asked, int group, int thread) {
+        bool meets = SPLITS ? add && squared : residual != nullptr;
+        double squares[2] = {0.0, 0.0};
         float scale[2] = {1.0f, 1.0f};
         if (SPLITS && p.row_scale != nullptr) {
 #pragma unroll
@@ -120,9 +131,9 @@ struct MatmulJob : Raster<H> {
         for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
             const int count = min_of(H::BATCH, H::PIECES - begin);
             unsigned char* pieces;
-            if (!SPLITS && residual != nullptr) {
-                if (thread == 0 && !(asked && begin == 0)) {
-                    request_residual(ring, row, column, begin, group);
+            if (meets) {
+                if (thread == 0 && (SPLITS || !(asked && begin == 0))) {
+                    request_met(ring, row, column, begin, group);
                 }
                 wait_mbarrier(ring.arrived + 2 * group, phase);
                 phase ^= 1;
@@ -133,7 +144,12 @@ struct MatmulJob : Raster<H> {
 #pragma unroll
             for (int i = 0; i < count; ++i) {
                 if constexpr (SPLITS) {
-                    fill_floats(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), scale, thread);
+                    unsigned char* piece = pieces + i * H::PIECE_BYTES;
+                    if (squared) {
+                        fill_squared(piece, sums, first_of(begin + i), meets, squares, thread);
+                    } else {
+                        fill_floats(piece, sums, first_of(begin + i), scale, thread);
+                    }
                 } else {
                     fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), ring.row(group), thread);
                 }
@@ -144,7 +160,7 @@ struct MatmulJob : Raster<H> {
                 for (int i = 0; i < count; ++i) {
                     int at = column + first_of(begin + i);
                     if (row < p.m && at < p.n) {
-                        if (add) {
+                        if (add && !meets) {
                             add_box(*c, at, row, pieces + i * H::PIECE_BYTES);
                         } else {
                             store_box(*c, at, row, pieces + i * H::PIECE_BYTES);
@@ -154,6 +170,7 @@ struct MatmulJob : Raster<H> {
                 commit_boxes();
             }
         }
+        return squares[0] + squares[1];
     }
 
     /// First column of a piece; the last may lie over the one before.
@@ -185,17 +202,41 @@ struct MatmulJob : Raster<H> {
         }
     }
 
+    /// Where two neighbouring f32 of a piece lie: columns 8 `eight` on and the thread's own of these.
+    DEVICE static float* floats_of_piece(unsigned char* piece, int row, int eight, int thread) {
+        int chunk = 2 * eight + thread % 4 / 2;
+        return reinterpret_cast<float*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
+    }
+
     DEVICE static void fill_floats(unsigned char* piece, const float (&sums)[H::SUMS], int first, const float (&scale)[2],
                                    int thread) {
 #pragma unroll
         for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                int row = row_of_thread(thread) + 8 * i, chunk = 2 * j + thread % 4 / 2;
                 const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                float* to = reinterpret_cast<float*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
+                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
                 to[0] = two[0] * scale[i];
                 to[1] = two[1] * scale[i];
+            }
+        }
+    }
+
+    /// Sums, added to what is in the piece where they meet it, and their squares. Products with norms have no row scale.
+    DEVICE static void fill_squared(unsigned char* piece, const float (&sums)[H::SUMS], int first, bool meets,
+                                    double (&squares)[2], int thread) {
+#pragma unroll
+        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
+                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+#pragma unroll
+                for (int side = 0; side < 2; ++side) {
+                    float value = meets ? two[side] + to[side] : two[side];
+                    squares[side] += double(value) * double(value);
+                    to[side] = value;
+                }
             }
         }
     }

@@ -2,8 +2,8 @@
 //
 // Sums are over slices whose size depends on the arena's length alone, in f64, which no square of an f32 overflows.
 // Every value that a step needs is in the control vector on the device; the learning rate alone comes from the host. An
-// update whose gradient is not finite touches nothing. Cost: the norm reads the gradient once; the update moves every
-// operand once.
+// update whose gradient is not finite touches nothing. Cost: the norm reads the gradient once, but for elements whose norms it
+// is given; the update moves every operand once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
@@ -34,27 +34,38 @@ DEVICE double add_block(double value, double* partial) {
     return sum;
 }
 
-/// sums[k] = sum of the squares of slice k.
+/// Adds squares of a slice, `count` elements from `x` on; thread 0 receives the sum.
+DEVICE double squares_of(const float* x, long long count, bool aligned, double* partial) {
+    constexpr int N = LANE_ELEMENTS<float>;
+    double squares[N] = {};
+#pragma unroll 4
+    for (long long at = (long long)threadIdx.x * N; at < count; at += OPTIM_THREADS * N) {
+        float piece[N];
+        load_piece(piece, x + at, int(min_of(count - at, (long long)N)), aligned && at + N <= count);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            squares[i] += double(piece[i]) * double(piece[i]);
+        }
+    }
+    return add_block((squares[0] + squares[1]) + (squares[2] + squares[3]), partial);
+}
+
+/// sums[k] = sum of the squares of slice k: of the gradient's first elements, then of those from `rest` on, then of norms that
+/// stand for those between. Each of the three is cut into slices by itself.
 KERNEL(256, grad_squares)(const float* grads,  // (len)
-                          double* sums,        // (ceil(len / slice))
-                          long long len,
+                          const float* norms,  // (told), may be absent
+                          double* sums,        // (slices of all three)
+                          long long first, long long rest, long long len, long long told,
                           long long slice) {  // elements of a slice, a multiple of 4
     SHARED(double, partial, OPTIM_THREADS / WARP);
-    constexpr int N = LANE_ELEMENTS<float>;
-    bool aligned = wide(grads, 0);
-    for (long long k = blockIdx.x; k * slice < len; k += gridDim.x) {
-        double squares[N] = {};
-        long long end = min_of(len, (k + 1) * slice);
-#pragma unroll 4
-        for (long long at = k * slice + threadIdx.x * N; at < end; at += OPTIM_THREADS * N) {
-            float x[N];
-            load_piece(x, grads + at, int(min_of(end - at, (long long)N)), aligned && at + N <= end);
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                squares[i] += double(x[i]) * double(x[i]);
-            }
-        }
-        double sum = add_block((squares[0] + squares[1]) + (squares[2] + squares[3]), partial);
+    long long before = (first + slice - 1) / slice, after = (len - rest + slice - 1) / slice;
+    long long slices = before + after + (told + slice - 1) / slice;
+    for (long long k = blockIdx.x; k < slices; k += gridDim.x) {
+        bool early = k < before, middle = k < before + after;
+        long long at = slice * (early ? k : middle ? k - before : k - before - after);
+        const float* x = early ? grads : middle ? grads + rest : norms;
+        long long end = early ? first : middle ? len - rest : told;
+        double sum = squares_of(x + at, min_of(end - at, slice), wide(x, 0), partial);
         if (threadIdx.x == 0) {
             sums[k] = sum;
         }

@@ -59,8 +59,8 @@ fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
         p80_us: Some(p80),
         least_us: Some(least),
         paced_median: None,
+        paced_p20: None,
         paced_p80: None,
-        paced_least: None,
         bytes: Some(10),
         flops: Some(20),
         gb_per_s: Some(1.5),
@@ -77,6 +77,11 @@ fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
     }
 }
 
+/// With times in units of the yardstick.
+fn paced(row: Row, median: f64, p20: f64, p80: f64) -> Row {
+    Row { paced_median: Some(median), paced_p20: Some(p20), paced_p80: Some(p80), ..row }
+}
+
 #[test]
 fn verdicts_know_the_noise() {
     let earlier = [
@@ -89,6 +94,9 @@ fn verdicts_know_the_noise() {
         row("wide", 100.0, 90.0, 120.0, 85.0),
         row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
+        // In units of the yardstick one is the same though all takes twice as long, the other slower though it takes as long.
+        paced(row("slow machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.9, 4.2),
+        paced(row("fast machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.8, 4.2),
         row("gone", 1.0, 1.0, 1.0, 1.0),
         Row { status: Status::Skipped, median_us: None, note: "why".into(), ..row("skipped", 1.0, 1.0, 1.0, 1.0) },
     ];
@@ -102,6 +110,8 @@ fn verdicts_know_the_noise() {
         row("wide", 150.0, 135.0, 180.0, 127.0),
         row("within the threshold", 150.0, 135.0, 180.0, 125.0),
         Row { others: Some(1.4), ..row("loaded", 300.0, 290.0, 310.0, 280.0) },
+        paced(row("slow machine", 200.0, 190.0, 210.0, 180.0), 4.1, 3.9, 4.3),
+        paced(row("fast machine", 100.0, 95.0, 110.0, 90.0), 6.0, 5.7, 6.3),
         row("new", 1.0, 1.0, 1.0, 1.0),
         row("skipped", 1.0, 1.0, 1.0, 1.0),
     ];
@@ -116,6 +126,8 @@ fn verdicts_know_the_noise() {
         ("wide", Verdict::Slower),
         ("within the threshold", Verdict::Same),
         ("loaded", Verdict::Disturbed),
+        ("slow machine", Verdict::Same),
+        ("fast machine", Verdict::Slower),
         ("new", Verdict::New),
         ("gone", Verdict::Gone),
         ("skipped", Verdict::Unknown),
@@ -130,7 +142,7 @@ fn verdicts_know_the_noise() {
     assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));
     let text = text(&pairs);
     assert!(
-        text.contains("slower   1.300x the earlier median") && text.contains("2 slower, 1 faster, 4 without"),
+        text.contains("slower   1.300x the earlier median") && text.contains("3 slower, 1 faster, 5 without"),
         "{text}"
     );
 }
@@ -163,9 +175,11 @@ fn files_give_back_what_was_written_and_name_the_line_of_what_is_wrong() {
         assert_eq!(read(&path).unwrap(), rows);
     }
     let good = std::fs::read_to_string(folder.path().join("deep/rows.csv")).unwrap();
+    let uneven = Row { paced_p80: Some(0.5), ..paced(row("c", 1.0, 1.0, 1.0, 1.0), 1.0, 1.0, 1.0) };
+    assert!(uneven.check().unwrap_err().contains("paced times are not in order"));
     let broken = [
         (good.replace("2026-01-31", "yesterday"), 2, "a day as 2026-01-31"),
-        (good.replace(",2.0,1.0,3.0,0.5,", ",2.0,2.5,3.0,0.5,"), 2, "not in order"),
+        (good.replace(",2.0,1.0,3.0,0.5,", ",2.0,2.5,3.0,0.5,"), 2, "times are not in order"),
         (good.replace("2.0,1.0", "fast,1.0"), 2, "invalid float"),
         (good.replace("\"no library, \"\"quoted\"\"\"", ""), 3, "does not say why"),
         (good.replacen("1,2026", "9,2026", 1), 2, "schema 9"),

@@ -151,13 +151,14 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
     probe("linear_bwd_weight", c, |l| {
-        let mut dweight = acc(b);
+        let (mut dweight, mut norms) = (acc(b), acc(b));
         b.linear_bwd_weight(LinearBwdWeight {
             dims: d,
             dy: View::first(a, l.of("dy", 15)),
             x: View::first(a, l.of("x", 12)),
             dweight: ViewMut::first(&mut dweight, l.of("dweight", 20)),
             write: w,
+            norms: Some(ViewMut::first(&mut norms, l.of("norms", 1))),
         })
     });
     probe("bias_bwd", c, |l| {
@@ -234,6 +235,7 @@ fn every_op<B: Backend>(b: &B) {
             len: 7,
             max_norm: 1.0,
             grads: View::first(s, l.of("grads", 7)),
+            told: None,
             control: ViewMut::first(&mut control, l.of("control", CONTROL)),
         })
     });
@@ -426,7 +428,16 @@ fn sizes_that_cannot_work_are_refused() {
         len: 1,
         max_norm: 0.0,
         grads: View::first(&s, 1),
+        told: None,
         control: ViewMut::first(&mut control, CONTROL),
     });
     assert!(matches!(zero, Err(Error::Contract { what: "max_norm", .. })), "{zero:?}");
+    let beyond = b.grad_norm(GradNorm {
+        len: 1,
+        max_norm: 1.0,
+        grads: View::first(&s, 1),
+        told: Some(Told { range: 0..2, norms: View::first(&s, 1) }),
+        control: ViewMut::first(&mut control, CONTROL),
+    });
+    assert!(matches!(beyond, Err(Error::Contract { what: "told", .. })), "{beyond:?}");
 }

@@ -79,7 +79,10 @@ fn step<B: Backend>(backend: &B, method: Method) -> Step {
     let mut gradient = vec![0.0; len];
     backend.read_acc(View::first(&trainer.grads, len), &mut gradient).unwrap();
     let loss = tally.loss(&trainer.loss);
-    trainer.step(&micro_batches, 1e-3).unwrap();
+    let report = trainer.step(&micro_batches, 1e-3).unwrap();
+    // The norm is of the whole gradient, though its products are not read again: neither the first micro-batch's norms nor a part.
+    let norm = gradient.iter().map(|x| x * x).sum::<f64>().sqrt();
+    assert!((report.update.grad_norm / norm - 1.0).abs() < 1e-6, "{} against {norm}", report.update.grad_norm);
     let mut updated = vec![0.0; len];
     backend.read_act(View::first(&trainer.policy.weights, len), &mut updated).unwrap();
     Step { scores: scores.into_iter().flat_map(|s| s.policy).collect(), loss, gradient, updated }

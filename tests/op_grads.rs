@@ -62,6 +62,7 @@ cases! {
     preference_detached: preference::detached_terms_are_constants => ["preference_fwd"];
     preference_sums: preference::sums => ["preference_fwd"];
     gradient_norm: optim::norm_and_clip => ["grad_norm"];
+    gradient_norm_by_patches: optim::norms_of_patches => ["grad_norm", "linear_bwd_weight"];
     adamw_formula: optim::textbook_step => ["adamw"];
     adamw_bias_correction: optim::bias_correction => ["adamw"];
     adamw_skips: optim::skipped_step => ["adamw", "grad_norm"];

@@ -212,7 +212,7 @@ def variant(torch, name):
 
 def blank(row, variant, status, note=""):
     """A row of the same call without figures."""
-    empty = "samples calls median_us p20_us p80_us least_us paced_median paced_p80 paced_least gb_per_s tflop_per_s share predicted_us energy_mj others error_share".split()
+    empty = "samples calls median_us p20_us p80_us least_us paced_median paced_p20 paced_p80 gb_per_s tflop_per_s share predicted_us energy_mj others error_share".split()
     cache = row["cache"] if status == "measured" else ""
     day = datetime.date.today().isoformat()
     return row | dict.fromkeys(empty, "") | {"date": day, "variant": variant, "status": status, "note": note, "cache": cache}

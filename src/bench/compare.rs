@@ -43,10 +43,10 @@ pub struct Pair {
     pub noise: Option<f64>,
 }
 
-/// Compares times. `threshold` is the share that does not matter (0.05). A row is slower when its least time is above the earlier
-/// four fifths by more than the threshold: its luckiest sample is slower than all but the unluckiest of the earlier ones. Faster
-/// is the same with the sides exchanged. On a quiet machine this sees little more than the threshold. On a restless one other
-/// work lengthens most samples but seldom all, so quantiles far from each other tell more than medians and spreads do.
+/// Compares times. `threshold` is the share that does not matter (0.05). Times taken beside a yardstick are compared in its units:
+/// a row is slower when the fifth of its samples is above the earlier four fifths by more than the threshold, so when the spreads
+/// are apart. Plain times are compared by the least in place of the fifth, because other work lengthens most samples but seldom all.
+/// Faster is the same with the sides exchanged.
 pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<Pair> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
     let mut pairs: Vec<Pair> = new.iter().map(|row| judge(row, left.remove(&row.key()), threshold)).collect();
@@ -72,8 +72,8 @@ fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> 
 #[derive(Clone, Copy)]
 struct Times {
     median: f64,
-    p80: f64,
-    least: f64,
+    low: f64,
+    high: f64,
 }
 
 /// Times of both rows in one unit: that of the yardstick where both have it, else microseconds. `None` where one was not measured.
@@ -81,8 +81,8 @@ fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
     if [new, earlier].iter().any(|row| row.status != Status::Measured) {
         return None;
     }
-    let paced = |row: &Row| row.paced().map(|(median, p80, least)| Times { median, p80, least });
-    let plain = |row: &Row| row.timed().map(|(median, _, p80, least)| Times { median, p80, least });
+    let paced = |row: &Row| row.paced().map(|(median, low, high)| Times { median, low, high });
+    let plain = |row: &Row| row.timed().map(|(median, _, high, low)| Times { median, low, high });
     paced(new).zip(paced(earlier)).or_else(|| plain(new).zip(plain(earlier)))
 }
 
@@ -92,9 +92,9 @@ fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
     let ratio = a.median / b.median;
     // The ratio of medians at which two rows with these spreads would differ by just enough.
     let least_difference =
-        |slow: Times, fast: Times| (1.0 + threshold) * (fast.p80 / fast.median) / (slow.least / slow.median);
+        |slow: Times, fast: Times| (1.0 + threshold) * (fast.high / fast.median) / (slow.low / slow.median);
     let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };
-    let beyond = |slow: Times, fast: Times| slow.least > fast.p80 * (1.0 + threshold);
+    let beyond = |slow: Times, fast: Times| slow.low > fast.high * (1.0 + threshold);
     // A card is not slowed by what the processors do.
     let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
     let verdict = match () {

@@ -229,8 +229,8 @@ impl Entry {
             p80_us: None,
             least_us: None,
             paced_median: None,
+            paced_p20: None,
             paced_p80: None,
-            paced_least: None,
             bytes: Some(self.cost.bytes),
             flops: Some(self.cost.flops),
             gb_per_s: None,
@@ -300,8 +300,8 @@ fn too_large<B: Benched>(
 
 fn pace(row: &mut Row, timing: &Timing) {
     row.paced_median = Some(timing.median);
+    row.paced_p20 = Some(timing.p20);
     row.paced_p80 = Some(timing.p80);
-    row.paced_least = Some(timing.least);
 }
 
 fn time(row: &mut Row, timing: &Timing, cost: Cost) {

@@ -36,11 +36,11 @@ fn spec(linear: &Linear, operands: Precision) -> Spec {
     let d = linear.dims;
     let (layout, m, n, k) = match linear.pass {
         Pass::Input => (Layout::Nn, d.tokens, d.inputs, d.outputs),
-        Pass::Weight => (Layout::Tn, d.outputs, d.inputs, d.tokens),
+        Pass::Weight | Pass::Norms => (Layout::Tn, d.outputs, d.inputs, d.tokens),
         Pass::Forward | Pass::Bias | Pass::Residual => (Layout::Nt, d.tokens, d.outputs, d.inputs),
     };
     let (bias, residual) = (linear.pass == Pass::Bias, linear.pass == Pass::Residual);
-    Spec { layout, m, n, k, operands, wide: linear.pass == Pass::Weight, bias, residual }
+    Spec { layout, m, n, k, operands, wide: matches!(linear.pass, Pass::Weight | Pass::Norms), bias, residual }
 }
 
 /// Addresses of the operands of a linear layer's call.
@@ -50,7 +50,7 @@ fn addresses<A: Element>(linear: &Linear, set: &mut Set<Kernels<Driver, A>>) -> 
     let (a, b) = (act(o.act()), act(o.act()));
     let none = Addresses { a, b, c: 0, bias: 0, residual: 0 };
     match linear.pass {
-        Pass::Weight => Addresses { c: address(o.acc()), ..none },
+        Pass::Weight | Pass::Norms => Addresses { c: address(o.acc()), ..none },
         Pass::Bias => Addresses { bias: act(o.act()), c: act(o.act()), ..none },
         Pass::Residual => Addresses { residual: act(o.act()), c: act(o.act()), ..none },
         Pass::Forward | Pass::Input => Addresses { c: act(o.act()), ..none },

@@ -63,13 +63,13 @@ pub struct Row {
     pub p20_us: Option<f64>,
     pub p80_us: Option<f64>,
     pub least_us: Option<f64>,
-    /// Median, four fifths and least of the samples over the yardstick's samples beside them ([`super::yardstick`]).
+    /// Median and fifths of the samples over the yardstick's samples beside them ([`super::yardstick`]).
     #[serde(default)]
     pub paced_median: Option<f64>,
     #[serde(default)]
-    pub paced_p80: Option<f64>,
+    pub paced_p20: Option<f64>,
     #[serde(default)]
-    pub paced_least: Option<f64>,
+    pub paced_p80: Option<f64>,
     pub bytes: Option<u64>,
     pub flops: Option<u64>,
     pub gb_per_s: Option<f64>,
@@ -105,9 +105,9 @@ impl Row {
         Some((self.median_us?, self.p20_us?, self.p80_us?, self.least_us?))
     }
 
-    /// Median, four fifths and least in units of the yardstick, where it was timed beside the call.
+    /// Median and fifths in units of the yardstick, where it was timed beside the call.
     pub fn paced(&self) -> Option<(f64, f64, f64)> {
-        Some((self.paced_median?, self.paced_p80?, self.paced_least?))
+        Some((self.paced_median?, self.paced_p20?, self.paced_p80?))
     }
 
     /// Refuses a row that says what cannot be.
@@ -125,16 +125,16 @@ impl Row {
             return Err("one of device, backend, variant, dtype, op and shape is empty".into());
         }
         let times = [self.median_us, self.p20_us, self.p80_us, self.least_us];
-        let paced = [self.paced_median, self.paced_p80, self.paced_least];
+        let paced = [self.paced_median, self.paced_p20, self.paced_p80];
         let rates = [self.gb_per_s, self.tflop_per_s, self.share];
         let numbers = times.into_iter().chain(paced).chain(rates).collect::<Vec<_>>();
         if numbers.iter().flatten().any(|x| !(x.is_finite() && *x >= 0.0)) {
             return Err("a number is negative or not finite".into());
         }
-        if let Some((median, p80, least)) = self.paced()
-            && !(0.0 < least && least <= median && median <= p80)
+        if let Some((median, p20, p80)) = self.paced()
+            && !(0.0 < p20 && p20 <= median && median <= p80)
         {
-            return Err(format!("paced times are not in order: {least} {median} {p80}"));
+            return Err(format!("paced times are not in order: {p20} {median} {p80}"));
         }
         match (self.status, self.timed()) {
             (Status::Measured, None) => Err("a measured row without its times".into()),

@@ -194,12 +194,16 @@ fn body(m: &Sizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
     layer("o", Pass::Residual, m.heads * m.head_dim, m.hidden);
     layer("down", Pass::Residual, m.intermediate, m.hidden);
     match m.gated {
-        false => layer("up", Pass::Bias, m.hidden, m.intermediate),
+        false => {
+            layer("up", Pass::Bias, m.hidden, m.intermediate);
+            add("up", linear(Pass::Norms, m.hidden, m.intermediate));
+        }
         true => {
             let dims = LinearGluDims { tokens, hidden: m.hidden, intermediate: m.intermediate };
             add("gate and up", LinearGlu { backward: false, dims }.into());
             add("gate and up", linear(Pass::Input, m.hidden, 2 * m.intermediate));
             add("gate and up", linear(Pass::Weight, m.hidden, 2 * m.intermediate));
+            add("gate and up", linear(Pass::Norms, m.hidden, 2 * m.intermediate));
             add("down", LinearGlu { backward: true, dims }.into());
         }
     }

@@ -8,18 +8,27 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::{Error, Result};
 
+/// Where gradients go.
+pub struct GradientsOut<'a, B: Backend> {
+    /// (layout.len)
+    pub grads: &'a mut B::Acc,
+    /// Whether they are overwritten or added to.
+    pub write: Write,
+    /// (layout.norms) norms of what is then in `grads` at `layout.products`; for the last backward of a step
+    pub norms: Option<&'a mut B::Acc>,
+}
+
 impl<B: Backend> Model<B> {
-    /// Gradients of all weights below the head. On entry `acts.gradients.dnormed` holds the gradient of `acts.hidden`;
-    /// `grads` (layout.len) is overwritten or added to. A tied embedding's gradient is always added, because the head
-    /// has written its part before.
+    /// Gradients of all weights below the head. On entry `acts.gradients.dnormed` holds the gradient of `acts.hidden`.
+    /// A tied embedding's gradient is always added, because the head has written its part before.
     pub fn backward(
         &self,
         backend: &B,
         inputs: &Inputs<'_, B>,
         acts: &mut Activations<B>,
-        grads: &mut B::Acc,
-        write: Write,
+        out: GradientsOut<'_, B>,
     ) -> Result<()> {
+        let GradientsOut { grads, write, mut norms } = out;
         let (config, tokens) = (&self.config, inputs.tokens);
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
@@ -55,6 +64,7 @@ impl<B: Backend> Model<B> {
                 x: View::first(&saved.act, tokens * inner),
                 dweight: slot(grads, &at.down),
                 write,
+                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.down)),
             })?;
             let Some(saved_gate_up) = &saved.gate_up else { return Err(not_for_training()) };
             backend.linear_glu_bwd(LinearGluBwd {
@@ -71,6 +81,7 @@ impl<B: Backend> Model<B> {
                 x: View::first(&saved.mlp_input, wide),
                 dweight: slot(grads, &at.gate_up),
                 write,
+                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.gate_up)),
             })?;
             backend.linear_bwd_input(LinearBwdInput {
                 dims: gate_up,
@@ -97,6 +108,7 @@ impl<B: Backend> Model<B> {
                 x: View::first(&saved.attention, tokens * query),
                 dweight: slot(grads, &at.output),
                 write,
+                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.output)),
             })?;
             backend.linear_bwd_input(LinearBwdInput {
                 dims: output,
@@ -126,6 +138,7 @@ impl<B: Backend> Model<B> {
                 x: View::first(&saved.attention_input, wide),
                 dweight: slot(grads, &at.qkv),
                 write,
+                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.qkv)),
             })?;
             backend.linear_bwd_input(LinearBwdInput {
                 dims: qkv,

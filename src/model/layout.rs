@@ -9,6 +9,8 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::tensors::{Role, TensorSpec};
+use crate::backend::contract::{LinearDims, Told};
+use crate::backend::{Backend, View};
 
 /// Alignment of tensor groups, in elements.
 pub const ALIGN: usize = 64;
@@ -45,6 +47,17 @@ pub struct LayerRanges {
     pub gate_up: Range<usize>,
     /// (hidden, intermediate)
     pub down: Range<usize>,
+    /// Places of the norms of the gradients of these four.
+    pub norms: ProductNorms,
+}
+
+/// Places of a layer's norms of patches ([`LinearDims::patches`]) among those of all layers.
+#[derive(Clone, Debug, Default)]
+pub struct ProductNorms {
+    pub qkv: Range<usize>,
+    pub output: Range<usize>,
+    pub gate_up: Range<usize>,
+    pub down: Range<usize>,
 }
 
 /// Places of all tensors.
@@ -58,6 +71,10 @@ pub struct Layout {
     /// (vocab, hidden)
     pub embedding: Range<usize>,
     pub layers: Vec<LayerRanges>,
+    /// All weights of the layers, one behind the other: those whose gradients are products.
+    pub products: Range<usize>,
+    /// Norms of patches of the gradients of `products`.
+    pub norms: usize,
     /// (hidden)
     pub final_norm: Range<usize>,
     /// (vocab, hidden): the embedding where it is tied; absent in reward models
@@ -80,6 +97,8 @@ impl Layout {
             decayed: 0,
             embedding: 0..0,
             layers: vec![LayerRanges::default(); config.layers],
+            products: 0..0,
+            norms: 0,
             final_norm: 0..0,
             lm_head: None,
             score: None,
@@ -100,7 +119,35 @@ impl Layout {
         if layout.score.is_none() && layout.lm_head.is_none() {
             layout.lm_head = Some(layout.embedding.clone());
         }
+        layout.place_norms(config);
         layout
+    }
+
+    /// Places norms behind one another, and finds where the weights they belong to begin and end.
+    fn place_norms(&mut self, config: &ModelConfig) {
+        let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
+        let next = &mut self.norms;
+        let mut place = |inputs, outputs| {
+            let start = *next;
+            *next += LinearDims { tokens: 0, inputs, outputs }.patches();
+            start..*next
+        };
+        for layer in &mut self.layers {
+            layer.norms = ProductNorms {
+                qkv: place(hidden, query + 2 * config.kv_width()),
+                output: place(query, hidden),
+                gate_up: place(hidden, 2 * inner),
+                down: place(inner, hidden),
+            };
+        }
+        if let (Some(first), Some(last)) = (self.layers.first(), self.layers.last()) {
+            self.products = first.qkv.start..last.down.end;
+        }
+    }
+
+    /// The part of the gradient that norms (norms) stand for.
+    pub fn told<'a, B: Backend>(&self, norms: &'a B::Acc) -> Told<'a, B> {
+        Told { range: self.products.clone(), norms: View::first(norms, self.norms) }
     }
 
     /// True when the vocabulary projection is the embedding table.
@@ -131,6 +178,43 @@ impl Layout {
                     bias.end = range.end;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Head;
+    use super::super::presets;
+    use super::*;
+
+    #[test]
+    fn products_are_the_weights_of_all_layers_and_nothing_else() {
+        for head in [Head::LanguageModel, Head::Reward] {
+            let config = ModelConfig { head, ..presets::config("llama-tiny").unwrap() };
+            let layout = Layout::new(&config);
+            for slot in &layout.slots {
+                let (range, product) = (slot.range(), slot.spec.layer.is_some() && slot.spec.shape.len() == 2);
+                let inside = layout.products.start <= range.start && range.end <= layout.products.end;
+                let outside = range.end <= layout.products.start || layout.products.end <= range.start;
+                assert!(if product { inside } else { outside }, "{}", slot.spec.name);
+            }
+            // Norms lie behind one another without a gap, a patch of 16 rows and 32 columns each.
+            let mut next = 0;
+            for layer in &layout.layers {
+                let n = &layer.norms;
+                for (norms, weight) in [
+                    (&n.qkv, &layer.qkv),
+                    (&n.output, &layer.output),
+                    (&n.gate_up, &layer.gate_up),
+                    (&n.down, &layer.down),
+                ] {
+                    assert_eq!(norms.start, next);
+                    assert!(norms.len() * 512 >= weight.len(), "{norms:?} for {weight:?}");
+                    next = norms.end;
+                }
+            }
+            assert_eq!(next, layout.norms);
         }
     }
 }

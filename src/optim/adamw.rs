@@ -115,14 +115,21 @@ impl<B: Backend> AdamWState<B> {
         })
     }
 
-    /// Clips and applies `grads`; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
-    pub fn update(&mut self, backend: &B, weights: &mut B::Act, grads: &B::Acc, learning_rate: f64) -> Result<()> {
+    /// Clips and applies `grads`, of which `told` is the part whose norm is known; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
+    pub fn update(
+        &mut self,
+        backend: &B,
+        weights: &mut B::Act,
+        (grads, told): (&B::Acc, Option<Told<'_, B>>),
+        learning_rate: f64,
+    ) -> Result<()> {
         let s = self.settings;
         backend.write_acc(ViewMut::new(&mut self.control, CONTROL_LEARNING_RATE, 1), &[learning_rate])?;
         backend.grad_norm(GradNorm {
             len: self.len,
             max_norm: if s.max_grad_norm == 0.0 { f64::INFINITY } else { s.max_grad_norm },
             grads: View::first(grads, self.len),
+            told,
             control: ViewMut::first(&mut self.control, CONTROL),
         })?;
         backend.adamw(AdamW {

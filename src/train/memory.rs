@@ -13,6 +13,7 @@ use crate::loss::objective::Loss;
 use crate::model::activations::Mode;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
+use crate::model::decoder_grad::GradientsOut;
 use crate::{Error, Result};
 
 use super::losses::LossBuffers;
@@ -205,6 +206,7 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
     };
     part("weights in full precision", &backend);
     let mut grads = backend.zeros_acc(len)?;
+    let mut norms = backend.zeros_acc(policy.layout.norms)?;
     part("gradients", &backend);
     let _moments = (backend.zeros_acc(len)?, backend.zeros_acc(len)?);
     part("AdamW moments", &backend);
@@ -239,11 +241,13 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
         let mut buffers = LossBuffers::new(&backend)?;
         let losses = buffers.of_batch(&backend, subject.loss, &batch, reference)?;
         scorer.head_and_losses(&backend, &policy, &batch, reduce, losses, (&mut grads, Write::Overwrite))?;
-        scorer.model_backward(&backend, &policy, &batch, (&mut grads, Write::Overwrite))?;
+        let out = GradientsOut { grads: &mut grads, write: Write::Overwrite, norms: Some(&mut norms) };
+        scorer.model_backward(&backend, &policy, &batch, out)?;
         backend.grad_norm(GradNorm {
             len,
             max_norm: 1.0,
             grads: View::first(&grads, len),
+            told: Some(policy.layout.told(&norms)),
             control: ViewMut::first(&mut scores, CONTROL),
         })?;
         parts.push((WORKSPACE, backend.scratch_bytes() as u64));

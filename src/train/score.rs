@@ -12,7 +12,7 @@ use crate::data::pack::BatchLimits;
 use crate::model::activations::{Activations, Gradients, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
-use crate::model::decoder_grad::slot;
+use crate::model::decoder_grad::{GradientsOut, slot};
 
 /// Buffers between the model and the loss, and the model's workspace.
 pub struct Scorer<B: Backend> {
@@ -194,16 +194,15 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Gradients of all weights below the head, after [`Scorer::head_and_losses`] on the same batch; `grads` (layout.len) is
-    /// overwritten or added to.
+    /// Gradients of all weights below the head, after [`Scorer::head_and_losses`] on the same batch.
     pub fn model_backward(
         &mut self,
         backend: &B,
         model: &Model<B>,
         batch: &DeviceBatch<B>,
-        (grads, write): (&mut B::Acc, Write),
+        out: GradientsOut<'_, B>,
     ) -> Result<()> {
-        model.backward(backend, &batch.inputs(), &mut self.acts, grads, write)
+        model.backward(backend, &batch.inputs(), &mut self.acts, out)
     }
 
     /// Per-token log-probs of the last batch (rows), for tests and tools.

@@ -19,6 +19,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
+use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
 use crate::{Error, Result};
 
@@ -34,6 +35,8 @@ pub struct Trainer<'b, B: Backend> {
     mode: Mode,
     /// (layout.len)
     pub grads: B::Acc,
+    /// (layout.norms) norms of the gradients of the layers' products, once a step's last micro-batch is through
+    norms: B::Acc,
     packer: Packer,
     /// Micro-batches on their way to the device, used in turn.
     arrivals: Vec<Arrival<B>>,
@@ -43,9 +46,18 @@ pub struct Trainer<'b, B: Backend> {
     /// Room for results, and host batches, of steps that are finished.
     spare_outlets: Vec<(B::Outlet, usize)>,
     spare_steps: Vec<PackedStep>,
-    /// Recorded micro-batches by shape and by whether gradients are added.
-    recorded: HashMap<(usize, Write), Recorded<B>>,
+    /// Recorded micro-batches by shape and by where they are in a step.
+    recorded: HashMap<(usize, Place), Recorded<B>>,
     replays: bool,
+}
+
+/// Where a micro-batch is in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    /// The first overwrites gradients, the others add to them.
+    write: Write,
+    /// After the last, gradients are whole and have a norm.
+    last: bool,
 }
 
 /// A micro-batch of one shape that has been met before.
@@ -97,6 +109,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.layout.len)?,
+            norms: backend.zeros_acc(policy.layout.norms)?,
             arrivals: Vec::new(),
             next_arrival: 0,
             batch: DeviceBatch::new(backend)?,
@@ -205,7 +218,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Enqueues an update; waits for nothing that runs.
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let mut pending = self.enqueue(packed)?;
-        self.optimizer.update(self.backend, &mut self.policy.weights, &self.grads, learning_rate)?;
+        let told = Some(self.policy.layout.told(&self.norms));
+        self.optimizer.update(self.backend, &mut self.policy.weights, (&self.grads, told), learning_rate)?;
         self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
         Ok(pending)
     }
@@ -247,7 +261,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let mut at = CONTROL;
         for (i, micro_batch) in packed.micro_batches().iter().enumerate() {
             self.load(micro_batch)?;
-            self.compute_or_replay(micro_batch.level, if i == 0 { Write::Overwrite } else { Write::Add })?;
+            let write = if i == 0 { Write::Overwrite } else { Write::Add };
+            let place = Place { write, last: i + 1 == packed.micro_batches().len() };
+            self.compute_or_replay(micro_batch.level, place)?;
             at = self.fetch(&micro_batch.batch, &mut results, at)?;
         }
         Ok(Pending { packed, results, room })
@@ -271,37 +287,37 @@ impl<'b, B: Backend> Trainer<'b, B> {
     }
 
     /// As [`Trainer::compute`]. A batch of a shape that has been met twice is recorded, and replayed from then on.
-    fn compute_or_replay(&mut self, level: Option<usize>, write: Write) -> Result<()> {
-        let Some(level) = level else { return self.compute(write) };
-        match self.recorded.get(&(level, write)) {
+    fn compute_or_replay(&mut self, level: Option<usize>, place: Place) -> Result<()> {
+        let Some(level) = level else { return self.compute(place) };
+        match self.recorded.get(&(level, place)) {
             Some(Recorded::Graph(graph)) => {
                 if self.backend.replay(graph)? {
                     return Ok(());
                 }
                 // Memory has been freed since, for instance by an evaluation.
-                self.recorded.insert((level, write), Recorded::Met);
-                self.compute(write)
+                self.recorded.insert((level, place), Recorded::Met);
+                self.compute(place)
             }
             Some(Recorded::Met) => {
                 let backend = self.backend;
-                let Some(graph) = backend.record(&mut || self.compute(write))? else {
-                    self.recorded.insert((level, write), Recorded::Never);
-                    return self.compute(write);
+                let Some(graph) = backend.record(&mut || self.compute(place))? else {
+                    self.recorded.insert((level, place), Recorded::Never);
+                    return self.compute(place);
                 };
                 backend.replay(&graph)?;
-                self.recorded.insert((level, write), Recorded::Graph(graph));
+                self.recorded.insert((level, place), Recorded::Graph(graph));
                 Ok(())
             }
-            Some(Recorded::Never) => self.compute(write),
+            Some(Recorded::Never) => self.compute(place),
             None => {
-                self.recorded.insert((level, write), Recorded::Met);
-                self.compute(write)
+                self.recorded.insert((level, place), Recorded::Met);
+                self.compute(place)
             }
         }
     }
 
     /// Loss and gradient of the loaded micro-batch: ops alone, which can be recorded.
-    fn compute(&mut self, write: Write) -> Result<()> {
+    fn compute(&mut self, Place { write, last }: Place) -> Result<()> {
         let (backend, policy, batch) = (self.backend, &self.policy, &self.batch);
         let reduce = self.loss.reduce;
         if let Some(reference) = &mut self.reference {
@@ -311,7 +327,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let reference = self.reference.as_ref().map(|r| r.scores(batch));
         let losses = self.losses.of_batch(backend, &self.loss, batch, reference)?;
         self.scorer.head_and_losses(backend, policy, batch, reduce, losses, (&mut self.grads, write))?;
-        self.scorer.model_backward(backend, policy, batch, (&mut self.grads, write))
+        let norms = last.then_some(&mut self.norms);
+        self.scorer.model_backward(backend, policy, batch, GradientsOut { grads: &mut self.grads, write, norms })
     }
 
     /// Enqueues bringing the micro-batch's results to elements of the outlet from `at` on; where the next begin.

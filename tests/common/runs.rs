@@ -158,9 +158,34 @@ pub fn linear_bwd_weight<B: Backend>(
     write: Write,
 ) -> Outputs {
     let (dy, x, mut dweight) = (on.act(dy), on.act(x), on.acc(dweight));
-    let args = LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: dweight.view_mut(), write };
+    let args = LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: dweight.view_mut(), write, norms: None };
     on.backend.linear_bwd_weight(args).unwrap();
     vec![("dweight", on.read_acc(&dweight))]
+}
+
+/// As [`linear_bwd_weight`], with the root mean square of the gradient by its norms, which must be that of what was stored.
+pub fn linear_bwd_weight_norms<B: Backend>(
+    on: &On<B>,
+    d: LinearDims,
+    dy: &[f64],
+    x: &[f64],
+    dweight: &[f64],
+    write: Write,
+) -> Outputs {
+    let (dy, x, mut dweight, mut norms) = (on.act(dy), on.act(x), on.acc(dweight), on.acc_out(d.patches()));
+    let (view, out) = (dweight.view_mut(), Some(norms.view_mut()));
+    let args = LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: view, write, norms: out };
+    on.backend.linear_bwd_weight(args).unwrap();
+    let (dweight, norms) = (on.read_acc(&dweight), on.read_acc(&norms));
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let (told, stored) = (norm(&norms), norm(&dweight));
+    assert!(
+        told == stored || (told / stored - 1.0).abs() < 2f64.powi(-23),
+        "norm {told:e} of a gradient of {stored:e}"
+    );
+    let elements = dweight.len();
+    let rms = if elements == 0 { vec![] } else { vec![told / (elements as f64).sqrt()] };
+    vec![("dweight", dweight), ("rms", rms)]
 }
 
 pub fn bias_bwd<B: Backend>(on: &On<B>, d: LinearDims, dy: &[f64], dbias: &[f64], write: Write) -> Outputs {
@@ -383,7 +408,22 @@ pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offse
 
 pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: &[f64]) -> Outputs {
     let (grads, mut control) = (on.acc(grads), on.acc(control));
-    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), control: control.view_mut() };
+    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), told: None, control: control.view_mut() };
+    on.backend.grad_norm(args).unwrap();
+    vec![("control", on.read_acc(&control))]
+}
+
+/// Norm of a gradient of which norms stand for a part.
+pub fn grad_norm_told<B: Backend>(
+    on: &On<B>,
+    max_norm: f64,
+    grads: &[f64],
+    (range, norms): (std::ops::Range<usize>, &[f64]),
+    control: &[f64],
+) -> Outputs {
+    let (grads, norms, mut control) = (on.acc(grads), on.acc(norms), on.acc(control));
+    let told = Some(Told { range, norms: norms.view() });
+    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), told, control: control.view_mut() };
     on.backend.grad_norm(args).unwrap();
     vec![("control", on.read_acc(&control))]
 }

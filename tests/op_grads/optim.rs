@@ -1,10 +1,11 @@
 //! Gradient norm and AdamW against their formulas, written here without the backend.
 
 use mapl::backend::contract::*;
+use mapl::backend::{Backend, Write};
 
 use super::difference::{ORACLE, agree, differences};
 use crate::common::normal;
-use crate::common::runs::{Adam, adamw, grad_norm};
+use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_told};
 
 const ADAM: Adam = Adam { decayed: 3, beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.1 };
 const RATE: f64 = 0.05;
@@ -32,6 +33,31 @@ pub fn norm_and_clip() {
         assert!((control[CONTROL_NORM] - norm).abs() < 1e-14 && (control[CONTROL_CLIP] - clip).abs() < 1e-15);
         assert_eq!((control[CONTROL_STEP], control[CONTROL_APPLY], control[CONTROL_SKIPPED]), (5.0, 1.0, 2.0));
         assert_eq!(control[CONTROL_LEARNING_RATE], RATE);
+    }
+}
+
+/// Norms of the patches of a weight's gradient, and the norm of a gradient in which they stand for it.
+pub fn norms_of_patches() {
+    // Two patches down, two across, the last of both cut short.
+    let d = LinearDims { tokens: 3, inputs: 37, outputs: 18 };
+    let (x, dy, start) = (normal("x", 3 * 37, 1.0), normal("dy", 3 * 18, 1.0), normal("start", 18 * 37, 1.0));
+    let (x, dy, mut dweight) = (ORACLE.act(&x), ORACLE.act(&dy), ORACLE.acc(&start));
+    let mut norms = ORACLE.acc_out(d.patches());
+    let (view, out) = (dweight.view_mut(), Some(norms.view_mut()));
+    let args = LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: view, write: Write::Add, norms: out };
+    ORACLE.backend.linear_bwd_weight(args).unwrap();
+    let (dweight, norms) = (ORACLE.read_acc(&dweight), ORACLE.read_acc(&norms));
+    assert_eq!(norms.len(), 4);
+    for (patch, norm) in norms.iter().enumerate() {
+        let (rows, columns) = ([0..16, 16..18][patch / 2].clone(), [0..32, 32..37][patch % 2].clone());
+        let squares = rows.flat_map(|r| columns.clone().map(move |c| (r, c))).map(|(r, c)| dweight[r * 37 + c].powi(2));
+        assert!((squares.sum::<f64>().sqrt() - norm).abs() < 1e-13, "patch {patch}: {norm}");
+    }
+    let whole: Vec<f64> = [2.0, 3.0].into_iter().chain(dweight.iter().copied()).chain([4.0]).collect();
+    let read = grad_norm(&ORACLE, 1.0, &whole, &control(4.0, 2.0));
+    let told = grad_norm_told(&ORACLE, 1.0, &whole, (2..2 + 18 * 37, &norms), &control(4.0, 2.0));
+    for (read, told) in read[0].1.iter().zip(&told[0].1) {
+        assert!((read - told).abs() < 1e-13, "{read} {told}");
     }
 }
 

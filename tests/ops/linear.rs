@@ -1,7 +1,7 @@
 //! Linear layers against the reference: few rows (no gemm), rows off every tile width, several depth blocks, slices
 //! over tokens; outputs of 1 to 7 columns never reach the gemm crate.
 
-use crate::common::{On, check, each_backend, normal, runs, stored_as_acc};
+use crate::common::{On, check, compare, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
@@ -64,8 +64,41 @@ fn weight_gradient_overwrites_and_adds() {
             let tolerance =
                 |p, _: &str| Tolerance::dot(stored_as_acc(p), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0));
             check!(label, |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &start, write), tolerance);
+            let label = format!("{label}, norms");
+            check!(label, |on: &_| runs::linear_bwd_weight_norms(on, d, &dy, &x, &start, write), tolerance);
         }
     }
+}
+
+/// Norms change no bit of the gradient, do not overflow where squares in f32 would, and tell what is not finite.
+fn norms_beside_the_gradient<B: Backend>(on: &On<'_, B>) {
+    let d = LinearDims { tokens: 70, inputs: 136, outputs: 152 };
+    let (x, dy) = (normal("x", 70 * 136, 1.0), normal("dy", 70 * 152, 1.0));
+    let start = normal("start", 152 * 136, 1.0);
+    for write in [Write::Overwrite, Write::Add] {
+        let alone = runs::linear_bwd_weight(on, d, &dy, &x, &start, write);
+        let beside = runs::linear_bwd_weight_norms(on, d, &dy, &x, &start, write);
+        compare::bits(B::NAME, &beside[0].1, &alone[0].1);
+    }
+    let huge: Vec<f64> = dy.iter().map(|x| x * 1e25).collect();
+    let rms = runs::linear_bwd_weight_norms(on, d, &huge, &x, &start, Write::Overwrite)[1].1[0];
+    assert!((1e25..1e27).contains(&rms), "{rms:e}");
+    let mut infinite = dy.clone();
+    infinite[3 * 152 + 151] = f64::INFINITY;
+    let mut norms = on.acc_out(d.patches());
+    let (dy, x, mut dweight) = (on.act(&infinite), on.act(&x), on.acc(&start));
+    let (view, out) = (dweight.view_mut(), Some(norms.view_mut()));
+    let args =
+        LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: view, write: Write::Overwrite, norms: out };
+    on.backend.linear_bwd_weight(args).unwrap();
+    let norms = on.read_acc(&norms);
+    // The last row of the gradient is not finite, and with it the norms of some of the last patches; the first are.
+    assert!(norms[0].is_finite() && norms.iter().any(|x| !x.is_finite()), "{norms:?}");
+}
+
+#[test]
+fn norms_of_the_weight_gradient() {
+    each_backend!(norms_beside_the_gradient);
 }
 
 #[test]
@@ -172,5 +205,5 @@ fn products_on_the_least_sizes() {
     let tolerance = |p, _: &str| Tolerance::dot(p, 5);
     check!("least", |on: &_| runs::linear_bwd_input(on, d, &dy, &weight, &x, Write::Add), tolerance);
     let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 3).scaled(2.0);
-    check!("least", |on: &_| runs::linear_bwd_weight(on, d, &dy, &x, &weight, Write::Add), tolerance);
+    check!("least", |on: &_| runs::linear_bwd_weight_norms(on, d, &dy, &x, &weight, Write::Add), tolerance);
 }

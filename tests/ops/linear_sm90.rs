@@ -65,8 +65,14 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
-        let run = if self.weight { runs::linear_bwd_weight } else { runs::linear_bwd_input };
-        run(on, self.d, self.dy, self.other, self.start, self.write)
+        if !self.weight {
+            return runs::linear_bwd_input(on, self.d, self.dy, self.other, self.start, self.write);
+        }
+        // The last part of a sum goes another way where norms are wanted, to the same bits.
+        let outputs = runs::linear_bwd_weight_norms(on, self.d, self.dy, self.other, self.start, self.write);
+        let alone = runs::linear_bwd_weight(on, self.d, self.dy, self.other, self.start, self.write);
+        compare::bits("without norms", &alone[0].1, &outputs[0].1);
+        outputs
     }
 }
 

@@ -1,6 +1,6 @@
 //! Gradient norm and AdamW against the reference; what a gradient that is not finite leaves untouched.
 
-use crate::common::runs::{Adam, adamw, grad_norm};
+use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_told};
 use crate::common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -22,6 +22,33 @@ fn norm_and_clip_factor() {
         }
     }
     each_backend!(exact_norm);
+}
+
+/// Norms that stand for elements at the begin, in the middle, at the end, for all and for none; elements they stand for are not
+/// read.
+#[test]
+fn norms_stand_for_elements() {
+    for (len, range, count) in
+        [(1000, 0..64, 3), (100_000, 4..60_000, 5000), (40_003, 1001..40_003, 70), (640, 0..640, 2), (333, 40..40, 0)]
+    {
+        let mut grads = normal("grads", len, 0.01);
+        grads[range.clone()].fill(f64::NAN);
+        let norms: Vec<f64> = normal("norms", count, 0.3).iter().map(|x| x.abs()).collect();
+        let control = [1e-3, 4.0, 9.0, 9.0, 0.0, 2.0];
+        let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 4);
+        let told = || (range.clone(), &norms[..]);
+        check!(format!("{len}, {range:?}"), |on: &_| grad_norm_told(on, 0.5, &grads, told(), &control), tolerance);
+    }
+    each_backend!(exact_told_norm);
+}
+
+fn exact_told_norm<B: Backend>(on: &On<B>) {
+    let control = &grad_norm_told(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[4.0, 0.0, 8.0]), &[0.0; CONTROL])[0].1;
+    assert_eq!((control[CONTROL_NORM], control[CONTROL_APPLY]), (10.0, 1.0));
+    for bad in [f64::INFINITY, f64::NAN] {
+        let control = &grad_norm_told(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[0.0, bad]), &[0.0; CONTROL])[0].1;
+        assert_eq!((control[CONTROL_APPLY], control[CONTROL_SKIPPED]), (0.0, 1.0));
+    }
 }
 
 fn exact_norm<B: Backend>(on: &On<B>) {

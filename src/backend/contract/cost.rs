@@ -120,7 +120,9 @@ impl<B: Backend> Costed for LinearBwdWeight<'_, B> {
     fn cost(&self) -> Cost {
         let d = self.dims;
         let operands = act::<B>(d.tokens * (d.inputs + d.outputs));
-        Cost::new(operands + out::<B>(d.inputs * d.outputs, self.write), d.flops())
+        let norms = self.norms.as_ref().map_or(0, |norms| acc::<B>(norms.len));
+        let squares = if self.norms.is_some() { 2 * (d.inputs * d.outputs) as u64 } else { 0 };
+        Cost::new(operands + out::<B>(d.inputs * d.outputs, self.write) + norms, d.flops() + squares)
     }
 }
 
@@ -258,7 +260,8 @@ impl<B: Backend> Costed for PreferenceFwd<'_, B> {
 
 impl<B: Backend> Costed for GradNorm<'_, B> {
     fn cost(&self) -> Cost {
-        Cost::new(acc::<B>(self.len), 2 * self.len as u64)
+        let read = self.read().into_iter().map(|range| range.len()).sum::<usize>() + self.norms();
+        Cost::new(acc::<B>(read), 2 * read as u64)
     }
 }
 

@@ -258,7 +258,17 @@ impl<B: Backend> LinearBwdInput<'_, B> {
     }
 }
 
-/// `dweight (+)= dyᵀ x`.
+/// Rows and columns of a patch of a weight's gradient, of which no sum of squares is in more than one norm.
+pub const PATCH: (usize, usize) = (16, 32);
+
+impl LinearDims {
+    /// Patches of the weight, (outputs, inputs): norms that [`LinearBwdWeight`] writes.
+    pub const fn patches(&self) -> usize {
+        self.outputs.div_ceil(PATCH.0) * self.inputs.div_ceil(PATCH.1)
+    }
+}
+
+/// `dweight (+)= dyᵀ x`, and norms of parts of it for [`GradNorm`](super::GradNorm), which then need not read it again.
 pub struct LinearBwdWeight<'a, B: Backend> {
     pub dims: LinearDims,
     /// (tokens, outputs)
@@ -268,6 +278,10 @@ pub struct LinearBwdWeight<'a, B: Backend> {
     /// (outputs, inputs)
     pub dweight: ViewMut<'a, B::Acc>,
     pub write: Write,
+    /// (dims.patches()) Euclidean norms of whole patches of `dweight` as it is afterwards. Every patch is in one of them; which
+    /// are together in one is the backend's affair, and the rest are 0. A norm is as exact as its storage; one that `Acc` cannot
+    /// hold is infinite.
+    pub norms: Option<ViewMut<'a, B::Acc>>,
 }
 
 impl<B: Backend> LinearBwdWeight<'_, B> {
@@ -275,7 +289,8 @@ impl<B: Backend> LinearBwdWeight<'_, B> {
         let (op, d) = ("linear_bwd_weight", self.dims);
         expect_len(op, "dy", self.dy.len, d.tokens * d.outputs)?;
         expect_len(op, "x", self.x.len, d.tokens * d.inputs)?;
-        expect_len(op, "dweight", self.dweight.len, d.outputs * d.inputs)
+        expect_len(op, "dweight", self.dweight.len, d.outputs * d.inputs)?;
+        expect_len(op, "norms", self.norms.as_ref().map_or(d.patches(), |n| n.len), d.patches())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Contracts of the gradient norm and AdamW over the flat parameter arena.
 
+use std::ops::Range;
+
 use super::{Result, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
@@ -19,6 +21,14 @@ pub const CONTROL_APPLY: usize = 4;
 /// Updates skipped so far because a gradient was not finite.
 pub const CONTROL_SKIPPED: usize = 5;
 
+/// Elements of the gradient whose sum of squares is known already.
+pub struct Told<'a, B: Backend> {
+    /// Which elements.
+    pub range: Range<usize>,
+    /// Norms, whose squares add up to theirs: of all products in the range by [`LinearBwdWeight`](super::LinearBwdWeight).
+    pub norms: View<'a, B::Acc>,
+}
+
 /// Global norm of the gradient, clip factor and the finite check, in a fixed order of summation.
 pub struct GradNorm<'a, B: Backend> {
     pub len: usize,
@@ -26,15 +36,32 @@ pub struct GradNorm<'a, B: Backend> {
     pub max_norm: f64,
     /// (len)
     pub grads: View<'a, B::Acc>,
+    /// Elements that are not read, since norms stand for them.
+    pub told: Option<Told<'a, B>>,
     /// (CONTROL)
     pub control: ViewMut<'a, B::Acc>,
 }
 
 impl<B: Backend> GradNorm<'_, B> {
+    /// Elements that are read: those before the told ones, those after.
+    pub(crate) fn read(&self) -> [Range<usize>; 2] {
+        let told = self.told.as_ref().map_or(self.len..self.len, |told| told.range.clone());
+        [0..told.start, told.end..self.len]
+    }
+
+    /// Norms that stand for elements.
+    pub(crate) fn norms(&self) -> usize {
+        self.told.as_ref().map_or(0, |told| told.norms.len)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let op = "grad_norm";
         expect(op, "max_norm", self.max_norm > 0.0, "a positive number", self.max_norm)?;
         expect_len(op, "grads", self.grads.len, self.len)?;
+        if let Some(Told { range, .. }) = &self.told {
+            let inside = range.start <= range.end && range.end <= self.len;
+            expect(op, "told", inside, format!("a range within 0..{}", self.len), format!("{range:?}"))?;
+        }
         expect_len(op, "control", self.control.len, CONTROL)
     }
 }

@@ -6,10 +6,11 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::matmul::{ROWS_UNIT, matmul, par_matmul};
+use super::optim::squares;
 use super::rowwise::{add_rows, glu_rows, glu_rows_bwd, sum_slices};
 use super::tile::{Grid, Mat, bounds};
-use crate::backend::Write;
 use crate::backend::contract::*;
+use crate::backend::{ViewMut, Write};
 
 pub(super) fn linear_fwd(a: LinearFwd<'_, Cpu>) {
     let d = a.dims;
@@ -76,13 +77,34 @@ const TASKS_PER_THREAD: usize = 4;
 
 pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
     let d = a.dims;
-    let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
-    let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
+    let (dweight, norms) = (a.dweight.into_slice(), a.norms.map(ViewMut::into_slice));
+    weight_product(cpu, d, a.dy.slice(), a.x.slice(), dweight, a.write);
+    if let Some(norms) = norms {
+        patch_norms(dweight, norms, d);
+    }
+}
+
+/// A norm for all patches beside one another, at the first of them.
+fn patch_norms(dweight: &[f32], norms: &mut [f32], d: LinearDims) {
+    let across = d.inputs.div_ceil(PATCH.1);
+    if norms.is_empty() {
+        return;
+    }
+    norms.par_chunks_mut(across).zip(dweight.par_chunks(PATCH.0 * d.inputs)).for_each(|(norms, rows)| {
+        norms.fill(0.0);
+        norms[0] = squares(rows).sqrt() as f32;
+    });
+}
+
+/// dweight (+)= dyᵀ x.
+fn weight_product(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f32], write: Write) {
+    let dy = Mat::new(dy, d.tokens, d.outputs, d.outputs);
+    let x = Mat::new(x, d.tokens, d.inputs, d.inputs);
     let size = d.outputs * d.inputs;
     let wanted = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
     let slices = if size <= SMALL_WEIGHT { wanted.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
-        par_matmul(a.dweight.into_slice(), dy.t(), x, a.write, |_, _| {});
+        par_matmul(dweight, dy.t(), x, write, |_, _| {});
         return;
     }
     if size == 0 {
@@ -105,7 +127,7 @@ pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
         matmul(&mut grid.claim(task, 0), dy.t(), x.rows(tokens), Write::Overwrite);
     });
     drop(grid);
-    sum_slices(a.dweight.into_slice(), &partial, a.write);
+    sum_slices(dweight, &partial, write);
 }
 
 /// Tokens whose bias gradients one task adds up.

@@ -12,11 +12,10 @@ const NORM_SLICES: usize = 256;
 const NORM_SLICE: usize = 1 << 14;
 
 pub(super) fn grad_norm(a: GradNorm<'_, Cpu>) {
+    let [before, after] = a.read().map(|range| &a.grads.slice()[range]);
+    let norms = a.told.map_or(&[][..], |told| told.norms.slice());
+    let norm = [before, after, norms].into_iter().map(sum_of_squares).sum::<f64>().sqrt();
     let control = a.control.into_slice();
-    let slice = a.len.div_ceil(NORM_SLICES).max(NORM_SLICE);
-    let mut sums = [0.0f64; NORM_SLICES];
-    sums.par_iter_mut().zip(a.grads.slice().par_chunks(slice)).for_each(|(sum, grads)| *sum = squares(grads));
-    let norm = sums.iter().sum::<f64>().sqrt();
     control[CONTROL_NORM] = norm as f32;
     if norm.is_finite() {
         control[CONTROL_STEP] += 1.0;
@@ -29,9 +28,17 @@ pub(super) fn grad_norm(a: GradNorm<'_, Cpu>) {
     }
 }
 
+/// By slices on all threads.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    let slice = values.len().div_ceil(NORM_SLICES).max(NORM_SLICE);
+    let mut sums = [0.0f64; NORM_SLICES];
+    sums.par_iter_mut().zip(values.par_chunks(slice)).for_each(|(sum, values)| *sum = squares(values));
+    sums.iter().sum()
+}
+
 vectorised! {
     /// Sum of squares in f64.
-    fn squares(values: &[f32]) -> f64 {
+    pub(super) fn squares(values: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let blocks = values.chunks_exact(LANES);
         let tail = blocks.remainder();

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Element};
 use super::launchers as launch;
-use super::{Kernels, int, read, write, write_option};
+use super::{Kernels, int, read, read_option, write, write_option};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
@@ -13,14 +13,26 @@ const NORM_SLICE: usize = 1 << 14;
 const ADAMW_BLOCK: usize = 256 * 8;
 
 pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
+    let [before, after] = a.read();
+    let told = a.norms();
+    let runs = [before.len(), after.len(), told];
     // Slices begin at multiples of 16 bytes.
-    let slice = a.len.div_ceil(NORM_SLICES).next_multiple_of(4).max(NORM_SLICE);
-    let slices = a.len.div_ceil(slice);
+    let slice = runs.iter().sum::<usize>().div_ceil(NORM_SLICES).next_multiple_of(4).max(NORM_SLICE);
+    let slices = runs.iter().map(|len| len.div_ceil(slice)).sum();
     let mut scratch = k.scratch()?;
     let sums = scratch.want::<f64>(slices);
     scratch.take()?;
-    launch::GradSquares { grads: read(a.grads), sums: scratch.write(sums), len: a.len as i64, slice: slice as i64 }
-        .launch(&k.device, k.row_blocks(slices, 1), 0)?;
+    launch::GradSquares {
+        grads: read(a.grads),
+        norms: read_option(a.told.map(|told| told.norms)),
+        sums: scratch.write(sums),
+        first: before.len() as i64,
+        rest: after.start as i64,
+        len: a.len as i64,
+        told: told as i64,
+        slice: slice as i64,
+    }
+    .launch(&k.device, k.row_blocks(slices, 1), 0)?;
     launch::GradNorm {
         sums: scratch.read(sums),
         control: write(&mut a.control),

@@ -105,6 +105,16 @@ pub fn linear_bwd_weight(a: LinearBwdWeight<'_, R>) {
             }
         }
     }
+    if let Some(norms) = a.norms {
+        let (norms, across) = (norms.into_slice(), d.inputs.div_ceil(PATCH.1));
+        norms.fill(0.0);
+        for o in 0..d.outputs {
+            for i in 0..d.inputs {
+                norms[o / PATCH.0 * across + i / PATCH.1] += dweight[o * d.inputs + i].powi(2);
+            }
+        }
+        norms.iter_mut().for_each(|norm| *norm = norm.sqrt());
+    }
 }
 
 pub fn bias_bwd(a: BiasBwd<'_, R>) {

@@ -4,8 +4,10 @@ use super::Reference;
 use crate::backend::contract::*;
 
 pub fn grad_norm(a: GradNorm<'_, Reference>) {
+    let read = a.read().map(|range| &a.grads.slice()[range]);
+    let told = a.told.map_or(&[][..], |told| told.norms.slice());
+    let norm = read[0].iter().chain(read[1]).chain(told).map(|g| g * g).sum::<f64>().sqrt();
     let control = a.control.into_slice();
-    let norm = a.grads.slice().iter().map(|g| g * g).sum::<f64>().sqrt();
     control[CONTROL_NORM] = norm;
     if norm.is_finite() {
         control[CONTROL_STEP] += 1.0;

@@ -16,6 +16,9 @@ pub enum Pass {
     Forward,
     Input,
     Weight,
+    /// The weight's gradient with the norms of its patches, as the last micro-batch of a step has it. The norms are not verified
+    /// here: a part of the gradient has others.
+    Norms,
 }
 
 /// A product of a linear layer.
@@ -38,13 +41,17 @@ impl Call for Linear {
         match self.pass {
             Pass::Residual | Pass::Bias | Pass::Forward => "linear_fwd",
             Pass::Input => "linear_bwd_input",
-            Pass::Weight => "linear_bwd_weight",
+            Pass::Weight | Pass::Norms => "linear_bwd_weight",
         }
     }
 
     fn sizes(&self) -> Vec<(&'static str, usize)> {
         let d = self.dims;
-        vec![("tokens", d.tokens), ("inputs", d.inputs), ("outputs", d.outputs)]
+        let mut sizes = vec![("tokens", d.tokens), ("inputs", d.inputs), ("outputs", d.outputs)];
+        if self.pass == Pass::Norms {
+            sizes.push(("norms", d.patches()));
+        }
+        sizes
     }
 
     fn operands(&self) -> Vec<Operand> {
@@ -64,9 +71,11 @@ impl Call for Linear {
                 let dx = Operand::act("dx", t, i, Fill::Constant(0.0)).written();
                 vec![y("dy", Fill::Normal(1.0)), weight(d.outputs), dx]
             }
-            Pass::Weight => {
+            Pass::Weight | Pass::Norms => {
                 let dweight = Operand::acc("dweight", o, i, Fill::Constant(0.0)).written();
-                vec![y("dy", Fill::Normal(1.0)), x, dweight]
+                let norms = Operand::acc("norms", (Axis::Whole, d.patches()), ONE, Fill::Constant(0.0)).written();
+                let norms = Some(norms).filter(|_| self.pass == Pass::Norms);
+                [y("dy", Fill::Normal(1.0)), x, dweight].into_iter().chain(norms).collect()
             }
         }
     }
@@ -77,8 +86,10 @@ impl Call for Linear {
             Pass::Input => {
                 on.linear_bwd_input(LinearBwdInput { dims, dy: o.act(), weight: o.act(), dx: o.act_out(), write })
             }
-            Pass::Weight => {
-                on.linear_bwd_weight(LinearBwdWeight { dims, dy: o.act(), x: o.act(), dweight: o.acc_out(), write })
+            Pass::Weight | Pass::Norms => {
+                let (dy, x, dweight) = (o.act(), o.act(), o.acc_out());
+                let norms = (self.pass == Pass::Norms).then(|| o.acc_out());
+                on.linear_bwd_weight(LinearBwdWeight { dims, dy, x, dweight, write, norms })
             }
             _ => {
                 let (x, weight) = (o.act(), o.act());
@@ -94,7 +105,7 @@ impl Call for Linear {
         match self.pass {
             Pass::Input => Tolerance::dot(precision, d.outputs),
             // Sums of products of order one grow with the root of their length.
-            Pass::Weight => {
+            Pass::Weight | Pass::Norms => {
                 Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0))
             }
             _ => d.tolerance(precision),
@@ -109,7 +120,7 @@ impl Call for Linear {
                 let dims = LinearDims { tokens: tokens.len(), inputs: inputs.len(), ..d };
                 (Picks::default().of(Axis::Token, tokens).of(Axis::Input, inputs), dims)
             }
-            Pass::Weight => {
+            Pass::Weight | Pass::Norms => {
                 let dims = LinearDims { inputs: inputs.len(), outputs: outputs.len(), ..d };
                 (Picks::default().of(Axis::Input, inputs).of(Axis::Output, outputs), dims)
             }
@@ -118,7 +129,8 @@ impl Call for Linear {
                 (Picks::default().of(Axis::Token, tokens).of(Axis::Output, outputs), dims)
             }
         };
-        vec![Part { call: Self { dims, ..*self }, picks, compared: &[] }]
+        let compared: &[&str] = if self.pass == Pass::Norms { &["dweight"] } else { &[] };
+        vec![Part { call: Self { dims, ..*self }, picks, compared }]
     }
 }
 

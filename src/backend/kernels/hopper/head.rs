@@ -245,6 +245,7 @@ fn chunk_backward<D: Device, A: Element>(
         c: dhead,
         bias: Read::NONE,
         residual: Read::NONE,
+        norms: 0,
         m: d.vocab,
         n: d.hidden,
         k: count,

@@ -36,6 +36,8 @@ pub(in super::super) struct Product<A> {
     pub c: u64,
     pub bias: Read<A>,
     pub residual: Read<A>,
+    /// Address of the norms of C's patches, or 0.
+    pub norms: u64,
     pub m: usize,
     pub n: usize,
     pub k: usize,
@@ -189,10 +191,14 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
             }
         }
         Op::Weight => {
-            let turns = Write::new(turns(k, &choice)?, 0);
+            let (turns, norms) = (Write::new(turns(k, &choice)?, 0), Write::new(product.norms, 0));
             macro_rules! go {
                 ($Kernel:ident) => {
-                    launch::$Kernel { a, b, c, turns, m, n, k: depth, splits, add }.launch(device, choice.grid, shared)
+                    launch::$Kernel { a, b, c, turns, norms, m, n, k: depth, splits, add }.launch(
+                        device,
+                        choice.grid,
+                        shared,
+                    )
                 };
             }
             match tile {

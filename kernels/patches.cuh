@@ -1,0 +1,27 @@
+// Norms of patches of a gradient, 16 rows by 32 columns each (src/backend/contract/nn.rs), so that the norm of all gradients
+// need not read what has just been written. Used by matmul.cu and matmul_sm90.cuh.
+#pragma once
+
+#include "common.cuh"
+#include "primitives/warp.cuh"
+
+constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
+
+/// Writes the norm of the patches of a warp's part of a matrix to the first of them, and zeros to the others. The part begins at
+/// a patch; patches beyond the matrix are left out. `squares` is the lane's sum of squares: in f64, which no square of an f32
+/// overflows. All lanes.
+template <int HEIGHT, int WIDTH>
+DEVICE void store_norm(float* norms,  // (ceil(rows / 16), ceil(columns / 32))
+                       int rows, int columns, int row, int column, double squares) {
+    constexpr int DOWN = HEIGHT / PATCH_ROWS, ACROSS = WIDTH / PATCH_COLUMNS;
+    static_assert(HEIGHT % PATCH_ROWS == 0 && WIDTH % PATCH_COLUMNS == 0 && DOWN * ACROSS <= WARP, "a lane for each patch");
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        squares += shuffle_xor(squares, mask);
+    }
+    int lane = lane_index(), all_across = ceil_div(columns, PATCH_COLUMNS);
+    int down = row / PATCH_ROWS + lane / ACROSS, across = column / PATCH_COLUMNS + lane % ACROSS;
+    if (lane < DOWN * ACROSS && down < ceil_div(rows, PATCH_ROWS) && across < all_across) {
+        norms[1LL * down * all_across + across] = lane == 0 ? float(sqrt(squares)) : 0.0f;
+    }
+}
