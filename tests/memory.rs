@@ -103,7 +103,8 @@ fn parts_are_sizes_times_bytes() {
         MemoryPlan::new(&subject, &sizes, 2, available).unwrap()
     };
     assert!(plan(Precision::F64, None, None).is_none());
-    let len = Layout::new(&config).len as u64;
+    let layout = Layout::new(&config);
+    let (len, norms) = (layout.len as u64, layout.norms as u64);
     let round = |bytes: u64| bytes.next_multiple_of(256);
     for (precision, act) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
         let plan = plan(precision, Some(&card), None).unwrap();
@@ -111,7 +112,8 @@ fn parts_are_sizes_times_bytes() {
         let rotary = 2 * round((limits.longest_path * config.head_dim / 2 * 4) as u64);
         assert_eq!(part(&plan, "weights"), round(len * act) + rotary);
         assert_eq!(part(&plan, "weights in full precision"), if act == 2 { round(len * 4) } else { 0 });
-        assert_eq!(part(&plan, "gradients"), round(len * 4));
+        // With a norm for each patch of 16 by 32 elements of a product.
+        assert_eq!(part(&plan, "gradients"), round(len * 4) + round(norms * 4));
         assert_eq!(part(&plan, "AdamW moments"), 2 * round(len * 4));
         assert_eq!(part(&plan, "reference weights"), part(&plan, "weights"));
         assert!(part(&plan, "activations") > part(&plan, "reference activations"));
