@@ -161,12 +161,13 @@ impl BenchStudy {
             "processors of others",
             "clocks held back by",
         ];
-        let mut blocks = vec![Block::Table(table(
+        let rows = table(
             "Rows, with means of the readings while they were timed",
             &header,
             &[2, 3, 4, 5, 6, 7, 8, 9],
             rows.collect(),
-        ))];
+        );
+        let mut blocks = vec![Block::Table(rows.without_empty_columns("–"))];
         let others = self.calls.iter().filter(|call| call.row.status != Status::Measured);
         let notes: Vec<String> = others
             .map(|call| {

@@ -12,6 +12,7 @@
 
 pub mod axis;
 pub mod distribution;
+mod labels;
 pub mod page;
 pub mod plots;
 pub mod quickstart;

@@ -69,6 +69,18 @@ pub struct Page {
 }
 
 impl Table {
+    /// Without the columns in which every row has `empty` or nothing. Numbers of other columns keep their alignment.
+    pub fn without_empty_columns(mut self, empty: &str) -> Self {
+        let is_empty = |row: &Vec<String>, column: usize| row.get(column).is_none_or(|cell| cell == empty);
+        let kept: Vec<usize> =
+            (0..self.header.len()).filter(|&column| !self.rows.iter().all(|row| is_empty(row, column))).collect();
+        let keep = |cells: &[String]| kept.iter().filter_map(|&column| cells.get(column).cloned()).collect();
+        self.header = keep(&self.header);
+        self.rows = self.rows.iter().map(|row| keep(row)).collect();
+        self.numeric = (0..kept.len()).filter(|&at| self.numeric.contains(&kept[at])).collect();
+        self
+    }
+
     /// The table inside a frame that scrolls sideways when the screen is narrower.
     pub fn to_html(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).chain([self.header.len()]).max().unwrap_or(0);

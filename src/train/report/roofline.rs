@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use super::axis::{Axis, Scale};
 use super::escape;
-use super::svg::{LEFT, WIDTH, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open, put_no_values};
+use super::labels::{Frame, Label, place};
+use super::svg::{
+    LEFT, PLOT, TOP, WIDTH, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open, put_no_values,
+};
 
 /// Ops as numbered points, with memory's rate as the slope and the product's rate as the flat part of the roof.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,19 +40,14 @@ impl Roofline {
         if points.is_empty() {
             put_no_values(&mut out);
         }
-        let mut labels: Vec<(f64, f64)> = Vec::new();
-        for &(number, px, py) in &points {
-            let (px, py) = (across(&x, px), down(&y, py));
+        let placed: Vec<(usize, f64, f64)> =
+            points.iter().map(|&(number, px, py)| (number, across(&x, px), down(&y, py))).collect();
+        for &(_, px, py) in &placed {
             draw_mark(&mut out, 1, px, py);
-            // Beside the point where there is room, else above.
-            let free = |(left, top): &(f64, f64)| {
-                labels.iter().all(|(l, t)| (l - left).abs() >= 15.0 || (t - top).abs() >= 11.0)
-            };
-            let around = [(6.0, -5.0), (6.0, 13.0), (-18.0, -5.0), (-18.0, 13.0)].map(|(x, y)| (px + x, py + y));
-            let above = (1..20).map(|step| (px + 6.0, py - 5.0 - 11.0 * f64::from(step)));
-            let (left, top) = around.into_iter().chain(above).find(free).unwrap_or((px, py));
-            labels.push((left, top));
-            let _ = write!(out, r#"<text class="bar-label" x="{left:.1}" y="{top:.1}">{number}</text>"#);
+        }
+        let frame = Frame { left: LEFT, top: TOP, right: WIDTH, bottom: TOP + PLOT };
+        for Label { text, left, base } in place(&placed, &frame) {
+            let _ = write!(out, r#"<text class="bar-label" x="{left:.1}" y="{base:.1}">{text}</text>"#);
         }
         out.push_str("</svg>");
         out
@@ -91,6 +89,9 @@ mod tests {
         assert!(svg.contains("intensity (FLOP/byte)") && svg.contains("rate (FLOP/s)"), "{svg}");
         assert!(svg.contains(">1</text>") && svg.contains(">3</text>") && !svg.contains(">2</text>"));
         assert!(svg.contains("linear &amp; more"));
+        // Points in one place have one label, which stays in the plot.
+        let many = (0..30).map(|n| point("same", 300.0, 6e14 + 1e12 * f64::from(n))).collect();
+        assert!(Roofline { points: many, ..plot.clone() }.to_svg().contains(">1–30</text>"));
         let empty = Roofline { points: Vec::new(), ..plot };
         assert!(empty.to_svg().ends_with("</svg>"));
     }

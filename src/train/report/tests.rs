@@ -178,6 +178,21 @@ fn tables_fill_short_rows_and_mark_headers() {
 }
 
 #[test]
+fn columns_without_a_value_are_left_out() {
+    let text = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
+    let table = Table {
+        caption: String::new(),
+        header: text(&["a", "b", "c", "d"]),
+        rows: vec![text(&["x", "–", "–", "1"]), text(&["y", "–", "2", "–"])],
+        numeric: vec![1, 3],
+    };
+    let kept = table.without_empty_columns("–");
+    assert_eq!(kept.header, ["a", "c", "d"]);
+    assert_eq!(kept.rows, [["x", "–", "1"], ["y", "2", "–"]]);
+    assert_eq!(kept.numeric, [2]);
+}
+
+#[test]
 fn the_terminal_table_is_aligned() {
     let mut all = summary();
     all.runs.truncate(2);
