@@ -3,7 +3,8 @@
 //!
 //! Tensors that one matrix product reads together are adjacent without a gap: query, key and value; gate and up; the
 //! three biases. Every such group starts at a multiple of [`ALIGN`] elements, so vector loads stay aligned at any
-//! element width. Gaps hold zeros and receive no gradient.
+//! element width. Gaps hold zeros and receive no gradient. Norms of patches of the products' gradients, which the gradient norm reads in
+//! their place, lie in a buffer of their own.
 
 use std::ops::Range;
 

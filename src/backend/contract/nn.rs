@@ -258,7 +258,7 @@ impl<B: Backend> LinearBwdInput<'_, B> {
     }
 }
 
-/// Rows and columns of a patch of a weight's gradient, of which no sum of squares is in more than one norm.
+/// Rows and columns of a patch of a weight's gradient: the unit of the norms that [`LinearBwdWeight`] writes.
 pub const PATCH: (usize, usize) = (16, 32);
 
 impl LinearDims {
