@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mapl::backend::contract::*;
 use mapl::bench::compare::{Verdict, compare, text};
 use mapl::bench::row::{Cache, Row, SCHEMA, Status, read, write};
-use mapl::bench::run::cost;
+use mapl::bench::run::{cost, unsettled};
 use mapl::bench::work::Work;
 use mapl::bench::work::attention::{Attention, Shape};
 use mapl::bench::work::linear::{Linear, Pass};
@@ -145,6 +145,17 @@ fn verdicts_know_the_noise() {
         text.contains("slower   1.300x the earlier median") && text.contains("3 slower, 1 faster, 5 without"),
         "{text}"
     );
+}
+
+/// Rows that are timed again: those that differ, and those that others disturbed; not one that is the same, nor without a record.
+#[test]
+fn further_samples_are_taken_where_they_may_tell() {
+    let earlier = [row("op", 100.0, 98.0, 103.0, 97.0)];
+    let unsettled = |row: &Row| unsettled(std::slice::from_ref(row), Some((&earlier, 0.05)));
+    let loaded = Row { others: Some(0.2), ..row("op", 100.0, 98.0, 103.0, 97.0) };
+    assert!(unsettled(&row("op", 130.0, 127.0, 134.0, 125.0)) && unsettled(&row("op", 60.0, 59.0, 62.0, 58.0)));
+    assert!(unsettled(&loaded) && !unsettled(&earlier[0]) && !unsettled(&row("other", 9.0, 9.0, 9.0, 9.0)));
+    assert!(!mapl::bench::run::unsettled(&[loaded], None));
 }
 
 #[test]

@@ -54,8 +54,8 @@ pub struct BenchArgs {
     /// Samples of every contender, of all passes together
     #[arg(long, default_value_t = 30)]
     repeats: usize,
-    /// Passes over all calls, each with its part of the samples; further ones measure again what differs from --compare
-    /// [default: 3 on the cpu, else 1]
+    /// Passes over all calls, each with its part of the samples; further ones measure again what differs from --compare,
+    /// or was disturbed [default: 3 on the cpu, else 1]
     #[arg(long)]
     passes: Option<usize>,
     /// Seconds after which no further sample of a call is begun, once there are 5

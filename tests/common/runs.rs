@@ -1,5 +1,7 @@
 //! One generic function per op: inputs from the host, outputs back.
 
+use std::ops::Range;
+
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
@@ -407,10 +409,7 @@ pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offse
 }
 
 pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: &[f64]) -> Outputs {
-    let (grads, mut control) = (on.acc(grads), on.acc(control));
-    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), told: None, control: control.view_mut() };
-    on.backend.grad_norm(args).unwrap();
-    vec![("control", on.read_acc(&control))]
+    norm_of(on, max_norm, grads, None, control)
 }
 
 /// Norm of a gradient of which norms stand for a part.
@@ -418,12 +417,28 @@ pub fn grad_norm_told<B: Backend>(
     on: &On<B>,
     max_norm: f64,
     grads: &[f64],
-    (range, norms): (std::ops::Range<usize>, &[f64]),
+    told: (Range<usize>, &[f64]),
     control: &[f64],
 ) -> Outputs {
-    let (grads, norms, mut control) = (on.acc(grads), on.acc(norms), on.acc(control));
-    let told = Some(Told { range, norms: norms.view() });
-    let args = GradNorm { len: grads.len, max_norm, grads: grads.view(), told, control: control.view_mut() };
+    norm_of(on, max_norm, grads, Some(told), control)
+}
+
+fn norm_of<B: Backend>(
+    on: &On<B>,
+    max_norm: f64,
+    grads: &[f64],
+    told: Option<(Range<usize>, &[f64])>,
+    control: &[f64],
+) -> Outputs {
+    let (grads, mut control) = (on.acc(grads), on.acc(control));
+    let told = told.map(|(range, norms)| (range, on.acc(norms)));
+    let args = GradNorm {
+        len: grads.len,
+        max_norm,
+        grads: grads.view(),
+        told: told.as_ref().map(|(range, norms)| Told { range: range.clone(), norms: norms.view() }),
+        control: control.view_mut(),
+    };
     on.backend.grad_norm(args).unwrap();
     vec![("control", on.read_acc(&control))]
 }
