@@ -2,29 +2,70 @@
 //! that lists it is synced too, so neither a kill nor a power cut leaves half of one under its own name.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// The name under which `path` is written before it is complete: `.tmp` behind the whole name.
+/// Temporary name of `path` until it is complete: the whole name with `.tmp` appended.
 pub fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     name.into()
 }
 
+/// A file under its temporary name. It is removed on drop unless it was renamed.
+#[derive(Debug)]
+pub struct Unfinished {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Writes `path` under its temporary name through `write` and syncs it.
+    pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
+        let unfinished = Self { temporary: temporary(path), path: path.to_path_buf() };
+        let file = File::create(&unfinished.temporary).map_err(Error::io("create", &unfinished.temporary))?;
+        let mut out = BufWriter::new(file);
+        write(&mut out)?;
+        let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
+        file.sync_all().map_err(Error::io("write", path))?;
+        Ok(unfinished)
+    }
+
+    /// Gives the file its name. The caller syncs the folder.
+    pub fn rename(self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // After a rename nothing is left to remove. A failed removal must not hide the first error.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
 /// Writes a file under its temporary name, syncs it, renames it and syncs its folder.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = temporary(path);
-    let written = File::create(&unfinished).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    if let Err(e) = written {
-        // What is there is of no use and may fill the disk; a failed removal must not hide the first error.
-        let _ = fs::remove_file(&unfinished);
-        return Err(Error::io("write", &unfinished)(e));
-    }
-    fs::rename(&unfinished, path).map_err(Error::io("rename", &unfinished))?;
+    Unfinished::write(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))?.rename()?;
     sync_parent(path)
+}
+
+/// Writes JSON with two-space indents and a final newline, as [`write_text`] writes.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    // `{:#}` prints indented JSON and cannot fail, unlike a serialiser into a writer.
+    write_text(path, &format!("{value:#}\n"))
+}
+
+/// Writes a text file with [`write_whole`], so no reader sees half of it. A link, pipe or device, such as `/dev/stdout`,
+/// is written to directly: a rename would replace it by a regular file.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
+        return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
+    }
+    write_whole(path, text.as_bytes())
 }
 
 /// Brings a file's content, or a folder's list of names, to the disk.

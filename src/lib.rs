@@ -1,31 +1,41 @@
 //! `mapl` trains transformers on preference data (reward models and DPO) with multi-level aware preference
 //! learning, MAPL (arXiv 2505.12845). The modules, in reading order:
 //!
-//! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
+//! - [`error`], [`rng`], [`files`], [`terminal`]: the error type with its exit codes; seeded random numbers; files written
+//!   whole or not at all; lines on a terminal
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
-//! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
+//! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
+//! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
+//! - [`doctor`]: checks of preference data before anything is trained on them
 //! - [`loss`]: comparison curves and objectives
+//! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
 //! - [`optim`]: learning-rate schedules and AdamW state
-//! - [`study`]: where the time goes, against ceilings measured on this machine
-//! - [`mod@bench`]: every op timed, verified first, beside other libraries and the ceilings of the run
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
-//! - [`watch`]: a run in the terminal while it trains
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
-//! - [`error`], [`rng`], [`files`]: the error type with its exit codes; seeded random numbers; files written whole
+//! - [`report`]: SVG charts and HTML pages about runs
+//! - [`mod@bench`]: every op timed, verified first, with other libraries and the ceilings of the same run
+//! - [`study`]: training runs and benchmarks under observation, and the predicted floor of a step
+//! - [`watch`]: a run in the terminal while it trains
 //! - [`cli`]: the commands of the binary
+//!
+//! A module imports from modules above it in this list, and from no module below it; `tests/tools` reads the imports.
 
 pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod data;
+pub mod doctor;
 pub mod error;
 pub mod eval;
 pub mod files;
 pub mod loss;
 pub mod model;
 pub mod optim;
+pub mod perf;
+pub mod report;
 pub mod rng;
 pub mod study;
+pub mod terminal;
 pub mod train;
 pub mod watch;
 

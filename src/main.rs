@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use mapl::cli::{Cli, args, run};
-use mapl::train::console::complain;
+use mapl::terminal::complain;
 
 fn main() {
     std::process::exit(exit_code());

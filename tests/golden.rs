@@ -24,10 +24,10 @@ use mapl::model::decoder::Model;
 use mapl::model::store::load;
 use mapl::model::weights::LoadAs;
 use mapl::optim::adamw::AdamWSettings;
+use mapl::train::batch::upload::DeviceBatch;
 use mapl::train::metrics::Tally;
 use mapl::train::score::Scorer;
 use mapl::train::step::Trainer;
-use mapl::train::upload::DeviceBatch;
 
 const PLAIN: ComparisonOptions = ComparisonOptions { scale: [1.0; KINDS], margin_add: 0.0 };
 

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use mapl::study::hardware::card::{Activity, Card, CardMeter, GIVE_UP, Missing};
-use mapl::study::hardware::host::HostMeter;
-use mapl::study::hardware::sampler::{HELD, Sampler};
-use mapl::study::hardware::{Meter, Sample, nvml};
+use mapl::perf::hardware::card::{Activity, Card, CardMeter, GIVE_UP, Missing};
+use mapl::perf::hardware::host::HostMeter;
+use mapl::perf::hardware::sampler::{HELD, Sampler};
+use mapl::perf::hardware::{Meter, Sample, nvml};
 
 /// A card that plays back what one said, reading by reading; when the stream ends every number fails.
 struct Recorded {

@@ -11,9 +11,9 @@ use mapl::backend::kernels::device::Properties;
 use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_into};
 use mapl::loss::objective::{Loss, LossOptions, Method};
 use mapl::model::layout::Layout;
+use mapl::train::batch::upload::DeviceBatch;
 use mapl::train::memory::{MemoryPlan, Subject};
 use mapl::train::pack_options;
-use mapl::train::upload::DeviceBatch;
 
 fn loss(method: Method) -> Loss {
     let options = LossOptions { beta: (method == Method::Dpo).then_some(0.1), ..LossOptions::default() };

@@ -12,8 +12,8 @@ use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, ComparisonOptions, pack_into};
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{Loss, LossOptions, Method, Mix, ScopeName};
+use mapl::train::batch::upload::DeviceBatch;
 use mapl::train::pack_options;
-use mapl::train::upload::DeviceBatch;
 
 /// Prompts x, x_up, x_down; responses chosen and rejected. Sequences: (x,c) (x,r) (up,c) (up,r) (down,c) (down,r).
 const SEQUENCES: usize = 6;

@@ -21,9 +21,9 @@ use mapl::model::store;
 use mapl::model::weights::{LoadAs, write_model};
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::evaluate::Evaluator;
-use mapl::train::reference::file::{CacheFile, Entries, Found};
-use mapl::train::reference::key::sequence_key;
-use mapl::train::reference::{CacheOptions, ReferenceCache};
+use mapl::train::frozen::file::{CacheFile, Entries, Found};
+use mapl::train::frozen::key::sequence_key;
+use mapl::train::frozen::{CacheOptions, ReferenceCache};
 use mapl::train::step::Trainer;
 
 /// A temporary folder with a saved reference model.

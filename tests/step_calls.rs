@@ -19,9 +19,9 @@ use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossOptions, Method};
 use mapl::model::config::ModelConfig;
 use mapl::optim::adamw::AdamWSettings;
+use mapl::train::batch::packing::PackedStep;
 use mapl::train::memory::{MemoryPlan, Subject};
 use mapl::train::pack_options;
-use mapl::train::packing::PackedStep;
 use mapl::train::step::Trainer;
 use observed::{Calls, Observed};
 

@@ -13,7 +13,7 @@ use super::work::{Call, Work};
 use super::yardstick::Kind;
 use crate::Result;
 use crate::backend::contract::{Cost, Precision};
-use crate::study::hardware::host::Load;
+use crate::perf::hardware::host::Load;
 use crate::study::plan::multiplies;
 
 /// Most sets of operands that a call rotates over.

@@ -17,9 +17,9 @@ use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
-use crate::study::ceilings::Ceilings;
-use crate::study::hardware::card::Card as _;
-use crate::study::hardware::nvml;
+use crate::perf::ceilings::Ceilings;
+use crate::perf::hardware::card::Card as _;
+use crate::perf::hardware::nvml;
 
 /// Rates that nothing on the machine exceeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -103,7 +103,7 @@ impl Benched for Cpu {
 
     /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
     fn beyond_caches(&self) -> u64 {
-        crate::study::ceilings::COPIED_BYTES
+        crate::perf::ceilings::COPIED_BYTES
     }
 
     fn yardstick(&self, kind: Kind) -> Option<Box<Timed<'static, Self>>> {
@@ -116,7 +116,7 @@ impl Benched for Cpu {
 
     fn rates(&self) -> Result<Option<Rates>> {
         let ceilings = Ceilings::measure();
-        Ok(Some(Rates { memory: crate::study::ceilings::memory(ceilings.copy), product: ceilings.sgemm }))
+        Ok(Some(Rates { memory: crate::perf::ceilings::memory(ceilings.copy), product: ceilings.sgemm }))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::bench::shapes::{MODELS, Room, SQUARE};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
 use crate::study::bench::Span;
-use crate::train::console::{complain, say};
+use crate::terminal::{complain, say};
 use crate::{Error, Result};
 
 /// Arguments of `bench`.

@@ -14,8 +14,8 @@ use crate::data::show::{ShowOptions, render};
 use crate::data::source::{ReadOptions, read_files_with_reports};
 use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
-use crate::train::checkpoint::write_text;
-use crate::train::console::{color, say};
+use crate::files::write_text;
+use crate::terminal::{color, say};
 use crate::{Error, Result};
 
 /// What to do with data.
@@ -107,7 +107,7 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     write_text(&args.output, &text)?;
     if let Some(path) = &args.report {
         let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write report: {e}")))?;
-        crate::train::checkpoint::write_json(path, &value)?;
+        crate::files::write_json(path, &value)?;
     }
     say(&report.to_string());
     say(&format!("{} groups in {}", rows.len(), args.output.display()));

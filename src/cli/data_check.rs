@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::check_output;
-use crate::data::check::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::data::source::{ReadOptions, read_files_leniently};
 use crate::data::tokenize::TokenizeOptions;
 use crate::data::tokenizer::Tokenizer;
-use crate::train::checkpoint::write_json;
-use crate::train::console::say;
+use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
+use crate::files::write_json;
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `data check`.
@@ -69,7 +69,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     };
     let train = read(&args.files)?;
     let test = if args.test_file.is_empty() { None } else { Some(read(&args.test_file)?) };
-    let report = check::check(train, test, with.as_ref())?;
+    let report = doctor::check(train, test, with.as_ref())?;
     let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
     if let Some(output) = &args.output {
         write_json(output, &value)?;

@@ -13,7 +13,7 @@ use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::emulator::Emulator;
 use crate::backend::reference::Reference;
-use crate::train::console::complain;
+use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// `--device`.

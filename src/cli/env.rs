@@ -14,7 +14,7 @@ use crate::backend::kernels::launchers::RESOURCES;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
-use crate::train::console::say;
+use crate::terminal::say;
 
 /// Arguments of `env`.
 #[derive(Args, Clone, Debug)]

@@ -13,9 +13,9 @@ use crate::data::source::{SourceRow, read_files};
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
+use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::train::checkpoint::{write_json, write_text};
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `eval`.

@@ -13,7 +13,7 @@ use crate::data::source::{self, ColumnMap, ReadOptions};
 use crate::data::tokenizer::{Tokenizer, train_bpe};
 use crate::model::config::ModelConfig;
 use crate::model::{presets, store};
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `tokenizer`.

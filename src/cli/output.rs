@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use super::run_lock::RunLock;
 use crate::data::tokenized::TokenizedGroup;
 use crate::files::sync_parent;
+use crate::report::run::REPORT_FILE;
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
-use crate::train::report::run::REPORT_FILE;
 use crate::train::tensorboard;
 use crate::{Error, Result};
 

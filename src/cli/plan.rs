@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::model::presets;
 use crate::study::plan::{Card, StepPlan, Workload};
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `bench --plan`.

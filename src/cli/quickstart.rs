@@ -12,14 +12,12 @@ use super::device::DeviceArgs;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
+use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
-use crate::train::checkpoint::{write_json, write_text};
-use crate::train::console::say;
+use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary};
+use crate::report::{quickstart_report, quickstart_table};
+use crate::terminal::say;
 use crate::train::metrics::{KindTally, Tally};
-use crate::train::report::summary::{
-    AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary,
-};
-use crate::train::report::{quickstart_report, quickstart_table};
 use crate::train::run;
 use crate::{Error, Result};
 

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::loss::objective::Method;
-use crate::train::reference::CacheOptions;
+use crate::train::frozen::CacheOptions;
 use crate::{Error, Result};
 
 /// How the reference's log-probs come about.

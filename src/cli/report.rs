@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::check_output;
-use crate::train::console::say;
-use crate::train::report::run::{MOST_RUNS, REPORT_FILE, RUN_LOGS, write_report};
+use crate::report::run::{MOST_RUNS, REPORT_FILE, RUN_LOGS, write_report};
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `report`.

@@ -15,12 +15,12 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::blindness;
 use crate::eval::measure::{Measure, Quantity};
+use crate::files::write_text;
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store;
 use crate::model::weights::LoadAs;
-use crate::train::checkpoint::write_text;
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
 

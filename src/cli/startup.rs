@@ -15,7 +15,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
 use crate::model::config::ModelConfig;
-use crate::train::console::color;
+use crate::terminal::color;
 use crate::train::memory::MemoryPlan;
 
 /// What is about to be trained, on what, and where.

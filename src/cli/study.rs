@@ -16,18 +16,19 @@ use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::rates::{Benched, Rates};
 use crate::bench::row::Status;
+use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
+use crate::perf::hardware::Meter;
+use crate::perf::hardware::card::CardMeter;
+use crate::perf::hardware::host::HostMeter;
+use crate::perf::hardware::nvml::{self, NvmlCard};
+use crate::perf::hardware::sampler::{Meters, Sampler};
+use crate::perf::observe::Observed;
+use crate::perf::peak;
 use crate::study::bench::BenchStudy;
-use crate::study::hardware::Meter;
-use crate::study::hardware::card::CardMeter;
-use crate::study::hardware::host::HostMeter;
-use crate::study::hardware::nvml::{self, NvmlCard};
-use crate::study::hardware::sampler::{Meters, Sampler};
-use crate::study::observe::Observed;
+use crate::study::page;
 use crate::study::record::{Facts, Study};
-use crate::study::{page, peak};
-use crate::train::checkpoint::{write_json, write_text};
-use crate::train::console::{complain, say};
+use crate::terminal::{complain, say};
 use crate::{Error, Result};
 
 /// What is observed.

@@ -7,11 +7,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::files::write_whole;
+use crate::files::{write_json, write_text};
 use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, csv, earlier};
 use crate::study::sweep::page;
-use crate::train::checkpoint::{write_json, write_text};
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `study sweep`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::Result;
-use crate::train::console::say;
+use crate::terminal::say;
 use crate::watch::Watched;
 use crate::watch::view::{Choice, PANELS};
 

@@ -7,12 +7,11 @@
 //! - [`construct`]: applies an objective to rows that were read
 //! - [`template`], [`tokenizer`]: chat templates; a model folder's tokenizer, and training of a new one
 //! - [`tokenize`], [`tokenized`]: groups to token ids, with the prompt/response boundary on ids and the length limit
-//! - [`show`]: tokenised groups as text, trained tokens marked; [`check`]: what is wrong with preference data
+//! - [`show`]: tokenised groups as text, trained tokens marked
 //! - [`tree`], [`pack`]: prefix tree of a group; groups to a packed batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start
 
-pub mod check;
 pub mod construct;
 pub mod group;
 pub mod instructions;

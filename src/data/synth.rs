@@ -15,12 +15,13 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use std::io::{BufWriter, Write};
+use std::io::Write as _;
 use std::path::Path;
 
 use super::group::{PreferenceGroup, Prompt, Response};
-use crate::error::{Error, Result};
+use crate::files::{Unfinished, sync_parent};
 use crate::rng::Rng;
+use crate::{Error, Result};
 use words::{AUDIENCES, DAYS, OPENERS, REQUESTS, TOPICS};
 
 /// Fewest and most words of a response.
@@ -72,24 +73,15 @@ pub fn generate(options: &SynthOptions) -> Vec<PreferenceGroup> {
 /// # Errors
 /// [`Error::Io`] when the folder cannot be written.
 pub fn write_jsonl(groups: &[PreferenceGroup], path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        // A temporary file is private by default; the finished file gets the usual mode, less the umask.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let file = builder.tempfile_in(folder).map_err(Error::io("create a file beside", path))?;
-    let mut out = BufWriter::new(&file);
-    for group in groups {
-        serde_json::to_writer(&mut out, group).map_err(|e| Error::io("write", path)(e.into()))?;
-        out.write_all(b"\n").map_err(Error::io("write", path))?;
-    }
-    out.flush().map_err(Error::io("write", path))?;
-    drop(out);
-    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
-    Ok(())
+    let file = Unfinished::write(path, |out| {
+        for group in groups {
+            serde_json::to_writer(&mut *out, group).map_err(|e| Error::io("write", path)(e.into()))?;
+            out.write_all(b"\n").map_err(Error::io("write", path))?;
+        }
+        Ok(())
+    })?;
+    file.rename()?;
+    sync_parent(path)
 }
 
 fn pair(options: &SynthOptions, row: usize) -> PreferenceGroup {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
-use super::weights_write::write_atomically;
+use crate::files::write_json;
 use crate::{Error, Result};
 
 impl ModelConfig {
@@ -85,19 +85,12 @@ impl ModelConfig {
     /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. A reward model removes
     /// the one that a language model left there: its end ids would be read as the reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
-        write_json(&folder.join("config.json"), self.to_json(dtype))?;
+        write_json(&folder.join("config.json"), &Value::Object(self.to_json(dtype)))?;
         let generation = folder.join("generation_config.json");
         match self.generation_json() {
-            Some(map) => write_json(&generation, map),
+            Some(map) => write_json(&generation, &Value::Object(map)),
             None if generation.is_file() => std::fs::remove_file(&generation).map_err(Error::io("remove", &generation)),
             None => Ok(()),
         }
     }
-}
-
-/// Writes a JSON object with two-space indents and a final newline.
-pub(super) fn write_json(path: &Path, map: Map<String, Value>) -> Result<()> {
-    // `{:#}` prints indented JSON and cannot fail, unlike a serialiser into a writer.
-    let text = format!("{:#}\n", Value::Object(map));
-    write_atomically(path, |file| std::io::Write::write_all(file, text.as_bytes()))
 }

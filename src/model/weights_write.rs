@@ -3,19 +3,17 @@
 //! reader never sees half of one; files of an earlier save with other names are removed afterwards.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use half::bf16;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::config::StoredDtype;
-use super::config_write::write_json;
 use super::tensors::TensorSpec;
 use super::weights::{INDEX_FILE, SINGLE_FILE};
-use crate::files::sync;
+use crate::files::{Unfinished, sync, write_json};
 use crate::{Error, Result};
 
 /// Bytes of tensors in one shard, as transformers splits (5 GB, decimal).
@@ -140,29 +138,28 @@ fn header(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype) -> Result<Vec<
     Ok(bytes)
 }
 
-/// Writes one shard under a temporary name.
+/// Writes one shard under its temporary name.
 fn write_shard(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype, fill: &mut Fill) -> Result<Unfinished> {
-    let file = Unfinished::new(path);
     let failed = |e: std::io::Error| Error::io("write", path)(e);
-    let mut out = BufWriter::new(File::create(&file.temporary).map_err(failed)?);
-    out.write_all(&header(path, shard, dtype)?).map_err(failed)?;
-    let mut values = vec![0f32; CHUNK];
-    let mut bytes = Vec::with_capacity(CHUNK * dtype.bytes());
-    for tensor in shard {
-        let elements = tensor.elements();
-        for offset in (0..elements).step_by(CHUNK) {
-            let chunk = &mut values[..CHUNK.min(elements - offset)];
-            fill(tensor, offset, chunk)?;
-            bytes.clear();
-            match dtype {
-                StoredDtype::Bf16 => bytes.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
-                StoredDtype::F32 | StoredDtype::F16 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+    Unfinished::write(path, |out| {
+        out.write_all(&header(path, shard, dtype)?).map_err(failed)?;
+        let mut values = vec![0f32; CHUNK];
+        let mut bytes = Vec::with_capacity(CHUNK * dtype.bytes());
+        for tensor in shard {
+            let elements = tensor.elements();
+            for offset in (0..elements).step_by(CHUNK) {
+                let chunk = &mut values[..CHUNK.min(elements - offset)];
+                fill(tensor, offset, chunk)?;
+                bytes.clear();
+                match dtype {
+                    StoredDtype::Bf16 => bytes.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
+                    StoredDtype::F32 | StoredDtype::F16 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+                }
+                out.write_all(&bytes).map_err(failed)?;
             }
-            out.write_all(&bytes).map_err(failed)?;
         }
-    }
-    out.into_inner().map_err(|e| failed(e.into_error()))?.sync_all().map_err(failed)?;
-    Ok(file)
+        Ok(())
+    })
 }
 
 fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dtype: StoredDtype) -> Result<()> {
@@ -177,7 +174,7 @@ fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dty
     let mut index = Map::new();
     index.insert("metadata".into(), json!({"total_size": total}));
     index.insert("weight_map".into(), Value::Object(weight_map));
-    write_json(&folder.join(INDEX_FILE), index)
+    write_json(&folder.join(INDEX_FILE), &Value::Object(index))
 }
 
 /// Removes weight files of an earlier save that the new one did not replace: a stale `model.safetensors` would win
@@ -204,38 +201,4 @@ fn is_weight_file(name: &str) -> bool {
     let parts = name.strip_prefix("model-").and_then(|n| n.strip_suffix(".safetensors"));
     let digits = |s: &str| s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit());
     parts.and_then(|p| p.split_once("-of-")).is_some_and(|(a, b)| digits(a) && digits(b))
-}
-
-/// A file under a temporary name; removed on drop unless it was renamed.
-struct Unfinished {
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
-impl Unfinished {
-    fn new(path: &Path) -> Self {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".tmp");
-        Self { temporary: name.into(), path: path.to_path_buf() }
-    }
-
-    fn rename(self) -> Result<()> {
-        std::fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // After a rename there is nothing to remove, and a failed clean-up must not hide the first error.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
-}
-
-/// Writes a whole file through `write` under a temporary name, syncs and renames it.
-pub(super) fn write_atomically(path: &Path, write: impl FnOnce(&mut File) -> std::io::Result<()>) -> Result<()> {
-    let unfinished = Unfinished::new(path);
-    let mut file = File::create(&unfinished.temporary).map_err(Error::io("create", path))?;
-    write(&mut file).and_then(|()| file.sync_all()).map_err(Error::io("write", path))?;
-    drop(file);
-    unfinished.rename()
 }

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::hardware::Sample;
-use super::hardware::sampler::Readings;
 use super::page::{hardware, not_given, percent, table, under_roof};
 use crate::bench::row::{Row, Status};
-use crate::train::report::{Block, Page, Section, significant};
+use crate::perf::hardware::Sample;
+use crate::perf::hardware::sampler::Readings;
+use crate::report::{Block, Page, Section, significant};
 
 /// When a call's contenders were timed in turn, and their rows then.
 #[derive(Clone, Debug)]

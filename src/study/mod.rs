@@ -1,20 +1,12 @@
-//! Where the time goes: ceilings measured on this machine, and time by op against them.
+//! Studies: training runs and benchmarks under observation, and the plan of a step on a GPU that is not present.
 //!
-//! - [`ceilings`]: rates of a large matrix product and of a copy
-//! - [`hardware`]: clocks, power, activity and memory, sampled beside a run
-//! - [`observe`]: what a run tells; [`record`]: the study made of it; [`page`]: as a page; [`peak`]: data sheets
+//! - [`record`]: the study of one run, built from step times, op times and hardware samples; [`page`]: its HTML page
 //! - [`sweep`]: observed runs over a grid of flags
 //! - [`mod@bench`]: a benchmark under observation
-//! - [`plan`]: the floor of a step on a card that need not be here
-//! - [`profile`]: time by op of training steps, as a table and as JSON
+//! - [`plan`]: predicted floor of a training step
 
 pub mod bench;
-pub mod ceilings;
-pub mod hardware;
-pub mod observe;
 pub mod page;
-pub mod peak;
 pub mod plan;
-pub mod profile;
 pub mod record;
 pub mod sweep;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::hardware::Sample;
 use super::record::Study;
-use crate::train::report::page::Figure;
-use crate::train::report::svg::Series;
-use crate::train::report::{Axis, Block, LineChart, Page, Roofline, Section, Table, decimal, significant};
+use crate::perf::hardware::Sample;
+use crate::report::page::Figure;
+use crate::report::svg::Series;
+use crate::report::{Axis, Block, LineChart, Page, Roofline, Section, Table, decimal, significant};
 
 /// The page as HTML.
 pub fn html(study: &Study) -> String {

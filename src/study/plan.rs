@@ -21,7 +21,7 @@ use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
 use crate::optim::adamw::AdamWSettings;
-use crate::train::packing::PackedStep;
+use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::hardware::Sample;
-use super::hardware::sampler::Readings;
-use super::observe::{Seen, StepTime, WARM_UP};
 use crate::bench::rates::Rates;
 use crate::bench::run::floor;
+use crate::perf::hardware::Sample;
+use crate::perf::hardware::sampler::Readings;
+use crate::perf::observe::{Seen, StepTime, WARM_UP};
 
 /// What is known before the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -131,7 +131,7 @@ impl Study {
         let warm = steps.get(WARM_UP..).unwrap_or_default();
         let summary = summary(warm, peak, &samples);
         let seconds: f64 = warm.iter().map(|row| row.step.seconds).sum();
-        let row = |op: super::observe::OpSum| {
+        let row = |op: crate::perf::observe::OpSum| {
             let count = warm.len() as f64;
             let ceiling = rates.map(|rates| floor(op.op, op.bytes, op.flops, &rates));
             OpRow {

@@ -10,7 +10,6 @@ mod optimizer;
 mod state;
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -18,7 +17,7 @@ use serde_json::json;
 use super::step::Trainer;
 use crate::backend::Backend;
 use crate::data::tokenizer::Tokenizer;
-use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_whole};
+use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_json, write_whole};
 use crate::model::store;
 use crate::{Error, Result};
 pub use optimizer::{OPTIMIZER_FILE, restore};
@@ -269,20 +268,4 @@ pub fn history(
 
 fn json_error(e: serde_json::Error) -> Error {
     Error::Runtime(format!("cannot write state: {e}"))
-}
-
-/// Writes pretty JSON under a temporary name and renames it.
-pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(json_error)?;
-    write_text(path, &(text + "\n"))
-}
-
-/// Writes a text file under a temporary name and renames it, so no reader sees half of it. A link, pipe or device, such
-/// as `/dev/stdout`, is written to directly: a rename would put a file in its place.
-pub fn write_text(path: &Path, text: &str) -> Result<()> {
-    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
-        return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
-    }
-    write_whole(path, text.as_bytes())
 }

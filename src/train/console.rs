@@ -1,6 +1,5 @@
 //! What a run prints: step lines on stdout with stable columns, a progress bar with the time left on stderr.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,22 +8,7 @@ use super::metrics::Tally;
 use super::step::StepReport;
 use crate::data::group::Kind;
 use crate::loss::objective::{Loss, Method};
-
-/// Prints a line on stdout. A reader that has gone, such as a pipe that was closed, ends no run: `print` macros would
-/// panic, and a run stopped by Ctrl-C together with its pager would lose its last checkpoint.
-pub fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
-/// Whether text on stdout may be coloured: a terminal, and no `NO_COLOR`.
-pub fn color() -> bool {
-    std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none()
-}
-
-/// As [`say`], on stderr.
-pub fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
-}
+use crate::terminal::{complain, say};
 
 /// Printer of one run.
 pub struct Console {

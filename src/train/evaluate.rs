@@ -1,11 +1,11 @@
 //! Scores over a data set: `mapl score`, `mapl eval`, and evaluation during training. [`crate::eval`] turns them into
 //! measures.
 
+use super::batch::upload::DeviceBatch;
+use super::frozen::Frozen;
 use super::metrics::{Tally, tally_scores};
-use super::reference::Frozen;
 use super::score::Scorer;
 use super::signals::Signals;
-use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::KINDS;

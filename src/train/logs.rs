@@ -7,13 +7,13 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::write_text;
 use super::evaluate::GroupScores;
 use super::manifest::now;
 use super::metrics::{MetricsWriter, number};
 use super::tensorboard::EventWriter;
 use crate::data::group::Kind;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
+use crate::files::write_text;
 use crate::loss::objective::{Loss, Method};
 use crate::{Error, Result};
 

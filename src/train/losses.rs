@@ -1,8 +1,8 @@
 //! The losses of a batch as ops take them, and buffers for what they compute beside scores. Buffers grow to the largest batch
 //! seen and are reused.
 
+use super::batch::upload::DeviceBatch;
 use super::score::{grow, reserve};
-use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};

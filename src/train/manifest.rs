@@ -10,7 +10,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use super::checkpoint;
 use crate::{Error, Result};
 
 /// Name of the manifest in a run folder.
@@ -100,7 +99,7 @@ impl Manifest {
     }
 
     fn write(&self) -> Result<()> {
-        checkpoint::write_json(&self.path, &Value::Object(self.value.clone()))
+        crate::files::write_json(&self.path, &Value::Object(self.value.clone()))
     }
 }
 

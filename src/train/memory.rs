@@ -16,11 +16,11 @@ use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
 use crate::{Error, Result};
 
+use super::batch::padding::Shapes;
+use super::batch::upload::{Arrival, DeviceBatch};
 use super::losses::LossBuffers;
-use super::padding::Shapes;
 use super::score::Scorer;
 use super::step::arrivals;
-use super::upload::{Arrival, DeviceBatch};
 
 /// What is trained, as far as memory goes.
 #[derive(Clone, Copy)]

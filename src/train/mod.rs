@@ -1,10 +1,9 @@
 //! Training: one step, the loop around it, and what a run leaves behind.
 //!
-//! - [`packing`]: what a step needs from the host; [`prefetch`]: the thread that makes it while the step before runs
-//! - [`upload`]: a packed batch on the device; [`padding`]: shapes that recorded steps are replayed for
+//! - [`batch`]: groups to a batch on the device: packing on a thread, padding to captured shapes, the transfer
 //! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike; the way back
 //! - [`losses`]: the losses over those scores, as ops take them
-//! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
+//! - [`frozen`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
 //! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
@@ -12,28 +11,23 @@
 //! - [`evaluate`]: accuracies over a data set
 //! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
 //! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
-//! - [`report`]: SVG charts and HTML pages
 
+pub mod batch;
 pub mod best;
 pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
+pub mod frozen;
 pub mod logs;
 pub mod losses;
 pub mod manifest;
 pub mod memory;
 pub mod metrics;
-pub mod packing;
-pub mod padding;
-pub mod prefetch;
-pub mod reference;
-pub mod report;
 pub mod run;
 pub mod score;
 pub mod signals;
 pub mod step;
 pub mod tensorboard;
-pub mod upload;
 
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};

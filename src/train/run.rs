@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::batch::prefetch::Prefetch;
 use super::best::BestModel;
 use super::checkpoint::{self, Best};
 use super::console::{Console, eval_line, step_line};
@@ -19,7 +20,6 @@ use super::evaluate::Evaluator;
 use super::logs::{Logs, ReportTo};
 use super::manifest::now;
 use super::metrics::{Tally, number};
-use super::prefetch::Prefetch;
 use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
 use crate::backend::Backend;
@@ -28,9 +28,9 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::optim::schedule::{Schedule, Scheduler};
-use crate::study::ceilings::Ceilings;
-use crate::study::observe::Observed;
-use crate::study::profile::Profile;
+use crate::perf::ceilings::Ceilings;
+use crate::perf::observe::Observed;
+use crate::perf::profile::Profile;
 use crate::{Error, Result};
 
 /// Groups that a warning lists by id.
@@ -428,7 +428,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         self.console.line(table.text().trim_end());
         let path = self.settings.output_dir.join("profile.json");
-        checkpoint::write_json(&path, &json!(table))
+        crate::files::write_json(&path, &json!(table))
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
+use super::batch::upload::DeviceBatch;
 use super::losses::Losses;
-use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut, Write};

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
+use super::batch::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
+use super::batch::padding::Shapes;
+use super::batch::upload::{Arrival, DeviceBatch};
 use super::evaluate::{Evaluator, GroupScores};
+use super::frozen::{Completed, Frozen, ReferenceCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
-use super::packing::{Outcome, PackedMicroBatch, PackedStep, Packer};
-use super::padding::Shapes;
-use super::reference::{Completed, Frozen, ReferenceCache};
 use super::score::Scorer;
-use super::upload::{Arrival, DeviceBatch};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, Write};
 use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes};

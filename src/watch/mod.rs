@@ -17,8 +17,8 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read};
 use serde_json::Value;
 
+use crate::report::run::log::METRICS_FILE;
 use crate::train::manifest;
-use crate::train::report::run::log::METRICS_FILE;
 use crate::{Error, Result};
 use state::State;
 use tail::Tail;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mapl::train::reference::file::{CacheFile, Entries, Found};
+use mapl::train::frozen::file::{CacheFile, Entries, Found};
 
 use super::bench::{Bench, Done};
 

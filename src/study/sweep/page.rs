@@ -2,9 +2,9 @@
 
 use super::grid::Grid;
 use super::outcome::{NUMBERS, Number, Outcome};
-use crate::train::report::page::Figure;
-use crate::train::report::svg::Series;
-use crate::train::report::{Axis, Block, LineChart, Page, Section, Table, significant};
+use crate::report::page::Figure;
+use crate::report::svg::Series;
+use crate::report::{Axis, Block, LineChart, Page, Section, Table, significant};
 
 /// Lines that a chart can tell apart.
 const MOST_LINES: usize = 8;

@@ -106,7 +106,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;
-        checkpoint::write_json(&dir.join(checkpoint::HISTORY_FILE), &state)?;
+        crate::files::write_json(&dir.join(checkpoint::HISTORY_FILE), &state)?;
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         drop(deferred);
         self.summary.steps = self.step;

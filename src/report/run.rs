@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use super::page::{Block, Page, Section};
 use crate::Result;
-use crate::train::checkpoint::write_text;
+use crate::files::write_text;
 use crate::train::logs::EVAL_SCORES_FILE;
 use log::RunLog;
 

@@ -3,9 +3,7 @@
 
 use std::sync::{Arc, RwLock};
 
-use super::metrics::{Tally, tally_scores};
 use super::padding::Shapes;
-use super::reference::ReferenceCache;
 use super::upload::{HostBatch, SequenceNumbers};
 use crate::Result;
 use crate::backend::contract::*;
@@ -13,17 +11,19 @@ use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
+use crate::train::frozen::ReferenceCache;
+use crate::train::metrics::{Tally, tally_scores};
 
 /// Packs micro-batches for one loss.
 #[derive(Clone)]
 pub struct Packer {
-    pub(super) loss: Loss,
-    pub(super) pack: PackOptions,
-    pub(super) comparison: ComparisonOptions,
+    pub(in crate::train) loss: Loss,
+    pub(in crate::train) pack: PackOptions,
+    pub(in crate::train) comparison: ComparisonOptions,
     /// Scores of the reference that were computed before.
-    pub(super) stored: Option<Arc<RwLock<ReferenceCache>>>,
+    pub(in crate::train) stored: Option<Arc<RwLock<ReferenceCache>>>,
     /// Fill batches up to one of these.
-    pub(super) shapes: Option<Shapes>,
+    pub(in crate::train) shapes: Option<Shapes>,
 }
 
 /// A micro-batch on the host.
@@ -36,7 +36,7 @@ pub struct PackedMicroBatch {
     direct: Vec<f64>,
     reference: Vec<f64>,
     /// The shape that `host` has been filled up to.
-    pub(super) level: Option<usize>,
+    pub(in crate::train) level: Option<usize>,
 }
 
 /// All micro-batches of one update. Kept and filled again, so that a step allocates little.

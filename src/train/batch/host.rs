@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::padding::{segment_ends, tree_ends};
 use crate::backend::contract::*;
 use crate::data::pack::{Batch, BatchLimits};
-use crate::train::padding::{segment_ends, tree_ends};
 
 /// Index arrays of a batch, in the order they lie in the buffer.
 #[derive(Clone, Copy)]
@@ -169,7 +169,7 @@ impl HostBatch {
         self.sizes = BatchSizes::of(batch);
     }
 
-    /// Fills the batch up to `shape`, which it is smaller than, as [`crate::train::padding`] says.
+    /// Fills the batch up to `shape`, which it is smaller than, as [`crate::train::batch::padding`] says.
     pub fn pad(&mut self, shape: &BatchLimits) {
         let s = self.sizes;
         let last_token = shape.tokens as i32 - 1;

@@ -72,13 +72,13 @@ impl Shapes {
 }
 
 /// Ends of the padding's segments: `tokens` tokens after `start` spread over `segments`.
-pub(super) fn segment_ends(start: usize, tokens: usize, segments: usize) -> impl Iterator<Item = usize> {
+pub(in crate::train) fn segment_ends(start: usize, tokens: usize, segments: usize) -> impl Iterator<Item = usize> {
     let each = tokens.div_ceil(segments.max(1));
     (1..=segments).map(move |i| start + tokens.min(i * each))
 }
 
 /// Ends of the padding's trees in segments: one each, the last takes what is left.
-pub(super) fn tree_ends(start: usize, segments: usize, trees: usize) -> impl Iterator<Item = usize> {
+pub(in crate::train) fn tree_ends(start: usize, segments: usize, trees: usize) -> impl Iterator<Item = usize> {
     (1..=trees).map(move |i| if i == trees { start + segments } else { start + segments.min(i) })
 }
 

@@ -18,7 +18,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use super::score::Scorer;
-use super::upload::DeviceBatch;
 use crate::Result;
 use crate::backend::contract::Reduce;
 use crate::backend::{Backend, View};
@@ -26,6 +25,7 @@ use crate::data::pack::BatchLimits;
 use crate::data::tokenized::TokenizedGroup;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
+use crate::train::batch::upload::DeviceBatch;
 
 /// Source of a trainer's reference scores.
 pub(super) enum Frozen<B: Backend> {

@@ -6,7 +6,7 @@ use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series};
 use super::*;
 use html::{has_no_broken_number, well_formed};
 
-#[path = "../../../tests/common/html.rs"]
+#[path = "../../tests/common/html.rs"]
 pub(super) mod html;
 
 fn run(name: &str, accuracy: f64) -> RunSummary {

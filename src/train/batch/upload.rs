@@ -1,18 +1,16 @@
 //! A packed batch laid out for transfer ([`HostBatch`]) and on the device ([`DeviceBatch`]): one index buffer and one number
 //! buffer, and the views that ops take. Buffers grow to the largest batch seen and are reused.
 
-mod host;
-
-pub use host::{BatchSizes, HostBatch, SequenceNumbers};
+pub use super::host::{BatchSizes, HostBatch, SequenceNumbers};
 
 use std::ops::Range;
 
+use super::host::{INDICES, Index, NUMBERS, Number};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut};
 use crate::data::pack::{Batch, BatchLimits};
 use crate::model::inputs::Inputs;
-use host::{INDICES, Index, NUMBERS, Number};
 
 /// The current batch of a backend.
 pub struct DeviceBatch<B: Backend> {

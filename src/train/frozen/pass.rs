@@ -7,8 +7,8 @@ use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
+use crate::train::batch::upload::DeviceBatch;
 use crate::train::score::Scorer;
-use crate::train::upload::DeviceBatch;
 
 /// A model that scores sequences.
 pub struct Pass<B: Backend> {
