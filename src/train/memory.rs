@@ -19,8 +19,8 @@ use crate::{Error, Result};
 use super::losses::LossBuffers;
 use super::padding::Shapes;
 use super::score::Scorer;
-use super::step::arrivals;
-use super::upload::{Arrival, DeviceBatch};
+use super::step::upload_slots;
+use super::upload::{DeviceBatch, UploadSlot};
 
 /// What is trained, as far as memory goes.
 #[derive(Clone, Copy)]
@@ -226,8 +226,8 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
     };
     part("reference activations", &backend);
     let batch = DeviceBatch::of_limits(&backend, limits, policy.head_rows_at_once(&backend))?;
-    let on_their_way = if subject.kernels.is_some() { arrivals(subject.accumulation) } else { 0 };
-    let _arrivals = (0..on_their_way).map(|_| Arrival::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
+    let slots = if subject.kernels.is_some() { upload_slots(subject.accumulation) } else { 0 };
+    let _slots = (0..slots).map(|_| UploadSlot::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
     backend.reserve_turns()?;
     part("batch", &backend);

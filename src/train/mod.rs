@@ -1,17 +1,18 @@
-//! Training: one step, the loop around it, and what a run leaves behind.
+//! Training: the optimiser step, the training loop, and the files a run writes.
 //!
-//! - [`packing`]: what a step needs from the host; [`prefetch`]: the thread that makes it while the step before runs
-//! - [`upload`]: a packed batch on the device; [`padding`]: shapes that recorded steps are replayed for
-//! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike; the way back
-//! - [`losses`]: the losses over those scores, as ops take them
-//! - [`mod@reference`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
+//! - [`packing`]: host work of a step; `prefetch`: the thread that packs the next step
+//! - [`upload`]: a packed batch on the device; `padding`: batch shapes for CUDA graph replay
+//! - [`score`]: forward to per-sequence scores, and the backward; shared by training, evaluation
+//!   and the frozen reference
+//! - `losses`: the losses over the scores, as op arguments
+//! - [`mod@reference`]: DPO's frozen reference, run online or read from a cache of log-probs
 //! - [`step`]: one optimiser step
-//! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
-//! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
-//! - [`memory`]: what a run takes, by part, before it is taken
-//! - [`evaluate`]: accuracies over a data set
-//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
-//! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
+//! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
+//! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; [`manifest`]: run.json
+//! - [`memory`]: the memory plan of a run, by part, made before any allocation
+//! - [`evaluate`]: scores of a data set
+//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that selects the best checkpoint
+//! - [`run`]: the training loop; [`console`]: its output; [`signals`]: its signal handlers
 //! - [`report`]: SVG charts and HTML pages
 
 pub mod best;
@@ -19,13 +20,13 @@ pub mod checkpoint;
 pub mod console;
 pub mod evaluate;
 pub mod logs;
-pub mod losses;
+mod losses;
 pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod packing;
-pub mod padding;
-pub mod prefetch;
+mod padding;
+mod prefetch;
 pub mod reference;
 pub mod report;
 pub mod run;
@@ -38,7 +39,7 @@ pub mod upload;
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};
 
-/// How batches are packed for a loss: rewards read the last token, log-probs every response token.
+/// Packing options of a loss: rewards read the last token, log-probs every response token.
 pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
     let scoring = match loss.method {
         Method::Reward => Scoring::Reward,

@@ -79,7 +79,7 @@ impl<B: Backend> Frozen<B> {
     pub fn scores<'a>(&'a self, batch: &'a DeviceBatch<B>) -> View<'a, B::Acc> {
         match self {
             Self::Online { scorer, .. } => View::first(&scorer.score, batch.sizes.seqs),
-            Self::Stored { .. } => batch.reference(),
+            Self::Stored { .. } => batch.frozen_scores(),
         }
     }
 

@@ -81,7 +81,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let groups = indices.len();
         let micro_batches = indices.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
         let into = self.trainer.spare_step();
-        self.prefetch.ask(self.trainer.packer(), &self.groups, micro_batches, into)?;
+        self.prefetch.request(self.trainer.packer(), &self.groups, micro_batches, into)?;
         Ok(Reached { groups, ..Reached::of(&self.loader) })
     }
 
