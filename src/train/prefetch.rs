@@ -41,7 +41,7 @@ impl Prefetch {
             }
         };
         std::thread::Builder::new().name("packing".into()).spawn(work).map_err(|e| {
-            Error::Runtime(format!("cannot start the packing thread: {e}; raise the limit on processes"))
+            Error::Runtime(format!("cannot start the packing thread: {e}; raise the process limit (ulimit -u)"))
         })?;
         Ok(Self { jobs, packed })
     }
@@ -65,5 +65,5 @@ impl Prefetch {
 }
 
 fn thread_ended() -> Error {
-    Error::Runtime("the packing thread ended before its work was done".into())
+    Error::Runtime("the packing thread ended before it returned a step".into())
 }

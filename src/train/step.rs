@@ -22,7 +22,7 @@ use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::packing::{MicroBatchResults, PackedMicroBatch, PackedStep, Packer};
 use super::padding::Shapes;
-use super::reference::{Completed, Frozen, ReferenceCache};
+use super::reference::{CacheReport, Frozen, ReferenceCache};
 use super::score::Scorer;
 use super::upload::{DeviceBatch, UploadSlot};
 use crate::backend::contract::*;
@@ -100,7 +100,7 @@ pub struct Pending<B: Backend> {
 }
 
 /// Limit on steps in flight: one runs while the next is sent.
-const STEPS_IN_FLIGHT: usize = 2;
+pub(super) const STEPS_IN_FLIGHT: usize = 2;
 
 impl<'b, B: Backend> Trainer<'b, B> {
     /// Prepares training of `policy`; `frozen` is DPO's frozen reference.
@@ -150,14 +150,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
     pub fn use_stored_reference(&mut self, cache: ReferenceCache) {
         let cache = Arc::new(RwLock::new(cache));
         self.packer.frozen_cache = Some(cache.clone());
-        self.frozen = Some(Frozen::Stored { cache });
+        self.frozen = Some(Frozen::Cached { cache });
     }
 
     /// Computes the log-probs that the frozen reference's cache lacks for `groups`; `None` without
     /// a cache.
-    pub fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<Completed>> {
+    pub fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<CacheReport>> {
         match &mut self.frozen {
-            Some(Frozen::Stored { cache }) => {
+            Some(Frozen::Cached { cache }) => {
                 let mut cache = cache.write().unwrap_or_else(|e| e.into_inner());
                 cache.complete(self.backend, &[groups]).map(Some)
             }
@@ -413,7 +413,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         groups: &[TokenizedGroup],
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let models = (&mut self.policy, self.frozen.as_mut());
-        evaluator.run_beside(self.backend, models, &self.loss, groups, |_| ())
+        evaluator.run_with_frozen(self.backend, models, &self.loss, groups, |_| ())
     }
 
     /// Evaluator for this trainer's policy. [`Trainer::evaluate`] adds the frozen reference.
@@ -435,10 +435,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
         let seqs = first.batch.seqs();
         let Some(frozen) = &self.frozen else {
-            return Err(Error::Runtime("the identity check needs a reference model".into()));
+            return Err(Error::Runtime("the identity check needs a frozen reference".into()));
         };
         let from = frozen.file().map_or(String::new(), |path| {
-            format!("; the reference's log-probs came from {}, delete it to have them computed again", path.display())
+            format!("; the frozen log-probs were read from {}; delete that file to compute them again", path.display())
         });
         let (policy, frozen) =
             (self.scorer.read_score(self.backend, seqs)?, frozen.read(self.backend, &self.batch, seqs)?);
@@ -453,7 +453,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         match policy.iter().zip(&frozen).position(|(p, r)| p != r) {
             None => Ok(()),
             Some(i) => Err(Error::Runtime(format!(
-                "identity check failed: policy and reference hold the same weights but score sequence {i} as {} and \
+                "identity check failed: policy and frozen reference hold the same weights but score sequence {i} as {} and \
                  {}; the first loss would not be ln 2{from}",
                 policy[i], frozen[i]
             ))),
