@@ -104,7 +104,7 @@ fn what_cannot_be_found_is_refused_before_anything_is_written() {
         ("--greater-is-better true".to_owned(), "has no effect without --metric-for-best-model"),
         (
             format!("{best} {eval} --eval-steps 2 --save-steps 2 --metric-for-best-model f1"),
-            "--metric-for-best-model f1: dpo knows loss, accuracy and margin",
+            "--metric-for-best-model f1: dpo reports loss, accuracy and margin",
         ),
         (
             format!("{best} {eval} --eval-steps 2 --save-steps 2 --metric-for-best-model accuracy/intra"),
