@@ -75,12 +75,12 @@ impl BestModel {
     }
 
     /// Value of the metric in an evaluation; `None` if it is not finite.
-    pub fn value(&self, tally: &Tally, loss: &Loss) -> Option<f64> {
+    pub(super) fn value(&self, tally: &Tally, loss: &Loss) -> Option<f64> {
         tally.named(loss, "").get(&self.metric)?.as_f64()
     }
 
     /// Whether `value` is better than `best`; a tie is not.
-    pub fn improves(&self, value: f64, best: f64) -> bool {
+    pub(super) fn improves(&self, value: f64, best: f64) -> bool {
         if self.greater_is_better { value > best } else { value < best }
     }
 }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_method() {
+    fn metric_names_depend_on_the_method() {
         let metric = |name: &str, method| BestModel::resolve(name, None, true, method).map(|b| b.metric).ok();
         assert_eq!(metric("accuracy", Method::Reward).as_deref(), Some("accuracy"));
         assert_eq!(metric("eval_accuracy", Method::Dpo).as_deref(), Some("rewards/accuracies"));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_fall_and_accuracies_rise_unless_told_otherwise() {
+    fn smaller_is_better_for_losses_unless_overridden() {
         let best = |name: &str, greater| BestModel::resolve(name, greater, true, Method::Dpo).unwrap();
         assert!(best("loss", None).improves(0.1, 0.2) && !best("loss", None).improves(0.2, 0.2));
         assert!(best("accuracy", None).improves(0.3, 0.2));

@@ -22,7 +22,8 @@ use crate::data::tokenizer::Tokenizer;
 use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_whole};
 use crate::model::store;
 use crate::{Error, Result};
-pub use optimizer::{OPTIMIZER_FILE, restore};
+use optimizer::OPTIMIZER_FILE;
+pub(super) use optimizer::restore;
 pub use state::{Best, LENGTH, RunState, SCHEMA};
 
 /// Logged events in the format of transformers' trainer.
@@ -52,7 +53,7 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// Returns the newest checkpoint whose files all match their hashes. Calls `damaged` with the error
+/// Returns the newest checkpoint with files that all match their hashes. Calls `damaged` with the error
 /// of every newer one. If every checkpoint is damaged, fails with the error of the newest.
 pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Option<PathBuf>> {
     let mut first = None;
@@ -70,7 +71,7 @@ pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Opti
 }
 
 /// Writes a checkpoint and returns its folder. Sets the hashes and the schema of `state`.
-pub fn save<B: Backend>(
+pub(super) fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     tokenizer: &Tokenizer,
     output_dir: &Path,
@@ -151,7 +152,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
 
 /// Retention policy, applied after each new checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retention {
+pub(super) struct Retention {
     /// Maximum number of checkpoints, not counting multiples of `every`.
     pub limit: Option<usize>,
     /// Checkpoints at multiples of this step are kept and not counted.
@@ -162,7 +163,7 @@ pub struct Retention {
 
 /// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later
 /// checkpoints are kept: they belong to a run that was resumed from an earlier step.
-pub fn prune(output_dir: &Path, step: u64, retention: Retention) -> Result<()> {
+pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Result<()> {
     let Some(limit) = retention.limit else { return Ok(()) };
     let mut counted = list(output_dir);
     counted.retain(|(n, _)| *n <= step && retention.every.is_none_or(|every| !n.is_multiple_of(every)));
@@ -246,7 +247,7 @@ fn damaged(path: &Path) -> Error {
 }
 
 /// Reads the logged events of a checkpoint.
-pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
+pub(super) fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
     let path = folder.join(HISTORY_FILE);
     let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
     let state: serde_json::Value =
@@ -255,7 +256,7 @@ pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
 }
 
 /// Content of [`HISTORY_FILE`].
-pub fn history(
+pub(super) fn history(
     (step, total): (u64, u64),
     epochs: f64,
     best: Option<(Best, PathBuf)>,

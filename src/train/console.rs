@@ -27,7 +27,7 @@ pub fn complain(text: &str) {
 }
 
 /// Console of one run.
-pub struct Console {
+pub(super) struct Console {
     bar: ProgressBar,
     quiet: bool,
 }
@@ -74,7 +74,7 @@ impl Console {
 /// step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.420
 /// | lr 4.80e-7 | 812 ms | 41.2k tok/s
 /// ```
-pub fn step_line(
+pub(super) fn step_line(
     (step, total): (u64, u64),
     report: &StepReport,
     loss: &Loss,
@@ -93,7 +93,7 @@ pub fn step_line(
 }
 
 /// Evaluation line: `eval 200 | loss 0.6000 | acc 0.71 | intra 0.66 | inter 0.58`.
-pub fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
+pub(super) fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
     let mut parts = vec![format!("eval {step}"), format!("loss {:.4}", tally.loss(loss))];
     parts.extend(accuracies(tally, loss));
     parts.join(" | ")

@@ -82,12 +82,12 @@ impl<B: Backend> Evaluator<B> {
     }
 
     /// Makes a stop signal end an evaluation after the current batch.
-    pub fn stop_on(&mut self, signals: Signals) {
+    pub(super) fn stop_on(&mut self, signals: Signals) {
         self.signals = Some(signals);
     }
 
     /// Whether a signal ended the evaluation, so that its result covers only some of the groups.
-    pub fn interrupted(&self) -> bool {
+    pub(super) fn interrupted(&self) -> bool {
         self.interrupted
     }
 

@@ -124,7 +124,8 @@ fn scores_step(path: &Path) -> Option<u64> {
 /// Line of a group in `eval_scores.jsonl`:
 ///
 /// ```text
-/// {"step", "id", "sequences": [{"tokens", "score", "reward"}], "comparisons": [{"kind", "logit", ...}]}
+/// {"step", "id", "sequences": [{"tokens", "score", "reward"}],
+///  "comparisons": [{"kind", "logit", ...}]}
 /// ```
 ///
 /// The score is a log-prob or a reward. For log-probs, the reward is beta times the difference to

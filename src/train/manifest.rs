@@ -169,7 +169,7 @@ fn locked_crates() -> Value {
 }
 
 /// Name of this machine with only characters that are safe in file names; `localhost` if unknown.
-pub fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let read =
         std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let name = read.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();

@@ -38,7 +38,7 @@ pub struct Subject<'a> {
     pub replays: bool,
     /// Micro-batches per step.
     pub accumulation: usize,
-    /// Device properties that select launch grids; `None` for a device whose ops need no workspace.
+    /// Device properties that select launch grids; `None` if ops need no workspace.
     pub kernels: Option<&'a Properties>,
 }
 

@@ -190,7 +190,7 @@ impl Tally {
 }
 
 /// Adds the scores of a batch: range and sum over sequences, and both sides of the base pairs.
-pub fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
+pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
     for &s in score {
         tally.min_score = tally.min_score.min(s);
         tally.max_score = tally.max_score.max(s);
@@ -222,7 +222,7 @@ pub fn number(value: f64) -> Value {
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
 /// Reads a value written by [`number`]; `None` for anything else.
-pub fn read_number(value: &Value) -> Option<f64> {
+pub(super) fn read_number(value: &Value) -> Option<f64> {
     match value.as_str() {
         None => value.as_f64(),
         Some("NaN") => Some(f64::NAN),
@@ -233,7 +233,7 @@ pub fn read_number(value: &Value) -> Option<f64> {
 }
 
 /// Appends events to `metrics.jsonl`, one JSON object per line.
-pub struct MetricsWriter {
+pub(super) struct MetricsWriter {
     path: PathBuf,
     file: File,
 }

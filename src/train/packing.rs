@@ -98,7 +98,7 @@ impl Packer {
         Ok(())
     }
 
-    /// Computes the direct gradient of each score, which comparisons do not contribute to.
+    /// Computes the direct gradient of each score: the part that does not come from comparisons.
     ///
     /// - SFT: `-1 / response tokens` for every sequence.
     /// - Likelihood term: `-weight / tokens` for each use as the preferred sequence of a base or
@@ -133,7 +133,7 @@ impl Packer {
 
 /// Device results of a micro-batch. `frozen` is (seqs) or empty; `loss` and `logit` are
 /// (comparisons), empty for SFT.
-pub struct MicroBatchResults<'a> {
+pub(super) struct MicroBatchResults<'a> {
     pub score: &'a [f64],
     pub frozen: &'a [f64],
     pub loss: &'a [f64],
@@ -141,8 +141,8 @@ pub struct MicroBatchResults<'a> {
 }
 
 impl PackedMicroBatch {
-    /// Sums over the micro-batch, and the ids of groups with a comparison whose loss is not finite.
-    pub fn tally(&self, method: Method, results: &MicroBatchResults<'_>) -> (Tally, Vec<&str>) {
+    /// Sums over the micro-batch, and the ids of groups with a non-finite comparison loss.
+    pub(super) fn tally(&self, method: Method, results: &MicroBatchResults<'_>) -> (Tally, Vec<&str>) {
         let mut tally = Tally {
             tokens: self.batch.tokens(),
             response_tokens: self.batch.sequences.iter().map(|s| s.response_tokens).sum(),

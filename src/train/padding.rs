@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! shape(level) = limits, with tokens and head rows scaled by level / LEVELS, plus room for padding
-//! level(batch) = lowest level whose shape has room for batch; none if its rows exceed max_rows
+//! level(batch) = lowest level with room for batch; none if its shape has more than max_rows rows
 //! pad(batch)   = append inert tokens, rows, sequences and comparisons up to shape(level)
 //! ```
 //!
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn no_shape_has_more_head_rows_than_are_worked_on_at_once() {
+    fn no_shape_exceeds_max_rows() {
         let level = |max_rows: usize, tokens, rows| {
             Shapes::of(limits(), max_rows).level(&BatchSizes { tokens, rows, ..BatchSizes::default() })
         };
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_spread_and_nothing_is_left_over() {
+    fn padding_is_spread_evenly_and_covers_everything() {
         assert_eq!(segment_ends(5, 7, 3).collect::<Vec<_>>(), [8, 11, 12]);
         assert_eq!(segment_ends(5, 1, 3).collect::<Vec<_>>(), [6, 6, 6]);
         assert_eq!(tree_ends(2, 5, 3).collect::<Vec<_>>(), [3, 4, 7]);

@@ -98,7 +98,7 @@ impl<B: Backend> Scorer<B> {
     }
 
     /// Runs the model on the batch up to the hidden rows, which are the input of the head.
-    pub fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+    pub(super) fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
         let s = batch.sizes;
         grow(backend, &mut self.score, s.seqs)?;
         grow(backend, &mut self.logp, s.rows)?;
@@ -109,7 +109,7 @@ impl<B: Backend> Scorer<B> {
     /// Computes scores, losses, and the gradients of the head and of the hidden rows, after
     /// [`Scorer::run_model`] on the same batch. `grads` is (layout.len); its head range is
     /// overwritten or added to, as `write` says.
-    pub fn head_and_losses(
+    pub(super) fn head_and_losses(
         &mut self,
         backend: &B,
         model: &Model<B>,
@@ -197,7 +197,7 @@ impl<B: Backend> Scorer<B> {
 
     /// Computes gradients of all weights below the head, after [`Scorer::head_and_losses`] on the
     /// same batch.
-    pub fn model_backward(
+    pub(super) fn model_backward(
         &mut self,
         backend: &B,
         model: &Model<B>,

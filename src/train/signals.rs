@@ -52,14 +52,14 @@ impl Signals {
 
     /// Defers stop signals: until the result is dropped, the first one is a request instead of the
     /// end of the process.
-    pub fn defer(&self) -> Deferred {
+    pub(super) fn defer(&self) -> Deferred {
         self.stop.store(0, Ordering::SeqCst);
         self.exit_on_signal.store(false, Ordering::SeqCst);
         Deferred(self.clone())
     }
 
     /// Number of the stop signal that was received.
-    pub fn stop(&self) -> Option<i32> {
+    pub(super) fn stop(&self) -> Option<i32> {
         match self.stop.load(Ordering::SeqCst) {
             0 => None,
             signal => Some(signal as i32),
@@ -67,19 +67,19 @@ impl Signals {
     }
 
     /// Whether a stop or save request is waiting.
-    pub fn pending(&self) -> bool {
+    pub(super) fn pending(&self) -> bool {
         self.stop().is_some() || self.save.load(Ordering::SeqCst)
     }
 
     /// Whether a save was requested since the last call.
-    pub fn take_save(&self) -> bool {
+    pub(super) fn take_save(&self) -> bool {
         self.save.swap(false, Ordering::SeqCst)
     }
 }
 
 /// Guard that defers stop signals while it lives.
 #[must_use]
-pub struct Deferred(Signals);
+pub(super) struct Deferred(Signals);
 
 impl Drop for Deferred {
     fn drop(&mut self) {

@@ -2,7 +2,7 @@
 //! [`Trainer::finish`] waits for its results. Another step may begin in between.
 //!
 //! ```text
-//! pack    micro-batches -> host batches, padded to a shape     (packing.rs, on the prefetch thread)
+//! pack    micro-batches -> host batches, padded to a shape    (packing.rs, prefetch thread)
 //! begin   for each micro-batch:
 //!             upload it through the next upload slot
 //!             run these ops, or replay their CUDA graph for this shape and phase:
@@ -155,7 +155,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Computes the log-probs that the frozen reference's cache lacks for `groups`; `None` without
     /// a cache.
-    pub fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<CacheReport>> {
+    pub(super) fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<CacheReport>> {
         match &mut self.frozen {
             Some(Frozen::Cached { cache }) => {
                 let mut cache = cache.write().unwrap_or_else(|e| e.into_inner());
@@ -424,7 +424,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Start-up check of DPO. If policy and frozen reference hold the same weights, every score
     /// difference is exactly 0, and every logistic comparison without a margin costs exactly ln 2.
     /// Any other result means that the two forward passes differ.
-    pub fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
+    pub(super) fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
         let mut packed = self.spare_step();
         self.packer.pack(&[groups.to_vec()], &mut packed)?;
         let first = &packed.micro_batches()[0];

@@ -1,4 +1,4 @@
-//! A packed batch laid out for transfer ([`HostBatch`]) and on the device ([`DeviceBatch`]).
+//! A packed batch laid out for transfer (`HostBatch`) and on the device ([`DeviceBatch`]).
 //!
 //! ```text
 //! layout    one index array and one number array; table i is array[ranges[i]]
@@ -11,7 +11,8 @@
 
 mod host;
 
-pub use host::{BatchSizes, HostBatch, SequenceNumbers};
+pub use host::BatchSizes;
+pub(super) use host::{HostBatch, SequenceNumbers};
 
 use std::ops::Range;
 
@@ -46,7 +47,7 @@ fn consecutive_ranges<const N: usize>(lengths: impl Iterator<Item = usize>) -> [
 }
 
 /// Staging buffer of a batch in flight to the device, with its capacity in indices and numbers.
-pub struct UploadSlot<B: Backend> {
+pub(super) struct UploadSlot<B: Backend> {
     inlet: B::Inlet,
     capacity: (usize, usize),
 }
@@ -127,7 +128,7 @@ impl<B: Backend> DeviceBatch<B> {
 
     /// Enqueues the copy of a sent batch from its slot to the buffers. The copy runs after the
     /// transfer and after earlier work; the host waits for neither.
-    pub fn receive(&mut self, backend: &B, slot: &mut UploadSlot<B>, batch: &HostBatch) -> Result<()> {
+    pub(super) fn receive(&mut self, backend: &B, slot: &mut UploadSlot<B>, batch: &HostBatch) -> Result<()> {
         self.take_layout(backend, batch)?;
         backend.receive(&mut slot.inlet, &mut self.indices, &mut self.numbers)
     }
@@ -148,7 +149,7 @@ impl<B: Backend> DeviceBatch<B> {
     /// Batch of the largest sizes within `limits`, with tables of zeros, for the memory rehearsal.
     /// Its group ends give chunks as large as any batch's, for a head that takes `rows_at_once`
     /// rows.
-    pub fn of_limits(backend: &B, limits: &BatchLimits, rows_at_once: usize) -> Result<Self> {
+    pub(super) fn of_limits(backend: &B, limits: &BatchLimits, rows_at_once: usize) -> Result<Self> {
         let mut batch = Self::new(backend)?;
         batch.reserve(backend, limits)?;
         let l = *limits;
@@ -255,7 +256,7 @@ impl<B: Backend> DeviceBatch<B> {
     }
 
     /// (seqs) cached scores of the frozen reference; empty without a cache.
-    pub fn frozen_scores(&self) -> View<'_, B::Acc> {
+    pub(super) fn frozen_scores(&self) -> View<'_, B::Acc> {
         self.number(Number::Frozen)
     }
 
@@ -283,7 +284,7 @@ mod tests {
 
     /// The rehearsal must see the largest chunk that any batch within the limits has.
     #[test]
-    fn chunks_of_a_largest_batch_are_as_large_as_any() {
+    fn the_largest_batch_has_the_largest_chunks() {
         let cpu = Cpu::new();
         let chunks = |rows, group_rows, max_rows| {
             let limits = BatchLimits { tokens: 50, rows, group_rows, seqs: 8, ..BatchLimits::default() };

@@ -50,7 +50,7 @@ pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
 }
 
 /// Fingerprint of a run, given the hash of the model.
-pub fn fingerprint<B: Backend>(
+pub(super) fn fingerprint<B: Backend>(
     backend: &B,
     weights: &Fingerprint,
     (scope, reduce): (LogpScope, Reduce),
@@ -66,7 +66,7 @@ pub fn fingerprint<B: Backend>(
 }
 
 /// Hash of a model: its weights as f32, and the part of its configuration that affects results.
-pub fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> {
+pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> {
     let mut hash = Hasher::new_derive_key("mapl model");
     let c = config;
     let sizes = [c.vocab, c.hidden, c.intermediate, c.layers, c.heads, c.kv_heads, c.head_dim];

@@ -19,7 +19,7 @@ pub struct ForwardPass<B: Backend> {
 }
 
 impl<B: Backend> ForwardPass<B> {
-    /// ForwardPass with empty buffers, which grow with the batches.
+    /// Forward pass with empty buffers, which grow with the batches.
     pub fn new(backend: &B, model: Model<B>) -> Result<Self> {
         let scorer = Scorer::new(backend, &model, Mode::Infer)?;
         Ok(Self { model, scorer, batch: DeviceBatch::new(backend)?, packed: Batch::default() })

@@ -124,7 +124,7 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(self.summary)
     }
 
-    /// Replaces the weights by those of the best checkpoint if the run is to end with them.
+    /// Loads the weights of the best checkpoint if the run is to end with them.
     fn load_best(&mut self) -> Result<()> {
         let Some(chooser) = self.settings.best.as_ref().filter(|chooser| chooser.load_at_end) else { return Ok(()) };
         let Some(best) = self.best else {
