@@ -111,7 +111,8 @@ impl MemoryPlan {
                           memory"
                         .to_owned(),
                     most => format!(
-                        "--per-device-train-batch-size {most} fits; raise --gradient-accumulation-steps to keep the batch size"
+                        "--per-device-train-batch-size {most} fits; raise --gradient-accumulation-steps to keep the \
+                         batch size"
                     ),
                 }
             ))),

@@ -300,7 +300,7 @@ impl<B: Backend> Run<'_, '_, B> {
             self.groups = Arc::new(redraw(epoch)?);
             self.drawn_epoch = epoch;
             self.reserve()?;
-            if let Some(report) = self.trainer.complete_reference(&self.groups)? {
+            if let Some(report) = self.trainer.complete_frozen_cache(&self.groups)? {
                 self.console.line(&format!("frozen reference, epoch {epoch}: {report}"));
                 report.warning().iter().for_each(|text| self.console.warn(text));
             }

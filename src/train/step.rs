@@ -155,7 +155,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Computes the log-probs that the frozen reference's cache lacks for `groups`; `None` without
     /// a cache.
-    pub(super) fn complete_reference(&mut self, groups: &[TokenizedGroup]) -> Result<Option<CacheReport>> {
+    pub(super) fn complete_frozen_cache(&mut self, groups: &[TokenizedGroup]) -> Result<Option<CacheReport>> {
         match &mut self.frozen {
             Some(Frozen::Cached { cache }) => {
                 let mut cache = cache.write().unwrap_or_else(|e| e.into_inner());
