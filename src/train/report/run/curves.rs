@@ -94,7 +94,8 @@ const REWARDS: [Curve; 4] = [
     curve(
         "Reward, both sides",
         &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")],
-        "Mean of beta times the log-ratio to the reference. If both fall, a growing margin is no sign of better answers.",
+        "Mean of beta times the log-ratio to the reference. If both fall, the margin grows only because rejected falls \
+         faster.",
     ),
     curve(
         "Log-probability, both sides",
