@@ -140,8 +140,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         })
     }
 
-    /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the baseline of
-    /// studies and the oracle of tests.
+    /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
+    /// tests.
     pub fn share_prefixes(&mut self, share: bool) {
         self.packer.pack.share_prefixes = share;
     }
