@@ -286,7 +286,7 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
         damaged[at] ^= 1 << (at % 8);
         let why = refused(&damaged, &format!("byte {at}"));
         let reason = match at {
-            0..8 => "other bytes",
+            0..8 => "first bytes are wrong",
             8..12 => "format",
             12..48 => "stale",
             48..56 => "",
@@ -333,7 +333,7 @@ fn a_cache_that_cannot_be_written_costs_this_run_nothing() {
     std::fs::create_dir(&path).unwrap();
     std::fs::write(path.join("occupied"), "").unwrap();
     let mut cache = place.open();
-    assert!(cache.refusal().unwrap().contains("not a readable file"));
+    assert!(cache.refusal().unwrap().contains("not a regular file"));
     let done = cache.complete(&cpu, &[&data]).unwrap();
     assert!(done.warning().unwrap().contains(path.to_str().unwrap()), "{done:?}");
     assert!(scores(&cache, &data) == online(&cpu, &place, &dpo(), &data));

@@ -60,8 +60,7 @@ fn a_run_leaves_a_report_and_several_are_overlaid() {
 
     bench.run("report slow fast --output both.html").ok();
     let (html, text) = page(&bench, "both.html");
-    let section =
-        html.split("<h2>Differences of configuration</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+    let section = html.split("<h2>Configuration differences</h2>").nth(1).unwrap().split("</section>").next().unwrap();
     assert_eq!(section.matches("<tr>").count(), 2, "{section}");
     assert!(section.contains("<td>1e-6</td><td>0.01</td>"), "{section}");
     assert!(html.contains("Series: slow, fast."));
@@ -129,11 +128,11 @@ fn missing_and_damaged_files_are_one_clear_error() {
     });
     let before = bench.listing();
     for (name, code, parts) in [
-        ("bare", 2, ["bare is no run folder", "run.json"]),
-        ("nowhere", 2, ["nowhere is no run folder", "--output-dir"]),
-        ("mute", 2, ["mute holds no metrics.jsonl", "--report-to"]),
+        ("bare", 2, ["bare is not a run folder", "run.json"]),
+        ("nowhere", 2, ["nowhere is not a run folder", "--output-dir"]),
+        ("mute", 2, ["mute has no metrics.jsonl", "--report-to"]),
         ("cut", 3, ["cut/run.json", "is damaged"]),
-        ("other", 3, ["other/run.json", "no manifest"]),
+        ("other", 3, ["other/run.json", "not the manifest"]),
         ("line", 3, ["line/metrics.jsonl:3", "is damaged"]),
         ("scores", 3, ["scores/eval_scores.jsonl:1", "is damaged"]),
     ] {
@@ -162,7 +161,7 @@ fn a_run_that_goes_on_says_so_and_its_half_line_is_left_out() {
         manifest["pid"] = json!(1 << 30);
         write(&manifest);
         bench.run("report out").ok();
-        assert!(page(&bench, "out/report.html").1.contains("is gone and did not say how it ended"));
+        assert!(page(&bench, "out/report.html").1.contains("no longer exists and left no exit status"));
         manifest["host"] = json!("another machine");
         write(&manifest);
         bench.run("report out").ok();

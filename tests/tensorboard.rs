@@ -261,8 +261,8 @@ fn logs_are_chosen_and_an_old_run_leaves_none_behind() {
         assert_eq!(names.as_array().unwrap().contains(&"jsonl".into()), expected.1, "{flag}");
     }
     let before = bench.listing();
-    bench.run(&run("--report-to none,jsonl")).fails(2, &["--report-to", "none stands alone"]);
-    bench.run(&run("--report-to tensorboard,all")).fails(2, &["--report-to", "all stands alone"]);
+    bench.run(&run("--report-to none,jsonl")).fails(2, &["--report-to", "none excludes other values"]);
+    bench.run(&run("--report-to tensorboard,all")).fails(2, &["--report-to", "all excludes other values"]);
     bench.run(&run("--report-to wandb")).fails(2, &["wandb", "tensorboard, jsonl, all, none"]);
     assert_eq!(bench.listing(), before);
 }

@@ -1,4 +1,4 @@
-//! How values are distributed: counts in equal bins, the correlation of pairs, means over the values before.
+//! Statistics of values: histogram bins, correlation of pairs, means and running means.
 
 /// Counts of several sets of values in common bins of equal width.
 #[derive(Clone, Debug, PartialEq)]
@@ -7,19 +7,19 @@ pub struct Bins {
     pub width: f64,
     /// Per set, per bin.
     pub counts: Vec<Vec<usize>>,
-    /// Values that are not finite; they are in no bin.
+    /// Number of values that are not finite and therefore in no bin.
     pub left_out: usize,
 }
 
-/// Bounds of the number of bins; between them it is the root of the number of values of a set.
-const FEWEST: usize = 6;
-const MOST: usize = 24;
+/// Bounds on the number of bins. Between them it is the square root of the largest set's size.
+const MIN_BINS: usize = 6;
+const MAX_BINS: usize = 24;
 
 impl Bins {
-    /// Bins from the smallest to the largest finite value of all sets; the largest is in the last bin. `None` without
-    /// a finite value.
+    /// Bins from the smallest to the largest finite value of all sets. The last bin includes the
+    /// largest value. `None` without a finite value.
     pub fn of(sets: &[Vec<f64>]) -> Option<Self> {
-        let finite = || sets.iter().flatten().copied().filter(|v| v.abs() <= super::axis::LARGEST);
+        let finite = || sets.iter().flatten().copied().filter(|v| v.abs() <= super::axis::MAX_DRAWN);
         let (mut low, mut high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
         if low > high {
             return None;
@@ -28,26 +28,27 @@ impl Bins {
             let half = if low == 0.0 { 0.5 } else { 0.1 * low.abs() };
             (low, high) = (low - half, high + half);
         }
-        let most = sets.iter().map(Vec::len).max().unwrap_or(0);
-        let number = ((most as f64).sqrt().ceil() as usize).clamp(FEWEST, MOST);
+        let largest_set = sets.iter().map(Vec::len).max().unwrap_or(0);
+        let number = ((largest_set as f64).sqrt().ceil() as usize).clamp(MIN_BINS, MAX_BINS);
         let width = (high - low) / number as f64;
         let bin = |v: f64| (((v - low) / width) as usize).min(number - 1);
         let count = |set: &Vec<f64>| {
             let mut counts = vec![0; number];
-            set.iter().filter(|v| v.abs() <= super::axis::LARGEST).for_each(|&v| counts[bin(v)] += 1);
+            set.iter().filter(|v| v.abs() <= super::axis::MAX_DRAWN).for_each(|&v| counts[bin(v)] += 1);
             counts
         };
         let left_out = sets.iter().map(Vec::len).sum::<usize>() - finite().count();
         Some(Self { low, width, counts: sets.iter().map(count).collect(), left_out })
     }
 
-    /// Lower end of a bin; that of the number of bins is the upper end of the last.
+    /// Lower edge of a bin. The edge after the last bin is its upper edge.
     pub fn edge(&self, bin: usize) -> f64 {
         self.low + self.width * bin as f64
     }
 }
 
-/// Pearson's correlation of the finite pairs; `None` for fewer than two or when one side does not vary.
+/// Pearson correlation of the finite pairs; `None` for fewer than two pairs, or if one side is
+/// constant.
 pub fn correlation(pairs: &[(f64, f64)]) -> Option<f64> {
     let pairs: Vec<_> = pairs.iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     let n = pairs.len() as f64;
@@ -64,14 +65,14 @@ pub fn correlation(pairs: &[(f64, f64)]) -> Option<f64> {
     (product > 0.0 && product.is_finite()).then(|| (xy / product).clamp(-1.0, 1.0))
 }
 
-/// Mean of the finite values; NaN without any.
+/// Mean of the finite values; NaN if there are none.
 pub fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.filter(|v| v.is_finite()).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
     sum / count as f64
 }
 
-/// Mean of each value and up to `window - 1` before it; values that are not finite are left out, and the mean of none
-/// is NaN, a gap.
+/// Running mean of each value and up to `window - 1` values before it. Values that are not finite
+/// are left out; a window without finite values gives NaN, which is drawn as a gap.
 pub fn smoothed(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let from = |end: usize| (end + 1).saturating_sub(window.max(1));
     (0..points.len()).map(|end| (points[end].0, mean(points[from(end)..=end].iter().map(|p| p.1)))).collect()
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn means_run_over_what_came_before() {
+    fn running_means_cover_earlier_values() {
         let points: Vec<_> = [4.0, f64::NAN, 2.0, 6.0].iter().enumerate().map(|(i, &y)| (i as f64, y)).collect();
         let ys: Vec<f64> = smoothed(&points, 2).iter().map(|p| p.1).collect();
         assert_eq!(ys, [4.0, 4.0, 2.0, 4.0]);

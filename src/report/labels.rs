@@ -1,16 +1,25 @@
-//! Labels of numbered points that neither cover one another nor leave the plot: points that lie together share one.
+//! Placement of labels for numbered points. Labels neither overlap nor leave the plot; close points
+//! share a label.
+//!
+//! ```text
+//! group points by distance to the first point of each group
+//! for each group:
+//!     text = ranges of its numbers, such as 1–3, 5
+//!     take the first free place right or left of the point: above, below, further above, ...
+//!     leave the label out if no place is free
+//! ```
 
 use std::fmt::Write;
 
-/// Points nearer than this, in both directions, share a label.
-const TOGETHER: f64 = 12.0;
-/// Estimated size of a character, and of a line.
-const CHARACTER: f64 = 7.0;
-const LINE: f64 = 12.0;
-/// Characters of a label at most; the table beside the plot has all numbers.
-const MOST: usize = 24;
+/// Distance in x and in y below which points share a label.
+const SHARED_DISTANCE: f64 = 12.0;
+/// Estimated width of a character, and height of a line.
+const CHARACTER_WIDTH: f64 = 7.0;
+const LINE_HEIGHT: f64 = 12.0;
+/// Maximum number of characters of a label; the table next to the plot lists all numbers.
+const MAX_CHARACTERS: usize = 24;
 
-/// Where labels may be: left, top, right, bottom.
+/// Area in which labels may be placed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub left: f64,
@@ -19,7 +28,7 @@ pub(super) struct Frame {
     pub bottom: f64,
 }
 
-/// A label: its text and where its baseline begins.
+/// Text of a label and the start of its baseline.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Label {
     pub text: String,
@@ -29,28 +38,29 @@ pub(super) struct Label {
 
 impl Label {
     fn right(&self) -> f64 {
-        self.left + CHARACTER * self.text.chars().count() as f64
+        self.left + CHARACTER_WIDTH * self.text.chars().count() as f64
     }
 
     fn is_in(&self, frame: &Frame) -> bool {
         frame.left <= self.left
             && self.right() <= frame.right
-            && frame.top + LINE <= self.base
+            && frame.top + LINE_HEIGHT <= self.base
             && self.base <= frame.bottom
     }
 
-    fn covers(&self, other: &Self) -> bool {
-        self.left < other.right() && other.left < self.right() && (self.base - other.base).abs() < LINE
+    fn overlaps(&self, other: &Self) -> bool {
+        self.left < other.right() && other.left < self.right() && (self.base - other.base).abs() < LINE_HEIGHT
     }
 }
 
-/// Labels of points (number, x, y), in the order of the first of each group. One for which there is no room near its points is
-/// left out.
+/// Labels of points (number, x, y), in the order of the groups. A label without room near its
+/// points is left out.
 pub(super) fn place(points: &[(usize, f64, f64)], frame: &Frame) -> Vec<Label> {
     let mut groups: Vec<(Vec<usize>, f64, f64)> = Vec::new();
     for &(number, x, y) in points {
-        let near =
-            |group: &&mut (Vec<usize>, f64, f64)| (group.1 - x).abs() < TOGETHER && (group.2 - y).abs() < TOGETHER;
+        let near = |group: &&mut (Vec<usize>, f64, f64)| {
+            (group.1 - x).abs() < SHARED_DISTANCE && (group.2 - y).abs() < SHARED_DISTANCE
+        };
         match groups.iter_mut().find(near) {
             Some(group) => group.0.push(number),
             None => groups.push((vec![number], x, y)),
@@ -59,18 +69,18 @@ pub(super) fn place(points: &[(usize, f64, f64)], frame: &Frame) -> Vec<Label> {
     let mut labels: Vec<Label> = Vec::new();
     for (numbers, x, y) in groups {
         let text = ranges(&numbers);
-        let width = CHARACTER * text.chars().count() as f64;
-        // Beside the point, above it first; then further up and down.
+        let width = CHARACTER_WIDTH * text.chars().count() as f64;
+        // Right and left of the point, above it first, then further up and to_y.
         let sides = [x + 6.0, x - 6.0 - width];
-        let rows = (0..4).flat_map(|step| [-5.0 - LINE * f64::from(step), 13.0 + LINE * f64::from(step)]);
+        let rows = (0..4).flat_map(|step| [-5.0 - LINE_HEIGHT * f64::from(step), 13.0 + LINE_HEIGHT * f64::from(step)]);
         let mut around = rows.flat_map(|row| sides.map(|left| Label { text: text.clone(), left, base: y + row }));
-        let free = |label: &Label| label.is_in(frame) && !labels.iter().any(|other| other.covers(label));
+        let free = |label: &Label| label.is_in(frame) && !labels.iter().any(|other| other.overlaps(label));
         labels.extend(around.find(free));
     }
     labels
 }
 
-/// `1–3, 5` of ascending numbers.
+/// Text of ascending numbers, such as `1–3, 5`.
 fn ranges(numbers: &[usize]) -> String {
     let mut out = String::new();
     let mut rest = numbers;
@@ -84,7 +94,7 @@ fn ranges(numbers: &[usize]) -> String {
             2 => write!(part, "{first}, {last}"),
             _ => write!(part, "{first}–{last}"),
         };
-        if out.chars().count() + part.chars().count() > MOST {
+        if out.chars().count() + part.chars().count() > MAX_CHARACTERS {
             out.push_str(", …");
             break;
         }
@@ -100,8 +110,9 @@ mod tests {
     const FRAME: Frame = Frame { left: 0.0, top: 0.0, right: 200.0, bottom: 100.0 };
 
     #[test]
-    fn points_together_share_a_label_and_labels_do_not_cover_one_another() {
-        // Two heaps, one at the upper right corner, and a single point beside one of them.
+    fn close_points_share_a_label_and_labels_do_not_overlap() {
+        // Two clusters, one of them at the upper right corner, and a single point next to a
+        // cluster.
         let points: Vec<(usize, f64, f64)> = (1..=6)
             .map(|n| (n, 100.0 + n as f64, 50.0))
             .chain((7..=9).map(|n| (n, 199.0, 1.0 + n as f64)))
@@ -112,7 +123,7 @@ mod tests {
         assert_eq!(texts, ["1–6, 11", "7–9", "10"]);
         for (at, label) in labels.iter().enumerate() {
             assert!(label.is_in(&FRAME), "{label:?}");
-            assert!(labels[..at].iter().all(|other| !other.covers(label)), "{label:?}");
+            assert!(labels[..at].iter().all(|other| !other.overlaps(label)), "{label:?}");
         }
     }
 
@@ -123,10 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_ranges_and_not_too_many() {
+    fn numbers_become_ranges_of_limited_length() {
         assert_eq!(ranges(&[1, 2, 3, 5, 8, 9]), "1–3, 5, 8, 9");
         let odd: Vec<usize> = (0..40).map(|n| 2 * n + 1).collect();
         let text = ranges(&odd);
-        assert!(text.starts_with("1, 3, 5") && text.ends_with(", …") && text.chars().count() <= MOST + 3, "{text}");
+        assert!(
+            text.starts_with("1, 3, 5") && text.ends_with(", …") && text.chars().count() <= MAX_CHARACTERS + 3,
+            "{text}"
+        );
     }
 }

@@ -1,20 +1,20 @@
-//! Reports: one HTML file with inline SVG and CSS, no script and nothing loaded from elsewhere.
+//! Reports: one self-contained HTML file with inline SVG and CSS, without scripts.
 //!
-//! - [`svg`]: [`LineChart`] and [`BarChart`] to SVG text; [`axis`] finds their round ticks
-//! - [`plots`]: [`Histogram`] and [`Scatter`] to SVG text; [`distribution`]: bins and correlation
-//! - [`roofline`]: [`Roofline`], rates of ops under the ceilings of a machine
-//! - [`page`]: [`Table`], [`Section`] and [`Page`] to HTML text
+//! - [`svg`]: [`LineChart`] and [`BarChart`] as SVG; `axis`: axis ranges and round ticks
+//! - `plots`: histograms and scatter charts as SVG; `distribution`: bins and correlation
+//! - [`roofline`]: [`Roofline`], the rates of ops under the ceilings of a machine
+//! - [`page`]: [`Table`], [`Section`] and [`Page`] as HTML
 //! - [`summary`]: [`QuickstartSummary`], the content of the quick start's `summary.json`
-//! - [`quickstart`]: the quick start's report and its table for the terminal
+//! - [`quickstart`]: the quick start's report, and its table for the terminal
 //! - [`run`]: the report of one or several training runs
 //!
-//! Every text that enters a page is escaped here; a number that is not finite is shown as a dash.
+//! All text on a page is escaped here. Numbers that are not finite are shown as a dash.
 
-pub mod axis;
-pub mod distribution;
+mod axis;
+mod distribution;
 mod labels;
 pub mod page;
-pub mod plots;
+mod plots;
 pub mod quickstart;
 pub mod roofline;
 pub mod run;
@@ -26,17 +26,16 @@ mod tests;
 
 pub use axis::Axis;
 pub use page::{Block, Figure, Page, Section, Table};
-pub use plots::{Histogram, Scatter};
 pub use quickstart::{quickstart_report, quickstart_table};
 pub use roofline::Roofline;
 pub use summary::QuickstartSummary;
 pub use svg::{BarChart, LineChart, ReferenceLine};
 
-/// What stands in a table or chart where there is no number.
+/// Placeholder for a missing number in tables and charts.
 const NO_VALUE: &str = "–";
 
-/// Text made safe for HTML and SVG content and for quoted attributes. Control characters that neither format allows
-/// become the replacement character.
+/// Escapes a text for HTML, SVG and quoted attributes. Control characters that neither format
+/// allows become the replacement character.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -54,7 +53,7 @@ pub fn escape(text: &str) -> String {
     out
 }
 
-/// A number with a fixed count of decimals; a dash when it is not finite. Zero has no sign.
+/// Formats a number with a fixed number of decimals; a dash if it is not finite. Zero has no sign.
 pub fn decimal(value: f64, decimals: usize) -> String {
     if !value.is_finite() {
         return NO_VALUE.to_owned();
@@ -66,7 +65,8 @@ pub fn decimal(value: f64, decimals: usize) -> String {
     }
 }
 
-/// A number with four significant digits, small and large ones with an exponent; a dash when it is not finite.
+/// Formats a number with four significant digits, with an exponent if it is very small or large; a
+/// dash if it is not finite.
 pub fn significant(value: f64) -> String {
     let size = value.abs();
     if !value.is_finite() || value == 0.0 {

@@ -1,58 +1,60 @@
-//! Pages, sections and tables as HTML text: one file with its style inside, for phones and desktops, light and dark.
+//! Pages, sections and tables as HTML: one file with its style sheet, for phones and desktops,
+//! light and dark.
 
 use std::fmt::Write;
 
 use super::escape;
 
-/// Cells of text under a header. The first column names the row.
+/// Table of text cells. The first column names the row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
-    /// Said before the table; empty for none.
+    /// Text above the table; empty for none.
     pub caption: String,
     pub header: Vec<String>,
-    /// Rows of any length; shorter ones are filled with empty cells, longer ones keep all their cells.
+    /// Rows of any length. Shorter rows are filled with empty cells; longer rows keep all their
+    /// cells.
     pub rows: Vec<Vec<String>>,
-    /// Columns (from 0) whose cells are numbers and align to the right.
+    /// Columns (from 0) of numbers, aligned to the right.
     pub numeric: Vec<usize>,
 }
 
-/// A part of a section.
+/// Part of a section.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Block {
     Paragraph(String),
-    /// Points of an unordered list.
+    /// Items of an unordered list.
     List(Vec<String>),
-    /// A paragraph that must not be overlooked.
+    /// Highlighted paragraph.
     Warning(String),
-    /// Charts side by side where there is room. Each is the text of an `<svg>` element from [`super::svg`]; it is
-    /// the one part that is inserted as it is.
+    /// Charts, side by side if there is room. Each is an `<svg>` element from [`super::svg`], which
+    /// is inserted without escaping.
     Charts(Vec<String>),
-    /// As [`Block::Charts`], each with what it shows.
+    /// Charts with captions and numbers.
     Figures(Vec<Figure>),
     Table(Table),
-    /// A table behind a heading that opens it.
+    /// Table that a click on the heading opens.
     Folded {
         heading: String,
         table: Table,
     },
-    /// Text shown as written, under a heading of its own (empty for none): commands, rows, decoded examples.
+    /// Preformatted text under a caption (empty for none): commands, rows, decoded examples.
     Code {
         caption: String,
         text: String,
     },
 }
 
-/// A chart, a sentence about it, and its numbers.
+/// Chart with a caption and its numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Figure {
-    /// Text of an `<svg>` element from [`super::svg`] or [`super::plots`], inserted as it is.
+    /// `<svg>` element from [`super::svg`] or `plots`, inserted without escaping.
     pub svg: String,
     pub caption: String,
-    /// The numbers as text, for those who cannot see the chart; folded away.
+    /// Numbers of the chart as text, for readers who cannot see it; collapsed.
     pub table: Table,
 }
 
-/// A heading and what stands under it.
+/// Heading and content of a section.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Section {
     pub heading: String,
@@ -63,13 +65,14 @@ pub struct Section {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     pub title: String,
-    /// Paragraph under the title; empty for none.
+    /// Paragraph below the title; empty for none.
     pub lead: String,
     pub sections: Vec<Section>,
 }
 
 impl Table {
-    /// Without the columns in which every row has `empty` or nothing. Numbers of other columns keep their alignment.
+    /// Removes columns in which every row is missing or equals `empty`. The other columns keep
+    /// their alignment.
     pub fn without_empty_columns(mut self, empty: &str) -> Self {
         let is_empty = |row: &Vec<String>, column: usize| row.get(column).is_none_or(|cell| cell == empty);
         let kept: Vec<usize> =
@@ -81,7 +84,7 @@ impl Table {
         self
     }
 
-    /// The table inside a frame that scrolls sideways when the screen is narrower.
+    /// Table as HTML, in a frame that scrolls sideways on narrow screens.
     pub fn to_html(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).chain([self.header.len()]).max().unwrap_or(0);
         let class = |column: usize| if self.numeric.contains(&column) { " class=\"number\"" } else { "" };
@@ -157,7 +160,7 @@ impl Block {
 }
 
 impl Page {
-    /// The whole file.
+    /// The complete file.
     pub fn to_html(&self) -> String {
         let title = escape(&self.title);
         let mut out = format!(
@@ -182,5 +185,6 @@ impl Page {
     }
 }
 
-/// Series colours keep a contrast of 3 to 1 or more with their background in both themes.
+/// Style sheet. In both themes, series colours have a contrast of at least 3 to 1 with the
+/// background.
 const STYLE: &str = include_str!("page.css");

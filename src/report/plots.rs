@@ -1,42 +1,41 @@
-//! Distributions as SVG text: histograms laid over one another, and points of two quantities. Series differ in outline
-//! or mark as well as in colour.
+//! Histograms and scatter charts as SVG. Series differ in outline or mark as well as in colour.
 
 use std::fmt::Write;
 
 use super::axis::{Axis, drawable};
 use super::distribution::Bins;
 use super::svg::{
-    LEFT, Legend, PLOT, Series, Swatch, TOP, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open,
-    plot_width, put_no_values, style,
+    LEFT, Legend, PLOT, Series, Swatch, TOP, describe, draw_mark, draw_x_axis, draw_y_axis, open_svg, plot_width,
+    put_no_values, style_index, to_x, to_y,
 };
 
-/// Counts of several sets in common bins, one outline a set.
+/// Counts of several sets of values in common bins, one outline per set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     pub title: String,
     pub x: Axis,
-    /// Name and style of each set of `bins`, styles as in [`super::svg::Series`].
+    /// Name and style of each set in `bins`; styles as in [`super::svg::Series`].
     pub series: Vec<(String, usize)>,
-    /// `None`: there is no value.
+    /// Bins of the values; `None` if there is no value.
     pub bins: Option<Bins>,
 }
 
-/// Points of two quantities.
+/// Scatter chart of two quantities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scatter {
     pub title: String,
     pub x: Axis,
     pub y: Axis,
-    /// Sets of points in any order; even styles are discs, odd ones diamonds.
+    /// Sets of points in any order; even styles are discs, odd styles diamonds.
     pub series: Vec<Series>,
 }
 
 impl Histogram {
-    /// The chart as one `<svg>` element.
+    /// Chart as one `<svg>` element.
     pub fn to_svg(&self) -> String {
         let names = || self.series.iter().map(|(name, style)| (name.as_str(), *style));
         let legend = Legend::new(names());
-        let mut out = open(&self.title, &describe(names().map(|s| s.0)), legend.height());
+        let mut out = open_svg(&self.title, &describe(names().map(|s| s.0)), legend.height());
         let Some(bins) = &self.bins else {
             put_no_values(&mut out);
             out.push_str("</svg>");
@@ -49,11 +48,11 @@ impl Histogram {
         draw_y_axis(&mut out, &count, &y);
         draw_x_axis(&mut out, &self.x, &x);
         for ((_, index), counts) in self.series.iter().zip(&bins.counts) {
-            let mut path = format!("M{:.1} {:.1}", across(&x, bins.edge(0)), TOP + PLOT);
+            let mut path = format!("M{:.1} {:.1}", to_x(&x, bins.edge(0)), TOP + PLOT);
             for (bin, &n) in counts.iter().enumerate() {
-                let _ = write!(path, "V{:.1}H{:.1}", down(&y, n as f64), across(&x, bins.edge(bin + 1)));
+                let _ = write!(path, "V{:.1}H{:.1}", to_y(&y, n as f64), to_x(&x, bins.edge(bin + 1)));
             }
-            let _ = write!(out, r#"<path class="area s{}" d="{path}V{:.1}z"/>"#, style(*index), TOP + PLOT);
+            let _ = write!(out, r#"<path class="area s{}" d="{path}V{:.1}z"/>"#, style_index(*index), TOP + PLOT);
         }
         legend.draw(&mut out, Swatch::Area);
         out.push_str("</svg>");
@@ -62,25 +61,25 @@ impl Histogram {
 }
 
 impl Scatter {
-    /// The chart as one `<svg>` element; points that are not finite are left out.
+    /// Chart as one `<svg>` element, without points that are not finite.
     pub fn to_svg(&self) -> String {
         let names = || self.series.iter().map(|s| (s.name.as_str(), s.style));
         let values = |pick: fn(&(f64, f64)) -> f64| self.series.iter().flat_map(move |s| s.points.iter().map(pick));
         let (x, y) = (self.x.scale(values(|p| p.0)), self.y.scale(values(|p| p.1)));
         let legend = Legend::new(names());
-        let mut out = open(&self.title, &describe(names().map(|s| s.0)), legend.height());
+        let mut out = open_svg(&self.title, &describe(names().map(|s| s.0)), legend.height());
         draw_y_axis(&mut out, &self.y, &y);
         draw_x_axis(&mut out, &self.x, &x);
-        // The zero of the y axis where it lies inside: rewards change their sign there.
+        // Line at y = 0 if it is in range, because rewards change their sign there.
         if y.low < 0.0 && y.high > 0.0 {
-            let (at, right) = (down(&y, 0.0), LEFT + plot_width());
+            let (at, right) = (to_y(&y, 0.0), LEFT + plot_width());
             let _ = write!(out, r#"<line class="tick" x1="{LEFT:.1}" y1="{at:.1}" x2="{right:.1}" y2="{at:.1}"/>"#);
         }
         let mut empty = true;
-        // The first series comes last, over the others: its discs are see-through, the diamonds below are not.
+        // The first series is drawn last, on top: its discs are translucent, the diamonds are not.
         for series in self.series.iter().rev() {
             for &(px, py) in series.points.iter().filter(|(px, py)| drawable(*px) && drawable(*py)) {
-                draw_mark(&mut out, series.style, across(&x, px), down(&y, py));
+                draw_mark(&mut out, series.style, to_x(&x, px), to_y(&y, py));
                 empty = false;
             }
         }

@@ -1,4 +1,4 @@
-//! The quick start's report: what was measured, the runs beside each other, curves, data, commands, environment.
+//! Report of the quick start: accuracies of all runs, curves, data, commands, environment.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use super::summary::{AccuracyPoint, Count, NamedText, QuickstartSummary, RunSumm
 use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series};
 use super::{NO_VALUE, decimal};
 
-/// What is measured: name and how to get it from a run and from a point of its curve.
+/// Accuracy measure: its name, its counts in a run, and its value at a point of a curve.
 struct Measure {
     name: &'static str,
     count: fn(&RunSummary) -> Count,
@@ -22,10 +22,10 @@ const MEASURES: [Measure; 3] = [
     Measure { name: "inter", count: |r| r.inter, point: |p| p.inter },
 ];
 
-/// Loss curves are shown as means over this share of the run, so that runs can be told apart through the noise.
+/// Loss curves are running means over 1/20 of the run, which separates runs from noise.
 const SMOOTHED_SHARE: usize = 20;
 
-/// The report as one HTML file.
+/// Report as one HTML file.
 pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     let mut sections = Vec::new();
     if !summary.warnings.is_empty() {
@@ -42,7 +42,7 @@ pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     let page = Page {
         title: "mapl quick start".into(),
         lead: format!(
-            "{} training runs on an artificial preference language, {} seconds in all.",
+            "{} training runs on an artificial preference language, {} seconds in total.",
             summary.runs.len(),
             decimal(summary.seconds, 0)
         ),
@@ -51,7 +51,7 @@ pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     page.to_html()
 }
 
-/// The table of the runs as plain text; it is a Markdown table too.
+/// Table of the runs as plain text that is also a Markdown table.
 pub fn quickstart_table(summary: &QuickstartSummary) -> String {
     let mut rows = vec![["run", "semantic", "intra", "inter", "steps", "seconds"].map(str::to_owned).to_vec()];
     for run in &summary.runs {
@@ -89,17 +89,17 @@ fn accuracy(count: Count) -> String {
 fn results(summary: &QuickstartSummary) -> Section {
     let mut blocks = vec![
         Block::Paragraph(
-            "Every run starts from the same model and is scored on held-out prompts. Guessing gives half; a scorer \
-             blind to the added instructions ties on intra and inter, and a tie counts as wrong."
+            "Every run starts from the same model and is scored on held-out prompts. Guessing gives 0.5. A scorer \
+             that ignores the added instructions ties on intra and inter, and ties count as wrong."
                 .into(),
         ),
         Block::List(vec![
-            "semantic: the chosen response of an untouched pair scores above the rejected one.".into(),
-            "intra: one response scores higher under the prompt whose added instructions it follows better.".into(),
-            "inter: added instructions move the gap between chosen and rejected to the right side.".into(),
+            "semantic: the chosen response of an original pair scores higher than the rejected one.".into(),
+            "intra: a response scores higher under the prompt with the instructions it follows better.".into(),
+            "inter: added instructions move the gap between chosen and rejected in the right direction.".into(),
         ]),
         Block::Table(Table {
-            caption: "Accuracy on held-out prompts; a tie counts as wrong".into(),
+            caption: "Accuracy on held-out prompts; ties count as wrong".into(),
             header: ["run", "semantic", "intra", "inter", "steps", "seconds"].map(str::to_owned).to_vec(),
             rows: summary.runs.iter().map(result_row).collect(),
             numeric: (1..6).collect(),
@@ -108,7 +108,7 @@ fn results(summary: &QuickstartSummary) -> Section {
     let gains = gain_rows(&summary.runs);
     if !gains.is_empty() {
         blocks.push(Block::Table(Table {
-            caption: "What the MAPL terms change: mapl minus base".into(),
+            caption: "Gain from the MAPL terms: mapl minus base".into(),
             header: ["method", "semantic", "intra", "inter"].map(str::to_owned).to_vec(),
             rows: gains,
             numeric: (1..4).collect(),
@@ -129,13 +129,13 @@ fn results(summary: &QuickstartSummary) -> Section {
     blocks.push(Block::Charts(vec![chart.to_svg()]));
     blocks.push(Block::Table(Table {
         caption: "Counts behind the accuracies, with 95 % Wilson intervals".into(),
-        header: ["run", "measure", "right", "ties", "of", "interval"].map(str::to_owned).to_vec(),
+        header: ["run", "measure", "correct", "ties", "total", "interval"].map(str::to_owned).to_vec(),
         rows: summary.runs.iter().flat_map(count_rows).collect(),
         numeric: (2..6).collect(),
     }));
     blocks.push(Block::Paragraph(
-        "These figures are about this artificial language and these small models. The body of the MAPL paper was not \
-         available to the project, and nothing here reproduces its results."
+        "These figures apply to this artificial language and these small models. The full text of the MAPL paper was \
+         not available to the project, and no result here reproduces it."
             .into(),
     ));
     Section { heading: "Results".into(), blocks }
@@ -189,12 +189,13 @@ fn bar(count: Count) -> Bar {
 }
 
 fn chance() -> ReferenceLine {
-    ReferenceLine { value: 0.5, label: "half".into() }
+    ReferenceLine { value: 0.5, label: "chance".into() }
 }
 
 fn curves(summary: &QuickstartSummary) -> Section {
     let mut charts = Vec::new();
-    // Runs of one method share a scale; a base run has one comparison a group and a MAPL run up to five.
+    // Runs of one method share a chart. A base run has one comparison per group, a MAPL run up to
+    // five.
     let mut methods: Vec<&str> = Vec::new();
     for run in &summary.runs {
         let method = method_of(&run.name);
@@ -241,9 +242,8 @@ fn curves(summary: &QuickstartSummary) -> Section {
     let text = if charts.is_empty() {
         "No curve was recorded."
     } else {
-        "Loss curves show the mean over the steps before, up to a twentieth of the run. The loss of a MAPL run is the \
-         sum of its base, intra and inter terms, so it stands higher than that of a base run; compare shapes, not \
-         levels."
+        "Loss curves are running means over up to a twentieth of the run. The loss of a MAPL run sums its base, intra \
+         and inter terms, so it is higher than the loss of a base run; compare shapes, not levels."
     };
     Section {
         heading: "Curves".into(),
@@ -254,7 +254,7 @@ fn curves(summary: &QuickstartSummary) -> Section {
     }
 }
 
-/// `reward` of `reward-mapl`.
+/// Method of a run name: `reward` of `reward-mapl`.
 fn method_of(name: &str) -> &str {
     name.split('-').next().unwrap_or(name)
 }

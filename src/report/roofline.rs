@@ -1,4 +1,4 @@
-//! A roofline plot: what ops reach, over what they do with a byte, under the ceilings of the machine.
+//! Roofline plot: rate of each op over its arithmetic intensity, under the ceilings of the machine.
 
 use std::fmt::Write;
 
@@ -6,22 +6,23 @@ use super::axis::{Axis, Scale};
 use super::escape;
 use super::labels::{Frame, Label, place};
 use super::svg::{
-    LEFT, PLOT, TOP, WIDTH, across, describe, down, draw_mark, draw_x_axis, draw_y_axis, open, put_no_values,
+    LEFT, PLOT, TOP, WIDTH, describe, draw_mark, draw_x_axis, draw_y_axis, open_svg, put_no_values, to_x, to_y,
 };
 
-/// Ops as numbered points, with memory's rate as the slope and the product's rate as the flat part of the roof.
+/// Ops as numbered points under a roof. The slope is the memory bandwidth, the flat part the GEMM
+/// rate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
     pub title: String,
-    /// Bytes and FLOPs a second.
+    /// Memory bandwidth (bytes/s) and GEMM rate (FLOP/s).
     pub memory: f64,
     pub product: f64,
-    /// Name, FLOPs a byte, FLOPs a second; numbered from 1 in this order.
+    /// Name, FLOP/byte and FLOP/s of each op; numbered from 1 in this order.
     pub points: Vec<(String, f64, f64)>,
 }
 
 impl Roofline {
-    /// The chart as one `<svg>` element. Points without FLOPs are left out.
+    /// Chart as one `<svg>` element, without points that have no FLOPs.
     pub fn to_svg(&self) -> String {
         let x_axis = Axis::new("intensity", "FLOP/byte").logarithmic();
         let y_axis = Axis::new("rate", "FLOP/s").logarithmic();
@@ -33,7 +34,7 @@ impl Roofline {
         let x = x_axis.scale(points.iter().map(|p| p.1).chain([ridge / 10.0, ridge * 10.0]));
         let y = y_axis.scale(points.iter().map(|p| p.2).chain([self.product, self.product / 1e3]));
         let names = self.points.iter().map(|p| p.0.as_str());
-        let mut out = open(&self.title, &describe(names), 0.0);
+        let mut out = open_svg(&self.title, &describe(names), 0.0);
         draw_y_axis(&mut out, &y_axis, &y);
         draw_x_axis(&mut out, &x_axis, &x);
         self.draw_roof(&mut out, &x, &y, ridge);
@@ -41,7 +42,7 @@ impl Roofline {
             put_no_values(&mut out);
         }
         let placed: Vec<(usize, f64, f64)> =
-            points.iter().map(|&(number, px, py)| (number, across(&x, px), down(&y, py))).collect();
+            points.iter().map(|&(number, px, py)| (number, to_x(&x, px), to_y(&y, py))).collect();
         for &(_, px, py) in &placed {
             draw_mark(&mut out, 1, px, py);
         }
@@ -54,20 +55,20 @@ impl Roofline {
     }
 
     fn draw_roof(&self, out: &mut String, x: &Scale, y: &Scale, ridge: f64) {
-        // The slope begins where it enters the plot, at the left or at the bottom.
+        // The slope starts at the left or bottom edge of the plot, at the edge it crosses.
         let from = 10f64.powf(x.low).max(10f64.powf(y.low) / self.memory);
         let corners = [(from, from * self.memory), (ridge, self.product), (10f64.powf(x.high), self.product)];
         let path: Vec<String> =
-            corners.iter().map(|&(px, py)| format!("{:.1} {:.1}", across(x, px), down(y, py))).collect();
+            corners.iter().map(|&(px, py)| format!("{:.1} {:.1}", to_x(x, px), to_y(y, py))).collect();
         let _ = write!(out, r#"<path class="line s0" d="M{}"/>"#, path.join(" L"));
         let label = |text: &str, left: f64, top: f64, anchor: &str| {
             let text = escape(text);
             format!(r#"<text class="reference-label" x="{left:.1}" y="{top:.1}" text-anchor="{anchor}">{text}</text>"#)
         };
-        let top = down(y, self.product) - 6.0;
-        out.push_str(&label("product", WIDTH - 16.0, top, "end"));
+        let top = to_y(y, self.product) - 6.0;
+        out.push_str(&label("GEMM", WIDTH - 16.0, top, "end"));
         let middle = (from * ridge).sqrt();
-        let (left, height) = (across(x, middle), down(y, middle * self.memory));
+        let (left, height) = (to_x(x, middle), to_y(y, middle * self.memory));
         out.push_str(&label("memory", (left - 8.0).max(LEFT + 52.0), height - 6.0, "end"));
     }
 }
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_lie_under_the_roof_and_are_numbered() {
+    fn points_are_numbered_and_the_roof_is_drawn() {
         let point = |name: &str, x: f64, y: f64| (name.to_owned(), x, y);
         let plot = Roofline {
             title: "ops".into(),
@@ -89,7 +90,7 @@ mod tests {
         assert!(svg.contains("intensity (FLOP/byte)") && svg.contains("rate (FLOP/s)"), "{svg}");
         assert!(svg.contains(">1</text>") && svg.contains(">3</text>") && !svg.contains(">2</text>"));
         assert!(svg.contains("linear &amp; more"));
-        // Points in one place have one label, which stays in the plot.
+        // Points at the same place share one label, and the label stays inside the plot.
         let many = (0..30).map(|n| point("same", 300.0, 6e14 + 1e12 * f64::from(n))).collect();
         assert!(Roofline { points: many, ..plot.clone() }.to_svg().contains(">1–30</text>"));
         let empty = Roofline { points: Vec::new(), ..plot };

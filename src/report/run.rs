@@ -1,16 +1,16 @@
-//! The report of training runs: `report.html` of a run folder, or several runs laid over one another.
+//! Report of training runs: `report.html` of one run, or a comparison of several.
 //!
-//! - [`log`]: a run folder as columns of numbers; what it refuses
-//! - `curves`: loss, accuracy, margin, rewards, optimiser and speed over the steps
-//! - [`rewards`]: histograms, length against reward
-//! - [`warnings`]: how the run ended, and signs that its numbers mislead
+//! - `log`: reads a run folder into columns of numbers
+//! - `curves`: loss, accuracy, margin, rewards, optimiser and speed by step
+//! - `rewards`: reward histograms, and reward by length
+//! - `warnings`: outcome of the run, and signs of misleading numbers
 //! - `facts`: data, configuration, command, environment, hashes
 
 mod curves;
 mod facts;
-pub mod log;
-pub mod rewards;
-pub mod warnings;
+pub(crate) mod log;
+mod rewards;
+mod warnings;
 
 #[cfg(test)]
 mod tests;
@@ -23,23 +23,23 @@ use crate::files::write_text;
 use crate::train::logs::EVAL_SCORES_FILE;
 use log::RunLog;
 
-/// Name of the report in a run folder.
+/// File name of the report in a run folder.
 pub const REPORT_FILE: &str = "report.html";
-/// Files of a run folder that a report is made from.
+/// Files of a run folder that a report reads.
 pub const RUN_LOGS: [&str; 3] = [crate::train::manifest::FILE, log::METRICS_FILE, EVAL_SCORES_FILE];
-/// Runs that one chart can tell apart by colour and dash pattern.
+/// Maximum number of runs in a report; a chart distinguishes that many by colour and dash pattern.
 pub const MOST_RUNS: usize = 8;
 
-/// Reads run folders and writes the page about them.
+/// Reads run folders and writes their report.
 ///
 /// # Errors
-/// Those of [`RunLog::read`], and [`crate::Error::Io`] when `output` cannot be written.
+/// Errors of reading a run folder, and [`crate::Error::Io`] if `output` cannot be written.
 pub fn write_report(dirs: &[PathBuf], output: &Path) -> Result<()> {
     write_text(output, &run_report(&RunLog::read_all(dirs)?))
 }
 
-/// The page about one or several runs as HTML.
-pub fn run_report(runs: &[RunLog]) -> String {
+/// Report of one or several runs as HTML.
+fn run_report(runs: &[RunLog]) -> String {
     let mut sections: Vec<Section> = warning_section(runs).into_iter().collect();
     sections.push(facts::overview(runs));
     if runs.len() > 1 {
@@ -56,10 +56,10 @@ pub fn run_report(runs: &[RunLog]) -> String {
     let (title, lead) = match runs {
         [run] => {
             let (method, step) = (run.method(), run.last_step().unwrap_or(0));
-            let status = if run.gone { "killed" } else { run.status() };
+            let status = if run.killed { "killed" } else { run.status() };
             (run.name.clone(), format!("A {method} run: {status}, {step} steps."))
         }
-        _ => (format!("{} runs", runs.len()), "Training runs laid over one another.".to_owned()),
+        _ => (format!("{} runs", runs.len()), "Comparison of training runs.".to_owned()),
     };
     Page { title, lead, sections }.to_html()
 }

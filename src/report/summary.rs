@@ -1,12 +1,13 @@
-//! What a quick start found: the content of `summary.json` and the input of its report.
+//! Result of a quick start: the content of `summary.json` and the input of its report.
 //!
-//! At top level stand `seconds` and `runs`; a run has `name`, `semantic`, `intra`, `inter` (accuracies in 0..=1, a tie
-//! counts as wrong), `steps` and `seconds`, then `counts` behind the accuracies and the curves. Numbers that are not
-//! finite are written as the strings `"NaN"`, `"inf"` and `"-inf"`.
+//! The top level has `seconds` and `runs`. A run has `name`, the accuracies `semantic`, `intra` and
+//! `inter` (0 to 1, ties count as wrong), `steps` and `seconds`, then the `counts` of the
+//! accuracies and the curves. Numbers that are not finite are written as the strings `"NaN"`,
+//! `"inf"` and `"-inf"`.
 
 use serde::{Deserialize, Serialize};
 
-/// Everything the quick start reports.
+/// Content of the quick start's report.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuickstartSummary {
     /// Wall-clock seconds of the whole quick start.
@@ -16,34 +17,34 @@ pub struct QuickstartSummary {
     /// Tables about the data: rows, comparisons by kind and function.
     #[serde(default)]
     pub data: Vec<DataTable>,
-    /// Decoded examples, shown as written.
+    /// Decoded examples, shown verbatim.
     #[serde(default)]
     pub examples: Vec<NamedText>,
-    /// The exact commands, in the order in which they ran, and those for data of one's own.
+    /// Commands of the quick start in order, and commands for the user's own data.
     #[serde(default)]
     pub commands: Vec<NamedText>,
-    /// What it ran on: version, processor, threads, device, memory.
+    /// Environment: version, processor, threads, device, memory.
     #[serde(default)]
     pub environment: Vec<Fact>,
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// A name with its value.
+/// Name and value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
     pub name: String,
     pub value: String,
 }
 
-/// A caption with lines shown as written.
+/// Caption and preformatted text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedText {
     pub caption: String,
     pub text: String,
 }
 
-/// A table of text; the first column names the row, the others are aligned as numbers.
+/// Table of text; the first column names the row, the others are aligned as numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataTable {
     pub caption: String,
@@ -51,7 +52,7 @@ pub struct DataTable {
     pub rows: Vec<Vec<String>>,
 }
 
-/// Comparisons of one kind: how many were right, how many tied, how many there were.
+/// Numbers of correct, tied and all comparisons of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Count {
     pub correct: u64,
@@ -60,12 +61,12 @@ pub struct Count {
 }
 
 impl Count {
-    /// Share of right ones, a tie counting as wrong; 0 when there is none (the count beside it says so).
+    /// Share of correct comparisons; ties count as wrong. 0 if there is no comparison, see `total`.
     pub fn accuracy(&self) -> f64 {
         if self.total == 0 { 0.0 } else { self.correct as f64 / self.total as f64 }
     }
 
-    /// Interval that covers the true share with 95 % confidence, by Wilson's score (1927); `None` without comparisons.
+    /// 95 % confidence interval of the share, by Wilson's score (1927); `None` without comparisons.
     pub fn interval(&self) -> Option<(f64, f64)> {
         if self.total == 0 {
             return None;
@@ -79,7 +80,7 @@ impl Count {
     }
 }
 
-/// One value of a curve.
+/// Point of a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     pub step: u64,
@@ -87,7 +88,7 @@ pub struct Point {
     pub value: f64,
 }
 
-/// Accuracies on held-out data after a step.
+/// Held-out accuracies after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AccuracyPoint {
     pub step: u64,
@@ -99,17 +100,17 @@ pub struct AccuracyPoint {
     pub inter: f64,
 }
 
-/// One training run and its score on held-out prompts.
+/// Training run with its scores on held-out prompts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(into = "RunRow", from = "RunRow")]
 pub struct RunSummary {
-    /// Method and objective, as `reward-base` or `dpo-mapl`.
+    /// Method and objective, such as `reward-base` or `dpo-mapl`.
     pub name: String,
-    /// Untouched held-out pairs.
+    /// Original held-out pairs.
     pub semantic: Count,
     /// One response under two prompts.
     pub intra: Count,
-    /// The gap of a pair under two prompts.
+    /// Reward gap of a pair under two prompts.
     pub inter: Count,
     /// Optimiser steps.
     pub steps: u64,
@@ -121,7 +122,7 @@ pub struct RunSummary {
     pub accuracy: Vec<AccuracyPoint>,
 }
 
-/// A run as it stands in `summary.json`.
+/// Form of a run in `summary.json`.
 #[derive(Serialize, Deserialize)]
 struct RunRow {
     name: String,
@@ -162,7 +163,7 @@ impl From<RunSummary> for RunRow {
 }
 
 impl From<RunRow> for RunSummary {
-    /// The accuracies follow from the counts, so only these are read.
+    /// Reads only the counts, which determine the accuracies.
     fn from(row: RunRow) -> Self {
         Self {
             name: row.name,
@@ -177,7 +178,7 @@ impl From<RunRow> for RunSummary {
     }
 }
 
-/// Numbers in JSON, with strings for those JSON cannot hold.
+/// JSON numbers, with strings for values that JSON cannot represent.
 mod number {
     use serde::{Deserialize, Deserializer, Serializer, de};
 
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn fixed_keys_stand_at_the_top_and_the_file_reads_back() {
+    fn fixed_keys_are_at_the_top_level_and_the_file_reads_back() {
         let text = serde_json::to_string(&summary()).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["seconds"], 12.5);
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_interval_is_wilsons() {
-        // 8 of 10: 0.4902 to 0.9433, worked by hand from the formula.
+        // 8 of 10: 0.4902 to 0.9433, computed by hand from the formula.
         let (low, high) = Count { correct: 8, ties: 0, total: 10 }.interval().unwrap();
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
         let (low, high) = Count { correct: 10, ties: 0, total: 10 }.interval().unwrap();

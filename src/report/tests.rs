@@ -1,4 +1,4 @@
-//! What every page must be: well formed, escaped, complete in itself, without a number that is none.
+//! Properties of every page: well formed, escaped, self-contained, without broken numbers.
 
 use super::page::{Block, Page, Section, Table};
 use super::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, RunSummary};
@@ -43,7 +43,7 @@ fn summary() -> QuickstartSummary {
 }
 
 #[test]
-fn the_quickstart_report_is_well_formed_and_complete_in_itself() {
+fn the_quickstart_report_is_well_formed_and_self_contained() {
     let html = quickstart_report(&summary());
     let text = well_formed(&html);
     has_no_broken_number(&html);
@@ -56,7 +56,7 @@ fn the_quickstart_report_is_well_formed_and_complete_in_itself() {
     for expected in ["reward-mapl", "0.900", "+0.320", "540", "mapl reward --model", "cpu, 2 threads", "only 3 %"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // One bar chart, a loss chart for each of two methods, an accuracy chart for each of three measures.
+    // One bar chart, a loss chart per method (two), and an accuracy chart per measure (three).
     assert_eq!(html.matches("<svg").count(), 6);
     assert_eq!(html.matches("aria-label").count(), 6 + html.matches("class=\"scroll\"").count());
     assert!(html.contains("prefers-color-scheme: dark") && html.contains("name=\"viewport\""));
@@ -89,7 +89,7 @@ fn text_from_outside_is_escaped_everywhere() {
 }
 
 #[test]
-fn numbers_that_are_none_and_empty_runs_leave_gaps() {
+fn missing_numbers_and_empty_runs_leave_gaps() {
     let nothing = quickstart_report(&QuickstartSummary { seconds: f64::NAN, ..Default::default() });
     well_formed(&nothing);
     has_no_broken_number(&nothing);
@@ -123,7 +123,7 @@ fn a_line_chart_places_its_points_and_breaks_at_gaps() {
     let svg = line(vec![(0.0, 0.0), (10.0, 100.0), (20.0, f64::NAN), (30.0, 50.0), (40.0, 50.0)]).to_svg();
     let text = well_formed(&svg);
     assert!(text.contains("time (s)") && text.contains("share (%)") && text.contains("half") && text.contains("one"));
-    // The plot spans 62..446 across and 46..256 down; style 9 is style 1.
+    // The plot area is 62..446 by 46..256; style 9 is style 1.
     assert!(svg.contains(r#"<path class="line s1" d="M62.0 256.0L158.0 46.0M350.0 151.0L446.0 151.0"/>"#), "{svg}");
     let alone = line(vec![(0.0, f64::NAN), (1.0, 50.0), (2.0, f64::NAN)]).to_svg();
     assert_eq!(alone.matches("<circle").count(), 1);
@@ -136,7 +136,8 @@ fn long_curves_are_thinned_to_means() {
     assert!(svg.len() < 12_000, "{}", svg.len());
     let path = svg.split("d=\"").nth(1).unwrap().split('"').next().unwrap();
     assert_eq!(path.matches(['M', 'L']).count(), 400);
-    // Every run of ten holds as many zeros as hundreds: the mean lies in the middle of the plot.
+    // Every run of ten points has as many zeros as hundreds, so its mean is in the middle of the
+    // plot.
     assert!(path.split(['M', 'L']).skip(1).all(|p| p.ends_with(" 151.0")), "{path}");
 }
 
@@ -158,7 +159,7 @@ fn a_bar_chart_draws_bars_whiskers_and_missing_values() {
     has_no_broken_number(&svg);
     assert_eq!(svg.matches("class=\"whisker\"").count(), 2);
     assert_eq!(text.matches('–').count(), 2, "two of the four bars have no value");
-    // Half of the plot's height of 210, from the middle to the base line.
+    // Half of the plot height of 210, from the middle to the base line.
     assert!(svg.contains(r#"y="151.0" width="46.0" height="105.0"/>"#), "{svg}");
     assert!(text.contains("0.50") && text.contains("1.00"));
 }

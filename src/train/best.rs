@@ -1,5 +1,5 @@
-//! The metric that chooses the best checkpoint (`--metric-for-best-model`). Refused: names the method does not report,
-//! and kinds of comparison that the evaluation rows do not have.
+//! Selection of the best checkpoint by a metric (`--metric-for-best-model`). Refuses names that the
+//! method does not report, and comparison kinds that the evaluation rows do not have.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,19 +9,20 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::{Error, Result};
 
-/// How the best checkpoint is found, and what is done with it.
+/// Metric of the best checkpoint, and the use of that checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestModel {
-    /// Name of the value as metrics.jsonl has it behind `eval_`.
+    /// Name of the metric in metrics.jsonl, without the prefix `eval_`.
     pub metric: String,
     pub greater_is_better: bool,
-    /// The final model is the best checkpoint, not the last state.
+    /// Whether the final model is the best checkpoint instead of the last state.
     pub load_at_end: bool,
 }
 
 impl BestModel {
-    /// Resolves a name: with or without `eval_`; `accuracy` and `margin` for every method that compares; `/base`,
-    /// `/intra` or `/inter` behind it for one kind. Without `greater`, losses are to fall and everything else to rise.
+    /// Resolves a metric name, with or without the prefix `eval_`. Methods with comparisons also
+    /// accept `accuracy` and `margin`, and a suffix `/base`, `/intra` or `/inter` for one kind. If
+    /// `greater` is `None`, smaller is better for losses and greater for all other metrics.
     pub fn resolve(name: &str, greater: Option<bool>, load_at_end: bool, method: Method) -> Result<Self> {
         let bare = name.strip_prefix("eval_").unwrap_or(name);
         let (value, kind) = match bare.rsplit_once('/') {
@@ -44,24 +45,24 @@ impl BestModel {
             },
             _ => {
                 let known = if compares {
-                    "loss, accuracy and margin, each also with /base, /intra or /inter behind it"
+                    "loss, accuracy and margin, optionally followed by /base, /intra or /inter"
                 } else {
                     "loss"
                 };
-                return Err(Error::Usage(format!("--metric-for-best-model {name}: {} knows {known}", method.name())));
+                return Err(Error::Usage(format!("--metric-for-best-model {name}: {} reports {known}", method.name())));
             }
         };
         let greater_is_better = greater.unwrap_or(!metric.starts_with("loss"));
         Ok(Self { metric, greater_is_better, load_at_end })
     }
 
-    /// Refuses evaluation groups that the metric says nothing about.
+    /// Refuses evaluation groups that lack the comparisons of the metric.
     pub fn check(&self, eval: &[TokenizedGroup]) -> Result<()> {
         if self.metric == "loss" {
             return Ok(());
         }
         let kind = Kind::ALL.into_iter().find(|k| self.metric.ends_with(&format!("/{}", k.name())));
-        // Accuracy and margin without a kind are those of base pairs.
+        // Accuracy and margin without a kind refer to base pairs.
         let kind = kind.unwrap_or(Kind::Base);
         if eval.iter().flat_map(|group| &group.comparisons).any(|c| c.kind == kind) {
             return Ok(());
@@ -73,13 +74,13 @@ impl BestModel {
         )))
     }
 
-    /// The metric of an evaluation; `None` when it is not finite.
-    pub fn value(&self, tally: &Tally, loss: &Loss) -> Option<f64> {
+    /// Value of the metric in an evaluation; `None` if it is not finite.
+    pub(super) fn value(&self, tally: &Tally, loss: &Loss) -> Option<f64> {
         tally.named(loss, "").get(&self.metric)?.as_f64()
     }
 
-    /// Whether `value` beats the best so far; a tie does not.
-    pub fn improves(&self, value: f64, best: f64) -> bool {
+    /// Whether `value` is better than `best`; a tie is not.
+    pub(super) fn improves(&self, value: f64, best: f64) -> bool {
         if self.greater_is_better { value > best } else { value < best }
     }
 }
@@ -89,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_method() {
+    fn metric_names_depend_on_the_method() {
         let metric = |name: &str, method| BestModel::resolve(name, None, true, method).map(|b| b.metric).ok();
         assert_eq!(metric("accuracy", Method::Reward).as_deref(), Some("accuracy"));
         assert_eq!(metric("eval_accuracy", Method::Dpo).as_deref(), Some("rewards/accuracies"));
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_fall_and_accuracies_rise_unless_told_otherwise() {
+    fn smaller_is_better_for_losses_unless_overridden() {
         let best = |name: &str, greater| BestModel::resolve(name, greater, true, Method::Dpo).unwrap();
         assert!(best("loss", None).improves(0.1, 0.2) && !best("loss", None).improves(0.2, 0.2));
         assert!(best("accuracy", None).improves(0.3, 0.2));

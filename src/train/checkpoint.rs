@@ -1,10 +1,11 @@
-//! A run's state on disk: `checkpoint-<step>/` holds a model folder that transformers loads, the tokenizer's files byte
-//! for byte, `trainer_state.json`, the optimiser's state, and `DONE`, written last.
+//! A run's state on disk. `checkpoint-<step>/` holds a model folder that transformers can load, the
+//! tokenizer's files byte for byte, `trainer_state.json`, the optimiser's state, and `DONE`.
 //!
-//! The folder is made as `checkpoint-<step>.tmp`, synced and renamed, and one that is removed is first renamed to
-//! `checkpoint-<step>.old`; so a folder without either ending is complete, whenever the process was killed. `state.json`
-//! holds the BLAKE3 of every file and `DONE` that of `state.json`: [`verify`] refuses a checkpoint in which a single bit
-//! has changed, and names the file.
+//! A checkpoint is written to `checkpoint-<step>.tmp`, synced, and renamed. Before removal it is
+//! renamed to `checkpoint-<step>.old`. A folder without either extension is therefore complete,
+//! whenever the process was killed. `state.json` holds the BLAKE3 of every file; `DONE`, written
+//! last, holds the BLAKE3 of `state.json`. [`verify`] refuses a checkpoint with a single changed
+//! bit and names the file.
 
 mod optimizer;
 mod state;
@@ -20,17 +21,18 @@ use crate::data::tokenizer::Tokenizer;
 use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_json, write_whole};
 use crate::model::store;
 use crate::{Error, Result};
-pub use optimizer::{OPTIMIZER_FILE, restore};
+use optimizer::OPTIMIZER_FILE;
+pub(super) use optimizer::restore;
 pub use state::{Best, LENGTH, RunState, SCHEMA};
 
-/// Logged events in the shape of transformers' trainer.
+/// Logged events in the format of transformers' trainer.
 pub const HISTORY_FILE: &str = "trainer_state.json";
 
 const STATE_FILE: &str = "state/state.json";
 const DONE: &str = "DONE";
 
-/// Ending of a folder that is being removed.
-const OLD: &str = "old";
+/// Extension of a folder that is being removed.
+const REMOVED_EXTENSION: &str = "old";
 
 /// Folder of the checkpoint after `step` steps.
 pub fn folder(output_dir: &Path, step: u64) -> PathBuf {
@@ -50,8 +52,8 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The newest checkpoint of a run whose files are all as they were written. `damaged` hears of newer ones that are not;
-/// when no other is left, the newest one's damage is the error.
+/// Returns the newest checkpoint with files that all match their hashes. Calls `damaged` with the error
+/// of every newer one. If every checkpoint is damaged, fails with the error of the newest.
 pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Option<PathBuf>> {
     let mut first = None;
     for (_, folder) in list(output_dir).into_iter().rev() {
@@ -67,8 +69,8 @@ pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Opti
     first.map_or(Ok(None), Err)
 }
 
-/// Writes a checkpoint and returns its folder. `state` needs no hashes and no schema: they are set here.
-pub fn save<B: Backend>(
+/// Writes a checkpoint and returns its folder. Sets the hashes and the schema of `state`.
+pub(super) fn save<B: Backend>(
     trainer: &Trainer<'_, B>,
     tokenizer: &Tokenizer,
     output_dir: &Path,
@@ -79,11 +81,13 @@ pub fn save<B: Backend>(
     let unfinished = temporary(&target);
     remove_folder(&unfinished)?;
     if let Err(e) = write_folder(trainer, tokenizer, &unfinished, state, history) {
-        // Half a checkpoint is of no use and may fill the disk; a failed removal must not hide the first error.
+        // An incomplete checkpoint is useless and may fill the disk. A failed removal must not hide
+        // the first error.
         let _ = fs::remove_dir_all(&unfinished);
         return Err(e);
     }
-    // A checkpoint of this step is only replaced by a run that was resumed from an earlier one, which is still there.
+    // Only a run resumed from an earlier checkpoint replaces one, and that earlier checkpoint still
+    // exists.
     if target.exists() {
         remove(&target)?;
     }
@@ -111,26 +115,27 @@ fn write_folder<B: Backend>(
     }
     state.schema = SCHEMA;
     let path = folder.join(STATE_FILE);
-    write_json(&path, &serde_json::to_value(&state).map_err(json_error)?)?;
+    write_json(&path, &serde_json::to_value(&state).map_err(encoding_error)?)?;
     sync_tree(folder)?;
     let digest = hash(&path).map_err(Error::io("read", &path))?;
     write_whole(&folder.join(DONE), done_text(&digest).as_bytes())
 }
 
-/// Content of `DONE`: the hash of `state.json`, and a hash of that line so that damage to either file can be told.
+/// Content of `DONE`: the hash of `state.json`, and a hash of that line, so that damage to either
+/// file can be attributed.
 fn done_text(state_hash: &str) -> String {
     let line = format!("{STATE_FILE} {state_hash}\n");
     format!("{line}{}\n", blake3::hash(line.as_bytes()).to_hex())
 }
 
-/// Path of a file below a checkpoint, as `state.json` spells it.
+/// Path of a file relative to its checkpoint, as `state.json` lists it.
 fn name_in(folder: &Path, path: &Path) -> String {
     path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned()
 }
 
-/// Removes a checkpoint; it ceases to be one before its first file goes.
+/// Removes a checkpoint. The folder is renamed first, so it is never listed in a partial state.
 pub fn remove(folder: &Path) -> Result<()> {
-    let old = folder.with_extension(OLD);
+    let old = folder.with_extension(REMOVED_EXTENSION);
     remove_folder(&old)?;
     fs::rename(folder, &old).map_err(Error::io("rename", folder))?;
     sync_parent(folder)?;
@@ -144,26 +149,26 @@ fn remove_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Which checkpoints stay when a newer one has been written.
+/// Retention policy, applied after each new checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keep {
-    /// Most checkpoints beside those of `every`.
+pub(super) struct Retention {
+    /// Maximum number of checkpoints, not counting multiples of `every`.
     pub limit: Option<usize>,
-    /// Multiples of this step stay and do not count.
+    /// Checkpoints at multiples of this step are kept and not counted.
     pub every: Option<u64>,
-    /// Step of the best checkpoint: stays, and counts.
+    /// Step of the best checkpoint, which is kept and counted.
     pub best: Option<u64>,
 }
 
-/// Deletes the oldest checkpoints up to `step`, the newest, beyond what `keep` says. Later ones, which a run that was
-/// resumed from an earlier step has yet to reach, are left alone.
-pub fn prune(output_dir: &Path, step: u64, keep: Keep) -> Result<()> {
-    let Some(limit) = keep.limit else { return Ok(()) };
+/// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later
+/// checkpoints are kept: they belong to a run that was resumed from an earlier step.
+pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Result<()> {
+    let Some(limit) = retention.limit else { return Ok(()) };
     let mut counted = list(output_dir);
-    counted.retain(|(n, _)| *n <= step && keep.every.is_none_or(|every| !n.is_multiple_of(every)));
+    counted.retain(|(n, _)| *n <= step && retention.every.is_none_or(|every| !n.is_multiple_of(every)));
     let mut surplus = counted.len().saturating_sub(limit);
     for (n, folder) in counted {
-        if surplus > 0 && n != step && keep.best != Some(n) {
+        if surplus > 0 && n != step && retention.best != Some(n) {
             remove(&folder)?;
             surplus -= 1;
         }
@@ -171,7 +176,7 @@ pub fn prune(output_dir: &Path, step: u64, keep: Keep) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a killed process left half-written or half-removed in a run's folder.
+/// Removes files and folders that a killed process left partly written or partly removed.
 pub fn clean(output_dir: &Path) -> Result<()> {
     const WRITTEN: [&str; 4] = [".json.tmp", ".jsonl.tmp", ".jinja.tmp", ".safetensors.tmp"];
     const TOKENIZER: [&str; 3] = ["merges.txt.tmp", "vocab.txt.tmp", "tokenizer.model.tmp"];
@@ -179,7 +184,8 @@ pub fn clean(output_dir: &Path) -> Result<()> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let step = name.strip_prefix("checkpoint-").and_then(|rest| rest.split_once('.'));
         if path.is_dir() {
-            if step.is_some_and(|(step, end)| step.parse::<u64>().is_ok() && (end == "tmp" || end == OLD)) {
+            if step.is_some_and(|(step, end)| step.parse::<u64>().is_ok() && (end == "tmp" || end == REMOVED_EXTENSION))
+            {
                 remove_folder(&path)?;
             }
         } else if WRITTEN.iter().any(|end| name.ends_with(end)) || TOKENIZER.contains(&name) {
@@ -195,7 +201,7 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
     if !done.is_file() {
         return Err(Error::model(
             folder,
-            "is not a complete checkpoint (it holds no DONE); name a checkpoint-N folder",
+            "is not a complete checkpoint (its file DONE is missing); name a checkpoint-N folder",
         ));
     }
     let path = folder.join(STATE_FILE);
@@ -211,7 +217,7 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
     let state: serde_json::Value =
         serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     if state["schema"] != SCHEMA {
-        let why = format!("is of schema {}; this program reads schema {SCHEMA}", state["schema"]);
+        let why = format!("has schema {}; this version of mapl reads schema {SCHEMA}", state["schema"]);
         return Err(Error::model(&path, why));
     }
     serde_json::from_value(state).map_err(|e| Error::model(&path, format!("is damaged: {e}")))
@@ -230,17 +236,17 @@ pub fn verify(folder: &Path) -> Result<RunState> {
     Ok(state)
 }
 
-/// A part of a checkpoint that cannot be read makes the whole checkpoint useless.
+/// Error for a file that cannot be read; it makes the whole checkpoint unusable.
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
     Error::model(path, format!("cannot be read ({error}); resume from another checkpoint"))
 }
 
 fn damaged(path: &Path) -> Error {
-    Error::model(path, "is damaged: its content is not what was saved; resume from another checkpoint")
+    Error::model(path, "is damaged: its content does not match its hash; resume from another checkpoint")
 }
 
 /// Reads the logged events of a checkpoint.
-pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
+pub(super) fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
     let path = folder.join(HISTORY_FILE);
     let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
     let state: serde_json::Value =
@@ -248,8 +254,8 @@ pub fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
     Ok(state["log_history"].as_array().cloned().unwrap_or_default())
 }
 
-/// Contents of [`HISTORY_FILE`].
-pub fn history(
+/// Content of [`HISTORY_FILE`].
+pub(super) fn history(
     (step, total): (u64, u64),
     epochs: f64,
     best: Option<(Best, PathBuf)>,
@@ -266,6 +272,6 @@ pub fn history(
     })
 }
 
-fn json_error(e: serde_json::Error) -> Error {
-    Error::Runtime(format!("cannot write state: {e}"))
+fn encoding_error(e: serde_json::Error) -> Error {
+    Error::Runtime(format!("cannot encode JSON: {e}"))
 }

@@ -1,4 +1,4 @@
-//! What a run prints: step lines on stdout with stable columns, a progress bar with the time left on stderr.
+//! Console output of a run: step lines with stable columns on stdout, a progress bar on stderr.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use crate::data::group::Kind;
 use crate::loss::objective::{Loss, Method};
 use crate::terminal::{complain, say};
 
-/// Printer of one run.
-pub struct Console {
+/// Console of one run.
+pub(super) struct Console {
     bar: ProgressBar,
     quiet: bool,
 }
 
 impl Console {
-    /// A printer for a run of `total` steps that starts after `done`. The bar is hidden without a terminal, with `CI`
-    /// or `NO_COLOR` set, and when `quiet`.
+    /// Console of a run of `total` steps that starts after step `done`. The progress bar is hidden
+    /// if stderr is not a terminal, if `CI` or `NO_COLOR` is set, or if `quiet`.
     pub fn new(total: u64, done: u64, quiet: bool) -> Self {
         let hidden = quiet || std::env::var_os("CI").is_some() || std::env::var_os("NO_COLOR").is_some();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
@@ -29,32 +29,36 @@ impl Console {
         Self { bar, quiet }
     }
 
-    /// Prints a line on stdout, above the bar.
+    /// Prints a line on stdout, above the progress bar; nothing if quiet.
     pub fn line(&self, text: &str) {
         if !self.quiet {
             self.bar.suspend(|| say(text));
         }
     }
 
-    /// Prints a warning on stderr, quiet or not.
+    /// Prints a warning on stderr, even if quiet.
     pub fn warn(&self, text: &str) {
         self.bar.suspend(|| complain(&format!("warning: {text}")));
     }
 
-    /// Moves the bar.
+    /// Moves the progress bar to `step`.
     pub fn advance(&self, step: u64) {
         self.bar.set_position(step);
     }
 
-    /// Removes the bar.
+    /// Removes the progress bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// `step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.42 | lr 4.8e-07 | 812 ms
-/// | 41.2k tok/s`; columns of absent kinds are left out.
-pub fn step_line(
+/// Step line, without the columns of absent comparison kinds.
+///
+/// ```text
+/// step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.420
+/// | lr 4.80e-7 | 812 ms | 41.2k tok/s
+/// ```
+pub(super) fn step_line(
     (step, total): (u64, u64),
     report: &StepReport,
     loss: &Loss,
@@ -72,8 +76,8 @@ pub fn step_line(
     parts.join(" | ")
 }
 
-/// `eval 200 | loss 0.6 | acc 0.71 | intra 0.66 | inter 0.58`.
-pub fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
+/// Evaluation line: `eval 200 | loss 0.6000 | acc 0.71 | intra 0.66 | inter 0.58`.
+pub(super) fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
     let mut parts = vec![format!("eval {step}"), format!("loss {:.4}", tally.loss(loss))];
     parts.extend(accuracies(tally, loss));
     parts.join(" | ")
@@ -97,7 +101,7 @@ fn accuracies(tally: &Tally, loss: &Loss) -> Vec<String> {
     parts
 }
 
-/// 41234 as `41.2k`.
+/// Short form of a rate: 41234 is `41.2k`.
 fn thousands(x: f64) -> String {
     if x >= 1e6 {
         format!("{:.2}M", x / 1e6)

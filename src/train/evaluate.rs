@@ -1,5 +1,5 @@
-//! Scores over a data set: `mapl score`, `mapl eval`, and evaluation during training. [`crate::eval`] turns them into
-//! measures.
+//! Scores of a data set, for `mapl score`, `mapl eval` and evaluation during training.
+//! [`crate::eval`] derives measures from them.
 
 use super::batch::upload::DeviceBatch;
 use super::frozen::Frozen;
@@ -19,15 +19,15 @@ use crate::loss::objective::{Loss, Method};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 
-/// Tokens of one evaluation batch, unless asked for otherwise.
+/// Default number of tokens in an evaluation batch.
 pub const TOKEN_BUDGET: usize = 4096;
 
 /// Scores of one group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GroupScores {
-    /// Per sequence: summed (or mean) log-prob, or reward.
+    /// Per sequence: summed or mean log-prob, or reward.
     pub policy: Vec<f64>,
-    /// Per sequence, when there is a reference.
+    /// Per sequence: score of the frozen reference, if there is one.
     pub reference: Option<Vec<f64>>,
     /// Per comparison: signed sum of `scale * (policy - reference)`.
     pub logits: Vec<f64>,
@@ -50,48 +50,49 @@ impl GroupScores {
     }
 }
 
-/// Runs models over groups. Buffers live as long as the evaluator.
+/// Runs models over groups, with buffers reused from batch to batch.
 pub struct Evaluator<B: Backend> {
     scorer: Scorer<B>,
-    reference_scorer: Option<Scorer<B>>,
+    frozen_scorer: Option<Scorer<B>>,
     batch: DeviceBatch<B>,
     packed: Batch,
     token_budget: usize,
-    /// Ends an evaluation early.
+    /// Signals that interrupt an evaluation.
     signals: Option<Signals>,
-    cut_short: bool,
+    interrupted: bool,
 }
 
 impl<B: Backend> Evaluator<B> {
-    /// An evaluator for a model and, with DPO, its reference.
+    /// Evaluator for a model and, for DPO, its frozen reference.
     pub fn new(backend: &B, model: &Model<B>, reference: Option<&Model<B>>) -> Result<Self> {
         Ok(Self {
             scorer: Scorer::new(backend, model, Mode::Infer)?,
-            reference_scorer: reference.map(|r| Scorer::new(backend, r, Mode::Infer)).transpose()?,
+            frozen_scorer: reference.map(|r| Scorer::new(backend, r, Mode::Infer)).transpose()?,
             batch: DeviceBatch::new(backend)?,
             packed: Batch::default(),
             token_budget: TOKEN_BUDGET,
             signals: None,
-            cut_short: false,
+            interrupted: false,
         })
     }
 
-    /// Sets the tokens of one batch. Scores do not depend on it; memory and speed do.
+    /// Sets the number of tokens per batch. It affects memory and speed, not scores.
     pub fn set_token_budget(&mut self, tokens: usize) {
         self.token_budget = tokens;
     }
 
-    /// Lets a signal that asks to stop end an evaluation between two batches.
-    pub fn heed(&mut self, signals: Signals) {
+    /// Makes a stop signal end an evaluation after the current batch.
+    pub(super) fn stop_on(&mut self, signals: Signals) {
         self.signals = Some(signals);
     }
 
-    /// Whether a signal ended an evaluation, whose result then covers a part of the groups only.
-    pub fn cut_short(&self) -> bool {
-        self.cut_short
+    /// Whether a signal ended the evaluation, so that its result covers only some of the groups.
+    pub(super) fn interrupted(&self) -> bool {
+        self.interrupted
     }
 
-    /// Scores of every group, in order, and the sums over all of them. `progress` hears how many groups are done.
+    /// Scores every group, in order; returns the scores and the sums over them. Calls `progress`
+    /// with the number of scored groups after each batch.
     pub fn run(
         &mut self,
         backend: &B,
@@ -100,34 +101,34 @@ impl<B: Backend> Evaluator<B> {
         groups: &[TokenizedGroup],
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
-        let mut scorer = self.reference_scorer.take();
+        let mut scorer = self.frozen_scorer.take();
         let result = self.each_batch(backend, model, loss, groups, progress, |batch, longest, _| {
             let (Some(model), Some(scorer)) = (reference.as_deref_mut(), &mut scorer) else { return Ok(None) };
             model.reserve_positions(backend, longest)?;
             scorer.forward(backend, model, batch, loss.reduce)?;
             scorer.read_score(backend, batch.sizes.seqs).map(Some)
         });
-        self.reference_scorer = scorer;
+        self.frozen_scorer = scorer;
         result
     }
 
-    /// As [`Evaluator::run`], with the reference of a trainer.
-    pub(super) fn run_beside(
+    /// Like [`Evaluator::run`], with the frozen reference of a trainer.
+    pub(super) fn run_with_frozen(
         &mut self,
         backend: &B,
-        (model, mut reference): (&mut Model<B>, Option<&mut Frozen<B>>),
+        (model, mut frozen): (&mut Model<B>, Option<&mut Frozen<B>>),
         loss: &Loss,
         groups: &[TokenizedGroup],
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
         self.each_batch(backend, model, loss, groups, progress, |batch, longest, members| {
-            let Some(reference) = reference.as_deref_mut() else { return Ok(None) };
-            reference.score(backend, (members, longest), batch, loss.reduce).map(Some)
+            let Some(frozen) = frozen.as_deref_mut() else { return Ok(None) };
+            frozen.score(backend, (members, longest), batch, loss.reduce).map(Some)
         })
     }
 
-    /// Scores batch by batch; `reference_scores` gives those of the reference for a batch, its longest sequence and
-    /// its groups.
+    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a
+    /// batch, given its longest sequence and its groups.
     fn each_batch(
         &mut self,
         backend: &B,
@@ -135,7 +136,7 @@ impl<B: Backend> Evaluator<B> {
         loss: &Loss,
         groups: &[TokenizedGroup],
         mut progress: impl FnMut(usize),
-        mut reference_scores: impl FnMut(&DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
+        mut frozen_scores: impl FnMut(&DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let pack_options = super::pack_options(loss, model.config.vocab);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
@@ -149,21 +150,21 @@ impl<B: Backend> Evaluator<B> {
             self.scorer.forward(backend, model, &self.batch, loss.reduce)?;
             let seqs = self.packed.sequences.len();
             let policy = self.scorer.read_score(backend, seqs)?;
-            let base = reference_scores(&self.batch, self.packed.longest_path, &members)?;
+            let frozen = frozen_scores(&self.batch, self.packed.longest_path, &members)?;
             tally.tokens += self.packed.ids.len();
             let zeros = vec![0.0; seqs];
-            tally_scores(&mut tally, &self.packed, &policy, base.as_deref().unwrap_or(&zeros));
-            self.distribute(&members, loss, &policy, base.as_deref(), &mut scores, &mut tally);
+            tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros));
+            self.distribute(&members, loss, &policy, frozen.as_deref(), &mut scores, &mut tally);
             progress(scores.len());
             if scores.len() < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
-                self.cut_short = true;
+                self.interrupted = true;
                 break;
             }
         }
         Ok((scores, tally))
     }
 
-    /// Splits a batch's scores by group and forms the logits.
+    /// Splits the scores of a batch by group and computes the logits.
     fn distribute(
         &self,
         members: &[&TokenizedGroup],

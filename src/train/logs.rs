@@ -1,5 +1,5 @@
-//! Where the numbers of a run go beside the console: `metrics.jsonl` (every step), TensorBoard event files (at the
-//! logging cadence) and `eval_scores.jsonl` (the latest evaluation, replaced as a whole each time).
+//! Logs of a run apart from the console: `metrics.jsonl` (every step), TensorBoard event files (at
+//! the logging cadence) and `eval_scores.jsonl` (the latest evaluation, rewritten each time).
 
 use std::path::{Path, PathBuf};
 
@@ -17,25 +17,25 @@ use crate::files::write_text;
 use crate::loss::objective::{Loss, Method};
 use crate::{Error, Result};
 
-/// Scores of the latest evaluation, a line a group.
+/// Scores of the latest evaluation, one line per group.
 pub const EVAL_SCORES_FILE: &str = "eval_scores.jsonl";
 
 /// `--report-to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogName {
-    /// Event files with the tags of transformers' trainers
+    /// TensorBoard event files with the tags of transformers
     #[value(name = "tensorboard")]
     TensorBoard,
     /// metrics.jsonl, eval_scores.jsonl, and report.html at the end
     Jsonl,
-    /// All of them
+    /// Every log
     All,
-    /// None of them
+    /// No log
     None,
 }
 
-/// Logs in use.
+/// Enabled logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportTo {
     pub tensorboard: bool,
@@ -43,11 +43,13 @@ pub struct ReportTo {
 }
 
 impl ReportTo {
-    /// The logs of a list; `none` and `all` stand alone.
+    /// Logs of a list of names. `none` and `all` exclude other names.
     pub fn of(names: &[LogName]) -> Result<Self> {
         if let (2.., Some(name)) = (names.len(), names.iter().find(|n| matches!(n, LogName::None | LogName::All))) {
             let name = if *name == LogName::None { "none" } else { "all" };
-            return Err(Error::Usage(format!("--report-to: {name} stands alone; leave out the others or {name}")));
+            return Err(Error::Usage(format!(
+                "--report-to: {name} excludes other values; leave out {name} or the others"
+            )));
         }
         let has = |name| names.contains(&name) || names.contains(&LogName::All);
         Ok(Self { tensorboard: has(LogName::TensorBoard), jsonl: has(LogName::Jsonl) })
@@ -60,7 +62,7 @@ impl ReportTo {
     }
 }
 
-/// The open logs of a run.
+/// Open logs of a run.
 pub struct Logs {
     metrics: Option<MetricsWriter>,
     events: Option<EventWriter>,
@@ -68,8 +70,8 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Opens the logs of a run folder. What earlier logs hold of steps after those of `from`, the checkpoint that is
-    /// continued from and its step, is cut or superseded.
+    /// Opens the logs of a run folder. `from` is the checkpoint of a resumed run and its step;
+    /// records of later steps are removed or superseded.
     pub fn open(dir: &Path, to: ReportTo, from: Option<(&Path, u64)>) -> Result<Self> {
         let resumed = from.map(|(_, step)| step);
         let scores = dir.join(EVAL_SCORES_FILE);
@@ -88,17 +90,18 @@ impl Logs {
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(kind, step, values))
     }
 
-    /// Brings what was written to the disk.
+    /// Syncs written events to disk.
     pub fn sync(&self) -> Result<()> {
         self.metrics.as_ref().map_or(Ok(()), MetricsWriter::sync)
     }
 
-    /// Writes the numbers of a logged step or of an evaluation to the event file.
+    /// Writes the numbers of a logged step or an evaluation to the event file.
     pub fn scalars(&mut self, step: u64, values: &Map<String, Value>) -> Result<()> {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(step, now(), values))
     }
 
-    /// Replaces `eval_scores.jsonl` by the scores after `step`. Supervised fine-tuning compares nothing and writes none.
+    /// Replaces `eval_scores.jsonl` with the scores after `step`. SFT has no comparisons and writes
+    /// none.
     pub fn eval_scores(&self, step: u64, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) -> Result<()> {
         let Some(path) = self.scores.as_ref().filter(|_| loss.method != Method::Sft) else { return Ok(()) };
         let mut text = String::new();
@@ -110,7 +113,7 @@ impl Logs {
     }
 }
 
-/// The step of a file of scores.
+/// Step of a score file.
 fn scores_step(path: &Path) -> Option<u64> {
     use std::io::BufRead as _;
     let mut line = String::new();
@@ -118,9 +121,15 @@ fn scores_step(path: &Path) -> Option<u64> {
     serde_json::from_str::<Value>(&line).ok()?["step"].as_u64()
 }
 
-/// `{"step", "id", "sequences": [{"tokens", "score", "reward"}], "comparisons": [{"kind", "logit", ...}]}`: the score
-/// is a log-prob or a reward, the reward is beta times the difference to the reference where there are log-probs.
-/// Comparisons of two sequences name them as `chosen` and `rejected`.
+/// Line of a group in `eval_scores.jsonl`:
+///
+/// ```text
+/// {"step", "id", "sequences": [{"tokens", "score", "reward"}],
+///  "comparisons": [{"kind", "logit", ...}]}
+/// ```
+///
+/// The score is a log-prob or a reward. For log-probs, the reward is beta times the difference to
+/// the frozen reference. A comparison of two sequences names them as `chosen` and `rejected`.
 fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> Value {
     let scale = loss.scale[Kind::Base.index()];
     let sequences: Vec<Value> = group
@@ -149,7 +158,7 @@ fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> 
     json!({ "schema": 1, "step": step, "id": group.group.id, "sequences": sequences, "comparisons": comparisons })
 }
 
-/// Preferred and other sequence of a comparison of two.
+/// Chosen and rejected sequence of a comparison of two sequences.
 fn sides(comparison: &SequenceComparison) -> Option<(usize, usize)> {
     match comparison.terms.as_slice() {
         [a, b] if a.sign > 0 && b.sign < 0 => Some((a.sequence, b.sequence)),
@@ -163,14 +172,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_of_logs_is_a_set_and_none_stands_alone() {
+    fn log_names_form_a_set_and_none_and_all_exclude_others() {
         use LogName::*;
         let on = |names: &[LogName]| ReportTo::of(names).unwrap().names();
         assert_eq!(on(&[Jsonl, TensorBoard, Jsonl]), ["tensorboard", "jsonl"]);
         assert_eq!(on(&[All]), ["tensorboard", "jsonl"]);
         assert_eq!([on(&[None]).len(), on(&[Jsonl]).len()], [0, 1]);
         for list in [[None, Jsonl], [TensorBoard, All], [All, None]] {
-            assert!(ReportTo::of(&list).unwrap_err().to_string().contains("stands alone"));
+            assert!(ReportTo::of(&list).unwrap_err().to_string().contains("excludes other values"));
         }
     }
 }

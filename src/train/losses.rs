@@ -1,4 +1,4 @@
-//! The losses of a batch as ops take them, and buffers for what they compute beside scores. Buffers grow to the largest batch
+//! Losses of a batch as op arguments, and their result buffers. Buffers grow to the largest batch
 //! seen and are reused.
 
 use super::batch::upload::DeviceBatch;
@@ -9,7 +9,7 @@ use crate::backend::{Backend, View, ViewMut};
 use crate::data::pack::BatchLimits;
 use crate::loss::objective::{Loss, Method};
 
-/// Results of a batch's losses.
+/// Result buffers of a batch's losses.
 pub struct LossBuffers<B: Backend> {
     /// (seqs) gradient of each score
     dscore: B::Acc,
@@ -21,9 +21,9 @@ pub struct LossBuffers<B: Backend> {
     sums: B::Acc,
 }
 
-/// The losses of a batch, between scores and the gradient of scores.
+/// Op arguments of a batch's losses: the stage between scores and score gradients.
 pub struct Losses<'a, B: Backend> {
-    /// None for likelihood, whose gradient is `direct`.
+    /// `None` for SFT, which has the gradient `direct` only.
     pub comparison: Option<ComparisonLoss<'a, B>>,
     /// (seqs)
     pub direct: Option<View<'a, B::Acc>>,
@@ -32,26 +32,27 @@ pub struct Losses<'a, B: Backend> {
 }
 
 impl<B: Backend> LossBuffers<B> {
-    /// Buffers without room.
+    /// Empty buffers.
     pub fn new(backend: &B) -> Result<Self> {
         let empty = || backend.zeros_acc(0);
         Ok(Self { dscore: empty()?, loss: empty()?, logit: empty()?, sums: backend.zeros_acc(KINDS * SUM_FIELDS)? })
     }
 
-    /// Makes room for every batch within `limits`, so that no later call allocates.
+    /// Reserves buffers for every batch within `limits`, so that no later call allocates.
     pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
         reserve(backend, &mut self.dscore, limits.seqs)?;
         reserve(backend, &mut self.loss, limits.comparisons)?;
         reserve(backend, &mut self.logit, limits.comparisons)
     }
 
-    /// The losses of `batch`; `reference` is (seqs), the scores of the frozen model where the loss has one.
+    /// Op arguments for the losses of `batch`. `frozen` is (seqs), the scores of the frozen
+    /// reference if the loss has one.
     pub fn of_batch<'a>(
         &'a mut self,
         backend: &B,
         loss: &Loss,
         batch: &'a DeviceBatch<B>,
-        reference: Option<View<'a, B::Acc>>,
+        frozen: Option<View<'a, B::Acc>>,
     ) -> Result<Losses<'a, B>> {
         let s = batch.sizes;
         grow(backend, &mut self.dscore, s.seqs)?;
@@ -62,7 +63,7 @@ impl<B: Backend> LossBuffers<B> {
             comparisons: s.comparisons,
             curve: loss.curve,
             center: loss.center,
-            reference,
+            reference: frozen,
             table: batch.comparisons(),
             loss: ViewMut::first(losses, s.comparisons),
             logit: ViewMut::first(logit, s.comparisons),
@@ -71,7 +72,7 @@ impl<B: Backend> LossBuffers<B> {
         Ok(Losses { comparison, direct: batch.direct(), dscore: ViewMut::first(dscore, s.seqs) })
     }
 
-    /// Losses and logits of the last batch, the first `comparisons` of each.
+    /// Losses and logits of the last batch, the first `comparisons` elements of each.
     pub fn results(&self, comparisons: usize) -> [View<'_, B::Acc>; 2] {
         [View::first(&self.loss, comparisons), View::first(&self.logit, comparisons)]
     }

@@ -1,7 +1,8 @@
-//! `run.json`: what a run was asked to do, on what, where, and how it ended. Written whole at the start with status
-//! `running`, and replaced at the end; a process that is killed leaves `running` with its host and process id.
+//! `run.json`: command, data, environment and outcome of a run. It is written at the start with
+//! status `running` and replaced at the end. A killed process leaves the status `running` with its
+//! host and process id.
 //!
-//! A resumed run keeps the start and the earlier resumes of the run it continues; everything else describes the latest
+//! A resumed run keeps the start time and the earlier resumes; everything else describes its latest
 //! part.
 
 use std::io::Read as _;
@@ -15,10 +16,10 @@ use crate::{Error, Result};
 /// Name of the manifest in a run folder.
 pub const FILE: &str = "run.json";
 
-/// Environment variables that change what a run does or prints.
+/// Environment variables that affect a run or its output.
 const VARIABLES: [&str; 5] = ["RAYON_NUM_THREADS", "CI", "NO_COLOR", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"];
 
-/// Crates whose version can change a number or a byte of the output.
+/// Crates with a version that can change a number or a byte of the output.
 const NUMERIC_CRATES: [&str; 10] = [
     "blake3",
     "gemm",
@@ -32,15 +33,15 @@ const NUMERIC_CRATES: [&str; 10] = [
     "tokenizers",
 ];
 
-/// The manifest of a run that is going on.
+/// Manifest of the current run.
 pub struct Manifest {
     path: PathBuf,
     value: Map<String, Value>,
 }
 
 impl Manifest {
-    /// Writes the manifest of a run that begins or goes on: `facts`, then versions, environment, times and status.
-    /// `resumed` names the checkpoint and its step.
+    /// Writes the manifest of a new or resumed run: `facts`, then versions, environment, times and
+    /// status. `resumed` holds the checkpoint and its step.
     pub fn begin(output_dir: &Path, facts: Map<String, Value>, resumed: Option<(PathBuf, u64)>) -> Result<Self> {
         let path = output_dir.join(FILE);
         let now = now();
@@ -48,7 +49,8 @@ impl Manifest {
         let mut started = json!(now);
         let mut resumes = Vec::new();
         if let Some((checkpoint, step)) = resumed {
-            // The manifest of the earlier part may be gone or damaged; the checkpoint alone decides what is resumed.
+            // The previous manifest may be missing or damaged; only the checkpoint decides what is
+            // resumed.
             let before = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
             let before = before.unwrap_or(Value::Null);
             if before["started"].is_number() {
@@ -75,8 +77,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Notes how the run ended: `finished`, `stopped` by a signal, `diverged`, or `failed`, with the exit code and, for
-    /// the last three, the message.
+    /// Writes the outcome: status `finished`, `stopped` (by a signal), `diverged` or `failed`, the
+    /// exit code, and a message unless the run finished.
     pub fn end<T>(&mut self, outcome: &Result<T>) -> Result<()> {
         let (status, code, message) = match outcome {
             Ok(_) => ("finished", 0, None),
@@ -103,8 +105,8 @@ impl Manifest {
     }
 }
 
-/// Path, size and BLAKE3 of files, in the order given. What is not a plain file (a pipe can be read once only) or
-/// cannot be read is listed without a hash and with the reason.
+/// Path, size and BLAKE3 of each file, in order. A file that cannot be read, or is not a regular
+/// file (a pipe can be read only once), has the reason instead of a hash.
 pub fn hashes(files: &[PathBuf]) -> Value {
     let hash = |path: &PathBuf| -> std::io::Result<(u64, blake3::Hash)> {
         let mut file = std::fs::File::open(path)?;
@@ -118,7 +120,7 @@ pub fn hashes(files: &[PathBuf]) -> Value {
         }
     };
     let entry = |path: &PathBuf| match path.is_file() {
-        false => json!({ "path": path, "why_no_hash": "is no plain file" }),
+        false => json!({ "path": path, "why_no_hash": "is not a regular file" }),
         true => match hash(path) {
             Ok((bytes, hash)) => json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() }),
             Err(e) => json!({ "path": path, "why_no_hash": e.to_string() }),
@@ -127,8 +129,9 @@ pub fn hashes(files: &[PathBuf]) -> Value {
     Value::Array(files.iter().map(entry).collect())
 }
 
-/// Configuration and weights of a model folder: `config.json` and every `.safetensors` file, by name. Empty when the
-/// folder cannot be listed: a run that is resumed needs the folder it started from no more.
+/// Files of a model folder that define the model: `config.json` and every `.safetensors` file,
+/// sorted. Empty if the folder cannot be listed, because a resumed run does not need its original
+/// model.
 pub fn model_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries
@@ -140,14 +143,14 @@ pub fn model_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Those of the known environment variables that are set.
+/// Known environment variables that are set, with their values.
 pub fn variables() -> Value {
     let set = VARIABLES.iter().filter_map(|&name| Some((name.to_owned(), json!(std::env::var_os(name)?.to_str()))));
     Value::Object(set.collect())
 }
 
-/// Versions of the numeric crates in the lock file that lay beside the sources when this program was built; several of
-/// one crate are joined.
+/// Versions of the numeric crates in the `Cargo.lock` of this build; several versions of one crate
+/// are joined.
 fn locked_crates() -> Value {
     let lock = include_str!("../../Cargo.lock");
     let mut versions: Map<String, Value> = Map::new();
@@ -164,8 +167,8 @@ fn locked_crates() -> Value {
     Value::Object(versions)
 }
 
-/// This machine's name as file names may hold it; `localhost` where it is not known.
-pub fn host_name() -> String {
+/// Name of this machine with only characters that are safe in file names; `localhost` if unknown.
+pub(crate) fn host_name() -> String {
     let read =
         std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let name = read.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
@@ -176,7 +179,7 @@ pub fn host_name() -> String {
     }
 }
 
-/// Seconds since 1970, wall clock.
+/// Wall-clock time in seconds since 1970.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_run_is_told_by_its_outcome() {
+    fn the_manifest_records_the_outcome() {
         let dir = tempfile::tempdir().unwrap();
         let stopped = || Error::Stopped { signal: 15, step: 3, path: "c".into() };
         let outcomes: [(Result<()>, &str, i32); 4] = [

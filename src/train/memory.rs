@@ -1,5 +1,6 @@
-//! What memory a run takes, by part, known before any of it is taken: sizes of the model, and a rehearsal of the largest
-//! step on a device that only counts ([`crate::backend::kernels::rehearsal`]).
+//! Memory plan of a run, by part, made before any allocation. Sizes come from the run's own buffers
+//! and from a rehearsal of the largest step, on a device that only counts bytes
+//! ([`crate::backend::kernels::rehearsal`]).
 
 use std::fmt;
 
@@ -17,60 +18,60 @@ use crate::model::decoder_grad::GradientsOut;
 use crate::{Error, Result};
 
 use super::batch::padding::Shapes;
-use super::batch::upload::{Arrival, DeviceBatch};
+use super::batch::upload::{DeviceBatch, UploadSlot};
 use super::losses::LossBuffers;
 use super::score::Scorer;
-use super::step::arrivals;
+use super::step::upload_slots;
 
-/// What is trained, as far as memory goes.
+/// Settings of a run that affect its memory.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     pub config: &'a ModelConfig,
-    /// A reference that runs beside the policy.
+    /// Frozen reference that runs on every batch.
     pub reference: Option<&'a ModelConfig>,
     pub loss: &'a Loss,
-    /// Storage of `Act`.
+    /// Storage format of `Act`.
     pub precision: Precision,
-    /// Whether activations are computed again in the backward.
+    /// Whether the backward recomputes activations.
     pub recompute: bool,
-    /// Whether recorded steps are replayed, which fills batches up.
+    /// Whether steps are replayed as CUDA graphs, which pads batches.
     pub replays: bool,
-    /// Micro-batches of a step.
+    /// Micro-batches per step.
     pub accumulation: usize,
-    /// What grids are chosen by; `None` on a device that needs no workspace of kernels.
+    /// Device properties that select launch grids; `None` if ops need no workspace.
     pub kernels: Option<&'a Properties>,
 }
 
-/// The part that ops hold within a call.
+/// Part that ops use within a call.
 const WORKSPACE: &str = "workspace of ops";
 
 /// Bytes of every part of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     pub parts: Parts,
-    /// Bytes that can be had; `None` where the system does not say.
+    /// Available bytes; `None` if the system does not report them.
     pub available: Option<u64>,
-    /// Groups of a micro-batch, and how many fit at most.
+    /// Groups per micro-batch, and the largest number of groups that fits.
     pub groups: usize,
     pub most_groups: Option<usize>,
-    /// Whether activations are computed again in the backward.
+    /// Whether the backward recomputes activations.
     pub recompute: bool,
-    /// Bytes in all, and groups that fit, with that choice turned round.
+    /// Total bytes and largest number of groups with `recompute` inverted.
     pub otherwise: (u64, Option<usize>),
 }
 
 impl MemoryPlan {
-    /// The plan of a run whose micro-batches hold `micro_batch` of the measured groups. `None` for f64, which is for small
-    /// checks.
+    /// Plans a run with `micro_batch` of the measured groups per micro-batch. `None` for f64, which
+    /// only serves small checks.
     pub fn new(
         subject: &Subject<'_>,
         sizes: &GroupSizes,
         micro_batch: usize,
         available: Option<u64>,
     ) -> Result<Option<Self>> {
-        let Some((parts, most_groups)) = of_mode(subject, sizes, micro_batch, available)? else { return Ok(None) };
-        let turned = Subject { recompute: !subject.recompute, ..*subject };
-        let otherwise = of_mode(&turned, sizes, micro_batch, available)?;
+        let Some((parts, most_groups)) = plan_parts(subject, sizes, micro_batch, available)? else { return Ok(None) };
+        let inverted = Subject { recompute: !subject.recompute, ..*subject };
+        let otherwise = plan_parts(&inverted, sizes, micro_batch, available)?;
         Ok(Some(Self {
             parts,
             available,
@@ -86,31 +87,32 @@ impl MemoryPlan {
         total(&self.parts)
     }
 
-    /// Parts by name, in bytes.
+    /// Name and bytes of each part.
     pub fn named_parts(&self) -> Vec<(String, u64)> {
         self.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect()
     }
 
-    /// Bytes that ops need within a call.
+    /// Workspace of ops, in bytes.
     pub fn workspace(&self) -> usize {
         self.parts.iter().find(|(name, _)| *name == WORKSPACE).map_or(0, |(_, bytes)| *bytes as usize)
     }
 
-    /// [`Error::Memory`] with the plan where it does not fit.
+    /// Fails with [`Error::Memory`] and the plan if the run does not fit.
     pub fn check(&self) -> Result<()> {
         match (self.available, self.most_groups) {
             (Some(available), Some(most)) if self.total() > available => Err(Error::Memory(format!(
                 "the run does not fit in memory\n{self}\n{}",
                 match most {
                     0 if !self.recompute && self.otherwise.1.is_some_and(|most| most > 0) => format!(
-                        "not even one group fits; with --gradient-checkpointing {} would",
+                        "not even one group fits; with --gradient-checkpointing, {} would",
                         self.otherwise.1.unwrap_or(0)
                     ),
                     0 => "not even one group fits: choose a smaller model, lower --max-length, or use a device with more \
                           memory"
                         .to_owned(),
                     most => format!(
-                        "--per-device-train-batch-size {most} fits; raise --gradient-accumulation-steps to keep the batch"
+                        "--per-device-train-batch-size {most} fits; raise --gradient-accumulation-steps to keep the \
+                         batch size"
                     ),
                 }
             ))),
@@ -119,8 +121,8 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes by part, and how many groups fit. `None` for f64.
-fn of_mode(
+/// Bytes by part, and the largest number of groups that fits. `None` for f64.
+fn plan_parts(
     subject: &Subject<'_>,
     sizes: &GroupSizes,
     micro_batch: usize,
@@ -140,7 +142,7 @@ fn of_mode(
     if let Some(available) = available {
         let fits = |batch: usize| -> Result<bool> { Ok(parts(batch)?.is_some_and(|p| total(&p) <= available)) };
         let (mut low, mut high) = (0, sizes.groups());
-        // A rehearsal costs microseconds; all groups at once is the largest batch there is.
+        // A rehearsal takes microseconds. The largest possible batch holds all groups.
         while low < high {
             let middle = low + (high - low).div_ceil(2);
             if fits(middle)? { low = middle } else { high = middle - 1 }
@@ -150,7 +152,7 @@ fn of_mode(
     Ok(Some((now, most_groups)))
 }
 
-/// Names and bytes.
+/// Name and bytes of each part.
 type Parts = Vec<(&'static str, u64)>;
 
 fn total(parts: &[(&str, u64)]) -> u64 {
@@ -163,12 +165,12 @@ fn mib(bytes: u64) -> u64 {
 }
 
 impl fmt::Display for MemoryPlan {
-    /// One line a part, a line for the sum, one for what is there.
+    /// One line per part, one for the total and the available memory, one for the other mode.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, bytes) in self.parts.iter().filter(|(_, bytes)| *bytes > 0) {
             writeln!(f, "  {name:<24} {:>9} MiB", mib(*bytes))?;
         }
-        write!(f, "  {:<24} {:>9} MiB", "in all", mib(self.total()))?;
+        write!(f, "  {:<24} {:>9} MiB", "total", mib(self.total()))?;
         if let Some(available) = self.available {
             write!(f, " of {} MiB free", available >> 20)?;
         }
@@ -177,7 +179,7 @@ impl fmt::Display for MemoryPlan {
         }
         let (bytes, most) = self.otherwise;
         let choice = if self.recompute { "without" } else { "with" };
-        write!(f, "\n  {choice} --gradient-checkpointing {} MiB in all", mib(bytes))?;
+        write!(f, "\n  {choice} --gradient-checkpointing {} MiB in total", mib(bytes))?;
         if let Some(most) = most {
             write!(f, ", at most {most} groups")?;
         }
@@ -185,7 +187,7 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes by part. Buffers are those of the run itself, made on a device that only counts.
+/// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
 fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
     let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
@@ -226,8 +228,8 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
     };
     part("reference activations", &backend);
     let batch = DeviceBatch::of_limits(&backend, limits, policy.head_rows_at_once(&backend))?;
-    let on_their_way = if subject.kernels.is_some() { arrivals(subject.accumulation) } else { 0 };
-    let _arrivals = (0..on_their_way).map(|_| Arrival::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
+    let slots = if subject.kernels.is_some() { upload_slots(subject.accumulation) } else { 0 };
+    let _slots = (0..slots).map(|_| UploadSlot::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
     backend.reserve_turns()?;
     part("batch", &backend);

@@ -1,5 +1,6 @@
-//! Numbers of a run. Everything is kept as sums with counts in f64 and divided once, so any split into micro-batches
-//! gives the same metrics. Names follow TRL; per-kind values carry the kind's name.
+//! Metrics of a run. All values are kept as f64 sums with counts and divided once, so every split
+//! into micro-batches gives the same metrics. Names follow TRL; per-kind values have the kind as
+//! suffix.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -17,7 +18,7 @@ use crate::{Error, Result};
 /// Sums over the comparisons of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KindTally {
-    /// Sum of weight * f.
+    /// Sum of weight * f(logit).
     pub loss: f64,
     pub count: usize,
     /// Comparisons with a positive logit.
@@ -43,7 +44,7 @@ impl KindTally {
         ratio(self.correct as f64, self.count)
     }
 
-    /// As [`KindTally::accuracy`], a tie counting as half.
+    /// Like [`KindTally::accuracy`], but a tie counts as half.
     pub fn accuracy_half(&self) -> f64 {
         ratio(self.correct as f64 + 0.5 * self.ties as f64, self.count)
     }
@@ -61,14 +62,14 @@ fn ratio(sum: f64, count: usize) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-/// Sums over the batches of one step or one evaluation.
+/// Sums over the batches of a step or of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tally {
     pub kinds: [KindTally; KINDS],
-    /// Sums of the preferred and the other sequence's reward over base pairs.
+    /// Sums of the chosen and the rejected sequence's reward over base pairs.
     pub chosen_reward: f64,
     pub rejected_reward: f64,
-    /// Sums of their policy scores (log-probs).
+    /// Sums of the same sequences' policy scores.
     pub chosen_score: f64,
     pub rejected_score: f64,
     pub base_pairs: usize,
@@ -76,12 +77,12 @@ pub struct Tally {
     pub max_score: f64,
     pub score_sum: f64,
     pub sequences: usize,
-    /// Sum of the likelihood term's negative log-likelihood, already weighted.
+    /// Weighted negative log-likelihood of the likelihood term, summed.
     pub nll: f64,
-    /// Sum of log-probs over response tokens, and their number.
+    /// Sum of log-probs over response tokens, and the number of these tokens.
     pub logp: f64,
     pub response_tokens: usize,
-    /// Tokens the model ran over.
+    /// Tokens processed by the model.
     pub tokens: usize,
 }
 
@@ -107,7 +108,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Adds another part of the same step.
+    /// Adds the sums of another part of the same step.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
             mine.merge(theirs);
@@ -127,7 +128,7 @@ impl Tally {
         self.tokens += other.tokens;
     }
 
-    /// The loss these sums amount to.
+    /// Loss of the summed batches.
     pub fn loss(&self, loss: &Loss) -> f64 {
         if loss.method == Method::Sft {
             return ratio(-self.logp, self.response_tokens);
@@ -140,7 +141,7 @@ impl Tally {
         comparisons + self.nll
     }
 
-    /// Named values under `prefix` (empty, or `eval_`). Means of nothing are left out.
+    /// Values by name, with `prefix` (empty or `eval_`). Values without data are omitted.
     pub fn named(&self, loss: &Loss, prefix: &str) -> Map<String, Value> {
         let mut map = Map::new();
         let mut put = |name: &str, value: f64| {
@@ -188,8 +189,8 @@ impl Tally {
     }
 }
 
-/// Adds scores of a batch: range and mean over sequences, and both sides of the base pairs.
-pub fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
+/// Adds the scores of a batch: range and sum over sequences, and both sides of the base pairs.
+pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
     for &s in score {
         tally.min_score = tally.min_score.min(s);
         tally.max_score = tally.max_score.max(s);
@@ -212,16 +213,16 @@ pub fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: 
     }
 }
 
-/// A JSON number, or the name of a non-finite value as a string: bare NaN is not JSON.
+/// JSON number, or a string for a non-finite value, which JSON cannot represent.
 pub fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
 }
 
-/// Name of a run's events.
+/// File of a run's events.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// What [`number`] wrote; `None` for anything else.
-pub fn read_number(value: &Value) -> Option<f64> {
+/// Reads a value written by [`number`]; `None` for anything else.
+pub(crate) fn read_number(value: &Value) -> Option<f64> {
     match value.as_str() {
         None => value.as_f64(),
         Some("NaN") => Some(f64::NAN),
@@ -231,15 +232,16 @@ pub fn read_number(value: &Value) -> Option<f64> {
     }
 }
 
-/// Appends events to `metrics.jsonl`, one object a line.
-pub struct MetricsWriter {
+/// Appends events to `metrics.jsonl`, one JSON object per line.
+pub(super) struct MetricsWriter {
     path: PathBuf,
     file: File,
 }
 
 impl MetricsWriter {
-    /// Opens `metrics.jsonl` of a run folder. A run resumed from the checkpoint `from`, made after that many steps, keeps
-    /// the events up to it, its own or those of the run it was copied from; whatever came later is cut.
+    /// Opens `metrics.jsonl` of a run folder. `from` is the checkpoint of a resumed run and its
+    /// step. The file then keeps the events up to that step, copied from the checkpoint's run;
+    /// later events are dropped.
     pub fn open(output_dir: &Path, from: Option<(&Path, u64)>) -> Result<Self> {
         let path = output_dir.join(METRICS_FILE);
         match from {
@@ -254,12 +256,12 @@ impl MetricsWriter {
         Ok(Self { path, file })
     }
 
-    /// Brings what was written to the disk.
+    /// Syncs written events to disk.
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
-    /// Writes one event with schema, kind and step before its values.
+    /// Writes an event: schema, kind and step, then `values`.
     pub fn write(&mut self, kind: &str, step: u64, values: Map<String, Value>) -> Result<()> {
         let mut event = Map::new();
         event.insert("schema".into(), json!(1));
@@ -272,8 +274,8 @@ impl MetricsWriter {
     }
 }
 
-/// Events up to `step`, line by line; a line that was cut short by a kill is none. A run that was stopped later than
-/// its checkpoint writes the others again.
+/// Lines of the events up to `step`, without a line truncated by a kill. A run that stopped after
+/// its checkpoint repeats the later steps, so their events are written again.
 fn events_until(path: &Path, step: u64) -> Result<String> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,

@@ -1,16 +1,18 @@
-//! Training: one step, the loop around it, and what a run leaves behind.
+//! Training: the optimiser step, the training loop, and the files a run writes.
 //!
-//! - [`batch`]: groups to a batch on the device: packing on a thread, padding to captured shapes, the transfer
-//! - [`score`]: forward to per-sequence scores, for training, evaluation and the reference alike; the way back
-//! - [`losses`]: the losses over those scores, as ops take them
-//! - [`frozen`]: DPO's frozen reference, online or as precomputed log-probs in a disk cache
+//! - [`batch`]: groups to a batch on the device: packing on a thread, padding to the shapes of
+//!   captured CUDA graphs, the transfer
+//! - [`score`]: forward to per-sequence scores, and the backward; shared by training, evaluation
+//!   and the frozen reference
+//! - `losses`: the losses over the scores, as op arguments
+//! - [`frozen`]: DPO's frozen reference, run online or read from a cache of log-probs
 //! - [`step`]: one optimiser step
-//! - [`metrics`]: sums with counts, per kind; metrics.jsonl; the step line
-//! - [`logs`]: where metrics go; [`tensorboard`]: event files; [`manifest`]: run.json
-//! - [`memory`]: what a run takes, by part, before it is taken
-//! - [`evaluate`]: accuracies over a data set
-//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that chooses the best one
-//! - [`run`]: the loop; [`console`]: what it prints; [`signals`]: what interrupts it
+//! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
+//! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; [`manifest`]: run.json
+//! - [`memory`]: the memory plan of a run, by part, made before any allocation
+//! - [`evaluate`]: scores of a data set
+//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that selects the best checkpoint
+//! - [`run`]: the training loop; [`console`]: its output; [`signals`]: its signal handlers
 
 pub mod batch;
 pub mod best;
@@ -19,7 +21,7 @@ pub mod console;
 pub mod evaluate;
 pub mod frozen;
 pub mod logs;
-pub mod losses;
+mod losses;
 pub mod manifest;
 pub mod memory;
 pub mod metrics;
@@ -32,7 +34,7 @@ pub mod tensorboard;
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};
 
-/// How batches are packed for a loss: rewards read the last token, log-probs every response token.
+/// Packing options of a loss: rewards read the last token, log-probs every response token.
 pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
     let scoring = match loss.method {
         Method::Reward => Scoring::Reward,

@@ -1,5 +1,16 @@
-//! The training loop: batches, steps, evaluation, and what stops a run. `stepping` begins and finishes the steps, `saving`
-//! holds what the run saves and resumes from.
+//! The training loop. `stepping` begins and finishes steps; `saving` writes and restores
+//! checkpoints.
+//!
+//! ```text
+//! reserve memory for the largest batch
+//! restore the checkpoint; or run the identity check (DPO) and evaluate the start
+//! while step < total:
+//!     begin steps until 2 are in flight (1 on a synchronous device, or if ops are timed);
+//!         stop early if an evaluation, checkpoint or signal needs the weights of the last one
+//!     finish the oldest step: log it, compare memory with the plan, check for divergence
+//!     if no step is in flight: evaluate, save, or stop on a signal, as due
+//! load the best checkpoint if asked to; write the final model
+//! ```
 
 mod saving;
 mod stepping;
@@ -33,87 +44,89 @@ use crate::perf::observe::Observed;
 use crate::perf::profile::Profile;
 use crate::{Error, Result};
 
-/// Groups that a warning lists by id.
-const NAMED_GROUPS: usize = 5;
+/// Maximum number of group ids in a warning.
+const MAX_NAMED_GROUPS: usize = 5;
 
-/// Length, cadence and batch of a run.
+/// Length, cadence and batch size of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
     pub output_dir: PathBuf,
-    /// Groups of one forward and backward.
+    /// Groups per micro-batch.
     pub micro_batch: usize,
-    /// Micro-batches of one update.
+    /// Micro-batches per update (gradient accumulation).
     pub accumulation: usize,
-    /// Updates; wins over `epochs`.
+    /// Number of updates; overrides `epochs`.
     pub max_steps: Option<u64>,
     pub epochs: f64,
     pub learning_rate: f64,
     pub scheduler: Scheduler,
     pub warmup_steps: u64,
-    /// Seed of the data order; `None` for file order.
+    /// Seed of the data order; `None` keeps the file order.
     pub shuffle: Option<u64>,
     pub logging_steps: u64,
-    /// Updates between evaluations, `u64::MAX` for those at start and end only; `None` without evaluation.
+    /// Updates between evaluations; `u64::MAX` evaluates at the start and the end only, `None`
+    /// never.
     pub eval_steps: Option<u64>,
-    /// Evaluate at the end of every epoch.
+    /// Evaluate after every epoch.
     pub eval_epochs: bool,
     /// Updates between checkpoints.
     pub save_steps: Option<u64>,
-    /// Save at the end of every epoch.
+    /// Save after every epoch.
     pub save_epochs: bool,
     pub save_total_limit: Option<usize>,
-    /// Checkpoints at multiples of this step are never removed.
+    /// Checkpoints at multiples of this step are never pruned.
     pub keep_every: Option<u64>,
-    /// Finds the best checkpoint.
+    /// Selection of the best checkpoint.
     pub best: Option<BestModel>,
-    /// Skipped updates in a row after which the run counts as diverged.
+    /// Consecutive skipped updates after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
-    /// Logs beside the console.
+    /// Logs in addition to the console.
     pub report_to: ReportTo,
-    /// Where steps are noted for a study, with their times by op.
+    /// Collector of step and op times for a study.
     #[serde(skip)]
     pub observed: Option<Observed>,
 }
 
 impl RunSettings {
-    /// Updates of a run over `groups` training groups.
+    /// Number of updates of a run over `groups` training groups.
     pub fn total_steps(&self, groups: usize) -> u64 {
         let per_epoch = groups.div_ceil(self.micro_batch * self.accumulation);
         self.max_steps.unwrap_or(((self.epochs * per_epoch as f64).ceil() as u64).max(1))
     }
 
-    /// Whether checkpoints are written at a cadence, and at the end.
+    /// Whether checkpoints are written at a cadence and at the end.
     fn saves(&self) -> bool {
         self.save_steps.is_some() || self.save_epochs
     }
 }
 
-/// Groups of a run.
+/// Data and starting point of a run.
 pub struct RunData<'a> {
     pub train: Vec<TokenizedGroup>,
     pub eval: Vec<TokenizedGroup>,
     pub tokenizer: &'a Tokenizer,
-    /// Draws the training groups of a later epoch anew (`--redraw epoch`).
+    /// Draws the training groups of a later epoch (`--redraw epoch`).
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
-    /// Policy and reference were loaded from the same weights: the identity check applies.
+    /// Whether policy and frozen reference were loaded from the same weights; if so, the identity
+    /// check runs.
     pub same_start: bool,
-    /// What the run was planned to take, and what was free before any of it was taken; bytes. `None` where other programs'
-    /// memory comes from the same place.
+    /// Planned and initially free device memory; `None` if other programs share that memory.
     pub memory: Option<Planned>,
-    /// Where to continue, and what must not have changed since.
+    /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,
+    /// Settings and inputs that a resumed run must not change; see [`checkpoint::RunState`].
     pub fingerprint: Vec<(String, String)>,
 }
 
-/// Memory of a device before a run.
+/// Device memory before a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Planned {
     pub planned_bytes: u64,
     pub free_bytes: u64,
 }
 
-/// What a finished run hands back.
+/// Results of a finished run.
 #[derive(Clone, Debug, Default)]
 pub struct RunSummary {
     pub steps: u64,
@@ -124,15 +137,18 @@ pub struct RunSummary {
     pub evals: Vec<(u64, Tally)>,
 }
 
-/// Trains until the last step, a signal, or divergence. The final model lies in `output_dir` itself.
+/// Trains until the last step, a signal, or divergence. Writes the final model to `output_dir`
+/// itself.
 pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
     let mut evaluator = trainer.evaluator()?;
     if data.train.is_empty() {
-        return Err(Error::Usage("no training group is left; nothing can be trained".into()));
+        return Err(Error::Usage(
+            "no training group is left, so nothing can be trained; check --train-file and --max-length".into(),
+        ));
     }
     let total = settings.total_steps(data.train.len());
     let signals = Signals::listen()?;
-    evaluator.heed(signals.clone());
+    evaluator.stop_on(signals.clone());
     checkpoint::clean(&settings.output_dir)?;
     let resumed = data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| (folder, s.step)));
     let metrics = Logs::open(&settings.output_dir, settings.report_to, resumed.transpose()?)?;
@@ -147,9 +163,9 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
         groups: Arc::new(std::mem::take(&mut data.train)),
         prefetch: Prefetch::start()?,
         packing: None,
-        under_way: VecDeque::new(),
+        in_flight: VecDeque::new(),
         begun: 0,
-        reached: Reached::default(),
+        progress: Progress::default(),
         finished_at: Instant::now(),
         metrics,
         console: Console::new(total, 0, settings.quiet),
@@ -173,14 +189,14 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
         settings,
     };
     let output_dir = &settings.output_dir;
-    run.reserve().and_then(|()| run.start()).map_err(|e| name_checkpoint(output_dir, e))?;
-    // Before this line nothing has been trained that a signal could lose.
+    run.reserve().and_then(|()| run.start()).map_err(|e| with_checkpoint_hint(output_dir, e))?;
+    // Up to this line a signal may end the process: no training would be lost.
     let deferred = run.signals.defer();
-    run.steps().and_then(|()| run.finish(deferred)).map_err(|e| name_checkpoint(output_dir, e))
+    run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
 }
 
-/// Adds the last checkpoint to what went wrong with a device.
-fn name_checkpoint(output_dir: &Path, error: Error) -> Error {
+/// Adds the path of the last checkpoint to a device error.
+fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
     let advice = match checkpoint::list(output_dir).pop() {
         Some((_, path)) => {
             format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
@@ -194,16 +210,16 @@ fn name_checkpoint(output_dir: &Path, error: Error) -> Error {
     }
 }
 
-/// A place in the data.
+/// Position in the data after a batch.
 #[derive(Clone, Copy, Debug, Default)]
-struct Reached {
+struct Progress {
     position: Position,
     epochs: f64,
-    /// Groups of the batch.
+    /// Number of groups in the batch.
     groups: usize,
 }
 
-impl Reached {
+impl Progress {
     fn of(loader: &Loader) -> Self {
         Self { position: loader.position(), epochs: loader.epochs(), groups: 0 }
     }
@@ -215,25 +231,25 @@ struct Run<'a, 'b, B: Backend> {
     data: RunData<'a>,
     settings: &'a RunSettings,
     schedule: Schedule,
-    /// Stands after the last batch that is being packed.
+    /// Data loader, positioned after the last batch that was requested.
     loader: Loader,
-    /// Training groups of the drawn epoch.
+    /// Training groups of the current draw.
     groups: Arc<Vec<TokenizedGroup>>,
     prefetch: Prefetch,
-    /// Where the loader stands after the batch that is being packed.
-    packing: Option<Reached>,
-    /// Steps that have been begun and not finished, the oldest first.
-    under_way: VecDeque<stepping::Begun<B>>,
-    /// Steps begun since the start of training.
+    /// Data position after the batch that is being packed.
+    packing: Option<Progress>,
+    /// Steps begun and not finished, oldest first.
+    in_flight: VecDeque<stepping::StepInFlight<B>>,
+    /// Number of steps begun.
     begun: u64,
-    /// Where the last finished step ended.
-    reached: Reached,
-    /// When the last step was finished.
+    /// Data position after the last finished step.
+    progress: Progress,
+    /// Time at which the last step finished.
     finished_at: Instant,
     metrics: Logs,
     console: Console,
     signals: Signals,
-    /// Logged events in Hugging Face's `log_history` form.
+    /// Logged events in the `log_history` format of transformers.
     history: Vec<Value>,
     summary: RunSummary,
     drawn_epoch: u64,
@@ -241,11 +257,11 @@ struct Run<'a, 'b, B: Backend> {
     step: u64,
     total: u64,
     skipped_in_a_row: u64,
-    /// The evaluation of this step was cut short by a signal.
+    /// Whether a signal interrupted the evaluation of this step.
     evaluation_due: bool,
-    /// The best evaluation that has a checkpoint.
+    /// Best evaluation that has a checkpoint.
     best: Option<Best>,
-    /// The last checkpoint written or resumed from in the run's own folder.
+    /// Last checkpoint in the output folder, either written or resumed from.
     saved: Option<(u64, PathBuf)>,
     seconds_before: f64,
     began: Instant,
@@ -253,7 +269,7 @@ struct Run<'a, 'b, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, '_, B> {
-    /// Restores a checkpoint, or checks and evaluates the start.
+    /// Restores a checkpoint; or runs the identity check and evaluates the start.
     fn start(&mut self) -> Result<()> {
         if let Some(folder) = self.data.resume.clone() {
             return self.restore(&folder);
@@ -261,12 +277,12 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.data.same_start && self.trainer.loss.method == Method::Dpo {
             let first: Vec<&TokenizedGroup> = self.groups.iter().take(self.settings.micro_batch).collect();
             self.trainer.identity_check(&first)?;
-            self.console.line("identity check passed: policy and reference score every sequence alike");
+            self.console.line("identity check passed: policy and frozen reference give every sequence the same score");
         }
         if self.evaluates() { self.evaluate().map(|_| ()) } else { Ok(()) }
     }
 
-    /// Sets memory aside for the largest batch of the training groups, so that no step waits for memory.
+    /// Reserves memory for the largest batch of the training groups, so that no step allocates.
     fn reserve(&mut self) -> Result<()> {
         let limits = self.trainer.limits(&self.groups, self.settings.micro_batch)?;
         self.trainer.reserve(&limits, self.settings.accumulation)
@@ -276,7 +292,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.settings.eval_steps.is_some() || self.settings.eval_epochs
     }
 
-    /// Replaces the training groups by those of `epoch` where they are drawn anew.
+    /// Draws the training groups of `epoch` if groups are drawn per epoch.
     fn redraw(&mut self, epoch: u64) -> Result<()> {
         if let Some(redraw) = self.data.redraw
             && epoch != self.drawn_epoch
@@ -284,19 +300,19 @@ impl<B: Backend> Run<'_, '_, B> {
             self.groups = Arc::new(redraw(epoch)?);
             self.drawn_epoch = epoch;
             self.reserve()?;
-            if let Some(done) = self.trainer.complete_reference(&self.groups)? {
-                self.console.line(&format!("reference of epoch {epoch}: {done}"));
-                done.warning().iter().for_each(|text| self.console.warn(text));
+            if let Some(report) = self.trainer.complete_frozen_cache(&self.groups)? {
+                self.console.line(&format!("frozen reference, epoch {epoch}: {report}"));
+                report.warning().iter().for_each(|text| self.console.warn(text));
             }
         }
         Ok(())
     }
 
-    /// What follows an update: evaluation and checkpoint where they are due, and the end of the run where a signal asks
-    /// for it. A resumed run whose evaluation was cut short begins here.
-    fn close_step(&mut self) -> Result<()> {
+    /// Work after an update: evaluation and checkpoint if they are due, and the stop on a signal. A
+    /// resumed run with an interrupted evaluation starts here.
+    fn after_step(&mut self) -> Result<()> {
         let s = self.settings;
-        let (last, epoch_ends) = (self.step == self.total, self.reached.position.offset == 0);
+        let (last, epoch_ends) = (self.step == self.total, self.progress.position.offset == 0);
         let evaluate = self.due(self.step, epoch_ends, (s.eval_steps, s.eval_epochs)) || (last && self.evaluates());
         let save = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || (last && s.saves());
         let tally = if evaluate { self.evaluate()? } else { None };
@@ -316,12 +332,12 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// Whether a cadence of steps or epochs falls on a step.
+    /// Whether a cadence in steps or epochs falls on a step.
     fn due(&self, step: u64, epoch_ends: bool, (steps, epochs): (Option<u64>, bool)) -> bool {
         steps.is_some_and(|n| step.is_multiple_of(n)) || (epochs && epoch_ends)
     }
 
-    /// After the first step, when everything a run needs is there: what memory it took beside what was planned.
+    /// Compares the memory taken with the plan, once, after the first step, when all buffers exist.
     pub(super) fn compare_memory(&mut self) -> Result<()> {
         let Some(Planned { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
         let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
@@ -332,13 +348,13 @@ impl<B: Backend> Run<'_, '_, B> {
         self.metrics.write("event", self.step, object(event))
     }
 
-    /// Writes metrics and, at the logging cadence, the step line.
+    /// Writes metrics of a step and, at the logging cadence, the step line.
     fn record(&mut self, report: &StepReport, learning_rate: f64, elapsed: Duration) -> Result<()> {
         let (loss, total) = (&self.trainer.loss, self.total);
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.insert("step_seconds".into(), number(elapsed.as_secs_f64()));
-        values.insert("epoch".into(), number(self.reached.epochs));
+        values.insert("epoch".into(), number(self.progress.epochs));
         values.extend(report.tally.named(loss, ""));
         values.insert("learning_rate".into(), number(learning_rate));
         values.insert("grad_norm".into(), number(report.update.grad_norm));
@@ -356,25 +372,29 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// Reports skipped updates and gives up after too many in a row.
-    fn guard(&mut self, report: &StepReport) -> Result<()> {
+    /// Warns of a skipped update; fails after too many consecutive ones.
+    fn check_divergence(&mut self, report: &StepReport) -> Result<()> {
         if report.update.applied {
             self.skipped_in_a_row = 0;
             return Ok(());
         }
         self.skipped_in_a_row += 1;
         let ids = &report.not_finite;
-        let more =
-            if ids.len() > NAMED_GROUPS { format!(" and {} more", ids.len() - NAMED_GROUPS) } else { String::new() };
+        let more = if ids.len() > MAX_NAMED_GROUPS {
+            format!(" and {} more", ids.len() - MAX_NAMED_GROUPS)
+        } else {
+            String::new()
+        };
         let groups = match ids.is_empty() {
             true => String::new(),
-            false => format!(" (groups {}{more})", ids[..ids.len().min(NAMED_GROUPS)].join(", ")),
+            false => format!(" (groups {}{more})", ids[..ids.len().min(MAX_NAMED_GROUPS)].join(", ")),
         };
-        self.console.warn(&format!("step {}: loss or gradient is not finite{groups}; nothing was updated", self.step));
+        self.console
+            .warn(&format!("step {}: loss or gradient is not finite{groups}; the update was skipped", self.step));
         if self.skipped_in_a_row < self.settings.max_skipped_steps {
             return Ok(());
         }
-        // A checkpoint is known to be good when an update that began from it was applied.
+        // A checkpoint is known to be good if a later update was applied to its weights.
         let applied = self.step - self.skipped_in_a_row;
         let good = checkpoint::list(&self.settings.output_dir).into_iter().rfind(|(step, _)| *step < applied);
         let advice = match good {
@@ -392,13 +412,14 @@ impl<B: Backend> Run<'_, '_, B> {
         )))
     }
 
-    /// Evaluates and logs; `None` without evaluation rows, or when a signal cut the evaluation short.
+    /// Evaluates and logs. `None` without evaluation groups, or if a signal interrupted the
+    /// evaluation.
     fn evaluate(&mut self) -> Result<Option<Tally>> {
         if self.data.eval.is_empty() {
             return Ok(None);
         }
         let (scores, tally) = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
-        if self.evaluator.cut_short() {
+        if self.evaluator.interrupted() {
             return Ok(None);
         }
         let mut values = Map::new();
@@ -411,19 +432,20 @@ impl<B: Backend> Run<'_, '_, B> {
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
         self.summary.evals.push((self.step, tally.clone()));
-        // Evaluations are no part of a step's profile.
+        // Discards the op times of the evaluation, which are not part of a step.
         self.trainer.backend.op_times()?;
         Ok(Some(tally))
     }
 
-    /// Prints and writes time by op where it was taken.
+    /// Prints and writes the times by op if they were taken.
     pub(super) fn report_profile(&self) -> Result<()> {
-        // A study makes its own table.
+        // A study writes its own table.
         if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());
         }
         let Some(table) = self.profile.table(Ceilings::measure()) else {
-            self.console.warn("--profile: no step is left after the first two; raise --max-steps");
+            self.console
+                .warn("--profile leaves out the first two steps, and this run has no others; raise --max-steps");
             return Ok(());
         };
         self.console.line(table.text().trim_end());
@@ -432,7 +454,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// Batches of an update, from `position` on.
+/// Loader with one batch per update, positioned at `position`.
 fn loader(settings: &RunSettings, groups: usize, position: Position) -> Result<Loader> {
     let options = LoaderOptions {
         batch_groups: settings.micro_batch * settings.accumulation,

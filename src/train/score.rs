@@ -1,5 +1,5 @@
-//! From a batch to per-sequence scores and back: the part of a step that training, evaluation and the frozen
-//! reference share.
+//! From a batch to per-sequence scores, and the backward. Training, evaluation and the frozen
+//! reference share this part of a step.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use crate::model::config::Head;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::{GradientsOut, slot};
 
-/// Buffers between the model and the loss, and the model's workspace.
+/// Buffers between model and loss, and the activations of the model.
 pub struct Scorer<B: Backend> {
     pub acts: Activations<B>,
     /// (rows)
@@ -27,7 +27,7 @@ pub struct Scorer<B: Backend> {
     pub score: B::Acc,
 }
 
-/// Makes a buffer hold at least `len` elements, a quarter more when it must grow.
+/// Grows a buffer to at least `len` elements, with a quarter of slack.
 pub(super) fn grow<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) -> Result<()> {
     if buffer.len() < len {
         *buffer = backend.zeros_acc(len + len / 4)?;
@@ -35,7 +35,7 @@ pub(super) fn grow<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) -> 
     Ok(())
 }
 
-/// Makes a buffer hold `len` elements exactly, where it holds less.
+/// Grows a buffer to exactly `len` elements if it is smaller.
 pub(super) fn reserve<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) -> Result<()> {
     if buffer.len() < len {
         *buffer = backend.zeros_acc(len)?;
@@ -44,7 +44,7 @@ pub(super) fn reserve<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) 
 }
 
 impl<B: Backend> Scorer<B> {
-    /// A scorer without room; it grows with the first batch.
+    /// Scorer with empty buffers, which grow with the first batch.
     pub fn new(backend: &B, model: &Model<B>, mode: Mode) -> Result<Self> {
         Ok(Self {
             acts: Activations::new(backend, &model.config, mode, 0)?,
@@ -55,7 +55,7 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Makes room for every batch within `limits`, so that no later call allocates.
+    /// Reserves buffers for every batch within `limits`, so that no later call allocates.
     pub fn reserve(&mut self, backend: &B, model: &Model<B>, mode: Mode, limits: &BatchLimits) -> Result<()> {
         self.acts.reserve(backend, &model.config, limits.tokens)?;
         let backward = if mode.trains() { limits.rows } else { 0 };
@@ -70,8 +70,8 @@ impl<B: Backend> Scorer<B> {
         Ok(())
     }
 
-    /// Runs the model over the batch and scores every sequence: `self.score` (seqs). All that is needed where nothing is
-    /// trained.
+    /// Runs the model on the batch and scores every sequence into `self.score` (seqs). Sufficient
+    /// if nothing is trained.
     pub fn forward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         self.run_model(backend, model, batch)?;
         let s = batch.sizes;
@@ -97,8 +97,8 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Runs the model over the batch up to the hidden rows that its head reads.
-    pub fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+    /// Runs the model on the batch up to the hidden rows, which are the input of the head.
+    pub(super) fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
         let s = batch.sizes;
         grow(backend, &mut self.score, s.seqs)?;
         grow(backend, &mut self.logp, s.rows)?;
@@ -106,9 +106,10 @@ impl<B: Backend> Scorer<B> {
         model.forward(backend, &batch.inputs(), &mut self.acts)
     }
 
-    /// From hidden rows to scores, losses, and the gradients of the head and of hidden rows, after [`Scorer::run_model`] on
-    /// the same batch. `grads` is (layout.len), of which the head's part is overwritten or added to.
-    pub fn head_and_losses(
+    /// Computes scores, losses, and the gradients of the head and of the hidden rows, after
+    /// [`Scorer::run_model`] on the same batch. `grads` is (layout.len); its head range is
+    /// overwritten or added to, as `write` says.
+    pub(super) fn head_and_losses(
         &mut self,
         backend: &B,
         model: &Model<B>,
@@ -148,7 +149,7 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Rewards at the last tokens of sequences.
+    /// Computes rewards at the last token of each sequence.
     fn reward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, weight: &Range<usize>) -> Result<()> {
         let dims = reward_dims(model, batch);
         backend.reward_head_fwd(RewardHeadFwd {
@@ -160,7 +161,7 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// As [`Scorer::head_and_losses`], for rewards; `dweight` is (hidden).
+    /// [`Scorer::head_and_losses`] for reward models; `dweight` is (hidden).
     fn reward_and_losses(
         &mut self,
         backend: &B,
@@ -173,7 +174,7 @@ impl<B: Backend> Scorer<B> {
         self.reward(backend, model, batch, weight)?;
         let dims = reward_dims(model, batch);
         let Losses { comparison, direct, mut dscore } = losses;
-        let given = match comparison {
+        let direct_gradient = match comparison {
             Some(comparison) => {
                 let score = View::first(&self.score, dims.seqs);
                 backend.preference_fwd(comparison.over(score, direct, dscore.reborrow()))?;
@@ -187,15 +188,16 @@ impl<B: Backend> Scorer<B> {
             hidden: View::first(&self.acts.hidden, wide),
             weight: model.weight(weight),
             rows: batch.last_rows(),
-            dscore: given.unwrap_or(dscore.as_view()),
+            dscore: direct_gradient.unwrap_or(dscore.as_view()),
             dhidden: dhidden(&mut self.acts.gradients, wide)?,
             dweight,
             dweight_write: write,
         })
     }
 
-    /// Gradients of all weights below the head, after [`Scorer::head_and_losses`] on the same batch.
-    pub fn model_backward(
+    /// Computes gradients of all weights below the head, after [`Scorer::head_and_losses`] on the
+    /// same batch.
+    pub(super) fn model_backward(
         &mut self,
         backend: &B,
         model: &Model<B>,
@@ -205,29 +207,29 @@ impl<B: Backend> Scorer<B> {
         model.backward(backend, &batch.inputs(), &mut self.acts, out)
     }
 
-    /// Per-token log-probs of the last batch (rows), for tests and tools.
+    /// (rows) log-prob of each predicted token of the last batch, for tests.
     pub fn read_logp(&self, backend: &B, rows: usize) -> Result<Vec<f64>> {
         read(backend, &self.logp, rows)
     }
 
-    /// Scores of the last batch (seqs); waits for them.
+    /// (seqs) scores of the last batch; waits for them.
     pub fn read_score(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
         read(backend, &self.score, seqs)
     }
 }
 
-/// The first `len` elements on the host.
+/// Copies the first `len` elements to the host.
 pub(super) fn read<B: Backend>(backend: &B, buffer: &B::Acc, len: usize) -> Result<Vec<f64>> {
     let mut values = vec![0.0; len];
     backend.read_acc(View::first(buffer, len), &mut values)?;
     Ok(values)
 }
 
-/// Where the gradient of hidden rows goes, which takes `len` elements.
+/// Gradient buffer of the hidden rows, `len` elements.
 fn dhidden<B: Backend>(gradients: &mut Option<Gradients<B>>, len: usize) -> Result<ViewMut<'_, B::Act>> {
     match gradients {
         Some(gradients) => Ok(ViewMut::first(&mut gradients.dnormed, len)),
-        None => Err(crate::Error::Runtime("backward needs a workspace made for training".into())),
+        None => Err(crate::Error::Runtime("the backward needs activations allocated for training".into())),
     }
 }
 

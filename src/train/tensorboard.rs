@@ -1,12 +1,14 @@
-//! TensorBoard event files: `events.out.tfevents.<seconds>.<host>.<pid>.0` in the run folder, one record an event.
+//! TensorBoard event files: `events.out.tfevents.<seconds>.<host>.<pid>.0` in the run folder, with
+//! one record per event.
 //!
-//! A record is its length (u64), the masked CRC-32C of the length, the bytes of an `Event` message, and their masked
-//! CRC-32C, all little-endian. Four protobuf messages are written by hand: `Event` (wall_time = 1, step = 2,
-//! file_version = 3, summary = 5, session_log = 7), `Summary` (value = 1), `Summary.Value` (tag = 1,
-//! simple_value = 2) and `SessionLog` (status = 1).
+//! A record is its length (u64), the masked CRC-32C of the length, the bytes of an `Event` message,
+//! and their masked CRC-32C, all little-endian. Four protobuf messages are encoded by hand: `Event`
+//! (wall_time = 1, step = 2, file_version = 3, summary = 5, session_log = 7), `Summary` (value =
+//! 1), `Summary.Value` (tag = 1, simple_value = 2) and `SessionLog` (status = 1).
 //!
-//! Tags are those that transformers' TensorBoard callback makes of the same log keys. A resumed run writes a new file
-//! that begins with a session start at its first step: readers then drop what earlier files hold from that step on.
+//! Tags equal the ones that transformers' TensorBoard callback derives from the same log keys. A
+//! resumed run writes a new file with a session start at its first step. Readers then drop the
+//! records of earlier files from that step on.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -17,31 +19,32 @@ use serde_json::{Map, Value};
 use super::manifest::host_name;
 use crate::{Error, Result};
 
-/// How the names of event files begin.
-pub const PREFIX: &str = "events.out.tfevents.";
-/// First record of every file: the version from which readers honour session starts.
+/// Prefix of event file names.
+const PREFIX: &str = "events.out.tfevents.";
+/// Content of the first record of every file: the version from which readers honour session starts.
 const FILE_VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
 const SESSION_START: u64 = 1;
-/// Wire types of protobuf.
+/// Protobuf wire types.
 const VARINT: u32 = 0;
 const FIXED64: u32 = 1;
 const BYTES: u32 = 2;
 const FIXED32: u32 = 5;
 
-/// Appends events to a file of its own.
+/// Appends events to its own file.
 pub struct EventWriter {
     path: PathBuf,
     file: File,
 }
 
 impl EventWriter {
-    /// Starts a file in `dir` at wall-clock `time` (seconds since 1970). `resumed` is the step of the checkpoint that a
-    /// resumed run continues from: scalars of later steps in earlier files are superseded.
+    /// Creates an event file in `dir` at wall-clock `time` (seconds since 1970). `resumed` is the
+    /// step of the checkpoint from which a run resumes; scalars of later steps in earlier files are
+    /// superseded.
     pub fn create(dir: &Path, time: f64, resumed: Option<u64>) -> Result<Self> {
-        // Readers take the files of a folder in the order of their names, so a run that is resumed within a second
-        // still gets a later name than the part before it.
-        let earlier = list(dir)?.iter().filter_map(|path| seconds_of(path)).max();
+        // Readers order files by name. A run resumed within the same second must still get a later
+        // name.
+        let earlier = list(dir)?.iter().filter_map(|path| creation_seconds(path)).max();
         let seconds = earlier.map_or(0, |s| s.saturating_add(1)).max(time.max(0.0) as u64);
         let path = dir.join(format!("{PREFIX}{seconds:010}.{}.{}.0", host_name(), std::process::id()));
         let file = File::create_new(&path).map_err(Error::io("create", &path))?;
@@ -62,7 +65,8 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// Writes the numbers among `values` under their [`tag`]s as one event. `time`, `step` and texts are left out.
+    /// Writes the numbers among `values` as one event, each under its [`tag`]. `time`, `step` and
+    /// text values are omitted.
     pub fn scalars(&mut self, step: u64, time: f64, values: &Map<String, Value>) -> Result<()> {
         let mut summary = Message::default();
         for (key, value) in values {
@@ -92,7 +96,7 @@ impl EventWriter {
     }
 }
 
-/// Event files of a folder, in the order of their names; none when the folder does not exist.
+/// Event files of a folder, ordered by name; empty if the folder does not exist.
 pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     if !dir.exists() {
         return Ok(Vec::new());
@@ -108,11 +112,12 @@ pub fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn seconds_of(path: &Path) -> Option<u64> {
+fn creation_seconds(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()
 }
 
-/// The tag of a log key: `eval_loss` is `eval/loss`, `loss` is `train/loss`, as in transformers' `rewrite_logs`.
+/// Tag of a log key, as in transformers' `rewrite_logs`: `eval_loss` is `eval/loss`, `loss` is
+/// `train/loss`.
 pub fn tag(key: &str) -> String {
     match key.split_once('_') {
         Some((part @ ("eval" | "test"), name)) => format!("{part}/{name}"),
@@ -120,7 +125,7 @@ pub fn tag(key: &str) -> String {
     }
 }
 
-/// A protobuf message under construction. Fields are written in ascending order by the callers.
+/// Protobuf message under construction. Callers write fields in ascending order.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -159,10 +164,10 @@ impl Message {
     }
 }
 
-/// The reflected Castagnoli polynomial.
+/// Castagnoli polynomial, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
-/// CRC of every byte value.
+/// CRC of each byte value.
 const TABLE: [u32; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;
@@ -184,8 +189,8 @@ pub fn crc32c(data: &[u8]) -> u32 {
     !data.iter().fold(!0u32, |crc, &byte| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)])
 }
 
-/// The form in which record files store a CRC: rotated and shifted by a constant, so that a CRC over data that holds
-/// CRCs stays meaningful.
+/// Stored form of a CRC: rotated and offset by a constant, so that the CRC of data that contains
+/// CRCs remains meaningful.
 pub fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }

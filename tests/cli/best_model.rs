@@ -80,7 +80,11 @@ fn a_resumed_run_remembers_the_best_and_a_lost_one_is_told() {
     checkpoint::remove(&bench.at("out/checkpoint-2")).unwrap();
     let done = bench.run(&dpo("out", &format!("{rest} --resume-from-checkpoint out/checkpoint-8")));
     assert_eq!(done.code, Some(0), "{}", done.err);
-    assert!(done.err.contains("warning: out/checkpoint-2, the best checkpoint so far, is not there"), "{}", done.err);
+    assert!(
+        done.err.contains("warning: out/checkpoint-2, the best checkpoint so far, no longer exists"),
+        "{}",
+        done.err
+    );
     assert_eq!(bench.json("out/trainer_state.json")["best_global_step"], 10);
 }
 
@@ -100,7 +104,7 @@ fn what_cannot_be_found_is_refused_before_anything_is_written() {
         ("--greater-is-better true".to_owned(), "has no effect without --metric-for-best-model"),
         (
             format!("{best} {eval} --eval-steps 2 --save-steps 2 --metric-for-best-model f1"),
-            "--metric-for-best-model f1: dpo knows loss, accuracy and margin",
+            "--metric-for-best-model f1: dpo reports loss, accuracy and margin",
         ),
         (
             format!("{best} {eval} --eval-steps 2 --save-steps 2 --metric-for-best-model accuracy/intra"),

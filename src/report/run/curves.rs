@@ -1,5 +1,5 @@
-//! Curves of a run over its steps. One run shows training and evaluation in one chart; several runs have a chart for
-//! each, with one line a run.
+//! Curves of a run by step. For one run, a chart shows both training and evaluation. For several
+//! runs, training and evaluation have separate charts with one line per run.
 
 use super::super::axis::Axis;
 use super::super::distribution::smoothed;
@@ -8,38 +8,46 @@ use super::super::significant;
 use super::super::svg::{LineChart, ReferenceLine, Series};
 use super::log::{Columns, RunLog};
 
-/// Training curves are drawn as means over this share of the run, so that a course is seen through the noise.
+/// Training curves are running means over 1/50 of the run, which shows the trend through the noise.
 pub(super) const SMOOTHED_SHARE: usize = 50;
-/// Rows of the table of a series.
+/// Number of rows per series in the table of a chart.
 const TABLE_ROWS: usize = 10;
 
-/// One chart: the columns it shows with their names, and a sentence about it.
+/// Chart: its columns with their names, and its caption.
 struct Curve {
     title: &'static str,
-    /// Name in the legend (empty where there is one line) and column.
+    /// Legend name (empty for a single line) and column of each line.
     lines: &'static [(&'static str, &'static str)],
     axis: (&'static str, &'static str),
-    share: bool,
-    explained: &'static str,
+    is_share: bool,
+    caption: &'static str,
 }
 
-const fn curve(title: &'static str, column: &'static [(&'static str, &'static str)], about: &'static str) -> Curve {
-    Curve { title, lines: column, axis: ("", ""), share: false, explained: about }
+const fn curve(title: &'static str, lines: &'static [(&'static str, &'static str)], caption: &'static str) -> Curve {
+    Curve { title, lines, axis: ("", ""), is_share: false, caption }
 }
 
 const LOSS: [Curve; 5] = [
     curve(
         "Loss",
         &[("", "loss")],
-        "What is minimised; an evaluation loss that rises while the training loss falls is overfitting.",
+        "The minimised loss. A rising evaluation loss with a falling training loss means overfitting.",
     ),
-    curve("Loss, base", &[("", "loss/base")], "Mean loss of ordinary pairs: chosen against rejected under one prompt."),
-    curve("Loss, intra", &[("", "loss/intra")], "Mean loss of one response under two prompts."),
-    curve("Loss, inter", &[("", "loss/inter")], "Mean loss of a pair's gap with and without added instructions."),
+    curve(
+        "Loss, base",
+        &[("", "loss/base")],
+        "Mean loss of base pairs: chosen and rejected response to the same prompt.",
+    ),
+    curve("Loss, intra", &[("", "loss/intra")], "Mean loss of intra comparisons: one response under two prompts."),
+    curve(
+        "Loss, inter",
+        &[("", "loss/inter")],
+        "Mean loss of inter comparisons: the reward gap of a pair with and without added instructions.",
+    ),
     curve(
         "Likelihood term",
         &[("", "nll_loss")],
-        "Weighted negative log-likelihood of preferred responses, part of the loss.",
+        "Weighted negative log-likelihood of preferred responses, a term of the loss.",
     ),
 ];
 
@@ -48,37 +56,37 @@ const ACCURACY: [Curve; 6] = [
         title: "Accuracy, base",
         lines: &[("", "rewards/accuracies/base")],
         axis: ("accuracy", ""),
-        share: true,
-        explained: "Share of pairs whose chosen response scores higher; a tie counts as wrong.",
+        is_share: true,
+        caption: "Share of pairs in which the chosen response scores higher; ties count as wrong.",
     },
     Curve {
         title: "Accuracy, intra",
         lines: &[("", "rewards/accuracies/intra")],
         axis: ("accuracy", ""),
-        share: true,
-        explained: "Share of responses that score higher under the prompt whose instructions they follow better.",
+        is_share: true,
+        caption: "Share of responses that score higher under the prompt they follow better.",
     },
     Curve {
         title: "Accuracy, inter",
         lines: &[("", "rewards/accuracies/inter")],
         axis: ("accuracy", ""),
-        share: true,
-        explained: "Share of pairs whose gap moves the way the added instructions say.",
+        is_share: true,
+        caption: "Share of pairs in which added instructions move the reward gap in the right direction.",
     },
     curve(
         "Margin, base",
         &[("", "rewards/margins/base")],
-        "Mean reward of chosen minus rejected; it should rise above 0.",
+        "Mean of chosen minus rejected reward; it should rise above 0.",
     ),
     curve(
         "Margin, intra",
         &[("", "rewards/margins/intra")],
-        "Mean reward under the better prompt minus that under the other.",
+        "Mean reward under the better prompt minus the reward under the other prompt.",
     ),
     curve(
         "Margin, inter",
         &[("", "rewards/margins/inter")],
-        "Mean signed change of the gap by the added instructions.",
+        "Mean signed change of the reward gap caused by added instructions.",
     ),
 ];
 
@@ -86,52 +94,53 @@ const REWARDS: [Curve; 4] = [
     curve(
         "Reward, both sides",
         &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")],
-        "Mean beta times the log-ratio to the reference; if both fall, the margin grows only because rejected falls faster.",
+        "Mean of beta times the log-ratio to the reference. If both fall, the margin grows only because rejected falls \
+         faster.",
     ),
     curve(
         "Log-probability, both sides",
         &[("chosen", "logps/chosen"), ("rejected", "logps/rejected")],
-        "Mean log-probability of whole responses; a falling chosen curve means that the policy unlearns good answers.",
+        "Mean log-probability of whole responses. A falling chosen curve means that the policy unlearns good answers.",
     ),
     curve(
         "Reward, range",
-        &[("least", "min_reward"), ("mean", "mean_reward"), ("most", "max_reward")],
-        "Smallest, mean and largest reward; only differences count, so a drift of all three is harmless until it is large.",
+        &[("min", "min_reward"), ("mean", "mean_reward"), ("max", "max_reward")],
+        "Smallest, mean and largest reward. Only differences matter, so a common drift is harmless unless it is large.",
     ),
     curve(
-        "Log-probability of a token",
+        "Log-probability per token",
         &[("", "mean_token_logp")],
         "Mean over response tokens; it should rise towards 0.",
     ),
 ];
 
 const OPTIMISER: [Curve; 4] = [
-    curve("Learning rate", &[("", "learning_rate")], "Step size of the schedule, warm-up included."),
+    curve("Learning rate", &[("", "learning_rate")], "Learning rate of the schedule, including warm-up."),
     curve(
         "Gradient norm",
         &[("", "grad_norm")],
-        "Norm before clipping; spikes are unusual batches, steady growth precedes divergence.",
+        "Norm before clipping. Spikes come from unusual batches; steady growth precedes divergence.",
     ),
     Curve {
         title: "Throughput",
         lines: &[("", THROUGHPUT)],
         axis: ("tokens per second", ""),
-        share: false,
-        explained: "Tokens the policy ran over, divided by the time of the step; shared prompt tokens count once.",
+        is_share: false,
+        caption: "Tokens processed by the policy divided by the step time; shared prompt tokens count once.",
     },
     Curve {
-        title: "Time of a step",
+        title: "Step time",
         lines: &[("", "step_seconds")],
         axis: ("time", "s"),
-        share: false,
-        explained: "Wall-clock seconds of a step; it follows the lengths of the sequences.",
+        is_share: false,
+        caption: "Wall-clock time of a step; it depends on the lengths of the sequences.",
     },
 ];
 
-/// Computed from `num_tokens` and `step_seconds`.
+/// Column computed from `num_tokens` and `step_seconds`.
 pub(super) const THROUGHPUT: &str = "tokens_per_second";
 
-/// The sections of curves; those without a value are left out.
+/// Sections of charts; charts without values are omitted.
 pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
     let longest = runs.iter().filter_map(|r| r.train.get("loss")).map(Vec::len).max().unwrap_or(0);
     let window = window(longest);
@@ -148,8 +157,9 @@ pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
         }
         let mut blocks = vec![Block::Figures(figures)];
         if found.is_empty() && window > 1 {
-            let text =
-                format!("Training curves show the mean over up to {window} steps; evaluations are shown as they are.");
+            let text = format!(
+                "Training curves are running means over up to {window} steps; evaluation curves are not smoothed."
+            );
             blocks.insert(0, Block::Paragraph(text));
         }
         found.push(Section { heading: heading.into(), blocks });
@@ -161,18 +171,18 @@ pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
     found
 }
 
-/// Steps of which a training curve shows the mean.
+/// Window of the running mean, in steps.
 fn window(steps: usize) -> usize {
     steps.div_ceil(SMOOTHED_SHARE)
 }
 
-/// The charts of a curve.
+/// Charts of a curve.
 fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
     let present = |column: &str| {
         let given = |r: &RunLog| r.train.contains_key(column) || r.eval.contains_key(column);
         runs.iter().any(|r| given(r) || (column == THROUGHPUT && r.train.contains_key("num_tokens")))
     };
-    if !curve.lines.iter().any(|(_, column)| present(column)) || is_the_whole_loss(curve, runs) {
+    if !curve.lines.iter().any(|(_, column)| present(column)) || is_total_loss(curve, runs) {
         return Vec::new();
     }
     if let [run] = runs {
@@ -205,13 +215,14 @@ fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
     found
 }
 
-/// What the y axis measures: the title up to its first comma.
+/// Quantity on the y axis: the title up to its first comma.
 fn subject(curve: &Curve) -> &'static str {
     curve.title.split(',').next().unwrap_or_default()
 }
 
-/// With base comparisons alone their loss is the loss, unless a weight or a further term tells them apart.
-fn is_the_whole_loss(curve: &Curve, runs: &[RunLog]) -> bool {
+/// Whether the base loss equals the total loss, as it does with base comparisons only and neither a
+/// weight nor a further term. Its chart would be a duplicate.
+fn is_total_loss(curve: &Curve, runs: &[RunLog]) -> bool {
     let same = |columns: &Columns| columns.get("loss") == columns.get("loss/base");
     curve.lines[0].1 == "loss/base" && runs.iter().all(|r| same(&r.train) && same(&r.eval))
 }
@@ -222,18 +233,18 @@ fn push(series: &mut Vec<Series>, name: String, points: Vec<(f64, f64)>, style: 
     }
 }
 
-/// The values of a column, training values as running means.
+/// Points of a column; training values are running means.
 fn points(columns: &Columns, column: &str, smooth: bool) -> Vec<(f64, f64)> {
     let float = |points: &[(u64, f64)]| points.iter().map(|&(step, value)| (step as f64, value)).collect::<Vec<_>>();
     let found = match column {
         THROUGHPUT => throughput(columns),
         _ => columns.get(column).map_or(Vec::new(), |points| float(points)),
     };
-    // The schedule is exact and has no noise; a mean would hide its corners.
+    // The learning rate is exact; a mean would hide the corners of its schedule.
     if smooth && column != "learning_rate" { smoothed(&found, window(found.len())) } else { found }
 }
 
-/// Tokens per second of each step whose predecessor is known.
+/// Tokens per second of each step, if the previous step is known.
 pub(super) fn throughput(columns: &Columns) -> Vec<(f64, f64)> {
     let (Some(tokens), Some(seconds)) = (columns.get("num_tokens"), columns.get("step_seconds")) else {
         return Vec::new();
@@ -256,14 +267,14 @@ fn figure(curve: &Curve, title: String, series: Vec<Series>) -> Figure {
     let chart = LineChart {
         title: title.clone(),
         x: Axis::new("step", ""),
-        y: if curve.share { y.within(0.0, 1.0) } else { y },
-        reference: curve.share.then(|| ReferenceLine { value: 0.5, label: "half".into() }),
+        y: if curve.is_share { y.within(0.0, 1.0) } else { y },
+        reference: curve.is_share.then(|| ReferenceLine { value: 0.5, label: "chance".into() }),
         series,
     };
-    Figure { svg: chart.to_svg(), caption: curve.explained.into(), table: table(&title, &chart.series) }
+    Figure { svg: chart.to_svg(), caption: curve.caption.into(), table: table(&title, &chart.series) }
 }
 
-/// A few steps of every series, evenly spread, the first and the last among them.
+/// Table of evenly spaced steps of every series, including the first and the last.
 fn table(title: &str, series: &[Series]) -> Table {
     let mut steps: Vec<u64> = Vec::new();
     for one in series {
@@ -278,7 +289,7 @@ fn table(title: &str, series: &[Series]) -> Table {
         at.map_or(String::new(), |i| significant(one.points[i].1))
     };
     Table {
-        caption: format!("{title}, as drawn"),
+        caption: format!("{title}: values drawn"),
         header: std::iter::once("step".to_owned()).chain(series.iter().map(|s| s.name.clone())).collect(),
         rows: steps
             .iter()

@@ -1,4 +1,5 @@
-//! What a run was: data, configuration, command, environment and hashes, as tables with a column for each run.
+//! Data, configuration, command, environment and input hashes of runs, as tables with one column
+//! per run.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,12 @@ use super::log::RunLog;
 use super::warnings::last;
 use crate::data::template::utc;
 
-/// Digits of a hash that are shown.
+/// Number of hash digits shown.
 const HASH_DIGITS: usize = 16;
-/// Options that differ between any two runs.
+/// Options that always differ between runs.
 const ALWAYS_DIFFERENT: [&str; 2] = ["output_dir", "overwrite_output_dir"];
 
-/// Rows by name, each with a cell for every run.
+/// Table rows with a cell for every run.
 struct Rows<'a> {
     runs: &'a [RunLog],
     rows: Vec<Vec<String>>,
@@ -28,7 +29,7 @@ impl<'a> Rows<'a> {
         Self { runs, rows: Vec::new() }
     }
 
-    /// Adds a row unless every run lacks the value.
+    /// Adds a row if at least one run has the value.
     fn add(&mut self, name: &str, cell: impl Fn(&RunLog) -> Option<String>) {
         let cells: Vec<Option<String>> = self.runs.iter().map(cell).collect();
         if cells.iter().any(Option::is_some) {
@@ -46,7 +47,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The runs side by side: how far they came and where they ended.
+/// Outcome and final metrics of the runs.
 pub(super) fn overview(runs: &[RunLog]) -> Section {
     let mut rows = Rows::of(runs);
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -54,7 +55,7 @@ pub(super) fn overview(runs: &[RunLog]) -> Section {
     rows.add("method", |r| text(&r.manifest["method"]));
     rows.add("loss", |r| text(&r.manifest["loss_formula"]));
     rows.add("status", |r| {
-        let status = if r.gone { "killed" } else { r.status() };
+        let status = if r.killed { "killed" } else { r.status() };
         Some(match r.manifest["exit_code"].as_i64() {
             Some(code) if code != 0 => format!("{status}, exit code {code}"),
             _ => status.to_owned(),
@@ -67,15 +68,15 @@ pub(super) fn overview(runs: &[RunLog]) -> Section {
         (!steps.is_empty()).then(|| steps.join(", "))
     });
     rows.add("steps", |r| Some(r.last_step().unwrap_or(0).to_string()));
-    rows.add("time in steps", |r| r.train.get("step_seconds").map(|p| duration(p.iter().map(|p| p.1).sum())));
+    rows.add("total step time", |r| r.train.get("step_seconds").map(|p| duration(p.iter().map(|p| p.1).sum())));
     rows.add("tokens per second", |r| {
         Some(significant(mean(throughput(&r.train).into_iter().map(|p| p.1)))).filter(|text| text != NO_VALUE)
     });
-    rows.add("training loss, last", |r| last(&r.train, "loss").map(significant));
-    rows.add("evaluation loss, last", |r| last(&r.eval, "loss").map(significant));
+    rows.add("final training loss", |r| last(&r.train, "loss").map(significant));
+    rows.add("final evaluation loss", |r| last(&r.eval, "loss").map(significant));
     for kind in ["base", "intra", "inter"] {
         let column = format!("rewards/accuracies/{kind}");
-        rows.add(&format!("evaluation accuracy, {kind}"), |r| last(&r.eval, &column).map(|a| decimal(a, 3)));
+        rows.add(&format!("final evaluation accuracy, {kind}"), |r| last(&r.eval, &column).map(|a| decimal(a, 3)));
     }
     Section { heading: if runs.len() == 1 { "Run" } else { "Runs" }.into(), blocks: vec![Block::Table(rows.table(""))] }
 }
@@ -92,7 +93,7 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Rows read, kept and dropped, comparisons by kind, lengths, and what sharing prompts saves.
+/// Rows and comparisons read, kept and dropped, lengths, and savings by prefix sharing.
 pub(super) fn data(runs: &[RunLog]) -> Section {
     let mut blocks = Vec::new();
     for (split, name) in [("train", "Training data"), ("eval", "Evaluation data")] {
@@ -110,12 +111,12 @@ pub(super) fn data(runs: &[RunLog]) -> Section {
             });
         }
         rows.add("dropped: too long", |r| some(r, "dropped_too_long"));
-        rows.add("dropped: no room left by cutting", |r| some(r, "dropped_no_room"));
-        rows.add("dropped: sides equal after cutting", |r| some(r, "dropped_sides_equal"));
-        rows.add("prompts cut on the left", |r| some(r, "truncated_prompts"));
-        rows.add("responses cut on the right", |r| some(r, "truncated_responses"));
+        rows.add("dropped: no room after truncation", |r| some(r, "dropped_no_room"));
+        rows.add("dropped: sides equal after truncation", |r| some(r, "dropped_sides_equal"));
+        rows.add("prompts truncated on the left", |r| some(r, "truncated_prompts"));
+        rows.add("responses truncated on the right", |r| some(r, "truncated_responses"));
         rows.add("distinct sequences", |r| some(r, "kept_sequences"));
-        rows.add("tokens of a sequence: median, 90 %, 99 %, longest", |r| {
+        rows.add("tokens per sequence: median, 90 %, 99 %, maximum", |r| {
             let lengths = &r.manifest["data"][split]["lengths"];
             let all: Option<Vec<String>> =
                 ["p50", "p90", "p99", "max"].iter().map(|key| Some(lengths[*key].as_u64()?.to_string())).collect();
@@ -123,27 +124,27 @@ pub(super) fn data(runs: &[RunLog]) -> Section {
         });
         rows.add("response tokens", |r| some(r, "response_tokens"));
         rows.add("responses with an end token", |r| some(r, "ended"));
-        rows.add("tokens of one pass, prompts shared", |r| {
-            let (alone, shared) = (number(r, "tokens_alone")?, number(r, "tokens_shared")?);
-            let saved = 100.0 * (alone.saturating_sub(shared)) as f64 / alone.max(1) as f64;
-            Some(format!("{shared} of {alone} ({} % saved)", decimal(saved, 0)))
+        rows.add("tokens per pass over the data, with prefix sharing", |r| {
+            let (unshared, shared) = (number(r, "tokens_alone")?, number(r, "tokens_shared")?);
+            let saved = 100.0 * (unshared.saturating_sub(shared)) as f64 / unshared.max(1) as f64;
+            Some(format!("{shared} of {unshared} ({} % saved)", decimal(saved, 0)))
         });
         if !rows.rows.is_empty() {
             blocks.push(Block::Table(rows.table(name)));
         }
     }
     if blocks.is_empty() {
-        blocks.push(Block::Paragraph("The manifest says nothing about the data.".into()));
+        blocks.push(Block::Paragraph("The manifest has no facts about the data.".into()));
     }
     Section { heading: "Data".into(), blocks }
 }
 
-/// Every option of a single run; of several, those that differ.
+/// All options of a single run, or the options that differ between runs.
 pub(super) fn configuration(runs: &[RunLog]) -> Section {
-    let heading = if runs.len() == 1 { "Configuration" } else { "Differences of configuration" }.to_owned();
+    let heading = if runs.len() == 1 { "Configuration" } else { "Configuration differences" }.to_owned();
     let options = |run: &RunLog| -> BTreeMap<String, String> {
         let config = run.manifest["config"].as_object();
-        config.into_iter().flatten().map(|(name, value)| (name.clone(), shown(value))).collect()
+        config.into_iter().flatten().map(|(name, value)| (name.clone(), display(value))).collect()
     };
     let all: Vec<_> = runs.iter().map(options).collect();
     let mut names: Vec<&String> = all.iter().flat_map(BTreeMap::keys).collect();
@@ -166,37 +167,37 @@ pub(super) fn configuration(runs: &[RunLog]) -> Section {
         if runs.len() == 1 { vec!["value".to_owned()] } else { runs.iter().map(|r| r.name.clone()).collect() };
     let table = Table { header: header.chain(columns).collect(), rows, ..Table::default() };
     let block = match (runs.len(), number) {
-        (1, _) => Block::Folded { heading: format!("All {number} options with the values in use"), table },
-        (_, 0) => Block::Paragraph("The runs have the same value of every option but the output folder.".into()),
+        (1, _) => Block::Folded { heading: format!("All {number} options with their values"), table },
+        (_, 0) => Block::Paragraph("All options are equal except the output folder.".into()),
         _ => Block::Table(table),
     };
     Section { heading, blocks: vec![block] }
 }
 
-/// A value of the manifest as text: lists without brackets, null as a dash.
-fn shown(value: &Value) -> String {
+/// Manifest value as text: lists without brackets, null as a dash.
+fn display(value: &Value) -> String {
     match value {
         Value::Null => NO_VALUE.to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(all) if all.is_empty() => NO_VALUE.to_owned(),
-        Value::Array(all) => all.iter().map(shown).collect::<Vec<_>>().join(", "),
-        Value::Object(all) => all.iter().map(|(k, v)| format!("{k} {}", shown(v))).collect::<Vec<_>>().join(", "),
+        Value::Array(all) => all.iter().map(display).collect::<Vec<_>>().join(", "),
+        Value::Object(all) => all.iter().map(|(k, v)| format!("{k} {}", display(v))).collect::<Vec<_>>().join(", "),
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 
-/// The exact commands, resumes included.
+/// Commands of the runs, including resumes.
 pub(super) fn commands(runs: &[RunLog]) -> Section {
     let mut blocks = Vec::new();
     for run in runs {
-        let text = run.manifest["command"].as_str().unwrap_or("The manifest holds no command.").to_owned();
+        let text = run.manifest["command"].as_str().unwrap_or("The manifest has no command.").to_owned();
         let caption = if runs.len() == 1 { String::new() } else { run.name.clone() };
         blocks.push(Block::Code { caption, text });
         let resumes = run.manifest["resumes"].as_array().into_iter().flatten();
         let points: Vec<String> = resumes
             .map(|r| {
                 let when = date(&r["time"]).unwrap_or_default();
-                format!("resumed on {when} after step {} from {}", shown(&r["step"]), shown(&r["checkpoint"]))
+                format!("resumed on {when} after step {} from {}", display(&r["step"]), display(&r["checkpoint"]))
             })
             .collect();
         if !points.is_empty() {
@@ -206,18 +207,18 @@ pub(super) fn commands(runs: &[RunLog]) -> Section {
     Section { heading: if runs.len() == 1 { "Command" } else { "Commands" }.into(), blocks }
 }
 
-/// Version, machine, and hashes of every input.
+/// Version, machine, and hashes of all inputs.
 pub(super) fn environment(runs: &[RunLog]) -> Section {
     let mut rows = Rows::of(runs);
-    let known = |value: &Value| (!value.is_null()).then(|| shown(value)).filter(|text| !text.is_empty());
+    let known = |value: &Value| (!value.is_null()).then(|| display(value)).filter(|text| !text.is_empty());
     rows.add("mapl", |r| known(&r.manifest["version"]));
     for (name, key) in [
         ("system", "os"),
         ("architecture", "arch"),
         ("device", "device"),
         ("threads", "threads"),
-        ("vector units", "cpu_features"),
-        ("variables", "variables"),
+        ("CPU features", "cpu_features"),
+        ("environment variables", "variables"),
         ("working folder", "folder"),
     ] {
         rows.add(name, |r| known(&r.manifest["environment"][key]));
@@ -229,7 +230,7 @@ pub(super) fn environment(runs: &[RunLog]) -> Section {
         let caption = if runs.len() == 1 { "Inputs".to_owned() } else { format!("Inputs, {}", run.name) };
         blocks.push(Block::Table(inputs(run, caption)));
     }
-    let text = format!("Hashes are the first {HASH_DIGITS} digits of BLAKE3; run.json has all of them.");
+    let text = format!("Hashes are the first {HASH_DIGITS} digits of BLAKE3; run.json has the full hashes.");
     blocks.push(Block::Paragraph(text));
     Section { heading: "Environment and inputs".into(), blocks }
 }
@@ -240,9 +241,9 @@ fn inputs(run: &RunLog, caption: String) -> Table {
         for file in files.as_array().into_iter().flatten() {
             let hash = match file["blake3"].as_str() {
                 Some(hash) => hash.chars().take(HASH_DIGITS).collect(),
-                None => shown(&file["why_no_hash"]),
+                None => display(&file["why_no_hash"]),
             };
-            rows.push(vec![role.replace('_', " "), shown(&file["path"]), shown(&file["bytes"]), hash]);
+            rows.push(vec![role.replace('_', " "), display(&file["path"]), display(&file["bytes"]), hash]);
         }
     }
     Table { caption, header: ["input", "file", "bytes", "hash"].map(str::to_owned).to_vec(), rows, numeric: vec![2] }

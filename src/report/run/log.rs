@@ -1,6 +1,6 @@
-//! A run folder as a report reads it: `run.json`, `metrics.jsonl` as columns, and `eval_scores.jsonl` where there is
-//! one. A file that is missing or damaged is one error that names it; a last line without its end is a line that the
-//! run is writing at the moment, and is left out.
+//! Reads a run folder for a report: `run.json`, the columns of `metrics.jsonl`, and
+//! `eval_scores.jsonl` if present. A missing or damaged file is an error that names the file. A
+//! last line without a line end is being written by the run, and is left out.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,23 +14,23 @@ use crate::train::manifest::{FILE, host_name};
 use crate::train::metrics::read_number;
 use crate::{Error, Result};
 
-/// Metrics of a run.
+/// Events of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
-/// Longest name of a run in a legend, in characters.
-const LONGEST_NAME: usize = 28;
+/// Maximum length of a run name in a legend, in characters.
+const MAX_NAME: usize = 28;
 
-/// Values over steps, by name; steps ascend.
+/// Points (step, value) by column name, in ascending steps.
 pub type Columns = BTreeMap<String, Vec<(u64, f64)>>;
 
 /// One training run.
 #[derive(Clone, Debug, Default)]
 pub struct RunLog {
-    /// Short, and its own among the runs of a report.
+    /// Short name, unique among the runs of a report.
     pub name: String,
     pub dir: PathBuf,
     pub manifest: Value,
-    /// True when the run has neither ended nor a process on this machine.
-    pub gone: bool,
+    /// Whether the run has neither ended nor a process on this machine.
+    pub killed: bool,
     pub train: Columns,
     pub eval: Columns,
     /// Steps after which the run was resumed.
@@ -38,31 +38,32 @@ pub struct RunLog {
     pub scores: Option<EvalScores>,
 }
 
-/// Length in tokens and reward of a response.
+/// Token length and reward of a response.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
+pub struct ScoredResponse {
     pub tokens: f64,
     pub reward: f64,
 }
 
-/// What the latest evaluation scored.
+/// Scores of the latest evaluation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EvalScores {
     pub step: u64,
     /// Chosen and rejected response of each base comparison.
-    pub pairs: Vec<(Scored, Scored)>,
+    pub pairs: Vec<(ScoredResponse, ScoredResponse)>,
 }
 
 impl RunLog {
     /// Reads a run folder.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what is no run folder or has no metrics, [`Error::Data`] for a damaged file.
+    /// [`Error::Usage`] if the folder is not a run folder or has no metrics, [`Error::Data`] for a
+    /// damaged file.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         if !path.is_file() {
             return Err(Error::Usage(format!(
-                "{} is no run folder: it holds no {FILE}; name the --output-dir of a training run",
+                "{} is not a run folder: it has no {FILE}; name the --output-dir of a training run",
                 dir.display()
             )));
         }
@@ -70,16 +71,16 @@ impl RunLog {
         let manifest: Value = serde_json::from_str(&text)
             .map_err(|e| Error::data(&path, e.line(), None, format!("is damaged: {e}; the report needs it")))?;
         if !(manifest.is_object() && manifest["status"].is_string()) {
-            return Err(Error::data(&path, 0, None, "has no status; it is no manifest of a training run"));
+            return Err(Error::data(&path, 0, None, "has no status, so it is not the manifest of a training run"));
         }
         let mut run = Self { dir: dir.to_path_buf(), manifest, ..Self::default() };
-        run.gone = run.status() == "running" && is_gone(&run.manifest);
+        run.killed = run.status() == "running" && is_killed(&run.manifest);
         run.read_metrics()?;
         run.read_scores()?;
         Ok(run)
     }
 
-    /// Reads several, and gives each a name of its own.
+    /// Reads several run folders and gives each a unique name.
     pub fn read_all(dirs: &[PathBuf]) -> Result<Vec<Self>> {
         let mut runs = dirs.iter().map(|dir| Self::read(dir)).collect::<Result<Vec<_>>>()?;
         let names = names(dirs);
@@ -87,17 +88,17 @@ impl RunLog {
         Ok(runs)
     }
 
-    /// `running`, `finished`, `stopped`, `diverged` or `failed`.
+    /// Status: `running`, `finished`, `stopped`, `diverged` or `failed`.
     pub fn status(&self) -> &str {
         self.manifest["status"].as_str().unwrap_or_default()
     }
 
-    /// `sft`, `reward` or `dpo`.
+    /// Method: `sft`, `reward` or `dpo`.
     pub fn method(&self) -> &str {
         self.manifest["method"].as_str().unwrap_or_default()
     }
 
-    /// The last training step.
+    /// Last training step.
     pub fn last_step(&self) -> Option<u64> {
         self.train.get("loss").and_then(|points| points.last()).map(|p| p.0)
     }
@@ -106,13 +107,13 @@ impl RunLog {
         let path = self.dir.join(METRICS_FILE);
         if !path.is_file() {
             return Err(Error::Usage(format!(
-                "{} holds no {METRICS_FILE}, so there is nothing to report; train with jsonl in --report-to",
+                "{} has no {METRICS_FILE}, so there is nothing to report; train with jsonl in --report-to",
                 self.dir.display()
             )));
         }
         each_row(&path, |line, row| {
             let Some(step) = row["step"].as_u64() else {
-                return Err(Error::data(&path, line, None, "is damaged: an event without a step"));
+                return Err(Error::data(&path, line, None, "is damaged: an event has no step"));
             };
             let columns = match row["kind"].as_str() {
                 Some("train") => &mut self.train,
@@ -144,11 +145,12 @@ impl RunLog {
         }
         let mut scores = EvalScores::default();
         each_row(&path, |line, row| {
-            let broken = || Error::data(&path, line, None, "is damaged: a comparison names no scored sequence");
+            let broken =
+                || Error::data(&path, line, None, "is damaged: a comparison refers to a sequence without a score");
             scores.step = row["step"].as_u64().ok_or_else(broken)?;
-            let scored = |side: &Value| -> Option<Scored> {
+            let scored = |side: &Value| -> Option<ScoredResponse> {
                 let sequence = row["sequences"].get(usize::try_from(side.as_u64()?).ok()?)?;
-                Some(Scored { tokens: sequence["tokens"].as_f64()?, reward: read_number(&sequence["reward"])? })
+                Some(ScoredResponse { tokens: sequence["tokens"].as_f64()?, reward: read_number(&sequence["reward"])? })
             };
             let comparisons = row["comparisons"].as_array().ok_or_else(broken)?;
             for pair in comparisons.iter().filter(|c| c["kind"] == "base" && !c["chosen"].is_null()) {
@@ -163,7 +165,7 @@ impl RunLog {
     }
 }
 
-/// Calls `each` with every whole line of a file of JSON objects and its number, from 1.
+/// Calls `each` for every complete line of a JSON-lines file, with its line number from 1.
 fn each_row(path: &Path, mut each: impl FnMut(usize, &Value) -> Result<()>) -> Result<()> {
     let mut reader = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
     let mut bytes = Vec::new();
@@ -175,20 +177,21 @@ fn each_row(path: &Path, mut each: impl FnMut(usize, &Value) -> Result<()>) -> R
         }
         match serde_json::from_slice::<Value>(&bytes) {
             Ok(row) if row.is_object() => each(line, &row)?,
-            Ok(_) => return Err(Error::data(path, line, None, "is damaged: no JSON object")),
+            Ok(_) => return Err(Error::data(path, line, None, "is damaged: the line is not a JSON object")),
             Err(e) => return Err(Error::data(path, line, None, format!("is damaged: {e}"))),
         }
     }
     Ok(())
 }
 
-/// Whether the process of a running run is known to be gone: it ran on this machine, and `/proc` does not list it.
-fn is_gone(manifest: &Value) -> bool {
+/// Whether a run with status `running` is known to be dead: it ran on this machine, and its process
+/// no longer exists.
+fn is_killed(manifest: &Value) -> bool {
     let here = manifest["host"].as_str() == Some(&host_name()) && Path::new("/proc/self").exists();
     here && manifest["pid"].as_u64().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// The folders' own names; where two are alike, with as many folders above them as it takes, or with a number.
+/// Unique names of runs: the folder name, with as many parent folders as necessary, or a number.
 fn names(dirs: &[PathBuf]) -> Vec<String> {
     let whole: Vec<PathBuf> = dirs.iter().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.clone())).collect();
     let tail = |dir: &Path, parts: usize| {
@@ -204,14 +207,14 @@ fn names(dirs: &[PathBuf]) -> Vec<String> {
     whole.iter().enumerate().map(|(i, dir)| format!("{} {}", i + 1, tail(dir, 1))).collect()
 }
 
-/// At most [`LONGEST_NAME`] characters: the middle of a longer name is left out.
+/// Shortens a name to [`MAX_NAME`] characters by leaving out its middle.
 fn clipped(name: &str) -> String {
     let all: Vec<char> = name.chars().collect();
-    if all.len() <= LONGEST_NAME {
+    if all.len() <= MAX_NAME {
         return name.to_owned();
     }
-    let half = (LONGEST_NAME - 1) / 2;
-    let (front, back) = (&all[..LONGEST_NAME - 1 - half], &all[all.len() - half..]);
+    let half = (MAX_NAME - 1) / 2;
+    let (front, back) = (&all[..MAX_NAME - 1 - half], &all[all.len() - half..]);
     front.iter().chain(['…'].iter()).chain(back).collect()
 }
 
@@ -220,13 +223,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_have_short_names_of_their_own() {
+    fn runs_have_short_unique_names() {
         let of = |dirs: &[&str]| names(&dirs.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(of(&["a/x", "a/y"]), ["x", "y"]);
         assert_eq!(of(&["a/x", "b/x"]), ["a/x", "b/x"]);
         assert_eq!(of(&["a/x", "a/x"]), ["1 x", "2 x"]);
         let long = format!("{}end", "run".repeat(20));
         let name = &of(&[&long])[0];
-        assert!(name.chars().count() == LONGEST_NAME && name.starts_with("runrun") && name.ends_with("end"), "{name}");
+        assert!(name.chars().count() == MAX_NAME && name.starts_with("runrun") && name.ends_with("end"), "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! Rewards of the latest evaluation: their distribution, and how they go with the length of the response.
+//! Rewards of the latest evaluation: their distribution, and their relation to response length.
 
 use super::super::axis::Axis;
 use super::super::distribution::{Bins, correlation, mean};
@@ -6,56 +6,59 @@ use super::super::page::{Block, Figure, Section, Table};
 use super::super::plots::{Histogram, Scatter};
 use super::super::svg::Series;
 use super::super::{NO_VALUE, decimal, significant};
-use super::log::{EvalScores, RunLog, Scored};
+use super::log::{EvalScores, RunLog, ScoredResponse};
 
-/// Points drawn of each side; of more, every n-th is drawn.
-const MOST_POINTS: usize = 600;
+/// Maximum number of points per side; of more, every n-th is drawn.
+const MAX_POINTS: usize = 600;
 
-/// Numbers about the scored pairs of a run.
+/// Statistics of the scored pairs of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairFigures {
+pub struct PairStatistics {
     pub pairs: usize,
     pub mean_chosen: f64,
     pub mean_rejected: f64,
-    /// Share of pairs whose chosen response has a negative reward: with a reference, it has become less likely.
+    /// Share of pairs with a negative chosen reward. With a frozen reference, the chosen response
+    /// of such a pair has become less likely.
     pub falling_chosen: f64,
-    /// Shares of the pairs of unlike length: the longer response is the chosen one; it has the higher reward.
+    /// Shares of pairs with different lengths: the longer response is the chosen one, or has the
+    /// higher reward.
     pub longer_is_chosen: f64,
     pub longer_wins: f64,
-    /// Pairs of unlike length.
-    pub unlike: usize,
-    /// Pearson's correlation of length and reward over both sides.
+    /// Number of pairs with different lengths.
+    pub unequal_lengths: usize,
+    /// Pearson correlation of length and reward over both sides.
     pub correlation: Option<f64>,
 }
 
-impl PairFigures {
-    /// Counts over the pairs of an evaluation.
+impl PairStatistics {
+    /// Computes the statistics of an evaluation.
     pub fn of(scores: &EvalScores) -> Self {
         let pairs = &scores.pairs;
         let share = |part: usize, whole: usize| part as f64 / whole as f64;
-        let unlike: Vec<_> = pairs.iter().filter(|(c, r)| c.tokens != r.tokens).collect();
-        let longer_is_chosen = unlike.iter().filter(|(c, r)| c.tokens > r.tokens).count();
-        let longer_wins = unlike.iter().filter(|(c, r)| (c.tokens - r.tokens) * (c.reward - r.reward) > 0.0).count();
+        let unequal_lengths: Vec<_> = pairs.iter().filter(|(c, r)| c.tokens != r.tokens).collect();
+        let longer_is_chosen = unequal_lengths.iter().filter(|(c, r)| c.tokens > r.tokens).count();
+        let longer_wins =
+            unequal_lengths.iter().filter(|(c, r)| (c.tokens - r.tokens) * (c.reward - r.reward) > 0.0).count();
         let points: Vec<_> = pairs.iter().flat_map(|(c, r)| [*c, *r]).map(|s| (s.tokens, s.reward)).collect();
         Self {
             pairs: pairs.len(),
             mean_chosen: mean(pairs.iter().map(|(c, _)| c.reward)),
             mean_rejected: mean(pairs.iter().map(|(_, r)| r.reward)),
             falling_chosen: share(pairs.iter().filter(|(c, _)| c.reward < 0.0).count(), pairs.len()),
-            longer_is_chosen: share(longer_is_chosen, unlike.len()),
-            longer_wins: share(longer_wins, unlike.len()),
-            unlike: unlike.len(),
+            longer_is_chosen: share(longer_is_chosen, unequal_lengths.len()),
+            longer_wins: share(longer_wins, unequal_lengths.len()),
+            unequal_lengths: unequal_lengths.len(),
             correlation: correlation(&points),
         }
     }
 }
 
-/// Whether rewards of a run are differences to a reference, so that their sign means something.
+/// Whether rewards are differences to a frozen reference, so that their sign has a meaning.
 pub(super) fn has_reference(run: &RunLog) -> bool {
     run.method() == "dpo" && !run.manifest["config"]["ref_model"].is_null()
 }
 
-/// Histograms, scatter charts and the table; says so where nothing was evaluated.
+/// Histograms, scatter charts and statistics; a note if nothing was evaluated.
 pub(super) fn section(runs: &[RunLog]) -> Option<Section> {
     if runs.iter().all(|run| run.method() == "sft") {
         return None;
@@ -63,8 +66,8 @@ pub(super) fn section(runs: &[RunLog]) -> Option<Section> {
     let heading = "Rewards and lengths on the evaluation data".to_owned();
     let scored: Vec<(&RunLog, &EvalScores)> = runs.iter().filter_map(|r| Some((r, r.scores.as_ref()?))).collect();
     if scored.is_empty() {
-        let text = "No scores of single responses: they are written at each evaluation of base pairs, which --eval-file \
-                    gives.";
+        let text =
+            "There are no scores of single responses. An evaluation of base pairs writes them; pass --eval-file.";
         return Some(Section { heading, blocks: vec![Block::Paragraph(text.into())] });
     }
     let mut figures = Vec::new();
@@ -77,7 +80,7 @@ pub(super) fn section(runs: &[RunLog]) -> Option<Section> {
     Some(Section { heading, blocks })
 }
 
-fn sides(scores: &EvalScores) -> [(&'static str, Vec<Scored>); 2] {
+fn sides(scores: &EvalScores) -> [(&'static str, Vec<ScoredResponse>); 2] {
     [("chosen", scores.pairs.iter().map(|p| p.0).collect()), ("rejected", scores.pairs.iter().map(|p| p.1).collect())]
 }
 
@@ -97,12 +100,13 @@ fn histogram(title: String, scores: &EvalScores) -> Figure {
     };
     let number = bins.as_ref().map_or(0, |b| b.counts[0].len());
     let left_out = bins.as_ref().map_or(0, |b| b.left_out);
-    let note = if left_out > 0 { format!(" {left_out} rewards are not finite and left out.") } else { String::new() };
+    let note =
+        if left_out > 0 { format!(" {left_out} rewards are not finite and are left out.") } else { String::new() };
     Figure {
         svg: chart.to_svg(),
         caption: format!(
-            "Rewards of {} pairs after step {}; the less the two outlines overlap, the better the sides are told \
-             apart.{note}",
+            "Rewards of {} pairs after step {}. The less the outlines overlap, the better the model separates \
+             chosen from rejected responses.{note}",
             scores.pairs.len(),
             scores.step
         ),
@@ -117,8 +121,8 @@ fn histogram(title: String, scores: &EvalScores) -> Figure {
 
 fn scatter(title: String, scores: &EvalScores) -> Figure {
     let sides = sides(scores);
-    let every = scores.pairs.len().div_ceil(MOST_POINTS).max(1);
-    let points = |side: &[Scored]| side.iter().step_by(every).map(|s| (s.tokens, s.reward)).collect::<Vec<_>>();
+    let every = scores.pairs.len().div_ceil(MAX_POINTS).max(1);
+    let points = |side: &[ScoredResponse]| side.iter().step_by(every).map(|s| (s.tokens, s.reward)).collect::<Vec<_>>();
     let chart = Scatter {
         title: title.clone(),
         x: Axis::new("response length", "tokens"),
@@ -129,9 +133,9 @@ fn scatter(title: String, scores: &EvalScores) -> Figure {
             .map(|(style, (name, side))| Series { name: (*name).into(), style, points: points(side) })
             .collect(),
     };
-    let r = PairFigures::of(scores).correlation;
+    let r = PairStatistics::of(scores).correlation;
     let shown = if every > 1 { format!(" Every {every}th pair is drawn.") } else { String::new() };
-    let row = |(name, side): &(&str, Vec<Scored>)| {
+    let row = |(name, side): &(&str, Vec<ScoredResponse>)| {
         let pairs: Vec<_> = side.iter().map(|s| (s.tokens, s.reward)).collect();
         vec![
             (*name).to_owned(),
@@ -144,7 +148,7 @@ fn scatter(title: String, scores: &EvalScores) -> Figure {
     Figure {
         svg: chart.to_svg(),
         caption: format!(
-            "Correlation of length and reward: {}; far from 0, the length alone explains part of the reward.{shown}",
+            "Correlation of length and reward: {}. Far from 0, length explains part of the reward.{shown}",
             signed(r)
         ),
         table: Table {
@@ -167,16 +171,17 @@ fn signed(r: Option<f64>) -> String {
 fn table(scored: &[(&RunLog, &EvalScores)]) -> Table {
     let percent =
         |share: f64| if share.is_finite() { format!("{} %", decimal(100.0 * share, 1)) } else { NO_VALUE.into() };
-    let all: Vec<(&RunLog, u64, PairFigures)> = scored.iter().map(|(r, s)| (*r, s.step, PairFigures::of(s))).collect();
+    let all: Vec<(&RunLog, u64, PairStatistics)> =
+        scored.iter().map(|(r, s)| (*r, s.step, PairStatistics::of(s))).collect();
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: &dyn Fn(&(&RunLog, u64, PairFigures)) -> String| {
+    let mut row = |name: &str, value: &dyn Fn(&(&RunLog, u64, PairStatistics)) -> String| {
         rows.push(std::iter::once(name.to_owned()).chain(all.iter().map(value)).collect());
     };
     row("evaluated after step", &|a| a.1.to_string());
     row("pairs", &|a| a.2.pairs.to_string());
     row("mean reward, chosen", &|a| significant(a.2.mean_chosen));
     row("mean reward, rejected", &|a| significant(a.2.mean_rejected));
-    row("pairs with falling chosen", &|a| match has_reference(a.0) {
+    row("pairs with a falling chosen response", &|a| match has_reference(a.0) {
         true => percent(a.2.falling_chosen),
         false => "no reference".into(),
     });
@@ -184,7 +189,7 @@ fn table(scored: &[(&RunLog, &EvalScores)]) -> Table {
     row("longer response has the higher reward", &|a| percent(a.2.longer_wins));
     row("correlation of length and reward", &|a| signed(a.2.correlation));
     Table {
-        caption: "Chosen and rejected responses; longer and shorter among pairs of unlike length".into(),
+        caption: "Chosen and rejected responses; rows about length cover pairs of different lengths".into(),
         header: std::iter::once(String::new()).chain(all.iter().map(|a| a.0.name.clone())).collect(),
         rows,
         numeric: (1..=all.len()).collect(),

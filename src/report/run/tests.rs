@@ -1,14 +1,14 @@
-//! The page about runs that were never run: every text and number in it is made up here.
+//! Reports of made-up runs.
 
 use serde_json::json;
 
 use super::super::tests::html::{has_no_broken_number, well_formed};
-use super::log::{Columns, EvalScores, RunLog, Scored};
-use super::rewards::PairFigures;
+use super::log::{Columns, EvalScores, RunLog, ScoredResponse};
+use super::rewards::PairStatistics;
 use super::run_report;
 use super::warnings::warnings;
 
-/// A sound DPO run of 100 steps.
+/// DPO run of 100 steps without warnings.
 fn run(name: &str, rate: f64) -> RunLog {
     let mut train = Columns::new();
     for step in 1..=100u64 {
@@ -33,7 +33,7 @@ fn run(name: &str, rate: f64) -> RunLog {
     for column in ["loss", "loss/base"] {
         eval.insert(column.into(), vec![(0, 0.7), (50, 0.65), (100, 0.6)]);
     }
-    let side = |tokens: usize, reward: f64| Scored { tokens: tokens as f64, reward };
+    let side = |tokens: usize, reward: f64| ScoredResponse { tokens: tokens as f64, reward };
     let pairs = (0..40).map(|i| (side(10 + i % 7, 0.3), side(10 + i % 5, -0.3 + 0.1 * (i % 3) as f64))).collect();
     RunLog {
         name: name.into(),
@@ -63,7 +63,7 @@ fn whole(html: &str) -> String {
 }
 
 #[test]
-fn a_sound_run_has_every_section_and_no_warning() {
+fn a_healthy_run_has_every_section_and_no_warning() {
     let html = run_report(&[run("one", 1e-6)]);
     let text = whole(&html);
     for heading in
@@ -75,7 +75,7 @@ fn a_sound_run_has_every_section_and_no_warning() {
     for expected in ["1970-01-01 00:01:00 UTC", "25.0 s", "200.0", "mapl dpo --model m", "abababababababab", "avx2"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // Loss, accuracy, margin, rewards, four of the optimiser, histogram, scatter.
+    // Loss, accuracy, margin, rewards, four optimiser charts, histogram, scatter chart.
     assert_eq!(html.matches("<svg").count(), 10);
     assert_eq!(html.matches("<figcaption>").count(), 10);
     assert_eq!(html.matches("<summary>Numbers</summary>").count(), 10);
@@ -85,8 +85,7 @@ fn a_sound_run_has_every_section_and_no_warning() {
 fn several_runs_are_overlaid_with_the_differences_of_their_options() {
     let html = run_report(&[run("slow", 1e-6), run("fast", 1e-3)]);
     let text = whole(&html);
-    let section =
-        html.split("<h2>Differences of configuration</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+    let section = html.split("<h2>Configuration differences</h2>").nth(1).unwrap().split("</section>").next().unwrap();
     assert!(section.contains(r#"<th scope="row">learning_rate</th><td>1e-6</td><td>0.001</td>"#), "{section}");
     assert!(!section.contains("seed") && !section.contains("output_dir"), "{section}");
     let loss = html.split("<svg").find(|svg| svg.contains("<title>Loss, train</title>")).unwrap();
@@ -94,7 +93,7 @@ fn several_runs_are_overlaid_with_the_differences_of_their_options() {
     assert!(loss.contains("Series: slow, fast."));
     assert!(text.contains("Loss, eval") && text.contains("Reward, chosen, train"));
     let same = run_report(&[run("a", 1e-6), run("b", 1e-6)]);
-    assert!(same.contains("The runs have the same value of every option but the output folder."));
+    assert!(same.contains("All options are equal except the output folder."));
 }
 
 #[test]
@@ -140,17 +139,17 @@ fn each_warning_is_given_for_its_cause() {
         change(&mut run);
         warnings(&run).join("\n")
     };
-    let pairs = |run: &mut RunLog, change: &dyn Fn(&mut (Scored, Scored))| {
+    let pairs = |run: &mut RunLog, change: &dyn Fn(&mut (ScoredResponse, ScoredResponse))| {
         run.scores.as_mut().unwrap().pairs.iter_mut().for_each(change)
     };
     assert_eq!(said(&|_| ()), "");
     let cases: [(&str, String); 9] = [
         ("still running", said(&|r| r.manifest["status"] = json!("running"))),
         (
-            "is gone",
+            "no longer exists",
             said(&|r| {
                 r.manifest["status"] = json!("running");
-                r.gone = true;
+                r.killed = true;
             }),
         ),
         (
@@ -192,7 +191,7 @@ fn each_warning_is_given_for_its_cause() {
     for (expected, said) in cases {
         assert!(said.contains(expected) && said.lines().count() == 1, "{expected}: {said}");
     }
-    // Without a reference the sign of a reward means nothing.
+    // Without a reference the sign of a reward has no meaning.
     let none = said(&|r| {
         pairs(r, &|p| p.0.reward -= 9.0);
         pairs(r, &|p| p.1.reward -= 9.0);
@@ -202,20 +201,21 @@ fn each_warning_is_given_for_its_cause() {
 }
 
 #[test]
-fn figures_of_pairs_are_counted_by_hand() {
-    let side = |tokens: f64, reward: f64| Scored { tokens, reward };
+fn pair_statistics_match_a_count_by_hand() {
+    let side = |tokens: f64, reward: f64| ScoredResponse { tokens, reward };
     let pairs = vec![
         (side(4.0, 1.0), side(2.0, 0.0)),
         (side(2.0, -1.0), side(6.0, 2.0)),
         (side(3.0, 0.5), side(3.0, 0.0)),
         (side(1.0, 0.5), side(5.0, -1.0)),
     ];
-    let figures = PairFigures::of(&EvalScores { step: 1, pairs });
-    assert_eq!((figures.pairs, figures.unlike, figures.falling_chosen), (4, 3, 0.25));
+    let figures = PairStatistics::of(&EvalScores { step: 1, pairs });
+    assert_eq!((figures.pairs, figures.unequal_lengths, figures.falling_chosen), (4, 3, 0.25));
     assert_eq!((figures.mean_chosen, figures.mean_rejected), (0.25, 0.25));
     // Longer: chosen, rejected, rejected; the longer one has the higher reward in the first two.
     assert_eq!((figures.longer_is_chosen, figures.longer_wins), (1.0 / 3.0, 2.0 / 3.0));
-    // Lengths 4 2 3 1 2 6 3 5, mean 3.25; rewards 1 -1 .5 .5 0 2 0 -1, mean 0.25; sums 4.5, 19.5 and 7.
+    // Lengths 4 2 3 1 2 6 3 5, mean 3.25; rewards 1 -1 .5 .5 0 2 0 -1, mean 0.25; sums 4.5, 19.5
+    // and 7.
     let r = figures.correlation.unwrap();
     assert!((r - 4.5 / (19.5f64 * 7.0).sqrt()).abs() < 1e-12, "{r}");
 }

@@ -1,29 +1,30 @@
-//! What a reader of a report should know before the curves: how the run ended, and signs that its numbers mislead.
+//! Warnings before the curves: an abnormal end of the run, and signs of misleading numbers.
 
 use serde_json::Value;
 
 use super::super::distribution::mean;
 use super::super::{decimal, significant};
 use super::log::{Columns, RunLog};
-use super::rewards::{PairFigures, has_reference};
+use super::rewards::{PairStatistics, has_reference};
 
-/// A mean over the end of a run is taken over this share of its steps, of at least one.
+/// First and last values are means over 1/10 of the steps, at least one.
 const END_SHARE: usize = 10;
-/// A kind's loss below this share of its start: almost no comparison has a slope left.
+/// A loss below this share of its start is saturated: almost no comparison has a gradient left.
 const SATURATED: f64 = 0.01;
-/// Correlation of length and reward that is worth a warning.
+/// Correlation of length and reward that triggers a warning.
 const LENGTH_CORRELATION: f64 = 0.5;
-/// How much more often the longer response wins than it is the chosen one, before that is worth a warning.
+/// Excess of "longer wins" over "longer is chosen" that triggers a warning.
 const LENGTH_EXCESS: f64 = 0.1;
-/// Fewest pairs for a statement about length.
-const FEWEST_PAIRS: usize = 20;
-/// Share of pairs with a falling chosen response, and of dropped or cut data, worth a warning.
+/// Minimum number of pairs for a warning about length.
+const MIN_PAIRS: usize = 20;
+/// Shares of pairs with a falling chosen response, and of dropped or truncated data, that trigger
+/// warnings.
 const FALLING: f64 = 0.5;
 const DROPPED: f64 = 0.05;
-/// A final evaluation loss so far above the lowest one.
+/// Ratio of final to lowest evaluation loss that triggers a warning.
 const OVERFIT: f64 = 1.1;
 
-/// Warnings about a run, the gravest first.
+/// Warnings about a run, most severe first.
 pub fn warnings(run: &RunLog) -> Vec<String> {
     let mut found: Vec<String> = ending(run).into_iter().collect();
     found.extend(skipped(run));
@@ -39,22 +40,22 @@ fn ending(run: &RunLog) -> Option<String> {
     let message = run.manifest["message"].as_str().unwrap_or("no message");
     match run.status() {
         "finished" => None,
-        "running" if run.gone => Some(format!(
-            "The process {} is gone and did not say how it ended: it was killed, or the machine was. The run can be \
-             resumed from its last checkpoint.",
+        "running" if run.killed => Some(format!(
+            "Process {} no longer exists and left no exit status: it was killed, or the machine went down. Resume \
+             the run from its last checkpoint.",
             run.manifest["pid"]
         )),
-        "running" => Some("The run is still running; everything below is what it has written so far.".into()),
+        "running" => Some("The run is still running; this report covers what it has written so far.".into()),
         status => Some(format!("The run {status}: {message}")),
     }
 }
 
-/// The last value of a column.
+/// Last value of a column.
 pub(super) fn last(columns: &Columns, column: &str) -> Option<f64> {
     columns.get(column).and_then(|points| points.last()).map(|p| p.1)
 }
 
-/// Means over the first and over the last steps of a column.
+/// Means over the first and the last steps of a column.
 fn ends(columns: &Columns, column: &str) -> Option<(f64, f64)> {
     let points = columns.get(column)?;
     let n = points.len().div_ceil(END_SHARE);
@@ -66,8 +67,8 @@ fn skipped(run: &RunLog) -> Option<String> {
     let skipped = last(&run.train, "skipped_steps").filter(|&n| n > 0.0)?;
     let of = run.last_step().unwrap_or(0);
     Some(format!(
-        "{} of {of} updates were skipped because the loss or the gradient was not finite; lower --learning-rate, or look \
-         at the groups the run named.",
+        "{} of {of} updates were skipped because the loss or the gradient was not finite; lower --learning-rate, or check \
+         the groups that the run's warnings name.",
         decimal(skipped, 0)
     ))
 }
@@ -80,8 +81,8 @@ fn saturation(run: &RunLog) -> Vec<String> {
             && end < SATURATED * start
         {
             found.push(format!(
-                "Saturation: the loss of {kind} comparisons fell from {} to {}, so hardly any of them still has a \
-                 gradient; train for fewer steps, or on more data.",
+                "Saturation: the loss of {kind} comparisons fell from {} to {}, so almost none of them has a \
+                 gradient left; train for fewer steps, or on more data.",
                 significant(start),
                 significant(end)
             ));
@@ -107,33 +108,33 @@ fn falling(run: &RunLog) -> Option<String> {
     if !has_reference(run) {
         return None;
     }
-    let cure = "the policy makes good answers less likely, too; a smaller --learning-rate or some --nll-weight helps.";
+    let cure = "the policy also makes good answers less likely; lower --learning-rate or set --nll-weight.";
     if let Some(scores) = &run.scores {
-        let figures = PairFigures::of(scores);
+        let figures = PairStatistics::of(scores);
         return (figures.falling_chosen > FALLING).then(|| {
             format!(
                 "Falling chosen: in {} % of the evaluation pairs the chosen response is less likely than under the \
-                 reference: {cure}",
+                 reference; {cure}",
                 decimal(100.0 * figures.falling_chosen, 0)
             )
         });
     }
     let (_, end) = ends(&run.train, "rewards/chosen")?;
     let chosen = significant(end);
-    (end < 0.0).then(|| format!("Falling chosen: the mean reward of chosen responses ended at {chosen}: {cure}"))
+    (end < 0.0).then(|| format!("Falling chosen: the mean reward of chosen responses ended at {chosen}; {cure}"))
 }
 
 fn length(run: &RunLog) -> Option<String> {
-    let figures = PairFigures::of(run.scores.as_ref()?);
-    if figures.pairs < FEWEST_PAIRS {
+    let figures = PairStatistics::of(run.scores.as_ref()?);
+    if figures.pairs < MIN_PAIRS {
         return None;
     }
     let percent = |share: f64| decimal(100.0 * share, 0);
     let excess = figures.longer_wins - figures.longer_is_chosen;
-    if figures.unlike >= FEWEST_PAIRS && excess > LENGTH_EXCESS {
+    if figures.unequal_lengths >= MIN_PAIRS && excess > LENGTH_EXCESS {
         return Some(format!(
             "Length bias: the longer response has the higher reward in {} % of the evaluation pairs, but is the chosen \
-             one in {} %.",
+             one in only {} %.",
             percent(figures.longer_wins),
             percent(figures.longer_is_chosen)
         ));
@@ -157,11 +158,14 @@ fn data(run: &RunLog) -> Vec<String> {
         }
         let cut = number("truncated_prompts") + number("truncated_responses");
         if cut > DROPPED * number("sequences") {
-            found.push(format!("{} prompts or responses of the {split} data were cut; see Data.", decimal(cut, 0)));
+            found.push(format!(
+                "{} prompts or responses of the {split} data were truncated; see Data.",
+                decimal(cut, 0)
+            ));
         }
     }
     if run.manifest["data"] == Value::Null {
-        found.push("The manifest says nothing about the data.".into());
+        found.push("The manifest has no facts about the data.".into());
     }
     found
 }

@@ -1,4 +1,5 @@
-//! A packed batch laid out for transfer, without a device: one array of indices, one of numbers, and where each table lies.
+//! Host layout of a packed batch: one index array, one number array, and the range of each table.
+//! Needs no device.
 
 use std::ops::Range;
 
@@ -6,9 +7,9 @@ use super::padding::{segment_ends, tree_ends};
 use crate::backend::contract::*;
 use crate::data::pack::{Batch, BatchLimits};
 
-/// Index arrays of a batch, in the order they lie in the buffer.
+/// Index tables of a batch, in buffer order.
 #[derive(Clone, Copy)]
-pub(super) enum Index {
+pub(in crate::train) enum Index {
     Ids,
     Positions,
     IdOrder,
@@ -31,24 +32,24 @@ pub(super) enum Index {
     UseOffsets,
     Uses,
 }
-pub(super) const INDICES: usize = Index::Uses as usize + 1;
+pub(in crate::train) const INDICES: usize = Index::Uses as usize + 1;
 
-/// Number arrays of a batch, in the order they lie in the buffer.
+/// Number tables of a batch, in buffer order.
 #[derive(Clone, Copy)]
-pub(super) enum Number {
+pub(in crate::train) enum Number {
     Scale,
     Margin,
     Weight,
     DetachedClip,
     KindScale,
-    /// (seqs) gradient of each score beside the comparisons; empty without one.
+    /// (seqs) direct gradient of each score; empty without one.
     Direct,
-    /// (seqs) scores of a reference that were computed before; empty without them.
-    Reference,
+    /// (seqs) cached scores of the frozen reference; empty without a cache.
+    Frozen,
 }
-pub(super) const NUMBERS: usize = Number::Reference as usize + 1;
+pub(in crate::train) const NUMBERS: usize = Number::Frozen as usize + 1;
 
-/// Sizes of a batch that the host needs to launch ops.
+/// Sizes of a batch, which the host needs to launch ops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchSizes {
     pub tokens: usize,
@@ -80,29 +81,29 @@ impl BatchSizes {
     }
 }
 
-/// A batch laid out for transfer; made without a device.
+/// Batch laid out for transfer.
 #[derive(Debug, Default)]
 pub struct HostBatch {
-    pub(super) indices: Vec<i32>,
-    pub(super) numbers: Vec<f64>,
-    pub(super) index_ranges: [Range<usize>; INDICES],
-    pub(super) number_ranges: [Range<usize>; NUMBERS],
-    /// Ends of the groups, and of padding, which is one more.
-    pub(super) groups: Vec<GroupEnd>,
+    pub(in crate::train) indices: Vec<i32>,
+    pub(in crate::train) numbers: Vec<f64>,
+    pub(in crate::train) index_ranges: [Range<usize>; INDICES],
+    pub(in crate::train) number_ranges: [Range<usize>; NUMBERS],
+    /// Ends of the groups; padding is one more group.
+    pub(in crate::train) groups: Vec<GroupEnd>,
     pub sizes: BatchSizes,
 }
 
-/// Per-sequence numbers that go with a batch; each is empty or (seqs).
+/// Per-sequence numbers of a batch; each is empty or (seqs).
 #[derive(Clone, Copy, Default)]
 pub struct SequenceNumbers<'a> {
-    /// Gradient of each score beside the comparisons.
+    /// Direct gradient of each score.
     pub direct: &'a [f64],
-    /// Scores of a reference that were computed before.
-    pub reference: &'a [f64],
+    /// Cached scores of the frozen reference.
+    pub frozen: &'a [f64],
 }
 
-/// Concatenates arrays and returns where each lies.
-fn lay_out<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N]) -> [Range<usize>; N] {
+/// Concatenates arrays into `staging` and returns the range of each.
+fn concatenate<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N]) -> [Range<usize>; N] {
     staging.clear();
     arrays.map(|array| {
         let start = staging.len();
@@ -111,22 +112,23 @@ fn lay_out<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N]) -> 
     })
 }
 
-/// Puts values behind every array.
-fn insert<T: Copy, const N: usize>(values: &mut Vec<T>, ranges: &mut [Range<usize>; N], behind: &[Vec<T>; N]) {
-    let mut all = Vec::with_capacity(values.len() + behind.iter().map(Vec::len).sum::<usize>());
-    for (range, behind) in ranges.iter_mut().zip(behind) {
+/// Inserts `padding` behind each array and updates the ranges.
+fn insert_padding<T: Copy, const N: usize>(values: &mut Vec<T>, ranges: &mut [Range<usize>; N], padding: &[Vec<T>; N]) {
+    let mut all = Vec::with_capacity(values.len() + padding.iter().map(Vec::len).sum::<usize>());
+    for (range, padding) in ranges.iter_mut().zip(padding) {
         let start = all.len();
         all.extend_from_slice(&values[range.clone()]);
-        all.extend_from_slice(behind);
+        all.extend_from_slice(padding);
         *range = start..all.len();
     }
     *values = all;
 }
 
 impl HostBatch {
-    /// Lays a batch out. `kind_scale` is the weight of each kind over its count in the global batch.
+    /// Lays out a batch. `kind_scale` is the weight of each comparison kind over its count in the
+    /// global batch.
     pub fn lay_out(&mut self, batch: &Batch, kind_scale: [f64; KINDS], of_seqs: SequenceNumbers<'_>) {
-        self.index_ranges = lay_out(
+        self.index_ranges = concatenate(
             &mut self.indices,
             [
                 &batch.ids,
@@ -153,7 +155,7 @@ impl HostBatch {
             ],
         );
         let table = &batch.comparisons;
-        self.number_ranges = lay_out(
+        self.number_ranges = concatenate(
             &mut self.numbers,
             [
                 &table.scale,
@@ -162,14 +164,14 @@ impl HostBatch {
                 &table.detached_clip,
                 &kind_scale,
                 of_seqs.direct,
-                of_seqs.reference,
+                of_seqs.frozen,
             ],
         );
         self.groups.clone_from(&batch.group_ends);
         self.sizes = BatchSizes::of(batch);
     }
 
-    /// Fills the batch up to `shape`, which it is smaller than, as [`crate::train::batch::padding`] says.
+    /// Pads the batch to the larger `shape`; see [`crate::train::batch::padding`].
     pub fn pad(&mut self, shape: &BatchLimits) {
         let s = self.sizes;
         let last_token = shape.tokens as i32 - 1;
@@ -180,7 +182,7 @@ impl HostBatch {
         let terms = TERMS * (shape.comparisons - s.comparisons);
         let length = |index: Index| self.index_ranges[index as usize].len();
         let last = |index: Index| self.index_ranges[index as usize].end.checked_sub(1).map_or(0, |i| self.indices[i]);
-        let of_rewards = if shape.rows == 0 { seqs } else { 0 };
+        let last_rows = if shape.rows == 0 { seqs } else { 0 };
         let padding: [Vec<i32>; INDICES] = [
             fill(0, tokens),
             fill(0, tokens),
@@ -197,14 +199,14 @@ impl HostBatch {
             fill(shape.rows as i32, shape.rows - length(Index::HeadKeys)),
             fill(-1, shape.rows - length(Index::HeadKeys)),
             fill(shape.rows as i32, seqs),
-            fill(last_token, of_rewards),
+            fill(last_token, last_rows),
             fill(-1, terms),
             fill(0, terms),
             fill(0, terms / TERMS),
             fill(last(Index::UseOffsets), seqs),
             fill(0, TERMS * shape.comparisons - length(Index::Uses)),
         ];
-        insert(&mut self.indices, &mut self.index_ranges, &padding);
+        insert_padding(&mut self.indices, &mut self.index_ranges, &padding);
         let filled = |present: usize, count: usize| if present == 0 { 0 } else { count };
         let length = |number: Number| self.number_ranges[number as usize].len();
         let padding: [Vec<f64>; NUMBERS] = [
@@ -214,9 +216,9 @@ impl HostBatch {
             vec![0.0; 2 * (terms / TERMS)],
             Vec::new(),
             vec![0.0; filled(length(Number::Direct), seqs)],
-            vec![0.0; filled(length(Number::Reference), seqs)],
+            vec![0.0; filled(length(Number::Frozen), seqs)],
         ];
-        insert(&mut self.numbers, &mut self.number_ranges, &padding);
+        insert_padding(&mut self.numbers, &mut self.number_ranges, &padding);
         self.groups.push(GroupEnd { row: shape.rows, seq: shape.seqs });
         self.sizes = BatchSizes {
             tokens: shape.tokens,
@@ -231,12 +233,12 @@ impl HostBatch {
         };
     }
 
-    /// (seqs) gradient of each score beside the comparisons; empty without one.
+    /// (seqs) direct gradient of each score; empty without one.
     pub fn direct(&self) -> &[f64] {
         &self.numbers[self.number_ranges[Number::Direct as usize].clone()]
     }
 
-    /// Indices and numbers to transfer.
+    /// Number of indices and numbers to transfer.
     pub fn len(&self) -> (usize, usize) {
         (self.indices.len(), self.numbers.len())
     }

@@ -1,8 +1,8 @@
-//! The way of a batch: groups are packed on a thread ([`prefetch`], [`packing`]), laid out for one transfer ([`upload`]),
-//! and padded to the shapes of captured CUDA graphs ([`padding`]).
+//! The path of a batch: groups are packed on a thread ([`prefetch`], [`packing`]), padded to the shapes of
+//! captured CUDA graphs ([`padding`]), laid out for one transfer ([`host`]) and received on the device ([`upload`]).
 
 mod host;
 pub mod packing;
-pub mod padding;
-pub mod prefetch;
+pub(in crate::train) mod padding;
+pub(in crate::train) mod prefetch;
 pub mod upload;

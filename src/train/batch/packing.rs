@@ -1,5 +1,16 @@
-//! What a step needs from the host, made without a device: packed micro-batches, the weights of their comparisons and the
-//! gradient of their likelihood terms. A worker thread can do it while the step before runs.
+//! Host work of a step, done without a device: packed micro-batches, comparison weights, and the
+//! direct gradients of likelihood terms. A worker thread runs it while the previous step runs.
+//!
+//! ```text
+//! totals     = counts over the global batch
+//! kind_scale = weight of each comparison kind / its count
+//! for each micro-batch:
+//!     batch  = pack_into(groups)                     token tree, head rows, comparison table
+//!     direct = gradient of the likelihood terms      one number per sequence
+//!     frozen = cached scores of the frozen reference, if any
+//!     host   = one index array and one number array of batch, kind_scale, direct, frozen
+//!     if a shape has room for host: pad host to the smallest such shape
+//! ```
 
 use std::sync::{Arc, RwLock};
 
@@ -14,19 +25,19 @@ use crate::loss::objective::{Loss, Method};
 use crate::train::frozen::ReferenceCache;
 use crate::train::metrics::{Tally, tally_scores};
 
-/// Packs micro-batches for one loss.
+/// Packs the micro-batches of one loss.
 #[derive(Clone)]
 pub struct Packer {
     pub(in crate::train) loss: Loss,
     pub(in crate::train) pack: PackOptions,
     pub(in crate::train) comparison: ComparisonOptions,
-    /// Scores of the reference that were computed before.
-    pub(in crate::train) stored: Option<Arc<RwLock<ReferenceCache>>>,
-    /// Fill batches up to one of these.
+    /// Cached scores of the frozen reference.
+    pub(in crate::train) frozen_cache: Option<Arc<RwLock<ReferenceCache>>>,
+    /// Shapes to which batches are padded.
     pub(in crate::train) shapes: Option<Shapes>,
 }
 
-/// A micro-batch on the host.
+/// Micro-batch on the host.
 #[derive(Default)]
 pub struct PackedMicroBatch {
     pub batch: Batch,
@@ -34,12 +45,12 @@ pub struct PackedMicroBatch {
     /// Ids of its groups.
     ids: Vec<String>,
     direct: Vec<f64>,
-    reference: Vec<f64>,
-    /// The shape that `host` has been filled up to.
+    frozen: Vec<f64>,
+    /// Shape level to which `host` is padded.
     pub(in crate::train) level: Option<usize>,
 }
 
-/// All micro-batches of one update. Kept and filled again, so that a step allocates little.
+/// All micro-batches of one update. Reused from step to step, so that packing allocates little.
 #[derive(Default)]
 pub struct PackedStep {
     micro_batches: Vec<PackedMicroBatch>,
@@ -47,18 +58,19 @@ pub struct PackedStep {
 }
 
 impl PackedStep {
-    /// The micro-batches in order.
+    /// Micro-batches in order.
     pub fn micro_batches(&self) -> &[PackedMicroBatch] {
         &self.micro_batches[..self.count]
     }
 }
 
 impl Packer {
-    /// Packs the micro-batches of a global batch. Losses and gradients are means over the global batch, whose counts are
-    /// known here, so the split does not matter.
+    /// Packs the micro-batches of a global batch. Losses and gradients are means over the global
+    /// batch. Its counts are known here, so the split into micro-batches does not matter.
     ///
     /// # Errors
-    /// As [`pack_into`]; and when a stored score is missing.
+    /// Errors of [`pack_into`], and [`crate::Error::Runtime`] for a sequence without a cached
+    /// score.
     pub fn pack(&self, micro_batches: &[Vec<&TokenizedGroup>], into: &mut PackedStep) -> Result<()> {
         let totals = Totals::of(micro_batches);
         let kind_scale = self.loss.kind_scale(totals.comparisons);
@@ -70,13 +82,13 @@ impl Packer {
             pack_into(&mut packed.batch, groups, &self.pack, &self.comparison)?;
             packed.ids.clear();
             packed.ids.extend(groups.iter().map(|group| group.group.id.clone()));
-            self.slopes(&totals, &packed.batch, &mut packed.direct);
-            packed.reference.clear();
-            if let Some(cache) = &self.stored {
+            self.direct_gradients(&totals, &packed.batch, &mut packed.direct);
+            packed.frozen.clear();
+            if let Some(cache) = &self.frozen_cache {
                 let cache = cache.read().unwrap_or_else(|e| e.into_inner());
-                groups.iter().try_for_each(|group| cache.append_scores(group, &mut packed.reference))?;
+                groups.iter().try_for_each(|group| cache.append_scores(group, &mut packed.frozen))?;
             }
-            let of_seqs = SequenceNumbers { direct: &packed.direct, reference: &packed.reference };
+            let of_seqs = SequenceNumbers { direct: &packed.direct, frozen: &packed.frozen };
             packed.host.lay_out(&packed.batch, kind_scale, of_seqs);
             packed.level = self.shapes.and_then(|shapes| shapes.level(&packed.host.sizes));
             if let (Some(shapes), Some(level)) = (self.shapes, packed.level) {
@@ -86,19 +98,22 @@ impl Packer {
         Ok(())
     }
 
-    /// Gradient of each score that does not come from comparisons. Next-token likelihood: the same on every response token.
-    /// Likelihood term: `-weight / tokens` for preferred sequences of base and intra comparisons, times the length where a
-    /// score is a mean. None otherwise.
-    fn slopes(&self, totals: &Totals, batch: &Batch, slopes: &mut Vec<f64>) {
-        slopes.clear();
+    /// Computes the direct gradient of each score: the part that does not come from comparisons.
+    ///
+    /// - SFT: `-1 / response tokens` for every sequence.
+    /// - Likelihood term: `-weight / tokens` for each use as the preferred sequence of a base or
+    ///   intra comparison, times the length if a score is a mean.
+    /// - Otherwise empty.
+    fn direct_gradients(&self, totals: &Totals, batch: &Batch, direct: &mut Vec<f64>) {
+        direct.clear();
         if self.loss.method == Method::Sft {
-            slopes.resize(batch.sequences.len(), -1.0 / totals.response_tokens.max(1) as f64);
+            direct.resize(batch.sequences.len(), -1.0 / totals.response_tokens.max(1) as f64);
             return;
         }
         if self.loss.nll_weight == 0.0 {
             return;
         }
-        slopes.resize(batch.sequences.len(), 0.0);
+        direct.resize(batch.sequences.len(), 0.0);
         let per_token = -self.loss.nll_weight / totals.preferred_tokens.max(1) as f64;
         let table = &batch.comparisons;
         for c in 0..table.kind.len() {
@@ -109,25 +124,25 @@ impl Packer {
                 if table.term_sequence[slot] >= 0 && table.term_sign[slot] > 0 {
                     let s = table.term_sequence[slot] as usize;
                     let length = batch.sequences[s].response_tokens as f64;
-                    slopes[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
+                    direct[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
                 }
             }
         }
     }
 }
 
-/// What a device computed of a micro-batch. `reference` is (seqs) or empty; `loss` and `logit` are (comparisons), empty in
-/// likelihood training.
-pub struct Outcome<'a> {
+/// Device results of a micro-batch. `frozen` is (seqs) or empty; `loss` and `logit` are
+/// (comparisons), empty for SFT.
+pub(in crate::train) struct MicroBatchResults<'a> {
     pub score: &'a [f64],
-    pub reference: &'a [f64],
+    pub frozen: &'a [f64],
     pub loss: &'a [f64],
     pub logit: &'a [f64],
 }
 
 impl PackedMicroBatch {
-    /// Sums over the micro-batch, and the ids of groups with a comparison whose loss is not finite.
-    pub fn tally(&self, method: Method, outcome: &Outcome<'_>) -> (Tally, Vec<&str>) {
+    /// Sums over the micro-batch, and the ids of groups with a non-finite comparison loss.
+    pub(in crate::train) fn tally(&self, method: Method, results: &MicroBatchResults<'_>) -> (Tally, Vec<&str>) {
         let mut tally = Tally {
             tokens: self.batch.tokens(),
             response_tokens: self.batch.sequences.iter().map(|s| s.response_tokens).sum(),
@@ -135,21 +150,21 @@ impl PackedMicroBatch {
         };
         let mut not_finite = Vec::new();
         if method == Method::Sft {
-            tally.logp = outcome.score.iter().sum();
+            tally.logp = results.score.iter().sum();
             return (tally, not_finite);
         }
         let table = &self.batch.comparisons;
-        for (c, (&loss, &logit)) in outcome.loss.iter().zip(outcome.logit).enumerate() {
+        for (c, (&loss, &logit)) in results.loss.iter().zip(results.logit).enumerate() {
             tally.kinds[table.kind[c] as usize].add(loss, logit);
             let id = self.ids[table.refs[c].group].as_str();
             if !loss.is_finite() && not_finite.last() != Some(&id) {
                 not_finite.push(id);
             }
         }
-        tally.nll = self.direct.iter().zip(outcome.score).map(|(d, score)| d * score).sum();
-        let zeros = vec![0.0; if outcome.reference.is_empty() { outcome.score.len() } else { 0 }];
-        let reference = if outcome.reference.is_empty() { &zeros } else { outcome.reference };
-        tally_scores(&mut tally, &self.batch, outcome.score, reference);
+        tally.nll = self.direct.iter().zip(results.score).map(|(d, score)| d * score).sum();
+        let zeros = vec![0.0; if results.frozen.is_empty() { results.score.len() } else { 0 }];
+        let frozen = if results.frozen.is_empty() { &zeros } else { results.frozen };
+        tally_scores(&mut tally, &self.batch, results.score, frozen);
         (tally, not_finite)
     }
 }
@@ -158,7 +173,7 @@ impl PackedMicroBatch {
 struct Totals {
     comparisons: [usize; KINDS],
     response_tokens: usize,
-    /// Tokens of preferred sequences in base and intra comparisons, a sequence counted once per use.
+    /// Tokens of preferred sequences in base and intra comparisons, counted once per comparison.
     preferred_tokens: usize,
 }
 

@@ -1,32 +1,40 @@
-//! Batches filled up to one of a few shapes, so that a step recorded for a shape can be replayed for every batch that fits
-//! it. Padding is inert: its tokens are trees of their own, its head rows belong to a sequence that no comparison uses, and
-//! its comparisons have weight 0. Every gradient of it is 0, and sums over tokens end in zeros, so results are the same bits
-//! as without it.
+//! Batches padded to one of a few shapes, so that a captured CUDA graph can be replayed for every
+//! batch that fits its shape.
 //!
-//! What the vocabulary head enqueues for more rows than it works on at once depends on where a batch's groups end
-//! ([`crate::backend::Backend::head_rows_at_once`]), so such shapes are not made: their batches are neither filled up nor
-//! recorded.
+//! ```text
+//! shape(level) = limits, with tokens and head rows scaled by level / LEVELS, plus room for padding
+//! level(batch) = lowest level with room for batch; none if its shape has more than max_rows rows
+//! pad(batch)   = append inert tokens, rows, sequences and comparisons up to shape(level)
+//! ```
+//!
+//! Padding is inert. Its tokens are separate trees, its head rows belong to a sequence without
+//! comparisons, and its comparisons have weight 0. All its gradients are 0, and sums over tokens
+//! end in zeros, so results have the same bits as without padding.
+//!
+//! A batch with more head rows than the head takes at once is cut into chunks at group ends
+//! ([`crate::backend::Backend::head_rows_at_once`]). The enqueued ops then depend on the batch, so
+//! shapes with that many rows do not exist: such batches are neither padded nor captured.
 
 use super::upload::BatchSizes;
 use crate::data::pack::BatchLimits;
 
-/// Steps from no tokens to the largest batch.
-pub const LEVELS: usize = 16;
-/// Segments that padding tokens are spread over, so that attention among them costs little.
-const SEGMENTS: usize = 16;
+/// Number of shapes, from the smallest to the largest batch.
+const LEVELS: usize = 16;
+/// Segments that share the padding tokens; more segments keep attention among the tokens cheap.
+const PADDING_SEGMENTS: usize = 16;
 
 /// The shapes of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shapes {
     limits: BatchLimits,
-    /// Head rows of a shape at most.
-    most_rows: usize,
+    /// Upper bound on the head rows of a shape.
+    max_rows: usize,
 }
 
 impl Shapes {
-    /// Shapes for batches within `limits`, on a backend whose head works on `most_rows` at once.
-    pub fn of(limits: BatchLimits, most_rows: usize) -> Self {
-        Self { limits, most_rows }
+    /// Shapes for batches within `limits`; `max_rows` is the number of rows the head takes at once.
+    pub fn of(limits: BatchLimits, max_rows: usize) -> Self {
+        Self { limits, max_rows }
     }
 
     /// Bounds on every shape.
@@ -34,11 +42,12 @@ impl Shapes {
         self.shape(LEVELS)
     }
 
-    /// Tokens and head rows grow with the level; what costs next to nothing is always as large as it can be. Every shape has
-    /// room for a token, a sequence and the trees of padding.
+    /// Shape of a level, from 1 to [`LEVELS`]. Tokens and head rows grow with the level; sizes that
+    /// cost little are at their maximum in every shape. Every shape has room for one padding token,
+    /// one padding sequence and the padding trees.
     pub fn shape(&self, level: usize) -> BatchLimits {
         let l = self.limits;
-        let of = |most: usize| (most * level).div_ceil(LEVELS);
+        let of = |max: usize| (max * level).div_ceil(LEVELS);
         BatchLimits {
             groups: l.groups,
             tokens: of(l.tokens) + 1,
@@ -46,15 +55,15 @@ impl Shapes {
             group_rows: l.group_rows,
             seqs: l.seqs + 1,
             comparisons: l.comparisons,
-            segments: l.segments + SEGMENTS,
+            segments: l.segments + PADDING_SEGMENTS,
             ancestors: l.ancestors,
-            trees: l.trees + SEGMENTS,
+            trees: l.trees + PADDING_SEGMENTS,
             longest_path: l.longest_path,
         }
     }
 
-    /// The lowest level with room for a batch; `None` for a batch outside the limits, and where that shape has more head rows
-    /// than may be.
+    /// Lowest level with room for a batch. `None` for a batch outside the limits, or if that shape
+    /// has more than `max_rows` head rows.
     pub fn level(&self, batch: &BatchSizes) -> Option<usize> {
         let l = self.limits;
         let fits = batch.seqs <= l.seqs
@@ -67,17 +76,17 @@ impl Shapes {
             let shape = self.shape(*level);
             batch.tokens < shape.tokens && batch.rows <= shape.rows
         };
-        (1..=LEVELS).find(room).filter(|&level| fits && self.shape(level).rows <= self.most_rows)
+        (1..=LEVELS).find(room).filter(|&level| fits && self.shape(level).rows <= self.max_rows)
     }
 }
 
-/// Ends of the padding's segments: `tokens` tokens after `start` spread over `segments`.
+/// Ends of the padding segments: `tokens` tokens after `start`, spread over `segments` segments.
 pub(in crate::train) fn segment_ends(start: usize, tokens: usize, segments: usize) -> impl Iterator<Item = usize> {
     let each = tokens.div_ceil(segments.max(1));
     (1..=segments).map(move |i| start + tokens.min(i * each))
 }
 
-/// Ends of the padding's trees in segments: one each, the last takes what is left.
+/// Ends of the padding trees, in segments: one segment each, and the rest for the last.
 pub(in crate::train) fn tree_ends(start: usize, segments: usize, trees: usize) -> impl Iterator<Item = usize> {
     (1..=trees).map(move |i| if i == trees { start + segments } else { start + segments.min(i) })
 }
@@ -110,14 +119,14 @@ mod tests {
         assert_eq!((level(1, 40), level(100, 1)), (Some(LEVELS), Some(LEVELS)));
         assert_eq!((level(101, 1), level(1, 41)), (None, None));
         assert_eq!(shapes.level(&BatchSizes { seqs: 9, ..BatchSizes::default() }), None);
-        // One token is always padding.
+        // Every batch gets at least one padding token.
         assert!((1..=LEVELS).all(|level| shapes.shape(level).tokens > (100 * level) / LEVELS));
     }
 
     #[test]
-    fn no_shape_has_more_head_rows_than_are_worked_on_at_once() {
-        let level = |most_rows: usize, tokens, rows| {
-            Shapes::of(limits(), most_rows).level(&BatchSizes { tokens, rows, ..BatchSizes::default() })
+    fn no_shape_exceeds_max_rows() {
+        let level = |max_rows: usize, tokens, rows| {
+            Shapes::of(limits(), max_rows).level(&BatchSizes { tokens, rows, ..BatchSizes::default() })
         };
         // Level 8 has 20 rows and 51 tokens, level 9 has 23 and 58.
         assert_eq!((level(22, 1, 20), level(22, 1, 21)), (Some(8), None));
@@ -129,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_spread_and_nothing_is_left_over() {
+    fn padding_is_spread_evenly_and_covers_everything() {
         assert_eq!(segment_ends(5, 7, 3).collect::<Vec<_>>(), [8, 11, 12]);
         assert_eq!(segment_ends(5, 1, 3).collect::<Vec<_>>(), [6, 6, 6]);
         assert_eq!(tree_ends(2, 5, 3).collect::<Vec<_>>(), [3, 4, 7]);

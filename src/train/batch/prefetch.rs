@@ -1,4 +1,4 @@
-//! The worker thread that packs the next step's micro-batches while a step runs.
+//! Worker thread that packs the micro-batches of the next step while a step runs.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,7 +7,7 @@ use super::packing::{PackedStep, Packer};
 use crate::data::tokenized::TokenizedGroup;
 use crate::{Error, Result};
 
-/// One step to pack.
+/// A step to pack.
 struct Job {
     packer: Packer,
     groups: Arc<Vec<TokenizedGroup>>,
@@ -16,19 +16,22 @@ struct Job {
     into: PackedStep,
 }
 
-/// A worker thread; it ends with this value, after the job it is at.
+/// Handle of the worker thread. Dropping it ends the thread after its current job.
 pub struct Prefetch {
     jobs: Sender<Job>,
     packed: Receiver<Result<PackedStep>>,
 }
 
 impl Prefetch {
-    /// Starts the worker. [`Error::Io`] when the system gives no thread.
+    /// Starts the worker thread.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the system cannot start a thread.
     pub fn start() -> Result<Self> {
-        let (jobs, todo) = channel::<Job>();
+        let (jobs, requests) = channel::<Job>();
         let (done, packed) = channel();
         let work = move || {
-            for mut job in todo {
+            for mut job in requests {
                 let groups: Vec<Vec<&TokenizedGroup>> =
                     job.micro_batches.iter().map(|indices| indices.iter().map(|&i| &job.groups[i]).collect()).collect();
                 let result = job.packer.pack(&groups, &mut job.into);
@@ -38,13 +41,13 @@ impl Prefetch {
             }
         };
         std::thread::Builder::new().name("packing".into()).spawn(work).map_err(|e| {
-            Error::Runtime(format!("cannot start the packing thread: {e}; raise the limit on processes"))
+            Error::Runtime(format!("cannot start the packing thread: {e}; raise the process limit (ulimit -u)"))
         })?;
         Ok(Self { jobs, packed })
     }
 
-    /// Asks for a step: `micro_batches` are indices into `groups`.
-    pub fn ask(
+    /// Requests the packing of a step; `micro_batches` holds indices into `groups`.
+    pub fn request(
         &self,
         packer: &Packer,
         groups: &Arc<Vec<TokenizedGroup>>,
@@ -52,15 +55,15 @@ impl Prefetch {
         into: PackedStep,
     ) -> Result<()> {
         let job = Job { packer: packer.clone(), groups: groups.clone(), micro_batches, into };
-        self.jobs.send(job).map_err(|_| ended())
+        self.jobs.send(job).map_err(|_| thread_ended())
     }
 
-    /// The step that was asked for first; waits for it.
+    /// Waits for the oldest requested step and returns it.
     pub fn take(&self) -> Result<PackedStep> {
-        self.packed.recv().map_err(|_| ended())?
+        self.packed.recv().map_err(|_| thread_ended())?
     }
 }
 
-fn ended() -> Error {
-    Error::Runtime("the packing thread ended before its work was done".into())
+fn thread_ended() -> Error {
+    Error::Runtime("the packing thread ended before it returned a step".into())
 }

@@ -1,7 +1,16 @@
-//! A packed batch laid out for transfer ([`HostBatch`]) and on the device ([`DeviceBatch`]): one index buffer and one number
-//! buffer, and the views that ops take. Buffers grow to the largest batch seen and are reused.
+//! A packed batch laid out for transfer (`HostBatch`) and on the device ([`DeviceBatch`]).
+//!
+//! ```text
+//! layout    one index array and one number array; table i is array[ranges[i]]
+//! training  UploadSlot::send        host batch -> slot, asynchronous
+//!           DeviceBatch::receive    slot -> device buffers, enqueued
+//! else      DeviceBatch::upload     host batch -> device buffers, blocking
+//! ```
+//!
+//! Buffers grow to the largest batch seen and are reused.
 
-pub use super::host::{BatchSizes, HostBatch, SequenceNumbers};
+pub use super::host::BatchSizes;
+pub(in crate::train) use super::host::{HostBatch, SequenceNumbers};
 
 use std::ops::Range;
 
@@ -12,20 +21,20 @@ use crate::backend::{Backend, Buffer, View, ViewMut};
 use crate::data::pack::{Batch, BatchLimits};
 use crate::model::inputs::Inputs;
 
-/// The current batch of a backend.
+/// Current batch on the device.
 pub struct DeviceBatch<B: Backend> {
     indices: B::Idx,
     numbers: B::Acc,
     index_ranges: [Range<usize>; INDICES],
     number_ranges: [Range<usize>; NUMBERS],
     groups: Vec<GroupEnd>,
-    /// The batch of [`DeviceBatch::upload`] on the host.
+    /// Host side of [`DeviceBatch::upload`].
     staging: HostBatch,
     pub sizes: BatchSizes,
 }
 
-/// Ranges of the given lengths without gaps.
-fn one_after_another<const N: usize>(lengths: impl Iterator<Item = usize>) -> [Range<usize>; N] {
+/// Consecutive ranges of the given lengths.
+fn consecutive_ranges<const N: usize>(lengths: impl Iterator<Item = usize>) -> [Range<usize>; N] {
     let mut lengths = lengths;
     let mut end = 0;
     std::array::from_fn(|_| {
@@ -35,32 +44,32 @@ fn one_after_another<const N: usize>(lengths: impl Iterator<Item = usize>) -> [R
     })
 }
 
-/// A batch on its way to the device, and how large it may be.
-pub struct Arrival<B: Backend> {
+/// Staging buffer of a batch in flight to the device, with its capacity in indices and numbers.
+pub(in crate::train) struct UploadSlot<B: Backend> {
     inlet: B::Inlet,
-    room: (usize, usize),
+    capacity: (usize, usize),
 }
 
-impl<B: Backend> Arrival<B> {
-    /// Room for every batch within `limits`.
+impl<B: Backend> UploadSlot<B> {
+    /// Allocates a slot for every batch within `limits`.
     pub fn new(backend: &B, limits: &BatchLimits) -> Result<Self> {
-        let room = (limits.indices(), limits.numbers());
-        Ok(Self { inlet: backend.inlet(room.0, room.1)?, room })
+        let capacity = (limits.indices(), limits.numbers());
+        Ok(Self { inlet: backend.inlet(capacity.0, capacity.1)?, capacity })
     }
 
-    /// Starts the transfer.
+    /// Starts the transfer of `batch` to the slot.
     pub fn send(&mut self, backend: &B, batch: &HostBatch) -> Result<()> {
         let (indices, numbers) = batch.len();
-        if indices > self.room.0 || numbers > self.room.1 {
-            let room = (indices + indices / 4, numbers + numbers / 4);
-            *self = Self { inlet: backend.inlet(room.0, room.1)?, room };
+        if indices > self.capacity.0 || numbers > self.capacity.1 {
+            let capacity = (indices + indices / 4, numbers + numbers / 4);
+            *self = Self { inlet: backend.inlet(capacity.0, capacity.1)?, capacity };
         }
         backend.send(&mut self.inlet, &batch.indices, &batch.numbers)
     }
 
-    /// Makes room for every batch within `limits`.
+    /// Grows the slot to hold every batch within `limits`.
     pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
-        if limits.indices() > self.room.0 || limits.numbers() > self.room.1 {
+        if limits.indices() > self.capacity.0 || limits.numbers() > self.capacity.1 {
             *self = Self::new(backend, limits)?;
         }
         Ok(())
@@ -81,12 +90,12 @@ impl<B: Backend> DeviceBatch<B> {
         })
     }
 
-    /// Makes room for every batch within `limits`.
+    /// Grows the buffers to hold every batch within `limits`.
     pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
         self.grow(backend, (limits.indices(), limits.numbers()))
     }
 
-    /// Elements of the index and the number buffer.
+    /// Capacity of the index and the number buffer, in elements.
     pub fn room(&self) -> (usize, usize) {
         (self.indices.len(), self.numbers.len())
     }
@@ -101,12 +110,12 @@ impl<B: Backend> DeviceBatch<B> {
         Ok(())
     }
 
-    /// Makes the buffers hold `batch` and takes its layout over.
-    fn adopt(&mut self, backend: &B, batch: &HostBatch) -> Result<()> {
+    /// Grows the buffers to hold `batch`, and copies its ranges, groups and sizes.
+    fn take_layout(&mut self, backend: &B, batch: &HostBatch) -> Result<()> {
         let (indices, numbers) = batch.len();
-        let room = (indices + indices / 4, numbers + numbers / 4);
+        let capacity = (indices + indices / 4, numbers + numbers / 4);
         if self.indices.len() < indices || self.numbers.len() < numbers {
-            self.grow(backend, room)?;
+            self.grow(backend, capacity)?;
         }
         self.index_ranges.clone_from(&batch.index_ranges);
         self.number_ranges.clone_from(&batch.number_ranges);
@@ -115,28 +124,30 @@ impl<B: Backend> DeviceBatch<B> {
         Ok(())
     }
 
-    /// Replaces the batch by one that was sent, when it has arrived and the work before is done; waits for neither.
-    pub fn receive(&mut self, backend: &B, arrival: &mut Arrival<B>, batch: &HostBatch) -> Result<()> {
-        self.adopt(backend, batch)?;
-        backend.receive(&mut arrival.inlet, &mut self.indices, &mut self.numbers)
+    /// Enqueues the copy of a sent batch from its slot to the buffers. The copy runs after the
+    /// transfer and after earlier work; the host waits for neither.
+    pub(in crate::train) fn receive(&mut self, backend: &B, slot: &mut UploadSlot<B>, batch: &HostBatch) -> Result<()> {
+        self.take_layout(backend, batch)?;
+        backend.receive(&mut slot.inlet, &mut self.indices, &mut self.numbers)
     }
 
-    /// Replaces the batch.
+    /// Replaces the batch by a blocking copy from the host.
     pub fn upload(&mut self, backend: &B, batch: &Batch, kind_scale: [f64; KINDS]) -> Result<()> {
         let mut staging = std::mem::take(&mut self.staging);
         staging.lay_out(batch, kind_scale, SequenceNumbers::default());
         let (indices, numbers) = staging.len();
-        let done = self.adopt(backend, &staging).and_then(|()| {
+        let written = self.take_layout(backend, &staging).and_then(|()| {
             backend.write_idx(ViewMut::first(&mut self.indices, indices), &staging.indices)?;
             backend.write_acc(ViewMut::first(&mut self.numbers, numbers), &staging.numbers)
         });
         self.staging = staging;
-        done
+        written
     }
 
-    /// A batch as large as `limits` allow whose tables hold zeros: for rehearsals, where only sizes count. Its groups make
-    /// chunks as large as any batch's, for a head that takes `rows_at_once`.
-    pub fn of_limits(backend: &B, limits: &BatchLimits, rows_at_once: usize) -> Result<Self> {
+    /// Batch of the largest sizes within `limits`, with tables of zeros, for the memory rehearsal.
+    /// Its group ends give chunks as large as any batch's, for a head that takes `rows_at_once`
+    /// rows.
+    pub(in crate::train) fn of_limits(backend: &B, limits: &BatchLimits, rows_at_once: usize) -> Result<Self> {
         let mut batch = Self::new(backend)?;
         batch.reserve(backend, limits)?;
         let l = *limits;
@@ -147,8 +158,8 @@ impl<B: Backend> DeviceBatch<B> {
             [l.seqs + 1, last_rows, TERMS * l.comparisons, TERMS * l.comparisons, l.comparisons, l.seqs + 1, 0],
         ];
         let numbers = [l.comparisons, l.comparisons, l.comparisons, 2 * l.comparisons, KINDS, l.seqs, l.seqs];
-        batch.index_ranges = one_after_another(indices.into_iter().flatten());
-        batch.number_ranges = one_after_another(numbers.into_iter());
+        batch.index_ranges = consecutive_ranges(indices.into_iter().flatten());
+        batch.number_ranges = consecutive_ranges(numbers.into_iter());
         let chunk = rows_at_once.max(l.group_rows).max(1);
         batch.groups = (chunk..l.rows).step_by(chunk).map(|row| GroupEnd { row, seq: 0 }).collect();
         batch.groups.push(GroupEnd { row: l.rows, seq: l.seqs });
@@ -176,7 +187,7 @@ impl<B: Backend> DeviceBatch<B> {
         View::new(&self.numbers, range.start, range.len())
     }
 
-    /// Tokens and trees, for the model.
+    /// Tokens and trees, as the model takes them.
     pub fn inputs(&self) -> Inputs<'_, B> {
         let s = self.sizes;
         Inputs {
@@ -212,7 +223,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.index(Index::Target)
     }
 
-    /// Head rows grouped by hidden row.
+    /// Head rows, grouped by hidden row.
     pub fn head_runs(&self) -> Runs<'_, B::Idx> {
         Runs {
             order: self.index(Index::HeadOrder),
@@ -221,32 +232,33 @@ impl<B: Backend> DeviceBatch<B> {
         }
     }
 
-    /// (seqs + 1) head rows of each sequence.
+    /// (seqs + 1) offsets of each sequence's head rows.
     pub fn seq_offsets(&self) -> View<'_, B::Idx> {
         self.index(Index::SeqOffsets)
     }
 
-    /// Ends of the preference groups.
+    /// Ends of the preference groups, in rows and sequences.
     pub fn groups(&self) -> &[GroupEnd] {
         &self.groups
     }
 
-    /// (seqs) last row of each sequence; for rewards.
+    /// (seqs) last row of each sequence, for rewards.
     pub fn last_rows(&self) -> View<'_, B::Idx> {
         self.index(Index::LastRows)
     }
 
-    /// (seqs) gradient of each score beside the comparisons; `None` without one.
+    /// (seqs) direct gradient of each score, in addition to the comparisons' gradient; `None`
+    /// without one.
     pub fn direct(&self) -> Option<View<'_, B::Acc>> {
         Some(self.number(Number::Direct)).filter(|view| view.len == self.sizes.seqs)
     }
 
-    /// (seqs) scores of a reference that were computed before; of length 0 without them.
-    pub fn reference(&self) -> View<'_, B::Acc> {
-        self.number(Number::Reference)
+    /// (seqs) cached scores of the frozen reference; empty without a cache.
+    pub(in crate::train) fn frozen_scores(&self) -> View<'_, B::Acc> {
+        self.number(Number::Frozen)
     }
 
-    /// The comparison tables.
+    /// Comparison tables.
     pub fn comparisons(&self) -> Comparisons<'_, B> {
         Comparisons {
             term_sequence: self.index(Index::TermSequence),
@@ -268,14 +280,14 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
 
-    /// A rehearsal must see the largest chunk that any batch within the limits has.
+    /// The rehearsal must see the largest chunk that any batch within the limits has.
     #[test]
-    fn chunks_of_a_largest_batch_are_as_large_as_any() {
+    fn the_largest_batch_has_the_largest_chunks() {
         let cpu = Cpu::new();
-        let chunks = |rows, group_rows, most_rows| {
+        let chunks = |rows, group_rows, max_rows| {
             let limits = BatchLimits { tokens: 50, rows, group_rows, seqs: 8, ..BatchLimits::default() };
-            let batch = DeviceBatch::of_limits(&cpu, &limits, most_rows).unwrap();
-            let chunks: Vec<usize> = chunks_of(batch.groups(), most_rows).iter().map(|c| c.rows.len()).collect();
+            let batch = DeviceBatch::of_limits(&cpu, &limits, max_rows).unwrap();
+            let chunks: Vec<usize> = chunks_of(batch.groups(), max_rows).iter().map(|c| c.rows.len()).collect();
             assert_eq!(batch.groups().last(), Some(&GroupEnd { row: rows, seq: 8 }));
             chunks
         };

@@ -1,5 +1,6 @@
-//! The optimiser's state of a checkpoint: moments, control vector and, where `Act` is not f32, the exact weights, as
-//! tensors of one safetensors file. Refused: files that are damaged, or that belong to a model of another size.
+//! Optimiser state of a checkpoint, as tensors of one safetensors file: moments, control vector
+//! and, unless `Act` is f32, the exact weights. Damaged files and files of a model of another size
+//! are refused.
 
 use std::fs;
 use std::path::Path;
@@ -15,8 +16,8 @@ use crate::{Error, Result};
 /// Name of the file in `state/`.
 pub const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
 
-/// Puts moments, control vector and exact weights back, whatever precision the checkpoint was written in. The policy has been
-/// loaded from the checkpoint's weight files before.
+/// Restores moments, control vector and exact weights, for any precision of the checkpoint. The
+/// policy has already been loaded from the checkpoint's weight files.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
     let path = folder.join("state").join(OPTIMIZER_FILE);
     let bytes = fs::read(&path).map_err(|e| super::unreadable(&path, &e))?;
@@ -27,14 +28,14 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         let tensor = file.tensor(name).map_err(|e| Error::model(&path, format!("tensor {name}: {e}")))?;
         let values = decode(&tensor);
         if values.len() != len {
-            let why = format!("tensor {name} has {} elements, {len} are expected", values.len());
+            let why = format!("tensor {name} has {} elements instead of {len}", values.len());
             return Err(Error::model(&path, why));
         }
         Ok(values)
     };
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.m, len), &read("m", len)?)?;
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.v, len), &read("v", len)?)?;
-    // The folder's own weights are exact where they were f32; where not, the exact ones are here.
+    // Weight files in f32 are exact. For other precisions the exact weights are in this file.
     let exact = if file.tensor("weights").is_ok() { Some(read("weights", len)?) } else { None };
     match (exact, &mut trainer.optimizer.master) {
         (Some(exact), master) => {
@@ -49,7 +50,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &read("control", CONTROL)?)
 }
 
-/// Writes the state; the caller syncs it.
+/// Writes the state; the caller syncs the file.
 pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
     let (backend, len) = (trainer.backend, trainer.policy.layout.len);
     let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
@@ -60,7 +61,7 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         backend.read_acc(View::first(buffer, len), &mut values)?;
         tensors.push((name, encode(&values, dtype)));
     }
-    // As a tensor, because a norm that is not finite has no JSON number.
+    // Stored as a tensor, because JSON has no number for a norm that is not finite.
     let mut control = vec![0.0; CONTROL];
     backend.read_acc(View::first(&trainer.optimizer.control, CONTROL), &mut control)?;
     tensors.push(("control", encode(&control, dtype)));
@@ -85,7 +86,8 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         .map_err(|e| Error::Runtime(format!("cannot write {}: {e}", path.display())))
 }
 
-/// Little-endian bytes of `values` as f32 or f64; exact, because the values have that precision.
+/// Little-endian bytes of `values` as f32 or f64. The conversion is exact, because the values have
+/// that precision.
 fn encode(values: &[f64], dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),

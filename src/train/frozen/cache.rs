@@ -1,8 +1,9 @@
-//! The log-probs of a run's sequences under its reference: taken from the cache file where it has them, computed in a
-//! forward-only pass where not. The reference is loaded for that pass alone, and not at all when nothing is missing.
+//! Log-probs of a run's sequences under the frozen reference. They are read from the cache file or,
+//! if missing, computed in a forward-only pass. The model is loaded only if a log-prob is missing.
 //!
-//! A cache file that cannot be used is reported, never used in part, and replaced when new values are written. A file
-//! that cannot be written costs the next run its pass, not this one its values.
+//! A cache file that cannot be used is reported, ignored as a whole, and replaced at the next
+//! write. If the file cannot be written, the values still serve this run, and the next run computes
+//! them again.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{CacheFile, Entries, Found};
 use super::key::{Fingerprint, fingerprint, sequence_key, weights_hash};
-use super::pass::Pass;
+use super::pass::ForwardPass;
 use crate::backend::Backend;
 use crate::backend::contract::Reduce;
 use crate::data::pack::PackOptions;
@@ -23,21 +24,21 @@ use crate::model::weights::LoadAs;
 use crate::train::console::Console;
 use crate::{Error, Result};
 
-/// A pass that takes longer writes what it has at this interval, so that a killed one need not begin anew.
+/// Interval between writes in a long pass, so that a killed pass can continue from the last write.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Where and how log-probs are precomputed.
+/// Location of the cache and batch size of its pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheOptions {
-    /// Folder of the cache files; it is made when it does not exist.
+    /// Folder of the cache files; created if missing.
     pub dir: PathBuf,
-    /// Groups of one forward; it decides memory and speed, never a value.
+    /// Groups per forward; affects memory and speed only, not values.
     pub batch_groups: usize,
-    /// Without a progress bar.
+    /// Hides the progress bar.
     pub quiet: bool,
 }
 
-/// Log-probs of a frozen reference by sequence.
+/// Log-probs of the frozen reference, by sequence.
 pub struct ReferenceCache {
     model: PathBuf,
     config: ModelConfig,
@@ -50,35 +51,35 @@ pub struct ReferenceCache {
     entries: Entries,
 }
 
-/// What [`ReferenceCache::complete`] found and did.
+/// Result of [`ReferenceCache::complete`].
 #[derive(Debug, Default)]
-pub struct Completed {
-    /// Distinct sequences whose log-prob was known.
+pub struct CacheReport {
+    /// Distinct sequences with a cached log-prob.
     pub known: usize,
-    /// Distinct sequences whose log-prob was computed.
+    /// Distinct sequences with a newly computed log-prob.
     pub computed: usize,
     pub seconds: f64,
-    /// Why the values could not be kept for later runs.
-    not_written: Option<Error>,
+    /// Reason why the values could not be written for later runs.
+    write_error: Option<Error>,
 }
 
-impl Completed {
-    /// A message about values that could not be kept.
+impl CacheReport {
+    /// Warning that the values could not be written.
     pub fn warning(&self) -> Option<String> {
-        let why = self.not_written.as_ref()?;
-        Some(format!("the reference's log-probs are used in this run, but not kept for others: {why}"))
+        let why = self.write_error.as_ref()?;
+        Some(format!("the frozen log-probs were not saved, so later runs must compute them again: {why}"))
     }
 }
 
-impl fmt::Display for Completed {
+impl fmt::Display for CacheReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} sequences from the cache, {} computed in {:.1} s", self.known, self.computed, self.seconds)
     }
 }
 
 impl ReferenceCache {
-    /// Opens the cache of the reference in folder `model` for the scores of `loss`. Hashes the weights, so it refuses
-    /// what [`store::load`] refuses.
+    /// Opens the cache of the model in folder `model` for the scores of `loss`. It hashes the
+    /// weights, so it refuses what [`store::load`] refuses.
     pub fn open<B: Backend>(
         backend: &B,
         model: &Path,
@@ -100,20 +101,20 @@ impl ReferenceCache {
         Ok(Self { model, config, weights, pack, reduce, options, file, refused, entries })
     }
 
-    /// The cache file.
+    /// Path of the cache file.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// A message about a cache file that could not be used.
+    /// Warning that the cache file could not be used.
     pub fn refusal(&self) -> Option<String> {
         self.refused.as_ref().map(|why| {
-            format!("reference cache {} {why}; the log-probs are computed again", self.file.path().display())
+            format!("reference cache {} {why}; its log-probs are computed again", self.file.path().display())
         })
     }
 
-    /// Computes the log-probs of the sequences that are not known yet, and writes them to the cache file.
-    pub fn complete<B: Backend>(&mut self, backend: &B, groups: &[&[TokenizedGroup]]) -> Result<Completed> {
+    /// Computes the missing log-probs and writes them to the cache file.
+    pub fn complete<B: Backend>(&mut self, backend: &B, groups: &[&[TokenizedGroup]]) -> Result<CacheReport> {
         let began = Instant::now();
         let (mut known, mut missing) = (BTreeSet::new(), BTreeSet::new());
         for group in groups.iter().copied().flatten() {
@@ -125,13 +126,13 @@ impl ReferenceCache {
                 };
             }
         }
-        let mut done = Completed { known: known.len(), computed: missing.len(), ..Completed::default() };
+        let mut report = CacheReport { known: known.len(), computed: missing.len(), ..CacheReport::default() };
         if !missing.is_empty() {
             self.compute(backend, groups, missing)?;
-            done.not_written = self.file.merge(&self.entries).err();
+            report.write_error = self.file.merge(&self.entries).err();
         }
-        done.seconds = began.elapsed().as_secs_f64();
-        Ok(done)
+        report.seconds = began.elapsed().as_secs_f64();
+        Ok(report)
     }
 
     /// Scores the first occurrence of every missing sequence.
@@ -143,11 +144,11 @@ impl ReferenceCache {
     ) -> Result<()> {
         let model = store::load(backend, &self.model, self.config.clone(), LoadAs::Exact, 0)?.model;
         if weights_hash(&self.model, &self.config)? != self.weights {
-            let why = "changed while this run was using it as its reference; start again with unchanged weights";
+            let why = "changed while this run used it as the frozen reference; restart with unchanged weights";
             return Err(Error::model(&self.model, why));
         }
         let console = Console::new(missing.len() as u64, 0, self.options.quiet);
-        let (mut pass, total) = (Pass::new(backend, model)?, missing.len());
+        let (mut pass, total) = (ForwardPass::new(backend, model)?, missing.len());
         let (mut batch, mut keys) = (Vec::new(), Vec::new());
         let mut written = Instant::now();
         let mut rest = groups.iter().copied().flatten();
@@ -155,7 +156,7 @@ impl ReferenceCache {
             batch.clear();
             keys.clear();
             for group in rest.by_ref() {
-                batch.extend(take(group, &mut missing, &mut keys));
+                batch.extend(take_missing(group, &mut missing, &mut keys));
                 if batch.len() == self.options.batch_groups {
                     break;
                 }
@@ -165,7 +166,7 @@ impl ReferenceCache {
             self.entries.extend(keys.iter().copied().zip(scores));
             console.advance((total - missing.len()) as u64);
             if written.elapsed() > WRITE_INTERVAL {
-                // The last write reports what goes wrong.
+                // The last write reports the error.
                 let _ = self.file.merge(&self.entries);
                 written = Instant::now();
             }
@@ -179,7 +180,9 @@ impl ReferenceCache {
         for s in 0..group.sequences.len() {
             let Some(&score) = self.entries.get(&sequence_key(group, s)) else {
                 let id = &group.group.id;
-                return Err(Error::Runtime(format!("row {id}: sequence {s} has no precomputed reference log-prob")));
+                return Err(Error::Runtime(format!(
+                    "row {id}: sequence {s} has no cached log-prob of the frozen reference"
+                )));
             };
             scores.push(score);
         }
@@ -187,8 +190,9 @@ impl ReferenceCache {
     }
 }
 
-/// The sequences of `group` that are missing, as a group without comparisons; their keys move from `missing` to `keys`.
-fn take(group: &TokenizedGroup, missing: &mut BTreeSet<u128>, keys: &mut Vec<u128>) -> Option<TokenizedGroup> {
+/// Returns a group of the missing sequences of `group`, without comparisons. Moves their keys from
+/// `missing` to `keys`.
+fn take_missing(group: &TokenizedGroup, missing: &mut BTreeSet<u128>, keys: &mut Vec<u128>) -> Option<TokenizedGroup> {
     let mut part = TokenizedGroup {
         group: group.group.clone(),
         prompt_ids: vec![Vec::new(); group.prompt_ids.len()],

@@ -1,18 +1,19 @@
-//! The file of a reference cache: a header and a sorted list of (sequence key, log-prob).
+//! Cache file of frozen-reference log-probs: a header and a sorted list of (sequence key,
+//! log-prob).
 //!
 //! | bytes | content, little-endian |
 //! |---|---|
 //! | 8 | `maplref\n` |
 //! | 4 | format, 1 |
 //! | 4 | bytes of a value: 4 (f32) or 8 (f64) |
-//! | 32 | fingerprint of what the values have in common; see [`super::key`] |
+//! | 32 | fingerprint of everything the values depend on except the sequence; see [`super::key`] |
 //! | 8 | number of entries |
 //! | 32 | BLAKE3 of the entries |
 //! | 16 + value, each | key, value; keys ascend |
 //!
-//! A file is never changed, only replaced by a complete one, so a reader needs no lock. Writers take turns by locking
-//! the folder where its file system has locks; without them a lost race costs entries, and never gives a wrong one.
-//! Refused, with the reason: anything but such a file for the fingerprint in question, down to a single flipped bit.
+//! A file is never modified, only replaced by a complete one, so readers need no lock. Writers lock
+//! the folder if its file system has locks. Without locks, a lost race loses entries but never
+//! writes a wrong one. Any other file is refused with the reason, down to a single flipped bit.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,22 +26,22 @@ use crate::{Error, Result};
 
 const MAGIC: [u8; 8] = *b"maplref\n";
 const FORMAT: u32 = 1;
-const HEADER: usize = 88;
-const KEY: usize = 16;
+const HEADER_BYTES: usize = 88;
+const KEY_BYTES: usize = 16;
 
 /// Log-probs by sequence key.
 pub type Entries = BTreeMap<u128, f64>;
 
-/// What lies where a cache file belongs.
+/// Outcome of reading a cache file.
 #[derive(Debug, PartialEq)]
 pub enum Found {
     Nothing,
     Entries(Entries),
-    /// Not usable, and why.
+    /// The file cannot be used; holds the reason.
     Refused(String),
 }
 
-/// Place and identity of a cache file.
+/// Path and fingerprint of a cache file.
 #[derive(Clone, Debug)]
 pub struct CacheFile {
     path: PathBuf,
@@ -49,54 +50,54 @@ pub struct CacheFile {
 }
 
 impl CacheFile {
-    /// The file of `fingerprint` in folder `dir`; values have `value_bytes` bytes, 4 or 8.
+    /// Cache file of `fingerprint` in folder `dir`; `value_bytes` is 4 or 8.
     pub fn new(dir: &Path, fingerprint: Fingerprint, value_bytes: usize) -> Self {
         let name = blake3::Hash::from_bytes(fingerprint).to_hex();
         Self { path: dir.join(format!("{}.logps", &name[..32])), fingerprint, value_bytes }
     }
 
-    /// Where it lies.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads and checks the whole file.
+    /// Reads and verifies the whole file.
     pub fn read(&self) -> Found {
         match fs::symlink_metadata(&self.path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Found::Nothing,
-            // Opening a pipe would wait for a writer.
-            _ if !self.path.is_file() => return Found::Refused("is not a readable file".into()),
+            // Opening a named pipe would block until a writer opens it.
+            _ if !self.path.is_file() => return Found::Refused("is not a regular file".into()),
             _ => {}
         }
-        self.entries().map_or_else(Found::Refused, Found::Entries)
+        self.read_entries().map_or_else(Found::Refused, Found::Entries)
     }
 
-    fn entries(&self) -> Result<Entries, String> {
+    fn read_entries(&self) -> Result<Entries, String> {
         let unreadable = |e: std::io::Error| format!("cannot be read ({e})");
         let mut file = File::open(&self.path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
-        if size < HEADER as u64 {
-            return Err(format!("is truncated: it has {size} bytes, its header {HEADER}"));
+        if size < HEADER_BYTES as u64 {
+            return Err(format!("is truncated: it has {size} bytes, less than its header of {HEADER_BYTES}"));
         }
-        let mut header = [0; HEADER];
+        let mut header = [0; HEADER_BYTES];
         file.read_exact(&mut header).map_err(unreadable)?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         if header[..8] != MAGIC {
-            return Err("is damaged or no reference cache: it begins with other bytes".into());
+            return Err("is damaged or not a reference cache: its first bytes are wrong".into());
         }
         if u32_at(8) != FORMAT {
-            return Err(format!("is of format {}; this program reads format {FORMAT}", u32_at(8)));
+            return Err(format!("has format {}; this version of mapl reads format {FORMAT}", u32_at(8)));
         }
         if header[16..48] != self.fingerprint || u32_at(12) as usize != self.value_bytes {
-            return Err("is stale: it belongs to other weights, another score, device or version".into());
+            return Err("is stale: it belongs to other weights, or to another score, device or version of mapl".into());
         }
         let count = u64::from_le_bytes(std::array::from_fn(|i| header[48 + i]));
-        let entry = KEY + self.value_bytes;
-        let whole = count.checked_mul(entry as u64).and_then(|n| n.checked_add(HEADER as u64));
+        let entry = KEY_BYTES + self.value_bytes;
+        let whole = count.checked_mul(entry as u64).and_then(|n| n.checked_add(HEADER_BYTES as u64));
         match whole {
             Some(whole) if whole == size => {}
-            Some(whole) if whole > size => return Err(format!("is truncated: it has {size} bytes of {whole}")),
-            _ => return Err(format!("is damaged: {count} entries do not take {size} bytes")),
+            Some(whole) if whole > size => return Err(format!("is truncated: it has {size} of {whole} bytes")),
+            _ => return Err(format!("is damaged: its size of {size} bytes does not match its {count} entries")),
         }
         let mut payload = Vec::new();
         file.read_to_end(&mut payload).map_err(unreadable)?;
@@ -108,11 +109,11 @@ impl CacheFile {
             _ => f64::from_le_bytes(std::array::from_fn(|i| bytes[i])),
         };
         let key = |bytes: &[u8]| u128::from_le_bytes(std::array::from_fn(|i| bytes[i]));
-        Ok(payload.chunks_exact(entry).map(|bytes| (key(bytes), value(&bytes[KEY..]))).collect())
+        Ok(payload.chunks_exact(entry).map(|bytes| (key(bytes), value(&bytes[KEY_BYTES..]))).collect())
     }
 
-    fn bytes(&self, entries: &Entries) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(entries.len() * (KEY + self.value_bytes));
+    fn encode(&self, entries: &Entries) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(entries.len() * (KEY_BYTES + self.value_bytes));
         for (key, &value) in entries {
             payload.extend(key.to_le_bytes());
             match self.value_bytes {
@@ -120,7 +121,7 @@ impl CacheFile {
                 _ => payload.extend(value.to_le_bytes()),
             }
         }
-        let mut bytes = Vec::with_capacity(HEADER + payload.len());
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
         bytes.extend(MAGIC);
         bytes.extend(FORMAT.to_le_bytes());
         bytes.extend((self.value_bytes as u32).to_le_bytes());
@@ -131,19 +132,20 @@ impl CacheFile {
         bytes
     }
 
-    /// Adds `entries` to the file, keeping what other runs wrote in the meantime. What cannot be read is replaced.
+    /// Adds `entries` to the file and keeps entries written by other runs. Replaces an unusable
+    /// file.
     pub fn merge(&self, entries: &Entries) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Held until the end of this function.
+        // Held until the function returns.
         let lock = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
         let mut all = match self.read() {
             Found::Entries(all) => all,
             Found::Nothing | Found::Refused(_) => Entries::new(),
         };
         all.extend(entries);
-        let path = self.temporary(lock.is_ok());
+        let path = self.temporary_path(lock.is_ok());
         let written = File::create(&path).and_then(|mut file| {
-            file.write_all(&self.bytes(&all))?;
+            file.write_all(&self.encode(&all))?;
             file.sync_all()?;
             fs::rename(&path, &self.path)
         });
@@ -151,15 +153,16 @@ impl CacheFile {
             let _ = fs::remove_file(&path);
             return Err(Error::io("write", &self.path)(e));
         }
-        // The file is whole whether or not the rename outlives a loss of power.
+        // The file is complete whether or not the rename survives a power loss.
         let _ = File::open(dir).and_then(|folder| folder.sync_all());
         Ok(())
     }
 
-    /// Name to write under. Who holds the lock is alone and takes over what a killed writer left.
-    fn temporary(&self, alone: bool) -> PathBuf {
+    /// Path of the temporary file. The holder of the lock is the only writer and reuses the file of
+    /// a killed writer; without a lock the name is unique.
+    fn temporary_path(&self, locked: bool) -> PathBuf {
         let mut name = self.path.file_name().unwrap_or_default().to_os_string();
-        if !alone {
+        if !locked {
             let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
             name.push(format!(".{}-{time}", std::process::id()));
         }

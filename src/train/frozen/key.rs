@@ -1,8 +1,14 @@
-//! What a stored log-prob depends on, as hashes: a fingerprint for everything a cache file has in common, and a key for
-//! each sequence. The fingerprint covers what could change a bit of a value: the weights as numbers (not as files, so
-//! that sharding and number format do not matter), the sizes and frequencies of the configuration, which tokens count
-//! and how they are reduced, the backend with its version, and the bits of a small pass on this machine, because two
-//! processors may round differently. The tokenizer and the template act through the token ids, which are the key.
+//! Hashes of everything that a log-prob of the frozen reference depends on.
+//!
+//! A fingerprint covers what all values of a cache file share and what could change a bit of them:
+//!
+//! - the weights as numbers, so that sharding and number format do not matter
+//! - sizes and frequencies of the model configuration
+//! - the scored tokens and their reduction
+//! - backend, precision and numerics version
+//! - the bits of a small forward pass on this machine, because two processors may round differently
+//!
+//! A key identifies a sequence by its token ids. Tokenizer and template act only through these ids.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +16,7 @@ use std::sync::Arc;
 use blake3::Hasher;
 use serde_json::json;
 
-use super::pass::Pass;
+use super::pass::ForwardPass;
 use crate::backend::Backend;
 use crate::backend::contract::Reduce;
 use crate::data::group::{PreferenceGroup, Prompt, Response};
@@ -21,16 +27,16 @@ use crate::model::store;
 use crate::model::weights::{LoadAs, WeightFiles};
 use crate::{Error, Result};
 
-/// Hash of everything that the values of one cache file have in common.
+/// Hash of everything that the values of a cache file share.
 pub type Fingerprint = [u8; 32];
 
-/// Hash of a sequence: its ids and where the response begins.
+/// Hash of a sequence: its token ids and the start of the response.
 pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
     let sequence = &group.sequences[sequence];
     let prompt = &group.prompt_ids[sequence.prompt];
     let mut hash = Hasher::new();
     hash.update(&(prompt.len() as u64).to_le_bytes());
-    // A step looks its sequences up, so nothing is allocated here.
+    // Every training step hashes its sequences, so this loop does not allocate.
     const BLOCK: usize = 256;
     let mut block = [0; 4 * BLOCK];
     for ids in prompt.chunks(BLOCK).chain(sequence.response_ids.chunks(BLOCK)) {
@@ -43,28 +49,28 @@ pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
     u128::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
-/// What the values of a run have in common, given the hash of the weights.
-pub fn fingerprint<B: Backend>(
+/// Fingerprint of a run, given the hash of the model.
+pub(super) fn fingerprint<B: Backend>(
     backend: &B,
     weights: &Fingerprint,
     (scope, reduce): (LogpScope, Reduce),
 ) -> Result<Fingerprint> {
     let mut hash = Hasher::new_derive_key("mapl reference log-probs, file format 1");
     hash.update(weights);
-    field(&mut hash, &format!("{scope:?} {reduce:?}"));
-    field(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, B::NUMERICS));
-    for value in probe(backend)? {
+    hash_text(&mut hash, &format!("{scope:?} {reduce:?}"));
+    hash_text(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, B::NUMERICS));
+    for value in probe_scores(backend)? {
         hash.update(&value.to_le_bytes());
     }
     Ok(*hash.finalize().as_bytes())
 }
 
-/// Hash of a model's weights as f32 and of the part of its configuration that decides results.
-pub fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> {
+/// Hash of a model: its weights as f32, and the part of its configuration that affects results.
+pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> {
     let mut hash = Hasher::new_derive_key("mapl model");
     let c = config;
     let sizes = [c.vocab, c.hidden, c.intermediate, c.layers, c.heads, c.kv_heads, c.head_dim];
-    field(&mut hash, &format!("{} {sizes:?} {} {}", c.architecture(), c.qkv_bias, c.tied));
+    hash_text(&mut hash, &format!("{} {sizes:?} {} {}", c.architecture(), c.qkv_bias, c.tied));
     hash.update(&c.rms_norm_eps.to_le_bytes());
     c.inv_freq().iter().for_each(|f| {
         hash.update(&f.to_le_bytes());
@@ -72,7 +78,7 @@ pub fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> 
     let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
     let mut bytes = Vec::new();
     for spec in config.tensors() {
-        field(&mut hash, &format!("{} {:?}", spec.name, spec.shape));
+        hash_text(&mut hash, &format!("{} {:?}", spec.name, spec.shape));
         files.read(&spec.name, &mut |_, values| {
             bytes.clear();
             bytes.extend(values.iter().flat_map(|x| x.to_le_bytes()));
@@ -83,14 +89,15 @@ pub fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Fingerprint> 
     Ok(*hash.finalize().as_bytes())
 }
 
-/// Adds a text so that no two lists of texts give the same bytes.
-fn field(hash: &mut Hasher, text: &str) {
+/// Hashes a text with its length, so that no two lists of texts hash the same bytes.
+fn hash_text(hash: &mut Hasher, text: &str) {
     hash.update(&(text.len() as u64).to_le_bytes());
     hash.update(text.as_bytes());
 }
 
-/// Log-probs of a fixed small model: long enough for every blocking of the CPU's products and attention to take part.
-fn probe<B: Backend>(backend: &B) -> Result<Vec<f64>> {
+/// Log-probs of a fixed small model. Its sizes exercise every blocking of the CPU's GEMM and
+/// attention.
+fn probe_scores<B: Backend>(backend: &B) -> Result<Vec<f64>> {
     const VOCAB: usize = 300;
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 64,
@@ -115,5 +122,5 @@ fn probe<B: Backend>(backend: &B) -> Result<Vec<f64>> {
     };
     let scoring = Scoring::LogProb { scope: LogpScope::PromptAndResponse };
     let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB };
-    Pass::new(backend, model)?.scores(backend, &[&group], &pack, Reduce::Sum)
+    ForwardPass::new(backend, model)?.scores(backend, &[&group], &pack, Reduce::Sum)
 }

@@ -1,18 +1,18 @@
-//! The frozen reference of DPO: run beside the policy, or represented by log-probs that were computed before training
-//! (`--precompute-ref-log-probs`). Both give the same bits, because a sequence's log-prob does not depend on the batch
-//! it is computed in.
+//! DPO's frozen reference: a model that runs on every batch, or log-probs computed before training
+//! (`--precompute-ref-log-probs`). Both give the same bits, because the log-prob of a sequence does
+//! not depend on its batch.
 //!
-//! - [`cache`]: the log-probs of a run's sequences, found or computed
+//! - [`cache`]: log-probs of a run's sequences, read or computed
 //! - [`mod@file`]: the cache file
-//! - [`key`]: what decides a value, as hashes
-//! - [`pass`]: a forward-only pass
+//! - [`key`]: hashes of everything a log-prob depends on
+//! - `pass`: the forward-only pass
 
 pub mod cache;
 pub mod file;
 pub mod key;
-pub mod pass;
+mod pass;
 
-pub use cache::{CacheOptions, Completed, ReferenceCache};
+pub use cache::{CacheOptions, CacheReport, ReferenceCache};
 
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -27,63 +27,63 @@ use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::train::batch::upload::DeviceBatch;
 
-/// Source of a trainer's reference scores.
+/// Source of a trainer's frozen-reference scores.
 pub(super) enum Frozen<B: Backend> {
-    /// A model that runs on every batch.
+    /// Model that runs on every batch.
     Online { model: Box<Model<B>>, scorer: Box<Scorer<B>> },
-    /// Log-probs by sequence. Those of a batch lie in the batch.
-    Stored { cache: Arc<RwLock<ReferenceCache>> },
+    /// Cached log-probs; the packer adds them to each batch.
+    Cached { cache: Arc<RwLock<ReferenceCache>> },
 }
 
 impl<B: Backend> Frozen<B> {
-    /// A model that runs beside the policy.
+    /// Frozen reference that runs on every batch.
     pub fn online(backend: &B, model: Model<B>) -> Result<Self> {
         let scorer = Scorer::new(backend, &model, Mode::Infer)?;
         Ok(Self::Online { model: Box::new(model), scorer: Box::new(scorer) })
     }
 
-    /// Makes room for every batch within `limits`.
+    /// Reserves buffers for every batch within `limits`.
     pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
             Self::Online { model, scorer } => scorer.reserve(backend, model, Mode::Infer, limits),
-            Self::Stored { .. } => Ok(()),
+            Self::Cached { .. } => Ok(()),
         }
     }
 
-    /// Gets ready for sequences of up to `longest` tokens.
+    /// Prepares the model for sequences of up to `longest` tokens.
     pub fn reserve_positions(&mut self, backend: &B, longest: usize) -> Result<()> {
         match self {
             Self::Online { model, .. } => model.reserve_positions(backend, longest),
-            Self::Stored { .. } => Ok(()),
+            Self::Cached { .. } => Ok(()),
         }
     }
 
-    /// The cache file of stored log-probs.
+    /// Path of the cache file, if there is a cache.
     pub fn file(&self) -> Option<PathBuf> {
         match self {
             Self::Online { .. } => None,
-            Self::Stored { cache } => Some(cache.read().unwrap_or_else(|e| e.into_inner()).path().to_path_buf()),
+            Self::Cached { cache } => Some(cache.read().unwrap_or_else(|e| e.into_inner()).path().to_path_buf()),
         }
     }
 
-    /// Computes the scores of a batch where they are not in it.
+    /// Computes the scores of a batch; no-op with a cache.
     pub fn forward(&mut self, backend: &B, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         match self {
             Self::Online { model, scorer } => scorer.forward(backend, model, batch, reduce),
-            Self::Stored { .. } => Ok(()),
+            Self::Cached { .. } => Ok(()),
         }
     }
 
-    /// Scores of the current batch (seqs).
+    /// (seqs) scores of the current batch.
     pub fn scores<'a>(&'a self, batch: &'a DeviceBatch<B>) -> View<'a, B::Acc> {
         match self {
             Self::Online { scorer, .. } => View::first(&scorer.score, batch.sizes.seqs),
-            Self::Stored { .. } => batch.reference(),
+            Self::Cached { .. } => batch.frozen_scores(),
         }
     }
 
-    /// Scores of the first `seqs` sequences of the current batch on the host; waits for them.
+    /// Reads the scores of the first `seqs` sequences of the current batch; waits for them.
     pub fn read(&self, backend: &B, batch: &DeviceBatch<B>, seqs: usize) -> Result<Vec<f64>> {
         let view = self.scores(batch).part(0, seqs);
         let mut values = vec![0.0; view.len];
@@ -91,8 +91,8 @@ impl<B: Backend> Frozen<B> {
         Ok(values)
     }
 
-    /// Scores of `groups`, which `batch` holds without scores of a reference, on the host; waits for them. The longest
-    /// sequence has `longest` tokens.
+    /// Scores `groups`, which `batch` holds without cached scores, and returns the scores on the
+    /// host. The longest sequence has `longest` tokens.
     pub fn score(
         &mut self,
         backend: &B,
@@ -106,7 +106,7 @@ impl<B: Backend> Frozen<B> {
                 scorer.forward(backend, model, batch, reduce)?;
                 scorer.read_score(backend, batch.sizes.seqs)
             }
-            Self::Stored { cache } => {
+            Self::Cached { cache } => {
                 let (cache, mut scores) = (cache.read().unwrap_or_else(|e| e.into_inner()), Vec::new());
                 groups.iter().try_for_each(|group| cache.append_scores(group, &mut scores))?;
                 Ok(scores)

@@ -1,4 +1,4 @@
-//! A frozen model with the buffers of a forward-only pass; dropping it frees both.
+//! Frozen model with the buffers of a forward-only pass. Dropping it frees both.
 
 use crate::Result;
 use crate::backend::Backend;
@@ -10,22 +10,22 @@ use crate::model::decoder::Model;
 use crate::train::batch::upload::DeviceBatch;
 use crate::train::score::Scorer;
 
-/// A model that scores sequences.
-pub struct Pass<B: Backend> {
+/// Model that scores sequences.
+pub struct ForwardPass<B: Backend> {
     model: Model<B>,
     scorer: Scorer<B>,
     batch: DeviceBatch<B>,
     packed: Batch,
 }
 
-impl<B: Backend> Pass<B> {
-    /// A pass without room; it grows with the batches.
+impl<B: Backend> ForwardPass<B> {
+    /// Forward pass with empty buffers, which grow with the batches.
     pub fn new(backend: &B, model: Model<B>) -> Result<Self> {
         let scorer = Scorer::new(backend, &model, Mode::Infer)?;
         Ok(Self { model, scorer, batch: DeviceBatch::new(backend)?, packed: Batch::default() })
     }
 
-    /// Scores of all sequences of `groups`, in order. Comparisons are not looked at.
+    /// Scores of all sequences of `groups`, in order; comparisons are ignored.
     pub fn scores(
         &mut self,
         backend: &B,

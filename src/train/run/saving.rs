@@ -1,25 +1,25 @@
-//! What a run saves and resumes from: checkpoints, the best of them, and the final model.
+//! Checkpoints of a run, the best of them, and the final model.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Deferred, Reached, Run, RunSummary, loader, now, object};
+use super::{Deferred, Progress, Run, RunSummary, loader, now, object};
 use crate::backend::Backend;
 use crate::model::store;
-use crate::train::checkpoint::{self, Best, Keep, RunState};
+use crate::train::checkpoint::{self, Best, Retention, RunState};
 use crate::train::metrics::Tally;
 use crate::{Error, Result};
 
 impl<B: Backend> Run<'_, '_, B> {
-    /// Puts everything back as it was when the checkpoint was written; the weights have been loaded before.
+    /// Restores the state of a checkpoint. The weights have already been loaded.
     pub(super) fn restore(&mut self, folder: &Path) -> Result<()> {
         let state = checkpoint::read_state(folder)?;
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder)?;
         self.redraw(state.position.epoch)?;
         self.loader = loader(self.settings, self.groups.len(), state.position)?;
-        self.reached = Reached::of(&self.loader);
+        self.progress = Progress::of(&self.loader);
         self.history = checkpoint::read_history(folder)?;
         (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
         self.begun = state.step;
@@ -34,7 +34,7 @@ impl<B: Backend> Run<'_, '_, B> {
             if !folder.is_dir() {
                 self.best = None;
                 self.console.warn(&format!(
-                    "{}, the best checkpoint so far, is not there; the best is sought from step {} on",
+                    "{}, the best checkpoint so far, no longer exists; the search starts again after step {}",
                     folder.display(),
                     state.step
                 ));
@@ -49,7 +49,7 @@ impl<B: Backend> Run<'_, '_, B> {
         checkpoint::folder(&self.settings.output_dir, best.step)
     }
 
-    /// Takes the checkpoint that is about to be written for the best if its evaluation is.
+    /// Marks the checkpoint that is about to be written as the best if its evaluation is.
     pub(super) fn compare_with_best(&mut self, tally: &Tally) {
         let Some(chooser) = &self.settings.best else { return };
         let Some(value) = chooser.value(tally, &self.trainer.loss) else { return };
@@ -58,7 +58,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// Writes a checkpoint of this step, unless there is one, and returns its folder.
+    /// Writes a checkpoint of this step, unless one exists, and returns its folder.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         if let Some((step, folder)) = &self.saved
             && *step == self.step
@@ -67,7 +67,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         let state = RunState {
             step: self.step,
-            position: self.reached.position,
+            position: self.progress.position,
             num_tokens: self.num_tokens,
             seconds: self.seconds(),
             skipped_in_a_row: self.skipped_in_a_row,
@@ -76,17 +76,17 @@ impl<B: Backend> Run<'_, '_, B> {
             fingerprint: self.data.fingerprint.clone(),
             ..RunState::default()
         };
-        // A checkpoint must not be on the disk before the events that led to it.
+        // The events that led to a checkpoint must be on disk before the checkpoint.
         self.metrics.sync()?;
         let dir = &self.settings.output_dir;
         let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
         self.saved = Some((self.step, folder.clone()));
-        let keep = Keep {
+        let retention = Retention {
             limit: self.settings.save_total_limit,
             every: self.settings.keep_every,
             best: self.best.map(|best| best.step),
         };
-        checkpoint::prune(dir, self.step, keep)?;
+        checkpoint::prune(dir, self.step, retention)?;
         Ok(folder)
     }
 
@@ -96,10 +96,11 @@ impl<B: Backend> Run<'_, '_, B> {
 
     fn trainer_state(&self) -> serde_json::Value {
         let best = self.best.map(|best| (best, self.folder_of(best)));
-        checkpoint::history((self.step, self.total), self.reached.epochs, best, &self.history)
+        checkpoint::history((self.step, self.total), self.progress.epochs, best, &self.history)
     }
 
-    /// Writes the final model, its weights last, and hands back the summary. Signals wait until it is written.
+    /// Writes the final model, its weights last, and returns the summary. Signals are deferred
+    /// until the model is written.
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
         let state = self.trainer_state();
         self.load_best()?;
@@ -123,7 +124,7 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(self.summary)
     }
 
-    /// Puts the best checkpoint's weights in the place of the last ones where the run is to end with them.
+    /// Loads the weights of the best checkpoint if the run is to end with them.
     fn load_best(&mut self) -> Result<()> {
         let Some(chooser) = self.settings.best.as_ref().filter(|chooser| chooser.load_at_end) else { return Ok(()) };
         let Some(best) = self.best else {
@@ -144,7 +145,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// True when two paths name one folder that exists.
+/// Whether two paths name the same existing folder.
 fn same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
