@@ -7,21 +7,33 @@
 
 mod attention;
 mod cost;
-mod gated;
+pub(crate) mod curve;
+mod embedding;
+mod glu;
 mod head;
 mod head_preference;
-mod loss;
-mod nn;
+mod linear;
+mod norm;
 mod optim;
+mod preference;
+mod reward;
+mod rope;
+mod segment;
 
 pub use attention::*;
 pub use cost::*;
-pub use gated::*;
+pub use curve::Curve;
+pub use embedding::*;
+pub use glu::*;
 pub use head::*;
 pub use head_preference::*;
-pub use loss::*;
-pub use nn::*;
+pub use linear::*;
+pub use norm::*;
 pub use optim::*;
+pub use preference::*;
+pub use reward::*;
+pub use rope::*;
+pub use segment::*;
 
 use crate::{Error, Result};
 

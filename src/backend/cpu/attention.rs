@@ -10,12 +10,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::logprob::logsumexp;
+use super::head::logsumexp;
 use super::math::softmax_row;
 use super::matmul::matmul;
 use super::path::{Path, Segments};
+use super::rows::scale_into;
 use super::scratch::Scratch;
-use super::simd::{LANES, vectorised};
+use super::simd::LANES;
 use super::tile::{Grid, Mat, Tile};
 use crate::backend::Write;
 use crate::backend::contract::*;
@@ -62,15 +63,6 @@ impl Heads {
         let length = self.group * self.head_dim;
         for (to, row) in to.chunks_exact_mut(length).zip(rows) {
             scale_into(to, &qkv[row * self.width + self.query..][..length], scale);
-        }
-    }
-}
-
-vectorised! {
-    /// `to = factor * from`.
-    pub(super) fn scale_into(to: &mut [f32], from: &[f32], factor: f32) {
-        for (to, x) in to.iter_mut().zip(from) {
-            *to = factor * x;
         }
     }
 }

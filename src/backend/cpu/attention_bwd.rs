@@ -7,11 +7,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Heads, copy_head, copy_head_transposed, scale_into};
+use super::attention::{Heads, copy_head, copy_head_transposed};
 use super::math::exp;
 use super::matmul::matmul;
 use super::path::{Path, Segments, Step};
-use super::rowwise::add_rows;
+use super::rows::{add_rows, scale_into};
 use super::scratch::Scratch;
 use super::simd::{LANES, dot, vectorised};
 use super::tile::{Grid, Mat, Tile};

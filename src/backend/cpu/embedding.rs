@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::rowwise::{add_rows, rows_of_task};
+use super::rows::{add_rows, rows_of_task};
 use crate::backend::Write;
 use crate::backend::contract::*;
 

@@ -10,9 +10,10 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::embedding::{add_runs, gather};
-use super::logprob::{dlogits, logsumexp};
-use super::math::softmax_row;
+use super::math::{exp, softmax_row};
 use super::matmul::matmul;
+use super::rows::rows_of_task;
+use super::simd::vectorised;
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 use crate::backend::contract::*;
@@ -149,4 +150,57 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
         }
     }
     add_runs(dhidden, &drows, a.runs, d.hidden, Write::Overwrite);
+}
+
+/// Logsumexp from a row's largest element and its sum of exponentials; `-inf` for a row of `-inf` alone.
+pub(super) fn logsumexp(largest: f32, sum: f32) -> f32 {
+    if largest == f32::NEG_INFINITY && sum == 0.0 { largest } else { largest + sum.ln() }
+}
+
+pub(super) fn logprob_fwd(cpu: &Cpu, a: LogprobFwd<'_, Cpu>) {
+    let (logits, target, vocab) = (a.logits.slice(), a.target.slice(), a.vocab);
+    let rows = rows_of_task(vocab);
+    a.logp.into_slice().par_chunks_mut(rows).zip(a.lse.into_slice().par_chunks_mut(rows)).enumerate().for_each(
+        |(task, (logp, lse))| {
+            let mut scratch = cpu.scratch.take(vocab);
+            for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
+                let r = task * rows + i;
+                let row = &logits[r * vocab..(r + 1) * vocab];
+                scratch.copy_from_slice(row);
+                let (largest, sum) = softmax_row(&mut scratch);
+                *lse = logsumexp(largest, sum);
+                *logp = row[target[r] as usize] - *lse;
+            }
+        },
+    );
+}
+
+pub(super) fn logprob_bwd(a: LogprobBwd<'_, Cpu>) {
+    let (target, lse, dlogp, vocab) = (a.target.slice(), a.lse.slice(), a.dlogp.slice(), a.vocab);
+    if vocab == 0 {
+        return;
+    }
+    a.logits_to_dlogits
+        .into_slice()
+        .par_chunks_mut(vocab)
+        .enumerate()
+        .for_each(|(r, row)| dlogits(row, target[r] as usize, lse[r], dlogp[r]));
+}
+
+vectorised! {
+    /// `row <- dlogp (onehot(target) - e^(row - lse))`; a target beyond the row hits nothing. A row whose `dlogp` is 0
+    /// becomes 0 whatever its logits are.
+    pub(super) fn dlogits(row: &mut [f32], target: usize, lse: f32, dlogp: f32) {
+        if dlogp == 0.0 {
+            row.fill(0.0);
+            return;
+        }
+        let hit = row.get(target).map(|x| dlogp * (1.0 - exp::<FMA>(*x - lse)));
+        for x in row.iter_mut() {
+            *x = -dlogp * exp::<FMA>(*x - lse);
+        }
+        if let (Some(hit), Some(x)) = (hit, row.get_mut(target)) {
+            *x = hit;
+        }
+    }
 }

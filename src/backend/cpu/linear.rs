@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::matmul::{ROWS_UNIT, matmul, par_matmul};
 use super::optim::squares;
-use super::rowwise::{add_rows, glu_rows, glu_rows_bwd, sum_slices};
+use super::rows::{add_rows, sum_slices};
 use super::tile::{Grid, Mat, bounds};
 use crate::backend::contract::*;
 use crate::backend::{ViewMut, Write};
@@ -36,29 +36,6 @@ pub(super) fn linear_bwd_input(a: LinearBwdInput<'_, Cpu>) {
     let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
     let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
     par_matmul(a.dx.into_slice(), dy, weight, a.write, |_, _| {});
-}
-
-/// Gate and up pass through scratch memory where they are not asked for.
-pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
-    let d = a.dims;
-    let mut scratch = None;
-    let gate_up = match a.gate_up {
-        Some(gate_up) => gate_up.into_slice(),
-        None => &mut scratch.insert(cpu.scratch.take(d.tokens * 2 * d.intermediate))[..],
-    };
-    let x = Mat::new(a.x.slice(), d.tokens, d.hidden, d.hidden);
-    let weight = Mat::new(a.weight.slice(), 2 * d.intermediate, d.hidden, d.hidden);
-    par_matmul(gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
-    glu_rows(a.act.into_slice(), gate_up, d.intermediate);
-}
-
-pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
-    let d = a.dims;
-    let mut dact = cpu.scratch.take(d.tokens * d.intermediate);
-    let dy = Mat::new(a.dy.slice(), d.tokens, d.hidden, d.hidden);
-    let weight = Mat::new(a.weight.slice(), d.hidden, d.intermediate, d.intermediate);
-    par_matmul(&mut dact, dy, weight, Write::Overwrite, |_, _| {});
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, d.intermediate);
 }
 
 /// Elements of a weight up to which the sum over tokens may be cut into slices for the sake of parallelism: beyond, the

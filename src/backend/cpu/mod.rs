@@ -9,16 +9,20 @@
 mod attention;
 mod attention_bwd;
 mod embedding;
+mod glu;
 mod head;
 mod linear;
-mod logprob;
-mod loss;
 mod math;
 mod matmul;
+mod norm;
 mod optim;
 mod path;
-mod rowwise;
+mod preference;
+mod reward;
+mod rope;
+mod rows;
 mod scratch;
+mod segment;
 mod simd;
 mod tile;
 
@@ -143,11 +147,11 @@ impl Backend for Cpu {
         Ok(())
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
-        rowwise::norm_fwd(a);
+        norm::norm_fwd(a);
         Ok(())
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
-        rowwise::norm_bwd(self, a);
+        norm::norm_bwd(self, a);
         Ok(())
     }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
@@ -167,27 +171,27 @@ impl Backend for Cpu {
         Ok(())
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(a, 1.0);
+        rope::rope(a, 1.0);
         Ok(())
     }
     fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(a, -1.0);
+        rope::rope(a, -1.0);
         Ok(())
     }
     fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
-        rowwise::glu_fwd(a);
+        glu::glu_fwd(a);
         Ok(())
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
-        rowwise::glu_bwd(a);
+        glu::glu_bwd(a);
         Ok(())
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_fwd(self, a);
+        glu::linear_glu_fwd(self, a);
         Ok(())
     }
     fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_bwd(self, a);
+        glu::linear_glu_bwd(self, a);
         Ok(())
     }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
@@ -207,31 +211,31 @@ impl Backend for Cpu {
         Ok(())
     }
     fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
-        logprob::logprob_fwd(self, a);
+        head::logprob_fwd(self, a);
         Ok(())
     }
     fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
-        logprob::logprob_bwd(a);
+        head::logprob_bwd(a);
         Ok(())
     }
     fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
-        logprob::reward_head_fwd(a);
+        reward::reward_head_fwd(a);
         Ok(())
     }
     fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
-        logprob::reward_head_bwd(a);
+        reward::reward_head_bwd(a);
         Ok(())
     }
     fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_fwd(a);
+        segment::segment_sum_fwd(a);
         Ok(())
     }
     fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_bwd(a);
+        segment::segment_sum_bwd(a);
         Ok(())
     }
     fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
-        loss::preference_fwd(a);
+        preference::preference_fwd(a);
         Ok(())
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Vocabulary head, stored-logits log-prob and reward head. One row of logits at a time.
+//! Vocabulary head and log-probs of stored logits, one row of logits at a time.
 
 use super::{Reference, at, dot};
 use crate::backend::Write;
@@ -67,29 +67,6 @@ pub fn logprob_bwd(a: LogprobBwd<'_, R>) {
         for (v, logit) in row.iter_mut().enumerate() {
             let hit = if v == at(target, r) { 1.0 } else { 0.0 };
             *logit = dlogp[r] * (hit - (*logit - lse[r]).exp());
-        }
-    }
-}
-
-pub fn reward_head_fwd(a: RewardHeadFwd<'_, R>) {
-    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
-    for (s, score) in a.score.into_slice().iter_mut().enumerate() {
-        *score = dot(&hidden[at(rows, s) * d.hidden..][..d.hidden], weight);
-    }
-}
-
-pub fn reward_head_bwd(a: RewardHeadBwd<'_, R>) {
-    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
-    let (dscore, dhidden, dweight) = (a.dscore.slice(), a.dhidden.into_slice(), a.dweight.into_slice());
-    dhidden.fill(0.0);
-    if a.dweight_write == Write::Overwrite {
-        dweight.fill(0.0);
-    }
-    for s in 0..d.seqs {
-        let row = at(rows, s) * d.hidden;
-        for h in 0..d.hidden {
-            dhidden[row + h] += dscore[s] * weight[h];
-            dweight[h] += dscore[s] * hidden[row + h];
         }
     }
 }

@@ -1,6 +1,34 @@
 //! Comparison curves f(z) and f'(z) in f64, the definition that every backend follows.
 
-use crate::backend::contract::Curve;
+use super::{Result, expect};
+
+/// Loss as a function of the argument z of a comparison. Formulas and derivatives in `loss`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Curve {
+    /// `(1-e) softplus(-z) + e softplus(z)`; e = 0 is the logistic loss, e > 0 cDPO.
+    Sigmoid { smoothing: f64 },
+    /// `((1-e) softplus(-z) - e softplus(z)) / (1-2e)`, robust DPO (arXiv 2403.00409); e < 1/2.
+    Robust { smoothing: f64 },
+    /// `max(0, 1 - z)`.
+    Hinge,
+    /// `((z - 1/2) / beta)²`, IPO (arXiv 2310.12036), with z = beta * D and the comparison's scale as beta.
+    Ipo,
+}
+
+impl Curve {
+    /// Checks the range of its parameter.
+    pub(super) fn check(self, op: &'static str) -> Result<()> {
+        match self {
+            Curve::Sigmoid { smoothing } => {
+                expect(op, "smoothing", (0.0..=0.5).contains(&smoothing), "0 to 0.5", smoothing)
+            }
+            Curve::Robust { smoothing } => {
+                expect(op, "smoothing", (0.0..0.5).contains(&smoothing), "at least 0, below 0.5", smoothing)
+            }
+            Curve::Hinge | Curve::Ipo => Ok(()),
+        }
+    }
+}
 
 /// `log(1 + exp(x))` without overflow.
 pub fn softplus(x: f64) -> f64 {

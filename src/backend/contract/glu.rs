@@ -1,8 +1,69 @@
 //! Contracts of the products next to the gated activation (SwiGLU, arXiv 2002.05202), which is their epilogue: what lies
 //! between product and activation is not stored unless it is asked for.
 
-use super::{GluDims, LinearDims, Precision, Result, Tolerance, expect_len};
+use super::{LinearDims, Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};
+
+/// Sizes of [`GluFwd`] and [`GluBwd`].
+#[derive(Clone, Copy, Debug)]
+pub struct GluDims {
+    pub tokens: usize,
+    pub intermediate: usize,
+}
+
+impl GluDims {
+    /// Bytes of the forward: gate and up read, act written.
+    pub fn bytes(&self, precision: Precision) -> u64 {
+        3 * (self.tokens * self.intermediate) as u64 * precision.act_bytes()
+    }
+
+    /// FLOPs of the forward, the exponential counted as one.
+    pub fn flops(&self) -> u64 {
+        6 * (self.tokens * self.intermediate) as u64
+    }
+
+    /// Error allowed: a handful of roundings per element.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, 4)
+    }
+}
+
+/// `act = gate * sigmoid(gate) * up`.
+pub struct GluFwd<'a, B: Backend> {
+    pub dims: GluDims,
+    /// (tokens, 2 intermediate): gate, then up
+    pub gate_up: View<'a, B::Act>,
+    /// (tokens, intermediate)
+    pub act: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> GluFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("glu_fwd", self.dims);
+        expect_len(op, "gate_up", self.gate_up.len, d.tokens * 2 * d.intermediate)?;
+        expect_len(op, "act", self.act.len, d.tokens * d.intermediate)
+    }
+}
+
+/// Gradient of [`GluFwd`].
+pub struct GluBwd<'a, B: Backend> {
+    pub dims: GluDims,
+    /// (tokens, intermediate)
+    pub dact: View<'a, B::Act>,
+    /// (tokens, 2 intermediate)
+    pub gate_up: View<'a, B::Act>,
+    /// (tokens, 2 intermediate)
+    pub dgate_up: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> GluBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("glu_bwd", self.dims);
+        expect_len(op, "dact", self.dact.len, d.tokens * d.intermediate)?;
+        expect_len(op, "gate_up", self.gate_up.len, d.tokens * 2 * d.intermediate)?;
+        expect_len(op, "dgate_up", self.dgate_up.len, d.tokens * 2 * d.intermediate)
+    }
+}
 
 /// Sizes of [`LinearGluFwd`] and [`LinearGluBwd`].
 #[derive(Clone, Copy, Debug)]

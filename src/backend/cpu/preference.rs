@@ -1,28 +1,7 @@
-//! Per-sequence sums and the comparison loss, in f32; sums over a batch are kept in f64. Serial: a batch has at most a
-//! few thousand of either.
+//! Comparison losses in f32; sums over a batch are kept in f64. Serial: a batch has at most a few thousand comparisons.
 
 use super::Cpu;
 use crate::backend::contract::*;
-
-pub(super) fn segment_sum_fwd(a: SegmentSumFwd<'_, Cpu>) {
-    let (values, offsets) = (a.values.slice(), a.offsets.slice());
-    for (sum, bounds) in a.sums.into_slice().iter_mut().zip(offsets.windows(2)) {
-        let rows = &values[bounds[0] as usize..bounds[1] as usize];
-        *sum = rows.iter().sum();
-        if a.reduce == Reduce::Mean && !rows.is_empty() {
-            *sum /= rows.len() as f32;
-        }
-    }
-}
-
-pub(super) fn segment_sum_bwd(a: SegmentSumBwd<'_, Cpu>) {
-    let (dsums, offsets, dvalues) = (a.dsums.slice(), a.offsets.slice(), a.dvalues.into_slice());
-    for (dsum, bounds) in dsums.iter().zip(offsets.windows(2)) {
-        let rows = &mut dvalues[bounds[0] as usize..bounds[1] as usize];
-        let share = if a.reduce == Reduce::Mean { rows.len().max(1) as f32 } else { 1.0 };
-        rows.fill(dsum / share);
-    }
-}
 
 /// `softplus(-z)`, `softplus(z)`, `sigmoid(-z)` and `sigmoid(z)` through one exponential.
 fn logistic(z: f32) -> [f32; 4] {
@@ -32,7 +11,7 @@ fn logistic(z: f32) -> [f32; 4] {
     if z >= 0.0 { [tail, z + tail, small, large] } else { [-z + tail, tail, large, small] }
 }
 
-/// f(z) and f'(z), in the form of [`crate::loss::curve::value_and_slope`].
+/// f(z) and f'(z), in the form of [`crate::backend::contract::curve::value_and_slope`].
 fn value_and_slope(curve: Curve, z: f32, beta: f32) -> (f32, f32) {
     let [lower, upper, sigmoid_lower, sigmoid_upper] = logistic(z);
     match curve {
@@ -119,7 +98,7 @@ fn clamp(value: f32, low: f32, high: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::curve;
+    use crate::backend::contract::curve;
 
     #[test]
     fn curves_agree_with_their_definition() {

@@ -1,0 +1,25 @@
+//! RoPE.
+
+use super::{Reference, at};
+use crate::backend::contract::*;
+
+type R = Reference;
+
+/// `direction` is 1 for the forward rotation, -1 for its inverse, which is its transpose.
+pub fn rope(a: Rope<'_, R>, direction: f64) {
+    let (d, positions, cos, sin) = (a.dims, a.positions.slice(), a.cos.slice(), a.sin.slice());
+    let half = d.head_dim / 2;
+    let stride = (d.heads + d.still) * d.head_dim;
+    let qkv = a.qkv_in_place.into_slice();
+    for t in 0..d.tokens {
+        for head in 0..d.heads {
+            for i in 0..half {
+                let (c, s) = (cos[at(positions, t) * half + i], direction * sin[at(positions, t) * half + i]);
+                let first = t * stride + head * d.head_dim + i;
+                let (x, y) = (qkv[first], qkv[first + half]);
+                qkv[first] = x * c - y * s;
+                qkv[first + half] = y * c + x * s;
+            }
+        }
+    }
+}
