@@ -1,4 +1,4 @@
-//! Contract of the token embedding.
+//! Contracts of the token embedding.
 
 use super::{Precision, Result, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -12,8 +12,8 @@ pub struct EmbeddingDims {
 }
 
 impl EmbeddingDims {
-    /// Bytes of the forward: each row read and written once.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    /// Bytes of the forward: each row is read and written once.
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         2 * (self.tokens * self.hidden) as u64 * precision.act_bytes()
     }
 }
@@ -38,11 +38,11 @@ impl<B: Backend> EmbeddingFwd<'_, B> {
     }
 }
 
-/// Items grouped by key: the items of key `keys[k]` are `order[offsets[k]..offsets[k + 1]]`, ascending. It turns a
-/// scatter with colliding targets into a gather, so that every sum has one owner and one order. Runs with a key below 0 hold
-/// padding and are left out.
+/// Items grouped by key: the items of key `keys[k]` are `order[offsets[k]..offsets[k + 1]]`,
+/// ascending. Grouping turns a scatter with colliding targets into a gather, so that every sum has
+/// one owner and a fixed order. Runs with a negative key hold padding and are skipped.
 pub struct Runs<'a, I> {
-    /// (items) a permutation of the items, sorted by key, then by item; padding comes last
+    /// (items) permutation of the items, sorted by key, then by item; padding last
     pub order: View<'a, I>,
     /// (distinct + 1)
     pub offsets: View<'a, I>,
@@ -65,12 +65,13 @@ impl<I> Runs<'_, I> {
     }
 }
 
-/// `dtable[v] (+)= sum of dx[t] over tokens with id v`. `Write::Overwrite` also zeroes the rows of absent ids.
+/// `dtable[v] (+)= sum of dx[t] over the tokens t with id v`. `Write::Overwrite` also zeroes the
+/// rows of absent ids.
 pub struct EmbeddingBwd<'a, B: Backend> {
     pub dims: EmbeddingDims,
     /// (tokens, hidden)
     pub dx: View<'a, B::Act>,
-    /// token rows grouped by token id
+    /// token rows, grouped by token id
     pub runs: Runs<'a, B::Idx>,
     /// (vocab, hidden)
     pub dtable: ViewMut<'a, B::Acc>,

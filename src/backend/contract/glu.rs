@@ -1,5 +1,6 @@
-//! Contracts of the products next to the gated activation (SwiGLU, arXiv 2002.05202), which is their epilogue: what lies
-//! between product and activation is not stored unless it is asked for.
+//! Contracts of the gated activation (SwiGLU, arXiv 2002.05202), and of the linear layers that have
+//! it as epilogue. With the epilogue, the values between GEMM and activation are stored only if
+//! requested.
 
 use super::{LinearDims, Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};
@@ -13,16 +14,16 @@ pub struct GluDims {
 
 impl GluDims {
     /// Bytes of the forward: gate and up read, act written.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         3 * (self.tokens * self.intermediate) as u64 * precision.act_bytes()
     }
 
-    /// FLOPs of the forward, the exponential counted as one.
-    pub fn flops(&self) -> u64 {
+    /// FLOPs of the forward; the exponential counts as one.
+    pub(super) fn flops(&self) -> u64 {
         6 * (self.tokens * self.intermediate) as u64
     }
 
-    /// Error allowed: a handful of roundings per element.
+    /// Tolerance: a few roundings per element.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, 4)
     }
@@ -69,30 +70,32 @@ impl<B: Backend> GluBwd<'_, B> {
 #[derive(Clone, Copy, Debug)]
 pub struct LinearGluDims {
     pub tokens: usize,
-    /// Width of the stream: inputs of the forward's product, outputs of the down projection.
+    /// Width of the residual stream: inputs of the gate and up projection, outputs of the down
+    /// projection.
     pub hidden: usize,
     pub intermediate: usize,
 }
 
 impl LinearGluDims {
-    /// The product of the forward: hidden to gate and up.
+    /// Sizes of the GEMM of the forward: hidden to gate and up.
     pub fn gate_up(&self) -> LinearDims {
         LinearDims { tokens: self.tokens, inputs: self.hidden, outputs: 2 * self.intermediate }
     }
 
-    /// The product of the backward, that of the down projection.
+    /// Sizes of the down projection, for the GEMM of the backward.
     pub fn down(&self) -> LinearDims {
         LinearDims { tokens: self.tokens, inputs: self.intermediate, outputs: self.hidden }
     }
 
-    /// The activation.
+    /// Sizes of the activation.
     pub fn glu(&self) -> GluDims {
         GluDims { tokens: self.tokens, intermediate: self.intermediate }
     }
 
-    /// Error of either pass for inputs of order one and weights of order one over the root of the summed length: that of
-    /// the product times the slope of the activation, and the rounding of gate and up (or dact) before the activation,
-    /// which is relative to them and not to a result that may be far smaller.
+    /// Tolerance of either pass for inputs of order one and weights of order 1/sqrt(K), where K is
+    /// the length of the dot products. It is the error of the GEMM times the slope of the
+    /// activation, plus the rounding of gate and up (or dact) before the activation. That rounding
+    /// is relative to gate and up, and the result may be far smaller.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         let product = Tolerance::dot(precision, self.hidden).scaled(4.0);
         let stored = precision.act_roundoff();
@@ -100,15 +103,15 @@ impl LinearGluDims {
     }
 }
 
-/// `gate_up = x weightᵀ`, `act = silu(gate) * up`, where the activation takes gate and up as they are stored: the bits of
-/// [`super::LinearFwd`] and [`super::GluFwd`] one after the other.
+/// `gate_up = x weightᵀ`, `act = silu(gate) * up`. The activation uses gate and up rounded to
+/// `Act`. The result has the bits of [`super::LinearFwd`] followed by [`super::GluFwd`].
 pub struct LinearGluFwd<'a, B: Backend> {
     pub dims: LinearGluDims,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
     /// (2 intermediate, hidden): gate, then up
     pub weight: View<'a, B::Act>,
-    /// (tokens, 2 intermediate): gate, then up; for the backward
+    /// (tokens, 2 intermediate): gate, then up; `None` if the backward does not need them
     pub gate_up: Option<ViewMut<'a, B::Act>>,
     /// (tokens, intermediate)
     pub act: ViewMut<'a, B::Act>,
@@ -125,8 +128,8 @@ impl<B: Backend> LinearGluFwd<'_, B> {
     }
 }
 
-/// Gradient of gate and up from that of the down projection's result: `dact = dy weight`, rounded as if stored, then
-/// [`super::GluBwd`].
+/// Gradient of gate and up from the gradient `dy` of the down projection's output:
+/// `dact = dy weight`, rounded to `Act`, then [`super::GluBwd`].
 pub struct LinearGluBwd<'a, B: Backend> {
     pub dims: LinearGluDims,
     /// (tokens, hidden)

@@ -3,7 +3,7 @@
 use super::{Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
 
-/// Sizes of a linear map from `inputs` to `outputs` features.
+/// Sizes of a linear layer from `inputs` to `outputs` features.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearDims {
     pub tokens: usize,
@@ -12,25 +12,25 @@ pub struct LinearDims {
 }
 
 impl LinearDims {
-    /// Bytes of one product: both operands read, the result written. `dweight` is counted at `Act` width here; a
-    /// backend that stores it wider moves more.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    /// Bytes of one GEMM: both operands read, the result written. Counts `dweight` with the width
+    /// of `Act`; a backend with wider weight gradients moves more.
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let (t, i, o) = (self.tokens as u64, self.inputs as u64, self.outputs as u64);
         (t * i + i * o + t * o) * precision.act_bytes()
     }
 
-    /// FLOPs of one product, the same for NT, NN and TN.
+    /// FLOPs of one GEMM, equal for NT, NN and TN.
     pub fn flops(&self) -> u64 {
         2 * self.tokens as u64 * self.inputs as u64 * self.outputs as u64
     }
 
-    /// Error of the forward for inputs of order one and weights of order 1/sqrt(inputs).
+    /// Tolerance of the forward for inputs of order one and weights of order 1/sqrt(inputs).
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, self.inputs)
     }
 }
 
-/// `y = x weightᵀ + bias + residual`, summed in the precision of sums and rounded once.
+/// `y = x weightᵀ + bias + residual`, accumulated in `Acc` and rounded once.
 pub struct LinearFwd<'a, B: Backend> {
     pub dims: LinearDims,
     /// (tokens, inputs)
@@ -78,17 +78,20 @@ impl<B: Backend> LinearBwdInput<'_, B> {
     }
 }
 
-/// Rows and columns of a patch of a weight's gradient: the unit of the norms that [`LinearBwdWeight`] writes.
+/// Rows and columns of a patch of a weight gradient, the unit of the norms that [`LinearBwdWeight`]
+/// writes.
 pub const PATCH: (usize, usize) = (16, 32);
 
 impl LinearDims {
-    /// Patches of the weight, (outputs, inputs): norms that [`LinearBwdWeight`] writes.
+    /// Number of patches of the (outputs, inputs) weight, which is the number of norms that
+    /// [`LinearBwdWeight`] writes.
     pub const fn patches(&self) -> usize {
         self.outputs.div_ceil(PATCH.0) * self.inputs.div_ceil(PATCH.1)
     }
 }
 
-/// `dweight (+)= dyᵀ x`, and norms of parts of it for [`GradNorm`](super::GradNorm), which then need not read it again.
+/// `dweight (+)= dyᵀ x`, and optionally the norms of its patches. With them,
+/// [`GradNorm`](super::GradNorm) does not need to read `dweight`.
 pub struct LinearBwdWeight<'a, B: Backend> {
     pub dims: LinearDims,
     /// (tokens, outputs)
@@ -98,9 +101,9 @@ pub struct LinearBwdWeight<'a, B: Backend> {
     /// (outputs, inputs)
     pub dweight: ViewMut<'a, B::Acc>,
     pub write: Write,
-    /// (dims.patches()) Euclidean norms of whole patches of `dweight` as it is afterwards. Every patch is in one of them; which
-    /// are together in one is the backend's affair, and the rest are 0. A norm is as exact as its storage; one that `Acc` cannot
-    /// hold is infinite.
+    /// (dims.patches()) Euclidean norms of the patches of the final `dweight`. A backend may merge
+    /// patches: it writes the merged norm to one slot and 0 to the others. A norm is as exact as
+    /// `Acc` stores it, and infinite if it overflows `Acc`.
     pub norms: Option<ViewMut<'a, B::Acc>>,
 }
 
@@ -114,9 +117,9 @@ impl<B: Backend> LinearBwdWeight<'_, B> {
     }
 }
 
-/// `dbias (+)= sum of dy over tokens`, in ascending order.
+/// `dbias (+)= sum of dy over the tokens`, in ascending order.
 pub struct BiasBwd<'a, B: Backend> {
-    /// `inputs` is not used.
+    /// `inputs` is ignored.
     pub dims: LinearDims,
     /// (tokens, outputs)
     pub dy: View<'a, B::Act>,

@@ -1,4 +1,4 @@
-//! Contract of RMSNorm (arXiv 1910.07467).
+//! Contracts of RMSNorm (arXiv 1910.07467).
 
 use super::{Precision, Result, Tolerance, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -8,34 +8,29 @@ use crate::backend::{Backend, View, ViewMut, Write};
 pub struct NormDims {
     pub tokens: usize,
     pub hidden: usize,
-    /// Added to the mean square before the root.
+    /// Added to the mean square before the square root.
     pub eps: f64,
 }
 
 impl NormDims {
-    /// Bytes of the forward with a residual: x and residual read, sum and y written.
-    pub fn bytes(&self, precision: Precision) -> u64 {
-        4 * (self.tokens * self.hidden) as u64 * precision.act_bytes()
-    }
-
     /// FLOPs of the forward.
-    pub fn flops(&self) -> u64 {
+    pub(super) fn flops(&self) -> u64 {
         5 * (self.tokens * self.hidden) as u64
     }
 
-    /// Error allowed for inputs of order one.
+    /// Tolerance for inputs of order one.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, self.hidden)
     }
 }
 
-/// RMSNorm, optionally of a sum: `sum = x + residual` (or `x`), `rstd = 1 / sqrt(mean(sum²) + eps)`,
-/// `y = sum * rstd * weight`.
+/// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
+/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = sum * rstd * weight`.
 pub struct NormFwd<'a, B: Backend> {
     pub dims: NormDims,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
-    /// (tokens, hidden); present exactly when `sum` is
+    /// (tokens, hidden); present if and only if `sum` is
     pub residual: Option<View<'a, B::Act>>,
     /// (hidden)
     pub weight: View<'a, B::Act>,
@@ -57,7 +52,7 @@ impl<B: Backend> NormFwd<'_, B> {
             op,
             "sum",
             self.residual.is_some() == self.sum.is_some(),
-            "present exactly when residual is",
+            "present if and only if residual is",
             self.sum.is_some(),
         )?;
         expect_len(op, "sum", self.sum.as_ref().map_or(size, |s| s.len), size)?;
@@ -67,13 +62,14 @@ impl<B: Backend> NormFwd<'_, B> {
     }
 }
 
-/// Gradient of [`NormFwd`]. `dsum` holds, on entry with `Write::Add`, the gradient that reaches the sum on other
-/// paths; on exit the whole gradient, which is that of `x` and of `residual` alike.
+/// Gradient of [`NormFwd`]. With `Write::Add`, `dsum` holds on entry the gradient that reaches the
+/// sum by other paths. On exit it holds the total gradient, which is the gradient of both `x` and
+/// `residual`.
 pub struct NormBwd<'a, B: Backend> {
     pub dims: NormDims,
     /// (tokens, hidden)
     pub dy: View<'a, B::Act>,
-    /// (tokens, hidden) as normalised in the forward
+    /// (tokens, hidden) input of the normalisation in the forward
     pub sum: View<'a, B::Act>,
     /// (tokens)
     pub rstd: View<'a, B::Acc>,

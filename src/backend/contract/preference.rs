@@ -3,44 +3,44 @@
 use super::{Curve, Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
-/// Fields of one row of [`PreferenceFwd::sums`].
+/// Number of fields in a row of [`PreferenceFwd::sums`].
 pub const SUM_FIELDS: usize = 5;
-/// Sum of weight * f.
+/// Field: sum of the losses, weights included.
 pub const SUM_LOSS: usize = 0;
-/// Number of comparisons.
+/// Field: number of comparisons.
 pub const SUM_COUNT: usize = 1;
-/// Comparisons with a positive logit.
+/// Field: number of comparisons with a positive logit.
 pub const SUM_CORRECT: usize = 2;
-/// Comparisons with a logit of exactly 0.
+/// Field: number of comparisons with a logit of exactly 0.
 pub const SUM_TIES: usize = 3;
-/// Sum of logits.
+/// Field: sum of the logits.
 pub const SUM_LOGIT: usize = 4;
-/// Number of comparison kinds: base, intra, inter.
+/// Number of comparison kinds: base, intra and inter.
 pub const KINDS: usize = 3;
-/// Term slots of a comparison.
+/// Number of term slots of a comparison.
 pub const TERMS: usize = 4;
 
-/// Comparisons of a batch as tables.
+/// Comparisons of a batch, as a structure of arrays.
 pub struct Comparisons<'a, B: Backend> {
-    /// (comparisons, TERMS) sequence of each term; -1 in unused slots
+    /// (comparisons, TERMS) sequence of each term; -1 for an unused slot
     pub term_sequence: View<'a, B::Idx>,
-    /// (comparisons, TERMS) +1 or -1; +2 or -2 marks a detached term, which is a constant to the gradient
+    /// (comparisons, TERMS) +1 or -1; +2 or -2 for a detached term, which gets no gradient
     pub term_sign: View<'a, B::Idx>,
-    /// (comparisons) index of the kind
+    /// (comparisons) kind, less than `KINDS`
     pub kind: View<'a, B::Idx>,
     /// (comparisons) factor on `score - reference`: beta for DPO, 1 for rewards
     pub scale: View<'a, B::Acc>,
-    /// (comparisons)
+    /// (comparisons) subtracted from the logit
     pub margin: View<'a, B::Acc>,
-    /// (comparisons)
+    /// (comparisons) factor on the loss
     pub weight: View<'a, B::Acc>,
-    /// (comparisons, 2) bounds of the signed, scaled sum of the detached terms
+    /// (comparisons, 2) lower and upper bound of the signed, scaled sum of the detached terms
     pub detached_clip: View<'a, B::Acc>,
-    /// (KINDS) weight of the kind divided by its number of comparisons in the global batch
+    /// (KINDS) weight of the kind, divided by its number of comparisons in the global batch
     pub kind_scale: View<'a, B::Acc>,
-    /// (seqs + 1) CSR over `uses`
+    /// (seqs + 1) CSR offsets into `uses`
     pub use_offsets: View<'a, B::Idx>,
-    /// (terms used) `comparison * TERMS + slot` of each use of a sequence, in comparison order
+    /// (used slots) `comparison * TERMS + slot` for each use of a sequence, in comparison order
     pub uses: View<'a, B::Idx>,
 }
 
@@ -53,7 +53,7 @@ impl<B: Backend> Clone for Comparisons<'_, B> {
 impl<B: Backend> Copy for Comparisons<'_, B> {}
 
 impl<B: Backend> Comparisons<'_, B> {
-    /// Checks the lengths of the tables of `comparisons` comparisons over `seqs` sequences.
+    /// Checks the lengths of the arrays for `comparisons` comparisons over `seqs` sequences.
     pub(super) fn check(&self, op: &'static str, seqs: usize, comparisons: usize) -> Result<()> {
         expect_len(op, "term_sequence", self.term_sequence.len, comparisons * TERMS)?;
         expect_len(op, "term_sign", self.term_sign.len, comparisons * TERMS)?;
@@ -67,27 +67,31 @@ impl<B: Backend> Comparisons<'_, B> {
     }
 }
 
-/// Comparison losses. With `rho_k = scale * (score_k - reference_k)`:
+/// Comparison losses. With `rho_k = scale * (score_k - reference_k)` for the sequence of term k:
 ///
-/// - `logit = sum over trained terms of sign_k rho_k + clip(sum over detached terms of sign_k rho_k)`
-/// - `z = logit - margin`, `loss = weight * (f(z) + center * (sum of both scores)²)`; `center` on base pairs only
-/// - `dscore_k = direct_k + sum over uses of kind_scale * d loss / d score_k`
+/// - `logit = sum over trained terms of sign_k rho_k`
+///   `+ clip(sum over detached terms of sign_k rho_k)`
+/// - `z = logit - margin`
+/// - `loss = weight * (f(z) + center * (sum of both scores)²)`, with `center` for base pairs only
+/// - `dscore_k = direct_k + sum over the uses of sequence k of kind_scale * d loss / d score_k`
 ///
-/// A comparison of weight 0 contributes exactly 0 to loss and gradient whatever its scores are. A comparison of nonzero
-/// weight whose logit or loss is not finite puts NaN into the gradient of its trained terms, even where the curve's slope would
-/// be finite, so that the norm sees it and the update is skipped on the device.
+/// A comparison with weight 0 adds exactly 0 to loss and gradient, whatever its scores are. If the
+/// weight is not 0 and the logit or loss is not finite, the gradient of the comparison's trained
+/// terms is NaN, even if the slope of the curve is finite. The gradient norm is then NaN, and the
+/// device skips the update.
 pub struct PreferenceFwd<'a, B: Backend> {
     pub seqs: usize,
     pub comparisons: usize,
     pub curve: Curve,
-    /// Coefficient of the squared sum of a base pair's two scores (arXiv 2312.09244); 0 for none.
+    /// Coefficient of the squared sum of the two scores of a base pair (arXiv 2312.09244); 0 to
+    /// disable.
     pub center: f64,
     /// (seqs)
     pub score: View<'a, B::Acc>,
-    /// (seqs); absent for rewards and reference-free training
+    /// (seqs) scores of the frozen reference model; absent for rewards and reference-free training
     pub reference: Option<View<'a, B::Acc>>,
     pub table: Comparisons<'a, B>,
-    /// (seqs) gradient that other losses (likelihood term) put on each score
+    /// (seqs) gradient of each score from other losses, such as the likelihood term
     pub direct: Option<View<'a, B::Acc>>,
     /// (comparisons)
     pub loss: ViewMut<'a, B::Acc>,
@@ -113,7 +117,7 @@ impl<B: Backend> PreferenceFwd<'_, B> {
         self.curve.check(op)
     }
 
-    /// Error allowed in loss and gradient for scores of magnitude `scores`.
+    /// Tolerance of loss and gradient for scores of magnitude `scores`.
     pub fn tolerance(precision: Precision, scores: f64) -> Tolerance {
         Tolerance::dot(precision, TERMS).scaled(scores.max(1.0))
     }

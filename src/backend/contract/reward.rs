@@ -1,4 +1,4 @@
-//! Contract of the scalar reward head.
+//! Contracts of the scalar reward head.
 
 use super::{Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -13,16 +13,16 @@ pub struct RewardDims {
 
 impl RewardDims {
     /// Bytes of the forward.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         (self.seqs * self.hidden) as u64 * precision.act_bytes()
     }
 
     /// FLOPs of the forward.
-    pub fn flops(&self) -> u64 {
+    pub(super) fn flops(&self) -> u64 {
         2 * (self.seqs * self.hidden) as u64
     }
 
-    /// Error allowed for inputs and weights of order one.
+    /// Tolerance for inputs and weights of order one.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, self.hidden).scaled((self.hidden as f64).sqrt())
     }
@@ -35,7 +35,7 @@ pub struct RewardHeadFwd<'a, B: Backend> {
     pub hidden: View<'a, B::Act>,
     /// (hidden)
     pub weight: View<'a, B::Act>,
-    /// (seqs) the last row of each sequence; no row twice
+    /// (seqs) last row of each sequence, without duplicates
     pub rows: View<'a, B::Idx>,
     /// (seqs)
     pub score: ViewMut<'a, B::Acc>,
@@ -51,7 +51,8 @@ impl<B: Backend> RewardHeadFwd<'_, B> {
     }
 }
 
-/// Gradient of [`RewardHeadFwd`]; `dhidden` is overwritten and zero where no sequence ends.
+/// Gradient of [`RewardHeadFwd`]. Overwrites `dhidden`, with zeros in rows that do not end a
+/// sequence.
 pub struct RewardHeadBwd<'a, B: Backend> {
     pub dims: RewardDims,
     /// (tokens, hidden)

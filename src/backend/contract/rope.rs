@@ -1,35 +1,35 @@
-//! Contract of rotary positions (RoPE, arXiv 2104.09864).
+//! Contract of rotary position embeddings (RoPE, arXiv 2104.09864).
 
 use super::{Precision, Result, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
-/// Sizes of [`Rope`]: a fused row holds `heads` rotated heads (queries, then keys) and `still` heads that stay as
-/// they are (values).
+/// Sizes of [`Rope`]: a fused row holds `heads` rotated heads (queries, then keys), then
+/// `unrotated_heads` heads that the op leaves unchanged (values).
 #[derive(Clone, Copy, Debug)]
 pub struct RopeDims {
     pub tokens: usize,
     pub heads: usize,
-    pub still: usize,
-    /// Even.
+    pub unrotated_heads: usize,
+    /// An even number.
     pub head_dim: usize,
-    /// Rows of the tables; every position is below it.
+    /// Rows of the tables; every position is less than this.
     pub positions: usize,
 }
 
 impl RopeDims {
-    /// Bytes: the rotated part read and written.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    /// Bytes: the rotated heads are read and written.
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         2 * (self.tokens * self.heads * self.head_dim) as u64 * precision.act_bytes()
     }
 
     /// FLOPs: two multiplications and an addition per element.
-    pub fn flops(&self) -> u64 {
+    pub(super) fn flops(&self) -> u64 {
         3 * (self.tokens * self.heads * self.head_dim) as u64
     }
 }
 
-/// `(a, b) <- (a cos - b sin, b cos + a sin)` for `a` in the first half of a head and `b` at the same place of the
-/// second; the backward uses the opposite angle.
+/// `(a, b) <- (a cos - b sin, b cos + a sin)` for `a` in the first half of a head and `b` at the
+/// same index in the second half. The backward uses the opposite angle.
 pub struct Rope<'a, B: Backend> {
     pub dims: RopeDims,
     /// (tokens)
@@ -38,7 +38,7 @@ pub struct Rope<'a, B: Backend> {
     pub cos: View<'a, B::Acc>,
     /// (positions, head_dim / 2)
     pub sin: View<'a, B::Acc>,
-    /// (tokens, heads + still, head_dim)
+    /// (tokens, heads + unrotated_heads, head_dim)
     pub qkv_in_place: ViewMut<'a, B::Act>,
 }
 
@@ -49,6 +49,6 @@ impl<B: Backend> Rope<'_, B> {
         expect_len(op, "positions", self.positions.len, d.tokens)?;
         expect_len(op, "cos", self.cos.len, d.positions * d.head_dim / 2)?;
         expect_len(op, "sin", self.sin.len, d.positions * d.head_dim / 2)?;
-        expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * (d.heads + d.still) * d.head_dim)
+        expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * (d.heads + d.unrotated_heads) * d.head_dim)
     }
 }

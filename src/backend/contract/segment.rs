@@ -1,17 +1,17 @@
-//! Contract of sums over the rows of a sequence.
+//! Contracts of sums over the rows of each sequence.
 
 use super::{Result, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
-/// What a sequence's score is made of.
+/// Reduction from the values of a sequence's rows to its score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
     Sum,
     Mean,
 }
 
-/// Per-sequence sum or mean of row values; a sequence without rows gives 0. `offsets` are CSR: the rows of sequence s
-/// are `offsets[s]..offsets[s + 1]`.
+/// Sum or mean of the values of each sequence's rows, 0 for a sequence without rows. `offsets` is
+/// in CSR form: the rows of sequence s are `offsets[s]..offsets[s + 1]`.
 pub struct SegmentSumFwd<'a, B: Backend> {
     pub rows: usize,
     pub seqs: usize,

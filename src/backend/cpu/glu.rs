@@ -1,4 +1,5 @@
-//! SwiGLU, and the linear layers with SwiGLU as epilogue.
+//! SwiGLU, the linear layers with SwiGLU as epilogue, and their gradients. The linear layers run as
+//! a GEMM followed by a pass over its result, which gives the bits of the separate ops.
 
 use rayon::prelude::*;
 
@@ -15,8 +16,8 @@ pub(super) fn glu_fwd(a: GluFwd<'_, Cpu>) {
     glu_rows(a.act.into_slice(), a.gate_up.slice(), a.dims.intermediate);
 }
 
-/// `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
-pub(super) fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
+/// Computes `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
+fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
     let i = intermediate;
     if i == 0 {
         return;
@@ -31,6 +32,7 @@ pub(super) fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
 }
 
 vectorised! {
+    /// Computes one row.
     fn glu_row(act: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
             *act = gate * sigmoid::<FMA>(*gate) * up;
@@ -42,8 +44,8 @@ pub(super) fn glu_bwd(a: GluBwd<'_, Cpu>) {
     glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), a.dims.intermediate);
 }
 
-/// `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
-pub(super) fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediate: usize) {
+/// Computes `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
+fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediate: usize) {
     let i = intermediate;
     if i == 0 {
         return;
@@ -62,7 +64,7 @@ pub(super) fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], 
 }
 
 vectorised! {
-    /// d silu(g) / dg = s (1 + g (1 - s)) with s = sigmoid(g).
+    /// Gradient of one row: d silu(g) / dg = s (1 + g (1 - s)) with s = sigmoid(g).
     fn glu_row_bwd(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dact: &[f32]) {
         for ((((dgate, dup), gate), up), dact) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dact) {
             let s = sigmoid::<FMA>(*gate);
@@ -72,7 +74,7 @@ vectorised! {
     }
 }
 
-/// Gate and up pass through scratch memory where they are not asked for.
+/// Stores gate and up in workspace if they are not requested.
 pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
     let d = a.dims;
     let mut scratch = None;

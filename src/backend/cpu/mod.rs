@@ -1,10 +1,11 @@
-//! The backend of machines without a GPU: f32, rayon for threads, the gemm crate for matrix products.
+//! The backend for machines without a GPU: f32, rayon for threads, the gemm crate for GEMMs.
 //!
-//! Every result is the same bits for any number of threads, and a row of a result does not depend on which other rows
-//! the call holds: products are cut into tiles whose elements are summed in one order (`matmul`), sums over tokens
-//! into slices of fixed size added in ascending order. Scratch memory grows during the first steps and is then reused.
-//! Ops refuse nothing beyond their contracts, except [`adamw`](Backend::adamw) with a master copy, which f32 has no
-//! use for.
+//! Results have the same bits for any number of threads, and a row of a result does not depend on
+//! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
+//! order in any tile (`matmul`). Sums over tokens are split into slices of fixed size, which are
+//! added in ascending order. Workspace grows during the first steps and is then reused. Beyond the
+//! contracts, the only error is [`adamw`](Backend::adamw) with a master copy, which f32 parameters
+//! do not need.
 
 mod attention;
 mod attention_bwd;
@@ -33,7 +34,7 @@ use super::probe::Probe;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
-/// f32 backend on the ambient rayon thread pool.
+/// The f32 backend. Ops run on the rayon thread pool of their caller.
 #[derive(Debug, Default)]
 pub struct Cpu {
     scratch: scratch::Pool,
@@ -41,20 +42,20 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A backend with empty scratch memory; ops run on the rayon pool of their caller.
+    /// Creates a backend with an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As [`Cpu::new`], with every op call timed.
+    /// Creates a backend that times every op call.
     pub fn probed() -> Self {
         Self { probe: Some(Probe::default()), ..Self::default() }
     }
 }
 
-/// `c = a b` for square row-major matrices of `side` rows, on all threads: the product whose rate is this backend's
-/// ceiling.
-pub fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
+/// `c = a b` for square row-major matrices with `side` rows, on all threads. The rate of this GEMM
+/// is the compute ceiling of the backend.
+pub(crate) fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
     let mat = |data| tile::Mat::new(data, side, side, side);
     matmul::par_matmul(c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
 }

@@ -1,5 +1,6 @@
-//! RMSNorm. Each row is computed from its own inputs by loops of fixed order, so it does not depend on its neighbours;
-//! the weight gradient is made of slices of fixed size, added in ascending order.
+//! RMSNorm and its gradient. A row depends only on its own inputs and is computed in a fixed order.
+//! The weight gradient is summed over slices of tokens of fixed size, which are added in ascending
+//! order.
 
 use rayon::prelude::*;
 
@@ -49,7 +50,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// One row of RMSNorm; returns its reciprocal root mean square.
+    /// Normalises one row and returns its reciprocal root mean square.
     fn norm_row(y: &mut [f32], sum: &[f32], weight: &[f32], eps: f64) -> f32 {
         let mean = f64::from(dot::<FMA>(sum, sum)) / sum.len() as f64;
         let rstd = (1.0 / (mean + eps).sqrt()) as f32;
@@ -60,7 +61,7 @@ vectorised! {
     }
 }
 
-/// Tokens of a slice of the weight gradient.
+/// Number of tokens of a slice of the weight gradient.
 const NORM_TOKENS: usize = 64;
 
 pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
@@ -89,7 +90,8 @@ pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
 }
 
 vectorised! {
-    /// With n = sum rstd and g = dy weight: `dsum (+)= rstd (g - n mean(g n))`, `dweight += dy n`.
+    /// Gradient of one row. With n = sum rstd and g = dy weight:
+    /// `dsum (+)= rstd (g - n mean(g n))`, `dweight += dy n`.
     fn norm_row_bwd(
         dsum: &mut [f32], dweight: &mut [f32], dy: &[f32], sum: &[f32], weight: &[f32], rstd: f32, add: bool,
     ) {

@@ -1,4 +1,4 @@
-//! Scalar reward head.
+//! Scalar reward head and its gradient.
 
 use rayon::prelude::*;
 
@@ -16,6 +16,7 @@ pub(super) fn reward_head_fwd(a: RewardHeadFwd<'_, Cpu>) {
 }
 
 vectorised! {
+    /// Dot product.
     fn inner(a: &[f32], b: &[f32]) -> f32 {
         dot::<FMA>(a, b)
     }
@@ -37,7 +38,7 @@ pub(super) fn reward_head_bwd(a: RewardHeadBwd<'_, Cpu>) {
 }
 
 vectorised! {
-    /// `to += factor * from`; nothing for a factor of 0.
+    /// `to += factor * from`; no-op if `factor` is 0.
     fn add_scaled(to: &mut [f32], from: &[f32], factor: f32) {
         if factor == 0.0 {
             return;

@@ -1,4 +1,4 @@
-//! RoPE.
+//! Rotary position embeddings and their gradient.
 
 use rayon::prelude::*;
 
@@ -7,10 +7,10 @@ use super::rows::rows_of_task;
 use super::simd::vectorised;
 use crate::backend::contract::*;
 
-/// `direction` is 1 for the forward rotation, -1 for the backward.
+/// Rotates forwards for a `direction` of 1, backwards for -1.
 pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
     let d = a.dims;
-    let (width, half) = ((d.heads + d.still) * d.head_dim, d.head_dim / 2);
+    let (width, half) = ((d.heads + d.unrotated_heads) * d.head_dim, d.head_dim / 2);
     if width == 0 || half == 0 {
         return;
     }
@@ -27,7 +27,7 @@ pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
 }
 
 vectorised! {
-    /// Rotates the heads of one token; a head is twice as long as `cos` and `sin`.
+    /// Rotates the heads of one token. A head is twice as long as `cos` and `sin`.
     fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
         for head in heads.chunks_exact_mut(2 * cos.len()) {
             let (a, b) = head.split_at_mut(cos.len());

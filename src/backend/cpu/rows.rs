@@ -1,16 +1,17 @@
-//! Loops over rows that several ops share, and the sums that end a split over tokens.
+//! Row loops that several ops share, and the final sum of an op that splits the tokens into slices.
 
 use rayon::prelude::*;
 
 use super::simd::vectorised;
 use crate::backend::Write;
 
-/// Elements that one task handles at least: about 5 microseconds of work, well above the cost of a task.
-const TASK: usize = 1 << 14;
+/// Minimum number of elements of a task: about 5 microseconds of work, far more than the cost of a
+/// task.
+const TASK_ELEMENTS: usize = 1 << 14;
 
-/// Rows of a task for rows of `width` elements.
+/// Number of rows of a task, for rows of `width` elements.
 pub(super) fn rows_of_task(width: usize) -> usize {
-    (TASK / width.max(1)).max(1)
+    (TASK_ELEMENTS / width.max(1)).max(1)
 }
 
 vectorised! {
@@ -22,14 +23,15 @@ vectorised! {
     }
 }
 
-/// `out (+)= sum of slices`, in ascending order; `slices` holds a whole number of them.
+/// `out (+)= sum of slices`, in ascending order. `slices` holds consecutive slices of the length of
+/// `out`.
 pub(super) fn sum_slices(out: &mut [f32], slices: &[f32], write: Write) {
     let width = out.len();
-    out.par_chunks_mut(TASK).enumerate().for_each(|(i, out)| {
+    out.par_chunks_mut(TASK_ELEMENTS).enumerate().for_each(|(i, out)| {
         if write == Write::Overwrite {
             out.fill(0.0);
         }
-        slices.chunks_exact(width).for_each(|slice| add_rows(out, &slice[i * TASK..][..out.len()]));
+        slices.chunks_exact(width).for_each(|slice| add_rows(out, &slice[i * TASK_ELEMENTS..][..out.len()]));
     });
 }
 

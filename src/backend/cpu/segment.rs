@@ -1,4 +1,5 @@
-//! Per-sequence sums. Serial: a batch has at most a few thousand sequences.
+//! Per-sequence sums and means, and their gradient. Serial: a batch has at most a few thousand
+//! sequences.
 
 use super::Cpu;
 use crate::backend::contract::*;

@@ -1,4 +1,4 @@
-//! Token embedding.
+//! Token embedding and its gradient.
 
 use super::{Reference, at};
 use crate::backend::Write;

@@ -1,4 +1,4 @@
-//! SwiGLU, and the linear layers with SwiGLU as epilogue.
+//! SwiGLU, the linear layers with SwiGLU as epilogue, and their gradients.
 
 use super::{Reference, dot};
 use crate::backend::contract::*;

@@ -6,12 +6,13 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
-/// Logsumexp through the maximum; a row of -inf alone gives -inf.
+/// Logsumexp relative to the maximum; -inf for a row in which all elements are -inf.
 fn logsumexp(row: &[f64]) -> f64 {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if max == f64::NEG_INFINITY { max } else { max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() }
 }
 
+/// Logits of one hidden row.
 fn logits(hidden: &[f64], head: &[f64]) -> Vec<f64> {
     head.chunks_exact(hidden.len()).map(|w| dot(hidden, w)).collect()
 }

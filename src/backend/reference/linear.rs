@@ -1,4 +1,4 @@
-//! Linear layers.
+//! Linear layers and their gradients.
 
 use super::{Reference, dot};
 use crate::backend::Write;

@@ -1,8 +1,8 @@
-//! The oracle: every op as its textbook formula in f64, serial, one obvious loop after another. It is never optimised;
-//! all other backends are compared with it, and it is itself checked against finite differences (`tests/op_grads.rs`,
-//! `tests/grads.rs`).
+//! The oracle: every op as its textbook formula in f64, in serial loops. It is never optimised.
+//! Tests compare all other backends with it, and check it against finite differences
+//! (`tests/op_grads.rs`, `tests/grads.rs`).
 
-// The loops are written with the indices of the formulas they stand for.
+// The loops use the indices of the formulas.
 #![allow(clippy::needless_range_loop)]
 
 mod attention;
@@ -23,7 +23,7 @@ use super::contract::*;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
-/// f64 backend of textbook loops.
+/// The f64 backend of textbook loops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -204,12 +204,12 @@ impl Backend for Reference {
     }
 }
 
-/// Inner product in ascending order.
+/// Dot product, summed in ascending order.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// An index as the host uses it.
+/// Element `i` of an index buffer.
 fn at(index: &[i32], i: usize) -> usize {
     index[i] as usize
 }

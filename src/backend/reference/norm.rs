@@ -1,4 +1,4 @@
-//! RMSNorm.
+//! RMSNorm and its gradient.
 
 use super::{Reference, dot};
 use crate::backend::Write;
@@ -25,7 +25,8 @@ pub fn norm_fwd(a: NormFwd<'_, R>) {
     }
 }
 
-/// With n = sum * rstd and g = dy * weight: dsum = rstd (g - n mean(g n)), dweight = sum over tokens of dy n.
+/// With n = sum * rstd and g = dy * weight: dsum = rstd (g - n mean(g n)), dweight = sum over the
+/// tokens of dy n.
 pub fn norm_bwd(a: NormBwd<'_, R>) {
     let (d, dy, sum, rstd, weight) = (a.dims, a.dy.slice(), a.sum.slice(), a.rstd.slice(), a.weight.slice());
     let (dsum, dweight) = (a.dsum.into_slice(), a.dweight.into_slice());

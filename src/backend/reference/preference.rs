@@ -1,4 +1,4 @@
-//! Comparison losses.
+//! Comparison losses, and the gradient of the scores.
 
 use super::{Reference, at};
 use crate::backend::contract::*;

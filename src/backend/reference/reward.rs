@@ -1,4 +1,4 @@
-//! Reward head.
+//! Scalar reward head and its gradient.
 
 use super::{Reference, at, dot};
 use crate::backend::Write;

@@ -1,15 +1,16 @@
-//! RoPE.
+//! Rotary position embeddings and their gradient.
 
 use super::{Reference, at};
 use crate::backend::contract::*;
 
 type R = Reference;
 
-/// `direction` is 1 for the forward rotation, -1 for its inverse, which is its transpose.
+/// Rotates forwards for a `direction` of 1, backwards for -1. The gradient of a rotation is its
+/// transpose, which is the inverse rotation.
 pub fn rope(a: Rope<'_, R>, direction: f64) {
     let (d, positions, cos, sin) = (a.dims, a.positions.slice(), a.cos.slice(), a.sin.slice());
     let half = d.head_dim / 2;
-    let stride = (d.heads + d.still) * d.head_dim;
+    let stride = (d.heads + d.unrotated_heads) * d.head_dim;
     let qkv = a.qkv_in_place.into_slice();
     for t in 0..d.tokens {
         for head in 0..d.heads {

@@ -1,4 +1,4 @@
-//! Per-sequence sums.
+//! Per-sequence sums and means, and their gradient.
 
 use super::{Reference, at};
 use crate::backend::contract::*;
