@@ -171,7 +171,7 @@ fn every_op<B: Backend>(b: &B) {
         probe(op, c, |l| {
             let mut qkv = act(b);
             let args = Rope {
-                dims: RopeDims { tokens: 3, heads: 2, still: 1, head_dim: 4, positions: 6 },
+                dims: RopeDims { tokens: 3, heads: 2, unrotated_heads: 1, head_dim: 4, positions: 6 },
                 positions: View::first(i, l.of("positions", 3)),
                 cos: View::first(s, l.of("cos", 12)),
                 sin: View::first(s, l.of("sin", 12)),
@@ -235,7 +235,7 @@ fn every_op<B: Backend>(b: &B) {
             len: 7,
             max_norm: 1.0,
             grads: View::first(s, l.of("grads", 7)),
-            told: None,
+            known: None,
             control: ViewMut::first(&mut control, l.of("control", CONTROL)),
         })
     });
@@ -405,7 +405,7 @@ fn sizes_that_cannot_work_are_refused() {
     let (a, s, i) = (act(&b), acc(&b), b.zeros_idx(LEN).unwrap());
     let mut qkv = act(&b);
     let odd = b.rope_fwd(Rope {
-        dims: RopeDims { tokens: 1, heads: 1, still: 0, head_dim: 3, positions: 1 },
+        dims: RopeDims { tokens: 1, heads: 1, unrotated_heads: 0, head_dim: 3, positions: 1 },
         positions: View::first(&i, 1),
         cos: View::first(&s, 1),
         sin: View::first(&s, 1),
@@ -428,7 +428,7 @@ fn sizes_that_cannot_work_are_refused() {
         len: 1,
         max_norm: 0.0,
         grads: View::first(&s, 1),
-        told: None,
+        known: None,
         control: ViewMut::first(&mut control, CONTROL),
     });
     assert!(matches!(zero, Err(Error::Contract { what: "max_norm", .. })), "{zero:?}");
@@ -436,8 +436,8 @@ fn sizes_that_cannot_work_are_refused() {
         len: 1,
         max_norm: 1.0,
         grads: View::first(&s, 1),
-        told: Some(Told { range: 0..2, norms: View::first(&s, 1) }),
+        known: Some(KnownNorms { range: 0..2, norms: View::first(&s, 1) }),
         control: ViewMut::first(&mut control, CONTROL),
     });
-    assert!(matches!(beyond, Err(Error::Contract { what: "told", .. })), "{beyond:?}");
+    assert!(matches!(beyond, Err(Error::Contract { what: "known", .. })), "{beyond:?}");
 }

@@ -176,7 +176,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     let angles = normal("angles", 50 * 8, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
     let (d, positions) =
-        (RopeDims { tokens: 25, heads: 3, still: 1, head_dim: 16, positions: 50 }, indices("p", 25, 50));
+        (RopeDims { tokens: 25, heads: 3, unrotated_heads: 1, head_dim: 16, positions: 50 }, indices("p", 25, 50));
     all.push(("rope", runs::rope(on, d, &positions, (&cos, &sin), &normal("qkv", 25 * 64, 1.0), false)));
     let d = GluDims { tokens: 9, intermediate: 40 };
     let (gate_up, dact) = (normal("gu", 720, 2.0), normal("dact", 360, 1.0));

@@ -1,13 +1,14 @@
-//! Composite ops as the ops they are made of: what a backend runs that has nothing better for the whole, and what one that has
-//! must agree with. Every call is an op of its own, checked and timed as such.
+//! Composite ops as sequences of other ops. A backend runs the sequence unless it has a fused
+//! implementation, which must then agree with the sequence. Each op of the sequence is checked and
+//! timed as a call of its own.
 
 use super::Backend;
 use super::contract::*;
 use crate::Result;
 
-/// [`Backend::head_preference`] in five calls, four where the gradient of the scores is given. The head's logits are computed
-/// twice.
-pub fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) -> Result<()> {
+/// [`Backend::head_preference`] as five ops, or four if the gradient of the scores is given.
+/// Computes the head's logits twice.
+pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) -> Result<()> {
     let (dims, rows, seqs, reduce) = (a.dims, a.dims.rows, a.seqs, a.reduce);
     on.head_logprob_fwd(HeadLogprobFwd {
         dims,
@@ -26,7 +27,7 @@ pub fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) -> Resu
         offsets: a.seq_offsets,
         sums: a.score.reborrow(),
     })?;
-    let given = match a.comparison {
+    let given_dscore = match a.comparison {
         Some(comparison) => {
             on.preference_fwd(comparison.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
             None
@@ -37,7 +38,7 @@ pub fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) -> Resu
         rows,
         seqs,
         reduce,
-        dsums: given.unwrap_or(a.dscore.as_view()),
+        dsums: given_dscore.unwrap_or(a.dscore.as_view()),
         offsets: a.seq_offsets,
         dvalues: a.dlogp.reborrow(),
     })?;

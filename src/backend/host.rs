@@ -1,5 +1,5 @@
-//! Host memory of the backends whose buffers are vectors: allocation that fails with an error instead of ending the
-//! process, and copies in and out.
+//! Host memory for the backends that store buffers as vectors: copies in and out, and allocation
+//! that returns an error instead of ending the process.
 
 use bytemuck::Zeroable;
 use bytemuck::allocation::try_zeroed_vec;
@@ -8,9 +8,9 @@ use super::contract::expect_len;
 use super::{View, ViewMut};
 use crate::{Error, Result};
 
-/// A zeroed vector. Its memory comes zeroed from the system, so that what is set aside for the largest batch and never
-/// used costs nothing. [`Error::Memory`] when the system does not give the memory; sizes come from configurations and
-/// batches, so this is reachable from input.
+/// Allocates a zeroed vector. The memory comes zeroed from the system, so the unused part of a
+/// buffer for the largest batch costs nothing. Returns [`Error::Memory`] if the allocation fails.
+/// Sizes come from configurations and batches, so a user's input can cause this error.
 pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     try_zeroed_vec(len).map_err(|()| {
         let mib = len as f64 * size_of::<T>() as f64 / f64::from(1 << 20);
@@ -20,14 +20,14 @@ pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     })
 }
 
-/// Bytes of memory that the system can give without swapping, where it says so (Linux).
+/// Bytes of memory that the system can provide without swapping, if it reports them (Linux).
 pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Fills a view from a slice of equal length.
+/// Copies a slice to a view of equal length.
 pub fn write<T: Copy>(to: ViewMut<'_, Vec<T>>, source: &[T]) -> Result<()> {
     expect_len("write", "source", source.len(), to.len)?;
     to.into_slice().copy_from_slice(source);
@@ -41,14 +41,14 @@ pub fn read<T: Copy>(from: View<'_, Vec<T>>, to: &mut [T]) -> Result<()> {
     Ok(())
 }
 
-/// A batch between host and buffers that are host memory too.
+/// Staging buffer of a backend with buffers in host memory.
 pub struct Inlet<T> {
     indices: Vec<i32>,
     numbers: Vec<T>,
 }
 
 impl<T: Zeroable + Copy> Inlet<T> {
-    /// Room for so many indices and numbers.
+    /// Allocates space for `indices` indices and `numbers` numbers.
     pub fn new(indices: usize, numbers: usize) -> Result<Self> {
         let mut inlet = Self { indices: zeros(indices)?, numbers: zeros(numbers)? };
         inlet.indices.clear();
@@ -56,7 +56,7 @@ impl<T: Zeroable + Copy> Inlet<T> {
         Ok(inlet)
     }
 
-    /// Keeps a batch.
+    /// Stores a batch; `round` converts its numbers to the precision of the backend.
     pub fn send(&mut self, indices: &[i32], numbers: &[f64], round: impl Fn(f64) -> T) -> Result<()> {
         self.indices.clear();
         self.indices.extend_from_slice(indices);
@@ -65,11 +65,16 @@ impl<T: Zeroable + Copy> Inlet<T> {
         Ok(())
     }
 
-    /// Copies the batch into the begin of buffers.
+    /// Copies the stored batch to the start of the buffers.
     pub fn receive(&self, indices: &mut [i32], numbers: &mut [T]) -> Result<()> {
-        let room = (indices.len() >= self.indices.len(), numbers.len() >= self.numbers.len());
-        if room != (true, true) {
-            return Err(Error::Runtime("a batch was received into buffers that are too short for it".into()));
+        if indices.len() < self.indices.len() || numbers.len() < self.numbers.len() {
+            return Err(Error::Runtime(format!(
+                "a batch of {} indices and {} numbers does not fit into buffers of {} and {}",
+                self.indices.len(),
+                self.numbers.len(),
+                indices.len(),
+                numbers.len()
+            )));
         }
         indices[..self.indices.len()].copy_from_slice(&self.indices);
         numbers[..self.numbers.len()].copy_from_slice(&self.numbers);
@@ -77,10 +82,11 @@ impl<T: Zeroable + Copy> Inlet<T> {
     }
 }
 
-/// Copies a view into elements of an outlet from `at` on.
+/// Copies a view to an outlet, starting at element `at`.
 pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, outlet: &mut [T], at: usize) -> Result<()> {
     let Some(to) = outlet.get_mut(at..at + from.len) else {
-        return Err(Error::Runtime(format!("{} results at {at} of an outlet of {}", from.len, outlet.len())));
+        let message = format!("{} results at element {at} do not fit into an outlet of {}", from.len, outlet.len());
+        return Err(Error::Runtime(message));
     };
     to.copy_from_slice(from.slice());
     Ok(())
@@ -91,8 +97,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_that_is_not_there_is_an_error_with_its_exit_code() {
-        // More bytes than an address space has, so no system grants it.
+    fn failed_allocation_is_an_error_with_its_exit_code() {
+        // More bytes than an address space holds, so the allocation fails on every system.
         let error = zeros::<f32>(usize::MAX / 8).unwrap_err();
         assert_eq!(error.exit_code(), 7);
         assert!(error.to_string().contains("--per-device-train-batch-size"), "{error}");

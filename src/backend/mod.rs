@@ -1,23 +1,31 @@
-//! The list of operations, written once, and the backends that run it.
+//! The list of operations and the backends that execute it.
 //!
-//! An op is a struct of named arguments in [`contract`] (shapes beside every field, checks, bytes, FLOPs, tolerance)
-//! and one line in the list below. The line becomes two trait methods: `op`, provided, checks the contract and calls
-//! `op_impl`, which each backend implements and which may rely on the checks. A missing op is a compile error, and so
-//! is a buffer of another backend.
+//! An op is a struct of named arguments in [`contract`] and one line in the list below. The
+//! contract documents the shape of every buffer and holds the checks, the bytes and FLOPs of a call
+//! and the tolerance. Two trait methods are generated from each line:
 //!
-//! Composites are ops that others add up to ([`composite`]). Every backend has them; one that can do better than call after
-//! call overrides `composite_impl`.
+//! - `op`, provided: checks the contract, calls `op_impl`, and times the call if the backend has a
+//!   probe.
+//! - `op_impl`, required: the implementation of a backend. It may rely on the checks.
 //!
-//! | backend | Act / Acc | what it is |
+//! A backend without an implementation of an op does not compile. Neither does an op call that
+//! takes a buffer of another backend.
+//!
+//! A composite is an op that equals a sequence of other ops (`composite.rs`). Every backend runs
+//! that sequence by default. A backend with something faster, such as one fused kernel, overrides
+//! `composite_impl`.
+//!
+//! | backend | Act / Acc | purpose |
 //! |---|---|---|
-//! | [`reference::Reference`] | f64 / f64 | serial textbook loops: the oracle, never optimised |
-//! | [`cpu::Cpu`] | f32 / f32 | rayon and the gemm crate: what a machine without a GPU runs |
-//! | [`kernels::Kernels`] | f32 or bf16 / f32 | the CUDA kernels of `kernels/`, on a GPU or on the emulator |
+//! | [`reference::Reference`] | f64 / f64 | the oracle: serial textbook loops, never optimised |
+//! | [`cpu::Cpu`] | f32 / f32 | machines without a GPU: rayon and the gemm crate |
+//! | [`kernels::Kernels`] | f32 or bf16 / f32 | CUDA kernels, on a GPU or on the emulator |
 //!
-//! Execution may be asynchronous: an op enqueues, a `read_*` waits. No op returns a value to the host, allocates a
-//! caller-visible buffer or needs a number that only the device knows, so a step can be captured and replayed.
+//! Execution may be asynchronous: an op enqueues its work, a `read_*` waits for it. No op returns a
+//! value to the host, allocates a caller-visible buffer or needs a number that only the device
+//! knows. A training step can therefore be captured and replayed.
 
-pub mod composite;
+mod composite;
 pub mod contract;
 pub mod cpu;
 mod host;
@@ -37,45 +45,46 @@ macro_rules! backend {
     (
         $($(#[$doc:meta])* $op:ident, $op_impl:ident: $Args:ident;)*
         => composites:
-        $($(#[$whole_doc:meta])* $whole:ident, $whole_impl:ident, $is_one_op:ident: $Whole:ident;)*
+        $($(#[$composite_doc:meta])* $composite:ident, $composite_impl:ident, $is_fused:ident: $Composite:ident;)*
     ) => {
-        /// Memory and operations of one kind of device. Precision belongs to the backend: `Act` holds weights and
-        /// activations, `Acc` log-probs, losses, statistics, weight gradients and optimiser state, `Idx` token ids
-        /// and offsets (i32).
+        /// Memory and operations of one kind of device. The backend decides the precision: `Act`
+        /// holds weights and activations; `Acc` holds log-probs, losses, statistics, weight
+        /// gradients and optimiser state; `Idx` holds token ids and offsets (i32).
         pub trait Backend: Sized + Sync {
             type Act: Buffer + Send + Sync;
             type Acc: Buffer + Send + Sync;
             type Idx: Buffer + Send + Sync;
-            /// A batch on its way to the device.
+            /// Staging buffer for the copy of a batch to the device.
             type Inlet: Send;
-            /// Results on their way to the host.
+            /// Staging buffer for the copy of results to the host.
             type Outlet: Send;
-            /// Recorded ops.
+            /// Recorded ops: a CUDA graph on a GPU.
             type Graph: Send;
-            /// A moment in the order of the ops.
+            /// Timestamp in the sequence of ops: a CUDA event on a GPU.
             type Stamp: Send;
 
-            /// Whether the host goes on while ops run.
+            /// Whether ops return to the host before their work is done.
             const ASYNCHRONOUS: bool;
-            /// Name in logs and reports.
+            /// Name of the backend in logs and reports.
             const NAME: &'static str;
-            /// Storage of `Act` and `Acc`, for tolerances and byte counts.
+            /// Element types of `Act` and `Acc`, for tolerances and byte counts.
             const PRECISION: Precision;
-            /// Version of the bits of forward results: raised with every change that alters one, so that values
-            /// stored by an earlier version are not mixed with new ones.
+            /// Version of the bits of forward results. A change that alters any bit raises it, so
+            /// that values cached by an earlier version are not mixed with new ones.
             const NUMERICS: u32;
 
-            /// Where op calls are timed, if anywhere.
+            /// Times and costs by op, if op calls are timed.
             fn probe(&self) -> Option<&Probe> {
                 None
             }
 
-            /// The begin of an op that is timed; none where no op is.
+            /// Timestamp of the start of an op call; `None` if the call is not timed.
             fn moment(&self) -> Result<Option<Self::Stamp>> {
                 self.probe().map(|_| self.stamp()).transpose()
             }
 
-            /// Notes an op that began at a moment and whose work has been enqueued by now.
+            /// Adds a call of the op with index `op` to the probe. The call started at `from` and
+            /// has been enqueued completely.
             fn observe(&self, op: usize, cost: Cost, from: Self::Stamp) -> Result<()> {
                 let Some(probe) = self.probe() else { return Ok(()) };
                 let to = self.stamp()?;
@@ -83,78 +92,82 @@ macro_rules! backend {
                 Ok(())
             }
 
-            /// Sums by op since the last call of this; waits for the ops they are of.
+            /// Times and costs by op since the previous call of this function. Waits for the ops.
             fn op_times(&self) -> Result<Vec<OpTime>> {
                 Ok(self.probe().map(|probe| probe.take()).unwrap_or_default())
             }
 
-            /// Bytes of memory that can still be had, where that is known.
+            /// Free memory in bytes, if known.
             fn memory_free(&self) -> Option<u64> {
                 None
             }
-            /// What the management library knows the card by (`GPU-...`); none where there is no card.
+            /// NVML UUID of the GPU (`GPU-...`), if any.
             fn hardware_id(&self) -> Option<String> {
                 None
             }
-            /// The device of a backend that runs kernels.
+            /// Device properties, if the backend runs kernels.
             fn kernel_properties(&self) -> Option<&kernels::device::Properties> {
                 None
             }
-            /// Sets aside so many bytes of memory for what ops hold within a call. Nothing where ops see to it themselves.
+            /// Preallocates `bytes` of op workspace; no-op by default.
             fn reserve_workspace(&self, _bytes: usize) -> Result<()> {
                 Ok(())
             }
-            /// Most head rows that [`Backend::head_preference`] works on at once, for a head of this `hidden` and `vocab`. A
-            /// batch with more is cut by [`chunks_of`], and then what is enqueued depends on where its groups end, so it
-            /// must not be recorded for another batch. With no more rows, groups change nothing.
+            /// Maximum number of head rows that [`Backend::head_preference`] processes at once, for
+            /// a head of this `hidden` and `vocab`. A batch with more rows is split by
+            /// [`chunks_of`]. Its ops then depend on where the groups end and must not be replayed
+            /// for another batch. For a batch without more rows the groups have no effect.
             fn head_rows_at_once(&self, _dims: HeadDims) -> usize {
                 usize::MAX
             }
 
-            /// A zeroed buffer of activations or weights.
+            /// Allocates a zeroed buffer of activations or weights.
             fn zeros_act(&self, len: usize) -> Result<Self::Act>;
-            /// A zeroed buffer of statistics, gradients or optimiser state.
+            /// Allocates a zeroed buffer of statistics, gradients or optimiser state.
             fn zeros_acc(&self, len: usize) -> Result<Self::Acc>;
-            /// A zeroed buffer of indices.
+            /// Allocates a zeroed buffer of indices.
             fn zeros_idx(&self, len: usize) -> Result<Self::Idx>;
 
-            /// Host to device, rounded to the precision of `Act`. `source.len()` equals the view's length.
+            /// Copies to the device, rounded to the precision of `Act`. `source.len()` must equal
+            /// the view's length, here and in the other copies.
             fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()>;
-            /// Host to device, rounded to the precision of `Acc`.
+            /// Copies to the device, rounded to the precision of `Acc`.
             fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()>;
-            /// Host to device.
+            /// Copies indices to the device.
             fn write_idx(&self, to: ViewMut<'_, Self::Idx>, source: &[i32]) -> Result<()>;
-            /// Device to host, exact; waits for the work that produces it.
+            /// Copies to the host, exactly. Waits for the ops that produce the values.
             fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
-            /// Device to host, exact; waits for the work that produces it.
+            /// Copies to the host, exactly. Waits for the ops that produce the values.
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
 
-            /// Room for a batch of so many indices and numbers.
+            /// Allocates a staging buffer for a batch of `indices` indices and `numbers` numbers.
             fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet>;
-            /// Starts bringing a batch to the device beside the work that is under way. Waits for the last batch of this
-            /// inlet to be there, and for nothing else.
+            /// Starts the copy of a batch to the device, concurrent with the ops in flight. Waits
+            /// only until the previous batch of this inlet has arrived.
             fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()>;
-            /// Enqueues putting the batch that was sent into the begin of buffers.
+            /// Enqueues the copy of the sent batch to the start of the buffers.
             fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()>;
-            /// Room for so many results.
+            /// Allocates a staging buffer for `len` results.
             fn outlet(&self, len: usize) -> Result<Self::Outlet>;
-            /// Enqueues bringing a view to the host, into elements of the outlet from `at` on.
+            /// Enqueues the copy of a view to the outlet, starting at element `at`.
             fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()>;
-            /// The first results of an outlet, exact. Waits for those that were fetched, and not for work enqueued since.
+            /// Copies the first `to.len()` results of an outlet, exactly. Waits for the fetches,
+            /// but not for ops enqueued after them.
             fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()>;
 
-            /// Enqueues taking the time, which passes when the ops enqueued before are done.
+            /// Enqueues a timestamp. Its time is when the ops enqueued before it are done.
             fn stamp(&self) -> Result<Self::Stamp>;
-            /// Seconds from one moment to a later one. Waits for the later.
+            /// Seconds from timestamp `from` to the later timestamp `to`. Waits for `to`.
             fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
-            /// Records the ops that `work` calls instead of running them. `None`, and `work` is not called, where that
-            /// cannot be. Fails when `work` does, or when it waits, allocates or copies to or from the host.
+            /// Records the ops that `work` calls instead of running them (CUDA graph capture).
+            /// Returns `None` without calling `work` if the backend cannot record. Fails if `work`
+            /// fails, waits, allocates, or copies between host and device.
             fn record(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {
                 Ok(None)
             }
-            /// Enqueues recorded ops. False, and nothing is done, when any buffer has been freed since they were recorded:
-            /// they are then to be recorded anew.
+            /// Enqueues recorded ops. Returns false and does nothing if any buffer has been freed
+            /// since they were recorded; the caller must then record them again.
             fn replay(&self, _graph: &Self::Graph) -> Result<bool> {
                 Ok(false)
             }
@@ -168,102 +181,114 @@ macro_rules! backend {
                     self.$op_impl(args)?;
                     self.observe(Op::$op as usize, cost, from)
                 }
-                #[doc = concat!("Body of [`Backend::", stringify!($op), "`]; its contract has been checked.")]
+                #[doc = concat!("Implementation of [`Backend::", stringify!($op), "`]; the contract has been checked.")]
                 fn $op_impl(&self, args: $Args<'_, Self>) -> Result<()>;
             )*
 
             $(
-                $(#[$whole_doc])*
-                fn $whole(&self, args: $Whole<'_, Self>) -> Result<()> {
+                $(#[$composite_doc])*
+                fn $composite(&self, args: $Composite<'_, Self>) -> Result<()> {
                     args.check()?;
-                    let from = if self.$is_one_op(&args) { self.moment()? } else { None };
-                    let Some(from) = from else { return self.$whole_impl(args) };
+                    let from = if self.$is_fused(&args) { self.moment()? } else { None };
+                    let Some(from) = from else { return self.$composite_impl(args) };
                     let cost = args.cost();
-                    self.$whole_impl(args)?;
-                    self.observe(Op::$whole as usize, cost, from)
+                    self.$composite_impl(args)?;
+                    self.observe(Op::$composite as usize, cost, from)
                 }
-                #[doc = concat!("Body of [`Backend::", stringify!($whole), "`]; its contract has been checked. One ")]
-                #[doc = "that does not run a call as one op falls back to the ops the call is made of."]
-                fn $whole_impl(&self, args: $Whole<'_, Self>) -> Result<()> {
-                    composite::$whole(self, args)
+                #[doc = concat!("Implementation of [`Backend::", stringify!($composite), "`]; the contract has been ")]
+                #[doc = "checked. By default, runs the sequence of ops that the composite equals."]
+                fn $composite_impl(&self, args: $Composite<'_, Self>) -> Result<()> {
+                    composite::$composite(self, args)
                 }
-                #[doc = concat!("Whether [`Backend::", stringify!($whole_impl), "`] runs this call as one op, which is ")]
-                #[doc = "then timed under its own name; else the ops it is made of are timed under theirs."]
-                fn $is_one_op(&self, _args: &$Whole<'_, Self>) -> bool {
+                #[doc = concat!("Whether [`Backend::", stringify!($composite_impl), "`] runs this call as one fused op, ")]
+                #[doc = "which is timed under its own name. Otherwise the ops of the sequence are timed under theirs."]
+                fn $is_fused(&self, _args: &$Composite<'_, Self>) -> bool {
                     false
                 }
             )*
         }
 
-        /// Places of the ops in the list.
+        /// Indices of the ops in [`OPS`].
         #[allow(non_camel_case_types)]
         enum Op {
             $($op,)*
-            $($whole),*
+            $($composite),*
         }
 
-        /// Names of all ops, in the order of the list; composites come last.
-        pub const OPS: &[&str] = &[$(stringify!($op),)* $(stringify!($whole)),*];
+        /// Names of all ops in the order of the list, composites last.
+        pub const OPS: &[&str] = &[$(stringify!($op),)* $(stringify!($composite)),*];
     };
 }
 
+// The ops. A line holds the trait method, its `_impl` method and the argument struct, which
+// documents the shape and meaning of every buffer.
+//
+// Formulas: t is a token, r a head row, s a sequence and v a vocabulary entry; `(+)=` overwrites or
+// adds, as the argument `write` says; gradients are `d` and the name of the variable. NT, NN and TN
+// tell which operand of a GEMM is transposed, as in BLAS.
 backend! {
-    /// `x[t] = table[ids[t]]`.
+    /// Gathers rows of the embedding table: `x[t] = table[ids[t]]`.
     embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
-    /// `dtable[v] = sum of dx[t] over tokens t with id v`, in ascending t.
+    /// Gradient of the table: `dtable[v] (+)= sum of dx[t] over t with id v`, in ascending t.
     embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
-    /// `sum = x + residual; y = sum / rms(sum) * weight` (RMSNorm, arXiv 1910.07467).
+    /// RMSNorm (arXiv 1910.07467) of a sum: `sum = x + residual; y = sum / rms(sum) * weight`.
     norm_fwd, norm_fwd_impl: NormFwd;
-    /// Gradient of [`Backend::norm_fwd`] for its sum and its weight.
+    /// Gradient of [`Backend::norm_fwd`] with respect to the sum and the weight.
     norm_bwd, norm_bwd_impl: NormBwd;
-    /// `y = x weightᵀ + bias + residual` (NT).
+    /// Linear layer: `y = x weightᵀ + bias + residual` (NT).
     linear_fwd, linear_fwd_impl: LinearFwd;
-    /// `dx = dy weight` (NN).
+    /// Input gradient of a linear layer: `dx (+)= dy weight` (NN).
     linear_bwd_input, linear_bwd_input_impl: LinearBwdInput;
-    /// `dweight = dyᵀ x` (TN).
+    /// Weight gradient of a linear layer: `dweight (+)= dyᵀ x` (TN); optionally its patch norms.
     linear_bwd_weight, linear_bwd_weight_impl: LinearBwdWeight;
-    /// `dbias = column sums of dy`.
+    /// Bias gradient of a linear layer: `dbias (+)= column sums of dy`.
     bias_bwd, bias_bwd_impl: BiasBwd;
-    /// Rotates queries and keys by their positions, half-split layout (RoPE, arXiv 2104.09864).
+    /// RoPE (arXiv 2104.09864): rotates queries and keys by their positions, in place.
     rope_fwd, rope_fwd_impl: Rope;
-    /// Rotates gradients back.
+    /// Gradient of [`Backend::rope_fwd`]: the inverse rotation of the gradients, in place.
     rope_bwd, rope_bwd_impl: Rope;
-    /// `act = silu(gate) * up` (SwiGLU, arXiv 2002.05202).
+    /// SwiGLU (arXiv 2002.05202): `act = silu(gate) * up`.
     glu_fwd, glu_fwd_impl: GluFwd;
-    /// Gradient of [`Backend::glu_fwd`].
+    /// Gradient of [`Backend::glu_fwd`] with respect to gate and up.
     glu_bwd, glu_bwd_impl: GluBwd;
-    /// `act = silu(gate) * up` with gate and up from one product (NT), which are stored where asked for.
+    /// Linear layer to gate and up (NT) with SwiGLU as epilogue; stores gate and up on request.
     linear_glu_fwd, linear_glu_fwd_impl: LinearGluFwd;
-    /// Gradient of gate and up from that of the down projection's result (NN).
+    /// Input gradient of the down projection (NN) with the gradient of SwiGLU as epilogue: from
+    /// `dy` to the gradients of gate and up.
     linear_glu_bwd, linear_glu_bwd_impl: LinearGluBwd;
-    /// Grouped-query softmax attention over prefix trees.
+    /// Causal grouped-query softmax attention over prefix trees.
     attention_fwd, attention_fwd_impl: AttentionFwd;
-    /// Gradient of [`Backend::attention_fwd`].
+    /// Gradient of [`Backend::attention_fwd`] with respect to queries, keys and values.
     attention_bwd, attention_bwd_impl: AttentionBwd;
-    /// `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]`, and the row's logsumexp; logits are never stored.
+    /// Vocabulary head: `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]` and the row's
+    /// logsumexp; never stores the logits.
     head_logprob_fwd, head_logprob_fwd_impl: HeadLogprobFwd;
-    /// Gradient of [`Backend::head_logprob_fwd`]; recomputes logits in chunks.
+    /// Gradient of [`Backend::head_logprob_fwd`] with respect to the hidden rows and, unless it is
+    /// frozen, the head; recomputes the logits in chunks.
     head_logprob_bwd, head_logprob_bwd_impl: HeadLogprobBwd;
-    /// Log-softmax and gather over stored logits: the oracle of the head.
+    /// Log-softmax and gather over stored logits: the oracle of [`Backend::head_logprob_fwd`].
     logprob_fwd, logprob_fwd_impl: LogprobFwd;
-    /// Gradient of [`Backend::logprob_fwd`], written over the logits.
+    /// Gradient of [`Backend::logprob_fwd`]; overwrites the logits.
     logprob_bwd, logprob_bwd_impl: LogprobBwd;
-    /// `score[s] = hidden[rows[s]] · weight`.
+    /// Scalar reward head: `score[s] = hidden[rows[s]] · weight`.
     reward_head_fwd, reward_head_fwd_impl: RewardHeadFwd;
-    /// Gradient of [`Backend::reward_head_fwd`].
+    /// Gradient of [`Backend::reward_head_fwd`] with respect to the hidden rows and the weight.
     reward_head_bwd, reward_head_bwd_impl: RewardHeadBwd;
-    /// Sum or mean of each sequence's rows, in ascending row order.
+    /// Sum or mean of the values of each sequence's rows, in ascending row order.
     segment_sum_fwd, segment_sum_fwd_impl: SegmentSumFwd;
     /// Gradient of [`Backend::segment_sum_fwd`].
     segment_sum_bwd, segment_sum_bwd_impl: SegmentSumBwd;
-    /// Comparison losses over sequence scores, the gradient of every score, and sums per kind.
+    /// Comparison losses over sequence scores: the losses, the gradient of every score, and sums
+    /// per comparison kind.
     preference_fwd, preference_fwd_impl: PreferenceFwd;
-    /// Global gradient norm in a fixed order, the clip factor, and whether the step is finite.
+    /// Global gradient norm in a fixed order of summation, the clip factor, and whether the
+    /// gradient is finite.
     grad_norm, grad_norm_impl: GradNorm;
-    /// AdamW with decoupled decay (arXiv 1711.05101), skipped on the device when the gradient is not finite.
+    /// AdamW with decoupled weight decay (arXiv 1711.05101); the device skips the update if the
+    /// gradient is not finite.
     adamw, adamw_impl: AdamW;
 
     => composites:
-    /// Vocabulary head, comparison losses and the head's gradient: from hidden rows to their gradient.
+    /// Vocabulary head, comparison losses and the gradients of both: from hidden rows to `dhidden`.
     head_preference, head_preference_impl, fuses_head_preference: HeadPreference;
 }

@@ -1,5 +1,6 @@
-//! Time and cost by op. A backend that holds a [`Probe`] adds up every op call; one without pays a single comparison.
-//! Times lie between two moments in the order of the ops: on a GPU between two events, elsewhere between call and return.
+//! Time and cost by op. A backend with a [`Probe`] sums up every op call; a backend without one
+//! pays a single comparison per call. A time is the difference of two timestamps: two CUDA events
+//! on a GPU, call and return elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use super::OPS;
 use super::contract::Cost;
 
-/// Sums by op, in the order of [`OPS`].
+/// Sums of time and cost by op, in the order of [`OPS`].
 #[derive(Debug)]
 pub struct Probe {
     counters: Vec<Counters>,
@@ -21,7 +22,7 @@ struct Counters {
     flops: AtomicU64,
 }
 
-/// What an op has done since the last [`Probe::take`].
+/// Calls, time and cost of an op since the previous [`Probe::take`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OpTime {
     pub op: &'static str,
@@ -37,7 +38,7 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// Adds one call of the op at `index` of [`OPS`].
+    /// Adds one call of the op `OPS[index]`.
     pub(super) fn add(&self, index: usize, elapsed: Duration, cost: Cost) {
         let c = &self.counters[index];
         let nanoseconds = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
@@ -48,7 +49,7 @@ impl Probe {
         }
     }
 
-    /// The sums of every op that was called, and a fresh start.
+    /// Returns the sums of every op that was called and resets them.
     pub fn take(&self) -> Vec<OpTime> {
         let swap = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
         let times = OPS.iter().zip(&self.counters).map(|(op, c)| OpTime {
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_add_up_and_are_taken_once() {
+    fn calls_are_summed_and_returned_once() {
         let probe = Probe::default();
         assert!(probe.take().is_empty());
         let cost = Cost { bytes: 3, flops: 5 };

@@ -1,12 +1,13 @@
-//! Views of device buffers: a buffer, where to start, how many elements. Ops take views, never whole buffers, so one
-//! allocation can hold a whole model (`params`), and a workspace buffer larger than the current batch needs no copy.
+//! Views of device buffers: a buffer, a start and a number of elements. Ops take views, never whole
+//! buffers. One allocation can therefore hold a whole model (`params`), and a workspace buffer
+//! larger than the current batch needs no copy.
 
-/// A one-dimensional buffer of a backend. How its elements are stored is the backend's business.
+/// One-dimensional buffer of a backend, which decides how its elements are stored.
 pub trait Buffer {
     /// Number of elements.
     fn len(&self) -> usize;
 
-    /// True for a buffer without elements.
+    /// Whether the buffer has no elements.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -18,7 +19,7 @@ impl<T> Buffer for Vec<T> {
     }
 }
 
-/// Read access to `len` elements of a buffer from `start` on.
+/// Read access to the elements `start..start + len` of a buffer.
 #[derive(Debug)]
 pub struct View<'a, T> {
     pub buffer: &'a T,
@@ -34,7 +35,7 @@ impl<T> Clone for View<'_, T> {
 
 impl<T> Copy for View<'_, T> {}
 
-/// Write access to `len` elements of a buffer from `start` on.
+/// Write access to the elements `start..start + len` of a buffer.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {
     pub buffer: &'a mut T,
@@ -43,71 +44,76 @@ pub struct ViewMut<'a, T> {
 }
 
 impl<'a, T: Buffer> View<'a, T> {
-    /// Elements `start..start + len`. A range outside the buffer is a defect of the program, not of its input.
+    /// View of the elements `start..start + len`. Panics if the range exceeds the buffer, which is
+    /// a defect of the program and not of its input.
     pub fn new(buffer: &'a T, start: usize, len: usize) -> Self {
-        assert!(start + len <= buffer.len(), "view {start}+{len} outside a buffer of {}", buffer.len());
+        assert!(start + len <= buffer.len(), "view of {len} elements at {start} exceeds a buffer of {}", buffer.len());
         Self { buffer, start, len }
     }
 
-    /// The first `len` elements.
+    /// View of the first `len` elements.
     pub fn first(buffer: &'a T, len: usize) -> Self {
         Self::new(buffer, 0, len)
     }
 
-    /// Elements `start..start + len` of this view.
+    /// View of the elements `start..start + len` of this view. Panics if the range exceeds the
+    /// view.
     pub fn part(self, start: usize, len: usize) -> Self {
-        assert!(start + len <= self.len, "part {start}+{len} outside a view of {}", self.len);
+        assert!(start + len <= self.len, "part of {len} elements at {start} exceeds a view of {}", self.len);
         Self { start: self.start + start, len, ..self }
     }
 }
 
 impl<'a, T: Buffer> ViewMut<'a, T> {
-    /// Elements `start..start + len`.
+    /// View of the elements `start..start + len`. Panics if the range exceeds the buffer.
     pub fn new(buffer: &'a mut T, start: usize, len: usize) -> Self {
-        assert!(start + len <= buffer.len(), "view {start}+{len} outside a buffer of {}", buffer.len());
+        assert!(start + len <= buffer.len(), "view of {len} elements at {start} exceeds a buffer of {}", buffer.len());
         Self { buffer, start, len }
     }
 
-    /// The first `len` elements.
+    /// View of the first `len` elements.
     pub fn first(buffer: &'a mut T, len: usize) -> Self {
         Self::new(buffer, 0, len)
     }
 
-    /// The same elements for one of several calls.
+    /// View of the same elements for one of several op calls.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { buffer: &mut *self.buffer, start: self.start, len: self.len }
     }
 
-    /// Elements `start..start + len` of this view.
+    /// View of the elements `start..start + len` of this view. Panics if the range exceeds the
+    /// view.
     pub fn part(self, start: usize, len: usize) -> Self {
-        assert!(start + len <= self.len, "part {start}+{len} outside a view of {}", self.len);
+        assert!(start + len <= self.len, "part of {len} elements at {start} exceeds a view of {}", self.len);
         Self { start: self.start + start, len, ..self }
     }
 
-    /// The same elements for reading.
+    /// Read-only view of the same elements.
     pub fn as_view(&self) -> View<'_, T> {
         View { buffer: self.buffer, start: self.start, len: self.len }
     }
 }
 
 impl<'a, T> View<'a, Vec<T>> {
-    /// The elements, for backends whose buffers are vectors.
+    /// Slice of the elements, for backends that store buffers as vectors.
     pub fn slice(&self) -> &'a [T] {
         &self.buffer[self.start..self.start + self.len]
     }
 }
 
 impl<'a, T> ViewMut<'a, Vec<T>> {
-    /// The elements, for backends whose buffers are vectors.
-    pub fn into_slice(self) -> &'a mut [T] {
+    /// Mutable slice of the elements, for backends that store buffers as vectors.
+    pub(crate) fn into_slice(self) -> &'a mut [T] {
         &mut self.buffer[self.start..self.start + self.len]
     }
 }
 
-/// What an op does with the former contents of an output: gradients of the first micro-batch overwrite, those of
-/// the others are added.
+/// Treatment of the previous contents of an output (gradient accumulation): the gradients of the
+/// first micro-batch overwrite them, the gradients of later micro-batches are added to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
+    /// Replaces the previous contents.
     Overwrite,
+    /// Adds to the previous contents.
     Add,
 }

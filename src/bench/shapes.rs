@@ -227,7 +227,13 @@ fn body(m: &Sizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
         add("embedding", Embedding::new(backward, dims).into());
         if m.gated {
             let heads = m.heads + m.kv_heads;
-            let dims = RopeDims { tokens, heads, still: m.kv_heads, head_dim: m.head_dim, positions: tokens.min(1024) };
+            let dims = RopeDims {
+                tokens,
+                heads,
+                unrotated_heads: m.kv_heads,
+                head_dim: m.head_dim,
+                positions: tokens.min(1024),
+            };
             add("rotation", Rotation::new(backward, dims).into());
             add("activation", Activation { backward, dims: glu }.into());
         }

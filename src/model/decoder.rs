@@ -94,7 +94,7 @@ impl<B: Backend> Model<B> {
             dims: RopeDims {
                 tokens: inputs.tokens,
                 heads: config.heads + config.kv_heads,
-                still: config.kv_heads,
+                unrotated_heads: config.kv_heads,
                 head_dim: config.head_dim,
                 positions: self.rotary.positions,
             },

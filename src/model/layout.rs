@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::config::ModelConfig;
 use super::tensors::{Role, TensorSpec};
-use crate::backend::contract::{LinearDims, Told};
+use crate::backend::contract::{KnownNorms, LinearDims};
 use crate::backend::{Backend, View};
 
 /// Alignment of tensor groups, in elements.
@@ -147,8 +147,8 @@ impl Layout {
     }
 
     /// The part of the gradient that norms (norms) stand for.
-    pub fn told<'a, B: Backend>(&self, norms: &'a B::Acc) -> Told<'a, B> {
-        Told { range: self.products.clone(), norms: View::first(norms, self.norms) }
+    pub fn known_norms<'a, B: Backend>(&self, norms: &'a B::Acc) -> KnownNorms<'a, B> {
+        KnownNorms { range: self.products.clone(), norms: View::first(norms, self.norms) }
     }
 
     /// True when the vocabulary projection is the embedding table.

@@ -115,12 +115,12 @@ impl<B: Backend> AdamWState<B> {
         })
     }
 
-    /// Clips and applies `grads`, of which `told` is the part whose norm is known; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
+    /// Clips and applies `grads`, with the norms of the range `known`; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
     pub fn update(
         &mut self,
         backend: &B,
         weights: &mut B::Act,
-        (grads, told): (&B::Acc, Option<Told<'_, B>>),
+        (grads, known): (&B::Acc, Option<KnownNorms<'_, B>>),
         learning_rate: f64,
     ) -> Result<()> {
         let s = self.settings;
@@ -129,7 +129,7 @@ impl<B: Backend> AdamWState<B> {
             len: self.len,
             max_norm: if s.max_grad_norm == 0.0 { f64::INFINITY } else { s.max_grad_norm },
             grads: View::first(grads, self.len),
-            told,
+            known,
             control: ViewMut::first(&mut self.control, CONTROL),
         })?;
         backend.adamw(AdamW {

@@ -249,7 +249,7 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
             len,
             max_norm: 1.0,
             grads: View::first(&grads, len),
-            told: Some(policy.layout.told(&norms)),
+            known: Some(policy.layout.known_norms(&norms)),
             control: ViewMut::first(&mut scores, CONTROL),
         })?;
         parts.push((WORKSPACE, backend.scratch_bytes() as u64));

@@ -237,8 +237,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Enqueues a step with its update; does not wait for running work.
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let mut pending = self.enqueue(packed)?;
-        let known_norms = Some(self.policy.layout.told(&self.norms));
-        self.optimizer.update(self.backend, &mut self.policy.weights, (&self.grads, known_norms), learning_rate)?;
+        let known = Some(self.policy.layout.known_norms(&self.norms));
+        self.optimizer.update(self.backend, &mut self.policy.weights, (&self.grads, known), learning_rate)?;
         self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
         Ok(pending)
     }

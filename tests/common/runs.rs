@@ -413,30 +413,30 @@ pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: 
 }
 
 /// Norm of a gradient of which norms stand for a part.
-pub fn grad_norm_told<B: Backend>(
+pub fn grad_norm_known<B: Backend>(
     on: &On<B>,
     max_norm: f64,
     grads: &[f64],
-    told: (Range<usize>, &[f64]),
+    known: (Range<usize>, &[f64]),
     control: &[f64],
 ) -> Outputs {
-    norm_of(on, max_norm, grads, Some(told), control)
+    norm_of(on, max_norm, grads, Some(known), control)
 }
 
 fn norm_of<B: Backend>(
     on: &On<B>,
     max_norm: f64,
     grads: &[f64],
-    told: Option<(Range<usize>, &[f64])>,
+    known: Option<(Range<usize>, &[f64])>,
     control: &[f64],
 ) -> Outputs {
     let (grads, mut control) = (on.acc(grads), on.acc(control));
-    let told = told.map(|(range, norms)| (range, on.acc(norms)));
+    let known = known.map(|(range, norms)| (range, on.acc(norms)));
     let args = GradNorm {
         len: grads.len,
         max_norm,
         grads: grads.view(),
-        told: told.as_ref().map(|(range, norms)| Told { range: range.clone(), norms: norms.view() }),
+        known: known.as_ref().map(|(range, norms)| KnownNorms { range: range.clone(), norms: norms.view() }),
         control: control.view_mut(),
     };
     on.backend.grad_norm(args).unwrap();

@@ -41,7 +41,7 @@ fn nothing<B: Backend>(on: &On<B>) {
     let linear = LinearDims { tokens: 0, inputs: 2, outputs: 3 };
     runs::linear_fwd(on, linear, &[], &weight, None);
     runs::linear_fwd(on, linear, &[], &weight, Some(&BEFORE[..3]));
-    let rope = RopeDims { tokens: 0, heads: 2, still: 1, head_dim: 4, positions: 0 };
+    let rope = RopeDims { tokens: 0, heads: 2, unrotated_heads: 1, head_dim: 4, positions: 0 };
     for back in [false, true] {
         runs::rope(on, rope, &[], (&[], &[]), &[], back);
     }

@@ -97,7 +97,7 @@ pub fn linear() {
 }
 
 /// Two rotated heads and one that stays, positions out of order and repeated.
-const ROPE: RopeDims = RopeDims { tokens: 4, heads: 2, still: 1, head_dim: 6, positions: 9 };
+const ROPE: RopeDims = RopeDims { tokens: 4, heads: 2, unrotated_heads: 1, head_dim: 6, positions: 9 };
 const POSITIONS: [i32; 4] = [0, 8, 3, 3];
 
 fn rotate(qkv: &[f64], back: bool) -> Vec<f64> {

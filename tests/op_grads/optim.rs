@@ -5,7 +5,7 @@ use mapl::backend::{Backend, Write};
 
 use super::difference::{ORACLE, agree, differences};
 use crate::common::normal;
-use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_told};
+use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_known};
 
 const ADAM: Adam = Adam { decayed: 3, beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.1 };
 const RATE: f64 = 0.05;
@@ -55,7 +55,7 @@ pub fn norms_of_patches() {
     }
     let whole: Vec<f64> = [2.0, 3.0].into_iter().chain(dweight.iter().copied()).chain([4.0]).collect();
     let read = grad_norm(&ORACLE, 1.0, &whole, &control(4.0, 2.0));
-    let told = grad_norm_told(&ORACLE, 1.0, &whole, (2..2 + 18 * 37, &norms), &control(4.0, 2.0));
+    let told = grad_norm_known(&ORACLE, 1.0, &whole, (2..2 + 18 * 37, &norms), &control(4.0, 2.0));
     for (read, told) in read[0].1.iter().zip(&told[0].1) {
         assert!((read - told).abs() < 1e-13, "{read} {told}");
     }

@@ -6,14 +6,14 @@ use mapl::backend::contract::*;
 
 #[test]
 fn rotation_forward_and_backward() {
-    for (tokens, heads, still, head_dim) in
+    for (tokens, heads, unrotated_heads, head_dim) in
         [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)]
     {
-        let d = RopeDims { tokens, heads, still, head_dim, positions: 50 };
+        let d = RopeDims { tokens, heads, unrotated_heads, head_dim, positions: 50 };
         let angles = normal("angles", 50 * head_dim / 2, 3.0);
         let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let positions = indices("positions", tokens, 50);
-        let qkv = normal("qkv", tokens * (heads + still) * head_dim, 1.0);
+        let qkv = normal("qkv", tokens * (heads + unrotated_heads) * head_dim, 1.0);
         for back in [false, true] {
             let tolerance = |p, _: &str| Tolerance::dot(p, 2);
             check!(
@@ -27,7 +27,7 @@ fn rotation_forward_and_backward() {
 
 /// A rotation and its inverse, in both orders.
 fn there_and_back<B: Backend>(on: &On<B>) {
-    let d = RopeDims { tokens: 7, heads: 5, still: 2, head_dim: 64, positions: 50 };
+    let d = RopeDims { tokens: 7, heads: 5, unrotated_heads: 2, head_dim: 64, positions: 50 };
     let angles = normal("angles", 50 * 32, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
     let positions = indices("positions", d.tokens, 50);

@@ -1,6 +1,6 @@
 //! Gradient norm and AdamW against the reference; what a gradient that is not finite leaves untouched.
 
-use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_told};
+use crate::common::runs::{Adam, adamw, grad_norm, grad_norm_known};
 use crate::common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -37,16 +37,16 @@ fn norms_stand_for_elements() {
         let control = [1e-3, 4.0, 9.0, 9.0, 0.0, 2.0];
         let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 4);
         let told = || (range.clone(), &norms[..]);
-        check!(format!("{len}, {range:?}"), |on: &_| grad_norm_told(on, 0.5, &grads, told(), &control), tolerance);
+        check!(format!("{len}, {range:?}"), |on: &_| grad_norm_known(on, 0.5, &grads, told(), &control), tolerance);
     }
     each_backend!(exact_told_norm);
 }
 
 fn exact_told_norm<B: Backend>(on: &On<B>) {
-    let control = &grad_norm_told(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[4.0, 0.0, 8.0]), &[0.0; CONTROL])[0].1;
+    let control = &grad_norm_known(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[4.0, 0.0, 8.0]), &[0.0; CONTROL])[0].1;
     assert_eq!((control[CONTROL_NORM], control[CONTROL_APPLY]), (10.0, 1.0));
     for bad in [f64::INFINITY, f64::NAN] {
-        let control = &grad_norm_told(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[0.0, bad]), &[0.0; CONTROL])[0].1;
+        let control = &grad_norm_known(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[0.0, bad]), &[0.0; CONTROL])[0].1;
         assert_eq!((control[CONTROL_APPLY], control[CONTROL_SKIPPED]), (0.0, 1.0));
     }
 }

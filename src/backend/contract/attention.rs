@@ -1,10 +1,11 @@
-//! Contract of attention over prefix trees.
+//! Contracts of attention over prefix trees: sequences with a common prefix share its tokens.
 //!
-//! A batch is a list of segments, runs of tokens without a branch. Segment s occupies the rows
-//! `starts[s]..starts[s + 1]`. Its ancestors, root first, are `ancestors[ancestor_offsets[s]..ancestor_offsets[s + 1]]`
-//! and always come earlier in the batch. A query sees all tokens of its ancestors and, causally, its own segment.
-//! Plain causal sequences are segments without ancestors. Segments `trees[t]..trees[t + 1]` belong to tree t and see
-//! nothing outside it.
+//! A batch is a list of segments, which are runs of tokens without a branch. Segment s occupies the
+//! rows `starts[s]..starts[s + 1]`. Its ancestors, root first, are
+//! `ancestors[ancestor_offsets[s]..ancestor_offsets[s + 1]]`; they always come earlier in the
+//! batch. A query attends to all tokens of its segment's ancestors and, causally, to its own
+//! segment. A plain causal sequence is a segment without ancestors. The segments
+//! `trees[t]..trees[t + 1]` form tree t and attend to nothing outside it.
 
 use super::{Precision, Result, Tolerance, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
@@ -18,56 +19,59 @@ pub struct AttentionDims {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub segments: usize,
-    /// Entries of all ancestor lists.
+    /// Total length of all ancestor lists.
     pub ancestors: usize,
     pub trees: usize,
-    /// Visible (query, key) pairs, for FLOPs.
+    /// Number of visible (query, key) pairs, for the FLOPs.
     pub pairs: u64,
-    /// Most tokens on a path from a root to the end of a segment.
+    /// Largest number of tokens on a path from a root to the end of a segment.
     pub longest_path: usize,
-    /// Factor on the scores, usually 1 / sqrt(head_dim).
+    /// Softmax scale, usually 1 / sqrt(head_dim).
     pub scale: f64,
 }
 
 impl AttentionDims {
-    /// Heads of a fused row: queries, keys, values.
+    /// Heads of a fused row: queries, keys and values.
     pub fn fused_heads(&self) -> usize {
         self.heads + 2 * self.kv_heads
     }
 
     /// Bytes of the forward: q, k, v read once, o written.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         (self.tokens * self.head_dim * (2 * self.heads + 2 * self.kv_heads)) as u64 * precision.act_bytes()
     }
 
-    /// FLOPs of the forward; the backward is 2.5 times as many.
-    pub fn flops(&self) -> u64 {
+    /// FLOPs of the forward; the backward takes 2.5 times as many.
+    pub(super) fn flops(&self) -> u64 {
         4 * self.head_dim as u64 * self.heads as u64 * self.pairs
     }
 
-    /// Error allowed of `o` for inputs of order one: scores of head_dim terms, a softmax over the path, a weighted
-    /// mean.
+    /// Tolerance of `o` for inputs of order one: scores of head_dim terms, a softmax over the path
+    /// and a weighted mean.
     ///
-    /// In bf16 the weights are rounded for the mean, each by a relative error of at most the roundoff of activations.
-    /// They sum to 1, so a mean of values of order one is off by at most that roundoff, also where it is near 0.
+    /// In bf16 the probabilities are rounded for the mean, each by at most the roundoff of `Act`.
+    /// They sum to 1, so a mean of values of order one is off by at most that roundoff, even if it
+    /// is near 0.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         let sums = Tolerance::dot(precision, self.head_dim + self.longest_path).scaled(2.0);
         Tolerance { atol: sums.atol + Self::rounding(precision), ..sums }
     }
 
-    /// Error allowed of `lse`, which is stored as `Acc` and no rounded weight enters.
+    /// Tolerance of `lse`, which is stored as `Acc` and does not depend on rounded probabilities.
     pub fn lse_tolerance(&self, precision: Precision) -> Tolerance {
         let precision = if precision == Precision::Bf16 { Precision::F32 } else { precision };
         self.tolerance(precision)
     }
 
-    /// Error allowed of `dqkv` for inputs of order one. A key's gradient sums over all queries below it, of `group`
-    /// heads each, products of head_dim terms.
+    /// Tolerance of `dqkv` for inputs of order one. A key's gradient sums dot products of head_dim
+    /// terms over all queries that see the key, `group` heads each.
     ///
-    /// In bf16 the weights P and the gradients dS of the scores are rounded for these sums, and delta = do · o is that
-    /// of a rounded `o`; each errs by at most the roundoff u of its term. Terms are of order P, and the errors add like
-    /// a random walk to u sqrt(sum of P²): at most u for a query, whose P sum to 1, and about u sqrt(group) for a key,
-    /// where P falls like 1 over the query's place. The factor 4 covers the largest of many elements.
+    /// In bf16 the probabilities P and the score gradients dS are rounded for these sums, and
+    /// `delta = do · o` uses a rounded `o`. The error of each term is at most its roundoff u. The
+    /// terms are of order P, so the errors add up like a random walk to u sqrt(sum of P²). For a
+    /// query, P sums to 1 and the error is at most u. For a key, P falls like 1 / position of the
+    /// query and the error is about u sqrt(group). The factor 4 covers the largest error among many
+    /// elements.
     pub fn gradient_tolerance(&self, precision: Precision) -> Tolerance {
         let group = (self.heads / self.kv_heads.max(1)).max(1) as f64;
         let queries = (self.tokens as f64 * group).max(1.0);
@@ -75,18 +79,24 @@ impl AttentionDims {
         Tolerance { atol: sums.atol + 4.0 * group.sqrt() * Self::rounding(precision), ..sums }
     }
 
-    /// Relative error of a weight where weights are stored narrower than sums.
+    /// Relative error of a probability if probabilities are stored in fewer bits than sums.
     fn rounding(precision: Precision) -> f64 {
         if precision == Precision::Bf16 { precision.act_roundoff() } else { 0.0 }
     }
 
     fn check(&self, op: &'static str) -> Result<()> {
         let divides = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads);
-        expect(op, "heads", divides, "a multiple of kv_heads", format!("{} and {}", self.heads, self.kv_heads))
+        expect(
+            op,
+            "heads",
+            divides,
+            "a multiple of kv_heads",
+            format!("{} with {} kv_heads", self.heads, self.kv_heads),
+        )
     }
 }
 
-/// Segments of a batch, their ancestors and the trees they form.
+/// Segments of a batch, their ancestors and their trees.
 pub struct Tree<'a, I> {
     /// (segments + 1)
     pub starts: View<'a, I>,
@@ -115,10 +125,11 @@ impl<I> Tree<'_, I> {
     }
 }
 
-/// `o = softmax(scale q kᵀ) v` over the visible keys; `lse` is the logsumexp of a query's scaled scores.
+/// `o = softmax(scale q kᵀ) v` over the visible keys. `lse` is the logsumexp of the scaled scores
+/// of a query.
 pub struct AttentionFwd<'a, B: Backend> {
     pub dims: AttentionDims,
-    /// (tokens, heads + 2 kv_heads, head_dim): queries, keys, values
+    /// (tokens, heads + 2 kv_heads, head_dim): queries, then keys, then values
     pub qkv: View<'a, B::Act>,
     pub tree: Tree<'a, B::Idx>,
     /// (tokens, heads, head_dim)

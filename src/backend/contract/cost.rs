@@ -1,15 +1,16 @@
-//! What an op call costs by its contract: bytes that must move at least once and FLOPs that are executed. Reports and
-//! benches read these and nothing else; a share of a ceiling above 1 means that a formula here is wrong.
+//! Cost of an op call according to its contract: the bytes that must move at least once and the
+//! FLOPs that are executed. Reports and benches take costs from here only. If a call exceeds the
+//! roofline, a formula here is wrong.
 
 use super::*;
 use crate::backend::{Backend, Write};
 
-/// Least traffic and executed arithmetic of one call.
+/// Minimum memory traffic and executed arithmetic of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Operands read once and results written once; a result that is added to is read as well.
+    /// Operands are read once and results written once. An accumulated result is also read once.
     pub bytes: u64,
-    /// Multiplications and additions, an exponential counted as one.
+    /// Multiplications and additions; an exponential counts as one.
     pub flops: u64,
 }
 
@@ -39,7 +40,7 @@ fn idx(n: usize) -> u64 {
     4 * n as u64
 }
 
-/// Bytes of `n` elements of `Acc` that are overwritten, or read and written.
+/// Bytes of an output of `n` elements of `Acc`: written, and with [`Write::Add`] also read.
 fn out<B: Backend>(n: usize, write: Write) -> u64 {
     acc::<B>(n) * if write == Write::Add { 2 } else { 1 }
 }
@@ -89,7 +90,7 @@ impl<B: Backend> Costed for LinearFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for LinearGluFwd<'_, B> {
-    /// The operands, the activation, and gate and up where they are stored.
+    /// Operands and activation, and gate and up if they are stored.
     fn cost(&self) -> Cost {
         let d = self.dims;
         let stored = if self.gate_up.is_some() { 3 } else { 1 };
@@ -99,7 +100,7 @@ impl<B: Backend> Costed for LinearGluFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for LinearGluBwd<'_, B> {
-    /// The operands of the product, gate and up, and their gradients.
+    /// Operands of the GEMM, gate and up, and the gradients of gate and up.
     fn cost(&self) -> Cost {
         let d = self.dims;
         let n = d.tokens * d.intermediate;
@@ -111,8 +112,8 @@ impl<B: Backend> Costed for LinearGluBwd<'_, B> {
 impl<B: Backend> Costed for LinearBwdInput<'_, B> {
     fn cost(&self) -> Cost {
         let d = self.dims;
-        let again = if self.write == Write::Add { act::<B>(d.tokens * d.inputs) } else { 0 };
-        Cost::new(d.bytes(B::PRECISION) + again, d.flops())
+        let accumulated = if self.write == Write::Add { act::<B>(d.tokens * d.inputs) } else { 0 };
+        Cost::new(d.bytes(B::PRECISION) + accumulated, d.flops())
     }
 }
 
@@ -174,39 +175,41 @@ impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for HeadLogprobBwd<'_, B> {
-    /// Three products: the logits anew, the gradient of the hidden rows, the gradient of the head unless it is frozen.
+    /// Three GEMMs: the recomputed logits, the gradient of the hidden rows and, unless it is
+    /// frozen, the gradient of the head.
     fn cost(&self) -> Cost {
         let d = &self.dims;
-        let (dhead, products) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
-        Cost::new(d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead, (2 + products) * d.flops())
+        let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
+        Cost::new(d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead, (2 + gemms) * d.flops())
     }
 }
 
-/// Bytes and products of the head's own gradient.
+/// Bytes and number of GEMMs of the gradient of the head; both are 0 if it is not wanted.
 fn head_gradient<B: Backend>(d: &HeadDims, wanted: bool, write: Write) -> (u64, u64) {
     if wanted { (out::<B>(d.vocab * d.hidden, write), 1) } else { (0, 0) }
 }
 
 impl<B: Backend> Costed for HeadPreference<'_, B> {
-    /// Three products: the logits once, the gradient of the hidden rows, the gradient of the head unless it is frozen. The
-    /// calls that the op stands for compute logits twice, four products.
+    /// Three GEMMs: the logits, the gradient of the hidden rows and, unless it is frozen, the
+    /// gradient of the head. The sequence of separate ops computes the logits twice and takes four
+    /// GEMMs.
     fn cost(&self) -> Cost {
         let (d, s) = (&self.dims, self.seqs);
-        let (dhead, products) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
+        let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
         let direct = usize::from(self.direct.is_some());
-        let of_loss = self.comparison.as_ref().map_or(Cost::new(acc::<B>((1 + direct) * s), 0), |c| {
+        let loss = self.comparison.as_ref().map_or(Cost::new(acc::<B>((1 + direct) * s), 0), |c| {
             comparisons::<B>(s, c.comparisons, c.table.uses.len, direct + usize::from(c.reference.is_some()))
         });
         let per_row = acc::<B>(d.rows) + idx(s + 1);
-        let bytes = d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead + per_row + of_loss.bytes;
-        Cost::new(bytes, (2 + products) * d.flops() + of_loss.flops)
+        let bytes = d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead + per_row + loss.bytes;
+        Cost::new(bytes, (2 + gemms) * d.flops() + loss.flops)
     }
 }
 
-/// Cost of `comparisons` comparisons over `seqs` sequences, whose terms are used `uses` times, with so many further numbers
-/// of every sequence.
-fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, further: usize) -> Cost {
-    let numbers = acc::<B>((2 + further) * seqs + 7 * comparisons);
+/// Cost of `comparisons` comparisons over `seqs` sequences. The comparisons have `uses` terms in
+/// total. `extra` is the number of optional inputs per sequence (reference score, direct gradient).
+fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, extra: usize) -> Cost {
+    let numbers = acc::<B>((2 + extra) * seqs + 7 * comparisons);
     let indices = idx((2 * TERMS + 1) * comparisons + seqs + 1 + uses);
     Cost::new(numbers + indices, (20 * comparisons + 4 * uses) as u64)
 }
@@ -253,8 +256,8 @@ impl<B: Backend> Costed for SegmentSumBwd<'_, B> {
 
 impl<B: Backend> Costed for PreferenceFwd<'_, B> {
     fn cost(&self) -> Cost {
-        let further = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
-        comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, further)
+        let extra = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
+        comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, extra)
     }
 }
 
@@ -266,7 +269,8 @@ impl<B: Backend> Costed for GradNorm<'_, B> {
 }
 
 impl<B: Backend> Costed for AdamW<'_, B> {
-    /// Gradient read; moments and weights read and written, and with a full-precision copy the working copy written.
+    /// The gradient is read; moments and weights are read and written. With a full-precision master
+    /// copy, the working copy of the weights is only written.
     fn cost(&self) -> Cost {
         let weights = match self.master {
             Some(_) => 2 * acc::<B>(self.len) + act::<B>(self.len),

@@ -1,10 +1,11 @@
-//! Contracts of the vocabulary head, its stored-logits oracle, and the scalar reward head.
+//! Contracts of the vocabulary head and of its oracle over stored logits.
 
 use super::{Precision, Result, Runs, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
 
-/// Sizes of the vocabulary head. A head row is a (hidden row, target token) pair; several rows may share a hidden
-/// row, because the last token of a prompt predicts the first token of every response below it.
+/// Sizes of the vocabulary head. A head row is a (hidden row, target token) pair. Several head rows
+/// may share a hidden row: with prefix sharing, the last token of a prompt predicts the first token
+/// of every response to it.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadDims {
     pub tokens: usize,
@@ -14,25 +15,27 @@ pub struct HeadDims {
 }
 
 impl HeadDims {
-    /// Bytes of the forward: hidden rows and head read once, indices and results.
-    pub fn bytes(&self, precision: Precision) -> u64 {
+    /// Bytes of the forward: hidden rows, head and indices read once, results written.
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let (r, h, v) = (self.rows as u64, self.hidden as u64, self.vocab as u64);
         (r * h + v * h) * precision.act_bytes() + r * (8 + 2 * precision.acc_bytes())
     }
 
-    /// FLOPs of the forward; the backward's two products are twice as many, plus the recomputed logits.
-    pub fn flops(&self) -> u64 {
+    /// FLOPs of the forward. The two GEMMs of the backward take twice as many, plus the recomputed
+    /// logits.
+    pub(super) fn flops(&self) -> u64 {
         2 * self.rows as u64 * self.hidden as u64 * self.vocab as u64
     }
 
-    /// Error allowed in `logp` and `lse` for logits of order one.
+    /// Tolerance of `logp` and `lse` for logits of order one.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         Tolerance::dot(precision, self.hidden).scaled(4.0)
     }
 
-    /// Error allowed in gradients whose elements are sums of `terms` products, for inputs of order one. A backend may store
-    /// dlogits as `Act` between the two products: the rounding of those of the targets then shows in the sum whatever its size.
-    /// The largest of many products of two normal numbers is about 8, which bf16 rounds by up to 4 / 256.
+    /// Tolerance of gradients with elements that sum `terms` products, for inputs of order one. A
+    /// backend may store dlogits as `Act` between the two GEMMs. The rounding of a target's dlogit
+    /// then shows in the sum, however small the sum is. The largest of many products of two normal
+    /// numbers is about 8, which bf16 rounds by up to 4 / 256.
     pub fn gradient_tolerance(&self, precision: Precision, terms: usize) -> Tolerance {
         let dot = Tolerance::dot(precision, self.hidden + terms).scaled(2.0);
         Tolerance { atol: dot.atol + 4.0 * precision.act_roundoff(), ..dot }
@@ -46,9 +49,9 @@ pub struct HeadLogprobFwd<'a, B: Backend> {
     pub hidden: View<'a, B::Act>,
     /// (vocab, hidden)
     pub head: View<'a, B::Act>,
-    /// (rows) a row of `hidden`
+    /// (rows) row of `hidden`
     pub source: View<'a, B::Idx>,
-    /// (rows) a token id
+    /// (rows) token id
     pub target: View<'a, B::Idx>,
     /// (rows)
     pub logp: ViewMut<'a, B::Acc>,
@@ -68,9 +71,12 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
     }
 }
 
-/// Gradient of [`HeadLogprobFwd`]: with `dlogits = dlogp (onehot(target) - softmax)`, `dhidden = dlogits head` summed
-/// over the head rows of a hidden row in ascending order, `dhead = dlogitsᵀ hidden`. Without `dhead` the head is frozen: its
-/// gradient is not computed, and `dhidden` is the same bits.
+/// Gradient of [`HeadLogprobFwd`]. With `dlogits = dlogp (onehot(target) - softmax)`:
+///
+/// - `dhidden = dlogits head`, summed over the head rows of a hidden row in ascending order
+/// - `dhead (+)= dlogitsᵀ hidden`
+///
+/// Without `dhead` the head is frozen: the op skips its gradient, and `dhidden` has the same bits.
 pub struct HeadLogprobBwd<'a, B: Backend> {
     pub dims: HeadDims,
     /// (tokens, hidden)
@@ -81,13 +87,13 @@ pub struct HeadLogprobBwd<'a, B: Backend> {
     pub source: View<'a, B::Idx>,
     /// (rows)
     pub target: View<'a, B::Idx>,
-    /// head rows grouped by their hidden row
+    /// head rows, grouped by hidden row
     pub runs: Runs<'a, B::Idx>,
     /// (rows)
     pub lse: View<'a, B::Acc>,
     /// (rows)
     pub dlogp: View<'a, B::Acc>,
-    /// (tokens, hidden), overwritten; zero where no head row points
+    /// (tokens, hidden), overwritten; zero for hidden rows without a head row
     pub dhidden: ViewMut<'a, B::Act>,
     /// (vocab, hidden); `None` for a frozen head
     pub dhead: Option<ViewMut<'a, B::Acc>>,
@@ -133,6 +139,7 @@ impl<B: Backend> LogprobFwd<'_, B> {
     }
 }
 
+/// Gradient of [`LogprobFwd`], in place:
 /// `logits[r] <- dlogp[r] (onehot(target[r]) - softmax(logits[r]))`.
 pub struct LogprobBwd<'a, B: Backend> {
     pub rows: usize,
@@ -154,83 +161,5 @@ impl<B: Backend> LogprobBwd<'_, B> {
         expect_len(op, "lse", self.lse.len, self.rows)?;
         expect_len(op, "dlogp", self.dlogp.len, self.rows)?;
         expect_len(op, "logits", self.logits_to_dlogits.len, self.rows * self.vocab)
-    }
-}
-
-/// Sizes of the reward head.
-#[derive(Clone, Copy, Debug)]
-pub struct RewardDims {
-    pub tokens: usize,
-    pub hidden: usize,
-    pub seqs: usize,
-}
-
-impl RewardDims {
-    /// Bytes of the forward.
-    pub fn bytes(&self, precision: Precision) -> u64 {
-        (self.seqs * self.hidden) as u64 * precision.act_bytes()
-    }
-
-    /// FLOPs of the forward.
-    pub fn flops(&self) -> u64 {
-        2 * (self.seqs * self.hidden) as u64
-    }
-
-    /// Error allowed for inputs and weights of order one.
-    pub fn tolerance(&self, precision: Precision) -> Tolerance {
-        Tolerance::dot(precision, self.hidden).scaled((self.hidden as f64).sqrt())
-    }
-}
-
-/// `score[s] = hidden[rows[s]] · weight`.
-pub struct RewardHeadFwd<'a, B: Backend> {
-    pub dims: RewardDims,
-    /// (tokens, hidden)
-    pub hidden: View<'a, B::Act>,
-    /// (hidden)
-    pub weight: View<'a, B::Act>,
-    /// (seqs) the last row of each sequence; no row twice
-    pub rows: View<'a, B::Idx>,
-    /// (seqs)
-    pub score: ViewMut<'a, B::Acc>,
-}
-
-impl<B: Backend> RewardHeadFwd<'_, B> {
-    pub(crate) fn check(&self) -> Result<()> {
-        let (op, d) = ("reward_head_fwd", self.dims);
-        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
-        expect_len(op, "weight", self.weight.len, d.hidden)?;
-        expect_len(op, "rows", self.rows.len, d.seqs)?;
-        expect_len(op, "score", self.score.len, d.seqs)
-    }
-}
-
-/// Gradient of [`RewardHeadFwd`]; `dhidden` is overwritten and zero where no sequence ends.
-pub struct RewardHeadBwd<'a, B: Backend> {
-    pub dims: RewardDims,
-    /// (tokens, hidden)
-    pub hidden: View<'a, B::Act>,
-    /// (hidden)
-    pub weight: View<'a, B::Act>,
-    /// (seqs)
-    pub rows: View<'a, B::Idx>,
-    /// (seqs)
-    pub dscore: View<'a, B::Acc>,
-    /// (tokens, hidden)
-    pub dhidden: ViewMut<'a, B::Act>,
-    /// (hidden)
-    pub dweight: ViewMut<'a, B::Acc>,
-    pub dweight_write: Write,
-}
-
-impl<B: Backend> RewardHeadBwd<'_, B> {
-    pub(crate) fn check(&self) -> Result<()> {
-        let (op, d) = ("reward_head_bwd", self.dims);
-        expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
-        expect_len(op, "weight", self.weight.len, d.hidden)?;
-        expect_len(op, "rows", self.rows.len, d.seqs)?;
-        expect_len(op, "dscore", self.dscore.len, d.seqs)?;
-        expect_len(op, "dhidden", self.dhidden.len, d.tokens * d.hidden)?;
-        expect_len(op, "dweight", self.dweight.len, d.hidden)
     }
 }

@@ -1,5 +1,5 @@
-//! Contract of the vocabulary head with the loss over its log-probs as one op, and the cut of a batch into chunks of whole
-//! preference groups.
+//! Contract of the composite of the vocabulary head and the loss over its log-probs, and the split
+//! of a batch into chunks of whole preference groups.
 
 use std::ops::Range;
 
@@ -11,33 +11,35 @@ use crate::backend::{Backend, View, ViewMut, Write};
 
 const OP: &str = "head_preference";
 
-/// Where a preference group ends in a batch; it begins where the group before it ends, the first at 0. The host knows the
-/// ends, so that it can cut a batch without asking the device.
+/// End of a preference group in a batch. A group starts at the end of the previous group, the first
+/// one at 0. The ends are on the host, so that it can split a batch without asking the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupEnd {
-    /// Head row behind the group's last.
+    /// One past the last head row of the group.
     pub row: usize,
-    /// Sequence behind the group's last.
+    /// One past the last sequence of the group.
     pub seq: usize,
 }
 
-/// Neighbouring groups that are worked on at once.
+/// Consecutive groups that are processed at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Head rows.
+    /// Head rows of the chunk.
     pub rows: Range<usize>,
+    /// Sequences of the chunk.
     pub seqs: Range<usize>,
 }
 
-/// Cuts a batch between groups: each chunk takes as many whole groups as have at most `most_rows` head rows together, and a
-/// group with more is a chunk of its own. A group without rows joins the chunk before it, or the first chunk, so no chunk is
-/// without rows unless the batch is. No groups, no chunks.
-pub fn chunks_of(groups: &[GroupEnd], most_rows: usize) -> Vec<Chunk> {
+/// Splits a batch into chunks of whole groups. A chunk takes groups as long as it has at most
+/// `max_rows` head rows; a group with more rows is a chunk of its own. A group without rows joins
+/// the previous chunk, or the first chunk, so that a chunk has no rows only if the batch has none.
+/// Without groups there are no chunks.
+pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut start = GroupEnd::default();
     for &end in groups {
         match chunks.last_mut() {
-            Some(last) if end.row == start.row || last.rows.is_empty() || end.row - last.rows.start <= most_rows => {
+            Some(last) if end.row == start.row || last.rows.is_empty() || end.row - last.rows.start <= max_rows => {
                 (last.rows.end, last.seqs.end) = (end.row, end.seq);
             }
             _ => chunks.push(Chunk { rows: start.row..end.row, seqs: start.seq..end.seq }),
@@ -47,15 +49,16 @@ pub fn chunks_of(groups: &[GroupEnd], most_rows: usize) -> Vec<Chunk> {
     chunks
 }
 
-/// The comparisons of a [`HeadPreference`]: what [`PreferenceFwd`] takes beside the scores.
+/// Comparisons of a [`HeadPreference`]: the arguments of [`PreferenceFwd`] other than the scores
+/// and their gradients.
 pub struct ComparisonLoss<'a, B: Backend> {
     pub comparisons: usize,
     pub curve: Curve,
     /// As [`PreferenceFwd::center`].
     pub center: f64,
-    /// (seqs); absent for reference-free training
+    /// (seqs) scores of the frozen reference model; absent for reference-free training
     pub reference: Option<View<'a, B::Acc>>,
-    /// The terms of a comparison are sequences of one group.
+    /// All terms of a comparison are sequences of one group.
     pub table: Comparisons<'a, B>,
     /// (comparisons), overwritten
     pub loss: ViewMut<'a, B::Acc>,
@@ -66,7 +69,8 @@ pub struct ComparisonLoss<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ComparisonLoss<'a, B> {
-    /// The same comparisons as an op of their own, over scores that are there: `score`, `direct` and `dscore` are (seqs).
+    /// Arguments of [`PreferenceFwd`] for these comparisons; `score`, `direct` and `dscore` are
+    /// (seqs).
     pub fn over(
         self,
         score: View<'a, B::Acc>,
@@ -90,59 +94,71 @@ impl<'a, B: Backend> ComparisonLoss<'a, B> {
     }
 }
 
-/// Vocabulary head, loss and the head's gradient in one. The results are those of
+/// Vocabulary head, loss and the head's gradient in one op. The results equal, within
+/// [`HeadPreferenceErrors`], the results of this sequence:
 ///
 /// 1. [`HeadLogprobFwd`](super::HeadLogprobFwd): hidden rows -> `logp`, `lse`
 /// 2. [`SegmentSumFwd`](super::SegmentSumFwd): `logp` -> `score`
-/// 3. [`PreferenceFwd`]: `score` -> `loss`, `logit`, `sums`, `dscore`; without comparisons `direct` stands for `dscore`
+/// 3. [`PreferenceFwd`]: `score` -> `loss`, `logit`, `sums`, `dscore`; without comparisons,
+///    `direct` is used instead of `dscore`
 /// 4. [`SegmentSumBwd`](super::SegmentSumBwd): `dscore` -> `dlogp`
 /// 5. [`HeadLogprobBwd`](super::HeadLogprobBwd): `dlogp` -> `dhidden`, `dhead`
 ///
-/// within [`HeadPreferenceErrors`]. The gradient of a row is one number of its sequence, and that number depends on the
-/// scores of the sequence's group alone. So a backend may take one [`Chunk`] of whole groups after the other: the logits of a
-/// chunk are computed once, kept until the chunk's losses are known, and turned into its gradients, three products in place
-/// of the four that 1 and 5 need (the logits of the whole batch would not fit, those of a chunk do). Rows of a source that is
-/// shared lie in one group, so `dhidden` of a token is complete within a chunk; `dhead` is added up chunk by chunk in order.
+/// A fused backend can save one of the four GEMMs of steps 1 and 5. The gradient of a row is one
+/// number per sequence, which depends only on the scores of the sequence's group:
 ///
-/// The scores of a frozen reference come from call 1 alone. Where `logp` of this op is not the same bits, DPO's first loss is
-/// ln 2 up to rounding instead of exactly.
+/// ```text
+/// for each Chunk of whole groups, in order:
+///     compute the chunk's logits and keep them    // the whole batch's logits would not fit
+///     logp -> score -> loss, dscore -> dlogp
+///     turn the logits into dlogits
+///     dhidden = dlogits head;  dhead += dlogitsᵀ hidden
+/// ```
+///
+/// Head rows with the same source are in one group, so a chunk computes `dhidden` of its tokens
+/// completely. `dhead` is accumulated over the chunks in order.
+///
+/// The scores of a frozen reference model come from step 1 only. If `logp` of a fused op has other
+/// bits than step 1, the first loss of DPO is ln 2 up to rounding instead of exactly.
 pub struct HeadPreference<'a, B: Backend> {
     pub dims: HeadDims,
     pub seqs: usize,
-    /// What a score is made of.
+    /// Reduction from log-probs to scores.
     pub reduce: Reduce,
-    /// Ends of the preference groups in order. Rows and sequences of a group lie together; those behind the last real
-    /// group, padding, are a group too. They decide where a batch may be cut and nothing else.
+    /// Ends of the preference groups, in order. The rows and sequences of a group are contiguous.
+    /// Padding after the last real group is also a group. The ends only decide where a batch may be
+    /// split.
     pub groups: &'a [GroupEnd],
     /// (tokens, hidden)
     pub hidden: View<'a, B::Act>,
     /// (vocab, hidden)
     pub head: View<'a, B::Act>,
-    /// (rows) a row of `hidden`
+    /// (rows) row of `hidden`
     pub source: View<'a, B::Idx>,
-    /// (rows) a token id
+    /// (rows) token id
     pub target: View<'a, B::Idx>,
-    /// head rows grouped by their hidden row
+    /// head rows, grouped by hidden row
     pub runs: Runs<'a, B::Idx>,
-    /// (seqs + 1) CSR: the head rows of each sequence
+    /// (seqs + 1) CSR offsets of the head rows of each sequence
     pub seq_offsets: View<'a, B::Idx>,
-    /// `None` where the gradient of the scores is given, as that of next-token likelihood is.
+    /// `None` if `direct` gives the gradient of the scores, as for next-token likelihood.
     pub comparison: Option<ComparisonLoss<'a, B>>,
-    /// (seqs) gradient that other losses put on each score; the whole gradient, and not to be left out, without comparisons
+    /// (seqs) gradient of each score from other losses; required without comparisons, where it is
+    /// the whole gradient
     pub direct: Option<View<'a, B::Acc>>,
     /// (rows), overwritten
     pub logp: ViewMut<'a, B::Acc>,
     /// (rows), overwritten
     pub lse: ViewMut<'a, B::Acc>,
-    /// (rows) gradient of `logp`, overwritten for rows of a sequence
+    /// (rows) gradient of `logp`, overwritten for rows that belong to a sequence
     pub dlogp: ViewMut<'a, B::Acc>,
     /// (seqs), overwritten
     pub score: ViewMut<'a, B::Acc>,
-    /// (seqs) gradient of `score`, overwritten; left alone without comparisons
+    /// (seqs) gradient of `score`, overwritten; unchanged without comparisons
     pub dscore: ViewMut<'a, B::Acc>,
-    /// (tokens, hidden), overwritten; zero where no head row points
+    /// (tokens, hidden), overwritten; zero for hidden rows without a head row
     pub dhidden: ViewMut<'a, B::Act>,
-    /// (vocab, hidden); `None` for a frozen head, whose gradient is not computed
+    /// (vocab, hidden); `None` for a frozen head, which gets no gradient
     pub dhead: Option<ViewMut<'a, B::Acc>>,
     pub dhead_write: Write,
 }
@@ -165,7 +181,7 @@ impl<B: Backend> HeadPreference<'_, B> {
             c.curve.check(OP)?;
         }
         let given = self.comparison.is_some() || self.direct.is_some();
-        expect(OP, "direct", given, "a gradient of the scores, as there are no comparisons", "none")?;
+        expect(OP, "direct", given, "a gradient of the scores, because there are no comparisons", "none")?;
         expect_len(OP, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(OP, "logp", self.logp.len, d.rows)?;
         expect_len(OP, "lse", self.lse.len, d.rows)?;
@@ -177,69 +193,72 @@ impl<B: Backend> HeadPreference<'_, B> {
         self.check_groups()
     }
 
-    /// Groups follow one another and end with the batch.
+    /// Checks that the ends of the groups ascend and that the last group ends with the batch.
     fn check_groups(&self) -> Result<()> {
         let mut last = GroupEnd::default();
         for (i, &end) in self.groups.iter().enumerate() {
-            let rising = end.row >= last.row && end.seq >= last.seq;
-            let from = format!("group {i} to end at row {} and sequence {} or later", last.row, last.seq);
-            expect(OP, "groups", rising, from, format!("{}, {}", end.row, end.seq))?;
+            let ascending = end.row >= last.row && end.seq >= last.seq;
+            let expected = format!("the end of group {i} at row {} and sequence {} or later", last.row, last.seq);
+            expect(OP, "groups", ascending, expected, format!("row {} and sequence {}", end.row, end.seq))?;
             last = end;
         }
-        let whole = (last.row, last.seq) == (self.dims.rows, self.seqs);
-        let ends = format!("groups up to row {} and sequence {}", self.dims.rows, self.seqs);
-        expect(OP, "groups", whole, ends, format!("{}, {}", last.row, last.seq))
+        let complete = (last.row, last.seq) == (self.dims.rows, self.seqs);
+        let expected = format!("the last end at row {} and sequence {}", self.dims.rows, self.seqs);
+        expect(OP, "groups", complete, expected, format!("row {} and sequence {}", last.row, last.seq))
     }
 }
 
-/// What bounds the errors of a [`HeadPreference`] whose hidden rows and logits of words are of order one.
+/// Quantities that bound the errors of a [`HeadPreference`], for hidden rows and vocabulary logits
+/// of order one.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadPreferenceErrors {
     pub dims: HeadDims,
-    /// Rows of the longest sequence.
+    /// Number of head rows of the longest sequence.
     pub longest: usize,
     pub comparisons: usize,
-    /// Largest factor on a score in a comparison.
+    /// Largest `scale` of a comparison.
     pub scale: f64,
-    /// Largest magnitude of a term `scale * (score - reference)` and of a sum of them.
+    /// Largest magnitude of a term `scale * (score - reference)` and of a comparison's sum of
+    /// terms.
     pub logits: f64,
-    /// Most that a loss changes with its logit.
+    /// Largest derivative of a loss with respect to its logit.
     pub loss_slope: f64,
-    /// Largest magnitude of `dscore`, or of `direct` where it stands for it.
+    /// Largest magnitude of `dscore`, or of `direct` if it is used instead.
     pub slope: f64,
-    /// Most that an element of `dscore` changes with a logit.
+    /// Largest derivative of an element of `dscore` with respect to a logit.
     pub curvature: f64,
 }
 
 impl HeadPreferenceErrors {
-    /// Error allowed in an output, which is named as the field is. Log-probs are sums in the precision of `Acc` whatever the
-    /// storage of activations is, so what follows from them (`score` to `dlogp`) has errors of `Acc`; the gradients, which a
-    /// backend may make from terms stored as `Act`, have those of [`HeadDims::gradient_tolerance`].
+    /// Tolerance of an output, given by the name of its field. Log-probs are sums in `Acc`,
+    /// whatever the type of activations, so the outputs derived from them (`score` to `dlogp`) have
+    /// errors of `Acc`. A backend may compute the gradients from terms stored as `Act`; their
+    /// errors follow [`HeadDims::gradient_tolerance`].
     pub fn tolerance(&self, precision: Precision, output: &str) -> Tolerance {
-        let of_acc = if precision == Precision::Bf16 { Precision::F32 } else { precision };
+        let acc_precision = if precision == Precision::Bf16 { Precision::F32 } else { precision };
         let rows = self.longest.max(1);
-        // A log-prob of so many words is about so large.
+        // Typical magnitude of a log-prob over the vocabulary.
         let logp = (self.dims.vocab.max(2) as f64).ln() + 4.0;
-        // Errors of a sequence's rows are independent; those of adding them up grow with the sum.
-        let of_rows = (rows as f64).sqrt() * self.dims.tolerance(of_acc).allowed(logp);
-        let of_score = of_rows + Tolerance::dot(of_acc, rows).atol * rows as f64 * logp;
-        let terms = Tolerance::dot(of_acc, TERMS);
-        let of_logit = TERMS as f64 * self.scale * of_score + terms.atol * self.logits;
-        let of_loss = self.loss_slope * of_logit;
-        let of_slope = self.curvature * of_logit;
+        // The errors of the rows are independent. The error of the summation grows with the sum.
+        let rows_error = (rows as f64).sqrt() * self.dims.tolerance(acc_precision).allowed(logp);
+        let score_error = rows_error + Tolerance::dot(acc_precision, rows).atol * rows as f64 * logp;
+        let terms = Tolerance::dot(acc_precision, TERMS);
+        let logit_error = TERMS as f64 * self.scale * score_error + terms.atol * self.logits;
+        let loss_error = self.loss_slope * logit_error;
+        let slope_error = self.curvature * logit_error;
         let acc = |atol| Tolerance { atol: atol + terms.atol, rtol: terms.rtol };
         match output {
             "logp" | "lse" => self.dims.tolerance(precision),
-            "score" => acc(of_score),
-            "logit" => acc(of_logit),
-            "loss" => acc(of_loss),
-            "sums" => acc(self.comparisons.max(1) as f64 * of_loss.max(of_logit)),
-            "dscore" | "dlogp" => acc(of_slope),
+            "score" => acc(score_error),
+            "logit" => acc(logit_error),
+            "loss" => acc(loss_error),
+            "sums" => acc(self.comparisons.max(1) as f64 * loss_error.max(logit_error)),
+            "dscore" | "dlogp" => acc(slope_error),
             _ => {
                 let terms = if output == "dhead" { self.dims.rows } else { 16 };
-                let product = self.dims.gradient_tolerance(precision, terms);
-                let of_slopes = 8.0 * (terms as f64).sqrt() * of_slope;
-                Tolerance { atol: self.slope * product.atol + of_slopes, ..product }
+                let gradient = self.dims.gradient_tolerance(precision, terms);
+                let slopes_error = 8.0 * (terms as f64).sqrt() * slope_error;
+                Tolerance { atol: self.slope * gradient.atol + slopes_error, ..gradient }
             }
         }
     }
@@ -258,8 +277,8 @@ mod tests {
         sizes.iter().scan(GroupEnd::default(), sum).collect()
     }
 
-    fn cut(sizes: &[(usize, usize)], most_rows: usize) -> Vec<(Range<usize>, Range<usize>)> {
-        chunks_of(&groups(sizes), most_rows).into_iter().map(|chunk| (chunk.rows, chunk.seqs)).collect()
+    fn cut(sizes: &[(usize, usize)], max_rows: usize) -> Vec<(Range<usize>, Range<usize>)> {
+        chunks_of(&groups(sizes), max_rows).into_iter().map(|chunk| (chunk.rows, chunk.seqs)).collect()
     }
 
     #[test]
@@ -273,14 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn a_group_larger_than_a_chunk_is_one_alone() {
+    fn a_group_larger_than_a_chunk_has_its_own_chunk() {
         assert_eq!(cut(&[(1, 1), (9, 2), (1, 1), (2, 1)], 4), [(0..1, 0..1), (1..10, 1..3), (10..13, 3..5)]);
         assert_eq!(cut(&[(9, 2)], 4), [(0..9, 0..2)]);
         assert_eq!(cut(&[(2, 1), (1, 1)], 0), [(0..2, 0..1), (2..3, 1..2)]);
     }
 
     #[test]
-    fn groups_without_rows_take_no_chunk() {
+    fn groups_without_rows_join_another_chunk() {
         assert_eq!(cut(&[], 4), []);
         assert_eq!(cut(&[(0, 2), (0, 0), (0, 1)], 4), [(0..0, 0..3)]);
         assert_eq!(cut(&[(0, 2), (9, 1), (0, 3), (4, 1), (0, 1)], 4), [(0..9, 0..6), (9..13, 6..8)]);

@@ -1,31 +1,44 @@
-//! Contracts of the ops: named arguments with their shapes, the check of every length, bytes moved, FLOPs, and the
-//! error allowed against [`crate::backend::reference::Reference`]. Tests, reports and benches read these and nothing
-//! else.
+//! Contracts of the ops: named arguments with their shapes, checks of all lengths, bytes moved,
+//! FLOPs, and tolerances relative to [`crate::backend::reference::Reference`]. Tests, reports and
+//! benches take these numbers from here only.
 //!
-//! Shapes are row-major, outermost first. Index *values* are the packer's responsibility (`data::pack` checks them
-//! once on the host); lengths are checked here on every call.
+//! Shapes are row-major, outermost dimension first. Every call checks the lengths. The *values* of
+//! indices are the responsibility of the caller that packs the batch and checks them once on the
+//! host.
 
 mod attention;
 mod cost;
-mod gated;
+pub(crate) mod curve;
+mod embedding;
+mod glu;
 mod head;
 mod head_preference;
-mod loss;
-mod nn;
+mod linear;
+mod norm;
 mod optim;
+mod preference;
+mod reward;
+mod rope;
+mod segment;
 
 pub use attention::*;
 pub use cost::*;
-pub use gated::*;
+pub use curve::Curve;
+pub use embedding::*;
+pub use glu::*;
 pub use head::*;
 pub use head_preference::*;
-pub use loss::*;
-pub use nn::*;
+pub use linear::*;
+pub use norm::*;
 pub use optim::*;
+pub use preference::*;
+pub use reward::*;
+pub use rope::*;
+pub use segment::*;
 
 use crate::{Error, Result};
 
-/// Storage of activations and of accumulated values.
+/// Element types of activations (`Act`) and of accumulated values (`Acc`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// f64 for both.
@@ -37,7 +50,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Name of the storage of activations, as `--dtype` has it.
+    /// Name of the element type of `Act`, as in `--dtype`.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F64 => "f64",
@@ -47,7 +60,7 @@ impl Precision {
     }
 
     /// Bytes of one `Act` element.
-    pub fn act_bytes(self) -> u64 {
+    pub(crate) fn act_bytes(self) -> u64 {
         match self {
             Precision::F64 => 8,
             Precision::F32 => 4,
@@ -56,7 +69,7 @@ impl Precision {
     }
 
     /// Bytes of one `Acc` element.
-    pub fn acc_bytes(self) -> u64 {
+    pub(crate) fn acc_bytes(self) -> u64 {
         match self {
             Precision::F64 => 8,
             Precision::F32 | Precision::Bf16 => 4,
@@ -73,7 +86,7 @@ impl Precision {
     }
 
     /// Unit roundoff of an `Acc` element.
-    pub fn acc_roundoff(self) -> f64 {
+    fn acc_roundoff(self) -> f64 {
         match self {
             Precision::F64 => f64::EPSILON / 2.0,
             Precision::F32 | Precision::Bf16 => f64::from(f32::EPSILON) / 2.0,
@@ -81,7 +94,7 @@ impl Precision {
     }
 }
 
-/// Allowed error of an element: `atol + rtol * |reference|`.
+/// Tolerance of an element: an error of at most `atol + rtol * |reference|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     pub atol: f64,
@@ -89,26 +102,27 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// Error of a sum of `length` products of numbers of order one in `precision`, stored as `Act`. Rounding errors
-    /// of a long sum behave like a random walk, so the bound grows with sqrt(length); the factor 8 covers the largest
-    /// of many elements. For f64 the same formula bounds the difference between two orders of summation.
+    /// Tolerance of a dot product of `length` terms of order one in `precision`, stored as `Act`.
+    /// The rounding errors of a long sum behave like a random walk, so the bound grows with
+    /// sqrt(length). The factor 8 covers the largest error among many elements. For f64 the same
+    /// formula bounds the difference between two orders of summation.
     pub fn dot(precision: Precision, length: usize) -> Self {
         let sum = 8.0 * precision.acc_roundoff() * (length.max(1) as f64).sqrt();
         Self { atol: sum, rtol: sum + 2.0 * precision.act_roundoff() }
     }
 
-    /// As [`Tolerance::dot`], with every magnitude multiplied by `scale`: for outputs whose terms are not of order one.
+    /// This tolerance with `atol` multiplied by `scale`, for outputs with terms of order `scale`.
     pub fn scaled(self, scale: f64) -> Self {
         Self { atol: self.atol * scale, rtol: self.rtol }
     }
 
-    /// Largest difference allowed from `reference`.
+    /// Largest error allowed for an element with the value `reference`.
     pub fn allowed(&self, reference: f64) -> f64 {
         self.atol + self.rtol * reference.abs()
     }
 }
 
-/// Checks one length; the message names op, argument, and the product of sizes expected.
+/// Checks the length of an argument. The error names the op, the argument and the expected length.
 pub(crate) fn expect_len(op: &'static str, what: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());
@@ -116,7 +130,7 @@ pub(crate) fn expect_len(op: &'static str, what: &'static str, got: usize, expec
     Err(Error::Contract { op, what, expected: format!("{expected} elements"), got: format!("{got}") })
 }
 
-/// Checks any other condition of a contract.
+/// Checks a condition other than a length.
 pub(crate) fn expect(
     op: &'static str,
     what: &'static str,

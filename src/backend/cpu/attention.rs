@@ -1,41 +1,58 @@
-//! Forward of attention over prefix trees. A task owns about [`UNIT`] consecutive rows of one key-value head. It gathers
-//! the path of each segment into contiguous keys (transposed) and values and multiplies blocks of queries with them.
+//! Forward of attention over prefix trees.
 //!
-//! A query's result depends on its path alone, not on where the path is cut into segments nor on the other queries:
-//! products sum in an order given by positions on the path, and invisible keys have probability 0. That presumes
-//! finite values: 0 times the infinite value of a later token of the same path is NaN.
+//! ```text
+//! for each unit of about UNIT consecutive rows and each key-value head, in parallel:
+//!     for each segment of the unit:
+//!         gather the keys (transposed) and values of the segment's path,
+//!             reusing the ancestors shared with the previous segment
+//!         for each block of queries:
+//!             S = scale Q Kᵀ                       // all keys up to the last query's position
+//!             P = exp(S - rowmax(S)), 0 for later keys
+//!             lse = logsumexp(S);  O = (P V) / rowsum(P)
+//! ```
+//!
+//! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
+//! rescaling.
+//!
+//! The result of a query depends only on its path, not on the division of the path into segments
+//! and not on other queries. Sums run in the order of positions on the path, and invisible keys
+//! have probability zero. This holds for finite values only: zero times an infinite value of a
+//! later token of the path is NaN.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::logprob::logsumexp;
+use super::head::logsumexp;
 use super::math::softmax_row;
 use super::matmul::matmul;
 use super::path::{Path, Segments};
+use super::rows::scale_into;
 use super::scratch::Scratch;
-use super::simd::{LANES, vectorised};
+use super::simd::LANES;
 use super::tile::{Grid, Mat, Tile};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Rows of a forward task.
+/// Number of rows of a forward task.
 const UNIT: usize = 128;
 /// Query rows (tokens times query heads per key-value head) of a block.
 const BLOCK: usize = 64;
 
-/// Where the heads of a fused row lie, for one key-value head.
+/// Layout of a fused row for one key-value head and its query heads.
 #[derive(Clone, Copy)]
 pub(super) struct Heads {
     pub head_dim: usize,
-    /// Query heads of the key-value head.
+    /// Number of query heads of the key-value head.
     pub group: usize,
-    /// Elements of a fused row.
+    /// Number of elements of a fused row.
     pub width: usize,
-    /// First query, key and value element of the head in a fused row.
+    /// Offset of the first query of the head in a fused row.
     pub query: usize,
+    /// Offset of the key in a fused row.
     pub key: usize,
+    /// Offset of the value in a fused row.
     pub value: usize,
 }
 
@@ -52,12 +69,12 @@ impl Heads {
         }
     }
 
-    /// Tokens of a query block.
+    /// Number of tokens of a query block.
     pub fn block_tokens(&self) -> usize {
         (BLOCK / self.group).max(1)
     }
 
-    /// The queries of the tokens `rows`, (tokens * group, head_dim), times `scale`.
+    /// Copies the queries of the tokens `rows`, times `scale`, to `to`, (tokens * group, head_dim).
     pub fn queries(&self, to: &mut [f32], qkv: &[f32], rows: Range<usize>, scale: f32) {
         let length = self.group * self.head_dim;
         for (to, row) in to.chunks_exact_mut(length).zip(rows) {
@@ -66,23 +83,15 @@ impl Heads {
     }
 }
 
-vectorised! {
-    /// `to = factor * from`.
-    pub(super) fn scale_into(to: &mut [f32], from: &[f32], factor: f32) {
-        for (to, x) in to.iter_mut().zip(from) {
-            *to = factor * x;
-        }
-    }
-}
-
-/// Copies one head (at `first`) of the fused rows to the rows of `to` from `position` on.
+/// Copies the head at offset `first` of the fused rows to consecutive rows of `to`, starting at
+/// `position`.
 pub(super) fn copy_head(to: &mut [f32], qkv: &[f32], rows: Range<usize>, position: usize, first: usize, h: &Heads) {
     for (to, row) in to[position * h.head_dim..].chunks_exact_mut(h.head_dim).zip(rows) {
         to.copy_from_slice(&qkv[row * h.width + first..][..h.head_dim]);
     }
 }
 
-/// As [`copy_head`], to the columns of `to` (head_dim, stride) from `position` on.
+/// Like [`copy_head`], but copies to columns of `to`, (head_dim, stride), starting at `position`.
 pub(super) fn copy_head_transposed(
     to: &mut [f32],
     stride: usize,
@@ -92,7 +101,7 @@ pub(super) fn copy_head_transposed(
     first: usize,
     h: &Heads,
 ) {
-    // Blocks of sixteen tokens, so that the lines written are filled before they leave the cache.
+    // Blocks of sixteen tokens fill whole cache lines of `to` before they leave the cache.
     for block in rows.clone().step_by(LANES) {
         let tokens = LANES.min(rows.end - block);
         let at = position + (block - rows.start);
@@ -105,13 +114,14 @@ pub(super) fn copy_head_transposed(
     }
 }
 
-/// A part of the batch for one task: segments from `segment` on, as far as they lie in `rows`.
+/// Part of the batch for one task: the rows `rows`, starting in segment `segment`.
 struct Unit {
     segment: usize,
     rows: Range<usize>,
 }
 
-/// Cuts the rows of the batch into units, inside segments where these are long.
+/// Splits the rows of the batch into units. A unit holds several short segments or part of a long
+/// one.
 fn units(segments: &Segments<'_>) -> Vec<Unit> {
     let mut units = Vec::new();
     let mut open: Option<Unit> = None;
@@ -169,7 +179,7 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
     });
 }
 
-/// Scratch of one forward task.
+/// Workspace of one forward task.
 struct Forward<'a> {
     heads: Heads,
     qkv: &'a [f32],
@@ -204,19 +214,20 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// Gathers rows at a position of the path.
+    /// Gathers the keys and values of `rows` to a position of the path.
     fn join(&mut self, rows: Range<usize>, position: usize) {
         let h = &self.heads;
         copy_head_transposed(&mut self.keys_t, self.capacity, self.qkv, rows.clone(), position, h.key, h);
         copy_head(&mut self.values, self.qkv, rows, position, h.value, h);
     }
 
-    /// Clears the values behind a path of `len` rows, up to the next multiple of [`LANES`].
+    /// Zeroes the values after the path of `len` rows, up to the next multiple of [`LANES`].
     fn pad(&mut self, len: usize) {
         self.values[len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim].fill(0.0);
     }
 
-    /// Tokens `rows` at consecutive positions from `position` on; they are the rows `out` of the tiles.
+    /// Computes one block of queries: the tokens `rows`, at consecutive positions starting at
+    /// `position`. Writes to the rows `out` of the tiles.
     fn block(&mut self, rows: Range<usize>, position: usize, o: &mut Tile<'_>, lse: &mut Tile<'_>, out: Range<usize>) {
         let Heads { head_dim, group, .. } = self.heads;
         let count = rows.len() * group;
@@ -231,12 +242,13 @@ impl<'a> Forward<'a> {
         let inverse = if count <= BLOCK {
             &mut inverse[..]
         } else {
-            // More query heads per key-value head than a block has rows.
+            // There are more query heads per key-value head than rows of a block.
             inverse_long.resize(count, 0.0);
             &mut inverse_long[..]
         };
         for (r, inverse) in inverse[..count].iter_mut().enumerate() {
-            // The row goes on with -inf to whole vectors: their exponential 0 is what invisible keys get.
+            // Pads with -inf to a multiple of LANES: the exponential of -inf is 0, the probability
+            // of an invisible key.
             let visible = position + r / group + 1;
             let (row, hidden) = scores.row(r).split_at_mut(visible.next_multiple_of(LANES));
             row[visible..].fill(f32::NEG_INFINITY);

@@ -1,17 +1,29 @@
-//! Backward of attention over prefix trees. A task owns one tree and one key-value head: it walks the segments in order,
-//! recomputes the probabilities of a block of queries from `lse`, and adds to the gradients of the keys and values on
-//! the path, which reach the output when a segment leaves the path. Sums so have one owner and one order.
+//! Backward of attention over prefix trees.
+//!
+//! ```text
+//! for each tree and each key-value head, in parallel:
+//!     for each segment of the tree, in order:
+//!         add dK, dV of the segments that leave the path to the output
+//!         gather K, Kᵀ, Vᵀ of the segments that join the path, and zero their dK, dV
+//!         for each block of queries:
+//!             P  = exp(scale Q Kᵀ - lse)
+//!             dS = P (dO Vᵀ - rowsum(dO O))
+//!             dV += Pᵀ dO;  dK += dSᵀ (scale Q);  dQ = scale dS K
+//!     add dK, dV of the remaining path to the output
+//! ```
+//!
+//! One task owns a tree and a key-value head, so every sum has one owner and a fixed order.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Heads, copy_head, copy_head_transposed, scale_into};
+use super::attention::{Heads, copy_head, copy_head_transposed};
 use super::math::exp;
 use super::matmul::matmul;
 use super::path::{Path, Segments, Step};
-use super::rowwise::add_rows;
+use super::rows::{add_rows, scale_into};
 use super::scratch::Scratch;
 use super::simd::{LANES, dot, vectorised};
 use super::tile::{Grid, Mat, Tile};
@@ -39,7 +51,8 @@ pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
         dv.fill(0.0);
         let mut work = Backward::new(cpu, &inputs, kv_head, capacity);
         let mut path = Path::new(segments);
-        // What leaves the path is collected first: the gradients are read while the next rows are not yet gathered.
+        // Steps are collected first: the gradients of the old steps must be read before the rows of
+        // the new steps replace them.
         for segment in segments.tree(tree) {
             let own = segments.rows(segment);
             let (mut left, mut joined) = (Vec::new(), Vec::new());
@@ -58,6 +71,7 @@ pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
     });
 }
 
+/// Inputs of the op, shared by all tasks.
 struct Inputs<'a> {
     dims: AttentionDims,
     qkv: &'a [f32],
@@ -66,7 +80,8 @@ struct Inputs<'a> {
     lse: &'a [f32],
 }
 
-/// Scratch of one backward task; buffers along the path are (capacity, head_dim), transposed ones (head_dim, capacity).
+/// Workspace of one backward task. Buffers along the path are (capacity, head_dim), transposed ones
+/// (head_dim, capacity).
 struct Backward<'a> {
     inputs: &'a Inputs<'a>,
     kv_head: usize,
@@ -110,7 +125,7 @@ impl<'a> Backward<'a> {
         }
     }
 
-    /// Gathers the rows of a step and clears their gradients.
+    /// Gathers the rows of a step and zeroes their gradients.
     fn join(&mut self, step: &Step) {
         let (h, qkv, rows, at) = (&self.heads, self.inputs.qkv, step.rows.clone(), step.position);
         copy_head(&mut self.keys, qkv, rows.clone(), at, h.key, h);
@@ -131,20 +146,21 @@ impl<'a> Backward<'a> {
         }
     }
 
-    /// Clears what lies behind a path of `len` rows, up to the next multiple of [`LANES`].
+    /// Zeroes the keys after the path of `len` rows, up to the next multiple of [`LANES`].
     fn pad(&mut self, len: usize) {
         let range = len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim;
         self.keys[range].fill(0.0);
     }
 
-    /// Tokens `rows` at consecutive positions from `position` on.
+    /// Processes one block of queries: the tokens `rows`, at consecutive positions starting at
+    /// `position`. `first` is the tree's first row.
     fn block(&mut self, rows: Range<usize>, position: usize, first: usize, dq: &mut Tile<'_>) {
         let (d, Heads { head_dim, group, .. }) = (&self.inputs.dims, self.heads);
         let count = rows.len() * group;
         let keys = (position + rows.len()).next_multiple_of(LANES);
         let scale = d.scale as f32;
         self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
-        // One token's output rows of this head.
+        // Offset of the outputs of a token for the query heads of this key-value head.
         let outputs = |row: usize| (row * d.heads + self.kv_head * group) * head_dim;
         for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
             to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
@@ -177,11 +193,12 @@ impl<'a> Backward<'a> {
 }
 
 vectorised! {
-    /// Scores to probabilities and the products `do · v` to gradients of the scaled scores, `p (do · v - do · o)`; 0
-    /// behind the `visible` keys.
+    /// Replaces the scaled scores by probabilities p and `dscores`, which holds `do · v`, by the
+    /// gradients of the scaled scores, `p (do · v - do · o)`. Keys after the first `visible` ones
+    /// get 0.
     fn softmax_row_bwd(scores: &mut [f32], dscores: &mut [f32], visible: usize, lse: f32, o: &[f32], dout: &[f32]) {
         let delta = dot::<FMA>(o, dout);
-        // Whole vectors: behind the visible keys the scores are -inf, so that p is 0.
+        // Pads with -inf to a multiple of LANES, so that p is 0 for invisible keys.
         let whole = visible.next_multiple_of(LANES);
         scores[visible..whole].fill(f32::NEG_INFINITY);
         scores[whole..].fill(0.0);

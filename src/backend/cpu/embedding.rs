@@ -1,9 +1,10 @@
-//! Token embedding: a gather of rows, and its gradient by sorted ids, one owner per row of the table.
+//! Token embedding: a gather of rows. Its gradient is a sum over tokens grouped by id, so that
+//! every row of the table has one owner.
 
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::rowwise::{add_rows, rows_of_task};
+use super::rows::{add_rows, rows_of_task};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
@@ -12,7 +13,7 @@ pub(super) fn embedding_fwd(a: EmbeddingFwd<'_, Cpu>) {
     gather(a.x.into_slice(), table, a.ids.slice(), hidden);
 }
 
-/// Copies the rows `index` of `from`, `width` elements each.
+/// Copies the rows `index` of `from`, of `width` elements each, to `to`.
 pub(super) fn gather(to: &mut [f32], from: &[f32], index: &[i32], width: usize) {
     if width == 0 {
         return;
@@ -25,8 +26,8 @@ pub(super) fn gather(to: &mut [f32], from: &[f32], index: &[i32], width: usize) 
     });
 }
 
-/// `to[key] (+)= sum of from[item]` over the items of every key, in ascending order; `Write::Overwrite` zeroes the
-/// other rows.
+/// `to[key] (+)= sum of from[item]` over the items of every key, in ascending order.
+/// `Write::Overwrite` zeroes the other rows.
 pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, width: usize, write: Write) {
     if width == 0 {
         return;
@@ -38,7 +39,7 @@ pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, w
             to.fill(0.0);
         }
         let first = task * rows;
-        // A key below 0 is larger than every row as usize, and stands last.
+        // A negative key is larger than every row as usize, and padding is last.
         let start = keys.partition_point(|&key| (key as usize) < first);
         for run in start..keys.len() {
             let row = keys[run] as usize - first;

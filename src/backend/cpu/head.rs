@@ -1,8 +1,24 @@
-//! Vocabulary head: projection, log-softmax and gather without stored logits. Head rows are gathered, then cut into
-//! strips, the vocabulary into panels; one task computes the logits of a strip and a panel in scratch of at most 512
-//! KiB. The cut of the vocabulary depends on its size alone, so a row's result does not depend on the other rows.
+//! Vocabulary head: projection, log-softmax and gather without stored logits; and the same over
+//! stored logits. The head rows are split into strips, the vocabulary into panels.
 //!
-//! The backward recomputes logits in blocks of 4 strips by 4 panels (8 MiB), three products in all.
+//! ```text
+//! forward:
+//!     gather the hidden rows of the head rows
+//!     for each strip and panel, in parallel:
+//!         logits = rows[strip] head[panel]ᵀ               // at most 512 KiB of workspace
+//!         store per row: max, sum of exp(logit - max), logit of the target
+//!     for each row: lse = logsumexp over the panels;  logp = target logit - lse
+//! backward:
+//!     gather the hidden rows of the head rows
+//!     for each block of 4 strips by 4 panels:
+//!         dlogits = dlogp (onehot - exp(logits - lse))    // logits recomputed, 8 MiB of workspace
+//!         drows[strips] += dlogits head[panels]
+//!         dhead[panels] += dlogitsᵀ rows[strips]          // unless the head is frozen
+//!     sum drows over the head rows of each hidden row
+//! ```
+//!
+//! The panels depend only on the size of the vocabulary, so the result of a row does not depend on
+//! the other rows.
 
 use std::ops::Range;
 
@@ -10,28 +26,31 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::embedding::{add_runs, gather};
-use super::logprob::{dlogits, logsumexp};
-use super::math::softmax_row;
+use super::math::{exp, softmax_row};
 use super::matmul::matmul;
+use super::rows::rows_of_task;
+use super::simd::vectorised;
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Head rows of a strip.
+/// Maximum number of head rows of a strip; the bounds of strips are multiples of [`STRIP_UNIT`].
 const STRIP: usize = 256;
 const STRIP_UNIT: usize = 16;
-/// Tokens of a panel; the depth at which products of dlogits are cut anyway.
+/// Maximum number of vocabulary entries of a panel, and the accumulation depth of a GEMM with
+/// dlogits. The bounds of panels are multiples of [`PANEL_UNIT`].
 const PANEL: usize = 512;
 const PANEL_UNIT: usize = 64;
-/// Values kept for a row and panel: largest logit, sum of exponentials, logit of the target if it is in the panel.
-const KEPT: usize = 3;
+/// Number of values stored per row and panel: largest logit, sum of exponentials, and the logit of
+/// the target if the panel contains it.
+const PANEL_STATS: usize = 3;
 
-/// Range `i` between bounds.
+/// Range `i` of consecutive bounds.
 fn between(bounds: &[usize], i: usize) -> Range<usize> {
     bounds[i]..bounds[i + 1]
 }
 
-/// Which panel holds a token.
+/// Index of the panel that contains a token.
 fn panel_of(panels: &[usize], token: usize) -> usize {
     panels.partition_point(|&start| start <= token) - 1
 }
@@ -45,11 +64,11 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
     let (strips, panels) = (bounds(d.rows, STRIP, STRIP_UNIT), bounds(d.vocab, PANEL, PANEL_UNIT));
     let (down, across) = (strips.len() - 1, panels.len() - 1);
 
-    let mut kept = cpu.scratch.take(across * KEPT * d.rows);
-    let grid = Grid::new(&mut kept, d.rows, (0..=across).map(|p| p * KEPT).collect(), strips.clone());
+    let mut stats = cpu.scratch.take(across * PANEL_STATS * d.rows);
+    let grid = Grid::new(&mut stats, d.rows, (0..=across).map(|p| p * PANEL_STATS).collect(), strips.clone());
     (0..down * across).into_par_iter().with_max_len(1).for_each(|task| {
         let (strip, panel) = (between(&strips, task % down), between(&panels, task / down));
-        let mut kept = grid.claim(task / down, task % down);
+        let mut stats = grid.claim(task / down, task % down);
         let width = panel.len();
         let mut logits = cpu.scratch.take(strip.len() * width);
         let mut tile = Tile::new(&mut logits, strip.len(), width, width);
@@ -57,9 +76,9 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
         for (i, r) in strip.enumerate() {
             let row = tile.row(i);
             if panel.contains(&(target[r] as usize)) {
-                kept.row(2)[i] = row[target[r] as usize - panel.start];
+                stats.row(2)[i] = row[target[r] as usize - panel.start];
             }
-            (kept.row(0)[i], kept.row(1)[i]) = softmax_row(row);
+            (stats.row(0)[i], stats.row(1)[i]) = softmax_row(row);
         }
     });
     drop(grid);
@@ -68,9 +87,10 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
         |(chunk, (logp, lse))| {
             for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
                 let r = chunk * STRIP + i;
-                let at = |panel: usize, value: usize| kept[(panel * KEPT + value) * d.rows + r];
+                let at = |panel: usize, value: usize| stats[(panel * PANEL_STATS + value) * d.rows + r];
                 let largest = (0..across).map(|p| at(p, 0)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-                // A panel of -inf alone adds nothing; NaN, which no comparison sees, is in the panel's sum.
+                // A panel with only -inf adds 0. NaN is ignored by the comparisons, but is in the
+                // panel's sum.
                 let share = |p| if at(p, 0) == largest { at(p, 1) } else { at(p, 1) * (at(p, 0) - largest).exp() };
                 *lse = logsumexp(largest, (0..across).map(share).sum());
                 *logp = at(panel_of(&panels, target[r] as usize), 2) - *lse;
@@ -79,7 +99,7 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
     );
 }
 
-/// Strips and panels of a block.
+/// Number of strips and of panels of a block of the backward.
 const BLOCK: usize = 4;
 
 pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
@@ -149,4 +169,58 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
         }
     }
     add_runs(dhidden, &drows, a.runs, d.hidden, Write::Overwrite);
+}
+
+/// Logsumexp from the largest element of a row and its sum of exponentials; `-inf` for a row in
+/// which all elements are `-inf`.
+pub(super) fn logsumexp(largest: f32, sum: f32) -> f32 {
+    if largest == f32::NEG_INFINITY && sum == 0.0 { largest } else { largest + sum.ln() }
+}
+
+pub(super) fn logprob_fwd(cpu: &Cpu, a: LogprobFwd<'_, Cpu>) {
+    let (logits, target, vocab) = (a.logits.slice(), a.target.slice(), a.vocab);
+    let rows = rows_of_task(vocab);
+    a.logp.into_slice().par_chunks_mut(rows).zip(a.lse.into_slice().par_chunks_mut(rows)).enumerate().for_each(
+        |(task, (logp, lse))| {
+            let mut scratch = cpu.scratch.take(vocab);
+            for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
+                let r = task * rows + i;
+                let row = &logits[r * vocab..(r + 1) * vocab];
+                scratch.copy_from_slice(row);
+                let (largest, sum) = softmax_row(&mut scratch);
+                *lse = logsumexp(largest, sum);
+                *logp = row[target[r] as usize] - *lse;
+            }
+        },
+    );
+}
+
+pub(super) fn logprob_bwd(a: LogprobBwd<'_, Cpu>) {
+    let (target, lse, dlogp, vocab) = (a.target.slice(), a.lse.slice(), a.dlogp.slice(), a.vocab);
+    if vocab == 0 {
+        return;
+    }
+    a.logits_to_dlogits
+        .into_slice()
+        .par_chunks_mut(vocab)
+        .enumerate()
+        .for_each(|(r, row)| dlogits(row, target[r] as usize, lse[r], dlogp[r]));
+}
+
+vectorised! {
+    /// `row <- dlogp (onehot(target) - e^(row - lse))`. A target outside the row is ignored. If
+    /// `dlogp` is 0, the row becomes 0, whatever its logits are.
+    pub(super) fn dlogits(row: &mut [f32], target: usize, lse: f32, dlogp: f32) {
+        if dlogp == 0.0 {
+            row.fill(0.0);
+            return;
+        }
+        let target_value = row.get(target).map(|x| dlogp * (1.0 - exp::<FMA>(*x - lse)));
+        for x in row.iter_mut() {
+            *x = -dlogp * exp::<FMA>(*x - lse);
+        }
+        if let (Some(target_value), Some(x)) = (target_value, row.get_mut(target)) {
+            *x = target_value;
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Linear layers: the three products and the bias gradient.
+//! Linear layers: the GEMMs of the forward and of both gradients, and the bias gradient.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::matmul::{ROWS_UNIT, matmul, par_matmul};
 use super::optim::squares;
-use super::rowwise::{add_rows, glu_rows, glu_rows_bwd, sum_slices};
+use super::rows::{add_rows, sum_slices};
 use super::tile::{Grid, Mat, bounds};
 use crate::backend::contract::*;
 use crate::backend::{ViewMut, Write};
@@ -38,53 +38,34 @@ pub(super) fn linear_bwd_input(a: LinearBwdInput<'_, Cpu>) {
     par_matmul(a.dx.into_slice(), dy, weight, a.write, |_, _| {});
 }
 
-/// Gate and up pass through scratch memory where they are not asked for.
-pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
-    let d = a.dims;
-    let mut scratch = None;
-    let gate_up = match a.gate_up {
-        Some(gate_up) => gate_up.into_slice(),
-        None => &mut scratch.insert(cpu.scratch.take(d.tokens * 2 * d.intermediate))[..],
-    };
-    let x = Mat::new(a.x.slice(), d.tokens, d.hidden, d.hidden);
-    let weight = Mat::new(a.weight.slice(), 2 * d.intermediate, d.hidden, d.hidden);
-    par_matmul(gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
-    glu_rows(a.act.into_slice(), gate_up, d.intermediate);
-}
-
-pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
-    let d = a.dims;
-    let mut dact = cpu.scratch.take(d.tokens * d.intermediate);
-    let dy = Mat::new(a.dy.slice(), d.tokens, d.hidden, d.hidden);
-    let weight = Mat::new(a.weight.slice(), d.hidden, d.intermediate, d.intermediate);
-    par_matmul(&mut dact, dy, weight, Write::Overwrite, |_, _| {});
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, d.intermediate);
-}
-
-/// Elements of a weight up to which the sum over tokens may be cut into slices for the sake of parallelism: beyond, the
-/// tiles of the weight are many enough and adding up the slices costs more than it brings.
+/// Maximum number of elements of a weight for which the sum over tokens may be split into slices
+/// (split-K) for parallelism. A larger weight has enough tiles, and adding up the slices costs more
+/// than it gains.
 const SMALL_WEIGHT: usize = 1 << 19;
-/// Tokens of a slice, at least, and slices, at most.
+/// Minimum number of tokens of a slice.
 const SLICE_TOKENS: usize = 512;
+/// Maximum number of slices.
 const SLICES: usize = 8;
-/// Tasks wanted when the number of slices is chosen. It counts whatever the number of threads is, because the slices
-/// decide the order of the sum.
+/// Target number of tasks for the choice of the number of slices. It must not depend on the number
+/// of threads, because the slices determine the order of the sum.
 const TASKS: usize = 16;
-/// Rows of the weight that one task of a slice handles: no element's sum depends on them, so they may follow the number
-/// of threads. Every task packs its slice of `x` anew, so the more rows the better.
+/// Bounds of the number of weight rows per task. No sum depends on this number, so it may depend on
+/// the number of threads. Every task packs its slice of `x` again, so more rows are better.
 const SLICE_ROWS: Range<usize> = 128..512;
+/// Target number of tasks per thread.
 const TASKS_PER_THREAD: usize = 4;
 
 pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
     let d = a.dims;
     let (dweight, norms) = (a.dweight.into_slice(), a.norms.map(ViewMut::into_slice));
-    weight_product(cpu, d, a.dy.slice(), a.x.slice(), dweight, a.write);
+    weight_gemm(cpu, d, a.dy.slice(), a.x.slice(), dweight, a.write);
     if let Some(norms) = norms {
         patch_norms(dweight, norms, d);
     }
 }
 
-/// A norm for all patches beside one another, at the first of them.
+/// Writes one norm for each row of patches, in the slot of its first patch, and 0 to the other
+/// slots.
 fn patch_norms(dweight: &[f32], norms: &mut [f32], d: LinearDims) {
     let across = d.inputs.div_ceil(PATCH.1);
     if norms.is_empty() {
@@ -96,13 +77,13 @@ fn patch_norms(dweight: &[f32], norms: &mut [f32], d: LinearDims) {
     });
 }
 
-/// dweight (+)= dyᵀ x.
-fn weight_product(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f32], write: Write) {
+/// `dweight (+)= dyᵀ x`, with split-K over the tokens for a small weight.
+fn weight_gemm(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f32], write: Write) {
     let dy = Mat::new(dy, d.tokens, d.outputs, d.outputs);
     let x = Mat::new(x, d.tokens, d.inputs, d.inputs);
     let size = d.outputs * d.inputs;
-    let wanted = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
-    let slices = if size <= SMALL_WEIGHT { wanted.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
+    let target = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
+    let slices = if size <= SMALL_WEIGHT { target.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
         par_matmul(dweight, dy.t(), x, write, |_, _| {});
         return;
@@ -130,7 +111,7 @@ fn weight_product(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut
     sum_slices(dweight, &partial, write);
 }
 
-/// Tokens whose bias gradients one task adds up.
+/// Number of tokens of a slice of the bias gradient.
 const BIAS_TOKENS: usize = 128;
 
 pub(super) fn bias_bwd(cpu: &Cpu, a: BiasBwd<'_, Cpu>) {

@@ -1,24 +1,27 @@
-//! Exponential and sigmoid in f32, written so that loops over them vectorise. `exp` is off by less than 2 units in the
-//! last place over the normal range (tested against f64), 0 for `-inf`, `inf` above 88.73, NaN for NaN.
+//! Exponential, sigmoid and softmax of a row in f32, written so that loops over them vectorise. The
+//! error of `exp` is less than 2 units in the last place over the normal range (tested against
+//! f64). `exp` is 0 for `-inf`, `inf` above 88.73 and NaN for NaN.
 
 use super::simd::{LANES, fma, sum_lanes, vectorised};
 
-/// Largest argument that matters: the exponential of anything above 88.73 is infinite.
-const HIGHEST: f32 = 89.0;
-/// Smallest argument that matters: half the smallest subnormal is e^-103.97.
-const LOWEST: f32 = -105.0;
-/// ln 2 in two parts; the product of the first with an integer below 2^9 is exact.
+/// Upper clamp of the argument: the exponential is infinite above 88.73.
+const MAX_ARGUMENT: f32 = 89.0;
+/// Lower clamp of the argument: half the smallest subnormal is e^-103.97.
+const MIN_ARGUMENT: f32 = -105.0;
+/// High part of ln 2. Its product with an integer below 2^9 is exact.
 const LN_2_HIGH: f32 = 355.0 / 512.0;
+/// Low part of ln 2.
 const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
-/// Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
 const ROUNDER: f32 = 12_582_912.0;
 
-/// `e^x`: x = n ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of degree 7 in r (truncation below 1e-8), times
-/// 2^n in two steps so that subnormal results are right.
+/// `e^x`. Splits x = n ln 2 + r with |r| <= ln 2 / 2, evaluates the Taylor polynomial of degree 7
+/// in r (truncation error below 1e-8), and multiplies by 2^n in two steps, so that subnormal
+/// results are correct.
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
-    let x = if x > HIGHEST { HIGHEST } else { x };
-    let x = if x < LOWEST { LOWEST } else { x };
+    let x = if x > MAX_ARGUMENT { MAX_ARGUMENT } else { x };
+    let x = if x < MIN_ARGUMENT { MIN_ARGUMENT } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let n = shifted - ROUNDER;
     let r = fma::<FMA>(n, -LN_2_HIGH, x);
@@ -40,9 +43,10 @@ pub(super) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// Replaces every element by `e^(element - shift)` and returns their sum, whose order depends on the length alone.
+/// Replaces every element by `e^(element - shift)` and returns the sum of the exponentials. The
+/// order of the sum depends only on the length.
 #[inline(always)]
-pub(super) fn exp_sum<const FMA: bool>(values: &mut [f32], shift: f32) -> f32 {
+fn exp_sum<const FMA: bool>(values: &mut [f32], shift: f32) -> f32 {
     let mut lanes = [0.0; LANES];
     let mut blocks = values.chunks_exact_mut(LANES);
     for block in &mut blocks {
@@ -59,8 +63,9 @@ pub(super) fn exp_sum<const FMA: bool>(values: &mut [f32], shift: f32) -> f32 {
 }
 
 vectorised! {
-    /// Largest element of a row and the sum of `e^(element - largest)`; the row is overwritten by the exponentials.
-    /// A row of `-inf` alone gives (-inf, 0), a row with NaN or `+inf` a NaN sum.
+    /// Returns the largest element of a row and the sum of `e^(element - largest)`, and overwrites
+    /// the row with these exponentials. The result is (-inf, 0) if all elements are `-inf`; the sum
+    /// is NaN if the row contains NaN or `+inf`.
     pub(super) fn softmax_row(row: &mut [f32]) -> (f32, f32) {
         let largest = super::simd::max(row);
         if largest == f32::NEG_INFINITY {
@@ -99,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn exponential_at_the_ends() {
+    fn exponential_of_extreme_arguments() {
         let mut values = [f32::NEG_INFINITY, -104.5, -103.0, 0.0, -0.0, 88.8, 1e30, f32::INFINITY, f32::NAN];
         exp_all(&mut values);
         assert_eq!(values[..2], [0.0, 0.0]);

@@ -1,10 +1,17 @@
-//! Matrix products in f32: serial products of tiles through the gemm crate, and the parallel forms of a linear layer.
+//! GEMM in f32: a serial GEMM of one tile through the gemm crate, and a parallel GEMM over a grid
+//! of tiles.
 //!
-//! Every element is a sum over k in ascending order with one accumulator per block of at most [`DEPTH`] terms, blocks
-//! added in order, whatever tile the element falls in. The gemm crate sums its special cases (matrices with a side of
-//! 1, a depth below 3, at most 256 elements) in other orders, so those shapes never reach it: small products run in
-//! loops of this file that give the same bits. A row of a result therefore does not depend on the other rows of the
-//! call, nor on the thread count.
+//! ```text
+//! parallel: divide C into tiles; for each tile of C, in parallel:
+//!     for each block of at most DEPTH terms of K, in order:
+//!         sum = 0;  for k in block, in order: sum = fma(a[k], b[k], sum)
+//!         C = C + sum, or C = sum for the first block without accumulation
+//! ```
+//!
+//! Every element is summed in this order, whatever its tile is. A row of a result therefore does
+//! not depend on the other rows of the call or on the number of threads. The gemm crate has special
+//! cases with other orders of summation: matrices with a side of 1, a depth below 3, at most 256
+//! elements. Such shapes never reach it. They run in loops of this file, which give the same bits.
 
 use std::cell::RefCell;
 
@@ -14,18 +21,20 @@ use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 
-/// Terms of one accumulation. The gemm crate never cuts a depth of 512 or less.
+/// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
 const DEPTH: usize = 512;
-/// Rows below which a product does not go to the gemm crate.
+/// Minimum number of rows of a GEMM in the gemm crate.
 const FEW_ROWS: usize = 32;
-/// Columns below which a product does not go to the gemm crate; with [`FEW_ROWS`] this keeps tiles above 256 elements.
+/// Minimum number of columns of a GEMM in the gemm crate. With [`FEW_ROWS`], results have more than
+/// 256 elements.
 const FEW_COLS: usize = 9;
-/// Depth below which a product does not go to the gemm crate.
+/// Minimum depth of a GEMM in the gemm crate.
 const SHALLOW: usize = 3;
-/// Products of at most this many multiplications run faster in the loops here.
+/// Maximum number of multiplications of a GEMM that runs faster in the loops of this file.
 const SMALL: usize = 32 * 32 * 16;
 
-/// Length of the block of terms that starts at `from`: [`DEPTH`], but never so that one or two terms are left over.
+/// Length of the block of terms that starts at `from`: [`DEPTH`], or less so that no block of one
+/// or two terms remains.
 fn depth_block(from: usize, depth: usize) -> usize {
     let left = depth - from;
     if left <= DEPTH {
@@ -37,9 +46,18 @@ fn depth_block(from: usize, depth: usize) -> usize {
     }
 }
 
-/// `c (+)= a b`, serial.
+/// `c (+)= a b` on one thread.
 pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
-    assert!(a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows, "shapes of a product");
+    assert!(
+        a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
+        "GEMM of {} x {} and {} x {} into {} x {}",
+        a.rows,
+        a.cols,
+        b.rows,
+        b.cols,
+        c.rows(),
+        c.cols()
+    );
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);
@@ -56,39 +74,42 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
         from = block.end;
         let (a, b) = (a.cols(block.clone()), b.rows(block));
         if loops {
-            small(c, a, b, add);
+            loop_gemm(c, a, b, add);
         } else if a.row_stride == 1 && a.col_stride > 1 {
             pack_transposed(c, a, b, add);
         } else {
-            general(c, a, b, add);
+            gemm_crate(c, a, b, add);
         }
     }
 }
 
 thread_local! {
-    /// Rows of a transposed left factor; grows to the largest tile and depth block of the thread.
+    /// Packed rows of a transposed left operand. Grows to the largest tile and depth block of the
+    /// thread.
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A product whose left factor lies transposed. The gemm crate broadcasts elements of the left factor in the order of
-/// k, which here would touch a cache line each, so the block is turned first.
+/// GEMM with a left operand that is stored transposed. The gemm crate broadcasts elements of the
+/// left operand in the order of k. In a transposed operand each would be in another cache line, so
+/// the block is transposed first.
 fn pack_transposed(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
-    // An odd number of cache lines, so that neighbouring rows do not compete for one set of the cache.
+    // An odd number of cache lines, so that neighbouring rows do not map to the same cache set.
     let stride = (a.cols.div_ceil(LANES) | 1) * LANES;
     PACKED.with_borrow_mut(|packed| {
         let len = a.rows.next_multiple_of(SQUARE) * stride;
         if packed.len() < len {
             packed.resize(len, 0.0);
         }
-        turn(packed, stride, a.data, a.col_stride, a.cols, a.rows);
-        general(c, Mat::new(packed, a.rows, a.cols, stride), b, add);
+        transpose_into(packed, stride, a.data, a.col_stride, a.cols, a.rows);
+        gemm_crate(c, Mat::new(packed, a.rows, a.cols, stride), b, add);
     });
 }
 
-/// `to[j * to_stride + i] = from[i * from_stride + j]` for `rows` by `cols` elements of `from`; `to` has room for whole
-/// squares, whose rest is filled with zeros.
-fn turn(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
-    // Along the rows of `from`, which lie pages apart; the lines of `to` under way stay in the first cache.
+/// Transposes `rows` by `cols` elements: `to[j * to_stride + i] = from[i * from_stride + j]`. `to`
+/// has space for whole squares; the elements outside the matrix become 0.
+fn transpose_into(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
+    // Iterates along the rows of `from`, which are pages apart. The current lines of `to` stay in
+    // the L1 cache.
     for i in (0..rows).step_by(SQUARE) {
         for j in (0..cols).step_by(SQUARE) {
             let width = SQUARE.min(cols - j);
@@ -107,7 +128,8 @@ fn turn(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows
     }
 }
 
-/// A product of few rows as one of [`FEW_ROWS`], for operands that the loops here would read across cache lines.
+/// GEMM of few rows, padded to [`FEW_ROWS`], for operands that the loops of this file would read
+/// across cache lines.
 fn pad_rows(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     let mut rows = vec![0.0; FEW_ROWS * depth];
@@ -125,13 +147,14 @@ fn pad_rows(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     (0..m).for_each(|r| c.row(r).copy_from_slice(tile.row(r)));
 }
 
-/// One call of the gemm crate, never one of its special cases.
-fn general(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+/// Calls the gemm crate. The shape must not be one of its special cases.
+fn gemm_crate(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     debug_assert!(m >= FEW_ROWS && n >= FEW_COLS && (SHALLOW..=DEPTH).contains(&depth));
     let stride = c.stride() as isize;
-    // SAFETY: `Mat` and `Tile` check at construction that every element addressed through their strides lies inside
-    // their slice; `matmul` has compared the shapes; `c` is borrowed exclusively and so cannot overlap `a` or `b`.
+    // SAFETY: `Mat` and `Tile` check at construction that every element addressed by their strides
+    // is inside their slice. `matmul` has compared the shapes. `c` is borrowed exclusively, so it
+    // cannot overlap `a` or `b`.
     unsafe {
         gemm::gemm(
             m,
@@ -158,8 +181,9 @@ fn general(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
 }
 
 vectorised! {
-    /// Same bits as [`general`] from loops over a few rows and sixteen columns.
-    fn small(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+    /// GEMM by loops over blocks of a few rows and sixteen columns, with the bits of
+    /// [`gemm_crate`].
+    fn loop_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
         const ROWS: usize = 4;
         const COLS: usize = 16;
         let (m, n) = (a.rows, b.cols);
@@ -192,7 +216,7 @@ vectorised! {
     }
 }
 
-/// Rows `i..i + R` and columns `j..j + W` of a product; `b` holds these columns alone.
+/// Computes the rows `i..i + R` and columns `j..j + W` of a GEMM. `b` has only these columns.
 #[inline(always)]
 fn block<const FMA: bool, const R: usize, const W: usize>(
     c: &mut Tile<'_>,
@@ -220,30 +244,38 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
     }
 }
 
-/// Largest tile, and the least one that the gemm crate runs well.
+/// Maximum rows of a tile.
 const TILE_ROWS: usize = 256;
+/// Maximum columns of a tile.
 const TILE_COLS: usize = 256;
-const LEAST: usize = 64;
-/// Units of a cut: columns are the direction of the kernels' vector registers.
+/// Minimum rows and columns of a tile that the gemm crate runs well.
+const MIN_TILE: usize = 64;
+/// Unit of the row bounds of tiles.
 pub(super) const ROWS_UNIT: usize = 32;
+/// Unit of the column bounds of tiles. The vector registers of the gemm crate's kernels run along
+/// columns.
 const COLS_UNIT: usize = 64;
-/// Multiplications that a tile should have so that starting a task costs little: about 20 microseconds.
+/// Target number of multiplications of a tile, about 20 microseconds, so that the cost of a task is
+/// small.
 const TILE_WORK: usize = 1 << 20;
-/// Tiles wanted for each thread, where tiles of [`TILE_WORK`] allow it: enough that none waits long for the others.
+/// Target number of tiles per thread for load balance, as long as a tile has more than
+/// [`TILE_WORK`].
 const TILES_PER_THREAD: usize = 6;
 
-/// Cuts a product of (rows, depth) by (depth, cols) into tiles. An element's sum does not depend on the tile it falls
-/// in, so the cut may follow the number of threads. A tile packs the columns of its right factor anew, so tiles become
-/// narrow before they become short; a transposed left factor is packed too, at a higher cost, so there they become short
-/// first.
+/// Divides the result of a (rows, depth) by (depth, cols) GEMM into tiles. The sum of an element
+/// does not depend on its tile, so the division may depend on the number of threads.
+///
+/// Smaller tiles have fewer columns before they have fewer rows, because every tile packs the
+/// columns of its right operand again. A transposed left operand is also packed, at a higher cost,
+/// so there tiles have fewer rows first.
 fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
     let (rows, depth) = (a.rows, a.cols);
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
     let transposed = a.row_stride == 1 && a.col_stride > 1;
-    let wanted = TILES_PER_THREAD * rayon::current_num_threads();
+    let target = TILES_PER_THREAD * rayon::current_num_threads();
     let tiles = |r: usize, c: usize| rows.div_ceil(r) * cols.div_ceil(c);
-    while tiles(tile_rows, tile_cols) < wanted && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
-        let (narrower, shorter) = (tile_cols > LEAST, tile_rows > LEAST);
+    while tiles(tile_rows, tile_cols) < target && tile_rows * tile_cols.min(cols) * depth > TILE_WORK {
+        let (narrower, shorter) = (tile_cols > MIN_TILE, tile_rows > MIN_TILE);
         if shorter && (transposed || !narrower) {
             tile_rows /= 2;
         } else if narrower {
@@ -255,14 +287,14 @@ fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
     Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
 }
 
-/// `c (+)= a b` on all threads; `c` is (a.rows, b.cols) without gaps. `finish` is called on every finished tile with
-/// its first row and column.
+/// `c (+)= a b` on all threads, with `c` (a.rows, b.cols) contiguous. `epilogue` is called for
+/// every finished tile with its first row and column.
 pub(super) fn par_matmul(
     c: &mut [f32],
     a: Mat<'_>,
     b: Mat<'_>,
     write: Write,
-    finish: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
+    epilogue: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
 ) {
     let grid = grid(c, &a, b.cols);
     let (down, across) = grid.cells();
@@ -271,6 +303,6 @@ pub(super) fn par_matmul(
         let (i, j) = (cell % down, cell / down);
         let mut tile = grid.claim(i, j);
         matmul(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
-        finish(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
+        epilogue(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
     });
 }

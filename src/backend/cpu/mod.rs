@@ -1,24 +1,29 @@
-//! The backend of machines without a GPU: f32, rayon for threads, the gemm crate for matrix products.
+//! The backend for machines without a GPU: f32, rayon for threads, the gemm crate for GEMMs.
 //!
-//! Every result is the same bits for any number of threads, and a row of a result does not depend on which other rows
-//! the call holds: products are cut into tiles whose elements are summed in one order (`matmul`), sums over tokens
-//! into slices of fixed size added in ascending order. Scratch memory grows during the first steps and is then reused.
-//! Ops refuse nothing beyond their contracts, except [`adamw`](Backend::adamw) with a master copy, which f32 has no
-//! use for.
+//! Results have the same bits for any number of threads, and a row of a result does not depend on
+//! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
+//! order in any tile (`matmul`). Sums over tokens are split into slices of fixed size, which are
+//! added in ascending order. Workspace grows during the first steps and is then reused. Beyond the
+//! contracts, the only error is [`adamw`](Backend::adamw) with a master copy, which f32 parameters
+//! do not need.
 
 mod attention;
 mod attention_bwd;
 mod embedding;
+mod glu;
 mod head;
 mod linear;
-mod logprob;
-mod loss;
 mod math;
 mod matmul;
+mod norm;
 mod optim;
 mod path;
-mod rowwise;
+mod preference;
+mod reward;
+mod rope;
+mod rows;
 mod scratch;
+mod segment;
 mod simd;
 mod tile;
 
@@ -29,7 +34,7 @@ use super::probe::Probe;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
-/// f32 backend on the ambient rayon thread pool.
+/// The f32 backend. Ops run on the rayon thread pool of their caller.
 #[derive(Debug, Default)]
 pub struct Cpu {
     scratch: scratch::Pool,
@@ -37,20 +42,20 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A backend with empty scratch memory; ops run on the rayon pool of their caller.
+    /// Creates a backend with an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As [`Cpu::new`], with every op call timed.
+    /// Creates a backend that times every op call.
     pub fn probed() -> Self {
         Self { probe: Some(Probe::default()), ..Self::default() }
     }
 }
 
-/// `c = a b` for square row-major matrices of `side` rows, on all threads: the product whose rate is this backend's
-/// ceiling.
-pub fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
+/// `c = a b` for square row-major matrices with `side` rows, on all threads. The rate of this GEMM
+/// is the compute ceiling of the backend.
+pub(crate) fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
     let mat = |data| tile::Mat::new(data, side, side, side);
     matmul::par_matmul(c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
 }
@@ -143,11 +148,11 @@ impl Backend for Cpu {
         Ok(())
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
-        rowwise::norm_fwd(a);
+        norm::norm_fwd(a);
         Ok(())
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
-        rowwise::norm_bwd(self, a);
+        norm::norm_bwd(self, a);
         Ok(())
     }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
@@ -167,27 +172,27 @@ impl Backend for Cpu {
         Ok(())
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(a, 1.0);
+        rope::rope(a, 1.0);
         Ok(())
     }
     fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(a, -1.0);
+        rope::rope(a, -1.0);
         Ok(())
     }
     fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
-        rowwise::glu_fwd(a);
+        glu::glu_fwd(a);
         Ok(())
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
-        rowwise::glu_bwd(a);
+        glu::glu_bwd(a);
         Ok(())
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_fwd(self, a);
+        glu::linear_glu_fwd(self, a);
         Ok(())
     }
     fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_bwd(self, a);
+        glu::linear_glu_bwd(self, a);
         Ok(())
     }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
@@ -207,31 +212,31 @@ impl Backend for Cpu {
         Ok(())
     }
     fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
-        logprob::logprob_fwd(self, a);
+        head::logprob_fwd(self, a);
         Ok(())
     }
     fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
-        logprob::logprob_bwd(a);
+        head::logprob_bwd(a);
         Ok(())
     }
     fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
-        logprob::reward_head_fwd(a);
+        reward::reward_head_fwd(a);
         Ok(())
     }
     fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
-        logprob::reward_head_bwd(a);
+        reward::reward_head_bwd(a);
         Ok(())
     }
     fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_fwd(a);
+        segment::segment_sum_fwd(a);
         Ok(())
     }
     fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_bwd(a);
+        segment::segment_sum_bwd(a);
         Ok(())
     }
     fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
-        loss::preference_fwd(a);
+        preference::preference_fwd(a);
         Ok(())
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Gradient norm and AdamW over the flat arena.
+//! Gradient norm and AdamW over the flat parameter buffers.
 
 use rayon::prelude::*;
 
@@ -7,13 +7,14 @@ use super::simd::{LANES, vectorised};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
-/// Most slices of a norm, and fewest elements of one.
+/// Maximum number of slices of a norm.
 const NORM_SLICES: usize = 256;
+/// Minimum number of elements of a slice.
 const NORM_SLICE: usize = 1 << 14;
 
 pub(super) fn grad_norm(a: GradNorm<'_, Cpu>) {
     let [before, after] = a.read().map(|range| &a.grads.slice()[range]);
-    let norms = a.told.map_or(&[][..], |told| told.norms.slice());
+    let norms = a.known.map_or(&[][..], |known| known.norms.slice());
     let norm = [before, after, norms].into_iter().map(sum_of_squares).sum::<f64>().sqrt();
     let control = a.control.into_slice();
     control[CONTROL_NORM] = norm as f32;
@@ -28,7 +29,7 @@ pub(super) fn grad_norm(a: GradNorm<'_, Cpu>) {
     }
 }
 
-/// By slices on all threads.
+/// Sum of squares in f64, computed in slices on all threads. The slices depend only on the length.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let slice = values.len().div_ceil(NORM_SLICES).max(NORM_SLICE);
     let mut sums = [0.0f64; NORM_SLICES];
@@ -37,7 +38,7 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 }
 
 vectorised! {
-    /// Sum of squares in f64.
+    /// Sum of squares in f64, on one thread.
     pub(super) fn squares(values: &[f32]) -> f64 {
         let mut lanes = [0.0f64; LANES];
         let blocks = values.chunks_exact(LANES);
@@ -54,24 +55,24 @@ vectorised! {
     }
 }
 
-/// Scalars of one update.
+/// Scalars of one update, rounded to f32.
 #[derive(Clone, Copy)]
 struct Update {
     clip: f32,
     beta1: f32,
-    rest1: f32,
+    one_minus_beta1: f32,
     beta2: f32,
-    rest2: f32,
+    one_minus_beta2: f32,
     /// Square root of the second moment's bias correction.
     correction2: f32,
     eps: f32,
-    /// Learning rate over the first moment's bias correction.
+    /// Learning rate divided by the first moment's bias correction.
     step_size: f32,
     /// `1 - lr decay`.
-    keep: f32,
+    decay_factor: f32,
 }
 
-/// Elements of a task: five streams of 64 KiB.
+/// Number of elements of a task: five streams of 64 KiB.
 const ADAMW_CHUNK: usize = 1 << 14;
 
 pub(super) fn adamw(a: AdamW<'_, Cpu>) -> Result<()> {
@@ -91,16 +92,16 @@ pub(super) fn adamw(a: AdamW<'_, Cpu>) -> Result<()> {
     let update = |decay: f64| Update {
         clip: control[CONTROL_CLIP],
         beta1: a.beta1 as f32,
-        rest1: (1.0 - a.beta1) as f32,
+        one_minus_beta1: (1.0 - a.beta1) as f32,
         beta2: a.beta2 as f32,
-        rest2: (1.0 - a.beta2) as f32,
+        one_minus_beta2: (1.0 - a.beta2) as f32,
         correction2: (1.0 - a.beta2.powf(step)).sqrt() as f32,
         eps: a.eps as f32,
         step_size: (lr / (1.0 - a.beta1.powf(step))) as f32,
-        keep: (1.0 - lr * decay) as f32,
+        decay_factor: (1.0 - lr * decay) as f32,
     };
-    let (decayed, kept) = (update(a.weight_decay), update(0.0));
-    let boundary = a.decayed;
+    let (with_decay, without_decay) = (update(a.weight_decay), update(0.0));
+    let decayed = a.decayed;
     a.params
         .into_slice()
         .par_chunks_mut(ADAMW_CHUNK)
@@ -109,24 +110,25 @@ pub(super) fn adamw(a: AdamW<'_, Cpu>) -> Result<()> {
         .zip(a.grads.slice().par_chunks(ADAMW_CHUNK))
         .enumerate()
         .for_each(|(i, (((params, m), v), grads))| {
-            let cut = boundary.saturating_sub(i * ADAMW_CHUNK).min(params.len());
-            let (params, params_kept) = params.split_at_mut(cut);
-            let ((m, m_kept), (v, v_kept)) = (m.split_at_mut(cut), v.split_at_mut(cut));
-            let (grads, grads_kept) = grads.split_at(cut);
-            apply(params, m, v, grads, decayed);
-            apply(params_kept, m_kept, v_kept, grads_kept, kept);
+            let split = decayed.saturating_sub(i * ADAMW_CHUNK).min(params.len());
+            let (params, params_rest) = params.split_at_mut(split);
+            let ((m, m_rest), (v, v_rest)) = (m.split_at_mut(split), v.split_at_mut(split));
+            let (grads, grads_rest) = grads.split_at(split);
+            apply(params, m, v, grads, with_decay);
+            apply(params_rest, m_rest, v_rest, grads_rest, without_decay);
         });
     Ok(())
 }
 
 vectorised! {
+    /// Updates one chunk of parameters and moments.
     fn apply(params: &mut [f32], m: &mut [f32], v: &mut [f32], grads: &[f32], u: Update) {
         for (((p, m), v), g) in params.iter_mut().zip(m).zip(v).zip(grads) {
             let g = g * u.clip;
-            *m = u.beta1 * *m + u.rest1 * g;
-            *v = u.beta2 * *v + u.rest2 * (g * g);
+            *m = u.beta1 * *m + u.one_minus_beta1 * g;
+            *v = u.beta2 * *v + u.one_minus_beta2 * (g * g);
             let denominator = v.sqrt() / u.correction2 + u.eps;
-            *p = *p * u.keep - u.step_size * (*m / denominator);
+            *p = *p * u.decay_factor - u.step_size * (*m / denominator);
         }
     }
 }

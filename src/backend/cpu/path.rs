@@ -1,11 +1,12 @@
-//! The path of a segment, root to itself, as a stack of segments at consecutive positions. Going from one segment to the
-//! next keeps the ancestors they share, so that a tree in depth-first order has every row gathered about once.
+//! Path of a segment, from the root to the segment itself, as a stack of segments at consecutive
+//! positions. The step from one segment to the next keeps their common ancestors. For a tree in
+//! depth-first order, every row is therefore gathered about once.
 
 use std::ops::Range;
 
 use crate::backend::contract::Tree;
 
-/// The index tables of a batch on the host.
+/// Segments, ancestors and trees of a batch, as in [`Tree`].
 #[derive(Clone, Copy)]
 pub(super) struct Segments<'a> {
     starts: &'a [i32],
@@ -39,7 +40,7 @@ impl<'a> Segments<'a> {
         self.trees[tree] as usize..self.trees[tree + 1] as usize
     }
 
-    /// First rows of all trees, and the end of the last.
+    /// First rows of all trees, then the end of the last tree.
     pub fn tree_bounds(&self) -> Vec<usize> {
         self.trees.iter().map(|&segment| self.starts[segment as usize] as usize).collect()
     }
@@ -48,14 +49,14 @@ impl<'a> Segments<'a> {
         &self.ancestors[self.offsets[segment] as usize..self.offsets[segment + 1] as usize]
     }
 
-    /// Rows on the longest path.
+    /// Number of rows on the longest path.
     pub fn longest_path(&self) -> usize {
         let above = |s: usize| self.ancestors(s).iter().map(|&a| self.rows(a as usize).len()).sum::<usize>();
         (0..self.len()).map(|s| above(s) + self.rows(s).len()).max().unwrap_or(0)
     }
 }
 
-/// A segment on the path: its rows, and the position of the first.
+/// Segment on the path: its rows and the position of its first row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub segment: usize,
@@ -63,7 +64,7 @@ pub(super) struct Step {
     pub position: usize,
 }
 
-/// The stack.
+/// Path as a stack of steps.
 pub(super) struct Path<'a> {
     segments: Segments<'a>,
     steps: Vec<Step>,
@@ -79,8 +80,9 @@ impl<'a> Path<'a> {
         self.steps.last().map_or(0, |step| step.position + step.rows.len())
     }
 
-    /// Goes to the rows of `segment` before `end`; reports the steps that leave the path, last first, and those that
-    /// join it. Returns the position of the segment's first row.
+    /// Changes the path to end with the rows of `segment` before `end`. Calls `leave` for the steps
+    /// that leave the path, last first, then `join` for the steps that join it. Returns the
+    /// position of the segment's first row.
     pub fn enter(
         &mut self,
         segment: usize,
@@ -101,7 +103,7 @@ impl<'a> Path<'a> {
         self.len() - (end - own.start)
     }
 
-    /// Empties the path; reports every step, last first.
+    /// Empties the path and calls `leave` for every step, last first.
     pub fn finish(mut self, leave: impl FnMut(&Step)) {
         self.truncate(0, leave);
     }

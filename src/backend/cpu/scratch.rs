@@ -1,18 +1,18 @@
-//! Grow-only scratch memory. A buffer is lent to one task at a time and comes back when its guard is dropped, so after
-//! the first steps of a run no op allocates.
+//! Workspace that only grows. A task borrows a buffer, which returns to the pool when its guard is
+//! dropped. After the first steps of a run, no op allocates.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Buffers that no task uses at the moment.
+/// Pool of the buffers that no task uses.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Pool {
-    /// A buffer of `len` elements with unspecified contents: the smallest free one that is long enough, else the
-    /// longest free one, grown.
+    /// Borrows a buffer of `len` elements with unspecified contents. Takes the smallest free buffer
+    /// that is long enough; otherwise grows the longest free buffer.
     pub(super) fn take(&self, len: usize) -> Scratch<'_> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
@@ -26,7 +26,7 @@ impl Pool {
     }
 }
 
-/// A lent buffer.
+/// Guard of a borrowed buffer.
 pub(super) struct Scratch<'a> {
     pool: &'a Pool,
     buffer: Vec<f32>,

@@ -1,10 +1,12 @@
-//! Run-time choice of vector instructions. The bodies are plain loops that the compiler vectorises; this file compiles
-//! each of them three times (AVX-512, AVX2 with FMA, baseline) and calls the best one the processor has.
+//! Run-time dispatch of vector instructions. The functions are plain loops that the compiler
+//! vectorises. The macro compiles each of them three times (AVX-512, AVX2 with FMA, baseline) and
+//! calls the best version that the processor supports.
 //!
-//! Results may differ between processors with and without fused multiply-add, never between thread counts.
+//! Results may differ between processors with and without fused multiply-add, but not between
+//! thread counts.
 
-/// Defines a function whose body is compiled for several instruction sets. Inside the body the constant `FMA` says
-/// whether the processor fuses multiply and add; [`fma`] takes it.
+/// Defines a function that is compiled for several instruction sets. In the body, the constant
+/// `FMA` tells whether the processor has fused multiply-add; it is the const argument of [`fma`].
 macro_rules! vectorised {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -27,7 +29,7 @@ macro_rules! vectorised {
                     body::<true>($($arg),*)
                 }
                 match $crate::backend::cpu::simd::level() {
-                    // SAFETY: `level` has found every feature that the function enables on this processor.
+                    // SAFETY: `level` has detected every feature that the function enables.
                     $crate::backend::cpu::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::backend::cpu::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
@@ -49,7 +51,7 @@ pub(super) enum Level {
     Baseline,
 }
 
-/// Best level of this processor; the standard library caches the answer.
+/// Best level of this processor. The standard library caches the detection.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(super) fn level() -> Level {
@@ -64,16 +66,16 @@ pub(super) fn level() -> Level {
     }
 }
 
-/// `a * b + c`, rounded once where the processor can.
+/// `a * b + c`, with a single rounding if the processor has fused multiply-add.
 #[inline(always)]
 pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Width of the partial sums of a row reduction: one AVX-512 register, two of AVX2.
+/// Number of partial sums of a row reduction: one AVX-512 register or two AVX2 registers.
 pub(super) const LANES: usize = 16;
 
-/// Sum of the lanes in a fixed tree.
+/// Sum of the lanes by a fixed reduction tree.
 #[inline(always)]
 pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
@@ -87,7 +89,7 @@ pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Inner product; the order of summation depends on the length alone.
+/// Dot product. The order of summation depends only on the length.
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -104,7 +106,8 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
-/// Largest element, `-inf` for none. NaN elements are passed over; the exponentials that follow turn them into NaN.
+/// Largest element, `-inf` if there is none. Ignores NaN elements; their exponentials, which the
+/// caller sums, are NaN.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -129,21 +132,22 @@ pub(super) fn max(values: &[f32]) -> f32 {
     lanes[0]
 }
 
-/// Side of a square that [`transpose`] turns.
+/// Side of the squares of [`transpose`].
 pub(super) const SQUARE: usize = 8;
 
-/// The transpose of a square.
+/// Transposes a square.
 #[inline]
 pub(super) fn transpose(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
     #[cfg(target_arch = "x86_64")]
     if level() != Level::Baseline {
-        // SAFETY: `level` has found AVX2 on this processor.
+        // SAFETY: `level` has detected AVX2.
         return unsafe { transpose_avx2(square) };
     }
     std::array::from_fn(|i| std::array::from_fn(|j| square[j][i]))
 }
 
-/// Pairs, quadruples and halves change places: 24 shuffles for 64 elements, where element by element takes 64 stores.
+/// Transposes by swapping elements, pairs and halves: 24 shuffles for 64 elements instead of 64
+/// scalar stores.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn transpose_avx2(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
@@ -174,10 +178,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_square_is_turned() {
+    fn squares_are_transposed() {
         let square: [[f32; SQUARE]; SQUARE] = std::array::from_fn(|i| std::array::from_fn(|j| (10 * i + j) as f32));
-        let turned = transpose(square);
-        for (i, row) in turned.iter().enumerate() {
+        let transposed = transpose(square);
+        for (i, row) in transposed.iter().enumerate() {
             for (j, x) in row.iter().enumerate() {
                 assert_eq!(*x, (10 * j + i) as f32);
             }

@@ -1,12 +1,13 @@
-//! Strided matrices for reading, tiles for writing, and the division of a matrix into tiles that tasks write at the
-//! same time. The `unsafe` of shared writes is confined to this file: a [`Grid`] borrows its matrix exclusively, its
-//! cells are disjoint because their bounds ascend, and a cell can be claimed once.
+//! Strided read-only matrices, writable tiles, and grids that divide a matrix into tiles for
+//! parallel writes. The `unsafe` code for parallel writes is only in this file. It is sound because
+//! a [`Grid`] borrows its matrix exclusively, its cells are disjoint because their bounds ascend,
+//! and a cell can be claimed only once.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Read-only matrix with any strides.
+/// Read-only matrix with arbitrary strides.
 #[derive(Clone, Copy)]
 pub(super) struct Mat<'a> {
     pub data: &'a [f32],
@@ -17,12 +18,12 @@ pub(super) struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// Row-major matrix whose rows are `stride` apart.
+    /// Row-major matrix with `stride` elements from one row to the next.
     pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }.checked()
     }
 
-    /// The transpose, without moving an element.
+    /// Transposed view, without a copy.
     pub fn t(self) -> Self {
         Self {
             rows: self.cols,
@@ -33,14 +34,14 @@ impl<'a> Mat<'a> {
         }
     }
 
-    /// Some of the rows.
+    /// View of a range of rows.
     pub fn rows(self, range: Range<usize>) -> Self {
         let rows = range.len();
         let start = if rows * self.cols == 0 { 0 } else { range.start * self.row_stride };
         Self { data: &self.data[start..], rows, ..self }.checked()
     }
 
-    /// Some of the columns.
+    /// View of a range of columns.
     pub fn cols(self, range: Range<usize>) -> Self {
         self.t().rows(range).t()
     }
@@ -48,13 +49,19 @@ impl<'a> Mat<'a> {
     fn checked(self) -> Self {
         if self.rows * self.cols > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
-            assert!(last < self.data.len(), "matrix of {} x {} outside its {} elements", self.rows, self.cols, last);
+            assert!(
+                last < self.data.len(),
+                "{} x {} matrix exceeds {} elements",
+                self.rows,
+                self.cols,
+                self.data.len()
+            );
         }
         self
     }
 }
 
-/// Exclusive access to a rectangle of a row-major matrix.
+/// Exclusive borrow of a rectangle of a row-major matrix.
 pub(super) struct Tile<'a> {
     start: *mut f32,
     rows: usize,
@@ -63,14 +70,15 @@ pub(super) struct Tile<'a> {
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a tile is an exclusive borrow of its elements, which are plain numbers; see `Grid::claim`.
+// SAFETY: a tile is an exclusive borrow of its elements, which are plain numbers; see
+// `Grid::claim`.
 unsafe impl Send for Tile<'_> {}
 
 impl<'a> Tile<'a> {
-    /// The whole of a row-major matrix whose rows are `stride` apart.
+    /// Tile of a whole row-major matrix with `stride` elements from one row to the next.
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(cols <= stride || rows <= 1, "rows of {cols} overlap at stride {stride}");
-        assert!(rows * cols == 0 || (rows - 1) * stride + cols <= data.len(), "tile outside its matrix");
+        assert!(rows * cols == 0 || (rows - 1) * stride + cols <= data.len(), "tile exceeds its matrix");
         Self { start: data.as_mut_ptr(), rows, cols, stride, borrow: PhantomData }
     }
 
@@ -86,15 +94,16 @@ impl<'a> Tile<'a> {
         self.stride
     }
 
-    /// Start of the first row, for the gemm call.
+    /// Pointer to the first row, for the gemm crate.
     pub fn as_mut_ptr(&mut self) -> *mut f32 {
         self.start
     }
 
-    /// One row.
+    /// Mutable slice of one row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        // SAFETY: the row lies inside the rectangle checked at construction, and `self` is borrowed exclusively.
+        // SAFETY: the row is inside the rectangle checked at construction, and `self` is borrowed
+        // exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(row * self.stride), self.cols) }
     }
 
@@ -106,7 +115,7 @@ impl<'a> Tile<'a> {
     }
 }
 
-/// A row-major matrix cut by row and column bounds into cells that different tasks write.
+/// Row-major matrix, divided by row and column bounds into cells that different tasks write.
 pub(super) struct Grid<'a> {
     start: *mut f32,
     stride: usize,
@@ -116,19 +125,20 @@ pub(super) struct Grid<'a> {
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: shared access reaches the elements only through `claim`, which hands out each disjoint cell once.
+// SAFETY: shared access reaches the elements only through `claim`, which hands out each disjoint
+// cell once.
 unsafe impl Sync for Grid<'_> {}
 // SAFETY: the grid is an exclusive borrow of plain numbers.
 unsafe impl Send for Grid<'_> {}
 
 impl<'a> Grid<'a> {
-    /// Cuts `data`, rows of `stride` elements, at ascending bounds: cell (i, j) holds the rows
+    /// Divides `data`, in rows of `stride` elements, at ascending bounds. Cell (i, j) has the rows
     /// `row_bounds[i]..row_bounds[i + 1]` and the columns `col_bounds[j]..col_bounds[j + 1]`.
     pub fn new(data: &'a mut [f32], stride: usize, row_bounds: Vec<usize>, col_bounds: Vec<usize>) -> Self {
         let ascending = |bounds: &[usize]| !bounds.is_empty() && bounds.windows(2).all(|w| w[0] <= w[1]);
         assert!(ascending(&row_bounds) && ascending(&col_bounds), "bounds must ascend");
         let (rows, cols) = (row_bounds[row_bounds.len() - 1], col_bounds[col_bounds.len() - 1]);
-        assert!(cols <= stride && rows * stride <= data.len(), "grid outside its matrix");
+        assert!(cols <= stride && rows * stride <= data.len(), "grid exceeds its matrix");
         let cells = (row_bounds.len() - 1) * (col_bounds.len() - 1);
         Self {
             start: data.as_mut_ptr(),
@@ -140,7 +150,7 @@ impl<'a> Grid<'a> {
         }
     }
 
-    /// Number of row blocks and column blocks.
+    /// Number of cells along rows and along columns.
     pub fn cells(&self) -> (usize, usize) {
         (self.row_bounds.len() - 1, self.col_bounds.len() - 1)
     }
@@ -155,13 +165,13 @@ impl<'a> Grid<'a> {
         self.col_bounds[j]..self.col_bounds[j + 1]
     }
 
-    /// Cell (i, j), once.
+    /// Borrows cell (i, j). Panics if the cell was claimed before.
     pub fn claim(&self, i: usize, j: usize) -> Tile<'a> {
         let (rows, cols) = (self.row_range(i), self.col_range(j));
         let first = self.claimed[i * self.cells().1 + j].swap(true, Ordering::Relaxed);
-        assert!(!first, "cell ({i}, {j}) is already being written");
-        // The bounds ascend and lie inside `data`, so cells are disjoint parts of an exclusive borrow, and the flag
-        // lets each be handed out once: no two tiles share an element.
+        assert!(!first, "cell ({i}, {j}) is claimed twice");
+        // The bounds ascend inside `data`, so cells are disjoint parts of an exclusive borrow. The
+        // flag allows one claim of each cell. Therefore no two tiles share an element.
         Tile {
             start: self.start.wrapping_add(rows.start * self.stride + cols.start),
             rows: rows.len(),
@@ -172,7 +182,8 @@ impl<'a> Grid<'a> {
     }
 }
 
-/// Bounds of `total` elements cut into about equal blocks of at most `block`, each but the last a multiple of `unit`.
+/// Bounds that divide `total` elements into about equal blocks of at most `block` elements. All
+/// bounds except the last are multiples of `unit`.
 pub(super) fn bounds(total: usize, block: usize, unit: usize) -> Vec<usize> {
     let units = total.div_ceil(unit);
     let blocks = units.div_ceil((block / unit).max(1)).max(1);

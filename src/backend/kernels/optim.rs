@@ -24,7 +24,7 @@ pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNor
     scratch.take()?;
     launch::GradSquares {
         grads: read(a.grads),
-        norms: read_option(a.told.map(|told| told.norms)),
+        norms: read_option(a.known.map(|known| known.norms)),
         sums: scratch.write(sums),
         first: before.len() as i64,
         rest: after.start as i64,

@@ -150,7 +150,7 @@ pub(super) fn rope<D: Device, A: Element>(
         tokens: int(d.tokens)?,
         heads: int(d.heads)?,
         head_dim: int(d.head_dim)?,
-        width: int((d.heads + d.still) * d.head_dim)?,
+        width: int((d.heads + d.unrotated_heads) * d.head_dim)?,
         direction,
     }
     .launch(&k.device, k.row_blocks(d.tokens, WARPS), 0)

@@ -1,9 +1,11 @@
-//! Softmax attention over prefix trees: for every query, the list of rows it sees, in path order.
+//! Softmax attention over prefix trees. Every query attends to an explicit list of its visible
+//! rows, in the order of the path from the root.
 
 use super::{Reference, at, dot};
 use crate::backend::contract::*;
 
-/// Rows visible to the token `row` of segment `segment`: its ancestors whole, then its own segment up to itself.
+/// Rows that the token `row` of `segment` attends to: all rows of the segment's ancestors, then the
+/// rows of the segment up to the token itself.
 fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize) -> Vec<usize> {
     let (starts, offsets, ancestors) = (tree.starts.slice(), tree.ancestor_offsets.slice(), tree.ancestors.slice());
     let mut rows = Vec::new();
@@ -15,7 +17,7 @@ fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize) -> Vec<usize> 
     rows
 }
 
-/// Where the query, key and value of a row and head lie in the fused buffer.
+/// Ranges of the query, key and value of a row and query head in the fused buffer.
 struct Layout(AttentionDims);
 
 impl Layout {
@@ -56,7 +58,10 @@ pub fn attention_fwd(a: AttentionFwd<'_, Reference>) {
     }
 }
 
-/// With P the probabilities and dP = do · v: dS = P (dP - sum P dP), dq = scale dS k, dk = scale dS q, dv = P do.
+/// With the probabilities P and dP = do · v:
+///
+/// - dS = P (dP - sum of P dP)
+/// - dq = scale dS k, dk = scale dS q, dv = P do
 pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
     let (d, qkv, layout, do_) = (a.dims, a.qkv.slice(), Layout(a.dims), a.do_.slice());
     let (lse, dqkv) = (a.lse.slice(), a.dqkv.into_slice());

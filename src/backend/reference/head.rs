@@ -1,4 +1,4 @@
-//! Vocabulary head, stored-logits log-prob and reward head. One row of logits at a time.
+//! Vocabulary head and log-probs of stored logits, one row of logits at a time.
 
 use super::{Reference, at, dot};
 use crate::backend::Write;
@@ -6,12 +6,13 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
-/// Logsumexp through the maximum; a row of -inf alone gives -inf.
+/// Logsumexp relative to the maximum; -inf for a row in which all elements are -inf.
 fn logsumexp(row: &[f64]) -> f64 {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if max == f64::NEG_INFINITY { max } else { max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() }
 }
 
+/// Logits of one hidden row.
 fn logits(hidden: &[f64], head: &[f64]) -> Vec<f64> {
     head.chunks_exact(hidden.len()).map(|w| dot(hidden, w)).collect()
 }
@@ -67,29 +68,6 @@ pub fn logprob_bwd(a: LogprobBwd<'_, R>) {
         for (v, logit) in row.iter_mut().enumerate() {
             let hit = if v == at(target, r) { 1.0 } else { 0.0 };
             *logit = dlogp[r] * (hit - (*logit - lse[r]).exp());
-        }
-    }
-}
-
-pub fn reward_head_fwd(a: RewardHeadFwd<'_, R>) {
-    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
-    for (s, score) in a.score.into_slice().iter_mut().enumerate() {
-        *score = dot(&hidden[at(rows, s) * d.hidden..][..d.hidden], weight);
-    }
-}
-
-pub fn reward_head_bwd(a: RewardHeadBwd<'_, R>) {
-    let (d, hidden, weight, rows) = (a.dims, a.hidden.slice(), a.weight.slice(), a.rows.slice());
-    let (dscore, dhidden, dweight) = (a.dscore.slice(), a.dhidden.into_slice(), a.dweight.into_slice());
-    dhidden.fill(0.0);
-    if a.dweight_write == Write::Overwrite {
-        dweight.fill(0.0);
-    }
-    for s in 0..d.seqs {
-        let row = at(rows, s) * d.hidden;
-        for h in 0..d.hidden {
-            dhidden[row + h] += dscore[s] * weight[h];
-            dweight[h] += dscore[s] * hidden[row + h];
         }
     }
 }

@@ -1,15 +1,21 @@
-//! The oracle: every op as its textbook formula in f64, serial, one obvious loop after another. It is never optimised;
-//! all other backends are compared with it, and it is itself checked against finite differences (`tests/op_grads.rs`,
-//! `tests/grads.rs`).
+//! The oracle: every op as its textbook formula in f64, in serial loops. It is never optimised.
+//! Tests compare all other backends with it, and check it against finite differences
+//! (`tests/op_grads.rs`, `tests/grads.rs`).
 
-// The loops are written with the indices of the formulas they stand for.
+// The loops use the indices of the formulas.
 #![allow(clippy::needless_range_loop)]
 
 mod attention;
+mod embedding;
+mod glu;
 mod head;
-mod loss;
-mod nn;
+mod linear;
+mod norm;
 mod optim;
+mod preference;
+mod reward;
+mod rope;
+mod segment;
 
 use std::time::Instant;
 
@@ -17,7 +23,7 @@ use super::contract::*;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
-/// f64 backend of textbook loops.
+/// The f64 backend of textbook loops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -89,59 +95,59 @@ impl Backend for Reference {
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {
-        nn::embedding_fwd(a);
+        embedding::embedding_fwd(a);
         Ok(())
     }
     fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
-        nn::embedding_bwd(a);
+        embedding::embedding_bwd(a);
         Ok(())
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
-        nn::norm_fwd(a);
+        norm::norm_fwd(a);
         Ok(())
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
-        nn::norm_bwd(a);
+        norm::norm_bwd(a);
         Ok(())
     }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
-        nn::linear_fwd(a);
+        linear::linear_fwd(a);
         Ok(())
     }
     fn linear_bwd_input_impl(&self, a: LinearBwdInput<'_, Self>) -> Result<()> {
-        nn::linear_bwd_input(a);
+        linear::linear_bwd_input(a);
         Ok(())
     }
     fn linear_bwd_weight_impl(&self, a: LinearBwdWeight<'_, Self>) -> Result<()> {
-        nn::linear_bwd_weight(a);
+        linear::linear_bwd_weight(a);
         Ok(())
     }
     fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
-        nn::bias_bwd(a);
+        linear::bias_bwd(a);
         Ok(())
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        nn::rope(a, 1.0);
+        rope::rope(a, 1.0);
         Ok(())
     }
     fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        nn::rope(a, -1.0);
+        rope::rope(a, -1.0);
         Ok(())
     }
     fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
-        nn::glu_fwd(a);
+        glu::glu_fwd(a);
         Ok(())
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
-        nn::glu_bwd(a);
+        glu::glu_bwd(a);
         Ok(())
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
-        nn::linear_glu_fwd(a);
+        glu::linear_glu_fwd(a);
         Ok(())
     }
     fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
-        nn::linear_glu_bwd(a);
+        glu::linear_glu_bwd(a);
         Ok(())
     }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
@@ -169,23 +175,23 @@ impl Backend for Reference {
         Ok(())
     }
     fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
-        head::reward_head_fwd(a);
+        reward::reward_head_fwd(a);
         Ok(())
     }
     fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
-        head::reward_head_bwd(a);
+        reward::reward_head_bwd(a);
         Ok(())
     }
     fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_fwd(a);
+        segment::segment_sum_fwd(a);
         Ok(())
     }
     fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_bwd(a);
+        segment::segment_sum_bwd(a);
         Ok(())
     }
     fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
-        loss::preference_fwd(a);
+        preference::preference_fwd(a);
         Ok(())
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
@@ -198,12 +204,12 @@ impl Backend for Reference {
     }
 }
 
-/// Inner product in ascending order.
+/// Dot product, summed in ascending order.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// An index as the host uses it.
+/// Element `i` of an index buffer.
 fn at(index: &[i32], i: usize) -> usize {
     index[i] as usize
 }

@@ -5,8 +5,8 @@ use crate::backend::contract::*;
 
 pub fn grad_norm(a: GradNorm<'_, Reference>) {
     let read = a.read().map(|range| &a.grads.slice()[range]);
-    let told = a.told.map_or(&[][..], |told| told.norms.slice());
-    let norm = read[0].iter().chain(read[1]).chain(told).map(|g| g * g).sum::<f64>().sqrt();
+    let known = a.known.map_or(&[][..], |known| known.norms.slice());
+    let norm = read[0].iter().chain(read[1]).chain(known).map(|g| g * g).sum::<f64>().sqrt();
     let control = a.control.into_slice();
     control[CONTROL_NORM] = norm;
     if norm.is_finite() {

@@ -249,7 +249,7 @@ impl Call for Norms {
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc(), told: None, control: o.acc_out() })
+        on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc(), known: None, control: o.acc_out() })
     }
 
     /// Sums of squares, which are of one sign, in slices and then of slices.

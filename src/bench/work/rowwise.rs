@@ -287,13 +287,13 @@ impl Call for Rotation {
 
     fn sizes(&self) -> Vec<(&'static str, usize)> {
         let d = self.dims;
-        vec![("tokens", d.tokens), ("heads", d.heads), ("still", d.still), ("head_dim", d.head_dim)]
+        vec![("tokens", d.tokens), ("heads", d.heads), ("still", d.unrotated_heads), ("head_dim", d.head_dim)]
     }
 
     fn operands(&self) -> Vec<Operand> {
         let d = self.dims;
         let table = ((Axis::Whole, d.positions), (Axis::Whole, d.head_dim / 2));
-        let columns = (Axis::Whole, (d.heads + d.still) * d.head_dim);
+        let columns = (Axis::Whole, (d.heads + d.unrotated_heads) * d.head_dim);
         vec![
             Operand::idx("positions", &self.positions),
             Operand::acc("cos", table.0, table.1, self.table(f64::cos)),

@@ -1,22 +1,52 @@
-//! Comparison curves f(z) and f'(z) in f64, the definition that every backend follows.
+//! Loss curves f(z) of a comparison with their slopes f'(z), in f64. Every backend follows these
+//! definitions.
 
-use crate::backend::contract::Curve;
+use super::{Result, expect};
+
+/// Loss of a comparison as a function of its argument z.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Curve {
+    /// `(1-e) softplus(-z) + e softplus(z)`; e = 0 is the logistic loss, e > 0 cDPO.
+    Sigmoid { smoothing: f64 },
+    /// `((1-e) softplus(-z) - e softplus(z)) / (1-2e)`, robust DPO (arXiv 2403.00409); e < 1/2.
+    Robust { smoothing: f64 },
+    /// `max(0, 1 - z)`.
+    Hinge,
+    /// `((z - 1/2) / beta)²`, IPO (arXiv 2310.12036), with z = beta * D and the comparison's scale
+    /// as beta.
+    Ipo,
+}
+
+impl Curve {
+    /// Checks the range of the curve's parameter.
+    pub(super) fn check(self, op: &'static str) -> Result<()> {
+        match self {
+            Curve::Sigmoid { smoothing } => {
+                expect(op, "smoothing", (0.0..=0.5).contains(&smoothing), "0 to 0.5", smoothing)
+            }
+            Curve::Robust { smoothing } => {
+                expect(op, "smoothing", (0.0..0.5).contains(&smoothing), "at least 0, below 0.5", smoothing)
+            }
+            Curve::Hinge | Curve::Ipo => Ok(()),
+        }
+    }
+}
 
 /// `log(1 + exp(x))` without overflow.
-pub fn softplus(x: f64) -> f64 {
+fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// `1 / (1 + exp(-x))` through the exponential of -|x|, so that both tails keep their relative precision.
-pub fn sigmoid(x: f64) -> f64 {
+/// `1 / (1 + exp(-x))`, computed from exp(-|x|) so that both tails keep their relative precision.
+fn sigmoid(x: f64) -> f64 {
     let e = (-x.abs()).exp();
     if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
 }
 
-/// f(z) and f'(z). `beta` is the comparison's scale and is used by IPO alone.
-pub fn value_and_slope(curve: Curve, z: f64, beta: f64) -> (f64, f64) {
+/// f(z) and f'(z). `beta` is the comparison's scale; only IPO uses it.
+pub(crate) fn value_and_slope(curve: Curve, z: f64, beta: f64) -> (f64, f64) {
     match curve {
-        // The smoothed terms are left out at e = 0: 0 * softplus(inf) would be NaN.
+        // At e = 0 the smoothed terms are omitted, because 0 * softplus(inf) is NaN.
         Curve::Sigmoid { smoothing: 0.0 } => (softplus(-z), -sigmoid(-z)),
         Curve::Sigmoid { smoothing: e } => {
             ((1.0 - e) * softplus(-z) + e * softplus(z), -(1.0 - e) * sigmoid(-z) + e * sigmoid(z))

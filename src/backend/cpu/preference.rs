@@ -1,42 +1,22 @@
-//! Per-sequence sums and the comparison loss, in f32; sums over a batch are kept in f64. Serial: a batch has at most a
-//! few thousand of either.
+//! Comparison losses and the gradient of the scores, in f32; sums over a batch accumulate in f64.
+//! Serial: a batch has at most a few thousand comparisons.
 
 use super::Cpu;
 use crate::backend::contract::*;
 
-pub(super) fn segment_sum_fwd(a: SegmentSumFwd<'_, Cpu>) {
-    let (values, offsets) = (a.values.slice(), a.offsets.slice());
-    for (sum, bounds) in a.sums.into_slice().iter_mut().zip(offsets.windows(2)) {
-        let rows = &values[bounds[0] as usize..bounds[1] as usize];
-        *sum = rows.iter().sum();
-        if a.reduce == Reduce::Mean && !rows.is_empty() {
-            *sum /= rows.len() as f32;
-        }
-    }
-}
-
-pub(super) fn segment_sum_bwd(a: SegmentSumBwd<'_, Cpu>) {
-    let (dsums, offsets, dvalues) = (a.dsums.slice(), a.offsets.slice(), a.dvalues.into_slice());
-    for (dsum, bounds) in dsums.iter().zip(offsets.windows(2)) {
-        let rows = &mut dvalues[bounds[0] as usize..bounds[1] as usize];
-        let share = if a.reduce == Reduce::Mean { rows.len().max(1) as f32 } else { 1.0 };
-        rows.fill(dsum / share);
-    }
-}
-
-/// `softplus(-z)`, `softplus(z)`, `sigmoid(-z)` and `sigmoid(z)` through one exponential.
+/// `softplus(-z)`, `softplus(z)`, `sigmoid(-z)` and `sigmoid(z)` from a single exponential.
 fn logistic(z: f32) -> [f32; 4] {
     let e = (-z.abs()).exp();
     let (tail, large, small) = (e.ln_1p(), 1.0 / (1.0 + e), e / (1.0 + e));
-    // NaN takes the second branch; its exponential is NaN and so is every result.
+    // NaN takes the second branch. Its exponential is NaN, and so is every result.
     if z >= 0.0 { [tail, z + tail, small, large] } else { [-z + tail, tail, large, small] }
 }
 
-/// f(z) and f'(z), in the form of [`crate::loss::curve::value_and_slope`].
+/// f(z) and f'(z), as defined by [`crate::backend::contract::curve::value_and_slope`].
 fn value_and_slope(curve: Curve, z: f32, beta: f32) -> (f32, f32) {
     let [lower, upper, sigmoid_lower, sigmoid_upper] = logistic(z);
     match curve {
-        // The smoothed terms are left out at e = 0: 0 * softplus(inf) would be NaN.
+        // At e = 0 the smoothed terms are omitted, because 0 * softplus(inf) is NaN.
         Curve::Sigmoid { smoothing: 0.0 } | Curve::Robust { smoothing: 0.0 } => (lower, -sigmoid_lower),
         Curve::Sigmoid { smoothing } => {
             let (e, rest) = (smoothing as f32, (1.0 - smoothing) as f32);
@@ -76,28 +56,29 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
             let slots = c * TERMS..(c + 1) * TERMS;
             slots.filter(|&i| sequence[i] >= 0).map(|i| (sequence[i] as usize, sign[i]))
         };
-        // Trained and detached terms, each signed and scaled.
+        // Sums of the trained and of the detached terms, signed and scaled.
         let mut signed = [0.0f32; 2];
-        let mut both = 0.0f32;
+        let mut pair_sum = 0.0f32;
         for (s, sign) in terms() {
             let rho = scale[c] * (score[s] - reference.map_or(0.0, |r| r[s]));
             signed[usize::from(sign.abs() == 2)] += sign.signum() as f32 * rho;
-            both += score[s];
+            pair_sum += score[s];
         }
         logit[c] = signed[0] + clamp(signed[1], clip[2 * c], clip[2 * c + 1]);
         let kind = kind[c] as usize;
         let centred = center != 0.0 && kind == 0 && terms().count() == 2;
-        let both = if centred { both } else { 0.0 };
+        let pair_sum = if centred { pair_sum } else { 0.0 };
         loss[c] = 0.0;
         if weight[c] != 0.0 {
             let (f, slope) = value_and_slope(a.curve, logit[c] - margin[c], scale[c]);
-            loss[c] = weight[c] * (f + center * both * both);
-            // A slope may be finite where logit and loss are not (-1 at -inf); the step must not look sound.
+            loss[c] = weight[c] * (f + center * pair_sum * pair_sum);
+            // The slope may be finite although logit or loss is not (-1 at -inf). NaN marks the
+            // step as bad.
             let slope = if logit[c].is_finite() && loss[c].is_finite() { slope } else { f32::NAN };
             let factor = kind_scale[kind] * weight[c];
             for (s, sign) in terms() {
                 let trained = if sign.abs() == 2 { 0.0 } else { sign as f32 * scale[c] * slope };
-                dscore[s] += factor * (trained + 2.0 * center * both);
+                dscore[s] += factor * (trained + 2.0 * center * pair_sum);
             }
         }
         let row = &mut sums[kind];
@@ -110,7 +91,7 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
     a.sums.into_slice().iter_mut().zip(sums.as_flattened()).for_each(|(to, sum)| *to = *sum as f32);
 }
 
-/// `value` between the bounds; NaN stays NaN, and bounds in the wrong order do not panic.
+/// Clamps `value` to the bounds. NaN stays NaN, and bounds in the wrong order do not panic.
 fn clamp(value: f32, low: f32, high: f32) -> f32 {
     let raised = if value < low { low } else { value };
     if raised > high { high } else { raised }
@@ -119,7 +100,7 @@ fn clamp(value: f32, low: f32, high: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::curve;
+    use crate::backend::contract::curve;
 
     #[test]
     fn curves_agree_with_their_definition() {

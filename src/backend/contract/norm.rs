@@ -1,0 +1,97 @@
+//! Contracts of RMSNorm (arXiv 1910.07467).
+
+use super::{Precision, Result, Tolerance, expect, expect_len};
+use crate::backend::{Backend, View, ViewMut, Write};
+
+/// Sizes of [`NormFwd`] and [`NormBwd`].
+#[derive(Clone, Copy, Debug)]
+pub struct NormDims {
+    pub tokens: usize,
+    pub hidden: usize,
+    /// Added to the mean square before the square root.
+    pub eps: f64,
+}
+
+impl NormDims {
+    /// FLOPs of the forward.
+    pub(super) fn flops(&self) -> u64 {
+        5 * (self.tokens * self.hidden) as u64
+    }
+
+    /// Tolerance for inputs of order one.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, self.hidden)
+    }
+}
+
+/// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
+/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = sum * rstd * weight`.
+pub struct NormFwd<'a, B: Backend> {
+    pub dims: NormDims,
+    /// (tokens, hidden)
+    pub x: View<'a, B::Act>,
+    /// (tokens, hidden); present if and only if `sum` is
+    pub residual: Option<View<'a, B::Act>>,
+    /// (hidden)
+    pub weight: View<'a, B::Act>,
+    /// (tokens, hidden)
+    pub sum: Option<ViewMut<'a, B::Act>>,
+    /// (tokens, hidden)
+    pub y: ViewMut<'a, B::Act>,
+    /// (tokens)
+    pub rstd: ViewMut<'a, B::Acc>,
+}
+
+impl<B: Backend> NormFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("norm_fwd", self.dims);
+        let size = d.tokens * d.hidden;
+        expect_len(op, "x", self.x.len, size)?;
+        expect_len(op, "residual", self.residual.map_or(size, |r| r.len), size)?;
+        expect(
+            op,
+            "sum",
+            self.residual.is_some() == self.sum.is_some(),
+            "present if and only if residual is",
+            self.sum.is_some(),
+        )?;
+        expect_len(op, "sum", self.sum.as_ref().map_or(size, |s| s.len), size)?;
+        expect_len(op, "weight", self.weight.len, d.hidden)?;
+        expect_len(op, "y", self.y.len, size)?;
+        expect_len(op, "rstd", self.rstd.len, d.tokens)
+    }
+}
+
+/// Gradient of [`NormFwd`]. With `Write::Add`, `dsum` holds on entry the gradient that reaches the
+/// sum by other paths. On exit it holds the total gradient, which is the gradient of both `x` and
+/// `residual`.
+pub struct NormBwd<'a, B: Backend> {
+    pub dims: NormDims,
+    /// (tokens, hidden)
+    pub dy: View<'a, B::Act>,
+    /// (tokens, hidden) input of the normalisation in the forward
+    pub sum: View<'a, B::Act>,
+    /// (tokens)
+    pub rstd: View<'a, B::Acc>,
+    /// (hidden)
+    pub weight: View<'a, B::Act>,
+    /// (tokens, hidden)
+    pub dsum: ViewMut<'a, B::Act>,
+    pub dsum_write: Write,
+    /// (hidden)
+    pub dweight: ViewMut<'a, B::Acc>,
+    pub dweight_write: Write,
+}
+
+impl<B: Backend> NormBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("norm_bwd", self.dims);
+        let size = d.tokens * d.hidden;
+        expect_len(op, "dy", self.dy.len, size)?;
+        expect_len(op, "sum", self.sum.len, size)?;
+        expect_len(op, "rstd", self.rstd.len, d.tokens)?;
+        expect_len(op, "weight", self.weight.len, d.hidden)?;
+        expect_len(op, "dsum", self.dsum.len, size)?;
+        expect_len(op, "dweight", self.dweight.len, d.hidden)
+    }
+}

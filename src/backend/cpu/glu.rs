@@ -1,0 +1,98 @@
+//! SwiGLU, the linear layers with SwiGLU as epilogue, and their gradients. The linear layers run as
+//! a GEMM followed by a pass over its result, which gives the bits of the separate ops.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::math::sigmoid;
+use super::matmul::par_matmul;
+use super::rows::rows_of_task;
+use super::simd::vectorised;
+use super::tile::Mat;
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+pub(super) fn glu_fwd(a: GluFwd<'_, Cpu>) {
+    glu_rows(a.act.into_slice(), a.gate_up.slice(), a.dims.intermediate);
+}
+
+/// Computes `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
+fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
+    let i = intermediate;
+    if i == 0 {
+        return;
+    }
+    let rows = rows_of_task(i);
+    act.par_chunks_mut(rows * i).zip(gate_up.par_chunks(rows * 2 * i)).for_each(|(act, gate_up)| {
+        for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
+            let (gate, up) = gate_up.split_at(i);
+            glu_row(act, gate, up);
+        }
+    });
+}
+
+vectorised! {
+    /// Computes one row.
+    fn glu_row(act: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
+            *act = gate * sigmoid::<FMA>(*gate) * up;
+        }
+    }
+}
+
+pub(super) fn glu_bwd(a: GluBwd<'_, Cpu>) {
+    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), a.dims.intermediate);
+}
+
+/// Computes `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
+fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediate: usize) {
+    let i = intermediate;
+    if i == 0 {
+        return;
+    }
+    let rows = rows_of_task(2 * i);
+    let tasks =
+        dgate_up.par_chunks_mut(rows * 2 * i).zip(gate_up.par_chunks(rows * 2 * i)).zip(dact.par_chunks(rows * i));
+    tasks.for_each(|((dgate_up, gate_up), dact)| {
+        let rows = dgate_up.chunks_exact_mut(2 * i).zip(gate_up.chunks_exact(2 * i)).zip(dact.chunks_exact(i));
+        for ((dgate_up, gate_up), dact) in rows {
+            let (dgate, dup) = dgate_up.split_at_mut(i);
+            let (gate, up) = gate_up.split_at(i);
+            glu_row_bwd(dgate, dup, gate, up, dact);
+        }
+    });
+}
+
+vectorised! {
+    /// Gradient of one row: d silu(g) / dg = s (1 + g (1 - s)) with s = sigmoid(g).
+    fn glu_row_bwd(dgate: &mut [f32], dup: &mut [f32], gate: &[f32], up: &[f32], dact: &[f32]) {
+        for ((((dgate, dup), gate), up), dact) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dact) {
+            let s = sigmoid::<FMA>(*gate);
+            *dgate = dact * up * (s * (1.0 + gate * (1.0 - s)));
+            *dup = dact * (gate * s);
+        }
+    }
+}
+
+/// Stores gate and up in workspace if they are not requested.
+pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
+    let d = a.dims;
+    let mut scratch = None;
+    let gate_up = match a.gate_up {
+        Some(gate_up) => gate_up.into_slice(),
+        None => &mut scratch.insert(cpu.scratch.take(d.tokens * 2 * d.intermediate))[..],
+    };
+    let x = Mat::new(a.x.slice(), d.tokens, d.hidden, d.hidden);
+    let weight = Mat::new(a.weight.slice(), 2 * d.intermediate, d.hidden, d.hidden);
+    par_matmul(gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
+    glu_rows(a.act.into_slice(), gate_up, d.intermediate);
+}
+
+pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
+    let d = a.dims;
+    let mut dact = cpu.scratch.take(d.tokens * d.intermediate);
+    let dy = Mat::new(a.dy.slice(), d.tokens, d.hidden, d.hidden);
+    let weight = Mat::new(a.weight.slice(), d.hidden, d.intermediate, d.intermediate);
+    par_matmul(&mut dact, dy, weight, Write::Overwrite, |_, _| {});
+    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, d.intermediate);
+}

@@ -1,0 +1,126 @@
+//! RMSNorm and its gradient. A row depends only on its own inputs and is computed in a fixed order.
+//! The weight gradient is summed over slices of tokens of fixed size, which are added in ascending
+//! order.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::rows::{rows_of_task, sum_slices};
+use super::simd::{LANES, dot, fma, sum_lanes, vectorised};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+pub(super) fn norm_fwd(a: NormFwd<'_, Cpu>) {
+    let (h, eps) = (a.dims.hidden, a.dims.eps);
+    let (rstd, weight, x) = (a.rstd.into_slice(), a.weight.slice(), a.x.slice());
+    if h == 0 {
+        rstd.fill(0.0);
+        return;
+    }
+    let rows = rows_of_task(h);
+    let y = a.y.into_slice().par_chunks_mut(rows * h).zip(rstd.par_chunks_mut(rows)).zip(x.par_chunks(rows * h));
+    match (a.residual, a.sum) {
+        (Some(residual), Some(sum)) => {
+            let sums = sum.into_slice().par_chunks_mut(rows * h).zip(residual.slice().par_chunks(rows * h));
+            y.zip(sums).for_each(|(((y, rstd), x), (sum, residual))| {
+                for (i, rstd) in rstd.iter_mut().enumerate() {
+                    let row = i * h..(i + 1) * h;
+                    let sum = &mut sum[row.clone()];
+                    add(sum, &x[row.clone()], &residual[row.clone()]);
+                    *rstd = norm_row(&mut y[row], sum, weight, eps);
+                }
+            });
+        }
+        _ => y.for_each(|((y, rstd), x)| {
+            for (i, rstd) in rstd.iter_mut().enumerate() {
+                let row = i * h..(i + 1) * h;
+                *rstd = norm_row(&mut y[row.clone()], &x[row], weight, eps);
+            }
+        }),
+    }
+}
+
+vectorised! {
+    /// `sum = x + y`.
+    fn add(sum: &mut [f32], x: &[f32], y: &[f32]) {
+        for ((sum, x), y) in sum.iter_mut().zip(x).zip(y) {
+            *sum = x + y;
+        }
+    }
+}
+
+vectorised! {
+    /// Normalises one row and returns its reciprocal root mean square.
+    fn norm_row(y: &mut [f32], sum: &[f32], weight: &[f32], eps: f64) -> f32 {
+        let mean = f64::from(dot::<FMA>(sum, sum)) / sum.len() as f64;
+        let rstd = (1.0 / (mean + eps).sqrt()) as f32;
+        for ((y, x), w) in y.iter_mut().zip(sum).zip(weight) {
+            *y = x * rstd * w;
+        }
+        rstd
+    }
+}
+
+/// Number of tokens of a slice of the weight gradient.
+const NORM_TOKENS: usize = 64;
+
+pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
+    let h = a.dims.hidden;
+    if h == 0 {
+        return;
+    }
+    let (weight, add) = (a.weight.slice(), a.dsum_write == Write::Add);
+    let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(NORM_TOKENS) * h);
+    let rows = NORM_TOKENS * h;
+    partial
+        .par_chunks_mut(h)
+        .zip(a.dsum.into_slice().par_chunks_mut(rows))
+        .zip(a.dy.slice().par_chunks(rows))
+        .zip(a.sum.slice().par_chunks(rows))
+        .zip(a.rstd.slice().par_chunks(NORM_TOKENS))
+        .for_each(|((((partial, dsum), dy), sum), rstd)| {
+            partial.fill(0.0);
+            for (i, rstd) in rstd.iter().enumerate() {
+                let row = i * h..(i + 1) * h;
+                let (dsum, dy, sum) = (&mut dsum[row.clone()], &dy[row.clone()], &sum[row]);
+                norm_row_bwd(dsum, partial, dy, sum, weight, *rstd, add);
+            }
+        });
+    sum_slices(a.dweight.into_slice(), &partial, a.dweight_write);
+}
+
+vectorised! {
+    /// Gradient of one row. With n = sum rstd and g = dy weight:
+    /// `dsum (+)= rstd (g - n mean(g n))`, `dweight += dy n`.
+    fn norm_row_bwd(
+        dsum: &mut [f32], dweight: &mut [f32], dy: &[f32], sum: &[f32], weight: &[f32], rstd: f32, add: bool,
+    ) {
+        let h = sum.len();
+        let (dsum, dweight, dy, weight) = (&mut dsum[..h], &mut dweight[..h], &dy[..h], &weight[..h]);
+        let mut lanes = [0.0; LANES];
+        let whole = h / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            let (dy, sum, weight) = (&dy[i..i + LANES], &sum[i..i + LANES], &weight[i..i + LANES]);
+            for l in 0..LANES {
+                lanes[l] = fma::<FMA>(dy[l] * weight[l], sum[l], lanes[l]);
+            }
+        }
+        for i in whole..h {
+            lanes[i - whole] = fma::<FMA>(dy[i] * weight[i], sum[i], lanes[i - whole]);
+        }
+        let mean = sum_lanes(lanes) * rstd / h as f32;
+        if add {
+            for i in 0..h {
+                let n = sum[i] * rstd;
+                dsum[i] += rstd * (dy[i] * weight[i] - n * mean);
+                dweight[i] += dy[i] * n;
+            }
+        } else {
+            for i in 0..h {
+                let n = sum[i] * rstd;
+                dsum[i] = rstd * (dy[i] * weight[i] - n * mean);
+                dweight[i] += dy[i] * n;
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Rotary position embeddings and their gradient.
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::rows::rows_of_task;
+use super::simd::vectorised;
+use crate::backend::contract::*;
+
+/// Rotates forwards for a `direction` of 1, backwards for -1.
+pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
+    let d = a.dims;
+    let (width, half) = ((d.heads + d.unrotated_heads) * d.head_dim, d.head_dim / 2);
+    if width == 0 || half == 0 {
+        return;
+    }
+    let (cos, sin) = (a.cos.slice(), a.sin.slice());
+    let rows = rows_of_task(width);
+    a.qkv_in_place.into_slice().par_chunks_mut(rows * width).zip(a.positions.slice().par_chunks(rows)).for_each(
+        |(qkv, positions)| {
+            for (row, position) in qkv.chunks_exact_mut(width).zip(positions) {
+                let table = *position as usize * half..(*position as usize + 1) * half;
+                rotate(&mut row[..d.heads * d.head_dim], &cos[table.clone()], &sin[table], direction);
+            }
+        },
+    );
+}
+
+vectorised! {
+    /// Rotates the heads of one token. A head is twice as long as `cos` and `sin`.
+    fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
+        for head in heads.chunks_exact_mut(2 * cos.len()) {
+            let (a, b) = head.split_at_mut(cos.len());
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                let (x, y, sin) = (*a, *b, direction * sin);
+                *a = x * cos - y * sin;
+                *b = y * cos + x * sin;
+            }
+        }
+    }
+}

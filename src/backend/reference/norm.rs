@@ -1,0 +1,47 @@
+//! RMSNorm and its gradient.
+
+use super::{Reference, dot};
+use crate::backend::Write;
+use crate::backend::contract::*;
+
+type R = Reference;
+
+pub fn norm_fwd(a: NormFwd<'_, R>) {
+    let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
+    let mut sum = x.to_vec();
+    if let (Some(residual), Some(out)) = (a.residual, a.sum) {
+        for (s, r) in sum.iter_mut().zip(residual.slice()) {
+            *s += r;
+        }
+        out.into_slice().copy_from_slice(&sum);
+    }
+    let (y, rstd) = (a.y.into_slice(), a.rstd.into_slice());
+    for t in 0..d.tokens {
+        let row = &sum[t * d.hidden..][..d.hidden];
+        rstd[t] = 1.0 / (dot(row, row) / d.hidden as f64 + d.eps).sqrt();
+        for h in 0..d.hidden {
+            y[t * d.hidden + h] = row[h] * rstd[t] * weight[h];
+        }
+    }
+}
+
+/// With n = sum * rstd and g = dy * weight: dsum = rstd (g - n mean(g n)), dweight = sum over the
+/// tokens of dy n.
+pub fn norm_bwd(a: NormBwd<'_, R>) {
+    let (d, dy, sum, rstd, weight) = (a.dims, a.dy.slice(), a.sum.slice(), a.rstd.slice(), a.weight.slice());
+    let (dsum, dweight) = (a.dsum.into_slice(), a.dweight.into_slice());
+    if a.dweight_write == Write::Overwrite {
+        dweight.fill(0.0);
+    }
+    for t in 0..d.tokens {
+        let row = t * d.hidden..(t + 1) * d.hidden;
+        let (dy, sum, dsum) = (&dy[row.clone()], &sum[row.clone()], &mut dsum[row]);
+        let mean = (0..d.hidden).map(|h| dy[h] * weight[h] * sum[h] * rstd[t]).sum::<f64>() / d.hidden as f64;
+        for h in 0..d.hidden {
+            let normalised = sum[h] * rstd[t];
+            let gradient = rstd[t] * (dy[h] * weight[h] - normalised * mean);
+            dsum[h] = if a.dsum_write == Write::Add { dsum[h] + gradient } else { gradient };
+            dweight[h] += dy[h] * normalised;
+        }
+    }
+}
