@@ -61,26 +61,26 @@ struct Forward : BlockShape<T, HEAD> {
     using Block = BlockShape<T, HEAD>;
     static constexpr int KEYS = (HEAD == 256 ? 64 : 128) / int(sizeof(T));
     static constexpr int STAGES = 2;
-    using Queries = Tile<T, Block::ROWS, HEAD>;
-    using Keys = Tile<T, KEYS, HEAD>;
+    using Queries = SharedTile<T, Block::ROWS, HEAD>;
+    using Keys = SharedTile<T, KEYS, HEAD>;
     static constexpr int SHARED_BYTES = Queries::BYTES + STAGES * 2 * Keys::BYTES;
     static_assert(SHARED_BYTES <= 96 << 10, "shared memory of every target");
 };
 
 /// A warp's softmax as far as the keys have come: of rows `lane / 4` and that + 8.
-struct RunningSoftmax {
+struct OnlineSoftmax {
     /// Largest score times log2(e); this lane's part of the sum of exponentials below it.
     float max[2], sum[2];
 
     /// Scaled scores of a tile to exponentials; `shrink` is what earlier exponentials are to be multiplied by.
     template <int KEYS>
-    DEVICE void take(WarpRows<KEYS>& scores, float (&shrink)[2]) {
+    DEVICE void take(WarpTile<KEYS>& scores, float (&shrink)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float top = max[half];
 #pragma unroll
             for (int j = 0; j < KEYS / 8; ++j) {
-                top = fmaxf(top, fmaxf(scores.sum[0][j].value[2 * half], scores.sum[0][j].value[2 * half + 1]));
+                top = fmaxf(top, fmaxf(scores.acc[0][j].value[2 * half], scores.acc[0][j].value[2 * half + 1]));
             }
             top = fmaxf(top, shuffle_xor(top, 1));
             top = fmaxf(top, shuffle_xor(top, 2));
@@ -93,8 +93,8 @@ struct RunningSoftmax {
             for (int j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
                 for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                    float p = exp2f(scores.sum[0][j].value[e] - base);
-                    scores.sum[0][j].value[e] = p;
+                    float p = exp2f(scores.acc[0][j].value[e] - base);
+                    scores.acc[0][j].value[e] = p;
                     sum[half] += p;
                 }
             }
@@ -103,11 +103,11 @@ struct RunningSoftmax {
 };
 
 template <class T, int HEAD>
-DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
+DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
                           int tokens, float scale) {
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
-    using Scores = WarpRows<KEYS>;
+    using Scores = WarpTile<KEYS>;
     DYNAMIC_SHARED(shared);
     SHARED(int, index, 2 * KEYS);
     int tiles = work.tiles(), heads = fused.heads, head_dim = fused.head_dim;
@@ -120,12 +120,12 @@ DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const
         // Every thread is done with the tiles and rows of the item before.
         sync_block();
         load_rows<typename F::Queries, THREADS>(shared, fused.queries(head, first, rows));
-        WarpRows<HEAD> out;
+        WarpTile<HEAD> out;
         out.clear();
-        RunningSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
+        OnlineSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
         int warp_first = place + Scores::warp_row();
         bool idle = Scores::warp_row() >= rows;
-        each_key_tile<typename F::Keys, F::STAGES, THREADS>(
+        for_each_key_tile<typename F::Keys, F::STAGES, THREADS>(
             shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment, place + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
                 // The warp's rows see none of these keys.
@@ -133,27 +133,27 @@ DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const
                     return;
                 }
                 Scores scores;
-                scores.template product_of_rows<T, typename F::Queries, typename F::Keys>(shared, keys);
+                scores.template multiply_transposed<T, typename F::Queries, typename F::Keys>(shared, keys);
                 bool whole = begin + KEYS - 1 <= warp_first;
 #pragma unroll
-                for (int j = 0; j < Scores::ACROSS; ++j) {
+                for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         bool seen = whole || begin + Scores::column_of(j, e % 2) <= place + Scores::row_of(0, e / 2);
-                        float& x = scores.sum[0][j].value[e];
+                        float& x = scores.acc[0][j].value[e];
                         x = seen ? x * (scale * LOG2_E) : -INFINITY;
                     }
                 }
                 float shrink[2];
                 softmax.take(scores, shrink);
 #pragma unroll
-                for (int j = 0; j < WarpRows<HEAD>::ACROSS; ++j) {
+                for (int j = 0; j < WarpTile<HEAD>::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        out.sum[0][j].value[e] *= shrink[e / 2];
+                        out.acc[0][j].value[e] *= shrink[e / 2];
                     }
                 }
-                out.template add_product<T, typename F::Keys, KEYS>(scores, values, 0);
+                out.template accumulate_product<T, typename F::Keys, KEYS>(scores, values, 0);
             });
         if (idle) {
             continue;

@@ -88,59 +88,59 @@ struct WorkList {
 
 /// Brings rows of a matrix, from its row 0 and column 0 on, to a tile; what lies outside the matrix becomes 0. As
 /// load_tile with less code for tiles of many pieces. The copies belong to the thread's open group.
-template <class Where, int THREADS, class T>
-DEVICE void load_rows(unsigned char* tile, const Source<T>& from) {
-    constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
-    if (from.by_lane) {
+template <class Layout, int THREADS, class T>
+DEVICE void load_rows(unsigned char* tile, const MatrixView<T>& from) {
+    constexpr int CHUNK = Layout::CHUNK, CHUNKS = Layout::CHUNKS;
+    if (from.vectorised) {
 #pragma unroll(sizeof(T) == 2 ? 4 : 1)
-        for (int i = int(threadIdx.x); i < Where::ROWS * PIECES; i += THREADS) {
-            int r = i / PIECES, c = i % PIECES * PIECE;
+        for (int i = int(threadIdx.x); i < Layout::ROWS * CHUNKS; i += THREADS) {
+            int r = i / CHUNKS, c = i % CHUNKS * CHUNK;
             bool inside = r < from.rows && c < from.columns;
             const T* source = inside ? from.row(r) + c : from.start;
-            copy_async_16(Where::at(tile, r, c), source, inside ? min_of(PIECE, from.columns - c) * int(sizeof(T)) : 0);
+            cp_async_16(Layout::at(tile, r, c), source, inside ? min_of(CHUNK, from.columns - c) * int(sizeof(T)) : 0);
         }
     } else {
 #pragma unroll 1
-        for (int i = int(threadIdx.x); i < Where::ROWS * Where::COLUMNS; i += THREADS) {
-            int r = i / Where::COLUMNS, c = i % Where::COLUMNS;
+        for (int i = int(threadIdx.x); i < Layout::ROWS * Layout::COLUMNS; i += THREADS) {
+            int r = i / Layout::COLUMNS, c = i % Layout::COLUMNS;
             bool inside = r < from.rows && c < from.columns;
-            *Where::at(tile, r, c) = inside ? from.row(r)[c] : from_float<T>(0.0f);
+            *Layout::at(tile, r, c) = inside ? from.row(r)[c] : from_float<T>(0.0f);
         }
     }
 }
 
 /// The operand A of two fragments of sums side by side: 16 x 16, rounded to bf16.
-DEVICE void operand_of(PartsA<bf16>& a, const FragmentC& left, const FragmentC& right) {
-    a.part[0].word[0] = pack_bf16(left.value[0], left.value[1]);
-    a.part[0].word[1] = pack_bf16(left.value[2], left.value[3]);
-    a.part[0].word[2] = pack_bf16(right.value[0], right.value[1]);
-    a.part[0].word[3] = pack_bf16(right.value[2], right.value[3]);
+DEVICE void operand_from(OperandA<bf16>& a, const FragmentC& left, const FragmentC& right) {
+    a.term[0].word[0] = pack_bf16(left.value[0], left.value[1]);
+    a.term[0].word[1] = pack_bf16(left.value[2], left.value[3]);
+    a.term[0].word[2] = pack_bf16(right.value[0], right.value[1]);
+    a.term[0].word[3] = pack_bf16(right.value[2], right.value[3]);
 }
 
 /// As above, exact to 24 bits.
-DEVICE void operand_of(PartsA<float>& a, const FragmentC& left, const FragmentC& right) {
+DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const FragmentC& right) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const FragmentC& from = i < 2 ? left : right;
-        uint32_t part[3];
-        split_pair(from.value[i % 2 * 2], from.value[i % 2 * 2 + 1], part);
+        uint32_t term[3];
+        split_pair(from.value[i % 2 * 2], from.value[i % 2 * 2 + 1], term);
 #pragma unroll
         for (int p = 0; p < 3; ++p) {
-            a.part[p].word[i] = part[p];
+            a.term[p].word[i] = term[p];
         }
     }
 }
 
-/// Sums of a warp: 16 rows from `16 * warp` of the block's tile on; the form each_eight takes.
+/// Sums of a warp: 16 rows from `16 * warp` of the block's tile on; the form for_each_eight takes.
 template <int COLUMNS>
-struct WarpRows {
-    static constexpr int DOWN = 1, ACROSS = COLUMNS / 8;
-    FragmentC sum[1][ACROSS];
+struct WarpTile {
+    static constexpr int FRAGMENTS_M = 1, FRAGMENTS_N = COLUMNS / 8;
+    FragmentC acc[1][FRAGMENTS_N];
 
     DEVICE void clear() {
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j) {
-            sum[0][j] = {};
+        for (int j = 0; j < FRAGMENTS_N; ++j) {
+            acc[0][j] = {};
         }
     }
 
@@ -161,38 +161,38 @@ struct WarpRows {
 
     /// sum = A Bᵀ: A the warp's rows of a tile, B the COLUMNS rows of another, both with the depth as columns.
     template <class T, class TileA, class TileB>
-    DEVICE void product_of_rows(unsigned char* a, unsigned char* b) {
+    DEVICE void multiply_transposed(unsigned char* a, unsigned char* b) {
         static_assert(TileB::ROWS == COLUMNS && int(TileA::COLUMNS) == int(TileB::COLUMNS), "shapes of a product");
         // f32 unrolled would be long: a fragment there is split by some dozen instructions.
         clear();
 #pragma unroll(sizeof(T) == 2 ? 4 : 1)
         for (int k = 0; k < TileA::COLUMNS; k += 16) {
-            PartsA<T> x;
+            OperandA<T> x;
             load_a<TileA, true>(x, a, warp_row(), k);
 #pragma unroll
-            for (int j = 0; j < ACROSS; j += 2) {
-                PartsB<T> y;
+            for (int j = 0; j < FRAGMENTS_N; j += 2) {
+                OperandB<T> y;
                 load_b<TileB, true>(y, b, j * 8, k);
-                multiply_parts(sum[0][j], x, y.part[0]);
-                multiply_parts(sum[0][j + 1], x, y.part[1]);
+                mma_terms(acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], x, y.term[1]);
             }
         }
     }
 
     /// sum += A B: A the sums of another product, B the tile's columns from `column` on, its rows the depth.
     template <class T, class TileB, int DEPTH>
-    DEVICE void add_product(const WarpRows<DEPTH>& a, unsigned char* b, int column) {
+    DEVICE void accumulate_product(const WarpTile<DEPTH>& a, unsigned char* b, int column) {
         static_assert(TileB::ROWS == DEPTH, "shapes of a product");
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 16) {
-            PartsA<T> x;
-            operand_of(x, a.sum[0][k / 8], a.sum[0][k / 8 + 1]);
+            OperandA<T> x;
+            operand_from(x, a.acc[0][k / 8], a.acc[0][k / 8 + 1]);
 #pragma unroll
-            for (int j = 0; j < ACROSS; j += 2) {
-                PartsB<T> y;
+            for (int j = 0; j < FRAGMENTS_N; j += 2) {
+                OperandB<T> y;
                 load_b<TileB, false>(y, b, column + j * 8, k);
-                multiply_parts(sum[0][j], x, y.part[0]);
-                multiply_parts(sum[0][j + 1], x, y.part[1]);
+                mma_terms(acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], x, y.term[1]);
             }
         }
     }
@@ -201,16 +201,16 @@ struct WarpRows {
     template <class T, class Factor>
     DEVICE void store(T* to, long long stride, int rows, int columns, Factor factor) {
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j) {
+        for (int j = 0; j < FRAGMENTS_N; ++j) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                sum[0][j].value[i] *= factor(i / 2);
+                acc[0][j].value[i] *= factor(i / 2);
             }
         }
-        bool by_lane = wide(to, stride);
-        each_eight(*this, [&](int row, int column, float(&values)[8]) {
+        bool vectorised = vec_aligned(to, stride);
+        for_each_eight(*this, [&](int row, int column, float(&values)[8]) {
             if (row < rows) {
-                store_eight(to + row * stride, column, columns, by_lane, false, values);
+                store_eight(to + row * stride, column, columns, vectorised, false, values);
             }
         });
     }
@@ -218,7 +218,7 @@ struct WarpRows {
 
 /// The fused rows of a batch: where the heads lie.
 template <class T>
-struct Fused {
+struct FusedQkv {
     const T* qkv;
     int heads, kv_heads, head_dim;
 
@@ -226,17 +226,17 @@ struct Fused {
         return 1LL * (heads + 2 * kv_heads) * head_dim;
     }
     /// `rows` rows of one head of a fused row (queries, keys, values), from `row` on or looked up in `index`.
-    DEVICE Source<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
+    DEVICE MatrixView<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
         const T* start = qkv + row * stride() + 1LL * head * head_dim;
-        return {start, index, stride(), rows, head_dim, wide(start, stride())};
+        return {start, index, stride(), rows, head_dim, vec_aligned(start, stride())};
     }
-    DEVICE Source<T> queries(int head, int row, int rows) const {
+    DEVICE MatrixView<T> queries(int head, int row, int rows) const {
         return of_head(head, row, rows);
     }
-    DEVICE Source<T> keys(int kv_head, int row, int rows, const int* index = nullptr) const {
+    DEVICE MatrixView<T> keys(int kv_head, int row, int rows, const int* index = nullptr) const {
         return of_head(heads + kv_head, row, rows, index);
     }
-    DEVICE Source<T> values(int kv_head, int row, int rows, const int* index = nullptr) const {
+    DEVICE MatrixView<T> values(int kv_head, int row, int rows, const int* index = nullptr) const {
         return of_head(heads + kv_heads + kv_head, row, rows, index);
     }
     DEVICE int kv_head_of(int head) const {
@@ -244,13 +244,13 @@ struct Fused {
     }
 };
 
-/// Goes over the first `places` keys and values of a path in tiles of Where::ROWS: calls use(first place, keys, values)
+/// Goes over the first `places` keys and values of a path in tiles of Layout::ROWS: calls use(first place, keys, values)
 /// with the tiles in shared memory. `stages` holds STAGES pairs of tiles, `index` two tiles' rows; the caller has met
 /// at a barrier since they were last used. Copies the caller has begun are there at the first call.
-template <class Where, int STAGES, int THREADS, class T, class Use>
-DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fused, int kv_head,
+template <class Layout, int STAGES, int THREADS, class T, class Use>
+DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<T>& fused, int kv_head,
                           const Segments& segments, int segment, int places, Use use) {
-    constexpr int KEYS = Where::ROWS;
+    constexpr int KEYS = Layout::ROWS;
     static_assert(KEYS <= THREADS, "a thread for each key");
     int steps = ceil_div(places, KEYS), me = int(threadIdx.x);
     PathCursor cursor(segments, segment);
@@ -261,12 +261,12 @@ DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fus
         }
     };
     auto load = [&](int step) {
-        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
+        unsigned char* stage = stages + step % STAGES * 2 * Layout::BYTES;
         const int* rows = index + step % 2 * KEYS;
         int count = places - step * KEYS;
-        load_rows<Where, THREADS>(stage, fused.keys(kv_head, 0, count, rows));
-        load_rows<Where, THREADS>(stage + Where::BYTES, fused.values(kv_head, 0, count, rows));
-        commit_copies();
+        load_rows<Layout, THREADS>(stage, fused.keys(kv_head, 0, count, rows));
+        load_rows<Layout, THREADS>(stage + Layout::BYTES, fused.values(kv_head, 0, count, rows));
+        cp_async_commit();
     };
     find_rows(0);
     find_rows(1);
@@ -275,7 +275,7 @@ DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fus
     load(0);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-        wait_copies<0>();
+        cp_async_wait<0>();
         // Every thread's copies of this tile are there, every thread has the rows of the next tile and is done with the
         // tile before, whose stage and rows are filled now.
         sync_block();
@@ -283,8 +283,8 @@ DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fus
             load(step + 1);
         }
         find_rows(step + 2);
-        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
-        use(step * KEYS, stage, stage + Where::BYTES);
+        unsigned char* stage = stages + step % STAGES * 2 * Layout::BYTES;
+        use(step * KEYS, stage, stage + Layout::BYTES);
         if (STAGES == 1 && step + 1 < steps) {
             // Every thread is done with the only stage.
             sync_block();

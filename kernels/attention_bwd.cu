@@ -5,7 +5,7 @@
 // attention_bwd_delta: a row of delta for each head. attention_bwd_q: a block takes tiles of queries of one segment and
 // one head and goes over the keys of their path. attention_bwd_kv: a block takes tiles of keys of one segment and one
 // key-value head and goes over the queries that see them: later rows of the segment, then the segments below it,
-// ascending, and for each tile of queries the heads of the group, ascending. Gradients too wide for the registers are
+// ascending, and for each tile of queries the heads of the group, ascending. Gradients too vec_aligned for the registers are
 // done in parts, of one block each, which compute P and dS again.
 //
 // bf16: P and dS are rounded to bf16 for the second products. Cost for every visible pair and head, in head_dim FLOPs:
@@ -21,8 +21,8 @@ constexpr int DELTA_THREADS = 256;
 /// delta = do · o for each token and head. Eight lanes take a row.
 template <class T>
 DEVICE void attention_bwd_delta(const T* dout, const T* o, float* delta, int tokens, int heads, int head_dim) {
-    constexpr int N = LANE_ELEMENTS<T>, LANES = 8, ROWS = DELTA_THREADS / LANES;
-    bool by_lane = wide(dout, head_dim) && wide(o, head_dim);
+    constexpr int N = VEC_ELEMENTS<T>, LANES = 8, ROWS = DELTA_THREADS / LANES;
+    bool vectorised = vec_aligned(dout, head_dim) && vec_aligned(o, head_dim);
     long long all = 1LL * tokens * heads;
     int lane = int(threadIdx.x) % LANES;
     for (long long first = 1LL * blockIdx.x * ROWS; first < all; first += 1LL * gridDim.x * ROWS) {
@@ -31,8 +31,8 @@ DEVICE void attention_bwd_delta(const T* dout, const T* o, float* delta, int tok
         if (row < all) {
             const T *left = dout + row * head_dim, *right = o + row * head_dim;
             for (int c = lane * N; c < head_dim; c += LANES * N) {
-                if (by_lane) {
-                    Numbers<T> a = load_numbers(left + c), b = load_numbers(right + c);
+                if (vectorised) {
+                    Floats<T> a = load_floats(left + c), b = load_floats(right + c);
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
                         sum += a.x[i] * b.x[i];
@@ -65,9 +65,9 @@ struct Backward : BlockShape<T, HEAD> {
     /// Columns of a gradient that a block sums: registers hold one gradient of a query, two of a key.
     static constexpr int PART_Q = WIDE && sizeof(T) == 4 ? 128 : HEAD;
     static constexpr int PART_KV = HEAD < 96 ? HEAD : sizeof(T) == 4 ? (HEAD == 96 ? 32 : 64) : min_of(HEAD, 128);
-    using Own = Tile<T, Block::ROWS, HEAD>;
-    using Keys = Tile<T, KEYS, HEAD>;
-    using Queries = Tile<T, QUERIES, HEAD>;
+    using Own = SharedTile<T, Block::ROWS, HEAD>;
+    using Keys = SharedTile<T, KEYS, HEAD>;
+    using Queries = SharedTile<T, QUERIES, HEAD>;
     /// Bytes of a stage of queries: q, do, and a logsumexp and delta of each.
     static constexpr int QUERY_STAGE = 2 * Queries::BYTES + 2 * QUERIES * int(sizeof(float));
     static constexpr int SHARED_BYTES_Q = 2 * Own::BYTES + STAGES * 2 * Keys::BYTES;
@@ -79,7 +79,7 @@ struct Backward : BlockShape<T, HEAD> {
 template <class T>
 struct BackwardInputs {
     const T* dout;  // (tokens, heads, head_dim)
-    Fused<T> fused;
+    FusedQkv<T> fused;
     const float* lse;    // (heads, tokens)
     const float* delta;  // (heads, tokens)
     Segments segments;
@@ -88,10 +88,10 @@ struct BackwardInputs {
     float scale;
 
     /// `rows` rows of do of one head.
-    DEVICE Source<T> outputs(int head, int row, int rows) const {
+    DEVICE MatrixView<T> outputs(int head, int row, int rows) const {
         long long stride = 1LL * fused.heads * fused.head_dim;
         const T* start = dout + row * stride + 1LL * head * fused.head_dim;
-        return {start, nullptr, stride, rows, fused.head_dim, wide(start, stride)};
+        return {start, nullptr, stride, rows, fused.head_dim, vec_aligned(start, stride)};
     }
 };
 
@@ -105,16 +105,16 @@ DEVICE void probability_and_gradient(float& score, float& dp, bool seen, float f
 template <class T, int HEAD>
 DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
     using B = Backward<T, HEAD>;
-    constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, PARTS = HEAD / PART;
-    using Scores = WarpRows<KEYS>;
+    constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, TERMS = HEAD / PART;
+    using Scores = WarpTile<KEYS>;
     DYNAMIC_SHARED(shared);
     SHARED(int, index, 2 * KEYS);
     unsigned char *queries = shared, *outputs = shared + B::Own::BYTES;
     const Segments& segments = in.segments;
-    int tiles = in.work.tiles(), part_heads = in.fused.heads * PARTS;
+    int tiles = in.work.tiles(), part_heads = in.fused.heads * TERMS;
     for (long long item = blockIdx.x; item < 1LL * tiles * part_heads; item += gridDim.x) {
         // The longest paths, which come last, first; heads that share keys side by side.
-        int tile = tiles - 1 - int(item / part_heads), head = int(item % part_heads) / PARTS, part = int(item % PARTS);
+        int tile = tiles - 1 - int(item / part_heads), head = int(item % part_heads) / TERMS, part = int(item % TERMS);
         int segment = in.work.segment(tile), first = in.work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
         int place = segments.rows_above(segment) + first - segments.starts[segment];
@@ -131,11 +131,11 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
             lse[half] = row < rows ? in.lse[at] * LOG2_E : 0.0f;
             delta[half] = row < rows ? in.delta[at] : 0.0f;
         }
-        WarpRows<PART> dq;
+        WarpTile<PART> dq;
         dq.clear();
         int warp_first = place + Scores::warp_row();
         bool idle = Scores::warp_row() >= rows;
-        each_key_tile<typename B::Keys, B::STAGES, THREADS>(
+        for_each_key_tile<typename B::Keys, B::STAGES, THREADS>(
             shared + 2 * B::Own::BYTES, index, in.fused, in.fused.kv_head_of(head), segments, segment, place + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
                 // The warp's rows see none of these keys.
@@ -143,19 +143,19 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
                     return;
                 }
                 Scores p, ds;
-                p.template product_of_rows<T, typename B::Own, typename B::Keys>(queries, keys);
-                ds.template product_of_rows<T, typename B::Own, typename B::Keys>(outputs, values);
+                p.template multiply_transposed<T, typename B::Own, typename B::Keys>(queries, keys);
+                ds.template multiply_transposed<T, typename B::Own, typename B::Keys>(outputs, values);
                 bool whole = begin + KEYS - 1 <= warp_first;
 #pragma unroll
-                for (int j = 0; j < Scores::ACROSS; ++j) {
+                for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         bool seen = whole || begin + Scores::column_of(j, e % 2) <= place + Scores::row_of(0, e / 2);
-                        probability_and_gradient(p.sum[0][j].value[e], ds.sum[0][j].value[e], seen, in.scale * LOG2_E,
+                        probability_and_gradient(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
                                                  lse[e / 2], delta[e / 2]);
                     }
                 }
-                dq.template add_product<T, typename B::Keys, KEYS>(ds, keys, part * PART);
+                dq.template accumulate_product<T, typename B::Keys, KEYS>(ds, keys, part * PART);
             });
         if (!idle) {
             long long stride = in.fused.stride();
@@ -171,7 +171,7 @@ struct QueryCursor {
     const Segments& segments;
     /// Segment of the keys, end of its tree, and heads of the group.
     int own, end, first_head, end_head;
-    /// Where the cursor is: a segment, a row, a head. `segment == end` when there are no more.
+    /// Layout the cursor is: a segment, a row, a head. `segment == end` when there are no more.
     int segment, row, head;
 
     DEVICE QueryCursor(const Segments& of, const int* trees, int count, int segment_of_keys, int row_of_keys, int first,
@@ -218,13 +218,13 @@ struct QueryCursor {
 template <class T, int HEAD>
 DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int tree_count, T* dqkv) {
     using B = Backward<T, HEAD>;
-    constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, PARTS = HEAD / PART;
-    using Scores = WarpRows<QUERIES>;
+    constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, TERMS = HEAD / PART;
+    using Scores = WarpTile<QUERIES>;
     DYNAMIC_SHARED(shared);
     unsigned char *keys = shared, *values = shared + B::Own::BYTES, *stages = shared + 2 * B::Own::BYTES;
     const Segments& segments = in.segments;
     int kv_heads = in.fused.kv_heads, group = in.fused.heads / kv_heads;
-    int part_heads = kv_heads * PARTS, me = int(threadIdx.x);
+    int part_heads = kv_heads * TERMS, me = int(threadIdx.x);
     auto load = [&](const QueryCursor& at, int step) {
         unsigned char* stage = stages + step % B::STAGES * B::QUERY_STAGE;
         int rows = at.rows(QUERIES);
@@ -234,20 +234,20 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
         if (me < QUERIES) {
             // Queries that are not there have q, do, lse and delta of 0: they add 0.
             long long from = 1LL * at.head * in.tokens + at.row + (me < rows ? me : 0);
-            copy_async_4(numbers + me, in.lse + from, me < rows ? 4 : 0);
-            copy_async_4(numbers + QUERIES + me, in.delta + from, me < rows ? 4 : 0);
+            cp_async_4(numbers + me, in.lse + from, me < rows ? 4 : 0);
+            cp_async_4(numbers + QUERIES + me, in.delta + from, me < rows ? 4 : 0);
         }
-        commit_copies();
+        cp_async_commit();
     };
     for (long long item = blockIdx.x; item < 1LL * in.work.tiles() * part_heads; item += gridDim.x) {
-        int tile = int(item / part_heads), kv_head = int(item % part_heads) / PARTS, part = int(item % PARTS);
+        int tile = int(item / part_heads), kv_head = int(item % part_heads) / TERMS, part = int(item % TERMS);
         int segment = in.work.segment(tile), first = in.work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
         // Every thread is done with the tiles of the item before.
         sync_block();
         load_rows<typename B::Own, THREADS>(keys, in.fused.keys(kv_head, first, rows));
         load_rows<typename B::Own, THREADS>(values, in.fused.values(kv_head, first, rows));
-        WarpRows<PART> dk, dv;
+        WarpTile<PART> dk, dv;
         dk.clear();
         dv.clear();
         bool idle = Scores::warp_row() >= rows;
@@ -259,32 +259,32 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
             // elsewhere.
             int ahead = at.segment == segment ? at.row - first : ROWS;
             at.advance(QUERIES);
-            wait_copies<0>();
+            cp_async_wait<0>();
             // Every thread's copies of this stage are there, and every thread is done with the stage before.
             sync_block();
             if (B::STAGES == 2 && at.more()) {
                 load(at, step + 1);
             }
             unsigned char* stage = stages + step % B::STAGES * B::QUERY_STAGE;
-            // Where the warp has keys and some of these queries see them.
+            // Layout the warp has keys and some of these queries see them.
             if (!idle && ahead + QUERIES > Scores::warp_row()) {
                 const float* numbers = reinterpret_cast<const float*>(stage + 2 * B::Queries::BYTES);
                 unsigned char* outputs = stage + B::Queries::BYTES;
                 Scores p, ds;
-                p.template product_of_rows<T, typename B::Own, typename B::Queries>(keys, stage);
-                ds.template product_of_rows<T, typename B::Own, typename B::Queries>(values, outputs);
+                p.template multiply_transposed<T, typename B::Own, typename B::Queries>(keys, stage);
+                ds.template multiply_transposed<T, typename B::Own, typename B::Queries>(values, outputs);
 #pragma unroll
-                for (int j = 0; j < Scores::ACROSS; ++j) {
+                for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         int query = Scores::column_of(j, e % 2);
                         bool seen = Scores::row_of(0, e / 2) <= ahead + query;
-                        probability_and_gradient(p.sum[0][j].value[e], ds.sum[0][j].value[e], seen, in.scale * LOG2_E,
+                        probability_and_gradient(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
                                                  numbers[query] * LOG2_E, numbers[QUERIES + query]);
                     }
                 }
-                dv.template add_product<T, typename B::Queries, QUERIES>(p, outputs, part * PART);
-                dk.template add_product<T, typename B::Queries, QUERIES>(ds, stage, part * PART);
+                dv.template accumulate_product<T, typename B::Queries, QUERIES>(p, outputs, part * PART);
+                dk.template accumulate_product<T, typename B::Queries, QUERIES>(ds, stage, part * PART);
             }
             if (B::STAGES == 1 && at.more()) {
                 // Every thread is done with the only stage.

@@ -12,11 +12,11 @@ constexpr int BIAS_SLICE = 64;
 /// slices[k][o] = sum over the tokens of slice k of dy[t][o].
 template <class T>
 DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(dy, outputs) && wide(slices, outputs);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(dy, outputs) && vec_aligned(slices, outputs);
     int pieces = ceil_div(outputs, WARP * N);
     long long units = (long long)ceil_div(tokens, BIAS_SLICE) * pieces;
-    for (long long unit = warp_of_grid(); unit < units; unit += warps_of_grid()) {
+    for (long long unit = global_warp(); unit < units; unit += global_warps()) {
         int slice = int(unit / pieces);
         int o = (int(unit % pieces) * WARP + lane_index()) * N;
         if (o >= outputs) {
@@ -28,13 +28,13 @@ DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
 #pragma unroll 4
         for (int token = begin; token < end; ++token) {
             float row[N];
-            load_piece(row, dy + (long long)token * outputs + o, valid, by_lane);
+            load_elements(row, dy + (long long)token * outputs + o, valid, vectorised);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 sum[i] += row[i];
             }
         }
-        store_piece(slices + (long long)slice * outputs + o, sum, valid, by_lane);
+        store_elements(slices + (long long)slice * outputs + o, sum, valid, vectorised);
     }
 }
 

@@ -10,14 +10,14 @@
 /// x[t] = table[ids[t]], bit for bit.
 template <class T>
 DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int hidden) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(table, hidden) && wide(x, hidden);
-    for (long long token = warp_of_grid(); token < tokens; token += warps_of_grid()) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(table, hidden) && vec_aligned(x, hidden);
+    for (long long token = global_warp(); token < tokens; token += global_warps()) {
         const T* from = table + (long long)ids[token] * hidden;
         T* to = x + token * hidden;
-        if (by_lane) {
+        if (vectorised) {
             for (int h = lane_index() * N; h < hidden; h += WARP * N) {
-                store_lane(to + h, load_lane(from + h));
+                store_vec(to + h, load_vec(from + h));
             }
         } else {
             for (int h = lane_index(); h < hidden; h += WARP) {
@@ -32,10 +32,10 @@ DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int 
 template <class T>
 DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable,
                           int distinct, int hidden, int add) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(dx, hidden) && wide(dtable, hidden) && hidden % N == 0;
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(dx, hidden) && vec_aligned(dtable, hidden) && hidden % N == 0;
     int pieces = ceil_div(hidden, WARP * N);
-    for (long long unit = warp_of_grid(); unit < (long long)distinct * pieces; unit += warps_of_grid()) {
+    for (long long unit = global_warp(); unit < (long long)distinct * pieces; unit += global_warps()) {
         int run = int(unit / pieces);
         int h = (int(unit % pieces) * WARP + lane_index()) * N;
         if (h >= hidden || keys[run] < 0) {
@@ -45,19 +45,19 @@ DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, con
         float* to = dtable + (long long)keys[run] * hidden + h;
         float sum[N] = {};
         if (add != 0) {
-            load_piece(sum, to, valid, by_lane);
+            load_elements(sum, to, valid, vectorised);
         }
         int end = offsets[run + 1];
 #pragma unroll 4
         for (int i = offsets[run]; i < end; ++i) {
             float row[N];
-            load_piece(row, dx + (long long)order[i] * hidden + h, valid, by_lane);
+            load_elements(row, dx + (long long)order[i] * hidden + h, valid, vectorised);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 sum[j] += row[j];
             }
         }
-        store_piece(to, sum, valid, by_lane);
+        store_elements(to, sum, valid, vectorised);
     }
 }
 

@@ -15,11 +15,11 @@
 constexpr int SLICE_TILES = 8;
 
 /// Terms of the four lanes that share a row of fragments.
-DEVICE LogSum join_quad(LogSum terms) {
+DEVICE LogSumExp combine_quad(LogSumExp terms) {
 #pragma unroll
     for (int mask = 1; mask < 4; mask *= 2) {
-        LogSum other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
-        terms = LogSum::join(terms, other);
+        LogSumExp other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
+        terms = LogSumExp::combine(terms, other);
     }
     return terms;
 }
@@ -27,21 +27,21 @@ DEVICE LogSum join_quad(LogSum terms) {
 template <class T>
 DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* source, const int* target, float* max, float* sum,
                                 float* hit, int hidden_size, int vocab, int rows) {
-    using P = Product<T, true, true>;
+    using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED(shared);
-    constexpr int SLICE = SLICE_TILES * P::COLUMNS, ACROSS = P::S::WARPS_ACROSS;
-    Source<T> a = Source<T>::of(hidden, rows, hidden_size, source), b = Source<T>::of(head, vocab, hidden_size);
+    constexpr int SLICE = SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
+    MatrixView<T> a = MatrixView<T>::of(hidden, rows, hidden_size, source), b = MatrixView<T>::of(head, vocab, hidden_size);
     int bands = ceil_div(rows, P::ROWS), slices = ceil_div(vocab, SLICE);
     for (long long item = blockIdx.x; item < 1LL * bands * slices; item += gridDim.x) {
         int row = int(item % bands) * P::ROWS, slice = int(item / bands);
-        LogSum terms[P::DOWN][2];
-        int wanted[P::DOWN][2];
+        LogSumExp terms[P::FRAGMENTS_M][2];
+        int wanted[P::FRAGMENTS_M][2];
 #pragma unroll
-        for (int i = 0; i < P::DOWN; ++i) {
+        for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 int r = row + P::row_of(i, half);
-                terms[i][half] = LogSum::none();
+                terms[i][half] = LogSumExp::empty();
                 wanted[i][half] = r < rows ? target[r] : -1;
             }
         }
@@ -52,59 +52,59 @@ DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* sourc
             P product;
             product.compute(shared, a, b, row, column, hidden_size);
 #pragma unroll
-            for (int i = 0; i < P::DOWN; ++i) {
+            for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     // The largest of the tile first, so that every other logit costs one exponential.
                     float largest = -INFINITY;
 #pragma unroll
-                    for (int j = 0; j < P::ACROSS; ++j) {
+                    for (int j = 0; j < P::FRAGMENTS_N; ++j) {
 #pragma unroll
                         for (int e = 0; e < 2; ++e) {
                             int c = column + P::column_of(j) + e;
-                            float logit = product.sum[i][j].value[2 * half + e];
+                            float logit = product.acc[i][j].value[2 * half + e];
                             largest = c < vocab ? Max{}(largest, logit) : largest;
                             if (c == wanted[i][half]) {
                                 hit[row + P::row_of(i, half)] = logit;
                             }
                         }
                     }
-                    LogSum tile{largest, 0.0f};
+                    LogSumExp tile{largest, 0.0f};
                     if (largest != -INFINITY) {
 #pragma unroll
-                        for (int j = 0; j < P::ACROSS; ++j) {
+                        for (int j = 0; j < P::FRAGMENTS_N; ++j) {
 #pragma unroll
                             for (int e = 0; e < 2; ++e) {
                                 int c = column + P::column_of(j) + e;
-                                tile.sum += c < vocab ? expf(product.sum[i][j].value[2 * half + e] - largest) : 0.0f;
+                                tile.sum += c < vocab ? expf(product.acc[i][j].value[2 * half + e] - largest) : 0.0f;
                             }
                         }
                     }
-                    terms[i][half] = LogSum::join(terms[i][half], tile);
+                    terms[i][half] = LogSumExp::combine(terms[i][half], tile);
                 }
             }
         }
         // The terms of the warps that share rows meet in shared memory, which the products no longer need.
         sync_block();
-        LogSum* meeting = reinterpret_cast<LogSum*>(shared);
-        int across = int(threadIdx.x) / WARP % ACROSS;
+        LogSumExp* meeting = reinterpret_cast<LogSumExp*>(shared);
+        int across = int(threadIdx.x) / WARP % FRAGMENTS_N;
 #pragma unroll
-        for (int i = 0; i < P::DOWN; ++i) {
+        for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                LogSum joined = join_quad(terms[i][half]);
+                LogSumExp joined = combine_quad(terms[i][half]);
                 if (lane_index() % 4 == 0) {
-                    meeting[P::row_of(i, half) * ACROSS + across] = joined;
+                    meeting[P::row_of(i, half) * FRAGMENTS_N + across] = joined;
                 }
             }
         }
         // Every warp's terms are there.
         sync_block();
         for (int r = int(threadIdx.x); r < P::ROWS && row + r < rows; r += P::THREADS) {
-            LogSum joined = meeting[r * ACROSS];
+            LogSumExp joined = meeting[r * FRAGMENTS_N];
 #pragma unroll
-            for (int w = 1; w < ACROSS; ++w) {
-                joined = LogSum::join(joined, meeting[r * ACROSS + w]);
+            for (int w = 1; w < FRAGMENTS_N; ++w) {
+                joined = LogSumExp::combine(joined, meeting[r * FRAGMENTS_N + w]);
             }
             max[1LL * slice * rows + row + r] = joined.max;
             sum[1LL * slice * rows + row + r] = joined.sum;
@@ -112,7 +112,7 @@ DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* sourc
     }
 }
 
-// shared: Product::SHARED_BYTES, 48 KiB.
+// shared: BlockGemm::SHARED_BYTES, 48 KiB.
 KERNEL(256, head_logprob_slices_f32)(const float* hidden,  // (tokens, hidden_size)
                                      const float* head,    // (vocab, hidden_size)
                                      const int* source,    // (rows)
@@ -136,9 +136,9 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
                                float* lse,        // (rows)
                                int slices, int rows) {
     for (int r = int(blockIdx.x * blockDim.x + threadIdx.x); r < rows; r += int(gridDim.x * blockDim.x)) {
-        LogSum all = LogSum::none();
+        LogSumExp all = LogSumExp::empty();
         for (int s = 0; s < slices; ++s) {
-            all = LogSum::join(all, LogSum{max[1LL * s * rows + r], sum[1LL * s * rows + r]});
+            all = LogSumExp::combine(all, LogSumExp{max[1LL * s * rows + r], sum[1LL * s * rows + r]});
         }
         float value = all.value();
         lse[r] = value;
@@ -150,10 +150,10 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
 template <class T>
 DEVICE void head_dlogits(const T* hidden, const T* head, const int* source, const int* target, const float* lse,
                          const float* dlogp, T* dlogits, int hidden_size, int rows, int first, int width, int stride) {
-    using P = Product<T, true, true>;
+    using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED(shared);
-    Source<T> a = Source<T>::of(hidden, rows, hidden_size, source);
-    Source<T> b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
+    MatrixView<T> a = MatrixView<T>::of(hidden, rows, hidden_size, source);
+    MatrixView<T> b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     int down = ceil_div(rows, P::ROWS), across = ceil_div(width, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
@@ -161,7 +161,7 @@ DEVICE void head_dlogits(const T* hidden, const T* head, const int* source, cons
         sync_block();
         P product;
         product.compute(shared, a, b, row, column, hidden_size);
-        each_eight(product, [&](int i, int j, float(&values)[8]) {
+        for_each_eight(product, [&](int i, int j, float(&values)[8]) {
             int r = row + i;
             if (r >= rows) {
                 return;
@@ -199,9 +199,9 @@ KERNEL(256, head_dlogits_bf16)(const bf16* hidden, const bf16* head, const int* 
 template <class T>
 DEVICE void head_drows(const T* dlogits, const T* head, float* drows, int hidden_size, int rows, int first, int width,
                        int stride, int add) {
-    Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
+    MatrixView<T> a = MatrixView<T>::of(dlogits, rows, width), b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     a.stride = stride;
-    a.by_lane = true;
+    a.vectorised = true;
     matmul<T, float, true, false>(a, b, nullptr, nullptr, drows, rows, hidden_size, width, add);
 }
 
@@ -221,9 +221,9 @@ KERNEL(256, head_drows_bf16)(const bf16* dlogits, const bf16* head, float* drows
 template <class T>
 DEVICE void head_dhead(const T* dlogits, const T* hidden, const int* source, float* dhead, int hidden_size, int rows,
                        int first, int width, int stride, int add) {
-    Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(hidden, rows, hidden_size, source);
+    MatrixView<T> a = MatrixView<T>::of(dlogits, rows, width), b = MatrixView<T>::of(hidden, rows, hidden_size, source);
     a.stride = stride;
-    a.by_lane = true;
+    a.vectorised = true;
     matmul<T, float, false, false>(a, b, nullptr, nullptr, dhead + 1LL * first * hidden_size, width, hidden_size, rows,
                                    add);
 }

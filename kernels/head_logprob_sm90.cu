@@ -27,14 +27,14 @@ DEVICE float dot_of_rows(const bf16* x, const bf16* w, int hidden_size, bf16* co
     float sum = 0.0f;
     for (int h = lane_index() * EIGHT; h < hidden_size; h += WARP * EIGHT) {
         float a[EIGHT], b[EIGHT];
-        load_piece(a, x + h, EIGHT, true);
-        load_piece(b, w + h, EIGHT, true);
+        load_elements(a, x + h, EIGHT, true);
+        load_elements(b, w + h, EIGHT, true);
 #pragma unroll
         for (int i = 0; i < EIGHT; ++i) {
             sum += a[i] * b[i];
         }
         if (copy != nullptr) {
-            store_piece(copy + h, a, EIGHT, true);
+            store_elements(copy + h, a, EIGHT, true);
         }
     }
     return reduce_warp(sum, Add{});
@@ -48,7 +48,7 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
                             bf16* packed,        // (rows, hidden_size)
                             float* base,         // (rows): k
                             int hidden_size, int rows) {
-    for (long long r = warp_of_grid(); r < rows; r += warps_of_grid()) {
+    for (long long r = global_warp(); r < rows; r += global_warps()) {
         float power = LOG2_E * dot_of_rows(hidden + 1LL * source[r] * hidden_size, head + 1LL * target[r] * hidden_size,
                                            hidden_size, packed + r * hidden_size);
         if (lane_index() == 0) {
@@ -58,7 +58,7 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
 }
 
 /// Sums of powers of every tile's columns, the target's logit, and where asked for the powers.
-template <class H, bool STORED>
+template <class H, bool STORE>
 struct HeadJob : Raster<H> {
     const int* target;  // (rows)
     const float* base;  // (rows)
@@ -66,15 +66,15 @@ struct HeadJob : Raster<H> {
     float* hit;         // (rows): the target's logit
     /// (rows, vocab)
     const TensorDescriptor* powers;
-    static_assert(H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile");
+    static_assert(H::COLUMNS % H::SUBTILE_COLUMNS == 0, "staging of a tile");
 
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::ACCUMULATORS], int, const Tile& tile, int group, int thread) {
         const int rows = this->rows, vocab = this->columns;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int first_row = tile.row + 64 * half, row = first_row + row_of_thread(thread);
             if (tile.column + H::COLUMNS > vocab) {
-                leave_out(sums[half], vocab - tile.column - column_of_thread(thread));
+                mask_columns(sums[half], vocab - tile.column - column_of_thread(thread));
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -82,56 +82,56 @@ struct HeadJob : Raster<H> {
                 float k = 0.0f;
                 if (r < rows) {
                     k = base[r];
-                    find_target(sums[half], i, r, target[r] - tile.column - column_of_thread(thread));
+                    store_target_logit(sums[half], i, r, target[r] - tile.column - column_of_thread(thread));
                 }
-                float total = to_powers(sums[half], i, k);
+                float total = exponentiate(sums[half], i, k);
                 total += shuffle_xor(total, 1);
                 total += shuffle_xor(total, 2);
                 if (r < rows && thread % 4 == 0) {
                     sums_out[1LL * (tile.column / H::COLUMNS) * rows + r] = total;
                 }
             }
-            if constexpr (STORED) {
-                store_powers(ring, sums[half], first_row, tile.column, group, thread);
+            if constexpr (STORE) {
+                store_exponentials(ring, sums[half], first_row, tile.column, group, thread);
             }
         }
     }
 
-    DEVICE void store_powers(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, int group,
+    DEVICE void store_exponentials(const Ring<H>& ring, const float (&sums)[H::ACCUMULATORS], int row, int column, int group,
                              int thread) const {
         const int rows = this->rows, vocab = this->columns;
 #pragma unroll
-        for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
-            const int count = min_of(H::BATCH, H::PIECES - begin);
-            unsigned char* pieces = begin_batch(ring, group, thread);
+        for (int begin = 0; begin < H::SUBTILES; begin += H::BATCH) {
+            const int count = min_of(H::BATCH, H::SUBTILES - begin);
+            unsigned char* staging = acquire_staging(ring, group, thread);
 #pragma unroll
             for (int p = 0; p < count; ++p) {
 #pragma unroll
-                for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+                for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
-                        const float* two = sums + 4 * ((begin + p) * H::PIECE_COLUMNS / 8 + j) + 2 * i;
-                        *pair_of_piece(pieces + p * H::PIECE_BYTES, row_of_thread(thread) + 8 * i, j, thread) =
+                        const float* two = sums + 4 * ((begin + p) * H::SUBTILE_COLUMNS / 8 + j) + 2 * i;
+                        *subtile_pair(staging + p * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * i, j, thread) =
                             pack_bf16(two[0], two[1]);
                     }
                 }
             }
-            end_batch(group);
+            publish_staging(group);
             if (thread == 0) {
 #pragma unroll
                 for (int p = 0; p < count; ++p) {
-                    int at = column + (begin + p) * H::PIECE_COLUMNS;
+                    int at = column + (begin + p) * H::SUBTILE_COLUMNS;
                     if (row < rows && at < vocab) {
-                        store_box(*powers, at, row, pieces + p * H::PIECE_BYTES);
+                        tma_store(*powers, at, row, staging + p * H::SUBTILE_BYTES);
                     }
                 }
-                commit_boxes();
+                tma_commit();
             }
         }
     }
 
     /// Logits of columns from `left` on, counted from the thread's first, are none.
-    DEVICE static void leave_out(float (&sums)[H::SUMS], int left) {
+    DEVICE static void mask_columns(float (&sums)[H::ACCUMULATORS], int left) {
 #pragma unroll
         for (int j = 0; j < H::COLUMNS / 8; ++j) {
 #pragma unroll
@@ -144,7 +144,7 @@ struct HeadJob : Raster<H> {
     }
 
     /// Writes the target's logit where the thread has it: `wanted` columns behind its first.
-    DEVICE void find_target(const float (&sums)[H::SUMS], int i, int r, int wanted) const {
+    DEVICE void store_target_logit(const float (&sums)[H::ACCUMULATORS], int i, int r, int wanted) const {
         if (unsigned(wanted) >= unsigned(H::COLUMNS) || wanted % 8 > 1) {
             return;
         }
@@ -158,7 +158,7 @@ struct HeadJob : Raster<H> {
     }
 
     /// Turns a row's logits into powers, and adds them up: even and odd columns first by themselves.
-    DEVICE static float to_powers(float (&sums)[H::SUMS], int i, float k) {
+    DEVICE static float exponentiate(float (&sums)[H::ACCUMULATORS], int i, float k) {
         float total[2] = {0.0f, 0.0f};
 #pragma unroll
         for (int j = 0; j < H::COLUMNS / 8; ++j) {
@@ -197,7 +197,7 @@ KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap hea
 }
 
 /// A row whose sum is out of range: k from its greatest logit, its sum, and where there are powers these; all lanes call it.
-DEVICE float join_again(const bf16* x, const bf16* head, float& k, bf16* powers, int hidden_size, int vocab) {
+DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* powers, int hidden_size, int vocab) {
     float largest = -INFINITY;
     for (int v = 0; v < vocab; ++v) {
         largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size));
@@ -227,7 +227,7 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* lse,          // (rows)
                             bf16* powers,        // (rows, stride), may be absent
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    for (long long first = 8 * warp_of_grid(); first < rows; first += 8 * warps_of_grid()) {
+    for (long long first = 8 * global_warp(); first < rows; first += 8 * global_warps()) {
         long long own = first + lane_index() % 8;
         float part = 0.0f;
         for (int s = lane_index() / 8; s < slices && own < rows; s += 4) {
@@ -241,7 +241,7 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
             float k = base[r];
             constexpr float LEAST = 0x1p-100f, MOST = 0x1p120f;
             if (!(sum > LEAST && sum < MOST)) {
-                sum = join_again(packed + r * hidden_size, head, k, powers == nullptr ? nullptr : powers + r * stride, hidden_size,
+                sum = recompute_row(packed + r * hidden_size, head, k, powers == nullptr ? nullptr : powers + r * stride, hidden_size,
                                  vocab);
             }
             if (lane_index() == 0) {
@@ -267,18 +267,18 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
                                bf16* scaled,        // (rows, hidden_size): v hidden
                                bf16* powers,        // (rows, stride)
                                int hidden_size, int rows, int stride) {
-    for (long long r = warp_of_grid(); r < rows; r += warps_of_grid()) {
+    for (long long r = global_warp(); r < rows; r += global_warps()) {
         float slope = dlogp[r], sum = total[r], v = slope == 0.0f ? 0.0f : -slope / sum;
         const bf16* from = packed + r * hidden_size;
         bf16* to = scaled + r * hidden_size;
         for (int h = lane_index() * EIGHT; h < hidden_size; h += WARP * EIGHT) {
             float x[EIGHT];
-            load_piece(x, from + h, EIGHT, true);
+            load_elements(x, from + h, EIGHT, true);
 #pragma unroll
             for (int i = 0; i < EIGHT; ++i) {
                 x[i] *= v;
             }
-            store_piece(to + h, x, EIGHT, true);
+            store_elements(to + h, x, EIGHT, true);
         }
         if (lane_index() == 0) {
             factor[r] = v;

@@ -10,13 +10,13 @@
 template <class T>
 DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, const T* residual, T* y, int tokens, int inputs,
                        int outputs) {
-    matmul<T, T, true, true>(Source<T>::of(x, tokens, inputs), Source<T>::of(weight, outputs, inputs), bias, residual, y,
+    matmul<T, T, true, true>(MatrixView<T>::of(x, tokens, inputs), MatrixView<T>::of(weight, outputs, inputs), bias, residual, y,
                              tokens, outputs, inputs, 0);
 }
 
 template <class T>
 DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, int inputs, int outputs, int add) {
-    matmul<T, T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, inputs), nullptr, nullptr,
+    matmul<T, T, true, false>(MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(weight, outputs, inputs), nullptr, nullptr,
                               dx, tokens, inputs, outputs, add);
 }
 
@@ -24,10 +24,10 @@ DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, in
 template <class T>
 DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* norms, int tokens, int inputs, int outputs,
                               int add) {
-    using P = Product<T, false, false>;
-    bool by_lane = wide(dweight, inputs);
+    using P = BlockGemm<T, false, false>;
+    bool vectorised = vec_aligned(dweight, inputs);
     double squares = 0.0;
-    each_tile<T, false, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(x, tokens, inputs), outputs, inputs, tokens,
+    for_each_tile<T, false, false>(MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(x, tokens, inputs), outputs, inputs, tokens,
                                [&](int row, int column, float(&values)[8]) {
         if (row >= outputs) {
             return;
@@ -35,13 +35,13 @@ DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* no
         float* to = dweight + 1LL * row * inputs;
         if (add != 0) {
             float before[8];
-            load_eight(before, to, column, inputs, by_lane);
+            load_eight(before, to, column, inputs, vectorised);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 values[i] += before[i];
             }
         }
-        store_eight(to, column, inputs, by_lane, false, values);
+        store_eight(to, column, inputs, vectorised, false, values);
         if (norms != nullptr) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
@@ -65,9 +65,9 @@ DEVICE float rounded(float x) {
 /// gate_up = x weightᵀ, where it is asked for, and act = silu(gate) up of what is stored of both.
 template <class T>
 DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int tokens, int inputs, int intermediate) {
-    bool by_lane = wide(gate_up, intermediate), act_by_lane = wide(act, intermediate);
-    auto rows = GateUpRows<T>::of(weight, intermediate, inputs);
-    each_tile<T, true, true>(Source<T>::of(x, tokens, inputs), rows, tokens, rows.rows, inputs,
+    bool vectorised = vec_aligned(gate_up, intermediate), act_vectorised = vec_aligned(act, intermediate);
+    auto rows = GateUpView<T>::of(weight, intermediate, inputs);
+    for_each_tile<T, true, true>(MatrixView<T>::of(x, tokens, inputs), rows, tokens, rows.rows, inputs,
                              [&](int row, int column, float(&values)[8]) {
         // Even lanes hold eight of the gate, the lanes behind them the same eight of the up projection.
         bool up = column / 8 % 2 != 0;
@@ -83,14 +83,14 @@ DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int 
         }
         if (gate_up != nullptr) {
             T* half = gate_up + (2LL * row + (up ? 1 : 0)) * intermediate;
-            store_eight(half, first, intermediate, by_lane, false, values);
+            store_eight(half, first, intermediate, vectorised, false, values);
         }
         if (!up) {
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 values[i] = glu_value(values[i], other[i]);
             }
-            store_eight(act + 1LL * row * intermediate, first, intermediate, act_by_lane, false, values);
+            store_eight(act + 1LL * row * intermediate, first, intermediate, act_vectorised, false, values);
         }
     });
 }
@@ -99,8 +99,8 @@ DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int 
 template <class T>
 DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dgate_up, int tokens, int intermediate,
                            int outputs) {
-    bool by_lane = wide(gate_up, intermediate), out_by_lane = wide(dgate_up, intermediate);
-    each_tile<T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, intermediate), tokens,
+    bool vectorised = vec_aligned(gate_up, intermediate), out_vectorised = vec_aligned(dgate_up, intermediate);
+    for_each_tile<T, true, false>(MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(weight, outputs, intermediate), tokens,
                               intermediate, outputs, [&](int row, int column, float(&values)[8]) {
         if (row >= tokens || column >= intermediate) {
             return;
@@ -108,18 +108,18 @@ DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dg
         const T* gates = gate_up + 2LL * row * intermediate;
         T* to = dgate_up + 2LL * row * intermediate;
         float gate[8], up[8];
-        load_eight(gate, gates, column, intermediate, by_lane);
-        load_eight(up, gates + intermediate, column, intermediate, by_lane);
+        load_eight(gate, gates, column, intermediate, vectorised);
+        load_eight(up, gates + intermediate, column, intermediate, vectorised);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             glu_gradient(rounded<T>(values[i]), gate[i], up[i]);
         }
-        store_eight(to, column, intermediate, out_by_lane, false, gate);
-        store_eight(to + intermediate, column, intermediate, out_by_lane, false, up);
+        store_eight(to, column, intermediate, out_vectorised, false, gate);
+        store_eight(to + intermediate, column, intermediate, out_vectorised, false, up);
     });
 }
 
-// shared: Product::SHARED_BYTES, 48 KiB.
+// shared: BlockGemm::SHARED_BYTES, 48 KiB.
 KERNEL(256, linear_fwd_f32)(const float* x,       // (tokens, inputs)
                             const float* weight,  // (outputs, inputs)
                             const float* bias,    // (outputs), may be absent

@@ -18,7 +18,7 @@ struct Problem {
     int add;
     const bf16* bias;        // (n), may be absent
     const float* row_scale;  // (m) factors of f32 results, may be absent
-    int* turns;              // (tiles, 2) zeros, with splits; left as zeros
+    int* semaphores;              // (tiles, 2) zeros, with splits; left as zeros
     float* norms;            // of patches of f32 results (patches.cuh), may be absent
 };
 
@@ -29,13 +29,13 @@ struct MatmulJob : Raster<H> {
     Problem p;
     const TensorDescriptor* c;
     const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
-    int phase;                         // of the boxes that sums meet: 0
+    int phase;                         // of the boxes that acc meet: 0
     /// The thread's two columns of the tile's bias, on their way.
     uint32_t bias_pair;
-    /// Parts of sums can be added in memory without a rounding between.
+    /// Parts of acc can be added in memory without a rounding between.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
-    // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
-    static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile that is added");
+    // The last subtile of bf16 may lie over the one before, which stores the same values again; acc may not.
+    static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::SUBTILE_COLUMNS == 0, "staging of a tile that is added");
 
     DEVICE int tiles() const {
         return Raster<H>::tiles() * (SPLITS ? p.splits : 1);
@@ -55,13 +55,13 @@ struct MatmulJob : Raster<H> {
         return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
-    /// Asks for what the sums of a batch of columns meet, which begins with piece `begin`: the residual, or C's own values.
-    DEVICE void request_met(const Ring<H>& ring, int row, int column, int begin, int group) const {
-        const int count = min_of(H::BATCH, H::PIECES - begin);
-        Mbarrier* arrived = ring.arrived + 2 * group;
-        wait_boxes_read<0>();
-        arrive_expecting(arrived, count * H::PIECE_BYTES);
-        request_pieces<H>(ring, SPLITS ? *c : *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
+    /// Asks for what the acc of a batch of columns meet, which begins with subtile `begin`: the residual, or C's own values.
+    DEVICE void load_source(const Ring<H>& ring, int row, int column, int begin, int group) const {
+        const int count = min_of(H::BATCH, H::SUBTILES - begin);
+        Mbarrier* source_full = ring.source_full + 2 * group;
+        tma_wait_read<0>();
+        arrive_expect_tx(source_full, count * H::SUBTILE_BYTES);
+        load_subtiles<H>(ring, SPLITS ? *c : *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, source_full, group);
     }
 
     /// The bias and the first batch's residual come while the consumer multiplies.
@@ -72,19 +72,19 @@ struct MatmulJob : Raster<H> {
             bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(p.bias + at) : 0u;
         }
         if (!SPLITS && residual != nullptr && thread == 0) {
-            request_met(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
+            load_source(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
         }
     }
 
     /// All threads of a consumer.
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int number, const Tile& tile, int group, int thread) {
+    DEVICE void take(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int number, const Tile& tile, int group, int thread) {
         int split = split_of(number);
-        int* word = nullptr;
+        int* semaphore = nullptr;
         if (SPLITS && p.splits > 1) {
             int place = tile.row / H::ROWS * this->tiles_across() + tile.column / H::COLUMNS;
-            word = p.turns + 2 * place + (H::PING_PONG ? 0 : group);
+            semaphore = p.semaphores + 2 * place + (H::PING_PONG ? 0 : group);
             if (thread == 0) {
-                wait_turn(word, split);
+                wait_semaphore(semaphore, split);
                 fence_async_proxy_global();
             }
             sync_named(1 + group, 128);  // parts before this one are in memory
@@ -101,23 +101,23 @@ struct MatmulJob : Raster<H> {
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int row = tile.row + 64 * (H::PING_PONG ? half : group);
-            double squares = store_rows(ring, sums[half], row, tile.column, add, last, half == 0, group, thread);
+            double squares = store_rows(ring, acc[half], row, tile.column, add, last, half == 0, group, thread);
             if (last) {
                 store_norm<16, H::COLUMNS>(p.norms, p.m, p.n, row + thread / WARP * 16, tile.column, squares);
             }
         }
         if (SPLITS && p.splits > 1 && thread == 0) {
-            wait_boxes<0>();
+            tma_wait<0>();
             fence_async_proxy_global();
-            store_release(word, split + 1 == p.splits ? 0 : split + 1);
+            store_release(semaphore, split + 1 == p.splits ? 0 : split + 1);
         }
     }
 
-    /// Stores the sums of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for. Sum of
+    /// Stores the acc of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for. Sum of
     /// the squares of what the thread has stored, where it is asked for (`squared`; f32 results).
-    DEVICE double store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, bool squared,
+    DEVICE double store_rows(const Ring<H>& ring, const float (&acc)[H::ACCUMULATORS], int row, int column, bool add, bool squared,
                              bool asked, int group, int thread) {
-        bool meets = SPLITS ? add && squared : residual != nullptr;
+        bool has_source = SPLITS ? add && squared : residual != nullptr;
         double squares[2] = {0.0, 0.0};
         float scale[2] = {1.0f, 1.0f};
         if (SPLITS && p.row_scale != nullptr) {
@@ -128,60 +128,60 @@ struct MatmulJob : Raster<H> {
             }
         }
 #pragma unroll
-        for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
-            const int count = min_of(H::BATCH, H::PIECES - begin);
-            unsigned char* pieces;
-            if (meets) {
+        for (int begin = 0; begin < H::SUBTILES; begin += H::BATCH) {
+            const int count = min_of(H::BATCH, H::SUBTILES - begin);
+            unsigned char* staging;
+            if (has_source) {
                 if (thread == 0 && (SPLITS || !(asked && begin == 0))) {
-                    request_met(ring, row, column, begin, group);
+                    load_source(ring, row, column, begin, group);
                 }
-                wait_mbarrier(ring.arrived + 2 * group, phase);
+                wait_mbarrier(ring.source_full + 2 * group, phase);
                 phase ^= 1;
-                pieces = ring.pieces + group * H::BATCH * H::PIECE_BYTES;
+                staging = ring.staging + group * H::BATCH * H::SUBTILE_BYTES;
             } else {
-                pieces = begin_batch(ring, group, thread);
+                staging = acquire_staging(ring, group, thread);
             }
 #pragma unroll
             for (int i = 0; i < count; ++i) {
                 if constexpr (SPLITS) {
-                    unsigned char* piece = pieces + i * H::PIECE_BYTES;
+                    unsigned char* subtile = staging + i * H::SUBTILE_BYTES;
                     if (squared) {
-                        fill_squared(piece, sums, first_of(begin + i), meets, squares, thread);
+                        stage_f32_squared(subtile, acc, first_of(begin + i), has_source, squares, thread);
                     } else {
-                        fill_floats(piece, sums, first_of(begin + i), scale, thread);
+                        stage_f32(subtile, acc, first_of(begin + i), scale, thread);
                     }
                 } else {
-                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), ring.row(group), thread);
+                    stage_bf16(staging + i * H::SUBTILE_BYTES, acc, first_of(begin + i), ring.row(group), thread);
                 }
             }
-            end_batch(group);
+            publish_staging(group);
             if (thread == 0) {
 #pragma unroll
                 for (int i = 0; i < count; ++i) {
                     int at = column + first_of(begin + i);
                     if (row < p.m && at < p.n) {
-                        if (add && !meets) {
-                            add_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                        if (add && !has_source) {
+                            tma_reduce_add(*c, at, row, staging + i * H::SUBTILE_BYTES);
                         } else {
-                            store_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                            tma_store(*c, at, row, staging + i * H::SUBTILE_BYTES);
                         }
                     }
                 }
-                commit_boxes();
+                tma_commit();
             }
         }
         return squares[0] + squares[1];
     }
 
-    /// First column of a piece; the last may lie over the one before.
-    DEVICE static constexpr int first_of(int piece) {
-        return min_of(piece * H::PIECE_COLUMNS, H::COLUMNS - H::PIECE_COLUMNS);
+    /// First column of a subtile; the last may lie over the one before.
+    DEVICE static constexpr int first_of(int subtile) {
+        return min_of(subtile * H::SUBTILE_COLUMNS, H::COLUMNS - H::SUBTILE_COLUMNS);
     }
 
-    /// Columns from `first` of the tile on, bias and residual added; the residual is in the piece.
-    DEVICE void fill_pairs(unsigned char* piece, const float (&sums)[H::SUMS], int first, const uint32_t* bias, int thread) const {
+    /// Columns from `first` of the tile on, bias and residual added; the residual is in the subtile.
+    DEVICE void stage_bf16(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const uint32_t* bias, int thread) const {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
             float low = 0.0f, high = 0.0f;
             if (p.bias != nullptr) {
                 uint32_t pair = bias[(first + 8 * j) / 2 + thread % 4];
@@ -190,8 +190,8 @@ struct MatmulJob : Raster<H> {
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                uint32_t* pair = pair_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                uint32_t* pair = subtile_pair(subtile, row_of_thread(thread) + 8 * i, j, thread);
                 float left = two[0] + low, right = two[1] + high;
                 if (residual != nullptr) {
                     left += low_bf16(*pair);
@@ -202,38 +202,38 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// Where two neighbouring f32 of a piece lie: columns 8 `eight` on and the thread's own of these.
-    DEVICE static float* floats_of_piece(unsigned char* piece, int row, int eight, int thread) {
+    /// Where two neighbouring f32 of a subtile lie: columns 8 `eight` on and the thread's own of these.
+    DEVICE static float* subtile_floats(unsigned char* subtile, int row, int eight, int thread) {
         int chunk = 2 * eight + thread % 4 / 2;
-        return reinterpret_cast<float*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
+        return reinterpret_cast<float*>(subtile + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
     }
 
-    DEVICE static void fill_floats(unsigned char* piece, const float (&sums)[H::SUMS], int first, const float (&scale)[2],
+    DEVICE static void stage_f32(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const float (&scale)[2],
                                    int thread) {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                float* to = subtile_floats(subtile, row_of_thread(thread) + 8 * i, j, thread);
                 to[0] = two[0] * scale[i];
                 to[1] = two[1] * scale[i];
             }
         }
     }
 
-    /// Sums, added to what is in the piece where they meet it, and their squares. Products with norms have no row scale.
-    DEVICE static void fill_squared(unsigned char* piece, const float (&sums)[H::SUMS], int first, bool meets,
+    /// Sums, added to what is in the subtile where they meet it, and their squares. Products with norms have no row scale.
+    DEVICE static void stage_f32_squared(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, bool has_source,
                                     double (&squares)[2], int thread) {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                float* to = subtile_floats(subtile, row_of_thread(thread) + 8 * i, j, thread);
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
-                    float value = meets ? two[side] + to[side] : two[side];
+                    float value = has_source ? two[side] + to[side] : two[side];
                     squares[side] += double(value) * double(value);
                     to[side] = value;
                 }

@@ -17,24 +17,24 @@ template <class T>
 DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* y, float* rstd, int tokens, int hidden,
                      float eps) {
     SHARED(float, partial, NORM_THREADS / WARP);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(x, hidden) && wide(y, hidden) && wide(weight, 0) && wide(residual, hidden) && wide(sum, hidden);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) && vec_aligned(residual, hidden) && vec_aligned(sum, hidden);
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* in = x + token * hidden;
         const T* add = residual == nullptr ? nullptr : residual + token * hidden;
         T* total = sum == nullptr ? nullptr : sum + token * hidden;
         T* out = y + token * hidden;
         float squares = 0.0f;
-        if (by_lane) {
+        if (vectorised) {
             for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-                Numbers<T> value = load_numbers(in + h);
+                Floats<T> value = load_floats(in + h);
                 if (add != nullptr) {
-                    Numbers<T> other = load_numbers(add + h);
+                    Floats<T> other = load_floats(add + h);
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
                         value.x[i] = to_float(from_float<T>(value.x[i] + other.x[i]));
                     }
-                    store_numbers(total + h, value);
+                    store_floats(total + h, value);
                 }
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -62,13 +62,13 @@ DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* 
         // Each thread reads back what it wrote itself.
         const T* row = total == nullptr ? in : total;
         for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-            if (by_lane) {
-                Numbers<T> value = load_numbers(row + h), factor = load_numbers(weight + h);
+            if (vectorised) {
+                Floats<T> value = load_floats(row + h), factor = load_floats(weight + h);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     value.x[i] = value.x[i] * scale * factor.x[i];
                 }
-                store_numbers(out + h, value);
+                store_floats(out + h, value);
             } else {
                 for (int i = h; i < min_of(h + N, hidden); ++i) {
                     out[i] = from_float<T>(to_float(row[i]) * scale * to_float(weight[i]));
@@ -101,16 +101,16 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
                      int hidden, int add, int in_shared) {
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane =
-        wide(dy, hidden) && wide(sum, hidden) && wide(weight, 0) && wide(dsum, hidden) && wide(slices, hidden);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised =
+        vec_aligned(dy, hidden) && vec_aligned(sum, hidden) && vec_aligned(weight, 0) && vec_aligned(dsum, hidden) && vec_aligned(slices, hidden);
     int first = int(threadIdx.x) * N;
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
         float* dweight = in_shared != 0 ? reinterpret_cast<float*>(dynamic) : out;
         for (int h = first; h < hidden; h += NORM_THREADS * N) {
             float zero[N] = {};
-            store_piece(dweight + h, zero, min_of(N, hidden - h), by_lane);
+            store_elements(dweight + h, zero, min_of(N, hidden - h), vectorised);
         }
         int end = min_of(tokens, (slice + 1) * NORM_SLICE);
         for (int token = slice * NORM_SLICE; token < end; ++token) {
@@ -119,9 +119,9 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
             for (int h = first; h < hidden; h += NORM_THREADS * N) {
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N];
-                load_piece(d, dy + row + h, valid, by_lane);
-                load_piece(w, weight + h, valid, by_lane);
-                load_piece(x, sum + row + h, valid, by_lane);
+                load_elements(d, dy + row + h, valid, vectorised);
+                load_elements(w, weight + h, valid, vectorised);
+                load_elements(x, sum + row + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     product += d[i] * w[i] * x[i];
@@ -132,12 +132,12 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
             for (int h = first; h < hidden; h += NORM_THREADS * N) {
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N], gradient[N] = {}, total[N];
-                load_piece(d, dy + row + h, valid, by_lane);
-                load_piece(w, weight + h, valid, by_lane);
-                load_piece(x, sum + row + h, valid, by_lane);
-                load_piece(total, dweight + h, valid, by_lane);
+                load_elements(d, dy + row + h, valid, vectorised);
+                load_elements(w, weight + h, valid, vectorised);
+                load_elements(x, sum + row + h, valid, vectorised);
+                load_elements(total, dweight + h, valid, vectorised);
                 if (add != 0) {
-                    load_piece(gradient, dsum + row + h, valid, by_lane);
+                    load_elements(gradient, dsum + row + h, valid, vectorised);
                 }
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -145,15 +145,15 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
                     gradient[i] += scale * (d[i] * w[i] - n * mean);
                     total[i] += d[i] * n;
                 }
-                store_piece(dsum + row + h, gradient, valid, by_lane);
-                store_piece(dweight + h, total, valid, by_lane);
+                store_elements(dsum + row + h, gradient, valid, vectorised);
+                store_elements(dweight + h, total, valid, vectorised);
             }
         }
         for (int h = first; h < hidden && in_shared != 0; h += NORM_THREADS * N) {
             int valid = min_of(N, hidden - h);
             float total[N];
-            load_piece(total, dweight + h, valid, by_lane);
-            store_piece(out + h, total, valid, by_lane);
+            load_elements(total, dweight + h, valid, vectorised);
+            store_elements(out + h, total, valid, vectorised);
         }
     }
 }

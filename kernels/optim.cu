@@ -36,12 +36,12 @@ DEVICE double add_block(double value, double* partial) {
 
 /// Adds squares of a slice, `count` elements from `x` on; thread 0 receives the sum.
 DEVICE double squares_of(const float* x, long long count, bool aligned, double* partial) {
-    constexpr int N = LANE_ELEMENTS<float>;
+    constexpr int N = VEC_ELEMENTS<float>;
     double squares[N] = {};
 #pragma unroll 4
     for (long long at = (long long)threadIdx.x * N; at < count; at += OPTIM_THREADS * N) {
         float piece[N];
-        load_piece(piece, x + at, int(min_of(count - at, (long long)N)), aligned && at + N <= count);
+        load_elements(piece, x + at, int(min_of(count - at, (long long)N)), aligned && at + N <= count);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             squares[i] += double(piece[i]) * double(piece[i]);
@@ -65,7 +65,7 @@ KERNEL(256, grad_squares)(const float* grads,  // (len)
         long long at = slice * (early ? k : middle ? k - before : k - before - after);
         const float* x = early ? grads : middle ? grads + rest : norms;
         long long end = early ? first : middle ? len - rest : told;
-        double sum = squares_of(x + at, min_of(end - at, slice), wide(x, 0), partial);
+        double sum = squares_of(x + at, min_of(end - at, slice), vec_aligned(x, 0), partial);
         if (threadIdx.x == 0) {
             sums[k] = sum;
         }
@@ -141,20 +141,20 @@ DEVICE void adamw(const float* control, const float* grads, float* m, float* v, 
     sync_block();
     Update u = shared[0];
     float b1 = float(beta1), rest1 = float(1.0 - beta1), b2 = float(beta2), rest2 = float(1.0 - beta2);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool aligned = wide(grads, 0) && wide(m, 0) && wide(v, 0) && wide(master, 0) && wide(params, 0);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool aligned = vec_aligned(grads, 0) && vec_aligned(m, 0) && vec_aligned(v, 0) && vec_aligned(master, 0) && vec_aligned(params, 0);
     long long stride = (long long)gridDim.x * OPTIM_THREADS * N;
     for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * N; at < len; at += stride) {
         int valid = int(min_of(len - at, (long long)N));
-        bool by_lane = aligned && valid == N;
+        bool vectorised = aligned && valid == N;
         float p[N], g[N], first[N], second[N];
-        load_piece(g, grads + at, valid, by_lane);
-        load_piece(first, m + at, valid, by_lane);
-        load_piece(second, v + at, valid, by_lane);
+        load_elements(g, grads + at, valid, vectorised);
+        load_elements(first, m + at, valid, vectorised);
+        load_elements(second, v + at, valid, vectorised);
         if (master != nullptr) {
-            load_piece(p, master + at, valid, by_lane);
+            load_elements(p, master + at, valid, vectorised);
         } else {
-            load_piece(p, params + at, valid, by_lane);
+            load_elements(p, params + at, valid, vectorised);
         }
 #pragma unroll
         for (int i = 0; i < N; ++i) {
@@ -165,12 +165,12 @@ DEVICE void adamw(const float* control, const float* grads, float* m, float* v, 
             float keep = at + i < decayed ? u.keep : 1.0f;
             p[i] = p[i] * keep - u.step_size * (first[i] / denominator);
         }
-        store_piece(m + at, first, valid, by_lane);
-        store_piece(v + at, second, valid, by_lane);
+        store_elements(m + at, first, valid, vectorised);
+        store_elements(v + at, second, valid, vectorised);
         if (master != nullptr) {
-            store_piece(master + at, p, valid, by_lane);
+            store_elements(master + at, p, valid, vectorised);
         }
-        store_piece(params + at, p, valid, by_lane);
+        store_elements(params + at, p, valid, vectorised);
     }
 }
 

@@ -53,11 +53,11 @@ DEVICE float reduce_block(float value, float* partial, Operation combine) {
 }
 
 /// Logsumexp so far, as a maximum and a sum of exponentials below it: log sum exp = max + log(sum).
-struct LogSum {
+struct LogSumExp {
     float max, sum;
 
     /// No term yet.
-    DEVICE static LogSum none() {
+    DEVICE static LogSumExp empty() {
         return {-INFINITY, 0.0f};
     }
 
@@ -74,11 +74,11 @@ struct LogSum {
     }
 
     /// Terms of both.
-    DEVICE static LogSum join(LogSum a, LogSum b) {
+    DEVICE static LogSumExp combine(LogSumExp a, LogSumExp b) {
         float max = Max{}(a.max, b.max);
         // Without a term above -inf the differences would be NaN.
         if (max == -INFINITY) {
-            return none();
+            return empty();
         }
         float left = a.max == max ? a.sum : a.sum * expf(a.max - max);
         float right = b.max == max ? b.sum : b.sum * expf(b.max - max);
@@ -91,11 +91,11 @@ struct LogSum {
 };
 
 /// Joins the terms of a warp; every lane receives the result.
-DEVICE LogSum join_warp(LogSum terms) {
+DEVICE LogSumExp combine_warp(LogSumExp terms) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        LogSum other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
-        terms = LogSum::join(terms, other);
+        LogSumExp other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
+        terms = LogSumExp::combine(terms, other);
     }
     return terms;
 }

@@ -6,15 +6,15 @@
 #include "vec.cuh"
 
 /// x <- N elements of T from `from` on, of which `valid` exist; the others become `absent` and are not read. With
-/// `by_lane` all exist and `from` is aligned to 16 bytes.
+/// `vectorised` all exist and `from` is aligned to 16 bytes.
 template <int N, class T>
-DEVICE void load_piece(float (&x)[N], const T* from, int valid, bool by_lane, float absent = 0.0f) {
-    constexpr int L = LANE_ELEMENTS<T>;
+DEVICE void load_elements(float (&x)[N], const T* from, int valid, bool vectorised, float absent = 0.0f) {
+    constexpr int L = VEC_ELEMENTS<T>;
     static_assert(N % L == 0, "whole lanes");
-    if (by_lane) {
+    if (vectorised) {
 #pragma unroll
         for (int first = 0; first < N; first += L) {
-            Numbers<T> lane = load_numbers(from + first);
+            Floats<T> lane = load_floats(from + first);
 #pragma unroll
             for (int i = 0; i < L; ++i) {
                 x[first + i] = lane.x[i];
@@ -28,15 +28,15 @@ DEVICE void load_piece(float (&x)[N], const T* from, int valid, bool by_lane, fl
     }
 }
 
-/// The reverse of load_piece: rounds to T and writes the elements that exist.
+/// The reverse of load_elements: rounds to T and writes the elements that exist.
 template <int N, class T>
-DEVICE void store_piece(T* to, const float (&x)[N], int valid, bool by_lane) {
-    constexpr int L = LANE_ELEMENTS<T>;
+DEVICE void store_elements(T* to, const float (&x)[N], int valid, bool vectorised) {
+    constexpr int L = VEC_ELEMENTS<T>;
     static_assert(N % L == 0, "whole lanes");
-    if (by_lane) {
+    if (vectorised) {
 #pragma unroll
         for (int first = 0; first < N; first += L) {
-            Numbers<T> lane;
+            Floats<T> lane;
 #pragma unroll
             for (int i = 0; i < L; ++i) {
                 lane.x[i] = x[first + i];
@@ -54,10 +54,10 @@ DEVICE void store_piece(T* to, const float (&x)[N], int valid, bool by_lane) {
 }
 
 /// A warp's number among all warps of the grid, and how many there are; for units of work that a warp takes by stride.
-DEVICE long long warp_of_grid() {
+DEVICE long long global_warp() {
     return (long long)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
 }
 
-DEVICE long long warps_of_grid() {
+DEVICE long long global_warps() {
     return (long long)gridDim.x * (blockDim.x / WARP);
 }

@@ -13,7 +13,7 @@ KERNEL(128, segment_sum_fwd)(const float* values,  // (rows)
                              const int* offsets,   // (seqs + 1)
                              float* sums,          // (seqs)
                              int seqs, int mean) {
-    for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
+    for (long long s = global_warp(); s < seqs; s += global_warps()) {
         int begin = offsets[s], end = offsets[s + 1];
         float sum = 0.0f;
         for (int first = begin; first < end; first += WARP) {
@@ -36,7 +36,7 @@ KERNEL(128, segment_sum_bwd)(const float* dsums,  // (seqs)
                              const int* offsets,  // (seqs + 1)
                              float* dvalues,      // (rows)
                              int seqs, int mean) {
-    for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
+    for (long long s = global_warp(); s < seqs; s += global_warps()) {
         int begin = offsets[s], end = offsets[s + 1];
         float share = mean != 0 ? dsums[s] / float(max_of(end - begin, 1)) : dsums[s];
         for (int row = begin + lane_index(); row < end; row += WARP) {
@@ -48,16 +48,16 @@ KERNEL(128, segment_sum_bwd)(const float* dsums,  // (seqs)
 /// score[s] = hidden[rows[s]] weight.
 template <class T>
 DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, float* score, int seqs, int width) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(hidden, width) && wide(weight, 0);
-    for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(hidden, width) && vec_aligned(weight, 0);
+    for (long long s = global_warp(); s < seqs; s += global_warps()) {
         const T* row = hidden + (long long)rows[s] * width;
         float sum = 0.0f;
         for (int h = lane_index() * N; h < width; h += WARP * N) {
             int valid = min_of(N, width - h);
             float x[N], w[N];
-            load_piece(x, row + h, valid, by_lane);
-            load_piece(w, weight + h, valid, by_lane);
+            load_elements(x, row + h, valid, vectorised);
+            load_elements(w, weight + h, valid, vectorised);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 sum += x[i] * w[i];
@@ -73,19 +73,19 @@ DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, f
 /// dhidden[rows[s]] = dscore[s] weight; the other rows are zero before.
 template <class T>
 DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscore, T* dhidden, int seqs, int width) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(dhidden, width) && wide(weight, 0);
-    for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(dhidden, width) && vec_aligned(weight, 0);
+    for (long long s = global_warp(); s < seqs; s += global_warps()) {
         T* row = dhidden + (long long)rows[s] * width;
         for (int h = lane_index() * N; h < width; h += WARP * N) {
             int valid = min_of(N, width - h);
             float w[N];
-            load_piece(w, weight + h, valid, by_lane);
+            load_elements(w, weight + h, valid, vectorised);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 w[i] *= dscore[s];
             }
-            store_piece(row + h, w, valid, by_lane);
+            store_elements(row + h, w, valid, vectorised);
         }
     }
 }
@@ -94,9 +94,9 @@ DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscor
 template <class T>
 DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* dscore, float* dweight, int seqs,
                                int width, int add) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(hidden, width) && wide(dweight, width);
-    for (long long piece = warp_of_grid(); piece < ceil_div(width, WARP * N); piece += warps_of_grid()) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(hidden, width) && vec_aligned(dweight, width);
+    for (long long piece = global_warp(); piece < ceil_div(width, WARP * N); piece += global_warps()) {
         int h = (int(piece) * WARP + lane_index()) * N;
         if (h >= width) {
             continue;
@@ -104,20 +104,20 @@ DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* ds
         int valid = min_of(N, width - h);
         float sum[N] = {};
         if (add != 0) {
-            load_piece(sum, dweight + h, valid, by_lane);
+            load_elements(sum, dweight + h, valid, vectorised);
         }
         for (int s = 0; s < seqs; ++s) {
             float factor = dscore[s], x[N];
             if (factor == 0.0f) {
                 continue;
             }
-            load_piece(x, hidden + (long long)rows[s] * width + h, valid, by_lane);
+            load_elements(x, hidden + (long long)rows[s] * width + h, valid, vectorised);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 sum[i] += factor * x[i];
             }
         }
-        store_piece(dweight + h, sum, valid, by_lane);
+        store_elements(dweight + h, sum, valid, vectorised);
     }
 }
 

@@ -41,7 +41,7 @@ DEVICE void arrive_mbarrier(Mbarrier* barrier) {
 }
 
 /// An arrival that also makes the phase wait for `bytes` of bulk loads.
-DEVICE void arrive_expecting(Mbarrier* barrier, int bytes) {
+DEVICE void arrive_expect_tx(Mbarrier* barrier, int bytes) {
     HOPPER("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address_of(barrier)), "r"(bytes)
            : "memory");
 }
@@ -127,7 +127,7 @@ DEVICE int fetch_add(int* address, int value) {
 }
 
 /// Waits until the word is `turn`, written with store_release. Only in kernels marked CORESIDENT.
-DEVICE void wait_turn(const int* address, int turn) {
+DEVICE void wait_semaphore(const int* address, int turn) {
     while (load_acquire(address) != turn) {
     }
 }
@@ -154,7 +154,7 @@ inline void arrive_mbarrier(Mbarrier* barrier) {
     emulator::arrive_mbarrier(barrier, -1, 0);
 }
 
-inline void arrive_expecting(Mbarrier* barrier, int bytes) {
+inline void arrive_expect_tx(Mbarrier* barrier, int bytes) {
     emulator::arrive_mbarrier(barrier, -1, bytes);
 }
 
@@ -200,7 +200,7 @@ inline int fetch_add(int* address, int value) {
     return before;
 }
 
-inline void wait_turn(const int* address, int turn) {
+inline void wait_semaphore(const int* address, int turn) {
     emulator::wait_until("a word of global memory", [=] { return load_acquire(address) == turn; });
 }
 

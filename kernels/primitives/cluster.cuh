@@ -62,13 +62,13 @@ DEVICE void store_remote(uint32_t address, float x) {
 /// Raises the registers of each thread of the warpgroup, once others have given theirs back. All its warps call it, in
 /// a kernel marked ALONE.
 template <int REGISTERS>
-DEVICE void raise_registers() {
+DEVICE void increase_registers() {
     HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
 /// Lowers the registers of each thread of the warpgroup. All its warps call it.
 template <int REGISTERS>
-DEVICE void lower_registers() {
+DEVICE void decrease_registers() {
     HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
@@ -78,7 +78,7 @@ DEVICE void wait_for_earlier_launch() {
 }
 
 /// Lets the launch that comes next begin, once all blocks have come here or returned.
-DEVICE void begin_next_launch() {
+DEVICE void launch_dependents() {
     HOPPER("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
@@ -125,12 +125,12 @@ inline void store_remote(uint32_t address, float x) {
 }
 
 template <int REGISTERS>
-void raise_registers() {
+void increase_registers() {
     emulator::set_registers(REGISTERS, true);
 }
 
 template <int REGISTERS>
-void lower_registers() {
+void decrease_registers() {
     emulator::set_registers(REGISTERS, false);
 }
 
@@ -140,7 +140,7 @@ inline void wait_for_earlier_launch() {
 
 // Launches of the emulator run one after another to their ends.
 
-inline void begin_next_launch() {}
+inline void launch_dependents() {}
 
 #endif
 

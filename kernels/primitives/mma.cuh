@@ -25,7 +25,7 @@ struct FragmentC {
 #ifdef __CUDACC__
 
 /// c += a b, products of bf16 added in f32.
-DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+DEVICE void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
@@ -34,15 +34,15 @@ DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
 
 /// Four 8 x 8 matrices of 16-bit elements. Lanes 8 i to 8 i + 7 give the addresses of the eight rows of matrix i, 16 bytes
 /// each, aligned; word i of lane 4 g + t is elements (g, 2t), (g, 2t + 1) of matrix i.
-DEVICE void load_matrices(uint32_t (&word)[4], const void* row) {
+DEVICE void ldmatrix_x4(uint32_t (&word)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "r"(shared_address_of(row))
                  : "memory");
 }
 
-/// As load_matrices, of the transposes: word i is elements (2t, g), (2t + 1, g) of matrix i.
-DEVICE void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+/// As ldmatrix_x4, of the transposes: word i is elements (2t, g), (2t + 1, g) of matrix i.
+DEVICE void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "r"(shared_address_of(row))
@@ -59,7 +59,7 @@ inline float high_half(uint32_t pair) {
     return float_of_bits(pair & 0xffff0000u);
 }
 
-inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     struct Operands {
         FragmentA a;
         FragmentB b;
@@ -122,11 +122,11 @@ inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
 
 }  // namespace emulator
 
-inline void load_matrices(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4(uint32_t (&word)[4], const void* row) {
     emulator::load_8x8(word, row, false);
 }
 
-inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row) {
     emulator::load_8x8(word, row, true);
 }
 

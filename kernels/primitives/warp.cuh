@@ -36,7 +36,7 @@ DEVICE T shuffle_down(T value, int distance) {
 }
 
 /// Bit i is set when the predicate of lane i holds.
-DEVICE uint32_t votes_of(bool predicate) {
+DEVICE uint32_t lane_ballot(bool predicate) {
     return __ballot_sync(ALL_LANES, predicate);
 }
 
@@ -81,7 +81,7 @@ T shuffle_down(T value, int distance) {
     return emulator::exchange("shfl.sync.down", value)[from >= WARP ? emulator::lane() : from];
 }
 
-inline uint32_t votes_of(bool predicate) {
+inline uint32_t lane_ballot(bool predicate) {
     const bool* votes = emulator::exchange("vote.sync", predicate);
     uint32_t bits = 0;
     for (int i = 0; i < WARP; ++i) {
@@ -91,11 +91,11 @@ inline uint32_t votes_of(bool predicate) {
 }
 
 inline bool any_lane(bool predicate) {
-    return votes_of(predicate) != 0;
+    return lane_ballot(predicate) != 0;
 }
 
 inline bool all_lanes(bool predicate) {
-    return votes_of(predicate) == 0xffffffffu;
+    return lane_ballot(predicate) == 0xffffffffu;
 }
 
 inline void sync_warp() {

@@ -9,7 +9,7 @@
 //     from 8 values of k to the next 8, `leading` from 64 elements to the next 64
 //   plain: pieces of 8 x 16 bytes, row after row. Along k, `leading` is between pieces along k, `stride` across; across
 //     k, `leading` is from 8 values of k to the next 8, `stride` from 8 elements to the next 8
-// The order of a batch: fence_products(), multiply_group() ..., commit_products(), wait_products(). Until then neither
+// The order of a batch: wgmma_fence(), wgmma() ..., wgmma_commit(), wgmma_wait(). Until then neither
 // the sums nor A's registers are touched. Between plain stores to an operand and a product stands fence_async_proxy().
 #pragma once
 
@@ -29,7 +29,7 @@ DEVICE uint64_t matrix_descriptor(uint32_t start, int leading, int stride, Swizz
 }
 
 /// The columns of a product that have an instruction here.
-DEVICE constexpr bool has_product(int columns) {
+DEVICE constexpr bool has_wgmma(int columns) {
     return columns == 64 || columns == 80 || columns == 96 || columns == 128 || columns == 192 ||
            columns == 224 || columns == 256;
 }
@@ -38,7 +38,7 @@ DEVICE constexpr bool has_product(int columns) {
 
 /// Keeps the compiler from moving a use of the sums over this place.
 template <int COUNT>
-DEVICE void hold_sums(float (&sums)[COUNT]) {
+DEVICE void pin_accumulators(float (&sums)[COUNT]) {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
         asm volatile("" : "+f"(sums[i])::"memory");
@@ -47,13 +47,13 @@ DEVICE void hold_sums(float (&sums)[COUNT]) {
 
 /// Begins a batch: what was written to these sums, and to registers of A, is seen by the products that come after.
 template <class... Sums>
-DEVICE void fence_products(Sums&... sums) {
-    (hold_sums(sums), ...);
+DEVICE void wgmma_fence(Sums&... sums) {
+    (pin_accumulators(sums), ...);
     HOPPER("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 /// Makes a group of the products since the last one.
-DEVICE void commit_products() {
+DEVICE void wgmma_commit() {
     HOPPER("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
@@ -100,8 +100,8 @@ DEVICE void commit_products() {
 
 /// sums = a b, plus sums with `accumulate`; operands by descriptors.
 template <int N, Major A, Major B>
-DEVICE void multiply_group(float (&sums)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-    static_assert(has_product(N), "columns of a product");
+DEVICE void wgmma(float (&sums)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(has_wgmma(N), "columns of a product");
     if constexpr (N == 64) {
         MAPL_PRODUCT(64, 32, 32, 33, 34, 35, 36);
     } else if constexpr (N == 80) {
@@ -121,8 +121,8 @@ DEVICE void multiply_group(float (&sums)[N / 2], uint64_t a, uint64_t b, bool ac
 
 /// As above with A in registers.
 template <int N, Major B>
-DEVICE void multiply_group(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    static_assert(has_product(N), "columns of a product");
+DEVICE void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    static_assert(has_wgmma(N), "columns of a product");
     if constexpr (N == 64) {
         MAPL_PRODUCT_RS(64, 32, 32, 33, 34, 35, 36, 37, 38);
     } else if constexpr (N == 80) {
@@ -142,37 +142,37 @@ DEVICE void multiply_group(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_
 
 /// Waits until at most PENDING of the newest groups are under way; these sums are then as their products left them.
 template <int PENDING, class... Sums>
-DEVICE void wait_products(Sums&... sums) {
+DEVICE void wgmma_wait(Sums&... sums) {
     HOPPER("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-    (hold_sums(sums), ...);
+    (pin_accumulators(sums), ...);
 }
 
 #else
 
 template <class... Sums>
-void fence_products(Sums&...) {
-    emulator::fence_group();
+void wgmma_fence(Sums&...) {
+    emulator::wgmma_fence();
 }
 
-inline void commit_products() {
-    emulator::commit_group();
+inline void wgmma_commit() {
+    emulator::wgmma_commit();
 }
 
 template <int N, Major A, Major B>
-void multiply_group(float (&sums)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-    static_assert(has_product(N), "columns of a product");
-    emulator::multiply_group(sums, N, a, nullptr, b, int(A), int(B), accumulate);
+void wgmma(float (&sums)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(has_wgmma(N), "columns of a product");
+    emulator::wgmma(sums, N, a, nullptr, b, int(A), int(B), accumulate);
 }
 
 template <int N, Major B>
-void multiply_group(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-    static_assert(has_product(N), "columns of a product");
-    emulator::multiply_group(sums, N, 0, a, b, 0, int(B), accumulate);
+void wgmma(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    static_assert(has_wgmma(N), "columns of a product");
+    emulator::wgmma(sums, N, 0, a, b, 0, int(B), accumulate);
 }
 
 template <int PENDING, class... Sums>
-void wait_products(Sums&...) {
-    emulator::wait_group(PENDING);
+void wgmma_wait(Sums&...) {
+    emulator::wgmma_wait(PENDING);
 }
 
 #endif
