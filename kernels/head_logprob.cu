@@ -112,7 +112,7 @@ DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* sourc
     }
 }
 
-// shared: BlockGemm::SHARED_BYTES, 48 KiB.
+// shared: Product::SHARED_BYTES, 48 KiB.
 KERNEL(256, head_logprob_slices_f32)(const float* hidden,  // (tokens, hidden_size)
                                      const float* head,    // (vocab, hidden_size)
                                      const int* source,    // (rows)

@@ -1,13 +1,23 @@
-// Products of tiles on tensor cores: operands come to shared memory through a pipeline of asynchronous copies, fragments to
-// registers, sums stay in f32 fragments.
+// Block-level GEMM tile on tensor cores (mma.sync), for any GPU from sm_80 on.
 //
-// An operand lies in memory in one of two ways. "K-major": rows are rows of the result (m or n), columns are k. The other:
-// rows are k, columns are m or n. Rows may be taken through an index. bf16 is multiplied as it is. f32 is split into three
-// bf16 whose sum is exact to 24 bits: the product of the leading parts is one sum, five of the other eight products a second
-// one, added at the end unless the first is infinite or NaN, so that the result is as good as f32 arithmetic.
+//   prologue: cp.async the first STAGES - 1 k steps of A and B to shared memory
+//   for each k step of 32:
+//     wait for its copies; block barrier
+//     start the copies of step + STAGES - 1
+//     for each 16 of k: ldmatrix fragments of A and B; acc += A B by mma.sync m16n8k16
+//   epilogue: for_each_eight hands every lane eight adjacent elements of a row
 //
-// Every element is the sum over k in ascending steps of 16 whatever the tile it falls in, so results do not depend on the
-// grid nor on other rows or columns.
+// Operands. K-major: rows are rows or columns of C (m or n), columns are k. MN-major: rows are k.
+// Rows may be gathered through an index.
+//
+// Departures from the textbook form (CUTLASS's multistage sm_80 main loop):
+//   - f32 operands also run on the bf16 tensor cores. Each is split into three bf16 terms whose sum is
+//     exact to 24 bits. The product of the leading terms is one accumulator; five of the other eight
+//     products form a second one, added at the end unless the first is infinite or NaN. The result is
+//     as accurate as f32 arithmetic.
+//   - Operands whose rows are not multiples of 16 bytes are copied element by element, to the same bits.
+//   - No split-K: an element is summed over k in ascending steps of 16 whatever tile it falls in, so
+//     results do not depend on the grid, other rows or other columns.
 #pragma once
 
 #include "bf16.cuh"
@@ -15,8 +25,8 @@
 #include "primitives/warp.cuh"
 #include "vec.cuh"
 
-/// Rows of COLUMNS elements in shared memory. The 16-byte pieces of a row are permuted so that the same piece of eight
-/// neighbouring rows lies in eight different groups of banks.
+/// A swizzled tile in shared memory: ROWS rows of COLUMNS elements. The 16-byte chunks of a row are
+/// permuted so that a chunk column of eight adjacent rows falls into eight different bank groups.
 template <class T, int ROWS_, int COLUMNS_>
 struct SharedTile {
     using Element = T;
@@ -24,23 +34,23 @@ struct SharedTile {
     static constexpr int CHUNK = VEC_ELEMENTS<T>;
     static constexpr int CHUNKS = COLUMNS / CHUNK;
     static constexpr int BYTES = ROWS * COLUMNS * int(sizeof(T));
-    static_assert(COLUMNS % CHUNK == 0, "whole pieces of 16 bytes");
+    static_assert(COLUMNS % CHUNK == 0, "rows of whole 16-byte chunks");
 
-    /// Bits of the piece that the row changes: as many as rows of CHUNKS pieces leave equal.
+    /// Bits of the chunk index that are xor-ed with the row, at most log2(CHUNKS).
     static constexpr int BITS = CHUNKS % 8 == 0 ? 3 : CHUNKS % 4 == 0 ? 2 : CHUNKS % 2 == 0 ? 1 : 0;
 
-    DEVICE static int swizzled(int row, int piece) {
-        return piece ^ ((row >> (3 - BITS)) & ((1 << BITS) - 1));
+    DEVICE static int swizzled(int row, int chunk) {
+        return chunk ^ ((row >> (3 - BITS)) & ((1 << BITS) - 1));
     }
 
     /// Element `column` of a row.
     DEVICE static T* at(unsigned char* tile, int row, int column) {
-        int piece = swizzled(row, column / CHUNK);
-        return reinterpret_cast<T*>(tile) + row * COLUMNS + piece * CHUNK + column % CHUNK;
+        int chunk = swizzled(row, column / CHUNK);
+        return reinterpret_cast<T*>(tile) + row * COLUMNS + chunk * CHUNK + column % CHUNK;
     }
 };
 
-/// Fragments of one operand: as many parts as its storage is split into.
+/// bf16 terms of an operand element: 1 for bf16, 3 for f32.
 template <class T>
 constexpr int TERMS = 1;
 template <>
@@ -51,13 +61,13 @@ struct OperandA {
     FragmentA term[TERMS<T>];
 };
 
-/// Two fragments of B side by side: 16 columns.
+/// Two adjacent fragments of B: 16 columns.
 template <class T>
 struct OperandB {
     FragmentB term[2][TERMS<T>];
 };
 
-/// Splits two f32 into three pairs of bf16.
+/// Splits two f32 into three packed pairs of bf16, leading term first.
 DEVICE void split_pair(float first, float second, uint32_t (&term)[3]) {
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
@@ -67,7 +77,7 @@ DEVICE void split_pair(float first, float second, uint32_t (&term)[3]) {
     }
 }
 
-/// The 16 x 16 fragment at (row, k) of A in a tile.
+/// Loads the 16 x 16 fragment of A at (row, k) of a tile.
 template <class Layout, bool K_MAJOR>
 DEVICE void load_a(OperandA<bf16>& a, unsigned char* tile, int row, int k) {
     int lane = lane_index();
@@ -78,7 +88,7 @@ DEVICE void load_a(OperandA<bf16>& a, unsigned char* tile, int row, int k) {
     }
 }
 
-/// The two 16 x 8 fragments at (k, column) of B in a tile.
+/// Loads the two 16 x 8 fragments of B at (k, column) of a tile.
 template <class Layout, bool K_MAJOR>
 DEVICE void load_b(OperandB<bf16>& b, unsigned char* tile, int column, int k) {
     int lane = lane_index();
@@ -124,7 +134,7 @@ DEVICE void load_b(OperandB<float>& b, unsigned char* tile, int column, int k) {
     }
 }
 
-/// c += a b for finite operands: all products of parts in one sum, smallest first.
+/// c += a b for finite operands: all products of terms in one accumulator, smallest first.
 DEVICE void mma_terms(FragmentC& c, const OperandA<bf16>& a, const FragmentB (&b)[1]) {
     mma(c, a.term[0], b[0]);
 }
@@ -138,7 +148,7 @@ DEVICE void mma_terms(FragmentC& c, const OperandA<float>& a, const FragmentB (&
     mma(c, a.term[0], b[0]);
 }
 
-/// A fragment of the result as it is summed, for operands that may be infinite.
+/// Accumulator of one fragment of C, for operands that may be infinite.
 template <class T>
 struct Accumulator;
 
@@ -168,7 +178,8 @@ struct Accumulator<float> {
         mma(main, a.term[0], b[0]);
     }
 
-    /// The lower parts of an infinity are no numbers, so they count where the leading sum is finite alone.
+    /// The lower terms of an infinity are NaN, so the low accumulator is added only to finite
+    /// values.
     DEVICE FragmentC value() const {
         FragmentC c;
 #pragma unroll
@@ -180,14 +191,15 @@ struct Accumulator<float> {
     }
 };
 
-/// A matrix in memory: `rows` rows of `columns` elements, `stride` apart, each row looked up in `index` where there is one.
+/// A matrix in global memory: `rows` rows of `columns` elements, `stride` apart. Row r is row
+/// `index[r]` if `index` is not null.
 template <class T>
 struct MatrixView {
     const T* start;
     const int* index;
     long long stride;
     int rows, columns;
-    /// Rows begin at multiples of 16 bytes.
+    /// All rows start at multiples of 16 bytes.
     bool vectorised;
 
     DEVICE static MatrixView of(const T* start, int rows, int columns, const int* index = nullptr) {
@@ -199,9 +211,10 @@ struct MatrixView {
     }
 };
 
-/// The weight (2 intermediate, inputs) of a gated layer with its rows taken by eights in turn: eight of the gate, the eight
-/// of the up projection that belong to them, the next eight of the gate. Lanes of a warp that hold neighbouring eights of
-/// the result so hold a gate and its up. Rows that fill the last eight repeat the last row.
+/// The weight (2 intermediate, inputs) of a gated layer with gate and up rows interleaved by eight:
+/// eight rows of the gate, the eight matching rows of the up projection, the next eight of the
+/// gate. So adjacent lanes hold a gate and its up. Padding rows of the last eight repeat the last
+/// row.
 template <class T>
 struct GateUpView {
     const T* start;
@@ -210,7 +223,8 @@ struct GateUpView {
     bool vectorised;
 
     DEVICE static GateUpView of(const T* start, int intermediate, int columns) {
-        return {start, columns, 2 * (ceil_div(intermediate, 8) * 8), columns, intermediate, vec_aligned(start, columns)};
+        bool vectorised = vec_aligned(start, columns);
+        return {start, columns, 2 * (ceil_div(intermediate, 8) * 8), columns, intermediate, vectorised};
     }
 
     DEVICE const T* row(int r) const {
@@ -219,8 +233,8 @@ struct GateUpView {
     }
 };
 
-/// Brings the tile at (row, column) of a matrix to shared memory; what lies outside the matrix becomes 0. The copies belong
-/// to the thread's open group.
+/// Copies the tile at (row, column) of a matrix to shared memory, zeros outside the matrix. The
+/// cp.async copies join the thread's open group.
 template <class Layout, int THREADS, class From>
 DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column) {
     using T = typename Layout::Element;
@@ -241,7 +255,8 @@ DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column
     }
 }
 
-/// Shapes of a block's tile by storage: fewer rows for f32, whose fragments take three times the registers.
+/// Tile shape of a block by storage: smaller for f32, whose fragments take three times the
+/// registers.
 template <class T>
 struct Shape {
     static constexpr int ROWS = 128, COLUMNS = 128, DEPTH = 32;
@@ -253,13 +268,13 @@ struct Shape<float> {
     static constexpr int WARPS_M = 4, WARPS_N = 2;
 };
 
-/// A block's product of a tile: C (ROWS x COLUMNS) = A B over all of k.
+/// GEMM of one block tile: C (ROWS x COLUMNS) = A B over all of k.
 template <class T, bool A_K_MAJOR, bool B_K_MAJOR>
 struct BlockGemm {
     using S = Shape<T>;
     static constexpr int ROWS = S::ROWS, COLUMNS = S::COLUMNS, DEPTH = S::DEPTH;
     static constexpr int THREADS = S::WARPS_M * S::WARPS_N * WARP;
-    /// Rows and columns of a warp, and its fragments.
+    /// Warp tile, and its mma fragments along m and n.
     static constexpr int WARP_ROWS = ROWS / S::WARPS_M, WARP_COLUMNS = COLUMNS / S::WARPS_N;
     static constexpr int FRAGMENTS_M = WARP_ROWS / 16, FRAGMENTS_N = WARP_COLUMNS / 8;
     using TileA = SharedTile<T, A_K_MAJOR ? ROWS : DEPTH, A_K_MAJOR ? DEPTH : ROWS>;
@@ -278,18 +293,19 @@ struct BlockGemm {
         return int(threadIdx.x) / WARP % S::WARPS_N * WARP_COLUMNS;
     }
 
-    /// Row of element 0 and 1 (half 0) or 2 and 3 (half 1) of a fragment, within the block's tile.
-    DEVICE static int row_of(int down, int half) {
-        return warp_row() + down * 16 + lane_index() / 4 + half * 8;
+    /// Row in the block tile of elements 0 and 1 (half 0) or 2 and 3 (half 1) of fragment row i.
+    DEVICE static int row_of(int i, int half) {
+        return warp_row() + i * 16 + lane_index() / 4 + half * 8;
     }
 
-    /// Column of the first element of a fragment, within the block's tile.
-    DEVICE static int column_of(int across) {
-        return warp_column() + across * 8 + lane_index() % 4 * 2;
+    /// Column in the block tile of the first element of fragment column j.
+    DEVICE static int column_of(int j) {
+        return warp_column() + j * 8 + lane_index() % 4 * 2;
     }
 
-    /// Computes the tile at (row, column). `shared` holds SHARED_BYTES; the block must not use it for anything else until all
-    /// threads have returned and met at a barrier.
+    /// Computes the tile at (row, column). `shared` has SHARED_BYTES. Hazard: slow warps may still
+    /// read the stages after this returns, so the block must pass a barrier before it reuses
+    /// `shared`.
     template <class FromA, class FromB>
     DEVICE void compute(unsigned char* shared, const FromA& a, const FromB& b, int row, int column, int depth) {
         Accumulator<T> sums[FRAGMENTS_M][FRAGMENTS_N] = {};
@@ -309,7 +325,8 @@ struct BlockGemm {
         }
         for (int step = 0; step < steps; ++step) {
             cp_async_wait<STAGES - 2>();
-            // Every thread's copies of this step are there, and every thread is done with the stage that is filled next.
+            // Every thread's copies of this step have arrived, and no warp still reads the stage
+            // that is refilled next.
             sync_block();
             if (step + STAGES - 1 < steps) {
                 load(step + STAGES - 1);
@@ -329,7 +346,7 @@ struct BlockGemm {
 
   private:
     DEVICE static void multiply(Accumulator<T> (&sums)[FRAGMENTS_M][FRAGMENTS_N], unsigned char* stage) {
-// One step at a time for f32, whose parts take three times the registers.
+// No unrolling for f32, whose terms take three times the registers.
 #pragma unroll(TERMS<T> == 1 ? 2 : 1)
         for (int k = 0; k < DEPTH; k += 16) {
             OperandA<T> a[FRAGMENTS_M];
@@ -351,7 +368,7 @@ struct BlockGemm {
     }
 };
 
-/// Transposes a 4 x 4 matrix held by four neighbouring lanes, a row each.
+/// Transposes a 4 x 4 matrix held by four adjacent lanes, one row per lane.
 DEVICE void transpose_quad(float (&x)[4]) {
     int t = lane_index() % 4;
     bool odd = t & 1, upper = t & 2;
@@ -365,11 +382,12 @@ DEVICE void transpose_quad(float (&x)[4]) {
     (upper ? x[1] : x[3]) = d;
 }
 
-/// Hands every lane eight neighbouring elements of a row at a time: calls use(row, column, values) for its part of the
-/// block's tile, row and column within the tile. All lanes of a warp call at the same time.
+/// Epilogue traversal: calls use(row, column, values) with eight adjacent elements of a row per
+/// lane, until the warp tile is covered. Row and column are those of the block tile. All lanes of a
+/// warp call `use` at the same time.
 template <class P, class Use>
 DEVICE void for_each_eight(const P& product, Use use) {
-    static_assert(P::FRAGMENTS_N % 4 == 0, "four fragments make a row of lanes");
+    static_assert(P::FRAGMENTS_N % 4 == 0, "groups of four fragments");
 #pragma unroll
     for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
@@ -396,7 +414,7 @@ DEVICE void for_each_eight(const P& product, Use use) {
     }
 }
 
-/// Reads eight neighbouring elements of a row; those from `columns` on become 0.
+/// Loads eight adjacent elements of a row, zeros from `columns` on.
 template <class T>
 DEVICE void load_eight(float (&values)[8], const T* row, int column, int columns, bool vectorised) {
     constexpr int N = VEC_ELEMENTS<T>;
@@ -417,7 +435,7 @@ DEVICE void load_eight(float (&values)[8], const T* row, int column, int columns
     }
 }
 
-/// Writes, or adds, eight neighbouring elements of a row of C; those from `columns` on are left out.
+/// Stores or accumulates eight adjacent elements of a row of C, except those from `columns` on.
 template <class Out>
 DEVICE void store_eight(Out* row, int column, int columns, bool vectorised, bool add, const float (&values)[8]) {
     constexpr int N = VEC_ELEMENTS<Out>;

@@ -265,7 +265,7 @@ DEVICE void multiply_stage(const Ring<H>& ring, int stage, int group, float (&ac
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             wgmma<H::COLUMNS, H::A, H::B>(acc[half], left + uint64_t(step * A_STEP + half * 512),
-                                                   right + uint64_t(step * B_STEP), !first || step > 0);
+                                          right + uint64_t(step * B_STEP), !first || step > 0);
         }
     }
 }
