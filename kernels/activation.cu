@@ -1,26 +1,31 @@
-// Rotary positions on fused rows (RoPE, arXiv 2104.09864, half-split layout) and the gated activation (SwiGLU, arXiv
-// 2002.05202), forward and backward.
+// Rotary position embedding on fused qkv rows (RoPE, arXiv 2104.09864, half-split layout), and the
+// gated activation (SwiGLU, arXiv 2002.05202), forward and backward.
 //
-// A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone.
-// head_dim is even. Cost: every operand is moved once; the tables of angles come from cache.
+//   rope:    (a, b) = (a cos - b sin, b cos + a sin), in place; the backward negates sin
+//   glu_fwd: act = silu(gate) up
+//   glu_bwd: dgate, dup from dact, gate, up (glu.cuh)
+//
+// A warp (rope) or a block (glu) takes tokens by stride; every element depends only on its own
+// inputs. head_dim is even. Cost: every operand is moved once; the cos and sin tables come from
+// cache.
 #include "common.cuh"
 #include "glu.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width`
-/// elements.
+/// Rotates the first `heads` heads of each row of `width` elements: (a, b) = (a cos - b s, b cos +
+/// a s) with s = direction sin.
 template <bool VECTORISED, class T>
 DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads,
                       int head_dim, int width, float direction) {
     constexpr int N = VEC_ELEMENTS<T>;
     int half = head_dim / 2;
-    int pieces = ceil_div(half, N);
+    int chunks = ceil_div(half, N);
     for (long long token = global_warp(); token < tokens; token += global_warps()) {
         long long angles = (long long)positions[token] * half;
         T* row = qkv + token * width;
-        for (int piece = lane_index(); piece < heads * pieces; piece += WARP) {
-            int head = piece / pieces, i = (piece - head * pieces) * N;
+        for (int chunk = lane_index(); chunk < heads * chunks; chunk += WARP) {
+            int head = chunk / chunks, i = (chunk - head * chunks) * N;
             int valid = min_of(N, half - i);
             T* first = row + head * head_dim + i;
             float a[N], b[N], c[N], s[N];
@@ -53,7 +58,7 @@ DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qk
 
 constexpr int GLU_THREADS = 128;
 
-/// act = gate sigmoid(gate) up.
+/// act = silu(gate) up.
 template <bool VECTORISED, class T>
 DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate) {
     constexpr int N = VEC_ELEMENTS<T>;

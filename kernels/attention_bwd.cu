@@ -241,7 +241,8 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
         unsigned char* stage = stages + step % B::STAGES * B::QUERY_STAGE;
         int rows = cursor.rows(QUERIES);
         load_rows<typename B::Queries, THREADS>(stage, in.fused.queries(cursor.head, cursor.row, rows));
-        load_rows<typename B::Queries, THREADS>(stage + B::Queries::BYTES, in.output_gradients(cursor.head, cursor.row, rows));
+        load_rows<typename B::Queries, THREADS>(stage + B::Queries::BYTES,
+                                                in.output_gradients(cursor.head, cursor.row, rows));
         float* row_stats = reinterpret_cast<float*>(stage + 2 * B::Queries::BYTES);
         if (thread < QUERIES) {
             // Padding queries have q = do = lse = delta = 0, so they add 0.

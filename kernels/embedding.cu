@@ -1,13 +1,18 @@
-// Token embedding: a gather of rows, and its gradient by runs of equal ids.
+// Token embedding: a gather of rows, and its gradient as a segmented sum over equal ids.
 //
-// A warp takes rows (forward) or pieces of a table row (backward) by stride. In the backward every row of the table has
-// one owner, which adds the token rows of its id in ascending order; cutting the row into pieces lets many warps share
-// an id that is frequent. Ids are in range: what packs a batch has checked them. Cost: every operand is moved once.
+//   embedding_fwd, one token per warp, by stride:  x[t] = table[ids[t]]
+//   embedding_bwd, one (distinct id, column chunk) per warp, by stride:
+//     dtable[id] = or += sum of dx[t] over the tokens t with that id, ascending
+//
+// Departure from the usual scatter with atomics: the host sorts the tokens by id, so each table row
+// has one owner and a fixed order of additions. Cutting a row into column chunks lets many warps
+// share a frequent id. The batch packer guarantees that ids are in range. Cost: every operand is
+// moved once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// x[t] = table[ids[t]], bit for bit.
+/// x[t] = table[ids[t]], an exact copy.
 template <class T>
 DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int hidden) {
     constexpr int N = VEC_ELEMENTS<T>;
@@ -27,17 +32,17 @@ DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int 
     }
 }
 
-/// dtable[keys[k]] (+)= sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]; rows without a key are left alone,
-/// and so is everything of a run whose key is below 0.
+/// dtable[keys[k]] = or += sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]. Rows
+/// without a key are not written; runs with a negative key are skipped.
 template <class T>
 DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable,
                           int distinct, int hidden, int add) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(dx, hidden) && vec_aligned(dtable, hidden) && hidden % N == 0;
-    int pieces = ceil_div(hidden, WARP * N);
-    for (long long unit = global_warp(); unit < (long long)distinct * pieces; unit += global_warps()) {
-        int run = int(unit / pieces);
-        int h = (int(unit % pieces) * WARP + lane_index()) * N;
+    int chunks = ceil_div(hidden, WARP * N);
+    for (long long unit = global_warp(); unit < (long long)distinct * chunks; unit += global_warps()) {
+        int run = int(unit / chunks);
+        int h = (int(unit % chunks) * WARP + lane_index()) * N;
         if (h >= hidden || keys[run] < 0) {
             continue;
         }

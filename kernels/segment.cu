@@ -1,14 +1,22 @@
-// What stands between rows and sequences: sums or means of a sequence's rows, and the scalar reward head at its last
-// row.
+// Row values to sequence values: sum or mean over a sequence's rows, and the scalar reward head on
+// its last row.
 //
-// A warp takes sequences (or pieces of the weight gradient) by stride. Sums over rows and over sequences are in
-// ascending order. Offsets and rows are in range and no row is named twice: what packs a batch has checked them. Cost:
-// every operand is moved once.
+//   segment_sum_fwd:     sums[s] = sum or mean of values[offsets[s] .. offsets[s + 1]]
+//   segment_sum_bwd:     dvalues[r] = dsums[s], or dsums[s] / number of rows
+//   reward_head_fwd:     score[s] = hidden[rows[s]] · weight
+//   reward_head_bwd:     dhidden[rows[s]] = dscore[s] weight
+//   reward_head_weight:  dweight = or += sum over s of dscore[s] hidden[rows[s]]
+//
+// A warp takes sequences (or column chunks of the weight gradient) by stride. Departure from a
+// tree-shaped warp reduction: segment_sum_fwd adds rows in ascending order, so a sum does not
+// depend on how its rows fall on lanes. Sums over sequences are ascending too, with one owner per
+// column and no atomics. The batch packer guarantees that offsets and rows are in range and that
+// rows are distinct. Cost: every operand is moved once.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
 
-/// sums[s] = sum of values[offsets[s] .. offsets[s + 1]], divided by their number when `mean` is 1; 0 without rows.
+/// Sum of each sequence's values, divided by their number if `mean` is 1; 0 without rows.
 KERNEL(128, segment_sum_fwd)(const float* values,  // (rows)
                              const int* offsets,   // (seqs + 1)
                              float* sums,          // (seqs)
@@ -19,7 +27,7 @@ KERNEL(128, segment_sum_fwd)(const float* values,  // (rows)
         for (int first = begin; first < end; first += WARP) {
             int row = first + lane_index();
             float value = row < end ? values[row] : 0.0f;
-            // Every lane adds all of them, so that the order is that of the rows; the zeros at the end change nothing.
+            // Every lane adds all values in row order; the zeros at the end do not change the sum.
 #pragma unroll
             for (int i = 0; i < WARP; ++i) {
                 sum += shuffle(value, i);
@@ -31,7 +39,8 @@ KERNEL(128, segment_sum_fwd)(const float* values,  // (rows)
     }
 }
 
-/// dvalues[r] = dsums[s], divided by the number of rows when `mean` is 1.
+/// Gradient of segment_sum_fwd: dvalues[r] = dsums[s], divided by the number of rows if `mean` is
+/// 1.
 KERNEL(128, segment_sum_bwd)(const float* dsums,  // (seqs)
                              const int* offsets,  // (seqs + 1)
                              float* dvalues,      // (rows)
@@ -45,7 +54,7 @@ KERNEL(128, segment_sum_bwd)(const float* dsums,  // (seqs)
     }
 }
 
-/// score[s] = hidden[rows[s]] weight.
+/// score[s] = hidden[rows[s]] · weight.
 template <class T>
 DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, float* score, int seqs, int width) {
     constexpr int N = VEC_ELEMENTS<T>;
@@ -70,7 +79,7 @@ DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, f
     }
 }
 
-/// dhidden[rows[s]] = dscore[s] weight; the other rows are zero before.
+/// dhidden[rows[s]] = dscore[s] weight. Other rows are not written: the caller zeroes them before.
 template <class T>
 DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscore, T* dhidden, int seqs, int width) {
     constexpr int N = VEC_ELEMENTS<T>;
@@ -90,14 +99,15 @@ DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscor
     }
 }
 
-/// dweight (+)= sum of dscore[s] hidden[rows[s]]; a sequence whose gradient is 0 adds nothing, whatever its row holds.
+/// dweight = or += sum of dscore[s] hidden[rows[s]]. A sequence with dscore 0 is skipped, even if
+/// its row is not finite.
 template <class T>
 DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* dscore, float* dweight, int seqs,
                                int width, int add) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(hidden, width) && vec_aligned(dweight, width);
-    for (long long piece = global_warp(); piece < ceil_div(width, WARP * N); piece += global_warps()) {
-        int h = (int(piece) * WARP + lane_index()) * N;
+    for (long long chunk = global_warp(); chunk < ceil_div(width, WARP * N); chunk += global_warps()) {
+        int h = (int(chunk) * WARP + lane_index()) * N;
         if (h >= width) {
             continue;
         }
