@@ -17,14 +17,14 @@
 template <class T>
 DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, const T* residual, T* y, int tokens, int inputs,
                        int outputs) {
-    auto a = MatrixView<T>::of(x, tokens, inputs), b = MatrixView<T>::of(weight, outputs, inputs);
-    matmul<T, T, true, true>(a, b, bias, residual, y, tokens, outputs, inputs, 0);
+    matmul<T, T, true, true>(MatrixView<T>::of(x, tokens, inputs), MatrixView<T>::of(weight, outputs, inputs), bias,
+                             residual, y, tokens, outputs, inputs, 0);
 }
 
 template <class T>
 DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, int inputs, int outputs, int add) {
-    auto a = MatrixView<T>::of(dy, tokens, outputs), b = MatrixView<T>::of(weight, outputs, inputs);
-    matmul<T, T, true, false>(a, b, nullptr, nullptr, dx, tokens, inputs, outputs, add);
+    matmul<T, T, true, false>(MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(weight, outputs, inputs),
+                              nullptr, nullptr, dx, tokens, inputs, outputs, add);
 }
 
 /// dweight = or += dyᵀ x, and the norm of the stored values of each warp tile.
@@ -34,8 +34,8 @@ DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* no
     using P = BlockGemm<T, false, false>;
     bool vectorised = vec_aligned(dweight, inputs);
     double squares = 0.0;
-    auto a = MatrixView<T>::of(dy, tokens, outputs), b = MatrixView<T>::of(x, tokens, inputs);
-    for_each_tile<T, false, false>(a, b, outputs, inputs, tokens, [&](int row, int column, float(&values)[8]) {
+    for_each_tile<T, false, false>(
+        MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(x, tokens, inputs), outputs, inputs, tokens, [&](int row, int column, float(&values)[8]) {
         if (row >= outputs) {
             return;
         }
@@ -108,8 +108,9 @@ template <class T>
 DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dgate_up, int tokens, int intermediate,
                            int outputs) {
     bool vectorised = vec_aligned(gate_up, intermediate), out_vectorised = vec_aligned(dgate_up, intermediate);
-    auto a = MatrixView<T>::of(dy, tokens, outputs), b = MatrixView<T>::of(weight, outputs, intermediate);
-    for_each_tile<T, true, false>(a, b, tokens, intermediate, outputs, [&](int row, int column, float(&values)[8]) {
+    for_each_tile<T, true, false>(
+        MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(weight, outputs, intermediate), tokens,
+        intermediate, outputs, [&](int row, int column, float(&values)[8]) {
         if (row >= tokens || column >= intermediate) {
             return;
         }

@@ -223,8 +223,8 @@ struct GateUpView {
     bool vectorised;
 
     DEVICE static GateUpView of(const T* start, int intermediate, int columns) {
-        bool vectorised = vec_aligned(start, columns);
-        return {start, columns, 2 * (ceil_div(intermediate, 8) * 8), columns, intermediate, vectorised};
+        return {start, columns, 2 * (ceil_div(intermediate, 8) * 8), columns, intermediate,
+                vec_aligned(start, columns)};
     }
 
     DEVICE const T* row(int r) const {
