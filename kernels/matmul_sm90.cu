@@ -1,11 +1,15 @@
-// Linear layers on Hopper: y = x weightᵀ + bias + residual, dx = dy weight, dweight = dyᵀ x, of bf16 by warpgroup products
-// and bulk copies (matmul_sm90.cuh). The kernels of matmul.cu do the same anywhere.
+// Linear layers on Hopper, bf16 GEMMs by wgmma and TMA (matmul_sm90.cuh):
 //
-// Every product has six kernels: tiles of 256 and 224 columns by both consumers together in clusters of two blocks, and of 192 and
-// 128 columns by the consumers together or in turn in blocks by themselves. Choice: backend/kernels/geometry.rs.
+//   y = x weightᵀ + bias + residual      dx = dy weight      dweight = dyᵀ x
 //
-// The host sees to it that rows of all operands are multiples of 16 bytes. shared: Hopper::SHARED_BYTES. With splits: at most
-// as many blocks as there are multiprocessors.
+// The portable kernels of matmul.cu compute the same on any GPU.
+//
+// Each GEMM has six kernels. Tiles of 256 and 224 columns: cooperative, clusters of two blocks.
+// Tiles of 192 and 128 columns: cooperative or ping-pong (`_turns`), without a cluster. The choice
+// is made in backend/kernels/geometry.rs.
+//
+// Required of the host: rows of all operands are multiples of 16 bytes; with split-K, at most one
+// block per multiprocessor, so that all of them are resident. Shared memory: Hopper::SHARED_BYTES.
 #include "matmul_sm90.cuh"
 
 // A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.

@@ -39,7 +39,7 @@ KERNEL(96, test_barrier_misuse)(int which) {
             init_mbarrier(barrier, 1);
             break;
         case 2:
-            arrive_expecting(barrier, 16);
+            arrive_expect_tx(barrier, 16);
             arrive_mbarrier(barrier);
             arrive_mbarrier(barrier);
             break;
@@ -59,15 +59,15 @@ KERNEL(96, test_barrier_misuse)(int which) {
 }
 
 KERNEL(32, test_turn_misuse, CORESIDENT)(const int* turn) {
-    wait_turn(turn, 1);
+    wait_semaphore(turn, 1);
 }
 
 KERNEL(32, test_early_misuse, EARLY)(TensorMap map, int which) {
     DYNAMIC_SHARED(box);
     if (which == 1 && threadIdx.x == 0) {
-        store_box(map, 0, 0, box);
-        commit_boxes();
-        wait_boxes<0>();
+        tma_store(map, 0, 0, box);
+        tma_commit();
+        tma_wait<0>();
     }
     if (which == 0 && threadIdx.x == 5) {
         return;
@@ -86,36 +86,36 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
     }
     switch (which) {
         case 0:
-            load_box(box + 128, map, 0, 0, full);
+            tma_load(box + 128, map, 0, 0, full);
             break;
         case 1:
-            load_box(box, map, 0, 0, 0, full);
+            tma_load(box, map, 0, 0, 0, full);
             break;
         case 2:
-            arrive_expecting(full, 1024 + 16);
-            load_box(box, map, 0, 0, full);
+            arrive_expect_tx(full, 1024 + 16);
+            tma_load(box, map, 0, 0, full);
             wait_mbarrier(full, 0);
             break;
         case 3:
-            load_box(box, map, 0, 0, full);
+            tma_load(box, map, 0, 0, full);
             break;
         case 4:
-            store_box(map, 0, 0, box);
+            tma_store(map, 0, 0, box);
             break;
         case 5:
-            store_box(map, 0, 0, box);
-            commit_boxes();
+            tma_store(map, 0, 0, box);
+            tma_commit();
             break;
         case 6:
-            load_box_multicast(box, map, 0, 0, full, 2);
+            tma_load_multicast(box, map, 0, 0, full, 2);
             break;
         case 7:
-            load_box(box + 1024, map, 0, 0, full);
+            tma_load(box + 1024, map, 0, 0, full);
             break;
         case 8:
-            add_box(map, 0, 0, box);
-            commit_boxes();
-            wait_boxes<0>();
+            tma_reduce_add(map, 0, 0, box);
+            tma_commit();
+            tma_wait<0>();
             break;
     }
 }
@@ -140,31 +140,31 @@ KERNEL(128, test_early_reuse)(TensorMap map, int which,
         // The operands of a product change before it is waited for.
         float sums[32];
         uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 0, Swizzle::BYTES_128);
-        fence_products();
-        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
-        commit_products();
+        wgmma_fence();
+        wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
+        wgmma_commit();
         sync_block();  // all products are issued
         for (int i = thread; i < 1024; i += 128) {
             word[i] = 0;
         }
         sync_block();  // the stage is overwritten
-        wait_products<0>(sums);
+        wgmma_wait<0>(sums);
         out[thread] = int(sums[0]);
         return;
     }
     if (thread == 0) {
         if (which == 1) {
             // A load is used before it is waited for.
-            arrive_expecting(full, 1024);
-            load_box(stage, map, 0, 0, full);
+            arrive_expect_tx(full, 1024);
+            tma_load(stage, map, 0, 0, full);
             out[0] = int(word[0]);
             wait_mbarrier(full, 0);
         } else {
             // A stored box changes before it was read.
-            store_box(map, 0, 0, stage);
-            commit_boxes();
+            tma_store(map, 0, 0, stage);
+            tma_commit();
             word[0] = 7;
-            wait_boxes<0>();
+            tma_wait<0>();
         }
     }
 }
@@ -181,14 +181,14 @@ KERNEL(128, test_product_misuse)(int which) {
         operand += threadIdx.x % 2;
     }
     if (which != 0) {
-        fence_products();
+        wgmma_fence();
     }
     if (which != 2 || threadIdx.x >= 32) {
-        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
+        wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
     }
-    commit_products();
+    wgmma_commit();
     if (which != 1) {
-        wait_products<0>(sums);
+        wgmma_wait<0>(sums);
     }
 }
 
@@ -218,13 +218,13 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
 
 KERNEL(256, test_register_misuse, ALONE(256))(int which) {
     if (which == 0) {
-        raise_registers<256>();
+        increase_registers<256>();
     } else if (which == 1) {
         if (threadIdx.x >= 64) {
-            lower_registers<40>();
+            decrease_registers<40>();
         }
     } else {
-        lower_registers<40>();
-        lower_registers<48>();
+        decrease_registers<40>();
+        decrease_registers<48>();
     }
 }

@@ -1,40 +1,56 @@
-// Comparison losses over sequence scores: loss and logit of every comparison, the gradient of every score, and sums per
-// kind.
+// Comparison losses on sequence scores: loss and logit of each comparison, the gradient of each
+// score, and sums per kind of comparison.
 //
-// One block does the work, whatever the grid: a batch has at most a few thousand comparisons and the sums are in
-// comparison order, in f64. Sequences are in range and `uses` lists every term once: what packs a batch has checked
-// them. The rules on weight 0 and on values that are not finite are those of the contract. Cost: the tables are read
-// two or three times from cache; time is that of a few passes over comparisons / 256.
+//   for each comparison c (one thread):
+//     rho[s] = +-scale (score[s] - reference[s]) for its terms s
+//     logit = sum of trained rho + clamp(sum of detached rho)
+//     loss = weight (f(logit - margin) + center (sum of scores)²); keep f'
+//     the center term is only for kind 0 with two terms
+//   block barrier
+//   for each sequence s (one thread):
+//     dscore[s] = direct[s] + sum over its terms of kind_scale weight (f' sign scale + 2 center sum)
+//   for each (kind, field) (one thread): sums over the comparisons in order
+//
+// Departures from a tensor-library loss: the gradient is a gather over the terms of a sequence
+// (`uses`) instead of a scatter, so it needs no atomics. A term can be detached: it moves the
+// logit, within bounds, but receives no gradient.
+//
+// One block does the work, whatever the grid: a batch has at most a few thousand comparisons, and
+// the sums are in comparison order, in f64. The batch packer guarantees that sequence indices are
+// in range and that `uses` lists every term once. Weight 0 and values that are not finite follow
+// the contract. Cost: the tables are read two or three times from cache, in comparisons / 256
+// rounds per pass.
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
-/// As in src/backend/contract/loss.rs.
+/// Mirrored in src/backend/contract/loss.rs.
 constexpr int TERMS = 4, KINDS = 3, SUM_FIELDS = 5;
 
-/// As in src/backend/kernels/loss.rs.
+/// Mirrored in src/backend/kernels/loss.rs.
 enum Curve { SIGMOID = 0, ROBUST = 1, HINGE = 2, IPO = 3 };
 
+/// f(z) and f'(z).
 struct Point {
     float value, slope;
 };
 
-/// f(z) and f'(z); with e the smoothing, rest = 1 - e and norm = 1 - 2e. Without smoothing its terms are left out,
-/// because 0 softplus(inf) would be NaN.
+/// Value and slope of the curve at z; e is the label smoothing, rest = 1 - e, norm = 1 - 2e. With e
+/// = 0 the smoothing terms are skipped, because 0 softplus(inf) would be NaN.
 DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float beta) {
     if (curve == HINGE) {
-        // NaN is neither above nor below.
+        // The last branch is for NaN, which both comparisons reject.
         return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
     }
     if (curve == IPO) {
         float distance = (z - 0.5f) / beta;
         return {distance * distance, 2.0f * distance / beta};
     }
-    // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) through one exponential that cannot overflow.
-    float power = expf(-fabsf(z));
-    float tail = log1pf(power), large = 1.0f / (1.0f + power), small = power / (1.0f + power);
-    bool right = z >= 0.0f;
-    float lower = right ? tail : tail - z, upper = right ? z + tail : tail;
-    float sigmoid_lower = right ? small : large, sigmoid_upper = right ? large : small;
+    // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) from one exponential that cannot overflow.
+    float decay = expf(-fabsf(z));
+    float tail = log1pf(decay), large = 1.0f / (1.0f + decay), small = decay / (1.0f + decay);
+    bool positive = z >= 0.0f;
+    float lower = positive ? tail : tail - z, upper = positive ? z + tail : tail;
+    float sigmoid_lower = positive ? small : large, sigmoid_upper = positive ? large : small;
     if (e == 0.0f) {
         return {lower, -sigmoid_lower};
     }
@@ -73,7 +89,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         return;
     }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
-        // Trained and detached terms, each signed and scaled.
+        // Signed and scaled sums of trained and of detached terms.
         float trained = 0.0f, detached = 0.0f, both = 0.0f;
         int terms = 0;
 #pragma unroll
@@ -91,7 +107,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             both += score[s];
             ++terms;
         }
-        // NaN passes both bounds.
+        // NaN passes through both bounds.
         float low = detached_clip[2 * c], high = detached_clip[2 * c + 1];
         detached = detached < low ? low : detached;
         detached = detached > high ? high : detached;
@@ -102,7 +118,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         if (weight[c] != 0.0f) {
             Point point = curve_at(curve, smoothing, rest, norm, total - margin[c], scale[c]);
             value = weight[c] * (point.value + center * both * both);
-            // A slope may be finite where logit and loss are not (-1 at -inf); the step must not look sound.
+            // The slope can be finite when logit or loss is not (-1 at -inf). NaN makes the
+            // gradient norm reject the step.
             slope = finite(total) && finite(value) ? point.slope : NAN;
         }
         logit[c] = total;
@@ -110,7 +127,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         slopes[c] = slope;
         pulls[c] = 2.0f * center * both;
     }
-    // The numbers of every comparison are there before the sequences gather them.
+    // All comparisons are written before sequences gather from them.
     sync_block();
     for (int s = int(threadIdx.x); s < seqs; s += PREFERENCE_THREADS) {
         float sum = direct == nullptr ? 0.0f : direct[s];
@@ -137,7 +154,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             continue;
         }
         float x = logit[c];
-        // In the order of SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT.
+        // Field order: SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT.
         float counts = field == 1 ? 1.0f : field == 2 ? float(x > 0.0f) : float(x == 0.0f);
         sum += double(field == 0 ? loss[c] : field == 4 ? x : counts);
     }

@@ -24,7 +24,7 @@ KERNEL(32, test_warp)(const int* x,  // (32)
     mine[1] = shuffle_xor(value, 5);
     mine[2] = shuffle_up(value, 3);
     mine[3] = shuffle_down(value, 4);
-    mine[4] = int(votes_of(value % 3 == 0));
+    mine[4] = int(lane_ballot(value % 3 == 0));
     mine[5] = any_lane(value == 1007) + 2 * any_lane(value == -1);
     mine[6] = all_lanes(value >= 1000) + 2 * all_lanes(value > 1000);
     sync_warp();
@@ -39,20 +39,20 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
     int lane = lane_index();
     for (int group = 0; group < 3; ++group) {
         // The second group leaves out the last two numbers of each four.
-        copy_async_16(stage + 128 * group + 4 * lane, x + 128 * group + 4 * lane, group == 1 ? 8 : 16);
+        cp_async_16(stage + 128 * group + 4 * lane, x + 128 * group + 4 * lane, group == 1 ? 8 : 16);
         if (group == 0) {
-            copy_async_4(narrow + lane, x + lane, lane % 2 == 0 ? 4 : 0);
+            cp_async_4(narrow + lane, x + lane, lane % 2 == 0 ? 4 : 0);
         }
         if (group < committed) {
-            commit_copies();
+            cp_async_commit();
         }
     }
-    wait_copies<1>();
+    cp_async_wait<1>();
     sync_warp();  // the copies of other lanes
     for (int i = lane; i < 256; i += WARP) {
         out[i] = stage[i];
     }
-    wait_copies<0>();
+    cp_async_wait<0>();
     sync_warp();  // the copies of other lanes
     for (int i = lane; i < 128; i += WARP) {
         out[256 + i] = stage[256 + i];
@@ -71,11 +71,11 @@ KERNEL(32, test_ldmatrix)(const int* rows,  // (32, 4): eight 16-bit elements fo
     }
     sync_warp();  // rows written before any lane loads
     uint32_t word[4];
-    load_matrices(word, row);
+    ldmatrix_x4(word, row);
     for (int i = 0; i < 4; ++i) {
         out[4 * lane + i] = int(word[i]);
     }
-    load_matrices_transposed(word, row);
+    ldmatrix_x4_trans(word, row);
     for (int i = 0; i < 4; ++i) {
         out[128 + 4 * lane + i] = int(word[i]);
     }
@@ -96,7 +96,7 @@ KERNEL(32, test_mma)(const int* a,      // (32, 4): fragments by lane
     for (int i = 0; i < 2; ++i) {
         right.word[i] = uint32_t(b[2 * lane + i]);
     }
-    multiply_add(sum, left, right);
+    mma(sum, left, right);
     for (int i = 0; i < 4; ++i) {
         d[4 * lane + i] = sum.value[i];
     }
@@ -163,7 +163,7 @@ KERNEL(32, test_turns, CORESIDENT)(int* log,    // (grid)
     int blocks = int(gridDim.x);
     for (int round = 0; round < rounds; ++round) {
         if (threadIdx.x == 0) {
-            wait_turn(turn, round * blocks + blocks - 1 - int(blockIdx.x));
+            wait_semaphore(turn, round * blocks + blocks - 1 - int(blockIdx.x));
             int place = fetch_add(turn + 1, 1);
             log[place] = int(blockIdx.x);
             fence_device();
@@ -201,12 +201,12 @@ KERNEL(64, test_load_box)(TensorMap map, int rank, int x, int y, int z,
     SHARED(Mbarrier, full, 1);
     begin(full, 1);
     if (threadIdx.x == 0) {
-        prefetch_map(map);
-        arrive_expecting(full, bytes);
+        prefetch_tensor_map(map);
+        arrive_expect_tx(full, bytes);
         if (rank == 2) {
-            load_box(box, map, x, y, full);
+            tma_load(box, map, x, y, full);
         } else {
-            load_box(box, map, x, y, z, full);
+            tma_load(box, map, x, y, z, full);
         }
     }
     wait_mbarrier(full, 0);
@@ -222,12 +222,12 @@ KERNEL(64, test_store_box)(TensorMap map, int rank, int x, int y, int z,
     sync_block();  // the box is written
     if (threadIdx.x == 0) {
         if (rank == 2) {
-            add != 0 ? add_box(map, x, y, box) : store_box(map, x, y, box);
+            add != 0 ? tma_reduce_add(map, x, y, box) : tma_store(map, x, y, box);
         } else {
-            add != 0 ? add_box(map, x, y, z, box) : store_box(map, x, y, z, box);
+            add != 0 ? tma_reduce_add(map, x, y, z, box) : tma_store(map, x, y, z, box);
         }
-        commit_boxes();
-        wait_boxes_read<0>();
+        tma_commit();
+        tma_wait_read<0>();
     }
     sync_block();  // the box was read
     for (int i = int(threadIdx.x); i < bytes; i += int(blockDim.x)) {
@@ -245,8 +245,8 @@ KERNEL(64, test_multicast, CLUSTER(2))(TensorMap map,
     begin(full, 1);
     sync_cluster();  // the barriers of both blocks are made
     if (threadIdx.x == 0) {
-        arrive_expecting(full, 2 * bytes);
-        load_box_multicast(boxes + rank * bytes, map, 0, rank * rows, full, 3);
+        arrive_expect_tx(full, 2 * bytes);
+        tma_load_multicast(boxes + rank * bytes, map, 0, rank * rows, full, 3);
     }
     wait_mbarrier(full, 0);
     dump(boxes, out + rank * (bytes / 2), 2 * bytes);
@@ -268,16 +268,16 @@ DEVICE void product(const int* a, const int* b, int a_bytes, int b_bytes, int a_
     for (int i = 0; i < N / 2; ++i) {
         sums[i] = 1.0f;
     }
-    fence_products(sums);
+    wgmma_fence(sums);
     for (int step = 0; step < steps; ++step) {
         uint64_t left = matrix_descriptor(shared_address_of(place) + uint32_t(step * a_step), a_leading, a_stride,
                                           Swizzle(swizzle));
         uint64_t right = matrix_descriptor(shared_address_of(second) + uint32_t(step * b_step), b_leading, b_stride,
                                            Swizzle(swizzle));
-        multiply_group<N, A, B>(sums, left, right, accumulate != 0 || step > 0);
+        wgmma<N, A, B>(sums, left, right, accumulate != 0 || step > 0);
     }
-    commit_products();
-    wait_products<0>(sums);
+    wgmma_commit();
+    wgmma_wait<0>(sums);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
         out[int(threadIdx.x) * (N / 2) + i] = sums[i];
@@ -334,16 +334,16 @@ DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes
     for (int i = 0; i < N / 2; ++i) {
         sums[i] = 0.0f;
     }
-    fence_products(sums);
+    wgmma_fence(sums);
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
         uint64_t right = matrix_descriptor(shared_address_of(place) + uint32_t(step * b_step), b_leading, b_stride,
                                            Swizzle::BYTES_128);
-        multiply_group<N, B>(sums, a[step], right, step > 0);
-        commit_products();
+        wgmma<N, B>(sums, a[step], right, step > 0);
+        wgmma_commit();
     }
-    wait_products<1>();
-    wait_products<0>(sums);
+    wgmma_wait<1>();
+    wgmma_wait<0>(sums);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
         out[int(threadIdx.x) * (N / 2) + i] = sums[i];
@@ -397,11 +397,11 @@ KERNEL(384, test_registers, ALONE(384))(int* out) {  // (384)
     int thread = int(threadIdx.x);
     wait_for_earlier_launch();
     if (thread < 128) {
-        lower_registers<40>();
+        decrease_registers<40>();
         out[thread] = 1;
     } else {
-        raise_registers<232>();
+        increase_registers<232>();
         out[thread] = 2;
     }
-    begin_next_launch();
+    launch_dependents();
 }

@@ -52,7 +52,7 @@ void rows_inside(const Box& box, F f) {
 
 /// The box of a map at some coordinates, checked.
 Box box_of(const char* what, const void* shared, const MapWords& map, const int* at, int rank) {
-    check_map(map, rank);
+    check_tensor_map(map, rank);
     Box box;
     box.base = reinterpret_cast<unsigned char*>(map[1]);
     box.bf16 = (map[2] & 0xff) == 1;
@@ -157,7 +157,7 @@ int Box::bytes() const {
     return elements * element_bytes;
 }
 
-void check_map(const MapWords& map, int rank) {
+void check_tensor_map(const MapWords& map, int rank) {
     if (map[0] != MAGIC) {
         fail("a tensor map that was not made for the emulator");
     }
@@ -166,7 +166,7 @@ void check_map(const MapWords& map, int rank) {
     }
 }
 
-void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
+void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
     demand_earlier_launch();
     const char* what = "cp.async.bulk.tensor load";
     BoxLoad load{box_of(what, to, map, at, rank), nullptr,
@@ -201,7 +201,7 @@ bool deliver_load() {
     return true;
 }
 
-void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add) {
+void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add) {
     demand_earlier_launch();
     const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
     Box box = box_of(what, from, map, at, rank);
@@ -218,11 +218,11 @@ void store_box(const void* from, const MapWords& map, const int* at, int rank, b
     }
 }
 
-void commit_boxes() {
+void tma_commit() {
     asynchronous().stores.emplace_back();
 }
 
-void wait_boxes(int pending, bool written) {
+void tma_wait(int pending, bool written) {
     auto& groups = asynchronous().stores;
     size_t closed = groups.size() - 1;
     for (size_t i = 0; i + size_t(pending) < closed; ++i) {

@@ -16,7 +16,7 @@ void deliver(std::vector<Copy>& group) {
 
 }  // namespace
 
-void copy_async(void* shared, const void* global, int bytes, int valid) {
+void cp_async(void* shared, const void* global, int bytes, int valid) {
     if (bytes != 4 && bytes != 8 && bytes != 16) {
         fail("cp.async of %d bytes: 4, 8 or 16", bytes);
     }
@@ -40,12 +40,12 @@ void copy_async(void* shared, const void* global, int bytes, int valid) {
     }
 }
 
-void commit_async() {
+void cp_async_commit() {
     fiber().open_copies = 0;
     fiber().copies.emplace_back();
 }
 
-void wait_async(int pending) {
+void cp_async_wait(int pending) {
     // The last group is open: it counts for nothing until it is committed.
     auto& copies = fiber().copies;
     size_t closed = copies.size() - 1;

@@ -18,7 +18,7 @@ Dim block_index();
 Dim block_size();
 Dim grid_size();
 
-/// Lane of the running thread in its warp.
+/// Vec16 of the running thread in its warp.
 int lane();
 
 /// Ends the launch with an error that names the kernel, the block and the thread. Never returns.
@@ -117,11 +117,11 @@ uint32_t shared_address(const void* pointer);
 // --- copies of a thread that complete later -----------------------------------------------------------------------
 
 /// cp.async: `bytes` (4, 8 or 16) to shared memory, of which the first `valid` come from global memory, the rest are 0.
-void copy_async(void* shared, const void* global, int bytes, int valid);
+void cp_async(void* shared, const void* global, int bytes, int valid);
 /// Closes the group of the copies so far.
-void commit_async();
+void cp_async_commit();
 /// Returns when at most `pending` of the thread's newest groups are under way.
-void wait_async(int pending);
+void cp_async_wait(int pending);
 
 // --- memory barriers ----------------------------------------------------------------------------------------------
 
@@ -139,26 +139,26 @@ void wait_mbarrier(void* barrier, int parity);
 using MapWords = uint64_t[16];
 
 /// Ends the launch unless the map is one of this device with so many dimensions.
-void check_map(const MapWords& map, int rank);
+void check_tensor_map(const MapWords& map, int rank);
 /// Loads the box at `at` to the same place in every block whose bit is set in `blocks` (0: the own block alone), and
 /// counts its bytes on their barriers.
-void load_box(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
+void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
 /// Stores a box, or adds it to what is there.
-void store_box(const void* from, const MapWords& map, const int* at, int rank, bool add);
-void commit_boxes();
+void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add);
+void tma_commit();
 /// Returns when at most `pending` of the thread's newest groups are under way: still to read shared memory, or
 /// (`written`) to write global memory.
-void wait_boxes(int pending, bool written);
+void tma_wait(int pending, bool written);
 
 // --- products of warpgroups -----------------------------------------------------------------------------------------
 
 /// One thread's share of wgmma.m64nNk16: 64 rows, `columns` columns. Operands lie along k (major 0) or along rows and
 /// columns (major 1). `fragment` is A in registers, in place of descriptor `a`.
-void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
+void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
                     int b_major, bool accumulate);
-void fence_group();
-void commit_group();
-void wait_group(int pending);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
 
 // --- clusters and registers -----------------------------------------------------------------------------------------
 

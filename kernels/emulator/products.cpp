@@ -122,7 +122,7 @@ Asynchronous& in_group() {
 
 }  // namespace
 
-void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
+void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
                     int b_major, bool accumulate) {
     Asynchronous& mine = in_group();
     Fiber& f = fiber();
@@ -155,7 +155,7 @@ void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragme
     }
     Product p{sums, columns, accumulate, fragment != nullptr, a_major, b_major, a, b, {}};
     for (int i = 0; i < 4 && fragment != nullptr; ++i) {
-        // Lane 4 g + i holds elements 2 i, 2 i + 1 and 2 i + 8, 2 i + 9 of rows g and g + 8.
+        // Vec16 4 g + i holds elements 2 i, 2 i + 1 and 2 i + 8, 2 i + 9 of rows g and g + 8.
         const Operands& other = lanes[lane() / 4 * 4 + i];
         for (int word = 0; word < 4; ++word) {
             int k = 2 * i + word / 2 * 8;
@@ -175,15 +175,15 @@ void multiply_group(float* sums, int columns, uint64_t a, const uint32_t* fragme
     }
 }
 
-void fence_group() {
+void wgmma_fence() {
     in_group().fenced = true;
 }
 
-void commit_group() {
+void wgmma_commit() {
     in_group().products.emplace_back();
 }
 
-void wait_group(int pending) {
+void wgmma_wait(int pending) {
     Asynchronous& mine = in_group();
     while (mine.products.size() - 1 > size_t(pending)) {
         flush(fiber(), mine.products.front());

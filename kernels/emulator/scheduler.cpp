@@ -99,7 +99,7 @@ void begin() {
 #endif
     Fiber& f = fiber();
     f.launch->entry(f.launch->parameters);
-    wait_async(0);
+    cp_async_wait(0);
     finish_fiber(f);
     f.done = true;
     Block& b = *f.block;

@@ -42,7 +42,7 @@ fn a_deadlock_says_who_waits_for_what() {
     reported("threads 0 to 31: named barrier; block 0 threads 32 to 95: has returned", |device| {
         TestBarrierMisuse { which: 7 }.launch(device, 1, 0)
     });
-    reported("threads 0 to 31: a word of global memory", |device| {
+    reported("threads 0 to 31: semaphore in global memory", |device| {
         let turn = upload(device, &[0i32]);
         TestTurnMisuse { turn: Read::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
     });
