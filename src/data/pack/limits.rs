@@ -2,7 +2,6 @@
 
 use super::{Batch, ComparisonOptions, PackOptions};
 use crate::Result;
-use crate::backend::contract::{KINDS, TERMS};
 use crate::data::tokenized::TokenizedGroup;
 
 /// Bounds on every table of a batch of so many groups. Each field is reached by some choice of groups, not all at once.
@@ -89,22 +88,5 @@ impl GroupSizes {
             trees,
             longest_path: self.longest_path,
         }
-    }
-}
-
-impl BatchLimits {
-    /// Index entries of all tables together, in the worst case that no token and no hidden row comes twice.
-    pub fn indices(&self) -> usize {
-        let of_tokens = 5 * self.tokens + 1;
-        let of_tree = 2 * (self.segments + 1) + self.ancestors + self.trees + 1;
-        let of_rows = 5 * self.rows + 1;
-        let of_seqs = 3 * self.seqs + 2;
-        let of_comparisons = (3 * TERMS + 1) * self.comparisons;
-        of_tokens + of_tree + of_rows + of_seqs + of_comparisons
-    }
-
-    /// Numbers of the comparison table, of the kinds, and two of every sequence.
-    pub fn numbers(&self) -> usize {
-        5 * self.comparisons + KINDS + 2 * self.seqs
     }
 }

@@ -1,53 +1,11 @@
-//! Host layout of a packed batch: one index array, one number array, and the range of each table.
-//! Needs no device.
+//! A packed batch laid out for transfer: one index array, one number array, and the range of each
+//! table (`layout.rs` lists the tables). Needs no device.
 
 use std::ops::Range;
 
-use super::padding::{segment_ends, tree_ends};
+use super::layout::{Index, Number, SequenceNumbers, Source};
 use crate::backend::contract::*;
 use crate::data::pack::{Batch, BatchLimits};
-
-/// Index tables of a batch, in buffer order.
-#[derive(Clone, Copy)]
-pub(in crate::train) enum Index {
-    Ids,
-    Positions,
-    IdOrder,
-    IdOffsets,
-    IdKeys,
-    Starts,
-    AncestorOffsets,
-    Ancestors,
-    Trees,
-    Source,
-    Target,
-    HeadOrder,
-    HeadOffsets,
-    HeadKeys,
-    SeqOffsets,
-    LastRows,
-    TermSequence,
-    TermSign,
-    Kind,
-    UseOffsets,
-    Uses,
-}
-pub(in crate::train) const INDICES: usize = Index::Uses as usize + 1;
-
-/// Number tables of a batch, in buffer order.
-#[derive(Clone, Copy)]
-pub(in crate::train) enum Number {
-    Scale,
-    Margin,
-    Weight,
-    DetachedClip,
-    KindScale,
-    /// (seqs) direct gradient of each score; empty without one.
-    Direct,
-    /// (seqs) cached scores of the frozen reference; empty without a cache.
-    Frozen,
-}
-pub(in crate::train) const NUMBERS: usize = Number::Frozen as usize + 1;
 
 /// Sizes of a batch, which the host needs to launch ops.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,6 +37,21 @@ impl BatchSizes {
             longest_path: batch.longest_path,
         }
     }
+
+    /// Sizes of a batch that reaches the limits, with `pairs` visible (query, key) pairs.
+    pub(in crate::train) fn of_limits(limits: &BatchLimits, pairs: u64) -> Self {
+        Self {
+            tokens: limits.tokens,
+            rows: limits.rows,
+            seqs: limits.seqs,
+            comparisons: limits.comparisons,
+            segments: limits.segments,
+            ancestors: limits.ancestors,
+            trees: limits.trees,
+            pairs,
+            longest_path: limits.longest_path,
+        }
+    }
 }
 
 /// Batch laid out for transfer.
@@ -86,20 +59,11 @@ impl BatchSizes {
 pub struct HostBatch {
     pub(in crate::train) indices: Vec<i32>,
     pub(in crate::train) numbers: Vec<f64>,
-    pub(in crate::train) index_ranges: [Range<usize>; INDICES],
-    pub(in crate::train) number_ranges: [Range<usize>; NUMBERS],
+    pub(in crate::train) index_ranges: [Range<usize>; Index::COUNT],
+    pub(in crate::train) number_ranges: [Range<usize>; Number::COUNT],
     /// Ends of the groups; padding is one more group.
     pub(in crate::train) groups: Vec<GroupEnd>,
     pub sizes: BatchSizes,
-}
-
-/// Per-sequence numbers of a batch; each is empty or (seqs).
-#[derive(Clone, Copy, Default)]
-pub struct SequenceNumbers<'a> {
-    /// Direct gradient of each score.
-    pub direct: &'a [f64],
-    /// Cached scores of the frozen reference.
-    pub frozen: &'a [f64],
 }
 
 /// Concatenates arrays into `staging` and returns the range of each.
@@ -128,45 +92,9 @@ impl HostBatch {
     /// Lays out a batch. `kind_scale` is the weight of each comparison kind over its count in the
     /// global batch.
     pub fn lay_out(&mut self, batch: &Batch, kind_scale: [f64; KINDS], of_seqs: SequenceNumbers<'_>) {
-        self.index_ranges = concatenate(
-            &mut self.indices,
-            [
-                &batch.ids,
-                &batch.positions,
-                &batch.id_runs.order,
-                &batch.id_runs.offsets,
-                &batch.id_runs.keys,
-                &batch.tree.starts,
-                &batch.tree.ancestor_offsets,
-                &batch.tree.ancestors,
-                &batch.tree.trees,
-                &batch.source,
-                &batch.target,
-                &batch.head_runs.order,
-                &batch.head_runs.offsets,
-                &batch.head_runs.keys,
-                &batch.seq_offsets,
-                &batch.last_rows,
-                &batch.comparisons.term_sequence,
-                &batch.comparisons.term_sign,
-                &batch.comparisons.kind,
-                &batch.comparisons.use_offsets,
-                &batch.comparisons.uses,
-            ],
-        );
-        let table = &batch.comparisons;
-        self.number_ranges = concatenate(
-            &mut self.numbers,
-            [
-                &table.scale,
-                &table.margin,
-                &table.weight,
-                &table.detached_clip,
-                &kind_scale,
-                of_seqs.direct,
-                of_seqs.frozen,
-            ],
-        );
+        let source = Source { batch, kind_scale: &kind_scale, of_seqs };
+        self.index_ranges = concatenate(&mut self.indices, Index::sources(&source));
+        self.number_ranges = concatenate(&mut self.numbers, Number::sources(&source));
         self.groups.clone_from(&batch.group_ends);
         self.sizes = BatchSizes::of(batch);
     }
@@ -174,63 +102,18 @@ impl HostBatch {
     /// Pads the batch to the larger `shape`; see [`crate::train::batch::padding`].
     pub fn pad(&mut self, shape: &BatchLimits) {
         let s = self.sizes;
-        let last_token = shape.tokens as i32 - 1;
-        let fill = |value: i32, count: usize| vec![value; count];
-        let int = |places: &mut dyn Iterator<Item = usize>| places.map(|i| i as i32).collect::<Vec<i32>>();
-        let (tokens, rows, seqs) = (shape.tokens - s.tokens, shape.rows - s.rows, shape.seqs - s.seqs);
-        let (segments, trees) = (shape.segments - s.segments, shape.trees - s.trees);
-        let terms = TERMS * (shape.comparisons - s.comparisons);
-        let length = |index: Index| self.index_ranges[index as usize].len();
-        let last = |index: Index| self.index_ranges[index as usize].end.checked_sub(1).map_or(0, |i| self.indices[i]);
-        let last_rows = if shape.rows == 0 { seqs } else { 0 };
-        let padding: [Vec<i32>; INDICES] = [
-            fill(0, tokens),
-            fill(0, tokens),
-            int(&mut (s.tokens..shape.tokens)),
-            fill(shape.tokens as i32, shape.tokens - length(Index::IdKeys)),
-            fill(-1, shape.tokens - length(Index::IdKeys)),
-            int(&mut segment_ends(s.tokens, tokens, segments)),
-            fill(last(Index::AncestorOffsets), segments),
-            fill(0, shape.ancestors - s.ancestors),
-            int(&mut tree_ends(s.segments, segments, trees)),
-            fill(last_token, rows),
-            fill(0, rows),
-            int(&mut (s.rows..shape.rows)),
-            fill(shape.rows as i32, shape.rows - length(Index::HeadKeys)),
-            fill(-1, shape.rows - length(Index::HeadKeys)),
-            fill(shape.rows as i32, seqs),
-            fill(last_token, last_rows),
-            fill(-1, terms),
-            fill(0, terms),
-            fill(0, terms / TERMS),
-            fill(last(Index::UseOffsets), seqs),
-            fill(0, TERMS * shape.comparisons - length(Index::Uses)),
-        ];
+        let (lengths, paddings) = (Index::lengths(shape), Index::paddings(shape));
+        let padding: [Vec<i32>; Index::COUNT] = std::array::from_fn(|i| {
+            let table = &self.indices[self.index_ranges[i].clone()];
+            paddings[i].values(table, lengths[i], (s.tokens, s.segments), shape)
+        });
         insert_padding(&mut self.indices, &mut self.index_ranges, &padding);
-        let filled = |present: usize, count: usize| if present == 0 { 0 } else { count };
-        let length = |number: Number| self.number_ranges[number as usize].len();
-        let padding: [Vec<f64>; NUMBERS] = [
-            vec![1.0; terms / TERMS],
-            vec![0.0; terms / TERMS],
-            vec![0.0; terms / TERMS],
-            vec![0.0; 2 * (terms / TERMS)],
-            Vec::new(),
-            vec![0.0; filled(length(Number::Direct), seqs)],
-            vec![0.0; filled(length(Number::Frozen), seqs)],
-        ];
+        let (lengths, paddings) = (Number::lengths(shape), Number::paddings(shape));
+        let padding: [Vec<f64>; Number::COUNT] =
+            std::array::from_fn(|i| paddings[i].values(self.number_ranges[i].len(), lengths[i]));
         insert_padding(&mut self.numbers, &mut self.number_ranges, &padding);
         self.groups.push(GroupEnd { row: shape.rows, seq: shape.seqs });
-        self.sizes = BatchSizes {
-            tokens: shape.tokens,
-            rows: shape.rows,
-            seqs: shape.seqs,
-            comparisons: shape.comparisons,
-            segments: shape.segments,
-            ancestors: shape.ancestors,
-            trees: shape.trees,
-            pairs: s.pairs,
-            longest_path: shape.longest_path,
-        };
+        self.sizes = BatchSizes::of_limits(shape, s.pairs);
     }
 
     /// (seqs) direct gradient of each score; empty without one.

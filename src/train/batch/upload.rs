@@ -10,11 +10,12 @@
 //! Buffers grow to the largest batch seen and are reused.
 
 pub use super::host::BatchSizes;
-pub(in crate::train) use super::host::{HostBatch, SequenceNumbers};
+pub(in crate::train) use super::host::HostBatch;
+pub(in crate::train) use super::layout::SequenceNumbers;
 
 use std::ops::Range;
 
-use super::host::{INDICES, Index, NUMBERS, Number};
+use super::layout::{Index, Number};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut};
@@ -25,8 +26,8 @@ use crate::model::inputs::Inputs;
 pub struct DeviceBatch<B: Backend> {
     indices: B::Idx,
     numbers: B::Acc,
-    index_ranges: [Range<usize>; INDICES],
-    number_ranges: [Range<usize>; NUMBERS],
+    index_ranges: [Range<usize>; Index::COUNT],
+    number_ranges: [Range<usize>; Number::COUNT],
     groups: Vec<GroupEnd>,
     /// Host side of [`DeviceBatch::upload`].
     staging: HostBatch,
@@ -34,12 +35,11 @@ pub struct DeviceBatch<B: Backend> {
 }
 
 /// Consecutive ranges of the given lengths.
-fn consecutive_ranges<const N: usize>(lengths: impl Iterator<Item = usize>) -> [Range<usize>; N] {
-    let mut lengths = lengths;
+fn consecutive_ranges<const N: usize>(lengths: [usize; N]) -> [Range<usize>; N] {
     let mut end = 0;
-    std::array::from_fn(|_| {
+    lengths.map(|length| {
         let start = end;
-        end += lengths.next().unwrap_or(0);
+        end += length;
         start..end
     })
 }
@@ -151,29 +151,12 @@ impl<B: Backend> DeviceBatch<B> {
         let mut batch = Self::new(backend)?;
         batch.reserve(backend, limits)?;
         let l = *limits;
-        let last_rows = if l.rows == 0 { l.seqs } else { 0 };
-        let indices = [
-            [l.tokens, l.tokens, l.tokens, l.tokens + 1, l.tokens, l.segments + 1, l.segments + 1],
-            [l.ancestors, l.trees + 1, l.rows, l.rows, l.rows, l.rows + 1, l.rows],
-            [l.seqs + 1, last_rows, TERMS * l.comparisons, TERMS * l.comparisons, l.comparisons, l.seqs + 1, 0],
-        ];
-        let numbers = [l.comparisons, l.comparisons, l.comparisons, 2 * l.comparisons, KINDS, l.seqs, l.seqs];
-        batch.index_ranges = consecutive_ranges(indices.into_iter().flatten());
-        batch.number_ranges = consecutive_ranges(numbers.into_iter());
+        batch.index_ranges = consecutive_ranges(Index::lengths(&l));
+        batch.number_ranges = consecutive_ranges(Number::lengths(&l));
         let chunk = rows_at_once.max(l.group_rows).max(1);
         batch.groups = (chunk..l.rows).step_by(chunk).map(|row| GroupEnd { row, seq: 0 }).collect();
         batch.groups.push(GroupEnd { row: l.rows, seq: l.seqs });
-        batch.sizes = BatchSizes {
-            tokens: l.tokens,
-            rows: l.rows,
-            seqs: l.seqs,
-            comparisons: l.comparisons,
-            segments: l.segments,
-            ancestors: l.ancestors,
-            trees: l.trees,
-            pairs: 0,
-            longest_path: l.longest_path,
-        };
+        batch.sizes = BatchSizes::of_limits(&l, 0);
         Ok(batch)
     }
 
