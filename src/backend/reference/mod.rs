@@ -1,6 +1,6 @@
 //! The oracle: every op as its textbook formula in f64, serial, one obvious loop after another. It is never optimised;
-//! all other backends are compared with it, and it is itself checked against finite differences (`tests/op_grads.rs`,
-//! `tests/grads.rs`).
+//! all other backends are compared with it, and it is itself checked against finite differences (`tests/ops/gradients.rs`,
+//! `tests/training/grads.rs`).
 
 // The loops are written with the indices of the formulas they stand for.
 #![allow(clippy::needless_range_loop)]
