@@ -1,4 +1,4 @@
-//! What a fuzz target does with its bytes: one function each, used by the targets and by `tests/fuzz_seeds.rs`. A
+//! What a fuzz target does with its bytes: one function each, used by the targets and by `tests/data/fuzz_seeds.rs`. A
 //! function returns for every input, valid or not, and panics where the program would break a promise: a group that
 //! passed the reader must be valid and read back equal, a number that was loaded must be finite, a configuration that
 //! was written must read back equal.

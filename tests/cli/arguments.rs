@@ -1,6 +1,6 @@
 //! Flags: spellings, values that are refused, options without effect, and flags of TRL that do not exist here.
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 #[test]
 fn names_of_trl_and_snake_case_are_accepted() {

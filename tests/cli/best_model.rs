@@ -3,7 +3,7 @@
 use mapl::train::checkpoint;
 use serde_json::Value;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 fn dpo(out: &str, rest: &str) -> String {
     format!(

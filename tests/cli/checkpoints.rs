@@ -6,7 +6,7 @@ use mapl::files::files_below;
 use mapl::rng::Rng;
 use mapl::train::checkpoint;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 fn sft(out: &str, rest: &str) -> String {
     format!(

@@ -4,7 +4,7 @@
 use mapl::backend::kernels::emulator::Emulator;
 use serde_json::Value;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 /// False, and said, in a build without the emulator.
 fn emulated() -> bool {

@@ -1,6 +1,6 @@
 //! `mapl eval`: its file, its switches, and two models side by side, as folders and as saved results.
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 use serde_json::Value;
 
 const WHOLE: [&str; 7] = ["semantic", "length_only", "intra", "inter", "sensitivity", "sensitivity_flip", "conflict"];

@@ -8,7 +8,7 @@ use mapl::files::{entries, files_below};
 use mapl::rng::Rng;
 use mapl::train::checkpoint;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 const KILLS: usize = 50;
 

@@ -4,7 +4,7 @@ use mapl::data::group::{PreferenceGroup, Response};
 use mapl::data::tokenizer::Tokenizer;
 use serde_json::Value;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 /// ln 2 as the CPU backend holds it.
 const LN_2: f64 = std::f32::consts::LN_2 as f64;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use mapl::train::frozen::file::{CacheFile, Entries, Found};
 
-use super::bench::{Bench, Done};
+use crate::workbench::{Bench, Done};
 
 const CACHED: &str = "--precompute-ref-log-probs";
 

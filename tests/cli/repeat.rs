@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 fn train(method: &str, output: &str, rest: &str) -> String {
     format!("{method} --model model --train-file groups.jsonl --eval-file pairs.jsonl --output-dir {output} {rest}")

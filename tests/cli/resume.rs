@@ -1,6 +1,6 @@
 //! Checkpoints: a run that stops and goes on is the run that never stopped.
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 fn dpo(rest: &str) -> String {
     format!("dpo --model model --output-dir out --quiet --gradient-accumulation-steps 2 {rest}")

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
-use super::bench::Bench;
+use crate::workbench::Bench;
 
 fn send(signal: &str, child: &Child) {
     let id = child.id().to_string();

@@ -1,8 +1,5 @@
 //! Tiny models and groups that several test files use.
 
-// Each test binary that includes this file uses a part of it.
-#![allow(dead_code)]
-
 use std::path::Path;
 use std::sync::Arc;
 

@@ -1,9 +1,6 @@
 //! The golden fixtures of `tests/golden` as typed values; `tests/golden/README.md` says what each key means. A missing
 //! or unknown key is a panic: a fixture that changed shape must not pass unnoticed.
 
-// Each test binary that includes this file uses a part of it.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -180,7 +177,7 @@ pub struct Tensor {
 
 /// Path of a file or folder below `tests/golden`.
 pub fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
 /// Folder of one of [`MODELS`].

@@ -3,9 +3,6 @@
 //! Time. The emulator is done with a call when the call returns; a GPU is not. So this device counts what is enqueued and knows
 //! only that to be done for which the host has waited. A wait for anything else is counted as a synchronisation.
 
-// Each test binary that includes this file uses a part of it.
-#![allow(dead_code)]
-
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard};

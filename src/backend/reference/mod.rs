@@ -1,6 +1,6 @@
 //! The oracle: every op as its textbook formula in f64, in serial loops. It is never optimised.
 //! Tests compare all other backends with it, and check it against finite differences
-//! (`tests/op_grads.rs`, `tests/grads.rs`).
+//! (`tests/ops/gradients.rs`, `tests/training/grads.rs`).
 
 // The loops use the indices of the formulas.
 #![allow(clippy::needless_range_loop)]

@@ -7,7 +7,7 @@
 //! - one file per IFEval family with its functions; [`mod@conflicts`]: which do not stand together
 //!
 //! To add a function: write `draw`, `phrase` and `check` in its family's file, add it to that file's list, and its
-//! conflicts to [`mod@conflicts`]. The tests in `tests/instructions.rs` then run over it.
+//! conflicts to [`mod@conflicts`]. The tests in `tests/data/instructions.rs` then run over it.
 
 use serde_json::{Map, Value};
 

@@ -5,8 +5,6 @@ use mapl::backend::kernels::device::Device;
 use mapl::backend::kernels::driver::Driver;
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 
-use crate::common;
-
 /// Orders of threads and of deliveries.
 pub const SCHEDULES: [Schedule; 4] = [Schedule::Rising, Schedule::Falling, Schedule::Random(1), Schedule::Random(2)];
 

@@ -160,7 +160,7 @@ fn early_reuse_of_a_stage_shows() {
     for which in 0..3 {
         let mut results = Vec::new();
         for schedule in [Schedule::Rising, Schedule::Falling] {
-            let Some(device) = crate::common::emulator(schedule, 1) else { return };
+            let Some(device) = common::emulator(schedule, 1) else { return };
             let memory = upload(&device, &[2.0f32; 256]);
             let out = unwritten(&device, 256);
             TestEarlyReuse { map: map(&device, &memory, 32), which, out: Write::of::<Emulator>(&out, 0) }

@@ -1,0 +1,161 @@
+//! Disks that are full or not to be written to: an error that names the file, and no loss of what was saved before.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::workbench::{Bench, Done};
+
+const RUN: &str = "dpo --model model --train-file groups.jsonl --output-dir DIR --per-device-train-batch-size 2 \
+                   --lr-scheduler-type constant --max-steps 6 --save-steps 2";
+
+/// Runs a script of bash in the bench's folder, `$MAPL` being the binary.
+fn bash(bench: &Bench, script: &str) -> (Option<i32>, String) {
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).current_dir(bench.path()).env("MAPL", env!("CARGO_BIN_EXE_mapl"));
+    let output = command.env("NO_COLOR", "1").output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Says so on the terminal; what the print macros write is shown for failing tests alone.
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+fn one_error(err: &str, parts: &[&str]) {
+    assert!(!err.contains("panicked"), "{err}");
+    assert_eq!(err.lines().filter(|line| line.starts_with("error:")).count(), 1, "{err}");
+    parts.iter().for_each(|part| assert!(err.contains(part), "no {part:?} in {err}"));
+}
+
+/// Names of checkpoint folders that are complete.
+fn checkpoints(out: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(out).unwrap().map(|e| e.unwrap());
+    let complete = entries.filter(|e| e.path().join("DONE").exists());
+    let mut names: Vec<String> = complete.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| name.starts_with("checkpoint-") && !name.ends_with(".tmp"));
+    names.sort();
+    names
+}
+
+/// The weights that the run gives where nothing is in its way.
+fn expected(bench: &Bench) -> Vec<u8> {
+    bench.run(&RUN.replace("DIR", "whole")).ok();
+    bench.bytes("whole/model.safetensors")
+}
+
+/// Resumes a copy of a run that was cut off, demands the weights of the whole run and no unfinished folder.
+fn goes_on(bench: &Bench, out: &str, weights: &[u8]) {
+    let done: Done = bench.run(&format!("{} --resume-from-checkpoint true", RUN.replace("DIR", out))).ok();
+    assert!(done.out.contains("resumed after step"), "{}", done.out);
+    assert!(bench.bytes(&format!("{out}/model.safetensors")) == weights, "the resumed run differs");
+    let unfinished = |path: &PathBuf| path.extension().is_some_and(|end| end == "tmp");
+    let left: Vec<_> = bench.listing().into_iter().filter(unfinished).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(bench.rows(&format!("{out}/metrics.jsonl")).iter().filter(|row| row["kind"] == "train").count(), 6);
+}
+
+#[test]
+fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
+    let bench = Bench::new();
+    let weights = expected(&bench);
+    let size: u64 = walk(&bench.at("whole/checkpoint-2"));
+    std::fs::create_dir(bench.at("small")).unwrap();
+    // Room for one checkpoint and most of a second.
+    let mount = format!("mount -t tmpfs -o size={} tmpfs small", size * 17 / 10);
+    if bash(&bench, &mount).0 != Some(0) {
+        skipped("mounting a small tmpfs is not permitted here; the test of a file-size limit covers the code");
+        return;
+    }
+    let run = RUN.replace("DIR", "small/out");
+    let (code, err) = bash(&bench, &format!("$MAPL {run}"));
+    let kept = checkpoints(&bench.at("small/out"));
+    bench.copy("small", "moved");
+    assert_eq!(bash(&bench, "umount small").0, Some(0));
+    assert_eq!(code, Some(1), "{err}");
+    one_error(&err, &["small/out", "No space left on device"]);
+    assert_eq!(kept, ["checkpoint-2"]);
+    goes_on(&bench, "moved/out", &weights);
+}
+
+fn walk(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    entries.map(|path| if path.is_dir() { walk(&path) } else { path.metadata().unwrap().len() }).sum()
+}
+
+#[test]
+fn a_save_that_fails_half_way_keeps_the_last_checkpoint() {
+    let bench = Bench::new();
+    let weights = expected(&bench);
+    bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
+    std::fs::remove_file(bench.at("out/model.safetensors")).unwrap();
+    // A file may grow to 16 KiB, less than the weights take; the signal that comes with it is ignored.
+    let run = format!("{} --resume-from-checkpoint true", RUN.replace("DIR", "out"));
+    let (code, err) = bash(&bench, &format!("trap '' XFSZ; ulimit -f 16; exec $MAPL {run} > /dev/null"));
+    assert_eq!(code, Some(1), "{err}");
+    one_error(&err, &["out/checkpoint-4", "model.safetensors", "File too large"]);
+    assert_eq!(checkpoints(&bench.at("out")), ["checkpoint-2"]);
+    assert!(!bench.at("out/model.safetensors").exists());
+    goes_on(&bench, "out", &weights);
+}
+
+#[test]
+fn outputs_on_a_full_device_are_errors() {
+    let bench = Bench::new();
+    if !Path::new("/dev/full").exists() {
+        skipped("this system has no /dev/full");
+        return;
+    }
+    for words in [
+        "score --model model --input pairs.jsonl --output /dev/full",
+        "eval --model model --input pairs.jsonl --output /dev/full",
+        "data build --input pairs.jsonl --output /dev/full",
+    ] {
+        bench.run(words).fails(1, &["/dev/full", "No space left on device"]);
+    }
+    // A run whose messages cannot be printed goes on.
+    let run = RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 1");
+    assert_eq!(bash(&bench, &format!("$MAPL {run} > /dev/full")).0, Some(0));
+    assert!(bench.at("out/model.safetensors").exists());
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_refused_before_training() {
+    let bench = Bench::new();
+    bench.write("file", "x");
+    let before = bench.listing();
+    for dir in ["file/out", "/proc/mapl-out"] {
+        let (code, err) = bash(&bench, &format!("$MAPL {}", RUN.replace("DIR", dir)));
+        assert_eq!(code, Some(1), "{err}");
+        one_error(&err, &["cannot create", dir]);
+    }
+    // An existing folder without permission, which a privileged user would pass over: a read-only mount for those.
+    std::fs::create_dir(bench.at("locked")).unwrap();
+    let run = RUN.replace("DIR", "locked");
+    let guard = "[ $(id -u) = 0 ] && { mount --bind locked locked && mount -o remount,ro,bind locked || exit 77; } \
+                 || chmod 555 locked";
+    let (code, err) = bash(&bench, &format!("{guard}; $MAPL {run}; code=$?; umount locked 2>/dev/null; exit $code"));
+    if code == Some(77) {
+        skipped("a read-only mount is not permitted here; the folders above cover the code");
+    } else {
+        assert_eq!(code, Some(1), "{err}");
+        one_error(&err, &["cannot write locked/run.lock"]);
+    }
+    std::fs::remove_dir_all(bench.at("locked")).unwrap();
+    assert_eq!(bench.listing(), before);
+}
+
+#[test]
+fn a_metrics_file_that_cannot_be_read_back_does_not_stop_a_resumed_run() {
+    let bench = Bench::new();
+    bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
+    // A crash in the middle of a line.
+    let mut text = bench.bytes("out/metrics.jsonl");
+    text.extend_from_slice(b"{\"schema\":1,\"kind\":\"train\",\"step\":3,\"lo");
+    bench.write("out/metrics.jsonl", text);
+    bench.run(&format!("{} --resume-from-checkpoint true", RUN.replace("DIR", "out"))).ok();
+    let steps: Vec<Value> = bench.metrics("out", "train").iter().map(|row| row["step"].clone()).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+}

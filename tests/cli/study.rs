@@ -1,0 +1,292 @@
+//! `mapl study` and `mapl bench` as commands: what they write is complete and true, on the CPU and on the emulator; studies with
+//! numbers of a card; what is refused.
+
+use std::time::{Duration, Instant};
+
+use mapl::backend::contract::Cost;
+use mapl::backend::probe::OpTime;
+use mapl::bench::rates::Rates;
+use mapl::perf::hardware::Sample;
+use mapl::perf::hardware::sampler::Readings;
+use mapl::perf::observe::Observed;
+use mapl::study::page;
+use mapl::study::record::{Facts, Study};
+use serde_json::Value;
+
+use crate::html::{has_no_broken_number, well_formed};
+use crate::workbench::Bench;
+
+/// The page's text, when it stands for itself.
+fn text_of(html: &str) -> String {
+    let text = well_formed(html);
+    has_no_broken_number(html);
+    for outside in ["http", "<script", "<link", "@import", "url(", "src="] {
+        assert!(!html.contains(outside), "something outside: {outside}");
+    }
+    text
+}
+
+#[test]
+fn a_dpo_run_on_the_cpu_is_observed() {
+    let bench = Bench::new();
+    let run = "study dpo --model model --train-file groups.jsonl --output-dir run --max-steps 5 --device cpu --quiet";
+    bench.run(&format!("{run} --sample-interval 5")).ok();
+    let study = bench.json("run-study/study.json");
+    assert_eq!(study["outcome"], "finished");
+    assert_eq!(study["summary"]["steps"], 3);
+    assert_eq!(study["summary"]["utilisation"], Value::Null);
+    assert_eq!(study["steps"].as_array().unwrap().len(), 5);
+    let ops: Vec<&str> = study["ops"].as_array().unwrap().iter().map(|op| op["op"].as_str().unwrap()).collect();
+    for op in ["linear_fwd", "attention_bwd", "head_logprob_bwd", "preference_fwd", "adamw"] {
+        assert!(ops.contains(&op), "{op} is missing from {ops:?}");
+    }
+    // The FLOPs of a step are those of its ops.
+    let sum = |name: &str| study["ops"].as_array().unwrap().iter().map(|op| op[name].as_f64().unwrap()).sum::<f64>();
+    let of_steps = study["summary"]["flops_per_step"].as_f64().unwrap();
+    assert!((sum("flops") / of_steps - 1.0).abs() < 1e-9);
+    // Ops are part of the step.
+    assert!(sum("share_of_step") > 0.0 && sum("share_of_step") <= 1.0, "{}", sum("share_of_step"));
+    assert!(study["memory"]["planned_total"].as_u64().unwrap() > 0);
+    assert_eq!(study["missing"]["card"], "this run uses none");
+    let samples = study["samples"].as_array().unwrap();
+    assert!(!samples.is_empty() && samples.iter().all(|sample| sample["power_w"].is_null()));
+    let lines = String::from_utf8(bench.bytes("run-study/hw.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), samples.len());
+    let text = text_of(&String::from_utf8(bench.bytes("run-study/report.html")).unwrap());
+    for part in [
+        "Step time",
+        "time since the start (s)",
+        "time (ms)",
+        "processors used",
+        "memory (MiB)",
+        "intensity (FLOP/byte)",
+        "rate (FLOP/s)",
+        "Time by op",
+        "planned in all",
+        "this run uses none",
+        "mapl study dpo --model model",
+    ] {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    // The run itself is an ordinary one, and the weights are those of a run that nobody watched.
+    bench.run("dpo --model model --train-file groups.jsonl --output-dir alone --max-steps 5 --device cpu --quiet").ok();
+    assert_eq!(bench.bytes("run/model.safetensors"), bench.bytes("alone/model.safetensors"));
+    let again = bench.run(&run.replace("output-dir run", "output-dir other --study-dir run-study"));
+    again.fails(2, &["already holds study.json"]);
+}
+
+#[test]
+fn a_benchmark_is_observed() {
+    let bench = Bench::new();
+    let words = "study bench --study-dir seen --device cpu --model tiny --op norm,linear_fwd --repeats 20 --seconds 1 \
+                 --rotate-mib 1 --sample-interval 2";
+    bench.run(words).ok();
+    let study = bench.json("seen/study.json");
+    assert_eq!(study["outcome"], "finished");
+    let calls = study["calls"].as_array().unwrap();
+    assert!(calls.iter().any(|call| call["row"]["op"] == "norm_fwd"));
+    for call in calls {
+        // A span for each of the three passes, and readings within them.
+        assert_eq!(call["spans_s"].as_array().unwrap().len(), 3, "{call}");
+        assert!(call["readings"].as_u64().unwrap() > 0 && call["power_w"].is_null(), "{call}");
+        assert!(call["row"]["samples"].as_u64().unwrap() >= 5, "{call}");
+    }
+    let text = text_of(&String::from_utf8(bench.bytes("seen/report.html")).unwrap());
+    for part in
+        ["tiny on cpu, f32", "rate (FLOP/s)", "median (µs)", "processors used", "mapl study bench --study-dir seen"]
+    {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    bench.run(words).fails(2, &["already holds study.json", "--overwrite"]);
+    bench.run(&format!("{words} --overwrite")).ok();
+    bench.run("study bench --study-dir other --list").fails(2, &["--list"]);
+    assert!(!bench.at("other").exists());
+}
+
+#[test]
+fn a_run_that_cannot_begin_leaves_no_study() {
+    let bench = Bench::new();
+    let words = "study reward --model nowhere --train-file groups.jsonl --output-dir run --device cpu";
+    bench.run(words).fails(6, &["nowhere"]);
+    assert!(!bench.at("run-study").exists());
+    let bad = bench.run(&format!("{} --peak-tflops 0", words.replace("nowhere", "model")));
+    bad.fails(2, &["--peak-tflops"]);
+    bench.run(&format!("{words} --profile")).fails(2, &["--profile"]);
+}
+
+/// Steps of a made-up run on a card that gives power but no energy.
+fn of_card(energy: bool) -> Study {
+    let observed = Observed::default();
+    let began = Instant::now();
+    let second = Duration::from_secs(1);
+    let cost = |bytes, flops| Cost { bytes, flops };
+    for step in 1..=6u32 {
+        let ops = [
+            OpTime { op: "linear_fwd", calls: 2, seconds: 0.5, cost: cost(1 << 30, 200_000_000_000_000) },
+            OpTime { op: "norm_fwd", calls: 1, seconds: 0.25, cost: cost(500_000_000_000, 1_000_000) },
+        ];
+        observed.add(u64::from(step), began + second * step, second, (4096, 8), &ops);
+    }
+    observed.plan(vec![("weights".into(), 1 << 30)]);
+    observed.taken(3 << 30);
+    let sample = |at: u32| Sample {
+        time_s: f64::from(at) * 0.5,
+        power_w: Some(if at.is_multiple_of(2) { 300.0 } else { 500.0 }),
+        energy_j: energy.then_some(1000.0 + 200.0 * f64::from(at)),
+        sm_clock_mhz: Some(1755.0),
+        tensor_active: (at > 3).then_some(0.5),
+        ..Sample::default()
+    };
+    let readings = Readings {
+        samples: (0..13).map(sample).collect(),
+        missing: vec![("pcie_in".into(), "not supported".into())],
+        began: Some(began),
+    };
+    let facts = Facts { hardware: "a card".into(), peak_flops: Some(1e15), ..Facts::default() };
+    let rates = Rates { memory: 4e12, product: 8e14 };
+    Study::new(facts, "finished".into(), Some(rates), observed.take(), readings)
+}
+
+#[test]
+fn utilisation_energy_and_ceilings_are_those_computed_by_hand() {
+    let study = of_card(false);
+    let summary = study.summary.as_ref().unwrap();
+    assert_eq!((summary.steps, summary.tokens_per_s, summary.groups_per_s), (4, 4096.0, 8.0));
+    // 2e14 and 1e6 FLOPs in a second, of 1e15.
+    assert!((summary.utilisation.unwrap() - 0.2).abs() < 1e-6);
+    // Four seconds of 400 W on average, 32 groups.
+    let energy = summary.energy.as_ref().unwrap();
+    assert_eq!(energy.source, "power");
+    assert!((energy.joules - 1600.0).abs() < 1e-6 && (energy.joules_per_group - 50.0).abs() < 1e-6, "{energy:?}");
+    // The floor of the product is 2e14 / 8e14 = 0.25 s of 0.5 s, that of the norm 0.125 s of 0.25 s.
+    let of = |name: &str| study.ops.iter().find(|op| op.op == name).unwrap();
+    assert_eq!((of("linear_fwd").bound, of("norm_fwd").bound), (Some("product"), Some("memory")));
+    assert!((of("linear_fwd").share_of_ceiling.unwrap() - 0.5).abs() < 1e-9);
+    assert!((of("norm_fwd").share_of_ceiling.unwrap() - 0.5).abs() < 1e-9);
+    assert_eq!((of("linear_fwd").calls, of("linear_fwd").milliseconds), (2.0, 500.0));
+    assert!(study.steps.iter().all(|row| (row.host_seconds - 0.25).abs() < 1e-9));
+
+    // A counter is believed before power: 400 J a second.
+    let counted = of_card(true).summary.unwrap().energy.unwrap();
+    assert_eq!(counted.source, "counter");
+    assert!((counted.joules - 1600.0).abs() < 1e-6, "{counted:?}");
+}
+
+#[test]
+fn the_page_shows_what_a_card_gives_and_names_what_it_does_not() {
+    let text = text_of(&page::html(&of_card(false)));
+    for part in ["power (W)", "clock (MHz)", "tensor cores", "20.0 %", "by power", "3072.0", "pcie_in: not supported"] {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    for absent in ["temperature (", "rate (MB/s)"] {
+        assert!(!text.contains(absent), "{absent} has no numbers");
+    }
+}
+
+#[test]
+fn ops_are_benchmarked_and_compared() {
+    let bench = Bench::new();
+    let words =
+        "bench --device cpu --model tiny --op norm,linear_fwd,preference --repeats 5 --seconds 0 --rotate-mib 1";
+    let out = bench.run(&format!("{words} --output rows.csv --output rows.json --commit abc")).ok().out;
+    assert!(out.contains("7 rows measured, 0 absent, 0 skipped, 0 failed"), "{out}");
+    let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
+    assert_eq!(rows, mapl::bench::row::read(&bench.at("rows.json")).unwrap());
+    assert!(rows.iter().all(|row| row.commit == "abc" && row.error_share.is_some_and(|share| share <= 1.0)));
+    // On processors every call has its time in units of the yardstick too, and a unit is far longer than a microsecond.
+    assert!(
+        rows.iter().all(|row| row.paced().is_some_and(|(median, ..)| median < 0.1 * row.median_us.unwrap())),
+        "{rows:?}"
+    );
+    let out = bench.run(&format!("{words} --compare rows.csv")).ok().out;
+    assert!(out.contains("0 new, 0 only in the earlier record"), "{out}");
+    let list = bench.run("bench --list --device cpu --op attention --model gpt2-124m,llama-3.1-8b").ok().out;
+    assert_eq!(list.lines().count(), 8, "{list}");
+    // A layer's name is no part of `tokens`, and a size is a whole one: outputs of 768 are those of o and down.
+    for (flags, count) in [
+        ("--op linear_fwd --model gpt2-124m --shape o", 1),
+        ("--op linear_fwd --model gpt2-124m --shape outputs=768", 2),
+        ("--op linear_fwd --model gpt2-124m --shape qkv,inputs=307", 1),
+        ("--op linear --model square", 6),
+    ] {
+        let list = bench.run(&format!("bench --list --device cpu {flags}")).ok().out;
+        assert_eq!(list.lines().count(), count, "{flags}: {list}");
+    }
+    for (words, code, what) in [
+        ("bench --model gpt3", 2, "llama-3.1-8b"),
+        ("bench --device cpu --dtype bf16", 2, "f32"),
+        ("bench --device reference", 2, "verified against"),
+        ("bench --tokens 5", 2, "--tokens 5"),
+        ("bench --seconds nan", 2, "--seconds"),
+        ("bench --compare nowhere.csv", 1, "nowhere.csv"),
+        ("bench --device cpu --output model", 2, "it is a folder"),
+        ("bench --threshold 1", 2, "--compare"),
+        ("bench --pairs 3", 2, "--plan"),
+    ] {
+        bench.run(words).fails(code, &[what]);
+    }
+}
+
+#[test]
+fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
+    let bench = Bench::new();
+    bench.write(
+        "sweep.toml",
+        "method = \"reward\"\n[flags]\nmodel = \"model\"\ntrain-file = \"groups.jsonl\"\nmax-steps = 4\ndevice = \"cpu\"\n\
+         [vary]\nper-device-train-batch-size = [1, 2]\nprefix-sharing = [\"on\", \"off\", \"maybe\"]\n",
+    );
+    let out = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert!(out.contains("3/6 per-device-train-batch-size=1 prefix-sharing=maybe: failed: invalid value"), "{out}");
+    let rows = bench.json("grid/sweep.json");
+    let points = rows["points"].as_array().unwrap();
+    assert_eq!(points.len(), 6);
+    let number = |at: usize, name: &str| points[at][name].as_f64().unwrap_or_else(|| panic!("{at} {name}: {rows}"));
+    for at in [0, 1, 3, 4] {
+        assert_eq!(points[at]["error"], "", "{rows}");
+        assert_eq!(number(at, "steps"), 2.0);
+        assert!(number(at, "tokens_per_s") > 0.0 && number(at, "share_of_product") > 0.0);
+    }
+    assert!(points[2]["error"].as_str().unwrap().contains("maybe") && points[2]["step_ms"].is_null());
+    // Without sharing every sequence has its prompt to itself.
+    let tokens = |point: &str| {
+        let study = bench.json(&format!("grid/{point}/study.json"));
+        study["steps"].as_array().unwrap().iter().map(|step| step["tokens"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(tokens("p002") > tokens("p001"), "{} {}", tokens("p002"), tokens("p001"));
+    assert!(!bench.at("grid/p001/run").exists());
+    let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 7);
+    assert!(csv.starts_with("point,per-device-train-batch-size,prefix-sharing,error,steps,step_ms"), "{csv}");
+    let text = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
+    for part in
+        ["Over per-device-train-batch-size", "prefix-sharing=off", "Tokens a second (1/s)", "p003: invalid value"]
+    {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    // What is there is not repeated, what failed is.
+    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert_eq!(again.matches("there already").count(), 4, "{again}");
+    bench.run("study sweep nowhere.toml --output-dir grid").fails(1, &["nowhere.toml"]);
+    bench.write("bad.toml", "method = 3");
+    bench.run("study sweep bad.toml --output-dir grid").fails(3, &["bad.toml:1", "[vary]"]);
+}
+
+/// The kernels' results at the benchmark's sizes, where the build has them.
+#[test]
+fn ops_of_the_emulator_are_verified() {
+    if mapl::backend::kernels::emulator::Emulator::new().is_err() {
+        assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"));
+        println!("SKIPPED: this build has no emulated kernels");
+        return;
+    }
+    let bench = Bench::new();
+    let out = bench.run("bench --device emulator --dtype bf16,f32 --repeats 1 --seconds 0 --output rows.csv").ok().out;
+    assert!(out.contains(" 0 skipped, 0 failed"), "{out}");
+    let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
+    for op in mapl::backend::OPS {
+        for dtype in ["bf16", "f32"] {
+            assert!(rows.iter().any(|row| row.op == *op && row.dtype == dtype), "{op} in {dtype}");
+        }
+    }
+    assert!(rows.iter().all(|row| row.share.is_none()), "emulated time has no ceiling");
+}

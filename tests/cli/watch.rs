@@ -1,0 +1,139 @@
+//! `mapl watch`: a log that grows, is cut short, replaced or damaged; pictures of any size; keys.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use mapl::watch::tail::Tail;
+use mapl::watch::view::{Choice, PANELS};
+use mapl::watch::{Watched, choose};
+use ratatui::crossterm::event::{KeyCode, KeyModifiers};
+
+use crate::workbench::Bench;
+
+fn append(path: &Path, text: &str) {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+fn step(n: u64, loss: &str) -> String {
+    let time = 1000.0 + n as f64;
+    format!(
+        "{{\"schema\":1,\"kind\":\"train\",\"step\":{n},\"time\":{time},\"step_seconds\":0.5,\"epoch\":{},\"loss\":{loss},\
+         \"grad_norm\":1.5,\"learning_rate\":1e-6,\"num_tokens\":{}}}\n",
+        n as f64 / 100.0,
+        1000 * n
+    )
+}
+
+#[test]
+fn half_lines_wait_and_other_files_begin_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    let mut tail = Tail::new(&path);
+    assert_eq!(tail.look().unwrap().rows.len(), 0);
+    let (first, second) = (step(1, "0.7"), step(2, "0.6"));
+    append(&path, &first);
+    append(&path, &second[..20]);
+    let news = tail.look().unwrap();
+    assert_eq!((news.rows.len(), news.anew), (1, false));
+    append(&path, &second[20..]);
+    append(&path, "no json\n[1]\n\n");
+    let news = tail.look().unwrap();
+    assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, false, 2));
+    assert_eq!(tail.look().unwrap().rows.len(), 0);
+    // Cut short, as a run that is resumed does.
+    std::fs::write(&path, &first).unwrap();
+    let news = tail.look().unwrap();
+    assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, true, 0));
+    // Another run of greater length in its place.
+    std::fs::write(&path, [step(7, "0.1"), step(8, "0.1"), step(9, "0.1")].concat()).unwrap();
+    let news = tail.look().unwrap();
+    assert_eq!((news.rows.len(), news.anew), (3, true));
+    std::fs::remove_file(&path).unwrap();
+    assert!(tail.look().unwrap().anew);
+    assert!(!tail.look().unwrap().anew);
+}
+
+#[test]
+fn numbers_that_are_not_finite_break_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    for n in 1..=5 {
+        append(&path, &step(n, if n == 3 { "\"NaN\"" } else { "0.5" }));
+    }
+    append(
+        &path,
+        "{\"kind\":\"eval\",\"step\":5,\"eval_loss\":0.4}\n{\"kind\":\"event\",\"step\":5,\"event\":\"saved\"}\n",
+    );
+    append(&path, &step(6, "\"inf\""));
+    std::fs::write(
+        folder.path().join("run.json"),
+        r#"{"status":"running","settings":{"max_steps":null,"epochs":0.5}}"#,
+    )
+    .unwrap();
+    let mut watched = Watched::new(folder.path()).unwrap();
+    watched.look().unwrap();
+    let state = &watched.state;
+    assert_eq!((state.not_finite, state.step, state.courses["loss"].len()), (2, 6, 4));
+    assert_eq!(state.courses["tokens_per_s"], [2.0, 3.0, 4.0, 5.0, 6.0].map(|n| (n, 2000.0)));
+    // Half an epoch of 100 steps, a second a step.
+    assert_eq!((state.total(), state.seconds_left()), (Some(50), Some(44.0)));
+    let text = watched.picture(Choice::default(), 120, 30).unwrap();
+    for part in ["running", "loss inf", "2 numbers were not finite", "step 6 of 50, 44 s left", "step 5: event saved"] {
+        assert!(text.contains(part), "{part} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn every_page_is_drawn_at_every_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    let mut watched = Watched::new(&path).unwrap();
+    watched.look().unwrap();
+    assert!(watched.picture(Choice::default(), 60, 12).unwrap().contains("waiting for the first step"));
+    (1..=40).for_each(|n| append(&path, &step(n, "0.5")));
+    watched.look().unwrap();
+    for panel in 0..PANELS.len() {
+        for (width, height) in [(1, 1), (2, 3), (10, 5), (40, 8), (80, 24), (300, 100)] {
+            for window in [None, Some(1), Some(10)] {
+                let text = watched.picture(Choice { panel, window }, width, height).unwrap();
+                assert_eq!(text.split('\n').count(), usize::from(height));
+                assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)));
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_turn_pages_and_change_the_window() {
+    let mut choice = Choice::default();
+    let mut press = |key| choose(&mut choice, key, KeyModifiers::NONE, 1000).then_some(choice);
+    assert_eq!(press(KeyCode::Left), Some(Choice { panel: PANELS.len() - 1, window: None }));
+    assert_eq!(press(KeyCode::Right), Some(Choice { panel: 0, window: None }));
+    assert_eq!(press(KeyCode::Char('+')), Some(Choice { panel: 0, window: Some(500) }));
+    assert_eq!(press(KeyCode::Char('+')).unwrap().window, Some(250));
+    assert_eq!(press(KeyCode::Char('-')).unwrap().window, Some(500));
+    assert_eq!(press(KeyCode::Char('-')).unwrap().window, None);
+    assert_eq!(press(KeyCode::Char('x')).unwrap().window, None);
+    assert_eq!(press(KeyCode::Char('q')), None);
+    assert_eq!(press(KeyCode::Esc), None);
+    assert!(!choose(&mut choice, KeyCode::Char('c'), KeyModifiers::CONTROL, 9));
+}
+
+#[test]
+fn a_real_run_is_shown_and_a_live_view_needs_a_terminal() {
+    let bench = Bench::new();
+    bench.run("dpo --model model --train-file groups.jsonl --output-dir run --max-steps 4 --device cpu --quiet").ok();
+    for (page, part) in
+        [("loss", "loss by kind"), ("accuracy", "rewards/accuracies/intra"), ("optimiser", "learning rate")]
+    {
+        let out = bench.run(&format!("watch run --once --page {page} --width 110 --height 40")).ok().out;
+        assert!(out.contains(part) && out.contains("step 4 of 4") && out.contains("finished"), "{out}");
+    }
+    let copy = bench.run("watch run/metrics.jsonl --once").ok().out;
+    assert!(copy.contains("step 4 of 4"), "{copy}");
+    bench.run("watch run").fails(2, &["--once"]);
+    bench.run("watch nowhere").fails(2, &["nowhere", "metrics.jsonl"]);
+    bench.run("watch run --once --width 0").fails(2, &["--width"]);
+    bench.run("watch run --page loss").fails(2, &["--once"]);
+}

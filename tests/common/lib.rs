@@ -1,0 +1,301 @@
+//! What the tests of ops share: buffers with guards, seeded inputs, batches of trees, comparison with the oracle.
+//!
+//! An op is run by a generic function of [`runs`] on any backend; [`check!`] runs it on every backend under test and
+//! compares with the reference from the same rounded inputs. A new backend is one more line in that macro.
+
+pub mod compare;
+pub mod comparisons;
+pub mod fixtures;
+pub mod golden;
+pub mod head_preference;
+pub mod observed;
+pub mod runs;
+pub mod sm90;
+pub mod trees;
+
+use mapl::backend::contract::Precision;
+use mapl::backend::kernels::device::Device as _;
+use mapl::backend::kernels::driver::Driver;
+use mapl::backend::kernels::emulator::{Emulator, Schedule};
+use mapl::backend::{Backend, Buffer, View, ViewMut};
+use mapl::rng::Rng;
+
+/// Runs `$run(&on)` on the reference and on each backend under test and compares every output; `$tolerance` maps a
+/// precision and the name of an output to the error allowed.
+#[macro_export]
+macro_rules! check {
+    ($label:expr, $run:expr, $tolerance:expr) => {{
+        $crate::check_backend!(mapl::backend::cpu::Cpu, $label, $run, $tolerance);
+        $crate::check_kernels!(f32, $label, $run, $tolerance);
+        $crate::check_kernels!(half::bf16, $label, $run, $tolerance);
+    }};
+}
+
+#[macro_export]
+macro_rules! check_backend {
+    ($B:ty, $label:expr, $run:expr, $tolerance:expr) => {{
+        use mapl::backend::Backend as _;
+        let precision = <$B>::PRECISION;
+        let expected = $run(&$crate::On::new(&mapl::backend::reference::Reference, precision));
+        let backend = <$B>::default();
+        let got = $run(&$crate::On::new(&backend, precision));
+        let label = format!("{} on {}", $label, <$B>::NAME);
+        $crate::compare::outputs(&label, &got, &expected, |name: &str| $tolerance(precision, name));
+    }};
+}
+
+/// The portable kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
+/// on other numbers of multiprocessors and from other alignments of the operands. On a GPU, where there is one: within
+/// tolerance, and the same bits from either alignment.
+#[macro_export]
+macro_rules! check_kernels {
+    ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
+        use mapl::backend::Backend as _;
+        use mapl::backend::kernels::{Kernels, emulator::Emulator, hopper::Hopper};
+        let precision = <Kernels<Emulator, $A>>::PRECISION;
+        let expected = $run(&$crate::On::new(&mapl::backend::reference::Reference, precision));
+        let mut first = None;
+        for (schedule, processors, before) in $crate::EMULATED {
+            let label = format!("{} on the emulator, {precision:?}, {schedule:?}, {processors} processors", $label);
+            let Some(device) = $crate::emulator(schedule, processors) else { break };
+            let backend = Kernels::<Emulator, $A>::new(device).with_hopper(Hopper::Off);
+            let got = $run(&$crate::On { before, ..$crate::On::new(&backend, precision) });
+            match &first {
+                None => {
+                    let tolerance = |name: &str| $tolerance(precision, name);
+                    $crate::compare::outputs(&label, &got, &expected, tolerance);
+                    first = Some(got);
+                }
+                Some(first) => $crate::compare::same_bits(&label, &got, first),
+            }
+        }
+        let mut first = None;
+        for before in [8, 5] {
+            let Some(device) = $crate::gpu() else { break };
+            let label = format!("{} on the GPU, {precision:?}", $label);
+            let backend = Kernels::<_, $A>::new(device).with_hopper(Hopper::Off);
+            let got = $run(&$crate::On { before, ..$crate::On::new(&backend, precision) });
+            match &first {
+                None => {
+                    let tolerance = |name: &str| $tolerance(precision, name);
+                    $crate::compare::outputs(&label, &got, &expected, tolerance);
+                    first = Some(got);
+                }
+                Some(first) => $crate::compare::same_bits(&label, &got, first),
+            }
+        }
+    }};
+}
+
+/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for
+/// properties that need no oracle.
+#[macro_export]
+macro_rules! each_backend {
+    ($run:path) => {{
+        use mapl::backend::{Backend as _, cpu::Cpu, kernels::Kernels};
+        $run(&$crate::On::new(&Cpu::new(), Cpu::PRECISION));
+        let (schedule, processors, _) = $crate::EMULATED[0];
+        if let Some(device) = $crate::emulator(schedule, processors) {
+            let backend = Kernels::<_, f32>::new(device);
+            $run(&$crate::On::new(&backend, Precision::F32));
+        }
+        if let Some(device) = $crate::emulator(schedule, processors) {
+            let backend = Kernels::<_, half::bf16>::new(device);
+            $run(&$crate::On::new(&backend, Precision::Bf16));
+        }
+        if let Some(device) = $crate::gpu() {
+            let backend = Kernels::<_, f32>::new(device);
+            $run(&$crate::On::new(&backend, Precision::F32));
+        }
+        if let Some(device) = $crate::gpu() {
+            let backend = Kernels::<_, half::bf16>::new(device);
+            $run(&$crate::On::new(&backend, Precision::Bf16));
+        }
+    }};
+}
+
+/// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
+pub const EMULATED: [(Schedule, usize, usize); 3] =
+    [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
+
+/// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names (`emulator`, `cuda`).
+fn wanted(device: &str) -> bool {
+    std::env::var("MAPL_TEST_DEVICES").map_or(true, |names| names.split(',').any(|name| name == device))
+}
+
+/// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
+pub fn gpu() -> Option<Driver> {
+    /// Holds the primary context until the process ends: making one takes longer than most tests.
+    static HELD: std::sync::OnceLock<Option<Driver>> = std::sync::OnceLock::new();
+    if !wanted(Driver::NAME) {
+        return None;
+    }
+    HELD.get_or_init(|| Driver::new(0).ok());
+    match Driver::new(0) {
+        Ok(device) => Some(device),
+        Err(why) => {
+            assert!(std::env::var_os("MAPL_REQUIRE_GPU").is_none_or(|v| v != "1"), "{why}");
+            println!("SKIPPED on a GPU: {why}");
+            None
+        }
+    }
+}
+
+/// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
+pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
+    if !wanted(Emulator::NAME) {
+        return None;
+    }
+    match Emulator::with(schedule, processors) {
+        Ok(device) => Some(device),
+        Err(why) => {
+            assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
+            println!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
+/// Names and values of an op's outputs.
+pub type Outputs = Vec<(&'static str, Vec<f64>)>;
+
+/// Elements before (unless a test says otherwise) and after every view: ops must work from any offset and must not touch
+/// the neighbours.
+const BEFORE: usize = 5;
+const AFTER: usize = 3;
+const GUARD: f64 = -4096.0;
+/// What outputs hold before an op that overwrites them.
+pub const STALE: f64 = 777.0;
+
+/// A backend, and the precision that inputs are rounded to before they are written.
+pub struct On<'a, B> {
+    pub backend: &'a B,
+    pub inputs: Precision,
+    /// Elements before every view.
+    pub before: usize,
+}
+
+impl<'a, B> On<'a, B> {
+    pub fn new(backend: &'a B, inputs: Precision) -> Self {
+        Self { backend, inputs, before: BEFORE }
+    }
+}
+
+/// A buffer with guards around the elements of interest.
+pub struct Slot<T> {
+    pub buffer: T,
+    pub before: usize,
+    pub len: usize,
+}
+
+impl<T: Buffer> Slot<T> {
+    pub fn view(&self) -> View<'_, T> {
+        View::new(&self.buffer, self.before, self.len)
+    }
+    pub fn view_mut(&mut self) -> ViewMut<'_, T> {
+        ViewMut::new(&mut self.buffer, self.before, self.len)
+    }
+}
+
+fn round(precision: Precision, x: f64) -> f64 {
+    match precision {
+        Precision::F64 => x,
+        Precision::F32 => f64::from(x as f32),
+        Precision::Bf16 => half::bf16::from_f64(x).to_f64(),
+    }
+}
+
+fn guarded(before: usize, values: impl Iterator<Item = f64>) -> Vec<f64> {
+    std::iter::repeat_n(GUARD, before).chain(values).chain([GUARD; AFTER]).collect()
+}
+
+impl<B: Backend> On<'_, B> {
+    pub fn act(&self, values: &[f64]) -> Slot<B::Act> {
+        let host = guarded(self.before, values.iter().map(|&x| round(self.inputs, x)));
+        let mut buffer = self.backend.zeros_act(host.len()).unwrap();
+        self.backend.write_act(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
+        Slot { buffer, before: self.before, len: values.len() }
+    }
+    pub fn acc(&self, values: &[f64]) -> Slot<B::Acc> {
+        let precision = if self.inputs == Precision::F64 { Precision::F64 } else { Precision::F32 };
+        let host = guarded(self.before, values.iter().map(|&x| round(precision, x)));
+        let mut buffer = self.backend.zeros_acc(host.len()).unwrap();
+        self.backend.write_acc(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
+        Slot { buffer, before: self.before, len: values.len() }
+    }
+    pub fn idx(&self, values: &[i32]) -> Slot<B::Idx> {
+        let host: Vec<i32> =
+            std::iter::repeat_n(-1, self.before).chain(values.iter().copied()).chain([-1; AFTER]).collect();
+        let mut buffer = self.backend.zeros_idx(host.len()).unwrap();
+        self.backend.write_idx(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
+        Slot { buffer, before: self.before, len: values.len() }
+    }
+    /// An output to be overwritten.
+    pub fn act_out(&self, len: usize) -> Slot<B::Act> {
+        self.act(&vec![STALE; len])
+    }
+    /// An output to be overwritten.
+    pub fn acc_out(&self, len: usize) -> Slot<B::Acc> {
+        self.acc(&vec![STALE; len])
+    }
+    pub fn read_act(&self, slot: &Slot<B::Act>) -> Vec<f64> {
+        let mut host = vec![0.0; slot.len + slot.before + AFTER];
+        self.backend.read_act(View::first(&slot.buffer, host.len()), &mut host).unwrap();
+        unguarded(slot.before, host)
+    }
+    pub fn read_acc(&self, slot: &Slot<B::Acc>) -> Vec<f64> {
+        let mut host = vec![0.0; slot.len + slot.before + AFTER];
+        self.backend.read_acc(View::first(&slot.buffer, host.len()), &mut host).unwrap();
+        unguarded(slot.before, host)
+    }
+}
+
+fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
+    let end = host.len() - AFTER;
+    assert!(host[..before].iter().chain(&host[end..]).all(|&x| x == GUARD), "an op wrote outside its view");
+    host[before..end].to_vec()
+}
+
+/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where activations are bf16.
+pub fn stored_as_acc(precision: Precision) -> Precision {
+    if precision == Precision::Bf16 { Precision::F32 } else { precision }
+}
+
+/// Seeded normal numbers of the given standard deviation.
+pub fn normal(label: &str, len: usize, deviation: f64) -> Vec<f64> {
+    let mut rng = Rng::keyed(1, &["inputs", label]);
+    (0..len).map(|_| rng.normal() * deviation).collect()
+}
+
+/// Seeded indices below `n`.
+pub fn indices(label: &str, len: usize, n: usize) -> Vec<i32> {
+    let mut rng = Rng::keyed(1, &["indices", label]);
+    (0..len).map(|_| rng.below(n) as i32).collect()
+}
+
+/// Host form of `Runs`: items sorted by key.
+pub struct HostRuns {
+    pub order: Vec<i32>,
+    pub offsets: Vec<i32>,
+    pub keys: Vec<i32>,
+}
+
+/// Keys below 0 are padding and come last.
+pub fn runs_of(keys_of_items: &[i32]) -> HostRuns {
+    let mut order: Vec<i32> = (0..keys_of_items.len() as i32).collect();
+    order.sort_by_key(|&i| (keys_of_items[i as usize] as u32, i));
+    let (mut offsets, mut keys) = (vec![0], Vec::new());
+    for (at, &item) in order.iter().enumerate() {
+        let key = keys_of_items[item as usize];
+        if keys.last() != Some(&key) {
+            if !keys.is_empty() {
+                offsets.push(at as i32);
+            }
+            keys.push(key);
+        }
+    }
+    if !keys.is_empty() {
+        offsets.push(order.len() as i32);
+    }
+    HostRuns { order, offsets, keys }
+}

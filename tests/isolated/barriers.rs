@@ -1,0 +1,193 @@
+//! Every barrier of the kernels is needed, and the orders of threads show it: with the barriers of one place left out, some
+//! order gives other bits or an error. One multiprocessor and small grids make each block take several tiles, so that
+//! barriers between tiles count too.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use common::runs::{self, HeadBwdInputs, NormBwdInputs};
+use common::trees::HostTree;
+use common::{On, Outputs, emulator, indices, normal};
+use mapl::backend::contract::*;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Element;
+use mapl::backend::kernels::emulator::{Barrier, Emulator, Schedule};
+use mapl::backend::kernels::hopper::Hopper;
+use mapl::backend::{Backend as _, Write};
+
+use crate::alone;
+
+/// Orders that are tried until one shows that a barrier is missing.
+const ORDERS: [Schedule; 6] = [
+    Schedule::Falling,
+    Schedule::Rising,
+    Schedule::Random(1),
+    Schedule::Random(2),
+    Schedule::Random(3),
+    Schedule::Random(4),
+];
+
+type Run<A> = fn(&On<'_, Kernels<Emulator, A>>) -> Outputs;
+
+fn run<A: Element>(run: Run<A>, device: Emulator) -> Outputs {
+    // The kernels for Hopper begin with a barrier that no order can miss: consumers wait for the producer's registers anyhow.
+    let backend = Kernels::<_, A>::new(device).with_hopper(Hopper::Off);
+    let on = On { before: 8, ..On::new(&backend, <Kernels<Emulator, A>>::PRECISION) };
+    run(&on)
+}
+
+fn same(a: &Outputs, b: &Outputs) -> bool {
+    a.iter().zip(b).all(|(a, b)| a.1.iter().zip(&b.1).all(|(x, y)| x.to_bits() == y.to_bits()))
+}
+
+/// Leaves out the barriers of one place after another. Returns how many places there are.
+fn every_barrier_is_missed<A: Element>(name: &str, op: Run<A>) -> usize {
+    let Some(device) = emulator(Schedule::Rising, 1) else { return usize::MAX };
+    // A kernel that lacks a barrier may take an index for another and write anywhere.
+    let _alone = alone();
+    let _ = Emulator::barriers();
+    let expected = run(op, device);
+    let barriers = Emulator::barriers();
+    for barrier in &barriers {
+        let missed = |schedule: Schedule, barrier: Barrier| {
+            let device = Emulator::with(schedule, 1).unwrap().without(barrier);
+            // What goes wrong may also be an error, which the runs of ops turn into a panic.
+            catch_unwind(AssertUnwindSafe(|| run(op, device))).map_or(true, |got| !same(&got, &expected))
+        };
+        let caught = ORDERS.iter().position(|&schedule| missed(schedule, barrier.clone()));
+        println!("{name}: {}:{} {caught:?}", barrier.file.to_string_lossy(), barrier.line);
+        assert!(caught.is_some(), "{name}: no order misses the barrier in {:?}:{}", barrier.file, barrier.line);
+    }
+    let _ = Emulator::barriers();
+    barriers.len()
+}
+
+fn norm_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    runs::norm_fwd(on, d, &normal("x", 44_000, 1.0), Some(&normal("r", 44_000, 1.0)), &normal("w", 1100, 1.0))
+}
+
+fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    let (rows, row) = (normal("rows", 44_000, 1.0), normal("row", 1100, 1.0));
+    let rstd = normal("rstd", 40, 1.0);
+    let i = NormBwdInputs {
+        dy: &rows,
+        sum: &rows,
+        rstd: &rstd,
+        weight: &row,
+        dsum: &rows,
+        dweight: &row,
+        write: Write::Add,
+    };
+    runs::norm_bwd(on, d, &i)
+}
+
+fn linear_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearDims { tokens: 260, inputs: 136, outputs: 260 };
+    runs::linear_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), None)
+}
+
+fn linear_glu_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearGluDims { tokens: 260, hidden: 136, intermediate: 130 };
+    runs::linear_glu_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), true)
+}
+
+fn linear_glu_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearGluDims { tokens: 260, hidden: 136, intermediate: 260 };
+    let (dy, weight) = (normal("dy", 260 * 136, 1.0), normal("w", 260 * 136, 0.1));
+    runs::linear_glu_bwd(on, d, &dy, &weight, &normal("gate_up", 260 * 520, 1.0))
+}
+
+fn linear_bwd_input<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearDims { tokens: 260, inputs: 260, outputs: 136 };
+    let (dy, weight) = (normal("dy", 260 * 136, 1.0), normal("w", 260 * 136, 0.1));
+    runs::linear_bwd_input(on, d, &dy, &weight, &normal("start", 260 * 260, 1.0), Write::Add)
+}
+
+fn linear_bwd_weight<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LinearDims { tokens: 136, inputs: 260, outputs: 260 };
+    let (dy, x) = (normal("dy", 260 * 136, 1.0), normal("x", 260 * 136, 0.1));
+    runs::linear_bwd_weight(on, d, &dy, &x, &normal("start", 260 * 260, 1.0), Write::Add)
+}
+
+/// Four steps of 32 along the depth, so that the last one lies in the first stage, where joined terms meet.
+const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140 };
+
+fn head_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));
+    runs::head_logprob_fwd(on, HEAD, &x, &head, &indices("source", 140, 30), &indices("target", 140, 1500))
+}
+
+fn head_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));
+    let (source, target) = (indices("source", 140, 30), indices("target", 140, 1500));
+    let (lse, dlogp) = (normal("lse", 140, 1.0), normal("dlogp", 140, 1.0));
+    let dhead = normal("dhead", 1500 * 104, 1.0);
+    let i = HeadBwdInputs {
+        hidden: &x,
+        head: &head,
+        source: &source,
+        target: &target,
+        lse: &lse,
+        dlogp: &dlogp,
+        dhead: &dhead,
+        write: Write::Add,
+    };
+    runs::head_logprob_bwd(on, HEAD, &i)
+}
+
+/// Paths of several tiles (a prompt of 150 tokens, two longer ones below it, responses below those), and more segments than
+/// the block that lists the work has threads.
+fn tree() -> HostTree {
+    let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (65, Some(2)), (1, Some(2))];
+    (0..260).fold(HostTree::new().tree(&nodes), |tree, _| tree.tree(&[(1, None)]))
+}
+
+fn attention_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let tree = tree();
+    let d = tree.dims(2, 1, 32);
+    runs::attention_fwd(on, d, &tree, &normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0))
+}
+
+fn attention_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let tree = tree();
+    let d = tree.dims(2, 1, 32);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    let forward: Outputs =
+        vec![("o", normal("o", d.tokens * d.heads * d.head_dim, 1.0)), ("lse", vec![5.0; d.heads * d.tokens])];
+    runs::attention_bwd(on, d, &tree, &qkv, &normal("do", d.tokens * d.heads * d.head_dim, 1.0), &forward)
+}
+
+fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    runs::grad_norm(on, 1.0, &normal("grads", 300_000, 1.0), &[1e-3, 3.0, 0.0, 0.0, 0.0, 0.0])
+}
+
+#[test]
+fn of_norms() {
+    assert!(every_barrier_is_missed::<half::bf16>("norm_fwd", norm_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("norm_bwd", norm_bwd) >= 2);
+    assert!(every_barrier_is_missed::<f32>("grad_norm", grad_norm) >= 1);
+}
+
+#[test]
+fn of_linear_layers() {
+    assert!(every_barrier_is_missed::<half::bf16>("linear_fwd", linear_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_input", linear_bwd_input) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_weight", linear_bwd_weight) >= 2);
+    assert!(every_barrier_is_missed::<f32>("linear_fwd", linear_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_fwd", linear_glu_fwd) >= 2);
+    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_bwd", linear_glu_bwd) >= 2);
+}
+
+#[test]
+fn of_the_vocabulary_head() {
+    assert!(every_barrier_is_missed::<half::bf16>("head_logprob_fwd", head_fwd) >= 4);
+    assert!(every_barrier_is_missed::<half::bf16>("head_logprob_bwd", head_bwd) >= 2);
+}
+
+#[test]
+fn of_attention() {
+    assert!(every_barrier_is_missed::<half::bf16>("attention_fwd", attention_fwd) >= 3);
+    assert!(every_barrier_is_missed::<half::bf16>("attention_bwd", attention_bwd) >= 3);
+    assert!(every_barrier_is_missed::<f32>("attention_fwd", attention_fwd) >= 3);
+}

@@ -1,0 +1,73 @@
+//! RoPE and SwiGLU against the reference, and the rotation against its inverse.
+
+use common::{On, check, each_backend, indices, normal, runs};
+use mapl::backend::Backend;
+use mapl::backend::contract::*;
+
+#[test]
+fn rotation_forward_and_backward() {
+    for (tokens, heads, unrotated_heads, head_dim) in
+        [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)]
+    {
+        let d = RopeDims { tokens, heads, unrotated_heads, head_dim, positions: 50 };
+        let angles = normal("angles", 50 * head_dim / 2, 3.0);
+        let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let positions = indices("positions", tokens, 50);
+        let qkv = normal("qkv", tokens * (heads + unrotated_heads) * head_dim, 1.0);
+        for back in [false, true] {
+            let tolerance = |p, _: &str| Tolerance::dot(p, 2);
+            check!(
+                format!("{tokens} tokens, {heads} heads x {head_dim}, back {back}"),
+                |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back),
+                tolerance
+            );
+        }
+    }
+}
+
+/// A rotation and its inverse, in both orders.
+fn there_and_back<B: Backend>(on: &On<B>) {
+    let d = RopeDims { tokens: 7, heads: 5, unrotated_heads: 2, head_dim: 64, positions: 50 };
+    let angles = normal("angles", 50 * 32, 3.0);
+    let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+    let positions = indices("positions", d.tokens, 50);
+    let qkv = on.read_act(&on.act(&normal("qkv", d.tokens * 7 * 64, 1.0)));
+    let tolerance = match B::PRECISION {
+        // Each rotation rounds a number to bf16 as large as its pair's length, here at most 5.
+        Precision::Bf16 => Tolerance { atol: 2.0 * 5.0 * Precision::Bf16.act_roundoff(), rtol: 0.0 },
+        p => Tolerance::dot(p, 8),
+    };
+    for back in [false, true] {
+        let rotated = runs::rope(on, d, &positions, (&cos, &sin), &qkv, back)[0].1.clone();
+        assert_ne!(rotated, qkv);
+        let again = runs::rope(on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
+        common::compare::values("there and back", &again, &qkv, tolerance);
+    }
+}
+
+#[test]
+fn rotation_and_its_inverse() {
+    each_backend!(there_and_back);
+}
+
+#[test]
+fn gated_activation() {
+    for (tokens, intermediate) in [(0, 8), (1, 1), (7, 33), (129, 172), (3, 20_000)] {
+        let d = GluDims { tokens, intermediate };
+        let (gate_up, dact) = (normal("gu", tokens * 2 * intermediate, 2.0), normal("d", tokens * intermediate, 1.0));
+        let label = format!("{tokens} x {intermediate}");
+        // gate * up reaches about 50 here; rtol covers it, atol is for terms of order four.
+        let tolerance = |p, _: &str| d.tolerance(p).scaled(4.0);
+        check!(label, |on: &_| runs::glu_fwd(on, d, &gate_up), tolerance);
+        check!(label, |on: &_| runs::glu_bwd(on, d, &dact, &gate_up), tolerance);
+    }
+}
+
+#[test]
+fn saturated_gates() {
+    let d = GluDims { tokens: 1, intermediate: 6 };
+    let gate_up = [-200.0, -90.0, 0.0, 90.0, 200.0, 1e30, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let tolerance = |p, _: &str| d.tolerance(p);
+    check!("saturated", |on: &_| runs::glu_fwd(on, d, &gate_up), tolerance);
+    check!("saturated", |on: &_| runs::glu_bwd(on, d, &[1.0; 6], &gate_up), |p, _: &str| d.tolerance(p).scaled(6.0));
+}

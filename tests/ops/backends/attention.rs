@@ -1,0 +1,213 @@
+//! Attention over prefix trees against the reference: every tree shape of `common::trees`, head sizes on and off the
+//! tiles, 1, 3 and 7 query heads per key-value head, segments around the length of a tile; and that a query's result is
+//! the same bits whatever else is in the batch.
+
+use std::ops::Range;
+
+use common::trees::{HostTree, batches};
+use common::{On, Outputs, check, check_backend, check_kernels, normal, runs};
+use half::bf16;
+use mapl::Error;
+use mapl::backend::contract::*;
+use mapl::backend::cpu::Cpu;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Element;
+use mapl::backend::kernels::emulator::{Emulator, Schedule};
+use mapl::backend::reference::Reference;
+
+/// (heads, kv_heads, head_dim)
+type Heads = (usize, usize, usize);
+
+const HEADS: &[Heads] = &[(2, 2, 16), (3, 1, 64), (14, 2, 16), (2, 1, 80), (1, 1, 128), (80, 1, 4)];
+
+/// Which backends a case runs on; the emulator is slow.
+#[derive(Clone, Copy, PartialEq)]
+enum Where {
+    Cpu,
+    Kernels,
+    All,
+}
+
+fn forward_and_backward(on: Where, label: &str, d: AttentionDims, tree: &HostTree, qkv: &[f64]) {
+    let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
+    let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) };
+    // o and lse reach the backward rounded alike for all backends of a precision, and belong to its inputs.
+    let forward = |p| runs::attention_fwd(&On::new(&Reference, p), d, tree, qkv);
+    let saved = [Precision::F32, Precision::Bf16].map(forward);
+    let saved = |p: Precision| &saved[usize::from(p == Precision::Bf16)];
+    macro_rules! gradients {
+        ($on:expr, $precision:expr) => {
+            runs::attention_bwd($on, d, tree, qkv, &do_, saved($precision))
+        };
+    }
+    let (forward, backward) = (format!("{label} forward"), format!("{label} backward"));
+    if on != Where::Kernels {
+        check_backend!(Cpu, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
+        check_backend!(Cpu, backward, |on: &_| gradients!(on, Precision::F32), |p, _: &str| d.gradient_tolerance(p));
+    }
+    if on != Where::Cpu {
+        check_kernels!(f32, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
+        check_kernels!(bf16, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
+        check_kernels!(f32, backward, |on: &_| gradients!(on, Precision::F32), |p, _: &str| d.gradient_tolerance(p));
+        check_kernels!(bf16, backward, |on: &_| gradients!(on, Precision::Bf16), |p, _: &str| d.gradient_tolerance(p));
+    }
+}
+
+fn case(on: Where, name: &str, tree: &HostTree, (heads, kv_heads, head_dim): Heads) {
+    let d = tree.dims(heads, kv_heads, head_dim);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    forward_and_backward(on, &format!("{name}, {heads}/{kv_heads} x {head_dim}"), d, tree, &qkv);
+}
+
+#[test]
+fn trees_of_every_shape() {
+    for (name, tree) in batches() {
+        for &heads in HEADS {
+            case(Where::Cpu, name, &tree, heads);
+        }
+        case(Where::Kernels, name, &tree, (if tree.tokens() > 200 { 1 } else { 2 }, 1, 16));
+    }
+}
+
+#[test]
+fn heads_of_every_size_and_ratio_on_kernels() {
+    let tree = HostTree::new().tree(&[(41, None), (30, Some(0)), (9, Some(0))]).tree(&[(1, None)]);
+    for heads in [(1, 1, 64), (3, 1, 80), (7, 1, 32), (6, 2, 96), (2, 1, 128), (1, 1, 256), (14, 2, 4), (2, 1, 20)] {
+        case(Where::Kernels, "two trees", &tree, heads);
+    }
+}
+
+#[test]
+fn segments_around_a_tile_on_kernels() {
+    let tree = HostTree::new()
+        .tree(&[(63, None), (1, Some(0)), (64, Some(0)), (1, Some(1))])
+        .tree(&[(65, None), (129, Some(0))])
+        .tree(&[(1, None), (64, Some(0)), (63, Some(1)), (2, Some(2))])
+        .tree(&[(129, None)]);
+    case(Where::Kernels, "segments of 1, 63, 64, 65 and 129", &tree, (2, 1, 8));
+    let responses = |n| (0..n).map(|i| (3 + i, Some(0)));
+    for n in [2, 8] {
+        let segments: Vec<_> = std::iter::once((37, None)).chain(responses(n)).collect();
+        case(Where::Kernels, &format!("a prompt and {n} responses"), &HostTree::new().tree(&segments), (1, 1, 24));
+    }
+}
+
+/// The backward apart from the forward: what the forward saves comes from the reference.
+#[test]
+fn backward_alone_on_kernels() {
+    let tree = HostTree::new().tree(&[(70, None), (40, Some(0)), (70, Some(0))]);
+    let d = tree.dims(2, 1, 32);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
+    let saved = runs::attention_fwd(&On::new(&Reference, Precision::Bf16), d, &tree, &qkv);
+    check_kernels!(
+        bf16,
+        "backward alone",
+        |on: &_| runs::attention_bwd(on, d, &tree, &qkv, &do_, &saved),
+        |p, _: &str| d.gradient_tolerance(p)
+    );
+}
+
+#[test]
+fn equal_rows_and_large_scores() {
+    let tree = HostTree::new().tree(&[(20, None), (14, Some(0)), (3, Some(0))]);
+    let d = tree.dims(4, 2, 16);
+    let width = d.fused_heads() * d.head_dim;
+    let row = normal("row", width, 1.0);
+    forward_and_backward(Where::All, "equal rows", d, &tree, &row.repeat(d.tokens));
+    // Scores of up to a few hundred: the softmax is nearly one-hot and must not overflow.
+    let mut large = normal("large", d.tokens * width, 1.0);
+    for row in large.chunks_exact_mut(width) {
+        row[..d.heads * d.head_dim].iter_mut().for_each(|q| *q *= 50.0);
+    }
+    let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) }.scaled(200.0);
+    check!("large scores", |on: &_| runs::attention_fwd(on, d, &tree, &large), tolerance);
+}
+
+#[test]
+fn queries_that_are_not_finite_are_nan_and_leave_others_alone() {
+    let tree = HostTree::new().tree(&[(20, None), (14, Some(0)), (3, Some(0))]);
+    let d = tree.dims(2, 1, 16);
+    let width = d.fused_heads() * d.head_dim;
+    let mut qkv = normal("qkv", d.tokens * width, 1.0);
+    qkv[7 * width + 3] = f64::NAN;
+    qkv[25 * width + 18] = f64::INFINITY;
+    let oracle = runs::attention_fwd(&On::new(&Reference, Precision::F32), d, &tree, &qkv);
+    assert_eq!(oracle[1].1.iter().filter(|lse| lse.is_nan()).count(), 2, "one row of each head");
+    let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) };
+    check!("bad queries", |on: &_| runs::attention_fwd(on, d, &tree, &qkv), tolerance);
+}
+
+/// Outputs of the tokens `rows` alone: o, lse by head, dqkv.
+fn rows_of(d: &AttentionDims, outputs: &Outputs, rows: Range<usize>) -> Vec<Vec<f64>> {
+    let (o, lse, dqkv) = (&outputs[0].1, &outputs[1].1, &outputs[2].1);
+    let take = |from: &[f64], width: usize| from[rows.start * width..rows.end * width].to_vec();
+    let lse = lse.chunks_exact(d.tokens).flat_map(|row| row[rows.clone()].to_vec()).collect();
+    vec![take(o, d.heads * d.head_dim), lse, take(dqkv, d.fused_heads() * d.head_dim)]
+}
+
+/// Forward and backward of a batch on the emulator.
+fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> Option<(AttentionDims, Outputs)> {
+    let d = tree.dims(heads.0, heads.1, heads.2);
+    let backend = Kernels::<Emulator, A>::new(common::emulator(Schedule::Rising, 3)?);
+    let on = On { before: 8, ..On::new(&backend, A::PRECISION) };
+    let mut outputs = runs::attention_fwd(&on, d, tree, qkv);
+    let backward = runs::attention_bwd(&on, d, tree, qkv, do_, &outputs);
+    outputs.extend(backward);
+    Some((d, outputs))
+}
+
+fn results_belong_to_the_path<A: Element>() {
+    let heads: Heads = (3, 1, 16);
+    let (width, out) = (5 * 16, 3 * 16);
+    let shape: &[(usize, Option<usize>)] = &[(50, None), (31, Some(0)), (70, Some(0)), (2, Some(1))];
+    let tokens: usize = shape.iter().map(|s| s.0).sum();
+    let (qkv, do_) = (normal("qkv", tokens * width, 1.0), normal("do", tokens * out, 1.0));
+    let Some((d, alone)) = both::<A>(&HostTree::new().tree(shape), heads, &qkv, &do_) else { return };
+    let alone = rows_of(&d, &alone, 0..tokens);
+
+    // The same tree between two others.
+    let (before, after) = (HostTree::new().tree(&[(67, None), (3, Some(0))]), [(5, None), (9, Some(0))]);
+    let around = |label: &str, own: &[f64], width: usize| {
+        [normal(&format!("{label} before"), 70 * width, 1.0), own.to_vec(), normal(label, 14 * width, 1.0)].concat()
+    };
+    let batch = before.tree(shape).tree(&after);
+    let (d, beside) = both::<A>(&batch, heads, &around("qkv", &qkv, width), &around("do", &do_, out)).unwrap();
+    let beside = rows_of(&d, &beside, 70..70 + tokens);
+    for (name, (alone, beside)) in ["o", "lse", "dqkv"].iter().zip(alone.iter().zip(&beside)) {
+        common::compare::bits(&format!("{name} beside other trees, {:?}", A::PRECISION), beside, alone);
+    }
+
+    // The path of the second segment cut at other places: the queries' results.
+    let cut = HostTree::new().tree(&[(17, None), (60, Some(0)), (4, Some(1))]);
+    let (d, cut) = both::<A>(&cut, heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
+    let cut = rows_of(&d, &cut, 0..81);
+    common::compare::bits("o of a path cut elsewhere", &cut[0], &alone[0][..81 * out]);
+    let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
+    common::compare::bits("lse of a path cut elsewhere", &cut[1], &lse);
+}
+
+#[test]
+fn results_belong_to_the_path_alone_on_kernels() {
+    results_belong_to_the_path::<f32>();
+    results_belong_to_the_path::<bf16>();
+}
+
+#[test]
+fn kernels_refuse_heads_beyond_their_registers() {
+    let tree = HostTree::new().tree(&[(1, None)]);
+    let d = tree.dims(1, 1, 257);
+    let Some(device) = common::emulator(Schedule::Rising, 1) else { return };
+    let backend = Kernels::<Emulator, f32>::new(device);
+    let on = On::new(&backend, Precision::F32);
+    let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));
+    let [starts, ancestor_offsets, ancestors, trees] = tables.each_ref().map(|t| t.view());
+    let (qkv, mut o, mut lse) = (on.act(&[0.0; 3 * 257]), on.act_out(257), on.acc_out(1));
+    let tree = Tree { starts, ancestor_offsets, ancestors, trees };
+    let args = AttentionFwd { dims: d, qkv: qkv.view(), tree, o: o.view_mut(), lse: lse.view_mut() };
+    use mapl::backend::Backend as _;
+    match backend.attention_fwd(args) {
+        Err(Error::Usage(why)) => assert!(why.contains("head_dim 257") && why.contains("256"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,170 @@
+//! The vocabulary head by powers of logits (kernels/head_logprob_sm90.cu): vocabularies off every tile, rows that share a hidden
+//! row, several clusters of rows, targets of any likelihood, a large vocabulary in one block of rows.
+
+use common::sm90::{Work, done, one_way};
+use common::{On, Outputs, compare, emulator, gpu, indices, normal, runs};
+use half::bf16;
+use mapl::backend::contract::*;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Device;
+use mapl::backend::kernels::emulator::Schedule;
+use mapl::backend::kernels::hopper::Hopper;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, Write};
+use runs::HeadBwdInputs;
+
+/// Forward, or backward with what is there before.
+struct Head {
+    d: HeadDims,
+    x: Vec<f64>,
+    head: Vec<f64>,
+    source: Vec<i32>,
+    target: Vec<i32>,
+    dlogp: Vec<f64>,
+    backward: Option<Write>,
+}
+
+impl Head {
+    fn new((tokens, hidden, vocab, rows): (usize, usize, usize, usize)) -> Self {
+        Self {
+            d: HeadDims { tokens, hidden, vocab, rows },
+            x: normal("hidden", tokens * hidden, 1.0),
+            head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
+            source: indices("source", rows, (tokens * 3 / 4).max(1)),
+            target: indices("target", rows, vocab),
+            dlogp: normal("dlogp", rows, 1.0),
+            backward: None,
+        }
+    }
+
+    fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
+        let d = self.d;
+        let Some(write) = self.backward else {
+            return runs::head_logprob_fwd(on, d, &self.x, &self.head, &self.source, &self.target);
+        };
+        let oracle = On::new(&Reference, on.inputs);
+        let lse = runs::head_logprob_fwd(&oracle, d, &self.x, &self.head, &self.source, &self.target)[1].1.clone();
+        let inputs = HeadBwdInputs {
+            hidden: &self.x,
+            head: &self.head,
+            source: &self.source,
+            target: &self.target,
+            lse: &lse,
+            dlogp: &self.dlogp,
+            dhead: &normal("dhead", d.vocab * d.hidden, 1.0),
+            write,
+        };
+        runs::head_logprob_bwd(on, d, &inputs)
+    }
+
+    fn tolerance(&self, name: &str, scale: f64) -> Tolerance {
+        let d = self.d;
+        match self.backward {
+            None => d.tolerance(Precision::Bf16).scaled(scale),
+            Some(_) => d.gradient_tolerance(Precision::Bf16, if name == "dhead" { d.rows } else { 16 }).scaled(scale),
+        }
+    }
+
+    fn label(&self, label: &str) -> String {
+        format!("{label}, {:?}, {:?}", self.d, self.backward)
+    }
+
+    /// Compares with the reference, in every order.
+    fn check(&self, label: &str, scale: f64) {
+        let expected = self.run(&On::new(&Reference, Precision::Bf16));
+        one_way(&self.label(label), Hopper::Chosen, 1, &expected, |name| self.tolerance(name, scale), self);
+    }
+
+    /// Compares with the reference, in one order.
+    fn check_once(&self, label: &str) {
+        let expected = self.run(&On::new(&Reference, Precision::Bf16));
+        let same =
+            |got: Outputs| compare::outputs(&self.label(label), &got, &expected, |name| self.tolerance(name, 1.0));
+        if let Some(device) = emulator(Schedule::Rising, 2) {
+            same(done(device, Hopper::Chosen, self));
+        }
+        if let Some(device) = gpu() {
+            same(done(device, Hopper::Chosen, self));
+        }
+    }
+}
+
+impl Work for Head {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        self.run(on)
+    }
+}
+
+/// (tokens, hidden, vocab, rows): one row and one tile that is not full; a vocabulary off 8 and 192 with two clusters of rows;
+/// hidden off the 64 of a stage and beyond the ring.
+const CASES: [(usize, usize, usize, usize); 4] =
+    [(1, 8, 5, 1), (40, 24, 1999, 300), (7, 136, 384, 30), (9, 456, 200, 12)];
+
+#[test]
+fn forward_and_backward() {
+    for sizes in CASES {
+        for backward in [None, Some(Write::Overwrite), Some(Write::Add)] {
+            Head { backward, ..Head::new(sizes) }.check("head", 1.0);
+        }
+    }
+}
+
+#[test]
+fn a_large_vocabulary_in_one_block_of_rows() {
+    let sizes = (4, 16, 151_936, 5);
+    Head::new(sizes).check("large", 1.0);
+    // The gradient takes the emulator half a minute, so it is seen in one order there.
+    Head { backward: Some(Write::Overwrite), ..Head::new(sizes) }.check_once("large");
+}
+
+/// Rows whose target is far less likely than e^-80 have their greatest logit found first; those beside them do not.
+#[test]
+fn targets_that_are_next_to_impossible() {
+    let mut case = Head::new((6, 16, 600, 6));
+    case.x.iter_mut().for_each(|x| *x = x.abs());
+    case.source = (0..6).collect();
+    case.target = vec![5, 7, 9, 5, 11, 300];
+    // Token 5: logits near 160; the others of order one.
+    case.head[5 * 16..6 * 16].fill(12.0);
+    for backward in [None, Some(Write::Overwrite)] {
+        case.backward = backward;
+        case.check("impossible", 160.0);
+    }
+}
+
+#[test]
+fn huge_and_infinite_logits() {
+    let mut case = Head::new((3, 16, 600, 4));
+    case.x.iter_mut().for_each(|x| *x = x.abs());
+    case.head[5 * 16..6 * 16].fill(1e3);
+    case.head[9 * 16..10 * 16].fill(f64::NEG_INFINITY);
+    case.head[588 * 16..].fill(f64::NEG_INFINITY);
+    (case.source, case.target) = (vec![0, 1, 2, 2], vec![5, 9, 5, 7]);
+    case.check("infinite", 1e4);
+}
+
+/// A row's log-prob does not depend on the rows beside it.
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    struct Alone(Head, usize);
+    impl Work for Alone {
+        fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+            let (c, r) = (&self.0, self.1);
+            let d = HeadDims { rows: 1, ..c.d };
+            runs::head_logprob_fwd(on, d, &c.x, &c.head, &c.source[r..=r], &c.target[r..=r])
+        }
+    }
+    let sizes = (20, 40, 500, 290);
+    let row = 270;
+    let compare = |together: Outputs, alone: Outputs| {
+        for ((name, all), (_, one)) in together.iter().zip(&alone) {
+            assert_eq!(one[0], all[row], "{name}");
+        }
+    };
+    if let (Some(one), Some(two)) = (emulator(Schedule::Rising, 2), emulator(Schedule::Rising, 3)) {
+        compare(done(one, Hopper::Chosen, &Head::new(sizes)), done(two, Hopper::Chosen, &Alone(Head::new(sizes), row)));
+    }
+    if let (Some(one), Some(two)) = (gpu(), gpu()) {
+        compare(done(one, Hopper::Chosen, &Head::new(sizes)), done(two, Hopper::Chosen, &Alone(Head::new(sizes), row)));
+    }
+}

@@ -1,0 +1,250 @@
+//! Head, loss and gradients as one op against the reference, and against the ops it stands for on the same backend: groups of
+//! many shapes, empty ones and those larger than a chunk, one-token responses, padding; weight 0, saturated losses, every
+//! curve; likelihood; a frozen head. Chunks of whole groups, one after the other, give the same as the whole.
+
+use common::head_preference::{Case, output};
+use common::sm90::{Work, one_way};
+use common::{On, Outputs, check, compare, each_backend, normal};
+use half::bf16;
+use mapl::backend::contract::*;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Device;
+use mapl::backend::kernels::hopper::Hopper;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, Write};
+
+/// Rows of chunks that the cases below are cut into: single groups, some together, a group that is larger.
+const CHUNKS: [usize; 4] = [1, 9, 16, 40];
+
+/// Hidden size and vocabulary: off 16, and off the width of a tile.
+const SMALL: (usize, usize) = (24, 131);
+
+fn mixed() -> Case {
+    Case::new("groups of several shapes", &[&[5, 4], &[3, 7, 2, 6], &[1, 8, 3]], SMALL)
+}
+
+/// Batches that differ in their groups.
+fn shapes() -> Vec<Case> {
+    vec![
+        mixed(),
+        Case::new("one group", &[&[6, 3]], SMALL),
+        Case::new("one-token responses", &[&[1, 1], &[1, 1, 1, 1], &[1, 1]], SMALL),
+        Case::new("groups without rows", &[&[0, 0], &[4, 3], &[0], &[], &[0, 0, 2], &[0, 0]], SMALL),
+        Case::new("no row at all", &[&[0, 0], &[0]], SMALL),
+        Case::new("no group", &[], SMALL),
+        Case::new("groups larger than a chunk", &[&[3, 2], &[30, 25], &[1, 1], &[21, 22], &[2, 2]], SMALL),
+        // Two blocks of rows, two slices of the vocabulary, a depth off 16.
+        Case::new("blocks of rows", &[&[40, 35], &[50, 20]], (40, 1301)),
+        mixed().padded(7),
+        Case::new("padding alone", &[], SMALL).padded(5),
+    ]
+}
+
+/// Batches that differ in their losses.
+fn losses() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let curves = [
+        Curve::Sigmoid { smoothing: 0.0 },
+        Curve::Sigmoid { smoothing: 0.2 },
+        Curve::Robust { smoothing: 0.3 },
+        Curve::Hinge,
+        Curve::Ipo,
+    ];
+    for curve in curves {
+        let case = mixed().with_loss(&format!("{curve:?}"), |p| {
+            p.curve = curve;
+            // Away from the hinge's kink.
+            p.margin.iter_mut().for_each(|margin| *margin += 0.0625);
+        });
+        cases.push(case.with("means", |case| case.reduce = Reduce::Mean));
+        cases.push(case.with_loss("no reference", |p| p.reference = None));
+        let saturated = |s: usize| if s.is_multiple_of(3) { 1e4 } else { -1e4 };
+        cases.push(case.with_loss("saturated", |p| {
+            let seqs = p.reference.as_ref().map_or(0, Vec::len);
+            p.reference = Some((0..seqs).map(saturated).collect());
+        }));
+        cases.push(case);
+    }
+    cases.push(mixed().with_loss("centred", |p| p.center = 0.01));
+    cases.push(mixed().with("direct gradients too", |case| case.direct = Some(normal("direct", 9, 0.5))));
+    // The rows of the second group have no gradient, whatever the scores are.
+    cases.push(mixed().with_loss("weight 0", |p| {
+        let of_second = p.terms.iter().map(|terms| (2..6).contains(&terms[0].0));
+        p.weight.iter_mut().zip(of_second).filter(|(_, second)| *second).for_each(|(weight, _)| *weight = 0.0);
+    }));
+    cases
+}
+
+/// Gradients of scores that are given, and what becomes of the head's gradient.
+fn gradients() -> Vec<Case> {
+    let given = |case: Case| {
+        case.with("likelihood", |case| {
+            case.loss = None;
+            case.direct = Some(normal("direct", case.groups.iter().map(Vec::len).sum(), 0.5));
+        })
+    };
+    let likelihood = given(mixed());
+    vec![
+        mixed().with("added", |case| case.write = Write::Add),
+        mixed().with("frozen", |case| case.frozen = true),
+        likelihood.with("means, added", |case| (case.reduce, case.write) = (Reduce::Mean, Write::Add)),
+        likelihood.with("frozen", |case| case.frozen = true),
+        likelihood.padded(3),
+        given(Case::new("groups without rows", &[&[0], &[5], &[], &[0]], SMALL)),
+        given(Case::new("no group", &[], SMALL)).with("added", |case| case.write = Write::Add),
+        Case::new("no row at all", &[&[0, 0]], SMALL).with("frozen", |case| case.frozen = true),
+        likelihood,
+    ]
+}
+
+fn against_the_reference(cases: &[Case]) {
+    for case in cases {
+        let errors = case.errors();
+        let tolerance = |precision, name: &str| errors.tolerance(precision, name);
+        check!(case.label, |on: &_| case.run(on).0, tolerance);
+    }
+}
+
+#[test]
+fn batches_of_many_shapes() {
+    against_the_reference(&shapes());
+}
+
+#[test]
+fn every_loss() {
+    against_the_reference(&losses());
+}
+
+#[test]
+fn given_gradients_and_frozen_heads() {
+    against_the_reference(&gradients());
+}
+
+fn all() -> Vec<Case> {
+    [shapes(), losses(), gradients()].concat()
+}
+
+/// Where the backend makes the calls, the same bits; where it does not, either form is within the tolerance of the reference.
+fn the_ops_it_stands_for<B: Backend>(on: &On<B>) {
+    for case in all() {
+        let (got, fused) = case.run(on);
+        let expected = case.run_one_by_one(on);
+        let label = format!("{} on {}", case.label, B::NAME);
+        if !fused {
+            compare::same_bits(&label, &got, &expected);
+            continue;
+        }
+        let errors = case.errors();
+        compare::outputs(&label, &got, &expected, |name| {
+            let Tolerance { atol, rtol } = errors.tolerance(B::PRECISION, name);
+            Tolerance { atol: 2.0 * atol, rtol: 2.0 * rtol }
+        });
+    }
+}
+
+#[test]
+fn the_same_as_the_ops_it_stands_for() {
+    the_ops_it_stands_for(&On::new(&Reference, Precision::F64));
+    each_backend!(the_ops_it_stands_for);
+}
+
+/// Outputs of a case worked on chunk by chunk: per row, sequence and comparison one after the other, the rest added up.
+fn in_chunks(case: &Case, most_rows: usize) -> Vec<(&'static str, Vec<f64>)> {
+    let on = On::new(&Reference, Precision::F64);
+    let chunks = chunks_of(&case.ends(), most_rows);
+    let whole = case.run(&on).0;
+    let mut joined: Vec<(&'static str, Vec<f64>)> = whole.iter().map(|(name, _)| (*name, Vec::new())).collect();
+    let mut dhead = case.dhead.clone();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let mut part = case.part(chunk);
+        part.dhead = dhead;
+        part.write = if i == 0 { case.write } else { Write::Add };
+        let outputs = part.run(&on).0;
+        for ((name, joined), (_, values)) in joined.iter_mut().zip(&outputs) {
+            match *name {
+                "sums" | "dhidden" if i > 0 => joined.iter_mut().zip(values).for_each(|(sum, x)| *sum += x),
+                "dhead" | "frozen dhead" => *joined = values.clone(),
+                _ => joined.extend(values),
+            }
+        }
+        dhead = output(&outputs, if case.frozen { "frozen dhead" } else { "dhead" }).to_vec();
+    }
+    joined
+}
+
+/// The gradient of a group's rows follows from its own scores, so a batch may be cut between groups.
+#[test]
+fn chunk_after_chunk_gives_the_whole() {
+    let on = On::new(&Reference, Precision::F64);
+    let mut cut = 0;
+    for case in all().iter().filter(|case| !case.ends().is_empty()) {
+        let whole = case.run(&on).0;
+        let errors = case.errors();
+        for most_rows in CHUNKS {
+            cut += usize::from(chunks_of(&case.ends(), most_rows).len() > 1);
+            let label = format!("{}, chunks of {most_rows}", case.label);
+            let got = in_chunks(case, most_rows);
+            for ((name, got), (_, expected)) in got.iter().zip(&whole) {
+                // Without comparisons there is nothing in these.
+                if case.loss.is_none() && ["sums", "dscore", "loss", "logit"].contains(name) {
+                    continue;
+                }
+                compare::values(&format!("{label}: {name}"), got, expected, errors.tolerance(Precision::F64, name));
+            }
+        }
+    }
+    assert!(cut > 60, "{cut} cases of more than one chunk");
+}
+
+/// Rows of weight 0 have no gradient, and hidden rows that no row points to none either.
+fn masked_rows<B: Backend>(on: &On<B>) {
+    let case = losses().into_iter().find(|case| case.label.ends_with("weight 0")).unwrap();
+    let outputs = case.run(on).0;
+    // Rows 9 to 27 and tokens 9 to 25 are those of the second group.
+    assert_eq!(output(&outputs, "dlogp")[9..27], [0.0; 18]);
+    assert!(output(&outputs, "dlogp")[..9].iter().all(|&slope| slope != 0.0));
+    let dhidden = output(&outputs, "dhidden");
+    let hidden = case.dims.hidden;
+    let used = |token: usize| case.source.contains(&(token as i32));
+    for (token, row) in dhidden.chunks(hidden).enumerate() {
+        let second = case.source[9..27].contains(&(token as i32));
+        assert_eq!(row.iter().any(|&x| x != 0.0), used(token) && !second, "token {token}");
+    }
+}
+
+#[test]
+fn rows_of_weight_zero_have_no_gradient() {
+    masked_rows(&On::new(&Reference, Precision::F64));
+    each_backend!(masked_rows);
+}
+
+/// On Hopper the head works chunk by chunk: all rows at once, or few.
+struct OnHopper<'a>(&'a Case, Option<usize>);
+
+impl Work for OnHopper<'_> {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        let (outputs, fused) = self.0.run(on);
+        assert_eq!(fused, self.0.dims.rows > 0, "{}", self.0.label);
+        outputs
+    }
+
+    fn prepare<D: Device>(&self, kernels: Kernels<D, bf16>) -> Kernels<D, bf16> {
+        match self.1 {
+            Some(rows) => kernels.with_head_rows(rows),
+            None => kernels,
+        }
+    }
+}
+
+#[test]
+fn chunks_on_hopper() {
+    for case in all() {
+        let expected = case.run(&On::new(&Reference, Precision::Bf16)).0;
+        let errors = case.errors();
+        for rows in [None, Some(9)] {
+            let label = format!("{}, chunks of {rows:?}", case.label);
+            let tolerance = |name: &str| errors.tolerance(Precision::Bf16, name);
+            one_way(&label, Hopper::Chosen, 1, &expected, tolerance, &OnHopper(&case, rows));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Linear layers by warpgroup products (kernels/matmul_sm90.cu): every tile and schedule against the reference, off every
+//! edge. On the emulator the same bits in every order of threads and on any number of multiprocessors; on a GPU the same bits
+//! again and again.
+
+use common::sm90::{Work, done, one_way};
+use common::{On, Outputs, compare, emulator, gpu, normal, runs, stored_as_acc};
+use half::bf16;
+use mapl::backend::contract::*;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Device;
+use mapl::backend::kernels::emulator::Schedule;
+use mapl::backend::kernels::geometry::Tile;
+use mapl::backend::kernels::hopper::Hopper;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, Write};
+
+/// Columns of all these have a last tile that is not full, for some tile: k off and on the 64 values of a stage, one row,
+/// more rows than a cluster's, more stages than the ring has.
+const SHAPES: [(usize, usize, usize); 5] = [(1, 8, 8), (72, 456, 136), (300, 232, 64), (130, 904, 24), (40, 200, 456)];
+
+/// Compares all cuts with the reference's results, and with one another for the bits.
+fn everywhere(label: &str, expected: &Outputs, tolerance: Tolerance, splits: &[usize], work: &impl Work) {
+    for tile in Tile::ALL {
+        for &splits in splits {
+            let label = format!("{label}, {tile:?}, {splits} splits");
+            one_way(&label, Hopper::Cut(tile, splits), tile.blocks(), expected, |_| tolerance, work);
+        }
+    }
+}
+
+struct Forward<'a> {
+    d: LinearDims,
+    x: &'a [f64],
+    weight: &'a [f64],
+    bias: Option<&'a [f64]>,
+    residual: Option<&'a [f64]>,
+}
+
+impl Forward<'_> {
+    fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
+        match (self.residual, self.bias) {
+            (Some(residual), Some(bias)) => {
+                runs::linear_fwd_residual(on, self.d, [self.x, self.weight, bias, residual])
+            }
+            _ => runs::linear_fwd(on, self.d, self.x, self.weight, self.bias),
+        }
+    }
+}
+
+impl Work for Forward<'_> {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        self.run(on)
+    }
+}
+
+/// dx or dweight: what is multiplied, and what is there before.
+struct Backward<'a> {
+    d: LinearDims,
+    dy: &'a [f64],
+    other: &'a [f64],
+    start: &'a [f64],
+    write: Write,
+    weight: bool,
+}
+
+impl Backward<'_> {
+    fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
+        if !self.weight {
+            return runs::linear_bwd_input(on, self.d, self.dy, self.other, self.start, self.write);
+        }
+        // The last part of a sum goes another way where norms are wanted, to the same bits.
+        let outputs = runs::linear_bwd_weight_norms(on, self.d, self.dy, self.other, self.start, self.write);
+        let alone = runs::linear_bwd_weight(on, self.d, self.dy, self.other, self.start, self.write);
+        compare::bits("without norms", &alone[0].1, &outputs[0].1);
+        outputs
+    }
+}
+
+impl Work for Backward<'_> {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        self.run(on)
+    }
+}
+
+#[test]
+fn forward_with_bias_and_residual() {
+    for (tokens, outputs, inputs) in SHAPES {
+        let d = LinearDims { tokens, inputs, outputs };
+        let (x, bias) = (normal("x", tokens * inputs, 1.0), normal("b", outputs, 1.0));
+        let weight = normal("w", outputs * inputs, 1.0 / (inputs as f64).sqrt());
+        let residual = normal("r", tokens * outputs, 1.0);
+        let reference = On::new(&Reference, Precision::Bf16);
+        for (bias, residual) in [(None, None), (Some(&bias[..]), None), (Some(&bias[..]), Some(&residual[..]))] {
+            let work = Forward { d, x: &x, weight: &weight, bias, residual };
+            let label = format!("forward {d:?}, bias {}, residual {}", bias.is_some(), residual.is_some());
+            everywhere(&label, &work.run(&reference), d.tolerance(Precision::Bf16), &[1], &work);
+        }
+    }
+}
+
+#[test]
+fn input_gradient_overwrites_and_adds() {
+    for (tokens, inputs, outputs) in SHAPES {
+        let d = LinearDims { tokens, inputs, outputs };
+        let weight = normal("w", outputs * inputs, 1.0 / (outputs as f64).sqrt());
+        let (dy, start) = (normal("dy", tokens * outputs, 1.0), normal("start", tokens * inputs, 1.0));
+        for write in [Write::Overwrite, Write::Add] {
+            let work = Backward { d, dy: &dy, other: &weight, start: &start, write, weight: false };
+            let expected = work.run(&On::new(&Reference, Precision::Bf16));
+            let tolerance = Tolerance::dot(Precision::Bf16, outputs);
+            everywhere(&format!("input {d:?}, {write:?}"), &expected, tolerance, &[1], &work);
+        }
+    }
+}
+
+#[test]
+fn weight_gradient_overwrites_adds_and_is_split() {
+    for (outputs, inputs, tokens) in SHAPES {
+        let d = LinearDims { tokens, inputs, outputs };
+        let (x, dy) = (normal("x", tokens * inputs, 1.0), normal("dy", tokens * outputs, 1.0));
+        let start = normal("start", outputs * inputs, 1.0);
+        for write in [Write::Overwrite, Write::Add] {
+            let work = Backward { d, dy: &dy, other: &x, start: &start, write, weight: true };
+            let expected = work.run(&On::new(&Reference, Precision::Bf16));
+            let p = stored_as_acc(Precision::Bf16);
+            let tolerance = Tolerance::dot(p, tokens).scaled((tokens as f64).sqrt().max(1.0));
+            everywhere(&format!("weight {d:?}, {write:?}"), &expected, tolerance, &[1, 2, 5], &work);
+        }
+    }
+}
+
+/// (tokens, hidden, intermediate): tiles of 96 columns cut short, exact, and with a second piece outside; more rows than a
+/// cluster's; sums shorter than a stage and longer than the ring.
+const GATED: [(usize, usize, usize); 4] = [(1, 8, 8), (300, 136, 40), (130, 72, 192), (40, 456, 232)];
+
+/// Either gated product.
+struct Gated<'a> {
+    d: LinearGluDims,
+    /// x, or dy.
+    input: &'a [f64],
+    weight: &'a [f64],
+    /// For the backward.
+    gate_up: Option<&'a [f64]>,
+    stored: bool,
+}
+
+impl Gated<'_> {
+    fn run<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
+        match self.gate_up {
+            None => runs::linear_glu_fwd(on, self.d, self.input, self.weight, self.stored),
+            Some(gate_up) => runs::linear_glu_bwd(on, self.d, self.input, self.weight, gate_up),
+        }
+    }
+}
+
+impl Work for Gated<'_> {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        self.run(on)
+    }
+}
+
+/// Product and activation one after the other.
+struct Separate<'a>(Gated<'a>);
+
+impl Work for Separate<'_> {
+    fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+        let Gated { d, input, weight, gate_up, .. } = self.0;
+        match gate_up {
+            None => {
+                let mut both = runs::linear_fwd(on, d.gate_up(), input, weight, None);
+                let act = runs::glu_fwd(on, d.glu(), &both[0].1);
+                both[0].0 = "gate_up";
+                both.extend(act);
+                both
+            }
+            Some(gate_up) => {
+                let zeros = vec![0.0; d.tokens * d.intermediate];
+                let dact = runs::linear_bwd_input(on, d.down(), input, weight, &zeros, Write::Overwrite);
+                runs::glu_bwd(on, d.glu(), &dact[0].1, gate_up)
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_products_and_the_bits_of_their_parts() {
+    for (tokens, hidden, intermediate) in GATED {
+        let d = LinearGluDims { tokens, hidden, intermediate };
+        let input = normal("x", tokens * hidden, 1.0);
+        let weight = normal("w", 2 * intermediate * hidden, 1.0 / (hidden as f64).sqrt());
+        let gate_up = normal("gate_up", tokens * 2 * intermediate, 1.0);
+        let down = &weight[..hidden * intermediate];
+        for (weight, gate_up, stored) in
+            [(&weight[..], None, true), (&weight, None, false), (down, Some(&gate_up[..]), true)]
+        {
+            let work = Gated { d, input: &input, weight, gate_up, stored };
+            let label = format!("gated {d:?}, backward {}, stored {stored}", gate_up.is_some());
+            let expected = work.run(&On::new(&Reference, Precision::Bf16));
+            one_way(&label, Hopper::Chosen, 1, &expected, |_| d.tolerance(Precision::Bf16), &work);
+            if stored {
+                let separate = Separate(work);
+                if let Some(device) = emulator(Schedule::Rising, 4) {
+                    let fused = done(emulator(Schedule::Falling, 3).unwrap(), Hopper::Chosen, &separate.0);
+                    let parts = done(device, Hopper::Chosen, &separate);
+                    compare::same_bits(&label, &fused, &parts);
+                }
+                if let Some(device) = gpu() {
+                    let fused = done(gpu().unwrap(), Hopper::Chosen, &separate.0);
+                    let parts = done(device, Hopper::Chosen, &separate);
+                    compare::same_bits(&label, &fused, &parts);
+                }
+            }
+        }
+    }
+}
+
+/// The same backend again and again: a word that is not put back would stop or reorder the next product.
+fn again_and_again<D: Device>(device: D) {
+    let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::Narrow, 4));
+    let mut on = On::new(&kernels, Precision::Bf16);
+    on.before = 8;
+    let d = LinearDims { tokens: 520, inputs: 208, outputs: 272 };
+    let (x, dy) = (normal("x", d.tokens * d.inputs, 1.0), normal("dy", d.tokens * d.outputs, 1.0));
+    let start = normal("start", d.outputs * d.inputs, 1.0);
+    let first = runs::linear_bwd_weight(&on, d, &dy, &x, &start, Write::Add);
+    for _ in 0..3 {
+        compare::same_bits("again", &runs::linear_bwd_weight(&on, d, &dy, &x, &start, Write::Add), &first);
+    }
+}
+
+#[test]
+fn turns_of_splits_are_left_as_they_were_found() {
+    if let Some(device) = emulator(Schedule::Random(3), 6) {
+        again_and_again(device);
+    }
+    if let Some(device) = gpu() {
+        again_and_again(device);
+    }
+}
+
+#[test]
+fn operands_that_bulk_copies_do_not_take_go_elsewhere() {
+    // Rows of 7 elements and operands off 16 bytes: results are right all the same.
+    for (before, inputs) in [(8, 7), (5, 64)] {
+        let Some(device) = emulator(Schedule::Rising, 4) else { return };
+        let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Chosen);
+        assert_eq!(kernels.device().properties().compute_capability, (9, 0));
+        let mut on = On::new(&kernels, Precision::Bf16);
+        on.before = before;
+        let d = LinearDims { tokens: 33, inputs, outputs: 40 };
+        let (x, weight) = (normal("x", 33 * inputs, 1.0), normal("w", 40 * inputs, 0.3));
+        let expected = runs::linear_fwd(&On::new(&Reference, Precision::Bf16), d, &x, &weight, None);
+        let got = runs::linear_fwd(&on, d, &x, &weight, None);
+        compare::outputs("elsewhere", &got, &expected, |_| d.tolerance(Precision::Bf16));
+    }
+}

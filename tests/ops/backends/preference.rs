@@ -1,0 +1,162 @@
+//! The comparison loss against the reference: every curve, two, four and detached terms, references, margins, weights,
+//! centering, shared sequences; the identity of equal policies; weight 0 beside NaN.
+
+use common::runs::{Preference, preference};
+use common::{On, check, each_backend, normal, stored_as_acc};
+use mapl::backend::Backend;
+use mapl::backend::contract::*;
+use mapl::backend::cpu::Cpu;
+
+const CURVES: [Curve; 6] = [
+    Curve::Sigmoid { smoothing: 0.0 },
+    Curve::Sigmoid { smoothing: 0.2 },
+    Curve::Robust { smoothing: 0.0 },
+    Curve::Robust { smoothing: 0.3 },
+    Curve::Hinge,
+    Curve::Ipo,
+];
+
+/// Eight sequences and comparisons of all kinds; sequence 7 is in none.
+fn batch(curve: Curve, deviation: f64) -> Preference {
+    Preference {
+        curve,
+        center: 0.0,
+        score: normal("score", 8, deviation),
+        reference: None,
+        direct: None,
+        terms: vec![
+            vec![(0, 1), (1, -1)],
+            vec![(2, 1), (0, -1)],
+            vec![(3, 1), (1, 1), (4, -1), (0, -1)],
+            vec![(5, 1), (6, -1), (0, 2), (1, -2)],
+            vec![(5, -1), (6, 1), (2, -2), (1, 2)],
+            vec![(1, 1), (0, -1)],
+            // Of the base kind and no pair: not centred.
+            vec![(2, 1), (4, 1), (5, -1), (6, -1)],
+        ],
+        kind: vec![0, 1, 2, 2, 2, 0, 0],
+        scale: vec![1.0, 0.5, 1.0, 0.25, 2.0, 1.0, 1.0],
+        margin: vec![0.0, 0.5, 0.0, -0.25, 0.0, 1.0, 0.0],
+        weight: vec![1.0, 2.0, 0.5, 1.0, 1.0, 0.0, 1.0],
+        clip: vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 5.0, -5.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        kind_scale: vec![0.5, 1.0, 0.25],
+    }
+}
+
+fn compare(label: &str, p: &Preference) {
+    let scores = p.score.iter().fold(1.0f64, |a, b| a.max(b.abs()));
+    // IPO squares and its slope divides by the scale twice.
+    let power = if p.curve == Curve::Ipo || p.center != 0.0 { 64.0 * scores } else { 2.0 };
+    let tolerance = |precision, _: &str| {
+        let t = PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), scores);
+        t.scaled(power)
+    };
+    check!(label, |on: &_| preference(on, p), tolerance);
+}
+
+#[test]
+fn every_curve_with_every_option() {
+    for curve in CURVES {
+        for deviation in [0.3, 4.0, 60.0] {
+            let mut p = batch(curve, deviation);
+            compare(&format!("{curve:?}, scores of {deviation}"), &p);
+            p.reference = Some(normal("reference", 8, deviation));
+            compare("with a reference", &p);
+            p.direct = Some(normal("direct", 8, 1.0));
+            compare("with a direct gradient", &p);
+            p.center = 0.125;
+            compare("centred", &p);
+        }
+    }
+}
+
+#[test]
+fn no_comparisons_leave_the_direct_gradient() {
+    let mut p = batch(CURVES[0], 1.0);
+    let empty = vec![];
+    (p.terms, p.kind, p.scale) = (vec![], vec![], empty.clone());
+    (p.margin, p.weight, p.clip) = (empty.clone(), empty.clone(), empty);
+    p.direct = Some(normal("direct", 8, 1.0));
+    compare("no comparisons", &p);
+    (p.score, p.direct) = (vec![], None);
+    compare("nothing", &p);
+}
+
+fn equal_policies<B: Backend>(on: &On<B>) {
+    let mut p = batch(CURVES[0], 60.0);
+    // Scores as sums of f32 log-probs: many digits, equal on both sides.
+    p.score = p.score.iter().map(|&x| f64::from((x * 3.137) as f32)).collect();
+    p.reference = Some(p.score.clone());
+    p.margin.fill(0.0);
+    p.weight.fill(1.0);
+    p.scale.fill(0.1);
+    let outputs = preference(on, &p);
+    assert!(outputs[1].1.iter().all(|&logit| logit == 0.0), "{outputs:?}");
+    assert!(outputs[0].1.iter().all(|&loss| loss == f64::from(std::f32::consts::LN_2)), "{outputs:?}");
+    let sums = &outputs[3].1;
+    for kind in 0..KINDS {
+        let row = &sums[kind * SUM_FIELDS..][..SUM_FIELDS];
+        assert_eq!(row[SUM_TIES], row[SUM_COUNT]);
+        assert_eq!(row[SUM_CORRECT], 0.0);
+    }
+}
+
+#[test]
+fn equal_policies_give_logit_zero_and_ln_2() {
+    each_backend!(equal_policies);
+}
+
+fn weight_zero_beside_nan<B: Backend>(on: &On<B>) {
+    for curve in CURVES {
+        let mut p = batch(curve, 1.0);
+        p.center = 0.5;
+        p.terms = vec![vec![(0, 1), (1, -1)], vec![(2, 1), (3, -1)]];
+        (p.kind, p.scale, p.margin) = (vec![0, 0], vec![1.0; 2], vec![0.0; 2]);
+        (p.weight, p.clip) = (vec![0.0, 1.0], vec![0.0; 4]);
+        p.score[0] = f64::NAN;
+        p.score[1] = f64::INFINITY;
+        let outputs = preference(on, &p);
+        assert_eq!(outputs[0].1[0], 0.0);
+        assert_eq!(outputs[2].1[..2], [0.0, 0.0]);
+        assert!(outputs[3].1[SUM_LOSS].is_finite());
+        // With weight the same comparison shows its NaN.
+        p.weight[0] = 1.0;
+        let outputs = preference(on, &p);
+        assert!(outputs[0].1[0].is_nan() && outputs[2].1[0].is_nan(), "{curve:?}: {outputs:?}");
+        // So does a loss above every f32, whose logit and slope are finite.
+        (p.score[0], p.score[1]) = (1.0, -1.0);
+        (p.weight[0], p.margin[0]) = (1e3, 1e38);
+        let outputs = preference(on, &p);
+        assert!(outputs[0].1[0].is_infinite() && outputs[1].1[0].is_finite(), "{curve:?}: {outputs:?}");
+        assert!(outputs[2].1[..2].iter().all(|slope| slope.is_nan()), "{curve:?}: {outputs:?}");
+    }
+}
+
+#[test]
+fn weight_zero_is_zero_beside_nan() {
+    each_backend!(weight_zero_beside_nan);
+}
+
+/// More comparisons and sequences than a block has threads, in which sequences are shared.
+#[test]
+fn a_batch_larger_than_a_block() {
+    let (seqs, comparisons) = (701, 600);
+    let count = comparisons as i32;
+    let p = Preference {
+        curve: CURVES[1],
+        center: 0.25,
+        score: normal("score", seqs, 2.0),
+        reference: Some(normal("reference", seqs, 2.0)),
+        direct: None,
+        terms: (0..count).map(|c| vec![(c, 1), ((c * 7 + 1) % 701, -1)]).collect(),
+        kind: (0..count).map(|c| c % 3).collect(),
+        scale: normal("scale", comparisons, 1.0).iter().map(|x| x.abs() + 0.1).collect(),
+        margin: normal("margin", comparisons, 0.5),
+        weight: (0..comparisons).map(|c| (c % 4) as f64).collect(),
+        clip: vec![0.0; 2 * comparisons],
+        kind_scale: vec![0.5, 1.0, 0.25],
+    };
+    // The f32 error of one comparison, in sums of 200 of them.
+    let tolerance = |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
+    check!("many", |on: &_| preference(on, &p), tolerance);
+}

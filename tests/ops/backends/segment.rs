@@ -1,0 +1,53 @@
+//! Per-sequence sums and means against the reference: empty sequences, one row, many rows, no sequence at all.
+
+use common::{On, check, each_backend, normal, runs, stored_as_acc};
+use mapl::backend::Backend;
+use mapl::backend::contract::*;
+
+#[test]
+fn sums_and_means() {
+    for (label, offsets) in [
+        ("no sequence", vec![0]),
+        ("empty sequences alone", vec![0, 0, 0]),
+        ("one row", vec![0, 1]),
+        ("empty first, middle and last", vec![0, 0, 7, 7, 129, 1999, 1999]),
+    ] {
+        let rows = *offsets.last().unwrap() as usize;
+        let (values, dsums) = (normal("values", rows, 3.0), normal("dsums", offsets.len() - 1, 1.0));
+        for reduce in [Reduce::Sum, Reduce::Mean] {
+            let tolerance =
+                |p, _: &str| Tolerance::dot(stored_as_acc(p), rows.max(1)).scaled(3.0 * (rows.max(1) as f64).sqrt());
+            check!(
+                format!("{label}, {reduce:?}"),
+                |on: &_| runs::segment_sum(on, reduce, &values, &offsets, &dsums),
+                tolerance
+            );
+        }
+    }
+}
+
+fn empty_sequences<B: Backend>(on: &On<B>) {
+    for reduce in [Reduce::Sum, Reduce::Mean] {
+        let outputs = runs::segment_sum(on, reduce, &[2.0, 4.0], &[0, 0, 2], &[1.0, 1.0]);
+        assert_eq!(outputs[0].1[0], 0.0);
+        assert_eq!(outputs[0].1[1], if reduce == Reduce::Sum { 6.0 } else { 3.0 });
+    }
+}
+
+#[test]
+fn a_sequence_without_rows_sums_to_zero() {
+    each_backend!(empty_sequences);
+}
+
+/// A number that is not finite stays in its own sequence.
+fn bad_rows<B: Backend>(on: &On<B>) {
+    let values = [1.0, f64::INFINITY, 2.0, f64::NAN, 3.0, f64::NEG_INFINITY, f64::INFINITY];
+    let sums = &runs::segment_sum(on, Reduce::Mean, &values, &[0, 1, 2, 3, 4, 5, 7], &[0.0; 6])[0].1;
+    assert_eq!((sums[0], sums[1], sums[2], sums[4]), (1.0, f64::INFINITY, 2.0, 3.0));
+    assert!(sums[3].is_nan() && sums[5].is_nan(), "{sums:?}");
+}
+
+#[test]
+fn rows_that_are_not_finite_spoil_their_sequence_alone() {
+    each_backend!(bad_rows);
+}

@@ -1,0 +1,163 @@
+//! The comparison loss: `dscore` is the gradient of `sum of kind_scale * loss + <direct, score>`.
+
+use mapl::backend::contract::*;
+
+use super::difference::{ORACLE, agree, differences};
+use common::normal;
+use common::runs::{Preference, preference};
+
+pub const CURVES: [Curve; 6] = [
+    Curve::Sigmoid { smoothing: 0.0 },
+    Curve::Sigmoid { smoothing: 0.2 },
+    Curve::Robust { smoothing: 0.0 },
+    Curve::Robust { smoothing: 0.3 },
+    Curve::Hinge,
+    Curve::Ipo,
+];
+
+/// Eight sequences; 0 is used five times, 7 never, 6 in detached terms alone. The fourth comparison's detached sum is
+/// inside its bounds, the fifth's above, the sixth's below. The last has weight 0.
+fn batch(curve: Curve) -> Preference {
+    Preference {
+        curve,
+        center: 0.0,
+        score: vec![0.8, -0.5, 1.3, 0.2, -1.1, 0.6, 0.9, 2.0],
+        reference: None,
+        direct: None,
+        terms: vec![
+            vec![(0, 1), (1, -1)],
+            vec![(2, -1), (0, 1)],
+            vec![(3, 1), (1, 1), (4, -1), (0, -1)],
+            vec![(5, 1), (4, -1), (0, 2), (6, -2)],
+            vec![(5, -1), (2, 1), (0, 2), (4, -2)],
+            vec![(3, 1), (2, -1), (4, 2), (6, -2)],
+            vec![(4, 1), (0, -1)],
+        ],
+        kind: vec![0, 1, 2, 2, 2, 2, 0],
+        scale: vec![1.0, 0.5, 0.8, 0.25, 2.0, 0.7, 1.0],
+        margin: vec![0.1, 0.5, 0.0, -0.25, 0.3, 0.2, 1.0],
+        weight: vec![1.0, 2.0, 0.5, 1.5, 1.0, 0.8, 0.0],
+        clip: [(0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (-5.0, 5.0), (-0.5, 0.5), (-0.3, 0.3), (0.0, 0.0)]
+            .into_iter()
+            .flat_map(|(low, high)| [low, high])
+            .collect(),
+        kind_scale: vec![0.5, 1.25, 0.3],
+    }
+}
+
+/// Every combination of curve, reference, centering and direct gradient.
+fn batches() -> Vec<(String, Preference)> {
+    let mut all = Vec::new();
+    for curve in CURVES {
+        for (with_reference, center, with_direct) in
+            [(false, 0.0, false), (true, 0.0, false), (false, 0.3, false), (false, 0.0, true), (true, 0.3, true)]
+        {
+            let mut p = batch(curve);
+            p.reference = with_reference.then(|| normal("reference", 8, 0.1));
+            p.center = center;
+            p.direct = with_direct.then(|| normal("direct", 8, 1.0));
+            all.push((format!("{curve:?}, {with_reference}, {center}, {with_direct}"), p));
+        }
+    }
+    all
+}
+
+fn outputs(p: &Preference) -> [Vec<f64>; 4] {
+    let outputs: Vec<Vec<f64>> = preference(&ORACLE, p).into_iter().map(|(_, values)| values).collect();
+    outputs.try_into().unwrap()
+}
+
+fn objective(p: &Preference) -> f64 {
+    let losses: f64 = outputs(p)[0].iter().zip(&p.kind).map(|(loss, &kind)| p.kind_scale[kind as usize] * loss).sum();
+    let direct = p.direct.as_ref().map_or(0.0, |d| d.iter().zip(&p.score).map(|(d, s)| d * s).sum());
+    losses + direct
+}
+
+/// The bounded sum of a comparison's detached terms.
+fn detached(p: &Preference, c: usize) -> f64 {
+    let rho = |s: i32| p.scale[c] * (p.score[s as usize] - p.reference.as_ref().map_or(0.0, |r| r[s as usize]));
+    let terms = p.terms[c].iter().filter(|(_, sign)| sign.abs() == 2);
+    let sum: f64 = terms.map(|&(s, sign)| f64::from(sign.signum()) * rho(s)).sum();
+    sum.max(p.clip[2 * c]).min(p.clip[2 * c + 1])
+}
+
+/// The same losses with the detached terms as numbers: they move into the margin, since `z = logit - margin`.
+fn frozen(p: &Preference) -> Preference {
+    let mut frozen = p.clone();
+    for c in 0..p.terms.len() {
+        frozen.margin[c] -= detached(p, c);
+        frozen.terms[c].retain(|(_, sign)| sign.abs() == 1);
+    }
+    frozen
+}
+
+fn difference_of(p: &Preference) -> Vec<f64> {
+    differences(std::slice::from_ref(&p.score), 0, |i| objective(&Preference { score: i[0].clone(), ..p.clone() }))
+}
+
+/// The hinge has a kink at z = 1: no comparison may come near it, and both sides must occur.
+fn assert_off_the_kink(p: &Preference) {
+    let z: Vec<f64> = outputs(p)[1].iter().zip(&p.margin).map(|(logit, margin)| logit - margin).collect();
+    assert!(z.iter().all(|z| (z - 1.0).abs() > 0.01), "{z:?}");
+    assert!(z.iter().any(|&z| z > 1.0) && z.iter().any(|&z| z < 1.0), "{z:?}");
+}
+
+pub fn curves() {
+    for (label, mut p) in batches() {
+        // Comparisons without detached terms.
+        p.terms.drain(3..6);
+        for column in [&mut p.scale, &mut p.margin, &mut p.weight] {
+            column.drain(3..6);
+        }
+        p.kind.drain(3..6);
+        p.clip.drain(6..12);
+        if p.curve == Curve::Hinge {
+            assert_off_the_kink(&p);
+        }
+        let dscore = &outputs(&p)[2];
+        agree(&label, dscore, &difference_of(&p));
+        let direct = p.direct.as_ref().map_or(0.0, |d| d[7]);
+        assert_eq!(dscore[7], direct, "{label}: a sequence in no comparison has its direct gradient alone");
+        // Sequences 0, 1 and 2 take part in comparisons of several kinds.
+        assert!(dscore[..3].iter().all(|g| g.abs() > 1e-3), "{label}: {dscore:?}");
+    }
+}
+
+pub fn detached_terms_are_constants() {
+    for (label, p) in batches() {
+        if p.curve == Curve::Hinge {
+            assert_off_the_kink(&p);
+        }
+        let sums: Vec<f64> = (3..6).map(|c| detached(&p, c)).collect();
+        assert!(sums[0].abs() < 5.0 && sums[0] != 0.0 && sums[1] == 0.5 && sums[2] == -0.3, "{label}: {sums:?}");
+
+        let (whole, constant) = (outputs(&p), frozen(&p));
+        agree(&format!("{label}, losses"), &whole[0], &outputs(&constant)[0]);
+        agree(&label, &whole[2], &difference_of(&constant));
+        let direct = p.direct.as_ref().map_or(0.0, |d| d[6]);
+        assert_eq!(whole[2][6], direct, "{label}: a sequence in detached terms alone has its direct gradient alone");
+        // The loss itself depends on the detached terms: its full slope is another one wherever the curve has a slope.
+        let full = difference_of(&p);
+        assert!((full[6] - direct).abs() > 1e-3, "{label}: {full:?}");
+    }
+}
+
+pub fn sums() {
+    let mut p = batch(CURVES[0]);
+    // Comparison 1 becomes a tie.
+    p.score[2] = p.score[0];
+    let [loss, logit, _, sums] = outputs(&p);
+    for kind in 0..KINDS {
+        let of_kind = || (0..p.kind.len()).filter(|&c| p.kind[c] as usize == kind);
+        let row = &sums[kind * SUM_FIELDS..][..SUM_FIELDS];
+        assert!((row[SUM_LOSS] - of_kind().map(|c| loss[c]).sum::<f64>()).abs() < 1e-14, "{row:?}");
+        assert!((row[SUM_LOGIT] - of_kind().map(|c| logit[c]).sum::<f64>()).abs() < 1e-14, "{row:?}");
+        assert_eq!(row[SUM_COUNT] as usize, of_kind().count());
+        assert_eq!(row[SUM_CORRECT] as usize, of_kind().filter(|&c| logit[c] > 0.0).count());
+        assert_eq!(row[SUM_TIES] as usize, of_kind().filter(|&c| logit[c] == 0.0).count());
+    }
+    assert_eq!(sums[SUM_FIELDS + SUM_TIES], 1.0);
+    // The first comparison by hand: logit 0.8 + 0.5, margin 0.1.
+    assert!((loss[0] - (1.0 + (-1.2f64).exp()).ln()).abs() < 1e-15, "{}", loss[0]);
+    assert_eq!(loss[6], 0.0);
+}

@@ -1,0 +1,58 @@
+//! What ptxas says of every kernel against the committed table `kernels/resources.csv`: registers, stack, spills and shared
+//! bytes for each target. A change needs a commit: `MAPL_UPDATE_RESOURCES=1` writes the table anew.
+
+use mapl::backend::kernels::launchers::{KERNELS, RESOURCES};
+
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/resources.csv");
+const HEADER: &str = "kernel,target,registers,stack,spill_stores,spill_loads,shared\n";
+const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
+/// False, with a line, in a build without nvcc; that fails where `MAPL_REQUIRE_NVCC` is 1.
+fn compiled() -> bool {
+    if RESOURCES.is_empty() {
+        assert!(std::env::var_os("MAPL_REQUIRE_NVCC").is_none_or(|v| v != "1"), "this build has no kernels");
+        println!("SKIPPED: this build has no kernels, because nvcc was not found");
+    }
+    !RESOURCES.is_empty()
+}
+
+#[test]
+fn every_kernel_is_compiled_for_every_target() {
+    if !compiled() {
+        return;
+    }
+    for kernel in KERNELS {
+        for target in TARGETS {
+            let found = RESOURCES.iter().filter(|r| r.kernel == kernel.name && r.target == target).count();
+            assert_eq!(found, 1, "{} for {target}", kernel.name);
+        }
+    }
+    assert_eq!(RESOURCES.len(), KERNELS.len() * TARGETS.len());
+}
+
+#[test]
+fn nothing_spills_and_no_kernel_has_a_stack() {
+    for r in RESOURCES {
+        assert_eq!((r.spill_stores, r.spill_loads, r.stack), (0, 0, 0), "{} for {}", r.kernel, r.target);
+    }
+}
+
+#[test]
+fn the_table_is_what_ptxas_says() {
+    if !compiled() {
+        return;
+    }
+    let mut table = HEADER.to_owned();
+    for r in RESOURCES {
+        table += &format!(
+            "{},{},{},{},{},{},{}\n",
+            r.kernel, r.target, r.registers, r.stack, r.spill_stores, r.spill_loads, r.shared
+        );
+    }
+    if std::env::var_os("MAPL_UPDATE_RESOURCES").is_some_and(|v| v == "1") {
+        std::fs::write(TABLE, &table).unwrap();
+    }
+    let committed = std::fs::read_to_string(TABLE).unwrap();
+    let changed: Vec<&str> = table.lines().filter(|line| !committed.lines().any(|old| old == *line)).collect();
+    assert!(committed == table, "kernels/resources.csv differs; of this build:\n{}", changed.join("\n"));
+}

@@ -1,0 +1,151 @@
+//! A device that fails: whichever call it is, a run ends with an error that has its exit code and names the last checkpoint,
+//! and every checkpoint on the disk is whole.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::fixtures::{groups, random_model, tiny_config};
+use common::observed::Observed;
+use half::bf16;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::emulator::Emulator;
+use mapl::data::tokenizer::{Tokenizer, train_bpe};
+use mapl::loss::objective::{LossOptions, Method};
+use mapl::optim::adamw::AdamWSettings;
+use mapl::optim::schedule::Scheduler;
+use mapl::train::checkpoint;
+use mapl::train::logs::ReportTo;
+use mapl::train::run::{RunData, RunSettings, RunSummary, train};
+use mapl::train::step::Trainer;
+use mapl::{Error, Result};
+
+fn settings(output_dir: &Path) -> RunSettings {
+    RunSettings {
+        output_dir: output_dir.to_path_buf(),
+        micro_batch: 2,
+        accumulation: 2,
+        max_steps: Some(5),
+        epochs: 1.0,
+        learning_rate: 1e-3,
+        scheduler: Scheduler::Constant,
+        warmup_steps: 0,
+        shuffle: Some(1),
+        logging_steps: 1,
+        eval_steps: Some(4),
+        eval_epochs: false,
+        save_steps: Some(2),
+        save_epochs: false,
+        save_total_limit: Some(1),
+        keep_every: None,
+        best: None,
+        // Nothing is computed, so no update is applied.
+        max_skipped_steps: u64::MAX,
+        quiet: true,
+        report_to: ReportTo { tensorboard: false, jsonl: true },
+        observed: None,
+    }
+}
+
+/// A run whose call number `fault` fails, counted from the end of loading.
+fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed) {
+    // Kernels do not run: host code may not depend on what they compute, and there are thousands of runs.
+    let backend = Kernels::<_, bf16>::new(Observed::new(Emulator::new().unwrap(), false));
+    let config = tiny_config("qwen2", false);
+    let loss = LossOptions { beta: Some(0.1), ..LossOptions::default() }.resolve(Method::Dpo, [1.0; 3], false).unwrap();
+    let (policy, reference) = (random_model(&backend, &config, 1), random_model(&backend, &config, 2));
+    let data = RunData {
+        train: [groups(), groups(), groups()].concat(),
+        eval: groups(),
+        tokenizer,
+        redraw: None,
+        memory: None,
+        same_start: true,
+        resume: None,
+        fingerprint: Vec::new(),
+    };
+    if let Some(fault) = fault {
+        backend.device().fail(fault);
+    }
+    std::fs::create_dir_all(output_dir).unwrap();
+    let done =
+        Trainer::new(&backend, policy, Some(reference), loss, AdamWSettings::default()).and_then(|mut trainer| {
+            trainer.replay_steps(true);
+            train(trainer, data, &settings(output_dir))
+        });
+    (done, backend.into_device())
+}
+
+#[test]
+fn whichever_call_fails_the_run_ends_with_an_error_and_whole_checkpoints() {
+    if let Err(why) = Emulator::new() {
+        assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
+        println!("SKIPPED: {why}");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("tokenizer");
+    std::fs::create_dir(&folder).unwrap();
+    let texts = (0..40).map(|i| format!("Name bird {i}. The wren sings at night."));
+    train_bpe(texts, 300).unwrap().save_new(&folder).unwrap();
+    let tokenizer = Tokenizer::load(&folder).unwrap();
+    let (done, device) = run(&tokenizer, &scratch.path().join("whole"), None);
+    assert_eq!(done.unwrap().steps, 5);
+    let names: BTreeSet<_> = device.take().by_name.into_keys().collect();
+    let calls = device.count();
+    println!("{calls} calls of {names:?}");
+    let next = AtomicUsize::new(0);
+    let failed = std::sync::Mutex::new(BTreeSet::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(|| {
+                loop {
+                    let fault = next.fetch_add(1, Ordering::Relaxed);
+                    if fault >= calls {
+                        break;
+                    }
+                    let folder = scratch.path().join(format!("run-{fault}"));
+                    let (done, device) = run(&tokenizer, &folder, Some(fault));
+                    // Loading is before the faults begin, so the last calls of the whole run are not reached.
+                    let Some(call) = device.failed() else {
+                        assert!(done.is_ok(), "call {fault}");
+                        std::fs::remove_dir_all(&folder).unwrap();
+                        continue;
+                    };
+                    failed.lock().unwrap().insert(call);
+                    check(&folder, fault, call, done);
+                    std::fs::remove_dir_all(&folder).unwrap();
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(names.iter().all(|name| failed.contains(name)), "{failed:?} of {names:?}");
+}
+
+fn check(folder: &Path, fault: usize, call: &str, done: Result<RunSummary>) {
+    let error = done.expect_err(call);
+    let text = format!("call {fault}, {call}: {error}");
+    match (call, &error) {
+        ("allocate" | "inlet" | "outlet", Error::Memory(_)) => assert_eq!(error.exit_code(), 7),
+        (_, Error::Device(_)) => assert_eq!(error.exit_code(), 5),
+        _ => panic!("{text}"),
+    }
+    assert!(text.contains("was made to fail"), "{text}");
+    let complete = checkpoint::list(folder);
+    for (_, path) in &complete {
+        checkpoint::verify(path).unwrap();
+    }
+    if let Some((_, last)) = complete.last() {
+        assert!(text.contains(&last.display().to_string()), "{text}: {} is not named", last.display());
+    }
+    // A model folder holds weights only when the run was finished.
+    assert!(!folder.join("model.safetensors").exists(), "{text}");
+    // What a failed save left is cleaned away by the next run.
+    checkpoint::clean(folder).unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let known = complete.iter().any(|(_, checkpoint)| *checkpoint == path);
+        assert!(known || path.is_file(), "{text}: {} was left", path.display());
+    }
+}

@@ -1,0 +1,308 @@
+//! Models, losses, gradients and AdamW steps against values that PyTorch, transformers and TRL gave
+//! (`tests/golden/README.md`), on every backend.
+
+use std::collections::BTreeMap;
+
+use common::fixtures::group;
+use common::golden::{
+    self, LANGUAGE_CASES, Pair, REWARD_CASES, Tensor, language_case, loss_rows, reward_case, tensors,
+};
+use mapl::backend::contract::{Comparisons, Curve, KINDS, PreferenceFwd, Reduce, SUM_FIELDS, TERMS};
+use mapl::backend::cpu::Cpu;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, View, ViewMut};
+use mapl::data::group::Kind;
+use mapl::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, Scoring, pack_into};
+use mapl::data::tokenized::TokenizedGroup;
+use mapl::loss::objective::{Loss, LossOptions, Method};
+use mapl::model::activations::Mode;
+use mapl::model::config::ModelConfig;
+use mapl::model::decoder::Model;
+use mapl::model::store::load;
+use mapl::model::weights::LoadAs;
+use mapl::optim::adamw::AdamWSettings;
+use mapl::train::batch::upload::DeviceBatch;
+use mapl::train::metrics::Tally;
+use mapl::train::score::Scorer;
+use mapl::train::step::Trainer;
+
+const PLAIN: ComparisonOptions = ComparisonOptions { scale: [1.0; KINDS], margin_add: 0.0 };
+
+fn model<B: Backend>(backend: &B, name: &str) -> Model<B> {
+    let folder = golden::path(name);
+    load(backend, &folder, ModelConfig::read(&folder).unwrap(), LoadAs::Exact, 0).unwrap().model
+}
+
+/// One sequence as a group whose only comparison is of the sequence with itself under another index.
+fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
+    group("single", &[prompt], &[response, response], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
+}
+
+fn pairs(pairs: &[Pair]) -> Vec<TokenizedGroup> {
+    let one = |p: &Pair| {
+        let responses: [&[u32]; 2] = [&p.chosen_ids, &p.rejected_ids];
+        group("pair", &[&p.prompt_ids], &responses, &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
+    };
+    pairs.iter().map(one).collect()
+}
+
+/// A batch and its forward: per-token log-probs, scores, hidden rows.
+struct Forward {
+    logp: Vec<f64>,
+    score: Vec<f64>,
+    hidden: Vec<f64>,
+}
+
+fn forward<B: Backend>(backend: &B, model: &Model<B>, groups: &[&TokenizedGroup], scoring: Scoring) -> Forward {
+    let mut batch = Batch::default();
+    let options = PackOptions { share_prefixes: true, scoring, vocab: model.config.vocab };
+    pack_into(&mut batch, groups, &options, &PLAIN).unwrap();
+    let mut device = DeviceBatch::new(backend).unwrap();
+    device.upload(backend, &batch, [0.0; KINDS]).unwrap();
+    let mut scorer = Scorer::new(backend, model, Mode::Infer).unwrap();
+    let mut hidden = vec![0.0; batch.tokens() * model.config.hidden];
+    if model.layout.score.is_none() && scoring == Scoring::Reward {
+        // A language model run over whole sequences, for its logits: no head.
+        model.forward(backend, &device.inputs(), &mut scorer.acts).unwrap();
+        backend.read_act(View::first(&scorer.acts.hidden, hidden.len()), &mut hidden).unwrap();
+        return Forward { logp: Vec::new(), score: Vec::new(), hidden };
+    }
+    scorer.forward(backend, model, &device, Reduce::Sum).unwrap();
+    let logp =
+        if scoring == Scoring::Reward { Vec::new() } else { scorer.read_logp(backend, batch.head_rows()).unwrap() };
+    Forward { logp, score: scorer.read_score(backend, batch.seqs()).unwrap(), hidden }
+}
+
+const LOGP: Scoring = Scoring::LogProb { scope: LogpScope::Response };
+
+#[track_caller]
+fn close(what: &str, got: f64, expected: f64, relative: f64, absolute: f64) {
+    let allowed = absolute + relative * expected.abs();
+    assert!((got - expected).abs() <= allowed, "{what}: {got} against {expected}, allowed {allowed:e}");
+}
+
+/// The bound of the acceptance: 2e-5 relative. Fixtures are f32 results of PyTorch.
+fn log_probs<B: Backend>(backend: &B) {
+    for name in LANGUAGE_CASES {
+        let case = language_case(name);
+        let model = model(backend, &case.model);
+        for (i, sequence) in case.sequences.iter().enumerate() {
+            let group = single(&sequence.prompt, &sequence.response);
+            let got = forward(backend, &model, &[&group], LOGP);
+            assert_eq!(got.logp.len(), 2 * sequence.logps.len());
+            for (t, expected) in sequence.logps.iter().enumerate() {
+                close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
+            }
+            close(&format!("{name} sequence {i}"), got.score[0], sequence.logp, 2e-5, 0.0);
+            assert_eq!(got.score[0], got.score[1], "the same response twice");
+        }
+        for logits in &case.logits {
+            let sequence = &case.sequences[logits.sequence];
+            let group = single(&sequence.prompt, &sequence.response);
+            let hidden = forward(backend, &model, &[&group], Scoring::Reward).hidden;
+            let row = &hidden[logits.position * model.config.hidden..][..model.config.hidden];
+            let range = model.layout.lm_head.clone().unwrap();
+            let mut head = vec![0.0; range.len()];
+            backend.read_act(View::new(&model.weights, range.start, range.len()), &mut head).unwrap();
+            for (v, expected) in logits.values.iter().enumerate() {
+                let got: f64 = row.iter().zip(&head[v * row.len()..]).map(|(a, b)| a * b).sum();
+                close(&format!("{name} logit {v}"), got, *expected, 2e-5, 2e-5);
+            }
+        }
+    }
+}
+
+fn rewards<B: Backend>(backend: &B) {
+    for name in REWARD_CASES {
+        let case = reward_case(name);
+        let model = model(backend, &case.model);
+        for (i, sequence) in case.sequences.iter().enumerate() {
+            let group = single(&sequence.prompt, &sequence.response);
+            let got = forward(backend, &model, &[&group], Scoring::Reward);
+            close(&format!("{name} sequence {i}"), got.score[0], sequence.reward, 0.0, 2e-4);
+        }
+    }
+}
+
+/// Gradients by tensor name.
+fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTreeMap<String, Vec<f64>> {
+    let read = |range: std::ops::Range<usize>| {
+        let mut values = vec![0.0; range.len()];
+        if grads {
+            backend.read_acc(View::new(&trainer.grads, range.start, range.len()), &mut values).unwrap();
+        } else {
+            backend.read_act(View::new(&trainer.policy.weights, range.start, range.len()), &mut values).unwrap();
+        }
+        values
+    };
+    trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), read(s.range()))).collect()
+}
+
+/// Every gradient to 1e-4 of its tensor's largest element plus 2e-6 of the model's: PyTorch summed in f32.
+fn compare_gradients(name: &str, got: &BTreeMap<String, Vec<f64>>, expected: &BTreeMap<String, Tensor>) {
+    assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
+    let largest = |values: &[f32]| values.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
+    let overall = expected.values().map(|t| largest(&t.values)).fold(0.0, f64::max);
+    for (tensor, expected) in expected {
+        let allowed = 1e-4 * largest(&expected.values) + 2e-6 * overall;
+        for (i, (got, expected)) in got[tensor].iter().zip(&expected.values).enumerate() {
+            close(&format!("{name} {tensor}[{i}]"), *got, f64::from(*expected), 0.0, allowed);
+        }
+    }
+}
+
+fn trainer<'b, B: Backend>(
+    backend: &'b B,
+    policy: &str,
+    reference: Option<&str>,
+    loss: Loss,
+    settings: AdamWSettings,
+) -> Trainer<'b, B> {
+    let reference = reference.map(|name| model(backend, name));
+    Trainer::new(backend, model(backend, policy), reference, loss, settings).unwrap()
+}
+
+fn resolve(method: Method, options: LossOptions) -> Loss {
+    options.resolve(method, [1.0; KINDS], false).unwrap()
+}
+
+fn dpo<B: Backend>(backend: &B) {
+    for name in &LANGUAGE_CASES[..2] {
+        let case = language_case(name);
+        let (dpo, steps) = (case.dpo.as_ref().unwrap(), case.steps.as_ref().unwrap());
+        let settings = AdamWSettings {
+            beta1: steps.beta1,
+            beta2: steps.beta2,
+            eps: steps.epsilon,
+            weight_decay: steps.weight_decay,
+            max_grad_norm: steps.max_grad_norm,
+        };
+        let loss = resolve(Method::Dpo, LossOptions { beta: Some(dpo.beta), ..LossOptions::default() });
+        let mut trainer = trainer(backend, &case.model, case.reference.as_deref(), loss, settings);
+        let groups = pairs(&case.pairs);
+        let micro_batches = vec![groups.iter().collect::<Vec<_>>()];
+        let mut tally = Tally::default();
+        trainer.accumulate(&micro_batches, &mut tally, &mut Vec::new()).unwrap();
+        close(&format!("{name} loss"), tally.loss(&trainer.loss), dpo.loss, 1e-5, 0.0);
+        close(&format!("{name} loss of TRL"), tally.loss(&trainer.loss), dpo.trl_loss, 1e-5, 0.0);
+        compare_gradients(name, &named(backend, &trainer, true), &tensors(&dpo.gradients));
+
+        let start = named(backend, &trainer, false);
+        for (i, expected) in steps.losses.iter().enumerate() {
+            let report = trainer.step(&micro_batches, steps.learning_rate).unwrap();
+            close(&format!("{name} loss of step {i}"), report.tally.loss(&trainer.loss), *expected, 5e-4, 0.0);
+            close(&format!("{name} norm of step {i}"), report.update.grad_norm, steps.grad_norms[i], 5e-4, 0.0);
+        }
+        let mut tally = Tally::default();
+        trainer.accumulate(&micro_batches, &mut tally, &mut Vec::new()).unwrap();
+        close(&format!("{name} last loss"), tally.loss(&trainer.loss), steps.loss_after, 5e-4, 0.0);
+        // Adam divides by the root of tiny second moments, so single elements differ; the update as a whole agrees.
+        let (mut difference, mut update) = (0.0, 0.0);
+        let got = named(backend, &trainer, false);
+        for (tensor, expected) in &tensors(&steps.weights) {
+            for (i, expected) in expected.values.iter().enumerate() {
+                difference += (got[tensor][i] - f64::from(*expected)).powi(2);
+                update += (start[tensor][i] - f64::from(*expected)).powi(2);
+            }
+        }
+        let share = (difference / update).sqrt();
+        println!("{} {name}: weights after {} steps differ by {share:e} of the update", B::NAME, steps.losses.len());
+        assert!(share < 0.02, "{name}: {share}");
+    }
+}
+
+fn bradley_terry<B: Backend>(backend: &B) {
+    for name in REWARD_CASES {
+        let case = reward_case(name);
+        let loss = resolve(Method::Reward, LossOptions::default());
+        let mut trainer = trainer(backend, &case.model, None, loss, AdamWSettings::default());
+        let groups = pairs(&case.pairs);
+        let mut tally = Tally::default();
+        trainer.accumulate(&[groups.iter().collect()], &mut tally, &mut Vec::new()).unwrap();
+        close(&format!("{name} loss"), tally.loss(&trainer.loss), case.bradley_terry.loss, 1e-5, 0.0);
+        close(&format!("{name} loss of TRL"), tally.loss(&trainer.loss), case.bradley_terry.trl_loss, 1e-5, 0.0);
+        compare_gradients(name, &named(backend, &trainer, true), &tensors(&case.bradley_terry.gradients));
+    }
+}
+
+/// One comparison per row of the table, through the op.
+fn curves<B: Backend>(backend: &B) {
+    let acc = |values: &[f64]| {
+        let mut buffer = backend.zeros_acc(values.len()).unwrap();
+        backend.write_acc(ViewMut::first(&mut buffer, values.len()), values).unwrap();
+        buffer
+    };
+    let idx = |values: &[i32]| {
+        let mut buffer = backend.zeros_idx(values.len()).unwrap();
+        backend.write_idx(ViewMut::first(&mut buffer, values.len()), values).unwrap();
+        buffer
+    };
+    for (r, row) in loss_rows().iter().enumerate() {
+        let e = row.label_smoothing;
+        for (name, curve, expected) in [
+            ("sigmoid", Curve::Sigmoid { smoothing: 0.0 }, row.losses.sigmoid),
+            ("cdpo", Curve::Sigmoid { smoothing: e }, row.losses.cdpo),
+            ("robust", Curve::Robust { smoothing: e }, row.losses.robust),
+            ("hinge", Curve::Hinge, row.losses.hinge),
+            ("ipo", Curve::Ipo, row.losses.ipo),
+        ] {
+            let lengths = if curve == Curve::Ipo { [row.chosen_tokens, row.rejected_tokens] } else { [1, 1] };
+            let share = |value: f64, i: usize| value / f64::from(lengths[i]);
+            let score = acc(&[share(row.chosen, 0), share(row.rejected, 1)]);
+            let reference = acc(&[share(row.reference_chosen, 0), share(row.reference_rejected, 1)]);
+            let (sequence, sign) = (idx(&[0, 1, -1, -1]), idx(&[1, -1, 0, 0]));
+            let (kind, offsets, uses) = (idx(&[0]), idx(&[0, 1, 2]), idx(&[0, 1]));
+            let (scale, margin, weight) = (acc(&[row.beta]), acc(&[0.0]), acc(&[1.0]));
+            let (clip, kind_scale) = (acc(&[f64::NEG_INFINITY, f64::INFINITY]), acc(&[1.0, 1.0, 1.0]));
+            let (mut loss, mut logit, mut dscore) = (acc(&[0.0]), acc(&[0.0]), acc(&[0.0, 0.0]));
+            let mut sums = acc(&[0.0; KINDS * SUM_FIELDS]);
+            backend
+                .preference_fwd(PreferenceFwd {
+                    seqs: 2,
+                    comparisons: 1,
+                    curve,
+                    center: 0.0,
+                    score: View::first(&score, 2),
+                    reference: Some(View::first(&reference, 2)),
+                    table: Comparisons {
+                        term_sequence: View::first(&sequence, TERMS),
+                        term_sign: View::first(&sign, TERMS),
+                        kind: View::first(&kind, 1),
+                        scale: View::first(&scale, 1),
+                        margin: View::first(&margin, 1),
+                        weight: View::first(&weight, 1),
+                        detached_clip: View::first(&clip, 2),
+                        kind_scale: View::first(&kind_scale, KINDS),
+                        use_offsets: View::first(&offsets, 3),
+                        uses: View::first(&uses, 2),
+                    },
+                    direct: None,
+                    loss: ViewMut::first(&mut loss, 1),
+                    logit: ViewMut::first(&mut logit, 1),
+                    dscore: ViewMut::first(&mut dscore, 2),
+                    sums: ViewMut::first(&mut sums, KINDS * SUM_FIELDS),
+                })
+                .unwrap();
+            let mut got = [0.0];
+            backend.read_acc(View::first(&loss, 1), &mut got).unwrap();
+            // Scores of magnitude 100 carry an f32 rounding of 4e-6 each; IPO multiplies it by its slope.
+            close(&format!("row {r} {name}"), got[0], expected, 2e-5, 1e-5);
+        }
+    }
+}
+
+macro_rules! for_each_backend {
+    ($($check:ident),*) => { $(
+        mod $check {
+            #[test]
+            fn reference() {
+                super::$check(&super::Reference);
+            }
+            #[test]
+            fn cpu() {
+                super::$check(&super::Cpu::new());
+            }
+        }
+    )* };
+}
+for_each_backend!(log_probs, rewards, dpo, bradley_terry, curves);

@@ -1,0 +1,14 @@
+//! Models, losses and training steps: values against PyTorch, gradients against finite differences, and what a step asks of a
+//! device.
+
+mod device_faults;
+mod fitting;
+mod golden;
+mod golden_fixtures;
+mod grads;
+mod kernels_model;
+mod memory;
+mod recompute;
+mod reference_cache;
+mod step_calls;
+mod tree_model;

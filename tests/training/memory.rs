@@ -1,0 +1,187 @@
+//! The memory plan of a run: limits bound every batch, parts are what the formulas say, and what does not fit is refused
+//! with the table and the batch that fits.
+
+use common::fixtures::{groups, tiny_config};
+use mapl::backend::contract::Precision;
+use mapl::backend::cpu::Cpu;
+use mapl::backend::kernels::device::Properties;
+use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_into};
+use mapl::loss::objective::{Loss, LossOptions, Method};
+use mapl::model::layout::Layout;
+use mapl::train::batch::upload::DeviceBatch;
+use mapl::train::memory::{MemoryPlan, Subject};
+use mapl::train::pack_options;
+
+fn loss(method: Method) -> Loss {
+    let options = LossOptions { beta: (method == Method::Dpo).then_some(0.1), ..LossOptions::default() };
+    options.resolve(method, [1.0; 3], false).unwrap()
+}
+
+fn sizes(loss: &Loss, vocab: usize) -> GroupSizes {
+    let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+    GroupSizes::of(&groups(), &pack_options(loss, vocab), &comparison).unwrap()
+}
+
+/// Bytes of a part of a plan.
+fn part(plan: &MemoryPlan, name: &str) -> u64 {
+    plan.parts.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no part {name}")).1
+}
+
+/// Head rows of the group that has most.
+fn most_rows(batch: &Batch) -> usize {
+    let starts = std::iter::once(0).chain(batch.group_ends.iter().map(|end| end.row));
+    batch.group_ends.iter().zip(starts).map(|(end, start)| end.row - start).max().unwrap_or(0)
+}
+
+#[test]
+fn limits_bound_every_batch_and_are_reached() {
+    let all = groups();
+    for method in [Method::Reward, Method::Dpo] {
+        let config = tiny_config("qwen2", method == Method::Reward);
+        let loss = loss(method);
+        let (pack, comparison) =
+            (pack_options(&loss, config.vocab), ComparisonOptions { scale: loss.scale, margin_add: loss.margin });
+        let sizes = sizes(&loss, config.vocab);
+        let mut batch = Batch::default();
+        for count in 1..=all.len() {
+            let limits = sizes.limits(count);
+            let mut most = BatchLimits::default();
+            // All runs of neighbours, the ends joined.
+            for first in 0..all.len() {
+                let members: Vec<_> = (0..count).map(|i| &all[(first + i) % all.len()]).collect();
+                pack_into(&mut batch, &members, &pack, &comparison).unwrap();
+                for (what, got, limit, top) in [
+                    ("tokens", batch.tokens(), limits.tokens, &mut most.tokens),
+                    ("rows", batch.head_rows(), limits.rows, &mut most.rows),
+                    ("rows of a group", most_rows(&batch), limits.group_rows, &mut most.group_rows),
+                    ("seqs", batch.seqs(), limits.seqs, &mut most.seqs),
+                    ("comparisons", batch.comparison_count(), limits.comparisons, &mut most.comparisons),
+                    ("segments", batch.segments(), limits.segments, &mut most.segments),
+                    ("ancestors", batch.tree.ancestors.len(), limits.ancestors, &mut most.ancestors),
+                    ("trees", batch.trees(), limits.trees, &mut most.trees),
+                    ("path", batch.longest_path, limits.longest_path, &mut most.longest_path),
+                ] {
+                    assert!(got <= limit, "{count} groups from {first}: {got} {what}, limit {limit}");
+                    *top = got.max(*top);
+                }
+                // The buffers of the largest batch take every batch as they are.
+                let cpu = Cpu::new();
+                let mut device = DeviceBatch::new(&cpu).unwrap();
+                device.reserve(&cpu, &limits).unwrap();
+                let room = device.room();
+                device.upload(&cpu, &batch, [0.0; 3]).unwrap();
+                assert_eq!(device.room(), room, "{count} groups from {first}");
+            }
+            if count == 1 || count == all.len() {
+                let groups = limits.groups;
+                assert_eq!(BatchLimits { groups, ..most }, limits, "{count} groups");
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_are_sizes_times_bytes() {
+    let config = tiny_config("llama", false);
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
+    let plan = |precision, kernels, available| {
+        let subject = Subject {
+            config: &config,
+            reference: Some(&config),
+            loss: &loss,
+            precision,
+            accumulation: 1,
+            recompute: false,
+            replays: false,
+            kernels,
+        };
+        MemoryPlan::new(&subject, &sizes, 2, available).unwrap()
+    };
+    assert!(plan(Precision::F64, None, None).is_none());
+    let layout = Layout::new(&config);
+    let (len, norms) = (layout.len as u64, layout.norms as u64);
+    let round = |bytes: u64| bytes.next_multiple_of(256);
+    for (precision, act) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
+        let plan = plan(precision, Some(&card), None).unwrap();
+        let limits = sizes.limits(2);
+        let rotary = 2 * round((limits.longest_path * config.head_dim / 2 * 4) as u64);
+        assert_eq!(part(&plan, "weights"), round(len * act) + rotary);
+        assert_eq!(part(&plan, "weights in full precision"), if act == 2 { round(len * 4) } else { 0 });
+        // With a norm for each patch of 16 by 32 elements of a product.
+        assert_eq!(part(&plan, "gradients"), round(len * 4) + round(norms * 4));
+        assert_eq!(part(&plan, "AdamW moments"), 2 * round(len * 4));
+        assert_eq!(part(&plan, "reference weights"), part(&plan, "weights"));
+        assert!(part(&plan, "activations") > part(&plan, "reference activations"));
+        assert!(part(&plan, "workspace of ops") > 0);
+        assert_eq!(plan.workspace() as u64, part(&plan, "workspace of ops"));
+        assert_eq!(plan.most_groups, None);
+        assert!(plan.check().is_ok());
+    }
+    assert_eq!(plan(Precision::F32, None, None).unwrap().workspace(), 0);
+}
+
+#[test]
+fn the_plan_shows_what_recomputation_would_do() {
+    let mut config = tiny_config("llama", false);
+    config.layers = 6;
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let plan = |recompute, available| {
+        let subject = Subject {
+            config: &config,
+            reference: None,
+            loss: &loss,
+            precision: Precision::Bf16,
+            recompute,
+            replays: false,
+            accumulation: 1,
+            kernels: None,
+        };
+        MemoryPlan::new(&subject, &sizes, 1, available).unwrap().unwrap()
+    };
+    let (kept, recomputed) = (plan(false, None), plan(true, None));
+    assert!(part(&recomputed, "activations") * 2 < part(&kept, "activations"));
+    assert_eq!((kept.otherwise, recomputed.otherwise), ((recomputed.total(), None), (kept.total(), None)));
+    assert!(kept.to_string().contains("  with --gradient-checkpointing"));
+    assert!(recomputed.to_string().contains("  without --gradient-checkpointing"));
+    let refused = plan(false, Some(recomputed.total())).check().unwrap_err().to_string();
+    assert!(refused.contains("not even one group fits; with --gradient-checkpointing 1 would"), "{refused}");
+    assert!(plan(true, Some(recomputed.total())).check().is_ok());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_batch_that_does() {
+    let config = tiny_config("llama", false);
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let subject = Subject {
+        config: &config,
+        reference: None,
+        loss: &loss,
+        precision: Precision::F32,
+        accumulation: 1,
+        recompute: false,
+        replays: false,
+        kernels: None,
+    };
+    let plan = |batch, available| MemoryPlan::new(&subject, &sizes, batch, available).unwrap().unwrap();
+    let (one, all) = (plan(1, None).total(), plan(sizes.groups(), None).total());
+    assert!(one < all);
+    for (available, most) in [(one - 1, 0), (one, 1), (all - 1, sizes.groups() - 1), (all, sizes.groups())] {
+        let plan = plan(sizes.groups(), Some(available));
+        assert_eq!(plan.most_groups, Some(most), "{available} bytes");
+        let Err(error) = plan.check() else {
+            assert_eq!(most, sizes.groups());
+            continue;
+        };
+        assert_eq!(error.exit_code(), 7);
+        let text = error.to_string();
+        let advice =
+            if most == 0 { "not even one group".to_owned() } else { format!("--per-device-train-batch-size {most}") };
+        for needle in ["activations", "gradients", "total", "MiB free", &advice] {
+            assert!(text.contains(needle), "no {needle:?} in {text}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Recomputed activations: gradients and updates are the same bits, on every backend, and memory is less.
+
+use common::fixtures::{groups, random_model, tiny_config};
+use half::bf16;
+use mapl::backend::cpu::Cpu;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::emulator::Schedule;
+use mapl::backend::reference::Reference;
+use mapl::backend::{Backend, View};
+use mapl::data::tokenized::TokenizedGroup;
+use mapl::loss::objective::{LossOptions, Method};
+use mapl::model::activations::{Activations, Mode};
+use mapl::model::config::ModelConfig;
+use mapl::optim::adamw::AdamWSettings;
+use mapl::train::step::Trainer;
+
+fn three_layers(reward: bool) -> ModelConfig {
+    let mut config = tiny_config("qwen2", reward);
+    config.layers = 3;
+    config
+}
+
+/// Losses, gradients of the last step and weights after two steps.
+fn trained<B: Backend>(backend: &B, method: Method, recompute: bool) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let config = three_layers(method == Method::Reward);
+    let loss = LossOptions::default().resolve(method, [1.0, 0.7, 0.4], false).unwrap();
+    let reference = (method == Method::Dpo).then(|| random_model(backend, &config, 2));
+    let policy = random_model(backend, &config, 1);
+    let mut trainer = Trainer::new(backend, policy, reference, loss, AdamWSettings::default()).unwrap();
+    if recompute {
+        trainer.recompute_activations().unwrap();
+    }
+    let groups = groups();
+    let micro_batches: Vec<Vec<&TokenizedGroup>> = vec![groups[..2].iter().collect(), groups[2..].iter().collect()];
+    let losses = (0..2).map(|_| trainer.step(&micro_batches, 1e-2).unwrap().tally.loss(&trainer.loss)).collect();
+    let len = trainer.policy.layout.len;
+    let (mut gradients, mut weights) = (vec![0.0; len], vec![0.0; len]);
+    backend.read_acc(View::first(&trainer.grads, len), &mut gradients).unwrap();
+    backend.read_act(View::first(&trainer.policy.weights, len), &mut weights).unwrap();
+    (losses, gradients, weights)
+}
+
+fn same_bits<B: Backend>(backend: &B) {
+    for method in [Method::Dpo, Method::Reward] {
+        let kept = trained(backend, method, false);
+        assert!(kept.0[0] != kept.0[1] && kept.1.iter().any(|g| *g != 0.0));
+        assert!(kept == trained(backend, method, true), "{} {method:?}", B::NAME);
+    }
+}
+
+#[test]
+fn recomputed_steps_are_the_steps_bit_by_bit() {
+    same_bits(&Reference);
+    same_bits(&Cpu::new());
+    let Some(emulator) = common::emulator(Schedule::Random(5), 3) else { return };
+    same_bits(&Kernels::<_, bf16>::new(emulator));
+}
+
+/// Elements of all activations.
+fn size(mode: Mode, layers: usize) -> usize {
+    let mut config = three_layers(false);
+    config.layers = layers;
+    let acts = Activations::new(&Cpu::new(), &config, mode, 10).unwrap();
+    acts.buffers().iter().map(|buffer| buffer.len()).sum()
+}
+
+#[test]
+fn a_layer_keeps_its_input_alone() {
+    let hidden = three_layers(false).hidden;
+    for layers in [1, 3, 8] {
+        let kept = size(Mode::Recompute, layers + 1) - size(Mode::Recompute, layers);
+        assert_eq!(kept, 10 * hidden);
+        assert!(size(Mode::Train, layers + 1) - size(Mode::Train, layers) > 8 * kept);
+    }
+}

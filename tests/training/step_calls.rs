@@ -1,0 +1,248 @@
+//! What a step asks of a device: no memory, no wait, one wait for its results when it is finished, and the launches of its
+//! layers. A recorded step is a step.
+
+use std::collections::BTreeMap;
+
+use common::fixtures::{groups, random_model, tiny_config};
+use common::observed::{Calls, Observed};
+use half::bf16;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::device::Element;
+use mapl::backend::kernels::emulator::{Emulator, Schedule};
+use mapl::backend::{Backend, View};
+use mapl::data::pack::{ComparisonOptions, GroupSizes};
+use mapl::data::tokenized::TokenizedGroup;
+use mapl::loss::objective::{LossOptions, Method};
+use mapl::model::config::ModelConfig;
+use mapl::optim::adamw::AdamWSettings;
+use mapl::train::batch::packing::PackedStep;
+use mapl::train::memory::{MemoryPlan, Subject};
+use mapl::train::pack_options;
+use mapl::train::step::Trainer;
+
+type Device<A> = Kernels<Observed, A>;
+
+fn device() -> Option<Device<f32>> {
+    match Emulator::new() {
+        Ok(emulator) => Some(Kernels::new(Observed::new(emulator, true))),
+        Err(why) => {
+            assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
+            println!("SKIPPED: {why}");
+            None
+        }
+    }
+}
+
+fn with_layers(method: Method, layers: usize) -> ModelConfig {
+    let mut config = tiny_config("qwen2", method == Method::Reward);
+    config.layers = layers;
+    config
+}
+
+/// A Hopper card: linear layers and the head by its own kernels.
+fn hopper() -> Option<Device<bf16>> {
+    device().map(|_| Kernels::new(Observed::new(Emulator::with(Schedule::Rising, 4).unwrap(), true)))
+}
+
+fn trainer<A: Element>(backend: &Device<A>, method: Method, layers: usize) -> Trainer<'_, Device<A>> {
+    let config = with_layers(method, layers);
+    let beta = (method == Method::Dpo).then_some(0.3);
+    let nll_weight = (method == Method::Dpo).then_some(0.1);
+    let options = LossOptions { beta, nll_weight, ..LossOptions::default() };
+    let loss = options.resolve(method, [1.0, 0.7, 0.4], false).unwrap();
+    let policy = random_model(backend, &config, 1);
+    let reference = (method == Method::Dpo).then(|| random_model(backend, &config, 2));
+    Trainer::new(backend, policy, reference, loss, AdamWSettings::default()).unwrap()
+}
+
+/// Micro-batches of three different shapes, two a step.
+fn steps(groups: &[TokenizedGroup]) -> Vec<Vec<Vec<&TokenizedGroup>>> {
+    let [a, b, c] = [&groups[0], &groups[1], &groups[2]];
+    vec![vec![vec![a, b], vec![c]], vec![vec![b, c], vec![a]], vec![vec![c, a], vec![b]], vec![vec![a], vec![b, c]]]
+}
+
+fn pack<A: Element>(trainer: &mut Trainer<'_, Device<A>>, micro_batches: &[Vec<&TokenizedGroup>]) -> PackedStep {
+    let mut packed = trainer.spare_step();
+    trainer.packer().pack(micro_batches, &mut packed).unwrap();
+    packed
+}
+
+/// The plan of a run with two micro-batches of two groups a step.
+fn plan<A: Element>(
+    backend: &Device<A>,
+    trainer: &Trainer<'_, Device<A>>,
+    groups: &[TokenizedGroup],
+    replays: bool,
+) -> MemoryPlan {
+    let (config, loss) = (&trainer.policy.config, &trainer.loss);
+    let subject = Subject {
+        config,
+        reference: (loss.method == Method::Dpo).then_some(config),
+        loss,
+        precision: A::PRECISION,
+        kernels: backend.kernel_properties(),
+        accumulation: 2,
+        recompute: false,
+        replays,
+    };
+    let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+    let sizes = GroupSizes::of(groups, &pack_options(loss, config.vocab), &comparison).unwrap();
+    MemoryPlan::new(&subject, &sizes, 2, None).unwrap().unwrap()
+}
+
+/// Takes nine steps, two under way at a time.
+fn takes_no_memory<A: Element>(backend: &Device<A>, method: Method, replays: bool) {
+    let groups = groups();
+    let mut trainer = trainer(backend, method, 2);
+    let limits = trainer.limits(&groups, 2).unwrap();
+    trainer.replay_steps(replays);
+    trainer.reserve(&limits, 2).unwrap();
+    let plan = plan(backend, &trainer, &groups, replays);
+    backend.reserve_workspace(plan.workspace()).unwrap();
+    // Models were made with the trainer; everything was taken now.
+    let (taken, planned) = (backend.device().take().bytes as f64, plan.total() as f64);
+    println!("{method:?}: {taken} bytes taken, {planned} planned");
+    assert!((0.95..1.05).contains(&(taken / planned)), "{method:?}: {taken} bytes taken, {planned} planned");
+    let mut under_way = None;
+    backend.device().take();
+    for micro_batches in steps(&groups).iter().cycle().take(9) {
+        let packed = pack(&mut trainer, micro_batches);
+        let next = trainer.begin(packed, 1e-3).unwrap();
+        let begun = backend.device().take();
+        assert_eq!(begun.allocations, BTreeMap::new(), "{method:?}");
+        assert_eq!(begun.synchronisations, BTreeMap::new(), "{method:?}");
+        assert_eq!((begun.of("open"), begun.of("send")), (0, 2), "{method:?}: {begun:?}");
+        if let Some(pending) = under_way.replace(next) {
+            trainer.finish(pending).unwrap();
+            let finished = backend.device().take();
+            assert_eq!(finished.by_name, BTreeMap::from([("open", 1)]), "{method:?}");
+            assert_eq!(finished.synchronisations, BTreeMap::new(), "{method:?}");
+        }
+    }
+}
+
+#[test]
+fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
+    for (method, replays) in [
+        (Method::Dpo, false),
+        (Method::Reward, false),
+        (Method::Sft, false),
+        (Method::Dpo, true),
+        (Method::Reward, true),
+    ] {
+        let Some(backend) = device() else { return };
+        takes_no_memory(&backend, method, replays);
+    }
+}
+
+#[test]
+fn nor_does_a_step_by_the_kernels_for_hopper() {
+    for (method, replays) in [(Method::Dpo, false), (Method::Reward, true)] {
+        let Some(backend) = hopper() else { return };
+        takes_no_memory(&backend, method, replays);
+    }
+}
+
+/// Without two inlets for every micro-batch of a step, or with results read in it, the test above must fail: the device
+/// counts such waits.
+#[test]
+fn waits_inside_a_step_are_seen() {
+    let Some(backend) = device() else { return };
+    let groups = groups();
+    let mut trainer = trainer(&backend, Method::Dpo, 1);
+    let packed = pack(&mut trainer, &steps(&groups)[0]);
+    // Nothing is reserved: one inlet, which grows, and must be waited for by the second micro-batch.
+    let pending = trainer.begin(packed, 1e-3).unwrap();
+    let calls = backend.device().take();
+    assert!(calls.allocations["allocate"] > 0 && calls.allocations["inlet"] > 0, "{calls:?}");
+    let packed = pack(&mut trainer, &steps(&groups)[1]);
+    let second = trainer.begin(packed, 1e-3).unwrap();
+    assert!(backend.device().take().synchronisations["fill"] > 0);
+    trainer.finish(pending).unwrap();
+    trainer.finish(second).unwrap();
+    let mut weights = vec![0.0; 4];
+    backend.read_act(View::first(&trainer.policy.weights, 4), &mut weights).unwrap();
+    assert_eq!(backend.device().take().synchronisations, BTreeMap::from([("download", 1)]));
+}
+
+/// Losses, norms and the weights after steps over batches of many shapes.
+fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
+    let backend = device()?;
+    let groups = groups();
+    let mut trainer = trainer(&backend, method, 1);
+    trainer.replay_steps(replays);
+    let limits = trainer.limits(&groups, 2).unwrap();
+    trainer.reserve(&limits, 2).unwrap();
+    backend.device().take();
+    let mut numbers = Vec::new();
+    for micro_batches in steps(&groups).iter().cycle().take(12) {
+        let report = trainer.step(micro_batches, 1e-2).unwrap();
+        assert!(report.update.applied);
+        numbers.extend([report.tally.loss(&trainer.loss), report.update.grad_norm]);
+    }
+    let calls = backend.device().take();
+    let mut weights = vec![0.0; trainer.policy.layout.len];
+    backend.read_act(View::first(&trainer.policy.weights, weights.len()), &mut weights).unwrap();
+    Some((numbers, weights, calls))
+}
+
+#[test]
+fn replayed_steps_are_the_steps_bit_by_bit() {
+    for method in [Method::Dpo, Method::Reward, Method::Sft] {
+        let Some((numbers, weights, calls)) = trained(method, false) else { return };
+        let (replayed, of_replayed, calls_of_replayed) = trained(method, true).unwrap();
+        assert_eq!((calls.of("record"), calls.of("replay")), (0, 0));
+        // Every shape is recorded once for the first and once for later micro-batches of a step, and met once before.
+        let (recorded, replays) = (calls_of_replayed.of("record"), calls_of_replayed.of("replay"));
+        println!("{method:?}: {recorded} recorded, {replays} replayed of 24");
+        assert!(recorded <= 8 && replays + recorded == 24 && replays > 12, "{method:?}: {recorded}, {replays}");
+        assert_eq!(replayed, numbers, "{method:?}");
+        assert!(weights == of_replayed, "{method:?}");
+        assert!(numbers[0] != numbers[2]);
+    }
+}
+
+/// Launches of one micro-batch of a model of so many layers.
+fn launches(method: Method, layers: usize) -> Option<Calls> {
+    let backend = device()?;
+    let groups = groups();
+    let mut trainer = trainer(&backend, method, layers);
+    let packed = pack(&mut trainer, &[groups.iter().collect()]);
+    let pending = trainer.begin(packed, 1e-3).unwrap();
+    let calls = backend.device().take();
+    trainer.finish(pending).unwrap();
+    Some(calls)
+}
+
+#[test]
+fn launches_of_a_layer_are_those_of_the_design() {
+    let Some(two) = launches(Method::Reward, 2) else { return };
+    let three = launches(Method::Reward, 3).unwrap();
+    let mut layer = three.launches.clone();
+    layer.iter_mut().for_each(|(name, count)| *count -= two.launches.get(name).unwrap_or(&0));
+    layer.retain(|_, count| *count > 0);
+    let expected = [
+        // Forward: norm, QKV, rotation, plan and attention, output with residual, norm, gate and up with activation, down
+        // with residual. The other half of norms, rotations and plans is the backward's.
+        ("norm_fwd_f32", 2),
+        ("linear_fwd_f32", 3),
+        ("rope_f32", 2),
+        ("attention_plan", 2),
+        ("attention_fwd_32_f32", 1),
+        ("linear_glu_fwd_f32", 1),
+        // Backward: four weight gradients, three input gradients and the gated one, attention in three passes, norms; sums
+        // over slices of tokens for the gradients of two norms and a bias.
+        ("linear_bwd_weight_f32", 4),
+        ("linear_bwd_input_f32", 3),
+        ("linear_glu_bwd_f32", 1),
+        ("attention_bwd_delta_f32", 1),
+        ("attention_bwd_q_32_f32", 1),
+        ("attention_bwd_kv_32_f32", 1),
+        ("bias_bwd_f32", 1),
+        ("norm_bwd_f32", 2),
+        ("sum_slices", 3),
+    ];
+    assert_eq!(layer, BTreeMap::from(expected));
+    // Around the layers: embedding, final norm, head, loss, and the update.
+    assert_eq!(three.launched() - 3 * layer.values().sum::<usize>(), 12);
+}
