@@ -10,7 +10,7 @@ use mapl::bench::run::{cost, unsettled};
 use mapl::bench::work::Work;
 use mapl::bench::work::attention::{Attention, Shape};
 use mapl::bench::work::linear::{Linear, Pass};
-use mapl::bench::work::rowwise::Norm;
+use mapl::bench::work::norm::Norm;
 
 #[test]
 fn bytes_and_flops_are_those_computed_by_hand() {

@@ -26,11 +26,11 @@ pub enum Verdict {
 }
 
 /// Processors of others that make times worthless for a comparison.
-pub const DISTURBING: f64 = 0.1;
+pub const MAX_OTHER_LOAD: f64 = 0.1;
 
 /// Two rows of the same call.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Pair {
+pub struct RowComparison {
     pub op: String,
     pub variant: String,
     pub model: String,
@@ -47,16 +47,17 @@ pub struct Pair {
 /// a row is slower when the fifth of its samples is above the earlier four fifths by more than the threshold, so when the spreads
 /// are apart. Plain times are compared by the least in place of the fifth, because other work lengthens most samples but seldom all.
 /// Faster is the same with the sides exchanged.
-pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<Pair> {
+pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<RowComparison> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
-    let mut pairs: Vec<Pair> = new.iter().map(|row| judge(row, left.remove(&row.key()), threshold)).collect();
-    pairs.extend(left.into_values().map(|row| pair(row, Verdict::Gone, None, None)));
+    let mut pairs: Vec<RowComparison> =
+        new.iter().map(|row| compare_row(row, left.remove(&row.key()), threshold)).collect();
+    pairs.extend(left.into_values().map(|row| comparison(row, Verdict::Gone, None, None)));
     pairs
 }
 
-fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> Pair {
+fn comparison(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> RowComparison {
     let text = |s: &String| s.clone();
-    Pair {
+    RowComparison {
         op: text(&row.op),
         variant: text(&row.variant),
         model: text(&row.model),
@@ -77,7 +78,7 @@ struct Times {
 }
 
 /// Times of both rows in one unit: that of the yardstick where both have it, else microseconds. `None` where one was not measured.
-fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
+fn comparable_times(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
     if [new, earlier].iter().any(|row| row.status != Status::Measured) {
         return None;
     }
@@ -86,9 +87,9 @@ fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
     paced(new).zip(paced(earlier)).or_else(|| plain(new).zip(plain(earlier)))
 }
 
-fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
-    let Some(earlier) = earlier else { return pair(new, Verdict::New, None, None) };
-    let Some((a, b)) = like(new, earlier) else { return pair(new, Verdict::Unknown, None, None) };
+fn compare_row(new: &Row, earlier: Option<&Row>, threshold: f64) -> RowComparison {
+    let Some(earlier) = earlier else { return comparison(new, Verdict::New, None, None) };
+    let Some((a, b)) = comparable_times(new, earlier) else { return comparison(new, Verdict::Unknown, None, None) };
     let ratio = a.median / b.median;
     // The ratio of medians at which two rows with these spreads would differ by just enough.
     let least_difference =
@@ -96,18 +97,18 @@ fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
     let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };
     let beyond = |slow: Times, fast: Times| slow.low > fast.high * (1.0 + threshold);
     // A card is not slowed by what the processors do.
-    let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
+    let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > MAX_OTHER_LOAD);
     let verdict = match () {
         () if disturbed(new) || disturbed(earlier) => Verdict::Disturbed,
         () if beyond(a, b) => Verdict::Slower,
         () if beyond(b, a) => Verdict::Faster,
         () => Verdict::Same,
     };
-    pair(new, verdict, Some(ratio), Some(noise))
+    comparison(new, verdict, Some(ratio), Some(noise))
 }
 
 /// The pairs for a terminal: differences first, then counts.
-pub fn text(pairs: &[Pair]) -> String {
+pub fn text(pairs: &[RowComparison]) -> String {
     let mut out = String::new();
     for verdict in [Verdict::Slower, Verdict::Faster] {
         for p in pairs.iter().filter(|p| p.verdict == verdict) {

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::operand::Set;
+use super::operand::OperandSet;
 use crate::Result;
 use crate::backend::Backend;
 
 /// A call that is timed, on the operands it is given.
-pub type Timed<'a, B> = dyn Fn(&B, &mut Set<B>) -> Result<()> + 'a;
+pub type TimedCall<'a, B> = dyn Fn(&B, &mut OperandSet<B>) -> Result<()> + 'a;
 
 /// A call made ready for its sizes, where there is one.
-pub type Ready<'a, B> = Option<Box<Timed<'a, B>>>;
+pub type PreparedCall<'a, B> = Option<Box<TimedCall<'a, B>>>;
 
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct Effort {
     /// A sample holds as many calls as fill this.
     pub sample: Duration,
     /// Samples that are taken whatever they cost.
-    pub least: usize,
+    pub min_samples: usize,
     /// No further samples are begun after this, once there are the least.
     pub budget: Duration,
 }
@@ -33,7 +33,7 @@ impl Effort {
         let part = passes.max(1);
         Self {
             repeats: self.repeats.div_ceil(part),
-            least: self.least.div_ceil(part),
+            min_samples: self.min_samples.div_ceil(part),
             warm_up: self.warm_up.div_ceil(part),
             budget: self.budget / u32::try_from(part).unwrap_or(u32::MAX),
             ..*self
@@ -56,7 +56,7 @@ pub struct Timing {
     /// Fifth and four fifths of the samples are below.
     pub p20: f64,
     pub p80: f64,
-    pub least: f64,
+    pub min: f64,
     pub samples: usize,
     pub calls: usize,
 }
@@ -70,7 +70,7 @@ impl Timing {
             median: quantile(&samples, 0.5),
             p20: quantile(&samples, 0.2),
             p80: quantile(&samples, 0.8),
-            least: samples[0],
+            min: samples[0],
             samples: samples.len(),
             calls: taken.calls,
         }
@@ -86,7 +86,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// A contender at work: its calls in a sample, and recorded calls where the backend records.
-struct Lane<B: Backend> {
+struct SampledCall<B: Backend> {
     calls: usize,
     /// One call on every set.
     graph: Option<B::Graph>,
@@ -98,14 +98,14 @@ struct Lane<B: Backend> {
 /// a call finds nothing of its operands there.
 pub fn interleaved<B: Backend>(
     on: &B,
-    contenders: &[&Timed<'_, B>],
-    sets: &mut [Set<B>],
+    contenders: &[&TimedCall<'_, B>],
+    sets: &mut [OperandSet<B>],
     effort: &Effort,
 ) -> Result<Vec<Samples>> {
-    let mut lanes = contenders.iter().map(|call| warm(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
+    let mut lanes = contenders.iter().map(|call| warm_up(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
     let began = Instant::now();
     for round in 0..effort.repeats {
-        if round >= effort.least && began.elapsed() > effort.budget {
+        if round >= effort.min_samples && began.elapsed() > effort.budget {
             break;
         }
         // Each goes first as often as any other.
@@ -119,12 +119,18 @@ pub fn interleaved<B: Backend>(
 }
 
 /// Warms a contender up and sees how many calls a sample takes.
-fn warm<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], effort: &Effort) -> Result<Lane<B>> {
+fn warm_up<B: Backend>(
+    on: &B,
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
+    effort: &Effort,
+) -> Result<SampledCall<B>> {
     for i in 0..effort.warm_up.max(1) {
         call(on, &mut sets[i % sets.len()])?;
     }
     let graph = on.record(&mut || sets.iter_mut().try_for_each(|set| call(on, set)))?;
-    let mut lane = Lane { calls: if graph.is_some() { sets.len() } else { 1 }, graph, next: 0, samples: Vec::new() };
+    let mut lane =
+        SampledCall { calls: if graph.is_some() { sets.len() } else { 1 }, graph, next: 0, samples: Vec::new() };
     let one = sample(on, call, sets, &mut lane)?;
     let wanted = (effort.sample.as_secs_f64() / one.max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
     let unit = lane.calls;
@@ -133,7 +139,12 @@ fn warm<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], effort: &E
 }
 
 /// Mean seconds of a call over one sample.
-fn sample<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], lane: &mut Lane<B>) -> Result<f64> {
+fn sample<B: Backend>(
+    on: &B,
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
+    lane: &mut SampledCall<B>,
+) -> Result<f64> {
     let from = on.stamp()?;
     match &lane.graph {
         Some(graph) => {
@@ -160,8 +171,8 @@ fn sample<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], lane: &m
 /// every 20 to 100 ms, so half a second is right to about a tenth. `None` where nothing counts.
 pub fn energy<B: Backend>(
     on: &B,
-    call: &Timed<'_, B>,
-    sets: &mut [Set<B>],
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
     timing: &Timing,
     seconds: f64,
     joules: impl Fn(&B) -> Option<f64>,
@@ -190,7 +201,7 @@ mod tests {
     #[test]
     fn quantiles_lie_between_samples() {
         let timing = Timing::of(&Samples { seconds: vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls: 7 });
-        assert_eq!((timing.p20, timing.median, timing.p80, timing.least), (2.0, 3.5, 5.0, 1.0));
+        assert_eq!((timing.p20, timing.median, timing.p80, timing.min), (2.0, 3.5, 5.0, 1.0));
         assert_eq!((timing.samples, timing.calls), (6, 7));
         let one = Timing::of(&Samples { seconds: vec![2.0], calls: 1 });
         assert_eq!((one.p20, one.median, one.p80), (2.0, 2.0, 2.0));
@@ -199,19 +210,20 @@ mod tests {
     #[test]
     fn contenders_take_turns_and_sets_rotate() {
         let on = Cpu::new();
-        let mut sets: Vec<Set<Cpu>> = (0..3).map(|_| Set::new(&on, &[]).unwrap()).collect();
-        let first: *const Set<Cpu> = &raw const sets[0];
+        let mut sets: Vec<OperandSet<Cpu>> = (0..3).map(|_| OperandSet::new(&on, &[]).unwrap()).collect();
+        let first: *const OperandSet<Cpu> = &raw const sets[0];
         let seen = RefCell::new(Vec::new());
-        let place = |set: &Set<Cpu>| (std::ptr::from_ref(set) as usize - first as usize) / size_of::<Set<Cpu>>();
-        let a = |_: &Cpu, set: &mut Set<Cpu>| {
+        let place =
+            |set: &OperandSet<Cpu>| (std::ptr::from_ref(set) as usize - first as usize) / size_of::<OperandSet<Cpu>>();
+        let a = |_: &Cpu, set: &mut OperandSet<Cpu>| {
             seen.borrow_mut().push(('a', place(set)));
             Ok(())
         };
-        let b = |_: &Cpu, set: &mut Set<Cpu>| {
+        let b = |_: &Cpu, set: &mut OperandSet<Cpu>| {
             seen.borrow_mut().push(('b', place(set)));
             Ok(())
         };
-        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, least: 1, budget: Duration::MAX };
+        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, min_samples: 1, budget: Duration::MAX };
         let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
         assert_eq!(timings.iter().map(|t| t.seconds.len()).collect::<Vec<_>>(), [4, 4]);
         let seen = seen.into_inner();
@@ -225,9 +237,9 @@ mod tests {
     #[test]
     fn energy_is_that_of_a_call() {
         let on = Cpu::new();
-        let mut sets = vec![Set::new(&on, &[]).unwrap()];
+        let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
         let calls = std::cell::Cell::new(0);
-        let call = |_: &Cpu, _: &mut Set<Cpu>| {
+        let call = |_: &Cpu, _: &mut OperandSet<Cpu>| {
             calls.set(calls.get() + 1);
             Ok(())
         };
@@ -244,10 +256,11 @@ mod tests {
     #[test]
     fn a_spent_budget_ends_after_the_least_number_of_samples() {
         let on = Cpu::new();
-        let mut sets = vec![Set::new(&on, &[]).unwrap()];
-        let call = |_: &Cpu, _: &mut Set<Cpu>| Ok(());
-        let effort = Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, least: 5, budget: Duration::ZERO };
-        let taken = |effort: &Effort, sets: &mut [Set<Cpu>]| interleaved(&on, &[&call], sets, effort).unwrap();
+        let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
+        let call = |_: &Cpu, _: &mut OperandSet<Cpu>| Ok(());
+        let effort =
+            Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, min_samples: 5, budget: Duration::ZERO };
+        let taken = |effort: &Effort, sets: &mut [OperandSet<Cpu>]| interleaved(&on, &[&call], sets, effort).unwrap();
         assert_eq!(taken(&effort, &mut sets)[0].seconds.len(), 5);
         assert_eq!(taken(&effort.of_pass(3), &mut sets)[0].seconds.len(), 2);
     }
@@ -255,9 +268,9 @@ mod tests {
     #[test]
     fn passes_share_samples_and_time() {
         let whole =
-            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, least: 5, budget: Duration::from_secs(3) };
+            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, min_samples: 5, budget: Duration::from_secs(3) };
         let part = whole.of_pass(3);
-        assert_eq!((part.repeats, part.least, part.warm_up), (10, 2, 1));
+        assert_eq!((part.repeats, part.min_samples, part.warm_up), (10, 2, 1));
         assert_eq!(part.budget, Duration::from_secs(1));
     }
 }

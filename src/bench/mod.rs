@@ -5,7 +5,7 @@
 //! - [`verify`]: results against the reference, whole or in parts
 //! - [`measure`]: samples in turn, medians and quantiles
 //! - [`yardstick`]: work that never changes, timed beside calls on processors
-//! - [`rates`]: ceilings, and what a backend needs to be benchmarked; [`rival`]: cuBLASLt
+//! - [`rates`]: ceilings, and what a backend needs to be benchmarked; [`peer`]: cuBLASLt
 //! - [`run`]: all of it over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 
@@ -13,8 +13,8 @@ pub mod compare;
 pub mod entry;
 pub mod measure;
 pub mod operand;
+pub mod peer;
 pub mod rates;
-pub mod rival;
 pub mod row;
 pub mod run;
 pub mod shapes;

@@ -3,15 +3,15 @@
 
 use std::sync::LazyLock;
 
-use super::measure::{Effort, Ready, Timed, interleaved};
-use super::operand::Set;
-use super::rival;
+use super::measure::{Effort, PreparedCall, TimedCall, interleaved};
+use super::operand::OperandSet;
+use super::peer;
 use super::work::linear::{Linear, Pass};
 use super::work::{Call, Work};
-use super::yardstick::{Kind, Yardstick};
+use super::yardstick::Yardstick;
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::LinearDims;
+use crate::backend::contract::{Bound, LinearDims};
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Device, Element};
@@ -38,39 +38,39 @@ impl Rates {
 }
 
 /// A library that a backend's calls are timed beside.
-pub trait Rival<B: Backend> {
+pub trait Peer<B: Backend> {
     /// Name and version.
     fn name(&self) -> String;
 
     /// The call by this library, made ready for the sizes; `None` for a call that it does not have.
-    fn ready<'a>(&'a self, on: &'a B, work: &Work, set: &mut Set<B>) -> Result<Ready<'a, B>>;
+    fn prepare<'a>(&'a self, on: &'a B, work: &Work, set: &mut OperandSet<B>) -> Result<PreparedCall<'a, B>>;
 }
 
 /// Libraries that are there, and those that are not with the reason.
-pub struct Rivals<'a, B: Backend> {
-    pub present: Vec<Box<dyn Rival<B> + 'a>>,
+pub struct Peers<'a, B: Backend> {
+    pub present: Vec<Box<dyn Peer<B> + 'a>>,
     pub absent: Vec<(String, String)>,
 }
 
-impl<B: Backend> Default for Rivals<'_, B> {
+impl<B: Backend> Default for Peers<'_, B> {
     fn default() -> Self {
         Self { present: Vec::new(), absent: Vec::new() }
     }
 }
 
 /// What a backend needs beside its ops to be benchmarked.
-pub trait Benched: Backend {
+pub trait BenchBackend: Backend {
     /// Name of the card or processor.
     fn hardware(&self) -> String;
 
     /// Calls that rotate over so many bytes of operands take them from memory.
-    fn beyond_caches(&self) -> u64;
+    fn cold_bytes(&self) -> u64;
 
     /// Ceilings, measured now; `None` where time means nothing.
     fn rates(&self) -> Result<Option<Rates>>;
 
     /// Work to time beside calls whose floor is of that kind; `None` where the times of different runs can be compared as they are.
-    fn yardstick(&self, _: Kind) -> Option<Box<Timed<'static, Self>>> {
+    fn yardstick(&self, _: Bound) -> Option<Box<TimedCall<'static, Self>>> {
         None
     }
 
@@ -80,12 +80,12 @@ pub trait Benched: Backend {
     }
 
     /// Runs `work` with the libraries that calls are timed beside.
-    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
-        work(&Rivals::default())
+    fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
+        work(&Peers::default())
     }
 }
 
-impl Benched for Cpu {
+impl BenchBackend for Cpu {
     fn hardware(&self) -> String {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |key: &str| {
@@ -102,14 +102,14 @@ impl Benched for Cpu {
     }
 
     /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
-    fn beyond_caches(&self) -> u64 {
+    fn cold_bytes(&self) -> u64 {
         crate::study::ceilings::COPIED_BYTES
     }
 
-    fn yardstick(&self, kind: Kind) -> Option<Box<Timed<'static, Self>>> {
+    fn yardstick(&self, bound: Bound) -> Option<Box<TimedCall<'static, Self>>> {
         static YARDSTICK: LazyLock<Yardstick> = LazyLock::new(Yardstick::new);
         Some(Box::new(move |_, _| {
-            YARDSTICK.run(kind);
+            YARDSTICK.run(bound);
             Ok(())
         }))
     }
@@ -120,12 +120,12 @@ impl Benched for Cpu {
     }
 }
 
-impl<A: Element> Benched for Kernels<Emulator, A> {
+impl<A: Element> BenchBackend for Kernels<Emulator, A> {
     fn hardware(&self) -> String {
         self.device().properties().name.clone()
     }
 
-    fn beyond_caches(&self) -> u64 {
+    fn cold_bytes(&self) -> u64 {
         u64::MAX
     }
 
@@ -135,13 +135,13 @@ impl<A: Element> Benched for Kernels<Emulator, A> {
     }
 }
 
-impl<A: Element> Benched for Kernels<Driver, A> {
+impl<A: Element> BenchBackend for Kernels<Driver, A> {
     fn hardware(&self) -> String {
         self.device().properties().name.clone()
     }
 
     /// Twice the second-level cache: 50 MB on H100 and H200, 40 MB on A100 (their data sheets); of the larger.
-    fn beyond_caches(&self) -> u64 {
+    fn cold_bytes(&self) -> u64 {
         100 << 20
     }
 
@@ -150,7 +150,7 @@ impl<A: Element> Benched for Kernels<Driver, A> {
         let effort = Effort {
             repeats: 10,
             warm_up: 3,
-            least: 5,
+            min_samples: 5,
             sample: std::time::Duration::from_millis(20),
             budget: std::time::Duration::from_secs(2),
         };
@@ -158,15 +158,15 @@ impl<A: Element> Benched for Kernels<Driver, A> {
             let dims = LinearDims { tokens: side, inputs: side, outputs: side };
             let work = Work::from(Linear { pass: Pass::Forward, dims });
             let operands = work.operands();
-            let mut sets = vec![Set::new(self, &operands)?];
+            let mut sets = vec![OperandSet::new(self, &operands)?];
             sets[0].fill(self, &operands, |at, place| operands[at].value(Self::PRECISION, place))?;
-            let best = self.with_rivals(|rivals| -> Result<f64> {
-                let own = |on: &Self, set: &mut Set<Self>| work.call(on, set.take());
-                let mut calls: Vec<Box<Timed<'_, Self>>> = vec![Box::new(own)];
-                for rival in &rivals.present {
-                    calls.extend(rival.ready(self, &work, &mut sets[0])?);
+            let best = self.with_peers(|peers| -> Result<f64> {
+                let own = |on: &Self, set: &mut OperandSet<Self>| work.call(on, set.cursor());
+                let mut calls: Vec<Box<TimedCall<'_, Self>>> = vec![Box::new(own)];
+                for peer in &peers.present {
+                    calls.extend(peer.prepare(self, &work, &mut sets[0])?);
                 }
-                let calls: Vec<&Timed<'_, Self>> = calls.iter().map(|call| &**call).collect();
+                let calls: Vec<&TimedCall<'_, Self>> = calls.iter().map(|call| &**call).collect();
                 let timings = interleaved(self, &calls, &mut sets, &effort)?;
                 Ok(timings.iter().flat_map(|t| &t.seconds).copied().fold(f64::INFINITY, f64::min))
             })?;
@@ -181,8 +181,8 @@ impl<A: Element> Benched for Kernels<Driver, A> {
         nvml::NvmlCard::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
     }
 
-    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
-        rival::with_cublaslt(self, work)
+    fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
+        peer::with_cublaslt(self, work)
     }
 }
 

@@ -8,17 +8,17 @@ use clap::Args;
 use half::bf16;
 
 use super::device::{Device, Dtype};
-use super::plan::PlanArgs;
+use super::plan::StepPlanArgs;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::compare::{self, Verdict};
 use crate::bench::measure::Effort;
-use crate::bench::rates::Benched;
+use crate::bench::rates::BenchBackend;
 use crate::bench::row::{self, Row, Status};
-use crate::bench::run::{Options, Progress, run as bench};
-use crate::bench::shapes::{MODELS, Room, SQUARE};
+use crate::bench::run::{BenchOptions, Progress, run as bench};
+use crate::bench::shapes::{MODELS, SQUARE, SizeLimits};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
 use crate::study::bench::Span;
@@ -29,7 +29,7 @@ use crate::{Error, Result};
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
     #[command(flatten)]
-    plan: PlanArgs,
+    plan: StepPlanArgs,
     /// Devices to benchmark, one after the other: auto, cpu, cuda, cuda:N, emulator
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     device: Vec<Device>,
@@ -109,14 +109,14 @@ impl BenchArgs {
 }
 
 /// Rows so far, and those of an earlier run.
-struct Record {
+struct RunRecord {
     rows: Vec<Row>,
     earlier: Option<Vec<Row>>,
     /// When rows were timed.
     spans: Vec<Span>,
 }
 
-impl Record {
+impl RunRecord {
     /// Puts rows in the place of those of the same calls.
     fn put(&mut self, new: &[Row]) {
         for row in new {
@@ -142,11 +142,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 pub fn observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
     args.check()?;
     let earlier = args.compare.as_deref().map(row::read).transpose()?;
-    let mut record = Record { rows: Vec::new(), earlier, spans: Vec::new() };
+    let mut record = RunRecord { rows: Vec::new(), earlier, spans: Vec::new() };
     for &device in &args.device {
         args.on_device(device, &mut record)?;
     }
-    let Record { rows, earlier, spans } = record;
+    let RunRecord { rows, earlier, spans } = record;
     if args.list {
         return Ok(());
     }
@@ -205,7 +205,7 @@ impl BenchArgs {
         self.output.iter().try_for_each(|path| row::write(path, rows))
     }
 
-    fn options(&self, cuda: bool, emulated: bool) -> Options {
+    fn options(&self, cuda: bool, emulated: bool) -> BenchOptions {
         let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
         let published = MODELS.iter().map(|model| model.name).filter(|&name| name != "tiny");
         let models: Vec<String> = match (self.model.is_empty(), emulated) {
@@ -219,7 +219,7 @@ impl BenchArgs {
             _ => or(&self.tokens, &[512]),
         };
         let sample = if cuda { Duration::from_millis(2) } else { Duration::from_millis(10) };
-        Options {
+        BenchOptions {
             ops: self.op.clone(),
             models,
             tokens,
@@ -228,16 +228,16 @@ impl BenchArgs {
             effort: Effort {
                 repeats: self.repeats,
                 warm_up: 3,
-                least: 5,
+                min_samples: 5,
                 sample: if emulated { Duration::ZERO } else { sample },
                 budget: Duration::from_secs_f64(self.seconds),
             },
             passes: self.passes.unwrap_or(if cuda || emulated { 1 } else { 3 }),
-            longest: Duration::from_secs_f64(self.longest),
-            rotated: if emulated { 0 } else { self.rotate_mib << 20 },
-            room: match cuda {
-                true => Room { parameters: 1 << 29, logits: 1 << 31 },
-                false => Room { parameters: 1 << 25, logits: 1 << 26 },
+            max_duration: Duration::from_secs_f64(self.longest),
+            rotated_bytes: if emulated { 0 } else { self.rotate_mib << 20 },
+            size_limits: match cuda {
+                true => SizeLimits { parameters: 1 << 29, logits: 1 << 31 },
+                false => SizeLimits { parameters: 1 << 25, logits: 1 << 26 },
             },
             energy_seconds: self.energy_seconds,
             limit: self.limit.map(Duration::from_secs_f64),
@@ -246,7 +246,7 @@ impl BenchArgs {
         }
     }
 
-    fn on_device(&self, device: Device, record: &mut Record) -> Result<()> {
+    fn on_device(&self, device: Device, record: &mut RunRecord) -> Result<()> {
         let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
         let refuse = |text: &str| Err(Error::Usage(text.into()));
         match device {
@@ -276,7 +276,7 @@ impl BenchArgs {
         }
     }
 
-    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], record: &mut Record) -> Result<()> {
+    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], record: &mut RunRecord) -> Result<()> {
         let options = self.options(true, false);
         let mut driver = Some(driver);
         for dtype in dtypes {
@@ -298,7 +298,7 @@ impl BenchArgs {
         Ok(())
     }
 
-    fn on<B: Benched>(&self, on: &B, options: &Options, record: &mut Record) -> Result<()> {
+    fn on<B: BenchBackend>(&self, on: &B, options: &BenchOptions, record: &mut RunRecord) -> Result<()> {
         if self.list {
             for case in options.cases(B::PRECISION) {
                 say(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()));

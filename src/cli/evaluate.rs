@@ -71,14 +71,14 @@ struct MeasureArgs {
 }
 
 /// The least number of resamples with some beyond either end of an interval.
-const FEWEST_RESAMPLES: usize = 100;
+const MIN_RESAMPLES: usize = 100;
 /// More take memory and tell nothing.
-const MOST_RESAMPLES: usize = 1_000_000;
+const MAX_RESAMPLES: usize = 1_000_000;
 
 fn resamples(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if n == 0 || (FEWEST_RESAMPLES..=MOST_RESAMPLES).contains(&n) => Ok(n),
-        Ok(_) => Err(format!("0, or a number from {FEWEST_RESAMPLES} to {MOST_RESAMPLES}, is needed")),
+        Ok(n) if n == 0 || (MIN_RESAMPLES..=MAX_RESAMPLES).contains(&n) => Ok(n),
+        Ok(_) => Err(format!("0, or a number from {MIN_RESAMPLES} to {MAX_RESAMPLES}, is needed")),
         Err(_) => Err(format!("\"{text}\" is no whole number")),
     }
 }

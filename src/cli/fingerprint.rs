@@ -1,7 +1,7 @@
 //! What a resumed run must share with the run it continues: named settings, and hashes of what was read. What changes no
 //! update, such as cadence and output, is not part of it.
 
-use super::train::Plan;
+use super::train::TrainSetup;
 use crate::Result;
 use crate::data::template::frozen_date;
 use crate::data::tokenized::TokenizedGroup;
@@ -16,7 +16,7 @@ const DIGITS: usize = 16;
 
 /// The parts of a run that its fingerprint covers.
 pub(super) struct Fingerprint<'a> {
-    pub plan: &'a Plan<'a>,
+    pub setup: &'a TrainSetup<'a>,
     /// Groups of training and evaluation.
     pub groups: [&'a [TokenizedGroup]; 2],
     pub tokenizer: &'a Tokenizer,
@@ -29,7 +29,7 @@ pub(super) struct Fingerprint<'a> {
 impl Fingerprint<'_> {
     /// Name and value of every part, in a fixed order.
     pub fn entries(self) -> Result<Vec<(String, String)>> {
-        let (plan, s) = (self.plan, &self.plan.settings);
+        let (setup, s) = (self.setup, &self.setup.settings);
         // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
         let length = match s.scheduler {
             Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
@@ -40,15 +40,15 @@ impl Fingerprint<'_> {
         };
         let [train, eval] = self.groups.map(groups_hash);
         let mut entries = vec![
-            ("method", plan.method.name().to_owned()),
-            ("loss", format!("{:?}", plan.loss)),
+            ("method", setup.method.name().to_owned()),
+            ("loss", format!("{:?}", setup.loss)),
             ("batch size", s.micro_batch.to_string()),
             ("gradient accumulation", s.accumulation.to_string()),
             (LENGTH, length),
             ("learning rate", s.learning_rate.to_string()),
             ("schedule", format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
             ("shuffling", format!("{:?}", s.shuffle)),
-            ("AdamW", format!("{:?}", plan.adamw)),
+            ("AdamW", format!("{:?}", setup.adamw)),
             ("model config", config_line(self.config)),
             ("training data", train),
             ("evaluation data", eval),
@@ -56,10 +56,10 @@ impl Fingerprint<'_> {
             ("chat template", self.template_hash()),
             ("reference", self.reference),
         ];
-        if plan.build.objective.builds() {
+        if setup.build.objective.builds() {
             // Groups drawn anew in later epochs follow from these and the rows.
-            entries.push(("construction", format!("{:?}", plan.build)));
-            entries.push(("tokenization", format!("{:?}", plan.tokenize)));
+            entries.push(("construction", format!("{:?}", setup.build)));
+            entries.push(("tokenization", format!("{:?}", setup.tokenize)));
         }
         if self.tokenizer.template().is_some_and(|template| template.uses_date()) {
             entries.push(("date in the chat template (SOURCE_DATE_EPOCH sets it)", frozen_date()));

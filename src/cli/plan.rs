@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// Arguments of `bench --plan`.
 #[derive(Args, Clone, Debug)]
-pub struct PlanArgs {
+pub struct StepPlanArgs {
     /// Print the floor of every op of a step and the tiles of every launch, from sizes alone
     #[arg(long)]
     plan: bool,
@@ -48,7 +48,7 @@ pub struct PlanArgs {
     json: bool,
 }
 
-impl PlanArgs {
+impl StepPlanArgs {
     /// Whether a plan is asked for.
     pub fn wanted(&self) -> bool {
         self.plan
@@ -71,7 +71,7 @@ impl PlanArgs {
 }
 
 /// The card's rates: given ones win over known ones.
-fn card(args: &PlanArgs) -> Result<Card> {
+fn card(args: &StepPlanArgs) -> Result<Card> {
     for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
         if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
             return Err(Error::Usage(format!("{flag}: a finite number above 0 is needed")));

@@ -85,7 +85,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
         return Err(Error::Usage(format!("--scale {}: a finite number above 0 is needed", arguments.scale)));
     }
     let began = Instant::now();
-    let mut quick = Quick { arguments, summary: QuickstartSummary::default() };
+    let mut quick = Quickstart { arguments, summary: QuickstartSummary::default() };
     quick.prepare()?;
     quick.language()?;
     quick.stage(&SFT, None)?;
@@ -105,12 +105,12 @@ macro_rules! words {
     ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
 }
 
-struct Quick<'a> {
+struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
     summary: QuickstartSummary,
 }
 
-impl Quick<'_> {
+impl Quickstart<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.arguments.output_dir.join(name)
     }

@@ -14,7 +14,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
-use crate::bench::rates::{Benched, Rates};
+use crate::bench::rates::{BenchBackend, Rates};
 use crate::bench::row::Status;
 use crate::loss::objective::Method;
 use crate::study::bench::BenchStudy;
@@ -96,7 +96,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));
     }
     let folder = args.folder()?;
-    let place = Place::of(args.train.device)?;
+    let place = RunDevice::of(args.train.device)?;
     let facts = args.facts(method, command_line, &place);
     let before = place.rates()?;
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -150,7 +150,7 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
             "--study-dir {folder} already holds {name}; name another folder, or give --overwrite"
         )));
     }
-    let uuid = Place::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
+    let uuid = RunDevice::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
     let graphics = uuid.is_some();
     std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;
     let log = args.study_dir.join(FILES[2]);
@@ -210,10 +210,10 @@ impl StudyArgs {
         Ok(folder)
     }
 
-    fn facts(&self, method: Method, command_line: &str, place: &Place) -> Facts {
+    fn facts(&self, method: Method, command_line: &str, place: &RunDevice) -> Facts {
         let (peak_flops, peak_source) = match (self.peak_tflops, place.bf16) {
             (Some(tera), _) => (Some(tera * 1e12), "--peak-tflops".to_owned()),
-            (None, true) => match peak::bf16(&place.hardware) {
+            (None, true) => match peak::bf16_flops(&place.hardware) {
                 Some(flops) => (Some(flops), "data sheet, dense bf16".to_owned()),
                 None => (None, "no data sheet is certain for this card; give --peak-tflops".to_owned()),
             },
@@ -234,7 +234,7 @@ impl StudyArgs {
 }
 
 /// Where a run takes place.
-struct Place {
+struct RunDevice {
     device: Device,
     bf16: bool,
     backend: &'static str,
@@ -243,12 +243,12 @@ struct Place {
     uuid: Option<String>,
 }
 
-impl Place {
+impl RunDevice {
     fn of(args: DeviceArgs) -> Result<Self> {
-        fn known<B: Benched>(on: &B, device: Device) -> Place {
+        fn known<B: BenchBackend>(on: &B, device: Device) -> RunDevice {
             let dtype = B::PRECISION.name();
             let (backend, hardware, uuid) = (B::NAME, on.hardware(), on.hardware_id());
-            Place { device, bf16: dtype == "bf16" && backend == "cuda", backend, dtype, hardware, uuid }
+            RunDevice { device, bf16: dtype == "bf16" && backend == "cuda", backend, dtype, hardware, uuid }
         }
         let ordinal = match args.device {
             Device::Auto => Driver::new(0).ok().map(|driver| (driver, 0)),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::files::write_whole;
 use crate::study::sweep::grid::{Grid, Point};
-use crate::study::sweep::outcome::{Outcome, csv, earlier};
+use crate::study::sweep::outcome::{Outcome, csv, finished_study};
 use crate::study::sweep::page;
 use crate::train::checkpoint::{write_json, write_text};
 use crate::train::console::say;
@@ -39,7 +39,7 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         let named: Vec<String> =
             grid.axes.iter().zip(&point.values).map(|(axis, value)| format!("{axis}={value}")).collect();
         let label = format!("{}/{} {}", at + 1, grid.points.len(), named.join(" "));
-        let outcome = match earlier(&folder, &words) {
+        let outcome = match finished_study(&folder, &words) {
             Some(study) => {
                 say(&format!("{label}: there already"));
                 Outcome::of(point, &study)
@@ -78,7 +78,7 @@ impl SweepArgs {
         let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let study = folder.join("study.json");
-        // An earlier study of other flags must not pass for this one.
+        // An finished_study study of other flags must not pass for this one.
         if study.exists() {
             std::fs::remove_file(&study).map_err(Error::io("remove", &study))?;
         }

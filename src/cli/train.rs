@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::device::Job;
 use super::fingerprint::Fingerprint;
-use super::manifest::Facts;
+use super::manifest::ManifestFacts;
 use super::output::{RunFolder, check_ids, same_place};
 use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
@@ -35,7 +35,7 @@ use crate::train::step::Trainer;
 use crate::{Error, Result};
 
 /// Everything decided before a backend is chosen.
-pub(super) struct Plan<'a> {
+pub(super) struct TrainSetup<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
     pub(super) command_line: &'a str,
@@ -94,37 +94,37 @@ pub fn run_observed(
     }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
-    let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
+    let setup = TrainSetup { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
     match study {
-        true => args.device.run_observed(TrainJob(plan)),
-        false => args.device.run_probed(TrainJob(plan), args.profile),
+        true => args.device.run_observed(TrainJob(setup)),
+        false => args.device.run_probed(TrainJob(setup), args.profile),
     }
 }
 
-struct TrainJob<'a>(Plan<'a>);
+struct TrainJob<'a>(TrainSetup<'a>);
 
 impl Job for TrainJob<'_> {
     type Output = RunSummary;
 
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
-        let mut plan = self.0;
+        let mut setup = self.0;
         Signals::listen()?;
-        let resume = plan.resume()?;
-        let folder = plan.folder(resume.as_deref());
+        let resume = setup.resume()?;
+        let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
-        let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
+        let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
         // Everything but the weights comes from where the run started, so that a change there is noticed.
-        let config = ModelConfig::read(&plan.args.model)?;
-        let mut tokenizer = Tokenizer::load(&plan.args.model)?;
-        if let Some(template) = &plan.args.chat_template_path {
+        let config = ModelConfig::read(&setup.args.model)?;
+        let mut tokenizer = Tokenizer::load(&setup.args.model)?;
+        if let Some(template) = &setup.args.chat_template_path {
             tokenizer.set_template_file(template)?;
         }
-        plan.tokenize.max_length = plan.tokenize.max_length.min(config.max_positions);
-        let (rows, eval_rows) = plan.read()?;
-        let redraws = plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch;
+        setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
+        let (rows, eval_rows) = setup.read()?;
+        let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
-        let (train_groups, report) = plan.tokenize(rows, &tokenizer, 0)?;
-        let (eval_groups, eval_report) = plan.tokenize_eval(eval_rows, &tokenizer)?;
+        let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
+        let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
         if train_groups.is_empty() {
             return Err(Error::Usage(
                 "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
@@ -132,36 +132,36 @@ impl Job for TrainJob<'_> {
                     .into(),
             ));
         }
-        check_ids(&train_groups, &plan.args.model, config.vocab)?;
-        check_ids(&eval_groups, &plan.args.model, config.vocab)?;
-        if let Some(best) = &plan.settings.best {
+        check_ids(&train_groups, &setup.args.model, config.vocab)?;
+        check_ids(&eval_groups, &setup.args.model, config.vocab)?;
+        if let Some(best) = &setup.settings.best {
             best.check(&eval_groups)?;
         }
 
-        let fingerprint = plan.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
+        let fingerprint = setup.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
         let mut resumed = None;
         if let Some(folder) = &resume {
             // Before anything is written: a refused run leaves the one it does not continue as it was.
             let state = checkpoint::read_state(folder)?;
             state.check(folder, &fingerprint)?;
-            let total = plan.settings.total_steps(train_groups.len());
+            let total = setup.settings.total_steps(train_groups.len());
             if state.step > total {
                 let why = format!("is after step {}, but the run is to end after step {total}", state.step);
                 return Err(Error::model(folder, why));
             }
             resumed = Some((folder.clone(), state.step));
         }
-        let config = plan.policy_config(&start, config, &tokenizer)?;
-        let memory = plan.memory(backend, &config, &train_groups)?;
+        let config = setup.policy_config(&start, config, &tokenizer)?;
+        let memory = setup.memory(backend, &config, &train_groups)?;
         if let Some(memory) = &memory {
             memory.check()?;
-            plan.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
+            setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        let (policy, reference, same_start) = plan.models(backend, &start, config)?;
-        if !plan.settings.quiet {
+        let (policy, reference, same_start) = setup.models(backend, &start, config)?;
+        if !setup.settings.quiet {
             let startup = Startup {
-                plan: &plan,
+                setup: &setup,
                 start: &start,
                 config: &policy.config,
                 device: B::NAME,
@@ -174,10 +174,10 @@ impl Job for TrainJob<'_> {
             };
             say(&startup.text()?);
         }
-        let cache = plan.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
+        let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
         let _lock = folder.prepare(lock)?;
-        let facts = Facts {
-            plan: &plan,
+        let facts = ManifestFacts {
+            setup: &setup,
             device: B::NAME,
             dtype: B::PRECISION.name(),
             tokenizer: &tokenizer,
@@ -185,8 +185,8 @@ impl Job for TrainJob<'_> {
             eval: (&eval_groups, &eval_report),
             fingerprint: &fingerprint,
         };
-        let mut manifest = Manifest::begin(&plan.settings.output_dir, facts.to_map()?, resumed)?;
-        let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
+        let mut manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
+        let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
             eval: eval_groups,
@@ -195,23 +195,23 @@ impl Job for TrainJob<'_> {
             memory: memory
                 .as_ref()
                 .filter(|_| B::ASYNCHRONOUS)
-                .and_then(|plan| Some(Planned { planned_bytes: plan.total(), free_bytes: plan.available? })),
+                .and_then(|memory| Some(Planned { planned_bytes: memory.total(), free_bytes: memory.available? })),
             same_start,
             resume,
             fingerprint,
         };
         let outcome =
-            Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
-                trainer.replay_steps(plan.replays(backend)?);
-                if plan.args.gradient_checkpointing {
+            Trainer::new(backend, policy, reference, setup.loss.clone(), setup.adamw).and_then(|mut trainer| {
+                trainer.replay_steps(setup.replays(backend)?);
+                if setup.args.gradient_checkpointing {
                     trainer.recompute_activations()?;
                 }
                 if let Some(cache) = cache {
                     trainer.use_stored_reference(cache);
                 }
-                train(trainer, data, &plan.settings)
+                train(trainer, data, &setup.settings)
             });
-        finish(&mut manifest, &plan.settings, &outcome);
+        finish(&mut manifest, &setup.settings, &outcome);
         outcome
     }
 }
@@ -228,7 +228,7 @@ fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunS
     }
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TrainSetup<'a> {
     fn print(&self, text: &str) {
         if !self.settings.quiet {
             say(text);
@@ -461,7 +461,7 @@ impl<'a> Plan<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder)?,
         };
-        Fingerprint { plan: self, groups, tokenizer, config, reference }.entries()
+        Fingerprint { setup: self, groups, tokenizer, config, reference }.entries()
     }
 }
 

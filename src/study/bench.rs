@@ -21,7 +21,7 @@ pub struct Span {
 
 /// A row, and means of the readings within its spans. Contenders that took turns share them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Call {
+pub struct ObservedRow {
     pub row: Row,
     /// From and to, in seconds since the sampler was started.
     pub spans_s: Vec<(f64, f64)>,
@@ -46,7 +46,7 @@ pub struct BenchStudy {
     pub sample_interval_ms: u64,
     /// How the run ended: `finished`, or its error.
     pub outcome: String,
-    pub calls: Vec<Call>,
+    pub calls: Vec<ObservedRow>,
     /// Numbers of the hardware that were not given, with the reason.
     pub missing: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
@@ -70,7 +70,7 @@ impl BenchStudy {
         let calls = rows.iter().map(|row| {
             let own = spans.iter().filter(|span| span.rows.iter().any(|other| other.key() == row.key()));
             let within = own.map(|span| (seconds(span.from), seconds(span.to))).collect();
-            call(row.clone(), within, &readings.samples)
+            observed_row(row.clone(), within, &readings.samples)
         });
         Self {
             schema: SCHEMA,
@@ -182,7 +182,7 @@ impl BenchStudy {
     }
 }
 
-fn call(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> Call {
+fn observed_row(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> ObservedRow {
     let within = |sample: &&Sample| spans_s.iter().any(|(from, to)| (*from..=*to).contains(&sample.time_s));
     let read: Vec<&Sample> = samples.iter().filter(within).collect();
     let mean = |of: fn(&Sample) -> Option<f64>| {
@@ -192,7 +192,7 @@ fn call(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> Call {
     let mut throttle: Vec<String> = read.iter().filter_map(|sample| sample.throttle.clone()).flatten().collect();
     throttle.sort();
     throttle.dedup();
-    Call {
+    ObservedRow {
         readings: read.len(),
         power_w: mean(|s| s.power_w),
         sm_clock_mhz: mean(|s| s.sm_clock_mhz),

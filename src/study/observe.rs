@@ -36,7 +36,7 @@ pub struct OpSum {
 
 /// What was seen so far.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observations {
     pub steps: Vec<StepTime>,
     /// Over the steps after the first [`WARM_UP`].
     pub ops: Vec<OpSum>,
@@ -51,7 +51,7 @@ pub const WARM_UP: usize = 2;
 
 /// Shared between the run and the study, which outlives it however it ends.
 #[derive(Clone, Debug, Default)]
-pub struct Observed(Arc<Mutex<Seen>>);
+pub struct Observed(Arc<Mutex<Observations>>);
 
 impl PartialEq for Observed {
     fn eq(&self, other: &Self) -> bool {
@@ -60,7 +60,7 @@ impl PartialEq for Observed {
 }
 
 impl Observed {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn seen(&self) -> MutexGuard<'_, Observations> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -111,7 +111,7 @@ impl Observed {
     }
 
     /// What was seen so far.
-    pub fn take(&self) -> Seen {
+    pub fn take(&self) -> Observations {
         std::mem::take(&mut *self.seen())
     }
 }

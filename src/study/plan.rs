@@ -8,7 +8,9 @@ use std::sync::Arc;
 use half::bf16;
 use serde::Serialize;
 
+use super::peak::HOPPER_SXM_BF16_FLOPS;
 use crate::backend::Backend as _;
+use crate::backend::contract::{Bound, uses_gemm_rate};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Properties, Resources};
 use crate::backend::kernels::geometry::{Chosen, of_card};
@@ -66,7 +68,7 @@ pub struct OpFloor {
 
 /// Products of one size whose tiles are chosen, and how they are cut.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ProductPlan {
+pub struct GemmEstimate {
     pub op: &'static str,
     /// C (m, n), sums over k.
     pub m: usize,
@@ -83,7 +85,7 @@ pub struct ProductPlan {
 
 /// Launches of one kernel on one number of tiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LaunchPlan {
+pub struct LaunchEstimate {
     pub kernel: &'static str,
     pub launches: u64,
     /// Blocks without a bound by the card: the tiles or rows of the work.
@@ -108,8 +110,8 @@ pub struct StepPlan {
     pub tokens: usize,
     pub head_rows: usize,
     pub ops: Vec<OpFloor>,
-    pub products: Vec<ProductPlan>,
-    pub launches: Vec<LaunchPlan>,
+    pub products: Vec<GemmEstimate>,
+    pub launches: Vec<LaunchEstimate>,
     /// FLOPs that compute logits a second time; they are in the ops' too.
     pub recomputed_flops: u64,
     pub flops: u64,
@@ -124,7 +126,13 @@ impl Card {
     /// A card whose rates are known: those of benches/README.md.
     pub fn named(name: &str) -> Result<Self> {
         match name {
-            "h200" => Ok(Self { name: name.into(), processors: 132, copy: 4.3e12, product: 790e12, peak: 989e12 }),
+            "h200" => Ok(Self {
+                name: name.into(),
+                processors: 132,
+                copy: 4.3e12,
+                product: 790e12,
+                peak: HOPPER_SXM_BF16_FLOPS,
+            }),
             _ => Err(Error::Usage(format!(
                 "--card {name}: h200 is known; for another card give --processors, --copy, --product and --peak"
             ))),
@@ -160,7 +168,8 @@ impl StepPlan {
         let reference = workload.dpo.then(|| Model::zeros(&backend, config.clone(), longest)).transpose()?;
         let parameters = policy.layout.len;
         let mut trainer = Trainer::new(&backend, policy, reference, loss, AdamWSettings::default())?;
-        let groups: Vec<TokenizedGroup> = (0..workload.pairs).map(|pair| group(pair, workload, config.vocab)).collect();
+        let groups: Vec<TokenizedGroup> =
+            (0..workload.pairs).map(|pair| synthetic_pair(pair, workload, config.vocab)).collect();
         let mut packed = PackedStep::default();
         trainer.packer().pack(&[groups.iter().collect()], &mut packed)?;
         let sizes = packed.micro_batches()[0].host.sizes;
@@ -170,7 +179,7 @@ impl StepPlan {
         trainer.begin(packed, 0.0)?;
         let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
-        let products = products(card, &backend.take_chosen());
+        let products = gemm_estimates(card, &backend.take_chosen());
         Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
     }
 
@@ -179,17 +188,17 @@ impl StepPlan {
         workload: &Workload,
         (parameters, tokens, head_rows): (usize, usize, usize),
         ops: &[OpTime],
-        products: Vec<ProductPlan>,
+        products: Vec<GemmEstimate>,
         launches: &[Launched],
     ) -> Self {
-        let ops: Vec<OpFloor> = ops.iter().map(|op| floor(card, op)).collect();
-        let launches: Vec<LaunchPlan> = launches.iter().map(|launched| plan(card, launched)).collect();
+        let ops: Vec<OpFloor> = ops.iter().map(|op| op_floor(card, op)).collect();
+        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(card, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
         let predicted = |op: &OpFloor| {
             let of_op = products.iter().filter(|p| p.op == op.op);
             let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-            chosen.max(op.floor_seconds / filled(&op.op, &launches))
+            chosen.max(op.floor_seconds / wave_efficiency(&op.op, &launches))
         };
         let predicted_seconds = ops.iter().map(predicted).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
@@ -304,7 +313,7 @@ impl StepPlan {
 }
 
 /// A pair whose prompt and responses share no tokens but the prompt's own.
-fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
+fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
     let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
     let start = pair * (workload.prompt + 2 * workload.response);
     let text = || Response::Text(String::new());
@@ -331,11 +340,11 @@ fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
 }
 
 /// Products by op and size, cut as chosen and timed for the card.
-fn products(card: &Card, chosen: &[Chosen]) -> Vec<ProductPlan> {
-    let mut products: Vec<ProductPlan> = Vec::new();
+fn gemm_estimates(card: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
+    let mut products: Vec<GemmEstimate> = Vec::new();
     for c in chosen {
         let cut = of_card(c.sizes, c.choice, card.processors);
-        let plan = ProductPlan {
+        let gemm = GemmEstimate {
             op: c.op,
             m: c.sizes.m,
             n: c.sizes.n,
@@ -346,56 +355,51 @@ fn products(card: &Card, chosen: &[Chosen]) -> Vec<ProductPlan> {
             waves: cut.waves,
             predicted_seconds: cut.seconds,
         };
-        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (plan.op, plan.m, plan.n, plan.k)) {
+        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (gemm.op, gemm.m, gemm.n, gemm.k)) {
             Some(same) => same.calls += 1,
-            None => products.push(plan),
+            None => products.push(gemm),
         }
     }
     products
 }
 
-/// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.
-pub fn multiplies(op: &str) -> bool {
-    ["linear_", "attention_", "head_"].iter().any(|prefix| op.starts_with(prefix))
-}
-
-fn floor(card: &Card, op: &OpTime) -> OpFloor {
-    let bytes = op.cost.bytes as f64 / card.copy;
-    let flops = if multiplies(op.op) { op.cost.flops as f64 / card.product } else { 0.0 };
+fn op_floor(card: &Card, op: &OpTime) -> OpFloor {
+    let (floor_seconds, bound) = op.cost.floor(op.op, card.copy, card.product);
     OpFloor {
         op: op.op.into(),
         calls: op.calls,
         flops: op.cost.flops,
         bytes: op.cost.bytes,
-        bound: if flops > bytes { "product" } else { "copy" },
-        floor_seconds: flops.max(bytes),
+        bound: if bound == Bound::Gemm { "product" } else { "copy" },
+        floor_seconds,
     }
 }
 
 /// Limits of a multiprocessor of compute capability 9.0 (CUDA programming guide, technical specifications).
-const THREADS: u32 = 2048;
-const BLOCKS: u32 = 32;
+const MAX_THREADS: u32 = 2048;
+const MAX_BLOCKS: u32 = 32;
 const REGISTERS: u32 = 65536;
 /// Registers are given out to a warp in units of so many.
 const REGISTER_UNIT: u32 = 256;
-const SHARED: usize = 228 << 10;
+const SHARED_BYTES: usize = 228 << 10;
 /// Shared memory that the system takes of every block.
-const SHARED_OF_SYSTEM: usize = 1 << 10;
+const SYSTEM_SHARED_BYTES: usize = 1 << 10;
 
 /// Blocks that a multiprocessor holds at once.
-fn held(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
+fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
     let warps = threads.div_ceil(32);
     let of_block = warps * (registers * 32).next_multiple_of(REGISTER_UNIT);
-    let by_shared = (SHARED / (shared_bytes + SHARED_OF_SYSTEM)) as u32;
-    (THREADS / threads).min(BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
+    let by_shared = (SHARED_BYTES / (shared_bytes + SYSTEM_SHARED_BYTES)) as u32;
+    (MAX_THREADS / threads).min(MAX_BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
 }
 
-fn plan(card: &Card, launched: &Launched) -> LaunchPlan {
+fn launch_estimate(card: &Card, launched: &Launched) -> LaunchEstimate {
     let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
     let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
-    let blocks_held = resources.map(|r| held(threads, r.registers, launched.shared_bytes + r.shared as usize));
+    let blocks_held =
+        resources.map(|r| blocks_per_multiprocessor(threads, r.registers, launched.shared_bytes + r.shared as usize));
     let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * card.processors as f64));
-    LaunchPlan {
+    LaunchEstimate {
         kernel: launched.kernel,
         launches: launched.count,
         tiles: launched.blocks,
@@ -409,8 +413,8 @@ fn plan(card: &Card, launched: &Launched) -> LaunchPlan {
 
 /// Share of full waves of an op's launches, each as heavy as its tiles; 1 where that is not known. Ops that the copy rate
 /// bounds take rows by stride and are not stretched.
-fn filled(op: &str, launches: &[LaunchPlan]) -> f64 {
-    if !multiplies(op) {
+fn wave_efficiency(op: &str, launches: &[LaunchEstimate]) -> f64 {
+    if !uses_gemm_rate(op) {
         return 1.0;
     }
     let (mut waves, mut whole) = (0.0, 0.0);
@@ -430,16 +434,16 @@ mod tests {
     #[test]
     fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
         // 128 threads of 168 registers: 4 warps of 5376, so 21504 a block and 3 blocks.
-        assert_eq!(held(128, 168, 0), 3);
-        assert_eq!(held(256, 32, 0), 8);
-        assert_eq!(held(32, 16, 0), 32);
+        assert_eq!(blocks_per_multiprocessor(128, 168, 0), 3);
+        assert_eq!(blocks_per_multiprocessor(256, 32, 0), 8);
+        assert_eq!(blocks_per_multiprocessor(32, 16, 0), 32);
         // 228 KiB hold two blocks of 100 KiB and their share of the system's.
-        assert_eq!(held(128, 32, 100 << 10), 2);
+        assert_eq!(blocks_per_multiprocessor(128, 32, 100 << 10), 2);
     }
 
     #[test]
     fn waves_that_are_not_full_stretch_products_alone() {
-        let launch = |kernel, tiles: u64, waves: f64| LaunchPlan {
+        let launch = |kernel, tiles: u64, waves: f64| LaunchEstimate {
             kernel,
             launches: 2,
             tiles,
@@ -450,8 +454,8 @@ mod tests {
             efficiency: Some(waves / waves.ceil()),
         };
         let launches = [launch("linear_fwd_bf16", 10, 1.25), launch("norm_fwd_bf16", 1, 0.1)];
-        assert_eq!(filled("linear_fwd", &launches), 0.625);
-        assert_eq!(filled("norm_fwd", &launches), 1.0);
-        assert_eq!(filled("linear_bwd_input", &launches), 1.0);
+        assert_eq!(wave_efficiency("linear_fwd", &launches), 0.625);
+        assert_eq!(wave_efficiency("norm_fwd", &launches), 1.0);
+        assert_eq!(wave_efficiency("linear_bwd_input", &launches), 1.0);
     }
 }

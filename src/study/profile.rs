@@ -23,7 +23,7 @@ pub struct Profile {
 
 /// One row of the table: an op per step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct ProfileRow {
     pub op: String,
     pub calls: f64,
     pub milliseconds: f64,
@@ -39,13 +39,13 @@ pub struct Row {
 
 /// Time by op of an average step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Table {
+pub struct ProfileTable {
     pub steps: u64,
     /// Milliseconds of a step.
     pub step: f64,
     pub ceilings: Ceilings,
     /// Longest first; the last row is what is left outside ops.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ProfileRow>,
 }
 
 impl Profile {
@@ -71,13 +71,13 @@ impl Profile {
     }
 
     /// The average step; `None` while no step after the first two has been seen.
-    pub fn table(&self, ceilings: Ceilings) -> Option<Table> {
+    pub fn table(&self, ceilings: Ceilings) -> Option<ProfileTable> {
         if self.steps == 0 {
             return None;
         }
         let row = |op: &str, calls: u64, seconds: f64, cost: Cost| {
             let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
-            Row {
+            ProfileRow {
                 op: op.to_owned(),
                 calls: calls as f64 / self.steps as f64,
                 milliseconds: 1e3 * seconds / self.steps as f64,
@@ -88,15 +88,15 @@ impl Profile {
                 of_copy: rate(cost.bytes) / ceilings.copy,
             }
         };
-        let mut rows: Vec<Row> = self.ops.iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
+        let mut rows: Vec<ProfileRow> = self.ops.iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
         rows.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
         let rest = self.seconds - self.ops.iter().map(|t| t.seconds).sum::<f64>();
         rows.push(row("outside ops", 0, rest.max(0.0), Cost::default()));
-        Some(Table { steps: self.steps, step: 1e3 * self.seconds / self.steps as f64, ceilings, rows })
+        Some(ProfileTable { steps: self.steps, step: 1e3 * self.seconds / self.steps as f64, ceilings, rows })
     }
 }
 
-impl Table {
+impl ProfileTable {
     /// The table for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!(

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::hardware::Sample;
 use super::hardware::sampler::Readings;
-use super::observe::{Seen, StepTime, WARM_UP};
+use super::observe::{Observations, StepTime, WARM_UP};
 use crate::bench::rates::Rates;
 use crate::bench::run::floor;
 
@@ -117,7 +117,7 @@ pub const SCHEMA: u32 = 1;
 
 impl Study {
     /// Puts together what was seen and read.
-    pub fn new(facts: Facts, outcome: String, rates: Option<Rates>, seen: Seen, readings: Readings) -> Self {
+    pub fn new(facts: Facts, outcome: String, rates: Option<Rates>, seen: Observations, readings: Readings) -> Self {
         let peak = facts.peak_flops;
         let steps: Vec<StepRow> = seen.steps.iter().map(|step| step_row(step, readings.began, peak)).collect();
         let samples = readings.samples;

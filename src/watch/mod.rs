@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::train::manifest;
 use crate::train::report::run::log::METRICS_FILE;
 use crate::{Error, Result};
-use state::State;
+use state::RunState;
 use tail::Tail;
 use view::{Choice, PANELS, draw};
 
@@ -29,7 +29,7 @@ pub struct Watched {
     name: String,
     tail: Tail,
     manifest: Option<PathBuf>,
-    pub state: State,
+    pub state: RunState,
 }
 
 impl Watched {
@@ -43,14 +43,14 @@ impl Watched {
         } else {
             return Err(Error::Usage(format!("{name}: name a run's output folder, or its {METRICS_FILE}")));
         };
-        Ok(Self { name, tail: Tail::new(&log), manifest, state: State::default() })
+        Ok(Self { name, tail: Tail::new(&log), manifest, state: RunState::default() })
     }
 
     /// Takes in what is new.
     pub fn look(&mut self) -> Result<()> {
         let news = self.tail.look()?;
         if news.anew {
-            self.state = State::default();
+            self.state = RunState::default();
         }
         // A manifest that is being written is read the next time.
         let text = self.manifest.as_ref().and_then(|path| std::fs::read(path).ok());

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 /// A number's course: (step, value), finite values only.
-pub type Course = Vec<(f64, f64)>;
+pub type Series = Vec<(f64, f64)>;
 
 /// A run as its rows tell it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
+pub struct RunState {
     /// Numbers of training rows and of evaluations (whose names begin with `eval_`).
-    pub courses: BTreeMap<String, Course>,
+    pub courses: BTreeMap<String, Series>,
     pub last: Map<String, Value>,
     pub step: u64,
     /// Steps of the whole run, where that is known.
@@ -28,11 +28,11 @@ pub struct State {
 }
 
 /// Events that are kept.
-const EVENTS: usize = 200;
+const MAX_EVENTS: usize = 200;
 /// Rows that the pace is taken over.
-const PACE: usize = 50;
+const PACE_ROWS: usize = 50;
 
-impl State {
+impl RunState {
     /// Takes what `run.json` says of the run's length.
     pub fn manifest(&mut self, run: &Value) {
         self.total = run["settings"]["max_steps"].as_u64();
@@ -49,7 +49,7 @@ impl State {
                 self.numbers(step, &row);
                 if let Some(time) = row.get("time").and_then(Value::as_f64) {
                     self.pace.push((time, step));
-                    if self.pace.len() > PACE {
+                    if self.pace.len() > PACE_ROWS {
                         self.pace.remove(0);
                     }
                 }
@@ -64,7 +64,7 @@ impl State {
                     .map(|(name, value)| format!("{name} {}", value.as_str().map_or(value.to_string(), str::to_owned)))
                     .collect();
                 self.events.push(format!("step {step}: {}", said.join(", ")));
-                if self.events.len() > EVENTS {
+                if self.events.len() > MAX_EVENTS {
                     self.events.remove(0);
                 }
             }

@@ -8,7 +8,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Tabs};
 use serde_json::Value;
 
-use super::state::{Course, State};
+use super::state::{RunState, Series};
 
 /// A page of charts: title, and charts of (title, names of numbers).
 type Panel = (&'static str, &'static [(&'static str, &'static [&'static str])]);
@@ -62,7 +62,7 @@ pub struct Choice {
 }
 
 /// Draws a run.
-pub fn draw(frame: &mut Frame<'_>, name: &str, state: &State, choice: Choice) {
+pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: Choice) {
     let area = frame.area();
     let rows = Layout::vertical([
         Constraint::Length(1),
@@ -94,7 +94,7 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &State, choice: Choice) {
 }
 
 /// The last row as one line.
-fn headline(name: &str, state: &State) -> String {
+fn headline(name: &str, state: &RunState) -> String {
     let mut parts = vec![name.to_owned()];
     parts.extend(state.status.clone());
     for (label, key) in [
@@ -127,7 +127,7 @@ fn short(value: f64) -> String {
     }
 }
 
-fn draw_progress(frame: &mut Frame<'_>, area: Rect, state: &State) {
+fn draw_progress(frame: &mut Frame<'_>, area: Rect, state: &RunState) {
     let total = state.total();
     let left = state.seconds_left().map_or(String::new(), |seconds| format!(", {} left", clock(seconds)));
     let label = match total {
@@ -147,12 +147,12 @@ fn clock(seconds: f64) -> String {
     }
 }
 
-fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], state: &State, window: Option<u64>) {
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], state: &RunState, window: Option<u64>) {
     let from = window.map_or(f64::NEG_INFINITY, |steps| state.step.saturating_sub(steps) as f64);
-    let lines: Vec<(&str, Course)> = names
+    let lines: Vec<(&str, Series)> = names
         .iter()
         .filter_map(|name| {
-            let course: Course = state.courses.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
+            let course: Series = state.courses.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
             (!course.is_empty()).then_some((*name, course))
         })
         .collect();

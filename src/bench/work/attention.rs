@@ -6,7 +6,7 @@ use super::{Call, Part};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::*;
-use crate::bench::operand::{Axis, Cursor, Fill, Operand, Picks};
+use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection};
 
 /// What every tree of the batch is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl Call for Attention {
         }
         operands.push(qkv);
         if self.backward {
-            operands.extend([Operand::act("o", t, query, Fill::Made), lse(Fill::Made)]);
+            operands.extend([Operand::act("o", t, query, Fill::Computed), lse(Fill::Computed)]);
         }
         operands.extend(self.tables());
         match self.backward {
@@ -138,7 +138,7 @@ impl Call for Attention {
     }
 
     /// The forward's results for the backward.
-    fn make<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+    fn compute_inputs<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         if !self.backward {
             return Ok(());
         }
@@ -181,12 +181,12 @@ impl Call for Attention {
         let query: Vec<usize> = (first..self.heads).flat_map(of_head).collect();
         let (key, value) = (self.heads + self.kv_heads - 1, self.heads + 2 * self.kv_heads - 1);
         let fused = query.iter().copied().chain(of_head(key)).chain(of_head(value)).collect();
-        let picks = Picks::default()
-            .of(Axis::Token, ((self.trees - 1) * len..self.trees * len).collect())
-            .of(Axis::Head, (first..self.heads).collect())
-            .of(Axis::Query, query)
-            .of(Axis::Fused, fused);
-        vec![Part { call: Self { trees: 1, heads, kv_heads: 1, ..*self }, picks, compared: &[] }]
+        let selection = Selection::default()
+            .with(Axis::Token, ((self.trees - 1) * len..self.trees * len).collect())
+            .with(Axis::Head, (first..self.heads).collect())
+            .with(Axis::Query, query)
+            .with(Axis::Fused, fused);
+        vec![Part { call: Self { trees: 1, heads, kv_heads: 1, ..*self }, selection, compared: &[] }]
     }
 }
 

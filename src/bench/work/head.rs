@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use super::rowwise::HostRuns;
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
-use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection, spread};
 
 /// Different target tokens of a call, few, so that a check of all their rows of the gradient is possible.
 const TARGETS: usize = 8;
@@ -49,8 +48,8 @@ impl Head {
         let target = rows.iter().map(|&r| self.target[r]).collect();
         let dims = HeadDims { tokens: tokens.len(), rows: rows.len(), ..d };
         let call = Self { dims, source: Arc::new(source), target: Arc::new(target), ..*self };
-        let picks = Picks::default().of(Axis::Token, tokens).of(Axis::Row, rows);
-        Part { call, picks, compared: if self.backward { &["dhidden"] } else { &[] } }
+        let selection = Selection::default().with(Axis::Token, tokens).with(Axis::Row, rows);
+        Part { call, selection, compared: if self.backward { &["dhidden"] } else { &[] } }
     }
 
     /// All head rows, and of the vocabulary the targets and a few tokens that are none.
@@ -65,7 +64,7 @@ impl Head {
         let place = |id: i32| ids.iter().position(|&v| v == id as usize).unwrap_or(0) as i32;
         let target = self.target.iter().map(|&id| place(id)).collect();
         let call = Self { dims: HeadDims { vocab: ids.len(), ..d }, target: Arc::new(target), ..self.clone() };
-        Part { call, picks: Picks::default().of(Axis::Vocab, ids), compared: &["dhead"] }
+        Part { call, selection: Selection::default().with(Axis::Vocab, ids), compared: &["dhead"] }
     }
 }
 
@@ -94,7 +93,7 @@ impl Call for Head {
         match self.backward {
             false => operands.extend(["logp", "lse"].map(|name| per_row(name, Fill::Constant(0.0)).written())),
             true => {
-                operands.extend(HostRuns::of(&self.source).operands());
+                operands.extend(HostRuns::from_keys(&self.source).operands());
                 operands.extend([
                     // Of normal logits; a part has it as given, so it is not that of fewer tokens.
                     per_row("lse", Fill::Constant((d.vocab as f64).ln() + 0.5)),
@@ -233,76 +232,6 @@ impl Call for StoredLogits {
         let rows = spread(self.rows, 16);
         let target = Arc::new(rows.iter().map(|&r| self.target[r]).collect());
         let call = Self { rows: rows.len(), target, ..*self };
-        vec![Part { call, picks: Picks::default().of(Axis::Row, rows), compared: &[] }]
-    }
-}
-
-/// The scalar head, or its gradient.
-#[derive(Clone, Debug)]
-pub struct RewardHead {
-    pub backward: bool,
-    pub dims: RewardDims,
-}
-
-impl RewardHead {
-    fn rows(&self) -> Arc<Vec<i32>> {
-        let (tokens, seqs) = (self.dims.tokens, self.dims.seqs.max(1));
-        Arc::new((0..self.dims.seqs).map(|s| ((s + 1) * tokens / seqs - 1) as i32).collect())
-    }
-}
-
-impl Call for RewardHead {
-    fn op(&self) -> &'static str {
-        if self.backward { "reward_head_bwd" } else { "reward_head_fwd" }
-    }
-
-    fn sizes(&self) -> Vec<(&'static str, usize)> {
-        let d = self.dims;
-        vec![("tokens", d.tokens), ("hidden", d.hidden), ("seqs", d.seqs)]
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        let d = self.dims;
-        let (t, h, s) = ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Whole, d.seqs));
-        let mut operands = vec![
-            Operand::act("hidden", t, h, Fill::Normal(1.0)),
-            Operand::act("weight", h, ONE, Fill::Normal(1.0)),
-            Operand::idx("rows", &self.rows()),
-        ];
-        match self.backward {
-            false => operands.push(Operand::acc("score", s, ONE, Fill::Constant(0.0)).written()),
-            true => operands.extend([
-                Operand::acc("dscore", s, ONE, Fill::Normal(1.0)),
-                Operand::act("dhidden", t, h, Fill::Constant(0.0)).written(),
-                Operand::acc("dweight", h, ONE, Fill::Constant(0.0)).written(),
-            ]),
-        }
-        operands
-    }
-
-    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let dims = self.dims;
-        let (hidden, weight, rows) = (o.act(), o.act(), o.idx());
-        match self.backward {
-            false => on.reward_head_fwd(RewardHeadFwd { dims, hidden, weight, rows, score: o.acc_out() }),
-            true => on.reward_head_bwd(RewardHeadBwd {
-                dims,
-                hidden,
-                weight,
-                rows,
-                dscore: o.acc(),
-                dhidden: o.act_out(),
-                dweight: o.acc_out(),
-                dweight_write: Write::Overwrite,
-            }),
-        }
-    }
-
-    fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
-        self.dims.tolerance(if name == "dhidden" { precision } else { stored_as_acc(precision) })
-    }
-
-    fn parts(&self) -> Vec<Part<Self>> {
-        Part::whole(self)
+        vec![Part { call, selection: Selection::default().with(Axis::Row, rows), compared: &[] }]
     }
 }

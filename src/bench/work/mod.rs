@@ -8,13 +8,19 @@
 //! - [`objective`]: sums by sequence, comparison losses, gradient norm, AdamW
 
 pub mod attention;
+pub mod embedding;
+pub mod glu;
 pub mod head;
 pub mod head_preference;
 pub mod linear;
-pub mod objective;
-pub mod rowwise;
+pub mod norm;
+pub mod optim;
+pub mod preference;
+pub mod reward;
+pub mod rope;
+pub mod segment;
 
-use super::operand::{Cursor, Operand, Picks};
+use super::operand::{Cursor, Operand, Selection};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::{Precision, Tolerance};
@@ -24,16 +30,16 @@ pub trait Call: Sized {
     /// The op, a name of [`crate::backend::OPS`].
     fn op(&self) -> &'static str;
 
-    /// Sizes as `name=value`, by which rows of records are matched.
+    /// ModelSizes as `name=value`, by which rows of records are matched.
     fn sizes(&self) -> Vec<(&'static str, usize)>;
 
     /// The operands in the order in which [`Call::call`] takes them.
     fn operands(&self) -> Vec<Operand>;
 
-    /// Makes the operands that are results of another op ([`Fill::Made`]), when all others are there.
+    /// Makes the operands that are results of another op ([`Fill::Computed`]), when all others are there.
     ///
-    /// [`Fill::Made`]: super::operand::Fill::Made
-    fn make<B: Backend>(&self, _on: &B, _operands: Cursor<'_, B>) -> Result<()> {
+    /// [`Fill::Computed`]: super::operand::Fill::Computed
+    fn compute_inputs<B: Backend>(&self, _on: &B, _operands: Cursor<'_, B>) -> Result<()> {
         Ok(())
     }
 
@@ -51,7 +57,7 @@ pub trait Call: Sized {
 /// A part of a call.
 pub struct Part<C> {
     pub call: C,
-    pub picks: Picks,
+    pub selection: Selection,
     /// Written operands that are compared; all where it is empty.
     pub compared: &'static [&'static str],
 }
@@ -59,7 +65,7 @@ pub struct Part<C> {
 impl<C: Call + Clone> Part<C> {
     /// All of it.
     fn whole(call: &C) -> Vec<Self> {
-        vec![Self { call: call.clone(), picks: Picks::default(), compared: &[] }]
+        vec![Self { call: call.clone(), selection: Selection::default(), compared: &[] }]
     }
 }
 
@@ -86,8 +92,8 @@ macro_rules! works {
             fn operands(&self) -> Vec<Operand> {
                 match self { $(Work::$Name(call) => call.operands()),* }
             }
-            fn make<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
-                match self { $(Work::$Name(call) => call.make(on, operands)),* }
+            fn compute_inputs<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
+                match self { $(Work::$Name(call) => call.compute_inputs(on, operands)),* }
             }
             fn call<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
                 match self { $(Work::$Name(call) => call.call(on, operands)),* }
@@ -99,7 +105,7 @@ macro_rules! works {
                 match self {
                     $(Work::$Name(call) => {
                         let parts = call.parts().into_iter();
-                        parts.map(|p| Part { call: Work::$Name(p.call), picks: p.picks, compared: p.compared }).collect()
+                        parts.map(|p| Part { call: Work::$Name(p.call), selection: p.selection, compared: p.compared }).collect()
                     }),*
                 }
             }
@@ -115,21 +121,21 @@ macro_rules! works {
 
 works! {
     Linear(linear::Linear),
-    LinearGlu(linear::LinearGlu),
-    Embedding(rowwise::Embedding),
-    Norm(rowwise::Norm),
-    Bias(rowwise::Bias),
-    Rotation(rowwise::Rotation),
-    Activation(rowwise::Activation),
+    LinearGlu(glu::LinearGlu),
+    Embedding(embedding::Embedding),
+    Norm(norm::Norm),
+    BiasGrad(linear::BiasGrad),
+    RotaryEmbedding(rope::RotaryEmbedding),
+    Glu(glu::Glu),
     Attention(attention::Attention),
     Head(head::Head),
     PreferenceHead(head_preference::PreferenceHead),
     StoredLogits(head::StoredLogits),
-    RewardHead(head::RewardHead),
-    SegmentSum(objective::SegmentSum),
-    Comparison(objective::Comparison),
-    Norms(objective::Norms),
-    Update(objective::Update),
+    RewardHead(reward::RewardHead),
+    SegmentSum(segment::SegmentSum),
+    PreferenceLoss(preference::PreferenceLoss),
+    GradientNorm(optim::GradientNorm),
+    AdamWUpdate(optim::AdamWUpdate),
 }
 
 /// `tokens=8192 inputs=896`.

@@ -13,12 +13,12 @@ pub struct HostMeter {
 }
 
 /// Work of other programs over a stretch of time.
-pub struct Load {
+pub struct OtherLoad {
     began: Instant,
     before: Option<Ticks>,
 }
 
-impl Load {
+impl OtherLoad {
     /// From now on.
     pub fn start() -> Self {
         Self { began: Instant::now(), before: ticks() }

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// A sweep as its file has it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct SweepFile {
     method: String,
     flags: Table,
     vary: Table,
@@ -49,31 +49,31 @@ pub struct Point {
 }
 
 /// Flags that the sweep itself gives.
-const OWN: [&str; 6] =
+const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
 
 /// Most runs of a sweep.
-const MOST: usize = 1000;
+const MAX_POINTS: usize = 1000;
 
 impl Grid {
     /// Reads a file. [`Error::Data`] with the line of what is wrong.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
-        let file: File = toml::from_str(&text).map_err(|e| {
+        let file: SweepFile = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             wrong(line, format!("{}; method, [flags] and [vary] are needed", e.message().trim()))
         })?;
         Self::of(&file).map_err(|why| wrong(0, why))
     }
 
-    fn of(file: &File) -> Result<Self, String> {
+    fn of(file: &SweepFile) -> Result<Self, String> {
         if !["sft", "reward", "dpo"].contains(&file.method.as_str()) {
             return Err(format!("method {:?}: one of sft, reward, dpo is needed", file.method));
         }
         for name in file.flags.keys().chain(file.vary.keys()) {
             let name = name.replace('_', "-");
-            if OWN.contains(&name.as_str()) {
+            if RESERVED_FLAGS.contains(&name.as_str()) {
                 return Err(format!("{name}: the sweep gives this flag itself; leave it out"));
             }
         }
@@ -95,8 +95,8 @@ impl Grid {
             return Err("[vary] is empty: nothing is compared".into());
         }
         let count = axes.iter().try_fold(1usize, |count, (_, values)| count.checked_mul(values.len()));
-        let Some(count) = count.filter(|&count| count <= MOST) else {
-            return Err(format!("more than {MOST} runs: shorten the lists of [vary]"));
+        let Some(count) = count.filter(|&count| count <= MAX_POINTS) else {
+            return Err(format!("more than {MAX_POINTS} runs: shorten the lists of [vary]"));
         };
         let point = |index: usize| -> Result<Point, String> {
             // The last axis changes fastest.
@@ -104,7 +104,7 @@ impl Grid {
             for (name, list) in axes.iter().rev() {
                 let value = &list[rest % list.len()];
                 rest /= list.len();
-                values.push(show(value)?);
+                values.push(value_text(value)?);
                 varied.push(words(name, value)?);
             }
             values.reverse();
@@ -118,13 +118,13 @@ impl Grid {
 }
 
 /// A value as a word.
-fn show(value: &Value) -> Result<String, String> {
+fn value_text(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(number) => Ok(number.to_string()),
         Value::Float(number) => Ok(number.to_string()),
         Value::Boolean(yes) => Ok(yes.to_string()),
-        Value::Array(list) => Ok(list.iter().map(show).collect::<Result<Vec<_>, _>>()?.join(" ")),
+        Value::Array(list) => Ok(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?.join(" ")),
         Value::Datetime(_) | Value::Table(_) => Err("a date or a table is no value of a flag".into()),
     }
 }
@@ -135,9 +135,11 @@ fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
     Ok(match value {
         Value::Boolean(true) => vec![flag],
         Value::Boolean(false) => Vec::new(),
-        Value::Array(list) => [flag].into_iter().chain(list.iter().map(show).collect::<Result<Vec<_>, _>>()?).collect(),
+        Value::Array(list) => {
+            [flag].into_iter().chain(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?).collect()
+        }
         // One word, so that a value that begins with a dash is no flag.
-        value => vec![format!("{flag}={}", show(value)?)],
+        value => vec![format!("{flag}={}", value_text(value)?)],
     })
 }
 

@@ -33,10 +33,10 @@ pub struct Outcome {
 }
 
 /// A number of an outcome.
-pub type Number = fn(&Outcome) -> Option<f64>;
+pub type Metric = fn(&Outcome) -> Option<f64>;
 
 /// The numbers by name, in the order of the table.
-pub const NUMBERS: [(&str, Number); 11] = [
+pub const METRICS: [(&str, Metric); 11] = [
     ("steps", |o| o.steps),
     ("step_ms", |o| o.step_ms),
     ("tokens_per_s", |o| o.tokens_per_s),
@@ -90,9 +90,9 @@ pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write the rows of a sweep: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
     let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(["error"]);
-    writer.write_record(header.chain(NUMBERS.iter().map(|n| n.0))).map_err(|e| failed(&e))?;
+    writer.write_record(header.chain(METRICS.iter().map(|n| n.0))).map_err(|e| failed(&e))?;
     for o in outcomes {
-        let numbers = NUMBERS.iter().map(|(_, of)| of(o).map_or(String::new(), |x| x.to_string()));
+        let numbers = METRICS.iter().map(|(_, of)| of(o).map_or(String::new(), |x| x.to_string()));
         let start = [o.point.clone()].into_iter().chain(o.values.iter().cloned()).chain([o.error.clone()]);
         writer.write_record(start.chain(numbers)).map_err(|e| failed(&e))?;
     }
@@ -100,7 +100,7 @@ pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
 }
 
 /// A study that a point left before, if it is of the same command.
-pub fn earlier(folder: &Path, words: &[String]) -> Option<Value> {
+pub fn finished_study(folder: &Path, words: &[String]) -> Option<Value> {
     let read = |name: &str| std::fs::read(folder.join(name)).ok();
     let before: Vec<String> = serde_json::from_slice(&read("command.json")?).ok()?;
     let study: Value = serde_json::from_slice(&read("study.json")?).ok()?;

@@ -1,16 +1,16 @@
 //! The page of a sweep: all points in a table, and each number over each axis of numbers.
 
 use super::grid::Grid;
-use super::outcome::{NUMBERS, Number, Outcome};
+use super::outcome::{METRICS, Metric, Outcome};
 use crate::train::report::page::Figure;
 use crate::train::report::svg::Series;
 use crate::train::report::{Axis, Block, LineChart, Page, Section, Table, significant};
 
 /// Lines that a chart can tell apart.
-const MOST_LINES: usize = 8;
+const MAX_LINES: usize = 8;
 
 /// What is plotted: title, unit, number.
-const PLOTS: [(&str, &str, Number); 6] = [
+const PLOTS: [(&str, &str, Metric); 6] = [
     ("Tokens a second", "1/s", |o| o.tokens_per_s),
     ("Groups a second", "1/s", |o| o.groups_per_s),
     ("Step time", "ms", |o| o.step_ms),
@@ -31,8 +31,8 @@ pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
 
 fn points(grid: &Grid, outcomes: &[Outcome]) -> Section {
     // Columns that no point has are left out.
-    let columns: Vec<&(&str, Number)> =
-        NUMBERS.iter().filter(|(_, of)| outcomes.iter().any(|o| of(o).is_some())).collect();
+    let columns: Vec<&(&str, Metric)> =
+        METRICS.iter().filter(|(_, of)| outcomes.iter().any(|o| of(o).is_some())).collect();
     let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(columns.iter().map(|c| c.0));
     let row = |o: &Outcome| {
         let numbers = columns.iter().map(|(_, of)| of(o).map_or("–".into(), significant));
@@ -69,9 +69,9 @@ fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
             names.push(name(o));
         }
     }
-    let left_out = names.len().saturating_sub(MOST_LINES);
-    names.truncate(MOST_LINES);
-    let figure = |(title, unit, of): &(&str, &str, Number)| {
+    let left_out = names.len().saturating_sub(MAX_LINES);
+    names.truncate(MAX_LINES);
+    let figure = |(title, unit, of): &(&str, &str, Metric)| {
         let series: Vec<Series> = (names.iter().enumerate())
             .map(|(style, line)| {
                 let on_line = outcomes.iter().filter(|o| name(o) == *line);

@@ -1,8 +1,8 @@
 //! cuBLASLt beside the kernels' products, on the same operands.
 
-use super::measure::Ready;
-use super::operand::Set;
-use super::rates::{Rival, Rivals};
+use super::measure::PreparedCall;
+use super::operand::OperandSet;
+use super::rates::{Peer, Peers};
 use super::work::Work;
 use super::work::linear::{Linear, Pass};
 use crate::Result;
@@ -16,18 +16,18 @@ use crate::backend::{Backend, View};
 /// Runs `work` with cuBLASLt, where it can be loaded.
 pub fn with_cublaslt<A: Element, R>(
     on: &Kernels<Driver, A>,
-    work: impl FnOnce(&Rivals<'_, Kernels<Driver, A>>) -> R,
+    work: impl FnOnce(&Peers<'_, Kernels<Driver, A>>) -> R,
 ) -> R {
     match CublasLt::new(on.device()) {
         Ok(library) => {
-            let rival: Box<dyn Rival<Kernels<Driver, A>> + '_> = Box::new(Cublas { library: &library });
-            work(&Rivals { present: vec![rival], absent: Vec::new() })
+            let peer: Box<dyn Peer<Kernels<Driver, A>> + '_> = Box::new(CublasLtPeer { library: &library });
+            work(&Peers { present: vec![peer], absent: Vec::new() })
         }
-        Err(why) => work(&Rivals { present: Vec::new(), absent: vec![("cuBLASLt".into(), why.to_string())] }),
+        Err(why) => work(&Peers { present: Vec::new(), absent: vec![("cuBLASLt".into(), why.to_string())] }),
     }
 }
 
-struct Cublas<'l, 'd> {
+struct CublasLtPeer<'l, 'd> {
     library: &'l CublasLt<'d>,
 }
 
@@ -44,8 +44,8 @@ fn spec(linear: &Linear, operands: Precision) -> Spec {
 }
 
 /// Addresses of the operands of a linear layer's call.
-fn addresses<A: Element>(linear: &Linear, set: &mut Set<Kernels<Driver, A>>) -> Addresses {
-    let mut o = set.take();
+fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A>>) -> Addresses {
+    let mut o = set.cursor();
     let act = |view: View<'_, <Kernels<Driver, A> as Backend>::Act>| address(view);
     let (a, b) = (act(o.act()), act(o.act()));
     let none = Addresses { a, b, c: 0, bias: 0, residual: 0 };
@@ -81,17 +81,17 @@ fn choose<A: Element>(on: &Kernels<Driver, A>, product: &mut Product<'_, '_>, at
     Ok(())
 }
 
-impl<A: Element> Rival<Kernels<Driver, A>> for Cublas<'_, '_> {
+impl<A: Element> Peer<Kernels<Driver, A>> for CublasLtPeer<'_, '_> {
     fn name(&self) -> String {
         self.library.name()
     }
 
-    fn ready<'a>(
+    fn prepare<'a>(
         &'a self,
         on: &'a Kernels<Driver, A>,
         work: &Work,
-        set: &mut Set<Kernels<Driver, A>>,
-    ) -> Result<Ready<'a, Kernels<Driver, A>>> {
+        set: &mut OperandSet<Kernels<Driver, A>>,
+    ) -> Result<PreparedCall<'a, Kernels<Driver, A>>> {
         let Work::Linear(linear) = work else { return Ok(None) };
         let linear = linear.clone();
         let mut product = self.library.product(spec(&linear, A::PRECISION))?;
