@@ -26,7 +26,7 @@ pub enum Verdict {
 }
 
 /// Processors of others that make times worthless for a comparison.
-pub const MAX_OTHER_LOAD: f64 = 0.1;
+const MAX_OTHER_LOAD: f64 = 0.1;
 
 /// Two rows of the same call.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -10,14 +10,14 @@
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 
 pub mod compare;
-pub mod entry;
-pub mod measure;
-pub mod operand;
-pub mod peer;
+mod entry;
+pub(crate) mod measure;
+mod operand;
+mod peer;
 pub mod rates;
 pub mod row;
 pub mod run;
-pub mod shapes;
-pub mod verify;
+pub(crate) mod shapes;
+mod verify;
 pub mod work;
-pub mod yardstick;
+mod yardstick;

@@ -38,7 +38,7 @@ impl Rates {
 }
 
 /// A library that a backend's calls are timed beside.
-pub trait Peer<B: Backend> {
+pub(crate) trait Peer<B: Backend> {
     /// Name and version.
     fn name(&self) -> String;
 
@@ -47,7 +47,7 @@ pub trait Peer<B: Backend> {
 }
 
 /// Libraries that are there, and those that are not with the reason.
-pub struct Peers<'a, B: Backend> {
+pub(crate) struct Peers<'a, B: Backend> {
     pub present: Vec<Box<dyn Peer<B> + 'a>>,
     pub absent: Vec<(String, String)>,
 }
@@ -59,7 +59,7 @@ impl<B: Backend> Default for Peers<'_, B> {
 }
 
 /// What a backend needs beside its ops to be benchmarked.
-pub trait BenchBackend: Backend {
+pub(crate) trait BenchBackend: Backend {
     /// Name of the card or processor.
     fn hardware(&self) -> String;
 

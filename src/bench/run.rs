@@ -21,7 +21,7 @@ use crate::backend::kernels::rehearsal::Rehearsal;
 
 /// Which calls, how, and what their rows say of the run.
 #[derive(Clone, Debug)]
-pub struct BenchOptions {
+pub(crate) struct BenchOptions {
     /// Beginnings of op names; all where it is empty.
     pub ops: Vec<String>,
     pub models: Vec<String>,
@@ -49,7 +49,7 @@ pub struct BenchOptions {
 }
 
 /// The name of this project's own ops in records.
-pub const OWN_VARIANT: &str = "mapl";
+pub(super) const OWN_VARIANT: &str = "mapl";
 
 /// Ceilings are measured anew after so long, because clocks and neighbours change.
 const CEILING_INTERVAL: Duration = Duration::from_secs(30);
@@ -89,7 +89,7 @@ pub type Baseline<'a> = (&'a [Row], f64);
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// From 0.
     pub pass: usize,
     /// Begin and end of the samples just taken; none for a call that is not timed.
@@ -98,7 +98,7 @@ pub struct Progress {
 
 /// Runs the chosen calls on a backend: all of them in every pass, then those that differ from an earlier record, or were
 /// disturbed, as often again, as long as they are. `report` gets where the run is and a call's rows, which hold all passes so far.
-pub fn run<B: BenchBackend>(
+pub(crate) fn run<B: BenchBackend>(
     on: &B,
     options: &BenchOptions,
     earlier: Option<Baseline<'_>>,
@@ -159,7 +159,7 @@ fn max_rates(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
 
 /// What a card is foretold to do for a call.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Prediction {
+pub(super) struct Prediction {
     /// Microseconds, where tiles are chosen for the call.
     pub microseconds: Option<f64>,
     /// Bytes of memory beyond the operands.
@@ -167,7 +167,7 @@ pub struct Prediction {
 }
 
 /// Rehearses a call, in bf16, for a card.
-pub fn predict(work: &Work, card: &Properties) -> Result<Prediction> {
+pub(super) fn predict(work: &Work, card: &Properties) -> Result<Prediction> {
     let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
     let mut set = OperandSet::new(&on, &work.operands())?;
     on.take_chosen();
@@ -196,7 +196,7 @@ pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
 
 /// Seconds that a call takes at least at these rates, and which of them decides. FLOPs of ops that are no products cost
 /// nothing beside their bytes.
-pub fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
+pub(crate) fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
     let (seconds, bound) = Cost { bytes, flops }.floor(op, rates.memory, rates.product);
     (seconds, if bound == Bound::Gemm { "product" } else { "memory" })
 }

@@ -248,6 +248,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
 }
 
 /// Every op at sizes that the reference does at once.
+#[cfg(test)]
 pub fn small(precision: Precision) -> Vec<Work> {
     let size_limits = SizeLimits { parameters: 5000, logits: 1 << 16 };
     let tiny = MODELS[MODELS.len() - 1];

@@ -156,7 +156,7 @@ fn read_config(path: &Path) -> Result<ModelConfig> {
 
 /// Sets vocabulary and special ids of a preset to those of the tokenizer. The vocabulary is rounded up to a multiple of 64, so
 /// that rows of the head stay aligned; the rows beyond the tokenizer are never hit.
-pub fn fit_vocabulary(config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+fn fit_vocabulary(config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let vocab = tokenizer.vocab_size().next_multiple_of(64);
     config.with_vocabulary(vocab, tokenizer.end_ids().to_vec(), tokenizer.bos_id(), tokenizer.pad_id())
 }

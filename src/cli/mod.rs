@@ -16,29 +16,29 @@
 //! - [`mod@env`]: what this machine and this build can do
 
 pub mod args;
-pub mod bench;
-pub mod cadence;
-pub mod data;
-pub mod data_check;
-pub mod device;
-pub mod env;
-pub mod evaluate;
-pub mod fingerprint;
-pub mod make;
-pub mod manifest;
-pub mod output;
-pub mod plan;
-pub mod quickstart;
-pub mod reference;
-pub mod report;
-pub mod run_lock;
-pub mod score;
-pub mod startup;
-pub mod study;
-pub mod sweep;
-pub mod train;
-pub mod train_args;
-pub mod watch;
+mod bench;
+mod cadence;
+mod data;
+mod data_check;
+mod device;
+mod env;
+mod evaluate;
+mod fingerprint;
+mod make;
+mod manifest;
+mod output;
+mod plan;
+mod quickstart;
+mod reference;
+mod report;
+mod run_lock;
+mod score;
+mod startup;
+mod study;
+mod sweep;
+mod train;
+mod train_args;
+mod watch;
 
 use clap::{Parser, Subcommand};
 

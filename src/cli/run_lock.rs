@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 /// Name of the locked file; it holds the number of the process.
-pub const LOCK_FILE: &str = "run.lock";
+const LOCK_FILE: &str = "run.lock";
 
 /// Held while a run writes into its folder; dropping it removes the file and releases the lock.
 #[derive(Debug)]

@@ -8,13 +8,13 @@
 //! - [`plan`]: the floor of a step on a card that need not be here
 //! - [`profile`]: time by op of training steps, as a table and as JSON
 
-pub mod bench;
-pub mod ceilings;
+pub(crate) mod bench;
+pub(crate) mod ceilings;
 pub mod hardware;
 pub mod observe;
 pub mod page;
-pub mod peak;
+pub(crate) mod peak;
 pub mod plan;
-pub mod profile;
+pub(crate) mod profile;
 pub mod record;
-pub mod sweep;
+pub(crate) mod sweep;

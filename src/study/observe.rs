@@ -47,7 +47,7 @@ pub struct Observations {
 }
 
 /// First steps, which load kernels and grow buffers, and are left out of sums.
-pub const WARM_UP: usize = 2;
+pub(super) const WARM_UP: usize = 2;
 
 /// Shared between the run and the study, which outlives it however it ends.
 #[derive(Clone, Debug, Default)]

@@ -4,7 +4,7 @@
 //! - [`state`]: what they say of the run
 //! - [`view`]: the picture of it
 
-pub mod state;
+mod state;
 pub mod tail;
 pub mod view;
 
@@ -72,7 +72,7 @@ impl Watched {
     }
 
     /// Draws until a key ends it.
-    pub fn live(&mut self, interval: Duration) -> Result<()> {
+    pub(crate) fn live(&mut self, interval: Duration) -> Result<()> {
         if !std::io::stdout().is_terminal() {
             return Err(Error::Usage("watch needs a terminal; --once prints one picture as text".into()));
         }

@@ -38,11 +38,6 @@ impl Tail {
         Self { path: path.to_owned(), at: 0, head: Vec::new(), rest: Vec::new(), damaged: 0 }
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What is new. A file that is not there yet has nothing new.
     pub fn look(&mut self) -> Result<News> {
         let path = self.path.clone();

@@ -10,7 +10,7 @@ use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, Operand, Selection, sp
 use crate::rng::Rng;
 
 /// Ids of tokens: squares of uniform numbers, so that low ids are frequent and some repeat.
-pub fn token_ids(tokens: usize, vocab: usize) -> Arc<Vec<i32>> {
+fn token_ids(tokens: usize, vocab: usize) -> Arc<Vec<i32>> {
     let mut rng = Rng::keyed(2, &["bench", "ids"]);
     let id = |unit: f64| ((unit * unit * vocab as f64) as usize).min(vocab - 1) as i32;
     Arc::new((0..tokens).map(|_| id(rng.unit())).collect())

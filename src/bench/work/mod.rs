@@ -8,17 +8,17 @@
 //! - [`objective`]: sums by sequence, comparison losses, gradient norm, AdamW
 
 pub mod attention;
-pub mod embedding;
-pub mod glu;
-pub mod head;
-pub mod head_preference;
+pub(super) mod embedding;
+pub(super) mod glu;
+pub(super) mod head;
+pub(super) mod head_preference;
 pub mod linear;
 pub mod norm;
-pub mod optim;
-pub mod preference;
-pub mod reward;
-pub mod rope;
-pub mod segment;
+pub(super) mod optim;
+pub(super) mod preference;
+pub(super) mod reward;
+pub(super) mod rope;
+pub(super) mod segment;
 
 use super::operand::{Cursor, Operand, Selection};
 use crate::Result;
@@ -139,6 +139,6 @@ works! {
 }
 
 /// `tokens=8192 inputs=896`.
-pub fn shape_text(sizes: &[(&'static str, usize)]) -> String {
+pub(super) fn shape_text(sizes: &[(&'static str, usize)]) -> String {
     sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ")
 }

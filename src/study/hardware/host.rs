@@ -13,7 +13,7 @@ pub struct HostMeter {
 }
 
 /// Work of other programs over a stretch of time.
-pub struct OtherLoad {
+pub(crate) struct OtherLoad {
     began: Instant,
     before: Option<Ticks>,
 }
