@@ -1,4 +1,5 @@
-//! A call of the table on its way through the passes of a run: the contenders, their samples so far, and their rows.
+//! State of one call of the table during a run: its contenders, their samples so far, and their
+//! rows.
 
 use std::time::Instant;
 
@@ -14,37 +15,37 @@ use crate::Result;
 use crate::backend::contract::{Bound, Cost, Precision, uses_gemm_rate};
 use crate::study::hardware::host::OtherLoad;
 
-/// Most sets of operands that a call rotates over.
+/// Maximum number of operand sets that a call rotates over.
 const MAX_SETS: u64 = 4096;
 
-/// A contender's row and the samples it comes from.
+/// A contender's row and the samples behind it.
 struct ContenderState {
     row: Row,
-    /// None where it is not timed.
+    /// `None` if the contender is not timed.
     samples: Option<Samples>,
-    /// Each over the yardstick's sample beside it.
+    /// Samples divided by the yardstick sample taken next to each.
     paced: Vec<f64>,
 }
 
-/// A call's contenders: this project's op and other libraries'.
+/// A call with its contenders: this project's op and those of peers.
 pub struct Entry {
     case: Case,
     cost: Cost,
     prediction: Prediction,
-    /// Which yardstick is timed beside it.
+    /// Kind of yardstick that is timed next to the call.
     yardstick: Bound,
     lanes: Vec<ContenderState>,
-    /// Begin and end of the samples of the last pass.
+    /// Start and end of the samples of the last pass.
     last_span: Option<(Instant, Instant)>,
-    /// Seconds of processors that others used in all passes, and the seconds of these.
+    /// CPU seconds that other programs used in all passes, and the elapsed seconds of the passes.
     load: (f64, f64),
 }
 
-/// A contender at work.
+/// Name of a contender and its prepared call.
 type Contender<'a, B> = (String, Box<TimedCall<'a, B>>);
 
 impl Entry {
-    /// Verifies every contender and takes the samples of a first pass.
+    /// Verifies every contender and takes the samples of the first pass.
     pub fn new<B: BenchBackend>(
         on: &B,
         case: &Case,
@@ -87,7 +88,7 @@ impl Entry {
                 Err(why) => entry.push_untimed(on, options, &name, Status::Failed, why.to_string()),
             }
         }
-        // What calls touch, which of a table of embeddings is a small part.
+        // Bytes that the calls touch. An embedding call touches only a small part of its table.
         let cold = sets.len() as u64 * cost.bytes.min(bytes::<B>(&operands)) >= on.cold_bytes();
         for ((name, _), share) in &checked {
             let workspace = entry.prediction.workspace;
@@ -112,7 +113,7 @@ impl Entry {
         Ok(entry)
     }
 
-    /// Takes the samples of a further pass; false where nothing of the call is timed.
+    /// Takes the samples of another pass. Returns false if no contender of the call is timed.
     pub fn sample_again<B: BenchBackend>(
         &mut self,
         on: &B,
@@ -137,22 +138,22 @@ impl Entry {
         Ok(true)
     }
 
-    /// The rows so far.
+    /// Rows so far.
     pub fn rows(&self) -> Vec<Row> {
         self.lanes.iter().map(|lane| lane.row.clone()).collect()
     }
 
-    /// Begin and end of the samples of the last pass; none where nothing is timed.
+    /// Start and end of the samples of the last pass, or `None` if nothing was timed.
     pub fn last_span(&self) -> Option<(Instant, Instant)> {
         self.last_span
     }
 
-    /// The rows so far, to be written to.
+    /// Rows so far, for writing.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
         self.lanes.iter_mut().map(|lane| &mut lane.row)
     }
 
-    /// Whether further samples may tell more of its rows beside an earlier record.
+    /// Whether more samples could change the verdict against an earlier record.
     pub fn unsettled(&self, earlier: Option<Baseline<'_>>) -> bool {
         unsettled(&self.rows(), earlier)
     }
@@ -173,7 +174,7 @@ impl Entry {
         self.lanes.push(ContenderState { row, samples: None, paced: Vec::new() });
     }
 
-    /// Sets of operands for calls in turn, ready for them.
+    /// Allocates and initialises the operand sets that calls rotate over.
     fn sets<B: BenchBackend>(
         &self,
         on: &B,
@@ -191,7 +192,8 @@ impl Entry {
         (0..count).map(|_| one()).collect()
     }
 
-    /// Takes a pass's samples of every contender in turn and puts them with the earlier ones.
+    /// Takes the samples of one pass, interleaving the contenders, and appends them to the earlier
+    /// samples.
     fn sample<B: BenchBackend>(
         &mut self,
         on: &B,
@@ -206,7 +208,7 @@ impl Entry {
         if let Some((used, seconds)) = load.others() {
             self.load = (self.load.0 + used, self.load.1 + seconds);
         }
-        // The system counts in hundredths of a second.
+        // Linux counts CPU time in ticks of 10 ms.
         let others = (self.load.1 >= 0.05).then(|| self.load.0 / self.load.1);
         self.last_span = Some((began, Instant::now()));
         let cost = self.cost;
@@ -276,7 +278,7 @@ impl Entry {
     }
 }
 
-/// The chosen contenders, each made ready for the call; `None` for a library that does not have it.
+/// Selected contenders, each prepared for the call; `None` for a peer that does not support it.
 fn contenders<'a, B: BenchBackend>(
     case: &'a Case,
     options: &BenchOptions,
@@ -295,12 +297,12 @@ fn contenders<'a, B: BenchBackend>(
     contenders
 }
 
-/// Bytes of a set of operands.
+/// Bytes of one operand set.
 fn bytes<B: BenchBackend>(operands: &[Operand]) -> u64 {
     operands.iter().map(|operand| operand.bytes(B::PRECISION)).sum()
 }
 
-/// Why a call is left out, if it is.
+/// Reason to skip a call, if there is one.
 fn skip_reason<B: BenchBackend>(
     on: &B,
     op: &str,
@@ -311,19 +313,24 @@ fn skip_reason<B: BenchBackend>(
 ) -> Option<String> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let free = on.memory_free().unwrap_or(u64::MAX);
-    // The reference's part and the pieces on the way need some of the host's memory too.
+    // The reference's part and the staging chunks need some of the host's memory too.
     if bytes > free / 4 * 3 {
-        return Some(format!("operands of {:.1} GiB, and {:.1} GiB of memory are free", gib(bytes), gib(free)));
+        return Some(format!(
+            "the operands take {:.1} GiB, more than three quarters of the {:.1} GiB of free memory",
+            gib(bytes),
+            gib(free)
+        ));
     }
     let pass = options.effort.of_pass(options.passes);
-    // Samples, calls to warm up and one to see how long it takes; one to verify.
+    // Calls of all passes: the minimum samples, the warm-up, and one to estimate the duration; plus
+    // one to verify.
     let calls = options.passes * (pass.min_samples + pass.warm_up + 1) + 1;
-    // What the emulator does at least.
+    // Rates that the emulator at least reaches.
     let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
     let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * calls as f64;
     let longest = options.max_duration.as_secs_f64();
     (seconds > longest)
-        .then(|| format!("{calls} calls take {seconds:.0} s at least, more than {longest:.0} s (--longest)"))
+        .then(|| format!("{calls} calls take at least {seconds:.0} s, more than the {longest:.0} s of --longest"))
 }
 
 fn set_paced_times(row: &mut Row, timing: &Timing) {

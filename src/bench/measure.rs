@@ -1,4 +1,4 @@
-//! Timing: warm-up, samples of many calls, several contenders in turn, medians with quantiles.
+//! Timing: warm-up, samples of many calls, interleaved contenders, medians and quantiles.
 
 use std::time::{Duration, Instant};
 
@@ -6,29 +6,29 @@ use super::operand::OperandSet;
 use crate::Result;
 use crate::backend::Backend;
 
-/// A call that is timed, on the operands it is given.
+/// A call that is timed on the operand set it is given.
 pub type TimedCall<'a, B> = dyn Fn(&B, &mut OperandSet<B>) -> Result<()> + 'a;
 
-/// A call made ready for its sizes, where there is one.
+/// A call prepared for its sizes, or `None` if the library does not support it.
 pub type PreparedCall<'a, B> = Option<Box<TimedCall<'a, B>>>;
 
-/// How long and how often.
+/// Number and length of the samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Samples of a contender.
+    /// Maximum number of samples of a contender.
     pub repeats: usize,
     /// Calls before the first sample.
     pub warm_up: usize,
-    /// A sample holds as many calls as fill this.
+    /// Target duration of a sample; a sample repeats its call until it reaches this.
     pub sample: Duration,
-    /// Samples that are taken whatever they cost.
+    /// Number of samples that are taken whatever they cost.
     pub min_samples: usize,
-    /// No further samples are begun after this, once there are the least.
+    /// Time after which no more samples are taken, once there are `min_samples`.
     pub budget: Duration,
 }
 
 impl Effort {
-    /// The part of each of `passes`, which add up to this.
+    /// Share of one of `passes` passes.
     pub fn of_pass(&self, passes: usize) -> Self {
         let part = passes.max(1);
         Self {
@@ -41,19 +41,19 @@ impl Effort {
     }
 }
 
-/// Samples of a contender: mean seconds of a call in each.
+/// Samples of a contender: mean seconds per call in each sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Samples {
     pub seconds: Vec<f64>,
-    /// Calls of each.
+    /// Calls per sample.
     pub calls: usize,
 }
 
-/// Seconds of a call.
+/// Statistics of the seconds per call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     pub median: f64,
-    /// Fifth and four fifths of the samples are below.
+    /// 20 % and 80 % quantiles.
     pub p20: f64,
     pub p80: f64,
     pub min: f64,
@@ -62,7 +62,7 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// Of at least one sample.
+    /// Statistics of at least one sample.
     pub fn of(taken: &Samples) -> Self {
         let mut samples = taken.seconds.clone();
         samples.sort_by(f64::total_cmp);
@@ -77,7 +77,7 @@ impl Timing {
     }
 }
 
-/// Between the two neighbours in a sorted list.
+/// Quantile by linear interpolation in a sorted list.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let place = q * (sorted.len() - 1) as f64;
     let (low, part) = (place.floor() as usize, place.fract());
@@ -85,17 +85,17 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[low] + part * (sorted[high] - sorted[low])
 }
 
-/// A contender at work: its calls in a sample, and recorded calls where the backend records.
+/// A contender being sampled. On backends with graph capture, the calls are captured.
 struct SampledCall<B: Backend> {
     calls: usize,
-    /// One call on every set.
+    /// Captured graph of one call on every operand set.
     graph: Option<B::Graph>,
     next: usize,
     samples: Vec<f64>,
 }
 
-/// Times contenders in turn on the same rotating sets of operands. With sets whose sizes add up to several times the cache,
-/// a call finds nothing of its operands there.
+/// Times contenders on the same rotating operand sets, one sample of each in turn. If the sets add
+/// up to several times the cache, no call finds its operands there.
 pub fn interleaved<B: Backend>(
     on: &B,
     contenders: &[&TimedCall<'_, B>],
@@ -108,7 +108,7 @@ pub fn interleaved<B: Backend>(
         if round >= effort.min_samples && began.elapsed() > effort.budget {
             break;
         }
-        // Each goes first as often as any other.
+        // Rotate the order, so that each contender goes first equally often.
         for turn in 0..contenders.len() {
             let which = (round + turn) % contenders.len();
             let seconds = sample(on, contenders[which], sets, &mut lanes[which])?;
@@ -118,7 +118,7 @@ pub fn interleaved<B: Backend>(
     Ok(lanes.into_iter().map(|lane| Samples { seconds: lane.samples, calls: lane.calls }).collect())
 }
 
-/// Warms a contender up and sees how many calls a sample takes.
+/// Warms a contender up and determines its number of calls per sample.
 fn warm_up<B: Backend>(
     on: &B,
     call: &TimedCall<'_, B>,
@@ -138,7 +138,7 @@ fn warm_up<B: Backend>(
     Ok(lane)
 }
 
-/// Mean seconds of a call over one sample.
+/// Takes one sample: mean seconds per call.
 fn sample<B: Backend>(
     on: &B,
     call: &TimedCall<'_, B>,
@@ -151,7 +151,7 @@ fn sample<B: Backend>(
             for _ in 0..lane.calls / sets.len() {
                 if !on.replay(graph)? {
                     return Err(crate::Error::Runtime(
-                        "operands of recorded calls were freed while they were timed".into(),
+                        "operands of captured calls were freed while the calls were timed".into(),
                     ));
                 }
             }
@@ -167,8 +167,9 @@ fn sample<B: Backend>(
     Ok(on.seconds_between(&from, &to)? / lane.calls as f64)
 }
 
-/// Joules of a call: those of as many calls as take `seconds`, by a counter of the hardware. The counters of cards advance
-/// every 20 to 100 ms, so half a second is right to about a tenth. `None` where nothing counts.
+/// Joules per call, from a hardware counter, over as many calls as fill `seconds`. GPU counters
+/// advance every 20 to 100 ms, so half a second is accurate to about 10 %. `None` without a
+/// counter.
 pub fn energy<B: Backend>(
     on: &B,
     call: &TimedCall<'_, B>,
@@ -227,7 +228,8 @@ mod tests {
         let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
         assert_eq!(timings.iter().map(|t| t.seconds.len()).collect::<Vec<_>>(), [4, 4]);
         let seen = seen.into_inner();
-        // Two calls to warm up and one to see how long they take, for each; then a b, b a, a b, b a.
+        // For each contender two warm-up calls and one to estimate its duration; then a b, b a, a
+        // b, b a.
         let order: String = seen[6..].iter().map(|s| s.0).collect();
         assert_eq!(order, "abbaabba");
         let of_a: Vec<usize> = seen[6..].iter().filter(|s| s.0 == 'a').map(|s| s.1).collect();
@@ -244,7 +246,7 @@ mod tests {
             Ok(())
         };
         let timing = Timing::of(&Samples { seconds: vec![0.01], calls: 1 });
-        // Three joules a call.
+        // 3 joules per call.
         let counter = |_: &Cpu| Some(100.0 + 3.0 * f64::from(calls.get()));
         assert_eq!(energy(&on, &call, &mut sets, &timing, 0.5, counter).unwrap(), Some(3.0));
         assert_eq!(calls.get(), 50);

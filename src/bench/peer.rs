@@ -1,4 +1,4 @@
-//! cuBLASLt beside the kernels' products, on the same operands.
+//! cuBLASLt as a peer of the GEMM kernels, on the same operands.
 
 use super::measure::PreparedCall;
 use super::operand::OperandSet;
@@ -13,7 +13,7 @@ use crate::backend::kernels::driver::cublaslt::{Addresses, CublasLt, Layout, Pro
 use crate::backend::kernels::{Kernels, address};
 use crate::backend::{Backend, View};
 
-/// Runs `work` with cuBLASLt, where it can be loaded.
+/// Runs `work` with cuBLASLt, if it can be loaded.
 pub fn with_cublaslt<A: Element, R>(
     on: &Kernels<Driver, A>,
     work: impl FnOnce(&Peers<'_, Kernels<Driver, A>>) -> R,
@@ -31,7 +31,7 @@ struct CublasLtPeer<'l, 'd> {
     library: &'l CublasLt<'d>,
 }
 
-/// The product that a linear layer's call is.
+/// GEMM of a linear layer's call.
 fn spec(linear: &Linear, operands: Precision) -> Spec {
     let d = linear.dims;
     let (layout, m, n, k) = match linear.pass {
@@ -43,7 +43,7 @@ fn spec(linear: &Linear, operands: Precision) -> Spec {
     Spec { layout, m, n, k, operands, wide: matches!(linear.pass, Pass::Weight | Pass::Norms), bias, residual }
 }
 
-/// Addresses of the operands of a linear layer's call.
+/// Operand addresses of a linear layer's call.
 fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A>>) -> Addresses {
     let mut o = set.cursor();
     let act = |view: View<'_, <Kernels<Driver, A> as Backend>::Act>| address(view);
@@ -57,15 +57,16 @@ fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A
     }
 }
 
-/// Calls an algorithm is timed for when the best of the proposed ones is chosen.
+/// Calls per algorithm when the fastest of the proposed ones is selected.
 const TRIALS: usize = 5;
 
-/// The fastest of the proposed algorithms on these operands.
+/// Selects the fastest of the proposed algorithms on these operands.
 fn choose<A: Element>(on: &Kernels<Driver, A>, product: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
     let mut best = (f64::INFINITY, 0);
     for which in 0..product.algorithms() {
         product.choose(which);
-        // SAFETY: the operands of the call that the product was made for (`spec` and `addresses` follow one another).
+        // SAFETY: these are the operands of the call that the GEMM was created for; `spec` and
+        // `addresses` agree on their order.
         unsafe { product.call(at) }?;
         let from = on.stamp()?;
         for _ in 0..TRIALS {

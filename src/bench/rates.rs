@@ -1,5 +1,5 @@
-//! Ceilings of the machine, measured in the run whose rows are held against them: bytes a second of memory, FLOP/s of matrix
-//! products. And the libraries that a backend's ops are timed beside.
+//! Measured ceilings of the machine, bytes per second of memory and FLOP/s of GEMMs; and the trait
+//! of backends that can be benchmarked, with their peers.
 
 use std::sync::LazyLock;
 
@@ -24,29 +24,30 @@ use crate::study::hardware::nvml;
 /// Rates that nothing on the machine exceeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// Bytes a second, the better of a copy and a sum.
+    /// Memory bandwidth in bytes per second: the better of a copy and a sum.
     pub memory: f64,
-    /// FLOP/s of the best product seen.
+    /// GEMM throughput in FLOP/s: the best seen.
     pub product: f64,
 }
 
 impl Rates {
-    /// The better of both, of each.
+    /// Maximum of both, field by field.
     pub fn or(self, other: Self) -> Self {
         Self { memory: self.memory.max(other.memory), product: self.product.max(other.product) }
     }
 }
 
-/// A library that a backend's calls are timed beside.
+/// A library whose calls are timed next to a backend's own.
 pub(crate) trait Peer<B: Backend> {
     /// Name and version.
     fn name(&self) -> String;
 
-    /// The call by this library, made ready for the sizes; `None` for a call that it does not have.
+    /// Prepares the library's call for the sizes of `work`; `None` if the library does not support
+    /// it.
     fn prepare<'a>(&'a self, on: &'a B, work: &Work, set: &mut OperandSet<B>) -> Result<PreparedCall<'a, B>>;
 }
 
-/// Libraries that are there, and those that are not with the reason.
+/// Available peers, and unavailable ones with the reason.
 pub(crate) struct Peers<'a, B: Backend> {
     pub present: Vec<Box<dyn Peer<B> + 'a>>,
     pub absent: Vec<(String, String)>,
@@ -58,28 +59,29 @@ impl<B: Backend> Default for Peers<'_, B> {
     }
 }
 
-/// What a backend needs beside its ops to be benchmarked.
+/// Properties of a backend that a benchmark needs in addition to its ops.
 pub(crate) trait BenchBackend: Backend {
-    /// Name of the card or processor.
+    /// Name of the GPU or CPU.
     fn hardware(&self) -> String;
 
-    /// Calls that rotate over so many bytes of operands take them from memory.
+    /// Bytes of rotating operands from which on calls read from memory instead of caches.
     fn cold_bytes(&self) -> u64;
 
-    /// Ceilings, measured now; `None` where time means nothing.
+    /// Ceilings, measured now; `None` if the backend's times mean nothing.
     fn rates(&self) -> Result<Option<Rates>>;
 
-    /// Work to time beside calls whose floor is of that kind; `None` where the times of different runs can be compared as they are.
+    /// Control workload for calls with this bound, timed between their samples to cancel machine
+    /// drift. `None` if times of different runs are comparable without it.
     fn yardstick(&self, _: Bound) -> Option<Box<TimedCall<'static, Self>>> {
         None
     }
 
-    /// Joules that the hardware has used since some moment, where it counts them.
+    /// Energy counter of the hardware in joules, if it has one.
     fn joules(&self) -> Option<f64> {
         None
     }
 
-    /// Runs `work` with the libraries that calls are timed beside.
+    /// Runs `work` with the peers of this backend.
     fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
         work(&Peers::default())
     }
@@ -93,7 +95,7 @@ impl BenchBackend for Cpu {
             Some(line.split(':').nth(1)?.trim().to_owned())
         };
         let name = value("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-        // Virtual machines hide the name behind a family; the numbers still tell processors apart.
+        // Virtual machines replace the name by a family; the numbers still identify the CPU model.
         let numbers = match (value("cpu family"), value("model")) {
             (Some(family), Some(model)) => format!(" (family {family} model {model})"),
             _ => String::new(),
@@ -101,7 +103,8 @@ impl BenchBackend for Cpu {
         format!("{name}{numbers}, {} threads", rayon::current_num_threads())
     }
 
-    /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
+    /// Bytes that the memory ceiling is measured on. Server caches may be larger; then calls and
+    /// ceiling benefit equally.
     fn cold_bytes(&self) -> u64 {
         crate::study::ceilings::COPIED_BYTES
     }
@@ -129,7 +132,7 @@ impl<A: Element> BenchBackend for Kernels<Emulator, A> {
         u64::MAX
     }
 
-    /// Emulated time says nothing about a card.
+    /// Emulated time says nothing about a GPU.
     fn rates(&self) -> Result<Option<Rates>> {
         Ok(None)
     }
@@ -140,7 +143,7 @@ impl<A: Element> BenchBackend for Kernels<Driver, A> {
         self.device().properties().name.clone()
     }
 
-    /// Twice the second-level cache: 50 MB on H100 and H200, 40 MB on A100 (their data sheets); of the larger.
+    /// Twice the larger of the L2 caches: 50 MB on H100 and H200, 40 MB on A100 (data sheets).
     fn cold_bytes(&self) -> u64 {
         100 << 20
     }
@@ -186,7 +189,7 @@ impl<A: Element> BenchBackend for Kernels<Driver, A> {
     }
 }
 
-/// Bytes a second of the driver's copy of 1 GiB, read and written.
+/// Bytes per second of the driver's copy of 1 GiB, counting reads and writes.
 fn copy(driver: &Driver) -> Result<f64> {
     const BYTES: usize = 1 << 30;
     let (from, mut to) = (driver.allocate(BYTES)?, driver.allocate(BYTES)?);

@@ -1,4 +1,5 @@
-//! A benchmark run: the chosen calls of the table on a backend, each verified and timed, as rows of a record.
+//! A benchmark run: verifies and times the selected calls of the table on a backend and returns the
+//! rows of a record.
 
 use std::time::{Duration, Instant};
 
@@ -19,39 +20,40 @@ use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Properties};
 use crate::backend::kernels::rehearsal::Rehearsal;
 
-/// Which calls, how, and what their rows say of the run.
+/// Selection of the calls, sampling limits, and labels of the rows.
 #[derive(Clone, Debug)]
 pub(crate) struct BenchOptions {
-    /// Beginnings of op names; all where it is empty.
+    /// Prefixes of op names; empty selects all ops.
     pub ops: Vec<String>,
     pub models: Vec<String>,
     pub tokens: Vec<usize>,
-    /// Parts of the layer's name or of the shape's text, of which one must be in it.
+    /// Layer names or `name=value` sizes; a call must match one of them. Empty selects all calls.
     pub shapes: Vec<String>,
-    /// Beginnings of the variants' names.
+    /// Prefixes of contender names; empty selects all.
     pub variants: Vec<String>,
-    /// Of all passes together.
+    /// Sampling effort of all passes combined.
     pub effort: Effort,
-    /// Passes over the table. A machine that is slower for some seconds then shows in the spread of the rows, not in the medians
-    /// of some of them.
+    /// Passes over the table. With several passes, a machine that is slow for some seconds widens
+    /// the spread of the rows instead of shifting the medians of a few.
     pub passes: usize,
-    /// Calls whose samples take longer than this by their floor are left out.
+    /// Calls with a floor that makes their minimum samples take longer than this are skipped.
     pub max_duration: Duration,
-    /// Bytes that the rotating sets of operands have together, where memory allows.
+    /// Total bytes of the rotating operand sets, if memory allows.
     pub rotated_bytes: u64,
     pub size_limits: SizeLimits,
-    /// Seconds of calls over which energy is counted, where the hardware counts it.
+    /// Seconds of calls over which energy is measured, if the hardware has a counter.
     pub energy_seconds: f64,
-    /// No call is begun after this.
+    /// Time after which no call is started.
     pub limit: Option<Duration>,
     pub date: String,
     pub commit: String,
 }
 
-/// The name of this project's own ops in records.
+/// Name of this project's own ops in records.
 pub(super) const OWN_VARIANT: &str = "mapl";
 
-/// Ceilings are measured anew after so long, because clocks and neighbours change.
+/// Interval between measurements of the ceilings. Clocks and the load of neighbours change during a
+/// run.
 const CEILING_INTERVAL: Duration = Duration::from_secs(30);
 
 impl BenchOptions {
@@ -59,7 +61,7 @@ impl BenchOptions {
         wanted.is_empty() || wanted.iter().any(|text| is(text))
     }
 
-    /// The calls that these options choose, on a backend of that precision.
+    /// Calls that these options select, on a backend of this precision.
     pub fn cases(&self, precision: Precision) -> Vec<Case> {
         let models = MODELS.iter().filter(|model| self.models.iter().any(|name| name == model.name));
         let of_model = |model| self.tokens.iter().flat_map(move |&t| cases(model, t, precision, self.size_limits));
@@ -72,32 +74,33 @@ impl BenchOptions {
             let names = |text: &str| case.layer == text || shape.split(' ').any(|size| size == text);
             Self::any(&self.ops, |text| case.work.op().starts_with(text)) && Self::any(&self.shapes, names)
         });
-        // ModelSizes that do not depend on the number of tokens come once.
+        // Calls whose sizes do not depend on the number of tokens appear once.
         let mut seen = std::collections::BTreeSet::new();
         chosen.retain(|case| seen.insert((case.work.op(), case.model, case.layer, case.shape())));
         chosen
     }
 
-    /// Whether a contender of that name is chosen.
+    /// Whether a contender of this name is selected.
     pub fn selects(&self, variant: &str) -> bool {
         Self::any(&self.variants, |text| variant.to_lowercase().starts_with(&text.to_lowercase()))
     }
 }
 
-/// An earlier record, and the share of a time that does not matter beside it.
+/// An earlier record, and the relative difference of times that is ignored.
 pub type Baseline<'a> = (&'a [Row], f64);
 
-/// Where a run is.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
-    /// From 0.
+    /// Index of the pass, from 0.
     pub pass: usize,
-    /// Begin and end of the samples just taken; none for a call that is not timed.
+    /// Start and end of the samples just taken; `None` for a call that is not timed.
     pub timed: Option<(Instant, Instant)>,
 }
 
-/// Runs the chosen calls on a backend: all of them in every pass, then those that differ from an earlier record, or were
-/// disturbed, as often again, as long as they are. `report` gets where the run is and a call's rows, which hold all passes so far.
+/// Runs the selected calls on a backend. Every pass covers all calls. Up to as many further passes
+/// repeat the calls that differ from the earlier record or were disturbed. `report` receives the
+/// progress and the rows of a call over all passes so far.
 pub(crate) fn run<B: BenchBackend>(
     on: &B,
     options: &BenchOptions,
@@ -135,7 +138,7 @@ pub(crate) fn run<B: BenchBackend>(
         Ok(())
     })?;
     let mut rows: Vec<Row> = entries.iter().flat_map(Entry::rows).collect();
-    // A product of the table may have been faster than those of the ceilings.
+    // A GEMM of the table may have been faster than the GEMMs of the ceilings.
     if let Some(rates) = &mut rates {
         let best = rows.iter().filter_map(|row| row.tflop_per_s).fold(0.0, f64::max) * 1e12;
         *rates = rates.or(Rates { memory: 0.0, product: best });
@@ -145,7 +148,8 @@ pub(crate) fn run<B: BenchBackend>(
     Ok(rows)
 }
 
-/// Whether one of the rows is slower or faster than the earlier record says, or was disturbed, so that further samples may tell.
+/// Whether a row is slower or faster than in the earlier record, or was disturbed, so that more
+/// samples may settle it.
 pub fn unsettled(rows: &[Row], earlier: Option<Baseline<'_>>) -> bool {
     earlier.is_some_and(|(earlier, threshold)| {
         let pairs = compare(rows, earlier, threshold);
@@ -157,16 +161,16 @@ fn max_rates(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
     Some(a?.or(b?))
 }
 
-/// What a card is foretold to do for a call.
+/// Predicted time and workspace of a call on a GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Prediction {
-    /// Microseconds, where tiles are chosen for the call.
+    /// Predicted microseconds, if the call selects tiles.
     pub microseconds: Option<f64>,
-    /// Bytes of memory beyond the operands.
+    /// Bytes of memory in addition to the operands.
     pub workspace: usize,
 }
 
-/// Rehearses a call, in bf16, for a card.
+/// Rehearses a bf16 call on a GPU with these properties.
 pub(super) fn predict(work: &Work, card: &Properties) -> Result<Prediction> {
     let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
     let mut set = OperandSet::new(&on, &work.operands())?;
@@ -177,7 +181,7 @@ pub(super) fn predict(work: &Work, card: &Properties) -> Result<Prediction> {
     Ok(Prediction { microseconds, workspace: on.scratch_bytes() })
 }
 
-/// Bytes and FLOPs of a call by its contract, on a device that only counts.
+/// Bytes and FLOPs of a call by its contract, from a rehearsal on a counting device.
 pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
     fn priced<A: Element>(work: &Work) -> Result<Cost> {
         let properties =
@@ -194,21 +198,20 @@ pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
     if precision == Precision::Bf16 { priced::<bf16>(work) } else { priced::<f32>(work) }
 }
 
-/// Seconds that a call takes at least at these rates, and which of them decides. FLOPs of ops that are no products cost
-/// nothing beside their bytes.
+/// Floor of a call in seconds at these rates, and the name of the rate that sets it.
 pub(crate) fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
     let (seconds, bound) = Cost { bytes, flops }.floor(op, rates.memory, rates.product);
     (seconds, if bound == Bound::Gemm { "product" } else { "memory" })
 }
 
-/// Puts ceilings and the share of them into a row.
+/// Writes the ceilings and the share of them into a row.
 fn set_share(row: &mut Row, rates: Option<Rates>) {
     let (Some(rates), Some(bytes), Some(flops)) = (rates, row.bytes, row.flops) else { return };
     let (seconds, bound) = floor(&row.op, bytes, flops, &rates);
     row.bound = Some(bound.into());
     row.memory_gb_per_s = Some(rates.memory * 1e-9);
     row.product_tflop_per_s = Some(rates.product * 1e-12);
-    // Memory is no ceiling for what a cache holds.
+    // Memory bandwidth does not bound operands that a cache holds.
     let known = bound == "product" || row.cache == Some(Cache::Cold);
     row.share = row.median_us.filter(|_| known).map(|median| 1e6 * seconds / median);
 }
@@ -221,7 +224,7 @@ mod tests {
     use crate::bench::work::head_preference::PreferenceHead;
     use crate::bench::work::norm::Norm;
 
-    /// Goals G-HEAD-1 and G-HEAD-4 on memory.
+    /// Memory limits of goals G-HEAD-1 and G-HEAD-4.
     #[test]
     fn workspace_of_the_head_on_a_hopper_card() {
         let card =
@@ -230,7 +233,7 @@ mod tests {
         let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());
         assert!((1..=64 << 20).contains(&forward), "{forward}");
         let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());
-        // The powers of a chunk of 4,096 rows at least are stored.
+        // The exponentials of a chunk of at least 4,096 rows are stored.
         assert!((4096 * 151_936 * 2..=5 << 29).contains(&both), "{both}");
         let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6 } };
         assert_eq!(workspace(norm.into()), 0);

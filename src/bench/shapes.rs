@@ -1,4 +1,5 @@
-//! The table of benchmarked calls: the ops of a training step at the sizes of published models, for numbers of tokens.
+//! The table of benchmarked calls: the ops of a training step at the sizes of published models, for
+//! given numbers of tokens.
 
 use super::work::attention::{Attention, Shape};
 use super::work::embedding::Embedding;
@@ -15,7 +16,7 @@ use super::work::segment::SegmentSum;
 use super::work::{Call, Work, shape_text};
 use crate::backend::contract::*;
 
-/// ModelSizes of a model as its configuration file has them.
+/// Sizes of a model, as in its configuration file.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelSizes {
     pub name: &'static str,
@@ -25,17 +26,18 @@ pub struct ModelSizes {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub vocab: usize,
-    /// Gate and up with SwiGLU, rotation of positions; else two products, as GPT-2 has them.
+    /// Whether the model has SwiGLU and rotary positions. Otherwise its MLP is two GEMMs, as in
+    /// GPT-2.
     pub gated: bool,
     /// Bias on queries, keys and values.
     pub bias: bool,
-    /// Only the head, for the sake of its vocabulary.
+    /// Whether only the vocabulary head is benchmarked.
     pub head_only: bool,
-    /// Parameters.
+    /// Number of parameters.
     pub parameters: usize,
 }
 
-/// Models by name. `gemma-3-1b` is there for its vocabulary of 262,144.
+/// Benchmarked models. `gemma-3-1b` is included for its vocabulary of 262,144.
 pub const MODELS: [ModelSizes; 6] = [
     ModelSizes {
         name: "gpt2-124m",
@@ -117,10 +119,10 @@ pub const MODELS: [ModelSizes; 6] = [
     },
 ];
 
-/// Name by which [`squares`] are asked for among the models.
+/// Model name that selects [`squares`].
 pub const SQUARE: &str = "square";
 
-/// Square products, of no model: what rates of products are usually given for.
+/// Square GEMMs, which belong to no model. GEMM rates are usually quoted for them.
 pub fn squares() -> Vec<Case> {
     let sides = [4096, 8192];
     let passes = [Pass::Forward, Pass::Input, Pass::Weight];
@@ -131,32 +133,32 @@ pub fn squares() -> Vec<Case> {
     sides.into_iter().flat_map(|side| passes.map(|pass| case(side, pass))).collect()
 }
 
-/// A call and where it stands.
+/// A call and its place in a model.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub model: &'static str,
-    /// Which place of the model: `qkv`, `attention`, `head`.
+    /// Place in the model: `qkv`, `attention`, `head`.
     pub layer: &'static str,
     pub work: Work,
 }
 
 impl Case {
-    /// ModelSizes as text.
+    /// Sizes as text.
     pub fn shape(&self) -> String {
         shape_text(&self.work.sizes())
     }
 }
 
-/// What there is size_limits for.
+/// Size limits by available memory.
 #[derive(Clone, Copy, Debug)]
 pub struct SizeLimits {
-    /// Elements of the optimiser's operands at most; a model's parameters beyond that are left out.
+    /// Maximum number of elements of the optimiser's operands. A larger model is cut to this.
     pub parameters: usize,
-    /// Elements of stored logits at most.
+    /// Maximum number of elements of stored logits.
     pub logits: usize,
 }
 
-/// All calls of a model on so many tokens.
+/// All calls of a model for a number of tokens.
 pub fn cases(model: &ModelSizes, tokens: usize, precision: Precision, size_limits: SizeLimits) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |layer, work: Work| cases.push(Case { model: model.name, layer, work });
@@ -168,7 +170,7 @@ pub fn cases(model: &ModelSizes, tokens: usize, precision: Precision, size_limit
         add("head", Head::new(backward, tokens, m.hidden, m.vocab).into());
     }
     add("head", PreferenceHead::new(tokens, m.hidden, m.vocab).into());
-    // The head's products with nothing around them: what it is held against.
+    // The head's bare GEMMs, as a baseline for the fused head.
     if tokens.saturating_mul(m.vocab) <= size_limits.logits {
         for pass in [Pass::Forward, Pass::Input, Pass::Weight] {
             let dims = LinearDims { tokens, inputs: m.hidden, outputs: m.vocab };
@@ -247,7 +249,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
     add("comparisons", PreferenceLoss { groups: (tokens / 1024).max(1) }.into());
 }
 
-/// Every op at sizes that the reference does at once.
+/// Every op at sizes that the reference computes quickly.
 #[cfg(test)]
 pub fn small(precision: Precision) -> Vec<Work> {
     let size_limits = SizeLimits { parameters: 5000, logits: 1 << 16 };

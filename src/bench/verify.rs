@@ -1,6 +1,7 @@
-//! A call's results against the reference, before it is timed. Calls that the reference would take hours for are checked in
-//! parts: smaller calls whose results are elements of the large one's (some rows and columns of a product, a tree and a
-//! head of attention, some rows or some words of the vocabulary).
+//! Verification of a call's results against the reference, before the call is timed. If the
+//! reference would take hours, smaller calls are checked whose results are elements of the large
+//! call's results. Examples are some rows and columns of a GEMM, one tree and head of attention,
+//! and some rows or words of the vocabulary.
 
 use super::operand::{Fill, Operand, OperandSet, Storage};
 use super::work::{Call, Part, Work};
@@ -9,7 +10,7 @@ use crate::backend::contract::Precision;
 use crate::backend::reference::Reference;
 use crate::{Error, Result};
 
-/// Expected elements of the written operands of one part.
+/// Expected elements of an operand that one part writes.
 struct Expected {
     /// Index of the operand.
     at: usize,
@@ -18,7 +19,7 @@ struct Expected {
     values: Vec<f64>,
 }
 
-/// What a call must give, for one precision of its operands.
+/// Expected results of a call, for one precision of its operands.
 pub struct Oracle {
     operands: Vec<Operand>,
     expected: Vec<Expected>,
@@ -26,7 +27,8 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Runs the parts on the reference, from operands rounded to the backend's precision. `set` is ready for the call.
+    /// Runs the parts on the reference, with operands rounded to the backend's precision. `set`
+    /// must be initialised for the call.
     pub fn new<B: Backend>(on: &B, work: &Work, set: &OperandSet<B>) -> Result<Self> {
         let operands = work.operands();
         let mut expected = Vec::new();
@@ -36,8 +38,8 @@ impl Oracle {
         Ok(Self { operands, expected, precision: B::PRECISION })
     }
 
-    /// Makes a set that a call has written to ready for another: what will be looked at is not what the last call left. Where calls
-    /// read nothing that they write, that is all.
+    /// Prepares a used operand set for another call, so that the check cannot see the results of
+    /// the last one. If the call reads nothing that it writes, clearing the checked rows is enough.
     pub fn reset<B: Backend>(&self, on: &B, work: &Work, set: &mut OperandSet<B>) -> Result<()> {
         if self.operands.iter().any(|operand| operand.written && !operand.starts_as_zeros()) {
             return set.initialise(on, work, &self.operands);
@@ -45,8 +47,9 @@ impl Oracle {
         self.expected.iter().try_for_each(|e| set.clear(on, e.at, &self.operands[e.at], &e.rows))
     }
 
-    /// Compares what a call has left in its operands: the largest error as a share of what is allowed.
-    /// [`Error::Runtime`] for an error that is not allowed.
+    /// Compares the results in the operands with the expected values. Returns the largest error as
+    /// a share of its tolerance.
+    /// [`Error::Runtime`] for an error above its tolerance.
     pub fn check<B: Backend>(&self, on: &B, work: &Work, set: &OperandSet<B>) -> Result<f64> {
         let mut worst = 0.0f64;
         for expected in &self.expected {
@@ -56,11 +59,11 @@ impl Oracle {
             for (place, (&got, &value)) in got.iter().zip(&expected.values).enumerate() {
                 let error = if got == value { 0.0 } else { (got - value).abs() };
                 let share = error / tolerance.allowed(value);
-                // NaN is no error that is allowed.
+                // NaN exceeds every tolerance.
                 if share.is_nan() || share > 1.0 {
                     let (row, column) = (place / expected.columns.len(), place % expected.columns.len());
                     return Err(Error::Runtime(format!(
-                        "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times what its contract allows",
+                        "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times the tolerance of its contract",
                         operand.name, expected.rows[row], expected.columns[column]
                     )));
                 }
@@ -76,7 +79,7 @@ fn of_part<B: Backend>(on: &B, whole: &[Operand], ready: &OperandSet<B>, part: &
     let operands = part.call.operands();
     let places: Vec<(Vec<usize>, Vec<usize>)> =
         whole.iter().map(|operand| (part.selection.rows(operand), part.selection.columns(operand))).collect();
-    // What another op has made is taken as the backend has it.
+    // Results of another op are taken as the backend computed them.
     let made = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
         Fill::Computed => ready.read(on, at, operand, rows, columns),
         _ => Ok(Vec::new()),
@@ -113,7 +116,8 @@ mod tests {
     use crate::backend::contract::LinearDims;
     use crate::bench::work::linear::{Linear, Pass};
 
-    /// The reference against itself, in whole and in parts; a wrong element at a looked-at place is found.
+    /// The reference passes its own check, complete and in parts; a wrong element at a checked
+    /// place is found.
     #[test]
     fn parts_are_elements_of_the_whole() {
         for work in crate::bench::shapes::small(Precision::F64) {
@@ -128,7 +132,7 @@ mod tests {
             assert!(oracle.check(&Reference, &work, &set).is_err(), "{} after a reset", work.op());
             work.call(&Reference, set.cursor()).unwrap();
             assert_eq!(oracle.check(&Reference, &work, &set).unwrap(), share, "{}", work.op());
-            // Before the call the results are not there.
+            // Before the call the results are missing.
             let mut fresh = OperandSet::new(&Reference, &operands).unwrap();
             fresh.initialise(&Reference, &work, &operands).unwrap();
             assert!(oracle.check(&Reference, &work, &fresh).is_err(), "{} before the call", work.op());

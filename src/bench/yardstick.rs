@@ -1,6 +1,8 @@
-//! Work that never changes, timed between the samples of a call on processors. A virtual machine's processors may share a core
-//! for seconds at a time, and clocks change: both lengthen a call and the yardstick beside it alike, so times in units of the
-//! yardstick can be compared between runs where plain times cannot. Nothing here is code of an op.
+//! Yardstick of CPU benchmarks: a control workload that never changes, timed between the samples of
+//! a call. Cores of a virtual machine may share a physical core for seconds at a time, and clocks
+//! change. Both lengthen a call and the yardstick next to it alike. Times in units of the yardstick
+//! are therefore comparable between runs, unlike plain times. The yardstick shares no code with any
+//! op.
 
 use std::sync::Mutex;
 
@@ -8,26 +10,27 @@ use rayon::prelude::*;
 
 use crate::backend::contract::Bound;
 
-/// Side of each thread's product: its operands stay in a core's own cache.
+/// Side of each thread's GEMM; its operands fit in the core's private cache.
 const SIDE: usize = 320;
-/// f32 elements that all threads copy together: 16 MiB, and as many written.
+/// f32 elements that all threads copy: 16 MiB read and 16 MiB written.
 const COPIED: usize = 4 << 20;
 
-/// The work's operands.
+/// Operands of the workload.
 pub struct Yardstick {
     gemm: Mutex<Vec<[Vec<f32>; 3]>>,
     copy: Mutex<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Yardstick {
-    /// Operands for all threads.
+    /// Allocates the operands for all threads.
     pub fn new() -> Self {
         let matrix = || (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<f32>>();
         let gemm = (0..rayon::current_num_threads()).map(|_| [matrix(), matrix(), matrix()]).collect();
         Self { gemm: Mutex::new(gemm), copy: Mutex::new((vec![1.0; COPIED], vec![0.0; COPIED])) }
     }
 
-    /// Does the work once.
+    /// Runs the workload once: an f32 GEMM per thread, or a copy that exceeds the cores' private
+    /// caches.
     pub fn run(&self, bound: Bound) {
         match bound {
             Bound::Gemm => {
@@ -52,11 +55,11 @@ impl Default for Yardstick {
     }
 }
 
-/// c = a b, all of (SIDE, SIDE).
+/// c = a b, all of shape (SIDE, SIDE).
 fn gemm(c: &mut [f32], a: &[f32], b: &[f32]) {
     assert!([c.len(), a.len(), b.len()] == [SIDE * SIDE; 3]);
     let row = SIDE as isize;
-    // SAFETY: all three are (SIDE, SIDE) without gaps, and c is borrowed mutably.
+    // SAFETY: all three are contiguous (SIDE, SIDE) arrays, and c is borrowed mutably.
     unsafe {
         ::gemm::gemm(
             SIDE,

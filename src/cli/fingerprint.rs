@@ -1,5 +1,6 @@
-//! What a resumed run must share with the run it continues: named settings, and hashes of what was read. What changes no
-//! update, such as cadence and output, is not part of it.
+//! Fingerprint of a run: everything that a resumed run must share with the run it continues. It
+//! consists of named settings and of hashes of the inputs. Settings that change no update, such as
+//! cadence and output, are not part of it.
 
 use super::train::TrainSetup;
 use crate::Result;
@@ -11,13 +12,13 @@ use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint::LENGTH;
 
-/// Digits of a hash that are kept.
+/// Number of digits of a stored hash.
 const DIGITS: usize = 16;
 
-/// The parts of a run that its fingerprint covers.
+/// Parts of a run that its fingerprint covers.
 pub(super) struct Fingerprint<'a> {
     pub setup: &'a TrainSetup<'a>,
-    /// Groups of training and evaluation.
+    /// Training and evaluation groups.
     pub groups: [&'a [TokenizedGroup]; 2],
     pub tokenizer: &'a Tokenizer,
     /// Configuration of the start model.
@@ -30,7 +31,8 @@ impl Fingerprint<'_> {
     /// Name and value of every part, in a fixed order.
     pub fn entries(self) -> Result<Vec<(String, String)>> {
         let (setup, s) = (self.setup, &self.setup.settings);
-        // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
+        // Without decay the length of a run changes none of its updates, so a resumed run may be
+        // longer.
         let length = match s.scheduler {
             Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
             Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
@@ -57,7 +59,7 @@ impl Fingerprint<'_> {
             ("reference", self.reference),
         ];
         if setup.build.objective.builds() {
-            // Groups drawn anew in later epochs follow from these and the rows.
+            // Groups redrawn in later epochs follow from these settings and the rows.
             entries.push(("construction", format!("{:?}", setup.build)));
             entries.push(("tokenization", format!("{:?}", setup.tokenize)));
         }
@@ -71,7 +73,7 @@ impl Fingerprint<'_> {
         Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// Hash over the tokenizer's files but its chat template's own.
+    /// Hash of the tokenizer's files, except chat template files.
     fn tokenizer_hash(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         for file in self.tokenizer.files().iter().filter(|file| file.extension().is_none_or(|e| e != "jinja")) {
@@ -94,7 +96,7 @@ fn short(hash: &blake3::Hasher) -> String {
     hash.finalize().to_hex()[..DIGITS].to_owned()
 }
 
-/// Sizes and constants that the forward depends on, in words.
+/// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
     format!(
         "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}, at most {} \
@@ -114,7 +116,7 @@ fn config_line(c: &ModelConfig) -> String {
     )
 }
 
-/// Hash over the ids and comparisons of groups.
+/// Hash of the ids and comparisons of groups.
 fn groups_hash(groups: &[TokenizedGroup]) -> String {
     if groups.is_empty() {
         return "none".to_owned();

@@ -1,4 +1,4 @@
-//! What `run.json` says about a training run: every option with the value in use, the data, hashes of all inputs, and
+//! Contents of `run.json`: every option with the value in use, the data, hashes of all inputs, and
 //! the environment. [`crate::train::manifest`] adds times and status.
 
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{hashes, model_files, variables};
 use crate::{Error, Result};
 
-/// What is known about a run before its first step.
+/// Facts about a run that are known before its first step.
 pub(super) struct ManifestFacts<'a> {
     pub setup: &'a TrainSetup<'a>,
     pub device: &'static str,
@@ -28,7 +28,7 @@ pub(super) struct ManifestFacts<'a> {
 }
 
 impl ManifestFacts<'_> {
-    /// The manifest's content without times and status.
+    /// The manifest without times and status.
     pub fn to_map(&self) -> Result<Map<String, Value>> {
         let (setup, args) = (self.setup, self.setup.args);
         let fingerprint: Map<_, _> = self.fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
@@ -67,8 +67,8 @@ impl ManifestFacts<'_> {
         Ok(into_map(facts))
     }
 
-    /// Every option under its flag's name in snake case, with the value in use; null where nothing was set and nothing
-    /// is in use. Options that were left to the method or the objective have the value it chose.
+    /// Every option under its flag's name in snake case, with the value in use, or null without a
+    /// value. Options that the method or the objective decided have the decided value.
     fn config(&self) -> Result<Map<String, Value>> {
         let setup = self.setup;
         let (s, loss) = (&setup.settings, &setup.loss);
@@ -147,7 +147,7 @@ impl ManifestFacts<'_> {
     }
 }
 
-/// Counts of tokenising, and tokens of one pass with prompts shared and without; null without rows.
+/// Tokenization counts, and tokens per epoch with and without shared prompts; null without rows.
 fn counts((groups, report): (&[TokenizedGroup], &TokenizeReport)) -> Result<Value> {
     if report.rows_read == 0 {
         return Ok(Value::Null);

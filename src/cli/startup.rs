@@ -1,5 +1,5 @@
-//! What a run prints before its first step: one aligned table of settings, data and model, and one decoded example of
-//! every comparison kind with the trained tokens marked.
+//! Output before the first step of a run: an aligned table of settings, data and model, and a
+//! decoded example of every comparison kind with the trained tokens marked.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::model::config::ModelConfig;
 use crate::train::console::color;
 use crate::train::memory::MemoryPlan;
 
-/// What is about to be trained, on what, and where.
+/// The run to describe.
 pub(super) struct Startup<'a> {
     pub setup: &'a TrainSetup<'a>,
     /// Folder of the start weights.
@@ -28,9 +28,9 @@ pub(super) struct Startup<'a> {
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
-    /// Evaluation rows; `rows_read` is 0 without any.
+    /// Report on the evaluation rows; `rows_read` is 0 without any.
     pub eval_report: &'a TokenizeReport,
-    /// Bytes by part, where they were planned.
+    /// Bytes by part, if they were planned.
     pub memory: Option<&'a MemoryPlan>,
     pub tokenizer: &'a Tokenizer,
 }
@@ -100,7 +100,7 @@ impl Startup<'_> {
         lines.push((
             "batch",
             format!(
-                "{micro} groups x {times} = {batch} an update, {} an epoch, {} in all",
+                "{micro} groups x {times} = {batch} per update, {} per epoch, {} in total",
                 updates(per_epoch as u64),
                 updates(total)
             ),
@@ -132,12 +132,12 @@ impl Startup<'_> {
         }
         if setup.tokenize.max_length < setup.args.tokenize.max_length {
             let (now, given) = (setup.tokenize.max_length, setup.args.tokenize.max_length);
-            lines.push(("max length", format!("{now} tokens, the model's limit, in place of {given}")));
+            lines.push(("max length", format!("{now} tokens, the model's limit, instead of {given}")));
         }
         lines
     }
 
-    /// What prefix trees save over running every sequence on its own.
+    /// Tokens saved by prefix sharing.
     fn sharing(&self) -> String {
         let (mut alone, mut shared) = (0, 0);
         for counts in self.groups.iter().map(token_counts) {
@@ -145,7 +145,7 @@ impl Startup<'_> {
             shared += counts.tree;
         }
         let saved = if alone == 0 { 0.0 } else { 100.0 * (alone - shared) as f64 / alone as f64 };
-        format!("{shared} tokens an epoch in prefix trees, {alone} without: {saved:.0} % saved")
+        format!("{shared} tokens per epoch in prefix trees, {alone} without: {saved:.0} % saved")
     }
 }
 

@@ -1,4 +1,4 @@
-//! `mapl study`: a training run under observation.
+//! `mapl study`: training runs and benchmarks under observation.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,7 +30,7 @@ use crate::train::checkpoint::{write_json, write_text};
 use crate::train::console::{complain, say};
 use crate::{Error, Result};
 
-/// What is observed.
+/// Command to observe.
 #[derive(Subcommand, Clone, Debug)]
 pub enum StudyCommand {
     /// Observe a `mapl sft` run
@@ -39,29 +39,31 @@ pub enum StudyCommand {
     Reward(Box<StudyArgs>),
     /// Observe a `mapl dpo` run
     Dpo(Box<StudyArgs>),
-    /// Observe a benchmark: what the hardware did while every row was timed
+    /// Observe a benchmark, with hardware readings while every row is timed
     Bench(Box<BenchStudyArgs>),
     /// Observe runs over a grid of flags
     Sweep(SweepArgs),
 }
 
-/// Arguments of `study`: those of the run, and of the observation.
+/// Arguments of `study sft`, `reward` and `dpo`: the run's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct StudyArgs {
     #[command(flatten)]
     train: TrainArgs,
-    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with -study]
+    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with
+    /// -study]
     #[arg(long)]
     study_dir: Option<PathBuf>,
-    /// Milliseconds between readings of the hardware
+    /// Milliseconds between hardware readings
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     sample_interval: u64,
-    /// TFLOP/s that utilisation is counted in [default: dense bf16 of the card's data sheet where that is certain]
+    /// Peak TFLOP/s that utilisation is relative to [default: dense bf16 of the GPU's data sheet,
+    /// if certain]
     #[arg(long)]
     peak_tflops: Option<f64>,
 }
 
-/// Arguments of `study bench`: those of the benchmark, and of the observation.
+/// Arguments of `study bench`: the benchmark's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct BenchStudyArgs {
     #[command(flatten)]
@@ -69,10 +71,10 @@ pub struct BenchStudyArgs {
     /// Folder for study.json, report.html and hw.jsonl
     #[arg(long)]
     study_dir: PathBuf,
-    /// Overwrite an earlier study there
+    /// Overwrite an earlier study in the folder
     #[arg(long)]
     overwrite: bool,
-    /// Milliseconds between readings of the hardware
+    /// Milliseconds between hardware readings
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     sample_interval: u64,
 }
@@ -80,7 +82,7 @@ pub struct BenchStudyArgs {
 /// Files of a study.
 const FILES: [&str; 3] = ["study.json", "report.html", "hw.jsonl"];
 
-/// Trains, observes, and writes what was seen, also of a run that fails.
+/// Trains under observation and writes the study, even if the run fails.
 pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let (method, args) = match command {
         StudyCommand::Sft(args) => (Method::Sft, args),
@@ -109,12 +111,12 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let readings = sampler.stop();
     let seen = observed.take();
     if let (Err(_), true) = (&outcome, seen.steps.is_empty()) {
-        // Nothing was trained: nothing is left behind. A folder that held something else stays.
+        // Nothing was trained, so nothing is left behind. A folder with other contents stays.
         let _ = std::fs::remove_file(folder.join(FILES[2]));
         let _ = std::fs::remove_dir(&folder);
         return outcome.map(|_| ());
     }
-    // A device that has failed is not asked again.
+    // A device that has failed is not measured again.
     let after = if outcome.is_ok() { place.rates()? } else { None };
     let rates = match (before, after) {
         (Some(a), Some(b)) => Some(a.or(b)),
@@ -141,7 +143,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     }
 }
 
-/// Benchmarks, observes, and writes what was seen.
+/// Benchmarks under observation and writes the study.
 fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     args.bench.check_timed()?;
     if let (Some(name), false) = (held(&args.study_dir), args.overwrite) {
@@ -169,20 +171,20 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     })
 }
 
-/// A study's file that is in a folder already.
+/// File of an earlier study in a folder, if there is one.
 fn held(folder: &Path) -> Option<&'static str> {
     FILES.into_iter().find(|name| folder.join(name).exists())
 }
 
-/// What readings are taken of, and what there is none of.
+/// Meters to read, and readings that are unavailable.
 fn meters(graphics: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
     let mut missing = Vec::new();
     if !graphics {
-        missing.push(("card".into(), "this run uses none".into()));
+        missing.push(("card".into(), "this run uses no GPU".into()));
         return (meters, missing);
     }
-    // The library stays loaded for as long as the process: the meter lives on a thread of its own.
+    // The library stays loaded until the process ends: the meter lives on another thread.
     let card = nvml::load().and_then(|library| NvmlCard::new(Box::leak(Box::new(library)), uuid));
     match card {
         Ok(card) => meters.push(Box::new(CardMeter::new(card))),
@@ -199,7 +201,10 @@ impl StudyArgs {
             self.train.output_dir.with_file_name(name)
         });
         if super::output::same_place(&folder, &self.train.output_dir) {
-            return Err(Error::Usage(format!("--study-dir {0}: is the output folder of the run", folder.display())));
+            return Err(Error::Usage(format!(
+                "--study-dir {0} is the output folder of the run; name another folder",
+                folder.display()
+            )));
         }
         if let (Some(name), false) = (held(&folder), self.train.overwrite_output_dir) {
             return Err(Error::Usage(format!(
@@ -215,9 +220,9 @@ impl StudyArgs {
             (Some(tera), _) => (Some(tera * 1e12), "--peak-tflops".to_owned()),
             (None, true) => match peak::bf16_flops(&place.hardware) {
                 Some(flops) => (Some(flops), "data sheet, dense bf16".to_owned()),
-                None => (None, "no data sheet is certain for this card; give --peak-tflops".to_owned()),
+                None => (None, "no data sheet is certain for this GPU; give --peak-tflops".to_owned()),
             },
-            (None, false) => (None, "data sheets are known for bf16 on cards; give --peak-tflops".to_owned()),
+            (None, false) => (None, "data sheet peaks are known only for bf16 on GPUs; give --peak-tflops".to_owned()),
         };
         Facts {
             command: command_line.to_owned(),
@@ -233,7 +238,7 @@ impl StudyArgs {
     }
 }
 
-/// Where a run takes place.
+/// Device of a run.
 struct RunDevice {
     device: Device,
     bf16: bool,

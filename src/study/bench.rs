@@ -1,4 +1,4 @@
-//! A benchmark under observation: its rows over what the hardware did while each was timed.
+//! Study of a benchmark: its rows, with hardware readings taken while each row was timed.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use super::page::{hardware, not_given, percent, table, under_roof};
 use crate::bench::row::{Row, Status};
 use crate::train::report::{Block, Page, Section, significant};
 
-/// When a call's contenders were timed in turn, and their rows then.
+/// Time span in which a call's contenders were timed, and their rows at that time.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub from: Instant,
@@ -19,11 +19,12 @@ pub struct Span {
     pub rows: Vec<Row>,
 }
 
-/// A row, and means of the readings within its spans. Contenders that took turns share them.
+/// A row, with means of the readings within its spans. Interleaved contenders share spans and
+/// readings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ObservedRow {
     pub row: Row,
-    /// From and to, in seconds since the sampler was started.
+    /// Start and end of each span, in seconds since the sampler started.
     pub spans_s: Vec<(f64, f64)>,
     pub readings: usize,
     pub power_w: Option<f64>,
@@ -33,11 +34,11 @@ pub struct ObservedRow {
     pub dram_active: Option<f64>,
     pub processors_used: Option<f64>,
     pub processors_others: Option<f64>,
-    /// Reasons for held-back clocks in any reading.
+    /// Reasons for throttled clocks in any reading.
     pub throttle: Vec<String>,
 }
 
-/// All of it, as `study.json` has it.
+/// The complete study, as stored in `study.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BenchStudy {
     pub schema: u32,
@@ -47,7 +48,7 @@ pub struct BenchStudy {
     /// How the run ended: `finished`, or its error.
     pub outcome: String,
     pub calls: Vec<ObservedRow>,
-    /// Numbers of the hardware that were not given, with the reason.
+    /// Hardware readings that were unavailable, with the reason.
     pub missing: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
 }
@@ -56,7 +57,7 @@ pub struct BenchStudy {
 pub const SCHEMA: u32 = 1;
 
 impl BenchStudy {
-    /// Puts final rows together with the spans in which they were timed.
+    /// Combines the final rows with the spans in which they were timed.
     pub fn new(
         command: &str,
         sample_interval_ms: u64,
@@ -84,7 +85,7 @@ impl BenchStudy {
         }
     }
 
-    /// The page as HTML.
+    /// Report page as HTML.
     pub fn html(&self) -> String {
         let device = self.calls.first().map_or("no device", |call| call.row.device.as_str());
         let count = self.calls.iter().filter(|call| call.row.status == Status::Measured).count();
@@ -97,7 +98,7 @@ impl BenchStudy {
         sections.push(Section { heading: "Timeline".into(), blocks });
         let facts = vec![
             vec!["threads".into(), self.threads.to_string()],
-            vec!["sampled every (ms)".into(), self.sample_interval_ms.to_string()],
+            vec!["sample interval (ms)".into(), self.sample_interval_ms.to_string()],
         ];
         let blocks = vec![
             Block::Table(table("", &["what", "value"], &[1], facts)),
@@ -107,7 +108,8 @@ impl BenchStudy {
         Page { title: "Study of a benchmark".into(), lead, sections }.to_html()
     }
 
-    /// A plot for every device, storage and model: all rows in one would cover each other.
+    /// One roofline plot per device, storage and model. Points of all rows in one plot would
+    /// overlap.
     fn rooflines(&self) -> Vec<Section> {
         let mut groups: BTreeMap<(&str, &str, &str), Vec<&Row>> = BTreeMap::new();
         for row in self.calls.iter().map(|call| &call.row).filter(|row| row.status == Status::Measured) {
@@ -154,15 +156,15 @@ impl BenchStudy {
             "median (µs)",
             "GB/s",
             "GFLOP/s",
-            "of ceiling",
+            "share of ceiling",
             "power (W)",
             "SM clock (MHz)",
             "tensor cores (%)",
-            "processors of others",
-            "clocks held back by",
+            "CPU cores of others",
+            "clocks throttled by",
         ];
         let rows = table(
-            "Rows, with means of the readings while they were timed",
+            "Rows, with means of the hardware readings while each was timed",
             &header,
             &[2, 3, 4, 5, 6, 7, 8, 9],
             rows.collect(),
@@ -239,7 +241,8 @@ mod tests {
         let span = |from, to, which: usize| Span { from: at(from), to: at(to), rows: vec![rows[which].clone()] };
         let spans = [span(0.5, 2.5, 0), span(2.6, 3.4, 1), span(5.5, 7.5, 0)];
         let study = BenchStudy::new("mapl bench", 50, "finished".into(), &rows, &spans, readings);
-        // Readings 1, 2, 6 and 7; then 3.
+        // Readings 1, 2, 6 and 7 fall into the first row's spans, reading 3 into the second row's
+        // span.
         assert_eq!((study.calls[0].readings, study.calls[0].power_w), (4, Some(400.0)));
         assert_eq!(study.calls[0].throttle, ["power cap"]);
         assert_eq!((study.calls[1].readings, study.calls[1].power_w), (1, Some(300.0)));

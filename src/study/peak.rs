@@ -1,14 +1,15 @@
-//! FLOP/s of data sheets, which utilisation (MFU) is counted in. A card that is not listed, or whose name leaves it open which
-//! of several it is, has none: no number is better than a wrong one.
+//! Peak FLOP/s by data sheet, the basis of model FLOPs utilisation (MFU). Unlisted and ambiguous
+//! GPU names have no peak: no number is better than a wrong one.
 
-/// Dense bf16 FLOP/s of a Hopper GPU with SXM module, by NVIDIA's data sheet. `backend/kernels/geometry.rs` has the same rate per multiprocessor.
+/// Dense bf16 FLOP/s of a Hopper GPU with SXM module, by NVIDIA's data sheet.
+/// `backend/kernels/geometry.rs` has the same rate per multiprocessor.
 pub(crate) const HOPPER_SXM_BF16_FLOPS: f64 = 989.4e12;
 
-/// Dense bf16 FLOP/s on tensor cores, without sparsity, of the card of this name (NVIDIA's data sheets of the H200, H100, GH200,
-/// A100, L40S and L4).
+/// Dense bf16 tensor core FLOP/s, without sparsity, of the GPU with this name. Source: NVIDIA's
+/// data sheets of the H200, H100, GH200, A100, L40S and L4.
 pub(crate) fn bf16_flops(name: &str) -> Option<f64> {
     let name = name.trim_start_matches("NVIDIA ");
-    // The longest name that begins the card's decides: an H100 PCIe is no H100 SXM.
+    // The longest listed prefix of the name decides: an H100 PCIe is not an H100 SXM.
     let cards = [
         ("H200 NVL", 835.5e12),
         ("H200", HOPPER_SXM_BF16_FLOPS),

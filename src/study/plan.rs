@@ -1,6 +1,9 @@
-//! The floor of a step on a card that is not here: FLOPs and bytes of every op by its contract, over the card's rates, and the
-//! tiles of every launch over the blocks that the card holds at once. The step is rehearsed: host code, packing and op calls
-//! are those of a run, on a device that only counts ([`crate::backend::kernels::rehearsal`]).
+//! Predicted floor of a training step on a GPU that need not be present.
+//!
+//! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
+//! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
+//! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
+//! are those of a real run.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -27,76 +30,76 @@ use crate::train::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// What floors are taken from. Rates are those that good programs reach, not those of the data sheet, but for `peak`; they are
-/// given, and not measured here.
+/// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
+/// sheet's. All are given, not measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Card {
     pub name: String,
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub processors: usize,
-    /// Bytes a second of a copy, read and written.
+    /// Bytes per second of a copy, counting reads and writes.
     pub copy: f64,
-    /// FLOP/s of the best bf16 product.
+    /// FLOP/s of the best bf16 GEMM.
     pub product: f64,
-    /// Dense bf16 FLOP/s of the data sheet, which utilisation is counted in.
+    /// Dense bf16 FLOP/s of the data sheet, the basis of utilisation.
     pub peak: f64,
 }
 
-/// One step: pairs of one length, one micro-batch.
+/// One step: pairs of equal lengths in one micro-batch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Workload {
     pub pairs: usize,
-    /// Tokens.
+    /// Prompt tokens.
     pub prompt: usize,
-    /// Tokens of each response.
+    /// Tokens per response.
     pub response: usize,
-    /// With a reference that runs beside the policy; rewards otherwise.
+    /// DPO, with a reference model next to the policy; otherwise a reward model.
     pub dpo: bool,
 }
 
-/// An op of the step.
+/// Floor of an op of the step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OpFloor {
     pub op: String,
     pub calls: u64,
     pub flops: u64,
     pub bytes: u64,
-    /// Whether FLOPs or bytes take longer.
+    /// Whichever takes longer: `product` (FLOPs) or `copy` (bytes).
     pub bound: &'static str,
     pub floor_seconds: f64,
 }
 
-/// Products of one size whose tiles are chosen, and how they are cut.
+/// GEMMs of one size with selected tiles, and their predicted time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GemmEstimate {
     pub op: &'static str,
-    /// C (m, n), sums over k.
+    /// C is (m, n); sums run over k.
     pub m: usize,
     pub n: usize,
     pub k: usize,
     pub calls: u64,
     pub tile: &'static str,
-    /// Parts of every sum.
+    /// Number of splits of K.
     pub parts: usize,
-    /// Tiles and parts over the blocks or clusters at work.
+    /// Tiles times splits over the blocks or clusters at work.
     pub waves: f64,
     pub predicted_seconds: f64,
 }
 
-/// Launches of one kernel on one number of tiles.
+/// Launches of one kernel with the same number of tiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LaunchEstimate {
     pub kernel: &'static str,
     pub launches: u64,
-    /// Blocks without a bound by the card: the tiles or rows of the work.
+    /// Number of tiles or rows of the work: the blocks on a GPU without a limit.
     pub tiles: u64,
     pub threads: u32,
     pub shared_bytes: usize,
-    /// Blocks that a multiprocessor holds; `None` in a build without compiled kernels.
+    /// Resident blocks per multiprocessor; `None` in a build without compiled kernels.
     pub blocks_held: Option<u32>,
-    /// Tiles over the blocks that the card holds.
+    /// Tiles over the blocks that the GPU holds at a time.
     pub waves: Option<f64>,
-    /// Waves over whole waves: what is lost when the last one is not full.
+    /// Waves over the next whole number of waves; below 1 if the last wave is not full.
     pub efficiency: Option<f64>,
 }
 
@@ -106,24 +109,25 @@ pub struct StepPlan {
     pub card: Card,
     pub workload: Workload,
     pub parameters: usize,
-    /// Token rows, prompts shared, and rows of the vocabulary head.
+    /// Token rows with shared prompts, and rows of the vocabulary head.
     pub tokens: usize,
     pub head_rows: usize,
     pub ops: Vec<OpFloor>,
     pub products: Vec<GemmEstimate>,
     pub launches: Vec<LaunchEstimate>,
-    /// FLOPs that compute logits a second time; they are in the ops' too.
+    /// FLOPs that recompute logits; the ops' FLOPs include them.
     pub recomputed_flops: u64,
     pub flops: u64,
     pub floor_seconds: f64,
-    /// The floor; where tiles are chosen what that choice foretells, and elsewhere stretched by the unfilled waves of launches.
+    /// Predicted time. For ops with selected tiles it is the prediction of the tile selection,
+    /// elsewhere the floor divided by the wave efficiency of the launches.
     pub predicted_seconds: f64,
-    /// Share of the data sheet's FLOP/s at that time.
+    /// Share of the data sheet's FLOP/s at the predicted time.
     pub utilisation: f64,
 }
 
 impl Card {
-    /// A card whose rates are known: those of benches/README.md.
+    /// Rates of a known GPU, as in benches/README.md.
     pub fn named(name: &str) -> Result<Self> {
         match name {
             "h200" => Ok(Self {
@@ -134,19 +138,20 @@ impl Card {
                 peak: HOPPER_SXM_BF16_FLOPS,
             }),
             _ => Err(Error::Usage(format!(
-                "--card {name}: h200 is known; for another card give --processors, --copy, --product and --peak"
+                "--card {name}: only h200 is known; for another GPU give --processors, --copy, --product and --peak"
             ))),
         }
     }
 }
 
 impl StepPlan {
-    /// Rehearses a step of a bf16 model of this shape.
+    /// Rehearses a step of a bf16 model with this configuration.
     pub fn new(config: &ModelConfig, workload: &Workload, card: &Card) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
             return Err(Error::Usage(format!(
-                "{} pairs of {} and {} tokens: at least one of each is needed, and at most {} on a path",
+                "{} pairs with {} prompt and {} response tokens: each number must be at least 1, and prompt and response \
+                 together at most {} tokens",
                 workload.pairs, workload.prompt, workload.response, config.max_positions
             )));
         }
@@ -154,7 +159,7 @@ impl StepPlan {
         if !workload.dpo {
             config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
         }
-        // No bound by the card: a grid is then the tiles of the work.
+        // No limit by the GPU, so that a grid has one block per tile of the work.
         let unbounded = Properties {
             name: card.name.clone(),
             processors: 1 << 24,
@@ -208,7 +213,8 @@ impl StepPlan {
             parameters,
             tokens,
             head_rows,
-            // One product of three (contract of head_logprob_bwd); a head that is one op with the loss computes none again.
+            // One of three GEMMs recomputes logits (contract of head_logprob_bwd). A head fused
+            // with the loss recomputes none.
             recomputed_flops: head.map_or(0, |op| op.flops / 3),
             flops,
             floor_seconds,
@@ -220,17 +226,17 @@ impl StepPlan {
         }
     }
 
-    /// FLOPs of ops whose names begin so.
+    /// FLOPs of the ops whose names start with `prefix`.
     pub fn flops_of(&self, prefix: &str) -> u64 {
         self.ops.iter().filter(|op| op.op.starts_with(prefix)).map(|op| op.flops).sum()
     }
 
-    /// The plan for a terminal.
+    /// The plan as text for a terminal.
     pub fn text(&self) -> String {
         let (card, work) = (&self.card, &self.workload);
         let mut out = format!(
             "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters\n\
-             {}: {} multiprocessors, copy {:.2} TB/s, product {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
+             {}: {} multiprocessors, copy {:.2} TB/s, GEMM {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
             if work.dpo { "DPO" } else { "reward" },
             "step",
             work.pairs,
@@ -260,13 +266,13 @@ impl StepPlan {
         }
         let _ = writeln!(
             out,
-            "\n{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8} {:>12}  tile",
-            "product", "calls", "m", "n", "k", "parts", "waves", "predicted us"
+            "\n{:<20} {:>6} {:>7} {:>7} {:>7} {:>6} {:>8} {:>12}  tile",
+            "GEMM", "calls", "m", "n", "k", "splits", "waves", "predicted us"
         );
         for p in &self.products {
             let _ = writeln!(
                 out,
-                "{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8.2} {:>12.1}  {}",
+                "{:<20} {:>6} {:>7} {:>7} {:>7} {:>6} {:>8.2} {:>12.1}  {}",
                 p.op,
                 p.calls,
                 p.m,
@@ -280,14 +286,14 @@ impl StepPlan {
         }
         let _ = writeln!(
             out,
-            "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
-            "kernel", "launches", "tiles", "threads", "shared", "held", "waves", "full"
+            "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8} {:>6}",
+            "kernel", "launches", "tiles", "threads", "shared", "blocks/SM", "waves", "full"
         );
         let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
         for l in &self.launches {
             let _ = writeln!(
                 out,
-                "{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
+                "{:<30} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8} {:>6}",
                 l.kernel,
                 l.launches,
                 l.tiles,
@@ -300,8 +306,8 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP a step, {:.1} of them logits computed a second time; floor {:.1} ms, with tiles and unfilled waves {:.1} ms: \
-             {:.0} % of the data sheet",
+            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; floor {:.1} ms, predicted with tiles and unfilled waves \
+             {:.1} ms: {:.0} % of the data sheet's peak",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
             1e3 * self.floor_seconds,
@@ -312,7 +318,7 @@ impl StepPlan {
     }
 }
 
-/// A pair whose prompt and responses share no tokens but the prompt's own.
+/// A pair that shares no tokens with other pairs, and only its prompt between its responses.
 fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
     let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
     let start = pair * (workload.prompt + 2 * workload.response);
@@ -320,7 +326,7 @@ fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGr
     let source = PreferenceGroup::pair(pair.to_string(), Prompt::Text(String::new()), text(), text(), 0.0);
     let response = |index: usize| {
         let mut ids = ids(start + workload.prompt + index * workload.response, workload.response);
-        // Responses differ from their first token on.
+        // The responses differ from their first token on.
         ids[0] = (pair + index) as u32 % vocab as u32;
         Sequence { prompt: 0, response: index, response_ids: ids }
     };
@@ -339,7 +345,7 @@ fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGr
     }
 }
 
-/// Products by op and size, cut as chosen and timed for the card.
+/// GEMMs by op and size, with the selected tiles and the time predicted for the GPU.
 fn gemm_estimates(card: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     let mut products: Vec<GemmEstimate> = Vec::new();
     for c in chosen {
@@ -375,17 +381,18 @@ fn op_floor(card: &Card, op: &OpTime) -> OpFloor {
     }
 }
 
-/// Limits of a multiprocessor of compute capability 9.0 (CUDA programming guide, technical specifications).
+/// Limits per multiprocessor of compute capability 9.0 (CUDA programming guide, technical
+/// specifications).
 const MAX_THREADS: u32 = 2048;
 const MAX_BLOCKS: u32 = 32;
 const REGISTERS: u32 = 65536;
-/// Registers are given out to a warp in units of so many.
+/// Registers are allocated per warp in units of this size.
 const REGISTER_UNIT: u32 = 256;
 const SHARED_BYTES: usize = 228 << 10;
-/// Shared memory that the system takes of every block.
+/// Shared memory per block that the system reserves.
 const SYSTEM_SHARED_BYTES: usize = 1 << 10;
 
-/// Blocks that a multiprocessor holds at once.
+/// Number of blocks that a multiprocessor holds at a time.
 fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
     let warps = threads.div_ceil(32);
     let of_block = warps * (registers * 32).next_multiple_of(REGISTER_UNIT);
@@ -411,8 +418,8 @@ fn launch_estimate(card: &Card, launched: &Launched) -> LaunchEstimate {
     }
 }
 
-/// Share of full waves of an op's launches, each as heavy as its tiles; 1 where that is not known. Ops that the copy rate
-/// bounds take rows by stride and are not stretched.
+/// Wave efficiency of an op's launches, weighted by their waves; 1 if unknown. Memory-bound ops
+/// loop over rows with a grid stride, so their floors are not stretched.
 fn wave_efficiency(op: &str, launches: &[LaunchEstimate]) -> f64 {
     if !uses_gemm_rate(op) {
         return 1.0;
@@ -433,11 +440,11 @@ mod tests {
 
     #[test]
     fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
-        // 128 threads of 168 registers: 4 warps of 5376, so 21504 a block and 3 blocks.
+        // 128 threads of 168 registers: 4 warps of 5376, so 21504 per block and 3 blocks.
         assert_eq!(blocks_per_multiprocessor(128, 168, 0), 3);
         assert_eq!(blocks_per_multiprocessor(256, 32, 0), 8);
         assert_eq!(blocks_per_multiprocessor(32, 16, 0), 32);
-        // 228 KiB hold two blocks of 100 KiB and their share of the system's.
+        // 228 KiB hold two blocks of 100 KiB with the system's reserve.
         assert_eq!(blocks_per_multiprocessor(128, 32, 100 << 10), 2);
     }
 

@@ -1,4 +1,4 @@
-//! The picture of a run in a terminal of any size.
+//! Drawing of a run in a terminal of any size.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::state::{RunState, Series};
 
-/// A page of charts: title, and charts of (title, names of numbers).
+/// A page of charts: title, and charts of (title, metric names).
 type Panel = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 /// The pages.
@@ -46,18 +46,18 @@ pub const PANELS: [Panel; 4] = [
         &[
             ("gradient norm", &["grad_norm"]),
             ("learning rate", &["learning_rate"]),
-            ("tokens a second", &["tokens_per_s"]),
+            ("tokens per second", &["tokens_per_s"]),
         ],
     ),
 ];
 
 const COLOURS: [Color; 4] = [Color::Cyan, Color::Yellow, Color::Green, Color::Magenta];
 
-/// What the keys have chosen.
+/// Selected page and window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Choice {
     pub panel: usize,
-    /// Last steps that are shown; all where it is `None`.
+    /// Number of last steps shown; `None` shows all.
     pub window: Option<u64>,
 }
 
@@ -117,7 +117,7 @@ fn headline(name: &str, state: &RunState) -> String {
     parts.join("  ")
 }
 
-/// A number in few characters.
+/// Short text of a value.
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
@@ -179,7 +179,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], st
     let axis = |bounds: [f64; 2], labels: [String; 2]| Axis::default().bounds(bounds).labels(labels);
     let chart = Chart::new(sets.collect())
         .block(block)
-        // A chart without names says nothing.
+        // A chart is useless without its legend.
         .hidden_legend_constraints((Constraint::Ratio(9, 10), Constraint::Ratio(9, 10)))
         .x_axis(axis(x, x.map(|step| format!("{step:.0}"))).title("step"))
         .y_axis(axis(y, y.map(short)));

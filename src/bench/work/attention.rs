@@ -8,12 +8,12 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection};
 
-/// What every tree of the batch is.
+/// Shape of every tree in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A sequence of so many tokens.
+    /// A sequence of this many tokens.
     Causal(usize),
-    /// A prompt and two responses below it.
+    /// A prompt with two responses as children.
     Pair { prompt: usize, response: usize },
 }
 
@@ -26,12 +26,12 @@ impl Shape {
         }
     }
 
-    /// Tokens of a tree.
+    /// Number of tokens of a tree.
     pub fn tokens(self) -> usize {
         self.segments().iter().map(|segment| segment.0).sum()
     }
 
-    /// Keys that each token of a tree sees.
+    /// Number of keys that each token of a tree attends to.
     fn visible(self) -> Vec<usize> {
         let segments = self.segments();
         let above = |parent: Option<usize>| parent.map_or(0, |p| segments[p].0);
@@ -71,7 +71,7 @@ impl Attention {
         }
     }
 
-    /// The tables of [`Tree`].
+    /// Operands of the tables of [`Tree`].
     fn tables(&self) -> [Operand; 4] {
         let segments = self.shape.segments();
         let (mut starts, mut offsets, mut ancestors) = (vec![0i32], vec![0i32], Vec::new());
@@ -137,7 +137,7 @@ impl Call for Attention {
         operands
     }
 
-    /// The forward's results for the backward.
+    /// Runs the forward pass, whose results the backward pass reads.
     fn compute_inputs<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         if !self.backward {
             return Ok(());
@@ -171,7 +171,8 @@ impl Call for Attention {
         }
     }
 
-    /// The last tree, and of it the last query head, in the backward with the others of its key and value head.
+    /// The last tree and its last query head. The backward pass needs all query heads of that key
+    /// and value head.
     fn parts(&self) -> Vec<Part<Self>> {
         let len = self.shape.tokens();
         let group = self.heads / self.kv_heads.max(1);

@@ -1,4 +1,4 @@
-//! Embedding rows and their gradient.
+//! Embedding lookup and its gradient.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::backend::{Backend, Write};
 use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, Operand, Selection, spread};
 use crate::rng::Rng;
 
-/// Ids of tokens: squares of uniform numbers, so that low ids are frequent and some repeat.
+/// Token ids from squared uniform numbers, so that low ids are frequent and some repeat.
 fn token_ids(tokens: usize, vocab: usize) -> Arc<Vec<i32>> {
     let mut rng = Rng::keyed(2, &["bench", "ids"]);
     let id = |unit: f64| ((unit * unit * vocab as f64) as usize).min(vocab - 1) as i32;
     Arc::new((0..tokens).map(|_| id(rng.unit())).collect())
 }
 
-/// Rows of the embedding, or their gradient.
+/// Embedding lookup, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     pub backward: bool,

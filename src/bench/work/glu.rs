@@ -7,11 +7,11 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection, spread};
 
-/// Places of long axes that a check looks at.
+/// Selected indices of long axes in a check.
 const ROWS: usize = 24;
 const COLUMNS: usize = 40;
 
-/// The product to gate and up with the activation, or the gradient of both.
+/// Gate and up projection fused with SwiGLU, or the gradient of both.
 #[derive(Clone, Debug)]
 pub struct LinearGlu {
     pub backward: bool,
@@ -19,7 +19,7 @@ pub struct LinearGlu {
 }
 
 impl LinearGlu {
-    /// Columns of gate, then those of up, for picked columns of the activation.
+    /// Columns of gate, then of up, for the given columns of the activation.
     fn both(&self, picked: &[usize]) -> Vec<usize> {
         picked.iter().copied().chain(picked.iter().map(|i| i + self.dims.intermediate)).collect()
     }
@@ -35,7 +35,7 @@ impl Call for LinearGlu {
         vec![("tokens", d.tokens), ("hidden", d.hidden), ("intermediate", d.intermediate)]
     }
 
-    /// Columns of gate and up are on the axis of outputs, those of the activation on that of inputs.
+    /// Columns of gate and up are on `Axis::Output`, columns of the activation on `Axis::Input`.
     fn operands(&self) -> Vec<Operand> {
         let d = self.dims;
         let (t, h, i) = ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Input, d.intermediate));
@@ -73,7 +73,8 @@ impl Call for LinearGlu {
         }
     }
 
-    /// Gate and up of order one, of which the largest of many are about 5: their products err by that much more.
+    /// Gate and up are of order one, and the largest of many are about 5. The error of their
+    /// products grows by that factor.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
         self.dims.tolerance(precision).scaled(4.0)
     }
@@ -90,7 +91,7 @@ impl Call for LinearGlu {
     }
 }
 
-/// The gated activation alone, or its gradient.
+/// SwiGLU on its own, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Glu {
     pub backward: bool,
@@ -129,7 +130,7 @@ impl Call for Glu {
         }
     }
 
-    /// Numbers of order one, the largest of many about 5.
+    /// Inputs are of order one, and the largest of many are about 5.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
         self.dims.tolerance(precision).scaled(5.0)
     }

@@ -1,4 +1,4 @@
-//! Log-probs of the vocabulary head, from stored logits too, and the scalar head.
+//! Log-probs of the vocabulary head, fused and from stored logits.
 
 use std::sync::Arc;
 
@@ -8,9 +8,11 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
 use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection, spread};
 
-/// Different target tokens of a call, few, so that a check of all their rows of the gradient is possible.
+/// Number of distinct target tokens. They are few, so that a check can cover all their rows of the
+/// gradient.
 const TARGETS: usize = 8;
-/// Every so many head rows, one has the hidden row of the row before it, as a prompt's last token has two successors.
+/// One in this many head rows shares the hidden row of its predecessor, as the two successors of a
+/// prompt's last token do.
 const SHARED: usize = 64;
 
 /// The fused head, or its gradient.
@@ -23,7 +25,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Of `rows` head rows.
+    /// A head with `rows` head rows.
     pub fn new(backward: bool, rows: usize, hidden: usize, vocab: usize) -> Self {
         let source: Vec<i32> = (0..rows).map(|r| (r - r / SHARED) as i32).collect();
         let tokens = source.iter().max().map_or(0, |&last| last as usize + 1);
@@ -33,10 +35,10 @@ impl Head {
         Self { backward, dims, source: Arc::new(source), target: Arc::new(target) }
     }
 
-    /// The head rows of the last tokens and all the vocabulary.
+    /// Part with the head rows of the last tokens and the complete vocabulary.
     fn rows_part(&self) -> Part<Self> {
         let d = self.dims;
-        // The last row and the one that shares the hidden row of another.
+        // The last row, and a row that shares its hidden row with another.
         let mut tokens = vec![d.tokens - 1];
         if let Some(shared) = (1..d.rows).rev().find(|&r| self.source[r] == self.source[r - 1]) {
             tokens.insert(0, self.source[shared] as usize);
@@ -52,7 +54,7 @@ impl Head {
         Part { call, selection, compared: if self.backward { &["dhidden"] } else { &[] } }
     }
 
-    /// All head rows, and of the vocabulary the targets and a few tokens that are none.
+    /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
         let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
@@ -95,7 +97,8 @@ impl Call for Head {
             true => {
                 operands.extend(HostRuns::from_keys(&self.source).operands());
                 operands.extend([
-                    // Of normal logits; a part has it as given, so it is not that of fewer tokens.
+                    // Logsumexp of normal logits. It is an input, so that a part with fewer tokens
+                    // uses the same value.
                     per_row("lse", Fill::Constant((d.vocab as f64).ln() + 0.5)),
                     per_row("dlogp", Fill::Normal(1.0)),
                     Operand::act("dhidden", t, h, Fill::Constant(0.0)).written(),
@@ -139,8 +142,9 @@ impl Call for Head {
         let d = self.dims;
         match name {
             "dhead" => {
-                // Every row whose target a word is adds a gradient of its logit that was rounded as activations are, and
-                // here there are so many of them that their roundings outgrow the rest.
+                // Every row with this target token adds a logit gradient rounded as activations
+                // are. The benchmark has few distinct targets, so these roundings dominate the
+                // error.
                 let hits = d.rows.div_ceil(TARGETS) as f64;
                 let product = d.gradient_tolerance(precision, d.rows);
                 Tolerance { atol: product.atol + 2.0 * precision.act_roundoff() * hits.sqrt(), ..product }

@@ -1,4 +1,4 @@
-//! Products of linear layers, alone and with the gated activation.
+//! GEMMs of linear layers, and the gradient of their bias.
 
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
@@ -6,29 +6,29 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread};
 
-/// Which product of a layer.
+/// GEMM of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// With a residual that is added, as the projections back to the stream have it.
+    /// Forward with an added residual, as in the projections back to the residual stream.
     Residual,
-    /// With a bias, as the projection to queries, keys and values has it.
+    /// Forward with a bias, as in the query, key and value projection.
     Bias,
     Forward,
     Input,
     Weight,
-    /// The weight's gradient with the norms of its patches, as the last micro-batch of a step has it. The norms are not verified
-    /// here: a part of the gradient has others.
+    /// Weight gradient with the norms of its patches, as in the last micro-batch of a step. The
+    /// norms are not verified here: a part of the gradient has other norms.
     Norms,
 }
 
-/// A product of a linear layer.
+/// A GEMM of a linear layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub pass: Pass,
     pub dims: LinearDims,
 }
 
-/// Places of long axes that a check looks at.
+/// Selected indices of long axes in a check.
 const ROWS: usize = 24;
 const COLUMNS: usize = 40;
 
@@ -104,7 +104,7 @@ impl Call for Linear {
         let d = self.dims;
         match self.pass {
             Pass::Input => Tolerance::dot(precision, d.outputs),
-            // Sums of products of order one grow with the root of their length.
+            // Sums of products of order one grow with the square root of their length.
             Pass::Weight | Pass::Norms => {
                 Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0))
             }
@@ -134,7 +134,7 @@ impl Call for Linear {
     }
 }
 
-/// Column sums of a gradient.
+/// Bias gradient: column sums of the output's gradient.
 #[derive(Clone, Debug)]
 pub struct BiasGrad {
     pub dims: LinearDims,

@@ -6,7 +6,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread};
 
-/// RMSNorm of a sum, or its gradient.
+/// RMSNorm of a residual sum, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Norm {
     pub backward: bool,
@@ -70,20 +70,21 @@ impl Call for Norm {
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
         let d = self.dims;
         match name {
-            // The sum is normalised as it is stored: the roundings of its squares average out over the row.
+            // The norm is taken of the rounded sum. The rounding errors of its squares average out
+            // over the row.
             "rstd" => {
                 let rounded = 6.0 * precision.act_roundoff() / (d.hidden as f64).sqrt();
                 let sums = d.tolerance(stored_as_acc(precision));
                 Tolerance { rtol: sums.rtol + rounded, ..sums }
             }
             "dweight" => Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0)),
-            // Sum and gradients of order one, the largest of many about 5.
+            // Sum and gradients are of order one, and the largest of many are about 5.
             "dsum" => d.tolerance(precision).scaled(5.0),
             _ => d.tolerance(precision),
         }
     }
 
-    /// Some rows for what belongs to rows; all of them for the gradient of the weight.
+    /// Some rows for the per-row results; all rows for the weight gradient.
     fn parts(&self) -> Vec<Part<Self>> {
         let tokens = spread(self.dims.tokens, 64);
         let dims = NormDims { tokens: tokens.len(), ..self.dims };

@@ -8,13 +8,14 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread};
 
-/// The norm of a gradient.
+/// Norm of a gradient.
 #[derive(Clone, Debug)]
 pub struct GradientNorm {
     pub len: usize,
 }
 
-/// What the control vector holds before an update: learning rate, updates, norm, clip factor, apply, skipped.
+/// Control vector before an update: learning rate, number of updates, norm, clip factor, apply,
+/// skipped.
 const CONTROLS: [f64; CONTROL] = [1e-6, 10.0, 1.0, 0.5, 1.0, 0.0];
 
 fn control() -> Operand {
@@ -38,7 +39,7 @@ impl Call for GradientNorm {
         on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc(), told: None, control: o.acc_out() })
     }
 
-    /// Sums of squares, which are of one sign, in slices and then of slices.
+    /// Sums of squares have one sign. They are summed within slices, then over slices.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
         Tolerance::dot(stored_as_acc(precision), 1024)
     }
@@ -48,12 +49,12 @@ impl Call for GradientNorm {
     }
 }
 
-/// An update by AdamW.
+/// An AdamW update.
 #[derive(Clone, Debug)]
 pub struct AdamWUpdate {
     pub len: usize,
     pub decayed: usize,
-    /// With a copy of the weights in the precision of sums.
+    /// Whether there is a master copy of the weights in the accumulation precision.
     pub master: bool,
 }
 

@@ -8,19 +8,19 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand};
 
-/// Comparisons without margins, all of weight 1, as [`Comparisons`] has them.
+/// Comparisons without margins and with weight 1, in the layout of [`Comparisons`].
 pub(super) struct ComparisonTable {
     pub seqs: usize,
     /// (comparisons) sequence and sign of each term
     pub terms: Vec<Vec<(usize, i32)>>,
     /// (comparisons)
     pub kinds: Vec<i32>,
-    /// Of all comparisons.
+    /// Scale of all comparisons.
     pub scale: f64,
 }
 
 impl ComparisonTable {
-    /// The operands in the order of the table's fields; `kind_scale` is that of every kind.
+    /// Operands in the order of the table's fields. Every kind has the scale `kind_scale`.
     pub fn operands(self, kind_scale: f64) -> [Operand; 10] {
         let comparisons = self.terms.len();
         let (mut sequence, mut sign) = (vec![-1i32; comparisons * TERMS], vec![0i32; comparisons * TERMS]);
@@ -54,7 +54,7 @@ impl ComparisonTable {
     }
 }
 
-/// The operands of [`ComparisonTable::operands`], taken.
+/// Takes the operands of [`ComparisonTable::operands`] from a cursor.
 pub(super) fn table_views<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Comparisons<'a, B> {
     Comparisons {
         term_sequence: o.idx(),
@@ -70,7 +70,8 @@ pub(super) fn table_views<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Comparisons<
     }
 }
 
-/// Logistic losses of full groups: eight sequences, one base, two intra and two inter comparisons, with a reference.
+/// Logistic losses of full groups: eight sequences, one base, two intra and two inter comparisons,
+/// with reference scores.
 #[derive(Clone, Debug)]
 pub struct PreferenceLoss {
     pub groups: usize,
@@ -147,7 +148,7 @@ impl Call for PreferenceLoss {
         })
     }
 
-    /// Sums are of as many losses as there are comparisons.
+    /// The sums run over all comparisons.
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
         let precision = stored_as_acc(precision);
         match name {

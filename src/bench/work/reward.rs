@@ -1,4 +1,4 @@
-//! Reward head: one scalar for each sequence.
+//! Reward head: one scalar per sequence.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand};
 
-/// The scalar head, or its gradient.
+/// The reward head, or its gradient.
 #[derive(Clone, Debug)]
 pub struct RewardHead {
     pub backward: bool,

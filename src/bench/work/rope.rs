@@ -8,12 +8,12 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection, spread};
 
-/// RotaryEmbedding of queries and keys, forward or back.
+/// Rotation of queries and keys, or its inverse.
 #[derive(Clone, Debug)]
 pub struct RotaryEmbedding {
     pub backward: bool,
     pub dims: RopeDims,
-    /// Of every token; those of the whole call.
+    /// Position of every token of the complete call.
     positions: Arc<Vec<i32>>,
 }
 
@@ -23,7 +23,7 @@ impl RotaryEmbedding {
         Self { backward, dims, positions: Arc::new(positions) }
     }
 
-    /// Cosines or sines of the angles of base 10,000.
+    /// Cosines or sines of the angles with base 10,000.
     fn table(&self, of: impl Fn(f64) -> f64) -> Fill {
         let half = self.dims.head_dim / 2;
         let angle = |i: usize| (i / half) as f64 * 1e4f64.powf(-((i % half) as f64) / half as f64);

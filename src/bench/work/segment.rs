@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand};
 
-/// Sums of rows by sequence, or their gradient.
+/// Sums of rows over each sequence, or their gradient.
 #[derive(Clone, Debug)]
 pub struct SegmentSum {
     pub backward: bool,

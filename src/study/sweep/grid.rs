@@ -1,4 +1,5 @@
-//! The file of a sweep. `[flags]` are the training flags of every run, `[vary]` lists of values:
+//! File format of a sweep. `[flags]` holds the training flags of every run, `[vary]` lists of
+//! values:
 //!
 //! ```toml
 //! method = "dpo"
@@ -18,7 +19,7 @@ use toml::{Table, Value};
 
 use crate::{Error, Result};
 
-/// A sweep as its file has it.
+/// Contents of a sweep's file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SweepFile {
@@ -32,53 +33,53 @@ struct SweepFile {
 pub struct Grid {
     /// `sft`, `reward` or `dpo`.
     pub method: String,
-    /// Flags that vary, in alphabetical order.
+    /// Varied flags, in alphabetical order.
     pub axes: Vec<String>,
     pub points: Vec<Point>,
 }
 
-/// A run.
+/// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// `p001`, by the order of the grid.
+    /// Name by position in the grid, as `p001`.
     pub name: String,
-    /// Values of the axes.
+    /// Values of the varied flags.
     pub values: Vec<String>,
-    /// Words of the command after the method.
+    /// Command line arguments after the method.
     pub words: Vec<String>,
 }
 
-/// Flags that the sweep itself gives.
+/// Flags that the sweep sets itself.
 const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
 
-/// Most runs of a sweep.
+/// Maximum number of runs of a sweep.
 const MAX_POINTS: usize = 1000;
 
 impl Grid {
-    /// Reads a file. [`Error::Data`] with the line of what is wrong.
+    /// Reads a file. [`Error::Data`] names the line of an error.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
         let file: SweepFile = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            wrong(line, format!("{}; method, [flags] and [vary] are needed", e.message().trim()))
+            wrong(line, format!("{}; a sweep needs method, [flags] and [vary]", e.message().trim()))
         })?;
         Self::of(&file).map_err(|why| wrong(0, why))
     }
 
     fn of(file: &SweepFile) -> Result<Self, String> {
         if !["sft", "reward", "dpo"].contains(&file.method.as_str()) {
-            return Err(format!("method {:?}: one of sft, reward, dpo is needed", file.method));
+            return Err(format!("method {:?} is not one of sft, reward, dpo", file.method));
         }
         for name in file.flags.keys().chain(file.vary.keys()) {
             let name = name.replace('_', "-");
             if RESERVED_FLAGS.contains(&name.as_str()) {
-                return Err(format!("{name}: the sweep gives this flag itself; leave it out"));
+                return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
             }
         }
         if let Some(name) = file.vary.keys().find(|name| file.flags.contains_key(*name)) {
-            return Err(format!("{name}: is both in [flags] and in [vary]"));
+            return Err(format!("{name} is both in [flags] and in [vary]; remove it from one of them"));
         }
         let mut shared = Vec::new();
         for (name, value) in &file.flags {
@@ -87,16 +88,16 @@ impl Grid {
         let mut axes = Vec::new();
         for (name, values) in &file.vary {
             let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
-                return Err(format!("{name}: a list of at least one value is needed in [vary]"));
+                return Err(format!("{name}: a list with at least one value is needed in [vary]"));
             };
             axes.push((name.clone(), values));
         }
         if axes.is_empty() {
-            return Err("[vary] is empty: nothing is compared".into());
+            return Err("[vary] is empty; list at least one flag with its values".into());
         }
         let count = axes.iter().try_fold(1usize, |count, (_, values)| count.checked_mul(values.len()));
         let Some(count) = count.filter(|&count| count <= MAX_POINTS) else {
-            return Err(format!("more than {MAX_POINTS} runs: shorten the lists of [vary]"));
+            return Err(format!("the lists of [vary] make more than {MAX_POINTS} runs; shorten them"));
         };
         let point = |index: usize| -> Result<Point, String> {
             // The last axis changes fastest.
@@ -117,7 +118,7 @@ impl Grid {
     }
 }
 
-/// A value as a word.
+/// A value as a command line argument.
 fn value_text(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
@@ -125,11 +126,11 @@ fn value_text(value: &Value) -> Result<String, String> {
         Value::Float(number) => Ok(number.to_string()),
         Value::Boolean(yes) => Ok(yes.to_string()),
         Value::Array(list) => Ok(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?.join(" ")),
-        Value::Datetime(_) | Value::Table(_) => Err("a date or a table is no value of a flag".into()),
+        Value::Datetime(_) | Value::Table(_) => Err("the value of a flag must not be a date or a table".into()),
     }
 }
 
-/// A flag as words: `true` is the flag alone, `false` is nothing.
+/// Command line arguments of a flag: `true` gives the bare flag, `false` gives nothing.
 fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
     let flag = format!("--{}", name.replace('_', "-"));
     Ok(match value {
@@ -138,7 +139,7 @@ fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
         Value::Array(list) => {
             [flag].into_iter().chain(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?).collect()
         }
-        // One word, so that a value that begins with a dash is no flag.
+        // A single argument, so that a value with a leading dash is not taken for a flag.
         value => vec![format!("{flag}={}", value_text(value)?)],
     })
 }
@@ -175,10 +176,10 @@ mod tests {
             ("method = \"dpo\"\n[flags]\n[vary]\na = 1", "a: a list"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = []", "a: a list"),
             ("method = \"dpo\"\n[flags]\na = 1\n[vary]\na = [1]", "both in"),
-            ("method = \"dpo\"\n[flags]\noutput_dir = \"x\"\n[vary]\na = [1]", "output-dir: the sweep gives"),
-            ("method = \"dpo\"\n[flags]\n[vary]\na = [1979-05-27]", "no value of a flag"),
+            ("method = \"dpo\"\n[flags]\noutput_dir = \"x\"\n[vary]\na = [1]", "output-dir: the sweep sets"),
+            ("method = \"dpo\"\n[flags]\n[vary]\na = [1979-05-27]", "must not be a date"),
             ("method = \"dpo\"\n[flags\n[vary]\na = [1]", "sweep.toml:2"),
-            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "method, [flags] and [vary] are needed"),
+            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "a sweep needs method, [flags] and [vary]"),
             (&format!("method = \"dpo\"\n[flags]\n[vary]\na = [{0}]\nb = [{0}]", "1, ".repeat(40)), "more than 1000"),
         ] {
             let error = grid(text).unwrap_err();
