@@ -55,7 +55,7 @@ impl Entry {
     ) -> Result<Self> {
         let cost = cost(&case.work, B::PRECISION)?;
         let prediction = match on.kernel_properties() {
-            Some(card) if B::PRECISION == Precision::Bf16 => predict(&case.work, card)?,
+            Some(gpu) if B::PRECISION == Precision::Bf16 => predict(&case.work, gpu)?,
             _ => Prediction::default(),
         };
         let (lanes, last_span, load) = (Vec::new(), None, (0.0, 0.0));

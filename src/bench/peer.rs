@@ -61,24 +61,24 @@ fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A
 const TRIALS: usize = 5;
 
 /// Selects the fastest of the proposed algorithms on these operands.
-fn choose<A: Element>(on: &Kernels<Driver, A>, product: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
+fn choose<A: Element>(on: &Kernels<Driver, A>, gemm: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
     let mut best = (f64::INFINITY, 0);
-    for which in 0..product.algorithms() {
-        product.choose(which);
+    for which in 0..gemm.algorithms() {
+        gemm.choose(which);
         // SAFETY: these are the operands of the call that the GEMM was created for; `spec` and
         // `addresses` agree on their order.
-        unsafe { product.call(at) }?;
+        unsafe { gemm.call(at) }?;
         let from = on.stamp()?;
         for _ in 0..TRIALS {
             // SAFETY: as above.
-            unsafe { product.call(at) }?;
+            unsafe { gemm.call(at) }?;
         }
         let seconds = on.seconds_between(&from, &on.stamp()?)?;
         if seconds < best.0 {
             best = (seconds, which);
         }
     }
-    product.choose(best.1);
+    gemm.choose(best.1);
     Ok(())
 }
 
@@ -95,11 +95,11 @@ impl<A: Element> Peer<Kernels<Driver, A>> for CublasLtPeer<'_, '_> {
     ) -> Result<PreparedCall<'a, Kernels<Driver, A>>> {
         let Work::Linear(linear) = work else { return Ok(None) };
         let linear = linear.clone();
-        let mut product = self.library.product(spec(&linear, A::PRECISION))?;
-        choose(on, &mut product, addresses(&linear, set))?;
+        let mut gemm = self.library.product(spec(&linear, A::PRECISION))?;
+        choose(on, &mut gemm, addresses(&linear, set))?;
         Ok(Some(Box::new(move |_, set| {
             // SAFETY: as in `choose`.
-            unsafe { product.call(addresses(&linear, set)) }
+            unsafe { gemm.call(addresses(&linear, set)) }
         })))
     }
 }

@@ -171,8 +171,8 @@ pub(super) struct Prediction {
 }
 
 /// Rehearses a bf16 call on a GPU with these properties.
-pub(super) fn predict(work: &Work, card: &Properties) -> Result<Prediction> {
-    let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
+pub(super) fn predict(work: &Work, gpu: &Properties) -> Result<Prediction> {
+    let on = Kernels::<_, bf16>::new(Rehearsal::of(gpu)).keeping_choices();
     let mut set = OperandSet::new(&on, &work.operands())?;
     on.take_chosen();
     work.call(&on, set.cursor())?;
@@ -227,9 +227,8 @@ mod tests {
     /// Memory limits of goals G-HEAD-1 and G-HEAD-4.
     #[test]
     fn workspace_of_the_head_on_a_hopper_card() {
-        let card =
-            Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
-        let workspace = |work: Work| predict(&work, &card).unwrap().workspace;
+        let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let workspace = |work: Work| predict(&work, &gpu).unwrap().workspace;
         let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());
         assert!((1..=64 << 20).contains(&forward), "{forward}");
         let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());

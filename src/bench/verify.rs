@@ -33,7 +33,7 @@ impl Oracle {
         let operands = work.operands();
         let mut expected = Vec::new();
         for part in work.parts() {
-            expected.extend(of_part(on, &operands, set, &part)?);
+            expected.extend(expected_of_part(on, &operands, set, &part)?);
         }
         Ok(Self { operands, expected, precision: B::PRECISION })
     }
@@ -74,24 +74,29 @@ impl Oracle {
     }
 }
 
-fn of_part<B: Backend>(on: &B, whole: &[Operand], ready: &OperandSet<B>, part: &Part<Work>) -> Result<Vec<Expected>> {
+fn expected_of_part<B: Backend>(
+    on: &B,
+    whole: &[Operand],
+    set_of_call: &OperandSet<B>,
+    part: &Part<Work>,
+) -> Result<Vec<Expected>> {
     let precision = B::PRECISION;
     let operands = part.call.operands();
     let places: Vec<(Vec<usize>, Vec<usize>)> =
         whole.iter().map(|operand| (part.selection.rows(operand), part.selection.columns(operand))).collect();
     // Results of another op are taken as the backend computed them.
-    let made = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
-        Fill::Computed => ready.read(on, at, operand, rows, columns),
+    let computed = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
+        Fill::Computed => set_of_call.read(on, at, operand, rows, columns),
         _ => Ok(Vec::new()),
     });
-    let made = made.collect::<Result<Vec<_>>>()?;
+    let computed = computed.collect::<Result<Vec<_>>>()?;
     let mut set = OperandSet::new(&Reference, &operands)?;
     set.fill(&Reference, &operands, |at, place| {
         let (operand, (rows, columns)) = (&operands[at], &places[at]);
         if operand.storage == Storage::Idx {
             return operand.value(precision, place);
         }
-        if let Some(&value) = made[at].get(place) {
+        if let Some(&value) = computed[at].get(place) {
             return value;
         }
         let (row, column) = (place / operand.columns.1, place % operand.columns.1);

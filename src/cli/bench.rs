@@ -142,12 +142,12 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if args.plan.wanted() { args.plan.print() } else { observed(args, |_, _| Ok(())) }
+    if args.plan.wanted() { args.plan.print() } else { run_observed(args, |_, _| Ok(())) }
 }
 
 /// Benchmarks. `see` receives the rows and their time spans before failures and slower rows end the
 /// command.
-pub fn observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
+pub fn run_observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
     args.check()?;
     let earlier = args.compare.as_deref().map(row::read).transpose()?;
     let mut record = RunRecord { rows: Vec::new(), earlier, spans: Vec::new() };

@@ -128,12 +128,12 @@ impl CadenceArgs {
             (false, None) => return Ok(None),
         };
         // Both at the end of epochs, or every checkpoint right after an evaluation.
-        let meet = match (cadence.eval_steps, cadence.save_steps) {
+        let coincide = match (cadence.eval_steps, cadence.save_steps) {
             (None, None) => cadence.eval_epochs && cadence.save_epochs,
             (Some(eval), Some(save)) => eval != u64::MAX && save.is_multiple_of(eval),
             _ => false,
         };
-        if !meet {
+        if !coincide {
             return Err(Error::Usage(format!(
                 "{flag} needs an evaluation before every checkpoint: give --eval-file, --eval-steps and --save-steps, a \
                  multiple of --eval-steps, or --eval-strategy epoch and --save-strategy epoch"

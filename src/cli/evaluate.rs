@@ -93,13 +93,13 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
         }
-        Some(sides) => side_by_side(&args.measure, sides),
+        Some(sides) => run_comparison(&args.measure, sides),
     }
 }
 
 /// Runs `mapl compare`.
 pub fn compare_models(args: &CompareArgs) -> Result<()> {
-    side_by_side(&args.measure, &[args.a.clone(), args.b.clone()])
+    run_comparison(&args.measure, &[args.a.clone(), args.b.clone()])
 }
 
 /// Evaluates one model, prints the table, writes the file, and returns the evaluation.
@@ -140,14 +140,14 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
 }
 
 /// Evaluates two models or reads their results, and compares them.
-fn side_by_side(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
+fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let [a, b] = sides else { return Err(Error::Usage("--compare takes two models".into())) };
     let folders: Vec<&PathBuf> = sides.iter().filter(|side| side.is_dir()).collect();
     if let Some(missing) = sides.iter().find(|side| !side.exists()) {
         return Err(Error::Usage(format!("{} is neither a model folder nor a result file", missing.display())));
     }
     if folders.is_empty() {
-        args.refuse_flags_of_models()?;
+        args.refuse_scoring_flags()?;
     } else if args.input.is_empty() {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
@@ -231,7 +231,7 @@ impl MeasureArgs {
     }
 
     /// Refuses flags about scoring if only results are read and nothing is scored.
-    fn refuse_flags_of_models(&self) -> Result<()> {
+    fn refuse_scoring_flags(&self) -> Result<()> {
         let s = &self.scoring;
         let given = [
             ("--ref-model", s.ref_model.is_some()),

@@ -18,7 +18,7 @@ pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
     if output.is_dir() {
         return refuse("it is a folder; name a file");
     }
-    if inputs.iter().any(|input| same_place(input, output)) {
+    if inputs.iter().any(|input| same_file(input, output)) {
         return refuse("it is an input of this command; name another file");
     }
     match output.parent() {
@@ -65,7 +65,7 @@ impl RunFolder<'_> {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
         }
-        if self.models.iter().any(|model| same_place(model, dir)) {
+        if self.models.iter().any(|model| same_file(model, dir)) {
             return Err(Error::Usage(format!(
                 "--output-dir {} holds a model this run starts from; name another folder",
                 dir.display()
@@ -130,7 +130,7 @@ impl RunFolder<'_> {
 }
 
 /// Whether two paths name the same file or folder.
-pub fn same_place(a: &Path, b: &Path) -> bool {
+pub fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => a == b,

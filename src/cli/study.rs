@@ -103,9 +103,9 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let before = place.rates()?;
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let uuid = place.uuid.clone();
-    let graphics = matches!(place.device, Device::Cuda(_));
+    let has_gpu = matches!(place.device, Device::Cuda(_));
     let interval = Duration::from_millis(args.sample_interval);
-    let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(graphics, uuid.as_deref()))?;
+    let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(has_gpu, uuid.as_deref()))?;
     let observed = Observed::default();
     let outcome = super::train::run_observed(method, &args.train, command_line, Some(observed.clone()));
     let readings = sampler.stop();
@@ -146,19 +146,19 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
 /// Benchmarks under observation and writes the study.
 fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     args.bench.check_timed()?;
-    if let (Some(name), false) = (held(&args.study_dir), args.overwrite) {
+    if let (Some(name), false) = (existing_file(&args.study_dir), args.overwrite) {
         let folder = args.study_dir.display();
         return Err(Error::Usage(format!(
             "--study-dir {folder} already holds {name}; name another folder, or give --overwrite"
         )));
     }
     let uuid = RunDevice::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
-    let graphics = uuid.is_some();
+    let has_gpu = uuid.is_some();
     std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;
     let log = args.study_dir.join(FILES[2]);
     let interval = Duration::from_millis(args.sample_interval);
-    let sampler = Sampler::start(interval, Some(&log), move || meters(graphics, uuid.as_deref()))?;
-    super::bench::observed(&args.bench, |rows, spans| {
+    let sampler = Sampler::start(interval, Some(&log), move || meters(has_gpu, uuid.as_deref()))?;
+    super::bench::run_observed(&args.bench, |rows, spans| {
         let readings = sampler.stop();
         let failed = rows.iter().find(|row| row.status == Status::Failed);
         let outcome = failed.map_or("finished".into(), |row| format!("{} failed: {}", row.op, row.note));
@@ -172,15 +172,15 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
 }
 
 /// File of an earlier study in a folder, if there is one.
-fn held(folder: &Path) -> Option<&'static str> {
+fn existing_file(folder: &Path) -> Option<&'static str> {
     FILES.into_iter().find(|name| folder.join(name).exists())
 }
 
 /// Meters to read, and readings that are unavailable.
-fn meters(graphics: bool, uuid: Option<&str>) -> Meters {
+fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
     let mut missing = Vec::new();
-    if !graphics {
+    if !has_gpu {
         missing.push(("card".into(), "this run uses no GPU".into()));
         return (meters, missing);
     }
@@ -200,13 +200,13 @@ impl StudyArgs {
             name.push("-study");
             self.train.output_dir.with_file_name(name)
         });
-        if super::output::same_place(&folder, &self.train.output_dir) {
+        if super::output::same_file(&folder, &self.train.output_dir) {
             return Err(Error::Usage(format!(
                 "--study-dir {0} is the output folder of the run; name another folder",
                 folder.display()
             )));
         }
-        if let (Some(name), false) = (held(&folder), self.train.overwrite_output_dir) {
+        if let (Some(name), false) = (existing_file(&folder), self.train.overwrite_output_dir) {
             return Err(Error::Usage(format!(
                 "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
                 folder.display()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::device::Job;
 use super::fingerprint::Fingerprint;
 use super::manifest::ManifestFacts;
-use super::output::{RunFolder, check_ids, same_place};
+use super::output::{RunFolder, check_ids, same_file};
 use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
@@ -240,7 +240,7 @@ impl<'a> TrainSetup<'a> {
     /// Output folder of the run. A checkpoint in another folder starts a new run.
     fn folder(&self, resume: Option<&Path>) -> RunFolder<'a> {
         let real = resume.and_then(|folder| folder.canonicalize().ok());
-        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_place(dir, &self.args.output_dir));
+        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_file(dir, &self.args.output_dir));
         let reference = self.args.ref_model.as_deref().filter(|path| path.as_os_str() != "none");
         RunFolder {
             dir: &self.args.output_dir,
@@ -408,7 +408,7 @@ impl<'a> TrainSetup<'a> {
             self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
         }
         let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
-        let same = same_place(folder, start);
+        let same = same_file(folder, start);
         if self.precompute.is_some() {
             return Ok((policy, None, same));
         }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::hardware::Sample;
 use super::hardware::sampler::Readings;
-use super::page::{hardware, not_given, percent, table, under_roof};
+use super::page::{hardware_charts, percent, roofline_section, table, unavailable_readings};
 use crate::bench::row::{Row, Status};
 use crate::train::report::{Block, Page, Section, significant};
 
@@ -93,8 +93,8 @@ impl BenchStudy {
         let mut sections = self.rooflines();
         sections.push(self.rows());
         let end = self.samples.last().map_or(1e-3, |sample| sample.time_s.max(1e-3));
-        let figures = Block::Figures(hardware(&self.samples, end));
-        let blocks = [figures].into_iter().chain(not_given(&self.missing)).collect();
+        let figures = Block::Figures(hardware_charts(&self.samples, end));
+        let blocks = [figures].into_iter().chain(unavailable_readings(&self.missing)).collect();
         sections.push(Section { heading: "Timeline".into(), blocks });
         let facts = vec![
             vec!["threads".into(), self.threads.to_string()],
@@ -127,7 +127,7 @@ impl BenchStudy {
             });
             let title = format!("{model} on {backend}, {dtype}");
             let (memory, product) = (1e9 * first.memory_gb_per_s?, 1e12 * first.product_tflop_per_s?);
-            Some(under_roof(&title, memory, product, points.collect()))
+            Some(roofline_section(&title, memory, product, points.collect()))
         };
         groups.into_iter().filter_map(section).collect()
     }

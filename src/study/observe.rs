@@ -61,7 +61,7 @@ impl PartialEq for Observed {
 }
 
 impl Observed {
-    fn seen(&self) -> MutexGuard<'_, Observations> {
+    fn lock(&self) -> MutexGuard<'_, Observations> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -74,7 +74,7 @@ impl Observed {
         (tokens, groups): (usize, usize),
         ops: &[OpTime],
     ) {
-        let mut seen = self.seen();
+        let mut seen = self.lock();
         seen.steps.push(StepTime {
             step,
             finished,
@@ -103,16 +103,16 @@ impl Observed {
 
     /// Records the planned memory.
     pub fn plan(&self, parts: Vec<(String, u64)>) {
-        self.seen().planned = parts;
+        self.lock().planned = parts;
     }
 
     /// Records the bytes used on a device with its own memory.
     pub fn taken(&self, bytes: u64) {
-        self.seen().taken = Some(bytes);
+        self.lock().taken = Some(bytes);
     }
 
     /// Takes what was reported so far.
     pub fn take(&self) -> Observations {
-        std::mem::take(&mut *self.seen())
+        std::mem::take(&mut *self.lock())
     }
 }

@@ -106,14 +106,14 @@ fn timeline(study: &Study) -> Section {
         caption: "Each step is drawn at its end. Time outside ops is packing, waiting and logging.".into(),
         table: numbers,
     }];
-    figures.extend(hardware(&study.samples, end));
+    figures.extend(hardware_charts(&study.samples, end));
     let mut blocks = vec![Block::Figures(figures)];
-    blocks.extend(not_given(&study.missing));
+    blocks.extend(unavailable_readings(&study.missing));
     Section { heading: "Timeline".into(), blocks }
 }
 
 /// List of unavailable readings, with the reasons.
-pub(super) fn not_given(missing: &BTreeMap<String, String>) -> Vec<Block> {
+pub(super) fn unavailable_readings(missing: &BTreeMap<String, String>) -> Vec<Block> {
     if missing.is_empty() {
         return Vec::new();
     }
@@ -122,7 +122,7 @@ pub(super) fn not_given(missing: &BTreeMap<String, String>) -> Vec<Block> {
 }
 
 /// Charts of the hardware readings until `end` seconds. A chart without any reading is left out.
-pub(super) fn hardware(samples: &[Sample], end: f64) -> Vec<Figure> {
+pub(super) fn hardware_charts(samples: &[Sample], end: f64) -> Vec<Figure> {
     let time = || Axis::new("time since the start", "s").within(0.0, end);
     let groups: [(&str, Axis, &[Line]); 7] = [
         ("Power", Axis::new("power", "W"), &[("power", |s| s.power_w), ("limit", |s| s.power_limit_w)]),
@@ -193,12 +193,12 @@ fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> O
 fn roofline(study: &Study) -> Option<Section> {
     let points =
         study.ops.iter().map(|op| (op.op.clone(), op.flops / op.bytes.max(1.0), 1e12 * op.tflop_per_s)).collect();
-    Some(under_roof("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
+    Some(roofline_section("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
 }
 
 /// Roofline section of points (name, FLOP/byte, FLOP/s) under the ceilings of memory (byte/s) and
 /// GEMMs (FLOP/s).
-pub(super) fn under_roof(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
+pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
     let rows = points.iter().enumerate().map(|(at, (name, intensity, rate))| {
         vec![(at + 1).to_string(), name.clone(), significant(*intensity), significant(1e-9 * rate)]
     });

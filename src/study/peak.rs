@@ -10,7 +10,7 @@ pub(crate) const HOPPER_SXM_BF16_FLOPS: f64 = 989.4e12;
 pub(crate) fn bf16_flops(name: &str) -> Option<f64> {
     let name = name.trim_start_matches("NVIDIA ");
     // The longest listed prefix of the name decides: an H100 PCIe is not an H100 SXM.
-    let cards = [
+    let peaks = [
         ("H200 NVL", 835.5e12),
         ("H200", HOPPER_SXM_BF16_FLOPS),
         ("H100 NVL", 835.5e12),
@@ -22,8 +22,9 @@ pub(crate) fn bf16_flops(name: &str) -> Option<f64> {
         ("L40S", 362e12),
         ("L4", 121e12),
     ];
-    let fits = |card: &str| name.strip_prefix(card).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '-']));
-    cards.iter().find(|(card, _)| fits(card)).map(|&(_, flops)| flops)
+    let fits =
+        |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '-']));
+    peaks.iter().find(|(prefix, _)| fits(prefix)).map(|&(_, flops)| flops)
 }
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ impl Card {
 
 impl StepPlan {
     /// Rehearses a step of a bf16 model with this configuration.
-    pub fn new(config: &ModelConfig, workload: &Workload, card: &Card) -> Result<Self> {
+    pub fn new(config: &ModelConfig, workload: &Workload, gpu: &Card) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
             return Err(Error::Usage(format!(
@@ -161,7 +161,7 @@ impl StepPlan {
         }
         // No limit by the GPU, so that a grid has one block per tile of the work.
         let unbounded = Properties {
-            name: card.name.clone(),
+            name: gpu.name.clone(),
             processors: 1 << 24,
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
@@ -184,20 +184,20 @@ impl StepPlan {
         trainer.begin(packed, 0.0)?;
         let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
-        let products = gemm_estimates(card, &backend.take_chosen());
-        Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
+        let products = gemm_estimates(gpu, &backend.take_chosen());
+        Ok(Self::of(gpu, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
     }
 
     fn of(
-        card: &Card,
+        gpu: &Card,
         workload: &Workload,
         (parameters, tokens, head_rows): (usize, usize, usize),
         ops: &[OpTime],
         products: Vec<GemmEstimate>,
         launches: &[Launched],
     ) -> Self {
-        let ops: Vec<OpFloor> = ops.iter().map(|op| op_floor(card, op)).collect();
-        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(card, launched)).collect();
+        let ops: Vec<OpFloor> = ops.iter().map(|op| op_floor(gpu, op)).collect();
+        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
         let predicted = |op: &OpFloor| {
@@ -208,7 +208,7 @@ impl StepPlan {
         let predicted_seconds = ops.iter().map(predicted).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
         Self {
-            card: card.clone(),
+            card: gpu.clone(),
             workload: workload.clone(),
             parameters,
             tokens,
@@ -219,7 +219,7 @@ impl StepPlan {
             flops,
             floor_seconds,
             predicted_seconds,
-            utilisation: flops as f64 / predicted_seconds / card.peak,
+            utilisation: flops as f64 / predicted_seconds / gpu.peak,
             ops,
             products,
             launches,
@@ -233,7 +233,7 @@ impl StepPlan {
 
     /// The plan as text for a terminal.
     pub fn text(&self) -> String {
-        let (card, work) = (&self.card, &self.workload);
+        let (gpu, work) = (&self.card, &self.workload);
         let mut out = format!(
             "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters\n\
              {}: {} multiprocessors, copy {:.2} TB/s, GEMM {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
@@ -245,11 +245,11 @@ impl StepPlan {
             self.tokens,
             self.head_rows,
             self.parameters as f64 / 1e6,
-            card.name,
-            card.processors,
-            card.copy / 1e12,
-            card.product / 1e12,
-            card.peak / 1e12
+            gpu.name,
+            gpu.processors,
+            gpu.copy / 1e12,
+            gpu.product / 1e12,
+            gpu.peak / 1e12
         );
         let _ = writeln!(out, "{:<20} {:>6} {:>9} {:>9} {:>8}  bound", "op", "calls", "TFLOP", "GB", "floor ms");
         for op in &self.ops {
@@ -346,10 +346,10 @@ fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGr
 }
 
 /// GEMMs by op and size, with the selected tiles and the time predicted for the GPU.
-fn gemm_estimates(card: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
+fn gemm_estimates(gpu: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     let mut products: Vec<GemmEstimate> = Vec::new();
     for c in chosen {
-        let cut = of_card(c.sizes, c.choice, card.processors);
+        let cut = of_card(c.sizes, c.choice, gpu.processors);
         let gemm = GemmEstimate {
             op: c.op,
             m: c.sizes.m,
@@ -369,8 +369,8 @@ fn gemm_estimates(card: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     products
 }
 
-fn op_floor(card: &Card, op: &OpTime) -> OpFloor {
-    let (floor_seconds, bound) = op.cost.floor(op.op, card.copy, card.product);
+fn op_floor(gpu: &Card, op: &OpTime) -> OpFloor {
+    let (floor_seconds, bound) = op.cost.floor(op.op, gpu.copy, gpu.product);
     OpFloor {
         op: op.op.into(),
         calls: op.calls,
@@ -400,12 +400,12 @@ fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) 
     (MAX_THREADS / threads).min(MAX_BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
 }
 
-fn launch_estimate(card: &Card, launched: &Launched) -> LaunchEstimate {
+fn launch_estimate(gpu: &Card, launched: &Launched) -> LaunchEstimate {
     let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
     let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
     let blocks_held =
         resources.map(|r| blocks_per_multiprocessor(threads, r.registers, launched.shared_bytes + r.shared as usize));
-    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * card.processors as f64));
+    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * gpu.processors as f64));
     LaunchEstimate {
         kernel: launched.kernel,
         launches: launched.count,

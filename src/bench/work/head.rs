@@ -146,8 +146,8 @@ impl Call for Head {
                 // are. The benchmark has few distinct targets, so these roundings dominate the
                 // error.
                 let hits = d.rows.div_ceil(TARGETS) as f64;
-                let product = d.gradient_tolerance(precision, d.rows);
-                Tolerance { atol: product.atol + 2.0 * precision.act_roundoff() * hits.sqrt(), ..product }
+                let gemm = d.gradient_tolerance(precision, d.rows);
+                Tolerance { atol: gemm.atol + 2.0 * precision.act_roundoff() * hits.sqrt(), ..gemm }
             }
             "dhidden" => d.gradient_tolerance(precision, 16),
             _ => d.tolerance(precision),
