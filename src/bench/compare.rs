@@ -51,9 +51,9 @@ pub struct RowComparison {
 /// (0.05).
 ///
 /// Times with a yardstick are compared in its units. A row is slower when its 20 % quantile exceeds
-/// the earlier 80 % quantile by more than the threshold, so when the spreads do not overlap. Plain
-/// times use the minimum instead of the 20 % quantile, because other work lengthens most samples
-/// but seldom all. Faster is the same test with the two sides exchanged.
+/// the earlier 80 % quantile by more than the threshold: their spreads do not overlap. Plain times
+/// use the minimum instead of the 20 % quantile, because other work lengthens most samples but
+/// seldom all. Faster is the same test with the two sides exchanged.
 pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<RowComparison> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
     let mut pairs: Vec<RowComparison> =

@@ -200,7 +200,7 @@ mod tests {
     use crate::backend::cpu::Cpu;
 
     #[test]
-    fn quantiles_lie_between_samples() {
+    fn quantiles_interpolate_between_samples() {
         let timing = Timing::of(&Samples { seconds: vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls: 7 });
         assert_eq!((timing.p20, timing.median, timing.p80, timing.min), (2.0, 3.5, 5.0, 1.0));
         assert_eq!((timing.samples, timing.calls), (6, 7));
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn contenders_take_turns_and_sets_rotate() {
+    fn contenders_are_interleaved_and_sets_rotate() {
         let on = Cpu::new();
         let mut sets: Vec<OperandSet<Cpu>> = (0..3).map(|_| OperandSet::new(&on, &[]).unwrap()).collect();
         let first: *const OperandSet<Cpu> = &raw const sets[0];
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn energy_is_that_of_a_call() {
+    fn energy_is_per_call() {
         let on = Cpu::new();
         let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
         let calls = std::cell::Cell::new(0);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_budget_ends_after_the_least_number_of_samples() {
+    fn a_spent_budget_ends_after_the_minimum_of_samples() {
         let on = Cpu::new();
         let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
         let call = |_: &Cpu, _: &mut OperandSet<Cpu>| Ok(());

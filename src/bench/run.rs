@@ -226,7 +226,7 @@ mod tests {
 
     /// Memory limits of goals G-HEAD-1 and G-HEAD-4.
     #[test]
-    fn workspace_of_the_head_on_a_hopper_card() {
+    fn workspace_of_the_head_on_a_hopper_gpu() {
         let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
         let workspace = |work: Work| predict(&work, &gpu).unwrap().workspace;
         let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());

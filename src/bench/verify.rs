@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_element_is_named() {
+    fn a_wrong_element_is_reported_with_its_place() {
         let work = Work::from(Linear { pass: Pass::Forward, dims: LinearDims { tokens: 3, inputs: 4, outputs: 5 } });
         let operands = work.operands();
         let mut set = OperandSet::new(&Reference, &operands).unwrap();

@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_work_is_done() {
+    fn the_workload_runs() {
         let yardstick = Yardstick::new();
         yardstick.run(Bound::Gemm);
         for [c, a, b] in &*yardstick.gemm.lock().unwrap() {

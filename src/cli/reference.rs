@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_lies_where_the_environment_says() {
+    fn the_cache_folder_follows_the_environment() {
         let dir = |set: &[(&str, &str)]| {
             default_dir(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
         };

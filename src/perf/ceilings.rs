@@ -53,7 +53,8 @@ fn sgemm() -> f64 {
 
 /// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update
 /// of four arrays from a fifth, as in an optimiser. A store to memory that was not read before
-/// fetches it first, so on most CPUs the update moves more bytes per second than the copy.
+/// fetches it first. The update avoids this fetch, so on most CPUs it moves more bytes per second
+/// than the copy.
 pub fn memory(copy: f64) -> f64 {
     copy.max(sum()).max(update())
 }

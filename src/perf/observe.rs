@@ -38,7 +38,7 @@ pub struct OpSum {
 #[derive(Clone, Debug, Default)]
 pub struct Observations {
     pub steps: Vec<StepTime>,
-    /// Totals over the steps after the first [`WARM_UP`].
+    /// Totals over the steps after the first `WARM_UP` steps.
     pub ops: Vec<OpSum>,
     /// Planned memory by part, in bytes.
     pub planned: Vec<(String, u64)>,

@@ -32,7 +32,7 @@ mod tests {
     use super::{HOPPER_SXM_BF16_FLOPS, bf16_flops};
 
     #[test]
-    fn only_what_is_certain_is_known() {
+    fn only_certain_peaks_are_listed() {
         assert_eq!(bf16_flops("NVIDIA H200"), Some(HOPPER_SXM_BF16_FLOPS));
         assert_eq!(bf16_flops("NVIDIA H100 80GB HBM3"), Some(HOPPER_SXM_BF16_FLOPS));
         assert_eq!(bf16_flops("NVIDIA H100 PCIe"), Some(756e12));

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_belong_to_the_rows_that_were_timed_then() {
+    fn readings_belong_to_the_rows_timed_in_their_span() {
         let began = Instant::now();
         let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
         let samples = (0..10).map(|i| Sample {

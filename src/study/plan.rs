@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn waves_that_are_not_full_stretch_products_alone() {
+    fn unfilled_waves_stretch_only_gemms() {
         let launch = |kernel, tiles: u64, waves: f64| LaunchEstimate {
             kernel,
             launches: 2,

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_times_are_found_behind_any_name() {
+    fn cpu_times_are_parsed_after_any_process_name() {
         let stat = "12 (a ) b) R 1 2 3 4 5 6 7 8 9 10 700 30 0 0 20 0 3 0 99";
         let machine = "cpu  1000 20 300 9999 88 7 5 0 0 0\ncpu0 1 2 3";
         assert_eq!(parse(stat, machine), Some(Ticks { process: 730, machine: 1332 }));

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn errors_name_their_line() {
         for (text, part) in [
             ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo"),
             ("method = \"dpo\"\n[flags]\n[vary]\n", "[vary] is empty"),
