@@ -135,7 +135,7 @@ void check_warps(const Block& b) {
                 set_error(at, "setmaxnreg is not the same in all warps of the warpgroup");
             }
             if (one.wgmmas != other.wgmmas) {
-                set_error(at, "%u wgmmas in this warp, %u in the first warp of its warpgroup", other.wgmmas,
+                set_error(at, "wgmmas issued: %u in this warp, %u in the first warp of its warpgroup", other.wgmmas,
                           one.wgmmas);
             }
         }

@@ -84,8 +84,8 @@ Block& peer(const char* what, unsigned rank) {
     }
     Block& b = l.blocks[block().cluster * l.cluster + rank];
     if (b.live == 0) {
-        fail("%s of block %u of the cluster, which has returned; a block must not return before the others are done",
-             what, rank);
+        fail("%s: block %u of the cluster has returned; a block must not return before the others are done", what,
+             rank);
     }
     return b;
 }

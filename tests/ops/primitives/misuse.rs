@@ -114,7 +114,7 @@ fn misuse_of_products_is_reported() {
     for (which, what) in [
         (0, "wgmma without a fence"),
         (1, "wgmmas that were never waited for"),
-        (2, "1 wgmmas in this warp, 0 in the first warp of its warpgroup"),
+        (2, "wgmmas issued: 1 in this warp, 0 in the first warp of its warpgroup"),
         (3, "base offset 1"),
         (4, "is outside shared memory"),
         (5, "descriptors that differ between lanes"),
@@ -126,7 +126,7 @@ fn misuse_of_products_is_reported() {
 #[test]
 fn misuse_of_clusters_and_registers_is_reported() {
     for (which, what) in [
-        (0, "of block 1 of the cluster, which has returned"),
+        (0, "block 1 of the cluster has returned"),
         (1, "barrier.cluster.arrive twice"),
         (2, "barrier.cluster.wait without an arrive"),
         (3, "between arrival and wait of the cluster barrier"),
