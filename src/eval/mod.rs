@@ -43,6 +43,7 @@ use rayon::prelude::*;
 
 use crate::backend::contract::KINDS;
 use crate::data::group::{Kind, PreferenceGroup, Term};
+use crate::loss::signed_sum::signed_sum;
 use crate::train::metrics::KindTally;
 use breakdown::{characters, comparison_labels, pair};
 use measure::{By, Measure, Quantity, Split, Summary};
@@ -193,19 +194,6 @@ pub fn quantity_of(kind: Kind) -> Quantity {
         Kind::Intra => Quantity::Intra,
         Kind::Inter => Quantity::Inter,
     }
-}
-
-/// Sum of signed scores with the index of their prompts, added up prompt by prompt: a comparison of gaps that are
-/// equal is then exactly 0, whatever their last bits.
-pub fn signed_sum(terms: impl Iterator<Item = (usize, f64)>) -> f64 {
-    let mut gaps: Vec<(usize, f64)> = Vec::with_capacity(2);
-    for (prompt, score) in terms {
-        match gaps.iter_mut().find(|(known, _)| *known == prompt) {
-            Some((_, gap)) => *gap += score,
-            None => gaps.push((prompt, score)),
-        }
-    }
-    gaps.into_iter().map(|(_, gap)| gap).sum()
 }
 
 /// The comparisons that the rows carry.

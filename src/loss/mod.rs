@@ -3,3 +3,4 @@
 //! - [`objective`]: which comparisons are trained, with which weights and scales
 
 pub mod objective;
+pub mod signed_sum;

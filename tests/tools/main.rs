@@ -11,6 +11,7 @@ mod evaluation {
     mod statistics;
 }
 mod hardware;
+mod imports;
 mod kernel_resources;
 mod plan;
 mod readme;
