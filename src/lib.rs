@@ -1,5 +1,5 @@
-//! `mapl` trains transformers on preference data (reward models and DPO) with multi-level aware preference
-//! learning, MAPL (arXiv 2505.12845). The modules, in reading order:
+//! `mapl` trains transformers on preference data: reward models and DPO with multi-level aware
+//! preference learning, MAPL (arXiv 2505.12845). Modules, in reading order:
 //!
 //! - [`error`], [`rng`], [`files`], [`terminal`]: the error type with its exit codes; seeded random numbers; files written
 //!   whole or not at all; lines on a terminal

@@ -261,14 +261,14 @@ fn defects_of_a_row_name_the_key_and_the_id() {
             json!({"prompt": [{"role": 1, "content": "q"}], "chosen": [turn("assistant", "b")], "rejected": [turn("assistant", "b")]}),
             "\"role\" must be a string",
         ),
-        (json!({"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}), "the response alone"),
+        (json!({"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}), "only the response"),
         (
             json!({"chosen": [turn("user", "x"), turn("assistant", "a")], "rejected": [turn("user", "y"), turn("assistant", "b")]}),
             "differ before their last message",
         ),
         (
             json!({"prompt": "z", "chosen": [turn("user", "x"), turn("assistant", "a")], "rejected": [turn("user", "x"), turn("assistant", "b")]}),
-            "none is the prompt \"z\"",
+            "none equals the prompt \"z\"",
         ),
         (
             json!({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: b"}),
@@ -419,7 +419,7 @@ fn fine_tuning_rows_of_every_form_are_read() {
         read_sft_files(&[path], &options).unwrap_err().to_string()
     };
     assert!(refuse(json!({"messages": [turn("user", "x")]})).contains("no assistant turn"));
-    assert!(refuse(json!({"messages": [turn("assistant", "x")]})).contains("begins with the assistant"));
+    assert!(refuse(json!({"messages": [turn("assistant", "x")]})).contains("starts with an assistant turn"));
     assert!(refuse(json!({"completion": "x"})).contains("\"prompt\" is missing"));
     assert!(refuse(json!({"text": ""})).contains("is empty"));
     assert!(refuse(json!({"text": "a", "messages": []})).contains("only one of"));

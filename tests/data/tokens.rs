@@ -155,7 +155,7 @@ fn a_template_that_rewrites_turns_is_refused() {
     let text = error.to_string();
     assert_eq!(error.exit_code(), 3);
     assert!(
-        text.starts_with("rows.jsonl:5 (id c): prompt 0 with response 0: the rendered prompt does not open"),
+        text.starts_with("rows.jsonl:5 (id c): prompt 0 with response 0: the rendered prompt is not a prefix"),
         "{text}"
     );
     assert!(text.contains("think") && text.contains("wren") && text.contains("--chat-template-path"), "{text}");
@@ -440,7 +440,7 @@ fn special_tokens_are_read_from_every_place_and_form() {
     let error = why(("tokenizer_config.json", "eos_token", json!("</none>")));
     assert!(error.exit_code() == 6 && error.to_string().contains("\"</none>\" is not in the vocabulary"));
     assert!(why(("tokenizer_config.json", "eos_token", json!(7))).to_string().contains("must be a string"));
-    assert!(why(("config.json", "eos_token_id", json!("x"))).to_string().contains("no token id"));
+    assert!(why(("config.json", "eos_token_id", json!("x"))).to_string().contains("not a token id"));
     assert!(why(("tokenizer.json", "model", json!(1))).to_string().contains("cannot be read"));
     let added = json!([{"id": 9, "content": "<|im_end|>", "single_word": false, "lstrip": false, "rstrip": false,
                         "normalized": false, "special": true}]);
