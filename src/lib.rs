@@ -25,6 +25,7 @@ pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod rng;
+mod statistics;
 pub mod study;
 pub mod train;
 pub mod watch;
