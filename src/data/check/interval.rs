@@ -28,13 +28,13 @@ pub struct Share {
 impl Share {
     /// True if there are at least [`MIN_CLUSTERS`] clusters and the whole interval is above
     /// `limit`.
-    pub fn above(&self, limit: f64) -> bool {
+    pub(super) fn above(&self, limit: f64) -> bool {
         self.prompts >= MIN_CLUSTERS && self.low > limit
     }
 
     /// True if there are at least [`MIN_CLUSTERS`] clusters and the whole interval is below
     /// `limit`.
-    pub fn below(&self, limit: f64) -> bool {
+    pub(super) fn below(&self, limit: f64) -> bool {
         self.prompts >= MIN_CLUSTERS && self.high < limit
     }
 }
