@@ -72,7 +72,7 @@ pub enum By {
     /// Number of instructions that a response fails under the worse prompt, minus the number it
     /// fails under the better prompt.
     Violations,
-    /// Whether the instruction functions were held out of training.
+    /// Instruction functions held out of training, or trained.
     Holdout,
     /// Id of an instruction function; a comparison counts under each of its functions.
     Function,

@@ -105,7 +105,7 @@ impl<'a> Analysis<'a> {
         contains_whole(self.lower(), &phrase.to_lowercase())
     }
 
-    /// Number of sentences. A sentence contains a letter or digit and ends with `.`, `!`, `?` or an
+    /// Number of sentences. A sentence contains a letter or digit. It ends with `.`, `!`, `?` or an
     /// equivalent in another script, a blank line, or the end of the text. Abbreviations, initials
     /// and list numbers do not end a sentence.
     pub fn sentence_count(&self) -> usize {

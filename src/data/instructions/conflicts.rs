@@ -49,8 +49,8 @@ fn lists(a: &str, b: &str) -> bool {
     }
 }
 
-/// True if no response can satisfy both instructions: a word is required and forbidden, an end
-/// phrase or an opening word contains a forbidden word, or the required words exceed a limit on
+/// True if no response can satisfy both instructions. A word is required and forbidden, or an end
+/// phrase or an opening word contains a forbidden word. Or the required words exceed a limit on
 /// words, on a keyword or on a letter. Symmetric.
 pub fn clash(a: (&str, &Kwargs), b: (&str, &Kwargs)) -> bool {
     one_way(a.1, b.1) || one_way(b.1, a.1)

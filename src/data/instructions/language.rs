@@ -153,8 +153,8 @@ fn detect(response: &Analysis) -> Option<&'static str> {
     by_function_words(response)
 }
 
-/// Returns the language with the most function words, if they are at least two, at least a tenth of
-/// all words, and strictly more than for any other language.
+/// Returns the language with the most function words. It needs at least two, at least a tenth of
+/// all words, and more than any other language.
 fn by_function_words(response: &Analysis) -> Option<&'static str> {
     let words = response.words();
     let share = |fits: &dyn Fn(&str) -> bool| words.iter().filter(|w| fits(w)).count();
