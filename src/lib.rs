@@ -1,8 +1,8 @@
 //! `mapl` trains transformers on preference data: reward models and DPO with multi-level aware
 //! preference learning, MAPL (arXiv 2505.12845). Modules, in reading order:
 //!
-//! - [`error`], [`rng`], [`files`], [`terminal`]: the error type with its exit codes; seeded random numbers; files written
-//!   whole or not at all; lines on a terminal
+//! - [`error`], [`rng`], [`files`], [`terminal`], `statistics`: the error type with its exit codes;
+//!   seeded random numbers; atomic file writes; terminal output; intervals of shares
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
@@ -34,6 +34,7 @@ pub mod optim;
 pub mod perf;
 pub mod report;
 pub mod rng;
+mod statistics;
 pub mod study;
 pub mod terminal;
 pub mod train;

@@ -257,7 +257,7 @@ fn only_the_score_may_be_missing_and_only_for_a_reward_start() {
     assert_eq!(files.ignored(), ["lm_head.weight"]);
     let Err(error) = WeightFiles::open(&folder, &config, LoadAs::Exact) else { panic!("accepted") };
     let text = error.to_string();
-    assert!(text.contains("score.weight") && text.contains("no trained reward model"), "{text}");
+    assert!(text.contains("score.weight") && text.contains("not a trained reward model"), "{text}");
     let folder = golden::model_folder("llama-reward");
     let config = ModelConfig::read(&folder).unwrap();
     assert!(!WeightFiles::open(&folder, &config, LoadAs::RewardStart).unwrap().score_missing());

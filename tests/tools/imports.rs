@@ -12,13 +12,13 @@ fn root() -> &'static Path {
 /// Rank of every module, from the list at the top of `src/lib.rs`.
 fn ranks() -> BTreeMap<String, usize> {
     let text = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let link = regex::Regex::new(r"\[`(?:mod@)?([a-z_]+)`\]").unwrap();
+    let link = regex::Regex::new(r"`(?:mod@)?([a-z_]+)`").unwrap();
     let mut ranks = BTreeMap::new();
     let rows = text.lines().filter(|line| line.starts_with("//! - [`"));
     for (rank, row) in rows.enumerate() {
         // A row may list several modules of one rank, before its colon.
-        let names = row.split_once("`]:").map_or(row.to_owned(), |(names, _)| format!("{names}`]"));
-        ranks.extend(link.captures_iter(&names).map(|name| (name[1].to_owned(), rank)));
+        let names = row.split_once(": ").map_or(row, |(names, _)| names);
+        ranks.extend(link.captures_iter(names).map(|name| (name[1].to_owned(), rank)));
     }
     ranks
 }

@@ -146,11 +146,11 @@ fn damaged_results_are_refused_with_their_name() {
     fails("\"schema\": 1,", "", "\"schema\" is missing");
     fails("\"data\"", "\"dato\"", "\"data\"");
     fails("\"observations\"", "\"others\"", "\"observations\" is missing");
-    fails("\"group\":[0,1,2]", "\"group\":[0,1,3]", "no list of groups");
-    fails("\"group\":[0,1,2]", "\"group\":[0,1]", "as many numbers");
-    fails("\"logit\":[1.0", "\"logit\":[\"one\"", "as many numbers");
-    fails("[0,2]", "[0,7]", "no list of observations");
-    fails("\"by_length\":", "\"by_height\":", "unknown division");
+    fails("\"group\":[0,1,2]", "\"group\":[0,1,3]", "not a list of group indices");
+    fails("\"group\":[0,1,2]", "\"group\":[0,1]", "not a list of numbers");
+    fails("\"logit\":[1.0", "\"logit\":[\"one\"", "not a list of numbers");
+    fails("[0,2]", "[0,7]", "not a list of observation indices");
+    fails("\"by_length\":", "\"by_height\":", "unknown split");
     fails("{\"semantic\":{", "{\"sem\":{", "unknown measure");
     fails("}", "", "no result of `mapl eval --output`");
 }
