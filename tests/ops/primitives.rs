@@ -1,6 +1,7 @@
-//! What each primitive of `kernels/primitives` does, written from the PTX ISA, on every device at hand: the emulator in
-//! three orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the
-//! emulator must report, and a GPU would not, is in `misuse`.
+//! Behaviour of each primitive of `kernels/primitives`, written from the PTX ISA. Each test runs on
+//! the emulator in three schedules and on the GPU, if there is one. A body is generic over the
+//! device, so the same table checks both implementations. Errors that only the emulator reports are
+//! tested in `misuse`.
 
 mod barriers;
 mod boxes;
@@ -9,7 +10,7 @@ mod misuse;
 mod products;
 mod warps;
 
-/// Runs bodies as tests on every device at hand.
+/// Defines a test for each body, run on every available device.
 macro_rules! on_devices {
     ($($module:ident::$body:ident),* $(,)?) => {
         $(
