@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "bench", "speed"]
 # Tests of every kernel file that take little: the sanitizer slows kernels a hundredfold.
 SMALL = ["backends::segment", "backends::preference", "backends::embedding", "backends::activation", "backends::optim", "backends::logprob",
-         "backends::norm::equal", "backends::attention::equal", "head_logprob::equal", "head_preference::rows_of_weight", "linear::products_on_the_least_sizes", "linear::gated", "primitives::warps"]
+         "backends::norm::equal", "backends::attention::equal", "head_logprob::equal", "head_preference::rows_of_weight", "linear::gemms_of_minimum_size", "linear::gated", "primitives::warps"]
 # Allowed difference of losses from the CPU's, over the loss where that is above one. f32: order of sums. bf16: tests/cli/devices.rs.
 NEAR = {"f32": 1e-4, "bf16": 2e-2}
 
