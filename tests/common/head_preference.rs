@@ -1,5 +1,6 @@
-//! Calls of `head_preference` as data: batches of whole groups, what they are compared by, and the errors allowed. A backend
-//! that works chunk by chunk is tested by running the same cases with a small chunk.
+//! Calls of `head_preference` as data: batches of whole groups, what they are compared by, and the
+//! errors allowed. A backend that works chunk by chunk is tested by running the same cases with a
+//! small chunk.
 
 use mapl::backend::contract::*;
 use mapl::backend::reference::Reference;
@@ -8,7 +9,8 @@ use mapl::backend::{Backend, Write};
 use super::comparisons::{Preference, Table};
 use super::{On, Outputs, Slot, indices, normal, runs_of};
 
-/// A call. Every group has tokens of its own: one more than its first rows need, which no row points to.
+/// A call. Every group has tokens of its own: one more than its first rows need, which no row
+/// points to.
 #[derive(Clone)]
 pub struct Case {
     pub label: String,
@@ -16,9 +18,11 @@ pub struct Case {
     pub reduce: Reduce,
     /// Rows of each sequence, by group.
     pub groups: Vec<Vec<usize>>,
-    /// Rows behind the last group that belong to padding: a sequence of its own, whose hidden row gets no gradient.
+    /// Rows behind the last group that belong to padding: a sequence of its own, whose hidden row
+    /// gets no gradient.
     pub padding: usize,
-    /// `None` where `direct` is the gradient of the scores. `score` is empty, and `direct` here is not used.
+    /// `None` where `direct` is the gradient of the scores. `score` is empty, and `direct` here is
+    /// not used.
     pub loss: Option<Preference>,
     /// (seqs)
     pub direct: Option<Vec<f64>>,
@@ -37,9 +41,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Logistic losses with a reference: every two neighbours of a group are a pair, and a group of four has a comparison of
-    /// four and one with detached terms too. The first rows of a group's sequences have one source, as the last token of a
-    /// prompt has.
+    /// Logistic losses with a reference: every two neighbours of a group are a pair, and a group of
+    /// four has a comparison of four and one with detached terms too. The first rows of a group's
+    /// sequences have one source, as the last token of a prompt has.
     pub fn new(label: &str, groups: &[&[usize]], (hidden, vocab): (usize, usize)) -> Self {
         let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.to_vec()).collect();
         let (mut source, mut tokens) = (Vec::new(), 0);
@@ -138,7 +142,8 @@ impl Case {
         self.source.iter().enumerate().map(|(r, &source)| if r < real { source } else { -1 }).collect()
     }
 
-    /// The groups of a chunk as a case of their own, on all tokens and without padding's special role.
+    /// The groups of a chunk as a case of their own, on all tokens and without padding's special
+    /// role.
     pub fn part(&self, chunk: &Chunk) -> Self {
         let (rows, seqs) = (chunk.rows.clone(), chunk.seqs.clone());
         let first = seqs.start as i32;
@@ -170,8 +175,8 @@ impl Case {
         }
     }
 
-    /// What bounds this case's errors, from its results in f64. No loss may be near a kink, and no logit near 0, where a count
-    /// of correct comparisons jumps.
+    /// What bounds this case's errors, from its results in f64. No loss may be near a kink, and no
+    /// logit near 0, where a count of correct comparisons jumps.
     pub fn errors(&self) -> HeadPreferenceErrors {
         let outputs = self.run(&On::new(&Reference, Precision::F64)).0;
         let largest = |name: &str| output(&outputs, name).iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -198,7 +203,8 @@ impl Case {
         errors.comparisons = p.terms.len();
         errors.scale = scale;
         errors.logits = max(logits).max(scale * (largest("score") + reference)).max(1.0);
-        // First and second derivative of the curve with its argument; centring is the square of two scores.
+        // First and second derivative of the curve with its argument; centring is the square of two
+        // scores.
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
         let (first, second) = match p.curve {
             Curve::Sigmoid { .. } => (1.0, 0.25),

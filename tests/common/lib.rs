@@ -1,7 +1,9 @@
-//! What the tests of ops share: buffers with guards, seeded inputs, batches of trees, comparison with the oracle.
+//! What the tests of ops share: buffers with guards, seeded inputs, batches of trees, comparison
+//! with the oracle.
 //!
-//! An op is run by a generic function of [`runs`] on any backend; [`check!`] runs it on every backend under test and
-//! compares with the reference from the same rounded inputs. A new backend is one more line in that macro.
+//! An op is run by a generic function of [`runs`] on any backend; [`check!`] runs it on every
+//! backend under test and compares with the reference from the same rounded inputs. A new backend
+//! is one more line in that macro.
 
 pub mod compare;
 pub mod comparisons;
@@ -20,8 +22,8 @@ use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
 use mapl::rng::Rng;
 
-/// Runs `$run(&on)` on the reference and on each backend under test and compares every output; `$tolerance` maps a
-/// precision and the name of an output to the error allowed.
+/// Runs `$run(&on)` on the reference and on each backend under test and compares every output;
+/// `$tolerance` maps a precision and the name of an output to the error allowed.
 #[macro_export]
 macro_rules! check {
     ($label:expr, $run:expr, $tolerance:expr) => {{
@@ -44,9 +46,10 @@ macro_rules! check_backend {
     }};
 }
 
-/// The portable kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
-/// on other numbers of multiprocessors and from other alignments of the operands. On a GPU, where there is one: within
-/// tolerance, and the same bits from either alignment.
+/// The portable kernels on the emulator: within tolerance of the reference in one order of threads,
+/// and the same bits in the others, on other numbers of multiprocessors and from other alignments
+/// of the operands. On a GPU, where there is one: within tolerance, and the same bits from either
+/// alignment.
 #[macro_export]
 macro_rules! check_kernels {
     ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
@@ -87,8 +90,8 @@ macro_rules! check_kernels {
     }};
 }
 
-/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for
-/// properties that need no oracle.
+/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of
+/// threads: for properties that need no oracle.
 #[macro_export]
 macro_rules! each_backend {
     ($run:path) => {{
@@ -114,11 +117,13 @@ macro_rules! each_backend {
     }};
 }
 
-/// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
+/// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte
+/// alignment, 5 breaks it.
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
-/// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names (`emulator`, `cuda`).
+/// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names
+/// (`emulator`, `cuda`).
 fn wanted(device: &str) -> bool {
     std::env::var("MAPL_TEST_DEVICES").map_or(true, |names| names.split(',').any(|name| name == device))
 }
@@ -141,7 +146,8 @@ pub fn gpu() -> Option<Driver> {
     }
 }
 
-/// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
+/// An emulated device. Without one in the build the test says so, and fails where
+/// `MAPL_REQUIRE_EMULATOR` is 1.
 pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
     if !wanted(Emulator::NAME) {
         return None;
@@ -159,8 +165,8 @@ pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
 /// Names and values of an op's outputs.
 pub type Outputs = Vec<(&'static str, Vec<f64>)>;
 
-/// Elements before (unless a test says otherwise) and after every view: ops must work from any offset and must not touch
-/// the neighbours.
+/// Elements before (unless a test says otherwise) and after every view: ops must work from any
+/// offset and must not touch the neighbours.
 const BEFORE: usize = 5;
 const AFTER: usize = 3;
 const GUARD: f64 = -4096.0;
@@ -256,7 +262,8 @@ fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
     host[before..end].to_vec()
 }
 
-/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where activations are bf16.
+/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where
+/// activations are bf16.
 pub fn stored_as_acc(precision: Precision) -> Precision {
     if precision == Precision::Bf16 { Precision::F32 } else { precision }
 }

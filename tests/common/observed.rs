@@ -1,7 +1,8 @@
 //! An emulator whose every call is counted, and any call of which can be made to fail.
 //!
-//! Time. The emulator is done with a call when the call returns; a GPU is not. So this device counts what is enqueued and knows
-//! only that to be done for which the host has waited. A wait for anything else is counted as a synchronisation.
+//! Time. The emulator is done with a call when the call returns; a GPU is not. So this device
+//! counts what is enqueued and knows only that to be done for which the host has waited. A wait for
+//! anything else is counted as a synchronisation.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -18,7 +19,8 @@ pub struct Calls {
     pub by_name: BTreeMap<&'static str, usize>,
     /// Launches by kernel, of recorded ones when they are replayed too.
     pub launches: BTreeMap<&'static str, usize>,
-    /// Waits of the host for work that nothing has shown to be done, by call; opening an outlet is not among them.
+    /// Waits of the host for work that nothing has shown to be done, by call; opening an outlet is
+    /// not among them.
     pub synchronisations: BTreeMap<&'static str, usize>,
     /// Memory taken, by call.
     pub allocations: BTreeMap<&'static str, usize>,
@@ -160,7 +162,8 @@ impl Device for Observed {
 
     fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
         let mut state = self.call("upload")?;
-        // A driver may wait for the stream to take over memory that is not page-locked (CUDA, API synchronization behavior).
+        // A driver may wait for the stream to take over memory that is not page-locked (CUDA, API
+        // synchronization behavior).
         state.now += 1;
         let now = state.now;
         state.wait("upload", now);

@@ -165,7 +165,8 @@ pub fn linear_bwd_weight<B: Backend>(
     vec![("dweight", on.read_acc(&dweight))]
 }
 
-/// As [`linear_bwd_weight`], with the root mean square of the gradient by its norms, which must be that of what was stored.
+/// As [`linear_bwd_weight`], with the root mean square of the gradient by its norms, which must be
+/// that of what was stored.
 pub fn linear_bwd_weight_norms<B: Backend>(
     on: &On<B>,
     d: LinearDims,
