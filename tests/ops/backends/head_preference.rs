@@ -131,7 +131,7 @@ fn all() -> Vec<Case> {
 fn fused_and_separate_ops<B: Backend>(on: &On<B>) {
     for case in all() {
         let (got, fused) = case.run(on);
-        let expected = case.run_one_by_one(on);
+        let expected = case.run_separate_ops(on);
         let label = format!("{} on {}", case.label, B::NAME);
         if !fused {
             compare::same_bits(&label, &got, &expected);
