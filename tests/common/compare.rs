@@ -44,7 +44,7 @@ pub fn values(label: &str, got: &[f64], expected: &[f64], tolerance: Tolerance) 
     assert!(share <= 1.0, "{report}");
 }
 
-/// Fails at the first element whose bits differ.
+/// Fails at the first element with different bits.
 pub fn bits(label: &str, got: &[f64], expected: &[f64]) {
     assert_eq!(got.len(), expected.len(), "{label}: length");
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
@@ -52,7 +52,7 @@ pub fn bits(label: &str, got: &[f64], expected: &[f64]) {
     }
 }
 
-/// Fails at the first element of any output whose bits differ.
+/// Fails at the first element of any output with different bits.
 pub fn same_bits(label: &str, got: &Outputs, expected: &Outputs) {
     assert_eq!(got.len(), expected.len(), "{label}: number of outputs");
     for ((name, got), (_, expected)) in got.iter().zip(expected) {
