@@ -1,4 +1,5 @@
-//! What the emulator reports of wrong uses, and hazards that its orders show.
+//! Errors that the emulator reports for wrong use of primitives, and hazards that its schedules
+//! expose.
 
 use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
@@ -9,7 +10,7 @@ use mapl::backend::kernels::launchers::{
 
 use super::harness::{download, emulators, unwritten, upload};
 
-/// Every order must report it, in these words.
+/// Asserts that every schedule reports an error that contains `what`.
 fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
     emulators(|device| {
         let error = run(device).expect_err(what).to_string();
@@ -32,7 +33,7 @@ fn misuse_of_barriers_is_reported() {
 }
 
 #[test]
-fn a_deadlock_says_who_waits_for_what() {
+fn deadlock_error_names_the_waiting_threads() {
     reported("threads 0 to 0: mbarrier, parity 0; block 0 threads 1 to 95: has returned", |device| {
         TestBarrierMisuse { which: 3 }.launch(device, 1, 0)
     });
@@ -49,12 +50,12 @@ fn a_deadlock_says_who_waits_for_what() {
 }
 
 #[test]
-fn lanes_at_different_primitives_are_reported() {
+fn warp_divergence_at_a_primitive_is_reported() {
     reported("while other lanes of the warp are at", |device| TestBarrierMisuse { which: 6 }.launch(device, 1, 0));
 }
 
 #[test]
-fn copies_that_no_group_holds_are_reported() {
+fn uncommitted_async_copies_are_reported() {
     let values = vec![1.0f32; 384];
     for committed in 0..3 {
         reported("uncommitted cp.async copies", |device| {
@@ -65,7 +66,7 @@ fn copies_that_no_group_holds_are_reported() {
     }
 }
 
-/// A map of eight rows of `width` numbers, 128 bytes apart.
+/// Tensor map of eight rows of `width` numbers with a pitch of 128 bytes.
 fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> TensorMap {
     let spec = TensorMapSpec {
         address: Emulator::address(memory),
@@ -79,7 +80,7 @@ fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> 
 }
 
 #[test]
-fn misuse_of_boxes_is_reported() {
+fn misuse_of_tma_is_reported() {
     for (which, what) in [
         (0, "a box must be aligned to 1024 bytes"),
         (1, "a tensor map of 2 dimensions where one of 3 is needed"),
@@ -110,7 +111,7 @@ fn misuse_of_boxes_is_reported() {
 }
 
 #[test]
-fn misuse_of_products_is_reported() {
+fn misuse_of_wgmma_is_reported() {
     for (which, what) in [
         (0, "wgmma without a fence"),
         (1, "wgmmas that were never waited for"),
@@ -154,9 +155,10 @@ fn misuse_of_clusters_and_registers_is_reported() {
     }
 }
 
-/// What is used before it is complete, or changed while it is in use, comes out differently in some order.
+/// Data that is used before it is complete, or changed while it is in use, gives different results
+/// in different schedules.
 #[test]
-fn early_reuse_of_a_stage_shows() {
+fn early_reuse_of_a_stage_changes_results() {
     for which in 0..3 {
         let mut results = Vec::new();
         for schedule in [Schedule::Rising, Schedule::Falling] {
