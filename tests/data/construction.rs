@@ -1,5 +1,6 @@
-//! Construction of preference groups: flags re-checked from the built row, rules A and B, presets,
-//! independence of threads and order, and balance of the two sides of a comparison.
+//! Construction of preference groups: flags re-checked from the built row, rules A and B, and
+//! presets. Groups do not depend on threads or order, and the two sides of comparisons are
+//! balanced.
 
 use std::collections::{BTreeMap, BTreeSet};
 

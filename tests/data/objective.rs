@@ -1,5 +1,5 @@
-//! Named objectives, from the flags to the loss of a batch: comparisons that `prepare` drops,
-//! splits and detaches, the value of each preset against its formula in f64, and the logged
+//! Named objectives, from the flags to the loss of a batch. The tests cover comparisons that
+//! `prepare` drops, splits and detaches, presets against their formulas in f64, and the logged
 //! formula.
 
 use common::fixtures::group;

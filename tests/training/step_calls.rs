@@ -143,8 +143,8 @@ fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results()
     }
 }
 
-/// Shows that the tests above can fail: the device counts waits if a step has fewer than two inlets
-/// per micro-batch, or reads results inside a step.
+/// Shows that the tests above can fail. The device counts waits if a step has fewer than two inlets
+/// per micro-batch, or if results are read inside a step.
 #[test]
 fn waits_inside_a_step_are_detected() {
     let Some(backend) = device() else { return };

@@ -23,8 +23,8 @@ fn evaluation(logits: &[f64], data: &str) -> Evaluation {
     Evaluation { measures: vec![measure], groups, data: data.into(), rewards: Rewards::default() }
 }
 
-/// Logits of A and B on 18 comparisons. Only A is right on 1, only B on 9; one of these 9 is a tie
-/// of A, which counts as wrong or as half right.
+/// Logits of A and B on 18 comparisons. Only A is right on 1, only B on 9. One of these 9 is a tie
+/// of A, which counts as wrong or half right.
 fn sides() -> (Vec<f64>, Vec<f64>) {
     let mut a = vec![1.0; 18];
     let mut b = vec![2.0; 18];
