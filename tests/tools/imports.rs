@@ -1,5 +1,5 @@
-//! A module imports only from modules above it in the list of `src/lib.rs`. An import against that order needs a
-//! comment that begins with `// Upward:` on the line before it and says why.
+//! A module imports only from modules above it in the list of `src/lib.rs`. An import against that
+//! order needs a comment on the line before it that starts with `// Upward:` and gives the reason.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// Rank of every module, from the list at the top of `src/lib.rs`.
+/// Rank of every module, from the module list in `src/lib.rs`.
 fn ranks() -> BTreeMap<String, usize> {
     let text = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let link = regex::Regex::new(r"`(?:mod@)?([a-z_]+)`").unwrap();
     let mut ranks = BTreeMap::new();
     let rows = text.lines().filter(|line| line.starts_with("//! - [`"));
     for (rank, row) in rows.enumerate() {
-        // A row may list several modules of one rank, before its colon.
+        // A row may list several modules of the same rank before its colon.
         let names = row.split_once(": ").map_or(row, |(names, _)| names);
         ranks.extend(link.captures_iter(names).map(|name| (name[1].to_owned(), rank)));
     }
@@ -34,7 +34,7 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// Imports of `text`, a file of module `own`, that run upward, as `line: module`.
+/// Upward imports in `text`, a file of module `own`, as `line: module`.
 fn upward(text: &str, own: &str, ranks: &BTreeMap<String, usize>) -> Vec<String> {
     let path = regex::Regex::new(r"\bcrate::(?:\{([^}]*)\}|([a-z_]+))").unwrap();
     let mut found = Vec::new();
@@ -55,10 +55,10 @@ fn upward(text: &str, own: &str, ranks: &BTreeMap<String, usize>) -> Vec<String>
 }
 
 #[test]
-fn no_import_runs_upward_unexplained() {
+fn no_upward_import_lacks_an_explanation() {
     let ranks = ranks();
     let declared = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    for module in declared.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')) {
+    for module in declared.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')) {
         assert!(ranks.contains_key(module), "the list of src/lib.rs lacks {module}");
     }
     let mut files = Vec::new();

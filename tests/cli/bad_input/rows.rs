@@ -77,7 +77,7 @@ fn damaged_files_are_named_with_their_line() {
 }
 
 #[test]
-fn the_last_of_duplicate_keys_counts() {
+fn the_last_of_duplicate_keys_wins() {
     let bench = Bench::new();
     bench.write(
         "twice.jsonl",
@@ -107,7 +107,7 @@ fn a_missing_file_is_named() {
     assert_eq!(bench.listing(), before);
 }
 
-/// Three rows of which the last is above 64 tokens, by its response, and one by its prompt.
+/// Writes four rows: one exceeds 64 tokens by its prompt, the last by its chosen response.
 fn long_rows(bench: &Bench) {
     let row = |prompt: &str, chosen: &str| {
         serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": " no"}).to_string()
@@ -118,7 +118,7 @@ fn long_rows(bench: &Bench) {
 }
 
 #[test]
-fn rows_above_the_limit_are_dropped_cut_or_refused_and_counted() {
+fn rows_above_the_limit_are_dropped_truncated_or_refused_and_counted() {
     let bench = Bench::new();
     long_rows(&bench);
     let run = |rule: &str, out: &str| {
