@@ -41,8 +41,11 @@ DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, 
 }
 
 template <class T>
-DEVICE void rope(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads, int head_dim,
-                 int width, float direction) {
+KERNELS(128, rope, FOR(T: f32 bf16))(const int* positions,  // (tokens), below the rows of the tables
+                                     const float* cos,      // (positions, head_dim / 2)
+                                     const float* sin,      // (positions, head_dim / 2)
+                                     T* qkv,                // (tokens, width), in place
+                                     int tokens, int heads, int head_dim, int width, float direction) {
     int half = head_dim / 2;
     if (wide(qkv, half) && wide(cos, half) && wide(sin, half)) {
         rope_rows<true>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
@@ -75,7 +78,9 @@ DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate)
 }
 
 template <class T>
-DEVICE void glu_fwd(const T* gate_up, T* act, int tokens, int intermediate) {
+KERNELS(128, glu_fwd, FOR(T: f32 bf16))(const T* gate_up,  // (tokens, 2 intermediate): gate, then up
+                                        T* act,            // (tokens, intermediate)
+                                        int tokens, int intermediate) {
     if (wide(gate_up, intermediate) && wide(act, intermediate)) {
         glu_fwd_rows<true>(gate_up, act, tokens, intermediate);
     } else {
@@ -108,44 +113,13 @@ DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int token
 }
 
 template <class T>
-DEVICE void glu_bwd(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
+KERNELS(128, glu_bwd, FOR(T: f32 bf16))(const T* dact,     // (tokens, intermediate)
+                                        const T* gate_up,  // (tokens, 2 intermediate)
+                                        T* dgate_up,       // (tokens, 2 intermediate)
+                                        int tokens, int intermediate) {
     if (wide(gate_up, intermediate) && wide(dact, intermediate) && wide(dgate_up, intermediate)) {
         glu_bwd_rows<true>(dact, gate_up, dgate_up, tokens, intermediate);
     } else {
         glu_bwd_rows<false>(dact, gate_up, dgate_up, tokens, intermediate);
     }
-}
-
-KERNEL(128, rope_f32)(const int* positions,  // (tokens), below the rows of the tables
-                      const float* cos,      // (positions, head_dim / 2)
-                      const float* sin,      // (positions, head_dim / 2)
-                      float* qkv,            // (tokens, width), in place
-                      int tokens, int heads, int head_dim, int width, float direction) {
-    rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
-}
-
-KERNEL(128, rope_bf16)(const int* positions, const float* cos, const float* sin, bf16* qkv, int tokens, int heads,
-                       int head_dim, int width, float direction) {
-    rope(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
-}
-
-KERNEL(128, glu_fwd_f32)(const float* gate_up,  // (tokens, 2 intermediate): gate, then up
-                         float* act,            // (tokens, intermediate)
-                         int tokens, int intermediate) {
-    glu_fwd(gate_up, act, tokens, intermediate);
-}
-
-KERNEL(128, glu_fwd_bf16)(const bf16* gate_up, bf16* act, int tokens, int intermediate) {
-    glu_fwd(gate_up, act, tokens, intermediate);
-}
-
-KERNEL(128, glu_bwd_f32)(const float* dact,     // (tokens, intermediate)
-                         const float* gate_up,  // (tokens, 2 intermediate)
-                         float* dgate_up,       // (tokens, 2 intermediate)
-                         int tokens, int intermediate) {
-    glu_bwd(dact, gate_up, dgate_up, tokens, intermediate);
-}
-
-KERNEL(128, glu_bwd_bf16)(const bf16* dact, const bf16* gate_up, bf16* dgate_up, int tokens, int intermediate) {
-    glu_bwd(dact, gate_up, dgate_up, tokens, intermediate);
 }

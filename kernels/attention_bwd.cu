@@ -20,7 +20,10 @@ constexpr int DELTA_THREADS = 256;
 
 /// delta = do · o for each token and head. Eight lanes take a row.
 template <class T>
-DEVICE void attention_bwd_delta(const T* dout, const T* o, float* delta, int tokens, int heads, int head_dim) {
+KERNELS(256, attention_bwd_delta, FOR(T: f32 bf16))(const T* dout,  // (tokens, heads, head_dim)
+                                                    const T* o,     // (tokens, heads, head_dim)
+                                                    float* delta,   // (heads, tokens)
+                                                    int tokens, int heads, int head_dim) {
     constexpr int N = LANE_ELEMENTS<T>, LANES = 8, ROWS = DELTA_THREADS / LANES;
     bool by_lane = wide(dout, head_dim) && wide(o, head_dim);
     long long all = 1LL * tokens * heads;
@@ -304,191 +307,37 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
     }
 }
 
-KERNEL(256, attention_bwd_delta_f32)(const float* dout,  // (tokens, heads, head_dim)
-                                     const float* o,     // (tokens, heads, head_dim)
-                                     float* delta,       // (heads, tokens)
-                                     int tokens, int heads, int head_dim) {
-    attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
-}
-
-KERNEL(256, attention_bwd_delta_bf16)(const bf16* dout, const bf16* o, float* delta, int tokens, int heads,
-                                      int head_dim) {
-    attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
-}
-
 // shared: Backward::SHARED_BYTES_Q.
-KERNEL(128, attention_bwd_q_32_f32)(const float* dout,            // (tokens, heads, head_dim)
-                                    const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
-                                    const float* lse,             // (heads, tokens)
-                                    const float* delta,           // (heads, tokens)
-                                    const int* starts,            // (segments + 1)
-                                    const int* ancestor_offsets,  // (segments + 1)
-                                    const int* ancestors,         // (ancestors)
-                                    const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
-                                    float* dqkv,                  // (tokens, heads + 2 kv_heads, head_dim)
-                                    int tokens, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_q<float, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<float, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                      float scale) {
-    attention_bwd_q<bf16, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(64, attention_bwd_q_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                      float scale) {
-    attention_bwd_q<bf16, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
+template <class T, int HEAD>
+KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int heads, int kv_heads, int head_dim, float scale) {
+    attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta, {starts, ancestor_offsets, ancestors}, {work},
+                              tokens, scale}, dqkv);
 }
 
 // shared: Backward::SHARED_BYTES_KV.
-KERNEL(128, attention_bwd_kv_32_f32)(const float* dout,            // (tokens, heads, head_dim)
-                                     const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
-                                     const float* lse,             // (heads, tokens)
-                                     const float* delta,           // (heads, tokens)
-                                     const int* starts,            // (segments + 1)
-                                     const int* ancestor_offsets,  // (segments + 1)
-                                     const int* ancestors,         // (ancestors)
-                                     const int* trees,             // (tree_count + 1)
-                                     const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
-                                     float* dqkv,                  // (tokens, heads + 2 kv_heads, head_dim)
-                                     int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count,
-                                 dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                       int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(64, attention_bwd_kv_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count,
-                                 dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                       int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
+template <class T, int HEAD>
+KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* trees,             // (tree_count + 1)
+    const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
+    attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta, {starts, ancestor_offsets, ancestors}, {work},
+                               tokens, scale}, trees, tree_count, dqkv);
 }

@@ -11,7 +11,9 @@ constexpr int BIAS_SLICE = 64;
 
 /// slices[k][o] = sum over the tokens of slice k of dy[t][o].
 template <class T>
-DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
+KERNELS(128, bias_bwd, FOR(T: f32 bf16))(const T* dy,    // (tokens, outputs)
+                                         float* slices,  // (ceil(tokens / BIAS_SLICE), outputs)
+                                         int tokens, int outputs) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(dy, outputs) && wide(slices, outputs);
     int pieces = ceil_div(outputs, WARP * N);
@@ -36,14 +38,4 @@ DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
         }
         store_piece(slices + (long long)slice * outputs + o, sum, valid, by_lane);
     }
-}
-
-KERNEL(128, bias_bwd_f32)(const float* dy,  // (tokens, outputs)
-                          float* slices,    // (ceil(tokens / BIAS_SLICE), outputs)
-                          int tokens, int outputs) {
-    bias_bwd(dy, slices, tokens, outputs);
-}
-
-KERNEL(128, bias_bwd_bf16)(const bf16* dy, float* slices, int tokens, int outputs) {
-    bias_bwd(dy, slices, tokens, outputs);
 }

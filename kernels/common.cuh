@@ -17,7 +17,7 @@
 #endif
 
 /// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or with marks, KERNEL(threads, name, CLUSTER(2)).
-/// build.rs reads these lines and makes the launchers from them; README.md has the grammar.
+/// build.rs reads these lines and generates the launchers from them; README.md has the grammar.
 #define KERNEL(threads, name, ...) \
     extern "C" __global__ void LAUNCH_BOUNDS(threads) MAPL_MARKS(__VA_ARGS__, , , , ) name
 #define MAPL_MARKS(first, second, third, fourth, ...) first second third fourth
@@ -64,6 +64,12 @@ DEVICE void sync_block() {
     emulator::sync_block([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
 
 #endif
+
+/// Begins the template of a family of entry points, after a line `template <class T, int AXIS>`. build.rs generates an entry
+/// point for each combination of the values in FOR, which calls the template.
+#define KERNELS(threads, name, ...) DEVICE void name
+/// Marks a constant or an enum of which build.rs generates a Rust item.
+#define EXPORT
 
 #include "bf16.cuh"
 

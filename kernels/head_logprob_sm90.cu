@@ -288,18 +288,12 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
 }
 
 // drows = v (powers head), parts of the sum over the vocabulary in order. A: powers (rows, vocab), B: head (vocab, hidden).
-KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
+template <GemmTile TILE>
+KERNELS(384, head_drows_sm90, FOR(TILE: 256=N256 224=N224), CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(
+    const TensorDescriptor& powers, const TensorDescriptor& head, const TensorDescriptor& drows,
     const float* factor,  // (rows)
     int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
-    hopper_matmul<Hopper<256, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
-}
-
-KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
-    const float* factor,  // (rows)
-    int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
-    int rows, int hidden, int vocab, int splits) {
-    hopper_matmul<Hopper<224, Major::K, Major::ACROSS, float, 2, false>>(
+    hopper_matmul<HopperGemm<TILE, Major::K, Major::ACROSS, float>>(
         powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
 }

@@ -8,22 +8,32 @@
 #include "patches.cuh"
 
 template <class T>
-DEVICE void linear_fwd(const T* x, const T* weight, const T* bias, const T* residual, T* y, int tokens, int inputs,
-                       int outputs) {
+KERNELS(256, linear_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, inputs)
+                                           const T* weight,    // (outputs, inputs)
+                                           const T* bias,      // (outputs), may be absent
+                                           const T* residual,  // (tokens, outputs), may be absent; not y
+                                           T* y,               // (tokens, outputs)
+                                           int tokens, int inputs, int outputs) {
     matmul<T, T, true, true>(Source<T>::of(x, tokens, inputs), Source<T>::of(weight, outputs, inputs), bias, residual, y,
                              tokens, outputs, inputs, 0);
 }
 
 template <class T>
-DEVICE void linear_bwd_input(const T* dy, const T* weight, T* dx, int tokens, int inputs, int outputs, int add) {
+KERNELS(256, linear_bwd_input, FOR(T: f32 bf16))(const T* dy,      // (tokens, outputs)
+                                                 const T* weight,  // (outputs, inputs)
+                                                 T* dx,            // (tokens, inputs)
+                                                 int tokens, int inputs, int outputs, int add) {
     matmul<T, T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, inputs), nullptr, nullptr,
                               dx, tokens, inputs, outputs, add);
 }
 
 /// dweight = or += dyᵀ x, and the norm of each warp's part of what is then stored.
 template <class T>
-DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* norms, int tokens, int inputs, int outputs,
-                              int add) {
+KERNELS(256, linear_bwd_weight, FOR(T: f32 bf16))(const T* dy,     // (tokens, outputs)
+                                                  const T* x,      // (tokens, inputs)
+                                                  float* dweight,  // (outputs, inputs)
+                                                  float* norms,    // of patches (patches.cuh), may be absent
+                                                  int tokens, int inputs, int outputs, int add) {
     using P = Product<T, false, false>;
     bool by_lane = wide(dweight, inputs);
     double squares = 0.0;
@@ -64,7 +74,11 @@ DEVICE float rounded(float x) {
 
 /// gate_up = x weightᵀ, where it is asked for, and act = silu(gate) up of what is stored of both.
 template <class T>
-DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int tokens, int inputs, int intermediate) {
+KERNELS(256, linear_glu_fwd, FOR(T: f32 bf16))(const T* x,       // (tokens, inputs)
+                                               const T* weight,  // (2 intermediate, inputs): gate, then up
+                                               T* gate_up,       // (tokens, 2 intermediate), may be absent
+                                               T* act,           // (tokens, intermediate)
+                                               int tokens, int inputs, int intermediate) {
     bool by_lane = wide(gate_up, intermediate), act_by_lane = wide(act, intermediate);
     auto rows = GateUpRows<T>::of(weight, intermediate, inputs);
     each_tile<T, true, true>(Source<T>::of(x, tokens, inputs), rows, tokens, rows.rows, inputs,
@@ -97,8 +111,11 @@ DEVICE void linear_glu_fwd(const T* x, const T* weight, T* gate_up, T* act, int 
 
 /// dact = dy weight as it would be stored, and from it the gradient of gate and up.
 template <class T>
-DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dgate_up, int tokens, int intermediate,
-                           int outputs) {
+KERNELS(256, linear_glu_bwd, FOR(T: f32 bf16))(const T* dy,       // (tokens, outputs)
+                                               const T* weight,   // (outputs, intermediate)
+                                               const T* gate_up,  // (tokens, 2 intermediate)
+                                               T* dgate_up,       // (tokens, 2 intermediate)
+                                               int tokens, int intermediate, int outputs) {
     bool by_lane = wide(gate_up, intermediate), out_by_lane = wide(dgate_up, intermediate);
     each_tile<T, true, false>(Source<T>::of(dy, tokens, outputs), Source<T>::of(weight, outputs, intermediate), tokens,
                               intermediate, outputs, [&](int row, int column, float(&values)[8]) {
@@ -120,67 +137,3 @@ DEVICE void linear_glu_bwd(const T* dy, const T* weight, const T* gate_up, T* dg
 }
 
 // shared: Product::SHARED_BYTES, 48 KiB.
-KERNEL(256, linear_fwd_f32)(const float* x,       // (tokens, inputs)
-                            const float* weight,  // (outputs, inputs)
-                            const float* bias,    // (outputs), may be absent
-                            const float* residual,  // (tokens, outputs), may be absent; not y
-                            float* y,             // (tokens, outputs)
-                            int tokens, int inputs, int outputs) {
-    linear_fwd(x, weight, bias, residual, y, tokens, inputs, outputs);
-}
-
-KERNEL(256, linear_fwd_bf16)(const bf16* x, const bf16* weight, const bf16* bias, const bf16* residual, bf16* y,
-                             int tokens, int inputs, int outputs) {
-    linear_fwd(x, weight, bias, residual, y, tokens, inputs, outputs);
-}
-
-KERNEL(256, linear_bwd_input_f32)(const float* dy,      // (tokens, outputs)
-                                  const float* weight,  // (outputs, inputs)
-                                  float* dx,            // (tokens, inputs)
-                                  int tokens, int inputs, int outputs, int add) {
-    linear_bwd_input(dy, weight, dx, tokens, inputs, outputs, add);
-}
-
-KERNEL(256, linear_bwd_input_bf16)(const bf16* dy, const bf16* weight, bf16* dx, int tokens, int inputs, int outputs,
-                                   int add) {
-    linear_bwd_input(dy, weight, dx, tokens, inputs, outputs, add);
-}
-
-KERNEL(256, linear_bwd_weight_f32)(const float* dy,  // (tokens, outputs)
-                                   const float* x,   // (tokens, inputs)
-                                   float* dweight,   // (outputs, inputs)
-                                   float* norms,     // of patches (patches.cuh), may be absent
-                                   int tokens, int inputs, int outputs, int add) {
-    linear_bwd_weight(dy, x, dweight, norms, tokens, inputs, outputs, add);
-}
-
-KERNEL(256, linear_bwd_weight_bf16)(const bf16* dy, const bf16* x, float* dweight, float* norms, int tokens, int inputs,
-                                    int outputs, int add) {
-    linear_bwd_weight(dy, x, dweight, norms, tokens, inputs, outputs, add);
-}
-
-KERNEL(256, linear_glu_fwd_f32)(const float* x,       // (tokens, inputs)
-                                const float* weight,  // (2 intermediate, inputs): gate, then up
-                                float* gate_up,       // (tokens, 2 intermediate), may be absent
-                                float* act,           // (tokens, intermediate)
-                                int tokens, int inputs, int intermediate) {
-    linear_glu_fwd(x, weight, gate_up, act, tokens, inputs, intermediate);
-}
-
-KERNEL(256, linear_glu_fwd_bf16)(const bf16* x, const bf16* weight, bf16* gate_up, bf16* act, int tokens, int inputs,
-                                 int intermediate) {
-    linear_glu_fwd(x, weight, gate_up, act, tokens, inputs, intermediate);
-}
-
-KERNEL(256, linear_glu_bwd_f32)(const float* dy,       // (tokens, outputs)
-                                const float* weight,   // (outputs, intermediate)
-                                const float* gate_up,  // (tokens, 2 intermediate)
-                                float* dgate_up,       // (tokens, 2 intermediate)
-                                int tokens, int intermediate, int outputs) {
-    linear_glu_bwd(dy, weight, gate_up, dgate_up, tokens, intermediate, outputs);
-}
-
-KERNEL(256, linear_glu_bwd_bf16)(const bf16* dy, const bf16* weight, const bf16* gate_up, bf16* dgate_up, int tokens,
-                                 int intermediate, int outputs) {
-    linear_glu_bwd(dy, weight, gate_up, dgate_up, tokens, intermediate, outputs);
-}

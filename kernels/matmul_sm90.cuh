@@ -9,6 +9,15 @@
 #include "patches.cuh"
 #include "tile_sm90.cuh"
 
+/// Output tiles of the GEMMs: 128 rows a block by 256, 224, 192 or 128 columns; cooperative, or ping-pong.
+EXPORT enum GemmTile : int { N256, N224, N192, N192_PING_PONG, N128, N128_PING_PONG };
+/// Columns of a tile, blocks of a cluster, and whether the schedule is ping-pong, by GemmTile.
+EXPORT constexpr int GEMM_COLUMNS[] = {256, 224, 192, 192, 128, 128}, GEMM_CLUSTER[] = {2, 2, 1, 1, 1, 1},
+                     GEMM_PING_PONG[] = {0, 0, 0, 1, 0, 1};
+
+template <GemmTile TILE, Major A, Major B, class Out>
+using HopperGemm = Hopper<GEMM_COLUMNS[TILE], A, B, Out, GEMM_CLUSTER[TILE], GEMM_PING_PONG[TILE] != 0>;
+
 /// One product.
 struct Problem {
     int m, n, k;

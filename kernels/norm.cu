@@ -14,8 +14,13 @@ constexpr int NORM_SLICE = 16;
 
 /// sum = x + residual (x without one), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd weight.
 template <class T>
-DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* y, float* rstd, int tokens, int hidden,
-                     float eps) {
+KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
+                                         const T* residual,  // (tokens, hidden), may be absent together with sum
+                                         const T* weight,    // (hidden)
+                                         T* sum,             // (tokens, hidden)
+                                         T* y,               // (tokens, hidden)
+                                         float* rstd,        // (tokens)
+                                         int tokens, int hidden, float eps) {
     SHARED(float, partial, NORM_THREADS / WARP);
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(x, hidden) && wide(y, hidden) && wide(weight, 0) && wide(residual, hidden) && wide(sum, hidden);
@@ -78,27 +83,18 @@ DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* 
     }
 }
 
-KERNEL(128, norm_fwd_f32)(const float* x,         // (tokens, hidden)
-                          const float* residual,  // (tokens, hidden), may be absent together with sum
-                          const float* weight,    // (hidden)
-                          float* sum,             // (tokens, hidden)
-                          float* y,               // (tokens, hidden)
-                          float* rstd,            // (tokens)
-                          int tokens, int hidden, float eps) {
-    norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
-}
-
-KERNEL(128, norm_fwd_bf16)(const bf16* x, const bf16* residual, const bf16* weight, bf16* sum, bf16* y, float* rstd,
-                           int tokens, int hidden, float eps) {
-    norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
-}
-
 /// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens of slice k of
 /// dy n, in ascending order. The slice's sum grows in shared memory, or in `slices` itself when rows are too long for
 /// that; each thread owns columns, so that it needs no barrier.
 template <class T>
-DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weight, T* dsum, float* slices, int tokens,
-                     int hidden, int add, int in_shared) {
+KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
+                                         const T* sum,       // (tokens, hidden)
+                                         const float* rstd,  // (tokens)
+                                         const T* weight,    // (hidden)
+                                         T* dsum,            // (tokens, hidden)
+                                         float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
+                                         int tokens, int hidden, int add,
+                                         int in_shared) {  // 1 when the launch gives 4 hidden bytes of shared memory
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
     constexpr int N = LANE_ELEMENTS<T>;
@@ -156,20 +152,4 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
             store_piece(out + h, total, valid, by_lane);
         }
     }
-}
-
-KERNEL(128, norm_bwd_f32)(const float* dy,      // (tokens, hidden)
-                          const float* sum,     // (tokens, hidden)
-                          const float* rstd,    // (tokens)
-                          const float* weight,  // (hidden)
-                          float* dsum,          // (tokens, hidden)
-                          float* slices,        // (ceil(tokens / NORM_SLICE), hidden)
-                          int tokens, int hidden, int add,
-                          int in_shared) {  // 1 when the launch gives 4 hidden bytes of shared memory
-    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
-}
-
-KERNEL(128, norm_bwd_bf16)(const bf16* dy, const bf16* sum, const float* rstd, const bf16* weight, bf16* dsum,
-                           float* slices, int tokens, int hidden, int add, int in_shared) {
-    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
 }

@@ -123,8 +123,15 @@ DEVICE double power(double base, long long exponent) {
 
 /// In PyTorch's order of operations: moments, denominator sqrt(v) / sqrt(correction2) + eps, decay, step.
 template <class T>
-DEVICE void adamw(const float* control, const float* grads, float* m, float* v, float* master, T* params, long long len,
-                  long long decayed, double beta1, double beta2, float eps, double weight_decay) {
+KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
+                                      const float* grads,    // (len)
+                                      float* m,              // (len)
+                                      float* v,              // (len)
+                                      float* master,         // (len), may be absent: then params are the master
+                                      T* params,             // (len)
+                                      long long len,
+                                      long long decayed,  // elements subject to decay, the first ones
+                                      double beta1, double beta2, float eps, double weight_decay) {
     SHARED(Update, shared, 1);
     if (control[APPLY] == 0.0f) {
         return;
@@ -172,21 +179,4 @@ DEVICE void adamw(const float* control, const float* grads, float* m, float* v, 
         }
         store_piece(params + at, p, valid, by_lane);
     }
-}
-
-KERNEL(256, adamw_f32)(const float* control,  // (CONTROL)
-                       const float* grads,    // (len)
-                       float* m,              // (len)
-                       float* v,              // (len)
-                       float* master,         // (len), may be absent: then params are the master
-                       float* params,         // (len)
-                       long long len,
-                       long long decayed,  // elements subject to decay, the first ones
-                       double beta1, double beta2, float eps, double weight_decay) {
-    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
-}
-
-KERNEL(256, adamw_bf16)(const float* control, const float* grads, float* m, float* v, float* master, bf16* params,
-                        long long len, long long decayed, double beta1, double beta2, float eps, double weight_decay) {
-    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
 }

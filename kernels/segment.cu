@@ -47,7 +47,11 @@ KERNEL(128, segment_sum_bwd)(const float* dsums,  // (seqs)
 
 /// score[s] = hidden[rows[s]] weight.
 template <class T>
-DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, float* score, int seqs, int width) {
+KERNELS(128, reward_head_fwd, FOR(T: f32 bf16))(const T* hidden,  // (tokens, width)
+                                                const T* weight,  // (width)
+                                                const int* rows,  // (seqs)
+                                                float* score,     // (seqs)
+                                                int seqs, int width) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(hidden, width) && wide(weight, 0);
     for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
@@ -72,7 +76,11 @@ DEVICE void reward_head_fwd(const T* hidden, const T* weight, const int* rows, f
 
 /// dhidden[rows[s]] = dscore[s] weight; the other rows are zero before.
 template <class T>
-DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscore, T* dhidden, int seqs, int width) {
+KERNELS(128, reward_head_bwd, FOR(T: f32 bf16))(const T* weight,      // (width)
+                                                const int* rows,      // (seqs)
+                                                const float* dscore,  // (seqs)
+                                                T* dhidden,           // (tokens, width)
+                                                int seqs, int width) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(dhidden, width) && wide(weight, 0);
     for (long long s = warp_of_grid(); s < seqs; s += warps_of_grid()) {
@@ -92,8 +100,11 @@ DEVICE void reward_head_bwd(const T* weight, const int* rows, const float* dscor
 
 /// dweight (+)= sum of dscore[s] hidden[rows[s]]; a sequence whose gradient is 0 adds nothing, whatever its row holds.
 template <class T>
-DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* dscore, float* dweight, int seqs,
-                               int width, int add) {
+KERNELS(128, reward_head_weight, FOR(T: f32 bf16))(const T* hidden,      // (tokens, width)
+                                                   const int* rows,      // (seqs)
+                                                   const float* dscore,  // (seqs)
+                                                   float* dweight,       // (width)
+                                                   int seqs, int width, int add) {
     constexpr int N = LANE_ELEMENTS<T>;
     bool by_lane = wide(hidden, width) && wide(dweight, width);
     for (long long piece = warp_of_grid(); piece < ceil_div(width, WARP * N); piece += warps_of_grid()) {
@@ -119,43 +130,4 @@ DEVICE void reward_head_weight(const T* hidden, const int* rows, const float* ds
         }
         store_piece(dweight + h, sum, valid, by_lane);
     }
-}
-
-KERNEL(128, reward_head_fwd_f32)(const float* hidden,  // (tokens, width)
-                                 const float* weight,  // (width)
-                                 const int* rows,      // (seqs)
-                                 float* score,         // (seqs)
-                                 int seqs, int width) {
-    reward_head_fwd(hidden, weight, rows, score, seqs, width);
-}
-
-KERNEL(128, reward_head_fwd_bf16)(const bf16* hidden, const bf16* weight, const int* rows, float* score, int seqs,
-                                  int width) {
-    reward_head_fwd(hidden, weight, rows, score, seqs, width);
-}
-
-KERNEL(128, reward_head_bwd_f32)(const float* weight,  // (width)
-                                 const int* rows,      // (seqs)
-                                 const float* dscore,  // (seqs)
-                                 float* dhidden,       // (tokens, width)
-                                 int seqs, int width) {
-    reward_head_bwd(weight, rows, dscore, dhidden, seqs, width);
-}
-
-KERNEL(128, reward_head_bwd_bf16)(const bf16* weight, const int* rows, const float* dscore, bf16* dhidden, int seqs,
-                                  int width) {
-    reward_head_bwd(weight, rows, dscore, dhidden, seqs, width);
-}
-
-KERNEL(128, reward_head_weight_f32)(const float* hidden,  // (tokens, width)
-                                    const int* rows,      // (seqs)
-                                    const float* dscore,  // (seqs)
-                                    float* dweight,       // (width)
-                                    int seqs, int width, int add) {
-    reward_head_weight(hidden, rows, dscore, dweight, seqs, width, add);
-}
-
-KERNEL(128, reward_head_weight_bf16)(const bf16* hidden, const int* rows, const float* dscore, float* dweight, int seqs,
-                                     int width, int add) {
-    reward_head_weight(hidden, rows, dscore, dweight, seqs, width, add);
 }

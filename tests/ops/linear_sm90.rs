@@ -216,7 +216,7 @@ fn gated_products_and_the_bits_of_their_parts() {
 
 /// The same backend again and again: a word that is not put back would stop or reorder the next product.
 fn again_and_again<D: Device>(device: D) {
-    let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::Narrow, 4));
+    let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::N192, 4));
     let mut on = On::new(&kernels, Precision::Bf16);
     on.before = 8;
     let d = LinearDims { tokens: 520, inputs: 208, outputs: 272 };

@@ -21,7 +21,7 @@ struct Shape {
 impl Shape {
     /// The smallest kernel that holds `head_dim` columns.
     fn of<A: Element>(head_dim: usize) -> Result<Self> {
-        let head = [32, 64, 96, 128, MOST_COLUMNS].into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
+        let head = launch::AttentionFwd::<A>::HEAD.into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
             Error::Usage(format!(
                 "head_dim {head_dim}: the attention kernels take heads of up to {MOST_COLUMNS}; run this model with \
                  --device cpu"
@@ -92,24 +92,6 @@ impl Shape {
     }
 }
 
-/// Launches the kernel for a shape: structs by padded length of a head, which have the same fields.
-macro_rules! launch_for {
-    (
-        $shape:expr, $A:ty, [$k32:ident, $k64:ident, $k96:ident, $k128:ident, $k256:ident], $fields:tt, $($launch:expr),*
-    ) => {
-        match $shape.head {
-            32 => launch_for!(@one $k32, $A, $fields, $($launch),*),
-            64 => launch_for!(@one $k64, $A, $fields, $($launch),*),
-            96 => launch_for!(@one $k96, $A, $fields, $($launch),*),
-            128 => launch_for!(@one $k128, $A, $fields, $($launch),*),
-            _ => launch_for!(@one $k256, $A, $fields, $($launch),*),
-        }
-    };
-    (@one $kernel:ident, $A:ty, {$($field:ident: $value:expr),* $(,)?}, $($launch:expr),*) => {
-        launch::$kernel::<$A> { $($field: $value),* }.launch($($launch),*)
-    };
-}
-
 /// Blocks for items taken by stride: many to each multiprocessor, because items differ in length.
 fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
@@ -139,28 +121,21 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
     let work = scratch.want::<i32>(shape.work(&d));
     scratch.take()?;
     plan(k, shape, &d, &a.tree, scratch.write(work))?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionFwd32, AttentionFwd64, AttentionFwd96, AttentionFwd128, AttentionFwd256],
-        {
-            qkv: read(a.qkv),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            work: scratch.read(work),
-            o: write(&mut a.o),
-            lse: write(&mut a.lse),
-            tokens: int(d.tokens)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
-        &k.device,
-        blocks(k, shape.tiles(&d) * d.heads),
-        shape.forward_bytes()
-    )
+    launch::AttentionFwd::<A> {
+        qkv: read(a.qkv),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        work: scratch.read(work),
+        o: write(&mut a.o),
+        lse: write(&mut a.lse),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
 }
 
 pub(super) fn attention_bwd<D: Device, A: Element>(
@@ -185,54 +160,50 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         head_dim: int(d.head_dim)?,
     }
     .launch(&k.device, k.row_blocks(d.tokens * d.heads, 32), 0)?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionBwdQ32, AttentionBwdQ64, AttentionBwdQ96, AttentionBwdQ128, AttentionBwdQ256],
-        {
-            dout: read(a.do_),
-            qkv: read(a.qkv),
-            lse: read(a.lse),
-            delta: scratch.read(delta),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            work: scratch.read(work),
-            dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
+    launch::AttentionBwdQ::<A> {
+        dout: read(a.do_),
+        qkv: read(a.qkv),
+        lse: read(a.lse),
+        delta: scratch.read(delta),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        work: scratch.read(work),
+        dqkv: write(&mut a.dqkv),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(
         &k.device,
+        shape.head,
         blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
-        shape.backward_q_bytes()
+        shape.backward_q_bytes(),
     )?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionBwdKv32, AttentionBwdKv64, AttentionBwdKv96, AttentionBwdKv128, AttentionBwdKv256],
-        {
-            dout: read(a.do_),
-            qkv: read(a.qkv),
-            lse: read(a.lse),
-            delta: scratch.read(delta),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            trees: read(a.tree.trees),
-            work: scratch.read(work),
-            dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens)?,
-            tree_count: int(d.trees)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
+    launch::AttentionBwdKv::<A> {
+        dout: read(a.do_),
+        qkv: read(a.qkv),
+        lse: read(a.lse),
+        delta: scratch.read(delta),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        trees: read(a.tree.trees),
+        work: scratch.read(work),
+        dqkv: write(&mut a.dqkv),
+        tokens: int(d.tokens)?,
+        tree_count: int(d.trees)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(
         &k.device,
+        shape.head,
         blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()),
-        shape.backward_kv_bytes()
+        shape.backward_kv_bytes(),
     )
 }

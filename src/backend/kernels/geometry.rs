@@ -3,6 +3,9 @@
 
 use std::fmt::Write as _;
 
+pub use super::launchers::GemmTile as Tile;
+use super::launchers::{GEMM_CLUSTER, GEMM_COLUMNS, GEMM_PING_PONG};
+
 /// Rows of a tile, values of k of a stage, most stages: those of `kernels/tile_sm90.cuh`.
 pub const ROWS: usize = 128;
 const DEPTH: usize = 64;
@@ -31,69 +34,43 @@ const MOST_SPLITS: usize = 8;
 /// Rounds of whole sums at most where they are cut into parts.
 const MOST_WAVES_IN_PARTS: f64 = 2.0;
 
-/// A way of cutting and doing a product: a kernel for each op.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Tile {
-    /// 128 rows by 256 columns, both consumers together, clusters of two blocks.
-    Wide,
-    /// By 224, likewise: seven eighths, for sizes such as 896.
-    Middle,
-    /// By 192, both consumers together, blocks by themselves.
-    Narrow,
-    /// By 192, one consumer multiplies while the other stores, blocks by themselves.
-    NarrowTurns,
-    /// By 128, together, blocks by themselves: for few tiles.
-    Small,
-    /// By 128, in turn, likewise.
-    SmallTurns,
-}
-
 impl Tile {
-    /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Wide, Self::Middle, Self::Narrow, Self::NarrowTurns, Self::Small, Self::SmallTurns];
-
     /// Columns of the result.
     pub fn columns(self) -> usize {
-        match self {
-            Self::Wide => 256,
-            Self::Middle => 224,
-            Self::Narrow | Self::NarrowTurns => 192,
-            Self::Small | Self::SmallTurns => 128,
-        }
+        GEMM_COLUMNS[self as usize]
     }
 
     /// Blocks of a cluster, one below the other.
     pub fn blocks(self) -> usize {
-        if matches!(self, Self::Wide | Self::Middle) { 2 } else { 1 }
+        GEMM_CLUSTER[self as usize]
     }
 
     /// Whether one consumer multiplies while the other works on sums.
-    pub fn takes_turns(self) -> bool {
-        matches!(self, Self::NarrowTurns | Self::SmallTurns)
+    pub fn ping_pong(self) -> bool {
+        GEMM_PING_PONG[self as usize] != 0
     }
 
     /// Nanoseconds of a stage's products for each column of a tile (fitted as the constants above).
     fn step_ns(self) -> f64 {
         match self {
-            Self::Wide => 2.60,
-            Self::Middle => 2.80,
-            Self::Narrow => 2.54,
-            Self::NarrowTurns => 2.45,
-            Self::Small => 2.85,
-            Self::SmallTurns => 2.70,
+            Self::N256 => 2.60,
+            Self::N224 => 2.80,
+            Self::N192 => 2.54,
+            Self::N192PingPong => 2.45,
+            Self::N128 => 2.85,
+            Self::N128PingPong => 2.70,
         }
     }
 
     /// Name in reports.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Wide => "128x256 together, clusters of 2",
-            Self::Middle => "128x224 together, clusters of 2",
-            Self::Narrow => "128x192 together",
-            Self::NarrowTurns => "128x192 in turn",
-            Self::Small => "128x128 together",
-            Self::SmallTurns => "128x128 in turn",
+            Self::N256 => "128x256 together, clusters of 2",
+            Self::N224 => "128x224 together, clusters of 2",
+            Self::N192 => "128x192 together",
+            Self::N192PingPong => "128x192 in turn",
+            Self::N128 => "128x128 together",
+            Self::N128PingPong => "128x128 in turn",
         }
     }
 
@@ -101,9 +78,9 @@ impl Tile {
     /// across k come in boxes of 64 columns; `out_bytes` is the size of an element of C.
     pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let pieces = match self {
-            Self::NarrowTurns | Self::SmallTurns => 2,
+            Self::N192PingPong | Self::N128PingPong => 2,
             _ if out_bytes == 2 => self.columns().div_ceil(64),
-            Self::Narrow => 3,
+            Self::N192 => 3,
             _ => 4,
         };
         self.shared_bytes_with(b_across, pieces)
@@ -173,7 +150,7 @@ pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let rounds = items.div_ceil(clusters);
     let columns = tile.columns() as f64;
     let halves = columns * s.out_bytes as f64 / 2.0;
-    let (out, last) = if tile.takes_turns() { (IN_TURN_NS, LAST_IN_TURN_NS) } else { (TOGETHER_NS, 0.0) };
+    let (out, last) = if tile.ping_pong() { (IN_TURN_NS, LAST_IN_TURN_NS) } else { (TOGETHER_NS, 0.0) };
     let of_item = steps.div_ceil(splits) as f64 * columns * tile.step_ns() + halves * out;
     let launch = LAUNCH_NS + if blocks > 1 { CLUSTER_NS } else { 0.0 };
     let parts = (splits - 1) as f64 * (PART_NS + columns * PART_COLUMN_NS);
@@ -214,7 +191,7 @@ pub fn choose(s: Sizes, processors: usize) -> Choice {
 
 /// A choice for [`PLANNED_PROCESSORS`] on another number of multiprocessors: a tile that fits there, and as many parts.
 pub fn of_card(s: Sizes, planned: Choice, processors: usize) -> Choice {
-    let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::NarrowTurns };
+    let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::N192PingPong };
     cut(s, tile, planned.splits, processors.max(1))
 }
 
@@ -252,14 +229,14 @@ mod tests {
     #[test]
     fn tiles_fit_the_sizes() {
         // 896 is four times 224: other widths leave a part of their last tile empty.
-        assert_eq!(choose(forward(8192, 896, 4864), 132).tile, Tile::Middle);
+        assert_eq!(choose(forward(8192, 896, 4864), 132).tile, Tile::N224);
         // Short sums: results leave while the other consumer multiplies.
-        assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::NarrowTurns);
+        assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::N192PingPong);
         // Sixteen times sixteen tiles of the largest are four rounds that are all but full.
-        assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::Wide);
+        assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::N256);
         // Few rows: narrow tiles, so that as many multiprocessors as can be have one; of a single round none is behind another.
         assert_eq!(choose(forward(2048, 896, 4864), 132).tile.columns(), 128);
-        assert_eq!(choose(forward(2048, 1152, 896), 132).tile, Tile::Narrow);
+        assert_eq!(choose(forward(2048, 1152, 896), 132).tile, Tile::N192);
     }
 
     #[test]
@@ -269,20 +246,20 @@ mod tests {
         assert!(choice.splits > 1 && choice.grid > 100, "{choice:?}");
         assert_eq!(choose(Sizes { may_split: false, ..weight }, 132).splits, 1);
         // A part is at least one step, and none is empty.
-        let five_steps = cut(Sizes { k: 5 * 64, ..weight }, Tile::NarrowTurns, 4, 132);
+        let five_steps = cut(Sizes { k: 5 * 64, ..weight }, Tile::N192PingPong, 4, 132);
         assert_eq!(five_steps.splits, 3);
-        assert_eq!(cut(Sizes { k: 1, ..weight }, Tile::NarrowTurns, 8, 132).splits, 1);
+        assert_eq!(cut(Sizes { k: 1, ..weight }, Tile::N192PingPong, 8, 132).splits, 1);
     }
 
     #[test]
     fn times_add_up() {
         // 132 tiles of 128x192, a round: 64 stages, one way out, a launch.
-        let choice = cut(forward(128 * 132, 192, 4096), Tile::NarrowTurns, 1, 132);
+        let choice = cut(forward(128 * 132, 192, 4096), Tile::N192PingPong, 1, 132);
         let nanoseconds = 64.0 * 192.0 * 2.45 + 192.0 * (IN_TURN_NS + LAST_IN_TURN_NS) + LAUNCH_NS;
         assert!((choice.seconds * 1e9 - nanoseconds).abs() < 1e-3, "{choice:?}");
         assert_eq!((choice.grid, choice.waves), (132, 1.0));
         // One tile on 132 multiprocessors.
-        assert!(cut(forward(128, 192, 4096), Tile::NarrowTurns, 1, 132).efficiency < 0.01);
+        assert!(cut(forward(128, 192, 4096), Tile::N192PingPong, 1, 132).efficiency < 0.01);
     }
 
     #[test]
@@ -293,8 +270,8 @@ mod tests {
                 assert!(across <= MOST_SHARED && along <= MOST_SHARED, "{tile:?}");
             }
         }
-        assert_eq!(Tile::Wide.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 1024 + 80);
-        assert_eq!(Tile::NarrowTurns.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 768 + 96);
+        assert_eq!(Tile::N256.shared_bytes(false, 2), 3 * 49_152 + 65_536 + 1024 + 80);
+        assert_eq!(Tile::N192PingPong.shared_bytes(false, 2), 4 * 40_960 + 32_768 + 768 + 96);
     }
 
     #[test]

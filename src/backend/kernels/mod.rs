@@ -21,7 +21,10 @@ mod scratch;
 mod tensor_map;
 mod transfer;
 
-// Text processing of build.rs, here for its tests.
+// Text processing of build.rs, compiled here for its tests.
+#[cfg(test)]
+#[allow(dead_code)]
+mod exports;
 #[cfg(test)]
 #[allow(dead_code)]
 mod generate;

@@ -26,7 +26,7 @@ fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &
 /// Notes the tiles of either product.
 fn note<D: Device, A: Element>(k: &Kernels<D, A>, op: &'static str, m: usize, n: usize, depth: usize) {
     let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(op, sizes, cut(sizes, Tile::NarrowTurns, 1, k.device.properties().processors));
+    k.chose(op, sizes, cut(sizes, Tile::N192PingPong, 1, k.device.properties().processors));
 }
 
 /// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
@@ -59,7 +59,7 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     .launch(
         &k.device,
         blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors),
-        Tile::NarrowTurns.shared_bytes(false, 2),
+        Tile::N192PingPong.shared_bytes(false, 2),
     )?;
     Ok(true)
 }
@@ -91,8 +91,8 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     }
     .launch(
         &k.device,
-        blocks_of(d.tokens, d.intermediate, Tile::NarrowTurns.columns(), k.device.properties().processors),
-        Tile::NarrowTurns.shared_bytes_with(true, BACKWARD_PIECES),
+        blocks_of(d.tokens, d.intermediate, Tile::N192PingPong.columns(), k.device.properties().processors),
+        Tile::N192PingPong.shared_bytes_with(true, BACKWARD_PIECES),
     )?;
     Ok(true)
 }

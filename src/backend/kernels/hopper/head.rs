@@ -139,9 +139,9 @@ fn chunk_forward<D: Device, A: Element>(
     let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, WIDTH)?;
     let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
     let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
-    let shared = Tile::NarrowTurns.shared_bytes(false, 2);
+    let shared = Tile::N192PingPong.shared_bytes(false, 2);
     let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(o.name, sizes, cut(sizes, Tile::NarrowTurns, 1, device.properties().processors));
+    k.chose(o.name, sizes, cut(sizes, Tile::N192PingPong, 1, device.properties().processors));
     if stored {
         let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
         launch::HeadPowersSm90 {
@@ -183,7 +183,7 @@ fn chunk_forward<D: Device, A: Element>(
 /// How drows of a chunk are cut: 256 or 224 columns, and parts of the sum over the vocabulary.
 fn cut_of_drows(d: HeadDims, rows: usize, processors: usize) -> (Sizes, Choice) {
     let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true, a_across: false };
-    let ways = [Tile::Wide, Tile::Middle].into_iter().flat_map(|tile| (1..=4).map(move |splits| (tile, splits)));
+    let ways = launch::HeadDrowsSm90::TILE.into_iter().flat_map(|tile| (1..=4).map(move |splits| (tile, splits)));
     let ways = ways.filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
     let mut choices: Vec<Choice> = ways.map(|(tile, splits)| cut(sizes, tile, splits, PLANNED_PROCESSORS)).collect();
     choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
@@ -225,16 +225,8 @@ fn chunk_backward<D: Device, A: Element>(
     let factor = Read::new(at.factor, 0);
     let turns = Write::new(super::linear::turns(k, &choice)?, 0);
     let (splits, shared) = (int(choice.splits)?, choice.tile.shared_bytes(true, 4));
-    macro_rules! go {
-        ($Kernel:ident) => {
-            launch::$Kernel { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
-                .launch(device, choice.grid, shared)?
-        };
-    }
-    match choice.tile {
-        Tile::Middle => go!(HeadDrowsSm90224),
-        _ => go!(HeadDrowsSm90256),
-    }
+    launch::HeadDrowsSm90 { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
+        .launch(device, choice.tile, choice.grid, shared)?;
     let Some((dhead, mode)) = dhead else { return Ok(()) };
     let product = super::Product::<A> {
         name: o.name,

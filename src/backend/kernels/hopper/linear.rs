@@ -157,58 +157,24 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
             // One that is absent is not looked at, and must name memory all the same.
             let map = if residual == 0 { c } else { matrix(device, residual, (product.m, product.n), product.n, 64)? };
             let (added, bias) = (i32::from(residual != 0), Read::new(product.bias.address(), 0));
-            macro_rules! go {
-                ($Kernel:ident) => {
-                    launch::$Kernel { a, b, c, residual: map, bias, m, n, k: depth, added }.launch(
-                        device,
-                        choice.grid,
-                        shared,
-                    )
-                };
-            }
-            match tile {
-                Tile::Wide => go!(LinearFwdSm90256),
-                Tile::Middle => go!(LinearFwdSm90224),
-                Tile::Narrow => go!(LinearFwdSm90192),
-                Tile::NarrowTurns => go!(LinearFwdSm90192Turns),
-                Tile::Small => go!(LinearFwdSm90128),
-                Tile::SmallTurns => go!(LinearFwdSm90128Turns),
-            }
+            launch::LinearFwdSm90 { a, b, c, residual: map, bias, m, n, k: depth, added }.launch(
+                device,
+                tile,
+                choice.grid,
+                shared,
+            )
         }
         Op::Input => {
-            macro_rules! go {
-                ($Kernel:ident) => {
-                    launch::$Kernel { a, b, c, m, n, k: depth, add }.launch(device, choice.grid, shared)
-                };
-            }
-            match tile {
-                Tile::Wide => go!(LinearBwdInputSm90256),
-                Tile::Middle => go!(LinearBwdInputSm90224),
-                Tile::Narrow => go!(LinearBwdInputSm90192),
-                Tile::NarrowTurns => go!(LinearBwdInputSm90192Turns),
-                Tile::Small => go!(LinearBwdInputSm90128),
-                Tile::SmallTurns => go!(LinearBwdInputSm90128Turns),
-            }
+            launch::LinearBwdInputSm90 { a, b, c, m, n, k: depth, add }.launch(device, tile, choice.grid, shared)
         }
         Op::Weight => {
             let (turns, norms) = (Write::new(turns(k, &choice)?, 0), Write::new(product.norms, 0));
-            macro_rules! go {
-                ($Kernel:ident) => {
-                    launch::$Kernel { a, b, c, turns, norms, m, n, k: depth, splits, add }.launch(
-                        device,
-                        choice.grid,
-                        shared,
-                    )
-                };
-            }
-            match tile {
-                Tile::Wide => go!(LinearBwdWeightSm90256),
-                Tile::Middle => go!(LinearBwdWeightSm90224),
-                Tile::Narrow => go!(LinearBwdWeightSm90192),
-                Tile::NarrowTurns => go!(LinearBwdWeightSm90192Turns),
-                Tile::Small => go!(LinearBwdWeightSm90128),
-                Tile::SmallTurns => go!(LinearBwdWeightSm90128Turns),
-            }
+            launch::LinearBwdWeightSm90 { a, b, c, turns, norms, m, n, k: depth, splits, add }.launch(
+                device,
+                tile,
+                choice.grid,
+                shared,
+            )
         }
     }
 }
