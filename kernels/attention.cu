@@ -108,7 +108,7 @@ DEVICE void attention_fwd(const Fused<T>& fused, const Segments& segments, const
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpRows<KEYS>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, F::SHARED_BYTES);
     SHARED(int, index, 2 * KEYS);
     int tiles = work.tiles(), heads = fused.heads, head_dim = fused.head_dim;
     for (long long item = blockIdx.x; item < 1LL * tiles * heads; item += gridDim.x) {

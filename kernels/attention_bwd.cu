@@ -110,7 +110,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, PARTS = HEAD / PART;
     using Scores = WarpRows<KEYS>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, B::SHARED_BYTES_Q);
     SHARED(int, index, 2 * KEYS);
     unsigned char *queries = shared, *outputs = shared + B::Own::BYTES;
     const Segments& segments = in.segments;
@@ -223,7 +223,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, PARTS = HEAD / PART;
     using Scores = WarpRows<QUERIES>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, B::SHARED_BYTES_KV);
     unsigned char *keys = shared, *values = shared + B::Own::BYTES, *stages = shared + 2 * B::Own::BYTES;
     const Segments& segments = in.segments;
     int kv_heads = in.fused.kv_heads, group = in.fused.heads / kv_heads;

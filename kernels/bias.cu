@@ -6,8 +6,8 @@
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// Tokens of a slice; as in src/backend/kernels/rowwise.rs.
-constexpr int BIAS_SLICE = 64;
+/// Tokens of a slice.
+EXPORT constexpr int BIAS_SLICE = 64;
 
 /// slices[k][o] = sum over the tokens of slice k of dy[t][o].
 template <class T>

@@ -40,10 +40,17 @@
 #define SHARED(type, name, count) __shared__ type name[count]
 /// Shared memory whose size the launch gives, aligned for every swizzle.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+/// The same for a size that the kernel knows; the emulator refuses a launch with another.
+#define DYNAMIC_SHARED_OF(name, bytes) DYNAMIC_SHARED(name)
 
 /// Waits until every thread of the block is here; what they wrote before is seen after.
 DEVICE void sync_block() {
     __syncthreads();
+}
+
+/// Ends the launch with an error: the kernel got a value that it does not handle.
+DEVICE void trap(const char*) {
+    __trap();
 }
 
 #else
@@ -55,6 +62,7 @@ DEVICE void sync_block() {
 #define SHARED(type, name, count) \
     type* const name = emulator::shared_array<type, count>([] { static const char site = 0; return &site; }())
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
+#define DYNAMIC_SHARED_OF(name, bytes) unsigned char* const name = emulator::dynamic_shared_of(bytes)
 #define threadIdx (emulator::thread_index())
 #define blockIdx (emulator::block_index())
 #define blockDim (emulator::block_size())
@@ -62,6 +70,10 @@ DEVICE void sync_block() {
 
 #define sync_block() \
     emulator::sync_block([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
+
+inline void trap(const char* why) {
+    emulator::fail("%s", why);
+}
 
 #endif
 
@@ -73,7 +85,8 @@ DEVICE void sync_block() {
 
 #include "bf16.cuh"
 
-constexpr int WARP = 32;
+/// Threads of a warp.
+EXPORT constexpr int WARP = 32;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 /// Quotient rounded up, of numbers that are not negative.

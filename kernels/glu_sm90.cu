@@ -159,8 +159,10 @@ struct GluBackward : Raster<H> {
     }
 };
 
-using GateUp = Hopper<192, Major::K, Major::K, bf16, 1, true, 2>;
-using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, 4>;
+/// Columns of the gate, and of the up projection, of a tile of the forward; staged subtiles of a consumer of the backward.
+EXPORT constexpr int GLU_FWD_COLUMNS = 96, GLU_BWD_SUBTILES = 4;
+using GateUp = Hopper<2 * GLU_FWD_COLUMNS, Major::K, Major::K, bf16, 1, true, 2>;
+using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, GLU_BWD_SUBTILES>;
 
 // A: x (tokens, hidden), B: weight (2 intermediate, hidden), gate then up.
 KERNEL(384, linear_glu_fwd_sm90, EARLY, ALONE(384))(TensorMap x, TensorMap weight,

@@ -12,7 +12,7 @@
 #include "reduce.cuh"
 
 /// Tiles of a slice of the vocabulary.
-constexpr int SLICE_TILES = 8;
+EXPORT constexpr int HEAD_SLICE_TILES = 8;
 
 /// Terms of the four lanes that share a row of fragments.
 DEVICE LogSum join_quad(LogSum terms) {
@@ -35,8 +35,8 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
                                                     float* hit,         // (rows): the target's logit
                                                     int hidden_size, int vocab, int rows) {
     using P = Product<T, true, true>;
-    DYNAMIC_SHARED(shared);
-    constexpr int SLICE = SLICE_TILES * P::COLUMNS, ACROSS = P::S::WARPS_ACROSS;
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
+    constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, ACROSS = P::S::WARPS_ACROSS;
     Source<T> a = Source<T>::of(hidden, rows, hidden_size, source), b = Source<T>::of(head, vocab, hidden_size);
     int bands = ceil_div(rows, P::ROWS), slices = ceil_div(vocab, SLICE);
     for (long long item = blockIdx.x; item < 1LL * bands * slices; item += gridDim.x) {
@@ -149,7 +149,7 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
                                              T* dlogits,          // (rows, stride)
                                              int hidden_size, int rows, int first, int width, int stride) {
     using P = Product<T, true, true>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     Source<T> a = Source<T>::of(hidden, rows, hidden_size, source);
     Source<T> b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     int down = ceil_div(rows, P::ROWS), across = ceil_div(width, P::COLUMNS);

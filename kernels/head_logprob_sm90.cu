@@ -65,7 +65,7 @@ struct HeadJob : Raster<H> {
     float* sums_out;    // (tiles across, rows)
     float* hit;         // (rows): the target's logit
     /// (rows, vocab)
-    const TensorDescriptor* powers;
+    const TensorDescriptor* exps;
     static_assert(H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile");
 
     DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
@@ -122,7 +122,7 @@ struct HeadJob : Raster<H> {
                 for (int p = 0; p < count; ++p) {
                     int at = column + (begin + p) * H::PIECE_COLUMNS;
                     if (row < rows && at < vocab) {
-                        store_box(*powers, at, row, pieces + p * H::PIECE_BYTES);
+                        store_box(*exps, at, row, pieces + p * H::PIECE_BYTES);
                     }
                 }
                 commit_boxes();
@@ -173,7 +173,9 @@ struct HeadJob : Raster<H> {
     }
 };
 
-using Head = Hopper<192, Major::K, Major::K, bf16, 1, true>;
+/// Columns of a tile of the vocabulary.
+EXPORT constexpr int HEAD_COLUMNS = 192;
+using Head = Hopper<HEAD_COLUMNS, Major::K, Major::K, bf16, 1, true>;
 
 // A: packed rows (rows, hidden), B: head (vocab, hidden).
 KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
@@ -187,17 +189,17 @@ KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
 
 // As above, and the powers.
 KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
-    TensorMap powers,   // (rows, vocab)
+    TensorMap exps,   // (rows, vocab)
     const int* target,  // (rows)
     const float* base,  // (rows)
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &powers});
+    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &exps});
 }
 
 /// A row whose sum is out of range: k from its greatest logit, its sum, and where there are powers these; all lanes call it.
-DEVICE float join_again(const bf16* x, const bf16* head, float& k, bf16* powers, int hidden_size, int vocab) {
+DEVICE float join_again(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
     float largest = -INFINITY;
     for (int v = 0; v < vocab; ++v) {
         largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size));
@@ -207,13 +209,16 @@ DEVICE float join_again(const bf16* x, const bf16* head, float& k, bf16* powers,
     for (int v = 0; v < vocab; ++v) {
         float power = fast_exp2(fmaf(dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size), LOG2_E, -k));
         sum += power;
-        if (powers != nullptr && lane_index() == 0) {
-            powers[v] = from_float<bf16>(power);
+        if (exps != nullptr && lane_index() == 0) {
+            exps[v] = from_float<bf16>(power);
         }
     }
     // Of an infinite logit there is no softmax.
     return largest == INFINITY ? NAN : sum;
 }
+
+/// Rows that a warp of head_join_sm90 takes.
+EXPORT constexpr int HEAD_JOIN_ROWS = 8;
 
 /// Adds up the tiles' sums of every row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight rows, which lie side by side
 /// in memory: each lane adds every fourth tile of one row.
@@ -225,23 +230,23 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* total,        // (rows)
                             float* logp,         // (rows)
                             float* lse,          // (rows)
-                            bf16* powers,        // (rows, stride), may be absent
+                            bf16* exps,        // (rows, stride), may be absent
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    for (long long first = 8 * warp_of_grid(); first < rows; first += 8 * warps_of_grid()) {
-        long long own = first + lane_index() % 8;
+    for (long long first = HEAD_JOIN_ROWS * warp_of_grid(); first < rows; first += HEAD_JOIN_ROWS * warps_of_grid()) {
+        long long own = first + lane_index() % HEAD_JOIN_ROWS;
         float part = 0.0f;
-        for (int s = lane_index() / 8; s < slices && own < rows; s += 4) {
+        for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
             part += sums[1LL * s * rows + own];
         }
-        part += shuffle_xor(part, 8);
-        part += shuffle_xor(part, 16);
-        for (int i = 0; i < 8 && first + i < rows; ++i) {
+        part += shuffle_xor(part, HEAD_JOIN_ROWS);
+        part += shuffle_xor(part, 2 * HEAD_JOIN_ROWS);
+        for (int i = 0; i < HEAD_JOIN_ROWS && first + i < rows; ++i) {
             long long r = first + i;
             float sum = shuffle(part, i);
             float k = base[r];
             constexpr float LEAST = 0x1p-100f, MOST = 0x1p120f;
             if (!(sum > LEAST && sum < MOST)) {
-                sum = join_again(packed + r * hidden_size, head, k, powers == nullptr ? nullptr : powers + r * stride, hidden_size,
+                sum = join_again(packed + r * hidden_size, head, k, exps == nullptr ? nullptr : exps + r * stride, hidden_size,
                                  vocab);
             }
             if (lane_index() == 0) {
@@ -265,7 +270,7 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
                                const float* dlogp,  // (rows)
                                float* factor,       // (rows): v
                                bf16* scaled,        // (rows, hidden_size): v hidden
-                               bf16* powers,        // (rows, stride)
+                               bf16* exps,        // (rows, stride)
                                int hidden_size, int rows, int stride) {
     for (long long r = warp_of_grid(); r < rows; r += warps_of_grid()) {
         float slope = dlogp[r], sum = total[r], v = slope == 0.0f ? 0.0f : -slope / sum;
@@ -282,7 +287,7 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
         }
         if (lane_index() == 0) {
             factor[r] = v;
-            powers[r * stride + target[r]] = from_float<bf16>(fast_exp2(fmaf(hit[r], LOG2_E, -base[r])) - sum);
+            exps[r * stride + target[r]] = from_float<bf16>(fast_exp2(fmaf(hit[r], LOG2_E, -base[r])) - sum);
         }
     }
 }
@@ -290,10 +295,10 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
 // drows = v (powers head), parts of the sum over the vocabulary in order. A: powers (rows, vocab), B: head (vocab, hidden).
 template <GemmTile TILE>
 KERNELS(384, head_drows_sm90, FOR(TILE: 256=N256 224=N224), CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(
-    const TensorDescriptor& powers, const TensorDescriptor& head, const TensorDescriptor& drows,
+    const TensorDescriptor& exps, const TensorDescriptor& head, const TensorDescriptor& drows,
     const float* factor,  // (rows)
-    int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* semaphores,      // (tiles, 2) zeros, where splits > 1; left as zeros
     int rows, int hidden, int vocab, int splits) {
     hopper_matmul<HopperGemm<TILE, Major::K, Major::ACROSS, float>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
+        exps, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, semaphores, nullptr});
 }

@@ -12,7 +12,7 @@
 template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use, class Done>
 DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use, Done done) {
     using P = Product<T, A_K_MAJOR, B_K_MAJOR>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;

@@ -34,9 +34,9 @@ template <GemmTile TILE>
 KERNELS(384, linear_bwd_weight_sm90, FOR(TILE: 256=N256 224=N224 192=N192 192_turns=N192_PING_PONG 128=N128 128_turns=N128_PING_PONG),
         IF(TILE: 256 224; CLUSTER(2)), CORESIDENT, EARLY, ALONE(384))(
     const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c,
-    int* turns,    // (tiles, 2) zeros, where splits > 1; left as zeros
-    float* norms,  // of patches of C (patches.cuh), may be absent
+    int* semaphores,  // (tiles, 2) zeros, where splits > 1; left as zeros
+    float* norms,     // of patches of C (patches.cuh), may be absent
     int m, int n, int k, int splits, int add) {
     hopper_matmul<HopperGemm<TILE, Major::ACROSS, Major::ACROSS, float>>(
-        a, b, c, {m, n, k, splits, add, nullptr, nullptr, turns, norms});
+        a, b, c, {m, n, k, splits, add, nullptr, nullptr, semaphores, norms});
 }

@@ -9,8 +9,8 @@
 #include "rows.cuh"
 
 constexpr int NORM_THREADS = 128;
-/// Tokens of a slice of the weight gradient; as in src/backend/kernels/rowwise.rs.
-constexpr int NORM_SLICE = 16;
+/// Tokens of a slice of the weight gradient.
+EXPORT constexpr int NORM_SLICE = 16;
 
 /// sum = x + residual (x without one), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd weight.
 template <class T>

@@ -9,8 +9,8 @@
 #include "rows.cuh"
 
 constexpr int OPTIM_THREADS = 256;
-/// Entries of the control vector, as in src/backend/contract/optim.rs.
-constexpr int LEARNING_RATE = 0, STEP = 1, NORM = 2, CLIP = 3, APPLY = 4, SKIPPED = 5;
+/// Entries of the control vector.
+EXPORT enum Control : int { LEARNING_RATE, STEP, NORM, CLIP, APPLY, SKIPPED };
 
 /// Sum over the block in one fixed order; thread 0 receives it. `partial` holds a number for each warp.
 DEVICE double add_block(double value, double* partial) {

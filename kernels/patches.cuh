@@ -5,7 +5,7 @@
 #include "common.cuh"
 #include "primitives/warp.cuh"
 
-constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
+EXPORT constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
 
 /// Writes the norm of the patches of a warp's part of a matrix to the first of them, and zeros to the others. The part begins at
 /// a patch; patches beyond the matrix are left out. `squares` is the lane's sum of squares: in f64, which no square of an f32

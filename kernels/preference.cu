@@ -8,27 +8,20 @@
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
-/// As in src/backend/contract/loss.rs.
-constexpr int TERMS = 4, KINDS = 3, SUM_FIELDS = 5;
-
-/// As in src/backend/kernels/loss.rs.
-enum Curve { SIGMOID = 0, ROBUST = 1, HINGE = 2, IPO = 3 };
+/// Term slots of a comparison, and kinds of comparisons.
+EXPORT constexpr int TERMS = 4, KINDS = 3;
+/// Fields of a row of `sums`.
+EXPORT enum SumField : int { SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT };
+EXPORT constexpr int SUM_FIELDS = 5;
+EXPORT enum Curve : int { SIGMOID, ROBUST, HINGE, IPO };
 
 struct Point {
     float value, slope;
 };
 
-/// f(z) and f'(z); with e the smoothing, rest = 1 - e and norm = 1 - 2e. Without smoothing its terms are left out,
-/// because 0 softplus(inf) would be NaN.
-DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float beta) {
-    if (curve == HINGE) {
-        // NaN is neither above nor below.
-        return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
-    }
-    if (curve == IPO) {
-        float distance = (z - 0.5f) / beta;
-        return {distance * distance, 2.0f * distance / beta};
-    }
+/// f(z) and f'(z) of SIGMOID and ROBUST with smoothing e; rest = 1 - e and norm = 1 - 2e. At e = 0 the smoothed terms are left
+/// out, because 0 softplus(inf) would be NaN.
+DEVICE Point logistic_at(bool robust, float e, float rest, float norm, float z) {
     // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) through one exponential that cannot overflow.
     float power = expf(-fabsf(z));
     float tail = log1pf(power), large = 1.0f / (1.0f + power), small = power / (1.0f + power);
@@ -38,10 +31,28 @@ DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float
     if (e == 0.0f) {
         return {lower, -sigmoid_lower};
     }
-    if (curve == SIGMOID) {
+    if (!robust) {
         return {rest * lower + e * upper, e * sigmoid_upper - rest * sigmoid_lower};
     }
     return {(rest * lower - e * upper) / norm, (-rest * sigmoid_lower - e * sigmoid_upper) / norm};
+}
+
+/// f(z) and f'(z) of a curve with smoothing e; the other arguments as in logistic_at.
+DEVICE Point curve_at(Curve curve, float e, float rest, float norm, float z, float beta) {
+    switch (curve) {
+        case SIGMOID:
+        case ROBUST:
+            return logistic_at(curve == ROBUST, e, rest, norm, z);
+        case HINGE:
+            // NaN is neither above nor below.
+            return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
+        case IPO: {
+            float distance = (z - 0.5f) / beta;
+            return {distance * distance, 2.0f * distance / beta};
+        }
+    }
+    trap("preference_fwd: an unknown curve");
+    return {};
 }
 
 DEVICE bool finite(float x) {
@@ -66,8 +77,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             float* dscore,               // (seqs)
                             float* sums,                 // (KINDS, SUM_FIELDS)
                             float* slopes,               // (comparisons) scratch
-                            float* pulls,                // (comparisons) scratch
-                            int seqs, int comparisons, int curve, float smoothing, float rest, float norm,
+                            float* center_slopes,                // (comparisons) scratch
+                            int seqs, int comparisons, Curve curve, float smoothing, float rest, float norm,
                             float center) {
     if (blockIdx.x != 0) {
         return;
@@ -108,7 +119,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         logit[c] = total;
         loss[c] = value;
         slopes[c] = slope;
-        pulls[c] = 2.0f * center * both;
+        center_slopes[c] = 2.0f * center * both;
     }
     // The numbers of every comparison are there before the sequences gather them.
     sync_block();
@@ -122,7 +133,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             }
             int sign = term_sign[slot];
             float trained = sign == 2 || sign == -2 ? 0.0f : float(sign) * scale[c] * slopes[c];
-            sum += kind_scale[kind[c]] * weight[c] * (trained + pulls[c]);
+            sum += kind_scale[kind[c]] * weight[c] * (trained + center_slopes[c]);
         }
         dscore[s] = sum;
     }
@@ -137,9 +148,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             continue;
         }
         float x = logit[c];
-        // In the order of SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT.
-        float counts = field == 1 ? 1.0f : field == 2 ? float(x > 0.0f) : float(x == 0.0f);
-        sum += double(field == 0 ? loss[c] : field == 4 ? x : counts);
+        float counts = field == SUM_COUNT ? 1.0f : field == SUM_CORRECT ? float(x > 0.0f) : float(x == 0.0f);
+        sum += double(field == SUM_LOSS ? loss[c] : field == SUM_LOGIT ? x : counts);
     }
     sums[entry] = float(sum);
 }

@@ -241,15 +241,18 @@ DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column
     }
 }
 
+/// Rows and columns of a block's tile by storage, values of k of a stage, and stages.
+EXPORT constexpr int TILE_BF16 = 128, TILE_F32 = 64, TILE_DEPTH = 32, TILE_STAGES = 3;
+
 /// Shapes of a block's tile by storage: fewer rows for f32, whose fragments take three times the registers.
 template <class T>
 struct Shape {
-    static constexpr int ROWS = 128, COLUMNS = 128, DEPTH = 32;
+    static constexpr int ROWS = TILE_BF16, COLUMNS = TILE_BF16, DEPTH = TILE_DEPTH;
     static constexpr int WARPS_DOWN = 2, WARPS_ACROSS = 4;
 };
 template <>
 struct Shape<float> {
-    static constexpr int ROWS = 64, COLUMNS = 64, DEPTH = 32;
+    static constexpr int ROWS = TILE_F32, COLUMNS = TILE_F32, DEPTH = TILE_DEPTH;
     static constexpr int WARPS_DOWN = 4, WARPS_ACROSS = 2;
 };
 
@@ -264,7 +267,7 @@ struct Product {
     static constexpr int DOWN = WARP_ROWS / 16, ACROSS = WARP_COLUMNS / 8;
     using TileA = Tile<T, A_K_MAJOR ? ROWS : DEPTH, A_K_MAJOR ? DEPTH : ROWS>;
     using TileB = Tile<T, B_K_MAJOR ? COLUMNS : DEPTH, B_K_MAJOR ? DEPTH : COLUMNS>;
-    static constexpr int STAGES = 3;
+    static constexpr int STAGES = TILE_STAGES;
     static constexpr int STAGE_BYTES = TileA::BYTES + TileB::BYTES;
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
 

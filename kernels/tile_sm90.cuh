@@ -27,6 +27,9 @@
 #include "primitives/warp.cuh"
 #include "primitives/wgmma.cuh"
 
+/// Rows of a block's tile, values of k of a stage, most stages, and shared memory of a block in bytes (227 KiB).
+EXPORT constexpr int GEMM_ROWS = 128, GEMM_DEPTH = 64, GEMM_MAX_STAGES = 4, MAX_SHARED_BYTES = 232448;
+
 /// Which tiles, how they lie, and who works on them.
 template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_, int BATCH_ = 0>
 struct Hopper {
@@ -36,7 +39,7 @@ struct Hopper {
     static constexpr bool PING_PONG = PING_PONG_;
     /// Boxes that B's part of a stage comes in where it is contiguous along k; the blocks of a cluster copy them in turn.
     static constexpr int SHARES = SHARES_, OWN_SHARES = SHARES / BLOCKS;
-    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, DEPTH = 64;
+    static constexpr int ROWS = GEMM_ROWS, COLUMNS = COLUMNS_, DEPTH = GEMM_DEPTH;
     /// Products of 64 rows of a consumer.
     static constexpr int HALVES = PING_PONG ? 2 : 1;
     /// Warps that use a stage: a product is waited for by warps, not by warpgroups.
@@ -55,14 +58,14 @@ struct Hopper {
     static constexpr int OUT_BYTES = 2 * BATCH * PIECE_BYTES;
     /// A row of bf16 of each consumer's, as many as the tile has columns, and room for barriers.
     static constexpr int ROW_BYTES = 2 * COLUMNS;
-    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
+    static constexpr int STAGES = min_of(GEMM_MAX_STAGES, (MAX_SHARED_BYTES - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
     static constexpr int BARRIER_BYTES = (2 * STAGES + 4) * int(sizeof(Mbarrier));
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + 2 * ROW_BYTES + BARRIER_BYTES;
     static constexpr int SUMS = COLUMNS / 2;
     /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
     static constexpr int FEW = PING_PONG ? 24 : 40, MANY = PING_PONG ? 240 : 232;
     static_assert(BLOCKS == 1 || SHARES == BLOCKS, "a share for each block");
-    static_assert(STAGES >= 3 && SHARED_BYTES <= 227 * 1024, "shared memory of a block");
+    static_assert(STAGES >= 3 && SHARED_BYTES <= MAX_SHARED_BYTES, "shared memory of a block");
 };
 
 /// A tile of a product, and the steps of k that are summed.
@@ -350,7 +353,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
 /// likewise with its columns, of which a block copies a share. All with the 128-byte swizzle.
 template <class H, class Job>
 DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job job) {
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, H::SHARED_BYTES);
     Ring<H> ring(shared);
     unsigned rank = 0;
     if constexpr (H::BLOCKS > 1) {

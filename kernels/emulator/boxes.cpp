@@ -8,8 +8,6 @@ namespace emulator {
 
 namespace {
 
-/// First word of a tensor map made for the emulator; as MAGIC in src/backend/kernels/emulator.rs.
-constexpr uint64_t MAGIC = 0x70616d2d6c70616d;
 /// Bytes that a swizzled pattern repeats after, and those of its rows.
 constexpr size_t PATTERN = 1024;
 constexpr int ROW = 128;
@@ -158,7 +156,7 @@ int Box::bytes() const {
 }
 
 void check_map(const MapWords& map, int rank) {
-    if (map[0] != MAGIC) {
+    if (map[0] != MAP_MAGIC) {
         fail("a tensor map that was not made for the emulator");
     }
     if (int(map[2] >> 8 & 0xff) != rank) {

@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
+/// Marks a constant or an enum of which build.rs generates a Rust item.
+#define EXPORT
+
 namespace emulator {
 
 struct Dim {
@@ -103,6 +106,8 @@ T* shared_array(const void* site) {
 
 /// The block's shared memory whose size the launch gave.
 unsigned char* dynamic_shared();
+/// The same; ends the launch unless it gave `bytes` bytes.
+unsigned char* dynamic_shared_of(size_t bytes);
 
 /// Ends the launch unless the bytes lie in one allocation of the device.
 void check_global(const char* what, const void* address, size_t bytes);
@@ -137,6 +142,8 @@ void wait_mbarrier(void* barrier, int parity);
 
 /// Words of a tensor map as src/backend/kernels/emulator.rs writes them.
 using MapWords = uint64_t[16];
+/// First word of a tensor map made for the emulator.
+EXPORT constexpr uint64_t MAP_MAGIC = 0x70616d2d6c70616d;
 
 /// Ends the launch unless the map is one of this device with so many dimensions.
 void check_map(const MapWords& map, int rank);

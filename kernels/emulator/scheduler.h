@@ -22,7 +22,7 @@ constexpr size_t WINDOW_BYTES = 256 << 10;
 constexpr size_t GAP = 64;
 
 /// Order in which threads run, blocks run, and asynchronous operations take effect.
-enum class Schedule : int { RISING = 0, FALLING = 1, RANDOM = 2 };
+EXPORT enum class Schedule : int { RISING, FALLING, RANDOM };
 
 /// SplitMix64: small, seeded, the same everywhere.
 struct Random {

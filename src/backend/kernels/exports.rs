@@ -5,6 +5,7 @@
 //! EXPORT constexpr int NAME = 1, OTHER = 2, LIST[] = {1, 2};
 //! EXPORT constexpr uint64_t NAME = 0x1f;
 //! EXPORT enum Name : int { FIRST, SECOND };
+//! EXPORT enum class Name : int { FIRST, SECOND };
 //! ```
 //!
 //! Numbers are decimal or hexadecimal literals. Enumerators count from 0.
@@ -54,7 +55,7 @@ fn item(text: &str) -> Result<Vec<Export>, String> {
     let code: String = text.lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + " ").collect();
     let code = code.split_once(';').ok_or("an EXPORT without `;`")?.0;
     let code = code.trim_start_matches("EXPORT").trim();
-    if let Some(rest) = code.strip_prefix("enum ") {
+    if let Some(rest) = code.strip_prefix("enum ").map(|rest| rest.strip_prefix("class ").unwrap_or(rest)) {
         return enumeration(rest).map(|export| vec![export]);
     }
     let constants = |rest: &str, word: bool| list(rest).into_iter().map(|text| constant(text, word)).collect();

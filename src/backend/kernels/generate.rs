@@ -222,6 +222,14 @@ fn launcher(text: &mut String, d: &Declaration, first: usize) {
             values.join(", ")
         );
     }
+    let threads = d.kernels[0].threads;
+    if d.kernels.iter().all(|kernel| kernel.threads == threads) {
+        let _ = writeln!(
+            text,
+            "    /// Threads and warps per block.\n    pub const THREADS: usize = {threads};\n    pub const WARPS: usize = {};\n",
+            threads / 32
+        );
+    }
     choice(text, d, first, &chosen);
     let arguments: String = chosen.iter().map(|a| format!("{}: {}, ", a.name.to_lowercase(), axis_type(a))).collect();
     let _ = writeln!(
@@ -331,8 +339,8 @@ fn rust_type(parameter: &Parameter) -> String {
         Element::I32 => "i32",
     };
     match &parameter.kind {
-        Kind::Read(of) => format!("Read<{}>", element(*of)),
-        Kind::Write(of) => format!("Write<{}>", element(*of)),
+        Kind::Read(of) => format!("ConstPtr<{}>", element(*of)),
+        Kind::Write(of) => format!("MutPtr<{}>", element(*of)),
         Kind::Int => "i32".into(),
         Kind::Long => "i64".into(),
         Kind::Float => "f32".into(),
@@ -383,8 +391,8 @@ mod tests {
         );
         let rust = launchers(&sources, &exports, None, false);
         assert!(rust.contains("pub struct Scale<A: Element>"), "{rust}");
-        assert!(rust.contains("pub x: Read<A>") && rust.contains("pub y: Write<f32>"), "{rust}");
-        assert!(rust.contains("&KERNELS[A::choose(1, 2)]"), "{rust}");
+        assert!(rust.contains("pub x: ConstPtr<A>") && rust.contains("pub y: MutPtr<f32>"), "{rust}");
+        assert!(rust.contains("&KERNELS[A::choose(1, 2)]") && rust.contains("pub const WARPS: usize = 2;"), "{rust}");
         let entries = entries(&sources[0]);
         let bf16 = "KERNEL(64, scale_bf16, EARLY)(const bf16* x, float* y, int n) {\n    scale<bf16>(x, y, n);\n}";
         assert!(entries.contains("#include \"a.cu\"") && entries.contains(bf16), "{entries}");

@@ -1,6 +1,6 @@
 //! What the emulator reports of wrong uses, and hazards that its orders show.
 
-use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
+use mapl::backend::kernels::device::{ConstPtr, Device, MapElement, MapSwizzle, MutPtr, TensorMap, TensorMapSpec};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::kernels::launchers::{
     TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse,
@@ -44,7 +44,7 @@ fn a_deadlock_says_who_waits_for_what() {
     });
     reported("threads 0 to 31: a word of global memory", |device| {
         let turn = upload(device, &[0i32]);
-        TestTurnMisuse { turn: Read::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
+        TestTurnMisuse { turn: ConstPtr::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
     });
 }
 
@@ -59,7 +59,7 @@ fn copies_that_no_group_holds_are_reported() {
     for committed in 0..3 {
         reported("cp.async copies that no group holds", |device| {
             let (x, out) = (upload(device, &values), unwritten(device, 416));
-            TestCopies { x: Read::of::<Emulator>(&x, 0), out: Write::of::<Emulator>(&out, 0), committed }
+            TestCopies { x: ConstPtr::of::<Emulator>(&x, 0), out: MutPtr::of::<Emulator>(&out, 0), committed }
                 .launch(device, 1, 0)
         });
     }
@@ -134,7 +134,7 @@ fn misuse_of_clusters_and_registers_is_reported() {
     ] {
         reported(what, |device| {
             let out = unwritten(device, 32);
-            TestClusterMisuse { which, out: Write::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
+            TestClusterMisuse { which, out: MutPtr::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
         });
     }
     for (which, what) in
@@ -163,7 +163,7 @@ fn early_reuse_of_a_stage_shows() {
             let Some(device) = crate::common::emulator(schedule, 1) else { return };
             let memory = upload(&device, &[2.0f32; 256]);
             let out = unwritten(&device, 256);
-            TestEarlyReuse { map: map(&device, &memory, 32), which, out: Write::of::<Emulator>(&out, 0) }
+            TestEarlyReuse { map: map(&device, &memory, 32), which, out: MutPtr::of::<Emulator>(&out, 0) }
                 .launch(&device, 1, 4096)
                 .unwrap();
             let stored = download::<Emulator, i32>(&device, &memory, 256);
