@@ -35,7 +35,8 @@ DEVICE void linear_bwd_weight(const T* dy, const T* x, float* dweight, float* no
     bool vectorised = vec_aligned(dweight, inputs);
     double squares = 0.0;
     for_each_tile<T, false, false>(
-        MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(x, tokens, inputs), outputs, inputs, tokens, [&](int row, int column, float(&values)[8]) {
+        MatrixView<T>::of(dy, tokens, outputs), MatrixView<T>::of(x, tokens, inputs), outputs, inputs, tokens,
+        [&](int row, int column, float(&values)[8]) {
         if (row >= outputs) {
             return;
         }
