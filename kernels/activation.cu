@@ -1,41 +1,46 @@
-// Rotary positions on fused rows (RoPE, arXiv 2104.09864, half-split layout) and the gated activation (SwiGLU, arXiv
-// 2002.05202), forward and backward.
+// Rotary position embedding on fused qkv rows (RoPE, arXiv 2104.09864, half-split layout), and the
+// gated activation (SwiGLU, arXiv 2002.05202), forward and backward.
 //
-// A warp (rotation) or a block (activation) takes tokens by stride; every element depends on its own inputs alone.
-// head_dim is even. Cost: every operand is moved once; the tables of angles come from cache.
+//   rope:    (a, b) = (a cos - b sin, b cos + a sin), in place; the backward negates sin
+//   glu_fwd: act = silu(gate) up
+//   glu_bwd: dgate, dup from dact, gate, up (glu.cuh)
+//
+// A warp (rope) or a block (glu) takes tokens by stride; every element depends only on its own
+// inputs. head_dim is even. Cost: every operand is moved once; the cos and sin tables come from
+// cache.
 #include "common.cuh"
 #include "glu.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// (a, b) <- (a cos - b s, b cos + a s) with s = direction sin, for the first `heads` heads of a row of `width`
-/// elements.
-template <bool BY_LANE, class T>
+/// Rotates the first `heads` heads of each row of `width` elements: (a, b) = (a cos - b s, b cos +
+/// a s) with s = direction sin.
+template <bool VECTORISED, class T>
 DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads,
                       int head_dim, int width, float direction) {
-    constexpr int N = LANE_ELEMENTS<T>;
+    constexpr int N = VEC_ELEMENTS<T>;
     int half = head_dim / 2;
-    int pieces = ceil_div(half, N);
-    for (long long token = warp_of_grid(); token < tokens; token += warps_of_grid()) {
+    int chunks = ceil_div(half, N);
+    for (long long token = global_warp(); token < tokens; token += global_warps()) {
         long long angles = (long long)positions[token] * half;
         T* row = qkv + token * width;
-        for (int piece = lane_index(); piece < heads * pieces; piece += WARP) {
-            int head = piece / pieces, i = (piece - head * pieces) * N;
+        for (int chunk = lane_index(); chunk < heads * chunks; chunk += WARP) {
+            int head = chunk / chunks, i = (chunk - head * chunks) * N;
             int valid = min_of(N, half - i);
             T* first = row + head * head_dim + i;
             float a[N], b[N], c[N], s[N];
-            load_piece(a, first, valid, BY_LANE);
-            load_piece(b, first + half, valid, BY_LANE);
-            load_piece(c, cos + angles + i, valid, BY_LANE);
-            load_piece(s, sin + angles + i, valid, BY_LANE);
+            load_elements(a, first, valid, VECTORISED);
+            load_elements(b, first + half, valid, VECTORISED);
+            load_elements(c, cos + angles + i, valid, VECTORISED);
+            load_elements(s, sin + angles + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 float x = a[j], y = b[j], sine = direction * s[j];
                 a[j] = x * c[j] - y * sine;
                 b[j] = y * c[j] + x * sine;
             }
-            store_piece(first, a, valid, BY_LANE);
-            store_piece(first + half, b, valid, BY_LANE);
+            store_elements(first, a, valid, VECTORISED);
+            store_elements(first + half, b, valid, VECTORISED);
         }
     }
 }
@@ -47,7 +52,7 @@ KERNELS(128, rope, FOR(T: f32 bf16))(const int* positions,  // (tokens), below t
                                      T* qkv,                // (tokens, width), in place
                                      int tokens, int heads, int head_dim, int width, float direction) {
     int half = head_dim / 2;
-    if (wide(qkv, half) && wide(cos, half) && wide(sin, half)) {
+    if (vec_aligned(qkv, half) && vec_aligned(cos, half) && vec_aligned(sin, half)) {
         rope_rows<true>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
     } else {
         rope_rows<false>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
@@ -56,23 +61,23 @@ KERNELS(128, rope, FOR(T: f32 bf16))(const int* positions,  // (tokens), below t
 
 constexpr int GLU_THREADS = 128;
 
-/// act = gate sigmoid(gate) up.
-template <bool BY_LANE, class T>
+/// act = silu(gate) up.
+template <bool VECTORISED, class T>
 DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate) {
-    constexpr int N = LANE_ELEMENTS<T>;
+    constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
         T* to = act + token * intermediate;
         for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
             int valid = min_of(N, intermediate - i);
             float gate[N], up[N];
-            load_piece(gate, gates + i, valid, BY_LANE);
-            load_piece(up, gates + intermediate + i, valid, BY_LANE);
+            load_elements(gate, gates + i, valid, VECTORISED);
+            load_elements(up, gates + intermediate + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 gate[j] = glu_value(gate[j], up[j]);
             }
-            store_piece(to + i, gate, valid, BY_LANE);
+            store_elements(to + i, gate, valid, VECTORISED);
         }
     }
 }
@@ -81,7 +86,7 @@ template <class T>
 KERNELS(128, glu_fwd, FOR(T: f32 bf16))(const T* gate_up,  // (tokens, 2 intermediate): gate, then up
                                         T* act,            // (tokens, intermediate)
                                         int tokens, int intermediate) {
-    if (wide(gate_up, intermediate) && wide(act, intermediate)) {
+    if (vec_aligned(gate_up, intermediate) && vec_aligned(act, intermediate)) {
         glu_fwd_rows<true>(gate_up, act, tokens, intermediate);
     } else {
         glu_fwd_rows<false>(gate_up, act, tokens, intermediate);
@@ -89,9 +94,9 @@ KERNELS(128, glu_fwd, FOR(T: f32 bf16))(const T* gate_up,  // (tokens, 2 interme
 }
 
 /// dgate and dup from dact, gate and up.
-template <bool BY_LANE, class T>
+template <bool VECTORISED, class T>
 DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
-    constexpr int N = LANE_ELEMENTS<T>;
+    constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
         const T* from = dact + token * intermediate;
@@ -99,15 +104,15 @@ DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int token
         for (int i = int(threadIdx.x) * N; i < intermediate; i += GLU_THREADS * N) {
             int valid = min_of(N, intermediate - i);
             float gate[N], up[N], d[N];
-            load_piece(gate, gates + i, valid, BY_LANE);
-            load_piece(up, gates + intermediate + i, valid, BY_LANE);
-            load_piece(d, from + i, valid, BY_LANE);
+            load_elements(gate, gates + i, valid, VECTORISED);
+            load_elements(up, gates + intermediate + i, valid, VECTORISED);
+            load_elements(d, from + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
                 glu_gradient(d[j], gate[j], up[j]);
             }
-            store_piece(to + i, gate, valid, BY_LANE);
-            store_piece(to + intermediate + i, up, valid, BY_LANE);
+            store_elements(to + i, gate, valid, VECTORISED);
+            store_elements(to + intermediate + i, up, valid, VECTORISED);
         }
     }
 }
@@ -117,7 +122,7 @@ KERNELS(128, glu_bwd, FOR(T: f32 bf16))(const T* dact,     // (tokens, intermedi
                                         const T* gate_up,  // (tokens, 2 intermediate)
                                         T* dgate_up,       // (tokens, 2 intermediate)
                                         int tokens, int intermediate) {
-    if (wide(gate_up, intermediate) && wide(dact, intermediate) && wide(dgate_up, intermediate)) {
+    if (vec_aligned(gate_up, intermediate) && vec_aligned(dact, intermediate) && vec_aligned(dgate_up, intermediate)) {
         glu_bwd_rows<true>(dact, gate_up, dgate_up, tokens, intermediate);
     } else {
         glu_bwd_rows<false>(dact, gate_up, dgate_up, tokens, intermediate);

@@ -1,23 +1,30 @@
-// What the kernels of attention share: the work list, the path of a segment, its keys tile by tile, products of a warp.
+// Shared by the attention kernels: work list, paths through the prefix tree, key tiles, warp GEMMs.
 //
-// A path is the rows of a segment's ancestors, root first, then its own; keys are counted along it. Tiles of keys begin
-// at multiples of their length on the path, so the sum of a query over its keys is the same whatever else is in the
-// batch and however the path is cut into segments. A warp takes 16 rows of a block's tile of queries (or keys) and all
-// columns.
+// A path is the rows of a segment's ancestors, root first, then the segment's own rows. Keys are
+// numbered by their position on it. Traversal of a path (for_each_key_tile):
+//
+//   for each tile of positions 0, KEYS, 2 KEYS, ...:
+//     rows[next tile] = row of each position             PathCursor, one thread per key
+//     cp.async the keys and values of the next tile      gathered by rows
+//     use(keys, values)
+//
+// Departure from a plain key loop: keys are gathered through the path, since ancestors are not
+// contiguous with the segment. Key tiles start at multiples of their length on the path, so a
+// query's sum is the same whatever else is in the batch and however the path is cut into segments.
+// A warp takes 16 rows of the block's tile of queries (or keys) and all columns.
 #pragma once
 
 #include "tile.cuh"
 
-/// Warps of a block and rows of its tile, by storage and padded length of a head. f32 of 256 columns takes half the
-/// rows, for the shared memory.
+/// Warps and tile rows of a block, by storage and padded head_dim. f32 with head_dim 256 halves the
+/// rows to fit shared memory.
 template <class T, int HEAD>
 struct BlockShape {
     static constexpr int WARPS = sizeof(T) == 4 && HEAD == 256 ? 2 : 4;
     static constexpr int THREADS = WARPS * WARP, ROWS = WARPS * 16;
 };
 
-
-/// Segments of a batch, as in the contract.
+/// Segments of a batch (src/backend/contract/attention.rs).
 struct Segments {
     const int* starts;     // (segments + 1)
     const int* offsets;    // (segments + 1)
@@ -32,7 +39,7 @@ struct Segments {
         return offsets[segment + 1] - offsets[segment];
     }
 
-    /// Rows of all ancestors.
+    /// Total rows of the ancestors: the path position of the segment's first row.
     DEVICE int rows_above(int segment) const {
         int sum = 0;
         for (int i = offsets[segment]; i < offsets[segment + 1]; ++i) {
@@ -41,37 +48,38 @@ struct Segments {
         return sum;
     }
 
-    /// True when `other` has `segment` among its ancestors: paths are whole, so it stands at its own depth.
+    /// Whether `segment` is an ancestor of `other`. Ancestor lists are complete paths, so it can
+    /// only be the entry at its own depth.
     DEVICE bool descends(int other, int segment) const {
         int at = depth(segment);
         return depth(other) > at && ancestors[offsets[other] + at] == segment;
     }
 };
 
-/// Finds rows by their places on a path, in ascending order of places.
+/// Maps positions on a path to rows, for ascending positions.
 struct PathCursor {
     Segments segments;
     int own, next;
-    /// The run of rows the cursor is at: place of its first row, that row, and its length.
-    int place, row, length;
+    /// Current run of contiguous rows: position of its first row, that row, length.
+    int position, row, length;
 
     DEVICE PathCursor(const Segments& of, int segment)
-        : segments(of), own(segment), next(of.offsets[segment]), place(0), row(0), length(0) {}
+        : segments(of), own(segment), next(of.offsets[segment]), position(0), row(0), length(0) {}
 
-    /// `wanted` is on the path and not below the place asked for last.
+    /// Row at position `wanted`, which is on the path and not below the previous one.
     DEVICE int row_at(int wanted) {
-        while (wanted - place >= length) {
+        while (wanted - position >= length) {
             int segment = next < segments.offsets[own + 1] ? segments.ancestors[next] : own;
             ++next;
-            place += length;
+            position += length;
             row = segments.starts[segment];
             length = segments.rows(segment);
         }
-        return row + (wanted - place);
+        return row + (wanted - position);
     }
 };
 
-/// Tiles of segments: [0] their number; segment and first row of tile i at [2 + 2 i].
+/// Work list: [0] number of tiles; [2 + 2 i], [3 + 2 i] segment and first row of tile i.
 struct WorkList {
     const int* list;
 
@@ -86,61 +94,62 @@ struct WorkList {
     }
 };
 
-/// Brings rows of a matrix, from its row 0 and column 0 on, to a tile; what lies outside the matrix becomes 0. As
-/// load_tile with less code for tiles of many pieces. The copies belong to the thread's open group.
-template <class Where, int THREADS, class T>
-DEVICE void load_rows(unsigned char* tile, const Source<T>& from) {
-    constexpr int PIECE = Where::PIECE, PIECES = Where::PIECES;
-    if (from.by_lane) {
+/// Copies the top left of a matrix to a shared-memory tile, zeros outside the matrix. Less code
+/// than load_tile for tiles of many chunks. The cp.async copies join the thread's open group.
+template <class Layout, int THREADS, class T>
+DEVICE void load_rows(unsigned char* tile, const MatrixView<T>& from) {
+    constexpr int CHUNK = Layout::CHUNK, CHUNKS = Layout::CHUNKS;
+    if (from.vectorised) {
 #pragma unroll(sizeof(T) == 2 ? 4 : 1)
-        for (int i = int(threadIdx.x); i < Where::ROWS * PIECES; i += THREADS) {
-            int r = i / PIECES, c = i % PIECES * PIECE;
+        for (int i = int(threadIdx.x); i < Layout::ROWS * CHUNKS; i += THREADS) {
+            int r = i / CHUNKS, c = i % CHUNKS * CHUNK;
             bool inside = r < from.rows && c < from.columns;
             const T* source = inside ? from.row(r) + c : from.start;
-            copy_async_16(Where::at(tile, r, c), source, inside ? min_of(PIECE, from.columns - c) * int(sizeof(T)) : 0);
+            cp_async_16(Layout::at(tile, r, c), source, inside ? min_of(CHUNK, from.columns - c) * int(sizeof(T)) : 0);
         }
     } else {
 #pragma unroll 1
-        for (int i = int(threadIdx.x); i < Where::ROWS * Where::COLUMNS; i += THREADS) {
-            int r = i / Where::COLUMNS, c = i % Where::COLUMNS;
+        for (int i = int(threadIdx.x); i < Layout::ROWS * Layout::COLUMNS; i += THREADS) {
+            int r = i / Layout::COLUMNS, c = i % Layout::COLUMNS;
             bool inside = r < from.rows && c < from.columns;
-            *Where::at(tile, r, c) = inside ? from.row(r)[c] : from_float<T>(0.0f);
+            *Layout::at(tile, r, c) = inside ? from.row(r)[c] : from_float<T>(0.0f);
         }
     }
 }
 
-/// The operand A of two fragments of sums side by side: 16 x 16, rounded to bf16.
-DEVICE void operand_of(PartsA<bf16>& a, const FragmentC& left, const FragmentC& right) {
-    a.part[0].word[0] = pack_bf16(left.value[0], left.value[1]);
-    a.part[0].word[1] = pack_bf16(left.value[2], left.value[3]);
-    a.part[0].word[2] = pack_bf16(right.value[0], right.value[1]);
-    a.part[0].word[3] = pack_bf16(right.value[2], right.value[3]);
+/// Operand A (16 x 16) from two adjacent accumulator fragments, rounded to bf16.
+DEVICE void operand_from(OperandA<bf16>& a, const FragmentC& left, const FragmentC& right) {
+    a.term[0].word[0] = pack_bf16(left.value[0], left.value[1]);
+    a.term[0].word[1] = pack_bf16(left.value[2], left.value[3]);
+    a.term[0].word[2] = pack_bf16(right.value[0], right.value[1]);
+    a.term[0].word[3] = pack_bf16(right.value[2], right.value[3]);
 }
 
-/// As above, exact to 24 bits.
-DEVICE void operand_of(PartsA<float>& a, const FragmentC& left, const FragmentC& right) {
+/// As above, as three bf16 terms exact to 24 bits.
+DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const FragmentC& right) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const FragmentC& from = i < 2 ? left : right;
-        uint32_t part[3];
-        split_pair(from.value[i % 2 * 2], from.value[i % 2 * 2 + 1], part);
+        uint32_t term[3];
+        split_pair(from.value[i % 2 * 2], from.value[i % 2 * 2 + 1], term);
 #pragma unroll
         for (int p = 0; p < 3; ++p) {
-            a.part[p].word[i] = part[p];
+            a.term[p].word[i] = term[p];
         }
     }
 }
 
-/// Sums of a warp: 16 rows from `16 * warp` of the block's tile on; the form each_eight takes.
+/// Accumulators of a warp: rows 16 warp to 16 warp + 15 of the block's tile, in the form that
+/// for_each_eight takes.
 template <int COLUMNS>
-struct WarpRows {
-    static constexpr int DOWN = 1, ACROSS = COLUMNS / 8;
-    FragmentC sum[1][ACROSS];
+struct WarpTile {
+    static constexpr int FRAGMENTS_M = 1, FRAGMENTS_N = COLUMNS / 8;
+    FragmentC acc[1][FRAGMENTS_N];
 
     DEVICE void clear() {
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j) {
-            sum[0][j] = {};
+        for (int j = 0; j < FRAGMENTS_N; ++j) {
+            acc[0][j] = {};
         }
     }
 
@@ -150,7 +159,7 @@ struct WarpRows {
     DEVICE static int warp_column() {
         return 0;
     }
-    /// Row of elements 0 and 1 (half 0) or 2 and 3 (half 1), within the block's tile.
+    /// Row in the block tile of elements 0 and 1 (half 0) or 2 and 3 (half 1).
     DEVICE static int row_of(int, int half) {
         return warp_row() + lane_index() / 4 + half * 8;
     }
@@ -159,84 +168,86 @@ struct WarpRows {
         return j * 8 + lane_index() % 4 * 2 + element;
     }
 
-    /// sum = A Bᵀ: A the warp's rows of a tile, B the COLUMNS rows of another, both with the depth as columns.
+    /// acc = A Bᵀ: A is the warp's rows of a tile, B the COLUMNS rows of another; both K-major.
     template <class T, class TileA, class TileB>
-    DEVICE void product_of_rows(unsigned char* a, unsigned char* b) {
-        static_assert(TileB::ROWS == COLUMNS && int(TileA::COLUMNS) == int(TileB::COLUMNS), "shapes of a product");
-        // f32 unrolled would be long: a fragment there is split by some dozen instructions.
+    DEVICE void multiply_transposed(unsigned char* a, unsigned char* b) {
+        static_assert(TileB::ROWS == COLUMNS && int(TileA::COLUMNS) == int(TileB::COLUMNS), "shapes of a GEMM");
+        // No unrolling for f32: splitting a fragment takes a dozen instructions.
         clear();
 #pragma unroll(sizeof(T) == 2 ? 4 : 1)
         for (int k = 0; k < TileA::COLUMNS; k += 16) {
-            PartsA<T> x;
+            OperandA<T> x;
             load_a<TileA, true>(x, a, warp_row(), k);
 #pragma unroll
-            for (int j = 0; j < ACROSS; j += 2) {
-                PartsB<T> y;
+            for (int j = 0; j < FRAGMENTS_N; j += 2) {
+                OperandB<T> y;
                 load_b<TileB, true>(y, b, j * 8, k);
-                multiply_parts(sum[0][j], x, y.part[0]);
-                multiply_parts(sum[0][j + 1], x, y.part[1]);
+                mma_terms(acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], x, y.term[1]);
             }
         }
     }
 
-    /// sum += A B: A the sums of another product, B the tile's columns from `column` on, its rows the depth.
+    /// acc += A B: A is another GEMM's accumulators, B the columns of a tile from `column` on
+    /// (MN-major).
     template <class T, class TileB, int DEPTH>
-    DEVICE void add_product(const WarpRows<DEPTH>& a, unsigned char* b, int column) {
-        static_assert(TileB::ROWS == DEPTH, "shapes of a product");
+    DEVICE void accumulate_product(const WarpTile<DEPTH>& a, unsigned char* b, int column) {
+        static_assert(TileB::ROWS == DEPTH, "shapes of a GEMM");
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 16) {
-            PartsA<T> x;
-            operand_of(x, a.sum[0][k / 8], a.sum[0][k / 8 + 1]);
+            OperandA<T> x;
+            operand_from(x, a.acc[0][k / 8], a.acc[0][k / 8 + 1]);
 #pragma unroll
-            for (int j = 0; j < ACROSS; j += 2) {
-                PartsB<T> y;
+            for (int j = 0; j < FRAGMENTS_N; j += 2) {
+                OperandB<T> y;
                 load_b<TileB, false>(y, b, column + j * 8, k);
-                multiply_parts(sum[0][j], x, y.part[0]);
-                multiply_parts(sum[0][j + 1], x, y.part[1]);
+                mma_terms(acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], x, y.term[1]);
             }
         }
     }
 
-    /// Writes `rows` rows of the block's tile, each sum multiplied by `factor(half)`, to the `columns` first columns.
+    /// Stores `rows` rows of the block's tile, scaled by `factor(half)`, to the first `columns`
+    /// columns.
     template <class T, class Factor>
     DEVICE void store(T* to, long long stride, int rows, int columns, Factor factor) {
 #pragma unroll
-        for (int j = 0; j < ACROSS; ++j) {
+        for (int j = 0; j < FRAGMENTS_N; ++j) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                sum[0][j].value[i] *= factor(i / 2);
+                acc[0][j].value[i] *= factor(i / 2);
             }
         }
-        bool by_lane = wide(to, stride);
-        each_eight(*this, [&](int row, int column, float(&values)[8]) {
+        bool vectorised = vec_aligned(to, stride);
+        for_each_eight(*this, [&](int row, int column, float(&values)[8]) {
             if (row < rows) {
-                store_eight(to + row * stride, column, columns, by_lane, false, values);
+                store_eight(to + row * stride, column, columns, vectorised, false, values);
             }
         });
     }
 };
 
-/// The fused rows of a batch: where the heads lie.
+/// Fused rows of a batch: query heads, key heads, value heads.
 template <class T>
-struct Fused {
+struct FusedQkv {
     const T* qkv;
     int heads, kv_heads, head_dim;
 
     DEVICE long long stride() const {
         return 1LL * (heads + 2 * kv_heads) * head_dim;
     }
-    /// `rows` rows of one head of a fused row (queries, keys, values), from `row` on or looked up in `index`.
-    DEVICE Source<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
+    /// `rows` rows of one head of the fused rows, from `row` on or gathered by `index`.
+    DEVICE MatrixView<T> of_head(int head, int row, int rows, const int* index = nullptr) const {
         const T* start = qkv + row * stride() + 1LL * head * head_dim;
-        return {start, index, stride(), rows, head_dim, wide(start, stride())};
+        return {start, index, stride(), rows, head_dim, vec_aligned(start, stride())};
     }
-    DEVICE Source<T> queries(int head, int row, int rows) const {
+    DEVICE MatrixView<T> queries(int head, int row, int rows) const {
         return of_head(head, row, rows);
     }
-    DEVICE Source<T> keys(int kv_head, int row, int rows, const int* index = nullptr) const {
+    DEVICE MatrixView<T> keys(int kv_head, int row, int rows, const int* index = nullptr) const {
         return of_head(heads + kv_head, row, rows, index);
     }
-    DEVICE Source<T> values(int kv_head, int row, int rows, const int* index = nullptr) const {
+    DEVICE MatrixView<T> values(int kv_head, int row, int rows, const int* index = nullptr) const {
         return of_head(heads + kv_heads + kv_head, row, rows, index);
     }
     DEVICE int kv_head_of(int head) const {
@@ -244,49 +255,50 @@ struct Fused {
     }
 };
 
-/// Goes over the first `places` keys and values of a path in tiles of Where::ROWS: calls use(first place, keys, values)
-/// with the tiles in shared memory. `stages` holds STAGES pairs of tiles, `index` two tiles' rows; the caller has met
-/// at a barrier since they were last used. Copies the caller has begun are there at the first call.
-template <class Where, int STAGES, int THREADS, class T, class Use>
-DEVICE void each_key_tile(unsigned char* stages, int* index, const Fused<T>& fused, int kv_head,
-                          const Segments& segments, int segment, int places, Use use) {
-    constexpr int KEYS = Where::ROWS;
-    static_assert(KEYS <= THREADS, "a thread for each key");
-    int steps = ceil_div(places, KEYS), me = int(threadIdx.x);
+/// Traverses the first `length` positions of a path in tiles of Layout::ROWS keys: calls
+/// use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
+/// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since
+/// either was last read. cp.async copies that the caller has issued are complete at the first call.
+template <class Layout, int STAGES, int THREADS, class T, class Use>
+DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<T>& fused, int kv_head,
+                              const Segments& segments, int segment, int length, Use use) {
+    constexpr int KEYS = Layout::ROWS;
+    static_assert(KEYS <= THREADS, "one thread per key");
+    int steps = ceil_div(length, KEYS), thread = int(threadIdx.x);
     PathCursor cursor(segments, segment);
     auto find_rows = [&](int step) {
-        int place = step * KEYS + me;
-        if (me < KEYS && place < places) {
-            index[step % 2 * KEYS + me] = cursor.row_at(place);
+        int position = step * KEYS + thread;
+        if (thread < KEYS && position < length) {
+            index[step % 2 * KEYS + thread] = cursor.row_at(position);
         }
     };
     auto load = [&](int step) {
-        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
+        unsigned char* stage = stages + step % STAGES * 2 * Layout::BYTES;
         const int* rows = index + step % 2 * KEYS;
-        int count = places - step * KEYS;
-        load_rows<Where, THREADS>(stage, fused.keys(kv_head, 0, count, rows));
-        load_rows<Where, THREADS>(stage + Where::BYTES, fused.values(kv_head, 0, count, rows));
-        commit_copies();
+        int count = length - step * KEYS;
+        load_rows<Layout, THREADS>(stage, fused.keys(kv_head, 0, count, rows));
+        load_rows<Layout, THREADS>(stage + Layout::BYTES, fused.values(kv_head, 0, count, rows));
+        cp_async_commit();
     };
     find_rows(0);
     find_rows(1);
-    // The rows of the first two tiles are known to all threads.
+    // The rows of the first two tiles are in shared memory before any thread gathers by them.
     sync_block();
     load(0);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-        wait_copies<0>();
-        // Every thread's copies of this tile are there, every thread has the rows of the next tile and is done with the
-        // tile before, whose stage and rows are filled now.
+        cp_async_wait<0>();
+        // All copies of this tile have arrived, and the rows of the next tile are written. No
+        // thread still reads the previous tile, whose stage and rows are overwritten now.
         sync_block();
         if (STAGES == 2 && step + 1 < steps) {
             load(step + 1);
         }
         find_rows(step + 2);
-        unsigned char* stage = stages + step % STAGES * 2 * Where::BYTES;
-        use(step * KEYS, stage, stage + Where::BYTES);
+        unsigned char* stage = stages + step % STAGES * 2 * Layout::BYTES;
+        use(step * KEYS, stage, stage + Layout::BYTES);
         if (STAGES == 1 && step + 1 < steps) {
-            // Every thread is done with the only stage.
+            // No thread still reads the single stage.
             sync_block();
             load(step + 1);
         }

@@ -1,4 +1,4 @@
-// bf16 numbers: the upper half of an f32, rounded to nearest, ties to even.
+// bf16: the upper half of an f32, rounded to nearest, ties to even.
 #pragma once
 
 #include "primitives/bits.cuh"
@@ -7,7 +7,7 @@ struct bf16 {
     uint16_t bits;
 };
 
-/// Exact.
+/// Exact conversion.
 DEVICE float to_float(bf16 x) {
     return float_of_bits(uint32_t(x.bits) << 16);
 }
@@ -16,7 +16,7 @@ DEVICE float to_float(float x) {
     return x;
 }
 
-/// Two bf16 of a 32-bit word; the first lies in the lower half.
+/// Packs two bf16 into a 32-bit word, the first in the lower half.
 DEVICE uint32_t pack_bf16(float first, float second) {
     return round_to_bf16_pair(first, second);
 }
@@ -29,7 +29,7 @@ DEVICE float high_bf16(uint32_t pair) {
     return float_of_bits(pair & 0xffff0000u);
 }
 
-/// `from_float<T>(x)`: x in the storage of activations.
+/// `from_float<T>(x)`: x rounded to the storage type of activations.
 template <class T>
 DEVICE T from_float(float x);
 

@@ -1,7 +1,10 @@
-// Gradient of a bias: column sums of dy over slices of tokens, which sum_slices adds up.
+// Bias gradient: column sums of dy over slices of tokens. sum_slices (slices.cu) adds the slices.
 //
-// A warp takes units by stride; a unit is BIAS_SLICE tokens of one piece of the columns, added in ascending order by
-// the lane that owns the column. Cost: dy is read once, 4 / BIAS_SLICE bytes are written for each of its elements.
+//   for each (slice of BIAS_SLICE tokens, column chunk), one per warp, by stride:
+//     slices[slice][column] = sum of dy over the tokens of the slice, ascending; one lane per column
+//
+// Departure from a single column sum: two passes, so that few columns still fill the GPU, without
+// atomics. Cost: dy is read once; 4 / BIAS_SLICE bytes are written per element.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
@@ -14,13 +17,13 @@ template <class T>
 KERNELS(128, bias_bwd, FOR(T: f32 bf16))(const T* dy,    // (tokens, outputs)
                                          float* slices,  // (ceil(tokens / BIAS_SLICE), outputs)
                                          int tokens, int outputs) {
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(dy, outputs) && wide(slices, outputs);
-    int pieces = ceil_div(outputs, WARP * N);
-    long long units = (long long)ceil_div(tokens, BIAS_SLICE) * pieces;
-    for (long long unit = warp_of_grid(); unit < units; unit += warps_of_grid()) {
-        int slice = int(unit / pieces);
-        int o = (int(unit % pieces) * WARP + lane_index()) * N;
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(dy, outputs) && vec_aligned(slices, outputs);
+    int chunks = ceil_div(outputs, WARP * N);
+    long long units = (long long)ceil_div(tokens, BIAS_SLICE) * chunks;
+    for (long long unit = global_warp(); unit < units; unit += global_warps()) {
+        int slice = int(unit / chunks);
+        int o = (int(unit % chunks) * WARP + lane_index()) * N;
         if (o >= outputs) {
             continue;
         }
@@ -30,12 +33,12 @@ KERNELS(128, bias_bwd, FOR(T: f32 bf16))(const T* dy,    // (tokens, outputs)
 #pragma unroll 4
         for (int token = begin; token < end; ++token) {
             float row[N];
-            load_piece(row, dy + (long long)token * outputs + o, valid, by_lane);
+            load_elements(row, dy + (long long)token * outputs + o, valid, vectorised);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 sum[i] += row[i];
             }
         }
-        store_piece(slices + (long long)slice * outputs + o, sum, valid, by_lane);
+        store_elements(slices + (long long)slice * outputs + o, sum, valid, vectorised);
     }
 }

@@ -1,7 +1,8 @@
-// What every kernel file begins with: the KERNEL macro and shared memory, in CUDA and in the emulator's C++.
+// First include of every kernel file: the KERNEL macro and shared memory, for CUDA and for the
+// emulator.
 //
-// Under nvcc these are the language's own; under a C++ compiler they come from emulator/. Kernel files hold device code
-// alone: no launches, no host API, no inline PTX (that lives in primitives/).
+// Under nvcc they map to CUDA; under a C++ compiler they come from emulator/. Kernel files hold
+// device code only: no launches, no host API, no inline PTX (which is in primitives/).
 #pragma once
 
 #ifdef __CUDACC__
@@ -10,45 +11,49 @@
 
 #define DEVICE __device__ __forceinline__
 
-/// What ptxas is told of a kernel's blocks. A file may define it before, with a second argument of 1, so that registers
-/// are not spilled for one more block on a multiprocessor.
+/// Launch bounds of every kernel. A file may define it first, with a minimum of one block per
+/// multiprocessor, so that ptxas does not spill registers for the sake of occupancy.
 #ifndef LAUNCH_BOUNDS
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif
 
-/// Begins an entry point: KERNEL(threads, name)(parameters) { ... }, or with marks, KERNEL(threads, name, CLUSTER(2)).
-/// build.rs reads these lines and generates the launchers from them; README.md has the grammar.
+/// Declares an entry point: KERNEL(threads, name)(parameters) { ... }, or with marks,
+/// KERNEL(threads, name, CLUSTER(2)). build.rs generates the launchers from these lines; the
+/// grammar is in README.md.
 #define KERNEL(threads, name, ...) \
     extern "C" __global__ void LAUNCH_BOUNDS(threads) MAPL_MARKS(__VA_ARGS__, , , , ) name
 #define MAPL_MARKS(first, second, third, fourth, ...) first second third fourth
-/// Mark of a kernel whose blocks form clusters of `blocks`; code for older targets has none, and its primitives trap.
+/// Mark: blocks form clusters of `blocks`. Code for older targets has no clusters; its primitives
+/// trap.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
 #else
 #define CLUSTER(blocks)
 #endif
-/// Mark of a kernel whose blocks wait on one another, so that all of them must be on the device at once.
+/// Mark: blocks wait for one another, so all of them must be resident at once.
 #define CORESIDENT
-/// Mark of a kernel whose blocks may begin while the launch before it ends: its threads call wait_for_earlier_launch() before they
-/// touch what that may write, or write what that may read (CUDA's programmatic dependent launch).
+/// Mark: programmatic dependent launch. Blocks may start before the previous launch ends. Threads
+/// call wait_for_earlier_launch() before they access memory that it may write, or write memory that
+/// it may read.
 #define EARLY
-/// Mark of a kernel that has a multiprocessor to itself, with its number of threads again. Without it the compiler leaves
-/// setmaxnreg out.
+/// Mark: one block per multiprocessor; repeats the number of threads. Without it the compiler
+/// ignores setmaxnreg.
 #define ALONE(threads) __launch_bounds__(threads, 1)
 
-/// Shared memory of a block.
+/// Static shared memory.
 #define SHARED(type, name, count) __shared__ type name[count]
-/// Shared memory whose size the launch gives, aligned for every swizzle.
+/// Dynamic shared memory, aligned for every swizzle.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-/// The same for a size that the kernel knows; the emulator refuses a launch with another.
+/// Dynamic shared memory of a size that the kernel fixes; the emulator refuses a launch with another
+/// size.
 #define DYNAMIC_SHARED_OF(name, bytes) DYNAMIC_SHARED(name)
 
-/// Waits until every thread of the block is here; what they wrote before is seen after.
+/// Block barrier; writes before it are visible to all threads of the block after it.
 DEVICE void sync_block() {
     __syncthreads();
 }
 
-/// Ends the launch with an error: the kernel got a value that it does not handle.
+/// Ends the launch with an error, for a parameter value that the kernel does not handle.
 DEVICE void trap(const char*) {
     __trap();
 }
@@ -77,10 +82,10 @@ inline void trap(const char* why) {
 
 #endif
 
-/// Begins the template of a family of entry points, after a line `template <class T, int AXIS>`. build.rs generates an entry
-/// point for each combination of the values in FOR, which calls the template.
+/// Declares a family of entry points; a line `template <class T, int AXIS>` comes before. build.rs
+/// generates an entry point for each combination of the values in FOR, which calls the template.
 #define KERNELS(threads, name, ...) DEVICE void name
-/// Marks a constant or an enum of which build.rs generates a Rust item.
+/// Marks a constant or an enum for which build.rs generates a Rust item.
 #define EXPORT
 
 #include "bf16.cuh"
@@ -89,7 +94,7 @@ inline void trap(const char* why) {
 EXPORT constexpr int WARP = 32;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
-/// Quotient rounded up, of numbers that are not negative.
+/// Quotient of non-negative numbers, rounded up.
 template <class A, class B>
 DEVICE constexpr auto ceil_div(A a, B b) {
     return (a + b - 1) / b;

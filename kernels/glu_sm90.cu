@@ -1,139 +1,159 @@
-// The two products next to the gated activation (SwiGLU, arXiv 2002.05202) on Hopper, by the tile loop of tile_sm90.cuh. The
-// activation, or its gradient, is done on the sums while the other consumer multiplies.
+// GEMMs fused with the gated activation (SwiGLU, arXiv 2002.05202) on Hopper, jobs of
+// tile_sm90.cuh. The epilogue computes the activation or its gradient while the other consumer runs
+// its main loop.
 //
-// The bits are those of linear_fwd or linear_bwd_input and of activation.cu one after the other. The host sees to it that rows
-// of all operands are multiples of 16 bytes. shared: Hopper::SHARED_BYTES.
+//   forward, tile of 96 gate columns and the same 96 up columns:
+//     gate, up = bf16(x weightᵀ);  [TMA store gate, up];  TMA store act = silu(gate) up
+//   backward, tile of dact:
+//     prefetch: TMA load gate and up of the first two batches
+//     dact = bf16(dy weight)
+//     for each batch of 64 rows x 64 columns:
+//       wait for gate, up; overwrite them in shared memory with dgate, dup
+//       TMA store dgate, dup; TMA load gate, up of the next batch but one
+//
+// Departures from two separate kernels: none in the result. dact never reaches global memory, but
+// it is rounded to bf16 as if it did, so the bits are those of linear_fwd or linear_bwd_input
+// followed by activation.cu.
+//
+// Required of the host: rows of all operands are multiples of 16 bytes. Shared memory:
+// Hopper::SHARED_BYTES.
 #include "glu.cuh"
 #include "tile_sm90.cuh"
 
-/// gate_up = x weightᵀ and act = silu(gate) up of what is stored of both. A tile has as many columns of the gate as of the up
-/// projection, whose rows of the weight come in a box each.
+/// gate_up = x weightᵀ, act = silu(gate) up from the rounded gate and up. A tile holds the same
+/// columns of the gate and the up projection; their rows of the weight are two shares of B, one TMA
+/// box each.
 template <class H>
 struct GluForward : Raster<H, H::COLUMNS / 2> {
-    /// (tokens, intermediate) each; the first two are halves of rows of gate_up.
+    /// (tokens, intermediate) each; gate and up are the halves of gate_up's rows.
     const TensorDescriptor *gate, *up, *act;
-    /// Whether gate and up are stored.
+    /// Store gate and up.
     bool stored;
-    static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::PIECE_COLUMNS - WIDTH;
+    static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::SUBTILE_COLUMNS - WIDTH;
     static_assert(H::SHARES == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
 
-    /// Behind the gate's last row come those of the up projection, which columns beyond the last may hold: they are not stored.
+    /// The rows of the up projection follow the gate's. Columns beyond `intermediate` may read
+    /// across that boundary; they are not stored.
     DEVICE int b_row(const Tile& tile, int share) const {
         return share * this->columns + tile.column;
     }
 
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+    DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int, const Tile& tile,
+                         int group, int thread) {
         const int tokens = this->rows, intermediate = this->columns;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int row = tile.row + 64 * half;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                // The second piece lies over the first and stores the same values again.
-                const int first = i * (WIDTH - H::PIECE_COLUMNS), column = tile.column + first;
+                // The second subtile overlaps the first and stores the same values twice.
+                const int first = i * (WIDTH - H::SUBTILE_COLUMNS), column = tile.column + first;
                 bool inside = row < tokens && column < intermediate;
                 if (stored) {
-                    unsigned char* pieces = begin_batch(ring, group, thread);
+                    unsigned char* staging = acquire_staging(ring, group, thread);
 #pragma unroll
-                    for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+                    for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
                         for (int k = 0; k < 2; ++k) {
-                            const float* gates = sums[half] + 4 * (first / 8 + j) + 2 * k;
+                            const float* gates = acc[half] + 4 * (first / 8 + j) + 2 * k;
                             const float* ups = gates + 4 * (WIDTH / 8);
                             int line = row_of_thread(thread) + 8 * k;
-                            *pair_of_piece(pieces, line, j, thread) = pack_bf16(gates[0], gates[1]);
-                            *pair_of_piece(pieces + H::PIECE_BYTES, line, j, thread) = pack_bf16(ups[0], ups[1]);
+                            *subtile_pair(staging, line, j, thread) = pack_bf16(gates[0], gates[1]);
+                            *subtile_pair(staging + H::SUBTILE_BYTES, line, j, thread) = pack_bf16(ups[0], ups[1]);
                         }
                     }
-                    end_batch(group);
+                    publish_staging(group);
                     if (thread == 0 && inside) {
-                        store_box(*gate, column, row, pieces);
-                        store_box(*up, column, row, pieces + H::PIECE_BYTES);
-                        commit_boxes();
+                        tma_store(*gate, column, row, staging);
+                        tma_store(*up, column, row, staging + H::SUBTILE_BYTES);
+                        tma_commit();
                     }
                 }
             }
-            unsigned char* pieces = begin_batch(ring, group, thread);
+            unsigned char* staging = acquire_staging(ring, group, thread);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const int first = i * (WIDTH - H::PIECE_COLUMNS);
+                const int first = i * (WIDTH - H::SUBTILE_COLUMNS);
 #pragma unroll
-                for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+                for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
                     for (int k = 0; k < 2; ++k) {
-                        const float* gates = sums[half] + 4 * (first / 8 + j) + 2 * k;
+                        const float* gates = acc[half] + 4 * (first / 8 + j) + 2 * k;
                         const float* ups = gates + 4 * (WIDTH / 8);
                         uint32_t g = pack_bf16(gates[0], gates[1]), u = pack_bf16(ups[0], ups[1]);
-                        *pair_of_piece(pieces + i * H::PIECE_BYTES, row_of_thread(thread) + 8 * k, j, thread) =
+                        *subtile_pair(staging + i * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * k, j, thread) =
                             pack_bf16(glu_value(low_bf16(g), low_bf16(u)), glu_value(high_bf16(g), high_bf16(u)));
                     }
                 }
             }
-            end_batch(group);
+            publish_staging(group);
             if (thread == 0) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    int column = tile.column + i * (WIDTH - H::PIECE_COLUMNS);
+                    int column = tile.column + i * (WIDTH - H::SUBTILE_COLUMNS);
                     if (row < tokens && column < intermediate) {
-                        store_box(*act, column, row, pieces + i * H::PIECE_BYTES);
+                        tma_store(*act, column, row, staging + i * H::SUBTILE_BYTES);
                     }
                 }
-                commit_boxes();
+                tma_commit();
             }
         }
     }
 };
 
-/// dact = dy weight as it would be stored, and from it and from gate and up the gradients of both. Gate and up of 64 rows and a
-/// piece's columns, a batch, come to two pieces and leave as their gradients; a consumer has room for two batches, the first two
-/// of which come while it multiplies.
+/// dact = dy weight, rounded, and from it the gradients of gate and up. A batch is gate and up of
+/// 64 rows and a subtile's columns: two staging buffers, loaded by TMA, overwritten by the
+/// gradients and stored. A consumer double-buffers batches; the first two load during its main
+/// loop.
 template <class H>
 struct GluBackward : Raster<H> {
-    /// (tokens, intermediate) each, halves of rows of gate_up and of dgate_up.
+    /// (tokens, intermediate) each, halves of the rows of gate_up and dgate_up.
     const TensorDescriptor *gate, *up, *dgate, *dup;
-    /// Of the consumer's two barriers: 0.
+    /// Phase of the consumer's two source_full barriers, starts at 0.
     int phase;
-    static constexpr int BATCHES = H::HALVES * H::PIECES;
-    static_assert(H::BATCH == 4 && H::COLUMNS % H::PIECE_COLUMNS == 0 && BATCHES % 2 == 0, "batches of a tile");
+    static constexpr int BATCHES = H::HALVES * H::SUBTILES;
+    static_assert(H::BATCH == 4 && H::COLUMNS % H::SUBTILE_COLUMNS == 0 && BATCHES % 2 == 0, "batches of a tile");
 
     DEVICE static int row_of(const Tile& tile, int batch) {
-        return tile.row + 64 * (batch / H::PIECES);
+        return tile.row + 64 * (batch / H::SUBTILES);
     }
 
     DEVICE static int column_of(const Tile& tile, int batch) {
-        return tile.column + batch % H::PIECES * H::PIECE_COLUMNS;
+        return tile.column + batch % H::SUBTILES * H::SUBTILE_COLUMNS;
     }
 
-    /// Asks for a batch whose pieces are free.
-    DEVICE void request(const Ring<H>& ring, const Tile& tile, int batch, int group) const {
-        Mbarrier* arrived = ring.arrived + 2 * group + batch % 2;
-        arrive_expecting(arrived, 2 * H::PIECE_BYTES);
+    /// Issues the TMA loads of a batch. Its staging buffers must be free.
+    DEVICE void load_batch(const Ring<H>& ring, const Tile& tile, int batch, int group) const {
+        Mbarrier* source_full = ring.source_full + 2 * group + batch % 2;
+        arrive_expect_tx(source_full, 2 * H::SUBTILE_BYTES);
         auto column = [&](int) { return column_of(tile, batch); };
-        request_pieces<H>(ring, *gate, row_of(tile, batch), batch % 2 * 2, 1, column, arrived, group);
-        request_pieces<H>(ring, *up, row_of(tile, batch), batch % 2 * 2 + 1, 1, column, arrived, group);
+        load_subtiles<H>(ring, *gate, row_of(tile, batch), batch % 2 * 2, 1, column, source_full, group);
+        load_subtiles<H>(ring, *up, row_of(tile, batch), batch % 2 * 2 + 1, 1, column, source_full, group);
     }
 
-    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) const {
+    DEVICE void prefetch(const Ring<H>& ring, const Tile& tile, int group, int thread) const {
         if (thread == 0) {
-            wait_boxes_read<0>();
-            request(ring, tile, 0, group);
-            request(ring, tile, 1, group);
+            // Stores of the previous tile must have read the buffers before they are reloaded.
+            tma_wait_read<0>();
+            load_batch(ring, tile, 0, group);
+            load_batch(ring, tile, 1, group);
         }
     }
 
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int, const Tile& tile, int group, int thread) {
+    DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int, const Tile& tile,
+                         int group, int thread) {
 #pragma unroll
         for (int batch = 0; batch < BATCHES; ++batch) {
-            unsigned char* pieces = ring.pieces + (group * H::BATCH + batch % 2 * 2) * H::PIECE_BYTES;
-            wait_mbarrier(ring.arrived + 2 * group + batch % 2, phase);
+            unsigned char* staging = ring.staging + (group * H::BATCH + batch % 2 * 2) * H::SUBTILE_BYTES;
+            wait_mbarrier(ring.source_full + 2 * group + batch % 2, phase);
             phase ^= batch % 2;
-            const float* dact = sums[batch / H::PIECES] + batch % H::PIECES * (H::PIECE_COLUMNS / 2);
+            const float* dact = acc[batch / H::SUBTILES] + batch % H::SUBTILES * (H::SUBTILE_COLUMNS / 2);
 #pragma unroll
-            for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+            for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
-                    uint32_t* gate_pair = pair_of_piece(pieces, row_of_thread(thread) + 8 * k, j, thread);
-                    uint32_t* up_pair = gate_pair + H::PIECE_BYTES / sizeof(uint32_t);
+                    uint32_t* gate_pair = subtile_pair(staging, row_of_thread(thread) + 8 * k, j, thread);
+                    uint32_t* up_pair = gate_pair + H::SUBTILE_BYTES / sizeof(uint32_t);
                     uint32_t g = *gate_pair, u = *up_pair, d = pack_bf16(dact[4 * j + 2 * k], dact[4 * j + 2 * k + 1]);
                     float gates[2] = {low_bf16(g), high_bf16(g)}, ups[2] = {low_bf16(u), high_bf16(u)};
                     glu_gradient(low_bf16(d), gates[0], ups[0]);
@@ -142,24 +162,27 @@ struct GluBackward : Raster<H> {
                     *up_pair = pack_bf16(ups[0], ups[1]);
                 }
             }
-            end_batch(group);
+            publish_staging(group);
             if (thread == 0) {
                 int row = row_of(tile, batch), column = column_of(tile, batch);
                 if (row < this->rows && column < this->columns) {
-                    store_box(*dgate, column, row, pieces);
-                    store_box(*dup, column, row, pieces + H::PIECE_BYTES);
-                    commit_boxes();
+                    tma_store(*dgate, column, row, staging);
+                    tma_store(*dup, column, row, staging + H::SUBTILE_BYTES);
+                    tma_commit();
                 }
                 if (batch + 2 < BATCHES) {
-                    wait_boxes_read<0>();
-                    request(ring, tile, batch + 2, group);
+                    // The next load overwrites this batch's buffers, so its stores must have read
+                    // them.
+                    tma_wait_read<0>();
+                    load_batch(ring, tile, batch + 2, group);
                 }
             }
         }
     }
 };
 
-/// Columns of the gate, and of the up projection, of a tile of the forward; staged subtiles of a consumer of the backward.
+/// Columns of the gate, and of the up projection, in a tile of the forward; staged subtiles per
+/// consumer of the backward.
 EXPORT constexpr int GLU_FWD_COLUMNS = 96, GLU_BWD_SUBTILES = 4;
 using GateUp = Hopper<2 * GLU_FWD_COLUMNS, Major::K, Major::K, bf16, 1, true, 2>;
 using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, GLU_BWD_SUBTILES>;

@@ -1,30 +1,40 @@
-// The vocabulary head: logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]] without storing the logits of the forward.
+// Vocabulary head: logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]], without storing the
+// logits of the forward.
 //
-// Forward: a block takes (rows, slice of the vocabulary) by stride, multiplies tile after tile and keeps for each row the
-// maximum and the sum of exponentials; a second kernel joins the slices in ascending order. Slices have a fixed width, so
-// that neither the grid nor the other rows matter. Cost: 2 rows vocab hidden FLOPs.
+//   head_logprob_slices, for each (tile of rows, slice of the vocabulary), by stride over blocks:
+//     for each tile of columns in the slice:
+//       z = logits of the tile (tile.cuh); hit[r] = z[target]
+//       (max, sum) = combine((max, sum), (tile max, sum exp(z - tile max)))
+//     store (max, sum) per slice and row
+//   head_logprob_join: lse = combine all slices in ascending order; logp = hit - lse
+//   backward, for each chunk of the vocabulary (a loop of the host):
+//     head_dlogits: recompute z; dlogits = dlogp (onehot(target) - exp(z - lse))
+//     head_drows:   drows = or += dlogits head[chunk]
+//     head_dhead:   dhead[chunk] = or += dlogitsᵀ hidden[source]
+//   head_gather: dhidden[h] = sum of drows over the rows that share hidden row h, ascending
 //
-// Backward, for one chunk of the vocabulary after another: the logits are computed again and turned into dlogits (stored for
-// the chunk alone, in the storage of activations), then two products give the gradients; rows that share a hidden row are
-// added in ascending order at the end. Cost: 6 rows vocab hidden FLOPs.
+// Departures from the textbook online softmax: slices have a fixed width and are combined by a
+// second kernel, so neither the grid nor other rows affect a result. dlogits are stored for one
+// chunk at a time only, in the storage type of activations.
+//
+// Cost: forward 2 rows vocab hidden FLOPs, backward three times that.
 #include "common.cuh"
 #include "matmul.cuh"
 #include "reduce.cuh"
 
-/// Tiles of a slice of the vocabulary.
+/// Column tiles per vocabulary slice.
 EXPORT constexpr int HEAD_SLICE_TILES = 8;
 
-/// Terms of the four lanes that share a row of fragments.
-DEVICE LogSum join_quad(LogSum terms) {
+/// Combines the four lanes that share a fragment row.
+DEVICE LogSumExp combine_quad(LogSumExp partial) {
 #pragma unroll
     for (int mask = 1; mask < 4; mask *= 2) {
-        LogSum other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
-        terms = LogSum::join(terms, other);
+        LogSumExp other{shuffle_xor(partial.max, mask), shuffle_xor(partial.sum, mask)};
+        partial = LogSumExp::combine(partial, other);
     }
-    return terms;
+    return partial;
 }
 
-// shared: Product::SHARED_BYTES, 48 KiB.
 template <class T>
 KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
                                                     const T* head,      // (vocab, hidden_size)
@@ -34,92 +44,93 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
                                                     float* sum,         // (slices, rows)
                                                     float* hit,         // (rows): the target's logit
                                                     int hidden_size, int vocab, int rows) {
-    using P = Product<T, true, true>;
+    using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
-    constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, ACROSS = P::S::WARPS_ACROSS;
-    Source<T> a = Source<T>::of(hidden, rows, hidden_size, source), b = Source<T>::of(head, vocab, hidden_size);
+    constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
+    auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
+    auto b = MatrixView<T>::of(head, vocab, hidden_size);
     int bands = ceil_div(rows, P::ROWS), slices = ceil_div(vocab, SLICE);
     for (long long item = blockIdx.x; item < 1LL * bands * slices; item += gridDim.x) {
         int row = int(item % bands) * P::ROWS, slice = int(item / bands);
-        LogSum terms[P::DOWN][2];
-        int wanted[P::DOWN][2];
+        LogSumExp partial[P::FRAGMENTS_M][2];
+        int target_column[P::FRAGMENTS_M][2];
 #pragma unroll
-        for (int i = 0; i < P::DOWN; ++i) {
+        for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 int r = row + P::row_of(i, half);
-                terms[i][half] = LogSum::none();
-                wanted[i][half] = r < rows ? target[r] : -1;
+                partial[i][half] = LogSumExp::empty();
+                target_column[i][half] = r < rows ? target[r] : -1;
             }
         }
         int end = min_of(vocab, (slice + 1) * SLICE);
         for (int column = slice * SLICE; column < end; column += P::COLUMNS) {
-            // The stages are free: every thread is done with the tile, or the joined terms, before.
+            // No thread still reads the stages of the previous tile, or the partials in the same
+            // memory.
             sync_block();
-            P product;
-            product.compute(shared, a, b, row, column, hidden_size);
+            P gemm;
+            gemm.compute(shared, a, b, row, column, hidden_size);
 #pragma unroll
-            for (int i = 0; i < P::DOWN; ++i) {
+            for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    // The largest of the tile first, so that every other logit costs one exponential.
+                    // The tile's maximum first, so that each logit costs one exponential.
                     float largest = -INFINITY;
 #pragma unroll
-                    for (int j = 0; j < P::ACROSS; ++j) {
+                    for (int j = 0; j < P::FRAGMENTS_N; ++j) {
 #pragma unroll
                         for (int e = 0; e < 2; ++e) {
                             int c = column + P::column_of(j) + e;
-                            float logit = product.sum[i][j].value[2 * half + e];
+                            float logit = gemm.acc[i][j].value[2 * half + e];
                             largest = c < vocab ? Max{}(largest, logit) : largest;
-                            if (c == wanted[i][half]) {
+                            if (c == target_column[i][half]) {
                                 hit[row + P::row_of(i, half)] = logit;
                             }
                         }
                     }
-                    LogSum tile{largest, 0.0f};
+                    LogSumExp tile{largest, 0.0f};
                     if (largest != -INFINITY) {
 #pragma unroll
-                        for (int j = 0; j < P::ACROSS; ++j) {
+                        for (int j = 0; j < P::FRAGMENTS_N; ++j) {
 #pragma unroll
                             for (int e = 0; e < 2; ++e) {
                                 int c = column + P::column_of(j) + e;
-                                tile.sum += c < vocab ? expf(product.sum[i][j].value[2 * half + e] - largest) : 0.0f;
+                                tile.sum += c < vocab ? expf(gemm.acc[i][j].value[2 * half + e] - largest) : 0.0f;
                             }
                         }
                     }
-                    terms[i][half] = LogSum::join(terms[i][half], tile);
+                    partial[i][half] = LogSumExp::combine(partial[i][half], tile);
                 }
             }
         }
-        // The terms of the warps that share rows meet in shared memory, which the products no longer need.
+        // Partials of warps that share rows are exchanged through the stages: no warp still reads
+        // them.
         sync_block();
-        LogSum* meeting = reinterpret_cast<LogSum*>(shared);
-        int across = int(threadIdx.x) / WARP % ACROSS;
+        LogSumExp* partials = reinterpret_cast<LogSumExp*>(shared);
+        int across = int(threadIdx.x) / WARP % FRAGMENTS_N;
 #pragma unroll
-        for (int i = 0; i < P::DOWN; ++i) {
+        for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                LogSum joined = join_quad(terms[i][half]);
+                LogSumExp combined = combine_quad(partial[i][half]);
                 if (lane_index() % 4 == 0) {
-                    meeting[P::row_of(i, half) * ACROSS + across] = joined;
+                    partials[P::row_of(i, half) * FRAGMENTS_N + across] = combined;
                 }
             }
         }
-        // Every warp's terms are there.
+        // All warps' partials are written before any thread combines them.
         sync_block();
         for (int r = int(threadIdx.x); r < P::ROWS && row + r < rows; r += P::THREADS) {
-            LogSum joined = meeting[r * ACROSS];
+            LogSumExp combined = partials[r * FRAGMENTS_N];
 #pragma unroll
-            for (int w = 1; w < ACROSS; ++w) {
-                joined = LogSum::join(joined, meeting[r * ACROSS + w]);
+            for (int w = 1; w < FRAGMENTS_N; ++w) {
+                combined = LogSumExp::combine(combined, partials[r * FRAGMENTS_N + w]);
             }
-            max[1LL * slice * rows + row + r] = joined.max;
-            sum[1LL * slice * rows + row + r] = joined.sum;
+            max[1LL * slice * rows + row + r] = combined.max;
+            sum[1LL * slice * rows + row + r] = combined.sum;
         }
     }
 }
-
-// shared: Product::SHARED_BYTES, 48 KiB.
 
 KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
                                const float* sum,  // (slices, rows)
@@ -128,9 +139,9 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
                                float* lse,        // (rows)
                                int slices, int rows) {
     for (int r = int(blockIdx.x * blockDim.x + threadIdx.x); r < rows; r += int(gridDim.x * blockDim.x)) {
-        LogSum all = LogSum::none();
+        LogSumExp all = LogSumExp::empty();
         for (int s = 0; s < slices; ++s) {
-            all = LogSum::join(all, LogSum{max[1LL * s * rows + r], sum[1LL * s * rows + r]});
+            all = LogSumExp::combine(all, LogSumExp{max[1LL * s * rows + r], sum[1LL * s * rows + r]});
         }
         float value = all.value();
         lse[r] = value;
@@ -138,7 +149,8 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
     }
 }
 
-/// dlogits of the columns `first` to `first + width`: dlogp (onehot(target) - softmax), as (rows, stride).
+/// dlogits (rows, stride) of the vocabulary `first` to `first + width`: dlogp (onehot(target) -
+/// softmax).
 template <class T>
 KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hidden_size)
                                              const T* head,       // (vocab, hidden_size)
@@ -148,29 +160,30 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
                                              const float* dlogp,  // (rows)
                                              T* dlogits,          // (rows, stride)
                                              int hidden_size, int rows, int first, int width, int stride) {
-    using P = Product<T, true, true>;
+    using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
-    Source<T> a = Source<T>::of(hidden, rows, hidden_size, source);
-    Source<T> b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
+    auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
+    auto b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     int down = ceil_div(rows, P::ROWS), across = ceil_div(width, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
-        // The stages are free: every thread is done with the tile before.
+        // No thread still reads the stages of the previous tile.
         sync_block();
-        P product;
-        product.compute(shared, a, b, row, column, hidden_size);
-        each_eight(product, [&](int i, int j, float(&values)[8]) {
+        P gemm;
+        gemm.compute(shared, a, b, row, column, hidden_size);
+        for_each_eight(gemm, [&](int i, int j, float(&values)[8]) {
             int r = row + i;
             if (r >= rows) {
                 return;
             }
             float factor = dlogp[r], base = lse[r];
-            int wanted = target[r] - first - column - j;
+            int target_column = target[r] - first - column - j;
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
-                values[e] = factor * ((e == wanted ? 1.0f : 0.0f) - expf(values[e] - base));
+                values[e] = factor * ((e == target_column ? 1.0f : 0.0f) - expf(values[e] - base));
             }
-            // Rows begin at multiples of 16 bytes; columns behind the width are never read.
+            // Rows start at multiples of 16 bytes; the columns between width and stride are never
+            // read.
             store_eight(dlogits + 1LL * r * stride, column + j, width, true, false, values);
         });
     }
@@ -182,9 +195,10 @@ KERNELS(256, head_drows, FOR(T: f32 bf16))(const T* dlogits,  // (rows, stride)
                                            const T* head,     // (vocab, hidden_size)
                                            float* drows,      // (rows, hidden_size)
                                            int hidden_size, int rows, int first, int width, int stride, int add) {
-    Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
+    auto a = MatrixView<T>::of(dlogits, rows, width);
+    auto b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     a.stride = stride;
-    a.by_lane = true;
+    a.vectorised = true;
     matmul<T, float, true, false>(a, b, nullptr, nullptr, drows, rows, hidden_size, width, add);
 }
 
@@ -195,15 +209,15 @@ KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
                                            const int* source,  // (rows)
                                            float* dhead,       // (vocab, hidden_size)
                                            int hidden_size, int rows, int first, int width, int stride, int add) {
-    Source<T> a = Source<T>::of(dlogits, rows, width), b = Source<T>::of(hidden, rows, hidden_size, source);
+    auto a = MatrixView<T>::of(dlogits, rows, width), b = MatrixView<T>::of(hidden, rows, hidden_size, source);
     a.stride = stride;
-    a.by_lane = true;
+    a.vectorised = true;
     matmul<T, float, false, false>(a, b, nullptr, nullptr, dhead + 1LL * first * hidden_size, width, hidden_size, rows,
                                    add);
 }
 
-/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Other rows stay;
-/// a run whose key is below 0 is left out.
+/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order.
+/// Rows without a key are not written; runs with a negative key are skipped.
 template <class T>
 KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (rows, hidden_size)
                                             const int* order,    // (rows)

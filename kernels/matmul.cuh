@@ -1,42 +1,48 @@
-// A product of whole matrices by a grid of blocks. Used by linear layers and by the gradients of the vocabulary head.
+// Grid-level GEMM on the block tiles of tile.cuh. Used by linear layers and by the gradients of the
+// vocabulary head.
 //
-// A block takes tiles of the result by stride, tiles of one band of columns after another, so that the blocks at work share
-// columns. Cost: 2 m n k FLOPs; operands are read once for every tile they touch.
+//   for each tile of C, by stride over blocks, column-major:
+//     acc = A B over all of k                     tile.cuh
+//     epilogue(row, column, 8 adjacent values)    e.g. C = or += acc + bias + residual
+//
+// Tiles are ordered down the columns, so concurrent blocks share columns of B. There is no split-K
+// and no L2 band order as in tile_sm90.cuh. Cost: 2 m n k FLOPs; an operand is read once per tile
+// that it touches.
 #pragma once
 
 #include "tile.cuh"
 
-/// A B for every tile of the result (m, n): calls use(row, column, values) with eight neighbouring elements of a row, all
-/// lanes of a warp at the same time, also for rows and columns beyond the result; and after those of a tile done(row, column),
-/// where the warp's part of it begins. A and B as described in tile.cuh.
-template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use, class Done>
-DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use, Done done) {
-    using P = Product<T, A_K_MAJOR, B_K_MAJOR>;
+/// Computes A B for every tile of C (m, n). Calls epilogue(row, column, values) with eight adjacent
+/// elements of a row, all lanes of a warp at the same time, also for rows and columns beyond C.
+/// After the elements of a tile it calls tile_done(row, column) with the origin of the warp tile.
+template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Epilogue, class Done>
+DEVICE void for_each_tile(const FromA& a, const FromB& b, int m, int n, int k, Epilogue epilogue, Done tile_done) {
+    using P = BlockGemm<T, A_K_MAJOR, B_K_MAJOR>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
-        // The stages are free: every thread is done with the tile before.
+        // No thread still reads the stages of the previous tile.
         sync_block();
-        P product;
-        product.compute(shared, a, b, row, column, k);
-        each_eight(product, [&](int r, int j, float(&values)[8]) { use(row + r, column + j, values); });
-        done(row + P::warp_row(), column + P::warp_column());
+        P gemm;
+        gemm.compute(shared, a, b, row, column, k);
+        for_each_eight(gemm, [&](int r, int j, float(&values)[8]) { epilogue(row + r, column + j, values); });
+        tile_done(row + P::warp_row(), column + P::warp_column());
     }
 }
 
-/// As above with nothing to do after a tile.
-template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Use>
-DEVICE void each_tile(const FromA& a, const FromB& b, int m, int n, int k, Use use) {
-    each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, use, [](int, int) {});
+/// As above without tile_done.
+template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Epilogue>
+DEVICE void for_each_tile(const FromA& a, const FromB& b, int m, int n, int k, Epilogue epilogue) {
+    for_each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, epilogue, [](int, int) {});
 }
 
 /// C (m, n) = or += A B (+ bias) (+ residual), rounded once.
 template <class T, class Out, bool A_K_MAJOR, bool B_K_MAJOR>
-DEVICE void matmul(const Source<T>& a, const Source<T>& b, const T* bias, const T* residual, Out* c, int m, int n, int k,
-                   int add) {
-    bool by_lane = wide(c, n), residual_by_lane = wide(residual, n);
-    each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, [&](int row, int column, float(&values)[8]) {
+DEVICE void matmul(const MatrixView<T>& a, const MatrixView<T>& b, const T* bias, const T* residual, Out* c, int m,
+                   int n, int k, int add) {
+    bool vectorised = vec_aligned(c, n), residual_vectorised = vec_aligned(residual, n);
+    for_each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, [&](int row, int column, float(&values)[8]) {
         if (row >= m) {
             return;
         }
@@ -48,12 +54,12 @@ DEVICE void matmul(const Source<T>& a, const Source<T>& b, const T* bias, const 
         }
         if (residual != nullptr) {
             float more[8];
-            load_eight(more, residual + 1LL * row * n, column, n, residual_by_lane);
+            load_eight(more, residual + 1LL * row * n, column, n, residual_vectorised);
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
                 values[i] += more[i];
             }
         }
-        store_eight(c + 1LL * row * n, column, n, by_lane, add != 0, values);
+        store_eight(c + 1LL * row * n, column, n, vectorised, add != 0, values);
     });
 }

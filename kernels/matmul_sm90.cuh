@@ -1,50 +1,67 @@
-// C = or += A B on Hopper by the tile loop of tile_sm90.cuh, with bias, residual and a factor for each row. Used by
-// matmul_sm90.cu and head_logprob_sm90.cu.
+// C = or += A B on Hopper, a job of tile_sm90.cuh with an epilogue that adds bias and residual,
+// scales rows or reduces splits. Used by matmul_sm90.cu and head_logprob_sm90.cu.
 //
-// Parts of a sum (splits) are added to memory in the order of their numbers, each when its turn has come, so results do not
-// depend on the number of multiprocessors. Where norms of the result are wanted, the last part (and an only one that is added)
-// reads what is there, adds to it and stores: the same sum, whose squares are then known. Arithmetic of bf16 results: the f32 sum + bias + residual, rounded once.
+//   bf16 C (no split-K):                         f32 C (split-K):
+//     prefetch: bias to a register,                for splits > 1: wait until the tile's
+//       TMA load of the residual's first batch       semaphore equals this split
+//     for each batch of subtiles:                  for each batch of subtiles:
+//       wait for the residual                        acc *= row_scale
+//       staging = bf16(acc + bias + residual)        split 0 without `add`: TMA store
+//       TMA store                                    else: TMA reduce-add
+//                                                  for splits > 1: wait for the stores,
+//                                                    release the semaphore to the next split
+//
+// Departures from split-K and stream-K as usually written:
+//   - Splits are reduced in C itself, in ascending order, by a semaphore per tile and consumer. There
+//     is no workspace, and results do not depend on the number of multiprocessors.
+//   - Tiles of split 0 come first in the tile order, then those of split 1, and so on. So a tile waits
+//     only for tiles of lower numbers, and waiting cannot deadlock while all blocks are resident.
+//   - If patch norms of C are requested, the last split (also if it is the only one, with `add`) does
+//     not reduce in memory. It loads C, accumulates in registers and stores, so the norm sees final
+//     values. The sum is the same to the bit.
+//   - A bf16 result is rounded once, after f32 acc + bias + residual.
 #pragma once
 
 #include "patches.cuh"
 #include "tile_sm90.cuh"
 
-/// Output tiles of the GEMMs: 128 rows a block by 256, 224, 192 or 128 columns; cooperative, or ping-pong.
+/// Block tiles: 128 rows by 256, 224, 192 or 128 columns; cooperative or ping-pong.
 EXPORT enum GemmTile : int { N256, N224, N192, N192_PING_PONG, N128, N128_PING_PONG };
-/// Columns of a tile, blocks of a cluster, and whether the schedule is ping-pong, by GemmTile.
-EXPORT constexpr int GEMM_COLUMNS[] = {256, 224, 192, 192, 128, 128}, GEMM_CLUSTER[] = {2, 2, 1, 1, 1, 1},
-                     GEMM_PING_PONG[] = {0, 0, 0, 1, 0, 1};
+/// Columns, blocks of a cluster, and whether the schedule is ping-pong, by GemmTile.
+EXPORT constexpr int GEMM_COLUMNS[] = {256, 224, 192, 192, 128, 128},
+                     GEMM_CLUSTER[] = {2, 2, 1, 1, 1, 1}, GEMM_PING_PONG[] = {0, 0, 0, 1, 0, 1};
 
 template <GemmTile TILE, Major A, Major B, class Out>
 using HopperGemm = Hopper<GEMM_COLUMNS[TILE], A, B, Out, GEMM_CLUSTER[TILE], GEMM_PING_PONG[TILE] != 0>;
 
-/// One product.
+/// One GEMM.
 struct Problem {
     int m, n, k;
-    /// Parts of k that are summed by themselves; 1 but for f32 results.
+    /// Splits of k (split-K); 1 unless C is f32.
     int splits;
-    /// Whether results are added to what is there.
+    /// Accumulate into C (f32 results).
     int add;
-    const bf16* bias;        // (n), may be absent
-    const float* row_scale;  // (m) factors of f32 results, may be absent
-    int* turns;              // (tiles, 2) zeros, with splits; left as zeros
-    float* norms;            // of patches of f32 results (patches.cuh), may be absent
+    const bf16* bias;        // (n), may be null
+    const float* row_scale;  // (m) factors of f32 results, may be null
+    int* semaphores;         // (tiles, 2) zeros if splits > 1; zero again at the end
+    float* norms;            // patch norms of f32 results (patches.cuh), may be null
 };
 
-/// Stores or adds the tiles of a product. Parts of a sum come last, so that the one before has been begun by a tile of a lower
-/// number.
+/// The job: tiles of split 0, then of split 1, ... so that a tile waits only for lower numbers.
 template <class H>
 struct MatmulJob : Raster<H> {
     Problem p;
     const TensorDescriptor* c;
-    const TensorDescriptor* residual;  // (m, n) of bf16, may be absent, and may be C's memory
-    int phase;                         // of the boxes that sums meet: 0
-    /// The thread's two columns of the tile's bias, on their way.
+    const TensorDescriptor* residual;  // (m, n) bf16, may be null, may alias C
+    int phase;                         // of source_full, starts at 0
+    /// The thread's two elements of the tile's bias.
     uint32_t bias_pair;
-    /// Parts of sums can be added in memory without a rounding between.
+    /// Split-K needs an f32 C: splits are added in memory, where a bf16 C would round in between.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
-    // The last piece of bf16 may lie over the one before, which stores the same values again; sums may not.
-    static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::PIECE_COLUMNS == 0, "pieces of a tile that is added");
+    // The last bf16 subtile may overlap the previous one: the overlap stores the same values twice.
+    // An accumulating store must not overlap, since it would add twice.
+    static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::SUBTILE_COLUMNS == 0,
+                  "disjoint subtiles of an accumulated tile");
 
     DEVICE int tiles() const {
         return Raster<H>::tiles() * (SPLITS ? p.splits : 1);
@@ -64,69 +81,77 @@ struct MatmulJob : Raster<H> {
         return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
-    /// Asks for what the sums of a batch of columns meet, which begins with piece `begin`: the residual, or C's own values.
-    DEVICE void request_met(const Ring<H>& ring, int row, int column, int begin, int group) const {
-        const int count = min_of(H::BATCH, H::PIECES - begin);
-        Mbarrier* arrived = ring.arrived + 2 * group;
-        wait_boxes_read<0>();
-        arrive_expecting(arrived, count * H::PIECE_BYTES);
-        request_pieces<H>(ring, SPLITS ? *c : *residual, row, 0, count, [&](int i) { return column + first_of(begin + i); }, arrived, group);
+    /// Issues the TMA loads of the source of a batch of subtiles, `begin` on: the residual, or C
+    /// itself.
+    DEVICE void load_source(const Ring<H>& ring, int row, int column, int begin, int group) const {
+        const int count = min_of(H::BATCH, H::SUBTILES - begin);
+        Mbarrier* source_full = ring.source_full + 2 * group;
+        tma_wait_read<0>();
+        arrive_expect_tx(source_full, count * H::SUBTILE_BYTES);
+        auto at = [&](int i) { return column + first_of(begin + i); };
+        load_subtiles<H>(ring, SPLITS ? *c : *residual, row, 0, count, at, source_full, group);
     }
 
-    /// The bias and the first batch's residual come while the consumer multiplies.
-    DEVICE void begin(const Ring<H>& ring, const Tile& tile, int group, int thread) {
+    /// Bias and the residual of the first batch load during the main loop.
+    DEVICE void prefetch(const Ring<H>& ring, const Tile& tile, int group, int thread) {
         if (!SPLITS && p.bias != nullptr) {
-            // Rows are multiples of 8 elements, so a pair is inside or outside.
+            // n is a multiple of 8, so both elements of a pair are inside or both are outside.
             int at = tile.column + 2 * thread;
             bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(p.bias + at) : 0u;
         }
         if (!SPLITS && residual != nullptr && thread == 0) {
-            request_met(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
+            load_source(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
         }
     }
 
     /// All threads of a consumer.
-    DEVICE void take(const Ring<H>& ring, float (&sums)[H::HALVES][H::SUMS], int number, const Tile& tile, int group, int thread) {
+    DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int number, const Tile& tile,
+                         int group, int thread) {
         int split = split_of(number);
-        int* word = nullptr;
+        int* semaphore = nullptr;
         if (SPLITS && p.splits > 1) {
             int place = tile.row / H::ROWS * this->tiles_across() + tile.column / H::COLUMNS;
-            word = p.turns + 2 * place + (H::PING_PONG ? 0 : group);
+            semaphore = p.semaphores + 2 * place + (H::PING_PONG ? 0 : group);
             if (thread == 0) {
-                wait_turn(word, split);
+                wait_semaphore(semaphore, split);
                 fence_async_proxy_global();
             }
-            sync_named(1 + group, 128);  // parts before this one are in memory
+            sync_named(1 + group, 128);  // earlier splits of this tile are in global memory
         }
         if (!SPLITS && p.bias != nullptr) {
-            // The batch before has ended with the consumer's barrier, so all of its threads have read the last tile's.
+            // Overwriting the bias row is safe: the previous tile's last batch ended with a barrier
+            // of the consumer, after all its threads had read the row.
             if (thread < H::COLUMNS / 2) {
                 ring.row(group)[thread] = bias_pair;
             }
-            sync_named(1 + group, 128);  // the bias is there
+            sync_named(1 + group, 128);  // the bias row is written before any thread reads it
         }
-        // Norms are of what is there in the end, so the last part adds in registers what the others add in memory.
-        bool add = SPLITS && (p.add != 0 || split > 0), last = SPLITS && p.norms != nullptr && split + 1 == p.splits;
+        // Norms are of the final values, so the last split accumulates in registers.
+        bool add = SPLITS && (p.add != 0 || split > 0);
+        bool with_norm = SPLITS && p.norms != nullptr && split + 1 == p.splits;
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
             int row = tile.row + 64 * (H::PING_PONG ? half : group);
-            double squares = store_rows(ring, sums[half], row, tile.column, add, last, half == 0, group, thread);
-            if (last) {
+            double squares = store_rows(ring, acc[half], row, tile.column, add, with_norm, half == 0, group, thread);
+            if (with_norm) {
                 store_norm<16, H::COLUMNS>(p.norms, p.m, p.n, row + thread / WARP * 16, tile.column, squares);
             }
         }
         if (SPLITS && p.splits > 1 && thread == 0) {
-            wait_boxes<0>();
+            // The stores are complete, and visible to plain accesses and to other blocks' TMA,
+            // before the next split starts.
+            tma_wait<0>();
             fence_async_proxy_global();
-            store_release(word, split + 1 == p.splits ? 0 : split + 1);
+            store_release(semaphore, split + 1 == p.splits ? 0 : split + 1);
         }
     }
 
-    /// Stores the sums of 64 rows batch by batch, or adds them. `asked` where the first batch's residual has been asked for. Sum of
-    /// the squares of what the thread has stored, where it is asked for (`squared`; f32 results).
-    DEVICE double store_rows(const Ring<H>& ring, const float (&sums)[H::SUMS], int row, int column, bool add, bool squared,
-                             bool asked, int group, int thread) {
-        bool meets = SPLITS ? add && squared : residual != nullptr;
+    /// Stores 64 rows of accumulators batch by batch, or adds them to C. `prefetched`: the residual
+    /// of the first batch has been requested. Returns the sum of squares of the thread's stored
+    /// values if `with_norm` (f32 results).
+    DEVICE double store_rows(const Ring<H>& ring, const float (&acc)[H::ACCUMULATORS], int row, int column, bool add,
+                             bool with_norm, bool prefetched, int group, int thread) {
+        bool has_source = SPLITS ? add && with_norm : residual != nullptr;
         double squares[2] = {0.0, 0.0};
         float scale[2] = {1.0f, 1.0f};
         if (SPLITS && p.row_scale != nullptr) {
@@ -137,60 +162,61 @@ struct MatmulJob : Raster<H> {
             }
         }
 #pragma unroll
-        for (int begin = 0; begin < H::PIECES; begin += H::BATCH) {
-            const int count = min_of(H::BATCH, H::PIECES - begin);
-            unsigned char* pieces;
-            if (meets) {
-                if (thread == 0 && (SPLITS || !(asked && begin == 0))) {
-                    request_met(ring, row, column, begin, group);
+        for (int begin = 0; begin < H::SUBTILES; begin += H::BATCH) {
+            const int count = min_of(H::BATCH, H::SUBTILES - begin);
+            unsigned char* staging;
+            if (has_source) {
+                if (thread == 0 && (SPLITS || !(prefetched && begin == 0))) {
+                    load_source(ring, row, column, begin, group);
                 }
-                wait_mbarrier(ring.arrived + 2 * group, phase);
+                wait_mbarrier(ring.source_full + 2 * group, phase);
                 phase ^= 1;
-                pieces = ring.pieces + group * H::BATCH * H::PIECE_BYTES;
+                staging = ring.staging + group * H::BATCH * H::SUBTILE_BYTES;
             } else {
-                pieces = begin_batch(ring, group, thread);
+                staging = acquire_staging(ring, group, thread);
             }
 #pragma unroll
             for (int i = 0; i < count; ++i) {
                 if constexpr (SPLITS) {
-                    unsigned char* piece = pieces + i * H::PIECE_BYTES;
-                    if (squared) {
-                        fill_squared(piece, sums, first_of(begin + i), meets, squares, thread);
+                    unsigned char* subtile = staging + i * H::SUBTILE_BYTES;
+                    if (with_norm) {
+                        stage_f32_squared(subtile, acc, first_of(begin + i), has_source, squares, thread);
                     } else {
-                        fill_floats(piece, sums, first_of(begin + i), scale, thread);
+                        stage_f32(subtile, acc, first_of(begin + i), scale, thread);
                     }
                 } else {
-                    fill_pairs(pieces + i * H::PIECE_BYTES, sums, first_of(begin + i), ring.row(group), thread);
+                    stage_bf16(staging + i * H::SUBTILE_BYTES, acc, first_of(begin + i), ring.row(group), thread);
                 }
             }
-            end_batch(group);
+            publish_staging(group);
             if (thread == 0) {
 #pragma unroll
                 for (int i = 0; i < count; ++i) {
                     int at = column + first_of(begin + i);
                     if (row < p.m && at < p.n) {
-                        if (add && !meets) {
-                            add_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                        if (add && !has_source) {
+                            tma_reduce_add(*c, at, row, staging + i * H::SUBTILE_BYTES);
                         } else {
-                            store_box(*c, at, row, pieces + i * H::PIECE_BYTES);
+                            tma_store(*c, at, row, staging + i * H::SUBTILE_BYTES);
                         }
                     }
                 }
-                commit_boxes();
+                tma_commit();
             }
         }
         return squares[0] + squares[1];
     }
 
-    /// First column of a piece; the last may lie over the one before.
-    DEVICE static constexpr int first_of(int piece) {
-        return min_of(piece * H::PIECE_COLUMNS, H::COLUMNS - H::PIECE_COLUMNS);
+    /// First column of a subtile; the last one may overlap the one before it.
+    DEVICE static constexpr int first_of(int subtile) {
+        return min_of(subtile * H::SUBTILE_COLUMNS, H::COLUMNS - H::SUBTILE_COLUMNS);
     }
 
-    /// Columns from `first` of the tile on, bias and residual added; the residual is in the piece.
-    DEVICE void fill_pairs(unsigned char* piece, const float (&sums)[H::SUMS], int first, const uint32_t* bias, int thread) const {
+    /// Stages the columns from `first` on: acc + bias + residual. The subtile holds the residual.
+    DEVICE void stage_bf16(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const uint32_t* bias,
+                           int thread) const {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
             float low = 0.0f, high = 0.0f;
             if (p.bias != nullptr) {
                 uint32_t pair = bias[(first + 8 * j) / 2 + thread % 4];
@@ -199,8 +225,8 @@ struct MatmulJob : Raster<H> {
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                uint32_t* pair = pair_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                uint32_t* pair = subtile_pair(subtile, row_of_thread(thread) + 8 * i, j, thread);
                 float left = two[0] + low, right = two[1] + high;
                 if (residual != nullptr) {
                     left += low_bf16(*pair);
@@ -211,38 +237,40 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// Where two neighbouring f32 of a piece lie: columns 8 `eight` on and the thread's own of these.
-    DEVICE static float* floats_of_piece(unsigned char* piece, int row, int eight, int thread) {
+    /// Address of the thread's two f32 of columns 8 `eight` to 8 `eight` + 7 in a swizzled subtile.
+    DEVICE static float* subtile_floats(unsigned char* subtile, int row, int eight, int thread) {
         int chunk = 2 * eight + thread % 4 / 2;
-        return reinterpret_cast<float*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
+        return reinterpret_cast<float*>(subtile + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
     }
 
-    DEVICE static void fill_floats(unsigned char* piece, const float (&sums)[H::SUMS], int first, const float (&scale)[2],
-                                   int thread) {
+    /// Stages the columns from `first` on, rows scaled.
+    DEVICE static void stage_f32(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first,
+                                 const float (&scale)[2], int thread) {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                float* to = subtile_floats(subtile, row_of_thread(thread) + 8 * i, j, thread);
                 to[0] = two[0] * scale[i];
                 to[1] = two[1] * scale[i];
             }
         }
     }
 
-    /// Sums, added to what is in the piece where they meet it, and their squares. Products with norms have no row scale.
-    DEVICE static void fill_squared(unsigned char* piece, const float (&sums)[H::SUMS], int first, bool meets,
-                                    double (&squares)[2], int thread) {
+    /// As stage_f32, adding the staged C if `has_source`, and sums squares. GEMMs with norms have
+    /// no row scale.
+    DEVICE static void stage_f32_squared(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first,
+                                         bool has_source, double (&squares)[2], int thread) {
 #pragma unroll
-        for (int j = 0; j < H::PIECE_COLUMNS / 8; ++j) {
+        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* two = sums + 4 * (first / 8 + j) + 2 * i;
-                float* to = floats_of_piece(piece, row_of_thread(thread) + 8 * i, j, thread);
+                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
+                float* to = subtile_floats(subtile, row_of_thread(thread) + 8 * i, j, thread);
 #pragma unroll
                 for (int side = 0; side < 2; ++side) {
-                    float value = meets ? two[side] + to[side] : two[side];
+                    float value = has_source ? two[side] + to[side] : two[side];
                     squares[side] += double(value) * double(value);
                     to[side] = value;
                 }
@@ -251,9 +279,9 @@ struct MatmulJob : Raster<H> {
     }
 };
 
-/// The kernel of a product; boxes of C and of the residual are 64 rows of 128 bytes with the 128-byte swizzle.
+/// Kernel body of a GEMM. TMA boxes of C and the residual: 64 rows of 128 bytes, 128-byte swizzle.
 template <class H>
-DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c, const Problem& p,
-                          const TensorDescriptor* residual = nullptr) {
+DEVICE void hopper_matmul(const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c,
+                          const Problem& p, const TensorDescriptor* residual = nullptr) {
     run_job<H>(a, b, MatmulJob<H>{{p.m, p.n, p.k}, p, &c, residual, 0, 0u});
 }

@@ -1,5 +1,5 @@
-// Wrong uses of primitives, one for each number: tests/ops/primitives.rs demands that the emulator reports them. On a GPU
-// they would hang or give any result; they are launched on the emulator alone.
+// Misuses of primitives, one per number; tests/ops/primitives.rs requires that the emulator reports
+// them. They are launched only on the emulator: on a GPU they would hang or give undefined results.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -12,7 +12,7 @@ KERNEL(96, test_barrier_misuse)(int which) {
     if (which != 0 && threadIdx.x == 0) {
         init_mbarrier(barrier, 2);
     }
-    sync_block();  // the barrier is made
+    sync_block();  // the mbarrier is initialised
     if (which == 6) {
         if (threadIdx.x < 32) {
             sync_warp();
@@ -39,7 +39,7 @@ KERNEL(96, test_barrier_misuse)(int which) {
             init_mbarrier(barrier, 1);
             break;
         case 2:
-            arrive_expecting(barrier, 16);
+            arrive_expect_tx(barrier, 16);
             arrive_mbarrier(barrier);
             arrive_mbarrier(barrier);
             break;
@@ -59,15 +59,15 @@ KERNEL(96, test_barrier_misuse)(int which) {
 }
 
 KERNEL(32, test_turn_misuse, CORESIDENT)(const int* turn) {
-    wait_turn(turn, 1);
+    wait_semaphore(turn, 1);
 }
 
 KERNEL(32, test_early_misuse, EARLY)(TensorMap map, int which) {
     DYNAMIC_SHARED(box);
     if (which == 1 && threadIdx.x == 0) {
-        store_box(map, 0, 0, box);
-        commit_boxes();
-        wait_boxes<0>();
+        tma_store(map, 0, 0, box);
+        tma_commit();
+        tma_wait<0>();
     }
     if (which == 0 && threadIdx.x == 5) {
         return;
@@ -86,41 +86,42 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
     }
     switch (which) {
         case 0:
-            load_box(box + 128, map, 0, 0, full);
+            tma_load(box + 128, map, 0, 0, full);
             break;
         case 1:
-            load_box(box, map, 0, 0, 0, full);
+            tma_load(box, map, 0, 0, 0, full);
             break;
         case 2:
-            arrive_expecting(full, 1024 + 16);
-            load_box(box, map, 0, 0, full);
+            arrive_expect_tx(full, 1024 + 16);
+            tma_load(box, map, 0, 0, full);
             wait_mbarrier(full, 0);
             break;
         case 3:
-            load_box(box, map, 0, 0, full);
+            tma_load(box, map, 0, 0, full);
             break;
         case 4:
-            store_box(map, 0, 0, box);
+            tma_store(map, 0, 0, box);
             break;
         case 5:
-            store_box(map, 0, 0, box);
-            commit_boxes();
+            tma_store(map, 0, 0, box);
+            tma_commit();
             break;
         case 6:
-            load_box_multicast(box, map, 0, 0, full, 2);
+            tma_load_multicast(box, map, 0, 0, full, 2);
             break;
         case 7:
-            load_box(box + 1024, map, 0, 0, full);
+            tma_load(box + 1024, map, 0, 0, full);
             break;
         case 8:
-            add_box(map, 0, 0, box);
-            commit_boxes();
-            wait_boxes<0>();
+            tma_reduce_add(map, 0, 0, box);
+            tma_commit();
+            tma_wait<0>();
             break;
     }
 }
 
-/// Work on a stage while something asynchronous may still use it: orders must differ in what comes out.
+/// Reuses a stage while an asynchronous operation may still access it: results must differ between
+/// schedules.
 KERNEL(128, test_early_reuse)(TensorMap map, int which,
                               int* out) {  // (256)
     DYNAMIC_SHARED(stage);
@@ -135,36 +136,36 @@ KERNEL(128, test_early_reuse)(TensorMap map, int which,
         fence_mbarrier_init();
     }
     fence_async_proxy();
-    sync_block();  // the stage and the barrier are there
+    sync_block();  // the stage is written and the mbarrier initialised
     if (which == 0) {
-        // The operands of a product change before it is waited for.
+        // The operands of a wgmma change before the wait.
         float sums[32];
         uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 0, Swizzle::BYTES_128);
-        fence_products();
-        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
-        commit_products();
-        sync_block();  // all products are issued
+        wgmma_fence();
+        wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
+        wgmma_commit();
+        sync_block();  // all wgmmas are issued
         for (int i = thread; i < 1024; i += 128) {
             word[i] = 0;
         }
         sync_block();  // the stage is overwritten
-        wait_products<0>(sums);
+        wgmma_wait<0>(sums);
         out[thread] = int(sums[0]);
         return;
     }
     if (thread == 0) {
         if (which == 1) {
-            // A load is used before it is waited for.
-            arrive_expecting(full, 1024);
-            load_box(stage, map, 0, 0, full);
+            // A TMA load is read before the wait.
+            arrive_expect_tx(full, 1024);
+            tma_load(stage, map, 0, 0, full);
             out[0] = int(word[0]);
             wait_mbarrier(full, 0);
         } else {
-            // A stored box changes before it was read.
-            store_box(map, 0, 0, stage);
-            commit_boxes();
+            // The source of a TMA store changes before it has been read.
+            tma_store(map, 0, 0, stage);
+            tma_commit();
             word[0] = 7;
-            wait_boxes<0>();
+            tma_wait<0>();
         }
     }
 }
@@ -181,14 +182,14 @@ KERNEL(128, test_product_misuse)(int which) {
         operand += threadIdx.x % 2;
     }
     if (which != 0) {
-        fence_products();
+        wgmma_fence();
     }
     if (which != 2 || threadIdx.x >= 32) {
-        multiply_group<64, Major::K, Major::K>(sums, operand, operand, false);
+        wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
     }
-    commit_products();
+    wgmma_commit();
     if (which != 1) {
-        wait_products<0>(sums);
+        wgmma_wait<0>(sums);
     }
 }
 
@@ -198,7 +199,7 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     if (which == 0) {
         sync_cluster();
         if (cluster_rank() == 0) {
-            // Block 1 returns meanwhile, in the random order too, which holds warps back for a while.
+            // Block 1 returns meanwhile, also in the random schedule, which stalls warps.
             for (int i = 0; i < 500; ++i) {
                 sync_block();
             }
@@ -218,13 +219,13 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
 
 KERNEL(256, test_register_misuse, ALONE(256))(int which) {
     if (which == 0) {
-        raise_registers<256>();
+        increase_registers<256>();
     } else if (which == 1) {
         if (threadIdx.x >= 64) {
-            lower_registers<40>();
+            decrease_registers<40>();
         }
     } else {
-        lower_registers<40>();
-        lower_registers<48>();
+        decrease_registers<40>();
+        decrease_registers<48>();
     }
 }

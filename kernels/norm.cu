@@ -1,9 +1,17 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
-// A block takes rows by stride; a row is summed by the whole block in one fixed order, so that neither the grid nor the
-// other rows of the call matter. The backward takes NORM_SLICE tokens at a time and leaves one partial weight gradient
-// for each such slice, which sum_slices adds up. Cost: every operand is read once from memory; the row itself twice,
-// the second time from cache.
+//   norm_fwd, one token per block, by stride:
+//     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = sum rstd weight
+//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
+//     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
+//                     dweight[slice] += dy n
+//   sum_slices (slices.cu): dweight = or += sum over slices
+//
+// Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
+// sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so
+// neither the grid nor other rows affect a result.
+//
+// Cost: every operand is read once from memory; a row is read twice, the second time from cache.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -12,34 +20,36 @@ constexpr int NORM_THREADS = 128;
 /// Tokens of a slice of the weight gradient.
 EXPORT constexpr int NORM_SLICE = 16;
 
-/// sum = x + residual (x without one), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd weight.
+/// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd
+/// weight.
 template <class T>
 KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
-                                         const T* residual,  // (tokens, hidden), may be absent together with sum
+                                         const T* residual,  // (tokens, hidden), may be null together with sum
                                          const T* weight,    // (hidden)
                                          T* sum,             // (tokens, hidden)
                                          T* y,               // (tokens, hidden)
                                          float* rstd,        // (tokens)
                                          int tokens, int hidden, float eps) {
     SHARED(float, partial, NORM_THREADS / WARP);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane = wide(x, hidden) && wide(y, hidden) && wide(weight, 0) && wide(residual, hidden) && wide(sum, hidden);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
+                      vec_aligned(residual, hidden) && vec_aligned(sum, hidden);
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* in = x + token * hidden;
         const T* add = residual == nullptr ? nullptr : residual + token * hidden;
         T* total = sum == nullptr ? nullptr : sum + token * hidden;
         T* out = y + token * hidden;
         float squares = 0.0f;
-        if (by_lane) {
+        if (vectorised) {
             for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-                Numbers<T> value = load_numbers(in + h);
+                Floats<T> value = load_floats(in + h);
                 if (add != nullptr) {
-                    Numbers<T> other = load_numbers(add + h);
+                    Floats<T> other = load_floats(add + h);
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
                         value.x[i] = to_float(from_float<T>(value.x[i] + other.x[i]));
                     }
-                    store_numbers(total + h, value);
+                    store_floats(total + h, value);
                 }
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -47,7 +57,7 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
                 }
             }
         } else {
-            // The same thread takes the same elements in the same order as above.
+            // Same elements per thread and same order as the vectorised path, so the same bits.
             for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
                 for (int i = h; i < min_of(h + N, hidden); ++i) {
                     float value = to_float(in[i]);
@@ -64,16 +74,16 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
         if (threadIdx.x == 0) {
             rstd[token] = scale;
         }
-        // Each thread reads back what it wrote itself.
+        // No barrier: each thread reads back only elements that it wrote.
         const T* row = total == nullptr ? in : total;
         for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-            if (by_lane) {
-                Numbers<T> value = load_numbers(row + h), factor = load_numbers(weight + h);
+            if (vectorised) {
+                Floats<T> value = load_floats(row + h), factor = load_floats(weight + h);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     value.x[i] = value.x[i] * scale * factor.x[i];
                 }
-                store_numbers(out + h, value);
+                store_floats(out + h, value);
             } else {
                 for (int i = h; i < min_of(h + N, hidden); ++i) {
                     out[i] = from_float<T>(to_float(row[i]) * scale * to_float(weight[i]));
@@ -83,9 +93,9 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
     }
 }
 
-/// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens of slice k of
-/// dy n, in ascending order. The slice's sum grows in shared memory, or in `slices` itself when rows are too long for
-/// that; each thread owns columns, so that it needs no barrier.
+/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over
+/// the tokens of slice k of dy n, in ascending order. The partial sum is accumulated in shared
+/// memory, or in `slices` if rows are too long. No barrier: each thread owns its columns.
 template <class T>
 KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                                          const T* sum,       // (tokens, hidden)
@@ -94,19 +104,19 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                                          T* dsum,            // (tokens, hidden)
                                          float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
                                          int tokens, int hidden, int add,
-                                         int in_shared) {  // 1 when the launch gives 4 hidden bytes of shared memory
+                                         int in_shared) {  // 1 if the launch has 4 hidden bytes of shared memory
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool by_lane =
-        wide(dy, hidden) && wide(sum, hidden) && wide(weight, 0) && wide(dsum, hidden) && wide(slices, hidden);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(dy, hidden) && vec_aligned(sum, hidden) && vec_aligned(weight, 0) &&
+                      vec_aligned(dsum, hidden) && vec_aligned(slices, hidden);
     int first = int(threadIdx.x) * N;
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
         float* dweight = in_shared != 0 ? reinterpret_cast<float*>(dynamic) : out;
         for (int h = first; h < hidden; h += NORM_THREADS * N) {
             float zero[N] = {};
-            store_piece(dweight + h, zero, min_of(N, hidden - h), by_lane);
+            store_elements(dweight + h, zero, min_of(N, hidden - h), vectorised);
         }
         int end = min_of(tokens, (slice + 1) * NORM_SLICE);
         for (int token = slice * NORM_SLICE; token < end; ++token) {
@@ -115,9 +125,9 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
             for (int h = first; h < hidden; h += NORM_THREADS * N) {
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N];
-                load_piece(d, dy + row + h, valid, by_lane);
-                load_piece(w, weight + h, valid, by_lane);
-                load_piece(x, sum + row + h, valid, by_lane);
+                load_elements(d, dy + row + h, valid, vectorised);
+                load_elements(w, weight + h, valid, vectorised);
+                load_elements(x, sum + row + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     product += d[i] * w[i] * x[i];
@@ -128,12 +138,12 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
             for (int h = first; h < hidden; h += NORM_THREADS * N) {
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N], gradient[N] = {}, total[N];
-                load_piece(d, dy + row + h, valid, by_lane);
-                load_piece(w, weight + h, valid, by_lane);
-                load_piece(x, sum + row + h, valid, by_lane);
-                load_piece(total, dweight + h, valid, by_lane);
+                load_elements(d, dy + row + h, valid, vectorised);
+                load_elements(w, weight + h, valid, vectorised);
+                load_elements(x, sum + row + h, valid, vectorised);
+                load_elements(total, dweight + h, valid, vectorised);
                 if (add != 0) {
-                    load_piece(gradient, dsum + row + h, valid, by_lane);
+                    load_elements(gradient, dsum + row + h, valid, vectorised);
                 }
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -141,15 +151,15 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                     gradient[i] += scale * (d[i] * w[i] - n * mean);
                     total[i] += d[i] * n;
                 }
-                store_piece(dsum + row + h, gradient, valid, by_lane);
-                store_piece(dweight + h, total, valid, by_lane);
+                store_elements(dsum + row + h, gradient, valid, vectorised);
+                store_elements(dweight + h, total, valid, vectorised);
             }
         }
         for (int h = first; h < hidden && in_shared != 0; h += NORM_THREADS * N) {
             int valid = min_of(N, hidden - h);
             float total[N];
-            load_piece(total, dweight + h, valid, by_lane);
-            store_piece(out + h, total, valid, by_lane);
+            load_elements(total, dweight + h, valid, vectorised);
+            store_elements(out + h, total, valid, vectorised);
         }
     }
 }

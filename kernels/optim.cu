@@ -1,9 +1,24 @@
-// Gradient norm with clip factor and finite check, and AdamW (arXiv 1711.05101), over the flat arena of parameters.
+// Global gradient norm with clipping and a finite check, and AdamW (arXiv 1711.05101), over the
+// flat arena of parameters.
 //
-// Sums are over slices whose size depends on the arena's length alone, in f64, which no square of an f32 overflows.
-// Every value that a step needs is in the control vector on the device; the learning rate alone comes from the host. An
-// update whose gradient is not finite touches nothing. Cost: the norm reads the gradient once, but for elements whose norms it
-// is given; the update moves every operand once.
+//   grad_squares: sums[k] = sum of squares of slice k of the gradient (f64)
+//   grad_norm:    norm = sqrt(sum of sums); control: clip = min(1, max_norm / (norm + 1e-6)),
+//                 step += 1, apply = 1; a norm that is not finite: skipped += 1, apply = 0
+//   adamw, if apply:
+//     g = clip grad; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g²
+//     p = p (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+//     decay is 0 from element `decayed` on
+//
+// Departures from PyTorch's clip_grad_norm_ and AdamW:
+//   - Elements with given patch norms (patches.cuh) are not read again; the norms replace them.
+//   - Sums are over slices, in f64, in which no square of an f32 overflows. The slice size depends only
+//     on the arena's length.
+//   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies
+//     only the learning rate. So the sequence needs no synchronisation.
+//   - A gradient that is not finite leaves parameters and moments untouched.
+//
+// Cost: the norm reads the gradient once, except elements with given norms; the update moves every
+// operand once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
@@ -12,7 +27,7 @@ constexpr int OPTIM_THREADS = 256;
 /// Entries of the control vector.
 EXPORT enum Control : int { LEARNING_RATE, STEP, NORM, CLIP, APPLY, SKIPPED };
 
-/// Sum over the block in one fixed order; thread 0 receives it. `partial` holds a number for each warp.
+/// Block-wide sum in a fixed order, valid in thread 0. `partial` holds one number per warp.
 DEVICE double add_block(double value, double* partial) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
@@ -21,7 +36,7 @@ DEVICE double add_block(double value, double* partial) {
     if (lane_index() == 0) {
         partial[threadIdx.x / WARP] = value;
     }
-    // Every warp's number is there before the first thread adds them.
+    // All warps' numbers are written before thread 0 adds them.
     sync_block();
     double sum = 0.0;
     if (threadIdx.x == 0) {
@@ -29,19 +44,19 @@ DEVICE double add_block(double value, double* partial) {
             sum += partial[i];
         }
     }
-    // They have been read before the next sum writes.
+    // Thread 0 has read the numbers before the next call overwrites them.
     sync_block();
     return sum;
 }
 
-/// Adds squares of a slice, `count` elements from `x` on; thread 0 receives the sum.
+/// Sum of squares of a slice, `count` elements from `x` on, valid in thread 0.
 DEVICE double squares_of(const float* x, long long count, bool aligned, double* partial) {
-    constexpr int N = LANE_ELEMENTS<float>;
+    constexpr int N = VEC_ELEMENTS<float>;
     double squares[N] = {};
 #pragma unroll 4
     for (long long at = (long long)threadIdx.x * N; at < count; at += OPTIM_THREADS * N) {
         float piece[N];
-        load_piece(piece, x + at, int(min_of(count - at, (long long)N)), aligned && at + N <= count);
+        load_elements(piece, x + at, int(min_of(count - at, (long long)N)), aligned && at + N <= count);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
             squares[i] += double(piece[i]) * double(piece[i]);
@@ -50,30 +65,31 @@ DEVICE double squares_of(const float* x, long long count, bool aligned, double* 
     return add_block((squares[0] + squares[1]) + (squares[2] + squares[3]), partial);
 }
 
-/// sums[k] = sum of the squares of slice k: of the gradient's first elements, then of those from `rest` on, then of norms that
-/// stand for those between. Each of the three is cut into slices by itself.
+/// sums[k] = sum of squares of slice k. Three ranges are sliced separately, in this order: gradient
+/// elements below `first`, gradient elements from `rest` on, and the `known` patch norms that
+/// replace the elements between.
 KERNEL(256, grad_squares)(const float* grads,  // (len)
-                          const float* norms,  // (told), may be absent
+                          const float* norms,  // (known), may be null
                           double* sums,        // (slices of all three)
-                          long long first, long long rest, long long len, long long told,
+                          long long first, long long rest, long long len, long long known,
                           long long slice) {  // elements of a slice, a multiple of 4
     SHARED(double, partial, OPTIM_THREADS / WARP);
-    long long before = (first + slice - 1) / slice, after = (len - rest + slice - 1) / slice;
-    long long slices = before + after + (told + slice - 1) / slice;
+    long long first_slices = (first + slice - 1) / slice, rest_slices = (len - rest + slice - 1) / slice;
+    long long slices = first_slices + rest_slices + (known + slice - 1) / slice;
     for (long long k = blockIdx.x; k < slices; k += gridDim.x) {
-        bool early = k < before, middle = k < before + after;
-        long long at = slice * (early ? k : middle ? k - before : k - before - after);
-        const float* x = early ? grads : middle ? grads + rest : norms;
-        long long end = early ? first : middle ? len - rest : told;
-        double sum = squares_of(x + at, min_of(end - at, slice), wide(x, 0), partial);
+        bool in_first = k < first_slices, in_rest = k < first_slices + rest_slices;
+        long long at = slice * (in_first ? k : in_rest ? k - first_slices : k - first_slices - rest_slices);
+        const float* x = in_first ? grads : in_rest ? grads + rest : norms;
+        long long end = in_first ? first : in_rest ? len - rest : known;
+        double sum = squares_of(x + at, min_of(end - at, slice), vec_aligned(x, 0), partial);
         if (threadIdx.x == 0) {
             sums[k] = sum;
         }
     }
 }
 
-/// Norm, clip factor min(1, max_norm / (norm + 1e-6)), finite flag and counters from the sums of the slices. One block
-/// does the work, whatever the grid.
+/// Norm, clip factor, finite flag and counters from the slice sums. Only block 0 works, whatever
+/// the grid.
 KERNEL(256, grad_norm)(const double* sums,  // (slices)
                        float* control,      // (CONTROL)
                        int slices, double max_norm) {
@@ -81,7 +97,7 @@ KERNEL(256, grad_norm)(const double* sums,  // (slices)
     if (blockIdx.x != 0) {
         return;
     }
-    // Neighbouring slices to a thread, in ascending order.
+    // Each thread adds a contiguous run of slices, in ascending order.
     int run = ceil_div(slices, OPTIM_THREADS);
     int end = min_of((int(threadIdx.x) + 1) * run, slices);
     double sum = 0.0;
@@ -94,6 +110,7 @@ KERNEL(256, grad_norm)(const double* sums,  // (slices)
     }
     double norm = sqrt(sum);
     control[NORM] = float(norm);
+    // False for infinity and NaN.
     if (norm - norm == 0.0) {
         control[STEP] += 1.0f;
         control[APPLY] = 1.0f;
@@ -106,12 +123,12 @@ KERNEL(256, grad_norm)(const double* sums,  // (slices)
     }
 }
 
-/// Scalars of an update.
+/// Scalars of an update: clip factor, sqrt(1 - beta2^t), lr / (1 - beta1^t), 1 - lr decay.
 struct Update {
     float clip, correction2, step_size, keep;
 };
 
-/// base^exponent of a whole number that is not negative, by squaring: off by a few units in the last place of an f64.
+/// base^exponent for exponent >= 0, by squaring; accurate to a few ulp of f64.
 DEVICE double power(double base, long long exponent) {
     double result = 1.0;
     for (; exponent > 0; exponent /= 2) {
@@ -121,13 +138,13 @@ DEVICE double power(double base, long long exponent) {
     return result;
 }
 
-/// In PyTorch's order of operations: moments, denominator sqrt(v) / sqrt(correction2) + eps, decay, step.
+/// AdamW in PyTorch's order of operations: moments, denominator, decay, step.
 template <class T>
 KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
                                       const float* grads,    // (len)
                                       float* m,              // (len)
                                       float* v,              // (len)
-                                      float* master,         // (len), may be absent: then params are the master
+                                      float* master,         // (len), may be null: then params are updated directly
                                       T* params,             // (len)
                                       long long len,
                                       long long decayed,  // elements subject to decay, the first ones
@@ -144,24 +161,25 @@ KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
         shared[0].step_size = float(rate / (1.0 - power(beta1, step)));
         shared[0].keep = float(1.0 - rate * weight_decay);
     }
-    // The scalars are there before any thread reads them; nothing writes them again.
+    // The scalars are written before any thread reads them; nothing overwrites them.
     sync_block();
     Update u = shared[0];
     float b1 = float(beta1), rest1 = float(1.0 - beta1), b2 = float(beta2), rest2 = float(1.0 - beta2);
-    constexpr int N = LANE_ELEMENTS<T>;
-    bool aligned = wide(grads, 0) && wide(m, 0) && wide(v, 0) && wide(master, 0) && wide(params, 0);
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool aligned = vec_aligned(grads, 0) && vec_aligned(m, 0) && vec_aligned(v, 0) && vec_aligned(master, 0) &&
+                   vec_aligned(params, 0);
     long long stride = (long long)gridDim.x * OPTIM_THREADS * N;
     for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * N; at < len; at += stride) {
         int valid = int(min_of(len - at, (long long)N));
-        bool by_lane = aligned && valid == N;
+        bool vectorised = aligned && valid == N;
         float p[N], g[N], first[N], second[N];
-        load_piece(g, grads + at, valid, by_lane);
-        load_piece(first, m + at, valid, by_lane);
-        load_piece(second, v + at, valid, by_lane);
+        load_elements(g, grads + at, valid, vectorised);
+        load_elements(first, m + at, valid, vectorised);
+        load_elements(second, v + at, valid, vectorised);
         if (master != nullptr) {
-            load_piece(p, master + at, valid, by_lane);
+            load_elements(p, master + at, valid, vectorised);
         } else {
-            load_piece(p, params + at, valid, by_lane);
+            load_elements(p, params + at, valid, vectorised);
         }
 #pragma unroll
         for (int i = 0; i < N; ++i) {
@@ -172,11 +190,11 @@ KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
             float keep = at + i < decayed ? u.keep : 1.0f;
             p[i] = p[i] * keep - u.step_size * (first[i] / denominator);
         }
-        store_piece(m + at, first, valid, by_lane);
-        store_piece(v + at, second, valid, by_lane);
+        store_elements(m + at, first, valid, vectorised);
+        store_elements(v + at, second, valid, vectorised);
         if (master != nullptr) {
-            store_piece(master + at, p, valid, by_lane);
+            store_elements(master + at, p, valid, vectorised);
         }
-        store_piece(params + at, p, valid, by_lane);
+        store_elements(params + at, p, valid, vectorised);
     }
 }

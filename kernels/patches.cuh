@@ -1,5 +1,6 @@
-// Norms of patches of a gradient, 16 rows by 32 columns each (src/backend/contract/nn.rs), so that the norm of all gradients
-// need not read what has just been written. Used by matmul.cu and matmul_sm90.cuh.
+// Patch norms of a weight gradient. A patch is 16 rows by 32 columns (src/backend/contract/nn.rs).
+// The kernel that writes the gradient stores them, so that the global norm need not read it again.
+// Used by matmul.cu and matmul_sm90.cuh.
 #pragma once
 
 #include "common.cuh"
@@ -7,14 +8,15 @@
 
 EXPORT constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
 
-/// Writes the norm of the patches of a warp's part of a matrix to the first of them, and zeros to the others. The part begins at
-/// a patch; patches beyond the matrix are left out. `squares` is the lane's sum of squares: in f64, which no square of an f32
-/// overflows. All lanes.
+/// Stores the norm of a warp tile: the merged norm to its first patch, 0 to the other patches. The
+/// tile starts at a patch; patches beyond the matrix are skipped. `squares` is the lane's sum of
+/// squares, in f64, in which no square of an f32 overflows. All lanes call it.
 template <int HEIGHT, int WIDTH>
 DEVICE void store_norm(float* norms,  // (ceil(rows / 16), ceil(columns / 32))
                        int rows, int columns, int row, int column, double squares) {
     constexpr int DOWN = HEIGHT / PATCH_ROWS, ACROSS = WIDTH / PATCH_COLUMNS;
-    static_assert(HEIGHT % PATCH_ROWS == 0 && WIDTH % PATCH_COLUMNS == 0 && DOWN * ACROSS <= WARP, "a lane for each patch");
+    static_assert(HEIGHT % PATCH_ROWS == 0 && WIDTH % PATCH_COLUMNS == 0 && DOWN * ACROSS <= WARP,
+                  "whole patches, one lane per patch");
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
         squares += shuffle_xor(squares, mask);

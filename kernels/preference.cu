@@ -1,33 +1,50 @@
-// Comparison losses over sequence scores: loss and logit of every comparison, the gradient of every score, and sums per
-// kind.
+// Comparison losses on sequence scores: loss and logit of each comparison, the gradient of each
+// score, and sums per kind of comparison.
 //
-// One block does the work, whatever the grid: a batch has at most a few thousand comparisons and the sums are in
-// comparison order, in f64. Sequences are in range and `uses` lists every term once: what packs a batch has checked
-// them. The rules on weight 0 and on values that are not finite are those of the contract. Cost: the tables are read
-// two or three times from cache; time is that of a few passes over comparisons / 256.
+//   for each comparison c (one thread):
+//     rho[s] = +-scale (score[s] - reference[s]) for its terms s
+//     logit = sum of trained rho + clamp(sum of detached rho)
+//     loss = weight (f(logit - margin) + center (sum of scores)²); keep f'
+//     the center term is only for kind 0 with two terms
+//   block barrier
+//   for each sequence s (one thread):
+//     dscore[s] = direct[s] + sum over its terms of kind_scale weight (f' sign scale + 2 center sum)
+//   for each (kind, field) (one thread): sums over the comparisons in order
+//
+// Departures from a tensor-library loss: the gradient is a gather over the terms of a sequence
+// (`uses`) instead of a scatter, so it needs no atomics. A term can be detached: it moves the
+// logit, within bounds, but receives no gradient.
+//
+// One block does the work, whatever the grid: a batch has at most a few thousand comparisons, and
+// the sums are in comparison order, in f64. The batch packer guarantees that sequence indices are
+// in range and that `uses` lists every term once. Weight 0 and values that are not finite follow
+// the contract. Cost: the tables are read two or three times from cache, in comparisons / 256
+// rounds per pass.
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
-/// Term slots of a comparison, and kinds of comparisons.
+/// Term slots per comparison, and kinds of comparisons.
 EXPORT constexpr int TERMS = 4, KINDS = 3;
 /// Fields of a row of `sums`.
 EXPORT enum SumField : int { SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT };
 EXPORT constexpr int SUM_FIELDS = 5;
+
 EXPORT enum Curve : int { SIGMOID, ROBUST, HINGE, IPO };
 
+/// f(z) and f'(z).
 struct Point {
     float value, slope;
 };
 
-/// f(z) and f'(z) of SIGMOID and ROBUST with smoothing e; rest = 1 - e and norm = 1 - 2e. At e = 0 the smoothed terms are left
-/// out, because 0 softplus(inf) would be NaN.
+/// Value and slope of SIGMOID and ROBUST at z; e is the label smoothing, rest = 1 - e, norm = 1 - 2e.
+/// With e = 0 the smoothing terms are skipped, because 0 softplus(inf) would be NaN.
 DEVICE Point logistic_at(bool robust, float e, float rest, float norm, float z) {
-    // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) through one exponential that cannot overflow.
-    float power = expf(-fabsf(z));
-    float tail = log1pf(power), large = 1.0f / (1.0f + power), small = power / (1.0f + power);
-    bool right = z >= 0.0f;
-    float lower = right ? tail : tail - z, upper = right ? z + tail : tail;
-    float sigmoid_lower = right ? small : large, sigmoid_upper = right ? large : small;
+    // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) from one exponential that cannot overflow.
+    float decay = expf(-fabsf(z));
+    float tail = log1pf(decay), large = 1.0f / (1.0f + decay), small = decay / (1.0f + decay);
+    bool positive = z >= 0.0f;
+    float lower = positive ? tail : tail - z, upper = positive ? z + tail : tail;
+    float sigmoid_lower = positive ? small : large, sigmoid_upper = positive ? large : small;
     if (e == 0.0f) {
         return {lower, -sigmoid_lower};
     }
@@ -37,14 +54,14 @@ DEVICE Point logistic_at(bool robust, float e, float rest, float norm, float z) 
     return {(rest * lower - e * upper) / norm, (-rest * sigmoid_lower - e * sigmoid_upper) / norm};
 }
 
-/// f(z) and f'(z) of a curve with smoothing e; the other arguments as in logistic_at.
+/// Value and slope of a curve at z; the other arguments as in logistic_at.
 DEVICE Point curve_at(Curve curve, float e, float rest, float norm, float z, float beta) {
     switch (curve) {
         case SIGMOID:
         case ROBUST:
             return logistic_at(curve == ROBUST, e, rest, norm, z);
         case HINGE:
-            // NaN is neither above nor below.
+            // The last branch is for NaN, which both comparisons reject.
             return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
         case IPO: {
             float distance = (z - 0.5f) / beta;
@@ -60,7 +77,7 @@ DEVICE bool finite(float x) {
 }
 
 KERNEL(256, preference_fwd)(const float* score,          // (seqs)
-                            const float* reference,      // (seqs), may be absent
+                            const float* reference,      // (seqs), may be null
                             const int* term_sequence,    // (comparisons, TERMS), -1 in unused slots
                             const int* term_sign,        // (comparisons, TERMS), +-1, or +-2 for a detached term
                             const int* kind,             // (comparisons)
@@ -71,20 +88,20 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             const float* kind_scale,     // (KINDS)
                             const int* use_offsets,      // (seqs + 1)
                             const int* uses,             // (terms used)
-                            const float* direct,         // (seqs), may be absent
+                            const float* direct,         // (seqs), may be null
                             float* loss,                 // (comparisons)
                             float* logit,                // (comparisons)
                             float* dscore,               // (seqs)
                             float* sums,                 // (KINDS, SUM_FIELDS)
                             float* slopes,               // (comparisons) scratch
-                            float* center_slopes,                // (comparisons) scratch
+                            float* center_slopes,        // (comparisons) scratch
                             int seqs, int comparisons, Curve curve, float smoothing, float rest, float norm,
                             float center) {
     if (blockIdx.x != 0) {
         return;
     }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
-        // Trained and detached terms, each signed and scaled.
+        // Signed and scaled sums of trained and of detached terms.
         float trained = 0.0f, detached = 0.0f, both = 0.0f;
         int terms = 0;
 #pragma unroll
@@ -102,7 +119,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             both += score[s];
             ++terms;
         }
-        // NaN passes both bounds.
+        // NaN passes through both bounds.
         float low = detached_clip[2 * c], high = detached_clip[2 * c + 1];
         detached = detached < low ? low : detached;
         detached = detached > high ? high : detached;
@@ -113,7 +130,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         if (weight[c] != 0.0f) {
             Point point = curve_at(curve, smoothing, rest, norm, total - margin[c], scale[c]);
             value = weight[c] * (point.value + center * both * both);
-            // A slope may be finite where logit and loss are not (-1 at -inf); the step must not look sound.
+            // The slope can be finite when logit or loss is not (-1 at -inf). NaN makes the
+            // gradient norm reject the step.
             slope = finite(total) && finite(value) ? point.slope : NAN;
         }
         logit[c] = total;
@@ -121,7 +139,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         slopes[c] = slope;
         center_slopes[c] = 2.0f * center * both;
     }
-    // The numbers of every comparison are there before the sequences gather them.
+    // All comparisons are written before sequences gather from them.
     sync_block();
     for (int s = int(threadIdx.x); s < seqs; s += PREFERENCE_THREADS) {
         float sum = direct == nullptr ? 0.0f : direct[s];

@@ -1,5 +1,5 @@
-// Kernels of tests/ops/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is
-// stated there, from the PTX ISA. Nothing else launches them.
+// Kernels of tests/ops/primitives.rs, launched by nothing else: each runs one primitive and stores
+// what the threads hold. The expected values are stated there, from the PTX ISA.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -24,7 +24,7 @@ KERNEL(32, test_warp)(const int* x,  // (32)
     mine[1] = shuffle_xor(value, 5);
     mine[2] = shuffle_up(value, 3);
     mine[3] = shuffle_down(value, 4);
-    mine[4] = int(votes_of(value % 3 == 0));
+    mine[4] = int(lane_ballot(value % 3 == 0));
     mine[5] = any_lane(value == 1007) + 2 * any_lane(value == -1);
     mine[6] = all_lanes(value >= 1000) + 2 * all_lanes(value > 1000);
     sync_warp();
@@ -38,21 +38,21 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
     SHARED(float, narrow, 32);
     int lane = lane_index();
     for (int group = 0; group < 3; ++group) {
-        // The second group leaves out the last two numbers of each four.
-        copy_async_16(stage + 128 * group + 4 * lane, x + 128 * group + 4 * lane, group == 1 ? 8 : 16);
+        // The second group copies only the first two numbers of each four.
+        cp_async_16(stage + 128 * group + 4 * lane, x + 128 * group + 4 * lane, group == 1 ? 8 : 16);
         if (group == 0) {
-            copy_async_4(narrow + lane, x + lane, lane % 2 == 0 ? 4 : 0);
+            cp_async_4(narrow + lane, x + lane, lane % 2 == 0 ? 4 : 0);
         }
         if (group < committed) {
-            commit_copies();
+            cp_async_commit();
         }
     }
-    wait_copies<1>();
+    cp_async_wait<1>();
     sync_warp();  // the copies of other lanes
     for (int i = lane; i < 256; i += WARP) {
         out[i] = stage[i];
     }
-    wait_copies<0>();
+    cp_async_wait<0>();
     sync_warp();  // the copies of other lanes
     for (int i = lane; i < 128; i += WARP) {
         out[256 + i] = stage[256 + i];
@@ -62,20 +62,21 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
 
 KERNEL(32, test_ldmatrix)(const int* rows,  // (32, 4): eight 16-bit elements for each lane
                           int* out) {       // (2, 32, 4): plain, transposed
-    // Rows lie 48 bytes apart, the last first, so that only the lane's own address can be what is used.
+    // Rows are 48 bytes apart in reverse order, so the result is right only if each lane's address
+    // is used.
     SHARED(int, place, 32 * 12);
     int lane = lane_index(), next = (lane + 1) % WARP;
     int* row = place + 12 * (WARP - 1 - lane);
     for (int i = 0; i < 4; ++i) {
         place[12 * (WARP - 1 - next) + i] = rows[4 * next + i];
     }
-    sync_warp();  // rows written before any lane loads
+    sync_warp();  // all rows are written before any lane loads
     uint32_t word[4];
-    load_matrices(word, row);
+    ldmatrix_x4(word, row);
     for (int i = 0; i < 4; ++i) {
         out[4 * lane + i] = int(word[i]);
     }
-    load_matrices_transposed(word, row);
+    ldmatrix_x4_trans(word, row);
     for (int i = 0; i < 4; ++i) {
         out[128 + 4 * lane + i] = int(word[i]);
     }
@@ -96,13 +97,13 @@ KERNEL(32, test_mma)(const int* a,      // (32, 4): fragments by lane
     for (int i = 0; i < 2; ++i) {
         right.word[i] = uint32_t(b[2 * lane + i]);
     }
-    multiply_add(sum, left, right);
+    mma(sum, left, right);
     for (int i = 0; i < 4; ++i) {
         d[4 * lane + i] = sum.value[i];
     }
 }
 
-/// A ring of two places between a warp that writes and a warp that reads.
+/// A ring of two stages between a producer warp and a consumer warp.
 KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
                           int items) {
     SHARED(int, ring, 2 * 32);
@@ -115,12 +116,12 @@ KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
         }
         fence_mbarrier_init();
     }
-    sync_block();  // barriers made before they are used
+    sync_block();  // mbarriers are initialised before use
     int lane = lane_index();
     for (int item = 0; item < items; ++item) {
         int place = item % 2, round = item / 2 % 2;
         if (threadIdx.x < 32) {
-            // Of new barriers, phase 1 counts as complete: the first round does not wait.
+            // On a new mbarrier parity 1 counts as complete: the first round does not wait.
             wait_mbarrier(empty + place, round ^ 1);
             ring[32 * place + lane] = 1000 * item + lane;
             arrive_mbarrier(full + place);
@@ -130,7 +131,7 @@ KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
             arrive_mbarrier(empty + place);
         }
     }
-    sync_block();  // nobody uses the barriers any more
+    sync_block();  // no thread uses the mbarriers any more
     if (threadIdx.x == 0) {
         invalidate_mbarrier(full);
         init_mbarrier(full, 1);
@@ -156,20 +157,20 @@ KERNEL(128, test_named)(int* out) {  // (2, 128)
     }
 }
 
-/// Blocks write their numbers in falling order, each after the one before it.
+/// Blocks write their indices in descending order, each after its predecessor, by a semaphore.
 KERNEL(32, test_turns, CORESIDENT)(int* log,    // (grid)
                                    int* turn,   // (2), zero: whose turn, how many have written
                                    int rounds) {
     int blocks = int(gridDim.x);
     for (int round = 0; round < rounds; ++round) {
         if (threadIdx.x == 0) {
-            wait_turn(turn, round * blocks + blocks - 1 - int(blockIdx.x));
+            wait_semaphore(turn, round * blocks + blocks - 1 - int(blockIdx.x));
             int place = fetch_add(turn + 1, 1);
             log[place] = int(blockIdx.x);
             fence_device();
             store_release(turn, load_acquire(turn) + 1);
         }
-        sync_block();  // the block keeps together
+        sync_block();  // no thread starts the next round early
     }
 }
 
@@ -185,13 +186,13 @@ DEVICE void fill(unsigned char* shared, const int* image, int bytes) {
     }
 }
 
-/// One barrier for `arrivals`, ready for use by the whole cluster.
+/// Initialises one mbarrier for use by the whole cluster.
 DEVICE void begin(Mbarrier* barrier, int arrivals) {
     if (threadIdx.x == 0) {
         init_mbarrier(barrier, arrivals);
         fence_mbarrier_init();
     }
-    sync_block();  // the barrier is made
+    sync_block();  // the mbarrier is initialised
 }
 
 KERNEL(64, test_load_box)(TensorMap map, int rank, int x, int y, int z,
@@ -201,12 +202,12 @@ KERNEL(64, test_load_box)(TensorMap map, int rank, int x, int y, int z,
     SHARED(Mbarrier, full, 1);
     begin(full, 1);
     if (threadIdx.x == 0) {
-        prefetch_map(map);
-        arrive_expecting(full, bytes);
+        prefetch_tensor_map(map);
+        arrive_expect_tx(full, bytes);
         if (rank == 2) {
-            load_box(box, map, x, y, full);
+            tma_load(box, map, x, y, full);
         } else {
-            load_box(box, map, x, y, z, full);
+            tma_load(box, map, x, y, z, full);
         }
     }
     wait_mbarrier(full, 0);
@@ -222,20 +223,20 @@ KERNEL(64, test_store_box)(TensorMap map, int rank, int x, int y, int z,
     sync_block();  // the box is written
     if (threadIdx.x == 0) {
         if (rank == 2) {
-            add != 0 ? add_box(map, x, y, box) : store_box(map, x, y, box);
+            add != 0 ? tma_reduce_add(map, x, y, box) : tma_store(map, x, y, box);
         } else {
-            add != 0 ? add_box(map, x, y, z, box) : store_box(map, x, y, z, box);
+            add != 0 ? tma_reduce_add(map, x, y, z, box) : tma_store(map, x, y, z, box);
         }
-        commit_boxes();
-        wait_boxes_read<0>();
+        tma_commit();
+        tma_wait_read<0>();
     }
-    sync_block();  // the box was read
+    sync_block();  // the TMA store has read the box before it is overwritten
     for (int i = int(threadIdx.x); i < bytes; i += int(blockDim.x)) {
         box[i] = 0x5a;
     }
 }
 
-/// Each block of a pair loads one box to both; box r comes from row r * rows.
+/// Each block of a pair multicasts one box to both; box r starts at row r * rows.
 KERNEL(64, test_multicast, CLUSTER(2))(TensorMap map,
                                        int* out,  // (2, 2, bytes / 4): by block, then by box
                                        int rows, int bytes) {
@@ -243,17 +244,17 @@ KERNEL(64, test_multicast, CLUSTER(2))(TensorMap map,
     SHARED(Mbarrier, full, 1);
     int rank = int(cluster_rank());
     begin(full, 1);
-    sync_cluster();  // the barriers of both blocks are made
+    sync_cluster();  // the mbarriers of both blocks are initialised
     if (threadIdx.x == 0) {
-        arrive_expecting(full, 2 * bytes);
-        load_box_multicast(boxes + rank * bytes, map, 0, rank * rows, full, 3);
+        arrive_expect_tx(full, 2 * bytes);
+        tma_load_multicast(boxes + rank * bytes, map, 0, rank * rows, full, 3);
     }
     wait_mbarrier(full, 0);
     dump(boxes, out + rank * (bytes / 2), 2 * bytes);
-    sync_cluster();  // no block returns while the other's load may come
+    sync_cluster();  // no block exits while the other's multicast may write to it
 }
 
-/// Product of 64 x 16 steps by 16 steps x N with operands as they lie in shared memory.
+/// GEMM of 64 x (16 steps) by (16 steps) x N with operands given as images of shared memory.
 template <int N, Major A, Major B>
 DEVICE void product(const int* a, const int* b, int a_bytes, int b_bytes, int a_leading, int a_stride, int b_leading,
                     int b_stride, int swizzle, int steps, int a_step, int b_step, int accumulate, float* out) {
@@ -262,22 +263,22 @@ DEVICE void product(const int* a, const int* b, int a_bytes, int b_bytes, int a_
     fill(place, a, a_bytes);
     fill(second, b, b_bytes);
     fence_async_proxy();
-    sync_block();  // operands are written
+    sync_block();  // the operands are written before wgmma reads them
     float sums[N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
         sums[i] = 1.0f;
     }
-    fence_products(sums);
+    wgmma_fence(sums);
     for (int step = 0; step < steps; ++step) {
         uint64_t left = matrix_descriptor(shared_address_of(place) + uint32_t(step * a_step), a_leading, a_stride,
                                           Swizzle(swizzle));
         uint64_t right = matrix_descriptor(shared_address_of(second) + uint32_t(step * b_step), b_leading, b_stride,
                                            Swizzle(swizzle));
-        multiply_group<N, A, B>(sums, left, right, accumulate != 0 || step > 0);
+        wgmma<N, A, B>(sums, left, right, accumulate != 0 || step > 0);
     }
-    commit_products();
-    wait_products<0>(sums);
+    wgmma_commit();
+    wgmma_wait<0>(sums);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
         out[int(threadIdx.x) * (N / 2) + i] = sums[i];
@@ -316,14 +317,14 @@ KERNEL(128, test_product_192_aa)(const int* a, const int* b, int a_bytes, int b_
                                                swizzle, steps, a_step, b_step, accumulate, out);
 }
 
-/// Product with A in registers: two steps, fragments by thread.
+/// GEMM with A in registers: two k steps, fragments by thread.
 template <int N, Major B>
 DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes, int b_leading, int b_stride,
                                  int b_step, float* out) {
     DYNAMIC_SHARED(place);
     fill(place, b, b_bytes);
     fence_async_proxy();
-    sync_block();  // the operand is written
+    sync_block();  // the operand is written before wgmma reads it
     uint32_t a[2][4];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -334,16 +335,16 @@ DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes
     for (int i = 0; i < N / 2; ++i) {
         sums[i] = 0.0f;
     }
-    fence_products(sums);
+    wgmma_fence(sums);
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
         uint64_t right = matrix_descriptor(shared_address_of(place) + uint32_t(step * b_step), b_leading, b_stride,
                                            Swizzle::BYTES_128);
-        multiply_group<N, B>(sums, a[step], right, step > 0);
-        commit_products();
+        wgmma<N, B>(sums, a[step], right, step > 0);
+        wgmma_commit();
     }
-    wait_products<1>();
-    wait_products<0>(sums);
+    wgmma_wait<1>();
+    wgmma_wait<0>(sums);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
         out[int(threadIdx.x) * (N / 2) + i] = sums[i];
@@ -368,7 +369,8 @@ KERNEL(128, test_product_registers_64_a)(const int* fragments,  // (128, 2, 4)
     product_of_registers<64, Major::ACROSS>(fragments, b, b_bytes, b_leading, b_stride, b_step, out);
 }
 
-/// Reads from the next block of four, writes to the one after that, arrives at the last.
+/// Reads and writes the shared memory of other blocks of a cluster of four, and arrives at their
+/// mbarriers.
 KERNEL(32, test_cluster, CLUSTER(4))(int* out,         // (grid, 3, 32)
                                      float* values) {  // (grid, 32)
     SHARED(int, first, 32);
@@ -380,16 +382,16 @@ KERNEL(32, test_cluster, CLUSTER(4))(int* out,         // (grid, 3, 32)
     begin(written, 32);
     first[lane] = 100 * block + lane;
     number[lane] = 0.5f * float(lane);
-    sync_cluster();  // first, number and the barriers are there
+    sync_cluster();  // `first`, `number` and the mbarriers are written
     out[96 * block + lane] = int(load_remote_word(address_in_block(first + lane, (rank + 1) % 4)));
     values[32 * block + lane] = load_remote(address_in_block(number + 31 - lane, (rank + 3) % 4));
     store_remote_word(address_in_block(second + lane, (rank + 2) % 4), 1000u * unsigned(block) + unsigned(lane));
     arrive_remote(written, (rank + 2) % 4);
     wait_mbarrier_cluster(written, 0);
     out[96 * block + 32 + lane] = second[lane];
-    sync_cluster();  // values of number were read before they change
+    sync_cluster();  // `number` has been read before it is overwritten
     store_remote(address_in_block(number + lane, rank ^ 1), float(block));
-    sync_cluster();  // number is written; no block returns before
+    sync_cluster();  // `number` is written; no block exits while others access it
     out[96 * block + 64 + lane] = int(number[lane]) + 1000 * int(cluster_blocks());
 }
 
@@ -397,11 +399,11 @@ KERNEL(384, test_registers, ALONE(384))(int* out) {  // (384)
     int thread = int(threadIdx.x);
     wait_for_earlier_launch();
     if (thread < 128) {
-        lower_registers<40>();
+        decrease_registers<40>();
         out[thread] = 1;
     } else {
-        raise_registers<232>();
+        increase_registers<232>();
         out[thread] = 2;
     }
-    begin_next_launch();
+    launch_dependents();
 }

@@ -1,4 +1,5 @@
-// Reductions of fixed shape: the same additions in the same order whatever the grid, so that results are the same bits.
+// Reductions of fixed shape: the same operations in the same order whatever the grid, so the same
+// bits.
 #pragma once
 
 #include "primitives/warp.cuh"
@@ -9,15 +10,15 @@ struct Add {
     }
 };
 
-/// The larger; NaN when either is NaN, so that a bad row shows.
+/// Maximum that propagates NaN, so that a bad row shows.
 struct Max {
     DEVICE float operator()(float a, float b) const {
         return a != a || a > b ? a : b;
     }
 };
 
-/// Combines the values of a warp; every lane receives the result. A butterfly over a commutative operation gives all lanes
-/// the same bits.
+/// Warp reduction; every lane gets the result. A butterfly over a commutative operation gives all
+/// lanes the same bits.
 template <class Operation>
 DEVICE float reduce_warp(float value, Operation combine) {
 #pragma unroll
@@ -27,8 +28,8 @@ DEVICE float reduce_warp(float value, Operation combine) {
     return value;
 }
 
-/// Combines the values of a block of THREADS; every thread receives the result. `partial` holds a number for each warp and
-/// may be used again by the next reduction.
+/// Block reduction over THREADS threads; every thread gets the result. `partial` holds one number
+/// per warp and can be reused by the next reduction.
 template <int THREADS, class Operation>
 DEVICE float reduce_block(float value, float* partial, Operation combine) {
     constexpr int WARPS = THREADS / WARP;
@@ -40,30 +41,31 @@ DEVICE float reduce_block(float value, float* partial, Operation combine) {
     if (lane_index() == 0) {
         partial[warp] = value;
     }
-    // Every warp's number is there before any thread reads them.
+    // All warps' numbers are written before any thread reads them.
     sync_block();
     float result = partial[0];
 #pragma unroll
     for (int i = 1; i < WARPS; ++i) {
         result = combine(result, partial[i]);
     }
-    // Every thread has read them before the next reduction writes.
+    // All threads have read them before the next reduction overwrites them.
     sync_block();
     return result;
 }
 
-/// Logsumexp so far, as a maximum and a sum of exponentials below it: log sum exp = max + log(sum).
-struct LogSum {
+/// Online logsumexp state: maximum, and sum of exponentials relative to it. logsumexp = max +
+/// log(sum).
+struct LogSumExp {
     float max, sum;
 
-    /// No term yet.
-    DEVICE static LogSum none() {
+    /// State of no terms.
+    DEVICE static LogSumExp empty() {
         return {-INFINITY, 0.0f};
     }
 
     DEVICE void add(float x) {
         if (x > max) {
-            // 1, and NaN for +inf, as in the difference of two infinities.
+            // x - x + 1 is 1, and NaN for +inf, as exp(inf - inf) would be.
             sum = sum * expf(max - x) + (x - x + 1.0f);
             max = x;
         } else if (x > -INFINITY) {
@@ -73,12 +75,12 @@ struct LogSum {
         }
     }
 
-    /// Terms of both.
-    DEVICE static LogSum join(LogSum a, LogSum b) {
+    /// State of the terms of both.
+    DEVICE static LogSumExp combine(LogSumExp a, LogSumExp b) {
         float max = Max{}(a.max, b.max);
-        // Without a term above -inf the differences would be NaN.
+        // If all terms are -inf, the differences below would be NaN.
         if (max == -INFINITY) {
-            return none();
+            return empty();
         }
         float left = a.max == max ? a.sum : a.sum * expf(a.max - max);
         float right = b.max == max ? b.sum : b.sum * expf(b.max - max);
@@ -90,12 +92,12 @@ struct LogSum {
     }
 };
 
-/// Joins the terms of a warp; every lane receives the result.
-DEVICE LogSum join_warp(LogSum terms) {
+/// Combines the states of a warp; every lane gets the result.
+DEVICE LogSumExp combine_warp(LogSumExp state) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        LogSum other{shuffle_xor(terms.max, mask), shuffle_xor(terms.sum, mask)};
-        terms = LogSum::join(terms, other);
+        LogSumExp other{shuffle_xor(state.max, mask), shuffle_xor(state.sum, mask)};
+        state = LogSumExp::combine(state, other);
     }
-    return terms;
+    return state;
 }

@@ -1,47 +1,47 @@
-// Rows taken in pieces of N numbers, as f32: whole pieces by 16-byte accesses where the operands allow that, else
-// element by element. Either way a thread holds the same numbers, so that what follows is the same arithmetic in the
-// same order.
+// Loads and stores of N elements as f32, and work distribution over warps. Both access paths
+// (16-byte and element-wise) give a thread the same elements, so that the arithmetic and its order
+// are the same.
 #pragma once
 
 #include "vec.cuh"
 
-/// x <- N elements of T from `from` on, of which `valid` exist; the others become `absent` and are not read. With
-/// `by_lane` all exist and `from` is aligned to 16 bytes.
+/// x = N elements of T from `from` on. Only `valid` of them are read; the others become `padding`.
+/// With `vectorised` all N are valid and `from` is aligned to 16 bytes.
 template <int N, class T>
-DEVICE void load_piece(float (&x)[N], const T* from, int valid, bool by_lane, float absent = 0.0f) {
-    constexpr int L = LANE_ELEMENTS<T>;
-    static_assert(N % L == 0, "whole lanes");
-    if (by_lane) {
+DEVICE void load_elements(float (&x)[N], const T* from, int valid, bool vectorised, float padding = 0.0f) {
+    constexpr int L = VEC_ELEMENTS<T>;
+    static_assert(N % L == 0, "whole 16-byte vectors");
+    if (vectorised) {
 #pragma unroll
         for (int first = 0; first < N; first += L) {
-            Numbers<T> lane = load_numbers(from + first);
+            Floats<T> vec = load_floats(from + first);
 #pragma unroll
             for (int i = 0; i < L; ++i) {
-                x[first + i] = lane.x[i];
+                x[first + i] = vec.x[i];
             }
         }
     } else {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            x[i] = i < valid ? to_float(from[i]) : absent;
+            x[i] = i < valid ? to_float(from[i]) : padding;
         }
     }
 }
 
-/// The reverse of load_piece: rounds to T and writes the elements that exist.
+/// Inverse of load_elements: rounds to T and stores the first `valid` elements.
 template <int N, class T>
-DEVICE void store_piece(T* to, const float (&x)[N], int valid, bool by_lane) {
-    constexpr int L = LANE_ELEMENTS<T>;
-    static_assert(N % L == 0, "whole lanes");
-    if (by_lane) {
+DEVICE void store_elements(T* to, const float (&x)[N], int valid, bool vectorised) {
+    constexpr int L = VEC_ELEMENTS<T>;
+    static_assert(N % L == 0, "whole 16-byte vectors");
+    if (vectorised) {
 #pragma unroll
         for (int first = 0; first < N; first += L) {
-            Numbers<T> lane;
+            Floats<T> vec;
 #pragma unroll
             for (int i = 0; i < L; ++i) {
-                lane.x[i] = x[first + i];
+                vec.x[i] = x[first + i];
             }
-            store_16(to + first, pack(lane).word);
+            store_16(to + first, pack(vec).word);
         }
     } else {
 #pragma unroll
@@ -53,11 +53,12 @@ DEVICE void store_piece(T* to, const float (&x)[N], int valid, bool by_lane) {
     }
 }
 
-/// A warp's number among all warps of the grid, and how many there are; for units of work that a warp takes by stride.
-DEVICE long long warp_of_grid() {
+/// Index of the warp in the grid; work units are taken from it on by a stride of global_warps().
+DEVICE long long global_warp() {
     return (long long)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
 }
 
-DEVICE long long warps_of_grid() {
+/// Number of warps in the grid.
+DEVICE long long global_warps() {
     return (long long)gridDim.x * (blockDim.x / WARP);
 }

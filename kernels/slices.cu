@@ -1,8 +1,12 @@
-// The end of a sum over tokens: adds the partial sums of slices, whose number depends on the tokens alone.
+// Second pass of sums over tokens: adds the partial sums of slices. The number of slices depends
+// only on the number of tokens.
 //
-// A block takes 32 columns by stride. Its warps each add a run of neighbouring slices in ascending order, then the runs
-// are added in ascending order: one shape for a given number of slices, whatever the grid. Cost: the slices are read
-// once.
+//   for each 32 columns, one block, by stride:
+//     warp w: runs[w] = sum of its contiguous run of slices, ascending
+//     block barrier; warp 0: out = or += sum of runs, ascending
+//
+// The shape of the sum depends only on the number of slices, not on the grid. Cost: the slices are
+// read once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 
@@ -26,7 +30,7 @@ KERNEL(256, sum_slices)(const float* slices,  // (count, width)
             }
         }
         runs[threadIdx.x] = sum;
-        // Every run is there before the first warp adds them.
+        // All runs are written before warp 0 adds them.
         sync_block();
         if (warp == 0 && column < width) {
             float total = add != 0 ? out[column] : 0.0f;
@@ -36,7 +40,7 @@ KERNEL(256, sum_slices)(const float* slices,  // (count, width)
             }
             out[column] = total;
         }
-        // The first warp has read the runs before those of the next columns replace them.
+        // Warp 0 has read the runs before the next columns overwrite them.
         sync_block();
     }
 }

@@ -1,23 +1,44 @@
-// The tile loop of products on Hopper: bulk copies fill stages of shared memory, warpgroups multiply from them, and what
-// becomes of the sums is the job's affair. Persistent: a cluster takes tiles by stride. Jobs: matmul_sm90.cuh (results stored
-// or added), glu_sm90.cu (gated activation), head_logprob_sm90.cu (vocabulary head).
+// Persistent, warp-specialised GEMM main loop for Hopper (TMA, mbarriers, wgmma). The epilogue is a
+// "job": matmul_sm90.cuh (store or accumulate C), glu_sm90.cu (gated activation),
+// head_logprob_sm90.cu (vocabulary head).
 //
-// A block has three warpgroups. The first is the producer: one thread of it copies tiles of A and B into a ring of stages.
-// The other two are consumers. Together they own a tile of 128 rows, 64 each (cooperative); or each has a tile of 128 rows
-// to itself, and one does its job with the sums while the other multiplies (ping-pong). The blocks of a cluster work on tiles
-// below one another, so they need the same part of B: each copies a share of it to all of them.
+//   producer, one thread of warpgroup 0:
+//     for each tile of the cluster, for each k step of 64:
+//       wait empty[stage]; expect bytes on full[stage]; TMA load A and B; next stage
+//   consumers, warpgroups 1 and 2:
+//     for each tile of the cluster (cooperative), or every second one (ping-pong):
+//       job.prefetch(tile)                       TMA loads of what the epilogue reads
+//       ping-pong: wait until the other consumer has issued its wgmmas
+//       for each k step: wait full[stage]; acc += A B by wgmma;
+//                        wait for the wgmmas of the previous stage; arrive on its empty barrier
+//       ping-pong: let the other consumer start
+//       wait for the last wgmmas; arrive on its empty barrier
+//       job.epilogue(acc, tile)
 //
-// A job is a struct that producer and consumers each have a copy of:
-//   int tiles() const                         tiles of the launch
+// Cooperative: the two consumers split a 128-row tile, 64 rows each. Ping-pong: each consumer owns
+// whole 128-row tiles, and one runs its epilogue while the other runs its main loop. The blocks of
+// a cluster work on vertically adjacent tiles, which need the same columns of B: each block
+// multicasts its share of B to all of them.
+//
+// Departures from CUTLASS's sm90 kernels:
+//   - An empty barrier counts warps, not warpgroups: a warp releases a stage once its own wgmmas
+//     are done.
+//   - No warp is dedicated to epilogue loads. A consumer thread issues them before the main loop,
+//     so that they overlap it.
+// Tiles are assigned statically, by stride over clusters.
+//
+// A job is a struct; the producer and each consumer have their own copy:
+//   int tiles() const                        number of tiles of the launch
 //   Tile tile(int number, unsigned rank) const
-//   int b_row(const Tile&, int share) const   row of B where a share of the tile's columns begins, if B is contiguous along k
-//   void begin(ring, tile, group, thread)     what a consumer does before it multiplies: copies that its sums will meet
-//   void take(ring, sums, number, tile, group, thread)           what consumers do with the sums of a tile
+//   int b_row(const Tile&, int share) const  first row of a share of B, if B is K-major
+//   void prefetch(ring, tile, group, thread)
+//   void epilogue(ring, acc, number, tile, group, thread)
+// `group` is the consumer, 0 or 1; `thread` is 0 to 127 within it.
 //
-// Sums do not depend on the number of multiprocessors or the order of threads: an element's sum runs over k in steps of 16 in
-// one order, products of bf16 summed in f32 as the tensor cores do it.
+// Results do not depend on the number of multiprocessors or the order of threads: an element is
+// summed over k in ascending steps of 16, bf16 products added in f32 by the tensor cores.
 //
-// Cost: 2 m n k FLOPs. Shared memory: SHARED_BYTES, one block on a multiprocessor.
+// Cost: 2 m n k FLOPs. Shared memory: SHARED_BYTES, so one block per multiprocessor.
 #pragma once
 
 #include "common.cuh"
@@ -27,71 +48,78 @@
 #include "primitives/warp.cuh"
 #include "primitives/wgmma.cuh"
 
-/// Rows of a block's tile, values of k of a stage, most stages, and shared memory of a block in bytes (227 KiB).
+/// Rows of a block tile, values of k per stage, most stages, and the shared memory of a block in
+/// bytes (227 KiB).
 EXPORT constexpr int GEMM_ROWS = 128, GEMM_DEPTH = 64, GEMM_MAX_STAGES = 4, MAX_SHARED_BYTES = 232448;
 
-/// Which tiles, how they lie, and who works on them.
-template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_, int BATCH_ = 0>
+/// Configuration: tile shape, operand layouts, cluster size and schedule.
+template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_,
+          int BATCH_ = 0>
 struct Hopper {
     using Out = Out_;
     static constexpr Major A = A_, B = B_;
     static constexpr int BLOCKS = BLOCKS_;
     static constexpr bool PING_PONG = PING_PONG_;
-    /// Boxes that B's part of a stage comes in where it is contiguous along k; the blocks of a cluster copy them in turn.
+    /// TMA boxes of a stage of K-major B; block r of a cluster multicasts share r.
     static constexpr int SHARES = SHARES_, OWN_SHARES = SHARES / BLOCKS;
     static constexpr int ROWS = GEMM_ROWS, COLUMNS = COLUMNS_, DEPTH = GEMM_DEPTH;
-    /// Products of 64 rows of a consumer.
+    /// 64-row wgmma tiles per consumer.
     static constexpr int HALVES = PING_PONG ? 2 : 1;
-    /// Warps that use a stage: a product is waited for by warps, not by warpgroups.
-    static constexpr int USERS = PING_PONG ? 4 : 8;
-    /// Boxes of 64 x 64 elements, 8 KiB, for operands that are contiguous across k.
+    /// Consumer warps that release a stage. Each warp waits for its own wgmmas, so warps are
+    /// counted, not warpgroups.
+    static constexpr int CONSUMER_WARPS = PING_PONG ? 4 : 8;
+    /// TMA boxes of 64 x 64 elements (8 KiB) per stage, for MN-major operands.
     static constexpr int A_BOXES = ROWS / 64, B_BOXES = ceil_div(COLUMNS, 64);
     static constexpr int A_BYTES = ROWS * DEPTH * 2;
     static constexpr int B_BYTES = (B == Major::K ? COLUMNS : B_BOXES * 64) * DEPTH * 2;
     static constexpr int STAGE_BYTES = A_BYTES + B_BYTES;
-    /// A piece of the result on its way out: 64 rows of 128 bytes.
-    static constexpr int PIECE_BYTES = 64 * 128, PIECE_COLUMNS = 128 / int(sizeof(Out));
-    /// Pieces of 64 rows of a tile.
-    static constexpr int PIECES = ceil_div(COLUMNS, PIECE_COLUMNS);
-    /// Pieces that a consumer writes before any of them leaves. Where the other consumer multiplies meanwhile there is time.
-    static constexpr int BATCH = BATCH_ > 0 ? BATCH_ : PING_PONG ? 2 : sizeof(Out) == 2 ? PIECES : COLUMNS == 192 ? 3 : 4;
-    static constexpr int OUT_BYTES = 2 * BATCH * PIECE_BYTES;
-    /// A row of bf16 of each consumer's, as many as the tile has columns, and room for barriers.
+    /// A subtile of the epilogue: 64 rows of 128 bytes, one TMA box of C.
+    static constexpr int SUBTILE_BYTES = 64 * 128, SUBTILE_COLUMNS = 128 / int(sizeof(Out));
+    /// Subtiles per 64 rows of a tile.
+    static constexpr int SUBTILES = ceil_div(COLUMNS, SUBTILE_COLUMNS);
+    /// Subtiles that a consumer stages before it stores them. Ping-pong needs few: its epilogue
+    /// overlaps the other consumer's main loop.
+    static constexpr int BATCH =
+        BATCH_ > 0 ? BATCH_ : PING_PONG ? 2 : sizeof(Out) == 2 ? SUBTILES : COLUMNS == 192 ? 3 : 4;
+    static constexpr int OUT_BYTES = 2 * BATCH * SUBTILE_BYTES;
+    /// One bf16 row of the tile's width per consumer (the bias).
     static constexpr int ROW_BYTES = 2 * COLUMNS;
-    static constexpr int STAGES = min_of(GEMM_MAX_STAGES, (MAX_SHARED_BYTES - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
+    /// 128 bytes are left for the barriers.
+    static constexpr int STAGES =
+        min_of(GEMM_MAX_STAGES, (MAX_SHARED_BYTES - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
     static constexpr int BARRIER_BYTES = (2 * STAGES + 4) * int(sizeof(Mbarrier));
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + 2 * ROW_BYTES + BARRIER_BYTES;
-    static constexpr int SUMS = COLUMNS / 2;
-    /// Registers of a thread of the producer and of a consumer; 64,512 in all (of the 65,536 some are the hardware's).
-    static constexpr int FEW = PING_PONG ? 24 : 40, MANY = PING_PONG ? 240 : 232;
-    static_assert(BLOCKS == 1 || SHARES == BLOCKS, "a share for each block");
+    static constexpr int ACCUMULATORS = COLUMNS / 2;
+    /// setmaxnreg values; 64,512 registers in total (the hardware keeps some of the 65,536).
+    static constexpr int PRODUCER_REGISTERS = PING_PONG ? 24 : 40, CONSUMER_REGISTERS = PING_PONG ? 240 : 232;
+    static_assert(BLOCKS == 1 || SHARES == BLOCKS, "one share of B per block");
     static_assert(STAGES >= 3 && SHARED_BYTES <= MAX_SHARED_BYTES, "shared memory of a block");
 };
 
-/// A tile of a product, and the steps of k that are summed.
+/// An output tile: its first row and column, and the k steps to sum (`first` on, `steps` of them).
 struct Tile {
     int row, column, first, steps;
 };
 
-/// Places in shared memory.
+/// Layout of shared memory: the ring of stages, the epilogue's staging buffers, mbarriers.
 template <class H>
 struct Ring {
     unsigned char* stages;
-    unsigned char* pieces;
+    unsigned char* staging;
     Mbarrier* full;
     Mbarrier* empty;
-    /// Two for each consumer, for what its job copies to its pieces.
-    Mbarrier* arrived;
-    /// A row for each consumer's job.
+    /// Two per consumer, for TMA loads into its staging buffers.
+    Mbarrier* source_full;
+    /// One row per consumer, for its job.
     unsigned char* rows;
 
     DEVICE explicit Ring(unsigned char* shared) {
         stages = shared;
-        pieces = shared + H::STAGES * H::STAGE_BYTES;
-        full = reinterpret_cast<Mbarrier*>(pieces + H::OUT_BYTES);
+        staging = shared + H::STAGES * H::STAGE_BYTES;
+        full = reinterpret_cast<Mbarrier*>(staging + H::OUT_BYTES);
         empty = full + H::STAGES;
-        arrived = empty + H::STAGES;
-        rows = reinterpret_cast<unsigned char*>(arrived + 4);
+        source_full = empty + H::STAGES;
+        rows = reinterpret_cast<unsigned char*>(source_full + 4);
     }
 
     DEVICE uint32_t* row(int group) const {
@@ -101,10 +129,10 @@ struct Ring {
     DEVICE void init() const {
         for (int i = 0; i < H::STAGES; ++i) {
             init_mbarrier(full + i, 1);
-            init_mbarrier(empty + i, H::USERS * H::BLOCKS);
+            init_mbarrier(empty + i, H::CONSUMER_WARPS * H::BLOCKS);
         }
         for (int i = 0; i < 4; ++i) {
-            init_mbarrier(arrived + i, 1);
+            init_mbarrier(source_full + i, 1);
         }
         fence_mbarrier_init();
     }
@@ -118,8 +146,8 @@ struct Ring {
     }
 };
 
-/// Tiles over `rows` by `columns`, each of them a cluster's 128 rows a block by WIDTH columns, in bands of eight clusters down, so
-/// that those at work together share columns and rows. Jobs begin with it.
+/// Tile order, the base of all jobs: cluster tiles of (128 BLOCKS) x WIDTH, in bands of eight tile
+/// rows, so that concurrent clusters share rows of A and columns of B in the L2 cache.
 template <class H, int WIDTH = H::COLUMNS>
 struct Raster {
     int rows, columns, depth;
@@ -136,7 +164,7 @@ struct Raster {
         return tiles_down() * tiles_across();
     }
 
-    /// A whole sum.
+    /// Tile `number` of block `rank`, over all of k.
     DEVICE Tile tile(int number, unsigned rank) const {
         constexpr int BAND = 8;
         int across = tiles_across(), band = number / (BAND * across), within = number % (BAND * across);
@@ -148,23 +176,23 @@ struct Raster {
         return tile.column + share * (H::COLUMNS / H::SHARES);
     }
 
-    DEVICE void begin(const Ring<H>&, const Tile&, int, int) {}
+    DEVICE void prefetch(const Ring<H>&, const Tile&, int, int) {}
 };
 
-/// Copies one step of k of A's rows and of B's columns to a stage: all of A, and this block's share of B to every block. Shares
-/// begin at `b_rows` where B's rows are columns of the product.
+/// Issues the TMA loads of one k step into a stage: all of A, and this block's share of B to every
+/// block of the cluster. `b_rows` are the first rows of the shares, for K-major B.
 template <class H>
 DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a, const TensorDescriptor& b, int row,
                        int column, const int (&b_rows)[H::OWN_SHARES], int k, unsigned rank) {
     Mbarrier* full = ring.full + stage;
-    arrive_expecting(full, H::STAGE_BYTES);
-    // The loops are not unrolled: the producer has few registers.
+    arrive_expect_tx(full, H::STAGE_BYTES);
+    // Rolled loops: the producer has few registers.
     if constexpr (H::A == Major::K) {
-        load_box(ring.a(stage), a, k, row, full);
+        tma_load(ring.a(stage), a, k, row, full);
     } else {
 #pragma unroll 1
         for (int i = 0; i < H::A_BOXES; ++i) {
-            load_box(ring.a(stage) + i * 8192, a, row + 64 * i, k, full);
+            tma_load(ring.a(stage) + i * 8192, a, row + 64 * i, k, full);
         }
     }
     constexpr int SHARE = H::COLUMNS / H::SHARES;
@@ -172,30 +200,31 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
         if constexpr (H::B == Major::K) {
 #pragma unroll
             for (int i = 0; i < H::SHARES; ++i) {
-                load_box(ring.b(stage) + i * SHARE * 128, b, k, b_rows[i], full);
+                tma_load(ring.b(stage) + i * SHARE * 128, b, k, b_rows[i], full);
             }
         } else {
 #pragma unroll 1
             for (int i = 0; i < H::B_BOXES; ++i) {
-                load_box(ring.b(stage) + i * 8192, b, column + 64 * i, k, full);
+                tma_load(ring.b(stage) + i * 8192, b, column + 64 * i, k, full);
             }
         }
     } else {
         constexpr unsigned ALL = (1u << H::BLOCKS) - 1;
         if constexpr (H::B == Major::K) {
-            load_box_multicast(ring.b(stage) + int(rank) * SHARE * 128, b, k, b_rows[0], full, ALL);
+            tma_load_multicast(ring.b(stage) + int(rank) * SHARE * 128, b, k, b_rows[0], full, ALL);
         } else {
 #pragma unroll 1
             for (int i = int(rank); i < H::B_BOXES; i += H::BLOCKS) {
-                load_box_multicast(ring.b(stage) + i * 8192, b, column + 64 * i, k, full, ALL);
+                tma_load_multicast(ring.b(stage) + i * 8192, b, column + 64 * i, k, full, ALL);
             }
         }
     }
 }
 
-/// Fills stages for all tiles of the cluster. One thread.
+/// Producer: fills stages for all tiles of the cluster. One thread.
 template <class H, class Job>
-DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const TensorDescriptor& b, const Job& job, unsigned rank) {
+DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const TensorDescriptor& b, const Job& job,
+                    unsigned rank) {
     int stage = 0, phase = 0, clusters = int(gridDim.x) / H::BLOCKS, tiles = job.tiles();
     for (int number = int(blockIdx.x) / H::BLOCKS; number < tiles; number += clusters) {
         Tile tile = job.tile(number, rank);
@@ -213,7 +242,8 @@ DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const Tensor
     }
 }
 
-/// Gives a warp's hold on a stage back to the producers of all blocks of the cluster. All lanes call it.
+/// Releases a stage: the warp arrives on the empty barrier of every block of the cluster, since
+/// each of them multicasts into it. All lanes call it.
 template <class H>
 DEVICE void release_stage(const Ring<H>& ring, int stage, int lane) {
     if constexpr (H::BLOCKS == 1) {
@@ -225,11 +255,13 @@ DEVICE void release_stage(const Ring<H>& ring, int stage, int lane) {
     }
 }
 
-/// The products of one stage.
+/// Issues the wgmmas of one stage.
 template <class H>
-DEVICE void multiply_stage(const Ring<H>& ring, int stage, int group, float (&sums)[H::HALVES][H::SUMS], bool first) {
-    // 16 values of k: 32 bytes along rows of k; 16 rows of 128 bytes across k. Descriptors count in units of 16 bytes, and the
-    // shared memory of a block is less than the addresses they hold, so a sum does not reach the next field.
+DEVICE void multiply_stage(const Ring<H>& ring, int stage, int group, float (&acc)[H::HALVES][H::ACCUMULATORS],
+                           bool first) {
+    // 16 values of k are 32 bytes of a K-major row, or 16 rows of 128 bytes of an MN-major operand.
+    // Descriptors count in units of 16 bytes. A block's shared memory is smaller than their address
+    // field, so adding to a descriptor does not carry into the next field.
     constexpr int A_STEP = (H::A == Major::K ? 32 : 2048) / 16, B_STEP = (H::B == Major::K ? 32 : 2048) / 16;
     uint32_t a = shared_address_of(ring.a(stage)) + uint32_t((H::PING_PONG ? 0 : group) * 8192);
     uint64_t left = matrix_descriptor(a, 8192, 1024, Swizzle::BYTES_128);
@@ -238,119 +270,121 @@ DEVICE void multiply_stage(const Ring<H>& ring, int stage, int group, float (&su
     for (int step = 0; step < H::DEPTH / 16; ++step) {
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
-            multiply_group<H::COLUMNS, H::A, H::B>(sums[half], left + uint64_t(step * A_STEP + half * 512),
-                                                   right + uint64_t(step * B_STEP), !first || step > 0);
+            wgmma<H::COLUMNS, H::A, H::B>(acc[half], left + uint64_t(step * A_STEP + half * 512),
+                                          right + uint64_t(step * B_STEP), !first || step > 0);
         }
     }
 }
 
-/// Pieces of shared memory of a consumer, once what they held has left. All threads of the consumer.
+/// Staging buffers of a consumer, once earlier TMA stores have read them. All threads of the
+/// consumer.
 template <class H>
-DEVICE unsigned char* begin_batch(const Ring<H>& ring, int group, int thread) {
+DEVICE unsigned char* acquire_staging(const Ring<H>& ring, int group, int thread) {
     if (thread == 0) {
-        wait_boxes_read<0>();
+        tma_wait_read<0>();
     }
-    sync_named(1 + group, 128);  // the batch before has left
-    return ring.pieces + group * H::BATCH * H::PIECE_BYTES;
+    sync_named(1 + group, 128);  // stores of the previous batch have read the buffers
+    return ring.staging + group * H::BATCH * H::SUBTILE_BYTES;
 }
 
-/// Copies `count` boxes of 64 rows and a piece's columns to the pieces of a consumer from its `first` on, once what they held has
-/// left: boxes of a tensor like C, at `row` and at the columns that `column` gives. One thread, whose consumer has passed a barrier
-/// since it last read or wrote these pieces.
+/// Issues TMA loads of `count` subtiles of a tensor shaped like C, at `row` and `column(i)`, into
+/// the consumer's staging buffers `first` on. One thread. Hazard: earlier stores must have read the
+/// buffers, and the consumer must have passed a barrier since it last accessed them.
 template <class H, class Column>
-DEVICE void request_pieces(const Ring<H>& ring, const TensorDescriptor& map, int row, int first, int count, Column column,
-                           Mbarrier* arrived, int group) {
+DEVICE void load_subtiles(const Ring<H>& ring, const TensorDescriptor& map, int row, int first, int count,
+                          Column column, Mbarrier* source_full, int group) {
     for (int i = 0; i < count; ++i) {
-        load_box(ring.pieces + (group * H::BATCH + first + i) * H::PIECE_BYTES, map, column(i), row, arrived);
+        tma_load(ring.staging + (group * H::BATCH + first + i) * H::SUBTILE_BYTES, map, column(i), row, source_full);
     }
 }
 
-/// Before a batch is sent: all threads of the consumer have written their part of it.
-DEVICE void end_batch(int group) {
+/// Makes a staged batch ready for TMA stores: all threads of the consumer have written their
+/// elements.
+DEVICE void publish_staging(int group) {
     fence_async_proxy();
-    sync_named(1 + group, 128);  // the batch is written
+    sync_named(1 + group, 128);  // all threads have staged their elements
 }
 
-/// The thread's first row of 64 in the layout of sums (wgmma.cuh); it has another 8 further down.
+/// The thread's first row of 64 in the accumulator layout (wgmma.cuh); its second is 8 below.
 DEVICE int row_of_thread(int thread) {
     return thread / 32 * 16 + thread % 32 / 4;
 }
 
-/// The thread's first column of 8; it has the next too.
+/// The thread's first column of 8; it also owns the next one.
 DEVICE int column_of_thread(int thread) {
     return thread % 4 * 2;
 }
 
-/// Where two neighbouring bf16 of a piece lie, swizzled: 16-byte chunk c of row r lies at chunk c xor (r mod 8). Columns 8 `chunk`
-/// on and the thread's own of these.
-DEVICE uint32_t* pair_of_piece(unsigned char* piece, int row, int chunk, int thread) {
-    return reinterpret_cast<uint32_t*>(piece + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 4 * 4));
+/// Address of the thread's two bf16 of columns 8 `chunk` to 8 `chunk` + 7 in a swizzled subtile:
+/// the 16-byte chunk c of row r is stored at chunk c xor (r mod 8).
+DEVICE uint32_t* subtile_pair(unsigned char* subtile, int row, int chunk, int thread) {
+    return reinterpret_cast<uint32_t*>(subtile + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 4 * 4));
 }
 
-/// Multiplies the tiles of a consumer and hands their sums to the job.
+/// Consumer: main loop and epilogue of its tiles.
 template <class H, class Job>
 DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int thread) {
-    int stage = 0, phase = 0, taken = 0, clusters = int(gridDim.x) / H::BLOCKS, tiles = job.tiles();
+    int stage = 0, phase = 0, tile_index = 0, clusters = int(gridDim.x) / H::BLOCKS, tiles = job.tiles();
     auto advance = [&](unsigned steps) {
         unsigned next = unsigned(stage) + steps;
         phase ^= int(next / H::STAGES & 1);
         stage = int(next % H::STAGES);
     };
-    for (int number = int(blockIdx.x) / H::BLOCKS; number < tiles; number += clusters, ++taken) {
+    for (int number = int(blockIdx.x) / H::BLOCKS; number < tiles; number += clusters, ++tile_index) {
         Tile tile = job.tile(number, rank);
-        if (H::PING_PONG && taken % 2 != group) {
+        if (H::PING_PONG && tile_index % 2 != group) {
             advance(unsigned(tile.steps));
             continue;
         }
-        job.begin(ring, tile, group, thread);
-        if (H::PING_PONG && taken > 0) {
-            sync_named(3 + group, 256);  // the other consumer has issued its products
+        job.prefetch(ring, tile, group, thread);
+        if (H::PING_PONG && tile_index > 0) {
+            sync_named(3 + group, 256);  // the other consumer has issued its wgmmas
         }
-        float sums[H::HALVES][H::SUMS];
+        float acc[H::HALVES][H::ACCUMULATORS];
 #pragma unroll
         for (int half = 0; half < H::HALVES; ++half) {
 #pragma unroll
-            for (int i = 0; i < H::SUMS; ++i) {
-                sums[half][i] = 0.0f;
+            for (int i = 0; i < H::ACCUMULATORS; ++i) {
+                acc[half][i] = 0.0f;
             }
         }
-        int before = -1;
+        int previous = -1;
         for (int step = 0; step < tile.steps; ++step) {
             wait_mbarrier(ring.full + stage, phase);
             if constexpr (H::PING_PONG) {
-                fence_products(sums[0], sums[1]);
+                wgmma_fence(acc[0], acc[1]);
             } else {
-                fence_products(sums[0]);
+                wgmma_fence(acc[0]);
             }
-            multiply_stage<H>(ring, stage, group, sums, step == 0);
-            commit_products();
-            if (before >= 0) {
-                wait_products<1>();
-                release_stage<H>(ring, before, thread % 32);
+            multiply_stage<H>(ring, stage, group, acc, step == 0);
+            wgmma_commit();
+            if (previous >= 0) {
+                wgmma_wait<1>();
+                release_stage<H>(ring, previous, thread % 32);
             }
-            before = stage;
+            previous = stage;
             advance(1);
         }
         if (H::PING_PONG && number + clusters < tiles) {
             arrive_named(4 - group, 256);
         }
         if constexpr (H::PING_PONG) {
-            wait_products<0>(sums[0], sums[1]);
+            wgmma_wait<0>(acc[0], acc[1]);
         } else {
-            wait_products<0>(sums[0]);
+            wgmma_wait<0>(acc[0]);
         }
-        if (before >= 0) {
-            release_stage<H>(ring, before, thread % 32);
+        if (previous >= 0) {
+            release_stage<H>(ring, previous, thread % 32);
         }
-        job.take(ring, sums, number, tile, group, thread);
+        job.epilogue(ring, acc, number, tile, group, thread);
     }
     if (thread == 0) {
-        wait_boxes_read<0>();
+        tma_wait_read<0>();
     }
 }
 
-/// A kernel: a job over the products of A and B. A's boxes: 64 values of k of 128 rows, or 64 rows of 64 values of k; B's
-/// likewise with its columns, of which a block copies a share. All with the 128-byte swizzle.
+/// Kernel body. TMA boxes, all with the 128-byte swizzle: A K-major 128 rows of 64 k, A MN-major 64
+/// rows by 64 k; B likewise with its columns. A block loads its share of B.
 template <class H, class Job>
 DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job job) {
     DYNAMIC_SHARED_OF(shared, H::SHARED_BYTES);
@@ -360,30 +394,30 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
         rank = cluster_rank();
     }
     if (threadIdx.x == 0) {
-        prefetch_map(a);
-        prefetch_map(b);
+        prefetch_tensor_map(a);
+        prefetch_tensor_map(b);
         ring.init();
     }
     if constexpr (H::BLOCKS > 1) {
-        sync_cluster();
+        sync_cluster();  // mbarriers are initialised before another block signals them
     } else {
-        sync_block();  // barriers are made
+        sync_block();  // mbarriers are initialised before any thread waits on them
     }
-    // All of the above may run while the launch before this one ends; nothing below may.
+    // The code above may overlap the tail of the previous launch; the code below reads its results.
     wait_for_earlier_launch();
-    begin_next_launch();
-    // The same for all lanes, which the compiler does not see by itself.
+    launch_dependents();
+    // The shuffle tells the compiler that the value is uniform across the warp.
     int group = shuffle(int(threadIdx.x) / 128, 0) - 1;
     if (group < 0) {
-        lower_registers<H::FEW>();
+        decrease_registers<H::PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) {
             produce<H>(ring, a, b, job, rank);
         }
     } else {
-        raise_registers<H::MANY>();
+        increase_registers<H::CONSUMER_REGISTERS>();
         consume<H>(ring, job, rank, group, int(threadIdx.x) % 128);
     }
     if constexpr (H::BLOCKS > 1) {
-        sync_cluster();  // no block returns while another may copy to it or arrive at its barriers
+        sync_cluster();  // no block exits while another may multicast to it or arrive on its mbarriers
     }
 }

@@ -1,69 +1,70 @@
-// Accesses of 16 bytes. Rows whose start or length is off that width are read and written element by element: a kernel asks
-// `wide` once and goes one of two ways.
+// 16-byte vector accesses. A kernel tests `vec_aligned` once and takes the vector path, or accesses
+// rows element by element if their start or length is not a multiple of 16 bytes.
 #pragma once
 
 #include "bf16.cuh"
 
 /// Elements of T in 16 bytes.
 template <class T>
-constexpr int LANE_ELEMENTS = 16 / int(sizeof(T));
+constexpr int VEC_ELEMENTS = 16 / int(sizeof(T));
 
-/// True when rows of `stride` elements from `start` on all begin at multiples of 16 bytes.
+/// Whether all rows of `stride` elements from `start` on start at multiples of 16 bytes.
 template <class T>
-DEVICE bool wide(const T* start, long long stride) {
-    return reinterpret_cast<uintptr_t>(start) % 16 == 0 && stride % LANE_ELEMENTS<T> == 0;
+DEVICE bool vec_aligned(const T* start, long long stride) {
+    return reinterpret_cast<uintptr_t>(start) % 16 == 0 && stride % VEC_ELEMENTS<T> == 0;
 }
 
-/// 16 bytes, moved as one.
-struct alignas(16) Lane {
+/// 16 bytes, moved by one instruction.
+struct alignas(16) Vec16 {
     uint32_t word[4];
 };
 
 template <class T>
-DEVICE Lane load_lane(const T* from) {
-    return *reinterpret_cast<const Lane*>(from);
+DEVICE Vec16 load_vec(const T* from) {
+    return *reinterpret_cast<const Vec16*>(from);
 }
 
 template <class T>
-DEVICE void store_lane(T* to, Lane lane) {
-    *reinterpret_cast<Lane*>(to) = lane;
+DEVICE void store_vec(T* to, Vec16 vec) {
+    *reinterpret_cast<Vec16*>(to) = vec;
 }
 
-/// The numbers of a lane as f32.
+/// The elements of a Vec16 as f32.
 template <class T>
-struct Numbers {
-    float x[LANE_ELEMENTS<T>];
+struct Floats {
+    float x[VEC_ELEMENTS<T>];
 };
 
-DEVICE Numbers<float> unpack(Lane lane, float) {
-    return {{float_of_bits(lane.word[0]), float_of_bits(lane.word[1]), float_of_bits(lane.word[2]),
-             float_of_bits(lane.word[3])}};
+DEVICE Floats<float> unpack(Vec16 vec, float) {
+    return {{float_of_bits(vec.word[0]), float_of_bits(vec.word[1]), float_of_bits(vec.word[2]),
+             float_of_bits(vec.word[3])}};
 }
 
-DEVICE Numbers<bf16> unpack(Lane lane, bf16) {
-    Numbers<bf16> n;
+DEVICE Floats<bf16> unpack(Vec16 vec, bf16) {
+    Floats<bf16> n;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        n.x[2 * i] = low_bf16(lane.word[i]);
-        n.x[2 * i + 1] = high_bf16(lane.word[i]);
+        n.x[2 * i] = low_bf16(vec.word[i]);
+        n.x[2 * i + 1] = high_bf16(vec.word[i]);
     }
     return n;
 }
 
-DEVICE Lane pack(const Numbers<float>& n) {
+DEVICE Vec16 pack(const Floats<float>& n) {
     return {{bits_of_float(n.x[0]), bits_of_float(n.x[1]), bits_of_float(n.x[2]), bits_of_float(n.x[3])}};
 }
 
-DEVICE Lane pack(const Numbers<bf16>& n) {
-    return {{pack_bf16(n.x[0], n.x[1]), pack_bf16(n.x[2], n.x[3]), pack_bf16(n.x[4], n.x[5]), pack_bf16(n.x[6], n.x[7])}};
+DEVICE Vec16 pack(const Floats<bf16>& n) {
+    return {{pack_bf16(n.x[0], n.x[1]), pack_bf16(n.x[2], n.x[3]), pack_bf16(n.x[4], n.x[5]),
+             pack_bf16(n.x[6], n.x[7])}};
 }
 
 template <class T>
-DEVICE Numbers<T> load_numbers(const T* from) {
-    return unpack(load_lane(from), T{});
+DEVICE Floats<T> load_floats(const T* from) {
+    return unpack(load_vec(from), T{});
 }
 
 template <class T>
-DEVICE void store_numbers(T* to, const Numbers<T>& n) {
-    store_lane(to, pack(n));
+DEVICE void store_floats(T* to, const Floats<T>& n) {
+    store_vec(to, pack(n));
 }

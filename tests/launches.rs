@@ -322,9 +322,9 @@ fn a_kernel_that_writes_outside_its_memory_is_reported() {
     let Some(sound) = activation(0, 0) else { return };
     sound.unwrap();
     let cases = [
-        (activation(4, 0), "kernel glu_fwd_f32", "wrote behind an allocation of 156 bytes"),
+        (activation(4, 0), "kernel glu_fwd_f32", "wrote past an allocation of 156 bytes"),
         (activation(0, 4), "kernel glu_fwd_f32", "wrote before an allocation of 160 bytes"),
-        (update(4), "kernel adamw_bf16", "wrote behind an allocation of 396 bytes"),
+        (update(4), "kernel adamw_bf16", "wrote past an allocation of 396 bytes"),
     ];
     for (result, kernel, what) in cases {
         match result {

@@ -1,4 +1,5 @@
-// Bit patterns, roundings, and the store of 16 bytes. PTX ISA: cvt, st, "Data Movement and Conversion Instructions".
+// Bit casts, bf16 rounding, 16-byte stores. PTX ISA: cvt, st, "Data Movement and Conversion
+// Instructions".
 #pragma once
 
 #ifdef __CUDACC__
@@ -11,15 +12,17 @@ DEVICE uint32_t bits_of_float(float x) {
     return __float_as_uint(x);
 }
 
-/// Both numbers rounded to bf16, nearest even; the first in the lower half. Every NaN becomes 0x7fff.
+/// Rounds two f32 to bf16, ties to even, and packs them, the first in the lower half. Every NaN
+/// becomes 0x7fff.
 DEVICE uint32_t round_to_bf16_pair(float first, float second) {
     uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
 
-/// Writes four words, to global or shared memory, by one instruction; `to` is a multiple of 16. The compiler splits the
-/// copy of a struct where it moves the address through a loop.
+/// Stores four words to global or shared memory with one instruction; `to` is a multiple of 16.
+/// Needed because the compiler may split a struct copy when it strength-reduces the address in a
+/// loop.
 DEVICE void store_16(void* to, const uint32_t (&word)[4]) {
     asm volatile("st.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
                  : "memory");

@@ -1,38 +1,40 @@
-// Clusters of blocks, their shared memory and their barrier; registers of warpgroups; launches that overlap. PTX ISA:
-// barrier.cluster, mapa, ld and st of .shared::cluster, setmaxnreg, griddepcontrol. Needs sm_90a.
+// Thread block clusters (distributed shared memory, cluster barrier), setmaxnreg, programmatic
+// dependent launch. PTX ISA: barrier.cluster, mapa, ld and st of .shared::cluster, setmaxnreg,
+// griddepcontrol. Needs sm_90a.
 //
-// A block must not return while others of its cluster may still touch its shared memory: sync_cluster() comes last.
+// Hazard: a block must not exit while others of its cluster may still access its shared memory, so
+// sync_cluster() comes last.
 #pragma once
 
 #include "barrier.cuh"
 
 #ifdef __CUDACC__
 
-/// Number of the block in its cluster.
+/// Rank of the block in its cluster.
 DEVICE unsigned cluster_rank() {
     unsigned rank = 0;
     HOPPER("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
 
-/// Blocks of the cluster.
+/// Number of blocks in the cluster.
 DEVICE unsigned cluster_blocks() {
     unsigned blocks = 1;
     HOPPER("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
     return blocks;
 }
 
-/// Counts the thread as one that has come to the cluster's barrier. What it wrote before is seen after wait_cluster().
+/// Arrives at the cluster barrier without waiting. Earlier writes are visible after wait_cluster().
 DEVICE void arrive_cluster() {
     HOPPER("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
-/// Waits until all threads of the cluster have come.
+/// Waits until all threads of the cluster have arrived.
 DEVICE void wait_cluster() {
     HOPPER("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// Address of the same place in the shared memory of another block of the cluster.
+/// Distributed shared memory address of the same location in another block of the cluster.
 DEVICE uint32_t address_in_block(const void* shared, unsigned rank) {
     uint32_t address = 0;
     HOPPER("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address_of(shared)), "r"(rank));
@@ -59,26 +61,26 @@ DEVICE void store_remote(uint32_t address, float x) {
     HOPPER("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
-/// Raises the registers of each thread of the warpgroup, once others have given theirs back. All its warps call it, in
-/// a kernel marked ALONE.
+/// Increases the registers per thread of the warpgroup, blocking until other warpgroups have
+/// released enough. All its warps call it, in a kernel marked ALONE.
 template <int REGISTERS>
-DEVICE void raise_registers() {
+DEVICE void increase_registers() {
     HOPPER("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-/// Lowers the registers of each thread of the warpgroup. All its warps call it.
+/// Decreases the registers per thread of the warpgroup. All its warps call it.
 template <int REGISTERS>
-DEVICE void lower_registers() {
+DEVICE void decrease_registers() {
     HOPPER("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
 }
 
-/// Waits until the launches that this one depends on are complete and what they wrote is seen.
+/// Waits until the launches that this one depends on are complete and their writes visible.
 DEVICE void wait_for_earlier_launch() {
     HOPPER("griddepcontrol.wait;" ::: "memory");
 }
 
-/// Lets the launch that comes next begin, once all blocks have come here or returned.
-DEVICE void begin_next_launch() {
+/// Lets the next launch start once all blocks have called this or exited.
+DEVICE void launch_dependents() {
     HOPPER("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
@@ -125,12 +127,12 @@ inline void store_remote(uint32_t address, float x) {
 }
 
 template <int REGISTERS>
-void raise_registers() {
+void increase_registers() {
     emulator::set_registers(REGISTERS, true);
 }
 
 template <int REGISTERS>
-void lower_registers() {
+void decrease_registers() {
     emulator::set_registers(REGISTERS, false);
 }
 
@@ -138,13 +140,12 @@ inline void wait_for_earlier_launch() {
     emulator::wait_for_earlier_launch();
 }
 
-// Launches of the emulator run one after another to their ends.
-
-inline void begin_next_launch() {}
+// The emulator runs launches sequentially.
+inline void launch_dependents() {}
 
 #endif
 
-/// Barrier of the cluster.
+/// Cluster barrier.
 DEVICE void sync_cluster() {
     arrive_cluster();
     wait_cluster();

@@ -1,5 +1,5 @@
-// Instructions that only sm_90a has. In code for other targets they trap: a kernel of `<op>_sm90.cu` is never chosen
-// there.
+// Inline PTX that only sm_90a has. In code for other targets it traps; kernels of `<op>_sm90.cu`
+// are never launched there.
 #pragma once
 
 #ifdef __CUDACC__

@@ -1,9 +1,10 @@
-// Products of small matrices held by a warp, and the loads that bring operands into its registers. PTX ISA: "Matrix
-// fragments for mma.m16n8k16 with floating point type", ldmatrix.
+// Warp-level matrix multiply and its operand loads. PTX ISA: "Matrix fragments for mma.m16n8k16
+// with floating point type", ldmatrix.
 //
-// With lane = 4 g + t (g = 0..7, t = 0..3), elements (row, column), two bf16 in a word, the lower column first:
+// With lane = 4 g + t (g = 0..7, t = 0..3): elements (row, column), two bf16 per word, the lower
+// column first:
 //   A (16 x 16): word 0 (g, 2t), word 1 (g + 8, 2t), word 2 (g, 2t + 8), word 3 (g + 8, 2t + 8)
-//   B (16 x 8), as its columns: word 0 (2t, g), (2t + 1, g); word 1 (2t + 8, g), (2t + 9, g)
+//   B (16 x 8), column-wise: word 0 (2t, g), (2t + 1, g); word 1 (2t + 8, g), (2t + 9, g)
 //   C (16 x 8), f32: 0, 1 (g, 2t), (g, 2t + 1); 2, 3 (g + 8, 2t), (g + 8, 2t + 1)
 #pragma once
 
@@ -24,25 +25,26 @@ struct FragmentC {
 
 #ifdef __CUDACC__
 
-/// c += a b, products of bf16 added in f32.
-DEVICE void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+/// c += a b; bf16 products added in f32.
+DEVICE void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c.value[0]), "+f"(c.value[1]), "+f"(c.value[2]), "+f"(c.value[3])
         : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
 }
 
-/// Four 8 x 8 matrices of 16-bit elements. Lanes 8 i to 8 i + 7 give the addresses of the eight rows of matrix i, 16 bytes
-/// each, aligned; word i of lane 4 g + t is elements (g, 2t), (g, 2t + 1) of matrix i.
-DEVICE void load_matrices(uint32_t (&word)[4], const void* row) {
+/// Loads four 8 x 8 matrices of 16-bit elements. Lanes 8 i to 8 i + 7 give the addresses of the
+/// rows of matrix i, 16 bytes each, aligned. Word i of lane 4 g + t is elements (g, 2t), (g, 2t +
+/// 1) of matrix i.
+DEVICE void ldmatrix_x4(uint32_t (&word)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "r"(shared_address_of(row))
                  : "memory");
 }
 
-/// As load_matrices, of the transposes: word i is elements (2t, g), (2t + 1, g) of matrix i.
-DEVICE void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+/// As ldmatrix_x4, transposed: word i is elements (2t, g), (2t + 1, g) of matrix i.
+DEVICE void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                  : "r"(shared_address_of(row))
@@ -59,13 +61,13 @@ inline float high_half(uint32_t pair) {
     return float_of_bits(pair & 0xffff0000u);
 }
 
-inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
+inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
     struct Operands {
         FragmentA a;
         FragmentB b;
         FragmentC c;
     };
-    // The first lane that goes on computes the whole product, the others take their part of it.
+    // The first lane to resume computes the whole product; the others take their elements.
     auto product = [](const Operands* lanes, float(*result)[8]) {
         float x[16][16], y[16][8];
         for (int lane = 0; lane < 32; ++lane) {
@@ -85,7 +87,7 @@ inline void multiply_add(FragmentC& c, const FragmentA& a, const FragmentB& b) {
         for (int row = 0; row < 16; ++row) {
             for (int k = 0; k < 16; ++k) {
                 for (int column = 0; column < 8; ++column) {
-                    // The product of two bf16 is exact in f32, so this is a fused multiply-add.
+                    // A product of two bf16 is exact in f32, so this is a fused multiply-add.
                     result[row][column] += x[row][k] * y[k][column];
                 }
             }
@@ -103,9 +105,9 @@ namespace emulator {
 inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
     check_shared("ldmatrix", row, 16);
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-        fail("ldmatrix from an address off its alignment of 16 bytes");
+        fail("ldmatrix from an address that is not a multiple of 16 bytes");
     }
-    // Every lane gives its row's contents, so that a store between the load and another lane's load shows.
+    // Each lane reads its row when it arrives, so a store between the loads of two lanes shows.
     struct Row {
         uint16_t element[8];
     };
@@ -122,11 +124,11 @@ inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
 
 }  // namespace emulator
 
-inline void load_matrices(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4(uint32_t (&word)[4], const void* row) {
     emulator::load_8x8(word, row, false);
 }
 
-inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row) {
     emulator::load_8x8(word, row, true);
 }
 

@@ -1,6 +1,6 @@
-// Shuffles and votes of a whole warp. PTX ISA: shfl.sync, vote.sync, bar.warp.sync.
+// Warp shuffles and votes. PTX ISA: shfl.sync, vote.sync, bar.warp.sync.
 //
-// All 32 lanes take part in every one of them; blocks are whole warps.
+// All 32 lanes must call each of them; blocks are whole warps.
 #pragma once
 
 #ifdef __CUDACC__
@@ -11,32 +11,32 @@ DEVICE int lane_index() {
     return int(threadIdx.x) & (WARP - 1);
 }
 
-/// The value of lane `lane ^ mask`.
+/// Value of lane `lane ^ mask`.
 template <class T>
 DEVICE T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(ALL_LANES, value, mask);
 }
 
-/// The value of lane `source`.
+/// Value of lane `source`.
 template <class T>
 DEVICE T shuffle(T value, int source) {
     return __shfl_sync(ALL_LANES, value, source);
 }
 
-/// The value of the lane `distance` below; of the lane itself where there is none.
+/// Value of lane `lane - distance`, or the own value if there is no such lane.
 template <class T>
 DEVICE T shuffle_up(T value, int distance) {
     return __shfl_up_sync(ALL_LANES, value, distance);
 }
 
-/// The value of the lane `distance` above; of the lane itself where there is none.
+/// Value of lane `lane + distance`, or the own value if there is no such lane.
 template <class T>
 DEVICE T shuffle_down(T value, int distance) {
     return __shfl_down_sync(ALL_LANES, value, distance);
 }
 
-/// Bit i is set when the predicate of lane i holds.
-DEVICE uint32_t votes_of(bool predicate) {
+/// Bit i is set if the predicate of lane i is true.
+DEVICE uint32_t lane_ballot(bool predicate) {
     return __ballot_sync(ALL_LANES, predicate);
 }
 
@@ -48,7 +48,7 @@ DEVICE bool all_lanes(bool predicate) {
     return __all_sync(ALL_LANES, predicate);
 }
 
-/// Waits for all lanes; what they wrote before is seen after.
+/// Warp barrier; writes before it are visible to all lanes after it.
 DEVICE void sync_warp() {
     __syncwarp();
 }
@@ -81,7 +81,7 @@ T shuffle_down(T value, int distance) {
     return emulator::exchange("shfl.sync.down", value)[from >= WARP ? emulator::lane() : from];
 }
 
-inline uint32_t votes_of(bool predicate) {
+inline uint32_t lane_ballot(bool predicate) {
     const bool* votes = emulator::exchange("vote.sync", predicate);
     uint32_t bits = 0;
     for (int i = 0; i < WARP; ++i) {
@@ -91,11 +91,11 @@ inline uint32_t votes_of(bool predicate) {
 }
 
 inline bool any_lane(bool predicate) {
-    return votes_of(predicate) != 0;
+    return lane_ballot(predicate) != 0;
 }
 
 inline bool all_lanes(bool predicate) {
-    return votes_of(predicate) == 0xffffffffu;
+    return lane_ballot(predicate) == 0xffffffffu;
 }
 
 inline void sync_warp() {

@@ -21,8 +21,8 @@ const ADAMW_ELEMENTS: usize = 8;
 
 pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
     let [before, after] = a.read();
-    let told = a.norms();
-    let runs = [before.len(), after.len(), told];
+    let known = a.norms();
+    let runs = [before.len(), after.len(), known];
     // Slices start at multiples of 16 bytes.
     let slice = runs.iter().sum::<usize>().div_ceil(MAX_SLICES).next_multiple_of(4).max(MIN_SLICE);
     let slices = runs.iter().map(|len| len.div_ceil(slice)).sum();
@@ -36,7 +36,7 @@ pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNor
         first: before.len() as i64,
         rest: after.start as i64,
         len: a.len as i64,
-        told: told as i64,
+        known: known as i64,
         slice: slice as i64,
     }
     .launch(&k.device, k.row_blocks(slices, 1), 0)?;

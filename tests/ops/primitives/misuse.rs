@@ -20,12 +20,12 @@ fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
 #[test]
 fn misuse_of_barriers_is_reported() {
     for (which, what) in [
-        (0, "mbarrier at 128 of the shared window, which was never initialised"),
+        (0, "mbarrier at 128 of the shared window: it was never initialised"),
         (1, "which is in use; invalidate it first"),
-        (2, "too many arrivals on the mbarrier at 128, whose 2 have all come while 16 bytes have not"),
-        (4, "whose bytes were overwritten"),
-        (5, "which was invalidated"),
-        (8, "named barrier 1 is of"),
+        (2, "too many arrivals on the mbarrier at 128: all 2 of the phase have come, 16 bytes are missing"),
+        (4, "its bytes were overwritten"),
+        (5, "it was invalidated"),
+        (8, "named barrier 1 is used with"),
     ] {
         reported(what, |device| TestBarrierMisuse { which }.launch(device, 1, 0));
     }
@@ -42,7 +42,7 @@ fn a_deadlock_says_who_waits_for_what() {
     reported("threads 0 to 31: named barrier; block 0 threads 32 to 95: has returned", |device| {
         TestBarrierMisuse { which: 7 }.launch(device, 1, 0)
     });
-    reported("threads 0 to 31: a word of global memory", |device| {
+    reported("threads 0 to 31: semaphore in global memory", |device| {
         let turn = upload(device, &[0i32]);
         TestTurnMisuse { turn: ConstPtr::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
     });
@@ -57,7 +57,7 @@ fn lanes_at_different_primitives_are_reported() {
 fn copies_that_no_group_holds_are_reported() {
     let values = vec![1.0f32; 384];
     for committed in 0..3 {
-        reported("cp.async copies that no group holds", |device| {
+        reported("uncommitted cp.async copies", |device| {
             let (x, out) = (upload(device, &values), unwritten(device, 416));
             TestCopies { x: ConstPtr::of::<Emulator>(&x, 0), out: MutPtr::of::<Emulator>(&out, 0), committed }
                 .launch(device, 1, 0)
@@ -81,13 +81,13 @@ fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> 
 #[test]
 fn misuse_of_boxes_is_reported() {
     for (which, what) in [
-        (0, "a box is aligned to 1024 bytes"),
+        (0, "a box must be aligned to 1024 bytes"),
         (1, "a tensor map of 2 dimensions where one of 3 is needed"),
         (2, "0 of 1 arrivals and 16 bytes are missing"),
-        (3, "load on the mbarrier at 2176 of the shared window, which was never initialised"),
-        (4, "bulk stores that no group holds"),
-        (5, "before its bulk stores had read shared memory"),
-        (6, "of block 1 of a cluster of 1"),
+        (3, "load on the mbarrier at 2176 of the shared window: it was never initialised"),
+        (4, "uncommitted TMA stores"),
+        (5, "before its TMA stores had read shared memory"),
+        (6, "there is no block 1 in a cluster of 1"),
         (7, "is outside shared memory"),
     ] {
         reported(what, |device| {
@@ -113,8 +113,8 @@ fn misuse_of_boxes_is_reported() {
 fn misuse_of_products_is_reported() {
     for (which, what) in [
         (0, "wgmma without a fence"),
-        (1, "products of a warpgroup that were never waited for"),
-        (2, "1 products of the warpgroup in this warp, 0 in its first"),
+        (1, "wgmmas that were never waited for"),
+        (2, "wgmmas issued: 1 in this warp, 0 in the first warp of its warpgroup"),
         (3, "base offset 1"),
         (4, "is outside shared memory"),
         (5, "descriptors that differ between lanes"),
@@ -126,11 +126,11 @@ fn misuse_of_products_is_reported() {
 #[test]
 fn misuse_of_clusters_and_registers_is_reported() {
     for (which, what) in [
-        (0, "of block 1 of the cluster, which has returned"),
+        (0, "block 1 of the cluster has returned"),
         (1, "barrier.cluster.arrive twice"),
         (2, "barrier.cluster.wait without an arrive"),
         (3, "between arrival and wait of the cluster barrier"),
-        (4, "mapa of block 2 of a cluster of 2"),
+        (4, "mapa: there is no block 2 in a cluster of 2"),
     ] {
         reported(what, |device| {
             let out = unwritten(device, 32);
@@ -138,7 +138,7 @@ fn misuse_of_clusters_and_registers_is_reported() {
         });
     }
     for (which, what) in
-        [(0, "returned without wait_for_earlier_launch"), (1, "a box is copied before wait_for_earlier_launch")]
+        [(0, "returned without wait_for_earlier_launch"), (1, "a TMA copy before wait_for_earlier_launch")]
     {
         reported(what, |device| {
             let memory = unwritten(device, 64);
