@@ -205,6 +205,6 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
     T* o,                         // (tokens, heads, head_dim)
     float* lse,                   // (heads, tokens)
     int tokens, int heads, int kv_heads, int head_dim, float scale) {
-    attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse, tokens,
-                           scale);
+    attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
+                           tokens, scale);
 }

@@ -333,8 +333,8 @@ KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD:
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
     int tokens, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta, {starts, ancestor_offsets, ancestors}, {work},
-                              tokens, scale}, dqkv);
+    attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
 template <class T, int HEAD>
@@ -350,6 +350,6 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
     int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta, {starts, ancestor_offsets, ancestors}, {work},
-                               tokens, scale}, trees, tree_count, dqkv);
+    attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }

@@ -5,7 +5,7 @@
 //   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[slice] += dy n
-//   sum_slices (slices.cu): dweight = or += sum over slices
+//   sum_slices.cu: dweight = or += sum over slices
 //
 // Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
 // sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so

@@ -10,7 +10,7 @@
 //     decay is 0 from element `decayed` on
 //
 // Departures from PyTorch's clip_grad_norm_ and AdamW:
-//   - Elements with given patch norms (patches.cuh) are not read again; the norms replace them.
+//   - Elements with given patch norms (linear_patches.cuh) are not read again; the norms replace them.
 //   - Sums are over slices, in f64, in which no square of an f32 overflows. The slice size depends only
 //     on the arena's length.
 //   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies

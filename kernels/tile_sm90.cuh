@@ -1,6 +1,6 @@
 // Persistent, warp-specialised GEMM main loop for Hopper (TMA, mbarriers, wgmma). The epilogue is a
-// "job": matmul_sm90.cuh (store or accumulate C), glu_sm90.cu (gated activation),
-// head_logprob_sm90.cu (vocabulary head).
+// "job": linear_sm90.cuh (store or accumulate C), glu_sm90.cu (gated activation),
+// head_sm90.cu (vocabulary head).
 //
 //   producer, one thread of warpgroup 0:
 //     for each tile of the cluster, for each k step of 64:

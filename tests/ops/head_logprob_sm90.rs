@@ -1,4 +1,4 @@
-//! The vocabulary head by powers of logits (kernels/head_logprob_sm90.cu): vocabularies off every tile, rows that share a hidden
+//! The vocabulary head by powers of logits (kernels/head_sm90.cu): vocabularies off every tile, rows that share a hidden
 //! row, several clusters of rows, targets of any likelihood, a large vocabulary in one block of rows.
 
 use crate::common::sm90::{Work, done, one_way};

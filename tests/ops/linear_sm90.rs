@@ -1,4 +1,4 @@
-//! Linear layers by warpgroup products (kernels/matmul_sm90.cu): every tile and schedule against the reference, off every
+//! Linear layers by warpgroup products (kernels/linear_sm90.cu): every tile and schedule against the reference, off every
 //! edge. On the emulator the same bits in every order of threads and on any number of multiprocessors; on a GPU the same bits
 //! again and again.
 

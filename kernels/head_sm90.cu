@@ -8,9 +8,9 @@
 //                  S out of range: recompute the row with k from its maximum
 //   head_factors:  v = -dlogp / S; scaled = v packed; E[target] -= S, which makes E'
 //   head_drows:    dhidden rows = v (E' head)                  split-K over the vocabulary
-//   head_dhead:    dhead = E'ᵀ scaled                          linear_bwd_weight, matmul_sm90.cu
+//   head_dhead:    dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
 //
-// Departures from logsumexp with a running maximum (head_logprob.cu):
+// Departures from logsumexp with a running maximum (head.cu):
 //   - The reference point of row r is an integer k near its target's logit in base 2, known before the
 //     GEMM. So E = e^z 2^-k stays within the exponents of f32 and bf16 whatever the size of the
 //     logits, tiles need no maximum, and partial sums are only added.
@@ -26,7 +26,7 @@
 // A row's result depends on that row only.
 // Cost: forward 2 rows vocab hidden FLOPs, backward twice that. Shared memory of the GEMMs:
 // Hopper::SHARED_BYTES.
-#include "matmul_sm90.cuh"
+#include "linear_sm90.cuh"
 #include "primitives/math.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"

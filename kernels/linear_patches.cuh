@@ -1,6 +1,6 @@
 // Patch norms of a weight gradient. A patch is 16 rows by 32 columns (src/backend/contract/nn.rs).
 // The kernel that writes the gradient stores them, so that the global norm need not read it again.
-// Used by matmul.cu and matmul_sm90.cuh.
+// Used by linear.cu and linear_sm90.cuh.
 #pragma once
 
 #include "common.cuh"

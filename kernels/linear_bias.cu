@@ -1,4 +1,4 @@
-// Bias gradient: column sums of dy over slices of tokens. sum_slices (slices.cu) adds the slices.
+// Bias gradient: column sums of dy over slices of tokens. sum_slices.cu adds the slices.
 //
 //   for each (slice of BIAS_SLICE tokens, column chunk), one per warp, by stride:
 //     slices[slice][column] = sum of dy over the tokens of the slice, ascending; one lane per column

@@ -19,7 +19,7 @@
 //
 // Cost: forward 2 rows vocab hidden FLOPs, backward three times that.
 #include "common.cuh"
-#include "matmul.cuh"
+#include "linear.cuh"
 #include "reduce.cuh"
 
 /// Column tiles per vocabulary slice.

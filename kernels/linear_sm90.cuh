@@ -1,5 +1,5 @@
 // C = or += A B on Hopper, a job of tile_sm90.cuh with an epilogue that adds bias and residual,
-// scales rows or reduces splits. Used by matmul_sm90.cu and head_logprob_sm90.cu.
+// scales rows or reduces splits. Used by linear_sm90.cu and head_sm90.cu.
 //
 //   bf16 C (no split-K):                         f32 C (split-K):
 //     prefetch: bias to a register,                for splits > 1: wait until the tile's
@@ -22,7 +22,7 @@
 //   - A bf16 result is rounded once, after f32 acc + bias + residual.
 #pragma once
 
-#include "patches.cuh"
+#include "linear_patches.cuh"
 #include "tile_sm90.cuh"
 
 /// Block tiles: 128 rows by 256, 224, 192 or 128 columns; cooperative or ping-pong.
@@ -44,7 +44,7 @@ struct Problem {
     const bf16* bias;        // (n), may be null
     const float* row_scale;  // (m) factors of f32 results, may be null
     int* semaphores;         // (tiles, 2) zeros if splits > 1; zero again at the end
-    float* norms;            // patch norms of f32 results (patches.cuh), may be null
+    float* norms;            // patch norms of f32 results (linear_patches.cuh), may be null
 };
 
 /// The job: tiles of split 0, then of split 1, ... so that a tile waits only for lower numbers.

@@ -1,8 +1,8 @@
-// Linear layers on Hopper, bf16 GEMMs by wgmma and TMA (matmul_sm90.cuh):
+// Linear layers on Hopper, bf16 GEMMs by wgmma and TMA (linear_sm90.cuh):
 //
 //   y = x weightᵀ + bias + residual      dx = dy weight      dweight = dyᵀ x
 //
-// The portable kernels of matmul.cu compute the same on any GPU.
+// The portable kernels of linear.cu compute the same on any GPU.
 //
 // Each GEMM has six kernels. Tiles of 256 and 224 columns: cooperative, clusters of two blocks.
 // Tiles of 192 and 128 columns: cooperative or ping-pong (`_turns`), without a cluster. The choice
@@ -10,7 +10,7 @@
 //
 // Required of the host: rows of all operands are multiples of 16 bytes; with split-K, at most one
 // block per multiprocessor, so that all of them are resident. Shared memory: Hopper::SHARED_BYTES.
-#include "matmul_sm90.cuh"
+#include "linear_sm90.cuh"
 
 // A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.
 template <GemmTile TILE>
@@ -43,7 +43,7 @@ KERNELS(384, linear_bwd_weight_sm90,
         IF(TILE: 256 224; CLUSTER(2)), CORESIDENT, EARLY, ALONE(384))(
     const TensorDescriptor& a, const TensorDescriptor& b, const TensorDescriptor& c,
     int* semaphores,  // (tiles, 2) zeros if splits > 1; zero again at the end
-    float* norms,     // of patches of C (patches.cuh), may be null
+    float* norms,     // of patches of C (linear_patches.cuh), may be null
     int m, int n, int k, int splits, int add) {
     hopper_matmul<HopperGemm<TILE, Major::ACROSS, Major::ACROSS, float>>(
         a, b, c, {m, n, k, splits, add, nullptr, nullptr, semaphores, norms});
