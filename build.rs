@@ -1,7 +1,8 @@
-//! Compiles `kernels/*.cu`: with nvcc into one fatbin a file (sm_80 cubin and PTX, sm_90a cubin), which the binary embeds,
-//! and with the C++ compiler into the emulator's library. Makes the typed launchers from the KERNEL lines.
+//! Compiles `kernels/*.cu`: with nvcc into one fatbin per file (sm_80 cubin and PTX, sm_90a cubin), which the binary embeds,
+//! and with the C++ compiler into the library of the emulator. Generates the typed launchers from the KERNEL and KERNELS
+//! lines, and the shared constants and enums from the EXPORT lines.
 //!
-//! Without nvcc or a C++ compiler the build succeeds with one warning line each; `MAPL_REQUIRE_NVCC=1` and
+//! Without nvcc or a C++ compiler the build succeeds with a warning line for each. `MAPL_REQUIRE_NVCC=1` and
 //! `MAPL_REQUIRE_EMULATOR=1` make their absence an error.
 
 use std::collections::hash_map::DefaultHasher;
@@ -12,25 +13,29 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
+#[path = "src/backend/kernels/exports.rs"]
+mod exports;
 #[path = "src/backend/kernels/generate.rs"]
 mod generate;
 #[path = "src/backend/kernels/grammar.rs"]
 mod grammar;
 
+use exports::Export;
 use generate::{Resources, Source};
 
-/// Code for each target: a cubin for sm_80, its PTX for later GPUs, and a cubin for Hopper's own instructions.
+/// Targets: a cubin for sm_80, its PTX for later GPUs, and a cubin for the instructions that only Hopper has.
 const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"];
-/// Where nvcc is sought, for the warning.
-const SOUGHT: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
+/// Places searched for nvcc, for the warning.
+const PLACES: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(mapl_nvcc)");
     println!("cargo:rustc-check-cfg=cfg(mapl_emulator)");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rerun-if-changed=src/backend/kernels/grammar.rs");
-    println!("cargo:rerun-if-changed=src/backend/kernels/generate.rs");
+    for file in ["exports", "generate", "grammar"] {
+        println!("cargo:rerun-if-changed=src/backend/kernels/{file}.rs");
+    }
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "MAPL_REQUIRE_NVCC", "MAPL_REQUIRE_EMULATOR", "CXX"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -44,7 +49,10 @@ fn main() {
 
 fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set; run cargo")?);
-    let sources = read_sources(Path::new("kernels"))?;
+    let (sources, exports) = read_sources(Path::new("kernels"))?;
+    for source in &sources {
+        write_changed(&out.join(format!("{}_entries.cu", source.stem)), &generate::entries(source))?;
+    }
     let compiled = match find_nvcc() {
         Some(nvcc) => {
             println!("cargo:rustc-cfg=mapl_nvcc");
@@ -53,38 +61,60 @@ fn build() -> Result<(), String> {
         }
         None if required("MAPL_REQUIRE_NVCC") => {
             return Err(format!(
-                "MAPL_REQUIRE_NVCC is set and there is no nvcc in {SOUGHT}; pip install -r kernels/nvcc-requirements.txt"
+                "MAPL_REQUIRE_NVCC is set, but nvcc was not found in {PLACES}; pip install -r kernels/nvcc-requirements.txt"
             ));
         }
         None => {
             println!(
-                "cargo:warning=no nvcc found: this build has no CUDA kernels and runs on the CPU; for kernels, pip install \
+                "cargo:warning=nvcc was not found: this build has no CUDA kernels and runs on the CPU; for kernels, pip install \
                  -r kernels/nvcc-requirements.txt"
             );
             None
         }
     };
     let emulated = emulator(&sources, &out)?;
-    let text = generate::launchers(&sources, compiled.as_ref().map(|(version, r)| (*version, &r[..])), emulated);
+    let compiled = compiled.as_ref().map(|(version, r)| (*version, &r[..]));
+    let text = generate::launchers(&sources, &exports, compiled, emulated);
     fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))
+}
+
+/// Writes a file unless it has this text already, so that its modification time changes with its text only.
+fn write_changed(path: &Path, text: &str) -> Result<(), String> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 fn required(name: &str) -> bool {
     env::var(name).is_ok_and(|value| value == "1")
 }
 
-/// Kernel files in the order of their names.
-fn read_sources(dir: &Path) -> Result<Vec<Source>, String> {
+/// Kernel files in the order of their names, and the exports of all files.
+fn read_sources(dir: &Path) -> Result<(Vec<Source>, Vec<Export>), String> {
+    let read = |path: &Path| fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()));
     let mut paths = files_of(dir, "cu")?;
+    let mut headers = files_of(dir, "cuh")?;
+    headers.extend(files_of(&dir.join("emulator"), "h")?);
     paths.sort();
+    headers.sort();
+    let mut exports: Vec<Export> = Vec::new();
+    for path in headers.iter().chain(&paths) {
+        for export in exports::parse(&read(path)?).map_err(|why| format!("{}: {why}", path.display()))? {
+            if exports.iter().any(|known| known.name == export.name) {
+                return Err(format!("{}: {} is exported a second time", path.display(), export.name));
+            }
+            exports.push(export);
+        }
+    }
     let mut sources = Vec::new();
     for path in paths {
-        let text = fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        let kernels = grammar::parse(&text).map_err(|why| format!("{}: {why}", path.display()))?;
+        let declarations =
+            grammar::parse(&read(&path)?, &exports).map_err(|why| format!("{}: {why}", path.display()))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        sources.push(Source { stem, path, kernels });
+        sources.push(Source { stem, path, declarations });
     }
-    Ok(sources)
+    Ok((sources, exports))
 }
 
 fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
@@ -93,7 +123,7 @@ fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
     Ok(paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect())
 }
 
-/// nvcc by the environment, by PATH, or among the packages of the active Python.
+/// nvcc from the environment, from PATH, or from the packages of the active Python.
 fn find_nvcc() -> Option<PathBuf> {
     let named = env::var_os("NVCC").map(PathBuf::from).into_iter();
     let homes =
@@ -112,28 +142,29 @@ fn wheel_nvcc() -> Option<PathBuf> {
     Some(Path::new(packages.trim()).join("nvidia/cu13/bin/nvcc"))
 }
 
-/// Version of CUDA that nvcc compiles for, as the driver counts: 13000 is 13.0.
+/// CUDA version of nvcc, as the driver counts: 13000 is 13.0.
 fn cuda_version(nvcc: &Path) -> Result<i32, String> {
     let output =
         Command::new(nvcc).arg("--version").output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    generate::cuda_version(&text).ok_or_else(|| format!("{} --version names no release:\n{text}", nvcc.display()))
+    generate::cuda_version(&text)
+        .ok_or_else(|| format!("the output of {} --version has no release:\n{text}", nvcc.display()))
 }
 
-/// Hash of what a file's compilation depends on: its text, every header, and the command.
-fn fingerprint(source: &Source, command: &str) -> Result<String, String> {
+/// Hash of the inputs of a file's compilation: its text, its entry points, every header, and the command.
+fn fingerprint(source: &Source, entries: &Path, command: &str) -> Result<String, String> {
     let mut hasher = DefaultHasher::new();
     command.hash(&mut hasher);
     let mut headers = files_of(Path::new("kernels"), "cuh")?;
     headers.extend(files_of(Path::new("kernels/primitives"), "cuh")?);
     headers.sort();
-    for path in std::iter::once(&source.path).chain(&headers) {
+    for path in [source.path.as_path(), entries].into_iter().chain(headers.iter().map(PathBuf::as_path)) {
         fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Compiles every file that changed, several at a time; resources of all kernels.
+/// Compiles every file that changed, several at a time. Returns the resources of all kernels, by name and target.
 fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resources>, String> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -149,27 +180,30 @@ fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resour
         }
     });
     let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
+    // The first error in the order of names.
     results.sort_by_key(|(stem, _)| *stem);
     let mut resources = Vec::new();
     for (_, report) in results {
         resources.extend(generate::resources(&report?));
     }
+    resources.sort_by(|a, b| (&a.kernel, &a.target).cmp(&(&b.kernel, &b.target)));
     Ok(resources)
 }
 
-/// Compiles a file unless that was done before; the report of ptxas.
+/// Compiles a file unless its fatbin is up to date. Returns the report of ptxas.
 fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     let (fatbin, report) = (out.join(format!("{}.fatbin", source.stem)), out.join(format!("{}.ptxas", source.stem)));
     let stamp = out.join(format!("{}.stamp", source.stem));
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-I", "kernels"]);
-    // The program carries the code of every target; compressed it is a quarter of its size.
+    // The program carries the code of every target. Compression shrinks it to a quarter.
     command.args(["-Xfatbin", "-compress-all"]);
     for target in TARGETS {
         command.args(["-gencode", target]);
     }
-    command.arg(&source.path).arg("-o").arg(&fatbin);
-    let print = fingerprint(source, &format!("{command:?}"))?;
+    let entries = out.join(format!("{}_entries.cu", source.stem));
+    command.arg(&entries).arg("-o").arg(&fatbin);
+    let print = fingerprint(source, &entries, &format!("{command:?}"))?;
     if fs::read_to_string(&stamp).is_ok_and(|old| old == print)
         && fatbin.is_file()
         && let Ok(report) = fs::read_to_string(&report)
@@ -187,35 +221,33 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Builds the emulator with every kernel. False without a C++ compiler.
+/// Builds the emulator with every kernel. Returns false without a C++ compiler.
 fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).include("kernels").warnings(false).cargo_warnings(false);
-    // Fibers leave their stacks by longjmp, which the fortified one refuses; sums are those of the source.
+    // Fibers leave their stacks by longjmp, which the fortified longjmp refuses. Contraction to fused multiply-adds would
+    // change sums.
     build.flag("-U_FORTIFY_SOURCE").flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").flag("-fno-strict-aliasing");
     if required("MAPL_EMULATOR_SANITIZE") {
         build
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
-        // rustc leaves the default libraries out, and with them the runtimes that the flag alone would bring.
+        // rustc links without the default libraries, so the flag does not bring the sanitisers' runtimes.
         println!("cargo:rustc-link-lib=dylib=asan");
         println!("cargo:rustc-link-lib=dylib=ubsan");
     }
     let compiler = build.try_get_compiler().ok().filter(|c| c.to_command().arg("--version").output().is_ok());
     if compiler.is_none() {
         if required("MAPL_REQUIRE_EMULATOR") {
-            return Err("MAPL_REQUIRE_EMULATOR is set and there is no C++ compiler (CXX, or c++ on PATH)".into());
+            return Err("MAPL_REQUIRE_EMULATOR is set, but no C++ compiler was found (CXX, or c++ on PATH)".into());
         }
         println!("cargo:warning=no C++ compiler found: this build has no kernel emulator");
         return Ok(false);
     }
     for source in sources {
         let path = out.join(format!("emulated_{}.cpp", source.stem));
-        let text = generate::emulated(source);
-        if fs::read_to_string(&path).ok().as_deref() != Some(&text) {
-            fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-        }
+        write_changed(&path, &generate::emulated(source))?;
         build.file(path);
     }
     let units = files_of(Path::new("kernels/emulator"), "cpp")?;

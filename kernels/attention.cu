@@ -70,7 +70,8 @@ KERNEL(256, attention_plan)(const int* starts,  // (segments + 1)
     }
 }
 
-/// Tile shapes and shared memory of the forward; mirrored in src/backend/kernels/attention.rs.
+/// Tile shapes and shared memory of the forward; mirrored by `Shape` in
+/// src/backend/kernels/attention.rs.
 template <class T, int HEAD>
 struct Forward : BlockShape<T, HEAD> {
     using Block = BlockShape<T, HEAD>;
@@ -123,7 +124,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpTile<KEYS>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, F::SHARED_BYTES);
     SHARED(int, index, 2 * KEYS);
     int tiles = work.tiles(), heads = fused.heads, head_dim = fused.head_dim;
     for (long long item = blockIdx.x; item < 1LL * tiles * heads; item += gridDim.x) {
@@ -194,78 +195,16 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
     }
 }
 
-// shared: Forward::SHARED_BYTES.
-KERNEL(128, attention_fwd_32_f32)(const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
-                                  const int* starts,            // (segments + 1)
-                                  const int* ancestor_offsets,  // (segments + 1)
-                                  const int* ancestors,         // (ancestors)
-                                  const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
-                                  float* o,                     // (tokens, heads, head_dim)
-                                  float* lse,                   // (heads, tokens)
-                                  int tokens, int heads, int kv_heads, int head_dim, float scale) {
-    attention_fwd<float, 32>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                             tokens, scale);
-}
-
-KERNEL(128, attention_fwd_32_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
-                                   const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
-                                   int kv_heads, int head_dim, float scale) {
-    attention_fwd<bf16, 32>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                            tokens, scale);
-}
-
-KERNEL(128, attention_fwd_64_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
-                                  const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
-                                  int kv_heads, int head_dim, float scale) {
-    attention_fwd<float, 64>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                             tokens, scale);
-}
-
-KERNEL(128, attention_fwd_64_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
-                                   const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
-                                   int kv_heads, int head_dim, float scale) {
-    attention_fwd<bf16, 64>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                            tokens, scale);
-}
-
-KERNEL(128, attention_fwd_96_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
-                                  const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
-                                  int kv_heads, int head_dim, float scale) {
-    attention_fwd<float, 96>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                             tokens, scale);
-}
-
-KERNEL(128, attention_fwd_96_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
-                                   const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
-                                   int kv_heads, int head_dim, float scale) {
-    attention_fwd<bf16, 96>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                            tokens, scale);
-}
-
-KERNEL(128, attention_fwd_128_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
-                                   const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
-                                   int kv_heads, int head_dim, float scale) {
-    attention_fwd<float, 128>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                              tokens, scale);
-}
-
-KERNEL(128, attention_fwd_128_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
-                                    const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
-                                    int kv_heads, int head_dim, float scale) {
-    attention_fwd<bf16, 128>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                             tokens, scale);
-}
-
-KERNEL(64, attention_fwd_256_f32)(const float* qkv, const int* starts, const int* ancestor_offsets,
-                                  const int* ancestors, const int* work, float* o, float* lse, int tokens, int heads,
-                                  int kv_heads, int head_dim, float scale) {
-    attention_fwd<float, 256>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                              tokens, scale);
-}
-
-KERNEL(128, attention_fwd_256_bf16)(const bf16* qkv, const int* starts, const int* ancestor_offsets,
-                                    const int* ancestors, const int* work, bf16* o, float* lse, int tokens, int heads,
-                                    int kv_heads, int head_dim, float scale) {
-    attention_fwd<bf16, 256>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                             tokens, scale);
+template <class T, int HEAD>
+KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* o,                         // (tokens, heads, head_dim)
+    float* lse,                   // (heads, tokens)
+    int tokens, int heads, int kv_heads, int head_dim, float scale) {
+    attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
+                           tokens, scale);
 }

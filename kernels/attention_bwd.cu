@@ -31,7 +31,10 @@ constexpr int DELTA_THREADS = 256;
 
 /// delta = do · o for each token and head, eight lanes per row.
 template <class T>
-DEVICE void attention_bwd_delta(const T* dout, const T* o, float* delta, int tokens, int heads, int head_dim) {
+KERNELS(256, attention_bwd_delta, FOR(T: f32 bf16))(const T* dout,  // (tokens, heads, head_dim)
+                                                    const T* o,     // (tokens, heads, head_dim)
+                                                    float* delta,   // (heads, tokens)
+                                                    int tokens, int heads, int head_dim) {
     constexpr int N = VEC_ELEMENTS<T>, LANES = 8, ROWS = DELTA_THREADS / LANES;
     bool vectorised = vec_aligned(dout, head_dim) && vec_aligned(o, head_dim);
     long long all = 1LL * tokens * heads;
@@ -65,7 +68,8 @@ DEVICE void attention_bwd_delta(const T* dout, const T* o, float* delta, int tok
     }
 }
 
-/// Tile shapes and shared memory of both kernels; mirrored in src/backend/kernels/attention.rs.
+/// Tile shapes and shared memory of both kernels; mirrored by `Shape` in
+/// src/backend/kernels/attention.rs.
 template <class T, int HEAD>
 struct Backward : BlockShape<T, HEAD> {
     using Block = BlockShape<T, HEAD>;
@@ -118,7 +122,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, PARTS = HEAD / PART;
     using Scores = WarpTile<KEYS>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, B::SHARED_BYTES_Q);
     SHARED(int, index, 2 * KEYS);
     unsigned char *queries = shared, *douts = shared + B::BlockTile::BYTES;
     const Segments& segments = in.segments;
@@ -232,7 +236,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, PARTS = HEAD / PART;
     using Scores = WarpTile<QUERIES>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, B::SHARED_BYTES_KV);
     unsigned char *keys = shared, *values = shared + B::BlockTile::BYTES, *stages = shared + 2 * B::BlockTile::BYTES;
     const Segments& segments = in.segments;
     int kv_heads = in.fused.kv_heads, group = in.fused.heads / kv_heads;
@@ -317,191 +321,35 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
     }
 }
 
-KERNEL(256, attention_bwd_delta_f32)(const float* dout,  // (tokens, heads, head_dim)
-                                     const float* o,     // (tokens, heads, head_dim)
-                                     float* delta,       // (heads, tokens)
-                                     int tokens, int heads, int head_dim) {
-    attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
-}
-
-KERNEL(256, attention_bwd_delta_bf16)(const bf16* dout, const bf16* o, float* delta, int tokens, int heads,
-                                      int head_dim) {
-    attention_bwd_delta(dout, o, delta, tokens, heads, head_dim);
-}
-
-// shared: Backward::SHARED_BYTES_Q.
-KERNEL(128, attention_bwd_q_32_f32)(const float* dout,            // (tokens, heads, head_dim)
-                                    const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
-                                    const float* lse,             // (heads, tokens)
-                                    const float* delta,           // (heads, tokens)
-                                    const int* starts,            // (segments + 1)
-                                    const int* ancestor_offsets,  // (segments + 1)
-                                    const int* ancestors,         // (ancestors)
-                                    const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
-                                    float* dqkv,                  // (tokens, heads + 2 kv_heads, head_dim)
-                                    int tokens, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_q<float, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+template <class T, int HEAD>
+KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int heads, int kv_heads, int head_dim, float scale) {
+    attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
 }
 
-KERNEL(128, attention_bwd_q_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<bf16, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                     float scale) {
-    attention_bwd_q<float, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                      float scale) {
-    attention_bwd_q<bf16, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(64, attention_bwd_q_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                    const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                    const int* work, float* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                    float scale) {
-    attention_bwd_q<float, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-KERNEL(128, attention_bwd_q_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* work, bf16* dqkv, int tokens, int heads, int kv_heads, int head_dim,
-                                      float scale) {
-    attention_bwd_q<bf16, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
-}
-
-// shared: Backward::SHARED_BYTES_KV.
-KERNEL(128, attention_bwd_kv_32_f32)(const float* dout,            // (tokens, heads, head_dim)
-                                     const float* qkv,             // (tokens, heads + 2 kv_heads, head_dim)
-                                     const float* lse,             // (heads, tokens)
-                                     const float* delta,           // (heads, tokens)
-                                     const int* starts,            // (segments + 1)
-                                     const int* ancestor_offsets,  // (segments + 1)
-                                     const int* ancestors,         // (ancestors)
-                                     const int* trees,             // (tree_count + 1)
-                                     const int* work,              // of attention_plan, for tiles of BlockShape::ROWS
-                                     float* dqkv,                  // (tokens, heads + 2 kv_heads, head_dim)
-                                     int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_32_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 32>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+template <class T, int HEAD>
+KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* trees,             // (tree_count + 1)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
+    attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_64_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_64_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 64>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_96_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_96_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 96>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_128_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                      const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                      const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                      int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count,
-                                 dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_128_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                       int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 128>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
-}
-
-KERNEL(64, attention_bwd_kv_256_f32)(const float* dout, const float* qkv, const float* lse, const float* delta,
-                                     const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                     const int* trees, const int* work, float* dqkv, int tokens, int tree_count,
-                                     int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<float, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                 {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count,
-                                 dqkv);
-}
-
-KERNEL(128, attention_bwd_kv_256_bf16)(const bf16* dout, const bf16* qkv, const float* lse, const float* delta,
-                                       const int* starts, const int* ancestor_offsets, const int* ancestors,
-                                       const int* trees, const int* work, bf16* dqkv, int tokens, int tree_count,
-                                       int heads, int kv_heads, int head_dim, float scale) {
-    attention_bwd_kv<bf16, 256>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                                {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
 }

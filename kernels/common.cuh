@@ -44,10 +44,18 @@
 #define SHARED(type, name, count) __shared__ type name[count]
 /// Dynamic shared memory, aligned for every swizzle.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+/// Dynamic shared memory of a size that the kernel fixes; the emulator refuses a launch with another
+/// size.
+#define DYNAMIC_SHARED_OF(name, bytes) DYNAMIC_SHARED(name)
 
 /// Block barrier; writes before it are visible to all threads of the block after it.
 DEVICE void sync_block() {
     __syncthreads();
+}
+
+/// Ends the launch with an error, for a parameter value that the kernel does not handle.
+DEVICE void trap(const char*) {
+    __trap();
 }
 
 #else
@@ -59,6 +67,7 @@ DEVICE void sync_block() {
 #define SHARED(type, name, count) \
     type* const name = emulator::shared_array<type, count>([] { static const char site = 0; return &site; }())
 #define DYNAMIC_SHARED(name) unsigned char* const name = emulator::dynamic_shared()
+#define DYNAMIC_SHARED_OF(name, bytes) unsigned char* const name = emulator::dynamic_shared_of(bytes)
 #define threadIdx (emulator::thread_index())
 #define blockIdx (emulator::block_index())
 #define blockDim (emulator::block_size())
@@ -67,11 +76,22 @@ DEVICE void sync_block() {
 #define sync_block() \
     emulator::sync_block([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
 
+inline void trap(const char* why) {
+    emulator::fail("%s", why);
+}
+
 #endif
+
+/// Declares a family of entry points; a line `template <class T, int AXIS>` comes before. build.rs
+/// generates an entry point for each combination of the values in FOR, which calls the template.
+#define KERNELS(threads, name, ...) DEVICE void name
+/// Marks a constant or an enum for which build.rs generates a Rust item.
+#define EXPORT
 
 #include "bf16.cuh"
 
-constexpr int WARP = 32;
+/// Threads of a warp.
+EXPORT constexpr int WARP = 32;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 /// Quotient of non-negative numbers, rounded up.

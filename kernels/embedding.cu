@@ -14,7 +14,10 @@
 
 /// x[t] = table[ids[t]], an exact copy.
 template <class T>
-DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int hidden) {
+KERNELS(128, embedding_fwd, FOR(T: f32 bf16))(const int* ids,  // (tokens)
+                                              const T* table,  // (vocab, hidden)
+                                              T* x,            // (tokens, hidden)
+                                              int tokens, int hidden) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(table, hidden) && vec_aligned(x, hidden);
     for (long long token = global_warp(); token < tokens; token += global_warps()) {
@@ -35,8 +38,12 @@ DEVICE void embedding_fwd(const int* ids, const T* table, T* x, int tokens, int 
 /// dtable[keys[k]] = or += sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]. Rows
 /// without a key are not written; runs with a negative key are skipped.
 template <class T>
-DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, const int* keys, float* dtable,
-                          int distinct, int hidden, int add) {
+KERNELS(128, embedding_bwd, FOR(T: f32 bf16))(const T* dx,         // (tokens, hidden)
+                                              const int* order,    // (tokens)
+                                              const int* offsets,  // (distinct + 1)
+                                              const int* keys,     // (distinct)
+                                              float* dtable,       // (vocab, hidden)
+                                              int distinct, int hidden, int add) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(dx, hidden) && vec_aligned(dtable, hidden) && hidden % N == 0;
     int chunks = ceil_div(hidden, WARP * N);
@@ -64,29 +71,4 @@ DEVICE void embedding_bwd(const T* dx, const int* order, const int* offsets, con
         }
         store_elements(to, sum, valid, vectorised);
     }
-}
-
-KERNEL(128, embedding_fwd_f32)(const int* ids,      // (tokens)
-                               const float* table,  // (vocab, hidden)
-                               float* x,            // (tokens, hidden)
-                               int tokens, int hidden) {
-    embedding_fwd(ids, table, x, tokens, hidden);
-}
-
-KERNEL(128, embedding_fwd_bf16)(const int* ids, const bf16* table, bf16* x, int tokens, int hidden) {
-    embedding_fwd(ids, table, x, tokens, hidden);
-}
-
-KERNEL(128, embedding_bwd_f32)(const float* dx,     // (tokens, hidden)
-                               const int* order,    // (tokens)
-                               const int* offsets,  // (distinct + 1)
-                               const int* keys,     // (distinct)
-                               float* dtable,       // (vocab, hidden)
-                               int distinct, int hidden, int add) {
-    embedding_bwd(dx, order, offsets, keys, dtable, distinct, hidden, add);
-}
-
-KERNEL(128, embedding_bwd_bf16)(const bf16* dx, const int* order, const int* offsets, const int* keys, float* dtable,
-                                int distinct, int hidden, int add) {
-    embedding_bwd(dx, order, offsets, keys, dtable, distinct, hidden, add);
 }

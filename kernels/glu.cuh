@@ -1,6 +1,5 @@
-// SwiGLU (arXiv 2002.05202) and its gradient for one element. Shared by the stand-alone kernels
-// (activation.cu) and the fused epilogues (matmul.cu, glu_sm90.cu), so that both give the same
-// bits.
+// SwiGLU (arXiv 2002.05202) and its gradient for one element. Shared by the stand-alone kernels and
+// the fused epilogues (glu.cu, glu_sm90.cu), so that both give the same bits.
 #pragma once
 
 #include "common.cuh"

@@ -13,7 +13,7 @@
 //
 // Departures from two separate kernels: none in the result. dact never reaches global memory, but
 // it is rounded to bf16 as if it did, so the bits are those of linear_fwd or linear_bwd_input
-// followed by activation.cu.
+// followed by glu_fwd or glu_bwd.
 //
 // Required of the host: rows of all operands are multiples of 16 bytes. Shared memory:
 // Hopper::SHARED_BYTES.
@@ -181,8 +181,11 @@ struct GluBackward : Raster<H> {
     }
 };
 
-using GateUp = Hopper<192, Major::K, Major::K, bf16, 1, true, 2>;
-using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, 4>;
+/// Columns of the gate, and of the up projection, in a tile of the forward; staged subtiles per
+/// consumer of the backward.
+EXPORT constexpr int GLU_FWD_COLUMNS = 96, GLU_BWD_SUBTILES = 4;
+using GateUp = Hopper<2 * GLU_FWD_COLUMNS, Major::K, Major::K, bf16, 1, true, 2>;
+using Down = Hopper<192, Major::K, Major::ACROSS, bf16, 1, true, 1, GLU_BWD_SUBTILES>;
 
 // A: x (tokens, hidden), B: weight (2 intermediate, hidden), gate then up.
 KERNEL(384, linear_glu_fwd_sm90, EARLY, ALONE(384))(TensorMap x, TensorMap weight,

@@ -5,7 +5,7 @@
 //   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[slice] += dy n
-//   sum_slices (slices.cu): dweight = or += sum over slices
+//   sum_slices.cu: dweight = or += sum over slices
 //
 // Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
 // sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so
@@ -17,14 +17,19 @@
 #include "rows.cuh"
 
 constexpr int NORM_THREADS = 128;
-/// Tokens per slice of the weight gradient; mirrored in src/backend/kernels/rowwise.rs.
-constexpr int NORM_SLICE = 16;
+/// Tokens of a slice of the weight gradient.
+EXPORT constexpr int NORM_SLICE = 16;
 
 /// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd
 /// weight.
 template <class T>
-DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* y, float* rstd, int tokens, int hidden,
-                     float eps) {
+KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
+                                         const T* residual,  // (tokens, hidden), may be null together with sum
+                                         const T* weight,    // (hidden)
+                                         T* sum,             // (tokens, hidden)
+                                         T* y,               // (tokens, hidden)
+                                         float* rstd,        // (tokens)
+                                         int tokens, int hidden, float eps) {
     SHARED(float, partial, NORM_THREADS / WARP);
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
@@ -88,27 +93,18 @@ DEVICE void norm_fwd(const T* x, const T* residual, const T* weight, T* sum, T* 
     }
 }
 
-KERNEL(128, norm_fwd_f32)(const float* x,         // (tokens, hidden)
-                          const float* residual,  // (tokens, hidden), may be absent together with sum
-                          const float* weight,    // (hidden)
-                          float* sum,             // (tokens, hidden)
-                          float* y,               // (tokens, hidden)
-                          float* rstd,            // (tokens)
-                          int tokens, int hidden, float eps) {
-    norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
-}
-
-KERNEL(128, norm_fwd_bf16)(const bf16* x, const bf16* residual, const bf16* weight, bf16* sum, bf16* y, float* rstd,
-                           int tokens, int hidden, float eps) {
-    norm_fwd(x, residual, weight, sum, y, rstd, tokens, hidden, eps);
-}
-
 /// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over
 /// the tokens of slice k of dy n, in ascending order. The partial sum is accumulated in shared
 /// memory, or in `slices` if rows are too long. No barrier: each thread owns its columns.
 template <class T>
-DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weight, T* dsum, float* slices, int tokens,
-                     int hidden, int add, int in_shared) {
+KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
+                                         const T* sum,       // (tokens, hidden)
+                                         const float* rstd,  // (tokens)
+                                         const T* weight,    // (hidden)
+                                         T* dsum,            // (tokens, hidden)
+                                         float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
+                                         int tokens, int hidden, int add,
+                                         int in_shared) {  // 1 if the launch has 4 hidden bytes of shared memory
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
     constexpr int N = VEC_ELEMENTS<T>;
@@ -166,20 +162,4 @@ DEVICE void norm_bwd(const T* dy, const T* sum, const float* rstd, const T* weig
             store_elements(out + h, total, valid, vectorised);
         }
     }
-}
-
-KERNEL(128, norm_bwd_f32)(const float* dy,      // (tokens, hidden)
-                          const float* sum,     // (tokens, hidden)
-                          const float* rstd,    // (tokens)
-                          const float* weight,  // (hidden)
-                          float* dsum,          // (tokens, hidden)
-                          float* slices,        // (ceil(tokens / NORM_SLICE), hidden)
-                          int tokens, int hidden, int add,
-                          int in_shared) {  // 1 when the launch gives 4 hidden bytes of shared memory
-    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
-}
-
-KERNEL(128, norm_bwd_bf16)(const bf16* dy, const bf16* sum, const float* rstd, const bf16* weight, bf16* dsum,
-                           float* slices, int tokens, int hidden, int add, int in_shared) {
-    norm_bwd(dy, sum, rstd, weight, dsum, slices, tokens, hidden, add, in_shared);
 }

@@ -10,7 +10,7 @@
 //     decay is 0 from element `decayed` on
 //
 // Departures from PyTorch's clip_grad_norm_ and AdamW:
-//   - Elements with given patch norms (patches.cuh) are not read again; the norms replace them.
+//   - Elements with given patch norms (linear_patches.cuh) are not read again; the norms replace them.
 //   - Sums are over slices, in f64, in which no square of an f32 overflows. The slice size depends only
 //     on the arena's length.
 //   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies
@@ -24,8 +24,8 @@
 #include "rows.cuh"
 
 constexpr int OPTIM_THREADS = 256;
-/// Entries of the control vector; mirrored in src/backend/contract/optim.rs.
-constexpr int LEARNING_RATE = 0, STEP = 1, NORM = 2, CLIP = 3, APPLY = 4, SKIPPED = 5;
+/// Entries of the control vector.
+EXPORT enum Control : int { LEARNING_RATE, STEP, NORM, CLIP, APPLY, SKIPPED };
 
 /// Block-wide sum in a fixed order, valid in thread 0. `partial` holds one number per warp.
 DEVICE double add_block(double value, double* partial) {
@@ -66,21 +66,21 @@ DEVICE double squares_of(const float* x, long long count, bool aligned, double* 
 }
 
 /// sums[k] = sum of squares of slice k. Three ranges are sliced separately, in this order: gradient
-/// elements below `first`, gradient elements from `rest` on, and the `told` patch norms that
+/// elements below `first`, gradient elements from `rest` on, and the `known` patch norms that
 /// replace the elements between.
 KERNEL(256, grad_squares)(const float* grads,  // (len)
-                          const float* norms,  // (told), may be absent
+                          const float* norms,  // (known), may be null
                           double* sums,        // (slices of all three)
-                          long long first, long long rest, long long len, long long told,
+                          long long first, long long rest, long long len, long long known,
                           long long slice) {  // elements of a slice, a multiple of 4
     SHARED(double, partial, OPTIM_THREADS / WARP);
     long long first_slices = (first + slice - 1) / slice, rest_slices = (len - rest + slice - 1) / slice;
-    long long slices = first_slices + rest_slices + (told + slice - 1) / slice;
+    long long slices = first_slices + rest_slices + (known + slice - 1) / slice;
     for (long long k = blockIdx.x; k < slices; k += gridDim.x) {
         bool in_first = k < first_slices, in_rest = k < first_slices + rest_slices;
         long long at = slice * (in_first ? k : in_rest ? k - first_slices : k - first_slices - rest_slices);
         const float* x = in_first ? grads : in_rest ? grads + rest : norms;
-        long long end = in_first ? first : in_rest ? len - rest : told;
+        long long end = in_first ? first : in_rest ? len - rest : known;
         double sum = squares_of(x + at, min_of(end - at, slice), vec_aligned(x, 0), partial);
         if (threadIdx.x == 0) {
             sums[k] = sum;
@@ -140,8 +140,15 @@ DEVICE double power(double base, long long exponent) {
 
 /// AdamW in PyTorch's order of operations: moments, denominator, decay, step.
 template <class T>
-DEVICE void adamw(const float* control, const float* grads, float* m, float* v, float* master, T* params, long long len,
-                  long long decayed, double beta1, double beta2, float eps, double weight_decay) {
+KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
+                                      const float* grads,    // (len)
+                                      float* m,              // (len)
+                                      float* v,              // (len)
+                                      float* master,         // (len), may be null: then params are updated directly
+                                      T* params,             // (len)
+                                      long long len,
+                                      long long decayed,  // elements subject to decay, the first ones
+                                      double beta1, double beta2, float eps, double weight_decay) {
     SHARED(Update, shared, 1);
     if (control[APPLY] == 0.0f) {
         return;
@@ -190,21 +197,4 @@ DEVICE void adamw(const float* control, const float* grads, float* m, float* v, 
         }
         store_elements(params + at, p, valid, vectorised);
     }
-}
-
-KERNEL(256, adamw_f32)(const float* control,  // (CONTROL)
-                       const float* grads,    // (len)
-                       float* m,              // (len)
-                       float* v,              // (len)
-                       float* master,         // (len), may be absent: then params are the master
-                       float* params,         // (len)
-                       long long len,
-                       long long decayed,  // elements subject to decay, the first ones
-                       double beta1, double beta2, float eps, double weight_decay) {
-    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
-}
-
-KERNEL(256, adamw_bf16)(const float* control, const float* grads, float* m, float* v, float* master, bf16* params,
-                        long long len, long long decayed, double beta1, double beta2, float eps, double weight_decay) {
-    adamw(control, grads, m, v, master, params, len, decayed, beta1, beta2, eps, weight_decay);
 }

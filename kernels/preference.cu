@@ -23,28 +23,22 @@
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
-/// Mirrored in src/backend/contract/loss.rs.
-constexpr int TERMS = 4, KINDS = 3, SUM_FIELDS = 5;
+/// Term slots per comparison, and kinds of comparisons.
+EXPORT constexpr int TERMS = 4, KINDS = 3;
+/// Fields of a row of `sums`.
+EXPORT enum SumField : int { SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT };
+EXPORT constexpr int SUM_FIELDS = 5;
 
-/// Mirrored in src/backend/kernels/loss.rs.
-enum Curve { SIGMOID = 0, ROBUST = 1, HINGE = 2, IPO = 3 };
+EXPORT enum Curve : int { SIGMOID, ROBUST, HINGE, IPO };
 
 /// f(z) and f'(z).
 struct Point {
     float value, slope;
 };
 
-/// Value and slope of the curve at z; e is the label smoothing, rest = 1 - e, norm = 1 - 2e. With e
-/// = 0 the smoothing terms are skipped, because 0 softplus(inf) would be NaN.
-DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float beta) {
-    if (curve == HINGE) {
-        // The last branch is for NaN, which both comparisons reject.
-        return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
-    }
-    if (curve == IPO) {
-        float distance = (z - 0.5f) / beta;
-        return {distance * distance, 2.0f * distance / beta};
-    }
+/// Value and slope of SIGMOID and ROBUST at z; e is the label smoothing, rest = 1 - e, norm = 1 - 2e.
+/// With e = 0 the smoothing terms are skipped, because 0 softplus(inf) would be NaN.
+DEVICE Point logistic_at(bool robust, float e, float rest, float norm, float z) {
     // softplus(-z), softplus(z), sigmoid(-z), sigmoid(z) from one exponential that cannot overflow.
     float decay = expf(-fabsf(z));
     float tail = log1pf(decay), large = 1.0f / (1.0f + decay), small = decay / (1.0f + decay);
@@ -54,10 +48,28 @@ DEVICE Point curve_at(int curve, float e, float rest, float norm, float z, float
     if (e == 0.0f) {
         return {lower, -sigmoid_lower};
     }
-    if (curve == SIGMOID) {
+    if (!robust) {
         return {rest * lower + e * upper, e * sigmoid_upper - rest * sigmoid_lower};
     }
     return {(rest * lower - e * upper) / norm, (-rest * sigmoid_lower - e * sigmoid_upper) / norm};
+}
+
+/// Value and slope of a curve at z; the other arguments as in logistic_at.
+DEVICE Point curve_at(Curve curve, float e, float rest, float norm, float z, float beta) {
+    switch (curve) {
+        case SIGMOID:
+        case ROBUST:
+            return logistic_at(curve == ROBUST, e, rest, norm, z);
+        case HINGE:
+            // The last branch is for NaN, which both comparisons reject.
+            return z < 1.0f ? Point{1.0f - z, -1.0f} : z >= 1.0f ? Point{0.0f, 0.0f} : Point{z, z};
+        case IPO: {
+            float distance = (z - 0.5f) / beta;
+            return {distance * distance, 2.0f * distance / beta};
+        }
+    }
+    trap("preference_fwd: an unknown curve");
+    return {};
 }
 
 DEVICE bool finite(float x) {
@@ -65,7 +77,7 @@ DEVICE bool finite(float x) {
 }
 
 KERNEL(256, preference_fwd)(const float* score,          // (seqs)
-                            const float* reference,      // (seqs), may be absent
+                            const float* reference,      // (seqs), may be null
                             const int* term_sequence,    // (comparisons, TERMS), -1 in unused slots
                             const int* term_sign,        // (comparisons, TERMS), +-1, or +-2 for a detached term
                             const int* kind,             // (comparisons)
@@ -76,14 +88,14 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             const float* kind_scale,     // (KINDS)
                             const int* use_offsets,      // (seqs + 1)
                             const int* uses,             // (terms used)
-                            const float* direct,         // (seqs), may be absent
+                            const float* direct,         // (seqs), may be null
                             float* loss,                 // (comparisons)
                             float* logit,                // (comparisons)
                             float* dscore,               // (seqs)
                             float* sums,                 // (KINDS, SUM_FIELDS)
                             float* slopes,               // (comparisons) scratch
-                            float* pulls,                // (comparisons) scratch
-                            int seqs, int comparisons, int curve, float smoothing, float rest, float norm,
+                            float* center_slopes,        // (comparisons) scratch
+                            int seqs, int comparisons, Curve curve, float smoothing, float rest, float norm,
                             float center) {
     if (blockIdx.x != 0) {
         return;
@@ -125,7 +137,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         logit[c] = total;
         loss[c] = value;
         slopes[c] = slope;
-        pulls[c] = 2.0f * center * both;
+        center_slopes[c] = 2.0f * center * both;
     }
     // All comparisons are written before sequences gather from them.
     sync_block();
@@ -139,7 +151,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             }
             int sign = term_sign[slot];
             float trained = sign == 2 || sign == -2 ? 0.0f : float(sign) * scale[c] * slopes[c];
-            sum += kind_scale[kind[c]] * weight[c] * (trained + pulls[c]);
+            sum += kind_scale[kind[c]] * weight[c] * (trained + center_slopes[c]);
         }
         dscore[s] = sum;
     }
@@ -154,9 +166,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             continue;
         }
         float x = logit[c];
-        // Field order: SUM_LOSS, SUM_COUNT, SUM_CORRECT, SUM_TIES, SUM_LOGIT.
-        float counts = field == 1 ? 1.0f : field == 2 ? float(x > 0.0f) : float(x == 0.0f);
-        sum += double(field == 0 ? loss[c] : field == 4 ? x : counts);
+        float counts = field == SUM_COUNT ? 1.0f : field == SUM_CORRECT ? float(x > 0.0f) : float(x == 0.0f);
+        sum += double(field == SUM_LOSS ? loss[c] : field == SUM_LOGIT ? x : counts);
     }
     sums[entry] = float(sum);
 }

@@ -256,16 +256,19 @@ DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column
     }
 }
 
+/// Rows and columns of a block tile by storage, values of k per stage, and stages.
+EXPORT constexpr int TILE_BF16 = 128, TILE_F32 = 64, TILE_DEPTH = 32, TILE_STAGES = 3;
+
 /// Tile shape of a block by storage: smaller for f32, whose fragments take three times the
 /// registers.
 template <class T>
 struct Shape {
-    static constexpr int ROWS = 128, COLUMNS = 128, DEPTH = 32;
+    static constexpr int ROWS = TILE_BF16, COLUMNS = TILE_BF16, DEPTH = TILE_DEPTH;
     static constexpr int WARPS_M = 2, WARPS_N = 4;
 };
 template <>
 struct Shape<float> {
-    static constexpr int ROWS = 64, COLUMNS = 64, DEPTH = 32;
+    static constexpr int ROWS = TILE_F32, COLUMNS = TILE_F32, DEPTH = TILE_DEPTH;
     static constexpr int WARPS_M = 4, WARPS_N = 2;
 };
 
@@ -280,7 +283,7 @@ struct BlockGemm {
     static constexpr int FRAGMENTS_M = WARP_ROWS / 16, FRAGMENTS_N = WARP_COLUMNS / 8;
     using TileA = SharedTile<T, A_K_MAJOR ? ROWS : DEPTH, A_K_MAJOR ? DEPTH : ROWS>;
     using TileB = SharedTile<T, B_K_MAJOR ? COLUMNS : DEPTH, B_K_MAJOR ? DEPTH : COLUMNS>;
-    static constexpr int STAGES = 3;
+    static constexpr int STAGES = TILE_STAGES;
     static constexpr int STAGE_BYTES = TileA::BYTES + TileB::BYTES;
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
 

@@ -1,6 +1,6 @@
 // Persistent, warp-specialised GEMM main loop for Hopper (TMA, mbarriers, wgmma). The epilogue is a
-// "job": matmul_sm90.cuh (store or accumulate C), glu_sm90.cu (gated activation),
-// head_logprob_sm90.cu (vocabulary head).
+// "job": linear_sm90.cuh (store or accumulate C), glu_sm90.cu (gated activation),
+// head_sm90.cu (vocabulary head).
 //
 //   producer, one thread of warpgroup 0:
 //     for each tile of the cluster, for each k step of 64:
@@ -48,6 +48,10 @@
 #include "primitives/warp.cuh"
 #include "primitives/wgmma.cuh"
 
+/// Rows of a block tile, values of k per stage, most stages, and the shared memory of a block in
+/// bytes (227 KiB).
+EXPORT constexpr int GEMM_ROWS = 128, GEMM_DEPTH = 64, GEMM_MAX_STAGES = 4, MAX_SHARED_BYTES = 232448;
+
 /// Configuration: tile shape, operand layouts, cluster size and schedule.
 template <int COLUMNS_, Major A_, Major B_, class Out_, int BLOCKS_, bool PING_PONG_, int SHARES_ = BLOCKS_,
           int BATCH_ = 0>
@@ -58,7 +62,7 @@ struct Hopper {
     static constexpr bool PING_PONG = PING_PONG_;
     /// TMA boxes of a stage of K-major B; block r of a cluster multicasts share r.
     static constexpr int SHARES = SHARES_, OWN_SHARES = SHARES / BLOCKS;
-    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, DEPTH = 64;
+    static constexpr int ROWS = GEMM_ROWS, COLUMNS = COLUMNS_, DEPTH = GEMM_DEPTH;
     /// 64-row wgmma tiles per consumer.
     static constexpr int HALVES = PING_PONG ? 2 : 1;
     /// Consumer warps that release a stage. Each warp waits for its own wgmmas, so warps are
@@ -81,14 +85,15 @@ struct Hopper {
     /// One bf16 row of the tile's width per consumer (the bias).
     static constexpr int ROW_BYTES = 2 * COLUMNS;
     /// 128 bytes are left for the barriers.
-    static constexpr int STAGES = min_of(4, (227 * 1024 - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
+    static constexpr int STAGES =
+        min_of(GEMM_MAX_STAGES, (MAX_SHARED_BYTES - OUT_BYTES - 2 * ROW_BYTES - 128) / STAGE_BYTES);
     static constexpr int BARRIER_BYTES = (2 * STAGES + 4) * int(sizeof(Mbarrier));
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + OUT_BYTES + 2 * ROW_BYTES + BARRIER_BYTES;
     static constexpr int ACCUMULATORS = COLUMNS / 2;
     /// setmaxnreg values; 64,512 registers in total (the hardware keeps some of the 65,536).
     static constexpr int PRODUCER_REGISTERS = PING_PONG ? 24 : 40, CONSUMER_REGISTERS = PING_PONG ? 240 : 232;
     static_assert(BLOCKS == 1 || SHARES == BLOCKS, "one share of B per block");
-    static_assert(STAGES >= 3 && SHARED_BYTES <= 227 * 1024, "shared memory of a block");
+    static_assert(STAGES >= 3 && SHARED_BYTES <= MAX_SHARED_BYTES, "shared memory of a block");
 };
 
 /// An output tile: its first row and column, and the k steps to sum (`first` on, `steps` of them).
@@ -382,7 +387,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
 /// rows by 64 k; B likewise with its columns. A block loads its share of B.
 template <class H, class Job>
 DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job job) {
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, H::SHARED_BYTES);
     Ring<H> ring(shared);
     unsigned rank = 0;
     if constexpr (H::BLOCKS > 1) {

@@ -21,7 +21,7 @@ struct EmulatorRequest {
     /// Blocks per cluster.
     unsigned cluster;
     /// Blocks that run concurrently: the cluster size, or 0 for all blocks of the grid.
-    unsigned together;
+    unsigned resident;
     /// Kernel marked EARLY: its threads must call wait_for_earlier_launch().
     unsigned early;
     size_t shared_bytes;
@@ -69,8 +69,8 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.last_barrier = nullptr;
     l.error.clear();
     uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
-    uint64_t together = request->together == 0 ? blocks : request->together;
-    uint64_t group_count = together == 0 ? 0 : blocks / together;
+    uint64_t resident = request->resident == 0 ? blocks : request->resident;
+    uint64_t group_count = resident == 0 ? 0 : blocks / resident;
     std::vector<uint64_t> order(group_count);
     std::iota(order.begin(), order.end(), 0);
     if (l.schedule == Schedule::FALLING) {
@@ -80,9 +80,9 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
             std::swap(order[i - 1], order[l.random.below(i)]);
         }
     }
-    std::vector<uint64_t> group(together);
+    std::vector<uint64_t> group(resident);
     for (uint64_t first : order) {
-        std::iota(group.begin(), group.end(), first * together);
+        std::iota(group.begin(), group.end(), first * resident);
         if (!l.run(group)) {
             break;
         }

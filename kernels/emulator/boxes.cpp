@@ -8,8 +8,6 @@ namespace emulator {
 
 namespace {
 
-/// First word of an emulator tensor map; mirrored by MAGIC in src/backend/kernels/emulator.rs.
-constexpr uint64_t MAGIC = 0x70616d2d6c70616d;
 /// Bytes of a 128-byte swizzle pattern and of its rows.
 constexpr size_t PATTERN = 1024;
 constexpr int ROW = 128;
@@ -159,7 +157,7 @@ int Box::bytes() const {
 }
 
 void check_tensor_map(const MapWords& map, int rank) {
-    if (map[0] != MAGIC) {
+    if (map[0] != MAP_MAGIC) {
         fail("a tensor map that was not made for the emulator");
     }
     if (int(map[2] >> 8 & 0xff) != rank) {

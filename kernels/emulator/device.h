@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <cstring>
 
+/// Marks a constant or an enum for which build.rs generates a Rust item.
+#define EXPORT
+
 namespace emulator {
 
 struct Dim {
@@ -106,6 +109,8 @@ T* shared_array(const void* site) {
 
 /// Dynamic shared memory.
 unsigned char* dynamic_shared();
+/// Dynamic shared memory of `bytes` bytes; ends the launch if it has another size.
+unsigned char* dynamic_shared_of(size_t bytes);
 
 /// Aborts the launch unless the bytes are in one device allocation.
 void check_global(const char* what, const void* address, size_t bytes);
@@ -141,6 +146,8 @@ void wait_mbarrier(void* barrier, int parity);
 
 /// Words of a tensor map as src/backend/kernels/emulator.rs encodes it.
 using MapWords = uint64_t[16];
+/// First word of a tensor map for the emulator.
+EXPORT constexpr uint64_t MAP_MAGIC = 0x70616d2d6c70616d;
 
 /// Aborts the launch unless the map is one of the emulator with `rank` dimensions.
 void check_tensor_map(const MapWords& map, int rank);

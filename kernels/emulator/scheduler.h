@@ -26,9 +26,8 @@ constexpr size_t WINDOW_BYTES = 256 << 10;
 /// Bytes between two shared arrays; no access may touch them.
 constexpr size_t GAP = 64;
 
-/// Order of threads and blocks, and time at which asynchronous operations take effect; mirrored by
-/// `Schedule` in src/backend/kernels/emulator.rs.
-enum class Schedule : int { RISING = 0, FALLING = 1, RANDOM = 2 };
+/// Order of threads and blocks, and time at which asynchronous operations take effect.
+EXPORT enum class Schedule : int { RISING, FALLING, RANDOM };
 
 /// SplitMix64 generator.
 struct Random {

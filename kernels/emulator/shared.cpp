@@ -37,6 +37,14 @@ unsigned char* dynamic_shared() {
     return block().window;
 }
 
+unsigned char* dynamic_shared_of(size_t bytes) {
+    size_t given = launch().shared_bytes;
+    if (given != bytes) {
+        fail("the launch gives %zu bytes of shared memory, the kernel takes %zu", given, bytes);
+    }
+    return dynamic_shared();
+}
+
 bool is_shared(size_t offset, size_t bytes) {
     const Launch& l = launch();
     if (offset + bytes <= l.shared_bytes) {

@@ -58,7 +58,9 @@ fn upward(text: &str, own: &str, ranks: &BTreeMap<String, usize>) -> Vec<String>
 fn no_upward_import_lacks_an_explanation() {
     let ranks = ranks();
     let declared = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    for module in declared.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')) {
+    for module in
+        declared.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+    {
         assert!(ranks.contains_key(module), "the list of src/lib.rs lacks {module}");
     }
     let mut files = Vec::new();

@@ -1,29 +1,32 @@
-//! Attention over prefix trees: the forward, and the backward in three kernels. The work list is made on the device,
-//! which alone knows where segments begin; its length is bounded here.
+//! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward, and the backward in three
+//! kernels. Only the device knows the starts of segments, so a kernel builds the work list; the host bounds its length.
 
-use super::device::{Device, Element, Write};
+use super::device::{Device, Element, MutPtr};
 use super::launchers as launch;
 use super::{Array, Kernels, int, read, write};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
-/// Longest head; the forward and backward keep a row of a head's results in registers.
-const MOST_COLUMNS: usize = 256;
+/// Largest head size. The kernels keep a row of a head's results in registers.
+const MAX_HEAD: usize = 256;
+/// Lanes per row of `attention_bwd_delta`.
+const DELTA_LANES: usize = 8;
 
-/// Tiles of the kernels for heads padded to `head` columns, in the terms of `kernels/attention.cuh`.
+/// Tile shapes of the kernels for heads padded to `head` columns, in the terms of `kernels/attention.cuh`. The emulator checks
+/// the sizes of shared memory.
 #[derive(Clone, Copy)]
 struct Shape {
     head: usize,
-    /// Bytes of a number.
+    /// Size of an element in bytes.
     size: usize,
 }
 
 impl Shape {
-    /// The smallest kernel that holds `head_dim` columns.
+    /// Shape of the smallest kernel for `head_dim` columns.
     fn of<A: Element>(head_dim: usize) -> Result<Self> {
-        let head = [32, 64, 96, 128, MOST_COLUMNS].into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
+        let head = launch::AttentionFwd::<A>::HEAD.into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
             Error::Usage(format!(
-                "head_dim {head_dim}: the attention kernels take heads of up to {MOST_COLUMNS}; run this model with \
+                "head_dim {head_dim} is larger than {MAX_HEAD}, the limit of the attention kernels; run this model with \
                  --device cpu"
             ))
         })?;
@@ -31,7 +34,7 @@ impl Shape {
     }
 
     fn wide(self) -> bool {
-        self.head == MOST_COLUMNS
+        self.head == MAX_HEAD
     }
 
     /// `BlockShape::ROWS`.
@@ -39,15 +42,15 @@ impl Shape {
         if self.wide() && self.size == 4 { 32 } else { 64 }
     }
 
-    /// Bytes of a tile of `rows` rows.
-    fn tile(self, rows: usize) -> usize {
+    /// Size of a tile of `rows` rows in bytes.
+    fn tile_bytes(self, rows: usize) -> usize {
         rows * self.head * self.size
     }
 
-    /// `Forward::SHARED_BYTES`: the queries, and two stages of keys and values.
+    /// `Forward::SHARED_BYTES`: queries, and two stages of keys and values.
     fn forward_bytes(self) -> usize {
         let keys = if self.wide() { 64 } else { 128 } / self.size;
-        self.tile(self.rows()) + 2 * 2 * self.tile(keys)
+        self.tile_bytes(self.rows()) + 2 * 2 * self.tile_bytes(keys)
     }
 
     /// `Backward::STAGES`.
@@ -58,21 +61,21 @@ impl Shape {
     /// `Backward::SHARED_BYTES_Q`: queries and gradients of outputs, and stages of keys and values.
     fn backward_q_bytes(self) -> usize {
         let keys = if self.wide() || self.size == 4 { 16 } else { 64 };
-        2 * self.tile(self.rows()) + self.stages() * 2 * self.tile(keys)
+        2 * self.tile_bytes(self.rows()) + self.stages() * 2 * self.tile_bytes(keys)
     }
 
     /// `Backward::SHARED_BYTES_KV`: keys and values, and stages of queries, gradients, logsumexps and deltas.
     fn backward_kv_bytes(self) -> usize {
         let queries = if self.wide() || self.size == 4 { 16 } else { 32 };
-        2 * self.tile(self.rows()) + self.stages() * 2 * (self.tile(queries) + queries * size_of::<f32>())
+        2 * self.tile_bytes(self.rows()) + self.stages() * 2 * (self.tile_bytes(queries) + queries * size_of::<f32>())
     }
 
-    /// Parts of a query's gradient, each a block's: HEAD / `Backward::PART_Q`.
+    /// Column parts of a query's gradient, one block each: HEAD / `Backward::PART_Q`.
     fn parts_q(self) -> usize {
         if self.wide() && self.size == 4 { 2 } else { 1 }
     }
 
-    /// Parts of a key's gradients, each a block's: HEAD / `Backward::PART_KV`.
+    /// Column parts of the gradients of a key and value, one block each: HEAD / `Backward::PART_KV`.
     fn parts_kv(self) -> usize {
         match (self.size, self.head) {
             (4, 96) => 3,
@@ -81,47 +84,29 @@ impl Shape {
         }
     }
 
-    /// Bound on the tiles of all segments: each has at most one that is not full.
+    /// Upper bound on the tiles of all segments. Each segment has at most one partial tile.
     fn tiles(self, d: &AttentionDims) -> usize {
         d.segments + d.tokens / self.rows()
     }
 
-    /// Numbers of the work list.
-    fn work(self, d: &AttentionDims) -> usize {
+    /// Length of the work list.
+    fn work_len(self, d: &AttentionDims) -> usize {
         2 + 2 * self.tiles(d)
     }
 }
 
-/// Launches the kernel for a shape: structs by padded length of a head, which have the same fields.
-macro_rules! launch_for {
-    (
-        $shape:expr, $A:ty, [$k32:ident, $k64:ident, $k96:ident, $k128:ident, $k256:ident], $fields:tt, $($launch:expr),*
-    ) => {
-        match $shape.head {
-            32 => launch_for!(@one $k32, $A, $fields, $($launch),*),
-            64 => launch_for!(@one $k64, $A, $fields, $($launch),*),
-            96 => launch_for!(@one $k96, $A, $fields, $($launch),*),
-            128 => launch_for!(@one $k128, $A, $fields, $($launch),*),
-            _ => launch_for!(@one $k256, $A, $fields, $($launch),*),
-        }
-    };
-    (@one $kernel:ident, $A:ty, {$($field:ident: $value:expr),* $(,)?}, $($launch:expr),*) => {
-        launch::$kernel::<$A> { $($field: $value),* }.launch($($launch),*)
-    };
-}
-
-/// Blocks for items taken by stride: many to each multiprocessor, because items differ in length.
+/// Blocks of a grid-stride loop over items: many per multiprocessor, because items differ in length.
 fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
 
-/// Makes the work list: tiles of `shape` of all segments.
+/// Builds the work list: the tiles of all segments.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
     shape: Shape,
     d: &AttentionDims,
     tree: &Tree<'_, Array<D, i32>>,
-    work: Write<i32>,
+    work: MutPtr<i32>,
 ) -> Result<()> {
     let (segments, rows) = (int(d.segments)?, int(shape.rows())?);
     launch::AttentionPlan { starts: read(tree.starts), work, segments, rows }.launch(&k.device, 1, 0)
@@ -136,31 +121,24 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
         return Ok(());
     }
     let mut scratch = k.scratch()?;
-    let work = scratch.want::<i32>(shape.work(&d));
+    let work = scratch.request::<i32>(shape.work_len(&d));
     scratch.take()?;
     plan(k, shape, &d, &a.tree, scratch.write(work))?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionFwd32, AttentionFwd64, AttentionFwd96, AttentionFwd128, AttentionFwd256],
-        {
-            qkv: read(a.qkv),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            work: scratch.read(work),
-            o: write(&mut a.o),
-            lse: write(&mut a.lse),
-            tokens: int(d.tokens)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
-        &k.device,
-        blocks(k, shape.tiles(&d) * d.heads),
-        shape.forward_bytes()
-    )
+    launch::AttentionFwd::<A> {
+        qkv: read(a.qkv),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        work: scratch.read(work),
+        o: write(&mut a.o),
+        lse: write(&mut a.lse),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
 }
 
 pub(super) fn attention_bwd<D: Device, A: Element>(
@@ -172,8 +150,8 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         return Ok(());
     }
     let mut scratch = k.scratch()?;
-    let work = scratch.want::<i32>(shape.work(&d));
-    let delta = scratch.want::<f32>(d.heads * d.tokens);
+    let work = scratch.request::<i32>(shape.work_len(&d));
+    let delta = scratch.request::<f32>(d.heads * d.tokens);
     scratch.take()?;
     plan(k, shape, &d, &a.tree, scratch.write(work))?;
     launch::AttentionBwdDelta::<A> {
@@ -184,55 +162,55 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         heads: int(d.heads)?,
         head_dim: int(d.head_dim)?,
     }
-    .launch(&k.device, k.row_blocks(d.tokens * d.heads, 32), 0)?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionBwdQ32, AttentionBwdQ64, AttentionBwdQ96, AttentionBwdQ128, AttentionBwdQ256],
-        {
-            dout: read(a.do_),
-            qkv: read(a.qkv),
-            lse: read(a.lse),
-            delta: scratch.read(delta),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            work: scratch.read(work),
-            dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
+    .launch(
         &k.device,
-        blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
-        shape.backward_q_bytes()
+        k.row_blocks(d.tokens * d.heads, launch::AttentionBwdDelta::<A>::THREADS / DELTA_LANES),
+        0,
     )?;
-    launch_for!(
-        shape,
-        A,
-        [AttentionBwdKv32, AttentionBwdKv64, AttentionBwdKv96, AttentionBwdKv128, AttentionBwdKv256],
-        {
-            dout: read(a.do_),
-            qkv: read(a.qkv),
-            lse: read(a.lse),
-            delta: scratch.read(delta),
-            starts: read(a.tree.starts),
-            ancestor_offsets: read(a.tree.ancestor_offsets),
-            ancestors: read(a.tree.ancestors),
-            trees: read(a.tree.trees),
-            work: scratch.read(work),
-            dqkv: write(&mut a.dqkv),
-            tokens: int(d.tokens)?,
-            tree_count: int(d.trees)?,
-            heads: int(d.heads)?,
-            kv_heads: int(d.kv_heads)?,
-            head_dim: int(d.head_dim)?,
-            scale: d.scale as f32,
-        },
+    launch::AttentionBwdQ::<A> {
+        dout: read(a.do_),
+        qkv: read(a.qkv),
+        lse: read(a.lse),
+        delta: scratch.read(delta),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        work: scratch.read(work),
+        dqkv: write(&mut a.dqkv),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(
         &k.device,
+        shape.head,
+        blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
+        shape.backward_q_bytes(),
+    )?;
+    launch::AttentionBwdKv::<A> {
+        dout: read(a.do_),
+        qkv: read(a.qkv),
+        lse: read(a.lse),
+        delta: scratch.read(delta),
+        starts: read(a.tree.starts),
+        ancestor_offsets: read(a.tree.ancestor_offsets),
+        ancestors: read(a.tree.ancestors),
+        trees: read(a.tree.trees),
+        work: scratch.read(work),
+        dqkv: write(&mut a.dqkv),
+        tokens: int(d.tokens)?,
+        tree_count: int(d.trees)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        scale: d.scale as f32,
+    }
+    .launch(
+        &k.device,
+        shape.head,
         blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()),
-        shape.backward_kv_bytes()
+        shape.backward_kv_bytes(),
     )
 }

@@ -1,5 +1,5 @@
-//! What the kernels' host code needs of a device: memory, launches, properties. [`super::driver`] gives it a GPU through
-//! the CUDA driver, [`super::emulator`] runs the same kernels on the CPU.
+//! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`] implements it for a GPU
+//! through the CUDA driver, [`super::emulator`] runs the same kernels on the CPU, and [`super::rehearsal`] only counts.
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
@@ -14,11 +14,11 @@ use crate::backend::contract::Precision;
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
     /// Storage of `Act` on a backend of this element.
     const PRECISION: Precision;
-    /// One of a pair of things for f32 and bf16.
+    /// Returns the first value for f32, the second for bf16.
     fn choose<T>(for_f32: T, for_bf16: T) -> T;
-    /// Rounds to nearest, ties to even.
+    /// Converts from f64; rounds to nearest, ties to even.
     fn of(x: f64) -> Self;
-    /// Exact.
+    /// Converts to f64, exactly.
     fn value(self) -> f64;
 }
 
@@ -48,28 +48,28 @@ impl Element for bf16 {
     }
 }
 
-/// An entry point; made by `build.rs` from its KERNEL line.
+/// An entry point, as `build.rs` read it from its KERNEL or KERNELS line.
 #[derive(Debug)]
 pub struct Kernel {
     pub name: &'static str,
     pub c_name: &'static CStr,
-    /// Place of its file among the compiled ones.
+    /// Index of its file in [`FATBINS`](super::launchers::FATBINS).
     pub file: usize,
-    /// Threads of a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Blocks of a cluster.
+    /// Blocks per cluster; 1 without clusters.
     pub cluster: u32,
-    /// Blocks wait on one another: all must be on the device at once.
+    /// Blocks wait for one another, so all of them must be resident at once.
     pub coresident: bool,
-    /// Blocks may begin while the launch before ends, which they wait for themselves.
+    /// Blocks may start before the previous launch has ended; they wait for it themselves (programmatic dependent launch).
     pub early: bool,
-    /// Bytes of each parameter.
+    /// Size of each parameter in bytes.
     pub parameters: &'static [usize],
-    /// The kernel as the emulator calls it.
+    /// Entry point of the emulator; `None` in a build without it.
     pub emulated: Option<unsafe extern "C" fn(*mut *mut c_void)>,
 }
 
-/// What ptxas reports of a kernel for one target.
+/// Report of ptxas on a kernel for one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     pub kernel: &'static str,
@@ -83,7 +83,7 @@ pub struct Resources {
     pub shared: u32,
 }
 
-/// Blocks of a launch.
+/// Number of blocks of a launch in each dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid(pub [u32; 3]);
 
@@ -105,18 +105,18 @@ impl From<(usize, usize, usize)> for Grid {
     }
 }
 
-/// Device address of elements that a kernel reads; 0 for an operand that is absent.
+/// Device pointer that a kernel reads from; 0 for an absent operand.
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct Read<T> {
+pub struct ConstPtr<T> {
     address: u64,
     element: PhantomData<T>,
 }
 
-/// Device address of elements that a kernel writes; 0 for an operand that is absent.
+/// Device pointer that a kernel writes to; 0 for an absent operand.
 #[repr(transparent)]
 #[derive(Debug)]
-pub struct Write<T> {
+pub struct MutPtr<T> {
     address: u64,
     element: PhantomData<T>,
 }
@@ -132,112 +132,112 @@ macro_rules! pointer {
         impl<T> Copy for $Pointer<T> {}
 
         impl<T> $Pointer<T> {
-            /// No operand.
+            /// Null pointer of an absent operand.
             pub const NONE: Self = Self { address: 0, element: PhantomData };
 
-            /// Element `start` of memory at `address`.
+            /// Pointer to element `start` of memory at `address`.
             pub(super) fn new(address: u64, start: usize) -> Self {
                 Self { address: address + (start * size_of::<T>()) as u64, element: PhantomData }
             }
 
-            /// Element `start` of a device's memory.
+            /// Pointer to element `start` of a device's memory.
             pub fn of<D: Device>(memory: &D::Memory, start: usize) -> Self {
                 Self::new(D::address(memory), start)
             }
 
-            /// The address, for a choice by alignment.
+            /// Address, for choices by alignment.
             pub fn address(self) -> u64 {
                 self.address
             }
         }
     };
 }
-pointer!(Read);
-pointer!(Write);
+pointer!(ConstPtr);
+pointer!(MutPtr);
 
-/// What grids and tiles are chosen by.
+/// Properties of a device that grids and tiles depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
     pub name: String,
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors.
     pub processors: usize,
-    /// Most shared memory of a block, in bytes.
+    /// Maximum shared memory of a block in bytes.
     pub shared_bytes: usize,
-    /// Major and minor.
+    /// Major and minor version.
     pub compute_capability: (u32, u32),
 }
 
-/// A device that runs kernels, one after another, in the order they are enqueued in: the device's work. Every other method
-/// with an effect on memory takes its place in that order too, but for [`Device::send`], which runs beside it.
+/// A device that runs kernels on one stream, in the order they are enqueued. Every other method with an effect on memory is
+/// ordered on that stream too, except [`Device::send`], which runs concurrently.
 pub trait Device: Sync {
-    /// Memory that frees itself.
+    /// Allocation that is freed on drop.
     type Memory: Send + Sync;
-    /// Bytes on their way to the device: host memory that copies need not wait for, and memory that they arrive in.
+    /// Staging of a transfer to the device: pinned host memory, and the device memory that it is copied to.
     type Inlet: Send;
-    /// Bytes on their way to the host.
+    /// Staging of a transfer to the host.
     type Outlet: Send;
-    /// Recorded work.
+    /// Captured launches.
     type Graph: Send;
-    /// A moment in the order of the enqueued work.
+    /// Timestamp on the stream.
     type Stamp: Send;
 
     /// Name in logs and reports.
     const NAME: &'static str;
-    /// Whether the host goes on while work runs.
+    /// Whether calls return before the enqueued work is done.
     const ASYNCHRONOUS: bool;
 
-    /// What the device is.
+    /// Properties of the device.
     fn properties(&self) -> &Properties;
 
-    /// What the management library knows the card by (`GPU-...`); none where there is no card.
+    /// NVML UUID of the GPU (`GPU-...`), if any.
     fn hardware_id(&self) -> Option<String> {
         None
     }
 
-    /// Bytes of memory that can still be had, where that is known.
+    /// Free memory in bytes, if known.
     fn memory_free(&self) -> Option<u64> {
         None
     }
 
-    /// Zeroed memory. [`crate::Error::Memory`] when there is not enough.
+    /// Allocates zeroed memory. [`crate::Error::Memory`] if there is not enough.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
 
-    /// Device address of memory, aligned to 256 bytes.
+    /// Device address of an allocation, aligned to 256 bytes.
     fn address(memory: &Self::Memory) -> u64;
 
-    /// Copies to the device, from byte `start` on; the source may be reused on return. May wait for the enqueued work, as drivers
-    /// do to take over memory that is not page-locked.
+    /// Copies `source` to the allocation from byte `start` on; the source may be reused on return. May wait for the enqueued
+    /// work, as drivers do for pageable memory.
     fn upload(&self, memory: &mut Self::Memory, start: usize, source: &[u8]) -> Result<()>;
 
-    /// Copies from the device, from byte `start` on, after all work enqueued before.
+    /// Copies from the allocation, from byte `start` on, to the host. Waits for all work enqueued before.
     fn download(&self, memory: &Self::Memory, start: usize, to: &mut [u8]) -> Result<()>;
 
-    /// Zeroes bytes in the order of the enqueued work.
+    /// Enqueues zeroing `bytes` bytes from byte `start` on.
     fn clear(&self, memory: &mut Self::Memory, start: usize, bytes: usize) -> Result<()>;
 
-    /// Puts a word at byte `start` in the order of the enqueued work; waits for nothing.
+    /// Enqueues a store of a word at byte `start`. Does not wait.
     fn put(&self, memory: &mut Self::Memory, start: usize, word: u32) -> Result<()>;
 
-    /// Waits for all work enqueued before; reports what went wrong in it.
+    /// Waits for all work enqueued before. Returns its errors.
     fn synchronize(&self) -> Result<()>;
 
-    /// Room for so many bytes on their way to the device.
+    /// Staging of `bytes` bytes for transfers to the device.
     fn inlet(&self, bytes: usize) -> Result<Self::Inlet>;
 
-    /// The inlet's host memory, to be written. Waits until the last [`Device::send`] has read it, and for nothing else.
+    /// Host memory of an inlet, for writing. Waits until the last [`Device::send`] has read it, and for nothing else.
     fn fill<'i>(&self, inlet: &'i mut Self::Inlet) -> Result<&'i mut [u8]>;
 
-    /// Starts copying the first bytes of the host memory to the device, beside the work that is under way.
+    /// Starts the copy of the first `bytes` bytes of the host memory to the device, concurrently with the enqueued work.
     fn send(&self, inlet: &mut Self::Inlet, bytes: usize) -> Result<()>;
 
-    /// Copies what was sent, from byte `start` on, to the begin of memory, when it has arrived and the work enqueued before
-    /// is done.
+    /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. It runs when the transfer has
+    /// arrived.
     fn receive(&self, inlet: &mut Self::Inlet, start: usize, bytes: usize, to: &mut Self::Memory) -> Result<()>;
 
-    /// Room for so many bytes on their way to the host.
+    /// Staging of `bytes` bytes for transfers to the host.
     fn outlet(&self, bytes: usize) -> Result<Self::Outlet>;
 
-    /// Enqueues a copy of `bytes` bytes of memory, from `start` on, to byte `at` of the outlet.
+    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of the outlet.
     fn fetch(
         &self,
         from: &Self::Memory,
@@ -247,34 +247,34 @@ pub trait Device: Sync {
         at: usize,
     ) -> Result<()>;
 
-    /// The outlet's bytes. Waits for the copies that were fetched into it, and so for the work before them, not for what was
-    /// enqueued after.
+    /// Bytes of an outlet. Waits for the copies that [`Device::fetch`] enqueued, and so for the work before them, but not for
+    /// work enqueued later.
     fn open<'o>(&self, outlet: &'o mut Self::Outlet) -> Result<&'o [u8]>;
 
-    /// Records the launches and clears that `work` enqueues instead of running them. `None`, and `work` is not called, where
-    /// nothing can be recorded. Fails when `work` does, or when it waits, allocates or copies.
+    /// Captures the launches and clears that `work` enqueues, without running them. Returns `None`, without a call of `work`, if
+    /// the device cannot capture. Fails if `work` fails, waits, allocates or copies.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
 
-    /// Enqueues recorded work.
+    /// Enqueues captured work.
     ///
     /// # Safety
-    /// All memory that the recorded work touches is still allocated.
+    /// All memory that the captured work accesses is still allocated.
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
-    /// Enqueues taking the time, which passes when the work enqueued before is done.
+    /// Enqueues a timestamp.
     fn stamp(&self) -> Result<Self::Stamp>;
 
-    /// Seconds from one moment to a later one. Waits for the later.
+    /// Seconds from one timestamp to a later one. Waits for the later one.
     fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
-    /// Descriptor of a tensor in this device's bits. [`crate::Error::Runtime`] when it cannot be copied in such boxes.
+    /// Encodes a tensor map for this device. [`crate::Error::Runtime`] if TMA does not support the specification.
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 
     /// Enqueues a kernel. An empty grid does nothing.
     ///
     /// # Safety
-    /// `parameters` point to values whose number, order and types are those of the kernel's line, and every address among
-    /// them is 0 where the kernel allows that, or memory of this device with as many elements as the kernel touches.
+    /// `parameters` point to values with the number, order and types of the kernel's declaration. Every device pointer among
+    /// them is null where the kernel allows it, or points to memory of this device that covers all accesses of the kernel.
     unsafe fn launch(
         &self,
         kernel: &'static Kernel,

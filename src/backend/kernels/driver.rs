@@ -1,9 +1,9 @@
-//! A GPU through the CUDA driver. Every cudarc call of the project is here. The driver library is looked for before anything
-//! else, because cudarc panics where it is missing.
+//! A GPU through the CUDA driver. Every cudarc call of the project is in this module. The presence of the driver library is
+//! checked first, because cudarc panics without it.
 //!
-//! Two streams in the primary context of one device: work, and copies to the device beside it (`driver/transfer.rs`). Refused: no
-//! driver, a driver older than the CUDA version of the build, no such device, no kernels in the build, a device older than
-//! sm_80.
+//! There are two streams in the primary context of one device: the work stream, and the copy stream for concurrent copies to the
+//! device (`driver/transfer.rs`). Errors: no driver, a driver older than the CUDA version of the build, no such device, no kernels
+//! in the build, a device older than sm_80.
 
 pub mod cublaslt;
 mod launch;
@@ -23,7 +23,7 @@ use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
 use transfer::{Graph, Inlet, Outlet, Stamp};
 
-/// Oldest compute capability that the kernels are compiled for.
+/// Lowest compute capability that the kernels are compiled for.
 const OLDEST: (u32, u32) = (8, 0);
 
 /// A GPU.
@@ -31,14 +31,14 @@ pub struct Driver {
     properties: Properties,
     context: sys::CUcontext,
     ordinal: sys::CUdevice,
-    /// Work.
+    /// Work stream.
     stream: sys::CUstream,
-    /// Copies to the device beside the work.
+    /// Copy stream.
     copies: sys::CUstream,
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
-    /// Wait after every launch, so that a fault names its kernel (`MAPL_SYNC_LAUNCHES=1`).
-    wait: bool,
+    /// Whether every launch is waited for, so that a fault names its kernel (`MAPL_SYNC_LAUNCHES=1`).
+    synchronous: bool,
 }
 
 #[derive(Default)]
@@ -47,12 +47,12 @@ struct Loaded {
     functions: HashMap<&'static str, sys::CUfunction>,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context current, which every method does.
+// SAFETY: driver handles may be used from any thread that has made the context current, and every method does so.
 unsafe impl Send for Driver {}
-// SAFETY: as above; the driver locks what its calls share, and the maps are behind a lock.
+// SAFETY: as above; the driver synchronises its calls, and the maps are behind a lock.
 unsafe impl Sync for Driver {}
 
-/// What the driver said about a call.
+/// Converts the driver's error of a call.
 fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
     move |e| {
         let text = |s: Result<&std::ffi::CStr, DriverError>| {
@@ -76,23 +76,23 @@ fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
             | CUDA_ERROR_MISALIGNED_ADDRESS
             | CUDA_ERROR_LAUNCH_TIMEOUT
             | CUDA_ERROR_HARDWARE_STACK_ERROR => Error::Device(format!(
-                "{message}; a kernel failed, maybe one enqueued earlier; MAPL_SYNC_LAUNCHES=1 names it"
+                "{message}; a kernel failed, perhaps one enqueued earlier; MAPL_SYNC_LAUNCHES=1 names it"
             )),
             CUDA_ERROR_DEVICE_UNAVAILABLE | CUDA_ERROR_ECC_UNCORRECTABLE | CUDA_ERROR_CONTEXT_IS_DESTROYED => {
-                Error::Device(format!("{message}; the device is lost: look at nvidia-smi and the system log"))
+                Error::Device(format!("{message}; the device is lost: check nvidia-smi and the system log"))
             }
             _ => Error::Device(message),
         }
     }
 }
 
-/// 13 and 0 of 13000.
+/// Major and minor version: 13 and 0 of 13000.
 fn version(number: i32) -> (i32, i32) {
     (number / 1000, number % 1000 / 10)
 }
 
-/// Refuses a driver that is older than the CUDA version of the compiled kernels. Drivers of the same major version run them
-/// all (NVIDIA's minor version compatibility).
+/// [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every driver of the same major version
+/// runs them (NVIDIA's minor version compatibility).
 fn check_driver(driver: i32, build: i32) -> Result<()> {
     let ((has, _), (needs, minor)) = (version(driver), version(build));
     if has >= needs {
@@ -100,26 +100,24 @@ fn check_driver(driver: i32, build: i32) -> Result<()> {
     }
     let (major, of_driver) = version(driver);
     Err(Error::Device(format!(
-        "no CUDA device: the driver supports CUDA {major}.{of_driver}, and this build's kernels need CUDA {needs}.{minor}; \
-         update NVIDIA's driver, build with an older nvcc, or use --device cpu"
+        "no CUDA device: the driver supports CUDA {major}.{of_driver}, but the kernels of this build need CUDA \
+         {needs}.{minor}; update NVIDIA's driver, build with an older nvcc, or use --device cpu"
     )))
 }
 
-/// Whether a driver library can be loaded.
+/// Whether the driver library can be loaded.
 pub fn is_present() -> bool {
-    // SAFETY: loading a library runs its initialisers; the CUDA driver's are made for it.
+    // SAFETY: loading a library runs its initialisers; those of the CUDA driver are safe to run.
     unsafe { sys::is_culib_present() }
 }
 
 impl Driver {
-    /// The device of that number, as CUDA_VISIBLE_DEVICES leaves them. [`Error::Device`] in one sentence when there is none
-    /// that the kernels run on.
+    /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. [`Error::Device`] with the reason if it does not
+    /// exist or cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
         let refuse = |why: &str| Err(Error::Device(format!("no CUDA device: {why}")));
         let Some(build) = CUDA_VERSION else {
-            return refuse(
-                "this build has no kernels, because nvcc was not found when it was made (kernels/README.md)",
-            );
+            return refuse("this build has no kernels, because nvcc was not found at build time (kernels/README.md)");
         };
         if !is_present() {
             return refuse(
@@ -155,22 +153,23 @@ impl Driver {
         };
         if properties.compute_capability < OLDEST {
             return refuse(&format!(
-                "{} is sm_{major}{minor}, and the kernels need sm_80 or newer; use --device cpu",
+                "{} is sm_{major}{minor}, but the kernels need sm_80 or newer; use --device cpu",
                 properties.name
             ));
         }
         // SAFETY: the device came from cuDeviceGet; the context is released when the driver is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
-        // SAFETY: the context was retained just now.
+        // SAFETY: the context was retained above.
         unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
         let (stream, copies) =
             (stream().map_err(failed("cuStreamCreate"))?, stream().map_err(failed("cuStreamCreate"))?);
-        let wait = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
-        Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), wait })
+        let synchronous = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), synchronous })
     }
 
-    fn current(&self) -> Result<()> {
+    /// Makes the context current on this thread.
+    fn make_current(&self) -> Result<()> {
         // SAFETY: the context lives as long as this value.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
     }
@@ -182,9 +181,9 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // Errors are of no use here: the process is about to end, or the device has failed before.
-        let _ = self.current();
-        // SAFETY: stream, modules and context were made by this value and are used no more.
+        // Errors are ignored: the process is about to end, or the device has failed before.
+        let _ = self.make_current();
+        // SAFETY: streams, modules and context belong to this value and are not used afterwards.
         unsafe {
             for stream in [self.copies, self.stream] {
                 let _ = result::stream::synchronize(stream);
@@ -198,14 +197,14 @@ impl Drop for Driver {
     }
 }
 
-/// Memory on the device.
+/// Device memory.
 pub struct Memory {
     address: sys::CUdeviceptr,
     bytes: usize,
     context: sys::CUcontext,
 }
 
-// SAFETY: a device address and a context handle may be used from any thread.
+// SAFETY: device addresses and context handles may be used from any thread.
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared access only reads.
 unsafe impl Sync for Memory {}
@@ -220,7 +219,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the address came from cuMemAlloc and is freed once; the call waits for work that uses it. Without a context
-        // (the device is gone) the calls fail and nothing is to be freed.
+        // (the device is lost) the calls fail, and there is nothing to free.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::free_sync(self.address);
@@ -250,12 +249,12 @@ impl Device for Driver {
     }
 
     fn memory_free(&self) -> Option<u64> {
-        self.current().ok()?;
+        self.make_current().ok()?;
         result::mem_get_info().ok().map(|(free, _)| free as u64)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
-        self.current()?;
+        self.make_current()?;
         let failed = failed(format!("cuMemAlloc of {} MiB", bytes.div_ceil(1 << 20)));
         // SAFETY: the size is not 0, and the memory is zeroed before anything reads it.
         unsafe {
@@ -274,10 +273,10 @@ impl Device for Driver {
         if source.is_empty() {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let failed = failed("cuMemcpyHtoDAsync");
         let address = memory.at(start, source.len());
-        // SAFETY: the range lies in the memory; the copy from pageable memory has read its source when the call returns.
+        // SAFETY: the range is inside the memory; a copy from pageable memory has read its source when the call returns.
         unsafe { result::memcpy_htod_async(address, source, self.stream) }.map_err(failed)
     }
 
@@ -285,9 +284,9 @@ impl Device for Driver {
         if to.is_empty() {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let address = memory.at(start, to.len());
-        // SAFETY: the range lies in the memory, and the stream is waited for before `to` is used.
+        // SAFETY: the range is inside the memory, and the stream is synchronised before `to` is used.
         unsafe { result::memcpy_dtoh_async(to, address, self.stream) }.map_err(failed("cuMemcpyDtoHAsync"))?;
         self.synchronize()
     }
@@ -296,22 +295,22 @@ impl Device for Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let address = memory.at(start, bytes);
-        // SAFETY: the range lies in the memory.
+        // SAFETY: the range is inside the memory.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("cuMemsetD8Async"))
     }
 
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
-        self.current()?;
+        self.make_current()?;
         let address = memory.at(start, size_of::<u32>());
-        assert!(start.is_multiple_of(size_of::<u32>()), "a word at byte {start}");
-        // SAFETY: the word lies in the memory and is aligned.
+        assert!(start.is_multiple_of(size_of::<u32>()), "byte {start} is not the start of a word");
+        // SAFETY: the word is inside the memory and aligned.
         unsafe { sys::cuMemsetD32Async(address, word, 1, self.stream) }.result().map_err(failed("cuMemsetD32Async"))
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.current()?;
+        self.make_current()?;
         // SAFETY: the stream lives as long as this value.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
     }
@@ -349,7 +348,7 @@ impl Device for Driver {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: this function's contract.
+        // SAFETY: contract of this function.
         unsafe { self.replay_graph(graph) }
     }
 
@@ -364,7 +363,7 @@ impl Device for Driver {
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
         spec.check()?;
         if self.properties.compute_capability < (9, 0) {
-            return Err(Error::Device(format!("{} copies no boxes; tensor maps need sm_90", self.properties.name)));
+            return Err(Error::Device(format!("{} has no TMA; tensor maps need sm_90", self.properties.name)));
         }
         let element = match spec.element {
             MapElement::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
@@ -376,8 +375,8 @@ impl Device for Driver {
         };
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         let steps = [1; 3];
-        // SAFETY: the lists have the lengths that the rank asks for, which `check` has seen, and live across the call; the
-        // driver stores the address and does not follow it.
+        // SAFETY: `check` has compared the lengths of the lists with the rank, and they live across the call; the driver stores the
+        // address without an access.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,
@@ -406,7 +405,7 @@ impl Device for Driver {
         shared_bytes: usize,
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
-        // SAFETY: this function's contract.
+        // SAFETY: contract of this function.
         unsafe { self.launch_kernel(kernel, grid, shared_bytes, parameters) }
     }
 }
@@ -427,9 +426,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_reports_has_an_exit_code_and_advice() {
+    fn errors_of_the_driver_have_an_exit_code_and_advice() {
         use sys::CUresult::*;
-        // Names and texts come from the driver library, which cannot be asked where there is none.
+        // The driver library provides the names and texts.
         if !is_present() {
             println!("SKIPPED: no driver library");
             return;

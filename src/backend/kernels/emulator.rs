@@ -1,5 +1,5 @@
-//! The kernels on the CPU: threads as fibers, in orders that show what a GPU's order could break. Every C++ call of the
-//! project is here. For small models and for those who write kernels; `kernels/emulator/` has the machinery.
+//! The kernels on the CPU, for small models and for kernel development. Threads are fibers and run in several orders, so that
+//! results that depend on the order show. `kernels/emulator/` has the C++ side, and every C++ call of the project is here.
 
 mod recording;
 
@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
+use super::launchers::{self, MAP_MAGIC};
 use crate::{Error, Result};
 use recording::{Graph, Step};
 
@@ -22,7 +23,7 @@ struct Request {
     grid: [u32; 3],
     threads: u32,
     cluster: u32,
-    together: u32,
+    resident: u32,
     early: u32,
     shared_bytes: usize,
     schedule: c_int,
@@ -31,7 +32,7 @@ struct Request {
     omitted_line: c_int,
 }
 
-/// A place of a kernel file that holds a barrier of the block.
+/// Source position of a block barrier.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Barrier {
     pub file: CString,
@@ -50,7 +51,7 @@ type NoteBarrier = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
 
 #[cfg(not(mapl_emulator))]
 mod absent {
-    //! A build without a C++ compiler: no emulator can be made, so none of these is called.
+    //! A build without a C++ compiler. No [`Emulator`] can be created, so none of these functions is called.
     use super::*;
     pub unsafe fn emulator_allocate(_: usize) -> *mut c_void {
         std::ptr::null_mut()
@@ -64,17 +65,14 @@ mod absent {
 #[cfg(not(mapl_emulator))]
 use absent::*;
 
-/// First word of a tensor map, as MAGIC in `kernels/emulator/boxes.cpp`, which has the order of the rest.
-const MAGIC: u64 = 0x7061_6d2d_6c70_616d;
-
-/// Order in which threads and blocks run and asynchronous copies arrive. Results must be the same bits in all of them.
+/// Order in which threads and blocks run and asynchronous copies complete. Results must have the same bits in every order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
-    /// Lowest first; copies arrive when they are issued.
+    /// Ascending; copies complete when they are issued.
     Rising,
-    /// Highest first; copies arrive when they are waited for.
+    /// Descending; copies complete when they are waited for.
     Falling,
-    /// Drawn anew for every launch from a seed.
+    /// Random for every launch, from a seed.
     Random(u64),
 }
 
@@ -84,14 +82,14 @@ pub struct Emulator {
     schedule: Schedule,
     properties: Properties,
     omitted: Option<Barrier>,
-    /// Work that is being recorded.
+    /// Steps of a capture in progress.
     recording: Mutex<Option<Vec<Step>>>,
 }
 
 impl Emulator {
-    /// A device in rising order with 4 multiprocessors. [`Error::Device`] in a build without the emulator. The kernels for Hopper,
-    /// whose tiles are large, take several times as long here as the portable ones, so it is a Hopper card only where
-    /// `MAPL_SM90` is 1.
+    /// A device in ascending order with 4 multiprocessors. [`Error::Device`] in a build without the emulator. It has the compute
+    /// capability of Hopper only if `MAPL_SM90` is 1, because the large tiles of the Hopper kernels take several times as long
+    /// here as the portable kernels.
     pub fn new() -> Result<Self> {
         let mut device = Self::with(Schedule::Rising, 4)?;
         if std::env::var("MAPL_SM90").map_or(true, |value| value != "1") {
@@ -100,7 +98,7 @@ impl Emulator {
         Ok(device)
     }
 
-    /// A Hopper card with an order of its own and any number of multiprocessors, which decides the grids of some kernels.
+    /// A Hopper device with an order and a number of multiprocessors, on which the grids of some kernels depend.
     pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
         if !cfg!(mapl_emulator) {
             return Err(Error::Device(
@@ -117,33 +115,33 @@ impl Emulator {
         Ok(Self { schedule, properties, omitted: None, recording: Mutex::new(None) })
     }
 
-    /// This device with the barriers of one place left out: kernels are then wrong, and some order of threads must show it.
+    /// Omits the barriers at one source position. Kernels are then wrong, and some order of threads must show it.
     pub fn without(self, barrier: Barrier) -> Self {
         Self { omitted: Some(barrier), ..self }
     }
 
-    /// Places of all barriers that kernels met on this thread since the last call.
+    /// Takes the source positions of all barriers that kernels on this thread have executed since the last call.
     pub fn barriers() -> BTreeSet<Barrier> {
         unsafe extern "C" fn note(context: *mut c_void, file: *const c_char, line: c_int) {
-            // SAFETY: the context is the set below, and the file a string of the program.
+            // SAFETY: the context is the set below, and the file is a string literal of the program.
             let (found, file) = unsafe { (&mut *context.cast::<BTreeSet<Barrier>>(), CStr::from_ptr(file)) };
             found.insert(Barrier { file: file.to_owned(), line });
         }
         let mut found = BTreeSet::<Barrier>::new();
-        // SAFETY: the set outlives the call, which uses it on this thread alone.
+        // SAFETY: the set outlives the call, which uses it on this thread only.
         unsafe { emulator_barriers(note, (&raw mut found).cast()) };
         found
     }
 }
 
-/// Memory between guard words.
+/// An allocation between guard words.
 #[derive(Debug)]
 pub struct Memory {
     start: NonNull<c_void>,
     bytes: usize,
 }
 
-// SAFETY: plain memory that is written through `&mut` or by launches, which the backend's borrows order.
+// SAFETY: plain memory, written through `&mut` or by launches. The borrows of the backend order these writes.
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared access only reads.
 unsafe impl Sync for Memory {}
@@ -181,7 +179,7 @@ impl Device for Emulator {
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.not_recording("allocation")?;
-        // SAFETY: no precondition; null means that there is no memory.
+        // SAFETY: no precondition; null means that the allocation failed.
         let start = NonNull::new(unsafe { emulator_allocate(bytes) });
         start.map(|start| Memory { start, bytes }).ok_or_else(|| {
             Error::Memory(format!(
@@ -198,7 +196,7 @@ impl Device for Emulator {
     fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
         self.not_recording("upload")?;
         memory.check(start, source.len());
-        // SAFETY: the range lies in the memory, which is borrowed exclusively.
+        // SAFETY: the range is inside the allocation, which is borrowed exclusively.
         unsafe {
             std::ptr::copy_nonoverlapping(source.as_ptr(), memory.start.as_ptr().cast::<u8>().add(start), source.len());
         }
@@ -208,7 +206,7 @@ impl Device for Emulator {
     fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
         self.not_recording("download")?;
         memory.check(start, to.len());
-        // SAFETY: the range lies in the memory; no launch is under way, because launches end before they return.
+        // SAFETY: the range is inside the allocation; no launch is in progress, because launches end before they return.
         unsafe {
             std::ptr::copy_nonoverlapping(memory.start.as_ptr().cast::<u8>().add(start), to.as_mut_ptr(), to.len());
         }
@@ -217,9 +215,9 @@ impl Device for Emulator {
 
     fn clear(&self, memory: &mut Memory, start: usize, bytes: usize) -> Result<()> {
         memory.check(start, bytes);
-        // SAFETY: the range lies in the memory.
+        // SAFETY: the range is inside the allocation.
         let address = unsafe { memory.start.as_ptr().cast::<u8>().add(start) };
-        if self.keep(|| Step::Clear { address: address as u64, bytes }) {
+        if self.record_step(|| Step::Clear { address: address as u64, bytes }) {
             return Ok(());
         }
         // SAFETY: as above; the memory is borrowed exclusively.
@@ -244,7 +242,7 @@ impl Device for Emulator {
     }
 
     fn send(&self, inlet: &mut Vec<u8>, bytes: usize) -> Result<()> {
-        assert!(bytes <= inlet.len(), "{bytes} bytes of an inlet of {}", inlet.len());
+        assert!(bytes <= inlet.len(), "{bytes} bytes in an inlet of {}", inlet.len());
         Ok(())
     }
 
@@ -269,7 +267,7 @@ impl Device for Emulator {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: this function's contract.
+        // SAFETY: contract of this function.
         unsafe { self.replay_steps(graph) }
     }
 
@@ -289,7 +287,8 @@ impl Device for Emulator {
             MapElement::Bf16 => 1,
         };
         let swizzle = u64::from(spec.swizzle == MapSwizzle::Bytes128);
-        words[0] = MAGIC;
+        // The layout that `kernels/emulator/boxes.cpp` reads.
+        words[0] = MAP_MAGIC;
         words[1] = spec.address;
         words[2] = element | (spec.dims.len() as u64) << 8 | swizzle << 16;
         words[3..3 + spec.dims.len()].copy_from_slice(&spec.dims);
@@ -309,25 +308,25 @@ impl Device for Emulator {
     ) -> Result<()> {
         let refuse = |why: String| Error::Runtime(format!("emulated kernel {}: {why}", kernel.name));
         let Some(entry) = kernel.emulated else {
-            return Err(refuse("is not in this build".into()));
+            return Err(refuse("this build has no emulator".into()));
         };
         if shared_bytes > self.properties.shared_bytes {
             return Err(refuse(format!(
-                "{shared_bytes} bytes of shared memory; a block has {}",
+                "{shared_bytes} bytes of shared memory; a block has at most {}",
                 self.properties.shared_bytes
             )));
         }
         if !grid.0[0].is_multiple_of(kernel.cluster) {
-            return Err(refuse(format!("{} blocks in clusters of {}", grid.0[0], kernel.cluster)));
+            return Err(refuse(format!("{} blocks are not whole clusters of {}", grid.0[0], kernel.cluster)));
         }
-        // SAFETY: the parameters are those of the kernel (this function's contract).
-        if self.keep(|| unsafe { Step::launch(kernel, grid, shared_bytes, parameters) }) {
+        // SAFETY: the parameters are those of the kernel (contract of this function).
+        if self.record_step(|| unsafe { Step::launch(kernel, grid, shared_bytes, parameters) }) {
             return Ok(());
         }
         let (schedule, seed) = match self.schedule {
-            Schedule::Rising => (0, 0),
-            Schedule::Falling => (1, 0),
-            Schedule::Random(seed) => (2, seed),
+            Schedule::Rising => (launchers::Schedule::Rising, 0),
+            Schedule::Falling => (launchers::Schedule::Falling, 0),
+            Schedule::Random(seed) => (launchers::Schedule::Random, seed),
         };
         let request = Request {
             kernel: kernel.c_name.as_ptr(),
@@ -336,22 +335,22 @@ impl Device for Emulator {
             grid: grid.0,
             threads: kernel.threads,
             cluster: kernel.cluster,
-            together: if kernel.coresident { 0 } else { kernel.cluster },
+            resident: if kernel.coresident { 0 } else { kernel.cluster },
             early: kernel.early.into(),
             shared_bytes,
-            schedule,
+            schedule: schedule as c_int,
             seed,
             omitted_file: self.omitted.as_ref().map_or(std::ptr::null(), |b| b.file.as_ptr()),
             omitted_line: self.omitted.as_ref().map_or(0, |b| b.line),
         };
         let mut message = [0 as c_char; 4096];
-        // SAFETY: the request describes a kernel of this build and its parameters (this function's contract), and the message
-        // has the room that is named.
+        // SAFETY: the request describes a kernel of this build and its parameters (contract of this function), and the message
+        // has the given length.
         let failed = unsafe { emulator_launch(&request, message.as_mut_ptr(), message.len()) };
         if failed == 0 {
             return Ok(());
         }
-        // SAFETY: the emulator ends every message it writes with a zero inside the room.
+        // SAFETY: the emulator terminates every message inside the buffer.
         let text = unsafe { CStr::from_ptr(message.as_ptr()) };
         Err(refuse(text.to_string_lossy().into_owned()))
     }

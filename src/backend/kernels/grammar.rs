@@ -1,11 +1,19 @@
-//! The KERNEL lines of `kernels/*.cu`, from which `build.rs` makes the launchers. The grammar is in `kernels/README.md`.
+//! The KERNEL and KERNELS lines of `kernels/*.cu`, from which `build.rs` generates the launchers. `kernels/README.md` has
+//! the grammar:
 //!
-//! `KERNEL(threads, name)(parameters) {` begins a line; marks follow the name: `CLUSTER(blocks)`, `CORESIDENT`,
-//! `EARLY`, `ALONE(threads)`. Parameters are `const T* name`, `T* name` (T one of float, double, bf16, int), `int`, `long long`,
-//! `float`, `double` and `TensorMap`, one name each.
+//! ```text
+//! KERNEL(threads, name, MARK, ...)(parameters) {
+//!
+//! template <class T, int AXIS>
+//! KERNELS(threads, name, FOR(AXIS: value value ...; T: f32 bf16), IF(AXIS: value ...; MARK ...), MARK, ...)(parameters) {
+//! ```
+//!
+//! KERNEL declares one entry point, KERNELS one entry point for each combination of the values of its axes.
 
-/// What a parameter is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::exports::Export;
+
+/// Type of a parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     Read(Element),
     Write(Element),
@@ -14,22 +22,26 @@ pub enum Kind {
     Float,
     Double,
     TensorMap,
+    /// An exported enum, by its name.
+    Enum(String),
 }
 
-/// What a pointer points to.
+/// Element type of a pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
     F32,
     F64,
     Bf16,
     I32,
+    /// The storage axis of a family: f32 or bf16.
+    Storage,
 }
 
 impl Kind {
     /// Bytes of a parameter.
-    pub fn bytes(self) -> usize {
+    pub fn bytes(&self) -> usize {
         match self {
-            Self::Int | Self::Float => 4,
+            Self::Int | Self::Float | Self::Enum(_) => 4,
             Self::Read(_) | Self::Write(_) | Self::Long | Self::Double => 8,
             Self::TensorMap => 128,
         }
@@ -43,6 +55,34 @@ pub struct Parameter {
     pub kind: Kind,
 }
 
+/// What the values of an axis are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AxisKind {
+    /// `class T`: storage of activations, `f32 bf16`.
+    Storage,
+    /// `int AXIS`: numbers.
+    Int,
+    /// An exported enum: `ending=ENUMERATOR`.
+    Enum(String),
+}
+
+/// An axis of a family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Axis {
+    pub name: String,
+    pub kind: AxisKind,
+    pub values: Vec<Value>,
+}
+
+/// A value of an axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Value {
+    /// Part of the entry point's name.
+    pub ending: String,
+    /// Template argument in C++.
+    pub argument: String,
+}
+
 /// One entry point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -52,61 +92,239 @@ pub struct Kernel {
     pub cluster: u32,
     pub coresident: bool,
     pub early: bool,
-    pub parameters: Vec<Parameter>,
+    /// Whether a block has a multiprocessor to itself.
+    pub alone: bool,
+    /// Index of its value on each axis of its family.
+    pub values: Vec<usize>,
 }
 
-/// All kernels of a file, or what is wrong in which line (counted from 1).
-pub fn parse(source: &str) -> Result<Vec<Kernel>, String> {
-    let mut kernels = Vec::new();
-    let mut offset = 0;
+/// A KERNEL or KERNELS line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declaration {
+    /// Name of the only entry point, or what the names of a family begin with.
+    pub name: String,
+    pub parameters: Vec<Parameter>,
+    /// Axes in the order of FOR, which is their order in names; none for a KERNEL.
+    pub axes: Vec<Axis>,
+    /// Axis of each template parameter.
+    pub template: Vec<usize>,
+    /// The last axis of FOR runs fastest.
+    pub kernels: Vec<Kernel>,
+}
+
+/// All declarations of a file, or what is wrong in which line (counted from 1).
+pub fn parse(source: &str, exports: &[Export]) -> Result<Vec<Declaration>, String> {
+    let mut declarations = Vec::new();
+    let (mut offset, mut before) = (0, "");
     for (number, line) in source.lines().enumerate() {
-        if line.starts_with("KERNEL(") {
-            let kernel = kernel(&source[offset..]).map_err(|why| format!("line {}: {why}", number + 1))?;
-            kernels.push(kernel);
+        let text = &source[offset..];
+        let declared = if line.starts_with("KERNEL(") {
+            Some(single(text, before, exports))
+        } else if line.starts_with("KERNELS(") {
+            Some(family(text, before, exports))
+        } else {
+            None
+        };
+        if let Some(declared) = declared {
+            declarations.push(declared.map_err(|why| format!("line {}: {why}", number + 1))?);
         }
         offset += line.len() + 1;
+        before = line;
     }
-    Ok(kernels)
+    Ok(declarations)
 }
 
-fn kernel(text: &str) -> Result<Kernel, String> {
-    let body = text.find('{').ok_or("a KERNEL without a body")?;
-    // Comments beside parameters say their shapes.
-    let head: String = text[..body].lines().map(|line| line.split("//").next().unwrap_or("")).collect();
-    let (marks, rest) = closed(head.strip_prefix("KERNEL").unwrap_or(&head))?;
+fn single(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, String> {
+    if before.starts_with("template") {
+        return Err("a KERNEL after a template line; KERNELS declares the entry points of a template".into());
+    }
+    let Head { threads, name, marks, parameters } = head(text, "KERNEL")?;
+    let parameters = parameters_of(&parameters, false, exports)?;
+    let marks: Vec<&str> = marks.iter().map(String::as_str).collect();
+    let kernel = kernel(name.clone(), threads, &marks, Vec::new())?;
+    Ok(Declaration { name, parameters, axes: Vec::new(), template: Vec::new(), kernels: vec![kernel] })
+}
+
+fn family(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, String> {
+    let Head { threads, name, marks, parameters } = head(text, "KERNELS")?;
+    let template = template_parameters(before)?;
+    let Some(axes) = marks.first().and_then(|mark| inside(mark, "FOR")) else {
+        return Err("a KERNELS whose first mark is not FOR(AXIS: values; ...)".into());
+    };
+    let axes = split(axes, ';').map(|text| axis(text, &template, exports)).collect::<Result<Vec<Axis>, _>>()?;
+    let find = |name: &str| axes.iter().position(|axis| axis.name == name);
+    let template = template
+        .iter()
+        .map(|(_, name)| find(name).ok_or_else(|| format!("template parameter `{name}` has no values in FOR")))
+        .collect::<Result<Vec<_>, _>>()?;
+    if template.len() != axes.len() {
+        return Err("an axis that FOR lists twice".into());
+    }
+    let parameters = parameters_of(&parameters, true, exports)?;
+    let mut kernels = Vec::new();
+    for values in combinations(&axes) {
+        let endings: Vec<&str> = axes.iter().zip(&values).map(|(axis, &v)| axis.values[v].ending.as_str()).collect();
+        let (mut threads, mut own) = (threads, Vec::new());
+        for mark in &marks[1..] {
+            let Some(rule) = inside(mark, "IF") else {
+                own.push(mark.as_str());
+                continue;
+            };
+            for mark in holds(rule, &axes, &endings)?.into_iter().flatten() {
+                match inside(mark, "THREADS") {
+                    Some(number) => threads = thread_count(number)?,
+                    None => own.push(mark),
+                }
+            }
+        }
+        kernels.push(kernel(format!("{name}_{}", endings.join("_")), threads, &own, values)?);
+    }
+    Ok(Declaration { name, parameters, axes, template, kernels })
+}
+
+/// Text of a declaration up to its body, without comments.
+struct Head {
+    threads: u32,
+    name: String,
+    marks: Vec<String>,
+    parameters: String,
+}
+
+fn head(text: &str, keyword: &str) -> Result<Head, String> {
+    let body = text.find('{').ok_or(format!("a {keyword} without a body"))?;
+    // Comments after parameters give their shapes.
+    let head: String =
+        text[..body].lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + " ").collect();
+    let (marks, rest) = closed(head.strip_prefix(keyword).unwrap_or(&head))?;
     let (parameters, rest) = closed(rest.trim_start())?;
     if !rest.trim().is_empty() {
         return Err(format!("`{}` between the parameters and the body", rest.trim()));
     }
-    let mut marks = marks.split(',').map(str::trim);
-    let threads = marks.next().unwrap_or("");
-    let threads: u32 = threads.parse().map_err(|_| format!("`{threads}` is no number of threads"))?;
+    let mut marks = split(marks, ',').map(str::to_owned);
+    let threads = thread_count(&marks.next().unwrap_or_default())?;
+    let name = marks.next().filter(|name| is_name(name)).ok_or(format!("a {keyword} without a name"))?;
+    Ok(Head { threads, name, marks: marks.collect(), parameters: parameters.to_owned() })
+}
+
+fn thread_count(text: &str) -> Result<u32, String> {
+    let threads: u32 = text.trim().parse().map_err(|_| format!("`{text}` is not a number of threads"))?;
     if threads == 0 || threads > 1024 || !threads.is_multiple_of(32) {
-        return Err(format!("{threads} threads: whole warps, at most 1024"));
+        return Err(format!("{threads} threads; blocks are whole warps, at most 1024 threads"));
     }
-    let name = marks.next().filter(|name| is_name(name)).ok_or("a KERNEL without a name")?.to_owned();
-    let mut kernel = Kernel { name, threads, cluster: 1, coresident: false, early: false, parameters: Vec::new() };
+    Ok(threads)
+}
+
+fn kernel(name: String, threads: u32, marks: &[&str], values: Vec<usize>) -> Result<Kernel, String> {
+    let mut kernel = Kernel { name, threads, cluster: 1, coresident: false, early: false, alone: false, values };
     for mark in marks {
-        let number = |of: &str| mark.strip_prefix(of)?.strip_prefix('(')?.strip_suffix(')')?.parse::<u32>().ok();
-        match (mark, number("CLUSTER"), number("ALONE")) {
+        let number = |of: &str| inside(mark, of).and_then(|text| text.parse::<u32>().ok());
+        match (*mark, number("CLUSTER"), number("ALONE")) {
             ("CORESIDENT", ..) => kernel.coresident = true,
             ("EARLY", ..) => kernel.early = true,
             (_, Some(blocks @ 2..=8), _) => kernel.cluster = blocks,
-            (_, _, Some(same)) if same == threads => {}
+            (_, _, Some(same)) if same == threads => kernel.alone = true,
             _ => {
                 return Err(format!(
-                    "`{mark}` is no mark; CLUSTER(2 to 8), CORESIDENT, EARLY and ALONE({threads}) are"
+                    "`{mark}` is not a mark; marks are CLUSTER(2 to 8), CORESIDENT, EARLY and ALONE({threads})"
                 ));
             }
         }
     }
-    for text in parameters.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-        kernel.parameters.push(parameter(text)?);
-    }
     Ok(kernel)
 }
 
-/// What stands in the brackets at the start of `text`, and what follows them.
+/// Kind and name of each parameter of `template <class T, int AXIS>`.
+fn template_parameters(line: &str) -> Result<Vec<(&str, &str)>, String> {
+    let refuse = || format!("`{line}` before KERNELS; it is `template <class T, int AXIS>` on one line");
+    let list = line.strip_prefix("template <").and_then(|rest| rest.strip_suffix('>')).ok_or_else(refuse)?;
+    list.split(',').map(|parameter| parameter.trim().split_once(' ').ok_or_else(refuse)).collect()
+}
+
+/// An axis of FOR: `AXIS: value value`.
+fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axis, String> {
+    let (name, values) = text.split_once(':').ok_or(format!("`{text}` in FOR; it is `AXIS: value value`"))?;
+    let Some((kind, _)) = template.iter().find(|(_, parameter)| *parameter == name) else {
+        return Err(format!("axis `{name}` is not a parameter of the template"));
+    };
+    let words: Vec<&str> = values.split_whitespace().collect();
+    let value = |ending: &str, argument: &str| Value { ending: ending.into(), argument: argument.into() };
+    let (kind, values) = match *kind {
+        "class" if words == ["f32", "bf16"] => (AxisKind::Storage, vec![value("f32", "float"), value("bf16", "bf16")]),
+        "class" => return Err(format!("values `{}` of axis `{name}`; storages are `f32 bf16`", values.trim())),
+        "int" => {
+            if let Some(word) = words.iter().find(|word| word.parse::<u32>().is_err()) {
+                return Err(format!("value `{word}` of axis `{name}` is not a number"));
+            }
+            (AxisKind::Int, words.iter().map(|word| value(word, word)).collect())
+        }
+        of => {
+            let enumerators = exports.iter().find(|e| e.name == of).and_then(|e| e.enumerators());
+            let enumerators = enumerators.ok_or(format!("`{of}` is neither class, int nor an exported enum"))?;
+            let known = |word: &&str| {
+                let (ending, argument) = word.split_once('=')?;
+                enumerators.iter().any(|e| e == argument).then(|| value(ending, argument))
+            };
+            let values = words.iter().map(|word| {
+                known(word).ok_or(format!("value `{word}` of axis `{name}`; it is `ending=ENUMERATOR of {of}`"))
+            });
+            (AxisKind::Enum(of.into()), values.collect::<Result<_, _>>()?)
+        }
+    };
+    if values.is_empty() || values.iter().enumerate().any(|(i, value)| values[..i].contains(value)) {
+        return Err(format!("axis `{name}` has no value, or one of them twice"));
+    }
+    Ok(Axis { name: name.into(), kind, values })
+}
+
+/// Indices of the values of every combination; the last axis runs fastest.
+fn combinations(axes: &[Axis]) -> Vec<Vec<usize>> {
+    axes.iter().fold(vec![Vec::new()], |all, axis| {
+        let with = |begin: &Vec<usize>, value| begin.iter().copied().chain([value]).collect();
+        all.iter().flat_map(|begin| (0..axis.values.len()).map(move |value| with(begin, value))).collect()
+    })
+}
+
+/// Marks of `IF(AXIS: value ...; MARK ...)` if the condition holds for the instance with these endings.
+fn holds<'a>(rule: &'a str, axes: &[Axis], endings: &[&str]) -> Result<Option<Vec<&'a str>>, String> {
+    let (mut marks, mut conditions, mut met) = (Vec::new(), 0, true);
+    for part in split(rule, ';') {
+        let Some((name, values)) = part.split_once(':') else {
+            marks.extend(part.split_whitespace());
+            continue;
+        };
+        let index = axes.iter().position(|axis| axis.name == name);
+        let index = index.ok_or(format!("axis `{name}` of IF is not in FOR"))?;
+        for value in values.split_whitespace() {
+            if axes[index].values.iter().all(|known| known.ending != value) {
+                return Err(format!("value `{value}` of IF is not a value of axis `{name}`"));
+            }
+        }
+        conditions += 1;
+        met &= values.split_whitespace().any(|value| value == endings[index]);
+    }
+    if marks.is_empty() || conditions == 0 {
+        return Err(format!("`IF({rule})`; it is `IF(AXIS: values; MARKS)`"));
+    }
+    Ok(met.then_some(marks))
+}
+
+/// The text inside `name(...)`.
+fn inside<'a>(mark: &'a str, name: &str) -> Option<&'a str> {
+    mark.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')
+}
+
+/// Parts between separators outside brackets, without blanks around them.
+fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let mut depth = 0;
+    text.split(move |c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == separator && depth == 0
+    })
+    .map(str::trim)
+    .filter(|part| !part.is_empty())
+}
+
+/// The text in the brackets at the start of `text`, and the text after them.
 fn closed(text: &str) -> Result<(&str, &str), String> {
     let mut depth = 0;
     for (i, c) in text.char_indices() {
@@ -126,11 +344,16 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
-fn parameter(text: &str) -> Result<Parameter, String> {
+fn parameters_of(text: &str, family: bool, exports: &[Export]) -> Result<Vec<Parameter>, String> {
+    split(text, ',').map(|text| parameter(text, family, exports)).collect()
+}
+
+fn parameter(text: &str, family: bool, exports: &[Export]) -> Result<Parameter, String> {
     let refuse = || {
+        let (of, map) = if family { ("T, ", "const TensorDescriptor& name") } else { ("", "TensorMap name") };
         format!(
-            "`{text}` is no parameter: const T*, T* (float, double, bf16, int), int, long long, float, double or TensorMap, \
-             and a name"
+            "`{text}` is not a parameter; parameters are `const T* name` and `T* name` of {of}float, double, bf16 or int, \
+             `int name`, `long long name`, `float name`, `double name`, `{map}` and `Enum name` of an exported enum"
         )
     };
     let (kind, name) = text.rsplit_once([' ', '*']).ok_or_else(refuse)?;
@@ -141,6 +364,7 @@ fn parameter(text: &str) -> Result<Parameter, String> {
         "double" => Some(Element::F64),
         "bf16" => Some(Element::Bf16),
         "int" => Some(Element::I32),
+        "T" if family => Some(Element::Storage),
         _ => None,
     };
     let kind = match (pointer, words.as_slice()) {
@@ -150,7 +374,12 @@ fn parameter(text: &str) -> Result<Parameter, String> {
         (false, ["long", "long"]) => Some(Kind::Long),
         (false, ["float"]) => Some(Kind::Float),
         (false, ["double"]) => Some(Kind::Double),
-        (false, ["TensorMap"]) => Some(Kind::TensorMap),
+        (false, ["TensorMap"]) if !family => Some(Kind::TensorMap),
+        (false, ["const", "TensorDescriptor&"]) if family => Some(Kind::TensorMap),
+        (false, [of]) => {
+            let exported = exports.iter().any(|export| export.name == *of && export.enumerators().is_some());
+            exported.then(|| Kind::Enum((*of).to_owned()))
+        }
         _ => None,
     };
     match kind {
@@ -171,38 +400,93 @@ KERNEL(256, scale_bf16)(const bf16* x,  // (rows, cols)
                         float factor) {
     body(x);
 }
-KERNEL(128, turn, CLUSTER(2), CORESIDENT, EARLY, ALONE(128))(TensorMap map) {}
+KERNEL(128, turn, CLUSTER(2), CORESIDENT, EARLY, ALONE(128))(TensorMap map, Shape shape) {}
+
+template <class T, int HEAD>
+KERNELS(128, attend, FOR(HEAD: 64 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)),
+        EARLY)(const T* x, float* y) {}
+
+template <Shape SHAPE>
+KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns; CLUSTER(2) CORESIDENT), ALONE(384))(
+    const TensorDescriptor& a, int m) {}
 ";
+
+    fn exports() -> Vec<Export> {
+        super::super::exports::parse("EXPORT enum Shape : int { SMALL, LARGE };").unwrap()
+    }
 
     #[test]
     fn kernels_are_read_with_marks_and_parameters() {
-        let kernels = parse(TEXT).unwrap();
-        let kinds: Vec<Kind> = kernels[0].parameters.iter().map(|p| p.kind).collect();
+        let declarations = parse(TEXT, &exports()).unwrap();
+        let kinds: Vec<Kind> = declarations[0].parameters.iter().map(|p| p.kind.clone()).collect();
         let (read, write) = (Kind::Read, Kind::Write);
         let expected =
             [read(Element::Bf16), write(Element::F32), read(Element::I32), Kind::Long, Kind::Int, Kind::Float];
         assert_eq!(kinds, expected);
-        assert_eq!((kernels[0].name.as_str(), kernels[0].threads, kernels[0].cluster), ("scale_bf16", 256, 1));
-        assert_eq!(kernels[0].parameters[4].name, "cols");
-        assert_eq!((kernels[1].cluster, kernels[1].coresident, kernels[1].early), (2, true, true));
-        assert!(!kernels[0].coresident && !kernels[0].early);
-        assert_eq!(kernels.len(), 2);
+        let kernel = &declarations[0].kernels[0];
+        assert_eq!((kernel.name.as_str(), kernel.threads, kernel.cluster), ("scale_bf16", 256, 1));
+        assert!(!kernel.coresident && !kernel.early && !kernel.alone);
+        assert_eq!(declarations[0].parameters[4].name, "cols");
+        let kernel = &declarations[1].kernels[0];
+        assert_eq!((kernel.cluster, kernel.coresident, kernel.early, kernel.alone), (2, true, true, true));
+        assert_eq!(declarations[1].parameters[1].kind, Kind::Enum("Shape".into()));
+        assert_eq!(declarations.len(), 4);
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn families_have_a_kernel_for_each_combination() {
+        let declarations = parse(TEXT, &exports()).unwrap();
+        let attend = &declarations[2];
+        let names: Vec<(&str, u32)> = attend.kernels.iter().map(|k| (k.name.as_str(), k.threads)).collect();
+        assert_eq!(
+            names,
+            [("attend_64_f32", 128), ("attend_64_bf16", 128), ("attend_256_f32", 64), ("attend_256_bf16", 128)]
+        );
+        assert_eq!((&attend.template[..], &attend.kernels[3].values[..]), (&[1, 0][..], &[1, 1][..]));
+        assert_eq!(attend.parameters[0].kind, Kind::Read(Element::Storage));
+        assert!(attend.kernels.iter().all(|k| k.early));
+        let product = &declarations[3];
+        let marks: Vec<_> = product.kernels.iter().map(|k| (k.name.as_str(), k.cluster, k.coresident)).collect();
+        assert_eq!(marks, [("product_128", 1, false), ("product_256_turns", 2, true)]);
+        assert_eq!(product.axes[0].values[1].argument, "LARGE");
+        assert_eq!(product.parameters[0].kind, Kind::TensorMap);
+    }
+
+    #[test]
+    fn an_error_names_its_line_and_cause() {
+        let family = |template: &str, marks: &str, parameters: &str| {
+            format!("template <{template}>\nKERNELS(64, a{marks})({parameters}) {{}}")
+        };
         for (text, why) in [
-            ("\nKERNEL(100, a)() {}", "line 2: 100 threads"),
-            ("KERNEL(many, a)() {}", "`many` is no number"),
-            ("KERNEL(32, a)(half x) {}", "`half x` is no parameter"),
-            ("KERNEL(32, a)(const long* x) {}", "no parameter"),
-            ("KERNEL(32, a, CLUSTER(9))() {}", "`CLUSTER(9)` is no mark"),
-            ("KERNEL(64, a, ALONE(32))() {}", "`ALONE(32)` is no mark"),
-            ("KERNEL(32, a)(int x", "without a body"),
-            ("KERNEL(32, a(int x) {}", "brackets"),
-            ("KERNEL(32, 9a)() {}", "without a name"),
+            ("\nKERNEL(100, a)() {}".to_owned(), "line 2: 100 threads"),
+            ("KERNEL(many, a)() {}".into(), "`many` is not a number"),
+            ("KERNEL(32, a)(half x) {}".into(), "`half x` is not a parameter"),
+            ("KERNEL(32, a)(const long* x) {}".into(), "not a parameter"),
+            ("KERNEL(32, a)(const T* x) {}".into(), "not a parameter"),
+            ("KERNEL(32, a)(const TensorDescriptor& x) {}".into(), "not a parameter"),
+            ("KERNEL(32, a, CLUSTER(9))() {}".into(), "`CLUSTER(9)` is not a mark"),
+            ("KERNEL(64, a, ALONE(32))() {}".into(), "`ALONE(32)` is not a mark"),
+            ("KERNEL(32, a)(int x".into(), "without a body"),
+            ("KERNEL(32, a(int x) {}".into(), "brackets"),
+            ("KERNEL(32, 9a)() {}".into(), "without a name"),
+            ("template <class T>\nKERNEL(32, a)() {}".into(), "line 2: a KERNEL after a template line"),
+            ("KERNELS(32, a, FOR(T: f32 bf16))() {}".into(), "line 1: `` before KERNELS"),
+            (family("class T", ", EARLY", ""), "line 2: a KERNELS whose first mark is not FOR"),
+            (family("class T", ", FOR(T: f32)", ""), "storages are `f32 bf16`"),
+            (family("class T, int N", ", FOR(T: f32 bf16)", ""), "`N` has no values"),
+            (family("int N", ", FOR(N: 1; N: 2)", ""), "lists twice"),
+            (family("int N", ", FOR(N: 1 1)", ""), "one of them twice"),
+            (family("int N", ", FOR(N: one)", ""), "`one` of axis `N` is not a number"),
+            (family("int N", ", FOR(M: 1)", ""), "`M` is not a parameter of the template"),
+            (family("Form N", ", FOR(N: 1=ONE)", ""), "`Form` is neither"),
+            (family("Shape N", ", FOR(N: 1=MIDDLE)", ""), "`1=MIDDLE` of axis `N`"),
+            (family("int N", ", FOR(N: 1), IF(M: 1; EARLY)", ""), "axis `M` of IF"),
+            (family("int N", ", FOR(N: 1), IF(N: 2; EARLY)", ""), "`2` of IF"),
+            (family("int N", ", FOR(N: 1), IF(N: 1)", ""), "`IF(N: 1)`; it is"),
+            (family("int N", ", FOR(N: 1), IF(N: 1; THREADS(33))", ""), "33 threads"),
+            (family("int N", ", FOR(N: 1)", "TensorMap map"), "`TensorMap map` is not a parameter"),
         ] {
-            let error = parse(text).unwrap_err();
+            let error = parse(&text, &exports()).unwrap_err();
             assert!(error.contains(why), "{text:?} gave {error:?}");
         }
     }

@@ -1,19 +1,18 @@
-//! The vocabulary head: slices of the vocabulary in the forward, chunks in the backward.
+//! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in chunks in the backward; and
+//! log-probabilities of stored logits (`kernels/head_logits.cu`).
 
 use super::device::{Device, Element};
-use super::launchers as launch;
+use super::launchers::{self as launch, HEAD_SLICE_TILES};
 use super::linear::{blocks, shared_bytes, tile};
 use super::{Kernels, adds, hopper, int, read, write};
 use crate::Result;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Tiles of a slice, as in `kernels/head_logprob.cu`.
-const SLICE_TILES: usize = 8;
-/// Columns of a chunk: their dlogits are stored. The value decides the order of the sum over the vocabulary.
+/// Columns of a chunk of the backward, whose dlogits are stored. The value fixes the order of the sum over the vocabulary.
 const CHUNK: usize = 8192;
-/// Elements that rows of dlogits are a multiple of: 16 bytes in either storage.
-const ROW_UNIT: usize = 8;
+/// Row stride of dlogits is a multiple of this many elements, at least 16 bytes in either storage.
+const STRIDE_UNIT: usize = 8;
 
 pub(super) fn head_logprob_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -23,10 +22,10 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
     if hopper::head::forward(k, &mut a)? {
         return Ok(());
     }
-    let slices = d.vocab.div_ceil(SLICE_TILES * tile::<A>());
+    let slices = d.vocab.div_ceil(HEAD_SLICE_TILES * tile::<A>());
     let mut scratch = k.scratch()?;
-    let (max, sum) = (scratch.want::<f32>(slices * d.rows), scratch.want::<f32>(slices * d.rows));
-    let hit = scratch.want::<f32>(d.rows);
+    let (max, sum) = (scratch.request::<f32>(slices * d.rows), scratch.request::<f32>(slices * d.rows));
+    let hit = scratch.request::<f32>(d.rows);
     scratch.take()?;
     launch::HeadLogprobSlices::<A> {
         hidden: read(a.hidden),
@@ -50,7 +49,7 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         slices: int(slices)?,
         rows: int(d.rows)?,
     }
-    .launch(&k.device, k.row_blocks(d.rows, 256), 0)
+    .launch(&k.device, k.row_blocks(d.rows, launch::HeadLogprobJoin::THREADS), 0)
 }
 
 pub(super) fn head_logprob_bwd<D: Device, A: Element>(
@@ -69,9 +68,9 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             _ => Ok(()),
         };
     }
-    let stride = CHUNK.min(d.vocab).next_multiple_of(ROW_UNIT);
+    let stride = CHUNK.min(d.vocab).next_multiple_of(STRIDE_UNIT);
     let mut scratch = k.scratch()?;
-    let (dlogits, drows) = (scratch.want::<A>(d.rows * stride), scratch.want::<f32>(d.rows * d.hidden));
+    let (dlogits, drows) = (scratch.request::<A>(d.rows * stride), scratch.request::<f32>(d.rows * d.hidden));
     scratch.take()?;
     let dhead = a.dhead.as_mut().map(write);
     for first in (0..d.vocab).step_by(CHUNK) {
@@ -130,4 +129,34 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
         hidden_size: int(d.hidden)?,
     }
     .launch(&k.device, k.row_blocks(a.runs.keys.len, 1), 0)
+}
+
+pub(super) fn logprob_fwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LogprobFwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    launch::LogprobFwd::<A> {
+        logits: read(a.logits),
+        target: read(a.target),
+        logp: write(&mut a.logp),
+        lse: write(&mut a.lse),
+        rows: int(a.rows)?,
+        vocab: int(a.vocab)?,
+    }
+    .launch(&k.device, k.row_blocks(a.rows, 1), 0)
+}
+
+pub(super) fn logprob_bwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LogprobBwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    launch::LogprobBwd::<A> {
+        target: read(a.target),
+        lse: read(a.lse),
+        dlogp: read(a.dlogp),
+        logits: write(&mut a.logits_to_dlogits),
+        rows: int(a.rows)?,
+        vocab: int(a.vocab)?,
+    }
+    .launch(&k.device, k.row_blocks(a.rows, 1), 0)
 }

@@ -1,6 +1,8 @@
-//! Typed launchers of all kernels, made by `build.rs` from the KERNEL lines of `kernels/*.cu`: a struct for each kernel with
-//! its parameters as fields and a method that enqueues it. Pairs `_f32` and `_bf16` are one struct over the storage of
-//! activations.
+//! Typed launchers of all kernels, and the constants and enums that the kernels share with the host. `build.rs` generates
+//! them from the KERNEL, KERNELS and EXPORT lines of `kernels/`.
+//!
+//! Each declaration becomes a struct with the kernel's parameters as fields and a method that enqueues it. A family over the
+//! storage of activations is generic over it; its other axes are arguments of the launch.
 
 #![allow(missing_docs)]
 
@@ -8,6 +10,13 @@
 use half::bf16;
 
 use super::device::*;
-use crate::Result;
+use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
+
+/// A family without a kernel for some values: name, value and known values of each axis.
+fn no_instance(family: &str, axes: &[(&str, String, String)]) -> Error {
+    let axes: Vec<String> =
+        axes.iter().map(|(axis, value, known)| format!("{axis} {value} (there are {known})")).collect();
+    Error::Runtime(format!("no kernel {family} for {}", axes.join(", ")))
+}

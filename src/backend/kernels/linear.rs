@@ -1,28 +1,27 @@
-//! Linear layers: the three products.
+//! Linear layers: the three GEMMs (`kernels/linear.cu`) and the gradient of the bias (`kernels/linear_bias.cu`).
 
-use super::device::{Device, Element, Read};
-use super::hopper::{self, Op, Product};
-use super::launchers as launch;
-use super::{Kernels, adds, int, read, read_option, write, write_option};
+use super::device::{ConstPtr, Device, Element};
+use super::hopper::{self, Gemm, Op};
+use super::launchers::{self as launch, BIAS_SLICE, PATCH_COLUMNS, PATCH_ROWS};
+use super::launchers::{TILE_BF16, TILE_DEPTH, TILE_F32, TILE_STAGES};
+use super::{Array, Kernels, Piece, Scratch, WARP, adds, int, read, read_option, warp_vectors, write, write_option};
 use crate::Result;
-use crate::backend::Write as Mode;
 use crate::backend::contract::*;
+use crate::backend::{ViewMut, Write as Mode};
 
-/// Rows and columns of a block's tile, as `Shape` of `kernels/tile.cuh` has them.
+const _: () = assert!(PATCH.0 == PATCH_ROWS && PATCH.1 == PATCH_COLUMNS, "patches of the contract and of the kernels");
+
+/// Rows and columns of a block's tile.
 pub(super) const fn tile<A: Element>() -> usize {
-    if size_of::<A>() == 2 { 128 } else { 64 }
+    if size_of::<A>() == 2 { TILE_BF16 } else { TILE_F32 }
 }
 
-/// Stages of the pipeline of operands, their depth, and bytes of shared memory they take: `Product::SHARED_BYTES`.
-const STAGES: usize = 3;
-const DEPTH: usize = 32;
-
-/// Shared memory of a product.
+/// Shared memory of a block in bytes: `Product::SHARED_BYTES`.
 pub(super) const fn shared_bytes<A: Element>() -> usize {
-    STAGES * 2 * tile::<A>() * DEPTH * size_of::<A>()
+    TILE_STAGES * 2 * tile::<A>() * TILE_DEPTH * size_of::<A>()
 }
 
-/// Blocks for a result of (rows, columns): two on each multiprocessor, as registers and shared memory allow.
+/// Blocks for a result of (rows, columns): two per multiprocessor, the occupancy that registers and shared memory allow.
 pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, columns: usize) -> usize {
     let tiles = rows.div_ceil(tile::<A>()) * columns.div_ceil(tile::<A>());
     tiles.min(2 * k.device.properties().processors)
@@ -30,7 +29,7 @@ pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, colu
 
 pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: LinearFwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
-    let product = Product {
+    let gemm = Gemm {
         name: "linear_fwd",
         op: Op::Forward,
         a: read(a.x),
@@ -45,8 +44,8 @@ pub(super) fn linear_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: Linear
         k: d.inputs,
         mode: Mode::Overwrite,
     };
-    if let Some(choice) = hopper::choice(k, &product) {
-        return hopper::enqueue(k, &product, choice);
+    if let Some(choice) = hopper::choice(k, &gemm) {
+        return hopper::enqueue(k, &gemm, choice);
     }
     launch::LinearFwd::<A> {
         x: read(a.x),
@@ -66,23 +65,23 @@ pub(super) fn linear_bwd_input<D: Device, A: Element>(
     mut a: LinearBwdInput<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
-    let product = Product {
+    let gemm = Gemm {
         name: "linear_bwd_input",
         op: Op::Input,
         a: read(a.dy),
         a_stride: d.outputs,
         b: read(a.weight),
         c: write(&mut a.dx).address(),
-        bias: Read::NONE,
-        residual: Read::NONE,
+        bias: ConstPtr::NONE,
+        residual: ConstPtr::NONE,
         norms: 0,
         m: d.tokens,
         n: d.inputs,
         k: d.outputs,
         mode: a.write,
     };
-    if let Some(choice) = hopper::choice(k, &product) {
-        return hopper::enqueue(k, &product, choice);
+    if let Some(choice) = hopper::choice(k, &gemm) {
+        return hopper::enqueue(k, &gemm, choice);
     }
     launch::LinearBwdInput::<A> {
         dy: read(a.dy),
@@ -101,23 +100,23 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
     mut a: LinearBwdWeight<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let d = a.dims;
-    let product = Product {
+    let gemm = Gemm {
         name: "linear_bwd_weight",
         op: Op::Weight,
         a: read(a.dy),
         a_stride: d.outputs,
         b: read(a.x),
         c: write(&mut a.dweight).address(),
-        bias: Read::NONE,
-        residual: Read::NONE,
+        bias: ConstPtr::NONE,
+        residual: ConstPtr::NONE,
         norms: write_option(&mut a.norms).address(),
         m: d.outputs,
         n: d.inputs,
         k: d.tokens,
         mode: a.write,
     };
-    if let Some(choice) = hopper::choice(k, &product) {
-        return hopper::enqueue(k, &product, choice);
+    if let Some(choice) = hopper::choice(k, &gemm) {
+        return hopper::enqueue(k, &gemm, choice);
     }
     launch::LinearBwdWeight::<A> {
         dy: read(a.dy),
@@ -132,45 +131,39 @@ pub(super) fn linear_bwd_weight<D: Device, A: Element>(
     .launch(&k.device, blocks(k, d.outputs, d.inputs), shared_bytes::<A>())
 }
 
-/// Rows of the weight of a gated layer as tiles take them: by eights of the gate and of the up projection in turn.
-const EIGHT: usize = 8;
-
-pub(super) fn linear_glu_fwd<D: Device, A: Element>(
-    k: &Kernels<D, A>,
-    mut a: LinearGluFwd<'_, Kernels<D, A>>,
-) -> Result<()> {
-    let d = a.dims;
-    if hopper::glu_fwd(k, &mut a)? {
-        return Ok(());
+pub(super) fn bias_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: BiasBwd<'_, Kernels<D, A>>) -> Result<()> {
+    let (tokens, outputs) = (a.dims.tokens, a.dims.outputs);
+    let count = tokens.div_ceil(BIAS_SLICE);
+    let mut scratch = k.scratch()?;
+    let slices = scratch.request::<f32>(count * outputs);
+    scratch.take()?;
+    launch::BiasBwd::<A> {
+        dy: read(a.dy),
+        slices: scratch.write(slices),
+        tokens: int(tokens)?,
+        outputs: int(outputs)?,
     }
-    launch::LinearGluFwd::<A> {
-        x: read(a.x),
-        weight: read(a.weight),
-        gate_up: write_option(&mut a.gate_up),
-        act: write(&mut a.act),
-        tokens: int(d.tokens)?,
-        inputs: int(d.hidden)?,
-        intermediate: int(d.intermediate)?,
-    }
-    .launch(&k.device, blocks(k, d.tokens, 2 * d.intermediate.next_multiple_of(EIGHT)), shared_bytes::<A>())
+    .launch(&k.device, k.row_blocks(count * warp_vectors::<A>(outputs), launch::BiasBwd::<A>::WARPS), 0)?;
+    sum_slices(k, &scratch, slices, count, &mut a.dbias, a.write)
 }
 
-pub(super) fn linear_glu_bwd<D: Device, A: Element>(
+/// `out (+)= sum of count slices`, each as long as `out`. The slices are partial sums over tokens.
+pub(super) fn sum_slices<D: Device, A: Element>(
     k: &Kernels<D, A>,
-    mut a: LinearGluBwd<'_, Kernels<D, A>>,
+    scratch: &Scratch<'_, D>,
+    slices: Piece,
+    count: usize,
+    out: &mut ViewMut<'_, Array<D, f32>>,
+    mode: Mode,
 ) -> Result<()> {
-    let d = a.dims;
-    if hopper::glu_bwd(k, &mut a)? {
-        return Ok(());
+    let width = out.len;
+    launch::SumSlices {
+        slices: scratch.read(slices),
+        out: write(out),
+        count: int(count)?,
+        width: int(width)?,
+        add: adds(mode),
     }
-    launch::LinearGluBwd::<A> {
-        dy: read(a.dy),
-        weight: read(a.weight),
-        gate_up: read(a.gate_up),
-        dgate_up: write(&mut a.dgate_up),
-        tokens: int(d.tokens)?,
-        intermediate: int(d.intermediate)?,
-        outputs: int(d.hidden)?,
-    }
-    .launch(&k.device, blocks(k, d.tokens, d.intermediate), shared_bytes::<A>())
+    // A block sums a column per lane of a warp.
+    .launch(&k.device, k.row_blocks(width, WARP), 0)
 }

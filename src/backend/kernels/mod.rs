@@ -1,27 +1,35 @@
 //! The backend of handwritten CUDA kernels (`kernels/*.cu`), over any [`Device`]: a GPU through the driver, or the emulator.
-//! What is here packs arguments, chooses grids and holds scratch memory; arithmetic is in the kernels.
+//! This module packs arguments, chooses grids and holds scratch memory. The kernels do the arithmetic.
 //!
-//! Every result is the same bits for any grid, number of multiprocessors and order of threads, and a row of a result does
-//! not depend on the other rows of the call.
+//! The bits of a result do not depend on the grid, the number of multiprocessors or the order of threads. A row of a result
+//! does not depend on the other rows of the call.
 
 mod attention;
 pub mod device;
 pub mod driver;
+mod embedding;
 pub mod emulator;
 pub mod geometry;
+mod glu;
 mod head;
 pub mod hopper;
 pub mod launchers;
 mod linear;
-mod loss;
+mod norm;
 mod optim;
+mod preference;
 pub mod rehearsal;
-mod rowwise;
+mod reward;
+mod rope;
 mod scratch;
+mod segment;
 mod tensor_map;
 mod transfer;
 
-// Text processing of build.rs, here for its tests.
+// Text processing of build.rs, compiled here for its tests.
+#[cfg(test)]
+#[allow(dead_code)]
+mod exports;
 #[cfg(test)]
 #[allow(dead_code)]
 mod generate;
@@ -37,9 +45,10 @@ use super::contract::*;
 use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
-use device::{Device, Element, Read, Write};
+use device::{ConstPtr, Device, Element, MutPtr};
 use geometry::{Choice, Chosen, Sizes};
 use hopper::Hopper;
+use launchers::WARP;
 use rayon::prelude::*;
 use scratch::{Piece, Scratch};
 
@@ -63,7 +72,7 @@ impl<D: Device, T> Buffer for Array<D, T> {
     }
 }
 
-/// An op between two moments.
+/// An op between two timestamps.
 struct Observed<D: Device> {
     op: usize,
     cost: Cost,
@@ -75,21 +84,21 @@ struct Observed<D: Device> {
 pub struct Kernels<D: Device, A> {
     device: D,
     scratch: Mutex<Option<(D::Memory, usize)>>,
-    /// Arrays and pieces of scratch memory that have been freed: recorded work is good while this stands still.
+    /// Count of freed arrays and scratch allocations. Captured work is valid while it does not change.
     freed: Arc<AtomicU64>,
     probe: Option<Probe>,
-    /// Timed ops whose times are not known yet, where the device works by itself.
+    /// Timed ops of an asynchronous device whose times are not read yet.
     observed: Mutex<Vec<Observed<D>>>,
-    /// Ops are being recorded, and take no time now.
+    /// Whether ops are being captured, and so take no time.
     recording: AtomicBool,
-    /// How linear layers are done on a Hopper card.
+    /// Use of the Hopper kernels.
     hopper: Hopper,
-    /// Most rows of a chunk of the head with its loss, if not as many as its memory allows.
+    /// Most rows of a chunk of the head with its preference loss; by default as many as its memory budget allows.
     head_rows: Option<usize>,
-    /// Products whose tiles were chosen, where op calls are timed or foretold.
+    /// GEMMs and their tiles, if they are recorded.
     chosen: Option<Mutex<Vec<Chosen>>>,
-    /// Turns of parts of sums: zeros between launches.
-    turns: Mutex<Option<D::Memory>>,
+    /// Split-K semaphores, zero between launches.
+    semaphores: Mutex<Option<D::Memory>>,
     activations: PhantomData<fn() -> A>,
 }
 
@@ -106,54 +115,54 @@ impl<D: Device, A: Element> Kernels<D, A> {
             hopper: Hopper::of_environment(),
             head_rows: None,
             chosen: None,
-            turns: Mutex::new(None),
+            semaphores: Mutex::new(None),
             activations: PhantomData,
         }
     }
 
-    /// As [`Kernels::new`], with every op call timed, but for those of recorded steps.
+    /// As [`Kernels::new`], with every op call timed except in captured steps.
     pub fn probed(device: D) -> Self {
         Self { probe: Some(Probe::default()), ..Self::new(device) }
     }
 
-    /// This backend with linear layers done in another way.
+    /// Sets the use of the Hopper kernels.
     pub fn with_hopper(self, hopper: Hopper) -> Self {
         Self { hopper, ..self }
     }
 
-    /// This backend with chunks of so many rows in [`Backend::head_preference`], where it works in chunks.
+    /// Sets the most rows of a chunk of [`Backend::head_preference`], if it works in chunks.
     pub fn with_head_rows(self, rows: usize) -> Self {
         Self { head_rows: Some(rows), ..self }
     }
 
-    /// This backend, which keeps what tiles its products were cut into.
+    /// Records the GEMMs of ops and their tiles.
     pub fn keeping_choices(self) -> Self {
         Self { chosen: Some(Mutex::default()), ..self }
     }
 
-    /// Products whose tiles were chosen since the last call of this, in the order of their launches.
+    /// Takes the GEMMs recorded since the last call, in the order of their launches.
     pub fn take_chosen(&self) -> Vec<Chosen> {
         let Some(chosen) = &self.chosen else { return Vec::new() };
         std::mem::take(&mut *chosen.lock().unwrap_or_else(|e| e.into_inner()))
     }
 
-    /// Notes the tiles of a product.
-    fn chose(&self, op: &'static str, sizes: Sizes, choice: Choice) {
+    /// Records the tile of a GEMM.
+    fn note_choice(&self, op: &'static str, sizes: Sizes, choice: Choice) {
         if let Some(chosen) = &self.chosen {
             chosen.lock().unwrap_or_else(|e| e.into_inner()).push(Chosen { op, sizes, choice });
         }
     }
 
-    /// Address of words for the turns of a launch, all zero; 0 for no words. Every call must ask for as many or none.
-    fn turns(&self, words: usize) -> Result<u64> {
-        if words == 0 {
+    /// Address of `count` zeroed semaphores; null for 0. Every call must pass the same count or 0.
+    fn semaphores(&self, count: usize) -> Result<u64> {
+        if count == 0 {
             return Ok(0);
         }
-        let mut turns = self.turns.lock().unwrap_or_else(|e| e.into_inner());
-        if turns.is_none() {
-            *turns = Some(self.device.allocate(words * size_of::<i32>())?);
+        let mut semaphores = self.semaphores.lock().unwrap_or_else(|e| e.into_inner());
+        if semaphores.is_none() {
+            *semaphores = Some(self.device.allocate(count * size_of::<i32>())?);
         }
-        Ok(turns.as_ref().map_or(0, D::address))
+        Ok(semaphores.as_ref().map_or(0, D::address))
     }
 
     /// The device.
@@ -161,7 +170,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         &self.device
     }
 
-    /// The device, when nothing of it is in use any more.
+    /// Returns the device. The arrays of the backend must have been dropped before.
     pub fn into_device(self) -> D {
         self.device
     }
@@ -186,52 +195,59 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Ok(())
     }
 
-    /// Zeroes a view.
+    /// Enqueues zeroing a view.
     fn clear<T>(&self, view: ViewMut<'_, Array<D, T>>) -> Result<()> {
         let size = size_of::<T>();
         self.device.clear(&mut view.buffer.memory, view.start * size, view.len * size)
     }
 
-    /// Blocks for rows that are taken by stride: enough to fill the device several times over.
-    fn row_blocks(&self, rows: usize, rows_of_a_block: usize) -> usize {
-        rows.div_ceil(rows_of_a_block).min(self.device.properties().processors * 8)
+    /// Blocks of a grid-stride loop over rows: enough to fill the device several times.
+    fn row_blocks(&self, rows: usize, rows_per_block: usize) -> usize {
+        rows.div_ceil(rows_per_block).min(self.device.properties().processors * 8)
     }
 }
 
-/// Address of a view for reading.
-fn read<D: Device, T>(view: View<'_, Array<D, T>>) -> Read<T> {
-    Read::new(D::address(&view.buffer.memory), view.start)
+/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes of activations per lane.
+fn warp_vectors<A>(width: usize) -> usize {
+    width.div_ceil(WARP * 16 / size_of::<A>())
 }
 
-/// Device address of a view, for libraries that are compared with the kernels.
+/// Pointer to a view for reading.
+fn read<D: Device, T>(view: View<'_, Array<D, T>>) -> ConstPtr<T> {
+    ConstPtr::new(D::address(&view.buffer.memory), view.start)
+}
+
+/// Device address of a view, for libraries that benchmarks compare with the kernels.
 pub fn address<D: Device, T>(view: View<'_, Array<D, T>>) -> u64 {
     read(view).address()
 }
 
-/// Address of a view for reading; none when it is absent.
-fn read_option<D: Device, T>(view: Option<View<'_, Array<D, T>>>) -> Read<T> {
-    view.map_or(Read::NONE, read)
+/// Pointer to a view for reading; null if it is absent.
+fn read_option<D: Device, T>(view: Option<View<'_, Array<D, T>>>) -> ConstPtr<T> {
+    view.map_or(ConstPtr::NONE, read)
 }
 
-/// Address of a view for writing.
-fn write<D: Device, T>(view: &mut ViewMut<'_, Array<D, T>>) -> Write<T> {
-    Write::new(D::address(&view.buffer.memory), view.start)
+/// Pointer to a view for writing.
+fn write<D: Device, T>(view: &mut ViewMut<'_, Array<D, T>>) -> MutPtr<T> {
+    MutPtr::new(D::address(&view.buffer.memory), view.start)
 }
 
-/// Address of a view for writing; none when it is absent.
-fn write_option<D: Device, T>(view: &mut Option<ViewMut<'_, Array<D, T>>>) -> Write<T> {
-    view.as_mut().map_or(Write::NONE, write)
+/// Pointer to a view for writing; null if it is absent.
+fn write_option<D: Device, T>(view: &mut Option<ViewMut<'_, Array<D, T>>>) -> MutPtr<T> {
+    view.as_mut().map_or(MutPtr::NONE, write)
 }
 
-/// 1 when an output is added to, 0 when it is overwritten, as kernels take it.
+/// The `add` parameter of kernels: 1 if the output is added to, 0 if it is overwritten.
 fn adds(write: super::Write) -> i32 {
     i32::from(write == super::Write::Add)
 }
 
-/// A size as kernels take it. [`Error::Runtime`] for one that kernels cannot count.
+/// A size as a kernel parameter. [`Error::Runtime`] if it does not fit 32 bits.
 fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| {
-        Error::Runtime(format!("a size of {size} is beyond what kernels count (2^31); choose a smaller batch or model"))
+        Error::Runtime(format!(
+            "a size of {size} is not below 2^31, the limit of the kernels; choose a smaller batch or model"
+        ))
     })
 }
 
@@ -299,7 +315,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()> {
         self.upload(to, source)
     }
-    /// One number, such as a step's learning rate, takes its place in the work and waits for nothing.
+    /// A single number, such as a step's learning rate, is enqueued and does not wait.
     fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()> {
         if let ([number], 1) = (source, to.len) {
             return self.device.put(&mut to.buffer.memory, to.start * size_of::<f32>(), (*number as f32).to_bits());
@@ -352,16 +368,16 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {
-        rowwise::embedding_fwd(self, a)
+        embedding::embedding_fwd(self, a)
     }
     fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
-        rowwise::embedding_bwd(self, a)
+        embedding::embedding_bwd(self, a)
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
-        rowwise::norm_fwd(self, a)
+        norm::norm_fwd(self, a)
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
-        rowwise::norm_bwd(self, a)
+        norm::norm_bwd(self, a)
     }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
         linear::linear_fwd(self, a)
@@ -373,25 +389,25 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         linear::linear_bwd_weight(self, a)
     }
     fn bias_bwd_impl(&self, a: BiasBwd<'_, Self>) -> Result<()> {
-        rowwise::bias_bwd(self, a)
+        linear::bias_bwd(self, a)
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(self, a, 1.0)
+        rope::rope(self, a, 1.0)
     }
     fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rowwise::rope(self, a, -1.0)
+        rope::rope(self, a, -1.0)
     }
     fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
-        rowwise::glu_fwd(self, a)
+        glu::glu_fwd(self, a)
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
-        rowwise::glu_bwd(self, a)
+        glu::glu_bwd(self, a)
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_fwd(self, a)
+        glu::linear_glu_fwd(self, a)
     }
     fn linear_glu_bwd_impl(&self, a: LinearGluBwd<'_, Self>) -> Result<()> {
-        linear::linear_glu_bwd(self, a)
+        glu::linear_glu_bwd(self, a)
     }
     fn attention_fwd_impl(&self, a: AttentionFwd<'_, Self>) -> Result<()> {
         attention::attention_fwd(self, a)
@@ -406,35 +422,35 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         head::head_logprob_bwd(self, a)
     }
     fn logprob_fwd_impl(&self, a: LogprobFwd<'_, Self>) -> Result<()> {
-        rowwise::logprob_fwd(self, a)
+        head::logprob_fwd(self, a)
     }
     fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
-        rowwise::logprob_bwd(self, a)
+        head::logprob_bwd(self, a)
     }
     fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
-        loss::reward_head_fwd(self, a)
+        reward::reward_head_fwd(self, a)
     }
     fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
-        loss::reward_head_bwd(self, a)
+        reward::reward_head_bwd(self, a)
     }
     fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_fwd(self, a)
+        segment::segment_sum_fwd(self, a)
     }
     fn segment_sum_bwd_impl(&self, a: SegmentSumBwd<'_, Self>) -> Result<()> {
-        loss::segment_sum_bwd(self, a)
+        segment::segment_sum_bwd(self, a)
     }
     fn preference_fwd_impl(&self, a: PreferenceFwd<'_, Self>) -> Result<()> {
-        loss::preference_fwd(self, a)
+        preference::preference_fwd(self, a)
     }
     fn head_preference_impl(&self, a: HeadPreference<'_, Self>) -> Result<()> {
-        if hopper::head::does_preference(self, &a) {
+        if hopper::head::fuses_preference(self, &a) {
             hopper::head::preference(self, a)
         } else {
             composite::head_preference(self, a)
         }
     }
     fn fuses_head_preference(&self, a: &HeadPreference<'_, Self>) -> bool {
-        hopper::head::does_preference(self, a)
+        hopper::head::fuses_preference(self, a)
     }
     fn head_rows_at_once(&self, d: HeadDims) -> usize {
         hopper::head::rows_at_once(self, d)

@@ -1,26 +1,33 @@
-//! Gradient norm and AdamW.
+//! Gradient norm and AdamW (`kernels/optim.cu`).
 
 use super::device::{Device, Element};
-use super::launchers as launch;
+use super::launchers::{self as launch, Control};
 use super::{Kernels, int, read, read_option, write, write_option};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
-/// Most slices of a norm, and fewest elements of one.
-const NORM_SLICES: usize = 4096;
-const NORM_SLICE: usize = 1 << 14;
-/// Elements of a block of `adamw` at a time.
-const ADAMW_BLOCK: usize = 256 * 8;
+const _: () = {
+    assert!(CONTROL == Control::ALL.len());
+    assert!(CONTROL_LEARNING_RATE == Control::LearningRate as usize && CONTROL_STEP == Control::Step as usize);
+    assert!(CONTROL_NORM == Control::Norm as usize && CONTROL_CLIP == Control::Clip as usize);
+    assert!(CONTROL_APPLY == Control::Apply as usize && CONTROL_SKIPPED == Control::Skipped as usize);
+};
+
+/// Most slices of the sum of squares, and fewest elements of a slice.
+const MAX_SLICES: usize = 4096;
+const MIN_SLICE: usize = 1 << 14;
+/// Elements per thread of `adamw` in one iteration, in bf16.
+const ADAMW_ELEMENTS: usize = 8;
 
 pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
     let [before, after] = a.read();
-    let told = a.norms();
-    let runs = [before.len(), after.len(), told];
-    // Slices begin at multiples of 16 bytes.
-    let slice = runs.iter().sum::<usize>().div_ceil(NORM_SLICES).next_multiple_of(4).max(NORM_SLICE);
+    let known = a.norms();
+    let runs = [before.len(), after.len(), known];
+    // Slices start at multiples of 16 bytes.
+    let slice = runs.iter().sum::<usize>().div_ceil(MAX_SLICES).next_multiple_of(4).max(MIN_SLICE);
     let slices = runs.iter().map(|len| len.div_ceil(slice)).sum();
     let mut scratch = k.scratch()?;
-    let sums = scratch.want::<f64>(slices);
+    let sums = scratch.request::<f64>(slices);
     scratch.take()?;
     launch::GradSquares {
         grads: read(a.grads),
@@ -29,7 +36,7 @@ pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNor
         first: before.len() as i64,
         rest: after.start as i64,
         len: a.len as i64,
-        told: told as i64,
+        known: known as i64,
         slice: slice as i64,
     }
     .launch(&k.device, k.row_blocks(slices, 1), 0)?;
@@ -47,7 +54,7 @@ pub(super) fn adamw<D: Device, A: Element>(k: &Kernels<D, A>, mut a: AdamW<'_, K
         return Err(Error::Contract {
             op: "adamw",
             what: "master",
-            expected: "none, since parameters are f32".into(),
+            expected: "none, because parameters are f32".into(),
             got: "a full-precision copy".into(),
         });
     }
@@ -65,5 +72,5 @@ pub(super) fn adamw<D: Device, A: Element>(k: &Kernels<D, A>, mut a: AdamW<'_, K
         eps: a.eps as f32,
         weight_decay: a.weight_decay,
     }
-    .launch(&k.device, k.row_blocks(a.len, ADAMW_BLOCK), 0)
+    .launch(&k.device, k.row_blocks(a.len, launch::Adamw::<A>::THREADS * ADAMW_ELEMENTS), 0)
 }

@@ -1,5 +1,5 @@
-//! A device that holds nothing and runs nothing: it counts the bytes that are asked of it. The host code of the kernels,
-//! run on it with the sizes of the largest batch, tells what memory a run needs before any of it is taken.
+//! A device for dry runs: it counts allocated bytes and launches, and has neither memory nor kernels. The host code of the
+//! kernels, run on it with the sizes of the largest batch, gives the memory of a run before anything is allocated.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -10,7 +10,7 @@ use super::device::{Device, Grid, Kernel, Properties};
 use super::tensor_map::{TensorMap, TensorMapSpec};
 use crate::Result;
 
-/// Counts memory; everything else succeeds and does nothing.
+/// Dry-run device. Everything that is not counted succeeds and does nothing.
 pub struct Rehearsal {
     properties: Properties,
     bytes: Arc<AtomicU64>,
@@ -18,18 +18,18 @@ pub struct Rehearsal {
     launches: Mutex<BTreeMap<(&'static str, u64, usize), u64>>,
 }
 
-/// Launches of one kernel on one grid.
+/// Number of launches of one kernel on one grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launched {
     pub kernel: &'static str,
     pub blocks: u64,
-    /// Dynamic shared memory of a block.
+    /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: usize,
     pub count: u64,
 }
 
 impl Rehearsal {
-    /// A device with the properties of the one that the run is for.
+    /// A device with the properties of the run's device.
     pub fn of(properties: &Properties) -> Self {
         Self {
             properties: properties.clone(),
@@ -39,32 +39,32 @@ impl Rehearsal {
         }
     }
 
-    /// Launches since the last call of this, by kernel and grid.
+    /// Takes the launches since the last call, by kernel and grid.
     pub fn take_launches(&self) -> Vec<Launched> {
         let launches = std::mem::take(&mut *self.launches.lock().unwrap_or_else(|e| e.into_inner()));
         let launched = |((kernel, blocks, shared_bytes), count)| Launched { kernel, blocks, shared_bytes, count };
         launches.into_iter().map(launched).collect()
     }
 
-    /// Bytes that are allocated and not freed, each piece rounded up to what devices give.
+    /// Bytes in use. Each allocation is rounded up to the allocation unit of devices.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Devices align memory to this many bytes.
+/// Alignment of device allocations in bytes.
 const ALIGNMENT: u64 = 256;
 
-/// A piece of memory that is not there.
+/// A counted allocation without memory.
 pub struct Memory {
     address: u64,
     bytes: u64,
-    held: Arc<AtomicU64>,
+    in_use: Arc<AtomicU64>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.in_use.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -85,7 +85,7 @@ impl Device for Rehearsal {
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         let bytes = (bytes as u64).next_multiple_of(ALIGNMENT);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Memory { address: self.next.fetch_add(bytes, Ordering::Relaxed), bytes, held: self.bytes.clone() })
+        Ok(Memory { address: self.next.fetch_add(bytes, Ordering::Relaxed), bytes, in_use: self.bytes.clone() })
     }
 
     fn address(memory: &Memory) -> u64 {
@@ -96,7 +96,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    /// Every byte reads as 0.
+    /// Reads zeros.
     fn download(&self, _: &Memory, _: usize, to: &mut [u8]) -> Result<()> {
         to.fill(0);
         Ok(())
@@ -130,7 +130,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    /// Memory of the host, which is not counted.
+    /// Host memory is not counted.
     fn outlet(&self, _: usize) -> Result<()> {
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    /// Nothing takes time.
+    /// Takes no time.
     fn seconds_between(&self, (): &(), (): &()) -> Result<f64> {
         Ok(0.0)
     }

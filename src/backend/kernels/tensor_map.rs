@@ -1,15 +1,15 @@
-//! Descriptors of tensors for bulk copies: what a kernel's `TensorMap` parameter is made from. Each device has bits of
-//! its own; the rules are those of the driver's `cuTensorMapEncodeTiled`, whose arguments a [`TensorMapSpec`] holds
-//! (interleave none, element strides 1, out-of-range elements zero).
+//! Tensor maps: the descriptors that TMA copies need, from which a kernel's `TensorMap` parameter is built. A [`TensorMapSpec`]
+//! holds the arguments of the driver's `cuTensorMapEncodeTiled` (interleave none, element strides 1, out-of-range elements
+//! zero) and follows its rules. Each device encodes them in its own way.
 
 use crate::{Error, Result};
 
-/// Descriptor of a tensor for bulk copies, as kernels take it.
+/// Encoded tensor map, as kernels take it.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// Elements of a tensor that is copied in boxes.
+/// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapElement {
     F32,
@@ -17,7 +17,7 @@ pub enum MapElement {
 }
 
 impl MapElement {
-    /// Bytes of one.
+    /// Size in bytes.
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
@@ -26,24 +26,24 @@ impl MapElement {
     }
 }
 
-/// How a box lies in shared memory.
+/// Layout of a box in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapSwizzle {
-    /// Row after row.
+    /// Rows are contiguous.
     None,
-    /// Rows of 128 bytes; chunk c of row r lies at chunk c xor (r mod 8).
+    /// Rows of 128 bytes; 16-byte chunk c of row r is at chunk c xor (r mod 8).
     Bytes128,
 }
 
-/// A tensor and the boxes it is copied in. Dimensions are listed innermost first.
+/// A tensor and the boxes that TMA copies. Dimensions are listed innermost first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorMapSpec {
     /// Device address of the first element.
     pub address: u64,
     pub element: MapElement,
-    /// Elements of each dimension; elements beyond are zero.
+    /// Elements of each dimension; elements outside are zero.
     pub dims: Vec<u64>,
-    /// Bytes from one index to the next, of every dimension but the innermost.
+    /// Strides in bytes of every dimension except the innermost.
     pub strides: Vec<u64>,
     /// Elements of a box in each dimension.
     pub boxes: Vec<u32>,
@@ -51,7 +51,7 @@ pub struct TensorMapSpec {
 }
 
 impl TensorMapSpec {
-    /// [`Error::Runtime`] unless the tensor can be copied in these boxes.
+    /// Checks the specification. [`Error::Runtime`] if TMA does not support it.
     pub fn check(&self) -> Result<()> {
         self.defect().map_or(Ok(()), |why| Err(Error::Runtime(format!("tensor map: {why}"))))
     }
@@ -59,11 +59,11 @@ impl TensorMapSpec {
     fn defect(&self) -> Option<String> {
         let rank = self.dims.len();
         if !(2..=3).contains(&rank) {
-            return Some(format!("{rank} dimensions; kernels copy boxes of 2 or 3"));
+            return Some(format!("{rank} dimensions; the kernels use boxes of 2 or 3"));
         }
         if self.boxes.len() != rank || self.strides.len() != rank - 1 {
             return Some(format!(
-                "{rank} dimensions with {} box sizes and {} strides; as many sizes and one stride less are needed",
+                "{rank} dimensions with {} box sizes and {} strides; {rank} sizes and one stride less are needed",
                 self.boxes.len(),
                 self.strides.len()
             ));
@@ -72,21 +72,21 @@ impl TensorMapSpec {
             return Some(format!("address {:#x}; it must be a multiple of 16 bytes", self.address));
         }
         if let Some(dim) = self.dims.iter().find(|&&dim| dim == 0 || dim > 1 << 32) {
-            return Some(format!("a dimension of {dim} elements; 1 to 2^32 are possible"));
+            return Some(format!("a dimension of {dim} elements; 1 to 2^32 are allowed"));
         }
         if let Some(stride) = self.strides.iter().find(|s| !s.is_multiple_of(16) || **s == 0 || **s >= 1 << 40) {
             return Some(format!("a stride of {stride} bytes; it must be a multiple of 16 below 2^40"));
         }
         if let Some(size) = self.boxes.iter().find(|&&size| size == 0 || size > 256) {
-            return Some(format!("a box of {size} elements in one dimension; 1 to 256 are possible"));
+            return Some(format!("a box of {size} elements in one dimension; 1 to 256 are allowed"));
         }
         let row = u64::from(self.boxes[0]) * self.element.bytes();
         if !row.is_multiple_of(16) {
-            return Some(format!("rows of {row} bytes in a box; they must be a multiple of 16"));
+            return Some(format!("rows of {row} bytes in a box; they must be multiples of 16 bytes"));
         }
-        // The hardware pads narrower rows to the width of the swizzle; kernels here never need that.
+        // The hardware pads narrower rows to the width of the swizzle; no kernel here needs that.
         if self.swizzle == MapSwizzle::Bytes128 && row != 128 {
-            return Some(format!("rows of {row} bytes in a box; the 128-byte swizzle takes 128"));
+            return Some(format!("rows of {row} bytes in a box; the 128-byte swizzle needs 128"));
         }
         None
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_driver_would_refuse_is_refused_with_the_reason() {
+    fn a_specification_that_the_driver_refuses_is_an_error_with_the_reason() {
         spec().check().unwrap();
         type Spoil = fn(&mut TensorMapSpec);
         let cases: [(Spoil, &str); 12] = [
@@ -121,8 +121,8 @@ mod tests {
             (|s| s.dims = vec![100], "1 dimensions"),
             (|s| s.dims = vec![100, 0], "a dimension of 0 elements"),
             (|s| s.boxes = vec![64, 257], "a box of 257 elements"),
-            (|s| s.boxes = vec![72, 8], "rows of 144 bytes in a box; the 128-byte swizzle takes 128"),
-            (|s| s.boxes = vec![32, 8], "rows of 64 bytes in a box; the 128-byte swizzle takes 128"),
+            (|s| s.boxes = vec![72, 8], "rows of 144 bytes in a box; the 128-byte swizzle needs 128"),
+            (|s| s.boxes = vec![32, 8], "rows of 64 bytes in a box; the 128-byte swizzle needs 128"),
             (|s| (s.boxes, s.swizzle) = (vec![4, 8], MapSwizzle::None), "rows of 8 bytes"),
         ];
         for (spoil, why) in cases {

@@ -1,4 +1,4 @@
-//! Batches to the device and results from it beside the work that is under way, and recorded work.
+//! Asynchronous transfers of batches to the device and of results to the host, and captured ops.
 
 use std::sync::atomic::Ordering;
 
@@ -8,26 +8,27 @@ use crate::backend::View;
 use crate::backend::contract::expect_len;
 use crate::{Error, Result};
 
-/// A batch on its way to a device: indices first, numbers after them.
+/// Staging of a batch's transfer to the device: indices first, then numbers.
 pub struct Inlet<D: Device> {
     inlet: D::Inlet,
-    /// Byte where the numbers begin.
+    /// First byte of the numbers.
     numbers_at: usize,
-    /// Bytes in all.
-    room: usize,
-    /// Bytes of indices and of numbers that were sent last.
+    /// Size in bytes.
+    capacity: usize,
+    /// Bytes of indices and of numbers of the last `send_batch`.
     sent: (usize, usize),
 }
 
-/// Results on their way from a device.
+/// Staging of a transfer of results to the host.
 pub struct Outlet<D: Device> {
     outlet: D::Outlet,
     len: usize,
 }
 
-/// Recorded launches, good as long as no memory has been freed since.
+/// Captured launches. They are valid while no memory has been freed.
 pub struct Graph<D: Device> {
     graph: D::Graph,
+    /// Count of freed allocations at the time of the capture.
     freed: u64,
 }
 
@@ -37,17 +38,17 @@ const NUMBER: usize = size_of::<f32>();
 impl<D: Device, A: Element> Kernels<D, A> {
     pub(super) fn new_inlet(&self, indices: usize, numbers: usize) -> Result<Inlet<D>> {
         let numbers_at = (indices * INDEX).next_multiple_of(256);
-        let room = numbers_at + numbers * NUMBER;
-        Ok(Inlet { inlet: self.device.inlet(room)?, numbers_at, room, sent: (0, 0) })
+        let capacity = numbers_at + numbers * NUMBER;
+        Ok(Inlet { inlet: self.device.inlet(capacity)?, numbers_at, capacity, sent: (0, 0) })
     }
 
     pub(super) fn send_batch(&self, to: &mut Inlet<D>, indices: &[i32], numbers: &[f64]) -> Result<()> {
         let (i, n) = (indices.len() * INDEX, numbers.len() * NUMBER);
-        if i > to.numbers_at || to.numbers_at + n > to.room {
-            return Err(Error::Runtime(format!("a batch of {} bytes in an inlet of {}", i + n, to.room)));
+        if i > to.numbers_at || to.numbers_at + n > to.capacity {
+            return Err(Error::Runtime(format!("a batch of {} bytes does not fit an inlet of {}", i + n, to.capacity)));
         }
         let bytes = self.device.fill(&mut to.inlet)?;
-        // A device that only counts gives no bytes.
+        // A rehearsal gives no bytes.
         if !bytes.is_empty() {
             bytes[..i].copy_from_slice(bytemuck::cast_slice(indices));
             let places = bytes[to.numbers_at..][..n].chunks_exact_mut(NUMBER);
@@ -65,7 +66,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
     ) -> Result<()> {
         let (i, n) = from.sent;
         if indices.len * INDEX < i || numbers.len * NUMBER < n {
-            return Err(Error::Runtime("a batch was received into buffers that are too short for it".into()));
+            return Err(Error::Runtime("the buffers are too short for the batch that was sent".into()));
         }
         self.device.receive(&mut from.inlet, 0, i, &mut indices.memory)?;
         self.device.receive(&mut from.inlet, from.numbers_at, n, &mut numbers.memory)
@@ -77,7 +78,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
 
     pub(super) fn fetch_view(&self, from: View<'_, Array<D, f32>>, to: &mut Outlet<D>, at: usize) -> Result<()> {
         if at + from.len > to.len {
-            return Err(Error::Runtime(format!("{} results at {at} of an outlet of {}", from.len, to.len)));
+            return Err(Error::Runtime(format!("{} results do not fit at {at} of an outlet of {}", from.len, to.len)));
         }
         let (start, bytes) = (from.start * NUMBER, from.len * NUMBER);
         self.device.fetch(&from.buffer.memory, start, bytes, &mut to.outlet, at * NUMBER)
@@ -101,8 +102,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
         if graph.freed != self.freed.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        // SAFETY: launches of this backend touch its arrays and its scratch memory alone. Each was allocated when the work
-        // was recorded, because it was borrowed then, and none has been freed since, because every free is counted.
+        // SAFETY: launches of this backend access its arrays and its scratch memory only. Each was allocated at the time of the
+        // capture, because it was borrowed then. None has been freed since, because every free is counted.
         unsafe { self.device.replay(&graph.graph) }.map(|()| true)
     }
 }

@@ -1,4 +1,4 @@
-//! The vocabulary head with stored exponentials of logits (kernels/head_logprob_sm90.cu):
+//! The vocabulary head with stored exponentials of logits (kernels/head_sm90.cu):
 //! vocabularies that are not a multiple of the tile, rows that share a hidden row, several clusters
 //! of rows, targets of very low probability, a large vocabulary in one block of rows.
 

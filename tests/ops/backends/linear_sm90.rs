@@ -1,4 +1,4 @@
-//! Linear layers on wgmma kernels (kernels/matmul_sm90.cu): every tile and split-K count against
+//! Linear layers on wgmma kernels (kernels/linear_sm90.cu): every tile and split-K count against
 //! the reference, with partial tiles in every dimension. Results are bitwise equal on the emulator
 //! in every schedule and for any number of multiprocessors, and on a GPU in repeated runs.
 
@@ -220,7 +220,7 @@ fn gated_gemm_matches_the_reference_and_separate_ops_bitwise() {
 /// Repeats a GEMM on one backend: a semaphore that is not reset would block or reorder the next
 /// GEMM.
 fn repeated_split_k<D: Device>(device: D) {
-    let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::Narrow, 4));
+    let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::N192, 4));
     let mut on = On::new(&kernels, Precision::Bf16);
     on.before = 8;
     let d = LinearDims { tokens: 520, inputs: 208, outputs: 272 };

@@ -1,7 +1,7 @@
 //! Synchronisation of threads, warps, blocks of a cluster and blocks of a grid; registers of
 //! warpgroups.
 
-use mapl::backend::kernels::device::{Device, Write};
+use mapl::backend::kernels::device::{Device, MutPtr};
 use mapl::backend::kernels::launchers::{TestCluster, TestMbarrier, TestNamed, TestRegisters, TestTurns};
 
 use super::harness::{download, unwritten, upload};
@@ -12,7 +12,7 @@ pub fn mbarrier_phases_protect_a_ring<D: Device>(device: &D) {
     // One item, a full ring, both parities of both slots, and many rounds.
     for items in [1, 2, 5, 16] {
         let out = unwritten(device, items * 32);
-        TestMbarrier { out: Write::of::<D>(&out, 0), items: items as i32 }.launch(device, 1, 0).unwrap();
+        TestMbarrier { out: MutPtr::of::<D>(&out, 0), items: items as i32 }.launch(device, 1, 0).unwrap();
         let expected: Vec<i32> = (0..items as i32 * 32).map(|i| 1000 * (i / 32) + 31 - i % 32).collect();
         assert_eq!(download::<D, i32>(device, &out, items * 32), expected);
     }
@@ -22,7 +22,7 @@ pub fn mbarrier_phases_protect_a_ring<D: Device>(device: &D) {
 /// releases bar.sync of the other.
 pub fn named_barriers_synchronise_some_warps<D: Device>(device: &D) {
     let out = unwritten(device, 256);
-    TestNamed { out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
+    TestNamed { out: MutPtr::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
     let got = download::<D, i32>(device, &out, 256);
     for thread in 0..128 {
         let partner = thread / 64 * 64 + (thread + 32) % 64;
@@ -38,7 +38,8 @@ pub fn semaphore_orders_blocks<D: Device>(device: &D) {
     for blocks in [1, 2, 5] {
         let rounds = 3;
         let (log, turn) = (unwritten(device, blocks * rounds), upload(device, &[0i32; 2]));
-        let kernel = TestTurns { log: Write::of::<D>(&log, 0), turn: Write::of::<D>(&turn, 0), rounds: rounds as i32 };
+        let kernel =
+            TestTurns { log: MutPtr::of::<D>(&log, 0), turn: MutPtr::of::<D>(&turn, 0), rounds: rounds as i32 };
         kernel.launch(device, blocks, 0).unwrap();
         let expected: Vec<i32> = (0..blocks * rounds).map(|i| (blocks - 1 - i % blocks) as i32).collect();
         assert_eq!(download::<D, i32>(device, &log, blocks * rounds), expected);
@@ -49,7 +50,7 @@ pub fn semaphore_orders_blocks<D: Device>(device: &D) {
 /// clusters of four blocks.
 pub fn clusters_access_distributed_shared_memory<D: Device>(device: &D) {
     let (out, values) = (unwritten(device, 8 * 96), unwritten(device, 8 * 32));
-    let kernel = TestCluster { out: Write::of::<D>(&out, 0), values: Write::of::<D>(&values, 0) };
+    let kernel = TestCluster { out: MutPtr::of::<D>(&out, 0), values: MutPtr::of::<D>(&values, 0) };
     kernel.launch(device, 8, 0).unwrap();
     let (got, values) = (download::<D, i32>(device, &out, 8 * 96), download::<D, f32>(device, &values, 8 * 32));
     for block in 0..8i32 {
@@ -69,7 +70,7 @@ pub fn clusters_access_distributed_shared_memory<D: Device>(device: &D) {
 /// effect here.
 pub fn registers_move_between_warpgroups<D: Device>(device: &D) {
     let out = unwritten(device, 384);
-    TestRegisters { out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
+    TestRegisters { out: MutPtr::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
     let expected: Vec<i32> = (0..384).map(|thread| if thread < 128 { 1 } else { 2 }).collect();
     assert_eq!(download::<D, i32>(device, &out, 384), expected);
 }

@@ -2,7 +2,7 @@
 //! rounding of reductions.
 
 use half::bf16;
-use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
+use mapl::backend::kernels::device::{ConstPtr, Device, MapElement, MapSwizzle, MutPtr, TensorMap, TensorMapSpec};
 use mapl::backend::kernels::launchers::{TestLoadBox, TestMulticast, TestStoreBox};
 
 use super::harness::{download, unwritten, upload};
@@ -163,7 +163,7 @@ pub fn tma_loads_boxes<D: Device>(device: &D) {
                 x,
                 y,
                 z,
-                out: Write::of::<D>(&out, 0),
+                out: MutPtr::of::<D>(&out, 0),
                 bytes: bytes as i32,
             }
             .launch(device, 1, bytes)
@@ -192,7 +192,7 @@ fn store<D: Device>(device: &D, tensor: &Tensor<D>, at: [i32; 3], image: &[u8], 
         x,
         y,
         z,
-        image: Read::of::<D>(&memory, 0),
+        image: ConstPtr::of::<D>(&memory, 0),
         bytes: image.len() as i32,
         add: i32::from(add),
     }
@@ -249,7 +249,7 @@ pub fn tma_multicast_reaches_both_blocks<D: Device>(device: &D) {
         let tensor = Tensor::new(device, MapElement::Bf16, &[64, 32], &[64, 16], swizzle);
         let bytes = tensor.box_bytes();
         let out = unwritten(device, bytes);
-        TestMulticast { map: tensor.map, out: Write::of::<D>(&out, 0), rows: 16, bytes: bytes as i32 }
+        TestMulticast { map: tensor.map, out: MutPtr::of::<D>(&out, 0), rows: 16, bytes: bytes as i32 }
             .launch(device, 2, 2 * bytes)
             .unwrap();
         let got = download::<D, u8>(device, &out, 4 * bytes);

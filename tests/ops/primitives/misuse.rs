@@ -1,7 +1,7 @@
 //! Errors that the emulator reports for wrong use of primitives, and hazards that its schedules
 //! expose.
 
-use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
+use mapl::backend::kernels::device::{ConstPtr, Device, MapElement, MapSwizzle, MutPtr, TensorMap, TensorMapSpec};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::kernels::launchers::{
     TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse,
@@ -45,7 +45,7 @@ fn deadlock_error_names_the_waiting_threads() {
     });
     reported("threads 0 to 31: semaphore in global memory", |device| {
         let turn = upload(device, &[0i32]);
-        TestTurnMisuse { turn: Read::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
+        TestTurnMisuse { turn: ConstPtr::of::<Emulator>(&turn, 0) }.launch(device, 2, 0)
     });
 }
 
@@ -60,7 +60,7 @@ fn uncommitted_async_copies_are_reported() {
     for committed in 0..3 {
         reported("uncommitted cp.async copies", |device| {
             let (x, out) = (upload(device, &values), unwritten(device, 416));
-            TestCopies { x: Read::of::<Emulator>(&x, 0), out: Write::of::<Emulator>(&out, 0), committed }
+            TestCopies { x: ConstPtr::of::<Emulator>(&x, 0), out: MutPtr::of::<Emulator>(&out, 0), committed }
                 .launch(device, 1, 0)
         });
     }
@@ -135,7 +135,7 @@ fn misuse_of_clusters_and_registers_is_reported() {
     ] {
         reported(what, |device| {
             let out = unwritten(device, 32);
-            TestClusterMisuse { which, out: Write::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
+            TestClusterMisuse { which, out: MutPtr::of::<Emulator>(&out, 0) }.launch(device, 2, 0)
         });
     }
     for (which, what) in
@@ -165,7 +165,7 @@ fn early_reuse_of_a_stage_changes_results() {
             let Some(device) = common::emulator(schedule, 1) else { return };
             let memory = upload(&device, &[2.0f32; 256]);
             let out = unwritten(&device, 256);
-            TestEarlyReuse { map: map(&device, &memory, 32), which, out: Write::of::<Emulator>(&out, 0) }
+            TestEarlyReuse { map: map(&device, &memory, 32), which, out: MutPtr::of::<Emulator>(&out, 0) }
                 .launch(&device, 1, 4096)
                 .unwrap();
             let stored = download::<Emulator, i32>(&device, &memory, 256);

@@ -2,7 +2,7 @@
 //! of the result.
 
 use half::bf16;
-use mapl::backend::kernels::device::{Device, Read, Write};
+use mapl::backend::kernels::device::{ConstPtr, Device, MutPtr};
 use mapl::backend::kernels::launchers::{
     TestProduct64Kk, TestProduct128Ka, TestProduct192Aa, TestProduct256Ak, TestProductRegisters64A,
     TestProductRegisters80K, TestProductRegisters96K,
@@ -93,8 +93,8 @@ macro_rules! product {
             let [a_memory, b_memory] = [&a_image, &b_image].map(|image| upload($device, &image.bytes));
             let out = unwritten($device, 128 * columns / 2);
             $Kernel {
-                a: Read::of::<D>(&a_memory, 0),
-                b: Read::of::<D>(&b_memory, 0),
+                a: ConstPtr::of::<D>(&a_memory, 0),
+                b: ConstPtr::of::<D>(&b_memory, 0),
                 a_bytes: a_image.bytes.len() as i32,
                 b_bytes: b_image.bytes.len() as i32,
                 a_leading: a_image.leading,
@@ -106,7 +106,7 @@ macro_rules! product {
                 a_step: a_image.step,
                 b_step: b_image.step,
                 accumulate,
-                out: Write::of::<D>(&out, 0),
+                out: MutPtr::of::<D>(&out, 0),
             }
             .launch($device, 1, a_image.bytes.len().next_multiple_of(1024) + b_image.bytes.len())
             .unwrap();
@@ -162,13 +162,13 @@ macro_rules! product_of_registers {
         let (fragments, memory) = (upload($device, &fragments), upload($device, &b_image.bytes));
         let out = unwritten($device, 128 * columns / 2);
         $Kernel {
-            fragments: Read::of::<D>(&fragments, 0),
-            b: Read::of::<D>(&memory, 0),
+            fragments: ConstPtr::of::<D>(&fragments, 0),
+            b: ConstPtr::of::<D>(&memory, 0),
             b_bytes: b_image.bytes.len() as i32,
             b_leading: b_image.leading,
             b_stride: b_image.stride,
             b_step: b_image.step,
-            out: Write::of::<D>(&out, 0),
+            out: MutPtr::of::<D>(&out, 0),
         }
         .launch($device, 1, b_image.bytes.len())
         .unwrap();

@@ -1,6 +1,6 @@
 //! Primitives of one warp: rounding, shuffles and votes, asynchronous copies, fragments.
 
-use mapl::backend::kernels::device::{Device, Read, Write};
+use mapl::backend::kernels::device::{ConstPtr, Device, MutPtr};
 use mapl::backend::kernels::launchers::{TestCopies, TestLdmatrix, TestMma, TestRounding, TestWarp};
 
 use super::harness::{download, matmul, pair, small, unwritten, upload};
@@ -28,7 +28,7 @@ pub fn f32_rounds_to_bf16<D: Device>(device: &D) {
     ];
     let numbers: Vec<u32> = table.iter().map(|x| x.0).collect();
     let (x, rounded) = (upload(device, &numbers), unwritten(device, 8));
-    TestRounding { x: Read::of::<D>(&x, 0), rounded: Write::of::<D>(&rounded, 0), pairs: 8 }
+    TestRounding { x: ConstPtr::of::<D>(&x, 0), rounded: MutPtr::of::<D>(&rounded, 0), pairs: 8 }
         .launch(device, 1, 0)
         .unwrap();
     let expected: Vec<u16> = table.iter().map(|x| x.1).collect();
@@ -39,7 +39,7 @@ pub fn f32_rounds_to_bf16<D: Device>(device: &D) {
 pub fn lanes_exchange_values_and_votes<D: Device>(device: &D) {
     let values: Vec<i32> = (0..32).map(|lane| 1000 + lane).collect();
     let (x, out) = (upload(device, &values), unwritten(device, 32 * 8));
-    TestWarp { x: Read::of::<D>(&x, 0), out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
+    TestWarp { x: ConstPtr::of::<D>(&x, 0), out: MutPtr::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
     let got = download::<D, i32>(device, &out, 32 * 8);
     let votes = values.iter().enumerate().fold(0, |bits, (i, v)| bits | u32::from(v % 3 == 0) << i);
     for lane in 0..32i32 {
@@ -57,7 +57,9 @@ pub fn lanes_exchange_values_and_votes<D: Device>(device: &D) {
 pub fn cp_async_completes_by_group<D: Device>(device: &D) {
     let values: Vec<f32> = (1..=384).map(|i| i as f32).collect();
     let (x, out) = (upload(device, &values), unwritten(device, 416));
-    TestCopies { x: Read::of::<D>(&x, 0), out: Write::of::<D>(&out, 0), committed: 3 }.launch(device, 1, 0).unwrap();
+    TestCopies { x: ConstPtr::of::<D>(&x, 0), out: MutPtr::of::<D>(&out, 0), committed: 3 }
+        .launch(device, 1, 0)
+        .unwrap();
     let got = download::<D, f32>(device, &out, 416);
     for i in 0..384 {
         let left_out = (128..256).contains(&i) && i % 4 >= 2;
@@ -76,7 +78,7 @@ pub fn ldmatrix_loads_fragments<D: Device>(device: &D) {
     let element = |i: usize, r: usize, c: usize| (100 * i + 10 * r + c) as u16;
     let rows: Vec<u16> = (0..256).map(|j| element(j / 64, j / 8 % 8, j % 8)).collect();
     let (rows, out) = (upload(device, &rows), unwritten(device, 256));
-    TestLdmatrix { rows: Read::of::<D>(&rows, 0), out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
+    TestLdmatrix { rows: ConstPtr::of::<D>(&rows, 0), out: MutPtr::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
     let got = download::<D, u16>(device, &out, 512);
     for lane in 0..32 {
         let (g, t) = (lane / 4, lane % 4);
@@ -111,10 +113,10 @@ pub fn mma_multiplies_fragments<D: Device>(device: &D) {
     let [a, b] = [a_words, b_words].map(|words| upload(device, &words));
     let (c_memory, d) = (upload(device, &c_values), unwritten(device, 128));
     TestMma {
-        a: Read::of::<D>(&a, 0),
-        b: Read::of::<D>(&b, 0),
-        c: Read::of::<D>(&c_memory, 0),
-        d: Write::of::<D>(&d, 0),
+        a: ConstPtr::of::<D>(&a, 0),
+        b: ConstPtr::of::<D>(&b, 0),
+        c: ConstPtr::of::<D>(&c_memory, 0),
+        d: MutPtr::of::<D>(&d, 0),
     }
     .launch(device, 1, 0)
     .unwrap();

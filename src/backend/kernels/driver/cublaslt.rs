@@ -1,8 +1,8 @@
-//! Matrix products by NVIDIA's cuBLASLt, which nothing but benchmarks calls: the rate that this project's products are held
-//! against. The library is loaded when it is asked for; where it is missing, so is the comparison.
+//! GEMMs by NVIDIA's cuBLASLt, for benchmarks only, which compare the GEMMs of this project with it. The library is loaded on
+//! demand; without it there is no comparison.
 //!
-//! Matrices here are row-major. cuBLASLt's are column-major, so every one of ours is the transpose of its own, and
-//! `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
+//! Matrices here are row-major, those of cuBLASLt column-major. Each of our matrices is thus a transposed one there, and `C = A B`
+//! becomes `Cᵀ = Bᵀ Aᵀ`.
 
 use std::ffi::c_void;
 use std::ptr::null;
@@ -15,12 +15,12 @@ use crate::backend::contract::Precision;
 use crate::backend::kernels::device::Device as _;
 use crate::{Error, Result};
 
-/// Bytes of memory that an algorithm may use: what NVIDIA recommends for Hopper (cuBLAS, cublasSetWorkspace).
+/// Workspace of an algorithm in bytes, as NVIDIA recommends for Hopper (cuBLAS, cublasSetWorkspace).
 const WORKSPACE: usize = 32 << 20;
-/// Algorithms that are tried out for each product.
+/// Most algorithms that are proposed for a GEMM.
 const CANDIDATES: usize = 16;
 
-/// How the operands of a product lie in memory.
+/// Memory layout of the operands of a GEMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// (m, k) times the transpose of (n, k).
@@ -31,7 +31,7 @@ pub enum Layout {
     Tn,
 }
 
-/// A product `C = A B (+ bias) (+ residual)` with `C` of (m, n).
+/// A GEMM `C = A B (+ bias) (+ residual)` with `C` of (m, n).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
     pub layout: Layout,
@@ -40,15 +40,15 @@ pub struct Spec {
     pub k: usize,
     /// Storage of the operands.
     pub operands: Precision,
-    /// Whether the result is f32 whatever the operands are.
+    /// Whether the result is f32; otherwise it has the type of the operands.
     pub wide: bool,
-    /// A bias of (n) is added.
+    /// Whether a bias of (n) is added.
     pub bias: bool,
-    /// A matrix like the result is added.
+    /// Whether a matrix of the result's shape and type is added.
     pub residual: bool,
 }
 
-/// Device addresses of a call; 0 for what the product does not take.
+/// Device addresses of the operands of a call; 0 for absent ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub a: u64,
@@ -58,7 +58,7 @@ pub struct Addresses {
     pub residual: u64,
 }
 
-/// What the library said about a call.
+/// Converts the library's error of a call.
 fn failed(call: &'static str) -> impl Fn(CublasError) -> Error {
     move |e| Error::Device(format!("{call}: {:?}", e.0))
 }
@@ -73,14 +73,14 @@ pub struct CublasLt<'d> {
 impl Drop for CublasLt<'_> {
     fn drop(&mut self) {
         let _ = self.driver.synchronize();
-        // SAFETY: the handle was made by this value and is used no more.
+        // SAFETY: the handle belongs to this value and is not used afterwards.
         unsafe {
             let _ = result::destroy_handle(self.handle);
         }
     }
 }
 
-/// Descriptions of a product for the library.
+/// The library's descriptors of a GEMM.
 struct Described {
     product: sys::cublasLtMatmulDesc_t,
     a: sys::cublasLtMatrixLayout_t,
@@ -90,7 +90,7 @@ struct Described {
 
 impl Drop for Described {
     fn drop(&mut self) {
-        // SAFETY: each was made by this value, or is null, which the library takes for nothing.
+        // SAFETY: each descriptor belongs to this value or is null, which the library ignores.
         unsafe {
             for layout in [self.a, self.b, self.c] {
                 let _ = result::destroy_matrix_layout(layout);
@@ -100,47 +100,47 @@ impl Drop for Described {
     }
 }
 
-/// A product with its algorithm.
+/// A GEMM and its algorithms.
 pub struct Product<'l, 'd> {
     library: &'l CublasLt<'d>,
     spec: Spec,
     described: Described,
     algorithms: Vec<sys::cublasLtMatmulAlgo_t>,
-    chosen: usize,
+    selected: usize,
 }
 
 impl<'d> CublasLt<'d> {
-    /// [`Error::Device`] in one sentence where the library is missing.
+    /// Loads the library. [`Error::Device`] if it is missing.
     pub fn new(driver: &'d Driver) -> Result<Self> {
-        // SAFETY: loading a library runs its initialisers; cuBLASLt's are made for it.
+        // SAFETY: loading a library runs its initialisers; those of cuBLASLt are safe to run.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Device(
-                "the library (libcublasLt) cannot be loaded; put its folder into LD_LIBRARY_PATH".into(),
+                "the library (libcublasLt) cannot be loaded; add its folder to LD_LIBRARY_PATH".into(),
             ));
         }
-        driver.current()?;
+        driver.make_current()?;
         let workspace = driver.allocate(WORKSPACE)?;
         Ok(Self { driver, handle: result::create_handle().map_err(failed("cublasLtCreate"))?, workspace })
     }
 
-    /// `cuBLASLt 13.0.0`.
+    /// Name and version, such as `cuBLASLt 13.0.0`.
     pub fn name(&self) -> String {
         // SAFETY: the library is loaded.
         let version = unsafe { sys::cublasLtGetVersion() };
         format!("cuBLASLt {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
     }
 
-    /// A product with the algorithms that the library proposes for it, the first one chosen.
+    /// A GEMM with the algorithms that the library proposes for it. The first one is selected.
     pub fn product<'l>(&'l self, spec: Spec) -> Result<Product<'l, 'd>> {
-        self.driver.current()?;
+        self.driver.make_current()?;
         let described = describe(&spec)?;
         let preference = result::create_matmul_pref().map_err(failed("cublasLtMatmulPreferenceCreate"))?;
         let room = WORKSPACE as u64;
-        // SAFETY: numbers, an array of numbers, and a status of which 0 is one.
+        // SAFETY: a struct of numbers, and a status for which 0 is valid.
         let none: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
         let mut proposals = vec![none; CANDIDATES];
         let mut found = 0;
-        // SAFETY: all descriptions are alive; the list has room for as many proposals as are asked for.
+        // SAFETY: all descriptors are alive; the list has room for `CANDIDATES` proposals.
         let proposed = unsafe {
             let which = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             let set = result::set_matmul_pref_attribute(preference, which, (&raw const room).cast(), size_of::<u64>());
@@ -169,11 +169,11 @@ impl<'d> CublasLt<'d> {
         if algorithms.is_empty() {
             return Err(Error::Device(format!("cuBLASLt has no algorithm for {spec:?}")));
         }
-        Ok(Product { library: self, spec, described, algorithms, chosen: 0 })
+        Ok(Product { library: self, spec, described, algorithms, selected: 0 })
     }
 }
 
-/// The transposes of our matrices, as the library sees them: `Cᵀ` (n, m) from `B` and `A`.
+/// Descriptors of a GEMM in the library's column-major terms: `Cᵀ` (n, m) from `B` and `A`.
 fn describe(spec: &Spec) -> Result<Described> {
     use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
     let operand = if spec.operands == Precision::Bf16 { CUDA_R_16BF } else { CUDA_R_32F };
@@ -209,7 +209,7 @@ fn describe(spec: &Spec) -> Result<Described> {
         ),
     ];
     for (which, value) in attributes {
-        // SAFETY: the description is alive, and the attribute is an enumeration of four bytes.
+        // SAFETY: the descriptor is alive, and the attribute is an enum of four bytes.
         unsafe { result::set_matmul_desc_attribute(product, which, (&raw const value).cast(), size_of::<i32>()) }
             .map_err(failed("cublasLtMatmulDescSetAttribute"))?;
     }
@@ -222,21 +222,21 @@ impl Product<'_, '_> {
         self.algorithms.len()
     }
 
-    /// Chooses one of them for the calls to come.
+    /// Selects the algorithm of later calls.
     pub fn choose(&mut self, which: usize) {
-        self.chosen = which.min(self.algorithms.len() - 1);
+        self.selected = which.min(self.algorithms.len() - 1);
     }
 
-    /// Enqueues the product.
+    /// Enqueues the GEMM.
     ///
     /// # Safety
-    /// The addresses are memory of the library's device with as many elements as the product's sizes say.
+    /// The addresses point to memory of the library's device with the elements of the GEMM's operands.
     pub unsafe fn call(&self, at: Addresses) -> Result<()> {
         let (library, described) = (self.library, &self.described);
-        library.driver.current()?;
+        library.driver.make_current()?;
         if self.spec.bias {
             let which = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-            // SAFETY: the description is alive, and the attribute is an address.
+            // SAFETY: the descriptor is alive, and the attribute is an address.
             unsafe {
                 result::set_matmul_desc_attribute(
                     described.product,
@@ -250,8 +250,8 @@ impl Product<'_, '_> {
         let (one, zero) = (1.0f32, 0.0f32);
         let pointer = |address: u64| address as usize as *mut c_void;
         let (beta, added) = if self.spec.residual { (&one, at.residual) } else { (&zero, at.c) };
-        let algorithm = self.algorithms.get(self.chosen).map_or(null(), |algorithm| &raw const *algorithm);
-        // SAFETY: the descriptions are alive and say what lies at the addresses (this function's contract).
+        let algorithm = self.algorithms.get(self.selected).map_or(null(), |algorithm| &raw const *algorithm);
+        // SAFETY: the descriptors are alive and describe the memory at the addresses (contract of this function).
         unsafe {
             result::matmul(
                 library.handle,

@@ -1,4 +1,4 @@
-//! Launches: functions of loaded files, and how kernels' marks become attributes of their launches.
+//! Launches: loads modules and functions, and maps the marks of kernels to launch attributes.
 
 use std::ffi::c_void;
 
@@ -11,7 +11,7 @@ use crate::backend::kernels::launchers::FATBINS;
 use crate::{Error, Result};
 
 impl Driver {
-    /// The function of a kernel; its file is loaded with the first of its kernels.
+    /// Returns the function of a kernel. Loads its module on first use.
     fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction> {
         let mut loaded = self.loaded();
         if let Some(function) = loaded.functions.get(kernel.name) {
@@ -20,7 +20,7 @@ impl Driver {
         let module = match loaded.modules.get(&kernel.file) {
             Some(module) => *module,
             None => {
-                // SAFETY: the image is a whole fatbin as nvcc wrote it.
+                // SAFETY: the image is a complete fatbin from nvcc.
                 let module = unsafe { result::module::load_data(FATBINS[kernel.file].as_ptr().cast()) }
                     .map_err(failed(format!("cuModuleLoadData of the file of {}", kernel.name)))?;
                 loaded.modules.insert(kernel.file, module);
@@ -28,15 +28,15 @@ impl Driver {
             }
         };
         let failed = failed(format!("cuModuleGetFunction of {}", kernel.name));
-        // SAFETY: the module is loaded and never unloaded before the driver is dropped.
+        // SAFETY: the module is loaded, and stays loaded until the driver is dropped.
         let function = unsafe { result::module::get_function(module, kernel.c_name.to_owned()) }.map_err(&failed)?;
         use sys::CUfunction_attribute::*;
         // SAFETY: the function belongs to a loaded module.
         let fixed = unsafe { result::function::get_function_attribute(function, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES) };
-        let room = self.properties.shared_bytes as i32 - fixed.map_err(&failed)?;
-        let most = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: as above; the sum of fixed and dynamic memory is what the device allows a block.
-        unsafe { result::function::set_function_attribute(function, most, room) }.map_err(&failed)?;
+        let dynamic = self.properties.shared_bytes as i32 - fixed.map_err(&failed)?;
+        let limit = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: as above; static and dynamic memory add up to the limit of the device.
+        unsafe { result::function::set_function_attribute(function, limit, dynamic) }.map_err(&failed)?;
         loaded.functions.insert(kernel.name, function);
         Ok(function)
     }
@@ -44,7 +44,7 @@ impl Driver {
     /// Enqueues a launch.
     ///
     /// # Safety
-    /// The parameters are those of the kernel, and the memory they point to lives until the launch has ended.
+    /// The parameters are those of the kernel, and the memory they point to stays allocated until the launch has ended.
     pub(super) unsafe fn launch_kernel(
         &self,
         kernel: &'static Kernel,
@@ -56,7 +56,7 @@ impl Driver {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let function = self.function(kernel)?;
         let failed = |e| failed(format!("launch of {} on {x} x {y} x {z} blocks", kernel.name))(e);
         let mut attributes = attribute_of(kernel).into_iter().collect::<Vec<_>>();
@@ -72,22 +72,25 @@ impl Driver {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // SAFETY: the parameters are those of the kernel (this function's contract); the function belongs to a loaded module;
+        // SAFETY: the parameters are those of the kernel (contract of this function), the function belongs to a loaded module, and
         // the attributes live across the call.
         unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(&failed)?;
-        if self.wait { self.synchronize().map_err(|e| Error::Device(format!("{}: {e}", kernel.name))) } else { Ok(()) }
+        if self.synchronous {
+            self.synchronize().map_err(|e| Error::Device(format!("{}: {e}", kernel.name)))
+        } else {
+            Ok(())
+        }
     }
 }
 
-/// How a kernel's launch differs from others. Early ones begin while the launch before ends (programmatic dependent launch). A
-/// launch has that or the promise that all of its blocks are on the device at once, not both. Early ones whose blocks wait on one
-/// another need no promise: they have at most a block a multiprocessor, so all get there once what else is on the device has
-/// ended, which waits for none of them.
+/// Launch attribute of a kernel: programmatic dependent launch for EARLY, cooperative launch for CORESIDENT. A launch cannot have
+/// both. An early kernel whose blocks wait for one another does not need a cooperative launch: it has at most one block per
+/// multiprocessor, and earlier launches never wait for it, so all of its blocks become resident.
 fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
     use sys::CUlaunchAttributeID_enum::*;
-    // SAFETY: of a plain C union; all of its members are numbers.
+    // SAFETY: a plain C union with numbers as members.
     let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
     let id = if kernel.early {
         value.programmaticStreamSerializationAllowed = 1;

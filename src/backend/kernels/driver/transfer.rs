@@ -1,8 +1,9 @@
-//! Copies beside the work, and recorded work: page-locked host memory, events between the two streams, and graphs.
+//! Asynchronous transfers and CUDA graphs: pinned host memory, events between the two streams, and stream capture.
 //!
-//! Order. A copy to the device runs on the copy stream. It waits until the work has taken the copy before it out of the same
-//! inlet (`consumed`); the work waits for it where it takes it (`arrived`); the host waits for it before it writes the
-//! inlet anew. A copy to the host runs among the work and ends with `done`, for which the host waits before it reads.
+//! Order: a transfer to the device runs on the copy stream. It waits for the event `consumed`, after which the work stream no
+//! longer reads the device side of the inlet. The work stream waits for the event `arrived` before it reads the inlet, and the
+//! host waits for it before it overwrites the pinned memory. A transfer to the host runs on the work stream and records the event
+//! `done`; the host waits for it before it reads.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -14,38 +15,38 @@ use super::{Driver, Memory, failed};
 use crate::backend::kernels::device::Device as _;
 use crate::{Error, Result};
 
-/// Page-locked host memory, which the device reads and writes by itself.
+/// Pinned host memory.
 struct Pinned {
     start: NonNull<c_void>,
     bytes: usize,
     context: sys::CUcontext,
 }
 
-// SAFETY: memory of the process and a context handle, which may be used from any thread.
+// SAFETY: host memory and a context handle, which may be used from any thread.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
     fn new(driver: &Driver, bytes: usize) -> Result<Self> {
-        driver.current()?;
+        driver.make_current()?;
         let failed = failed(format!("cuMemHostAlloc of {} MiB", bytes.div_ceil(1 << 20)));
         // SAFETY: the size is not 0.
         let start = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed)?;
         let Some(start) = NonNull::new(start) else {
-            return Err(Error::Memory("cuMemHostAlloc gave no memory; choose a smaller batch".into()));
+            return Err(Error::Memory("cuMemHostAlloc returned no memory; choose a smaller batch".into()));
         };
-        // SAFETY: the memory has so many bytes and nothing else uses it.
+        // SAFETY: the memory has `bytes` bytes and nothing else uses it.
         unsafe { std::ptr::write_bytes(start.as_ptr().cast::<u8>(), 0, bytes) };
         Ok(Self { start, bytes, context: driver.context })
     }
 
-    /// Whoever calls this has waited for the copies that use the memory.
+    /// The memory. The caller has waited for the copies that use it.
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the memory has so many initialised bytes and is borrowed exclusively; no copy is under way (as above).
+        // SAFETY: the memory has `self.bytes` initialised bytes and is borrowed exclusively; no copy is in progress (as above).
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes) }
     }
 
     fn check(&self, start: usize, bytes: usize) {
-        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} outside host memory of {}", self.bytes);
+        assert!(start + bytes <= self.bytes, "bytes {start}+{bytes} outside pinned memory of {}", self.bytes);
     }
 }
 
@@ -59,13 +60,13 @@ impl Drop for Pinned {
     }
 }
 
-/// A place in a stream.
+/// A CUDA event.
 struct Event {
     event: sys::CUevent,
     context: sys::CUcontext,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context current.
+// SAFETY: driver handles may be used from any thread that has made the context current.
 unsafe impl Send for Event {}
 
 impl Event {
@@ -74,26 +75,26 @@ impl Event {
     }
 
     fn with(driver: &Driver, flags: sys::CUevent_flags) -> Result<Self> {
-        driver.current()?;
+        driver.make_current()?;
         let event = result::event::create(flags).map_err(failed("cuEventCreate"))?;
         Ok(Self { event, context: driver.context })
     }
 
-    /// Marks the end of what the stream holds.
+    /// Records the event after the work enqueued on the stream.
     fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream are alive; the caller has made their context current.
         unsafe { result::event::record(self.event, stream) }.map_err(failed("cuEventRecord"))
     }
 
-    /// Lets the stream wait for the place; not at all for an event that was never recorded.
-    fn hold(&self, stream: sys::CUstream) -> Result<()> {
+    /// Makes the stream wait for the event. An event that was never recorded does not block.
+    fn stream_wait(&self, stream: sys::CUstream) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: as above.
         unsafe { result::stream::wait_event(stream, self.event, flags) }.map_err(failed("cuStreamWaitEvent"))
     }
 
-    /// Lets the host wait for the place.
-    fn wait(&self) -> Result<()> {
+    /// Blocks the host until the event has happened.
+    fn host_wait(&self) -> Result<()> {
         // SAFETY: as above.
         unsafe { result::event::synchronize(self.event) }.map_err(failed("cuEventSynchronize"))
     }
@@ -101,7 +102,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: the event is destroyed once; the driver keeps what is recorded in streams.
+        // SAFETY: the event is destroyed once; the driver keeps events that streams still wait for.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::event::destroy(self.event);
@@ -109,10 +110,10 @@ impl Drop for Event {
     }
 }
 
-/// A moment of the work, kept by an event.
+/// A timestamp on the work stream.
 pub struct Stamp(Event);
 
-/// Host memory to be sent, and the device memory it arrives in.
+/// Pinned memory to send, and the device memory that receives it.
 pub struct Inlet {
     arrived: Event,
     consumed: Event,
@@ -122,21 +123,15 @@ pub struct Inlet {
 
 impl Drop for Inlet {
     fn drop(&mut self) {
-        // Page-locked memory must not go while a copy reads it. An error means that the device is gone.
-        if self.host_context() {
-            let _ = self.arrived.wait();
+        // Pinned memory must not be freed while a copy reads it. An error means that the device is lost.
+        // SAFETY: the context lives as long as the driver.
+        if unsafe { result::ctx::set_current(self.arrived.context) }.is_ok() {
+            let _ = self.arrived.host_wait();
         }
     }
 }
 
-impl Inlet {
-    fn host_context(&self) -> bool {
-        // SAFETY: the context lives as long as the driver.
-        unsafe { result::ctx::set_current(self.arrived.context) }.is_ok()
-    }
-}
-
-/// Host memory that results arrive in.
+/// Pinned memory that receives results.
 pub struct Outlet {
     done: Event,
     host: Pinned,
@@ -146,23 +141,23 @@ impl Drop for Outlet {
     fn drop(&mut self) {
         // SAFETY: the context lives as long as the driver.
         if unsafe { result::ctx::set_current(self.done.context) }.is_ok() {
-            let _ = self.done.wait();
+            let _ = self.done.host_wait();
         }
     }
 }
 
-/// Recorded launches, ready to run.
+/// An instantiated CUDA graph.
 pub struct Graph {
     graph: sys::CUgraphExec,
     context: sys::CUcontext,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context current.
+// SAFETY: driver handles may be used from any thread that has made the context current.
 unsafe impl Send for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: the graph is destroyed once; a launch that is under way is finished by the driver first.
+        // SAFETY: the graph is destroyed once; the driver finishes a launch in progress first.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::graph::exec_destroy(self.graph);
@@ -181,8 +176,8 @@ impl Driver {
     }
 
     pub(super) fn fill_inlet<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
-        self.current()?;
-        inlet.arrived.wait()?;
+        self.make_current()?;
+        inlet.arrived.host_wait()?;
         Ok(inlet.host.bytes())
     }
 
@@ -190,11 +185,11 @@ impl Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         inlet.host.check(0, bytes);
         let address = inlet.device.at(0, bytes);
-        inlet.consumed.hold(self.copies)?;
-        // SAFETY: both ranges lie in their memory, which lives until `arrived` (see Drop); the host writes it after that.
+        inlet.consumed.stream_wait(self.copies)?;
+        // SAFETY: both ranges are inside their memory, which lives until `arrived` (see Drop); the host writes it only after that.
         unsafe {
             let source = std::slice::from_raw_parts(inlet.host.start.as_ptr().cast::<u8>(), bytes);
             result::memcpy_htod_async(address, source, self.copies).map_err(failed("cuMemcpyHtoDAsync"))?;
@@ -206,10 +201,10 @@ impl Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let (from, to) = (inlet.device.at(start, bytes), to.at(0, bytes));
-        inlet.arrived.hold(self.stream)?;
-        // SAFETY: both ranges lie in memory of this device.
+        inlet.arrived.stream_wait(self.stream)?;
+        // SAFETY: both ranges are in memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))?;
         inlet.consumed.record(self.stream)
     }
@@ -229,10 +224,10 @@ impl Driver {
         if bytes == 0 {
             return Ok(());
         }
-        self.current()?;
+        self.make_current()?;
         let address = from.at(start, bytes);
         outlet.host.check(at, bytes);
-        // SAFETY: both ranges lie in their memory; the host reads it after `done`, and frees it after that (see Drop).
+        // SAFETY: both ranges are inside their memory; the host reads it after `done`, and frees it after that (see Drop).
         unsafe {
             let to = outlet.host.start.as_ptr().cast::<u8>().add(at).cast();
             sys::cuMemcpyDtoHAsync_v2(to, address, bytes, self.stream).result().map_err(failed("cuMemcpyDtoHAsync"))?;
@@ -241,17 +236,16 @@ impl Driver {
     }
 
     pub(super) fn open_outlet<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
-        self.current()?;
-        outlet.done.wait()?;
+        self.make_current()?;
+        outlet.done.host_wait()?;
         Ok(outlet.host.bytes())
     }
 
-    /// Enqueues a copy of the first bytes of memory on the device: the traffic whose rate memory-bound kernels are held
-    /// against.
+    /// Enqueues a copy of the first `bytes` bytes on the device. Benchmarks compare memory-bound kernels with its rate.
     pub fn copy(&self, from: &Memory, to: &mut Memory, bytes: usize) -> Result<()> {
-        self.current()?;
+        self.make_current()?;
         let (from, to) = (from.at(0, bytes), to.at(0, bytes));
-        // SAFETY: both ranges lie in memory of this device.
+        // SAFETY: both ranges are in memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))
     }
 
@@ -261,31 +255,31 @@ impl Driver {
         Ok(Stamp(event))
     }
 
-    /// The driver gives milliseconds, to about half a microsecond (CUDA driver API, cuEventElapsedTime).
+    /// Seconds between two timestamps, with a resolution of about half a microsecond (CUDA driver API, cuEventElapsedTime).
     pub(super) fn seconds_of(&self, from: &Stamp, to: &Stamp) -> Result<f64> {
-        self.current()?;
-        to.0.wait()?;
-        // SAFETY: both events are alive, keep times and have been recorded; the later one has passed.
+        self.make_current()?;
+        to.0.host_wait()?;
+        // SAFETY: both events are alive, have timing enabled and have been recorded; the later one has happened.
         let milliseconds =
             unsafe { result::event::elapsed(from.0.event, to.0.event) }.map_err(failed("cuEventElapsedTime"))?;
         Ok(1e-3 * f64::from(milliseconds))
     }
 
     pub(super) fn record_graph(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {
-        if self.wait {
-            // Launches that are waited for one by one cannot be recorded.
+        if self.synchronous {
+            // A synchronisation after each launch is not allowed in a capture.
             return Ok(None);
         }
-        self.current()?;
+        self.make_current()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive and captures nothing yet, because `work` is the only caller in between.
+        // SAFETY: the stream is alive, and no other capture is in progress, because captures do not nest.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
         let done = work();
-        // SAFETY: the capture was begun just now, on this thread.
+        // SAFETY: the capture began above, on this thread.
         let captured = unsafe { result::stream::end_capture(self.stream) };
         done?;
         let captured = captured.map_err(failed("cuStreamEndCapture"))?;
-        // SAFETY: the graph came from the capture and is used no more after it has been destroyed.
+        // SAFETY: the graph came from the capture and is not used after it is destroyed.
         let graph = unsafe {
             let graph = result::graph::instantiate(captured, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(captured);
@@ -297,8 +291,8 @@ impl Driver {
     /// # Safety
     /// As [`crate::backend::kernels::device::Device::replay`].
     pub(super) unsafe fn replay_graph(&self, graph: &Graph) -> Result<()> {
-        self.current()?;
-        // SAFETY: the graph is alive, and so is what it touches (this function's contract).
+        self.make_current()?;
+        // SAFETY: the graph is alive, and so is the memory it accesses (contract of this function).
         unsafe { result::graph::launch(graph.graph, self.stream) }.map_err(failed("cuGraphLaunch"))
     }
 }

@@ -1,53 +1,50 @@
-//! The products next to the gated activation (`kernels/glu_sm90.cu`).
+//! The GEMMs around the gated activation on Hopper (`kernels/glu_sm90.cu`).
 
-use super::{ROWS, all_multiples, is_copied, is_here, matrix};
+use super::{ROWS, all_multiples, are_aligned, is_supported, matrix};
 use crate::Result;
 use crate::backend::View;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::geometry::{Sizes, Tile, blocks_of, cut};
-use crate::backend::kernels::launchers as launch;
+use crate::backend::kernels::launchers::{self as launch, GLU_BWD_SUBTILES, GLU_FWD_COLUMNS};
 use crate::backend::kernels::{Array, Kernels, int, read, write, write_option};
 
-/// Columns of the gate, and of the up projection, of a tile of the forward.
-const WIDTH: usize = 96;
+/// Tile of both GEMMs.
+const TILE: Tile = Tile::N192PingPong;
 
-/// Pieces of a consumer of the backward: gate and up of two batches.
-const BACKWARD_PIECES: usize = 4;
-
-/// Whether these kernels do a call; rows of every operand are multiples of 16 bytes.
-fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &[u64]) -> bool {
-    is_here(k)
+/// Whether these kernels support a call: rows of every operand are multiples of 16 bytes.
+fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &[u64]) -> bool {
+    is_supported(k)
         && d.tokens * d.hidden * d.intermediate > 0
         && all_multiples(8, &[d.hidden, d.intermediate])
-        && is_copied(addresses)
+        && are_aligned(addresses)
 }
 
-/// Notes the tiles of either product.
+/// Records the tile of a GEMM.
 fn note<D: Device, A: Element>(k: &Kernels<D, A>, op: &'static str, m: usize, n: usize, depth: usize) {
-    let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(op, sizes, cut(sizes, Tile::NarrowTurns, 1, k.device.properties().processors));
+    let sizes = Sizes { m, n, k: depth, out_bytes: 2, may_split: false };
+    k.note_choice(op, sizes, cut(sizes, TILE, 1, k.device.properties().processors));
 }
 
-/// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
-pub(in super::super) fn glu_fwd<D: Device, A: Element>(
+/// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
+pub(in super::super) fn linear_glu_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut LinearGluFwd<'_, Kernels<D, A>>,
 ) -> Result<bool> {
     let d = a.dims;
     let (x, weight) = (read(a.x).address(), read(a.weight).address());
     let (gate_up, act) = (write_option(&mut a.gate_up).address(), write(&mut a.act).address());
-    if !fits(k, d, &[x, weight, gate_up, act]) {
+    if !is_fit(k, d, &[x, weight, gate_up, act]) {
         return Ok(false);
     }
     note(k, "linear_glu_fwd", d.tokens, 2 * d.intermediate, d.hidden);
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
-    // Without gate and up their descriptors are not used; they must name memory all the same.
+    // The maps of absent gate and up are not used, but must be valid.
     let first = if gate_up == 0 { x } else { gate_up };
     let stored = gate_up != 0;
     launch::LinearGluFwdSm90 {
         x: matrix(&k.device, x, (d.tokens, d.hidden), d.hidden, ROWS)?,
-        weight: matrix(&k.device, weight, (2 * d.intermediate, d.hidden), d.hidden, WIDTH)?,
+        weight: matrix(&k.device, weight, (2 * d.intermediate, d.hidden), d.hidden, GLU_FWD_COLUMNS)?,
         gate: half(first)?,
         up: half(if stored { first + 2 * d.intermediate as u64 } else { first })?,
         act: matrix(&k.device, act, (d.tokens, d.intermediate), d.intermediate, 64)?,
@@ -58,14 +55,14 @@ pub(in super::super) fn glu_fwd<D: Device, A: Element>(
     }
     .launch(
         &k.device,
-        blocks_of(d.tokens, d.intermediate, WIDTH, k.device.properties().processors),
-        Tile::NarrowTurns.shared_bytes(false, 2),
+        blocks_of(d.tokens, d.intermediate, GLU_FWD_COLUMNS, k.device.properties().processors),
+        TILE.shared_bytes(false, 2),
     )?;
     Ok(true)
 }
 
-/// Enqueues the backward; false, and nothing is done, where these kernels do not do it.
-pub(in super::super) fn glu_bwd<D: Device, A: Element>(
+/// Enqueues the backward. Returns false, without effect, if these kernels do not support the call.
+pub(in super::super) fn linear_glu_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut LinearGluBwd<'_, Kernels<D, A>>,
 ) -> Result<bool> {
@@ -73,7 +70,7 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     let address = |view: View<'_, Array<D, A>>| read(view).address();
     let (dy, weight, gate_up) = (address(a.dy), address(a.weight), address(a.gate_up));
     let dgate_up = write(&mut a.dgate_up).address();
-    if !fits(k, d, &[dy, weight, gate_up, dgate_up]) {
+    if !is_fit(k, d, &[dy, weight, gate_up, dgate_up]) {
         return Ok(false);
     }
     note(k, "linear_glu_bwd", d.tokens, d.intermediate, d.hidden);
@@ -91,8 +88,8 @@ pub(in super::super) fn glu_bwd<D: Device, A: Element>(
     }
     .launch(
         &k.device,
-        blocks_of(d.tokens, d.intermediate, Tile::NarrowTurns.columns(), k.device.properties().processors),
-        Tile::NarrowTurns.shared_bytes_with(true, BACKWARD_PIECES),
+        blocks_of(d.tokens, d.intermediate, TILE.columns(), k.device.properties().processors),
+        TILE.shared_bytes_with(true, GLU_BWD_SUBTILES),
     )?;
     Ok(true)
 }

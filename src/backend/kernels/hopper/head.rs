@@ -1,55 +1,76 @@
-//! The vocabulary head (`kernels/head_logprob_sm90.cu`): rows in chunks, three products in all.
+//! The vocabulary head on Hopper (`kernels/head_sm90.cu`), alone and with the preference loss. Logits are never stored: for the
+//! gradients their exponentials are, chunk by chunk.
+//!
+//! ```text
+//! for each chunk of rows:
+//!     x = hidden[source];  base = round(log2(e) x·head[target])                 head_rows
+//!     E = 2^(log2(e) x headᵀ - base);  sums of E per tile;  target's logit      head_powers (head_sums: E is not stored)
+//!     S = sums over the tiles;  lse = base ln 2 + ln S;  logp = logit - lse     head_join
+//!     score = sums of logp by sequence;  loss, dscore = preference(score);  dlogp = dscore by row
+//!     v = -dlogp / S;  scaled = v x;  E[target] -= S                            head_factors
+//!     drows = v (E head), split-K over the vocabulary                           head_drows
+//!     dhead += Eᵀ scaled                                                        linear_bwd_weight
+//! dhidden = sums of the drows with the same source                              head_gather
+//! ```
+//!
+//! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines and does not store E.
+//! `head_logprob_bwd` recomputes E, since it gets dlogp from the caller. [`preference`] runs the whole loop over chunks of whole
+//! groups, with three GEMMs in all. Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
+//! get stale scores at first, and their own chunk computes them again.
+//!
+//! A row with S outside 2^-100 .. 2^120 is recomputed in head_join by one warp, with the largest logit as base.
 
 use std::ops::Range;
 
-use super::{ROWS, all_multiples, f32_result, is_copied, is_here, matrix, operand};
+use super::{ROWS, all_multiples, are_aligned, f32_result, is_supported, matrix, operand};
 use crate::Result;
 use crate::backend::Write as Mode;
 use crate::backend::contract::*;
-use crate::backend::kernels::device::{Device, Element, Read, Write};
+use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
 use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
-use crate::backend::kernels::launchers as launch;
-use crate::backend::kernels::loss::{preference_fwd, preference_scratch, segment_sum_bwd, segment_sum_fwd};
+use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
+use crate::backend::kernels::preference::{preference_fwd, preference_scratch};
+use crate::backend::kernels::segment::{segment_sum_bwd, segment_sum_fwd};
 use crate::backend::kernels::{Array, Kernels, Piece, Scratch, int, read, write};
 
-/// Columns of a tile, whose powers are added up before the sums of tiles are.
-const WIDTH: usize = 192;
-/// Scratch memory of a forward at any vocabulary (performance goal G-HEAD-1), and of the powers of a backward.
+/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the exponentials of a backward.
 const FORWARD_BYTES: usize = 64 << 20;
-const POWERS_BYTES: usize = 2400 << 20;
-/// Rows of chunks are multiples of this, so that products fill the clusters of a card.
+const EXPS_BYTES: usize = 2400 << 20;
+/// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
 const CHUNK_UNIT: usize = 256;
 const LARGE_CHUNK_UNIT: usize = 2048;
-/// Warps of a block of the kernels that give rows to warps, and rows of a warp that joins sums.
-const WARPS: usize = 4;
-const JOINED_ROWS: usize = 8;
+/// Most splits of drows over the vocabulary.
+const MAX_DROWS_SPLITS: usize = 4;
+/// Tile of the GEMM that gives the exponentials: `Head` in `kernels/head_sm90.cu`.
+const TILE: Tile = Tile::N192PingPong;
 
-/// Where the arrays of a call lie.
+/// Device addresses of the arrays of a call.
 #[derive(Clone, Copy)]
-struct Places {
+struct Arrays {
     packed: u64,
     base: u64,
     sums: u64,
     hit: u64,
     total: u64,
-    /// The rest is for the backward alone.
-    powers: u64,
+    /// The rest is for gradients only.
+    exps: u64,
     factor: u64,
     scaled: u64,
-    /// Of all rows of a call; the others are of a chunk.
+    /// Rows of the whole call; the other arrays hold one chunk.
     drows: u64,
 }
 
-/// Elements from one row of powers to the next: a multiple of 16 bytes.
+/// Row stride of the exponentials in elements: a multiple of 16 bytes.
 fn stride(d: HeadDims) -> usize {
     d.vocab.next_multiple_of(8)
 }
 
+/// Tiles across the vocabulary.
 fn slices(d: HeadDims) -> usize {
-    d.vocab.div_ceil(WIDTH)
+    d.vocab.div_ceil(HEAD_COLUMNS)
 }
 
-/// Largest count of rows of so many bytes within a budget, as chunks are cut.
+/// Rows of a chunk within a budget of bytes.
 fn rows_within(budget: usize, bytes_of_row: usize) -> usize {
     let rows = (budget / bytes_of_row.max(1)).max(1);
     let unit = if rows >= LARGE_CHUNK_UNIT { LARGE_CHUNK_UNIT } else { CHUNK_UNIT };
@@ -61,41 +82,40 @@ fn forward_rows(d: HeadDims) -> usize {
     rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * slices(d) + 12)
 }
 
-/// Rows of a chunk of the backward, whose powers are stored.
+/// Rows of a chunk with stored exponentials.
 fn backward_rows(d: HeadDims) -> usize {
-    rows_within(POWERS_BYTES, 2 * stride(d))
+    rows_within(EXPS_BYTES, 2 * stride(d))
 }
 
-/// Whether these kernels do the head.
-pub(in super::super) fn fits<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
-    is_here(k) && d.rows * d.vocab * d.hidden > 0 && all_multiples(8, &[d.hidden]) && is_copied(addresses)
+/// Whether these kernels support the head.
+pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
+    is_supported(k) && d.rows * d.vocab * d.hidden > 0 && all_multiples(8, &[d.hidden]) && are_aligned(addresses)
 }
 
-/// Pieces of scratch memory for chunks of so many rows.
-fn want<D: Device>(scratch: &mut Scratch<'_, D>, d: HeadDims, rows: usize, backward: bool) -> [Piece; 9] {
+/// Requests scratch memory for chunks of `rows` rows.
+fn request<D: Device>(scratch: &mut Scratch<'_, D>, d: HeadDims, rows: usize, backward: bool) -> [Piece; 9] {
     let of = |backward: bool, len: usize| if backward { len } else { 0 };
     [
-        scratch.want::<u16>(rows * d.hidden),
-        scratch.want::<f32>(rows),
-        scratch.want::<f32>(rows * slices(d)),
-        scratch.want::<f32>(rows),
-        scratch.want::<f32>(rows),
-        scratch.want::<u16>(of(backward, rows * stride(d))),
-        scratch.want::<f32>(of(backward, rows)),
-        scratch.want::<u16>(of(backward, rows * d.hidden)),
-        scratch.want::<f32>(of(backward, d.rows * d.hidden)),
+        scratch.request::<u16>(rows * d.hidden),
+        scratch.request::<f32>(rows),
+        scratch.request::<f32>(rows * slices(d)),
+        scratch.request::<f32>(rows),
+        scratch.request::<f32>(rows),
+        scratch.request::<u16>(of(backward, rows * stride(d))),
+        scratch.request::<f32>(of(backward, rows)),
+        scratch.request::<u16>(of(backward, rows * d.hidden)),
+        scratch.request::<f32>(of(backward, d.rows * d.hidden)),
     ]
 }
 
-impl Places {
+impl Arrays {
     fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: [Piece; 9]) -> Self {
-        let [packed, base, sums, hit, total, powers, factor, scaled, drows] =
-            pieces.map(|piece| scratch.address(piece));
-        Self { packed, base, sums, hit, total, powers, factor, scaled, drows }
+        let [packed, base, sums, hit, total, exps, factor, scaled, drows] = pieces.map(|piece| scratch.address(piece));
+        Self { packed, base, sums, hit, total, exps, factor, scaled, drows }
     }
 }
 
-/// Addresses of a call's operands.
+/// Operands of a call.
 #[derive(Clone, Copy)]
 struct Operands {
     /// The op that is called.
@@ -103,51 +123,51 @@ struct Operands {
     d: HeadDims,
     hidden: u64,
     head: u64,
-    source: Read<i32>,
-    target: Read<i32>,
-    logp: Write<f32>,
-    lse: Write<f32>,
+    source: ConstPtr<i32>,
+    target: ConstPtr<i32>,
+    logp: MutPtr<f32>,
+    lse: MutPtr<f32>,
 }
 
-fn behind<T>(pointer: Read<T>, rows: usize) -> Read<T> {
-    Read::new(pointer.address(), rows)
+fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
+    ConstPtr::new(pointer.address(), rows)
 }
 
-/// Log-probabilities of a chunk of rows; with `stored` their powers stay.
+/// Log-probabilities of a chunk of rows; `stored` keeps the exponentials.
 fn chunk_forward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,
-    at: &Places,
+    at: &Arrays,
     rows: Range<usize>,
     stored: bool,
 ) -> Result<()> {
     let (d, count, device) = (o.d, rows.len(), &k.device);
     let (hidden_size, vocab, number) = (int(d.hidden)?, int(d.vocab)?, int(count)?);
-    let target = behind(o.target, rows.start);
+    let target = offset(o.target, rows.start);
     launch::HeadRowsSm90 {
-        hidden: Read::new(o.hidden, 0),
-        head: Read::new(o.head, 0),
-        source: behind(o.source, rows.start),
+        hidden: ConstPtr::new(o.hidden, 0),
+        head: ConstPtr::new(o.head, 0),
+        source: offset(o.source, rows.start),
         target,
-        packed: Write::new(at.packed, 0),
-        base: Write::new(at.base, 0),
+        packed: MutPtr::new(at.packed, 0),
+        base: MutPtr::new(at.base, 0),
         hidden_size,
         rows: number,
     }
-    .launch(device, k.row_blocks(count, WARPS), 0)?;
+    .launch(device, k.row_blocks(count, launch::HeadRowsSm90::WARPS), 0)?;
     let packed = matrix(device, at.packed, (count, d.hidden), d.hidden, ROWS)?;
-    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, WIDTH)?;
-    let (base, sums, hit) = (Read::new(at.base, 0), Write::new(at.sums, 0), Write::new(at.hit, 0));
-    let grid = blocks_of(count, d.vocab, WIDTH, device.properties().processors);
-    let shared = Tile::NarrowTurns.shared_bytes(false, 2);
-    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false, a_across: false };
-    k.chose(o.name, sizes, cut(sizes, Tile::NarrowTurns, 1, device.properties().processors));
+    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, HEAD_COLUMNS)?;
+    let (base, sums, hit) = (ConstPtr::new(at.base, 0), MutPtr::new(at.sums, 0), MutPtr::new(at.hit, 0));
+    let grid = blocks_of(count, d.vocab, HEAD_COLUMNS, device.properties().processors);
+    let shared = TILE.shared_bytes(false, 2);
+    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
+    k.note_choice(o.name, sizes, cut(sizes, TILE, 1, device.properties().processors));
     if stored {
-        let powers = matrix(device, at.powers, (count, d.vocab), stride(d), 64)?;
+        let exps = matrix(device, at.exps, (count, d.vocab), stride(d), 64)?;
         launch::HeadPowersSm90 {
             packed,
             head,
-            powers,
+            exps,
             target,
             base,
             sums,
@@ -162,105 +182,99 @@ fn chunk_forward<D: Device, A: Element>(
             .launch(device, grid, shared)?;
     }
     launch::HeadJoinSm90 {
-        packed: Read::new(at.packed, 0),
-        head: Read::new(o.head, 0),
-        sums: Read::new(at.sums, 0),
-        hit: Read::new(at.hit, 0),
-        base: Write::new(at.base, 0),
-        total: Write::new(at.total, 0),
-        logp: Write::new(o.logp.address(), rows.start),
-        lse: Write::new(o.lse.address(), rows.start),
-        powers: if stored { Write::new(at.powers, 0) } else { Write::NONE },
+        packed: ConstPtr::new(at.packed, 0),
+        head: ConstPtr::new(o.head, 0),
+        sums: ConstPtr::new(at.sums, 0),
+        hit: ConstPtr::new(at.hit, 0),
+        base: MutPtr::new(at.base, 0),
+        total: MutPtr::new(at.total, 0),
+        logp: MutPtr::new(o.logp.address(), rows.start),
+        lse: MutPtr::new(o.lse.address(), rows.start),
+        exps: if stored { MutPtr::new(at.exps, 0) } else { MutPtr::NONE },
         hidden_size,
         vocab,
         rows: number,
         slices: int(slices(d))?,
         stride: int(stride(d))?,
     }
-    .launch(device, k.row_blocks(count, WARPS * JOINED_ROWS), 0)
+    .launch(device, k.row_blocks(count, launch::HeadJoinSm90::WARPS * HEAD_JOIN_ROWS), 0)
 }
 
-/// How drows of a chunk are cut: 256 or 224 columns, and parts of the sum over the vocabulary.
-fn cut_of_drows(d: HeadDims, rows: usize, processors: usize) -> (Sizes, Choice) {
-    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true, a_across: false };
-    let ways = [Tile::Wide, Tile::Middle].into_iter().flat_map(|tile| (1..=4).map(move |splits| (tile, splits)));
-    let ways = ways.filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
+/// Tile and splits over the vocabulary for the drows of a chunk.
+fn drows_choice(d: HeadDims, rows: usize, processors: usize) -> (Sizes, Choice) {
+    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true };
+    let ways = launch::HeadDrowsSm90::TILE
+        .into_iter()
+        .flat_map(|tile| (1..=MAX_DROWS_SPLITS).map(move |splits| (tile, splits)))
+        .filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
     let mut choices: Vec<Choice> = ways.map(|(tile, splits)| cut(sizes, tile, splits, PLANNED_PROCESSORS)).collect();
     choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
     (sizes, cut(sizes, choices[0].tile, choices[0].splits, processors))
 }
 
-/// Gradients of a chunk whose powers are there; `dhead` is the weight gradient, if one is asked for.
+/// Gradients of a chunk from its exponentials; `dhead` is the weight gradient, if wanted.
 fn chunk_backward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,
-    at: &Places,
+    at: &Arrays,
     rows: Range<usize>,
-    dlogp: Read<f32>,
+    dlogp: ConstPtr<f32>,
     dhead: Option<(u64, Mode)>,
 ) -> Result<()> {
     let (d, count, device) = (o.d, rows.len(), &k.device);
     let (hidden_size, vocab, number) = (int(d.hidden)?, int(d.vocab)?, int(count)?);
     launch::HeadFactorsSm90 {
-        packed: Read::new(at.packed, 0),
-        target: behind(o.target, rows.start),
-        hit: Read::new(at.hit, 0),
-        base: Read::new(at.base, 0),
-        total: Read::new(at.total, 0),
-        dlogp: behind(dlogp, rows.start),
-        factor: Write::new(at.factor, 0),
-        scaled: Write::new(at.scaled, 0),
-        powers: Write::new(at.powers, 0),
+        packed: ConstPtr::new(at.packed, 0),
+        target: offset(o.target, rows.start),
+        hit: ConstPtr::new(at.hit, 0),
+        base: ConstPtr::new(at.base, 0),
+        total: ConstPtr::new(at.total, 0),
+        dlogp: offset(dlogp, rows.start),
+        factor: MutPtr::new(at.factor, 0),
+        scaled: MutPtr::new(at.scaled, 0),
+        exps: MutPtr::new(at.exps, 0),
         hidden_size,
         rows: number,
         stride: int(stride(d))?,
     }
-    .launch(device, k.row_blocks(count, WARPS), 0)?;
+    .launch(device, k.row_blocks(count, launch::HeadFactorsSm90::WARPS), 0)?;
 
-    let (sizes, choice) = cut_of_drows(d, count, device.properties().processors);
-    k.chose(o.name, sizes, choice);
-    let powers = matrix(device, at.powers, (count, d.vocab), stride(d), ROWS)?;
+    let (sizes, choice) = drows_choice(d, count, device.properties().processors);
+    k.note_choice(o.name, sizes, choice);
+    let exps = matrix(device, at.exps, (count, d.vocab), stride(d), ROWS)?;
     let head = operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?;
     let drows = f32_result(device, at.drows + 4 * (rows.start * d.hidden) as u64, (count, d.hidden))?;
-    let factor = Read::new(at.factor, 0);
-    let turns = Write::new(super::linear::turns(k, &choice)?, 0);
+    let factor = ConstPtr::new(at.factor, 0);
+    let semaphores = MutPtr::new(super::linear::semaphores(k, &choice)?, 0);
     let (splits, shared) = (int(choice.splits)?, choice.tile.shared_bytes(true, 4));
-    macro_rules! go {
-        ($Kernel:ident) => {
-            launch::$Kernel { powers, head, drows, factor, turns, rows: number, hidden: hidden_size, vocab, splits }
-                .launch(device, choice.grid, shared)?
-        };
-    }
-    match choice.tile {
-        Tile::Middle => go!(HeadDrowsSm90224),
-        _ => go!(HeadDrowsSm90256),
-    }
+    launch::HeadDrowsSm90 { exps, head, drows, factor, semaphores, rows: number, hidden: hidden_size, vocab, splits }
+        .launch(device, choice.tile, choice.grid, shared)?;
     let Some((dhead, mode)) = dhead else { return Ok(()) };
-    let product = super::Product::<A> {
+    let gemm = super::Gemm::<A> {
         name: o.name,
         op: super::Op::Weight,
-        a: Read::new(at.powers, 0),
+        a: ConstPtr::new(at.exps, 0),
         a_stride: stride(d),
-        b: Read::new(at.scaled, 0),
+        b: ConstPtr::new(at.scaled, 0),
         c: dhead,
-        bias: Read::NONE,
-        residual: Read::NONE,
+        bias: ConstPtr::NONE,
+        residual: ConstPtr::NONE,
         norms: 0,
         m: d.vocab,
         n: d.hidden,
         k: count,
         mode,
     };
-    let choice = super::best(&product, device.properties().processors);
-    super::enqueue(k, &product, choice)
+    let choice = super::best(&gemm, device.properties().processors);
+    super::enqueue(k, &gemm, choice)
 }
 
-/// Rows `0..rows` in chunks.
+/// Rows `0..rows` in chunks of at most `most` rows.
 fn chunks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(most.max(1)).map(move |first| first..rows.min(first + most))
 }
 
-/// Enqueues the forward; false, and nothing is done, where these kernels do not do it.
+/// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
 pub(in super::super) fn forward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut HeadLogprobFwd<'_, Kernels<D, A>>,
@@ -276,21 +290,22 @@ pub(in super::super) fn forward<D: Device, A: Element>(
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
     };
-    if !fits(k, d, &[o.hidden, o.head]) {
+    if !is_fit(k, d, &[o.hidden, o.head]) {
         return Ok(false);
     }
     let most = forward_rows(d);
     let mut scratch = k.scratch()?;
-    let pieces = want(&mut scratch, d, most.min(d.rows), false);
+    let pieces = request(&mut scratch, d, most.min(d.rows), false);
     scratch.take()?;
-    let at = Places::of(&scratch, pieces);
+    let at = Arrays::of(&scratch, pieces);
     for rows in chunks(d.rows, most) {
         chunk_forward(k, &o, &at, rows, false)?;
     }
     Ok(true)
 }
 
-/// Enqueues the backward, which makes the powers anew; false, and nothing is done, where these kernels do not do it.
+/// Enqueues the backward, which recomputes the exponentials. Returns false, without effect, if these kernels do not support the
+/// call.
 pub(in super::super) fn backward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut HeadLogprobBwd<'_, Kernels<D, A>>,
@@ -298,16 +313,16 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     let d = a.dims;
     let (hidden, head) = (read(a.hidden).address(), read(a.head).address());
     let dhead = a.dhead.as_mut().map(|dhead| write(dhead).address());
-    if !fits(k, d, &[hidden, head, dhead.unwrap_or(0)]) {
+    if !is_fit(k, d, &[hidden, head, dhead.unwrap_or(0)]) {
         return Ok(false);
     }
     let most = backward_rows(d);
     let mut scratch = k.scratch()?;
-    let pieces = want(&mut scratch, d, most.min(d.rows), true);
-    // What the forward gave is the caller's; here it is made again.
-    let (logp, lse) = (scratch.want::<f32>(d.rows), scratch.want::<f32>(d.rows));
+    let pieces = request(&mut scratch, d, most.min(d.rows), true);
+    // The results of the forward belong to the caller, so the recomputed ones go to scratch memory.
+    let (logp, lse) = (scratch.request::<f32>(d.rows), scratch.request::<f32>(d.rows));
     scratch.take()?;
-    let at = Places::of(&scratch, pieces);
+    let at = Arrays::of(&scratch, pieces);
     let o = Operands {
         name: "head_logprob_bwd",
         d,
@@ -329,43 +344,41 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     Ok(true)
 }
 
-/// dhidden from drows; rows that no head row points to stay.
+/// Sums drows to dhidden; hidden rows that are not a source of any head row stay as they are.
 fn gather<D: Device, A: Element>(
     k: &Kernels<D, A>,
     d: HeadDims,
-    at: &Places,
+    at: &Arrays,
     runs: Runs<'_, Array<D, i32>>,
     dhidden: u64,
 ) -> Result<()> {
     launch::HeadGather::<A> {
-        drows: Read::new(at.drows, 0),
+        drows: ConstPtr::new(at.drows, 0),
         order: read(runs.order),
         offsets: read(runs.offsets),
         keys: read(runs.keys),
-        dhidden: Write::new(dhidden, 0),
+        dhidden: MutPtr::new(dhidden, 0),
         distinct: int(runs.keys.len)?,
         hidden_size: int(d.hidden)?,
     }
     .launch(&k.device, k.row_blocks(runs.keys.len, 1), 0)
 }
 
-/// Whether these kernels run the head with its loss as one op.
-pub(in super::super) fn does_preference<D: Device, A: Element>(
+/// Whether these kernels run the head and its preference loss as one op.
+pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &HeadPreference<'_, Kernels<D, A>>,
 ) -> bool {
     let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
-    fits(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
+    is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
 }
 
-/// Most rows of a chunk of the head with its loss; no bound where these kernels cannot do it.
+/// Most rows of a chunk of the head with its preference loss; unbounded if these kernels do not support it.
 pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
-    if is_here(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
+    if is_supported(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
 }
 
-/// Enqueues head, loss and gradient, one chunk of whole groups after the other: the powers of a chunk stay until its losses are
-/// known, so that there are three products in all. Comparisons of chunks to come are computed from whatever their scores hold and
-/// again when these are there.
+/// Enqueues the head and its preference loss.
 pub(in super::super) fn preference<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: HeadPreference<'_, Kernels<D, A>>,
@@ -374,11 +387,11 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     let chunks = chunks_of(a.groups, rows_at_once(k, d));
     let most = chunks.iter().map(|chunk| chunk.rows.len()).max().unwrap_or(0);
     let comparisons = a.comparison.as_ref().map_or(0, |c| c.comparisons);
-    // The comparison loss takes scratch memory too, before this.
-    let mut scratch = k.scratch_behind(preference_scratch(k, comparisons)?)?;
-    let pieces = want(&mut scratch, d, most, true);
+    // The preference loss uses the scratch memory before this.
+    let mut scratch = k.scratch_after(preference_scratch(k, comparisons)?)?;
+    let pieces = request(&mut scratch, d, most, true);
     scratch.take()?;
-    let at = Places::of(&scratch, pieces);
+    let at = Arrays::of(&scratch, pieces);
     drop(scratch);
     let o = Operands {
         name: "head_preference",
@@ -408,7 +421,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
             },
         )?;
         if let Some(c) = &mut a.comparison {
-            let again = ComparisonLoss {
+            let loss = ComparisonLoss {
                 comparisons: c.comparisons,
                 curve: c.curve,
                 center: c.center,
@@ -418,7 +431,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
                 logit: c.logit.reborrow(),
                 sums: c.sums.reborrow(),
             };
-            preference_fwd(k, again.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
+            preference_fwd(k, loss.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
         }
         let dsums = match (&a.comparison, a.direct) {
             (None, Some(direct)) => direct,

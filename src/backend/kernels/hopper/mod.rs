@@ -1,34 +1,35 @@
-//! Ops by the kernels of `kernels/*_sm90.cu`, which multiply by warpgroups and copy boxes: which calls they can do, descriptors
-//! of operands, launches.
+//! Ops by the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: the conditions under which they are used, the
+//! tensor maps of their operands, their launches.
 
 mod glu;
 pub(super) mod head;
 mod linear;
 
-pub(super) use glu::{glu_bwd, glu_fwd};
+pub(super) use glu::{linear_glu_bwd, linear_glu_fwd};
 use linear::best;
-pub(super) use linear::{Op, Product, choice, enqueue, reserve};
+pub(super) use linear::{Gemm, Op, choice, enqueue, reserve};
 
 use super::Kernels;
 use super::device::{Device, Element, MapElement, MapSwizzle, TensorMap, TensorMapSpec};
-use super::geometry::{ROWS, Tile};
+use super::geometry::Tile;
+use super::launchers::GEMM_ROWS as ROWS;
 use crate::Result;
 use crate::backend::contract::Precision;
 
-/// Whether ops go through warpgroup products and bulk copies, which Hopper cards have.
+/// Use of the Hopper kernels, on GPUs of compute capability 9.0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hopper {
-    /// The portable kernels alone.
+    /// Only the portable kernels.
     #[default]
     Off,
-    /// Where operands allow it, cut as [`super::geometry`] chooses.
+    /// Wherever operands allow it, with the tiles of [`super::geometry::choose`].
     Chosen,
-    /// Linear layers cut in this way, with so many parts of sums that may be split.
+    /// Linear layers with this tile, and this number of splits for GEMMs that may be split.
     Cut(Tile, usize),
 }
 
 impl Hopper {
-    /// As `MAPL_SM90` says: `0` for the portable kernels alone.
+    /// Reads `MAPL_SM90`; `0` selects the portable kernels.
     pub fn of_environment() -> Self {
         match std::env::var("MAPL_SM90").is_ok_and(|value| value == "0") {
             true => Self::Off,
@@ -37,8 +38,8 @@ impl Hopper {
     }
 }
 
-/// Whether the device and the storage of activations are those of these kernels.
-fn is_here<D: Device, A: Element>(k: &Kernels<D, A>) -> bool {
+/// Whether the device and the storage of activations suit the Hopper kernels, and they are not switched off.
+fn is_supported<D: Device, A: Element>(k: &Kernels<D, A>) -> bool {
     k.hopper != Hopper::Off && A::PRECISION == Precision::Bf16 && k.device.properties().compute_capability == (9, 0)
 }
 
@@ -47,14 +48,14 @@ fn all_multiples(unit: usize, numbers: &[usize]) -> bool {
     numbers.iter().all(|number| number.is_multiple_of(unit))
 }
 
-/// Bytes that addresses of copied operands, and strides of their rows, are multiples of.
-const COPY_UNIT: u64 = 16;
+/// Alignment in bytes that TMA needs of addresses and of row strides.
+const TMA_ALIGNMENT: u64 = 16;
 
-fn is_copied(addresses: &[u64]) -> bool {
-    addresses.iter().all(|address| address.is_multiple_of(COPY_UNIT))
+fn are_aligned(addresses: &[u64]) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(TMA_ALIGNMENT))
 }
 
-/// Descriptor of a matrix of bf16 (outer, inner) whose rows are `stride` elements apart, in boxes of 64 elements of so many rows.
+/// Tensor map of a bf16 matrix (outer, inner) with rows `stride` elements apart, in boxes of `rows` rows by 64 elements.
 fn matrix<D: Device>(
     device: &D,
     address: u64,
@@ -72,7 +73,7 @@ fn matrix<D: Device>(
     })
 }
 
-/// As [`matrix`] for f32: boxes of 32 elements of 64 rows, as results leave.
+/// Tensor map of an f32 result, in boxes of 64 rows by 32 elements, as epilogues store them.
 fn f32_result<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize)) -> Result<TensorMap> {
     device.tensor_map(&TensorMapSpec {
         address,
@@ -84,19 +85,19 @@ fn f32_result<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize
     })
 }
 
-/// Descriptor of A or B: `count` rows or columns of the product by `k`, contiguous along k or across it; `most` is the rows of a
-/// box along k.
+/// Tensor map of A or B: `count` rows or columns of the GEMM by `k`, contiguous along k or across it. `rows` is the number of
+/// rows of a box along k.
 fn operand<D: Device>(
     device: &D,
     address: u64,
     across: bool,
     (count, k): (usize, usize),
     stride: usize,
-    most: usize,
+    rows: usize,
 ) -> Result<TensorMap> {
     if across {
         matrix(device, address, (k, count), stride, 64)
     } else {
-        matrix(device, address, (count, k), stride, most)
+        matrix(device, address, (count, k), stride, rows)
     }
 }

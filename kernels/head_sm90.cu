@@ -8,9 +8,9 @@
 //                  S out of range: recompute the row with k from its maximum
 //   head_factors:  v = -dlogp / S; scaled = v packed; E[target] -= S, which makes E'
 //   head_drows:    dhidden rows = v (E' head)                  split-K over the vocabulary
-//   head_dhead:    dhead = E'ᵀ scaled                          linear_bwd_weight, matmul_sm90.cu
+//   head_dhead:    dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
 //
-// Departures from logsumexp with a running maximum (head_logprob.cu):
+// Departures from logsumexp with a running maximum (head.cu):
 //   - The reference point of row r is an integer k near its target's logit in base 2, known before the
 //     GEMM. So E = e^z 2^-k stays within the exponents of f32 and bf16 whatever the size of the
 //     logits, tiles need no maximum, and partial sums are only added.
@@ -26,7 +26,7 @@
 // A row's result depends on that row only.
 // Cost: forward 2 rows vocab hidden FLOPs, backward twice that. Shared memory of the GEMMs:
 // Hopper::SHARED_BYTES.
-#include "matmul_sm90.cuh"
+#include "linear_sm90.cuh"
 #include "primitives/math.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -193,7 +193,9 @@ struct HeadJob : Raster<H> {
     }
 };
 
-using Head = Hopper<192, Major::K, Major::K, bf16, 1, true>;
+/// Columns of a tile of the vocabulary.
+EXPORT constexpr int HEAD_COLUMNS = 192;
+using Head = Hopper<HEAD_COLUMNS, Major::K, Major::K, bf16, 1, true>;
 
 // A: packed rows (rows, hidden), B: head (vocab, hidden).
 KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
@@ -205,15 +207,15 @@ KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     run_job<Head>(packed, head, HeadJob<Head, false>{{rows, vocab, hidden}, target, base, sums, hit, nullptr});
 }
 
-// As above, and the powers.
+// As above; also stores the exponentials.
 KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
-    TensorMap powers,   // (rows, vocab)
+    TensorMap exps,     // (rows, vocab)
     const int* target,  // (rows)
     const float* base,  // (rows)
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &powers});
+    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &exps});
 }
 
 /// Recomputes a row whose sum is out of range: k from its largest logit, and its exponentials if
@@ -236,6 +238,9 @@ DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps
     return largest == INFINITY ? NAN : sum;
 }
 
+/// Rows per warp of head_join_sm90.
+EXPORT constexpr int HEAD_JOIN_ROWS = 8;
+
 /// Adds the tiles' sums of each row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight
 /// adjacent rows; each lane adds every fourth tile of one row.
 KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
@@ -246,24 +251,24 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* total,        // (rows)
                             float* logp,         // (rows)
                             float* lse,          // (rows)
-                            bf16* powers,        // (rows, stride), may be absent
+                            bf16* exps,          // (rows, stride), may be null
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    for (long long first = 8 * global_warp(); first < rows; first += 8 * global_warps()) {
-        long long own = first + lane_index() % 8;
+    for (long long first = HEAD_JOIN_ROWS * global_warp(); first < rows; first += HEAD_JOIN_ROWS * global_warps()) {
+        long long own = first + lane_index() % HEAD_JOIN_ROWS;
         float part = 0.0f;
-        for (int s = lane_index() / 8; s < slices && own < rows; s += 4) {
+        for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
             part += sums[1LL * s * rows + own];
         }
-        part += shuffle_xor(part, 8);
-        part += shuffle_xor(part, 16);
-        for (int i = 0; i < 8 && first + i < rows; ++i) {
+        part += shuffle_xor(part, HEAD_JOIN_ROWS);
+        part += shuffle_xor(part, 2 * HEAD_JOIN_ROWS);
+        for (int i = 0; i < HEAD_JOIN_ROWS && first + i < rows; ++i) {
             long long r = first + i;
             float sum = shuffle(part, i);
             float k = base[r];
             constexpr float MIN_SUM = 0x1p-100f, MAX_SUM = 0x1p120f;
             if (!(sum > MIN_SUM && sum < MAX_SUM)) {
                 sum = recompute_row(packed + r * hidden_size, head, k,
-                                    powers == nullptr ? nullptr : powers + r * stride, hidden_size, vocab);
+                                    exps == nullptr ? nullptr : exps + r * stride, hidden_size, vocab);
             }
             if (lane_index() == 0) {
                 float value = fmaf(k, LN_2, logf(sum));
@@ -286,7 +291,7 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
                                const float* dlogp,  // (rows)
                                float* factor,       // (rows): v
                                bf16* scaled,        // (rows, hidden_size): v hidden
-                               bf16* powers,        // (rows, stride)
+                               bf16* exps,          // (rows, stride)
                                int hidden_size, int rows, int stride) {
     for (long long r = global_warp(); r < rows; r += global_warps()) {
         float slope = dlogp[r], sum = total[r], v = slope == 0.0f ? 0.0f : -slope / sum;
@@ -303,25 +308,18 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
         }
         if (lane_index() == 0) {
             factor[r] = v;
-            powers[r * stride + target[r]] = from_float<bf16>(fast_exp2(fmaf(hit[r], LOG2_E, -base[r])) - sum);
+            exps[r * stride + target[r]] = from_float<bf16>(fast_exp2(fmaf(hit[r], LOG2_E, -base[r])) - sum);
         }
     }
 }
 
-// drows = v (powers head), parts of the sum over the vocabulary in order. A: powers (rows, vocab),
-// B: head (vocab, hidden).
-KERNEL(384, head_drows_sm90_256, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
+// drows = v (exps head), split-K over the vocabulary. A: exps (rows, vocab), B: head (vocab, hidden).
+template <GemmTile TILE>
+KERNELS(384, head_drows_sm90, FOR(TILE: 256=N256 224=N224), CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(
+    const TensorDescriptor& exps, const TensorDescriptor& head, const TensorDescriptor& drows,
     const float* factor,  // (rows)
-    int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
+    int* semaphores,      // (tiles, 2) zeros if splits > 1; zero again at the end
     int rows, int hidden, int vocab, int splits) {
-    hopper_matmul<Hopper<256, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
-}
-
-KERNEL(384, head_drows_sm90_224, CLUSTER(2), CORESIDENT, EARLY, ALONE(384))(TensorMap powers, TensorMap head, TensorMap drows,
-    const float* factor,  // (rows)
-    int* turns,           // (tiles, 2) zeros, where splits > 1; left as zeros
-    int rows, int hidden, int vocab, int splits) {
-    hopper_matmul<Hopper<224, Major::K, Major::ACROSS, float, 2, false>>(
-        powers, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, turns, nullptr});
+    hopper_matmul<HopperGemm<TILE, Major::K, Major::ACROSS, float>>(
+        exps, head, drows, {rows, hidden, vocab, splits, 0, nullptr, factor, semaphores, nullptr});
 }

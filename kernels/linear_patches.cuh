@@ -1,12 +1,12 @@
 // Patch norms of a weight gradient. A patch is 16 rows by 32 columns (src/backend/contract/nn.rs).
 // The kernel that writes the gradient stores them, so that the global norm need not read it again.
-// Used by matmul.cu and matmul_sm90.cuh.
+// Used by linear.cu and linear_sm90.cuh.
 #pragma once
 
 #include "common.cuh"
 #include "primitives/warp.cuh"
 
-constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
+EXPORT constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
 
 /// Stores the norm of a warp tile: the merged norm to its first patch, 0 to the other patches. The
 /// tile starts at a patch; patches beyond the matrix are skipped. `squares` is the lane's sum of

@@ -1,4 +1,4 @@
-// Bias gradient: column sums of dy over slices of tokens. sum_slices (slices.cu) adds the slices.
+// Bias gradient: column sums of dy over slices of tokens. sum_slices.cu adds the slices.
 //
 //   for each (slice of BIAS_SLICE tokens, column chunk), one per warp, by stride:
 //     slices[slice][column] = sum of dy over the tokens of the slice, ascending; one lane per column
@@ -9,12 +9,14 @@
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// Tokens per slice; mirrored in src/backend/kernels/rowwise.rs.
-constexpr int BIAS_SLICE = 64;
+/// Tokens of a slice.
+EXPORT constexpr int BIAS_SLICE = 64;
 
 /// slices[k][o] = sum over the tokens of slice k of dy[t][o].
 template <class T>
-DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
+KERNELS(128, bias_bwd, FOR(T: f32 bf16))(const T* dy,    // (tokens, outputs)
+                                         float* slices,  // (ceil(tokens / BIAS_SLICE), outputs)
+                                         int tokens, int outputs) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(dy, outputs) && vec_aligned(slices, outputs);
     int chunks = ceil_div(outputs, WARP * N);
@@ -39,14 +41,4 @@ DEVICE void bias_bwd(const T* dy, float* slices, int tokens, int outputs) {
         }
         store_elements(slices + (long long)slice * outputs + o, sum, valid, vectorised);
     }
-}
-
-KERNEL(128, bias_bwd_f32)(const float* dy,  // (tokens, outputs)
-                          float* slices,    // (ceil(tokens / BIAS_SLICE), outputs)
-                          int tokens, int outputs) {
-    bias_bwd(dy, slices, tokens, outputs);
-}
-
-KERNEL(128, bias_bwd_bf16)(const bf16* dy, float* slices, int tokens, int outputs) {
-    bias_bwd(dy, slices, tokens, outputs);
 }

@@ -18,7 +18,7 @@
 template <class T, bool A_K_MAJOR, bool B_K_MAJOR, class FromA, class FromB, class Epilogue, class Done>
 DEVICE void for_each_tile(const FromA& a, const FromB& b, int m, int n, int k, Epilogue epilogue, Done tile_done) {
     using P = BlockGemm<T, A_K_MAJOR, B_K_MAJOR>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;

@@ -19,11 +19,11 @@
 //
 // Cost: forward 2 rows vocab hidden FLOPs, backward three times that.
 #include "common.cuh"
-#include "matmul.cuh"
+#include "linear.cuh"
 #include "reduce.cuh"
 
-/// Column tiles per vocabulary slice; mirrored in src/backend/kernels/head.rs.
-constexpr int SLICE_TILES = 8;
+/// Column tiles per vocabulary slice.
+EXPORT constexpr int HEAD_SLICE_TILES = 8;
 
 /// Combines the four lanes that share a fragment row.
 DEVICE LogSumExp combine_quad(LogSumExp partial) {
@@ -36,11 +36,17 @@ DEVICE LogSumExp combine_quad(LogSumExp partial) {
 }
 
 template <class T>
-DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* source, const int* target, float* max,
-                                float* sum, float* hit, int hidden_size, int vocab, int rows) {
+KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
+                                                    const T* head,      // (vocab, hidden_size)
+                                                    const int* source,  // (rows)
+                                                    const int* target,  // (rows)
+                                                    float* max,         // (slices, rows)
+                                                    float* sum,         // (slices, rows)
+                                                    float* hit,         // (rows): the target's logit
+                                                    int hidden_size, int vocab, int rows) {
     using P = BlockGemm<T, true, true>;
-    DYNAMIC_SHARED(shared);
-    constexpr int SLICE = SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
+    constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
     auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
     auto b = MatrixView<T>::of(head, vocab, hidden_size);
     int bands = ceil_div(rows, P::ROWS), slices = ceil_div(vocab, SLICE);
@@ -126,23 +132,6 @@ DEVICE void head_logprob_slices(const T* hidden, const T* head, const int* sourc
     }
 }
 
-// shared: Product::SHARED_BYTES, 48 KiB.
-KERNEL(256, head_logprob_slices_f32)(const float* hidden,  // (tokens, hidden_size)
-                                     const float* head,    // (vocab, hidden_size)
-                                     const int* source,    // (rows)
-                                     const int* target,    // (rows)
-                                     float* max,           // (slices, rows)
-                                     float* sum,           // (slices, rows)
-                                     float* hit,           // (rows): the target's logit
-                                     int hidden_size, int vocab, int rows) {
-    head_logprob_slices(hidden, head, source, target, max, sum, hit, hidden_size, vocab, rows);
-}
-
-KERNEL(256, head_logprob_slices_bf16)(const bf16* hidden, const bf16* head, const int* source, const int* target, float* max,
-                                      float* sum, float* hit, int hidden_size, int vocab, int rows) {
-    head_logprob_slices(hidden, head, source, target, max, sum, hit, hidden_size, vocab, rows);
-}
-
 KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
                                const float* sum,  // (slices, rows)
                                const float* hit,  // (rows)
@@ -163,10 +152,16 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
 /// dlogits (rows, stride) of the vocabulary `first` to `first + width`: dlogp (onehot(target) -
 /// softmax).
 template <class T>
-DEVICE void head_dlogits(const T* hidden, const T* head, const int* source, const int* target, const float* lse,
-                         const float* dlogp, T* dlogits, int hidden_size, int rows, int first, int width, int stride) {
+KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hidden_size)
+                                             const T* head,       // (vocab, hidden_size)
+                                             const int* source,   // (rows)
+                                             const int* target,   // (rows)
+                                             const float* lse,    // (rows)
+                                             const float* dlogp,  // (rows)
+                                             T* dlogits,          // (rows, stride)
+                                             int hidden_size, int rows, int first, int width, int stride) {
     using P = BlockGemm<T, true, true>;
-    DYNAMIC_SHARED(shared);
+    DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
     auto b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     int down = ceil_div(rows, P::ROWS), across = ceil_div(width, P::COLUMNS);
@@ -194,27 +189,12 @@ DEVICE void head_dlogits(const T* hidden, const T* head, const int* source, cons
     }
 }
 
-KERNEL(256, head_dlogits_f32)(const float* hidden,  // (tokens, hidden_size)
-                              const float* head,    // (vocab, hidden_size)
-                              const int* source,    // (rows)
-                              const int* target,    // (rows)
-                              const float* lse,     // (rows)
-                              const float* dlogp,   // (rows)
-                              float* dlogits,       // (rows, stride)
-                              int hidden_size, int rows, int first, int width, int stride) {
-    head_dlogits(hidden, head, source, target, lse, dlogp, dlogits, hidden_size, rows, first, width, stride);
-}
-
-KERNEL(256, head_dlogits_bf16)(const bf16* hidden, const bf16* head, const int* source, const int* target, const float* lse,
-                               const float* dlogp, bf16* dlogits, int hidden_size, int rows, int first, int width,
-                               int stride) {
-    head_dlogits(hidden, head, source, target, lse, dlogp, dlogits, hidden_size, rows, first, width, stride);
-}
-
 /// drows = or += dlogits head[first..first + width].
 template <class T>
-DEVICE void head_drows(const T* dlogits, const T* head, float* drows, int hidden_size, int rows, int first, int width,
-                       int stride, int add) {
+KERNELS(256, head_drows, FOR(T: f32 bf16))(const T* dlogits,  // (rows, stride)
+                                           const T* head,     // (vocab, hidden_size)
+                                           float* drows,      // (rows, hidden_size)
+                                           int hidden_size, int rows, int first, int width, int stride, int add) {
     auto a = MatrixView<T>::of(dlogits, rows, width);
     auto b = MatrixView<T>::of(head + 1LL * first * hidden_size, width, hidden_size);
     a.stride = stride;
@@ -222,22 +202,13 @@ DEVICE void head_drows(const T* dlogits, const T* head, float* drows, int hidden
     matmul<T, float, true, false>(a, b, nullptr, nullptr, drows, rows, hidden_size, width, add);
 }
 
-KERNEL(256, head_drows_f32)(const float* dlogits,  // (rows, stride)
-                            const float* head,     // (vocab, hidden_size)
-                            float* drows,          // (rows, hidden_size)
-                            int hidden_size, int rows, int first, int width, int stride, int add) {
-    head_drows(dlogits, head, drows, hidden_size, rows, first, width, stride, add);
-}
-
-KERNEL(256, head_drows_bf16)(const bf16* dlogits, const bf16* head, float* drows, int hidden_size, int rows, int first,
-                             int width, int stride, int add) {
-    head_drows(dlogits, head, drows, hidden_size, rows, first, width, stride, add);
-}
-
 /// dhead[first..first + width] = or += dlogitsᵀ hidden[source].
 template <class T>
-DEVICE void head_dhead(const T* dlogits, const T* hidden, const int* source, float* dhead, int hidden_size, int rows,
-                       int first, int width, int stride, int add) {
+KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
+                                           const T* hidden,    // (tokens, hidden_size)
+                                           const int* source,  // (rows)
+                                           float* dhead,       // (vocab, hidden_size)
+                                           int hidden_size, int rows, int first, int width, int stride, int add) {
     auto a = MatrixView<T>::of(dlogits, rows, width), b = MatrixView<T>::of(hidden, rows, hidden_size, source);
     a.stride = stride;
     a.vectorised = true;
@@ -245,24 +216,15 @@ DEVICE void head_dhead(const T* dlogits, const T* hidden, const int* source, flo
                                    add);
 }
 
-KERNEL(256, head_dhead_f32)(const float* dlogits,  // (rows, stride)
-                            const float* hidden,   // (tokens, hidden_size)
-                            const int* source,     // (rows)
-                            float* dhead,          // (vocab, hidden_size)
-                            int hidden_size, int rows, int first, int width, int stride, int add) {
-    head_dhead(dlogits, hidden, source, dhead, hidden_size, rows, first, width, stride, add);
-}
-
-KERNEL(256, head_dhead_bf16)(const bf16* dlogits, const bf16* hidden, const int* source, float* dhead, int hidden_size,
-                             int rows, int first, int width, int stride, int add) {
-    head_dhead(dlogits, hidden, source, dhead, hidden_size, rows, first, width, stride, add);
-}
-
 /// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order.
 /// Rows without a key are not written; runs with a negative key are skipped.
 template <class T>
-DEVICE void head_gather(const float* drows, const int* order, const int* offsets, const int* keys, T* dhidden,
-                        int distinct, int hidden_size) {
+KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (rows, hidden_size)
+                                            const int* order,    // (rows)
+                                            const int* offsets,  // (distinct + 1)
+                                            const int* keys,     // (distinct)
+                                            T* dhidden,          // (tokens, hidden_size)
+                                            int distinct, int hidden_size) {
     for (long long k = blockIdx.x; k < distinct; k += gridDim.x) {
         if (keys[k] < 0) {
             continue;
@@ -276,18 +238,4 @@ DEVICE void head_gather(const float* drows, const int* order, const int* offsets
             to[h] = from_float<T>(sum);
         }
     }
-}
-
-KERNEL(128, head_gather_f32)(const float* drows,   // (rows, hidden_size)
-                             const int* order,     // (rows)
-                             const int* offsets,   // (distinct + 1)
-                             const int* keys,      // (distinct)
-                             float* dhidden,       // (tokens, hidden_size)
-                             int distinct, int hidden_size) {
-    head_gather(drows, order, offsets, keys, dhidden, distinct, hidden_size);
-}
-
-KERNEL(128, head_gather_bf16)(const float* drows, const int* order, const int* offsets, const int* keys, bf16* dhidden,
-                              int distinct, int hidden_size) {
-    head_gather(drows, order, offsets, keys, dhidden, distinct, hidden_size);
 }

@@ -1,5 +1,5 @@
 // C = or += A B on Hopper, a job of tile_sm90.cuh with an epilogue that adds bias and residual,
-// scales rows or reduces splits. Used by matmul_sm90.cu and head_logprob_sm90.cu.
+// scales rows or reduces splits. Used by linear_sm90.cu and head_sm90.cu.
 //
 //   bf16 C (no split-K):                         f32 C (split-K):
 //     prefetch: bias to a register,                for splits > 1: wait until the tile's
@@ -22,8 +22,17 @@
 //   - A bf16 result is rounded once, after f32 acc + bias + residual.
 #pragma once
 
-#include "patches.cuh"
+#include "linear_patches.cuh"
 #include "tile_sm90.cuh"
+
+/// Block tiles: 128 rows by 256, 224, 192 or 128 columns; cooperative or ping-pong.
+EXPORT enum GemmTile : int { N256, N224, N192, N192_PING_PONG, N128, N128_PING_PONG };
+/// Columns, blocks of a cluster, and whether the schedule is ping-pong, by GemmTile.
+EXPORT constexpr int GEMM_COLUMNS[] = {256, 224, 192, 192, 128, 128},
+                     GEMM_CLUSTER[] = {2, 2, 1, 1, 1, 1}, GEMM_PING_PONG[] = {0, 0, 0, 1, 0, 1};
+
+template <GemmTile TILE, Major A, Major B, class Out>
+using HopperGemm = Hopper<GEMM_COLUMNS[TILE], A, B, Out, GEMM_CLUSTER[TILE], GEMM_PING_PONG[TILE] != 0>;
 
 /// One GEMM.
 struct Problem {
@@ -34,8 +43,8 @@ struct Problem {
     int add;
     const bf16* bias;        // (n), may be null
     const float* row_scale;  // (m) factors of f32 results, may be null
-    int* semaphores;              // (tiles, 2) zeros if splits > 1; zero again at the end
-    float* norms;            // patch norms of f32 results (patches.cuh), may be null
+    int* semaphores;         // (tiles, 2) zeros if splits > 1; zero again at the end
+    float* norms;            // patch norms of f32 results (linear_patches.cuh), may be null
 };
 
 /// The job: tiles of split 0, then of split 1, ... so that a tile waits only for lower numbers.

@@ -16,7 +16,11 @@ constexpr int LOGPROB_THREADS = 128;
 
 /// lse = logsumexp(row), logp = row[target] - lse.
 template <class T>
-DEVICE void logprob_fwd(const T* logits, const int* target, float* logp, float* lse, int rows, int vocab) {
+KERNELS(128, logprob_fwd, FOR(T: f32 bf16))(const T* logits,    // (rows, vocab)
+                                            const int* target,  // (rows), below vocab
+                                            float* logp,        // (rows)
+                                            float* lse,         // (rows)
+                                            int rows, int vocab) {
     constexpr int N = VEC_ELEMENTS<T>, WARPS = LOGPROB_THREADS / WARP;
     SHARED(LogSumExp, warp_partial, WARPS);
     bool vectorised = vec_aligned(logits, vocab);
@@ -76,35 +80,14 @@ DEVICE void logprob_bwd_rows(const int* target, const float* lse, const float* d
 }
 
 template <class T>
-DEVICE void logprob_bwd(const int* target, const float* lse, const float* dlogp, T* logits, int rows, int vocab) {
+KERNELS(128, logprob_bwd, FOR(T: f32 bf16))(const int* target,   // (rows)
+                                            const float* lse,    // (rows)
+                                            const float* dlogp,  // (rows)
+                                            T* logits,           // (rows, vocab), in place
+                                            int rows, int vocab) {
     if (vec_aligned(logits, vocab)) {
         logprob_bwd_rows<true>(target, lse, dlogp, logits, rows, vocab);
     } else {
         logprob_bwd_rows<false>(target, lse, dlogp, logits, rows, vocab);
     }
-}
-
-KERNEL(128, logprob_fwd_f32)(const float* logits,  // (rows, vocab)
-                             const int* target,    // (rows), below vocab
-                             float* logp,          // (rows)
-                             float* lse,           // (rows)
-                             int rows, int vocab) {
-    logprob_fwd(logits, target, logp, lse, rows, vocab);
-}
-
-KERNEL(128, logprob_fwd_bf16)(const bf16* logits, const int* target, float* logp, float* lse, int rows, int vocab) {
-    logprob_fwd(logits, target, logp, lse, rows, vocab);
-}
-
-KERNEL(128, logprob_bwd_f32)(const int* target,   // (rows)
-                             const float* lse,    // (rows)
-                             const float* dlogp,  // (rows)
-                             float* logits,       // (rows, vocab), in place
-                             int rows, int vocab) {
-    logprob_bwd(target, lse, dlogp, logits, rows, vocab);
-}
-
-KERNEL(128, logprob_bwd_bf16)(const int* target, const float* lse, const float* dlogp, bf16* logits, int rows,
-                              int vocab) {
-    logprob_bwd(target, lse, dlogp, logits, rows, vocab);
 }

@@ -1,0 +1,51 @@
+//! RMSNorm (`kernels/norm.cu`).
+
+use super::device::{Device, Element};
+use super::launchers::{self as launch, NORM_SLICE};
+use super::linear::sum_slices;
+use super::{Kernels, adds, int, read, read_option, write, write_option};
+use crate::Result;
+use crate::backend::contract::*;
+
+/// Longest f32 row in bytes that `norm_bwd` sums in shared memory. Several blocks still fit a multiprocessor.
+const SHARED_ROW_BYTES: usize = 32 << 10;
+
+pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<'_, Kernels<D, A>>) -> Result<()> {
+    let d = a.dims;
+    launch::NormFwd::<A> {
+        x: read(a.x),
+        residual: read_option(a.residual),
+        weight: read(a.weight),
+        sum: write_option(&mut a.sum),
+        y: write(&mut a.y),
+        rstd: write(&mut a.rstd),
+        tokens: int(d.tokens)?,
+        hidden: int(d.hidden)?,
+        eps: d.eps as f32,
+    }
+    .launch(&k.device, k.row_blocks(d.tokens, 1), 0)
+}
+
+pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<'_, Kernels<D, A>>) -> Result<()> {
+    let d = a.dims;
+    let count = d.tokens.div_ceil(NORM_SLICE);
+    let mut scratch = k.scratch()?;
+    let slices = scratch.request::<f32>(count * d.hidden);
+    scratch.take()?;
+    let row_bytes = d.hidden * size_of::<f32>();
+    let in_shared = row_bytes <= SHARED_ROW_BYTES;
+    launch::NormBwd::<A> {
+        dy: read(a.dy),
+        sum: read(a.sum),
+        rstd: read(a.rstd),
+        weight: read(a.weight),
+        dsum: write(&mut a.dsum),
+        slices: scratch.write(slices),
+        tokens: int(d.tokens)?,
+        hidden: int(d.hidden)?,
+        add: adds(a.dsum_write),
+        in_shared: i32::from(in_shared),
+    }
+    .launch(&k.device, k.row_blocks(count, 1), if in_shared { row_bytes } else { 0 })?;
+    sum_slices(k, &scratch, slices, count, &mut a.dweight, a.dweight_write)
+}
