@@ -20,7 +20,7 @@ const REJECTED: &str = "Crust.";
 
 /// Figure as one `<svg>` element.
 pub fn to_svg() -> String {
-    let height = FIRST + 3.0 * STEP - 6.0;
+    let height = FIRST + 3.0 * STEP - 28.0;
     let description = "The base comparison ranks two responses under one prompt. The intra comparison ranks one response \
                        under two prompts. The inter comparison ranks the gap between two responses with and without an \
                        added instruction.";
