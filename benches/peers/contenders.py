@@ -1,4 +1,4 @@
-"""What the contenders of ops.py and heads.py are registered with, and what several of them are made by."""
+"""Registry of the contenders of ops.py and heads.py, and builders that several of them share."""
 
 import importlib
 
@@ -8,7 +8,7 @@ OPS = {}
 
 
 def op(*names):
-    """Registers the contenders of ops: a function of (context, sizes) to (operands, {name: call}, check)."""
+    """Registers a function for the named ops: (context, sizes, layer) -> (operands, {contender: call}, check)."""
 
     def register(function):
         OPS.update({name: function for name in names})
@@ -18,7 +18,7 @@ def op(*names):
 
 
 def lazily(module, make):
-    """A contender that a module makes, which is imported by the first call: one that breaks then costs its own row alone."""
+    """A contender built from a module that its first call imports, so that a broken module costs only this contender's row."""
     made = []
 
     def call(a):
@@ -36,8 +36,8 @@ def rows_of(torch, n, count=16):
     return torch.linspace(0, n - 1, min(n, count)).long()
 
 
-def backward_alone(c, name, call, inputs, gradient):
-    """A call that repeats the backward: the forward's graph is kept with the operands."""
+def backward_only(c, name, call, inputs, gradient):
+    """A call that times only the backward pass: the autograd graph of the forward pass is kept with the operands."""
 
     def run(a):
         if name not in a:

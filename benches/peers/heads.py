@@ -1,8 +1,8 @@
-"""Contenders of the vocabulary head: log-probs of targets, their gradient, and DPO's head with its loss."""
+"""Contenders of the vocabulary head: log-probs of targets, their gradient, and the head fused with the DPO loss."""
 
 import math
 
-from contenders import backward_alone, lazily, op, rows_of
+from contenders import backward_only, lazily, op, rows_of
 
 
 def head_operands(c, s):
@@ -16,7 +16,7 @@ def head_operands(c, s):
 
 
 def head_logits(c):
-    """Log-probs of targets from stored logits, as a user of torch, and as TRL, computes them."""
+    """Log-probs of targets from stored logits, as torch users and TRL compute them."""
     f = c.torch.nn.functional
 
     def eager(a):
@@ -30,10 +30,10 @@ def head_logits(c):
 
 
 def head_chunks(c):
-    """Log-probs of targets without stored logits, with a gradient for each, so the backward makes the logits anew."""
+    """Log-probs of targets without stored logits, with a gradient per log-prob. The backward pass recomputes the logits."""
 
     def trl(module):
-        # The chunk and the outputs with which TRL's DPO loss calls it.
+        # Chunk size and outputs that TRL's DPO loss passes.
         more = (1.0, 32768, None, 1.0, ("log_probs",))
         return lambda a: module.ChunkedLogProbFunction.apply(a["x"], a["w"], None, a["t"], *more)[0]
 
@@ -42,14 +42,14 @@ def head_chunks(c):
 
     calls = {"trl chunked": lazily("trl.kernels.chunked_logprob", trl)}
     if c.low:
-        # It leaves out blocks of the gradient whose probabilities are small, unless told not to.
+        # By default it skips gradient blocks with small probabilities.
         calls["cut-cross-entropy"] = lazily("cut_cross_entropy", cut())
         calls["cut-cross-entropy unfiltered"] = lazily("cut_cross_entropy", cut(filter_eps=None))
     return calls
 
 
 def detached(call):
-    """Some libraries compute gradients in the forward for whatever asks for them, `no_grad` or not."""
+    """Detaches the operands: some libraries compute gradients in the forward pass if an operand requires them, even under `no_grad`."""
     return lambda a: call(a | {name: a[name].detach() for name in "xw"})
 
 
@@ -74,14 +74,14 @@ def head_fwd(c, s, _):
 
 @op("head_logprob_bwd")
 def head_bwd(c, s, _):
-    """Three products for everyone, as for `mapl`: forward and backward where a peer keeps the logits or makes gradients in
-    the forward, the backward alone where it makes the logits anew."""
+    """Three GEMMs for every contender, as for `mapl`. Peers that keep logits or compute gradients in the forward pass are timed on
+    both passes, peers that recompute the logits only on the backward pass."""
 
     def both(call):
         return lambda a: c.torch.autograd.grad(call(a), (a["x"], a["w"]), a["g"])
 
     def mean(make):
-        """Heads that make the gradients in the forward know one scalar for all rows: that of the cross-entropy's mean."""
+        """Heads that compute gradients in the forward pass support only one scalar gradient, that of the mean cross-entropy."""
 
         def made(module):
             call = make(module)
@@ -97,7 +97,7 @@ def head_bwd(c, s, _):
         return lambda a: module.chunked_linear_cross_entropy(a["x"], a["w"], a["t"])
 
     calls = {name: both(call) for name, call in head_logits(c).items()}
-    calls |= {name: backward_alone(c, name, call, "xw", "g") for name, call in head_chunks(c).items()}
+    calls |= {name: backward_only(c, name, call, "xw", "g") for name, call in head_chunks(c).items()}
     means = {"liger": ("liger_kernel.transformers", liger), "quack": ("quack.linear_cross_entropy", quack)}
     if c.low:
         calls |= {name: lazily(module, mean(make)) for name, (module, make) in means.items()}
@@ -106,22 +106,22 @@ def head_bwd(c, s, _):
     def check(a, grads, name):
         with c.torch.no_grad():
             if not lse:
-                lse.append(normalisers(c, a["x"], a["w"]))
+                lse.append(logsumexp(c, a["x"], a["w"]))
             mean = c.torch.full_like(lse[0], -1.0 / len(lse[0]))
             return gradients_close(c, a, lse[0], mean if name in means else a["g"].double(), grads)
 
     return head_operands(c, s), calls, check
 
 
-def normalisers(c, x, w):
-    """Logarithm of every row's sum of exponentials, its products in f32 where the operands are bf16, else in f64."""
+def logsumexp(c, x, w):
+    """Logsumexp of every row; the GEMM runs in f32 for bf16 operands, else in f64."""
     wide = c.torch.float64 if c.dtype == c.torch.float32 else c.torch.float32
     w = w.to(wide)
     return c.torch.cat([(part.to(wide) @ w.T).logsumexp(-1) for part in x.split(1024)]).double()
 
 
 def gradients_close(c, a, lse, scale, grads):
-    """Rows of the hidden rows' gradient, and of the weight's those of these rows' words, for gradients of log-probs."""
+    """Checks gradients for given log-prob gradients: some rows of the hidden gradient, and the weight gradient of these rows' targets."""
     rows = rows_of(c.torch, len(lse), 4).to(c.device)
     x, w, words, scale = a["x"].double(), a["w"].detach(), a["t"][rows], scale[:, None]
     p = (x[rows] @ w.double().T - lse[rows, None]).exp()
@@ -137,9 +137,9 @@ REFERENCE = " with reference"
 
 @op("head_preference")
 def head_preference(c, s, _):
-    """DPO's head: log-probs of pairs' responses, their loss and all gradients. The reference's sums of log-probs are given, as in
-    `mapl`'s op, or made from its own hidden rows and head (`with reference`). Liger's loss takes none as given, so without its
-    reference it has zeros there: the same work."""
+    """Head of DPO: log-probs of pairs' responses, the loss and all gradients. The reference's summed log-probs are given, as in
+    `mapl`'s op, or computed from the reference's hidden rows and head (`with reference`). Liger's loss cannot take given sums;
+    without a reference it uses zeros, which is the same work."""
     f, beta = c.torch.nn.functional, 0.1
     response = max(1, min(256, s["rows"] // 8))
     pairs = s["rows"] // (2 * response)
@@ -191,7 +191,7 @@ def head_preference(c, s, _):
     known = {}
 
     def scores(a, x, w):
-        lse = normalisers(c, x, w)
+        lse = logsumexp(c, x, w)
         return lse, sums((x.double() * w.double()[a["t"]]).sum(-1) - lse).double()
 
     def check(a, grads, name):

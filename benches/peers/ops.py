@@ -1,9 +1,9 @@
-"""Times the ops of a file of `mapl bench` rows with PyTorch and what builds on it, and writes rows of the same columns.
+"""Times the ops of a file of `mapl bench` rows with PyTorch and libraries on top of it, and writes rows with the same columns.
 
-Shapes, bytes, FLOPs and ceilings come from the rows, so both sides speak of the same calls. Every contender's result is
-compared with a float64 computation before it is timed; one that is wrong is a failed row. A package that cannot be imported
-is an absent row. Contenders run in a process of their own, which is ended and begun anew where one hangs, crashes or breaks the
-device: that costs this contender its row, and no other.
+Shapes, bytes, FLOPs and ceilings are taken from the rows, so both sides measure the same calls. Every contender's result is
+compared with a float64 computation before it is timed. A wrong result is a failed row, and a package that cannot be imported
+is an absent row. Contenders run in a separate process. If one hangs, crashes or breaks the device, the process is restarted:
+only this contender loses its row.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 import time
 
 import heads  # noqa: F401  (registers its contenders)
-from contenders import OPS, backward_alone, lazily, op, rows_of
-from timing import Channel, Context, NotRecorded, Watched, ask, blank, measure
+from contenders import OPS, backward_only, lazily, op, rows_of
+from timing import Channel, Context, CaptureFailed, Watched, ask, blank, measure
 
 
 @op("linear_fwd")
@@ -65,7 +65,7 @@ def linear_bwd_input(c, s, _):
 
 @op("linear_bwd_weight")
 def linear_bwd_weight(c, s, _):
-    """`mapl` writes this gradient in f32; with bf16 operands torch does so only when asked to."""
+    """`mapl` writes this gradient in f32. With bf16 operands torch does so only on request (`f32 result`)."""
     t, i, o = s["tokens"], s["inputs"], s["outputs"]
 
     def check(a, y):
@@ -138,7 +138,7 @@ def embedding_fwd(c, s, _):
 
 
 def causal(c, s):
-    """Shapes (trees, heads, length, head_dim) of the causal rows; prefix trees have no counterpart in SDPA."""
+    """Operands and calls of causal rows, of shape (trees, heads, length, head_dim). SDPA has no equivalent of prefix trees."""
     f = c.torch.nn.functional
     length = s["length"]
     shape = (s["tokens"] // length, s["heads"], length, s["head_dim"])
@@ -151,7 +151,7 @@ def causal(c, s):
         return f.scaled_dot_product_attention(a["q"], a["k"], a["v"], is_causal=True, enable_gqa=shape[1] != keys[1])
 
     def expected(a):
-        """The last tree and head, in float64."""
+        """Queries, keys, values and probabilities of the last tree and key head, in float64."""
         group = shape[1] // keys[1]
         q, k, v = (a["q"][-1, -group:].double(), a["k"][-1, -1:].double(), a["v"][-1, -1:].double())
         scores = q @ k.transpose(-1, -2) / math.sqrt(s["head_dim"])
@@ -207,12 +207,12 @@ def attention_bwd(c, s, _):
         dv = (p.transpose(-1, -2) @ do).sum(0)
         return max(c.close(grads[0][-1, -p.shape[0] :], ds @ k), c.close(grads[2][-1, -1], dv))
 
-    return operands, {name: backward_alone(c, name, call, "qkv", "do") for name, call in calls.items()}, check
+    return operands, {name: backward_only(c, name, call, "qkv", "do") for name, call in calls.items()}, check
 
 
 @op("adamw")
 def adamw(c, s, _):
-    """Weights and state in f32, as `mapl` holds them; with activations of bf16 the weights are copied to that after the update."""
+    """Weights and state in f32, as in `mapl`. With bf16 activations, the updated weights are also copied to bf16."""
     n, rate = s["len"], 1e-3
 
     def operands():
@@ -230,7 +230,7 @@ def adamw(c, s, _):
         return a["p"].detach()
 
     def check(a, p):
-        # The first update moves every element by the rate along the sign of its gradient, and decays it.
+        # The first update moves every element by the learning rate against the sign of its gradient, and decays it.
         g = a["p"].grad[:4096].double()
         moved = -rate * 0.01 * a["start"] - rate * g / (g.abs() + 1e-8)
         return c.close(p[:4096].double() - a["start"], moved, 2.0**-23) if a["updates"] == [1] else math.inf
@@ -255,10 +255,10 @@ def work(args):
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     if args.device == "cuda":
-        # The stream on which calls can be recorded.
+        # Graph capture needs a stream other than the default one.
         torch.cuda.set_stream(torch.cuda.Stream())
 
-    def said(what):
+    def announce(what):
         channel.say(doing=what)
 
     for task in channel.tasks():
@@ -266,11 +266,11 @@ def work(args):
             row, context = task["row"], Context(torch, args.device, task["row"]["dtype"], args.no_compile)
             sizes = {k: int(v) for k, v in (part.split("=") for part in row["shape"].split())}
             made = OPS[row["op"]](context, sizes, row["layer"])
-            rows, compiling = measure(args, torch, made, task, said) if made else ([], 0.0)
-        except NotRecorded as why:
+            rows, compiling = measure(args, torch, made, task, announce) if made else ([], 0.0)
+        except CaptureFailed as why:
             channel.say(broken=str(why), recording=True)
             return
-        except Exception as why:  # noqa: BLE001  (where all of a call fails, or the device no longer answers)
+        except Exception as why:  # noqa: BLE001  (the complete call failed, or the device no longer responds)
             channel.say(broken=f"{type(why).__name__}: {why}")
             return
         if args.device == "cuda":
@@ -280,19 +280,19 @@ def work(args):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", required=True, help="CSV of mapl bench")
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--rows", required=True, help="CSV file of mapl bench rows")
+    parser.add_argument("--output", required=True, help="CSV file to write the rows to")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of samples of a call, of all contenders together")
-    parser.add_argument("--longest", type=float, default=10.0, help="contenders whose least samples take longer are skipped")
-    parser.add_argument("--patience", type=float, default=45.0, help="seconds without a sign of life before a contender is ended")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which what is left is skipped")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of sampling per call, over all contenders")
+    parser.add_argument("--longest", type=float, default=10.0, help="skip contenders whose minimum samples would exceed this many seconds")
+    parser.add_argument("--patience", type=float, default=45.0, help="seconds without progress after which a contender is killed")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which the remaining calls are skipped")
     parser.add_argument("--rotate-mib", type=int, default=256)
-    parser.add_argument("--compile-seconds", type=float, default=60.0, help="seconds that torch.compile may take in all")
+    parser.add_argument("--compile-seconds", type=float, default=60.0, help="total seconds for torch.compile")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-graph", action="store_true", help="record no calls on cuda")
+    parser.add_argument("--no-graph", action="store_true", help="do not capture CUDA graphs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -314,8 +314,8 @@ def main():
                 continue
             out = time.monotonic() >= deadline
             for new in [blank(row, "torch", "skipped", "no time left")] if out else ask(peer, row, state, deadline):
-                told = f"{float(new['median_us']):.2f} us" if new["status"] == "measured" else new["note"]
-                print(f"{new['op']:<18} {new['variant']:<28} {new['shape']}: {new['status']} {told}", flush=True)
+                result = f"{float(new['median_us']):.2f} us" if new["status"] == "measured" else new["note"]
+                print(f"{new['op']:<18} {new['variant']:<28} {new['shape']}: {new['status']} {result}", flush=True)
                 if "No module named 'torch'" in new["note"]:
                     raise SystemExit(new["note"])
                 writer.writerow(new)

@@ -1,7 +1,7 @@
 """Alternates `mapl bench` and the peers on the same shapes and prints how they compare.
 
-Each round runs both sides once, in an order that turns round with every round. A ratio is formed within a round and the median
-over rounds is shown: the peer's median time over mapl's, so above 1 is in favour of mapl.
+Each round runs both sides once, in alternating order. A ratio is the peer's median time over mapl's within a round, so above 1 is
+in favour of mapl. The table shows the median of the ratios over all rounds.
 """
 
 import argparse
@@ -16,13 +16,13 @@ KEY = ("dtype", "op", "model", "layer", "shape")
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mapl", default="target/release/mapl", help="the program")
+    parser.add_argument("--mapl", default="target/release/mapl", help="path of the mapl binary")
     parser.add_argument("--python", required=True, help="Python with the packages of requirements.txt")
     parser.add_argument("--work", required=True, type=pathlib.Path, help="folder for the rows of every round")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, help="CSV of the last round's rows of both sides")
-    parser.add_argument("--peer-flag", action="append", default=[], help="a flag for ops.py, such as --no-compile")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of one run per side")
+    parser.add_argument("--output", type=pathlib.Path, help="CSV file for the last round's rows of both sides")
+    parser.add_argument("--peer-flag", action="append", default=[], help="flag for ops.py, such as --no-compile; can be repeated")
     parser.add_argument("bench", nargs="*", help="flags of mapl bench, after --")
     return parser.parse_args()
 
@@ -61,13 +61,13 @@ def main():
                 writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
-    print(f"{'op':<18} {'dtype':<5} {'peer':<26} {'mapl us':>12} {'peer us':>12} {'ratio':>7} {'least':>6} {'most':>6}  shape")
+    print(f"{'op':<18} {'dtype':<5} {'peer':<26} {'mapl us':>12} {'peer us':>12} {'ratio':>7} {'min':>6} {'max':>6}  shape")
     for (key, variant), found in ratios.items():
         one, other = times[key, variant]
         middle = statistics.median(found)
         print(f"{key[1]:<18} {key[0]:<5} {variant:<26} {one:>12.1f} {other:>12.1f} {middle:>6.2f}x {min(found):>6.2f} {max(found):>6.2f}  {key[2]} {key[3]} {key[4]}")
     if load > 0.1 and args.device == "cpu":
-        print(f"warning: other programs kept up to {load:.1f} processors busy; repeat on a quiet machine")
+        print(f"warning: other programs used up to {load:.1f} CPU cores; repeat on an idle machine")
     best = {}
     for (key, variant), found in ratios.items():
         best[key] = min(best.get(key, float("inf")), statistics.median(found))

@@ -1,10 +1,10 @@
 """Times whole DPO and reward training steps: `mapl`, a torch loop (eager, compiled, Liger's fused DPO loss), and TRL.
 
-Every run is a process of its own, and sides take turns: A B C, then C B A. All train the same pairs in the same order from the
-same start weights: random word ids, every prompt and every response of exactly the asked length, so that no side gains or
-loses by padding. Prompts are stored text; `mapl` reads it through the tokenizer that this script writes, the torch loop takes
-the ids. First losses and first log-probs must agree before a time is kept. A side that fails, runs out of memory or takes too
-long is a row that says so, and the others go on.
+Every run is a separate process, and sides alternate: A B C, then C B A. All train the same pairs in the same order from the same
+start weights. The pairs are random word ids; every prompt and every response has exactly the requested length, so padding plays
+no role. `mapl` and TRL read the pairs as text through the tokenizer that this script writes, the torch loop reads the ids. First
+losses and first log-probs must agree before a time is kept. A side that fails, runs out of memory or takes too long becomes a row
+with the reason, and the other sides continue.
 """
 
 import argparse
@@ -39,12 +39,12 @@ COMMON = {
 }
 END, PAD, FIRST = 0, 1, 2
 LN_2 = math.log(2)
-# mapl first, since the others must agree with it; last what is the first to go where time is short.
+# mapl comes first, because the others must agree with it. The last ones are skipped first when time is short.
 SIDES = {
     "dpo": ["mapl", "torch eager", "trl", "liger dpo", "trl liger", "torch compile"],
     "reward": ["mapl", "torch eager", "trl", "torch compile"],
 }
-# Kernels that need a GPU.
+# Sides with kernels that need a GPU.
 GPU_SIDES = ["trl liger"]
 COLUMNS = (
     "schema date commit device backend variant dtype op model layer shape cache status samples calls median_us p20_us p80_us least_us bytes flops "
@@ -56,29 +56,29 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mapl", default="target/release/mapl", type=pathlib.Path)
     parser.add_argument("--python", default=sys.executable, help="Python with the packages of requirements.txt")
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for everything written")
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for all output files")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--model", choices=SIZES, default="small")
     parser.add_argument("--methods", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--sides", nargs="+", help="beginnings of sides; all otherwise")
+    parser.add_argument("--sides", nargs="+", help="sides by name prefix [default: all]")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--response", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=5, help="timed updates")
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="timed updates per run")
+    parser.add_argument("--warmup", type=int, default=2, help="updates before the timed ones")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of one run per side")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds after which the process of a side is ended")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which what is left is skipped")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, in Liger's loss too")
-    parser.add_argument("--commit", default="unknown", help="state of mapl, for the rows")
-    parser.add_argument("--output", type=pathlib.Path, help="CSV of rows")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds after which a side's process is killed")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which the remaining runs are skipped")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, also in Liger's loss")
+    parser.add_argument("--commit", default="unknown", help="commit of mapl to store in the rows")
+    parser.add_argument("--output", type=pathlib.Path, help="CSV file to write the rows to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def prepare(args):
-    """Tokenizer, start model and pairs."""
+    """Writes the tokenizer, the start model and the pairs."""
     folder = args.work / args.model
     config = COMMON | SIZES[args.model] | {"eos_token_id": END, "pad_token_id": PAD}
     if not (folder / "model" / "config.json").exists():
@@ -113,11 +113,11 @@ def prepare(args):
 
 
 class OutOfTime(RuntimeError):
-    """The time of the whole run is over."""
+    """The time limit of the run is reached."""
 
 
 def call(args, command, log=None, **environment):
-    """Runs a command; what it printed last is shown where it fails. One that takes too long is ended, with what it started."""
+    """Runs a command. Raises with its last output if it fails. Kills it and its children if it takes too long."""
     left = args.deadline - time.monotonic()
     if left <= 0:
         raise OutOfTime("no time left")
@@ -135,10 +135,10 @@ def call(args, command, log=None, **environment):
     if late:
         raise OutOfTime("no time left") if left <= args.patience else RuntimeError(f"took longer than {args.patience:g} s")
     if process.returncode:
-        said = (err.strip() or out.strip() or "it said nothing").splitlines()
-        # The line that names the error, where lines of advice follow it.
-        named = [line for line in said if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
-        raise RuntimeError(f"exit code {process.returncode}: {(named or said)[-1].strip()[:400]}")
+        lines = (err.strip() or out.strip() or "no output").splitlines()
+        # The line that names the error; lines of advice may follow it.
+        named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+        raise RuntimeError(f"exit code {process.returncode}: {(named or lines)[-1].strip()[:400]}")
 
 
 def run_mapl(args, method, folder):
@@ -203,24 +203,24 @@ def main():
 
 
 def one(args, method, side, folder, runs, failed):
-    """A run of a side, kept if it agrees with mapl's; a side that fails is not run again."""
+    """One run of a side, kept if it agrees with mapl's. A side that fails is not run again."""
     try:
         run = run_mapl(args, method, folder) if side == "mapl" else run_peer(args, method, side, folder)
         agree(method, side, run, runs.get("mapl"))
         runs[side].append(run)
-        print(f"{method} {side}: {1e3 * statistics.median(run['seconds']):.1f} ms a step", file=sys.stderr, flush=True)
+        print(f"{method} {side}: {1e3 * statistics.median(run['seconds']):.1f} ms per step", file=sys.stderr, flush=True)
     except OutOfTime as why:
-        # What it did before still counts.
+        # Its earlier runs still count.
         if not runs[side]:
             failed[side] = ("skipped", str(why))
-    except Exception as why:  # noqa: BLE001  (whatever fails is a row)
+    except Exception as why:  # noqa: BLE001  (every failure becomes a row)
         note = " ".join(str(why).split())[:300]
         missing = "ModuleNotFoundError" in note or "ImportError" in note
         failed[side] = ("absent" if missing else "failed", note)
 
 
 def agree(method, side, run, mapl):
-    """DPO begins at ln 2 whatever the weights; log-probs of the first update are those of mapl."""
+    """Checks that DPO starts at a loss of ln 2, and that log-probs of the first update agree with mapl's."""
     if method != "dpo":
         return
     if abs(run["first_loss"] - LN_2) > 5e-3:
@@ -289,7 +289,7 @@ def clock(torch, cuda):
 
 
 def torch_steps(args, torch, method, side, folder):
-    """A loop without a trainer: equal lengths need no padding, and only response rows go through the head."""
+    """Training loop without a trainer. Equal lengths need no padding, and only response rows go through the head."""
     from transformers import AutoModelForCausalLM
 
     f, cuda = torch.nn.functional, args.device == "cuda"
@@ -358,14 +358,14 @@ def torch_steps(args, torch, method, side, folder):
 
 
 def trl_steps(args, torch, method, side, folder):
-    """TRL's trainer at its best setting for the device: no checkpointing, SDPA, fused AdamW; its head never stores logits."""
+    """TRL's trainer with its fastest settings for the device: no checkpointing, SDPA, fused AdamW. Its head never stores logits."""
     from datasets import Dataset, disable_progress_bars
     from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
     from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
     disable_progress_bars()
     cuda, ends, logged = args.device == "cuda", [], []
-    # By its file: AutoTokenizer takes Qwen2's own class for a model of that type, whatever the file holds.
+    # Loaded from its file, because AutoTokenizer would use Qwen2's own class for a model of that type.
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"), eos_token="</s>", pad_token="<pad>")
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     rows = [row | {key: row[key] + "</s>" for key in ("chosen", "rejected")} for row in rows]
@@ -397,7 +397,7 @@ def trl_steps(args, torch, method, side, folder):
         raise SystemExit(f"TRL kept {kept} of {len(rows)} rows, the first with lengths {lengths}")
     trainer.train()
     first = logged[0]
-    # A trainer's reward head begins at random weights, so its loss says nothing.
+    # TRL initialises its reward head randomly, so the first reward loss is not compared.
     return {
         "seconds": [b - a for a, b in zip(ends, ends[1:])][args.warmup - 1 :],
         "first_loss": first["loss"],

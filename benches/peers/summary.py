@@ -1,7 +1,7 @@
-"""One table of how rows of `mapl bench`, `ops.py` and `steps.py` stand to the goals of this project.
+"""Table of this project's performance goals, computed from rows of `mapl bench`, `ops.py` and `steps.py`.
 
-Only rows of one device and day are put together; a goal whose rows are missing says so. Times of ops.py and of mapl bench come
-from alternated processes of one run of the suite, times of cuBLASLt from the same process.
+All rows must come from one device and day. Goals without rows are listed as such. Times of ops.py and mapl bench come from
+alternating processes of one run of the suite, times of cuBLASLt from the same process.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def read(paths):
 
 
 class Rows:
-    """Rows by call."""
+    """Rows grouped by call."""
 
     def __init__(self, rows):
         self.calls = {}
@@ -37,8 +37,8 @@ class Rows:
             self.calls.setdefault(key, {})[row["variant"]] = row
 
     def ratios(self, op, peer, models=None):
-        """The best peer's time over ours, for every call of layers that has both. `peer` says which variants count; `models`
-        whose calls, all but the square products otherwise."""
+        """Best peer's time over ours, for every layer call with both. `peer` selects variants. `models` selects models; the default
+        is all except square GEMMs."""
         found = {}
         for key, variants in self.calls.items():
             asked = key[2] in models if models else key[2] != "square" and key[3] != "logits"
@@ -49,7 +49,7 @@ class Rows:
         return found
 
     def heads(self):
-        """By (dtype, model, rows): the head's calls of that many rows, by op, and its bare products."""
+        """By (dtype, model, rows): calls of the head and of its bare GEMMs, by op."""
         found = {}
         for (dtype, op, model, layer, shape), variants in self.calls.items():
             sizes = dict(part.split("=") for part in shape.split())
@@ -58,7 +58,7 @@ class Rows:
         return found
 
     def bare(self, own, products, models):
-        """Time of bare products by cuBLASLt over ours of a head, for heads of some models."""
+        """cuBLASLt's time of the bare GEMMs over our time of the head, for heads of the given models."""
         found = {}
         for key, ops in self.heads().items():
             theirs = [best(ops[op][0], lambda name: name.startswith("cuBLASLt")) for op in products if op in ops]
@@ -68,7 +68,7 @@ class Rows:
         return found
 
     def preference(self, peer):
-        """Time of the best peer's DPO head, its reference's forward with it, over that of our two calls."""
+        """Time of the best peer's DPO head with its reference's forward pass, over the time of our two calls."""
         found = {}
         for key, ops in self.heads().items():
             ours = [best(ops[op][0], lambda name: name == "mapl") for op in ("head_preference", "head_logprob_fwd") if op in ops]
@@ -78,7 +78,7 @@ class Rows:
         return found
 
     def shares(self, op):
-        """Shares of the ceiling of the same run."""
+        """Shares of the ceiling measured in the same run."""
         return {
             key: float(variants["mapl"]["share"])
             for key, variants in self.calls.items()
@@ -87,12 +87,12 @@ class Rows:
 
 
 def best(variants, wanted):
-    """Least median of the variants whose name is wanted; none without one."""
+    """Smallest median of the variants with a wanted name, or None."""
     return min((float(row["median_us"]) for name, row in variants.items() if wanted(name)), default=None)
 
 
 def lines(rows):
-    """(what, values by call, goal, how they become one figure) of every goal that rows of ops and steps can speak of."""
+    """(description, values by call, goal, aggregation) of every goal that rows of ops and steps can answer."""
     passes = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight"]
     wide, narrow = ["llama-3.1-8b"], ["qwen2.5-0.5b"]
     product = "linear_(fwd|bwd_input|bwd_weight)"
@@ -101,15 +101,15 @@ def lines(rows):
     anyone = lambda name: True  # noqa: E731
     fused = lambda name: not torch(name) and not name.endswith(" logits")  # noqa: E731
     return [
-        ("G-GEMM-1 square products over cuBLASLt", rows.ratios(product, blas, ["square"]), 1.0, min),
-        ("G-GEMM-2 layer products over cuBLASLt, geometric mean", rows.ratios(product, blas), 1.0, statistics.geometric_mean),
-        ("G-GEMM-2 layer products over cuBLASLt, slowest", rows.ratios(product, blas), 0.93, min),
-        ("layer products over torch, geometric mean", rows.ratios(product, torch), 1.0, statistics.geometric_mean),
+        ("G-GEMM-1 square GEMMs over cuBLASLt", rows.ratios(product, blas, ["square"]), 1.0, min),
+        ("G-GEMM-2 layer GEMMs over cuBLASLt, geometric mean", rows.ratios(product, blas), 1.0, statistics.geometric_mean),
+        ("G-GEMM-2 layer GEMMs over cuBLASLt, slowest", rows.ratios(product, blas), 0.93, min),
+        ("layer GEMMs over torch, geometric mean", rows.ratios(product, torch), 1.0, statistics.geometric_mean),
         ("projection with SwiGLU over torch", rows.ratios("linear_glu_fwd", torch), 1.15, statistics.geometric_mean),
         ("G-HEAD-1 bare logits over the head forward, hidden 4096", rows.bare("head_logprob_fwd", passes[:1], wide), 1 / 1.03, min),
         ("G-HEAD-1 bare logits over the head forward, hidden 896", rows.bare("head_logprob_fwd", passes[:1], narrow), 1.0, min),
-        ("G-HEAD-2 three bare products over head, loss and gradients, hidden 4096", rows.bare("head_preference", passes, wide), 1 / 1.08, min),
-        ("G-HEAD-2 three bare products over head, loss and gradients, hidden 896", rows.bare("head_preference", passes, narrow), 1 / 1.15, min),
+        ("G-HEAD-2 three bare GEMMs over head, loss and gradients, hidden 4096", rows.bare("head_preference", passes, wide), 1 / 1.08, min),
+        ("G-HEAD-2 three bare GEMMs over head, loss and gradients, hidden 896", rows.bare("head_preference", passes, narrow), 1 / 1.15, min),
         ("G-HEAD-4 DPO head with reference over TRL's best", rows.preference(lambda name: name.startswith("trl")), 2.5, min),
         ("G-HEAD-4 DPO head with reference over Liger's fused DPO", rows.preference(lambda name: name.startswith("liger")), 5.0, min),
         ("log-prob head forward over the best peer", rows.ratios("head_logprob_fwd", anyone), 1.0, statistics.geometric_mean),
@@ -134,7 +134,7 @@ def main():
         raise SystemExit("no measured rows")
     first = rows[0]
     print(f"{first['device']}, {first['backend']}, {', '.join(sorted({row['date'] for row in rows}))}\n")
-    print("| goal | calls | figure | least | most | wanted | |\n|---|---:|---:|---:|---:|---|---|")
+    print("| goal | calls | value | min | max | wanted | |\n|---|---:|---:|---:|---:|---|---|")
     for what, values, goal, middle in lines(Rows(rows)):
         if not values:
             print(f"| {what} | 0 | no rows | | | at least {goal:g} | |")

@@ -1,8 +1,8 @@
-"""Samples of a call, as `mapl bench` takes them, the rows they become, and the watched process that takes them.
+"""Sampling as in `mapl bench`, the rows built from the samples, and the supervised process that takes them.
 
-Samples: sets of operands in turn, samples of many calls, medians and quantiles. A library under test may hang, end the process
-or leave the device unusable, so everything that calls one runs in a process of its own (`Channel`), and the process that writes
-the rows only waits for it (`Watched`).
+Calls rotate over operand sets; a sample holds many calls; rows hold medians and quantiles. A library under test may hang, crash
+or leave the device unusable. Everything that calls a library therefore runs in a separate process (`Channel`), and the process
+that writes the rows only supervises it (`Watched`).
 """
 
 import collections
@@ -19,11 +19,11 @@ import sys
 import threading
 import time
 
-LEAST = 5
+MIN_SAMPLES = 5
 WARM_UP = 3
-# Calls shorter than this are recorded on cuda: the time to launch them from Python is not theirs. Longer ones hide it.
-RECORDED_SECONDS = 300e-6
-# Contenders by the first word of their name: the package they come from. All others are torch's.
+# On cuda, calls shorter than this are captured as a graph to exclude Python's launch time. Longer calls hide it.
+CAPTURE_BELOW_SECONDS = 300e-6
+# Package of a contender by the first word of its name. All other contenders are torch's.
 PACKAGES = {
     "trl": "trl",
     "liger": "liger-kernel",
@@ -34,15 +34,15 @@ PACKAGES = {
 
 
 class Absent(Exception):
-    """A package that is missing or does not load."""
+    """A package is missing or fails to load."""
 
 
 class TooLong(Exception):
-    """A contender whose least number of samples would take too long."""
+    """The minimum number of samples of a contender would take too long."""
 
 
-class NotRecorded(Exception):
-    """A recording that failed, after which the process cannot be relied on."""
+class CaptureFailed(Exception):
+    """Graph capture failed, after which the process is in an unknown state."""
 
 
 class Context:
@@ -52,14 +52,14 @@ class Context:
         self.torch, self.device, self.no_compile = torch, device, no_compile
         self.dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self.unit = {"f32": 2.0**-23, "bf16": 2.0**-8}[dtype]
-        # Fused heads and flash attention know no other storage, and no cpu.
+        # Fused heads and flash attention support only bf16 on cuda.
         self.low = device == "cuda" and dtype == "bf16"
 
     def normal(self, *shape, scale=1.0, dtype=None):
         return (self.torch.randn(*shape, device=self.device) * scale).to(dtype or self.dtype)
 
     def compile(self, function):
-        """The function compiled, by its first call, for the shapes it is called with."""
+        """The function compiled by torch.compile. Its first call compiles it for the shapes of that call."""
         made = []
 
         def call(a):
@@ -70,7 +70,7 @@ class Context:
         return call
 
     def close(self, got, expected, unit=None):
-        """Largest error over what is allowed: sums in f32, results rounded once."""
+        """Largest error over its tolerance, which allows for f32 accumulation and one rounding of the result."""
         got, expected = got.detach().double(), expected.detach().double()
         scale = expected.pow(2).mean().sqrt().clamp(min=1e-30)
         allowed = 8 * (unit or self.unit) * (expected.abs() + scale) + 1e-4 * scale
@@ -88,7 +88,7 @@ class Context:
 
 
 def quantile(ordered, q):
-    """Between the two neighbours in a sorted list."""
+    """Quantile by linear interpolation in a sorted list."""
     place = q * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
@@ -96,7 +96,7 @@ def quantile(ordered, q):
 
 
 class Timer:
-    """Times calls of one device; on cuda between events, on the cpu by the clock."""
+    """Times calls on one device: on cuda between events, on the cpu by the clock."""
 
     def __init__(self, torch, device, repeats, seconds, longest):
         self.torch, self.cuda = torch, device == "cuda"
@@ -104,7 +104,7 @@ class Timer:
         self.sample_seconds = 2e-3 if self.cuda else 10e-3
 
     def sample(self, call, sets, lane):
-        """Mean seconds of a call over one sample of a lane."""
+        """Takes one sample of a lane: mean seconds per call."""
         if not self.cuda:
             began = time.perf_counter()
             self.run(call, sets, lane)
@@ -126,25 +126,25 @@ class Timer:
         lane["next"] += lane["calls"]
 
     def warm(self, call, sets, record):
-        """A lane: how a contender is called, and how often in a sample."""
+        """Warms a contender up and returns its lane: how it is called, and how often per sample."""
         lane = {"calls": 1, "graph": None, "next": 0, "samples": []}
         for _ in range(WARM_UP):
             began = time.perf_counter()
             one = self.sample(call, sets, lane)
-            # By the clock, so that waiting on the host counts.
-            if max(one, time.perf_counter() - began) * LEAST > self.longest:
+            # Wall-clock time includes waiting on the host.
+            if max(one, time.perf_counter() - began) * MIN_SAMPLES > self.longest:
                 raise TooLong(f"a call takes {one:.2f} s")
         one = self.sample(call, sets, lane)
-        if self.cuda and record and one < RECORDED_SECONDS:
-            lane |= {"graph": self.recorded(call, sets), "calls": len(sets)}
+        if self.cuda and record and one < CAPTURE_BELOW_SECONDS:
+            lane |= {"graph": self.captured_graph(call, sets), "calls": len(sets)}
             one = min(self.sample(call, sets, lane) for _ in range(2))
         unit = lane["calls"]
         wanted = max(1, min(100_000, round(self.sample_seconds / max(one, 1e-9))))
         lane["calls"] = -(-wanted // unit) * unit
         return lane
 
-    def recorded(self, call, sets):
-        """One call on every set, as a graph. Every set has been called before, on the stream that is recorded."""
+    def captured_graph(self, call, sets):
+        """Captures one call on every set as a graph, after a warm-up call on every set on the same stream."""
         for each in sets:
             call(each)
         self.torch.cuda.synchronize()
@@ -157,28 +157,28 @@ class Timer:
             finally:
                 graph.capture_end()
         except Exception as why:
-            raise NotRecorded(f"{type(why).__name__}: {why}") from None
+            raise CaptureFailed(f"{type(why).__name__}: {why}") from None
         return graph
 
-    def times(self, calls_by_name, sets, recordable=(), said=lambda name: None):
-        """Timings by name, the contenders in turn, and what those that failed raised."""
+    def times(self, calls_by_name, sets, capturable=(), announce=lambda name: None):
+        """Times contenders, one sample of each in turn. Returns timings by name, and the exceptions of contenders that failed."""
         lanes, failed = {}, {}
         for name, call in calls_by_name.items():
-            said(name)
+            announce(name)
             try:
-                lanes[name] = self.warm(call, sets, name in recordable)
-            except NotRecorded:
+                lanes[name] = self.warm(call, sets, name in capturable)
+            except CaptureFailed:
                 raise
-            except Exception as why:  # noqa: BLE001  (whatever fails is a row)
+            except Exception as why:  # noqa: BLE001  (every failure becomes a row)
                 failed[name] = why.with_traceback(None)
         began = time.perf_counter()
         for turn in range(self.repeats):
-            if turn >= LEAST and time.perf_counter() - began > self.seconds:
+            if turn >= MIN_SAMPLES and time.perf_counter() - began > self.seconds:
                 break
             names = list(lanes)
             for at in range(len(names)):
                 name = names[(turn + at) % len(names)]
-                said(name)
+                announce(name)
                 try:
                     lanes[name]["samples"].append(self.sample(calls_by_name[name], sets, lanes[name]))
                 except Exception as why:  # noqa: BLE001
@@ -194,13 +194,13 @@ class Timer:
                 "p20_us": 1e6 * quantile(ordered, 0.2),
                 "p80_us": 1e6 * quantile(ordered, 0.8),
                 "least_us": 1e6 * ordered[0],
-                "note": "recorded" if lane["graph"] else "",
+                "note": "captured" if lane["graph"] else "",
             }
         return result, failed
 
 
 def variant(torch, name):
-    """A contender's name in the rows: its library with the version, and which of the library's ways it is."""
+    """Name of a contender in the rows: library, version, and variant of the library."""
     first, _, rest = name.partition(" ")
     if first not in PACKAGES:
         return f"torch {torch.__version__.split('+')[0]} {name}"
@@ -211,29 +211,29 @@ def variant(torch, name):
 
 
 def blank(row, variant, status, note=""):
-    """A row of the same call without figures."""
+    """A row of the same call without measurements."""
     empty = "samples calls median_us p20_us p80_us least_us paced_median paced_p20 paced_p80 gb_per_s tflop_per_s share predicted_us energy_mj others error_share".split()
     cache = row["cache"] if status == "measured" else ""
     day = datetime.date.today().isoformat()
     return row | dict.fromkeys(empty, "") | {"date": day, "variant": variant, "status": status, "note": note, "cache": cache}
 
 
-def unfit(row, variant, why):
-    """The row of a contender that raised."""
+def failure_row(row, variant, why):
+    """Row of a contender that raised an exception."""
     status = "absent" if isinstance(why, Absent) else "skipped" if isinstance(why, TooLong) else "failed"
     text = str(why) if status != "failed" else f"{type(why).__name__}: {why}"
     return blank(row, variant, status, " ".join(text.split())[:300])
 
 
-def settle(torch, device):
-    """After a failure: memory is given back, and a device that no longer answers raises."""
+def recover(torch, device):
+    """Frees memory after a failure. Raises if the device no longer responds."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 
 def allocated(torch, device, peak=False):
-    """Bytes of tensors, or the most there were since this was last asked without `peak`; 0 on the cpu, where nobody counts."""
+    """Bytes of allocated tensors, or with `peak` the maximum since the last call without it; 0 on the cpu, which has no counter."""
     if device != "cuda":
         return 0
     if peak:
@@ -242,52 +242,52 @@ def allocated(torch, device, peak=False):
     return torch.cuda.memory_allocated()
 
 
-def measure(args, torch, made, task, said):
-    """Rows of one row's call, and the seconds that torch.compile took. `made` is what ops.py has for the op."""
+def measure(args, torch, made, task, announce):
+    """Measures the call of one row. Returns new rows and the seconds of torch.compile. `made` is the op's registered contenders."""
     (operands, calls, check), row = made, task["row"]
-    result, good, errors, beyond, compiling, recordable = [], {}, {}, {}, 0.0, []
-    said("operands")
+    result, good, errors, beyond, compiling, capturable = [], {}, {}, {}, 0.0, []
+    announce("operands")
     fresh = operands()
     for name, call in calls.items():
         label = variant(torch, name)
         if label in task["without"] or (name == "compile" and args.no_compile):
             continue
         if name == "compile" and task["compiling"] <= 0:
-            result.append(blank(row, label, "skipped", "no time left for torch.compile"))
+            result.append(blank(row, label, "skipped", "the time for torch.compile is used up"))
             continue
-        said(label)
+        announce(label)
         began = time.perf_counter()
         try:
-            # A copy, so that what a contender keeps with its operands goes with it.
+            # A copy, so that tensors a contender stores next to its operands are freed with it.
             own = dict(fresh)
             held = allocated(torch, args.device)
             got = call(own)
             beyond[label] = allocated(torch, args.device, peak=True) - held
-            # What a right result is depends on the contender where some make other gradients, or see another reference.
+            # For these ops, the expected result depends on the contender: some compute other gradients or use another reference.
             error = check(own, got, name) if row["op"] in ("head_logprob_bwd", "head_preference") else check(own, got)
             if not error <= 1.0:
-                raise ValueError(f"its result is wrong: {error:.2f} times what is allowed")
+                raise ValueError(f"the result is wrong: {error:.2f} times the tolerance")
             good[label], errors[label] = call, error
-        except Exception as why:  # noqa: BLE001  (whatever fails is a row)
-            result.append(unfit(row, label, why))
+        except Exception as why:  # noqa: BLE001  (every failure becomes a row)
+            result.append(failure_row(row, label, why))
         own = got = None
         if label not in good:
-            settle(torch, args.device)
+            recover(torch, args.device)
         if name == "compile":
             compiling += time.perf_counter() - began
-        # torch's optimisers count their updates on the host.
+        # torch's optimisers count updates on the host, which a captured graph would not repeat.
         if label in good and label not in task["launched"] and row["op"] != "adamw" and not args.no_graph:
-            recordable.append(label)
-    said("operands")
-    # A call that reads a part of an operand still needs room for all of it.
+            capturable.append(label)
+    announce("operands")
+    # A call may read only a part of an operand, but the set needs memory for all of it.
     held = sum(value.numel() * value.element_size() for value in fresh.values() if isinstance(value, torch.Tensor))
     count = max(1, min(64, math.ceil(args.rotate_mib * 2**20 / max(int(row["bytes"]), held, 1))))
     sets = [fresh, *(operands() for _ in range(count - 1))]
     timer = Timer(torch, args.device, args.repeats, args.seconds, args.longest)
-    times, failed = timer.times(good, sets, recordable, said) if good else ({}, {})
+    times, failed = timer.times(good, sets, capturable, announce) if good else ({}, {})
     for label, why in failed.items():
-        result.append(unfit(row, label, why))
-        settle(torch, args.device)
+        result.append(failure_row(row, label, why))
+        recover(torch, args.device)
     for label, t in times.items():
         seconds = 1e-6 * t["median_us"]
         new = blank(row, label, "measured") | {"error_share": errors[label], **t}
@@ -296,19 +296,19 @@ def measure(args, torch, made, task, said):
         new["gb_per_s"] = 1e-9 * int(row["bytes"]) / seconds
         new["tflop_per_s"] = 1e-12 * int(row["flops"]) / seconds
         if row["memory_gb_per_s"] and row["share"]:
-            # The same floor over another time.
+            # Same floor, other time.
             new["share"] = float(row["share"]) * float(row["median_us"]) / t["median_us"]
         result.append(new)
     if compiling:
-        # What was compiled for these shapes is of no use to others, and only so many are kept.
+        # Code compiled for these shapes is useless for others, and torch caches only a limited number of versions.
         torch._dynamo.reset()
     return result, compiling
 
 
 class Channel:
-    """The measuring side: tasks come on standard input, answers leave on what was standard output, one JSON object a line.
+    """Measuring side: reads tasks from standard input and writes answers to the original standard output, one JSON object per line.
 
-    Whatever else prints to standard output goes to standard error. The process ends when nobody listens any more.
+    Other output to standard output is redirected to standard error. The process ends when its input is closed.
     """
 
     def __init__(self):
@@ -332,8 +332,8 @@ class Channel:
 
 
 class Lost(Exception):
-    """A measuring process that is no more: the contender it was at, and whether it was silent for too long, there was no time
-    left, or a recording failed."""
+    """The measuring process has ended. Holds the contender it was measuring and the reason: it was silent for too long, the time of
+    the run is over, graph capture failed, or (none of these) it crashed."""
 
     def __init__(self, doing, why, silent=False, late=False, recording=False):
         super().__init__(why)
@@ -341,7 +341,7 @@ class Lost(Exception):
 
 
 class Watched:
-    """The waiting side: one measuring process, started when there is a task and none runs."""
+    """Supervising side: one measuring process, started for a task if none is running."""
 
     def __init__(self, command, patience):
         self.command, self.patience = command, patience
@@ -362,7 +362,7 @@ class Watched:
             keep(line)
 
     def ask(self, task, deadline):
-        """The answer to a task. Raises `Lost` where the process ended, was silent for too long or passed the deadline."""
+        """Returns the answer to a task. Raises `Lost` if the process ended, was silent for too long or passed the deadline."""
         doing = "start"
         try:
             if self.process is None:
@@ -370,7 +370,7 @@ class Watched:
             self.process.stdin.write(json.dumps(task) + "\n")
             self.process.stdin.flush()
         except OSError:
-            pass  # It has ended; the answers say so.
+            pass  # The process has ended; reading its answers reports that.
         while True:
             left = deadline - time.monotonic()
             try:
@@ -385,7 +385,7 @@ class Watched:
                 self.readers[1].join(timeout=5)
                 last = next((text.strip() for text in reversed(self.errors) if text.strip()), "")
                 self.stop()
-                raise Lost(doing, f"its process ended with code {code}: {last}"[:300])
+                raise Lost(doing, f"the process ended with code {code}: {last}"[:300])
             answer = json.loads(line)
             if "doing" in answer:
                 doing = answer["doing"]
@@ -396,7 +396,7 @@ class Watched:
                 return answer
 
     def stop(self):
-        """Ends the process and those that it started."""
+        """Kills the process and its children."""
         if self.process is None:
             return
         try:
@@ -408,10 +408,11 @@ class Watched:
 
 
 def ask(peer, row, state, deadline):
-    """Rows of one row's call; a contender that ends the process is left out, and the others are measured again. `state` lives as
-    long as the run: the seconds left for torch.compile and, by op, what crashed how often and what cannot be recorded."""
+    """Measures the call of one row. If a contender ends the process, it is left out and the others are measured again. `state` is
+    kept for the whole run: the seconds left for torch.compile and, by op, the number of crashes and the contenders that cannot
+    be captured."""
     crashes, launched = (state[what].setdefault(row["op"], {}) for what in ("crashes", "launched"))
-    # A crash may be the shape's fault, once.
+    # One crash may be due to the shape, so a contender is left out only after two.
     lost, without = [], {what for what, often in crashes.items() if often > 1}
     while True:
         task = {"row": row, "without": sorted(without), "launched": sorted(launched), "compiling": state["compiling"]}
@@ -429,7 +430,7 @@ def ask(peer, row, state, deadline):
                 return lost + [blank(row, label, "skipped" if why.late else "failed", note)]
             lost.append(blank(row, what, "failed", note))
             without.add(what)
-            # To wait a second time is too dear.
+            # A hang counts twice: waiting for a second one takes too long.
             crashes[what] = crashes.get(what, 0) + (2 if why.silent else 1)
             if why.silent and what.endswith(" compile"):
                 state["compiling"] = 0.0

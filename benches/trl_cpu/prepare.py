@@ -1,7 +1,7 @@
-"""What both sides read: rows, tokenizer, start model, MAPL groups and the same comparisons as pair rows.
+"""Prepares the inputs of both sides: rows, tokenizer, start model, MAPL groups, and the same comparisons as pair rows.
 
-Everything is made from one preference file of `prompt`, `chosen`, `rejected` strings, by the `mapl` binary where it
-can. Refuses a file with too few rows of the wanted kind. Needs the standard library only.
+All inputs are made from one preference file of `prompt`, `chosen`, `rejected` strings, by the `mapl` binary if it can. A file
+with too few suitable rows is refused. Needs only the standard library.
 """
 
 import json
@@ -24,10 +24,10 @@ CONFIG = {
     "hidden_act": "silu",
 }
 
-# Rows of the pair case: no prompt may fill the limit of 1024 tokens on its own (TRL would drop the row).
+# Rows of the pair case: no prompt must fill the limit of 1024 tokens on its own, because TRL would drop the row.
 PAIR_PROMPT_CHARS = 2000
-# Rows of the group cases: prompt length over mean response length, and bounds that keep every sequence, with
-# instructions, below the limit, so that neither side cuts anything.
+# Rows of the group cases: prompt length over mean response length, and bounds that keep every sequence including
+# instructions below the limit, so that neither side truncates anything.
 GROUP_RATIO = (0.5, 2.0)
 GROUP_PROMPT_CHARS = 400
 GROUP_RESPONSE_CHARS = 100
@@ -80,7 +80,7 @@ def is_full(group):
 
 
 def pairs_of(group, number):
-    """The comparisons of a group as pair rows: two terms are one row, four terms two (see README.md)."""
+    """Comparisons of a group as pair rows: two terms make one row, four terms make two (see README.md)."""
     rows = []
     for comparison in group["comparisons"]:
         plus = [t for t in comparison["terms"] if t["sign"] > 0]
@@ -104,13 +104,13 @@ def pairs_of(group, number):
 
 
 def prepare(mapl, data, work, inter_losses, batch, updates):
-    """Writes into `work`; returns for each case name its files and the pair rows of one update."""
+    """Writes all files into `work`. Returns the files and the pair rows per update of each case, and the model folder."""
     work.mkdir(parents=True, exist_ok=True)
     source = read_rows(data)
     usable = [row for row in source if len(row["prompt"]) <= PAIR_PROMPT_CHARS]
     wanted = batch * updates
     if len(usable) < wanted:
-        raise SystemExit(f"{data}: {len(usable)} rows with a prompt short enough, {wanted} are needed; use fewer steps")
+        raise SystemExit(f"{data}: {len(usable)} rows with a short enough prompt, but {wanted} are needed; use fewer --steps")
     text = work / "all.jsonl"
     write_rows(text, map(conversation, source))
     tokenizer, model = work / "tokenizer", work / "model"
@@ -133,7 +133,7 @@ def prepare(mapl, data, work, inter_losses, batch, updates):
              "--input", work / "long-prompts.jsonl", "--output", built)
         groups = [group for group in read_rows(built) if is_full(group)]
         if len(groups) < wanted:
-            raise SystemExit(f"{data}: {len(groups)} full groups of {GROUP_SEQUENCES} sequences, {wanted} are needed")
+            raise SystemExit(f"{data}: {len(groups)} full groups of {GROUP_SEQUENCES} sequences, but {wanted} are needed; use fewer --steps")
         groups = groups[:wanted]
         write_rows(work / f"{name}.jsonl", groups)
         write_rows(work / f"{name}.first.jsonl", groups[:batch])

@@ -1,7 +1,7 @@
-"""One run of each side in a process of its own, and what was measured of it.
+"""Runs each side in a separate process and collects its measurements.
 
-A run is `{"ends": [s], "cpu": [s], "losses": [...], "logps": [(chosen, rejected)], "wall_s", "peak_mib", ...}`: `ends`
-and `cpu` are clock and user + system time at the end of every update.
+A run is `{"ends": [s], "cpu": [s], "losses": [...], "logps": [(chosen, rejected)], "wall_s", "peak_mib", ...}`. `ends` and
+`cpu` are wall-clock time and user + system time at the end of every update.
 """
 
 import json
@@ -22,13 +22,13 @@ def environment(threads):
 
 
 def busy_seconds():
-    """Time that all processors of the machine together have not been idle."""
+    """Busy seconds of all CPU cores of the machine combined."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / TICKS
 
 
 def cpu_seconds(pid):
-    """User and system time of a process and its threads so far; None once it is gone."""
+    """User and system time of a process and its threads so far; None after its end."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -37,7 +37,7 @@ def cpu_seconds(pid):
 
 
 def spawn(command, log, threads, extra_env=None, watch=None):
-    """Runs a command to its end. `watch`: a file of JSON lines; the CPU time is noted whenever it gets a line."""
+    """Runs a command to its end. `watch` is a file of JSON lines; CPU time is recorded when a line is added to it."""
     began, busy, stamps, size = time.monotonic(), busy_seconds(), [], 0
     with open(log, "w", encoding="utf-8") as out:
         env = {**environment(threads), **(extra_env or {})}
@@ -61,7 +61,7 @@ def spawn(command, log, threads, extra_env=None, watch=None):
     return {
         "wall_s": wall,
         "process_cpu_s": own,
-        # Processors that other processes kept busy meanwhile, on average.
+        # CPU cores used by other processes, on average.
         "others": max(0.0, busy_seconds() - busy - own) / wall,
         "peak_mib": usage.ru_maxrss / 1024,
     }, stamps
@@ -109,7 +109,7 @@ def run_trl(settings, case, cached, folder, **overrides):
     batch = overrides.get("batch", settings.batch)
     accumulation, rest = divmod(case["pairs_per_update"], batch)
     if rest:
-        raise SystemExit(f"{case['pairs_per_update']} pairs an update do not divide into batches of {batch}")
+        raise SystemExit(f"{case['pairs_per_update']} pairs per update do not divide into batches of {batch}")
     command = [
         settings.python, Path(__file__).with_name("trl_dpo.py"), "--model", settings.model, "--rows", case["trl"],
         "--result", folder / "result.json", "--scratch", folder / "scratch", "--threads", settings.threads,
@@ -128,7 +128,7 @@ def run_trl(settings, case, cached, folder, **overrides):
     updates = result.pop("updates")
     for name in ("tokens", "padded_tokens", "head_rows", "response_tokens", "pairs"):
         result[name] = [update[name] for update in updates]
-    # The worker's own peak, without the product it times at the end.
+    # The worker's own peak, without the GEMM that it times at the end.
     run["peak_mib"] = result.pop("peak_mib")
     return run | result | {
         "command": [str(c) for c in command],
@@ -140,7 +140,7 @@ def run_trl(settings, case, cached, folder, **overrides):
 
 
 def expected_logps(settings, case):
-    """Mean log-prob of the first and second side of the first update's pair rows, by `mapl score`."""
+    """Mean log-probs of the chosen and rejected sides of the first update's pair rows, by `mapl score`."""
     out = Path(settings.work) / "scores.jsonl"
     command = [settings.mapl, "score", "--model", settings.model, "--input", case["first"], "--output", out]
     spawn(command, Path(settings.work) / "score.log", settings.threads)

@@ -1,7 +1,7 @@
-"""Alternates `mapl dpo` with TRL's DPOTrainer on the CPU and prints a table; README.md of benches/ has the method.
+"""Alternates `mapl dpo` with TRL's DPOTrainer on the CPU and prints a table; benches/README.md describes the method.
 
-Both sides are checked against each other before any ratio is printed: a run that did not do the same work is an error.
-Needs the standard library only; TRL is called through `--python`.
+Both sides are checked against each other before any ratio is printed: a run that did other work is an error. Needs only the
+standard library; TRL is called through `--python`.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from processes import expected_logps, run_mapl, run_trl
 
 LN_2 = math.log(2)
 LOSS_TOLERANCE = 1e-3
-# A random model hardly minds its prompt: one row under a wrong one moves the mean by 1e-6 and more. Both sides agree to
-# 1e-7.
+# A random model hardly depends on its prompt: one row under a wrong prompt moves the mean by at least 1e-6. Both sides
+# agree to 1e-7.
 LOGP_TOLERANCE = 5e-7
-# Processors that others may keep busy while wall-clock times still mean something.
+# CPU cores that other programs may use while wall-clock times are still meaningful.
 QUIET = 0.1
-# Entries of the matrices every token goes through, and of the head.
+# Elements of the matrices that every token goes through, and of the head.
 BODY = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688)
 HEAD = 8192 * 256
 CASES = ("pairs", "groups-margin", "groups-pair")
@@ -32,23 +32,23 @@ CASES = ("pairs", "groups-margin", "groups-pair")
 def arguments():
     root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="JSON lines of prompt, chosen, rejected")
-    parser.add_argument("--python", required=True, help="Python of the environment of requirements.txt")
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything written")
+    parser.add_argument("--data", type=Path, required=True, help="JSON lines file of prompt, chosen, rejected")
+    parser.add_argument("--python", required=True, help="Python with the packages of requirements.txt")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all output files")
     parser.add_argument("--mapl", type=Path, default=root / "target/release/mapl")
-    parser.add_argument("--json", type=Path, help="write all measurements here")
+    parser.add_argument("--json", type=Path, help="JSON file for all measurements")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--reference", nargs="+", choices=["online", "cached"], default=["online"])
     parser.add_argument("--repeats", type=int, default=5, help="alternations")
-    parser.add_argument("--steps", type=int, default=4, help="timed updates of a run")
-    parser.add_argument("--warmup", type=int, default=1, help="updates before them")
+    parser.add_argument("--steps", type=int, default=4, help="timed updates per run")
+    parser.add_argument("--warmup", type=int, default=1, help="updates before the timed ones")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=4, help="pairs, or groups, of one update")
+    parser.add_argument("--batch", type=int, default=4, help="pairs or groups per update")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--trl-attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--mapl-flags", nargs="*", default=[], help="further flags, as one word each: --mapl-flags=--x")
+    parser.add_argument("--mapl-flags", nargs="*", default=[], help="more flags for mapl dpo, each as one word: --mapl-flags=--x")
     parser.add_argument("--mapl-cached-flags", nargs="*", default=["--precompute-ref-log-probs"])
     parser.add_argument("--probe", action="store_true", help="time TRL's settings against each other instead")
     settings = parser.parse_args()
@@ -68,7 +68,7 @@ def arguments():
 
 
 def rates(settings, case, run):
-    """Means over the timed updates; an update lasts from the end of the one before to its own end."""
+    """Means over the timed updates. An update lasts from the end of the previous one to its own end."""
     first, last = settings.warmup - 1, settings.updates - 1
     seconds = (run["ends"][last] - run["ends"][first]) / settings.steps
     cpu = (run["cpu"][last] - run["cpu"][first]) / settings.steps
@@ -93,8 +93,8 @@ def verify(settings, name, case, mapl, trl, start_logps):
             raise SystemExit(f"{name}: the sides did not do the same work: {what}")
 
     demand(len(mapl["losses"]) == len(trl["losses"]) == settings.updates, "number of updates")
-    demand(set(trl["pairs"]) == {case["pairs_per_update"]}, f"TRL's pairs an update {trl['pairs']}")
-    demand(set(mapl["comparisons"]) == {case["comparisons"]}, f"mapl's comparisons an update {mapl['comparisons']}")
+    demand(set(trl["pairs"]) == {case["pairs_per_update"]}, f"TRL's pairs per update {trl['pairs']}")
+    demand(set(mapl["comparisons"]) == {case["comparisons"]}, f"mapl's comparisons per update {mapl['comparisons']}")
     for side, loss in [("TRL", trl["losses"][0]), *((f"mapl {k}", v) for k, v in mapl["kind_losses"][0].items())]:
         demand(abs(loss - LN_2) < 1e-6, f"first loss of {side} is {loss}, not ln 2")
     found = {}
@@ -109,13 +109,13 @@ def verify(settings, name, case, mapl, trl, start_logps):
 
 
 def describe(settings, cases):
-    """What each case needs beyond its files: comparisons an update, and flags that make the losses equal."""
+    """Adds to each case its comparisons per update, and flags that make the losses equal."""
     for name, case in cases.items():
         case["comparisons"] = settings.batch * (1 if name == "pairs" else 5)
-        # TRL has no four-term loss; its pairs then have another mean, and gradients that differ after one update.
+        # TRL has no four-term loss. Its pairs then have another mean loss, and gradients differ after the first update.
         case["same_loss"] = name != "groups-margin"
         if name == "groups-pair":
-            # One mean over the 1 + 2 + 2 pairs of every group, as TRL takes it.
+            # One mean over the 1 + 2 + 2 pairs of every group, as in TRL.
             case["mapl_flags"] = ["--base-weight", "0.2", "--intra-weight", "0.4", "--inter-weight", "0.4"]
 
 
@@ -125,7 +125,7 @@ def spread(values, digits):
 
 
 def work_per_step(settings, case, cached, mapl, trl):
-    """Tokens and head rows of a timed update, and its algorithmic matrix products in GFLOP (attention left out)."""
+    """Tokens and head rows per timed update, and GFLOP of its GEMMs (without attention and recomputation)."""
     timed = slice(settings.warmup, settings.updates)
     mean = statistics.fmean
     distinct = mean(d["response_tokens"] for d in trl["distinct"][timed])
@@ -152,7 +152,7 @@ def measure(settings, name, case, cached):
     start_logps = expected_logps(settings, case) if "first" in case else None
     runs, found = {"mapl": [], "trl": []}, []
     for repeat in range(settings.repeats):
-        # A B, then B A: neither side always follows the other.
+        # A B, then B A: neither side always runs second.
         for side in ("mapl", "trl") if repeat % 2 == 0 else ("trl", "mapl"):
             call = run_mapl if side == "mapl" else run_trl
             runs[side].append(call(settings, case, cached, settings.work / "runs" / side))
@@ -184,7 +184,7 @@ def measure(settings, name, case, cached):
 
 def markdown(results):
     lines = [
-        "| case | side | pairs/s | s a step | CPU-s a step | peak MiB | process s | processors used by others |",
+        "| case | side | pairs/s | s per step | CPU-s per step | peak MiB | process s | CPU cores used by others |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
@@ -202,7 +202,7 @@ def markdown(results):
         )
     lines += [
         "",
-        "| case | side | pairs a step | tokens | head rows | GFLOP | GFLOP/s | sgemm GFLOP/s |",
+        "| case | side | pairs per step | tokens | head rows | GFLOP | GFLOP/s | sgemm GFLOP/s |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in results:
@@ -215,7 +215,7 @@ def markdown(results):
                 f"| {label} | {side} | {result['pairs_per_update']} | {work['tokens']:.0f} | {work['head_rows']:.0f} "
                 f"| {work['gflop']:.0f} | {rate:.1f} | {sgemm:.0f} |"
             )
-    lines += ["", "Largest relative difference of the sides:"]
+    lines += ["", "Largest relative differences between the sides:"]
     for result in results:
         a = result["agreement"]
         loss = f"losses {a['loss']:.1e}, " if "loss" in a else ""
@@ -224,7 +224,7 @@ def markdown(results):
 
 
 def probe(settings, cases):
-    """Times TRL's settings, so that the comparison can use the fastest."""
+    """Times TRL's settings against each other, so that the comparison can use the fastest."""
     large_blocks = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     variants = {
         "sdpa": {"attention": "sdpa"},
@@ -233,7 +233,7 @@ def probe(settings, cases):
         "sdpa, batch 1, accumulated": {"attention": "sdpa", "batch": 1},
         "sdpa, allocator keeps its memory": {"attention": "sdpa", "env": large_blocks},
     }
-    print("| case | TRL | pairs/s | CPU-s a step | peak MiB |\n|---|---|---:|---:|---:|")
+    print("| case | TRL | pairs/s | CPU-s per step | peak MiB |\n|---|---|---:|---:|---:|")
     found = []
     for name in settings.cases:
         case, rows = cases[name], {variant: [] for variant in variants}
@@ -269,8 +269,8 @@ def main():
         settings.mapl, settings.data, settings.work, inter_losses, settings.batch, settings.updates
     )
     describe(settings, cases)
-    machine = f"{processor()}, {os.cpu_count()} logical processors, {settings.threads} threads a side"
-    print(f"{machine}; load before {os.getloadavg()[0]:.1f}; {settings.warmup} + {settings.steps} updates a run\n")
+    machine = f"{processor()}, {os.cpu_count()} logical CPUs, {settings.threads} threads per side"
+    print(f"{machine}; load before {os.getloadavg()[0]:.1f}; {settings.warmup} + {settings.steps} updates per run\n")
     if settings.probe:
         results = probe(settings, cases)
     else:
@@ -278,14 +278,14 @@ def main():
         results = []
         for name, cached in todo:
             results.append(measure(settings, name, cases[name], cached))
-            # A long measurement that is stopped keeps the cases it finished.
+            # An interrupted measurement keeps its finished cases.
             save(settings, machine, results)
         print(f"\n{markdown(results)}")
         others = max(row["others"] for result in results for rows in result["table"].values() for row in rows)
         if others > QUIET:
             print(
-                f"\nNOT QUIET: other processes kept up to {others:.2f} processors busy. Only the CPU-s ratio means "
-                "anything; TRL's clock time suffers more from sharing processors, so the ratio of pairs/s favours mapl."
+                f"\nNOT QUIET: other processes used up to {others:.2f} CPU cores. Only the CPU-s ratio is meaningful; "
+                "sharing cores slows TRL's wall-clock time more, so the ratio of pairs/s favours mapl."
             )
     save(settings, machine, results)
 

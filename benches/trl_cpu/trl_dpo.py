@@ -1,7 +1,7 @@
-"""One run of TRL's DPOTrainer on the CPU, with the time, CPU time, loss and sizes of every update written as JSON.
+"""One run of TRL's DPOTrainer on the CPU. Writes time, CPU time, loss and sizes of every update as JSON.
 
-A row may carry `rejected_prompt`: the rejected side then stands under that prompt. The trainer's collator knows one
-prompt a row, so a collator of the same work replaces it; nothing else of the trainer is changed.
+A row may have a `rejected_prompt`, which is the prompt of its rejected side. The trainer's collator supports only one prompt
+per row and is replaced by a collator that does the same work. Nothing else of the trainer is changed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def arguments():
     parser.add_argument("--scratch", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--updates", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True, help="pairs of one forward and backward")
+    parser.add_argument("--batch", type=int, required=True, help="pairs per forward and backward pass")
     parser.add_argument("--accumulation", type=int, required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--beta", type=float, required=True)
@@ -55,7 +55,7 @@ def main():
             row["rejected_prompt_ids"] = None
 
     class TwoPrompts(DataCollatorForPreference):
-        """As the trainer's own; the rejected side may have a prompt of its own."""
+        """The trainer's collator, extended by a separate prompt for the rejected side."""
 
         def torch_call(self, examples):
             chosen, rejected = [], []
@@ -88,7 +88,7 @@ def main():
             now["pairs"] += len(ids) // 2
             now["tokens"] += int(mask.sum())
             now["padded_tokens"] += ids.numel()
-            # On the CPU the trainer's head scores every position but the last of each padded sequence.
+            # On the CPU the trainer's head scores every position except the last of each padded sequence.
             now["head_rows"] += len(ids) * (ids.shape[1] - 1)
             now["response_tokens"] += int(inputs["completion_mask"].sum())
             loss = super().training_step(model, inputs, *rest, **named)
@@ -124,7 +124,7 @@ def main():
         gradient_accumulation_steps=args.accumulation,
         max_steps=args.updates,
         train_sampling_strategy="sequential",
-        # The collator needs the ids of the second prompt.
+        # The collator needs the token ids of the second prompt.
         remove_unused_columns=False,
         logging_steps=1,
         report_to="none",
@@ -144,8 +144,8 @@ def main():
     trainer.remove_callback(PrinterCallback)
     data = trainer.train_dataset
     if len(data) != len(rows):
-        raise SystemExit(f"TRL kept {len(data)} of {len(rows)} rows; the sides would train different rows")
-    # Response tokens of the distinct sequences of each update: what a head has to score if it computes nothing twice.
+        raise SystemExit(f"TRL kept {len(data)} of {len(rows)} rows, so the sides would train different rows; check --max-length")
+    # Response tokens of the distinct sequences of each update: the head rows of a trainer that computes nothing twice.
     distinct, per_update = [], args.batch * args.accumulation
     for start in range(0, len(rows), per_update):
         lengths = {}
@@ -175,7 +175,7 @@ def main():
 
 
 def sgemm_rate(torch, size=2048, tries=5):
-    """Best rate of one square product with the run's threads: what the machine gave at that moment, in GFLOP/s."""
+    """Best rate of a square GEMM with the run's threads, in GFLOP/s: what the machine delivered at that moment."""
     a, b = torch.rand(size, size), torch.rand(size, size)
     best = float("inf")
     for _ in range(tries):

@@ -1,4 +1,5 @@
-//! A record against an earlier one, row by row, with a verdict that knows how far times of the same thing lie apart.
+//! Comparison of a record with an earlier one, row by row. The verdict takes the spread of the
+//! samples into account.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,56 +8,63 @@ use serde::Serialize;
 
 use super::row::{Row, Status};
 
-/// What a row's times say beside the earlier ones.
+/// Verdict on a row's times compared with the earlier times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Slower,
     Faster,
-    /// No difference beyond the noise.
+    /// The difference is within the noise.
     Same,
-    /// Only in this record.
+    /// The call is only in the new record.
     New,
-    /// Only in the earlier record.
+    /// The call is only in the earlier record.
     Gone,
-    /// Other programs kept more than a tenth of a processor busy while one of them was measured on processors.
+    /// Other programs used more than a tenth of a CPU core while one of the two rows was measured
+    /// on a CPU.
     Disturbed,
-    /// Not measured in one of them.
+    /// One of the two rows was not measured.
     Unknown,
 }
 
-/// Processors of others that make times worthless for a comparison.
-pub const DISTURBING: f64 = 0.1;
+/// Load of other programs, in CPU cores, above which times are not compared.
+const MAX_OTHER_LOAD: f64 = 0.1;
 
 /// Two rows of the same call.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Pair {
+pub struct RowComparison {
     pub op: String,
     pub variant: String,
     pub model: String,
     pub layer: String,
     pub shape: String,
     pub verdict: Verdict,
-    /// New over earlier median, in units of the yardstick where both rows have it; above 1 is slower.
+    /// New median over earlier median, in units of the yardstick if both rows have it. Above 1 is
+    /// slower.
     pub ratio: Option<f64>,
-    /// The least ratio, or its inverse where the new median is the lesser, that would have counted as a difference.
+    /// Smallest ratio that would have counted as a difference. If the new median is the smaller
+    /// one, this is the inverse of that ratio.
     pub noise: Option<f64>,
 }
 
-/// Compares times. `threshold` is the share that does not matter (0.05). Times taken beside a yardstick are compared in its units:
-/// a row is slower when the fifth of its samples is above the earlier four fifths by more than the threshold, so when the spreads
-/// are apart. Plain times are compared by the least in place of the fifth, because other work lengthens most samples but seldom all.
-/// Faster is the same with the sides exchanged.
-pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<Pair> {
+/// Compares the times of two records. `threshold` is the relative difference that is ignored
+/// (0.05).
+///
+/// Times with a yardstick are compared in its units. A row is slower when its 20 % quantile exceeds
+/// the earlier 80 % quantile by more than the threshold: their spreads do not overlap. Plain times
+/// use the minimum instead of the 20 % quantile, because other work lengthens most samples but
+/// seldom all. Faster is the same test with the two sides exchanged.
+pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<RowComparison> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
-    let mut pairs: Vec<Pair> = new.iter().map(|row| judge(row, left.remove(&row.key()), threshold)).collect();
-    pairs.extend(left.into_values().map(|row| pair(row, Verdict::Gone, None, None)));
+    let mut pairs: Vec<RowComparison> =
+        new.iter().map(|row| compare_row(row, left.remove(&row.key()), threshold)).collect();
+    pairs.extend(left.into_values().map(|row| comparison(row, Verdict::Gone, None, None)));
     pairs
 }
 
-fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> Pair {
+fn comparison(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> RowComparison {
     let text = |s: &String| s.clone();
-    Pair {
+    RowComparison {
         op: text(&row.op),
         variant: text(&row.variant),
         model: text(&row.model),
@@ -68,7 +76,7 @@ fn pair(row: &Row, verdict: Verdict, ratio: Option<f64>, noise: Option<f64>) -> 
     }
 }
 
-/// What is compared of a row.
+/// Times of a row that enter the comparison.
 #[derive(Clone, Copy)]
 struct Times {
     median: f64,
@@ -76,8 +84,9 @@ struct Times {
     high: f64,
 }
 
-/// Times of both rows in one unit: that of the yardstick where both have it, else microseconds. `None` where one was not measured.
-fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
+/// Times of both rows in one unit: yardsticks if both rows have them, else microseconds. `None` if
+/// one of the rows was not measured.
+fn comparable_times(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
     if [new, earlier].iter().any(|row| row.status != Status::Measured) {
         return None;
     }
@@ -86,28 +95,28 @@ fn like(new: &Row, earlier: &Row) -> Option<(Times, Times)> {
     paced(new).zip(paced(earlier)).or_else(|| plain(new).zip(plain(earlier)))
 }
 
-fn judge(new: &Row, earlier: Option<&Row>, threshold: f64) -> Pair {
-    let Some(earlier) = earlier else { return pair(new, Verdict::New, None, None) };
-    let Some((a, b)) = like(new, earlier) else { return pair(new, Verdict::Unknown, None, None) };
+fn compare_row(new: &Row, earlier: Option<&Row>, threshold: f64) -> RowComparison {
+    let Some(earlier) = earlier else { return comparison(new, Verdict::New, None, None) };
+    let Some((a, b)) = comparable_times(new, earlier) else { return comparison(new, Verdict::Unknown, None, None) };
     let ratio = a.median / b.median;
-    // The ratio of medians at which two rows with these spreads would differ by just enough.
+    // Ratio of medians at which two rows with these spreads would just differ.
     let least_difference =
         |slow: Times, fast: Times| (1.0 + threshold) * (fast.high / fast.median) / (slow.low / slow.median);
     let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };
     let beyond = |slow: Times, fast: Times| slow.low > fast.high * (1.0 + threshold);
-    // A card is not slowed by what the processors do.
-    let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > DISTURBING);
+    // The load of the CPU does not slow a GPU down.
+    let disturbed = |row: &Row| row.backend != "cuda" && row.others.is_some_and(|others| others > MAX_OTHER_LOAD);
     let verdict = match () {
         () if disturbed(new) || disturbed(earlier) => Verdict::Disturbed,
         () if beyond(a, b) => Verdict::Slower,
         () if beyond(b, a) => Verdict::Faster,
         () => Verdict::Same,
     };
-    pair(new, verdict, Some(ratio), Some(noise))
+    comparison(new, verdict, Some(ratio), Some(noise))
 }
 
-/// The pairs for a terminal: differences first, then counts.
-pub fn text(pairs: &[Pair]) -> String {
+/// Text for a terminal: differences first, then counts.
+pub fn text(pairs: &[RowComparison]) -> String {
     let mut out = String::new();
     for verdict in [Verdict::Slower, Verdict::Faster] {
         for p in pairs.iter().filter(|p| p.verdict == verdict) {
@@ -123,8 +132,8 @@ pub fn text(pairs: &[Pair]) -> String {
     let count = |verdict| pairs.iter().filter(|p| p.verdict == verdict).count();
     let _ = write!(
         out,
-        "{} slower, {} faster, {} without a difference beyond the noise, {} disturbed by other programs, {} new, {} only in the earlier record, {} not measured \
-         in one of them",
+        "{} slower, {} faster, {} within the noise, {} disturbed by other programs, {} new, {} only in the earlier record, \
+         {} not measured in one of the records",
         count(Verdict::Slower),
         count(Verdict::Faster),
         count(Verdict::Same),

@@ -1,81 +1,80 @@
-//! A call of the table on its way through the passes of a run: the contenders, their samples so far, and their rows.
+//! State of one call of the table during a run: its contenders, their samples so far, and their
+//! rows.
 
 use std::time::Instant;
 
-use super::measure::{Ready, Samples, Timed, Timing, energy, interleaved};
-use super::operand::{Operand, Set};
-use super::rates::{Benched, Rates, Rivals};
+use super::measure::{PreparedCall, Samples, TimedCall, Timing, energy, interleaved};
+use super::operand::{Operand, OperandSet};
+use super::rates::{BenchBackend, Peers, Rates};
 use super::row::{Cache, Row, SCHEMA, Status};
-use super::run::{Earlier, Foretold, OWN, Options, cost, floor, foretold, unsettled};
+use super::run::{Baseline, BenchOptions, OWN_VARIANT, Prediction, cost, floor, predict, unsettled};
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
-use super::yardstick::Kind;
 use crate::Result;
-use crate::backend::contract::{Cost, Precision};
-use crate::perf::hardware::host::Load;
-use crate::study::plan::multiplies;
+use crate::backend::contract::{Bound, Cost, Precision, uses_gemm_rate};
+use crate::perf::hardware::host::OtherLoad;
 
-/// Most sets of operands that a call rotates over.
-const MOST_SETS: u64 = 4096;
+/// Maximum number of operand sets that a call rotates over.
+const MAX_SETS: u64 = 4096;
 
-/// A contender's row and the samples it comes from.
-struct Lane {
+/// A contender's row and the samples behind it.
+struct ContenderState {
     row: Row,
-    /// None where it is not timed.
+    /// `None` if the contender is not timed.
     samples: Option<Samples>,
-    /// Each over the yardstick's sample beside it.
+    /// Samples divided by the yardstick sample taken next to each.
     paced: Vec<f64>,
 }
 
-/// A call's contenders: this project's op and other libraries'.
+/// A call with its contenders: this project's op and those of peers.
 pub struct Entry {
     case: Case,
     cost: Cost,
-    foretold: Foretold,
-    /// Which yardstick is timed beside it.
-    kind: Kind,
-    lanes: Vec<Lane>,
-    /// Begin and end of the samples of the last pass.
-    timed: Option<(Instant, Instant)>,
-    /// Seconds of processors that others used in all passes, and the seconds of these.
+    prediction: Prediction,
+    /// Kind of yardstick that is timed next to the call.
+    yardstick: Bound,
+    lanes: Vec<ContenderState>,
+    /// Start and end of the samples of the last pass.
+    last_span: Option<(Instant, Instant)>,
+    /// CPU seconds that other programs used in all passes, and the elapsed seconds of the passes.
     load: (f64, f64),
 }
 
-/// A contender at work.
-type Contender<'a, B> = (String, Box<Timed<'a, B>>);
+/// Name of a contender and its prepared call.
+type Contender<'a, B> = (String, Box<TimedCall<'a, B>>);
 
 impl Entry {
-    /// Verifies every contender and takes the samples of a first pass.
-    pub fn new<B: Benched>(
+    /// Verifies every contender and takes the samples of the first pass.
+    pub fn new<B: BenchBackend>(
         on: &B,
         case: &Case,
-        options: &Options,
-        rivals: &Rivals<'_, B>,
+        options: &BenchOptions,
+        peers: &Peers<'_, B>,
         rates: Option<Rates>,
     ) -> Result<Self> {
         let cost = cost(&case.work, B::PRECISION)?;
-        let foretold = match on.kernel_properties() {
-            Some(card) if B::PRECISION == Precision::Bf16 => foretold(&case.work, card)?,
-            _ => Foretold::default(),
+        let prediction = match on.kernel_properties() {
+            Some(gpu) if B::PRECISION == Precision::Bf16 => predict(&case.work, gpu)?,
+            _ => Prediction::default(),
         };
-        let (lanes, timed, load) = (Vec::new(), None, (0.0, 0.0));
-        let kind = if multiplies(case.work.op()) { Kind::Product } else { Kind::Memory };
-        let mut entry = Self { case: case.clone(), cost, foretold, kind, lanes, timed, load };
+        let (lanes, last_span, load) = (Vec::new(), None, (0.0, 0.0));
+        let bound = if uses_gemm_rate(case.work.op()) { Bound::Gemm } else { Bound::Memory };
+        let mut entry = Self { case: case.clone(), cost, prediction, yardstick: bound, lanes, last_span, load };
         if matches!(case.work, Work::Linear(_)) {
-            for (name, why) in rivals.absent.iter().filter(|(name, _)| options.wants(name)) {
-                entry.untimed(on, options, name, Status::Absent, why.clone());
+            for (name, why) in peers.absent.iter().filter(|(name, _)| options.selects(name)) {
+                entry.push_untimed(on, options, name, Status::Absent, why.clone());
             }
         }
         let operands = case.work.operands();
-        if let Some(why) = too_large(on, case.work.op(), bytes::<B>(&operands), cost, options, rates) {
-            entry.untimed(on, options, OWN, Status::Skipped, why);
+        if let Some(why) = skip_reason(on, case.work.op(), bytes::<B>(&operands), cost, options, rates) {
+            entry.push_untimed(on, options, OWN_VARIANT, Status::Skipped, why);
             return Ok(entry);
         }
         let mut sets = entry.sets(on, options, &operands)?;
         let oracle = Oracle::new(on, &case.work, &sets[0])?;
         let mut checked: Vec<(Contender<'_, B>, f64)> = Vec::new();
-        for (name, call) in contenders(case, options, rivals, on, &mut sets[0]) {
+        for (name, call) in contenders(case, options, peers, on, &mut sets[0]) {
             let share = call.and_then(|call| {
                 let Some(call) = call else { return Ok(None) };
                 oracle.reset(on, &case.work, &mut sets[0])?;
@@ -86,19 +85,22 @@ impl Entry {
             match share {
                 Ok(None) => {}
                 Ok(Some((call, share))) => checked.push(((name, call), share)),
-                Err(why) => entry.untimed(on, options, &name, Status::Failed, why.to_string()),
+                Err(why) => entry.push_untimed(on, options, &name, Status::Failed, why.to_string()),
             }
         }
-        // What calls touch, which of a table of embeddings is a small part.
-        let cold = sets.len() as u64 * cost.bytes.min(bytes::<B>(&operands)) >= on.beyond_caches();
+        // Bytes that the calls touch. An embedding call touches only a small part of its table.
+        let cold = sets.len() as u64 * cost.bytes.min(bytes::<B>(&operands)) >= on.cold_bytes();
         for ((name, _), share) in &checked {
-            let workspace = entry.foretold.workspace;
-            let note =
-                if name == OWN && workspace > 0 { format!("workspace {} MiB", workspace >> 20) } else { String::new() };
-            let mut row = entry.blank(on, options, name, Status::Measured, note);
+            let workspace = entry.prediction.workspace;
+            let note = if name == OWN_VARIANT && workspace > 0 {
+                format!("workspace {} MiB", workspace >> 20)
+            } else {
+                String::new()
+            };
+            let mut row = entry.empty_row(on, options, name, Status::Measured, note);
             row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
             row.error_share = Some(*share);
-            entry.lanes.push(Lane { row, samples: None, paced: Vec::new() });
+            entry.lanes.push(ContenderState { row, samples: None, paced: Vec::new() });
         }
         let calls: Vec<Contender<'_, B>> = checked.into_iter().map(|(contender, _)| contender).collect();
         entry.sample(on, options, &calls, &mut sets)?;
@@ -111,8 +113,13 @@ impl Entry {
         Ok(entry)
     }
 
-    /// Takes the samples of a further pass; false where nothing of the call is timed.
-    pub fn again<B: Benched>(&mut self, on: &B, options: &Options, rivals: &Rivals<'_, B>) -> Result<bool> {
+    /// Takes the samples of another pass. Returns false if no contender of the call is timed.
+    pub fn sample_again<B: BenchBackend>(
+        &mut self,
+        on: &B,
+        options: &BenchOptions,
+        peers: &Peers<'_, B>,
+    ) -> Result<bool> {
         if self.lanes.iter().all(|lane| lane.samples.is_none()) {
             return Ok(false);
         }
@@ -120,7 +127,7 @@ impl Entry {
         let operands = case.work.operands();
         let mut sets = self.sets(on, options, &operands)?;
         let mut calls = Vec::new();
-        for (name, call) in contenders(&case, options, rivals, on, &mut sets[0]) {
+        for (name, call) in contenders(&case, options, peers, on, &mut sets[0]) {
             if self.lane(&name).is_some_and(|lane| lane.samples.is_some())
                 && let Some(call) = call?
             {
@@ -131,83 +138,106 @@ impl Entry {
         Ok(true)
     }
 
-    /// The rows so far.
+    /// Rows so far.
     pub fn rows(&self) -> Vec<Row> {
         self.lanes.iter().map(|lane| lane.row.clone()).collect()
     }
 
-    /// Begin and end of the samples of the last pass; none where nothing is timed.
-    pub fn timed(&self) -> Option<(Instant, Instant)> {
-        self.timed
+    /// Start and end of the samples of the last pass, or `None` if nothing was timed.
+    pub fn last_span(&self) -> Option<(Instant, Instant)> {
+        self.last_span
     }
 
-    /// The rows so far, to be written to.
+    /// Rows so far, for writing.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
         self.lanes.iter_mut().map(|lane| &mut lane.row)
     }
 
-    /// Whether further samples may tell more of its rows beside an earlier record.
-    pub fn unsettled(&self, earlier: Option<Earlier<'_>>) -> bool {
+    /// Whether more samples could change the verdict against an earlier record.
+    pub fn unsettled(&self, earlier: Option<Baseline<'_>>) -> bool {
         unsettled(&self.rows(), earlier)
     }
 
-    fn lane(&mut self, name: &str) -> Option<&mut Lane> {
+    fn lane(&mut self, name: &str) -> Option<&mut ContenderState> {
         self.lanes.iter_mut().find(|lane| lane.row.variant == name && lane.row.status == Status::Measured)
     }
 
-    fn untimed<B: Benched>(&mut self, on: &B, options: &Options, name: &str, status: Status, note: String) {
-        let row = self.blank(on, options, name, status, note);
-        self.lanes.push(Lane { row, samples: None, paced: Vec::new() });
+    fn push_untimed<B: BenchBackend>(
+        &mut self,
+        on: &B,
+        options: &BenchOptions,
+        name: &str,
+        status: Status,
+        note: String,
+    ) {
+        let row = self.empty_row(on, options, name, status, note);
+        self.lanes.push(ContenderState { row, samples: None, paced: Vec::new() });
     }
 
-    /// Sets of operands for calls in turn, ready for them.
-    fn sets<B: Benched>(&self, on: &B, options: &Options, operands: &[Operand]) -> Result<Vec<Set<B>>> {
+    /// Allocates and initialises the operand sets that calls rotate over.
+    fn sets<B: BenchBackend>(
+        &self,
+        on: &B,
+        options: &BenchOptions,
+        operands: &[Operand],
+    ) -> Result<Vec<OperandSet<B>>> {
         let bytes = bytes::<B>(operands).max(1);
         let room = on.memory_free().unwrap_or(u64::MAX) / 2;
-        let count = options.rotated.div_ceil(bytes).min(room / bytes).clamp(1, MOST_SETS);
+        let count = options.rotated_bytes.div_ceil(bytes).min(room / bytes).clamp(1, MAX_SETS);
         let one = || {
-            let mut set = Set::new(on, operands)?;
-            set.ready(on, &self.case.work, operands)?;
+            let mut set = OperandSet::new(on, operands)?;
+            set.initialise(on, &self.case.work, operands)?;
             Ok(set)
         };
         (0..count).map(|_| one()).collect()
     }
 
-    /// Takes a pass's samples of every contender in turn and puts them with the earlier ones.
-    fn sample<B: Benched>(
+    /// Takes the samples of one pass, interleaving the contenders, and appends them to the earlier
+    /// samples.
+    fn sample<B: BenchBackend>(
         &mut self,
         on: &B,
-        options: &Options,
+        options: &BenchOptions,
         calls: &[Contender<'_, B>],
-        sets: &mut [Set<B>],
+        sets: &mut [OperandSet<B>],
     ) -> Result<()> {
-        let yardstick = on.yardstick(self.kind);
-        let timed: Vec<&Timed<'_, B>> = calls.iter().map(|(_, call)| &**call).chain(yardstick.as_deref()).collect();
-        let (load, began) = (Load::start(), Instant::now());
+        let yardstick = on.yardstick(self.yardstick);
+        let timed: Vec<&TimedCall<'_, B>> = calls.iter().map(|(_, call)| &**call).chain(yardstick.as_deref()).collect();
+        let (load, began) = (OtherLoad::start(), Instant::now());
         let mut taken = interleaved(on, &timed, sets, &options.effort.of_pass(options.passes))?;
         if let Some((used, seconds)) = load.others() {
             self.load = (self.load.0 + used, self.load.1 + seconds);
         }
-        // The system counts in hundredths of a second.
+        // Linux counts CPU time in ticks of 10 ms.
         let others = (self.load.1 >= 0.05).then(|| self.load.0 / self.load.1);
-        self.timed = Some((began, Instant::now()));
+        self.last_span = Some((began, Instant::now()));
         let cost = self.cost;
-        let beside = if yardstick.is_some() { taken.pop() } else { None };
+        let control = if yardstick.is_some() { taken.pop() } else { None };
         for ((name, _), taken) in calls.iter().zip(taken) {
             let Some(lane) = self.lane(name) else { continue };
             let samples = lane.samples.get_or_insert(Samples { seconds: Vec::new(), calls: taken.calls });
-            if let Some(beside) = &beside {
-                lane.paced.extend(taken.seconds.iter().zip(&beside.seconds).map(|(call, unit)| call / unit));
-                pace(&mut lane.row, &Timing::of(&Samples { seconds: lane.paced.clone(), calls: taken.calls }));
+            if let Some(control) = &control {
+                lane.paced.extend(taken.seconds.iter().zip(&control.seconds).map(|(call, unit)| call / unit));
+                set_paced_times(
+                    &mut lane.row,
+                    &Timing::of(&Samples { seconds: lane.paced.clone(), calls: taken.calls }),
+                );
             }
             samples.seconds.extend(taken.seconds);
             lane.row.others = others;
-            time(&mut lane.row, &Timing::of(samples), cost);
+            set_times(&mut lane.row, &Timing::of(samples), cost);
         }
         Ok(())
     }
 
-    fn blank<B: Benched>(&self, on: &B, options: &Options, variant: &str, status: Status, note: String) -> Row {
+    fn empty_row<B: BenchBackend>(
+        &self,
+        on: &B,
+        options: &BenchOptions,
+        variant: &str,
+        status: Status,
+        note: String,
+    ) -> Row {
         Row {
             schema: SCHEMA,
             date: options.date.clone(),
@@ -239,7 +269,7 @@ impl Entry {
             memory_gb_per_s: None,
             product_tflop_per_s: None,
             share: None,
-            predicted_us: self.foretold.microseconds.filter(|_| variant == OWN && status == Status::Measured),
+            predicted_us: self.prediction.microseconds.filter(|_| variant == OWN_VARIANT && status == Status::Measured),
             energy_mj: None,
             others: None,
             error_share: None,
@@ -248,69 +278,74 @@ impl Entry {
     }
 }
 
-/// The chosen contenders, each made ready for the call; `None` for a library that does not have it.
-fn contenders<'a, B: Benched>(
+/// Selected contenders, each prepared for the call; `None` for a peer that does not support it.
+fn contenders<'a, B: BenchBackend>(
     case: &'a Case,
-    options: &Options,
-    rivals: &'a Rivals<'_, B>,
+    options: &BenchOptions,
+    peers: &'a Peers<'_, B>,
     on: &'a B,
-    set: &mut Set<B>,
-) -> Vec<(String, Result<Ready<'a, B>>)> {
-    let own = |on: &B, set: &mut Set<B>| case.work.call(on, set.take());
-    let mut contenders: Vec<(String, Result<Ready<'a, B>>)> = Vec::new();
-    if options.wants(OWN) {
-        contenders.push((OWN.into(), Ok(Some(Box::new(own)))));
+    set: &mut OperandSet<B>,
+) -> Vec<(String, Result<PreparedCall<'a, B>>)> {
+    let own = |on: &B, set: &mut OperandSet<B>| case.work.call(on, set.cursor());
+    let mut contenders: Vec<(String, Result<PreparedCall<'a, B>>)> = Vec::new();
+    if options.selects(OWN_VARIANT) {
+        contenders.push((OWN_VARIANT.into(), Ok(Some(Box::new(own)))));
     }
-    for rival in rivals.present.iter().filter(|rival| options.wants(&rival.name())) {
-        contenders.push((rival.name(), rival.ready(on, &case.work, set)));
+    for peer in peers.present.iter().filter(|peer| options.selects(&peer.name())) {
+        contenders.push((peer.name(), peer.prepare(on, &case.work, set)));
     }
     contenders
 }
 
-/// Bytes of a set of operands.
-fn bytes<B: Benched>(operands: &[Operand]) -> u64 {
+/// Bytes of one operand set.
+fn bytes<B: BenchBackend>(operands: &[Operand]) -> u64 {
     operands.iter().map(|operand| operand.bytes(B::PRECISION)).sum()
 }
 
-/// Why a call is left out, if it is.
-fn too_large<B: Benched>(
+/// Reason to skip a call, if there is one.
+fn skip_reason<B: BenchBackend>(
     on: &B,
     op: &str,
     bytes: u64,
     cost: Cost,
-    options: &Options,
+    options: &BenchOptions,
     rates: Option<Rates>,
 ) -> Option<String> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let free = on.memory_free().unwrap_or(u64::MAX);
-    // The reference's part and the pieces on the way need some of the host's memory too.
+    // The reference's part and the staging chunks need some of the host's memory too.
     if bytes > free / 4 * 3 {
-        return Some(format!("operands of {:.1} GiB, and {:.1} GiB of memory are free", gib(bytes), gib(free)));
+        return Some(format!(
+            "the operands take {:.1} GiB, more than three quarters of the {:.1} GiB of free memory",
+            gib(bytes),
+            gib(free)
+        ));
     }
     let pass = options.effort.of_pass(options.passes);
-    // Samples, calls to warm up and one to see how long it takes; one to verify.
-    let least = options.passes * (pass.least + pass.warm_up + 1) + 1;
-    // What the emulator does at least.
+    // Calls of all passes: the minimum samples, the warm-up, and one to estimate the duration; plus
+    // one to verify.
+    let calls = options.passes * (pass.min_samples + pass.warm_up + 1) + 1;
+    // Rates that the emulator at least reaches.
     let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
-    let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * least as f64;
-    let longest = options.longest.as_secs_f64();
+    let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * calls as f64;
+    let longest = options.max_duration.as_secs_f64();
     (seconds > longest)
-        .then(|| format!("{least} calls take {seconds:.0} s at least, more than {longest:.0} s (--longest)"))
+        .then(|| format!("{calls} calls take at least {seconds:.0} s, more than the {longest:.0} s of --longest"))
 }
 
-fn pace(row: &mut Row, timing: &Timing) {
+fn set_paced_times(row: &mut Row, timing: &Timing) {
     row.paced_median = Some(timing.median);
     row.paced_p20 = Some(timing.p20);
     row.paced_p80 = Some(timing.p80);
 }
 
-fn time(row: &mut Row, timing: &Timing, cost: Cost) {
+fn set_times(row: &mut Row, timing: &Timing, cost: Cost) {
     row.samples = Some(timing.samples as u64);
     row.calls = Some(timing.calls as u64);
     row.median_us = Some(1e6 * timing.median);
     row.p20_us = Some(1e6 * timing.p20);
     row.p80_us = Some(1e6 * timing.p80);
-    row.least_us = Some(1e6 * timing.least);
+    row.least_us = Some(1e6 * timing.min);
     row.gb_per_s = Some(1e-9 * cost.bytes as f64 / timing.median);
     row.tflop_per_s = Some(1e-12 * cost.flops as f64 / timing.median);
 }

@@ -1,39 +1,39 @@
-//! Timing: warm-up, samples of many calls, several contenders in turn, medians with quantiles.
+//! Timing: warm-up, samples of many calls, interleaved contenders, medians and quantiles.
 
 use std::time::{Duration, Instant};
 
-use super::operand::Set;
+use super::operand::OperandSet;
 use crate::Result;
 use crate::backend::Backend;
 
-/// A call that is timed, on the operands it is given.
-pub type Timed<'a, B> = dyn Fn(&B, &mut Set<B>) -> Result<()> + 'a;
+/// A call that is timed on the operand set it is given.
+pub type TimedCall<'a, B> = dyn Fn(&B, &mut OperandSet<B>) -> Result<()> + 'a;
 
-/// A call made ready for its sizes, where there is one.
-pub type Ready<'a, B> = Option<Box<Timed<'a, B>>>;
+/// A call prepared for its sizes, or `None` if the library does not support it.
+pub type PreparedCall<'a, B> = Option<Box<TimedCall<'a, B>>>;
 
-/// How long and how often.
+/// Number and length of the samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Samples of a contender.
+    /// Maximum number of samples of a contender.
     pub repeats: usize,
     /// Calls before the first sample.
     pub warm_up: usize,
-    /// A sample holds as many calls as fill this.
+    /// Target duration of a sample; a sample repeats its call until it reaches this.
     pub sample: Duration,
-    /// Samples that are taken whatever they cost.
-    pub least: usize,
-    /// No further samples are begun after this, once there are the least.
+    /// Number of samples that are taken whatever they cost.
+    pub min_samples: usize,
+    /// Time after which no more samples are taken, once there are `min_samples`.
     pub budget: Duration,
 }
 
 impl Effort {
-    /// The part of each of `passes`, which add up to this.
+    /// Share of one of `passes` passes.
     pub fn of_pass(&self, passes: usize) -> Self {
         let part = passes.max(1);
         Self {
             repeats: self.repeats.div_ceil(part),
-            least: self.least.div_ceil(part),
+            min_samples: self.min_samples.div_ceil(part),
             warm_up: self.warm_up.div_ceil(part),
             budget: self.budget / u32::try_from(part).unwrap_or(u32::MAX),
             ..*self
@@ -41,28 +41,28 @@ impl Effort {
     }
 }
 
-/// Samples of a contender: mean seconds of a call in each.
+/// Samples of a contender: mean seconds per call in each sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Samples {
     pub seconds: Vec<f64>,
-    /// Calls of each.
+    /// Calls per sample.
     pub calls: usize,
 }
 
-/// Seconds of a call.
+/// Statistics of the seconds per call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timing {
     pub median: f64,
-    /// Fifth and four fifths of the samples are below.
+    /// 20 % and 80 % quantiles.
     pub p20: f64,
     pub p80: f64,
-    pub least: f64,
+    pub min: f64,
     pub samples: usize,
     pub calls: usize,
 }
 
 impl Timing {
-    /// Of at least one sample.
+    /// Statistics of at least one sample.
     pub fn of(taken: &Samples) -> Self {
         let mut samples = taken.seconds.clone();
         samples.sort_by(f64::total_cmp);
@@ -70,14 +70,14 @@ impl Timing {
             median: quantile(&samples, 0.5),
             p20: quantile(&samples, 0.2),
             p80: quantile(&samples, 0.8),
-            least: samples[0],
+            min: samples[0],
             samples: samples.len(),
             calls: taken.calls,
         }
     }
 }
 
-/// Between the two neighbours in a sorted list.
+/// Quantile by linear interpolation in a sorted list.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let place = q * (sorted.len() - 1) as f64;
     let (low, part) = (place.floor() as usize, place.fract());
@@ -85,30 +85,30 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[low] + part * (sorted[high] - sorted[low])
 }
 
-/// A contender at work: its calls in a sample, and recorded calls where the backend records.
-struct Lane<B: Backend> {
+/// A contender being sampled. On backends with graph capture, the calls are captured.
+struct SampledCall<B: Backend> {
     calls: usize,
-    /// One call on every set.
+    /// Captured graph of one call on every operand set.
     graph: Option<B::Graph>,
     next: usize,
     samples: Vec<f64>,
 }
 
-/// Times contenders in turn on the same rotating sets of operands. With sets whose sizes add up to several times the cache,
-/// a call finds nothing of its operands there.
+/// Times contenders on the same rotating operand sets, one sample of each in turn. If the sets add
+/// up to several times the cache, no call finds its operands there.
 pub fn interleaved<B: Backend>(
     on: &B,
-    contenders: &[&Timed<'_, B>],
-    sets: &mut [Set<B>],
+    contenders: &[&TimedCall<'_, B>],
+    sets: &mut [OperandSet<B>],
     effort: &Effort,
 ) -> Result<Vec<Samples>> {
-    let mut lanes = contenders.iter().map(|call| warm(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
+    let mut lanes = contenders.iter().map(|call| warm_up(on, *call, sets, effort)).collect::<Result<Vec<_>>>()?;
     let began = Instant::now();
     for round in 0..effort.repeats {
-        if round >= effort.least && began.elapsed() > effort.budget {
+        if round >= effort.min_samples && began.elapsed() > effort.budget {
             break;
         }
-        // Each goes first as often as any other.
+        // Rotate the order, so that each contender goes first equally often.
         for turn in 0..contenders.len() {
             let which = (round + turn) % contenders.len();
             let seconds = sample(on, contenders[which], sets, &mut lanes[which])?;
@@ -118,13 +118,19 @@ pub fn interleaved<B: Backend>(
     Ok(lanes.into_iter().map(|lane| Samples { seconds: lane.samples, calls: lane.calls }).collect())
 }
 
-/// Warms a contender up and sees how many calls a sample takes.
-fn warm<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], effort: &Effort) -> Result<Lane<B>> {
+/// Warms a contender up and determines its number of calls per sample.
+fn warm_up<B: Backend>(
+    on: &B,
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
+    effort: &Effort,
+) -> Result<SampledCall<B>> {
     for i in 0..effort.warm_up.max(1) {
         call(on, &mut sets[i % sets.len()])?;
     }
     let graph = on.record(&mut || sets.iter_mut().try_for_each(|set| call(on, set)))?;
-    let mut lane = Lane { calls: if graph.is_some() { sets.len() } else { 1 }, graph, next: 0, samples: Vec::new() };
+    let mut lane =
+        SampledCall { calls: if graph.is_some() { sets.len() } else { 1 }, graph, next: 0, samples: Vec::new() };
     let one = sample(on, call, sets, &mut lane)?;
     let wanted = (effort.sample.as_secs_f64() / one.max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
     let unit = lane.calls;
@@ -132,15 +138,20 @@ fn warm<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], effort: &E
     Ok(lane)
 }
 
-/// Mean seconds of a call over one sample.
-fn sample<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], lane: &mut Lane<B>) -> Result<f64> {
+/// Takes one sample: mean seconds per call.
+fn sample<B: Backend>(
+    on: &B,
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
+    lane: &mut SampledCall<B>,
+) -> Result<f64> {
     let from = on.stamp()?;
     match &lane.graph {
         Some(graph) => {
             for _ in 0..lane.calls / sets.len() {
                 if !on.replay(graph)? {
                     return Err(crate::Error::Runtime(
-                        "operands of recorded calls were freed while they were timed".into(),
+                        "operands of captured calls were freed while the calls were timed".into(),
                     ));
                 }
             }
@@ -156,12 +167,13 @@ fn sample<B: Backend>(on: &B, call: &Timed<'_, B>, sets: &mut [Set<B>], lane: &m
     Ok(on.seconds_between(&from, &to)? / lane.calls as f64)
 }
 
-/// Joules of a call: those of as many calls as take `seconds`, by a counter of the hardware. The counters of cards advance
-/// every 20 to 100 ms, so half a second is right to about a tenth. `None` where nothing counts.
+/// Joules per call, from a hardware counter, over as many calls as fill `seconds`. GPU counters
+/// advance every 20 to 100 ms, so half a second is accurate to about 10 %. `None` without a
+/// counter.
 pub fn energy<B: Backend>(
     on: &B,
-    call: &Timed<'_, B>,
-    sets: &mut [Set<B>],
+    call: &TimedCall<'_, B>,
+    sets: &mut [OperandSet<B>],
     timing: &Timing,
     seconds: f64,
     joules: impl Fn(&B) -> Option<f64>,
@@ -188,34 +200,36 @@ mod tests {
     use crate::backend::cpu::Cpu;
 
     #[test]
-    fn quantiles_lie_between_samples() {
+    fn quantiles_interpolate_between_samples() {
         let timing = Timing::of(&Samples { seconds: vec![5.0, 1.0, 2.0, 4.0, 3.0, 6.0], calls: 7 });
-        assert_eq!((timing.p20, timing.median, timing.p80, timing.least), (2.0, 3.5, 5.0, 1.0));
+        assert_eq!((timing.p20, timing.median, timing.p80, timing.min), (2.0, 3.5, 5.0, 1.0));
         assert_eq!((timing.samples, timing.calls), (6, 7));
         let one = Timing::of(&Samples { seconds: vec![2.0], calls: 1 });
         assert_eq!((one.p20, one.median, one.p80), (2.0, 2.0, 2.0));
     }
 
     #[test]
-    fn contenders_take_turns_and_sets_rotate() {
+    fn contenders_are_interleaved_and_sets_rotate() {
         let on = Cpu::new();
-        let mut sets: Vec<Set<Cpu>> = (0..3).map(|_| Set::new(&on, &[]).unwrap()).collect();
-        let first: *const Set<Cpu> = &raw const sets[0];
+        let mut sets: Vec<OperandSet<Cpu>> = (0..3).map(|_| OperandSet::new(&on, &[]).unwrap()).collect();
+        let first: *const OperandSet<Cpu> = &raw const sets[0];
         let seen = RefCell::new(Vec::new());
-        let place = |set: &Set<Cpu>| (std::ptr::from_ref(set) as usize - first as usize) / size_of::<Set<Cpu>>();
-        let a = |_: &Cpu, set: &mut Set<Cpu>| {
+        let place =
+            |set: &OperandSet<Cpu>| (std::ptr::from_ref(set) as usize - first as usize) / size_of::<OperandSet<Cpu>>();
+        let a = |_: &Cpu, set: &mut OperandSet<Cpu>| {
             seen.borrow_mut().push(('a', place(set)));
             Ok(())
         };
-        let b = |_: &Cpu, set: &mut Set<Cpu>| {
+        let b = |_: &Cpu, set: &mut OperandSet<Cpu>| {
             seen.borrow_mut().push(('b', place(set)));
             Ok(())
         };
-        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, least: 1, budget: Duration::MAX };
+        let effort = Effort { repeats: 4, warm_up: 2, sample: Duration::ZERO, min_samples: 1, budget: Duration::MAX };
         let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
         assert_eq!(timings.iter().map(|t| t.seconds.len()).collect::<Vec<_>>(), [4, 4]);
         let seen = seen.into_inner();
-        // Two calls to warm up and one to see how long they take, for each; then a b, b a, a b, b a.
+        // For each contender two warm-up calls and one to estimate its duration; then a b, b a, a
+        // b, b a.
         let order: String = seen[6..].iter().map(|s| s.0).collect();
         assert_eq!(order, "abbaabba");
         let of_a: Vec<usize> = seen[6..].iter().filter(|s| s.0 == 'a').map(|s| s.1).collect();
@@ -223,16 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn energy_is_that_of_a_call() {
+    fn energy_is_per_call() {
         let on = Cpu::new();
-        let mut sets = vec![Set::new(&on, &[]).unwrap()];
+        let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
         let calls = std::cell::Cell::new(0);
-        let call = |_: &Cpu, _: &mut Set<Cpu>| {
+        let call = |_: &Cpu, _: &mut OperandSet<Cpu>| {
             calls.set(calls.get() + 1);
             Ok(())
         };
         let timing = Timing::of(&Samples { seconds: vec![0.01], calls: 1 });
-        // Three joules a call.
+        // 3 joules per call.
         let counter = |_: &Cpu| Some(100.0 + 3.0 * f64::from(calls.get()));
         assert_eq!(energy(&on, &call, &mut sets, &timing, 0.5, counter).unwrap(), Some(3.0));
         assert_eq!(calls.get(), 50);
@@ -242,12 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_budget_ends_after_the_least_number_of_samples() {
+    fn a_spent_budget_ends_after_the_minimum_of_samples() {
         let on = Cpu::new();
-        let mut sets = vec![Set::new(&on, &[]).unwrap()];
-        let call = |_: &Cpu, _: &mut Set<Cpu>| Ok(());
-        let effort = Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, least: 5, budget: Duration::ZERO };
-        let taken = |effort: &Effort, sets: &mut [Set<Cpu>]| interleaved(&on, &[&call], sets, effort).unwrap();
+        let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
+        let call = |_: &Cpu, _: &mut OperandSet<Cpu>| Ok(());
+        let effort =
+            Effort { repeats: 100, warm_up: 1, sample: Duration::ZERO, min_samples: 5, budget: Duration::ZERO };
+        let taken = |effort: &Effort, sets: &mut [OperandSet<Cpu>]| interleaved(&on, &[&call], sets, effort).unwrap();
         assert_eq!(taken(&effort, &mut sets)[0].seconds.len(), 5);
         assert_eq!(taken(&effort.of_pass(3), &mut sets)[0].seconds.len(), 2);
     }
@@ -255,9 +270,9 @@ mod tests {
     #[test]
     fn passes_share_samples_and_time() {
         let whole =
-            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, least: 5, budget: Duration::from_secs(3) };
+            Effort { repeats: 30, warm_up: 3, sample: Duration::ZERO, min_samples: 5, budget: Duration::from_secs(3) };
         let part = whole.of_pass(3);
-        assert_eq!((part.repeats, part.least, part.warm_up), (10, 2, 1));
+        assert_eq!((part.repeats, part.min_samples, part.warm_up), (10, 2, 1));
         assert_eq!(part.budget, Duration::from_secs(1));
     }
 }

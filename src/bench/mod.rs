@@ -1,23 +1,25 @@
-//! Microbenchmarks of ops: every op at the sizes of published models, verified against the reference before it is timed,
-//! beside other libraries and beside ceilings measured in the same run.
+//! Microbenchmarks of ops at the sizes of published models. Every op is verified against the f64
+//! reference before it is timed, next to other libraries and to ceilings measured in the same run.
 //!
-//! - [`shapes`]: the table of calls; [`work`]: the calls; [`operand`]: what they are called on
-//! - [`verify`]: results against the reference, whole or in parts
-//! - [`measure`]: samples in turn, medians and quantiles
-//! - [`yardstick`]: work that never changes, timed beside calls on processors
-//! - [`rates`]: ceilings, and what a backend needs to be benchmarked; [`rival`]: cuBLASLt
-//! - [`run`]: all of it over the table
+//! - `shapes`: the table of calls; [`work`]: the calls; `operand`: their operands
+//! - `verify`: results against the reference, complete or in parts
+//! - `measure`: interleaved samples, medians and quantiles
+//! - `yardstick`: the control workload, timed between the calls' samples on CPUs
+//! - [`rates`]: measured ceilings, and the trait of a benchmarked backend; `peer`: cuBLASLt
+//! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
+//!
+//! A contender is any timed implementation of a call. A peer is a contender from another library.
 
 pub mod compare;
-pub mod entry;
-pub mod measure;
-pub mod operand;
+mod entry;
+pub(crate) mod measure;
+mod operand;
+mod peer;
 pub mod rates;
-pub mod rival;
 pub mod row;
 pub mod run;
-pub mod shapes;
-pub mod verify;
+pub(crate) mod shapes;
+mod verify;
 pub mod work;
-pub mod yardstick;
+mod yardstick;

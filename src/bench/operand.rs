@@ -1,18 +1,20 @@
-//! Operands of a benchmarked op: how many elements, what they hold before the call, and which of them a check looks at.
-//! Values are a function of the element's place, so that an operand of any size is written piece by piece and any element
-//! of it can be had again for the check.
+//! Operands of a benchmarked op: their sizes, their contents before the call, and the elements that
+//! a check looks at.
+//!
+//! Values are a function of the element index. An operand of any size can be written in chunks, and
+//! the check can recompute any element.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use super::work::Call;
 use crate::Result;
-use crate::backend::contract::Precision;
+use crate::backend::contract::{Precision, Runs};
 use crate::backend::{Backend, Buffer, View, ViewMut};
 use crate::rng::Rng;
 use rayon::prelude::*;
 
-/// What an axis of an operand counts. A check picks places on axes.
+/// Meaning of an operand's axis. A check selects indices by axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Axis {
     Token,
@@ -24,48 +26,49 @@ pub enum Axis {
     Query,
     Head,
     Vocab,
-    /// Head rows.
+    /// Rows of the vocabulary head.
     Row,
     Sequence,
     Comparison,
-    /// Not picked from.
+    /// An axis that a check always takes completely.
     Whole,
 }
 
-/// Where elements are stored.
+/// Buffer type of an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Storage {
     Act,
     Acc,
     Idx,
 }
 
-/// What an operand holds before the call.
+/// Contents of an operand before the call.
 #[derive(Clone, Debug)]
 pub enum Fill {
-    /// Normal numbers of this deviation.
+    /// Normal numbers with this standard deviation.
     Normal(f64),
-    /// As [`Fill::Normal`], about 1.
+    /// As [`Fill::Normal`], with mean 1.
     AboutOne(f64),
-    /// Squares of normal numbers of this deviation: second moments.
+    /// Squares of normal numbers with this standard deviation, as second moments are.
     Square(f64),
-    /// The bf16 values that the operand of this name, filled with normal numbers of this deviation, holds.
+    /// The bf16-rounded values of the operand with this name, which is filled with normal numbers
+    /// of this deviation.
     CopyOf(&'static str, f64),
-    /// One number.
+    /// A constant.
     Constant(f64),
-    /// What another op leaves there; 0 until then.
-    Made,
-    /// Given numbers, one an element.
+    /// Result of another op; 0 until that op has run.
+    Computed,
+    /// Given numbers, one per element.
     Values(Arc<Vec<f64>>),
-    /// Given indices, one an element.
+    /// Given indices, one per element.
     Indices(Arc<Vec<i32>>),
 }
 
-/// An operand of a call, in the order in which the call takes them.
+/// An operand of a call, in the order of the call's arguments.
 #[derive(Clone, Debug)]
 pub struct Operand {
     pub name: &'static str,
-    pub kind: Kind,
+    pub storage: Storage,
     /// Row-major: (axis, length) of rows and of columns.
     pub rows: (Axis, usize),
     pub columns: (Axis, usize),
@@ -74,83 +77,84 @@ pub struct Operand {
     pub written: bool,
 }
 
-/// Length of the sequence of normal numbers that operands repeat: prime, so that rows differ.
-const NOISE: usize = 1_048_573;
+/// Length of the sequence of normal numbers that operands repeat. It is prime, so that rows differ.
+const NOISE_LEN: usize = 1_048_573;
 
 static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
     let mut rng = Rng::keyed(1, &["bench", "operands"]);
-    (0..NOISE).map(|_| rng.normal() as f32).collect()
+    (0..NOISE_LEN).map(|_| rng.normal() as f32).collect()
 });
 
-/// Of an operand's name.
+/// Hash of an operand's name.
 fn hash(name: &str) -> usize {
-    name.bytes().fold(17usize, |hash, byte| (hash * 131 + byte as usize) % NOISE)
+    name.bytes().fold(17usize, |hash, byte| (hash * 131 + byte as usize) % NOISE_LEN)
 }
 
-/// A normal number for a place. Operands of different names walk the sequence in different strides, so that no stretch of
-/// one is a stretch of another: their products would not be those of independent numbers.
+/// Normal number for an element. Each operand name walks the sequence with its own stride. Operands
+/// therefore share no stretch of it, which would make their dot products differ from those of
+/// independent numbers.
 fn noise(hash: usize, place: usize) -> f64 {
-    let stride = 1 + hash % (NOISE - 1);
-    f64::from(NORMAL[((place % NOISE) * stride + hash) % NOISE])
+    let stride = 1 + hash % (NOISE_LEN - 1);
+    f64::from(NORMAL[((place % NOISE_LEN) * stride + hash) % NOISE_LEN])
 }
 
-/// As stored in this precision.
-fn round(precision: Precision, kind: Kind, x: f64) -> f64 {
-    match (precision, kind) {
+/// Value after rounding to the storage of this precision.
+fn round(precision: Precision, storage: Storage, x: f64) -> f64 {
+    match (precision, storage) {
         (Precision::F64, _) => x,
-        (Precision::Bf16, Kind::Act) => half::bf16::from_f64(x).to_f64(),
+        (Precision::Bf16, Storage::Act) => half::bf16::from_f64(x).to_f64(),
         _ => f64::from(x as f32),
     }
 }
 
 impl Operand {
-    /// An operand that is read, of activations or weights.
+    /// A read-only operand of activations or weights.
     pub fn act(name: &'static str, rows: (Axis, usize), columns: (Axis, usize), fill: Fill) -> Self {
-        Self { name, kind: Kind::Act, rows, columns, fill, written: false }
+        Self { name, storage: Storage::Act, rows, columns, fill, written: false }
     }
 
-    /// An operand that is read, of the precision of sums.
+    /// A read-only operand in the accumulation precision.
     pub fn acc(name: &'static str, rows: (Axis, usize), columns: (Axis, usize), fill: Fill) -> Self {
-        Self { kind: Kind::Acc, ..Self::act(name, rows, columns, fill) }
+        Self { storage: Storage::Acc, ..Self::act(name, rows, columns, fill) }
     }
 
-    /// Indices.
+    /// A read-only operand of indices.
     pub fn idx(name: &'static str, values: &Arc<Vec<i32>>) -> Self {
         let rows = (Axis::Whole, values.len());
-        Self { kind: Kind::Idx, ..Self::act(name, rows, ONE, Fill::Indices(values.clone())) }
+        Self { storage: Storage::Idx, ..Self::act(name, rows, ONE, Fill::Indices(values.clone())) }
     }
 
-    /// The same, written by the call.
+    /// Marks the operand as written by the call.
     pub fn written(self) -> Self {
         Self { written: true, ..self }
     }
 
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows.1 * self.columns.1
     }
 
-    /// Whether there are none.
+    /// Whether the operand has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Bytes in this precision.
     pub fn bytes(&self, precision: Precision) -> u64 {
-        let element = match self.kind {
-            Kind::Act => precision.act_bytes(),
-            Kind::Acc => precision.acc_bytes(),
-            Kind::Idx => 4,
+        let element = match self.storage {
+            Storage::Act => precision.act_bytes(),
+            Storage::Acc => precision.acc_bytes(),
+            Storage::Idx => 4,
         };
         self.len() as u64 * element
     }
 
-    /// Whether it is a result, of which nothing is read before the call.
-    pub fn begins_as_zeros(&self) -> bool {
+    /// Whether the operand is a pure output: the call reads nothing of it.
+    pub fn starts_as_zeros(&self) -> bool {
         self.written && matches!(self.fill, Fill::Constant(0.0))
     }
 
-    /// The value at a place, as stored in `precision`.
+    /// Value of an element, as stored in `precision`.
     pub fn value(&self, precision: Precision, place: usize) -> f64 {
         let of = |name, d: f64| d * noise(hash(name), place);
         let number = |d| of(self.name, d);
@@ -158,47 +162,47 @@ impl Operand {
             Fill::Normal(deviation) => number(*deviation),
             Fill::AboutOne(deviation) => 1.0 + number(*deviation),
             Fill::Square(deviation) => number(*deviation).powi(2),
-            Fill::CopyOf(name, deviation) => round(Precision::Bf16, Kind::Act, of(name, *deviation)),
+            Fill::CopyOf(name, deviation) => round(Precision::Bf16, Storage::Act, of(name, *deviation)),
             Fill::Constant(value) => *value,
-            Fill::Made => 0.0,
+            Fill::Computed => 0.0,
             Fill::Values(values) => values[place],
             Fill::Indices(values) => f64::from(values[place]),
         };
-        round(precision, self.kind, value)
+        round(precision, self.storage, value)
     }
 }
 
-/// An axis of one place.
+/// An axis of length 1.
 pub const ONE: (Axis, usize) = (Axis::Whole, 1);
 
-/// Places of axes that a check looks at; an axis that is not named is taken whole.
+/// Indices that a check looks at, by axis. An axis without an entry is taken completely.
 #[derive(Clone, Debug, Default)]
-pub struct Picks(BTreeMap<Axis, Vec<usize>>);
+pub struct Selection(BTreeMap<Axis, Vec<usize>>);
 
-impl Picks {
-    /// The same with places of one more axis.
-    pub fn of(mut self, axis: Axis, places: Vec<usize>) -> Self {
+impl Selection {
+    /// Adds the indices of one axis.
+    pub fn with(mut self, axis: Axis, places: Vec<usize>) -> Self {
         self.0.insert(axis, places);
         self
     }
 
-    /// Places of an axis.
+    /// Selected indices of an axis.
     fn places(&self, (axis, len): (Axis, usize)) -> Vec<usize> {
         self.0.get(&axis).cloned().unwrap_or_else(|| (0..len).collect())
     }
 
-    /// Rows of an operand that are looked at.
+    /// Selected rows of an operand.
     pub fn rows(&self, operand: &Operand) -> Vec<usize> {
         self.places(operand.rows)
     }
 
-    /// Columns of an operand that are looked at.
+    /// Selected columns of an operand.
     pub fn columns(&self, operand: &Operand) -> Vec<usize> {
         self.places(operand.columns)
     }
 }
 
-/// About `count` places below `len`, the first and the last among them.
+/// About `count` evenly spaced indices below `len`, including the first and the last.
 pub fn spread(len: usize, count: usize) -> Vec<usize> {
     match (len, count.min(len)) {
         (_, 0) => Vec::new(),
@@ -207,55 +211,95 @@ pub fn spread(len: usize, count: usize) -> Vec<usize> {
     }
 }
 
+/// Host copy of [`Runs`]: items grouped by key.
+#[derive(Clone, Debug)]
+pub struct HostRuns {
+    pub order: Arc<Vec<i32>>,
+    pub offsets: Arc<Vec<i32>>,
+    pub keys: Arc<Vec<i32>>,
+}
+
+impl HostRuns {
+    /// Groups items by key, given the key of every item.
+    pub fn from_keys(keys_of_items: &[i32]) -> Self {
+        let mut order: Vec<i32> = (0..keys_of_items.len() as i32).collect();
+        order.sort_by_key(|&item| (keys_of_items[item as usize], item));
+        let (mut offsets, mut keys) = (Vec::new(), Vec::new());
+        for (at, &item) in order.iter().enumerate() {
+            let key = keys_of_items[item as usize];
+            if keys.last() != Some(&key) {
+                offsets.push(at as i32);
+                keys.push(key);
+            }
+        }
+        offsets.push(order.len() as i32);
+        Self { order: order.into(), offsets: offsets.into(), keys: keys.into() }
+    }
+
+    /// The three operands of the runs.
+    pub fn operands(&self) -> [Operand; 3] {
+        [
+            Operand::idx("runs.order", &self.order),
+            Operand::idx("runs.offsets", &self.offsets),
+            Operand::idx("runs.keys", &self.keys),
+        ]
+    }
+
+    /// Takes the three operands from a cursor.
+    pub fn take<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Runs<'a, B::Idx> {
+        Runs { order: o.idx(), offsets: o.idx(), keys: o.idx() }
+    }
+}
+
 /// A buffer on a backend.
-pub enum Held<B: Backend> {
+pub enum OperandBuffer<B: Backend> {
     Act(B::Act),
     Acc(B::Acc),
     Idx(B::Idx),
 }
 
 /// The operands of a call on a backend.
-pub struct Set<B: Backend> {
-    held: Vec<Held<B>>,
-    /// Nothing has been called with it: buffers that nothing was put into hold zeros.
+pub struct OperandSet<B: Backend> {
+    held: Vec<OperandBuffer<B>>,
+    /// No call has used the set yet, so unwritten buffers hold zeros.
     fresh: bool,
 }
 
-/// Elements written or read at once: bounds the memory of the host.
-const PIECE: usize = 1 << 20;
+/// Elements written or read at a time; bounds host memory.
+const CHUNK: usize = 1 << 20;
 
-impl<B: Backend> Set<B> {
-    /// Room for the operands.
+impl<B: Backend> OperandSet<B> {
+    /// Allocates the operands.
     pub fn new(on: &B, operands: &[Operand]) -> Result<Self> {
         let held = operands.iter().map(|operand| {
             let len = operand.len();
-            Ok(match operand.kind {
-                Kind::Act => Held::Act(on.zeros_act(len)?),
-                Kind::Acc => Held::Acc(on.zeros_acc(len)?),
-                Kind::Idx => Held::Idx(on.zeros_idx(len)?),
+            Ok(match operand.storage {
+                Storage::Act => OperandBuffer::Act(on.zeros_act(len)?),
+                Storage::Acc => OperandBuffer::Acc(on.zeros_acc(len)?),
+                Storage::Idx => OperandBuffer::Idx(on.zeros_idx(len)?),
             })
         });
         Ok(Self { held: held.collect::<Result<_>>()?, fresh: true })
     }
 
-    /// Puts into every operand what it holds before `work`, in the precision of the backend.
-    pub fn ready(&mut self, on: &B, work: &impl Call, operands: &[Operand]) -> Result<()> {
+    /// Writes every operand's contents before `work`, in the precision of the backend.
+    pub fn initialise(&mut self, on: &B, work: &impl Call, operands: &[Operand]) -> Result<()> {
         let fresh = self.fresh;
-        self.fill_those(
+        self.fill_where(
             on,
             operands,
-            |operand| !(fresh && operand.begins_as_zeros()),
+            |operand| !(fresh && operand.starts_as_zeros()),
             |at, place| operands[at].value(B::PRECISION, place),
         )?;
-        work.make(on, self.take())
+        work.compute_inputs(on, self.cursor())
     }
 
-    /// Puts numbers into every operand; `value` gives an element of the operand at an index.
+    /// Writes every operand; `value(operand, element)` gives the numbers.
     pub fn fill(&mut self, on: &B, operands: &[Operand], value: impl Fn(usize, usize) -> f64 + Sync) -> Result<()> {
-        self.fill_those(on, operands, |_| true, value)
+        self.fill_where(on, operands, |_| true, value)
     }
 
-    fn fill_those(
+    fn fill_where(
         &mut self,
         on: &B,
         operands: &[Operand],
@@ -266,18 +310,17 @@ impl<B: Backend> Set<B> {
             if !wanted(operand) {
                 continue;
             }
-            for start in (0..operand.len()).step_by(PIECE) {
-                let len = PIECE.min(operand.len() - start);
+            for start in (0..operand.len()).step_by(CHUNK) {
+                let len = CHUNK.min(operand.len() - start);
                 let values = (start..start + len).into_par_iter().map(|place| value(at, place));
                 match held {
-                    // A single number is put by the stream; two keep this an ordinary copy.
-                    Held::Act(buffer) => {
+                    OperandBuffer::Act(buffer) => {
                         on.write_act(ViewMut::new(buffer, start, len), &values.collect::<Vec<_>>())?;
                     }
-                    Held::Acc(buffer) => {
+                    OperandBuffer::Acc(buffer) => {
                         on.write_acc(ViewMut::new(buffer, start, len), &values.collect::<Vec<_>>())?;
                     }
-                    Held::Idx(buffer) => {
+                    OperandBuffer::Idx(buffer) => {
                         let values: Vec<i32> = values.map(|x| x as i32).collect();
                         on.write_idx(ViewMut::new(buffer, start, len), &values)?;
                     }
@@ -287,34 +330,38 @@ impl<B: Backend> Set<B> {
         Ok(())
     }
 
-    /// Puts zeros into rows of an operand of numbers.
+    /// Zeroes rows of a floating-point operand.
     pub fn clear(&mut self, on: &B, at: usize, operand: &Operand, rows: &[usize]) -> Result<()> {
         let width = operand.columns.1;
         let zeros = vec![0.0; width];
         rows.iter().try_for_each(|row| match &mut self.held[at] {
-            Held::Act(buffer) => on.write_act(ViewMut::new(buffer, row * width, width), &zeros),
-            Held::Acc(buffer) => on.write_acc(ViewMut::new(buffer, row * width, width), &zeros),
-            Held::Idx(_) => Ok(()),
+            OperandBuffer::Act(buffer) => on.write_act(ViewMut::new(buffer, row * width, width), &zeros),
+            OperandBuffer::Acc(buffer) => on.write_acc(ViewMut::new(buffer, row * width, width), &zeros),
+            OperandBuffer::Idx(_) => Ok(()),
         })
     }
 
-    /// Elements of an operand of numbers: the given columns of the given rows.
+    /// Reads the given rows and columns of a floating-point operand.
     pub fn read(&self, on: &B, at: usize, operand: &Operand, rows: &[usize], columns: &[usize]) -> Result<Vec<f64>> {
         let width = operand.columns.1;
         let mut values = Vec::with_capacity(rows.len() * columns.len());
-        // Neighbouring rows come in one copy.
+        // Adjacent rows are read in one copy.
         let mut next = 0;
         while next < rows.len() {
-            let most = (PIECE / width.max(1)).max(1);
+            let most = (CHUNK / width.max(1)).max(1);
             let mut count = 1;
             while count < most && rows.get(next + count) == Some(&(rows[next] + count)) {
                 count += 1;
             }
             let mut piece = vec![0.0; count * width];
             match &self.held[at] {
-                Held::Act(buffer) => on.read_act(View::new(buffer, rows[next] * width, piece.len()), &mut piece)?,
-                Held::Acc(buffer) => on.read_acc(View::new(buffer, rows[next] * width, piece.len()), &mut piece)?,
-                Held::Idx(_) => piece.fill(f64::NAN),
+                OperandBuffer::Act(buffer) => {
+                    on.read_act(View::new(buffer, rows[next] * width, piece.len()), &mut piece)?
+                }
+                OperandBuffer::Acc(buffer) => {
+                    on.read_acc(View::new(buffer, rows[next] * width, piece.len()), &mut piece)?
+                }
+                OperandBuffer::Idx(_) => piece.fill(f64::NAN),
             }
             for row in piece.chunks(width.max(1)) {
                 values.extend(columns.iter().map(|&column| row[column]));
@@ -324,55 +371,55 @@ impl<B: Backend> Set<B> {
         Ok(values)
     }
 
-    /// The operands one after the other.
-    pub fn take(&mut self) -> Cursor<'_, B> {
+    /// Cursor over the operands in order.
+    pub fn cursor(&mut self) -> Cursor<'_, B> {
         self.fresh = false;
         Cursor { held: self.held.iter_mut() }
     }
 }
 
-/// Hands out operands in their order. Asking for another kind than the operand's is a defect of the program.
+/// Hands out operands in order. Asking for another storage than the operand's is a bug and panics.
 pub struct Cursor<'a, B: Backend> {
-    held: std::slice::IterMut<'a, Held<B>>,
+    held: std::slice::IterMut<'a, OperandBuffer<B>>,
 }
 
 impl<'a, B: Backend> Cursor<'a, B> {
-    fn next(&mut self) -> &'a mut Held<B> {
-        self.held.next().expect("as many operands as the call takes")
+    fn next(&mut self) -> &'a mut OperandBuffer<B> {
+        self.held.next().expect("the set has fewer operands than the call takes")
     }
 
     pub fn act_out(&mut self) -> ViewMut<'a, B::Act> {
         match self.next() {
-            Held::Act(buffer) => whole_mut(buffer),
-            _ => panic!("an operand of activations"),
+            OperandBuffer::Act(buffer) => whole_mut(buffer),
+            _ => panic!("the operand does not hold activations"),
         }
     }
 
     pub fn acc_out(&mut self) -> ViewMut<'a, B::Acc> {
         match self.next() {
-            Held::Acc(buffer) => whole_mut(buffer),
-            _ => panic!("an operand of sums"),
+            OperandBuffer::Acc(buffer) => whole_mut(buffer),
+            _ => panic!("the operand does not hold accumulators"),
         }
     }
 
     pub fn act(&mut self) -> View<'a, B::Act> {
         match self.next() {
-            Held::Act(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("an operand of activations"),
+            OperandBuffer::Act(buffer) => View::first(buffer, buffer.len()),
+            _ => panic!("the operand does not hold activations"),
         }
     }
 
     pub fn acc(&mut self) -> View<'a, B::Acc> {
         match self.next() {
-            Held::Acc(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("an operand of sums"),
+            OperandBuffer::Acc(buffer) => View::first(buffer, buffer.len()),
+            _ => panic!("the operand does not hold accumulators"),
         }
     }
 
     pub fn idx(&mut self) -> View<'a, B::Idx> {
         match self.next() {
-            Held::Idx(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("an operand of indices"),
+            OperandBuffer::Idx(buffer) => View::first(buffer, buffer.len()),
+            _ => panic!("the operand does not hold indices"),
         }
     }
 }

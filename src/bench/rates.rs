@@ -1,17 +1,17 @@
-//! Ceilings of the machine, measured in the run whose rows are held against them: bytes a second of memory, FLOP/s of matrix
-//! products. And the libraries that a backend's ops are timed beside.
+//! Measured ceilings of the machine, bytes per second of memory and FLOP/s of GEMMs; and the trait
+//! of backends that can be benchmarked, with their peers.
 
 use std::sync::LazyLock;
 
-use super::measure::{Effort, Ready, Timed, interleaved};
-use super::operand::Set;
-use super::rival;
+use super::measure::{Effort, PreparedCall, TimedCall, interleaved};
+use super::operand::OperandSet;
+use super::peer;
 use super::work::linear::{Linear, Pass};
 use super::work::{Call, Work};
-use super::yardstick::{Kind, Yardstick};
+use super::yardstick::Yardstick;
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::LinearDims;
+use crate::backend::contract::{Bound, LinearDims};
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Device, Element};
@@ -24,68 +24,70 @@ use crate::perf::hardware::nvml;
 /// Rates that nothing on the machine exceeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
-    /// Bytes a second, the better of a copy and a sum.
+    /// Memory bandwidth in bytes per second: the better of a copy and a sum.
     pub memory: f64,
-    /// FLOP/s of the best product seen.
+    /// GEMM throughput in FLOP/s: the best seen.
     pub product: f64,
 }
 
 impl Rates {
-    /// The better of both, of each.
+    /// Maximum of both, field by field.
     pub fn or(self, other: Self) -> Self {
         Self { memory: self.memory.max(other.memory), product: self.product.max(other.product) }
     }
 }
 
-/// A library that a backend's calls are timed beside.
-pub trait Rival<B: Backend> {
+/// A library whose calls are timed next to a backend's own.
+pub(crate) trait Peer<B: Backend> {
     /// Name and version.
     fn name(&self) -> String;
 
-    /// The call by this library, made ready for the sizes; `None` for a call that it does not have.
-    fn ready<'a>(&'a self, on: &'a B, work: &Work, set: &mut Set<B>) -> Result<Ready<'a, B>>;
+    /// Prepares the library's call for the sizes of `work`; `None` if the library does not support
+    /// it.
+    fn prepare<'a>(&'a self, on: &'a B, work: &Work, set: &mut OperandSet<B>) -> Result<PreparedCall<'a, B>>;
 }
 
-/// Libraries that are there, and those that are not with the reason.
-pub struct Rivals<'a, B: Backend> {
-    pub present: Vec<Box<dyn Rival<B> + 'a>>,
+/// Available peers, and unavailable ones with the reason.
+pub(crate) struct Peers<'a, B: Backend> {
+    pub present: Vec<Box<dyn Peer<B> + 'a>>,
     pub absent: Vec<(String, String)>,
 }
 
-impl<B: Backend> Default for Rivals<'_, B> {
+impl<B: Backend> Default for Peers<'_, B> {
     fn default() -> Self {
         Self { present: Vec::new(), absent: Vec::new() }
     }
 }
 
-/// What a backend needs beside its ops to be benchmarked.
-pub trait Benched: Backend {
-    /// Name of the card or processor.
+/// Properties of a backend that a benchmark needs in addition to its ops.
+pub(crate) trait BenchBackend: Backend {
+    /// Name of the GPU or CPU.
     fn hardware(&self) -> String;
 
-    /// Calls that rotate over so many bytes of operands take them from memory.
-    fn beyond_caches(&self) -> u64;
+    /// Bytes of rotating operands from which on calls read from memory instead of caches.
+    fn cold_bytes(&self) -> u64;
 
-    /// Ceilings, measured now; `None` where time means nothing.
+    /// Ceilings, measured now; `None` if the backend's times mean nothing.
     fn rates(&self) -> Result<Option<Rates>>;
 
-    /// Work to time beside calls whose floor is of that kind; `None` where the times of different runs can be compared as they are.
-    fn yardstick(&self, _: Kind) -> Option<Box<Timed<'static, Self>>> {
+    /// Control workload for calls with this bound, timed between their samples to cancel machine
+    /// drift. `None` if times of different runs are comparable without it.
+    fn yardstick(&self, _: Bound) -> Option<Box<TimedCall<'static, Self>>> {
         None
     }
 
-    /// Joules that the hardware has used since some moment, where it counts them.
+    /// Energy counter of the hardware in joules, if it has one.
     fn joules(&self) -> Option<f64> {
         None
     }
 
-    /// Runs `work` with the libraries that calls are timed beside.
-    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
-        work(&Rivals::default())
+    /// Runs `work` with the peers of this backend.
+    fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
+        work(&Peers::default())
     }
 }
 
-impl Benched for Cpu {
+impl BenchBackend for Cpu {
     fn hardware(&self) -> String {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |key: &str| {
@@ -93,7 +95,7 @@ impl Benched for Cpu {
             Some(line.split(':').nth(1)?.trim().to_owned())
         };
         let name = value("model name").unwrap_or_else(|| std::env::consts::ARCH.into());
-        // Virtual machines hide the name behind a family; the numbers still tell processors apart.
+        // Virtual machines replace the name by a family; the numbers still identify the CPU model.
         let numbers = match (value("cpu family"), value("model")) {
             (Some(family), Some(model)) => format!(" (family {family} model {model})"),
             _ => String::new(),
@@ -101,15 +103,16 @@ impl Benched for Cpu {
         format!("{name}{numbers}, {} threads", rayon::current_num_threads())
     }
 
-    /// What the ceiling of memory is measured on; caches of servers may be larger, and then both profit alike.
-    fn beyond_caches(&self) -> u64 {
+    /// Bytes that the memory ceiling is measured on. Server caches may be larger; then calls and
+    /// ceiling benefit equally.
+    fn cold_bytes(&self) -> u64 {
         crate::perf::ceilings::COPIED_BYTES
     }
 
-    fn yardstick(&self, kind: Kind) -> Option<Box<Timed<'static, Self>>> {
+    fn yardstick(&self, bound: Bound) -> Option<Box<TimedCall<'static, Self>>> {
         static YARDSTICK: LazyLock<Yardstick> = LazyLock::new(Yardstick::new);
         Some(Box::new(move |_, _| {
-            YARDSTICK.run(kind);
+            YARDSTICK.run(bound);
             Ok(())
         }))
     }
@@ -120,28 +123,28 @@ impl Benched for Cpu {
     }
 }
 
-impl<A: Element> Benched for Kernels<Emulator, A> {
+impl<A: Element> BenchBackend for Kernels<Emulator, A> {
     fn hardware(&self) -> String {
         self.device().properties().name.clone()
     }
 
-    fn beyond_caches(&self) -> u64 {
+    fn cold_bytes(&self) -> u64 {
         u64::MAX
     }
 
-    /// Emulated time says nothing about a card.
+    /// Emulated time says nothing about a GPU.
     fn rates(&self) -> Result<Option<Rates>> {
         Ok(None)
     }
 }
 
-impl<A: Element> Benched for Kernels<Driver, A> {
+impl<A: Element> BenchBackend for Kernels<Driver, A> {
     fn hardware(&self) -> String {
         self.device().properties().name.clone()
     }
 
-    /// Twice the second-level cache: 50 MB on H100 and H200, 40 MB on A100 (their data sheets); of the larger.
-    fn beyond_caches(&self) -> u64 {
+    /// Twice the larger of the L2 caches: 50 MB on H100 and H200, 40 MB on A100 (data sheets).
+    fn cold_bytes(&self) -> u64 {
         100 << 20
     }
 
@@ -150,7 +153,7 @@ impl<A: Element> Benched for Kernels<Driver, A> {
         let effort = Effort {
             repeats: 10,
             warm_up: 3,
-            least: 5,
+            min_samples: 5,
             sample: std::time::Duration::from_millis(20),
             budget: std::time::Duration::from_secs(2),
         };
@@ -158,15 +161,15 @@ impl<A: Element> Benched for Kernels<Driver, A> {
             let dims = LinearDims { tokens: side, inputs: side, outputs: side };
             let work = Work::from(Linear { pass: Pass::Forward, dims });
             let operands = work.operands();
-            let mut sets = vec![Set::new(self, &operands)?];
+            let mut sets = vec![OperandSet::new(self, &operands)?];
             sets[0].fill(self, &operands, |at, place| operands[at].value(Self::PRECISION, place))?;
-            let best = self.with_rivals(|rivals| -> Result<f64> {
-                let own = |on: &Self, set: &mut Set<Self>| work.call(on, set.take());
-                let mut calls: Vec<Box<Timed<'_, Self>>> = vec![Box::new(own)];
-                for rival in &rivals.present {
-                    calls.extend(rival.ready(self, &work, &mut sets[0])?);
+            let best = self.with_peers(|peers| -> Result<f64> {
+                let own = |on: &Self, set: &mut OperandSet<Self>| work.call(on, set.cursor());
+                let mut calls: Vec<Box<TimedCall<'_, Self>>> = vec![Box::new(own)];
+                for peer in &peers.present {
+                    calls.extend(peer.prepare(self, &work, &mut sets[0])?);
                 }
-                let calls: Vec<&Timed<'_, Self>> = calls.iter().map(|call| &**call).collect();
+                let calls: Vec<&TimedCall<'_, Self>> = calls.iter().map(|call| &**call).collect();
                 let timings = interleaved(self, &calls, &mut sets, &effort)?;
                 Ok(timings.iter().flat_map(|t| &t.seconds).copied().fold(f64::INFINITY, f64::min))
             })?;
@@ -181,12 +184,12 @@ impl<A: Element> Benched for Kernels<Driver, A> {
         nvml::NvmlCard::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
     }
 
-    fn with_rivals<R>(&self, work: impl FnOnce(&Rivals<'_, Self>) -> R) -> R {
-        rival::with_cublaslt(self, work)
+    fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
+        peer::with_cublaslt(self, work)
     }
 }
 
-/// Bytes a second of the driver's copy of 1 GiB, read and written.
+/// Bytes per second of the driver's copy of 1 GiB, counting reads and writes.
 fn copy(driver: &Driver) -> Result<f64> {
     const BYTES: usize = 1 << 30;
     let (from, mut to) = (driver.allocate(BYTES)?, driver.allocate(BYTES)?);

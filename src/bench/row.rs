@@ -1,5 +1,5 @@
-//! A row of a record: one op, shape, storage and contender, with what was measured and what it is held against. The columns
-//! are described in benches/README.md; the peers' script writes the same ones.
+//! A row of a record: one op, shape, storage and contender, with measurements and ceilings.
+//! benches/README.md describes the columns. `benches/peers` writes the same columns.
 
 use std::path::Path;
 
@@ -11,49 +11,49 @@ use crate::{Error, Result};
 /// Version of the columns.
 pub const SCHEMA: u32 = 1;
 
-/// What became of a row.
+/// Outcome of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Verified and timed.
     Measured,
-    /// The library is not there.
+    /// The library is not available.
     Absent,
-    /// Left out for its time or memory; the note says which.
+    /// Skipped because of its duration or memory; the note says which.
     Skipped,
-    /// It failed, or its results are wrong; the note says how.
+    /// The call failed or its results are wrong; the note says how.
     Failed,
 }
 
-/// Where operands are when a call begins.
+/// Location of the operands when a call starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// In memory: what the calls of a rotation touch is more than caches hold.
+    /// In memory: the rotating operand sets exceed the caches.
     Cold,
-    /// In a cache, or in part.
+    /// Completely or partly in a cache.
     Warm,
 }
 
-/// Columns in the order of the file. Times are of one call.
+/// Columns in file order. Times are per call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     pub schema: u32,
-    /// Day, `2026-01-31`.
+    /// Day, as `2026-01-31`.
     pub date: String,
     pub commit: String,
-    /// Name of the card or processor.
+    /// Name of the GPU or CPU.
     pub device: String,
     pub backend: String,
-    /// `mapl`, or the library and version it is compared with.
+    /// `mapl`, or name and version of the peer.
     pub variant: String,
     /// Storage of activations.
     pub dtype: String,
     pub op: String,
     pub model: String,
     pub layer: String,
-    /// `name=value` of every size.
+    /// Every size as `name=value`.
     pub shape: String,
     pub cache: Option<Cache>,
     pub status: Status,
@@ -63,7 +63,8 @@ pub struct Row {
     pub p20_us: Option<f64>,
     pub p80_us: Option<f64>,
     pub least_us: Option<f64>,
-    /// Median and fifths of the samples over the yardstick's samples beside them ([`super::yardstick`]).
+    /// Median and 20 % and 80 % quantiles of the samples, each divided by the yardstick sample next
+    /// to it (`bench::yardstick`).
     #[serde(default)]
     pub paced_median: Option<f64>,
     #[serde(default)]
@@ -74,51 +75,51 @@ pub struct Row {
     pub flops: Option<u64>,
     pub gb_per_s: Option<f64>,
     pub tflop_per_s: Option<f64>,
-    /// Which ceiling decides the floor: `memory` or `product`.
+    /// Ceiling that sets the floor: `memory` or `product`.
     pub bound: Option<String>,
     /// Ceilings of this run.
     pub memory_gb_per_s: Option<f64>,
     pub product_tflop_per_s: Option<f64>,
-    /// Floor over median.
+    /// Floor divided by median.
     pub share: Option<f64>,
-    /// Microseconds that the choice of tiles foretold.
+    /// Microseconds predicted by the tile selection.
     #[serde(default)]
     pub predicted_us: Option<f64>,
     pub energy_mj: Option<f64>,
-    /// Processors that other programs kept busy meanwhile.
+    /// CPU cores that other programs used during the samples.
     pub others: Option<f64>,
-    /// Largest error of the verified results over what the contract allows.
+    /// Largest error of the verified results, divided by the tolerance of the contract.
     pub error_share: Option<f64>,
     pub note: String,
 }
 
 impl Row {
-    /// What says that two rows measure the same: all but the day, the commit and the numbers.
+    /// Identity of the measured call: everything except day, commit and numbers.
     pub fn key(&self) -> [&str; 8] {
         let texts =
             [&self.device, &self.backend, &self.variant, &self.dtype, &self.op, &self.model, &self.layer, &self.shape];
         texts.map(String::as_str)
     }
 
-    /// Whether a call of the row can be compared in time.
+    /// Median, 20 % and 80 % quantiles and minimum in microseconds, if the row has times.
     pub fn timed(&self) -> Option<(f64, f64, f64, f64)> {
         Some((self.median_us?, self.p20_us?, self.p80_us?, self.least_us?))
     }
 
-    /// Median and fifths in units of the yardstick, where it was timed beside the call.
+    /// Median, 20 % and 80 % quantiles in units of the yardstick, if it was timed next to the call.
     pub fn paced(&self) -> Option<(f64, f64, f64)> {
         Some((self.paced_median?, self.paced_p20?, self.paced_p80?))
     }
 
-    /// Refuses a row that says what cannot be.
+    /// Refuses a row with contradictory or missing values.
     pub fn check(&self) -> Result<(), String> {
         if self.schema != SCHEMA {
-            return Err(format!("schema {}: this program reads {SCHEMA}", self.schema));
+            return Err(format!("schema {} is not supported; this program reads schema {SCHEMA}", self.schema));
         }
         let day = self.date.as_bytes();
         let digits = |range: std::ops::Range<usize>| day.get(range).is_some_and(|d| d.iter().all(u8::is_ascii_digit));
         if day.len() != 10 || !digits(0..4) || !digits(5..7) || !digits(8..10) || day[4] != b'-' || day[7] != b'-' {
-            return Err(format!("date {:?}: a day as 2026-01-31 is needed", self.date));
+            return Err(format!("date {:?} is not a day such as 2026-01-31", self.date));
         }
         let named = [&self.device, &self.backend, &self.variant, &self.dtype, &self.op, &self.shape];
         if named.iter().any(|text| text.is_empty()) {
@@ -129,27 +130,32 @@ impl Row {
         let rates = [self.gb_per_s, self.tflop_per_s, self.share];
         let numbers = times.into_iter().chain(paced).chain(rates).collect::<Vec<_>>();
         if numbers.iter().flatten().any(|x| !(x.is_finite() && *x >= 0.0)) {
-            return Err("a number is negative or not finite".into());
+            return Err("a time, rate or share is negative or not finite".into());
         }
         if let Some((median, p20, p80)) = self.paced()
             && !(0.0 < p20 && p20 <= median && median <= p80)
         {
-            return Err(format!("paced times are not in order: {p20} {median} {p80}"));
+            return Err(format!("paced times are not in order (p20, median, p80): {p20} {median} {p80}"));
         }
         match (self.status, self.timed()) {
-            (Status::Measured, None) => Err("a measured row without its times".into()),
+            (Status::Measured, None) => Err("the row is measured but lacks times".into()),
             (Status::Measured, Some((median, p20, p80, least))) => {
                 let ordered = 0.0 < least && least <= p20 && p20 <= median && median <= p80;
-                if ordered { Ok(()) } else { Err(format!("times are not in order: {least} {p20} {median} {p80}")) }
+                if ordered {
+                    Ok(())
+                } else {
+                    Err(format!("times are not in order (least, p20, median, p80): {least} {p20} {median} {p80}"))
+                }
             }
-            (_, Some(_)) => Err("times in a row that was not measured".into()),
-            (_, None) if self.note.is_empty() => Err("a row that was not measured does not say why".into()),
+            (_, Some(_)) => Err("the row has times but was not measured".into()),
+            (_, None) if self.note.is_empty() => Err("the row was not measured, and its note does not say why".into()),
             (_, None) => Ok(()),
         }
     }
 }
 
-/// Writes rows as CSV, or as a JSON array where the name ends in `.json`; whole or not at all.
+/// Writes rows as CSV, or as a JSON array if the name ends in `.json`. The file is written
+/// completely or not at all.
 pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write {}: {e}", path.display()));
     let bytes = if path.extension().is_some_and(|e| e == "json") {
@@ -169,7 +175,7 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
     write_whole(path, &bytes)
 }
 
-/// Reads and checks a record. [`Error::Data`] with the line of what is wrong.
+/// Reads and checks a record. [`Error::Data`] names the line of an error.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
     let text =
         std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
@@ -185,7 +191,7 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (at, row) in reader.deserialize().enumerate() {
         let line = at + 2;
-        let row: Row = row.map_err(|e| wrong(line, format!("{e}; the columns are those of benches/README.md")))?;
+        let row: Row = row.map_err(|e| wrong(line, format!("{e}; benches/README.md describes the columns")))?;
         row.check().map_err(|why| wrong(line, why))?;
         rows.push(row);
     }

@@ -1,4 +1,5 @@
-//! A benchmark run: the chosen calls of the table on a backend, each verified and timed, as rows of a record.
+//! A benchmark run: verifies and times the selected calls of the table on a backend and returns the
+//! rows of a record.
 
 use std::time::{Duration, Instant};
 
@@ -7,63 +8,63 @@ use half::bf16;
 use super::compare::{Verdict, compare};
 use super::entry::Entry;
 use super::measure::Effort;
-use super::operand::Set;
-use super::rates::{Benched, Rates};
+use super::operand::OperandSet;
+use super::rates::{BenchBackend, Rates};
 use super::row::{Cache, Row};
-use super::shapes::{Case, MODELS, Room, SQUARE, cases, squares};
+use super::shapes::{Case, MODELS, SQUARE, SizeLimits, cases, squares};
 use super::work::{Call, Work};
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::{Cost, Precision};
+use crate::backend::contract::{Bound, Cost, Precision};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Properties};
 use crate::backend::kernels::rehearsal::Rehearsal;
-use crate::study::plan::multiplies;
 
-/// Which calls, how, and what their rows say of the run.
+/// Selection of the calls, sampling limits, and labels of the rows.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// Beginnings of op names; all where it is empty.
+pub(crate) struct BenchOptions {
+    /// Prefixes of op names; empty selects all ops.
     pub ops: Vec<String>,
     pub models: Vec<String>,
     pub tokens: Vec<usize>,
-    /// Parts of the layer's name or of the shape's text, of which one must be in it.
+    /// Layer names or `name=value` sizes; a call must match one of them. Empty selects all calls.
     pub shapes: Vec<String>,
-    /// Beginnings of the variants' names.
+    /// Prefixes of contender names; empty selects all.
     pub variants: Vec<String>,
-    /// Of all passes together.
+    /// Sampling effort of all passes combined.
     pub effort: Effort,
-    /// Passes over the table. A machine that is slower for some seconds then shows in the spread of the rows, not in the medians
-    /// of some of them.
+    /// Passes over the table. With several passes, a machine that is slow for some seconds widens
+    /// the spread of the rows instead of shifting the medians of a few.
     pub passes: usize,
-    /// Calls whose samples take longer than this by their floor are left out.
-    pub longest: Duration,
-    /// Bytes that the rotating sets of operands have together, where memory allows.
-    pub rotated: u64,
-    pub room: Room,
-    /// Seconds of calls over which energy is counted, where the hardware counts it.
+    /// Calls with a floor that makes their minimum samples take longer than this are skipped.
+    pub max_duration: Duration,
+    /// Total bytes of the rotating operand sets, if memory allows.
+    pub rotated_bytes: u64,
+    pub size_limits: SizeLimits,
+    /// Seconds of calls over which energy is measured, if the hardware has a counter.
     pub energy_seconds: f64,
-    /// No call is begun after this.
+    /// Time after which no call is started.
     pub limit: Option<Duration>,
     pub date: String,
     pub commit: String,
 }
 
-/// The name of this project's own ops in records.
-pub const OWN: &str = "mapl";
+/// Name of this project's own ops in records.
+pub(super) const OWN_VARIANT: &str = "mapl";
 
-/// Ceilings are measured anew after so long, because clocks and neighbours change.
-const CEILINGS_EVERY: Duration = Duration::from_secs(30);
+/// Interval between measurements of the ceilings. Clocks and the load of neighbours change during a
+/// run.
+const CEILING_INTERVAL: Duration = Duration::from_secs(30);
 
-impl Options {
+impl BenchOptions {
     fn any(wanted: &[String], is: impl Fn(&str) -> bool) -> bool {
         wanted.is_empty() || wanted.iter().any(|text| is(text))
     }
 
-    /// The calls that these options choose, on a backend of that precision.
+    /// Calls that these options select, on a backend of this precision.
     pub fn cases(&self, precision: Precision) -> Vec<Case> {
         let models = MODELS.iter().filter(|model| self.models.iter().any(|name| name == model.name));
-        let of_model = |model| self.tokens.iter().flat_map(move |&t| cases(model, t, precision, self.room));
+        let of_model = |model| self.tokens.iter().flat_map(move |&t| cases(model, t, precision, self.size_limits));
         let mut chosen: Vec<Case> = models.flat_map(of_model).collect();
         if self.models.iter().any(|name| name == SQUARE) {
             chosen.extend(squares());
@@ -73,36 +74,37 @@ impl Options {
             let names = |text: &str| case.layer == text || shape.split(' ').any(|size| size == text);
             Self::any(&self.ops, |text| case.work.op().starts_with(text)) && Self::any(&self.shapes, names)
         });
-        // Sizes that do not depend on the number of tokens come once.
+        // Calls whose sizes do not depend on the number of tokens appear once.
         let mut seen = std::collections::BTreeSet::new();
         chosen.retain(|case| seen.insert((case.work.op(), case.model, case.layer, case.shape())));
         chosen
     }
 
-    /// Whether a contender of that name is chosen.
-    pub fn wants(&self, variant: &str) -> bool {
+    /// Whether a contender of this name is selected.
+    pub fn selects(&self, variant: &str) -> bool {
         Self::any(&self.variants, |text| variant.to_lowercase().starts_with(&text.to_lowercase()))
     }
 }
 
-/// An earlier record, and the share of a time that does not matter beside it.
-pub type Earlier<'a> = (&'a [Row], f64);
+/// An earlier record, and the relative difference of times that is ignored.
+pub type Baseline<'a> = (&'a [Row], f64);
 
-/// Where a run is.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// From 0.
+pub(crate) struct Progress {
+    /// Index of the pass, from 0.
     pub pass: usize,
-    /// Begin and end of the samples just taken; none for a call that is not timed.
+    /// Start and end of the samples just taken; `None` for a call that is not timed.
     pub timed: Option<(Instant, Instant)>,
 }
 
-/// Runs the chosen calls on a backend: all of them in every pass, then those that differ from an earlier record, or were
-/// disturbed, as often again, as long as they are. `report` gets where the run is and a call's rows, which hold all passes so far.
-pub fn run<B: Benched>(
+/// Runs the selected calls on a backend. Every pass covers all calls. Up to as many further passes
+/// repeat the calls that differ from the earlier record or were disturbed. `report` receives the
+/// progress and the rows of a call over all passes so far.
+pub(crate) fn run<B: BenchBackend>(
     on: &B,
-    options: &Options,
-    earlier: Option<Earlier<'_>>,
+    options: &BenchOptions,
+    earlier: Option<Baseline<'_>>,
     mut report: impl FnMut(Progress, &[Row]) -> Result<()>,
 ) -> Result<Vec<Row>> {
     let mut rates = on.rates()?;
@@ -111,7 +113,7 @@ pub fn run<B: Benched>(
     let passes = options.passes.max(1);
     let cases = options.cases(B::PRECISION);
     let mut entries: Vec<Entry> = Vec::new();
-    on.with_rivals(|rivals| {
+    on.with_peers(|peers| {
         for pass in 0..2 * passes {
             for (at, case) in cases.iter().enumerate() {
                 if options.limit.is_some_and(|limit| began.elapsed() > limit) {
@@ -120,72 +122,73 @@ pub fn run<B: Benched>(
                 if pass >= passes && !entries[at].unsettled(earlier) {
                     continue;
                 }
-                if rates.is_some() && measured.elapsed() > CEILINGS_EVERY {
-                    rates = better(rates, on.rates()?);
+                if rates.is_some() && measured.elapsed() > CEILING_INTERVAL {
+                    rates = max_rates(rates, on.rates()?);
                     measured = Instant::now();
                 }
                 if pass == 0 {
-                    entries.push(Entry::new(on, case, options, rivals, rates)?);
-                } else if !entries[at].again(on, options, rivals)? {
+                    entries.push(Entry::new(on, case, options, peers, rates)?);
+                } else if !entries[at].sample_again(on, options, peers)? {
                     continue;
                 }
-                entries[at].rows_mut().for_each(|row| judge(row, rates));
-                report(Progress { pass, timed: entries[at].timed() }, &entries[at].rows())?;
+                entries[at].rows_mut().for_each(|row| set_share(row, rates));
+                report(Progress { pass, timed: entries[at].last_span() }, &entries[at].rows())?;
             }
         }
         Ok(())
     })?;
     let mut rows: Vec<Row> = entries.iter().flat_map(Entry::rows).collect();
-    // A product of the table may have been faster than those of the ceilings.
+    // A GEMM of the table may have been faster than the GEMMs of the ceilings.
     if let Some(rates) = &mut rates {
         let best = rows.iter().filter_map(|row| row.tflop_per_s).fold(0.0, f64::max) * 1e12;
         *rates = rates.or(Rates { memory: 0.0, product: best });
     }
-    rates = better(rates, on.rates()?);
-    rows.iter_mut().for_each(|row| judge(row, rates));
+    rates = max_rates(rates, on.rates()?);
+    rows.iter_mut().for_each(|row| set_share(row, rates));
     Ok(rows)
 }
 
-/// Whether one of the rows is slower or faster than the earlier record says, or was disturbed, so that further samples may tell.
-pub fn unsettled(rows: &[Row], earlier: Option<Earlier<'_>>) -> bool {
+/// Whether a row is slower or faster than in the earlier record, or was disturbed, so that more
+/// samples may settle it.
+pub fn unsettled(rows: &[Row], earlier: Option<Baseline<'_>>) -> bool {
     earlier.is_some_and(|(earlier, threshold)| {
         let pairs = compare(rows, earlier, threshold);
         pairs.iter().any(|pair| matches!(pair.verdict, Verdict::Slower | Verdict::Faster | Verdict::Disturbed))
     })
 }
 
-fn better(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
+fn max_rates(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
     Some(a?.or(b?))
 }
 
-/// What a card is foretold to do for a call.
+/// Predicted time and workspace of a call on a GPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Foretold {
-    /// Microseconds, where tiles are chosen for the call.
+pub(super) struct Prediction {
+    /// Predicted microseconds, if the call selects tiles.
     pub microseconds: Option<f64>,
-    /// Bytes of memory beyond the operands.
+    /// Bytes of memory in addition to the operands.
     pub workspace: usize,
 }
 
-/// Rehearses a call, in bf16, for a card.
-pub fn foretold(work: &Work, card: &Properties) -> Result<Foretold> {
-    let on = Kernels::<_, bf16>::new(Rehearsal::of(card)).keeping_choices();
-    let mut set = Set::new(&on, &work.operands())?;
+/// Rehearses a bf16 call on a GPU with these properties.
+pub(super) fn predict(work: &Work, gpu: &Properties) -> Result<Prediction> {
+    let on = Kernels::<_, bf16>::new(Rehearsal::of(gpu)).keeping_choices();
+    let mut set = OperandSet::new(&on, &work.operands())?;
     on.take_chosen();
-    work.call(&on, set.take())?;
+    work.call(&on, set.cursor())?;
     let chosen = on.take_chosen();
     let microseconds = (!chosen.is_empty()).then(|| 1e6 * chosen.iter().map(|c| c.choice.seconds).sum::<f64>());
-    Ok(Foretold { microseconds, workspace: on.scratch_bytes() })
+    Ok(Prediction { microseconds, workspace: on.scratch_bytes() })
 }
 
-/// Bytes and FLOPs of a call by its contract, on a device that only counts.
+/// Bytes and FLOPs of a call by its contract, from a rehearsal on a counting device.
 pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
     fn priced<A: Element>(work: &Work) -> Result<Cost> {
         let properties =
             Properties { name: "price".into(), processors: 1, shared_bytes: 227 << 10, compute_capability: (9, 0) };
         let on = Kernels::<_, A>::probed(Rehearsal::of(&properties));
-        let mut set = Set::new(&on, &work.operands())?;
-        work.call(&on, set.take())?;
+        let mut set = OperandSet::new(&on, &work.operands())?;
+        work.call(&on, set.cursor())?;
         let times = on.op_times()?;
         Ok(times
             .iter()
@@ -195,22 +198,20 @@ pub fn cost(work: &Work, precision: Precision) -> Result<Cost> {
     if precision == Precision::Bf16 { priced::<bf16>(work) } else { priced::<f32>(work) }
 }
 
-/// Seconds that a call takes at least at these rates, and which of them decides. FLOPs of ops that are no products cost
-/// nothing beside their bytes.
-pub fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
-    let memory = bytes as f64 / rates.memory;
-    let product = if multiplies(op) { flops as f64 / rates.product } else { 0.0 };
-    if product > memory { (product, "product") } else { (memory, "memory") }
+/// Floor of a call in seconds at these rates, and the name of the rate that sets it.
+pub(crate) fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'static str) {
+    let (seconds, bound) = Cost { bytes, flops }.floor(op, rates.memory, rates.product);
+    (seconds, if bound == Bound::Gemm { "product" } else { "memory" })
 }
 
-/// Puts ceilings and the share of them into a row.
-fn judge(row: &mut Row, rates: Option<Rates>) {
+/// Writes the ceilings and the share of them into a row.
+fn set_share(row: &mut Row, rates: Option<Rates>) {
     let (Some(rates), Some(bytes), Some(flops)) = (rates, row.bytes, row.flops) else { return };
     let (seconds, bound) = floor(&row.op, bytes, flops, &rates);
     row.bound = Some(bound.into());
     row.memory_gb_per_s = Some(rates.memory * 1e-9);
     row.product_tflop_per_s = Some(rates.product * 1e-12);
-    // Memory is no ceiling for what a cache holds.
+    // Memory bandwidth does not bound operands that a cache holds.
     let known = bound == "product" || row.cache == Some(Cache::Cold);
     row.share = row.median_us.filter(|_| known).map(|median| 1e6 * seconds / median);
 }
@@ -221,18 +222,17 @@ mod tests {
     use crate::backend::contract::NormDims;
     use crate::bench::work::head::Head;
     use crate::bench::work::head_preference::PreferenceHead;
-    use crate::bench::work::rowwise::Norm;
+    use crate::bench::work::norm::Norm;
 
-    /// Goals G-HEAD-1 and G-HEAD-4 on memory.
+    /// Memory limits of goals G-HEAD-1 and G-HEAD-4.
     #[test]
-    fn workspace_of_the_head_on_a_hopper_card() {
-        let card =
-            Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
-        let workspace = |work: Work| foretold(&work, &card).unwrap().workspace;
+    fn workspace_of_the_head_on_a_hopper_gpu() {
+        let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let workspace = |work: Work| predict(&work, &gpu).unwrap().workspace;
         let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());
         assert!((1..=64 << 20).contains(&forward), "{forward}");
         let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());
-        // The powers of a chunk of 4,096 rows at least are stored.
+        // The exponentials of a chunk of at least 4,096 rows are stored.
         assert!((4096 * 151_936 * 2..=5 << 29).contains(&both), "{both}");
         let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6 } };
         assert_eq!(workspace(norm.into()), 0);

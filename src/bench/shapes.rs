@@ -1,17 +1,24 @@
-//! The table of benchmarked calls: the ops of a training step at the sizes of published models, for numbers of tokens.
+//! The table of benchmarked calls: the ops of a training step at the sizes of published models, for
+//! given numbers of tokens.
 
 use super::work::attention::{Attention, Shape};
-use super::work::head::{Head, RewardHead, StoredLogits};
+use super::work::embedding::Embedding;
+use super::work::glu::{Glu, LinearGlu};
+use super::work::head::{Head, StoredLogits};
 use super::work::head_preference::PreferenceHead;
-use super::work::linear::{Linear, LinearGlu, Pass};
-use super::work::objective::{Comparison, Norms, SegmentSum, Update};
-use super::work::rowwise::{Activation, Bias, Embedding, Norm, Rotation};
+use super::work::linear::{BiasGrad, Linear, Pass};
+use super::work::norm::Norm;
+use super::work::optim::{AdamWUpdate, GradientNorm};
+use super::work::preference::PreferenceLoss;
+use super::work::reward::RewardHead;
+use super::work::rope::RotaryEmbedding;
+use super::work::segment::SegmentSum;
 use super::work::{Call, Work, shape_text};
 use crate::backend::contract::*;
 
-/// Sizes of a model as its configuration file has them.
+/// Sizes of a model, as in its configuration file.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct ModelSizes {
     pub name: &'static str,
     pub hidden: usize,
     pub intermediate: usize,
@@ -19,19 +26,20 @@ pub struct Sizes {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub vocab: usize,
-    /// Gate and up with SwiGLU, rotation of positions; else two products, as GPT-2 has them.
+    /// Whether the model has SwiGLU and rotary positions. Otherwise its MLP is two GEMMs, as in
+    /// GPT-2.
     pub gated: bool,
     /// Bias on queries, keys and values.
     pub bias: bool,
-    /// Only the head, for the sake of its vocabulary.
-    pub head_alone: bool,
-    /// Parameters.
+    /// Whether only the vocabulary head is benchmarked.
+    pub head_only: bool,
+    /// Number of parameters.
     pub parameters: usize,
 }
 
-/// Models by name. `gemma-3-1b` is there for its vocabulary of 262,144.
-pub const MODELS: [Sizes; 6] = [
-    Sizes {
+/// Benchmarked models. `gemma-3-1b` is included for its vocabulary of 262,144.
+pub const MODELS: [ModelSizes; 6] = [
+    ModelSizes {
         name: "gpt2-124m",
         hidden: 768,
         intermediate: 3072,
@@ -41,10 +49,10 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 50_257,
         gated: false,
         bias: true,
-        head_alone: false,
+        head_only: false,
         parameters: 124_439_808,
     },
-    Sizes {
+    ModelSizes {
         name: "qwen2.5-0.5b",
         hidden: 896,
         intermediate: 4864,
@@ -54,10 +62,10 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 151_936,
         gated: true,
         bias: true,
-        head_alone: false,
+        head_only: false,
         parameters: 494_032_768,
     },
-    Sizes {
+    ModelSizes {
         name: "qwen2.5-1.5b",
         hidden: 1536,
         intermediate: 8960,
@@ -67,10 +75,10 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 151_936,
         gated: true,
         bias: true,
-        head_alone: false,
+        head_only: false,
         parameters: 1_543_714_304,
     },
-    Sizes {
+    ModelSizes {
         name: "llama-3.1-8b",
         hidden: 4096,
         intermediate: 14_336,
@@ -80,10 +88,10 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 128_256,
         gated: true,
         bias: false,
-        head_alone: false,
+        head_only: false,
         parameters: 8_030_261_248,
     },
-    Sizes {
+    ModelSizes {
         name: "gemma-3-1b",
         hidden: 1152,
         intermediate: 6912,
@@ -93,10 +101,10 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 262_144,
         gated: true,
         bias: false,
-        head_alone: true,
+        head_only: true,
         parameters: 999_885_952,
     },
-    Sizes {
+    ModelSizes {
         name: "tiny",
         hidden: 64,
         intermediate: 160,
@@ -106,15 +114,15 @@ pub const MODELS: [Sizes; 6] = [
         vocab: 1999,
         gated: true,
         bias: true,
-        head_alone: false,
+        head_only: false,
         parameters: 200_000,
     },
 ];
 
-/// Name by which [`squares`] are asked for among the models.
+/// Model name that selects [`squares`].
 pub const SQUARE: &str = "square";
 
-/// Square products, of no model: what rates of products are usually given for.
+/// Square GEMMs, which belong to no model. GEMM rates are usually quoted for them.
 pub fn squares() -> Vec<Case> {
     let sides = [4096, 8192];
     let passes = [Pass::Forward, Pass::Input, Pass::Weight];
@@ -125,11 +133,11 @@ pub fn squares() -> Vec<Case> {
     sides.into_iter().flat_map(|side| passes.map(|pass| case(side, pass))).collect()
 }
 
-/// A call and where it stands.
+/// A call and its place in a model.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub model: &'static str,
-    /// Which place of the model: `qkv`, `attention`, `head`.
+    /// Place in the model: `qkv`, `attention`, `head`.
     pub layer: &'static str,
     pub work: Work,
 }
@@ -141,48 +149,48 @@ impl Case {
     }
 }
 
-/// What there is room for.
+/// Size limits by available memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
-    /// Elements of the optimiser's operands at most; a model's parameters beyond that are left out.
+pub struct SizeLimits {
+    /// Maximum number of elements of the optimiser's operands. A larger model is cut to this.
     pub parameters: usize,
-    /// Elements of stored logits at most.
+    /// Maximum number of elements of stored logits.
     pub logits: usize,
 }
 
-/// All calls of a model on so many tokens.
-pub fn cases(model: &Sizes, tokens: usize, precision: Precision, room: Room) -> Vec<Case> {
+/// All calls of a model for a number of tokens.
+pub fn cases(model: &ModelSizes, tokens: usize, precision: Precision, size_limits: SizeLimits) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |layer, work: Work| cases.push(Case { model: model.name, layer, work });
     let m = model;
-    if !m.head_alone {
+    if !m.head_only {
         body(m, tokens, &mut add);
     }
     for backward in [false, true] {
         add("head", Head::new(backward, tokens, m.hidden, m.vocab).into());
     }
     add("head", PreferenceHead::new(tokens, m.hidden, m.vocab).into());
-    // The head's products with nothing around them: what it is held against.
-    if tokens.saturating_mul(m.vocab) <= room.logits {
+    // The head's bare GEMMs, as a baseline for the fused head.
+    if tokens.saturating_mul(m.vocab) <= size_limits.logits {
         for pass in [Pass::Forward, Pass::Input, Pass::Weight] {
             let dims = LinearDims { tokens, inputs: m.hidden, outputs: m.vocab };
             add("logits", Linear { pass, dims }.into());
         }
     }
-    let rows = tokens.min(room.logits / m.vocab).max(1);
+    let rows = tokens.min(size_limits.logits / m.vocab).max(1);
     for backward in [false, true] {
         add("stored logits", StoredLogits::new(backward, rows, m.vocab).into());
     }
-    if !m.head_alone {
-        let len = m.parameters.min(room.parameters);
-        add("optimiser", Norms { len }.into());
+    if !m.head_only {
+        let len = m.parameters.min(size_limits.parameters);
+        add("optimiser", GradientNorm { len }.into());
         let decayed = len - len / 1000;
-        add("optimiser", Update { len, decayed, master: precision == Precision::Bf16 }.into());
+        add("optimiser", AdamWUpdate { len, decayed, master: precision == Precision::Bf16 }.into());
     }
     cases
 }
 
-fn body(m: &Sizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
+fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
     let fused = (m.heads + 2 * m.kv_heads) * m.head_dim;
     let linear = |pass, inputs, outputs| Work::from(Linear { pass, dims: LinearDims { tokens, inputs, outputs } });
     let mut layer = |name, first, inputs, outputs| {
@@ -234,24 +242,25 @@ fn body(m: &Sizes, tokens: usize, add: &mut impl FnMut(&'static str, Work)) {
                 head_dim: m.head_dim,
                 positions: tokens.min(1024),
             };
-            add("rotation", Rotation::new(backward, dims).into());
-            add("activation", Activation { backward, dims: glu }.into());
+            add("rotation", RotaryEmbedding::new(backward, dims).into());
+            add("activation", Glu { backward, dims: glu }.into());
         }
         let dims = RewardDims { tokens, hidden: m.hidden, seqs };
         add("reward head", RewardHead { backward, dims }.into());
         add("sequences", SegmentSum { backward, rows: tokens, seqs }.into());
     }
     if m.bias {
-        add("qkv", Bias { dims: LinearDims { tokens, inputs: m.hidden, outputs: fused } }.into());
+        add("qkv", BiasGrad { dims: LinearDims { tokens, inputs: m.hidden, outputs: fused } }.into());
     }
-    add("comparisons", Comparison { groups: (tokens / 1024).max(1) }.into());
+    add("comparisons", PreferenceLoss { groups: (tokens / 1024).max(1) }.into());
 }
 
-/// Every op at sizes that the reference does at once.
+/// Every op at sizes that the reference computes quickly.
+#[cfg(test)]
 pub fn small(precision: Precision) -> Vec<Work> {
-    let room = Room { parameters: 5000, logits: 1 << 16 };
+    let size_limits = SizeLimits { parameters: 5000, logits: 1 << 16 };
     let tiny = MODELS[MODELS.len() - 1];
-    cases(&tiny, 130, precision, room).into_iter().map(|case| case.work).collect()
+    cases(&tiny, 130, precision, size_limits).into_iter().map(|case| case.work).collect()
 }
 
 #[cfg(test)]
@@ -263,10 +272,10 @@ mod tests {
 
     #[test]
     fn every_op_is_in_the_table_of_a_gated_model() {
-        let room = Room { parameters: 1 << 20, logits: 1 << 24 };
+        let size_limits = SizeLimits { parameters: 1 << 20, logits: 1 << 24 };
         for model in MODELS.iter().filter(|m| m.gated && m.bias) {
             let found: BTreeSet<&str> =
-                cases(model, 2048, Precision::Bf16, room).iter().map(|case| case.work.op()).collect();
+                cases(model, 2048, Precision::Bf16, size_limits).iter().map(|case| case.work.op()).collect();
             assert_eq!(found, OPS.iter().copied().collect(), "{}", model.name);
         }
     }
@@ -276,17 +285,17 @@ mod tests {
         use crate::backend::kernels::Kernels;
         use crate::backend::kernels::device::Properties;
         use crate::backend::kernels::rehearsal::Rehearsal;
-        use crate::bench::operand::Set;
+        use crate::bench::operand::OperandSet;
 
         let properties =
             Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
         let on = Kernels::<_, half::bf16>::new(Rehearsal::of(&properties));
-        let room = Room { parameters: 1 << 29, logits: 1 << 29 };
+        let size_limits = SizeLimits { parameters: 1 << 29, logits: 1 << 29 };
         for model in &MODELS {
             for tokens in [512, 2048, 32_768] {
-                for case in cases(model, tokens, Precision::Bf16, room) {
-                    let mut set = Set::new(&on, &case.work.operands()).unwrap();
-                    case.work.call(&on, set.take()).unwrap();
+                for case in cases(model, tokens, Precision::Bf16, size_limits) {
+                    let mut set = OperandSet::new(&on, &case.work.operands()).unwrap();
+                    case.work.call(&on, set.cursor()).unwrap();
                 }
             }
         }

@@ -1,15 +1,16 @@
-//! A call's results against the reference, before it is timed. Calls that the reference would take hours for are checked in
-//! parts: smaller calls whose results are elements of the large one's (some rows and columns of a product, a tree and a
-//! head of attention, some rows or some words of the vocabulary).
+//! Verification of a call's results against the reference, before the call is timed. If the
+//! reference would take hours, smaller calls are checked whose results are elements of the large
+//! call's results. Examples are some rows and columns of a GEMM, one tree and head of attention,
+//! and some rows or words of the vocabulary.
 
-use super::operand::{Fill, Kind, Operand, Set};
+use super::operand::{Fill, Operand, OperandSet, Storage};
 use super::work::{Call, Part, Work};
 use crate::backend::Backend;
 use crate::backend::contract::Precision;
 use crate::backend::reference::Reference;
 use crate::{Error, Result};
 
-/// Expected elements of the written operands of one part.
+/// Expected elements of an operand that one part writes.
 struct Expected {
     /// Index of the operand.
     at: usize,
@@ -18,7 +19,7 @@ struct Expected {
     values: Vec<f64>,
 }
 
-/// What a call must give, for one precision of its operands.
+/// Expected results of a call, for one precision of its operands.
 pub struct Oracle {
     operands: Vec<Operand>,
     expected: Vec<Expected>,
@@ -26,28 +27,30 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Runs the parts on the reference, from operands rounded to the backend's precision. `set` is ready for the call.
-    pub fn new<B: Backend>(on: &B, work: &Work, set: &Set<B>) -> Result<Self> {
+    /// Runs the parts on the reference, with operands rounded to the backend's precision. `set`
+    /// must be initialised for the call.
+    pub fn new<B: Backend>(on: &B, work: &Work, set: &OperandSet<B>) -> Result<Self> {
         let operands = work.operands();
         let mut expected = Vec::new();
         for part in work.parts() {
-            expected.extend(of_part(on, &operands, set, &part)?);
+            expected.extend(expected_of_part(on, &operands, set, &part)?);
         }
         Ok(Self { operands, expected, precision: B::PRECISION })
     }
 
-    /// Makes a set that a call has written to ready for another: what will be looked at is not what the last call left. Where calls
-    /// read nothing that they write, that is all.
-    pub fn reset<B: Backend>(&self, on: &B, work: &Work, set: &mut Set<B>) -> Result<()> {
-        if self.operands.iter().any(|operand| operand.written && !operand.begins_as_zeros()) {
-            return set.ready(on, work, &self.operands);
+    /// Prepares a used operand set for another call, so that the check cannot see the results of
+    /// the last one. If the call reads nothing that it writes, clearing the checked rows is enough.
+    pub fn reset<B: Backend>(&self, on: &B, work: &Work, set: &mut OperandSet<B>) -> Result<()> {
+        if self.operands.iter().any(|operand| operand.written && !operand.starts_as_zeros()) {
+            return set.initialise(on, work, &self.operands);
         }
         self.expected.iter().try_for_each(|e| set.clear(on, e.at, &self.operands[e.at], &e.rows))
     }
 
-    /// Compares what a call has left in its operands: the largest error as a share of what is allowed.
-    /// [`Error::Runtime`] for an error that is not allowed.
-    pub fn check<B: Backend>(&self, on: &B, work: &Work, set: &Set<B>) -> Result<f64> {
+    /// Compares the results in the operands with the expected values. Returns the largest error as
+    /// a share of its tolerance.
+    /// [`Error::Runtime`] for an error above its tolerance.
+    pub fn check<B: Backend>(&self, on: &B, work: &Work, set: &OperandSet<B>) -> Result<f64> {
         let mut worst = 0.0f64;
         for expected in &self.expected {
             let operand = &self.operands[expected.at];
@@ -56,11 +59,11 @@ impl Oracle {
             for (place, (&got, &value)) in got.iter().zip(&expected.values).enumerate() {
                 let error = if got == value { 0.0 } else { (got - value).abs() };
                 let share = error / tolerance.allowed(value);
-                // NaN is no error that is allowed.
+                // NaN exceeds every tolerance.
                 if share.is_nan() || share > 1.0 {
                     let (row, column) = (place / expected.columns.len(), place % expected.columns.len());
                     return Err(Error::Runtime(format!(
-                        "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times what its contract allows",
+                        "{} is wrong at ({}, {}): {got} instead of {value}, {share:.2} times the tolerance of its contract",
                         operand.name, expected.rows[row], expected.columns[column]
                     )));
                 }
@@ -71,30 +74,35 @@ impl Oracle {
     }
 }
 
-fn of_part<B: Backend>(on: &B, whole: &[Operand], ready: &Set<B>, part: &Part<Work>) -> Result<Vec<Expected>> {
+fn expected_of_part<B: Backend>(
+    on: &B,
+    whole: &[Operand],
+    set_of_call: &OperandSet<B>,
+    part: &Part<Work>,
+) -> Result<Vec<Expected>> {
     let precision = B::PRECISION;
     let operands = part.call.operands();
     let places: Vec<(Vec<usize>, Vec<usize>)> =
-        whole.iter().map(|operand| (part.picks.rows(operand), part.picks.columns(operand))).collect();
-    // What another op has made is taken as the backend has it.
-    let made = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
-        Fill::Made => ready.read(on, at, operand, rows, columns),
+        whole.iter().map(|operand| (part.selection.rows(operand), part.selection.columns(operand))).collect();
+    // Results of another op are taken as the backend computed them.
+    let computed = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
+        Fill::Computed => set_of_call.read(on, at, operand, rows, columns),
         _ => Ok(Vec::new()),
     });
-    let made = made.collect::<Result<Vec<_>>>()?;
-    let mut set = Set::new(&Reference, &operands)?;
+    let computed = computed.collect::<Result<Vec<_>>>()?;
+    let mut set = OperandSet::new(&Reference, &operands)?;
     set.fill(&Reference, &operands, |at, place| {
         let (operand, (rows, columns)) = (&operands[at], &places[at]);
-        if operand.kind == Kind::Idx {
+        if operand.storage == Storage::Idx {
             return operand.value(precision, place);
         }
-        if let Some(&value) = made[at].get(place) {
+        if let Some(&value) = computed[at].get(place) {
             return value;
         }
         let (row, column) = (place / operand.columns.1, place % operand.columns.1);
         whole[at].value(precision, rows[row] * whole[at].columns.1 + columns[column])
     })?;
-    part.call.call(&Reference, set.take())?;
+    part.call.call(&Reference, set.cursor())?;
     let mut expected = Vec::new();
     for (at, (operand, (rows, columns))) in operands.iter().zip(places).enumerate() {
         if !operand.written || !(part.compared.is_empty() || part.compared.contains(&operand.name)) {
@@ -113,36 +121,37 @@ mod tests {
     use crate::backend::contract::LinearDims;
     use crate::bench::work::linear::{Linear, Pass};
 
-    /// The reference against itself, in whole and in parts; a wrong element at a looked-at place is found.
+    /// The reference passes its own check, complete and in parts; a wrong element at a checked
+    /// place is found.
     #[test]
     fn parts_are_elements_of_the_whole() {
         for work in crate::bench::shapes::small(Precision::F64) {
             let operands = work.operands();
-            let mut set = Set::new(&Reference, &operands).unwrap();
-            set.ready(&Reference, &work, &operands).unwrap();
+            let mut set = OperandSet::new(&Reference, &operands).unwrap();
+            set.initialise(&Reference, &work, &operands).unwrap();
             let oracle = Oracle::new(&Reference, &work, &set).unwrap();
-            work.call(&Reference, set.take()).unwrap();
+            work.call(&Reference, set.cursor()).unwrap();
             let share = oracle.check(&Reference, &work, &set).unwrap();
             assert!(share < 1.0, "{}: {share}", work.op());
             oracle.reset(&Reference, &work, &mut set).unwrap();
             assert!(oracle.check(&Reference, &work, &set).is_err(), "{} after a reset", work.op());
-            work.call(&Reference, set.take()).unwrap();
+            work.call(&Reference, set.cursor()).unwrap();
             assert_eq!(oracle.check(&Reference, &work, &set).unwrap(), share, "{}", work.op());
-            // Before the call the results are not there.
-            let mut fresh = Set::new(&Reference, &operands).unwrap();
-            fresh.ready(&Reference, &work, &operands).unwrap();
+            // Before the call the results are missing.
+            let mut fresh = OperandSet::new(&Reference, &operands).unwrap();
+            fresh.initialise(&Reference, &work, &operands).unwrap();
             assert!(oracle.check(&Reference, &work, &fresh).is_err(), "{} before the call", work.op());
         }
     }
 
     #[test]
-    fn one_wrong_element_is_named() {
+    fn a_wrong_element_is_reported_with_its_place() {
         let work = Work::from(Linear { pass: Pass::Forward, dims: LinearDims { tokens: 3, inputs: 4, outputs: 5 } });
         let operands = work.operands();
-        let mut set = Set::new(&Reference, &operands).unwrap();
-        set.ready(&Reference, &work, &operands).unwrap();
+        let mut set = OperandSet::new(&Reference, &operands).unwrap();
+        set.initialise(&Reference, &work, &operands).unwrap();
         let oracle = Oracle::new(&Reference, &work, &set).unwrap();
-        work.call(&Reference, set.take()).unwrap();
+        work.call(&Reference, set.cursor()).unwrap();
         let mut y = set.read(&Reference, 2, &operands[2], &[0, 1, 2], &[0, 1, 2, 3, 4]).unwrap();
         y[7] += 0.5;
         set.fill(

@@ -1,48 +1,44 @@
-//! Work that never changes, timed between the samples of a call on processors. A virtual machine's processors may share a core
-//! for seconds at a time, and clocks change: both lengthen a call and the yardstick beside it alike, so times in units of the
-//! yardstick can be compared between runs where plain times cannot. Nothing here is code of an op.
+//! Yardstick of CPU benchmarks: a control workload that never changes, timed between the samples of
+//! a call. Cores of a virtual machine may share a physical core for seconds at a time, and clocks
+//! change. Both lengthen a call and the yardstick next to it alike. Times in units of the yardstick
+//! are therefore comparable between runs, unlike plain times. The yardstick shares no code with any
+//! op.
 
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-/// Side of each thread's product: its operands stay in a core's own cache.
+use crate::backend::contract::Bound;
+
+/// Side of each thread's GEMM; its operands fit in the core's private cache.
 const SIDE: usize = 320;
-/// f32 elements that all threads copy together: 16 MiB, and as many written.
+/// f32 elements that all threads copy: 16 MiB read and 16 MiB written.
 const COPIED: usize = 4 << 20;
 
-/// Which kind of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A copy that the caches of a core do not hold.
-    Memory,
-    /// An f32 product on every thread, each by itself, by the gemm crate.
-    Product,
-}
-
-/// The work's operands.
+/// Operands of the workload.
 pub struct Yardstick {
-    product: Mutex<Vec<[Vec<f32>; 3]>>,
+    gemm: Mutex<Vec<[Vec<f32>; 3]>>,
     copy: Mutex<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Yardstick {
-    /// Operands for all threads.
+    /// Allocates the operands for all threads.
     pub fn new() -> Self {
         let matrix = || (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect::<Vec<f32>>();
-        let product = (0..rayon::current_num_threads()).map(|_| [matrix(), matrix(), matrix()]).collect();
-        Self { product: Mutex::new(product), copy: Mutex::new((vec![1.0; COPIED], vec![0.0; COPIED])) }
+        let gemm = (0..rayon::current_num_threads()).map(|_| [matrix(), matrix(), matrix()]).collect();
+        Self { gemm: Mutex::new(gemm), copy: Mutex::new((vec![1.0; COPIED], vec![0.0; COPIED])) }
     }
 
-    /// Does the work once.
-    pub fn run(&self, kind: Kind) {
-        match kind {
-            Kind::Product => {
-                let mut all = self.product.lock().unwrap_or_else(|e| e.into_inner());
-                all.par_iter_mut().with_max_len(1).for_each(|[c, a, b]| product(c, a, b));
+    /// Runs the workload once: an f32 GEMM per thread, or a copy that exceeds the cores' private
+    /// caches.
+    pub fn run(&self, bound: Bound) {
+        match bound {
+            Bound::Gemm => {
+                let mut all = self.gemm.lock().unwrap_or_else(|e| e.into_inner());
+                all.par_iter_mut().with_max_len(1).for_each(|[c, a, b]| gemm(c, a, b));
                 std::hint::black_box(&*all);
             }
-            Kind::Memory => {
+            Bound::Memory => {
                 let mut arrays = self.copy.lock().unwrap_or_else(|e| e.into_inner());
                 let (from, to) = &mut *arrays;
                 let piece = COPIED.div_ceil(rayon::current_num_threads());
@@ -59,13 +55,13 @@ impl Default for Yardstick {
     }
 }
 
-/// c = a b, all of (SIDE, SIDE).
-fn product(c: &mut [f32], a: &[f32], b: &[f32]) {
+/// c = a b, all of shape (SIDE, SIDE).
+fn gemm(c: &mut [f32], a: &[f32], b: &[f32]) {
     assert!([c.len(), a.len(), b.len()] == [SIDE * SIDE; 3]);
     let row = SIDE as isize;
-    // SAFETY: all three are (SIDE, SIDE) without gaps, and c is borrowed mutably.
+    // SAFETY: all three are contiguous (SIDE, SIDE) arrays, and c is borrowed mutably.
     unsafe {
-        gemm::gemm(
+        ::gemm::gemm(
             SIDE,
             SIDE,
             SIDE,
@@ -84,7 +80,7 @@ fn product(c: &mut [f32], a: &[f32], b: &[f32]) {
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            ::gemm::Parallelism::None,
         );
     }
 }
@@ -94,16 +90,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_work_is_done() {
+    fn the_workload_runs() {
         let yardstick = Yardstick::new();
-        yardstick.run(Kind::Product);
-        for [c, a, b] in &*yardstick.product.lock().unwrap() {
+        yardstick.run(Bound::Gemm);
+        for [c, a, b] in &*yardstick.gemm.lock().unwrap() {
             for (row, column) in [(0, 0), (SIDE - 1, 1), (17, SIDE - 1)] {
                 let dot: f32 = (0..SIDE).map(|k| a[row * SIDE + k] * b[k * SIDE + column]).sum();
                 assert_eq!(c[row * SIDE + column], dot, "{row} {column}");
             }
         }
-        yardstick.run(Kind::Memory);
+        yardstick.run(Bound::Memory);
         assert!(yardstick.copy.lock().unwrap().1.iter().all(|x| *x == 1.0));
     }
 }

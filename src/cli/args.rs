@@ -1,10 +1,10 @@
-//! Spellings of flags. Kebab case is shown; snake case and TRL's names are accepted.
+//! Spellings of flags. Help shows kebab case; snake case and TRL's names are accepted too.
 
 use std::ffi::OsString;
 
-/// Turns underscores in long flags into dashes, so `--learning_rate=1e-5` means `--learning-rate=1e-5`, and joins a flag
-/// with a negative number behind it, so `--margin -1` is a value and not a flag named `-1`. Values stay as they are, and
-/// nothing after `--` is touched.
+/// Normalises arguments. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
+/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1`
+/// the `-1` is a value and not a flag. Values are not changed, and neither is anything after `--`.
 pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut verbatim = false;
     let mut all: Vec<OsString> = Vec::new();
@@ -28,7 +28,7 @@ pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString
     all
 }
 
-/// The command as a user would type it, for manifests and reports.
+/// Command line as a user would type it, for manifests and reports.
 pub fn shown(arguments: &[OsString]) -> String {
     let quote = |a: &OsString| {
         let text = a.to_string_lossy();
@@ -42,7 +42,7 @@ pub fn shown(arguments: &[OsString]) -> String {
     parts.join(" ")
 }
 
-/// Flags of TRL's trainers without a counterpart, and why.
+/// Flags of TRL's trainers without an equivalent, and the reason.
 const TRL_ONLY: &[(&[&str], &str)] = &[
     (
         &["--use-peft", "--lora-r", "--lora-alpha", "--lora-dropout", "--lora-target-modules", "--model-adapter-name"],
@@ -88,7 +88,7 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--dataloader-num-workers", "--dataloader-drop-last"], "batches are built in the run itself"),
 ];
 
-/// A message for a flag that TRL knows and mapl does not.
+/// Message for a flag that TRL has and mapl does not.
 pub fn known_in_trl(arguments: &[OsString]) -> Option<String> {
     let given = |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
     let (flag, why) =

@@ -1,5 +1,5 @@
-//! `mapl bench`: every op timed beside ceilings of the same run; with `--plan`, what a step costs at least on a card that need
-//! not be here.
+//! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
+//! predicts the floor of a training step on a GPU that need not be present.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use clap::Args;
 use half::bf16;
 
 use super::device::{Device, Dtype};
-use super::plan::PlanArgs;
+use super::plan::StepPlanArgs;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::compare::{self, Verdict};
 use crate::bench::measure::Effort;
-use crate::bench::rates::Benched;
+use crate::bench::rates::BenchBackend;
 use crate::bench::row::{self, Row, Status};
-use crate::bench::run::{Options, Progress, run as bench};
-use crate::bench::shapes::{MODELS, Room, SQUARE};
+use crate::bench::run::{BenchOptions, Progress, run as bench};
+use crate::bench::shapes::{MODELS, SQUARE, SizeLimits};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
 use crate::study::bench::Span;
@@ -29,95 +29,102 @@ use crate::{Error, Result};
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
     #[command(flatten)]
-    plan: PlanArgs,
-    /// Devices to benchmark, one after the other: auto, cpu, cuda, cuda:N, emulator
+    plan: StepPlanArgs,
+    /// Devices to benchmark, in this order: auto, cpu, cuda, cuda:N, emulator
     #[arg(long, value_delimiter = ',', default_value = "auto")]
     device: Vec<Device>,
-    /// Storage of activations and weights [default: bf16 and f32 on cuda, bf16 on the emulator, f32 on the cpu]
+    /// Storage of activations and weights [default: bf16 and f32 on cuda, bf16 on the emulator, f32
+    /// on the cpu]
     #[arg(long, value_delimiter = ',')]
     dtype: Vec<Dtype>,
-    /// Ops to benchmark, by the begin of their name (`mapl env` lists them) [default: all]
+    /// Ops to benchmark, by name prefix (`mapl env` lists the ops) [default: all]
     #[arg(long, value_delimiter = ',')]
     op: Vec<String>,
-    /// Models whose sizes are taken; square products [default: all published models, on cuda square too; on the emulator tiny]
+    /// Models to take the sizes from, or square for square GEMMs [default: all published models, on
+    /// cuda also square; tiny on the emulator]
     #[arg(long, value_delimiter = ',', value_parser = model)]
     model: Vec<String>,
-    /// Tokens of a batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the emulator]
+    /// Tokens per batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the
+    /// emulator]
     #[arg(long, value_delimiter = ',')]
     tokens: Vec<usize>,
-    /// Layers by name (qkv, head), or a size of the shape as it is printed (hidden=896)
+    /// Calls to benchmark, by layer name (qkv, head) or by one of the sizes that --list prints
+    /// (hidden=896) [default: all]
     #[arg(long, value_delimiter = ',')]
     shape: Vec<String>,
-    /// Contenders by the begin of their name: mapl, cuBLASLt [default: all]
+    /// Contenders to time, by name prefix: mapl, cuBLASLt [default: all]
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
-    /// Samples of every contender, of all passes together
+    /// Samples per contender, over all passes
     #[arg(long, default_value_t = 30)]
     repeats: usize,
-    /// Passes over all calls, each with its part of the samples; further ones measure again what differs from --compare,
-    /// or was disturbed [default: 3 on the cpu, else 1]
+    /// Passes over all calls; each takes its share of the samples. With --compare, further passes
+    /// repeat calls that differ or were disturbed [default: 3 on the cpu, else 1]
     #[arg(long)]
     passes: Option<usize>,
-    /// Seconds after which no further sample of a call is begun, once there are 5
+    /// Seconds of sampling per call; at least 5 samples are taken
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Calls are left out whose least number of samples takes longer than so many seconds
+    /// Skip calls whose minimum samples would exceed this many seconds
     #[arg(long, default_value_t = 20.0)]
     longest: f64,
-    /// MiB of operands that calls rotate over, so that none begins with its operands in a cache
+    /// MiB of operand sets that calls rotate over, so that no call finds its operands in a cache
     #[arg(long, default_value_t = 256)]
     rotate_mib: u64,
-    /// Seconds of calls over which a card's energy is counted; 0 for not at all
+    /// Seconds of calls over which a GPU's energy is measured; 0 measures none
     #[arg(long, default_value_t = 0.2)]
     energy_seconds: f64,
-    /// Seconds after which no further call is begun; the record then holds those before
+    /// Seconds after which no further call is started; the record keeps the calls before
     #[arg(long)]
     limit: Option<f64>,
-    /// Write the rows to this file, CSV or (.json) JSON; may be given twice
+    /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
     #[arg(long)]
     output: Vec<PathBuf>,
-    /// Compare with an earlier file of rows
+    /// Compare with the rows of an earlier file
     #[arg(long)]
     compare: Option<PathBuf>,
-    /// Share of a time that does not matter in a comparison
+    /// Relative time difference that a comparison ignores
     #[arg(long, default_value_t = 0.05, requires = "compare")]
     threshold: f64,
-    /// End with exit code 1 when a row is slower than the earlier one
+    /// Exit with code 1 if a row is slower than in the earlier file
     #[arg(long, requires = "compare")]
     fail_if_slower: bool,
-    /// Name of the state of the program in the rows [default: that of the git checkout here]
+    /// Version of the program to store in the rows [default: commit of the git checkout in the
+    /// working directory]
     #[arg(long)]
     commit: Option<String>,
-    /// Print the calls and run none
+    /// List the calls without running them
     #[arg(long)]
     list: bool,
 }
 
 impl BenchArgs {
-    /// Refuses what times nothing, where something is to be observed.
+    /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
         if self.list || self.plan.wanted() {
-            return Err(Error::Usage("--list and --plan time nothing that could be observed".into()));
+            return Err(Error::Usage(
+                "--list and --plan time nothing that a study could observe; leave them out".into(),
+            ));
         }
         Ok(())
     }
 
-    /// A device whose card is observed: the first one, and whether it is one.
+    /// The device whose GPU is observed: the first one given.
     pub fn first_device(&self) -> Device {
         self.device.first().copied().unwrap_or(Device::Auto)
     }
 }
 
-/// Rows so far, and those of an earlier run.
-struct Record {
+/// Rows so far, and rows of an earlier run.
+struct RunRecord {
     rows: Vec<Row>,
     earlier: Option<Vec<Row>>,
-    /// When rows were timed.
+    /// Time spans in which rows were sampled.
     spans: Vec<Span>,
 }
 
-impl Record {
-    /// Puts rows in the place of those of the same calls.
+impl RunRecord {
+    /// Inserts rows, replacing earlier rows of the same calls.
     fn put(&mut self, new: &[Row]) {
         for row in new {
             match self.rows.iter_mut().find(|old| old.key() == row.key()) {
@@ -135,18 +142,19 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if args.plan.wanted() { args.plan.print() } else { observed(args, |_, _| Ok(())) }
+    if args.plan.wanted() { args.plan.print() } else { run_observed(args, |_, _| Ok(())) }
 }
 
-/// Benchmarks; `see` gets the rows and when they were timed before the run is judged.
-pub fn observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
+/// Benchmarks. `see` receives the rows and their time spans before failures and slower rows end the
+/// command.
+pub fn run_observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
     args.check()?;
     let earlier = args.compare.as_deref().map(row::read).transpose()?;
-    let mut record = Record { rows: Vec::new(), earlier, spans: Vec::new() };
+    let mut record = RunRecord { rows: Vec::new(), earlier, spans: Vec::new() };
     for &device in &args.device {
         args.on_device(device, &mut record)?;
     }
-    let Record { rows, earlier, spans } = record;
+    let RunRecord { rows, earlier, spans } = record;
     if args.list {
         return Ok(());
     }
@@ -164,7 +172,7 @@ pub fn observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()
         let pairs = compare::compare(&rows, &earlier, args.threshold);
         say(&compare::text(&pairs));
         if args.fail_if_slower && pairs.iter().any(|pair| pair.verdict == Verdict::Slower) {
-            return Err(Error::Runtime("a row is slower than the earlier one".into()));
+            return Err(Error::Runtime("a row is slower than in the earlier record (--fail-if-slower)".into()));
         }
     }
     match rows.iter().find(|row| row.status == Status::Failed) {
@@ -189,11 +197,11 @@ impl BenchArgs {
         }
         for (flag, value) in [("--repeats", self.repeats), ("--passes", self.passes.unwrap_or(1))] {
             if !(1..=10_000).contains(&value) {
-                return usage(format!("{flag} {value}: 1 to 10000 are possible"));
+                return usage(format!("{flag} {value}: a number from 1 to 10000 is needed"));
             }
         }
         if let Some(tokens) = self.tokens.iter().find(|&&tokens| !(16..=1 << 20).contains(&tokens)) {
-            return usage(format!("--tokens {tokens}: 16 to {} are possible", 1 << 20));
+            return usage(format!("--tokens {tokens}: a number from 16 to {} is needed", 1 << 20));
         }
         for path in &self.output {
             super::output::check_output(path, &self.compare.clone().into_iter().collect::<Vec<_>>())?;
@@ -205,7 +213,7 @@ impl BenchArgs {
         self.output.iter().try_for_each(|path| row::write(path, rows))
     }
 
-    fn options(&self, cuda: bool, emulated: bool) -> Options {
+    fn options(&self, cuda: bool, emulated: bool) -> BenchOptions {
         let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
         let published = MODELS.iter().map(|model| model.name).filter(|&name| name != "tiny");
         let models: Vec<String> = match (self.model.is_empty(), emulated) {
@@ -219,7 +227,7 @@ impl BenchArgs {
             _ => or(&self.tokens, &[512]),
         };
         let sample = if cuda { Duration::from_millis(2) } else { Duration::from_millis(10) };
-        Options {
+        BenchOptions {
             ops: self.op.clone(),
             models,
             tokens,
@@ -228,16 +236,16 @@ impl BenchArgs {
             effort: Effort {
                 repeats: self.repeats,
                 warm_up: 3,
-                least: 5,
+                min_samples: 5,
                 sample: if emulated { Duration::ZERO } else { sample },
                 budget: Duration::from_secs_f64(self.seconds),
             },
             passes: self.passes.unwrap_or(if cuda || emulated { 1 } else { 3 }),
-            longest: Duration::from_secs_f64(self.longest),
-            rotated: if emulated { 0 } else { self.rotate_mib << 20 },
-            room: match cuda {
-                true => Room { parameters: 1 << 29, logits: 1 << 31 },
-                false => Room { parameters: 1 << 25, logits: 1 << 26 },
+            max_duration: Duration::from_secs_f64(self.longest),
+            rotated_bytes: if emulated { 0 } else { self.rotate_mib << 20 },
+            size_limits: match cuda {
+                true => SizeLimits { parameters: 1 << 29, logits: 1 << 31 },
+                false => SizeLimits { parameters: 1 << 25, logits: 1 << 26 },
             },
             energy_seconds: self.energy_seconds,
             limit: self.limit.map(Duration::from_secs_f64),
@@ -246,11 +254,13 @@ impl BenchArgs {
         }
     }
 
-    fn on_device(&self, device: Device, record: &mut Record) -> Result<()> {
+    fn on_device(&self, device: Device, record: &mut RunRecord) -> Result<()> {
         let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
         let refuse = |text: &str| Err(Error::Usage(text.into()));
         match device {
-            Device::Reference => refuse("--device reference: it is what others are verified against, and is not timed"),
+            Device::Reference => {
+                refuse("--device reference: it is the oracle that other devices are verified against, and is not timed")
+            }
             Device::Auto => match Driver::new(0) {
                 Ok(driver) => self.on_cuda(driver, &both(&[Dtype::Bf16, Dtype::F32]), record),
                 Err(_) => self.on_device(Device::Cpu, record),
@@ -268,7 +278,7 @@ impl BenchArgs {
                     match dtype {
                         Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
                         Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
-                        Dtype::F64 => return refuse("kernels compute in bf16 or f32"),
+                        Dtype::F64 => return refuse("--dtype f64: kernels compute in bf16 or f32; choose one of them"),
                     }
                 }
                 Ok(())
@@ -276,7 +286,7 @@ impl BenchArgs {
         }
     }
 
-    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], record: &mut Record) -> Result<()> {
+    fn on_cuda(&self, driver: Driver, dtypes: &[Dtype], record: &mut RunRecord) -> Result<()> {
         let options = self.options(true, false);
         let mut driver = Some(driver);
         for dtype in dtypes {
@@ -292,13 +302,15 @@ impl BenchArgs {
                     self.on(&on, &options, record)?;
                     on.into_device()
                 }
-                Dtype::F64 => return Err(Error::Usage("kernels compute in bf16 or f32".into())),
+                Dtype::F64 => {
+                    return Err(Error::Usage("--dtype f64: kernels compute in bf16 or f32; choose one of them".into()));
+                }
             });
         }
         Ok(())
     }
 
-    fn on<B: Benched>(&self, on: &B, options: &Options, record: &mut Record) -> Result<()> {
+    fn on<B: BenchBackend>(&self, on: &B, options: &BenchOptions, record: &mut RunRecord) -> Result<()> {
         if self.list {
             for case in options.cases(B::PRECISION) {
                 say(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()));
@@ -306,9 +318,7 @@ impl BenchArgs {
             return Ok(());
         }
         if options.effort.sample.is_zero() {
-            complain(
-                "note: the emulator's times say nothing about a card; what is shown is that its results are right",
-            );
+            complain("note: emulator times say nothing about a GPU; this run only verifies the results");
         }
         say(&format!("{} ({}, {})", on.hardware(), B::NAME, B::PRECISION.name()));
         say(&header());
@@ -320,22 +330,22 @@ impl BenchArgs {
             if at.replace(pass) != Some(pass) && options.passes > 1 {
                 say(&match pass < options.passes {
                     true => format!("pass {} of {}", pass + 1, options.passes),
-                    false => "again: rows that differ from the earlier record".to_owned(),
+                    false => "repeated: rows that differ from the earlier record or were disturbed".to_owned(),
                 });
             }
-            // Medians are those of all passes.
+            // The last pass shows medians over all passes.
             let shown = |row: &&Row| pass + 1 >= options.passes || row.status != Status::Measured;
             new.iter().filter(shown).for_each(|row| say(&line(row)));
             record.put(new);
             record.spans.extend(timed.map(|(from, to)| Span { from, to, rows: new.to_vec() }));
-            // An interrupted run has lost nothing but what it was at.
+            // An interrupted run loses only the call it was measuring.
             self.write(&[done.as_slice(), record.rows.as_slice()].concat())
         })?;
         (record.rows, record.earlier) = (done, earlier);
         if let Some(row) = measured.iter().find(|row| row.share.is_some_and(|share| share > 1.05)) {
             complain(&format!(
-                "warning: {} {} is at {:.2} of its ceiling: something else ran while ceilings were measured, or a cache holds \
-                 its operands; run again",
+                "warning: {} {} reaches {:.2} of its ceiling; either other work ran while the ceilings were measured, or a \
+                 cache holds the operands; run it again",
                 row.op,
                 row.shape,
                 row.share.unwrap_or_default()
@@ -346,7 +356,7 @@ impl BenchArgs {
     }
 }
 
-/// The commit of the checkout that the program is run in, with a mark when files have been changed.
+/// Commit of the checkout in the working directory, marked with `+` if files were changed.
 fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output = std::process::Command::new("git").args(arguments).output().ok()?;
@@ -368,7 +378,7 @@ fn header() -> String {
     )
 }
 
-/// A row for a terminal.
+/// A row as text for a terminal.
 fn line(row: &Row) -> String {
     let start = format!("{:<18} {:<12} {:<14}", row.op, row.variant, row.model);
     let (Some(median), Some(p20), Some(p80)) = (row.median_us, row.p20_us, row.p80_us) else {

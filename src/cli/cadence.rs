@@ -1,6 +1,6 @@
-//! When a run evaluates and saves, and which checkpoints it keeps. Names and meanings are those of transformers' trainer.
-//! Refused: steps that a strategy contradicts, options without effect, and a best checkpoint that could not be found
-//! because evaluations and checkpoints do not meet.
+//! Schedule of evaluations and checkpoints, and the checkpoints to keep. Names and meanings follow
+//! transformers' trainer. Refused are steps that contradict a strategy, options without effect, and
+//! a best checkpoint that would never be found, because evaluations and checkpoints never coincide.
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
@@ -10,18 +10,18 @@ use crate::loss::objective::Method;
 use crate::train::best::BestModel;
 use crate::{Error, Result};
 
-/// Updates between checkpoints with `--save-strategy steps` alone, as in transformers.
+/// Updates between checkpoints with `--save-strategy steps` only, as in transformers.
 const SAVE_STEPS: u64 = 500;
 
-/// What triggers an evaluation or a checkpoint.
+/// Trigger of an evaluation or a checkpoint.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
-    /// Nothing
+    /// Never
     No,
-    /// Every so many updates
+    /// At a fixed number of updates
     Steps,
-    /// The end of every pass over the data
+    /// At the end of every epoch
     Epoch,
 }
 
@@ -29,37 +29,39 @@ pub enum Strategy {
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Evaluation and checkpoints")]
 pub struct CadenceArgs {
-    /// When to evaluate --eval-file [default: steps with --eval-steps, else at start and end only]
+    /// When to evaluate on --eval-file [default: steps with --eval-steps, else only at start and
+    /// end]
     #[arg(long, value_enum, alias = "evaluation-strategy")]
     pub eval_strategy: Option<Strategy>,
-    /// Updates between evaluations [with --eval-strategy steps: default --logging-steps]
+    /// Updates between evaluations [default with --eval-strategy steps: --logging-steps]
     #[arg(long)]
     pub eval_steps: Option<u64>,
-    /// When to write checkpoints; the end of the run counts too [default: steps with --save-steps, else no]
+    /// When to write checkpoints, in addition to the end of the run [default: steps with
+    /// --save-steps, else no]
     #[arg(long, value_enum)]
     pub save_strategy: Option<Strategy>,
-    /// Updates between checkpoints [with --save-strategy steps: default 500]
+    /// Updates between checkpoints [default with --save-strategy steps: 500]
     #[arg(long)]
     pub save_steps: Option<u64>,
-    /// Checkpoints to keep; the newest and the best always stay [default: all]
+    /// Number of checkpoints to keep; the newest and the best always stay [default: all]
     #[arg(long)]
     pub save_total_limit: Option<usize>,
-    /// Keep every checkpoint at a multiple of this step, whatever the limit; it does not count
+    /// Always keep checkpoints at multiples of this step; they do not count towards the limit
     #[arg(long)]
     pub keep_every: Option<u64>,
     /// End with the weights of the best checkpoint
     #[arg(long)]
     pub load_best_model_at_end: bool,
-    /// Value that tells the best checkpoint: loss, accuracy or margin, of one kind with /base, /intra or /inter behind it
-    /// [with --load-best-model-at-end: default loss]
+    /// Metric of the best checkpoint: loss, accuracy or margin; append /base, /intra or /inter for
+    /// one kind [default with --load-best-model-at-end: loss]
     #[arg(long)]
     pub metric_for_best_model: Option<String>,
-    /// Whether a greater value is better [default: for losses no, else yes]
+    /// Whether a greater value of the metric is better [default: no for losses, else yes]
     #[arg(long, value_parser = BoolishValueParser::new(), num_args = 0..=1, default_missing_value = "true")]
     pub greater_is_better: Option<bool>,
 }
 
-/// The arguments, resolved.
+/// The resolved arguments.
 pub struct Cadence {
     /// `u64::MAX`: at start and end only.
     pub eval_steps: Option<u64>,
@@ -70,7 +72,7 @@ pub struct Cadence {
 }
 
 impl CadenceArgs {
-    /// Checks the options against one another and fills in what depends on others.
+    /// Checks the options against each other and resolves dependent defaults.
     pub fn resolve(&self, method: Method, evaluates: bool, logging_steps: u64) -> Result<Cadence> {
         let refuse = |why: &str| Err(Error::Usage(why.to_owned()));
         for (flag, value) in [
@@ -115,7 +117,7 @@ impl CadenceArgs {
         Ok(cadence)
     }
 
-    /// How the best checkpoint is found.
+    /// Resolves how the best checkpoint is selected.
     fn best(&self, method: Method, cadence: &Cadence) -> Result<Option<BestModel>> {
         let flag = match (self.load_best_model_at_end, &self.metric_for_best_model) {
             (true, _) => "--load-best-model-at-end",
@@ -125,13 +127,13 @@ impl CadenceArgs {
             }
             (false, None) => return Ok(None),
         };
-        // Both at epochs, or every checkpoint right after an evaluation.
-        let meet = match (cadence.eval_steps, cadence.save_steps) {
+        // Both at the end of epochs, or every checkpoint right after an evaluation.
+        let coincide = match (cadence.eval_steps, cadence.save_steps) {
             (None, None) => cadence.eval_epochs && cadence.save_epochs,
             (Some(eval), Some(save)) => eval != u64::MAX && save.is_multiple_of(eval),
             _ => false,
         };
-        if !meet {
+        if !coincide {
             return Err(Error::Usage(format!(
                 "{flag} needs an evaluation before every checkpoint: give --eval-file, --eval-steps and --save-steps, a \
                  multiple of --eval-steps, or --eval-strategy epoch and --save-strategy epoch"

@@ -1,4 +1,4 @@
-//! `mapl data build` and `mapl data show`; `mapl data check` is in [`super::data_check`].
+//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -18,14 +18,14 @@ use crate::files::write_text;
 use crate::terminal::{color, say};
 use crate::{Error, Result};
 
-/// What to do with data.
+/// Data command.
 #[derive(Subcommand, Debug)]
 pub enum DataCommand {
-    /// Turn preference rows of any format into groups with intra and inter comparisons
+    /// Build groups with intra and inter comparisons from preference rows of any format
     Build(BuildCommand),
     /// Print decoded groups with the trained tokens marked
     Show(ShowCommand),
-    /// Look for what makes training on preference files meaningless or its figures misleading
+    /// Check preference files for problems that make training meaningless or its metrics misleading
     Check(CheckCommand),
 }
 
@@ -35,13 +35,13 @@ pub struct BuildCommand {
     /// Files of preference rows
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
-    /// JSON lines of groups to write
+    /// JSON lines file to write the groups to
     #[arg(long)]
     output: PathBuf,
-    /// Epoch to draw for, with --redraw epoch
+    /// Epoch to draw groups for, with --redraw epoch
     #[arg(long)]
     epoch: Option<u64>,
-    /// Write the report as JSON too
+    /// Also write the report to this file, as JSON
     #[arg(long)]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -59,13 +59,13 @@ pub struct ShowCommand {
     /// Folder with the tokenizer and chat template
     #[arg(long, alias = "model", alias = "model-name-or-path")]
     tokenizer: PathBuf,
-    /// Groups to print
+    /// Number of groups to print
     #[arg(long, default_value = "3")]
     rows: NonZeroUsize,
-    /// Print token ids too
+    /// Also print token ids
     #[arg(long)]
     ids: bool,
-    /// Chat template to use in place of the folder's
+    /// Chat template to use instead of the folder's
     #[arg(long)]
     chat_template_path: Option<PathBuf>,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub fn run(command: DataCommand) -> Result<()> {
     }
 }
 
-/// Builds groups, prints what was built, and hands the report back.
+/// Builds groups, prints a summary, and returns the report.
 pub fn build(args: &BuildCommand) -> Result<Report> {
     let options = args.build.resolve(Objective::Mapl, [None; 3])?;
     if args.epoch.is_some() && options.redraw == crate::data::options::Redraw::Never {

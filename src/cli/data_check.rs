@@ -1,4 +1,4 @@
-//! `mapl data check`: the data doctor.
+//! `mapl data check`: checks data before training.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -17,35 +17,37 @@ use crate::{Error, Result};
 /// Arguments of `data check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckCommand {
-    /// Files to train on
+    /// Training files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Files to test with: what they share with the training files is reported, and held-out accuracies are theirs
+    /// Test files: rows shared with the training files are reported, and held-out accuracies are
+    /// computed on them
     #[arg(long, num_args = 1.., alias = "eval-file", value_name = "FILE")]
     test_file: Vec<PathBuf>,
-    /// Folder with a tokenizer and chat template: adds lengths in tokens, end tokens and rows that cannot be tokenised
+    /// Folder with a tokenizer and chat template; adds checks of token lengths, end tokens and rows
+    /// that cannot be tokenised
     #[arg(long, alias = "model-name-or-path", alias = "tokenizer", value_name = "FOLDER")]
     model: Option<PathBuf>,
-    /// Chat template to use in place of the folder's
+    /// Chat template to use instead of the folder's
     #[arg(long, requires = "model", value_name = "FILE")]
     chat_template_path: Option<PathBuf>,
-    /// Longest sequence in tokens that training shall keep [default: 1024]
+    /// Maximum sequence length of the planned training, in tokens [default: 1024]
     #[arg(long, requires = "model", value_name = "TOKENS")]
     max_length: Option<NonZeroUsize>,
-    /// Print one JSON object in place of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Write the JSON object to a file too
+    /// Also write the JSON object to this file
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
     read: ReadOptions,
 }
 
-/// Checks files and prints what was found.
+/// Checks files and prints the findings.
 ///
 /// # Errors
-/// [`Error::Data`] when a finding is an error, after the whole report was printed.
+/// [`Error::Data`] if a finding is an error, after the complete report was printed.
 pub fn check(args: &CheckCommand) -> Result<()> {
     if let Some(output) = &args.output {
         let inputs: Vec<PathBuf> = args.files.iter().chain(&args.test_file).cloned().collect();
@@ -82,8 +84,10 @@ fn verdict(args: &CheckCommand, report: &CheckReport) -> Result<()> {
     let errors: Vec<_> = report.findings.iter().filter(|finding| finding.level == Level::Error).collect();
     let Some(first) = errors.first() else { return Ok(()) };
     let names: Vec<&str> = errors.iter().map(|finding| finding.check).collect();
-    let why =
-        format!("the data are not fit for training ({}); the report says where and what to try", names.join(", "));
+    let why = format!(
+        "the data are not fit for training ({}); see the report for the places and what to try",
+        names.join(", ")
+    );
     let file = first.places.first().map_or_else(|| args.files[0].clone(), |place| place.file.clone().into());
     let line = first.places.first().map_or(0, |place| place.line);
     Err(Error::data(&file, line, first.places.first().and_then(|place| place.id.as_deref()), why))

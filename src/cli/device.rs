@@ -1,4 +1,4 @@
-//! `--device` and `--dtype`: the one place where a backend is chosen.
+//! `--device` and `--dtype`: the only place where a backend is selected.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,18 +16,19 @@ use crate::backend::reference::Reference;
 use crate::terminal::complain;
 use crate::{Error, Result};
 
-/// `--device`.
+/// Value of `--device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The first GPU if there is one that the kernels run on, else the CPU.
+    /// The first GPU that the kernels support, else the CPU.
     Auto,
     /// f32 on all cores.
     Cpu,
-    /// The CUDA kernels on the GPU of that number (sm_80 or newer), bf16 or f32.
+    /// The CUDA kernels on the GPU with this number (sm_80 or newer), in bf16 or f32.
     Cuda(usize),
-    /// The CUDA kernels on the CPU, thread by thread: for small models, and for those who write kernels.
+    /// The CUDA kernels on the CPU, emulated thread by thread; for small models and for kernel
+    /// development.
     Emulator,
-    /// f64 textbook loops on one core, to check others against.
+    /// f64 textbook loops on one core, as an oracle for the other backends.
     Reference,
 }
 
@@ -68,7 +69,7 @@ impl Serialize for Device {
     }
 }
 
-/// `--dtype`.
+/// Value of `--dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -80,15 +81,16 @@ pub enum Dtype {
     F64,
 }
 
-/// Where and how precisely to compute.
+/// Device and precision.
 #[derive(Args, Clone, Copy, Debug, Serialize)]
 pub struct DeviceArgs {
-    /// Device to compute on: auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:N (GPU number N), emulator
-    /// (the CUDA kernels on the CPU, for small models), reference (f64 on one core)
+    /// Device to compute on: auto (the first GPU if there is one, else the CPU), cpu, cuda, cuda:N
+    /// (GPU number N), emulator (the CUDA kernels on the CPU, for small models), reference (f64 on
+    /// one core)
     #[arg(long, default_value = "auto")]
     pub device: Device,
-    /// Precision of weights and activations [default: bf16 on cuda and emulator; f64 on the reference device; f32 on the
-    /// cpu]
+    /// Precision of weights and activations [default: bf16 on cuda and emulator; f64 on reference;
+    /// f32 on cpu]
     #[arg(long, alias = "torch-dtype", value_enum)]
     pub dtype: Option<Dtype>,
 }
@@ -96,12 +98,12 @@ pub struct DeviceArgs {
 /// Work that runs on any backend.
 pub trait Job {
     type Output;
-    /// Does the work.
+    /// Runs the work.
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
 }
 
 impl DeviceArgs {
-    /// The flags that say the same, none for what is the default.
+    /// The same arguments as flags, without defaults.
     pub fn flags(self) -> Vec<String> {
         let device = (self.device != Device::Auto).then(|| ["--device".to_owned(), self.device.to_string()]);
         let dtype =
@@ -109,23 +111,23 @@ impl DeviceArgs {
         device.into_iter().chain(dtype).flatten().collect()
     }
 
-    /// Runs `job` on the chosen backend.
+    /// Runs `job` on the selected backend.
     pub fn run<J: Job>(self, job: J) -> Result<J::Output> {
         self.run_probed(job, false)
     }
 
-    /// As [`DeviceArgs::run`]; `probe` times every op call.
+    /// Runs `job` as [`DeviceArgs::run`] does; `probe` times every op call.
     pub fn run_probed<J: Job>(self, job: J, probe: bool) -> Result<J::Output> {
         if probe && !matches!(self.device, Device::Auto | Device::Cpu) {
             return Err(Error::Usage(
-                "--profile holds the ops of the cpu device against the CPU's own ceilings; leave out --device".into(),
+                "--profile compares ops with the CPU's ceilings, so it needs the cpu device; leave out --device".into(),
             ));
         }
         match (self.device, self.dtype) {
             (Device::Auto, _) if !probe => match Driver::new(0) {
                 Ok(driver) => Self { device: Device::Cuda(0), ..self }.on_gpu(driver, job),
                 Err(why) => {
-                    // A machine without a driver has no GPU to miss.
+                    // Without a driver the machine has no GPU that the user could miss.
                     if driver::is_present() {
                         complain(&format!("warning: running on the CPU: {why}"));
                     }
@@ -138,7 +140,7 @@ impl DeviceArgs {
                 Err(Error::Usage("the cpu device computes in f32; use --device reference for f64".into()))
             }
             (Device::Auto | Device::Cpu, Some(Dtype::Bf16)) => Err(Error::Usage(
-                "the cpu device computes in f32; bf16 is for --device cuda, and for --device emulator".into(),
+                "the cpu device computes in f32; for bf16 use --device cuda or --device emulator".into(),
             )),
             (Device::Reference, None | Some(Dtype::F64)) => job.run(&Reference),
             (Device::Reference, Some(Dtype::F32 | Dtype::Bf16)) => {
@@ -153,7 +155,7 @@ impl DeviceArgs {
         }
     }
 
-    /// As [`DeviceArgs::run`], with every op call timed, on any device.
+    /// Runs `job` as [`DeviceArgs::run`] does, and times every op call on any device.
     pub fn run_observed<J: Job>(self, job: J) -> Result<J::Output> {
         match (self.device, self.dtype) {
             (Device::Auto | Device::Cpu, _) if self.device == Device::Cpu || Driver::new(0).is_err() => {
@@ -170,10 +172,10 @@ impl DeviceArgs {
             }
             (Device::Emulator, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::probed(Emulator::new()?)),
             (Device::Emulator, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::probed(Emulator::new()?)),
-            (Device::Reference, _) => {
-                Err(Error::Usage("--device reference: the oracle is not studied; choose cpu, cuda or emulator".into()))
-            }
-            // What is refused there is refused with the same words.
+            (Device::Reference, _) => Err(Error::Usage(
+                "--device reference: the oracle cannot be studied; choose cpu, cuda or emulator".into(),
+            )),
+            // `run` refuses the remaining combinations, with the same messages.
             (Device::Cpu | Device::Emulator, _) => self.run(job),
         }
     }

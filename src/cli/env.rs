@@ -1,4 +1,4 @@
-//! `mapl env`: what this machine and this build can do.
+//! `mapl env`: capabilities of this machine and this build.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ pub struct EnvArgs {
     json: bool,
 }
 
-/// Prints version, processor, devices and presets.
+/// Prints version, CPU features, devices and presets.
 pub fn run(args: &EnvArgs) -> Result<()> {
     let threads = rayon::current_num_threads();
     let features = cpu_features();
@@ -48,9 +48,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     }
     say(&format!("ops           {}", OPS.len()));
     match kernels.is_empty() {
-        true => {
-            say("kernels       none in this build, because nvcc was not found when it was made (kernels/README.md)")
-        }
+        true => say("kernels       none in this build, because nvcc was not found at build time (kernels/README.md)"),
         false => say("kernels"),
     }
     for (name, targets) in &kernels {
@@ -63,7 +61,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     Ok(())
 }
 
-/// Every device's name and what it is, or why it cannot be used here.
+/// Name and description of every device, or the reason why it cannot be used here.
 fn devices() -> BTreeMap<&'static str, String> {
     let cuda = match Driver::new(0) {
         Ok(driver) => {
@@ -85,7 +83,7 @@ fn devices() -> BTreeMap<&'static str, String> {
     ])
 }
 
-/// Compiled kernels and the targets there is code for.
+/// Compiled kernels and their target architectures.
 fn kernels() -> BTreeMap<&'static str, Vec<&'static str>> {
     let mut targets: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for resources in RESOURCES {
@@ -94,7 +92,7 @@ fn kernels() -> BTreeMap<&'static str, Vec<&'static str>> {
     targets
 }
 
-/// Vector extensions that matrix products use.
+/// CPU vector extensions that GEMMs use.
 pub(super) fn cpu_features() -> Vec<&'static str> {
     let mut features = Vec::new();
     #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,5 @@
-//! `mapl eval`: measures of a model on held-out groups, and two models side by side. A result that was written with
-//! `--output` stands for its model in a comparison.
+//! `mapl eval` and `mapl compare`: metrics of a model on held-out groups, and the comparison of two
+//! models. In a comparison, a result file written with `--output` can replace its model.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,8 @@ pub struct EvalArgs {
     /// Model folder: a language model or a reward model
     #[arg(long, alias = "model-name-or-path")]
     model: Option<PathBuf>,
-    /// Compare two models: folders, or results written with --output
+    /// Compare two models, exactly as `mapl compare A B` does: folders, or results written with
+    /// --output
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<PathBuf>>,
     #[command(flatten)]
@@ -34,24 +35,24 @@ pub struct EvalArgs {
 /// Arguments of `compare`.
 #[derive(Args, Clone, Debug)]
 pub struct CompareArgs {
-    /// First model: a folder, a checkpoint, or a result written by eval --output
+    /// First model: a folder, a checkpoint, or a result written with --output
     a: PathBuf,
-    /// Second model, whose gain over the first is shown
+    /// Second model; its gain over the first is shown
     b: PathBuf,
     #[command(flatten)]
     measure: MeasureArgs,
 }
 
-/// On what, and how, models are measured.
+/// Data and settings of an evaluation.
 #[derive(Args, Clone, Debug)]
 struct MeasureArgs {
     /// Files of groups or pairs
     #[arg(long, num_args = 1..)]
     input: Vec<PathBuf>,
-    /// JSON file to write everything measured to
+    /// JSON file to write all results to
     #[arg(long)]
     output: Option<PathBuf>,
-    /// Print JSON in place of the table
+    /// Print JSON instead of the table
     #[arg(long)]
     json: bool,
     /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
@@ -60,46 +61,48 @@ struct MeasureArgs {
     /// Seed of the resamples and of shuffled prompts
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Score pairs with empty and with exchanged prompts too; up to three times the work on ordinary pairs
+    /// Also score pairs with empty and with exchanged prompts; up to three times the work on
+    /// ordinary pairs
     #[arg(long)]
     prompt_blindness: bool,
-    /// Instruction functions that training did not see (the list `data build` was given); splits by them
+    /// Instruction functions that training did not see (the list given to `data build`); adds
+    /// results split by them
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     holdout_functions: Vec<String>,
     #[command(flatten)]
     scoring: ModelArgs,
 }
 
-/// The least number of resamples with some beyond either end of an interval.
-const FEWEST_RESAMPLES: usize = 100;
-/// More take memory and tell nothing.
-const MOST_RESAMPLES: usize = 1_000_000;
+/// Smallest number of resamples with some beyond both ends of an interval.
+const MIN_RESAMPLES: usize = 100;
+/// More resamples take memory without adding precision.
+const MAX_RESAMPLES: usize = 1_000_000;
 
 fn resamples(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if n == 0 || (FEWEST_RESAMPLES..=MOST_RESAMPLES).contains(&n) => Ok(n),
-        Ok(_) => Err(format!("0, or a number from {FEWEST_RESAMPLES} to {MOST_RESAMPLES}, is needed")),
-        Err(_) => Err(format!("\"{text}\" is no whole number")),
+        Ok(n) if n == 0 || (MIN_RESAMPLES..=MAX_RESAMPLES).contains(&n) => Ok(n),
+        Ok(_) => Err(format!("0, or a number from {MIN_RESAMPLES} to {MAX_RESAMPLES}, is needed")),
+        Err(_) => Err(format!("\"{text}\" is not a whole number")),
     }
 }
 
-/// Runs the command.
+/// Runs `mapl eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
         None => measure(args).map(|_| ()),
         Some(_) if args.model.is_some() => {
-            Err(Error::Usage("--model has no effect beside --compare, which names both models".into()))
+            Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
         }
-        Some(sides) => side_by_side(&args.measure, sides),
+        Some(sides) => run_comparison(&args.measure, sides),
     }
 }
 
-/// Compares two models on the same data.
+/// Runs `mapl compare`.
 pub fn compare_models(args: &CompareArgs) -> Result<()> {
-    side_by_side(&args.measure, &[args.a.clone(), args.b.clone()])
+    run_comparison(&args.measure, &[args.a.clone(), args.b.clone()])
 }
 
-/// Measures one model, prints the table, writes the file, and hands the measures back.
+/// Evaluates one model, prints the table, writes the file, and returns the evaluation.
 pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     let Some(model) = &args.model else {
         return Err(Error::Usage("give --model, or two models with --compare".into()));
@@ -136,15 +139,15 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     Ok(evaluation)
 }
 
-/// Measures or reads two models and compares them.
-fn side_by_side(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
+/// Evaluates two models or reads their results, and compares them.
+fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let [a, b] = sides else { return Err(Error::Usage("--compare takes two models".into())) };
     let folders: Vec<&PathBuf> = sides.iter().filter(|side| side.is_dir()).collect();
     if let Some(missing) = sides.iter().find(|side| !side.exists()) {
-        return Err(Error::Usage(format!("{}: there is neither a model folder nor a result file", missing.display())));
+        return Err(Error::Usage(format!("{} is neither a model folder nor a result file", missing.display())));
     }
     if folders.is_empty() {
-        args.refuse_flags_of_models()?;
+        args.refuse_scoring_flags()?;
     } else if args.input.is_empty() {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
@@ -167,7 +170,7 @@ fn side_by_side(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
             return Ok(evaluation);
         }
         let mut scoring = args.scoring.clone();
-        // Flags of language models belong to the one among the two.
+        // Flags for language models apply only to the language model of the two.
         if heads.contains(&Head::LanguageModel) && ModelConfig::read(side)?.head == Head::Reward {
             scoring = ModelArgs { ref_model: None, beta: None, logp_scope: None, logp_reduce: None, ..scoring };
         }
@@ -227,8 +230,8 @@ impl MeasureArgs {
         Ok((data, evaluation))
     }
 
-    /// Refuses flags that say how to score, where results are read and nothing is scored.
-    fn refuse_flags_of_models(&self) -> Result<()> {
+    /// Refuses flags about scoring if only results are read and nothing is scored.
+    fn refuse_scoring_flags(&self) -> Result<()> {
         let s = &self.scoring;
         let given = [
             ("--ref-model", s.ref_model.is_some()),

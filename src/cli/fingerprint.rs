@@ -1,7 +1,8 @@
-//! What a resumed run must share with the run it continues: named settings, and hashes of what was read. What changes no
-//! update, such as cadence and output, is not part of it.
+//! Fingerprint of a run: everything that a resumed run must share with the run it continues. It
+//! consists of named settings and of hashes of the inputs. Settings that change no update, such as
+//! cadence and output, are not part of it.
 
-use super::train::Plan;
+use super::train::TrainSetup;
 use crate::Result;
 use crate::data::template::frozen_date;
 use crate::data::tokenized::TokenizedGroup;
@@ -11,13 +12,13 @@ use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint::LENGTH;
 
-/// Digits of a hash that are kept.
+/// Number of digits of a stored hash.
 const DIGITS: usize = 16;
 
-/// The parts of a run that its fingerprint covers.
+/// Parts of a run that its fingerprint covers.
 pub(super) struct Fingerprint<'a> {
-    pub plan: &'a Plan<'a>,
-    /// Groups of training and evaluation.
+    pub setup: &'a TrainSetup<'a>,
+    /// Training and evaluation groups.
     pub groups: [&'a [TokenizedGroup]; 2],
     pub tokenizer: &'a Tokenizer,
     /// Configuration of the start model.
@@ -29,8 +30,9 @@ pub(super) struct Fingerprint<'a> {
 impl Fingerprint<'_> {
     /// Name and value of every part, in a fixed order.
     pub fn entries(self) -> Result<Vec<(String, String)>> {
-        let (plan, s) = (self.plan, &self.plan.settings);
-        // Without a decay the length of a run changes none of its updates, so it may be resumed to go on for longer.
+        let (setup, s) = (self.setup, &self.setup.settings);
+        // Without decay the length of a run changes none of its updates, so a resumed run may be
+        // longer.
         let length = match s.scheduler {
             Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
             Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
@@ -40,15 +42,15 @@ impl Fingerprint<'_> {
         };
         let [train, eval] = self.groups.map(groups_hash);
         let mut entries = vec![
-            ("method", plan.method.name().to_owned()),
-            ("loss", format!("{:?}", plan.loss)),
+            ("method", setup.method.name().to_owned()),
+            ("loss", format!("{:?}", setup.loss)),
             ("batch size", s.micro_batch.to_string()),
             ("gradient accumulation", s.accumulation.to_string()),
             (LENGTH, length),
             ("learning rate", s.learning_rate.to_string()),
             ("schedule", format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
             ("shuffling", format!("{:?}", s.shuffle)),
-            ("AdamW", format!("{:?}", plan.adamw)),
+            ("AdamW", format!("{:?}", setup.adamw)),
             ("model config", config_line(self.config)),
             ("training data", train),
             ("evaluation data", eval),
@@ -56,10 +58,10 @@ impl Fingerprint<'_> {
             ("chat template", self.template_hash()),
             ("reference", self.reference),
         ];
-        if plan.build.objective.builds() {
-            // Groups drawn anew in later epochs follow from these and the rows.
-            entries.push(("construction", format!("{:?}", plan.build)));
-            entries.push(("tokenization", format!("{:?}", plan.tokenize)));
+        if setup.build.objective.builds() {
+            // Groups redrawn in later epochs follow from these settings and the rows.
+            entries.push(("construction", format!("{:?}", setup.build)));
+            entries.push(("tokenization", format!("{:?}", setup.tokenize)));
         }
         if self.tokenizer.template().is_some_and(|template| template.uses_date()) {
             entries.push(("date in the chat template (SOURCE_DATE_EPOCH sets it)", frozen_date()));
@@ -71,7 +73,7 @@ impl Fingerprint<'_> {
         Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// Hash over the tokenizer's files but its chat template's own.
+    /// Hash of the tokenizer's files, except chat template files.
     fn tokenizer_hash(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         for file in self.tokenizer.files().iter().filter(|file| file.extension().is_none_or(|e| e != "jinja")) {
@@ -94,7 +96,7 @@ fn short(hash: &blake3::Hasher) -> String {
     hash.finalize().to_hex()[..DIGITS].to_owned()
 }
 
-/// Sizes and constants that the forward depends on, in words.
+/// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
     format!(
         "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}, at most {} \
@@ -114,7 +116,7 @@ fn config_line(c: &ModelConfig) -> String {
     )
 }
 
-/// Hash over the ids and comparisons of groups.
+/// Hash of the ids and comparisons of groups.
 fn groups_hash(groups: &[TokenizedGroup]) -> String {
     if groups.is_empty() {
         return "none".to_owned();

@@ -1,4 +1,5 @@
-//! `mapl tokenizer` and `mapl init`: what a run starts from when there is no published model.
+//! `mapl tokenizer` and `mapl init`: the inputs of a run that does not start from a published
+//! model.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -19,13 +20,14 @@ use crate::{Error, Result};
 /// Arguments of `tokenizer`.
 #[derive(Args, Clone, Debug)]
 pub struct TokenizerArgs {
-    /// Text files, or rows of any kind that other commands read; their prompts and responses are used
+    /// Text files, or rows of any format that other commands read; their prompts and responses are
+    /// used
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
-    /// Names of the keys in the input, as chosen=chosen_response,rejected=rejected_response
+    /// Key names of the input, as chosen=chosen_response,rejected=rejected_response
     #[arg(long, value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
     column_map: ColumnMap,
-    /// Entries of the vocabulary, the 256 bytes and special tokens included
+    /// Vocabulary size, including the 256 bytes and special tokens
     #[arg(long)]
     vocab_size: usize,
     /// Folder to write the tokenizer to
@@ -37,13 +39,13 @@ pub struct TokenizerArgs {
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("sizes").required(true))]
 pub struct InitArgs {
-    /// Named sizes; `mapl env` lists them
+    /// Preset with the model's sizes; `mapl env` lists the presets
     #[arg(long, group = "sizes")]
     preset: Option<String>,
-    /// A config.json with the sizes
+    /// A config.json with the model's sizes
     #[arg(long, group = "sizes")]
     config: Option<PathBuf>,
-    /// Tokenizer folder; its files are copied and its vocabulary sets the model's
+    /// Tokenizer folder; its files are copied, and its vocabulary sets the model's
     #[arg(long)]
     tokenizer: PathBuf,
     /// Folder to write the model to
@@ -66,12 +68,12 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     let mut tokenizer = train_bpe(texts.into_iter(), args.vocab_size)?;
     tokenizer.save_new(&args.output_dir)?;
     let (entries, place) = (tokenizer.vocab_size(), args.output_dir.display());
-    let short = if entries < args.vocab_size { " (the texts hold no further pair to merge)" } else { "" };
+    let short = if entries < args.vocab_size { " (the texts have no further pairs to merge)" } else { "" };
     say(&format!("tokenizer of {entries} entries{short} from {count} texts in {place}"));
     Ok(())
 }
 
-/// Texts of rows of any kind the program reads, or the lines of plain text.
+/// Texts of rows of any supported format, or the lines of a plain text file.
 fn read_texts(path: &Path, options: &ReadOptions) -> Result<Vec<String>> {
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
@@ -92,7 +94,8 @@ fn read_texts(path: &Path, options: &ReadOptions) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Whether a file holds JSON rows: by its name, or, when the name says nothing, by its first character.
+/// Whether a file holds JSON rows, by its extension or, for other extensions, by its first
+/// character.
 fn holds_rows(path: &Path) -> Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
@@ -108,14 +111,14 @@ fn holds_rows(path: &Path) -> Result<bool> {
     }
 }
 
-/// A file as it is, or unpacked where it is gzip.
+/// Opens a file and decompresses it if it is gzip.
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let mut raw = BufReader::new(std::fs::File::open(path).map_err(Error::io("open", path))?);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
     Ok(if magic.starts_with(b"\x1f\x8b") { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
 }
 
-/// Draws and writes a model.
+/// Initialises and writes a model.
 pub fn init(args: &InitArgs) -> Result<()> {
     check_new_folder(&args.output_dir, &MODEL_FILES)?;
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
@@ -154,9 +157,9 @@ fn read_config(path: &Path) -> Result<ModelConfig> {
     }
 }
 
-/// Sets vocabulary and special ids of a preset to those of the tokenizer. The vocabulary is rounded up to a multiple of 64, so
-/// that rows of the head stay aligned; the rows beyond the tokenizer are never hit.
-pub fn fit_vocabulary(config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+/// Sets the vocabulary and special ids of a preset to the tokenizer's. The vocabulary is rounded up
+/// to a multiple of 64, so that rows of the head stay aligned; the added rows are never used.
+fn fit_vocabulary(config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let vocab = tokenizer.vocab_size().next_multiple_of(64);
     config.with_vocabulary(vocab, tokenizer.end_ids().to_vec(), tokenizer.bos_id(), tokenizer.pad_id())
 }

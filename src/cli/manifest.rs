@@ -1,10 +1,10 @@
-//! What `run.json` says about a training run: every option with the value in use, the data, hashes of all inputs, and
+//! Contents of `run.json`: every option with the value in use, the data, hashes of all inputs, and
 //! the environment. [`crate::train::manifest`] adds times and status.
 
 use serde_json::{Map, Value, json};
 
 use super::env::cpu_features;
-use super::train::Plan;
+use super::train::TrainSetup;
 use crate::backend::contract::Reduce;
 use crate::data::pack::LogpScope;
 use crate::data::tokenize::TokenizeReport;
@@ -15,9 +15,9 @@ use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{hashes, model_files, variables};
 use crate::{Error, Result};
 
-/// What is known about a run before its first step.
-pub(super) struct Facts<'a> {
-    pub plan: &'a Plan<'a>,
+/// Facts about a run that are known before its first step.
+pub(super) struct ManifestFacts<'a> {
+    pub setup: &'a TrainSetup<'a>,
     pub device: &'static str,
     pub dtype: &'static str,
     pub tokenizer: &'a Tokenizer,
@@ -27,29 +27,29 @@ pub(super) struct Facts<'a> {
     pub fingerprint: &'a [(String, String)],
 }
 
-impl Facts<'_> {
-    /// The manifest's content without times and status.
+impl ManifestFacts<'_> {
+    /// The manifest without times and status.
     pub fn to_map(&self) -> Result<Map<String, Value>> {
-        let (plan, args) = (self.plan, self.plan.args);
+        let (setup, args) = (self.setup, self.setup.args);
         let fingerprint: Map<_, _> = self.fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let facts = json!({
             "schema": 1,
             "version": env!("CARGO_PKG_VERSION"),
-            "command": plan.command_line,
-            "method": plan.method.name(),
+            "command": setup.command_line,
+            "method": setup.method.name(),
             "config": self.config()?,
-            "settings": plan.settings,
-            "adamw": plan.adamw,
-            "loss_formula": plan.loss.formula(plan.reference().is_some()),
-            "construction": plan.build,
-            "tokenize": plan.tokenize,
+            "settings": setup.settings,
+            "adamw": setup.adamw,
+            "loss_formula": setup.loss.formula(setup.reference().is_some()),
+            "construction": setup.build,
+            "tokenize": setup.tokenize,
             "read": args.read,
             "data": { "train": counts(self.train)?, "eval": counts(self.eval)? },
             "files": {
                 "train": hashes(&args.train_file),
                 "eval": hashes(&args.eval_file),
                 "model": hashes(&model_files(&args.model)),
-                "reference": hashes(&plan.reference().map_or(Vec::new(), model_files)),
+                "reference": hashes(&setup.reference().map_or(Vec::new(), model_files)),
                 "tokenizer": hashes(&self.tokenizer.files()),
                 "chat_template": hashes(args.chat_template_path.as_slice()),
             },
@@ -67,17 +67,17 @@ impl Facts<'_> {
         Ok(into_map(facts))
     }
 
-    /// Every option under its flag's name in snake case, with the value in use; null where nothing was set and nothing
-    /// is in use. Options that were left to the method or the objective have the value it chose.
+    /// Every option under its flag's name in snake case, with the value in use, or null without a
+    /// value. Options that the method or the objective decided have the decided value.
     fn config(&self) -> Result<Map<String, Value>> {
-        let plan = self.plan;
-        let (s, loss) = (&plan.settings, &plan.loss);
-        let mut config = into_map(to_value(plan.args)?);
+        let setup = self.setup;
+        let (s, loss) = (&setup.settings, &setup.loss);
+        let mut config = into_map(to_value(setup.args)?);
         let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
-        put("ref_model", json!(plan.reference()));
+        put("ref_model", json!(setup.reference()));
         put("device", json!(self.device));
         put("dtype", json!(self.dtype));
-        put("max_length", json!(plan.tokenize.max_length));
+        put("max_length", json!(setup.tokenize.max_length));
         put("report_to", json!(s.report_to.names()));
         put("gradient_accumulation_steps", json!(s.accumulation));
         put("total_batch_size", json!(s.micro_batch * s.accumulation));
@@ -99,18 +99,18 @@ impl Facts<'_> {
             put("metric_for_best_model", json!(best.metric));
             put("greater_is_better", json!(best.greater_is_better));
         }
-        if let Some(cache) = &plan.precompute {
+        if let Some(cache) = &setup.precompute {
             put("precompute_ref_batch_size", json!(cache.batch_groups));
             put("ref_cache_dir", json!(cache.dir));
         }
-        put("objective", json!(plan.objective()));
-        if plan.objective().builds() {
-            let built = into_map(to_value(&plan.build)?);
+        put("objective", json!(setup.objective()));
+        if setup.objective().builds() {
+            let built = into_map(to_value(&setup.build)?);
             for (name, value) in built.into_iter().filter(|(name, _)| !name.starts_with("build_in")) {
                 put(&name, value);
             }
         }
-        if plan.method == Method::Sft {
+        if setup.method == Method::Sft {
             return Ok(config);
         }
         for (i, kind) in ["base", "intra", "inter"].into_iter().enumerate() {
@@ -119,9 +119,9 @@ impl Facts<'_> {
         put("mix", json!(loss.mix));
         put("margin", json!(loss.margin));
         put("pop_clip", json!(loss.pop_clip));
-        put("loss_type", json!(plan.args.loss.loss_type.unwrap_or(LossType::Sigmoid)));
-        put("label_smoothing", json!(plan.args.loss.label_smoothing.unwrap_or(0.0)));
-        match plan.method {
+        put("loss_type", json!(setup.args.loss.loss_type.unwrap_or(LossType::Sigmoid)));
+        put("label_smoothing", json!(setup.args.loss.label_smoothing.unwrap_or(0.0)));
+        match setup.method {
             Method::Sft => {}
             Method::Reward => {
                 put("center_rewards_coefficient", json!(loss.center));
@@ -147,7 +147,7 @@ impl Facts<'_> {
     }
 }
 
-/// Counts of tokenising, and tokens of one pass with prompts shared and without; null without rows.
+/// Tokenization counts, and tokens per epoch with and without shared prompts; null without rows.
 fn counts((groups, report): (&[TokenizedGroup], &TokenizeReport)) -> Result<Value> {
     if report.rows_read == 0 {
         return Ok(Value::Null);

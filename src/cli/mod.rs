@@ -1,44 +1,45 @@
-//! The commands of the binary. Each file holds one family: arguments, and what the command does with the library.
+//! Commands of the binary. Each file holds the arguments of a family of commands and their
+//! implementation on top of the library.
 //!
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
-//! - [`device`]: the choice of a backend, made once
-//! - [`output`]: what may be written where, checked before any work
-//! - [`data`], [`data_check`]: `data build`, `data show`, `data check`
-//! - [`score`]: `score`, and loading and scoring for it and `eval`; [`evaluate`]: `eval`, `compare`
-//! - [`train_args`], [`cadence`], [`train`], [`fingerprint`], [`startup`], [`manifest`]: `sft`, `reward`, `dpo`
-//! - [`mod@report`]: the page about runs; [`mod@watch`]: a run in the terminal
-//! - [`mod@reference`]: flags of precomputed reference log-probs, and where their cache lies
-//! - [`run_lock`]: one run at a time in an output folder
-//! - [`mod@study`]: training runs under observation; [`sweep`]: over a grid of flags
-//! - [`mod@bench`]: ops timed beside ceilings; [`plan`]: floors of a step
-//! - [`make`]: `tokenizer`, `init`
-//! - [`quickstart`]: the whole program on a language of its own
-//! - [`mod@env`]: what this machine and this build can do
+//! - `device`: selection of a backend
+//! - `output`: checks of output files and folders, before any work
+//! - `data`, `data_check`: `data build`, `data show`, `data check`
+//! - `score`: `score`, and scoring for `eval`; `evaluate`: `eval`, `compare`
+//! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`
+//! - `report`: HTML report of runs; `watch`: a run in the terminal
+//! - `reference`: flags of precomputed reference log-probs and their cache folder
+//! - `run_lock`: lock of an output folder
+//! - `study`: training runs under observation; `sweep`: the same over a grid of flags
+//! - `bench`: op benchmarks; `plan`: predicted floor of a training step
+//! - `make`: `tokenizer`, `init`
+//! - `quickstart`: the complete pipeline on an artificial language
+//! - `env`: capabilities of this machine and this build
 
 pub mod args;
-pub mod bench;
-pub mod cadence;
-pub mod data;
-pub mod data_check;
-pub mod device;
-pub mod env;
-pub mod evaluate;
-pub mod fingerprint;
-pub mod make;
-pub mod manifest;
-pub mod output;
-pub mod plan;
-pub mod quickstart;
-pub mod reference;
-pub mod report;
-pub mod run_lock;
-pub mod score;
-pub mod startup;
-pub mod study;
-pub mod sweep;
-pub mod train;
-pub mod train_args;
-pub mod watch;
+mod bench;
+mod cadence;
+mod data;
+mod data_check;
+mod device;
+mod env;
+mod evaluate;
+mod fingerprint;
+mod make;
+mod manifest;
+mod output;
+mod plan;
+mod quickstart;
+mod reference;
+mod report;
+mod run_lock;
+mod score;
+mod startup;
+mod study;
+mod sweep;
+mod train;
+mod train_args;
+mod watch;
 
 use clap::{Parser, Subcommand};
 
@@ -53,19 +54,20 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// What to do.
+/// Command of the binary.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Make data and a small model, train reward and DPO runs with and without MAPL, evaluate, and report
+    /// Make data and a small model, train reward and DPO runs with and without MAPL, evaluate, and
+    /// report
     Quickstart(quickstart::QuickstartArgs),
     /// Train a byte-level BPE tokenizer
     Tokenizer(make::TokenizerArgs),
     /// Make a model with random weights
     Init(make::InitArgs),
-    /// Build and look at preference groups
+    /// Build, show and check preference groups
     #[command(subcommand)]
     Data(data::DataCommand),
-    /// Fine-tune a model on responses, to start preference training from
+    /// Fine-tune a model on responses, as a start for preference training
     Sft(train_args::TrainArgs),
     /// Train a reward model on comparisons
     Reward(train_args::TrainArgs),
@@ -73,20 +75,23 @@ pub enum Command {
     Dpo(train_args::TrainArgs),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),
-    /// Measure a model on held-out groups, or compare two
+    /// Evaluate a model on held-out groups, or compare two models
     Eval(evaluate::EvalArgs),
-    /// Compare two models on the same data: paired intervals by bootstrap, McNemar's test
+    /// Compare two models on the same data, exactly as `eval --compare` does: paired bootstrap
+    /// intervals, McNemar's test
     Compare(Box<evaluate::CompareArgs>),
-    /// Write one HTML page about training runs: curves, rewards, data, warnings, configuration
+    /// Write an HTML report of training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
-    /// Watch a run's numbers in the terminal while it trains
+    /// Watch a run's metrics in the terminal while it trains
     Watch(watch::WatchArgs),
-    /// Observe a training run: time by op under ceilings, and what the hardware does meanwhile
+    /// Observe a training run or a benchmark: time by op compared with ceilings, and hardware
+    /// readings
     #[command(subcommand)]
     Study(study::StudyCommand),
-    /// Time every op, verified first, beside ceilings of the same run; or plan a step on a card that is not here
+    /// Verify and time every op, next to ceilings of the same run; or predict the floor of a step
+    /// on a GPU
     Bench(Box<bench::BenchArgs>),
-    /// Show what this machine and this build can do
+    /// Show the capabilities of this machine and this build
     Env(env::EnvArgs),
 }
 

@@ -1,5 +1,5 @@
-//! What commands check about the files and folders they write, before any work is done: an input is never overwritten,
-//! and neither is a model, a tokenizer or a run that the command does not replace on request.
+//! Checks of output files and folders, before any work is done. An input is never overwritten. A
+//! model, a tokenizer or a run is only replaced on request.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
     if output.is_dir() {
         return refuse("it is a folder; name a file");
     }
-    if inputs.iter().any(|input| same_place(input, output)) {
+    if inputs.iter().any(|input| same_file(input, output)) {
         return refuse("it is an input of this command; name another file");
     }
     match output.parent() {
@@ -27,7 +27,7 @@ pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
     }
 }
 
-/// Refuses to make a model or a tokenizer where the folder already holds one.
+/// Refuses to make a model or a tokenizer in a folder that already holds one.
 pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
@@ -41,10 +41,10 @@ pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
     }
 }
 
-/// Files that tell a model folder.
+/// Files that identify a model folder.
 pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
 
-/// Files of a run besides its checkpoints and its final model.
+/// Files of a run other than checkpoints and the final model.
 const RUN_FILES: [&str; 6] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
 /// Output folder of a training run.
@@ -57,14 +57,15 @@ pub struct RunFolder<'a> {
 }
 
 impl RunFolder<'_> {
-    /// Refuses a folder that holds a model of this run, another model, or a run that is neither continued nor replaced,
-    /// and one that another run writes into. A folder that exists is locked from here on.
+    /// Refuses a folder with a model that this run reads, with another model, or with a run that is
+    /// neither continued nor replaced; also a folder that another run writes into. An existing
+    /// folder is locked from here on.
     pub fn check(&self) -> Result<Option<RunLock>> {
         let dir = self.dir;
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
         }
-        if self.models.iter().any(|model| same_place(model, dir)) {
+        if self.models.iter().any(|model| same_file(model, dir)) {
             return Err(Error::Usage(format!(
                 "--output-dir {} holds a model this run starts from; name another folder",
                 dir.display()
@@ -100,20 +101,21 @@ impl RunFolder<'_> {
         RUN_FILES.iter().any(|name| self.dir.join(name).exists()) || !checkpoint::list(self.dir).is_empty()
     }
 
-    /// Makes and locks the folder, and removes a run that is to be replaced.
+    /// Creates and locks the folder, and removes a run that is replaced.
     pub fn prepare(&self, lock: Option<RunLock>) -> Result<RunLock> {
         std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
         let lock = match lock {
             Some(lock) => lock,
             None => {
                 let lock = RunLock::take(self.dir)?;
-                // Another run may have come and gone since the first look.
+                // Another run may have written to the folder since the first check.
                 self.check_contents()?;
                 lock
             }
         };
         if self.overwrite && !self.resuming {
-            // Newest first, and weights before what describes them: a kill in between leaves a shorter, whole run.
+            // Newest first, and weights before the files that describe them: after a kill in
+            // between, a shorter but complete run is left.
             for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
                 checkpoint::remove(&folder)?;
             }
@@ -127,15 +129,15 @@ impl RunFolder<'_> {
     }
 }
 
-/// True when two paths name one file or folder.
-pub fn same_place(a: &Path, b: &Path) -> bool {
+/// Whether two paths name the same file or folder.
+pub fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => a == b,
     }
 }
 
-/// Refuses groups with token ids that the model in `folder` does not have.
+/// Refuses groups with token ids beyond the vocabulary of the model in `folder`.
 pub fn check_ids(groups: &[TokenizedGroup], folder: &Path, vocab: usize) -> Result<()> {
     for group in groups {
         let ids = group.prompt_ids.iter().chain(group.sequences.iter().map(|s| &s.response_ids)).flatten();

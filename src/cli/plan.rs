@@ -1,4 +1,4 @@
-//! `mapl bench --plan`: what a step costs at least on a card that need not be here.
+//! `mapl bench --plan`: predicted floor of a training step on a GPU that need not be present.
 
 use clap::Args;
 
@@ -9,38 +9,39 @@ use crate::{Error, Result};
 
 /// Arguments of `bench --plan`.
 #[derive(Args, Clone, Debug)]
-pub struct PlanArgs {
-    /// Print the floor of every op of a step and the tiles of every launch, from sizes alone
+pub struct StepPlanArgs {
+    /// Predict the floor of every op of a training step and the tiles of every launch, from sizes
+    /// only
     #[arg(long)]
     plan: bool,
-    /// Model sizes; `mapl env` lists them
+    /// Preset with the model's sizes; `mapl env` lists the presets
     #[arg(long, default_value = "qwen2.5-0.5b", requires = "plan")]
     preset: String,
-    /// Card whose rates are known (h200), or a name for the rates given below
+    /// GPU with known rates (h200), or any name if all rates are given
     #[arg(long, default_value = "h200", requires = "plan")]
     card: String,
-    /// Multiprocessors of the card
+    /// Number of multiprocessors of the GPU
     #[arg(long, requires_all = ["plan", "copy", "product", "peak"])]
     processors: Option<usize>,
-    /// TB/s of a copy on the card, read and written
+    /// Copy bandwidth of the GPU in TB/s, counting reads and writes
     #[arg(long, requires = "plan")]
     copy: Option<f64>,
-    /// TFLOP/s of the best bf16 product on the card
+    /// Rate of the GPU's best bf16 GEMM in TFLOP/s
     #[arg(long, requires = "plan")]
     product: Option<f64>,
-    /// TFLOP/s of the card's data sheet, dense bf16, for the share of it
+    /// Dense bf16 peak of the GPU's data sheet in TFLOP/s, for the utilisation
     #[arg(long, requires = "plan")]
     peak: Option<f64>,
-    /// Pairs of a step
+    /// Pairs per step
     #[arg(long, default_value_t = 16, requires = "plan")]
     pairs: usize,
-    /// Tokens of a prompt
+    /// Tokens per prompt
     #[arg(long, default_value_t = 512, requires = "plan")]
     prompt: usize,
-    /// Tokens of a response
+    /// Tokens per response
     #[arg(long, default_value_t = 256, requires = "plan")]
     response: usize,
-    /// Plan a reward step instead of DPO with its reference
+    /// Plan a reward model step instead of a DPO step with its reference
     #[arg(long, requires = "plan")]
     reward: bool,
     /// Print JSON
@@ -48,8 +49,8 @@ pub struct PlanArgs {
     json: bool,
 }
 
-impl PlanArgs {
-    /// Whether a plan is asked for.
+impl StepPlanArgs {
+    /// Whether a plan was requested.
     pub fn wanted(&self) -> bool {
         self.plan
     }
@@ -70,8 +71,8 @@ impl PlanArgs {
     }
 }
 
-/// The card's rates: given ones win over known ones.
-fn card(args: &PlanArgs) -> Result<Card> {
+/// Rates of the GPU: given rates override known ones.
+fn card(args: &StepPlanArgs) -> Result<Card> {
     for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
         if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
             return Err(Error::Usage(format!("{flag}: a finite number above 0 is needed")));

@@ -1,6 +1,6 @@
-//! `mapl quickstart`: the whole program on an artificial language, from text to compared models, with nothing but this
-//! binary. Every stage is one of the program's own commands, run with the arguments it prints, so each can be repeated
-//! by hand.
+//! `mapl quickstart`: the complete pipeline on an artificial language, from text to compared
+//! models, with nothing but this binary. Every stage is a printed command of this program, so it
+//! can be repeated by hand.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,32 +24,34 @@ use crate::{Error, Result};
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
 pub struct QuickstartArgs {
-    /// Folder for data, models, metrics and the report; replaced when a quick start wrote it
+    /// Folder for data, models, metrics and the report; a folder written by an earlier quick start
+    /// is replaced
     #[arg(long, default_value = "quickstart")]
     output_dir: PathBuf,
-    /// Factor on the number of steps; below 1 for a look at the machinery, not at the result
+    /// Factor on the number of steps; below 1 shows the pipeline, not its results
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Seed of language, groups, weights and order
+    /// Seed of the language, groups, weights and order
     #[arg(long, default_value_t = 42)]
     seed: u64,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
-/// Entries of the vocabulary: nearly every word of the language and of the instructions is one token.
+/// Vocabulary size; nearly every word of the language and of the instructions is one token.
 const VOCAB_SIZE: usize = 1024;
-/// Pairs to train on, and held-out pairs to evaluate on.
+/// Number of training and held-out pairs.
 const TRAIN_ROWS: usize = 12_000;
 const TEST_ROWS: usize = 400;
-/// Functions whose arguments the language admits in both directions. `forbidden_words` is left out: with it a shared
-/// word can speak for or against a response, which a model of this size learns more slowly: in one trial intra accuracy
-/// reached 0.84 after 3000 updates with it and after 2500 without.
+/// Instruction functions whose arguments the language admits in both directions. `forbidden_words`
+/// is left out: with it a shared word can speak for or against a response, and a model of this size
+/// learns that more slowly. In one trial, intra accuracy reached 0.84 after 3000 updates with it
+/// and after 2500 without it.
 const FUNCTIONS: &str = "number_words,number_sentences,existence,keywords:frequency,end_checker";
 /// File that marks a folder as written by a quick start.
 const MARK: &str = ".quickstart";
 
-/// Length and settings of the stages.
+/// Length and settings of a stage.
 struct Stage {
     name: &'static str,
     method: Method,
@@ -66,7 +68,7 @@ const SFT: Stage = Stage {
     flags: &["--learning-rate", "3e-3", "--warmup-steps", "20", "--per-device-train-batch-size", "32"],
 };
 
-/// The compared runs. Base and MAPL differ in `--objective` alone.
+/// The compared runs. Base and MAPL runs differ only in `--objective`.
 const RUNS: [Stage; 4] = [
     Stage { name: "reward-base", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
     Stage { name: "reward-mapl", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
@@ -83,7 +85,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
         return Err(Error::Usage(format!("--scale {}: a finite number above 0 is needed", arguments.scale)));
     }
     let began = Instant::now();
-    let mut quick = Quick { arguments, summary: QuickstartSummary::default() };
+    let mut quick = Quickstart { arguments, summary: QuickstartSummary::default() };
     quick.prepare()?;
     quick.language()?;
     quick.stage(&SFT, None)?;
@@ -98,17 +100,17 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
     quick.finish()
 }
 
-/// Arguments of a command as strings.
+/// Builds the arguments of a command as strings.
 macro_rules! words {
     ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
 }
 
-struct Quick<'a> {
+struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
     summary: QuickstartSummary,
 }
 
-impl Quick<'_> {
+impl Quickstart<'_> {
     fn path(&self, name: &str) -> PathBuf {
         self.arguments.output_dir.join(name)
     }
@@ -121,7 +123,7 @@ impl Quick<'_> {
         ((stage.steps as f64 * self.arguments.scale).round() as u64).max(2)
     }
 
-    /// Makes an empty folder. One that a quick start did not write is left alone.
+    /// Creates an empty folder. A folder that no quick start has written is not touched.
     fn prepare(&self) -> Result<()> {
         let dir = &self.arguments.output_dir;
         if dir.exists() && dir.read_dir().map_err(Error::io("list", dir))?.next().is_some() {
@@ -137,7 +139,7 @@ impl Quick<'_> {
         write_text(&dir.join(MARK), "")
     }
 
-    /// Parses a command line of this program and notes it for the report.
+    /// Parses a command line of this program and records it for the report.
     fn command(&mut self, caption: &str, words: &[String]) -> Result<Command> {
         let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
         let text = args::shown(&all);
@@ -147,7 +149,7 @@ impl Quick<'_> {
         Ok(cli.command)
     }
 
-    /// Writes the language, builds MAPL groups, trains a tokenizer and draws a model.
+    /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
     fn language(&mut self) -> Result<()> {
         let seed = self.arguments.seed;
         for (split, rows) in [(Split::Train, TRAIN_ROWS), (Split::Test, TEST_ROWS)] {
@@ -202,7 +204,7 @@ impl Quick<'_> {
             "--seed",
             seed,
         ];
-        if let Command::Init(args) = self.command("Draw a model", &words)? {
+        if let Command::Init(args) = self.command("Initialise a model", &words)? {
             make::init(&args)?;
         }
         let words = words![
@@ -215,7 +217,7 @@ impl Quick<'_> {
             "--rows",
             1,
         ];
-        if let Command::Data(command) = self.command("Look at a group", &words)? {
+        if let Command::Data(command) = self.command("Show a group", &words)? {
             data::run(command)?;
         }
         let rows = [("pairs to train on", TRAIN_ROWS), ("held-out pairs", TEST_ROWS), ("vocabulary", VOCAB_SIZE)];
@@ -259,7 +261,7 @@ impl Quick<'_> {
         let (Command::Sft(args) | Command::Reward(args) | Command::Dpo(args)) =
             self.command(&format!("Train {}", stage.name), &words)?
         else {
-            return Err(Error::Runtime(format!("quick start stage {} is no training command", stage.name)));
+            return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
         };
         let command_line = self.summary.commands.last().map_or(String::new(), |c| c.text.clone());
         train::run(stage.method, &args, &command_line)
@@ -312,7 +314,7 @@ impl Quick<'_> {
             "mapl reward --model MODEL --train-file groups.jsonl --output-dir reward",
             "mapl dpo --model MODEL --train-file groups.jsonl --output-dir dpo",
         ];
-        let caption = "The same on data of your own: one {\"prompt\", \"chosen\", \"rejected\"} a line".to_owned();
+        let caption = "The same with your own data: one {\"prompt\", \"chosen\", \"rejected\"} per line".to_owned();
         self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });
         let value = serde_json::to_value(&self.summary)
             .map_err(|e| Error::Runtime(format!("cannot write the summary: {e}")))?;
@@ -320,7 +322,7 @@ impl Quick<'_> {
         write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
         say(&format!("\n{}", quickstart_table(&self.summary)));
         say(&format!(
-            "{:.0} s in all; {} and {}",
+            "{:.0} s in total; wrote {} and {}",
             self.summary.seconds,
             self.shown("summary.json"),
             self.shown("report.html")

@@ -1,5 +1,5 @@
-//! Flags of precomputed reference log-probs, and where their cache lies. Refused: flags without effect, runs without a
-//! reference, a batch of nothing, and an environment that names no folder.
+//! Flags of precomputed reference log-probs and their cache folder. Refused are flags without
+//! effect, runs without a reference, an empty batch, and an environment without a cache folder.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,24 +11,26 @@ use crate::loss::objective::Method;
 use crate::train::frozen::CacheOptions;
 use crate::{Error, Result};
 
-/// How the reference's log-probs come about.
+/// Computation of the reference's log-probs.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 #[command(next_help_heading = "Reference")]
 pub struct ReferenceArgs {
-    /// Compute the reference's log-probs before training, keep them on disk, and train without the reference (DPO)
+    /// Compute the reference's log-probs before training, cache them on disk, and train without the
+    /// reference model (DPO)
     #[arg(long)]
     pub precompute_ref_log_probs: bool,
-    /// Groups of one forward of that pass [default: --per-device-train-batch-size]
+    /// Groups per forward pass of this precomputation [default: --per-device-train-batch-size]
     #[arg(long)]
     pub precompute_ref_batch_size: Option<usize>,
-    /// Folder of the log-probs, shared by runs [default: $MAPL_CACHE_DIR/reference, or mapl/reference below
-    /// $XDG_CACHE_HOME or ~/.cache]
+    /// Cache folder of the log-probs, shared by runs [default: $MAPL_CACHE_DIR/reference, or
+    /// mapl/reference below $XDG_CACHE_HOME or ~/.cache]
     #[arg(long)]
     pub ref_cache_dir: Option<PathBuf>,
 }
 
 impl ReferenceArgs {
-    /// Settings of the pass, if there is to be one. `has_reference` is false for `--ref-model none`.
+    /// Settings of the precomputation, or `None` without it. `has_reference` is false for
+    /// `--ref-model none`.
     pub fn resolve(
         &self,
         method: Method,
@@ -67,13 +69,13 @@ impl ReferenceArgs {
     }
 }
 
-/// Cache folder that the environment names; empty variables count as unset.
+/// Cache folder by environment variables. Empty variables count as unset.
 fn default_dir(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = path("MAPL_CACHE_DIR") {
         return Ok(dir.join("reference"));
     }
-    // The XDG specification has relative paths ignored.
+    // The XDG specification requires relative paths to be ignored.
     let shared = path("XDG_CACHE_HOME").filter(|dir| dir.is_absolute());
     match shared.or_else(|| path("HOME").map(|home| home.join(".cache"))) {
         Some(dir) => Ok(dir.join("mapl").join("reference")),
@@ -90,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_lies_where_the_environment_says() {
+    fn the_cache_folder_follows_the_environment() {
         let dir = |set: &[(&str, &str)]| {
             default_dir(|name| set.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v)))
         };

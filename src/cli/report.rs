@@ -1,4 +1,4 @@
-//! `mapl report`: one HTML page about the runs of some folders.
+//! `mapl report`: an HTML report of one or several runs.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Arguments of `report`.
 #[derive(Args, Clone, Debug)]
 pub struct ReportArgs {
-    /// Output folders of training runs; several are laid over one another
+    /// Output folders of training runs; several runs share the charts
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// HTML file to write [default: report.html in the folder of a single run]
@@ -20,7 +20,7 @@ pub struct ReportArgs {
     output: Option<PathBuf>,
 }
 
-/// Writes the page.
+/// Writes the report.
 pub fn run(args: &ReportArgs) -> Result<()> {
     if args.runs.len() > MOST_RUNS {
         let (n, most) = (args.runs.len(), MOST_RUNS);

@@ -1,5 +1,6 @@
-//! One run at a time writes into an output folder. The lock is the operating system's, on `run.lock` in the folder, so
-//! it ends with the process however that ends: a file left behind by a kill is taken over, never in the way.
+//! Lock of an output folder: only one run at a time writes into it. It is an operating system lock
+//! on `run.lock` in the folder, so it ends with the process, however the process ends. A file left
+//! behind by a killed process is taken over.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -8,19 +9,21 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Name of the locked file; it holds the number of the process.
-pub const LOCK_FILE: &str = "run.lock";
+/// Name of the lock file; it holds the process id.
+const LOCK_FILE: &str = "run.lock";
 
-/// Held while a run writes into its folder; dropping it removes the file and releases the lock.
+/// Lock held while a run writes into its folder. Dropping it removes the file and releases the
+/// lock.
 #[derive(Debug)]
 pub struct RunLock {
     path: PathBuf,
-    /// Open for as long as the lock is held; `None` on file systems without locks.
+    /// Open while the lock is held; `None` on file systems without locks.
     file: Option<File>,
 }
 
 impl RunLock {
-    /// Locks a folder that exists. A folder in use is [`Error::Usage`] naming it and the process.
+    /// Locks an existing folder. For a folder in use, [`Error::Usage`] names the folder and the
+    /// process.
     pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
         loop {
@@ -39,8 +42,8 @@ impl RunLock {
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
             }
-            // The holder before may have removed the file between the opening and the locking here: then this lock is
-            // on a file that nobody else will find.
+            // The previous holder may have removed the file between opening and locking it here.
+            // Then this lock is on a file that no other run will find.
             if !is_at(&file, &path) {
                 continue;
             }
@@ -55,14 +58,15 @@ impl RunLock {
 impl Drop for RunLock {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // Still locked here, so the file is this run's own. One that stays behind does no harm.
+            // The lock is still held, so the file belongs to this run. A file that stays behind
+            // does no harm.
             let _ = fs::remove_file(&self.path);
             drop(file);
         }
     }
 }
 
-/// Whether an open file is the one that now lies at `path`.
+/// Whether an open file is the one now at `path`.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::metadata(path)) {
         (Ok(open), Ok(there)) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
@@ -97,7 +101,7 @@ mod tests {
         assert!(why.to_string().contains(&dir.path().display().to_string()), "{why}");
         drop(lock);
         assert!(!dir.path().join(LOCK_FILE).exists());
-        // What a killed process leaves behind is no lock.
+        // The file of a killed process is not locked.
         std::fs::write(dir.path().join(LOCK_FILE), "4194303999\n").unwrap();
         let lock = RunLock::take(dir.path()).unwrap();
         let text = std::fs::read_to_string(dir.path().join(LOCK_FILE)).unwrap();

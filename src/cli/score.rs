@@ -1,4 +1,4 @@
-//! `mapl score`: a trained model on groups, without training it; and the loading and scoring that `mapl eval` shares.
+//! `mapl score`: scores groups with a trained model. `mapl eval` shares the loading and scoring.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use crate::terminal::say;
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
 
-/// How a model scores.
+/// Scoring settings of a model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// Reference folder of a DPO policy [default: none; scores are beta log pi]
@@ -33,19 +33,20 @@ pub struct ModelArgs {
     /// Factor on log pi - log ref in logits [language models; default 0.1]
     #[arg(long)]
     pub beta: Option<f64>,
-    /// Tokens whose log-probabilities make a score [language models; default response]
+    /// Tokens that the log-probability of a sequence covers [language models; default response]
     #[arg(long, value_enum)]
     pub logp_scope: Option<ScopeName>,
     /// Sum or mean over a sequence's tokens [language models; default sum]
     #[arg(long, value_enum)]
     pub logp_reduce: Option<ReduceName>,
-    /// Longest sequence in tokens; longer ones are an error [default: the model's limit]
+    /// Maximum sequence length in tokens; longer sequences are an error [default: the model's
+    /// limit]
     #[arg(long)]
     pub max_length: Option<usize>,
-    /// Chat template to use in place of the model folder's
+    /// Chat template to use instead of the model folder's
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
-    /// Tokens of a batch; fewer need less memory, and scores do not depend on it
+    /// Tokens per batch; smaller batches need less memory, and scores do not depend on it
     #[arg(long, default_value_t = TOKEN_BUDGET)]
     pub batch_tokens: usize,
     #[command(flatten)]
@@ -65,7 +66,7 @@ pub struct ScoreArgs {
     /// Files of groups or pairs
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
-    /// JSON lines to write, one per input row, in order
+    /// JSON lines file to write, one line per input row, in order
     #[arg(long)]
     output: PathBuf,
 }
@@ -86,7 +87,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     Ok(())
 }
 
-/// `{"id", "sequences": [...], "comparisons": [...]}`.
+/// JSON row of a group: `{"id", "sequences": [...], "comparisons": [...]}`.
 fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
     let sequences: Vec<Value> = group
         .sequences
@@ -123,7 +124,7 @@ pub(super) struct ScoreJob<'a> {
     pub args: &'a ModelArgs,
     pub model: &'a Path,
     pub rows: Vec<SourceRow>,
-    /// Scores the probes of [`blindness`] too, with this seed.
+    /// Seed to score the probes of [`blindness`] with too, if they are requested.
     pub blindness: Option<u64>,
 }
 
@@ -132,9 +133,9 @@ pub(super) struct ScoredData {
     pub groups: Vec<TokenizedGroup>,
     pub scores: Vec<GroupScores>,
     pub head: Head,
-    /// Factor on a score in logits: beta, or 1 for rewards.
+    /// Factor on scores in logits: beta, or 1 for rewards.
     pub scale: f64,
-    /// Measures of the probes, and remarks on them.
+    /// Measures of the probes, and remarks about them.
     pub probes: Vec<Measure>,
     pub remarks: Vec<String>,
 }
@@ -197,7 +198,7 @@ impl Job for ScoreJob<'_> {
 }
 
 impl ModelArgs {
-    /// The score in use, as a loss that is never minimised.
+    /// Scoring settings as a loss; it is never minimised.
     fn loss(&self, head: Head) -> Result<Loss> {
         let options = LossOptions {
             beta: self.beta,

@@ -1,12 +1,12 @@
-//! What a run prints before its first step: one aligned table of settings, data and model, and one decoded example of
-//! every comparison kind with the trained tokens marked.
+//! Output before the first step of a run: an aligned table of settings, data and model, and a
+//! decoded example of every comparison kind with the trained tokens marked.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use clap::ValueEnum;
 
-use super::train::Plan;
+use super::train::TrainSetup;
 use crate::Result;
 use crate::data::options::Objective;
 use crate::data::show::{ShowOptions, render_examples};
@@ -18,9 +18,9 @@ use crate::model::config::ModelConfig;
 use crate::terminal::color;
 use crate::train::memory::MemoryPlan;
 
-/// What is about to be trained, on what, and where.
+/// The run to describe.
 pub(super) struct Startup<'a> {
-    pub plan: &'a Plan<'a>,
+    pub setup: &'a TrainSetup<'a>,
     /// Folder of the start weights.
     pub start: &'a Path,
     pub config: &'a ModelConfig,
@@ -28,9 +28,9 @@ pub(super) struct Startup<'a> {
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
-    /// Evaluation rows; `rows_read` is 0 without any.
+    /// Report on the evaluation rows; `rows_read` is 0 without any.
     pub eval_report: &'a TokenizeReport,
-    /// Bytes by part, where they were planned.
+    /// Bytes by part, if they were planned.
     pub memory: Option<&'a MemoryPlan>,
     pub tokenizer: &'a Tokenizer,
 }
@@ -44,7 +44,7 @@ impl Startup<'_> {
         }
         out += &self.report.to_string();
         line(&mut out, "sharing", &self.sharing());
-        line(&mut out, "loss", &self.plan.loss.formula(self.plan.reference().is_some()));
+        line(&mut out, "loss", &self.setup.loss.formula(self.setup.reference().is_some()));
         if let Some(memory) = self.memory {
             let _ = writeln!(out, "memory, planned for the largest batch\n{memory}");
         }
@@ -57,22 +57,22 @@ impl Startup<'_> {
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {
-        let (plan, s, c) = (self.plan, &self.plan.settings, self.config);
+        let (setup, s, c) = (self.setup, &self.setup.settings, self.config);
         let precision = if self.device == "reference" { "f64, one core" } else { self.dtype };
         let threads = match rayon::current_num_threads() {
             _ if self.device != "cpu" => String::new(),
             1 => ", 1 thread".to_owned(),
             n => format!(", {n} threads"),
         };
-        let seed = plan.args.optimiser.seed;
-        let objective = match plan.objective() {
+        let seed = setup.args.optimiser.seed;
+        let objective = match setup.objective() {
             Objective::Rows => String::new(),
             other => format!(", objective {},", value_name(&other)),
         };
         let mut lines = vec![
             (
                 "run",
-                format!("{}{objective} on {} ({precision}{threads}), seed {seed}", plan.method.name(), self.device),
+                format!("{}{objective} on {} ({precision}{threads}), seed {seed}", setup.method.name(), self.device),
             ),
             ("output", s.output_dir.display().to_string()),
             (
@@ -90,7 +90,7 @@ impl Startup<'_> {
                 ),
             ),
         ];
-        if let Some(reference) = plan.reference() {
+        if let Some(reference) = setup.reference() {
             lines.push(("reference", format!("{}, frozen", reference.display())));
         }
         let batch = s.micro_batch * s.accumulation;
@@ -100,13 +100,13 @@ impl Startup<'_> {
         lines.push((
             "batch",
             format!(
-                "{micro} groups x {times} = {batch} an update, {} an epoch, {} in all",
+                "{micro} groups x {times} = {batch} per update, {} per epoch, {} in total",
                 updates(per_epoch as u64),
                 updates(total)
             ),
         ));
         let schedule = value_name(&s.scheduler);
-        let clip = match plan.adamw.max_grad_norm {
+        let clip = match setup.adamw.max_grad_norm {
             0.0 => "no clipping".to_owned(),
             norm => format!("gradient norm at most {norm}"),
         };
@@ -114,7 +114,7 @@ impl Startup<'_> {
             "optimiser",
             format!(
                 "AdamW, learning rate {:e}, {schedule}, {} warm-up steps, weight decay {}, {clip}",
-                s.learning_rate, s.warmup_steps, plan.adamw.weight_decay
+                s.learning_rate, s.warmup_steps, setup.adamw.weight_decay
             ),
         ));
         if s.warmup_steps >= total {
@@ -130,14 +130,14 @@ impl Startup<'_> {
             let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
             lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
         }
-        if plan.tokenize.max_length < plan.args.tokenize.max_length {
-            let (now, given) = (plan.tokenize.max_length, plan.args.tokenize.max_length);
-            lines.push(("max length", format!("{now} tokens, the model's limit, in place of {given}")));
+        if setup.tokenize.max_length < setup.args.tokenize.max_length {
+            let (now, given) = (setup.tokenize.max_length, setup.args.tokenize.max_length);
+            lines.push(("max length", format!("{now} tokens, the model's limit, instead of {given}")));
         }
         lines
     }
 
-    /// What prefix trees save over running every sequence on its own.
+    /// Tokens saved by prefix sharing.
     fn sharing(&self) -> String {
         let (mut alone, mut shared) = (0, 0);
         for counts in self.groups.iter().map(token_counts) {
@@ -145,7 +145,7 @@ impl Startup<'_> {
             shared += counts.tree;
         }
         let saved = if alone == 0 { 0.0 } else { 100.0 * (alone - shared) as f64 / alone as f64 };
-        format!("{shared} tokens an epoch in prefix trees, {alone} without: {saved:.0} % saved")
+        format!("{shared} tokens per epoch in prefix trees, {alone} without: {saved:.0} % saved")
     }
 }
 

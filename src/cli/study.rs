@@ -1,4 +1,4 @@
-//! `mapl study`: a training run under observation.
+//! `mapl study`: training runs and benchmarks under observation.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
-use crate::bench::rates::{Benched, Rates};
+use crate::bench::rates::{BenchBackend, Rates};
 use crate::bench::row::Status;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
@@ -31,7 +31,7 @@ use crate::study::record::{Facts, Study};
 use crate::terminal::{complain, say};
 use crate::{Error, Result};
 
-/// What is observed.
+/// Command to observe.
 #[derive(Subcommand, Clone, Debug)]
 pub enum StudyCommand {
     /// Observe a `mapl sft` run
@@ -40,29 +40,31 @@ pub enum StudyCommand {
     Reward(Box<StudyArgs>),
     /// Observe a `mapl dpo` run
     Dpo(Box<StudyArgs>),
-    /// Observe a benchmark: what the hardware did while every row was timed
+    /// Observe a benchmark, with hardware readings while every row is timed
     Bench(Box<BenchStudyArgs>),
     /// Observe runs over a grid of flags
     Sweep(SweepArgs),
 }
 
-/// Arguments of `study`: those of the run, and of the observation.
+/// Arguments of `study sft`, `reward` and `dpo`: the run's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct StudyArgs {
     #[command(flatten)]
     train: TrainArgs,
-    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with -study]
+    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with
+    /// -study]
     #[arg(long)]
     study_dir: Option<PathBuf>,
-    /// Milliseconds between readings of the hardware
+    /// Milliseconds between hardware readings
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     sample_interval: u64,
-    /// TFLOP/s that utilisation is counted in [default: dense bf16 of the card's data sheet where that is certain]
+    /// Peak TFLOP/s that utilisation is relative to [default: dense bf16 of the GPU's data sheet,
+    /// if certain]
     #[arg(long)]
     peak_tflops: Option<f64>,
 }
 
-/// Arguments of `study bench`: those of the benchmark, and of the observation.
+/// Arguments of `study bench`: the benchmark's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct BenchStudyArgs {
     #[command(flatten)]
@@ -70,10 +72,10 @@ pub struct BenchStudyArgs {
     /// Folder for study.json, report.html and hw.jsonl
     #[arg(long)]
     study_dir: PathBuf,
-    /// Overwrite an earlier study there
+    /// Overwrite an earlier study in the folder
     #[arg(long)]
     overwrite: bool,
-    /// Milliseconds between readings of the hardware
+    /// Milliseconds between hardware readings
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     sample_interval: u64,
 }
@@ -81,7 +83,7 @@ pub struct BenchStudyArgs {
 /// Files of a study.
 const FILES: [&str; 3] = ["study.json", "report.html", "hw.jsonl"];
 
-/// Trains, observes, and writes what was seen, also of a run that fails.
+/// Trains under observation and writes the study, even if the run fails.
 pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let (method, args) = match command {
         StudyCommand::Sft(args) => (Method::Sft, args),
@@ -97,25 +99,25 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));
     }
     let folder = args.folder()?;
-    let place = Place::of(args.train.device)?;
+    let place = RunDevice::of(args.train.device)?;
     let facts = args.facts(method, command_line, &place);
     let before = place.rates()?;
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let uuid = place.uuid.clone();
-    let graphics = matches!(place.device, Device::Cuda(_));
+    let has_gpu = matches!(place.device, Device::Cuda(_));
     let interval = Duration::from_millis(args.sample_interval);
-    let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(graphics, uuid.as_deref()))?;
+    let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(has_gpu, uuid.as_deref()))?;
     let observed = Observed::default();
     let outcome = super::train::run_observed(method, &args.train, command_line, Some(observed.clone()));
     let readings = sampler.stop();
     let seen = observed.take();
     if let (Err(_), true) = (&outcome, seen.steps.is_empty()) {
-        // Nothing was trained: nothing is left behind. A folder that held something else stays.
+        // Nothing was trained, so nothing is left behind. A folder with other contents stays.
         let _ = std::fs::remove_file(folder.join(FILES[2]));
         let _ = std::fs::remove_dir(&folder);
         return outcome.map(|_| ());
     }
-    // A device that has failed is not asked again.
+    // A device that has failed is not measured again.
     let after = if outcome.is_ok() { place.rates()? } else { None };
     let rates = match (before, after) {
         (Some(a), Some(b)) => Some(a.or(b)),
@@ -142,22 +144,22 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     }
 }
 
-/// Benchmarks, observes, and writes what was seen.
+/// Benchmarks under observation and writes the study.
 fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     args.bench.check_timed()?;
-    if let (Some(name), false) = (held(&args.study_dir), args.overwrite) {
+    if let (Some(name), false) = (existing_file(&args.study_dir), args.overwrite) {
         let folder = args.study_dir.display();
         return Err(Error::Usage(format!(
             "--study-dir {folder} already holds {name}; name another folder, or give --overwrite"
         )));
     }
-    let uuid = Place::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
-    let graphics = uuid.is_some();
+    let uuid = RunDevice::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
+    let has_gpu = uuid.is_some();
     std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;
     let log = args.study_dir.join(FILES[2]);
     let interval = Duration::from_millis(args.sample_interval);
-    let sampler = Sampler::start(interval, Some(&log), move || meters(graphics, uuid.as_deref()))?;
-    super::bench::observed(&args.bench, |rows, spans| {
+    let sampler = Sampler::start(interval, Some(&log), move || meters(has_gpu, uuid.as_deref()))?;
+    super::bench::run_observed(&args.bench, |rows, spans| {
         let readings = sampler.stop();
         let failed = rows.iter().find(|row| row.status == Status::Failed);
         let outcome = failed.map_or("finished".into(), |row| format!("{} failed: {}", row.op, row.note));
@@ -170,20 +172,20 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     })
 }
 
-/// A study's file that is in a folder already.
-fn held(folder: &Path) -> Option<&'static str> {
+/// File of an earlier study in a folder, if there is one.
+fn existing_file(folder: &Path) -> Option<&'static str> {
     FILES.into_iter().find(|name| folder.join(name).exists())
 }
 
-/// What readings are taken of, and what there is none of.
-fn meters(graphics: bool, uuid: Option<&str>) -> Meters {
+/// Meters to read, and readings that are unavailable.
+fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
     let mut missing = Vec::new();
-    if !graphics {
-        missing.push(("card".into(), "this run uses none".into()));
+    if !has_gpu {
+        missing.push(("card".into(), "this run uses no GPU".into()));
         return (meters, missing);
     }
-    // The library stays loaded for as long as the process: the meter lives on a thread of its own.
+    // The library stays loaded until the process ends: the meter lives on another thread.
     let card = nvml::load().and_then(|library| NvmlCard::new(Box::leak(Box::new(library)), uuid));
     match card {
         Ok(card) => meters.push(Box::new(CardMeter::new(card))),
@@ -199,10 +201,13 @@ impl StudyArgs {
             name.push("-study");
             self.train.output_dir.with_file_name(name)
         });
-        if super::output::same_place(&folder, &self.train.output_dir) {
-            return Err(Error::Usage(format!("--study-dir {0}: is the output folder of the run", folder.display())));
+        if super::output::same_file(&folder, &self.train.output_dir) {
+            return Err(Error::Usage(format!(
+                "--study-dir {0} is the output folder of the run; name another folder",
+                folder.display()
+            )));
         }
-        if let (Some(name), false) = (held(&folder), self.train.overwrite_output_dir) {
+        if let (Some(name), false) = (existing_file(&folder), self.train.overwrite_output_dir) {
             return Err(Error::Usage(format!(
                 "--study-dir {} already holds {name}; name another folder, or give --overwrite-output-dir",
                 folder.display()
@@ -211,14 +216,14 @@ impl StudyArgs {
         Ok(folder)
     }
 
-    fn facts(&self, method: Method, command_line: &str, place: &Place) -> Facts {
+    fn facts(&self, method: Method, command_line: &str, place: &RunDevice) -> Facts {
         let (peak_flops, peak_source) = match (self.peak_tflops, place.bf16) {
             (Some(tera), _) => (Some(tera * 1e12), "--peak-tflops".to_owned()),
-            (None, true) => match peak::bf16(&place.hardware) {
+            (None, true) => match peak::bf16_flops(&place.hardware) {
                 Some(flops) => (Some(flops), "data sheet, dense bf16".to_owned()),
-                None => (None, "no data sheet is certain for this card; give --peak-tflops".to_owned()),
+                None => (None, "no data sheet is certain for this GPU; give --peak-tflops".to_owned()),
             },
-            (None, false) => (None, "data sheets are known for bf16 on cards; give --peak-tflops".to_owned()),
+            (None, false) => (None, "data sheet peaks are known only for bf16 on GPUs; give --peak-tflops".to_owned()),
         };
         Facts {
             command: command_line.to_owned(),
@@ -234,8 +239,8 @@ impl StudyArgs {
     }
 }
 
-/// Where a run takes place.
-struct Place {
+/// Device of a run.
+struct RunDevice {
     device: Device,
     bf16: bool,
     backend: &'static str,
@@ -244,12 +249,12 @@ struct Place {
     uuid: Option<String>,
 }
 
-impl Place {
+impl RunDevice {
     fn of(args: DeviceArgs) -> Result<Self> {
-        fn known<B: Benched>(on: &B, device: Device) -> Place {
+        fn known<B: BenchBackend>(on: &B, device: Device) -> RunDevice {
             let dtype = B::PRECISION.name();
             let (backend, hardware, uuid) = (B::NAME, on.hardware(), on.hardware_id());
-            Place { device, bf16: dtype == "bf16" && backend == "cuda", backend, dtype, hardware, uuid }
+            RunDevice { device, bf16: dtype == "bf16" && backend == "cuda", backend, dtype, hardware, uuid }
         }
         let ordinal = match args.device {
             Device::Auto => Driver::new(0).ok().map(|driver| (driver, 0)),

@@ -1,4 +1,4 @@
-//! `mapl study sweep`: observed runs over a grid of flags, each in a process of its own.
+//! `mapl study sweep`: observed runs over a grid of flags, each in its own process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::files::write_whole;
 use crate::files::{write_json, write_text};
 use crate::study::sweep::grid::{Grid, Point};
-use crate::study::sweep::outcome::{Outcome, csv, earlier};
+use crate::study::sweep::outcome::{Outcome, csv, finished_study};
 use crate::study::sweep::page;
 use crate::terminal::say;
 use crate::{Error, Result};
@@ -17,18 +17,18 @@ use crate::{Error, Result};
 /// Arguments of `study sweep`.
 #[derive(Args, Clone, Debug)]
 pub struct SweepArgs {
-    /// What varies (TOML): method, [flags] of every run, lists of values in [vary]
+    /// TOML file with the method, [flags] of every run, and lists of values in [vary]
     file: PathBuf,
-    /// Folder for sweep.csv, sweep.json, report.html and a folder for each point; points that are there already are not
-    /// repeated
+    /// Folder for sweep.csv, sweep.json, report.html and a folder per point; finished points are
+    /// not repeated
     #[arg(long)]
     output_dir: PathBuf,
-    /// Keep the runs' own folders with their models, and not only the studies
+    /// Keep the folders of the runs with their models, not only the studies
     #[arg(long)]
     keep_runs: bool,
 }
 
-/// Runs the points that are not there yet. A point that fails is a row with its error.
+/// Runs the unfinished points. A point that fails is a row with its error.
 pub fn run(args: &SweepArgs) -> Result<()> {
     let grid = Grid::read(&args.file)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
@@ -39,33 +39,33 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         let named: Vec<String> =
             grid.axes.iter().zip(&point.values).map(|(axis, value)| format!("{axis}={value}")).collect();
         let label = format!("{}/{} {}", at + 1, grid.points.len(), named.join(" "));
-        let outcome = match earlier(&folder, &words) {
+        let outcome = match finished_study(&folder, &words) {
             Some(study) => {
-                say(&format!("{label}: there already"));
+                say(&format!("{label}: finished earlier"));
                 Outcome::of(point, &study)
             }
             None => {
                 let outcome = args.point(point, &folder, &words)?;
                 say(&match (&outcome.error[..], outcome.step_ms, outcome.tokens_per_s) {
-                    ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms a step, {tokens:.0} tokens/s"),
+                    ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms per step, {tokens:.0} tokens/s"),
                     (why, ..) => format!("{label}: failed: {why}"),
                 });
                 outcome
             }
         };
         outcomes.push(outcome);
-        // A sweep that is stopped has its rows so far.
+        // An interrupted sweep keeps its rows so far.
         args.write(&grid, &outcomes)?;
     }
     say(&format!("sweep in {}", args.output_dir.join("report.html").display()));
     match outcomes.iter().all(|outcome| !outcome.error.is_empty()) {
-        true => Err(Error::Runtime(format!("no point finished; the first says: {}", outcomes[0].error))),
+        true => Err(Error::Runtime(format!("no point finished; error of the first: {}", outcomes[0].error))),
         false => Ok(()),
     }
 }
 
 impl SweepArgs {
-    /// Words of a point's command.
+    /// Command line arguments of a point.
     fn words(&self, grid: &Grid, point: &Point, folder: &Path) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let own = ["study".into(), grid.method.clone()];
@@ -78,7 +78,7 @@ impl SweepArgs {
         let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let study = folder.join("study.json");
-        // An earlier study of other flags must not pass for this one.
+        // An earlier study with other flags must not pass for this one.
         if study.exists() {
             std::fs::remove_file(&study).map_err(Error::io("remove", &study))?;
         }

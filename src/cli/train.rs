@@ -1,11 +1,11 @@
-//! `sft`, `reward`, `dpo`: from arguments to a finished run.
+//! `mapl sft`, `reward` and `dpo`: from arguments to a finished run.
 
 use std::path::{Path, PathBuf};
 
 use super::device::Job;
 use super::fingerprint::Fingerprint;
-use super::manifest::Facts;
-use super::output::{RunFolder, check_ids, same_place};
+use super::manifest::ManifestFacts;
+use super::output::{RunFolder, check_ids, same_file};
 use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
@@ -34,18 +34,18 @@ use crate::train::signals::Signals;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// Everything decided before a backend is chosen.
-pub(super) struct Plan<'a> {
+/// Everything decided before a backend is selected.
+pub(super) struct TrainSetup<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
     pub(super) command_line: &'a str,
     pub(super) build: BuildOptions,
-    /// The options given, the limit lowered to what the model can hold.
+    /// Given options, with the length limit lowered to the model's.
     pub(super) tokenize: TokenizeOptions,
     pub(super) loss: Loss,
     pub(super) adamw: AdamWSettings,
     pub(super) settings: RunSettings,
-    /// The reference's log-probs are computed before training.
+    /// Settings of precomputed reference log-probs, if they are used.
     pub(super) precompute: Option<CacheOptions>,
 }
 
@@ -54,7 +54,7 @@ pub fn run(method: Method, args: &TrainArgs, command_line: &str) -> Result<RunSu
     run_observed(method, args, command_line, None)
 }
 
-/// As [`run`]; notes every step, with its time by op, where a study asks for it.
+/// Runs a training command; for a study, reports every step and its time by op to `observed`.
 pub fn run_observed(
     method: Method,
     args: &TrainArgs,
@@ -87,44 +87,45 @@ pub fn run_observed(
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(
-            "--prefix-sharing off: stored reference log-probs are those of shared prefixes; leave out \
+            "--prefix-sharing off: precomputed reference log-probs are those of shared prefixes; leave out \
              --precompute-ref-log-probs"
                 .into(),
         ));
     }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
-    let plan = Plan { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
+    let setup = TrainSetup { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
     match study {
-        true => args.device.run_observed(TrainJob(plan)),
-        false => args.device.run_probed(TrainJob(plan), args.profile),
+        true => args.device.run_observed(TrainJob(setup)),
+        false => args.device.run_probed(TrainJob(setup), args.profile),
     }
 }
 
-struct TrainJob<'a>(Plan<'a>);
+struct TrainJob<'a>(TrainSetup<'a>);
 
 impl Job for TrainJob<'_> {
     type Output = RunSummary;
 
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
-        let mut plan = self.0;
+        let mut setup = self.0;
         Signals::listen()?;
-        let resume = plan.resume()?;
-        let folder = plan.folder(resume.as_deref());
+        let resume = setup.resume()?;
+        let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
-        let start = resume.clone().unwrap_or_else(|| plan.args.model.clone());
-        // Everything but the weights comes from where the run started, so that a change there is noticed.
-        let config = ModelConfig::read(&plan.args.model)?;
-        let mut tokenizer = Tokenizer::load(&plan.args.model)?;
-        if let Some(template) = &plan.args.chat_template_path {
+        let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
+        // Everything except the weights comes from the original start model, so that a change there
+        // is detected.
+        let config = ModelConfig::read(&setup.args.model)?;
+        let mut tokenizer = Tokenizer::load(&setup.args.model)?;
+        if let Some(template) = &setup.args.chat_template_path {
             tokenizer.set_template_file(template)?;
         }
-        plan.tokenize.max_length = plan.tokenize.max_length.min(config.max_positions);
-        let (rows, eval_rows) = plan.read()?;
-        let redraws = plan.build.objective.builds() && plan.build.redraw == Redraw::Epoch;
+        setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
+        let (rows, eval_rows) = setup.read()?;
+        let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
-        let (train_groups, report) = plan.tokenize(rows, &tokenizer, 0)?;
-        let (eval_groups, eval_report) = plan.tokenize_eval(eval_rows, &tokenizer)?;
+        let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
+        let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
         if train_groups.is_empty() {
             return Err(Error::Usage(
                 "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
@@ -132,36 +133,36 @@ impl Job for TrainJob<'_> {
                     .into(),
             ));
         }
-        check_ids(&train_groups, &plan.args.model, config.vocab)?;
-        check_ids(&eval_groups, &plan.args.model, config.vocab)?;
-        if let Some(best) = &plan.settings.best {
+        check_ids(&train_groups, &setup.args.model, config.vocab)?;
+        check_ids(&eval_groups, &setup.args.model, config.vocab)?;
+        if let Some(best) = &setup.settings.best {
             best.check(&eval_groups)?;
         }
 
-        let fingerprint = plan.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
+        let fingerprint = setup.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
         let mut resumed = None;
         if let Some(folder) = &resume {
-            // Before anything is written: a refused run leaves the one it does not continue as it was.
+            // Checked before anything is written: a refused run leaves the other run untouched.
             let state = checkpoint::read_state(folder)?;
             state.check(folder, &fingerprint)?;
-            let total = plan.settings.total_steps(train_groups.len());
+            let total = setup.settings.total_steps(train_groups.len());
             if state.step > total {
-                let why = format!("is after step {}, but the run is to end after step {total}", state.step);
+                let why = format!("is after step {}, but the run ends after step {total}", state.step);
                 return Err(Error::model(folder, why));
             }
             resumed = Some((folder.clone(), state.step));
         }
-        let config = plan.policy_config(&start, config, &tokenizer)?;
-        let memory = plan.memory(backend, &config, &train_groups)?;
+        let config = setup.policy_config(&start, config, &tokenizer)?;
+        let memory = setup.memory(backend, &config, &train_groups)?;
         if let Some(memory) = &memory {
             memory.check()?;
-            plan.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
+            setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        let (policy, reference, same_start) = plan.models(backend, &start, config)?;
-        if !plan.settings.quiet {
+        let (policy, reference, same_start) = setup.models(backend, &start, config)?;
+        if !setup.settings.quiet {
             let startup = Startup {
-                plan: &plan,
+                setup: &setup,
                 start: &start,
                 config: &policy.config,
                 device: B::NAME,
@@ -174,10 +175,10 @@ impl Job for TrainJob<'_> {
             };
             say(&startup.text()?);
         }
-        let cache = plan.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
+        let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
         let _lock = folder.prepare(lock)?;
-        let facts = Facts {
-            plan: &plan,
+        let facts = ManifestFacts {
+            setup: &setup,
             device: B::NAME,
             dtype: B::PRECISION.name(),
             tokenizer: &tokenizer,
@@ -185,8 +186,8 @@ impl Job for TrainJob<'_> {
             eval: (&eval_groups, &eval_report),
             fingerprint: &fingerprint,
         };
-        let mut manifest = Manifest::begin(&plan.settings.output_dir, facts.to_map()?, resumed)?;
-        let redraw = |epoch: u64| plan.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
+        let mut manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
+        let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
             eval: eval_groups,
@@ -195,28 +196,29 @@ impl Job for TrainJob<'_> {
             memory: memory
                 .as_ref()
                 .filter(|_| B::ASYNCHRONOUS)
-                .and_then(|plan| Some(Planned { planned_bytes: plan.total(), free_bytes: plan.available? })),
+                .and_then(|memory| Some(Planned { planned_bytes: memory.total(), free_bytes: memory.available? })),
             same_start,
             resume,
             fingerprint,
         };
         let outcome =
-            Trainer::new(backend, policy, reference, plan.loss.clone(), plan.adamw).and_then(|mut trainer| {
-                trainer.replay_steps(plan.replays(backend)?);
-                if plan.args.gradient_checkpointing {
+            Trainer::new(backend, policy, reference, setup.loss.clone(), setup.adamw).and_then(|mut trainer| {
+                trainer.replay_steps(setup.replays(backend)?);
+                if setup.args.gradient_checkpointing {
                     trainer.recompute_activations()?;
                 }
                 if let Some(cache) = cache {
                     trainer.use_stored_reference(cache);
                 }
-                train(trainer, data, &plan.settings)
+                train(trainer, data, &setup.settings)
             });
-        finish(&mut manifest, &plan.settings, &outcome);
+        finish(&mut manifest, &setup.settings, &outcome);
         outcome
     }
 }
 
-/// Notes the end of a run and writes its report. Neither may hide how the run itself ended.
+/// Records the end of a run and writes its report. Errors here must not hide the outcome of the
+/// run.
 fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
     if settings.report_to.jsonl {
@@ -228,17 +230,17 @@ fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunS
     }
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TrainSetup<'a> {
     fn print(&self, text: &str) {
         if !self.settings.quiet {
             say(text);
         }
     }
 
-    /// Where the run is written. A checkpoint of another folder is where a new run begins.
+    /// Output folder of the run. A checkpoint in another folder starts a new run.
     fn folder(&self, resume: Option<&Path>) -> RunFolder<'a> {
         let real = resume.and_then(|folder| folder.canonicalize().ok());
-        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_place(dir, &self.args.output_dir));
+        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_file(dir, &self.args.output_dir));
         let reference = self.args.ref_model.as_deref().filter(|path| path.as_os_str() != "none");
         RunFolder {
             dir: &self.args.output_dir,
@@ -248,12 +250,12 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// What is built and trained.
+    /// Objective of the run.
     pub(super) fn objective(&self) -> Objective {
         self.build.objective
     }
 
-    /// The reference model of a DPO run.
+    /// Reference model of a DPO run.
     pub(super) fn reference(&self) -> Option<&Path> {
         match (&self.method, &self.args.ref_model) {
             (Method::Sft | Method::Reward, _) => None,
@@ -263,7 +265,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The checkpoint to continue from.
+    /// Checkpoint to continue from.
     fn resume(&self) -> Result<Option<PathBuf>> {
         match &self.args.resume_from_checkpoint {
             None => Ok(None),
@@ -272,8 +274,8 @@ impl<'a> Plan<'a> {
                 match checkpoint::latest(&self.settings.output_dir, warn)? {
                     Some(folder) => Ok(Some(folder)),
                     None => Err(Error::Usage(format!(
-                        "--resume-from-checkpoint true: {} holds no complete checkpoint; leave the option out to begin \
-                         anew, with --overwrite-output-dir if a run was begun there",
+                        "--resume-from-checkpoint true: {} holds no complete checkpoint; leave the option out to start \
+                         a new run, with --overwrite-output-dir if the folder holds an earlier run",
                         self.settings.output_dir.display()
                     ))),
                 }
@@ -282,7 +284,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Rows to train and to evaluate on.
+    /// Training and evaluation rows.
     fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
         let read = |files: &[PathBuf]| -> Result<Vec<SourceRow>> {
             if files.is_empty() {
@@ -299,7 +301,7 @@ impl<'a> Plan<'a> {
         Ok((train, read(&self.args.eval_file)?))
     }
 
-    /// Groups of an epoch, ready for the loss.
+    /// Groups of an epoch, prepared for the loss.
     fn tokenize(
         &self,
         rows: Vec<SourceRow>,
@@ -312,7 +314,7 @@ impl<'a> Plan<'a> {
         Ok((groups, report))
     }
 
-    /// Groups to evaluate on: every kind of comparison they carry, whatever is trained.
+    /// Evaluation groups, with all their kinds of comparisons, whatever is trained.
     fn tokenize_eval(
         &self,
         rows: Vec<SourceRow>,
@@ -325,7 +327,7 @@ impl<'a> Plan<'a> {
         tokenize_rows(rows, tokenizer, &self.tokenize)
     }
 
-    /// Adds or removes comparisons as the objective says.
+    /// Adds or removes comparisons according to the objective.
     fn construct(&self, rows: Vec<SourceRow>, epoch: u64) -> Result<Vec<SourceRow>> {
         if self.build.objective == Objective::Rows {
             return Ok(rows);
@@ -349,20 +351,20 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Whether steps are recorded and replayed.
+    /// Whether steps are captured as graphs and replayed.
     fn replays<B: Backend>(&self, backend: &B) -> Result<bool> {
         match (self.args.cuda_graph, backend.kernel_properties()) {
             (Some(Switch::On), None) => Err(Error::Usage(format!(
-                "--cuda-graph on: the {} device records no steps; leave it out, or use --device cuda",
+                "--cuda-graph on: the {} device cannot capture steps as graphs; leave it out, or use --device cuda",
                 B::NAME
             ))),
-            // Ops of recorded steps have no times of their own.
+            // Ops in a captured graph cannot be timed one by one.
             (None, _) if self.settings.observed.is_some() => Ok(false),
             (choice, kernels) => Ok(choice != Some(Switch::Off) && kernels.is_some()),
         }
     }
 
-    /// What memory the run takes, by part.
+    /// Planned memory of the run, by part.
     fn memory<B: Backend>(
         &self,
         backend: &B,
@@ -388,7 +390,8 @@ impl<'a> Plan<'a> {
         MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
     }
 
-    /// Policy, reference unless its log-probs are precomputed, and whether both hold the same weights.
+    /// Policy, reference (unless its log-probs are precomputed), and whether both have the same
+    /// weights.
     fn models<B: Backend>(
         &self,
         backend: &B,
@@ -405,7 +408,7 @@ impl<'a> Plan<'a> {
             self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
         }
         let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
-        let same = same_place(folder, start);
+        let same = same_file(folder, start);
         if self.precompute.is_some() {
             return Ok((policy, None, same));
         }
@@ -413,7 +416,8 @@ impl<'a> Plan<'a> {
         Ok((policy, Some(reference), same))
     }
 
-    /// Folder and configuration of the reference; refuses one that cannot score the policy's sequences.
+    /// Folder and configuration of the reference. Refuses a reference that cannot score the
+    /// policy's sequences.
     fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
         let Some(folder) = self.reference() else { return Ok(None) };
         let config = ModelConfig::read(folder)?;
@@ -430,7 +434,7 @@ impl<'a> Plan<'a> {
         Ok(Some((folder, config)))
     }
 
-    /// The reference's log-probs of all groups, where they are to be computed before training.
+    /// The reference's log-probs of all groups, if they are precomputed.
     fn reference_cache<B: Backend>(
         &self,
         backend: &B,
@@ -450,7 +454,7 @@ impl<'a> Plan<'a> {
         Ok(Some(cache))
     }
 
-    /// What a resumed run must share with the run it continues.
+    /// Fingerprint that a resumed run must share with the run it continues.
     fn fingerprint(
         &self,
         groups: [&[TokenizedGroup]; 2],
@@ -461,11 +465,11 @@ impl<'a> Plan<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder)?,
         };
-        Fingerprint { plan: self, groups, tokenizer, config, reference }.entries()
+        Fingerprint { setup: self, groups, tokenizer, config, reference }.entries()
     }
 }
 
-/// Hash over the weight files of a model folder.
+/// Hash of the weight files of a model folder.
 fn weights_hash(folder: &Path) -> Result<String> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
     let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();

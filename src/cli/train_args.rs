@@ -1,5 +1,5 @@
-//! Arguments of `sft`, `reward` and `dpo`, and the settings they amount to. Defaults are those of TRL's trainers; the
-//! objectives `mapl` and `rc` change them to the settings of their papers.
+//! Arguments of `sft`, `reward` and `dpo`, and the resulting settings. Defaults are those of TRL's
+//! trainers; the objectives `mapl` and `rc` use the settings of their papers.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use crate::train::logs::{LogName, ReportTo};
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
 
-/// Most groups of one update: far above any use, far below an overflow.
+/// Maximum number of groups per update: far above any use, far below an overflow.
 const MAX_BATCH: usize = 1 << 30;
 
 /// Arguments of a training command. They serialise flat, as options of `run.json`.
@@ -28,42 +28,45 @@ pub struct TrainArgs {
     /// Model folder to start from
     #[arg(long, alias = "model-name-or-path")]
     pub model: PathBuf,
-    /// Frozen reference of DPO: a folder, or `none` [default: the start model]
+    /// Frozen reference model of DPO: a folder, or `none` [default: the start model]
     #[arg(long, alias = "ref-model-name-or-path")]
     pub ref_model: Option<PathBuf>,
-    /// Files to train on
+    /// Training files
     #[arg(long, num_args = 1.., required = true)]
     pub train_file: Vec<PathBuf>,
-    /// Files to evaluate on
+    /// Evaluation files
     #[arg(long, num_args = 1..)]
     pub eval_file: Vec<PathBuf>,
     /// Folder of the run: metrics, checkpoints, final model
     #[arg(long)]
     pub output_dir: PathBuf,
-    /// Write into a folder that already holds a run; the old run is removed
+    /// Replace a run that the output folder already holds
     #[arg(long)]
     pub overwrite_output_dir: bool,
-    /// Checkpoint folder to continue from, or `true` for the newest intact one of the output folder
+    /// Checkpoint folder to continue from, or `true` for the newest intact checkpoint of the output
+    /// folder
     #[arg(long)]
     pub resume_from_checkpoint: Option<PathBuf>,
-    /// Chat template to use in place of the model folder's
+    /// Chat template to use instead of the model folder's
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
-    /// Print errors and warnings only
+    /// Print only errors and warnings
     #[arg(long)]
     pub quiet: bool,
-    /// Time every op, print a table beside the machine's measured ceilings at the end, and write profile.json
+    /// Time every op, print a table with the machine's measured ceilings at the end, and write
+    /// profile.json
     #[arg(long)]
     pub profile: bool,
-    /// Keep one activation of every layer and compute the rest again in the backward: less memory, more time, the same bits
+    /// Keep only one activation per layer and recompute the others in the backward pass: less
+    /// memory, more time, identical bits
     #[arg(long)]
     pub gradient_checkpointing: bool,
-    /// Record the work of a step once for each of a few batch shapes and replay it: on, with batches filled up to the next
-    /// shape, or off; for devices that run kernels [default: on]
+    /// Capture the steps as CUDA graphs and replay them; batches are padded to one of a few shapes,
+    /// and one graph is captured per shape. Only on devices that run kernels [default: on]
     #[arg(long, value_enum)]
     pub cuda_graph: Option<Switch>,
-    /// Compute what sequences of a group begin with alike once: on, or off to see what it saves; the results are the same but
-    /// for rounding
+    /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
+    /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub prefix_sharing: Switch,
     /// Logs to write into the output folder
@@ -95,7 +98,7 @@ pub struct TrainArgs {
     pub build: BuildArgs,
 }
 
-/// A choice of two.
+/// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Switch {
@@ -103,35 +106,36 @@ pub enum Switch {
     Off,
 }
 
-/// Length, batch, optimiser and cadence of a run.
+/// Length, batch, optimiser and logging of a run.
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimiserArgs {
-    /// Groups of one forward and backward
+    /// Groups per forward and backward pass
     #[arg(long, default_value_t = 8)]
     pub per_device_train_batch_size: usize,
     /// Forward and backward passes per update [default: 1]
     #[arg(long)]
     pub gradient_accumulation_steps: Option<usize>,
-    /// Groups of one update; derives the accumulation
+    /// Groups per update; sets the gradient accumulation
     #[arg(long, conflicts_with = "gradient_accumulation_steps")]
     pub total_batch_size: Option<usize>,
-    /// Updates [default: from --num-train-epochs]
+    /// Number of updates [default: from --num-train-epochs]
     #[arg(long)]
     pub max_steps: Option<u64>,
-    /// Passes over the data [default: 3; 5 with --objective mapl or rc]
+    /// Epochs [default: 3; 5 with --objective mapl or rc]
     #[arg(long)]
     pub num_train_epochs: Option<f64>,
-    /// Peak learning rate [default: sft 2e-5, reward 1e-4, dpo 1e-6; reward 1e-5 with --objective mapl or rc]
+    /// Peak learning rate [default: sft 2e-5, reward 1e-4, dpo 1e-6; reward 1e-5 with --objective
+    /// mapl or rc]
     #[arg(long)]
     pub learning_rate: Option<f64>,
-    /// Course of the learning rate [default: linear; cosine with --objective mapl or rc]
+    /// Learning rate schedule [default: linear; cosine with --objective mapl or rc]
     #[arg(long, value_enum)]
     pub lr_scheduler_type: Option<Scheduler>,
-    /// Updates over which the learning rate rises [default: 0; 10 with --objective mapl or rc]
+    /// Updates of learning rate warm-up [default: 0; 10 with --objective mapl or rc]
     #[arg(long)]
     pub warmup_steps: Option<u64>,
-    /// Decoupled decay of matrices
+    /// Decoupled weight decay of matrices
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub weight_decay: f64,
     /// Decay rate of the first moment
@@ -140,28 +144,28 @@ pub struct OptimiserArgs {
     /// Decay rate of the second moment
     #[arg(long, default_value_t = 0.999, allow_negative_numbers = true)]
     pub adam_beta2: f64,
-    /// Added to the root of the second moment
+    /// Epsilon added to the root of the second moment
     #[arg(long, default_value_t = 1e-8, allow_negative_numbers = true)]
     pub adam_epsilon: f64,
-    /// Largest gradient norm; 0 for no clipping
+    /// Maximum gradient norm; 0 disables clipping
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub max_grad_norm: f64,
-    /// Train in file order
+    /// Train in file order, without shuffling
     #[arg(long)]
     pub no_shuffle: bool,
-    /// Seed of everything random but the construction of groups
+    /// Seed of all randomness except the construction of groups
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Updates between step lines
+    /// Updates between log lines
     #[arg(long, default_value_t = 10)]
     pub logging_steps: u64,
-    /// Updates in a row with a non-finite gradient after which the run stops
+    /// Consecutive updates with a non-finite gradient after which the run stops
     #[arg(long, default_value_t = 10)]
     pub max_skipped_steps: u64,
 }
 
 impl TrainArgs {
-    /// Settings of the loop. Every number is checked here, before anything is read.
+    /// Settings of the training loop. All numbers are checked here, before anything is read.
     pub fn run_settings(&self, method: Method, objective: Objective) -> Result<RunSettings> {
         let o = &self.optimiser;
         let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);
@@ -204,7 +208,7 @@ impl TrainArgs {
         };
         if micro_batch.checked_mul(accumulation).is_none_or(|groups| groups > MAX_BATCH) {
             return Err(Error::Usage(format!(
-                "{micro_batch} groups x {accumulation} an update: at most {MAX_BATCH} are possible; lower \
+                "{micro_batch} groups x {accumulation} per update: at most {MAX_BATCH} are possible; lower \
                  --per-device-train-batch-size or --gradient-accumulation-steps"
             )));
         }
@@ -240,7 +244,7 @@ impl TrainArgs {
         })
     }
 
-    /// Settings of AdamW, checked.
+    /// Checked settings of AdamW.
     pub fn adamw(&self) -> Result<AdamWSettings> {
         let o = &self.optimiser;
         let settings = AdamWSettings {

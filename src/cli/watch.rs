@@ -1,4 +1,4 @@
-//! `mapl watch`: a live view of a run in the terminal.
+//! `mapl watch`: live view of a run in the terminal.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,26 +13,26 @@ use crate::watch::view::{Choice, PANELS};
 /// Arguments of `watch`.
 #[derive(Args, Clone, Debug)]
 pub struct WatchArgs {
-    /// Output folder of a run, or its metrics.jsonl; it may be a copy that is brought up to date
+    /// Output folder of a run, or its metrics.jsonl; either may be a copy that is synchronised
     run: PathBuf,
-    /// Milliseconds between looks at the file
+    /// Milliseconds between reads of the file
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]
     interval: u64,
-    /// Print one picture as text and end
+    /// Print one frame as text and exit
     #[arg(long)]
     once: bool,
-    /// Page of the picture: loss, accuracy, margins, optimiser
+    /// Page to print: loss, accuracy, margins, optimiser
     #[arg(long, requires = "once", default_value = "loss", value_parser = PANELS.map(|panel| panel.0))]
     page: String,
-    /// Columns of the picture
+    /// Width of the frame in columns
     #[arg(long, requires = "once", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
     width: u16,
-    /// Rows of the picture
+    /// Height of the frame in rows
     #[arg(long, requires = "once", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=200))]
     height: u16,
 }
 
-/// Watches.
+/// Runs the command.
 pub fn run(args: &WatchArgs) -> Result<()> {
     let mut watched = Watched::new(&args.run)?;
     if !args.once {

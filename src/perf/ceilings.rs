@@ -1,5 +1,6 @@
-//! Rates that nothing on this machine exceeds: a large f32 matrix product by the gemm crate on all threads, and a copy
-//! that no cache holds. Both are measured, never looked up, and belong to the run they are measured in.
+//! Measured ceilings of this machine: the rate of a large f32 GEMM by the gemm crate on all
+//! threads, and of a copy that exceeds the caches. They are never looked up, and are valid only for
+//! the run in which they were measured.
 
 use std::time::Instant;
 
@@ -9,29 +10,29 @@ use serde::Serialize;
 /// Measured ceilings of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ceilings {
-    /// FLOP/s of an f32 product of two (2048, 2048) matrices.
+    /// FLOP/s of an f32 GEMM of two (2048, 2048) matrices.
     pub sgemm: f64,
     /// Bytes read and written per second by a copy of 256 MiB.
     pub copy: f64,
 }
 
-/// Side of the measured product.
+/// Side of the measured GEMM.
 const SIDE: usize = 2048;
 /// f32 elements copied: 256 MiB.
 const COPIED: usize = 64 << 20;
 /// Bytes that the copy and the sum read.
 pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
-/// Repeats, of which the best counts: interruptions only ever slow a run down.
+/// Number of repeats. The best counts, because interruptions can only slow a repeat down.
 const REPEATS: usize = 3;
 
 impl Ceilings {
-    /// Measures both; takes about a second on two cores.
+    /// Measures both ceilings; takes about a second on two cores.
     pub fn measure() -> Self {
         Self { sgemm: sgemm(), copy: copy() }
     }
 }
 
-/// Seconds of the fastest of some runs, after one that does not count.
+/// Seconds of the fastest repeat, after one warm-up.
 fn best(mut work: impl FnMut()) -> f64 {
     work();
     (0..REPEATS).map(|_| time(&mut work)).fold(f64::INFINITY, f64::min)
@@ -50,21 +51,22 @@ fn sgemm() -> f64 {
     2.0 * (SIDE as f64).powi(3) / seconds
 }
 
-/// Bytes a second of the fastest of several streams over memory: a copy, a sum (which only reads), and an update in place of
-/// four arrays by one (as an optimiser's). A store to memory that was not read fetches it first, so on most processors an
-/// update moves more than a copy does.
+/// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update
+/// of four arrays from a fifth, as in an optimiser. A store to memory that was not read before
+/// fetches it first. The update avoids this fetch, so on most CPUs it moves more bytes per second
+/// than the copy.
 pub fn memory(copy: f64) -> f64 {
     copy.max(sum()).max(update())
 }
 
-/// All threads on pieces of slices.
+/// Elements per thread.
 fn piece() -> usize {
     COPIED.div_ceil(rayon::current_num_threads())
 }
 
 fn sum() -> f64 {
     let from = vec![1.0f32; COPIED];
-    // Several sums side by side, so that additions do not wait for one another.
+    // Several independent sums, so that additions do not wait for each other.
     let of = |x: &[f32]| {
         let mut sums = [0.0f32; 64];
         for x in x.chunks_exact(64) {

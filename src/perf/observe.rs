@@ -1,4 +1,4 @@
-//! What a training run tells a study: every step with its time by op, and the memory it was planned to take.
+//! What a training run reports to a study: every step with its time by op, and planned memory.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -7,16 +7,16 @@ use serde::Serialize;
 
 use crate::backend::probe::OpTime;
 
-/// A step.
+/// Time and work of one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepTime {
     pub step: u64,
-    /// When it was finished.
+    /// Completion time.
     #[serde(skip)]
     pub finished: Instant,
-    /// From the end of the step before, or from its begin, to its results.
+    /// Seconds from the end of the previous step, or from the start of this one, to its results.
     pub seconds: f64,
-    /// Within ops; on a GPU between their events.
+    /// Seconds within ops; on a GPU between their events.
     pub op_seconds: f64,
     pub tokens: usize,
     pub groups: usize,
@@ -24,7 +24,7 @@ pub struct StepTime {
     pub flops: u64,
 }
 
-/// Sums of an op over steps.
+/// Totals of an op over steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpSum {
     pub op: &'static str,
@@ -34,24 +34,25 @@ pub struct OpSum {
     pub flops: u64,
 }
 
-/// What was seen so far.
+/// What a run has reported so far.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observations {
     pub steps: Vec<StepTime>,
-    /// Over the steps after the first [`WARM_UP`].
+    /// Totals over the steps after the first `WARM_UP` steps.
     pub ops: Vec<OpSum>,
-    /// Parts of the memory that the run was planned to take, in bytes.
+    /// Planned memory by part, in bytes.
     pub planned: Vec<(String, u64)>,
-    /// What was taken on a device with memory of its own.
+    /// Bytes used on a device with its own memory.
     pub taken: Option<u64>,
 }
 
-/// First steps, which load kernels and grow buffers, and are left out of sums.
-pub const WARM_UP: usize = 2;
+/// Number of first steps left out of totals; they load kernels and grow buffers.
+pub(crate) const WARM_UP: usize = 2;
 
-/// Shared between the run and the study, which outlives it however it ends.
+/// Observer shared between the run and the study. The study outlives the run, whether it succeeds
+/// or fails.
 #[derive(Clone, Debug, Default)]
-pub struct Observed(Arc<Mutex<Seen>>);
+pub struct Observed(Arc<Mutex<Observations>>);
 
 impl PartialEq for Observed {
     fn eq(&self, other: &Self) -> bool {
@@ -60,11 +61,11 @@ impl PartialEq for Observed {
 }
 
 impl Observed {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, Observations> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Notes a step.
+    /// Records a step.
     pub fn add(
         &self,
         step: u64,
@@ -73,7 +74,7 @@ impl Observed {
         (tokens, groups): (usize, usize),
         ops: &[OpTime],
     ) {
-        let mut seen = self.seen();
+        let mut seen = self.lock();
         seen.steps.push(StepTime {
             step,
             finished,
@@ -100,18 +101,18 @@ impl Observed {
         }
     }
 
-    /// Notes what the run is planned to take.
+    /// Records the planned memory.
     pub fn plan(&self, parts: Vec<(String, u64)>) {
-        self.seen().planned = parts;
+        self.lock().planned = parts;
     }
 
-    /// Notes what it took of a device's memory.
+    /// Records the bytes used on a device with its own memory.
     pub fn taken(&self, bytes: u64) {
-        self.seen().taken = Some(bytes);
+        self.lock().taken = Some(bytes);
     }
 
-    /// What was seen so far.
-    pub fn take(&self) -> Seen {
-        std::mem::take(&mut *self.seen())
+    /// Takes what was reported so far.
+    pub fn take(&self) -> Observations {
+        std::mem::take(&mut *self.lock())
     }
 }

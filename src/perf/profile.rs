@@ -1,4 +1,4 @@
-//! Time by op of training steps beside the machine's measured ceilings.
+//! Time by op of training steps, compared with the machine's measured ceilings.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use super::ceilings::Ceilings;
 use crate::backend::contract::Cost;
 use crate::backend::probe::OpTime;
 
-/// First steps, which grow buffers, are left out.
+/// Number of first steps that are left out, because they grow buffers.
 const WARM_UP: u64 = 2;
 
-/// Sums over steps.
+/// Totals over steps.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
     seen: u64,
@@ -21,31 +21,31 @@ pub struct Profile {
     ops: Vec<OpTime>,
 }
 
-/// One row of the table: an op per step.
+/// One row of the table: an op's mean over the steps.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct ProfileRow {
     pub op: String,
     pub calls: f64,
     pub milliseconds: f64,
     /// Share of the step's time.
     pub share: f64,
     pub gflops: f64,
-    /// FLOP/s over the measured rate of a large product.
+    /// FLOP/s over the measured rate of a large GEMM.
     pub of_sgemm: f64,
     pub gigabytes: f64,
     /// Bytes by contract over the measured rate of a copy; caches can lift it above 1.
     pub of_copy: f64,
 }
 
-/// Time by op of an average step.
+/// Time by op of a mean step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Table {
+pub struct ProfileTable {
     pub steps: u64,
-    /// Milliseconds of a step.
+    /// Milliseconds per step.
     pub step: f64,
     pub ceilings: Ceilings,
-    /// Longest first; the last row is what is left outside ops.
-    pub rows: Vec<Row>,
+    /// Longest first; the last row is the time outside ops.
+    pub rows: Vec<ProfileRow>,
 }
 
 impl Profile {
@@ -70,14 +70,14 @@ impl Profile {
         }
     }
 
-    /// The average step; `None` while no step after the first two has been seen.
-    pub fn table(&self, ceilings: Ceilings) -> Option<Table> {
+    /// Mean step, or `None` before the third step.
+    pub fn table(&self, ceilings: Ceilings) -> Option<ProfileTable> {
         if self.steps == 0 {
             return None;
         }
         let row = |op: &str, calls: u64, seconds: f64, cost: Cost| {
             let rate = |amount: u64| if seconds > 0.0 { amount as f64 / seconds } else { 0.0 };
-            Row {
+            ProfileRow {
                 op: op.to_owned(),
                 calls: calls as f64 / self.steps as f64,
                 milliseconds: 1e3 * seconds / self.steps as f64,
@@ -88,19 +88,19 @@ impl Profile {
                 of_copy: rate(cost.bytes) / ceilings.copy,
             }
         };
-        let mut rows: Vec<Row> = self.ops.iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
+        let mut rows: Vec<ProfileRow> = self.ops.iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
         rows.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
         let rest = self.seconds - self.ops.iter().map(|t| t.seconds).sum::<f64>();
         rows.push(row("outside ops", 0, rest.max(0.0), Cost::default()));
-        Some(Table { steps: self.steps, step: 1e3 * self.seconds / self.steps as f64, ceilings, rows })
+        Some(ProfileTable { steps: self.steps, step: 1e3 * self.seconds / self.steps as f64, ceilings, rows })
     }
 }
 
-impl Table {
-    /// The table for a terminal.
+impl ProfileTable {
+    /// The table as text for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "time by op, mean of {} step{} of {:.1} ms; ceilings measured now: product {:.0} GFLOP/s, copy {:.1} GB/s\n",
+            "time by op, mean of {} step{} of {:.1} ms; ceilings measured now: GEMM {:.0} GFLOP/s, copy {:.1} GB/s\n",
             self.steps,
             if self.steps == 1 { "" } else { "s" },
             self.step,
@@ -110,7 +110,7 @@ impl Table {
         let _ = writeln!(
             out,
             "{:<18} {:>6} {:>9} {:>6} {:>8} {:>8} {:>7} {:>7}",
-            "op", "calls", "ms", "share", "GFLOP/s", "of prod", "GB/s", "of copy"
+            "op", "calls", "ms", "share", "GFLOP/s", "of GEMM", "GB/s", "of copy"
         );
         for r in &self.rows {
             let _ = writeln!(

@@ -1,17 +1,17 @@
-//! A benchmark under observation: its rows over what the hardware did while each was timed.
+//! Study of a benchmark: its rows, with hardware readings taken while each row was timed.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use super::page::{hardware, not_given, percent, table, under_roof};
+use super::page::{hardware_charts, percent, roofline_section, table, unavailable_readings};
 use crate::bench::row::{Row, Status};
 use crate::perf::hardware::Sample;
 use crate::perf::hardware::sampler::Readings;
 use crate::report::{Block, Page, Section, significant};
 
-/// When a call's contenders were timed in turn, and their rows then.
+/// Time span in which a call's contenders were timed, and their rows at that time.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub from: Instant,
@@ -19,11 +19,12 @@ pub struct Span {
     pub rows: Vec<Row>,
 }
 
-/// A row, and means of the readings within its spans. Contenders that took turns share them.
+/// A row, with means of the readings within its spans. Interleaved contenders share spans and
+/// readings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Call {
+pub struct ObservedRow {
     pub row: Row,
-    /// From and to, in seconds since the sampler was started.
+    /// Start and end of each span, in seconds since the sampler started.
     pub spans_s: Vec<(f64, f64)>,
     pub readings: usize,
     pub power_w: Option<f64>,
@@ -33,11 +34,11 @@ pub struct Call {
     pub dram_active: Option<f64>,
     pub processors_used: Option<f64>,
     pub processors_others: Option<f64>,
-    /// Reasons for held-back clocks in any reading.
+    /// Reasons for throttled clocks in any reading.
     pub throttle: Vec<String>,
 }
 
-/// All of it, as `study.json` has it.
+/// The complete study, as stored in `study.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BenchStudy {
     pub schema: u32,
@@ -46,8 +47,8 @@ pub struct BenchStudy {
     pub sample_interval_ms: u64,
     /// How the run ended: `finished`, or its error.
     pub outcome: String,
-    pub calls: Vec<Call>,
-    /// Numbers of the hardware that were not given, with the reason.
+    pub calls: Vec<ObservedRow>,
+    /// Hardware readings that were unavailable, with the reason.
     pub missing: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
 }
@@ -56,7 +57,7 @@ pub struct BenchStudy {
 pub const SCHEMA: u32 = 1;
 
 impl BenchStudy {
-    /// Puts final rows together with the spans in which they were timed.
+    /// Combines the final rows with the spans in which they were timed.
     pub fn new(
         command: &str,
         sample_interval_ms: u64,
@@ -70,7 +71,7 @@ impl BenchStudy {
         let calls = rows.iter().map(|row| {
             let own = spans.iter().filter(|span| span.rows.iter().any(|other| other.key() == row.key()));
             let within = own.map(|span| (seconds(span.from), seconds(span.to))).collect();
-            call(row.clone(), within, &readings.samples)
+            observed_row(row.clone(), within, &readings.samples)
         });
         Self {
             schema: SCHEMA,
@@ -84,7 +85,7 @@ impl BenchStudy {
         }
     }
 
-    /// The page as HTML.
+    /// Report page as HTML.
     pub fn html(&self) -> String {
         let device = self.calls.first().map_or("no device", |call| call.row.device.as_str());
         let count = self.calls.iter().filter(|call| call.row.status == Status::Measured).count();
@@ -92,12 +93,12 @@ impl BenchStudy {
         let mut sections = self.rooflines();
         sections.push(self.rows());
         let end = self.samples.last().map_or(1e-3, |sample| sample.time_s.max(1e-3));
-        let figures = Block::Figures(hardware(&self.samples, end));
-        let blocks = [figures].into_iter().chain(not_given(&self.missing)).collect();
+        let figures = Block::Figures(hardware_charts(&self.samples, end));
+        let blocks = [figures].into_iter().chain(unavailable_readings(&self.missing)).collect();
         sections.push(Section { heading: "Timeline".into(), blocks });
         let facts = vec![
             vec!["threads".into(), self.threads.to_string()],
-            vec!["sampled every (ms)".into(), self.sample_interval_ms.to_string()],
+            vec!["sample interval (ms)".into(), self.sample_interval_ms.to_string()],
         ];
         let blocks = vec![
             Block::Table(table("", &["what", "value"], &[1], facts)),
@@ -107,7 +108,8 @@ impl BenchStudy {
         Page { title: "Study of a benchmark".into(), lead, sections }.to_html()
     }
 
-    /// A plot for every device, storage and model: all rows in one would cover each other.
+    /// One roofline plot per device, storage and model. Points of all rows in one plot would
+    /// overlap.
     fn rooflines(&self) -> Vec<Section> {
         let mut groups: BTreeMap<(&str, &str, &str), Vec<&Row>> = BTreeMap::new();
         for row in self.calls.iter().map(|call| &call.row).filter(|row| row.status == Status::Measured) {
@@ -125,7 +127,7 @@ impl BenchStudy {
             });
             let title = format!("{model} on {backend}, {dtype}");
             let (memory, product) = (1e9 * first.memory_gb_per_s?, 1e12 * first.product_tflop_per_s?);
-            Some(under_roof(&title, memory, product, points.collect()))
+            Some(roofline_section(&title, memory, product, points.collect()))
         };
         groups.into_iter().filter_map(section).collect()
     }
@@ -154,15 +156,15 @@ impl BenchStudy {
             "median (µs)",
             "GB/s",
             "GFLOP/s",
-            "of ceiling",
+            "share of ceiling",
             "power (W)",
             "SM clock (MHz)",
             "tensor cores (%)",
-            "processors of others",
-            "clocks held back by",
+            "CPU cores of others",
+            "clocks throttled by",
         ];
         let rows = table(
-            "Rows, with means of the readings while they were timed",
+            "Rows, with means of the hardware readings while each was timed",
             &header,
             &[2, 3, 4, 5, 6, 7, 8, 9],
             rows.collect(),
@@ -182,7 +184,7 @@ impl BenchStudy {
     }
 }
 
-fn call(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> Call {
+fn observed_row(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> ObservedRow {
     let within = |sample: &&Sample| spans_s.iter().any(|(from, to)| (*from..=*to).contains(&sample.time_s));
     let read: Vec<&Sample> = samples.iter().filter(within).collect();
     let mean = |of: fn(&Sample) -> Option<f64>| {
@@ -192,7 +194,7 @@ fn call(row: Row, spans_s: Vec<(f64, f64)>, samples: &[Sample]) -> Call {
     let mut throttle: Vec<String> = read.iter().filter_map(|sample| sample.throttle.clone()).flatten().collect();
     throttle.sort();
     throttle.dedup();
-    Call {
+    ObservedRow {
         readings: read.len(),
         power_w: mean(|s| s.power_w),
         sm_clock_mhz: mean(|s| s.sm_clock_mhz),
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_belong_to_the_rows_that_were_timed_then() {
+    fn readings_belong_to_the_rows_timed_in_their_span() {
         let began = Instant::now();
         let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
         let samples = (0..10).map(|i| Sample {
@@ -239,7 +241,8 @@ mod tests {
         let span = |from, to, which: usize| Span { from: at(from), to: at(to), rows: vec![rows[which].clone()] };
         let spans = [span(0.5, 2.5, 0), span(2.6, 3.4, 1), span(5.5, 7.5, 0)];
         let study = BenchStudy::new("mapl bench", 50, "finished".into(), &rows, &spans, readings);
-        // Readings 1, 2, 6 and 7; then 3.
+        // Readings 1, 2, 6 and 7 fall into the first row's spans, reading 3 into the second row's
+        // span.
         assert_eq!((study.calls[0].readings, study.calls[0].power_w), (4, Some(400.0)));
         assert_eq!(study.calls[0].throttle, ["power cap"]);
         assert_eq!((study.calls[1].readings, study.calls[1].power_w), (1, Some(300.0)));

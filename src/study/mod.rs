@@ -1,12 +1,13 @@
-//! Studies: training runs and benchmarks under observation, and the plan of a step on a GPU that is not present.
+//! Studies: training runs and benchmarks under observation, and the predicted floor of a step on a
+//! GPU that need not be present.
 //!
-//! - [`record`]: the study of one run, built from step times, op times and hardware samples; [`page`]: its HTML page
-//! - [`sweep`]: observed runs over a grid of flags
-//! - [`mod@bench`]: a benchmark under observation
+//! - [`record`]: the study of a run, built from its observations; [`page`]: the study as a page
+//! - `sweep`: observed runs over a grid of flags
+//! - `bench`: a benchmark under observation
 //! - [`plan`]: predicted floor of a training step
 
-pub mod bench;
+pub(crate) mod bench;
 pub mod page;
 pub mod plan;
 pub mod record;
-pub mod sweep;
+pub(crate) mod sweep;

@@ -1,4 +1,5 @@
-//! The page of a study: step times over what the hardware did, ops under the roofs of the machine, memory by plan and in fact.
+//! Report page of a study: step times and hardware readings over time, ops under the measured
+//! roofline, planned and used memory.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use crate::report::page::Figure;
 use crate::report::svg::Series;
 use crate::report::{Axis, Block, LineChart, Page, Roofline, Section, Table, decimal, significant};
 
-/// The page as HTML.
+/// Report page as HTML.
 pub fn html(study: &Study) -> String {
     let mut sections = vec![overview(study), timeline(study)];
     sections.extend(roofline(study));
@@ -38,26 +39,28 @@ pub(super) fn percent(share: Option<f64>) -> String {
 
 fn overview(study: &Study) -> Section {
     let Some(s) = &study.summary else {
-        let text = "No step is left after the first two, which are not counted; raise --max-steps.";
+        let text = "The run has no steps after the first two, which are not counted; raise --max-steps.";
         return Section { heading: "Overview".into(), blocks: vec![Block::Warning(text.into())] };
     };
     let row = |name: &str, value: String| vec![name.to_owned(), value];
     let mut rows = vec![
-        row("steps counted, after the first two", s.steps.to_string()),
+        row("steps counted (without the first two)", s.steps.to_string()),
         row("step (ms)", significant(1e3 * s.step_seconds)),
-        row("tokens a second", significant(s.tokens_per_s)),
-        row("groups a second", significant(s.groups_per_s)),
-        row("executed GFLOP a step", significant(1e-9 * s.flops_per_step)),
+        row("tokens per second", significant(s.tokens_per_s)),
+        row("groups per second", significant(s.groups_per_s)),
+        row("executed GFLOP per step", significant(1e-9 * s.flops_per_step)),
         row("executed TFLOP/s", significant(s.tflop_per_s)),
-        row("utilisation (MFU) of the data sheet's FLOP/s", percent(s.utilisation)),
+        row("utilisation (MFU), by the data sheet's FLOP/s", percent(s.utilisation)),
     ];
     rows.push(row(
-        "share of the product rate measured here",
+        "share of the GEMM rate measured in this run",
         percent(study.product_flops_per_s.map(|rate| 1e12 * s.tflop_per_s / rate)),
     ));
     rows.push(match &s.energy {
-        Some(energy) => row(&format!("energy (J a group, by {})", energy.source), significant(energy.joules_per_group)),
-        None => row("energy (J a group)", "not given by this machine".into()),
+        Some(energy) => {
+            row(&format!("energy (J per group, by {})", energy.source), significant(energy.joules_per_group))
+        }
+        None => row("energy (J per group)", "not available on this machine".into()),
     });
     Section {
         heading: "Overview".into(),
@@ -65,7 +68,7 @@ fn overview(study: &Study) -> Section {
     }
 }
 
-/// A line of the hardware's: name, and the number of a sample.
+/// A line of a chart: its name, and its value in a sample.
 type Line = (&'static str, fn(&Sample) -> Option<f64>);
 
 fn timeline(study: &Study) -> Section {
@@ -100,32 +103,32 @@ fn timeline(study: &Study) -> Section {
     let steps = LineChart { title: "Step time".into(), x: time(), y: Axis::new("time", "ms"), series, reference: None };
     let mut figures = vec![Figure {
         svg: steps.to_svg(),
-        caption: "Each step at its end; what is outside ops is packing, waiting and logging.".into(),
+        caption: "Each step is drawn at its end. Time outside ops is packing, waiting and logging.".into(),
         table: numbers,
     }];
-    figures.extend(hardware(&study.samples, end));
+    figures.extend(hardware_charts(&study.samples, end));
     let mut blocks = vec![Block::Figures(figures)];
-    blocks.extend(not_given(&study.missing));
+    blocks.extend(unavailable_readings(&study.missing));
     Section { heading: "Timeline".into(), blocks }
 }
 
-/// What the machine does not give, with the reasons.
-pub(super) fn not_given(missing: &BTreeMap<String, String>) -> Vec<Block> {
+/// List of unavailable readings, with the reasons.
+pub(super) fn unavailable_readings(missing: &BTreeMap<String, String>) -> Vec<Block> {
     if missing.is_empty() {
         return Vec::new();
     }
     let missing = missing.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-    vec![Block::Paragraph("Not given by this machine:".into()), Block::List(missing)]
+    vec![Block::Paragraph("Unavailable on this machine:".into()), Block::List(missing)]
 }
 
-/// Charts of what the hardware did until `end` seconds; those that no sample has a number for are left out.
-pub(super) fn hardware(samples: &[Sample], end: f64) -> Vec<Figure> {
+/// Charts of the hardware readings until `end` seconds. A chart without any reading is left out.
+pub(super) fn hardware_charts(samples: &[Sample], end: f64) -> Vec<Figure> {
     let time = || Axis::new("time since the start", "s").within(0.0, end);
     let groups: [(&str, Axis, &[Line]); 7] = [
         ("Power", Axis::new("power", "W"), &[("power", |s| s.power_w), ("limit", |s| s.power_limit_w)]),
         ("Clocks", Axis::new("clock", "MHz"), &[("SM", |s| s.sm_clock_mhz), ("memory", |s| s.memory_clock_mhz)]),
         (
-            "Activity of the card",
+            "GPU activity",
             Axis::new("share of time", "").within(0.0, 1.0),
             &[
                 ("kernels", |s| s.gpu_busy),
@@ -134,24 +137,24 @@ pub(super) fn hardware(samples: &[Sample], end: f64) -> Vec<Figure> {
                 ("memory bandwidth", |s| s.dram_active),
             ],
         ),
-        ("Temperature", Axis::new("temperature", "°C"), &[("card", |s| s.temperature_c)]),
+        ("Temperature", Axis::new("temperature", "°C"), &[("GPU", |s| s.temperature_c)]),
         (
             "Transfers over PCIe",
             Axis::new("rate", "MB/s"),
             &[
-                ("to the card", |s| s.pcie_in_bytes_per_s.map(|x| 1e-6 * x)),
-                ("from the card", |s| s.pcie_out_bytes_per_s.map(|x| 1e-6 * x)),
+                ("to the GPU", |s| s.pcie_in_bytes_per_s.map(|x| 1e-6 * x)),
+                ("from the GPU", |s| s.pcie_out_bytes_per_s.map(|x| 1e-6 * x)),
             ],
         ),
         (
-            "Processors",
-            Axis::new("processors used", ""),
+            "CPU cores",
+            Axis::new("CPU cores used", ""),
             &[("this run", |s| s.processors_used), ("all others", |s| s.processors_others)],
         ),
         (
             "Memory",
             Axis::new("memory", "MiB"),
-            &[("process", |s| s.resident_bytes.map(mib)), ("card", |s| s.gpu_memory_bytes.map(mib))],
+            &[("process", |s| s.resident_bytes.map(mib)), ("GPU", |s| s.gpu_memory_bytes.map(mib))],
         ),
     ];
     groups.into_iter().filter_map(|(title, y, lines)| chart(samples, title, time(), y, lines)).collect()
@@ -161,7 +164,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// A chart of the hardware's numbers; none where no sample has any.
+/// Chart of hardware readings, or `None` if no sample has any of them.
 fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> Option<Figure> {
     let series: Vec<Series> = (lines.iter().enumerate())
         .map(|(style, (name, of))| Series {
@@ -181,7 +184,7 @@ fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> O
         let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
         vec![series.name.clone(), significant(least), significant(mean), significant(most)]
     });
-    let numbers = table(&unit, &["of", "least", "mean", "most"], &[1, 2, 3], rows.collect());
+    let numbers = table(&unit, &["reading", "min", "mean", "max"], &[1, 2, 3], rows.collect());
     let caption = format!("{} readings.", series.iter().map(|s| s.points.len()).max().unwrap_or(0));
     let chart = LineChart { title: title.into(), x, y, series, reference: None };
     Some(Figure { svg: chart.to_svg(), caption, table: numbers })
@@ -190,18 +193,19 @@ fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> O
 fn roofline(study: &Study) -> Option<Section> {
     let points =
         study.ops.iter().map(|op| (op.op.clone(), op.flops / op.bytes.max(1.0), 1e12 * op.tflop_per_s)).collect();
-    Some(under_roof("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
+    Some(roofline_section("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
 }
 
-/// Points (name, FLOPs a byte, FLOPs a second) under the ceilings of the machine in bytes and FLOPs a second.
-pub(super) fn under_roof(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
+/// Roofline section of points (name, FLOP/byte, FLOP/s) under the ceilings of memory (byte/s) and
+/// GEMMs (FLOP/s).
+pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
     let rows = points.iter().enumerate().map(|(at, (name, intensity, rate))| {
         vec![(at + 1).to_string(), name.clone(), significant(*intensity), significant(1e-9 * rate)]
     });
     let numbers = table("Points", &["point", "op", "FLOP/byte", "GFLOP/s"], &[0, 2, 3], rows.collect());
     let caption = format!(
-        "Ceilings measured beside this run: memory {} GB/s, product {} GFLOP/s. Bytes are those of the contracts, so what a \
-         cache holds can lie above the slope.",
+        "Ceilings measured with this run: memory {} GB/s, GEMM {} GFLOP/s. Bytes are counted by the op contracts, so \
+         points of operands in a cache can be above the slope.",
         decimal(1e-9 * memory, 1),
         decimal(1e-9 * product, 0)
     );
@@ -223,11 +227,12 @@ fn ops(study: &Study) -> Section {
             percent(op.share_of_ceiling),
         ]
     });
-    let header = ["op", "calls", "ms", "of step", "GB/s", "GFLOP/s", "bound", "of ceiling"];
+    let header = ["op", "calls", "ms", "share of step", "GB/s", "GFLOP/s", "bound", "share of ceiling"];
     let table = table("A mean step, longest first", &header, &[1, 2, 3, 4, 5, 7], rows.collect());
     let mut blocks = vec![Block::Table(table)];
     if study.ops.is_empty() {
-        let text = "No times by op: there was no step after the first two, or steps were recorded (--cuda-graph on).";
+        let text = "No times by op: the run has no steps after the first two, or its steps were replayed from CUDA graphs \
+                    (--cuda-graph on).";
         blocks.push(Block::Warning(text.into()));
     }
     Section { heading: "Time by op".into(), blocks }
@@ -236,12 +241,12 @@ fn ops(study: &Study) -> Section {
 fn memory(study: &Study) -> Section {
     let memory = &study.memory;
     let row = |name: &str, bytes: Option<u64>| {
-        vec![name.to_owned(), bytes.map_or("not given by this machine".into(), |bytes| decimal(mib(bytes), 1))]
+        vec![name.to_owned(), bytes.map_or("not available on this machine".into(), |bytes| decimal(mib(bytes), 1))]
     };
     let mut rows: Vec<Vec<String>> = memory.planned.iter().map(|(name, bytes)| row(name, Some(*bytes))).collect();
-    rows.push(row("planned in all", Some(memory.planned_total)));
-    rows.push(row("taken of the device's own memory", memory.taken));
-    rows.push(row("most that the process had", memory.peak_resident));
+    rows.push(row("planned in total", Some(memory.planned_total)));
+    rows.push(row("used on the device", memory.taken));
+    rows.push(row("peak of the process", memory.peak_resident));
     let blocks = vec![Block::Table(table("MiB by part", &["part", "MiB"], &[1], rows))];
     Section { heading: "Memory".into(), blocks }
 }
@@ -253,12 +258,9 @@ fn facts(study: &Study) -> Section {
         row("hardware", facts.hardware.clone()),
         row("backend", format!("{}, {}", facts.backend, facts.dtype)),
         row("threads", facts.threads.to_string()),
-        row(
-            "data sheet",
-            facts.peak_flops.map_or("unknown".into(), |peak| format!("{} TFLOP/s", decimal(1e-12 * peak, 1))),
-        ),
-        row("from", facts.peak_source.clone()),
-        row("sampled every (ms)", facts.sample_interval_ms.to_string()),
+        row("peak", facts.peak_flops.map_or("unknown".into(), |peak| format!("{} TFLOP/s", decimal(1e-12 * peak, 1)))),
+        row("source of the peak", facts.peak_source.clone()),
+        row("sample interval (ms)", facts.sample_interval_ms.to_string()),
     ];
     let blocks = vec![
         Block::Table(table("", &["what", "value"], &[], rows)),

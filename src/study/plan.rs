@@ -1,6 +1,9 @@
-//! The floor of a step on a card that is not here: FLOPs and bytes of every op by its contract, over the card's rates, and the
-//! tiles of every launch over the blocks that the card holds at once. The step is rehearsed: host code, packing and op calls
-//! are those of a run, on a device that only counts ([`crate::backend::kernels::rehearsal`]).
+//! Predicted floor of a training step on a GPU that need not be present.
+//!
+//! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
+//! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
+//! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
+//! are those of a real run.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -9,6 +12,7 @@ use half::bf16;
 use serde::Serialize;
 
 use crate::backend::Backend as _;
+use crate::backend::contract::{Bound, uses_gemm_rate};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Properties, Resources};
 use crate::backend::kernels::geometry::{Chosen, of_card};
@@ -21,80 +25,81 @@ use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
 use crate::optim::adamw::AdamWSettings;
+use crate::perf::peak::HOPPER_SXM_BF16_FLOPS;
 use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// What floors are taken from. Rates are those that good programs reach, not those of the data sheet, but for `peak`; they are
-/// given, and not measured here.
+/// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
+/// sheet's. All are given, not measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Card {
     pub name: String,
-    /// Multiprocessors.
+    /// Number of multiprocessors.
     pub processors: usize,
-    /// Bytes a second of a copy, read and written.
+    /// Bytes per second of a copy, counting reads and writes.
     pub copy: f64,
-    /// FLOP/s of the best bf16 product.
+    /// FLOP/s of the best bf16 GEMM.
     pub product: f64,
-    /// Dense bf16 FLOP/s of the data sheet, which utilisation is counted in.
+    /// Dense bf16 FLOP/s of the data sheet, the basis of utilisation.
     pub peak: f64,
 }
 
-/// One step: pairs of one length, one micro-batch.
+/// One step: pairs of equal lengths in one micro-batch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Workload {
     pub pairs: usize,
-    /// Tokens.
+    /// Prompt tokens.
     pub prompt: usize,
-    /// Tokens of each response.
+    /// Tokens per response.
     pub response: usize,
-    /// With a reference that runs beside the policy; rewards otherwise.
+    /// DPO, with a reference model next to the policy; otherwise a reward model.
     pub dpo: bool,
 }
 
-/// An op of the step.
+/// Floor of an op of the step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OpFloor {
     pub op: String,
     pub calls: u64,
     pub flops: u64,
     pub bytes: u64,
-    /// Whether FLOPs or bytes take longer.
+    /// Whichever takes longer: `product` (FLOPs) or `copy` (bytes).
     pub bound: &'static str,
     pub floor_seconds: f64,
 }
 
-/// Products of one size whose tiles are chosen, and how they are cut.
+/// GEMMs of one size with selected tiles, and their predicted time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ProductPlan {
+pub struct GemmEstimate {
     pub op: &'static str,
-    /// C (m, n), sums over k.
+    /// C is (m, n); sums run over k.
     pub m: usize,
     pub n: usize,
     pub k: usize,
     pub calls: u64,
     pub tile: &'static str,
-    /// Parts of every sum.
+    /// Number of splits of K.
     pub parts: usize,
-    /// Tiles and parts over the blocks or clusters at work.
+    /// Tiles times splits over the blocks or clusters at work.
     pub waves: f64,
     pub predicted_seconds: f64,
 }
 
-/// Launches of one kernel on one number of tiles.
+/// Launches of one kernel with the same number of tiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LaunchPlan {
+pub struct LaunchEstimate {
     pub kernel: &'static str,
     pub launches: u64,
-    /// Blocks without a bound by the card: the tiles or rows of the work.
+    /// Number of tiles or rows of the work: the blocks on a GPU without a limit.
     pub tiles: u64,
     pub threads: u32,
     pub shared_bytes: usize,
-    /// Blocks that a multiprocessor holds; `None` in a build without compiled kernels.
+    /// Resident blocks per multiprocessor; `None` in a build without compiled kernels.
     pub blocks_held: Option<u32>,
-    /// Tiles over the blocks that the card holds.
+    /// Tiles over the blocks that the GPU holds at a time.
     pub waves: Option<f64>,
-    /// Waves over whole waves: what is lost when the last one is not full.
+    /// Waves over the next whole number of waves; below 1 if the last wave is not full.
     pub efficiency: Option<f64>,
 }
 
@@ -104,41 +109,49 @@ pub struct StepPlan {
     pub card: Card,
     pub workload: Workload,
     pub parameters: usize,
-    /// Token rows, prompts shared, and rows of the vocabulary head.
+    /// Token rows with shared prompts, and rows of the vocabulary head.
     pub tokens: usize,
     pub head_rows: usize,
     pub ops: Vec<OpFloor>,
-    pub products: Vec<ProductPlan>,
-    pub launches: Vec<LaunchPlan>,
-    /// FLOPs that compute logits a second time; they are in the ops' too.
+    pub products: Vec<GemmEstimate>,
+    pub launches: Vec<LaunchEstimate>,
+    /// FLOPs that recompute logits; the ops' FLOPs include them.
     pub recomputed_flops: u64,
     pub flops: u64,
     pub floor_seconds: f64,
-    /// The floor; where tiles are chosen what that choice foretells, and elsewhere stretched by the unfilled waves of launches.
+    /// Predicted time. For ops with selected tiles it is the prediction of the tile selection,
+    /// elsewhere the floor divided by the wave efficiency of the launches.
     pub predicted_seconds: f64,
-    /// Share of the data sheet's FLOP/s at that time.
+    /// Share of the data sheet's FLOP/s at the predicted time.
     pub utilisation: f64,
 }
 
 impl Card {
-    /// A card whose rates are known: those of benches/README.md.
+    /// Rates of a known GPU, as in benches/README.md.
     pub fn named(name: &str) -> Result<Self> {
         match name {
-            "h200" => Ok(Self { name: name.into(), processors: 132, copy: 4.3e12, product: 790e12, peak: 989e12 }),
+            "h200" => Ok(Self {
+                name: name.into(),
+                processors: 132,
+                copy: 4.3e12,
+                product: 790e12,
+                peak: HOPPER_SXM_BF16_FLOPS,
+            }),
             _ => Err(Error::Usage(format!(
-                "--card {name}: h200 is known; for another card give --processors, --copy, --product and --peak"
+                "--card {name}: only h200 is known; for another GPU give --processors, --copy, --product and --peak"
             ))),
         }
     }
 }
 
 impl StepPlan {
-    /// Rehearses a step of a bf16 model of this shape.
-    pub fn new(config: &ModelConfig, workload: &Workload, card: &Card) -> Result<Self> {
+    /// Rehearses a step of a bf16 model with this configuration.
+    pub fn new(config: &ModelConfig, workload: &Workload, gpu: &Card) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
             return Err(Error::Usage(format!(
-                "{} pairs of {} and {} tokens: at least one of each is needed, and at most {} on a path",
+                "{} pairs with {} prompt and {} response tokens: each number must be at least 1, and prompt and response \
+                 together at most {} tokens",
                 workload.pairs, workload.prompt, workload.response, config.max_positions
             )));
         }
@@ -146,9 +159,9 @@ impl StepPlan {
         if !workload.dpo {
             config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
         }
-        // No bound by the card: a grid is then the tiles of the work.
+        // No limit by the GPU, so that a grid has one block per tile of the work.
         let unbounded = Properties {
-            name: card.name.clone(),
+            name: gpu.name.clone(),
             processors: 1 << 24,
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
@@ -160,7 +173,8 @@ impl StepPlan {
         let reference = workload.dpo.then(|| Model::zeros(&backend, config.clone(), longest)).transpose()?;
         let parameters = policy.layout.len;
         let mut trainer = Trainer::new(&backend, policy, reference, loss, AdamWSettings::default())?;
-        let groups: Vec<TokenizedGroup> = (0..workload.pairs).map(|pair| group(pair, workload, config.vocab)).collect();
+        let groups: Vec<TokenizedGroup> =
+            (0..workload.pairs).map(|pair| synthetic_pair(pair, workload, config.vocab)).collect();
         let mut packed = PackedStep::default();
         trainer.packer().pack(&[groups.iter().collect()], &mut packed)?;
         let sizes = packed.micro_batches()[0].host.sizes;
@@ -170,58 +184,59 @@ impl StepPlan {
         trainer.begin(packed, 0.0)?;
         let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
-        let products = products(card, &backend.take_chosen());
-        Ok(Self::of(card, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
+        let products = gemm_estimates(gpu, &backend.take_chosen());
+        Ok(Self::of(gpu, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
     }
 
     fn of(
-        card: &Card,
+        gpu: &Card,
         workload: &Workload,
         (parameters, tokens, head_rows): (usize, usize, usize),
         ops: &[OpTime],
-        products: Vec<ProductPlan>,
+        products: Vec<GemmEstimate>,
         launches: &[Launched],
     ) -> Self {
-        let ops: Vec<OpFloor> = ops.iter().map(|op| floor(card, op)).collect();
-        let launches: Vec<LaunchPlan> = launches.iter().map(|launched| plan(card, launched)).collect();
+        let ops: Vec<OpFloor> = ops.iter().map(|op| op_floor(gpu, op)).collect();
+        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
         let predicted = |op: &OpFloor| {
             let of_op = products.iter().filter(|p| p.op == op.op);
             let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-            chosen.max(op.floor_seconds / filled(&op.op, &launches))
+            chosen.max(op.floor_seconds / wave_efficiency(&op.op, &launches))
         };
         let predicted_seconds = ops.iter().map(predicted).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
         Self {
-            card: card.clone(),
+            card: gpu.clone(),
             workload: workload.clone(),
             parameters,
             tokens,
             head_rows,
-            // One product of three (contract of head_logprob_bwd); a head that is one op with the loss computes none again.
+            // One of three GEMMs recomputes logits (contract of head_logprob_bwd). A head fused
+            // with the loss recomputes none.
             recomputed_flops: head.map_or(0, |op| op.flops / 3),
             flops,
             floor_seconds,
             predicted_seconds,
-            utilisation: flops as f64 / predicted_seconds / card.peak,
+            utilisation: flops as f64 / predicted_seconds / gpu.peak,
             ops,
             products,
             launches,
         }
     }
 
-    /// FLOPs of ops whose names begin so.
+    /// FLOPs of the ops whose names start with `prefix`.
     pub fn flops_of(&self, prefix: &str) -> u64 {
         self.ops.iter().filter(|op| op.op.starts_with(prefix)).map(|op| op.flops).sum()
     }
 
-    /// The plan for a terminal.
+    /// The plan as text for a terminal.
     pub fn text(&self) -> String {
-        let (card, work) = (&self.card, &self.workload);
+        let (gpu, work) = (&self.card, &self.workload);
         let mut out = format!(
             "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters\n\
-             {}: {} multiprocessors, copy {:.2} TB/s, product {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
+             {}: {} multiprocessors, copy {:.2} TB/s, GEMM {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
             if work.dpo { "DPO" } else { "reward" },
             "step",
             work.pairs,
@@ -230,11 +245,11 @@ impl StepPlan {
             self.tokens,
             self.head_rows,
             self.parameters as f64 / 1e6,
-            card.name,
-            card.processors,
-            card.copy / 1e12,
-            card.product / 1e12,
-            card.peak / 1e12
+            gpu.name,
+            gpu.processors,
+            gpu.copy / 1e12,
+            gpu.product / 1e12,
+            gpu.peak / 1e12
         );
         let _ = writeln!(out, "{:<20} {:>6} {:>9} {:>9} {:>8}  bound", "op", "calls", "TFLOP", "GB", "floor ms");
         for op in &self.ops {
@@ -251,13 +266,13 @@ impl StepPlan {
         }
         let _ = writeln!(
             out,
-            "\n{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8} {:>12}  tile",
-            "product", "calls", "m", "n", "k", "parts", "waves", "predicted us"
+            "\n{:<20} {:>6} {:>7} {:>7} {:>7} {:>6} {:>8} {:>12}  tile",
+            "GEMM", "calls", "m", "n", "k", "splits", "waves", "predicted us"
         );
         for p in &self.products {
             let _ = writeln!(
                 out,
-                "{:<20} {:>6} {:>7} {:>7} {:>7} {:>5} {:>8.2} {:>12.1}  {}",
+                "{:<20} {:>6} {:>7} {:>7} {:>7} {:>6} {:>8.2} {:>12.1}  {}",
                 p.op,
                 p.calls,
                 p.m,
@@ -271,14 +286,14 @@ impl StepPlan {
         }
         let _ = writeln!(
             out,
-            "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
-            "kernel", "launches", "tiles", "threads", "shared", "held", "waves", "full"
+            "\n{:<30} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8} {:>6}",
+            "kernel", "launches", "tiles", "threads", "shared", "blocks/SM", "waves", "full"
         );
         let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".into());
         for l in &self.launches {
             let _ = writeln!(
                 out,
-                "{:<30} {:>8} {:>9} {:>7} {:>7} {:>6} {:>8} {:>6}",
+                "{:<30} {:>8} {:>9} {:>7} {:>7} {:>9} {:>8} {:>6}",
                 l.kernel,
                 l.launches,
                 l.tiles,
@@ -291,8 +306,8 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP a step, {:.1} of them logits computed a second time; floor {:.1} ms, with tiles and unfilled waves {:.1} ms: \
-             {:.0} % of the data sheet",
+            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; floor {:.1} ms, predicted with tiles and unfilled waves \
+             {:.1} ms: {:.0} % of the data sheet's peak",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
             1e3 * self.floor_seconds,
@@ -303,15 +318,15 @@ impl StepPlan {
     }
 }
 
-/// A pair whose prompt and responses share no tokens but the prompt's own.
-fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
+/// A pair that shares no tokens with other pairs, and only its prompt between its responses.
+fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
     let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
     let start = pair * (workload.prompt + 2 * workload.response);
     let text = || Response::Text(String::new());
     let source = PreferenceGroup::pair(pair.to_string(), Prompt::Text(String::new()), text(), text(), 0.0);
     let response = |index: usize| {
         let mut ids = ids(start + workload.prompt + index * workload.response, workload.response);
-        // Responses differ from their first token on.
+        // The responses differ from their first token on.
         ids[0] = (pair + index) as u32 % vocab as u32;
         Sequence { prompt: 0, response: index, response_ids: ids }
     };
@@ -330,12 +345,12 @@ fn group(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
     }
 }
 
-/// Products by op and size, cut as chosen and timed for the card.
-fn products(card: &Card, chosen: &[Chosen]) -> Vec<ProductPlan> {
-    let mut products: Vec<ProductPlan> = Vec::new();
+/// GEMMs by op and size, with the selected tiles and the time predicted for the GPU.
+fn gemm_estimates(gpu: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
+    let mut products: Vec<GemmEstimate> = Vec::new();
     for c in chosen {
-        let cut = of_card(c.sizes, c.choice, card.processors);
-        let plan = ProductPlan {
+        let cut = of_card(c.sizes, c.choice, gpu.processors);
+        let gemm = GemmEstimate {
             op: c.op,
             m: c.sizes.m,
             n: c.sizes.n,
@@ -346,56 +361,52 @@ fn products(card: &Card, chosen: &[Chosen]) -> Vec<ProductPlan> {
             waves: cut.waves,
             predicted_seconds: cut.seconds,
         };
-        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (plan.op, plan.m, plan.n, plan.k)) {
+        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (gemm.op, gemm.m, gemm.n, gemm.k)) {
             Some(same) => same.calls += 1,
-            None => products.push(plan),
+            None => products.push(gemm),
         }
     }
     products
 }
 
-/// Ops that run on the units of matrix products; the FLOPs of others cost nothing beside their bytes.
-pub fn multiplies(op: &str) -> bool {
-    ["linear_", "attention_", "head_"].iter().any(|prefix| op.starts_with(prefix))
-}
-
-fn floor(card: &Card, op: &OpTime) -> OpFloor {
-    let bytes = op.cost.bytes as f64 / card.copy;
-    let flops = if multiplies(op.op) { op.cost.flops as f64 / card.product } else { 0.0 };
+fn op_floor(gpu: &Card, op: &OpTime) -> OpFloor {
+    let (floor_seconds, bound) = op.cost.floor(op.op, gpu.copy, gpu.product);
     OpFloor {
         op: op.op.into(),
         calls: op.calls,
         flops: op.cost.flops,
         bytes: op.cost.bytes,
-        bound: if flops > bytes { "product" } else { "copy" },
-        floor_seconds: flops.max(bytes),
+        bound: if bound == Bound::Gemm { "product" } else { "copy" },
+        floor_seconds,
     }
 }
 
-/// Limits of a multiprocessor of compute capability 9.0 (CUDA programming guide, technical specifications).
-const THREADS: u32 = 2048;
-const BLOCKS: u32 = 32;
+/// Limits per multiprocessor of compute capability 9.0 (CUDA programming guide, technical
+/// specifications).
+const MAX_THREADS: u32 = 2048;
+const MAX_BLOCKS: u32 = 32;
 const REGISTERS: u32 = 65536;
-/// Registers are given out to a warp in units of so many.
+/// Registers are allocated per warp in units of this size.
 const REGISTER_UNIT: u32 = 256;
-const SHARED: usize = 228 << 10;
-/// Shared memory that the system takes of every block.
-const SHARED_OF_SYSTEM: usize = 1 << 10;
+const SHARED_BYTES: usize = 228 << 10;
+/// Shared memory per block that the system reserves.
+const SYSTEM_SHARED_BYTES: usize = 1 << 10;
 
-/// Blocks that a multiprocessor holds at once.
-fn held(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
+/// Number of blocks that a multiprocessor holds at a time.
+fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
     let warps = threads.div_ceil(32);
     let of_block = warps * (registers * 32).next_multiple_of(REGISTER_UNIT);
-    let by_shared = (SHARED / (shared_bytes + SHARED_OF_SYSTEM)) as u32;
-    (THREADS / threads).min(BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
+    let by_shared = (SHARED_BYTES / (shared_bytes + SYSTEM_SHARED_BYTES)) as u32;
+    (MAX_THREADS / threads).min(MAX_BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
 }
 
-fn plan(card: &Card, launched: &Launched) -> LaunchPlan {
+fn launch_estimate(gpu: &Card, launched: &Launched) -> LaunchEstimate {
     let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
     let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
-    let blocks_held = resources.map(|r| held(threads, r.registers, launched.shared_bytes + r.shared as usize));
-    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * card.processors as f64));
-    LaunchPlan {
+    let blocks_held =
+        resources.map(|r| blocks_per_multiprocessor(threads, r.registers, launched.shared_bytes + r.shared as usize));
+    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * gpu.processors as f64));
+    LaunchEstimate {
         kernel: launched.kernel,
         launches: launched.count,
         tiles: launched.blocks,
@@ -407,10 +418,10 @@ fn plan(card: &Card, launched: &Launched) -> LaunchPlan {
     }
 }
 
-/// Share of full waves of an op's launches, each as heavy as its tiles; 1 where that is not known. Ops that the copy rate
-/// bounds take rows by stride and are not stretched.
-fn filled(op: &str, launches: &[LaunchPlan]) -> f64 {
-    if !multiplies(op) {
+/// Wave efficiency of an op's launches, weighted by their waves; 1 if unknown. Memory-bound ops
+/// loop over rows with a grid stride, so their floors are not stretched.
+fn wave_efficiency(op: &str, launches: &[LaunchEstimate]) -> f64 {
+    if !uses_gemm_rate(op) {
         return 1.0;
     }
     let (mut waves, mut whole) = (0.0, 0.0);
@@ -429,17 +440,17 @@ mod tests {
 
     #[test]
     fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
-        // 128 threads of 168 registers: 4 warps of 5376, so 21504 a block and 3 blocks.
-        assert_eq!(held(128, 168, 0), 3);
-        assert_eq!(held(256, 32, 0), 8);
-        assert_eq!(held(32, 16, 0), 32);
-        // 228 KiB hold two blocks of 100 KiB and their share of the system's.
-        assert_eq!(held(128, 32, 100 << 10), 2);
+        // 128 threads of 168 registers: 4 warps of 5376, so 21504 per block and 3 blocks.
+        assert_eq!(blocks_per_multiprocessor(128, 168, 0), 3);
+        assert_eq!(blocks_per_multiprocessor(256, 32, 0), 8);
+        assert_eq!(blocks_per_multiprocessor(32, 16, 0), 32);
+        // 228 KiB hold two blocks of 100 KiB with the system's reserve.
+        assert_eq!(blocks_per_multiprocessor(128, 32, 100 << 10), 2);
     }
 
     #[test]
-    fn waves_that_are_not_full_stretch_products_alone() {
-        let launch = |kernel, tiles: u64, waves: f64| LaunchPlan {
+    fn unfilled_waves_stretch_only_gemms() {
+        let launch = |kernel, tiles: u64, waves: f64| LaunchEstimate {
             kernel,
             launches: 2,
             tiles,
@@ -450,8 +461,8 @@ mod tests {
             efficiency: Some(waves / waves.ceil()),
         };
         let launches = [launch("linear_fwd_bf16", 10, 1.25), launch("norm_fwd_bf16", 1, 0.1)];
-        assert_eq!(filled("linear_fwd", &launches), 0.625);
-        assert_eq!(filled("norm_fwd", &launches), 1.0);
-        assert_eq!(filled("linear_bwd_input", &launches), 1.0);
+        assert_eq!(wave_efficiency("linear_fwd", &launches), 0.625);
+        assert_eq!(wave_efficiency("norm_fwd", &launches), 1.0);
+        assert_eq!(wave_efficiency("linear_bwd_input", &launches), 1.0);
     }
 }

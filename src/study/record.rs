@@ -1,5 +1,5 @@
-//! A study: what a run did, over what the hardware did meanwhile. `study.json` holds it; a number that the machine does not
-//! give is null.
+//! A study of a training run: its steps and ops, with hardware readings. `study.json` stores it; an
+//! unavailable value is null.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,67 +10,68 @@ use crate::bench::rates::Rates;
 use crate::bench::run::floor;
 use crate::perf::hardware::Sample;
 use crate::perf::hardware::sampler::Readings;
-use crate::perf::observe::{Seen, StepTime, WARM_UP};
+use crate::perf::observe::{Observations, StepTime, WARM_UP};
 
-/// What is known before the run.
+/// Facts known before the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Facts {
     pub command: String,
     pub method: String,
     /// `cpu`, `cuda`, `emulator`.
     pub backend: String,
-    /// Name of the card or processor.
+    /// Name of the GPU or CPU.
     pub hardware: String,
     pub dtype: String,
     pub threads: usize,
-    /// FLOP/s that utilisation is counted in, and where they are from; none where nothing certain is known.
+    /// FLOP/s that utilisation is relative to, and their source; `None` if no certain value is
+    /// known.
     pub peak_flops: Option<f64>,
     pub peak_source: String,
     pub sample_interval_ms: u64,
 }
 
-/// An op over the steps after the first.
+/// An op's totals over the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OpRow {
     pub op: String,
-    /// Of a step.
+    /// Calls per step.
     pub calls: f64,
     pub milliseconds: f64,
-    /// Of the time of all steps.
+    /// Share of the time of all steps.
     pub share_of_step: f64,
     pub bytes: f64,
     pub flops: f64,
     pub gb_per_s: f64,
     pub tflop_per_s: f64,
-    /// `memory` or `product`; with the share of it, only where ceilings are known.
+    /// `memory` or `product`; this and the share are present only if ceilings are known.
     pub bound: Option<&'static str>,
     pub share_of_ceiling: Option<f64>,
 }
 
-/// A step on the clock of the samples.
+/// A step on the sampler's clock.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepRow {
     #[serde(flatten)]
     pub step: StepTime,
-    /// When it ended, in seconds since the sampler was started.
+    /// End of the step, in seconds since the sampler started.
     pub end_s: Option<f64>,
-    /// Outside ops.
+    /// Seconds outside ops.
     pub host_seconds: f64,
     pub tokens_per_s: f64,
     /// Executed FLOPs over what the data sheet allows in that time.
     pub utilisation: Option<f64>,
 }
 
-/// Energy of the steps after the first.
+/// Energy of the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Energy {
     pub joules: f64,
-    /// `counter` of the card, or `power` over time.
+    /// `counter` of the GPU, or `power` integrated over time.
     pub source: &'static str,
     pub joules_per_group: f64,
 }
 
-/// Means over the steps after the first.
+/// Means over the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub steps: usize,
@@ -83,18 +84,18 @@ pub struct Summary {
     pub energy: Option<Energy>,
 }
 
-/// Memory by plan and in fact, in bytes.
+/// Planned and used memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Memory {
     pub planned: Vec<(String, u64)>,
     pub planned_total: u64,
-    /// Of a device's own memory.
+    /// Bytes used of a device's own memory.
     pub taken: Option<u64>,
-    /// Most that the process had of the machine's.
+    /// Peak resident memory of the process.
     pub peak_resident: Option<u64>,
 }
 
-/// All of it.
+/// The complete study.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Study {
     pub schema: u32,
@@ -107,7 +108,7 @@ pub struct Study {
     pub ops: Vec<OpRow>,
     pub steps: Vec<StepRow>,
     pub memory: Memory,
-    /// Numbers of the hardware that were not given, with the reason.
+    /// Hardware readings that were unavailable, with the reason.
     pub missing: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
 }
@@ -116,8 +117,8 @@ pub struct Study {
 pub const SCHEMA: u32 = 1;
 
 impl Study {
-    /// Puts together what was seen and read.
-    pub fn new(facts: Facts, outcome: String, rates: Option<Rates>, seen: Seen, readings: Readings) -> Self {
+    /// Combines a run's reports with the hardware readings.
+    pub fn new(facts: Facts, outcome: String, rates: Option<Rates>, seen: Observations, readings: Readings) -> Self {
         let peak = facts.peak_flops;
         let steps: Vec<StepRow> = seen.steps.iter().map(|step| step_row(step, readings.began, peak)).collect();
         let samples = readings.samples;
@@ -194,8 +195,9 @@ fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Su
     })
 }
 
-/// Energy from the begin of the first to the end of the last of these steps: by the card's counter between the readings next
-/// to both, scaled to the time between them; or power over time by the trapezoidal rule.
+/// Energy from the start of the first to the end of the last of these steps. The GPU's counter is
+/// preferred: its difference between the outermost readings in that span, scaled to the length of
+/// the span. Otherwise power is integrated by the trapezoidal rule.
 fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
     let first = warm.first()?;
     let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);

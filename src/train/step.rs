@@ -14,10 +14,14 @@
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
 
+mod identity;
+mod replay;
+mod results;
+
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
-use super::batch::packing::{MicroBatchResults, PackedMicroBatch, PackedStep, Packer};
+use super::batch::packing::{PackedMicroBatch, PackedStep, Packer};
 use super::batch::padding::Shapes;
 use super::batch::upload::{DeviceBatch, UploadSlot};
 use super::evaluate::{Evaluator, GroupScores};
@@ -25,16 +29,17 @@ use super::frozen::{CacheReport, Frozen, ReferenceCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
+use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, Write};
-use crate::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes};
+use crate::data::pack::{BatchLimits, ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
-use crate::loss::objective::{Loss, Method};
+use crate::loss::objective::Loss;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
-use crate::{Error, Result};
+use replay::{GraphState, Phase};
 
 /// Model under training: policy, frozen reference, optimiser, and all buffers of a step.
 pub struct Trainer<'b, B: Backend> {
@@ -63,24 +68,6 @@ pub struct Trainer<'b, B: Backend> {
     /// CUDA graphs of micro-batches, by shape level and phase.
     graphs: HashMap<(usize, Phase), GraphState<B>>,
     replay_graphs: bool,
-}
-
-/// Position of a micro-batch in gradient accumulation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Phase {
-    /// The first micro-batch overwrites gradients, the others add to them.
-    write: Write,
-    /// The last micro-batch completes the gradients, so their norms are computed with it.
-    last: bool,
-}
-
-/// Graph capture of one shape and phase.
-enum GraphState<B: Backend> {
-    /// Run once eagerly, so every buffer it needs is allocated.
-    WarmedUp,
-    Captured(B::Graph),
-    /// The device cannot capture graphs.
-    Unsupported,
 }
 
 /// Results of one step.
@@ -305,37 +292,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.batch.receive(backend, slot, &packed.host)
     }
 
-    /// Computes the uploaded micro-batch, by graph replay if its shape allows. The first batch of a
-    /// shape runs eagerly, the second is captured, later ones are replays.
-    fn compute_or_replay(&mut self, level: Option<usize>, phase: Phase) -> Result<()> {
-        let Some(level) = level else { return self.compute(phase) };
-        match self.graphs.get(&(level, phase)) {
-            Some(GraphState::Captured(graph)) => {
-                if self.backend.replay(graph)? {
-                    return Ok(());
-                }
-                // A buffer has been freed since the capture, for instance by an evaluation.
-                self.graphs.insert((level, phase), GraphState::WarmedUp);
-                self.compute(phase)
-            }
-            Some(GraphState::WarmedUp) => {
-                let backend = self.backend;
-                let Some(graph) = backend.record(&mut || self.compute(phase))? else {
-                    self.graphs.insert((level, phase), GraphState::Unsupported);
-                    return self.compute(phase);
-                };
-                backend.replay(&graph)?;
-                self.graphs.insert((level, phase), GraphState::Captured(graph));
-                Ok(())
-            }
-            Some(GraphState::Unsupported) => self.compute(phase),
-            None => {
-                self.graphs.insert((level, phase), GraphState::WarmedUp);
-                self.compute(phase)
-            }
-        }
-    }
-
     /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be
     /// captured.
     fn compute(&mut self, Phase { write, last }: Phase) -> Result<()> {
@@ -352,59 +308,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.scorer.model_backward(backend, policy, batch, GradientsOut { grads: &mut self.grads, write, norms })
     }
 
-    /// Enqueues the readback of a micro-batch's results to `results[at..]`; returns the offset
-    /// behind them.
-    fn fetch(&mut self, batch: &Batch, results: &mut B::Outlet, mut at: usize) -> Result<usize> {
-        let (backend, seqs, comparisons) = (self.backend, batch.seqs(), batch.comparison_count());
-        let mut fetch = |view: View<'_, B::Acc>| {
-            let start = at;
-            at += view.len;
-            backend.fetch(view, results, start)
-        };
-        fetch(View::first(&self.scorer.score, seqs))?;
-        if self.loss.method != Method::Sft {
-            if let Some(frozen) = &self.frozen {
-                fetch(frozen.scores(&self.batch).part(0, seqs))?;
-            }
-            self.losses.results(comparisons).into_iter().try_for_each(fetch)?;
-        }
-        Ok(at)
-    }
-
-    /// Waits for a step's results and adds them to `tally`; returns the control vector after the
-    /// step.
-    fn collect(
-        &mut self,
-        mut pending: Pending<B>,
-        tally: &mut Tally,
-        not_finite: &mut Vec<String>,
-    ) -> Result<[f64; CONTROL]> {
-        let with_comparisons = self.loss.method != Method::Sft;
-        let lengths = |p: &PackedMicroBatch| {
-            let (seqs, comparisons) = (p.batch.seqs(), p.batch.comparison_count());
-            let frozen = if self.frozen.is_some() { seqs } else { 0 };
-            if with_comparisons { [seqs, frozen, comparisons, comparisons] } else { [seqs, 0, 0, 0] }
-        };
-        let len = pending.packed.micro_batches().iter().map(|p| lengths(p).iter().sum::<usize>()).sum::<usize>();
-        let mut values = vec![0.0; CONTROL + len];
-        self.backend.open(&mut pending.results, &mut values)?;
-        let (control, mut rest) = values.split_at(CONTROL);
-        for packed in pending.packed.micro_batches() {
-            let [score, frozen, loss, logit] = lengths(packed).map(|len| {
-                let (part, after) = rest.split_at(len);
-                rest = after;
-                part
-            });
-            let (part, ids) = packed.tally(self.loss.method, &MicroBatchResults { score, frozen, loss, logit });
-            tally.merge(&part);
-            not_finite.extend(ids.into_iter().map(str::to_owned));
-        }
-        let control = std::array::from_fn(|i| control[i]);
-        self.spare_outlets.push((pending.results, pending.capacity));
-        self.spare_steps.push(pending.packed);
-        Ok(control)
-    }
-
     /// Scores `groups` with policy and frozen reference, without training; returns the scores and
     /// the sums over them.
     pub fn evaluate(
@@ -419,45 +322,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Evaluator for this trainer's policy. [`Trainer::evaluate`] adds the frozen reference.
     pub fn evaluator(&self) -> Result<Evaluator<B>> {
         Evaluator::new(self.backend, &self.policy, None)
-    }
-
-    /// Start-up check of DPO. If policy and frozen reference hold the same weights, every score
-    /// difference is exactly 0, and every logistic comparison without a margin costs exactly ln 2.
-    /// Any other result means that the two forward passes differ.
-    pub(super) fn identity_check(&mut self, groups: &[&TokenizedGroup]) -> Result<()> {
-        let mut packed = self.spare_step();
-        self.packer.pack(&[groups.to_vec()], &mut packed)?;
-        let first = &packed.micro_batches()[0];
-        self.upload(first)?;
-        if let Some(frozen) = &mut self.frozen {
-            frozen.forward(self.backend, &self.batch, self.loss.reduce)?;
-        }
-        self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
-        let seqs = first.batch.seqs();
-        let Some(frozen) = &self.frozen else {
-            return Err(Error::Runtime("the identity check needs a frozen reference".into()));
-        };
-        let from = frozen.file().map_or(String::new(), |path| {
-            format!("; the frozen log-probs were read from {}; delete that file to compute them again", path.display())
-        });
-        let (policy, frozen) =
-            (self.scorer.read_score(self.backend, seqs)?, frozen.read(self.backend, &self.batch, seqs)?);
-        if let Some(i) = policy.iter().chain(&frozen).position(|score| !score.is_finite()) {
-            return Err(Error::Diverged(format!(
-                "the start model scores sequence {} of the first batch as {}: its weights overflow; start from a model \
-                 that did not diverge",
-                i % seqs.max(1),
-                policy.iter().chain(&frozen).nth(i).copied().unwrap_or(f64::NAN)
-            )));
-        }
-        match policy.iter().zip(&frozen).position(|(p, r)| p != r) {
-            None => Ok(()),
-            Some(i) => Err(Error::Runtime(format!(
-                "identity check failed: policy and frozen reference hold the same weights but score sequence {i} as {} and \
-                 {}; the first loss would not be ln 2{from}",
-                policy[i], frozen[i]
-            ))),
-        }
     }
 }
 

@@ -1,10 +1,10 @@
-//! A live view of a run in the terminal, from the run's own log, which may also be a copy.
+//! Live view of a run in the terminal, from its metrics file or a copy of it.
 //!
-//! - [`tail`]: the lines that have been added to a file
-//! - [`state`]: what they say of the run
-//! - [`view`]: the picture of it
+//! - [`tail`]: lines appended to a file
+//! - `state`: state of the run by these lines
+//! - [`view`]: drawing of the state
 
-pub mod state;
+mod state;
 pub mod tail;
 pub mod view;
 
@@ -20,20 +20,20 @@ use serde_json::Value;
 use crate::report::run::log::METRICS_FILE;
 use crate::train::manifest;
 use crate::{Error, Result};
-use state::State;
+use state::RunState;
 use tail::Tail;
 use view::{Choice, PANELS, draw};
 
-/// A run that is watched.
+/// A run being watched.
 pub struct Watched {
     name: String,
     tail: Tail,
     manifest: Option<PathBuf>,
-    pub state: State,
+    pub state: RunState,
 }
 
 impl Watched {
-    /// A run's folder, or its metrics.jsonl alone. [`Error::Usage`] for a path that is neither.
+    /// Opens a run's folder, or its metrics.jsonl. [`Error::Usage`] for a path that is neither.
     pub fn new(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let (log, manifest) = if path.is_dir() {
@@ -41,18 +41,18 @@ impl Watched {
         } else if path.is_file() || path.extension().is_some_and(|e| e == "jsonl") {
             (path.to_owned(), path.parent().map(|folder| folder.join(manifest::FILE)))
         } else {
-            return Err(Error::Usage(format!("{name}: name a run's output folder, or its {METRICS_FILE}")));
+            return Err(Error::Usage(format!("{name} is neither a run's output folder nor its {METRICS_FILE}")));
         };
-        Ok(Self { name, tail: Tail::new(&log), manifest, state: State::default() })
+        Ok(Self { name, tail: Tail::new(&log), manifest, state: RunState::default() })
     }
 
-    /// Takes in what is new.
+    /// Reads what is new.
     pub fn look(&mut self) -> Result<()> {
         let news = self.tail.look()?;
         if news.anew {
-            self.state = State::default();
+            self.state = RunState::default();
         }
-        // A manifest that is being written is read the next time.
+        // A manifest that is just being written is read next time.
         let text = self.manifest.as_ref().and_then(|path| std::fs::read(path).ok());
         if let Some(run) = text.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) {
             self.state.manifest(&run);
@@ -61,7 +61,7 @@ impl Watched {
         Ok(())
     }
 
-    /// One picture as text, of so many columns and rows.
+    /// Draws one frame as text of the given size.
     pub fn picture(&self, choice: Choice, width: u16, height: u16) -> Result<String> {
         let failed = |e: std::convert::Infallible| Error::Runtime(e.to_string());
         let mut terminal = Terminal::new(TestBackend::new(width, height)).map_err(failed)?;
@@ -71,13 +71,13 @@ impl Watched {
         Ok((0..height).map(line).collect::<Vec<_>>().join("\n"))
     }
 
-    /// Draws until a key ends it.
-    pub fn live(&mut self, interval: Duration) -> Result<()> {
+    /// Draws until a key ends the view.
+    pub(crate) fn live(&mut self, interval: Duration) -> Result<()> {
         if !std::io::stdout().is_terminal() {
-            return Err(Error::Usage("watch needs a terminal; --once prints one picture as text".into()));
+            return Err(Error::Usage("the live view needs a terminal; use --once to print one frame as text".into()));
         }
         let failed = |e: std::io::Error| Error::Runtime(format!("cannot draw on the terminal: {e}"));
-        // Restores the terminal when the program panics, too.
+        // Restores the terminal even if the program panics.
         let mut terminal = ratatui::try_init().map_err(failed)?;
         let mut choice = Choice::default();
         let ended = loop {
@@ -107,7 +107,7 @@ impl Watched {
     }
 }
 
-/// What a key does; false for the end.
+/// Applies a key; returns false if it ends the view.
 pub fn choose(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, step: u64) -> bool {
     let pages = PANELS.len();
     match key {
@@ -115,7 +115,7 @@ pub fn choose(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, step: 
         KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => return false,
         KeyCode::Left => choice.panel = (choice.panel + pages - 1) % pages,
         KeyCode::Right | KeyCode::Tab => choice.panel = (choice.panel + 1) % pages,
-        // Half the steps, down to ten; twice as many, up to all.
+        // `+` halves the window, down to ten steps; `-` doubles it, up to all steps.
         KeyCode::Char('+') => choice.window = Some((choice.window.unwrap_or(step) / 2).max(10)),
         KeyCode::Char('-') => choice.window = choice.window.map(|steps| 2 * steps).filter(|&steps| steps < step),
         _ => {}

@@ -1,46 +1,46 @@
-//! What is known of a run: its numbers over the steps, its last row, and what happened.
+//! State of a run: its values over the steps, its last row, and its events.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// A number's course: (step, value), finite values only.
-pub type Course = Vec<(f64, f64)>;
+/// Values of a metric as (step, value), finite values only.
+pub type Series = Vec<(f64, f64)>;
 
-/// A run as its rows tell it.
+/// State of a run by its rows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
-    /// Numbers of training rows and of evaluations (whose names begin with `eval_`).
-    pub courses: BTreeMap<String, Course>,
+pub struct RunState {
+    /// Values of training rows and of evaluations (with names starting with `eval_`).
+    pub courses: BTreeMap<String, Series>,
     pub last: Map<String, Value>,
     pub step: u64,
-    /// Steps of the whole run, where that is known.
+    /// Total steps of the run, if known.
     pub total: Option<u64>,
-    /// Epochs of the whole run, from which the total follows.
+    /// Total epochs of the run, from which the total steps follow.
     epochs: Option<f64>,
     pub status: Option<String>,
-    /// Events and warnings, the newest last.
+    /// Events and warnings, newest last.
     pub events: Vec<String>,
-    /// (time, step) of the rows, for the time that is left.
+    /// (time, step) of the last rows, to estimate the remaining time.
     pace: Vec<(f64, u64)>,
-    /// Numbers that were not finite.
+    /// Number of values that were not finite.
     pub not_finite: usize,
 }
 
-/// Events that are kept.
-const EVENTS: usize = 200;
-/// Rows that the pace is taken over.
-const PACE: usize = 50;
+/// Maximum number of stored events.
+const MAX_EVENTS: usize = 200;
+/// Number of rows that the pace is taken over.
+const PACE_ROWS: usize = 50;
 
-impl State {
-    /// Takes what `run.json` says of the run's length.
+impl RunState {
+    /// Reads the length and status of the run from `run.json`.
     pub fn manifest(&mut self, run: &Value) {
         self.total = run["settings"]["max_steps"].as_u64();
         self.epochs = run["settings"]["epochs"].as_f64();
         self.status = run["status"].as_str().map(str::to_owned);
     }
 
-    /// Takes a row. Rows of other kinds than are known leave no trace but an event.
+    /// Adds a row. A row of an unknown kind becomes an event.
     pub fn add(&mut self, row: Map<String, Value>) {
         let step = row.get("step").and_then(Value::as_u64).unwrap_or(self.step);
         match row.get("kind").and_then(Value::as_str) {
@@ -49,7 +49,7 @@ impl State {
                 self.numbers(step, &row);
                 if let Some(time) = row.get("time").and_then(Value::as_f64) {
                     self.pace.push((time, step));
-                    if self.pace.len() > PACE {
+                    if self.pace.len() > PACE_ROWS {
                         self.pace.remove(0);
                     }
                 }
@@ -64,7 +64,7 @@ impl State {
                     .map(|(name, value)| format!("{name} {}", value.as_str().map_or(value.to_string(), str::to_owned)))
                     .collect();
                 self.events.push(format!("step {step}: {}", said.join(", ")));
-                if self.events.len() > EVENTS {
+                if self.events.len() > MAX_EVENTS {
                     self.events.remove(0);
                 }
             }
@@ -81,12 +81,12 @@ impl State {
                     let Some(value) = number.as_f64().filter(|x| x.is_finite()) else { continue };
                     self.courses.entry(name.clone()).or_default().push((step as f64, value));
                 }
-                // Numbers that are not finite are written as text.
+                // Values that are not finite are written as text.
                 Value::String(text) if text.parse::<f64>().is_ok_and(|x| !x.is_finite()) => self.not_finite += 1,
                 _ => {}
             }
         }
-        // Tokens a second, of tokens so far and the time of the step.
+        // Tokens per second, from the token count and the step time.
         let tokens = self.courses.get("num_tokens").map(Vec::as_slice).unwrap_or_default();
         let seconds = row.get("step_seconds").and_then(Value::as_f64).filter(|&seconds| seconds > 0.0);
         let ([.., before, now], Some(seconds)) = (tokens, seconds) else { return };
@@ -96,7 +96,7 @@ impl State {
         }
     }
 
-    /// Steps of the whole run: given, or from how far the epochs are.
+    /// Total steps of the run: given, or extrapolated from the current epoch.
     pub fn total(&self) -> Option<u64> {
         self.total.or_else(|| {
             let epoch = self.last.get("epoch").and_then(Value::as_f64).filter(|&epoch| epoch > 0.0)?;
@@ -104,7 +104,7 @@ impl State {
         })
     }
 
-    /// Seconds that are left at the pace of the last rows.
+    /// Estimated remaining seconds at the pace of the last rows.
     pub fn seconds_left(&self) -> Option<f64> {
         let ((from, first), (to, last)) = (*self.pace.first()?, *self.pace.last()?);
         let steps = last.checked_sub(first).filter(|&steps| steps > 0)?;

@@ -1,5 +1,6 @@
-//! The end of a growing file of JSON lines: what has been added since the last look. A line that is still being written waits; a
-//! file that has become shorter or has been replaced is read anew.
+//! Reader of a growing file of JSON lines. It returns the lines added since the last call. An
+//! incomplete last line waits for the next call. A file that was truncated or replaced is read from
+//! the start again.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -14,23 +15,23 @@ pub struct Tail {
     path: PathBuf,
     /// Bytes read so far.
     at: u64,
-    /// The begin of the file, by which another one in its place is known.
+    /// First bytes of the file, to recognise a replacement.
     head: Vec<u8>,
     /// Bytes after the last line break.
     rest: Vec<u8>,
-    /// Lines that were no JSON objects.
+    /// Number of lines that were not JSON objects.
     pub damaged: usize,
 }
 
-/// What a look has found.
+/// Result of a read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct News {
-    /// The file has begun anew: what was read before is void.
+    /// Whether the file was replaced or truncated, which invalidates all earlier rows.
     pub anew: bool,
     pub rows: Vec<Map<String, Value>>,
 }
 
-/// Bytes of the begin that are compared.
+/// Number of first bytes that are compared.
 const HEAD: usize = 256;
 
 impl Tail {
@@ -38,12 +39,7 @@ impl Tail {
         Self { path: path.to_owned(), at: 0, head: Vec::new(), rest: Vec::new(), damaged: 0 }
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// What is new. A file that is not there yet has nothing new.
+    /// Reads the new lines. A file that does not exist yet has none.
     pub fn look(&mut self) -> Result<News> {
         let path = self.path.clone();
         let failed = |source| Error::Io { action: "read", path: path.clone(), source };

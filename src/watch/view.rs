@@ -1,4 +1,4 @@
-//! The picture of a run in a terminal of any size.
+//! Drawing of a run in a terminal of any size.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -8,9 +8,9 @@ use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Tabs};
 use serde_json::Value;
 
-use super::state::{Course, State};
+use super::state::{RunState, Series};
 
-/// A page of charts: title, and charts of (title, names of numbers).
+/// A page of charts: title, and charts of (title, metric names).
 type Panel = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 /// The pages.
@@ -46,23 +46,23 @@ pub const PANELS: [Panel; 4] = [
         &[
             ("gradient norm", &["grad_norm"]),
             ("learning rate", &["learning_rate"]),
-            ("tokens a second", &["tokens_per_s"]),
+            ("tokens per second", &["tokens_per_s"]),
         ],
     ),
 ];
 
 const COLOURS: [Color; 4] = [Color::Cyan, Color::Yellow, Color::Green, Color::Magenta];
 
-/// What the keys have chosen.
+/// Selected page and window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Choice {
     pub panel: usize,
-    /// Last steps that are shown; all where it is `None`.
+    /// Number of last steps shown; `None` shows all.
     pub window: Option<u64>,
 }
 
 /// Draws a run.
-pub fn draw(frame: &mut Frame<'_>, name: &str, state: &State, choice: Choice) {
+pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: Choice) {
     let area = frame.area();
     let rows = Layout::vertical([
         Constraint::Length(1),
@@ -94,7 +94,7 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &State, choice: Choice) {
 }
 
 /// The last row as one line.
-fn headline(name: &str, state: &State) -> String {
+fn headline(name: &str, state: &RunState) -> String {
     let mut parts = vec![name.to_owned()];
     parts.extend(state.status.clone());
     for (label, key) in [
@@ -117,7 +117,7 @@ fn headline(name: &str, state: &State) -> String {
     parts.join("  ")
 }
 
-/// A number in few characters.
+/// Short text of a value.
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
@@ -127,7 +127,7 @@ fn short(value: f64) -> String {
     }
 }
 
-fn draw_progress(frame: &mut Frame<'_>, area: Rect, state: &State) {
+fn draw_progress(frame: &mut Frame<'_>, area: Rect, state: &RunState) {
     let total = state.total();
     let left = state.seconds_left().map_or(String::new(), |seconds| format!(", {} left", clock(seconds)));
     let label = match total {
@@ -147,12 +147,12 @@ fn clock(seconds: f64) -> String {
     }
 }
 
-fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], state: &State, window: Option<u64>) {
+fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], state: &RunState, window: Option<u64>) {
     let from = window.map_or(f64::NEG_INFINITY, |steps| state.step.saturating_sub(steps) as f64);
-    let lines: Vec<(&str, Course)> = names
+    let lines: Vec<(&str, Series)> = names
         .iter()
         .filter_map(|name| {
-            let course: Course = state.courses.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
+            let course: Series = state.courses.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
             (!course.is_empty()).then_some((*name, course))
         })
         .collect();
@@ -179,7 +179,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], st
     let axis = |bounds: [f64; 2], labels: [String; 2]| Axis::default().bounds(bounds).labels(labels);
     let chart = Chart::new(sets.collect())
         .block(block)
-        // A chart without names says nothing.
+        // A chart is useless without its legend.
         .hidden_legend_constraints((Constraint::Ratio(9, 10), Constraint::Ratio(9, 10)))
         .x_axis(axis(x, x.map(|step| format!("{step:.0}"))).title("step"))
         .y_axis(axis(y, y.map(short)));

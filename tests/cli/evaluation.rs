@@ -146,7 +146,7 @@ fn comparisons_that_make_no_sense_are_refused() {
         ("--compare all.json tok --input groups.jsonl", 6, &["tok"]),
         ("--compare all.json all.json --beta 0.3", 2, &["--beta has no effect on saved results"]),
         ("--compare all.json all.json --prompt-blindness", 2, &["--prompt-blindness has no effect"]),
-        ("--compare all.json all.json --model model", 2, &["--model has no effect beside --compare"]),
+        ("--compare all.json all.json --model model", 2, &["--model has no effect with --compare"]),
         ("--compare all.json all.json --output all.json", 2, &["it is an input"]),
         ("--compare all.json", 2, &["--compare"]),
         ("--input groups.jsonl", 2, &["--model"]),

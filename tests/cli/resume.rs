@@ -201,7 +201,7 @@ fn a_finished_run_goes_on_where_the_schedule_allows() {
     let events = bench.metrics("out", "event");
     assert_eq!((events.len(), &events[0]["step"]), (1, &3.into()));
     let back = format!("{warm} --resume-from-checkpoint true");
-    bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "end after step 4"]);
+    bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "ends after step 4"]);
     bench.run(&run("linear", 3, "")).ok();
     let longer = run("linear", 7, "--resume-from-checkpoint true");
     bench.run(&longer).fails(6, &["length was 3 steps, is 7 steps", "learning rate falls", "constant"]);

@@ -47,7 +47,7 @@ fn a_dpo_run_on_the_cpu_is_observed() {
     // Ops are part of the step.
     assert!(sum("share_of_step") > 0.0 && sum("share_of_step") <= 1.0, "{}", sum("share_of_step"));
     assert!(study["memory"]["planned_total"].as_u64().unwrap() > 0);
-    assert_eq!(study["missing"]["card"], "this run uses none");
+    assert_eq!(study["missing"]["card"], "this run uses no GPU");
     let samples = study["samples"].as_array().unwrap();
     assert!(!samples.is_empty() && samples.iter().all(|sample| sample["power_w"].is_null()));
     let lines = String::from_utf8(bench.bytes("run-study/hw.jsonl")).unwrap();
@@ -57,13 +57,13 @@ fn a_dpo_run_on_the_cpu_is_observed() {
         "Step time",
         "time since the start (s)",
         "time (ms)",
-        "processors used",
+        "CPU cores used",
         "memory (MiB)",
         "intensity (FLOP/byte)",
         "rate (FLOP/s)",
         "Time by op",
-        "planned in all",
-        "this run uses none",
+        "planned in total",
+        "this run uses no GPU",
         "mapl study dpo --model model",
     ] {
         assert!(text.contains(part), "{part} is missing");
@@ -93,7 +93,7 @@ fn a_benchmark_is_observed() {
     }
     let text = text_of(&String::from_utf8(bench.bytes("seen/report.html")).unwrap());
     for part in
-        ["tiny on cpu, f32", "rate (FLOP/s)", "median (µs)", "processors used", "mapl study bench --study-dir seen"]
+        ["tiny on cpu, f32", "rate (FLOP/s)", "median (µs)", "CPU cores used", "mapl study bench --study-dir seen"]
     {
         assert!(text.contains(part), "{part} is missing");
     }
@@ -259,13 +259,13 @@ fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
     assert!(csv.starts_with("point,per-device-train-batch-size,prefix-sharing,error,steps,step_ms"), "{csv}");
     let text = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
     for part in
-        ["Over per-device-train-batch-size", "prefix-sharing=off", "Tokens a second (1/s)", "p003: invalid value"]
+        ["Over per-device-train-batch-size", "prefix-sharing=off", "Tokens per second (1/s)", "p003: invalid value"]
     {
         assert!(text.contains(part), "{part} is missing");
     }
     // What is there is not repeated, what failed is.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
-    assert_eq!(again.matches("there already").count(), 4, "{again}");
+    assert_eq!(again.matches("finished earlier").count(), 4, "{again}");
     bench.run("study sweep nowhere.toml --output-dir grid").fails(1, &["nowhere.toml"]);
     bench.write("bad.toml", "method = 3");
     bench.run("study sweep bad.toml --output-dir grid").fails(3, &["bad.toml:1", "[vary]"]);

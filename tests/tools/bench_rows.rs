@@ -10,7 +10,7 @@ use mapl::bench::run::{cost, unsettled};
 use mapl::bench::work::Work;
 use mapl::bench::work::attention::{Attention, Shape};
 use mapl::bench::work::linear::{Linear, Pass};
-use mapl::bench::work::rowwise::Norm;
+use mapl::bench::work::norm::Norm;
 
 #[test]
 fn bytes_and_flops_are_those_computed_by_hand() {
@@ -142,7 +142,7 @@ fn verdicts_know_the_noise() {
     assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));
     let text = text(&pairs);
     assert!(
-        text.contains("slower   1.300x the earlier median") && text.contains("3 slower, 1 faster, 5 without"),
+        text.contains("slower   1.300x the earlier median") && text.contains("3 slower, 1 faster, 5 within"),
         "{text}"
     );
 }
@@ -189,7 +189,7 @@ fn files_give_back_what_was_written_and_name_the_line_of_what_is_wrong() {
     let uneven = Row { paced_p80: Some(0.5), ..paced(row("c", 1.0, 1.0, 1.0, 1.0), 1.0, 1.0, 1.0) };
     assert!(uneven.check().unwrap_err().contains("paced times are not in order"));
     let broken = [
-        (good.replace("2026-01-31", "yesterday"), 2, "a day as 2026-01-31"),
+        (good.replace("2026-01-31", "yesterday"), 2, "a day such as 2026-01-31"),
         (good.replace(",2.0,1.0,3.0,0.5,", ",2.0,2.5,3.0,0.5,"), 2, "times are not in order"),
         (good.replace("2.0,1.0", "fast,1.0"), 2, "invalid float"),
         (good.replace("\"no library, \"\"quoted\"\"\"", ""), 3, "does not say why"),

@@ -279,3 +279,56 @@ impl<B: Backend> Costed for AdamW<'_, B> {
         Cost::new(acc::<B>(5 * self.len) + weights, 12 * self.len as u64)
     }
 }
+
+/// Resource that bounds the time of an op call from below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Memory bandwidth.
+    Memory,
+    /// GEMM throughput.
+    Gemm,
+}
+
+/// Ops whose FLOPs run as GEMMs. The FLOPs of all other ops are free compared with their bytes.
+const GEMM_OPS: [&str; 10] = [
+    "linear_fwd",
+    "linear_bwd_input",
+    "linear_bwd_weight",
+    "linear_glu_fwd",
+    "linear_glu_bwd",
+    "attention_fwd",
+    "attention_bwd",
+    "head_logprob_fwd",
+    "head_logprob_bwd",
+    "head_preference",
+];
+
+/// Whether the FLOPs of an op count against GEMM throughput.
+pub fn uses_gemm_rate(op: &str) -> bool {
+    GEMM_OPS.contains(&op)
+}
+
+impl Cost {
+    /// Floor of the op's calls in seconds, and the resource that sets it. The floor is the longer of the bytes at
+    /// `memory` bytes per second and, for GEMM ops, the FLOPs at `gemm` FLOP/s.
+    pub fn floor(self, op: &str, memory: f64, gemm: f64) -> (f64, Bound) {
+        let bytes = self.bytes as f64 / memory;
+        let flops = if uses_gemm_rate(op) { self.flops as f64 / gemm } else { 0.0 };
+        if flops > bytes { (flops, Bound::Gemm) } else { (bytes, Bound::Memory) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::OPS;
+
+    #[test]
+    fn gemm_ops_are_ops_and_only_they_pay_for_flops() {
+        assert!(GEMM_OPS.iter().all(|op| OPS.contains(op)));
+        let cost = Cost { bytes: 10, flops: 100 };
+        assert_eq!(cost.floor("linear_fwd", 10.0, 10.0), (10.0, Bound::Gemm));
+        assert_eq!(cost.floor("linear_fwd", 1.0, 100.0), (10.0, Bound::Memory));
+        assert_eq!(cost.floor("norm_fwd", 10.0, 10.0), (1.0, Bound::Memory));
+    }
+}

@@ -6,14 +6,14 @@ use super::{Call, Part};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::*;
-use crate::bench::operand::{Axis, Cursor, Fill, Operand, Picks};
+use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection};
 
-/// What every tree of the batch is.
+/// Shape of every tree in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// A sequence of so many tokens.
+    /// A sequence of this many tokens.
     Causal(usize),
-    /// A prompt and two responses below it.
+    /// A prompt with two responses as children.
     Pair { prompt: usize, response: usize },
 }
 
@@ -26,12 +26,12 @@ impl Shape {
         }
     }
 
-    /// Tokens of a tree.
+    /// Number of tokens of a tree.
     pub fn tokens(self) -> usize {
         self.segments().iter().map(|segment| segment.0).sum()
     }
 
-    /// Keys that each token of a tree sees.
+    /// Number of keys that each token of a tree attends to.
     fn visible(self) -> Vec<usize> {
         let segments = self.segments();
         let above = |parent: Option<usize>| parent.map_or(0, |p| segments[p].0);
@@ -71,7 +71,7 @@ impl Attention {
         }
     }
 
-    /// The tables of [`Tree`].
+    /// Operands of the tables of [`Tree`].
     fn tables(&self) -> [Operand; 4] {
         let segments = self.shape.segments();
         let (mut starts, mut offsets, mut ancestors) = (vec![0i32], vec![0i32], Vec::new());
@@ -124,7 +124,7 @@ impl Call for Attention {
         }
         operands.push(qkv);
         if self.backward {
-            operands.extend([Operand::act("o", t, query, Fill::Made), lse(Fill::Made)]);
+            operands.extend([Operand::act("o", t, query, Fill::Computed), lse(Fill::Computed)]);
         }
         operands.extend(self.tables());
         match self.backward {
@@ -137,8 +137,8 @@ impl Call for Attention {
         operands
     }
 
-    /// The forward's results for the backward.
-    fn make<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+    /// Runs the forward pass, whose results the backward pass reads.
+    fn compute_inputs<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         if !self.backward {
             return Ok(());
         }
@@ -171,7 +171,8 @@ impl Call for Attention {
         }
     }
 
-    /// The last tree, and of it the last query head, in the backward with the others of its key and value head.
+    /// The last tree and its last query head. The backward pass needs all query heads of that key
+    /// and value head.
     fn parts(&self) -> Vec<Part<Self>> {
         let len = self.shape.tokens();
         let group = self.heads / self.kv_heads.max(1);
@@ -181,12 +182,12 @@ impl Call for Attention {
         let query: Vec<usize> = (first..self.heads).flat_map(of_head).collect();
         let (key, value) = (self.heads + self.kv_heads - 1, self.heads + 2 * self.kv_heads - 1);
         let fused = query.iter().copied().chain(of_head(key)).chain(of_head(value)).collect();
-        let picks = Picks::default()
-            .of(Axis::Token, ((self.trees - 1) * len..self.trees * len).collect())
-            .of(Axis::Head, (first..self.heads).collect())
-            .of(Axis::Query, query)
-            .of(Axis::Fused, fused);
-        vec![Part { call: Self { trees: 1, heads, kv_heads: 1, ..*self }, picks, compared: &[] }]
+        let selection = Selection::default()
+            .with(Axis::Token, ((self.trees - 1) * len..self.trees * len).collect())
+            .with(Axis::Head, (first..self.heads).collect())
+            .with(Axis::Query, query)
+            .with(Axis::Fused, fused);
+        vec![Part { call: Self { trees: 1, heads, kv_heads: 1, ..*self }, selection, compared: &[] }]
     }
 }
 

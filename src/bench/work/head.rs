@@ -1,17 +1,18 @@
-//! Log-probs of the vocabulary head, from stored logits too, and the scalar head.
+//! Log-probs of the vocabulary head, fused and from stored logits.
 
 use std::sync::Arc;
 
-use super::rowwise::HostRuns;
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
-use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection, spread};
 
-/// Different target tokens of a call, few, so that a check of all their rows of the gradient is possible.
+/// Number of distinct target tokens. They are few, so that a check can cover all their rows of the
+/// gradient.
 const TARGETS: usize = 8;
-/// Every so many head rows, one has the hidden row of the row before it, as a prompt's last token has two successors.
+/// One in this many head rows shares the hidden row of its predecessor, as the two successors of a
+/// prompt's last token do.
 const SHARED: usize = 64;
 
 /// The fused head, or its gradient.
@@ -24,7 +25,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// Of `rows` head rows.
+    /// A head with `rows` head rows.
     pub fn new(backward: bool, rows: usize, hidden: usize, vocab: usize) -> Self {
         let source: Vec<i32> = (0..rows).map(|r| (r - r / SHARED) as i32).collect();
         let tokens = source.iter().max().map_or(0, |&last| last as usize + 1);
@@ -34,10 +35,10 @@ impl Head {
         Self { backward, dims, source: Arc::new(source), target: Arc::new(target) }
     }
 
-    /// The head rows of the last tokens and all the vocabulary.
+    /// Part with the head rows of the last tokens and the complete vocabulary.
     fn rows_part(&self) -> Part<Self> {
         let d = self.dims;
-        // The last row and the one that shares the hidden row of another.
+        // The last row, and a row that shares its hidden row with another.
         let mut tokens = vec![d.tokens - 1];
         if let Some(shared) = (1..d.rows).rev().find(|&r| self.source[r] == self.source[r - 1]) {
             tokens.insert(0, self.source[shared] as usize);
@@ -49,11 +50,11 @@ impl Head {
         let target = rows.iter().map(|&r| self.target[r]).collect();
         let dims = HeadDims { tokens: tokens.len(), rows: rows.len(), ..d };
         let call = Self { dims, source: Arc::new(source), target: Arc::new(target), ..*self };
-        let picks = Picks::default().of(Axis::Token, tokens).of(Axis::Row, rows);
-        Part { call, picks, compared: if self.backward { &["dhidden"] } else { &[] } }
+        let selection = Selection::default().with(Axis::Token, tokens).with(Axis::Row, rows);
+        Part { call, selection, compared: if self.backward { &["dhidden"] } else { &[] } }
     }
 
-    /// All head rows, and of the vocabulary the targets and a few tokens that are none.
+    /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
         let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
@@ -65,7 +66,7 @@ impl Head {
         let place = |id: i32| ids.iter().position(|&v| v == id as usize).unwrap_or(0) as i32;
         let target = self.target.iter().map(|&id| place(id)).collect();
         let call = Self { dims: HeadDims { vocab: ids.len(), ..d }, target: Arc::new(target), ..self.clone() };
-        Part { call, picks: Picks::default().of(Axis::Vocab, ids), compared: &["dhead"] }
+        Part { call, selection: Selection::default().with(Axis::Vocab, ids), compared: &["dhead"] }
     }
 }
 
@@ -94,9 +95,10 @@ impl Call for Head {
         match self.backward {
             false => operands.extend(["logp", "lse"].map(|name| per_row(name, Fill::Constant(0.0)).written())),
             true => {
-                operands.extend(HostRuns::of(&self.source).operands());
+                operands.extend(HostRuns::from_keys(&self.source).operands());
                 operands.extend([
-                    // Of normal logits; a part has it as given, so it is not that of fewer tokens.
+                    // Logsumexp of normal logits. It is an input, so that a part with fewer tokens
+                    // uses the same value.
                     per_row("lse", Fill::Constant((d.vocab as f64).ln() + 0.5)),
                     per_row("dlogp", Fill::Normal(1.0)),
                     Operand::act("dhidden", t, h, Fill::Constant(0.0)).written(),
@@ -140,11 +142,12 @@ impl Call for Head {
         let d = self.dims;
         match name {
             "dhead" => {
-                // Every row whose target a word is adds a gradient of its logit that was rounded as activations are, and
-                // here there are so many of them that their roundings outgrow the rest.
+                // Every row with this target token adds a logit gradient rounded as activations
+                // are. The benchmark has few distinct targets, so these roundings dominate the
+                // error.
                 let hits = d.rows.div_ceil(TARGETS) as f64;
-                let product = d.gradient_tolerance(precision, d.rows);
-                Tolerance { atol: product.atol + 2.0 * precision.act_roundoff() * hits.sqrt(), ..product }
+                let gemm = d.gradient_tolerance(precision, d.rows);
+                Tolerance { atol: gemm.atol + 2.0 * precision.act_roundoff() * hits.sqrt(), ..gemm }
             }
             "dhidden" => d.gradient_tolerance(precision, 16),
             _ => d.tolerance(precision),
@@ -233,76 +236,6 @@ impl Call for StoredLogits {
         let rows = spread(self.rows, 16);
         let target = Arc::new(rows.iter().map(|&r| self.target[r]).collect());
         let call = Self { rows: rows.len(), target, ..*self };
-        vec![Part { call, picks: Picks::default().of(Axis::Row, rows), compared: &[] }]
-    }
-}
-
-/// The scalar head, or its gradient.
-#[derive(Clone, Debug)]
-pub struct RewardHead {
-    pub backward: bool,
-    pub dims: RewardDims,
-}
-
-impl RewardHead {
-    fn rows(&self) -> Arc<Vec<i32>> {
-        let (tokens, seqs) = (self.dims.tokens, self.dims.seqs.max(1));
-        Arc::new((0..self.dims.seqs).map(|s| ((s + 1) * tokens / seqs - 1) as i32).collect())
-    }
-}
-
-impl Call for RewardHead {
-    fn op(&self) -> &'static str {
-        if self.backward { "reward_head_bwd" } else { "reward_head_fwd" }
-    }
-
-    fn sizes(&self) -> Vec<(&'static str, usize)> {
-        let d = self.dims;
-        vec![("tokens", d.tokens), ("hidden", d.hidden), ("seqs", d.seqs)]
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        let d = self.dims;
-        let (t, h, s) = ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Whole, d.seqs));
-        let mut operands = vec![
-            Operand::act("hidden", t, h, Fill::Normal(1.0)),
-            Operand::act("weight", h, ONE, Fill::Normal(1.0)),
-            Operand::idx("rows", &self.rows()),
-        ];
-        match self.backward {
-            false => operands.push(Operand::acc("score", s, ONE, Fill::Constant(0.0)).written()),
-            true => operands.extend([
-                Operand::acc("dscore", s, ONE, Fill::Normal(1.0)),
-                Operand::act("dhidden", t, h, Fill::Constant(0.0)).written(),
-                Operand::acc("dweight", h, ONE, Fill::Constant(0.0)).written(),
-            ]),
-        }
-        operands
-    }
-
-    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let dims = self.dims;
-        let (hidden, weight, rows) = (o.act(), o.act(), o.idx());
-        match self.backward {
-            false => on.reward_head_fwd(RewardHeadFwd { dims, hidden, weight, rows, score: o.acc_out() }),
-            true => on.reward_head_bwd(RewardHeadBwd {
-                dims,
-                hidden,
-                weight,
-                rows,
-                dscore: o.acc(),
-                dhidden: o.act_out(),
-                dweight: o.acc_out(),
-                dweight_write: Write::Overwrite,
-            }),
-        }
-    }
-
-    fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
-        self.dims.tolerance(if name == "dhidden" { precision } else { stored_as_acc(precision) })
-    }
-
-    fn parts(&self) -> Vec<Part<Self>> {
-        Part::whole(self)
+        vec![Part { call, selection: Selection::default().with(Axis::Row, rows), compared: &[] }]
     }
 }

@@ -1,40 +1,41 @@
-//! The vocabulary head with the loss over pairs as one op.
+//! The vocabulary head fused with the loss over pairs.
 
 use std::sync::Arc;
 
-use super::objective::{Table, take_table};
-use super::rowwise::HostRuns;
+use super::preference::{ComparisonTable, table_views};
 use super::{Call, Part};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
-use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection, spread};
 
-/// Different target tokens, few, so that a check of all their rows of the gradient is possible.
+/// Number of distinct target tokens. They are few, so that a check can cover all their rows of the
+/// gradient.
 const TARGETS: usize = 8;
-/// Head rows of a response at most.
+/// Maximum number of head rows of a response.
 const RESPONSE: usize = 256;
-/// Factor on scores in comparisons.
+/// Scale of scores in comparisons.
 const SCALE: f64 = 0.1;
 
-/// Head, logistic losses of pairs and the head's gradient. The first rows of a pair's two responses have the same hidden row,
-/// that of the prompt's last token. The last pair has responses of one token, so that the reference can check it.
+/// Head, logistic losses of pairs, and the head's gradient. The first rows of a pair's two
+/// responses share the hidden row of the prompt's last token. The last pair has responses of one
+/// token, so that the reference can check it.
 #[derive(Clone, Debug)]
 pub struct PreferenceHead {
     pub dims: HeadDims,
-    /// (groups) rows of both responses
+    /// (groups) head rows of both responses
     pairs: Arc<Vec<[usize; 2]>>,
     ends: Arc<Vec<GroupEnd>>,
     source: Arc<Vec<i32>>,
     target: Arc<Vec<i32>>,
-    /// Losses are over the mean of so many comparisons.
+    /// Number of comparisons that the loss is averaged over.
     comparisons: usize,
-    /// Only the head's gradient, from logsumexps and gradients of log-probs that are given.
+    /// Whether only the head's gradient is computed, from given logsumexps and log-prob gradients.
     given: bool,
 }
 
 impl PreferenceHead {
-    /// Of `rows` head rows.
+    /// A head with `rows` head rows.
     pub fn new(rows: usize, hidden: usize, vocab: usize) -> Self {
         let last = rows.min(2);
         let response = (rows / 8).clamp(1, RESPONSE);
@@ -83,24 +84,25 @@ impl PreferenceHead {
         self.pairs.iter().flatten().copied().max().unwrap_or(0)
     }
 
-    /// The last pair, and all the vocabulary.
+    /// Part with the last pair and the complete vocabulary.
     fn group_part(&self) -> Part<Self> {
         let (d, groups) = (self.dims, self.pairs.len());
         let pair = self.pairs[groups - 1];
         let rows = d.rows - pair[0] - pair[1]..d.rows;
         let target = self.target[rows.clone()].to_vec();
         let call = Self::of_pairs(vec![pair], (d.hidden, d.vocab), target, self.comparisons);
-        let picks = Picks::default()
-            .of(Axis::Token, (d.tokens - call.dims.tokens..d.tokens).collect())
-            .of(Axis::Row, rows.collect())
-            .of(Axis::Sequence, (self.seqs() - 2..self.seqs()).collect())
-            .of(Axis::Comparison, vec![groups - 1]);
+        let selection = Selection::default()
+            .with(Axis::Token, (d.tokens - call.dims.tokens..d.tokens).collect())
+            .with(Axis::Row, rows.collect())
+            .with(Axis::Sequence, (self.seqs() - 2..self.seqs()).collect())
+            .with(Axis::Comparison, vec![groups - 1]);
         let compared = &["loss", "logit", "logp", "lse", "dlogp", "score", "dscore", "dhidden"];
-        Part { call, picks, compared }
+        Part { call, selection, compared }
     }
 
-    /// All head rows, and of the vocabulary the targets and a few tokens that are none, with what the loss gives as given:
-    /// logsumexps of a smaller vocabulary are others.
+    /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
+    /// Logsumexps and log-prob gradients are given, because a smaller vocabulary has other
+    /// logsumexps.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
         let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
@@ -113,7 +115,7 @@ impl PreferenceHead {
         let target: Vec<i32> = self.target.iter().map(|&id| place(id)).collect();
         let dims = HeadDims { vocab: ids.len(), ..d };
         let call = Self { dims, target: target.into(), given: true, ..self.clone() };
-        Part { call, picks: Picks::default().of(Axis::Vocab, ids), compared: &["dhead"] }
+        Part { call, selection: Selection::default().with(Axis::Vocab, ids), compared: &["dhead"] }
     }
 }
 
@@ -138,11 +140,11 @@ impl Call for PreferenceHead {
             Some(*end)
         });
         let offsets = std::iter::once(0).chain(seq_ends).collect();
-        // About what the scores are, so that no loss is saturated.
+        // Close to the scores, so that no loss is saturated.
         let logp = -(d.vocab as f64).ln() - 0.5;
         let reference = self.pairs.iter().flatten().map(|&rows| rows as f64 * logp).collect();
         let terms: Vec<Vec<(usize, i32)>> = (0..self.pairs.len()).map(|g| vec![(2 * g, 1), (2 * g + 1, -1)]).collect();
-        let table = Table { seqs: self.seqs(), terms, kinds: vec![0; self.pairs.len()], scale: SCALE };
+        let table = ComparisonTable { seqs: self.seqs(), terms, kinds: vec![0; self.pairs.len()], scale: SCALE };
         let out = |name, rows| Operand::acc(name, rows, ONE, Fill::Constant(0.0)).written();
         let mut operands = vec![
             Operand::act("hidden", t, h, Fill::Normal(1.0)),
@@ -150,12 +152,12 @@ impl Call for PreferenceHead {
             Operand::idx("source", &self.source),
             Operand::idx("target", &self.target),
         ];
-        operands.extend(HostRuns::of(&self.source).operands());
+        operands.extend(HostRuns::from_keys(&self.source).operands());
         operands.extend([
             Operand::idx("seq_offsets", &Arc::new(offsets)),
             Operand::acc("reference", s, ONE, Fill::Values(Arc::new(reference))),
-            Operand::acc("given lse", r, ONE, Fill::Made),
-            Operand::acc("given dlogp", r, ONE, Fill::Made),
+            Operand::acc("given lse", r, ONE, Fill::Computed),
+            Operand::acc("given dlogp", r, ONE, Fill::Computed),
         ]);
         operands.extend(table.operands(1.0 / self.comparisons as f64));
         operands.extend([out("loss", c), out("logit", c)]);
@@ -169,8 +171,8 @@ impl Call for PreferenceHead {
         operands
     }
 
-    /// The forward of the head and the losses, for the part of the vocabulary.
-    fn make<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+    /// Runs the head's forward pass and the losses, for the part with a smaller vocabulary.
+    fn compute_inputs<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let (dims, rows, seqs, reduce) = (self.dims, self.dims.rows, self.seqs(), Reduce::Sum);
         let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
         HostRuns::take(&mut o);
@@ -180,7 +182,7 @@ impl Call for PreferenceHead {
         on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse })?;
         let (values, sums) = (View::first(&logp, rows), ViewMut::first(&mut score, seqs));
         on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, sums })?;
-        let table = take_table(&mut o);
+        let table = table_views(&mut o);
         let [mut loss, mut logit] = [on.zeros_acc(self.pairs.len())?, on.zeros_acc(self.pairs.len())?];
         let mut sums = on.zeros_acc(KINDS * SUM_FIELDS)?;
         let comparison = ComparisonLoss {
@@ -208,7 +210,7 @@ impl Call for PreferenceHead {
             curve: Curve::Sigmoid { smoothing: 0.0 },
             center: 0.0,
             reference: Some(reference),
-            table: take_table(&mut o),
+            table: table_views(&mut o),
             loss: o.acc_out(),
             logit: o.acc_out(),
             sums: o.acc_out(),
@@ -262,7 +264,7 @@ impl Call for PreferenceHead {
             longest: self.longest(),
             comparisons: self.pairs.len(),
             scale: SCALE,
-            // Scores are off the reference by sums of as many normal numbers.
+            // A score differs from its reference by a sum of `longest` normal numbers.
             logits: 8.0 * SCALE * (self.longest() as f64).sqrt(),
             loss_slope: 1.0,
             slope,

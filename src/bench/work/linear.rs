@@ -1,38 +1,38 @@
-//! Products of linear layers, alone and with the gated activation.
+//! GEMMs of linear layers, and the gradient of their bias.
 
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Write};
-use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Picks, spread};
+use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread};
 
-/// Which product of a layer.
+/// GEMM of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// With a residual that is added, as the projections back to the stream have it.
+    /// Forward with an added residual, as in the projections back to the residual stream.
     Residual,
-    /// With a bias, as the projection to queries, keys and values has it.
+    /// Forward with a bias, as in the query, key and value projection.
     Bias,
     Forward,
     Input,
     Weight,
-    /// The weight's gradient with the norms of its patches, as the last micro-batch of a step has it. The norms are not verified
-    /// here: a part of the gradient has others.
+    /// Weight gradient with the norms of its patches, as in the last micro-batch of a step. The
+    /// norms are not verified here: a part of the gradient has other norms.
     Norms,
 }
 
-/// A product of a linear layer.
+/// A GEMM of a linear layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
     pub pass: Pass,
     pub dims: LinearDims,
 }
 
-/// Places of long axes that a check looks at.
+/// Selected indices of long axes in a check.
 const ROWS: usize = 24;
 const COLUMNS: usize = 40;
 
-fn root(n: usize) -> f64 {
+pub(super) fn root(n: usize) -> f64 {
     1.0 / (n.max(1) as f64).sqrt()
 }
 
@@ -104,7 +104,7 @@ impl Call for Linear {
         let d = self.dims;
         match self.pass {
             Pass::Input => Tolerance::dot(precision, d.outputs),
-            // Sums of products of order one grow with the root of their length.
+            // Sums of products of order one grow with the square root of their length.
             Pass::Weight | Pass::Norms => {
                 Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0))
             }
@@ -115,98 +115,57 @@ impl Call for Linear {
     fn parts(&self) -> Vec<Part<Self>> {
         let d = self.dims;
         let (tokens, inputs, outputs) = (spread(d.tokens, ROWS), spread(d.inputs, COLUMNS), spread(d.outputs, COLUMNS));
-        let (picks, dims) = match self.pass {
+        let (selection, dims) = match self.pass {
             Pass::Input => {
                 let dims = LinearDims { tokens: tokens.len(), inputs: inputs.len(), ..d };
-                (Picks::default().of(Axis::Token, tokens).of(Axis::Input, inputs), dims)
+                (Selection::default().with(Axis::Token, tokens).with(Axis::Input, inputs), dims)
             }
             Pass::Weight | Pass::Norms => {
                 let dims = LinearDims { inputs: inputs.len(), outputs: outputs.len(), ..d };
-                (Picks::default().of(Axis::Input, inputs).of(Axis::Output, outputs), dims)
+                (Selection::default().with(Axis::Input, inputs).with(Axis::Output, outputs), dims)
             }
             _ => {
                 let dims = LinearDims { tokens: tokens.len(), outputs: outputs.len(), ..d };
-                (Picks::default().of(Axis::Token, tokens).of(Axis::Output, outputs), dims)
+                (Selection::default().with(Axis::Token, tokens).with(Axis::Output, outputs), dims)
             }
         };
         let compared: &[&str] = if self.pass == Pass::Norms { &["dweight"] } else { &[] };
-        vec![Part { call: Self { dims, ..*self }, picks, compared }]
+        vec![Part { call: Self { dims, ..*self }, selection, compared }]
     }
 }
 
-/// The product to gate and up with the activation, or the gradient of both.
+/// Bias gradient: column sums of the output's gradient.
 #[derive(Clone, Debug)]
-pub struct LinearGlu {
-    pub backward: bool,
-    pub dims: LinearGluDims,
+pub struct BiasGrad {
+    pub dims: LinearDims,
 }
 
-impl LinearGlu {
-    /// Columns of gate, then those of up, for picked columns of the activation.
-    fn both(&self, picked: &[usize]) -> Vec<usize> {
-        picked.iter().copied().chain(picked.iter().map(|i| i + self.dims.intermediate)).collect()
-    }
-}
-
-impl Call for LinearGlu {
+impl Call for BiasGrad {
     fn op(&self) -> &'static str {
-        if self.backward { "linear_glu_bwd" } else { "linear_glu_fwd" }
+        "bias_bwd"
     }
 
     fn sizes(&self) -> Vec<(&'static str, usize)> {
-        let d = self.dims;
-        vec![("tokens", d.tokens), ("hidden", d.hidden), ("intermediate", d.intermediate)]
+        vec![("tokens", self.dims.tokens), ("outputs", self.dims.outputs)]
     }
 
-    /// Columns of gate and up are on the axis of outputs, those of the activation on that of inputs.
     fn operands(&self) -> Vec<Operand> {
-        let d = self.dims;
-        let (t, h, i) = ((Axis::Token, d.tokens), (Axis::Whole, d.hidden), (Axis::Input, d.intermediate));
-        let both = (Axis::Output, 2 * d.intermediate);
-        match self.backward {
-            false => vec![
-                Operand::act("x", t, h, Fill::Normal(1.0)),
-                Operand::act("weight", both, h, Fill::Normal(root(d.hidden))),
-                Operand::act("gate_up", t, both, Fill::Constant(0.0)).written(),
-                Operand::act("act", t, i, Fill::Constant(0.0)).written(),
-            ],
-            true => vec![
-                Operand::act("dy", t, h, Fill::Normal(1.0)),
-                Operand::act("weight", h, i, Fill::Normal(root(d.hidden))),
-                Operand::act("gate_up", t, both, Fill::Normal(1.0)),
-                Operand::act("dgate_up", t, both, Fill::Constant(0.0)).written(),
-            ],
-        }
+        let (t, o) = ((Axis::Token, self.dims.tokens), (Axis::Output, self.dims.outputs));
+        vec![Operand::act("dy", t, o, Fill::Normal(1.0)), Operand::acc("dbias", o, ONE, Fill::Constant(0.0)).written()]
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let dims = self.dims;
-        match self.backward {
-            false => {
-                let (x, weight, gate_up, act) = (o.act(), o.act(), Some(o.act_out()), o.act_out());
-                on.linear_glu_fwd(LinearGluFwd { dims, x, weight, gate_up, act })
-            }
-            true => on.linear_glu_bwd(LinearGluBwd {
-                dims,
-                dy: o.act(),
-                weight: o.act(),
-                gate_up: o.act(),
-                dgate_up: o.act_out(),
-            }),
-        }
+        on.bias_bwd(BiasBwd { dims: self.dims, dy: o.act(), dbias: o.acc_out(), write: Write::Overwrite })
     }
 
-    /// Gate and up of order one, of which the largest of many are about 5: their products err by that much more.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
-        self.dims.tolerance(precision).scaled(4.0)
+        let tokens = self.dims.tokens;
+        Tolerance::dot(stored_as_acc(precision), tokens).scaled((tokens as f64).sqrt().max(1.0))
     }
 
     fn parts(&self) -> Vec<Part<Self>> {
-        let d = self.dims;
-        let (tokens, columns) = (spread(d.tokens, ROWS), spread(d.intermediate, COLUMNS));
-        let dims = LinearGluDims { tokens: tokens.len(), intermediate: columns.len(), ..d };
-        let picks =
-            Picks::default().of(Axis::Token, tokens).of(Axis::Output, self.both(&columns)).of(Axis::Input, columns);
-        vec![Part { call: Self { dims, ..*self }, picks, compared: &[] }]
+        let outputs = spread(self.dims.outputs, 64);
+        let dims = LinearDims { outputs: outputs.len(), ..self.dims };
+        vec![Part { call: Self { dims }, selection: Selection::default().with(Axis::Output, outputs), compared: &[] }]
     }
 }

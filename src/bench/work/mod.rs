@@ -1,69 +1,78 @@
-//! Calls of ops as data: which op with which sizes, what its operands hold, how to call it on any backend, and the smaller
-//! calls whose results are a part of its own, against which it is checked.
+//! Calls of ops as data: the op, its sizes and operands, and the call on any backend. Every call
+//! also lists smaller calls whose results are a subset of its own; these are checked against the
+//! reference.
 //!
-//! - [`linear`]: products of linear layers, alone and with the gated activation
-//! - [`rowwise`]: embedding, normalisation, rotation, activation, bias
+//! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; SwiGLU alone; the bias
+//!   gradient
+//! - `embedding`, [`norm`], `rope`: memory-bound ops
 //! - [`attention`]: attention over sequences and over prefix trees
-//! - [`head`]: log-probs of the vocabulary head, the scalar head; [`head_preference`]: head, losses and gradients as one op
-//! - [`objective`]: sums by sequence, comparison losses, gradient norm, AdamW
+//! - `head`: log-probs of the vocabulary head; `reward`: the reward head; `head_preference`: head,
+//!   losses and gradients as one op
+//! - `segment`: sums over sequences; `preference`: comparison losses; `optim`: gradient norm, AdamW
 
 pub mod attention;
-pub mod head;
-pub mod head_preference;
+pub(super) mod embedding;
+pub(super) mod glu;
+pub(super) mod head;
+pub(super) mod head_preference;
 pub mod linear;
-pub mod objective;
-pub mod rowwise;
+pub mod norm;
+pub(super) mod optim;
+pub(super) mod preference;
+pub(super) mod reward;
+pub(super) mod rope;
+pub(super) mod segment;
 
-use super::operand::{Cursor, Operand, Picks};
+use super::operand::{Cursor, Operand, Selection};
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::{Precision, Tolerance};
 
 /// A call of an op.
 pub trait Call: Sized {
-    /// The op, a name of [`crate::backend::OPS`].
+    /// Name of the op, one of [`crate::backend::OPS`].
     fn op(&self) -> &'static str;
 
-    /// Sizes as `name=value`, by which rows of records are matched.
+    /// Sizes by name. Rows of records are matched by them.
     fn sizes(&self) -> Vec<(&'static str, usize)>;
 
-    /// The operands in the order in which [`Call::call`] takes them.
+    /// Operands in the order in which [`Call::call`] takes them.
     fn operands(&self) -> Vec<Operand>;
 
-    /// Makes the operands that are results of another op ([`Fill::Made`]), when all others are there.
-    ///
-    /// [`Fill::Made`]: super::operand::Fill::Made
-    fn make<B: Backend>(&self, _on: &B, _operands: Cursor<'_, B>) -> Result<()> {
+    /// Computes the operands that are results of another op (`Fill::Computed`), after all others
+    /// are written.
+    fn compute_inputs<B: Backend>(&self, _on: &B, _operands: Cursor<'_, B>) -> Result<()> {
         Ok(())
     }
 
-    /// The call.
+    /// Runs the op.
     fn call<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()>;
 
-    /// Error allowed of a written operand.
+    /// Tolerance of a written operand.
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance;
 
-    /// Smaller calls, and the places of the operands that they hold: what the written operands of the small call hold,
-    /// those places of this call's must. The call itself where the reference can do it.
+    /// Smaller calls with the indices of this call's operands that they cover. At these indices,
+    /// the results of both calls must agree. A call that the reference can compute quickly lists
+    /// itself.
     fn parts(&self) -> Vec<Part<Self>>;
 }
 
 /// A part of a call.
 pub struct Part<C> {
     pub call: C,
-    pub picks: Picks,
-    /// Written operands that are compared; all where it is empty.
+    pub selection: Selection,
+    /// Written operands that are compared; empty compares all.
     pub compared: &'static [&'static str],
 }
 
 impl<C: Call + Clone> Part<C> {
-    /// All of it.
+    /// The complete call as its only part.
     fn whole(call: &C) -> Vec<Self> {
-        vec![Self { call: call.clone(), picks: Picks::default(), compared: &[] }]
+        vec![Self { call: call.clone(), selection: Selection::default(), compared: &[] }]
     }
 }
 
-/// Precision of numbers that are stored as sums.
+/// Precision of values stored as accumulators.
 fn stored_as_acc(precision: Precision) -> Precision {
     if precision == Precision::Bf16 { Precision::F32 } else { precision }
 }
@@ -86,8 +95,8 @@ macro_rules! works {
             fn operands(&self) -> Vec<Operand> {
                 match self { $(Work::$Name(call) => call.operands()),* }
             }
-            fn make<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
-                match self { $(Work::$Name(call) => call.make(on, operands)),* }
+            fn compute_inputs<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
+                match self { $(Work::$Name(call) => call.compute_inputs(on, operands)),* }
             }
             fn call<B: Backend>(&self, on: &B, operands: Cursor<'_, B>) -> Result<()> {
                 match self { $(Work::$Name(call) => call.call(on, operands)),* }
@@ -99,7 +108,7 @@ macro_rules! works {
                 match self {
                     $(Work::$Name(call) => {
                         let parts = call.parts().into_iter();
-                        parts.map(|p| Part { call: Work::$Name(p.call), picks: p.picks, compared: p.compared }).collect()
+                        parts.map(|p| Part { call: Work::$Name(p.call), selection: p.selection, compared: p.compared }).collect()
                     }),*
                 }
             }
@@ -115,24 +124,24 @@ macro_rules! works {
 
 works! {
     Linear(linear::Linear),
-    LinearGlu(linear::LinearGlu),
-    Embedding(rowwise::Embedding),
-    Norm(rowwise::Norm),
-    Bias(rowwise::Bias),
-    Rotation(rowwise::Rotation),
-    Activation(rowwise::Activation),
+    LinearGlu(glu::LinearGlu),
+    Embedding(embedding::Embedding),
+    Norm(norm::Norm),
+    BiasGrad(linear::BiasGrad),
+    RotaryEmbedding(rope::RotaryEmbedding),
+    Glu(glu::Glu),
     Attention(attention::Attention),
     Head(head::Head),
     PreferenceHead(head_preference::PreferenceHead),
     StoredLogits(head::StoredLogits),
-    RewardHead(head::RewardHead),
-    SegmentSum(objective::SegmentSum),
-    Comparison(objective::Comparison),
-    Norms(objective::Norms),
-    Update(objective::Update),
+    RewardHead(reward::RewardHead),
+    SegmentSum(segment::SegmentSum),
+    PreferenceLoss(preference::PreferenceLoss),
+    GradientNorm(optim::GradientNorm),
+    AdamWUpdate(optim::AdamWUpdate),
 }
 
-/// `tokens=8192 inputs=896`.
-pub fn shape_text(sizes: &[(&'static str, usize)]) -> String {
+/// Sizes as `tokens=8192 inputs=896`.
+pub(super) fn shape_text(sizes: &[(&'static str, usize)]) -> String {
     sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ")
 }

@@ -1,13 +1,14 @@
-//! A card's numbers, and the meter over them.
+//! Readings of a GPU, and the meter that collects them.
 
 use std::collections::BTreeMap;
 
 use super::{Meter, Sample};
 
-/// Why a number is not to be had.
+/// Reason why a reading is unavailable.
 pub type Missing = String;
 
-/// Activity since the reading before, shares from 0 to 1; each by itself may be missing.
+/// Activity since the previous reading, as shares from 0 to 1. Each share may be unavailable on its
+/// own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
     pub sm: Option<f64>,
@@ -16,9 +17,9 @@ pub struct Activity {
     pub dram: Option<f64>,
 }
 
-/// Numbers of a card, each with its own failure. Units are those of [`Sample`].
+/// Readings of a GPU, each with its own failure. Units are those of [`Sample`].
 pub trait Card {
-    /// Of kernels and of memory.
+    /// Share of time in which kernels ran, and in which memory was accessed.
     fn busy(&mut self) -> Result<(f64, f64), Missing>;
     fn sm_clock(&mut self) -> Result<f64, Missing>;
     fn memory_clock(&mut self) -> Result<f64, Missing>;
@@ -27,15 +28,16 @@ pub trait Card {
     fn energy(&mut self) -> Result<f64, Missing>;
     fn temperature(&mut self) -> Result<f64, Missing>;
     fn throttle(&mut self) -> Result<Vec<String>, Missing>;
-    /// In use and in all.
+    /// Used and total memory in bytes.
     fn memory(&mut self) -> Result<(u64, u64), Missing>;
     fn pcie_in(&mut self) -> Result<f64, Missing>;
     fn pcie_out(&mut self) -> Result<f64, Missing>;
     fn activity(&mut self) -> Result<Activity, Missing>;
 }
 
-/// Reads a card; a number that fails is absent from the sample and its first reason is kept. A number that fails
-/// [`GIVE_UP`] times in a row from the start is not asked for again, because some failures take long.
+/// Reads a GPU. A failed reading is absent from the sample, and its first reason is kept. A reading
+/// that was never available is not requested again after [`GIVE_UP`] failures, because some
+/// failures take long.
 pub struct CardMeter<C> {
     card: C,
     fields: BTreeMap<&'static str, Field>,
@@ -48,7 +50,7 @@ struct Field {
     given: bool,
 }
 
-/// Failures after which a number that was never given is given up.
+/// Number of failures after which a reading that was never available is given up.
 pub const GIVE_UP: u32 = 3;
 
 impl<C: Card> CardMeter<C> {

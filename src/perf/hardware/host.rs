@@ -1,30 +1,32 @@
-//! The process and its machine, from `/proc`; elsewhere than on Linux its numbers are absent.
+//! Readings of the process and its machine, from `/proc`. They are absent on systems other than
+//! Linux.
 
 use std::time::Instant;
 
 use super::{Meter, Sample};
 
-/// Reads the process's memory and processor time, and the machine's.
+/// Reads memory and CPU time of the process, and CPU time of the machine.
 pub struct HostMeter {
     before: Option<(Instant, Ticks)>,
     missing: Option<String>,
-    /// Whether the peak is one since this meter was made.
+    /// Whether the peak memory was reset when this meter was created.
     peak_is_ours: bool,
 }
 
-/// Work of other programs over a stretch of time.
-pub struct Load {
+/// Load of other programs over a time span.
+pub(crate) struct OtherLoad {
     began: Instant,
     before: Option<Ticks>,
 }
 
-impl Load {
-    /// From now on.
+impl OtherLoad {
+    /// Starts the span.
     pub fn start() -> Self {
         Self { began: Instant::now(), before: ticks() }
     }
 
-    /// Seconds of processors that others used since, and seconds since; `None` where the system does not say.
+    /// CPU seconds that other programs used since the start, and elapsed seconds; `None` if the
+    /// system does not report CPU time.
     pub fn others(&self) -> Option<(f64, f64)> {
         let (before, now) = (self.before?, ticks()?);
         let process = now.process.saturating_sub(before.process);
@@ -33,18 +35,19 @@ impl Load {
     }
 }
 
-/// Hundredths of seconds of processor time.
+/// CPU time in hundredths of a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ticks {
     process: u64,
     machine: u64,
 }
 
-/// Ticks of a second in `/proc`; Linux fixes what user programs see (`USER_HZ`).
+/// Ticks per second in `/proc`; Linux fixes the value that user programs see (`USER_HZ`).
 const TICKS: f64 = 100.0;
 
 impl HostMeter {
-    /// Starts the process's peak of memory anew where Linux allows it (`clear_refs`); else there is none to give.
+    /// Resets the process's peak memory if Linux allows it (`clear_refs`). Otherwise the peak is
+    /// absent from samples.
     pub fn new() -> Self {
         let peak_is_ours = std::fs::write("/proc/self/clear_refs", "5").is_ok();
         Self { before: None, missing: None, peak_is_ours }
@@ -61,7 +64,7 @@ impl Meter for HostMeter {
     fn read(&mut self, sample: &mut Sample) {
         let now = ticks();
         if now.is_none() {
-            self.missing.get_or_insert_with(|| "/proc does not give processor times".into());
+            self.missing.get_or_insert_with(|| "/proc does not report CPU times".into());
         }
         if let (Some((then, before)), Some(now)) = (&self.before, now) {
             let seconds = then.elapsed().as_secs_f64().max(1e-3);
@@ -70,7 +73,7 @@ impl Meter for HostMeter {
             sample.processors_used = Some(process);
             sample.processors_others = Some((rate(now.machine, before.machine) - process).max(0.0));
         }
-        // Ticks are coarse: rates are taken over a tenth of a second at least.
+        // Ticks are coarse, so rates are taken over at least a tenth of a second.
         let due = self.before.as_ref().is_none_or(|(then, _)| then.elapsed().as_secs_f64() >= 0.1);
         if due {
             self.before = now.map(|now| (Instant::now(), now));
@@ -96,8 +99,9 @@ fn ticks() -> Option<Ticks> {
     parse(&stat, &machine)
 }
 
-/// User and system time: the 14th and 15th field of the process's line, whose second is its name in brackets; and of the
-/// machine's first line user, nice and system time, interrupts too, but neither idle time nor waiting nor what a host took.
+/// Parses CPU times from `/proc/self/stat` and `/proc/stat`. The process's user and system time are
+/// fields 14 and 15; field 2 is its name in parentheses. The machine's busy time is user, nice,
+/// system and interrupt time of the first line, without idle time, I/O wait and steal time.
 fn parse(stat: &str, machine: &str) -> Option<Ticks> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let process = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
@@ -112,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_times_are_found_behind_any_name() {
+    fn cpu_times_are_parsed_after_any_process_name() {
         let stat = "12 (a ) b) R 1 2 3 4 5 6 7 8 9 10 700 30 0 0 20 0 3 0 99";
         let machine = "cpu  1000 20 300 9999 88 7 5 0 0 0\ncpu0 1 2 3";
         assert_eq!(parse(stat, machine), Some(Ticks { process: 730, machine: 1332 }));

@@ -1,4 +1,5 @@
-//! Cards through NVIDIA's management library (NVML), which comes with the driver and is loaded when it is asked for.
+//! GPU readings through NVIDIA's management library (NVML). The library comes with the driver and
+//! is loaded on demand.
 
 use nvml_wrapper::enum_wrappers::device::{Clock, PcieUtilCounter, TemperatureSensor};
 use nvml_wrapper::enums::gpm::GpmMetricId;
@@ -8,27 +9,29 @@ use nvml_wrapper::{Device, GpmSample, Nvml};
 
 use super::card::{Activity, Card, Missing};
 
-/// The card that a CUDA device is.
+/// NVML handle of a CUDA device.
 pub struct NvmlCard<'n> {
     nvml: &'n Nvml,
     device: Device<'n>,
-    /// Counters of the reading before.
+    /// Counters of the previous reading.
     before: Option<GpmSample<'n>>,
 }
 
 /// Loads the library. The error says in one sentence what is missing.
 pub fn load() -> Result<Nvml, Missing> {
-    Nvml::init().map_err(|why| format!("NVML (libnvidia-ml, part of NVIDIA's driver) gives nothing: {why}"))
+    Nvml::init().map_err(|why| format!("NVML (libnvidia-ml, part of NVIDIA's driver) is unavailable: {why}"))
 }
 
 impl<'n> NvmlCard<'n> {
-    /// The card with this identifier (`GPU-...`, as the CUDA driver names it), or the first where there is but one and no
-    /// identifier is known.
+    /// Opens the GPU with this UUID (`GPU-...`, as the CUDA driver reports it). Without a UUID it
+    /// opens the only GPU of the machine.
     pub fn new(nvml: &'n Nvml, uuid: Option<&str>) -> Result<Self, Missing> {
         let device = match uuid {
             Some(uuid) => nvml.device_by_uuid(uuid),
             None if nvml.device_count().map_err(missing)? == 1 => nvml.device_by_index(0),
-            None => return Err("there are several cards, and the driver does not say which one is in use".into()),
+            None => {
+                return Err("there are several GPUs, and the driver does not report the UUID of the one in use".into());
+            }
         };
         Ok(Self { nvml, device: device.map_err(missing)?, before: None })
     }
@@ -38,7 +41,7 @@ fn missing(why: NvmlError) -> Missing {
     why.to_string()
 }
 
-/// What is asked of the activity counters.
+/// Requested activity counters.
 const METRICS: [GpmMetricId; 4] =
     [GpmMetricId::SmUtil, GpmMetricId::SmOccupancy, GpmMetricId::AnyTensorUtil, GpmMetricId::DramBwUtil];
 
@@ -81,7 +84,7 @@ impl Card for NvmlCard<'_> {
         self.device.memory_info().map(|memory| (memory.used, memory.total)).map_err(missing)
     }
 
-    /// NVML counts KiB over the last 20 ms.
+    /// NVML reports KiB per second over the last 20 ms.
     fn pcie_in(&mut self) -> Result<f64, Missing> {
         self.device.pcie_throughput(PcieUtilCounter::Receive).map(|kib| 1024.0 * f64::from(kib)).map_err(missing)
     }
@@ -90,10 +93,10 @@ impl Card for NvmlCard<'_> {
         self.device.pcie_throughput(PcieUtilCounter::Send).map(|kib| 1024.0 * f64::from(kib)).map_err(missing)
     }
 
-    /// Between the reading before and this one; nothing in the first.
+    /// Activity since the previous reading; all absent in the first.
     fn activity(&mut self) -> Result<Activity, Missing> {
         if !self.device.gpm_support().map_err(missing)? {
-            return Err("activity counters need a Hopper card or a newer one".into());
+            return Err("activity counters need a Hopper or newer GPU".into());
         }
         let now = self.device.gpm_sample().map_err(missing)?;
         let Some(before) = self.before.replace(now) else { return Ok(Activity::default()) };

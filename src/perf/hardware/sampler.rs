@@ -1,4 +1,4 @@
-//! The thread that takes readings beside a run.
+//! The thread that samples the hardware during a run.
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
@@ -10,31 +10,33 @@ use std::time::{Duration, Instant};
 use super::{Meter, Sample};
 use crate::{Error, Result};
 
-/// Most readings that are held; beyond it every other one is let go, and only every other new one held.
+/// Maximum number of samples in memory. When it is exceeded, every second sample is dropped and the
+/// sampling rate is halved.
 pub const HELD: usize = 1 << 14;
 
-/// What was read.
+/// Result of sampling.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
     pub samples: Vec<Sample>,
-    /// Numbers that were not given at some time, with the first reason.
+    /// Readings that were unavailable at some time, with the first reason.
     pub missing: Vec<(String, String)>,
-    /// Moment from which times are counted.
+    /// Time origin of the samples.
     pub began: Option<Instant>,
 }
 
-/// What readings are taken of, and what is missing from the start, with the reason.
+/// Meters to read, and readings that are unavailable from the start, with the reason.
 pub type Meters = (Vec<Box<dyn Meter>>, Vec<(String, String)>);
 
-/// A sampling thread. Dropped without [`Sampler::stop`], it ends too.
+/// A sampling thread. It also ends when it is dropped without [`Sampler::stop`].
 pub struct Sampler {
     stop: Sender<()>,
     thread: Option<JoinHandle<Readings>>,
 }
 
 impl Sampler {
-    /// Starts reading every `interval`. `meters` is called on the thread; it gives the meters and what is missing from the
-    /// start. Every reading is a line of `log`, where there is one.
+    /// Starts sampling every `interval`. `meters` runs on the thread and returns the meters and
+    /// what is unavailable from the start. If there is a `log`, every sample is written to it as a
+    /// line.
     pub fn start(
         interval: Duration,
         log: Option<&Path>,
@@ -54,7 +56,7 @@ impl Sampler {
             loop {
                 let mut sample = Sample { time_s: began.elapsed().as_secs_f64(), ..Sample::default() };
                 meters.iter_mut().for_each(|meter| meter.read(&mut sample));
-                // A full disk ends the log and not the run.
+                // A full disk ends the log, but not the run.
                 let written = log.as_mut().map(|log| {
                     serde_json::to_writer(&mut *log, &sample).map_err(std::io::Error::from)?;
                     log.write_all(b"\n")
@@ -75,7 +77,7 @@ impl Sampler {
                     }
                 }
                 count += 1;
-                // From the begin on, so that slow readings do not add up.
+                // Relative to the start, so that slow readings do not accumulate delay.
                 let next = interval.mul_f64(count as f64).saturating_sub(began.elapsed());
                 match stopped.recv_timeout(next.max(Duration::from_millis(1))) {
                     Err(RecvTimeoutError::Timeout) => {}
@@ -93,7 +95,7 @@ impl Sampler {
         Ok(Self { stop, thread: Some(thread) })
     }
 
-    /// Ends the thread and gives what it has read. A thread that has panicked has read nothing.
+    /// Ends the thread and returns its samples. If the thread has panicked, there are none.
     pub fn stop(mut self) -> Readings {
         let _ = self.stop.send(());
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_else(|| Readings {

@@ -1,4 +1,5 @@
-//! The file of a sweep. `[flags]` are the training flags of every run, `[vary]` lists of values:
+//! File format of a sweep. `[flags]` holds the training flags of every run, `[vary]` lists of
+//! values:
 //!
 //! ```toml
 //! method = "dpo"
@@ -18,10 +19,10 @@ use toml::{Table, Value};
 
 use crate::{Error, Result};
 
-/// A sweep as its file has it.
+/// Contents of a sweep's file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+struct SweepFile {
     method: String,
     flags: Table,
     vary: Table,
@@ -32,53 +33,53 @@ struct File {
 pub struct Grid {
     /// `sft`, `reward` or `dpo`.
     pub method: String,
-    /// Flags that vary, in alphabetical order.
+    /// Varied flags, in alphabetical order.
     pub axes: Vec<String>,
     pub points: Vec<Point>,
 }
 
-/// A run.
+/// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// `p001`, by the order of the grid.
+    /// Name by position in the grid, as `p001`.
     pub name: String,
-    /// Values of the axes.
+    /// Values of the varied flags.
     pub values: Vec<String>,
-    /// Words of the command after the method.
+    /// Command line arguments after the method.
     pub words: Vec<String>,
 }
 
-/// Flags that the sweep itself gives.
-const OWN: [&str; 6] =
+/// Flags that the sweep sets itself.
+const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
 
-/// Most runs of a sweep.
-const MOST: usize = 1000;
+/// Maximum number of runs of a sweep.
+const MAX_POINTS: usize = 1000;
 
 impl Grid {
-    /// Reads a file. [`Error::Data`] with the line of what is wrong.
+    /// Reads a file. [`Error::Data`] names the line of an error.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
-        let file: File = toml::from_str(&text).map_err(|e| {
+        let file: SweepFile = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            wrong(line, format!("{}; method, [flags] and [vary] are needed", e.message().trim()))
+            wrong(line, format!("{}; a sweep needs method, [flags] and [vary]", e.message().trim()))
         })?;
         Self::of(&file).map_err(|why| wrong(0, why))
     }
 
-    fn of(file: &File) -> Result<Self, String> {
+    fn of(file: &SweepFile) -> Result<Self, String> {
         if !["sft", "reward", "dpo"].contains(&file.method.as_str()) {
-            return Err(format!("method {:?}: one of sft, reward, dpo is needed", file.method));
+            return Err(format!("method {:?} is not one of sft, reward, dpo", file.method));
         }
         for name in file.flags.keys().chain(file.vary.keys()) {
             let name = name.replace('_', "-");
-            if OWN.contains(&name.as_str()) {
-                return Err(format!("{name}: the sweep gives this flag itself; leave it out"));
+            if RESERVED_FLAGS.contains(&name.as_str()) {
+                return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
             }
         }
         if let Some(name) = file.vary.keys().find(|name| file.flags.contains_key(*name)) {
-            return Err(format!("{name}: is both in [flags] and in [vary]"));
+            return Err(format!("{name} is both in [flags] and in [vary]; remove it from one of them"));
         }
         let mut shared = Vec::new();
         for (name, value) in &file.flags {
@@ -87,16 +88,16 @@ impl Grid {
         let mut axes = Vec::new();
         for (name, values) in &file.vary {
             let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
-                return Err(format!("{name}: a list of at least one value is needed in [vary]"));
+                return Err(format!("{name}: a list with at least one value is needed in [vary]"));
             };
             axes.push((name.clone(), values));
         }
         if axes.is_empty() {
-            return Err("[vary] is empty: nothing is compared".into());
+            return Err("[vary] is empty; list at least one flag with its values".into());
         }
         let count = axes.iter().try_fold(1usize, |count, (_, values)| count.checked_mul(values.len()));
-        let Some(count) = count.filter(|&count| count <= MOST) else {
-            return Err(format!("more than {MOST} runs: shorten the lists of [vary]"));
+        let Some(count) = count.filter(|&count| count <= MAX_POINTS) else {
+            return Err(format!("the lists of [vary] make more than {MAX_POINTS} runs; shorten them"));
         };
         let point = |index: usize| -> Result<Point, String> {
             // The last axis changes fastest.
@@ -104,7 +105,7 @@ impl Grid {
             for (name, list) in axes.iter().rev() {
                 let value = &list[rest % list.len()];
                 rest /= list.len();
-                values.push(show(value)?);
+                values.push(value_text(value)?);
                 varied.push(words(name, value)?);
             }
             values.reverse();
@@ -117,27 +118,29 @@ impl Grid {
     }
 }
 
-/// A value as a word.
-fn show(value: &Value) -> Result<String, String> {
+/// A value as a command line argument.
+fn value_text(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),
         Value::Integer(number) => Ok(number.to_string()),
         Value::Float(number) => Ok(number.to_string()),
         Value::Boolean(yes) => Ok(yes.to_string()),
-        Value::Array(list) => Ok(list.iter().map(show).collect::<Result<Vec<_>, _>>()?.join(" ")),
-        Value::Datetime(_) | Value::Table(_) => Err("a date or a table is no value of a flag".into()),
+        Value::Array(list) => Ok(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?.join(" ")),
+        Value::Datetime(_) | Value::Table(_) => Err("the value of a flag must not be a date or a table".into()),
     }
 }
 
-/// A flag as words: `true` is the flag alone, `false` is nothing.
+/// Command line arguments of a flag: `true` gives the bare flag, `false` gives nothing.
 fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
     let flag = format!("--{}", name.replace('_', "-"));
     Ok(match value {
         Value::Boolean(true) => vec![flag],
         Value::Boolean(false) => Vec::new(),
-        Value::Array(list) => [flag].into_iter().chain(list.iter().map(show).collect::<Result<Vec<_>, _>>()?).collect(),
-        // One word, so that a value that begins with a dash is no flag.
-        value => vec![format!("{flag}={}", show(value)?)],
+        Value::Array(list) => {
+            [flag].into_iter().chain(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?).collect()
+        }
+        // A single argument, so that a value with a leading dash is not taken for a flag.
+        value => vec![format!("{flag}={}", value_text(value)?)],
     })
 }
 
@@ -166,17 +169,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_its_line() {
+    fn errors_name_their_line() {
         for (text, part) in [
             ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo"),
             ("method = \"dpo\"\n[flags]\n[vary]\n", "[vary] is empty"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = 1", "a: a list"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = []", "a: a list"),
             ("method = \"dpo\"\n[flags]\na = 1\n[vary]\na = [1]", "both in"),
-            ("method = \"dpo\"\n[flags]\noutput_dir = \"x\"\n[vary]\na = [1]", "output-dir: the sweep gives"),
-            ("method = \"dpo\"\n[flags]\n[vary]\na = [1979-05-27]", "no value of a flag"),
+            ("method = \"dpo\"\n[flags]\noutput_dir = \"x\"\n[vary]\na = [1]", "output-dir: the sweep sets"),
+            ("method = \"dpo\"\n[flags]\n[vary]\na = [1979-05-27]", "must not be a date"),
             ("method = \"dpo\"\n[flags\n[vary]\na = [1]", "sweep.toml:2"),
-            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "method, [flags] and [vary] are needed"),
+            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "a sweep needs method, [flags] and [vary]"),
             (&format!("method = \"dpo\"\n[flags]\n[vary]\na = [{0}]\nb = [{0}]", "1, ".repeat(40)), "more than 1000"),
         ] {
             let error = grid(text).unwrap_err();

@@ -1,8 +1,8 @@
-//! Runs over a grid of flags: a file says what all runs share and what varies, every point is an observed run of its own, and
-//! the points are put side by side.
+//! Sweeps: observed runs over a grid of flags. A file lists shared and varied flags. Every point is
+//! an observed run in its own process, and a page compares the points.
 //!
 //! - [`grid`]: the file and its points
-//! - [`outcome`]: what a point gave, from its study
+//! - [`outcome`]: results of a point, from its study
 //! - [`page`]: tables and scaling plots
 
 pub mod grid;

@@ -1,4 +1,5 @@
-//! What a point of a sweep gave: a few numbers of its `study.json`, or why there are none.
+//! Results of a point of a sweep: some values of its `study.json`, or the reason why there are
+//! none.
 
 use std::path::Path;
 
@@ -8,35 +9,35 @@ use serde_json::Value;
 use super::grid::{Grid, Point};
 use crate::{Error, Result};
 
-/// A row of the sweep. Numbers that the machine does not give are absent.
+/// A row of the sweep. Unavailable values are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
     pub point: String,
-    /// Values of the axes.
+    /// Values of the varied flags.
     pub values: Vec<String>,
-    /// Empty for a run that finished.
+    /// Empty if the run finished.
     pub error: String,
     pub steps: Option<f64>,
     pub step_ms: Option<f64>,
     pub tokens_per_s: Option<f64>,
     pub groups_per_s: Option<f64>,
     pub tflop_per_s: Option<f64>,
-    /// Of the data sheet.
+    /// Share of the data sheet's FLOP/s.
     pub utilisation: Option<f64>,
-    /// Of the product rate measured beside the run.
+    /// Share of the GEMM rate measured in the same run.
     pub share_of_product: Option<f64>,
     pub joules_per_group: Option<f64>,
     pub planned_mib: Option<f64>,
-    /// Of a device's memory.
+    /// Memory used on a device with its own memory.
     pub taken_mib: Option<f64>,
     pub peak_resident_mib: Option<f64>,
 }
 
-/// A number of an outcome.
-pub type Number = fn(&Outcome) -> Option<f64>;
+/// A value of an outcome.
+pub type Metric = fn(&Outcome) -> Option<f64>;
 
-/// The numbers by name, in the order of the table.
-pub const NUMBERS: [(&str, Number); 11] = [
+/// Values by name, in table order.
+pub const METRICS: [(&str, Metric); 11] = [
     ("steps", |o| o.steps),
     ("step_ms", |o| o.step_ms),
     ("tokens_per_s", |o| o.tokens_per_s),
@@ -51,12 +52,12 @@ pub const NUMBERS: [(&str, Number); 11] = [
 ];
 
 impl Outcome {
-    /// Of a run that gave nothing.
+    /// Outcome of a run without results.
     pub fn failed(point: &Point, error: String) -> Self {
         Self { point: point.name.clone(), values: point.values.clone(), error, ..Self::default() }
     }
 
-    /// Of a study.
+    /// Outcome by a study.
     pub fn of(point: &Point, study: &Value) -> Self {
         let number = |path: &str| study.pointer(path).and_then(Value::as_f64);
         let mib = |path: &str| number(path).map(|bytes| bytes / f64::from(1 << 20));
@@ -64,7 +65,7 @@ impl Outcome {
         let outcome = study["outcome"].as_str().unwrap_or("no outcome");
         let error = match (outcome, study["summary"].is_null()) {
             ("finished", false) => String::new(),
-            ("finished", true) => "no step after the first two; raise max-steps".into(),
+            ("finished", true) => "the run has no steps after the first two; raise max-steps".into(),
             (why, _) => why.into(),
         };
         Self {
@@ -85,22 +86,22 @@ impl Outcome {
     }
 }
 
-/// The rows as CSV: point, axes, error, numbers.
+/// Rows as CSV: point, varied flags, error, values.
 pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write the rows of a sweep: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
     let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(["error"]);
-    writer.write_record(header.chain(NUMBERS.iter().map(|n| n.0))).map_err(|e| failed(&e))?;
+    writer.write_record(header.chain(METRICS.iter().map(|n| n.0))).map_err(|e| failed(&e))?;
     for o in outcomes {
-        let numbers = NUMBERS.iter().map(|(_, of)| of(o).map_or(String::new(), |x| x.to_string()));
+        let numbers = METRICS.iter().map(|(_, of)| of(o).map_or(String::new(), |x| x.to_string()));
         let start = [o.point.clone()].into_iter().chain(o.values.iter().cloned()).chain([o.error.clone()]);
         writer.write_record(start.chain(numbers)).map_err(|e| failed(&e))?;
     }
     writer.into_inner().map_err(|e| failed(&e))
 }
 
-/// A study that a point left before, if it is of the same command.
-pub fn earlier(folder: &Path, words: &[String]) -> Option<Value> {
+/// Finished study of an earlier sweep in `folder`, if it was made by the same command.
+pub fn finished_study(folder: &Path, words: &[String]) -> Option<Value> {
     let read = |name: &str| std::fs::read(folder.join(name)).ok();
     let before: Vec<String> = serde_json::from_slice(&read("command.json")?).ok()?;
     let study: Value = serde_json::from_slice(&read("study.json")?).ok()?;

@@ -1,25 +1,25 @@
-//! The page of a sweep: all points in a table, and each number over each axis of numbers.
+//! Report page of a sweep: a table of all points, and each value over each numeric axis.
 
 use super::grid::Grid;
-use super::outcome::{NUMBERS, Number, Outcome};
+use super::outcome::{METRICS, Metric, Outcome};
 use crate::report::page::Figure;
 use crate::report::svg::Series;
 use crate::report::{Axis, Block, LineChart, Page, Section, Table, significant};
 
-/// Lines that a chart can tell apart.
-const MOST_LINES: usize = 8;
+/// Number of lines that can be told apart in a chart.
+const MAX_LINES: usize = 8;
 
-/// What is plotted: title, unit, number.
-const PLOTS: [(&str, &str, Number); 6] = [
-    ("Tokens a second", "1/s", |o| o.tokens_per_s),
-    ("Groups a second", "1/s", |o| o.groups_per_s),
+/// Plotted values: title, unit, value.
+const PLOTS: [(&str, &str, Metric); 6] = [
+    ("Tokens per second", "1/s", |o| o.tokens_per_s),
+    ("Groups per second", "1/s", |o| o.groups_per_s),
     ("Step time", "ms", |o| o.step_ms),
-    ("Share of the product rate", "%", |o| o.share_of_product.map(|share| 100.0 * share)),
-    ("Memory of the process or device at most", "MiB", |o| o.taken_mib.or(o.peak_resident_mib)),
-    ("Energy of a group", "J", |o| o.joules_per_group),
+    ("Share of the GEMM rate", "%", |o| o.share_of_product.map(|share| 100.0 * share)),
+    ("Peak memory of the process or device", "MiB", |o| o.taken_mib.or(o.peak_resident_mib)),
+    ("Energy per group", "J", |o| o.joules_per_group),
 ];
 
-/// The page as HTML.
+/// Report page as HTML.
 pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
     let mut sections = vec![points(grid, outcomes)];
     for axis in 0..grid.axes.len() {
@@ -30,16 +30,16 @@ pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
 }
 
 fn points(grid: &Grid, outcomes: &[Outcome]) -> Section {
-    // Columns that no point has are left out.
-    let columns: Vec<&(&str, Number)> =
-        NUMBERS.iter().filter(|(_, of)| outcomes.iter().any(|o| of(o).is_some())).collect();
+    // Columns without any value are left out.
+    let columns: Vec<&(&str, Metric)> =
+        METRICS.iter().filter(|(_, of)| outcomes.iter().any(|o| of(o).is_some())).collect();
     let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(columns.iter().map(|c| c.0));
     let row = |o: &Outcome| {
         let numbers = columns.iter().map(|(_, of)| of(o).map_or("–".into(), significant));
         [o.point.clone()].into_iter().chain(o.values.iter().cloned()).chain(numbers).collect()
     };
     let table = Table {
-        caption: "Every point".into(),
+        caption: "All points".into(),
         header: header.map(str::to_owned).collect(),
         rows: outcomes.iter().map(row).collect(),
         numeric: (1 + grid.axes.len()..1 + grid.axes.len() + columns.len()).collect(),
@@ -50,7 +50,7 @@ fn points(grid: &Grid, outcomes: &[Outcome]) -> Section {
     Section { heading: "Points".into(), blocks }
 }
 
-/// Plots over an axis whose values are numbers; none for other axes and for a single value.
+/// Plots over an axis with at least two numeric values; `None` for other axes.
 fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
     let place = |o: &Outcome| o.values[axis].parse::<f64>().ok().filter(|x| x.is_finite());
     let mut places: Vec<f64> = outcomes.iter().map(place).collect::<Option<_>>()?;
@@ -69,9 +69,9 @@ fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
             names.push(name(o));
         }
     }
-    let left_out = names.len().saturating_sub(MOST_LINES);
-    names.truncate(MOST_LINES);
-    let figure = |(title, unit, of): &(&str, &str, Number)| {
+    let left_out = names.len().saturating_sub(MAX_LINES);
+    names.truncate(MAX_LINES);
+    let figure = |(title, unit, of): &(&str, &str, Metric)| {
         let series: Vec<Series> = (names.iter().enumerate())
             .map(|(style, line)| {
                 let on_line = outcomes.iter().filter(|o| name(o) == *line);
@@ -89,12 +89,12 @@ fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
             .flat_map(|s| s.points.iter().map(|(x, y)| vec![s.name.clone(), significant(*x), significant(*y)]));
         let table = Table {
             caption: (*title).into(),
-            header: vec!["of".into(), grid.axes[axis].clone(), (*unit).into()],
+            header: vec!["line".into(), grid.axes[axis].clone(), (*unit).into()],
             rows: rows.collect(),
             numeric: vec![1, 2],
         };
         let most = series.iter().flat_map(|s| &s.points).map(|p| p.1).fold(0.0, f64::max);
-        // From 0 on, so that twice as high is twice as much.
+        // Starts at 0, so that twice the height is twice the value.
         let y = Axis::new(*title, *unit).within(0.0, if most > 0.0 { 1.1 * most } else { 1.0 });
         let x = Axis::new(grid.axes[axis].clone(), "");
         let chart = LineChart { title: (*title).into(), x, y, series, reference: None };
@@ -102,7 +102,9 @@ fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
     };
     let mut blocks = vec![Block::Figures(PLOTS.iter().filter_map(figure).collect())];
     if left_out > 0 {
-        blocks.push(Block::Paragraph(format!("{left_out} more combinations of the other axes are only in the table.")));
+        blocks.push(Block::Paragraph(format!(
+            "{left_out} more combinations of the other flags are shown only in the table."
+        )));
     }
     Some(Section { heading: format!("Over {}", grid.axes[axis]), blocks })
 }

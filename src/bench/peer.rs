@@ -1,8 +1,8 @@
-//! cuBLASLt beside the kernels' products, on the same operands.
+//! cuBLASLt as a peer of the GEMM kernels, on the same operands.
 
-use super::measure::Ready;
-use super::operand::Set;
-use super::rates::{Rival, Rivals};
+use super::measure::PreparedCall;
+use super::operand::OperandSet;
+use super::rates::{Peer, Peers};
 use super::work::Work;
 use super::work::linear::{Linear, Pass};
 use crate::Result;
@@ -13,25 +13,25 @@ use crate::backend::kernels::driver::cublaslt::{Addresses, CublasLt, Layout, Pro
 use crate::backend::kernels::{Kernels, address};
 use crate::backend::{Backend, View};
 
-/// Runs `work` with cuBLASLt, where it can be loaded.
+/// Runs `work` with cuBLASLt, if it can be loaded.
 pub fn with_cublaslt<A: Element, R>(
     on: &Kernels<Driver, A>,
-    work: impl FnOnce(&Rivals<'_, Kernels<Driver, A>>) -> R,
+    work: impl FnOnce(&Peers<'_, Kernels<Driver, A>>) -> R,
 ) -> R {
     match CublasLt::new(on.device()) {
         Ok(library) => {
-            let rival: Box<dyn Rival<Kernels<Driver, A>> + '_> = Box::new(Cublas { library: &library });
-            work(&Rivals { present: vec![rival], absent: Vec::new() })
+            let peer: Box<dyn Peer<Kernels<Driver, A>> + '_> = Box::new(CublasLtPeer { library: &library });
+            work(&Peers { present: vec![peer], absent: Vec::new() })
         }
-        Err(why) => work(&Rivals { present: Vec::new(), absent: vec![("cuBLASLt".into(), why.to_string())] }),
+        Err(why) => work(&Peers { present: Vec::new(), absent: vec![("cuBLASLt".into(), why.to_string())] }),
     }
 }
 
-struct Cublas<'l, 'd> {
+struct CublasLtPeer<'l, 'd> {
     library: &'l CublasLt<'d>,
 }
 
-/// The product that a linear layer's call is.
+/// GEMM of a linear layer's call.
 fn spec(linear: &Linear, operands: Precision) -> Spec {
     let d = linear.dims;
     let (layout, m, n, k) = match linear.pass {
@@ -43,9 +43,9 @@ fn spec(linear: &Linear, operands: Precision) -> Spec {
     Spec { layout, m, n, k, operands, wide: matches!(linear.pass, Pass::Weight | Pass::Norms), bias, residual }
 }
 
-/// Addresses of the operands of a linear layer's call.
-fn addresses<A: Element>(linear: &Linear, set: &mut Set<Kernels<Driver, A>>) -> Addresses {
-    let mut o = set.take();
+/// Operand addresses of a linear layer's call.
+fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A>>) -> Addresses {
+    let mut o = set.cursor();
     let act = |view: View<'_, <Kernels<Driver, A> as Backend>::Act>| address(view);
     let (a, b) = (act(o.act()), act(o.act()));
     let none = Addresses { a, b, c: 0, bias: 0, residual: 0 };
@@ -57,48 +57,49 @@ fn addresses<A: Element>(linear: &Linear, set: &mut Set<Kernels<Driver, A>>) -> 
     }
 }
 
-/// Calls an algorithm is timed for when the best of the proposed ones is chosen.
+/// Calls per algorithm when the fastest of the proposed ones is selected.
 const TRIALS: usize = 5;
 
-/// The fastest of the proposed algorithms on these operands.
-fn choose<A: Element>(on: &Kernels<Driver, A>, product: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
+/// Selects the fastest of the proposed algorithms on these operands.
+fn choose<A: Element>(on: &Kernels<Driver, A>, gemm: &mut Product<'_, '_>, at: Addresses) -> Result<()> {
     let mut best = (f64::INFINITY, 0);
-    for which in 0..product.algorithms() {
-        product.choose(which);
-        // SAFETY: the operands of the call that the product was made for (`spec` and `addresses` follow one another).
-        unsafe { product.call(at) }?;
+    for which in 0..gemm.algorithms() {
+        gemm.choose(which);
+        // SAFETY: these are the operands of the call that the GEMM was created for; `spec` and
+        // `addresses` agree on their order.
+        unsafe { gemm.call(at) }?;
         let from = on.stamp()?;
         for _ in 0..TRIALS {
             // SAFETY: as above.
-            unsafe { product.call(at) }?;
+            unsafe { gemm.call(at) }?;
         }
         let seconds = on.seconds_between(&from, &on.stamp()?)?;
         if seconds < best.0 {
             best = (seconds, which);
         }
     }
-    product.choose(best.1);
+    gemm.choose(best.1);
     Ok(())
 }
 
-impl<A: Element> Rival<Kernels<Driver, A>> for Cublas<'_, '_> {
+impl<A: Element> Peer<Kernels<Driver, A>> for CublasLtPeer<'_, '_> {
     fn name(&self) -> String {
         self.library.name()
     }
 
-    fn ready<'a>(
+    fn prepare<'a>(
         &'a self,
         on: &'a Kernels<Driver, A>,
         work: &Work,
-        set: &mut Set<Kernels<Driver, A>>,
-    ) -> Result<Ready<'a, Kernels<Driver, A>>> {
+        set: &mut OperandSet<Kernels<Driver, A>>,
+    ) -> Result<PreparedCall<'a, Kernels<Driver, A>>> {
         let Work::Linear(linear) = work else { return Ok(None) };
         let linear = linear.clone();
-        let mut product = self.library.product(spec(&linear, A::PRECISION))?;
-        choose(on, &mut product, addresses(&linear, set))?;
+        let mut gemm = self.library.product(spec(&linear, A::PRECISION))?;
+        choose(on, &mut gemm, addresses(&linear, set))?;
         Ok(Some(Box::new(move |_, set| {
             // SAFETY: as in `choose`.
-            unsafe { product.call(addresses(&linear, set)) }
+            unsafe { gemm.call(addresses(&linear, set)) }
         })))
     }
 }

@@ -1,0 +1,101 @@
+//! RMSNorm of a residual sum and its gradient.
+
+use super::{Call, Part, stored_as_acc};
+use crate::Result;
+use crate::backend::contract::*;
+use crate::backend::{Backend, Write};
+use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread};
+
+/// RMSNorm of a residual sum, or its gradient.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    pub backward: bool,
+    pub dims: NormDims,
+}
+
+impl Call for Norm {
+    fn op(&self) -> &'static str {
+        if self.backward { "norm_bwd" } else { "norm_fwd" }
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        vec![("tokens", self.dims.tokens), ("hidden", self.dims.hidden)]
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let (t, h) = ((Axis::Token, self.dims.tokens), (Axis::Whole, self.dims.hidden));
+        let stream = |name, fill| Operand::act(name, t, h, fill);
+        let weight = Operand::act("weight", h, ONE, Fill::AboutOne(0.1));
+        match self.backward {
+            false => vec![
+                stream("x", Fill::Normal(0.7)),
+                stream("residual", Fill::Normal(0.7)),
+                weight,
+                stream("sum", Fill::Constant(0.0)).written(),
+                stream("y", Fill::Constant(0.0)).written(),
+                Operand::acc("rstd", t, ONE, Fill::Constant(0.0)).written(),
+            ],
+            true => vec![
+                stream("dy", Fill::Normal(1.0)),
+                stream("sum", Fill::Normal(1.0)),
+                Operand::acc("rstd", t, ONE, Fill::AboutOne(0.05)),
+                weight,
+                stream("dsum", Fill::Normal(1.0)).written(),
+                Operand::acc("dweight", h, ONE, Fill::Constant(0.0)).written(),
+            ],
+        }
+    }
+
+    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let dims = self.dims;
+        match self.backward {
+            false => {
+                let (x, residual, weight, sum) = (o.act(), Some(o.act()), o.act(), Some(o.act_out()));
+                on.norm_fwd(NormFwd { dims, x, residual, weight, sum, y: o.act_out(), rstd: o.acc_out() })
+            }
+            true => on.norm_bwd(NormBwd {
+                dims,
+                dy: o.act(),
+                sum: o.act(),
+                rstd: o.acc(),
+                weight: o.act(),
+                dsum: o.act_out(),
+                dsum_write: Write::Add,
+                dweight: o.acc_out(),
+                dweight_write: Write::Overwrite,
+            }),
+        }
+    }
+
+    fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
+        let d = self.dims;
+        match name {
+            // The norm is taken of the rounded sum. The rounding errors of its squares average out
+            // over the row.
+            "rstd" => {
+                let rounded = 6.0 * precision.act_roundoff() / (d.hidden as f64).sqrt();
+                let sums = d.tolerance(stored_as_acc(precision));
+                Tolerance { rtol: sums.rtol + rounded, ..sums }
+            }
+            "dweight" => Tolerance::dot(stored_as_acc(precision), d.tokens).scaled((d.tokens as f64).sqrt().max(1.0)),
+            // Sum and gradients are of order one, and the largest of many are about 5.
+            "dsum" => d.tolerance(precision).scaled(5.0),
+            _ => d.tolerance(precision),
+        }
+    }
+
+    /// Some rows for the per-row results; all rows for the weight gradient.
+    fn parts(&self) -> Vec<Part<Self>> {
+        let tokens = spread(self.dims.tokens, 64);
+        let dims = NormDims { tokens: tokens.len(), ..self.dims };
+        let selection = Selection::default().with(Axis::Token, tokens);
+        let call = Self { dims, ..*self };
+        match self.backward {
+            false => vec![Part { call, selection, compared: &[] }],
+            true => {
+                let whole = Part { call: self.clone(), selection: Selection::default(), compared: &["dweight"] };
+                vec![Part { call, selection, compared: &["dsum"] }, whole]
+            }
+        }
+    }
+}
