@@ -2,7 +2,7 @@
 
 mod arguments;
 mod bad_input {
-    //! Bad input of every kind against the binary: the exit code of the README's table, one message that says where and
+    //! Bad input of every kind against the binary: the exit code of the table in docs/commands.md, one message that says where and
     //! what to do, no panic, and nothing half-written.
 
     mod configs;
