@@ -41,12 +41,14 @@ pub fn html_fragment(svgs: &[&str]) -> String {
     let dark = r#":root[data-theme="dark"] .mapl-figures .chart, :root[data-theme="ayu"] .mapl-figures .chart"#;
     let back = "--back: var(--main-background-color)";
     let mut out = String::from("<div class=\"mapl-figures\">\n<style>\n");
-    out += ".mapl-figures { display: flex; flex-wrap: wrap; gap: 16px 24px; margin: 16px 0; }\n";
+    out +=
+        ".mapl-figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 16px 24px; margin: 16px 0; }\n";
     out += &format!(".mapl-figures .chart {{ {} }}\n", Theme::Light.variables());
     out += &format!("{dark} {{ {} }}\n", Theme::Dark.variables());
     out += CHART;
     out += FIGURE;
-    out += &format!(".mapl-figures .chart {{ {back}; flex: 1 1 320px; max-width: 440px; }}\n</style>\n");
+    out += &format!(".mapl-figures .chart {{ {back}; flex: 1 1 320px; max-width: 440px; }}\n");
+    out += ".mapl-figures .chart:first-of-type { flex-basis: 100%; max-width: 520px; margin-right: max(0px, 100% - 520px); }\n</style>\n";
     for svg in svgs {
         out += &lines(svg);
         out.push('\n');
