@@ -1,7 +1,7 @@
-//! What a fuzz target does with its bytes: one function each, used by the targets and by `tests/data/fuzz_seeds.rs`. A
-//! function returns for every input, valid or not, and panics where the program would break a promise: a group that
-//! passed the reader must be valid and read back equal, a number that was loaded must be finite, a configuration that
-//! was written must read back equal.
+//! Entry points of the fuzz targets: one function each, used by the targets and by
+//! `tests/data/fuzz_seeds.rs`. A function returns for every input, valid or not. It panics if the
+//! program breaks a promise: an accepted group must be valid and read back equal, a loaded number
+//! must be finite, and a written configuration must read back equal.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ thread_local! {
     static FOLDER: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
 }
 
-/// Runs `f` with a scratch folder of this thread, in memory where the system has `/dev/shm`.
+/// Runs `f` with a scratch folder of this thread, in memory if the system has `/dev/shm`.
 fn in_folder<T>(f: impl FnOnce(&Path) -> T) -> T {
     let make = || {
         let memory = Path::new("/dev/shm");
@@ -32,7 +32,8 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Reads the bytes as a file of preference rows, of rows for fine-tuning and of any text.
+/// Reads the bytes as a file of preference rows, as a file of rows for supervised fine-tuning, and
+/// as any text.
 pub fn groups(bytes: &[u8]) {
     in_folder(|folder| {
         let paths = [write(folder, "rows.jsonl", bytes)];
@@ -49,7 +50,8 @@ pub fn groups(bytes: &[u8]) {
     });
 }
 
-/// Every accepted row is valid, has no empty response, and is the same after writing and reading it.
+/// Checks that every accepted row is valid, has no empty response, and survives writing and reading
+/// unchanged.
 fn check_rows(folder: &Path, rows: &[SourceRow]) {
     let mut text = String::new();
     for (i, row) in rows.iter().enumerate() {
@@ -69,7 +71,7 @@ fn check_rows(folder: &Path, rows: &[SourceRow]) {
     }
 }
 
-/// The model that [`weights`] reads: one layer, two wide, four token ids.
+/// Model that [`weights`] reads: one layer, hidden size 2, four token ids.
 pub const TINY: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 4,
     "hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1,
     "num_key_value_heads": 1, "tie_word_embeddings": false, "pad_token_id": 0}"#;
@@ -79,8 +81,8 @@ fn tiny() -> ModelConfig {
     ModelConfig::from_json(map, Path::new("config.json")).expect("the constant is a configuration")
 }
 
-/// Opens the bytes as `model.safetensors` of a tiny model, as a language model and as the start of a reward model,
-/// and reads every tensor.
+/// Opens the bytes as `model.safetensors` of a tiny model and reads every tensor. The model is
+/// opened as a language model and as the initial weights of a reward model.
 pub fn weights(bytes: &[u8]) {
     let config = tiny();
     let reward = config.clone().into_reward(0).expect("the pad id is in the vocabulary");
@@ -101,7 +103,8 @@ pub fn weights(bytes: &[u8]) {
     });
 }
 
-/// Reads the bytes up to the first NUL as `config.json`, those behind it as `generation_config.json`.
+/// Reads the bytes up to the first NUL as `config.json` and the bytes after it as
+/// `generation_config.json`.
 pub fn config(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |&byte| byte == 0);
     in_folder(|folder| {
@@ -123,7 +126,7 @@ pub fn config(bytes: &[u8]) {
     });
 }
 
-/// The fields that decide what is computed.
+/// Fields that affect the computation.
 fn sizes(c: &ModelConfig) -> String {
     format!(
         "{:?} {:?} {} {} {} {} {} {} {} {} {} {} {:?} {} {:?} {:?} {:?}",
@@ -147,8 +150,8 @@ fn sizes(c: &ModelConfig) -> String {
     )
 }
 
-/// Compiles the bytes up to the first NUL as a chat template and renders the parts behind it, NUL between two, as the
-/// turns of a conversation.
+/// Compiles the bytes up to the first NUL as a chat template. The following parts, separated by
+/// NUL, are rendered as the turns of a conversation.
 pub fn template(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let mut parts = text.split('\0');
@@ -165,7 +168,8 @@ pub fn template(bytes: &[u8]) {
     }
     let tools = serde_json::json!([{"type": "function", "function": {"name": "find", "parameters": {"n": 1.5}}}]);
     let kwargs = serde_json::json!({"enable_thinking": false, "depth": [[1, 2], {"k": null}]});
-    // One rendering where it fails: a template that loops takes all its instructions every time.
+    // A failed rendering is not repeated: an endless loop uses the whole instruction budget every
+    // time.
     let Ok(first) = template.render(&messages, true, Some(&tools), kwargs.as_object()) else { return };
     let again = template.render(&messages, true, Some(&tools), kwargs.as_object());
     assert_eq!(again.as_ref(), Ok(&first), "rendering is repeatable");

@@ -15,8 +15,7 @@
 //     position on the path orders ancestors and own segment alike.
 //   - The work list is built on the device by attention_plan, since only the device knows where
 //     segments start. Blocks take the longest paths first.
-//   - l is kept per lane and reduced over the quad once, at the end.
-// Tiles are 32 queries in f32 with head_dim 256.
+// In f32 with head_dim 256 a tile is 32 queries.
 //
 // bf16: bf16 products summed in f32; P is rounded to bf16 for P V. f32: as accurate as f32
 // arithmetic (tile.cuh). Cost: 4 head_dim FLOPs per visible pair and head, plus padding: head_dim

@@ -7,7 +7,7 @@
 //     dq *= scale
 //   attention_bwd_kv, for each work item (tile of keys, key-value head):
 //     for each tile of queries that see the keys, each head of the group:
-//       P and dS transposed, as above; dv += Pᵀ do; dk += dSᵀ q
+//       Pᵀ and dSᵀ as above, from k qᵀ and v doᵀ; dv += Pᵀ do; dk += dSᵀ q
 //     dk *= scale
 //
 // Departures from FlashAttention-2:
@@ -279,7 +279,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
                 load(cursor, step + 1);
             }
             unsigned char* stage = stages + step % B::STAGES * B::QUERY_STAGE;
-            // Skip warps without keys, or whose keys none of these queries sees.
+            // Skip warps without keys, and warps with keys that none of these queries sees.
             if (!idle && ahead + QUERIES > Scores::warp_row()) {
                 const float* row_stats = reinterpret_cast<const float*>(stage + 2 * B::Queries::BYTES);
                 unsigned char* douts = stage + B::Queries::BYTES;

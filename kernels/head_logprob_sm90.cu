@@ -81,7 +81,7 @@ struct HeadJob : Raster<H> {
     float* sums_out;    // (tiles across, rows)
     float* hit;         // (rows): the target's logit
     /// (rows, vocab)
-    const TensorDescriptor* exponentials;
+    const TensorDescriptor* exps;
     static_assert(H::COLUMNS % H::SUBTILE_COLUMNS == 0, "whole subtiles");
 
     DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int, const Tile& tile,
@@ -139,7 +139,7 @@ struct HeadJob : Raster<H> {
                 for (int p = 0; p < count; ++p) {
                     int at = column + (begin + p) * H::SUBTILE_COLUMNS;
                     if (row < rows && at < vocab) {
-                        tma_store(*exponentials, at, row, staging + p * H::SUBTILE_BYTES);
+                        tma_store(*exps, at, row, staging + p * H::SUBTILE_BYTES);
                     }
                 }
                 tma_commit();
@@ -218,7 +218,7 @@ KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap hea
 
 /// Recomputes a row whose sum is out of range: k from its largest logit, and its exponentials if
 /// not null. Returns the sum. All lanes call it.
-DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exponentials, int hidden_size, int vocab) {
+DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
     float largest = -INFINITY;
     for (int v = 0; v < vocab; ++v) {
         largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size));
@@ -228,8 +228,8 @@ DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* expo
     for (int v = 0; v < vocab; ++v) {
         float e = fast_exp2(fmaf(dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size), LOG2_E, -k));
         sum += e;
-        if (exponentials != nullptr && lane_index() == 0) {
-            exponentials[v] = from_float<bf16>(e);
+        if (exps != nullptr && lane_index() == 0) {
+            exps[v] = from_float<bf16>(e);
         }
     }
     // Softmax is undefined with an infinite logit.

@@ -47,7 +47,7 @@ struct MatmulJob : Raster<H> {
     int phase;                         // of source_full, starts at 0
     /// The thread's two elements of the tile's bias.
     uint32_t bias_pair;
-    /// Splits are added in memory, which is exact only for an f32 C.
+    /// Split-K needs an f32 C: splits are added in memory, where a bf16 C would round in between.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
     // The last bf16 subtile may overlap the previous one: the overlap stores the same values twice.
     // An accumulating store must not overlap, since it would add twice.

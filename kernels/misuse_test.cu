@@ -1,5 +1,5 @@
-// Wrong uses of primitives, one for each number: tests/ops/primitives.rs demands that the emulator reports them. On a GPU
-// they would hang or give any result; they are launched on the emulator alone.
+// Misuses of primitives, one per number; tests/ops/primitives.rs requires that the emulator reports
+// them. They are launched only on the emulator: on a GPU they would hang or give undefined results.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -12,7 +12,7 @@ KERNEL(96, test_barrier_misuse)(int which) {
     if (which != 0 && threadIdx.x == 0) {
         init_mbarrier(barrier, 2);
     }
-    sync_block();  // the barrier is made
+    sync_block();  // the mbarrier is initialised
     if (which == 6) {
         if (threadIdx.x < 32) {
             sync_warp();
@@ -120,7 +120,8 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
     }
 }
 
-/// Work on a stage while something asynchronous may still use it: orders must differ in what comes out.
+/// Reuses a stage while an asynchronous operation may still access it: results must differ between
+/// schedules.
 KERNEL(128, test_early_reuse)(TensorMap map, int which,
                               int* out) {  // (256)
     DYNAMIC_SHARED(stage);
@@ -135,15 +136,15 @@ KERNEL(128, test_early_reuse)(TensorMap map, int which,
         fence_mbarrier_init();
     }
     fence_async_proxy();
-    sync_block();  // the stage and the barrier are there
+    sync_block();  // the stage is written and the mbarrier initialised
     if (which == 0) {
-        // The operands of a product change before it is waited for.
+        // The operands of a wgmma change before the wait.
         float sums[32];
         uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 0, Swizzle::BYTES_128);
         wgmma_fence();
         wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
         wgmma_commit();
-        sync_block();  // all products are issued
+        sync_block();  // all wgmmas are issued
         for (int i = thread; i < 1024; i += 128) {
             word[i] = 0;
         }
@@ -154,13 +155,13 @@ KERNEL(128, test_early_reuse)(TensorMap map, int which,
     }
     if (thread == 0) {
         if (which == 1) {
-            // A load is used before it is waited for.
+            // A TMA load is read before the wait.
             arrive_expect_tx(full, 1024);
             tma_load(stage, map, 0, 0, full);
             out[0] = int(word[0]);
             wait_mbarrier(full, 0);
         } else {
-            // A stored box changes before it was read.
+            // The source of a TMA store changes before it has been read.
             tma_store(map, 0, 0, stage);
             tma_commit();
             word[0] = 7;
@@ -198,7 +199,7 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     if (which == 0) {
         sync_cluster();
         if (cluster_rank() == 0) {
-            // Block 1 returns meanwhile, in the random order too, which holds warps back for a while.
+            // Block 1 returns meanwhile, also in the random schedule, which stalls warps.
             for (int i = 0; i < 500; ++i) {
                 sync_block();
             }

@@ -10,9 +10,9 @@
 //     decay is 0 from element `decayed` on
 //
 // Departures from PyTorch's clip_grad_norm_ and AdamW:
-//   - Elements whose patch norms are given (patches.cuh) are not read again; the norms replace them.
-//   - Sums are over slices whose size depends only on the arena's length, in f64, in which no square of
-//     an f32 overflows.
+//   - Elements with given patch norms (patches.cuh) are not read again; the norms replace them.
+//   - Sums are over slices, in f64, in which no square of an f32 overflows. The slice size depends only
+//     on the arena's length.
 //   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies
 //     only the learning rate. So the sequence needs no synchronisation.
 //   - A gradient that is not finite leaves parameters and moments untouched.

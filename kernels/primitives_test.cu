@@ -1,5 +1,5 @@
-// Kernels of tests/ops/primitives.rs: each runs one primitive and writes out what the threads hold. What must come out is
-// stated there, from the PTX ISA. Nothing else launches them.
+// Kernels of tests/ops/primitives.rs, launched by nothing else: each runs one primitive and stores
+// what the threads hold. The expected values are stated there, from the PTX ISA.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -38,7 +38,7 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
     SHARED(float, narrow, 32);
     int lane = lane_index();
     for (int group = 0; group < 3; ++group) {
-        // The second group leaves out the last two numbers of each four.
+        // The second group copies only the first two numbers of each four.
         cp_async_16(stage + 128 * group + 4 * lane, x + 128 * group + 4 * lane, group == 1 ? 8 : 16);
         if (group == 0) {
             cp_async_4(narrow + lane, x + lane, lane % 2 == 0 ? 4 : 0);
@@ -62,14 +62,15 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
 
 KERNEL(32, test_ldmatrix)(const int* rows,  // (32, 4): eight 16-bit elements for each lane
                           int* out) {       // (2, 32, 4): plain, transposed
-    // Rows lie 48 bytes apart, the last first, so that only the lane's own address can be what is used.
+    // Rows are 48 bytes apart in reverse order, so the result is right only if each lane's address
+    // is used.
     SHARED(int, place, 32 * 12);
     int lane = lane_index(), next = (lane + 1) % WARP;
     int* row = place + 12 * (WARP - 1 - lane);
     for (int i = 0; i < 4; ++i) {
         place[12 * (WARP - 1 - next) + i] = rows[4 * next + i];
     }
-    sync_warp();  // rows written before any lane loads
+    sync_warp();  // all rows are written before any lane loads
     uint32_t word[4];
     ldmatrix_x4(word, row);
     for (int i = 0; i < 4; ++i) {
@@ -102,7 +103,7 @@ KERNEL(32, test_mma)(const int* a,      // (32, 4): fragments by lane
     }
 }
 
-/// A ring of two places between a warp that writes and a warp that reads.
+/// A ring of two stages between a producer warp and a consumer warp.
 KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
                           int items) {
     SHARED(int, ring, 2 * 32);
@@ -115,12 +116,12 @@ KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
         }
         fence_mbarrier_init();
     }
-    sync_block();  // barriers made before they are used
+    sync_block();  // mbarriers are initialised before use
     int lane = lane_index();
     for (int item = 0; item < items; ++item) {
         int place = item % 2, round = item / 2 % 2;
         if (threadIdx.x < 32) {
-            // Of new barriers, phase 1 counts as complete: the first round does not wait.
+            // On a new mbarrier parity 1 counts as complete: the first round does not wait.
             wait_mbarrier(empty + place, round ^ 1);
             ring[32 * place + lane] = 1000 * item + lane;
             arrive_mbarrier(full + place);
@@ -130,7 +131,7 @@ KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
             arrive_mbarrier(empty + place);
         }
     }
-    sync_block();  // nobody uses the barriers any more
+    sync_block();  // no thread uses the mbarriers any more
     if (threadIdx.x == 0) {
         invalidate_mbarrier(full);
         init_mbarrier(full, 1);
@@ -156,7 +157,7 @@ KERNEL(128, test_named)(int* out) {  // (2, 128)
     }
 }
 
-/// Blocks write their numbers in falling order, each after the one before it.
+/// Blocks write their indices in descending order, each after its predecessor, by a semaphore.
 KERNEL(32, test_turns, CORESIDENT)(int* log,    // (grid)
                                    int* turn,   // (2), zero: whose turn, how many have written
                                    int rounds) {
@@ -169,7 +170,7 @@ KERNEL(32, test_turns, CORESIDENT)(int* log,    // (grid)
             fence_device();
             store_release(turn, load_acquire(turn) + 1);
         }
-        sync_block();  // the block keeps together
+        sync_block();  // no thread starts the next round early
     }
 }
 
@@ -185,13 +186,13 @@ DEVICE void fill(unsigned char* shared, const int* image, int bytes) {
     }
 }
 
-/// One barrier for `arrivals`, ready for use by the whole cluster.
+/// Initialises one mbarrier for use by the whole cluster.
 DEVICE void begin(Mbarrier* barrier, int arrivals) {
     if (threadIdx.x == 0) {
         init_mbarrier(barrier, arrivals);
         fence_mbarrier_init();
     }
-    sync_block();  // the barrier is made
+    sync_block();  // the mbarrier is initialised
 }
 
 KERNEL(64, test_load_box)(TensorMap map, int rank, int x, int y, int z,
@@ -229,13 +230,13 @@ KERNEL(64, test_store_box)(TensorMap map, int rank, int x, int y, int z,
         tma_commit();
         tma_wait_read<0>();
     }
-    sync_block();  // the box was read
+    sync_block();  // the TMA store has read the box before it is overwritten
     for (int i = int(threadIdx.x); i < bytes; i += int(blockDim.x)) {
         box[i] = 0x5a;
     }
 }
 
-/// Each block of a pair loads one box to both; box r comes from row r * rows.
+/// Each block of a pair multicasts one box to both; box r starts at row r * rows.
 KERNEL(64, test_multicast, CLUSTER(2))(TensorMap map,
                                        int* out,  // (2, 2, bytes / 4): by block, then by box
                                        int rows, int bytes) {
@@ -243,17 +244,17 @@ KERNEL(64, test_multicast, CLUSTER(2))(TensorMap map,
     SHARED(Mbarrier, full, 1);
     int rank = int(cluster_rank());
     begin(full, 1);
-    sync_cluster();  // the barriers of both blocks are made
+    sync_cluster();  // the mbarriers of both blocks are initialised
     if (threadIdx.x == 0) {
         arrive_expect_tx(full, 2 * bytes);
         tma_load_multicast(boxes + rank * bytes, map, 0, rank * rows, full, 3);
     }
     wait_mbarrier(full, 0);
     dump(boxes, out + rank * (bytes / 2), 2 * bytes);
-    sync_cluster();  // no block returns while the other's load may come
+    sync_cluster();  // no block exits while the other's multicast may write to it
 }
 
-/// Product of 64 x 16 steps by 16 steps x N with operands as they lie in shared memory.
+/// GEMM of 64 x (16 steps) by (16 steps) x N with operands given as images of shared memory.
 template <int N, Major A, Major B>
 DEVICE void product(const int* a, const int* b, int a_bytes, int b_bytes, int a_leading, int a_stride, int b_leading,
                     int b_stride, int swizzle, int steps, int a_step, int b_step, int accumulate, float* out) {
@@ -262,7 +263,7 @@ DEVICE void product(const int* a, const int* b, int a_bytes, int b_bytes, int a_
     fill(place, a, a_bytes);
     fill(second, b, b_bytes);
     fence_async_proxy();
-    sync_block();  // operands are written
+    sync_block();  // the operands are written before wgmma reads them
     float sums[N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
@@ -316,14 +317,14 @@ KERNEL(128, test_product_192_aa)(const int* a, const int* b, int a_bytes, int b_
                                                swizzle, steps, a_step, b_step, accumulate, out);
 }
 
-/// Product with A in registers: two steps, fragments by thread.
+/// GEMM with A in registers: two k steps, fragments by thread.
 template <int N, Major B>
 DEVICE void product_of_registers(const int* fragments, const int* b, int b_bytes, int b_leading, int b_stride,
                                  int b_step, float* out) {
     DYNAMIC_SHARED(place);
     fill(place, b, b_bytes);
     fence_async_proxy();
-    sync_block();  // the operand is written
+    sync_block();  // the operand is written before wgmma reads it
     uint32_t a[2][4];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -368,7 +369,8 @@ KERNEL(128, test_product_registers_64_a)(const int* fragments,  // (128, 2, 4)
     product_of_registers<64, Major::ACROSS>(fragments, b, b_bytes, b_leading, b_stride, b_step, out);
 }
 
-/// Reads from the next block of four, writes to the one after that, arrives at the last.
+/// Reads and writes the shared memory of other blocks of a cluster of four, and arrives at their
+/// mbarriers.
 KERNEL(32, test_cluster, CLUSTER(4))(int* out,         // (grid, 3, 32)
                                      float* values) {  // (grid, 32)
     SHARED(int, first, 32);
@@ -380,16 +382,16 @@ KERNEL(32, test_cluster, CLUSTER(4))(int* out,         // (grid, 3, 32)
     begin(written, 32);
     first[lane] = 100 * block + lane;
     number[lane] = 0.5f * float(lane);
-    sync_cluster();  // first, number and the barriers are there
+    sync_cluster();  // `first`, `number` and the mbarriers are written
     out[96 * block + lane] = int(load_remote_word(address_in_block(first + lane, (rank + 1) % 4)));
     values[32 * block + lane] = load_remote(address_in_block(number + 31 - lane, (rank + 3) % 4));
     store_remote_word(address_in_block(second + lane, (rank + 2) % 4), 1000u * unsigned(block) + unsigned(lane));
     arrive_remote(written, (rank + 2) % 4);
     wait_mbarrier_cluster(written, 0);
     out[96 * block + 32 + lane] = second[lane];
-    sync_cluster();  // values of number were read before they change
+    sync_cluster();  // `number` has been read before it is overwritten
     store_remote(address_in_block(number + lane, rank ^ 1), float(block));
-    sync_cluster();  // number is written; no block returns before
+    sync_cluster();  // `number` is written; no block exits while others access it
     out[96 * block + 64 + lane] = int(number[lane]) + 1000 * int(cluster_blocks());
 }
 

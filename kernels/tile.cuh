@@ -11,11 +11,12 @@
 // Rows may be gathered through an index.
 //
 // Departures from the textbook form (CUTLASS's multistage sm_80 main loop):
-//   - f32 operands also run on the bf16 tensor cores. Each is split into three bf16 terms whose sum is
+//   - f32 operands also run on the bf16 tensor cores. Each is split into three bf16 terms with a sum
 //     exact to 24 bits. The product of the leading terms is one accumulator; five of the other eight
 //     products form a second one, added at the end unless the first is infinite or NaN. The result is
 //     as accurate as f32 arithmetic.
-//   - Operands whose rows are not multiples of 16 bytes are copied element by element, to the same bits.
+//   - Operands with rows that are not multiples of 16 bytes are copied element by element. The result
+//     has the same bits.
 //   - No split-K: an element is summed over k in ascending steps of 16 whatever tile it falls in, so
 //     results do not depend on the grid, other rows or other columns.
 #pragma once
@@ -346,7 +347,7 @@ struct BlockGemm {
 
   private:
     DEVICE static void multiply(Accumulator<T> (&sums)[FRAGMENTS_M][FRAGMENTS_N], unsigned char* stage) {
-// No unrolling for f32, whose terms take three times the registers.
+// No unrolling for f32: its terms take three times the registers.
 #pragma unroll(TERMS<T> == 1 ? 2 : 1)
         for (int k = 0; k < DEPTH; k += 16) {
             OperandA<T> a[FRAGMENTS_M];

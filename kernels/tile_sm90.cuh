@@ -61,7 +61,8 @@ struct Hopper {
     static constexpr int ROWS = 128, COLUMNS = COLUMNS_, DEPTH = 64;
     /// 64-row wgmma tiles per consumer.
     static constexpr int HALVES = PING_PONG ? 2 : 1;
-    /// Consumer warps that release a stage. Warps wait for wgmmas one by one, not as a warpgroup.
+    /// Consumer warps that release a stage. Each warp waits for its own wgmmas, so warps are
+    /// counted, not warpgroups.
     static constexpr int CONSUMER_WARPS = PING_PONG ? 4 : 8;
     /// TMA boxes of 64 x 64 elements (8 KiB) per stage, for MN-major operands.
     static constexpr int A_BOXES = ROWS / 64, B_BOXES = ceil_div(COLUMNS, 64);
@@ -378,7 +379,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
 }
 
 /// Kernel body. TMA boxes, all with the 128-byte swizzle: A K-major 128 rows of 64 k, A MN-major 64
-/// rows by 64 k; B likewise with its columns, of which a block loads its share.
+/// rows by 64 k; B likewise with its columns. A block loads its share of B.
 template <class H, class Job>
 DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job job) {
     DYNAMIC_SHARED(shared);

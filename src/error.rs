@@ -1,5 +1,6 @@
-//! One error type for the library. Every variant knows its process exit code, and every message says what went
-//! wrong, where, why, and one thing to try. Library code returns these; it never exits and never panics on input.
+//! The error type of the library. Every variant has a process exit code, and every message says
+//! what went wrong, where, why, and one thing to try. Library code returns these errors; it never
+//! exits and never panics on input.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +14,12 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
 
-    /// Invalid training or evaluation data (exit code 3). `line` counts from 1; 0 means the whole file.
+    /// Invalid training or evaluation data (exit code 3). `line` counts from 1; 0 means the whole
+    /// file.
     #[error("{}{}: {why}", Place(file, *line), Row(id.as_deref()))]
     Data { file: PathBuf, line: usize, id: Option<String>, why: String },
 
-    /// Training left the finite numbers (exit code 4).
+    /// Training produced a value that is not finite (exit code 4).
     #[error("{0}")]
     Diverged(String),
 
@@ -29,7 +31,7 @@ pub enum Error {
     #[error("{}: {why}", path.display())]
     Model { path: PathBuf, why: String },
 
-    /// More memory needed than there is (exit code 7).
+    /// The run needs more memory than is available (exit code 7).
     #[error("{0}")]
     Memory(String),
 
@@ -37,7 +39,8 @@ pub enum Error {
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
 
-    /// An op was called with arguments that break its contract: a defect of the caller (exit code 1).
+    /// An op was called with arguments that violate its contract: a bug in the caller (exit code
+    /// 1).
     #[error("{op}: {what}: expected {expected}, got {got}")]
     Contract { op: &'static str, what: &'static str, expected: String, got: String },
 
@@ -82,7 +85,7 @@ impl Error {
     }
 }
 
-/// `file:line`, or `file` alone for line 0.
+/// `file:line`, or only `file` for line 0.
 struct Place<'a>(&'a Path, usize);
 
 impl std::fmt::Display for Place<'_> {
@@ -94,7 +97,7 @@ impl std::fmt::Display for Place<'_> {
     }
 }
 
-/// ` (id X)` when the row has an id.
+/// ` (id X)` if the row has an id.
 struct Row<'a>(Option<&'a str>);
 
 impl std::fmt::Display for Row<'_> {

@@ -1,5 +1,6 @@
-//! Files and folders that outlive a crash: a file is written under a temporary name, synced and renamed, and the folder
-//! that lists it is synced too, so neither a kill nor a power cut leaves half of one under its own name.
+//! Crash-safe files and folders. A file is written under a temporary name, synced and renamed, and
+//! its parent folder is synced too. Neither a kill nor a power cut leaves a partial file under the
+//! final name.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -73,7 +74,7 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
 }
 
-/// Syncs the folder that lists `path`.
+/// Syncs the parent folder of `path`.
 pub fn sync_parent(path: &Path) -> Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
@@ -82,7 +83,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Syncs everything below a folder, then the folder.
+/// Syncs everything below a folder, then the folder itself.
 pub fn sync_tree(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if path.is_dir() { sync_tree(&path)? } else { sync(&path)? }
@@ -90,7 +91,7 @@ pub fn sync_tree(folder: &Path) -> Result<()> {
     sync(folder)
 }
 
-/// Every file below a folder, sorted.
+/// All files below a folder, recursively, sorted.
 pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for path in entries(folder)? {
@@ -100,13 +101,13 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Files and folders in a folder, in no particular order.
+/// Files and folders directly inside a folder, in no particular order.
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = fs::read_dir(folder).map_err(Error::io("list", folder))?;
     list.map(|entry| entry.map(|e| e.path()).map_err(Error::io("list", folder))).collect()
 }
 
-/// BLAKE3 of a file's content, in hexadecimal digits.
+/// BLAKE3 hash of a file's content, in hexadecimal digits.
 pub fn hash(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;

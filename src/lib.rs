@@ -1,15 +1,16 @@
-//! Preference training of transformers, reward models and DPO policies, with the comparisons of multi-level aware
-//! preference learning, MAPL (arXiv 2505.12845).
+//! Preference training of transformers: reward models and DPO policies, with the comparisons of
+//! multi-level aware preference learning, MAPL (arXiv 2505.12845).
 //!
 #![doc = include_str!("../docs/figures/cargo-doc.html")]
 //!
-//! Accuracies are those of `mapl quickstart` on held-out prompts of an artificial language. Times are medians on an H200
-//! for 8,192 response rows, hidden size 896 and a vocabulary of 151,936 in bf16; the bars of a group are of one run.
-//! `docs/` in the repository has the pages on MAPL, data, evaluation, devices, checkpoints and kernels.
+//! Accuracies are those of `mapl quickstart` on held-out prompts of an artificial language. Times
+//! are medians on an H200 for 8,192 response rows, hidden size 896 and a vocabulary of 151,936 in
+//! bf16; the bars of a group are of one run. `docs/` in the repository has pages on MAPL, data,
+//! evaluation, devices, checkpoints and kernels.
 //!
 //! # Modules in reading order
-//! - [`error`], [`rng`], [`files`], [`terminal`]: the error type with its exit codes; seeded random numbers; files written
-//!   whole or not at all; lines on a terminal
+//! - [`error`], [`rng`], [`files`], [`terminal`], `statistics`: the error type with its exit codes;
+//!   seeded random numbers; atomic file writes; terminal output; intervals of shares
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
@@ -41,6 +42,7 @@ pub mod optim;
 pub mod perf;
 pub mod report;
 pub mod rng;
+mod statistics;
 pub mod study;
 pub mod terminal;
 pub mod train;

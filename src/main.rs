@@ -1,4 +1,5 @@
-//! The `mapl` binary: parses, runs one command, turns an error into a message and an exit code.
+//! The `mapl` binary: parses the command line, runs one command, and turns an error into a message
+//! and an exit code.
 
 use clap::Parser as _;
 use clap::error::ErrorKind;

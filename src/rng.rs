@@ -1,5 +1,5 @@
-//! Seeded random numbers. A generator is named by a seed and a list of labels, so any part of a run can draw its
-//! own numbers and get the same ones on every machine, thread count and rank.
+//! Seeded random numbers. A generator is keyed by a seed and a list of labels. Any part of a run
+//! can draw its own numbers and gets the same ones on every machine, thread count and rank.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
@@ -10,7 +10,7 @@ pub struct Rng(ChaCha8Rng);
 
 impl Rng {
     /// Generator for `seed` and a path of labels, for example `Rng::keyed(7, &["build", row_id])`.
-    /// Labels are length-prefixed before hashing, so no two paths collide by concatenation.
+    /// Labels are length-prefixed before hashing, so two paths never collide by concatenation.
     pub fn keyed(seed: u64, labels: &[&str]) -> Self {
         let mut hash = blake3::Hasher::new();
         hash.update(&seed.to_le_bytes());
@@ -21,17 +21,12 @@ impl Rng {
         Self(ChaCha8Rng::from_seed(*hash.finalize().as_bytes()))
     }
 
-    /// Next 32 random bits.
-    pub fn next_u32(&mut self) -> u32 {
-        self.0.next_u32()
-    }
-
     /// Next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0.next_u64()
     }
 
-    /// Uniform in `0..n` without bias (Lemire's multiply and reject); `n` must be positive.
+    /// Uniform in `0..n` without bias (Lemire's multiply-and-reject method); `n` must be positive.
     pub fn below(&mut self, n: usize) -> usize {
         assert!(n > 0, "below(0) has no value to return");
         let n = n as u64;
@@ -59,8 +54,8 @@ impl Rng {
         self.0.next_u32() & 1 == 1
     }
 
-    /// Standard normal by the polar method (Marsaglia and Bray 1964); the second value of a pair is discarded so
-    /// that the stream has no hidden state.
+    /// Standard normal by the polar method (Marsaglia and Bray 1964). The second value of each pair
+    /// is discarded, so the stream has no hidden state.
     pub fn normal(&mut self) -> f64 {
         loop {
             let (u, v) = (2.0 * self.unit() - 1.0, 2.0 * self.unit() - 1.0);
@@ -71,7 +66,7 @@ impl Rng {
         }
     }
 
-    /// One element, or `None` from an empty slice.
+    /// A uniformly chosen element, or `None` if the slice is empty.
     pub fn choose<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
         if items.is_empty() { None } else { Some(&items[self.below(items.len())]) }
     }
@@ -103,7 +98,7 @@ mod tests {
         for _ in 0..70_000 {
             counts[rng.below(7)] += 1;
         }
-        // Standard deviation of one count is about 93; six of them leave no room for chance.
+        // The standard deviation of a count is about 93; the bound is six of them.
         assert!(counts.iter().all(|&c| c.abs_diff(10_000) < 560), "{counts:?}");
         let (mut sum, mut squares) = (0.0, 0.0);
         for _ in 0..50_000 {

@@ -1,4 +1,4 @@
-// The C interface called from src/backend/kernels/emulator.rs.
+// C interface, called from src/backend/kernels/emulator.rs.
 
 #include <algorithm>
 #include <cstdio>
@@ -11,28 +11,29 @@ using namespace emulator;
 
 extern "C" {
 
-/// Fields as in `Request` of emulator.rs.
+/// Mirrored by `Request` in src/backend/kernels/emulator.rs.
 struct EmulatorRequest {
     const char* kernel;
     void (*entry)(void**);
     void** parameters;
     unsigned grid[3];
     unsigned threads;
-    /// Blocks of a cluster.
+    /// Blocks per cluster.
     unsigned cluster;
-    /// Blocks that run together: the size of a cluster, or 0 for all of them.
+    /// Blocks that run concurrently: the cluster size, or 0 for all blocks of the grid.
     unsigned together;
-    /// Whether its threads must wait for the launch before.
+    /// Kernel marked EARLY: its threads must call wait_for_earlier_launch().
     unsigned early;
     size_t shared_bytes;
     int schedule;
     uint64_t seed;
-    /// The place whose barriers are left out; null for none.
+    /// Source location whose barriers are omitted; null for none.
     const char* omitted_file;
     int omitted_line;
 };
 
-/// Tells `use` of every place with a barrier that launches of this OS thread have met since the last call.
+/// Calls `use` for each source location of a barrier that launches of this OS thread have executed
+/// since the last call.
 void emulator_barriers(void (*use)(void* context, const char* file, int line), void* context) {
     Launch& l = launch();
     for (const Site* site : l.barriers) {
@@ -49,7 +50,8 @@ void emulator_release(void* memory) {
     release(memory);
 }
 
-/// Runs a kernel to its end. Returns 0, or 1 with a message of at most `room` bytes, its end included.
+/// Runs a kernel to completion. Returns 0, or 1 with a message of at most `room` bytes including
+/// the terminator.
 int emulator_launch(const EmulatorRequest* request, char* message, size_t room) {
     Launch& l = launch();
     l.kernel = request->kernel;
@@ -68,20 +70,20 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.error.clear();
     uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
     uint64_t together = request->together == 0 ? blocks : request->together;
-    uint64_t parties = together == 0 ? 0 : blocks / together;
-    std::vector<uint64_t> order(parties);
+    uint64_t group_count = together == 0 ? 0 : blocks / together;
+    std::vector<uint64_t> order(group_count);
     std::iota(order.begin(), order.end(), 0);
     if (l.schedule == Schedule::FALLING) {
         std::reverse(order.begin(), order.end());
     } else if (l.schedule == Schedule::RANDOM) {
-        for (uint64_t i = parties; i > 1; --i) {
+        for (uint64_t i = group_count; i > 1; --i) {
             std::swap(order[i - 1], order[l.random.below(i)]);
         }
     }
-    std::vector<uint64_t> party(together);
+    std::vector<uint64_t> group(together);
     for (uint64_t first : order) {
-        std::iota(party.begin(), party.end(), first * together);
-        if (!l.run(party)) {
+        std::iota(group.begin(), group.end(), first * together);
+        if (!l.run(group)) {
             break;
         }
     }

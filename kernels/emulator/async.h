@@ -1,4 +1,4 @@
-// What is under way after its instruction: memory barriers, bulk copies, products of warpgroups.
+// State of asynchronous operations: mbarriers, TMA copies, wgmmas.
 #pragma once
 
 #include <cstddef>
@@ -11,13 +11,14 @@ namespace emulator {
 struct Block;
 struct Fiber;
 
-/// An mbarrier object. Its 8 bytes of shared memory hold a word made from this, to show when something overwrites them.
+/// An mbarrier object. Its 8 bytes of shared memory hold a word derived from it, so that
+/// overwriting them shows.
 struct Mbarrier {
     bool live = false;
-    /// Phases completed since the object was made; its lowest bit is the parity of the current phase.
+    /// Completed phases; the lowest bit is the parity of the current phase.
     uint64_t generation = 0;
     int arrivals = 0, pending = 0;
-    /// Bytes expected less bytes that have come.
+    /// Expected bytes minus completed bytes.
     int64_t bytes = 0;
 
     uint64_t word() const {
@@ -25,68 +26,68 @@ struct Mbarrier {
     }
 };
 
-/// A box of a tensor: where it lies in both memories.
+/// A TMA box: its location in global and shared memory.
 struct Box {
     unsigned char* base = nullptr;
     bool bf16 = false;
     int element_bytes = 0, rank = 0;
     bool swizzled = false;
-    /// Innermost first; the stride of the innermost is the element's size.
+    /// Innermost dimension first, with the element size as its stride.
     uint64_t dims[5] = {}, strides[5] = {};
     int size[5] = {}, at[5] = {};
-    /// Offset in the window.
+    /// Offset in the shared window.
     size_t shared = 0;
 
     int bytes() const;
 };
 
-struct BoxLoad {
+struct TmaLoad {
     Box box;
     Block* target;
     size_t barrier;
     const Fiber* issuer;
 };
 
-struct BoxStore {
+struct TmaStore {
     Box box;
     bool add;
     const Fiber* issuer;
-    /// What was read of shared memory, and whether it was written.
+    /// Bytes read from shared memory; whether they were read, and written to global memory.
     std::vector<unsigned char> contents;
     bool was_read = false, written = false;
 };
 
-/// Bulk stores committed together.
+/// A committed group of TMA stores.
 struct StoreGroup {
-    std::vector<BoxStore> stores;
-    /// The thread has waited until shared memory was read.
+    std::vector<TmaStore> stores;
+    /// The thread has waited for the reads of shared memory.
     bool released = false;
 };
 
-/// One thread's share of a product.
-struct Product {
+/// One thread's share of a wgmma.
+struct Wgmma {
     float* sums;
     int columns;
     bool accumulate, in_registers;
     int a_major, b_major;
     uint64_t a, b;
-    /// Rows g and g + 8 of A when it came in registers.
+    /// Rows g and g + 8 of A, if A is in registers.
     uint16_t rows[2][16];
 };
 
-/// Products committed together; those done are taken out.
-struct ProductGroup {
-    std::vector<Product> waiting;
+/// A committed group of wgmmas; completed ones are removed from `waiting`.
+struct WgmmaGroup {
+    std::vector<Wgmma> waiting;
     bool any = false;
 };
 
-/// Stores and products of a thread. The last group of each is open.
-struct Asynchronous {
+/// TMA stores and wgmmas of a thread. The last group of each is open.
+struct AsyncState {
     std::deque<StoreGroup> stores{1};
-    std::deque<ProductGroup> products{1};
-    /// Products so far.
+    std::deque<WgmmaGroup> wgmmas{1};
+    /// Number of wgmmas issued.
     unsigned issued = 0;
-    /// A fence of registers has come since the last wait.
+    /// wgmma.fence was executed since the last wait.
     bool fenced = false;
 };
 

@@ -1,5 +1,5 @@
-// Bulk copies of boxes of tensors: tensor maps, addresses, when they are delivered. PTX ISA: "Tensors",
-// cp.async.bulk.tensor, cp.reduce.async.bulk.tensor; "Swizzling modes".
+// TMA: tensor maps, addressing, time of delivery. PTX ISA: "Tensors", cp.async.bulk.tensor,
+// cp.reduce.async.bulk.tensor, "Swizzling modes".
 #include "../primitives/bits.cuh"
 #include "memory.h"
 #include "scheduler.h"
@@ -8,22 +8,23 @@ namespace emulator {
 
 namespace {
 
-/// First word of a tensor map made for the emulator; as MAGIC in src/backend/kernels/emulator.rs.
+/// First word of an emulator tensor map; mirrored by MAGIC in src/backend/kernels/emulator.rs.
 constexpr uint64_t MAGIC = 0x70616d2d6c70616d;
-/// Bytes that a swizzled pattern repeats after, and those of its rows.
+/// Bytes of a 128-byte swizzle pattern and of its rows.
 constexpr size_t PATTERN = 1024;
 constexpr int ROW = 128;
 
-/// Offset in the window of byte `i` of a box: the 16-byte chunk (address bits 4 to 6) xor the row (bits 7 to 9).
+/// Offset in the window of byte `i` of a box: the chunk (address bits 4 to 6) xor the row (bits 7
+/// to 9).
 size_t swizzled(const Box& box, size_t i) {
     size_t offset = box.shared + i;
     return box.swizzled ? offset ^ ((offset >> 7 & 7) << 4) : offset;
 }
 
-/// Calls `f(row, global, first, count)` for each row of a box that has elements inside the tensor: number of the row in
-/// the box, address of the first such element, its place in the row, number of elements.
+/// Calls `f(row, global, first, count)` for each row of a box with elements inside the tensor: row
+/// in the box, address of the first such element, its index in the row, number of elements.
 template <class F>
-void rows_inside(const Box& box, F f) {
+void for_each_row_inside(const Box& box, F f) {
     int rows = 1;
     for (int d = 1; d < box.rank; ++d) {
         rows *= box.size[d];
@@ -50,8 +51,8 @@ void rows_inside(const Box& box, F f) {
     }
 }
 
-/// The box of a map at some coordinates, checked.
-Box box_of(const char* what, const void* shared, const MapWords& map, const int* at, int rank) {
+/// Decodes and checks the box of a map at coordinates `at`.
+Box make_box(const char* what, const void* shared, const MapWords& map, const int* at, int rank) {
     check_tensor_map(map, rank);
     Box box;
     box.base = reinterpret_cast<unsigned char*>(map[1]);
@@ -68,22 +69,22 @@ Box box_of(const char* what, const void* shared, const MapWords& map, const int*
     box.shared = shared_offset(what, shared, size_t(box.bytes()));
     size_t align = box.swizzled ? PATTERN : ROW;
     if (box.shared % align != 0) {
-        fail("%s with shared memory at %zu of the window; a box is aligned to %zu bytes", what, box.shared, align);
+        fail("%s at %zu of the shared window; a box must be aligned to %zu bytes", what, box.shared, align);
     }
-    rows_inside(box, [&](int, unsigned char* global, int, int count) {
+    for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
         check_global(what, global, size_t(count * box.element_bytes));
     });
     return box;
 }
 
-void deliver(const BoxLoad& load) {
+void deliver(const TmaLoad& load) {
     const Box& box = load.box;
     unsigned char* window = load.target->window;
     int row_bytes = box.size[0] * box.element_bytes;
     for (int i = 0; i < box.bytes(); i += 16) {
         std::memset(window + swizzled(box, size_t(i)), 0, 16);
     }
-    rows_inside(box, [&](int row, unsigned char* global, int first, int count) {
+    for_each_row_inside(box, [&](int row, unsigned char* global, int first, int count) {
         for (int i = 0; i < count; ++i) {
             size_t byte = size_t(row) * row_bytes + size_t(first + i) * box.element_bytes;
             std::memcpy(window + swizzled(box, byte), global + i * box.element_bytes, size_t(box.element_bytes));
@@ -92,7 +93,7 @@ void deliver(const BoxLoad& load) {
     complete_bytes(*load.issuer, *load.target, load.barrier, box.bytes());
 }
 
-void read(BoxStore& store) {
+void read(TmaStore& store) {
     if (store.was_read) {
         return;
     }
@@ -120,7 +121,7 @@ void add(unsigned char* to, const unsigned char* from, bool bf16) {
     }
 }
 
-void write(BoxStore& store) {
+void write(TmaStore& store) {
     read(store);
     if (store.written) {
         return;
@@ -128,7 +129,7 @@ void write(BoxStore& store) {
     store.written = true;
     const Box& box = store.box;
     size_t row_bytes = size_t(box.size[0] * box.element_bytes), element = size_t(box.element_bytes);
-    rows_inside(box, [&](int row, unsigned char* global, int first, int count) {
+    for_each_row_inside(box, [&](int row, unsigned char* global, int first, int count) {
         const unsigned char* from = store.contents.data() + size_t(row) * row_bytes + size_t(first) * element;
         if (!store.add) {
             std::memcpy(global, from, size_t(count) * element);
@@ -140,10 +141,10 @@ void write(BoxStore& store) {
     });
 }
 
-/// Boxes may hold what the launch before writes, or reads.
-void demand_earlier_launch() {
+/// A box may be memory that the previous launch writes or reads.
+void require_earlier_launch_wait() {
     if (launch().early && !fiber().waited) {
-        fail("a box is copied before wait_for_earlier_launch, in a kernel marked EARLY");
+        fail("a TMA copy before wait_for_earlier_launch, in a kernel marked EARLY");
     }
 }
 
@@ -167,10 +168,10 @@ void check_tensor_map(const MapWords& map, int rank) {
 }
 
 void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
-    demand_earlier_launch();
+    require_earlier_launch_wait();
     const char* what = "cp.async.bulk.tensor load";
-    BoxLoad load{box_of(what, to, map, at, rank), nullptr,
-                 shared_offset("mbarrier of a bulk load", barrier, 8), &fiber()};
+    TmaLoad load{make_box(what, to, map, at, rank), nullptr,
+                 shared_offset("mbarrier of a TMA load", barrier, 8), &fiber()};
     unsigned named = blocks == 0 ? 1u << block().rank : blocks;
     for (unsigned rank_of = 0; named >> rank_of != 0; ++rank_of) {
         if ((named >> rank_of & 1) == 0) {
@@ -195,20 +196,21 @@ bool deliver_load() {
         return false;
     }
     size_t i = l.schedule == Schedule::RANDOM ? l.random.below(l.loads.size()) : l.loads.size() - 1;
-    BoxLoad load = l.loads[i];
+    TmaLoad load = l.loads[i];
     l.loads.erase(l.loads.begin() + ptrdiff_t(i));
     deliver(load);
     return true;
 }
 
 void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add) {
-    demand_earlier_launch();
+    require_earlier_launch_wait();
     const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
-    Box box = box_of(what, from, map, at, rank);
+    Box box = make_box(what, from, map, at, rank);
     if (add && box.dims[0] * uint64_t(box.element_bytes) % 16 != 0) {
-        fail("%s: rows of %d bytes; the hardware adds to all of the last 16", what, int(box.dims[0] * box.element_bytes));
+        fail("%s: rows of %d bytes, not a multiple of 16; the hardware would add to all of the last 16 bytes", what,
+             int(box.dims[0] * box.element_bytes));
     }
-    auto& group = asynchronous().stores.back().stores;
+    auto& group = async_state().stores.back().stores;
     group.push_back({box, add, &fiber(), {}, false, false});
     if (deliver_now()) {
         read(group.back());
@@ -219,15 +221,15 @@ void tma_store(const void* from, const MapWords& map, const int* at, int rank, b
 }
 
 void tma_commit() {
-    asynchronous().stores.emplace_back();
+    async_state().stores.emplace_back();
 }
 
 void tma_wait(int pending, bool written) {
-    auto& groups = asynchronous().stores;
+    auto& groups = async_state().stores;
     size_t closed = groups.size() - 1;
     for (size_t i = 0; i + size_t(pending) < closed; ++i) {
         groups[i].released = true;
-        for (BoxStore& store : groups[i].stores) {
+        for (TmaStore& store : groups[i].stores) {
             written ? write(store) : read(store);
         }
     }
@@ -237,7 +239,7 @@ void tma_wait(int pending, bool written) {
 }
 
 void deliver_stores() {
-    for (BoxStore& store : launch().stores) {
+    for (TmaStore& store : launch().stores) {
         write(store);
     }
 }

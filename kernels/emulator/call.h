@@ -1,4 +1,4 @@
-// Calls an entry point with parameters given as pointers, as the driver does.
+// Calls an entry point with an array of parameter pointers, like cuLaunchKernel.
 #pragma once
 
 #include <cstddef>

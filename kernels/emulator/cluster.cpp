@@ -1,11 +1,11 @@
-// Clusters of blocks, registers of warpgroups, and what must be settled when threads and blocks return.
+// Clusters, setmaxnreg, and the checks when threads and blocks return.
 #include "scheduler.h"
 
 namespace emulator {
 
 namespace {
 
-/// Registers of a multiprocessor that setmaxnreg may hand out to a block's threads.
+/// Registers that setmaxnreg can distribute to the threads of a block.
 constexpr unsigned REGISTERS = 64512;
 
 Cluster& cluster_of(const Fiber& f) {
@@ -32,7 +32,7 @@ unsigned cluster_blocks() {
 void arrive_cluster() {
     Fiber& f = fiber();
     if (f.at_cluster) {
-        fail("barrier.cluster.arrive twice without a wait between");
+        fail("barrier.cluster.arrive twice without a wait in between");
     }
     Cluster& cluster = cluster_of(f);
     f.at_cluster = true;
@@ -44,7 +44,7 @@ void arrive_cluster() {
 void wait_cluster() {
     Fiber& f = fiber();
     if (!f.at_cluster) {
-        fail("barrier.cluster.wait without an arrive before");
+        fail("barrier.cluster.wait without an arrive before it");
     }
     wait_change("cluster barrier", &cluster_of(f).generation, f.cluster_seen);
     f.at_cluster = false;
@@ -52,7 +52,7 @@ void wait_cluster() {
 
 void set_registers(int registers, bool increase) {
     if (registers < 24 || registers > 256 || registers % 8 != 0) {
-        fail("setmaxnreg of %d registers: 24 to 256, a multiple of 8", registers);
+        fail("setmaxnreg of %d registers; the number must be a multiple of 8 from 24 to 256", registers);
     }
     Fiber& f = fiber();
     int signed_registers = increase ? registers : -registers;
@@ -79,15 +79,15 @@ void set_registers(int registers, bool increase) {
     }
 }
 
-Asynchronous& asynchronous() {
-    auto& pointer = fiber().asynchronous;
+AsyncState& async_state() {
+    auto& pointer = fiber().async_state;
     if (!pointer) {
-        pointer = std::make_unique<Asynchronous>();
+        pointer = std::make_unique<AsyncState>();
     }
     return *pointer;
 }
 
-// Launches run one after another to their ends; what is checked is that a kernel does not rely on it.
+// Launches run sequentially; the call is recorded to check that a kernel does not rely on that.
 void wait_for_earlier_launch() {
     fiber().waited = true;
 }
@@ -97,24 +97,24 @@ void finish_fiber(Fiber& f) {
         fail("returned without wait_for_earlier_launch, in a kernel marked EARLY");
     }
     if (f.open_copies > 0) {
-        fail("returned with %u cp.async copies that no group holds: commit them and wait", f.open_copies);
+        fail("returned with %u uncommitted cp.async copies; commit them and wait", f.open_copies);
     }
     if (f.at_cluster) {
         fail("returned between arrival and wait of the cluster barrier");
     }
-    if (Asynchronous* a = f.asynchronous.get()) {
-        for (const ProductGroup& group : a->products) {
+    if (AsyncState* a = f.async_state.get()) {
+        for (const WgmmaGroup& group : a->wgmmas) {
             if (group.any) {
-                fail("returned with products of a warpgroup that were never waited for");
+                fail("returned with wgmmas that were never waited for");
             }
         }
         for (StoreGroup& group : a->stores) {
             bool open = &group == &a->stores.back();
             if (!group.stores.empty() && !group.released) {
-                fail(open ? "returned with bulk stores that no group holds: commit them and wait"
-                          : "returned before its bulk stores had read shared memory");
+                fail(open ? "returned with uncommitted TMA stores; commit them and wait"
+                          : "returned before its TMA stores had read shared memory");
             }
-            for (BoxStore& store : group.stores) {
+            for (TmaStore& store : group.stores) {
                 launch().stores.push_back(std::move(store));
             }
         }
@@ -132,11 +132,11 @@ void check_warps(const Block& b) {
             const Warp &one = b.warps[first], &other = b.warps[w];
             const Fiber& at = launch().fibers[b.first_fiber + 32 * w];
             if (one.register_calls != other.register_calls || one.registers != other.registers) {
-                complain(at, "setmaxnreg is not the same in all warps of the warpgroup");
+                set_error(at, "setmaxnreg is not the same in all warps of the warpgroup");
             }
-            if (one.products != other.products) {
-                complain(at, "%u products of the warpgroup in this warp, %u in its first", other.products,
-                         one.products);
+            if (one.wgmmas != other.wgmmas) {
+                set_error(at, "wgmmas issued: %u in this warp, %u in the first warp of its warpgroup", other.wgmmas,
+                          one.wgmmas);
             }
         }
     }
@@ -147,7 +147,8 @@ void check_warps(const Block& b) {
 void finish_blocks() {
     Launch& l = launch();
     if (!l.loads.empty()) {
-        complain(*l.loads[0].issuer, "all threads have returned while a bulk load is under way: nobody waited for it");
+        set_error(*l.loads[0].issuer,
+                  "all threads have returned while a TMA load is in flight: no thread waited for it");
     }
     for (const Block& b : l.blocks) {
         check_warps(b);

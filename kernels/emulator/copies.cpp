@@ -1,4 +1,4 @@
-// Copies of a thread from global to shared memory that complete later: cp.async.
+// cp.async.
 #include "memory.h"
 #include "scheduler.h"
 
@@ -18,13 +18,13 @@ void deliver(std::vector<Copy>& group) {
 
 void cp_async(void* shared, const void* global, int bytes, int valid) {
     if (bytes != 4 && bytes != 8 && bytes != 16) {
-        fail("cp.async of %d bytes: 4, 8 or 16", bytes);
+        fail("cp.async of %d bytes; the size must be 4, 8 or 16", bytes);
     }
     if (valid < 0 || valid > bytes) {
-        fail("cp.async with %d of %d bytes from memory", valid, bytes);
+        fail("cp.async with %d valid bytes of %d", valid, bytes);
     }
     if (reinterpret_cast<uintptr_t>(shared) % bytes != 0 || reinterpret_cast<uintptr_t>(global) % bytes != 0) {
-        fail("cp.async of %d bytes with an address off its alignment", bytes);
+        fail("cp.async of %d bytes with a misaligned address", bytes);
     }
     check_shared("cp.async", shared, size_t(bytes));
     if (valid > 0) {
@@ -46,7 +46,7 @@ void cp_async_commit() {
 }
 
 void cp_async_wait(int pending) {
-    // The last group is open: it counts for nothing until it is committed.
+    // The last group is open: it does not count until it is committed.
     auto& copies = fiber().copies;
     size_t closed = copies.size() - 1;
     for (size_t group = 0; group + size_t(pending) < closed; ++group) {

@@ -1,5 +1,5 @@
-// What kernel files see of the emulator: the place of the running thread, shared memory, and the waits that
-// primitives are made of. scheduler.h has the machinery.
+// Emulator interface of the kernel files: index of the running thread, shared memory, and the waits
+// that primitives are built from. The implementation is in scheduler.h.
 #pragma once
 
 #include <cmath>
@@ -18,31 +18,32 @@ Dim block_index();
 Dim block_size();
 Dim grid_size();
 
-/// Vec16 of the running thread in its warp.
+/// Lane of the running thread.
 int lane();
 
-/// Ends the launch with an error that names the kernel, the block and the thread. Never returns.
+/// Aborts the launch with an error that names the kernel, block and thread. Does not return.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // --- waits --------------------------------------------------------------------------------------------------------
 
-/// A place in the program.
+/// A source location.
 struct Site {
     const char* file;
     int line;
 };
 
-/// Barrier of all threads of the block that have not returned. A launch may leave out the barriers of one place, to show
-/// that results then differ between orders of threads.
+/// Barrier of all threads of the block that have not returned. A launch can omit the barriers of
+/// one source location, to show that results then differ between thread orders.
 void sync_block(const Site* site);
 
-/// Barrier `id` (1 to 15) of `threads` threads of the block, whole warps.
+/// Named barrier `id` (1 to 15) of `threads` threads, whole warps.
 void sync_named(int id, int threads);
-/// Counts the thread as one that has come to barrier `id`, without waiting.
+/// Arrives at named barrier `id` without waiting.
 void arrive_named(int id, int threads);
 
-/// Gives the 32 lanes of the warp one another's values: returns 32 slots of `bytes`, by lane, valid until the lane's
-/// next exchange. `what` is the primitive; lanes that are at different ones are an error.
+/// Exchanges values between the 32 lanes of a warp: returns 32 slots of `bytes`, by lane, valid
+/// until the lane's next exchange. `what` names the primitive; lanes at different primitives are an
+/// error.
 constexpr int EXCHANGE_BYTES = 80;
 const unsigned char* exchange(const char* what, const void* mine, int bytes);
 
@@ -52,11 +53,12 @@ const T* exchange(const char* what, const T& mine) {
     return reinterpret_cast<const T*>(exchange(what, &mine, sizeof(T)));
 }
 
-/// Room for what one lane computes for all of its warp after an exchange; `first` tells the lane that is to do it.
+/// Buffer for a result that one lane computes for its warp after an exchange. `first` is true in
+/// the lane that must compute it.
 constexpr int RESULT_BYTES = 512;
 unsigned char* exchange_result(bool* first);
 
-/// As exchange, followed by a computation on all slots that the first lane does for all: compute(slots, result).
+/// Exchange followed by a computation by the first lane on behalf of all: compute(slots, result).
 template <class Result, class T, class Compute>
 const Result* exchange_for(const char* what, const T& mine, Compute compute) {
     static_assert(sizeof(Result) <= RESULT_BYTES, "result of a warp exchange");
@@ -69,15 +71,15 @@ const Result* exchange_for(const char* what, const T& mine, Compute compute) {
     return result;
 }
 
-/// Lets other threads run until `*counter` differs from `seen`.
+/// Blocks until `*counter` differs from `seen`.
 void wait_change(const char* what, const uint64_t* counter, uint64_t seen);
 
-/// Lets other threads run once.
+/// Yields to other threads once.
 void yield(const char* what);
 
-/// Lets other threads run until `ready()`, which looks at memory that they write. When every thread that could run is
-/// in such a loop and one round has changed nothing, asynchronous operations are delivered; without any it is a
-/// deadlock.
+/// One round of a spin loop on memory that other threads write (wait_until). If all runnable
+/// threads spin and a round changes nothing, a pending asynchronous operation is delivered; if
+/// there is none, it is a deadlock.
 void spin(const char* what, bool first);
 
 template <class Ready>
@@ -87,90 +89,93 @@ void wait_until(const char* what, Ready ready) {
     }
 }
 
-/// True in half of all calls under the random schedule, always `rising` under the rising one, never under the falling
-/// one: when an asynchronous operation takes effect.
+/// Whether an asynchronous operation takes effect now: always in the rising schedule, never in the
+/// falling one, for half of all calls in the random one.
 bool deliver_now();
 
 // --- shared and global memory -------------------------------------------------------------------------------------
 
-/// The block's array of a place in the program; the first thread to come makes it. New memory is all ones: NaN.
-void* shared_place(const void* site, size_t bytes);
+/// The block's shared array of a source location, created by the first thread that reaches it. New
+/// memory is all ones: NaN.
+void* shared_storage(const void* site, size_t bytes);
 
 template <class T, size_t COUNT>
 T* shared_array(const void* site) {
-    return static_cast<T*>(shared_place(site, sizeof(T) * COUNT));
+    return static_cast<T*>(shared_storage(site, sizeof(T) * COUNT));
 }
 
-/// The block's shared memory whose size the launch gave.
+/// Dynamic shared memory.
 unsigned char* dynamic_shared();
 
-/// Ends the launch unless the bytes lie in one allocation of the device.
+/// Aborts the launch unless the bytes are in one device allocation.
 void check_global(const char* what, const void* address, size_t bytes);
 
-/// Ends the launch unless the bytes lie in shared memory of the block.
+/// Aborts the launch unless the bytes are in the block's shared memory.
 void check_shared(const char* what, const void* address, size_t bytes);
 
-/// Address in the shared window, as 32-bit addresses of PTX: the block's rank in its cluster in bits 24 and up, below
-/// them the offset from the start of the block's window.
+/// 32-bit shared address as in PTX: cluster rank of the block in bits 24 and up, below them the
+/// offset in the block's window.
 uint32_t shared_address(const void* pointer);
 
-// --- copies of a thread that complete later -----------------------------------------------------------------------
+// --- cp.async -----------------------------------------------------------------------------------------------------
 
-/// cp.async: `bytes` (4, 8 or 16) to shared memory, of which the first `valid` come from global memory, the rest are 0.
+/// cp.async of `bytes` (4, 8 or 16) to shared memory: the first `valid` from global memory, the
+/// rest 0.
 void cp_async(void* shared, const void* global, int bytes, int valid);
-/// Closes the group of the copies so far.
+/// Commits the open group of copies.
 void cp_async_commit();
-/// Returns when at most `pending` of the thread's newest groups are under way.
+/// Waits until at most `pending` of the thread's newest groups are in flight.
 void cp_async_wait(int pending);
 
-// --- memory barriers ----------------------------------------------------------------------------------------------
+// --- mbarriers ----------------------------------------------------------------------------------------------------
 
-/// mbarrier objects: 8 bytes of shared memory each. `rank` is the block of the cluster, or -1 for the own one; `bytes`
-/// are expected on top of the arrival.
+/// mbarrier objects, 8 bytes of shared memory each. `rank` is the block in the cluster, or -1 for
+/// the own block; `bytes` is the expect_tx count of the arrival.
 void init_mbarrier(void* barrier, int arrivals);
 void invalidate_mbarrier(void* barrier);
 void arrive_mbarrier(void* barrier, int rank, int bytes);
-/// Returns when the phase of this parity (0 for the first) is complete.
+/// Waits until the phase of this parity (0 for the first) is complete.
 void wait_mbarrier(void* barrier, int parity);
 
-// --- bulk copies of boxes of tensors --------------------------------------------------------------------------------
+// --- TMA ----------------------------------------------------------------------------------------------------------
 
-/// Words of a tensor map as src/backend/kernels/emulator.rs writes them.
+/// Words of a tensor map as src/backend/kernels/emulator.rs encodes it.
 using MapWords = uint64_t[16];
 
-/// Ends the launch unless the map is one of this device with so many dimensions.
+/// Aborts the launch unless the map is one of the emulator with `rank` dimensions.
 void check_tensor_map(const MapWords& map, int rank);
-/// Loads the box at `at` to the same place in every block whose bit is set in `blocks` (0: the own block alone), and
-/// counts its bytes on their barriers.
+/// Loads the box at `at` to the same address in every block with its bit set in `blocks` (0: own
+/// block only), and completes its bytes on their mbarriers.
 void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
-/// Stores a box, or adds it to what is there.
+/// Stores a box, or adds it to the tensor.
 void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add);
 void tma_commit();
-/// Returns when at most `pending` of the thread's newest groups are under way: still to read shared memory, or
-/// (`written`) to write global memory.
+/// Waits until at most `pending` of the thread's newest groups still have to read shared memory or,
+/// with `written`, to write global memory.
 void tma_wait(int pending, bool written);
 
-// --- products of warpgroups -----------------------------------------------------------------------------------------
+// --- wgmma --------------------------------------------------------------------------------------------------------
 
-/// One thread's share of wgmma.m64nNk16: 64 rows, `columns` columns. Operands lie along k (major 0) or along rows and
-/// columns (major 1). `fragment` is A in registers, in place of descriptor `a`.
+/// One thread's share of wgmma.m64nNk16: 64 rows, `columns` columns. Operands are K-major (0) or
+/// MN-major (1). `fragment` is A in registers; it replaces descriptor `a`.
 void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
-                    int b_major, bool accumulate);
+           int b_major, bool accumulate);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int pending);
 
-// --- clusters and registers -----------------------------------------------------------------------------------------
+// --- clusters and registers ---------------------------------------------------------------------------------------
 
 unsigned cluster_rank();
 unsigned cluster_blocks();
 void arrive_cluster();
 void wait_cluster();
-/// The address of the same place in another block of the cluster.
+/// Shared address of the same location in another block of the cluster.
 uint32_t map_shared(const void* pointer, unsigned rank);
-/// What a 32-bit shared address points to; ends the launch unless the bytes are shared memory of a running block.
+/// Pointer of a 32-bit shared address. Aborts the launch unless the bytes are shared memory of a
+/// running block.
 void* remote_pointer(const char* what, uint32_t address, size_t bytes);
-/// Registers of a thread that the warpgroup asks for (`increase`) or gives back.
+/// setmaxnreg: requests (`increase`) or releases registers per thread of the warpgroup.
 void set_registers(int registers, bool increase);
 void wait_for_earlier_launch();
 

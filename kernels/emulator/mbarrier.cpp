@@ -1,5 +1,5 @@
-// Memory barriers: arrivals and bytes that a phase waits for. PTX ISA: "Parallel Synchronization and Communication
-// Instructions: mbarrier".
+// mbarriers: arrival and transaction counts of a phase. PTX ISA: "Parallel Synchronization and
+// Communication Instructions: mbarrier".
 #include <cstdio>
 
 #include "scheduler.h"
@@ -8,13 +8,13 @@ namespace emulator {
 
 namespace {
 
-/// Largest count of arrivals and of bytes under way, from the ISA.
-constexpr int MOST = (1 << 20) - 1;
+/// Largest arrival count and transaction count, from the PTX ISA.
+constexpr int LIMIT = (1 << 20) - 1;
 
-size_t place_of(const char* what, const void* barrier) {
+size_t barrier_offset(const char* what, const void* barrier) {
     size_t offset = shared_offset(what, barrier, 8);
     if (offset % 8 != 0) {
-        fail("%s on an address off its alignment of 8 bytes", what);
+        fail("%s on an address that is not a multiple of 8", what);
     }
     return offset;
 }
@@ -23,17 +23,17 @@ void write_word(Block& b, size_t offset, uint64_t word) {
     std::memcpy(b.window + offset, &word, sizeof word);
 }
 
-/// The object at an offset, or why there is none.
+/// The mbarrier at an offset, or null with the reason in `why`.
 Mbarrier* find(Block& b, size_t offset, const char*& why) {
     auto found = b.mbarriers.find(offset);
     if (found == b.mbarriers.end() || !found->second.live) {
-        why = found == b.mbarriers.end() ? "which was never initialised" : "which was invalidated";
+        why = found == b.mbarriers.end() ? "it was never initialised" : "it was invalidated";
         return nullptr;
     }
     uint64_t word;
     std::memcpy(&word, b.window + offset, sizeof word);
     if (word != found->second.word()) {
-        why = "whose bytes were overwritten";
+        why = "its bytes were overwritten";
         return nullptr;
     }
     return &found->second;
@@ -43,13 +43,13 @@ Mbarrier& get(const char* what, Block& b, size_t offset) {
     const char* why = "";
     Mbarrier* m = find(b, offset, why);
     if (m == nullptr) {
-        fail("%s on the mbarrier at %zu of the shared window, %s", what, offset, why);
+        fail("%s on the mbarrier at %zu of the shared window: %s", what, offset, why);
     }
     return *m;
 }
 
-/// Completes the phase when nothing is missing, and writes the object's word.
-void settle(Block& b, size_t offset, Mbarrier& m) {
+/// Completes the phase if nothing is missing, and updates the word in shared memory.
+void complete_phase(Block& b, size_t offset, Mbarrier& m) {
     if (m.pending == 0 && m.bytes == 0) {
         m.generation += 1;
         m.pending = m.arrivals;
@@ -60,15 +60,15 @@ void settle(Block& b, size_t offset, Mbarrier& m) {
 }  // namespace
 
 void init_mbarrier(void* barrier, int arrivals) {
-    size_t offset = place_of("mbarrier.init", barrier);
-    if (arrivals < 1 || arrivals > MOST) {
-        fail("mbarrier.init for %d arrivals: 1 to %d", arrivals, MOST);
+    size_t offset = barrier_offset("mbarrier.init", barrier);
+    if (arrivals < 1 || arrivals > LIMIT) {
+        fail("mbarrier.init with %d arrivals; the count must be 1 to %d", arrivals, LIMIT);
     }
     Mbarrier& m = block().mbarriers[offset];
     if (m.live) {
         fail("mbarrier.init of the mbarrier at %zu of the shared window, which is in use; invalidate it first", offset);
     }
-    // Even, and no number that a thread of an earlier life of the object waits to change.
+    // Even, and different from any generation that a thread may still wait on from an earlier use.
     m.generation = (m.generation + 3) & ~1ull;
     m.live = true;
     m.arrivals = m.pending = arrivals;
@@ -77,34 +77,34 @@ void init_mbarrier(void* barrier, int arrivals) {
 }
 
 void invalidate_mbarrier(void* barrier) {
-    size_t offset = place_of("mbarrier.inval", barrier);
+    size_t offset = barrier_offset("mbarrier.inval", barrier);
     Mbarrier& m = get("mbarrier.inval", block(), offset);
     m.live = false;
-    // Wakes whoever waits, to fail there.
+    // Wakes waiting threads, which then fail.
     m.generation += 1;
 }
 
 void arrive_mbarrier(void* barrier, int rank, int bytes) {
     const char* what = bytes > 0 ? "mbarrier.arrive.expect_tx" : "mbarrier.arrive";
-    size_t offset = place_of(what, barrier);
+    size_t offset = barrier_offset(what, barrier);
     Block& b = rank < 0 ? block() : peer(what, unsigned(rank));
     Mbarrier& m = get(what, b, offset);
-    if (bytes < 0 || m.bytes + bytes > MOST) {
-        fail("%s of %d bytes: at most %d under way", what, bytes, MOST);
+    if (bytes < 0 || m.bytes + bytes > LIMIT) {
+        fail("%s of %d bytes; at most %d can be pending", what, bytes, LIMIT);
     }
     if (m.pending == 0) {
-        fail("%s: too many arrivals on the mbarrier at %zu, whose %d have all come while %lld bytes have not", what,
-             offset, m.arrivals, static_cast<long long>(m.bytes));
+        fail("%s: too many arrivals on the mbarrier at %zu: all %d of the phase have come, %lld bytes are missing",
+             what, offset, m.arrivals, static_cast<long long>(m.bytes));
     }
     m.bytes += bytes;
     m.pending -= 1;
-    settle(b, offset, m);
+    complete_phase(b, offset, m);
 }
 
 void wait_mbarrier(void* barrier, int parity) {
-    size_t offset = place_of("mbarrier.try_wait", barrier);
+    size_t offset = barrier_offset("mbarrier.try_wait", barrier);
     if (parity != 0 && parity != 1) {
-        fail("mbarrier.try_wait for parity %d", parity);
+        fail("mbarrier.try_wait with parity %d; it must be 0 or 1", parity);
     }
     for (;;) {
         Mbarrier& m = get("mbarrier.try_wait", block(), offset);
@@ -123,18 +123,18 @@ void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes
     const char* why = "";
     Mbarrier* m = find(target, offset, why);
     if (m == nullptr) {
-        complain(issuer, "a bulk load completes on the mbarrier at %zu of block (%u, %u, %u), %s", offset,
-                 target.index.x, target.index.y, target.index.z, why);
+        set_error(issuer, "a TMA load completes on the mbarrier at %zu of block (%u, %u, %u): %s", offset,
+                  target.index.x, target.index.y, target.index.z, why);
         return;
     }
     m->bytes -= bytes;
-    if (m->bytes < -MOST) {
-        complain(issuer, "more than %d bytes came on the mbarrier at %zu that nobody expects", MOST, offset);
+    if (m->bytes < -LIMIT) {
+        set_error(issuer, "more than %d unexpected bytes on the mbarrier at %zu", LIMIT, offset);
     }
-    settle(target, offset, *m);
+    complete_phase(target, offset, *m);
 }
 
-std::string waited_mbarriers() {
+std::string describe_mbarriers() {
     std::string text;
     for (const Block& b : launch().blocks) {
         for (const auto& [offset, m] : b.mbarriers) {

@@ -1,3 +1,4 @@
+// Device memory of the emulator: a registry of allocations, each between two guards.
 #include "memory.h"
 
 #include <cstdint>
@@ -15,13 +16,13 @@ namespace emulator {
 
 namespace {
 
-/// Bytes of a guard, on each side.
+/// Guard bytes on each side.
 constexpr size_t GUARD = 256;
 constexpr unsigned char GUARD_BYTE = 0xa5;
 
 struct Registry {
     std::mutex lock;
-    /// Bytes by first address.
+    /// Size by start address.
     std::map<const unsigned char*, size_t> allocations;
 };
 
@@ -32,7 +33,7 @@ Registry& registry() {
 
 }  // namespace
 
-void allow(void* memory, size_t bytes) {
+void unpoison(void* memory, size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(memory, bytes);
 #else
@@ -40,7 +41,7 @@ void allow(void* memory, size_t bytes) {
 #endif
 }
 
-void forbid(void* memory, size_t bytes) {
+void poison(void* memory, size_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_poison_memory_region(memory, bytes);
 #else
@@ -61,8 +62,8 @@ void* allocate(size_t bytes) {
     std::memset(whole, GUARD_BYTE, GUARD);
     std::memset(memory, 0, bytes);
     std::memset(memory + bytes, GUARD_BYTE, room - GUARD - bytes);
-    forbid(whole, GUARD);
-    forbid(memory + bytes, room - GUARD - bytes);
+    poison(whole, GUARD);
+    poison(memory + bytes, room - GUARD - bytes);
     std::lock_guard<std::mutex> held(registry().lock);
     registry().allocations[memory] = bytes;
     return memory;
@@ -77,8 +78,8 @@ void release(void* memory) {
         bytes = found->second;
         registry().allocations.erase(found);
     }
-    allow(start - GUARD, GUARD);
-    allow(start + bytes, GUARD);
+    unpoison(start - GUARD, GUARD);
+    unpoison(start + bytes, GUARD);
     std::free(start - GUARD);
 }
 
@@ -97,18 +98,18 @@ std::string overrun() {
     std::lock_guard<std::mutex> held(registry().lock);
     for (const auto& [memory, bytes] : registry().allocations) {
         auto* start = const_cast<unsigned char*>(memory);
-        allow(start - GUARD, GUARD);
-        allow(start + bytes, GUARD);
-        bool before = false, behind = false;
+        unpoison(start - GUARD, GUARD);
+        unpoison(start + bytes, GUARD);
+        bool before = false, past = false;
         for (size_t i = 0; i < GUARD; ++i) {
             before = before || start[-1 - ptrdiff_t(i)] != GUARD_BYTE;
-            behind = behind || start[bytes + i] != GUARD_BYTE;
+            past = past || start[bytes + i] != GUARD_BYTE;
         }
-        forbid(start - GUARD, GUARD);
-        forbid(start + bytes, GUARD);
-        if (before || behind) {
+        poison(start - GUARD, GUARD);
+        poison(start + bytes, GUARD);
+        if (before || past) {
             char text[160];
-            std::snprintf(text, sizeof text, "wrote %s an allocation of %zu bytes", before ? "before" : "behind", bytes);
+            std::snprintf(text, sizeof text, "wrote %s an allocation of %zu bytes", before ? "before" : "past", bytes);
             return text;
         }
     }

@@ -1,4 +1,4 @@
-// Memory of the emulated device: allocations between guard words, and what the sanitizer is told of them.
+// Device memory of the emulator: allocations between guard words, poisoned for the sanitizer.
 #pragma once
 
 #include <cstddef>
@@ -6,20 +6,21 @@
 
 namespace emulator {
 
-/// Zeroed memory, aligned to 256 bytes, guard words before and behind; null when there is none.
+/// Zeroed memory, aligned to 256 bytes, with guard words on both sides; null if out of memory.
 void* allocate(size_t bytes);
 
-/// Gives memory back.
+/// Frees memory.
 void release(void* memory);
 
-/// True when the bytes lie in one allocation.
+/// Whether the bytes are in one allocation.
 bool is_allocated(const void* address, size_t bytes);
 
-/// What the guard words of all allocations say: empty, or which allocation was overrun on which side.
+/// Checks the guard words of all allocations. Empty, or a message with the size and side of an
+/// overrun allocation.
 std::string overrun();
 
-/// Tells the sanitizer that the bytes may, or may not, be touched. Nothing happens without it.
-void allow(void* memory, size_t bytes);
-void forbid(void* memory, size_t bytes);
+/// Marks bytes as accessible or inaccessible for the sanitizer; no-ops without it.
+void unpoison(void* memory, size_t bytes);
+void poison(void* memory, size_t bytes);
 
 }  // namespace emulator

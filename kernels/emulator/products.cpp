@@ -1,15 +1,16 @@
-// Products of warpgroups: descriptors of operands in shared memory, and each thread's share of the result. PTX ISA:
-// "Asynchronous Warpgroup Level Matrix Instructions", its shared memory layouts, matrix descriptor and register
-// fragments.
+// wgmma: matrix descriptors of operands in shared memory, and each thread's share of the result.
+// PTX ISA: "Asynchronous Warpgroup Level Matrix Instructions": shared memory layouts, matrix
+// descriptor, register fragments.
 //
-// In units of 16 bytes (8 elements along the major dimension) an operand is a matrix of chunks. With r the row or
-// column of the result and k the other index, L and S the leading and stride offsets, W the swizzle's row (16 bytes
-// without one):
-//   along k, swizzled:   (r % 8) W + (r / 8) S + 16 (k / 8)
-//   along k, plain:      (r % 8) 16 + (r / 8) S + (k / 8) L
-//   along r, swizzled:   (k % 8) W + (k / 8) S + 16 (r / 8 % (W / 16)) + (r / 8 / (W / 16)) L
-//   along r, plain:      (k % 8) 16 + (k / 8) L + (r / 8) S
-// added to the start; then address bits 4 and up are xor-ed with as many bits from 7 up: 3 for 128 bytes, 2, 1.
+// In units of 16 bytes (8 elements along the major dimension) an operand is a matrix of chunks.
+// With r the row of A or column of B, k the other index, L and S the leading and stride offsets,
+// and W the row bytes of the swizzle (16 without one), the offset of a chunk from the start is:
+//   K-major, swizzled:        (r % 8) W + (r / 8) S + 16 (k / 8)
+//   K-major, not swizzled:    (r % 8) 16 + (r / 8) S + (k / 8) L
+//   MN-major, swizzled:       (k % 8) W + (k / 8) S + 16 (r / 8 % (W / 16)) + (r / 8 / (W / 16)) L
+//   MN-major, not swizzled:   (k % 8) 16 + (k / 8) L + (r / 8) S
+// Then the address bits from 4 up are xor-ed with the bits from 7 up: 3 bits for the 128-byte
+// swizzle, 2 for 64 bytes, 1 for 32 bytes.
 #include "../primitives/bits.cuh"
 #include "scheduler.h"
 
@@ -20,7 +21,7 @@ namespace {
 struct Operand {
     const Block* block;
     size_t start, leading, stride;
-    /// Bytes of a swizzled row, or 0.
+    /// Row bytes of the swizzle, 0 without one.
     size_t width;
     int major;
 
@@ -54,15 +55,16 @@ Operand decode(const Block& b, uint64_t descriptor, int major) {
     return {&b, field(0), field(16), field(32), WIDTHS[descriptor >> 62], major};
 }
 
-/// Ends the launch when an operand of `rows` by 16 does not lie in shared memory, or is none the emulator knows.
+/// Aborts the launch if an operand of `rows` x 16 is not in shared memory, or its descriptor is not
+/// supported by the emulator.
 void check(const char* what, uint64_t descriptor, int major, int rows) {
     if ((descriptor >> 49 & 7) != 0) {
-        fail("%s: base offset %d; operands start in a pattern that is aligned to its own size", what,
+        fail("%s: base offset %d is not supported; an operand must start in a pattern aligned to its own size", what,
              int(descriptor >> 49 & 7));
     }
     constexpr uint64_t FIELDS = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
     if ((descriptor & ~FIELDS) != 0) {
-        fail("%s: bits outside the fields of a matrix descriptor, %016llx", what,
+        fail("%s: matrix descriptor %016llx has bits outside its fields", what,
              static_cast<unsigned long long>(descriptor));
     }
     Operand operand = decode(block(), descriptor, major);
@@ -76,7 +78,7 @@ void check(const char* what, uint64_t descriptor, int major, int rows) {
     }
 }
 
-void multiply(const Fiber& f, const Product& p) {
+void multiply(const Fiber& f, const Wgmma& p) {
     int warp = int(f.index / 32) % 4, g = int(f.index % 32) / 4, t = int(f.index % 4);
     float rows[2][16];
     for (int which = 0; which < 2; ++which) {
@@ -104,27 +106,28 @@ void multiply(const Fiber& f, const Product& p) {
     }
 }
 
-void flush(const Fiber& f, ProductGroup& group) {
-    for (const Product& p : group.waiting) {
+void flush(const Fiber& f, WgmmaGroup& group) {
+    for (const Wgmma& p : group.waiting) {
         multiply(f, p);
     }
     group.waiting.clear();
 }
 
-/// The state of a thread that is in a warpgroup.
-Asynchronous& in_group() {
+/// Asynchronous state of the running thread, which must be in a whole warpgroup.
+AsyncState& warpgroup_state() {
     Fiber& f = fiber();
     if (f.block->threads / 128 * 128 <= f.index) {
-        fail("a warpgroup instruction in the last %u threads of the block; a warpgroup is 128", f.block->threads % 128);
+        fail("a warpgroup instruction in the last %u threads of the block, which are less than a warpgroup of 128",
+             f.block->threads % 128);
     }
-    return asynchronous();
+    return async_state();
 }
 
 }  // namespace
 
 void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint64_t b, int a_major,
-                    int b_major, bool accumulate) {
-    Asynchronous& mine = in_group();
+           int b_major, bool accumulate) {
+    AsyncState& mine = warpgroup_state();
     Fiber& f = fiber();
     struct Operands {
         uint64_t a, b;
@@ -145,17 +148,17 @@ void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint6
     }
     mine.issued += 1;
     Warp& warp = f.block->warps[f.index / 32];
-    if (warp.products < mine.issued) {
-        // The first lane to come through checks for all, before any of them reads.
-        warp.products = mine.issued;
+    if (warp.wgmmas < mine.issued) {
+        // The first lane to resume checks for all lanes, before any of them reads.
+        warp.wgmmas = mine.issued;
         if (fragment == nullptr) {
             check("wgmma, A", a, a_major, 64);
         }
         check("wgmma, B", b, b_major, columns);
     }
-    Product p{sums, columns, accumulate, fragment != nullptr, a_major, b_major, a, b, {}};
+    Wgmma p{sums, columns, accumulate, fragment != nullptr, a_major, b_major, a, b, {}};
     for (int i = 0; i < 4 && fragment != nullptr; ++i) {
-        // Vec16 4 g + i holds elements 2 i, 2 i + 1 and 2 i + 8, 2 i + 9 of rows g and g + 8.
+        // Lane 4 g + i holds elements 2 i, 2 i + 1 and 2 i + 8, 2 i + 9 of rows g and g + 8.
         const Operands& other = lanes[lane() / 4 * 4 + i];
         for (int word = 0; word < 4; ++word) {
             int k = 2 * i + word / 2 * 8;
@@ -163,34 +166,35 @@ void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint6
             p.rows[word % 2][k + 1] = uint16_t(other.word[word] >> 16);
         }
     }
-    mine.products.back().any = true;
+    mine.wgmmas.back().any = true;
     if (deliver_now()) {
-        // Products of a thread are done in their order.
-        for (ProductGroup& group : mine.products) {
+        // Wgmmas of a thread complete in order.
+        for (WgmmaGroup& group : mine.wgmmas) {
             flush(f, group);
         }
         multiply(f, p);
     } else {
-        mine.products.back().waiting.push_back(p);
+        mine.wgmmas.back().waiting.push_back(p);
     }
 }
 
 void wgmma_fence() {
-    in_group().fenced = true;
+    warpgroup_state().fenced = true;
 }
 
 void wgmma_commit() {
-    in_group().products.emplace_back();
+    warpgroup_state().wgmmas.emplace_back();
 }
 
 void wgmma_wait(int pending) {
-    Asynchronous& mine = in_group();
-    while (mine.products.size() - 1 > size_t(pending)) {
-        flush(fiber(), mine.products.front());
-        mine.products.pop_front();
+    AsyncState& mine = warpgroup_state();
+    while (mine.wgmmas.size() - 1 > size_t(pending)) {
+        flush(fiber(), mine.wgmmas.front());
+        mine.wgmmas.pop_front();
     }
     mine.fenced = false;
-    // The instruction waits for all lanes of the warp, and so for their products; not for other warps of the group.
+    // The instruction waits for all lanes of the warp and their wgmmas, not for other warps of the
+    // group.
     exchange("wgmma.wait_group", pending);
 }
 

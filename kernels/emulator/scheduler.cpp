@@ -1,3 +1,4 @@
+// Fibers and their scheduler loop, block and named barriers, warp exchanges.
 #include "scheduler.h"
 
 #include <cstdarg>
@@ -20,10 +21,10 @@ constexpr size_t STACK_BYTES = 512 << 10;
 #else
 constexpr size_t STACK_BYTES = 128 << 10;
 #endif
-/// Alignment of the window and of dynamic memory: that of the widest swizzle.
+/// Alignment of the window and of dynamic shared memory, for the widest swizzle.
 constexpr size_t WINDOW_ALIGN = 1024;
 
-/// Stacks and windows of this OS thread, kept for later launches.
+/// Stacks and windows of this OS thread, reused by later launches.
 struct Pool {
     std::vector<Stack*> stacks;
     std::vector<unsigned char*> windows;
@@ -34,18 +35,18 @@ struct Pool {
             delete stack;
         }
         for (unsigned char* window : windows) {
-            allow(window, WINDOW_BYTES);
+            unpoison(window, WINDOW_BYTES);
             std::free(window);
         }
     }
 };
 
 thread_local Pool pool;
-/// The running fiber. A plain pointer costs no check at every access.
+/// The running fiber. A plain pointer needs no initialisation check on access.
 thread_local Fiber* running = nullptr;
 
 /// The launch of this OS thread.
-Launch& here() {
+Launch& thread_launch() {
     static thread_local Launch one;
     return one;
 }
@@ -92,8 +93,8 @@ void to_scheduler() {
 #endif
 }
 
-/// A fiber's life.
-void begin() {
+/// Entry point of a fiber.
+void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
@@ -124,7 +125,7 @@ void resume(Fiber& f) {
         context.uc_stack.ss_sp = f.stack->memory;
         context.uc_stack.ss_size = STACK_BYTES;
         context.uc_link = nullptr;
-        makecontext(&context, begin, 0);
+        makecontext(&context, fiber_main, 0);
     }
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
@@ -141,7 +142,7 @@ void resume(Fiber& f) {
 #endif
 }
 
-/// Who waits where, by block and reason, threads as ranges.
+/// Deadlock report: ranges of threads by block and reason for waiting.
 std::string deadlock(const Launch& current) {
     std::string text = "deadlock: no thread can run;";
     for (const Block& b : current.blocks) {
@@ -163,7 +164,7 @@ std::string deadlock(const Launch& current) {
             i = end;
         }
     }
-    return text + waited_mbarriers();
+    return text + describe_mbarriers();
 }
 
 Dim unravel(uint64_t number, Dim grid) {
@@ -184,7 +185,7 @@ uint64_t Random::below(uint64_t n) {
 }
 
 Launch& launch() {
-    return here();
+    return thread_launch();
 }
 
 Fiber& fiber() {
@@ -195,11 +196,11 @@ Block& block() {
     return *fiber().block;
 }
 
-void Launch::make(const std::vector<uint64_t>& numbers) {
+void Launch::create(const std::vector<uint64_t>& numbers) {
     blocks = std::vector<Block>(numbers.size());
     fibers = std::vector<Fiber>(numbers.size() * threads);
     clusters.assign(numbers.size() / cluster, {cluster * threads, 0, 0});
-    places.clear();
+    shared_arrays.clear();
     window_used = shared_bytes + GAP;
     for (size_t i = 0; i < numbers.size(); ++i) {
         Block& b = blocks[i];
@@ -210,8 +211,8 @@ void Launch::make(const std::vector<uint64_t>& numbers) {
         b.threads = b.live = threads;
         b.warps = std::vector<Warp>((threads + 31) / 32);
         b.window = take_window();
-        forbid(b.window, WINDOW_BYTES);
-        allow(b.window, shared_bytes);
+        poison(b.window, WINDOW_BYTES);
+        unpoison(b.window, shared_bytes);
         std::memset(b.window, 0xff, shared_bytes);
         for (unsigned t = 0; t < threads; ++t) {
             Fiber& f = fibers[b.first_fiber + t];
@@ -224,24 +225,24 @@ void Launch::make(const std::vector<uint64_t>& numbers) {
 }
 
 bool Launch::run(const std::vector<uint64_t>& numbers) {
-    make(numbers);
+    create(numbers);
     unsigned total = unsigned(fibers.size());
     std::vector<unsigned> order(total);
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
-    // In the random order one warp after another is held back until no other can go on: a missing barrier between a read
-    // and a later write shows only when the reader is late by as much as barriers allow.
+    // The random schedule stalls one warp at a time until no other can continue. A missing barrier
+    // between a read and a later write shows only if the reader is as late as barriers allow.
     constexpr unsigned NONE = ~0u;
-    unsigned held = NONE;
+    unsigned stalled = NONE;
     unsigned live = total;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
                 std::swap(order[i - 1], order[random.below(i)]);
             }
-            if (held == NONE && total > 32 && random.below(4) == 0) {
-                held = unsigned(random.below((total + 31) / 32));
+            if (stalled == NONE && total > 32 && random.below(4) == 0) {
+                stalled = unsigned(random.below((total + 31) / 32));
             }
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
@@ -249,14 +250,14 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         bool moved = false;
         for (unsigned i = 0; i < total && error.empty(); ++i) {
             Fiber& f = fibers[order[i]];
-            if (f.ready() && order[i] / 32 != held) {
+            if (f.ready() && order[i] / 32 != stalled) {
                 resume(f);
                 moved = moved || !f.idle;
                 live -= f.done;
             }
         }
-        if (!moved && held != NONE) {
-            held = NONE;
+        if (!moved && stalled != NONE) {
+            stalled = NONE;
         } else if (!moved && error.empty() && !deliver_load()) {
             error = deadlock(*this);
         }
@@ -299,7 +300,7 @@ void fail(const char* format, ...) {
     abandon();
 }
 
-void complain(const Fiber& at, const char* format, ...) {
+void set_error(const Fiber& at, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
     report(at, format, arguments);
@@ -307,7 +308,8 @@ void complain(const Fiber& at, const char* format, ...) {
 }
 
 void abandon() {
-    // The fiber is never resumed. What its stack owns would leak, so nothing that fails holds heap memory on its stack.
+    // The fiber is never resumed and its stack is not unwound, so callers of fail() must not own
+    // heap memory.
     to_scheduler();
     std::abort();
 }
@@ -373,7 +375,8 @@ void arrive(const char* what, Barrier& barrier, unsigned expected) {
     if (barrier.arrived == expected) {
         barrier.arrived = 0;
         barrier.generation += 1;
-        // Whoever completes a barrier does not run on ahead of those it wakes more than the order of threads says.
+        // The thread that completes the barrier yields, so that it does not run ahead of the
+        // threads it wakes by more than the schedule says.
         yield(what);
         return;
     }
@@ -384,7 +387,7 @@ void arrive(const char* what, Barrier& barrier, unsigned expected) {
 
 void sync_block(const Site* site) {
     Launch& l = *fiber().launch;
-    // Neighbouring threads come from the same place, so this is nearly always the place seen last.
+    // Adjacent threads are usually at the same barrier, so the last location is a good cache.
     if (l.last_barrier != site) {
         l.last_barrier = site;
         l.barriers.insert(site);
@@ -399,11 +402,12 @@ namespace {
 
 Barrier& named(int id, int threads) {
     if (id < 1 || id > 15 || threads <= 0 || threads % 32 != 0 || unsigned(threads) > block().threads) {
-        fail("named barrier %d of %d threads: ids are 1 to 15, threads whole warps of the block", id, threads);
+        fail("named barrier %d of %d threads; the id must be 1 to 15, the threads whole warps of the block", id,
+             threads);
     }
     Barrier& barrier = block().named[id];
     if (barrier.arrived > 0 && barrier.expected != unsigned(threads)) {
-        fail("named barrier %d is of %u threads for some and of %d for others", id, barrier.expected, threads);
+        fail("named barrier %d is used with %u threads and with %d threads", id, barrier.expected, threads);
     }
     barrier.expected = unsigned(threads);
     return barrier;
@@ -429,7 +433,7 @@ const unsigned char* exchange(const char* what, const void* mine, int bytes) {
     Warp& warp = f.block->warps[f.index / 32];
     unsigned lanes = f.block->threads - f.index / 32 * 32;
     if (lanes < 32) {
-        fail("%s in a warp of %u lanes; blocks are whole warps", what, lanes);
+        fail("%s in a warp of %u lanes; a block must be whole warps", what, lanes);
     }
     if (warp.arrived == 0) {
         warp.what = what;

@@ -1,4 +1,9 @@
-// Threads of a block as fibers under one scheduler: who runs, who waits for what, what a deadlock looks like.
+// Threads of a block as fibers of one scheduler: running, waiting, deadlock detection.
+//
+//   until all fibers have returned or one has failed:
+//     random schedule: shuffle the fibers, maybe stall one warp, maybe deliver TMA loads
+//     resume each fiber that is ready; it runs until it waits
+//     if none made progress: release the stalled warp, else deliver a TMA load, else report a deadlock
 #pragma once
 
 #include <csetjmp>
@@ -16,39 +21,40 @@
 
 namespace emulator {
 
-/// Bytes of a block's shared window: what 18-bit addresses of matrix descriptors reach.
+/// Bytes of a block's shared window: the range of the 18-bit addresses in matrix descriptors.
 constexpr size_t WINDOW_BYTES = 256 << 10;
-/// Bytes between two pieces of shared memory.
+/// Bytes between two shared arrays; no access may touch them.
 constexpr size_t GAP = 64;
 
-/// Order in which threads run, blocks run, and asynchronous operations take effect.
+/// Order of threads and blocks, and time at which asynchronous operations take effect; mirrored by
+/// `Schedule` in src/backend/kernels/emulator.rs.
 enum class Schedule : int { RISING = 0, FALLING = 1, RANDOM = 2 };
 
-/// SplitMix64: small, seeded, the same everywhere.
+/// SplitMix64 generator.
 struct Random {
     uint64_t state;
 
     uint64_t next();
-    /// Below `n`.
+    /// Number below `n`.
     uint64_t below(uint64_t n);
 };
 
-/// A copy that has been issued and not yet delivered.
+/// A cp.async that has been issued and not delivered.
 struct Copy {
     unsigned char* to;
     const unsigned char* from;
     int bytes, valid;
 };
 
-/// Shared memory of a place in the program.
-struct Place {
+/// The shared array of a source location.
+struct SharedArray {
     size_t offset, bytes;
 };
 
 struct Block;
 struct Launch;
 
-/// Stack of a fiber and the context it starts from; reused by later launches of the OS thread.
+/// Stack of a fiber and its start context; reused by later launches of the OS thread.
 struct Stack {
     ucontext_t context;
     unsigned char* memory;
@@ -62,22 +68,22 @@ struct Fiber {
     Launch* launch = nullptr;
     Stack* stack = nullptr;
     std::jmp_buf point;
-    /// While waiting: what for, and the counter that must change.
+    /// While waiting: the reason, and the counter that must change.
     const char* waits_for = nullptr;
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
-    /// Exchanges of the warp that the lane has been through.
+    /// Number of warp exchanges that the lane has completed.
     uint64_t exchanges = 0;
-    /// The last wait was a further round of a loop that saw no change.
+    /// The last wait was a repeated round of a spin loop.
     bool idle = false;
-    /// Copies by group; the last group is open, with so many copies issued into it.
+    /// cp.async groups; the last group is open and has `open_copies` copies.
     std::deque<std::vector<Copy>> copies{1};
     unsigned open_copies = 0;
-    /// Bulk stores and products, made with the first of them.
-    std::unique_ptr<Asynchronous> asynchronous;
-    /// Has waited for the launch before this one.
+    /// TMA stores and wgmmas; created by the first of them.
+    std::unique_ptr<AsyncState> async_state;
+    /// wait_for_earlier_launch() was called.
     bool waited = false;
-    /// At the cluster's barrier, not yet past it: the generation seen on arrival.
+    /// Between arrive and wait of the cluster barrier; its generation on arrival.
     bool at_cluster = false;
     uint64_t cluster_seen = 0;
 
@@ -86,60 +92,61 @@ struct Fiber {
     }
 };
 
-/// Exchange buffer of a warp, doubled: a lane may be one exchange ahead of another, never two.
+/// A warp and its exchange buffer. The buffer is double: a lane can be one exchange ahead of
+/// another, not two.
 struct Warp {
     uint64_t generation = 0;
     uint32_t arrived = 0;
     const char* what = nullptr;
     int bytes = 0;
-    /// Products of warpgroups issued; registers of setmaxnreg (0 before) and how often it was called.
-    unsigned products = 0, register_calls = 0;
+    /// Wgmmas issued; register count of setmaxnreg (0 before the first) and number of its calls.
+    unsigned wgmmas = 0, register_calls = 0;
     int registers = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
     alignas(16) unsigned char results[2][RESULT_BYTES];
-    /// Exchanges whose result has been asked for.
+    /// Number of exchanges with a computed result.
     uint64_t computed = 0;
 };
 
-/// A barrier of part of a block.
+/// State of a block barrier or named barrier.
 struct Barrier {
     uint64_t generation = 0;
     unsigned arrived = 0;
     unsigned expected = 0;
 };
 
-/// A block that is running.
+/// A running block.
 struct Block {
     Dim index{};
-    /// Place among the clusters that run, and in the cluster.
+    /// Index among the running clusters, and rank in the cluster.
     unsigned cluster = 0, rank = 0;
     unsigned first_fiber = 0, threads = 0, live = 0;
     std::vector<Warp> warps;
     Barrier whole;
     Barrier named[16];
-    /// The shared window: dynamic memory first, then a piece for each place, with gaps that nothing may touch.
+    /// Shared window: dynamic shared memory, then the shared arrays, separated by gaps.
     unsigned char* window = nullptr;
-    /// By offset in the window.
+    /// mbarriers by offset in the window.
     std::unordered_map<size_t, Mbarrier> mbarriers;
 };
 
-/// Blocks that share their shared memory, and their barrier.
+/// A cluster and its barrier.
 struct Cluster {
     unsigned live = 0;
     unsigned arrived = 0;
     uint64_t generation = 0;
 };
 
-/// A launch that is running. One for each OS thread.
+/// The running launch; one per OS thread.
 struct Launch {
     const char* kernel = "";
     void (*entry)(void**) = nullptr;
     void** parameters = nullptr;
     Dim grid{1, 1, 1};
     unsigned threads = 0;
-    /// Blocks of a cluster.
+    /// Blocks per cluster.
     unsigned cluster = 1;
-    /// Its threads must wait for the launch before.
+    /// Kernel marked EARLY: its threads must call wait_for_earlier_launch().
     bool early = false;
     size_t shared_bytes = 0;
     Schedule schedule = Schedule::RISING;
@@ -147,14 +154,14 @@ struct Launch {
     std::vector<Block> blocks;
     std::vector<Cluster> clusters;
     std::vector<Fiber> fibers;
-    /// Shared memory of places in the program, the same in all blocks that run.
-    std::unordered_map<const void*, Place> places;
+    /// Shared arrays by source location, the same in all running blocks.
+    std::unordered_map<const void*, SharedArray> shared_arrays;
     size_t window_used = 0;
-    /// Bulk loads under way, and bulk stores whose thread has returned.
-    std::vector<BoxLoad> loads;
-    std::vector<BoxStore> stores;
+    /// TMA loads in flight, and TMA stores of threads that have returned.
+    std::vector<TmaLoad> loads;
+    std::vector<TmaStore> stores;
     std::string error;
-    /// The place whose barriers are left out, if any, and the places of all barriers since they were last asked for.
+    /// Source location with omitted barriers, if any; all barrier locations since the last query.
     const char* omitted_file = nullptr;
     int omitted_line = 0;
     const Site* last_barrier = nullptr;
@@ -162,10 +169,11 @@ struct Launch {
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
 
-    /// Runs the blocks with these numbers together until all their threads have returned. False after an error.
+    /// Runs the blocks with these indices concurrently until all threads have returned. False after
+    /// an error.
     bool run(const std::vector<uint64_t>& numbers);
-    /// Makes the blocks with these numbers, and their threads.
-    void make(const std::vector<uint64_t>& numbers);
+    /// Creates the blocks with these indices, and their threads.
+    void create(const std::vector<uint64_t>& numbers);
 };
 
 /// The launch of this OS thread.
@@ -174,34 +182,35 @@ Launch& launch();
 /// The running fiber and its block.
 Fiber& fiber();
 Block& block();
-/// Bulk stores and products of the running fiber.
-Asynchronous& asynchronous();
+/// TMA stores and wgmmas of the running fiber.
+AsyncState& async_state();
 
-/// Sets the launch's error, unless there is one, as one of this fiber. Unlike `fail` it returns, so that it can be
-/// called while no fiber runs.
-void complain(const Fiber& at, const char* format, ...) __attribute__((format(printf, 2, 3)));
-/// Leaves the running fiber for good after `complain`.
+/// Sets the launch's error, attributed to a fiber, unless there is one. Unlike `fail` it returns,
+/// so it can be called while no fiber runs.
+void set_error(const Fiber& at, const char* format, ...) __attribute__((format(printf, 2, 3)));
+/// Leaves the running fiber permanently after `set_error`.
 [[noreturn]] void abandon();
 
-/// True when the bytes from an offset of the window on are dynamic memory or lie in one place.
+/// Whether the bytes from a window offset on are dynamic shared memory or in one shared array.
 bool is_shared(size_t offset, size_t bytes);
-/// Offset of a pointer in the block's window; ends the launch unless so many bytes there are shared memory.
+/// Window offset of a pointer. Aborts the launch unless `bytes` bytes there are shared memory.
 size_t shared_offset(const char* what, const void* pointer, size_t bytes);
-/// The block of the running thread's cluster with this rank, which must not have returned.
+/// The block with this rank in the running thread's cluster. Aborts the launch if it has returned.
 Block& peer(const char* what, unsigned rank);
 
-/// Arrivals and bytes of the memory barriers that threads wait for, for the report of a deadlock.
-std::string waited_mbarriers();
-/// Ends the launch unless there is a memory barrier at an offset of a block's window.
+/// Missing arrivals and bytes of the mbarriers that threads wait for, for the deadlock report.
+std::string describe_mbarriers();
+/// Aborts the launch unless there is a live mbarrier at a window offset of a block.
 void check_mbarrier(const char* what, Block& target, size_t offset);
-/// Counts bytes of a bulk load on a barrier of a block.
+/// Completes bytes of a TMA load on an mbarrier of a block.
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes);
 
-/// Delivers one of the bulk loads under way: the newest, or any under the random schedule. False when there is none.
+/// Delivers one TMA load in flight: the newest, or any in the random schedule. False if there is
+/// none.
 bool deliver_load();
-/// Delivers the bulk stores whose thread has returned.
+/// Delivers the TMA stores of threads that have returned.
 void deliver_stores();
-/// What a thread must not leave undone when it returns, and the blocks when all have.
+/// Checks for unfinished work when a thread returns, and when all threads of the blocks have.
 void finish_fiber(Fiber& f);
 void finish_blocks();
 

@@ -1,5 +1,5 @@
-// Shared memory: windows of blocks, 32-bit addresses, what lies where. A cluster's blocks have the same layout, so an
-// offset means the same place in all of them. And the range check of global memory.
+// Shared memory: windows of blocks, 32-bit addresses, layout; and the range check of global memory.
+// All blocks of a cluster have the same layout, so an offset means the same location in each.
 #include "memory.h"
 #include "scheduler.h"
 
@@ -7,26 +7,27 @@ namespace emulator {
 
 namespace {
 
-/// Bits of an address below the rank of its block.
+/// Position of the block rank in a 32-bit shared address.
 constexpr unsigned RANK_SHIFT = 24;
 
 }  // namespace
 
-void* shared_place(const void* site, size_t bytes) {
+void* shared_storage(const void* site, size_t bytes) {
     Launch& l = launch();
-    auto found = l.places.find(site);
-    if (found != l.places.end()) {
+    auto found = l.shared_arrays.find(site);
+    if (found != l.shared_arrays.end()) {
         return block().window + found->second.offset;
     }
     size_t offset = (l.window_used + 127) / 128 * 128;
     if (offset + bytes + GAP > WINDOW_BYTES) {
-        fail("shared arrays of more than %zu bytes", WINDOW_BYTES);
+        fail("shared arrays exceed the %zu bytes of the shared window", WINDOW_BYTES);
     }
-    l.places[site] = {offset, bytes};
+    l.shared_arrays[site] = {offset, bytes};
     l.window_used = offset + bytes + GAP;
-    // In every block at once: another block of the cluster may write here before this one comes by.
+    // In all blocks at once: another block of the cluster may write here before this block gets
+    // here.
     for (Block& b : l.blocks) {
-        allow(b.window + offset, bytes);
+        unpoison(b.window + offset, bytes);
         std::memset(b.window + offset, 0xff, bytes);
     }
     return block().window + offset;
@@ -41,9 +42,9 @@ bool is_shared(size_t offset, size_t bytes) {
     if (offset + bytes <= l.shared_bytes) {
         return true;
     }
-    for (const auto& place : l.places) {
-        size_t start = place.second.offset;
-        if (offset >= start && offset + bytes <= start + place.second.bytes) {
+    for (const auto& array : l.shared_arrays) {
+        size_t start = array.second.offset;
+        if (offset >= start && offset + bytes <= start + array.second.bytes) {
             return true;
         }
     }
@@ -71,7 +72,7 @@ void check_global(const char* what, const void* address, size_t bytes) {
 uint32_t shared_address(const void* pointer) {
     auto offset = static_cast<const unsigned char*>(pointer) - block().window;
     if (offset < 0 || size_t(offset) > WINDOW_BYTES) {
-        fail("%p is no address in shared memory of the block", pointer);
+        fail("%p is not an address in the block's shared memory", pointer);
     }
     return uint32_t(offset) | block().rank << RANK_SHIFT;
 }
@@ -79,11 +80,11 @@ uint32_t shared_address(const void* pointer) {
 Block& peer(const char* what, unsigned rank) {
     Launch& l = launch();
     if (rank >= l.cluster) {
-        fail("%s of block %u of a cluster of %u", what, rank, l.cluster);
+        fail("%s: there is no block %u in a cluster of %u", what, rank, l.cluster);
     }
     Block& b = l.blocks[block().cluster * l.cluster + rank];
     if (b.live == 0) {
-        fail("%s of block %u of the cluster, which has returned; it must wait for the others before it does", what,
+        fail("%s: block %u of the cluster has returned; a block must not return before the others are done", what,
              rank);
     }
     return b;
@@ -101,7 +102,7 @@ void* remote_pointer(const char* what, uint32_t address, size_t bytes) {
         fail("%s of %zu bytes at %zu of the shared window is outside shared memory", what, bytes, offset);
     }
     if (offset % bytes != 0) {
-        fail("%s of %zu bytes off its alignment", what, bytes);
+        fail("%s of %zu bytes at a misaligned address", what, bytes);
     }
     return b.window + offset;
 }

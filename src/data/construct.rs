@@ -1,4 +1,5 @@
-//! Applies an objective to rows read from files: the same rows that `mapl data build` writes, in memory.
+//! Applies an objective to rows read from files. Builds in memory the same rows that `mapl data
+//! build` writes.
 
 use rayon::prelude::*;
 
@@ -6,8 +7,9 @@ use super::mapl::{Report, build_group};
 use super::options::BuildOptions;
 use super::source::SourceRow;
 
-/// Builds the groups of an epoch. Rows keep their place, so later errors still name file and line; a row left without
-/// comparisons is dropped and counted in the report. The result does not depend on the number of threads.
+/// Builds the groups of an epoch. Rows keep file and line, so later errors still name them. A row
+/// without comparisons is dropped and counted in the report. The result does not depend on the
+/// number of threads.
 pub fn build_rows(rows: Vec<SourceRow>, options: &BuildOptions, epoch: u64) -> (Vec<SourceRow>, Report) {
     let built: Vec<_> = rows.par_iter().map(|row| build_group(&row.group, options, epoch)).collect();
     let (mut kept, mut total) = (Vec::with_capacity(rows.len()), Report::default());

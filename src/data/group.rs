@@ -1,9 +1,11 @@
-//! The preference group: one JSONL row with all prompts and responses of one original pair and the comparisons
-//! between them. It is the only unit of data inside the program; every input format is read into it.
+//! The preference group: one JSONL row with all prompts and responses of one original pair and the
+//! comparisons between them. It is the only unit of data inside the program; every input format is
+//! converted to it.
 //!
-//! A comparison is a signed sum of sequences: `loss = f(sum_k sign_k * score_k - margin)`. With two terms it is
-//! Bradley-Terry, DPO or MAPL's intra-sample comparison (one response under two prompts); with four it is MAPL's
-//! inter-sample comparison, the difference of two gaps (arXiv 2505.12845).
+//! A comparison is a signed sum of sequences: `loss = f(sum_k sign_k * score_k - margin)`. With two
+//! terms it is Bradley-Terry, DPO or MAPL's intra-sample comparison (one response under two
+//! prompts). With four terms it is MAPL's inter-sample comparison, the difference of two gaps
+//! (arXiv 2505.12845).
 
 use serde::{Deserialize, Serialize};
 
@@ -32,7 +34,7 @@ pub enum Response {
 }
 
 impl Response {
-    /// The words of the response, without its role.
+    /// Text of the response, without its role.
     pub fn text(&self) -> &str {
         match self {
             Response::Text(text) => text,
@@ -41,7 +43,7 @@ impl Response {
     }
 }
 
-/// Where a comparison comes from.
+/// Origin of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -75,11 +77,13 @@ impl Kind {
 /// Rule that built an intra comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Rule {
-    /// The response meets every instruction of the better prompt and fails at least one of the other.
+    /// The response meets every instruction of the better prompt and fails at least one of the
+    /// other.
     A,
     /// The response meets at least one instruction of the better prompt and none of the other.
     B,
-    /// One of the two prompts carries no added instruction (response-conditioned Bradley-Terry, arXiv 2502.00814).
+    /// One of the two prompts has no added instruction (response-conditioned Bradley-Terry,
+    /// arXiv 2502.00814).
     #[serde(rename = "bare")]
     Bare,
 }
@@ -90,7 +94,7 @@ pub enum Rule {
 pub enum Direction {
     /// The added instructions must widen the gap between chosen and rejected.
     Up,
-    /// They must narrow it.
+    /// The added instructions must narrow the gap.
     Down,
 }
 
@@ -132,16 +136,17 @@ pub struct Comparison {
     pub direction: Option<Direction>,
 }
 
-/// An instruction that a prompt carries, and which responses meet it.
+/// An instruction of a prompt, with one flag per response.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instruction {
     /// Index into [`PreferenceGroup::prompts`].
     pub prompt: usize,
-    /// IFEval's id, for example `length_constraints:number_words`.
+    /// IFEval id, for example `length_constraints:number_words`.
     pub id: String,
     pub kwargs: serde_json::Map<String, serde_json::Value>,
-    /// What the checker measured for each response; `null` when it cannot be checked.
+    /// Checker result for each response: true if it meets the instruction, `null` if it cannot be
+    /// checked.
     pub satisfied: Vec<Option<bool>>,
 }
 
@@ -158,13 +163,13 @@ pub struct PreferenceGroup {
     /// Tool descriptions handed to the chat template (TRL's `tools`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<serde_json::Value>,
-    /// Further variables of the chat template (TRL's `chat_template_kwargs`).
+    /// Additional variables of the chat template (TRL's `chat_template_kwargs`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template_kwargs: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl PreferenceGroup {
-    /// A group with one base comparison, as every ordinary preference row is read.
+    /// A group with one base comparison: the form of every ordinary preference row.
     pub fn pair(id: String, prompt: Prompt, chosen: Response, rejected: Response, margin: f64) -> Self {
         let term = |response, sign| Term { prompt: 0, response, sign };
         Self {
@@ -185,8 +190,8 @@ impl PreferenceGroup {
         }
     }
 
-    /// Distinct (prompt, response) pairs that some comparison uses, in ascending order. Each is computed once per
-    /// batch however many comparisons use it.
+    /// Distinct (prompt, response) pairs used by the comparisons, in ascending order. A batch
+    /// computes each pair once, however many comparisons use it.
     pub fn sequences(&self) -> Vec<(usize, usize)> {
         let mut pairs: Vec<_> =
             self.comparisons.iter().flat_map(|c| c.terms.iter().map(|t| (t.prompt, t.response))).collect();
@@ -195,8 +200,8 @@ impl PreferenceGroup {
         pairs
     }
 
-    /// Checks what the types cannot: indices, signs, number of terms, finite numbers. The message names the part of
-    /// the row at fault; the caller adds file, line and id.
+    /// Checks constraints that the types cannot express: indices, signs, number of terms, finite
+    /// numbers. The message names the faulty part of the row; the caller adds file, line and id.
     pub fn validate(&self) -> Result<(), String> {
         if self.comparisons.is_empty() {
             return Err("\"comparisons\" is empty; a group needs at least one".into());
@@ -207,7 +212,7 @@ impl PreferenceGroup {
         for (i, instruction) in self.instructions.iter().enumerate() {
             if instruction.prompt >= self.prompts.len() {
                 return Err(format!(
-                    "instructions[{i}]: prompt {} does not exist; the row has {}",
+                    "instructions[{i}]: prompt {} does not exist; the row has {} prompts",
                     instruction.prompt,
                     self.prompts.len()
                 ));
@@ -227,19 +232,19 @@ impl PreferenceGroup {
 impl Comparison {
     fn validate(&self, group: &PreferenceGroup) -> Result<(), String> {
         if self.terms.len() != 2 && self.terms.len() != 4 {
-            return Err(format!("{} terms; a comparison has 2 or 4", self.terms.len()));
+            return Err(format!("{} terms; a comparison must have 2 or 4", self.terms.len()));
         }
         for (t, term) in self.terms.iter().enumerate() {
             if term.prompt >= group.prompts.len() {
                 return Err(format!(
-                    "term {t}: prompt {} does not exist; the row has {}",
+                    "term {t}: prompt {} does not exist; the row has {} prompts",
                     term.prompt,
                     group.prompts.len()
                 ));
             }
             if term.response >= group.responses.len() {
                 return Err(format!(
-                    "term {t}: response {} does not exist; the row has {}",
+                    "term {t}: response {} does not exist; the row has {} responses",
                     term.response,
                     group.responses.len()
                 ));
@@ -252,14 +257,17 @@ impl Comparison {
             }
         }
         if self.terms.iter().map(|t| i32::from(t.sign)).sum::<i32>() != 0 {
-            return Err("as many terms with sign 1 as with sign -1 are needed".into());
+            return Err("a comparison needs as many terms with sign 1 as with sign -1".into());
         }
         // Training computes in f32.
         if !(self.margin as f32).is_finite() {
-            return Err(format!("margin {} is not finite or too large", self.margin));
+            return Err(format!("margin {} must be finite in single precision (below about 3.4e38)", self.margin));
         }
         if !((self.weight as f32).is_finite() && self.weight >= 0.0) {
-            return Err(format!("weight {} must be finite, of no more than 1e38, and not negative", self.weight));
+            return Err(format!(
+                "weight {} must be finite in single precision (below about 3.4e38) and not negative",
+                self.weight
+            ));
         }
         Ok(())
     }

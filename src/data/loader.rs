@@ -1,10 +1,11 @@
-//! Order of the groups: a seeded permutation for each epoch, cut into global batches, and a position from which a run
-//! goes on as if it had never stopped. Also the two ways to cut a list of groups further: into micro-batches of a fixed
+//! Order of the groups: a seeded permutation per epoch, cut into global batches, and a position for
+//! an exact resume. Also two ways to cut a list of groups further: into micro-batches of a fixed
 //! number of groups, and into packs under a token budget.
 //!
-//! The order of an epoch follows from seed and epoch alone, so resuming needs no state but the position. A batch never
-//! crosses the end of an epoch; the last one may be short. Refused: no groups, a batch of no groups, `drop_last` with
-//! fewer groups than one batch, a position outside the data.
+//! The order of an epoch depends only on seed and epoch, so the position is the only state that a
+//! resume needs. A batch never crosses the end of an epoch; the last batch may be short. Refused:
+//! no groups, a batch size of 0, `drop_last` with fewer groups than one batch, a position outside
+//! the data.
 
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -14,23 +15,23 @@ use std::ops::Range;
 /// Settings of a [`Loader`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderOptions {
-    /// Groups of a global batch: micro-batch size x accumulation steps x ranks.
+    /// Groups in a global batch: micro-batch size x accumulation steps x ranks.
     pub batch_groups: usize,
-    /// False: file order in every epoch.
+    /// Shuffles each epoch; otherwise file order.
     pub shuffle: bool,
     /// Seed of the permutations.
     pub seed: u64,
-    /// Leaves out the last batch of an epoch when it would be short.
+    /// Drops the last batch of an epoch if it is short.
     pub drop_last: bool,
 }
 
-/// Place of the next batch.
+/// Position of the next batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
     /// Completed epochs.
     pub epoch: u64,
-    /// Groups of the current epoch already handed out; below the number of groups.
+    /// Groups of the current epoch that were already returned; less than the number of groups.
     pub offset: usize,
 }
 
@@ -40,7 +41,7 @@ pub struct Loader {
     count: usize,
     options: LoaderOptions,
     position: Position,
-    /// The permutation of `position.epoch`.
+    /// Permutation of `position.epoch`.
     order: Vec<usize>,
 }
 
@@ -48,14 +49,16 @@ impl Loader {
     /// A loader over the groups `0..count`, at the start of epoch 0.
     pub fn new(count: usize, options: LoaderOptions) -> Result<Self> {
         if count == 0 {
-            return Err(Error::Usage("there are no groups to load; check the input files and what was dropped".into()));
+            return Err(Error::Usage(
+                "there are no groups to load; check the input files and the number of dropped rows".into(),
+            ));
         }
         if options.batch_groups == 0 {
             return Err(Error::Usage("a batch needs at least one group; raise the batch size".into()));
         }
         if options.drop_last && count < options.batch_groups {
             return Err(Error::Usage(format!(
-                "{count} groups do not fill one batch of {}, and short batches are left out; lower the batch size",
+                "{count} groups do not fill one batch of {}, and short batches are dropped; lower the batch size",
                 options.batch_groups
             )));
         }
@@ -64,7 +67,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Batches of one epoch.
+    /// Number of batches in an epoch.
     pub fn steps_per_epoch(&self) -> usize {
         match self.options.drop_last {
             true => self.count / self.options.batch_groups,
@@ -72,43 +75,45 @@ impl Loader {
         }
     }
 
-    /// Place of the next batch. Saved before a batch is drawn, it yields that batch again.
+    /// Position of the next batch. If it is saved before a batch is drawn, seeking to it returns
+    /// that batch again.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Goes to a saved place.
+    /// Moves to a saved position.
     pub fn seek(&mut self, position: Position) -> Result<()> {
         if position.offset >= self.count {
             return Err(Error::Usage(format!(
-                "cannot resume at group {} of an epoch: the data has {} groups; resume with the data of the first run",
+                "cannot resume at group {} of an epoch: the data has {} groups; resume with the same data as the first run",
                 position.offset, self.count
             )));
         }
         self.position = position;
         self.set_order();
-        // A saved offset can stand where only a dropped batch is left if the batch size has changed.
-        self.skip_dropped();
+        // If the batch size has changed, only a dropped short batch may be left after the saved
+        // offset.
+        self.finish_epoch();
         Ok(())
     }
 
-    /// Epochs done, with the fraction of the current one.
+    /// Completed epochs plus the completed fraction of the current one.
     pub fn epochs(&self) -> f64 {
         self.position.epoch as f64 + self.position.offset as f64 / self.count as f64
     }
 
-    /// Indices of the groups of the next batch, `batch_groups` of them except at the end of an epoch.
+    /// Group indices of the next batch: `batch_groups` of them, or fewer at the end of an epoch.
     pub fn next_batch(&mut self) -> Vec<usize> {
         let start = self.position.offset;
         let end = self.count.min(start + self.options.batch_groups);
         let batch = self.order[start..end].to_vec();
         self.position.offset = end;
-        self.skip_dropped();
+        self.finish_epoch();
         batch
     }
 
-    /// Moves on to the next epoch when this one has no batch left.
-    fn skip_dropped(&mut self) {
+    /// Moves to the next epoch if the current one has no batch left.
+    fn finish_epoch(&mut self) {
         let left = self.count - self.position.offset;
         if left == 0 || (self.options.drop_last && left < self.options.batch_groups) {
             self.position = Position { epoch: self.position.epoch + 1, offset: 0 };
@@ -133,9 +138,9 @@ pub fn micro_batches(groups: &[usize], per_device: usize) -> Result<std::slice::
     Ok(groups.chunks(per_device))
 }
 
-/// Cuts a list of groups into packs, in order and without gaps: a pack takes groups until the next one would pass
-/// `budget` tokens. `tokens[g]` is the size of group g, for example [`super::tree::TokenCounts::tree`]. A group larger
-/// than the budget stands alone.
+/// Cuts a list of groups into packs, in order and without gaps. A pack takes groups until the next
+/// one would exceed `budget` tokens. `tokens[g]` is the size of group g, for example
+/// [`super::tree::TokenCounts::tree`]. A group larger than the budget gets its own pack.
 pub fn split_by_tokens(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut packs = Vec::new();
     let (mut start, mut sum) = (0, 0usize);
@@ -216,7 +221,7 @@ mod tests {
         assert_eq!(l.steps_per_epoch(), 2);
         assert!((0..9).all(|_| l.next_batch().len() == 4));
         assert_eq!(l.position(), Position { epoch: 4, offset: 4 });
-        // A multiple of the batch size loses nothing.
+        // With a multiple of the batch size nothing is dropped.
         let mut l = loader(8, LoaderOptions { drop_last: true, ..OPTIONS });
         let mut epoch = [l.next_batch(), l.next_batch()].concat();
         epoch.sort_unstable();
@@ -242,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn packs_fill_the_budget_and_large_groups_stand_alone() {
+    fn packs_fill_the_budget_and_large_groups_get_their_own_pack() {
         assert_eq!(split_by_tokens(&[3, 4, 3, 1, 20, 2, 8], 10), [0..3, 3..4, 4..5, 5..7]);
         assert_eq!(split_by_tokens(&[20, 1], 10), [0..1, 1..2]);
         assert_eq!(split_by_tokens(&[5, 5], 0), [0..1, 1..2]);

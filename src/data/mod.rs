@@ -1,14 +1,17 @@
-//! Data: from text rows to packed batches. Order of reading:
+//! Data: from text rows to packed batches. Reading order:
 //!
 //! - [`group`]: the preference group, the only unit of data inside the program
 //! - [`source`]: one reader per input format, each yielding groups
-//! - [`instructions`]: checkable instruction functions, each a builder and a checker
-//! - [`mapl`]: adds intra-sample and inter-sample comparisons to a group; [`options`] are its settings
-//! - [`construct`]: applies an objective to rows that were read
-//! - [`template`], [`tokenizer`]: chat templates; a model folder's tokenizer, and training of a new one
-//! - [`tokenize`], [`tokenized`]: groups to token ids, with the prompt/response boundary on ids and the length limit
+//! - [`instructions`]: checkable instruction functions, each with a builder and a checker
+//! - [`mapl`]: adds intra-sample and inter-sample comparisons to a group; [`options`] holds its
+//!   settings
+//! - [`construct`]: applies an objective to rows read from files
+//! - [`template`], [`tokenizer`]: chat templates; tokenizer of a model folder, and training of a
+//!   new one
+//! - [`tokenize`], [`tokenized`]: groups to token ids, with the prompt/response boundary on ids and
+//!   the length limit
 //! - [`show`]: tokenised groups as text, trained tokens marked
-//! - [`tree`], [`pack`]: prefix tree of a group; groups to a packed batch
+//! - [`tree`], [`pack`]: prefix tree of a group; packing of groups into a batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start
 

@@ -1,8 +1,10 @@
-//! Settings of the construction of preference groups: the command-line form ([`BuildArgs`], every flag optional), the
-//! complete form ([`BuildOptions`], what the builder reads and the run manifest stores), and the presets between them.
-//! Refuses unknown function ids, empty ranges, numbers out of range, and a flag that has no effect under the objective.
-//! Options that act only while training (weights, beta, loss curve) are not here; [`Objective::kind_weights`] gives
-//! the weights an objective presets.
+//! Settings of the construction of preference groups, in two forms. [`BuildArgs`] is the command
+//! line, with every flag optional. [`BuildOptions`] is complete; the builder reads it and the run
+//! manifest stores it. Presets fill the gap between the two.
+//!
+//! Refused: unknown function ids, empty ranges, numbers out of range, and flags that have no effect
+//! under the objective. Options that act only during training (weights, beta, loss curve) are not
+//! here; [`Objective::kind_weights`] gives the preset weights of an objective.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -12,26 +14,28 @@ use crate::{Error, Result};
 
 mod resolve;
 
-/// What is built from a row and trained.
+/// Comparisons that are built from a row and trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
-    /// The comparisons the rows carry; nothing is built.
+    /// Comparisons that the rows carry; nothing is built.
     Rows,
-    /// Base comparisons only; others that rows carry are left out.
+    /// Base comparisons only; other comparisons of the rows are dropped.
     Base,
     /// MAPL: base, intra-sample and inter-sample comparisons (arXiv 2505.12845).
     Mapl,
-    /// Response-conditioned Bradley-Terry (arXiv 2502.00814): the bare prompt against one with a length limit.
+    /// Response-conditioned Bradley-Terry (arXiv 2502.00814): the original prompt against one with
+    /// a length limit.
     Rc,
     /// Input-output preference optimisation (arXiv 2411.06208): four-term comparisons only.
     Iopo,
-    /// Pair under the constrained prompt, with a margin per differing instruction (arXiv 2505.22172).
+    /// The pair under the instructed prompt, with a margin per differing instruction (arXiv
+    /// 2505.22172).
     Rpo,
 }
 
 impl Objective {
-    /// Weights of base, intra and inter comparisons that the objective presets, in the order of `Kind::ALL`.
+    /// Preset weights of base, intra and inter comparisons, in the order of `Kind::ALL`.
     pub fn kind_weights(self) -> [f64; 3] {
         match self {
             Objective::Rows | Objective::Mapl => [1.0, 1.0, 1.0],
@@ -54,7 +58,7 @@ impl Objective {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IntraRule {
-    /// A or B by a seeded coin, for each comparison.
+    /// A or B by a seeded coin flip per comparison.
     Mixed,
     /// Rule A for both responses.
     A,
@@ -64,7 +68,8 @@ pub enum IntraRule {
     AChosenBRejected,
 }
 
-/// How many of k instructions differ in flag between the two prompts of an intra comparison.
+/// Number of instructions, out of k, with different flags in the two prompts of an intra
+/// comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Violations {
@@ -88,7 +93,7 @@ pub enum IntraResponses {
     Rejected,
 }
 
-/// What an instructed prompt is compared with.
+/// Prompt that an instructed prompt is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IntraAnchor {
@@ -108,9 +113,9 @@ pub enum InterLoss {
     Pair,
     /// Two terms with margin gamma times the number of differing instructions.
     PairMargin,
-    /// The four terms of `margin`, under the name of the group Bradley-Terry model they equal.
+    /// Same as `margin`; the name of the equivalent group Bradley-Terry model.
     Group,
-    /// The four terms of `margin`; training detaches and clips the original prompt's gap.
+    /// The four terms of `margin`; training detaches and clips the gap under the original prompt.
     PopDetached,
 }
 
@@ -126,17 +131,18 @@ pub enum InterDir {
     Down,
 }
 
-/// Whether inter prompts double as intra prompts.
+/// Whether intra comparisons reuse the prompts of inter comparisons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterPrompts {
-    /// They do: fewer sequences.
+    /// Reuse them: fewer sequences.
     Shared,
-    /// Each is drawn on its own.
+    /// Draw them separately.
     Separate,
 }
 
-/// What to do when fewer than k functions are feasible, for inter prompts and for intra prompts that share none.
+/// Action if fewer than k functions are feasible, for inter prompts and for intra prompts that
+/// reuse none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterInfeasible {
@@ -148,29 +154,29 @@ pub enum InterInfeasible {
     Skip,
 }
 
-/// How often groups are drawn.
+/// Frequency of drawing groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Redraw {
     /// Once.
     Never,
-    /// Anew in each epoch.
+    /// Again in each epoch.
     Epoch,
 }
 
-/// Where the instructions stand.
+/// Position of the instructions in the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Placement {
     /// After the text of the user turn.
     Suffix,
-    /// Before it.
+    /// Before the text of the user turn.
     Prefix,
     /// In the system message of a conversation.
     System,
 }
 
-/// How instructions are joined.
+/// Form in which several instructions are joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Joiner {
@@ -190,24 +196,25 @@ pub enum Turn {
     First,
 }
 
-/// Command-line form of the construction options: `None` where the user said nothing. Flatten it into a command and
-/// call [`BuildArgs::resolve`].
+/// Command-line form of the construction options: `None` for a flag that was not given. Flatten it
+/// into a command and call [`BuildArgs::resolve`].
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize)]
 #[command(next_help_heading = "Construction of preference groups")]
 pub struct BuildArgs {
-    /// What to build and train; presets the options below
+    /// Comparisons to build and train; presets the options below
     #[arg(long, value_enum)]
     pub objective: Option<Objective>,
     /// Rule of intra comparisons [default: mixed]
     #[arg(long, alias = "intra_rule", value_enum)]
     pub intra_rule: Option<IntraRule>,
-    /// Instructions whose flag differs between the prompts of an intra comparison [default: uniform]
+    /// Number of instructions with different flags in the prompts of an intra comparison
+    /// [default: uniform]
     #[arg(long, value_enum)]
     pub violations: Option<Violations>,
-    /// Fewest instructions added to a prompt [default: 2; rc: 1]
+    /// Minimum number of instructions added to a prompt [default: 2; rc: 1]
     #[arg(long, alias = "k_min")]
     pub k_min: Option<usize>,
-    /// Most instructions added to a prompt [default: 5; rc: 1]
+    /// Maximum number of instructions added to a prompt [default: 5; rc: 1]
     #[arg(long, alias = "k_max")]
     pub k_max: Option<usize>,
     /// Responses that get an intra comparison [default: both]
@@ -216,52 +223,55 @@ pub struct BuildArgs {
     /// Weight of intra comparisons on the rejected response [default: 1]
     #[arg(long, alias = "lambda_resp")]
     pub lambda_resp: Option<f64>,
-    /// Compare an instructed prompt with another one (none) or with the original (bare) [default: none; rc: bare]
+    /// Compare an instructed prompt with another one (none) or with the original (bare) [default:
+    /// none; rc: bare]
     #[arg(long, alias = "intra_anchor", value_enum)]
     pub intra_anchor: Option<IntraAnchor>,
-    /// Intra draws for each response [default: 1]
+    /// Intra draws per response [default: 1]
     #[arg(long, alias = "n_intra")]
     pub n_intra: Option<usize>,
-    /// Inter draws for each direction [default: 1]
+    /// Inter draws per direction [default: 1]
     #[arg(long, alias = "n_inter")]
     pub n_inter: Option<usize>,
-    /// Terms of inter comparisons [default: margin; rpo: pair-margin]
+    /// Terms of inter comparisons; `group` is the same as `margin` [default: margin; rpo:
+    /// pair-margin]
     #[arg(long, alias = "inter_loss", value_enum)]
     pub inter_loss: Option<InterLoss>,
     /// Directions of inter comparisons [default: both; iopo and rpo: up]
     #[arg(long, alias = "inter_dir", value_enum)]
     pub inter_dir: Option<InterDir>,
-    /// Whether inter prompts double as intra prompts [default: shared]
+    /// Reuse inter prompts in intra comparisons, or draw separate ones [default: shared]
     #[arg(long, alias = "inter_prompts", value_enum)]
     pub inter_prompts: Option<InterPrompts>,
-    /// What to do when too few functions are feasible for the responses [default: resample]
+    /// Action if too few functions are feasible for the responses [default: resample]
     #[arg(long, alias = "inter_infeasible", value_enum)]
     pub inter_infeasible: Option<InterInfeasible>,
-    /// Draw groups once or anew in each epoch [default: never]
+    /// Draw groups once or again in each epoch [default: never]
     #[arg(long, value_enum)]
     pub redraw: Option<Redraw>,
-    /// Attempts to turn the flags of a prompt before it is dropped [default: 8]
+    /// Attempts to flip the flags of a prompt before the comparison is dropped [default: 8]
     #[arg(long, alias = "build_attempts")]
     pub build_attempts: Option<usize>,
-    /// Margin for each differing instruction under `--inter-loss pair-margin` [default: 0.05]
+    /// Margin per differing instruction under `--inter-loss pair-margin` [default: 0.05]
     #[arg(long)]
     pub gamma: Option<f64>,
-    /// Where the instructions stand [default: suffix]
+    /// Position of the instructions in the prompt [default: suffix]
     #[arg(long, value_enum)]
     pub placement: Option<Placement>,
-    /// How instructions are joined [default: sentences]
+    /// Form in which several instructions are joined [default: sentences]
     #[arg(long, value_enum)]
     pub joiner: Option<Joiner>,
     /// User turn that receives the instructions [default: last]
     #[arg(long, value_enum)]
     pub turn: Option<Turn>,
-    /// Instruction functions to draw from, comma-separated ids such as `number_words` or `keywords:existence`
+    /// Instruction functions to draw from, comma-separated ids such as `number_words` or
+    /// `keywords:existence`
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     pub functions: Option<Vec<String>>,
-    /// Functions taken out of that list, to test generalisation to them
+    /// Functions removed from that list, to test generalisation to them
     #[arg(long, alias = "holdout_functions", value_delimiter = ',', num_args = 1..)]
     pub holdout_functions: Option<Vec<String>>,
-    /// Skip a function whose subject the prompt already speaks of [default: true]
+    /// Skip functions with a subject that the prompt already mentions [default: true]
     #[arg(long, alias = "avoid_existing", num_args = 0..=1, default_missing_value = "true")]
     pub avoid_existing: Option<bool>,
     /// Seed of the construction [default: 42]
@@ -269,14 +279,14 @@ pub struct BuildArgs {
     pub data_seed: Option<u64>,
 }
 
-/// Complete construction options. `Default` is MAPL as the project defines it.
+/// Complete construction options. The default is the preset of [`Objective::Mapl`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildOptions {
     pub objective: Objective,
-    /// Whether intra comparisons are built: false where their weight is 0.
+    /// Whether intra comparisons are built; false if their weight is 0.
     pub build_intra: bool,
-    /// Whether inter comparisons are built: false where their weight is 0.
+    /// Whether inter comparisons are built; false if their weight is 0.
     pub build_inter: bool,
     pub intra_rule: IntraRule,
     pub violations: Violations,
@@ -297,7 +307,7 @@ pub struct BuildOptions {
     pub placement: Placement,
     pub joiner: Joiner,
     pub turn: Turn,
-    /// Full ids of the functions to draw from, without the held-out ones, in registry order.
+    /// Full ids of the functions to draw from, without held-out functions, in registry order.
     pub functions: Vec<String>,
     /// Full ids of the held-out functions, in registry order.
     pub holdout_functions: Vec<String>,
@@ -312,7 +322,7 @@ impl Default for BuildOptions {
 }
 
 impl BuildOptions {
-    /// Options an objective presets.
+    /// Preset options of an objective.
     pub fn preset(objective: Objective) -> Self {
         let [_, intra, inter] = objective.kind_weights();
         let defaults = Self {
@@ -358,8 +368,8 @@ impl BuildOptions {
     }
 }
 
-/// Functions drawn unless `--functions` names others: every kind whose text changes with the response, without the
-/// language, which needs a detector.
+/// Functions drawn without `--functions`: every kind with a text that depends on the response. The
+/// response language is left out, because its check needs a detector.
 fn default_functions() -> Vec<String> {
     let changes = |kind| match kind {
         FunctionKind::TwoSided | FunctionKind::Exact | FunctionKind::AtLeast | FunctionKind::Lexical => true,
@@ -372,11 +382,12 @@ fn default_functions() -> Vec<String> {
         .collect()
 }
 
-/// Full id of a function named by its id or by the part after the colon.
+/// Full id of a function, given its id or the part after the colon. `flag` names the option in
+/// errors.
 pub fn function_id(name: &str, flag: &str) -> Result<&'static str> {
     let found = instructions::all().iter().find(|f| f.id == name || f.id.split_once(':').is_some_and(|p| p.1 == name));
     found.map(|f| f.id).ok_or_else(|| {
         let known: Vec<_> = instructions::all().iter().map(|f| f.id).collect();
-        Error::Usage(format!("{flag}: unknown instruction function {name:?}; known are {}", known.join(", ")))
+        Error::Usage(format!("{flag}: unknown instruction function {name:?}; known functions: {}", known.join(", ")))
     })
 }

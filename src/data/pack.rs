@@ -1,12 +1,30 @@
-//! Groups to one packed batch: everything a step reads from the host, as flat tables without padding.
+//! Packs groups into one batch: everything that a step reads from the host, as flat tables without
+//! padding.
 //!
-//! A batch is a list of token rows cut into the segments of its groups' prefix trees, the head rows (or last rows) that
-//! are scored, and the comparison table. All index values are checked here, once; the ops check lengths only.
+//! ```text
+//! for each group:
+//!     check its token ids and references
+//!     build its prefix tree
+//!     for each segment:    append token ids, positions and ancestors
+//!     for each sequence:   if scored by log-probability:
+//!                              for each scored token: append (row that predicts it, its id)
+//!                          else: append the row of its last token
+//!     for each comparison: append its terms (sequence, sign), kind, scale, margin, weight and
+//!                          clip bounds
+//! group token rows by token id, head rows by source row, and terms by sequence
+//! ```
 //!
-//! Refused, with the id of the group: a token id outside the vocabulary, an empty response, an empty prompt where its
-//! last token has to predict. Refused as defects of the caller: references outside the group, signs other than 1 and
-//! -1, more terms than a comparison has slots, clip bounds out of order. A batch whose tables pass 2^31 entries is
-//! refused with the advice to make it smaller.
+//! The code departs from this in three points. Tables index the whole batch, so the indices of a
+//! group are shifted by the segments, rows and sequences of earlier groups. The three groupings are
+//! counting sorts into CSR tables, so backward sums have one owner and a fixed order. All tables
+//! keep their memory from batch to batch.
+//!
+//! All index values are checked here, once; the ops check only lengths.
+//!
+//! Refused, with the id of the group: a token id outside the vocabulary, an empty response, an
+//! empty prompt if its last token has to predict. Refused as bugs of the caller: references outside
+//! the group, signs other than 1 and -1, more terms than a comparison has slots, clip bounds out of
+//! order. A batch with more than 2^31 table entries is refused with the advice to make it smaller.
 
 mod batch;
 mod limits;
@@ -20,44 +38,44 @@ use crate::backend::contract::{GroupEnd, KINDS, TERMS};
 use crate::{Error, Result};
 use std::path::Path;
 
-/// Tokens whose log-probabilities make up a sequence's score.
+/// Tokens that contribute their log-probabilities to a sequence's score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogpScope {
     /// The response given its prompt.
     Response,
-    /// Prompt and response, except the first token, which nothing predicts.
+    /// Prompt and response, except the first token, which has no predecessor to predict it.
     PromptAndResponse,
 }
 
-/// What is read off a sequence.
+/// Kind of score of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scoring {
-    /// Log-probabilities of its tokens. The last response token is a target only and gets no row.
+    /// Log-probabilities of its tokens. The last response token is only a target and gets no row.
     LogProb { scope: LogpScope },
-    /// A reward at its last token.
+    /// Reward at its last token.
     Reward,
 }
 
-/// Layout of a batch.
+/// Options of [`pack_into`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackOptions {
-    /// False: every sequence has rows of its own. The oracle of tests and the baseline of studies.
+    /// If false, every sequence has its own rows: the oracle of tests and the baseline of studies.
     pub share_prefixes: bool,
     pub scoring: Scoring,
-    /// Rows of the embedding table; every token id must be below it.
+    /// Rows of the embedding table; every token id must be smaller.
     pub vocab: usize,
 }
 
-/// Numbers of the comparison table that come from the run and not from the data.
+/// Values of the comparison table that come from the run settings, not from the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ComparisonOptions {
-    /// Factor on `score - reference` by kind: beta for DPO, 1 for rewards.
+    /// Factor on `score - reference`, per kind: beta for DPO, 1 for rewards.
     pub scale: [f64; KINDS],
     /// Added to the margin of every comparison.
     pub margin_add: f64,
 }
 
-/// Replaces the content of `batch` by `groups`, in order. After an error the batch is empty.
+/// Replaces the content of `batch` with `groups`, in order. After an error the batch is empty.
 pub fn pack_into(
     batch: &mut Batch,
     groups: &[&TokenizedGroup],
@@ -82,11 +100,11 @@ impl Batch {
         check_sequences(group, options)?;
         let omit_last = options.scoring != Scoring::Reward;
         let omitted = if omit_last { group.sequences.len() } else { 0 };
-        let whole: usize =
+        let full_tokens: usize =
             group.sequences.iter().map(|s| group.prompt_ids[s.prompt].len() + s.response_ids.len()).sum();
-        // Head rows, rows, segments and sequences of the batch are all at most its whole tokens.
-        fits("tokens", self.tokens_unshared + self.seqs() + whole)?;
-        self.tokens_unshared += whole - omitted;
+        // The unshared tokens bound the head rows, rows, segments and sequences of the batch.
+        to_index("tokens", self.tokens_unshared + self.seqs() + full_tokens)?;
+        self.tokens_unshared += full_tokens - omitted;
 
         let first_segment = self.segments();
         let first_seq = self.seqs();
@@ -120,7 +138,7 @@ impl Batch {
             let table = &mut self.tree;
             table.starts.push(self.ids.len() as i32);
             table.ancestors.extend(tree.ancestors(index).iter().map(|&a| first_segment + a as i32));
-            table.ancestor_offsets.push(fits("entries of ancestor lists", table.ancestors.len())?);
+            table.ancestor_offsets.push(to_index("entries of ancestor lists", table.ancestors.len())?);
         }
         // Each tree ends where the next begins; the last one ends with the group.
         let ends = tree.roots().iter().skip(1).copied().chain([tree.segments().len()]);
@@ -148,7 +166,7 @@ impl Batch {
         let end = tree.path_end(s);
         match scoring {
             Scoring::Reward => {
-                // Responses are not empty and not shared, so each path ends in a segment of its own.
+                // Responses are not empty and not shared, so no two paths end in the same segment.
                 let last = end.map(|end| self.tree.starts[first_segment + end + 1] - 1);
                 debug_assert!(last.is_some_and(|row| !self.last_rows.contains(&row)));
                 self.last_rows.extend(last);
@@ -158,7 +176,7 @@ impl Batch {
                     LogpScope::Response => prompt.len() - 1,
                     LogpScope::PromptAndResponse => 0,
                 };
-                // The token at place i of the path predicts the one at i + 1.
+                // The token at position i of the path predicts the token at i + 1.
                 for &index in end.map_or(&[][..], |end| tree.ancestors(end)).iter().chain(&end) {
                     let segment = &tree.segments()[index];
                     let row = self.tree.starts[first_segment + index];
@@ -182,7 +200,7 @@ impl Batch {
         let comparison = &group.comparisons[index];
         check_comparison(comparison, group.sequences.len())?;
         let table = &mut self.comparisons;
-        fits("comparison terms", (table.kind.len() + 1) * TERMS)?;
+        to_index("comparison terms", (table.kind.len() + 1) * TERMS)?;
         for slot in 0..TERMS {
             let (sequence, sign) = match comparison.terms.get(slot) {
                 Some(t) => ((first_seq + t.sequence) as i32, i32::from(t.sign) * if t.detached { 2 } else { 1 }),
@@ -205,7 +223,7 @@ impl Batch {
 }
 
 impl ComparisonTable {
-    /// Lists the uses of each of `seqs` sequences, in comparison order.
+    /// Lists the uses of each of `seqs` sequences, in comparison order, with `next` as scratch.
     fn index_uses(&mut self, seqs: usize, next: &mut Vec<i32>) {
         next.clear();
         next.resize(seqs + 1, 0);
@@ -228,7 +246,8 @@ impl ComparisonTable {
     }
 }
 
-/// Counting sort of the items `0..keys.len()` by key. All keys are in `0..bound`.
+/// Stable counting sort of the items `0..keys.len()` by key, with `next` as scratch. All keys are
+/// in `0..bound`.
 fn group_by_key(keys: &[i32], bound: usize, next: &mut Vec<i32>, runs: &mut RunTable) {
     next.clear();
     next.resize(bound, 0);
@@ -249,30 +268,30 @@ fn group_by_key(keys: &[i32], bound: usize, next: &mut Vec<i32>, runs: &mut RunT
     }
 }
 
-/// `n` as an index of a batch.
-fn fits(what: &str, n: usize) -> Result<i32> {
+/// Converts `n` to an index of a batch.
+fn to_index(what: &str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| {
         Error::Usage(format!(
-            "the batch has {n} {what}, but indices are 32-bit and end at {}; use fewer groups per device \
+            "the batch has {n} {what}, above the limit of its 32-bit indices ({}); use fewer groups per device \
              (--per-device-train-batch-size)",
             i32::MAX
         ))
     })
 }
 
-fn defect(what: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
+fn contract_error(what: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
     Error::Contract { op: "pack_into", what, expected: expected.into(), got: got.to_string() }
 }
 
-/// Checks every index the rows of a group are made of.
+/// Checks the prompt indices and token ids of a group's sequences.
 fn check_sequences(group: &TokenizedGroup, options: &PackOptions) -> Result<()> {
     let refuse = |why: String| Err(Error::data(Path::new("batch"), 0, Some(&group.group.id), why));
     if i32::try_from(options.vocab).is_err() {
-        return Err(defect("vocab", "a size below 2^31", options.vocab));
+        return Err(contract_error("vocab", "a size below 2^31", options.vocab));
     }
     for sequence in &group.sequences {
         let Some(prompt) = group.prompt_ids.get(sequence.prompt) else {
-            return Err(defect("prompt", format!("below {}", group.prompt_ids.len()), sequence.prompt));
+            return Err(contract_error("prompt", format!("below {}", group.prompt_ids.len()), sequence.prompt));
         };
         let pair = || format!("prompt {} with response {}", sequence.prompt, sequence.response);
         if sequence.response_ids.is_empty() {
@@ -288,7 +307,7 @@ fn check_sequences(group: &TokenizedGroup, options: &PackOptions) -> Result<()> 
         let largest = prompt.iter().chain(&sequence.response_ids).fold(0, |a, &b| a.max(b));
         if largest as usize >= options.vocab {
             return refuse(format!(
-                "{} holds token id {largest}, but the model's vocabulary has {} entries; \
+                "{} contains token id {largest}, but the model's vocabulary has {} entries; \
                  use the tokenizer of the model's own folder",
                 pair(),
                 options.vocab
@@ -298,23 +317,23 @@ fn check_sequences(group: &TokenizedGroup, options: &PackOptions) -> Result<()> 
     Ok(())
 }
 
-/// Checks what the comparison table cannot express.
+/// Checks the terms and clip bounds of a comparison.
 fn check_comparison(comparison: &SequenceComparison, seqs: usize) -> Result<()> {
     if comparison.terms.len() > TERMS {
-        return Err(defect("terms", format!("at most {TERMS}"), comparison.terms.len()));
+        return Err(contract_error("terms", format!("at most {TERMS}"), comparison.terms.len()));
     }
     for term in &comparison.terms {
         if term.sequence >= seqs {
-            return Err(defect("term.sequence", format!("below {seqs}"), term.sequence));
+            return Err(contract_error("term.sequence", format!("below {seqs}"), term.sequence));
         }
         if term.sign != 1 && term.sign != -1 {
-            return Err(defect("term.sign", "1 or -1", term.sign));
+            return Err(contract_error("term.sign", "1 or -1", term.sign));
         }
     }
     match comparison.detached_clip {
-        // NaN has no order, so it is refused here too.
+        // A NaN bound is unordered and refused here too.
         Some((low, high)) if low.partial_cmp(&high).is_none_or(|order| order.is_gt()) => {
-            Err(defect("detached_clip", "low <= high", format!("{low}, {high}")))
+            Err(contract_error("detached_clip", "low <= high", format!("{low}, {high}")))
         }
         _ => Ok(()),
     }
@@ -326,8 +345,8 @@ mod tests {
 
     #[test]
     fn sizes_beyond_32_bits_are_refused() {
-        assert_eq!(fits("tokens", i32::MAX as usize).unwrap(), i32::MAX);
-        let error = fits("tokens", i32::MAX as usize + 1).unwrap_err().to_string();
+        assert_eq!(to_index("tokens", i32::MAX as usize).unwrap(), i32::MAX);
+        let error = to_index("tokens", i32::MAX as usize + 1).unwrap_err().to_string();
         assert!(error.contains("2147483648 tokens") && error.contains("fewer groups"), "{error}");
     }
 

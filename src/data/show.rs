@@ -1,5 +1,5 @@
-//! Printing tokenised groups: decoded sequences with the trained tokens marked, ids on demand, special tokens visible,
-//! and what a group costs in tokens under four layouts.
+//! Prints tokenised groups: decoded sequences with the trained tokens marked and special tokens
+//! visible, ids on request, and token counts of the group under four layouts.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
@@ -9,30 +9,30 @@ use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
 
-/// How a group is printed.
+/// Print options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShowOptions {
-    /// Mark trained tokens by colour; `[[ ]]` otherwise.
+    /// Mark trained tokens with colour instead of `[[ ]]`.
     pub color: bool,
     /// Print the token ids of every sequence.
     pub ids: bool,
 }
 
-/// Tokens of a group under four layouts, from the plainest to the one that is trained.
+/// Token counts of a group under four layouts, from the plainest to the trained one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenTable {
-    /// Terms over all comparisons, and their tokens when each is computed on its own.
+    /// Number of terms over all comparisons, and their tokens if each term is computed separately.
     pub terms: (usize, usize),
-    /// Distinct sequences, and their tokens.
+    /// Number of distinct sequences, and their tokens.
     pub sequences: (usize, usize),
-    /// Distinct prompts, and the tokens of these and of all responses.
+    /// Number of distinct prompts, and the tokens of these prompts and of all responses.
     pub prompts: (usize, usize),
-    /// Nodes of the prefix tree of the prompts, and the tokens of these and of all responses.
+    /// Prompt tokens in the prefix tree, and these plus all response tokens.
     pub tree: (usize, usize),
 }
 
 impl TokenTable {
-    /// Counts a group. Responses are shared by no layout.
+    /// Counts a group. No layout shares responses.
     pub fn new(group: &TokenizedGroup) -> Self {
         let length = |sequence: usize| {
             let sequence = &group.sequences[sequence];
@@ -41,8 +41,8 @@ impl TokenTable {
         let terms: Vec<usize> =
             group.comparisons.iter().flat_map(|c| c.terms.iter().map(|t| length(t.sequence))).collect();
         let used: BTreeSet<usize> = group.sequences.iter().map(|s| s.prompt).collect();
-        // Prompts with equal ids are one prompt. A sorted order puts the longest shared beginnings side by side, so
-        // every tree node is counted where it first appears.
+        // Prompts with equal ids are one prompt. In sorted order the longest common prefixes are
+        // adjacent, so each trie node is counted at its first occurrence.
         let mut prompts: Vec<&[u32]> = used.iter().map(|&p| &group.prompt_ids[p][..]).collect();
         prompts.sort_unstable();
         prompts.dedup();
@@ -68,9 +68,9 @@ impl fmt::Display for TokenTable {
         let first = if self.terms.1 > 0 { self.terms.1 } else { self.sequences.1 };
         let share = |tokens: usize| if first == 0 { 0.0 } else { 100.0 * tokens as f64 / first as f64 };
         let rows = [
-            (format!("every term on its own ({} terms)", self.terms.0), self.terms.1),
+            (format!("every term separately ({} terms)", self.terms.0), self.terms.1),
             (format!("each distinct sequence once ({})", self.sequences.0), self.sequences.1),
-            (format!("each distinct prompt once ({}), responses below", self.prompts.0), self.prompts.1),
+            (format!("each distinct prompt once ({}), plus responses", self.prompts.0), self.prompts.1),
             (format!("prefix tree: prompts {}, responses {}", self.tree.0, self.tree.1 - self.tree.0), self.tree.1),
         ];
         writeln!(f, "{:<56} {:>8} {:>8}", "layout", "tokens", "share")?;
@@ -81,7 +81,8 @@ impl fmt::Display for TokenTable {
     }
 }
 
-/// A group as text: its comparisons, every distinct sequence with its trained tokens marked, and its token table.
+/// Formats a group: its comparisons, every distinct sequence with the trained tokens marked, and
+/// its token table.
 pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = format!("group {}\n", plain(&group.group.id));
     for i in 0..group.comparisons.len() {
@@ -94,8 +95,8 @@ pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOption
     Ok(out)
 }
 
-/// The first comparison of every kind that occurs, with its sequences: what a start-up log shows. Groups without
-/// comparisons show their first sequence.
+/// Formats the first comparison of every kind that occurs, with its sequences, for the start-up
+/// log. Also formats the first sequence of the first group without comparisons.
 pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = String::new();
     for kind in Kind::ALL {
@@ -114,7 +115,8 @@ pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options
     Ok(out)
 }
 
-/// One sequence: where it comes from, which instructions it meets, its text with the trained part marked, its ids.
+/// Formats a sequence: its indices and lengths, its instructions, its text with the trained part
+/// marked, its ids.
 fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let sequence = &group.sequences[i];
     let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
@@ -142,7 +144,7 @@ fn line(out: &mut String, text: String) {
     out.push('\n');
 }
 
-/// One comparison: kind, rule or direction, and its signed sequences.
+/// Formats a comparison: kind, rule or direction, signed sequences, margin, weight.
 fn comparison_line(i: usize, group: &TokenizedGroup) -> String {
     let comparison = &group.comparisons[i];
     let mut out = format!("  {} ", comparison.kind.name());
@@ -166,7 +168,7 @@ fn comparison_line(i: usize, group: &TokenizedGroup) -> String {
     out
 }
 
-/// The instructions of a prompt and whether a response meets them.
+/// Lists the instructions of a prompt and whether a response meets them.
 fn instruction_notes(group: &PreferenceGroup, prompt: usize, response: usize) -> Vec<String> {
     let note = |instruction: &Instruction| {
         let met = match instruction.satisfied.get(response).copied().flatten() {
@@ -179,7 +181,7 @@ fn instruction_notes(group: &PreferenceGroup, prompt: usize, response: usize) ->
     group.instructions.iter().filter(|i| i.prompt == prompt).map(note).collect()
 }
 
-/// Text without the control characters that steer a terminal: data must not recolour or clear the screen.
+/// Escapes control characters, so that data cannot recolour or clear the terminal.
 fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

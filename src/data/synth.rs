@@ -1,12 +1,14 @@
-//! The artificial language of the quick start: ordinary preference pairs whose quality is their subject and whose
-//! form can be checked by the instruction functions.
+//! Artificial language of the quick start. It gives ordinary preference pairs: the preferred
+//! response is on the requested subject, and the instruction functions can check the form of both.
 //!
-//! A prompt asks for one of ten topics (`Write a note about the garden for visitors on Monday.`). A response is one
-//! to four sentences of a capitalised opener and words of a topic (`The rose moss fern. Our tulip rose.`). At least
-//! two thirds of the chosen response's topic words belong to the topic asked for, at most one third of the rejected
-//! one's. Everything else is drawn from the same distribution for both responses: words (4 to 14), sentences, which
-//! words of the topic, how often one is repeated, the ending, and whether a third of the words strays to another
-//! topic. So neither length nor coherence nor any other property of the responses alone tells chosen from rejected.
+//! A prompt asks for one of ten topics (`Write a note about the garden for visitors on Monday.`). A
+//! response has one to four sentences, each with a capitalised opener and words of a topic (`The
+//! rose moss fern. Our tulip rose.`). At least two thirds of the chosen response's topic words
+//! belong to the requested topic, and at most one third of the rejected response's. Everything else
+//! is drawn from the same distribution for both responses: the number of words (4 to 14) and of
+//! sentences, the choice of topic words and their repetitions, the ending, and whether a third of
+//! the words strays to another topic. Neither length nor coherence nor any other property of the
+//! responses reveals the chosen one without the prompt.
 //!
 //! Prompts of the training split never occur in the test split, whatever the seeds.
 
@@ -24,19 +26,21 @@ use crate::rng::Rng;
 use crate::{Error, Result};
 use words::{AUDIENCES, DAYS, OPENERS, REQUESTS, TOPICS};
 
-/// Fewest and most words of a response.
+/// Minimum and maximum number of words of a response.
 const RESPONSE_WORDS: (usize, usize) = (4, 14);
-/// Most sentences of a response; each has an opener and at least one topic word.
+/// Maximum number of sentences of a response; each has an opener and at least one topic word.
 const MAX_SENTENCES: usize = 4;
-/// Most distinct topic words of a response. Fewer distinct than written words is what repeats a keyword.
+/// Maximum number of distinct topic words of a response. Responses with more topic words repeat
+/// some of them.
 const MAX_DISTINCT: usize = 6;
-/// Share of pairs whose chosen response strays to the other topic, and of those whose rejected response does. The two
-/// are equal: otherwise "all words of one topic" would predict the side without a look at the prompt.
+/// Share of pairs in which the chosen response strays to the other topic, and share in which the
+/// rejected one does. With two different shares, "all words from one topic" would predict the side
+/// without the prompt.
 const STRAY: f64 = 0.2;
-/// One prompt in this many belongs to the test split.
+/// One in `TEST_ONE_IN` prompts belongs to the test split.
 const TEST_ONE_IN: usize = 5;
 
-/// Which half of the prompts the rows are drawn from.
+/// Set of prompts that the rows are drawn from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,
@@ -44,7 +48,7 @@ pub enum Split {
 }
 
 impl Split {
-    /// Lower-case name; begins the ids of its rows.
+    /// Lower-case name; prefix of its row ids.
     pub fn name(self) -> &'static str {
         match self {
             Split::Train => "train",
@@ -53,7 +57,7 @@ impl Split {
     }
 }
 
-/// What [`generate`] makes.
+/// Options of [`generate`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SynthOptions {
     /// Number of pairs.
@@ -62,16 +66,16 @@ pub struct SynthOptions {
     pub split: Split,
 }
 
-/// Pairs with one base comparison each, ids `train-000000` and so on. Row `i` depends on the seed, the split and `i`
-/// alone, so a longer set begins with the shorter one.
+/// Generates pairs with one base comparison each, with ids `train-000000` and so on. Row `i`
+/// depends only on the seed, the split and `i`, so a longer set starts with the shorter one.
 pub fn generate(options: &SynthOptions) -> Vec<PreferenceGroup> {
     (0..options.rows).map(|row| pair(options, row)).collect()
 }
 
-/// Writes one group row a line. The file appears complete or not at all.
+/// Writes one group per line. The file appears complete or not at all.
 ///
 /// # Errors
-/// [`Error::Io`] when the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written.
 pub fn write_jsonl(groups: &[PreferenceGroup], path: &Path) -> Result<()> {
     let file = Unfinished::write(path, |out| {
         for group in groups {
@@ -107,7 +111,7 @@ fn pair(options: &SynthOptions, row: usize) -> PreferenceGroup {
     PreferenceGroup::pair(id, Prompt::Text(prompt), Response::Text(chosen), Response::Text(rejected), 0.0)
 }
 
-/// The split a prompt belongs to: a property of its text, so that no seed can move it.
+/// Split of a prompt. It depends only on the text, so no seed can change it.
 fn split_of(prompt: &str) -> Split {
     match Rng::keyed(0, &["synth-split", prompt]).below(TEST_ONE_IN) {
         0 => Split::Test,
@@ -115,29 +119,30 @@ fn split_of(prompt: &str) -> Split {
     }
 }
 
-/// Sentences with words of `topic`; a third of them (rounded down) is replaced by words of `stray`.
+/// Generates sentences with words of `topic`; a third of the words (rounded down) comes from
+/// `stray`.
 fn response(rng: &mut Rng, topic: usize, stray: Option<usize>) -> String {
     let words = rng.range(RESPONSE_WORDS.0, RESPONSE_WORDS.1);
     let sentences = rng.range(1, MAX_SENTENCES.min(words / 2));
     let content = words - sentences;
-    let mut written = match stray {
+    let mut content_words = match stray {
         None => topic_words(rng, topic, content),
         Some(stray) => {
             let strayed = content / 3;
-            let mut written = topic_words(rng, topic, content - strayed);
-            written.extend(topic_words(rng, stray, strayed));
-            written
+            let mut content_words = topic_words(rng, topic, content - strayed);
+            content_words.extend(topic_words(rng, stray, strayed));
+            content_words
         }
     };
-    rng.shuffle(&mut written);
+    rng.shuffle(&mut content_words);
 
-    // Every sentence takes one word; each further word goes to a random sentence.
+    // Every sentence gets one topic word; each further word goes to a random sentence.
     let mut lengths = vec![1; sentences];
     for _ in sentences..content {
         lengths[rng.below(sentences)] += 1;
     }
     let mut text = String::new();
-    let mut rest = written.as_slice();
+    let mut rest = content_words.as_slice();
     for length in lengths {
         if !text.is_empty() {
             text.push(' ');
@@ -154,7 +159,8 @@ fn response(rng: &mut Rng, topic: usize, stray: Option<usize>) -> String {
     text
 }
 
-/// `count` words of a topic: a few distinct ones, each at least once, the rest repeated at random.
+/// Draws `count` words of a topic: a few distinct words, each at least once, and random repetitions
+/// of them.
 fn topic_words(rng: &mut Rng, topic: usize, count: usize) -> Vec<&'static str> {
     let mut pool = TOPICS[topic].words;
     rng.shuffle(&mut pool);

@@ -1,13 +1,16 @@
-//! Chat templates: a model folder's Jinja source rendered as transformers renders it, through minijinja.
+//! Chat templates: renders a model folder's Jinja source like transformers does, with minijinja.
 //!
-//! What makes the output equal, byte for byte, to Jinja 2 under transformers' settings: `trim_blocks` and
-//! `lstrip_blocks` on; `generation` blocks, which only mark text there, read as blocks that are always true; a
-//! `tojson` of our own (`json`); lists and dicts printed as Python prints them (`repr`); CRLF read as LF; Python's
-//! string, list and dict methods; `raise_exception`; and `strftime_now`, whose clock is read once per process so that
-//! every row of a run sees the same date (`date`).
+//! The output is equal byte for byte to the output of Jinja 2 under transformers' settings:
 //!
-//! Refused: templates that do not parse, conversations that a template itself refuses, and renderings that pass the
-//! limits of `limits`.
+//! - `trim_blocks` and `lstrip_blocks` are on, and CRLF is read as LF
+//! - `generation` blocks, which only mark text there, are read as blocks that are always true
+//! - `tojson` is our own (`json`), and lists and dicts are printed as in Python (`repr`)
+//! - Python's string, list and dict methods and `raise_exception` are available
+//! - `strftime_now` reads the clock once per process, so every row of a run sees the same date
+//!   (`date`)
+//!
+//! Refused: templates that do not parse, conversations that a template itself refuses, and
+//! renderings above the limits in `limits`.
 
 mod date;
 mod json;
@@ -26,39 +29,41 @@ use super::group::Message;
 use crate::{Error, Result};
 pub use date::{frozen_date, utc};
 
-/// File that holds a folder's template; it wins over `chat_template` in `tokenizer_config.json`.
-pub const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// File with a folder's template; it takes precedence over `chat_template` in
+/// `tokenizer_config.json`.
+pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// A named source, in the order of the file.
-type Named = Vec<(String, String)>;
+/// Template sources by name, in file order.
+type NamedSources = Vec<(String, String)>;
 
 /// A compiled chat template, or several with names (`default`, `tool_use`).
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
-    sources: Named,
+    sources: NamedSources,
     /// Special tokens by their variable names: `bos_token`, `eos_token`, ...
     tokens: Vec<(String, String)>,
 }
 
 impl ChatTemplate {
-    /// Compiles one source. `tokens` are handed to the template by name.
+    /// Compiles one source. `tokens` are passed to the template by name.
     pub fn compile(source: &str, tokens: Vec<(String, String)>) -> Result<Self, String> {
         Self::compile_named(vec![("default".to_owned(), source.to_owned())], tokens)
     }
 
-    fn compile_named(sources: Named, tokens: Vec<(String, String)>) -> Result<Self, String> {
+    fn compile_named(sources: NamedSources, tokens: Vec<(String, String)>) -> Result<Self, String> {
         let mut env = environment();
         for (name, source) in &sources {
-            env.add_template_owned(name.clone(), rewrite(source))
-                .map_err(|e| format!("does not parse: {}", why(&e)))?;
+            env.add_template_owned(name.clone(), normalise(source))
+                .map_err(|e| format!("does not parse: {}", error_text(&e)))?;
         }
         Ok(Self { env, sources, tokens })
     }
 
-    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in the given
-    /// `tokenizer_config.json` as a string or a list of `{name, template}`. `None` when the folder has neither.
-    pub fn load(
+    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in the
+    /// given `tokenizer_config.json` as a string or a list of `{name, template}`. `None` if the
+    /// folder has neither.
+    pub(crate) fn load(
         dir: &Path,
         config: &Map<String, serde_json::Value>,
         tokens: Vec<(String, String)>,
@@ -77,15 +82,16 @@ impl ChatTemplate {
             .map_err(|why| Error::model(&place, format!("\"chat_template\" {why}")))
     }
 
-    /// The template in a file of its own.
-    pub fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
+    /// Loads a template from a separate file.
+    pub(crate) fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
         let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
         let source = String::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
         Self::compile(&source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
     }
 
-    /// Text of a conversation. `generation_prompt` adds the opening of the assistant's turn; `kwargs` are further
-    /// variables of the template. With tools, a template named `tool_use` is preferred.
+    /// Renders a conversation. `generation_prompt` adds the start of the assistant's turn; `kwargs`
+    /// are additional variables of the template. With tools, a template named `tool_use` is
+    /// preferred.
     pub fn render(
         &self,
         messages: &[Message],
@@ -95,28 +101,28 @@ impl ChatTemplate {
     ) -> Result<String, String> {
         let has = |name: &str| self.sources.iter().any(|(known, _)| known == name);
         let name = if tools.is_some() && has("tool_use") { "tool_use" } else { "default" };
-        let template = self.env.get_template(name).map_err(|e| why(&e))?;
+        let template = self.env.get_template(name).map_err(|e| error_text(&e))?;
         let mut variables: Vec<(String, Value)> =
             self.tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))).collect();
         for (name, value) in kwargs.into_iter().flatten() {
             variables.push((name.clone(), Value::from_serialize(value)));
         }
         let extra: Value = variables.into_iter().collect();
-        // transformers passes tools and documents always, as None when there are none.
+        // transformers always passes tools and documents, as None if there are none.
         let own = context! {
             messages => Value::from_serialize(messages),
             tools => tools.map_or(Value::from(()), Value::from_serialize),
             add_generation_prompt => generation_prompt,
         };
         let none = context! { documents => () };
-        let mut text = limits::Text::default();
+        let mut text = limits::BoundedText::default();
         let outcome = template.render_captured_to(context! { ..own, ..extra, ..none }, &mut text).map(|_| ());
         match outcome {
             Ok(()) => String::from_utf8(text.bytes).map_err(|e| format!("the chat template failed: {e}")),
             Err(_) if text.overflowed => {
                 Err(format!("the chat template wrote more than {} MiB; does it loop?", limits::MAX_TEXT >> 20))
             }
-            Err(e) => Err(format!("the chat template failed: {}", why(&e))),
+            Err(e) => Err(format!("the chat template failed: {}", error_text(&e))),
         }
     }
 
@@ -125,20 +131,20 @@ impl ChatTemplate {
         &self.sources
     }
 
-    /// True when the template prints the date, which then is part of what is trained.
+    /// True if the template prints the date, which then is part of the trained text.
     pub fn uses_date(&self) -> bool {
         self.sources.iter().any(|(_, source)| source.contains("strftime_now"))
     }
 }
 
 /// `chat_template` as a string or as a list of `{name, template}` with a `default`.
-fn named_sources(value: &serde_json::Value) -> Result<Named, String> {
+fn named_sources(value: &serde_json::Value) -> Result<NamedSources, String> {
     let list = match value {
         serde_json::Value::String(source) => return Ok(vec![("default".to_owned(), source.clone())]),
         serde_json::Value::Array(list) => list,
         _ => return Err("\"chat_template\" must be a string or a list of {name, template}".into()),
     };
-    let mut sources = Named::new();
+    let mut sources = NamedSources::new();
     for (i, entry) in list.iter().enumerate() {
         let text = |key: &str| entry.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
         match (text("name"), text("template")) {
@@ -152,8 +158,9 @@ fn named_sources(value: &serde_json::Value) -> Result<Named, String> {
     Ok(sources)
 }
 
-/// LF line ends, and `generation` tags as tags of a block that is always true, their white-space marks kept.
-fn rewrite(source: &str) -> String {
+/// Converts line ends to LF, and `generation` tags to tags of an always-true block. White-space
+/// marks are kept.
+fn normalise(source: &str) -> String {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)\s*(generation|endgeneration)\s*([-+]?)%\}").expect("the pattern is constant")
     });
@@ -169,7 +176,7 @@ fn environment() -> Environment<'static> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
-    // The text goes to a tokenizer, never to a browser.
+    // The text goes to a tokenizer, never to a browser, so nothing is escaped.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_formatter(|out, state, value| match repr::container(value) {
         Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
@@ -187,9 +194,9 @@ fn environment() -> Environment<'static> {
 }
 
 /// minijinja's message and line, without its debug dump.
-fn why(error: &minijinja::Error) -> String {
+fn error_text(error: &minijinja::Error) -> String {
     if error.kind() == ErrorKind::OutOfFuel {
-        return format!("it did not end within {} instructions; does it loop?", limits::MAX_INSTRUCTIONS);
+        return format!("it did not finish within {} instructions; does it loop?", limits::MAX_INSTRUCTIONS);
     }
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {
@@ -229,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jinja_file_wins_and_lists_need_a_default() {
+    fn the_jinja_file_takes_precedence_and_lists_need_a_default() {
         let dir = tempfile::tempdir().unwrap();
         let config = |json: serde_json::Value| json.as_object().unwrap().clone();
         let string = config(serde_json::json!({"chat_template": "from config"}));

@@ -1,13 +1,14 @@
-//! Groups of text to groups of token ids, with the length limit applied. Order of reading:
+//! Tokenises groups and applies the length limit. Reading order:
 //!
-//! - `encode`: where a prompt ends and its responses begin, on ids
-//! - `fit`: what happens to sequences above the limit
-//! - `report`: what was read, kept and dropped
+//! - `encode`: the boundary between prompt and response, on ids
+//! - `fit`: handling of sequences above the limit
+//! - `report`: counts of what was read, kept and dropped
 //!
-//! Every response has at least one token; every sequence has at most `max_length`; all sequences of one prompt share
-//! that prompt's ids exactly. Rows are worked on in parallel and come back in order; the result does not depend on
-//! the number of threads. Refused: empty prompts and responses, two BOS in a row, a prompt that does not open its
-//! sequence (above the tolerated share), and losing more comparisons than `max_drop_fraction`.
+//! Every response has at least one token; every sequence has at most `max_length`; all sequences of
+//! one prompt share that prompt's ids exactly. Rows are processed in parallel and returned in
+//! order; the result does not depend on the number of threads. Refused: empty prompts and
+//! responses, two BOS tokens in a row, a prompt that is not a prefix of its sequence (above the
+//! tolerated share), and dropping more comparisons than `max_drop_fraction`.
 
 mod encode;
 mod fit;
@@ -26,14 +27,14 @@ use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 pub use report::{Lengths, TokenizeReport};
 
-/// What to do with a sequence longer than the limit.
+/// Action for a sequence longer than the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTooLong {
     /// Drop the comparisons that use it
     #[default]
     Drop,
-    /// Cut the beginning of the prompts, by the same number of tokens in all prompts of a row
+    /// Cut the start of the prompts, by the same number of tokens in all prompts of a row
     TruncatePromptLeft,
     /// Cut the end of the responses, which then have no end token
     TruncateCompletionRight,
@@ -45,21 +46,22 @@ pub enum OnTooLong {
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenizeOptions {
-    /// Longest sequence in tokens, prompt and response together
-    #[arg(long, alias = "max_length", default_value_t = 1024, value_name = "TOKENS", value_parser = length)]
+    /// Maximum length of a sequence (prompt plus response) in tokens
+    #[arg(long, alias = "max_length", default_value_t = 1024, value_name = "TOKENS", value_parser = parse_length)]
     pub max_length: usize,
-    /// What to do with longer sequences
+    /// Action for longer sequences
     #[arg(long, alias = "on_too_long", value_enum, default_value_t)]
     pub on_too_long: OnTooLong,
-    /// Largest share of comparisons that may be dropped
-    #[arg(long, alias = "max_drop_fraction", default_value_t = 0.2, value_name = "SHARE", value_parser = share)]
+    /// Maximum share of comparisons that may be dropped
+    #[arg(long, alias = "max_drop_fraction", default_value_t = 0.2, value_name = "SHARE", value_parser = parse_share)]
     pub max_drop_fraction: f64,
-    /// Largest share of plain-text sequences whose tokens merge across the end of the prompt; these get the ids of
-    /// the prompt followed by those of the response on its own, as in generation. More than half means that prompts
-    /// end inside words throughout. Conversations tolerate none
-    #[arg(long, alias = "max_boundary_mismatch", default_value_t = 0.5, value_name = "SHARE", value_parser = share)]
+    /// Maximum share of plain-text sequences in which tokens merge across the end of the prompt. In
+    /// such a sequence, prompt and response are tokenised separately, as in generation. A share
+    /// above one half means that prompts usually end inside words. Conversations tolerate no such
+    /// merge
+    #[arg(long, alias = "max_boundary_mismatch", default_value_t = 0.5, value_name = "SHARE", value_parser = parse_share)]
     pub max_boundary_mismatch: f64,
-    /// Accept sequences that begin with two BOS tokens
+    /// Accept sequences that start with two BOS tokens
     #[arg(long, alias = "allow_double_bos")]
     pub allow_double_bos: bool,
 }
@@ -77,7 +79,7 @@ impl Default for TokenizeOptions {
 }
 
 impl TokenizeOptions {
-    /// Checks values that did not come through the command line.
+    /// Checks values that were not parsed from the command line.
     pub fn validate(&self) -> Result<()> {
         let named = |flag: &str, why: Result<(), String>| why.map_err(|why| Error::Usage(format!("{flag}: {why}")));
         named("--max-length", check_length(self.max_length))?;
@@ -87,26 +89,31 @@ impl TokenizeOptions {
 }
 
 fn check_length(length: usize) -> Result<(), String> {
-    if length < 2 { Err(format!("{length} is too short; a prompt and a response need 2 tokens")) } else { Ok(()) }
+    if length < 2 {
+        Err(format!("{length} is too short; a prompt and a response need at least 2 tokens"))
+    } else {
+        Ok(())
+    }
 }
 
 fn check_share(share: f64) -> Result<(), String> {
-    if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(format!("{share} is no share between 0 and 1")) }
+    if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(format!("{share} is not between 0 and 1")) }
 }
 
-fn length(text: &str) -> Result<usize, String> {
-    let length = text.parse().map_err(|_| format!("\"{text}\" is no whole number"))?;
+fn parse_length(text: &str) -> Result<usize, String> {
+    let length = text.parse().map_err(|_| format!("\"{text}\" is not a whole number"))?;
     check_length(length).map(|()| length)
 }
 
-fn share(text: &str) -> Result<f64, String> {
-    let share = text.parse().map_err(|_| format!("\"{text}\" is no number"))?;
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().map_err(|_| format!("\"{text}\" is not a number"))?;
     check_share(share).map(|()| share)
 }
 
-/// Tokenises rows. Groups without comparisons are rows for supervised fine-tuning: each response answers the prompt
-/// of its own index. A group keeps the comparisons that fit and is left out when none does; in what comes back, the
-/// comparisons of `group` and those of the [`TokenizedGroup`] correspond one to one.
+/// Tokenises rows. Groups without comparisons are rows for supervised fine-tuning: each response
+/// answers the prompt with the same index. A group keeps the comparisons that fit, and is dropped
+/// if none fits. In the result, the comparisons of the source group and of the [`TokenizedGroup`]
+/// correspond one to one.
 pub fn tokenize_rows(
     rows: Vec<SourceRow>,
     tokenizer: &Tokenizer,
@@ -118,7 +125,7 @@ pub fn tokenize_rows(
     let mut groups = Vec::with_capacity(outcomes.len());
     let mut lengths = Vec::new();
     let (mut first_dropped, mut first_mismatch) = (None, None);
-    // The first defect by order of rows, whatever thread met it first.
+    // The first defect in row order, whichever thread found it first.
     for (row, outcome) in rows.into_iter().zip(outcomes) {
         let outcome = outcome?;
         if outcome.report.dropped() > 0 {
@@ -129,7 +136,7 @@ pub fn tokenize_rows(
         }
         report.add(&outcome.report);
         lengths.extend(outcome.lengths);
-        groups.extend(outcome.fitted.map(|fitted| finish(row.group, fitted)));
+        groups.extend(outcome.fitted.map(|fitted| attach_ids(row.group, fitted)));
     }
     report.lengths = Lengths::new(lengths);
     if let Some(row) = first_mismatch
@@ -145,7 +152,7 @@ pub fn tokenize_rows(
     Ok((groups, report))
 }
 
-/// The row without its text, for messages.
+/// A copy of the row without its text, for messages.
 fn place_of(row: &SourceRow) -> SourceRow {
     let group = PreferenceGroup {
         id: row.group.id.clone(),
@@ -159,20 +166,20 @@ fn place_of(row: &SourceRow) -> SourceRow {
     SourceRow { group, file: row.file.clone(), line: row.line }
 }
 
-/// What became of one row.
+/// Result of one row.
 struct Outcome {
-    /// `None`: nothing of it fits.
+    /// `None` if no part of the row fits.
     fitted: Option<fit::Fitted>,
-    /// Counts of this row alone; its lengths are in `lengths`.
+    /// Counts of this row, except its lengths.
     report: TokenizeReport,
-    /// Tokens of each sequence before the limit.
+    /// Length of each sequence in tokens, before the limit.
     lengths: Vec<usize>,
 }
 
 fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
     let group = &row.group;
-    let tuning = group.comparisons.is_empty();
-    let pairs = if tuning { sft_pairs(group) } else { group.sequences() };
+    let is_sft = group.comparisons.is_empty();
+    let pairs = if is_sft { sft_pairs(group) } else { group.sequences() };
     if pairs.is_empty() {
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
@@ -185,7 +192,7 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
         boundary_mismatches: encoded.mismatches,
         ..TokenizeReport::default()
     };
-    let units = if tuning { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
+    let units = if is_sft { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
     let fitted = fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
     report.read = units.len();
     report.kept = fitted.kept.iter().filter(|&&kept| kept).count();
@@ -205,12 +212,12 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
     Ok(Outcome { fitted: Some(fitted), report, lengths })
 }
 
-/// Joins the ids with the group, whose dropped comparisons go.
-fn finish(mut group: PreferenceGroup, fitted: fit::Fitted) -> TokenizedGroup {
+/// Attaches the ids to the group and removes its dropped comparisons.
+fn attach_ids(mut group: PreferenceGroup, fitted: fit::Fitted) -> TokenizedGroup {
     let mut kept = fitted.kept.iter();
     group.comparisons.retain(|_| kept.next().copied().unwrap_or(false));
     let index = |prompt, response| {
-        // Every kept comparison's sequences were kept, so the search cannot fail.
+        // All sequences of a kept comparison are kept, so the search cannot fail.
         fitted.sequences.iter().position(|s| (s.prompt, s.response) == (prompt, response)).unwrap_or_default()
     };
     let comparisons = group
@@ -239,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_answer_of_a_conversation_is_trained_and_dropped_on_its_own() {
+    fn every_answer_of_a_conversation_is_trained_and_dropped_separately() {
         let tokenizer = train_bpe(std::iter::repeat_n("Name a bird. A wren.".to_owned(), 9), 270).unwrap();
         let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let first = vec![turn("user", "Name a bird.")];
@@ -261,7 +268,7 @@ mod tests {
         let (groups, report) = run(1024);
         assert_eq!((groups[0].sequences.len(), report.read, report.kept, report.ended), (2, 2, 2, 2));
         assert_eq!(groups[0].sequences[0].response_ids, groups[0].sequences[1].response_ids);
-        // The second prompt continues the first answer, so its ids begin with the first sequence.
+        // The second prompt continues the first answer, so its ids start with the first sequence.
         let opening = [&groups[0].prompt_ids[0][..], &groups[0].sequences[0].response_ids].concat();
         assert!(groups[0].prompt_ids[1].starts_with(&opening));
         let (groups, report) = run(opening.len());

@@ -1,4 +1,4 @@
-//! A preference group as token ids: what packing and caching work on.
+//! A preference group as token ids: the input of packing and caching.
 
 use super::group::{Kind, PreferenceGroup};
 
@@ -20,7 +20,7 @@ pub struct SequenceTerm {
     pub sequence: usize,
     /// +1 or -1.
     pub sign: i8,
-    /// True: the term enters the loss as a constant and gets no gradient.
+    /// If true, the term enters the loss as a constant and gets no gradient.
     pub detached: bool,
 }
 
@@ -31,16 +31,17 @@ pub struct SequenceComparison {
     pub terms: Vec<SequenceTerm>,
     pub margin: f64,
     pub weight: f64,
-    /// Bounds the signed sum of the detached terms (`--pop-clip`), low and high.
+    /// Bounds (low, high) on the signed sum of the detached terms (`--pop-clip`).
     pub detached_clip: Option<(f64, f64)>,
 }
 
-/// A group whose text has become ids.
+/// A tokenised group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenizedGroup {
-    /// The text it was made from, for metrics by instruction and for printing.
+    /// Source text, for metrics by instruction and for printing.
     pub group: std::sync::Arc<PreferenceGroup>,
-    /// Token ids of each prompt, generation prompt included; empty for prompts no comparison uses.
+    /// Token ids of each prompt, generation prompt included; empty for prompts that no comparison
+    /// uses.
     pub prompt_ids: Vec<Vec<u32>>,
     /// Distinct (prompt, response) pairs in the order of [`PreferenceGroup::sequences`].
     pub sequences: Vec<Sequence>,
@@ -48,12 +49,12 @@ pub struct TokenizedGroup {
 }
 
 impl TokenizedGroup {
-    /// Tokens of the longest sequence, prompt included.
+    /// Length of the longest sequence in tokens, prompt included.
     pub fn longest(&self) -> usize {
         self.sequences.iter().map(|s| self.prompt_ids[s.prompt].len() + s.response_ids.len()).max().unwrap_or(0)
     }
 
-    /// Response tokens over all sequences: the head rows this group costs.
+    /// Response tokens over all sequences: the number of head rows that this group needs.
     pub fn response_tokens(&self) -> usize {
         self.sequences.iter().map(|s| s.response_ids.len()).sum()
     }

@@ -1,11 +1,13 @@
-//! A model folder's tokenizer: text to ids and back, its special tokens, end ids and chat template, and the files
-//! that a saved model takes over byte for byte. Training of a new one lives in `train`.
+//! Tokenizer of a model folder: encoding and decoding, special tokens, end ids and chat template,
+//! and the files that are copied byte for byte into a saved model. `train` trains a new tokenizer.
 //!
-//! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`, and
-//! the end ids of `generation_config.json` and `config.json`. Truncation and padding stored in `tokenizer.json` are
-//! switched off: lengths are decided in one place, and nothing is padded.
+//! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
+//! `chat_template.jinja`, and the end ids of `generation_config.json` and `config.json`. Truncation
+//! and padding stored in `tokenizer.json` are disabled, because lengths are limited in `tokenize`
+//! and nothing is padded.
 //!
-//! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the vocabulary.
+//! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the
+//! vocabulary.
 
 mod train;
 
@@ -17,9 +19,9 @@ use tokenizers::Tokenizer as Inner;
 use super::template::{ChatTemplate, TEMPLATE_FILE};
 use crate::files::write_whole;
 use crate::{Error, Result};
-pub use train::{CHAT_TEMPLATE, SPECIAL_TOKENS, train_bpe};
+pub use train::train_bpe;
 
-/// Files of a folder that belong to its tokenizer, in the order they are copied.
+/// Files of a folder that belong to its tokenizer, in copy order.
 const FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,10 +35,10 @@ const FILES: [&str; 10] = [
     "tokenizer.model",
 ];
 
-/// Folder of further named chat templates.
-const MORE_TEMPLATES: &str = "additional_chat_templates";
+/// Folder of additional named chat templates.
+const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
-/// Names of special tokens, as the configuration and the chat template spell them.
+/// Names of special tokens, as spelled in configurations and chat templates.
 const TOKEN_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
@@ -44,15 +46,15 @@ const TOKEN_NAMES: [&str; 7] =
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: Inner,
-    /// Folder it was loaded from, for messages and copying; `None` after training.
+    /// Folder that it was loaded from, for messages and copying; `None` after training.
     dir: Option<PathBuf>,
     /// Special tokens by name, in the order of [`TOKEN_NAMES`].
     tokens: Vec<(String, String)>,
     bos: Option<u32>,
     pad: Option<u32>,
-    /// The end token's id first, then further end ids of the folder.
+    /// Id of the end token first, then further end ids of the folder.
     ends: Vec<u32>,
-    /// Number of ids that the post-processor puts behind a text.
+    /// Number of ids that the post-processor appends to a text.
     suffix: usize,
     template: Option<ChatTemplate>,
     /// Content of the file that replaced the folder's template.
@@ -65,7 +67,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         if !file.is_file() {
-            return Err(Error::model(&file, "is missing; save the tokenizer in its fast form, or train one"));
+            return Err(Error::model(&file, "is missing; save the tokenizer in the fast format, or train a new one"));
         }
         let inner = read_inner(&file)?;
         let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
@@ -84,11 +86,11 @@ impl Tokenizer {
         dir: Option<&Path>,
         config: &Map<String, Value>,
         map: &Map<String, Value>,
-        more_ends: Vec<u32>,
+        further_end_ids: Vec<u32>,
     ) -> Result<Self> {
         let place = dir.unwrap_or(Path::new("")).join("tokenizer_config.json");
         let fail = |why: String| Error::model(&place, why);
-        inner.with_truncation(None).map_err(|e| fail(format!("cannot switch truncation off: {e}")))?;
+        inner.with_truncation(None).map_err(|e| fail(format!("cannot disable truncation: {e}")))?;
         inner.with_padding(None);
         let mut tokens = Vec::new();
         for name in TOKEN_NAMES {
@@ -104,7 +106,7 @@ impl Tokenizer {
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let mut ends: Vec<u32> = eos.into_iter().collect();
-        for end in more_ends {
+        for end in further_end_ids {
             if !ends.contains(&end) {
                 ends.push(end);
             }
@@ -129,12 +131,12 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Learns what the post-processor adds, and notes where the configuration says otherwise.
+    /// Determines what the post-processor adds, and adds a note if the configuration disagrees.
     fn probe(&mut self, config: &Map<String, Value>) -> Result<()> {
-        let (bare, dressed) = (self.encode("a", false)?, self.encode("a", true)?);
-        let start = if bare.is_empty() { None } else { dressed.windows(bare.len()).position(|ids| ids == bare) };
-        let prefix = start.map_or(&dressed[..0], |start| &dressed[..start]);
-        let suffix = start.map_or(&dressed[..0], |start| &dressed[start + bare.len()..]);
+        let (plain, complete) = (self.encode("a", false)?, self.encode("a", true)?);
+        let start = if plain.is_empty() { None } else { complete.windows(plain.len()).position(|ids| ids == plain) };
+        let prefix = start.map_or(&complete[..0], |start| &complete[..start]);
+        let suffix = start.map_or(&complete[..0], |start| &complete[start + plain.len()..]);
         let adds = |ids: &[u32], id: Option<u32>| id.is_some_and(|id| ids.contains(&id));
         let eos = self.eos_id();
         for (key, does) in [("add_bos_token", adds(prefix, self.bos)), ("add_eos_token", adds(suffix, eos))] {
@@ -143,7 +145,7 @@ impl Tokenizer {
             {
                 self.notes.push(format!(
                     "tokenizer_config.json says {key} = {says}, but the post-processor of tokenizer.json {} it; \
-                     tokenizer.json decides",
+                     tokenizer.json takes precedence",
                     if does { "adds" } else { "does not add" }
                 ));
             }
@@ -152,43 +154,34 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Ids of a text. `special` lets the post-processor add what it adds to a whole text, such as BOS.
+    /// Encodes a text. With `special`, the post-processor adds its special tokens, such as BOS.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special);
         Ok(encoding.map_err(|e| self.fail(format!("cannot encode a text: {e}")))?.get_ids().to_vec())
     }
 
-    /// Ids of a text that something follows: what the post-processor puts in front, nothing behind.
+    /// Encodes a text that will be continued: with the special tokens at its start, without those
+    /// at its end.
     pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.without_suffix(&self.encode(text, true)?).to_vec())
     }
 
-    /// Ids of a whole text without what the post-processor put behind it.
-    pub fn without_suffix<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+    /// Ids of a whole text without the special tokens that the post-processor appended.
+    pub(crate) fn without_suffix<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
         &ids[..ids.len().saturating_sub(self.suffix)]
     }
 
-    /// Text of some ids, special tokens written out. Ids outside the vocabulary are left out.
+    /// Decodes ids, with special tokens written out. Ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|e| self.fail(format!("cannot decode ids: {e}")))
     }
 
-    /// Text of some ids without special tokens.
-    pub fn decode_words(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| self.fail(format!("cannot decode ids: {e}")))
-    }
-
-    /// The entry of the vocabulary, in the tokenizer's own spelling.
+    /// Vocabulary entry of an id, in the tokenizer's own spelling.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Id of a vocabulary entry.
-    pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
-    }
-
-    /// Smallest number that no id reaches: the least vocabulary size a model needs.
+    /// Largest id plus one: the minimum vocabulary size of a model.
     pub fn vocab_size(&self) -> usize {
         let ids = self.inner.get_vocab(true);
         ids.values().max().map_or(0, |&id| id as usize + 1)
@@ -199,7 +192,7 @@ impl Tokenizer {
         self.bos
     }
 
-    /// The id appended to plain text: the folder's `eos_token`, else its first end id.
+    /// Id appended to plain text: the folder's `eos_token`, else its first end id.
     pub fn eos_id(&self) -> Option<u32> {
         self.ends.first().copied()
     }
@@ -209,14 +202,9 @@ impl Tokenizer {
         &self.ends
     }
 
-    /// Padding id; only written into configurations, never given to a model.
+    /// Padding id; only written to configurations, never an input of a model.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
-    }
-
-    /// Text of a special token by name, for example `eos_token`.
-    pub fn special_token(&self, name: &str) -> Option<&str> {
-        self.tokens.iter().find(|(known, _)| known == name).map(|(_, token)| token.as_str())
     }
 
     /// The folder's chat template.
@@ -224,51 +212,56 @@ impl Tokenizer {
         self.template.as_ref()
     }
 
-    /// The chat template, or an error that says how to give one.
+    /// The chat template, or an error that says how to provide one.
     pub fn require_template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().ok_or_else(|| {
             let place = self.dir.clone().unwrap_or_default();
-            Error::model(&place, "the folder has no chat template, which conversations need; pass --chat-template-path")
+            Error::model(
+                &place,
+                "the folder has no chat template, but conversations need one; pass --chat-template-path",
+            )
         })
     }
 
-    /// [`Tokenizer::eos_id`], or an error that says where to name one.
+    /// [`Tokenizer::eos_id`], or an error that says where to set it.
     pub fn require_eos(&self) -> Result<u32> {
         self.eos_id().ok_or_else(|| {
             let place = self.dir.clone().unwrap_or_default();
             Error::model(
                 &place,
-                "no end token is known, which plain text needs; name eos_token in tokenizer_config.json",
+                "no end token is defined, but plain text needs one; set eos_token in tokenizer_config.json",
             )
         })
     }
 
-    /// Replaces the chat template by the one in a file (`--chat-template-path`); saved folders then hold that file.
+    /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
+    /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
         self.template = Some(ChatTemplate::from_file(file, self.tokens.clone())?);
         self.template_file = Some(std::fs::read(file).map_err(Error::io("read", file))?);
         Ok(())
     }
 
-    /// Remarks for the log: where the folder's files disagree.
+    /// Notes for the log: disagreements between the folder's files.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The tokenizer's files in its folder, in a fixed order.
+    /// Tokenizer files that exist in the folder, in a fixed order.
     pub fn files(&self) -> Vec<PathBuf> {
         let Some(dir) = &self.dir else { return Vec::new() };
         let mut files: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
-        let more = std::fs::read_dir(dir.join(MORE_TEMPLATES)).into_iter().flatten().flatten();
+        let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
         let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
         more.sort_unstable();
         files.extend(more);
         files
     }
 
-    /// Copies the tokenizer's files into a folder byte for byte, each under a temporary name first. A template given by
-    /// [`Tokenizer::set_template_file`] takes the place of the folder's templates; tokenizer files that the folder holds
-    /// from an earlier save and this tokenizer does not have are removed. Copying onto itself does nothing.
+    /// Copies the tokenizer's files into a folder byte for byte, each of them atomically. A
+    /// template of [`Tokenizer::set_template_file`] replaces the folder's templates. Tokenizer
+    /// files of an earlier save that this tokenizer does not have are removed. Copying onto itself
+    /// does nothing.
     pub fn copy_to(&self, target: &Path) -> Result<()> {
         let Some(dir) = &self.dir else {
             return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
@@ -281,7 +274,9 @@ impl Tokenizer {
         let mut copied = Vec::new();
         for file in self.files() {
             let Ok(name) = file.strip_prefix(dir) else { continue };
-            if self.template_file.is_some() && (name == Path::new(TEMPLATE_FILE) || name.starts_with(MORE_TEMPLATES)) {
+            if self.template_file.is_some()
+                && (name == Path::new(TEMPLATE_FILE) || name.starts_with(ADDITIONAL_TEMPLATES))
+            {
                 continue;
             }
             let to = target.join(name);
@@ -308,31 +303,31 @@ impl Tokenizer {
     }
 }
 
-/// Reads `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because some of its parts take
-/// broken JSON for a defect of their own and panic.
+/// Reads `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because parts of
+/// the crate panic on broken JSON.
 fn read_inner(file: &Path) -> Result<Inner> {
     let fail = |why: String| Error::model(file, why);
     let Some(object) = read_object(file)? else { return Err(fail("is missing".into())) };
     if object.get("model").and_then(|model| model.get("dropout")).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0)
     {
-        return Err(fail("the model has dropout, so equal texts would get different ids; set it to null".into()));
+        return Err(fail("the model has dropout, so equal texts would get different ids; set dropout to null".into()));
     }
     let added = object.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
-    // Through text, since the order of keys matters to the crate and numbers must keep their spelling.
+    // Passed as text: the order of keys matters to the crate, and numbers must keep their spelling.
     let json = serde_json::to_vec(&Value::Object(object)).map_err(|e| fail(format!("cannot be read: {e}")))?;
     let inner = Inner::from_bytes(&json).map_err(|e| fail(format!("cannot be read: {e}")))?;
     for token in added {
         let (Some(text), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else { continue };
         if inner.token_to_id(text).map(u64::from) != Some(id) {
             return Err(fail(format!(
-                "the added token \"{text}\" is listed with id {id}, which the vocabulary does not give it"
+                "the added token \"{text}\" is listed with id {id}, but the vocabulary does not map it to that id"
             )));
         }
     }
     Ok(inner)
 }
 
-/// A JSON object in a file; `None` when there is no such file.
+/// Reads a JSON object from a file; `None` if the file does not exist.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.is_file() {
         return Ok(None);
@@ -345,7 +340,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     }
 }
 
-/// A special token as a string, as an object with `content`, or null.
+/// Text of a special token, given as a string, an object with `content`, or null.
 fn token_text(name: &str, value: &Value) -> Result<Option<String>, String> {
     match value {
         Value::Null => Ok(None),
@@ -358,11 +353,11 @@ fn token_text(name: &str, value: &Value) -> Result<Option<String>, String> {
     }
 }
 
-/// `eos_token_id` as a number or a list of numbers.
+/// Ids of `eos_token_id`, which is a number or a list of numbers.
 fn end_ids(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>> {
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| Error::model(path, format!("eos_token_id {value} is no token id")))
+        id.ok_or_else(|| Error::model(path, format!("eos_token_id {value} is not a token id")))
     };
     match object.get("eos_token_id") {
         None | Some(Value::Null) => Ok(Vec::new()),

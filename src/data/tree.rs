@@ -1,13 +1,35 @@
-//! The prefix tree of one group: token runs that several of its sequences share are stored once.
+//! Prefix tree of one group: token runs shared by several of its sequences are stored once.
 //!
-//! Prompts form a compressed trie over their token ids; responses hang below the end of their prompt. Sharing stops
-//! there: every response token belongs to one sequence, whatever the responses have in common, so that its gradient
-//! has one owner. Sharing is exact, because a shared token has the same ancestors in every sequence that holds it.
+//! ```text
+//! stack = [node (all used prompts, depth 0, no parent)]
+//! while stack is not empty:
+//!     node   = pop(stack)
+//!     end    = length of the longest common prefix of the node's prompts
+//!     ending = prompts of length `end`
+//!     groups = the other prompts, grouped by their token at `end`
+//!     if groups is empty and exactly one response starts at `end`:
+//!         emit one segment: prompt tokens node.depth..end, then the response
+//!     else:
+//!         run = emit a segment: prompt tokens node.depth..end
+//!         emit a segment below `run` for each response of the prompts in `ending`
+//!         push a node (group, depth end, parent run) for each group
+//! ```
 //!
-//! Segments come in depth-first order. At a node the responses that start there come first, in sequence order, then
-//! the longer prompts, ordered by their smallest prompt index. Prompts that no sequence uses are left out. A segment is
-//! never empty; a run without a branch is one segment, so a prompt with a single response below it goes on into that
-//! response, and a group of one sequence is the same with sharing and without.
+//! The code departs from this in four points. The prompts of a node are a range of one array, which
+//! is partitioned in place. Child nodes are pushed in reverse, so segments come out in depth-first
+//! order. An empty segment is not emitted; its children attach to its parent, so prompts that
+//! differ in their first token give several trees. Without sharing, each sequence is emitted as one
+//! segment.
+//!
+//! Prompts form a compressed trie over their token ids; responses are leaves below the end of their
+//! prompt. Responses never share tokens, even if they start alike: each response token belongs to
+//! one sequence, so its gradient has one owner. Sharing is exact, because a shared token has the
+//! same ancestors in every sequence that contains it.
+//!
+//! At a node, the responses that start there come first, in sequence order, then the longer
+//! prompts, ordered by their smallest prompt index. Prompts that no sequence uses are left out. A
+//! segment is never empty. A prompt with a single response below it continues into that response,
+//! so a group of one sequence is the same with sharing and without.
 //!
 //! Nothing is refused here: [`super::pack`] checks its groups before it builds their trees.
 
@@ -15,16 +37,18 @@ use super::tokenized::TokenizedGroup;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// A run of tokens without a branch: part of a prompt, then possibly the beginning of one sequence's response.
+/// A run of tokens without a branch: a range of a prompt, optionally followed by the start of one
+/// sequence's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Prompt whose ids the segment holds; of equal runs, that of the smallest prompt index.
+    /// Prompt that holds the ids. If several prompts hold them, the smallest prompt index.
     pub prompt: usize,
-    /// Part of that prompt, empty for a pure response. Its start is the position of the segment's first token.
+    /// Token range in the prompt, empty for a pure response. Its start is the position of the
+    /// segment's first token.
     pub prompt_range: Range<usize>,
-    /// Sequence whose response follows; `None` when `response_len` is 0.
+    /// Sequence of the response part; `None` if `response_len` is 0.
     pub sequence: Option<usize>,
-    /// Number of leading response tokens held.
+    /// Number of leading response tokens in the segment.
     pub response_len: usize,
 }
 
@@ -36,30 +60,32 @@ impl Segment {
     }
 
     /// Position of the first token, counted along the path from the root.
-    pub fn position(&self) -> usize {
+    pub(crate) fn position(&self) -> usize {
         self.prompt_range.start
     }
 
-    /// Visible (query, key) pairs of the segment's tokens: all ancestors, and the segment itself causally.
-    pub fn pairs(&self) -> u64 {
+    /// Visible (query, key) pairs of the segment's tokens: all ancestors, and the segment itself
+    /// causally.
+    pub(crate) fn pairs(&self) -> u64 {
         let (len, before) = (self.len() as u64, self.position() as u64);
         len * before + len * (len + 1) / 2
     }
 }
 
-/// What a tree holds.
+/// Options of [`PrefixTree::build`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// False: each sequence is one segment of its own without ancestors, in sequence order.
+    /// If false, each sequence is a separate segment without ancestors, in sequence order.
     pub share: bool,
-    /// Leaves out the last token of every response, whose prediction nothing needs.
+    /// Leaves out the last token of every response, because its next-token prediction is not used.
     pub omit_last: bool,
 }
 
-/// Prefix trees of one group. Rebuilding keeps the memory of earlier groups.
+/// Prefix trees of one group. Rebuilding reuses the memory of earlier groups.
 #[derive(Clone, Debug, Default)]
 pub struct PrefixTree {
     segments: Vec<Segment>,
+    /// (segments) end of each segment's list in `ancestors`
     ancestor_ends: Vec<usize>,
     ancestors: Vec<usize>,
     roots: Vec<usize>,
@@ -69,18 +95,18 @@ pub struct PrefixTree {
 
 #[derive(Clone, Debug, Default)]
 struct Scratch {
-    /// (prompts + 1) CSR over `sequences`.
+    /// (prompts + 2) CSR offsets into `sequences`; the last entry is only used while counting.
     sequence_offsets: Vec<usize>,
     /// Sequences grouped by prompt, ascending.
     sequences: Vec<usize>,
     /// Used prompts; the prompts below a node are contiguous and ascending.
     prompts: Vec<usize>,
-    /// Prompts of one node that have not found their branch.
-    waiting: Vec<usize>,
+    /// Prompts of the current node that are not assigned to a child yet.
+    unassigned: Vec<usize>,
     nodes: Vec<Node>,
 }
 
-/// Prompts that agree up to `depth`, and the segment that ends there.
+/// Prompts with a common prefix of `depth` tokens; `parent` is the segment that ends there.
 #[derive(Clone, Debug)]
 struct Node {
     prompts: Range<usize>,
@@ -89,7 +115,8 @@ struct Node {
 }
 
 impl PrefixTree {
-    /// Replaces the content by the trees of `group`. Prompts that differ in their first token give several trees.
+    /// Replaces the content with the trees of `group`. Prompts that differ in their first token
+    /// give several trees.
     pub fn build(&mut self, group: &TokenizedGroup, layout: Layout) {
         self.segments.clear();
         self.ancestor_ends.clear();
@@ -99,9 +126,9 @@ impl PrefixTree {
         self.path_ends.resize(group.sequences.len(), None);
         let mut scratch = std::mem::take(&mut self.scratch);
         if layout.share {
-            scratch.begin(group);
+            scratch.reset(group);
             while let Some(node) = scratch.nodes.pop() {
-                self.grow(group, layout, &mut scratch, node);
+                self.expand(group, layout, &mut scratch, node);
             }
         } else {
             for (s, sequence) in group.sequences.iter().enumerate() {
@@ -124,27 +151,28 @@ impl PrefixTree {
     }
 
     /// First segment of each tree; a tree's segments are contiguous.
-    pub fn roots(&self) -> &[usize] {
+    pub(crate) fn roots(&self) -> &[usize] {
         &self.roots
     }
 
-    /// Last segment on the path of a sequence; the segments before it are its ancestors. `None` for a path without
-    /// tokens.
+    /// Last segment on the path of a sequence; the rest of the path is its ancestors. `None` for a
+    /// path without tokens.
     pub fn path_end(&self, sequence: usize) -> Option<usize> {
         self.path_ends[sequence]
     }
 
-    /// Tokens of all segments.
+    /// Number of tokens in all segments.
     pub fn tokens(&self) -> usize {
         self.segments.iter().map(Segment::len).sum()
     }
 
-    /// Turns a node into the run its prompts share, the responses that start at the end of that run, and one node
-    /// per way on. Time is that of reading the prompts once, plus (prompts below) x (branches) per node.
-    fn grow(&mut self, group: &TokenizedGroup, layout: Layout, scratch: &mut Scratch, node: Node) {
+    /// Expands a node into the run shared by its prompts, the responses that start at the end of
+    /// the run, and one child node per next token. Time: one read of the prompts, plus (prompts
+    /// below) x (branches) per node.
+    fn expand(&mut self, group: &TokenizedGroup, layout: Layout, scratch: &mut Scratch, node: Node) {
         let ids = |prompt: usize| group.prompt_ids[prompt].as_slice();
-        let Scratch { sequence_offsets, sequences, prompts, waiting, nodes } = scratch;
-        let of_prompt = |p: usize| &sequences[sequence_offsets[p]..sequence_offsets[p + 1]];
+        let Scratch { sequence_offsets, sequences, prompts, unassigned, nodes } = scratch;
+        let sequences_of = |p: usize| &sequences[sequence_offsets[p]..sequence_offsets[p + 1]];
 
         let first = prompts[node.prompts.start];
         let end = prompts[node.prompts.clone()].iter().fold(ids(first).len(), |end, &other| {
@@ -152,31 +180,32 @@ impl PrefixTree {
             node.depth + a.iter().zip(b).take_while(|(x, y)| x == y).count()
         });
 
-        // Stable partition in place: prompts that end here, then one range per next token in order of appearance.
-        waiting.clear();
-        waiting.extend_from_slice(&prompts[node.prompts.clone()]);
-        let mut place = node.prompts.start;
-        let mut take = |waiting: &mut Vec<usize>, belongs: &dyn Fn(usize) -> bool| {
-            let from = place;
-            waiting.retain(|&prompt| {
+        // Stable partition in place: prompts that end here, then one range per next token in order
+        // of appearance.
+        unassigned.clear();
+        unassigned.extend_from_slice(&prompts[node.prompts.clone()]);
+        let mut next = node.prompts.start;
+        let mut take = |unassigned: &mut Vec<usize>, belongs: &dyn Fn(usize) -> bool| {
+            let from = next;
+            unassigned.retain(|&prompt| {
                 let taken = belongs(prompt);
                 if taken {
-                    prompts[place] = prompt;
-                    place += 1;
+                    prompts[next] = prompt;
+                    next += 1;
                 }
                 !taken
             });
-            from..place
+            from..next
         };
-        let ending = take(waiting, &|p| ids(p).len() == end);
+        let ending = take(unassigned, &|p| ids(p).len() == end);
         let first_child = nodes.len();
-        while let Some(&prompt) = waiting.first() {
+        while let Some(&prompt) = unassigned.first() {
             let token = ids(prompt)[end];
-            let prompts = take(waiting, &|p| ids(p)[end] == token);
+            let prompts = take(unassigned, &|p| ids(p)[end] == token);
             nodes.push(Node { prompts, depth: end, parent: None });
         }
 
-        let mut starting = prompts[ending].iter().flat_map(|&p| of_prompt(p)).copied();
+        let mut starting = prompts[ending].iter().flat_map(|&p| sequences_of(p)).copied();
         let run = node.depth..end;
         if nodes.len() == first_child
             && let (Some(only), None) = (starting.clone().next(), starting.clone().nth(1))
@@ -190,11 +219,11 @@ impl PrefixTree {
         for child in &mut nodes[first_child..] {
             child.parent = branch;
         }
-        // The stack yields the last node first.
+        // The last node is popped first.
         nodes[first_child..].reverse();
     }
 
-    /// Appends the end of a sequence's path: part of its prompt and its response.
+    /// Appends the last segment of a sequence's path: part of its prompt and its response.
     fn add_response(
         &mut self,
         group: &TokenizedGroup,
@@ -210,7 +239,8 @@ impl PrefixTree {
         self.path_ends[sequence] = self.add(segment, parent);
     }
 
-    /// Appends a segment below `parent` and returns its index; an empty one leaves the tree as it is.
+    /// Appends a segment below `parent` and returns its index. An empty segment is not added and
+    /// `parent` is returned.
     fn add(&mut self, segment: Segment, parent: Option<usize>) -> Option<usize> {
         if segment.len() == 0 {
             return parent;
@@ -231,10 +261,11 @@ impl PrefixTree {
 }
 
 impl Scratch {
-    /// Groups the sequences by prompt and puts all used prompts below one node.
-    fn begin(&mut self, group: &TokenizedGroup) {
+    /// Groups the sequences by prompt and pushes a root node with all used prompts.
+    fn reset(&mut self, group: &TokenizedGroup) {
         let prompts = group.prompt_ids.len();
-        // Counts go two places up, so that filling the lists leaves each start where it belongs.
+        // Counting sort with counts stored two entries up: after the fill, each start is at its own
+        // index.
         self.sequence_offsets.clear();
         self.sequence_offsets.resize(prompts + 2, 0);
         for sequence in &group.sequences {
@@ -260,20 +291,20 @@ impl Scratch {
     }
 }
 
-/// Tokens of a group in four layouts, responses counted whole.
+/// Token counts of a group in four layouts; responses include their last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenCounts {
-    /// Every term of every comparison on its own.
+    /// Every term of every comparison computed separately.
     pub per_term: usize,
     /// Each distinct (prompt, response) pair once.
     pub per_sequence: usize,
-    /// Each distinct prompt once, the responses below.
+    /// Each distinct prompt once, plus all responses.
     pub per_prompt: usize,
     /// Prefix tree.
     pub tree: usize,
 }
 
-/// Counts the tokens of `group` in the layouts a trainer may choose from: what sharing saves.
+/// Counts the tokens of `group` in four layouts. The differences are the savings by sharing.
 pub fn token_counts(group: &TokenizedGroup) -> TokenCounts {
     let prompt = |s: usize| group.prompt_ids[group.sequences[s].prompt].as_slice();
     let length = |s: usize| prompt(s).len() + group.sequences[s].response_ids.len();

@@ -1,6 +1,7 @@
-//! The rows of one side (training or test) with every text as a number, so that checks compare numbers and not texts.
-//! A text has two numbers: one for its exact bytes, one for its normal form (lower case, runs of white space as one
-//! space, none at the ends). Both sides draw their numbers from one [`Interner`] and can be held against each other.
+//! Rows of one data set (training or test) with every text interned as a number, so that checks
+//! compare numbers instead of texts. A text has two numbers: one for its exact bytes, one for its
+//! normal form (lower case, runs of white space collapsed to one space, trimmed). Both data sets
+//! share one [`Interner`], so their numbers are comparable.
 
 use std::collections::HashMap;
 
@@ -9,16 +10,16 @@ use rayon::prelude::*;
 use crate::data::group::{Kind, PreferenceGroup, Prompt};
 use crate::data::source::SourceRow;
 
-/// Numbers of a text.
+/// Interned numbers of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TextId {
+pub(super) struct TextId {
     pub exact: u32,
     pub normal: u32,
 }
 
-/// Which number of a text counts.
+/// Form in which texts are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     Exact,
     Normal,
 }
@@ -32,12 +33,12 @@ impl TextId {
     }
 }
 
-/// 128 bits of BLAKE3: texts of one key are taken for equal.
+/// 128 bits of BLAKE3. Texts with equal keys are treated as equal.
 type Key = [u8; 16];
 
-/// Gives equal texts equal numbers, in order of first appearance.
+/// Assigns equal numbers to equal texts, in order of first appearance.
 #[derive(Default)]
-pub struct Interner {
+pub(super) struct Interner {
     numbers: [HashMap<Key, u32>; 2],
 }
 
@@ -51,9 +52,9 @@ impl Interner {
     }
 }
 
-/// A base comparison of two responses under one prompt.
+/// Base comparison of two responses under one prompt.
 #[derive(Clone, Copy, Debug)]
-pub struct Pair {
+pub(super) struct Pair {
     /// Index into [`Corpus::rows`].
     pub row: usize,
     /// Indices into the group: prompt, chosen response, rejected response.
@@ -65,26 +66,27 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Pairs of one cluster are not independent of one another: they share their prompt.
+    /// Returns the cluster of the pair. Pairs of one cluster share their prompt and are not
+    /// independent.
     pub fn cluster(&self) -> u32 {
         self.prompt_id.normal
     }
 }
 
-/// Texts of one row.
+/// Interned texts of one row.
 #[derive(Clone, Debug)]
-pub struct RowTexts {
+pub(super) struct RowTexts {
     pub prompts: Vec<TextId>,
     pub responses: Vec<TextId>,
 }
 
 /// (prompt, response) numbers of the terms of one sign, in ascending order.
-pub type Side = Vec<(u32, u32)>;
+pub(super) type Side = Vec<(u32, u32)>;
 
-/// Rows with numbered texts.
-pub struct Corpus {
+/// Rows with interned texts.
+pub(super) struct Corpus {
     pub rows: Vec<SourceRow>,
-    /// One entry a row.
+    /// One entry per row.
     pub texts: Vec<RowTexts>,
     pub pairs: Vec<Pair>,
 }
@@ -118,18 +120,18 @@ impl Corpus {
         Self { rows, texts, pairs }
     }
 
-    /// Text of the chosen (0) or rejected (1) response of a pair.
+    /// Returns the text of the chosen (0) or rejected (1) response of a pair.
     pub fn response(&self, pair: &Pair, side: usize) -> &str {
         self.rows[pair.row].group.responses[pair.responses[side]].text()
     }
 
-    /// All comparisons as (row, comparison).
+    /// Iterates over all comparisons as (row, comparison).
     pub fn comparisons(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         let of = |(row, source): (usize, &SourceRow)| (0..source.group.comparisons.len()).map(move |c| (row, c));
         self.rows.iter().enumerate().flat_map(of)
     }
 
-    /// Comparisons of each kind, in the order of [`Kind::ALL`].
+    /// Number of comparisons of each kind, in the order of [`Kind::ALL`].
     pub fn counts(&self) -> [usize; 3] {
         let mut counts = [0; 3];
         for (row, comparison) in self.comparisons() {
@@ -142,7 +144,7 @@ impl Corpus {
         self.rows[row].group.comparisons[comparison].kind
     }
 
-    /// The terms of a comparison with sign +1 and those with sign -1.
+    /// Returns the terms of a comparison with sign +1, then the terms with sign -1.
     pub fn sides(&self, row: usize, comparison: usize, form: Form) -> [Side; 2] {
         let texts = &self.texts[row];
         let side = |positive: bool| {
@@ -156,13 +158,15 @@ impl Corpus {
         [side(true), side(false)]
     }
 
-    /// The cluster of a row: its first prompt, which in rows with added instructions is the one without.
+    /// Returns the cluster of a row: its first prompt. In rows with added instructions the first
+    /// prompt is the original one.
     pub fn row_cluster(&self, row: usize) -> u32 {
         self.texts[row].prompts.first().map_or(u32::MAX, |id| id.normal)
     }
 }
 
-/// Prompt, chosen and rejected response of the base comparisons that hold two responses under one prompt.
+/// Iterates over the base comparisons of two responses under one prompt, as (prompt, chosen,
+/// rejected).
 fn base_pairs(group: &PreferenceGroup) -> impl Iterator<Item = [usize; 3]> + '_ {
     group.comparisons.iter().filter(|c| c.kind == Kind::Base).filter_map(|comparison| {
         let [a, b] = comparison.terms[..] else { return None };
@@ -171,9 +175,9 @@ fn base_pairs(group: &PreferenceGroup) -> impl Iterator<Item = [usize; 3]> + '_ 
     })
 }
 
-/// A prompt as one text. A conversation of a single user turn reads like the plain text of that turn, so the two forms
-/// of one prompt are recognised as one.
-pub fn prompt_text(prompt: &Prompt) -> std::borrow::Cow<'_, str> {
+/// Returns a prompt as one text. A conversation of a single user turn yields the plain text of the
+/// turn, so both forms of a prompt compare equal.
+pub(super) fn prompt_text(prompt: &Prompt) -> std::borrow::Cow<'_, str> {
     match prompt {
         Prompt::Text(text) => text.into(),
         Prompt::Messages(turns) => match &turns[..] {
@@ -192,8 +196,8 @@ fn keys(text: &str) -> [Key; 2] {
     [key(text), key(&normal_form(text))]
 }
 
-/// Lower case, runs of white space as one space, none at the ends.
-pub fn normal_form(text: &str) -> String {
+/// Returns the text in lower case, trimmed, with runs of white space collapsed to one space.
+pub(super) fn normal_form(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for word in text.split_whitespace() {
         if !out.is_empty() {

@@ -1,6 +1,7 @@
-//! Whether the two prompts of an intra comparison give away which is preferred without a look at the response: by
-//! their length, their number of instructions, their relations, their numbers, or all of it and their words together.
-//! If so, the comparison trains a taste in prompts and not the following of instructions.
+//! Cues in the prompts of intra comparisons: whether the two prompts reveal the preferred one
+//! without the response. The rules use prompt length, number of instructions, relations, numbers,
+//! and all of these together with the words. Comparisons with such cues train a preference for
+//! prompts instead of instruction following.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,20 +10,20 @@ use serde::Serialize;
 
 use super::corpus::{Corpus, prompt_text};
 use super::finding::{Finding, Level, Place};
-use super::holdout::{Clustered, Examples, Lean, decided, held_out, sign_rule};
+use super::holdout::{Clustered, Examples, SignedValue, correctness, held_out, sign_rule};
 use super::interval::Share;
 use super::linear::{self, Features};
 use super::words::{Vocabulary, WordCounts};
 use crate::data::group::{Instruction, Kind, PreferenceGroup};
 use crate::data::instructions::Relation;
 
-/// Held-out accuracy of a rule that gives rise to a warning when its whole interval is above. Prompts drawn fairly
-/// give one half.
+/// Held-out accuracy above which a rule causes a warning; the whole interval must be above.
+/// Unbiased prompts give one half.
 const LIMIT: f64 = 0.55;
-/// Comparisons used at most, spread evenly over the data.
+/// Maximum number of comparisons used, spaced evenly over the data.
 const MAX_COMPARISONS: usize = 20_000;
 
-/// One rule over two prompts.
+/// Result of one rule over two prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cue {
     pub cue: &'static str,
@@ -30,10 +31,10 @@ pub struct Cue {
     pub accuracy: Option<Share>,
 }
 
-/// An intra comparison: one response under two prompts.
+/// Intra comparison: one response under two prompts.
 struct Intra {
     row: usize,
-    /// Better, worse: indices into the prompts of the group.
+    /// Indices of the better and the worse prompt in the group.
     prompts: [usize; 2],
 }
 
@@ -48,8 +49,8 @@ impl Clustered for Example {
     }
 }
 
-/// Judges every rule; empty without intra comparisons.
-pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Vec<Cue> {
+/// Evaluates every rule; empty without intra comparisons.
+pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Vec<Cue> {
     let all = intra(corpus);
     let kept = all.len().min(MAX_COMPARISONS);
     let used: Vec<&Intra> = (0..kept).map(|i| &all[i * all.len() / kept]).collect();
@@ -57,13 +58,13 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Vec<Cue> {
         return Vec::new();
     }
     let number = |cue: &'static str, of: &dyn Fn(&PreferenceGroup, usize) -> f64| {
-        let lean = |intra: &&Intra| {
+        let value_of = |intra: &&Intra| {
             let group = &corpus.rows[intra.row].group;
             let [better, worse] = intra.prompts.map(|prompt| of(group, prompt));
-            Lean { cluster: corpus.row_cluster(intra.row), value: better - worse }
+            SignedValue { cluster: corpus.row_cluster(intra.row), value: better - worse }
         };
-        let leans: Vec<Lean> = used.iter().map(lean).collect();
-        Cue { cue, accuracy: sign_rule(Examples { train: &leans, test: None }) }
+        let values: Vec<SignedValue> = used.iter().map(value_of).collect();
+        Cue { cue, accuracy: sign_rule(Examples { train: &values, test: None }) }
     };
     let sum = |group: &PreferenceGroup, prompt, of: fn(&Instruction) -> f64| {
         group.instructions.iter().filter(|i| i.prompt == prompt).map(of).sum::<f64>()
@@ -81,17 +82,17 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Vec<Cue> {
         .collect();
     if !strong.is_empty() {
         let what = format!(
-            "which prompt an intra comparison prefers can be told without its response, by: {}; shares of held-out \
-             comparisons",
+            "the preferred prompt of an intra comparison can be predicted without the response, by: {}; accuracies on \
+             held-out comparisons",
             strong.join(", ")
         );
         let best = cues.iter().filter_map(|c| c.accuracy).fold(0.0, |best: f64, a| best.max(a.share));
         let count = (best * used.len() as f64).round() as usize;
         let finding = Finding::new(Level::Warning, "instruction-cue", (count, used.len()), what)
-            .why("a model meets such comparisons by a taste in prompts and learns nothing about responses")
+            .why("a model satisfies such comparisons by preferring certain prompts and learns nothing about responses")
             .advice(
                 "build both responses of a pair under the same prompts (--intra-responses both, --inter-prompts \
-                     shared), with functions that know both relations",
+                     shared) and use functions that have both relations",
             )
             .places(used.iter().map(|intra| Place::row(corpus, intra.row)));
         findings.push(finding);
@@ -119,12 +120,13 @@ fn relation(instruction: &Instruction) -> f64 {
     }
 }
 
-/// The first number among the arguments.
+/// Returns the first number among the arguments.
 fn threshold(instruction: &Instruction) -> Option<f64> {
     instruction.kwargs.values().find_map(serde_json::Value::as_f64).filter(|n| n.is_finite() && *n >= 0.0)
 }
 
-/// Accuracy of a linear model over function, relation, size of the number and words of the prompts.
+/// Held-out accuracy of a linear model over function, relation, size of the number and words of the
+/// prompts.
 fn combined(corpus: &Corpus, used: &[&Intra]) -> Option<Share> {
     let counts = WordCounts::of_pairs(used, |intra| {
         intra.prompts.map(|prompt| -> Cow<'_, str> { prompt_text(&corpus.rows[intra.row].group.prompts[prompt]) })
@@ -155,10 +157,11 @@ fn combined(corpus: &Corpus, used: &[&Intra]) -> Option<Share> {
         .collect();
     let width = names.len() + vocabulary.len();
     let fit = |examples: &[&Example]| linear::fit(examples.iter().map(|e| &e.features), width);
-    held_out(Examples { train: &examples, test: None }, fit, |weights, e| decided(e.features.dot(weights)))
+    held_out(Examples { train: &examples, test: None }, fit, |weights, e| correctness(e.features.dot(weights)))
 }
 
-/// Function; function with relation; both with the magnitude of the number.
+/// Returns the feature names of an instruction: the function, the function with its relation, and
+/// both with the magnitude of the number.
 fn feature_names(instruction: &Instruction) -> [String; 3] {
     let id = &instruction.id;
     let relation = Relation::of(&instruction.kwargs).map_or("", Relation::name);

@@ -1,8 +1,8 @@
-//! Comparisons that stand in the data more than once, exactly or but for case and white space; ids that do; and
-//! responses that answer many prompts.
+//! Duplicates: comparisons that occur more than once, exactly or up to case and white space;
+//! repeated ids; and responses that answer many prompts.
 //!
-//! Two comparisons are the same when they are of one kind and hold the same texts on the same sides; ids, margins and
-//! the order of texts inside a row do not matter.
+//! Two comparisons are equal if they have the same kind and the same texts on the same sides. Ids,
+//! margins and the order of texts within a row do not matter.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,30 +10,30 @@ use std::collections::hash_map::Entry;
 use serde::Serialize;
 
 use super::corpus::{Corpus, Form, Side};
-use super::finding::{Finding, Level, PLACES, Place, percent};
+use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use crate::data::group::Kind;
 
-/// Counts of copies.
+/// Numbers of duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Duplicates {
     /// Comparisons that repeat an earlier one exactly, by kind in the order base, intra, inter.
     pub exact: [usize; 3],
-    /// Comparisons that repeat an earlier one in other case or white space, and none exactly.
+    /// Comparisons that repeat an earlier one up to case and white space, but not exactly.
     pub near: [usize; 3],
-    /// Rows whose id an earlier row has.
+    /// Rows with the id of an earlier row.
     pub ids: usize,
-    /// Responses that stand under many prompts (`MANY_PROMPTS`).
+    /// Responses that occur under at least `MANY_PROMPTS` prompts.
     pub responses: usize,
 }
 
-/// Shortest response in characters that counts as the same answer to different prompts or in different files: short
-/// ones ("Yes.") are found everywhere.
-pub const MIN_CHARACTERS: usize = 60;
+/// Minimum length in characters at which equal responses count as repeated across prompts or files.
+/// Short responses ("Yes.") repeat naturally.
+pub(super) const MIN_CHARACTERS: usize = 60;
 
-/// Prompts under which one response is no answer to any of them any more.
+/// Number of prompts from which a repeated response is reported: it no longer answers any of them.
 const MANY_PROMPTS: usize = 10;
 
-/// Copies and where the first of them stand.
+/// Number of duplicates, and the places of the first ones.
 #[derive(Default)]
 struct Copies {
     counts: [usize; 3],
@@ -43,7 +43,7 @@ struct Copies {
 impl Copies {
     fn add(&mut self, kind: Kind, row: usize, first: usize) {
         self.counts[kind.index()] += 1;
-        if self.places.len() < PLACES && self.places.last() != Some(&(row, first)) {
+        if self.places.len() < MAX_PLACES && self.places.last() != Some(&(row, first)) {
             self.places.push((row, first));
         }
     }
@@ -51,7 +51,7 @@ impl Copies {
     fn places(&self, corpus: &Corpus) -> Vec<Place> {
         let place = |&(row, first)| {
             Place::row(corpus, row).with(match row == first {
-                true => "the row repeats itself".to_owned(),
+                true => "repeats a comparison of the same row".to_owned(),
                 false => format!("repeats {}", Place::row(corpus, first).short()),
             })
         };
@@ -59,9 +59,9 @@ impl Copies {
     }
 }
 
-/// Looks for copies.
-pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
-    // Row in which a comparison first stood, by exact and by normal form.
+/// Finds duplicates.
+pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
+    // First row of each comparison, by exact and by normal form.
     let mut seen: [HashMap<(Kind, [Side; 2]), usize>; 2] = Default::default();
     let (mut exact, mut near) = (Copies::default(), Copies::default());
     for (row, comparison) in corpus.comparisons() {
@@ -82,7 +82,7 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
     let all = corpus.counts().iter().sum();
     for (copies, check, how) in [
         (&exact, "duplicates", "repeat an earlier one exactly"),
-        (&near, "near-duplicates", "repeat an earlier one but for case and white space"),
+        (&near, "near-duplicates", "repeat an earlier one up to case and white space"),
     ] {
         let count = copies.counts.iter().sum();
         if count > 0 {
@@ -93,8 +93,8 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
             );
             let finding = Finding::new(Level::Warning, check, (count, all), what)
                 .why(
-                    "a repeated comparison weighs more than the others, and one that is split between training and \
-                      test data makes the test easier than it is",
+                    "a repeated comparison has more weight than the others; copies in both training and test data \
+                     inflate the test accuracy",
                 )
                 .advice("keep one copy of each row")
                 .places(copies.places(corpus));
@@ -106,7 +106,8 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
     Duplicates { exact: exact.counts, near: near.counts, ids, responses }
 }
 
-/// Looks for responses that stand under many prompts. A constant answer that wins is known by itself.
+/// Finds responses that occur under many prompts. A constant response that wins can be recognised
+/// without its prompt.
 fn check_responses(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
     // (response, prompt, pair, side)
     let mut uses: Vec<(u32, u32, usize, usize)> = Vec::new();
@@ -127,8 +128,8 @@ fn check_responses(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
         let chosen = most.iter().filter(|used| used.3 == 0).count();
         let text = corpus.response(&corpus.pairs[most[0].2], most[0].3);
         let what = format!(
-            "responses that stand under {MANY_PROMPTS} prompts or more: {}; the most frequent one, {:?}..., under {} prompts, \
-             as the chosen one in {chosen} of {} pairs",
+            "responses that occur under {MANY_PROMPTS} or more prompts: {}; the most frequent one, {:?}..., occurs under \
+             {} prompts and is the chosen one in {chosen} of {} pairs",
             many.len(),
             text.chars().take(32).collect::<String>(),
             most.chunk_by(|a, b| a.1 == b.1).count(),
@@ -137,8 +138,8 @@ fn check_responses(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
         let mut rows: Vec<usize> = most.iter().map(|used| corpus.pairs[used.2].row).collect();
         rows.sort_unstable();
         let finding = Finding::new(Level::Warning, "repeated-responses", (count, pairs), what)
-            .why("what answers every prompt answers none: a model learns to know the text and not to read the prompt")
-            .advice("remove these rows, unless the response is a refusal that belongs there")
+            .why("a model learns to recognise such a text instead of reading the prompt")
+            .advice("remove these rows, unless the response is an intended refusal")
             .places(rows.into_iter().map(|row| Place::row(corpus, row)));
         findings.push(finding);
     }
@@ -158,12 +159,12 @@ fn check_ids(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
     }
     if !repeated.is_empty() {
         let rows = corpus.rows.len();
-        let what = format!("{} of {rows} rows have an id that an earlier row has", repeated.len());
+        let what = format!("{} of {rows} rows have the id of an earlier row", repeated.len());
         let finding = Finding::new(Level::Warning, "equal-ids", (repeated.len(), rows), what)
-            .why("the random draws of `mapl data build` are keyed by the id, and group rows of equal ids are refused")
-            .advice("give every row an id of its own, or remove \"id\" and name the files differently")
+            .why("`mapl data build` keys its random draws by id, and group rows with equal ids are refused")
+            .advice("give every row a unique id, or remove \"id\" and give the files different names")
             .places(repeated.iter().map(|&(row, first)| {
-                Place::row(corpus, row).with(format!("also {}", Place::row(corpus, first).short()))
+                Place::row(corpus, row).with(format!("same id as {}", Place::row(corpus, first).short()))
             }));
         findings.push(finding);
     }

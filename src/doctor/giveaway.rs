@@ -1,74 +1,78 @@
-//! Whether the way a response begins or ends tells its side: its first or last word, character or token. Where one does,
-//! a model learns this one place and nothing of the answer.
+//! Giveaways: whether the start or end of a response reveals its side, by the first or last word,
+//! character or token. A model can then learn this one position and nothing about the answer.
 //!
-//! A rule scores each beginning by how often it stood on the chosen and on the rejected side, and is judged on held-out
-//! pairs. Single words are tested by prompt, not by pair: one response may stand in many pairs of its prompt. A word
-//! speaks for a side only if its sign test holds after division of the level by the number of words tested.
+//! A rule scores each text at a position by its counts on the chosen and on the rejected side, and
+//! is evaluated on held-out pairs. Single words are tested by prompt instead of by pair, because
+//! one response can occur in many pairs of its prompt. A word is reported if its sign test is
+//! significant after Bonferroni correction for the number of words tested.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::corpus::{Corpus, Pair};
-use super::finding::{Finding, Level, PLACES, Place, share_percent};
-use super::holdout::{Clustered, Examples, decided, held_out};
+use super::finding::{Finding, Level, MAX_PLACES, Place, share_percent};
+use super::holdout::{Clustered, Examples, correctness, held_out};
 use super::interval::{Share, SignTest};
 
-/// Held-out accuracy of one beginning or ending that gives rise to a warning when its whole interval is above.
+/// Held-out accuracy of one position above which the check warns; the whole interval must be above.
 const LIMIT: f64 = 0.6;
-/// Level of the tests over all words together.
+/// Significance level of the sign tests over all words.
 const ALPHA: f64 = 0.01;
-/// A single word gives rise to a warning if it stands on one side in at least this share of all pairs ...
+/// A single word causes a warning if it occurs on exactly one side in at least this share of all
+/// pairs ...
 const COVERAGE: f64 = 0.05;
-/// ... and on the same side in at least this share of these.
+/// ... and on the same side in at least this share of those pairs.
 const PURITY: f64 = 0.9;
-/// Words with fewer prompts are not tested: they would only make the level stricter for the others.
+/// Minimum number of prompts of a tested word. Rarer words would only make the correction stricter
+/// for the others.
 const MIN_PROMPTS: usize = 10;
-/// Words listed at most.
-const LISTED: usize = 10;
-/// Words named in the finding.
-const NAMED: usize = 3;
-/// Characters of a word that count and are shown.
-const WORD: usize = 24;
+/// Maximum number of words listed.
+const MAX_LISTED: usize = 10;
+/// Maximum number of words named in the finding.
+const MAX_NAMED: usize = 3;
+/// Number of characters of a word that are compared and shown.
+const MAX_WORD: usize = 24;
 
-/// One place of a response: what stands there on the chosen and on the rejected side of every pair.
-pub struct Position {
-    /// As `first word`.
+/// One position of a response, with its text on the chosen and on the rejected side of every pair.
+pub(super) struct Position {
+    /// Name, such as `first word`.
     pub name: &'static str,
     pub train: Vec<[String; 2]>,
     pub test: Option<Vec<[String; 2]>>,
 }
 
-/// Result for one place.
+/// Result for one position.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PositionReport {
     pub position: &'static str,
-    /// Held-out accuracy of the rule over this place.
+    /// Held-out accuracy of the rule on this position.
     pub accuracy: Option<Share>,
 }
 
-/// A word that speaks for one side.
+/// A word that indicates one side.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Offender {
     pub position: &'static str,
     pub text: String,
-    /// Pairs in which it stands on the chosen side alone, and on the rejected side alone.
+    /// Pairs with the word only on the chosen side, and pairs with the word only on the rejected
+    /// side.
     pub chosen: usize,
     pub rejected: usize,
-    /// Prompts in which it speaks more for chosen, and more for rejected.
+    /// Prompts in which the word is more frequent on the chosen side, and on the rejected side.
     pub prompts_chosen: usize,
     pub prompts_rejected: usize,
-    /// Of the two-sided sign test over prompts, times the number of words tested.
+    /// P-value of the two-sided sign test over prompts, times the number of words tested.
     pub p_value: f64,
 }
 
-/// What was found at all places.
+/// Results for all positions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Giveaways {
     pub positions: Vec<PositionReport>,
-    /// Words tested.
+    /// Number of words tested.
     pub tested: usize,
-    /// Those that speak for a side beyond chance, the most frequent first, `LISTED` at most.
+    /// Words that indicate a side significantly, most frequent first, at most `MAX_LISTED`.
     pub offenders: Vec<Offender>,
 }
 
@@ -83,8 +87,8 @@ impl Clustered for Example {
     }
 }
 
-/// Words and characters at the ends of the responses of `train` and `test`.
-pub fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
+/// Extracts the first and last words and characters of the responses of `train` and `test`.
+pub(super) fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
     let position = |name, at: fn(&str) -> String| {
         let of = |corpus: &Corpus| -> Vec<[String; 2]> {
             corpus.pairs.iter().map(|pair| [0, 1].map(|side| at(corpus.response(pair, side)))).collect()
@@ -100,11 +104,11 @@ pub fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
 }
 
 fn shorten(word: &str) -> String {
-    word.chars().take(WORD).collect()
+    word.chars().take(MAX_WORD).collect()
 }
 
-/// Judges every place.
-pub fn check(
+/// Evaluates every position.
+pub(super) fn check(
     train: &Corpus,
     test: Option<&Corpus>,
     positions: Vec<Position>,
@@ -130,7 +134,7 @@ pub fn check(
         };
         let accuracy = held_out(Examples { train: &of_train, test: of_test.as_deref() }, fit, |scores, example| {
             let [chosen, rejected] = example.keys.map(|key| scores[key as usize]);
-            decided(chosen - rejected)
+            correctness(chosen - rejected)
         });
         report.positions.push(PositionReport { position: position.name, accuracy });
         for (key, counts) in tally(&of_train) {
@@ -153,10 +157,11 @@ pub fn check(
         offender.p_value = (offender.p_value * report.tested as f64).min(1.0);
     }
     offenders.retain(|offender| offender.p_value < ALPHA);
-    // Stable: words of equal counts stay in the order of places and of their first appearance.
+    // The sort is stable: words with equal counts keep the order of positions and of first
+    // appearance.
     offenders.sort_by_key(|offender| std::cmp::Reverse(offender.chosen + offender.rejected));
     add_findings(train, &report, &offenders, &positions, findings);
-    offenders.truncate(LISTED);
+    offenders.truncate(MAX_LISTED);
     report.offenders = offenders;
     report
 }
@@ -178,7 +183,7 @@ fn numbered<'a>(
     pairs.iter().zip(keys).map(example).collect()
 }
 
-/// Counts of one word: chosen first.
+/// Counts of one word, chosen side first.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     pairs: [usize; 2],
@@ -222,7 +227,8 @@ fn add_findings(
     if single.is_empty() && strong.is_empty() {
         return;
     }
-    // Single words that decide by themselves first, then those that carry a strong place, the surest first.
+    // Words that separate the sides on their own come first, then words of a position with high
+    // accuracy, by p-value.
     let mut named = single.clone();
     let mut carrying: Vec<&Offender> = offenders
         .iter()
@@ -230,10 +236,10 @@ fn add_findings(
         .collect();
     carrying.sort_by(|a, b| a.p_value.total_cmp(&b.p_value));
     named.extend(carrying);
-    named.truncate(NAMED);
+    named.truncate(MAX_NAMED);
     let mut parts: Vec<String> = strong
         .iter()
-        .map(|(name, accuracy)| format!("the {name} alone tells the side in {accuracy} of held-out pairs"))
+        .map(|(name, accuracy)| format!("the {name} predicts the side in {accuracy} of held-out pairs"))
         .collect();
     for offender in &named {
         let of = offender.chosen + offender.rejected;
@@ -248,7 +254,7 @@ fn add_findings(
             share_percent(most as f64 / of as f64)
         ));
     }
-    // Rows that show the first word named.
+    // Rows that show the first named word.
     let mut places = Vec::new();
     let mut count = strong.first().map_or(0, |(_, a)| (a.share * a.of as f64).round() as usize);
     if let Some(shown) = named.first()
@@ -257,16 +263,16 @@ fn add_findings(
         count = shown.chosen + shown.rejected;
         let side = usize::from(shown.chosen < shown.rejected);
         let shows = |keys: &[String; 2]| keys[side] == shown.text && keys[1 - side] != shown.text;
-        let with = corpus.pairs.iter().zip(&position.train).filter(|(_, keys)| shows(keys)).take(PLACES);
+        let with = corpus.pairs.iter().zip(&position.train).filter(|(_, keys)| shows(keys)).take(MAX_PLACES);
         places.extend(with.map(|(pair, keys)| {
             Place::row(corpus, pair.row).with(format!("chosen {:?}, rejected {:?}", keys[0], keys[1]))
         }));
     }
     let finding = Finding::new(Level::Warning, "giveaway", (count, pairs), parts.join("; "))
-        .why("a model that looks at this one place scores as well: it need not read the answer, let alone the prompt")
+        .why("a model that reads only this position scores as well, without reading the answer or the prompt")
         .advice(
-            "see whether the two sides come from different sources, or lost or gained a prefix or an end on the \
-                 way; strip what both writers always add",
+            "check whether the two sides come from different sources, or whether processing added or removed a \
+             prefix or suffix; strip text that a source always adds",
         )
         .places(places);
     findings.push(finding);

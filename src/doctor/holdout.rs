@@ -1,31 +1,31 @@
-//! Accuracy of simple rules on data they were not fitted to: on the test files where there are some, and by
-//! cross-validation otherwise. Examples of one prompt never stand on both sides of a fold, or a rule could know the
-//! answers by heart.
+//! Accuracy of simple rules on held-out data: on the test files if given, otherwise by
+//! cross-validation. Examples of one prompt are always in the same fold; otherwise a rule could
+//! memorise the answers.
 
 use rayon::prelude::*;
 
 use super::interval::{Share, share};
 use crate::rng::Rng;
 
-/// Folds of the cross-validation.
-pub const FOLDS: usize = 5;
+/// Number of cross-validation folds.
+pub(super) const FOLDS: usize = 5;
 
-/// Examples a rule is judged on.
+/// Examples that a rule is fitted to and evaluated on.
 #[derive(Clone, Copy)]
-pub struct Examples<'a, E> {
+pub(super) struct Examples<'a, E> {
     pub train: &'a [E],
     /// `None`: cross-validation on the training examples.
     pub test: Option<&'a [E]>,
 }
 
-/// What belongs to a cluster: one prompt and all that shares it.
-pub trait Clustered: Sync {
+/// Member of a cluster: a prompt and everything that shares it.
+pub(super) trait Clustered: Sync {
     fn cluster(&self) -> u32;
 }
 
-/// Share of held-out examples that a fitted rule gets right. `right` gives 1, 0, or one half where the rule does not
-/// decide. `None` without examples to fit and to judge.
-pub fn held_out<E: Clustered, M>(
+/// Returns the share of held-out examples that a fitted rule gets right. `right` returns 1, 0, or
+/// one half if the rule is undecided. `None` without examples to fit or to evaluate.
+pub(super) fn held_out<E: Clustered, M>(
     examples: Examples<'_, E>,
     fit: impl Fn(&[&E]) -> M + Sync,
     right: impl Fn(&M, &E) -> f64 + Sync,
@@ -59,7 +59,8 @@ pub fn held_out<E: Clustered, M>(
     share(outcomes.into_iter().flatten())
 }
 
-/// Fold of each example: clusters in seeded order, dealt out in turn.
+/// Returns the fold of each example. Folds are dealt evenly to the clusters, in seeded random
+/// order.
 fn folds<E: Clustered>(examples: &[E]) -> Vec<usize> {
     let mut clusters: Vec<u32> = examples.iter().map(Clustered::cluster).collect();
     clusters.sort_unstable();
@@ -69,30 +70,31 @@ fn folds<E: Clustered>(examples: &[E]) -> Vec<usize> {
     examples.iter().map(|e| clusters.binary_search(&e.cluster()).map_or(0, |at| deal[at])).collect()
 }
 
-/// A number that speaks for one side of an example if positive, and for the other if negative.
+/// A number that indicates one side of an example if positive, and the other side if negative.
 #[derive(Clone, Copy, Debug)]
-pub struct Lean {
+pub(super) struct SignedValue {
     pub cluster: u32,
     pub value: f64,
 }
 
-impl Clustered for Lean {
+impl Clustered for SignedValue {
     fn cluster(&self) -> u32 {
         self.cluster
     }
 }
 
-/// Accuracy of "the larger number wins" or "the smaller number wins", whichever held more often where it was fitted.
-pub fn sign_rule(examples: Examples<'_, Lean>) -> Option<Share> {
-    let fit = |fitted: &[&Lean]| {
-        let count = |test: fn(&f64) -> bool| fitted.iter().filter(|lean| test(&lean.value)).count();
+/// Accuracy of "the larger number wins" or "the smaller number wins", whichever was more frequent
+/// in the fitted examples.
+pub(super) fn sign_rule(examples: Examples<'_, SignedValue>) -> Option<Share> {
+    let fit = |fitted: &[&SignedValue]| {
+        let count = |test: fn(&f64) -> bool| fitted.iter().filter(|example| test(&example.value)).count();
         if count(|v| *v > 0.0) >= count(|v| *v < 0.0) { 1.0 } else { -1.0 }
     };
-    held_out(examples, fit, |direction, lean| decided(direction * lean.value))
+    held_out(examples, fit, |direction, example| correctness(direction * example.value))
 }
 
-/// 1 for a positive score, 0 for a negative one, one half for none.
-pub fn decided(score: f64) -> f64 {
+/// Returns 1 for a positive score, 0 for a negative one, and one half for 0.
+pub(super) fn correctness(score: f64) -> f64 {
     if score > 0.0 {
         1.0
     } else if score < 0.0 {
@@ -106,28 +108,29 @@ pub fn decided(score: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn leans(values: impl Iterator<Item = (u32, f64)>) -> Vec<Lean> {
-        values.map(|(cluster, value)| Lean { cluster, value }).collect()
+    fn signed_values(values: impl Iterator<Item = (u32, f64)>) -> Vec<SignedValue> {
+        values.map(|(cluster, value)| SignedValue { cluster, value }).collect()
     }
 
     #[test]
-    fn a_rule_that_learns_prompts_by_heart_is_no_better_than_chance() {
-        // Every prompt has its own direction; fitted on some prompts, a rule knows nothing of the others.
-        let examples = leans((0..400).map(|i| (i / 4, f64::from(i / 4 % 2) - 0.5)));
-        let heart = held_out(
+    fn a_rule_that_memorises_prompts_is_no_better_than_chance() {
+        // Every prompt has its own direction; fitted on some prompts, a rule knows nothing of the
+        // others.
+        let examples = signed_values((0..400).map(|i| (i / 4, f64::from(i / 4 % 2) - 0.5)));
+        let memorised = held_out(
             Examples { train: &examples, test: None },
             |fitted| fitted.iter().map(|l| (l.cluster, l.value)).collect::<std::collections::BTreeMap<_, _>>(),
-            |known, lean| decided(known.get(&lean.cluster).copied().unwrap_or(0.0) * lean.value),
+            |known, example| correctness(known.get(&example.cluster).copied().unwrap_or(0.0) * example.value),
         );
-        assert_eq!(heart.unwrap().share, 0.5);
+        assert_eq!(memorised.unwrap().share, 0.5);
     }
 
     #[test]
     fn the_sign_rule_finds_its_direction_and_uses_the_test_side() {
-        let train = leans((0..100).map(|i| (i, if i % 10 == 0 { 1.0 } else { -1.0 })));
+        let train = signed_values((0..100).map(|i| (i, if i % 10 == 0 { 1.0 } else { -1.0 })));
         let rule = sign_rule(Examples { train: &train, test: None }).unwrap();
         assert_eq!((rule.share, rule.of, rule.prompts), (0.9, 100, 100));
-        let test = leans((0..8).map(|i| (i, if i < 2 { 0.0 } else { 1.0 })));
+        let test = signed_values((0..8).map(|i| (i, if i < 2 { 0.0 } else { 1.0 })));
         let rule = sign_rule(Examples { train: &train, test: Some(&test) }).unwrap();
         assert_eq!((rule.share, rule.of), (0.125, 8));
         assert!(sign_rule(Examples { train: &train[..1], test: None }).is_none());

@@ -1,6 +1,6 @@
-//! Added instructions in group rows: which functions, relations and numbers stand on which side of intra and inter
-//! comparisons, whether the recorded flags are what the checkers say, and whether every comparison prefers the side
-//! that meets more.
+//! Added instructions in group rows. Counts functions, relations and numbers on each side of intra
+//! and inter comparisons. Checks that recorded flags match the checkers and that every comparison
+//! prefers the side that satisfies more instructions.
 
 use std::collections::BTreeMap;
 
@@ -9,59 +9,62 @@ use serde::Serialize;
 
 use super::corpus::Corpus;
 use super::cue::{self, Cue};
-use super::finding::{Finding, Level, PLACES, Place, percent};
+use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use crate::data::group::{Comparison, Kind, PreferenceGroup};
 use crate::data::instructions::{self, Analysis};
 use crate::data::mapl::{FunctionCounts, RelationCounts, Report, SizeCounts};
 
-/// Share of wrong flags, or of comparisons against the flags, that makes training on them meaningless. A checker that
-/// differs from another's in corner cases stays well below.
-const WRONG: f64 = 0.05;
+/// Share of wrong flags, or of comparisons that contradict the flags, above which training is
+/// meaningless. Two checkers that differ in corner cases stay well below.
+const MAX_WRONG: f64 = 0.05;
 
 /// Counts over all rows with intra or inter comparisons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct InstructionReport {
-    /// By function id: intra comparisons that carry it, those in which its arguments differ, inter comparisons up and
-    /// down.
+    /// By function id: intra comparisons with the function, intra comparisons in which its
+    /// arguments differ, inter comparisons up and down.
     pub functions: BTreeMap<String, FunctionCounts>,
-    /// Comparisons by number of instructions of a prompt.
+    /// Comparisons by number of instructions per prompt.
     pub sizes: BTreeMap<usize, SizeCounts>,
     /// Intra comparisons by number of instructions in the better and in the worse prompt.
     pub per_side: BTreeMap<usize, [usize; 2]>,
-    /// "At least" against "less than" in the better and in the worse prompts of intra comparisons.
+    /// Counts of "at least" and "less than" in the better and in the worse prompts of intra
+    /// comparisons.
     pub intra_relations: [RelationCounts; 2],
-    /// The same in the prompts of inter comparisons up and down.
+    /// The same counts in the prompts of inter comparisons up and down.
     pub inter_relations: [RelationCounts; 2],
     pub flags: FlagCounts,
     pub labels: LabelCounts,
-    /// Held-out accuracy of rules that see the two prompts of an intra comparison and no response.
+    /// Held-out accuracy of rules that see the two prompts of an intra comparison but not the
+    /// response.
     pub cues: Vec<Cue>,
 }
 
-/// Recorded flags against the checkers.
+/// Comparison of recorded flags with the checkers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FlagCounts {
     /// Flags of known functions that the checker can decide.
     pub checked: usize,
     pub wrong: usize,
-    /// Recorded, but the checker cannot decide: an argument is missing or malformed, or the language unknown.
+    /// Recorded flags that the checker cannot decide: an argument is missing or malformed, or the
+    /// language is unknown.
     pub undecided: usize,
-    /// Instructions of functions that do not exist.
+    /// Instructions with an unknown function.
     pub unknown: usize,
 }
 
-/// Preferred sides against the flags.
+/// Comparison of preferred sides with the flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LabelCounts {
     /// Intra and inter comparisons with instructions.
     pub checked: usize,
-    /// Those that prefer the side meeting less.
+    /// Comparisons that prefer the side that satisfies fewer instructions.
     pub contradicted: usize,
-    /// Those whose sides meet equally much.
+    /// Comparisons with sides that satisfy equally many instructions.
     pub undecided: usize,
 }
 
-/// What one row adds.
+/// Results of one row.
 #[derive(Default)]
 struct RowResult {
     flags: FlagCounts,
@@ -72,7 +75,7 @@ struct RowResult {
 }
 
 /// Checks the instructions; `None` if no row has intra or inter comparisons.
-pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Option<InstructionReport> {
+pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Option<InstructionReport> {
     let extended = |group: &PreferenceGroup| group.comparisons.iter().any(|c| c.kind != Kind::Base);
     if !corpus.rows.iter().any(|row| extended(&row.group)) {
         return None;
@@ -104,7 +107,7 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Option<Instruction
         report.labels.contradicted += result.labels.contradicted;
         report.labels.undecided += result.labels.undecided;
         for (places, notes) in places.iter_mut().zip([result.wrong, result.unknown, result.contradicted]) {
-            let free = PLACES - places.len();
+            let free = MAX_PLACES - places.len();
             places.extend(notes.into_iter().take(free).map(|note| Place::row(corpus, row).with(note)));
         }
     }
@@ -116,13 +119,13 @@ pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Option<Instruction
 fn check_row(group: &PreferenceGroup) -> RowResult {
     let mut result = RowResult::default();
     let analyses: Vec<Analysis> = group.responses.iter().map(|r| Analysis::new(r.text())).collect();
-    // What is taken for true: the checker's word where it has one, otherwise the record.
-    let mut met: Vec<Vec<Option<bool>>> = Vec::with_capacity(group.instructions.len());
+    // Flags assumed true: the checker's result if it decides, otherwise the recorded flag.
+    let mut satisfied: Vec<Vec<Option<bool>>> = Vec::with_capacity(group.instructions.len());
     for (i, instruction) in group.instructions.iter().enumerate() {
         let Some(function) = instructions::by_id(&instruction.id) else {
             result.flags.unknown += 1;
             result.unknown.push(format!("instructions[{i}]: {:?}", instruction.id));
-            met.push(instruction.satisfied.clone());
+            satisfied.push(instruction.satisfied.clone());
             continue;
         };
         let mut flags = Vec::with_capacity(analyses.len());
@@ -134,8 +137,8 @@ fn check_row(group: &PreferenceGroup) -> RowResult {
                     if recorded != found {
                         result.flags.wrong += 1;
                         result.wrong.push(format!(
-                            "instructions[{i}] ({}) is recorded as {recorded} for response {response} and checked as \
-                             {found}",
+                            "instructions[{i}] ({}) is recorded as {recorded} for response {response}, but the checker \
+                             finds {found}",
                             instruction.id
                         ));
                     }
@@ -145,10 +148,10 @@ fn check_row(group: &PreferenceGroup) -> RowResult {
             }
             flags.push(found.or(recorded));
         }
-        met.push(flags);
+        satisfied.push(flags);
     }
     for (c, comparison) in group.comparisons.iter().enumerate().filter(|(_, c)| c.kind != Kind::Base) {
-        let Some(lead) = lead(group, comparison, &met) else { continue };
+        let Some(lead) = lead(group, comparison, &satisfied) else { continue };
         result.labels.checked += 1;
         if lead < 0 {
             result.labels.contradicted += 1;
@@ -159,12 +162,13 @@ fn check_row(group: &PreferenceGroup) -> RowResult {
     result
 }
 
-/// Instructions met less those failed, summed over the terms with their signs: positive if the preferred side meets
-/// more. `None` if no prompt of the comparison carries an instruction with a flag.
-fn lead(group: &PreferenceGroup, comparison: &Comparison, met: &[Vec<Option<bool>>]) -> Option<i64> {
+/// Satisfied minus failed instructions, summed over the terms with their signs. Positive if the
+/// preferred side satisfies more. `None` if no prompt of the comparison has an instruction with a
+/// flag.
+fn lead(group: &PreferenceGroup, comparison: &Comparison, satisfied: &[Vec<Option<bool>>]) -> Option<i64> {
     let mut lead = None;
     for term in &comparison.terms {
-        for (instruction, flags) in group.instructions.iter().zip(met) {
+        for (instruction, flags) in group.instructions.iter().zip(satisfied) {
             if instruction.prompt == term.prompt
                 && let Some(flag) = flags.get(term.response).copied().flatten()
             {
@@ -182,35 +186,35 @@ fn add_findings(
 ) {
     let FlagCounts { checked, wrong: count, unknown: unknown_count, .. } = report.flags;
     if count > 0 {
-        let level = Level::error_if(count as f64 > WRONG * checked as f64);
+        let level = Level::error_if(count as f64 > MAX_WRONG * checked as f64);
         let what = format!(
-            "{count} of {checked} recorded flags ({}) are not what the checker finds in the response",
+            "{count} of {checked} recorded flags ({}) differ from the result of the checker",
             percent(count, checked)
         );
         let finding = Finding::new(level, "instruction-flags", (count, checked), what)
-            .why("comparisons built on wrong flags reward what the prompt did not ask for")
-            .advice("build the groups again with `mapl data build`, after the last change of the responses")
+            .why("comparisons built on wrong flags reward responses that the prompt did not ask for")
+            .advice("rebuild the groups with `mapl data build` after the last change of the responses")
             .places(wrong);
         findings.push(finding);
     }
     if unknown_count > 0 {
-        let what = format!("{unknown_count} instructions name a function that does not exist here");
+        let what = format!("{unknown_count} instructions name an unknown function");
         let finding = Finding::new(Level::Warning, "unknown-instructions", (unknown_count, unknown_count), what)
             .why("their flags cannot be checked and are taken as recorded")
-            .advice("see the ids of `mapl data build --functions`")
+            .advice("use ids that `mapl data build --functions` accepts")
             .places(unknown);
         findings.push(finding);
     }
     let LabelCounts { checked, contradicted: count, .. } = report.labels;
     if count > 0 {
-        let level = Level::error_if(count as f64 > WRONG * checked as f64);
+        let level = Level::error_if(count as f64 > MAX_WRONG * checked as f64);
         let what = format!(
-            "{count} of {checked} intra and inter comparisons ({}) prefer the side that meets fewer instructions",
+            "{count} of {checked} intra and inter comparisons ({}) prefer the side that satisfies fewer instructions",
             percent(count, checked)
         );
         let finding = Finding::new(level, "instruction-labels", (count, checked), what)
             .why("they train the opposite of what the prompts ask for")
-            .advice("build the groups again with `mapl data build`, or exchange the signs of these comparisons")
+            .advice("rebuild the groups with `mapl data build`, or swap the signs of these comparisons")
             .places(contradicted);
         findings.push(finding);
     }

@@ -1,17 +1,17 @@
-//! Shares and means with 95 % intervals, and the sign test. Pairs that share a prompt are one cluster: their outcomes
-//! go together, so the intervals are made from the sums over clusters and not from single pairs. All is in closed
-//! form; nothing is drawn.
+//! Shares and means with 95 % intervals, and the sign test. Pairs that share a prompt form one
+//! cluster with correlated outcomes, so intervals are computed from sums over clusters instead of
+//! single pairs. Everything is in closed form, without resampling.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-/// Normal quantile of a two-sided 95 % interval.
-const Z: f64 = 1.959_964;
+use crate::statistics::{Z95, wilson_interval};
 
-/// Fewest clusters for which a rate can give rise to a finding: below, intervals from sums over clusters are unsound.
-pub const MIN_CLUSTERS: usize = 20;
+/// Minimum number of clusters for a rate to cause a finding. Intervals from sums over fewer
+/// clusters are unreliable.
+pub(super) const MIN_CLUSTERS: usize = 20;
 
 /// A share with its interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -20,19 +20,21 @@ pub struct Share {
     /// Ends of the 95 % interval.
     pub low: f64,
     pub high: f64,
-    /// Outcomes, and the clusters they belong to.
+    /// Number of outcomes, and number of clusters.
     pub of: usize,
     pub prompts: usize,
 }
 
 impl Share {
-    /// True when there are clusters enough and the whole interval is above `limit`.
-    pub fn above(&self, limit: f64) -> bool {
+    /// True if there are at least [`MIN_CLUSTERS`] clusters and the whole interval is above
+    /// `limit`.
+    pub(super) fn above(&self, limit: f64) -> bool {
         self.prompts >= MIN_CLUSTERS && self.low > limit
     }
 
-    /// As [`Share::above`], for the other end.
-    pub fn below(&self, limit: f64) -> bool {
+    /// True if there are at least [`MIN_CLUSTERS`] clusters and the whole interval is below
+    /// `limit`.
+    pub(super) fn below(&self, limit: f64) -> bool {
         self.prompts >= MIN_CLUSTERS && self.high < limit
     }
 }
@@ -64,7 +66,8 @@ struct Sum {
     count: f64,
 }
 
-/// Mean, its variance by the sums over clusters, outcomes and clusters. `None` without outcomes.
+/// Returns the mean, its variance from the sums over clusters, the number of outcomes, and the
+/// number of clusters. `None` without outcomes.
 fn clustered(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<(f64, f64, usize, usize)> {
     let mut sums: BTreeMap<u32, Sum> = BTreeMap::new();
     for (cluster, value) in outcomes {
@@ -82,33 +85,33 @@ fn clustered(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<(f64, f64
     Some((mean, correction * squares / (n * n), n as usize, clusters))
 }
 
-/// Share of right outcomes: 1 for right, 0 for wrong, one half for a coin toss. The interval is Wilson's (1927) for as
-/// many independent outcomes as have the variance observed, at most as many as there are; for as many as there are
-/// clusters where all clusters agree.
-pub fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Share> {
+/// Share of right outcomes: 1 for right, 0 for wrong, one half for undecided. The interval is the
+/// Wilson interval of an effective number of independent outcomes: the number that has the observed
+/// variance, at most the number of outcomes. If all clusters agree, the effective number is the
+/// number of clusters.
+pub(super) fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Share> {
     let (p, variance, of, clusters) = clustered(outcomes)?;
     let effective = if variance > 1e-15 { (p * (1.0 - p) / variance).min(of as f64) } else { clusters as f64 };
-    let z2 = Z * Z / effective;
-    let middle = (p + z2 / 2.0) / (1.0 + z2);
-    let half = Z / (1.0 + z2) * (p * (1.0 - p) / effective + z2 / (4.0 * effective)).sqrt();
-    Some(Share { share: p, low: (middle - half).max(0.0), high: (middle + half).min(1.0), of, prompts: clusters })
+    let [low, high] = wilson_interval(p, effective);
+    Some(Share { share: p, low, high, of, prompts: clusters })
 }
 
 /// Mean of values with a normal interval.
-pub fn mean(values: impl IntoIterator<Item = (u32, f64)>) -> Option<Mean> {
+pub(super) fn mean(values: impl IntoIterator<Item = (u32, f64)>) -> Option<Mean> {
     let (mean, variance, ..) = clustered(values)?;
-    let half = Z * variance.sqrt();
+    let half = Z95 * variance.sqrt();
     Some(Mean { mean, low: mean - half, high: mean + half })
 }
 
-/// Exact two-sided sign test: the probability that a fair coin falls as unevenly as `plus` to `minus` or more so.
-pub struct SignTest {
+/// Exact two-sided sign test: the probability that a fair coin gives a split at least as uneven as
+/// `plus` to `minus`.
+pub(super) struct SignTest {
     /// Logarithms of the factorials.
     log_factorial: Vec<f64>,
 }
 
 impl SignTest {
-    /// For sums of `plus` and `minus` up to `most`.
+    /// Prepares tests with `plus + minus` up to `most`.
     pub fn new(most: usize) -> Self {
         let mut log_factorial = vec![0.0; most + 1];
         for i in 1..=most {
@@ -133,8 +136,8 @@ mod tests {
     fn independent_outcomes_give_wilsons_interval() {
         let outcomes = (0..100).map(|i| (i, f64::from(u8::from(i < 70))));
         let share = share(outcomes).unwrap();
-        // Published example values of Wilson's interval for 70 of 100; the cluster correction of 100/99 makes the
-        // effective number 99.
+        // Published example values of Wilson's interval for 70 of 100; the cluster correction of
+        // 100/99 makes the effective number 99.
         assert!((share.low - 0.604).abs() < 2e-3 && (share.high - 0.781).abs() < 2e-3, "{share:?}");
         assert_eq!((share.share, share.of, share.prompts), (0.7, 100, 100));
     }
@@ -144,7 +147,8 @@ mod tests {
         let single = share((0..50).map(|i| (i, f64::from(i % 2)))).unwrap();
         let tenfold = share((0..500).map(|i| (i / 10, f64::from(i / 10 % 2)))).unwrap();
         assert!((single.low - tenfold.low).abs() < 1e-12 && (single.high - tenfold.high).abs() < 1e-12);
-        // Mirrored clusters have no spread between them, and still no certainty beyond their number.
+        // Mirrored clusters have no variance between them, but their interval must still reflect
+        // their number.
         let mirrored = share((0..100).map(|i| (i / 2, f64::from(i % 2)))).unwrap();
         assert!(mirrored.low < 0.37 && mirrored.high > 0.63, "{mirrored:?}");
         assert!(share([]).is_none());

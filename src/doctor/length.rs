@@ -1,15 +1,16 @@
-//! Whether the longer response is the chosen one, in characters, words and, with a tokenizer, tokens, and how far a
-//! rule that knows nothing but the lengths goes.
+//! Length bias: whether the longer response is the chosen one, in characters, words and (with a
+//! tokenizer) tokens, and the accuracy of a rule that uses only lengths.
 
 use serde::Serialize;
 
 use super::corpus::{Corpus, Pair};
 use super::finding::{Finding, Level, Place};
-use super::holdout::{Examples, Lean, sign_rule};
+use super::holdout::{Examples, SignedValue, sign_rule};
 use super::interval::{Mean, Share, mean, share};
 
-/// Share of pairs with a longer chosen response, or with a longer rejected one, that gives rise to a warning when the
-/// whole interval is above: a smaller lean is found in nearly all real data and costs little.
+/// Share of pairs with a longer chosen response, or with a longer rejected one, above which the
+/// check warns; the whole interval must be above. Nearly all real data has a smaller length bias,
+/// with little effect.
 const LIMIT: f64 = 0.55;
 
 /// Lengths of the two sides in one unit.
@@ -20,21 +21,22 @@ pub struct Lengths {
     pub chosen_longer: usize,
     pub rejected_longer: usize,
     pub ties: usize,
-    /// Share with the longer chosen response among pairs of different lengths.
+    /// Share of pairs with a longer chosen response among pairs of different lengths.
     pub longer_share: Option<Share>,
     pub mean_chosen: f64,
     pub mean_rejected: f64,
-    /// Chosen less rejected.
+    /// Chosen minus rejected length.
     pub difference: Option<Mean>,
     /// Held-out accuracy of "the longer one wins" or "the shorter one wins"; a tie counts one half.
     pub accuracy: Option<Share>,
 }
 
-/// Lengths of chosen and rejected response of every pair, in the order of [`Corpus::pairs`]; `None` where unknown.
-pub type PairLengths = Vec<Option<[usize; 2]>>;
+/// Lengths of the chosen and the rejected response of every pair, in the order of
+/// [`Corpus::pairs`]; `None` if unknown.
+pub(super) type PairLengths = Vec<Option<[usize; 2]>>;
 
-/// Measures lengths in characters and words, and in tokens where these are given for both sides of the data.
-pub fn check(
+/// Measures lengths in characters and words, and in tokens if `tokens` is given.
+pub(super) fn check(
     train: &Corpus,
     test: Option<&Corpus>,
     tokens: Option<(PairLengths, Option<PairLengths>)>,
@@ -52,7 +54,7 @@ pub fn check(
     if let Some((of_train, of_test)) = tokens {
         all.push(lengths("tokens", (train, &of_train), test.zip(of_test)));
     }
-    // What a model sees is tokens; without a tokenizer characters stand for them.
+    // A model sees tokens; without a tokenizer, characters approximate them.
     let unit = if all.len() > 2 { 2 } else { 0 };
     if let Some(finding) = finding(train, &all[unit], &all[1]) {
         findings.push(finding);
@@ -70,12 +72,12 @@ fn lengths(unit: &'static str, train: (&Corpus, &PairLengths), test: Option<(&Co
         n => known.iter().map(|(_, lengths)| lengths[side]).sum::<usize>() as f64 / n as f64,
     };
     let difference = |[chosen, rejected]: [usize; 2]| chosen as f64 - rejected as f64;
-    let leans = |pairs: &[Pair], lengths: &PairLengths| -> Vec<Lean> {
+    let signed_values = |pairs: &[Pair], lengths: &PairLengths| -> Vec<SignedValue> {
         let known = pairs.iter().zip(lengths).filter_map(|(pair, lengths)| Some((pair.cluster(), (*lengths)?)));
-        known.map(|(cluster, lengths)| Lean { cluster, value: difference(lengths) }).collect()
+        known.map(|(cluster, lengths)| SignedValue { cluster, value: difference(lengths) }).collect()
     };
-    let of_train = leans(&train.0.pairs, train.1);
-    let of_test = test.map(|(corpus, lengths)| leans(&corpus.pairs, &lengths));
+    let of_train = signed_values(&train.0.pairs, train.1);
+    let of_test = test.map(|(corpus, lengths)| signed_values(&corpus.pairs, &lengths));
     Lengths {
         unit,
         chosen_longer: count(|a, b| a > b),
@@ -100,16 +102,16 @@ fn finding(corpus: &Corpus, lengths: &Lengths, words: &Lengths) -> Option<Findin
     };
     let of = lengths.chosen_longer + lengths.rejected_longer;
     let accuracy =
-        lengths.accuracy.map_or(String::new(), |a| format!("; by length alone {a} of held-out pairs come out right"));
+        lengths.accuracy.map_or(String::new(), |a| format!("; a rule on length decides {a} of held-out pairs right"));
     let what = format!(
-        "the {side} response is longer than the {other} one in {count} of {of} pairs of different lengths ({}), counted \
-         in {}; means {:.0} and {:.0} words{accuracy}",
+        "the {side} response is longer than the {other} one in {count} of {of} pairs of different lengths ({}), measured \
+         in {}; mean lengths {:.0} and {:.0} words{accuracy}",
         super::finding::share_percent(count as f64 / of as f64),
         lengths.unit,
         words.mean_chosen,
         words.mean_rejected
     );
-    // The pairs that lean most, so that a reader sees what they are like.
+    // The pairs with the largest difference serve as examples.
     let mut order: Vec<(usize, &Pair)> = corpus
         .pairs
         .iter()
@@ -118,16 +120,16 @@ fn finding(corpus: &Corpus, lengths: &Lengths, words: &Lengths) -> Option<Findin
             (if side == "chosen" { a.saturating_sub(b) } else { b.saturating_sub(a) }, pair)
         })
         .collect();
-    order.sort_by_key(|&(lean, _)| std::cmp::Reverse(lean));
+    order.sort_by_key(|&(excess, _)| std::cmp::Reverse(excess));
     let place = |(_, pair): &(usize, &Pair)| {
         let [a, b] = [0, 1].map(|side| corpus.response(pair, side).chars().count());
-        Place::row(corpus, pair.row).with(format!("{a} against {b} characters"))
+        Place::row(corpus, pair.row).with(format!("chosen {a}, rejected {b} characters"))
     };
     let finding = Finding::new(Level::Warning, "length-bias", (count, of), what)
-        .why("reward models and DPO policies learn the length first: answers grow longer without growing better")
+        .why("reward models and DPO policies learn length first: answers become longer without becoming better")
         .advice(
-            "evaluate on pairs of like lengths too; drop the pairs that lean most; train with --objective rc or \
-                 mapl, whose added comparisons make the prompt decide which length is right",
+            "also evaluate on pairs of similar lengths; drop the pairs with the largest difference; train with \
+             --objective rc or mapl, which add comparisons in which the prompt decides the right length",
         )
         .places(order.iter().map(place));
     Some(finding)

@@ -1,24 +1,32 @@
-//! Logistic regression on differences of sparse features: `sigmoid(w . x)` is the probability that the preferred side
-//! of an example is the preferred one, `x` the features of this side less those of the other. There is no constant
-//! term, so exchanging the sides of an example turns the answer round and nothing else.
+//! Logistic regression on differences of sparse features. `sigmoid(w . x)` is the probability that
+//! the preferred side of an example wins. Vector `x` holds the features of the preferred side minus
+//! the features of the other side. There is no bias term, so swapping the sides of an example only
+//! flips the prediction.
 //!
-//! Minimised is `|w|^2 / 2 + sum log(1 + exp(-w . x))` over vectors of length 1, by dual coordinate ascent
-//! (Yu, Huang and Lin 2011): every step solves one example exactly, and no rate has to be set.
+//! Minimises `|w|^2 / 2 + sum log(1 + exp(-w . x))` over unit vectors `x` by dual coordinate ascent
+//! (Yu, Huang and Lin 2011). Every step solves one example exactly, so no learning rate is needed:
+//!
+//! ```text
+//! a[i] = 1/2;  w = sum of a[i] x[i]
+//! repeat PASSES times, for each i in random order:
+//!     solve logit(b) + w . x[i] + b - a[i] = 0 for b, by Newton steps on logit(b)
+//!     w += (b - a[i]) x[i];  a[i] = b
+//! ```
 
 use crate::rng::Rng;
 
-/// Differences of features by index, in ascending order, scaled to length 1.
+/// Feature differences by index, in ascending order, scaled to unit length.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Features(Vec<(u32, f32)>);
+pub(super) struct Features(Vec<(u32, f32)>);
 
-/// Passes over the examples. The objective is strongly convex with vectors of length 1: the error falls by a constant
-/// factor a pass.
+/// Passes over the examples. The objective is strongly convex and the vectors have unit length, so
+/// the error falls by a constant factor per pass.
 const PASSES: usize = 30;
-/// Newton steps on one coordinate; its derivative is between 1 and 1.25.
-const NEWTON: usize = 6;
+/// Newton steps per coordinate; the derivative is between 1 and 1.25.
+const NEWTON_STEPS: usize = 6;
 
 impl Features {
-    /// From (index, value) in any order; values of one index add up.
+    /// Builds features from (index, value) pairs in any order; values of one index are summed.
     pub fn new(mut values: Vec<(u32, f64)>) -> Self {
         values.sort_by_key(|&(index, _)| index);
         let mut sums: Vec<(u32, f64)> = Vec::with_capacity(values.len());
@@ -33,17 +41,17 @@ impl Features {
         Self(kept.map(|(index, v)| (index, (v / length) as f32)).collect())
     }
 
-    /// `weights . x`; features beyond the weights count nothing.
+    /// Returns `weights . x`; features without a weight are ignored.
     pub fn dot(&self, weights: &[f64]) -> f64 {
         self.0.iter().map(|&(i, v)| weights.get(i as usize).copied().unwrap_or(0.0) * f64::from(v)).sum()
     }
 }
 
-/// Weights of `width` features.
-pub fn fit<'a>(examples: impl IntoIterator<Item = &'a Features>, width: usize) -> Vec<f64> {
+/// Fits the weights of `width` features.
+pub(super) fn fit<'a>(examples: impl IntoIterator<Item = &'a Features>, width: usize) -> Vec<f64> {
     let examples: Vec<&Features> = examples.into_iter().filter(|x| !x.0.is_empty()).collect();
     let mut weights = vec![0.0; width];
-    // The weights are the sum of a * x, with a between 0 and 1, here as logits.
+    // The weights are the sum of a * x with a between 0 and 1; `logits` holds logit(a).
     let mut logits = vec![0.0f64; examples.len()];
     for x in &examples {
         add(&mut weights, x, 0.5);
@@ -55,9 +63,9 @@ pub fn fit<'a>(examples: impl IntoIterator<Item = &'a Features>, width: usize) -
         for &i in &order {
             let (x, old) = (examples[i], sigmoid(logits[i]));
             let score = x.dot(&weights);
-            // Zero of logit + score + (a - old), where a = sigmoid(logit) and x has length 1.
+            // Root of logit + score + (a - old), where a = sigmoid(logit) and x has length 1.
             let mut logit = logits[i];
-            for _ in 0..NEWTON {
+            for _ in 0..NEWTON_STEPS {
                 let a = sigmoid(logit);
                 logit -= (logit + score + a - old) / (1.0 + a * (1.0 - a));
             }

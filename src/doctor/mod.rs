@@ -1,18 +1,18 @@
-//! The data doctor: looks at preference data before anything is trained on them and says what would make a run
-//! meaningless, what would make its figures misleading, and where.
+//! Data checks: inspects preference data before training and reports problems that make a run
+//! meaningless or its figures misleading, with the affected rows.
 //!
-//! - `corpus`: rows with every text as a number; `finding`: what checks say; `interval`: shares with intervals
-//! - `duplicates`, `sides`: copies; equal and empty sides; labels that contradict each other
-//! - `length`, `bag_of_words`, `giveaway`: what tells chosen from rejected without reading the answer, judged on
-//!   held-out prompts by `holdout`, with `words` and `linear` beneath
-//! - `overlap`: what training and test files share
+//! - `corpus`: rows with interned texts; `finding`: findings; `interval`: shares with intervals
+//! - `duplicates`, `sides`: duplicates; equal and empty sides; contradicting labels
+//! - `length`, `bag_of_words`, `giveaway`: features that separate chosen from rejected without
+//!   reading the answer, evaluated on held-out prompts by `holdout`, with `words` and `linear`
+//! - `overlap`: overlap of training and test files
 //! - `instructions`, `cue`: flags, labels and balance of added instructions
-//! - `tokens`: what a tokenizer and its template make of the rows
+//! - `tokens`: the rows after tokenisation with the chat template
 //! - `report`: all results, as text and as JSON
 //!
-//! Every check is linear in the data but for sorting, and none depends on the number of threads. Rates give rise to a
-//! finding only where their whole 95 % interval is beyond a limit that is named and reasoned beside the check, and
-//! where at least [`interval::MIN_CLUSTERS`] prompts stand behind it.
+//! Every check is linear in the data except for sorting, and no result depends on the number of
+//! threads. A rate causes a finding only if its whole 95 % interval is beyond a limit and it comes
+//! from at least `MIN_CLUSTERS` prompts. Each check documents its limit.
 
 mod bag_of_words;
 mod corpus;
@@ -22,7 +22,7 @@ mod finding;
 mod giveaway;
 mod holdout;
 mod instructions;
-pub mod interval;
+mod interval;
 mod length;
 mod linear;
 mod overlap;
@@ -40,23 +40,24 @@ use crate::data::tokenizer::Tokenizer;
 use corpus::{Corpus, Interner};
 use finding::percent;
 
-/// What [`crate::data::source::read_files_leniently`] read.
+/// Result of [`crate::data::source::read_files_leniently`].
 pub struct Input {
     pub rows: Vec<SourceRow>,
     pub files: Vec<FileReport>,
     pub refused: Refused,
 }
 
-/// A tokenizer with its chat template, and the longest sequence in tokens that training keeps.
+/// A tokenizer with its chat template, and the maximum length in tokens of a training sequence.
 pub struct WithTokenizer<'a> {
     pub tokenizer: &'a Tokenizer,
     pub max_length: usize,
 }
 
-/// Checks training data, and what they share with test data where these are given.
+/// Checks training data, and its overlap with test data if given.
 ///
 /// # Errors
-/// A tokenizer that can encode no row: no chat template, no end token. Defects of the data are findings.
+/// A tokenizer that cannot encode any row: no chat template or no end token. Problems of the data
+/// are findings, not errors.
 pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>) -> Result<CheckReport> {
     let mut findings = Vec::new();
     let mut interner = Interner::default();
@@ -90,7 +91,7 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     let giveaways = giveaway::check(&train, test, positions, &mut findings);
     let instructions = instructions::check(&train, &mut findings);
 
-    // Errors first; within a level the order of the checks.
+    // Errors first; within a level in the order of the checks.
     findings.sort_by_key(|finding| finding.level != Level::Error);
     let mut prompts: Vec<u32> = train.texts.iter().flat_map(|t| t.prompts.iter().map(|id| id.exact)).collect();
     prompts.sort_unstable();
@@ -119,38 +120,38 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     })
 }
 
-/// Rows the readers refuse, and files without any row left.
+/// Reports rows that the readers refuse, and files without readable rows.
 fn refused(input: &Input, side: &str, findings: &mut Vec<Finding>) {
     let (count, rows) = (input.refused.count, input.rows.len());
     if count > 0 {
         let of = count + rows;
         let what = format!("{count} of {of} {side} rows ({}) cannot be read", percent(count, of));
         let finding = Finding::new(Level::Error, "refused-rows", (count, of), what)
-            .why("training stops at the first of them; behind damage of a whole file its further rows are not counted")
-            .advice("correct or remove these rows; see --column-map for other names of the keys")
+            .why("training stops at the first of them; rows after damage to a whole file are not counted")
+            .advice("correct or remove these rows; use --column-map if the keys have other names")
             .places(input.refused.first.iter().map(Place::of_error));
         findings.push(finding);
     }
     if rows == 0 {
-        let what = format!("the {side} files have no row that can be read");
+        let what = format!("the {side} files contain no readable row");
         let finding = Finding::new(Level::Error, "no-rows", (0, count), what)
-            .why("there is nothing to train on or to test with")
+            .why("there is nothing to train on or test with")
             .advice("see the accepted formats in docs/data.md");
         findings.push(finding);
     }
 }
 
-/// Files in most of whose rows both sides begin with the whole prompt.
+/// Reports files in which both sides of most rows start with the whole prompt.
 fn repeated_prompts(input: &Input, findings: &mut Vec<Finding>) {
     for file in &input.files {
         let (count, of) = (file.prompt_repeated, file.rows());
-        if count as f64 >= sides::MOST * of as f64 && count > 0 {
+        if count as f64 >= sides::MAJORITY * of as f64 && count > 0 {
             let what =
-                format!("in {count} of {of} rows ({}) both sides begin with the whole prompt", percent(count, of));
+                format!("in {count} of {of} rows ({}) both sides start with the whole prompt", percent(count, of));
             let place = Place { file: file.file.display().to_string(), line: 0, id: None, note: None };
             let finding = Finding::new(Level::Warning, "repeated-prompts", (count, of), what)
-                .why("the model would see the prompt twice, once of it as a part of the answer")
-                .advice("remove the prompt from the sides, or leave \"prompt\" out: it is then found from the sides")
+                .why("the model would see the prompt twice, the second time as part of the answer")
+                .advice("remove the prompt from both sides, or omit \"prompt\": it is then derived from the two sides")
                 .places([place]);
             findings.push(finding);
         }

@@ -1,5 +1,5 @@
-//! What training and test files share: prompts, whole pairs, responses. A model that has seen the test rows is tested
-//! on its memory.
+//! Overlap of training and test files: prompts, whole comparisons, responses. A test on rows seen
+//! in training measures memory.
 
 use std::collections::HashSet;
 
@@ -8,25 +8,27 @@ use serde::Serialize;
 use super::corpus::{Corpus, Form, Side, TextId};
 use super::duplicates::MIN_CHARACTERS;
 use super::finding::{Finding, Level, Place, percent};
-use super::sides::MOST;
+use super::sides::MAJORITY;
 
-/// What the test files share with the training files.
+/// Overlap counts of the test files with the training files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Overlap {
-    /// Test rows, and those with a prompt that stands in the training files exactly, or in normal form.
+    /// Test rows; test rows with a prompt of the training files, exactly and in normal form.
     pub rows: usize,
     pub prompts_exact: usize,
     pub prompts_normal: usize,
-    /// Test comparisons, and those that stand in the training files with the same texts, either way round.
+    /// Test comparisons; test comparisons that the training files contain with the same texts, in
+    /// either order.
     pub comparisons: usize,
     pub comparisons_seen: usize,
-    /// Test rows with a response of `MIN_CHARACTERS` or more, and those with one that stands in the training files.
+    /// Test rows with a response of at least `MIN_CHARACTERS`; test rows with such a response in
+    /// the training files.
     pub long_rows: usize,
     pub responses: usize,
 }
 
-/// Holds the test files against the training files.
-pub fn check(train: &Corpus, test: &Corpus, findings: &mut Vec<Finding>) -> Overlap {
+/// Compares the test files with the training files.
+pub(super) fn check(train: &Corpus, test: &Corpus, findings: &mut Vec<Finding>) -> Overlap {
     let numbers = |of: fn(&super::corpus::RowTexts) -> &Vec<TextId>, form: Form| -> HashSet<u32> {
         train.texts.iter().flat_map(|texts| of(texts).iter().map(|id| id.of(form)).collect::<Vec<_>>()).collect()
     };
@@ -70,18 +72,18 @@ pub fn check(train: &Corpus, test: &Corpus, findings: &mut Vec<Finding>) -> Over
 fn add_findings(overlap: &Overlap, [prompts, comparisons, responses]: [Vec<Place>; 3], findings: &mut Vec<Finding>) {
     let (count, of) = (overlap.comparisons_seen, overlap.comparisons);
     if count > 0 {
-        let level = Level::error_if(count as f64 >= MOST * of as f64);
-        let what = format!("{count} of {of} test comparisons ({}) stand in the training files too", percent(count, of));
+        let level = Level::error_if(count as f64 >= MAJORITY * of as f64);
+        let what = format!("{count} of {of} test comparisons ({}) are also in the training files", percent(count, of));
         let finding = Finding::new(level, "test-comparisons-in-training", (count, of), what)
-            .why("on these the test measures memory, and every figure of it is too good")
-            .advice("remove them from one of the two; split by prompt, not by row")
+            .why("the test measures memory on these comparisons, so its figures are too high")
+            .advice("remove them from one of the two sets; split by prompt, not by row")
             .places(comparisons);
         findings.push(finding);
     }
     let (count, of) = (overlap.prompts_normal, overlap.rows);
     if count > 0 {
         let what = format!(
-            "{count} of {of} test rows ({}) have a prompt that stands in the training files, {} of them exactly",
+            "{count} of {of} test rows ({}) have a prompt of the training files, {} of them exactly",
             percent(count, of),
             overlap.prompts_exact
         );
@@ -94,12 +96,12 @@ fn add_findings(overlap: &Overlap, [prompts, comparisons, responses]: [Vec<Place
     let (count, of) = (overlap.responses, overlap.long_rows);
     if count > 0 {
         let what = format!(
-            "{count} of {of} test rows with longer responses ({}) have one that stands in the training files",
+            "{count} of {of} test rows with long responses ({}) have one that is also in the training files",
             percent(count, of)
         );
         let finding = Finding::new(Level::Warning, "test-responses-in-training", (count, of), what)
-            .why("a response seen in training on one side is recognised on the same side in the test")
-            .advice("remove these rows from one of the two")
+            .why("a model can recognise a response from training and prefer the same side in the test")
+            .advice("remove these rows from one of the two sets")
             .places(responses);
         findings.push(finding);
     }

@@ -1,5 +1,5 @@
-//! All results of a check. Serialised, its keys are the keys of `mapl data check --json`; as text it is figures by
-//! section, then the findings, errors first.
+//! All results of a check. The serialised keys are the keys of `mapl data check --json`. The text
+//! form lists figures by section, then the findings, errors first.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::bag_of_words::BagOfWords;
 use super::duplicates::Duplicates;
-use super::finding::{Finding, plain};
+use super::finding::{Finding, escape_control};
 use super::giveaway::Giveaways;
 use super::instructions::InstructionReport;
 use super::interval::Share;
@@ -18,33 +18,33 @@ use super::tokens::TokenReport;
 use crate::data::mapl::RelationCounts;
 use crate::data::source::FileReport;
 
-/// What the checks found.
+/// Results of all checks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckReport {
     pub files: Vec<FileReport>,
     pub test_files: Vec<FileReport>,
-    /// Rows read, and rows the readers refuse.
+    /// Rows read, and rows that the readers refused.
     pub rows: usize,
     pub refused_rows: usize,
     /// Comparisons by kind, in the order base, intra, inter.
     pub comparisons: [usize; 3],
     /// Distinct prompts.
     pub prompts: usize,
-    /// What held-out accuracies were measured on.
+    /// Data on which held-out accuracies were measured.
     pub held_out: &'static str,
     pub duplicates: Duplicates,
     pub sides: Sides,
-    /// With test files.
+    /// Present with test files.
     pub overlap: Option<Overlap>,
     pub length: Vec<Lengths>,
     pub bag_of_words: BagOfWords,
     pub giveaways: Giveaways,
-    /// With intra or inter comparisons.
+    /// Present with intra or inter comparisons.
     pub instructions: Option<InstructionReport>,
-    /// With a tokenizer.
+    /// Present with a tokenizer.
     pub tokens: Option<TokenReport>,
     pub test_tokens: Option<TokenReport>,
-    /// Findings of each level.
+    /// Number of findings of each level.
     pub errors: usize,
     pub warnings: usize,
     pub findings: Vec<Finding>,
@@ -54,7 +54,7 @@ impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "data")?;
         for file in self.files.iter().chain(&self.test_files) {
-            writeln!(f, "  {}", plain(&file.to_string()))?;
+            writeln!(f, "  {}", escape_control(&file.to_string()))?;
         }
         let [base, intra, inter] = self.comparisons;
         writeln!(
@@ -87,15 +87,15 @@ impl CheckReport {
         writeln!(f, "\nrows")?;
         writeln!(
             f,
-            "  duplicates       {} exact, {} but for case and white space, {} ids",
+            "  duplicates       {} exact, {} up to case and white space, {} ids",
             sum(duplicates.exact),
             sum(duplicates.near),
             duplicates.ids
         )?;
-        writeln!(f, "  one for many     {} responses under many prompts", duplicates.responses)?;
+        writeln!(f, "  repeated         {} responses under many prompts", duplicates.responses)?;
         writeln!(
             f,
-            "  equal sides      {} exact, {} but for case and white space",
+            "  equal sides      {} exact, {} up to case and white space",
             sum(sides.identical),
             sum(sides.nearly_identical)
         )?;
@@ -106,11 +106,11 @@ impl CheckReport {
         writeln!(f, "\ntest rows that training has seen")?;
         writeln!(
             f,
-            "  prompts          {} of {} rows exactly, {} but for case and white space",
+            "  prompts          {} of {} rows exactly, {} up to case and white space",
             overlap.prompts_exact, overlap.rows, overlap.prompts_normal
         )?;
         writeln!(f, "  comparisons      {} of {}", overlap.comparisons_seen, overlap.comparisons)?;
-        writeln!(f, "  responses        {} of {} rows with longer ones", overlap.responses, overlap.long_rows)
+        writeln!(f, "  responses        {} of {} rows with long responses", overlap.responses, overlap.long_rows)
     }
 
     fn shortcut_section(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -118,7 +118,7 @@ impl CheckReport {
         if pairs == 0 {
             return Ok(());
         }
-        writeln!(f, "\nlength of chosen against rejected (95 % intervals)")?;
+        writeln!(f, "\nlength, chosen against rejected (95 % intervals)")?;
         for length in &self.length {
             writeln!(
                 f,
@@ -135,7 +135,7 @@ impl CheckReport {
         }
         writeln!(
             f,
-            "\nwhat tells chosen from rejected without the prompt: accuracy by {}, chance 50 %",
+            "\nseparating chosen from rejected without the prompt: accuracy by {}, chance 50 %",
             self.held_out
         )?;
         for length in &self.length {
@@ -154,9 +154,9 @@ impl CheckReport {
             writeln!(f, "  {:<16} {}", position.position, shown(position.accuracy))?;
         }
         if self.giveaways.offenders.is_empty() {
-            return writeln!(f, "  no beginning or end of {} tested speaks for a side", self.giveaways.tested);
+            return writeln!(f, "  none of {} starts and ends tested indicates a side", self.giveaways.tested);
         }
-        writeln!(f, "  beginnings and ends that speak for a side ({} tested):", self.giveaways.tested)?;
+        writeln!(f, "  starts and ends that indicate a side ({} tested):", self.giveaways.tested)?;
         for o in &self.giveaways.offenders {
             writeln!(
                 f,
@@ -184,7 +184,7 @@ fn instruction_section(f: &mut fmt::Formatter<'_>, report: &InstructionReport) -
         writeln!(f, "  {:<44} {:>7} {:>7} {:>7} {:>7}", "function", "intra", "changed", "up", "down")?;
     }
     for (id, c) in &report.functions {
-        writeln!(f, "  {:<44} {:>7} {:>7} {:>7} {:>7}", plain(id), c.intra, c.changed, c.up, c.down)?;
+        writeln!(f, "  {:<44} {:>7} {:>7} {:>7} {:>7}", escape_control(id), c.intra, c.changed, c.up, c.down)?;
     }
     let sides: Vec<String> = report.per_side.iter().map(|(k, [a, b])| format!("{k}: {a} and {b}")).collect();
     if !sides.is_empty() {
@@ -205,11 +205,11 @@ fn instruction_section(f: &mut fmt::Formatter<'_>, report: &InstructionReport) -
     )?;
     writeln!(
         f,
-        "  labels: {} checked, {} against the flags, {} undecided",
+        "  labels: {} checked, {} contradict the flags, {} undecided",
         labels.checked, labels.contradicted, labels.undecided
     )?;
     if !report.cues.is_empty() {
-        writeln!(f, "  which prompt is preferred, told without the response, 5-fold by prompt, chance 50 %:")?;
+        writeln!(f, "  predicting the preferred prompt without the response, 5-fold by prompt, chance 50 %:")?;
     }
     for cue in &report.cues {
         writeln!(f, "    {:<32} {}", cue.cue, shown(cue.accuracy))?;
@@ -227,9 +227,13 @@ fn token_section(f: &mut fmt::Formatter<'_>, side: &str, tokens: &TokenReport) -
     )?;
     writeln!(
         f,
-        "  above {} tokens: {} sequences, {} of {} comparisons",
+        "  longer than {} tokens: {} sequences, {} of {} comparisons",
         tokens.max_length, tokens.too_long, tokens.comparisons_too_long, tokens.comparisons
     )?;
     writeln!(f, "  end in an end token: {} of {}", tokens.ended, tokens.sequences)?;
-    writeln!(f, "  tokens merge across the end of the prompt: {} of {} of plain text", tokens.merged, tokens.plain)
+    writeln!(
+        f,
+        "  tokens merge across the end of the prompt: {} of {} plain-text sequences",
+        tokens.merged, tokens.plain
+    )
 }

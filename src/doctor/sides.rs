@@ -1,41 +1,41 @@
-//! What is wrong with the two sides of single comparisons: they are equal, one is empty, or another comparison says the
-//! opposite.
+//! Defects in the two sides of a comparison: equal sides, an empty side, or another comparison with
+//! the opposite label.
 
 use std::collections::HashMap;
 
 use serde::Serialize;
 
 use super::corpus::{Corpus, Form, Side, prompt_text};
-use super::finding::{Finding, Level, PLACES, Place, percent};
+use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 
-/// Share of comparisons without meaning from which on the whole file has none: the rest is the minority.
-pub const MOST: f64 = 0.5;
+/// Share of meaningless comparisons from which the whole file counts as meaningless.
+pub(super) const MAJORITY: f64 = 0.5;
 
-/// Counts of bad sides.
+/// Counts of defective sides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Sides {
     /// Comparisons with equal sides, by kind in the order base, intra, inter.
     pub identical: [usize; 3],
-    /// Comparisons whose sides differ in case and white space alone.
+    /// Comparisons with sides that differ only in case and white space.
     pub nearly_identical: [usize; 3],
-    /// Pairs with a response of nothing but white space.
+    /// Pairs with a response of only white space.
     pub empty_responses: usize,
-    /// Prompts of nothing but white space, each row's own.
+    /// Prompts of only white space, counted per row.
     pub empty_prompts: usize,
     pub conflicts: Conflicts,
 }
 
-/// Comparisons that another one contradicts.
+/// Contradicting comparisons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Conflicts {
-    /// Pairs of sides that stand in the data both ways round.
+    /// Pairs of sides that occur in both orders.
     pub cases: usize,
-    /// Comparisons in them that cancel one another.
+    /// Comparisons among them that cancel one another.
     pub cancelled: usize,
 }
 
-/// Looks at the sides of every comparison.
-pub fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Sides {
+/// Checks the sides of every comparison.
+pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Sides {
     let mut sides = Sides::default();
     identical(corpus, &mut sides, findings);
     empty(corpus, &mut sides, findings);
@@ -64,18 +64,18 @@ fn identical(corpus: &Corpus, sides: &mut Sides, findings: &mut Vec<Finding>) {
         let count = places.len();
         let (check, how) = match form {
             0 => ("identical-sides", "have equal sides"),
-            _ => ("nearly-identical-sides", "have sides that differ in case and white space alone"),
+            _ => ("nearly-identical-sides", "have sides that differ only in case and white space"),
         };
         let mut rows = places.clone();
         rows.dedup();
-        let most = form == 0 && count as f64 >= MOST * all as f64;
+        let most = form == 0 && count as f64 >= MAJORITY * all as f64;
         let what = format!("{count} of {all} comparisons ({}) {how}", percent(count, all));
         let finding = Finding::new(Level::error_if(most), check, (count, all), what)
             .why(match form {
-                0 => "their gradient is zero whatever the model: nothing can be learned from them",
-                _ => "all there is to learn from them is the spelling",
+                0 => "their gradient is zero for every model: nothing can be learned from them",
+                _ => "a model can learn only spelling from them",
             })
-            .advice("remove these rows; if they are many, look for a column that was read twice (--column-map)")
+            .advice("remove these rows; if there are many, check whether one column is read twice (--column-map)")
             .places(rows.into_iter().map(|row| Place::row(corpus, row)));
         findings.push(finding);
     }
@@ -89,18 +89,17 @@ fn empty(corpus: &Corpus, sides: &mut Sides, findings: &mut Vec<Finding>) {
     for pair in &corpus.pairs {
         let empty = [0, 1].map(|side| blank(corpus.response(pair, side)));
         sides.empty_responses += usize::from(empty[0] || empty[1]);
-        if places.len() < PLACES {
+        if places.len() < MAX_PLACES {
             places.extend((0..2).filter(|&i| empty[i]).map(|i| side(pair.row, i)));
         }
     }
     if sides.empty_responses > 0 {
         let count = sides.empty_responses;
-        let what =
-            format!("{count} of {pairs} pairs ({}) have a response of nothing but white space", percent(count, pairs));
-        let level = Level::error_if(count as f64 >= MOST * pairs as f64);
+        let what = format!("{count} of {pairs} pairs ({}) have a response of only white space", percent(count, pairs));
+        let level = Level::error_if(count as f64 >= MAJORITY * pairs as f64);
         let finding = Finding::new(level, "empty-responses", (count, pairs), what)
-            .why("such a pair teaches no more than that an empty answer is better or worse than any other")
-            .advice("remove these rows, or look for what was lost when they were written")
+            .why("such a pair teaches only that an empty answer is better or worse than any other")
+            .advice("remove these rows, or find out where their text was lost")
             .places(places);
         findings.push(finding);
     }
@@ -119,16 +118,16 @@ fn empty(corpus: &Corpus, sides: &mut Sides, findings: &mut Vec<Finding>) {
         let what = format!("{count} of {prompts} prompts ({}) are empty", percent(count, prompts));
         let finding = Finding::new(Level::Warning, "empty-prompts", (count, prompts), what)
             .why(
-                "without a prompt there is no question that an answer could be better for, and a tokenizer without \
-                  BOS gives the first token of the response no context: such a row stops training",
+                "without a prompt there is no question to answer; with a tokenizer without BOS the first token of \
+                 the response has no context, and such a row stops training",
             )
-            .advice("give the prompt in \"prompt\"; see --column-map if it has another name")
+            .advice("put the prompt into \"prompt\", or use --column-map if the key has another name")
             .places(rows.into_iter().map(|row| Place::row(corpus, row)));
         findings.push(finding);
     }
 }
 
-/// Two sides that were compared: how often each way round, and the first row of each.
+/// Two compared sides: the count and the first row of each order.
 struct Opposed {
     counts: [usize; 2],
     first: [usize; 2],
@@ -161,18 +160,18 @@ fn conflicts(corpus: &Corpus, conflicts: &mut Conflicts, findings: &mut Vec<Find
     if opposed.is_empty() {
         return;
     }
-    let most = conflicts.cancelled as f64 >= MOST * comparisons as f64;
+    let most = conflicts.cancelled as f64 >= MAJORITY * comparisons as f64;
     let what = format!(
-        "{} pairs of sides stand in the data both ways round; {} of {comparisons} comparisons ({}) cancel one another",
+        "{} pairs of sides occur with both labels; {} of {comparisons} comparisons ({}) cancel one another",
         conflicts.cases,
         conflicts.cancelled,
         percent(conflicts.cancelled, comparisons)
     );
     let finding = Finding::new(Level::error_if(most), "label-conflicts", (conflicts.cancelled, comparisons), what)
-        .why("A over B and B over A under one prompt: no model can meet both, and their gradients cancel")
+        .why("no model can satisfy both A over B and B over A under one prompt; their gradients cancel")
         .advice(
-            "keep the label you trust, or neither; if they are many, see whether the columns of one file are \
-                     swapped",
+            "keep the label you trust, or neither; if there are many, check whether the columns of one file are \
+             swapped",
         )
         .places(opposed.iter().map(|o| {
             let (one, other) = (o.first[0].min(o.first[1]), o.first[0].max(o.first[1]));

@@ -1,53 +1,55 @@
-//! The rows as a tokenizer and its chat template make them: which rows training would refuse, which sequences are too
-//! long, and whether responses end in an end token. Without one a policy learns no end, and a reward model scores
-//! another place than in use.
+//! The rows after tokenisation with the chat template: rows that training would refuse, sequences
+//! that are too long, and responses without an end token. Without end tokens a policy does not
+//! learn to stop, and a reward model scores a different position than in use.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::corpus::Corpus;
-use super::finding::{Finding, Level, PLACES, Place, percent};
+use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use super::giveaway::Position;
 use super::length::PairLengths;
 use crate::data::tokenize::{Lengths, OnTooLong, TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Least share of responses that end in an end token. Only responses cut at a length limit should lack one.
-const ENDED: f64 = 0.99;
+/// Minimum share of responses that end in an end token. Only responses cut at a length limit should
+/// lack one.
+const MIN_ENDED: f64 = 0.99;
 
-/// What the tokenizer makes of the rows of one side.
+/// Tokenisation results of one data set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TokenReport {
-    /// Distinct sequences, prompt and response together, and their lengths in tokens.
+    /// Distinct sequences (prompt and response), and their lengths in tokens.
     pub sequences: usize,
     pub lengths: Lengths,
-    /// Sequences whose response ends in an end token.
+    /// Sequences with a response that ends in an end token.
     pub ended: usize,
     pub max_length: usize,
-    /// Sequences above `max_length`, and comparisons that use one.
+    /// Sequences longer than `max_length`; all comparisons; comparisons with such a sequence.
     pub too_long: usize,
     pub comparisons: usize,
     pub comparisons_too_long: usize,
-    /// Sequences of plain text, and those whose tokens merge across the end of the prompt.
+    /// Plain-text sequences; plain-text sequences in which tokens merge across the end of the
+    /// prompt.
     pub plain: usize,
     pub merged: usize,
     /// Rows that cannot be tokenised.
     pub refused: usize,
 }
 
-/// The report and what other checks use.
-pub struct Tokens {
+/// Report, and token data for other checks.
+pub(super) struct Tokens {
     pub report: TokenReport,
     pub lengths: PairLengths,
-    /// First token of the two responses of every pair, and the last one before the end token.
+    /// First token of both responses of every pair, and last token before the end token.
     pub first: Vec<[String; 2]>,
     pub last: Vec<[String; 2]>,
 }
 
-/// One row as tokens.
+/// Tokenised row.
 struct RowTokens {
-    /// (prompt, response, prompt tokens, response tokens, first, last), in the order of sequences.
+    /// In the order of the tokenised group.
     sequences: Vec<SequenceTokens>,
     ended: usize,
     plain: usize,
@@ -56,7 +58,7 @@ struct RowTokens {
 
 struct SequenceTokens {
     at: (usize, usize),
-    /// Prompt and response together, and the response.
+    /// Tokens of prompt and response together, and tokens of the response.
     lengths: [usize; 2],
     ends: [String; 2],
 }
@@ -64,8 +66,8 @@ struct SequenceTokens {
 /// Tokenises every row. `side` names the rows in findings: `training` or `test`.
 ///
 /// # Errors
-/// What stands in the way of every row: no chat template, no end token.
-pub fn check(
+/// Problems that affect every row: no chat template or no end token.
+pub(super) fn check(
     corpus: &Corpus,
     side: &str,
     tokenizer: &Tokenizer,
@@ -90,7 +92,7 @@ pub fn check(
             Ok(tokens) => tokens,
             Err(error @ Error::Data { .. }) => {
                 report.refused += 1;
-                if refused.len() < PLACES {
+                if refused.len() < MAX_PLACES {
                     refused.push(Place::of_error(&error));
                 }
                 known.push(None);
@@ -113,7 +115,7 @@ pub fn check(
             let uses = |s: &&SequenceTokens| comparison.terms.iter().any(|t| (t.prompt, t.response) == s.at);
             if let Some(longest) = outcome.sequences.iter().filter(uses).filter(too_long).map(|s| s.lengths[0]).max() {
                 report.comparisons_too_long += 1;
-                if long.len() < PLACES {
+                if long.len() < MAX_PLACES {
                     long.push(Place::row(corpus, row).with(format!("{longest} tokens")));
                 }
             }
@@ -133,8 +135,8 @@ pub fn check(
     Ok(tokens)
 }
 
-/// The places of a response that tokens add to those of words and characters.
-pub fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] {
+/// Returns the positions of a response that exist only with a tokenizer.
+pub(super) fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] {
     [
         Position { name: "first token", train: train.first.clone(), test: test.map(|t| t.first.clone()) },
         Position { name: "last token", train: train.last.clone(), test: test.map(|t| t.last.clone()) },
@@ -142,7 +144,7 @@ pub fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] {
 }
 
 fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowTokens> {
-    // The limits are judged here, over all rows; a row by itself must never be dropped.
+    // Limits are checked here over all rows, so tokenising a single row must never drop it.
     let options = TokenizeOptions {
         max_length: usize::MAX,
         on_too_long: OnTooLong::Drop,
@@ -186,19 +188,21 @@ fn add_findings(
         let what = format!("{count} of {rows} {side} rows ({}) cannot be tokenised", percent(count, rows));
         let finding = Finding::new(Level::Error, "refused-by-tokenizer", (count, rows), what)
             .why("training stops at the first of them")
-            .advice("correct or remove these rows, or see --chat-template-path")
+            .advice("correct or remove these rows, or set --chat-template-path")
             .places(refused);
         findings.push(finding);
     }
     let (open_count, of) = (report.sequences - report.ended, report.sequences);
-    if of > 0 && share(report.ended, of) < ENDED {
+    if of > 0 && share(report.ended, of) < MIN_ENDED {
         let what =
             format!("{open_count} of {of} {side} responses ({}) do not end in an end token", percent(open_count, of));
         let finding = Finding::new(Level::Warning, "no-end-of-turn", (open_count, of), what)
-            .why("a policy trained on them does not learn to stop, and a reward model scores another place than in use")
+            .why(
+                "a policy does not learn to stop from them, and a reward model scores a different position than in use",
+            )
             .advice(
-                "let the chat template close the assistant's turn with the end token, and name that token as \
-                     eos_token or in generation_config.json",
+                "make the chat template close the assistant's turn with the end token, and declare the token as \
+                 eos_token or in generation_config.json",
             )
             .places(open);
         findings.push(finding);
@@ -206,13 +210,13 @@ fn add_findings(
     let (count, of) = (report.comparisons_too_long, report.comparisons);
     if count > 0 {
         let what = format!(
-            "{count} of {of} {side} comparisons ({}) have a sequence above {} tokens; the longest has {}",
+            "{count} of {of} {side} comparisons ({}) have a sequence of more than {} tokens; the longest has {}",
             percent(count, of),
             report.max_length,
             report.lengths.max
         );
         let finding = Finding::new(Level::error_if(count == of), "too-long", (count, of), what)
-            .why("training drops them, and stops if it would drop more than --max-drop-fraction of all")
+            .why("training drops them, and stops if it would drop more than --max-drop-fraction of all comparisons")
             .advice("raise --max-length, or choose another --on-too-long")
             .places(long);
         findings.push(finding);
@@ -225,8 +229,8 @@ fn add_findings(
             percent(count, of)
         );
         let finding = Finding::new(Level::Warning, "merged-boundary", (count, of), what)
-            .why("the model is trained on other tokens than it generates; training stops above --max-boundary-mismatch")
-            .advice("let responses begin with the white space that parts them from the prompt");
+            .why("the model is trained on different tokens than it generates; training stops above --max-boundary-mismatch")
+            .advice("start responses with the white space that separates them from the prompt");
         findings.push(finding);
     }
 }

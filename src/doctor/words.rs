@@ -1,17 +1,19 @@
-//! Words of a text in lower case, for the bag-of-words baselines, as 64-bit numbers: texts need no vocabulary to be
-//! counted, and all rows can be counted at once.
+//! Lower-case words of a text as 64-bit hashes, for the bag-of-words baselines. Counting needs no
+//! vocabulary, so all rows are counted in parallel.
 
 use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-/// Words kept at most, the most frequent ones.
+/// Maximum number of words kept, the most frequent ones.
 const MAX_WORDS: usize = 50_000;
-/// A word in fewer examples is left out: it can be learned by heart and tells nothing about other prompts.
+/// Minimum number of examples with a word. A rarer word could be memorised and says nothing about
+/// other prompts.
 const MIN_EXAMPLES: u32 = 3;
 
-/// Calls `f` with every word: runs of letters, digits and underscores; in scripts without spaces, single characters.
-pub fn each_word(text: &str, mut f: impl FnMut(&str)) {
+/// Calls `f` with every word: a run of letters, digits and underscores, or a single character in
+/// scripts without spaces.
+pub(super) fn each_word(text: &str, mut f: impl FnMut(&str)) {
     let mut word = String::new();
     for c in text.chars() {
         if (c.is_alphanumeric() || c == '_') && !is_unspaced(c) {
@@ -31,20 +33,21 @@ pub fn each_word(text: &str, mut f: impl FnMut(&str)) {
     }
 }
 
-/// Characters of Chinese, Japanese and Thai, which are written without spaces between words.
+/// True for characters of Chinese, Japanese and Thai, which are written without spaces between
+/// words.
 fn is_unspaced(c: char) -> bool {
     matches!(c as u32, 0x0e01..=0x0e30 | 0x3041..=0x30ff | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xf900..=0xfaff
         | 0x20000..=0x323af)
 }
 
-/// FNV-1a, 64 bits.
-pub fn hash(word: &str) -> u64 {
+/// 64-bit FNV-1a hash.
+pub(super) fn hash(word: &str) -> u64 {
     word.bytes().fold(0xcbf2_9ce4_8422_2325, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// Words of a text with their counts, in ascending order of their numbers.
+/// Word hashes of a text with their counts, in ascending order of hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WordCounts(pub Vec<(u64, u32)>);
+pub(super) struct WordCounts(pub Vec<(u64, u32)>);
 
 impl WordCounts {
     pub fn new(text: &str) -> Self {
@@ -61,7 +64,7 @@ impl WordCounts {
         Self(counts)
     }
 
-    /// Counts of the two texts of every example, by all threads.
+    /// Counts the words of the two texts of every example in parallel.
     pub fn of_pairs<'a, T: Sync>(
         examples: &[T],
         texts: impl Fn(&T) -> [std::borrow::Cow<'a, str>; 2] + Sync,
@@ -70,11 +73,11 @@ impl WordCounts {
     }
 }
 
-/// Number of each word that is kept.
-pub struct Vocabulary(HashMap<u64, u32>);
+/// Index of each kept word.
+pub(super) struct Vocabulary(HashMap<u64, u32>);
 
 impl Vocabulary {
-    /// The words of enough examples, the most frequent first.
+    /// Keeps the words of at least [`MIN_EXAMPLES`] examples, most frequent first.
     pub fn new(examples: &[[WordCounts; 2]]) -> Self {
         let mut frequency: HashMap<u64, u32> = HashMap::new();
         for [a, b] in examples {
@@ -94,13 +97,14 @@ impl Vocabulary {
         self.0.len()
     }
 
-    /// Index of a word that is kept.
+    /// Returns the index of a kept word.
     pub fn index(&self, word: &str) -> Option<u32> {
         self.0.get(&hash(word)).copied()
     }
 
-    /// `ln(1 + count)` of each word of the first text, less that of the second, from index `offset` on: the tenth use
-    /// of a word says less than the first.
+    /// Returns `ln(1 + count)` of each word of the first text minus the same of the second, with
+    /// indices from `offset`. The logarithm makes the tenth use of a word count less than the
+    /// first.
     pub fn difference(&self, [a, b]: &[WordCounts; 2], offset: u32) -> Vec<(u32, f64)> {
         let signed = [(a, 1.0), (b, -1.0)];
         let one = |(counts, sign): (&WordCounts, f64)| -> Vec<(u32, f64)> {

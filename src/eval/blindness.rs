@@ -1,13 +1,14 @@
-//! Prompt-blindness probes: the same response tokens behind another prompt. A model that prefers responses for what
-//! the prompt asks falls to one half; one that prefers them for their length or manner keeps its accuracy.
+//! Prompt-blindness probes: the same response tokens after a different prompt. The accuracy of a
+//! model that follows the prompt falls to one half. A model that prefers responses by length or
+//! style keeps its accuracy.
 //!
-//! - emptied: conversations become one user message without content, in the model's own template; plain text becomes
-//!   the BOS token, or the end token where there is no BOS
-//! - shuffled: the distinct prompts of the original pairs are put in a seeded random circle, and each is exchanged for
-//!   its neighbour, so none keeps its place
+//! - emptied: a conversation becomes one user message without content, in the model's own template;
+//!   plain text becomes the BOS token, or the end token if there is no BOS
+//! - shuffled: the distinct prompts of the original pairs are arranged in a seeded random cycle,
+//!   and each is replaced by its successor, so no pair keeps its prompt
 //!
-//! A pair that would pass the length limit behind its new prompt is left out and counted. Probes are groups of
-//! their own with the sequences they need and no others.
+//! A pair that would exceed the length limit with its new prompt is left out and counted. A probe
+//! has its own groups, with only the sequences it needs.
 
 use std::collections::BTreeMap;
 
@@ -20,18 +21,18 @@ use crate::data::tokenizer::Tokenizer;
 use crate::rng::Rng;
 use crate::train::evaluate::GroupScores;
 
-/// Groups to score in place of the originals.
+/// Groups to score instead of the originals.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Probe {
     pub groups: Vec<TokenizedGroup>,
-    /// Index of the original of each group.
+    /// Index of the original group of each group.
     pub origin: Vec<usize>,
-    /// Pairs that do not fit behind their new prompt.
+    /// Number of pairs that exceed the length limit with their new prompt.
     pub left_out: usize,
 }
 
 impl Probe {
-    /// Adds what `keep` lets through of a group, under other prompts.
+    /// Adds the comparisons of a group that `keep` accepts, under other prompts.
     fn add(
         &mut self,
         origin: usize,
@@ -58,7 +59,7 @@ impl Probe {
         }
     }
 
-    /// The measure of one kind of the probe's comparisons, scored.
+    /// Returns the measure of one kind of the probe's comparisons, from their scores.
     pub fn measure(&self, quantity: Quantity, kind: Kind, scores: &[GroupScores]) -> Measure {
         let mut measure = Measure::new(quantity);
         for ((group, scores), &origin) in self.groups.iter().zip(scores).zip(&self.origin) {
@@ -74,7 +75,7 @@ impl Probe {
     }
 }
 
-/// Prompts and responses of a comparison of two sequences, the preferred one first.
+/// Returns prompts and responses of a two-sequence comparison, the preferred one first.
 fn sides(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<([usize; 2], [usize; 2])> {
     let (a, b) = match comparison.terms[..] {
         [a, b] if a.sign > 0 => (a, b),
@@ -85,23 +86,24 @@ fn sides(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<([us
     Some(([a.prompt, b.prompt], [a.response, b.response]))
 }
 
-/// The prompt of an original pair.
+/// Returns the prompt of an original pair.
 fn pair_prompt(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<usize> {
     let ([a, b], _) = sides(group, comparison).filter(|_| comparison.kind == Kind::Base)?;
     (a == b).then_some(a)
 }
 
-/// Whether one response stands under two prompts.
+/// True for an intra comparison of one response under two prompts.
 fn one_response(group: &TokenizedGroup, comparison: &SequenceComparison) -> bool {
     comparison.kind == Kind::Intra && sides(group, comparison).is_some_and(|(_, [a, b])| a == b)
 }
 
-/// Tokens of the longest response that a comparison scores.
+/// Number of tokens of the longest response in a comparison.
 fn longest_response(group: &TokenizedGroup, comparison: &SequenceComparison) -> usize {
     comparison.terms.iter().map(|t| group.sequences[t.sequence].response_ids.len()).max().unwrap_or(0)
 }
 
-/// Original pairs and intra comparisons with their prompts emptied. `longest`: tokens of a sequence at most.
+/// Builds the probe of original pairs and intra comparisons with emptied prompts. `longest` is the
+/// maximum number of tokens of a sequence.
 pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize) -> Result<Probe> {
     let mut probe = Probe::default();
     for (origin, group) in groups.iter().enumerate() {
@@ -117,7 +119,7 @@ pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize)
     Ok(probe)
 }
 
-/// Ids of a prompt that says nothing.
+/// Returns the token ids of an empty prompt.
 fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let ids = match prompt {
         Prompt::Text(_) => tokenizer.encode_open("")?,
@@ -132,11 +134,12 @@ fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) 
             tokenizer.encode(&text, false)?
         }
     };
-    // A response needs a token in front of it.
+    // A response needs a preceding token.
     if ids.is_empty() { Ok(vec![tokenizer.require_eos()?]) } else { Ok(ids) }
 }
 
-/// Original pairs under one another's prompts. Empty when there is one distinct prompt only.
+/// Builds the probe of original pairs with exchanged prompts. Empty if there is only one distinct
+/// prompt.
 pub fn shuffled(groups: &[TokenizedGroup], seed: u64, longest: usize) -> Probe {
     let mut probe = Probe::default();
     let ids =

@@ -1,15 +1,17 @@
-//! Labels that a comparison is counted under, read off its group alone: lengths, instructions, rule, direction.
+//! Labels that split the comparisons of a measure, derived from the group only: lengths,
+//! instructions, rule, direction.
 
 use super::measure::By;
 use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
 
-/// Characters of a response: a length that does not depend on a tokenizer, so that two models share it.
-pub fn characters(group: &PreferenceGroup, response: usize) -> usize {
+/// Number of characters of a response. This length is independent of the tokenizer, so two models
+/// share it.
+pub(super) fn characters(group: &PreferenceGroup, response: usize) -> usize {
     group.responses[response].text().chars().count()
 }
 
-/// Label of the pair of a better and a worse response.
-pub fn length_label(group: &PreferenceGroup, better: usize, worse: usize) -> (By, String) {
+/// Returns the length label of a better and a worse response.
+pub(super) fn length_label(group: &PreferenceGroup, better: usize, worse: usize) -> (By, String) {
     let label = match characters(group, better).cmp(&characters(group, worse)) {
         std::cmp::Ordering::Greater => "chosen longer",
         std::cmp::Ordering::Less => "rejected longer",
@@ -18,8 +20,8 @@ pub fn length_label(group: &PreferenceGroup, better: usize, worse: usize) -> (By
     (By::Length, label.into())
 }
 
-/// The two terms of a comparison of two sequences, the preferred one first.
-pub fn two_terms(comparison: &Comparison) -> Option<(Term, Term)> {
+/// Returns the two terms of a two-sequence comparison, the preferred one first.
+fn two_terms(comparison: &Comparison) -> Option<(Term, Term)> {
     match comparison.terms[..] {
         [a, b] if a.sign > 0 => Some((a, b)),
         [a, b] => Some((b, a)),
@@ -27,29 +29,30 @@ pub fn two_terms(comparison: &Comparison) -> Option<(Term, Term)> {
     }
 }
 
-/// Preferred and other response of an ordinary pair, behind its prompt.
-pub fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
+/// Returns (prompt, preferred response, other response) of an original pair.
+pub(super) fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
     let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Base)?;
     (better.prompt == worse.prompt).then_some((better.prompt, better.response, worse.response))
 }
 
-/// Same function with the same arguments.
+/// True for the same function with the same arguments.
 fn same(a: &Instruction, b: &Instruction) -> bool {
     a.id == b.id && a.kwargs == b.kwargs
 }
 
-/// Instructions of a prompt.
-pub fn instructions(group: &PreferenceGroup, prompt: usize) -> impl Iterator<Item = &Instruction> {
+/// Iterates over the instructions of a prompt.
+fn instructions(group: &PreferenceGroup, prompt: usize) -> impl Iterator<Item = &Instruction> {
     group.instructions.iter().filter(move |i| i.prompt == prompt)
 }
 
-/// Instructions of `prompt` that `base` does not carry.
-pub fn added(group: &PreferenceGroup, prompt: usize, base: usize) -> Vec<&Instruction> {
+/// Returns the instructions of `prompt` that `base` lacks.
+pub(super) fn added(group: &PreferenceGroup, prompt: usize, base: usize) -> Vec<&Instruction> {
     instructions(group, prompt).filter(|i| !instructions(group, base).any(|j| same(i, j))).collect()
 }
 
-/// Labels of the instructions in which `prompts` differ; none when no prompt carries any.
-pub fn instruction_labels(group: &PreferenceGroup, prompts: &[usize], holdout: &[String]) -> Vec<(By, String)> {
+/// Returns labels for the instructions in which `prompts` differ; empty if no prompt has an
+/// instruction.
+pub(super) fn instruction_labels(group: &PreferenceGroup, prompts: &[usize], holdout: &[String]) -> Vec<(By, String)> {
     let most = prompts.iter().map(|&p| instructions(group, p).count()).max().unwrap_or(0);
     if most == 0 {
         return Vec::new();
@@ -77,8 +80,12 @@ pub fn instruction_labels(group: &PreferenceGroup, prompts: &[usize], holdout: &
     labels
 }
 
-/// All labels of a comparison.
-pub fn comparison_labels(group: &PreferenceGroup, comparison: &Comparison, holdout: &[String]) -> Vec<(By, String)> {
+/// Returns all labels of a comparison.
+pub(super) fn comparison_labels(
+    group: &PreferenceGroup,
+    comparison: &Comparison,
+    holdout: &[String],
+) -> Vec<(By, String)> {
     let mut labels = Vec::new();
     if let Some((_, better, worse)) = pair(comparison) {
         labels.push(length_label(group, better, worse));
@@ -108,8 +115,9 @@ pub fn comparison_labels(group: &PreferenceGroup, comparison: &Comparison, holdo
     labels
 }
 
-/// Instructions that the response of an intra comparison fails under the worse prompt, less those it fails under the
-/// better one: what rule A violates and what rule B satisfies. `None` without instructions, or with one unchecked.
+/// Number of instructions that the response of an intra comparison fails under the worse prompt,
+/// minus the number it fails under the better prompt. These are the instructions that rule A
+/// violates and rule B satisfies. `None` without instructions, or with an unchecked one.
 fn violations(group: &PreferenceGroup, comparison: &Comparison) -> Option<i64> {
     let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Intra)?;
     if better.response != worse.response {

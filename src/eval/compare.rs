@@ -1,11 +1,13 @@
-//! Two models on the same data. Every comparison is scored by both, so what counts is the difference on each: its
-//! mean with a bootstrap interval by group, and exact tests of the discordant ones.
+//! Paired comparison of two models on the same data. Both models score every comparison, so the
+//! statistic is the difference per comparison: its mean with a bootstrap interval by group, and
+//! exact tests of the discordant comparisons.
 //!
-//! McNemar's test takes comparisons as independent, which several comparisons of one group are not; where groups hold
-//! more than one, the sign test over groups (does A or B have more right in it) is the one to trust. With one
-//! comparison a group the two are the same. No p-value is corrected for the number of lines.
+//! McNemar's test assumes independent comparisons, but several comparisons of one group are
+//! dependent. If groups have more than one comparison, use the sign test over groups (does A or B
+//! have more right in the group). With one comparison per group both tests are the same. P-values
+//! are not corrected for the number of lines.
 //!
-//! Refused: evaluations of different data, and observations that do not match one by one.
+//! Refused: evaluations of different data, and observations that do not match one to one.
 
 use rayon::prelude::*;
 
@@ -14,39 +16,39 @@ use super::statistics::{Estimate, Resampling, estimates, exact_test};
 use super::{Evaluation, Line, Place};
 use crate::{Error, Result};
 
-/// Two models on one set of comparisons.
+/// Result of comparing two models on one set of comparisons.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {
     pub count: usize,
     pub groups: usize,
-    /// Accuracies; a tie counts as wrong.
+    /// Accuracies of A and B; a tie counts as wrong.
     pub a: f64,
     pub b: f64,
-    /// Accuracy of B less that of A.
+    /// Accuracy of B minus accuracy of A.
     pub difference: Estimate,
-    /// The same, a tie counting as half.
+    /// The same difference with a tie counted as one half.
     pub difference_half: Estimate,
-    /// Comparisons that one model alone has right.
+    /// Comparisons that only A has right, and comparisons that only B has right.
     pub only_a: usize,
     pub only_b: usize,
-    /// Exact McNemar test of these two.
+    /// P-value of the exact McNemar test of `only_a` and `only_b`.
     pub mcnemar: f64,
-    /// Groups of which one model has more comparisons right.
+    /// Groups in which A has more comparisons right, and groups in which B has more right.
     pub groups_a: usize,
     pub groups_b: usize,
-    /// Exact sign test of these two.
+    /// P-value of the exact sign test of `groups_a` and `groups_b`.
     pub sign_test: f64,
 }
 
-/// All lines that both evaluations have.
+/// Lines that both evaluations have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
     pub lines: Vec<Line<Paired>>,
-    /// Quantities that only one of the two has, or that left out different pairs.
+    /// Quantities that only one evaluation has, and probes that left out different pairs.
     pub unmatched: Vec<Quantity>,
 }
 
-/// Compares two evaluations, named for messages.
+/// Compares two evaluations. The names are used in messages.
 pub fn compare(
     (name_a, a): (&str, &Evaluation),
     (name_b, b): (&str, &Evaluation),
@@ -57,27 +59,28 @@ pub fn compare(
             "{name_a} and {name_b} are evaluations of different data ({} groups, hash {}; {} groups, hash {}); evaluate \
              both on the same files",
             a.groups,
-            short(&a.data),
+            hash_prefix(&a.data),
             b.groups,
-            short(&b.data)
+            hash_prefix(&b.data)
         )));
     }
     let (mut jobs, mut unmatched): (Vec<Job<'_>>, Vec<Quantity>) = Default::default();
     for quantity in Quantity::ALL {
         match (a.measure(quantity), b.measure(quantity)) {
-            // The same of both: it is about the data, not about a model.
+            // Equal for both models, because it depends only on the data.
             _ if quantity == Quantity::LengthOnly => {}
             (Some(a), Some(b)) if !aligned(a, b) && is_probe(quantity) => unmatched.push(quantity),
             (Some(a), Some(b)) if !aligned(a, b) => {
                 return Err(Error::Usage(format!(
-                    "{name_a} and {name_b} do not hold the same comparisons of {}; evaluate both with the same version \
+                    "{name_a} and {name_b} do not have the same comparisons of {}; evaluate both with the same version \
                      and flags",
                     quantity.name()
                 )));
             }
             (Some(a), Some(b)) => {
                 jobs.push((a, b, None));
-                // Divisions by flags of one evaluation alone, such as held-out functions, have no counterpart.
+                // Splits that depend on the flags of one evaluation, such as held-out functions,
+                // have no counterpart.
                 jobs.extend(a.splits.iter().filter(|split| b.splits.contains(split)).map(|split| (a, b, Some(split))));
             }
             (None, None) => {}
@@ -97,14 +100,14 @@ pub fn compare(
 
 type Job<'a> = (&'a Measure, &'a Measure, Option<&'a Split>);
 
-/// Whether a quantity can leave out pairs that are too long for one model only.
+/// True if a quantity can leave out pairs that are too long for only one of the models.
 fn is_probe(quantity: Quantity) -> bool {
     use Quantity::{IntraEmptyPrompt, SemanticEmptyPrompt, SemanticShuffledPrompt};
     matches!(quantity, SemanticEmptyPrompt | SemanticShuffledPrompt | IntraEmptyPrompt)
 }
 
-/// The beginning of a hash, for messages.
-fn short(hash: &str) -> String {
+/// Returns the prefix of a hash, for messages.
+fn hash_prefix(hash: &str) -> String {
     hash.chars().take(8).collect()
 }
 
@@ -114,7 +117,7 @@ fn aligned(a: &Measure, b: &Measure) -> bool {
 }
 
 impl Paired {
-    /// Compares observations that correspond one by one. `labels` name the stream of random numbers.
+    /// Compares observations that match one to one. `labels` name the random stream.
     pub fn of(a: &[Observation], b: &[Observation], resampling: Resampling, labels: &[&str]) -> Self {
         let pairs: Vec<(&Observation, &Observation)> = a.iter().zip(b).collect();
         let difference = |(a, b): &(&Observation, &Observation), tie| credit(b.logit, tie) - credit(a.logit, tie);

@@ -1,12 +1,12 @@
-//! A measure: signed numbers, one for each comparison, of which a positive one counts as right. Measures keep their
-//! observations, so that splits, intervals and the comparison of two models read the same numbers.
+//! Measures: signed numbers, one per comparison; a positive number counts as right. A measure keeps
+//! its observations, so splits, intervals and the comparison of two models use the same numbers.
 
 use std::collections::BTreeMap;
 
 use super::statistics::{Cluster, Estimate, Resampling, estimates, unanimous_interval};
 use crate::train::metrics::KindTally;
 
-/// What is measured. Module [`crate::eval`] has the formulas.
+/// Measured quantity. Module [`crate::eval`] has the formulas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
     Semantic,
@@ -22,7 +22,7 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    /// All quantities in the order of every table and file.
+    /// All quantities, in the order of every table and file.
     pub const ALL: [Quantity; 10] = [
         Quantity::Semantic,
         Quantity::LengthOnly,
@@ -36,7 +36,7 @@ impl Quantity {
         Quantity::Conflict,
     ];
 
-    /// Key in files, label in tables.
+    /// Key in files and label in tables.
     pub fn name(self) -> &'static str {
         match self {
             Quantity::Semantic => "semantic",
@@ -52,33 +52,34 @@ impl Quantity {
         }
     }
 
-    /// The quantity of a name.
-    pub fn of_name(name: &str) -> Option<Self> {
+    /// Returns the quantity with this name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|quantity| quantity.name() == name)
     }
 }
 
-/// What the comparisons of a measure are divided by.
+/// Criterion that splits the comparisons of a measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum By {
-    /// Which of the two responses has more characters.
+    /// Longer of the two responses, in characters.
     Length,
-    /// Number of added instructions, of the prompt with most.
+    /// Number of added instructions, for the prompt with the most.
     Instructions,
     /// Rule of an intra comparison.
     Rule,
     /// Direction of an inter comparison.
     Direction,
-    /// Instructions that a response fails under the worse prompt, less those it fails under the better one.
+    /// Number of instructions that a response fails under the worse prompt, minus the number it
+    /// fails under the better prompt.
     Violations,
-    /// Whether the instruction functions were held out of training.
+    /// Instruction functions held out of training, or trained.
     Holdout,
     /// Id of an instruction function; a comparison counts under each of its functions.
     Function,
 }
 
 impl By {
-    /// All of them in the order of tables and files.
+    /// All criteria, in the order of tables and files.
     pub const ALL: [By; 7] =
         [By::Length, By::Instructions, By::Rule, By::Direction, By::Violations, By::Holdout, By::Function];
 
@@ -95,12 +96,12 @@ impl By {
         }
     }
 
-    /// The division of a name.
-    pub fn of_name(name: &str) -> Option<Self> {
+    /// Returns the criterion with this name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|by| by.name() == name)
     }
 
-    /// A label as a line of a table.
+    /// Formats a label as the title of a table line.
     pub fn title(self, label: &str) -> String {
         match self {
             By::Instructions => format!("{label} instruction{}", if label == "1" { "" } else { "s" }),
@@ -112,16 +113,16 @@ impl By {
     }
 }
 
-/// One comparison of a measure.
+/// Result of one comparison.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Observation {
     /// Index of the group in the data.
     pub group: usize,
-    /// Positive: right; zero: a tie.
+    /// Positive if right; zero for a tie.
     pub logit: f64,
 }
 
-/// Part of a measure's observations.
+/// Subset of a measure's observations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
     pub by: By,
@@ -130,17 +131,17 @@ pub struct Split {
     pub members: Vec<usize>,
 }
 
-/// All observations of one quantity, by group ascending.
+/// All observations of one quantity, in ascending order of group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measure {
     pub quantity: Quantity,
     pub observations: Vec<Observation>,
-    /// By division, then by label; whole numbers by value.
+    /// Sorted by criterion, then by label; integer labels by value.
     pub splits: Vec<Split>,
 }
 
 impl Measure {
-    /// A measure without observations.
+    /// Creates a measure without observations.
     pub fn new(quantity: Quantity) -> Self {
         Self { quantity, observations: Vec::new(), splits: Vec::new() }
     }
@@ -157,13 +158,13 @@ impl Measure {
         }
     }
 
-    /// Brings the splits into order.
+    /// Sorts the splits.
     pub fn sort_splits(&mut self) {
         let number = |label: &str| label.parse::<i64>().unwrap_or(i64::MAX);
         self.splits.sort_by(|a, b| (a.by, number(&a.label), &a.label).cmp(&(b.by, number(&b.label), &b.label)));
     }
 
-    /// Observations of a split, or all of them.
+    /// Returns the observations of a split, or all observations.
     pub fn members(&self, split: Option<&Split>) -> Vec<Observation> {
         match split {
             Some(split) => split.members.iter().map(|&index| self.observations[index]).collect(),
@@ -171,7 +172,7 @@ impl Measure {
         }
     }
 
-    /// Counts without intervals.
+    /// Returns the counts without intervals.
     pub fn tally(&self) -> KindTally {
         let mut tally = KindTally::default();
         self.observations.iter().for_each(|o| tally.add(0.0, o.logit));
@@ -183,22 +184,22 @@ impl Measure {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
     pub count: usize,
-    /// Groups that the observations come from.
+    /// Number of groups of the observations.
     pub groups: usize,
     pub correct: usize,
-    /// Logits of exactly 0.
+    /// Number of logits of exactly 0.
     pub ties: usize,
-    /// Logits that are no finite number; NaN is neither right nor a tie.
+    /// Number of non-finite logits. NaN is neither right nor a tie.
     pub non_finite: usize,
     /// Share of positive logits.
     pub accuracy: Estimate,
-    /// As `accuracy`, a tie counting as half.
+    /// Accuracy with a tie counted as one half.
     pub accuracy_half: Estimate,
     pub mean_logit: Estimate,
 }
 
-/// 1 for right, 0 for wrong; a tie is worth `tie`.
-pub fn credit(logit: f64, tie: f64) -> f64 {
+/// Returns 1 for right, 0 for wrong, and `tie` for a tie.
+pub(super) fn credit(logit: f64, tie: f64) -> f64 {
     if logit > 0.0 {
         1.0
     } else if logit == 0.0 {
@@ -208,8 +209,8 @@ pub fn credit(logit: f64, tie: f64) -> f64 {
     }
 }
 
-/// Sums by group, in order of the groups.
-pub fn clusters<T, const N: usize>(
+/// Returns the sums per group, in order of the groups.
+pub(super) fn clusters<T, const N: usize>(
     items: &[T],
     group: impl Fn(&T) -> usize,
     terms: impl Fn(&T) -> [f64; N],
@@ -226,7 +227,7 @@ pub fn clusters<T, const N: usize>(
 }
 
 impl Summary {
-    /// Summarises observations. `labels` name the stream of random numbers.
+    /// Summarises observations. `labels` name the random stream.
     pub fn of(observations: &[Observation], resampling: Resampling, labels: &[&str]) -> Self {
         let clusters = clusters(observations, |o| o.group, |o| [credit(o.logit, 0.0), credit(o.logit, 0.5), o.logit]);
         let [mut accuracy, mut accuracy_half, mean_logit] = estimates(&clusters, resampling, labels);

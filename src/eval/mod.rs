@@ -1,35 +1,39 @@
-//! Measures of a scored data set: shares with intervals, divided by what the comparisons are about, and the paired
-//! comparison of two models. Nothing here runs a model; [`crate::train::evaluate`] does.
+//! Measures of a scored data set: shares with intervals, split by properties of the comparisons,
+//! and the paired comparison of two models. This module does not run models;
+//! [`crate::train::evaluate`] does.
 //!
-//! With rho(x, y) the score of response y under prompt x (a reward, or beta times the log-ratio), y+ and y- the chosen
-//! and the rejected response, and gap(x) = rho(x, y+) - rho(x, y-), each measure is a set of signed numbers z:
+//! Let rho(x, y) be the score of response y under prompt x: a reward, or beta times the log-ratio.
+//! Let y+ and y- be the chosen and the rejected response, and gap(x) = rho(x, y+) - rho(x, y-).
+//! Each measure is a set of signed numbers z:
 //!
 //! | measure | z |
 //! |---|---|
 //! | semantic | gap(x) of an original pair; the signed sum of a base comparison of another form |
-//! | length_only | characters of y+ less those of y-: what a scorer reaches that prefers the longer response |
+//! | length_only | characters of y+ minus characters of y-: the accuracy of a scorer that prefers longer responses |
 //! | semantic_empty_prompt | gap of an original pair without a prompt |
 //! | semantic_shuffled_prompt | gap of an original pair under the prompt of another row |
 //! | intra | rho(x_better, y) - rho(x_worse, y) |
-//! | intra_empty_prompt | the same without prompts: ties, because nothing is left to differ |
+//! | intra_empty_prompt | the same without prompts: always a tie, because the two sequences are equal |
 //! | inter | gap(x_up) - gap(x), and gap(x) - gap(x_down) |
 //! | sensitivity | gap(x_up) - gap(x_down) |
 //! | sensitivity_flip | min(gap(x_up), -gap(x_down)) |
 //! | conflict | -gap(x_down) |
 //!
-//! `accuracy` is the share of z > 0, `accuracy_half` adds half the share of z = 0, `mean_logit` is the mean of z. x_up
-//! is a prompt whose added instructions y+ meets, all, and y- meets, none; x_down is the mirror image. Sensitivity is
-//! the share of pairs for which the model moves with the instructions when only they change; its flip is the share
-//! for which it moves so far that the preferred response changes with them. Conflict is the share of pairs for
-//! which following the instructions beats the original preference. It has no right direction: it tells a trade-off.
+//! `accuracy` is the share of z > 0, `accuracy_half` adds half the share of z = 0, and `mean_logit`
+//! is the mean of z. Prompt x_up adds instructions: y+ satisfies all of them and y- none. Prompt
+//! x_down is the mirror image. Sensitivity is the share of pairs with a gap that moves with the
+//! instructions when only the instructions change. Its flip is the share of pairs with a gap that
+//! changes sign, so that the preferred response follows the instructions. Conflict is the share of
+//! pairs in which following the instructions beats the original preference. Conflict has no right
+//! direction: it shows a trade-off.
 //!
 //! - [`measure`]: quantities, observations, counts; [`statistics`]: bootstrap by group, exact tests
-//! - [`breakdown`]: what comparisons are divided by; `sensitivity`: one pair under several prompts
-//! - [`blindness`]: prompts taken away or exchanged
+//! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
+//! - [`blindness`]: emptied and exchanged prompts
 //! - [`compare`]: two models on the same data; [`record`]: JSON in and out; [`table`]: text
 
 pub mod blindness;
-pub mod breakdown;
+mod breakdown;
 pub mod compare;
 pub mod measure;
 pub mod record;
@@ -43,12 +47,13 @@ use rayon::prelude::*;
 
 use crate::backend::contract::KINDS;
 use crate::data::group::{Kind, PreferenceGroup, Term};
+use crate::loss::signed_sum::signed_sum;
 use crate::train::metrics::KindTally;
 use breakdown::{characters, comparison_labels, pair};
 use measure::{By, Measure, Quantity, Split, Summary};
 use statistics::{Moments, Resampling};
 
-/// A group and the scores of its sequences.
+/// A group with the scores of its sequences.
 #[derive(Clone, Debug)]
 pub struct Scored<'a> {
     pub group: &'a PreferenceGroup,
@@ -56,37 +61,38 @@ pub struct Scored<'a> {
 }
 
 impl<'a> Scored<'a> {
-    /// `scores` are of the (prompt, response) pairs of [`PreferenceGroup::sequences`], in order.
+    /// Pairs `scores` with the (prompt, response) pairs of [`PreferenceGroup::sequences`], in
+    /// order.
     pub fn new(group: &'a PreferenceGroup, scores: &[f64]) -> Self {
         Self { group, scores: group.sequences().into_iter().zip(scores.iter().copied()).collect() }
     }
 
-    /// Score of a response under a prompt; `None` when no comparison uses the two together.
+    /// Returns the score of a response under a prompt; `None` if no comparison uses this sequence.
     pub fn score(&self, prompt: usize, response: usize) -> Option<f64> {
         self.scores.get(&(prompt, response)).copied()
     }
 }
 
-/// What measures depend on besides scores.
+/// Settings of the measures.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// Full ids of the instruction functions that training did not see.
+    /// Full ids of the instruction functions held out of training.
     pub holdout_functions: Vec<String>,
 }
 
-/// Everything measured on one data set.
+/// All measures of one data set.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Those with observations, in the order of [`Quantity::ALL`].
+    /// Measures with observations, in the order of [`Quantity::ALL`].
     pub measures: Vec<Measure>,
-    /// Groups of the data.
+    /// Number of groups in the data.
     pub groups: usize,
-    /// [`data_hash`] of the groups.
+    /// Hash of the groups, see [`data_hash`].
     pub data: String,
     pub rewards: Rewards,
 }
 
-/// Spread of the scores.
+/// Distribution of the scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rewards {
     /// All distinct sequences.
@@ -97,7 +103,7 @@ pub struct Rewards {
 }
 
 impl Evaluation {
-    /// Measures scored groups. `probes` are measures made elsewhere, such as those of [`blindness`].
+    /// Measures scored groups. `probes` are measures computed elsewhere, such as by [`blindness`].
     pub fn of(scored: &[Scored<'_>], settings: &Settings, probes: Vec<Measure>) -> Self {
         let mut measures = kinds(scored, settings);
         measures.push(length_only(scored));
@@ -110,24 +116,24 @@ impl Evaluation {
         Self { measures, groups: scored.len(), data, rewards: Rewards::of(scored) }
     }
 
-    /// The measure of a quantity, when it has observations.
+    /// Returns the measure of a quantity, if it has observations.
     pub fn measure(&self, quantity: Quantity) -> Option<&Measure> {
         self.measures.iter().find(|m| m.quantity == quantity)
     }
 
-    /// Counts of semantic, intra and inter comparisons.
+    /// Returns the counts of semantic, intra and inter comparisons.
     pub fn tallies(&self) -> [KindTally; KINDS] {
         Kind::ALL.map(|kind| self.measure(quantity_of(kind)).map_or(KindTally::default(), Measure::tally))
     }
 
-    /// Summaries of all measures and their splits.
+    /// Summarises all measures and their splits.
     pub fn summaries(&self, resampling: Resampling) -> Vec<Line<Summary>> {
         let jobs: Vec<(&Measure, Option<&Split>)> = self
             .measures
             .iter()
             .flat_map(|m| std::iter::once((m, None)).chain(m.splits.iter().map(move |s| (m, Some(s)))))
             .collect();
-        // Each line has random numbers of its own, so the order of work does not matter.
+        // Each line has its own random stream, so the order of work does not matter.
         jobs.into_par_iter()
             .map(|(measure, split)| {
                 let place = Place::of(measure.quantity, split);
@@ -138,7 +144,7 @@ impl Evaluation {
     }
 }
 
-/// Which observations a line of a report is about.
+/// Quantity and split of a report line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     pub quantity: Quantity,
@@ -150,13 +156,13 @@ impl Place {
         Self { quantity, split: split.map(|s| (s.by, s.label.clone())) }
     }
 
-    /// Name of the stream of random numbers.
+    /// Name of the random stream.
     fn labels(&self) -> Vec<&str> {
         let split = self.split.iter().flat_map(|(by, label)| [by.name(), label.as_str()]);
         std::iter::once(self.quantity.name()).chain(split).collect()
     }
 
-    /// The line's name in a table; splits are indented.
+    /// Title of the line in a table; splits are indented.
     pub fn title(&self) -> String {
         match &self.split {
             None => self.quantity.name().to_owned(),
@@ -165,7 +171,7 @@ impl Place {
     }
 }
 
-/// A line of a report.
+/// Line of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line<T> {
     pub place: Place,
@@ -186,8 +192,8 @@ impl Rewards {
     }
 }
 
-/// The quantity that comparisons of a kind measure.
-pub fn quantity_of(kind: Kind) -> Quantity {
+/// Returns the quantity that comparisons of a kind measure.
+fn quantity_of(kind: Kind) -> Quantity {
     match kind {
         Kind::Base => Quantity::Semantic,
         Kind::Intra => Quantity::Intra,
@@ -195,25 +201,13 @@ pub fn quantity_of(kind: Kind) -> Quantity {
     }
 }
 
-/// Sum of signed scores with the index of their prompts, added up prompt by prompt: a comparison of gaps that are
-/// equal is then exactly 0, whatever their last bits.
-pub fn signed_sum(terms: impl Iterator<Item = (usize, f64)>) -> f64 {
-    let mut gaps: Vec<(usize, f64)> = Vec::with_capacity(2);
-    for (prompt, score) in terms {
-        match gaps.iter_mut().find(|(known, _)| *known == prompt) {
-            Some((_, gap)) => *gap += score,
-            None => gaps.push((prompt, score)),
-        }
-    }
-    gaps.into_iter().map(|(_, gap)| gap).sum()
-}
-
-/// The comparisons that the rows carry.
+/// Returns the measures of the comparisons in the rows.
 fn kinds(scored: &[Scored<'_>], settings: &Settings) -> Vec<Measure> {
     let mut measures = Kind::ALL.map(|kind| Measure::new(quantity_of(kind)));
     for (g, scored) in scored.iter().enumerate() {
         for comparison in &scored.group.comparisons {
-            // Every term of a comparison is a sequence of its group; a missing score shows as NaN, never as a win.
+            // Every term of a comparison is a sequence of its group. A missing score becomes NaN,
+            // never a win.
             let term = |t: &Term| {
                 let score = scored.score(t.prompt, t.response).unwrap_or(f64::NAN);
                 (t.prompt, f64::from(t.sign) * score)
@@ -237,14 +231,15 @@ fn length_only(scored: &[Scored<'_>]) -> Measure {
     measure
 }
 
-/// Hash of groups in order: text, comparisons and instructions, whatever the file and the rows were called.
+/// Hash of groups in order: text, comparisons and instructions, independent of file names and row
+/// ids.
 pub fn data_hash<'a>(groups: impl IntoIterator<Item = &'a PreferenceGroup>) -> String {
     let mut hash = blake3::Hasher::new();
     for group in groups {
         let PreferenceGroup { id: _, prompts, responses, comparisons, instructions, tools, chat_template_kwargs } =
             group;
         let content = (prompts, responses, comparisons, instructions, tools, chat_template_kwargs);
-        // A group came from JSON and always goes back to it.
+        // A group is read from JSON, so it can always be serialised to JSON.
         let text = serde_json::to_string(&content).unwrap_or_default();
         hash.update(&(text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());

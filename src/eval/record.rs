@@ -1,7 +1,8 @@
-//! Evaluations as JSON. A file holds the summaries and, under `observations`, the numbers behind them, so that two
-//! files can be compared without their models. Numbers that are not finite are strings, as in metrics.jsonl.
+//! Evaluations as JSON. A file contains the summaries and, under `observations`, the underlying
+//! numbers, so two files can be compared without their models. Non-finite numbers are strings, as
+//! in metrics.jsonl.
 //!
-//! Refused on reading: another schema, missing keys, indices outside their lists.
+//! Refused on reading: another schema, missing keys, indices out of range.
 
 use std::path::Path;
 
@@ -14,23 +15,24 @@ use super::{Evaluation, Line, Rewards};
 use crate::train::metrics::number;
 use crate::{Error, Result};
 
-/// Version of the files.
+/// Version of the file format.
 const SCHEMA: u64 = 1;
 
-/// `{"semantic": {...}, ..., "by_function": {"intra": {"<id>": {...}}}, ...}`, measures without observations absent.
-pub fn summaries_json(lines: &[Line<Summary>]) -> Map<String, Value> {
+/// Returns `{"semantic": {...}, ..., "by_function": {"intra": {"<id>": {...}}}, ...}`. Measures
+/// without observations are absent.
+fn summaries_json(lines: &[Line<Summary>]) -> Map<String, Value> {
     nested(lines, |s| {
         let mut entry = json!({
             "count": s.count, "groups": s.groups, "correct": s.correct, "ties": s.ties, "non_finite": s.non_finite,
         });
-        put(&mut entry, "accuracy", &s.accuracy);
-        put(&mut entry, "accuracy_half", &s.accuracy_half);
-        put(&mut entry, "mean_logit", &s.mean_logit);
+        insert_estimate(&mut entry, "accuracy", &s.accuracy);
+        insert_estimate(&mut entry, "accuracy_half", &s.accuracy_half);
+        insert_estimate(&mut entry, "mean_logit", &s.mean_logit);
         entry
     })
 }
 
-/// Lines of a comparison, nested as [`summaries_json`].
+/// Returns the lines of a comparison, nested like the summaries of a result.
 pub fn comparison_json(comparison: &Comparison) -> Map<String, Value> {
     nested(&comparison.lines, |s: &Paired| {
         let mut entry = json!({
@@ -38,14 +40,14 @@ pub fn comparison_json(comparison: &Comparison) -> Map<String, Value> {
             "only_a": s.only_a, "only_b": s.only_b, "mcnemar_p": number(s.mcnemar),
             "groups_a": s.groups_a, "groups_b": s.groups_b, "groups_p": number(s.sign_test),
         });
-        put(&mut entry, "difference", &s.difference);
-        put(&mut entry, "difference_half", &s.difference_half);
+        insert_estimate(&mut entry, "difference", &s.difference);
+        insert_estimate(&mut entry, "difference_half", &s.difference_half);
         entry
     })
 }
 
-/// A value and, under `<name>_interval`, its two ends or null.
-fn put(entry: &mut Value, name: &str, estimate: &Estimate) {
+/// Inserts a value and, under `<name>_interval`, its two ends or null.
+fn insert_estimate(entry: &mut Value, name: &str, estimate: &Estimate) {
     entry[name] = number(estimate.value);
     entry[format!("{name}_interval")] = match estimate.interval {
         Some([low, high]) => json!([number(low), number(high)]),
@@ -53,7 +55,7 @@ fn put(entry: &mut Value, name: &str, estimate: &Estimate) {
     };
 }
 
-/// Whole measures by name, then one object for each division that some measure has.
+/// Nests lines: whole measures by name, then one object per split criterion.
 fn nested<T>(lines: &[Line<T>], entry: impl Fn(&T) -> Value) -> Map<String, Value> {
     let mut map = Map::new();
     for line in lines.iter().filter(|line| line.place.split.is_none()) {
@@ -72,7 +74,7 @@ fn nested<T>(lines: &[Line<T>], entry: impl Fn(&T) -> Value) -> Map<String, Valu
     map
 }
 
-/// How intervals were made.
+/// Settings of the intervals.
 pub fn resampling_json(resampling: Resampling) -> Value {
     match resampling.resamples {
         0 => Value::Null,
@@ -80,8 +82,8 @@ pub fn resampling_json(resampling: Resampling) -> Value {
     }
 }
 
-/// Means and spread of scores.
-pub fn rewards_json(rewards: &Rewards) -> Value {
+/// Moments of the scores.
+fn rewards_json(rewards: &Rewards) -> Value {
     let entry = |moments: Option<Moments>| match moments {
         Some(Moments { count, mean, std, min, max }) => json!({
             "count": count, "mean": number(mean), "std": number(std), "min": number(min), "max": number(max),
@@ -91,7 +93,7 @@ pub fn rewards_json(rewards: &Rewards) -> Value {
     json!({"all": entry(rewards.all), "chosen": entry(rewards.chosen), "rejected": entry(rewards.rejected)})
 }
 
-/// A result without its observations: `head` says what was evaluated, and how.
+/// Returns a result without its observations. `head` describes what was evaluated and how.
 pub fn result_json(head: Map<String, Value>, lines: &[Line<Summary>], evaluation: &Evaluation) -> Value {
     let mut map = Map::new();
     map.insert("schema".into(), json!(SCHEMA));
@@ -103,7 +105,8 @@ pub fn result_json(head: Map<String, Value>, lines: &[Line<Summary>], evaluation
     Value::Object(map)
 }
 
-/// Text of a result file: `result` of [`result_json`], indented, and the observations behind it on one line.
+/// Returns the text of a result file: `result` of [`result_json`], indented, and the observations
+/// on one line.
 pub fn file_text(result: &Value, evaluation: &Evaluation) -> String {
     let text = format!("{result:#}");
     let open = text.strip_suffix("\n}").unwrap_or(&text);
@@ -125,10 +128,10 @@ fn observations_json(measures: &[Measure]) -> Value {
     Value::Object(map)
 }
 
-/// Reads a result file: what [`Evaluation`] holds, without the spread of the scores.
+/// Reads a result file into an [`Evaluation`], without the distribution of the scores.
 pub fn read(path: &Path) -> Result<Evaluation> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let fail = |why: String| Error::data(path, 0, None, format!("is no result of `mapl eval --output`: {why}"));
+    let fail = |why: String| Error::data(path, 0, None, format!("is not a result of `mapl eval --output`: {why}"));
     let value: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     parse(&value).map_err(fail)
 }
@@ -136,15 +139,15 @@ pub fn read(path: &Path) -> Result<Evaluation> {
 fn parse(value: &Value) -> Result<Evaluation, String> {
     match value.get("schema").and_then(Value::as_u64) {
         Some(SCHEMA) => {}
-        Some(other) => return Err(format!("its schema is {other}, and this version reads {SCHEMA}; evaluate again")),
+        Some(other) => return Err(format!("its schema is {other}, but this version reads {SCHEMA}; evaluate again")),
         None => return Err("\"schema\" is missing".into()),
     }
-    let groups = value.get("groups").and_then(Value::as_u64).ok_or("\"groups\" is missing or no number")? as usize;
-    let data = value.get("data").and_then(Value::as_str).ok_or("\"data\" is missing or no text")?.to_owned();
+    let groups = value.get("groups").and_then(Value::as_u64).ok_or("\"groups\" is missing or not a number")? as usize;
+    let data = value.get("data").and_then(Value::as_str).ok_or("\"data\" is missing or not a string")?.to_owned();
     let all = value.get("observations").and_then(Value::as_object).ok_or("\"observations\" is missing")?;
     let mut measures = Vec::new();
     for (name, entry) in all {
-        let quantity = Quantity::of_name(name).ok_or_else(|| format!("unknown measure \"{name}\""))?;
+        let quantity = Quantity::from_name(name).ok_or_else(|| format!("unknown measure \"{name}\""))?;
         let at = |why: String| format!("observations of {name}: {why}");
         measures.push(measure(quantity, entry, groups).map_err(at)?);
     }
@@ -153,17 +156,18 @@ fn parse(value: &Value) -> Result<Evaluation, String> {
 }
 
 fn measure(quantity: Quantity, entry: &Value, groups: usize) -> Result<Measure, String> {
-    let group = indices(&entry["group"], groups).ok_or("\"group\" is no list of groups")?;
+    let group = indices(&entry["group"], groups).ok_or("\"group\" is not a list of group indices")?;
     let logits: Option<Vec<f64>> = entry["logit"].as_array().and_then(|list| list.iter().map(parse_number).collect());
-    let logits = logits.filter(|l| l.len() == group.len()).ok_or("\"logit\" is no list of as many numbers")?;
+    let logits =
+        logits.filter(|l| l.len() == group.len()).ok_or("\"logit\" is not a list of numbers as long as \"group\"")?;
     let observations = group.into_iter().zip(logits).map(|(group, logit)| Observation { group, logit }).collect();
     let mut measure = Measure { quantity, observations, splits: Vec::new() };
     let splits = entry["splits"].as_object().ok_or("\"splits\" is missing")?;
     for (name, labels) in splits {
-        let by = By::of_name(name).ok_or_else(|| format!("unknown division \"{name}\""))?;
-        for (label, members) in labels.as_object().ok_or_else(|| format!("\"{name}\" is no object"))? {
+        let by = By::from_name(name).ok_or_else(|| format!("unknown split \"{name}\""))?;
+        for (label, members) in labels.as_object().ok_or_else(|| format!("\"{name}\" is not an object"))? {
             let members = indices(members, measure.observations.len())
-                .ok_or_else(|| format!("\"{name}\", \"{label}\": no list of observations"))?;
+                .ok_or_else(|| format!("\"{name}\", \"{label}\": not a list of observation indices"))?;
             measure.splits.push(Split { by, label: label.clone(), members });
         }
     }
@@ -171,13 +175,13 @@ fn measure(quantity: Quantity, entry: &Value, groups: usize) -> Result<Measure, 
     Ok(measure)
 }
 
-/// A list of whole numbers below `bound`.
+/// Parses a list of integers below `bound`.
 fn indices(value: &Value, bound: usize) -> Option<Vec<usize>> {
     let index = |v: &Value| v.as_u64().map(|n| n as usize).filter(|&n| n < bound);
     value.as_array()?.iter().map(index).collect()
 }
 
-/// The inverse of [`number`].
+/// Inverse of [`number`].
 fn parse_number(value: &Value) -> Option<f64> {
     match value {
         Value::String(text) => text.parse().ok().filter(|x: &f64| !x.is_finite()),

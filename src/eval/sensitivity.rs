@@ -1,25 +1,28 @@
-//! What a model does with one pair of responses when only the prompt changes: the conflict measure and the two of
-//! constraint sensitivity. They need no comparison row of their own; prompts are recognised by their instructions.
+//! Behaviour of a model on one pair of responses when only the prompt changes: the conflict measure
+//! and the two measures of constraint sensitivity. They need no comparison rows of their own;
+//! prompts are recognised by their instructions.
 
 use super::breakdown::{added, instruction_labels, pair};
 use super::measure::{Measure, Quantity};
 use super::{Scored, Settings};
 use crate::data::group::{Kind, PreferenceGroup};
 
-/// An original pair and the prompts that set its responses apart.
+/// An original pair and the prompts that separate its responses.
 struct Opposed {
     chosen: usize,
     rejected: usize,
     /// The original prompt.
     base: usize,
-    /// Prompts whose added instructions the chosen response meets, all, and the rejected one, none; ascending.
+    /// Prompts with added instructions: the chosen response satisfies all of them, the rejected one
+    /// none. Ascending.
     up: Vec<usize>,
-    /// The other way round.
+    /// Prompts with added instructions: the rejected response satisfies all of them, the chosen one
+    /// none. Ascending.
     down: Vec<usize>,
 }
 
-/// Conflict and sensitivity of all groups.
-pub fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 3] {
+/// Returns the sensitivity, flip and conflict measures of all groups.
+pub(super) fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 3] {
     let mut sensitivity = Measure::new(Quantity::Sensitivity);
     let mut flip = Measure::new(Quantity::SensitivityFlip);
     let mut conflict = Measure::new(Quantity::Conflict);
@@ -38,11 +41,12 @@ pub fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 3] {
                     conflict.add(g, -gap, labels(&[down]));
                 }
             }
-            // Draws come in order, up and down of one draw side by side.
+            // Prompts are in the order of the draws, so `up` and `down` of one draw have the same
+            // index.
             for (&up, &down) in pair.up.iter().zip(&pair.down) {
                 if let (Some(above), Some(below)) = (gap(up), gap(down)) {
                     sensitivity.add(g, above - below, labels(&[up, down]));
-                    flip.add(g, smaller(above, -below), labels(&[up, down]));
+                    flip.add(g, nan_min(above, -below), labels(&[up, down]));
                 }
             }
         }
@@ -50,12 +54,13 @@ pub fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 3] {
     [sensitivity, flip, conflict]
 }
 
-/// The smaller of two numbers; NaN when either is.
-fn smaller(a: f64, b: f64) -> f64 {
+/// Returns the minimum of two numbers; NaN if either is NaN.
+fn nan_min(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
 }
 
-/// Pairs of a group with the prompts whose two sequences some comparison uses.
+/// Finds the pairs of a group, each with the prompts under which comparisons use both of its
+/// responses.
 fn opposed(group: &PreferenceGroup) -> Vec<Opposed> {
     let sequences = group.sequences();
     let mut pairs: Vec<(usize, usize, usize)> = group.comparisons.iter().filter_map(pair).collect();
@@ -81,8 +86,8 @@ fn opposed(group: &PreferenceGroup) -> Vec<Opposed> {
     found.collect()
 }
 
-/// True when an inter comparison holds the two prompts against each other. Asked for where a group has pairs under
-/// several prompts, which the instructions alone do not tell apart.
+/// True if an inter comparison compares the two prompts. Required if a group has pairs under
+/// several prompts, because instructions do not identify the pair of a prompt.
 fn linked(group: &PreferenceGroup, prompt: usize, base: usize) -> bool {
     group
         .comparisons

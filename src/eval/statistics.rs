@@ -1,26 +1,28 @@
 //! Intervals and exact tests for shares and means over groups.
 //!
-//! Comparisons of one group share prompts and responses, so they are not independent: the unit of resampling is the
-//! group, with all its comparisons. The interval is the percentile bootstrap's: it stays within the range of the
-//! measure and needs no constant estimated from the same few groups, as the acceleration of BCa does. It is
-//! approximate; below some thirty groups it is too narrow by a few per cent of coverage.
+//! Comparisons of one group share prompts and responses and are not independent. The unit of
+//! resampling is therefore the group, with all its comparisons. The interval is the percentile
+//! bootstrap: it stays within the range of the measure. BCa's acceleration would need a constant
+//! estimated from the same few groups. The interval is approximate: below about thirty groups its
+//! coverage is a few per cent too low.
 //!
-//! Nothing is refused. Fewer than two groups, no resamples, and resamples without any spread give no interval.
+//! Nothing is refused. Fewer than two groups, zero resamples, and resamples without variation give
+//! no interval.
 
 use crate::rng::Rng;
 
-/// Probability that an interval is meant to cover the value with.
-pub const LEVEL: f64 = 0.95;
+/// Nominal coverage probability of an interval.
+pub(super) const LEVEL: f64 = 0.95;
 
-/// How intervals are made.
+/// Settings of the bootstrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resampling {
-    /// Bootstrap resamples; 0 for no intervals.
+    /// Number of bootstrap resamples; 0 for no intervals.
     pub resamples: usize,
     pub seed: u64,
 }
 
-/// What one group contributes to ratios with a common denominator.
+/// Contribution of one group to ratios with a common denominator.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cluster<const N: usize> {
     /// Number of observations.
@@ -35,16 +37,16 @@ impl<const N: usize> Default for Cluster<N> {
     }
 }
 
-/// A value and its interval.
+/// A value with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub value: f64,
-    /// Low and high end of the 95 % interval.
+    /// Lower and upper end of the 95 % interval.
     pub interval: Option<[f64; 2]>,
 }
 
-/// `sum of numerators / sum of weights` of each numerator, with intervals. The random numbers follow from seed and
-/// label alone.
+/// Returns `sum of numerators / sum of weights` for each numerator, with intervals. The random
+/// numbers depend only on seed and labels.
 pub fn estimates<const N: usize>(clusters: &[Cluster<N>], resampling: Resampling, labels: &[&str]) -> [Estimate; N] {
     let mut total = Cluster::<N>::default();
     clusters.iter().for_each(|cluster| total.add(cluster));
@@ -95,29 +97,32 @@ fn intervals<const N: usize>(
     })
 }
 
-/// Quantile of ascending values by linear interpolation between order statistics (type 7 of Hyndman and Fan 1996).
+/// Quantile of ascending values by linear interpolation between order statistics (type 7 of Hyndman
+/// and Fan 1996).
 fn quantile(ascending: &[f64], q: f64) -> f64 {
     let place = (ascending.len() - 1) as f64 * q;
     let (low, high) = (ascending[place.floor() as usize], ascending[place.ceil() as usize]);
-    // Equal ends are taken as they are: between infinities the difference is no number.
+    // Equal ends are returned directly: the difference of two infinities is NaN.
     if low == high { low } else { low + (high - low) * place.fract() }
 }
 
-/// Interval of a share when every observation of `groups` groups is 1 (`all`) or 0. Resampling sees no spread there;
-/// the exact bound for that many independent trials (Clopper and Pearson 1934) takes its place.
+/// Interval of a share if every observation of `groups` groups is 1 (`all`) or 0. Resampling shows
+/// no variation in this case, so the interval is the exact bound for `groups` independent trials
+/// (Clopper and Pearson 1934).
 pub fn unanimous_interval(groups: usize, all: bool) -> [f64; 2] {
     let bound = ((1.0 - LEVEL) / 2.0).powf(1.0 / groups as f64);
     if all { [bound, 1.0] } else { [0.0, 1.0 - bound] }
 }
 
-/// Two-sided exact p-value that `a` and `b` are draws of one fair coin: McNemar's test (1947) in its exact form, with
-/// the numbers of discordant pairs. 1 without any.
+/// Two-sided exact p-value for `a` and `b` as the two counts of a fair coin. With the numbers of
+/// discordant pairs, this is the exact form of McNemar's test (1947). Returns 1 for equal counts.
 pub fn exact_test(a: usize, b: usize) -> f64 {
     let (n, least) = (a + b, a.min(b));
     if 2 * least == n {
         return 1.0;
     }
-    // P(X = least) through logarithms, then down the tail by the ratio of neighbouring binomial coefficients.
+    // P(X = least) by logarithms; the rest of the tail by ratios of neighbouring binomial
+    // coefficients.
     let coefficient: f64 = (1..=least).map(|i| ((n - least + i) as f64 / i as f64).ln()).sum();
     let (mut term, mut tail) = (1.0, 1.0);
     for j in (1..=least).rev() {
@@ -130,26 +135,26 @@ pub fn exact_test(a: usize, b: usize) -> f64 {
     (2.0 * tail * (coefficient - n as f64 * std::f64::consts::LN_2).exp()).min(1.0)
 }
 
-/// Spread of a set of numbers.
+/// Moments of a set of numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
     pub count: usize,
     pub mean: f64,
-    /// Square root of the mean squared distance from the mean.
+    /// Population standard deviation: square root of the mean squared distance from the mean.
     pub std: f64,
     pub min: f64,
     pub max: f64,
 }
 
 impl Moments {
-    /// Moments of `values`; `None` without any.
+    /// Returns the moments of `values`; `None` without any.
     pub fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
-        // A second pass: the difference of two large sums would lose the digits that matter.
+        // Second pass: the difference of two large sums would lose significant digits.
         let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
         let min = values.iter().copied().fold(f64::INFINITY, f64::min);
         let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

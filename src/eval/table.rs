@@ -1,11 +1,12 @@
-//! Evaluations as text: one aligned line for each measure and split.
+//! Evaluations as text: one aligned line per measure and split.
 
 use super::compare::{Comparison, Paired};
 use super::measure::{By, Quantity, Summary};
 use super::statistics::{Estimate, Moments};
 use super::{Line, Place, Rewards};
 
-/// Whether a line is shown; files have all. Divisions of a flip or a conflict by function are mostly a repetition.
+/// True if tables show the line; files contain all lines. Splits of the flip, and of conflict by
+/// function, mostly repeat other lines.
 fn shown(place: &Place) -> bool {
     match (&place.split, place.quantity) {
         (Some(_), Quantity::SensitivityFlip) => false,
@@ -14,7 +15,8 @@ fn shown(place: &Place) -> bool {
     }
 }
 
-/// Lines of `summaries`, the column of intervals left out when there is none, and a remark on each probe.
+/// Formats summaries as a table, without the column of intervals if no line has one. Remarks on
+/// sensitivity and conflict and the distribution of the scores follow.
 pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
     let intervals = lines.iter().any(|line| line.summary.accuracy.interval.is_some());
     let interval = |e: Option<&Estimate>| match (intervals, e) {
@@ -37,7 +39,9 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
         out.push(format!("mean change of the gap from x_down to x_up: {:+.4}{interval}", mean.value));
     }
     if whole(Quantity::Conflict).is_some() {
-        out.push("conflict: share of pairs whose rejected response wins where it alone meets the instructions".into());
+        out.push(
+            "conflict: share of pairs in which the rejected response wins under a prompt that only it satisfies".into(),
+        );
     }
     for (name, moments) in [("all", rewards.all), ("chosen", rewards.chosen), ("rejected", rewards.rejected)] {
         if let Some(Moments { count, mean, std, min, max }) = moments {
@@ -52,7 +56,7 @@ fn span(estimate: &Estimate) -> String {
     estimate.interval.map_or("-".into(), |[low, high]| format!("{low:.4} - {high:.4}"))
 }
 
-/// Lines of a comparison of A and B.
+/// Formats a comparison of A and B as a table.
 pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
     let mut out = vec![format!("A = {}\nB = {}", names[0], names[1])];
     out.push(format!(
@@ -73,7 +77,7 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
     }
     if !comparison.unmatched.is_empty() {
         let names: Vec<&str> = comparison.unmatched.iter().map(|q| q.name()).collect();
-        out.push(format!("not compared, because the two do not have the same pairs of it: {}", names.join(", ")));
+        out.push(format!("not compared, because the two evaluations have different pairs: {}", names.join(", ")));
     }
     out.join("\n")
 }

@@ -1,5 +1,8 @@
-//! Losses over per-sequence scores. A loss never sees the model: it sees the signed sum of a comparison.
+//! Losses over per-sequence scores. A loss does not see the model, only the signed sum of a
+//! comparison.
 //!
-//! - [`objective`]: which comparisons are trained, with which weights and scales
+//! - [`objective`]: trained comparisons with their weights and scales
+//! - [`signed_sum`]: the argument z of a comparison
 
 pub mod objective;
+pub mod signed_sum;

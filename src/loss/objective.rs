@@ -1,7 +1,8 @@
-//! What is minimised: curve, scale and weight of every comparison kind, and the terms beside the comparisons.
+//! The training objective: curve, scale and weight of every comparison kind, and the terms besides
+//! the comparisons.
 //!
-//! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * f(z))`, the mean taken over the
-//! global batch, so any split into micro-batches or ranks gives the same loss.
+//! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * f(z))`. The
+//! mean is over the global batch, so every split into micro-batches or ranks gives the same loss.
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -12,20 +13,20 @@ use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
 use crate::{Error, Result};
 
-/// What a run trains.
+/// Training method of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Next-token likelihood of responses.
     Sft,
-    /// A scalar reward by Bradley-Terry comparisons.
+    /// Scalar reward from Bradley-Terry comparisons.
     Reward,
     /// Direct preference optimisation (arXiv 2305.18290).
     Dpo,
 }
 
 impl Method {
-    /// The command's name.
+    /// Name of the command.
     pub fn name(self) -> &'static str {
         match self {
             Method::Sft => "sft",
@@ -35,7 +36,7 @@ impl Method {
     }
 }
 
-/// `--loss-type`.
+/// Values of `--loss-type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossType {
@@ -46,7 +47,7 @@ pub enum LossType {
     Ipo,
 }
 
-/// `--mix`.
+/// Values of `--mix`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mix {
@@ -56,7 +57,7 @@ pub enum Mix {
     Union,
 }
 
-/// `--logp-scope`.
+/// Values of `--logp-scope`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScopeName {
@@ -64,7 +65,7 @@ pub enum ScopeName {
     PromptAndResponse,
 }
 
-/// `--logp-reduce`.
+/// Values of `--logp-reduce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReduceName {
@@ -72,7 +73,8 @@ pub enum ReduceName {
     Mean,
 }
 
-/// Options of the loss as given; unset ones take the preset's or the default value in [`LossOptions::resolve`].
+/// Loss options as given. [`LossOptions::resolve`] replaces unset options by the objective's or the
+/// default value.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[command(next_help_heading = "Loss")]
 pub struct LossOptions {
@@ -94,16 +96,17 @@ pub struct LossOptions {
     /// Weight of the mean loss of inter comparisons [default 1, or the objective's]
     #[arg(long, alias = "inter_weight")]
     pub inter_weight: Option<f64>,
-    /// One mean per kind, or comparisons shuffled as separate records with one mean over all [default sum]
+    /// One mean per kind, or comparisons shuffled as separate records with one mean over all
+    /// [default sum]
     #[arg(long)]
     pub mix: Option<Mix>,
-    /// Added to every comparison's margin [default 0]
+    /// Constant added to every comparison's margin [default 0]
     #[arg(long, allow_negative_numbers = true)]
     pub margin: Option<f64>,
     /// Bound of the detached gap [--inter-loss pop-detached; default 5]
     #[arg(long, alias = "pop_clip")]
     pub pop_clip: Option<f64>,
-    /// Curve f of a comparison's argument [default sigmoid]
+    /// Loss curve f(z) of a comparison [default sigmoid]
     #[arg(long, alias = "loss_type")]
     pub loss_type: Option<LossType>,
     /// Probability that a label is wrong: cDPO with sigmoid, robust DPO with robust [default 0]
@@ -115,7 +118,7 @@ pub struct LossOptions {
     /// Coefficient of the squared sum of a pair's rewards [reward; default 0]
     #[arg(long, alias = "center_rewards_coefficient")]
     pub center_rewards_coefficient: Option<f64>,
-    /// Tokens whose log-probabilities make a score [DPO; default response]
+    /// Tokens with log-probabilities that count towards a score [DPO; default response]
     #[arg(long, alias = "logp_scope")]
     pub logp_scope: Option<ScopeName>,
     /// Sum or mean over a sequence's tokens [DPO; default sum, mean for ipo]
@@ -123,7 +126,7 @@ pub struct LossOptions {
     pub logp_reduce: Option<ReduceName>,
 }
 
-/// The loss in use, every number decided.
+/// Resolved loss, with every setting decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
     pub method: Method,
@@ -134,18 +137,19 @@ pub struct Loss {
     pub weights: [f64; KINDS],
     pub mix: Mix,
     pub margin: f64,
-    /// Bound of the detached gap when inter comparisons are `pop-detached`.
+    /// Bound of the detached gap if inter comparisons are `pop-detached`.
     pub pop_clip: Option<f64>,
     pub nll_weight: f64,
     pub center: f64,
     pub scope: LogpScope,
     pub reduce: Reduce,
-    /// Whether tokens that sequences of a group begin with alike are computed once. Results are the same but for rounding.
+    /// Share prompt prefixes within a group: tokens of a common prefix are computed once. Results
+    /// agree up to rounding.
     pub share_prefixes: bool,
 }
 
 /// Refuses NaN, infinities and negative numbers.
-fn not_negative(flag: &str, value: f64) -> Result<f64> {
+fn non_negative(flag: &str, value: f64) -> Result<f64> {
     if value.is_finite() && value >= 0.0 {
         return Ok(value);
     }
@@ -153,12 +157,13 @@ fn not_negative(flag: &str, value: f64) -> Result<f64> {
 }
 
 impl LossOptions {
-    /// Decides every number. `preset` holds the objective's weights by kind, `pop_detached` whether inter comparisons
-    /// are trained with a detached gap. An option that the method does not use is an error.
+    /// Decides every setting. `preset` has the objective's weights by kind; `pop_detached` is true
+    /// if inter comparisons are trained with a detached gap. An option that the method does not use
+    /// is an error.
     pub fn resolve(&self, method: Method, preset: [f64; KINDS], pop_detached: bool) -> Result<Loss> {
         self.refuse_unused(method, pop_detached)?;
         let loss_type = self.loss_type.unwrap_or(LossType::Sigmoid);
-        let smoothing = not_negative("--label-smoothing", self.label_smoothing.unwrap_or(0.0))?;
+        let smoothing = non_negative("--label-smoothing", self.label_smoothing.unwrap_or(0.0))?;
         let limit = |below: bool| if below { "below 0.5" } else { "at most 0.5" };
         let curve = match loss_type {
             LossType::Sigmoid if smoothing <= 0.5 => Curve::Sigmoid { smoothing },
@@ -187,16 +192,18 @@ impl LossOptions {
             Method::Sft | Method::Reward => [1.0; KINDS],
         };
         let weights = [
-            not_negative("--base-weight", self.base_weight.unwrap_or(preset[0]))?,
-            not_negative("--intra-weight", self.intra_weight.unwrap_or(preset[1]))?,
-            not_negative("--inter-weight", self.inter_weight.unwrap_or(preset[2]))?,
+            non_negative("--base-weight", self.base_weight.unwrap_or(preset[0]))?,
+            non_negative("--intra-weight", self.intra_weight.unwrap_or(preset[1]))?,
+            non_negative("--inter-weight", self.inter_weight.unwrap_or(preset[2]))?,
         ];
         let margin = self.margin.unwrap_or(0.0);
         if !margin.is_finite() {
             return Err(Error::Usage(format!("--margin {margin}: a finite number is needed")));
         }
         if method != Method::Sft && weights.iter().all(|&w| w == 0.0) {
-            return Err(Error::Usage("all of --base-weight, --intra-weight, --inter-weight are 0".into()));
+            return Err(Error::Usage(
+                "all of --base-weight, --intra-weight, --inter-weight are 0; at least one must be above 0".into(),
+            ));
         }
         let default_reduce = if curve == Curve::Ipo { ReduceName::Mean } else { ReduceName::Sum };
         Ok(Loss {
@@ -207,11 +214,11 @@ impl LossOptions {
             mix: self.mix.unwrap_or(Mix::Sum),
             margin,
             pop_clip: match pop_detached {
-                true => Some(not_negative("--pop-clip", self.pop_clip.unwrap_or(5.0))?),
+                true => Some(non_negative("--pop-clip", self.pop_clip.unwrap_or(5.0))?),
                 false => None,
             },
-            nll_weight: not_negative("--nll-weight", self.nll_weight.unwrap_or(0.0))?,
-            center: not_negative("--center-rewards-coefficient", self.center_rewards_coefficient.unwrap_or(0.0))?,
+            nll_weight: non_negative("--nll-weight", self.nll_weight.unwrap_or(0.0))?,
+            center: non_negative("--center-rewards-coefficient", self.center_rewards_coefficient.unwrap_or(0.0))?,
             scope: match self.logp_scope.unwrap_or(ScopeName::Response) {
                 ScopeName::Response => LogpScope::Response,
                 ScopeName::PromptAndResponse => LogpScope::PromptAndResponse,
@@ -271,7 +278,7 @@ impl LossOptions {
 }
 
 impl Loss {
-    /// Next-token likelihood: no comparison is trained.
+    /// Returns the loss of next-token likelihood, which trains no comparison.
     pub fn sft() -> Self {
         Loss {
             method: Method::Sft,
@@ -289,8 +296,9 @@ impl Loss {
         }
     }
 
-    /// Prepares groups for training: drops comparisons of kinds with weight 0 and sequences nobody uses, marks
-    /// detached terms, splits comparisons into records under `--mix union`. Groups without a comparison disappear.
+    /// Prepares groups for training: drops comparisons of kinds with weight 0 and unused sequences,
+    /// marks detached terms, and splits comparisons into records under `--mix union`. Groups
+    /// without a comparison are dropped.
     pub fn prepare(&self, groups: Vec<TokenizedGroup>) -> Vec<TokenizedGroup> {
         let mut prepared = Vec::with_capacity(groups.len());
         for mut group in groups {
@@ -307,7 +315,9 @@ impl Loss {
         prepared
     }
 
-    /// Weight of each kind divided by its number of comparisons in the global batch. An absent kind gets 0.
+    /// Factor of each kind: its weight divided by its number of comparisons in the global batch.
+    /// With `--mix union`, the factor is 1 divided by the number of all comparisons. An absent kind
+    /// gets 0.
     pub fn kind_scale(&self, counts: [usize; KINDS]) -> [f64; KINDS] {
         let total: usize = counts.iter().sum();
         std::array::from_fn(|k| match (self.mix, counts[k]) {
@@ -317,10 +327,11 @@ impl Loss {
         })
     }
 
-    /// The loss as a formula, for logs: `label_smoothing`, `ipo` and `beta` mean different things in different tools.
-    /// `reference` says whether scores are measured against a frozen reference.
-    pub fn formula(&self, reference: bool) -> String {
-        let ratio = if reference { "(log pi - log ref)" } else { "log pi" };
+    /// Formats the loss as a formula for logs, because `label_smoothing`, `ipo` and `beta` mean
+    /// different things in different tools. `frozen` is true if scores are relative to a frozen
+    /// reference model.
+    pub fn formula(&self, frozen: bool) -> String {
+        let ratio = if frozen { "(log pi - log ref)" } else { "log pi" };
         let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
         let trained: Vec<Kind> = Kind::ALL.into_iter().filter(|k| self.weights[k.index()] != 0.0).collect();
         let first = trained.first().map_or(self.scale[0], |k| self.scale[k.index()]);
@@ -369,9 +380,10 @@ impl Loss {
     }
 }
 
-/// Makes the original prompt's terms of four-term inter comparisons constants and bounds their signed sum: the margin
-/// `clip(gap(x))` of DPO-PoP (arXiv 2509.22851, read second-hand). Towards `up` the sum is `-gap(x)`, kept within
-/// [-clip, 0]; towards `down` it is `gap(x)`, kept within [0, clip].
+/// Detaches the original prompt's terms of four-term inter comparisons and bounds their signed sum.
+/// This is the margin `clip(gap(x))` of DPO-PoP (arXiv 2509.22851, read second-hand). In direction
+/// `up` the sum is `-gap(x)`, clamped to [-clip, 0]; in direction `down` it is `gap(x)`, clamped to
+/// [0, clip].
 fn detach_gap(group: &mut TokenizedGroup, clip: f64) {
     let Some(base) = group.comparisons.iter().find(|c| c.kind == Kind::Base && c.terms.len() == 2) else {
         return;
@@ -389,13 +401,13 @@ fn detach_gap(group: &mut TokenizedGroup, clip: f64) {
     }
 }
 
-/// One group per comparison.
+/// Splits a group into one group per comparison.
 fn split(group: &TokenizedGroup) -> Vec<TokenizedGroup> {
     let single = |c: &SequenceComparison| TokenizedGroup { comparisons: vec![c.clone()], ..group.clone() };
     group.comparisons.iter().map(single).collect()
 }
 
-/// Removes sequences that no comparison uses, and the ids of prompts that no sequence uses.
+/// Removes sequences that no comparison uses, and clears the ids of prompts that no sequence uses.
 fn drop_unused(mut group: TokenizedGroup) -> TokenizedGroup {
     let mut used = vec![false; group.sequences.len()];
     for term in group.comparisons.iter().flat_map(|c| &c.terms) {

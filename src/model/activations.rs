@@ -1,31 +1,35 @@
-//! Workspace of a model: every activation by name and shape, allocated once and reused. Buffers grow to the largest
-//! batch seen and never shrink; ops get views of the part in use.
+//! Workspace of a model: every activation by name and shape, allocated once and reused. Buffers
+//! grow to the largest batch seen and never shrink; ops get views of the part in use.
 //!
-//! Training keeps what the backward needs of every layer. With recomputation it keeps the input of every layer and one set of
-//! the rest, which the backward fills again layer by layer (arXiv 1604.06174, with a checkpoint at every layer). Inference
-//! keeps one layer and two residual streams.
+//! Training keeps every activation that the backward reads, for all layers. Recomputation keeps the
+//! input of every layer and one set of the other activations. The backward recomputes that set
+//! layer by layer (arXiv 1604.06174, with a checkpoint at every layer). Inference keeps one layer
+//! and two residual streams.
 
 use super::config::ModelConfig;
 use crate::Result;
 use crate::backend::Backend;
 
-/// Whether a backward will follow.
+/// Use of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
+    /// A backward follows.
     Train,
-    /// A backward follows that runs each layer's forward again: less memory, more time, the same bits.
+    /// A backward follows and runs each layer's forward again: less memory, more time, the same
+    /// bits.
     Recompute,
+    /// No backward follows.
     Infer,
 }
 
 impl Mode {
-    /// Whether a backward follows.
+    /// Returns whether a backward follows.
     pub fn trains(self) -> bool {
         self != Self::Infer
     }
 }
 
-/// What the backward of one layer reads.
+/// Activations that the backward of one layer reads.
 pub struct LayerActivations<B: Backend> {
     /// (tokens, hidden) input of the attention block, normalised
     pub attention_input: B::Act,
@@ -47,11 +51,11 @@ pub struct LayerActivations<B: Backend> {
     pub act: B::Act,
 }
 
-/// Buffers that live within one layer of the backward.
+/// Gradient buffers, reused by the backward of every layer.
 pub struct Gradients<B: Backend> {
     /// (tokens, hidden) gradient of the residual stream
     pub dstream: B::Act,
-    /// (tokens, hidden) gradient of a normalised input; the head's `dhidden` as well
+    /// (tokens, hidden) gradient of a normalised input; also the head's `dhidden`
     pub dnormed: B::Act,
     /// (tokens, heads, head_dim)
     pub dattention: B::Act,
@@ -65,8 +69,8 @@ pub struct Gradients<B: Backend> {
 pub struct Activations<B: Backend> {
     mode: Mode,
     capacity: usize,
-    /// Residual streams (tokens, hidden): two per layer and one at the end in training; one per layer, one at the end and
-    /// one shared with recomputation; two in all in inference.
+    /// Residual streams (tokens, hidden). Training: two per layer and one at the end.
+    /// Recomputation: one per layer, one at the end and one shared. Inference: two.
     pub(super) streams: Vec<B::Act>,
     pub(super) layers: Vec<LayerActivations<B>>,
     /// (tokens, hidden) after the final norm
@@ -78,7 +82,7 @@ pub struct Activations<B: Backend> {
 }
 
 impl<B: Backend> Activations<B> {
-    /// A workspace for `tokens` tokens.
+    /// Allocates a workspace for `tokens` tokens.
     pub fn new(backend: &B, config: &ModelConfig, mode: Mode, tokens: usize) -> Result<Self> {
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
@@ -123,7 +127,7 @@ impl<B: Backend> Activations<B> {
         })
     }
 
-    /// Every buffer of activations, gradients left out.
+    /// Returns every activation buffer, without gradients.
     pub fn buffers(&self) -> Vec<&B::Act> {
         let of_layers = self.layers.iter().flat_map(|layer| {
             let always = [&layer.attention_input, &layer.qkv, &layer.attention, &layer.mlp_input, &layer.act];
@@ -132,7 +136,7 @@ impl<B: Backend> Activations<B> {
         self.streams.iter().chain(of_layers).chain([&self.hidden]).collect()
     }
 
-    /// Makes room for `tokens` exactly.
+    /// Ensures a capacity of `tokens`, allocating exactly that number.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
             *self = Self::new(backend, config, self.mode, tokens)?;
@@ -140,7 +144,7 @@ impl<B: Backend> Activations<B> {
         Ok(())
     }
 
-    /// Makes room for `tokens`, a quarter more than asked when it must grow.
+    /// Ensures a capacity of `tokens`, allocating a quarter more if the workspace must grow.
     pub fn grow(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
             *self = Self::new(backend, config, self.mode, tokens + tokens / 4)?;
@@ -148,7 +152,7 @@ impl<B: Backend> Activations<B> {
         Ok(())
     }
 
-    /// The layers, stream k, and stream k + 1 to write.
+    /// Returns the layers, stream k, and stream k + 1 for writing.
     pub(super) fn advance(&mut self, k: usize) -> (&[LayerActivations<B>], &B::Act, &mut B::Act) {
         let (old, new) = (self.stream_index(k), self.stream_index(k + 1));
         let (low, high) = self.streams.split_at_mut(new.max(old));
@@ -156,12 +160,13 @@ impl<B: Backend> Activations<B> {
         (&self.layers, old, new)
     }
 
-    /// Whether layer i has to be run again before its backward. The last one's activations are still there.
-    pub(super) fn is_to_be_recomputed(&self, i: usize) -> bool {
+    /// Returns whether layer i must run again before its backward. The activations of the last
+    /// layer are still valid.
+    pub(super) fn needs_recompute(&self, i: usize) -> bool {
         self.mode == Mode::Recompute && i + 3 < self.streams.len()
     }
 
-    /// Stream k of the forward, and which buffer holds it.
+    /// Index of the buffer that holds stream k of the forward.
     pub(super) fn stream_index(&self, k: usize) -> usize {
         match self.mode {
             Mode::Train => k,
@@ -171,7 +176,7 @@ impl<B: Backend> Activations<B> {
         }
     }
 
-    /// Which set of layer buffers layer i uses.
+    /// Index of the set of layer buffers that layer i uses.
     pub(super) fn layer_index(&self, i: usize) -> usize {
         match self.mode {
             Mode::Train => i,

@@ -1,13 +1,15 @@
-//! What a model is, read from a Hugging Face `config.json` and checked before anything is allocated.
+//! Model configuration, read from a Hugging Face `config.json` and checked before anything is
+//! allocated.
 //!
-//! Families: Llama and Qwen2, as language models or as reward models (`XForSequenceClassification` with one label).
-//! Both key styles are read (transformers 4: `rope_theta`, `rope_scaling`, `torch_dtype`; transformers 5:
-//! `rope_parameters`, `dtype`) and both are written; a file whose styles disagree is refused. Keys this program does
-//! not know are kept and written back.
+//! Families: Llama and Qwen2, as language models or as reward models (`XForSequenceClassification`
+//! with one label). Both key styles are read (transformers 4: `rope_theta`, `rope_scaling`,
+//! `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
+//! conflicting styles is refused. Unknown keys are kept and written back.
 //!
-//! Refused by name: other model types and architectures, activations other than SiLU, sliding windows in use, biases
-//! on the MLP or the attention output, RoPE scalings other than default, linear and llama3, quantised weights, and
-//! every size that is missing, not positive, not divisible where it must be, or implausible.
+//! Refused by name: other model types and architectures, activations other than SiLU, sliding
+//! windows in use, biases on the MLP or the attention output, RoPE scalings other than default,
+//! linear and llama3, quantised weights, and every size that is missing, not positive, not
+//! divisible where required, or implausible.
 
 use std::path::Path;
 
@@ -17,16 +19,16 @@ use super::config_json::{Keys, read_object, shown};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::{Error, Result};
 
-/// Largest value accepted for each size, far above every published model of these families.
+/// Maximum value of each size, far above every published model of these families.
 const MAX_VOCAB: usize = 1 << 22;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_HEADS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 10;
-/// Most parameters a configuration may describe.
+/// Maximum number of parameters of a configuration.
 const MAX_PARAMETERS: usize = 100_000_000_000;
 
-/// Model family: which transformers classes the folder loads into.
+/// Model family. It determines the transformers classes that load the folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Llama,
@@ -45,7 +47,7 @@ impl Family {
         }
     }
 
-    /// First part of the architecture's class name.
+    /// Prefix of the architecture's class name.
     fn class(self) -> &'static str {
         match self {
             Family::Llama => "Llama",
@@ -53,7 +55,7 @@ impl Family {
         }
     }
 
-    /// Context length transformers assumes when a file names none.
+    /// Context length that transformers assumes if a file names none.
     fn default_positions(self) -> usize {
         match self {
             Family::Llama => 2048,
@@ -62,7 +64,7 @@ impl Family {
     }
 }
 
-/// What the last hidden state feeds.
+/// Head on the last hidden state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
     /// Projection to the vocabulary: `XForCausalLM`.
@@ -80,7 +82,7 @@ impl Head {
     }
 }
 
-/// Number format of weights in a file.
+/// Data type of weights in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoredDtype {
     F32,
@@ -98,7 +100,7 @@ impl StoredDtype {
         }
     }
 
-    /// Bytes of one number.
+    /// Bytes per number.
     pub fn bytes(self) -> usize {
         match self {
             StoredDtype::F32 => 4,
@@ -107,7 +109,7 @@ impl StoredDtype {
     }
 }
 
-/// A model's sizes and settings. Fields are plain values that passed every check of [`ModelConfig::read`].
+/// Sizes and settings of a model. All fields have passed the checks of [`ModelConfig::read`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub family: Family,
@@ -116,7 +118,7 @@ pub struct ModelConfig {
     pub vocab: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width of the SwiGLU product.
+    /// Intermediate width of the SwiGLU MLP.
     pub intermediate: usize,
     pub layers: usize,
     /// Query heads; a multiple of `kv_heads`.
@@ -131,30 +133,32 @@ pub struct ModelConfig {
     /// The vocabulary projection is the embedding table.
     pub tied: bool,
     pub rope: RopeConfig,
-    /// Longest sequence the model is made for.
+    /// Maximum sequence length of the model.
     pub max_positions: usize,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of randomly initialised weights.
     pub initializer_range: f64,
-    /// Ids that end a response: those of config.json, then further ones of generation_config.json.
+    /// Ids that end a response: the ids of config.json, then further ids of generation_config.json.
     pub eos: Vec<u32>,
     pub bos: Option<u32>,
-    /// Never enters a model here; reward folders must name it for transformers.
+    /// Padding id. This program never feeds it to a model; reward folders must name it for
+    /// transformers.
     pub pad: Option<u32>,
-    /// Number format the file announces for its weights. The weight files themselves decide.
+    /// Data type that the file declares for its weights. The weight files decide.
     pub dtype: Option<StoredDtype>,
-    /// `config.json` as it was read, for the keys this program does not know; empty for a preset.
+    /// `config.json` as read, to keep unknown keys; empty for a preset.
     pub(super) original: Map<String, Value>,
-    /// `generation_config.json` as it was read.
+    /// `generation_config.json` as read.
     pub(super) generation: Option<Map<String, Value>>,
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` of a model folder, and the end ids of its `generation_config.json` if there is
-    /// one. Every failure is [`Error::Model`] with key, value and what is allowed, or [`Error::Io`].
+    /// Reads and checks `config.json` of a model folder, and the end ids of
+    /// `generation_config.json` if the file exists. Every failure is [`Error::Model`] with key,
+    /// value and allowed values, or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         if !path.is_file() {
-            let why = "holds no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)";
+            let why = "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)";
             return Err(Error::model(folder, why));
         }
         let mut config = Self::from_json(read_object(&path)?, &path)?;
@@ -197,7 +201,7 @@ impl ModelConfig {
             return Err(Error::model(path, why));
         }
         let explicit = keys.optional_size("head_dim", MAX_HEAD_DIM)?;
-        // transformers demands this of Llama even where head_dim is given.
+        // transformers requires this of Llama even if head_dim is given.
         if (explicit.is_none() || family == Family::Llama) && !hidden.is_multiple_of(heads) {
             let why = format!(
                 "\"hidden_size\" is {hidden} and \"num_attention_heads\" is {heads}; the first must be a multiple of \
@@ -225,7 +229,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            // Below 1e-30 it would be 0 in f32, and the norm of a zero vector infinite.
+            // Far below 1e-30 the value is 0 in f32, and the norm of a zero vector is infinite.
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, |x| (1e-30..1.0).contains(&x), "above 0 and below 1")?,
             qkv_bias: family == Family::Qwen2,
             tied: keys.flag_or("tie_word_embeddings", false)?,
@@ -262,11 +266,11 @@ impl ModelConfig {
         }
     }
 
-    /// The same model with a scalar head in place of the vocabulary projection. `pad` must lie in the vocabulary and
-    /// should be an id the chat template never emits.
+    /// Replaces the vocabulary projection by a scalar head. `pad` must be in the vocabulary and
+    /// should be an id that the chat template never emits.
     pub fn into_reward(mut self, pad: u32) -> Result<Self> {
         if pad as usize >= self.vocab {
-            let why = format!("the pad token id {pad} lies outside the vocabulary of {} ids", self.vocab);
+            let why = format!("the pad token id {pad} is outside the vocabulary of {} ids", self.vocab);
             return Err(Error::model(Path::new("config.json"), why));
         }
         self.head = Head::Reward;
@@ -274,32 +278,32 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// Replaces vocabulary size and special ids, for a new model that follows a tokenizer. Fails with
-    /// [`Error::Model`] when an id lies outside the vocabulary or the size is not plausible.
+    /// Replaces vocabulary size and special ids, for a new model that follows a tokenizer. Fails
+    /// with [`Error::Model`] if an id is outside the vocabulary or the size is implausible.
     pub fn with_vocabulary(mut self, vocab: usize, eos: Vec<u32>, bos: Option<u32>, pad: Option<u32>) -> Result<Self> {
         let refuse = |why: String| Err(Error::model(Path::new("config.json"), why));
         if vocab == 0 || vocab > MAX_VOCAB {
-            return refuse(format!("a vocabulary of {vocab} ids; it must be an integer from 1 to {MAX_VOCAB}"));
+            return refuse(format!("the vocabulary size is {vocab}; it must be an integer from 1 to {MAX_VOCAB}"));
         }
         if let Some(id) = eos.iter().chain(&bos).chain(&pad).find(|id| **id as usize >= vocab) {
-            return refuse(format!("the special token id {id} lies outside the vocabulary of {vocab} ids"));
+            return refuse(format!("the special token id {id} is outside the vocabulary of {vocab} ids"));
         }
         (self.vocab, self.eos, self.bos, self.pad) = (vocab, eos, bos, pad);
         self.generation = None;
         Ok(self)
     }
 
-    /// Width of all query heads together.
-    pub fn query_width(&self) -> usize {
+    /// Total width of the query heads.
+    pub(crate) fn query_width(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// Width of all key (or value) heads together.
-    pub fn kv_width(&self) -> usize {
+    /// Total width of the key (or value) heads.
+    pub(crate) fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
 
-    /// Number of parameters, tied weights once; `None` when it does not fit 64 bits.
+    /// Number of parameters, with tied weights counted once; `None` if it overflows.
     pub fn parameters(&self) -> Option<usize> {
         let product = |a: usize, b: usize| a.checked_mul(b);
         let kv = product(self.kv_heads, self.head_dim)?;
@@ -317,18 +321,18 @@ impl ModelConfig {
         product(layer, self.layers)?.checked_add(table)?.checked_add(head)?.checked_add(self.hidden)
     }
 
-    /// Inverse rotary frequencies, `head_dim / 2` of them; see [`RopeConfig::inv_freq`].
+    /// Inverse RoPE frequencies, `head_dim / 2` of them; see [`RopeConfig::inv_freq`].
     pub fn inv_freq(&self) -> Vec<f32> {
         self.rope.inv_freq(self.head_dim)
     }
 
-    /// Class name transformers loads this model into.
+    /// Name of the transformers class that loads this model.
     pub fn architecture(&self) -> String {
         format!("{}{}", self.family.class(), self.head.class())
     }
 }
 
-/// Names of every architecture this program reads, for messages.
+/// Returns the names of all supported architectures, for messages.
 fn supported() -> String {
     let names: Vec<String> = Family::ALL
         .iter()
@@ -365,7 +369,8 @@ fn read_head(keys: Keys, family: Family) -> Result<Head> {
         }
     };
     if head == Head::Reward {
-        // transformers counts id2label first, then num_labels, and assumes 2 when neither is there.
+        // transformers takes the number of labels from id2label, then from num_labels, and
+        // otherwise assumes 2.
         let labels = match keys.object("id2label")? {
             Some(map) => Some(map.len()),
             None => keys.optional_size("num_labels", MAX_WIDTH)?,
@@ -382,7 +387,7 @@ fn read_head(keys: Keys, family: Family) -> Result<Head> {
     Ok(head)
 }
 
-/// Settings that would change the computation in a way this program does not implement.
+/// Refuses settings that change the computation in a way that is not implemented.
 fn refuse_unsupported(keys: Keys, family: Family) -> Result<()> {
     if let Some(act) = keys.text("hidden_act")?
         && act != "silu"
@@ -394,7 +399,7 @@ fn refuse_unsupported(keys: Keys, family: Family) -> Result<()> {
         return Err(Error::model(keys.path, "\"mlp_bias\" is true; biases on the MLP projections are not supported"));
     }
     if family == Family::Llama && keys.flag_or("attention_bias", false)? {
-        let why = "\"attention_bias\" is true; in Llama it puts a bias on the attention output too, which is not \
+        let why = "\"attention_bias\" is true; in Llama it also adds a bias to the attention output, which is not \
                    supported";
         return Err(Error::model(keys.path, why));
     }
@@ -414,7 +419,8 @@ fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()
         }
         return Ok(());
     }
-    // Qwen2 slides the layers from max_window_layers on, where use_sliding_window is set; Llama never reads the keys.
+    // Qwen2 uses sliding windows in layers from max_window_layers on, if use_sliding_window is set.
+    // Llama never reads the keys.
     let used = family == Family::Qwen2 && keys.flag_or("use_sliding_window", false)?;
     let first = match keys.get("max_window_layers") {
         None => 28,
@@ -422,12 +428,12 @@ fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()
             keys.refuse("max_window_layers", value, "it must be an integer from 0, the first layer with a window")
         })?,
     };
-    // A key that is present with null means no window; an absent one means transformers' default of 4096.
+    // A null value means no window; an absent key means transformers' default of 4096.
     let window = !keys.map.get("sliding_window").is_some_and(Value::is_null);
     if used && window && first < layers as u64 {
         let why = format!(
             "\"use_sliding_window\" is true and layers from {first} on would use it; sliding windows are not \
-             supported. Set \"use_sliding_window\" to false if no sequence passes the window"
+             supported. Set \"use_sliding_window\" to false if no sequence is longer than the window"
         );
         return Err(Error::model(keys.path, why));
     }

@@ -1,5 +1,5 @@
-//! Checked access to the keys of a configuration file: every read names the file, the key, the value found and what
-//! is allowed. A key whose value is `null` counts as missing, as it does in transformers.
+//! Checked access to the keys of a configuration file. Every error names the file, the key, the
+//! value found and the allowed values. A `null` value counts as missing, as in transformers.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Largest configuration file that is read; real ones have a few kilobytes.
+/// Maximum size of a configuration file; real files have a few kilobytes.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Reads `path` as one JSON object, key order kept.
+/// Reads `path` as one JSON object, preserving key order.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
     if size > MAX_BYTES {
@@ -22,11 +22,11 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
         .map_err(|e| Error::model(path, format!("is not valid JSON: {e}; copy or download the file again")))?;
     match value {
         Value::Object(map) => Ok(map),
-        other => Err(Error::model(path, format!("must hold one JSON object, found {}", kind(&other)))),
+        other => Err(Error::model(path, format!("must contain one JSON object, found {}", kind(&other)))),
     }
 }
 
-/// What a JSON value is, for messages.
+/// Returns the type of a JSON value, for messages.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -38,7 +38,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A value as it stands in the file, cut to a length that fits a message.
+/// Returns a value as JSON text, truncated for messages.
 pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(120) {
@@ -47,7 +47,8 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// The keys of one JSON object of a file. `prefix` names the object inside the file, such as `rope_parameters.`.
+/// The keys of one JSON object of a file. `prefix` names the object inside the file, such as
+/// `rope_parameters.`.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     pub map: &'a Map<String, Value>,
@@ -56,33 +57,33 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// The value of `key`, unless it is missing or null.
+    /// Returns the value of `key`, unless it is missing or null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
-    /// Error "key is value; allowed".
+    /// Returns the error "key is value; allowed".
     pub fn refuse(&self, key: &str, value: &Value, allowed: &str) -> Error {
         Error::model(self.path, format!("\"{}{key}\" is {}; {allowed}", self.prefix, shown(value)))
     }
 
-    /// Error for a key that must be there.
+    /// Returns the error for a missing required key.
     pub fn missing(&self, key: &str, allowed: &str) -> Error {
         Error::model(self.path, format!("\"{}{key}\" is missing; {allowed}", self.prefix))
     }
 
-    /// An integer in `1..=max`, or the default when the key is missing.
+    /// Returns an integer in `1..=max`, or the default if the key is missing.
     pub fn size_or(&self, key: &str, default: usize, max: usize) -> Result<usize> {
         Ok(self.optional_size(key, max)?.unwrap_or(default))
     }
 
-    /// An integer in `1..=max` that must be there.
+    /// Returns a required integer in `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize> {
         self.optional_size(key, max)?
             .ok_or_else(|| self.missing(key, &format!("it must be an integer from 1 to {max}")))
     }
 
-    /// An integer in `1..=max`, if the key is there.
+    /// Returns an integer in `1..=max`, if the key is present.
     pub fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
@@ -91,18 +92,19 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A number for which `holds` is true, or the default; `allowed` says in words what `holds` tests.
+    /// Returns a number that satisfies `holds`, or the default if the key is missing. `allowed`
+    /// describes `holds` in words.
     pub fn number_or(&self, key: &str, default: f64, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<f64> {
         Ok(self.optional_number(key, holds, allowed)?.unwrap_or(default))
     }
 
-    /// A number for which `holds` is true, and which must be there.
+    /// Returns a required number that satisfies `holds`.
     pub fn number(&self, key: &str, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<f64> {
         self.optional_number(key, holds, allowed)?
             .ok_or_else(|| self.missing(key, &format!("it must be a number, {allowed}")))
     }
 
-    /// A number for which `holds` is true, if the key is there.
+    /// Returns a number that satisfies `holds`, if the key is present.
     pub fn optional_number(&self, key: &str, holds: impl Fn(f64) -> bool, allowed: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64() {
@@ -111,7 +113,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// `true` or `false`, or the default.
+    /// Returns `true` or `false`, or the default if the key is missing.
     pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
@@ -120,7 +122,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A string, if the key is there.
+    /// Returns a string, if the key is present.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         match self.get(key) {
             None => Ok(None),
@@ -129,7 +131,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The object under `key`, if it is there.
+    /// Returns the object under `key`, if the key is present.
     pub fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
         match self.get(key) {
             None => Ok(None),
@@ -138,8 +140,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Token ids under `key`: none, one, or a list of them, each below `vocab`. `-1` stands for "none", as it does in
-    /// the configurations of the first Llama models.
+    /// Returns the token ids under `key`: none, one, or a list, each below `vocab`. `-1` means
+    /// "none", as in the configurations of the first Llama models.
     pub fn token_ids(&self, key: &str, vocab: usize) -> Result<Vec<u32>> {
         let one = |value: &Value| match value.as_i64() {
             Some(-1) => Ok(None),
@@ -159,7 +161,7 @@ impl<'a> Keys<'a> {
         Ok(ids)
     }
 
-    /// At most one token id under `key`.
+    /// Returns at most one token id under `key`.
     pub fn token_id(&self, key: &str, vocab: usize) -> Result<Option<u32>> {
         let ids = self.token_ids(key, vocab)?;
         match (ids.as_slice(), self.get(key)) {

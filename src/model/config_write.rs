@@ -1,5 +1,5 @@
-//! `config.json` and `generation_config.json` out: the keys as they were read, with this program's own values put in
-//! their place, in the key styles of transformers 4 and 5 at once.
+//! Writes `config.json` and `generation_config.json`: the keys as read, with this program's own
+//! values in their places, in the key styles of both transformers 4 and 5.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use crate::files::write_json;
 use crate::{Error, Result};
 
 impl ModelConfig {
-    /// Contents of `config.json` for weights stored as `dtype`. Unknown keys stay where they were.
+    /// Returns the contents of `config.json` for weights stored as `dtype`. Unknown keys keep their
+    /// places.
     pub fn to_json(&self, dtype: StoredDtype) -> Map<String, Value> {
         let mut map = self.original.clone();
         let mut set = |key: &str, value: Value| {
@@ -46,8 +47,9 @@ impl ModelConfig {
         map
     }
 
-    /// `eos_token_id` as config.json holds it: what was read if generation_config.json names the further ids, else
-    /// null, one id or a list. A reward model has no generation_config.json, so its config.json names all.
+    /// Returns `eos_token_id` for config.json: the value as read if generation_config.json names
+    /// the further ids, otherwise null, one id or a list. A reward model has no
+    /// generation_config.json, so its config.json names all ids.
     fn eos_json(&self) -> Value {
         if self.head == Head::LanguageModel
             && let Some(generation) = &self.generation
@@ -63,8 +65,8 @@ impl ModelConfig {
         }
     }
 
-    /// Contents of `generation_config.json`: as it was read, or the special ids; `None` for a reward model, which
-    /// generates nothing.
+    /// Returns the contents of `generation_config.json`: as read, or the special ids; `None` for a
+    /// reward model, which generates nothing.
     pub fn generation_json(&self) -> Option<Map<String, Value>> {
         if self.head == Head::Reward {
             return None;
@@ -82,8 +84,9 @@ impl ModelConfig {
         Some(map)
     }
 
-    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. A reward model removes
-    /// the one that a language model left there: its end ids would be read as the reward model's.
+    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. For
+    /// a reward model, removes a `generation_config.json` left by a language model: its end ids
+    /// would be read as the reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
         write_json(&folder.join("config.json"), &Value::Object(self.to_json(dtype)))?;
         let generation = folder.join("generation_config.json");

@@ -1,7 +1,16 @@
-//! Llama and Qwen2 forward: a list of op calls. `decoder_grad.rs` is the list reversed.
+//! Llama and Qwen2 forward as a list of op calls; `decoder_grad.rs` is the list reversed.
 //!
-//! Streams are numbered: 2i enters layer i's attention, 2i + 1 its MLP, and 2 layers + 0 is normalised last. The last
-//! product of a block adds its result to the stream and writes the next one.
+//! ```text
+//! stream[0] = embedding[ids]
+//! for each layer i:
+//!     qkv = rope(norm(stream[2i]) W_qkv + b_qkv)
+//!     stream[2i + 1] = stream[2i] + attention(qkv) W_output
+//!     stream[2i + 2] = stream[2i + 1] + swiglu(norm(stream[2i + 1]) W_gate_up) W_down
+//! hidden = norm(stream[2 layers])
+//! ```
+//!
+//! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
+//! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
 
 use super::activations::Activations;
 use super::config::ModelConfig;
@@ -11,17 +20,17 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
 
-/// A model on a backend: sizes, one arena of weights, rotary tables.
+/// A model on a backend: sizes, one arena of weights, RoPE tables.
 pub struct Model<B: Backend> {
     pub config: ModelConfig,
     pub layout: Layout,
     /// (layout.len)
     pub weights: B::Act,
-    rotary: Rotary<B>,
+    rope_tables: RopeTables<B>,
 }
 
 /// Cosines and sines by position.
-pub(super) struct Rotary<B: Backend> {
+pub(super) struct RopeTables<B: Backend> {
     positions: usize,
     /// (positions, head_dim / 2)
     pub cos: B::Acc,
@@ -29,9 +38,9 @@ pub(super) struct Rotary<B: Backend> {
     pub sin: B::Acc,
 }
 
-impl<B: Backend> Rotary<B> {
-    /// Angles are f32 products of position and inverse frequency, as transformers forms them; the functions of the
-    /// angle are taken in f64.
+impl<B: Backend> RopeTables<B> {
+    /// Angles are f32 products of position and inverse frequency, as in transformers. Cosine and
+    /// sine are computed in f64.
     fn new(backend: &B, config: &ModelConfig, positions: usize) -> Result<Self> {
         let inv_freq = config.inv_freq();
         let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
@@ -47,15 +56,15 @@ impl<B: Backend> Rotary<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// A model whose weights are all zero, for `positions` token positions.
+    /// Creates a model with zero weights, for `positions` token positions.
     pub fn zeros(backend: &B, config: ModelConfig, positions: usize) -> Result<Self> {
         let layout = Layout::new(&config);
         let weights = backend.zeros_act(layout.len)?;
-        let rotary = Rotary::new(backend, &config, positions)?;
-        Ok(Self { config, layout, weights, rotary })
+        let rope_tables = RopeTables::new(backend, &config, positions)?;
+        Ok(Self { config, layout, weights, rope_tables })
     }
 
-    /// Makes the rotary tables cover `positions`; refuses more than the model was made for.
+    /// Extends the RoPE tables to `positions`. Refuses more positions than the model supports.
     pub fn reserve_positions(&mut self, backend: &B, positions: usize) -> Result<()> {
         if positions > self.config.max_positions {
             return Err(Error::Usage(format!(
@@ -64,20 +73,20 @@ impl<B: Backend> Model<B> {
                 self.config.max_positions
             )));
         }
-        if positions > self.rotary.positions {
+        if positions > self.rope_tables.positions {
             let grown = (positions + positions / 4).min(self.config.max_positions);
-            self.rotary = Rotary::new(backend, &self.config, grown)?;
+            self.rope_tables = RopeTables::new(backend, &self.config, grown)?;
         }
         Ok(())
     }
 
-    /// Head rows of this model that [`Backend::head_preference`] works on at once.
+    /// Number of head rows of this model that [`Backend::head_preference`] processes at a time.
     pub fn head_rows_at_once(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
         backend.head_rows_at_once(HeadDims { tokens: 0, hidden, vocab, rows: 0 })
     }
 
-    /// View of a range of the weights.
+    /// Returns a view of a range of the weights.
     pub fn weight(&self, range: &std::ops::Range<usize>) -> View<'_, B::Act> {
         View::new(&self.weights, range.start, range.len())
     }
@@ -86,26 +95,26 @@ impl<B: Backend> Model<B> {
         NormDims { tokens, hidden: self.config.hidden, eps: self.config.rms_norm_eps }
     }
 
-    /// Arguments of a rotation of the queries and keys of a fused buffer.
+    /// Arguments of RoPE on the queries and keys of a fused buffer.
     pub(super) fn rope<'a>(&'a self, inputs: &Inputs<'a, B>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
         let config = &self.config;
-        let table = self.rotary.positions * config.head_dim / 2;
+        let table = self.rope_tables.positions * config.head_dim / 2;
         Rope {
             dims: RopeDims {
                 tokens: inputs.tokens,
                 heads: config.heads + config.kv_heads,
                 unrotated_heads: config.kv_heads,
                 head_dim: config.head_dim,
-                positions: self.rotary.positions,
+                positions: self.rope_tables.positions,
             },
             positions: inputs.positions,
-            cos: View::first(&self.rotary.cos, table),
-            sin: View::first(&self.rotary.sin, table),
+            cos: View::first(&self.rope_tables.cos, table),
+            sin: View::first(&self.rope_tables.sin, table),
             qkv_in_place,
         }
     }
 
-    /// Runs the model; the result is `acts.hidden` (tokens, hidden), after the final norm.
+    /// Runs the model. The result is `acts.hidden` (tokens, hidden), after the final norm.
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
         acts.grow(backend, config, tokens)?;
@@ -122,7 +131,8 @@ impl<B: Backend> Model<B> {
         self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
     }
 
-    /// Layer i from its input stream to the activations of its MLP: all that its backward needs.
+    /// Runs layer i from its input stream to the activations of its MLP: everything that its
+    /// backward needs.
     pub(super) fn run_layer(
         &self,
         backend: &B,
@@ -175,7 +185,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// The down projection of layer i, which ends in the next layer's input stream.
+    /// Runs the down projection of layer i, which writes the next layer's input stream.
     fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         let (hidden, inner) = (self.config.hidden, self.config.intermediate);
         let layer = acts.layer_index(i);
@@ -226,7 +236,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Which norm of the model.
+/// Norm of the model; layer norms carry the index of their layer buffers.
 enum Norm {
     Input(usize),
     Post(usize),

@@ -1,5 +1,5 @@
-//! Llama and Qwen2 backward: the forward's op calls in reverse order, written by hand and checked against finite
-//! differences of the whole model.
+//! Llama and Qwen2 backward: the forward's op calls in reverse order, handwritten and checked
+//! against finite differences of the whole model.
 
 use super::activations::Activations;
 use super::decoder::Model;
@@ -8,19 +8,21 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::{Error, Result};
 
-/// Where gradients go.
+/// Destination of the gradients.
 pub struct GradientsOut<'a, B: Backend> {
     /// (layout.len)
     pub grads: &'a mut B::Acc,
-    /// Whether they are overwritten or added to.
+    /// Overwrite or accumulate.
     pub write: Write,
-    /// (layout.norms) norms of what is then in `grads` at `layout.products`; for the last backward of a step
+    /// (layout.norms) patch norms of the final `grads` in `layout.matrices`; for the last backward
+    /// of a step
     pub norms: Option<&'a mut B::Acc>,
 }
 
 impl<B: Backend> Model<B> {
-    /// Gradients of all weights below the head. On entry `acts.gradients.dnormed` holds the gradient of `acts.hidden`.
-    /// A tied embedding's gradient is always added, because the head has written its part before.
+    /// Computes the gradients of all weights below the head. On entry `acts.gradients.dnormed`
+    /// holds the gradient of `acts.hidden`. A tied embedding's gradient is always accumulated,
+    /// because the head has already written its part.
     pub fn backward(
         &self,
         backend: &B,
@@ -50,7 +52,7 @@ impl<B: Backend> Model<B> {
             dweight_write: write,
         })?;
         for (i, at) in self.layout.layers.iter().enumerate().rev() {
-            if acts.is_to_be_recomputed(i) {
+            if acts.needs_recompute(i) {
                 self.run_layer(backend, inputs, acts, i)?;
             }
             let (layer, entry, middle) = (acts.layer_index(i), acts.stream_index(2 * i), acts.stream_index(2 * i + 1));
@@ -171,10 +173,10 @@ impl<B: Backend> Model<B> {
 }
 
 fn not_for_training() -> Error {
-    Error::Runtime("backward needs a workspace made for training".into())
+    Error::Runtime("backward needs a workspace allocated for training".into())
 }
 
-/// The part of the gradient arena that belongs to a range of weights.
+/// Returns the view of the gradient arena for a range of weights.
 pub(crate) fn slot<'a, T: crate::backend::Buffer>(grads: &'a mut T, range: &std::ops::Range<usize>) -> ViewMut<'a, T> {
     ViewMut::new(grads, range.start, range.len())
 }

@@ -1,4 +1,5 @@
-//! A packed batch as the model sees it: views of index buffers on the device, and the sizes the host knows.
+//! A packed batch as model input: views of index buffers on the device, and the sizes known to the
+//! host.
 
 use crate::backend::contract::{AttentionDims, Runs, Tree};
 use crate::backend::{Backend, View};
@@ -10,9 +11,9 @@ pub struct Inputs<'a, B: Backend> {
     pub segments: usize,
     pub ancestors: usize,
     pub trees: usize,
-    /// Visible (query, key) pairs.
+    /// Number of visible (query, key) pairs.
     pub pairs: u64,
-    /// Most tokens on a path.
+    /// Number of tokens on the longest path.
     pub longest_path: usize,
     /// (tokens)
     pub ids: View<'a, B::Idx>,
@@ -24,8 +25,8 @@ pub struct Inputs<'a, B: Backend> {
 }
 
 impl<B: Backend> Inputs<'_, B> {
-    /// Sizes of attention for this batch in a model.
-    pub fn attention_dims(&self, config: &ModelConfig) -> AttentionDims {
+    /// Returns the attention sizes of this batch in a model.
+    pub(super) fn attention_dims(&self, config: &ModelConfig) -> AttentionDims {
         AttentionDims {
             tokens: self.tokens,
             heads: config.heads,

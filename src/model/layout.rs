@@ -1,10 +1,12 @@
-//! Where each tensor lies in the flat arena that holds all parameters of a model. Gradients and optimiser state use
-//! the same layout, so one AdamW call updates everything.
+//! Place of each tensor in the flat arena that holds all parameters of a model. Gradients and
+//! optimiser state use the same layout, so one AdamW call updates everything.
 //!
-//! Tensors that one matrix product reads together are adjacent without a gap: query, key and value; gate and up; the
-//! three biases. Every such group starts at a multiple of [`ALIGN`] elements, so vector loads stay aligned at any
-//! element width. Gaps hold zeros and receive no gradient. Norms of patches of the products' gradients, which the gradient norm reads in
-//! their place, lie in a buffer of their own.
+//! Tensors that one GEMM reads are adjacent without a gap: query, key and value; gate and up; the
+//! three biases. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
+//! aligned at any element width. Gaps hold zeros and receive no gradient.
+//!
+//! The weight-gradient GEMMs of the layers also write norms of gradient patches into a separate
+//! buffer. The gradient norm reads these patch norms instead of the gradients.
 
 use std::ops::Range;
 
@@ -14,24 +16,24 @@ use crate::backend::contract::{KnownNorms, LinearDims};
 use crate::backend::{Backend, View};
 
 /// Alignment of tensor groups, in elements.
-pub const ALIGN: usize = 64;
+const ALIGN: usize = 64;
 
-/// One tensor and its place.
+/// A tensor and its place.
 #[derive(Clone, Debug)]
 pub struct Slot {
     pub spec: TensorSpec,
-    /// First element in the arena.
+    /// Index of the first element in the arena.
     pub start: usize,
 }
 
 impl Slot {
-    /// Elements in the arena.
+    /// Range of elements in the arena.
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.spec.elements()
     }
 }
 
-/// Places of a layer's tensor groups.
+/// Ranges of a layer's tensor groups.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRanges {
     /// (hidden)
@@ -48,13 +50,13 @@ pub struct LayerRanges {
     pub gate_up: Range<usize>,
     /// (hidden, intermediate)
     pub down: Range<usize>,
-    /// Places of the norms of the gradients of these four.
-    pub norms: ProductNorms,
+    /// Ranges of the patch norms of the gradients of the four matrices.
+    pub norms: PatchNorms,
 }
 
-/// Places of a layer's norms of patches ([`LinearDims::patches`]) among those of all layers.
+/// Ranges of a layer's patch norms ([`LinearDims::patches`]) in the buffer of all patch norms.
 #[derive(Clone, Debug, Default)]
-pub struct ProductNorms {
+pub struct PatchNorms {
     pub qkv: Range<usize>,
     pub output: Range<usize>,
     pub gate_up: Range<usize>,
@@ -65,26 +67,26 @@ pub struct ProductNorms {
 #[derive(Clone, Debug)]
 pub struct Layout {
     pub slots: Vec<Slot>,
-    /// Elements of the arena, gaps included.
+    /// Number of elements of the arena, including gaps.
     pub len: usize,
     /// The first `decayed` elements are subject to weight decay.
     pub decayed: usize,
     /// (vocab, hidden)
     pub embedding: Range<usize>,
     pub layers: Vec<LayerRanges>,
-    /// All weights of the layers, one behind the other: those whose gradients are products.
-    pub products: Range<usize>,
-    /// Norms of patches of the gradients of `products`.
+    /// Contiguous range of the weight matrices of all layers. Their gradients are GEMMs.
+    pub matrices: Range<usize>,
+    /// Number of patch norms of the gradients of `matrices`.
     pub norms: usize,
     /// (hidden)
     pub final_norm: Range<usize>,
-    /// (vocab, hidden): the embedding where it is tied; absent in reward models
+    /// (vocab, hidden): the embedding table if tied; absent in reward models
     pub lm_head: Option<Range<usize>>,
     /// (hidden): reward models
     pub score: Option<Range<usize>>,
 }
 
-/// True when a tensor continues the group of the one before it.
+/// True if a tensor continues the group of the tensor before it.
 fn continues(role: Role) -> bool {
     matches!(role, Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias)
 }
@@ -98,7 +100,7 @@ impl Layout {
             decayed: 0,
             embedding: 0..0,
             layers: vec![LayerRanges::default(); config.layers],
-            products: 0..0,
+            matrices: 0..0,
             norms: 0,
             final_norm: 0..0,
             lm_head: None,
@@ -113,7 +115,7 @@ impl Layout {
             if slot.spec.role.decays() {
                 layout.decayed = layout.len;
             }
-            layout.note(&slot);
+            layout.record(&slot);
             layout.slots.push(slot);
         }
         layout.len = layout.len.next_multiple_of(ALIGN);
@@ -124,7 +126,7 @@ impl Layout {
         layout
     }
 
-    /// Places norms behind one another, and finds where the weights they belong to begin and end.
+    /// Places the patch norms contiguously, and finds the range of the layer matrices.
     fn place_norms(&mut self, config: &ModelConfig) {
         let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
         let next = &mut self.norms;
@@ -134,7 +136,7 @@ impl Layout {
             start..*next
         };
         for layer in &mut self.layers {
-            layer.norms = ProductNorms {
+            layer.norms = PatchNorms {
                 qkv: place(hidden, query + 2 * config.kv_width()),
                 output: place(query, hidden),
                 gate_up: place(hidden, 2 * inner),
@@ -142,21 +144,21 @@ impl Layout {
             };
         }
         if let (Some(first), Some(last)) = (self.layers.first(), self.layers.last()) {
-            self.products = first.qkv.start..last.down.end;
+            self.matrices = first.qkv.start..last.down.end;
         }
     }
 
-    /// The part of the gradient that norms (norms) stand for.
+    /// Returns the gradient range that the patch norms in `norms` (norms) cover.
     pub fn known_norms<'a, B: Backend>(&self, norms: &'a B::Acc) -> KnownNorms<'a, B> {
-        KnownNorms { range: self.products.clone(), norms: View::first(norms, self.norms) }
+        KnownNorms { range: self.matrices.clone(), norms: View::first(norms, self.norms) }
     }
 
-    /// True when the vocabulary projection is the embedding table.
+    /// True if the vocabulary projection is the embedding table.
     pub fn tied(&self) -> bool {
         self.lm_head.as_ref() == Some(&self.embedding)
     }
 
-    fn note(&mut self, slot: &Slot) {
+    fn record(&mut self, slot: &Slot) {
         let range = slot.range();
         let (role, layer) = (slot.spec.role, slot.spec.layer);
         match (role, layer.and_then(|l| self.layers.get_mut(l))) {
@@ -190,17 +192,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_are_the_weights_of_all_layers_and_nothing_else() {
+    fn matrices_are_the_weights_of_all_layers_and_nothing_else() {
         for head in [Head::LanguageModel, Head::Reward] {
             let config = ModelConfig { head, ..presets::config("llama-tiny").unwrap() };
             let layout = Layout::new(&config);
             for slot in &layout.slots {
-                let (range, product) = (slot.range(), slot.spec.layer.is_some() && slot.spec.shape.len() == 2);
-                let inside = layout.products.start <= range.start && range.end <= layout.products.end;
-                let outside = range.end <= layout.products.start || layout.products.end <= range.start;
-                assert!(if product { inside } else { outside }, "{}", slot.spec.name);
+                let (range, matrix) = (slot.range(), slot.spec.layer.is_some() && slot.spec.shape.len() == 2);
+                let inside = layout.matrices.start <= range.start && range.end <= layout.matrices.end;
+                let outside = range.end <= layout.matrices.start || layout.matrices.end <= range.start;
+                assert!(if matrix { inside } else { outside }, "{}", slot.spec.name);
             }
-            // Norms lie behind one another without a gap, a patch of 16 rows and 32 columns each.
+            // Patch norms are contiguous, each for 16 rows and 32 columns.
             let mut next = 0;
             for layer in &layout.layers {
                 let n = &layer.norms;

@@ -1,11 +1,13 @@
-//! Models: what a transformer is made of, its Hugging Face folder, and its forward and backward as lists of op calls.
+//! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`config`], [`rope`], [`presets`]: sizes from `config.json`, checked once; named sizes for new models
-//! - [`tensors`], [`layout`]: names and shapes; where each tensor lies in the flat parameter arena
-//! - [`weights`]: weight files of a folder in and out
-//! - [`store`]: a model loaded from a folder, drawn at random, or written to a folder
-//! - [`decoder`], [`decoder_grad`]: Llama and Qwen2, forward and backward; [`activations`] is their workspace
-//! - [`inputs`]: a packed batch as the model sees it
+//! - [`config`], [`rope`], [`presets`]: sizes from `config.json`, checked once; named sizes for new
+//!   models
+//! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
+//! - [`weights`]: reading and writing of weight files
+//! - [`store`]: loading, random initialisation and saving of a model
+//! - [`decoder`], [`decoder_grad`]: Llama and Qwen2, forward and backward; [`activations`] is their
+//!   workspace
+//! - [`inputs`]: a packed batch as model input
 
 pub mod activations;
 pub mod config;

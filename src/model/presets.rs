@@ -1,5 +1,6 @@
-//! Model shapes by name, for `mapl init --preset`. Vocabulary and special ids of a new model follow its tokenizer
-//! (`ModelConfig::with_vocabulary`); the vocabulary here is that of the published model, or a small one.
+//! Model shapes by name, for `mapl init --preset`. A new model takes vocabulary and special ids
+//! from its tokenizer (`ModelConfig::with_vocabulary`). The vocabulary here is the vocabulary of
+//! the published model, or a small one.
 
 use serde_json::Map;
 
@@ -7,12 +8,12 @@ use super::config::{Family, Head, ModelConfig};
 use super::rope::{RopeConfig, RopeScaling};
 use crate::{Error, Result};
 
-/// A named shape.
+/// Named model shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {
     /// Name on the command line.
     pub name: &'static str,
-    /// What it is for, one line.
+    /// One-line description.
     pub summary: &'static str,
     family: Family,
     vocab: usize,
@@ -23,13 +24,13 @@ pub struct Preset {
     kv_heads: usize,
     tied: bool,
     theta: f64,
-    /// Factor of llama3 scaling over 8,192 positions (low 1, high 4); 0 for none.
+    /// Factor of llama3 RoPE scaling over 8,192 positions (low 1, high 4); 0 for no scaling.
     llama3_factor: f64,
     max_positions: usize,
     rms_norm_eps: f64,
 }
 
-/// Base of the presets: fields that most of them share.
+/// Common values of the presets.
 const QWEN2: Preset = Preset {
     name: "",
     summary: "",
@@ -53,7 +54,7 @@ const LLAMA: Preset =
 const PRESETS: [Preset; 11] = [
     Preset {
         name: "quickstart",
-        summary: "0.45 M parameters at 512 ids: what `mapl quickstart` trains",
+        summary: "0.45 M parameters with a vocabulary of 512; trained by `mapl quickstart`",
         vocab: 512,
         hidden: 96,
         intermediate: 256,
@@ -90,7 +91,7 @@ const PRESETS: [Preset; 11] = [
     },
     Preset {
         name: "qwen2-small",
-        summary: "hidden 384, 8 layers: about 13 M parameters beside the embedding",
+        summary: "hidden 384, 8 layers: about 13 M parameters without the embedding",
         vocab: 8192,
         hidden: 384,
         intermediate: 1024,
@@ -177,22 +178,23 @@ const PRESETS: [Preset; 11] = [
     },
 ];
 
-/// Every preset, smallest first within its kind.
+/// Returns all presets, smallest first within a model family.
 pub fn list() -> &'static [Preset] {
     &PRESETS
 }
 
-/// The language model of preset `name`; an unknown name is [`Error::Usage`] and lists the known ones.
+/// Returns the language model of preset `name`. An unknown name is [`Error::Usage`], with the known
+/// names in the message.
 pub fn config(name: &str) -> Result<ModelConfig> {
     let Some(preset) = PRESETS.iter().find(|p| p.name == name) else {
         let names: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
-        return Err(Error::Usage(format!("no preset is called {name:?}; there are {}", names.join(", "))));
+        return Err(Error::Usage(format!("unknown preset {name:?}; known presets are {}", names.join(", "))));
     };
     Ok(preset.config())
 }
 
 impl Preset {
-    /// The language model of this shape, without special ids.
+    /// Returns the language model of this shape, without special ids.
     pub fn config(&self) -> ModelConfig {
         let scaling = if self.llama3_factor == 0.0 {
             RopeScaling::Default

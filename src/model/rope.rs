@@ -1,24 +1,26 @@
-//! Rotary position embedding: its settings in both key styles of transformers, and the inverse frequencies.
+//! Rotary position embedding (RoPE): settings in both key styles of transformers, and the inverse
+//! frequencies.
 //!
-//! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`, which holds both.
-//! A file may carry both styles if they agree. Refused: every scaling but default, linear and llama3 (by name),
-//! settings per layer type, and a partial rotary factor.
+//! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`,
+//! which contains both. A file may have both styles if they agree. Refused: every scaling except
+//! default, linear and llama3 (by name), settings per layer type, and a partial rotary factor.
 
 use serde_json::{Map, Value, json};
 
 use super::config_json::Keys;
 use crate::{Error, Result};
 
-/// Base used by transformers when a file names none.
+/// Base that transformers uses if a file names none.
 const DEFAULT_THETA: f64 = 10_000.0;
-/// Bases that are accepted: below 1 the frequencies would rise, and far above no f32 holds them.
+/// Accepted bases. Below 1 the frequencies would rise; far above, their powers overflow f32.
 const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e15;
-/// Largest stretching factor that is accepted.
+/// Maximum scaling factor.
 const MAX_FACTOR: f64 = 1e6;
-/// Largest context length a configuration may name.
+/// Maximum context length of a configuration.
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
-/// Rotary embedding of a model: angle of pair `i` at position `p` is `p * inv_freq[i]`, pairs half a head apart.
+/// RoPE settings of a model. The angle of pair `i` at position `p` is `p * inv_freq[i]`, with the
+/// two elements of a pair half a head apart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
@@ -26,7 +28,7 @@ pub struct RopeConfig {
     pub scaling: RopeScaling,
 }
 
-/// How the frequencies are stretched to reach a longer context.
+/// Scaling of the frequencies for a longer context.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     Default,
@@ -34,7 +36,8 @@ pub enum RopeScaling {
     Linear {
         factor: f64,
     },
-    /// Low frequencies divided by `factor`, high ones kept, a linear blend between (Llama 3.1).
+    /// Low frequencies divided by `factor`, high ones kept, and a linear blend between them (Llama
+    /// 3.1).
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
@@ -44,7 +47,7 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Settings from the top level of a `config.json`.
+    /// Reads the settings from the top level of a `config.json`.
     pub(super) fn read(keys: Keys) -> Result<Self> {
         let plausible = |x: f64| THETA.contains(&x);
         let theta4 = keys.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
@@ -58,7 +61,11 @@ impl RopeConfig {
         };
         let inner = Keys { map, prefix: "rope_parameters.", ..keys };
         if let Some((key, value)) = map.iter().find(|(_, value)| value.is_object()) {
-            return Err(inner.refuse(key, value, "rotary settings per layer type are not supported, only one set"));
+            return Err(inner.refuse(
+                key,
+                value,
+                "RoPE settings per layer type are not supported; use one set for all layers",
+            ));
         }
         let theta5 = inner.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling5 = RopeScaling::read(inner)?;
@@ -89,13 +96,14 @@ impl RopeConfig {
         map.insert("rope_parameters".into(), parameters.into());
     }
 
-    /// Inverse frequencies, `head_dim / 2` of them, in radians per position. Every operation is rounded to f32 in
-    /// the order transformers uses, because at long positions a difference in the last bit of a frequency is visible
-    /// in the angle.
+    /// Inverse frequencies, `head_dim / 2` of them, in radians per position. Every operation is
+    /// rounded to f32 in the order of transformers, because at long positions the last bit of a
+    /// frequency is visible in the angle.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
         let plain = (0..head_dim / 2).map(|i| {
             let exponent = (2 * i) as f32 / head_dim as f32;
-            // The power is taken in f64 and rounded once, which is the f32 power without its last-bit error.
+            // The power is computed in f64 and rounded once: the f32 power without its last-bit
+            // error.
             1.0 / (f64::from(self.theta as f32).powf(f64::from(exponent)) as f32)
         });
         match self.scaling {
@@ -126,7 +134,8 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
-    /// Scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of `rope_type`.
+    /// Reads the scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of
+    /// `rope_type`.
     fn read(keys: Keys) -> Result<Self> {
         let partial = keys.optional_number("partial_rotary_factor", |x| x > 0.0, "above 0")?;
         if let (Some(factor), Some(value)) = (partial, keys.get("partial_rotary_factor"))
@@ -170,7 +179,7 @@ impl RopeScaling {
         }
     }
 
-    /// The settings under the names both transformers versions share.
+    /// Returns the settings under the key names that both transformers versions share.
     fn to_json(&self) -> Map<String, Value> {
         let value = match *self {
             RopeScaling::Default => json!({"rope_type": "default"}),
@@ -208,7 +217,8 @@ mod tests {
         assert_eq!(a[0], 1.0);
         assert_eq!(a[0], b[0]);
         assert_eq!(a[31] / 32.0, b[31]);
-        // Between the two limits (wavelengths 2048 to 8192) the blend lies strictly inside.
+        // Between the two limits (wavelengths 2048 to 8192) the blend is strictly between both
+        // values.
         let blended = (0..32).filter(|&i| b[i] < a[i] && b[i] > a[i] / 32.0).count();
         assert_eq!(blended, a.iter().filter(|f| (2048.0..8192.0).contains(&(std::f32::consts::TAU / **f))).count());
         assert!(blended > 0);

@@ -1,5 +1,5 @@
-//! Models between folders and a backend: loading, random initialisation, saving. Weights travel in chunks, so a
-//! tensor is never held twice in host memory.
+//! Transfer of models between folders and a backend: loading, random initialisation, saving.
+//! Weights are copied in chunks, so a tensor is never held twice in host memory.
 
 use std::path::Path;
 
@@ -12,23 +12,24 @@ use crate::backend::{Backend, View, ViewMut};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Positions the rotary tables cover at first; they grow with the batches.
-const FIRST_POSITIONS: usize = 512;
+/// Initial number of positions of the RoPE tables; they grow with the batches.
+const INITIAL_POSITIONS: usize = 512;
 
 /// Elements drawn or copied at a time.
 const CHUNK: usize = 1 << 18;
 
-/// What a folder's weights became.
+/// Model loaded from a folder.
 pub struct Loaded<B: Backend> {
     pub model: Model<B>,
-    /// A reward head was drawn at random because the folder has none.
+    /// True if the reward head was drawn at random, because the folder has none.
     pub drawn_score: bool,
     /// Tensors of the folder that the model does not use.
     pub ignored: Vec<String>,
 }
 
-/// Loads a folder. With [`LoadAs::RewardStart`] a language model becomes a reward model: `config` must say so, and its
-/// `score.weight` is drawn from normal(0, 1/sqrt(hidden + 1)) with `seed`.
+/// Loads a folder. With [`LoadAs::RewardStart`] a language model becomes a reward model: `config`
+/// must describe a reward model, and `score.weight` is drawn from normal(0, 1/sqrt(hidden + 1))
+/// with `seed`.
 pub fn load<B: Backend>(
     backend: &B,
     folder: &Path,
@@ -37,7 +38,7 @@ pub fn load<B: Backend>(
     seed: u64,
 ) -> Result<Loaded<B>> {
     let files = WeightFiles::open(folder, &config, load_as)?;
-    let positions = FIRST_POSITIONS.min(config.max_positions);
+    let positions = INITIAL_POSITIONS.min(config.max_positions);
     let mut model = Model::zeros(backend, config, positions)?;
     for slot in &model.layout.slots {
         if slot.spec.role == Role::Score && files.score_missing() {
@@ -50,7 +51,7 @@ pub fn load<B: Backend>(
     Ok(Loaded { model, drawn_score: files.score_missing(), ignored: files.ignored().to_vec() })
 }
 
-/// Reads one tensor into its place.
+/// Reads one tensor into its place in the arena.
 fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot: &Slot) -> Result<()> {
     let mut wide = Vec::new();
     files.read(&slot.spec.name, &mut |offset, values| {
@@ -60,13 +61,14 @@ fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot
     })
 }
 
-/// Replaces a model's weights by those of a folder that holds the same model at another step.
+/// Replaces a model's weights by the weights in a folder that holds the same model at another step.
 pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
     let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
     model.layout.slots.iter().try_for_each(|slot| fill(backend, &mut model.weights, &files, slot))
 }
 
-/// Reads the weights of a folder that holds the same model as they are stored, laid out as the model's, beside it.
+/// Reads the weights of a folder into `to` in full precision, in the layout of `model`. The folder
+/// must hold the same model; the weights of `model` stay unchanged.
 pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to: &mut B::Acc) -> Result<()> {
     let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
     let mut wide = Vec::new();
@@ -79,10 +81,11 @@ pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to
     })
 }
 
-/// A model with random weights: matrices from normal(0, initializer_range), norms one, biases zero, a reward head from
-/// normal(0, 1/sqrt(hidden + 1)), as transformers and TRL initialise them.
+/// Creates a model with random weights: matrices from normal(0, initializer_range), norms one,
+/// biases zero, a reward head from normal(0, 1/sqrt(hidden + 1)). transformers and TRL initialise
+/// models in the same way.
 pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result<Model<B>> {
-    let positions = FIRST_POSITIONS.min(config.max_positions);
+    let positions = INITIAL_POSITIONS.min(config.max_positions);
     let mut model = Model::zeros(backend, config, positions)?;
     for slot in &model.layout.slots {
         let deviation = match slot.spec.role {
@@ -100,8 +103,8 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
     Ok(model)
 }
 
-/// Draws one tensor; its numbers depend on the seed and its name alone. They are rounded to f32, so every backend
-/// starts from the same values up to its own precision.
+/// Draws one tensor. Its numbers depend only on the seed and the tensor's name. They are rounded to
+/// f32, so every backend starts from the same values up to its own precision.
 fn draw<B: Backend>(
     backend: &B,
     weights: &mut B::Act,
@@ -120,7 +123,7 @@ fn draw<B: Backend>(
     Ok(())
 }
 
-/// Writes config.json, generation_config.json and the weights as f32 into `folder`, which exists.
+/// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`.
 pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<()> {
     let mut wide = Vec::new();
     write_model(folder, &model.config, StoredDtype::F32, DEFAULT_SHARD_BYTES, &mut |spec, offset, out| {
@@ -136,8 +139,8 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
     })
 }
 
-/// A language model's configuration turned into that of a reward model; one that already is stays as it is. The pad id
-/// is the folder's, or the tokenizer's.
+/// Turns the configuration of a language model into the configuration of a reward model; a reward
+/// model's configuration stays unchanged. The pad id is the folder's, otherwise the tokenizer's.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, config.pad.or(pad)) {
         (Head::Reward, _) => Ok(config),

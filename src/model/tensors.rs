@@ -1,14 +1,14 @@
-//! The naming table: every tensor of a model with its Hugging Face name, shape and role, in the order of the flat
-//! parameter arena.
+//! Naming table: every tensor of a model with its Hugging Face name, shape and role, in the order
+//! of the flat parameter arena.
 //!
-//! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the head. Query, key
-//! and value lie next to each other, and gate beside up, so that each group is one matrix of stacked rows to a matrix
-//! product. Tensors without decay follow: per layer input norm, q, k, v biases, post-attention norm, then the final
-//! norm.
+//! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the
+//! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
+//! stacked rows for a GEMM. Tensors without decay follow: per layer input norm, q, k, v biases,
+//! post-attention norm, then the final norm.
 
 use super::config::{Head, ModelConfig};
 
-/// What a tensor does.
+/// Role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// `(vocab, hidden)`
@@ -27,7 +27,7 @@ pub enum Role {
     Up,
     /// `(hidden, intermediate)`
     Down,
-    /// `(vocab, hidden)`, only where it is not the embedding table
+    /// `(vocab, hidden)`, absent if the embedding table is the head
     LmHead,
     /// `(1, hidden)`, reward models
     Score,
@@ -46,7 +46,8 @@ pub enum Role {
 }
 
 impl Role {
-    /// Whether AdamW decays the tensor: all but norm weights and biases, as in transformers' Trainer.
+    /// Returns whether AdamW decays the tensor: all except norm weights and biases, as in
+    /// transformers' Trainer.
     pub fn decays(self) -> bool {
         match self {
             Role::Embedding
@@ -77,7 +78,7 @@ pub struct TensorSpec {
     /// Outermost dimension first.
     pub shape: Vec<usize>,
     pub role: Role,
-    /// Layer, for tensors of one.
+    /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
 }
 
@@ -89,7 +90,8 @@ impl TensorSpec {
 }
 
 impl ModelConfig {
-    /// All tensors in arena order (module documentation). The decayed ones form a prefix.
+    /// Returns all tensors in arena order (see the module documentation). The decayed tensors form
+    /// a prefix.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let (hidden, inner) = (self.hidden, self.intermediate);
         let (query, kv) = (self.query_width(), self.kv_width());

@@ -1,14 +1,14 @@
-//! Weights of a Hugging Face model folder, in and out: `model.safetensors`, or shards
-//! `model-00001-of-0000N.safetensors` with `model.safetensors.index.json`. Reading is in `weights_read`, writing in
-//! `weights_write`; both stream, so the whole model is never held twice.
+//! Weights of a Hugging Face model folder: `model.safetensors`, or shards
+//! `model-00001-of-0000N.safetensors` with `model.safetensors.index.json`. `weights_read` reads and
+//! `weights_write` writes them; both stream, so the whole model is never held twice.
 //!
-//! Refused: missing, unexpected or misshapen tensors, number formats other than f32, bf16 and f16, truncated or
-//! damaged files, a tensor in two shards, and values that are not finite.
+//! Refused: missing, unexpected or misshapen tensors, data types other than f32, bf16 and f16,
+//! truncated or damaged files, a tensor in two shards, and values that are not finite.
 
 use std::path::Path;
 
 pub use super::weights_read::{LoadAs, WeightFiles};
-pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill, write_weights};
+pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill};
 
 use super::config::{ModelConfig, StoredDtype};
 use super::weights_write::stage;
@@ -16,11 +16,12 @@ use crate::Result;
 
 /// Name of an unsharded weight file.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
-/// Name of the list of shards.
+/// Name of the shard index.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Writes a model folder that transformers loads: `config.json`, `generation_config.json` (language models) and the
-/// weights as `dtype`, in shards of at most `shard_bytes`. The folder must exist; tokenizer files are the caller's.
+/// Writes a model folder that transformers loads: `config.json`, `generation_config.json` (language
+/// models) and the weights as `dtype`, in shards of at most `shard_bytes`. The folder must exist;
+/// the caller writes the tokenizer files.
 pub fn write_model(
     folder: &Path,
     config: &ModelConfig,
@@ -30,7 +31,7 @@ pub fn write_model(
 ) -> Result<()> {
     let tensors = config.tensors();
     let weights = stage(folder, &tensors, dtype, shard_bytes, fill)?;
-    // Weights get their names last: a folder that holds them is complete.
+    // Weights are renamed last: a folder with weights under their final names is complete.
     config.write(folder, dtype)?;
     weights.publish()
 }

@@ -1,5 +1,6 @@
-//! Weight files in. [`WeightFiles::open`] checks every name, shape and number format against the configuration before
-//! anything is read; [`WeightFiles::read`] then converts one tensor to f32 in chunks.
+//! Reading of weight files. [`WeightFiles::open`] checks every name, shape and data type against
+//! the configuration before any value is read. [`WeightFiles::read`] then converts one tensor to
+//! f32 in chunks.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,26 +18,26 @@ use crate::{Error, Result};
 /// Elements converted at a time: 256 KiB of f32, which stays in a core's cache.
 const CHUNK: usize = 1 << 16;
 
-/// What the configuration passed to [`WeightFiles::open`] expects of the files.
+/// Tensors that [`WeightFiles::open`] expects in the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadAs {
     /// Exactly the tensors of the configuration.
     Exact,
-    /// A reward model, possibly started from a language model: `score.weight` may be missing, and a vocabulary
-    /// projection in the files is left out.
+    /// A reward model, possibly started from a language model: `score.weight` may be missing, and a
+    /// vocabulary projection in the files is ignored.
     RewardStart,
 }
 
-/// One mapped weight file.
+/// Memory-mapped weight file.
 struct Shard {
     path: PathBuf,
     map: Mmap,
     metadata: Metadata,
-    /// First byte after the header.
+    /// Offset of the first byte after the header.
     data: usize,
 }
 
-/// Where a tensor lies.
+/// Location of a tensor.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     shard: usize,
@@ -45,7 +46,7 @@ struct Place {
     dtype: StoredDtype,
 }
 
-/// The checked weight files of one model folder.
+/// Checked weight files of one model folder.
 pub struct WeightFiles {
     shards: Vec<Shard>,
     /// Tensors the configuration expects and the files hold.
@@ -55,11 +56,11 @@ pub struct WeightFiles {
 }
 
 impl WeightFiles {
-    /// Opens and checks the weights of `folder` against `config`. Failures are [`Error::Model`], naming file, tensor
-    /// and what was expected and found, or [`Error::Io`].
+    /// Opens the weights of `folder` and checks them against `config`. Failures are
+    /// [`Error::Model`] with file, tensor and the expected and found value, or [`Error::Io`].
     pub fn open(folder: &Path, config: &ModelConfig, load_as: LoadAs) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
-        // A folder with both is read as transformers reads it: the single file wins.
+        // If a folder has both, the single file takes precedence, as in transformers.
         let (shards, listed) = if single.is_file() {
             (vec![Shard::open(&single)?], None)
         } else if index.is_file() {
@@ -76,25 +77,27 @@ impl WeightFiles {
         check(folder, shards, found, config, load_as)
     }
 
-    /// Whether `score.weight` is missing and the caller must draw it; only ever true with [`LoadAs::RewardStart`].
+    /// Returns whether `score.weight` is missing and the caller must draw it; true only with
+    /// [`LoadAs::RewardStart`].
     pub fn score_missing(&self) -> bool {
         self.score_missing
     }
 
-    /// Tensors in the files that the model does not use, such as stored rotary frequencies or, for a reward model
-    /// started from a language model, the vocabulary projection.
+    /// Returns the tensors in the files that the model does not use. Examples are stored RoPE
+    /// frequencies and the vocabulary projection, if a reward model starts from a language model.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
     }
 
-    /// Number formats the used tensors are stored in, each once.
+    /// Returns the data types of the used tensors, each once.
     pub fn dtypes(&self) -> Vec<StoredDtype> {
         let all = [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16];
         all.into_iter().filter(|d| self.places.values().any(|p| p.dtype == *d)).collect()
     }
 
-    /// Passes tensor `name` to `sink(offset, values)` as f32, in rising chunks that cover it once. Conversion from
-    /// bf16 and f16 is exact. Fails with [`Error::Model`] when a value is not finite or the tensor is not there.
+    /// Passes tensor `name` to `sink(offset, values)` as f32, in ascending chunks that cover it
+    /// once. Conversion from bf16 and f16 is exact. Fails with [`Error::Model`] if a value is not
+    /// finite or the tensor is missing.
     pub fn read(&self, name: &str, sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         let Some(place) = self.places.get(name) else {
             let path = self.shards.first().map_or(Path::new("weights"), |s| s.path.as_path());
@@ -120,7 +123,7 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// Tensor `name` as one vector.
+    /// Reads tensor `name` into one vector.
     pub fn read_all(&self, name: &str) -> Result<Vec<f32>> {
         let mut all = Vec::new();
         self.read(name, &mut |_, values| {
@@ -134,17 +137,18 @@ impl WeightFiles {
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        // SAFETY: the map is read-only and every bit pattern is a valid byte. The hazard that remains is another
-        // process that changes or truncates the file while it is mapped: values could then differ between two reads,
-        // or the process be ended by SIGBUS. This program never does so: it writes weight files under a temporary
-        // name and renames them, so a mapped file keeps its bytes.
+        // SAFETY: the map is read-only and every bit pattern is a valid byte. The remaining hazard
+        // is another process that changes or truncates the file while it is mapped: values could
+        // then differ between two reads, or SIGBUS could end this process. This program never does
+        // so: it writes weight files under a temporary name and renames them, so a mapped file
+        // keeps its bytes.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| Error::model(path, damage(&map, &e)))?;
         Ok(Self { path: path.to_path_buf(), map, metadata, data: 8 + header })
     }
 }
 
-/// Why a file is not a readable safetensors file, with sizes where they explain it.
+/// Describes why a file is not a readable safetensors file, with sizes if they explain it.
 fn damage(map: &Mmap, error: &SafeTensorError) -> String {
     const TRY: &str = "copy or download it again";
     let size = map.len();
@@ -159,28 +163,28 @@ fn damage(map: &Mmap, error: &SafeTensorError) -> String {
                 Some(whole) if whole > size as u64 => {
                     format!("is truncated: {size} bytes of {whole}; {TRY}")
                 }
-                Some(whole) => format!("has {size} bytes where its header describes {whole}; {TRY}"),
+                Some(whole) => format!("has {size} bytes, but its header describes {whole}; {TRY}"),
                 None => format!("is damaged: {error}; {TRY}"),
             }
         }
         (SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength, _) => {
-            format!("is truncated or no safetensors file: {size} bytes do not hold its header; {TRY}")
+            format!("is truncated or not a safetensors file: {size} bytes do not contain its header; {TRY}")
         }
-        _ => format!("is damaged or no safetensors file: {error}; {TRY}"),
+        _ => format!("is damaged or not a safetensors file: {error}; {TRY}"),
     }
 }
 
 fn no_weights(folder: &Path) -> Error {
-    let mut why = format!("holds neither {SINGLE_FILE} nor {INDEX_FILE}");
+    let mut why = format!("contains neither {SINGLE_FILE} nor {INDEX_FILE}");
     if folder.join("pytorch_model.bin").is_file() || folder.join("pytorch_model.bin.index.json").is_file() {
-        why += "; pickled weights (pytorch_model.bin) are not read, save the model as safetensors";
+        why += "; pickled weights (pytorch_model.bin) are not supported, save the model as safetensors";
     } else {
         why += "; is the download complete?";
     }
     Error::model(folder, why)
 }
 
-/// Tensor name -> shard file, from the index.
+/// Reads the map from tensor name to shard file from the index.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let map = read_object(path)?;
     let keys = Keys { map: &map, path, prefix: "" };
@@ -190,7 +194,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let inner = Keys { map: weight_map, path, prefix: "weight_map." };
     let mut listed = BTreeMap::new();
     for (name, value) in weight_map {
-        // A path could leave the folder; a shard is a plain file name.
+        // A path could leave the folder, so a shard must be a plain file name.
         let plain = |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "..";
         let Some(file) = value.as_str().filter(plain) else {
             return Err(inner.refuse(name, value, "it must be the name of a file in this folder"));
@@ -208,7 +212,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     Ok(listed)
 }
 
-/// Tensor name -> shard, each tensor in exactly one shard and in the one the index names.
+/// Maps each tensor name to its shard. Each tensor must be in exactly one shard, the one that the
+/// index names.
 fn gather(
     shards: &[Shard],
     listed: Option<&BTreeMap<String, String>>,
@@ -236,7 +241,7 @@ fn gather(
     Ok(found)
 }
 
-/// Compares the files' tensors with those of the configuration.
+/// Compares the tensors of the files with the tensors of the configuration.
 fn check(
     folder: &Path,
     shards: Vec<Shard>,
@@ -267,7 +272,7 @@ fn check(
         }
         let path = &files.shards[shard].path;
         if name.ends_with("rotary_emb.inv_freq") {
-            // A buffer that older transformers saved; it follows from the configuration.
+            // A buffer that older transformers versions saved; the configuration determines it.
             files.ignored.push(name.clone());
         } else if name == "lm_head.weight" && (tied_head || load_as == LoadAs::RewardStart) {
             if tied_head {
@@ -302,7 +307,7 @@ fn missing_tensor(
         n => format!(" and {} more", n - 1),
     };
     let hint = if missing == ["score.weight"] {
-        "this is no trained reward model; train one with `mapl reward`"
+        "this is not a trained reward model; train one with `mapl reward`"
     } else if missing == ["lm_head.weight"] {
         "set \"tie_word_embeddings\" to true if the vocabulary projection is the embedding table"
     } else if found.contains_key("embed_tokens.weight") {
@@ -319,7 +324,7 @@ fn missing_tensor(
     Error::model(folder, why)
 }
 
-/// Byte range and format of a tensor whose shape must be `shape`.
+/// Returns byte range and data type of a tensor, which must have the given `shape`.
 fn place(shards: &[Shard], shard: usize, name: &str, shape: &[usize]) -> Result<Place> {
     let file = &shards[shard];
     let Some(info) = file.metadata.info(name) else {
@@ -342,11 +347,11 @@ fn place(shards: &[Shard], shard: usize, name: &str, shape: &[usize]) -> Result<
             return Err(Error::model(&file.path, why));
         }
     };
-    // The header was validated against the length of the file, so the range lies inside the map.
+    // The header was validated against the length of the file, so the range is inside the map.
     Ok(Place { shard, start: file.data + info.data_offsets.0, end: file.data + info.data_offsets.1, dtype })
 }
 
-/// A tied model may carry its vocabulary projection if that equals the embedding table.
+/// Checks that the stored vocabulary projection of a tied model equals the embedding table.
 fn check_tied(files: &WeightFiles, path: &Path) -> Result<()> {
     let (head, table) = (files.places["lm_head.weight"], files.places["model.embed_tokens.weight"]);
     let bytes = |p: Place| &files.shards[p.shard].map[p.start..p.end];

@@ -1,6 +1,7 @@
-//! Weight files out: sorted tensor names, metadata `{"format": "pt"}`, shards of bounded size with an index. Values
-//! are streamed in chunks from a callback. Every file is written under a temporary name, synced and renamed, so a
-//! reader never sees half of one; files of an earlier save with other names are removed afterwards.
+//! Writing of weight files: sorted tensor names, metadata `{"format": "pt"}`, shards of bounded
+//! size with an index. A callback provides the values in chunks. Every file is written under a
+//! temporary name, synced and renamed, so a reader never sees a partial file. Files of an earlier
+//! save with other names are removed afterwards.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -16,29 +17,18 @@ use super::weights::{INDEX_FILE, SINGLE_FILE};
 use crate::files::{Unfinished, sync, write_json};
 use crate::{Error, Result};
 
-/// Bytes of tensors in one shard, as transformers splits (5 GB, decimal).
+/// Maximum bytes of tensors in one shard, as transformers splits (5 GB, decimal).
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Source of the values: `fill(tensor, offset, out)` must put the tensor's elements `offset..offset + out.len()` into
-/// `out`. Offsets rise within a tensor; tensors come in order of name.
+/// Source of the values: `fill(tensor, offset, out)` must write the tensor's elements
+/// `offset..offset + out.len()` to `out`. Offsets ascend within a tensor; tensors come in order of
+/// name.
 pub type Fill<'a> = dyn FnMut(&TensorSpec, usize, &mut [f32]) -> Result<()> + 'a;
 
-/// Elements asked of the callback at a time.
+/// Elements requested from the callback at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Writes the weights of `tensors` into `folder` as f32 or bf16 (rounded to nearest even; f16 is refused, its range is
-/// too small for trained weights). A tensor larger than `shard_bytes` gets a shard of its own.
-pub fn write_weights(
-    folder: &Path,
-    tensors: &[TensorSpec],
-    dtype: StoredDtype,
-    shard_bytes: u64,
-    fill: &mut Fill,
-) -> Result<()> {
-    stage(folder, tensors, dtype, shard_bytes, fill)?.publish()
-}
-
-/// Complete weight files that still have temporary names.
+/// Complete weight files under temporary names.
 pub(super) struct Staged<'a> {
     folder: &'a Path,
     names: Vec<String>,
@@ -47,7 +37,9 @@ pub(super) struct Staged<'a> {
     dtype: StoredDtype,
 }
 
-/// Writes the weights under temporary names.
+/// Writes the weights of `tensors` under temporary names, as f32 or as bf16 (rounded to nearest
+/// even). f16 is refused, because its range is too small for trained weights. A tensor larger than
+/// `shard_bytes` gets its own shard.
 pub(super) fn stage<'a>(
     folder: &'a Path,
     tensors: &'a [TensorSpec],
@@ -71,8 +63,9 @@ pub(super) fn stage<'a>(
 }
 
 impl Staged<'_> {
-    /// Gives the files their names, writes the index, and removes what an earlier save left. One rename cannot be
-    /// interrupted halfway, several can: without an index meanwhile, old and new shards are never read as one model.
+    /// Renames the files, writes the index, and removes files of an earlier save. One rename is
+    /// atomic, several are not. The old index is removed first, so old and new shards are never
+    /// read as one model.
     pub(super) fn publish(self) -> Result<()> {
         let index = self.folder.join(INDEX_FILE);
         let sharded = self.names.len() > 1;
@@ -96,7 +89,7 @@ fn bytes_of(tensor: &TensorSpec, dtype: StoredDtype) -> u64 {
     tensor.elements() as u64 * dtype.bytes() as u64
 }
 
-/// Tensors in order of name, split greedily.
+/// Splits the tensors greedily into shards, in order of name.
 fn plan(tensors: &[TensorSpec], dtype: StoredDtype, shard_bytes: u64) -> Vec<Vec<&TensorSpec>> {
     let sorted: BTreeMap<&str, &TensorSpec> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut shards: Vec<Vec<&TensorSpec>> = vec![Vec::new()];
@@ -115,7 +108,8 @@ fn plan(tensors: &[TensorSpec], dtype: StoredDtype, shard_bytes: u64) -> Vec<Vec
     shards
 }
 
-/// Length prefix and header of a shard, padded with spaces to 8 bytes so that the data is aligned.
+/// Returns the length prefix and header of a shard, padded with spaces to 8 bytes so that the data
+/// is aligned.
 fn header(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype) -> Result<Vec<u8>> {
     let stored = match dtype {
         StoredDtype::F32 => Dtype::F32,
@@ -164,7 +158,7 @@ fn write_shard(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype, fill: &mu
 
 fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dtype: StoredDtype) -> Result<()> {
     let mut weight_map = Map::new();
-    // Shards are consecutive runs of the sorted names, so the map comes out sorted.
+    // Shards are consecutive runs of the sorted names, so the map is sorted.
     for (file, shard) in names.iter().zip(shards) {
         for tensor in shard {
             weight_map.insert(tensor.name.clone(), json!(file));
@@ -177,8 +171,8 @@ fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dty
     write_json(&folder.join(INDEX_FILE), &Value::Object(index))
 }
 
-/// Removes weight files of an earlier save that the new one did not replace: a stale `model.safetensors` would win
-/// over new shards.
+/// Removes weight files of an earlier save that the new save did not replace. A stale
+/// `model.safetensors` would take precedence over new shards.
 fn remove_stale(folder: &Path, names: &[String]) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     for entry in entries {
@@ -193,7 +187,7 @@ fn remove_stale(folder: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// `model.safetensors` or `model-00001-of-00002.safetensors`.
+/// True for `model.safetensors` and names like `model-00001-of-00002.safetensors`.
 fn is_weight_file(name: &str) -> bool {
     if name == SINGLE_FILE {
         return true;

@@ -1,4 +1,4 @@
-//! AdamW's state on a backend, and its settings.
+//! State of AdamW on a backend, and its settings.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,19 +15,19 @@ pub struct AdamWSettings {
     pub eps: f64,
     /// Applied to matrices, not to biases and norm weights.
     pub weight_decay: f64,
-    /// Largest gradient norm that passes unchanged; 0 for no clipping.
+    /// Gradient norm above which gradients are clipped; 0 for no clipping.
     pub max_grad_norm: f64,
 }
 
 impl Default for AdamWSettings {
-    /// PyTorch's betas and epsilon, no decay, clip at 1, as in transformers' Trainer.
+    /// PyTorch's betas and epsilon, no weight decay, clipping at 1, as in transformers' Trainer.
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 }
     }
 }
 
 impl AdamWSettings {
-    /// Refuses values that cannot work, naming the flag.
+    /// Refuses values that cannot work; the error names the flag.
     pub fn check(&self) -> Result<()> {
         let refuse = |flag: &str, value: f64, need: &str| Err(Error::Usage(format!("{flag} {value}: {need}")));
         for (flag, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
@@ -47,19 +47,19 @@ impl AdamWSettings {
     }
 }
 
-/// What one update did.
+/// Result of one update.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateReport {
-    /// Norm before clipping.
+    /// Gradient norm before clipping.
     pub grad_norm: f64,
-    /// False when the gradient was not finite and nothing changed.
+    /// False if the gradient was not finite and nothing changed.
     pub applied: bool,
-    /// Updates skipped since the start of the run.
+    /// Number of updates skipped since the start of the run.
     pub skipped: u64,
 }
 
 impl UpdateReport {
-    /// What the control vector says after an update.
+    /// Reads the control vector after an update.
     pub fn of(control: &[f64; CONTROL]) -> Self {
         Self {
             grad_norm: control[CONTROL_NORM],
@@ -69,14 +69,14 @@ impl UpdateReport {
     }
 }
 
-/// Moments, the full-precision copy where there is one, and the control vector.
+/// Moments, full-precision master weights if needed, and the control vector.
 pub struct AdamWState<B: Backend> {
     pub settings: AdamWSettings,
     /// (len)
     pub m: B::Acc,
     /// (len)
     pub v: B::Acc,
-    /// (len) present where `Act` is less precise than `Acc`
+    /// (len) present if `Act` is less precise than `Acc`
     pub master: Option<B::Acc>,
     /// (CONTROL)
     pub control: B::Acc,
@@ -84,11 +84,11 @@ pub struct AdamWState<B: Backend> {
     decayed: usize,
 }
 
-/// Elements moved through the host at a time where weights are copied between buffers.
+/// Elements per copy through the host, when weights are copied between buffers.
 const CHUNK: usize = 1 << 20;
 
 impl<B: Backend> AdamWState<B> {
-    /// State of a model before its first update.
+    /// Creates the state of a model before its first update.
     pub fn new(backend: &B, model: &Model<B>, settings: AdamWSettings) -> Result<Self> {
         let (len, decayed) = (model.layout.len, model.layout.decayed);
         let master = match B::PRECISION {
@@ -115,7 +115,8 @@ impl<B: Backend> AdamWState<B> {
         })
     }
 
-    /// Clips and applies `grads`, with the norms of the range `known`; waits for nothing. The control vector then holds what [`UpdateReport::of`] reads.
+    /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads`
+    /// with known norms. The control vector then holds the input of [`UpdateReport::of`].
     pub fn update(
         &mut self,
         backend: &B,

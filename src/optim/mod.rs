@@ -1,5 +1,5 @@
-//! Optimisation: the learning-rate [`schedule`], and [`adamw`], the host side of AdamW. The arithmetic of the update
-//! is an op of the backend.
+//! Optimisation: the learning-rate [`schedule`], and [`adamw`], the host side of AdamW. A backend
+//! op does the arithmetic of the update.
 
 pub mod adamw;
 pub mod schedule;

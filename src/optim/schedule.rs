@@ -1,25 +1,25 @@
-//! Learning-rate schedules with linear warm-up, as in transformers' `get_scheduler`: the factor of step s (counted
-//! from 0) multiplies the peak rate.
+//! Learning-rate schedules with linear warm-up, as in transformers' `get_scheduler`. The factor of
+//! step s (counted from 0) multiplies the peak learning rate.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// `--lr-scheduler-type`.
+/// Values of `--lr-scheduler-type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheduler {
-    /// To 0 in a straight line.
+    /// Linear decay to 0.
     Linear,
-    /// To 0 along half a cosine.
+    /// Cosine decay to 0, over half a period.
     Cosine,
-    /// No decay, no warm-up: `--warmup-steps` is refused with it.
+    /// Constant rate without warm-up; `--warmup-steps` is refused.
     Constant,
-    /// No decay after the warm-up.
+    /// Constant rate after the warm-up.
     #[value(name = "constant_with_warmup", alias = "constant-with-warmup")]
     ConstantWithWarmup,
 }
 
-/// A schedule over a run.
+/// Learning-rate schedule of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     pub scheduler: Scheduler,
@@ -30,7 +30,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Learning rate of the update after `step` completed ones.
+    /// Returns the learning rate of the update after `step` completed updates.
     pub fn rate(&self, step: u64) -> f64 {
         let warm = self.warmup_steps;
         if self.scheduler != Scheduler::Constant && step < warm {

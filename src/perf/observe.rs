@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::op_totals::{OpTotals, WARM_UP};
 use crate::backend::probe::OpTime;
 
 /// Time and work of one step.
@@ -24,30 +25,17 @@ pub struct StepTime {
     pub flops: u64,
 }
 
-/// Totals of an op over steps.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OpSum {
-    pub op: &'static str,
-    pub calls: u64,
-    pub seconds: f64,
-    pub bytes: u64,
-    pub flops: u64,
-}
-
 /// What a run has reported so far.
 #[derive(Clone, Debug, Default)]
 pub struct Observations {
     pub steps: Vec<StepTime>,
     /// Totals over the steps after the first `WARM_UP` steps.
-    pub ops: Vec<OpSum>,
+    pub ops: OpTotals,
     /// Planned memory by part, in bytes.
     pub planned: Vec<(String, u64)>,
     /// Bytes used on a device with its own memory.
     pub taken: Option<u64>,
 }
-
-/// Number of first steps left out of totals; they load kernels and grow buffers.
-pub(crate) const WARM_UP: usize = 2;
 
 /// Observer shared between the run and the study. The study outlives the run, whether it succeeds
 /// or fails.
@@ -85,19 +73,8 @@ impl Observed {
             bytes: ops.iter().map(|op| op.cost.bytes).sum(),
             flops: ops.iter().map(|op| op.cost.flops).sum(),
         });
-        if seen.steps.len() <= WARM_UP {
-            return;
-        }
-        for op in ops {
-            let at = seen.ops.iter().position(|sum| sum.op == op.op).unwrap_or_else(|| {
-                seen.ops.push(OpSum { op: op.op, calls: 0, seconds: 0.0, bytes: 0, flops: 0 });
-                seen.ops.len() - 1
-            });
-            let sum = &mut seen.ops[at];
-            sum.calls += op.calls;
-            sum.seconds += op.seconds;
-            sum.bytes += op.cost.bytes;
-            sum.flops += op.cost.flops;
+        if seen.steps.len() > WARM_UP {
+            seen.ops.add(ops);
         }
     }
 

@@ -6,19 +6,17 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::ceilings::Ceilings;
+use super::op_totals::{OpTotals, WARM_UP};
 use crate::backend::contract::Cost;
 use crate::backend::probe::OpTime;
-
-/// Number of first steps that are left out, because they grow buffers.
-const WARM_UP: u64 = 2;
 
 /// Totals over steps.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {
-    seen: u64,
+    seen: usize,
     steps: u64,
     seconds: f64,
-    ops: Vec<OpTime>,
+    ops: OpTotals,
 }
 
 /// One row of the table: an op's mean over the steps.
@@ -50,24 +48,14 @@ pub struct ProfileTable {
 
 impl Profile {
     /// Adds one step.
-    pub fn add(&mut self, elapsed: Duration, ops: Vec<OpTime>) {
+    pub fn add(&mut self, elapsed: Duration, ops: &[OpTime]) {
         self.seen += 1;
         if self.seen <= WARM_UP {
             return;
         }
         self.steps += 1;
         self.seconds += elapsed.as_secs_f64();
-        for new in ops {
-            match self.ops.iter_mut().find(|old| old.op == new.op) {
-                None => self.ops.push(new),
-                Some(old) => {
-                    old.calls += new.calls;
-                    old.seconds += new.seconds;
-                    old.cost.bytes += new.cost.bytes;
-                    old.cost.flops += new.cost.flops;
-                }
-            }
-        }
+        self.ops.add(ops);
     }
 
     /// Mean step, or `None` before the third step.
@@ -88,9 +76,9 @@ impl Profile {
                 of_copy: rate(cost.bytes) / ceilings.copy,
             }
         };
-        let mut rows: Vec<ProfileRow> = self.ops.iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
+        let mut rows: Vec<ProfileRow> = self.ops.ops().iter().map(|t| row(t.op, t.calls, t.seconds, t.cost)).collect();
         rows.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
-        let rest = self.seconds - self.ops.iter().map(|t| t.seconds).sum::<f64>();
+        let rest = self.seconds - self.ops.ops().iter().map(|t| t.seconds).sum::<f64>();
         rows.push(row("outside ops", 0, rest.max(0.0), Cost::default()));
         Some(ProfileTable { steps: self.steps, step: 1e3 * self.seconds / self.steps as f64, ceilings, rows })
     }
@@ -143,11 +131,11 @@ mod tests {
         let mut profile = Profile::default();
         let ceilings = Ceilings { sgemm: 1e3, copy: 4e3 };
         for _ in 0..WARM_UP {
-            profile.add(Duration::from_secs(100), vec![op("a", 99.0, 1)]);
+            profile.add(Duration::from_secs(100), &[op("a", 99.0, 1)]);
             assert!(profile.table(ceilings).is_none());
         }
-        profile.add(Duration::from_secs(4), vec![op("a", 1.0, 200), op("b", 2.0, 600)]);
-        profile.add(Duration::from_secs(6), vec![op("a", 1.0, 200), op("b", 4.0, 600)]);
+        profile.add(Duration::from_secs(4), &[op("a", 1.0, 200), op("b", 2.0, 600)]);
+        profile.add(Duration::from_secs(6), &[op("a", 1.0, 200), op("b", 4.0, 600)]);
         let table = profile.table(ceilings).unwrap();
         assert_eq!((table.steps, table.step), (2, 5000.0));
         let names: Vec<&str> = table.rows.iter().map(|r| r.op.as_str()).collect();

@@ -7,7 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Content of the quick start's report.
+use crate::statistics::wilson_interval;
+
+/// Everything the quick start reports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct QuickstartSummary {
     /// Wall-clock seconds of the whole quick start.
@@ -71,12 +73,8 @@ impl Count {
         if self.total == 0 {
             return None;
         }
-        const Z: f64 = 1.959964;
-        let n = self.total as f64;
-        let (p, z2) = (self.accuracy(), Z * Z / n);
-        let middle = (p + z2 / 2.0) / (1.0 + z2);
-        let half = Z / (1.0 + z2) * (p * (1.0 - p) / n + z2 / (4.0 * n)).sqrt();
-        Some(((middle - half).max(0.0), (middle + half).min(1.0)))
+        let [low, high] = wilson_interval(self.accuracy(), self.total as f64);
+        Some((low, high))
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::backend::probe::OpTime;
 use crate::bench::rates::Rates;
 use crate::bench::run::floor;
 use crate::perf::hardware::Sample;
 use crate::perf::hardware::sampler::Readings;
-use crate::perf::observe::{Observations, StepTime, WARM_UP};
+use crate::perf::observe::{Observations, StepTime};
+use crate::perf::op_totals::WARM_UP;
 
 /// Facts known before the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -132,23 +134,23 @@ impl Study {
         let warm = steps.get(WARM_UP..).unwrap_or_default();
         let summary = summary(warm, peak, &samples);
         let seconds: f64 = warm.iter().map(|row| row.step.seconds).sum();
-        let row = |op: crate::perf::observe::OpSum| {
+        let row = |op: &OpTime| {
             let count = warm.len() as f64;
-            let ceiling = rates.map(|rates| floor(op.op, op.bytes, op.flops, &rates));
+            let ceiling = rates.map(|rates| floor(op.op, op.cost.bytes, op.cost.flops, &rates));
             OpRow {
                 op: op.op.into(),
                 calls: op.calls as f64 / count,
                 milliseconds: 1e3 * op.seconds / count,
                 share_of_step: op.seconds / seconds,
-                bytes: op.bytes as f64 / count,
-                flops: op.flops as f64 / count,
-                gb_per_s: 1e-9 * op.bytes as f64 / op.seconds,
-                tflop_per_s: 1e-12 * op.flops as f64 / op.seconds,
+                bytes: op.cost.bytes as f64 / count,
+                flops: op.cost.flops as f64 / count,
+                gb_per_s: 1e-9 * op.cost.bytes as f64 / op.seconds,
+                tflop_per_s: 1e-12 * op.cost.flops as f64 / op.seconds,
                 bound: ceiling.map(|(_, bound)| bound),
                 share_of_ceiling: ceiling.map(|(floor, _)| floor / op.seconds),
             }
         };
-        let mut ops: Vec<OpRow> = seen.ops.into_iter().filter(|op| op.seconds > 0.0).map(row).collect();
+        let mut ops: Vec<OpRow> = seen.ops.ops().iter().filter(|op| op.seconds > 0.0).map(row).collect();
         ops.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
         Self {
             schema: SCHEMA,

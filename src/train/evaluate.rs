@@ -14,8 +14,8 @@ use crate::data::loader::split_by_tokens;
 use crate::data::pack::{Batch, ComparisonOptions, pack_into};
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
 use crate::data::tree::token_counts;
-use crate::eval::signed_sum;
 use crate::loss::objective::{Loss, Method};
+use crate::loss::signed_sum::signed_sum;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 

@@ -1,9 +1,10 @@
-//! Flags: spellings, values that are refused, options without effect, and flags of TRL that do not exist here.
+//! Command-line flags: spellings, refused values, options without effect, and TRL flags that mapl
+//! does not support.
 
 use crate::workbench::Bench;
 
 #[test]
-fn names_of_trl_and_snake_case_are_accepted() {
+fn trl_names_and_snake_case_are_accepted() {
     let bench = Bench::new();
     bench
         .run(
@@ -26,7 +27,7 @@ fn names_of_trl_and_snake_case_are_accepted() {
 }
 
 #[test]
-fn flags_of_trl_without_a_counterpart_are_explained() {
+fn unsupported_trl_flags_are_explained() {
     let bench = Bench::new();
     let before = bench.listing();
     for (flag, why) in [
@@ -84,7 +85,7 @@ fn options_without_effect_are_refused() {
 }
 
 #[test]
-fn impossible_values_are_refused_before_anything_is_written() {
+fn invalid_values_are_refused_before_anything_is_written() {
     let bench = Bench::new();
     let before = bench.listing();
     let refused = |words: String, flag: &str| drop(bench.run(&words).fails(2, &[flag]));
@@ -150,7 +151,7 @@ fn impossible_values_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_profile_names_every_op_of_a_step() {
+fn a_profile_lists_every_op_of_a_step() {
     let bench = Bench::new();
     let run = "dpo --model model --train-file groups.jsonl --eval-file pairs.jsonl --eval-steps 1 --output-dir a --profile \
                --per-device-train-batch-size 2";
@@ -159,8 +160,8 @@ fn a_profile_names_every_op_of_a_step() {
     let profile = bench.json("a/profile.json");
     let rows = profile["rows"].as_array().unwrap();
     let row = |op: &str| rows.iter().find(|r| r["op"] == op).unwrap_or_else(|| panic!("no {op} in {profile}"));
-    // Two layers, by policy and reference: 3 products and a gated one each. Evaluations are left out, else there
-    // would be more.
+    // Policy and reference each run 2 layers of 3 GEMMs and a gated GEMM. Calls of evaluations
+    // would raise these counts; the profile leaves them out.
     assert_eq!(row("linear_fwd")["calls"], 12.0);
     assert_eq!(row("linear_glu_fwd")["calls"], 4.0);
     assert_eq!(row("linear_glu_bwd")["calls"], 2.0);

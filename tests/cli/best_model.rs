@@ -1,4 +1,5 @@
-//! The best checkpoint by a metric: found, kept, recorded, and loaded at the end.
+//! The best checkpoint by a metric: selection, retention, its record, and loading at the end of a
+//! run.
 
 use mapl::train::checkpoint;
 use serde_json::Value;
@@ -12,7 +13,7 @@ fn dpo(out: &str, rest: &str) -> String {
     )
 }
 
-/// Steps and values of a metric at saved evaluations.
+/// Steps and values of a metric at the evaluations after step 0.
 fn values(bench: &Bench, run: &str, name: &str) -> Vec<(u64, f64)> {
     let rows = bench.metrics(run, "eval");
     rows.iter().map(|row| (row["step"].as_u64().unwrap(), row[name].as_f64().unwrap())).filter(|v| v.0 > 0).collect()
@@ -28,7 +29,8 @@ fn the_best_checkpoint_is_kept_and_loaded() {
     bench.run(&dpo("plain", "")).ok();
     assert!(same(&bench, "plain", "plain/checkpoint-10"));
     assert_eq!(bench.json("plain/trainer_state.json")["best_global_step"], Value::Null);
-    // The loss falls to the end, so asked for the greatest the first checkpoint wins, and stays.
+    // The loss falls until the end. With --greater-is-better the first checkpoint is therefore the
+    // best and is kept.
     let cases = [
         ("least", "--metric-for-best-model loss", "eval_loss", false),
         ("most", "--metric-for-best-model eval_loss --greater-is-better true", "eval_loss", true),
@@ -54,15 +56,15 @@ fn the_best_checkpoint_is_kept_and_loaded() {
     }
     let early = |run: &str| bench.json(&format!("{run}/trainer_state.json"))["best_global_step"].as_u64().unwrap();
     assert_eq!((early("most"), early("least") > 2), (2, true));
-    // The limit counts the best one: of three, two are the latest.
+    // The limit includes the best checkpoint, so two of the three are the latest.
     bench.run(&dpo("three", "--metric-for-best-model loss --greater-is-better --save-total-limit 3")).ok();
     let kept: Vec<u64> = checkpoint::list(&bench.at("three")).into_iter().map(|(step, _)| step).collect();
     assert_eq!(kept, [2, 8, 10]);
-    assert!(same(&bench, "three", "plain"), "a metric alone does not choose the final model");
+    assert!(same(&bench, "three", "plain"), "without --load-best-model-at-end the last weights are final");
 }
 
 #[test]
-fn a_resumed_run_remembers_the_best_and_a_lost_one_is_told() {
+fn a_resumed_run_keeps_the_best_checkpoint_and_warns_if_it_is_missing() {
     let bench = Bench::new();
     let rest = "--load-best-model-at-end --metric-for-best-model loss --greater-is-better true";
     bench.run(&dpo("out", rest)).ok();
@@ -89,7 +91,7 @@ fn a_resumed_run_remembers_the_best_and_a_lost_one_is_told() {
 }
 
 #[test]
-fn what_cannot_be_found_is_refused_before_anything_is_written() {
+fn best_model_flags_without_evaluations_are_refused_before_anything_is_written() {
     let bench = Bench::new();
     let base = "dpo --model model --train-file groups.jsonl --output-dir out --max-steps 4";
     let eval = "--eval-file pairs.jsonl";
@@ -116,5 +118,9 @@ fn what_cannot_be_found_is_refused_before_anything_is_written() {
     }
     let words = format!("{base} {best} {eval} --eval-strategy epoch --save-strategy epoch --max-steps 3");
     bench.run(&words.replacen("--max-steps 4", "--per-device-train-batch-size 12", 1)).ok();
-    assert_eq!(checkpoint::list(&bench.at("out")).len(), 2, "the end of the epoch and the end of the run");
+    assert_eq!(
+        checkpoint::list(&bench.at("out")).len(),
+        2,
+        "one checkpoint at the end of the epoch and one at the end of the run"
+    );
 }

@@ -1,4 +1,4 @@
-//! What a checkpoint holds, which ones stay, and what happens when one is damaged.
+//! Checkpoints: contents, retention, and handling of damaged ones.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn steps(out: &Path) -> Vec<u64> {
     checkpoint::list(out).into_iter().map(|(step, _)| step).collect()
 }
 
-/// Changes one bit of a file and returns how to change it back.
+/// Flips one bit of a file and returns the original bytes.
 fn flip(path: &Path, bit: usize) -> Vec<u8> {
     let before = std::fs::read(path).unwrap();
     let mut bytes = before.clone();
@@ -29,7 +29,7 @@ fn flip(path: &Path, bit: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_changed_bit_in_any_file_of_a_checkpoint_is_refused_by_name() {
+fn a_flipped_bit_in_any_checkpoint_file_is_refused_by_file_name() {
     let bench = Bench::new();
     bench.run(&sft("out", "--max-steps 2 --save-steps 2")).ok();
     let folder = bench.at("out/checkpoint-2");
@@ -68,7 +68,7 @@ fn a_changed_bit_in_any_file_of_a_checkpoint_is_refused_by_name() {
 }
 
 #[test]
-fn a_damaged_newest_checkpoint_gives_way_to_the_one_before_it() {
+fn damaged_newest_checkpoints_are_skipped_for_an_older_one() {
     let bench = Bench::new();
     let words = sft("out", "--max-steps 6 --save-steps 2");
     bench.run(&words).ok();
@@ -94,13 +94,13 @@ fn a_damaged_newest_checkpoint_gives_way_to_the_one_before_it() {
 }
 
 #[test]
-fn the_limit_spares_the_newest_and_multiples_of_keep_every() {
+fn the_limit_keeps_the_newest_and_multiples_of_keep_every() {
     let bench = Bench::new();
     bench.run(&sft("a", "--max-steps 7 --save-steps 1 --save-total-limit 2")).ok();
     assert_eq!(steps(&bench.at("a")), [6, 7]);
     bench.run(&sft("b", "--max-steps 7 --save-steps 1 --save-total-limit 2 --keep-every 3")).ok();
     assert_eq!(steps(&bench.at("b")), [3, 5, 6, 7]);
-    // The end of a run is saved too, so that it can go on.
+    // The last step is saved too, so that the run can be continued.
     bench.run(&sft("c", "--max-steps 7 --save-steps 3")).ok();
     assert_eq!(steps(&bench.at("c")), [3, 6, 7]);
     bench.run(&sft("d", "--num-train-epochs 2 --save-strategy epoch")).ok();
@@ -124,7 +124,7 @@ fn the_limit_spares_the_newest_and_multiples_of_keep_every() {
 }
 
 #[test]
-fn evaluations_come_when_the_strategy_says() {
+fn evaluations_follow_the_strategy() {
     let bench = Bench::new();
     for (rest, expected) in [
         ("--eval-strategy epoch --max-steps 25", vec![0, 12, 24, 25]),
@@ -137,7 +137,7 @@ fn evaluations_come_when_the_strategy_says() {
     }
 }
 
-/// Conversations, since plain text needs no template.
+/// Writes `chats.jsonl` with conversations, because plain text uses no chat template.
 fn chats(bench: &Bench) {
     let rows = bench.rows("pairs.jsonl").into_iter().take(6);
     let turn = |role: &str, text: &serde_json::Value| serde_json::json!([{ "role": role, "content": text }]);
@@ -158,7 +158,7 @@ const TEMPLATE: &str = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n
                         {% if add_generation_prompt %}<assistant>\n{% endif %}";
 
 #[test]
-fn saved_folders_hold_the_template_that_was_trained_with() {
+fn saved_folders_hold_the_training_chat_template() {
     let bench = Bench::new();
     chats(&bench);
     bench.write("own.jinja", TEMPLATE);
@@ -177,14 +177,14 @@ fn saved_folders_hold_the_template_that_was_trained_with() {
             assert!(bench.bytes(&format!("{folder}/{name}")) == bench.bytes(&format!("model/{name}")), "{name}");
         }
     }
-    // The template belongs to the run: another one, or none, is another run.
+    // The template is part of the run: with another template, or none, the run cannot be resumed.
     let resume = " --resume-from-checkpoint out/checkpoint-2";
     bench.write("other.jinja", TEMPLATE.replace('<', "[").replace('>', "]"));
     let other = words.replace("own.jinja", "other.jinja") + resume;
     bench.run(&other).fails(6, &["cannot resume", "chat template was"]);
     let none = words.replace("--chat-template-path own.jinja", resume);
     bench.run(&none).fails(6, &["cannot resume", "chat template was"]);
-    // An earlier save's template does not outlive the run that replaces it.
+    // An overwritten run's template is replaced too.
     bench.run(&format!("{} --overwrite-output-dir", words.replace("--chat-template-path own.jinja", ""))).ok();
     assert!(bench.bytes("out/chat_template.jinja") == bench.bytes("model/chat_template.jinja"));
 }

@@ -1,4 +1,5 @@
-//! `mapl data check`: each check fires on a file made for it and on no clean one; levels, exit codes, JSON and text.
+//! `mapl data check`: each check fires on a file made for it and not on a clean file; levels, exit
+//! codes, JSON and text.
 
 use mapl::data::synth::{Split, SynthOptions, generate};
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use desk::Desk;
 
 const PAIRS: usize = 240;
 
-/// Pairs whose sides nothing but the prompt tells apart.
+/// Pairs without a shortcut: only the prompt tells the chosen side from the rejected side.
 fn clean(split: Split, rows: usize) -> Vec<Value> {
     let text = |response: &mapl::data::group::Response| response.text().to_owned();
     let row = |group: mapl::data::group::PreferenceGroup| {
@@ -19,7 +20,7 @@ fn clean(split: Split, rows: usize) -> Vec<Value> {
     generate(&SynthOptions { rows, seed: 8, split }).into_iter().map(row).collect()
 }
 
-/// MAPL groups of clean pairs.
+/// MAPL groups built from clean pairs.
 fn groups(desk: &Desk) -> Vec<Value> {
     desk.write("clean.jsonl", &clean(Split::Train, PAIRS));
     let (code, _, err) = desk.run(
@@ -30,7 +31,7 @@ fn groups(desk: &Desk) -> Vec<Value> {
     desk.read("groups.jsonl")
 }
 
-/// Clean pairs after a change of every row.
+/// Clean pairs with `change` applied to every row.
 fn changed(change: impl Fn(usize, &mut Value)) -> Vec<Value> {
     let mut rows = clean(Split::Train, PAIRS);
     rows.iter_mut().enumerate().for_each(|(i, row)| change(i, row));
@@ -66,7 +67,7 @@ fn clean_pairs_and_groups_give_no_finding() {
 }
 
 #[test]
-fn copies_are_found_exactly_and_but_for_case_and_white_space() {
+fn duplicates_are_found_exactly_and_up_to_case_and_white_space() {
     let desk = Desk::new();
     let mut rows = clean(Split::Train, PAIRS);
     rows.push(rows[2].clone());
@@ -91,7 +92,7 @@ fn copies_are_found_exactly_and_but_for_case_and_white_space() {
 }
 
 #[test]
-fn sides_that_are_equal_or_empty_are_named_and_many_are_an_error() {
+fn equal_or_empty_sides_are_warnings_and_many_are_an_error() {
     let desk = Desk::new();
     let equal = |below: usize| {
         desk.rows(&changed(|i, row| {
@@ -133,16 +134,17 @@ fn contradicting_labels_name_both_rows() {
     rows.truncate(PAIRS);
     let all: Vec<Value> = rows.iter().cloned().chain(rows.iter().map(swapped)).collect();
     desk.rows(&all).only("error", "label-conflicts", 2 * PAIRS);
-    // Four labels against one leave something to learn.
+    // Four equal labels against one still carry a preference.
     let most = |row: &Value| [vec![row.clone(); 4], vec![swapped(row)]].concat();
     let most: Vec<Value> = rows.iter().flat_map(most).collect();
     desk.rows(&most).has("warning", "label-conflicts", 2 * PAIRS);
 }
 
 #[test]
-fn length_and_words_that_tell_the_side_are_measured() {
+fn length_and_words_that_predict_the_side_are_measured() {
     let desk = Desk::new();
-    // Every second chosen response gets a second copy of itself: lengths tell, and no single word does.
+    // Every second chosen response is doubled: its length predicts the side, and no single word
+    // does.
     let long = desk.rows(&changed(|i, row| {
         if i % 2 == 0 {
             row["chosen"] = json!(format!("{0} {0}", text(row, "chosen")));
@@ -157,7 +159,7 @@ fn length_and_words_that_tell_the_side_are_measured() {
     let share = of["longer_share"]["share"].as_f64().unwrap();
     assert!((share - longer.as_f64().unwrap() / (PAIRS as f64 - ties.as_f64().unwrap())).abs() < 1e-12);
     assert!(of["accuracy"]["low"].as_f64().unwrap() < share && share < of["accuracy"]["high"].as_f64().unwrap());
-    // The other way round the shorter response is chosen.
+    // With swapped sides the shorter response is chosen.
     let rows: Vec<Value> = desk.read("train.jsonl").iter().map(swapped).collect();
     let short = desk.rows(&rows);
     assert_eq!(short.finding("length-bias")["count"], of["chosen_longer"]);
@@ -180,7 +182,7 @@ fn length_and_words_that_tell_the_side_are_measured() {
 }
 
 #[test]
-fn a_beginning_or_end_that_tells_the_side_is_listed_with_counts() {
+fn a_prefix_or_suffix_that_predicts_the_side_is_listed_with_counts() {
     let desk = Desk::new();
     let first = desk.rows(&changed(|_, row| {
         for (key, word) in [("chosen", "Sure:"), ("rejected", "Well:")] {
@@ -191,7 +193,7 @@ fn a_beginning_or_end_that_tells_the_side_is_listed_with_counts() {
     let offender = &first.report["giveaways"]["offenders"][0];
     assert_eq!([&offender["position"], &offender["text"]], ["first word", "Sure:"]);
     assert_eq!([&offender["chosen"], &offender["rejected"]], [PAIRS, 0]);
-    // A rare but sure sign: one pair in eight ends its rejected side in a line break.
+    // A rare but certain predictor: one rejected response in eight ends with a line break.
     let last = desk.rows(&changed(|i, row| {
         if i % 8 == 0 {
             row["rejected"] = json!(format!("{}\n", text(row, "rejected")));
@@ -200,7 +202,7 @@ fn a_beginning_or_end_that_tells_the_side_is_listed_with_counts() {
     let finding = last.only("warning", "giveaway", PAIRS / 8);
     assert_eq!(finding["where"][0]["line"], 1);
     assert!(finding["what"].as_str().unwrap().contains(r#"last character "\n" is on the rejected side in 30 of 30"#));
-    // The same sign on both sides tells nothing.
+    // The same suffix on both sides predicts nothing.
     let both = desk.rows(&changed(|i, row| {
         if i % 8 == 0 {
             let key = if i % 16 == 0 { "rejected" } else { "chosen" };
@@ -211,7 +213,7 @@ fn a_beginning_or_end_that_tells_the_side_is_listed_with_counts() {
 }
 
 #[test]
-fn what_test_files_share_with_training_files_is_counted() {
+fn overlap_of_test_and_training_files_is_counted() {
     let desk = Desk::new();
     let train = clean(Split::Train, PAIRS);
     desk.write("train.jsonl", &train);
@@ -239,7 +241,7 @@ fn what_test_files_share_with_training_files_is_counted() {
 }
 
 #[test]
-fn rows_that_cannot_be_read_are_all_named_and_the_others_checked() {
+fn all_unreadable_rows_are_named_and_the_others_are_checked() {
     let desk = Desk::new();
     let mut lines: Vec<String> = clean(Split::Train, PAIRS).iter().map(Value::to_string).collect();
     lines[3] = "{\"prompt\": \"cut".into();
@@ -273,7 +275,7 @@ fn rows_that_cannot_be_read_are_all_named_and_the_others_checked() {
 }
 
 #[test]
-fn flags_labels_and_cues_of_instructions_are_checked() {
+fn instruction_flags_labels_and_cues_are_checked() {
     let desk = Desk::new();
     let built = groups(&desk);
     let with = |change: &dyn Fn(usize, &mut Value)| {
@@ -311,7 +313,7 @@ fn flags_labels_and_cues_of_instructions_are_checked() {
         }
     })
     .only("warning", "unknown-instructions", 1);
-    // Comparisons of the chosen response alone, and a word in each prompt that is preferred.
+    // Keeps only intra comparisons of the chosen response and adds a cue to each preferred prompt.
     let cue = with(&|_, group| {
         let comparisons = group["comparisons"].as_array_mut().unwrap();
         comparisons.retain(|c| c["kind"] == "base" || (c["kind"] == "intra" && c["terms"][0]["response"] == 0));
@@ -325,7 +327,7 @@ fn flags_labels_and_cues_of_instructions_are_checked() {
 }
 
 #[test]
-fn a_tokenizer_adds_ends_lengths_and_rows_it_refuses() {
+fn a_tokenizer_adds_checks_of_turn_ends_lengths_and_refused_rows() {
     let desk = Desk::new();
     let turn = |role: &str, content: &Value| json!([{"role": role, "content": content}]);
     let chat = |row: &mut Value| {
@@ -369,7 +371,7 @@ fn a_tokenizer_adds_ends_lengths_and_rows_it_refuses() {
 }
 
 #[test]
-fn text_and_json_hold_the_same_findings_and_depend_on_no_thread() {
+fn text_and_json_hold_the_same_findings_on_any_number_of_threads() {
     let desk = Desk::new();
     let mut rows = groups(&desk);
     rows[1]["instructions"][0]["satisfied"][0] = json!(null);
@@ -401,7 +403,7 @@ fn text_and_json_hold_the_same_findings_and_depend_on_no_thread() {
 }
 
 #[test]
-fn arguments_that_cannot_work_are_refused() {
+fn invalid_arguments_are_refused() {
     let desk = Desk::new();
     desk.write("train.jsonl", &clean(Split::Train, 4));
     let fails = |words: &str, code: i32, part: &str| {

@@ -1,12 +1,12 @@
-//! Every device does the same job: the kernels on the emulator beside the CPU, checkpoints that move between them, and runs
-//! that repeat bit by bit.
+//! Devices agree: emulated kernels against the CPU, checkpoints moved between devices, and runs
+//! that repeat bit for bit.
 
 use mapl::backend::kernels::emulator::Emulator;
 use serde_json::Value;
 
 use crate::workbench::Bench;
 
-/// False, and said, in a build without the emulator.
+/// Whether this build has the emulator; prints `SKIPPED` if it does not.
 fn emulated() -> bool {
     match Emulator::new() {
         Ok(_) => true,
@@ -18,7 +18,7 @@ fn emulated() -> bool {
     }
 }
 
-/// A bench with `tiny/`, a model of 2 layers and width 64.
+/// A bench with `tiny/`, a model with 2 layers and hidden size 64.
 fn bench() -> Bench {
     let bench = Bench::new();
     bench.run("init --preset qwen2-tiny --tokenizer tok --output-dir tiny --seed 7").ok();
@@ -35,18 +35,19 @@ fn losses(bench: &Bench, run: &str) -> Vec<f64> {
     bench.metrics(run, "train").iter().map(|event| event["loss"].as_f64().unwrap()).collect()
 }
 
-/// Largest difference of two losses of a step, over the loss where that is above one.
-fn apart(a: &[f64], b: &[f64]) -> f64 {
+/// Largest difference between the losses of a step, relative to the loss if it exceeds 1.
+fn max_difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max)
 }
 
-/// bf16 keeps 8 bits: weights and activations are rounded to 2^-9 of themselves. In 2 layers of about 12 roundings a score of
-/// order one is off by about 1 %, and the mean over a batch's comparisons by less.
+/// Tolerance of bf16 losses. bf16 has 8 significant bits: weights and activations have a relative
+/// rounding error of 2^-9. After about 12 roundings in each of 2 layers, a score of order 1 is off
+/// by about 1 %. The mean over a batch's comparisons is off by less.
 const BF16: f64 = 2e-2;
 
 #[test]
-fn five_steps_on_the_emulator_are_those_of_the_cpu() {
+fn losses_of_five_steps_on_the_emulator_match_the_cpu() {
     if !emulated() {
         return;
     }
@@ -59,13 +60,13 @@ fn five_steps_on_the_emulator_are_those_of_the_cpu() {
         }
         let cpu = losses(&bench, &format!("{method}-cpu"));
         let (f32, bf16) = (losses(&bench, &format!("{method}-f32")), losses(&bench, &format!("{method}-bf16")));
-        println!("{method}: f32 {:.1e}, bf16 {:.1e}", apart(&f32, &cpu), apart(&bf16, &cpu));
+        println!("{method}: f32 {:.1e}, bf16 {:.1e}", max_difference(&f32, &cpu), max_difference(&bf16, &cpu));
         assert!(cpu.len() == 5 && cpu[4] != cpu[0]);
-        assert!(apart(&f32, &cpu) < 1e-4, "{method}: {f32:?} {cpu:?}");
-        assert!(apart(&bf16, &cpu) < BF16, "{method}: {bf16:?} {cpu:?}");
+        assert!(max_difference(&f32, &cpu) < 1e-4, "{method}: {f32:?} {cpu:?}");
+        assert!(max_difference(&bf16, &cpu) < BF16, "{method}: {bf16:?} {cpu:?}");
         if method == "dpo" {
-            // Base, intra and inter comparisons, each at ln 2 as f32 holds it: in any precision the difference of equal
-            // scores is 0.
+            // The losses of base, intra and inter comparisons are each ln 2 rounded to f32. In any
+            // precision the difference of equal scores is 0.
             let exact = 3.0 * f64::from(std::f32::consts::LN_2);
             assert!(
                 [cpu[0], f32[0], bf16[0]].iter().all(|loss| (loss - exact).abs() < 1e-12),
@@ -75,10 +76,11 @@ fn five_steps_on_the_emulator_are_those_of_the_cpu() {
     }
 }
 
-/// The kernels for Hopper: policy and reference are equal before the first step though only one of them keeps its powers, a
-/// stored reference is the online one bit by bit, and losses are those of the CPU.
+/// Hopper kernels: policy and reference agree before the first step although only one of them keeps
+/// its exponentials. A stored reference equals the online reference bit for bit, and losses match
+/// the CPU.
 #[test]
-fn steps_by_the_kernels_for_hopper() {
+fn steps_with_hopper_kernels_match_the_cpu() {
     if !emulated() {
         return;
     }
@@ -91,13 +93,13 @@ fn steps_by_the_kernels_for_hopper() {
     }
     let (cpu, hopper) = (losses(&bench, "cpu"), losses(&bench, "online"));
     assert!((hopper[0] - 3.0 * f64::from(std::f32::consts::LN_2)).abs() < 1e-12, "{hopper:?}");
-    assert!(hopper[1] != hopper[0] && apart(&hopper, &cpu) < BF16, "{hopper:?} {cpu:?}");
+    assert!(hopper[1] != hopper[0] && max_difference(&hopper, &cpu) < BF16, "{hopper:?} {cpu:?}");
     assert_eq!(bench.metrics("online", "train"), bench.metrics("stored", "train"));
     assert!(bench.bytes("online/model.safetensors") == bench.bytes("stored/model.safetensors"));
 }
 
 #[test]
-fn a_cached_reference_is_the_online_one_on_the_emulator_and_runs_repeat() {
+fn a_cached_reference_equals_the_online_one_on_the_emulator_and_runs_repeat() {
     if !emulated() {
         return;
     }
@@ -134,7 +136,7 @@ fn checkpoints_move_between_devices() {
             let words =
                 train("reward", &format!("--max-steps 6 --output-dir {out} --device {device} {common} {resume}"));
             bench.run(&words).ok();
-            // The run is taken up at an earlier checkpoint, as after a stop there.
+            // Removes the later checkpoints, as if the run had stopped at step `stop`.
             for step in (stop + 1)..=6 {
                 let folder = bench.at(&format!("{out}/checkpoint-{step}"));
                 if folder.exists() {
@@ -147,35 +149,35 @@ fn checkpoints_move_between_devices() {
         go(&kernels, 4, "--resume-from-checkpoint true");
         go("cpu", 6, "--resume-from-checkpoint true");
         let moved = losses(&bench, &out);
-        println!("{dtype}: {:.1e}", apart(&moved, &whole));
+        println!("{dtype}: {:.1e}", max_difference(&moved, &whole));
         assert_eq!(bench.metrics(&out, "event").len(), 2);
         assert_eq!(moved[..2], whole[..2]);
-        assert!(moved[2..] != whole[2..], "the emulator computed what the CPU computes");
-        assert!(apart(&moved, &whole) < tolerance, "{dtype}: {moved:?} {whole:?}");
+        assert!(moved[2..] != whole[2..], "equal to the CPU's bits, so the emulator was not used");
+        assert!(max_difference(&moved, &whole) < tolerance, "{dtype}: {moved:?} {whole:?}");
     }
 }
 
 #[test]
-fn the_quick_starts_rewards_on_the_emulator_track_those_on_the_cpu() {
+fn quickstart_reward_losses_on_the_emulator_match_the_cpu() {
     if !emulated() {
         return;
     }
     let bench = Bench::new();
     bench.run("quickstart --scale 0.001 --output-dir q --device cpu").ok();
     for (run, device) in [("on-cpu", "cpu"), ("on-kernels", "emulator --dtype f32")] {
-        // The run reward-mapl, shorter and with one group a step.
+        // The quick start's run reward-mapl, shorter and with one group per step.
         let words = "--max-steps 20 --lr-scheduler-type linear --learning-rate 6e-4 --warmup-steps 5 --objective rows \
                      --per-device-train-batch-size 1";
         let files = format!("--model q/sft --train-file q/train-mapl.jsonl --output-dir {run}");
         bench.run(&format!("reward {files} {words} --device {device}")).ok();
     }
     let (cpu, kernels) = (losses(&bench, "on-cpu"), losses(&bench, "on-kernels"));
-    println!("{:.1e}: {cpu:?} {kernels:?}", apart(&kernels, &cpu));
-    assert!(cpu.len() == 20 && apart(&kernels, &cpu) < 1e-4, "{cpu:?} {kernels:?}");
+    println!("{:.1e}: {cpu:?} {kernels:?}", max_difference(&kernels, &cpu));
+    assert!(cpu.len() == 20 && max_difference(&kernels, &cpu) < 1e-4, "{cpu:?} {kernels:?}");
 }
 
 #[test]
-fn likelihood_scores_and_evaluations_agree() {
+fn sft_losses_and_scores_on_the_emulator_match_the_cpu() {
     if !emulated() {
         return;
     }
@@ -190,25 +192,25 @@ fn likelihood_scores_and_evaluations_agree() {
             .ok();
     }
     let (cpu, kernels) = (losses(&bench, "sft-cpu"), losses(&bench, "sft-kernels"));
-    assert!(apart(&kernels, &cpu) < 1e-4, "{kernels:?} {cpu:?}");
-    let close = |a: &Value, b: &Value| alike(a, b, 1e-4).unwrap_or_else(|why| panic!("{why}"));
+    assert!(max_difference(&kernels, &cpu) < 1e-4, "{kernels:?} {cpu:?}");
+    let close = |a: &Value, b: &Value| check_close(a, b, 1e-4).unwrap_or_else(|why| panic!("{why}"));
     let (cpu, kernels) = (bench.rows("cpu.jsonl"), bench.rows("kernels.jsonl"));
     assert!(cpu.len() == kernels.len() && !cpu.is_empty());
     cpu.iter().zip(&kernels).for_each(|(a, b)| close(a, b));
 }
 
-/// Two values of one shape whose numbers are close.
-fn alike(a: &Value, b: &Value, tolerance: f64) -> Result<(), String> {
+/// Checks that two JSON values have the same shape and close numbers.
+fn check_close(a: &Value, b: &Value, tolerance: f64) -> Result<(), String> {
     match (a, b) {
         (Value::Number(x), Value::Number(y)) => {
             let (x, y) = (x.as_f64().unwrap(), y.as_f64().unwrap());
             if (x - y).abs() <= tolerance * x.abs().max(1.0) { Ok(()) } else { Err(format!("{x} and {y}")) }
         }
         (Value::Array(x), Value::Array(y)) if x.len() == y.len() => {
-            x.iter().zip(y).try_for_each(|(x, y)| alike(x, y, tolerance))
+            x.iter().zip(y).try_for_each(|(x, y)| check_close(x, y, tolerance))
         }
         (Value::Object(x), Value::Object(y)) if x.len() == y.len() => {
-            x.iter().try_for_each(|(key, x)| alike(x, &y[key], tolerance).map_err(|why| format!("{key}: {why}")))
+            x.iter().try_for_each(|(key, x)| check_close(x, &y[key], tolerance).map_err(|why| format!("{key}: {why}")))
         }
         _ if a == b => Ok(()),
         _ => Err(format!("{a} and {b}")),
@@ -216,7 +218,7 @@ fn alike(a: &Value, b: &Value, tolerance: f64) -> Result<(), String> {
 }
 
 #[test]
-fn devices_that_are_not_there_are_refused() {
+fn unavailable_devices_are_refused() {
     let bench = Bench::new();
     let words = "dpo --model model --train-file pairs.jsonl --output-dir out --device";
     bench.run(&format!("{words} cuda:x")).fails(2, &["cuda:N"]);
@@ -224,7 +226,7 @@ fn devices_that_are_not_there_are_refused() {
     if !mapl::backend::kernels::driver::is_present() {
         bench.run(&format!("{words} cuda:1")).fails(5, &["no CUDA device"]);
         assert!(!bench.at("out").exists());
-        // Without a GPU, auto is the CPU, without a word about it.
+        // Without a GPU, auto selects the CPU and prints no warning.
         let done = bench.run("reward --model qwen --train-file pairs.jsonl --max-steps 1 --output-dir auto").ok();
         assert!(done.out.contains("on cpu (f32") && done.err.is_empty(), "{}{}", done.out, done.err);
     }

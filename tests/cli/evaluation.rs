@@ -1,4 +1,5 @@
-//! `mapl eval`: its file, its switches, and two models side by side, as folders and as saved results.
+//! `mapl eval`: its result file, its options, and comparisons of two models, given as folders or as
+//! saved results.
 
 use crate::workbench::Bench;
 use serde_json::Value;
@@ -7,7 +8,7 @@ const WHOLE: [&str; 7] = ["semantic", "length_only", "intra", "inter", "sensitiv
 const PROBES: [&str; 3] = ["semantic_empty_prompt", "semantic_shuffled_prompt", "intra_empty_prompt"];
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+    value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
 #[test]
@@ -31,7 +32,8 @@ fn every_measure_has_counts_and_an_interval() {
         assert!(table.contains(&format!("\n{name} ")), "{name} in\n{table}");
     }
     assert_eq!(result["intra_empty_prompt"]["ties"], result["intra_empty_prompt"]["count"]);
-    // Divisions are of the whole: without several labels a comparison, their counts add up.
+    // Breakdowns cover all comparisons: with one label per comparison, the counts add up to the
+    // total.
     let sum = |by: &str, measure: &str| {
         result[by][measure].as_object().unwrap().values().map(|entry| number(&entry["count"])).sum::<f64>()
     };
@@ -49,7 +51,7 @@ fn every_measure_has_counts_and_an_interval() {
     assert_eq!(result["holdout_functions"][0], "length_constraints:number_words");
     assert_eq!(number(&result["scores"]["chosen"]["count"]), number(&result["semantic"]["count"]));
 
-    // Switched off, probes and intervals are gone and the rest stays.
+    // Without probes and intervals, the remaining results are the same.
     let plain: Value = serde_json::from_str(&eval("--json --bootstrap 0")).unwrap();
     assert_eq!((&plain["bootstrap"], &plain["semantic"]["accuracy_interval"]), (&Value::Null, &Value::Null));
     assert_eq!(plain["inter"]["correct"], result["inter"]["correct"]);
@@ -58,7 +60,8 @@ fn every_measure_has_counts_and_an_interval() {
     assert!(!eval("--bootstrap 0").contains("95 % interval"));
 }
 
-/// Reward models have scores with a mean and a spread; equal runs, other batches and other threads give equal files.
+/// Results have the mean and standard deviation of rewards. Equal runs, other batches and other
+/// thread counts give equal files.
 #[test]
 fn results_do_not_depend_on_batches_or_threads() {
     let bench = Bench::new();
@@ -88,7 +91,7 @@ fn results_do_not_depend_on_batches_or_threads() {
 }
 
 #[test]
-fn folders_and_saved_results_compare_alike() {
+fn folders_and_saved_results_give_the_same_comparison() {
     let bench = Bench::new();
     for model in ["model", "qwen"] {
         bench.run(&format!("eval --model {model} --input groups.jsonl --output {model}.json")).ok();
@@ -96,7 +99,11 @@ fn folders_and_saved_results_compare_alike() {
     bench.run("eval --compare model.json qwen.json --output files.json").ok();
     let table = bench.run("eval --compare model qwen --input groups.jsonl --output folders.json").ok().out;
     bench.run("compare model qwen --input groups.jsonl --output compared.json").ok();
-    assert_eq!(bench.bytes("compared.json"), bench.bytes("folders.json"), "one comparison, two commands");
+    assert_eq!(
+        bench.bytes("compared.json"),
+        bench.bytes("folders.json"),
+        "`eval --compare` and `compare` write the same result"
+    );
     assert!(table.contains("A = model") && table.contains("McNemar p"), "{table}");
     bench.run("eval --compare model qwen.json --input groups.jsonl --output mixed.json").ok();
     let without_names = |name: &str| {
@@ -122,13 +129,13 @@ fn folders_and_saved_results_compare_alike() {
         assert!((0.0..=1.0).contains(&number(&line["mcnemar_p"])), "{name}");
     }
     assert!(compared["by_direction"]["inter"]["up"].is_object());
-    // A model is not different from itself.
+    // A model does not differ from itself.
     let same: Value = serde_json::from_str(&bench.run("eval --compare qwen.json qwen.json --json").ok().out).unwrap();
     assert_eq!((number(&same["intra"]["mcnemar_p"]), number(&same["intra"]["difference"])), (1.0, 0.0));
 }
 
 #[test]
-fn comparisons_that_make_no_sense_are_refused() {
+fn invalid_comparisons_are_refused() {
     let bench = Bench::new();
     let rows = bench.rows("groups.jsonl");
     let some: String = rows[1..].iter().map(|row| format!("{row}\n")).collect();

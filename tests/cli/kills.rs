@@ -1,4 +1,4 @@
-//! A run that is killed, again and again and at any moment, ends with the bits of the run that never was.
+//! A run killed repeatedly at random moments ends with the same bits as an uninterrupted run.
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -12,7 +12,8 @@ use crate::workbench::Bench;
 
 const KILLS: usize = 50;
 
-/// When to kill: start-up, a checkpoint being written or removed, between steps, or the final model being written.
+/// Moment of a kill: in start-up, while a checkpoint is written or removed, between steps, or while
+/// the final model is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Moment {
     After(Duration),
@@ -31,7 +32,8 @@ impl Moment {
         }
     }
 
-    /// Whether the folder looks as this moment demands. `first` is the newest checkpoint at the start.
+    /// Whether the run folder shows that this moment has come. `first` is the newest checkpoint at
+    /// the start.
     fn has_come(self, out: &Path, first: u64) -> bool {
         let has = |end: &str| {
             entries(out).unwrap_or_default().iter().any(|path| {
@@ -52,7 +54,7 @@ fn newest(out: &Path) -> u64 {
     checkpoint::list(out).last().map_or(0, |(step, _)| *step)
 }
 
-/// Kills the process when the moment has come, a little later; true when it was not done before.
+/// Kills the process shortly after the moment has come. Returns false if the process ended first.
 fn kill_at(child: &mut Child, moment: Moment, out: &Path, rng: &mut Rng) -> bool {
     let first = newest(out);
     if let Moment::After(delay) = moment {
@@ -72,7 +74,7 @@ fn kill_at(child: &mut Child, moment: Moment, out: &Path, rng: &mut Rng) -> bool
     !status.success()
 }
 
-/// Every checkpoint is whole as the loader sees it, and so is a final model.
+/// Asserts that every checkpoint passes verification and that a final model is complete.
 fn nothing_is_half_written(out: &Path, weights: &[u8]) {
     for (_, folder) in checkpoint::list(out) {
         checkpoint::verify(&folder).unwrap();
@@ -92,7 +94,7 @@ fn unfinished(out: &Path) -> usize {
 }
 
 #[test]
-fn a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been() {
+fn a_run_killed_fifty_times_ends_like_an_uninterrupted_run() {
     let bench = Bench::new();
     let run = |out: &str, rest: &str| {
         format!(
@@ -128,7 +130,7 @@ fn a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been() {
                 break;
             }
             let moment = Moment::draw(&mut rng);
-            // A kill before the old run was removed leaves that run, which is a run to resume as well.
+            // A kill before the old run is removed leaves the old run, which can be resumed too.
             fresh = false;
             if !kill_at(&mut child, moment, &out, &mut rng) {
                 break;

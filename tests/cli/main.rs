@@ -1,9 +1,10 @@
-//! The binary as a user meets it: every command on tiny data, its files, its messages and its exit codes.
+//! The `mapl` binary, end to end: every command on tiny data, with its files, messages and exit
+//! codes.
 
 mod arguments;
 mod bad_input {
-    //! Bad input of every kind against the binary: the exit code of the table in docs/commands.md, one message that says where and
-    //! what to do, no panic, and nothing half-written.
+    //! Bad input of every kind: the exit code of the table in docs/commands.md, one message with the
+    //! place and a remedy, no panic, and no partial files.
 
     mod configs;
     mod damage;

@@ -1,4 +1,4 @@
-//! From pairs to scores: what every command writes.
+//! The pipeline from pairs to scores: the output of every command.
 
 use mapl::data::group::{PreferenceGroup, Response};
 use mapl::data::tokenizer::Tokenizer;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::workbench::Bench;
 
-/// ln 2 as the CPU backend holds it.
+/// ln 2 rounded to f32, as the CPU backend computes it.
 const LN_2: f64 = std::f32::consts::LN_2 as f64;
 
 const TOKENIZER_FILES: [&str; 4] =
@@ -20,7 +20,8 @@ fn groups(bench: &Bench) -> Vec<PreferenceGroup> {
     bench.rows("groups.jsonl").into_iter().map(|row| serde_json::from_value(row).unwrap()).collect()
 }
 
-/// Checks the rows of `score` against the groups: order, keys, token counts, and each logit as the signed sum of `rho`.
+/// Checks the rows of `score` against the groups: order, keys, token counts, and each logit as the
+/// signed sum of `rho`.
 fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(&Value) -> f64) {
     let (rows, groups) = (bench.rows(file), groups(bench));
     let tokenizer = Tokenizer::load(&bench.at("tok")).unwrap();
@@ -36,7 +37,7 @@ fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(
         assert_eq!(pairs, group.sequences());
         for (sequence, (_, response)) in sequences.iter().zip(&pairs) {
             assert_eq!(keys(sequence), sequence_keys);
-            let Response::Text(text) = &group.responses[*response] else { panic!("a text is expected") };
+            let Response::Text(text) = &group.responses[*response] else { panic!("expected a text response") };
             let tokens = tokenizer.encode(text, false).unwrap().len() + 1;
             assert_eq!(sequence["tokens"], tokens, "{text:?} and its end token");
         }
@@ -58,7 +59,7 @@ fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"))
 }
 
-/// The files of a finished run.
+/// Checks the files of a finished run.
 fn check_run(bench: &Bench, run: &str, steps: u64) {
     for file in TOKENIZER_FILES {
         assert_eq!(bench.bytes(&format!("{run}/{file}")), bench.bytes(&format!("tok/{file}")), "{run}/{file}");
@@ -90,7 +91,7 @@ fn check_run(bench: &Bench, run: &str, steps: u64) {
 }
 
 #[test]
-fn every_command_follows_on_the_one_before() {
+fn every_command_accepts_the_output_of_the_one_before() {
     let bench = Bench::new();
     let shown = bench.run("data show --input groups.jsonl --tokenizer tok --rows 1").ok().out;
     for part in ["base +sequence 0 -sequence 1", "[[", "<|im_end|>]]", "prefix tree"] {
@@ -170,7 +171,7 @@ fn the_reference_device_agrees_with_the_cpu() {
 }
 
 #[test]
-fn a_run_says_what_it_is_about_to_do() {
+fn a_run_prints_its_plan() {
     let bench = Bench::new();
     let words = "dpo --model qwen --train-file groups.jsonl --output-dir out --max-steps 1";
     let out = bench.run(words).ok().out;
@@ -217,14 +218,14 @@ fn a_run_says_what_it_is_about_to_do() {
 }
 
 #[test]
-fn a_tokenizer_learns_from_rows_of_any_kind_and_from_plain_text() {
+fn a_tokenizer_trains_on_rows_of_any_kind_and_on_plain_text() {
     let bench = Bench::new();
     bench.write("notes.txt", "{a brace begins this line of plain text\n[and a bracket this one\n\n");
     bench.write("talk.jsonl", r#"{"messages": [{"role": "user", "content": "hi there"}, {"role": "assistant", "content": "zzqq zzqq zzqq zzqq"}]}"#);
     bench.run("tokenizer --input notes.txt talk.jsonl groups.jsonl --vocab-size 300 --output-dir t2").ok();
     let tokenizer = Tokenizer::load(&bench.at("t2")).unwrap();
     assert_eq!(tokenizer.decode(&tokenizer.encode("zzqq [x]", false).unwrap()).unwrap(), "zzqq [x]");
-    // Text of the rows is learned from, their keys and roles are not.
+    // Merges are learned from the text of rows, not from keys and roles.
     bench.run("tokenizer --input talk.jsonl --vocab-size 270 --output-dir t3").ok();
     let tokenizer = Tokenizer::load(&bench.at("t3")).unwrap();
     assert!(tokenizer.encode("zzqq", false).unwrap().len() < 4);
@@ -232,7 +233,7 @@ fn a_tokenizer_learns_from_rows_of_any_kind_and_from_plain_text() {
 }
 
 #[test]
-fn a_closed_pipe_ends_no_run() {
+fn a_closed_pipe_does_not_end_a_run() {
     use std::process::Stdio;
     let bench = Bench::new();
     let words = "reward --model model --train-file groups.jsonl --output-dir out --max-steps 2";
@@ -244,7 +245,7 @@ fn a_closed_pipe_ends_no_run() {
 }
 
 #[test]
-fn conversations_gzip_and_arrays_are_trained_and_scored() {
+fn json_arrays_of_conversations_and_gzip_are_trained_and_scored() {
     use std::io::Write as _;
     let bench = Bench::new();
     let turn = |role: &str, text: &str| format!(r#"{{"role": "{role}", "content": "{text}"}}"#);
@@ -273,7 +274,7 @@ fn conversations_gzip_and_arrays_are_trained_and_scored() {
 
 #[cfg(unix)]
 #[test]
-fn an_output_that_is_a_link_keeps_being_one() {
+fn an_output_that_is_a_symlink_stays_one() {
     let bench = Bench::new();
     bench.write("target.jsonl", "old");
     std::os::unix::fs::symlink("target.jsonl", bench.at("link.jsonl")).unwrap();
@@ -283,7 +284,7 @@ fn an_output_that_is_a_link_keeps_being_one() {
 }
 
 #[test]
-fn a_run_that_leaves_the_finite_numbers_stops_with_code_4() {
+fn a_diverging_run_stops_with_code_4() {
     let bench = Bench::new();
     let words = "dpo --model model --train-file groups.jsonl --output-dir out --learning-rate 1e30 --max-steps 9 \
                  --max-skipped-steps 2 --save-steps 1";

@@ -1,4 +1,5 @@
-//! `--precompute-ref-log-probs`: a run from stored log-probs is the run beside the reference, byte for byte.
+//! `--precompute-ref-log-probs`: a run with stored log-probs equals the run with an online
+//! reference, byte for byte.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ fn cached(bench: &Bench, words: &str) -> Done {
     bench.run_with(words, ("MAPL_CACHE_DIR", bench.at("cache").to_str().unwrap()))
 }
 
-/// Sequences from the cache and computed ones of every line that counts them.
+/// Counts of cached and of computed sequences, from every output line that reports them.
 fn counts(out: &str) -> Vec<(usize, usize)> {
     let numbers = |line: &str| -> Vec<usize> { line.split(' ').filter_map(|word| word.parse().ok()).collect() };
     let lines = out.lines().filter(|line| line.contains("sequences from the cache,"));
@@ -27,7 +28,7 @@ fn same(bench: &Bench, expected: &str, run: &str) {
     assert!(weights(expected) == weights(run), "weights of {expected} and {run} differ");
 }
 
-/// The one cache file of a bench.
+/// The only cache file of a bench.
 fn cache_file(bench: &Bench) -> PathBuf {
     let files: Vec<_> = std::fs::read_dir(bench.at("cache/reference")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -48,7 +49,7 @@ fn stored_log_probs_change_no_byte_of_a_run() {
     let mut total = 0;
     for (i, batch) in ["1", "3", "8"].into_iter().enumerate() {
         let words = dpo(&format!("cached-{i}"), &format!("{rest} {CACHED} --precompute-ref-batch-size {batch}"));
-        // Every pass begins without a cache.
+        // Every iteration starts without a cache.
         std::fs::remove_dir_all(bench.at("cache")).or_else(|e| if i == 0 { Ok(()) } else { Err(e) }).unwrap();
         let done = cached(&bench, &words).ok();
         assert!(done.out.contains("identity check passed"), "{}", done.out);
@@ -62,7 +63,7 @@ fn stored_log_probs_change_no_byte_of_a_run() {
     assert_eq!(counts(&again.out), [(total, 0)], "{}", again.out);
     same(&bench, "online", "again");
 
-    // Another loss and a part of the data use the same file; another score does not.
+    // Another loss and a subset of the data use the same file; another log-prob reduction does not.
     let rest = "--max-steps 1 --beta 0.7 --loss-type hinge --objective base --per-device-train-batch-size 8";
     bench.run(&dpo("online-part", rest)).ok();
     let part = cached(&bench, &dpo("part", &format!("{rest} {CACHED}"))).ok();
@@ -77,7 +78,7 @@ fn stored_log_probs_change_no_byte_of_a_run() {
 }
 
 #[test]
-fn another_reference_and_another_device_give_the_online_run_too() {
+fn stored_log_probs_of_another_reference_or_device_give_the_online_run() {
     let bench = Bench::new();
     let rows = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
     bench.write("two.jsonl", rows.lines().take(2).collect::<Vec<_>>().join("\n"));
@@ -99,7 +100,7 @@ fn another_reference_and_another_device_give_the_online_run_too() {
 }
 
 #[test]
-fn groups_drawn_anew_have_their_new_sequences_computed() {
+fn redrawn_groups_have_their_new_sequences_computed() {
     let bench = Bench::new();
     let words = |output: &str, rest: &str| {
         format!(
@@ -111,12 +112,12 @@ fn groups_drawn_anew_have_their_new_sequences_computed() {
     let first = cached(&bench, &words("cached", CACHED)).ok();
     let lines = counts(&first.out);
     assert!(lines.len() == 3 && lines.iter().all(|&(_, computed)| computed > 0), "{}", first.out);
-    assert!(lines[1].0 > 0, "the pairs themselves are known");
+    assert!(lines[1].0 > 0, "the pairs themselves are cached");
     same(&bench, "online", "cached");
     let second = cached(&bench, &words("again", CACHED)).ok();
     assert!(counts(&second.out).iter().all(|&(_, computed)| computed == 0), "{}", second.out);
     same(&bench, "online", "again");
-    // A run resumed in a later epoch has the reference of that epoch.
+    // A run resumed in a later epoch uses that epoch's reference log-probs.
     let resumed = "--resume-from-checkpoint cached/checkpoint-5";
     let done = cached(&bench, &words("cached", &format!("{CACHED} {resumed}"))).ok();
     assert!(done.out.contains("resumed after step 5") && counts(&done.out).len() == 3, "{}", done.out);
@@ -142,7 +143,7 @@ fn runs_with_and_without_stored_log_probs_resume_each_other() {
 }
 
 #[test]
-fn a_damaged_cache_is_named_once_and_replaced() {
+fn a_damaged_cache_gives_one_warning_and_is_replaced() {
     let bench = Bench::new();
     let words = |output: &str| dpo(output, &format!("--max-steps 2 {CACHED}"));
     let first = cached(&bench, &words("first")).ok();
@@ -164,21 +165,21 @@ fn a_damaged_cache_is_named_once_and_replaced() {
         same(&bench, "first", &run);
         assert!(std::fs::read(&path).unwrap() == bytes);
     }
-    // Weights trained a little further are another reference, which needs no warning.
+    // Further trained weights are another reference and cause no warning.
     let other = cached(&bench, &words("other").replace("--model model", "--model first")).ok();
     assert_eq!(counts(&other.out), [(0, total)]);
     assert!(!other.err.contains("warning"), "{}", other.err);
 }
 
 #[test]
-fn stored_values_that_are_not_the_references_fail_the_identity_check() {
+fn wrong_stored_log_probs_fail_the_identity_check() {
     let bench = Bench::new();
     cached(&bench, &dpo("first", &format!("--max-steps 1 {CACHED}"))).ok();
     let path = cache_file(&bench);
     let bytes = std::fs::read(&path).unwrap();
     let file = CacheFile::new(path.parent().unwrap(), std::array::from_fn(|i| bytes[16 + i]), 4);
     let Found::Entries(entries) = file.read() else { panic!("{:?}", file.read()) };
-    // One step of f32 away, with a correct checksum.
+    // One f32 ulp away, with a correct checksum.
     let next = |x: f64| f64::from(f32::from_bits((x as f32).to_bits() + 1));
     file.merge(&entries.iter().map(|(&key, &x)| (key, next(x))).collect::<Entries>()).unwrap();
     let done = cached(&bench, &dpo("second", &format!("--max-steps 1 {CACHED}")));
@@ -187,7 +188,7 @@ fn stored_values_that_are_not_the_references_fail_the_identity_check() {
 }
 
 #[test]
-fn runs_at_the_same_time_share_a_cache() {
+fn concurrent_runs_share_a_cache() {
     let bench = Bench::new();
     let words = |name: &str, file: &str| {
         format!(

@@ -1,4 +1,5 @@
-//! Equal runs give equal bytes, whatever the number of threads; the split into micro-batches changes rounding alone.
+//! Equal runs give equal bytes for any number of threads. The split into micro-batches changes only
+//! rounding.
 
 use serde_json::Value;
 
@@ -47,7 +48,7 @@ fn close(a: &Value, b: &Value, place: &str) {
     match (a, b) {
         (Value::Number(_), Value::Number(_)) => {
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            // Margins are differences of numbers near 1, so their error is relative to those.
+            // Margins are differences of numbers near 1, so their error is relative to 1.
             assert!((a - b).abs() <= 1e-5 * a.abs().max(b.abs()) + 1e-6, "{place}: {a} and {b}");
         }
         (Value::Object(a), Value::Object(b)) => {
@@ -59,7 +60,7 @@ fn close(a: &Value, b: &Value, place: &str) {
 }
 
 #[test]
-fn micro_batches_change_nothing_but_rounding() {
+fn micro_batches_change_only_rounding() {
     let bench = Bench::new();
     for (method, rate) in [("reward", "1e-4"), ("dpo", "1e-5"), ("sft", "1e-4")] {
         let run = |size: usize, times: usize| {
@@ -80,7 +81,7 @@ fn micro_batches_change_nothing_but_rounding() {
                 }
             }
         }
-        assert!(whole[0]["loss"] != whole[2]["loss"], "{method} trains");
+        assert!(whole[0]["loss"] != whole[2]["loss"], "{method} does not train");
     }
 }
 
@@ -97,7 +98,7 @@ fn a_total_batch_size_derives_the_accumulation() {
         .fails(2, &["--total-batch-size 5", "multiple of --per-device-train-batch-size 2"]);
 }
 
-/// Scores of every row by id, each number with all its digits.
+/// Id and scores of every row, with all digits of each number.
 fn scores(bench: &Bench, model: &str, rows: &[&str]) -> Vec<(String, String)> {
     bench.write("rows.jsonl", rows.join("\n"));
     bench.run(&format!("score --model {model} --input rows.jsonl --output scores.jsonl")).ok();
@@ -106,7 +107,7 @@ fn scores(bench: &Bench, model: &str, rows: &[&str]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_sequence_scores_the_same_among_any_others() {
+fn scores_do_not_depend_on_the_other_rows() {
     let bench = Bench::new();
     bench.run(&train("reward", "rewards", "--max-steps 2")).ok();
     let text = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
@@ -125,7 +126,7 @@ fn a_sequence_scores_the_same_among_any_others() {
             assert_eq!(row, together[i], "{model}");
         }
         for i in [0, 11, 23] {
-            assert_eq!(scores(&bench, model, &rows[i..=i]), together[i..=i], "{model}, row {i} alone");
+            assert_eq!(scores(&bench, model, &rows[i..=i]), together[i..=i], "{model}, only row {i}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoints: a run that stops and goes on is the run that never stopped.
+//! Resuming: a run that stops and resumes equals an uninterrupted run.
 
 use crate::workbench::Bench;
 
@@ -6,7 +6,7 @@ fn dpo(rest: &str) -> String {
     format!("dpo --model model --output-dir out --quiet --gradient-accumulation-steps 2 {rest}")
 }
 
-/// Moves the state after a checkpoint away: what a run killed right after saving leaves.
+/// Removes all state after a checkpoint, as if the run had been killed right after saving it.
 fn forget_after(bench: &Bench, step: u64) {
     let out = bench.at("out");
     for entry in std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().path()) {
@@ -41,7 +41,7 @@ fn same_run(bench: &Bench, run: &str, steps: u64, checkpoint: u64) {
 }
 
 #[test]
-fn six_steps_equal_three_steps_and_a_resumed_run_on_the_cpu() {
+fn six_steps_equal_three_steps_and_a_resume_on_the_cpu() {
     let bench = Bench::new();
     let run = "--train-file groups.jsonl --per-device-train-batch-size 4 --max-steps 6 --save-steps 3 \
                --learning-rate 1e-3 --warmup-steps 2 --device cpu";
@@ -59,7 +59,7 @@ fn a_resumed_run_is_exact_on_the_reference_device() {
 }
 
 #[test]
-fn groups_drawn_anew_in_each_epoch_resume_too() {
+fn a_resumed_run_with_groups_redrawn_per_epoch_is_exact() {
     let bench = Bench::new();
     let run = "--train-file pairs.jsonl --objective mapl --redraw epoch --k-max 1 --per-device-train-batch-size 6 \
                --max-steps 5 --save-steps 1 --learning-rate 1e-3";
@@ -69,7 +69,7 @@ fn groups_drawn_anew_in_each_epoch_resume_too() {
 }
 
 #[test]
-fn a_different_run_is_not_resumed_and_leaves_everything_as_it_was() {
+fn a_different_run_is_not_resumed_and_changes_no_file() {
     let bench = Bench::new();
     let run = |rest: &str| dpo(&format!("--train-file groups.jsonl --save-steps 1 {rest}"));
     bench.run(&run("--max-steps 3 --save-total-limit 2")).ok();
@@ -109,7 +109,7 @@ fn a_different_run_is_not_resumed_and_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn evaluations_in_between_and_several_resumes_change_nothing() {
+fn evaluations_and_several_resumes_change_nothing() {
     let bench = Bench::new();
     let words = |out: &str| {
         format!(
@@ -130,7 +130,7 @@ fn evaluations_in_between_and_several_resumes_change_nothing() {
             assert_eq!(bench.metrics("out", kind), bench.metrics("straight", kind), "from {checkpoint}");
         }
     }
-    // Marks of the resumes that led to the events that are left.
+    // Only resumes that precede the remaining events are recorded.
     let marks: Vec<_> = bench.metrics("out", "event").iter().map(|row| row["step"].clone()).collect();
     assert_eq!(marks, [3, 6]);
     let timeless = |run: &str| {
@@ -143,7 +143,7 @@ fn evaluations_in_between_and_several_resumes_change_nothing() {
         state
     };
     assert_eq!(timeless("out"), timeless("straight"));
-    // Into a folder of its own, with the events that led to the checkpoint.
+    // Resumes into a new folder, which gets the events up to the checkpoint.
     bench.run(&format!("{} --resume-from-checkpoint out/checkpoint-6", words("moved"))).ok();
     assert!(bench.bytes("moved/model.safetensors") == bench.bytes("straight/model.safetensors"));
     assert_eq!(bench.metrics("moved", "train"), bench.metrics("straight", "train"));
@@ -153,7 +153,7 @@ fn evaluations_in_between_and_several_resumes_change_nothing() {
 }
 
 #[test]
-fn a_changed_file_is_named() {
+fn a_resume_with_a_changed_file_names_it() {
     let bench = Bench::new();
     let words = "reward --model model --train-file pairs.jsonl --eval-file pairs.jsonl --output-dir out --objective mapl \
                  --k-max 1 --max-steps 2 --save-steps 1";
@@ -184,7 +184,7 @@ fn a_changed_file_is_named() {
 }
 
 #[test]
-fn a_finished_run_goes_on_where_the_schedule_allows() {
+fn a_finished_run_continues_if_the_schedule_allows_it() {
     let bench = Bench::new();
     let run = |out: &str, steps: u64, rest: &str| {
         format!(
@@ -209,11 +209,11 @@ fn a_finished_run_goes_on_where_the_schedule_allows() {
 }
 
 #[test]
-fn a_checkpoint_after_a_skipped_update_is_resumed() {
+fn a_resume_after_skipped_updates_counts_them() {
     let bench = Bench::new();
     let words = "dpo --model model --train-file groups.jsonl --output-dir out --learning-rate 1e30 --max-steps 9 \
                  --max-skipped-steps 3 --save-steps 1";
-    // No update was applied from any of the checkpoints, so none of them is known to be good.
+    // No update from any of the checkpoints was applied, so none of them is known to be good.
     bench.run(words).fails(4, &["3 updates in a row", "step 4", "no good checkpoint"]);
     // The two skipped updates before the checkpoint count.
     let again = format!("{words} --resume-from-checkpoint true");

@@ -1,4 +1,5 @@
-//! `run.json` and `report.html` of real runs of the binary: complete, true, and clear about what is missing or damaged.
+//! `run.json` and `report.html` of real runs: complete, correct, and clear about missing or damaged
+//! files.
 
 use clap::CommandFactory as _;
 use serde_json::{Value, json};
@@ -8,18 +9,18 @@ use crate::workbench::Bench;
 
 const RUN: &str = "--train-file groups.jsonl --eval-file pairs.jsonl --eval-steps 2 --max-steps 4 --quiet";
 
-/// The page, checked as a whole, and its text.
+/// HTML and text of a page, after checks that it is well formed and self-contained.
 fn page(bench: &Bench, path: &str) -> (String, String) {
     let html = String::from_utf8(bench.bytes(path)).unwrap();
     let text = well_formed(&html);
     has_no_broken_number(&html);
     for outside in ["http", "<script", "<link", "@import", "url(", "src="] {
-        assert!(!html.contains(outside), "{path} refers to something outside: {outside}");
+        assert!(!html.contains(outside), "{path} has an external reference: {outside}");
     }
     (html, text)
 }
 
-/// Cells of the rows of the table whose caption begins with `caption`.
+/// Body rows of the table with a caption that starts with `caption`, as lists of cells.
 fn table(html: &str, caption: &str) -> Vec<Vec<String>> {
     let at = html.find(&format!("<caption>{caption}")).unwrap_or_else(|| panic!("no table {caption}"));
     let body = html[at..].split("<tbody>").nth(1).unwrap().split("</tbody>").next().unwrap();
@@ -31,7 +32,7 @@ fn table(html: &str, caption: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn a_run_leaves_a_report_and_several_are_overlaid() {
+fn a_run_writes_a_report_and_several_runs_are_overlaid() {
     let bench = Bench::new();
     bench.run(&format!("dpo --model model --output-dir slow {RUN}")).ok();
     bench.run(&format!("dpo --model model --output-dir fast {RUN} --learning-rate 1e-2")).ok();
@@ -69,7 +70,7 @@ fn a_run_leaves_a_report_and_several_are_overlaid() {
 }
 
 #[test]
-fn rewards_and_scores_of_the_last_evaluation_agree_with_the_metrics() {
+fn scores_of_the_last_evaluation_agree_with_the_metrics() {
     let bench = Bench::new();
     for method in ["dpo --learning-rate 1e-3", "reward"] {
         bench.run(&format!("{method} --model model --output-dir out --overwrite-output-dir {RUN}")).ok();
@@ -138,7 +139,7 @@ fn missing_and_damaged_files_are_one_clear_error() {
 }
 
 #[test]
-fn a_run_that_goes_on_says_so_and_its_half_line_is_left_out() {
+fn a_report_marks_a_running_run_and_skips_its_incomplete_line() {
     let bench = Bench::new();
     bench.run(&format!("reward --model model --output-dir out {RUN}")).ok();
     let mut manifest = bench.json("out/run.json");
@@ -152,7 +153,7 @@ fn a_run_that_goes_on_says_so_and_its_half_line_is_left_out() {
     let (_, text) = page(&bench, "out/report.html");
     assert!(text.contains("The run is still running") && text.contains("A reward run: running, 4 steps."), "{text}");
     if std::path::Path::new("/proc/self").exists() {
-        // No process has this id: it is above the largest that Linux gives.
+        // No process has this id: it exceeds the largest process id of Linux.
         manifest["pid"] = json!(1 << 30);
         write(&manifest);
         bench.run("report out").ok();
@@ -178,7 +179,7 @@ fn the_manifest_holds_every_option_and_hashes_of_all_inputs() {
     for option in cli.find_subcommand("dpo").unwrap().get_arguments() {
         let name = option.get_id().as_str();
         if !["help", "version"].contains(&name) {
-            assert!(config.contains_key(name), "run.json does not say what --{name} was");
+            assert!(config.contains_key(name), "run.json does not record --{name}");
             options += 1;
         }
     }
@@ -244,7 +245,7 @@ fn the_manifest_says_how_a_run_ended_and_lists_its_resumes() {
     let (_, text) = page(&bench, "out/report.html");
     assert!(text.contains("resumed after step") && text.contains("after step 4 from out/checkpoint-4"), "{text}");
 
-    // A learning rate beyond f32 leaves the finite numbers at once.
+    // A learning rate near the largest f32 overflows at once.
     let wild = "reward --model model --train-file pairs.jsonl --output-dir wild --learning-rate 1e38 --max-steps 20 \
                 --max-skipped-steps 2 --quiet";
     bench.run(wild).fails(4, &["not finite"]);

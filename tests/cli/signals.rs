@@ -1,4 +1,4 @@
-//! Signals to a running process: when it stops, what it saves, and with which code it ends.
+//! Signals to a running process: when it stops, the checkpoint it saves, and its exit code.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
@@ -11,8 +11,9 @@ fn send(signal: &str, child: &Child) {
     assert!(std::process::Command::new("kill").args([signal, &id]).status().unwrap().success());
 }
 
-/// Starts a run that would take hours, sends it a signal once it has made a step, and returns its exit code.
-fn stopped(bench: &Bench, words: &str, signal: &str) -> Option<i32> {
+/// Starts a run that would take hours, sends it a signal after its first step, and returns its exit
+/// code.
+fn exit_code_after(bench: &Bench, words: &str, signal: &str) -> Option<i32> {
     let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
@@ -30,7 +31,7 @@ fn last_checkpoint(out: &Path) -> u64 {
 }
 
 #[test]
-fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
+fn a_signal_stops_after_the_step_saves_and_the_run_resumes_later() {
     let bench = Bench::new();
     let run = |steps: u64, rest: &str| {
         format!(
@@ -38,11 +39,12 @@ fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
              --max-steps {steps} {rest}"
         )
     };
-    assert_eq!(stopped(&bench, &run(1_000_000, ""), "-TERM"), Some(143));
+    assert_eq!(exit_code_after(&bench, &run(1_000_000, ""), "-TERM"), Some(143));
     let first = last_checkpoint(&bench.at("out"));
     assert!(!bench.at("out/model.safetensors").exists());
     assert_eq!(bench.metrics("out", "train").last().unwrap()["step"], first);
-    // Without a decay the length is free, so the run may end sooner than it was meant to.
+    // Without learning-rate decay the length may change, so the run may end earlier than first
+    // planned.
     bench.run(&run(first + 2, "--resume-from-checkpoint true")).ok();
     let train = bench.metrics("out", "train");
     assert_eq!(train.len() as u64, first + 2);
@@ -50,11 +52,11 @@ fn a_signal_ends_the_step_saves_and_the_run_goes_on_later() {
     assert_eq!(bench.metrics("straight", "train"), train);
     assert!(bench.bytes("straight/model.safetensors") == bench.bytes("out/model.safetensors"));
 
-    assert_eq!(stopped(&bench, &run(1_000_000, "--overwrite-output-dir"), "-INT"), Some(130));
+    assert_eq!(exit_code_after(&bench, &run(1_000_000, "--overwrite-output-dir"), "-INT"), Some(130));
 }
 
 #[test]
-fn a_run_asked_to_save_saves_and_goes_on() {
+fn a_run_saves_on_sigusr1_and_continues() {
     let bench = Bench::new();
     let words = "reward --model model --train-file groups.jsonl --output-dir out --max-steps 1000000";
     let mut child = bench.command(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -62,30 +64,31 @@ fn a_run_asked_to_save_saves_and_goes_on() {
     assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
     send("-USR1", &child);
     let saved = || mapl::train::checkpoint::list(&bench.at("out")).len();
-    // Step lines arrive while the run goes on; the checkpoint is there after a few of them.
+    // Step lines arrive while the run continues; the checkpoint exists after a few lines.
     assert!(lines.by_ref().take(10_000).any(|_| saved() == 1), "nothing was saved");
-    assert!(lines.next().is_some() && child.try_wait().unwrap().is_none(), "the run goes on");
+    assert!(lines.next().is_some() && child.try_wait().unwrap().is_none(), "the run stopped after saving");
     send("-TERM", &child);
     lines.for_each(drop);
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(saved(), 2);
 }
 
-/// A run that reads its data from a pipe, and that pipe once the run has opened it: it is in start-up then.
-fn starting(bench: &Bench, rest: &str) -> (Child, std::fs::File) {
+/// Starts a run that reads its data from a pipe, and returns both once the run has opened the pipe.
+/// The run is then in start-up.
+fn start_with_pipe(bench: &Bench, rest: &str) -> (Child, std::fs::File) {
     assert!(std::process::Command::new("mkfifo").arg(bench.at("pipe.jsonl")).status().unwrap().success());
     let words = format!("reward --model model --train-file pipe.jsonl --output-dir out {rest}");
     let child = bench.command(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    // Opening a pipe for writing waits for its reader.
+    // Opening a pipe for writing blocks until its reader opens it.
     let pipe = std::fs::OpenOptions::new().write(true).open(bench.at("pipe.jsonl")).unwrap();
     (child, pipe)
 }
 
 #[test]
-fn in_start_up_the_first_signal_ends_the_run_and_nothing_is_written() {
+fn in_start_up_the_first_signal_ends_the_run_without_output() {
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let bench = Bench::new();
-        let (mut child, pipe) = starting(&bench, "");
+        let (mut child, pipe) = start_with_pipe(&bench, "");
         send(signal, &child);
         assert_eq!(child.wait().unwrap().code(), Some(code));
         assert!(!bench.at("out").exists());
@@ -94,9 +97,9 @@ fn in_start_up_the_first_signal_ends_the_run_and_nothing_is_written() {
 }
 
 #[test]
-fn a_save_asked_for_in_start_up_is_made_after_the_first_step() {
+fn a_save_requested_in_start_up_follows_the_first_step() {
     let bench = Bench::new();
-    let (mut child, mut pipe) = starting(&bench, "--max-steps 3");
+    let (mut child, mut pipe) = start_with_pipe(&bench, "--max-steps 3");
     send("-USR1", &child);
     pipe.write_all(&bench.bytes("groups.jsonl")).unwrap();
     drop(pipe);
@@ -106,7 +109,7 @@ fn a_save_asked_for_in_start_up_is_made_after_the_first_step() {
 }
 
 #[test]
-fn a_signal_ends_an_evaluation_that_the_resumed_run_then_makes() {
+fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
     let bench = Bench::new();
     let rows = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
     bench.write("many.jsonl", (0..30).map(|i| rows.replace("train-", &format!("{i}-"))).collect::<String>());
@@ -117,7 +120,8 @@ fn a_signal_ends_an_evaluation_that_the_resumed_run_then_makes() {
         )
     };
     bench.run(&run("straight")).ok();
-    // The signal comes while step 1 or 2 is evaluated, unless this process is slower than the evaluation.
+    // The signal arrives during the evaluation after step 1 or 2, unless this process is slower
+    // than the evaluation.
     for step in ["step 1/", "step 2/"] {
         let cut_short = (0..20).any(|_| {
             let words = run("out") + " --overwrite-output-dir";
@@ -150,14 +154,16 @@ fn a_signal_ends_an_evaluation_that_the_resumed_run_then_makes() {
 fn a_second_signal_ends_the_run_at_once() {
     for signals in [["-TERM", "-INT"], ["-INT", "-TERM"], ["-INT", "-INT"]] {
         let bench = Bench::new();
-        // A quick first step tells that the loop has begun; the second takes minutes on the reference device.
+        // A quick first step shows that training has started; the second step takes minutes on the
+        // reference device.
         let quick = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#.to_owned() + "\n";
         let text = "quietly ".repeat(12);
         let long = format!(r#"{{"prompt": "{text}", "chosen": "b {text}", "rejected": "c {text}"}}"#) + "\n";
         bench.write("rows.jsonl", quick.repeat(500) + &long.repeat(500));
         let words = "reward --model model --train-file rows.jsonl --output-dir out --device reference --no-shuffle \
                      --per-device-train-batch-size 1 --gradient-accumulation-steps 500 --max-steps 2 --save-steps 2";
-        // A signal that comes before step 1 is closed ends the run there, with a checkpoint; then it is tried again.
+        // A signal before the end of step 1 stops the run there, with a checkpoint; the test then
+        // tries again.
         let in_step_2 = (0..20).any(|_| {
             let words = words.to_owned() + " --overwrite-output-dir";
             let mut child = bench.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -176,8 +182,8 @@ fn a_second_signal_ends_the_run_at_once() {
                 assert_eq!(saved.len(), 1);
                 return false;
             }
-            assert!(waits, "the first signal waits for the end of the step");
-            assert!(err.is_empty() && saved.is_empty(), "the second signal saves nothing: {err}");
+            assert!(waits, "the first signal did not wait for the end of the step");
+            assert!(err.is_empty() && saved.is_empty(), "the second signal must not save: {err}");
             true
         });
         assert!(in_step_2, "no signal came in step 2");

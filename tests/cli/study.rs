@@ -1,5 +1,5 @@
-//! `mapl study` and `mapl bench` as commands: what they write is complete and true, on the CPU and on the emulator; studies with
-//! numbers of a card; what is refused.
+//! `mapl study` and `mapl bench`: complete and correct output on the CPU and on the emulator,
+//! studies with synthetic GPU readings, and refused arguments.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,12 @@ use serde_json::Value;
 use crate::html::{has_no_broken_number, well_formed};
 use crate::workbench::Bench;
 
-/// The page's text, when it stands for itself.
+/// Text of a page, after checks that it is well formed and self-contained.
 fn text_of(html: &str) -> String {
     let text = well_formed(html);
     has_no_broken_number(html);
     for outside in ["http", "<script", "<link", "@import", "url(", "src="] {
-        assert!(!html.contains(outside), "something outside: {outside}");
+        assert!(!html.contains(outside), "external reference: {outside}");
     }
     text
 }
@@ -40,11 +40,11 @@ fn a_dpo_run_on_the_cpu_is_observed() {
     for op in ["linear_fwd", "attention_bwd", "head_logprob_bwd", "preference_fwd", "adamw"] {
         assert!(ops.contains(&op), "{op} is missing from {ops:?}");
     }
-    // The FLOPs of a step are those of its ops.
+    // The FLOPs of a step are the sum over its ops.
     let sum = |name: &str| study["ops"].as_array().unwrap().iter().map(|op| op[name].as_f64().unwrap()).sum::<f64>();
     let of_steps = study["summary"]["flops_per_step"].as_f64().unwrap();
     assert!((sum("flops") / of_steps - 1.0).abs() < 1e-9);
-    // Ops are part of the step.
+    // Op times are part of the step time.
     assert!(sum("share_of_step") > 0.0 && sum("share_of_step") <= 1.0, "{}", sum("share_of_step"));
     assert!(study["memory"]["planned_total"].as_u64().unwrap() > 0);
     assert_eq!(study["missing"]["card"], "this run uses no GPU");
@@ -68,7 +68,7 @@ fn a_dpo_run_on_the_cpu_is_observed() {
     ] {
         assert!(text.contains(part), "{part} is missing");
     }
-    // The run itself is an ordinary one, and the weights are those of a run that nobody watched.
+    // Observation does not change the run: its weights equal those without it.
     bench.run("dpo --model model --train-file groups.jsonl --output-dir alone --max-steps 5 --device cpu --quiet").ok();
     assert_eq!(bench.bytes("run/model.safetensors"), bench.bytes("alone/model.safetensors"));
     let again = bench.run(&run.replace("output-dir run", "output-dir other --study-dir run-study"));
@@ -86,7 +86,7 @@ fn a_benchmark_is_observed() {
     let calls = study["calls"].as_array().unwrap();
     assert!(calls.iter().any(|call| call["row"]["op"] == "norm_fwd"));
     for call in calls {
-        // A span for each of the three passes, and readings within them.
+        // One span for each of the three passes, with readings within the spans.
         assert_eq!(call["spans_s"].as_array().unwrap().len(), 3, "{call}");
         assert!(call["readings"].as_u64().unwrap() > 0 && call["power_w"].is_null(), "{call}");
         assert!(call["row"]["samples"].as_u64().unwrap() >= 5, "{call}");
@@ -104,7 +104,7 @@ fn a_benchmark_is_observed() {
 }
 
 #[test]
-fn a_run_that_cannot_begin_leaves_no_study() {
+fn a_run_that_fails_to_start_leaves_no_study() {
     let bench = Bench::new();
     let words = "study reward --model nowhere --train-file groups.jsonl --output-dir run --device cpu";
     bench.run(words).fails(6, &["nowhere"]);
@@ -114,8 +114,8 @@ fn a_run_that_cannot_begin_leaves_no_study() {
     bench.run(&format!("{words} --profile")).fails(2, &["--profile"]);
 }
 
-/// Steps of a made-up run on a card that gives power but no energy.
-fn of_card(energy: bool) -> Study {
+/// Study of a synthetic run on a GPU that reports power, and an energy counter if `energy` is set.
+fn gpu_study(energy: bool) -> Study {
     let observed = Observed::default();
     let began = Instant::now();
     let second = Duration::from_secs(1);
@@ -148,17 +148,17 @@ fn of_card(energy: bool) -> Study {
 }
 
 #[test]
-fn utilisation_energy_and_ceilings_are_those_computed_by_hand() {
-    let study = of_card(false);
+fn utilisation_energy_and_ceilings_match_values_computed_by_hand() {
+    let study = gpu_study(false);
     let summary = study.summary.as_ref().unwrap();
     assert_eq!((summary.steps, summary.tokens_per_s, summary.groups_per_s), (4, 4096.0, 8.0));
-    // 2e14 and 1e6 FLOPs in a second, of 1e15.
+    // 2e14 + 1e6 FLOPs in one second, at a peak of 1e15 FLOP/s.
     assert!((summary.utilisation.unwrap() - 0.2).abs() < 1e-6);
-    // Four seconds of 400 W on average, 32 groups.
+    // Four seconds at 400 W on average, 32 groups.
     let energy = summary.energy.as_ref().unwrap();
     assert_eq!(energy.source, "power");
     assert!((energy.joules - 1600.0).abs() < 1e-6 && (energy.joules_per_group - 50.0).abs() < 1e-6, "{energy:?}");
-    // The floor of the product is 2e14 / 8e14 = 0.25 s of 0.5 s, that of the norm 0.125 s of 0.25 s.
+    // The GEMM's floor is 2e14 / 8e14 = 0.25 s of 0.5 s; the norm's floor is 0.125 s of 0.25 s.
     let of = |name: &str| study.ops.iter().find(|op| op.op == name).unwrap();
     assert_eq!((of("linear_fwd").bound, of("norm_fwd").bound), (Some("product"), Some("memory")));
     assert!((of("linear_fwd").share_of_ceiling.unwrap() - 0.5).abs() < 1e-9);
@@ -166,20 +166,20 @@ fn utilisation_energy_and_ceilings_are_those_computed_by_hand() {
     assert_eq!((of("linear_fwd").calls, of("linear_fwd").milliseconds), (2.0, 500.0));
     assert!(study.steps.iter().all(|row| (row.host_seconds - 0.25).abs() < 1e-9));
 
-    // A counter is believed before power: 400 J a second.
-    let counted = of_card(true).summary.unwrap().energy.unwrap();
+    // The energy counter takes precedence over power: 400 J per second.
+    let counted = gpu_study(true).summary.unwrap().energy.unwrap();
     assert_eq!(counted.source, "counter");
     assert!((counted.joules - 1600.0).abs() < 1e-6, "{counted:?}");
 }
 
 #[test]
-fn the_page_shows_what_a_card_gives_and_names_what_it_does_not() {
-    let text = text_of(&page::html(&of_card(false)));
+fn the_page_shows_gpu_readings_and_names_missing_ones() {
+    let text = text_of(&page::html(&gpu_study(false)));
     for part in ["power (W)", "clock (MHz)", "tensor cores", "20.0 %", "by power", "3072.0", "pcie_in: not supported"] {
         assert!(text.contains(part), "{part} is missing");
     }
     for absent in ["temperature (", "rate (MB/s)"] {
-        assert!(!text.contains(absent), "{absent} has no numbers");
+        assert!(!text.contains(absent), "{absent} is shown without readings");
     }
 }
 
@@ -193,7 +193,8 @@ fn ops_are_benchmarked_and_compared() {
     let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
     assert_eq!(rows, mapl::bench::row::read(&bench.at("rows.json")).unwrap());
     assert!(rows.iter().all(|row| row.commit == "abc" && row.error_share.is_some_and(|share| share <= 1.0)));
-    // On processors every call has its time in units of the yardstick too, and a unit is far longer than a microsecond.
+    // On CPUs every call also has its time in units of the yardstick, and a unit is far longer than
+    // a microsecond.
     assert!(
         rows.iter().all(|row| row.paced().is_some_and(|(median, ..)| median < 0.1 * row.median_us.unwrap())),
         "{rows:?}"
@@ -202,7 +203,8 @@ fn ops_are_benchmarked_and_compared() {
     assert!(out.contains("0 new, 0 only in the earlier record"), "{out}");
     let list = bench.run("bench --list --device cpu --op attention --model gpt2-124m,llama-3.1-8b").ok().out;
     assert_eq!(list.lines().count(), 8, "{list}");
-    // A layer's name is no part of `tokens`, and a size is a whole one: outputs of 768 are those of o and down.
+    // A layer name matches as a whole, so `o` does not match `tokens`. A size matches as a whole
+    // too: only o and down have 768 outputs.
     for (flags, count) in [
         ("--op linear_fwd --model gpt2-124m --shape o", 1),
         ("--op linear_fwd --model gpt2-124m --shape outputs=768", 2),
@@ -228,7 +230,7 @@ fn ops_are_benchmarked_and_compared() {
 }
 
 #[test]
-fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
+fn a_sweep_compares_its_points_and_continues_after_a_failure() {
     let bench = Bench::new();
     bench.write(
         "sweep.toml",
@@ -247,7 +249,7 @@ fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
         assert!(number(at, "tokens_per_s") > 0.0 && number(at, "share_of_product") > 0.0);
     }
     assert!(points[2]["error"].as_str().unwrap().contains("maybe") && points[2]["step_ms"].is_null());
-    // Without sharing every sequence has its prompt to itself.
+    // Without prefix sharing every sequence repeats its prompt.
     let tokens = |point: &str| {
         let study = bench.json(&format!("grid/{point}/study.json"));
         study["steps"].as_array().unwrap().iter().map(|step| step["tokens"].as_u64().unwrap()).sum::<u64>()
@@ -263,7 +265,7 @@ fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
     {
         assert!(text.contains(part), "{part} is missing");
     }
-    // What is there is not repeated, what failed is.
+    // Finished points are not repeated, failed points are.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!(again.matches("finished earlier").count(), 4, "{again}");
     bench.run("study sweep nowhere.toml --output-dir grid").fails(1, &["nowhere.toml"]);
@@ -271,9 +273,9 @@ fn a_sweep_puts_points_side_by_side_and_goes_on_after_a_failure() {
     bench.run("study sweep bad.toml --output-dir grid").fails(3, &["bad.toml:1", "[vary]"]);
 }
 
-/// The kernels' results at the benchmark's sizes, where the build has them.
+/// Verifies the emulated kernels at the benchmark's sizes, if the build has the emulator.
 #[test]
-fn ops_of_the_emulator_are_verified() {
+fn emulator_ops_are_verified() {
     if mapl::backend::kernels::emulator::Emulator::new().is_err() {
         assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"));
         println!("SKIPPED: this build has no emulated kernels");

@@ -1,4 +1,4 @@
-//! TensorBoard event files, read back by a decoder that shares nothing with the writer but the format.
+//! TensorBoard event files, read back by a decoder that shares no code with the writer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::workbench::Bench;
 use mapl::train::tensorboard::{EventWriter, crc32c, list, masked, tag};
 
-/// CRC-32C bit by bit.
+/// Bitwise CRC-32C.
 fn crc_by_bits(data: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for &byte in data {
@@ -29,7 +29,7 @@ struct Event {
     starts_session: bool,
 }
 
-/// Fields of a message: number, and the value's bytes (varints as eight bytes).
+/// Fields of a protobuf message: field number and bytes of the value (varints as eight bytes).
 fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
     fn varint(data: &mut &[u8]) -> u64 {
         let (mut value, mut shift) = (0, 0);
@@ -95,7 +95,7 @@ fn event(data: &[u8]) -> Event {
     event
 }
 
-/// Every event of a file; lengths and checksums are verified.
+/// All events of a file; verifies lengths and checksums.
 fn events(path: &Path) -> Vec<Event> {
     let bytes = std::fs::read(path).unwrap();
     let (mut rest, mut found) = (bytes.as_slice(), Vec::new());
@@ -115,7 +115,7 @@ fn events(path: &Path) -> Vec<Event> {
 }
 
 #[test]
-fn checksums_are_those_of_rfc_3720() {
+fn checksums_match_rfc_3720() {
     let ascending: Vec<u8> = (0..32).collect();
     let descending: Vec<u8> = (0..32).rev().collect();
     for (data, expected) in [
@@ -128,14 +128,14 @@ fn checksums_are_those_of_rfc_3720() {
     ] {
         assert_eq!((crc32c(&data), crc_by_bits(&data)), (expected, expected), "{data:?}");
     }
-    // The mask of LevelDB's log format, undone.
+    // Undoes the mask of LevelDB's log format.
     let crc = crc32c(b"foo");
     let back = masked(crc).wrapping_sub(0xa282_ead8);
     assert!(masked(crc) != crc && back.rotate_left(15) == crc);
 }
 
 #[test]
-fn tags_are_those_of_transformers() {
+fn tags_match_transformers() {
     for (key, expected) in [
         ("loss", "train/loss"),
         ("learning_rate", "train/learning_rate"),
@@ -151,7 +151,7 @@ fn tags_are_those_of_transformers() {
 }
 
 #[test]
-fn every_value_reads_back_and_texts_are_left_out() {
+fn every_number_reads_back_and_strings_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = EventWriter::create(dir.path(), 1_700_000_000.5, None).unwrap();
     let long = "a/".repeat(100);
@@ -174,7 +174,7 @@ fn every_value_reads_back_and_texts_are_left_out() {
         assert_eq!(second.scalars[tag], value, "{tag}");
     }
     assert_eq!(second.scalars.len(), 6);
-    // In the same second as the part before, and with a clock that runs behind: the name still sorts later.
+    // A later file's name sorts last, even within the same second or if the clock runs behind.
     for time in [1_700_000_000.9, 12.0] {
         drop(EventWriter::create(dir.path(), time, Some(4)).unwrap());
         let last = list(dir.path()).unwrap().pop().unwrap();
@@ -184,7 +184,8 @@ fn every_value_reads_back_and_texts_are_left_out() {
     assert_eq!(list(dir.path()).unwrap().len(), 3);
 }
 
-/// Scalars of a run folder by tag and step, as TensorBoard shows them: what a session start supersedes is dropped.
+/// Scalars of a run folder by tag and step, as TensorBoard shows them: a session start drops
+/// earlier values from its step on.
 fn shown(run: &Path) -> BTreeMap<(String, u64), f32> {
     let mut all = BTreeMap::new();
     for event in list(run).unwrap().iter().flat_map(|path| events(path)) {
@@ -197,13 +198,13 @@ fn shown(run: &Path) -> BTreeMap<(String, u64), f32> {
 }
 
 #[test]
-fn a_resumed_run_shows_what_its_metrics_say() {
+fn event_files_of_a_resumed_run_match_its_metrics() {
     let bench = Bench::new();
     let run = "dpo --model model --train-file groups.jsonl --eval-file pairs.jsonl --eval-steps 2 --logging-steps 1 \
                --save-steps 3 --output-dir out --max-steps 6 --learning-rate 1e-3 --quiet";
     bench.run(run).ok();
     assert_eq!(list(&bench.at("out")).unwrap().len(), 1);
-    // As if the run had been killed after step 6 without a later checkpoint.
+    // As if the run had been killed after step 6, before it saved a checkpoint.
     std::fs::remove_dir_all(bench.at("out/checkpoint-6")).unwrap();
     bench.run(&format!("{run} --resume-from-checkpoint true")).ok();
     let files = list(&bench.at("out")).unwrap();
@@ -231,7 +232,7 @@ fn a_resumed_run_shows_what_its_metrics_say() {
 }
 
 #[test]
-fn logs_are_chosen_and_an_old_run_leaves_none_behind() {
+fn report_to_selects_the_logs_and_removes_those_of_an_old_run() {
     let bench = Bench::new();
     let run = |rest: &str| {
         format!(

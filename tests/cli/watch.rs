@@ -1,4 +1,4 @@
-//! `mapl watch`: a log that grows, is cut short, replaced or damaged; pictures of any size; keys.
+//! `mapl watch`: logs that grow, are truncated, replaced or damaged; pages at any size; keys.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn step(n: u64, loss: &str) -> String {
 }
 
 #[test]
-fn half_lines_wait_and_other_files_begin_anew() {
+fn incomplete_lines_wait_and_replaced_files_are_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     let mut tail = Tail::new(&path);
@@ -41,11 +41,11 @@ fn half_lines_wait_and_other_files_begin_anew() {
     let news = tail.look().unwrap();
     assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, false, 2));
     assert_eq!(tail.look().unwrap().rows.len(), 0);
-    // Cut short, as a run that is resumed does.
+    // Truncated, as by a resumed run.
     std::fs::write(&path, &first).unwrap();
     let news = tail.look().unwrap();
     assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, true, 0));
-    // Another run of greater length in its place.
+    // Replaced by another, longer run.
     std::fs::write(&path, [step(7, "0.1"), step(8, "0.1"), step(9, "0.1")].concat()).unwrap();
     let news = tail.look().unwrap();
     assert_eq!((news.rows.len(), news.anew), (3, true));
@@ -55,7 +55,7 @@ fn half_lines_wait_and_other_files_begin_anew() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_break_nothing() {
+fn non_finite_numbers_are_counted_and_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     for n in 1..=5 {
@@ -76,7 +76,7 @@ fn numbers_that_are_not_finite_break_nothing() {
     let state = &watched.state;
     assert_eq!((state.not_finite, state.step, state.courses["loss"].len()), (2, 6, 4));
     assert_eq!(state.courses["tokens_per_s"], [2.0, 3.0, 4.0, 5.0, 6.0].map(|n| (n, 2000.0)));
-    // Half an epoch of 100 steps, a second a step.
+    // Half an epoch of 100 steps at one second per step.
     assert_eq!((state.total(), state.seconds_left()), (Some(50), Some(44.0)));
     let text = watched.picture(Choice::default(), 120, 30).unwrap();
     for part in ["running", "loss inf", "2 numbers were not finite", "step 6 of 50, 44 s left", "step 5: event saved"] {

@@ -1,5 +1,5 @@
-//! A folder to run the binary in: pairs, groups, a tokenizer and small models of two families, made by the binary
-//! itself once and copied for every test.
+//! Working folder for the binary, with pairs, groups, a tokenizer and small models of two families.
+//! The binary builds it once; every test gets a copy.
 
 // Each test binary that includes this file uses a part of it.
 #![allow(dead_code)]
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use mapl::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use serde_json::{Value, json};
 
-/// What a command left behind.
+/// Exit code and output of a command.
 pub struct Done {
     pub code: Option<i32>,
     pub out: String,
@@ -20,14 +20,14 @@ pub struct Done {
 }
 
 impl Done {
-    /// Demands exit code 0.
+    /// Asserts exit code 0 and no error message.
     pub fn ok(self) -> Self {
         assert_eq!(self.code, Some(0), "{}\n{}\n{}", self.command, self.out, self.err);
         assert!(!self.err.contains("error"), "{}\n{}", self.command, self.err);
         self
     }
 
-    /// Demands an exit code, one error line and no panic, and each of `parts` in the message.
+    /// Asserts the exit code, a single error line, no panic, and each of `parts` in the message.
     pub fn fails(self, code: i32, parts: &[&str]) -> Self {
         let all = format!("{}\n{}\n{}", self.command, self.out, self.err);
         assert_eq!(self.code, Some(code), "{all}");
@@ -40,7 +40,8 @@ impl Done {
     }
 }
 
-/// A temporary folder with `pairs.jsonl`, `groups.jsonl`, `tok/`, `model/` (Llama) and `qwen/` (Qwen2).
+/// A temporary folder with `pairs.jsonl`, `groups.jsonl`, `tok/`, `model/` (Llama) and `qwen/`
+/// (Qwen2).
 pub struct Bench {
     dir: tempfile::TempDir,
 }
@@ -60,7 +61,7 @@ impl Bench {
         self.path().join(name)
     }
 
-    /// A command in this folder, its words separated by white space.
+    /// Builds a command that runs in this folder; `words` are separated by white space.
     pub fn command(&self, words: &str) -> Command {
         command(self.path(), words)
     }
@@ -87,13 +88,13 @@ impl Bench {
         serde_json::from_slice(&self.bytes(name)).unwrap()
     }
 
-    /// Rows of a file of JSON lines.
+    /// Rows of a JSON Lines file.
     pub fn rows(&self, name: &str) -> Vec<Value> {
         let text = String::from_utf8(self.bytes(name)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Rows of a run's metrics that speak of `kind`, without the fields that tell the time.
+    /// Rows of a run's metrics with this `kind`, without fields that depend on time.
     pub fn metrics(&self, run: &str, kind: &str) -> Vec<Value> {
         let mut rows = self.rows(&format!("{run}/metrics.jsonl"));
         rows.retain(|row| row["kind"] == kind);
@@ -110,13 +111,13 @@ impl Bench {
         copy(&self.at(from), &self.at(to));
     }
 
-    /// Copies a committed model folder with the bench's tokenizer beside it.
+    /// Copies a committed model folder and adds the bench's tokenizer.
     pub fn golden(&self, name: &str, to: &str) {
         copy(&golden(name), &self.at(to));
         copy(&self.at("tok"), &self.at(to));
     }
 
-    /// Names of all files and folders below the bench.
+    /// Sorted paths of all files and folders in the bench.
     pub fn listing(&self) -> Vec<PathBuf> {
         let (mut found, mut open) = (Vec::new(), vec![self.path().to_path_buf()]);
         while let Some(folder) = open.pop() {
@@ -140,7 +141,7 @@ fn golden(name: &str) -> PathBuf {
 fn command(dir: &Path, words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mapl"));
     command.args(words.split_whitespace()).current_dir(dir).env("NO_COLOR", "1").stdin(Stdio::null());
-    // What a run records of its surroundings (train/manifest.rs) must not depend on who runs the tests.
+    // A run's record of its environment (train/manifest.rs) must not depend on who runs the tests.
     for inherited in ["CI", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"] {
         command.env_remove(inherited);
     }
@@ -167,7 +168,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The folder that every bench starts as a copy of.
+/// Template folder; every bench starts as a copy.
 fn start() -> &'static Path {
     static START: OnceLock<PathBuf> = OnceLock::new();
     START.get_or_init(|| {

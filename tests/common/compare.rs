@@ -1,11 +1,11 @@
-//! Comparison with the oracle: largest error, its place, both values, the share of the allowance used, and the cosine
-//! similarity, since one number alone can hide one bad element.
+//! Comparison with the oracle. It reports the largest error, its index, both values, the error as a
+//! share of the tolerance, and the cosine similarity, since one number can hide one bad element.
 
 use mapl::backend::contract::Tolerance;
 
 use super::Outputs;
 
-/// Compares every output by name and length and value.
+/// Compares name, length and values of every output.
 pub fn outputs(label: &str, got: &Outputs, expected: &Outputs, tolerance: impl Fn(&str) -> Tolerance) {
     assert_eq!(got.len(), expected.len(), "{label}: number of outputs");
     for ((name, got), (expected_name, expected)) in got.iter().zip(expected) {
@@ -14,14 +14,15 @@ pub fn outputs(label: &str, got: &Outputs, expected: &Outputs, tolerance: impl F
     }
 }
 
-/// Fails when an element is off by more than is allowed; NaN equals NaN, and an infinity equals itself.
+/// Fails if the error of an element exceeds the tolerance. NaN equals NaN, and an infinity equals
+/// itself.
 pub fn values(label: &str, got: &[f64], expected: &[f64], tolerance: Tolerance) {
     assert_eq!(got.len(), expected.len(), "{label}: length");
     let mut worst = (0.0, 0.0, 0);
     for (i, (&g, &e)) in got.iter().zip(expected).enumerate() {
         let error = if g == e || (g.is_nan() && e.is_nan()) { 0.0 } else { (g - e).abs() };
         let share = if error == 0.0 { 0.0 } else { error / tolerance.allowed(e) };
-        // An error of NaN, from one side being NaN, counts as infinite.
+        // An error of NaN (only one side is NaN) counts as infinite.
         let share = if share.is_nan() { f64::INFINITY } else { share };
         if share > worst.0 {
             worst = (share, error, i);
@@ -34,7 +35,7 @@ pub fn values(label: &str, got: &[f64], expected: &[f64], tolerance: Tolerance) 
         return;
     }
     let report = format!(
-        "{label}: max abs error {error:.3e} at {at} ({} against {}), {:.0} % of the allowance, similarity {similarity:.9}",
+        "{label}: max abs error {error:.3e} at {at} ({} against {}), {:.0} % of the tolerance, similarity {similarity:.9}",
         got[at],
         expected[at],
         100.0 * share,
@@ -43,7 +44,7 @@ pub fn values(label: &str, got: &[f64], expected: &[f64], tolerance: Tolerance) 
     assert!(share <= 1.0, "{report}");
 }
 
-/// Fails at the first element whose bits differ.
+/// Fails at the first element with different bits.
 pub fn bits(label: &str, got: &[f64], expected: &[f64]) {
     assert_eq!(got.len(), expected.len(), "{label}: length");
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
@@ -51,7 +52,7 @@ pub fn bits(label: &str, got: &[f64], expected: &[f64]) {
     }
 }
 
-/// As [`bits`], for every output.
+/// Fails at the first element of any output with different bits.
 pub fn same_bits(label: &str, got: &Outputs, expected: &Outputs) {
     assert_eq!(got.len(), expected.len(), "{label}: number of outputs");
     for ((name, got), (_, expected)) in got.iter().zip(expected) {

@@ -1,4 +1,4 @@
-//! Comparison losses from the host: tables, the op, its outputs.
+//! Comparison losses from host data: tables, the op and its outputs.
 
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -23,14 +23,14 @@ pub struct Preference {
     pub kind_scale: Vec<f64>,
 }
 
-/// The tables of comparisons on a backend.
+/// Comparison tables on a backend.
 pub struct Table<B: Backend> {
     indices: [Slot<B::Idx>; 5],
     numbers: [Slot<B::Acc>; 5],
 }
 
 impl<B: Backend> Table<B> {
-    /// Of comparisons over `seqs` sequences.
+    /// Builds the tables of comparisons over `seqs` sequences.
     pub fn of(on: &On<B>, p: &Preference, seqs: usize) -> Self {
         let comparisons = p.terms.len();
         let (mut sequence, mut sign) = (vec![-1; comparisons * TERMS], vec![0; comparisons * TERMS]);

@@ -1,4 +1,4 @@
-//! Tiny models and groups that several test files use.
+//! Tiny models and groups for several test files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use mapl::model::store;
 use mapl::rng::Rng;
 use serde_json::json;
 
-/// A family and head for a tiny model: 2 layers, hidden 16, 4 query heads on 2 key heads of width 6 (not hidden/heads).
+/// Returns the configuration of a tiny model of the given family and head: 2 layers, hidden size
+/// 16, 4 query heads and 2 key-value heads of width 6 (not hidden / heads).
 pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
     let class = if family == "llama" { "Llama" } else { "Qwen2" };
     let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
@@ -31,7 +32,7 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
     ModelConfig::from_json(map, Path::new("config.json")).unwrap()
 }
 
-/// A model in which every parameter is random, biases and norms too.
+/// Returns a model with random parameters, biases and norms included.
 pub fn random_model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) -> Model<B> {
     let mut model = store::random(backend, config.clone(), seed).unwrap();
     let mut rng = Rng::keyed(seed, &["perturb"]);
@@ -49,10 +50,11 @@ pub fn random_model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) ->
     model
 }
 
-/// (prompt, response) indices with signs; see [`group`].
+/// (prompt, response, sign) terms of a comparison; see [`group`].
 pub type Terms<'a> = &'a [(usize, usize, i8)];
 
-/// A tokenised group from prompts, responses and comparisons given as signed (prompt, response) pairs.
+/// Builds a tokenised group from prompts, responses and comparisons of signed (prompt, response)
+/// pairs.
 pub fn group(id: &str, prompts: &[&[u32]], responses: &[&[u32]], comparisons: &[(Kind, Terms<'_>)]) -> TokenizedGroup {
     let mut pairs: Vec<(usize, usize)> =
         comparisons.iter().flat_map(|(_, terms)| terms.iter().map(|t| (t.0, t.1))).collect();
@@ -84,8 +86,8 @@ pub fn group(id: &str, prompts: &[&[u32]], responses: &[&[u32]], comparisons: &[
     }
 }
 
-/// A full MAPL group (five prompts, two responses, eight sequences), a pair whose prompts share nothing, and a pair
-/// with one-token responses.
+/// Returns a full MAPL group (five prompts, two responses, eight sequences), a pair of prompts
+/// without a common prefix, and a pair with one-token responses.
 pub fn groups() -> Vec<TokenizedGroup> {
     let full = group(
         "full",

@@ -1,5 +1,5 @@
-//! The golden fixtures of `tests/golden` as typed values; `tests/golden/README.md` says what each key means. A missing
-//! or unknown key is a panic: a fixture that changed shape must not pass unnoticed.
+//! The golden fixtures of `tests/golden` as typed values; `tests/golden/README.md` describes each
+//! key. A missing or unknown key panics, so a fixture with a changed format cannot pass unnoticed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// Cases of language models: the first two with reference, DPO loss, gradients and AdamW steps.
+/// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
 pub const LANGUAGE_CASES: [&str; 3] = ["llama", "qwen2", "llama-bf16-sharded"];
 /// Cases of reward models.
 pub const REWARD_CASES: [&str; 2] = ["llama-reward", "qwen2-reward"];
@@ -25,7 +25,7 @@ pub struct Pair {
     pub rejected_ids: Vec<u32>,
 }
 
-/// One sequence and what a language model gives it.
+/// One sequence and its log-probabilities by a language model.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LanguageSequence {
@@ -33,9 +33,9 @@ pub struct LanguageSequence {
     pub response: Vec<u32>,
     /// Log-probability of each response token.
     pub logps: Vec<f64>,
-    /// Their sum.
+    /// Sum of `logps`.
     pub logp: f64,
-    /// The same by the reference model, where the case has one.
+    /// Log-probabilities by the reference model, if the case has one.
     pub reference_logps: Option<Vec<f64>>,
     pub reference_logp: Option<f64>,
 }
@@ -93,9 +93,9 @@ pub struct Steps {
     pub max_grad_norm: f64,
     /// Loss before each step.
     pub losses: Vec<f64>,
-    /// Loss after the last.
+    /// Loss after the last step.
     pub loss_after: f64,
-    /// Norm before clipping, each step.
+    /// Gradient norm of each step before clipping.
     pub grad_norms: Vec<f64>,
     /// Parameters with weight decay, sorted.
     pub decayed: Vec<String>,
@@ -201,7 +201,7 @@ pub fn reward_case(name: &str) -> RewardCase {
     json(&format!("{name}.json"))
 }
 
-/// TRL's losses for given log-probabilities.
+/// Returns TRL's losses for given log-probabilities.
 pub fn loss_rows() -> Vec<LossRow> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -211,8 +211,8 @@ pub fn loss_rows() -> Vec<LossRow> {
     json::<Table>("losses.json").rows
 }
 
-/// All f32 tensors of a fixture file, by name. Read with the safetensors crate alone, so that the program's own reader
-/// can be checked against it.
+/// Returns all f32 tensors of a fixture file by name. Only the safetensors crate reads the file, so
+/// the program's own reader can be checked against it.
 pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     let path = path(name);
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -1,5 +1,5 @@
-//! Calls of `head_preference` as data: batches of whole groups, what they are compared by, and the errors allowed. A backend
-//! that works chunk by chunk is tested by running the same cases with a small chunk.
+//! Test cases of `head_preference` as data: batches of whole groups, their losses, and error
+//! bounds. A backend that works in chunks is tested by the same cases with a small chunk size.
 
 use mapl::backend::contract::*;
 use mapl::backend::reference::Reference;
@@ -8,17 +8,20 @@ use mapl::backend::{Backend, Write};
 use super::comparisons::{Preference, Table};
 use super::{On, Outputs, Slot, indices, normal, runs_of};
 
-/// A call. Every group has tokens of its own: one more than its first rows need, which no row points to.
+/// A call of `head_preference`. Every group has tokens of its own, among them one that is not the
+/// source of any row.
 #[derive(Clone)]
 pub struct Case {
     pub label: String,
     pub dims: HeadDims,
     pub reduce: Reduce,
-    /// Rows of each sequence, by group.
+    /// Number of rows of each sequence, by group.
     pub groups: Vec<Vec<usize>>,
-    /// Rows behind the last group that belong to padding: a sequence of its own, whose hidden row gets no gradient.
+    /// Number of padding rows after the last group. They form a sequence of their own, and their
+    /// hidden row gets no gradient.
     pub padding: usize,
-    /// `None` where `direct` is the gradient of the scores. `score` is empty, and `direct` here is not used.
+    /// `None` if `direct` is the score gradient. The `score` field is empty and the `direct` field
+    /// is not used.
     pub loss: Option<Preference>,
     /// (seqs)
     pub direct: Option<Vec<f64>>,
@@ -32,14 +35,14 @@ pub struct Case {
     pub source: Vec<i32>,
     /// (rows)
     pub target: Vec<i32>,
-    /// (vocab, hidden) what the head's gradient is before the call
+    /// (vocab, hidden) initial content of the head's gradient
     pub dhead: Vec<f64>,
 }
 
 impl Case {
-    /// Logistic losses with a reference: every two neighbours of a group are a pair, and a group of four has a comparison of
-    /// four and one with detached terms too. The first rows of a group's sequences have one source, as the last token of a
-    /// prompt has.
+    /// Builds a case with logistic losses and a reference. Adjacent sequences of a group form a
+    /// pair. A group of at least four also has a four-term comparison and one with detached terms.
+    /// The first rows of a group's sequences share one source, like the last token of a prompt.
     pub fn new(label: &str, groups: &[&[usize]], (hidden, vocab): (usize, usize)) -> Self {
         let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.to_vec()).collect();
         let (mut source, mut tokens) = (Vec::new(), 0);
@@ -73,19 +76,19 @@ impl Case {
         }
     }
 
-    /// The same with another label and a change.
+    /// Returns a copy with an extended label and a change.
     pub fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
         let mut case = Self { label: format!("{}, {what}", self.label), ..self.clone() };
         change(&mut case);
         case
     }
 
-    /// The same with a change of its comparisons.
+    /// Returns a copy with a change of its comparisons.
     pub fn with_loss(&self, what: &str, change: impl FnOnce(&mut Preference)) -> Self {
-        self.with(what, |case| change(case.loss.as_mut().expect("a case with comparisons")))
+        self.with(what, |case| change(case.loss.as_mut().expect("the case has comparisons")))
     }
 
-    /// The same with so many rows of padding, and a sequence of padding without rows.
+    /// Returns a copy with a padding sequence of `rows` rows and an empty padding sequence.
     pub fn padded(&self, rows: usize) -> Self {
         self.with(&format!("{rows} rows of padding"), |case| {
             let (hidden, token) = (case.dims.hidden, case.dims.tokens);
@@ -99,12 +102,12 @@ impl Case {
         })
     }
 
-    /// Sequences, those of padding included.
+    /// Number of sequences, padding included.
     pub fn seqs(&self) -> usize {
         self.seq_rows().len()
     }
 
-    /// Rows of each sequence.
+    /// Number of rows of each sequence, padding included.
     fn seq_rows(&self) -> Vec<usize> {
         let padding = if self.padding > 0 { vec![self.padding, 0] } else { Vec::new() };
         self.groups.iter().flatten().copied().chain(padding).collect()
@@ -118,7 +121,7 @@ impl Case {
         std::iter::once(0).chain(ends).collect()
     }
 
-    /// Ends of the groups and of padding.
+    /// Ends of the groups and of the padding.
     pub fn ends(&self) -> Vec<GroupEnd> {
         let mut end = GroupEnd::default();
         let mut ends: Vec<GroupEnd> = Vec::new();
@@ -132,13 +135,14 @@ impl Case {
         ends
     }
 
-    /// Source of each row, -1 for padding: what rows are grouped by.
+    /// Grouping key of each row: its source, or -1 for padding.
     fn keys(&self) -> Vec<i32> {
         let real = self.dims.rows - self.padding;
         self.source.iter().enumerate().map(|(r, &source)| if r < real { source } else { -1 }).collect()
     }
 
-    /// The groups of a chunk as a case of their own, on all tokens and without padding's special role.
+    /// Returns the groups of a chunk as a separate case over all tokens. Padding rows become
+    /// ordinary rows.
     pub fn part(&self, chunk: &Chunk) -> Self {
         let (rows, seqs) = (chunk.rows.clone(), chunk.seqs.clone());
         let first = seqs.start as i32;
@@ -170,8 +174,8 @@ impl Case {
         }
     }
 
-    /// What bounds this case's errors, from its results in f64. No loss may be near a kink, and no logit near 0, where a count
-    /// of correct comparisons jumps.
+    /// Computes the error bounds of this case from its f64 results. Asserts that no loss is near a
+    /// kink and no logit near 0, where the count of correct comparisons is discontinuous.
     pub fn errors(&self) -> HeadPreferenceErrors {
         let outputs = self.run(&On::new(&Reference, Precision::F64)).0;
         let largest = |name: &str| output(&outputs, name).iter().fold(0.0f64, |a, x| a.max(x.abs()));
@@ -190,15 +194,20 @@ impl Case {
         let (scale, weight, kind) = (max(&p.scale), max(&p.weight), max(&p.kind_scale));
         let logits = output(&outputs, "logit");
         for (logit, margin) in logits.iter().zip(&p.margin) {
-            assert!(logit.abs() > 1e-3, "{}: a logit of {logit}", self.label);
+            assert!(logit.abs() > 1e-3, "{}: logit {logit} is too close to 0", self.label);
             let z = logit - margin;
-            assert!(p.curve != Curve::Hinge || (z - 1.0).abs() > 1e-2, "{}: an argument of {z}", self.label);
+            assert!(
+                p.curve != Curve::Hinge || (z - 1.0).abs() > 1e-2,
+                "{}: hinge argument {z} is too close to 1",
+                self.label
+            );
         }
         let reference = p.reference.as_deref().map_or(0.0, max);
         errors.comparisons = p.terms.len();
         errors.scale = scale;
         errors.logits = max(logits).max(scale * (largest("score") + reference)).max(1.0);
-        // First and second derivative of the curve with its argument; centring is the square of two scores.
+        // First and second derivative of the curve by its argument; centring squares the sum of two
+        // scores.
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
         let (first, second) = match p.curve {
             Curve::Sigmoid { .. } => (1.0, 0.25),
@@ -207,7 +216,7 @@ impl Case {
             Curve::Ipo => (2.0 * (max(logits) + max(&p.margin) + 0.5) / least.powi(2), 2.0 / least.powi(2)),
         };
         let centre = if p.center == 0.0 { (0.0, 0.0) } else { (8.0 * errors.logits * p.center, 8.0 * p.center) };
-        // A sequence is in at most four comparisons of a case.
+        // Each sequence of a case is in at most four comparisons.
         let uses = 4.0 * kind * weight * scale.max(1.0);
         errors.loss_slope = weight * (first + centre.0 / least);
         errors.slope = errors.slope.max(largest("dscore"));
@@ -215,7 +224,7 @@ impl Case {
         errors
     }
 
-    /// The call as one op, and whether the backend runs it as one.
+    /// Runs the op. Returns its outputs and whether the backend fuses it.
     pub fn run<B: Backend>(&self, on: &On<B>) -> (Outputs, bool) {
         let mut o = Operands::of(on, self);
         let args = o.arguments(self);
@@ -224,8 +233,8 @@ impl Case {
         (o.outputs(on, self), fused)
     }
 
-    /// The call as the ops it stands for, one by one.
-    pub fn run_one_by_one<B: Backend>(&self, on: &On<B>) -> Outputs {
+    /// Runs the separate ops that the fused op replaces.
+    pub fn run_separate_ops<B: Backend>(&self, on: &On<B>) -> Outputs {
         let (d, seqs, reduce, b) = (self.dims, self.seqs(), self.reduce, on.backend);
         let mut o = Operands::of(on, self);
         b.head_logprob_fwd(HeadLogprobFwd {
@@ -293,12 +302,12 @@ impl Case {
     }
 }
 
-/// Values of an output.
+/// Returns the values of an output.
 pub fn output<'a>(outputs: &'a Outputs, name: &str) -> &'a [f64] {
     outputs.iter().find(|(n, _)| *n == name).map_or(&[], |(_, values)| values)
 }
 
-/// Comparisons within groups; see [`Case::new`].
+/// Builds the comparisons within groups; see [`Case::new`].
 fn comparisons(groups: &[Vec<usize>], seqs: usize) -> Preference {
     let (mut terms, mut kind) = (Vec::new(), Vec::new());
     let mut first = 0i32;
@@ -423,7 +432,7 @@ impl<B: Backend> Operands<B> {
         }
     }
 
-    /// All outputs, those too that a call leaves alone.
+    /// Returns all outputs, including outputs that the call does not write.
     fn outputs(&self, on: &On<B>, case: &Case) -> Outputs {
         let acc = [
             ("logp", &self.logp),

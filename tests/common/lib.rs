@@ -1,7 +1,9 @@
-//! What the tests of ops share: buffers with guards, seeded inputs, batches of trees, comparison with the oracle.
+//! Shared helpers of the tests: buffers with guards, seeded inputs, batches of trees, comparison
+//! with the oracle.
 //!
-//! An op is run by a generic function of [`runs`] on any backend; [`check!`] runs it on every backend under test and
-//! compares with the reference from the same rounded inputs. A new backend is one more line in that macro.
+//! A generic function of [`runs`] runs an op on any backend. [`check!`] runs it on every backend
+//! under test and compares with the reference on the same rounded inputs. A new backend is one more
+//! line in that macro.
 
 pub mod compare;
 pub mod comparisons;
@@ -20,8 +22,8 @@ use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
 use mapl::rng::Rng;
 
-/// Runs `$run(&on)` on the reference and on each backend under test and compares every output; `$tolerance` maps a
-/// precision and the name of an output to the error allowed.
+/// Runs `$run(&on)` on the reference and on each backend under test and compares every output.
+/// `$tolerance` maps a precision and the name of an output to a tolerance.
 #[macro_export]
 macro_rules! check {
     ($label:expr, $run:expr, $tolerance:expr) => {{
@@ -31,6 +33,7 @@ macro_rules! check {
     }};
 }
 
+/// Runs `$run(&on)` on the reference and on one backend and compares every output.
 #[macro_export]
 macro_rules! check_backend {
     ($B:ty, $label:expr, $run:expr, $tolerance:expr) => {{
@@ -44,9 +47,10 @@ macro_rules! check_backend {
     }};
 }
 
-/// The portable kernels on the emulator: within tolerance of the reference in one order of threads, and the same bits in the others,
-/// on other numbers of multiprocessors and from other alignments of the operands. On a GPU, where there is one: within
-/// tolerance, and the same bits from either alignment.
+/// Checks the portable kernels. On the emulator, results in the first schedule are within tolerance
+/// of the reference; results with other schedules, numbers of multiprocessors and operand
+/// alignments are bitwise equal to them. On the GPU, if there is one, results are within tolerance
+/// and bitwise equal for both alignments.
 #[macro_export]
 macro_rules! check_kernels {
     ($A:ty, $label:expr, $run:expr, $tolerance:expr) => {{
@@ -87,8 +91,8 @@ macro_rules! check_kernels {
     }};
 }
 
-/// Calls the generic function `$run(&on)` on every backend under test, the emulator in one order of threads: for
-/// properties that need no oracle.
+/// Calls the generic function `$run(&on)` on every backend under test, with one schedule of the
+/// emulator. For properties that need no oracle.
 #[macro_export]
 macro_rules! each_backend {
     ($run:path) => {{
@@ -114,18 +118,20 @@ macro_rules! each_backend {
     }};
 }
 
-/// Orders of threads, numbers of multiprocessors, and elements before every view: 8 keeps 16-byte alignment, 5 breaks it.
+/// Schedule, number of multiprocessors, and number of elements before every view: 8 keeps 16-byte
+/// alignment, 5 breaks it.
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
-/// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names (`emulator`, `cuda`).
+/// Returns whether tests run on `device`. `MAPL_TEST_DEVICES` lists the devices (`emulator`,
+/// `cuda`); if it is unset, tests run on all of them.
 fn wanted(device: &str) -> bool {
     std::env::var("MAPL_TEST_DEVICES").map_or(true, |names| names.split(',').any(|name| name == device))
 }
 
-/// The GPU. Where there is none the test says why; it fails where `MAPL_REQUIRE_GPU` is 1.
+/// Opens the GPU. If that fails, prints the reason, or panics if `MAPL_REQUIRE_GPU` is 1.
 pub fn gpu() -> Option<Driver> {
-    /// Holds the primary context until the process ends: making one takes longer than most tests.
+    /// Keeps the primary context until the process ends: creating one takes longer than most tests.
     static HELD: std::sync::OnceLock<Option<Driver>> = std::sync::OnceLock::new();
     if !wanted(Driver::NAME) {
         return None;
@@ -141,7 +147,8 @@ pub fn gpu() -> Option<Driver> {
     }
 }
 
-/// An emulated device. Without one in the build the test says so, and fails where `MAPL_REQUIRE_EMULATOR` is 1.
+/// Creates an emulated device. If the build has no emulator, prints the reason, or panics if
+/// `MAPL_REQUIRE_EMULATOR` is 1.
 pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
     if !wanted(Emulator::NAME) {
         return None;
@@ -159,19 +166,21 @@ pub fn emulator(schedule: Schedule, processors: usize) -> Option<Emulator> {
 /// Names and values of an op's outputs.
 pub type Outputs = Vec<(&'static str, Vec<f64>)>;
 
-/// Elements before (unless a test says otherwise) and after every view: ops must work from any offset and must not touch
-/// the neighbours.
+/// Default number of elements before every view. Ops must work at any offset and must not write
+/// outside the view.
 const BEFORE: usize = 5;
+/// Number of elements after every view.
 const AFTER: usize = 3;
+/// Value of the elements around a view.
 const GUARD: f64 = -4096.0;
-/// What outputs hold before an op that overwrites them.
+/// Initial value of outputs that an op overwrites.
 pub const STALE: f64 = 777.0;
 
-/// A backend, and the precision that inputs are rounded to before they are written.
+/// A backend with the precision to which inputs are rounded before the upload.
 pub struct On<'a, B> {
     pub backend: &'a B,
     pub inputs: Precision,
-    /// Elements before every view.
+    /// Number of elements before every view.
     pub before: usize,
 }
 
@@ -181,7 +190,7 @@ impl<'a, B> On<'a, B> {
     }
 }
 
-/// A buffer with guards around the elements of interest.
+/// A buffer with guard elements around the view.
 pub struct Slot<T> {
     pub buffer: T,
     pub before: usize,
@@ -256,31 +265,32 @@ fn unguarded(before: usize, host: Vec<f64>) -> Vec<f64> {
     host[before..end].to_vec()
 }
 
-/// Precision of outputs that are stored as `Acc` and made from inputs that are exact: f32 where activations are bf16.
+/// Returns the precision of outputs that are stored as `Acc` and computed from exact inputs: f32 if
+/// activations are bf16.
 pub fn stored_as_acc(precision: Precision) -> Precision {
     if precision == Precision::Bf16 { Precision::F32 } else { precision }
 }
 
-/// Seeded normal numbers of the given standard deviation.
+/// Returns normal numbers of the given standard deviation, seeded by the label.
 pub fn normal(label: &str, len: usize, deviation: f64) -> Vec<f64> {
     let mut rng = Rng::keyed(1, &["inputs", label]);
     (0..len).map(|_| rng.normal() * deviation).collect()
 }
 
-/// Seeded indices below `n`.
+/// Returns indices below `n`, seeded by the label.
 pub fn indices(label: &str, len: usize, n: usize) -> Vec<i32> {
     let mut rng = Rng::keyed(1, &["indices", label]);
     (0..len).map(|_| rng.below(n) as i32).collect()
 }
 
-/// Host form of `Runs`: items sorted by key.
+/// Host form of `Runs`: items grouped by key.
 pub struct HostRuns {
     pub order: Vec<i32>,
     pub offsets: Vec<i32>,
     pub keys: Vec<i32>,
 }
 
-/// Keys below 0 are padding and come last.
+/// Groups items by key. Negative keys are padding and come last.
 pub fn runs_of(keys_of_items: &[i32]) -> HostRuns {
     let mut order: Vec<i32> = (0..keys_of_items.len() as i32).collect();
     order.sort_by_key(|&i| (keys_of_items[i as usize] as u32, i));

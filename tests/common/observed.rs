@@ -1,7 +1,8 @@
-//! An emulator whose every call is counted, and any call of which can be made to fail.
+//! An emulator that counts every call and can make any call fail.
 //!
-//! Time. The emulator is done with a call when the call returns; a GPU is not. So this device counts what is enqueued and knows
-//! only that to be done for which the host has waited. A wait for anything else is counted as a synchronisation.
+//! The emulator completes a call before it returns; a GPU does not. So this device numbers the
+//! enqueued work and treats work as complete only after the host has waited for it. A wait for work
+//! that is not known to be complete counts as a synchronisation.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -11,28 +12,29 @@ use mapl::backend::kernels::device::{Device, Grid, Kernel, Properties, TensorMap
 use mapl::backend::kernels::emulator::{Emulator, Memory};
 use mapl::{Error, Result};
 
-/// What was asked of a device.
+/// Calls made to a device.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Calls {
-    /// Calls by name.
+    /// Number of calls by name.
     pub by_name: BTreeMap<&'static str, usize>,
-    /// Launches by kernel, of recorded ones when they are replayed too.
+    /// Number of launches by kernel, including launches of replayed graphs.
     pub launches: BTreeMap<&'static str, usize>,
-    /// Waits of the host for work that nothing has shown to be done, by call; opening an outlet is not among them.
+    /// Number of host waits for work that is not known to be complete, by call. Opening an outlet
+    /// does not count.
     pub synchronisations: BTreeMap<&'static str, usize>,
-    /// Memory taken, by call.
+    /// Number of allocations, by call.
     pub allocations: BTreeMap<&'static str, usize>,
-    /// Bytes of device memory taken.
+    /// Bytes of device memory allocated.
     pub bytes: u64,
 }
 
 impl Calls {
-    /// Calls of one name.
+    /// Returns the number of calls of one name.
     pub fn of(&self, name: &str) -> usize {
         self.by_name.get(name).copied().unwrap_or(0)
     }
 
-    /// Launches in all.
+    /// Returns the total number of launches.
     pub fn launched(&self) -> usize {
         self.launches.values().sum()
     }
@@ -42,18 +44,19 @@ impl Calls {
 struct State {
     calls: Calls,
     count: usize,
-    /// Calls until one fails.
+    /// Number of the call that fails.
     fail_at: Option<usize>,
     failed: Option<&'static str>,
-    /// Work enqueued so far, and how much of it the host knows to be done.
+    /// Work items enqueued so far.
     now: u64,
+    /// Work items that the host knows to be complete.
     known: u64,
 }
 
-/// The device.
+/// An emulator that counts its calls.
 pub struct Observed {
     emulator: Emulator,
-    /// Kernels run; otherwise memory keeps what it holds.
+    /// Whether kernels run. If false, launches leave memory unchanged.
     runs: bool,
     state: Mutex<State>,
 }
@@ -63,23 +66,23 @@ impl Observed {
         Self { emulator, runs, state: Mutex::default() }
     }
 
-    /// What was asked for since the last call of this.
+    /// Returns the calls since the last `take`, and resets the counts.
     pub fn take(&self) -> Calls {
         std::mem::take(&mut self.state().calls)
     }
 
-    /// Calls so far.
+    /// Returns the number of calls so far.
     pub fn count(&self) -> usize {
         self.state().count
     }
 
-    /// Makes one call fail, the `after`th from now (0: the next).
+    /// Makes a later call fail: `after` is the number of calls before it (0: the next call fails).
     pub fn fail(&self, after: usize) {
         let mut state = self.state();
         state.fail_at = Some(state.count + after);
     }
 
-    /// The call that has failed.
+    /// Returns the name of the failed call.
     pub fn failed(&self) -> Option<&'static str> {
         self.state().failed
     }
@@ -121,15 +124,15 @@ impl State {
     }
 }
 
-/// Bytes on their way to the device.
+/// Staging buffer for transfers to the device.
 pub struct Inlet {
     bytes: Vec<u8>,
-    /// When the last transfer is done for certain: with the work that took it.
+    /// Number of the work item that consumed the last transfer. The transfer is complete with it.
     taken: u64,
     sent: bool,
 }
 
-/// Bytes on their way to the host.
+/// Staging buffer for transfers to the host.
 pub struct Outlet {
     bytes: Vec<u8>,
     fetched: u64,
@@ -160,7 +163,8 @@ impl Device for Observed {
 
     fn upload(&self, memory: &mut Memory, start: usize, source: &[u8]) -> Result<()> {
         let mut state = self.call("upload")?;
-        // A driver may wait for the stream to take over memory that is not page-locked (CUDA, API synchronization behavior).
+        // A driver may synchronise the stream before it copies from pageable memory (CUDA Driver
+        // API, API synchronization behavior).
         state.now += 1;
         let now = state.now;
         state.wait("upload", now);
@@ -199,7 +203,8 @@ impl Device for Observed {
 
     fn fill<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
         let mut state = self.call("fill")?;
-        // A transfer that no work has taken yet is done at no known time.
+        // If no work item has consumed the transfer yet, only completion of all work proves it
+        // done.
         let until = if inlet.sent { state.now } else { inlet.taken };
         state.wait("fill", until);
         Ok(&mut inlet.bytes)

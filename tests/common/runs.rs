@@ -1,4 +1,4 @@
-//! One generic function per op: inputs from the host, outputs back.
+//! One generic function per op: it uploads inputs, runs the op and downloads the outputs.
 
 use std::ops::Range;
 
@@ -90,7 +90,7 @@ pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f6
     vec![("y", on.read_act(&y))]
 }
 
-/// With a bias and a residual.
+/// Linear layer with bias and residual; `inputs` are x, weight, bias, residual.
 pub fn linear_fwd_residual<B: Backend>(on: &On<B>, d: LinearDims, inputs: [&[f64]; 4]) -> Outputs {
     let [x, weight, bias, residual] = inputs.map(|values| on.act(values));
     let mut y = on.act_out(d.tokens * d.outputs);
@@ -100,7 +100,7 @@ pub fn linear_fwd_residual<B: Backend>(on: &On<B>, d: LinearDims, inputs: [&[f64
     vec![("y", on.read_act(&y))]
 }
 
-/// The activation alone, or after gate and up where `stored`.
+/// Returns the activation, preceded by gate and up if `stored`.
 pub fn linear_glu_fwd<B: Backend>(on: &On<B>, d: LinearGluDims, x: &[f64], weight: &[f64], stored: bool) -> Outputs {
     let (x, weight) = (on.act(x), on.act(weight));
     let mut act = on.act_out(d.tokens * d.intermediate);
@@ -165,7 +165,8 @@ pub fn linear_bwd_weight<B: Backend>(
     vec![("dweight", on.read_acc(&dweight))]
 }
 
-/// As [`linear_bwd_weight`], with the root mean square of the gradient by its norms, which must be that of what was stored.
+/// Like [`linear_bwd_weight`], with patch norms. Returns the root mean square of the gradient
+/// computed from the norms, and asserts that it equals the root mean square of the stored gradient.
 pub fn linear_bwd_weight_norms<B: Backend>(
     on: &On<B>,
     d: LinearDims,
@@ -180,13 +181,13 @@ pub fn linear_bwd_weight_norms<B: Backend>(
     on.backend.linear_bwd_weight(args).unwrap();
     let (dweight, norms) = (on.read_acc(&dweight), on.read_acc(&norms));
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let (told, stored) = (norm(&norms), norm(&dweight));
+    let (computed, stored) = (norm(&norms), norm(&dweight));
     assert!(
-        told == stored || (told / stored - 1.0).abs() < 2f64.powi(-23),
-        "norm {told:e} of a gradient of {stored:e}"
+        computed == stored || (computed / stored - 1.0).abs() < 2f64.powi(-23),
+        "norm {computed:e} from patch norms, {stored:e} from the stored gradient"
     );
     let elements = dweight.len();
-    let rms = if elements == 0 { vec![] } else { vec![told / (elements as f64).sqrt()] };
+    let rms = if elements == 0 { vec![] } else { vec![computed / (elements as f64).sqrt()] };
     vec![("dweight", dweight), ("rms", rms)]
 }
 
@@ -196,7 +197,7 @@ pub fn bias_bwd<B: Backend>(on: &On<B>, d: LinearDims, dy: &[f64], dbias: &[f64]
     vec![("dbias", on.read_acc(&dbias))]
 }
 
-/// Rotation forward, or backward with `back`.
+/// Rotates forward, or backward if `back`.
 pub fn rope<B: Backend>(
     on: &On<B>,
     d: RopeDims,
@@ -304,12 +305,12 @@ pub struct HeadBwdInputs<'a> {
     pub target: &'a [i32],
     pub lse: &'a [f64],
     pub dlogp: &'a [f64],
-    /// What the head's gradient is before the call.
+    /// Initial content of the head's gradient.
     pub dhead: &'a [f64],
     pub write: Write,
 }
 
-/// The gradient of hidden rows with a frozen head.
+/// Gradient of the hidden rows with a frozen head.
 pub fn frozen_head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>) -> Outputs {
     head_gradients(on, d, i, false)
 }
@@ -341,7 +342,7 @@ fn head_gradients<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>, wi
     vec![("dhidden", on.read_act(&dhidden)), ("dhead", on.read_acc(&dhead))]
 }
 
-/// Stored-logits log-prob and its gradient in one.
+/// Stored-logits log-prob and its gradient in one call.
 pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i32], dlogp: &[f64]) -> Outputs {
     let rows = target.len();
     let (mut logits, target, dlogp) = (on.act(logits), on.idx(target), on.acc(dlogp));
@@ -367,7 +368,7 @@ pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i
     vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse)), ("dlogits", on.read_act(&logits))]
 }
 
-/// Reward head and its gradient in one.
+/// Reward head and its gradient in one call.
 pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], rows: &[i32], write: Write) -> Outputs {
     let [hidden, weight, dscore, dweight] = inputs;
     let (hidden, weight, rows) = (on.act(hidden), on.act(weight), on.idx(rows));
@@ -395,7 +396,7 @@ pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], r
     vec![("score", on.read_acc(&score)), ("dhidden", on.read_act(&dhidden)), ("dweight", on.read_acc(&dweight))]
 }
 
-/// Per-sequence sums and their gradient in one.
+/// Per-sequence sums and their gradient in one call.
 pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offsets: &[i32], dsums: &[f64]) -> Outputs {
     let (rows, seqs) = (values.len(), offsets.len() - 1);
     let (values, offsets, dsums) = (on.acc(values), on.idx(offsets), on.acc(dsums));
@@ -412,7 +413,7 @@ pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: 
     norm_of(on, max_norm, grads, None, control)
 }
 
-/// Norm of a gradient of which norms stand for a part.
+/// Norm of a gradient with known norms for the elements of a range.
 pub fn grad_norm_known<B: Backend>(
     on: &On<B>,
     max_norm: f64,
@@ -443,7 +444,7 @@ fn norm_of<B: Backend>(
     vec![("control", on.read_acc(&control))]
 }
 
-/// Constants of an update.
+/// Constants of an AdamW update.
 #[derive(Clone, Copy)]
 pub struct Adam {
     pub decayed: usize,
@@ -453,7 +454,7 @@ pub struct Adam {
     pub weight_decay: f64,
 }
 
-/// One update; `state` is params, m, v.
+/// One AdamW update; `state` is params, m, v.
 pub fn adamw<B: Backend>(on: &On<B>, adam: Adam, control: &[f64], grads: &[f64], state: [&[f64]; 3]) -> Outputs {
     let (control, grads) = (on.acc(control), on.acc(grads));
     let (mut params, mut m, mut v) = (on.act(state[0]), on.acc(state[1]), on.acc(state[2]));

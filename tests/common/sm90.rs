@@ -1,5 +1,6 @@
-//! Ops by the kernels for Hopper: on the emulator the same bits in every order of threads and on any number of multiprocessors,
-//! on a GPU the same bits again, and on both within tolerance of the reference.
+//! Checks of ops on the Hopper kernels. Results are within tolerance of the reference. They are
+//! bitwise equal on the emulator in every schedule and for any number of multiprocessors, and on a
+//! GPU in repeated runs.
 
 use super::{On, Outputs, compare, emulator, gpu};
 use half::bf16;
@@ -9,26 +10,28 @@ use mapl::backend::kernels::device::Device;
 use mapl::backend::kernels::emulator::Schedule;
 use mapl::backend::kernels::hopper::Hopper;
 
-/// What a case does on any device.
+/// A case that runs on any device.
 pub trait Work {
     fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs;
 
-    /// The backend it is done on.
+    /// Configures the backend before the run.
     fn prepare<D: Device>(&self, kernels: Kernels<D, bf16>) -> Kernels<D, bf16> {
         kernels
     }
 }
 
-/// Runs on a device. Operands begin at multiples of 16 bytes, or these kernels would not be used.
-pub fn done<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
+/// Runs a case on a device. Operands are 16-byte aligned; otherwise the backend would not use the
+/// Hopper kernels.
+pub fn run_on<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
     let kernels = work.prepare(Kernels::<_, bf16>::new(device).with_hopper(how));
     let mut on = On::new(&kernels, Precision::Bf16);
     on.before = 8;
     work.on(&on)
 }
 
-/// Compares a way with the reference's results, and with itself for the bits.
-pub fn one_way(
+/// Compares the variant `how` with the reference's results, and its schedules with one another
+/// bitwise.
+pub fn check_variant(
     label: &str,
     how: Hopper,
     blocks: usize,
@@ -37,17 +40,17 @@ pub fn one_way(
     work: &impl Work,
 ) {
     if let Some(device) = emulator(Schedule::Rising, 2) {
-        let first = done(device, how, work);
+        let first = run_on(device, how, work);
         compare::outputs(label, &first, expected, &tolerance);
         for (schedule, processors) in [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)] {
-            // Clusters of two need two multiprocessors.
+            // Clusters of two blocks need two multiprocessors.
             let Some(device) = emulator(schedule, processors.max(blocks)) else { continue };
-            compare::same_bits(&format!("{label}, {schedule:?} on {processors}"), &done(device, how, work), &first);
+            compare::same_bits(&format!("{label}, {schedule:?} on {processors}"), &run_on(device, how, work), &first);
         }
     }
     if let (Some(one), Some(two)) = (gpu(), gpu()) {
-        let first = done(one, how, work);
+        let first = run_on(one, how, work);
         compare::outputs(&format!("{label} on the GPU"), &first, expected, &tolerance);
-        compare::same_bits(&format!("{label} on the GPU again"), &done(two, how, work), &first);
+        compare::same_bits(&format!("{label} on the GPU again"), &run_on(two, how, work), &first);
     }
 }

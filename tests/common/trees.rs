@@ -2,7 +2,7 @@
 
 use mapl::backend::contract::AttentionDims;
 
-/// Index tables of a batch on the host.
+/// Index tables of a batch, on the host.
 #[derive(Clone, Default, Debug)]
 pub struct HostTree {
     pub starts: Vec<i32>,
@@ -62,11 +62,11 @@ impl HostTree {
     }
 }
 
-/// Named batches, one per regime.
+/// Named batches, one per kind of tree.
 pub fn batches() -> Vec<(&'static str, HostTree)> {
     let root = None;
     vec![
-        ("no tree at all", HostTree::new()),
+        ("no trees", HostTree::new()),
         ("one token", HostTree::new().tree(&[(1, root)])),
         ("two sequences without a shared prefix", HostTree::new().tree(&[(17, root), (1, root)])),
         ("two sequences with a shared prefix", HostTree::new().tree(&[(12, root), (5, Some(0)), (7, Some(0))])),
@@ -86,7 +86,7 @@ pub fn batches() -> Vec<(&'static str, HostTree)> {
                 (20, Some(7)),
             ]),
         ),
-        ("longer than a task and a block", HostTree::new().tree(&[(150, root), (90, Some(0)), (33, Some(0))])),
+        ("segments longer than a task and a block", HostTree::new().tree(&[(150, root), (90, Some(0)), (33, Some(0))])),
         (
             "several trees, breadth first",
             HostTree::new()
@@ -94,6 +94,6 @@ pub fn batches() -> Vec<(&'static str, HostTree)> {
                 .tree(&[(70, root)])
                 .tree(&[(1, root), (1, Some(0)), (64, Some(1))]),
         ),
-        ("path beyond one block of the depth", HostTree::new().tree(&[(500, root), (40, Some(0)), (13, Some(1))])),
+        ("path longer than one block of K", HostTree::new().tree(&[(500, root), (40, Some(0)), (13, Some(1))])),
     ]
 }

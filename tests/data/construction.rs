@@ -1,5 +1,6 @@
-//! Construction of preference groups: every flag re-checked from the row alone, rules A and B, presets, the worked
-//! example, independence of threads and order, balance of the two sides of a comparison.
+//! Construction of preference groups: flags re-checked from the built row, rules A and B, and
+//! presets. Groups do not depend on threads or order, and the two sides of comparisons are
+//! balanced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +20,7 @@ const WORDS: [&str; 40] = [
     "was", "not", "this", "Ocean", "Island",
 ];
 
-/// Text of `sentences` sentences in `paragraphs` paragraphs, with or without bullets.
+/// Text of `sentences` sentences in `paragraphs` paragraphs, followed by `bullets` bullet items.
 fn text(rng: &mut Rng, sentences: usize, paragraphs: usize, bullets: usize) -> String {
     let sentence = |rng: &mut Rng| {
         let words: Vec<&str> = (0..rng.range(3, 12)).map(|_| *rng.choose(&WORDS).unwrap()).collect();
@@ -32,7 +33,7 @@ fn text(rng: &mut Rng, sentences: usize, paragraphs: usize, bullets: usize) -> S
     blocks.join("\n\n")
 }
 
-/// Ordinary pairs. The chosen response is the longer one in most rows, as in real data.
+/// Ordinary pairs. As in real data, the chosen response is longer in most rows.
 fn pairs(count: usize) -> Vec<PreferenceGroup> {
     (0..count)
         .map(|i| {
@@ -56,7 +57,7 @@ fn with(edit: impl FnOnce(&mut BuildOptions)) -> BuildOptions {
     options
 }
 
-/// Ids, arguments and flags (per response) of a prompt's instructions.
+/// Ids, arguments and per-response flags of a prompt's instructions.
 fn of_prompt(group: &PreferenceGroup, prompt: usize) -> Vec<(&str, &instructions::Kwargs, &[Option<bool>])> {
     let own = group.instructions.iter().filter(|i| i.prompt == prompt);
     own.map(|i| (i.id.as_str(), &i.kwargs, i.satisfied.as_slice())).collect()
@@ -66,11 +67,11 @@ fn signed(comparison: &Comparison, sign: i8) -> Vec<(usize, usize)> {
     comparison.terms.iter().filter(|t| t.sign == sign).map(|t| (t.prompt, t.response)).collect()
 }
 
-/// Checks a built row by itself: flags, conflicts, rules, directions, texts.
-fn assert_row_holds(group: &PreferenceGroup, options: &BuildOptions) {
+/// Checks a built row without its source: flags, conflicts, rules, directions, texts.
+fn assert_row_is_consistent(group: &PreferenceGroup, options: &BuildOptions) {
     group.validate().unwrap();
     let distinct: BTreeSet<String> = group.prompts.iter().map(|p| serde_json::to_string(p).unwrap()).collect();
-    assert_eq!(distinct.len(), group.prompts.len(), "identical prompts are merged");
+    assert_eq!(distinct.len(), group.prompts.len(), "identical prompts must be merged");
     for instruction in &group.instructions {
         let function = instructions::by_id(&instruction.id).unwrap();
         for (response, flag) in group.responses.iter().zip(&instruction.satisfied) {
@@ -79,7 +80,7 @@ fn assert_row_holds(group: &PreferenceGroup, options: &BuildOptions) {
         let Prompt::Text(prompt) = &group.prompts[instruction.prompt] else { panic!("text rows only") };
         let said =
             (0..instructions::VARIANTS).any(|v| prompt.contains(&function.phrase(&instruction.kwargs, v).unwrap()));
-        assert!(said, "{prompt:?} does not say {instruction:?}");
+        assert!(said, "{prompt:?} does not state {instruction:?}");
     }
     for prompt in 0..group.prompts.len() {
         let own = of_prompt(group, prompt);
@@ -93,13 +94,13 @@ fn assert_row_holds(group: &PreferenceGroup, options: &BuildOptions) {
     for comparison in &group.comparisons {
         match comparison.kind {
             Kind::Base => {}
-            Kind::Intra => assert_intra_holds(group, comparison, options),
-            Kind::Inter => assert_inter_holds(group, comparison, options),
+            Kind::Intra => assert_intra_is_consistent(group, comparison, options),
+            Kind::Inter => assert_inter_is_consistent(group, comparison, options),
         }
     }
 }
 
-fn assert_intra_holds(group: &PreferenceGroup, comparison: &Comparison, options: &BuildOptions) {
+fn assert_intra_is_consistent(group: &PreferenceGroup, comparison: &Comparison, options: &BuildOptions) {
     let ((better, y), (worse, also_y)) = (signed(comparison, 1)[0], signed(comparison, -1)[0]);
     assert_eq!(y, also_y);
     assert_eq!(comparison.weight, if y == 1 { options.lambda_resp } else { 1.0 });
@@ -118,8 +119,12 @@ fn assert_intra_holds(group: &PreferenceGroup, comparison: &Comparison, options:
     let k = w.len();
     assert!(k >= 1 && k == l.len());
     for (a, b) in w.iter().zip(&l) {
-        assert_eq!(a.0, b.0, "the same functions in the same order");
-        assert_eq!(a.2[y] == b.2[y], a.1 == b.1, "equal flags keep the arguments, others change them");
+        assert_eq!(a.0, b.0, "both prompts need the same functions in the same order");
+        assert_eq!(
+            a.2[y] == b.2[y],
+            a.1 == b.1,
+            "equal flags must keep the arguments, different flags must change them"
+        );
     }
     let changed = w.iter().zip(&l).filter(|(a, b)| a.1 != b.1).count();
     match options.violations {
@@ -134,7 +139,7 @@ fn assert_intra_holds(group: &PreferenceGroup, comparison: &Comparison, options:
     }
 }
 
-fn assert_inter_holds(group: &PreferenceGroup, comparison: &Comparison, options: &BuildOptions) {
+fn assert_inter_is_consistent(group: &PreferenceGroup, comparison: &Comparison, options: &BuildOptions) {
     let (winner, loser) = match comparison.direction.unwrap() {
         Direction::Up => (0, 1),
         Direction::Down => (1, 0),
@@ -162,7 +167,7 @@ fn count(group: &PreferenceGroup, kind: Kind) -> usize {
 }
 
 #[test]
-fn every_row_holds_under_every_option() {
+fn every_row_is_consistent_under_every_option() {
     let rows = pairs(40);
     let all: Vec<String> = instructions::all().iter().map(|f| f.id.to_owned()).collect();
     let cases = [
@@ -196,7 +201,7 @@ fn every_row_holds_under_every_option() {
         let (groups, report) = build_groups(&rows, &options, 0);
         assert_eq!(groups.len(), rows.len());
         for (row, group) in rows.iter().zip(&groups) {
-            assert_row_holds(group, &options);
+            assert_row_is_consistent(group, &options);
             assert_eq!(group.comparisons[0], row.comparisons[0], "the base comparison is kept");
             assert_eq!(count(group, Kind::Base), 1);
         }
@@ -219,7 +224,8 @@ fn every_row_holds_under_every_option() {
 #[test]
 fn a_shared_group_has_five_prompts_and_eight_sequences() {
     let rows = pairs(60);
-    // With few instructions two contrasts may come out equal and are merged; one change of three or more cannot.
+    // With few instructions two contrast prompts may be equal and are merged. One change among
+    // three or more instructions gives distinct prompts.
     let options = with(|o| (o.violations, o.k_min) = (Violations::One, 3));
     let (groups, _) = build_groups(&rows, &options, 0);
     let full = groups.iter().filter(|g| g.comparisons.len() == 5).collect::<Vec<_>>();
@@ -250,7 +256,8 @@ fn presets_give_their_terms() {
     for (four, two) in iopo.iter().zip(&rpo) {
         assert_eq!((count(four, Kind::Intra), count(four, Kind::Inter)), (0, 1));
         let (four, pair) = (&four.comparisons[1], &two.comparisons[1]);
-        // D(x1,y1) + D(x2,y2) - D(x1,y2) - D(x2,y1) with (x1,y1,x2,y2) = (x_up, chosen, x, rejected).
+        // D(x1,y1) + D(x2,y2) - D(x1,y2) - D(x2,y1), with (x1,y1,x2,y2) = (x_up, chosen, x,
+        // rejected).
         assert_eq!((signed(four, 1), signed(four, -1)), (vec![(1, 0), (0, 1)], vec![(1, 1), (0, 0)]));
         assert_eq!((signed(pair, 1), signed(pair, -1)), (vec![(1, 0)], vec![(1, 1)]));
         let differing = two.instructions.iter().filter(|i| i.prompt == 1).count();
@@ -277,7 +284,7 @@ fn margin_group_and_pop_detached_give_equal_rows() {
 }
 
 #[test]
-fn construction_depends_on_seed_row_and_epoch_alone() {
+fn construction_depends_only_on_seed_row_and_epoch() {
     let rows = pairs(30);
     let options = BuildOptions::default();
     let bytes = |threads: usize, rows: &[PreferenceGroup], options: &BuildOptions, epoch: u64| {
@@ -287,7 +294,7 @@ fn construction_depends_on_seed_row_and_epoch_alone() {
     };
     let (one, report) = bytes(1, &rows, &options, 0);
     assert_eq!((one.clone(), report), bytes(4, &rows, &options, 0));
-    assert_eq!(one, bytes(2, &rows, &options, 3).0, "epochs give the same groups unless they are redrawn");
+    assert_eq!(one, bytes(2, &rows, &options, 3).0, "groups must not depend on the epoch unless they are redrawn");
     let reversed: Vec<_> = rows.iter().rev().cloned().collect();
     assert_eq!(one, bytes(3, &reversed, &options, 0).0.into_iter().rev().collect::<Vec<_>>());
     let redraw = with(|o| o.redraw = Redraw::Epoch);
@@ -298,7 +305,7 @@ fn construction_depends_on_seed_row_and_epoch_alone() {
 }
 
 #[test]
-fn prompts_give_no_answer_away() {
+fn prompts_do_not_reveal_the_preferred_side() {
     for options in [
         BuildOptions::default(),
         with(|o| o.intra_rule = IntraRule::A),
@@ -310,7 +317,8 @@ fn prompts_give_no_answer_away() {
     }
 }
 
-/// About 3,000 comparisons, hence a standard deviation of one percent point for what every comparison shows.
+/// Checks shares of about 3,000 comparisons, which have a standard deviation of one percentage
+/// point.
 fn assert_sides_balance(options: &BuildOptions) {
     let (groups, report) = build_groups(&pairs(1500), options, 0);
     let near_half = |what: &str, share: f64| assert!((share - 0.5).abs() < 0.04, "{what}: {share} {options:?}");
@@ -322,14 +330,16 @@ fn assert_sides_balance(options: &BuildOptions) {
             near_half(what, side.share().unwrap());
         }
     }
-    // The chosen responses are longer, so up shows more "at least": the balance above is not a matter of course.
+    // Chosen responses are longer, so direction up has more "at least" relations: the balance above
+    // is not trivial.
     if options.build_inter {
         let up = report.inter_relations[0].share().unwrap();
         assert!(up > 0.6, "{up}");
     }
     let half = |a: usize, b: usize| if a == b { 0.5 } else { f64::from(u8::from(a > b)) };
     let (mut longer, mut comparisons) = (0.0, 0.0);
-    // Per function with a number: how often the better prompt has the smaller one, of all changed arguments.
+    // Per function with a numeric argument: how often the better prompt has the smaller number, and
+    // the number of changed arguments.
     let mut numbers: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for group in &groups {
         for comparison in group.comparisons.iter().filter(|c| c.kind == Kind::Intra) {
@@ -359,7 +369,7 @@ fn assert_sides_balance(options: &BuildOptions) {
 }
 
 #[test]
-fn conversations_and_rows_with_nothing_to_build() {
+fn conversations_are_built_and_infeasible_rows_keep_their_base() {
     let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
     let Response::Text(long) = pairs(1)[0].responses[0].clone() else { unreachable!() };
     let talk = Prompt::Messages(vec![message("user", "Hi."), message("assistant", "Yes?"), message("user", "Talk.")]);
@@ -373,7 +383,7 @@ fn conversations_and_rows_with_nothing_to_build() {
         let Prompt::Messages(messages) = prompt else { panic!("stays a conversation") };
         assert!(messages[0].content == "Hi." && messages[2].content.starts_with("Talk. "));
     }
-    // Without a user turn, and with two empty responses, the base comparison stays alone.
+    // Without a user turn, or with two empty responses, only the base comparison remains.
     let silent = Prompt::Messages(vec![message("assistant", "Yes?")]);
     let row = PreferenceGroup::pair("s".into(), silent, answer(&long), answer("Short."), 0.0);
     let (group, report) = build_group(&row, &BuildOptions::default(), 0);
@@ -382,14 +392,14 @@ fn conversations_and_rows_with_nothing_to_build() {
     let empty = PreferenceGroup::pair("e".into(), Prompt::Text("x".into()), plain(""), plain(""), 0.0);
     let (group, report) = build_group(&empty, &BuildOptions::default(), 0);
     assert_eq!((report.comparisons[2], report.groups), (0, 1));
-    assert_row_holds(&group, &BuildOptions::default());
+    assert_row_is_consistent(&group, &BuildOptions::default());
     let system = with(|o| o.placement = Placement::System);
     let (group, report) = build_group(&pairs(1)[0], &system, 0);
     assert_eq!((group, report.dropped["inter"]["no system message in plain text"]), (pairs(1)[0].clone(), 2));
 }
 
 #[test]
-fn built_rows_stay_and_base_leaves_others_out() {
+fn built_rows_are_kept_and_base_drops_other_comparisons() {
     let rows = pairs(5);
     let (built, _) = build_groups(&rows, &BuildOptions::default(), 0);
     let (again, report) = build_groups(&built, &BuildOptions::default(), 0);
@@ -404,7 +414,7 @@ fn built_rows_stay_and_base_leaves_others_out() {
 }
 
 #[test]
-fn prompts_that_speak_of_a_subject_are_not_asked_about_it() {
+fn functions_mentioned_in_a_prompt_are_avoided() {
     let mut row = pairs(1).remove(0);
     row.prompts[0] = Prompt::Text("Write three sentences, 50 words in all, no letter e.".into());
     let forbidden =
@@ -421,7 +431,7 @@ fn prompts_that_speak_of_a_subject_are_not_asked_about_it() {
 }
 
 #[test]
-fn holdout_functions_never_occur() {
+fn held_out_functions_never_occur() {
     let held = "keywords:existence";
     let options = with(|o| o.functions.retain(|id| id != held));
     let (groups, _) = build_groups(&pairs(50), &options, 0);
@@ -453,7 +463,7 @@ fn reports_add_up_and_print_as_one_aligned_table() {
 }
 
 #[test]
-fn at_least_functions_serve_one_direction_and_separate_prompts() {
+fn at_least_functions_are_feasible_in_one_inter_direction() {
     let plain = |text: &str| Response::Text(text.into());
     let row = PreferenceGroup::pair(
         "p".into(),

@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets, and deterministic mutations of them, through the functions that the targets run.
+//! Runs the fuzz targets' functions on their seeds and on deterministic mutations of the seeds.
 
 #[path = "../../fuzz/entries.rs"]
 mod entries;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use mapl::rng::Rng;
 
-/// Mutated inputs of one target.
+/// Number of mutated inputs per target.
 const MUTATIONS: usize = 4000;
 
-/// Pieces that mean something to a reader of JSON, safetensors or Jinja.
+/// Tokens that are significant in JSON, safetensors or Jinja.
 const PIECES: [&[u8]; 26] = [
     b"{",
     b"}",
@@ -48,7 +48,8 @@ fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// One to four changes: bits, bytes, runs of bytes, pieces, and parts of another seed.
+/// Applies one to four mutations: flipped bits, changed bytes, removed or repeated byte ranges,
+/// inserted pieces, or splices from another seed.
 fn mutate(bytes: &[u8], other: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut out = bytes.to_vec();
     for _ in 0..1 + rng.below(4) {
@@ -74,13 +75,13 @@ fn mutate(bytes: &[u8], other: &[u8], rng: &mut Rng) -> Vec<u8> {
     out
 }
 
-/// Runs an input on a stack as large as a worker thread's; a panic names the input and writes it down.
+/// Runs an input. On a panic, saves the input to a file and names it.
 fn run(target: &str, name: &str, bytes: &[u8], entry: fn(&[u8])) {
     let outcome = std::panic::catch_unwind(|| entry(bytes));
     if outcome.is_err() {
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{target}"));
         std::fs::write(&kept, bytes).unwrap();
-        panic!("{target}: {name} broke a promise; the input is in {}", kept.display());
+        panic!("{target}: {name} violated an invariant; the input is in {}", kept.display());
     }
 }
 

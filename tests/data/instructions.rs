@@ -1,5 +1,6 @@
-//! Instruction functions over seeds and hard responses: what is drawn passes its own check, for one response and for
-//! two, and is feasible where it must be. The worked example of the group row is re-checked by the same functions.
+//! Instruction functions over seeds and hard responses. Drawn instructions pass their own check,
+//! for one and for two responses, and are feasible if required. The worked example of the group row
+//! is re-checked by the same functions.
 
 use mapl::data::group::{Kind, PreferenceGroup, Prompt};
 use mapl::data::instructions::{self, Analysis, Function, FunctionKind, Request, Target, VARIANTS};
@@ -8,8 +9,8 @@ use mapl::rng::Rng;
 const RICH: &str = "Dear [name],\n\n*First* thing: **BREAD** and NASA.\n\n* one [date]\n* two\n\nSection 1 text.\n\
                     Section 2 more bread. Goodbye for now!";
 
-/// Empty, one word, characters of regular expressions, Windows line ends, other scripts, an artificial language, and
-/// texts that comply with one function or another.
+/// Hard responses: empty, one word, regex metacharacters, Windows line ends, other scripts, an
+/// artificial language, and texts that comply with single functions.
 const HARD: [&str; 16] = [
     "",
     " \r\n ",
@@ -35,7 +36,8 @@ fn request<'a>(targets: &'a [Target<'a>], prompt: &'a Analysis<'a>) -> Request<'
     Request { targets, prompt, partner: None }
 }
 
-/// Draws, re-checks with fresh measurements, phrases in every way. Returns whether it was feasible.
+/// Draws an instruction, re-checks it on a fresh analysis and tests all its phrasings. Returns
+/// whether a draw was feasible.
 fn drawn(function: &Function, texts: &[(&str, Option<bool>)], seed: u64) -> bool {
     let analyses: Vec<Analysis> = texts.iter().map(|t| Analysis::new(t.0)).collect();
     let targets: Vec<Target> = analyses.iter().zip(texts).map(|(response, t)| Target { response, flag: t.1 }).collect();
@@ -56,11 +58,11 @@ fn drawn(function: &Function, texts: &[(&str, Option<bool>)], seed: u64) -> bool
     assert!(phrasings.contains(&text));
     assert!(phrasings.iter().all(|p| !p.trim().is_empty()));
     let distinct: std::collections::BTreeSet<_> = phrasings.iter().collect();
-    assert!(distinct.len() >= 2, "{}: several phrasings", function.id);
+    assert!(distinct.len() >= 2, "{}: fewer than two phrasings", function.id);
     for value in kwargs.values().filter(|_| function.id != "combination:repeat_prompt") {
         let said = match value {
             serde_json::Value::String(s) if s == "at least" || s == "less than" => continue,
-            // Languages are phrased by name; a single paragraph needs no number.
+            // Phrasings give a language by its name, and omit the number of a single paragraph.
             serde_json::Value::String(_) if function.id == "language:response_language" => continue,
             serde_json::Value::Number(_) if kwargs.get("num_paragraphs").and_then(|n| n.as_u64()) == Some(1) => {
                 continue;
@@ -70,7 +72,7 @@ fn drawn(function: &Function, texts: &[(&str, Option<bool>)], seed: u64) -> bool
             serde_json::Value::Array(words) => words.iter().all(|w| text.contains(w.as_str().unwrap())),
             other => panic!("{other}"),
         };
-        assert!(said, "{text:?} does not say {value}");
+        assert!(said, "{text:?} does not state {value}");
     }
     true
 }
@@ -87,7 +89,7 @@ fn there_are_25_functions_with_distinct_ids() {
 }
 
 #[test]
-fn single_and_joint_draws_give_their_flags() {
+fn single_and_joint_draws_have_the_requested_flags() {
     for function in instructions::all() {
         for seed in 0..6 {
             for a in HARD {
@@ -105,7 +107,7 @@ fn single_and_joint_draws_give_their_flags() {
 }
 
 #[test]
-fn fifteen_functions_take_both_flags_for_one_response() {
+fn fifteen_functions_allow_both_flags_for_one_response() {
     let other = "Plain words of another answer, and nothing else";
     let both: Vec<_> = instructions::all()
         .iter()
@@ -139,7 +141,7 @@ fn two_sided_functions_are_feasible_whenever_the_counts_differ() {
 }
 
 #[test]
-fn lexical_functions_serve_languages_other_than_english() {
+fn lexical_functions_work_in_languages_other_than_english() {
     let (a, b) = ("ba lo ti mu. re so ka lo ti. ba ba", "du fe gi mu. ha ji re lo");
     for id in [
         "keywords:existence",
@@ -162,7 +164,7 @@ fn lexical_functions_serve_languages_other_than_english() {
 }
 
 #[test]
-fn fixed_functions_are_feasible_exactly_for_the_flag_the_response_has() {
+fn fixed_functions_are_feasible_only_for_the_flag_of_the_response() {
     let complies = [
         ("detectable_format:constrained_response", 11),
         ("detectable_format:title", 11),
@@ -218,7 +220,7 @@ const EXAMPLE: &str = r#"{"id": "bakery-1",
   {"prompt": 4, "id": "startend:end_checker", "kwargs": {"end_phrase": "on a sign."}, "satisfied": [true, false]}]}"#;
 
 #[test]
-fn the_worked_example_holds() {
+fn the_worked_example_is_consistent() {
     let group: PreferenceGroup = serde_json::from_str(EXAMPLE).unwrap();
     group.validate().unwrap();
     assert_eq!(group.sequences(), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (4, 1)]);
@@ -241,7 +243,7 @@ fn the_worked_example_holds() {
 }
 
 #[test]
-fn arguments_of_other_types_are_not_checked() {
+fn arguments_of_wrong_types_give_no_flag() {
     for function in instructions::all() {
         for broken in ["{}", r#"{"num_words": "x", "keywords": [1], "relation": 3, "letter": "", "language": null}"#] {
             let kwargs = serde_json::from_str(broken).unwrap();
@@ -256,7 +258,7 @@ fn arguments_of_other_types_are_not_checked() {
             }
         }
     }
-    // Counts stored as floats, as some IFEval rows have them.
+    // Counts may be stored as floats, as in some IFEval rows.
     let kwargs = serde_json::from_str(r#"{"num_words": 1.0, "relation": "at least"}"#).unwrap();
     let words = instructions::by_id("length_constraints:number_words").unwrap();
     assert_eq!(words.check(&kwargs, &Analysis::new("word")), Some(true));

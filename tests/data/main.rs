@@ -1,4 +1,5 @@
-//! Input: preference files, instructions and groups built from them, templates, tokens, prefix trees, objectives, model folders.
+//! Input data: preference files, instructions, group construction, chat templates, tokenisation,
+//! prefix trees, objectives and model folders.
 
 mod construction;
 mod fuzz_seeds;

@@ -1,5 +1,5 @@
-//! config.json in and out: both key styles of transformers, what is refused and with which words, presets, and the
-//! naming table.
+//! Reading and writing config.json: both key styles of transformers, refused values and their
+//! messages, presets, and the table of tensor names.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use mapl::model::rope::RopeScaling;
 use mapl::model::tensors::Role;
 use serde_json::{Map, Value, json};
 
-/// A small valid Qwen2 configuration with `changes` merged in; a change to the string "<absent>" removes the key.
+/// A small valid Qwen2 configuration with `changes` merged in; a change to the string "<absent>"
+/// removes the key.
 fn qwen2(changes: Value) -> Map<String, Value> {
     let base = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 160, "hidden_size": 32,
@@ -36,7 +37,7 @@ fn parse(map: Map<String, Value>) -> mapl::Result<ModelConfig> {
 
 const LLAMA: [(&str, &str); 2] = [("model_type", "llama"), ("architectures", "LlamaForCausalLM")];
 
-/// The same as a Llama configuration.
+/// Same as `qwen2`, as a Llama configuration.
 fn llama(changes: Value) -> Map<String, Value> {
     let mut map = qwen2(changes.clone());
     for (key, value) in LLAMA {
@@ -48,7 +49,7 @@ fn llama(changes: Value) -> Map<String, Value> {
 }
 
 #[test]
-fn every_refusal_names_key_value_and_what_is_allowed() {
+fn every_refusal_names_key_value_and_allowed_values() {
     let cases: Vec<(Map<String, Value>, &[&str])> = vec![
         (qwen2(json!({"vocab_size": 1_000_000_000_000u64})), &["vocab_size", "1000000000000", "from 1 to 4194304"]),
         (qwen2(json!({"num_attention_heads": 0})), &["num_attention_heads", "is 0", "from 1 to"]),
@@ -144,7 +145,7 @@ fn every_refusal_names_key_value_and_what_is_allowed() {
 }
 
 #[test]
-fn files_that_are_no_configuration_are_model_errors() {
+fn files_without_a_configuration_are_model_errors() {
     let folder = tempfile::tempdir().unwrap();
     let text = ModelConfig::read(folder.path()).unwrap_err().to_string();
     assert!(text.contains("config.json"), "{text}");
@@ -177,7 +178,8 @@ fn both_key_styles_give_the_same_model() {
     assert_eq!(four.rope.theta, 5e5);
     assert!(matches!(four.rope.scaling, RopeScaling::Llama3 { original_max_position: 64, .. }));
     assert_eq!((four.dtype, five.dtype), (Some(StoredDtype::F16), Some(StoredDtype::F16)));
-    // What is written carries both styles, which agree, and both readers' keys alone still give the model.
+    // The written file has the keys of both styles with equal values. The keys of either style
+    // suffice to read the model.
     let saved = four.to_json(StoredDtype::Bf16);
     assert_eq!(saved["torch_dtype"], saved["dtype"]);
     assert_eq!(saved["rope_scaling"]["factor"], saved["rope_parameters"]["factor"]);
@@ -191,7 +193,7 @@ fn both_key_styles_give_the_same_model() {
 }
 
 #[test]
-fn unknown_keys_keep_their_place_and_value() {
+fn unknown_keys_keep_their_order_and_value() {
     let map =
         qwen2(json!({"my_key": {"b": [1, null], "a": "x"}, "transformers_version": "4.51.3", "use_cache": false}));
     let keys: Vec<String> = map.keys().cloned().collect();
@@ -199,7 +201,7 @@ fn unknown_keys_keep_their_place_and_value() {
     assert_eq!(saved["my_key"].to_string(), r#"{"b":[1,null],"a":"x"}"#);
     assert_eq!((&saved["transformers_version"], &saved["use_cache"]), (&json!("4.51.3"), &json!(false)));
     assert_eq!(saved.keys().take(keys.len()).cloned().collect::<Vec<_>>(), keys);
-    // A second pass through changes nothing.
+    // A second round trip changes nothing.
     assert_eq!(parse(saved.clone()).unwrap().to_json(StoredDtype::F32), saved);
 }
 
@@ -224,7 +226,7 @@ fn end_ids_come_from_both_files_and_both_are_written_back() {
 }
 
 #[test]
-fn missing_keys_take_the_defaults_of_transformers() {
+fn missing_keys_get_the_defaults_of_transformers() {
     let keys = [
         "tie_word_embeddings",
         "rms_norm_eps",
@@ -246,21 +248,21 @@ fn missing_keys_take_the_defaults_of_transformers() {
     let mut map = qwen2(json!({}));
     map.remove("max_position_embeddings");
     assert_eq!(parse(map).unwrap().max_positions, 32_768);
-    // What is written names every default, so that no reader has to guess; null ids keep Llama's 1 and 2 away.
+    // The written file states every default. Null ids prevent Llama's default ids 1 and 2.
     let saved = config.to_json(StoredDtype::F32);
     assert!(keys.iter().all(|key| saved.contains_key(*key)), "{saved:?}");
     assert_eq!((&saved["bos_token_id"], &saved["eos_token_id"]), (&Value::Null, &Value::Null));
 }
 
 #[test]
-fn a_window_that_reaches_no_layer_is_accepted() {
+fn a_sliding_window_on_no_layer_is_accepted() {
     assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 2}))).is_ok());
     assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 0, "sliding_window": null}))).is_ok());
     assert!(parse(qwen2(json!({"layer_types": ["full_attention", "full_attention"]}))).is_ok());
 }
 
 #[test]
-fn reward_model_from_language_model() {
+fn a_language_model_becomes_a_reward_model() {
     let config = parse(qwen2(json!({}))).unwrap();
     let count = config.parameters().unwrap();
     assert!(config.clone().into_reward(160).unwrap_err().to_string().contains("160"));
@@ -276,7 +278,7 @@ fn reward_model_from_language_model() {
 }
 
 #[test]
-fn presets_pass_their_own_checks_and_have_the_published_sizes() {
+fn presets_are_valid_and_have_the_published_sizes() {
     assert!(presets::config("nope").unwrap_err().to_string().contains("llama-3.2-1b"));
     for preset in presets::list() {
         let config = presets::config(preset.name).unwrap().with_vocabulary(300, vec![2], Some(1), Some(0)).unwrap();
@@ -303,7 +305,7 @@ fn presets_pass_their_own_checks_and_have_the_published_sizes() {
 }
 
 #[test]
-fn naming_table_keeps_the_arena_order() {
+fn the_tensor_table_keeps_the_arena_order() {
     use Role::*;
     let layer = [Query, Key, Value, Output, Gate, Up, Down];
     let roles = |config: &ModelConfig| config.tensors().iter().map(|t| t.role).collect::<Vec<_>>();
@@ -331,7 +333,7 @@ fn a_reward_model_keeps_every_end_id_and_no_generation_config() {
     std::fs::write(&generation, json!({"eos_token_id": [2, 7]}).to_string()).unwrap();
     let config = ModelConfig::read(folder.path()).unwrap();
     assert_eq!(config.eos, [2, 7]);
-    // Written over the language model, as --overwrite-output-dir does.
+    // Overwrites the language model, as --overwrite-output-dir does.
     config.into_reward(159).unwrap().write(folder.path(), StoredDtype::F32).unwrap();
     assert!(!generation.exists());
     assert_eq!(ModelConfig::read(folder.path()).unwrap().eos, [2, 7]);

@@ -1,4 +1,5 @@
-//! Weight files in and out: round trips, shards, number formats, tied weights, and each failure's message.
+//! Reading and writing weight files: round trips, shards, number formats, tied weights, and the
+//! message of each failure.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,7 +50,7 @@ fn write_raw(path: &Path, tensors: &Raw) {
     std::fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
-/// A copy of a golden model in a fresh folder, to damage.
+/// Copies a golden model to a new folder, which a test can damage.
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(golden::model_folder(name)).unwrap() {
@@ -59,7 +60,7 @@ fn copy(name: &str) -> tempfile::TempDir {
     folder
 }
 
-/// The message of opening `folder`, which must fail with exit code 6 and contain `parts`.
+/// Asserts that opening `folder` fails with exit code 6 and a message with all `parts`.
 fn refused(folder: &Path, load_as: LoadAs, parts: &[&str]) {
     let config = ModelConfig::read(folder).unwrap();
     let config = if load_as == LoadAs::RewardStart { config.into_reward(0).unwrap() } else { config };
@@ -72,7 +73,7 @@ fn refused(folder: &Path, load_as: LoadAs, parts: &[&str]) {
 }
 
 #[test]
-fn f32_round_trip_gives_the_bytes_back() {
+fn an_f32_round_trip_keeps_all_bytes() {
     for name in ["llama", "qwen2", "llama-reward", "qwen2-reward"] {
         let folder = golden::model_folder(name);
         let (config, weights) = load(&folder);
@@ -98,7 +99,8 @@ fn f32_round_trip_gives_the_bytes_back() {
 fn shards_hold_the_same_model_as_one_file() {
     let (config, weights) = load(&golden::model_folder("llama"));
     let out = tempfile::tempdir().unwrap();
-    // A single file of an earlier save would win over the shards; it must go.
+    // The single file of an earlier save would take precedence over the shards, so the save must
+    // remove it.
     save(out.path(), &config, &weights, StoredDtype::F32, DEFAULT_SHARD_BYTES);
     save(out.path(), &config, &weights, StoredDtype::F32, 10_000);
     assert_eq!(load(out.path()).1, weights);
@@ -119,18 +121,18 @@ fn shards_hold_the_same_model_as_one_file() {
     assert_eq!(index["metadata"]["total_size"], json!(total));
     let map = index["weight_map"].as_object().unwrap();
     assert_eq!(map.keys().cloned().collect::<Vec<_>>(), weights.keys().cloned().collect::<Vec<_>>());
-    // And back: shards and index of the earlier save must go.
+    // A save to a single file must remove the shards and index of the earlier save.
     save(out.path(), &config, &weights, StoredDtype::F32, DEFAULT_SHARD_BYTES);
     assert_eq!(names(out.path()), ["config.json", "generation_config.json", "model.safetensors"]);
     assert_eq!(load(out.path()).1, weights);
 }
 
 #[test]
-fn transformers_bf16_shards_are_read_exactly_and_written_back_equal() {
+fn transformers_bf16_shards_round_trip_exactly() {
     let folder = golden::model_folder("llama-bf16-sharded");
     let (config, weights) = load(&folder);
     assert_eq!(config.dtype, Some(StoredDtype::Bf16));
-    assert!(weights.values().flatten().all(|x| x.to_bits() & 0xffff == 0), "bf16 has 16 bits");
+    assert!(weights.values().flatten().all(|x| x.to_bits() & 0xffff == 0), "bf16 values must have 16 zero bits");
     let files = WeightFiles::open(&folder, &config, LoadAs::Exact).unwrap();
     assert_eq!(files.dtypes(), [StoredDtype::Bf16]);
     let out = tempfile::tempdir().unwrap();
@@ -145,7 +147,7 @@ fn transformers_bf16_shards_are_read_exactly_and_written_back_equal() {
 fn writing_bf16_rounds_to_nearest_even() {
     let (config, mut weights) = load(&golden::model_folder("qwen2"));
     let norm = weights.get_mut("model.norm.weight").unwrap();
-    // Halfway cases (to even, down and up), just above halfway, and a carry into the exponent.
+    // Ties (to even, down and up), just above a tie, and a carry into the exponent.
     norm[..4].copy_from_slice(&[0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3fff_ffff].map(f32::from_bits));
     let out = tempfile::tempdir().unwrap();
     save(out.path(), &config, &weights, StoredDtype::Bf16, DEFAULT_SHARD_BYTES);
@@ -159,7 +161,7 @@ fn writing_bf16_rounds_to_nearest_even() {
     assert_eq!(error.exit_code(), 2);
 }
 
-/// Every finite pattern of a 16-bit format comes back as exactly the number it stands for.
+/// Every finite bit pattern of a 16-bit format is read as exactly its value.
 #[test]
 fn f16_and_bf16_conversions_are_exact() {
     let folder = tempfile::tempdir().unwrap();
@@ -172,7 +174,7 @@ fn f16_and_bf16_conversions_are_exact() {
     let config = ModelConfig::read(folder.path()).unwrap();
     for (dtype, wide) in [
         (Dtype::BF16, (|b| f64::from(bf16::from_bits(b).to_f32())) as fn(u16) -> f64),
-        // An f16 by its definition: sign, 5 bits of exponent, 10 of mantissa.
+        // f16 by definition: sign, 5 exponent bits, 10 mantissa bits.
         (Dtype::F16, |b| {
             let (sign, exponent, mantissa) = (b >> 15, i32::from(b >> 10 & 31), f64::from(b & 1023));
             let size = if exponent == 0 {
@@ -227,7 +229,7 @@ fn chunks_cover_a_tensor_once_in_order() {
 }
 
 #[test]
-fn tied_projection_is_accepted_only_when_equal() {
+fn a_stored_tied_projection_must_equal_the_embedding() {
     let folder = copy("qwen2");
     let mut tensors = raw(folder.path());
     let table = tensors["model.embed_tokens.weight"].clone();
@@ -257,11 +259,11 @@ fn only_the_score_may_be_missing_and_only_for_a_reward_start() {
     assert_eq!(files.ignored(), ["lm_head.weight"]);
     let Err(error) = WeightFiles::open(&folder, &config, LoadAs::Exact) else { panic!("accepted") };
     let text = error.to_string();
-    assert!(text.contains("score.weight") && text.contains("no trained reward model"), "{text}");
+    assert!(text.contains("score.weight") && text.contains("not a trained reward model"), "{text}");
     let folder = golden::model_folder("llama-reward");
     let config = ModelConfig::read(&folder).unwrap();
     assert!(!WeightFiles::open(&folder, &config, LoadAs::RewardStart).unwrap().score_missing());
-    // Anything else that is missing is refused in both ways of loading.
+    // Any other missing tensor is refused in both load modes.
     let folder = copy("llama");
     let mut tensors = raw(folder.path());
     tensors.remove("model.norm.weight");
@@ -356,7 +358,7 @@ fn a_broken_index_is_named() {
     std::fs::write(&index, b"{").unwrap();
     exact(&["index.json", "not valid JSON"]);
 
-    // One tensor in two shards.
+    // A tensor in two shards.
     std::fs::write(&index, good.to_string()).unwrap();
     let shard = folder.path().join(&other);
     let bytes = std::fs::read(&shard).unwrap();
@@ -366,13 +368,13 @@ fn a_broken_index_is_named() {
     tensors.insert("model.norm.weight".into(), (Dtype::BF16, vec![32], vec![0; 64]));
     write_raw(&shard, &tensors);
     exact(&["model.norm.weight", "also in", "one shard"]);
-    // A shard that is gone.
+    // A missing shard.
     std::fs::remove_file(&shard).unwrap();
     exact(&[&other, "missing", "download"]);
 }
 
 #[test]
-fn a_failed_save_leaves_the_old_model() {
+fn a_failed_save_keeps_the_old_model() {
     let (config, weights) = load(&golden::model_folder("qwen2"));
     let out = tempfile::tempdir().unwrap();
     save(out.path(), &config, &weights, StoredDtype::F32, DEFAULT_SHARD_BYTES);

@@ -1,5 +1,6 @@
-//! Named objectives from the flags to the loss of a batch: what `prepare` drops, splits and detaches, each preset's
-//! value against its formula written out here in f64, and the formula shown in logs.
+//! Named objectives, from the flags to the loss of a batch. The tests cover comparisons that
+//! `prepare` drops, splits and detaches, presets against their formulas in f64, and the logged
+//! formula.
 
 use common::fixtures::group;
 use mapl::backend::contract::{KINDS, PreferenceFwd, SUM_FIELDS};
@@ -12,7 +13,8 @@ use mapl::loss::objective::{Loss, LossOptions, Method, Mix, ScopeName};
 use mapl::train::batch::upload::DeviceBatch;
 use mapl::train::pack_options;
 
-/// Prompts x, x_up, x_down; responses chosen and rejected. Sequences: (x,c) (x,r) (up,c) (up,r) (down,c) (down,r).
+/// Number of sequences: (x,c) (x,r) (up,c) (up,r) (down,c) (down,r), with prompts x, x_up, x_down
+/// and responses chosen, rejected.
 const SEQUENCES: usize = 6;
 const BASE: [(usize, usize, i8); 2] = [(0, 0, 1), (0, 1, -1)];
 const INTRA: [(usize, usize, i8); 2] = [(1, 0, 1), (2, 0, -1)];
@@ -32,7 +34,7 @@ fn dpo(options: LossOptions, weights: [f64; KINDS], pop_detached: bool) -> Loss 
     LossOptions { beta: Some(1.0), ..options }.resolve(Method::Dpo, weights, pop_detached).unwrap()
 }
 
-/// (prompt, response) of every term, with its sign and whether it is a constant.
+/// Prompt, response, sign and detached flag of every term.
 fn terms(group: &TokenizedGroup, comparison: usize) -> Vec<(usize, usize, i8, bool)> {
     let place = |t: &mapl::data::tokenized::SequenceTerm| {
         let s = &group.sequences[t.sequence];
@@ -41,10 +43,10 @@ fn terms(group: &TokenizedGroup, comparison: usize) -> Vec<(usize, usize, i8, bo
     group.comparisons[comparison].terms.iter().map(place).collect()
 }
 
-/// A (prompt, response) place and the gradient of its score.
+/// A (prompt, response) pair and the gradient of its score.
 type Slope = ((usize, usize), f64);
 
-/// Total loss and the gradient of each score, from scores given by (prompt, response).
+/// Total loss and the gradient of each score; `score` takes (prompt, response).
 fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) {
     let backend = &Reference;
     let groups = loss.prepare(vec![full()]);
@@ -93,7 +95,7 @@ fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
-/// Scores with no symmetry between prompts and responses.
+/// Scores without symmetry between prompts and responses.
 fn score(p: usize, r: usize) -> f64 {
     [[0.3, -0.9], [1.1, 0.25], [-0.4, 0.65]][p][r]
 }
@@ -122,15 +124,17 @@ fn presets_equal_their_formulas() {
     assert!((total - (base + intra + up + down) / 4.0).abs() < 1e-14);
 }
 
-/// The gap under the bare prompt is a constant within the clip, so only sequences of the added prompts get a gradient.
+/// The gap under the bare prompt is clipped and constant, so only sequences of the added prompts
+/// get a gradient.
 #[test]
-fn detached_gaps_are_constants_within_their_bounds() {
+fn detached_gaps_are_clipped_constants() {
     for clip in [5.0, 0.7, 0.0] {
         let options = LossOptions { pop_clip: Some(clip), ..LossOptions::default() };
         let loss = dpo(options, [0.0, 0.0, 1.0], true);
         for sign in [1.0, -1.0] {
             let at = |p: usize, r: usize| if p == 0 { sign * score(p, r) } else { score(p, r) };
-            // up: gap(x_up) must exceed clip(gap(x)) in [0, clip]; down: -gap(x_down) must exceed clip(-gap(x)).
+            // up: gap(x_up) must exceed clip(gap(x)) in [0, clip]; down: -gap(x_down) must exceed
+            // clip(-gap(x)).
             let bare = (sign * gap(0)).clamp(0.0, clip);
             let (up, down) = (softplus(-(gap(1) - bare)), softplus(-(bare - gap(2))));
             let (total, slopes) = value(&loss, &at);
@@ -143,7 +147,7 @@ fn detached_gaps_are_constants_within_their_bounds() {
 }
 
 #[test]
-fn detached_terms_and_their_bounds() {
+fn detached_terms_have_their_clip_bounds() {
     let options = LossOptions { pop_clip: Some(2.5), ..LossOptions::default() };
     let prepared = dpo(options, [1.0; 3], true).prepare(vec![full()]).remove(0);
     let bounds: Vec<_> = prepared.comparisons.iter().map(|c| c.detached_clip).collect();
@@ -157,9 +161,9 @@ fn detached_terms_and_their_bounds() {
     assert!(plain.comparisons.iter().all(|c| c.detached_clip.is_none() && c.terms.iter().all(|t| !t.detached)));
 }
 
-/// The detached gap is found through the base comparison even where base itself is not trained.
+/// The detached gap is found through the base comparison even if base itself is not trained.
 #[test]
-fn a_kind_of_weight_zero_leaves_with_its_sequences() {
+fn a_kind_of_weight_zero_is_dropped_with_its_sequences() {
     let base = dpo(LossOptions::default(), [1.0, 0.0, 0.0], false).prepare(vec![full()]).remove(0);
     assert_eq!((base.comparisons.len(), base.sequences.len()), (1, 2));
     assert_eq!(terms(&base, 0), BASE.map(|(p, r, s)| (p, r, s, false)));
@@ -179,7 +183,7 @@ fn a_kind_of_weight_zero_leaves_with_its_sequences() {
 }
 
 #[test]
-fn union_makes_a_record_of_every_comparison() {
+fn union_makes_one_record_per_comparison() {
     let loss = dpo(LossOptions { mix: Some(Mix::Union), ..LossOptions::default() }, [1.0; 3], false);
     let records = loss.prepare(vec![full()]);
     let sizes: Vec<_> = records.iter().map(|g| (g.comparisons.len(), g.sequences.len())).collect();
@@ -192,7 +196,7 @@ fn union_makes_a_record_of_every_comparison() {
 }
 
 #[test]
-fn the_logged_formula_names_what_is_in_use() {
+fn the_logged_formula_shows_the_active_options() {
     let plain = dpo(LossOptions::default(), [1.0, 0.0, 0.0], false);
     assert_eq!(plain.formula(true), "[1 mean_base] of softplus(-z), z = sum sign * 1 (log pi - log ref) - margin");
     assert_eq!(plain.formula(false), "[1 mean_base] of softplus(-z), z = sum sign * 1 log pi - margin");

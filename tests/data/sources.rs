@@ -1,4 +1,4 @@
-//! Readers of preference files: every format, every container, every defect's message.
+//! Readers of preference files: every format, every container, and the message of every defect.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use mapl::data::source::{
 };
 use serde_json::{Value, json};
 
-/// A folder that goes away with the test.
+/// Temporary folder, removed at the end of the test.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -39,11 +39,12 @@ fn read(path: &Path) -> Result<Vec<SourceRow>, Error> {
     read_files(&[path.to_owned()], &ReadOptions::default())
 }
 
-/// The error of a file with these bytes; it must be a data error (exit code 3) that begins with the file.
+/// Error message of a file with these bytes, without the file name. The error must be a data error
+/// (exit code 3) and start with the file name.
 fn defect(bytes: impl AsRef<[u8]>) -> String {
     let folder = Folder::new();
     let path = folder.write("bad.jsonl", bytes);
-    let error = read(&path).expect_err("the file is damaged and was read");
+    let error = read(&path).expect_err("a damaged file was accepted");
     assert_eq!(error.exit_code(), 3, "{error}");
     let text = error.to_string();
     text.strip_prefix(&path.display().to_string()).unwrap_or_else(|| panic!("{text}")).to_owned()
@@ -57,7 +58,7 @@ fn message(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
 }
 
-/// Ten rows of every format, each with the group it must become.
+/// Ten rows of every format, with the groups they must give.
 fn formats() -> Vec<(Format, Vec<Value>, Vec<PreferenceGroup>)> {
     let text = |s: String| Response::Text(s);
     let all = [
@@ -155,7 +156,7 @@ fn every_format_round_trips_in_every_container() {
             }
             assert_eq!(read.len(), groups.len());
         }
-        // Whatever was read can be written as group rows and read again.
+        // All groups can be written as group rows and read again.
         let written: Vec<Value> = groups.iter().map(|group| serde_json::to_value(group).unwrap()).collect();
         let again = read(&folder.write("groups.jsonl", jsonl(&written))).unwrap();
         assert!(again.iter().map(|row| &row.group).eq(&groups));
@@ -261,14 +262,14 @@ fn defects_of_a_row_name_the_key_and_the_id() {
             json!({"prompt": [{"role": 1, "content": "q"}], "chosen": [turn("assistant", "b")], "rejected": [turn("assistant", "b")]}),
             "\"role\" must be a string",
         ),
-        (json!({"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}), "the response alone"),
+        (json!({"chosen": [turn("assistant", "a")], "rejected": [turn("assistant", "b")]}), "only the response"),
         (
             json!({"chosen": [turn("user", "x"), turn("assistant", "a")], "rejected": [turn("user", "y"), turn("assistant", "b")]}),
             "differ before their last message",
         ),
         (
             json!({"prompt": "z", "chosen": [turn("user", "x"), turn("assistant", "a")], "rejected": [turn("user", "x"), turn("assistant", "b")]}),
-            "none is the prompt \"z\"",
+            "none equals the prompt \"z\"",
         ),
         (
             json!({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: b"}),
@@ -329,7 +330,7 @@ fn defects_of_a_group_row_name_the_part() {
 }
 
 #[test]
-fn formats_do_not_mix_unless_asked() {
+fn mixed_formats_need_a_flag() {
     let folder = Folder::new();
     let path = folder.write(
         "mixed.jsonl",
@@ -348,7 +349,7 @@ fn formats_do_not_mix_unless_asked() {
 }
 
 #[test]
-fn columns_are_renamed_and_unused_keys_reported() {
+fn columns_are_renamed_and_unused_keys_are_reported() {
     let folder = Folder::new();
     let row = json!({"q": "p", "best": "p yes", "worst": "p no", "chosen": null, "score": 3, "empty": null});
     let path = folder.write("named.jsonl", jsonl(std::slice::from_ref(&row)));
@@ -375,7 +376,7 @@ fn one_response_under_two_conversations_is_an_intra_comparison() {
 }
 
 #[test]
-fn a_prompt_is_never_put_in_front_twice() {
+fn a_prompt_is_never_prepended_twice() {
     let folder = Folder::new();
     let q = turn("user", "Name a bird.");
     let whole = |answer: &str| json!([turn("system", "s"), q, turn("assistant", answer)]);
@@ -419,7 +420,7 @@ fn fine_tuning_rows_of_every_form_are_read() {
         read_sft_files(&[path], &options).unwrap_err().to_string()
     };
     assert!(refuse(json!({"messages": [turn("user", "x")]})).contains("no assistant turn"));
-    assert!(refuse(json!({"messages": [turn("assistant", "x")]})).contains("begins with the assistant"));
+    assert!(refuse(json!({"messages": [turn("assistant", "x")]})).contains("starts with an assistant turn"));
     assert!(refuse(json!({"completion": "x"})).contains("\"prompt\" is missing"));
     assert!(refuse(json!({"text": ""})).contains("is empty"));
     assert!(refuse(json!({"text": "a", "messages": []})).contains("only one of"));
@@ -427,7 +428,7 @@ fn fine_tuning_rows_of_every_form_are_read() {
 }
 
 #[test]
-fn texts_for_a_tokenizer_hold_every_side_once() {
+fn tokenizer_texts_hold_every_side_once() {
     let folder = Folder::new();
     let path = folder.write(
         "t.jsonl",

@@ -1,11 +1,12 @@
-//! Chat templates against Jinja 2: the strings of `golden/templates/expected.json`, byte for byte.
+//! Chat templates against Jinja 2: rendered text must equal `golden/templates/expected.json` byte
+//! for byte.
 
 use mapl::data::group::Message;
 use mapl::data::template::ChatTemplate;
 use serde_json::Value;
 
 #[test]
-fn every_template_renders_as_jinja_does() {
+fn every_template_renders_as_in_jinja() {
     let golden: Value = serde_json::from_str(include_str!("../golden/templates/expected.json")).unwrap();
     let tokens: Vec<(String, String)> = golden["tokens"]
         .as_object()
@@ -30,5 +31,5 @@ fn every_template_renders_as_jinja_does() {
     }
     assert!(wrong.is_empty(), "{} of {} cases differ\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     assert_eq!(cases.len(), 42);
-    assert!(cases.iter().any(|case| case["expected"].is_null()), "no case shows a refusal");
+    assert!(cases.iter().any(|case| case["expected"].is_null()), "no case expects a refusal");
 }

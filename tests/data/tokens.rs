@@ -1,4 +1,4 @@
-//! Text to ids: where responses begin and end, the length limit, and the token table of a group.
+//! Tokenisation: boundaries of responses, the length limit, and the token table of a group.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn texts() -> impl Iterator<Item = String> + Send {
         .map(|i| format!("Name the {} birds of row {i}. The wren sings, and {} owls listen at night.", i % 7, i % 5))
 }
 
-/// Trained once and written to a folder that tests may copy and change.
+/// Folder of a tokenizer that is trained once; tests copy it to make changes.
 static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     train_bpe(texts(), 400).unwrap().save_new(folder.path()).unwrap();
@@ -29,7 +29,7 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::load(FOLDER.path()).unwrap());
 
-/// The tokenizer with some of its files changed: (name, pointer, value) sets a value in a JSON file.
+/// The tokenizer with edited files: (name, key, value) sets a value in a JSON file.
 fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, mapl::Result<Tokenizer>) {
     let folder = tempfile::tempdir().unwrap();
     TOKENIZER.copy_to(folder.path()).unwrap();
@@ -44,7 +44,7 @@ fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, map
     (folder, tokenizer)
 }
 
-/// A post-processor that puts `front` before and `back` behind a text.
+/// A post-processor that prepends `front` and appends `back` to a text.
 fn post_processor(front: Option<(&str, u32)>, back: Option<(&str, u32)>) -> serde_json::Value {
     let piece = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
     let mut single: Vec<_> = front.iter().map(|(token, _)| piece(token)).collect();
@@ -105,7 +105,8 @@ fn plain_text_gets_one_end_token() {
     assert_eq!(group.prompt_ids, [ids("Name the birds.")]);
     assert_eq!(group.sequences[0].response_ids, [ids(" The wren sings"), vec![END]].concat());
     assert_eq!(group.sequences[1].response_ids, [ids(" The owls"), vec![END]].concat());
-    // A post-processor that appends the end token itself changes nothing, and the prompt stays open.
+    // A post-processor that appends the end token changes nothing, and the prompt gets no end
+    // token.
     let (_folder, ending) =
         changed(&[("tokenizer.json", "post_processor", post_processor(None, Some(("<|im_end|>", END))))]);
     assert_eq!(
@@ -131,7 +132,7 @@ fn conversations_are_tokenised_as_rendered() {
     assert_eq!(groups[0].prompt_ids[0], ids("<|im_start|>user\nName the birds.<|im_end|>\n<|im_start|>assistant\n"));
     assert_eq!(groups[0].sequences[0].response_ids, ids("wren<|im_end|>"));
     assert_eq!((report.ended, report.kept_sequences, report.plain_sequences), (2, 2, 0));
-    // A template that closes a turn with a line break still ends it.
+    // A line break after the end token still counts as the end of the turn.
     let folder = tempfile::tempdir().unwrap();
     let source = "{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     TOKENIZER.copy_to(folder.path()).unwrap();
@@ -155,7 +156,7 @@ fn a_template_that_rewrites_turns_is_refused() {
     let text = error.to_string();
     assert_eq!(error.exit_code(), 3);
     assert!(
-        text.starts_with("rows.jsonl:5 (id c): prompt 0 with response 0: the rendered prompt does not open"),
+        text.starts_with("rows.jsonl:5 (id c): prompt 0 with response 0: the rendered prompt is not a prefix"),
         "{text}"
     );
     assert!(text.contains("think") && text.contains("wren") && text.contains("--chat-template-path"), "{text}");
@@ -166,7 +167,7 @@ fn a_template_that_rewrites_turns_is_refused() {
 }
 
 #[test]
-fn merges_across_the_boundary_are_counted_and_encoded_apart() {
+fn merges_across_the_boundary_are_counted_and_encoded_separately() {
     let rows = vec![pair("Name the bir", "ds sing", " wren"), pair("Name", " the", " owls")];
     let (groups, report) = tokenize_rows(rows.clone(), &TOKENIZER, &options()).unwrap();
     assert_eq!((report.boundary_mismatches, report.plain_sequences), (1, 4));
@@ -178,7 +179,7 @@ fn merges_across_the_boundary_are_counted_and_encoded_apart() {
 }
 
 #[test]
-fn two_bos_are_refused_unless_allowed() {
+fn two_bos_tokens_are_refused_unless_allowed() {
     let (_folder, tokenizer) = with_bos();
     let group = one(pair("Name", " the", " owls"), &tokenizer).unwrap();
     assert_eq!(group.prompt_ids[0], [vec![0], ids("Name")].concat());
@@ -200,7 +201,7 @@ fn a_prompt_without_tokens_is_refused_except_in_fine_tuning() {
     let whole = [ids("the wren sings"), vec![END]].concat();
     assert_eq!((&group.prompt_ids[0][..], &group.sequences[0].response_ids[..]), whole.split_at(1));
     assert!(group.comparisons.is_empty());
-    // With a BOS, that is the context and all words are trained.
+    // With a BOS token, the BOS is the context and all words are trained.
     let (_folder, tokenizer) = with_bos();
     let group = one(tuning, &tokenizer).unwrap();
     assert_eq!((&group.prompt_ids[0], &group.sequences[0].response_ids), (&vec![0], &whole));
@@ -213,7 +214,7 @@ fn a_message_cannot_answer_plain_text() {
     assert!(one(mixed, &TOKENIZER).unwrap_err().to_string().contains("a message cannot answer a plain-text prompt"));
 }
 
-/// Groups with several prompts and responses and all kinds of comparisons, of random lengths.
+/// Groups of random lengths with several prompts, two responses and all kinds of comparisons.
 fn random_rows(seed: u64, rows: usize) -> Vec<SourceRow> {
     let words = ["Name", " the", " birds", " of", " row", ".", " wren", " sings", ",", " owls", " night", " zq"];
     let mut rng = Rng::keyed(seed, &["rows"]);
@@ -253,7 +254,7 @@ fn limited(rows: &[SourceRow], max_length: usize, on_too_long: OnTooLong) -> (Ve
 }
 
 #[test]
-fn no_limit_is_ever_exceeded_and_no_response_is_empty() {
+fn the_length_limit_holds_and_no_response_is_empty() {
     let rows = random_rows(1, 120);
     let (whole, _) = limited(&rows, 1000, OnTooLong::Error);
     let whole: HashMap<String, TokenizedGroup> = whole.into_iter().map(|g| (g.group.id.clone(), g)).collect();
@@ -308,13 +309,13 @@ fn no_limit_is_ever_exceeded_and_no_response_is_empty() {
                 }
             }
         }
-        assert!(dropped > 0, "{rule:?}: no limit dropped anything; the test shows nothing");
+        assert!(dropped > 0, "{rule:?}: no limit dropped anything, so the test is vacuous");
         assert_eq!(cut > 0, rule != OnTooLong::Drop, "{rule:?}");
     }
 }
 
 #[test]
-fn losing_too_much_is_an_error_with_advice() {
+fn dropping_too_many_comparisons_is_an_error_with_advice() {
     let rows = random_rows(2, 20);
     let strict = TokenizeOptions { max_length: 24, ..options() };
     let error = tokenize_rows(rows.clone(), &TOKENIZER, &strict).unwrap_err();
@@ -341,7 +342,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
     let alone = run(1);
     assert_eq!(run(7), alone);
     assert_eq!(run(2), alone);
-    // Of several bad rows, the first is named.
+    // The error names the first of several bad rows.
     let mut bad = rows.clone();
     for i in [150, 40, 90] {
         bad[i].group.prompts[0] = Prompt::Text(String::new());
@@ -353,7 +354,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// One id for every distinct word or mark, and an end token behind each response.
+/// One id for every distinct word or punctuation mark, and an end token after each response.
 fn by_words(group: PreferenceGroup) -> TokenizedGroup {
     let word = regex::Regex::new(r"\w+|[^\w\s]").unwrap();
     let mut known: HashMap<String, u32> = HashMap::new();
@@ -397,7 +398,7 @@ fn by_words(group: PreferenceGroup) -> TokenizedGroup {
 }
 
 #[test]
-fn the_token_table_is_that_of_the_worked_example() {
+fn the_token_table_matches_the_worked_example() {
     let group: PreferenceGroup = serde_json::from_str(include_str!("../fixtures/bakery_group.json")).unwrap();
     let table = TokenTable::new(&by_words(group));
     assert_eq!(table, TokenTable { terms: (14, 812), sequences: (8, 498), prompts: (5, 409), tree: (93, 337) });
@@ -408,12 +409,12 @@ fn the_token_table_is_that_of_the_worked_example() {
 }
 
 #[test]
-fn printing_marks_the_trained_tokens_and_shows_special_ones() {
+fn printing_marks_trained_tokens_and_shows_special_tokens() {
     let group = one(chat("Name\u{1b}[2J", "wren", "owls"), &TOKENIZER).unwrap();
     let text = render(&group, &TOKENIZER, ShowOptions::default()).unwrap();
     assert!(text.contains("<|im_start|>assistant\n[[wren<|im_end|>]]"), "{text}");
     assert!(text.contains("base +sequence 0 -sequence 1"));
-    assert!(!text.contains('\u{1b}') && text.contains("\\u{1b}[2J"), "control characters reach the terminal");
+    assert!(!text.contains('\u{1b}') && text.contains("\\u{1b}[2J"), "control characters must be escaped");
     assert!(!text.contains("ids ["));
     let text = render(&group, &TOKENIZER, ShowOptions { color: true, ids: true }).unwrap();
     assert!(text.contains("\u{1b}[1;32mwren<|im_end|>\u{1b}[0m"), "{text}");
@@ -428,7 +429,7 @@ fn printing_marks_the_trained_tokens_and_shows_special_ones() {
 }
 
 #[test]
-fn special_tokens_are_read_from_every_place_and_form() {
+fn special_tokens_are_read_from_every_file_and_form() {
     let (_folder, tokenizer) = changed(&[
         ("tokenizer_config.json", "eos_token", json!(null)),
         ("tokenizer_config.json", "pad_token", json!({"content": "<|endoftext|>", "lstrip": false})),
@@ -440,7 +441,7 @@ fn special_tokens_are_read_from_every_place_and_form() {
     let error = why(("tokenizer_config.json", "eos_token", json!("</none>")));
     assert!(error.exit_code() == 6 && error.to_string().contains("\"</none>\" is not in the vocabulary"));
     assert!(why(("tokenizer_config.json", "eos_token", json!(7))).to_string().contains("must be a string"));
-    assert!(why(("config.json", "eos_token_id", json!("x"))).to_string().contains("no token id"));
+    assert!(why(("config.json", "eos_token_id", json!("x"))).to_string().contains("not a token id"));
     assert!(why(("tokenizer.json", "model", json!(1))).to_string().contains("cannot be read"));
     let added = json!([{"id": 9, "content": "<|im_end|>", "single_word": false, "lstrip": false, "rstrip": false,
                         "normalized": false, "special": true}]);
@@ -464,7 +465,7 @@ fn special_tokens_are_read_from_every_place_and_form() {
 }
 
 #[test]
-fn stored_truncation_and_padding_are_switched_off() {
+fn stored_truncation_and_padding_are_ignored() {
     let truncation = json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
     let padding = json!({"strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 3,
                          "pad_type_id": 0, "pad_token": "<|pad|>"});
@@ -475,7 +476,7 @@ fn stored_truncation_and_padding_are_switched_off() {
 }
 
 #[test]
-fn files_are_copied_byte_for_byte() {
+fn tokenizer_files_are_copied_byte_for_byte() {
     let from = tempfile::tempdir().unwrap();
     TOKENIZER.copy_to(from.path()).unwrap();
     std::fs::create_dir(from.path().join("additional_chat_templates")).unwrap();

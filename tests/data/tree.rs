@@ -1,8 +1,8 @@
-//! Prefix trees and packed batches. Structure: every sequence is found again by walking its segments, nothing is
-//! stored twice, and all index tables equal what a direct computation gives.
+//! Prefix trees and packed batches. A walk along its segments gives back every sequence, no token
+//! is stored twice, and all index tables equal a direct computation.
 //!
-//! Groups are random over three token ids, so that prompts often share a beginning, equal one another, or continue one
-//! another; responses are short, so that one-token responses are frequent.
+//! Random groups use three token ids, so that prompts often share a prefix, are equal, or extend
+//! one another. Responses are short, so that one-token responses are frequent.
 
 mod groups;
 
@@ -28,12 +28,12 @@ fn pack(groups: &[TokenizedGroup], scoring: Scoring, share: bool) -> Batch {
     batch
 }
 
-/// Segment of a row.
+/// Index of a row's segment.
 fn segment_of(batch: &Batch, row: usize) -> usize {
     (0..batch.segments()).find(|&s| row < batch.tree.starts[s + 1] as usize).unwrap()
 }
 
-/// Rows that the query at `row` sees, in path order, from the tree tables alone.
+/// Rows visible to the query at `row`, in path order, computed only from the tree tables.
 fn visible(batch: &Batch, row: usize) -> Vec<usize> {
     let (tree, s) = (&batch.tree, segment_of(batch, row));
     let rows = |s: usize| tree.starts[s] as usize..tree.starts[s + 1] as usize;
@@ -53,7 +53,7 @@ fn last_row(batch: &Batch, seq: usize, scoring: Scoring) -> usize {
     }
 }
 
-/// Input tokens of a sequence, and how many of them come from its prompt.
+/// Input tokens of a sequence and the number of its prompt tokens.
 fn path_ids(groups: &[TokenizedGroup], reference: &SequenceRef, scoring: Scoring) -> (Vec<u32>, usize) {
     let group = &groups[reference.group];
     let find = |s: &&Sequence| (s.prompt, s.response) == (reference.prompt, reference.response);
@@ -116,7 +116,7 @@ fn no_token_is_stored_twice() {
 }
 
 #[test]
-fn segments_are_ordered_and_trees_closed() {
+fn segments_are_ordered_and_trees_are_contiguous() {
     for groups in random_batches() {
         for (scoring, share) in [(LOGP, true), (Scoring::Reward, true), (LOGP, false)] {
             let batch = pack(&groups, scoring, share);
@@ -131,7 +131,8 @@ fn segments_are_ordered_and_trees_closed() {
                     let list =
                         tree.ancestor_offsets[s as usize] as usize..tree.ancestor_offsets[s as usize + 1] as usize;
                     let ancestors = &tree.ancestors[list];
-                    // Depth first: the root is the first segment, and lists rise from the root to the parent.
+                    // Depth-first order: the root is the first segment, and ancestor lists ascend
+                    // from the root to the parent.
                     assert_eq!(ancestors.first().copied().unwrap_or(s), bounds[0]);
                     assert!(ancestors.is_sorted_by(|a, b| a < b) && ancestors.last().is_none_or(|&a| a < s));
                 }
@@ -143,8 +144,8 @@ fn segments_are_ordered_and_trees_closed() {
 }
 
 #[test]
-fn branches_follow_the_smallest_prompt_index_after_the_responses() {
-    // [1 2] ends a prompt and goes on in two ways; prompts 1 and 3 are equal.
+fn responses_come_before_branches_in_order_of_the_smallest_prompt_index() {
+    // [1 2] is a complete prompt and has two continuations; prompts 1 and 3 are equal.
     let prompts = vec![vec![1, 2, 4, 4], vec![1, 2], vec![1, 2, 3], vec![1, 2]];
     let pairs = [(0, vec![5]), (0, vec![6]), (1, vec![5, 5]), (2, vec![7, 7]), (3, vec![6])];
     let group = group(prompts, &pairs, Vec::new());
@@ -159,12 +160,13 @@ fn branches_follow_the_smallest_prompt_index_after_the_responses() {
         (0, 2..4, None, 0),
         (0, 4..4, Some(0), 1),
         (0, 4..4, Some(1), 1),
-        // One way on only: prompt and response are one run.
+        // With a single continuation, prompt and response are one segment.
         (2, 2..3, Some(3), 2),
     ];
     assert_eq!(seen, expected);
     assert_eq!((tree.ancestors(4), tree.ancestors(6), tree.ancestors(0)), (&[0, 3][..], &[0][..], &[][..]));
-    // Without their last tokens, one-token responses leave no segment and end where their prompt ends.
+    // Without their last tokens, one-token responses leave no segment and end where their prompt
+    // ends.
     tree.build(&group, Layout { share: true, omit_last: true });
     assert_eq!(tree.segments().len(), 4);
     assert_eq!((0..5).map(|s| tree.path_end(s).unwrap()).collect::<Vec<_>>(), [2, 2, 1, 3, 0]);
@@ -185,7 +187,7 @@ fn head_rows_predict_every_scored_token_once() {
                     assert_eq!(rows.len(), whole.len() - first);
                     for (row, place) in rows.zip(first..) {
                         assert_eq!(batch.target[row] as u32, whole[place]);
-                        // The source sees exactly the tokens before its target.
+                        // The source row sees exactly the tokens before its target.
                         assert_eq!(ids_at(&batch, &visible(&batch, batch.source[row] as usize)), whole[..place]);
                     }
                 }
@@ -199,7 +201,7 @@ fn head_rows_predict_every_scored_token_once() {
 }
 
 #[test]
-fn groups_end_where_their_rows_and_sequences_do() {
+fn group_ends_match_their_rows_and_sequences() {
     for groups in random_batches() {
         for scoring in [LOGP, PATH_LOGP, Scoring::Reward] {
             let batch = pack(&groups, scoring, true);
@@ -209,7 +211,8 @@ fn groups_end_where_their_rows_and_sequences_do() {
                 GroupEnd { row: batch.seq_offsets[seq] as usize, seq }
             });
             assert_eq!(batch.group_ends, ends.collect::<Vec<_>>());
-            // A hidden row is the source of rows of one group alone, and comparisons stay within a group.
+            // A hidden row is the source only of rows of one group, and comparisons stay within a
+            // group.
             let group_of = |row: i32| batch.group_ends.iter().position(|end| (row as usize) < end.row);
             for run in batch.head_runs.offsets.windows(2) {
                 let rows = &batch.head_runs.order[run[0] as usize..run[1] as usize];
@@ -225,7 +228,7 @@ fn groups_end_where_their_rows_and_sequences_do() {
 }
 
 #[test]
-fn runs_group_rows_in_ascending_order() {
+fn run_tables_list_rows_in_ascending_order() {
     let grouped = |keys: &[i32]| {
         let mut map = BTreeMap::<i32, Vec<i32>>::new();
         keys.iter().enumerate().for_each(|(item, &key)| map.entry(key).or_default().push(item as i32));
@@ -247,7 +250,7 @@ fn runs_group_rows_in_ascending_order() {
 }
 
 #[test]
-fn comparison_table_holds_every_term() {
+fn the_comparison_table_holds_every_term() {
     for groups in random_batches() {
         let batch = pack(&groups, LOGP, true);
         let table = &batch.comparisons;
@@ -287,7 +290,7 @@ fn comparison_table_holds_every_term() {
 }
 
 #[test]
-fn sharing_changes_rows_and_nothing_else() {
+fn sharing_changes_only_rows() {
     for groups in random_batches() {
         for scoring in [LOGP, PATH_LOGP, Scoring::Reward] {
             let (shared, plain) = (pack(&groups, scoring, true), pack(&groups, scoring, false));
@@ -297,7 +300,7 @@ fn sharing_changes_rows_and_nothing_else() {
             assert_eq!((&shared.sequences, &shared.comparisons), (&plain.sequences, &plain.comparisons));
             assert_eq!(shared.longest_path, plain.longest_path);
         }
-        // One sequence has nothing to share.
+        // A single sequence has nothing to share.
         let mut single = groups[0].clone();
         single.sequences.truncate(1);
         single.comparisons.clear();
@@ -307,7 +310,7 @@ fn sharing_changes_rows_and_nothing_else() {
 }
 
 #[test]
-fn a_reused_batch_equals_a_fresh_one_and_keeps_its_memory() {
+fn a_reused_batch_equals_a_new_one_and_keeps_its_memory() {
     let batches: Vec<_> = random_batches().take(40).collect();
     let mut reused = Batch::default();
     for (scoring, groups) in [PATH_LOGP, Scoring::Reward, LOGP].into_iter().cycle().zip(&batches) {
@@ -335,7 +338,7 @@ fn a_reused_batch_equals_a_fresh_one_and_keeps_its_memory() {
 }
 
 #[test]
-fn impossible_groups_are_refused_and_leave_an_empty_batch() {
+fn invalid_groups_are_refused_and_leave_an_empty_batch() {
     let good = group(vec![vec![1]], &[(0, vec![2]), (0, vec![3])], Vec::new());
     let comparison = |sequence, sign, terms, detached_clip| SequenceComparison {
         kind: Kind::Base,
@@ -361,7 +364,7 @@ fn impossible_groups_are_refused_and_leave_an_empty_batch() {
     bad_data(&group(vec![vec![1]], &[(0, vec![])], Vec::new()), Scoring::Reward, "no response tokens");
     bad_data(&group(vec![vec![8]], &[(0, vec![1])], Vec::new()), LOGP, "token id 8");
     bad_data(&group(vec![vec![1]], &[(0, vec![9])], Vec::new()), LOGP, "token id 9");
-    // A reward needs no prediction of the first token.
+    // A reward does not need a prediction of the first token.
     assert_eq!(pack(&[no_prompt], Scoring::Reward, true).last_rows, [1]);
 
     let defect = |bad: &TokenizedGroup, part: &str| {
@@ -391,7 +394,8 @@ fn the_documented_example_has_the_documented_counts() {
     let mut batch = Batch::default();
     pack_into(&mut batch, &[&group], &options(Scoring::Reward), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.tokens_unshared), (337, 498));
-    // x 14 -> "Include the keywords" 3 -> {5 -> 16, 16; 2 -> 18, 19}; two prompts go straight on into their response.
+    // x 14 -> "Include the keywords" 3 -> {5 -> 16, 16; 2 -> 18, 19}. Two prompts have a single
+    // response, which extends their segment.
     let lengths: Vec<_> = batch.tree.starts.windows(2).map(|w| w[1] - w[0]).collect();
     assert_eq!(lengths, [14, 42, 19, 3, 5, 16, 42, 19, 16 + 42, 2, 18, 42, 19, 19 + 19]);
 

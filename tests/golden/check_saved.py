@@ -1,12 +1,12 @@
-"""Checks a model folder written by mapl with transformers, by hand:
+"""Checks with transformers a model folder that mapl wrote. Run by hand:
 
     python tests/golden/check_saved.py FOLDER EXPECTED.json [--tolerance 2e-5] [--reward-tolerance 2e-4]
 
-EXPECTED.json has the shape of the cases beside this file: `sequences`, each with `prompt` and `response` ids and any of
+EXPECTED.json has the format of the cases in this folder: `sequences`, each with `prompt` and `response` ids and any of
 `logps` (per response token), `logp` (their sum) or `reward`; optionally `logits`, each with `sequence`, `position` and
-`values`. Log-probabilities and logits are compared relative to their size (at least 1), rewards absolutely. The folder
-is loaded without remote code, and loading must report no missing, unexpected or misshapen weight. Works with
-transformers 4 and 5. Exits with 1 when anything differs.
+`values`. Log-probabilities and logits are compared relative to their magnitude (at least 1), rewards absolutely. The
+folder is loaded without remote code, and loading must not report missing, unexpected or wrongly shaped weights. Works
+with transformers 4 and 5. Exits with 1 if anything differs.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def load(folder):
 
 
 class Comparison:
-    """Largest differences by kind of value."""
+    """Largest difference of each kind of value."""
 
     def __init__(self):
         self.worst = {}
@@ -50,7 +50,7 @@ class Comparison:
         difference = ((got - expected).abs() / scale).max().item()
         count, worst = self.worst.get(kind, (0, 0.0))
         self.worst[kind] = (count + got.numel(), max(worst, difference))
-        # Written so that a NaN fails.
+        # Negated so that a NaN fails.
         self.failed |= not difference <= tolerance
 
 

@@ -1,10 +1,10 @@
-"""Makes the golden fixtures: tiny random Llama and Qwen2 models in Hugging Face folders, and what transformers, torch
-and TRL compute for them. README.md beside this file lists every output. Run it from any directory:
+"""Generates the golden fixtures: tiny random Llama and Qwen2 models in Hugging Face folders, and the results of
+transformers, torch and TRL for them. README.md in this folder describes every output. Run from any directory:
 
     python tests/golden/make.py [OUTPUT_DIR]
 
-The same versions on the same kind of CPU give the same bytes: one thread, fixed seeds, sorted keys. All arithmetic is
-float32 with eager attention, except the table of loss values (float64).
+The same package versions on the same kind of CPU give the same bytes: one thread, fixed seeds, sorted keys. All
+arithmetic is float32 with eager attention, except the table of loss values (float64).
 """
 
 import json
@@ -73,8 +73,8 @@ def qwen2(**more):
 
 
 def randomise(model, seed, base=None):
-    """Gives every parameter a random value: norm weights near 1, all else around 0. With `base`, the values are those
-    of `base` plus a small change, so that the two models agree roughly, as a policy and its reference do."""
+    """Sets every parameter to a random value: norm weights near 1, others near 0. With `base`, adds small noise to the
+    values of `base`, so the two models agree roughly, like a policy and its reference."""
     rng = np.random.default_rng(seed)
     origin = dict(base.named_parameters()) if base is not None else {}
     for name, parameter in sorted(model.named_parameters()):
@@ -102,7 +102,7 @@ def build(auto, config, seed, base=None):
 
 
 def save(model, folder, dtype=torch.float32, shard="5GB"):
-    """Writes the folder and gives back the model as it stands there, loaded in float32."""
+    """Writes the folder and returns the model loaded from it in float32."""
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     auto = AutoModelForSequenceClassification if hasattr(model, "score") else AutoModelForCausalLM
     return auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
@@ -113,8 +113,8 @@ def save(model, folder, dtype=torch.float32, shard="5GB"):
 
 
 def make_pairs(seed):
-    """Preference pairs of token ids: usual ones, one-token prompt, one-token responses, a response that starts with
-    tokens of its prompt, and sides that share their first tokens."""
+    """Returns preference pairs of token ids: ordinary pairs, a one-token prompt, one-token responses, a response that
+    starts with tokens of its prompt, and responses that share their first tokens."""
     rng = np.random.default_rng(seed)
     ids = lambda n: [int(i) for i in rng.integers(3, PAD, n)]
     pairs = []
@@ -134,8 +134,8 @@ def make_pairs(seed):
 
 
 def sequences_of(pairs):
-    """Distinct (prompt, response) sequences: chosen and rejected of each pair, then the first pair's responses under
-    a longer prompt, for comparisons across prompts."""
+    """Returns distinct (prompt, response) sequences: chosen and rejected of each pair, then the responses of the first
+    pair with a longer prompt, for comparisons across prompts."""
     out = []
     for pair in pairs:
         out.append((pair["prompt_ids"], pair["chosen_ids"]))
@@ -147,8 +147,8 @@ def sequences_of(pairs):
 
 
 def comparisons_of(pairs):
-    """Signed sequences: the base pairs, then intra (one response, two prompts) and inter (gap against gap) comparisons
-    over the first pair and its longer prompt."""
+    """Returns comparisons of signed sequences: the base pairs, then intra (one response, two prompts) and inter
+    (difference of differences) comparisons of the first pair and its longer prompt."""
     base = [{"kind": "base", "terms": [[2 * i, 1], [2 * i + 1, -1]]} for i in range(len(pairs))]
     a, b = 2 * len(pairs), 2 * len(pairs) + 1
     return base + [
@@ -159,11 +159,11 @@ def comparisons_of(pairs):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Numbers out
+# Output of numbers
 
 
 def short(x):
-    """A float32 as the shortest decimal that reads back as the same float32."""
+    """Returns a float32 as the shortest decimal that parses to the same float32."""
     return float(str(np.float32(x)))
 
 
@@ -173,7 +173,7 @@ def floats(tensor):
 
 def write_json(path, value):
     text = json.dumps(value, sort_keys=True, indent=1, separators=(",", ": ")) + "\n"
-    # json puts every number of a list on its own line; a list of numbers belongs on one.
+    # json writes one number per line; this joins a list of numbers into one line.
     path.write_text(re.sub(r"\[\s+([-\d.,eE\s]+?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text))
 
 
@@ -183,11 +183,11 @@ def write_tensors(path, named):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a model computes
+# Model results
 
 
 def response_logps(model, prompt, response):
-    """Log-probability of each response token, one sequence at a time, without padding."""
+    """Returns the log-probability of each response token, one sequence at a time, without padding."""
     ids = torch.tensor([prompt + response])
     logits = model(input_ids=ids, use_cache=False).logits[0]
     rows = logits[len(prompt) - 1 : -1]
@@ -204,7 +204,7 @@ def comparison_losses(scores, comparisons):
 
 
 def dpo_losses(model, pairs, reference):
-    """Sigmoid DPO losses per pair; `reference` holds the frozen log-probabilities of chosen and rejected."""
+    """Returns the sigmoid DPO loss of each pair; `reference` holds the frozen log-probabilities of chosen and rejected."""
     losses = []
     for pair, (ref_chosen, ref_rejected) in zip(pairs, reference):
         chosen = response_logps(model, pair["prompt_ids"], pair["chosen_ids"]).sum()
@@ -214,7 +214,7 @@ def dpo_losses(model, pairs, reference):
 
 
 def adamw_of(model):
-    """AdamW with the decay exclusions of transformers' Trainer."""
+    """Returns AdamW with the weight-decay exclusions of transformers' Trainer."""
     decayed = set(Trainer.get_decay_parameter_names(None, model)) & {n for n, _ in model.named_parameters()}
     groups = [
         {"params": [p for n, p in model.named_parameters() if n in decayed]},
@@ -250,7 +250,7 @@ def trainer_arguments(folder, pairs):
 
 
 def trl_dpo(model, reference, pairs, folder):
-    # The trainer wants text for its own data set; the batches below are collated from ids.
+    # The trainer requires a text data set; the batches below are collated from ids instead.
     text = Dataset.from_list([{"prompt": "t3", "chosen": " t4", "rejected": " t5"}])
     arguments = trl.DPOConfig(beta=BETA, disable_dropout=True, **trainer_arguments(folder, pairs))
     return trl.DPOTrainer(
@@ -259,7 +259,7 @@ def trl_dpo(model, reference, pairs, folder):
 
 
 def trl_dpo_loss(model, reference, pairs, folder):
-    """Loss of TRL's DPOTrainer on one padded batch of all pairs."""
+    """Returns the loss of TRL's DPOTrainer on one padded batch of all pairs."""
     trainer = trl_dpo(model, reference, pairs, folder)
     batch = trainer.data_collator([dict(p) for p in pairs])
     with torch.no_grad():
@@ -267,7 +267,7 @@ def trl_dpo_loss(model, reference, pairs, folder):
 
 
 def trl_reward_loss(model, pairs, folder):
-    """Loss of TRL's RewardTrainer on one padded batch of all pairs."""
+    """Returns the loss of TRL's RewardTrainer on one padded batch of all pairs."""
     rows = [
         {"chosen_ids": p["prompt_ids"] + p["chosen_ids"], "rejected_ids": p["prompt_ids"] + p["rejected_ids"]}
         for p in pairs
@@ -282,8 +282,8 @@ def trl_reward_loss(model, pairs, folder):
 
 
 def loss_table(trainer):
-    """Per-pair losses by TRL's own code for given summed log-probabilities, in float64. cDPO is no loss of its own in
-    this TRL; its formula is that of `aot` on a batch of one pair, where sorting changes nothing."""
+    """Returns per-pair losses by TRL's own code for given summed log-probabilities, in float64. This TRL version has no
+    cDPO loss; `aot` on a batch of one pair has the same formula, because sorting one pair has no effect."""
     rows = []
     inputs = [
         (-21.5, -24.25, -22.0, -23.0, 9, 12),
@@ -300,7 +300,7 @@ def loss_table(trainer):
             mask = torch.zeros(2, length, dtype=torch.long)
             mask[0, 1 : 1 + chosen_tokens] = 1
             mask[1, 1 : 1 + rejected_tokens] = 1
-            # The whole log-probability lies on the first response token: only the sum enters.
+            # The first response token gets the whole log-probability: the loss uses only the sum.
             per_token = torch.zeros(2, length - 1, dtype=torch.float64)
             per_token[0, 0], per_token[1, 0] = chosen, rejected
             zero = torch.zeros(2, length - 1)
@@ -350,7 +350,7 @@ def inv_freq(model):
 
 
 def language_model_case(out, name, policy, reference, pairs, train):
-    """Logits, log-probabilities and, with `train`, DPO loss, gradients and three AdamW steps."""
+    """Writes logits, log-probabilities and, with `train`, DPO loss, gradients and three AdamW steps."""
     sequences, comparisons = sequences_of(pairs), comparisons_of(pairs)
     case = {"model": f"models/{name}", "inv_freq": inv_freq(policy), "pairs": pairs, "sequences": [], "logits": []}
     with torch.no_grad():
@@ -376,7 +376,7 @@ def language_model_case(out, name, policy, reference, pairs, train):
 
     with tempfile.TemporaryDirectory() as scratch:
         trl_loss = trl_dpo_loss(policy, reference, pairs, scratch)
-    # The trainer wraps both models' forward; the loop below starts from the saved folders again.
+    # The trainer wraps the forward of both models, so the loop below reloads them from the saved folders.
     policy = AutoModelForCausalLM.from_pretrained(
         out / case["model"], attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -422,7 +422,7 @@ def language_model_case(out, name, policy, reference, pairs, train):
 
 
 def reward_case(out, name, model, pairs):
-    """Rewards, the Bradley-Terry loss and its gradients."""
+    """Writes rewards, the Bradley-Terry loss and its gradients."""
     sequences, comparisons = sequences_of(pairs), comparisons_of(pairs)
     scores = torch.stack([scores_of(model, *s) for s in sequences])
     losses = torch.stack(comparison_losses(scores, comparisons))
@@ -454,13 +454,13 @@ def main():
     lm, rm = AutoModelForCausalLM, AutoModelForSequenceClassification
     models = out / "models"
 
-    # Untied, grouped queries, heads wider than hidden / heads; reference stored as bf16.
+    # Untied embeddings, grouped-query attention, heads wider than hidden / heads; reference stored as bf16.
     policy = build(lm, llama(head_dim=12, tie_word_embeddings=False), 11)
     reference = save(build(lm, policy.config, 12, policy), models / "llama-reference", torch.bfloat16)
     policy = save(policy, models / "llama")
     write_json(out / "llama.json", language_model_case(out, "llama", policy, reference, make_pairs(13), True))
 
-    # Tied, biases on q, k and v.
+    # Tied embeddings, biases on q, k and v.
     policy = build(lm, qwen2(tie_word_embeddings=True), 21)
     reference = save(build(lm, policy.config, 22, policy), models / "qwen2-reference", torch.bfloat16)
     policy = save(policy, models / "qwen2")
@@ -468,7 +468,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         write_json(out / "losses.json", {"rows": loss_table(trl_dpo(policy, reference, make_pairs(23), scratch))})
 
-    # Tied, llama3 rotary scaling, stored as bf16 in shards.
+    # Tied embeddings, llama3 RoPE scaling, stored as bf16 in shards.
     model = build(lm, llama(tie_word_embeddings=True, rope_parameters=LLAMA3), 31)
     model = save(model, models / "llama-bf16-sharded", torch.bfloat16, "16KB")
     write_json(
@@ -476,7 +476,7 @@ def main():
         language_model_case(out, "llama-bf16-sharded", model, None, make_pairs(33), False),
     )
 
-    # Reward models; linear rotary scaling in the first.
+    # Reward models; the first has linear RoPE scaling.
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     model = save(build(rm, llama(num_labels=1, rope_parameters=linear), 41), models / "llama-reward")
     write_json(out / "llama-reward.json", reward_case(out, "llama-reward", model, make_pairs(43)))

@@ -1,9 +1,9 @@
-"""Builds what the GPU suite needs on a machine without Rust, into target/gpu-suite: the release binary, the device tests,
-run.py and the peers' scripts, stripped, at most 60 MiB in all.
+"""Packs the GPU suite for a machine without Rust into target/gpu-suite: the stripped release binary and device tests, run.py and
+the scripts that benchmark other libraries; at most 60 MiB in total.
 
 python3 tests/gpu/pack.py
 
-Needs what the build needs, nvcc too, and strip.
+Requires the build's dependencies, nvcc and strip.
 """
 
 import json
@@ -23,7 +23,7 @@ def output(*command):
 
 
 def executables(*command):
-    """Paths of what a cargo command builds, by target name."""
+    """Runs a cargo command and returns the paths of its executables by target name."""
     built = subprocess.run([*command, "--message-format=json"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                            env={**os.environ, "MAPL_REQUIRE_NVCC": "1"})
     if built.returncode != 0:
@@ -50,7 +50,7 @@ def main():
     size = sum(path.stat().st_size for path in FOLDER.iterdir())
     print(f"{FOLDER}: {size / (1 << 20):.1f} MiB, commit {source['commit']}")
     if size > MOST:
-        sys.exit(f"more than {MOST >> 20} MiB; look at the largest: {sorted((p.stat().st_size, p.name) for p in FOLDER.iterdir())}")
+        sys.exit(f"more than {MOST >> 20} MiB; the files by size: {sorted((p.stat().st_size, p.name) for p in FOLDER.iterdir())}")
 
 
 if __name__ == "__main__":

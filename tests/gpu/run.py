@@ -3,17 +3,19 @@
 python3 run.py [--device cuda|emulator] [--out DIR] [--strict] [--seconds N] [--rows FILE] [--models NAMES] [--stages NAME...]
 
 Stages, in order
-  device      what the binary and nvidia-smi see
-  ops         every op and every primitive against the f64 reference, on the device alone
-  sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck over the small tests of every kernel file
-  train       20 steps of reward and DPO: against the CPU in f32 and bf16, against themselves, with and without recorded steps
+  device      the device as seen by the binary and by nvidia-smi
+  ops         every op against the f64 reference and every primitive against its tables, only on this device
+  sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck on small tests of every kernel file
+  train       20 steps of reward and DPO in f32 and bf16 compared with the CPU; in bf16 also repeated, without CUDA graphs, and
+              with gradient checkpointing
   quickstart  the quick start on the device
-  bench       every op at the sizes of published models, verified, then timed beside cuBLASLt and ceilings; the same shapes with
-              PyTorch and what builds on it, where this machine has them: rows in bench-*.csv, as benches/README.md has them
-  speed       tokens a second, memory taken against the plan, recorded steps on and off: Qwen2.5-0.5B's shape, random weights
+  bench       every op at the sizes of published models, verified, then timed and compared with cuBLASLt and ceilings; the same
+              shapes with PyTorch and libraries based on it, if installed; rows in bench-*.csv, described in benches/README.md
+  speed       tokens per second and memory use compared with the plan, with and without CUDA graphs: shape of Qwen2.5-0.5B,
+              random weights
 
-A stage that cannot run is a row that says why. --strict makes any such row a failure. Writes suite.json, suite.txt and logs
-into DIR. Needs Python 3.10 and nothing else; exits with 1 when anything failed.
+A stage that cannot run gives a row with the reason; with --strict such a row is a failure. Writes suite.json, suite.txt and logs
+to DIR. Requires only Python 3.10. Exits with 1 if anything failed.
 """
 
 import argparse
@@ -29,10 +31,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "bench", "speed"]
-# Tests of every kernel file that take little: the sanitizer slows kernels a hundredfold.
+# Small tests of every kernel file: the sanitizer slows kernels down a hundredfold.
 SMALL = ["backends::segment", "backends::preference", "backends::embedding", "backends::activation", "backends::optim", "backends::logprob",
-         "backends::norm::equal", "backends::attention::equal", "head_logprob::equal", "head_preference::rows_of_weight", "linear::products_on_the_least_sizes", "linear::gated", "primitives::warps"]
-# Allowed difference of losses from the CPU's, over the loss where that is above one. f32: order of sums. bf16: tests/cli/devices.rs.
+         "backends::norm::equal", "backends::attention::equal", "head_logprob::equal", "head_preference::rows_of_weight", "linear::gemms_of_minimum_size", "linear::gated", "primitives::warps"]
+# Tolerance of losses compared with the CPU, relative to max(1, loss). f32: order of summation. bf16: see tests/cli/devices.rs.
 NEAR = {"f32": 1e-4, "bf16": 2e-2}
 
 
@@ -56,7 +58,7 @@ class Suite:
         print(f"{stage:<11} {name:<34} {outcome:<8} {seconds:6.1f} s  {detail}", flush=True)
 
     def call(self, log, command, **environment):
-        """Exit code, output and seconds of a command; code None when time ran out."""
+        """Runs a command and returns its exit code (None after a timeout), output and seconds."""
         began = time.monotonic()
         env = {**os.environ, "NO_COLOR": "1", "CI": "1", **environment}
         try:
@@ -103,9 +105,9 @@ class Suite:
         if failed:
             detail += f", failed: {' '.join(failed[:8])}"
         if skips:
-            detail += f", {skips} skipped a part"
+            detail += f", {skips} parts skipped"
         if code is None:
-            return self.row(stage, name, "failed", "time ran out; " + detail, seconds)
+            return self.row(stage, name, "failed", "timed out; " + detail, seconds)
         if code != 0 or passed == 0:
             return self.row(stage, name, "failed", f"{detail}; exit code {code}", seconds)
         self.row(stage, name, "skipped" if skips else "ok", detail, seconds)
@@ -118,7 +120,7 @@ class Suite:
             (str(p) for p in Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
         for name in ["memcheck", "racecheck", "initcheck", "synccheck"]:
             if self.options.device != "cuda" or tool is None:
-                why = "is for a GPU" if self.options.device != "cuda" else "no compute-sanitizer on this machine"
+                why = "requires a GPU" if self.options.device != "cuda" else "no compute-sanitizer on this machine"
                 self.row("sanitizer", name, "skipped", why)
             else:
                 prefix = [tool, "--tool", name, "--error-exitcode", "99"]
@@ -129,7 +131,7 @@ class Suite:
         return [event["loss"] for event in map(json.loads, lines) if event["kind"] == "train"]
 
     def material(self):
-        """Rows and a start model from a very short quick start on the CPU."""
+        """Creates rows and an initial model by a very short quick start on the CPU."""
         if not (self.work / "q" / "sft" / "model.safetensors").exists():
             code, text, seconds = self.mapl("material", "quickstart --scale 0.001 --output-dir q --device cpu")
             if code != 0:
@@ -172,11 +174,11 @@ class Suite:
                     files = [(self.work / f"{method}-{run}" / "model.safetensors").read_bytes() for run in ["bf16", name]]
                     same = files[0] == files[1]
                     self.row("train", f"{method} bf16 {name}", "ok" if same else "failed",
-                             "same bits" if same else "other weights than the first run")
+                             "bitwise equal" if same else "weights differ from the first run")
 
     def quickstart(self):
         if self.options.device != "cuda":
-            return self.row("quickstart", "quickstart", "skipped", "the emulator would take hours")
+            return self.row("quickstart", "quickstart", "skipped", "takes hours on the emulator")
         scale = min(1.0, self.left() / 400)
         code, text, seconds = self.mapl("quickstart", f"quickstart --device cuda --scale {scale:.2f} --output-dir quick")
         try:
@@ -191,11 +193,11 @@ class Suite:
 
     def bench(self):
         device, commit = self.options.device, self.facts.get("commit", "unknown") + ("+" if self.facts.get("changed") else "")
-        # cuBLASLt comes with CUDA or with PyTorch's packages; the loader finds neither by itself.
+        # cuBLASLt comes with CUDA or with PyTorch's packages; the loader searches neither by default.
         folders = [str(path.parent) for path in Path(sys.prefix).glob("lib/python*/*-packages/nvidia/*/lib/libcublasLt.so*")]
         folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
         libraries = ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
-        # A third of the time that is left for ours, a third for the same shapes of peers, the rest for whole steps.
+        # A third of the remaining time each for our ops, for other libraries at the same shapes, and for whole steps.
         part = self.left() / 3
         sizes = {"cuda": f"--tokens 2048,8192 --dtype bf16 --seconds 0.2 --repeats 20 --limit {part:.0f}", "emulator": "--repeats 1 --seconds 0"}[device]
         if self.options.models:
@@ -206,7 +208,7 @@ class Suite:
         said = next((line for line in text.splitlines() if " rows measured, " in line), text.strip()[-300:])
         self.row("bench", "ops", "ok" if code == 0 else "failed", said, seconds)
         if device != "cuda":
-            return self.row("bench", "peers", "skipped", "are for a GPU")
+            return self.row("bench", "peers", "skipped", "requires a GPU")
         if not ours.exists():
             return
         words = ["-B", HERE / "ops.py", "--rows", ours, "--output", self.out / "bench-peers.csv", "--device", "cuda",
@@ -229,7 +231,7 @@ class Suite:
 
     def speed(self):
         if self.options.device != "cuda":
-            return self.row("speed", "Qwen2.5-0.5B shape", "skipped", "is for a GPU")
+            return self.row("speed", "Qwen2.5-0.5B shape", "skipped", "requires a GPU")
         if not self.material():
             return
         config = {
@@ -277,11 +279,11 @@ class Suite:
 def main():
     parser = argparse.ArgumentParser(description="Runs the GPU suite.")
     parser.add_argument("--device", choices=["cuda", "emulator"], default="cuda")
-    parser.add_argument("--out", default="gpu-suite-out", help="folder for table and logs")
-    parser.add_argument("--strict", action="store_true", help="a stage that cannot run is a failure")
-    parser.add_argument("--seconds", type=float, default=570.0, help="time for all stages")
+    parser.add_argument("--out", default="gpu-suite-out", help="folder for the table and logs")
+    parser.add_argument("--strict", action="store_true", help="treat a stage that cannot run as a failure")
+    parser.add_argument("--seconds", type=float, default=570.0, help="time limit of all stages together")
     parser.add_argument("--rows", help="preference rows for the speed stage")
-    parser.add_argument("--models", help="models whose sizes are benchmarked, as mapl bench --model takes them; all otherwise")
+    parser.add_argument("--models", help="models to benchmark, in the format of mapl bench --model; all by default")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
     suite = Suite(options)
@@ -289,7 +291,7 @@ def main():
         if time.monotonic() - suite.began > options.seconds:
             suite.row(stage, stage, "skipped", "no time left")
             continue
-        # Without the device nothing else can be learned.
+        # Without the device no other stage can run.
         if getattr(suite, stage)() is False and stage == "device":
             break
     suite.write()

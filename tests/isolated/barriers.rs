@@ -1,6 +1,6 @@
-//! Every barrier of the kernels is needed, and the orders of threads show it: with the barriers of one place left out, some
-//! order gives other bits or an error. One multiprocessor and small grids make each block take several tiles, so that
-//! barriers between tiles count too.
+//! Every barrier of the portable kernels is necessary: without the barrier at any one source line,
+//! some schedule gives different bits or an error. One multiprocessor and small grids give each
+//! block several tiles, so the barriers between tiles are tested too.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +16,7 @@ use mapl::backend::{Backend as _, Write};
 
 use crate::alone;
 
-/// Orders that are tried until one shows that a barrier is missing.
+/// Schedules, tried in order until one detects the missing barrier.
 const ORDERS: [Schedule; 6] = [
     Schedule::Falling,
     Schedule::Rising,
@@ -29,7 +29,8 @@ const ORDERS: [Schedule; 6] = [
 type Run<A> = fn(&On<'_, Kernels<Emulator, A>>) -> Outputs;
 
 fn run<A: Element>(run: Run<A>, device: Emulator) -> Outputs {
-    // The kernels for Hopper begin with a barrier that no order can miss: consumers wait for the producer's registers anyhow.
+    // Excludes the Hopper kernels. No schedule can detect a missing first barrier there, because
+    // consumers wait for the producer's registers anyway.
     let backend = Kernels::<_, A>::new(device).with_hopper(Hopper::Off);
     let on = On { before: 8, ..On::new(&backend, <Kernels<Emulator, A>>::PRECISION) };
     run(&on)
@@ -39,10 +40,11 @@ fn same(a: &Outputs, b: &Outputs) -> bool {
     a.iter().zip(b).all(|(a, b)| a.1.iter().zip(&b.1).all(|(x, y)| x.to_bits() == y.to_bits()))
 }
 
-/// Leaves out the barriers of one place after another. Returns how many places there are.
-fn every_barrier_is_missed<A: Element>(name: &str, op: Run<A>) -> usize {
+/// Removes the barrier of each source line in turn and asserts that some schedule detects it.
+/// Returns the number of such lines.
+fn check_every_barrier<A: Element>(name: &str, op: Run<A>) -> usize {
     let Some(device) = emulator(Schedule::Rising, 1) else { return usize::MAX };
-    // A kernel that lacks a barrier may take an index for another and write anywhere.
+    // A kernel without a barrier may read a wrong index and write anywhere.
     let _alone = alone();
     let _ = Emulator::barriers();
     let expected = run(op, device);
@@ -50,12 +52,17 @@ fn every_barrier_is_missed<A: Element>(name: &str, op: Run<A>) -> usize {
     for barrier in &barriers {
         let missed = |schedule: Schedule, barrier: Barrier| {
             let device = Emulator::with(schedule, 1).unwrap().without(barrier);
-            // What goes wrong may also be an error, which the runs of ops turn into a panic.
+            // A missing barrier may also cause an error; `runs` turns it into a panic.
             catch_unwind(AssertUnwindSafe(|| run(op, device))).map_or(true, |got| !same(&got, &expected))
         };
         let caught = ORDERS.iter().position(|&schedule| missed(schedule, barrier.clone()));
         println!("{name}: {}:{} {caught:?}", barrier.file.to_string_lossy(), barrier.line);
-        assert!(caught.is_some(), "{name}: no order misses the barrier in {:?}:{}", barrier.file, barrier.line);
+        assert!(
+            caught.is_some(),
+            "{name}: no schedule detects the missing barrier at {:?}:{}",
+            barrier.file,
+            barrier.line
+        );
     }
     let _ = Emulator::barriers();
     barriers.len()
@@ -110,7 +117,8 @@ fn linear_bwd_weight<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::linear_bwd_weight(on, d, &dy, &x, &normal("start", 260 * 260, 1.0), Write::Add)
 }
 
-/// Four steps of 32 along the depth, so that the last one lies in the first stage, where joined terms meet.
+/// K takes four steps of 32. So the last step uses the first stage, through which warps exchange
+/// partial results.
 const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140 };
 
 fn head_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
@@ -136,8 +144,8 @@ fn head_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::head_logprob_bwd(on, HEAD, &i)
 }
 
-/// Paths of several tiles (a prompt of 150 tokens, two longer ones below it, responses below those), and more segments than
-/// the block that lists the work has threads.
+/// Batch with paths of several tiles (a prompt of 150 tokens, two extensions of it, responses to
+/// those) and with more segments than threads in the block that builds the work list.
 fn tree() -> HostTree {
     let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (65, Some(2)), (1, Some(2))];
     (0..260).fold(HostTree::new().tree(&nodes), |tree, _| tree.tree(&[(1, None)]))
@@ -163,31 +171,31 @@ fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 }
 
 #[test]
-fn of_norms() {
-    assert!(every_barrier_is_missed::<half::bf16>("norm_fwd", norm_fwd) >= 2);
-    assert!(every_barrier_is_missed::<half::bf16>("norm_bwd", norm_bwd) >= 2);
-    assert!(every_barrier_is_missed::<f32>("grad_norm", grad_norm) >= 1);
+fn norm_kernels_need_every_barrier() {
+    assert!(check_every_barrier::<half::bf16>("norm_fwd", norm_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("norm_bwd", norm_bwd) >= 2);
+    assert!(check_every_barrier::<f32>("grad_norm", grad_norm) >= 1);
 }
 
 #[test]
-fn of_linear_layers() {
-    assert!(every_barrier_is_missed::<half::bf16>("linear_fwd", linear_fwd) >= 2);
-    assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_input", linear_bwd_input) >= 2);
-    assert!(every_barrier_is_missed::<half::bf16>("linear_bwd_weight", linear_bwd_weight) >= 2);
-    assert!(every_barrier_is_missed::<f32>("linear_fwd", linear_fwd) >= 2);
-    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_fwd", linear_glu_fwd) >= 2);
-    assert!(every_barrier_is_missed::<half::bf16>("linear_glu_bwd", linear_glu_bwd) >= 2);
+fn linear_kernels_need_every_barrier() {
+    assert!(check_every_barrier::<half::bf16>("linear_fwd", linear_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("linear_bwd_input", linear_bwd_input) >= 2);
+    assert!(check_every_barrier::<half::bf16>("linear_bwd_weight", linear_bwd_weight) >= 2);
+    assert!(check_every_barrier::<f32>("linear_fwd", linear_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("linear_glu_fwd", linear_glu_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("linear_glu_bwd", linear_glu_bwd) >= 2);
 }
 
 #[test]
-fn of_the_vocabulary_head() {
-    assert!(every_barrier_is_missed::<half::bf16>("head_logprob_fwd", head_fwd) >= 4);
-    assert!(every_barrier_is_missed::<half::bf16>("head_logprob_bwd", head_bwd) >= 2);
+fn head_kernels_need_every_barrier() {
+    assert!(check_every_barrier::<half::bf16>("head_logprob_fwd", head_fwd) >= 4);
+    assert!(check_every_barrier::<half::bf16>("head_logprob_bwd", head_bwd) >= 2);
 }
 
 #[test]
-fn of_attention() {
-    assert!(every_barrier_is_missed::<half::bf16>("attention_fwd", attention_fwd) >= 3);
-    assert!(every_barrier_is_missed::<half::bf16>("attention_bwd", attention_bwd) >= 3);
-    assert!(every_barrier_is_missed::<f32>("attention_fwd", attention_fwd) >= 3);
+fn attention_kernels_need_every_barrier() {
+    assert!(check_every_barrier::<half::bf16>("attention_fwd", attention_fwd) >= 3);
+    assert!(check_every_barrier::<half::bf16>("attention_bwd", attention_bwd) >= 3);
+    assert!(check_every_barrier::<f32>("attention_fwd", attention_fwd) >= 3);
 }

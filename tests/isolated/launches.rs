@@ -1,5 +1,5 @@
-//! Launches of the row, loss and optimiser kernels: the same bits from any number of blocks, and the report of a kernel
-//! that writes outside its memory.
+//! Launches of the row, loss and optimiser kernels: results are bitwise equal for any number of
+//! blocks, and a kernel that writes outside its memory is reported.
 
 use std::collections::BTreeSet;
 use std::ffi::c_void;
@@ -16,14 +16,15 @@ use mapl::{Error, Result};
 
 use crate::alone;
 
-/// Memory that reports an address `shift` bytes before its own.
+/// Memory with an address that is reported `shift` bytes too low.
 struct Shifted {
     memory: Memory,
     shift: usize,
 }
 
-/// An emulator whose launches have `blocks` blocks (0: as asked for), and whose next allocations are short of `cut`
-/// bytes and off by `shift`.
+/// An emulator with altered launches and allocations. Every launch has `blocks` blocks (0: the
+/// requested number). New allocations are `cut` bytes too short and report an address `shift` bytes
+/// too low.
 struct Altered {
     emulator: Emulator,
     blocks: u32,
@@ -147,7 +148,7 @@ impl Device for Altered {
     }
 }
 
-/// Every op of the row, loss and optimiser kernels, with more units of work than the blocks of the test.
+/// Runs every op of the row, loss and optimiser kernels with more units of work than blocks.
 fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     let (tokens, hidden, vocab) = (70, 88, 37);
     let size = tokens * hidden;
@@ -209,7 +210,8 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     all
 }
 
-/// Kernels that [`all_ops`] launches, by storage of activations, then those of one kind.
+/// Kernels that [`all_ops`] launches: first those with an f32 and a bf16 variant, then kernels with
+/// a single variant.
 const PAIRS: [&str; 14] = [
     "adamw",
     "bias_bwd",
@@ -232,7 +234,7 @@ const SINGLE: [&str; 6] =
 fn any_grid<A: Element>(inputs: Precision, ending: &str) {
     let expected_names: BTreeSet<String> =
         PAIRS.iter().map(|name| format!("{name}_{ending}")).chain(SINGLE.map(str::to_owned)).collect();
-    // Once with 16-byte accesses, once without.
+    // With and without 16-byte accesses.
     for before in [8, 5] {
         let mut first: Option<Vec<(&str, Outputs)>> = None;
         for (blocks, schedule) in [
@@ -259,18 +261,19 @@ fn any_grid<A: Element>(inputs: Precision, ending: &str) {
 }
 
 #[test]
-fn any_number_of_blocks_gives_the_same_bits_in_f32() {
+fn bitwise_equal_for_any_number_of_blocks_in_f32() {
     let _alone = alone();
     any_grid::<f32>(Precision::F32, "f32");
 }
 
 #[test]
-fn any_number_of_blocks_gives_the_same_bits_in_bf16() {
+fn bitwise_equal_for_any_number_of_blocks_in_bf16() {
     let _alone = alone();
     any_grid::<half::bf16>(Precision::Bf16, "bf16");
 }
 
-/// Runs a gated activation of 4 x 10 whose output is short of `cut` bytes, or begins `shift` bytes early.
+/// Runs a gated activation of 4 x 10. Its output is `cut` bytes too short, or starts `shift` bytes
+/// early.
 fn activation(cut: usize, shift: usize) -> Option<Result<()>> {
     let backend = Kernels::<_, f32>::new(Altered::new(0, Schedule::Rising)?);
     let gate_up = backend.zeros_act(80).unwrap();
@@ -281,7 +284,7 @@ fn activation(cut: usize, shift: usize) -> Option<Result<()>> {
     Some(backend.glu_fwd(GluFwd { dims, gate_up: View::first(&gate_up, 80), act: ViewMut::first(&mut act, 40) }))
 }
 
-/// As [`activation`], of an update of 100 parameters with a first moment that is short of one number.
+/// Runs an update of 100 parameters with a first moment that is `cut` bytes too short.
 fn update(cut: usize) -> Option<Result<()>> {
     let backend = Kernels::<_, half::bf16>::new(Altered::new(0, Schedule::Rising)?);
     let on = On::new(&backend, Precision::Bf16);
@@ -306,9 +309,9 @@ fn update(cut: usize) -> Option<Result<()>> {
 }
 
 #[test]
-fn a_kernel_that_writes_outside_its_memory_is_reported() {
+fn out_of_bounds_write_of_a_kernel_is_reported() {
     let _alone = alone();
-    // Under the sanitizer the process would end at the write itself.
+    // With the sanitiser the process would end at the write.
     if std::env::var_os("MAPL_EMULATOR_SANITIZE").is_some() {
         println!("SKIPPED: the sanitizer reports such writes in its own way");
         return;
@@ -316,9 +319,9 @@ fn a_kernel_that_writes_outside_its_memory_is_reported() {
     let Some(sound) = activation(0, 0) else { return };
     sound.unwrap();
     let cases = [
-        (activation(4, 0), "kernel glu_fwd_f32", "wrote behind an allocation of 156 bytes"),
+        (activation(4, 0), "kernel glu_fwd_f32", "wrote past an allocation of 156 bytes"),
         (activation(0, 4), "kernel glu_fwd_f32", "wrote before an allocation of 160 bytes"),
-        (update(4), "kernel adamw_bf16", "wrote behind an allocation of 396 bytes"),
+        (update(4), "kernel adamw_bf16", "wrote past an allocation of 396 bytes"),
     ];
     for (result, kernel, what) in cases {
         match result {

@@ -1,12 +1,13 @@
-//! Tests that need the emulator to themselves. They damage memory or leave out barriers, and every launch of the process checks
-//! the guards of all allocations. So they are one binary, and [`alone`] runs them one at a time.
+//! Tests that need exclusive use of the emulator. They corrupt memory or remove barriers, and every
+//! launch of a process checks the guards of all allocations. So they have a binary of their own,
+//! and [`alone`] runs them one at a time.
 
 mod barriers;
 mod launches;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Held by each test of this binary while it uses the emulator.
+/// Returns the lock that each test of this binary holds while it uses the emulator.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

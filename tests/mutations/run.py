@@ -1,11 +1,11 @@
-"""Puts one fault at a time into the matrix kernels and shows that their tests fail: a swapped operand, an edge off by one, a
-wrong bit of a swizzle.
+"""Mutation tests of the kernels: inserts one fault at a time (a swapped operand, an edge off by one, a wrong swizzle bit) and
+checks that the tests fail.
 
 python3 tests/mutations/run.py [NAME...]
 
-Works on a copy of the tracked files beside the build folder, with its own build folder unless --target is given. Each
-fault is a text replaced once in one file; each must make every test named beside it fail, and the same tests must pass
-without it. Needs what the tests need; a fault takes about a minute.
+Works on a copy of the tracked files inside the build folder given by --target. A fault of faults.json replaces one text in one
+file. It must make each of its tests fail; without faults all tests must pass. Has the requirements of the tests. A fault takes
+about a minute.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def copy(folder):
-    """Tracked files and files that git does not ignore, as they are now."""
+    """Copies the tracked files and the untracked files that git does not ignore, in their current state."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
     )
@@ -32,7 +32,7 @@ def copy(folder):
 
 
 def results(folder, target, tests):
-    """Name of each test that was asked for, and whether it passed."""
+    """Runs tests and returns the result (`ok` or `FAILED`) of each by name."""
     names = sorted(set(tests))
     command = ["cargo", "test", "--release", "--no-fail-fast", "--target-dir", str(target), "--test", "ops"]
     run = subprocess.run(command + ["--", *names], cwd=folder, capture_output=True, text=True)
@@ -45,7 +45,7 @@ def results(folder, target, tests):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="faults to try, all by default")
+    parser.add_argument("names", nargs="*", help="names of the faults to test, all by default")
     parser.add_argument("--target", type=Path, default=ROOT / "target/mutations", help="build folder of the copy")
     settings = parser.parse_args()
     table = json.loads((Path(__file__).parent / "faults.json").read_text())
@@ -56,13 +56,13 @@ def main():
     tests = table["tests"]
     broken = [name for name, result in results(folder, settings.target, tests).items() if result != "ok"]
     if broken:
-        sys.exit(f"without any fault these fail: {', '.join(broken)}")
+        sys.exit(f"tests that fail without a fault: {', '.join(broken)}")
     survived = []
     for fault in chosen:
         path = folder / fault["file"]
         text = path.read_text()
         if text.count(fault["old"]) != 1:
-            sys.exit(f"{fault['name']}: its text stands {text.count(fault['old'])} times in {fault['file']}")
+            sys.exit(f"{fault['name']}: its text occurs {text.count(fault['old'])} times in {fault['file']}, expected once")
         path.write_text(text.replace(fault["old"], fault["new"]))
         for name, result in results(folder, settings.target, fault.get("tests", tests)).items():
             caught = result == "FAILED"
@@ -70,7 +70,7 @@ def main():
             if not caught:
                 survived.append((fault["name"], name))
         path.write_text(text)
-    print(f"{len(chosen)} faults, {len(survived)} survived a test")
+    print(f"{len(chosen)} faults, {len(survived)} survived")
     sys.exit(1 if survived else 0)
 
 

@@ -1,4 +1,5 @@
-//! Every op refuses every argument of a wrong length, on every backend, with an error that names op and argument.
+//! Every op on every backend rejects an argument of wrong length. The error names the op and the
+//! argument.
 
 mod head_preference;
 mod loss;
@@ -15,7 +16,7 @@ use mapl::{Error, Result};
 /// Buffers longer than any argument below, filled with 0.
 const LEN: usize = 256;
 
-/// Lengths of one call: the one named `broken` is off by one.
+/// Argument lengths of one call. The length with index `broken` is off by one.
 struct Lengths {
     broken: Cell<usize>,
     seen: Cell<usize>,
@@ -23,7 +24,7 @@ struct Lengths {
 }
 
 impl Lengths {
-    /// None of them broken.
+    /// Lengths without a broken one.
     fn exact() -> Self {
         Self { broken: Cell::new(usize::MAX), seen: Cell::new(0), name: Cell::new("") }
     }
@@ -39,20 +40,20 @@ impl Lengths {
     }
 }
 
-/// Calls an op with each length broken in turn, then with none.
+/// Calls an op with correct lengths, then once for each argument with that length broken.
 fn probe(op: &'static str, covered: &mut BTreeSet<&'static str>, call: impl Fn(&Lengths) -> Result<()>) {
     covered.insert(op);
     let lengths = Lengths::exact();
-    call(&lengths).unwrap_or_else(|e| panic!("{op} with right lengths: {e}"));
+    call(&lengths).unwrap_or_else(|e| panic!("{op} with correct lengths: {e}"));
     let arguments = lengths.seen.replace(0);
-    assert!(arguments > 0, "{op} has arguments");
+    assert!(arguments > 0, "{op} checks no argument length");
     for broken in 0..arguments {
         lengths.broken.set(broken);
         lengths.seen.set(0);
         match call(&lengths) {
             Err(Error::Contract { op: named, what, expected, got }) => {
                 assert_eq!((named, what), (op, lengths.name.get()));
-                assert!(!expected.is_empty() && expected != got, "{op}.{what}: {expected} against {got}");
+                assert!(!expected.is_empty() && expected != got, "{op}.{what}: expected {expected}, got {got}");
             }
             other => panic!("{op} with {} one too long: {other:?}", lengths.name.get()),
         }
@@ -176,7 +177,8 @@ fn every_op<B: Backend>(b: &B) {
                 qkv_in_place: ViewMut::first(&mut qkv, l.of("qkv", 36)),
             };
             let result = if op == "rope_fwd" { b.rope_fwd(args) } else { b.rope_bwd(args) };
-            // Both directions share one contract, whose errors say "rope"; `probe` expects the name in the list.
+            // Both directions share one contract, and its errors name the op "rope". `probe`
+            // expects the name in the op list.
             result.map_err(|e| match e {
                 Error::Contract { op: "rope", what, expected, got } => Error::Contract { op, what, expected, got },
                 other => other,
@@ -255,7 +257,7 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
-    assert_eq!(covered, OPS.iter().copied().collect(), "every op of the list is probed");
+    assert_eq!(covered, OPS.iter().copied().collect(), "some ops of the list were not probed");
 }
 
 fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
@@ -272,7 +274,7 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         longest_path: 0,
         scale: 1.0,
     };
-    // Segments of no rows: offsets of 0 are a valid tree.
+    // All segments are empty: offsets of 0 are a valid tree.
     let tree = |l: &Lengths| Tree {
         starts: View::first(i, l.of("tree.starts", 3)),
         ancestor_offsets: View::first(i, l.of("tree.ancestor_offsets", 3)),
@@ -388,17 +390,17 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
 }
 
 #[test]
-fn wrong_lengths_are_refused_by_the_cpu() {
+fn cpu_rejects_wrong_lengths() {
     every_op(&Cpu::new());
 }
 
 #[test]
-fn wrong_lengths_are_refused_by_the_reference() {
+fn reference_rejects_wrong_lengths() {
     every_op(&Reference);
 }
 
 #[test]
-fn sizes_that_cannot_work_are_refused() {
+fn invalid_sizes_are_rejected() {
     let b = Cpu::new();
     let (a, s, i) = (act(&b), acc(&b), b.zeros_idx(LEN).unwrap());
     let mut qkv = act(&b);

@@ -1,5 +1,6 @@
-//! The CPU backend gives the same bits for any number of threads, and a row of a result does not depend on the other
-//! rows of the call, on where it stands among them, or on how its path is cut into segments.
+//! The CPU backend gives the same bits for any number of threads. A row of a result does not depend
+//! on the other rows of the call, on its position among them, or on how its path is split into
+//! segments.
 
 use common::compare::bits;
 use common::trees::{HostTree, batches};
@@ -13,7 +14,7 @@ fn on_threads(threads: usize, run: impl Fn(&On<Cpu>) -> Outputs + Sync) -> Outpu
     pool.install(|| run(&On::new(&Cpu::new(), Precision::F32)))
 }
 
-/// Runs with 1, 2 and 3 threads, twice with 3, and demands equal bits.
+/// Runs with 1, 2 and 3 threads (twice with 3) and requires equal bits.
 fn same_bits(label: &str, run: impl Fn(&On<Cpu>) -> Outputs + Sync) {
     let expected = on_threads(1, &run);
     for threads in [2, 3, 3] {
@@ -24,7 +25,7 @@ fn same_bits(label: &str, run: impl Fn(&On<Cpu>) -> Outputs + Sync) {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
+fn bitwise_equal_for_any_number_of_threads() {
     for (tokens, inputs, outputs) in [(7, 33, 20), (2100, 96, 72), (517, 600, 333)] {
         let d = LinearDims { tokens, inputs, outputs };
         let (x, w) = (normal("x", tokens * inputs, 1.0), normal("w", outputs * inputs, 1.0));
@@ -83,7 +84,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-/// Pieces of `total` rows: one row, a few, more than a small product, the rest.
+/// Ranges of `total` rows: one row, a few, more than the limit of the small GEMM, all the rest.
 fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
     let mut ranges = vec![0..1, total - 1..total];
     for start in [0, 1, 5, 40] {
@@ -97,7 +98,7 @@ fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
 }
 
 #[test]
-fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
+fn linear_rows_do_not_depend_on_other_rows() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
     let total = 150;
@@ -106,7 +107,7 @@ fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
         let (x, w) = (normal("x", total * inputs, 1.0), normal("w", outputs * inputs, 1.0));
         let dims = |tokens, inputs, outputs| LinearDims { tokens, inputs, outputs };
         let all = runs::linear_fwd(&on, dims(total, inputs, outputs), &x, &w, None);
-        // The same product in the layout of the backward: (inputs, outputs).
+        // The same weights in the layout of the backward GEMM: (inputs, outputs).
         let mut w_t = vec![0.0; w.len()];
         (0..w.len()).for_each(|i| w_t[i % inputs * outputs + i / inputs] = w[i]);
         let back = runs::linear_bwd_input(&on, dims(total, outputs, inputs), &x, &w_t, &all[0].1, Write::Overwrite);
@@ -124,7 +125,7 @@ fn rows_of_a_linear_layer_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn head_rows_do_not_depend_on_their_neighbours() {
+fn head_rows_do_not_depend_on_other_rows() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
     for (hidden, vocab) in [(24, 257), (64, 1999), (600, 700)] {
@@ -142,7 +143,7 @@ fn head_rows_do_not_depend_on_their_neighbours() {
                 bits(&format!("{} of rows {range:?}", got[k].0), &got[k].1, &all[k].1[range.clone()]);
             }
         }
-        // One source per row, so that a row of dhidden belongs to one head row.
+        // Each head row has its own source, so each row of dhidden belongs to one head row.
         let inputs = |range: std::ops::Range<usize>| {
             let sources: Vec<i32> = range.clone().map(|r| r as i32).collect();
             let inputs = runs::HeadBwdInputs {
@@ -166,7 +167,7 @@ fn head_rows_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn rows_of_norm_rope_and_glu_do_not_depend_on_their_neighbours() {
+fn norm_and_glu_rows_do_not_depend_on_other_rows() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
     let (total, width) = (400, 90);
@@ -204,7 +205,7 @@ fn rows_of_norm_rope_and_glu_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn a_path_gives_the_same_bits_as_one_segment_or_as_several() {
+fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
     for (heads, kv_heads, head_dim) in [(2, 2, 16), (4, 1, 64), (7, 1, 20), (1, 1, 4)] {
@@ -220,7 +221,7 @@ fn a_path_gives_the_same_bits_as_one_segment_or_as_several() {
                 rows.flat_map(|row| row[..heads * head_dim].to_vec()).collect()
             };
             for (a, b) in [(1, 1), (total / 3, total / 3), (total - 2, 1)] {
-                // A sibling of other rows must not change them either.
+                // Three consecutive segments form the same path.
                 let cut = HostTree::new().tree(&[(a, None), (b, Some(0)), (total - a - b, Some(1))]);
                 let d = cut.dims(heads, kv_heads, head_dim);
                 let got = runs::attention_fwd(&on, d, &cut, &qkv);
@@ -236,7 +237,7 @@ fn a_path_gives_the_same_bits_as_one_segment_or_as_several() {
 }
 
 #[test]
-fn a_sequence_of_attention_does_not_depend_on_the_rest_of_the_batch() {
+fn attention_of_a_sequence_does_not_depend_on_the_rest_of_the_batch() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
     let (heads, head_dim) = (2, 32);

@@ -1,9 +1,10 @@
-//! The gradient of every op of the f64 reference, each op alone, against finite differences; the optimiser against its
-//! formulas; empty and extreme inputs. `tests/training/grads.rs` does the same for the whole model, and `tests/ops/backends`
-//! compare the remaining backends with the reference.
+//! Gradients of the f64 reference against finite differences, one op at a time; the optimiser
+//! against its formulas; empty and extreme inputs. `tests/training/grads.rs` checks the gradient of
+//! the whole model, and `tests/ops/backends` compares the other backends with the reference.
 //!
-//! A case gives an op's inputs, its forward and its gradient; [`difference::check`] does the rest. The list below makes
-//! the tests, so a case cannot be listed without being run, and an op without a case fails `every_op_has_a_case`.
+//! A case gives an op's inputs, its forward and its gradient; [`difference::check`] compares them.
+//! The list below generates the tests, so every listed case runs. An op without a case fails
+//! `every_op_has_a_case`.
 
 mod attention;
 mod difference;
@@ -18,7 +19,7 @@ use std::collections::BTreeSet;
 
 use mapl::backend::OPS;
 
-/// `test: case => ops whose gradient (or update) it proves`.
+/// `test: case => ops with a gradient (or update) that the test checks`.
 macro_rules! cases {
     ($($test:ident: $case:path => [$($op:literal),+];)*) => {
         $(
@@ -40,32 +41,32 @@ cases! {
     glu: nn::glu => ["glu_bwd"];
     linear_glu: nn::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
-    attention_hides_the_rest: attention::hidden_rows => ["attention_bwd"];
+    attention_gradient_stays_on_the_path: attention::hidden_rows => ["attention_bwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];
     logprob: head::logprob => ["logprob_bwd"];
-    head_logprob_is_linear_then_logprob: head::fused_equals_stored => ["head_logprob_bwd", "logprob_bwd"];
+    head_logprob_equals_linear_then_logprob: head::fused_equals_stored => ["head_logprob_bwd", "logprob_bwd"];
     head_preference: head::head_preference => ["head_preference"];
-    head_preference_of_likelihood: head::likelihood => ["head_preference"];
+    head_preference_with_given_score_gradients: head::likelihood => ["head_preference"];
     reward_head: head::reward_head => ["reward_head_bwd"];
     segment_sum: segment::sum_and_mean => ["segment_sum_bwd"];
-    preference_curves: preference::curves => ["preference_fwd"];
-    preference_detached: preference::detached_terms_are_constants => ["preference_fwd"];
-    preference_sums: preference::sums => ["preference_fwd"];
-    gradient_norm: optim::norm_and_clip => ["grad_norm"];
-    gradient_norm_by_patches: optim::norms_of_patches => ["grad_norm", "linear_bwd_weight"];
-    adamw_formula: optim::textbook_step => ["adamw"];
+    preference_gradient_for_every_curve: preference::curves => ["preference_fwd"];
+    preference_detached_terms_have_no_gradient: preference::detached_terms_are_constants => ["preference_fwd"];
+    preference_sums_by_kind: preference::sums => ["preference_fwd"];
+    gradient_norm_and_clip: optim::norm_and_clip => ["grad_norm"];
+    gradient_norm_from_patch_norms: optim::norms_of_patches => ["grad_norm", "linear_bwd_weight"];
+    adamw_equals_the_formula: optim::textbook_step => ["adamw"];
     adamw_bias_correction: optim::bias_correction => ["adamw"];
-    adamw_skips: optim::skipped_step => ["adamw", "grad_norm"];
+    adamw_skips_non_finite_gradients: optim::skipped_step => ["adamw", "grad_norm"];
 }
 
 #[test]
 fn every_op_has_a_case() {
     let covered: BTreeSet<&str> = COVERED.iter().copied().collect();
     for op in &covered {
-        assert!(OPS.contains(op), "{op} is no op of the backend");
+        assert!(OPS.contains(op), "{op} is not an op of the backend");
     }
     for op in OPS {
-        // A forward is the subject of its backward's case.
+        // The case of a backward op also covers its forward op.
         let stem = op.strip_suffix("_fwd");
         let by_backward = stem.is_some_and(|s| covered.iter().any(|c| c.starts_with(&format!("{s}_bwd"))));
         assert!(covered.contains(op) || by_backward, "{op} has no case in tests/ops/gradients.rs");

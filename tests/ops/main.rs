@@ -1,5 +1,6 @@
-//! Every op of every backend against the f64 reference, every op of the reference against finite differences, and every primitive
-//! of the kernels against written-out tables: one binary, so that it can be carried to a machine with a GPU (tests/gpu).
+//! Tests every op of every backend against the f64 reference, every op of the reference against
+//! finite differences, and every kernel primitive against written-out tables. All of them are one
+//! binary, so that it can be copied to a machine with a GPU (tests/gpu).
 
 mod backends {
     mod activation;

@@ -1,6 +1,7 @@
-//! What each primitive of `kernels/primitives` does, written from the PTX ISA, on every device at hand: the emulator in
-//! three orders. A body is generic over the device, so that the same table checks the device body on a GPU. What the
-//! emulator must report, and a GPU would not, is in `misuse`.
+//! Behaviour of each primitive of `kernels/primitives`, written from the PTX ISA. Each test runs on
+//! the emulator in three schedules and on the GPU, if there is one. A body is generic over the
+//! device, so the same table checks both implementations. Errors that only the emulator reports are
+//! tested in `misuse`.
 
 mod barriers;
 mod boxes;
@@ -9,7 +10,7 @@ mod misuse;
 mod products;
 mod warps;
 
-/// Runs bodies as tests on every device at hand.
+/// Defines a test for each body, run on every available device.
 macro_rules! on_devices {
     ($($module:ident::$body:ident),* $(,)?) => {
         $(
@@ -23,22 +24,22 @@ macro_rules! on_devices {
 }
 
 on_devices! {
-    warps::numbers_round_to_bf16,
+    warps::f32_rounds_to_bf16,
     warps::lanes_exchange_values_and_votes,
-    warps::copies_arrive_by_groups,
-    warps::matrices_load_as_fragments,
-    warps::fragments_multiply,
-    barriers::phases_hand_a_ring_over,
-    barriers::named_barriers_join_some_warps,
-    barriers::blocks_take_turns,
-    barriers::clusters_share_memory,
+    warps::cp_async_completes_by_group,
+    warps::ldmatrix_loads_fragments,
+    warps::mma_multiplies_fragments,
+    barriers::mbarrier_phases_protect_a_ring,
+    barriers::named_barriers_synchronise_some_warps,
+    barriers::semaphore_orders_blocks,
+    barriers::clusters_access_distributed_shared_memory,
     barriers::registers_move_between_warpgroups,
-    boxes::boxes_load,
-    boxes::boxes_are_stored,
-    boxes::boxes_are_added,
-    boxes::one_load_reaches_both_blocks,
-    products::operands_along_k,
-    products::operands_across_k,
-    products::plain_operands,
-    products::operands_in_registers,
+    boxes::tma_loads_boxes,
+    boxes::tma_stores_boxes,
+    boxes::tma_adds_boxes,
+    boxes::tma_multicast_reaches_both_blocks,
+    products::wgmma_operands_along_k,
+    products::wgmma_operands_across_k,
+    products::wgmma_operands_without_swizzle,
+    products::wgmma_operands_in_registers,
 }

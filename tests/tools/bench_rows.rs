@@ -1,5 +1,5 @@
-//! Rows of benchmarks: bytes and FLOPs against values computed by hand, verdicts of comparisons, files that are refused, and
-//! every record in `benches/record/`.
+//! Benchmark rows: bytes and FLOPs against hand-computed values, verdicts of comparisons, refused
+//! files, and every record in `benches/record/`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,30 +13,32 @@ use mapl::bench::work::linear::{Linear, Pass};
 use mapl::bench::work::norm::Norm;
 
 #[test]
-fn bytes_and_flops_are_those_computed_by_hand() {
-    // 8192 tokens through the projection of Qwen2.5-0.5B from 896 to 1152 with a bias, in bf16: x 8192*896*2 = 14,680,064,
-    // weight 1152*896*2 = 2,064,384, y 8192*1152*2 = 18,874,368 bytes; the contract leaves the bias out (2,304 bytes).
+fn bytes_and_flops_match_values_computed_by_hand() {
+    // 8192 tokens through the projection of Qwen2.5-0.5B from 896 to 1152 with a bias, in bf16: x
+    // 8192*896*2 = 14,680,064, weight 1152*896*2 = 2,064,384, y 8192*1152*2 = 18,874,368 bytes; the
+    // contract does not count the bias (2,304 bytes).
     let dims = LinearDims { tokens: 8192, inputs: 896, outputs: 1152 };
     let linear = cost(&Work::from(Linear { pass: Pass::Bias, dims }), Precision::Bf16).unwrap();
     assert_eq!(linear, Cost { bytes: 35_618_816, flops: 16_911_433_728 });
 
-    // RMSNorm of a sum in f32, 2048 rows of 4096: x, residual, sum and y of 33,554,432 bytes each, rstd 8,192; five FLOPs an
-    // element: 41,943,040.
+    // RMSNorm of a sum in f32, 2048 rows of 4096: x, residual, sum and y of 33,554,432 bytes each,
+    // rstd 8,192; five FLOPs per element: 41,943,040.
     let norm = Norm { backward: false, dims: NormDims { tokens: 2048, hidden: 4096, eps: 1e-6 } };
     let norm = cost(&Work::from(norm), Precision::F32).unwrap();
     assert_eq!(norm, Cost { bytes: 134_225_920, flops: 41_943_040 });
 
-    // Attention of 4 pairs, prompt 512 and two responses of 256, 14 heads of 64 over 2 key and value heads, bf16. A tree sees
-    // 512*513/2 + 2*(256*512 + 256*257/2) = 131,328 + 2*163,968 = 459,264 pairs; 4 FLOPs a pair, head and channel:
-    // 4 * 459,264 * 14 * 64 * 4 = 6,584,008,704. Queries and results are 4096*14*64, keys and values 4096*2*64 elements each:
-    // (2*3,670,016 + 2*524,288)*2 = 16,777,216 bytes, and 14*4096*4 = 229,376 for the logsumexps.
+    // Attention of 4 pairs, prompt 512 and two responses of 256, 14 heads of 64 over 2 key and
+    // value heads, bf16. A tree sees 512*513/2 + 2*(256*512 + 256*257/2) = 131,328 + 2*163,968 =
+    // 459,264 pairs; 4 FLOPs per pair, head and channel: 4 * 459,264 * 14 * 64 * 4 = 6,584,008,704.
+    // Queries and results are 4096*14*64, keys and values 4096*2*64 elements each: (2*3,670,016 +
+    // 2*524,288)*2 = 16,777,216 bytes, and 14*4096*4 = 229,376 for the logsumexps.
     let shape = Shape::Pair { prompt: 512, response: 256 };
     let attention = Attention { backward: false, shape, trees: 4, heads: 14, kv_heads: 2, head_dim: 64 };
     let attention = cost(&Work::from(attention), Precision::Bf16).unwrap();
     assert_eq!(attention, Cost { bytes: 17_006_592, flops: 6_584_008_704 });
 }
 
-/// A row with these times in microseconds.
+/// A row with the given times in microseconds.
 fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
     Row {
         schema: SCHEMA,
@@ -77,13 +79,13 @@ fn row(op: &str, median: f64, p20: f64, p80: f64, least: f64) -> Row {
     }
 }
 
-/// With times in units of the yardstick.
+/// Adds times in units of the yardstick to a row.
 fn paced(row: Row, median: f64, p20: f64, p80: f64) -> Row {
     Row { paced_median: Some(median), paced_p20: Some(p20), paced_p80: Some(p80), ..row }
 }
 
 #[test]
-fn verdicts_know_the_noise() {
+fn verdicts_account_for_noise() {
     let earlier = [
         row("steady", 100.0, 98.0, 103.0, 97.0),
         row("slowed", 100.0, 98.0, 103.0, 97.0),
@@ -94,7 +96,8 @@ fn verdicts_know_the_noise() {
         row("wide", 100.0, 90.0, 120.0, 85.0),
         row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
-        // In units of the yardstick one is the same though all takes twice as long, the other slower though it takes as long.
+        // In units of the yardstick the first is equal although it takes twice as long; the second
+        // is slower although it takes equally long.
         paced(row("slow machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.9, 4.2),
         paced(row("fast machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.8, 4.2),
         row("gone", 1.0, 1.0, 1.0, 1.0),
@@ -104,7 +107,7 @@ fn verdicts_know_the_noise() {
         row("steady", 104.0, 102.0, 106.0, 99.0),
         row("slowed", 130.0, 127.0, 134.0, 125.0),
         row("faster", 60.0, 59.0, 62.0, 58.0),
-        // Other work on the machine: most samples are longer, the least is as it was.
+        // Other load on the machine: most samples are longer, the shortest is about unchanged.
         row("disturbed", 150.0, 130.0, 170.0, 97.5),
         row("restless", 160.0, 110.0, 190.0, 90.0),
         row("wide", 150.0, 135.0, 180.0, 127.0),
@@ -136,7 +139,7 @@ fn verdicts_know_the_noise() {
         assert_eq!(verdict(op), expected, "{op}");
     }
     assert_eq!(pairs.len(), expected.len());
-    // The ratio that a row must exceed is on either side of what it shows.
+    // The threshold ratio is below the measured ratio of one row and above that of the other.
     let edge = |op: &str| pairs.iter().find(|pair| pair.op == op).and_then(|p| p.noise.zip(p.ratio)).unwrap();
     assert!(edge("wide").0 < edge("wide").1 && edge("within the threshold").0 > edge("within the threshold").1);
     assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));
@@ -147,9 +150,10 @@ fn verdicts_know_the_noise() {
     );
 }
 
-/// Rows that are timed again: those that differ, and those that others disturbed; not one that is the same, nor without a record.
+/// Rows are timed again if they differ from the record or were disturbed by other load. Equal rows
+/// and rows without a record are not timed again.
 #[test]
-fn further_samples_are_taken_where_they_may_tell() {
+fn differing_and_disturbed_rows_get_further_samples() {
     let earlier = [row("op", 100.0, 98.0, 103.0, 97.0)];
     let unsettled = |row: &Row| unsettled(std::slice::from_ref(row), Some((&earlier, 0.05)));
     let loaded = Row { others: Some(0.2), ..row("op", 100.0, 98.0, 103.0, 97.0) };
@@ -159,7 +163,7 @@ fn further_samples_are_taken_where_they_may_tell() {
 }
 
 #[test]
-fn a_row_of_another_storage_or_card_is_another_row() {
+fn rows_of_different_dtypes_are_not_compared() {
     let one = row("op", 1.0, 1.0, 1.0, 1.0);
     let other = Row { dtype: "bf16".into(), ..one.clone() };
     let verdicts: Vec<_> = compare(&[one], &[other], 0.05).into_iter().map(|pair| pair.verdict).collect();
@@ -167,7 +171,7 @@ fn a_row_of_another_storage_or_card_is_another_row() {
 }
 
 #[test]
-fn files_give_back_what_was_written_and_name_the_line_of_what_is_wrong() {
+fn written_files_are_read_back_and_errors_name_the_line() {
     let folder = tempfile::tempdir().unwrap();
     let absent = Row {
         status: Status::Absent,
@@ -207,7 +211,7 @@ fn files_give_back_what_was_written_and_name_the_line_of_what_is_wrong() {
     }
 }
 
-/// Files below a folder.
+/// All files below a folder.
 fn below(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -215,7 +219,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_record_has_the_columns_of_its_description() {
+fn every_record_is_valid_and_its_columns_are_documented() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches");
     let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
     let records: Vec<PathBuf> =
@@ -224,7 +228,7 @@ fn every_record_has_the_columns_of_its_description() {
     for path in &records {
         let rows = read(path).unwrap();
         assert!(!rows.is_empty(), "{}", path.display());
-        // `<device>/<date>-<commit>.csv`, as the rows say.
+        // The name `<device>/<date>-<commit>.csv` must match the rows.
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(name.starts_with(&rows[0].date), "{}: rows of {}", path.display(), rows[0].date);
         assert!(rows.iter().all(|row| name.contains(row.commit.trim_end_matches('+'))), "{}", path.display());

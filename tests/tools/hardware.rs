@@ -1,5 +1,5 @@
-//! The hardware sampler: a recorded stream of a card's numbers with failures in the midst of it, a machine without the
-//! library, a log that cannot be written, and how long a stop takes.
+//! Hardware sampler: a recorded stream of GPU readings with failures, bounded memory, a log that
+//! cannot be written, and a machine without the NVML library.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,8 @@ use mapl::perf::hardware::host::HostMeter;
 use mapl::perf::hardware::sampler::{HELD, Sampler};
 use mapl::perf::hardware::{Meter, Sample, nvml};
 
-/// A card that plays back what one said, reading by reading; when the stream ends every number fails.
+/// A GPU that plays back recorded power readings in order. After the last recorded reading every
+/// power reading fails.
 struct Recorded {
     power: VecDeque<Result<f64, Missing>>,
     asked_for_temperature: Arc<AtomicUsize>,
@@ -67,7 +68,7 @@ fn recorded(power: Vec<Result<f64, Missing>>) -> (CardMeter<Recorded>, Arc<Atomi
 }
 
 #[test]
-fn a_number_that_fails_is_absent_and_comes_back() {
+fn a_failed_reading_is_absent_and_may_return() {
     let (mut meter, asked) = recorded(vec![Ok(310.0), lost(), lost(), lost(), lost(), Ok(290.0)]);
     let samples: Vec<Sample> = (0..7)
         .map(|_| {
@@ -84,7 +85,7 @@ fn a_number_that_fails_is_absent_and_comes_back() {
         assert_eq!(sample.throttle.as_deref(), Some(&["sw_power_cap".to_owned()][..]));
         assert_eq!((sample.temperature_c, sample.pcie_in_bytes_per_s), (None, None));
     }
-    // What was never given is not asked for for ever.
+    // A reading that never succeeds is given up after `GIVE_UP` attempts.
     assert_eq!(asked.load(Ordering::Relaxed), GIVE_UP as usize);
     let missing = meter.missing();
     let reason = |name: &str| missing.iter().find(|(n, _)| n == name).map(|(_, why)| why.as_str());
@@ -94,7 +95,7 @@ fn a_number_that_fails_is_absent_and_comes_back() {
 }
 
 #[test]
-fn readings_are_lines_of_the_log_and_absent_numbers_are_null() {
+fn readings_are_logged_as_lines_with_null_for_absent_values() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hw.jsonl");
     let (seen, readings) = mpsc::channel();
@@ -103,7 +104,7 @@ fn readings_are_lines_of_the_log_and_absent_numbers_are_null() {
         (vec![Box::new(Counted { meter, seen }) as Box<dyn Meter>, Box::new(HostMeter::new())], Vec::new())
     })
     .unwrap();
-    // Five readings, however long they take.
+    // Waits for five readings without a time limit.
     (0..5).for_each(|_| readings.recv().unwrap());
     let readings = sampler.stop();
     let lines = std::fs::read_to_string(&path).unwrap();
@@ -115,7 +116,7 @@ fn readings_are_lines_of_the_log_and_absent_numbers_are_null() {
     assert!(readings.missing.iter().any(|(name, why)| name == "power" && why == "the card was lost"));
 }
 
-/// Tells of every reading.
+/// Meter that sends a message on every reading.
 struct Counted<M> {
     meter: M,
     seen: mpsc::Sender<()>,
@@ -132,7 +133,7 @@ impl<M: Meter> Meter for Counted<M> {
 }
 
 #[test]
-fn a_long_run_is_held_in_bounded_memory() {
+fn a_long_run_uses_bounded_memory() {
     struct Instantly(mpsc::Sender<()>, usize);
     impl Meter for Instantly {
         fn read(&mut self, sample: &mut Sample) {
@@ -156,16 +157,17 @@ fn a_long_run_is_held_in_bounded_memory() {
 }
 
 #[test]
-fn a_log_that_cannot_be_made_is_an_error_before_the_run() {
+fn a_log_that_cannot_be_created_is_an_error_before_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("no such folder/hw.jsonl");
     let error = Sampler::start(Duration::from_millis(1), Some(&path), || (Vec::new(), Vec::new())).err().unwrap();
     assert!(error.to_string().contains("no such folder"), "{error}");
 }
 
-/// Where the library is missing that is one sentence; where it is there, numbers come or are missing with a reason.
+/// A missing library is reported in one line. With the library, each reading is present or missing
+/// with a reason.
 #[test]
-fn the_library_itself_is_there_or_says_why_not() {
+fn nvml_is_present_or_reports_why_not() {
     match nvml::load() {
         Err(why) => assert!(why.contains("NVML") && !why.contains('\n'), "{why}"),
         Ok(library) => match nvml::NvmlCard::new(&library, None) {

@@ -1,5 +1,6 @@
-//! What ptxas says of every kernel against the committed table `kernels/resources.csv`: registers, stack, spills and shared
-//! bytes for each target. A change needs a commit: `MAPL_UPDATE_RESOURCES=1` writes the table anew.
+//! ptxas report of every kernel against the committed table `kernels/resources.csv`: registers,
+//! stack, spills and shared bytes per target. After a change, update the table with
+//! `MAPL_UPDATE_RESOURCES=1` and commit it.
 
 use mapl::backend::kernels::launchers::{KERNELS, RESOURCES};
 
@@ -7,7 +8,8 @@ const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/resources.c
 const HEADER: &str = "kernel,target,registers,stack,spill_stores,spill_loads,shared\n";
 const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
-/// False, with a line, in a build without nvcc; that fails where `MAPL_REQUIRE_NVCC` is 1.
+/// Whether the build has compiled kernels. Without nvcc it prints `SKIPPED`, or fails if
+/// `MAPL_REQUIRE_NVCC` is 1.
 fn compiled() -> bool {
     if RESOURCES.is_empty() {
         assert!(std::env::var_os("MAPL_REQUIRE_NVCC").is_none_or(|v| v != "1"), "this build has no kernels");
@@ -31,14 +33,14 @@ fn every_kernel_is_compiled_for_every_target() {
 }
 
 #[test]
-fn nothing_spills_and_no_kernel_has_a_stack() {
+fn no_kernel_spills_or_has_a_stack() {
     for r in RESOURCES {
         assert_eq!((r.spill_stores, r.spill_loads, r.stack), (0, 0, 0), "{} for {}", r.kernel, r.target);
     }
 }
 
 #[test]
-fn the_table_is_what_ptxas_says() {
+fn the_table_matches_ptxas() {
     if !compiled() {
         return;
     }
@@ -54,5 +56,5 @@ fn the_table_is_what_ptxas_says() {
     }
     let committed = std::fs::read_to_string(TABLE).unwrap();
     let changed: Vec<&str> = table.lines().filter(|line| !committed.lines().any(|old| old == *line)).collect();
-    assert!(committed == table, "kernels/resources.csv differs; of this build:\n{}", changed.join("\n"));
+    assert!(committed == table, "kernels/resources.csv differs from this build, which has:\n{}", changed.join("\n"));
 }

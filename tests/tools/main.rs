@@ -1,9 +1,10 @@
-//! Evaluation statistics, benchmark records, plans, the hardware sampler, and the documents.
+//! Evaluation, benchmark records, step plans, the hardware sampler, kernel resources, import order
+//! and documents.
 
 mod bench_rows;
 mod evaluation {
-    //! Measures of scored data: statistics against scipy, measures and divisions by hand, probes of prompt-blindness, and
-    //! the paired comparison. No model is needed but for the probes.
+    //! Measures of scored data: statistics against scipy, measures and breakdowns by hand,
+    //! prompt-blindness probes, and the paired comparison. Only the probes need a model.
 
     mod blindness;
     mod comparison;
@@ -11,6 +12,7 @@ mod evaluation {
     mod statistics;
 }
 mod hardware;
+mod imports;
 mod kernel_resources;
 mod plan;
 mod readme;

@@ -1,10 +1,11 @@
-//! The plan of a step agrees with the calculation on paper, op by op.
+//! The plan of a step agrees with hand calculations, op by op.
 
 use mapl::model::presets;
 use mapl::study::plan::{Card, StepPlan, Workload};
 
-/// 16 pairs of Qwen2.5-0.5B's shape: prompts of 512 tokens, responses of 256, with a reference.
-fn paper() -> StepPlan {
+/// Plan of a DPO step of Qwen2.5-0.5B: 16 pairs, prompts of 512 tokens, responses of 256, with a
+/// reference.
+fn qwen_step() -> StepPlan {
     let workload = Workload { pairs: 16, prompt: 512, response: 256, dpo: true };
     StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &Card::named("h200").unwrap()).unwrap()
 }
@@ -13,39 +14,42 @@ fn near(what: &str, got: f64, expected: f64) {
     assert!((got / expected - 1.0).abs() < 0.03, "{what}: {got} against {expected}");
 }
 
-/// Tera.
+/// Factor of tera.
 const T: f64 = 1e12;
 
 #[test]
-fn a_step_of_half_a_billion_parameters_is_what_paper_says() {
-    let plan = paper();
-    // The last token of a response predicts nothing, so it is no row; paper counts it.
+fn flops_of_a_step_match_the_hand_calculation() {
+    let plan = qwen_step();
+    // The last token of a response predicts nothing, so it has no row; the hand calculation counts
+    // it.
     assert_eq!((plan.tokens, plan.head_rows), (16_384 - 32, 8_192));
-    // Layer weights, times 2 FLOPs, by policy forward, backward twice that, and reference forward.
+    // Layer weights times 2 FLOPs: policy forward, backward (twice the forward), and reference
+    // forward.
     let (hidden, inner, layers, query, kv) = (896.0, 4864.0, 24.0, 896.0, 128.0);
     let weights = layers * (hidden * (query + 2.0 * kv) + query * hidden + 3.0 * hidden * inner);
     let body = plan.flops_of("linear_") as f64;
     near("body", body, 8.0 * weights * 16_384.0);
-    near("body on paper", body, 46.9 * T);
-    // Visible pairs of a tree: the prompt, and each response with the prompt before it.
+    near("body by hand", body, 46.9 * T);
+    // Visible pairs of a tree: within the prompt, and of each response with itself and the prompt.
     let visible = 512.0 * 513.0 / 2.0 + 2.0 * (256.0 * 512.0 + 256.0 * 257.0 / 2.0);
     let attention = plan.flops_of("attention_") as f64;
     near("attention", attention, (4.0 + 10.0 + 4.0) * 64.0 * 14.0 * layers * 16.0 * visible);
-    near("attention on paper", attention, 2.8 * T);
-    // The head's products without those that compute logits again.
+    near("attention by hand", attention, 2.8 * T);
+    // The head's GEMMs without the recomputation of logits.
     let head = (plan.flops_of("head_") - plan.recomputed_flops) as f64;
     near("head", head, 4.0 * 2.0 * 8_192.0 * 896.0 * 151_936.0);
-    near("head on paper", head, 8.9 * T);
-    near("in all", (plan.flops - plan.recomputed_flops) as f64, 58.7 * T);
-    // The gradient norm reads what no product of a layer left a norm of: the embedding's gradient, norms and biases.
+    near("head by hand", head, 8.9 * T);
+    near("total", (plan.flops - plan.recomputed_flops) as f64, 58.7 * T);
+    // The gradient norm reads only gradients without norms from a layer's GEMMs: those of the
+    // embedding, norms and biases.
     let read = plan.ops.iter().find(|op| op.op == "grad_norm").unwrap().bytes as f64;
     near("gradient norm", read, 4.0 * (151_936.0 * hidden + weights / 512.0));
     near("AdamW", plan.ops.iter().find(|op| op.op == "adamw").unwrap().floor_seconds, 3.4e-3);
 }
 
 #[test]
-fn floors_follow_from_rates_and_tiles_from_sizes() {
-    let plan = paper();
+fn floors_match_the_rates_and_tiles_match_the_sizes() {
+    let plan = qwen_step();
     let op = |name: &str| plan.ops.iter().find(|op| op.op == name).unwrap();
     let forward = op("linear_fwd");
     assert_eq!((forward.calls, forward.bound), (2 * 24 * 3, "product"));
@@ -55,14 +59,14 @@ fn floors_follow_from_rates_and_tiles_from_sizes() {
     assert_eq!(norm.floor_seconds, norm.bytes as f64 / 4.3e12);
     assert_eq!(plan.floor_seconds, plan.ops.iter().map(|op| op.floor_seconds).sum::<f64>());
     assert!(plan.predicted_seconds >= plan.floor_seconds);
-    // Output and down projection and the fused one before attention, by policy and reference.
+    // The output, down and fused QKV projections, run by policy and reference.
     for (n, k) in [(896, 896), (896, 4864), (1152, 896)] {
         let found = plan.products.iter().find(|p| (p.op, p.m, p.n, p.k) == ("linear_fwd", 16_352, n, k)).unwrap();
         assert_eq!(found.calls, 2 * 24, "{found:?}");
         let floor = 2.0 * (16_352 * n * k) as f64 / 790e12;
         assert!(found.predicted_seconds > floor && found.predicted_seconds < 1.6 * floor + 10e-6, "{found:?}");
     }
-    // The head: one product for the reference, three for the policy and its gradients.
+    // The head: one GEMM for the reference, three for the policy and its gradients.
     let head: Vec<(&str, u64)> =
         plan.products.iter().filter(|p| p.op.starts_with("head_")).map(|p| (p.op, p.calls)).collect();
     assert_eq!(head.iter().map(|(_, calls)| calls).sum::<u64>(), 4, "{head:?}");
@@ -80,7 +84,7 @@ fn floors_follow_from_rates_and_tiles_from_sizes() {
 }
 
 #[test]
-fn rewards_have_no_vocabulary_and_no_reference() {
+fn reward_steps_have_no_lm_head_and_no_reference() {
     let workload = Workload { pairs: 4, prompt: 32, response: 16, dpo: false };
     let card = Card::named("h200").unwrap();
     let plan = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &workload, &card).unwrap();

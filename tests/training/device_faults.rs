@@ -1,5 +1,5 @@
-//! A device that fails: whichever call it is, a run ends with an error that has its exit code and names the last checkpoint,
-//! and every checkpoint on the disk is whole.
+//! Device faults: whichever call fails, a run ends with an error that has the right exit code and
+//! names the last checkpoint. Every checkpoint on disk is complete.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn settings(output_dir: &Path) -> RunSettings {
         save_total_limit: Some(1),
         keep_every: None,
         best: None,
-        // Nothing is computed, so no update is applied.
+        // Kernels do not run, so no update is applied.
         max_skipped_steps: u64::MAX,
         quiet: true,
         report_to: ReportTo { tensorboard: false, jsonl: true },
@@ -47,9 +47,10 @@ fn settings(output_dir: &Path) -> RunSettings {
     }
 }
 
-/// A run whose call number `fault` fails, counted from the end of loading.
+/// Runs training with a fault at device call number `fault`, counted from the end of loading.
 fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed) {
-    // Kernels do not run: host code may not depend on what they compute, and there are thousands of runs.
+    // Kernels do not run: host code must not depend on their results, and there are thousands of
+    // runs.
     let backend = Kernels::<_, bf16>::new(Observed::new(Emulator::new().unwrap(), false));
     let config = tiny_config("qwen2", false);
     let loss = LossOptions { beta: Some(0.1), ..LossOptions::default() }.resolve(Method::Dpo, [1.0; 3], false).unwrap();
@@ -77,7 +78,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
 }
 
 #[test]
-fn whichever_call_fails_the_run_ends_with_an_error_and_whole_checkpoints() {
+fn any_failing_call_ends_the_run_with_an_error_and_complete_checkpoints() {
     if let Err(why) = Emulator::new() {
         assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
         println!("SKIPPED: {why}");
@@ -106,7 +107,8 @@ fn whichever_call_fails_the_run_ends_with_an_error_and_whole_checkpoints() {
                     }
                     let folder = scratch.path().join(format!("run-{fault}"));
                     let (done, device) = run(&tokenizer, &folder, Some(fault));
-                    // Loading is before the faults begin, so the last calls of the whole run are not reached.
+                    // Faults are counted from the end of loading, so the highest numbers are never
+                    // reached.
                     let Some(call) = device.failed() else {
                         assert!(done.is_ok(), "call {fault}");
                         std::fs::remove_dir_all(&folder).unwrap();
@@ -139,13 +141,13 @@ fn check(folder: &Path, fault: usize, call: &str, done: Result<RunSummary>) {
     if let Some((_, last)) = complete.last() {
         assert!(text.contains(&last.display().to_string()), "{text}: {} is not named", last.display());
     }
-    // A model folder holds weights only when the run was finished.
+    // Only a finished run leaves final weights.
     assert!(!folder.join("model.safetensors").exists(), "{text}");
-    // What a failed save left is cleaned away by the next run.
+    // The next run removes the remains of a failed save.
     checkpoint::clean(folder).unwrap();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let known = complete.iter().any(|(_, checkpoint)| *checkpoint == path);
-        assert!(known || path.is_file(), "{text}: {} was left", path.display());
+        assert!(known || path.is_file(), "{text}: {} remains", path.display());
     }
 }

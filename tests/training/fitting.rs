@@ -1,5 +1,5 @@
-//! Training learns: eight groups of random tokens, with base, intra and inter comparisons, are fitted until every
-//! comparison comes out right, by reward modelling and by DPO.
+//! Training converges: reward modelling and DPO fit eight groups of random tokens with base, intra
+//! and inter comparisons until every comparison is correct.
 
 use common::fixtures::{group, random_model, tiny_config};
 use mapl::backend::cpu::Cpu;
@@ -10,7 +10,8 @@ use mapl::optim::adamw::AdamWSettings;
 use mapl::rng::Rng;
 use mapl::train::step::Trainer;
 
-/// Two responses under a prompt and under two continuations of it; labels are arbitrary, so only memory can fit them.
+/// Groups of two responses under a prompt and two continuations of the prompt. Labels are
+/// arbitrary, so they can only be memorised.
 fn random_groups() -> Vec<TokenizedGroup> {
     let mut rng = Rng::keyed(9, &["training"]);
     (0..8)
@@ -35,7 +36,7 @@ fn random_groups() -> Vec<TokenizedGroup> {
 }
 
 #[test]
-fn eight_groups_are_fitted() {
+fn training_fits_eight_groups() {
     let cpu = Cpu::new();
     for (method, family, beta) in [(Method::Reward, "qwen2", None), (Method::Dpo, "llama", Some(0.5))] {
         let config = tiny_config(family, method == Method::Reward);
@@ -63,7 +64,7 @@ fn a_non_finite_score_changes_nothing_and_names_its_group() {
     let config = tiny_config("qwen2", true);
     let loss = LossOptions::default().resolve(Method::Reward, [1.0; 3], false).unwrap();
     let mut policy = random_model(&cpu, &config, 1);
-    // Token 3 is in some groups and not in others; its embedding overflows the model.
+    // Only some groups contain token 3; its NaN embedding makes their scores NaN.
     let hidden = config.hidden;
     policy.weights[3 * hidden..4 * hidden].fill(f32::NAN);
     let groups = random_groups();

@@ -1,5 +1,5 @@
-//! Models, losses, gradients and AdamW steps against values that PyTorch, transformers and TRL gave
-//! (`tests/golden/README.md`), on every backend.
+//! Models, losses, gradients and AdamW steps on every backend against values of PyTorch,
+//! transformers and TRL (`tests/golden/README.md`).
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ fn model<B: Backend>(backend: &B, name: &str) -> Model<B> {
     load(backend, &folder, ModelConfig::read(&folder).unwrap(), LoadAs::Exact, 0).unwrap().model
 }
 
-/// One sequence as a group whose only comparison is of the sequence with itself under another index.
+/// A group with one sequence, compared with itself under another index.
 fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
     group("single", &[prompt], &[response, response], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
 }
@@ -46,7 +46,7 @@ fn pairs(pairs: &[Pair]) -> Vec<TokenizedGroup> {
     pairs.iter().map(one).collect()
 }
 
-/// A batch and its forward: per-token log-probs, scores, hidden rows.
+/// Result of a forward pass: per-token log-probs, scores, hidden rows.
 struct Forward {
     logp: Vec<f64>,
     score: Vec<f64>,
@@ -62,7 +62,8 @@ fn forward<B: Backend>(backend: &B, model: &Model<B>, groups: &[&TokenizedGroup]
     let mut scorer = Scorer::new(backend, model, Mode::Infer).unwrap();
     let mut hidden = vec![0.0; batch.tokens() * model.config.hidden];
     if model.layout.score.is_none() && scoring == Scoring::Reward {
-        // A language model run over whole sequences, for its logits: no head.
+        // A language model over whole sequences, without its head: the test computes logits from
+        // hidden rows.
         model.forward(backend, &device.inputs(), &mut scorer.acts).unwrap();
         backend.read_act(View::first(&scorer.acts.hidden, hidden.len()), &mut hidden).unwrap();
         return Forward { logp: Vec::new(), score: Vec::new(), hidden };
@@ -81,7 +82,7 @@ fn close(what: &str, got: f64, expected: f64, relative: f64, absolute: f64) {
     assert!((got - expected).abs() <= allowed, "{what}: {got} against {expected}, allowed {allowed:e}");
 }
 
-/// The bound of the acceptance: 2e-5 relative. Fixtures are f32 results of PyTorch.
+/// Relative tolerance 2e-5: the fixtures are f32 results of PyTorch.
 fn log_probs<B: Backend>(backend: &B) {
     for name in LANGUAGE_CASES {
         let case = language_case(name);
@@ -94,7 +95,7 @@ fn log_probs<B: Backend>(backend: &B) {
                 close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
             }
             close(&format!("{name} sequence {i}"), got.score[0], sequence.logp, 2e-5, 0.0);
-            assert_eq!(got.score[0], got.score[1], "the same response twice");
+            assert_eq!(got.score[0], got.score[1], "equal responses must have equal scores");
         }
         for logits in &case.logits {
             let sequence = &case.sequences[logits.sequence];
@@ -124,7 +125,7 @@ fn rewards<B: Backend>(backend: &B) {
     }
 }
 
-/// Gradients by tensor name.
+/// Gradients by tensor name, or weights if `grads` is false.
 fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTreeMap<String, Vec<f64>> {
     let read = |range: std::ops::Range<usize>| {
         let mut values = vec![0.0; range.len()];
@@ -138,7 +139,8 @@ fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTre
     trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), read(s.range()))).collect()
 }
 
-/// Every gradient to 1e-4 of its tensor's largest element plus 2e-6 of the model's: PyTorch summed in f32.
+/// Checks every gradient element to 1e-4 of its tensor's largest element plus 2e-6 of the model's
+/// largest: PyTorch summed in f32.
 fn compare_gradients(name: &str, got: &BTreeMap<String, Vec<f64>>, expected: &BTreeMap<String, Tensor>) {
     assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
     let largest = |values: &[f32]| values.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
@@ -196,7 +198,8 @@ fn dpo<B: Backend>(backend: &B) {
         let mut tally = Tally::default();
         trainer.accumulate(&micro_batches, &mut tally, &mut Vec::new()).unwrap();
         close(&format!("{name} last loss"), tally.loss(&trainer.loss), steps.loss_after, 5e-4, 0.0);
-        // Adam divides by the root of tiny second moments, so single elements differ; the update as a whole agrees.
+        // Adam divides by the square root of tiny second moments, so single elements differ; the
+        // whole update agrees.
         let (mut difference, mut update) = (0.0, 0.0);
         let got = named(backend, &trainer, false);
         for (tensor, expected) in &tensors(&steps.weights) {
@@ -225,7 +228,7 @@ fn bradley_terry<B: Backend>(backend: &B) {
     }
 }
 
-/// One comparison per row of the table, through the op.
+/// Runs the op on one comparison per row of the loss table.
 fn curves<B: Backend>(backend: &B) {
     let acc = |values: &[f64]| {
         let mut buffer = backend.zeros_acc(values.len()).unwrap();
@@ -285,7 +288,8 @@ fn curves<B: Backend>(backend: &B) {
                 .unwrap();
             let mut got = [0.0];
             backend.read_acc(View::first(&loss, 1), &mut got).unwrap();
-            // Scores of magnitude 100 carry an f32 rounding of 4e-6 each; IPO multiplies it by its slope.
+            // Scores of magnitude 100 have an f32 rounding error of 4e-6 each; IPO multiplies the
+            // error by its slope.
             close(&format!("row {r} {name}"), got[0], expected, 2e-5, 1e-5);
         }
     }

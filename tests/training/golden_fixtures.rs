@@ -1,16 +1,16 @@
-//! The golden fixtures agree with themselves and with the configuration and weight readers: what they hold can be
-//! trusted before a model is compared with it. Everything is recomputed in f64 from the stored inputs.
+//! Golden fixtures: consistent with each other and with the configuration and weight readers, so
+//! that models can be compared with them. All values are recomputed in f64 from the stored inputs.
 
 use common::golden::{self, LANGUAGE_CASES, MODELS, REWARD_CASES};
 use mapl::model::config::{Head, ModelConfig};
 use mapl::model::weights::{LoadAs, WeightFiles};
 
-/// `|a - b| <= tolerance * max(1, |b|)`.
+/// Asserts `|a - b| <= tolerance * max(1, |b|)`.
 fn assert_close(a: f64, b: f64, tolerance: f64, what: &str) {
     assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{what}: {a} against {b}");
 }
 
-/// -log sigmoid(z) without overflow.
+/// Computes -log sigmoid(z) without overflow.
 fn logistic(z: f64) -> f64 {
     (-z).max(0.0) + (-z.abs()).exp().ln_1p()
 }
@@ -37,21 +37,21 @@ fn every_parameter_of_every_model_is_random() {
 }
 
 #[test]
-fn configuration_gives_the_frequencies_of_transformers() {
+fn inverse_frequencies_match_transformers() {
     let language = LANGUAGE_CASES.map(|n| (n, golden::language_case(n).inv_freq));
     let reward = REWARD_CASES.map(|n| (n, golden::reward_case(n).inv_freq));
     for (name, expected) in language.into_iter().chain(reward) {
         let got = ModelConfig::read(&golden::model_folder(name)).unwrap().inv_freq();
         assert_eq!(got.len(), expected.len(), "{name}");
         for (a, b) in got.iter().zip(&expected) {
-            // One unit in the last place: torch's vectorised power is not correctly rounded.
+            // One ulp: torch's vectorised pow is not correctly rounded.
             assert!((f64::from(*a) - b).abs() <= 1.2e-7 * b, "{name}: {a} against {b}");
         }
     }
 }
 
 #[test]
-fn log_probabilities_follow_from_the_logits() {
+fn stored_log_probs_match_the_logits() {
     for name in LANGUAGE_CASES {
         let case = golden::language_case(name);
         let vocab = ModelConfig::read(&golden::model_folder(name)).unwrap().vocab;
@@ -83,7 +83,7 @@ fn log_probabilities_follow_from_the_logits() {
 }
 
 #[test]
-fn sequences_are_those_of_the_pairs_and_never_hold_the_pad_token() {
+fn sequences_match_the_pairs_and_never_contain_the_pad_token() {
     for name in LANGUAGE_CASES {
         let case = golden::language_case(name);
         let pad = ModelConfig::read(&golden::model_folder(name)).unwrap().pad.unwrap();
@@ -101,7 +101,7 @@ fn sequences_are_those_of_the_pairs_and_never_hold_the_pad_token() {
 }
 
 #[test]
-fn dpo_losses_follow_from_the_log_probabilities_and_equal_trl() {
+fn stored_dpo_losses_match_the_log_probs_and_trl() {
     for name in ["llama", "qwen2"] {
         let case = golden::language_case(name);
         let dpo = case.dpo.unwrap();
@@ -130,7 +130,7 @@ fn dpo_losses_follow_from_the_log_probabilities_and_equal_trl() {
 }
 
 #[test]
-fn bradley_terry_losses_follow_from_the_rewards_and_equal_trl() {
+fn stored_bradley_terry_losses_match_the_rewards_and_trl() {
     for name in REWARD_CASES {
         let case = golden::reward_case(name);
         for c in &case.comparisons {
@@ -172,7 +172,7 @@ fn gradients_cover_every_parameter() {
 }
 
 #[test]
-fn decay_follows_transformers_and_steps_move_every_parameter() {
+fn weight_decay_matches_transformers_and_steps_move_every_parameter() {
     for name in ["llama", "qwen2"] {
         let folder = golden::model_folder(name);
         let config = ModelConfig::read(&folder).unwrap();
@@ -190,14 +190,16 @@ fn decay_follows_transformers_and_steps_move_every_parameter() {
             let after = &after[&tensor.name];
             assert_eq!(after.shape, tensor.shape);
             let largest = before.iter().zip(&after.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            // Adam moves an element by about the learning rate a step; the gradient's sign may change once.
+            // Adam moves an element by about the learning rate per step; the gradient's sign may
+            // change once.
             assert!(largest > 1e-3 && largest < 5e-3, "{name} {}: {largest}", tensor.name);
         }
         assert!(steps.losses.windows(2).all(|w| w[1] < w[0]) && steps.loss_after < steps.losses[2]);
         if config.tied || config.head == Head::Reward {
             continue;
         }
-        // No text holds the pad token, so its row of an untied table is decayed and nothing else.
+        // No text contains the pad token, so weight decay is the only change of its row in an
+        // untied table.
         let pad = config.pad.unwrap() as usize * config.hidden;
         let factor = (1.0 - steps.learning_rate * steps.weight_decay).powi(3);
         let (before, after) =
@@ -210,7 +212,7 @@ fn decay_follows_transformers_and_steps_move_every_parameter() {
 }
 
 #[test]
-fn loss_table_matches_the_formulas() {
+fn the_loss_table_matches_the_formulas() {
     let rows = golden::loss_rows();
     assert!(rows.len() >= 12);
     for row in rows {

@@ -1,4 +1,5 @@
-//! The gradient of the whole model in f64 against central differences, for every method, family and layout.
+//! Gradient of the whole model in f64 against central differences, for every method, family and
+//! layout.
 
 use common::fixtures::{groups, random_model, tiny_config};
 use mapl::backend::reference::Reference;
@@ -8,16 +9,17 @@ use mapl::optim::adamw::AdamWSettings;
 use mapl::train::metrics::Tally;
 use mapl::train::step::Trainer;
 
-/// Loss of the trainer's weights over all groups, and the gradient it leaves in `trainer.grads`.
+/// Computes the loss over all groups and leaves its gradient in `trainer.grads`.
 fn loss(trainer: &mut Trainer<'_, Reference>, micro_batches: &[Vec<&TokenizedGroup>]) -> f64 {
     let mut tally = Tally::default();
     trainer.accumulate(micro_batches, &mut tally, &mut Vec::new()).unwrap();
     tally.loss(&trainer.loss)
 }
 
-/// Compares the gradient with differences at every third parameter, which touches every tensor. The four-point formula
-/// with step 1e-4 has a truncation error of h⁴ f⁽⁵⁾ / 30, about 1e-12 even where an embedding of small norm makes the
-/// fifth derivative 1e5, and a rounding error of about 1e-12; the bound leaves a factor of 1000.
+/// Compares the gradient with finite differences at every third parameter, which covers every
+/// tensor. The four-point formula with step 1e-4 has a truncation error of h⁴ f⁽⁵⁾ / 30. That is
+/// about 1e-12 even if an embedding of small norm makes the fifth derivative 1e5. The rounding
+/// error is about 1e-12 too, so the bound leaves a factor of 1000.
 fn check(family: &str, loss_of_run: Loss, groups: &[TokenizedGroup]) {
     let reward = loss_of_run.method == Method::Reward;
     let config = tiny_config(family, reward);
@@ -47,7 +49,7 @@ fn check(family: &str, loss_of_run: Loss, groups: &[TokenizedGroup]) {
         );
         moved += usize::from(gradient[i].abs() > 1e-6);
     }
-    // A gradient that is zero nearly everywhere would pass the comparison and prove nothing.
+    // A gradient that is zero nearly everywhere would pass vacuously.
     assert!(moved * 2 > covered.len(), "only {moved} of {} parameters have a gradient", covered.len());
 }
 
@@ -56,12 +58,12 @@ fn resolve(method: Method, options: LossOptions) -> Loss {
 }
 
 #[test]
-fn dpo_gradient_of_qwen2_with_tied_embeddings() {
+fn dpo_gradient_of_qwen2_with_tied_embeddings_is_correct() {
     check("qwen2", resolve(Method::Dpo, LossOptions::default()), &groups());
 }
 
 #[test]
-fn dpo_gradient_of_llama_with_likelihood_term_over_prompt_and_response() {
+fn dpo_gradient_of_llama_with_nll_term_over_prompt_and_response_is_correct() {
     let options = LossOptions {
         nll_weight: Some(0.3),
         beta_intra: Some(0.2),
@@ -73,20 +75,20 @@ fn dpo_gradient_of_llama_with_likelihood_term_over_prompt_and_response() {
 }
 
 #[test]
-fn ipo_gradient_with_mean_log_probs() {
+fn ipo_gradient_with_mean_log_probs_is_correct() {
     let options =
         LossOptions { loss_type: Some(LossType::Ipo), logp_reduce: Some(ReduceName::Mean), ..LossOptions::default() };
     check("llama", resolve(Method::Dpo, options), &groups()[1..]);
 }
 
 #[test]
-fn reward_gradient_with_centring() {
+fn reward_gradient_with_centring_is_correct() {
     let options = LossOptions { center_rewards_coefficient: Some(0.05), margin: Some(0.1), ..LossOptions::default() };
     check("qwen2", resolve(Method::Reward, options), &groups());
     check("llama", resolve(Method::Reward, LossOptions::default()), &groups());
 }
 
 #[test]
-fn likelihood_gradient() {
+fn sft_gradient_is_correct() {
     check("qwen2", Loss::sft(), &groups());
 }

@@ -1,5 +1,5 @@
-//! A whole model on the kernels: scores, loss and gradient of a 2-layer model of width 64 agree with the CPU backend, an
-//! update is the same, and all of it is the same bits in every order of threads.
+//! A whole model on the kernels: scores, loss, gradient and update of a 2-layer model with hidden
+//! size 64 agree with the CPU backend. The results have the same bits in every thread schedule.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use mapl::train::metrics::Tally;
 use mapl::train::step::Trainer;
 use serde_json::json;
 
-/// 2 layers, hidden 64, 4 query heads on 2 key heads of width 16.
+/// 2 layers, hidden size 64, 4 query heads and 2 key heads of dimension 16.
 fn config(reward: bool) -> ModelConfig {
     let class = if reward { "Qwen2ForSequenceClassification" } else { "Qwen2ForCausalLM" };
     let mut value = json!({
@@ -38,7 +38,7 @@ fn config(reward: bool) -> ModelConfig {
     ModelConfig::from_json(value.as_object().unwrap().clone(), Path::new("config.json")).unwrap()
 }
 
-/// What one step computes.
+/// Results of one step.
 #[derive(Clone, Debug, PartialEq)]
 struct Step {
     scores: Vec<f64>,
@@ -48,7 +48,7 @@ struct Step {
     updated: Vec<f64>,
 }
 
-/// A model whose weights are exact in bf16, so that every backend starts from the same numbers.
+/// A model with weights rounded to bf16, so that every backend starts from the same values.
 fn model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) -> Model<B> {
     let mut model = random_model(backend, config, seed);
     let mut weights = vec![0.0; model.layout.len];
@@ -77,7 +77,8 @@ fn step<B: Backend>(backend: &B, method: Method) -> Step {
     backend.read_acc(View::first(&trainer.grads, len), &mut gradient).unwrap();
     let loss = tally.loss(&trainer.loss);
     let report = trainer.step(&micro_batches, 1e-3).unwrap();
-    // The norm is of the whole gradient, though its products are not read again: neither the first micro-batch's norms nor a part.
+    // The norm must cover the whole accumulated gradient, not only the first micro-batch or a part.
+    // GEMMs supply the norms of their gradients, which are not read again.
     let norm = gradient.iter().map(|x| x * x).sum::<f64>().sqrt();
     assert!((report.update.grad_norm / norm - 1.0).abs() < 1e-6, "{} against {norm}", report.update.grad_norm);
     let mut updated = vec![0.0; len];
@@ -85,15 +86,16 @@ fn step<B: Backend>(backend: &B, method: Method) -> Step {
     Step { scores: scores.into_iter().flat_map(|s| s.policy).collect(), loss, gradient, updated }
 }
 
-/// Norm of the difference over the norm.
+/// Norm of the difference, relative to the norm of `b`.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     let square = |x: f64| x * x;
     let norm = b.iter().map(|x| square(*x)).sum::<f64>().sqrt();
-    assert!(a.len() == b.len() && norm > 1e-3, "zeros prove nothing");
+    assert!(a.len() == b.len() && norm > 1e-3, "a zero vector makes the comparison vacuous");
     a.iter().zip(b).map(|(x, y)| square(x - y)).sum::<f64>().sqrt() / norm
 }
 
-/// One step on the emulator in every order, the same bits; `None` without an emulator in the build.
+/// One step on the emulator, with equal bits in every schedule; `None` if the build has no
+/// emulator.
 fn on_emulator<A: Element>(method: Method) -> Option<Step> {
     let mut first: Option<Step> = None;
     for (schedule, processors) in [(Schedule::Rising, 4), (Schedule::Falling, 1), (Schedule::Random(3), 7)] {
@@ -117,7 +119,7 @@ fn on_emulator<A: Element>(method: Method) -> Option<Step> {
 fn agrees<A: Element>(method: Method, forward: f64, backward: f64) {
     let Some(got) = on_emulator::<A>(method) else { return };
     let expected = step(&Cpu::new(), method);
-    // A score may be small beside the numbers it is made of, which are of order one.
+    // A score may be small compared with the terms it sums, which are of order 1.
     let relative = |a: f64, b: f64| (a - b).abs() / b.abs().max(1.0);
     let scores = got.scores.iter().zip(&expected.scores).map(|(a, b)| relative(*a, *b)).fold(0.0, f64::max);
     let (loss, gradient) = (relative(got.loss, expected.loss), distance(&got.gradient, &expected.gradient));
@@ -129,7 +131,7 @@ fn agrees<A: Element>(method: Method, forward: f64, backward: f64) {
         assert!(updated < 1e-5, "updated weights {updated:e}");
     } else {
         let changed = got.updated.iter().zip(&expected.updated).filter(|(a, b)| bf16::from_f64(**b).to_f64() == **a);
-        assert!(changed.count() > got.updated.len() / 2, "most weights round to the bf16 of the f32 update");
+        assert!(changed.count() > got.updated.len() / 2, "most weights must equal the f32 update rounded to bf16");
     }
 }
 
@@ -139,8 +141,9 @@ fn f32_agrees_with_the_cpu() {
     agrees::<f32>(Method::Reward, 1e-4, 1e-4);
 }
 
-/// Every activation is rounded to 2^-9 of itself; through 2 layers of about 12 roundings each, errors add up like a random
-/// walk to sqrt(24) 2^-9 = 1 % of a number of order one, and the largest of a dozen is about three times that.
+/// Every activation has a relative rounding error of 2^-9. Over 2 layers of about 12 roundings
+/// each, errors grow like a random walk to sqrt(24) 2^-9 = 1 % of a value of order 1. The largest
+/// error of a dozen values is about three times that.
 #[test]
 fn bf16_agrees_with_the_cpu() {
     agrees::<bf16>(Method::Dpo, 4e-2, 5e-2);

@@ -1,5 +1,5 @@
-//! Models, losses and training steps: values against PyTorch, gradients against finite differences, and what a step asks of a
-//! device.
+//! Models, losses and training steps: values against PyTorch, gradients against finite differences,
+//! and the device calls of a step.
 
 mod device_faults;
 mod fitting;

@@ -1,5 +1,5 @@
-//! The memory plan of a run: limits bound every batch, parts are what the formulas say, and what does not fit is refused
-//! with the table and the batch that fits.
+//! Memory plan of a run: limits bound every batch and parts follow their formulas. A plan that does
+//! not fit is refused with its table and the largest batch that fits.
 
 use common::fixtures::{groups, tiny_config};
 use mapl::backend::contract::Precision;
@@ -22,12 +22,12 @@ fn sizes(loss: &Loss, vocab: usize) -> GroupSizes {
     GroupSizes::of(&groups(), &pack_options(loss, vocab), &comparison).unwrap()
 }
 
-/// Bytes of a part of a plan.
+/// Bytes of one part of a plan.
 fn part(plan: &MemoryPlan, name: &str) -> u64 {
     plan.parts.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no part {name}")).1
 }
 
-/// Head rows of the group that has most.
+/// Largest number of head rows of a group.
 fn most_rows(batch: &Batch) -> usize {
     let starts = std::iter::once(0).chain(batch.group_ends.iter().map(|end| end.row));
     batch.group_ends.iter().zip(starts).map(|(end, start)| end.row - start).max().unwrap_or(0)
@@ -46,7 +46,7 @@ fn limits_bound_every_batch_and_are_reached() {
         for count in 1..=all.len() {
             let limits = sizes.limits(count);
             let mut most = BatchLimits::default();
-            // All runs of neighbours, the ends joined.
+            // All cyclic runs of `count` neighbouring groups.
             for first in 0..all.len() {
                 let members: Vec<_> = (0..count).map(|i| &all[(first + i) % all.len()]).collect();
                 pack_into(&mut batch, &members, &pack, &comparison).unwrap();
@@ -64,7 +64,7 @@ fn limits_bound_every_batch_and_are_reached() {
                     assert!(got <= limit, "{count} groups from {first}: {got} {what}, limit {limit}");
                     *top = got.max(*top);
                 }
-                // The buffers of the largest batch take every batch as they are.
+                // Buffers reserved for the limits hold every batch without growing.
                 let cpu = Cpu::new();
                 let mut device = DeviceBatch::new(&cpu).unwrap();
                 device.reserve(&cpu, &limits).unwrap();
@@ -81,7 +81,7 @@ fn limits_bound_every_batch_and_are_reached() {
 }
 
 #[test]
-fn parts_are_sizes_times_bytes() {
+fn parts_of_the_plan_match_their_formulas() {
     let config = tiny_config("llama", false);
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
@@ -109,7 +109,7 @@ fn parts_are_sizes_times_bytes() {
         let rotary = 2 * round((limits.longest_path * config.head_dim / 2 * 4) as u64);
         assert_eq!(part(&plan, "weights"), round(len * act) + rotary);
         assert_eq!(part(&plan, "weights in full precision"), if act == 2 { round(len * 4) } else { 0 });
-        // With a norm for each patch of 16 by 32 elements of a product.
+        // Includes a norm per 16 x 32 patch of a weight gradient.
         assert_eq!(part(&plan, "gradients"), round(len * 4) + round(norms * 4));
         assert_eq!(part(&plan, "AdamW moments"), 2 * round(len * 4));
         assert_eq!(part(&plan, "reference weights"), part(&plan, "weights"));
@@ -123,7 +123,7 @@ fn parts_are_sizes_times_bytes() {
 }
 
 #[test]
-fn the_plan_shows_what_recomputation_would_do() {
+fn the_plan_shows_the_effect_of_recomputation() {
     let mut config = tiny_config("llama", false);
     config.layers = 6;
     let loss = loss(Method::Dpo);
@@ -152,7 +152,7 @@ fn the_plan_shows_what_recomputation_would_do() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_the_batch_that_does() {
+fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let config = tiny_config("llama", false);
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);

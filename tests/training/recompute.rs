@@ -1,4 +1,5 @@
-//! Recomputed activations: gradients and updates are the same bits, on every backend, and memory is less.
+//! Recomputed activations: the same bits of gradients and updates on every backend, with less
+//! memory.
 
 use common::fixtures::{groups, random_model, tiny_config};
 use half::bf16;
@@ -20,7 +21,7 @@ fn three_layers(reward: bool) -> ModelConfig {
     config
 }
 
-/// Losses, gradients of the last step and weights after two steps.
+/// Losses of two steps, gradients of the last step, and weights after it.
 fn trained<B: Backend>(backend: &B, method: Method, recompute: bool) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let config = three_layers(method == Method::Reward);
     let loss = LossOptions::default().resolve(method, [1.0, 0.7, 0.4], false).unwrap();
@@ -49,14 +50,14 @@ fn same_bits<B: Backend>(backend: &B) {
 }
 
 #[test]
-fn recomputed_steps_are_the_steps_bit_by_bit() {
+fn recomputed_steps_equal_direct_steps_bit_for_bit() {
     same_bits(&Reference);
     same_bits(&Cpu::new());
     let Some(emulator) = common::emulator(Schedule::Random(5), 3) else { return };
     same_bits(&Kernels::<_, bf16>::new(emulator));
 }
 
-/// Elements of all activations.
+/// Total number of activation elements.
 fn size(mode: Mode, layers: usize) -> usize {
     let mut config = three_layers(false);
     config.layers = layers;
@@ -65,7 +66,7 @@ fn size(mode: Mode, layers: usize) -> usize {
 }
 
 #[test]
-fn a_layer_keeps_its_input_alone() {
+fn with_recomputation_a_layer_keeps_only_its_input() {
     let hidden = three_layers(false).hidden;
     for layers in [1, 3, 8] {
         let kept = size(Mode::Recompute, layers + 1) - size(Mode::Recompute, layers);

@@ -1,5 +1,5 @@
-//! The reference cache: stored log-probs are the bits of an online pass, whatever computed them; a file that is
-//! damaged, stale or someone else's never gives a value; writers do not harm each other.
+//! Reference cache: stored log-probs equal an online pass bit for bit. A damaged, stale or foreign
+//! file never supplies a value. Concurrent writers keep each other's entries.
 
 use std::path::{Path, PathBuf};
 
@@ -73,7 +73,7 @@ fn scores(cache: &ReferenceCache, groups: &[TokenizedGroup]) -> Vec<u64> {
     scores.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Scores of the saved model run beside a policy, as an online reference is.
+/// Scores of the saved model as an online reference, run along with a policy.
 fn online<B: Backend>(backend: &B, place: &Place, loss: &Loss, groups: &[TokenizedGroup]) -> Vec<u64> {
     let (mut policy, mut reference) = (place.fresh(backend, 99), place.loaded(backend));
     let mut evaluator = Evaluator::new(backend, &policy, Some(&reference)).unwrap();
@@ -82,7 +82,7 @@ fn online<B: Backend>(backend: &B, place: &Place, loss: &Loss, groups: &[Tokeniz
     scores.iter().flat_map(|s| s.reference.clone().unwrap()).map(f64::to_bits).collect()
 }
 
-/// The fixture's groups and one that repeats a sequence of another.
+/// The fixture's groups, and a group that repeats a sequence of another group.
 fn data() -> Vec<TokenizedGroup> {
     let mut all = groups();
     all.push(group("again", &[&[2, 4, 4]], &[&[16, 17, 1], &[5]], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])]));
@@ -109,26 +109,26 @@ fn stored_equals_online<B: Backend>(backend: &B) {
                 assert_eq!(second.refusal(), None);
                 let done = second.complete(backend, &[&data]).unwrap();
                 assert_eq!((done.known, done.computed), (SEQUENCES, 0));
-                assert!(scores(&second, &data) == expected, "read back");
+                assert!(scores(&second, &data) == expected, "values read back differ");
             }
-            assert!(!seen.contains(&expected), "scope and reduction change the values");
+            assert!(!seen.contains(&expected), "scope and reduction must change the values");
             seen.push(expected);
         }
     }
 }
 
 #[test]
-fn stored_log_probs_are_the_bits_of_an_online_pass_on_the_cpu() {
+fn stored_log_probs_equal_an_online_pass_bit_for_bit_on_the_cpu() {
     stored_equals_online(&Cpu::new());
 }
 
 #[test]
-fn stored_log_probs_are_the_bits_of_an_online_pass_in_f64() {
+fn stored_log_probs_equal_an_online_pass_bit_for_bit_in_f64() {
     stored_equals_online(&Reference);
 }
 
 #[test]
-fn training_from_stored_log_probs_is_training_beside_the_reference() {
+fn training_with_stored_log_probs_equals_training_with_the_reference() {
     let (cpu, place, data) = (Cpu::new(), Place::new(1), data());
     let run = |cached: bool| {
         let reference = (!cached).then(|| place.loaded(&cpu));
@@ -152,7 +152,7 @@ fn training_from_stored_log_probs_is_training_beside_the_reference() {
         (tallies, bits)
     };
     let (online, cached) = (run(false), run(true));
-    assert!(online.0.iter().all(|tally| tally.chosen_reward != 0.0), "the reference enters the rewards");
+    assert!(online.0.iter().all(|tally| tally.chosen_reward != 0.0), "the reference must affect the rewards");
     assert_eq!(online.0, cached.0);
     assert!(online.1 == cached.1, "weights differ");
 }
@@ -167,10 +167,10 @@ fn a_sequence_without_a_stored_log_prob_is_an_error_that_names_its_row() {
 }
 
 #[test]
-fn only_what_is_missing_is_computed_and_a_full_cache_needs_no_weights() {
+fn only_missing_sequences_are_computed_and_a_full_cache_needs_no_weights() {
     let (cpu, place, data) = (Cpu::new(), Place::new(1), data());
     let done = place.open().complete(&cpu, &[&data[1..]]).unwrap();
-    assert_eq!((done.known, done.computed), (0, 7 - 1), "a repeated sequence is computed once");
+    assert_eq!((done.known, done.computed), (0, 7 - 1), "a repeated sequence must be computed once");
     let mut more = place.open();
     let done = more.complete(&cpu, &[&data]).unwrap();
     assert_eq!((done.known, done.computed), (6, 8));
@@ -185,7 +185,7 @@ fn only_what_is_missing_is_computed_and_a_full_cache_needs_no_weights() {
 }
 
 #[test]
-fn weights_that_change_under_a_run_are_refused() {
+fn weights_that_change_during_a_run_are_refused() {
     let (cpu, place) = (Cpu::new(), Place::new(1));
     let mut cache = place.open();
     store::save(&cpu, &place.fresh(&cpu, 2), &place.model()).unwrap();
@@ -196,15 +196,15 @@ fn weights_that_change_under_a_run_are_refused() {
 }
 
 #[test]
-fn whatever_decides_a_value_decides_the_file() {
+fn everything_that_affects_a_value_changes_the_file_name() {
     let (cpu, place) = (Cpu::new(), Place::new(1));
     let name = |place: &Place, loss: &Loss| place.open_with(&cpu, loss, &place.cache_dir(), 2).path().to_path_buf();
     let name = |place: &Place, loss: &Loss| name(place, loss).file_name().unwrap().to_owned();
     let first = name(&place, &dpo());
-    // What the loss does with a score is not part of it.
+    // The use of a score in the loss does not affect the file.
     let other = Loss { scale: [0.5; 3], margin: 1.0, nll_weight: 1.0, ..dpo() };
     assert_eq!(name(&place, &other), first);
-    assert_eq!(name(&Place::new(1), &dpo()), first, "content counts, not the folder");
+    assert_eq!(name(&Place::new(1), &dpo()), first, "the name must depend on content, not on the folder");
 
     let mut names = vec![first.clone()];
     let mut differs = |name: std::ffi::OsString, what: &str| {
@@ -225,7 +225,7 @@ fn whatever_decides_a_value_decides_the_file() {
         changed.config = ModelConfig::read(&changed.model()).unwrap();
         differs(name(&changed, &dpo()), what);
     }
-    // The last bit of one weight counts; the number of files does not.
+    // The last bit of one weight changes the name; the number of shards does not.
     for (flip, what) in [(0, "shards"), (1, "one bit")] {
         let changed = Place::new(1);
         let model = place.loaded(&cpu);
@@ -248,7 +248,7 @@ fn whatever_decides_a_value_decides_the_file() {
 }
 
 #[test]
-fn the_boundary_of_prompt_and_response_is_part_of_a_sequence() {
+fn sequence_keys_include_the_boundary_of_prompt_and_response() {
     let key = |prompt: &[u32], response: &[u32]| {
         let group = group("g", &[prompt], &[response, &[9]], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])]);
         assert_ne!(sequence_key(&group, 0), sequence_key(&group, 1));
@@ -260,7 +260,7 @@ fn the_boundary_of_prompt_and_response_is_part_of_a_sequence() {
 }
 
 #[test]
-fn no_flipped_bit_and_no_cut_goes_unnoticed() {
+fn every_flipped_bit_and_truncation_is_detected() {
     let (cpu, place, data) = (Cpu::new(), Place::new(1), data());
     let mut cache = place.open();
     cache.complete(&cpu, &[&data]).unwrap();
@@ -290,14 +290,15 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
             _ => "checksum",
         };
         assert!(why.contains(reason), "byte {at}: {why}");
-        // Through the cache, at a sample of places: the file is named, everything computed again, and repaired.
+        // Through the cache, at a sample of positions: the message names the file, all values are
+        // computed again, and the file is repaired.
         if at % 41 == 7 {
             let mut again = place.open();
             let message = again.refusal().unwrap();
             assert!(message.contains(path.to_str().unwrap()) && message.contains(&why), "{message}");
             assert_eq!(again.complete(&cpu, &[&data]).unwrap().computed, SEQUENCES);
             assert!(scores(&again, &data) == values);
-            assert!(std::fs::read(&path).unwrap() == bytes, "the repaired file is the first one");
+            assert!(std::fs::read(&path).unwrap() == bytes, "the repaired file must equal the first file");
         }
     }
     for len in 0..bytes.len() {
@@ -308,7 +309,7 @@ fn no_flipped_bit_and_no_cut_goes_unnoticed() {
 }
 
 #[test]
-fn a_file_under_another_ones_name_is_stale() {
+fn a_file_under_another_files_name_is_stale() {
     let (cpu, place, other, data) = (Cpu::new(), Place::new(1), Place::new(2), data());
     let (mut mine, mut theirs) = (place.open(), other.open());
     mine.complete(&cpu, &[&data]).unwrap();
@@ -324,7 +325,7 @@ fn a_file_under_another_ones_name_is_stale() {
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_costs_this_run_nothing() {
+fn an_unwritable_cache_still_serves_this_run() {
     let (cpu, place, data) = (Cpu::new(), Place::new(1), data());
     let path = place.open().path().to_path_buf();
     std::fs::create_dir(&path).unwrap();
@@ -335,14 +336,14 @@ fn a_cache_that_cannot_be_written_costs_this_run_nothing() {
     assert!(done.warning().unwrap().contains(path.to_str().unwrap()), "{done:?}");
     assert!(scores(&cache, &data) == online(&cpu, &place, &dpo(), &data));
     let left: Vec<_> = std::fs::read_dir(place.cache_dir()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(left, [path], "no temporary file stays behind");
+    assert_eq!(left, [path], "no temporary file may remain");
 }
 
 #[test]
-fn writers_at_the_same_time_keep_each_others_entries() {
+fn concurrent_writers_keep_each_others_entries() {
     let dir = tempfile::tempdir().unwrap();
     let file = CacheFile::new(dir.path(), [7; 32], 8);
-    // What a writer that was killed leaves behind is in nobody's way.
+    // The temporary file of a killed writer must not disturb others.
     std::fs::write(file.path().with_extension("logps.tmp"), "half").unwrap();
     let (writers, rounds) = (8, 20_u32);
     std::thread::scope(|scope| {
@@ -360,5 +361,5 @@ fn writers_at_the_same_time_keep_each_others_entries() {
     let Found::Entries(all) = file.read() else { panic!("{:?}", file.read()) };
     let expected = (0..writers * rounds).map(|i| (u128::from(i) << 64, f64::from(i % rounds) + 0.1));
     assert_eq!(all, expected.collect());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays behind");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file may remain");
 }

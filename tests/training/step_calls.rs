@@ -1,5 +1,5 @@
-//! What a step asks of a device: no memory, no wait, one wait for its results when it is finished, and the launches of its
-//! layers. A recorded step is a step.
+//! Device calls of a step: no allocation and no synchronisation, one wait for the results at its
+//! end, and the launches of its layers. A captured and replayed step equals a direct step.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ fn with_layers(method: Method, layers: usize) -> ModelConfig {
     config
 }
 
-/// A Hopper card: linear layers and the head by its own kernels.
+/// A Hopper GPU, which runs linear layers and the head with the Hopper kernels.
 fn hopper() -> Option<Device<bf16>> {
     device().map(|_| Kernels::new(Observed::new(Emulator::with(Schedule::Rising, 4).unwrap(), true)))
 }
@@ -55,7 +55,7 @@ fn trainer<A: Element>(backend: &Device<A>, method: Method, layers: usize) -> Tr
     Trainer::new(backend, policy, reference, loss, AdamWSettings::default()).unwrap()
 }
 
-/// Micro-batches of three different shapes, two a step.
+/// Micro-batches of different shapes, two per step.
 fn steps(groups: &[TokenizedGroup]) -> Vec<Vec<Vec<&TokenizedGroup>>> {
     let [a, b, c] = [&groups[0], &groups[1], &groups[2]];
     vec![vec![vec![a, b], vec![c]], vec![vec![b, c], vec![a]], vec![vec![c, a], vec![b]], vec![vec![a], vec![b, c]]]
@@ -67,7 +67,7 @@ fn pack<A: Element>(trainer: &mut Trainer<'_, Device<A>>, micro_batches: &[Vec<&
     packed
 }
 
-/// The plan of a run with two micro-batches of two groups a step.
+/// Memory plan of a run with two micro-batches of two groups per step.
 fn plan<A: Element>(
     backend: &Device<A>,
     trainer: &Trainer<'_, Device<A>>,
@@ -90,8 +90,8 @@ fn plan<A: Element>(
     MemoryPlan::new(&subject, &sizes, 2, None).unwrap().unwrap()
 }
 
-/// Takes nine steps, two under way at a time.
-fn takes_no_memory<A: Element>(backend: &Device<A>, method: Method, replays: bool) {
+/// Runs nine steps, two in flight at a time, and checks their allocations and waits.
+fn check_steps_do_not_allocate_or_wait<A: Element>(backend: &Device<A>, method: Method, replays: bool) {
     let groups = groups();
     let mut trainer = trainer(backend, method, 2);
     let limits = trainer.limits(&groups, 2).unwrap();
@@ -99,7 +99,7 @@ fn takes_no_memory<A: Element>(backend: &Device<A>, method: Method, replays: boo
     trainer.reserve(&limits, 2).unwrap();
     let plan = plan(backend, &trainer, &groups, replays);
     backend.reserve_workspace(plan.workspace()).unwrap();
-    // Models were made with the trainer; everything was taken now.
+    // All memory is allocated at this point: the trainer allocated the models.
     let (taken, planned) = (backend.device().take().bytes as f64, plan.total() as f64);
     println!("{method:?}: {taken} bytes taken, {planned} planned");
     assert!((0.95..1.05).contains(&(taken / planned)), "{method:?}: {taken} bytes taken, {planned} planned");
@@ -122,7 +122,7 @@ fn takes_no_memory<A: Element>(backend: &Device<A>, method: Method, replays: boo
 }
 
 #[test]
-fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
+fn a_step_allocates_nothing_and_waits_only_for_its_results() {
     for (method, replays) in [
         (Method::Dpo, false),
         (Method::Reward, false),
@@ -131,27 +131,28 @@ fn a_step_takes_no_memory_and_waits_for_nothing_but_its_results() {
         (Method::Reward, true),
     ] {
         let Some(backend) = device() else { return };
-        takes_no_memory(&backend, method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, method, replays);
     }
 }
 
 #[test]
-fn nor_does_a_step_by_the_kernels_for_hopper() {
+fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results() {
     for (method, replays) in [(Method::Dpo, false), (Method::Reward, true)] {
         let Some(backend) = hopper() else { return };
-        takes_no_memory(&backend, method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, method, replays);
     }
 }
 
-/// Without two inlets for every micro-batch of a step, or with results read in it, the test above must fail: the device
-/// counts such waits.
+/// Shows that the tests above can fail. The device counts waits if a step has fewer than two inlets
+/// per micro-batch, or if results are read inside a step.
 #[test]
-fn waits_inside_a_step_are_seen() {
+fn waits_inside_a_step_are_detected() {
     let Some(backend) = device() else { return };
     let groups = groups();
     let mut trainer = trainer(&backend, Method::Dpo, 1);
     let packed = pack(&mut trainer, &steps(&groups)[0]);
-    // Nothing is reserved: one inlet, which grows, and must be waited for by the second micro-batch.
+    // Nothing is reserved, so there is a single inlet: it grows, and the second micro-batch must
+    // wait for it.
     let pending = trainer.begin(packed, 1e-3).unwrap();
     let calls = backend.device().take();
     assert!(calls.allocations["allocate"] > 0 && calls.allocations["inlet"] > 0, "{calls:?}");
@@ -165,7 +166,7 @@ fn waits_inside_a_step_are_seen() {
     assert_eq!(backend.device().take().synchronisations, BTreeMap::from([("download", 1)]));
 }
 
-/// Losses, norms and the weights after steps over batches of many shapes.
+/// Losses and norms, final weights and device calls of steps over batches of many shapes.
 fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
     let backend = device()?;
     let groups = groups();
@@ -187,14 +188,15 @@ fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)>
 }
 
 #[test]
-fn replayed_steps_are_the_steps_bit_by_bit() {
+fn replayed_steps_equal_direct_steps_bit_for_bit() {
     for method in [Method::Dpo, Method::Reward, Method::Sft] {
         let Some((numbers, weights, calls)) = trained(method, false) else { return };
         let (replayed, of_replayed, calls_of_replayed) = trained(method, true).unwrap();
         assert_eq!((calls.of("record"), calls.of("replay")), (0, 0));
-        // Every shape is recorded once for the first and once for later micro-batches of a step, and met once before.
+        // Every shape is captured once as first and once as later micro-batch of a step, after a
+        // first direct run.
         let (recorded, replays) = (calls_of_replayed.of("record"), calls_of_replayed.of("replay"));
-        println!("{method:?}: {recorded} recorded, {replays} replayed of 24");
+        println!("{method:?}: {recorded} captured, {replays} replayed of 24");
         assert!(recorded <= 8 && replays + recorded == 24 && replays > 12, "{method:?}: {recorded}, {replays}");
         assert_eq!(replayed, numbers, "{method:?}");
         assert!(weights == of_replayed, "{method:?}");
@@ -202,7 +204,7 @@ fn replayed_steps_are_the_steps_bit_by_bit() {
     }
 }
 
-/// Launches of one micro-batch of a model of so many layers.
+/// Device calls of one micro-batch of a model with `layers` layers.
 fn launches(method: Method, layers: usize) -> Option<Calls> {
     let backend = device()?;
     let groups = groups();
@@ -215,23 +217,24 @@ fn launches(method: Method, layers: usize) -> Option<Calls> {
 }
 
 #[test]
-fn launches_of_a_layer_are_those_of_the_design() {
+fn launches_of_a_layer_match_the_design() {
     let Some(two) = launches(Method::Reward, 2) else { return };
     let three = launches(Method::Reward, 3).unwrap();
     let mut layer = three.launches.clone();
     layer.iter_mut().for_each(|(name, count)| *count -= two.launches.get(name).unwrap_or(&0));
     layer.retain(|_, count| *count > 0);
     let expected = [
-        // Forward: norm, QKV, rotation, plan and attention, output with residual, norm, gate and up with activation, down
-        // with residual. The other half of norms, rotations and plans is the backward's.
+        // Forward: norm, QKV, RoPE, plan and attention, output with residual, norm, gate and up
+        // with activation, down with residual. RoPE and the plan run once more in the backward
+        // pass.
         ("norm_fwd_f32", 2),
         ("linear_fwd_f32", 3),
         ("rope_f32", 2),
         ("attention_plan", 2),
         ("attention_fwd_32_f32", 1),
         ("linear_glu_fwd_f32", 1),
-        // Backward: four weight gradients, three input gradients and the gated one, attention in three passes, norms; sums
-        // over slices of tokens for the gradients of two norms and a bias.
+        // Backward: four weight gradients, three input gradients and the gated one, attention in
+        // three passes, norms. Sums over token slices give the gradients of two norms and a bias.
         ("linear_bwd_weight_f32", 4),
         ("linear_bwd_input_f32", 3),
         ("linear_glu_bwd_f32", 1),
@@ -243,6 +246,6 @@ fn launches_of_a_layer_are_those_of_the_design() {
         ("sum_slices", 3),
     ];
     assert_eq!(layer, BTreeMap::from(expected));
-    // Around the layers: embedding, final norm, head, loss, and the update.
+    // Outside the layers: embedding, final norm, head, loss, and the update.
     assert_eq!(three.launched() - 3 * layer.values().sum::<usize>(), 12);
 }

@@ -1,5 +1,5 @@
-//! A batch with shared prompt tokens gives the values and gradients of the batch in which every sequence stands alone,
-//! and a sequence's score does not depend on the other sequences of its batch.
+//! Prefix sharing: a batch with shared prompt tokens has the same values and gradients as an
+//! unshared batch. A sequence's score does not depend on the other sequences of its batch.
 
 use common::fixtures::{groups, random_model, tiny_config};
 use mapl::backend::cpu::Cpu;
@@ -34,10 +34,10 @@ fn gradient<B: Backend>(backend: &B, loss: Loss, share: bool, size: usize) -> (f
     (tally.loss(&trainer.loss), values)
 }
 
-/// Largest difference of two gradients over the largest element.
+/// Largest difference of two gradients, relative to the largest element.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     let largest = a.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    assert!(largest > 1e-3, "a gradient of zeros proves nothing");
+    assert!(largest > 1e-3, "a zero gradient makes the comparison vacuous");
     a.iter().zip(b).fold(0.0, |m: f64, (x, y)| m.max((x - y).abs())) / largest
 }
 
@@ -51,8 +51,9 @@ fn losses() -> Vec<Loss> {
     ]
 }
 
-/// f64: 1e-10. f32: the gradient sums over 40 to 80 token rows in another order through 2 layers; 2e-5 of the largest
-/// element is about 50 roundings of 2^-24 times the length of the sums' random walk.
+/// Tolerances. f64: 1e-10. f32: through 2 layers the gradient sums 40 to 80 token rows in another
+/// order. 2e-5 of the largest element is about 50 roundings of 2^-24 times the length of the sums'
+/// random walk.
 #[test]
 fn shared_and_unshared_batches_agree() {
     for loss in losses() {
@@ -86,9 +87,10 @@ fn scores<B: Backend>(backend: &B, model: &mut Model<B>, loss: &Loss, groups: &[
     evaluator.run(backend, (model, None), loss, groups, |_| ()).unwrap().0
 }
 
-/// Bitwise, on the backend that trains: reversed order, alone, and with fewer sequences of its own group.
+/// Bitwise on the CPU backend: in reversed order, in a batch of one group, and as the only sequence
+/// of its group.
 #[test]
-fn a_score_does_not_depend_on_batch_mates() {
+fn a_score_does_not_depend_on_other_sequences_of_the_batch() {
     let cpu = Cpu::new();
     for method in [Method::Dpo, Method::Reward] {
         let config = tiny_config("qwen2", method == Method::Reward);

@@ -1,6 +1,7 @@
-//! What the checkers measure of one text, computed on first use and kept: many instructions look at the same response.
-//! Words are runs of letters, digits and underscores (IFEval's `\w+`). Sentences and words in capitals follow rules of
-//! our own and only approximate IFEval's, which uses NLTK.
+//! Measurements of one text for the checkers, computed on first use and cached, because many
+//! instructions check the same response. Words are runs of letters, digits and underscores
+//! (IFEval's `\w+`). Sentences and words in capitals follow this project's own rules and only
+//! approximate IFEval's, which uses NLTK.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashSet};
@@ -11,12 +12,12 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::stop_words::is_stop_word;
 
-// Python's `\w` holds letters and numbers but no combining marks, unlike this crate's `\w`.
-static WORD: LazyLock<Regex> = LazyLock::new(|| constant(r"[\p{L}\p{N}_]+"));
+// Python's `\w` matches letters and numbers but no combining marks, unlike `\w` of the regex crate.
+static WORD: LazyLock<Regex> = LazyLock::new(|| compile(r"[\p{L}\p{N}_]+"));
 
-/// Compiles a pattern written in this source.
-pub(super) fn constant(pattern: &str) -> Regex {
-    Regex::new(pattern).expect("the pattern is a constant of the source and valid")
+/// Compiles a constant pattern.
+pub(super) fn compile(pattern: &str) -> Regex {
+    Regex::new(pattern).expect("the pattern is constant and valid")
 }
 
 /// One text with cached measurements.
@@ -32,7 +33,7 @@ pub struct Analysis<'a> {
 }
 
 impl<'a> Analysis<'a> {
-    /// Measures nothing yet.
+    /// Creates an analysis without computing any measurement.
     pub fn new(text: &'a str) -> Self {
         Self {
             text,
@@ -46,13 +47,13 @@ impl<'a> Analysis<'a> {
         }
     }
 
-    /// The text itself.
+    /// Returns the text.
     pub fn text(&self) -> &'a str {
         self.text
     }
 
-    /// The text in lower case.
-    pub fn lower(&self) -> &str {
+    /// Returns the text in lower case.
+    pub(super) fn lower(&self) -> &str {
         self.lower.get_or_init(|| self.text.to_lowercase())
     }
 
@@ -61,15 +62,15 @@ impl<'a> Analysis<'a> {
         self.words().len()
     }
 
-    /// Words in lower case, in order.
+    /// Returns the words in lower case, in order.
     pub fn words(&self) -> &[String] {
         self.words.get_or_init(|| WORD.find_iter(self.text).map(|m| m.as_str().to_lowercase()).collect())
     }
 
-    /// Distinct words that carry content, in order of first occurrence: letters only, no stop word, four letters or
-    /// more. A text without any such word gives its words of two letters or more, so that languages of short words
-    /// have content words too.
-    pub fn content_words(&self) -> &[String] {
+    /// Returns the distinct content words in order of first occurrence: letters only, not a stop
+    /// word, at least four letters. A text without such words yields its words of at least two
+    /// letters, so that languages with short words have content words too.
+    pub(super) fn content_words(&self) -> &[String] {
         self.content_words.get_or_init(|| {
             let at_least = |length: usize| -> Vec<String> {
                 let mut seen = HashSet::new();
@@ -82,34 +83,36 @@ impl<'a> Analysis<'a> {
         })
     }
 
-    /// True if `word`, in lower case, is one of the words.
-    pub fn has_word(&self, word: &str) -> bool {
+    /// True if `word`, given in lower case, is one of the words.
+    pub(super) fn has_word(&self, word: &str) -> bool {
         self.word_set.get_or_init(|| self.words().iter().cloned().collect()).contains(word)
     }
 
-    /// True if `keyword` occurs anywhere, letter case ignored (IFEval's `keywords:existence`).
-    pub fn contains(&self, keyword: &str) -> bool {
+    /// True if `keyword` occurs anywhere, ignoring case (IFEval's `keywords:existence`).
+    pub(super) fn contains(&self, keyword: &str) -> bool {
         self.lower().contains(&keyword.to_lowercase())
     }
 
-    /// Number of occurrences of `keyword` that do not overlap, letter case ignored (`keywords:frequency`).
-    pub fn occurrences(&self, keyword: &str) -> usize {
+    /// Number of non-overlapping occurrences of `keyword`, ignoring case (`keywords:frequency`).
+    pub(super) fn occurrences(&self, keyword: &str) -> usize {
         if keyword.is_empty() { 0 } else { self.lower().matches(&keyword.to_lowercase()).count() }
     }
 
-    /// True if `phrase` occurs between word boundaries, letter case ignored (`keywords:forbidden_words`). A boundary
-    /// lies where exactly one of two neighbours is part of a word, as in the regular expression `\b`.
-    pub fn contains_whole(&self, phrase: &str) -> bool {
+    /// True if `phrase` occurs between word boundaries, ignoring case (`keywords:forbidden_words`).
+    /// At a boundary exactly one of the two neighbours is a word character, as in the regular
+    /// expression `\b`.
+    pub(super) fn contains_whole(&self, phrase: &str) -> bool {
         contains_whole(self.lower(), &phrase.to_lowercase())
     }
 
-    /// Number of sentences: pieces that hold a letter or digit and end with `.`, `!`, `?` or their like, a blank line,
-    /// or the text. Abbreviations, initials and list numbers end none.
+    /// Number of sentences. A sentence contains a letter or digit. It ends with `.`, `!`, `?` or an
+    /// equivalent in another script, a blank line, or the end of the text. Abbreviations, initials
+    /// and list numbers do not end a sentence.
     pub fn sentence_count(&self) -> usize {
         *self.sentences.get_or_init(|| count_sentences(self.text))
     }
 
-    /// Number of words all in capitals; a hyphenated word counts once, `I` and `A` count.
+    /// Number of words in capitals. A hyphenated word counts once; `I` and `A` count.
     pub fn capital_word_count(&self) -> usize {
         *self.capital_words.get_or_init(|| {
             let inside = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '&');
@@ -118,8 +121,8 @@ impl<'a> Analysis<'a> {
         })
     }
 
-    /// Number of times each character occurs in the text in lower case.
-    pub fn letters(&self) -> &BTreeMap<char, usize> {
+    /// Returns the number of occurrences of each character in the lower-case text.
+    pub(super) fn letters(&self) -> &BTreeMap<char, usize> {
         self.letters.get_or_init(|| {
             let mut letters = BTreeMap::new();
             for c in self.lower().chars() {
@@ -129,8 +132,8 @@ impl<'a> Analysis<'a> {
         })
     }
 
-    /// Number of times `letter`, in lower case, occurs.
-    pub fn letter_count(&self, letter: char) -> usize {
+    /// Number of occurrences of `letter`, given in lower case.
+    pub(super) fn letter_count(&self, letter: char) -> usize {
         self.letters().get(&letter).copied().unwrap_or(0)
     }
 }
@@ -168,7 +171,7 @@ fn contains_whole(lower: &str, phrase: &str) -> bool {
     false
 }
 
-/// Lower-case tokens whose full stop ends no sentence.
+/// Lower-case abbreviations; their full stop does not end a sentence.
 const ABBREVIATIONS: [&str; 31] = [
     "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "vs", "etc", "e.g", "i.e", "cf", "al", "approx", "no", "vol",
     "fig", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "rep", "sen", "rev", "hon", "ca",
@@ -183,7 +186,7 @@ fn count_sentences(text: &str) -> usize {
                 count += usize::from(std::mem::take(&mut open))
             }
             '.' | '!' | '?' | '…' => {
-                // The whole run of terminators and closing marks belongs to the sentence before it.
+                // A run of terminators and closing marks belongs to the sentence before it.
                 let mut stops_only = c == '.';
                 while let Some(&(_, next)) = chars.peek() {
                     match next {
@@ -196,13 +199,14 @@ fn count_sentences(text: &str) -> usize {
                     chars.next();
                 }
                 let ends = chars.peek().is_none_or(|&(_, next)| next.is_whitespace());
-                if ends && open && !(stops_only && ends_no_sentence(&text[..at])) {
+                if ends && open && !(stops_only && is_inner_stop(&text[..at])) {
                     count += 1;
                     open = false;
                 }
             }
             '\n' => {
-                // A blank line, also one with spaces or carriage returns on it, closes a heading or a list item.
+                // A blank line ends a heading or a list item; it may contain spaces or carriage
+                // returns.
                 let mut lines = 1;
                 while let Some(&(_, next)) = chars.peek() {
                     if !next.is_whitespace() {
@@ -222,7 +226,7 @@ fn count_sentences(text: &str) -> usize {
 }
 
 /// True if a full stop after `before` belongs to an abbreviation, an initial or a list number.
-fn ends_no_sentence(before: &str) -> bool {
+fn is_inner_stop(before: &str) -> bool {
     let token = before.rsplit(char::is_whitespace).next().unwrap_or("");
     let line = before.rsplit('\n').next().unwrap_or("").trim_start();
     let token = token.trim_start_matches(['(', '[', '"', '\'', '“', '‘', '*', '_']);
@@ -273,7 +277,7 @@ mod tests {
         let text = Analysis::new("The category of C++ (cat).");
         assert!(text.contains_whole("CAT") && !text.contains_whole("categ"));
         assert!(!Analysis::new("concat category").contains_whole("cat"));
-        // As in `\bC\+\+\b`: after the plus a word character would have to follow.
+        // As in `\bC\+\+\b`: a word character would have to follow the plus.
         assert!(!text.contains_whole("c++"));
         assert!(!text.contains_whole(""));
     }

@@ -1,8 +1,8 @@
-//! Family `change_case`: words in capitals, the whole response in capitals or in lower case.
+//! Family `change_case`: words in capitals; the whole response in capitals or in lower case.
 
 use super::analysis::{is_lower, is_upper};
 use super::language::reads_as_english;
-use super::quantity::{bound, two_sided};
+use super::quantity::{bound, draw_two_sided};
 use super::wording::{noun, pick, relation};
 use super::{Function, FunctionKind, Kwargs, no_arguments};
 
@@ -12,7 +12,7 @@ pub(super) static FUNCTIONS: [Function; 3] = [
         kind: FunctionKind::TwoSided,
         approximate: true,
         triggers: &["capital", "capitals", "capitalized", "uppercase", "caps", "lowercase"],
-        draw: |request, rng| two_sided(request, rng, CAPITALS, |r| r.capital_word_count()),
+        draw: |request, rng| draw_two_sided(request, rng, CAPITALS, |r| r.capital_word_count()),
         phrase: capitals_phrase,
         check: |kwargs, response| {
             let (threshold, relation) = bound(kwargs, CAPITALS)?;

@@ -1,14 +1,14 @@
-//! Which instructions do not stand in one prompt: pairs of functions, as IFEval lists them and made symmetric, and
-//! pairs of arguments that cannot be met together.
+//! Conflicts between instructions of one prompt: pairs of functions (IFEval's list, made symmetric)
+//! and pairs of arguments that no response can satisfy together.
 
 use super::{Analysis, Kwargs, Relation, count_argument, text_argument, words_argument};
 
-/// True if the functions may not stand in one prompt. Symmetric; every id conflicts with itself.
+/// True if the two functions must not be in one prompt. Symmetric; every id conflicts with itself.
 pub fn conflicts(a: &str, b: &str) -> bool {
     a == b || lists(a, b) || lists(b, a)
 }
 
-/// One direction of the list: whether `a` names `b`.
+/// One direction of the list: true if `a` names `b`.
 fn lists(a: &str, b: &str) -> bool {
     match a {
         "detectable_format:constrained_response" => true,
@@ -49,9 +49,9 @@ fn lists(a: &str, b: &str) -> bool {
     }
 }
 
-/// True if no response can meet both instructions: a word is required and forbidden, an end phrase or an opening word
-/// holds a forbidden word, or a limit of words, of a keyword or of a letter is below what the required words hold.
-/// Symmetric.
+/// True if no response can satisfy both instructions. A word is required and forbidden, or an end
+/// phrase or an opening word contains a forbidden word. Or the required words exceed a limit on
+/// words, on a keyword or on a letter. Symmetric.
 pub fn clash(a: (&str, &Kwargs), b: (&str, &Kwargs)) -> bool {
     one_way(a.1, b.1) || one_way(b.1, a.1)
 }
@@ -78,7 +78,7 @@ fn one_way(demand: &Kwargs, limit: &Kwargs) -> bool {
     held.into_iter().any(reached)
 }
 
-/// Words that a response must hold to meet the arguments.
+/// Returns text that a response must contain to satisfy the arguments.
 fn required_text(kwargs: &Kwargs) -> String {
     if let Some(words) = words_argument(kwargs, "keywords") {
         return words.join(" ");
@@ -86,7 +86,8 @@ fn required_text(kwargs: &Kwargs) -> String {
     if let (Some(keyword), Some(times), Some(Relation::AtLeast)) =
         (text_argument(kwargs, "keyword"), count_argument(kwargs, "frequency"), Relation::of(kwargs))
     {
-        // A limit of words can be no larger than the text that meets it, whatever number a row holds.
+        // The cap bounds the allocation: a row may hold any number, but no realistic limit is above
+        // 10,000.
         return vec![keyword; times.min(10_000)].join(" ");
     }
     text_argument(kwargs, "end_phrase").or_else(|| text_argument(kwargs, "first_word")).unwrap_or("").to_owned()
@@ -110,7 +111,8 @@ mod tests {
     #[test]
     fn the_closure_wins_over_exceptions() {
         assert!(!conflicts("detectable_format:json_format", "keywords:existence"));
-        // Each of these excepts keywords, but repeat_prompt lists forbidden words.
+        // One direction suffices: repeat_prompt lists forbidden words, and json_format lists the
+        // title.
         assert!(conflicts("combination:repeat_prompt", "keywords:forbidden_words"));
         assert!(conflicts("detectable_format:title", "detectable_format:json_format"));
         assert!(conflicts("startend:quotation", "detectable_format:title"));

@@ -1,10 +1,10 @@
-//! Family `detectable_content`: placeholders in square brackets, postscript.
+//! Family `detectable_content`: placeholders in square brackets; a postscript.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::analysis::constant;
+use super::analysis::compile;
 use super::quantity::draw_minimum;
 use super::wording::{noun, pick};
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, count_argument, kwargs, text_argument};
@@ -32,7 +32,7 @@ pub(super) static FUNCTIONS: [Function; 2] = [
 ];
 
 fn placeholders(response: &Analysis) -> usize {
-    static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| constant(r"\[.*?\]"));
+    static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| compile(r"\[.*?\]"));
     PLACEHOLDER.find_iter(response.text()).count()
 }
 
@@ -51,7 +51,8 @@ fn placeholders_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 const MARKERS: [&str; 2] = ["P.S.", "P.P.S"];
 
-/// The marker whose presence differs as the flags ask; by a coin where either does.
+/// Draws a marker that every satisfied response contains and every violating response lacks; at
+/// random if both markers fit.
 fn draw_postscript(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let fits = |marker: &&&str| {
         request.satisfied().all(|r| has_postscript(marker, r)) && !request.violated().any(|r| has_postscript(marker, r))
@@ -61,8 +62,8 @@ fn draw_postscript(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
 }
 
 fn has_postscript(marker: &str, response: &Analysis) -> bool {
-    static PS: LazyLock<Regex> = LazyLock::new(|| constant(r"p\.\s?s\."));
-    static PPS: LazyLock<Regex> = LazyLock::new(|| constant(r"p\.\s?p\.\s?s"));
+    static PS: LazyLock<Regex> = LazyLock::new(|| compile(r"p\.\s?s\."));
+    static PPS: LazyLock<Regex> = LazyLock::new(|| compile(r"p\.\s?p\.\s?s"));
     match marker.trim() {
         "P.S." => PS.is_match(response.lower()),
         "P.P.S" => PPS.is_match(response.lower()),

@@ -1,10 +1,11 @@
-//! Family `detectable_format`: bullet points, highlighted passages, sections, JSON, title, one of three fixed answers.
+//! Family `detectable_format`: bullet points, highlighted passages, sections, JSON, title, one of
+//! three fixed answers.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::analysis::constant;
+use super::analysis::compile;
 use super::quantity::{draw_exact, draw_minimum};
 use super::wording::{noun, pick};
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, count_argument, kwargs, no_arguments, text_argument};
@@ -99,10 +100,10 @@ pub(super) static FUNCTIONS: [Function; 6] = [
 
 const FIXED_ANSWERS: [&str; 3] = ["My answer is yes.", "My answer is no.", "My answer is maybe."];
 
-/// Lines that start with an asterisk that does not open bold text, or with a hyphen.
+/// Number of lines that start with a hyphen, or with an asterisk that does not open bold text.
 fn bullets(response: &Analysis) -> usize {
-    static ASTERISK: LazyLock<Regex> = LazyLock::new(|| constant(r"(?m)^\s*\*[^*].*$"));
-    static HYPHEN: LazyLock<Regex> = LazyLock::new(|| constant(r"(?m)^\s*-.*$"));
+    static ASTERISK: LazyLock<Regex> = LazyLock::new(|| compile(r"(?m)^\s*\*[^*].*$"));
+    static HYPHEN: LazyLock<Regex> = LazyLock::new(|| compile(r"(?m)^\s*-.*$"));
     ASTERISK.find_iter(response.text()).count() + HYPHEN.find_iter(response.text()).count()
 }
 
@@ -119,10 +120,10 @@ fn bullets_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// Passages between single and between double asterisks, counted as IFEval counts them.
+/// Number of passages between single and between double asterisks, counted as in IFEval.
 fn highlights(response: &Analysis) -> usize {
-    static SINGLE: LazyLock<Regex> = LazyLock::new(|| constant(r"\*[^\n*]*\*"));
-    static DOUBLE: LazyLock<Regex> = LazyLock::new(|| constant(r"\*\*[^\n*]*\*\*"));
+    static SINGLE: LazyLock<Regex> = LazyLock::new(|| compile(r"\*[^\n*]*\*"));
+    static DOUBLE: LazyLock<Regex> = LazyLock::new(|| compile(r"\*\*[^\n*]*\*\*"));
     let filled = |m: &regex::Match| !m.as_str().trim_matches('*').trim().is_empty();
     let text = response.text();
     SINGLE.find_iter(text).filter(filled).count() + DOUBLE.find_iter(text).filter(filled).count()
@@ -143,9 +144,10 @@ fn highlights_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 const SPLITTERS: [&str; 2] = ["Section", "SECTION"];
 
-/// Number of times the splitter stands before a number; `None` for a splitter too long to search for.
+/// Number of occurrences of the splitter before a number; `None` if the splitter is too long for a
+/// regular expression.
 fn sections(splitter: &str, response: &Analysis) -> Option<usize> {
-    // Most responses lack the splitter altogether, which spares the expression.
+    // Most responses lack the splitter, and then no regular expression is compiled.
     if !response.text().contains(splitter.trim()) {
         return Some(0);
     }
@@ -175,7 +177,7 @@ fn sections_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// True for a JSON value, with or without a code fence around it.
+/// True for a JSON value, with or without a code fence.
 fn is_json(text: &str) -> bool {
     let mut body = text.trim();
     for fence in ["```json", "```Json", "```JSON", "```"] {
@@ -186,7 +188,7 @@ fn is_json(text: &str) -> bool {
 }
 
 fn has_title(text: &str) -> bool {
-    static TITLE: LazyLock<Regex> = LazyLock::new(|| constant(r"<<[^\n]+>>"));
+    static TITLE: LazyLock<Regex> = LazyLock::new(|| compile(r"<<[^\n]+>>"));
     TITLE.find_iter(text).any(|m| !m.as_str().trim_start_matches('<').trim_end_matches('>').trim().is_empty())
 }
 
@@ -206,7 +208,7 @@ mod tests {
         let count = |text| highlights(&Analysis::new(text));
         assert_eq!(count("*a* and *b*"), 2);
         assert_eq!(count("* *"), 0);
-        // The inside of a double pair holds no single pair: `**` twice, both empty.
+        // The inside of a double pair contains no single pair: `**` occurs twice, both times empty.
         assert_eq!(count("**bold**"), 1);
     }
 

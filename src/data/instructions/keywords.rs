@@ -1,7 +1,8 @@
-//! Family `keywords`: existence, frequency, forbidden words, letter frequency. Keywords are plain text; letter case is
-//! ignored. Existence and frequency match inside words, forbidden words match whole words, as in IFEval.
+//! Family `keywords`: existence, frequency, forbidden words, letter frequency. Keywords are plain
+//! text and ignore case. Existence and frequency match inside words; forbidden words match whole
+//! words, as in IFEval.
 
-use super::lexical::{forbidden_words, own_words, required_words};
+use super::lexical::{forbidden_words, required_words, words_not_in_prompt};
 use super::quantity::{bound, draw_threshold, flagged_counts};
 use super::wording::{and_list, noun, or_list, pick, relation};
 use super::{Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
@@ -57,8 +58,8 @@ pub(super) static FUNCTIONS: [Function; 4] = [
 const FREQUENCY: [&str; 2] = ["frequency", "relation"];
 const LETTER: [&str; 2] = ["let_frequency", "let_relation"];
 
-/// Keywords looked at before the first feasible one is taken. The search goes on for one that occurs twice, because
-/// "at least 2 times" reads better than "less than 1 time".
+/// Maximum number of keywords tried. The search prefers a keyword that occurs twice, because "at
+/// least 2 times" reads better than "less than 1 time"; otherwise it takes the first feasible one.
 const KEYWORDS_TRIED: usize = 40;
 
 fn existence_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
@@ -92,7 +93,8 @@ fn forbidden_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 }
 
 fn draw_frequency(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
-    let mut words: Vec<&str> = request.targets.iter().flat_map(|t| own_words(t.response, request.prompt)).collect();
+    let mut words: Vec<&str> =
+        request.targets.iter().flat_map(|t| words_not_in_prompt(t.response, request.prompt)).collect();
     words.sort_unstable();
     words.dedup();
     rng.shuffle(&mut words);
@@ -126,7 +128,7 @@ fn frequency_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// Letters with two cases are preferred; a script without case gives any letter.
+/// Draws a letter. Letters with two cases are preferred; a script without case yields any letter.
 fn draw_letter(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let letters = |fits: fn(char) -> bool| {
         let responses = request.targets.iter().map(|t| t.response);

@@ -1,6 +1,6 @@
-//! Family `language`: the language of the response, by script and by function words. The detector is small and
-//! approximate: it says nothing (`None`) about text too short or too mixed to tell, while IFEval's langdetect always
-//! guesses.
+//! Family `language`: the language of the response, detected by script and by function words. The
+//! detector is small and approximate. It returns `None` for text that is too short or too mixed,
+//! while IFEval's langdetect always guesses.
 
 use std::collections::HashMap;
 
@@ -33,7 +33,7 @@ pub(super) static FUNCTIONS: [Function; 1] = [Function {
     },
 }];
 
-/// Codes (ISO 639-1) and names of the languages that instructions may ask for.
+/// Codes (ISO 639-1) and names of the languages that instructions can ask for.
 const LANGUAGES: [(&str, &str); 32] = [
     ("en", "English"),
     ("es", "Spanish"),
@@ -69,7 +69,8 @@ const LANGUAGES: [(&str, &str); 32] = [
     ("ko", "Korean"),
 ];
 
-/// Name of a language; Chinese has a script but no plain code in IFEval, so it is named beside the list.
+/// Returns the name of a language. Chinese is not in the list, because IFEval has no plain code for
+/// it, only codes with a script.
 fn language_name(code: &str) -> Option<&'static str> {
     match code.split(['-', '_']).next() {
         Some("zh") => Some("Chinese"),
@@ -100,7 +101,7 @@ const FUNCTION_WORDS: [(&str, &[&str]); 15] = [
     ("bg", &["и", "в", "не", "на", "че", "това", "как", "с", "за", "да", "от", "е", "се", "са", "или"]),
 ];
 
-/// Language that one script decides, or `None` for scripts of several languages.
+/// Language determined by a character's script, or `None` if several languages share the script.
 fn script_language(c: char) -> Option<&'static str> {
     Some(match c {
         'ぁ'..='ヿ' => "ja",
@@ -122,7 +123,7 @@ fn script_language(c: char) -> Option<&'static str> {
     })
 }
 
-/// Language code of a text, or `None` where it cannot be told. Devanagari counts as Hindi.
+/// Language code of a text, or `None` if it is undecided. Devanagari counts as Hindi.
 fn detect(response: &Analysis) -> Option<&'static str> {
     let letters: Vec<char> = response.text().chars().filter(|c| c.is_alphabetic()).collect();
     let mut scripts: HashMap<&'static str, usize> = HashMap::new();
@@ -144,14 +145,16 @@ fn detect(response: &Analysis) -> Option<&'static str> {
             "ar"
         });
     }
-    // At most one script holds more than half of the letters, so the order of the map does not matter.
+    // At most one script has more than half of the letters, so the order of the map does not
+    // matter.
     if let Some((&language, _)) = scripts.iter().find(|&(_, &count)| count > most) {
         return Some(language);
     }
     by_function_words(response)
 }
 
-/// The language with the most function words, if they are at least a tenth of all words and clearly ahead.
+/// Returns the language with the most function words. It needs at least two, at least a tenth of
+/// all words, and more than any other language.
 fn by_function_words(response: &Analysis) -> Option<&'static str> {
     let words = response.words();
     let share = |fits: &dyn Fn(&str) -> bool| words.iter().filter(|w| fits(w)).count();
@@ -163,8 +166,9 @@ fn by_function_words(response: &Analysis) -> Option<&'static str> {
     (best >= 2 && best * 10 >= words.len() && best > second).then_some(language)
 }
 
-/// For the checks that need English: no other language is recognised and the letters are Latin.
-pub fn reads_as_english(response: &Analysis) -> bool {
+/// True if the text reads as English: English is detected, or no language is detected and all
+/// letters are Latin.
+pub(super) fn reads_as_english(response: &Analysis) -> bool {
     match detect(response) {
         Some(language) => language == "en",
         None => response.text().chars().filter(|c| c.is_alphabetic()).all(|c| c < '\u{0250}'),
@@ -194,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn languages_are_told_by_script_or_function_words() {
+    fn languages_are_detected_by_script_or_function_words() {
         for (text, expected) in [
             ("This is the answer to your question.", Some("en")),
             ("El gato está en la casa y los perros son muy grandes.", Some("es")),

@@ -1,12 +1,12 @@
-//! Family `length_constraints`: words, sentences, paragraphs divided by `***`, first word of a paragraph among those
-//! divided by blank lines.
+//! Family `length_constraints`: number of words, of sentences, and of paragraphs separated by
+//! `***`; first word of a paragraph, with paragraphs separated by blank lines.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::analysis::constant;
-use super::quantity::{bound, draw_exact, two_sided};
+use super::analysis::compile;
+use super::quantity::{bound, draw_exact, draw_two_sided};
 use super::wording::{noun, pick, relation};
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, count_argument, kwargs, text_argument};
 use crate::rng::Rng;
@@ -17,7 +17,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         kind: FunctionKind::TwoSided,
         approximate: false,
         triggers: &["word", "words", "length", "characters", "short", "brief", "briefly", "concise"],
-        draw: |request, rng| two_sided(request, rng, WORDS, |r| r.word_count()),
+        draw: |request, rng| draw_two_sided(request, rng, WORDS, |r| r.word_count()),
         phrase: words_phrase,
         check: |kwargs, response| {
             let (threshold, relation) = bound(kwargs, WORDS)?;
@@ -29,7 +29,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         kind: FunctionKind::TwoSided,
         approximate: true,
         triggers: &["sentence", "sentences"],
-        draw: |request, rng| two_sided(request, rng, SENTENCES, |r| r.sentence_count()),
+        draw: |request, rng| draw_two_sided(request, rng, SENTENCES, |r| r.sentence_count()),
         phrase: sentences_phrase,
         check: |kwargs, response| {
             let (threshold, relation) = bound(kwargs, SENTENCES)?;
@@ -99,9 +99,10 @@ fn sentences_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// Paragraphs divided by `***`, or `None` if one between two dividers is empty, which meets no number.
+/// Number of paragraphs separated by `***`. `None` if a paragraph between two dividers is empty:
+/// such a text satisfies no number.
 fn divided_paragraphs(text: &str) -> Option<usize> {
-    static DIVIDER: LazyLock<Regex> = LazyLock::new(|| constant(r"\s?\*\*\*\s?"));
+    static DIVIDER: LazyLock<Regex> = LazyLock::new(|| compile(r"\s?\*\*\*\s?"));
     let parts: Vec<&str> = DIVIDER.split(text).collect();
     let empty = |part: &&str| part.trim().is_empty();
     if parts.len() > 2 && parts[1..parts.len() - 1].iter().any(empty) {
@@ -123,7 +124,8 @@ fn paragraphs_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// Blocks of a text between blank lines. `blocks` holds empty ones too, `filled` does not count them.
+/// Blocks of a text separated by blank lines. `blocks` includes empty blocks; `filled` does not
+/// count them.
 struct Blocks<'a> {
     blocks: Vec<&'a str>,
     filled: usize,
@@ -136,8 +138,8 @@ impl<'a> Blocks<'a> {
         Self { blocks, filled }
     }
 
-    /// First word of block `index` in lower case, without leading quotes and what follows a punctuation mark; `None`
-    /// for an empty block.
+    /// First word of block `index` in lower case, without leading quotes and cut at the first
+    /// punctuation mark; `None` for an empty block.
     fn first_word(&self, index: usize) -> Option<String> {
         let word = self.blocks.get(index)?.split_whitespace().next()?;
         let word = word.trim_start_matches('\'').trim_start_matches('"');
@@ -145,7 +147,7 @@ impl<'a> Blocks<'a> {
         Some(word[..end].to_lowercase())
     }
 
-    /// A random paragraph whose first word is plain, as (number from 1, word).
+    /// Draws a paragraph with a purely alphabetic first word, as (number from 1, word).
     fn opening(&self, rng: &mut Rng) -> Option<(usize, String)> {
         let plain = |w: &String| !w.is_empty() && w.chars().all(char::is_alphabetic);
         let openings: Vec<(usize, String)> =
@@ -154,8 +156,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// The number of paragraphs and an opening word of one response: of a satisfied one; without any, of a free one, or of
-/// a violating one with another number.
+/// Draws the number of paragraphs and an opening word from a satisfied response. Without one, takes
+/// them from a free response, or from a violating response with a different number of paragraphs.
 fn draw_nth_paragraph(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let arguments = |count: usize, (nth, word): (usize, String)| {
         kwargs([("num_paragraphs", count.into()), ("nth_paragraph", nth.into()), ("first_word", word.into())])

@@ -1,22 +1,26 @@
-//! Instruction functions: each draws arguments from responses and the flags they shall have, phrases them, and checks
-//! any response against them. Ids, arguments and checks are those of IFEval (arXiv 2311.07911), so that training rows
-//! and evaluation share one checker; the wording and the rules that derive arguments are the project's own.
+//! Instruction functions. Each function draws arguments from responses and their required flags,
+//! phrases the arguments as an instruction, and checks any response against them. Ids, arguments
+//! and checks follow IFEval (arXiv 2311.07911), so training rows and evaluation share one checker.
+//! The wording and the rules that derive arguments are this project's own.
 //!
-//! - [`analysis`]: what the checkers measure, cached per text
-//! - `quantity`: relations and thresholds; `lexical`: words drawn from responses; `wording`: grammar of the texts
-//! - one file per IFEval family with its functions; [`mod@conflicts`]: which do not stand together
+//! - `analysis`: cached measurements of a text
+//! - `quantity`: relations and thresholds; `lexical`: words drawn from responses; `wording`:
+//!   grammar of the texts
+//! - one file per IFEval family with its functions; `conflicts`: functions and arguments that
+//!   exclude each other
 //!
-//! To add a function: write `draw`, `phrase` and `check` in its family's file, add it to that file's list, and its
-//! conflicts to [`mod@conflicts`]. The tests in `tests/data/instructions.rs` then run over it.
+//! To add a function: write `draw`, `phrase` and `check` in the file of its family, add it to the
+//! list of that file, and add its conflicts to `conflicts`. The tests in `tests/data/instructions.rs`
+//! then cover it.
 
 use serde_json::{Map, Value};
 
 use crate::rng::Rng;
 
-pub mod analysis;
+mod analysis;
 mod change_case;
 mod combination;
-pub mod conflicts;
+mod conflicts;
 mod detectable_content;
 mod detectable_format;
 mod keywords;
@@ -36,7 +40,7 @@ pub use quantity::Relation;
 /// Arguments of an instruction, with IFEval's names.
 pub type Kwargs = Map<String, Value>;
 
-/// How the arguments of a function relate to a response.
+/// Relation of a function's arguments to a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionKind {
     /// A count with the relation "at least" or "less than".
@@ -47,27 +51,28 @@ pub enum FunctionKind {
     AtLeast,
     /// Words or phrases of a response.
     Lexical,
-    /// No argument, or one that does not depend on the response.
+    /// No argument, or an argument that does not depend on the response.
     Fixed,
 }
 
-/// A response and what it shall do: `Some(true)` satisfy the instruction, `Some(false)` violate it, `None` nothing in
-/// particular, but words may be taken from it.
+/// A response and its required flag: `Some(true)` to satisfy the instruction, `Some(false)` to
+/// violate it. A response with `None` is unconstrained and only offers words.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub response: &'a Analysis<'a>,
     pub flag: Option<bool>,
 }
 
-/// What arguments are drawn for.
+/// Input for drawing arguments.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// The responses and their flags.
     pub targets: &'a [Target<'a>],
     /// The original prompt. Its words are not taken as keywords.
     pub prompt: &'a Analysis<'a>,
-    /// Arguments of the same function in the prompt compared with: where a relation is free, the opposite one is
-    /// drawn, because of two prompts with one relation the laxer would be known as the better without any response.
+    /// Arguments of the same function in the prompt that this one is compared with. If both
+    /// relations are feasible, the opposite one is drawn: of two prompts with the same relation,
+    /// the laxer one would be recognisable as better without any response.
     pub partner: Option<&'a Kwargs>,
 }
 
@@ -96,28 +101,28 @@ pub struct Function {
     pub kind: FunctionKind,
     /// True if the check only approximates IFEval's.
     pub approximate: bool,
-    /// Words that show that a prompt already speaks of the function's subject, in lower case.
+    /// Lower-case words that show that a prompt already mentions the subject of the function.
     triggers: &'static [&'static str],
     draw: fn(&Request, &mut Rng) -> Option<Kwargs>,
     phrase: fn(&Kwargs, usize) -> Option<String>,
     check: fn(&Kwargs, &Analysis) -> Option<bool>,
 }
 
-/// Draws that may miss a flag (a keyword inside another word, a phrase that both responses share) before a request
-/// counts as infeasible.
-const DRAWS: usize = 6;
+/// Maximum number of draws before a request counts as infeasible. A draw can miss a flag, for
+/// example because a keyword is inside another word or both responses share a phrase.
+const MAX_DRAWS: usize = 6;
 
-/// Number of phrasings to draw from; a function with fewer repeats them.
+/// Number of phrasings to draw from; functions with fewer repeat them.
 pub const VARIANTS: usize = 12;
 
 impl Function {
-    /// Arguments under which every target has its flag, or `None` where none were found. A request without any flag
-    /// is infeasible.
+    /// Draws arguments under which every target has its flag; `None` if none were found. A request
+    /// without any flag is infeasible.
     pub fn draw(&self, request: &Request, rng: &mut Rng) -> Option<Kwargs> {
         if request.targets.iter().all(|t| t.flag.is_none()) {
             return None;
         }
-        for _ in 0..DRAWS {
+        for _ in 0..MAX_DRAWS {
             let kwargs = (self.draw)(request, rng)?;
             let holds = |t: &Target| t.flag.is_none() || self.check(&kwargs, t.response) == t.flag;
             if request.targets.iter().all(holds) {
@@ -127,32 +132,32 @@ impl Function {
         None
     }
 
-    /// The instruction as one sentence, in phrasing `variant` (any number; see [`VARIANTS`]). `None` if an argument is
-    /// missing or malformed.
+    /// Returns the instruction as one sentence, in phrasing `variant` (any number; see
+    /// [`VARIANTS`]). `None` if an argument is missing or malformed.
     pub fn phrase(&self, kwargs: &Kwargs, variant: usize) -> Option<String> {
         (self.phrase)(kwargs, variant)
     }
 
-    /// [`Function::draw`] and [`Function::phrase`] in one.
+    /// Draws arguments ([`Function::draw`]) and phrases them ([`Function::phrase`]).
     pub fn build(&self, request: &Request, rng: &mut Rng) -> Option<(String, Kwargs)> {
         let kwargs = self.draw(request, rng)?;
         let text = self.phrase(&kwargs, rng.below(VARIANTS))?;
         Some((text, kwargs))
     }
 
-    /// Whether a response satisfies the instruction. `None` where that cannot be decided: an argument is missing or
-    /// malformed, or the language of the response is not recognised.
+    /// Returns whether a response satisfies the instruction. `None` if this is undecidable: an
+    /// argument is missing or malformed, or the language of the response is not recognised.
     pub fn check(&self, kwargs: &Kwargs, response: &Analysis) -> Option<bool> {
         (self.check)(kwargs, response)
     }
 
-    /// True if the prompt already speaks of what the function constrains.
+    /// True if the prompt already mentions the subject of the function.
     pub fn is_mentioned_in(&self, prompt: &Analysis) -> bool {
         self.triggers.iter().any(|trigger| prompt.contains_whole(trigger))
     }
 }
 
-/// All 25 functions, by family, in the order of every table.
+/// Returns all 25 functions, by family, in the order of every table.
 pub fn all() -> &'static [&'static Function] {
     static ALL: std::sync::LazyLock<Vec<&'static Function>> = std::sync::LazyLock::new(|| {
         let families: [&'static [Function]; 9] = [
@@ -171,12 +176,12 @@ pub fn all() -> &'static [&'static Function] {
     &ALL
 }
 
-/// The function with this id.
+/// Returns the function with this id.
 pub fn by_id(id: &str) -> Option<&'static Function> {
     all().iter().copied().find(|f| f.id == id)
 }
 
-/// Arguments of a function without any; the check of the flags decides whether it is feasible.
+/// Returns no arguments; the check of the flags decides whether the function is feasible.
 fn no_arguments(_: &Request, _: &mut Rng) -> Option<Kwargs> {
     Some(Kwargs::new())
 }

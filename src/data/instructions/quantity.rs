@@ -1,9 +1,9 @@
 //! Instructions about a count: relations, and thresholds that give each response its flag.
 //!
-//! Where two responses have opposite flags the threshold is uniform between their counts. This is what keeps prompts
-//! from giving the answer away: seen over both responses of a pair, a prompt drawn so is the better one exactly as
-//! often as the worse one, whatever number and relation it shows. Where a flag binds one response only, the threshold
-//! stands at a random distance from its count.
+//! If two responses have opposite flags, the threshold is uniform between their counts. This keeps
+//! prompts from revealing the answer: over both responses of a pair, a prompt with any number and
+//! relation is the better one exactly as often as the worse one. If a flag constrains only one
+//! response, the threshold is at a random distance from its count.
 
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ impl Relation {
     /// Both relations.
     pub const ALL: [Relation; 2] = [Relation::AtLeast, Relation::LessThan];
 
-    /// As in IFEval's arguments.
+    /// Name in IFEval's arguments.
     pub fn name(self) -> &'static str {
         match self {
             Relation::AtLeast => "at least",
@@ -35,7 +35,7 @@ impl Relation {
         Self::ALL.into_iter().find(|r| r.name() == name)
     }
 
-    /// Whether a count stands in this relation to a threshold.
+    /// True if `count` satisfies the relation to `threshold`.
     pub fn holds(self, count: usize, threshold: usize) -> bool {
         match self {
             Relation::AtLeast => count >= threshold,
@@ -50,14 +50,14 @@ impl Relation {
         }
     }
 
-    /// The relation among arguments, whatever the function calls it.
+    /// Finds the relation among arguments, under any key that the functions use.
     pub fn of(kwargs: &Kwargs) -> Option<Self> {
         let keys = ["relation", "let_relation", "capital_relation"];
         keys.iter().find_map(|key| text_argument(kwargs, key)).and_then(Self::parse)
     }
 }
 
-/// Thresholds from `low` to `high` under which each count has its flag.
+/// Range of thresholds, `low` to `high`, under which each count has its flag.
 #[derive(Clone, Copy)]
 struct Interval {
     low: usize,
@@ -75,7 +75,7 @@ impl Interval {
                 low = Some(low.map_or(count + 1, |l: usize| l.max(count + 1)));
             }
         }
-        // An open side reaches as far as a tenth to a half of the count, and a few units for small counts.
+        // An open side extends by two fifths of the count, and by at least 2.
         let (low, high) = match (low, high) {
             (Some(low), Some(high)) => (low, high),
             (None, Some(high)) => (high.saturating_sub((high * 2 / 5).max(2)), high),
@@ -86,8 +86,9 @@ impl Interval {
         (low <= high).then_some(Self { low, high })
     }
 
-    /// A threshold of the interval. "Less than 1" reads oddly, so 1 is taken only where nothing else is left, for both
-    /// relations alike. Half of the larger numbers are rounded to fives or tens, as people would write them.
+    /// Draws a threshold of the interval. "Less than 1" reads oddly, so 1 is drawn only if no other
+    /// threshold is left, for both relations alike. Half of the larger numbers are rounded to fives
+    /// or tens, as people write them.
     fn draw(self, rng: &mut Rng) -> usize {
         let low = if self.high >= 2 { self.low.max(2) } else { self.low };
         let threshold = rng.range(low, self.high);
@@ -97,9 +98,14 @@ impl Interval {
     }
 }
 
-/// Relation and threshold that give each count its flag; `None` if there is none. A relation that is free is the
-/// opposite of `partner`'s, or drawn by a coin.
-pub fn draw_threshold(counts: &[(usize, bool)], partner: Option<&Kwargs>, rng: &mut Rng) -> Option<(Relation, usize)> {
+/// Draws a relation and a threshold that give each count its flag; `None` if infeasible. If both
+/// relations are feasible, the draw takes the opposite of `partner`'s relation, or a random one
+/// without a partner.
+pub(super) fn draw_threshold(
+    counts: &[(usize, bool)],
+    partner: Option<&Kwargs>,
+    rng: &mut Rng,
+) -> Option<(Relation, usize)> {
     let coin = Relation::ALL[usize::from(rng.flip())];
     let first = partner.and_then(Relation::of).map_or(coin, Relation::opposite);
     let feasible = |relation| Interval::new(counts, relation).map(|interval| (relation, interval));
@@ -108,12 +114,12 @@ pub fn draw_threshold(counts: &[(usize, bool)], partner: Option<&Kwargs>, rng: &
 }
 
 /// Counts of the responses that have a flag.
-pub fn flagged_counts(request: &Request, count: impl Fn(&Analysis) -> usize) -> Vec<(usize, bool)> {
+pub(super) fn flagged_counts(request: &Request, count: impl Fn(&Analysis) -> usize) -> Vec<(usize, bool)> {
     request.targets.iter().filter_map(|t| Some((count(t.response), t.flag?))).collect()
 }
 
-/// Arguments of a two-sided function that counts with `count`.
-pub fn two_sided(
+/// Draws arguments of a two-sided function that counts with `count`.
+pub(super) fn draw_two_sided(
     request: &Request,
     rng: &mut Rng,
     [number_key, relation_key]: [&str; 2],
@@ -123,21 +129,23 @@ pub fn two_sided(
     Some(kwargs([(number_key, threshold.into()), (relation_key, relation.name().into())]))
 }
 
-/// Number and relation of a two-sided function.
-pub fn bound(kwargs: &Kwargs, [number_key, relation_key]: [&str; 2]) -> Option<(usize, Relation)> {
+/// Reads number and relation of a two-sided function.
+pub(super) fn bound(kwargs: &Kwargs, [number_key, relation_key]: [&str; 2]) -> Option<(usize, Relation)> {
     Some((count_argument(kwargs, number_key)?, Relation::parse(text_argument(kwargs, relation_key)?)?))
 }
 
-/// A number of at least 1 that the satisfied responses reach and the violating ones do not.
-pub fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<Value> {
+/// Draws a number of at least 1 that the satisfied responses reach and the violating responses do
+/// not.
+pub(super) fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<Value> {
     let counts = flagged_counts(request, count);
     let interval = Interval::new(&counts, Relation::AtLeast)?;
     Some(rng.range(interval.low, interval.high).into())
 }
 
-/// A number of at least 1 that equals the count of every satisfied response and of no violating one. Without a
-/// satisfied response it is the count of a free one, or else stands near a violating count.
-pub fn draw_exact(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<usize> {
+/// Draws a number of at least 1 that equals the count of every satisfied response and of no
+/// violating one. Without a satisfied response, takes the count of a free response, or else a
+/// number near a violating count.
+pub(super) fn draw_exact(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<usize> {
     let violated: Vec<usize> = request.violated().map(&count).collect();
     let fits = |m: &usize| *m >= 1 && !violated.contains(m);
     let mut satisfied = request.satisfied().map(&count);
@@ -179,12 +187,12 @@ mod tests {
         let at_least = (0..draws)
             .filter(|_| draw_threshold(&[(50, true)], None, &mut rng).unwrap().0 == Relation::AtLeast)
             .count();
-        // Standard deviation 32; four of them.
+        // Four standard deviations of 32.
         assert!(at_least.abs_diff(draws / 2) < 127, "{at_least}");
         let partner = kwargs([("relation", "less than".into())]);
         let (relation, t) = draw_threshold(&[(50, false)], Some(&partner), &mut rng).unwrap();
         assert!(relation == Relation::AtLeast && t > 50);
-        // A count of zero can be violated by "at least" only.
+        // Only "at least" can be violated by a count of zero.
         assert_eq!(draw_threshold(&[(0, false)], None, &mut rng).unwrap().0, Relation::AtLeast);
     }
 

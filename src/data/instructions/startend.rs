@@ -1,4 +1,4 @@
-//! Family `startend`: last phrase of a response, quotation marks around it.
+//! Family `startend`: last phrase of a response; quotation marks around the response.
 
 use super::wording::pick;
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, kwargs, no_arguments, text_argument};
@@ -37,18 +37,19 @@ pub(super) static FUNCTIONS: [Function; 2] = [
     },
 ];
 
-/// Endings for the case that no response offers one.
+/// Fallback endings if no response offers one.
 const PLAIN_ENDINGS: [&str; 4] = ["and that is all.", "so much for that.", "the rest is up to you.", "I rest my case."];
 
-/// Fewest and most words of an end phrase; a shorter last line gives what it has.
+/// Minimum and maximum number of words of an end phrase; a shorter last line yields fewer.
 const PHRASE_WORDS: (usize, usize) = (2, 5);
 
 fn ends_with(response: &Analysis, phrase: &str) -> bool {
     response.lower().trim().trim_matches('"').ends_with(&phrase.trim().to_lowercase())
 }
 
-/// The last words of the last sentence of the last line, `count` at most, as written. `None` for a line without letters
-/// and for a phrase that a quoted instruction could not show.
+/// Returns the last words of the last sentence of the last line as written, at most `count`. `None`
+/// for a line without letters or digits, and for a phrase with quotation marks, because the
+/// instruction quotes the phrase.
 fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     let line = response.text().trim().trim_matches('"').lines().next_back()?;
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -60,7 +61,8 @@ fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     (phrase.chars().any(char::is_alphanumeric) && !phrase.contains('"')).then_some(phrase)
 }
 
-/// The ending of a satisfied response; without any, of a free one, of none of the violating ones.
+/// Draws an ending that all satisfied responses and no violating responses have. It comes from a
+/// satisfied response; without one, from a free response or from the fallbacks.
 fn draw_ending(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let mut counts: Vec<usize> = (PHRASE_WORDS.0..=PHRASE_WORDS.1).chain([1]).collect();
     let last = counts.len() - 1;

@@ -1,4 +1,5 @@
-//! English function words: they are no keywords, and their share tells English text from other Latin-script text.
+//! English function words. They are never keywords, and their share separates English from other
+//! Latin-script text.
 
 /// Sorted, lower case.
 const STOP_WORDS: [&str; 267] = [
@@ -272,7 +273,7 @@ const STOP_WORDS: [&str; 267] = [
 ];
 
 /// True for a function word, given in lower case.
-pub fn is_stop_word(word: &str) -> bool {
+pub(super) fn is_stop_word(word: &str) -> bool {
     STOP_WORDS.binary_search(&word).is_ok()
 }
 

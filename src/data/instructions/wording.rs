@@ -1,9 +1,9 @@
-//! Grammar shared by the phrasings: lists of words, numbers with their noun, choice of a phrasing.
+//! Grammar shared by the phrasings: lists of words, nouns with a number, choice of a phrasing.
 
 use super::Relation;
 
-/// `a`, `a and b`, `a, b and c`.
-pub fn and_list(words: &[&str]) -> String {
+/// Joins words as `a`, `a and b`, `a, b and c`.
+pub(super) fn and_list(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [only] => (*only).to_owned(),
@@ -11,8 +11,8 @@ pub fn and_list(words: &[&str]) -> String {
     }
 }
 
-/// `a`, `a or b`, `a, b or c`.
-pub fn or_list(words: &[&str]) -> String {
+/// Joins words as `a`, `a or b`, `a, b or c`.
+pub(super) fn or_list(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [only] => (*only).to_owned(),
@@ -20,13 +20,14 @@ pub fn or_list(words: &[&str]) -> String {
     }
 }
 
-/// The noun in the number that `n` asks for.
-pub fn noun<'a>(n: usize, one: &'a str, many: &'a str) -> &'a str {
+/// Returns the singular or plural noun for `n`.
+pub(super) fn noun<'a>(n: usize, one: &'a str, many: &'a str) -> &'a str {
     if n == 1 { one } else { many }
 }
 
-/// The relation in words. Both relations have as many wordings, so that the wording does not tell them apart.
-pub fn relation(relation: Relation, variant: usize) -> &'static str {
+/// Returns the relation in words. Both relations have the same number of wordings, so the number of
+/// a phrasing does not reveal the relation.
+pub(super) fn relation(relation: Relation, variant: usize) -> &'static str {
     match (relation, variant % 2) {
         (Relation::AtLeast, 0) => "at least",
         (Relation::AtLeast, _) => "no fewer than",
@@ -35,8 +36,8 @@ pub fn relation(relation: Relation, variant: usize) -> &'static str {
     }
 }
 
-/// Phrasing `variant` of a list, counted round.
-pub fn pick<const N: usize>(variant: usize, texts: [String; N]) -> Option<String> {
+/// Returns phrasing `variant` of a list, modulo its length.
+pub(super) fn pick<const N: usize>(variant: usize, texts: [String; N]) -> Option<String> {
     let index = variant.checked_rem(N)?;
     texts.into_iter().nth(index)
 }

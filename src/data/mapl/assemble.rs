@@ -1,18 +1,22 @@
-//! Puts instruction texts into a prompt: after, before, or in the system message; as sentences or as a numbered list.
-//! The original text is kept byte for byte, so that prompts of a group share their prefix. Refuses a prompt without the
-//! turn that shall receive the instructions.
+//! Adds instruction texts to a prompt: after it, before it, or in the system message; as sentences
+//! or as a numbered list. The original text is kept byte for byte, so that prompts of a group share
+//! their prefix. Refused: a prompt without the turn that receives the instructions.
 
 use std::ops::Range;
 
-use super::Dropped;
+use super::DropReason;
 use crate::data::group::{Message, Prompt};
 use crate::data::options::{BuildOptions, Joiner, Placement, Turn};
 
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// The prompt with the instructions added.
-pub fn with_instructions(prompt: &Prompt, texts: &[String], options: &BuildOptions) -> Result<Prompt, Dropped> {
+/// Returns the prompt with the instructions added.
+pub(super) fn with_instructions(
+    prompt: &Prompt,
+    texts: &[String],
+    options: &BuildOptions,
+) -> Result<Prompt, DropReason> {
     let block = match options.joiner {
         Joiner::Sentences => texts.join(" "),
         Joiner::List => texts.iter().enumerate().map(|(i, t)| format!("{}. {t}", i + 1)).collect::<Vec<_>>().join("\n"),
@@ -22,7 +26,7 @@ pub fn with_instructions(prompt: &Prompt, texts: &[String], options: &BuildOptio
             let after = match options.placement {
                 Placement::Suffix => true,
                 Placement::Prefix => false,
-                Placement::System => return Err(Dropped::NoSystemTurn),
+                Placement::System => return Err(DropReason::NoSystemTurn),
             };
             let turn = text_turn(text, options.turn);
             let added = attach(&text[turn.clone()], &block, after, options.joiner);
@@ -31,8 +35,8 @@ pub fn with_instructions(prompt: &Prompt, texts: &[String], options: &BuildOptio
         Prompt::Messages(messages) => {
             let mut messages = messages.clone();
             let (index, after) = match options.placement {
-                Placement::Suffix => (user_turn(&messages, options.turn).ok_or(Dropped::NoUserTurn)?, true),
-                Placement::Prefix => (user_turn(&messages, options.turn).ok_or(Dropped::NoUserTurn)?, false),
+                Placement::Suffix => (user_turn(&messages, options.turn).ok_or(DropReason::NoUserTurn)?, true),
+                Placement::Prefix => (user_turn(&messages, options.turn).ok_or(DropReason::NoUserTurn)?, false),
                 Placement::System => {
                     if messages.first().is_none_or(|m| m.role != "system") {
                         messages.insert(0, Message { role: "system".into(), content: String::new() });
@@ -46,9 +50,9 @@ pub fn with_instructions(prompt: &Prompt, texts: &[String], options: &BuildOptio
     }
 }
 
-/// Text of the user turn that the instructions are about: the one that receives them, or the last one if they go to
-/// the system message. Empty if there is none.
-pub fn turn_text<'a>(prompt: &'a Prompt, options: &BuildOptions) -> &'a str {
+/// Text of the user turn that the instructions refer to: the turn that receives them, or the last
+/// one if they go to the system message. Empty if there is no user turn.
+pub(super) fn turn_text<'a>(prompt: &'a Prompt, options: &BuildOptions) -> &'a str {
     match prompt {
         Prompt::Text(text) => text[text_turn(text, options.turn)].trim(),
         Prompt::Messages(messages) => {
@@ -65,8 +69,8 @@ fn user_turn(messages: &[Message], turn: Turn) -> Option<usize> {
     }
 }
 
-/// Bytes of the user turn in plain text: a Human turn of a Human/Assistant dialogue that waits for the assistant,
-/// otherwise the whole text.
+/// Byte range of the user turn in plain text. In a Human/Assistant dialogue that ends with an empty
+/// assistant turn it is a Human turn, otherwise the whole text.
 fn text_turn(text: &str, turn: Turn) -> Range<usize> {
     let whole = 0..text.len();
     if !text.trim_end().ends_with(ASSISTANT) {
@@ -95,7 +99,7 @@ fn attach(content: &str, block: &str, after: bool, joiner: Joiner) -> String {
         };
         format!("{content}{gap}{block}")
     } else {
-        // A dialogue turn starts with the space after "Human:", which stays in front.
+        // A dialogue turn starts with the space after "Human:"; the block goes after this space.
         let body = content.trim_start_matches(' ');
         let lead = &content[..content.len() - body.len()];
         format!("{lead}{block}{}{body}", if one_line { " " } else { "\n\n" })
@@ -165,9 +169,9 @@ mod tests {
         let with_system = [vec![message("system", "Be kind.")], talk].concat();
         let system = add(&with_system, |o| o.placement = Placement::System).unwrap();
         assert_eq!((system.len(), &*system[0].content), (4, &*format!("Be kind. {both}")));
-        assert_eq!(add(&with_system[..1], |_| ()).unwrap_err(), Dropped::NoUserTurn);
+        assert_eq!(add(&with_system[..1], |_| ()).unwrap_err(), DropReason::NoUserTurn);
         let options = BuildOptions { placement: Placement::System, ..BuildOptions::default() };
         let plain = with_instructions(&Prompt::Text("x".into()), &texts(), &options);
-        assert_eq!(plain.unwrap_err(), Dropped::NoSystemTurn);
+        assert_eq!(plain.unwrap_err(), DropReason::NoSystemTurn);
     }
 }

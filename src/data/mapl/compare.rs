@@ -1,6 +1,7 @@
-//! Turns drawn instructions into prompts and comparisons of a group, and re-checks every flag on the way.
+//! Adds prompts and comparisons to a group from drawn instructions, and checks every flag again
+//! before it does.
 
-use super::Dropped;
+use super::DropReason;
 use super::assemble::with_instructions;
 use super::draw::{Drawer, Purpose, Side, Slot};
 use super::report::Report;
@@ -8,7 +9,7 @@ use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGro
 use crate::data::instructions::Analysis;
 use crate::data::options::{BuildOptions, InterDir, InterLoss, InterPrompts, IntraAnchor, IntraResponses, IntraRule};
 
-/// The response that meets the instructions of an inter prompt; the other one fails them.
+/// Response that meets the instructions of an inter prompt; the other response fails them.
 fn winner(direction: Direction) -> Side {
     match direction {
         Direction::Up => Side::Chosen,
@@ -16,8 +17,8 @@ fn winner(direction: Direction) -> Side {
     }
 }
 
-/// Instructions of the inter prompts of one draw. Where intra comparisons share them there may be one more than inter
-/// comparisons are built for.
+/// Instructions of the inter prompts of one draw. If intra comparisons share them, both may be
+/// drawn although `--inter-dir` names one direction.
 #[derive(Default)]
 struct InterSlates {
     up: Option<Vec<Slot>>,
@@ -34,25 +35,25 @@ impl InterSlates {
 }
 
 /// A group under construction.
-pub struct Builder<'a> {
+pub(super) struct Builder<'a> {
     group: PreferenceGroup,
     analyses: &'a [Analysis<'a>],
     options: &'a BuildOptions,
 }
 
 impl<'a> Builder<'a> {
-    /// Starts from the row as it is. `analyses` are of its responses, in order.
-    pub fn new(group: &PreferenceGroup, analyses: &'a [Analysis<'a>], options: &'a BuildOptions) -> Self {
+    /// Starts from an unchanged copy of the row. `analyses` has one entry per response, in order.
+    pub(super) fn new(group: &PreferenceGroup, analyses: &'a [Analysis<'a>], options: &'a BuildOptions) -> Self {
         Self { group: group.clone(), analyses, options }
     }
 
-    /// The group with everything added.
-    pub fn finish(self) -> PreferenceGroup {
+    /// Returns the group with everything added.
+    pub(super) fn finish(self) -> PreferenceGroup {
         self.group
     }
 
     /// Adds the comparisons of one pair: prompt `x`, responses chosen and rejected.
-    pub fn add_pair(&mut self, x: usize, pair: [usize; 2], drawer: &mut Drawer, report: &mut Report) {
+    pub(super) fn add_pair(&mut self, x: usize, pair: [usize; 2], drawer: &mut Drawer, report: &mut Report) {
         let o = self.options;
         let intra_draws = if o.build_intra { o.n_intra } else { 0 };
         let inter_draws = if o.build_inter { o.n_inter } else { 0 };
@@ -74,7 +75,7 @@ impl<'a> Builder<'a> {
                 for &direction in self.directions() {
                     let added = match slates.get(direction) {
                         Some(slots) => self.add_inter(x, pair, direction, slots),
-                        None => Err(Dropped::TooFewFunctions),
+                        None => Err(DropReason::TooFewFunctions),
                     };
                     if let Err(reason) = added {
                         report.drop(Kind::Inter, reason);
@@ -92,20 +93,21 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Instructions of the inter prompts of one draw, as far as they are feasible. Under shared prompts both
-    /// directions have the same functions, also where inter comparisons go in one direction only: intra comparisons of
-    /// the two responses then mirror each other, and no prompt gives its side away.
+    /// Draws the instructions of the inter prompts, as far as they are feasible. With shared
+    /// prompts both directions use the same functions, even if inter comparisons go in one
+    /// direction only. The intra comparisons of the two responses then mirror each other, and no
+    /// prompt reveals its side.
     fn inter_slates(&self, drawer: &mut Drawer, report: &mut Report) -> InterSlates {
         let purpose = |direction| Purpose::Opposed(winner(direction), true);
-        let together = match self.options.inter_prompts {
+        let both_directions = match self.options.inter_prompts {
             InterPrompts::Shared => self.shares_prompts() || self.options.inter_dir == InterDir::Both,
             InterPrompts::Separate => false,
         };
-        if together {
+        if both_directions {
             if let Ok([up, down]) = drawer.slates([Direction::Up, Direction::Down].map(purpose), report) {
                 return InterSlates { up: Some(up), down: Some(down) };
             }
-            // A single direction may still be feasible alone, for functions that know only "at least".
+            // A single direction may still be feasible, for functions that support only "at least".
             if self.options.inter_dir == InterDir::Both {
                 return InterSlates::default();
             }
@@ -121,7 +123,7 @@ impl<'a> Builder<'a> {
         slates
     }
 
-    /// True if inter prompts double as intra prompts.
+    /// True if intra comparisons reuse the inter prompts.
     fn shares_prompts(&self) -> bool {
         self.options.build_intra
             && self.options.intra_anchor == IntraAnchor::None
@@ -136,11 +138,12 @@ impl<'a> Builder<'a> {
         inter: &InterSlates,
         drawer: &mut Drawer,
         report: &mut Report,
-    ) -> Result<(), Dropped> {
+    ) -> Result<(), DropReason> {
         let response = pair[side.index()];
         let (better, worse, rule) = match self.options.intra_anchor {
             IntraAnchor::Bare => {
-                // Chosen: x over a prompt it fails. Rejected: a prompt it meets over x.
+                // For chosen, x beats a prompt that it fails. For rejected, a prompt that it meets
+                // beats x.
                 let flag = side == Side::Rejected;
                 let [slots] = drawer.slates([Purpose::Leaning(side, flag)], report)?;
                 let prompt = self.add_prompt(x, &slots, |_| Some(flag), response)?;
@@ -166,7 +169,7 @@ impl<'a> Builder<'a> {
                     Rule::B | Rule::Bare => count(&failed, false) == k && count(&met, true) >= 1,
                 };
                 if !holds {
-                    return Err(Dropped::WrongFlag);
+                    return Err(DropReason::WrongFlag);
                 }
                 let ids = [
                     self.add_prompt(x, &better, |i| met[i], response)?,
@@ -186,8 +189,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Instructions that the response meets throughout (`flag`) or fails throughout, and the ones to compare with. The
-    /// first are an inter prompt's where they are shared and can be turned, otherwise drawn for this response.
+    /// Returns instructions that the response meets throughout (`flag`) or fails throughout, and
+    /// instructions to compare them with. The first are taken from an inter prompt if prompts are
+    /// shared and its flags can be flipped. Otherwise they are drawn for this response.
     fn intra_slots(
         &self,
         side: Side,
@@ -195,7 +199,7 @@ impl<'a> Builder<'a> {
         inter: &InterSlates,
         drawer: &mut Drawer,
         report: &mut Report,
-    ) -> Result<(Vec<Slot>, Vec<Slot>), Dropped> {
+    ) -> Result<(Vec<Slot>, Vec<Slot>), DropReason> {
         let shared = match self.options.inter_prompts {
             InterPrompts::Shared if (side == Side::Chosen) == flag => inter.get(Direction::Up),
             InterPrompts::Shared => inter.get(Direction::Down),
@@ -206,8 +210,9 @@ impl<'a> Builder<'a> {
         {
             return Ok((given.to_vec(), other));
         }
-        // Both flags are drawn, to make sure that they can be turned. Functions that can oppose the responses both
-        // ways come first: a count with "at least" alone shows by its size which prompt is laxer.
+        // Both flags are drawn, to make sure that they can be flipped. Functions that can oppose
+        // the responses in both directions are tried first: with only "at least", the size of a
+        // count reveals the laxer prompt.
         let both = |purpose: fn(Side, bool) -> Purpose| [purpose(side, flag), purpose(side, !flag)];
         let opposed = drawer.slates(both(Purpose::Opposed), report);
         let [given, _] = opposed.or_else(|_| drawer.slates(both(Purpose::Leaning), report))?;
@@ -221,13 +226,13 @@ impl<'a> Builder<'a> {
         [chosen, rejected]: [usize; 2],
         direction: Direction,
         slots: &[Slot],
-    ) -> Result<(), Dropped> {
+    ) -> Result<(), DropReason> {
         let (winner, loser) = match winner(direction) {
             Side::Chosen => (chosen, rejected),
             Side::Rejected => (rejected, chosen),
         };
-        if !self.confirmed(slots, |_| Some(false), loser) {
-            return Err(Dropped::WrongFlag);
+        if !self.flags_hold(slots, |_| Some(false), loser) {
+            return Err(DropReason::WrongFlag);
         }
         let prompt = self.add_prompt(x, slots, |_| Some(true), winner)?;
         let term = |prompt, response, sign| Term { prompt, response, sign };
@@ -252,7 +257,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn confirmed(&self, slots: &[Slot], flag: impl Fn(usize) -> Option<bool>, response: usize) -> bool {
+    /// True if every instruction has a checked flag for `response`, and instruction `i` has
+    /// `flag(i)`.
+    fn flags_hold(&self, slots: &[Slot], flag: impl Fn(usize) -> Option<bool>, response: usize) -> bool {
         let check = |(i, slot): (usize, &Slot)| {
             let found = slot.function.check(&slot.kwargs, &self.analyses[response]);
             found.is_some() && found == flag(i)
@@ -260,20 +267,20 @@ impl<'a> Builder<'a> {
         slots.iter().enumerate().all(check)
     }
 
-    /// Index of the prompt `x` with these instructions, added unless the group has it. `flag(i)` is what instruction
-    /// `i` must give for `response`.
+    /// Returns the index of the prompt `x` with these instructions, and adds the prompt if the
+    /// group does not have it. `flag(i)` is the flag that instruction `i` must have for `response`.
     fn add_prompt(
         &mut self,
         x: usize,
         slots: &[Slot],
         flag: impl Fn(usize) -> Option<bool>,
         response: usize,
-    ) -> Result<usize, Dropped> {
-        if !self.confirmed(slots, flag, response) {
-            return Err(Dropped::WrongFlag);
+    ) -> Result<usize, DropReason> {
+        if !self.flags_hold(slots, flag, response) {
+            return Err(DropReason::WrongFlag);
         }
         let texts = slots.iter().map(|s| s.function.phrase(&s.kwargs, s.variant));
-        let texts = texts.collect::<Option<Vec<String>>>().ok_or(Dropped::WrongFlag)?;
+        let texts = texts.collect::<Option<Vec<String>>>().ok_or(DropReason::WrongFlag)?;
         let prompt = with_instructions(&self.group.prompts[x], &texts, self.options)?;
         if let Some(index) = self.group.prompts.iter().position(|p| *p == prompt) {
             return Ok(index);
@@ -291,9 +298,9 @@ impl<'a> Builder<'a> {
         Ok(index)
     }
 
-    fn add_comparison(&mut self, comparison: Comparison) -> Result<(), Dropped> {
+    fn add_comparison(&mut self, comparison: Comparison) -> Result<(), DropReason> {
         if self.group.comparisons.contains(&comparison) {
-            return Err(Dropped::Repeated);
+            return Err(DropReason::Repeated);
         }
         self.group.comparisons.push(comparison);
         Ok(())

@@ -1,21 +1,22 @@
 //! Draws instruction functions and their arguments for one pair of responses.
 //!
-//! Wherever an instruction binds one response, the other response is given the opposite flag if that is feasible. Seen
-//! over both responses of a pair, every prompt is then the better one as often as the worse one: neither its length,
-//! its words, its relation nor its number tells which it is without a response.
+//! An instruction that constrains one response gives the other response the opposite flag if that
+//! is feasible. Over both responses of a pair, every prompt is then the better one as often as the
+//! worse one. Without a response, neither length, words, relation nor number of a prompt reveals
+//! whether it is the better one.
 
-use super::Dropped;
+use super::DropReason;
 use super::report::Report;
 use crate::data::instructions::{Analysis, Function, Kwargs, Request, Target, VARIANTS, clash, conflicts};
 use crate::data::options::{BuildOptions, InterInfeasible, Violations};
 use crate::rng::Rng;
 
-/// Times the functions are drawn again under `--inter-infeasible resample`.
+/// Number of redraws of the functions under `--inter-infeasible resample`.
 const RESAMPLES: usize = 8;
 
 /// One of the two responses of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub(super) enum Side {
     Chosen,
     Rejected,
 }
@@ -25,22 +26,22 @@ type Flags = [Option<bool>; 2];
 
 impl Side {
     /// Position in [`Flags`].
-    pub fn index(self) -> usize {
+    pub(super) fn index(self) -> usize {
         match self {
             Side::Chosen => 0,
             Side::Rejected => 1,
         }
     }
 
-    /// This response has `flag`, the other has none.
-    fn alone(self, flag: bool) -> Flags {
+    /// This response has `flag`; the other is unconstrained.
+    fn only(self, flag: bool) -> Flags {
         match self {
             Side::Chosen => [Some(flag), None],
             Side::Rejected => [None, Some(flag)],
         }
     }
 
-    /// This response has `flag`, the other the opposite one.
+    /// This response has `flag`; the other has the opposite flag.
     fn opposed(self, flag: bool) -> Flags {
         match self {
             Side::Chosen => [Some(flag), Some(!flag)],
@@ -49,19 +50,20 @@ impl Side {
     }
 }
 
-/// A function in a prompt. Both prompts of a comparison phrase it alike, so that only the arguments differ.
+/// A function with its arguments in a prompt. Both prompts of a comparison use the same variant of
+/// its phrase, so that only the arguments differ.
 #[derive(Clone)]
-pub struct Slot {
+pub(super) struct Slot {
     pub function: &'static Function,
     pub variant: usize,
     pub kwargs: Kwargs,
 }
 
-/// Draws for one pair.
-pub struct Drawer<'a> {
+/// Random draws for one pair.
+pub(super) struct Drawer<'a> {
     /// Chosen and rejected response.
     pub responses: [&'a Analysis<'a>; 2],
-    /// The turn that receives the instructions.
+    /// User turn that receives the instructions.
     pub prompt: &'a Analysis<'a>,
     /// Functions that may be drawn for this prompt.
     pub functions: Vec<&'static Function>,
@@ -69,12 +71,12 @@ pub struct Drawer<'a> {
     pub rng: Rng,
 }
 
-/// What a prompt is drawn for.
+/// Flags that a prompt is drawn for.
 #[derive(Clone, Copy)]
-pub enum Purpose {
-    /// This response has this flag, and the other the opposite one.
+pub(super) enum Purpose {
+    /// This response has this flag, and the other response the opposite flag.
     Opposed(Side, bool),
-    /// This response has this flag; the other the opposite one where feasible.
+    /// This response has this flag; the other response has the opposite flag if feasible.
     Leaning(Side, bool),
 }
 
@@ -86,17 +88,18 @@ impl Drawer<'_> {
         };
         match purpose {
             Purpose::Opposed(side, flag) => with(side.opposed(flag)),
-            Purpose::Leaning(side, flag) => with(side.opposed(flag)).or_else(|| with(side.alone(flag))),
+            Purpose::Leaning(side, flag) => with(side.opposed(flag)).or_else(|| with(side.only(flag))),
         }
     }
 
-    /// A set of functions and, for each purpose, one prompt's instructions with these functions in the same order.
-    /// Functions are tried in random order; one is taken if it is feasible for every purpose and free of conflicts.
-    pub fn slates<const N: usize>(
+    /// Draws a set of functions and, for each purpose, one prompt's instructions with these
+    /// functions in the same order. Functions are tried in random order. A function is taken if it
+    /// is feasible for every purpose and free of conflicts.
+    pub(super) fn slates<const N: usize>(
         &mut self,
         purposes: [Purpose; N],
         report: &mut Report,
-    ) -> Result<[Vec<Slot>; N], Dropped> {
+    ) -> Result<[Vec<Slot>; N], DropReason> {
         let (draws, fewer) = match self.options.inter_infeasible {
             InterInfeasible::Resample => (1 + RESAMPLES, false),
             InterInfeasible::Fewer => (1, true),
@@ -104,16 +107,16 @@ impl Drawer<'_> {
         };
         for _ in 0..draws {
             let k = self.rng.range(self.options.k_min, self.options.k_max);
-            let slates = self.slates_of(k, purposes, report);
+            let slates = self.try_slates(k, purposes, report);
             let taken = slates.first().map_or(0, Vec::len);
             if taken == k || (fewer && taken > 0) {
                 return Ok(slates);
             }
         }
-        Err(Dropped::TooFewFunctions)
+        Err(DropReason::TooFewFunctions)
     }
 
-    fn slates_of<const N: usize>(&mut self, k: usize, purposes: [Purpose; N], report: &mut Report) -> [Vec<Slot>; N] {
+    fn try_slates<const N: usize>(&mut self, k: usize, purposes: [Purpose; N], report: &mut Report) -> [Vec<Slot>; N] {
         let mut slates = [const { Vec::<Slot>::new() }; N];
         let mut order = self.functions.clone();
         self.rng.shuffle(&mut order);
@@ -133,22 +136,24 @@ impl Drawer<'_> {
                 }
             }
             if drawn.len() < N {
-                report.infeasible(function.id);
+                report.count_infeasible(function.id);
                 continue;
             }
             for (slate, kwargs) in slates.iter_mut().zip(drawn) {
                 slate.push(Slot { function, variant, kwargs });
             }
         }
-        // The order of acceptance favours no side, but functions that are often feasible come early in it.
+        // Shuffled again: the order of acceptance favours no side, but often feasible functions
+        // come early.
         let mut order: Vec<usize> = (0..slates[0].len()).collect();
         self.rng.shuffle(&mut order);
         slates.map(|slate| order.iter().map(|&i| slate[i].clone()).collect())
     }
 
-    /// The prompt that `given`, under which the response has `flag` throughout, is compared with: some instructions
-    /// get arguments under which the flag is the opposite one, the others stay as they are.
-    pub fn contrast(&mut self, given: &[Slot], side: Side, flag: bool) -> Result<Vec<Slot>, Dropped> {
+    /// Returns the instructions to compare `given` with. The response has `flag` on every
+    /// instruction of `given`. Some instructions get new arguments that flip the flag; the others
+    /// stay unchanged.
+    pub(super) fn contrast(&mut self, given: &[Slot], side: Side, flag: bool) -> Result<Vec<Slot>, DropReason> {
         let changes = match self.options.violations {
             Violations::Uniform => self.rng.range(1, given.len()),
             Violations::One => 1,
@@ -159,7 +164,7 @@ impl Drawer<'_> {
                 return Ok(slots);
             }
         }
-        Err(Dropped::NoContrast)
+        Err(DropReason::NoContrast)
     }
 
     fn try_contrast(&mut self, given: &[Slot], side: Side, flag: bool, changes: usize) -> Option<Vec<Slot>> {

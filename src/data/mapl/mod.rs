@@ -1,20 +1,35 @@
-//! MAPL's construction: adds intra-sample and inter-sample comparisons to the base comparison of a preference group
-//! (idea: arXiv 2505.12845; arguments, balance and defaults are this project's, and every open choice is an option).
+//! MAPL's construction: adds intra-sample and inter-sample comparisons to the base comparison of a
+//! preference group. The idea is from arXiv 2505.12845; arguments, balance and defaults are this
+//! project's, and every open choice is an option.
 //!
-//! For a pair (x, chosen, rejected) one set of instruction functions is drawn. With arguments that the chosen response
-//! meets and the rejected one fails it gives the prompt `up`; with the flags exchanged, `down`. Inter comparisons hold
-//! the gap between the responses under these prompts against the gap under x. Intra comparisons hold one response
-//! against itself under two prompts whose functions are the same and whose arguments differ; by default one of the two
-//! is `up` or `down`:
+//! ```text
+//! for each base comparison (x, chosen, rejected) and each draw:
+//!     functions = k random instruction functions, feasible and free of conflicts
+//!     up        = x + functions, with arguments that chosen meets and rejected fails
+//!     down      = x + functions, with arguments that rejected meets and chosen fails
+//!     for each response r:                                             (intra comparisons)
+//!         rule  = A or B
+//!         given = up or down, see the table
+//!         other = given, with some arguments redrawn so that r's flags flip
+//!         add: score(r, better prompt) > score(r, worse prompt)
+//!     for each prompt p of up and down, met by w and failed by l:      (inter comparisons)
+//!         add: score(w, p) - score(l, p) > score(w, x) - score(l, x)
+//! ```
 //!
 //! | response | rule A: meets all of the better prompt | rule B: meets none of the worse prompt |
 //! |---|---|---|
-//! | chosen | better = up, worse new | worse = down, better new |
-//! | rejected | better = down, worse new | worse = up, better new |
+//! | chosen | better = up, worse = other | worse = down, better = other |
+//! | rejected | better = down, worse = other | worse = up, better = other |
 //!
-//! Randomness comes from the data seed, the row id and, under `--redraw epoch`, the epoch alone, so the result does
-//! not depend on threads, ranks or the order of rows. Rows that already carry intra or inter comparisons stay as they
-//! are.
+//! The code departs from this in four points. `given` is drawn separately for the response if
+//! prompts are not shared or the shared one cannot be flipped. With `--intra-anchor bare` one of
+//! the two prompts is x. A comparison without feasible functions is drawn again, shortened or
+//! dropped, see `--inter-infeasible`. Every flag is checked again on the drawn arguments before a
+//! prompt is added, and equal prompts and comparisons are added once.
+//!
+//! Randomness depends only on the data seed, the row id, the number of the pair in the row and,
+//! under `--redraw epoch`, the epoch. The result does not depend on threads, ranks or the order of
+//! rows. Rows that already carry intra or inter comparisons are left unchanged.
 
 use rayon::prelude::*;
 
@@ -35,14 +50,14 @@ use assemble::turn_text;
 use compare::Builder;
 use draw::Drawer;
 
-/// Why a comparison was not built.
+/// Reason why a comparison was not built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Dropped {
-    /// No set of functions of the size asked for is feasible for the two responses.
+enum DropReason {
+    /// No set of functions of the requested size is feasible for the two responses.
     TooFewFunctions,
-    /// No arguments turn the flags of a prompt without contradicting its other instructions.
+    /// No arguments flip the flags of a prompt without contradicting its other instructions.
     NoContrast,
-    /// A check of the assembled prompt disagreed with a flag.
+    /// The check of a drawn instruction disagreed with its expected flag.
     WrongFlag,
     /// An earlier draw gave the same comparison.
     Repeated,
@@ -52,29 +67,29 @@ pub enum Dropped {
     NoSystemTurn,
     /// The row has no base comparison to build from.
     NoBase,
-    /// The row carries intra or inter comparisons already.
+    /// The row already carries intra or inter comparisons.
     AlreadyBuilt,
 }
 
-impl Dropped {
-    /// The reason as reports show it.
-    pub fn reason(self) -> &'static str {
+impl DropReason {
+    /// Text of the reason, a key in reports.
+    fn reason(self) -> &'static str {
         match self {
-            Dropped::TooFewFunctions => "too few feasible functions",
-            Dropped::NoContrast => "no arguments for the opposite flags",
-            Dropped::WrongFlag => "flag not confirmed by its check",
-            Dropped::Repeated => "same as an earlier draw",
-            Dropped::NoUserTurn => "no user turn",
-            Dropped::NoSystemTurn => "no system message in plain text",
-            Dropped::NoBase => "row without a base comparison",
-            Dropped::AlreadyBuilt => "row already built",
+            DropReason::TooFewFunctions => "too few feasible functions",
+            DropReason::NoContrast => "no arguments for the opposite flags",
+            DropReason::WrongFlag => "flag not confirmed by its check",
+            DropReason::Repeated => "same as an earlier draw",
+            DropReason::NoUserTurn => "no user turn",
+            DropReason::NoSystemTurn => "no system message in plain text",
+            DropReason::NoBase => "row without a base comparison",
+            DropReason::AlreadyBuilt => "row already built",
         }
     }
 }
 
-/// Builds one group. `epoch` matters under `--redraw epoch` only. The base comparisons of the row are kept as they are;
-/// a row for which nothing can be built keeps just these. Under the objective `base` the result has no comparison at
-/// all if the row had no base comparison.
+/// Builds one group. `epoch` matters only under `--redraw epoch`. The base comparisons of the row
+/// are kept unchanged, even if nothing else can be built. Under the objective `base` the result has
+/// no comparison if the row has no base comparison.
 pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) -> (PreferenceGroup, Report) {
     let mut report = Report { rows: 1, ..Report::default() };
     let mut built = group.clone();
@@ -83,12 +98,12 @@ pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) 
         Objective::Base => {
             built.comparisons.retain(|c| c.kind == Kind::Base);
             if built.comparisons.is_empty() {
-                report.drop_row(Dropped::NoBase);
+                report.drop_row(DropReason::NoBase);
             }
         }
         Objective::Mapl | Objective::Rc | Objective::Iopo | Objective::Rpo => {
             if group.comparisons.iter().any(|c| c.kind != Kind::Base) {
-                report.drop_row(Dropped::AlreadyBuilt);
+                report.drop_row(DropReason::AlreadyBuilt);
             } else {
                 built = build(group, options, epoch, &mut report);
             }
@@ -98,8 +113,8 @@ pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) 
     (built, report)
 }
 
-/// Builds groups on all threads of the current pool. Groups come out in the order of the rows; rows left without any
-/// comparison (objective `base`) are left out.
+/// Builds groups on all threads of the current pool, in the order of the rows. Rows without any
+/// comparison (objective `base`) are dropped.
 pub fn build_groups(groups: &[PreferenceGroup], options: &BuildOptions, epoch: u64) -> (Vec<PreferenceGroup>, Report) {
     let built: Vec<_> = groups.par_iter().map(|group| build_group(group, options, epoch)).collect();
     let mut total = Report::default();
@@ -120,7 +135,7 @@ fn build(group: &PreferenceGroup, options: &BuildOptions, epoch: u64, report: &m
     for comparison in &group.comparisons {
         let Some((x, chosen, rejected)) = pair(comparison) else { continue };
         let prompt = Analysis::new(turn_text(&group.prompts[x], options));
-        // Rows hold one pair as a rule; the number tells several apart.
+        // A row usually has one pair; the number distinguishes several.
         let mut labels = vec!["mapl".to_owned(), group.id.clone(), pairs.to_string()];
         match options.redraw {
             Redraw::Never => {}
@@ -138,7 +153,7 @@ fn build(group: &PreferenceGroup, options: &BuildOptions, epoch: u64, report: &m
         pairs += 1;
     }
     if pairs == 0 {
-        report.drop_row(Dropped::NoBase);
+        report.drop_row(DropReason::NoBase);
     }
     builder.finish()
 }
@@ -154,14 +169,15 @@ fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
     ))
 }
 
-/// Functions of the options that the prompt does not speak of already.
+/// Functions of the options. With `avoid_existing`, functions that the prompt already mentions are
+/// left out.
 fn allowed(prompt: &Analysis, options: &BuildOptions, report: &mut Report) -> Vec<&'static Function> {
     let functions = options.functions.iter().filter_map(|id| instructions::by_id(id));
     functions
         .filter(|function| {
             let mentioned = options.avoid_existing && function.is_mentioned_in(prompt);
             if mentioned {
-                report.mentioned(function.id);
+                report.count_mentioned(function.id);
             }
             !mentioned
         })

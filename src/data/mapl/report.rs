@@ -1,32 +1,32 @@
-//! Counts of a construction: what was built, what was not and why, and whether the two sides of the comparisons are
-//! balanced. Reports of groups add up in any order; `table` prints them.
+//! Counts of a construction: what was built, what was dropped and why, and whether the two sides of
+//! the comparisons are balanced. Reports of groups can be added in any order; `table` prints them.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::Dropped;
+use super::DropReason;
 use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
 use crate::data::instructions::Relation;
 
-/// Counts of one function.
+/// Counts of one instruction function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FunctionCounts {
-    /// Intra comparisons whose prompts carry it.
+    /// Intra comparisons that use it.
     pub intra: u64,
-    /// Intra comparisons in which its arguments differ between the prompts.
+    /// Intra comparisons with different arguments of it in their two prompts.
     pub changed: u64,
-    /// Inter comparisons up.
+    /// Inter comparisons with direction up that use it.
     pub up: u64,
-    /// Inter comparisons down.
+    /// Inter comparisons with direction down that use it.
     pub down: u64,
-    /// Draws in which no arguments gave the flags, or none without a contradiction.
+    /// Draws in which no arguments gave the required flags without a contradiction.
     pub infeasible: u64,
-    /// Rows whose prompt speaks of its subject already.
+    /// Rows with a prompt that already mentions its subject.
     pub mentioned: u64,
 }
 
-/// Two-sided instructions by relation.
+/// Two-sided instructions, counted by relation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RelationCounts {
     pub at_least: u64,
@@ -34,7 +34,7 @@ pub struct RelationCounts {
 }
 
 impl RelationCounts {
-    /// Share of "at least", or `None` without any.
+    /// Share of "at least"; `None` if there are no instructions.
     pub fn share(self) -> Option<f64> {
         let all = self.at_least + self.less_than;
         (all > 0).then(|| self.at_least as f64 / all as f64)
@@ -56,7 +56,7 @@ impl RelationCounts {
     }
 }
 
-/// Added instructions and how many of them a response meets.
+/// Number of added instructions, and the number that a response meets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SatisfiedCounts {
     pub satisfied: u64,
@@ -64,13 +64,13 @@ pub struct SatisfiedCounts {
 }
 
 impl SatisfiedCounts {
-    /// Share satisfied, or `None` without any.
+    /// Share of satisfied instructions; `None` if there are none.
     pub fn share(self) -> Option<f64> {
         (self.of > 0).then(|| self.satisfied as f64 / self.of as f64)
     }
 }
 
-/// Comparisons by the number of instructions.
+/// Comparisons with a given number of instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SizeCounts {
     pub intra: u64,
@@ -98,11 +98,12 @@ pub struct Report {
     pub directions: [u64; 2],
     /// By function id.
     pub functions: BTreeMap<String, FunctionCounts>,
-    /// Comparisons or rows left out, by kind or "row", then reason.
+    /// Dropped comparisons and rows, by kind or "row", then by reason.
     pub dropped: BTreeMap<String, BTreeMap<String, u64>>,
     /// By number of instructions k.
     pub sizes: BTreeMap<usize, SizeCounts>,
-    /// Intra comparisons by the number of instructions whose arguments differ.
+    /// Intra comparisons, by the number of instructions with different arguments in the two
+    /// prompts.
     pub changed: BTreeMap<usize, u64>,
     /// Relations in the better and in the worse prompts of intra comparisons.
     pub intra_relations: [RelationCounts; 2],
@@ -155,36 +156,32 @@ impl Report {
         }
     }
 
-    pub(super) fn infeasible(&mut self, id: &str) {
+    pub(super) fn count_infeasible(&mut self, id: &str) {
         self.function(id).infeasible += 1;
     }
 
-    pub(super) fn mentioned(&mut self, id: &str) {
+    pub(super) fn count_mentioned(&mut self, id: &str) {
         self.function(id).mentioned += 1;
     }
 
-    pub(super) fn drop(&mut self, kind: Kind, reason: Dropped) {
+    pub(super) fn drop(&mut self, kind: Kind, reason: DropReason) {
         self.drop_named(kind.name(), reason);
     }
 
-    pub(super) fn drop_row(&mut self, reason: Dropped) {
+    pub(super) fn drop_row(&mut self, reason: DropReason) {
         self.drop_named("row", reason);
     }
 
-    fn drop_named(&mut self, what: &str, reason: Dropped) {
+    fn drop_named(&mut self, what: &str, reason: DropReason) {
         let reasons = self.dropped.entry(what.to_owned()).or_default();
         *reasons.entry(reason.reason().to_owned()).or_default() += 1;
     }
 
     fn function(&mut self, id: &str) -> &mut FunctionCounts {
-        // Two look-ups spare a copy of the id in the common case.
-        if !self.functions.contains_key(id) {
-            self.functions.insert(id.to_owned(), FunctionCounts::default());
-        }
         self.functions.entry(id.to_owned()).or_default()
     }
 
-    /// Counts a finished group from the row alone.
+    /// Adds the counts of a finished group.
     pub fn count_group(&mut self, group: &PreferenceGroup) {
         self.groups += u64::from(!group.comparisons.is_empty());
         self.extended += u64::from(group.comparisons.iter().any(|c| c.kind != Kind::Base));
@@ -210,14 +207,15 @@ impl Report {
         }
         let of = |positive: bool| {
             let term = comparison.terms.iter().find(|t| (t.sign > 0) == positive);
-            term.map_or_else(Vec::new, |t| of_prompt(group, t.prompt))
+            term.map_or_else(Vec::new, |t| instructions_of(group, t.prompt))
         };
         let (better, worse) = (of(true), of(false));
         for (side, instructions) in [&better, &worse].into_iter().enumerate() {
             self.intra_relations[side].add(instructions);
         }
         self.sizes.entry(better.len().max(worse.len())).or_default().intra += 1;
-        // The bare prompt carries none; every instruction of the other prompt counts as changed.
+        // The bare prompt has no instructions; every instruction of the other prompt counts as
+        // changed.
         let (longer, shorter) = if better.len() >= worse.len() { (better, worse) } else { (worse, better) };
         let mut changed = 0;
         for (i, instruction) in longer.iter().enumerate() {
@@ -231,9 +229,9 @@ impl Report {
     }
 
     fn count_inter(&mut self, group: &PreferenceGroup, comparison: &Comparison) {
-        // The instructed prompt is the one of the first term; see the order of terms in `compare`.
+        // The first term has the instructed prompt; see the order of terms in `compare`.
         let Some(&Term { prompt, .. }) = comparison.terms.first() else { return };
-        let instructions = of_prompt(group, prompt);
+        let instructions = instructions_of(group, prompt);
         let (side, up) = match comparison.direction {
             Some(Direction::Up) => (0, true),
             Some(Direction::Down) => (1, false),
@@ -261,6 +259,6 @@ impl Report {
     }
 }
 
-fn of_prompt(group: &PreferenceGroup, prompt: usize) -> Vec<&Instruction> {
+fn instructions_of(group: &PreferenceGroup, prompt: usize) -> Vec<&Instruction> {
     group.instructions.iter().filter(|i| i.prompt == prompt).collect()
 }

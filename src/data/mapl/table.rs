@@ -1,4 +1,4 @@
-//! A report as one aligned table.
+//! Prints a report as an aligned table.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::data::instructions;
 
 const COLUMNS: [&str; 8] = ["", "total", "base", "intra", "changed", "up", "down", "infeasible"];
 
-/// A line: its label and up to seven cells.
+/// A line: label and up to seven cells.
 type Line = (String, Vec<String>);
 
 impl fmt::Display for Report {
@@ -36,7 +36,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A count, empty for zero in columns that do not apply to every line.
+/// Formats a count; zero is a dash.
 fn count(n: u64) -> String {
     if n == 0 { "-".to_owned() } else { n.to_string() }
 }
@@ -68,8 +68,7 @@ impl Report {
             }
         }
         for (&k, n) in &self.sizes {
-            let sizes = [n.intra + n.up + n.down].map(|n| n.to_string());
-            let [sum] = sizes;
+            let sum = (n.intra + n.up + n.down).to_string();
             let row = [sum, blank(), count(n.intra), blank(), count(n.up), count(n.down), blank()];
             lines.push((format!("  of {k} instruction{}", if k == 1 { "" } else { "s" }), cells(row)));
         }
@@ -77,7 +76,7 @@ impl Report {
             let row = vec![blank(), blank(), blank(), n.to_string()];
             lines.push((format!("  with {changed} changed argument{}", if changed == 1 { "" } else { "s" }), row));
         }
-        // Registry order; ids of rows that the registry does not know come last.
+        // Registry order; ids that are not in the registry come last.
         let known = instructions::all().iter().map(|f| f.id);
         let unknown = self.functions.keys().map(String::as_str).filter(|id| instructions::by_id(id).is_none());
         for id in known.chain(unknown) {
@@ -86,7 +85,7 @@ impl Report {
             let tail = [count(n.intra), count(n.changed), count(n.up), count(n.down), count(n.infeasible)];
             lines.push((id.to_owned(), [vec![sum, blank()], tail.to_vec()].concat()));
             if n.mentioned > 0 {
-                lines.push(("  asked for by the prompt".into(), vec![n.mentioned.to_string()]));
+                lines.push(("  already in the prompt".into(), vec![n.mentioned.to_string()]));
             }
         }
         for (what, reasons) in &self.dropped {
@@ -99,7 +98,7 @@ impl Report {
         lines.push(("\"at least\", better prompts".into(), vec![blank(), blank(), better, blank(), up, down]));
         lines.push(("\"at least\", worse prompts".into(), vec![blank(), blank(), worse]));
         for (name, n) in ["chosen", "rejected"].into_iter().zip(self.satisfied) {
-            lines.push((format!("instructions met by the {name}"), vec![percent(n.share())]));
+            lines.push((format!("instructions met by the {name} response"), vec![percent(n.share())]));
         }
         lines
     }

@@ -1,13 +1,15 @@
-//! From what the user said to complete options: preset, then explicit values, then checks.
+//! Resolves command-line flags to complete options: preset, then explicit values, then checks.
 
 use super::*;
 
-/// Weights the user gave explicitly, in the order base, intra, inter; `None` keeps the objective's preset.
+/// Explicitly given weights, in the order base, intra, inter; `None` keeps the preset of the
+/// objective.
 pub type ExplicitWeights = [Option<f64>; 3];
 
 impl BuildArgs {
-    /// Complete options: the preset of the objective (`default` where the user named none) overlaid with every flag
-    /// given. `weights` are the kind weights given explicitly; a kind of weight 0 is not built.
+    /// Returns complete options: the preset of the objective (`default` if none was given),
+    /// overlaid with every given flag. `weights` are the explicitly given kind weights; a kind of
+    /// weight 0 is not built.
     ///
     /// # Errors
     /// [`Error::Usage`] for a value out of range, an unknown function, or a flag without effect.
@@ -25,7 +27,8 @@ impl BuildArgs {
         overlay!(intra_rule, violations, k_min, k_max, intra_responses, lambda_resp, intra_anchor, n_intra, n_inter);
         overlay!(inter_loss, inter_dir, inter_prompts, inter_infeasible, redraw, build_attempts, gamma);
         overlay!(placement, joiner, turn, avoid_existing, data_seed);
-        // A single bound moves the preset's other bound with it, so `--k-max 1` or `--k-min 7` alone works.
+        // If only one bound is given, the preset's other bound moves with it, so `--k-max 1` or
+        // `--k-min 7` is enough.
         match (self.k_min, self.k_max) {
             (Some(low), None) => o.k_max = o.k_max.max(low),
             (None, Some(high)) => o.k_min = o.k_min.min(high.max(1)),
@@ -33,8 +36,8 @@ impl BuildArgs {
         }
         self.resolve_functions(&mut o)?;
         for (flag, given) in [("intra-weight", weights[1]), ("inter-weight", weights[2])] {
-            refuse(objective == Objective::Base && given.is_some(), flag, || {
-                "under --objective base, which trains base comparisons alone".into()
+            refuse_if(objective == Objective::Base && given.is_some(), flag, || {
+                "under --objective base, which trains only base comparisons".into()
             })?;
         }
         self.check_effects(&o)?;
@@ -63,7 +66,7 @@ impl BuildArgs {
         Ok(())
     }
 
-    /// Refuses flags that nothing would read.
+    /// Refuses flags without effect.
     fn check_effects(&self, o: &BuildOptions) -> Result<()> {
         let name = o.objective.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
         let weights = if o.objective.builds() { " with these weights" } else { "" };
@@ -75,31 +78,31 @@ impl BuildArgs {
         for (flags, built, what) in kinds {
             for (flag, given) in flags {
                 let cause = || format!("under --objective {name}{weights}, which builds no {what}");
-                refuse(given && !built, flag, cause)?;
+                refuse_if(given && !built, flag, cause)?;
             }
         }
         let bare = o.build_intra && o.intra_anchor == IntraAnchor::Bare;
-        refuse(bare && self.intra_rule.is_some(), "intra-rule", || "with --intra-anchor bare".into())?;
-        refuse(bare && self.violations.is_some(), "violations", || "with --intra-anchor bare".into())?;
-        refuse(o.intra_responses == IntraResponses::Chosen && self.lambda_resp.is_some(), "lambda-resp", || {
+        refuse_if(bare && self.intra_rule.is_some(), "intra-rule", || "with --intra-anchor bare".into())?;
+        refuse_if(bare && self.violations.is_some(), "violations", || "with --intra-anchor bare".into())?;
+        refuse_if(o.intra_responses == IntraResponses::Chosen && self.lambda_resp.is_some(), "lambda-resp", || {
             "with --intra-responses chosen".into()
         })?;
-        refuse(o.inter_loss != InterLoss::PairMargin && self.gamma.is_some(), "gamma", || {
+        refuse_if(o.inter_loss != InterLoss::PairMargin && self.gamma.is_some(), "gamma", || {
             "without --inter-loss pair-margin".into()
         })?;
-        // Without intra comparisons to share with, the two directions may still share their functions.
-        let alone = bare || !o.build_intra;
-        refuse(alone && o.inter_dir != InterDir::Both && self.inter_prompts.is_some(), "inter-prompts", || {
+        // Without intra prompts to share, the two directions may still share their functions.
+        let unshared = bare || !o.build_intra;
+        refuse_if(unshared && o.inter_dir != InterDir::Both && self.inter_prompts.is_some(), "inter-prompts", || {
             let cause = if bare { "with --intra-anchor bare" } else { "without intra comparisons" };
             format!("{cause} and with one direction (--objective {name})")
         })?;
-        refuse(alone && self.build_attempts.is_some(), "build-attempts", || {
+        refuse_if(unshared && self.build_attempts.is_some(), "build-attempts", || {
             format!("under --objective {name}, which builds no pair of instructed prompts")
         })?;
-        refuse(o.placement == Placement::System && self.turn.is_some(), "turn", || "with --placement system".into())
+        refuse_if(o.placement == Placement::System && self.turn.is_some(), "turn", || "with --placement system".into())
     }
 
-    /// Flags that act on every comparison built, and whether they were given.
+    /// Flags that affect every built comparison, and whether they were given.
     fn common_flags(&self) -> Vec<(&'static str, bool)> {
         vec![
             ("k-min", self.k_min.is_some()),
@@ -137,7 +140,7 @@ impl BuildArgs {
     }
 }
 
-fn refuse(condition: bool, flag: &str, cause: impl FnOnce() -> String) -> Result<()> {
+fn refuse_if(condition: bool, flag: &str, cause: impl FnOnce() -> String) -> Result<()> {
     if !condition {
         return Ok(());
     }
@@ -145,28 +148,33 @@ fn refuse(condition: bool, flag: &str, cause: impl FnOnce() -> String) -> Result
 }
 
 impl BuildOptions {
-    /// Checks ranges, for options read back from a file as well.
+    /// Checks value ranges.
     ///
     /// # Errors
     /// [`Error::Usage`] naming the option and the value.
     pub fn check(&self) -> Result<()> {
         let usage = |why: String| Err(Error::Usage(why));
         if self.k_min == 0 {
-            return usage("--k-min 0: a prompt needs at least one instruction; use 1 or more".into());
+            return usage("--k-min 0 is too small: a prompt needs at least one instruction; use 1 or more".into());
         }
         if self.k_min > self.k_max {
-            return usage(format!("--k-min {} is larger than --k-max {}", self.k_min, self.k_max));
+            return usage(format!(
+                "--k-min {} is larger than --k-max {}; lower it or raise --k-max",
+                self.k_min, self.k_max
+            ));
         }
         for (flag, value) in
             [("n-intra", self.n_intra), ("n-inter", self.n_inter), ("build-attempts", self.build_attempts)]
         {
             if value == 0 {
-                return usage(format!("--{flag} 0: use 1 or more; a weight of 0 switches a kind off"));
+                return usage(format!(
+                    "--{flag} 0 is too small: use 1 or more; to switch a kind off, set its weight to 0"
+                ));
             }
         }
         for (flag, value) in [("lambda-resp", self.lambda_resp), ("gamma", self.gamma)] {
             if !(value.is_finite() && value >= 0.0) {
-                return usage(format!("--{flag} {value}: must be finite and not negative"));
+                return usage(format!("--{flag} {value} must be finite and not negative"));
             }
         }
         for id in self.functions.iter().chain(&self.holdout_functions) {

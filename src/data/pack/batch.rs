@@ -1,5 +1,5 @@
-//! The packed batch: flat tables of indices and numbers, as the op contracts take them. No field has padding except
-//! the term slots of the comparison table. [`super::pack_into`] is the only writer.
+//! The packed batch: flat tables of indices and numbers, in the layout of the op contracts. Only
+//! the term slots of the comparison table have padding. [`super::pack_into`] is the only writer.
 
 use crate::backend::contract::{GroupEnd, KINDS};
 use crate::data::tree::PrefixTree;
@@ -7,18 +7,18 @@ use crate::data::tree::PrefixTree;
 /// Items grouped by key, as in [`crate::backend::contract::Runs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunTable {
-    /// (items) sorted by key, then by item
+    /// (items) item indices sorted by key, then by item
     pub order: Vec<i32>,
-    /// (distinct + 1)
+    /// (distinct + 1) end of each key's items in `order`, after a leading 0
     pub offsets: Vec<i32>,
-    /// (distinct) ascending
+    /// (distinct) keys, ascending
     pub keys: Vec<i32>,
 }
 
 impl RunTable {
     fn clear(&mut self) {
         self.order.clear();
-        restart(&mut self.offsets);
+        reset_offsets(&mut self.offsets);
         self.keys.clear();
     }
 }
@@ -28,7 +28,7 @@ impl RunTable {
 pub struct TreeTable {
     /// (segments + 1) first row of each segment
     pub starts: Vec<i32>,
-    /// (segments + 1)
+    /// (segments + 1) CSR offsets into `ancestors`
     pub ancestor_offsets: Vec<i32>,
     /// (ancestors) root first
     pub ancestors: Vec<i32>,
@@ -38,14 +38,14 @@ pub struct TreeTable {
 
 impl TreeTable {
     fn clear(&mut self) {
-        restart(&mut self.starts);
-        restart(&mut self.ancestor_offsets);
+        reset_offsets(&mut self.starts);
+        reset_offsets(&mut self.ancestor_offsets);
         self.ancestors.clear();
-        restart(&mut self.trees);
+        reset_offsets(&mut self.trees);
     }
 }
 
-/// Where a row of the comparison table comes from.
+/// Source of a row of the comparison table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ComparisonRef {
     /// Index of the group in the batch.
@@ -54,29 +54,30 @@ pub struct ComparisonRef {
     pub index: usize,
 }
 
-/// Comparisons of a batch, as in [`crate::backend::contract::Comparisons`]. `kind_scale` is not here: it depends on the
-/// whole global batch, see [`ComparisonTable::counts`].
+/// Comparisons of a batch, as in [`crate::backend::contract::Comparisons`]. `kind_scale` is not
+/// included, because it depends on the whole global batch; see [`ComparisonTable::counts`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ComparisonTable {
     /// (comparisons, TERMS) index of a sequence of the batch; -1 in unused slots
     pub term_sequence: Vec<i32>,
     /// (comparisons, TERMS) +1 or -1, doubled for detached terms; 0 in unused slots
     pub term_sign: Vec<i32>,
-    /// (comparisons)
+    /// (comparisons) index of the kind
     pub kind: Vec<i32>,
-    /// (comparisons)
+    /// (comparisons) factor on the score difference
     pub scale: Vec<f64>,
-    /// (comparisons)
+    /// (comparisons) margin, `margin_add` included
     pub margin: Vec<f64>,
-    /// (comparisons)
+    /// (comparisons) loss weight
     pub weight: Vec<f64>,
-    /// (comparisons, 2) infinite where the row names no bounds
+    /// (comparisons, 2) low and high, infinite if the comparison has no bounds
     pub detached_clip: Vec<f64>,
-    /// (seqs + 1)
+    /// (seqs + 1) CSR offsets into `uses`
     pub use_offsets: Vec<i32>,
-    /// (terms used, detached ones included) `comparison * TERMS + slot`, ascending for each sequence
+    /// (terms used, detached ones included) `comparison * TERMS + slot`, ascending for each
+    /// sequence
     pub uses: Vec<i32>,
-    /// (comparisons)
+    /// (comparisons) source of each row
     pub refs: Vec<ComparisonRef>,
     /// Comparisons of each kind.
     pub counts: [usize; KINDS],
@@ -91,7 +92,7 @@ impl ComparisonTable {
         self.margin.clear();
         self.weight.clear();
         self.detached_clip.clear();
-        restart(&mut self.use_offsets);
+        reset_offsets(&mut self.use_offsets);
         self.uses.clear();
         self.refs.clear();
         self.counts = [0; KINDS];
@@ -111,39 +112,43 @@ pub struct SequenceRef {
     pub response_tokens: usize,
 }
 
-/// A packed batch on the host. [`super::pack_into`] fills it and keeps its memory from batch to batch; a default one holds
-/// nothing and becomes a valid empty batch by [`Batch::clear`].
+/// A packed batch on the host. [`super::pack_into`] fills it and keeps its memory from batch to
+/// batch. The default value has no tables yet; [`Batch::clear`] turns it into a valid empty batch.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Number of groups.
     pub groups: usize,
-    /// (groups) where the head rows and sequences of each end
+    /// (groups) end of each group's head rows and sequences
     pub group_ends: Vec<GroupEnd>,
-    /// (tokens)
+    /// (tokens) token ids
     pub ids: Vec<i32>,
-    /// (tokens) counted along the path of the tree
+    /// (tokens) positions, counted along the path of the tree
     pub positions: Vec<i32>,
-    /// token rows grouped by token id
+    /// Token rows grouped by token id.
     pub id_runs: RunTable,
     pub tree: TreeTable,
     /// Visible (query, key) pairs.
     pub pairs: u64,
-    /// Most tokens on a path from a root to the end of a segment; every position is below it.
+    /// Length in tokens of the longest path from a root to the end of a segment; every position is
+    /// smaller.
     pub longest_path: usize,
-    /// (head rows) token row that predicts; no head rows under [`super::Scoring::Reward`]
+    /// (head rows) token row that predicts; empty under [`super::Scoring::Reward`]
     pub source: Vec<i32>,
-    /// (head rows) token id predicted
+    /// (head rows) predicted token id
     pub target: Vec<i32>,
-    /// head rows grouped by `source`
+    /// Head rows grouped by `source`.
     pub head_runs: RunTable,
     /// (seqs + 1) head rows of each sequence, in token order
     pub seq_offsets: Vec<i32>,
-    /// (seqs) row of each sequence's last token, no row twice; empty under [`super::Scoring::LogProb`]
+    /// (seqs) row of each sequence's last token, all distinct; empty under
+    /// [`super::Scoring::LogProb`]
     pub last_rows: Vec<i32>,
-    /// (seqs) in group order, then in the order of [`crate::data::tokenized::TokenizedGroup::sequences`]
+    /// (seqs) in group order, then in the order of
+    /// [`crate::data::tokenized::TokenizedGroup::sequences`]
     pub sequences: Vec<SequenceRef>,
     pub comparisons: ComparisonTable,
-    /// Rows that the same sequences need without sharing; with it they take [`Batch::tokens`].
+    /// Token rows that the same sequences would need without sharing; with sharing they need
+    /// [`Batch::tokens`].
     pub tokens_unshared: usize,
     pub(super) prefix_tree: PrefixTree,
     pub(super) counters: Vec<i32>,
@@ -163,46 +168,46 @@ impl Batch {
         self.source.clear();
         self.target.clear();
         self.head_runs.clear();
-        restart(&mut self.seq_offsets);
+        reset_offsets(&mut self.seq_offsets);
         self.last_rows.clear();
         self.sequences.clear();
         self.comparisons.clear();
         self.tokens_unshared = 0;
     }
 
-    /// Token rows.
+    /// Number of token rows.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }
 
-    /// Segments.
+    /// Number of segments.
     pub fn segments(&self) -> usize {
         self.tree.starts.len().saturating_sub(1)
     }
 
-    /// Trees.
+    /// Number of trees.
     pub fn trees(&self) -> usize {
         self.tree.trees.len().saturating_sub(1)
     }
 
-    /// Rows of the vocabulary head.
+    /// Number of rows of the vocabulary head.
     pub fn head_rows(&self) -> usize {
         self.source.len()
     }
 
-    /// Sequences.
+    /// Number of sequences.
     pub fn seqs(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Rows of the comparison table.
+    /// Number of rows of the comparison table.
     pub fn comparison_count(&self) -> usize {
         self.comparisons.kind.len()
     }
 }
 
-/// Makes an offset table that of zero items.
-fn restart(offsets: &mut Vec<i32>) {
+/// Resets an offset table to zero items.
+fn reset_offsets(offsets: &mut Vec<i32>) {
     offsets.clear();
     offsets.push(0);
 }

@@ -1,63 +1,69 @@
-//! The largest batch a data set can give, field by field, known before the first step: what memory is set aside for.
+//! Upper bounds on the batches of a data set, field by field. They are known before the first step,
+//! and memory is preallocated for them.
 
 use super::{Batch, ComparisonOptions, PackOptions};
 use crate::Result;
 use crate::data::tokenized::TokenizedGroup;
 
-/// Bounds on every table of a batch of so many groups. Each field is reached by some choice of groups, not all at once.
+/// Upper bounds on every table of a batch with a given number of groups. Some choice of groups
+/// reaches each bound, but usually no choice reaches all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Groups of a batch.
+    /// Groups in a batch.
     pub groups: usize,
     /// Token rows.
     pub tokens: usize,
     /// Rows of the vocabulary head.
     pub rows: usize,
-    /// Of them those of one group.
+    /// Largest number of head rows of a single group.
     pub group_rows: usize,
+    /// Sequences.
     pub seqs: usize,
+    /// Rows of the comparison table.
     pub comparisons: usize,
+    /// Segments of the prefix trees.
     pub segments: usize,
     /// Entries of all ancestor lists.
     pub ancestors: usize,
+    /// Prefix trees.
     pub trees: usize,
-    /// Most tokens on a path.
+    /// Length of the longest path in tokens.
     pub longest_path: usize,
 }
 
-/// Sizes of every group of a data set, packed alone.
+/// Table sizes of every group of a data set, each packed separately.
 #[derive(Clone, Debug, Default)]
 pub struct GroupSizes {
-    /// By field, one entry a group, descending.
+    /// By field: one entry per group, descending.
     fields: [Vec<usize>; FIELDS],
     longest_path: usize,
 }
 
-/// Fields of [`BatchLimits`] that add up over the groups of a batch.
+/// Number of fields of [`BatchLimits`] that add up over the groups of a batch.
 const FIELDS: usize = 7;
-/// Which of them head rows are.
+/// Index of the head rows among these fields.
 const ROWS: usize = 1;
 
 impl GroupSizes {
     /// Measures every group.
     ///
     /// # Errors
-    /// As [`super::pack_into`] for a group alone.
+    /// Same as [`super::pack_into`] for a batch of one group.
     pub fn of(groups: &[TokenizedGroup], options: &PackOptions, loss: &ComparisonOptions) -> Result<Self> {
-        let mut alone = Batch::default();
+        let mut single = Batch::default();
         let mut sizes = Self::default();
         for group in groups {
-            alone.clear();
-            alone.push_group(group, options, loss)?;
-            sizes.longest_path = sizes.longest_path.max(alone.longest_path);
+            single.clear();
+            single.push_group(group, options, loss)?;
+            sizes.longest_path = sizes.longest_path.max(single.longest_path);
             let of_group = [
-                alone.tokens(),
-                alone.head_rows(),
-                alone.seqs(),
-                alone.comparison_count(),
-                alone.segments(),
-                alone.tree.ancestors.len(),
-                alone.trees(),
+                single.tokens(),
+                single.head_rows(),
+                single.seqs(),
+                single.comparison_count(),
+                single.segments(),
+                single.tree.ancestors.len(),
+                single.trees(),
             ];
             sizes.fields.iter_mut().zip(of_group).for_each(|(field, size)| field.push(size));
         }
@@ -65,13 +71,13 @@ impl GroupSizes {
         Ok(sizes)
     }
 
-    /// Groups that were measured.
+    /// Number of measured groups.
     pub fn groups(&self) -> usize {
         self.fields[0].len()
     }
 
-    /// Bounds over all batches of `batch` of the groups, in whatever order they come: for every field the sum over the
-    /// groups that have most of it.
+    /// Bounds over all batches of `batch` groups, for any order of the groups. Each field is the
+    /// sum over the `batch` groups with the largest values of this field.
     pub fn limits(&self, batch: usize) -> BatchLimits {
         let [tokens, rows, seqs, comparisons, segments, ancestors, trees] =
             std::array::from_fn(|field| self.fields[field].iter().take(batch).sum());
@@ -79,7 +85,7 @@ impl GroupSizes {
             groups: batch.min(self.groups()),
             tokens,
             rows,
-            // The first is the largest.
+            // The list is descending.
             group_rows: if batch > 0 { self.fields[ROWS].first().copied().unwrap_or(0) } else { 0 },
             seqs,
             comparisons,

@@ -1,18 +1,20 @@
-//! Pairs of conversations: lists of `{"role", "content"}`, with a prompt or without. Both are read through the whole
-//! conversations: `prompt` in front of each side unless the side already begins with it.
+//! Pairs of conversations: lists of `{"role", "content"}`, with or without a separate prompt. Both
+//! forms are read as whole conversations: `prompt` is put in front of each side unless the side
+//! already starts with it.
 //!
-//! The two conversations must be equal up to the last message, the assistant's response. Conversations that end in
-//! the same response after different turns are read as an intra comparison: one response under two prompts. Those
-//! that differ in both are refused, because no single prompt could be given to both responses.
+//! The two conversations must be equal up to the last message, the assistant's response.
+//! Conversations that end in the same response after different turns are read as an intra
+//! comparison: one response under two prompts. Conversations that differ in both are refused,
+//! because no single prompt fits both responses.
 
 use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response, Term};
 use super::fields::{Row, split_response};
 use super::{Format, Parsed};
 
-pub fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     let prompt = row.messages("prompt")?;
     let mut side = |key: &'static str| match row.peek_text(key).map(str::to_owned) {
-        // A plain string answers the conversation.
+        // A plain string is the assistant's answer.
         Some(content) => {
             row.take(key);
             Ok(vec![Message { role: "assistant".into(), content }])
@@ -27,19 +29,19 @@ pub fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed::new(Format::ChatExplicit, pair(row, whole(chosen), whole(rejected))?))
 }
 
-pub fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (chosen, rejected) = (row.messages("chosen")?, row.messages("rejected")?);
     Ok(Parsed::new(Format::ChatImplicit, pair(row, chosen, rejected)?))
 }
 
-/// A group of two whole conversations, with the row's margin and template settings.
-pub fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<PreferenceGroup, String> {
+/// Builds a group from two whole conversations, with the row's margin and template settings.
+pub(super) fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<PreferenceGroup, String> {
     let (prompt, chosen) = split_response(chosen, "\"chosen\"")?;
     let (other, rejected) = split_response(rejected, "\"rejected\"")?;
     let margin = row.margin()?;
     let id = row.id().to_owned();
     if prompt.is_empty() || other.is_empty() {
-        return Err("a side has the response alone; give the turns before it in \"prompt\"".into());
+        return Err("a side has only the response; put the turns before it in \"prompt\"".into());
     }
     let mut group = if prompt == other {
         PreferenceGroup::pair(id, Prompt::Messages(prompt), chosen, rejected, margin)
@@ -47,8 +49,8 @@ pub fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> 
         one_response(id, prompt, other, chosen, margin)
     } else {
         return Err(
-            "\"chosen\" and \"rejected\" differ before their last message and in it; a pair needs one prompt with two \
-             responses, or two prompts with one response (write a group row for anything else)"
+            "\"chosen\" and \"rejected\" differ before their last message and also in it; a pair needs one prompt with \
+             two responses, or two prompts with one response (for other cases use a group row)"
                 .into(),
         );
     };
@@ -56,7 +58,7 @@ pub fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> 
     Ok(group)
 }
 
-/// One response under two prompts, the first preferred.
+/// Builds a group with one response under two prompts, the first of them preferred.
 fn one_response(
     id: String,
     better: Vec<Message>,

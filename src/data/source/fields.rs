@@ -1,5 +1,6 @@
-//! Typed access to the keys of one row. A key whose value is `null` counts as absent: table tools write every column
-//! of every row. Each message names the key, what was found, and what was expected; the caller adds file and line.
+//! Typed access to the keys of one row. A key with the value `null` counts as absent, because table
+//! tools write every column of every row. Each message names the key, the value found, and the
+//! expectation; the caller adds file and line.
 
 use std::path::Path;
 
@@ -9,11 +10,11 @@ use super::super::group::{Message, PreferenceGroup, Response};
 use super::options::ReadOptions;
 use super::{Shape, type_name};
 
-/// Keys that name or locate a row in common exports and carry nothing to train on.
-const ALWAYS_FINE: [&str; 1] = ["id"];
+/// Keys that are never reported as unused: they identify a row and hold nothing to train on.
+const ALWAYS_USED: [&str; 1] = ["id"];
 
-/// One row: its object, its id, and which keys were used.
-pub struct Row<'a> {
+/// One row: its object, its id, and the keys that were used.
+pub(super) struct Row<'a> {
     object: Map<String, Value>,
     id: String,
     file: &'a Path,
@@ -22,12 +23,12 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    pub fn new(object: Map<String, Value>, file: &'a Path, line: usize) -> Self {
-        Self { object, id: String::new(), file, line, used: ALWAYS_FINE.to_vec() }
+    pub(super) fn new(object: Map<String, Value>, file: &'a Path, line: usize) -> Self {
+        Self { object, id: String::new(), file, line, used: ALWAYS_USED.to_vec() }
     }
 
-    /// Id of the row: `id` as a string or whole number, else `<file stem>-<line>`.
-    pub fn set_id(&mut self) -> Result<(), String> {
+    /// Sets the id of the row: `id` as a string or whole number, else `<file stem>-<line>`.
+    pub(super) fn set_id(&mut self) -> Result<(), String> {
         self.id = match self.get("id") {
             None => {
                 let stem = self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -43,12 +44,12 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
-    pub fn id(&self) -> &str {
+    pub(super) fn id(&self) -> &str {
         &self.id
     }
 
     /// Applies the column map. Group rows keep their keys.
-    pub fn rename(&mut self, options: &ReadOptions) -> Result<(), String> {
+    pub(super) fn rename(&mut self, options: &ReadOptions) -> Result<(), String> {
         if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
             return Ok(());
         }
@@ -75,21 +76,21 @@ impl<'a> Row<'a> {
     }
 
     /// Value of a key; absent and `null` are both `None`.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    pub fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
     /// All keys of the row, `null` ones included.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.object.keys().map(String::as_str)
     }
 
-    /// The first keys of the row, quoted, for messages.
-    pub fn keys_for_message(&self) -> String {
+    /// Lists the first keys of the row, quoted, for messages.
+    pub(super) fn keys_for_message(&self) -> String {
         if self.object.is_empty() {
             return "no keys".into();
         }
@@ -97,20 +98,20 @@ impl<'a> Row<'a> {
         format!("{}{}", shown.join(", "), if self.object.len() > 8 { ", ..." } else { "" })
     }
 
-    /// Keys with a value that no reader asked for.
-    pub fn unused(&self) -> Vec<String> {
+    /// Keys with a value that no reader used.
+    pub(super) fn unused(&self) -> Vec<String> {
         let unused = |key: &&String| self.has(key) && !self.used.contains(&key.as_str());
         self.object.keys().filter(unused).cloned().collect()
     }
 
-    /// Removes and returns a key's value, marking it as used.
-    pub fn take(&mut self, key: &'static str) -> Option<Value> {
+    /// Removes and returns a key's value, and marks the key as used.
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {
         self.used.push(key);
         self.object.get_mut(key).map(Value::take).filter(|value| !value.is_null())
     }
 
-    /// Whether a key holds text or messages; an error for any other type.
-    pub fn text_or_chat(&self, key: &str) -> Result<Option<Shape>, String> {
+    /// Shape of a key's value, text or messages; an error for any other type.
+    pub(super) fn text_or_chat(&self, key: &str) -> Result<Option<Shape>, String> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(_)) => Ok(Some(Shape::Text)),
@@ -120,7 +121,7 @@ impl<'a> Row<'a> {
     }
 
     /// A required string.
-    pub fn text(&mut self, key: &'static str) -> Result<String, String> {
+    pub(super) fn text(&mut self, key: &'static str) -> Result<String, String> {
         match self.take(key) {
             Some(Value::String(text)) => Ok(text),
             Some(other) => Err(format!("\"{key}\" must be a string, found {}", describe(&other))),
@@ -128,13 +129,13 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A string as it stands in the row, without taking it.
-    pub fn peek_text(&self, key: &str) -> Option<&str> {
+    /// String value of a key, without taking it.
+    pub(super) fn peek_text(&self, key: &str) -> Option<&str> {
         self.get(key).and_then(Value::as_str)
     }
 
     /// A required list of messages; a single message object counts as a list of one.
-    pub fn messages(&mut self, key: &'static str) -> Result<Vec<Message>, String> {
+    pub(super) fn messages(&mut self, key: &'static str) -> Result<Vec<Message>, String> {
         match self.take(key) {
             Some(value) => messages(value, &format!("\"{key}\"")),
             None => Err(format!("\"{key}\" is missing")),
@@ -142,20 +143,20 @@ impl<'a> Row<'a> {
     }
 
     /// The margin, 0 when absent.
-    pub fn margin(&mut self) -> Result<f64, String> {
+    pub(super) fn margin(&mut self) -> Result<f64, String> {
         match self.take("margin") {
             None => Ok(0.0),
             Some(Value::Number(number)) => match number.as_f64() {
                 // Training computes in f32.
                 Some(margin) if (margin as f32).is_finite() => Ok(margin),
-                _ => Err(format!("\"margin\" must be a finite number of no more than 1e38, found {number}")),
+                _ => Err(format!("\"margin\" must be finite in single precision (below about 3.4e38), found {number}")),
             },
             Some(other) => Err(format!("\"margin\" must be a number, found {}", describe(&other))),
         }
     }
 
     /// Moves `tools` and `chat_template_kwargs` into the group.
-    pub fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
+    pub(super) fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
         group.tools = match self.take("tools") {
             None => None,
             Some(Value::Array(tools)) if tools.is_empty() => None,
@@ -174,7 +175,7 @@ impl<'a> Row<'a> {
 }
 
 /// Reads messages; `what` names them in errors.
-pub fn messages(value: Value, what: &str) -> Result<Vec<Message>, String> {
+pub(super) fn messages(value: Value, what: &str) -> Result<Vec<Message>, String> {
     let list = match value {
         Value::Array(list) => list,
         Value::Object(_) => vec![value],
@@ -186,9 +187,9 @@ pub fn messages(value: Value, what: &str) -> Result<Vec<Message>, String> {
     list.into_iter().enumerate().map(|(i, value)| message(value, &format!("{what}[{i}]"))).collect()
 }
 
-/// Reads one message: `role` and `content`, both strings. Other keys with a value are refused, because a template
-/// may print them and the trained text would then lack them.
-pub fn message(value: Value, what: &str) -> Result<Message, String> {
+/// Reads one message: `role` and `content`, both strings. Other keys with a value are refused: a
+/// template may print them, and the trained text would lack them.
+pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
     let Value::Object(object) = value else {
         return Err(format!("{what} must be an object with role and content, found {}", describe(&value)));
     };
@@ -203,7 +204,7 @@ pub fn message(value: Value, what: &str) -> Result<Message, String> {
             (_, Value::Null) => {}
             _ => {
                 return Err(format!(
-                    "{what}: key \"{}\" is not supported; a message has role and content",
+                    "{what}: key \"{}\" is not supported; a message has only role and content",
                     shorten(&key)
                 ));
             }
@@ -214,16 +215,16 @@ pub fn message(value: Value, what: &str) -> Result<Message, String> {
     Ok(Message { role, content })
 }
 
-/// Refuses a response without words: it would have no token to score.
-pub fn not_empty(response: Response, what: &str) -> Result<Response, String> {
+/// Refuses an empty response, because it has no token to score.
+pub(super) fn not_empty(response: Response, what: &str) -> Result<Response, String> {
     if response.text().is_empty() {
         return Err(format!("{what} is empty; a response needs at least one token to score"));
     }
     Ok(response)
 }
 
-/// Takes the last message off a conversation: the response. It must be the assistant's.
-pub fn split_response(mut turns: Vec<Message>, what: &str) -> Result<(Vec<Message>, Response), String> {
+/// Splits the last message, the response, off a conversation. It must be the assistant's.
+pub(super) fn split_response(mut turns: Vec<Message>, what: &str) -> Result<(Vec<Message>, Response), String> {
     let last = turns.pop().ok_or_else(|| format!("{what} has no messages"))?;
     if last.role != "assistant" {
         return Err(format!(
@@ -234,8 +235,8 @@ pub fn split_response(mut turns: Vec<Message>, what: &str) -> Result<(Vec<Messag
     Ok((turns, not_empty(Response::Message(last), what)?))
 }
 
-/// A value for a message: its type, and the value itself when it is short.
-pub fn describe(value: &Value) -> String {
+/// Describes a value for a message: its type, and the value itself if it is short.
+pub(super) fn describe(value: &Value) -> String {
     match value {
         Value::Bool(_) | Value::Number(_) => format!("{} ({value})", type_name(value)),
         Value::String(text) => format!("the string \"{}\"", shorten(text)),
@@ -243,8 +244,8 @@ pub fn describe(value: &Value) -> String {
     }
 }
 
-/// At most 40 characters of a text, for messages.
-pub fn shorten(text: &str) -> String {
+/// First 40 characters of a text, for messages.
+pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((cut, _)) => format!("{}...", &text[..cut]),
         None => text.to_owned(),

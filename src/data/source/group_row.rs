@@ -1,5 +1,6 @@
 //! Group rows: `prompts`, `responses`, `comparisons` and, optionally, `instructions`, `tools`,
-//! `chat_template_kwargs`. Unknown keys are refused: a misspelt one would silently change what is trained.
+//! `chat_template_kwargs`. Unknown keys are refused, because a misspelt key would silently change
+//! what is trained.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -9,12 +10,12 @@ use super::fields::{Row, describe, message, messages, not_empty, shorten};
 
 const KEYS: [&str; 7] = ["id", "prompts", "responses", "comparisons", "instructions", "tools", "chat_template_kwargs"];
 
-/// A row with any of the plural keys is meant as a group row.
-pub fn matches(row: &Row<'_>) -> bool {
+/// True if the row has any of the plural keys of a group row.
+pub(super) fn matches(row: &Row<'_>) -> bool {
     ["prompts", "responses", "comparisons"].iter().any(|key| row.has(key))
 }
 
-pub fn read(row: &mut Row<'_>) -> Result<PreferenceGroup, String> {
+pub(super) fn read(row: &mut Row<'_>) -> Result<PreferenceGroup, String> {
     if let Some(key) = row.keys().find(|key| !KEYS.contains(key)) {
         return Err(format!("unknown key \"{}\"; a group row has {}", shorten(key), KEYS.join(", ")));
     }
@@ -28,8 +29,8 @@ pub fn read(row: &mut Row<'_>) -> Result<PreferenceGroup, String> {
         id: row.id().to_owned(),
         prompts: each(prompts).map(|(i, value)| prompt(value, i)).collect::<Result<_, _>>()?,
         responses: each(responses).map(|(i, value)| response(value, i)).collect::<Result<_, _>>()?,
-        comparisons: each(comparisons).map(|(i, v)| typed(v, "comparisons", i)).collect::<Result<_, _>>()?,
-        instructions: each(instructions).map(|(i, v)| typed(v, "instructions", i)).collect::<Result<_, _>>()?,
+        comparisons: each(comparisons).map(|(i, v)| deserialize(v, "comparisons", i)).collect::<Result<_, _>>()?,
+        instructions: each(instructions).map(|(i, v)| deserialize(v, "instructions", i)).collect::<Result<_, _>>()?,
         tools: None,
         chat_template_kwargs: None,
     };
@@ -61,7 +62,10 @@ fn response(value: Value, i: usize) -> Result<Response, String> {
         Value::Object(_) => {
             let message = message(value, &what)?;
             if message.role != "assistant" {
-                return Err(format!("{what} has the role \"{}\"; a response is the assistant's", message.role));
+                return Err(format!(
+                    "{what} has the role \"{}\"; a response must have the role \"assistant\"",
+                    message.role
+                ));
             }
             Response::Message(message)
         }
@@ -70,6 +74,6 @@ fn response(value: Value, i: usize) -> Result<Response, String> {
     not_empty(response, &what)
 }
 
-fn typed<T: DeserializeOwned>(value: Value, key: &str, i: usize) -> Result<T, String> {
+fn deserialize<T: DeserializeOwned>(value: Value, key: &str, i: usize) -> Result<T, String> {
     serde_json::from_value(value).map_err(|e| format!("{key}[{i}]: {e}"))
 }

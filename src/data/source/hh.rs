@@ -1,6 +1,7 @@
-//! Human/Assistant dialogues: `chosen` and `rejected` as text with turns opened by `\n\nHuman:` and `\n\nAssistant:`.
-//! The prompt ends with the last `\n\nAssistant:`; both sides must be equal up to there. Read as plain text, unedited:
-//! the space behind the colon belongs to the response.
+//! Human/Assistant dialogues: `chosen` and `rejected` as text, with turns that start with
+//! `\n\nHuman:` and `\n\nAssistant:`. The prompt ends with the last `\n\nAssistant:`; both sides
+//! must be equal up to there. The text is read unedited, so the space after the colon belongs to
+//! the response.
 
 use super::fields::Row;
 use super::{Format, Parsed, text_pair};
@@ -8,18 +9,18 @@ use super::{Format, Parsed, text_pair};
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// Both sides are dialogues.
-pub fn matches(row: &Row<'_>) -> bool {
+/// True if both sides are dialogues.
+pub(super) fn matches(row: &Row<'_>) -> bool {
     ["chosen", "rejected"].iter().all(|key| row.peek_text(key).is_some_and(|text| text.starts_with(HUMAN)))
 }
 
-pub fn read(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn read(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (chosen, rejected) = (row.text("chosen")?, row.text("rejected")?);
     let (a, b) = (prompt_end(&chosen, "chosen")?, prompt_end(&rejected, "rejected")?);
     if chosen[..a] != rejected[..b] {
         return Err(
             "\"chosen\" and \"rejected\" differ before their last \"\\n\\nAssistant:\" turn; a pair needs one prompt \
-             (write a group row for anything else)"
+             (for other cases use a group row)"
                 .into(),
         );
     }
@@ -27,12 +28,13 @@ pub fn read(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed::new(Format::HumanAssistant, group))
 }
 
-/// Bytes up to and including the last `\n\nAssistant:`, which must come after the last `\n\nHuman:`.
+/// Length in bytes up to and including the last `\n\nAssistant:`, which must come after the last
+/// `\n\nHuman:`.
 fn prompt_end(text: &str, key: &str) -> Result<usize, String> {
     let end = text.rfind(ASSISTANT).map(|at| at + ASSISTANT.len());
     match end {
         Some(end) if !text[end..].contains(HUMAN) => Ok(end),
-        Some(_) => Err(format!("\"{key}\" ends with a Human turn; its last turn must be the Assistant's")),
+        Some(_) => Err(format!("\"{key}\" ends with a Human turn; its last turn must be an Assistant turn")),
         None => Err(format!("\"{key}\" has no \"\\n\\nAssistant:\" turn")),
     }
 }

@@ -1,14 +1,16 @@
-//! Reading preference files: every accepted row becomes a [`PreferenceGroup`] with the place it came from.
+//! Reads preference files: every accepted row becomes a [`PreferenceGroup`] with its file and line.
 //!
-//! - `rows`: a file (JSONL or a JSON array, plain or gzip) as a stream of JSON objects with line numbers
-//! - `fields`: typed access to the keys of one row, with the messages of every defect
+//! - `rows`: reads a file (JSONL or a JSON array, plain or gzip) as JSON objects with line numbers
+//! - `fields`: typed access to the keys of one row, with an error message for every defect
 //! - `group_row`, `text_pair`, `chat_pair`, `ultrafeedback`, `hh`: one reader per format
-//! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference rows
-//! - [`options`]: column map and the flag that lets one file mix formats
+//! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
+//!   rows
+//! - [`options`]: column map, and the flag that allows mixed formats in one file
 //!
-//! The format is detected from the keys of each row. Refused, each with file, line and id: rows that are not JSON
-//! objects, missing or mistyped keys, empty responses, files without rows, and two formats in one file unless
-//! [`ReadOptions::mixed_formats`] is set. Files are read line by line; memory per line is bounded.
+//! The format is detected from the keys of each row. Refused, each with file, line and id: rows
+//! that are not JSON objects, missing or mistyped keys, empty responses, files without rows, and
+//! two formats in one file unless [`ReadOptions::mixed_formats`] is set. Files are read line by
+//! line; memory per line is bounded.
 
 mod chat_pair;
 mod fields;
@@ -35,23 +37,23 @@ use super::group::{PreferenceGroup, Prompt, Response};
 use crate::{Error, Result};
 use fields::Row;
 
-/// A group and the place it was read from.
+/// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceRow {
     pub group: PreferenceGroup,
     pub file: Arc<Path>,
-    /// Counts from 1.
+    /// Line number, from 1.
     pub line: usize,
 }
 
 impl SourceRow {
-    /// A data error at this row.
+    /// Returns a data error at this row.
     pub fn error(&self, why: impl Into<String>) -> Error {
         Error::data(&self.file, self.line, Some(&self.group.id), why)
     }
 }
 
-/// The shape of one row.
+/// Format of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -59,11 +61,11 @@ pub enum Format {
     Group,
     /// `prompt`, `chosen`, `rejected` as strings.
     TextExplicit,
-    /// `chosen`, `rejected` as strings that begin alike.
+    /// `chosen`, `rejected` as strings with a common prefix.
     TextImplicit,
     /// `prompt`, `chosen`, `rejected` as messages.
     ChatExplicit,
-    /// `chosen`, `rejected` as conversations that begin alike.
+    /// `chosen`, `rejected` as conversations with a common prefix.
     ChatImplicit,
     /// `chosen`, `rejected` as dialogues with `\n\nHuman:` and `\n\nAssistant:`.
     HumanAssistant,
@@ -94,7 +96,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// What was found in one file; its `Display` is one line for the log.
+/// Formats and keys of one file; `Display` gives one line for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileReport {
     pub file: PathBuf,
@@ -102,7 +104,8 @@ pub struct FileReport {
     pub formats: Vec<(Format, usize)>,
     /// Keys that no reader uses, in ascending order.
     pub ignored_keys: BTreeSet<String>,
-    /// Text pairs whose two sides both begin with the whole prompt: a sign that the prompt is repeated.
+    /// Text pairs in which both sides start with the whole prompt: a sign that the prompt is
+    /// duplicated.
     pub prompt_repeated: usize,
 }
 
@@ -124,7 +127,7 @@ impl fmt::Display for FileReport {
             write!(f, "; keys not used: {}", keys.join(", "))?;
         }
         if self.prompt_repeated > 0 {
-            write!(f, "; in {} rows both sides begin with the whole prompt: is it repeated?", self.prompt_repeated)?;
+            write!(f, "; in {} rows both sides start with the whole prompt: is it duplicated?", self.prompt_repeated)?;
         }
         Ok(())
     }
@@ -135,33 +138,33 @@ pub fn read_files(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<Source
     Ok(read_files_with_reports(paths, options)?.0)
 }
 
-/// [`read_files`] with what was found in each file.
+/// [`read_files`] with a report per file.
 pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, preference_row)
 }
 
-/// Rows that the readers refuse, met by [`read_files_leniently`].
+/// Rows refused by the readers, collected by [`read_files_leniently`].
 #[derive(Debug, Default)]
 pub struct Refused {
-    /// The first of them, each with its place and cause.
+    /// First refused rows, each with its place and cause.
     pub first: Vec<Error>,
-    /// All of them.
+    /// Number of all refused rows.
     pub count: usize,
 }
 
 impl Refused {
-    /// Refused rows that are kept with their cause.
-    pub const KEPT: usize = 20;
+    /// Maximum length of `first`.
+    const KEPT: usize = 20;
 }
 
-/// [`read_files_with_reports`] that leaves out and notes what it refuses: rows, and from damage on the rest of a file.
-/// Files that cannot be opened or read are errors all the same.
+/// [`read_files_with_reports`] that skips and collects what it refuses: rows, and the rest of a
+/// file after damage. Files that cannot be opened or read are still errors.
 pub fn read_files_leniently(
     paths: &[PathBuf],
     options: &ReadOptions,
 ) -> Result<(Vec<SourceRow>, Vec<FileReport>, Refused)> {
     let mut refused = Refused::default();
-    let mut note = |error: Error| match error {
+    let mut on_error = |error: Error| match error {
         Error::Data { .. } => {
             if refused.count < Refused::KEPT {
                 refused.first.push(error);
@@ -171,12 +174,12 @@ pub fn read_files_leniently(
         }
         other => Err(other),
     };
-    let (rows, reports) = read_noting(paths, options, preference_row, &mut note)?;
+    let (rows, reports) = read_with(paths, options, preference_row, &mut on_error)?;
     Ok((rows, reports, refused))
 }
 
-/// All texts of files of any kind, for training a tokenizer: each prompt, message and response once a row, in the
-/// order of the rows. Rows of several formats may stand in one file.
+/// Reads all texts of files of any format, for training a tokenizer: each prompt, message and
+/// response once per row, in row order. A file may mix formats.
 pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
     let options = ReadOptions { mixed_formats: true, ..options.clone() };
     let (rows, _) = read_all(paths, &options, any_row)?;
@@ -200,19 +203,20 @@ pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String
     Ok(texts)
 }
 
-/// Reads a preference row with both sides, or a row for fine-tuning.
+/// Reads a preference row, or a row for supervised fine-tuning.
 fn any_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     let tuning = ["completion", "messages", "text"].iter().any(|key| row.has(key));
     if tuning && !row.has("chosen") && !row.has("rejected") { sft::sft_row(row) } else { preference_row(row) }
 }
 
-/// Reader of one row: its format, its group and whether both sides repeat the prompt.
+/// Reader of one row.
 type RowReader = fn(&mut Row<'_>) -> Result<Parsed, String>;
 
-/// What a reader of one format hands back.
+/// Result of a reader.
 struct Parsed {
     format: Format,
     group: PreferenceGroup,
+    /// True if both sides start with the whole prompt.
     prompt_repeated: bool,
 }
 
@@ -223,26 +227,27 @@ impl Parsed {
 }
 
 fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
-    read_noting(paths, options, reader, &mut Err)
+    read_with(paths, options, reader, &mut Err)
 }
 
-/// Reads files; every defect of a row or file goes to `note`, which ends the reading by handing it back.
-fn read_noting(
+/// Reads files. Every defect of a row or file goes to `on_error`; reading stops if it returns an
+/// error.
+fn read_with(
     paths: &[PathBuf],
     options: &ReadOptions,
     reader: RowReader,
-    note: &mut dyn FnMut(Error) -> Result<()>,
+    on_error: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     if paths.is_empty() {
         return Err(Error::Usage("no input file was given".into()));
     }
     let mut all = Vec::new();
     let mut reports = Vec::with_capacity(paths.len());
-    // Id of each group row and where it first stood.
+    // Id of each group row, with its file and line.
     let mut seen: HashMap<String, (Arc<Path>, usize)> = HashMap::new();
     for path in paths {
         let file: Arc<Path> = Arc::from(path.as_path());
-        let mut found = Found::default();
+        let mut counts = FileCounts::default();
         let mut rows = 0;
         let mut read = |line, object| {
             let mut row = Row::new(object, path, line);
@@ -251,51 +256,54 @@ fn read_noting(
             let id = row.id().to_owned();
             row.rename(options).map_err(|why| fail(&id, why))?;
             let parsed = reader(&mut row).map_err(|why| fail(&id, why))?;
-            found.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
+            counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
             if parsed.format == Format::Group
                 && let Some((other, first)) = seen.insert(id.clone(), (file.clone(), line))
             {
-                let why = format!("the id was already used in {}:{first}; ids must be distinct", other.display());
+                let why = format!(
+                    "the id was already used in {}:{first}; ids of group rows must be distinct",
+                    other.display()
+                );
                 return Err(fail(&id, why));
             }
-            found.ignored_keys.extend(row.unused());
+            counts.ignored_keys.extend(row.unused());
             all.push(SourceRow { group: parsed.group, file: file.clone(), line });
             Ok(())
         };
         let outcome = rows::for_each_row(path, |line, object| {
             rows += 1;
-            object.and_then(|object| read(line, object)).or_else(&mut *note)
+            object.and_then(|object| read(line, object)).or_else(&mut *on_error)
         });
         match outcome {
             Ok(()) if rows == 0 => {
-                note(Error::data(path, 0, None, "the file has no rows; one JSON object a line is expected"))?;
+                on_error(Error::data(path, 0, None, "the file has no rows; expected one JSON object per line"))?;
             }
-            outcome => outcome.or_else(&mut *note)?,
+            outcome => outcome.or_else(&mut *on_error)?,
         }
-        let mut formats: Vec<_> = found.formats.iter().map(|f| (f.format, f.rows)).collect();
+        let mut formats: Vec<_> = counts.formats.iter().map(|f| (f.format, f.rows)).collect();
         formats.sort_unstable();
-        let (ignored_keys, prompt_repeated) = (found.ignored_keys, found.prompt_repeated);
+        let (ignored_keys, prompt_repeated) = (counts.ignored_keys, counts.prompt_repeated);
         reports.push(FileReport { file: path.clone(), formats, ignored_keys, prompt_repeated });
     }
     Ok((all, reports))
 }
 
-/// A format met in a file, the line where it was first met and its rows.
-struct FoundFormat {
+/// Count of one format in a file, with the line of its first row.
+struct FormatCount {
     format: Format,
     first_line: usize,
     rows: usize,
 }
 
-/// Running account of one file.
+/// Running counts of one file.
 #[derive(Default)]
-struct Found {
-    formats: Vec<FoundFormat>,
+struct FileCounts {
+    formats: Vec<FormatCount>,
     ignored_keys: BTreeSet<String>,
     prompt_repeated: usize,
 }
 
-impl Found {
+impl FileCounts {
     fn add(&mut self, parsed: &Parsed, line: usize, options: &ReadOptions) -> Result<(), String> {
         self.prompt_repeated += usize::from(parsed.prompt_repeated);
         if let Some(known) = self.formats.iter_mut().find(|f| f.format == parsed.format) {
@@ -304,12 +312,12 @@ impl Found {
         }
         if let Some(other) = self.formats.first().filter(|_| !options.mixed_formats) {
             return Err(format!(
-                "line {line} is of format \"{}\" but line {} is of format \"{}\"; split the file or pass \
+                "line {line} has format \"{}\" but line {} has format \"{}\"; split the file or pass \
                  --mixed-formats",
                 parsed.format, other.first_line, other.format
             ));
         }
-        self.formats.push(FoundFormat { format: parsed.format, first_line: line, rows: 1 });
+        self.formats.push(FormatCount { format: parsed.format, first_line: line, rows: 1 });
         Ok(())
     }
 }
@@ -325,7 +333,7 @@ fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
         (chosen, _) => {
             let missing = if chosen { "rejected" } else { "chosen" };
             return Err(format!(
-                "\"{missing}\" is missing; a preference row needs chosen and rejected, or use --column-map"
+                "\"{missing}\" is missing; a preference row needs chosen and rejected; rename columns with --column-map"
             ));
         }
     }
@@ -341,24 +349,24 @@ fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     }
 }
 
-/// How a side is written.
+/// Form of a value: plain text or messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Text,
     Chat,
 }
 
-/// Why a row without chosen and rejected cannot be read, judged by the keys it does have.
+/// Message for a row without chosen and rejected; the advice depends on the keys of the row.
 fn not_a_preference_row(row: &Row<'_>) -> String {
     let any = |keys: &[&str]| keys.iter().any(|key| row.has(key));
     let advice = if any(&["prompt_ids", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"]) {
-        "rows that are already token ids are not read; give the text"
+        "rows of token ids are not supported; provide the text"
     } else if any(&["conversations", "instruction"]) {
-        "rows in LLaMA-Factory's shapes are not read; write prompt, chosen and rejected"
+        "LLaMA-Factory formats are not supported; convert the row to prompt, chosen and rejected"
     } else if any(&["completion", "messages", "text"]) {
-        "this looks like a row for `mapl sft`, which has no comparison"
+        "this looks like a row for `mapl sft`: it has no comparison"
     } else {
-        "a preference row needs chosen and rejected, or use --column-map"
+        "a preference row needs chosen and rejected; rename columns with --column-map"
     };
     let keys = row.keys_for_message();
     format!("\"chosen\" and \"rejected\" are missing (the row has {keys}); {advice}")

@@ -1,4 +1,4 @@
-//! Settings of the readers: which keys stand for which, and whether one file may mix formats.
+//! Settings of the readers: the column map, and whether one file may mix formats.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,15 +13,15 @@ const TARGETS: [&str; 10] =
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReadOptions {
-    /// Names of the keys in the input, as chosen=chosen_response,rejected=rejected_response
+    /// Input columns for the keys, e.g. chosen=chosen_response,rejected=rejected_response
     #[arg(long, alias = "column_map", value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
     pub column_map: ColumnMap,
-    /// Let one input file hold rows of several formats
+    /// Allow rows of several formats in one input file
     #[arg(long, alias = "mixed_formats")]
     pub mixed_formats: bool,
 }
 
-/// Which column of the input provides which key. Text form: `key=column`, comma separated.
+/// Map from keys to columns of the input. Text form: `key=column`, comma separated.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ColumnMap(Vec<(String, String)>);
@@ -44,10 +44,10 @@ impl FromStr for ColumnMap {
             };
             let (key, column) = (key.trim(), column.trim());
             if !TARGETS.contains(&key) {
-                return Err(format!("\"{key}\" is no key that a reader uses; known: {}", TARGETS.join(", ")));
+                return Err(format!("\"{key}\" is not a key that a reader uses; known keys: {}", TARGETS.join(", ")));
             }
             if column.is_empty() {
-                return Err(format!("no column is named for \"{key}\""));
+                return Err(format!("no column is given for \"{key}\""));
             }
             if pairs.iter().any(|(known, _)| known == key) {
                 return Err(format!("\"{key}\" is mapped twice"));

@@ -1,9 +1,9 @@
-//! A file as a stream of JSON objects with line numbers: JSONL (one object a line) or one JSON array of objects,
-//! plain or gzip. The kind is found from the first bytes, not from the name.
+//! Reads a file as a stream of JSON objects with line numbers: JSONL (one object per line) or one
+//! JSON array of objects, plain or gzip. The first bytes decide the kind, not the name.
 //!
-//! Refused with a line number: lines above [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes, malformed JSON, nesting
-//! deeper than serde_json allows (128), values that are not objects, and gzip streams that are damaged or cut off.
-//! Other containers (zstd, Parquet) are refused by name.
+//! Refused with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes,
+//! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
+//! gzip streams that are damaged or cut off. Other containers (zstd, Parquet) are refused by name.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -19,29 +19,30 @@ use super::type_name;
 use crate::{Error, Result};
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
-pub const MAX_LINE: usize = 64 << 20;
+const MAX_LINE: usize = 64 << 20;
 
 /// Message for a row above [`MAX_LINE`].
-const TOO_LONG: &str = "the row is longer than 64 MiB; one JSON object a line, or an array of objects, is expected";
+const TOO_LONG: &str = "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
 
-/// What a row turned out to be: its object, or the error that names what is wrong with this row alone.
+/// The object of a row, or an error that concerns only this row.
 type RowResult = Result<Map<String, Value>>;
 
-/// Calls `f` with the line (from 1) and the object of every row, in order. Blank lines are skipped. A row that is no
-/// object reaches `f` as an error, and `f` decides whether reading goes on. Damage behind which no further row can be
-/// told apart (a cut stream, a row that never ends, broken syntax of an array) ends the reading.
-pub fn for_each_row(path: &Path, mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+/// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
+/// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
+/// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
+/// never ends, broken array syntax.
+pub(super) fn for_each_row(path: &Path, mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     if path.is_dir() {
-        return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
+        return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
     }
     let mut raw = BufReader::with_capacity(1 << 18, File::open(path).map_err(Error::io("open", path))?);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
     let refuse = |what: &str| Err(Error::data(path, 0, None, format!("is {what}; convert it to JSONL first")));
     if magic.starts_with(b"\x28\xb5\x2f\xfd") {
-        return refuse("compressed with zstd, which is not read");
+        return refuse("compressed with zstd, which is not supported");
     }
     if magic.starts_with(b"PAR1") {
-        return refuse("a Parquet file, which is not read");
+        return refuse("a Parquet file, which is not supported");
     }
     if magic.starts_with(b"\x1f\x8b") {
         let reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
@@ -76,7 +77,8 @@ fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option
     }
 }
 
-/// A failed read: damage of the compressed stream is the data's fault, anything else the system's.
+/// Classifies a failed read: damage of the compressed stream is a data error, anything else an I/O
+/// error.
 fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
@@ -123,11 +125,11 @@ fn parse_line(bytes: &[u8]) -> Result<Map<String, Value>, String> {
 fn into_object(value: Value) -> Result<Map<String, Value>, String> {
     match value {
         Value::Object(object) => Ok(object),
-        other => Err(format!("the row is {}; a JSON object is expected", type_name(&other))),
+        other => Err(format!("the row is {}; expected a JSON object", type_name(&other))),
     }
 }
 
-/// serde_json's message with its line replaced by the column: the caller knows the line.
+/// serde_json's message, with the line number replaced by the column; the caller knows the line.
 fn json_message(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let why = message.rsplit_once(" at line ").map_or(message.as_str(), |(why, _)| why);
@@ -145,41 +147,43 @@ fn array_rows<R: BufRead>(
     line: usize,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
-    let place = Rc::new(Place { line: Cell::new(line), row_bytes: Cell::new(0) });
-    let mut json = serde_json::Deserializer::from_reader(Counted { inner: reader, place: place.clone() });
+    let position = Rc::new(ArrayPosition { line: Cell::new(line), row_bytes: Cell::new(0) });
+    let mut json = serde_json::Deserializer::from_reader(CountingReader { inner: reader, position: position.clone() });
     let mut failure = None;
-    let outcome = json.deserialize_seq(Elements { place: &place, path, f, failure: &mut failure });
+    let outcome = json.deserialize_seq(Elements { position: &position, path, f, failure: &mut failure });
     let outcome = outcome.and_then(|()| json.end());
     match (failure, outcome) {
         (Some(failure), _) => Err(failure),
         (None, Ok(())) => Ok(()),
-        (None, Err(_)) if place.row_bytes.get() > MAX_LINE => Err(Error::data(path, place.line.get(), None, TOO_LONG)),
-        (None, Err(e)) if e.is_io() => Err(read_error(path, place.line.get(), e.into())),
+        (None, Err(_)) if position.row_bytes.get() > MAX_LINE => {
+            Err(Error::data(path, position.line.get(), None, TOO_LONG))
+        }
+        (None, Err(e)) if e.is_io() => Err(read_error(path, position.line.get(), e.into())),
         (None, Err(e)) => Err(Error::data(path, (line + e.line()).saturating_sub(1), None, json_message(&e))),
     }
 }
 
-/// Where the reader of an array stands.
-struct Place {
+/// Position of the array reader.
+struct ArrayPosition {
     line: Cell<usize>,
     /// Bytes since the start of the current element.
     row_bytes: Cell<usize>,
 }
 
-/// Counts lines and bounds the bytes of one element. serde_json asks for one byte at a time and looks ahead by one
-/// byte, so the count is exact at the start of an element.
-struct Counted<R> {
+/// Counts lines and limits the bytes of one element. serde_json reads one byte at a time and looks
+/// ahead by one byte, so the count is exact at the start of an element.
+struct CountingReader<R> {
     inner: R,
-    place: Rc<Place>,
+    position: Rc<ArrayPosition>,
 }
 
-impl<R: Read> Read for Counted<R> {
+impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
         let newlines = buffer[..read].iter().filter(|&&b| b == b'\n').count();
-        self.place.line.set(self.place.line.get() + newlines);
-        self.place.row_bytes.set(self.place.row_bytes.get() + read);
-        if self.place.row_bytes.get() > MAX_LINE {
+        self.position.line.set(self.position.line.get() + newlines);
+        self.position.row_bytes.set(self.position.row_bytes.get() + read);
+        if self.position.row_bytes.get() > MAX_LINE {
             return Err(io::Error::other(TOO_LONG));
         }
         Ok(read)
@@ -187,7 +191,7 @@ impl<R: Read> Read for Counted<R> {
 }
 
 struct Elements<'a> {
-    place: &'a Place,
+    position: &'a ArrayPosition,
     path: &'a Path,
     f: &'a mut dyn FnMut(usize, RowResult) -> Result<()>,
     failure: &'a mut Option<Error>,
@@ -201,7 +205,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some((line, value)) = seq.next_element_seed(Element(self.place))? {
+        while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
             let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
             if let Err(failure) = (self.f)(line, row) {
                 *self.failure = Some(failure);
@@ -212,8 +216,8 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 }
 
-/// One element of the array with the line it starts on.
-struct Element<'a>(&'a Place);
+/// Reads one element of the array, with the line where it starts.
+struct Element<'a>(&'a ArrayPosition);
 
 impl<'de> DeserializeSeed<'de> for Element<'_> {
     type Value = (usize, Value);

@@ -1,9 +1,10 @@
-//! Rows for supervised fine-tuning: `{"prompt", "completion"}` as text or messages, `{"messages"}`, `{"text"}`, and
-//! preference rows, whose chosen side is used.
+//! Rows for supervised fine-tuning: `{"prompt", "completion"}` as text or messages, `{"messages"}`,
+//! `{"text"}`, and the chosen sides of preference rows.
 //!
-//! A row becomes a group whose responses answer the prompt of the same index, with no comparison: a form for inside
-//! the program, never written to disk. A conversation gives one prompt and response for every assistant turn. Plain
-//! text is a response under an empty prompt. A preference group gives the positive term of each base comparison.
+//! A row becomes a group without comparisons; each response answers the prompt with the same index.
+//! This form exists only in memory and is never written to disk. A conversation gives one prompt
+//! and response per assistant turn. Plain text is a response under an empty prompt. A preference
+//! group gives the positive term of each base comparison.
 
 use std::path::PathBuf;
 
@@ -12,7 +13,7 @@ use super::fields::{Row, not_empty, split_response};
 use super::{FileReport, Format, Parsed, ReadOptions, Shape, SourceRow, preference_row, read_all};
 use crate::Result;
 
-/// Reads files for supervised fine-tuning, with what was found in each.
+/// Reads files for supervised fine-tuning, with a report per file.
 pub fn read_sft_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, sft_row)
 }
@@ -22,7 +23,7 @@ pub fn sft_pairs(group: &PreferenceGroup) -> Vec<(usize, usize)> {
     (0..group.prompts.len().min(group.responses.len())).map(|i| (i, i)).collect()
 }
 
-/// Reads a row of any form that fine-tuning takes.
+/// Reads a row of any format that supervised fine-tuning accepts.
 pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
@@ -43,8 +44,8 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
         [] => {
             let keys = row.keys_for_message();
             return Err(format!(
-                "no text to train on (the row has {keys}); give prompt and completion, messages, text, or chosen and \
-                 rejected, or use --column-map"
+                "no text to train on (the row has {keys}); provide prompt and completion, messages, text, or chosen and \
+                 rejected, or rename columns with --column-map"
             ));
         }
         _ => return Err(format!("only one of {} may be given", format.join(", "))),
@@ -63,7 +64,7 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed::new(format, group))
 }
 
-/// Replaces the comparisons by the chosen sides of the base comparisons.
+/// Replaces the comparisons with the chosen sides of the base comparisons.
 fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
     let base = group.comparisons.iter().filter(|c| c.kind == Kind::Base && c.terms.len() == 2);
     let mut pairs: Vec<(usize, usize)> =
@@ -71,7 +72,7 @@ fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
     pairs.sort_unstable();
     pairs.dedup();
     if pairs.is_empty() {
-        return Err("the row has no base comparison, so no chosen response to train on".into());
+        return Err("the row has no base comparison, so it has no chosen response to train on".into());
     }
     let prompts = pairs.iter().map(|&(p, _)| group.prompts[p].clone()).collect();
     let responses = pairs.iter().map(|&(_, r)| group.responses[r].clone()).collect();
@@ -86,7 +87,7 @@ type Pairs = Vec<(Prompt, Response)>;
 
 fn completion(row: &mut Row<'_>) -> Result<Pairs, String> {
     match (row.text_or_chat("prompt")?, row.text_or_chat("completion")?) {
-        (None, _) => Err("\"prompt\" is missing; completions need one".into()),
+        (None, _) => Err("\"prompt\" is missing; a completion needs a prompt".into()),
         (Some(Shape::Text), Some(Shape::Text)) => {
             let response = not_empty(Response::Text(row.text("completion")?), "\"completion\"")?;
             Ok(vec![(Prompt::Text(row.text("prompt")?), response)])
@@ -99,7 +100,7 @@ fn completion(row: &mut Row<'_>) -> Result<Pairs, String> {
     }
 }
 
-/// One pair for every assistant turn of `turns`, which continue `before`.
+/// Returns one pair per assistant turn of `turns`, which continue `before`.
 fn answers(before: Vec<Message>, turns: Vec<Message>, what: &str) -> Result<Pairs, String> {
     let mut pairs = Vec::new();
     let mut context = before;
@@ -109,7 +110,7 @@ fn answers(before: Vec<Message>, turns: Vec<Message>, what: &str) -> Result<Pair
         if answer {
             let (prompt, response) = split_response(context.clone(), what)?;
             if prompt.is_empty() {
-                return Err(format!("{what} begins with the assistant; a user or system turn must come first"));
+                return Err(format!("{what} starts with an assistant turn; a user or system turn must come first"));
             }
             pairs.push((Prompt::Messages(prompt), response));
         }

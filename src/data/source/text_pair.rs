@@ -1,31 +1,38 @@
-//! Pairs of plain text, with a prompt (`prompt`, `chosen`, `rejected`) or without (`chosen`, `rejected` that begin
-//! alike). Text is never edited: prompt and response together are always the text that was given.
+//! Pairs of plain text, with a prompt (`prompt`, `chosen`, `rejected`) or without (`chosen` and
+//! `rejected` with a common prefix). Text is never edited: prompt and response together are always
+//! the given text.
 //!
-//! Without a prompt, the prompt is what both sides share, cut back to a place where a word boundary follows in both:
-//! white space, which opens the next word in byte-level and SentencePiece vocabularies alike. Text without such a
-//! place is cut behind the last shared punctuation mark, or not at all. Cutting back never changes a comparison: the
-//! shared words move into both responses, where they score alike.
+//! Without a prompt, the prompt is the common prefix of both sides, cut back to a place where white
+//! space follows in both. White space starts the next word in byte-level and SentencePiece
+//! vocabularies alike. Text without such a place is cut after the last shared punctuation mark, or
+//! not at all. Cutting back never changes a comparison: the shared words move into both responses,
+//! where they score alike.
 
 use super::super::group::{PreferenceGroup, Prompt, Response};
 use super::fields::{Row, not_empty};
 use super::{Format, Parsed};
 
-pub fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (prompt, chosen, rejected) = (row.text("prompt")?, row.text("chosen")?, row.text("rejected")?);
     let repeated = !prompt.trim().is_empty() && chosen.starts_with(&prompt) && rejected.starts_with(&prompt);
     let group = pair(row, prompt, chosen, rejected)?;
     Ok(Parsed { format: Format::TextExplicit, group, prompt_repeated: repeated })
 }
 
-pub fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (chosen, rejected) = (row.text("chosen")?, row.text("rejected")?);
     let cut = shared_prompt(&chosen, &rejected);
     let group = pair(row, chosen[..cut].to_owned(), chosen[cut..].to_owned(), rejected[cut..].to_owned())?;
     Ok(Parsed::new(Format::TextImplicit, group))
 }
 
-/// A group of one text pair, with the row's margin and template settings.
-pub fn pair(row: &mut Row<'_>, prompt: String, chosen: String, rejected: String) -> Result<PreferenceGroup, String> {
+/// Builds a group from one text pair, with the row's margin and template settings.
+pub(super) fn pair(
+    row: &mut Row<'_>,
+    prompt: String,
+    chosen: String,
+    rejected: String,
+) -> Result<PreferenceGroup, String> {
     let chosen = not_empty(Response::Text(chosen), "\"chosen\"")?;
     let rejected = not_empty(Response::Text(rejected), "\"rejected\"")?;
     let margin = row.margin()?;
@@ -34,22 +41,23 @@ pub fn pair(row: &mut Row<'_>, prompt: String, chosen: String, rejected: String)
     Ok(group)
 }
 
-/// Bytes of the prompt that both sides share (rule in the head of this file). Neither side is used up by it.
+/// Length in bytes of the prompt shared by both sides (rule at the top of this file). Neither
+/// response becomes empty.
 fn shared_prompt(a: &str, b: &str) -> usize {
     let shared: usize = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
-    // The prompt may end at `shared` itself only when both sides go on.
+    // The prompt may end at `shared` itself only if both sides continue after it.
     let starts =
         |cut: usize, test: fn(char) -> bool| [a, b].iter().all(|side| side[cut..].chars().next().is_some_and(test));
     let ends = |cut: usize, test: fn(char) -> bool| a[..cut].chars().next_back().is_some_and(test);
     let cuts = || (1..=shared).rev().filter(|&cut| a.is_char_boundary(cut));
     cuts()
         .find(|&cut| starts(cut, char::is_whitespace) && ends(cut, |c| !c.is_whitespace()))
-        .or_else(|| cuts().find(|&cut| starts(cut, |_| true) && ends(cut, is_mark)))
+        .or_else(|| cuts().find(|&cut| starts(cut, |_| true) && ends(cut, is_punctuation)))
         .unwrap_or(0)
 }
 
-/// Neither letter, digit nor white space.
-fn is_mark(c: char) -> bool {
+/// True if the character is neither a letter, a digit nor white space.
+fn is_punctuation(c: char) -> bool {
     !c.is_alphanumeric() && !c.is_whitespace()
 }
 
@@ -70,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_side_is_used_up() {
+    fn neither_response_becomes_empty() {
         assert_eq!(split("one two three", "one two"), ("one", " two three", " two"));
         assert_eq!(split("same words", "same words"), ("same", " words", " words"));
         assert_eq!(split("abc", "abd"), ("", "abc", "abd"));
@@ -78,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn text_without_white_space_is_cut_behind_a_mark() {
+    fn text_without_white_space_is_cut_after_punctuation() {
         assert_eq!(split("問題：答案甲", "問題：答案乙"), ("問題：", "答案甲", "答案乙"));
         // Multi-byte characters that share leading bytes must not be cut apart.
         assert_eq!(split("é", "è"), ("", "é", "è"));

@@ -1,5 +1,5 @@
-//! Properties of the artificial language: quality is the subject, nothing else predicts it, and the instruction
-//! functions can be built in both directions.
+//! Properties of the artificial language: quality is the subject, nothing else predicts it, and
+//! instruction functions are feasible in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,7 +41,7 @@ fn topics_of(text: &str) -> Vec<usize> {
         .collect()
 }
 
-/// Share of content words on the topic asked for.
+/// Share of content words on the requested topic.
 fn share(topic: usize, text: &str) -> f64 {
     let topics = topics_of(text);
     topics.iter().filter(|&&t| t == topic).count() as f64 / topics.len() as f64
@@ -52,7 +52,7 @@ fn sentences(text: &str) -> usize {
 }
 
 #[test]
-fn content_words_are_distinct_long_enough_and_contain_none_of_another() {
+fn content_words_are_distinct_long_enough_and_not_contained_in_each_other() {
     let content: Vec<&str> = TOPICS.iter().flat_map(|t| t.words).collect();
     assert_eq!(content.iter().collect::<BTreeSet<_>>().len(), 120);
     for (i, word) in content.iter().enumerate() {
@@ -60,7 +60,8 @@ fn content_words_are_distinct_long_enough_and_contain_none_of_another() {
         for (j, other) in content.iter().enumerate() {
             assert!(i == j || !other.contains(word), "{other} contains {word}");
         }
-        // Rules exclude keywords that stand in the prompt, matched as substrings: no topic word may be lost that way.
+        // Keywords that occur in the prompt as substrings are excluded; this must not exclude a
+        // topic word.
         let prompt_parts = TOPICS.iter().map(|t| t.name).chain(REQUESTS).chain(AUDIENCES).chain(DAYS);
         for part in prompt_parts {
             assert!(!part.to_lowercase().contains(word), "{part} contains {word}");
@@ -97,11 +98,13 @@ fn the_chosen_response_is_on_topic_and_the_rejected_one_is_not() {
         assert!(good >= 2.0 / 3.0 && bad <= 1.0 / 3.0, "{good} {bad} {group:?}");
         strayed += usize::from(good < 1.0) + usize::from(bad > 0.0);
     }
-    // 40 % of the pairs stray on one side, less the few responses too short to give a third away.
+    // 40 % of the pairs stray on one side, except for the few responses too short to replace a
+    // third.
     assert!((1300..1700).contains(&strayed), "{strayed}");
 }
 
-/// Share of pairs in which the chosen response has the larger value, among those where the values differ.
+/// Share of pairs in which the chosen response has the larger value, among pairs with different
+/// values.
 fn larger_when_chosen(groups: &[PreferenceGroup], measure: impl Fn(&str) -> usize) -> f64 {
     let (mut larger, mut differ) = (0usize, 0usize);
     for group in groups {
@@ -110,12 +113,12 @@ fn larger_when_chosen(groups: &[PreferenceGroup], measure: impl Fn(&str) -> usiz
         larger += usize::from(c > r);
         differ += usize::from(c != r);
     }
-    assert!(differ * 5 > groups.len(), "the measure says something about too few pairs: {differ}");
+    assert!(differ * 5 > groups.len(), "the values differ in too few pairs: {differ}");
     larger as f64 / differ as f64
 }
 
 #[test]
-fn nothing_in_the_responses_alone_predicts_the_side() {
+fn nothing_in_the_responses_predicts_the_side_without_the_prompt() {
     let groups = rows(10_000, 3, Split::Train);
     let distinct = |text: &str| topics_of(text).into_iter().collect::<BTreeSet<_>>().len();
     let vocabulary = |text: &str| tokens(text).into_iter().collect::<BTreeSet<_>>().len();
@@ -189,14 +192,14 @@ fn most_pairs_admit_each_instruction_function_in_both_directions() {
         tokens(text).into_iter().filter(|w| w.len() >= 4).collect()
     }
     let last = |text: &str| tokens(text).last().unwrap().to_string();
-    // A two-sided threshold lies between the counts, so different counts give both directions.
+    // A two-sided threshold is between the counts, so different counts give both directions.
     assert!(percent(&|a, b| tokens(a).len() != tokens(b).len()) >= 85);
     assert!(percent(&|a, b| sentences(a) != sentences(b)) >= 65);
-    // A keyword of one response that the other lacks: existence, forbidden words and frequency.
+    // A keyword that only one response has: existence, forbidden words and frequency.
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 1) >= 99);
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 2) >= 90);
     assert!(percent(&|a, b| last(a) != last(b)) >= 97);
-    // Repeats: a keyword that occurs two times or more lets the frequency function use numbers above one.
+    // A keyword that occurs at least twice lets the frequency function use numbers above one.
     let repeats = groups.iter().filter(|g| keywords(both(g).0).len() + 2 <= topics_of(both(g).0).len()).count();
     assert!(repeats * 5 > groups.len() * 2, "{repeats}");
 }
@@ -208,7 +211,8 @@ fn a_file_in_a_folder_that_does_not_exist_is_an_error_with_its_path() {
     assert_eq!(error.exit_code(), 1);
 }
 
-/// A small byte-level vocabulary is enough for one token a word, so that counting words is counting tokens.
+/// With a small byte-level vocabulary almost every word is one token, so word counts are token
+/// counts.
 #[test]
 fn a_vocabulary_of_768_tokens_makes_almost_every_word_one_token() {
     use tokenizers::models::bpe::{BPE, BpeTrainer};

@@ -1,12 +1,12 @@
-//! Vocabulary of the artificial language. Content words have four letters or more and none contains another, so a
-//! checker that matches substrings finds exactly the words that were written; openers have three letters or fewer,
-//! so no keyword function picks one.
+//! Vocabulary of the artificial language. Content words have at least four letters and none
+//! contains another, so a checker that matches substrings finds exactly the written words. Openers
+//! have at most three letters, so no keyword function picks one.
 
 /// One subject of a request.
 pub(super) struct Topic {
-    /// How a prompt names it; no content word occurs in it.
+    /// Name in prompts; contains no content word.
     pub name: &'static str,
-    /// The words of responses about it; no other topic has them.
+    /// Words of responses about the topic; no other topic has them.
     pub words: [&'static str; 12],
 }
 
@@ -47,7 +47,7 @@ pub(super) const REQUESTS: [&str; 8] = [
     "Write a line about",
 ];
 
-/// For whom; follows the topic after "for".
+/// Audience of a request; follows the topic after "for".
 pub(super) const AUDIENCES: [&str; 16] = [
     "children",
     "visitors",
@@ -67,8 +67,8 @@ pub(super) const AUDIENCES: [&str; 16] = [
     "pilots",
 ];
 
-/// When; ends the prompt after "on".
+/// Day of a request; ends the prompt after "on".
 pub(super) const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
 
-/// First word of every sentence of a response: the capital letter marks where a sentence begins.
+/// First word of every sentence of a response; its capital letter marks the start of the sentence.
 pub(super) const OPENERS: [&str; 6] = ["The", "Our", "His", "Her", "My", "One"];

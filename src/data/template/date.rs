@@ -1,10 +1,11 @@
-//! `strftime_now` for chat templates. The clock is read once per process, in UTC, or taken from `SOURCE_DATE_EPOCH`
-//! (seconds since 1970) to repeat a run of another day. Codes that depend on a locale or time zone are refused.
+//! `strftime_now` for chat templates. The clock is read once per process, in UTC, or set by
+//! `SOURCE_DATE_EPOCH` (seconds since 1970) to repeat a run of another day. Codes that depend on a
+//! locale or time zone are refused.
 
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// End of the year 9999; later years have no four digits.
+/// End of the year 9999; later years do not fit in four digits.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -37,18 +38,19 @@ pub fn frozen_date() -> String {
     format!("{:04}-{:02}-{:02}", date.year, date.month, date.day)
 }
 
-pub fn strftime_now(format: &str) -> Result<String, String> {
+/// Formats the frozen time.
+pub(super) fn strftime_now(format: &str) -> Result<String, String> {
     strftime(*NOW, format)
 }
 
-/// A moment as `YYYY-MM-DD HH:MM:SS`, in UTC.
+/// Formats a time in seconds since 1970 as `YYYY-MM-DD HH:MM:SS`, in UTC.
 pub fn utc(seconds: u64) -> String {
     let date = Date::new(seconds.min(LAST_SECOND));
     let (hour, minute, second) = (date.second / 3600, date.second / 60 % 60, date.second % 60);
     format!("{:04}-{:02}-{:02} {hour:02}:{minute:02}:{second:02}", date.year, date.month, date.day)
 }
 
-/// A moment in UTC.
+/// Date and time in UTC.
 struct Date {
     year: u64,
     /// 1 to 12.
@@ -90,7 +92,7 @@ impl Date {
 fn strftime(seconds: u64, format: &str) -> Result<String, String> {
     let date = Date::new(seconds);
     let (hour, minute, second) = (date.second / 3600, date.second / 60 % 60, date.second % 60);
-    let half = if hour % 12 == 0 { 12 } else { hour % 12 };
+    let hour12 = if hour % 12 == 0 { 12 } else { hour % 12 };
     let (month, weekday) = (MONTHS[date.month as usize - 1], DAYS[date.weekday as usize]);
     let mut out = String::new();
     let mut chars = format.chars();
@@ -101,11 +103,11 @@ fn strftime(seconds: u64, format: &str) -> Result<String, String> {
         }
         let mut code = chars.next();
         // `%-d` is `%d` without its leading zero.
-        let bare = code == Some('-');
-        if bare {
+        let unpadded = code == Some('-');
+        if unpadded {
             code = chars.next();
         }
-        let number = |value: u64, width: usize| if bare { value.to_string() } else { format!("{value:0width$}") };
+        let number = |value: u64, width: usize| if unpadded { value.to_string() } else { format!("{value:0width$}") };
         let text = match code {
             Some('Y') => number(date.year, 4),
             Some('y') => number(date.year % 100, 2),
@@ -113,7 +115,7 @@ fn strftime(seconds: u64, format: &str) -> Result<String, String> {
             Some('d') => number(date.day, 2),
             Some('j') => number(date.day_of_year, 3),
             Some('H') => number(hour, 2),
-            Some('I') => number(half, 2),
+            Some('I') => number(hour12, 2),
             Some('M') => number(minute, 2),
             Some('S') => number(second, 2),
             Some('w') => date.weekday.to_string(),
@@ -138,8 +140,8 @@ mod tests {
     use super::strftime;
 
     #[test]
-    fn dates_are_those_of_the_calendar() {
-        // Values of Python's datetime.fromtimestamp(t, timezone.utc).strftime(...).
+    fn dates_match_the_calendar() {
+        // Expected values are from Python's datetime.fromtimestamp(t, timezone.utc).strftime(...).
         let all = "%Y-%m-%d %H:%M:%S %a %A %b %B %j %y %I %p %-d %w %%";
         assert_eq!(
             strftime(951_827_696, all).unwrap(),

@@ -1,20 +1,22 @@
-//! The `tojson` filter as transformers defines it: Python's `json.dumps` with `", "` and `": "`, characters outside
-//! ASCII kept unless `ensure_ascii`, no HTML escaping, keys in their given order unless `sort_keys`.
+//! The `tojson` filter as transformers defines it: Python's `json.dumps` with `", "` and `": "`.
+//! Characters outside ASCII are kept unless `ensure_ascii` is set, HTML is not escaped, and keys
+//! keep their order unless `sort_keys` is set.
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 
 /// Settings of one call.
-struct Layout {
+struct JsonFormat {
     ensure_ascii: bool,
     sort_keys: bool,
-    /// Text of one level of indentation; `None` writes one line.
+    /// Text of one indentation level; `None` writes a single line.
     indent: Option<String>,
     between_items: String,
     after_key: String,
 }
 
-pub fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
+/// Writes a value as JSON with the keyword arguments of the filter.
+pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let refuse = |why: String| Error::new(ErrorKind::InvalidOperation, why);
     let optional = |name: &str| -> Result<Option<Value>, Error> {
         Ok(kwargs.get::<Option<Value>>(name)?.filter(|value| !value.is_none() && !value.is_undefined()))
@@ -24,20 +26,27 @@ pub fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
         Some(value) => match (value.as_str(), u8::try_from(value.clone())) {
             (Some(text), _) => Some(text.to_owned()),
             (None, Ok(spaces)) => Some(" ".repeat(spaces.into())),
-            (None, Err(_)) => return Err(refuse(format!("tojson: indent {value} is no width"))),
+            (None, Err(_)) => {
+                return Err(refuse(format!("tojson: indent {value} must be a string or a number of spaces up to 255")));
+            }
         },
     };
     let (between_items, after_key) = match optional("separators")? {
-        // Python drops the space behind the comma when every item has a line of its own.
+        // Python drops the space after the comma if every item is on a separate line.
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
-        Some(pair) => match <(String, String)>::try_from_pair(&pair) {
+        Some(pair) => match string_pair(&pair) {
             Some(pair) => pair,
             None => return Err(refuse("tojson: separators must be two strings".into())),
         },
     };
     let flag = |name: &str| Ok::<_, Error>(optional(name)?.is_some_and(|value| value.is_true()));
-    let layout =
-        Layout { ensure_ascii: flag("ensure_ascii")?, sort_keys: flag("sort_keys")?, indent, between_items, after_key };
+    let layout = JsonFormat {
+        ensure_ascii: flag("ensure_ascii")?,
+        sort_keys: flag("sort_keys")?,
+        indent,
+        between_items,
+        after_key,
+    };
     kwargs.assert_all_used()?;
     if value.is_undefined() {
         return Err(refuse("tojson: the value is undefined".into()));
@@ -49,21 +58,15 @@ pub fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
 }
 
 /// Reads a two-element sequence of strings.
-trait TryFromPair: Sized {
-    fn try_from_pair(value: &Value) -> Option<Self>;
-}
-
-impl TryFromPair for (String, String) {
-    fn try_from_pair(value: &Value) -> Option<Self> {
-        let items: Vec<Value> = value.try_iter().ok()?.collect();
-        match &items[..] {
-            [a, b] => Some((a.as_str()?.to_owned(), b.as_str()?.to_owned())),
-            _ => None,
-        }
+fn string_pair(value: &Value) -> Option<(String, String)> {
+    let items: Vec<Value> = value.try_iter().ok()?.collect();
+    match &items[..] {
+        [a, b] => Some((a.as_str()?.to_owned(), b.as_str()?.to_owned())),
+        _ => None,
     }
 }
 
-impl Layout {
+impl JsonFormat {
     fn write(&self, value: &serde_json::Value, depth: usize, out: &mut String) {
         match value {
             serde_json::Value::Null => out.push_str("null"),
@@ -146,7 +149,8 @@ impl Layout {
     }
 }
 
-/// Python's `repr` of a float: shortest digits that read back, an exponent below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits that round-trip, with an exponent below 1e-4 and
+/// from 1e16 on.
 pub(super) fn python_float(x: f64) -> String {
     let scientific = format!("{x:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
@@ -164,7 +168,7 @@ mod tests {
     use super::python_float;
 
     #[test]
-    fn floats_are_spelt_as_python_spells_them() {
+    fn floats_are_printed_as_in_python() {
         let cases = [(1.0, "1.0"), (0.1, "0.1"), (1e16, "1e+16"), (1e15, "1000000000000000.0"), (1.5e-5, "1.5e-05")];
         for (x, expected) in cases {
             assert_eq!(python_float(x), expected);

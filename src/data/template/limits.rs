@@ -1,8 +1,10 @@
-//! What a chat template may use up. A template is a program that came with a model folder: it gets a number of
-//! instructions and a length of text far above what any conversation needs, and built-ins that would run or grow
-//! without end for some arguments are replaced by ones that refuse those arguments.
+//! Resource limits of a chat template. A template is a program that came with a model folder. It
+//! gets budgets of instructions and output far above the needs of any conversation. Built-ins that
+//! would run or grow without bound for some arguments are replaced by versions that refuse those
+//! arguments.
 //!
-//! Not bounded: what single values hold inside a template, such as a text that is joined to itself over and over.
+//! Not limited: the size of single values inside a template, such as a text that is repeatedly
+//! joined to itself.
 
 use std::io;
 
@@ -10,25 +12,25 @@ use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-/// Instructions of one rendering: 1000 turns at 5000 each, a fraction of a second of work.
-pub const MAX_INSTRUCTIONS: u64 = 5_000_000;
+/// Instruction budget of one rendering: 1000 turns at 5000 each, a fraction of a second of work.
+pub(super) const MAX_INSTRUCTIONS: u64 = 5_000_000;
 
-/// Bytes of one rendering: twice the longest row that is read.
-pub const MAX_TEXT: usize = 128 << 20;
+/// Maximum output bytes of one rendering: twice the longest accepted row.
+pub(super) const MAX_TEXT: usize = 128 << 20;
 
-/// Largest width that padding and indentation take, and largest number of parts of a split list.
+/// Maximum width of padding and indentation, and maximum number of parts of a split list.
 const MAX_WIDTH: usize = 10_000;
 
-/// Sets the limits of an environment; called after everything else is registered.
-pub fn apply(env: &mut Environment<'static>) {
+/// Sets the limits of an environment; must be called after everything else is registered.
+pub(super) fn apply(env: &mut Environment<'static>) {
     env.set_fuel(Some(MAX_INSTRUCTIONS));
-    env.set_unknown_method_callback(method);
+    env.set_unknown_method_callback(python_method);
     env.add_filter("indent", indent);
     env.add_filter("slice", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
-        width(count).and_then(|count| filters::slice(state, value, count, fill))
+        check_width(count).and_then(|count| filters::slice(state, value, count, fill))
     });
     env.add_filter("batch", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
-        width(count).and_then(|count| filters::batch(state, value, count, fill))
+        check_width(count).and_then(|count| filters::batch(state, value, count, fill))
     });
     env.add_filter("format", |state: &State<'_, '_>, text: &Value, values: Rest<Value>| {
         percent_widths(text.as_str().unwrap_or_default(), &values)?;
@@ -40,8 +42,8 @@ fn refuse(why: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
-fn width(count: usize) -> Result<usize, Error> {
-    if count > MAX_WIDTH { Err(refuse(format!("{count} is above the largest width {MAX_WIDTH}"))) } else { Ok(count) }
+fn check_width(count: usize) -> Result<usize, Error> {
+    if count > MAX_WIDTH { Err(refuse(format!("{count} is above the maximum width {MAX_WIDTH}"))) } else { Ok(count) }
 }
 
 fn indent(
@@ -52,40 +54,43 @@ fn indent(
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
     let named = kwargs.get::<Option<usize>>("width")?;
-    width(by.or(named).unwrap_or(0))?;
+    check_width(by.or(named).unwrap_or(0))?;
     filters::indent(value, by, first, blank, kwargs)
 }
 
-/// Refuses numbers in one conversion of a format, such as the `12.3` of `%12.3f`, that are too large.
-fn numbers(conversion: &str) -> Result<(), Error> {
+/// Refuses numbers that are too large in one conversion of a format, such as the `12.3` of
+/// `%12.3f`.
+fn check_numbers(conversion: &str) -> Result<(), Error> {
     let digits = conversion.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
-    digits.map(|digits| width(digits.parse().unwrap_or(usize::MAX))).try_for_each(|checked| checked.map(|_| ()))
+    digits.map(|digits| check_width(digits.parse().unwrap_or(usize::MAX))).try_for_each(|checked| checked.map(|_| ()))
 }
 
-/// Checks the widths of a text for `format`, those that a star takes from the values included.
+/// Checks the widths in a text for the filter `format`, including widths that a star takes from the
+/// values.
 fn percent_widths(text: &str, values: &[Value]) -> Result<(), Error> {
     for part in text.split('%').skip(1) {
-        // A key in parentheses may stand first.
+        // A key in parentheses may come first.
         let part = part.strip_prefix('(').and_then(|key| key.split_once(')')).map_or(part, |(_, rest)| rest);
         let end = part.find(|c: char| !c.is_ascii_digit() && !"-+ #.*".contains(c)).unwrap_or(part.len());
-        numbers(&part[..end])?;
+        check_numbers(&part[..end])?;
         if part[..end].contains('*') {
             for value in values.iter().filter(|value| value.kind() == ValueKind::Number) {
-                width(value.as_i64().map_or(usize::MAX, |number| number.unsigned_abs() as usize))?;
+                check_width(value.as_i64().map_or(usize::MAX, |number| number.unsigned_abs() as usize))?;
             }
         }
     }
     Ok(())
 }
 
-/// Checks the widths of a text for the method `format`: the numbers behind a colon in braces.
+/// Checks the widths in a text for the method `format`: the numbers after a colon in braces.
 fn brace_widths(text: &str) -> Result<(), Error> {
     let fields = text.split('{').skip(1).filter_map(|part| part.split('}').next());
-    fields.filter_map(|field| field.split_once(':')).try_for_each(|(_, conversion)| numbers(conversion))
+    fields.filter_map(|field| field.split_once(':')).try_for_each(|(_, conversion)| check_numbers(conversion))
 }
 
-/// Python's methods. Counting the empty text never ends in the library; Python counts the gaps.
-fn method(state: &State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+/// Python's methods. Counting the empty text never ends in minijinja's version; Python counts the
+/// gaps between characters.
+fn python_method(state: &State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     match (method, value.as_str(), args) {
         ("count", Some(text), [what]) if what.as_str() == Some("") => return Ok(Value::from(text.chars().count() + 1)),
         ("format", Some(text), _) => brace_widths(text)?,
@@ -94,15 +99,15 @@ fn method(state: &State<'_, '_>, value: &Value, method: &str, args: &[Value]) ->
     unknown_method_callback(state, value, method, args)
 }
 
-/// The text of a rendering, up to [`MAX_TEXT`] bytes.
+/// Output of a rendering, up to [`MAX_TEXT`] bytes.
 #[derive(Default)]
-pub struct Text {
+pub(super) struct BoundedText {
     pub bytes: Vec<u8>,
-    /// The text would have been longer.
+    /// True if the output would have been longer.
     pub overflowed: bool,
 }
 
-impl io::Write for Text {
+impl io::Write for BoundedText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > MAX_TEXT {
             self.overflowed = true;
@@ -127,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_without_end_runs_out_of_instructions() {
+    fn an_endless_loop_runs_out_of_instructions() {
         let inner = "{% for b in range(99999) %}{% set x = a + b %}{% endfor %}";
         let why = render(&format!("{{% for a in range(99999) %}}{inner}{{% endfor %}}")).unwrap_err();
         assert!(why.contains("5000000 instructions"), "{why}");
@@ -137,13 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_end_is_refused() {
+    fn an_endless_text_is_refused() {
         let why = render("{% set a = 'x' * 1000000 %}{% for i in range(1000) %}{{ a }}{% endfor %}").unwrap_err();
         assert!(why.contains("more than 128 MiB"), "{why}");
     }
 
     #[test]
-    fn vast_widths_are_refused_and_others_work() {
+    fn huge_widths_are_refused_and_others_work() {
         for source in [
             "'a'|indent(99999999999, true)",
             "'a'|indent(width=10001)",
@@ -155,7 +160,7 @@ mod tests {
             "'{:>99999999999}'.format(1)",
         ] {
             let why = render(&format!("{{{{ {source} }}}}")).unwrap_err();
-            assert!(why.contains("above the largest width"), "{source}: {why}");
+            assert!(why.contains("above the maximum width"), "{source}: {why}");
         }
         for (source, expected) in [
             ("'a\nb'|indent(2)", "a\n  b"),

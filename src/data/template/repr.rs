@@ -1,13 +1,14 @@
-//! Lists and dicts printed as Python prints them: templates that write `{{ tools }}` rely on it. Strings inside them
-//! take single quotes unless they hold one and no double quote. Control characters are escaped; Python also escapes
-//! unassigned code points, which here stand as they are.
+//! Lists and dicts printed as in Python; templates that write `{{ tools }}` rely on it. Strings
+//! inside them take single quotes unless they contain a single quote and no double quote. Control
+//! characters are escaped. Python also escapes unassigned code points; here they are kept
+//! unchanged.
 
 use minijinja::value::{Value, ValueKind};
 
 use super::json::python_float;
 
-/// Python's `repr` of a container; `None` for any other value, which prints the same either way.
-pub fn container(value: &Value) -> Option<String> {
+/// Python's `repr` of a container; `None` for other values, which print the same either way.
+pub(super) fn container(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map => {
             let value = serde_json::to_value(value).ok()?;

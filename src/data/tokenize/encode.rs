@@ -1,12 +1,15 @@
-//! Where a prompt ends and a response begins, on ids.
+//! Boundary between a prompt and its response, on ids.
 //!
-//! - Conversations: the chat template renders the prompt (with the opening of the answer) and the whole conversation;
-//!   both are tokenised without added special tokens. The prompt's ids must open the whole; no exception.
-//! - Plain text: prompt and whole text are tokenised with the tokenizer's special tokens, and the end token is
-//!   appended unless the text already ends in one. Where tokens merge across the end of the prompt, the sequence is
-//!   the prompt's ids followed by those of the response on its own, which is what generation would see; counted.
+//! - Conversations: the chat template renders the prompt (with the generation prompt) and the whole
+//!   conversation; both are tokenised without added special tokens. The prompt's ids must be a
+//!   prefix of the conversation's ids, without exception.
+//! - Plain text: prompt and whole text are tokenised with the tokenizer's special tokens, and the
+//!   end token is appended unless the text already ends with one. If tokens merge across the end of
+//!   the prompt, prompt and response are tokenised separately, as in generation. Such sequences are
+//!   counted.
 //!
-//! In a row for supervised fine-tuning with an empty prompt, the first token is context and the rest is trained.
+//! In a row for supervised fine-tuning with an empty prompt, the first token is context and the
+//! rest is trained.
 
 use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::super::source::SourceRow;
@@ -14,27 +17,27 @@ use super::super::tokenized::Sequence;
 use super::super::tokenizer::Tokenizer;
 use crate::Result;
 
-/// A group as ids, before any limit.
-pub struct Encoded {
-    /// One entry for every prompt of the group; empty for prompts that no pair uses.
+/// A group as ids, before the length limit.
+pub(super) struct Encoded {
+    /// One entry per prompt of the group; empty for prompts that no pair uses.
     pub prompt_ids: Vec<Vec<u32>>,
     /// In the order of the pairs.
     pub sequences: Vec<Sequence>,
-    /// Sequences of plain text.
+    /// Number of plain-text sequences.
     pub plain: usize,
-    /// Those whose tokens merge across the end of the prompt.
+    /// Number of plain-text sequences with tokens that merge across the end of the prompt.
     pub mismatches: usize,
 }
 
 impl Encoded {
-    /// Tokens of a sequence, prompt included.
-    pub fn length(&self, sequence: &Sequence) -> usize {
+    /// Length of a sequence in tokens, prompt included.
+    pub(super) fn length(&self, sequence: &Sequence) -> usize {
         self.prompt_ids[sequence.prompt].len() + sequence.response_ids.len()
     }
 }
 
 /// Encodes the (prompt, response) pairs of a row.
-pub fn encode(
+pub(super) fn encode(
     row: &SourceRow,
     pairs: &[(usize, usize)],
     tokenizer: &Tokenizer,
@@ -71,10 +74,13 @@ pub fn encode(
         }
         let opening = &out.prompt_ids[prompt];
         if opening.is_empty() {
-            return Err(at("the prompt has no token, so the first token of the response has no context".into()));
+            return Err(at(
+                "the prompt has no token, so the first token of the response has no context; give the prompt some text"
+                    .into(),
+            ));
         }
         if response_ids.is_empty() {
-            return Err(at("the response has no token to score".into()));
+            return Err(at("the response has no token to score; give it text or drop the row".into()));
         }
         let mut start = opening.iter().chain(&response_ids).copied();
         if let Some(bos) = tokenizer.bos_id()
@@ -82,7 +88,7 @@ pub fn encode(
             && [start.next(), start.next()] == [Some(bos), Some(bos)]
         {
             return Err(at(
-                "the text begins with two BOS tokens, its own and the tokenizer's; remove the one in the text or \
+                "the text starts with two BOS tokens, its own and the tokenizer's; remove the one in the text or \
                  template, or pass --allow-double-bos"
                     .into(),
             ));
@@ -92,7 +98,7 @@ pub fn encode(
     Ok(out)
 }
 
-/// A defect of the row, or a failure elsewhere.
+/// A defect of the row, or another error.
 enum Failure {
     Row(String),
     Other(crate::Error),
@@ -125,10 +131,11 @@ fn render(turns: &[Message], open: bool, group: &PreferenceGroup, tokenizer: &To
     tokenizer.require_template()?.render(turns, open, tools, kwargs).map_err(Failure::Row)
 }
 
-/// Ids of a plain response behind its prompt, the end token last; true when tokens merge across the boundary.
+/// Ids of a plain-text response after its prompt, with the end token last; true if tokens merge
+/// across the boundary.
 fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokenizer) -> Result<(Vec<u32>, bool)> {
     let mut whole = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
-    // Text that ends in an end token of its own does not get the post-processor's as a second one.
+    // Text that already ends with an end token gets no second one from the post-processor.
     let open = tokenizer.without_suffix(&whole).len();
     if whole[..open].last().is_some_and(|last| tokenizer.end_ids().contains(last)) {
         whole.truncate(open);
@@ -137,7 +144,7 @@ fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokeni
         Some(rest) => (rest.to_vec(), false),
         None => (tokenizer.encode(answer, false)?, true),
     };
-    // An answer whose text has no token is refused by the caller, not hidden behind an end token.
+    // An answer without tokens gets no end token, so that the caller refuses it.
     if ids.last().is_some_and(|last| !tokenizer.end_ids().contains(last)) {
         ids.push(tokenizer.require_eos()?);
     }
@@ -166,10 +173,9 @@ fn chat_response(
                 tokenizer.decode(ids)
             };
             Err(Failure::Row(format!(
-                "the rendered prompt does not open the rendered conversation: from token {same} on, the prompt reads \
-                 {:?} and the conversation {:?}; templates that rewrite earlier turns or insert an empty thinking \
-                 block (as Qwen3's does) cannot be trained on this way; pass --chat-template-path with one that does \
-                 neither",
+                "the rendered prompt is not a prefix of the rendered conversation: from token {same} on, the prompt \
+                 reads {:?} and the conversation {:?}; templates that rewrite earlier turns or insert an empty \
+                 thinking block (like Qwen3's) are not supported; pass another template with --chat-template-path",
                 near(opening)?,
                 near(&whole)?
             )))
@@ -177,9 +183,9 @@ fn chat_response(
     }
 }
 
-/// True when a response ends in an end token, white space behind it aside (some templates close a turn with a line
-/// break).
-pub fn ends(response_ids: &[u32], tokenizer: &Tokenizer) -> Result<bool> {
+/// True if a response ends with an end token. White space after the end token is ignored, because
+/// some templates close a turn with a line break.
+pub(super) fn ends(response_ids: &[u32], tokenizer: &Tokenizer) -> Result<bool> {
     for &id in response_ids.iter().rev() {
         if tokenizer.end_ids().contains(&id) {
             return Ok(true);

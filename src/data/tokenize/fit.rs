@@ -1,47 +1,48 @@
-//! The length limit. A unit (a comparison, or one pair in supervised fine-tuning) is kept or dropped as a whole, and
-//! what is cut is cut alike wherever it is used:
+//! The length limit. A unit (a comparison, or one pair in supervised fine-tuning) is kept or
+//! dropped as a whole, and all uses of a prompt or response are cut alike:
 //!
-//! - `drop`: units with a sequence above the limit go
-//! - `truncate-prompt-left`: all prompts of the row lose the same number of tokens from their beginning, so what they
-//!   share stays shared; a leading BOS and at least one more token stay
-//! - `truncate-completion-right`: a response loses its end, to the length that fits behind its longest prompt; at
-//!   least one token stays
+//! - `drop`: units with a sequence above the limit are dropped
+//! - `truncate-prompt-left`: all prompts of the row lose the same number of tokens from their
+//!   start, so shared tokens stay shared; a leading BOS and at least one more token are kept
+//! - `truncate-completion-right`: a response loses its end, down to the length that fits after its
+//!   longest prompt; at least one token is kept
 //!
-//! A unit that cannot fit even so is dropped, and so is one whose two sides have become equal by cutting.
+//! A unit that still does not fit is dropped, and so is a unit with two sides that became equal by
+//! cutting.
 
 use super::super::group::PreferenceGroup;
 use super::super::tokenized::Sequence;
 use super::encode::Encoded;
 use super::{OnTooLong, TokenizeOptions, TokenizeReport};
 
-/// Sequences that stand or fall together, with their signs.
-pub type Unit = Vec<(usize, i8)>;
+/// Sequences that are kept or dropped together, with their signs.
+pub(super) type Unit = Vec<(usize, i8)>;
 
 /// A group within the limit.
-pub struct Fitted {
+pub(super) struct Fitted {
     /// Empty for prompts that no kept sequence uses.
     pub prompt_ids: Vec<Vec<u32>>,
-    /// Sequences of kept units, in their old order.
+    /// Sequences of kept units, in their original order.
     pub sequences: Vec<Sequence>,
-    /// One entry a unit.
+    /// One entry per unit.
     pub kept: Vec<bool>,
 }
 
-/// The comparisons of a group as units over `pairs`, which are sorted.
-pub fn comparison_units(group: &PreferenceGroup, pairs: &[(usize, usize)]) -> Vec<Unit> {
+/// Comparisons of a group as units over `pairs`, which must be sorted.
+pub(super) fn comparison_units(group: &PreferenceGroup, pairs: &[(usize, usize)]) -> Vec<Unit> {
     let unit = |terms: &[super::super::group::Term]| {
         terms.iter().filter_map(|t| Some((pairs.binary_search(&(t.prompt, t.response)).ok()?, t.sign))).collect()
     };
     group.comparisons.iter().map(|c| unit(&c.terms)).collect()
 }
 
-/// Every pair a unit of its own.
-pub fn single_units(pairs: usize) -> Vec<Unit> {
+/// One unit per pair.
+pub(super) fn single_units(pairs: usize) -> Vec<Unit> {
     (0..pairs).map(|i| vec![(i, 1)]).collect()
 }
 
-/// Applies the limit; counts cuts and drops in `report`. Fails under [`OnTooLong::Error`] alone.
-pub fn fit(
+/// Applies the limit; counts cuts and drops in `report`. Fails only under [`OnTooLong::Error`].
+pub(super) fn fit(
     mut encoded: Encoded,
     units: &[Unit],
     options: &TokenizeOptions,
@@ -49,13 +50,13 @@ pub fn fit(
     report: &mut TokenizeReport,
 ) -> Result<Fitted, String> {
     let max = options.max_length;
-    let least_prompt = |ids: &[u32]| ids.len().min(if bos.is_some() && ids.first().copied() == bos { 2 } else { 1 });
-    // The length a sequence cannot go below under the chosen rule.
-    let least = |s: &Sequence| {
+    let min_prompt = |ids: &[u32]| ids.len().min(if bos.is_some() && ids.first().copied() == bos { 2 } else { 1 });
+    // Minimum length of a sequence under the chosen rule.
+    let min_length = |s: &Sequence| {
         let (prompt, response) = (&encoded.prompt_ids[s.prompt], s.response_ids.len());
         match options.on_too_long {
             OnTooLong::Drop | OnTooLong::Error => prompt.len() + response,
-            OnTooLong::TruncatePromptLeft => least_prompt(prompt) + response,
+            OnTooLong::TruncatePromptLeft => min_prompt(prompt) + response,
             OnTooLong::TruncateCompletionRight => prompt.len() + 1,
         }
     };
@@ -70,17 +71,17 @@ pub fn fit(
             encoded.length(long)
         ));
     }
-    let fits: Vec<bool> = encoded.sequences.iter().map(|s| least(s) <= max).collect();
+    let fits: Vec<bool> = encoded.sequences.iter().map(|s| min_length(s) <= max).collect();
     let mut kept: Vec<bool> = units.iter().map(|unit| unit.iter().all(|&(s, _)| fits[s])).collect();
-    let gone = kept.iter().filter(|&&kept| !kept).count();
+    let dropped = kept.iter().filter(|&&kept| !kept).count();
     match options.on_too_long {
-        OnTooLong::Drop | OnTooLong::Error => report.dropped_too_long += gone,
-        OnTooLong::TruncatePromptLeft | OnTooLong::TruncateCompletionRight => report.dropped_no_room += gone,
+        OnTooLong::Drop | OnTooLong::Error => report.dropped_too_long += dropped,
+        OnTooLong::TruncatePromptLeft | OnTooLong::TruncateCompletionRight => report.dropped_no_room += dropped,
     }
     let used = used_sequences(units, &kept, encoded.sequences.len());
     let cut = match options.on_too_long {
         OnTooLong::Drop | OnTooLong::Error => 0,
-        OnTooLong::TruncatePromptLeft => cut_prompts(&mut encoded, &used, max, least_prompt, report),
+        OnTooLong::TruncatePromptLeft => cut_prompts(&mut encoded, &used, max, min_prompt, report),
         OnTooLong::TruncateCompletionRight => cut_responses(&mut encoded, &used, max, report),
     };
     if cut > 0 {
@@ -102,7 +103,7 @@ pub fn fit(
     Ok(Fitted { prompt_ids: encoded.prompt_ids, sequences: encoded.sequences, kept })
 }
 
-/// Which sequences a kept unit uses.
+/// Marks the sequences that kept units use.
 fn used_sequences(units: &[Unit], kept: &[bool], sequences: usize) -> Vec<bool> {
     let mut used = vec![false; sequences];
     for (unit, _) in units.iter().zip(kept).filter(|&(_, &kept)| kept) {
@@ -113,12 +114,12 @@ fn used_sequences(units: &[Unit], kept: &[bool], sequences: usize) -> Vec<bool> 
     used
 }
 
-/// Cuts all used prompts by the largest excess; returns the number of prompts cut.
+/// Cuts all used prompts by the largest excess; returns the number of cut prompts.
 fn cut_prompts(
     encoded: &mut Encoded,
     used: &[bool],
     max: usize,
-    least: impl Fn(&[u32]) -> usize,
+    min_prompt: impl Fn(&[u32]) -> usize,
     report: &mut TokenizeReport,
 ) -> usize {
     let in_use = || encoded.sequences.iter().zip(used).filter(|&(_, &used)| used).map(|(s, _)| s);
@@ -129,29 +130,31 @@ fn cut_prompts(
     let mut cut = 0;
     for prompt in prompts {
         let ids = &mut encoded.prompt_ids[prompt];
-        let least = least(ids);
-        let remove = excess.min(ids.len() - least);
-        // With a leading BOS two tokens stay at least, and the cut begins behind it.
-        ids.drain(least - 1..least - 1 + remove);
+        let min = min_prompt(ids);
+        let remove = excess.min(ids.len() - min);
+        // With a leading BOS at least two tokens are kept, and the cut starts after the BOS.
+        ids.drain(min - 1..min - 1 + remove);
         cut += usize::from(remove > 0);
     }
     report.truncated_prompts += cut;
     cut
 }
 
-/// Cuts each used response to what fits behind its longest prompt; returns the number of responses cut.
+/// Cuts each used response to the length that fits after its longest prompt; returns the number of
+/// cut responses.
 fn cut_responses(encoded: &mut Encoded, used: &[bool], max: usize, report: &mut TokenizeReport) -> usize {
-    let mut room: Vec<(usize, usize)> = Vec::new();
+    let mut free_tokens: Vec<(usize, usize)> = Vec::new();
     for (sequence, _) in encoded.sequences.iter().zip(used).filter(|&(_, &used)| used) {
         let free = max - encoded.prompt_ids[sequence.prompt].len();
-        match room.iter_mut().find(|(response, _)| *response == sequence.response) {
-            Some((_, least)) => *least = free.min(*least),
-            None => room.push((sequence.response, free)),
+        match free_tokens.iter_mut().find(|(response, _)| *response == sequence.response) {
+            Some((_, smallest)) => *smallest = free.min(*smallest),
+            None => free_tokens.push((sequence.response, free)),
         }
     }
     let mut cut = Vec::new();
     for (sequence, _) in encoded.sequences.iter_mut().zip(used).filter(|&(_, &used)| used) {
-        let free = room.iter().find(|(response, _)| *response == sequence.response).map_or(max, |&(_, free)| free);
+        let free =
+            free_tokens.iter().find(|(response, _)| *response == sequence.response).map_or(max, |&(_, free)| free);
         if sequence.response_ids.len() > free {
             sequence.response_ids.truncate(free);
             cut.push(sequence.response);
@@ -163,7 +166,7 @@ fn cut_responses(encoded: &mut Encoded, used: &[bool], max: usize, report: &mut 
     cut.len()
 }
 
-/// True when every positive term has an equal negative one, so that the comparison says nothing.
+/// True if every positive term has an equal negative term, so that the comparison is constant.
 fn sides_equal(encoded: &Encoded, unit: &Unit) -> bool {
     let side = |sign: i8| {
         let mut side: Vec<(&[u32], &[u32])> = unit
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comparison_that_cutting_empties_of_meaning_is_dropped() {
+    fn a_comparison_with_equal_sides_after_cutting_is_dropped() {
         let group = encoded(&[&[1, 1]], &[(0, 0, &[5, 6, 7]), (0, 1, &[5, 6, 8])]);
         let mut report = TokenizeReport::default();
         let rule = options(4, OnTooLong::TruncateCompletionRight);

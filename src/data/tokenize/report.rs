@@ -1,4 +1,4 @@
-//! What tokenising did with the rows; its `Display` is the table of the start-up log.
+//! Counts of tokenisation; `Display` gives the table of the start-up log.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::super::group::Kind;
 use super::TokenizeOptions;
 
-/// Lengths of all sequences before the limit, in tokens, prompt included.
+/// Percentiles of the sequence lengths before the limit, in tokens, prompt included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lengths {
     pub p50: usize,
@@ -17,7 +17,7 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// Percentiles by nearest rank; all 0 without a value.
+    /// Percentiles by nearest rank; all 0 for an empty list.
     pub fn new(mut lengths: Vec<usize>) -> Self {
         lengths.sort_unstable();
         let rank = |percent: usize| {
@@ -28,11 +28,12 @@ impl Lengths {
     }
 }
 
-/// Counts of one call of [`super::tokenize_rows`]. "Comparisons" are single responses in supervised fine-tuning.
+/// Counts of one call of [`super::tokenize_rows`]. In supervised fine-tuning, "comparisons" are
+/// single responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TokenizeReport {
     pub rows_read: usize,
-    /// Rows of which at least one comparison was kept.
+    /// Rows with at least one kept comparison.
     pub rows_kept: usize,
     /// Comparisons read.
     pub read: usize,
@@ -44,7 +45,7 @@ pub struct TokenizeReport {
     pub kept_by_kind: [usize; 3],
     /// Comparisons dropped because a sequence is above the limit.
     pub dropped_too_long: usize,
-    /// Comparisons dropped because cutting would leave nothing of a prompt or response.
+    /// Comparisons dropped because they would not fit even with the maximum cut.
     pub dropped_no_room: usize,
     /// Comparisons dropped because cutting made their sides equal.
     pub dropped_sides_equal: usize,
@@ -54,17 +55,17 @@ pub struct TokenizeReport {
     pub truncated_responses: usize,
     /// Distinct sequences read.
     pub sequences: usize,
-    /// Those of plain text.
+    /// Distinct plain-text sequences read.
     pub plain_sequences: usize,
-    /// Plain-text sequences whose tokens merge across the end of the prompt.
+    /// Plain-text sequences with tokens that merge across the end of the prompt.
     pub boundary_mismatches: usize,
     /// Distinct sequences kept.
     pub kept_sequences: usize,
     /// Response tokens of the kept sequences.
     pub response_tokens: usize,
-    /// Kept sequences whose response ends in an end token.
+    /// Kept sequences with a response that ends with an end token.
     pub ended: usize,
-    /// Of all sequences read.
+    /// Length percentiles of all sequences read.
     pub lengths: Lengths,
 }
 
@@ -74,7 +75,7 @@ impl TokenizeReport {
         self.read - self.kept
     }
 
-    /// Adds the counts of another report; lengths stay.
+    /// Adds the counts of another report; `lengths` is unchanged.
     pub(super) fn add(&mut self, other: &Self) {
         self.rows_read += other.rows_read;
         self.rows_kept += other.rows_kept;
@@ -97,16 +98,16 @@ impl TokenizeReport {
         self.ended += other.ended;
     }
 
-    /// What `read` and `kept` count.
+    /// Noun for the items counted by `read` and `kept`.
     fn noun(&self) -> &'static str {
         if self.read_by_kind == [0; 3] { "responses" } else { "comparisons" }
     }
 
-    /// Drop reasons with their counts, those that occurred.
+    /// Lists the drop reasons that occurred, with their counts.
     fn reasons(&self) -> String {
         let all = [
             (self.dropped_too_long, "too long"),
-            (self.dropped_no_room, "no room left by cutting"),
+            (self.dropped_no_room, "too long even after cutting"),
             (self.dropped_sides_equal, "sides equal after cutting"),
         ];
         let met: Vec<String> =
@@ -116,9 +117,9 @@ impl TokenizeReport {
 
     pub(super) fn boundary_message(&self, limit: f64) -> String {
         format!(
-            "in {} of {} plain-text sequences ({:.1} %) tokens merge across the end of the prompt, above \
-             --max-boundary-mismatch {limit}; this is the first row; let responses begin with the white space that \
-             parts them from the prompt, or raise the limit",
+            "tokens merge across the end of the prompt in {} of {} plain-text sequences ({:.1} %), above \
+             --max-boundary-mismatch {limit}; this is the first such row; start responses with the white space that \
+             separates them from the prompt, or raise the limit",
             self.boundary_mismatches,
             self.plain_sequences,
             percent(self.boundary_mismatches, self.plain_sequences)
@@ -127,7 +128,7 @@ impl TokenizeReport {
 
     pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
         format!(
-            "{} of {} {} ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first row; \
+            "{} of {} {} ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first such row; \
              raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
             self.dropped(),
             self.read,
@@ -169,10 +170,10 @@ impl fmt::Display for TokenizeReport {
             )?;
         }
         let Lengths { p50, p90, p99, max } = self.lengths;
-        writeln!(f, "tokens        p50 {p50}, p90 {p90}, p99 {p99}, longest {max} a sequence, before the limit")?;
+        writeln!(f, "tokens        per sequence, before the limit: p50 {p50}, p90 {p90}, p99 {p99}, longest {max}")?;
         writeln!(
             f,
-            "trained       {} response tokens in {} sequences; {:.1} % end in an end token",
+            "trained       {} response tokens in {} sequences; {:.1} % end with an end token",
             self.response_tokens,
             self.kept_sequences,
             percent(self.ended, self.kept_sequences)
@@ -181,8 +182,8 @@ impl fmt::Display for TokenizeReport {
             let (merged, plain) = (self.boundary_mismatches, self.plain_sequences);
             writeln!(
                 f,
-                "boundary      tokens merge across the end of the prompt in {merged} of {plain} sequences; these are \
-                 encoded apart"
+                "boundary      tokens merge across the end of the prompt in {merged} of {plain} plain-text sequences; \
+                 prompt and response are tokenised separately there"
             )?;
         }
         Ok(())

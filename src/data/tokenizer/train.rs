@@ -1,8 +1,8 @@
-//! Training a byte-level BPE and writing it as a folder that transformers loads.
+//! Trains a byte-level BPE and writes it as a folder that transformers loads.
 //!
-//! The vocabulary holds the special tokens first, then all 256 bytes, then merges by falling frequency, so every text
-//! can be encoded and no unknown token exists. Equal texts in equal order give equal files. Texts are cut into
-//! words by Qwen2's rule, with no space put in front.
+//! The vocabulary holds the special tokens first, then all 256 bytes, then merges by decreasing
+//! frequency. Every text can be encoded, so there is no unknown token. Equal texts in equal order
+//! give equal files. Texts are split into words by Qwen2's rule, without a prefix space.
 
 use std::path::Path;
 
@@ -22,15 +22,15 @@ use super::Tokenizer;
 use crate::{Error, Result};
 
 /// Special tokens of a new vocabulary, ids 0 to 3.
-pub const SPECIAL_TOKENS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"];
+const SPECIAL_TOKENS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"];
 
-/// Ends a turn, and a plain text.
+/// End token of a turn and of a plain text.
 const EOS: &str = "<|im_end|>";
 const PAD: &str = "<|pad|>";
 
-/// Chat template of a new tokenizer. Turns are parted by a line break that belongs to the following turn, so a response
-/// ends exactly with its end token.
-pub const CHAT_TEMPLATE: &str = "\
+/// Chat template of a new tokenizer. The line break between two turns belongs to the second one, so
+/// a response ends exactly with its end token.
+const CHAT_TEMPLATE: &str = "\
 {%- for turn in messages -%}
     {%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
     {{ '<|im_start|>' ~ turn['role'] ~ '\\n' ~ turn['content'] ~ '<|im_end|>' }}
@@ -38,28 +38,30 @@ pub const CHAT_TEMPLATE: &str = "\
 {%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}
 ";
 
-/// Where texts are cut before merging: contractions, words, single digits, punctuation, line ends. It is Qwen2's pattern
-/// (transformers, `tokenization_qwen2.py`), because transformers 5 builds that tokenizer's own pattern and NFC
-/// normalisation for every folder of `model_type` qwen2 and keeps only vocabulary and merges of tokenizer.json; with
-/// another pattern here, a saved Qwen2 model would read its text differently there.
+/// Pre-tokenizer pattern: contractions, words, single digits, punctuation, line ends. It is Qwen2's
+/// pattern (transformers, `tokenization_qwen2.py`). For every folder of `model_type` qwen2,
+/// transformers 5 builds that pattern and NFC normalisation, and keeps only vocabulary and merges
+/// of tokenizer.json. With another pattern here, a saved Qwen2 model would tokenise text
+/// differently there.
 const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Longest text that `tokenizer_config.json` announces; lengths are limited elsewhere.
+/// `model_max_length` of `tokenizer_config.json`; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
 
-/// Trains a byte-level BPE of at most `vocab_size` entries; fewer when the texts hold fewer merges that occur twice.
+/// Trains a byte-level BPE of at most `vocab_size` entries. It has fewer if too few merges occur
+/// twice.
 pub fn train_bpe<I>(texts: I, vocab_size: usize) -> Result<Tokenizer>
 where
     I: Iterator<Item = String> + Send,
 {
     let alphabet = ByteLevel::alphabet();
-    let least = SPECIAL_TOKENS.len() + alphabet.len();
-    if vocab_size < least {
+    let min_size = SPECIAL_TOKENS.len() + alphabet.len();
+    if vocab_size < min_size {
         return Err(Error::Usage(format!(
-            "a vocabulary of {vocab_size} is too small; the 256 bytes and {} special tokens need {least}",
+            "a vocabulary of {vocab_size} is too small; use at least {min_size} for 256 bytes and {} special tokens",
             SPECIAL_TOKENS.len()
         )));
     }
@@ -104,12 +106,13 @@ fn new_config() -> Value {
 }
 
 impl Tokenizer {
-    /// Writes a trained tokenizer as a folder that transformers loads. A loaded one is copied with
-    /// [`Tokenizer::copy_to`] instead, byte for byte. Afterwards the folder is the tokenizer's own.
+    /// Writes a trained tokenizer as a folder that transformers loads, which becomes the
+    /// tokenizer's own folder. A loaded tokenizer is copied byte for byte with
+    /// [`Tokenizer::copy_to`] instead.
     pub fn save_new(&mut self, dir: &Path) -> Result<()> {
         if let Some(own) = &self.dir {
             return Err(Error::Runtime(format!(
-                "the tokenizer was loaded from {}; its files are copied, not written anew",
+                "the tokenizer was loaded from {}; copy its files instead of writing new ones",
                 own.display()
             )));
         }
@@ -157,7 +160,7 @@ mod tests {
         for text in ["the birds", " spaces  and\nlines\t", "größer 漢字 🙂", "\u{0}\u{7f}"] {
             assert_eq!(loaded.decode(&loaded.encode(text, true).unwrap()).unwrap(), text);
         }
-        // Qwen2's rule: every digit is a word, and decomposed letters are composed first.
+        // Qwen2's rule: every digit is a separate word, and decomposed letters are composed first.
         assert_eq!(loaded.encode("2024", true).unwrap().len(), 4);
         assert_eq!(loaded.encode("e\u{301}", true).unwrap(), loaded.encode("\u{e9}", true).unwrap());
         assert_eq!(loaded.end_ids(), [2]);

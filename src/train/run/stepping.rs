@@ -100,7 +100,7 @@ impl<B: Backend> Run<'_, '_, B> {
             if let Some(observed) = &self.settings.observed {
                 observed.add(self.step, now, elapsed, (report.tally.tokens, self.progress.groups), &ops);
             }
-            self.profile.add(elapsed, ops);
+            self.profile.add(elapsed, &ops);
         }
         self.num_tokens += report.tally.tokens as u64;
         self.record(&report, step.learning_rate, elapsed)?;

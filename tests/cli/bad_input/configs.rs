@@ -1,4 +1,4 @@
-//! Configurations that describe no model, or one that no machine holds.
+//! Model configurations that are invalid or exceed any machine's memory.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ fn with(bench: &Bench, folder: &str, key: &str, value: &Value) {
 }
 
 #[test]
-fn impossible_configurations_are_refused_by_key() {
+fn invalid_configurations_are_refused_by_key() {
     let bench = Bench::new();
     let cases: Vec<(&str, Value, &[&str])> = vec![
         ("num_attention_heads", json!(0), &["num_attention_heads", "from 1"]),
@@ -78,7 +78,7 @@ fn impossible_configurations_are_refused_by_key() {
 }
 
 #[test]
-fn a_model_that_no_machine_holds_is_out_of_memory() {
+fn a_model_too_large_for_memory_ends_with_code_7() {
     let bench = Bench::new();
     let mut config = bench.json("model/config.json");
     for (key, value) in [("hidden_size", 1 << 16), ("intermediate_size", 1 << 18), ("num_hidden_layers", 1)] {
@@ -89,7 +89,7 @@ fn a_model_that_no_machine_holds_is_out_of_memory() {
     config["head_dim"] = json!(128);
     bench.write("vast.json", config.to_string());
     let before = bench.listing();
-    // 69 billion parameters in a process that may have 8 GiB.
+    // 69 billion parameters in a process limited to 8 GiB.
     let script = format!(
         "ulimit -v 8388608; exec {} init --config vast.json --tokenizer tok --output-dir out",
         env!("CARGO_BIN_EXE_mapl")

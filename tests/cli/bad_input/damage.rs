@@ -113,7 +113,7 @@ fn reward_models_stay_reward_models() {
     bench.run("reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1").ok();
     let config = bench.json("r/config.json");
     bench.copy("model", "causal");
-    // Weights of a language model under the configuration of a reward model: no head to read.
+    // A reward model's configuration with a language model's weights, which lack the reward head.
     bench.write("causal/config.json", config.to_string());
     let before = bench.listing();
     for command in ["dpo", "sft"] {
@@ -130,7 +130,7 @@ fn reward_models_stay_reward_models() {
 }
 
 #[test]
-fn nothing_is_overwritten_unasked() {
+fn nothing_is_overwritten_without_a_flag() {
     let bench = Bench::new();
     let run = |rest: &str| bench.run(&format!("reward --model model --train-file pairs.jsonl --max-steps 1 {rest}"));
     run("--output-dir out").ok();
@@ -142,7 +142,7 @@ fn nothing_is_overwritten_unasked() {
     run("--output-dir ./out/../model --overwrite-output-dir").fails(2, &["holds a model this run starts from"]);
     run("--output-dir qwen").fails(2, &["config.json of another model"]);
     run("--output-dir file").fails(2, &["is a file"]);
-    // Damaged data does not cost the run that was to be replaced.
+    // A failed start on damaged data does not remove the run to be overwritten.
     bench.run("reward --model model --train-file file --output-dir out --overwrite-output-dir").fails(3, &["file:1"]);
     bench.run("reward --model tok --train-file pairs.jsonl --output-dir out --overwrite-output-dir").fails(6, &["tok"]);
     run("--output-dir out --overwrite-output-dir --objective rows --base-weight 0").fails(2, &["weight above 0"]);

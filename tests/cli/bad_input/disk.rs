@@ -1,4 +1,4 @@
-//! Disks that are full or not to be written to: an error that names the file, and no loss of what was saved before.
+//! Full or read-only disks: an error that names the file, and no loss of earlier checkpoints.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::workbench::{Bench, Done};
 const RUN: &str = "dpo --model model --train-file groups.jsonl --output-dir DIR --per-device-train-batch-size 2 \
                    --lr-scheduler-type constant --max-steps 6 --save-steps 2";
 
-/// Runs a script of bash in the bench's folder, `$MAPL` being the binary.
+/// Runs a bash script in the bench's folder; `$MAPL` is the binary.
 fn bash(bench: &Bench, script: &str) -> (Option<i32>, String) {
     let mut command = Command::new("bash");
     command.args(["-c", script]).current_dir(bench.path()).env("MAPL", env!("CARGO_BIN_EXE_mapl"));
@@ -19,7 +19,8 @@ fn bash(bench: &Bench, script: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// Says so on the terminal; what the print macros write is shown for failing tests alone.
+/// Prints the reason to stderr directly, because the harness shows print macros only for failing
+/// tests.
 fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
@@ -30,7 +31,7 @@ fn one_error(err: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(err.contains(part), "no {part:?} in {err}"));
 }
 
-/// Names of checkpoint folders that are complete.
+/// Names of the complete checkpoint folders.
 fn checkpoints(out: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(out).unwrap().map(|e| e.unwrap());
     let complete = entries.filter(|e| e.path().join("DONE").exists());
@@ -40,14 +41,15 @@ fn checkpoints(out: &Path) -> Vec<String> {
     names
 }
 
-/// The weights that the run gives where nothing is in its way.
+/// Final weights of an undisturbed run.
 fn expected(bench: &Bench) -> Vec<u8> {
     bench.run(&RUN.replace("DIR", "whole")).ok();
     bench.bytes("whole/model.safetensors")
 }
 
-/// Resumes a copy of a run that was cut off, demands the weights of the whole run and no unfinished folder.
-fn goes_on(bench: &Bench, out: &str, weights: &[u8]) {
+/// Resumes an interrupted run and asserts the weights of the undisturbed run and no unfinished
+/// folder.
+fn resumes_to(bench: &Bench, out: &str, weights: &[u8]) {
     let done: Done = bench.run(&format!("{} --resume-from-checkpoint true", RUN.replace("DIR", out))).ok();
     assert!(done.out.contains("resumed after step"), "{}", done.out);
     assert!(bench.bytes(&format!("{out}/model.safetensors")) == weights, "the resumed run differs");
@@ -58,7 +60,7 @@ fn goes_on(bench: &Bench, out: &str, weights: &[u8]) {
 }
 
 #[test]
-fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
+fn a_disk_full_during_a_save_keeps_the_last_checkpoint() {
     let bench = Bench::new();
     let weights = expected(&bench);
     let size: u64 = walk(&bench.at("whole/checkpoint-2"));
@@ -77,7 +79,7 @@ fn a_disk_that_fills_up_while_saving_keeps_the_last_checkpoint() {
     assert_eq!(code, Some(1), "{err}");
     one_error(&err, &["small/out", "No space left on device"]);
     assert_eq!(kept, ["checkpoint-2"]);
-    goes_on(&bench, "moved/out", &weights);
+    resumes_to(&bench, "moved/out", &weights);
 }
 
 fn walk(folder: &Path) -> u64 {
@@ -86,19 +88,19 @@ fn walk(folder: &Path) -> u64 {
 }
 
 #[test]
-fn a_save_that_fails_half_way_keeps_the_last_checkpoint() {
+fn a_save_that_fails_midway_keeps_the_last_checkpoint() {
     let bench = Bench::new();
     let weights = expected(&bench);
     bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
     std::fs::remove_file(bench.at("out/model.safetensors")).unwrap();
-    // A file may grow to 16 KiB, less than the weights take; the signal that comes with it is ignored.
+    // Files may grow to 16 KiB, less than the weights need; SIGXFSZ is ignored.
     let run = format!("{} --resume-from-checkpoint true", RUN.replace("DIR", "out"));
     let (code, err) = bash(&bench, &format!("trap '' XFSZ; ulimit -f 16; exec $MAPL {run} > /dev/null"));
     assert_eq!(code, Some(1), "{err}");
     one_error(&err, &["out/checkpoint-4", "model.safetensors", "File too large"]);
     assert_eq!(checkpoints(&bench.at("out")), ["checkpoint-2"]);
     assert!(!bench.at("out/model.safetensors").exists());
-    goes_on(&bench, "out", &weights);
+    resumes_to(&bench, "out", &weights);
 }
 
 #[test]
@@ -115,7 +117,7 @@ fn outputs_on_a_full_device_are_errors() {
     ] {
         bench.run(words).fails(1, &["/dev/full", "No space left on device"]);
     }
-    // A run whose messages cannot be printed goes on.
+    // A run continues if its messages cannot be printed.
     let run = RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 1");
     assert_eq!(bash(&bench, &format!("$MAPL {run} > /dev/full")).0, Some(0));
     assert!(bench.at("out/model.safetensors").exists());
@@ -131,7 +133,8 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
         assert_eq!(code, Some(1), "{err}");
         one_error(&err, &["cannot create", dir]);
     }
-    // An existing folder without permission, which a privileged user would pass over: a read-only mount for those.
+    // An existing folder without write permission. A privileged user ignores permissions, so root
+    // gets a read-only mount.
     std::fs::create_dir(bench.at("locked")).unwrap();
     let run = RUN.replace("DIR", "locked");
     let guard = "[ $(id -u) = 0 ] && { mount --bind locked locked && mount -o remount,ro,bind locked || exit 77; } \
@@ -148,7 +151,7 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
 }
 
 #[test]
-fn a_metrics_file_that_cannot_be_read_back_does_not_stop_a_resumed_run() {
+fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
     let bench = Bench::new();
     bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
     // A crash in the middle of a line.

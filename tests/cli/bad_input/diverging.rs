@@ -1,11 +1,11 @@
-//! Losses that are not finite: nothing is updated, the steps are counted, and after too many the run stops with code 4
-//! and names the last checkpoint that is known to be good.
+//! Losses that are not finite: the update is skipped and counted. After too many skipped updates
+//! the run stops with exit code 4 and names the last checkpoint known to be good.
 
 use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
-/// Rows in file order: `good` ordinary ones, then `bad` ones whose loss is above every f32.
+/// Writes `good` ordinary rows, then `bad` rows with a loss that exceeds f32.
 fn rows(bench: &Bench, good: usize, bad: usize) {
     let mut rows: Vec<Value> = bench.rows("pairs.jsonl");
     rows.truncate(good + bad);
@@ -20,7 +20,7 @@ fn rows(bench: &Bench, good: usize, bad: usize) {
     bench.write("rows.jsonl", text.join("\n"));
 }
 
-/// The start of a run that goes on from the checkpoint named.
+/// Arguments of a new run that starts from the checkpoint named in the error.
 const AGAIN: &str = "--model out/checkpoint-2 --train-file rows.jsonl --output-dir again";
 
 fn run(command: &str, rest: &str) -> String {
@@ -31,7 +31,7 @@ fn run(command: &str, rest: &str) -> String {
 }
 
 #[test]
-fn a_step_that_is_not_finite_updates_nothing_and_is_counted() {
+fn a_non_finite_step_updates_nothing_and_is_counted() {
     let bench = Bench::new();
     rows(&bench, 2, 2);
     for command in ["reward", "dpo"] {
@@ -40,15 +40,15 @@ fn a_step_that_is_not_finite_updates_nothing_and_is_counted() {
         assert!(done.err.contains("warning: step 3") && done.err.contains("groups row-2"), "{}", done.err);
         let file = |step: u64, name: &str| bench.bytes(&format!("out/checkpoint-{step}/{name}"));
         let weights = |step: u64| file(step, "model.safetensors");
-        assert!(weights(1) != weights(2), "{command}: a good step changes the weights");
+        assert!(weights(1) != weights(2), "{command}: a finite step must change the weights");
         assert!(weights(2) == weights(3) && weights(3) == weights(4), "{command}: weights changed");
-        // The file of moments also holds the counter of skipped updates, which does change.
+        // The optimiser file also holds the counter of skipped updates, which does change.
         for name in ["m", "v"] {
             let moment = |step: u64| {
                 let bytes = file(step, "state/optimizer-rank00000.safetensors");
                 safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(name).unwrap().data().to_vec()
             };
-            assert!(moment(1) != moment(2), "{command}: a good step changes {name}");
+            assert!(moment(1) != moment(2), "{command}: a finite step must change {name}");
             assert!(moment(2) == moment(3) && moment(3) == moment(4), "{command}: {name} changed");
         }
         assert!(bench.bytes("out/model.safetensors") == file(2, "model.safetensors"));
@@ -59,7 +59,7 @@ fn a_step_that_is_not_finite_updates_nothing_and_is_counted() {
 }
 
 #[test]
-fn too_many_in_a_row_stop_the_run_and_name_a_checkpoint_to_go_on_from() {
+fn too_many_skipped_updates_stop_the_run_and_name_a_good_checkpoint() {
     let bench = Bench::new();
     rows(&bench, 3, 4);
     bench
@@ -73,12 +73,12 @@ fn too_many_in_a_row_stop_the_run_and_name_a_checkpoint_to_go_on_from() {
 }
 
 #[test]
-fn a_learning_rate_or_weights_far_too_large_stop_with_code_4() {
+fn an_extreme_learning_rate_or_extreme_weights_stop_with_code_4() {
     let bench = Bench::new();
     let words = "reward --model model --train-file groups.jsonl --output-dir out --learning-rate 1e38 --max-steps 9 \
                  --max-skipped-steps 2 --save-steps 1";
     bench.run(words).fails(4, &["2 updates in a row", "no good checkpoint"]);
-    // Finite weights whose products are not.
+    // Finite weights with GEMM results that overflow.
     let mut bytes = bench.bytes("model/model.safetensors");
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     for number in bytes[header..].as_chunks_mut::<4>().0 {

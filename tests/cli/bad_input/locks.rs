@@ -1,4 +1,4 @@
-//! Two runs, one folder: the second is refused, and a killed run leaves no lock behind.
+//! Two runs with one output folder: the second is refused, and a killed run leaves no lock.
 
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use crate::workbench::Bench;
 const RUN: &str = "dpo --model model --train-file groups.jsonl --output-dir out --max-steps 1000000 --save-steps 1 \
                    --per-device-train-batch-size 1 --save-total-limit 2 --lr-scheduler-type constant";
 
-/// A run in the background, killed when it goes out of scope.
+/// Background run, killed on drop.
 struct Running(Child);
 
 impl Running {
-    /// SIGKILL: the process cleans nothing up.
+    /// Sends SIGKILL, so the process cannot clean up.
     fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -44,19 +44,19 @@ fn start(bench: &Bench) -> Running {
 }
 
 #[test]
-fn a_folder_in_use_is_refused_and_free_after_a_kill() {
+fn a_folder_in_use_is_refused_and_released_by_a_kill() {
     let bench = Bench::new();
     let mut running = start(&bench);
     let number = format!("process {}", running.0.id());
     for flag in ["", "--overwrite-output-dir", "--resume-from-checkpoint true"] {
         let words = format!("{RUN} {flag}");
         let done = bench.run(&words);
-        assert!(running.0.try_wait().unwrap().is_none(), "the first run goes on");
+        assert!(running.0.try_wait().unwrap().is_none(), "the first run has ended");
         done.fails(2, &["--output-dir out", "is in use by another run", &number]);
     }
     assert!(bench.at("out/metrics.jsonl").exists());
     running.kill();
-    assert!(bench.at("out/run.lock").exists(), "the file stays, the lock does not");
+    assert!(bench.at("out/run.lock").exists(), "the lock file remains after a kill, only the lock is released");
     bench.run(&RUN.replace("--max-steps 1000000", "--max-steps 1 --overwrite-output-dir")).ok();
     assert!(!bench.at("out/run.lock").exists());
 }

@@ -1,4 +1,5 @@
-//! Damaged weight files and indices, by the binary; every cut and hundreds of flipped bits, by the library.
+//! Damaged weight files and shard indices, through the binary; truncations and hundreds of flipped
+//! bits, through the library.
 
 use mapl::model::config::ModelConfig;
 use mapl::model::weights::{LoadAs, WeightFiles};
@@ -9,7 +10,7 @@ use crate::workbench::Bench;
 
 const DPO: &str = "--train-file pairs.jsonl --output-dir out";
 
-/// Length prefix, header and data of a safetensors file.
+/// Header and data of a safetensors file.
 fn parts(bytes: &[u8]) -> (Value, Vec<u8>) {
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     (serde_json::from_slice(&bytes[8..8 + header]).unwrap(), bytes[8 + header..].to_vec())
@@ -43,11 +44,11 @@ fn damaged_weights_are_refused_and_named() {
         (value(f32::INFINITY), &["\"model.norm.weight\" holds inf at element 1"]),
         (claim(1 << 63), &["header too large"]),
         (claim(u64::MAX), &["header too large"]),
-        (claim(good.len() as u64), &["do not hold its header"]),
+        (claim(good.len() as u64), &["do not contain its header"]),
         (claim(0), &["model.safetensors"]),
         (good[..good.len() - 1].to_vec(), &["is truncated", "of"]),
         ([&good[..], b"x"].concat(), &["header describes"]),
-        (good[..7].to_vec(), &["do not hold its header"]),
+        (good[..7].to_vec(), &["do not contain its header"]),
         (b"\0".repeat(64), &["model.safetensors"]),
         (edit(&|h| h[norm]["shape"] = json!([1, 32])), &["\"model.norm.weight\" has shape [1, 32], expected [32]"]),
         (edit(&|h| h[norm]["shape"] = json!([33])), &["model.safetensors"]),
@@ -76,7 +77,7 @@ fn damaged_weights_are_refused_and_named() {
 }
 
 #[test]
-fn every_cut_and_flipped_bit_is_an_error_or_harmless() {
+fn truncations_are_errors_and_flipped_bits_are_errors_or_harmless() {
     let bench = Bench::new();
     let folder = bench.at("model");
     let good = bench.bytes("model/model.safetensors");
@@ -99,7 +100,7 @@ fn every_cut_and_flipped_bit_is_an_error_or_harmless() {
         let mut bytes = good.clone();
         bytes[byte] ^= 1 << bit;
         match open(&bytes) {
-            // A changed space, or a changed value of the format's free metadata.
+            // The flip changed white space or a value of the free-form metadata.
             Ok(files) => assert_eq!(files.read_all("model.norm.weight").unwrap().len(), config.hidden),
             Err(e) => {
                 assert_eq!(e.exit_code(), 6, "{e}");
@@ -110,7 +111,7 @@ fn every_cut_and_flipped_bit_is_an_error_or_harmless() {
     assert!(refused > 300, "{refused} of 400 damaged headers were refused");
 }
 
-/// Splits the bench's model into two shards with an index; the second holds the tensor `name` alone.
+/// Splits the bench's model into two shards with an index; the second holds only the tensor `name`.
 fn split(bench: &Bench, folder: &str, name: &str) -> Value {
     bench.copy("model", folder);
     std::fs::remove_file(bench.at(&format!("{folder}/model.safetensors"))).unwrap();
@@ -137,7 +138,7 @@ fn split(bench: &Bench, folder: &str, name: &str) -> Value {
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
 #[test]
-fn an_index_names_files_of_its_folder() {
+fn an_index_may_name_only_files_of_its_folder() {
     let bench = Bench::new();
     let name = "model.norm.weight";
     let index = split(&bench, "bad", name);

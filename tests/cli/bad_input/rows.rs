@@ -50,7 +50,7 @@ fn damaged_files_are_named_with_their_line() {
         (format!("{GOOD}\n{}\n", GOOD.replace('}', ", \"margin\": NaN}")).into(), &["bad.jsonl:2"]),
         (format!("{}\n", group("1000000000000000000000000000000")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("18446744073709551615")).into(), &["bad.jsonl:1", "does not exist"]),
-        (format!("{GOOD}\n{}\n", GOOD.replace('}', ", \"margin\": 1e39}")).into(), &["bad.jsonl:2", "1e38"]),
+        (format!("{GOOD}\n{}\n", GOOD.replace('}', ", \"margin\": 1e39}")).into(), &["bad.jsonl:2", "3.4e38"]),
         (format!("{}\n", group("-1")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("1.5")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{}\n", group("\"0\"")).into(), &["bad.jsonl:1", "comparisons[0]"]),
@@ -77,7 +77,7 @@ fn damaged_files_are_named_with_their_line() {
 }
 
 #[test]
-fn the_last_of_duplicate_keys_counts() {
+fn the_last_of_duplicate_keys_wins() {
     let bench = Bench::new();
     bench.write(
         "twice.jsonl",
@@ -107,7 +107,7 @@ fn a_missing_file_is_named() {
     assert_eq!(bench.listing(), before);
 }
 
-/// Three rows of which the last is above 64 tokens, by its response, and one by its prompt.
+/// Writes four rows: one exceeds 64 tokens by its prompt, the last by its chosen response.
 fn long_rows(bench: &Bench) {
     let row = |prompt: &str, chosen: &str| {
         serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": " no"}).to_string()
@@ -118,7 +118,7 @@ fn long_rows(bench: &Bench) {
 }
 
 #[test]
-fn rows_above_the_limit_are_dropped_cut_or_refused_and_counted() {
+fn rows_above_the_limit_are_dropped_truncated_or_refused_and_counted() {
     let bench = Bench::new();
     long_rows(&bench);
     let run = |rule: &str, out: &str| {
@@ -130,10 +130,10 @@ fn rows_above_the_limit_are_dropped_cut_or_refused_and_counted() {
     let dropped = run("", "a").ok().out;
     assert!(dropped.contains("4 read, 2 kept (base 2); dropped: 2 too long"), "{dropped}");
     let left = run("--on-too-long truncate-prompt-left", "b").ok().out;
-    assert!(left.contains("4 read, 3 kept (base 3); dropped: 1 no room left by cutting"), "{left}");
+    assert!(left.contains("4 read, 3 kept (base 3); dropped: 1 too long even after cutting"), "{left}");
     assert!(left.contains("1 prompts on the left, 0 responses on the right"), "{left}");
     let right = run("--on-too-long truncate-completion-right", "c").ok().out;
-    assert!(right.contains("4 read, 3 kept (base 3); dropped: 1 no room left by cutting"), "{right}");
+    assert!(right.contains("4 read, 3 kept (base 3); dropped: 1 too long even after cutting"), "{right}");
     assert!(right.contains("0 prompts on the left, 1 responses on the right"), "{right}");
     let before = bench.listing();
     run("--on-too-long error", "d").fails(3, &["long.jsonl:3", "--max-length 64", "--on-too-long"]);

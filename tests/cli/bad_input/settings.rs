@@ -1,5 +1,5 @@
-//! Every flag of every command that takes a number, found through the parser itself, so that a new flag is tested from
-//! its first day: numbers that are none, not finite, negative, or too large.
+//! Numeric flags of all commands with values that are malformed, not finite, negative, or too
+//! large. The flags are listed by the parser, so a new flag is tested automatically.
 
 use std::any::TypeId;
 use std::collections::BTreeSet;
@@ -10,9 +10,9 @@ use mapl::cli::Cli;
 
 use crate::workbench::Bench;
 
-/// Flags for which a negative number means something.
+/// Flags that accept a negative number.
 const NEGATIVE: [&str; 1] = ["--margin"];
-/// The rest of a call that would work; `None` for commands whose required flags are unknown here.
+/// Remaining arguments of a valid call; `None` for commands without a known valid call.
 fn call(command: &str) -> Option<&'static str> {
     match command {
         "sft" | "reward" | "dpo" => Some("--model model --train-file pairs.jsonl --output-dir out"),
@@ -27,7 +27,7 @@ fn call(command: &str) -> Option<&'static str> {
     }
 }
 
-/// Commands with their subcommands joined, as `data build`.
+/// All commands, with subcommands joined to their command (`data build`).
 fn commands() -> Vec<(String, clap::Command)> {
     let mut found = Vec::new();
     for command in Cli::command().get_subcommands() {
@@ -67,7 +67,7 @@ fn number(arg: &clap::Arg) -> Option<Number> {
 }
 
 #[test]
-fn no_number_that_cannot_work_is_accepted() {
+fn invalid_numbers_are_refused_by_every_flag() {
     let bench = Bench::new();
     let before = bench.listing();
     let mut tested = BTreeSet::new();
@@ -77,7 +77,7 @@ fn no_number_that_cannot_work_is_accepted() {
             let (Some(long), Some(kind)) = (arg.get_long(), number(arg)) else { continue };
             let flag = format!("--{long}");
             let Some(call) = call(&name) else { continue };
-            // A flag that several commands share is the same code in each.
+            // Commands share the code of a common flag.
             if !tested.insert(flag.clone()) {
                 continue;
             }
@@ -86,7 +86,7 @@ fn no_number_that_cannot_work_is_accepted() {
                 Number::Real => {
                     values.extend(["nan", "inf", "-inf"]);
                     reals += 1;
-                    // A finite number of any size may work.
+                    // Any finite number may be valid.
                     values.retain(|value| *value != "99999999999999999999999999");
                     if !NEGATIVE.contains(&flag.as_str()) {
                         values.push("-1");
@@ -112,7 +112,7 @@ fn no_number_that_cannot_work_is_accepted() {
 }
 
 #[test]
-fn the_largest_numbers_of_a_type_work_or_are_refused() {
+fn the_largest_numbers_of_a_type_are_valid_or_refused() {
     let bench = Bench::new();
     let dpo = |flag: &str| {
         bench

@@ -1,4 +1,4 @@
-//! Damaged tokenizers and chat templates that fail or never end.
+//! Damaged tokenizers, and chat templates that fail or do not terminate.
 
 use mapl::data::tokenizer::Tokenizer;
 use mapl::rng::Rng;
@@ -52,7 +52,7 @@ fn damaged_tokenizers_are_named() {
 }
 
 #[test]
-fn a_flipped_bit_in_a_tokenizer_never_ends_the_program() {
+fn flipped_bits_in_a_tokenizer_never_panic() {
     let bench = Bench::new();
     let good = bench.bytes("model/tokenizer.json");
     let mut rng = Rng::keyed(5, &["bits"]);
@@ -78,7 +78,7 @@ fn a_flipped_bit_in_a_tokenizer_never_ends_the_program() {
             Err(_) => {
                 let place = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokenizer-panic.json");
                 std::fs::write(&place, kept).unwrap();
-                panic!("the tokenizer in {} ended the program", place.display());
+                panic!("loading the tokenizer in {} panicked", place.display());
             }
         }
     }
@@ -86,7 +86,7 @@ fn a_flipped_bit_in_a_tokenizer_never_ends_the_program() {
 }
 
 #[test]
-fn templates_that_fail_or_never_end_are_refused() {
+fn templates_that_fail_or_do_not_terminate_are_refused() {
     let bench = Bench::new();
     let talk = json!({"prompt": [{"role": "user", "content": "Name a bird."}],
         "chosen": [{"role": "assistant", "content": "A wren."}], "rejected": [{"role": "assistant", "content": "No."}]});

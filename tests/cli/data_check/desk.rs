@@ -1,14 +1,14 @@
-//! A folder in which `mapl data check` is run, and what it must say.
+//! Working folder for `mapl data check`, and assertions on its findings.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-/// A folder to run the binary in.
+/// Temporary working folder for the binary.
 pub struct Desk(tempfile::TempDir);
 
-/// What `data check --json` said.
+/// Result of `data check --json`.
 pub struct Checked {
     pub code: i32,
     pub report: Value,
@@ -34,7 +34,7 @@ impl Desk {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Exit code, stdout, stderr.
+    /// Runs the binary on `threads` threads; returns exit code, stdout and stderr.
     pub fn run_with(&self, words: &str, threads: &str) -> (i32, String, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mapl"));
         command.args(words.split_whitespace()).current_dir(self.path()).stdin(Stdio::null());
@@ -55,7 +55,7 @@ impl Desk {
         Checked { code, report, err }
     }
 
-    /// Checks these training rows.
+    /// Runs `data check` on these training rows.
     pub fn rows(&self, rows: &[Value]) -> Checked {
         self.write("train.jsonl", rows);
         self.check("train.jsonl")
@@ -63,7 +63,7 @@ impl Desk {
 }
 
 impl Checked {
-    /// Names of the findings with their levels, in order.
+    /// Levels and check names of the findings, in order.
     pub fn names(&self) -> Vec<(String, String)> {
         let word = |finding: &Value, key: &str| finding[key].as_str().unwrap().to_owned();
         self.findings().iter().map(|f| (word(f, "level"), word(f, "check"))).collect()
@@ -78,31 +78,32 @@ impl Checked {
         found.unwrap_or_else(|| panic!("no {check} among {:?}", self.names()))
     }
 
-    /// Demands a finding of this level and count, and the exit code that the levels of all findings ask for.
+    /// Asserts a finding of this level and count, and an exit code consistent with the levels of
+    /// all findings.
     pub fn has(&self, level: &str, check: &str, count: usize) -> &Value {
         let finding = self.finding(check);
         assert_eq!((&finding["level"], &finding["count"]), (&json!(level), &json!(count)), "{finding:#}");
         for key in ["what", "why", "try"] {
             assert!(finding[key].as_str().is_some_and(|text| text.len() > 10), "{finding:#}");
         }
-        self.coherent();
+        self.is_consistent();
         finding
     }
 
-    /// Demands this finding and no other.
+    /// Asserts this finding and no other.
     pub fn only(&self, level: &str, check: &str, count: usize) -> &Value {
         assert_eq!(self.names(), [(level.to_owned(), check.to_owned())], "{:#}", self.report["findings"]);
         self.has(level, check, count)
     }
 
-    fn coherent(&self) {
+    fn is_consistent(&self) {
         let of = |level: &str| self.names().iter().filter(|(l, _)| l == level).count();
         assert_eq!((&self.report["errors"], &self.report["warnings"]), (&json!(of("error")), &json!(of("warning"))));
         assert_eq!(self.code, if of("error") > 0 { 3 } else { 0 }, "{}", self.err);
         assert_eq!(self.err.lines().filter(|l| l.starts_with("error:")).count(), usize::from(self.code == 3));
     }
 
-    /// Line of the first row that a finding names.
+    /// Line of the first row listed in a finding.
     pub fn first_line(&self, check: &str) -> usize {
         self.finding(check)["where"][0]["line"].as_u64().unwrap() as usize
     }

@@ -1,4 +1,5 @@
-//! Groups for the tests of trees and batches: random ones that share prompt beginnings, and the documented example.
+//! Groups for the tests of trees and batches: random groups with shared prompt prefixes, and the
+//! documented example.
 
 use mapl::data::group::{Comparison, Kind, PreferenceGroup, Prompt, Response, Term};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
@@ -6,8 +7,8 @@ use mapl::rng::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A group with the given prompts, sequences (prompt, response ids) and comparisons; the response index counts the
-/// sequences of a prompt.
+/// A group with the given prompts, sequences (prompt, response ids) and comparisons. Response
+/// indices count the sequences of a prompt.
 pub fn group(
     prompts: Vec<Vec<u32>>,
     pairs: &[(usize, Vec<u32>)],
@@ -32,7 +33,8 @@ pub fn random_group(rng: &mut Rng) -> TokenizedGroup {
     let mut prompts: Vec<Vec<u32>> = Vec::new();
     for _ in 0..rng.range(1, 6) {
         let mut prompt = match rng.choose(&prompts).cloned() {
-            // Goes on from an earlier prompt, cut anywhere; often equal to it or a prefix of it.
+            // Extends an earlier prompt, truncated at a random length; often equal to it or a
+            // prefix of it.
             Some(mut earlier) if rng.below(4) > 0 => {
                 earlier.truncate(rng.range(1, earlier.len() + 2));
                 earlier
@@ -91,7 +93,8 @@ fn tokenize(text: &str, known: &mut Vec<String>) -> Vec<u32> {
     spaced.split_whitespace().map(&mut id).collect()
 }
 
-/// The bakery row that documents the group format: prompts x, up, 1l, down, 2l and the two responses.
+/// The bakery row that documents the group format: prompts x, up, 1l, down, 2l and the two
+/// responses.
 pub fn bakery() -> TokenizedGroup {
     let x = "Suggest a name for a small neighbourhood bakery and say why it fits.";
     let prompt = |keys: &str, words: &str, end: &str| {

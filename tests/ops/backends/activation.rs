@@ -1,11 +1,11 @@
-//! RoPE and SwiGLU against the reference, and the rotation against its inverse.
+//! RoPE and SwiGLU against the reference, and RoPE against its inverse.
 
 use common::{On, check, each_backend, indices, normal, runs};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
 #[test]
-fn rotation_forward_and_backward() {
+fn rope_forward_and_backward() {
     for (tokens, heads, unrotated_heads, head_dim) in
         [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)]
     {
@@ -25,15 +25,15 @@ fn rotation_forward_and_backward() {
     }
 }
 
-/// A rotation and its inverse, in both orders.
-fn there_and_back<B: Backend>(on: &On<B>) {
+/// Asserts that a rotation followed by its inverse is the identity, in both orders.
+fn rope_round_trip<B: Backend>(on: &On<B>) {
     let d = RopeDims { tokens: 7, heads: 5, unrotated_heads: 2, head_dim: 64, positions: 50 };
     let angles = normal("angles", 50 * 32, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
     let positions = indices("positions", d.tokens, 50);
     let qkv = on.read_act(&on.act(&normal("qkv", d.tokens * 7 * 64, 1.0)));
     let tolerance = match B::PRECISION {
-        // Each rotation rounds a number to bf16 as large as its pair's length, here at most 5.
+        // Each rotation rounds values of at most the length of their pair, here 5, to bf16.
         Precision::Bf16 => Tolerance { atol: 2.0 * 5.0 * Precision::Bf16.act_roundoff(), rtol: 0.0 },
         p => Tolerance::dot(p, 8),
     };
@@ -41,22 +41,22 @@ fn there_and_back<B: Backend>(on: &On<B>) {
         let rotated = runs::rope(on, d, &positions, (&cos, &sin), &qkv, back)[0].1.clone();
         assert_ne!(rotated, qkv);
         let again = runs::rope(on, d, &positions, (&cos, &sin), &rotated, !back)[0].1.clone();
-        common::compare::values("there and back", &again, &qkv, tolerance);
+        common::compare::values("round trip", &again, &qkv, tolerance);
     }
 }
 
 #[test]
-fn rotation_and_its_inverse() {
-    each_backend!(there_and_back);
+fn rope_backward_inverts_rope_forward() {
+    each_backend!(rope_round_trip);
 }
 
 #[test]
-fn gated_activation() {
+fn glu_forward_and_backward() {
     for (tokens, intermediate) in [(0, 8), (1, 1), (7, 33), (129, 172), (3, 20_000)] {
         let d = GluDims { tokens, intermediate };
         let (gate_up, dact) = (normal("gu", tokens * 2 * intermediate, 2.0), normal("d", tokens * intermediate, 1.0));
         let label = format!("{tokens} x {intermediate}");
-        // gate * up reaches about 50 here; rtol covers it, atol is for terms of order four.
+        // gate * up reaches about 50 here: rtol covers it, and atol covers terms of about 4.
         let tolerance = |p, _: &str| d.tolerance(p).scaled(4.0);
         check!(label, |on: &_| runs::glu_fwd(on, d, &gate_up), tolerance);
         check!(label, |on: &_| runs::glu_bwd(on, d, &dact, &gate_up), tolerance);
@@ -64,7 +64,7 @@ fn gated_activation() {
 }
 
 #[test]
-fn saturated_gates() {
+fn glu_of_saturated_gates() {
     let d = GluDims { tokens: 1, intermediate: 6 };
     let gate_up = [-200.0, -90.0, 0.0, 90.0, 200.0, 1e30, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
     let tolerance = |p, _: &str| d.tolerance(p);

@@ -1,6 +1,7 @@
-//! Attention over prefix trees against the reference: every tree shape of `common::trees`, head sizes on and off the
-//! tiles, 1, 3 and 7 query heads per key-value head, segments around the length of a tile; and that a query's result is
-//! the same bits whatever else is in the batch.
+//! Attention over prefix trees against the reference: every tree shape of `common::trees`, head
+//! dimensions that are and are not multiples of a tile, several ratios of query heads to key-value
+//! heads, segments of about a tile's length. A query's result is bitwise equal whatever else is in
+//! the batch.
 
 use std::ops::Range;
 
@@ -20,7 +21,7 @@ type Heads = (usize, usize, usize);
 
 const HEADS: &[Heads] = &[(2, 2, 16), (3, 1, 64), (14, 2, 16), (2, 1, 80), (1, 1, 128), (80, 1, 4)];
 
-/// Which backends a case runs on; the emulator is slow.
+/// Backends of a case. Some cases skip the emulator, since it is slow.
 #[derive(Clone, Copy, PartialEq)]
 enum Where {
     Cpu,
@@ -31,7 +32,8 @@ enum Where {
 fn forward_and_backward(on: Where, label: &str, d: AttentionDims, tree: &HostTree, qkv: &[f64]) {
     let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
     let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) };
-    // o and lse reach the backward rounded alike for all backends of a precision, and belong to its inputs.
+    // The backward takes o and lse from the reference, so all backends of a precision get the same
+    // inputs.
     let forward = |p| runs::attention_fwd(&On::new(&Reference, p), d, tree, qkv);
     let saved = [Precision::F32, Precision::Bf16].map(forward);
     let saved = |p: Precision| &saved[usize::from(p == Precision::Bf16)];
@@ -60,7 +62,7 @@ fn case(on: Where, name: &str, tree: &HostTree, (heads, kv_heads, head_dim): Hea
 }
 
 #[test]
-fn trees_of_every_shape() {
+fn forward_and_backward_of_every_tree_shape() {
     for (name, tree) in batches() {
         for &heads in HEADS {
             case(Where::Cpu, name, &tree, heads);
@@ -70,7 +72,7 @@ fn trees_of_every_shape() {
 }
 
 #[test]
-fn heads_of_every_size_and_ratio_on_kernels() {
+fn kernels_support_every_head_size_and_ratio() {
     let tree = HostTree::new().tree(&[(41, None), (30, Some(0)), (9, Some(0))]).tree(&[(1, None)]);
     for heads in [(1, 1, 64), (3, 1, 80), (7, 1, 32), (6, 2, 96), (2, 1, 128), (1, 1, 256), (14, 2, 4), (2, 1, 20)] {
         case(Where::Kernels, "two trees", &tree, heads);
@@ -78,7 +80,7 @@ fn heads_of_every_size_and_ratio_on_kernels() {
 }
 
 #[test]
-fn segments_around_a_tile_on_kernels() {
+fn kernels_support_segments_around_the_tile_length() {
     let tree = HostTree::new()
         .tree(&[(63, None), (1, Some(0)), (64, Some(0)), (1, Some(1))])
         .tree(&[(65, None), (129, Some(0))])
@@ -92,9 +94,9 @@ fn segments_around_a_tile_on_kernels() {
     }
 }
 
-/// The backward apart from the forward: what the forward saves comes from the reference.
+/// Backward without the forward on the same backend: o and lse come from the reference.
 #[test]
-fn backward_alone_on_kernels() {
+fn kernel_backward_from_reference_forward() {
     let tree = HostTree::new().tree(&[(70, None), (40, Some(0)), (70, Some(0))]);
     let d = tree.dims(2, 1, 32);
     let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
@@ -102,20 +104,20 @@ fn backward_alone_on_kernels() {
     let saved = runs::attention_fwd(&On::new(&Reference, Precision::Bf16), d, &tree, &qkv);
     check_kernels!(
         bf16,
-        "backward alone",
+        "backward only",
         |on: &_| runs::attention_bwd(on, d, &tree, &qkv, &do_, &saved),
         |p, _: &str| d.gradient_tolerance(p)
     );
 }
 
 #[test]
-fn equal_rows_and_large_scores() {
+fn equal_rows_and_large_scores_match_the_reference() {
     let tree = HostTree::new().tree(&[(20, None), (14, Some(0)), (3, Some(0))]);
     let d = tree.dims(4, 2, 16);
     let width = d.fused_heads() * d.head_dim;
     let row = normal("row", width, 1.0);
     forward_and_backward(Where::All, "equal rows", d, &tree, &row.repeat(d.tokens));
-    // Scores of up to a few hundred: the softmax is nearly one-hot and must not overflow.
+    // Scores reach a few hundred: the softmax is nearly one-hot and must not overflow.
     let mut large = normal("large", d.tokens * width, 1.0);
     for row in large.chunks_exact_mut(width) {
         row[..d.heads * d.head_dim].iter_mut().for_each(|q| *q *= 50.0);
@@ -125,7 +127,7 @@ fn equal_rows_and_large_scores() {
 }
 
 #[test]
-fn queries_that_are_not_finite_are_nan_and_leave_others_alone() {
+fn non_finite_queries_give_nan_only_in_their_rows() {
     let tree = HostTree::new().tree(&[(20, None), (14, Some(0)), (3, Some(0))]);
     let d = tree.dims(2, 1, 16);
     let width = d.fused_heads() * d.head_dim;
@@ -133,12 +135,12 @@ fn queries_that_are_not_finite_are_nan_and_leave_others_alone() {
     qkv[7 * width + 3] = f64::NAN;
     qkv[25 * width + 18] = f64::INFINITY;
     let oracle = runs::attention_fwd(&On::new(&Reference, Precision::F32), d, &tree, &qkv);
-    assert_eq!(oracle[1].1.iter().filter(|lse| lse.is_nan()).count(), 2, "one row of each head");
+    assert_eq!(oracle[1].1.iter().filter(|lse| lse.is_nan()).count(), 2, "one NaN row per head");
     let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) };
-    check!("bad queries", |on: &_| runs::attention_fwd(on, d, &tree, &qkv), tolerance);
+    check!("non-finite queries", |on: &_| runs::attention_fwd(on, d, &tree, &qkv), tolerance);
 }
 
-/// Outputs of the tokens `rows` alone: o, lse by head, dqkv.
+/// Returns the outputs of tokens `rows`: o, lse by head, dqkv.
 fn rows_of(d: &AttentionDims, outputs: &Outputs, rows: Range<usize>) -> Vec<Vec<f64>> {
     let (o, lse, dqkv) = (&outputs[0].1, &outputs[1].1, &outputs[2].1);
     let take = |from: &[f64], width: usize| from[rows.start * width..rows.end * width].to_vec();
@@ -146,7 +148,7 @@ fn rows_of(d: &AttentionDims, outputs: &Outputs, rows: Range<usize>) -> Vec<Vec<
     vec![take(o, d.heads * d.head_dim), lse, take(dqkv, d.fused_heads() * d.head_dim)]
 }
 
-/// Forward and backward of a batch on the emulator.
+/// Runs forward and backward of a batch on the emulator.
 fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> Option<(AttentionDims, Outputs)> {
     let d = tree.dims(heads.0, heads.1, heads.2);
     let backend = Kernels::<Emulator, A>::new(common::emulator(Schedule::Rising, 3)?);
@@ -157,7 +159,7 @@ fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> 
     Some((d, outputs))
 }
 
-fn results_belong_to_the_path<A: Element>() {
+fn results_depend_only_on_the_path<A: Element>() {
     let heads: Heads = (3, 1, 16);
     let (width, out) = (5 * 16, 3 * 16);
     let shape: &[(usize, Option<usize>)] = &[(50, None), (31, Some(0)), (70, Some(0)), (2, Some(1))];
@@ -175,26 +177,26 @@ fn results_belong_to_the_path<A: Element>() {
     let (d, beside) = both::<A>(&batch, heads, &around("qkv", &qkv, width), &around("do", &do_, out)).unwrap();
     let beside = rows_of(&d, &beside, 70..70 + tokens);
     for (name, (alone, beside)) in ["o", "lse", "dqkv"].iter().zip(alone.iter().zip(&beside)) {
-        common::compare::bits(&format!("{name} beside other trees, {:?}", A::PRECISION), beside, alone);
+        common::compare::bits(&format!("{name} with other trees in the batch, {:?}", A::PRECISION), beside, alone);
     }
 
-    // The path of the second segment cut at other places: the queries' results.
+    // The path of the second segment, split into segments at other places: results of the queries.
     let cut = HostTree::new().tree(&[(17, None), (60, Some(0)), (4, Some(1))]);
     let (d, cut) = both::<A>(&cut, heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
     let cut = rows_of(&d, &cut, 0..81);
-    common::compare::bits("o of a path cut elsewhere", &cut[0], &alone[0][..81 * out]);
+    common::compare::bits("o of a path split elsewhere", &cut[0], &alone[0][..81 * out]);
     let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
-    common::compare::bits("lse of a path cut elsewhere", &cut[1], &lse);
+    common::compare::bits("lse of a path split elsewhere", &cut[1], &lse);
 }
 
 #[test]
-fn results_belong_to_the_path_alone_on_kernels() {
-    results_belong_to_the_path::<f32>();
-    results_belong_to_the_path::<bf16>();
+fn kernel_results_depend_only_on_the_path() {
+    results_depend_only_on_the_path::<f32>();
+    results_depend_only_on_the_path::<bf16>();
 }
 
 #[test]
-fn kernels_refuse_heads_beyond_their_registers() {
+fn kernels_reject_heads_that_exceed_their_registers() {
     let tree = HostTree::new().tree(&[(1, None)]);
     let d = tree.dims(1, 1, 257);
     let Some(device) = common::emulator(Schedule::Rising, 1) else { return };

@@ -1,18 +1,19 @@
-//! Embedding against the reference: repeated and absent ids, one token, rows off the vector width, no token at all.
+//! Embedding against the reference: repeated and absent ids, one token, rows that are not a
+//! multiple of the vector width, no tokens.
 
 use common::{check, indices, normal, runs, stored_as_acc};
 use mapl::backend::Write;
 use mapl::backend::contract::*;
 
 #[test]
-fn gather_and_its_gradient() {
+fn gather_and_scatter_add() {
     for (tokens, vocab, hidden) in [(0, 5, 4), (1, 257, 16), (7, 3, 33), (129, 257, 80), (900, 1999, 24)] {
         let d = EmbeddingDims { tokens, vocab, hidden };
         let label = format!("{tokens} x {vocab} x {hidden}");
         let (ids, table) = (indices("ids", tokens, vocab), normal("table", vocab * hidden, 1.0));
         let dx = normal("dx", tokens * hidden, 1.0);
         let exact = |_, _: &str| Tolerance { atol: 0.0, rtol: 0.0 };
-        // Rounding to the backend's precision is done before the op, so a copy is exact.
+        // Inputs are rounded to the backend's precision before the op, so the copy is exact.
         check!(label, |on: &_| runs::embedding_fwd(on, d, &ids, &table), exact);
         for write in [Write::Overwrite, Write::Add] {
             let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), tokens).scaled(2.0);
@@ -22,15 +23,15 @@ fn gather_and_its_gradient() {
 }
 
 #[test]
-fn all_tokens_alike() {
+fn gradient_of_one_repeated_token() {
     let d = EmbeddingDims { tokens: 500, vocab: 9, hidden: 20 };
     let (ids, dx, table) = (vec![8; 500], normal("dx", 10_000, 1.0), normal("table", 180, 1.0));
     let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 500).scaled(10.0);
-    check!("alike", |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, Write::Overwrite), tolerance);
+    check!("one repeated token", |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, Write::Overwrite), tolerance);
 }
 
 #[test]
-fn padding_adds_nothing() {
+fn padding_has_no_effect_on_the_gradient() {
     let d = EmbeddingDims { tokens: 40, vocab: 9, hidden: 20 };
     let (mut ids, dx, table) = (indices("ids", 40, 9), normal("dx", 800, 1.0), normal("table", 180, 1.0));
     for at in [0, 7, 8, 39] {
@@ -45,7 +46,7 @@ fn padding_adds_nothing() {
         check!("padding", |on: &_| runs::embedding_bwd(on, d, &ids, &dx, &table, write), tolerance);
         let exact = |_, _: &str| Tolerance { atol: 0.0, rtol: 0.0 };
         check!(
-            "padding against none",
+            "with and without padding",
             |on: &_| {
                 let padded = runs::embedding_bwd(on, d, &ids, &dx, &table, write);
                 let plain = runs::embedding_bwd(on, without, &ids_without, &dx_without, &table, write);

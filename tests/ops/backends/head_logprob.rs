@@ -1,5 +1,6 @@
-//! Vocabulary head against the reference: vocabularies below and above a panel and off its width, rows that share a
-//! hidden row, strips that are not full, blocks beyond the first; huge and infinite logits; zero rows; a frozen head.
+//! Vocabulary head against the reference: vocabularies smaller and larger than a panel and not a
+//! multiple of its width, rows that share a hidden row, partial strips, several blocks; huge and
+//! infinite logits; no rows; a frozen head.
 
 use common::{On as Runner, check, check_backend, check_kernels, compare, each_backend, indices, normal, runs};
 use mapl::backend::Backend;
@@ -12,7 +13,8 @@ use runs::HeadBwdInputs;
 #[derive(Clone, Copy, PartialEq)]
 enum On {
     All,
-    /// For sizes that take long on the emulator and cross no edge of a kernel that a smaller one does not.
+    /// For sizes that are slow on the emulator and cover no kernel edge case beyond the smaller
+    /// sizes.
     CpuAlone,
 }
 
@@ -34,7 +36,8 @@ impl Case {
             label: format!("{tokens} x {hidden} x {vocab}, {rows} rows"),
             x: normal("hidden", tokens * hidden, 1.0),
             head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
-            // A quarter of the tokens is never a source; others are several times.
+            // A quarter of the tokens is never a source; other tokens may be a source several
+            // times.
             source: indices("source", rows, (tokens * 3 / 4).max(1)),
             target: indices("target", rows, vocab),
             on,
@@ -42,7 +45,7 @@ impl Case {
     }
 }
 
-/// Runs an op on the backends of a case.
+/// Compares an op with the reference on the backends of a case.
 macro_rules! compare {
     ($case:expr, $label:expr, $run:expr, $tolerance:expr) => {
         if $case.on == On::All {
@@ -61,11 +64,11 @@ fn cases() -> Vec<Case> {
         ((129, 80, 1999, 200), On::CpuAlone),
         ((40, 24, 1999, 1300), On::CpuAlone),
         ((40, 40, 2600, 300), On::CpuAlone),
-        // Two blocks of rows, four slices of the vocabulary, a depth off 16.
+        // Two blocks of rows, four slices of the vocabulary, K not a multiple of 16.
         ((40, 24, 1999, 140), On::All),
-        // A second chunk of the vocabulary in the backward.
+        // The backward needs a second chunk of the vocabulary.
         ((5, 16, 8195, 3), On::All),
-        // Nothing.
+        // No rows.
         ((7, 16, 257, 0), On::All),
         ((0, 16, 257, 0), On::All),
     ]
@@ -74,7 +77,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn forward_of_vocabularies_and_rows() {
+fn forward_of_every_vocabulary_and_row_count() {
     for c in &cases() {
         let tolerance = |p, _: &str| c.d.tolerance(p);
         compare!(c, c.label, |on: &_| runs::head_logprob_fwd(on, c.d, &c.x, &c.head, &c.source, &c.target), tolerance);
@@ -82,7 +85,7 @@ fn forward_of_vocabularies_and_rows() {
 }
 
 #[test]
-fn backward_of_vocabularies_and_rows() {
+fn backward_of_every_vocabulary_and_row_count() {
     for c in &cases() {
         let d = c.d;
         let oracle = common::On::new(&mapl::backend::reference::Reference, Precision::F32);
@@ -100,8 +103,9 @@ fn backward_of_vocabularies_and_rows() {
                 dhead: &dhead,
                 write,
             };
-            // Sums over the vocabulary whose terms are probabilities, and over rows. Tensor cores cut a sum off after every step
-            // in place of rounding it, so the error of the first grows with the vocabulary: 8.6e-6 over 8195 words on an H200.
+            // dhidden sums terms weighted by probabilities over the vocabulary; dhead sums over
+            // rows. Tensor cores truncate a sum after every step instead of rounding it. So the
+            // error of dhidden grows with the vocabulary: 8.6e-6 for 8195 tokens on an H200.
             let words = 16.max(d.vocab / 128);
             let tolerance = |p, name: &str| d.gradient_tolerance(p, if name == "dhead" { d.rows } else { words });
             compare!(c, format!("{}, {write:?}", c.label), |on: &_| runs::head_logprob_bwd(on, d, &inputs), tolerance);
@@ -109,8 +113,8 @@ fn backward_of_vocabularies_and_rows() {
     }
 }
 
-/// A vocabulary of the size of Qwen's in one block of rows; in bf16 alone, because f32 takes five times as long on the
-/// emulator and its slices differ in width alone.
+/// Vocabulary of Qwen's size with one block of rows. Only in bf16: f32 takes five times as long on
+/// the emulator and differs only in the width of its slices.
 #[test]
 fn forward_of_a_large_vocabulary() {
     let c = Case::new((4, 16, 151_936, 5), On::All);
@@ -124,12 +128,12 @@ fn forward_of_a_large_vocabulary() {
 }
 
 #[test]
-fn huge_and_infinite_logits() {
+fn huge_and_infinite_logits_match_the_reference() {
     let d = HeadDims { tokens: 3, hidden: 16, vocab: 600, rows: 4 };
     let mut x = normal("hidden", 48, 1.0);
     x.iter_mut().for_each(|x| *x = x.abs());
     let mut head = normal("head", 600 * 16, 0.25);
-    // Token 5: logits near 1e4; token 9: -inf for every row; the last panel holds nothing but -inf.
+    // Token 5: logits near 1e4. Token 9: -inf for every row. The last panel contains only -inf.
     head[5 * 16..6 * 16].fill(1e3);
     head[9 * 16..10 * 16].fill(f64::NEG_INFINITY);
     head[588 * 16..].fill(f64::NEG_INFINITY);
@@ -148,7 +152,7 @@ fn huge_and_infinite_logits() {
 }
 
 #[test]
-fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
+fn nan_row_of_weight_zero_has_gradient_zero() {
     let d = HeadDims { tokens: 2, hidden: 8, vocab: 20, rows: 2 };
     let (mut x, head) = (normal("hidden", 16, 1.0), normal("head", 160, 1.0));
     x[8] = f64::NAN;
@@ -168,7 +172,7 @@ fn a_row_of_weight_zero_adds_nothing_even_with_nan() {
     assert!(outputs[0].1[8..].iter().all(|&g| g == 0.0), "{outputs:?}");
 }
 
-/// Every case that runs on all backends, with and without the gradient of the head.
+/// Runs the cases for all backends with and without the gradient of the head.
 fn frozen<B: Backend>(on: &Runner<B>) {
     for c in cases().iter().filter(|c| c.on == On::All) {
         let (lse, dlogp) = (vec![6.0; c.d.rows], normal("dlogp", c.d.rows, 1.0));
@@ -194,7 +198,7 @@ fn frozen<B: Backend>(on: &Runner<B>) {
 }
 
 #[test]
-fn a_frozen_head_has_the_same_dhidden_bit_by_bit() {
+fn frozen_head_leaves_dhidden_bitwise_equal() {
     frozen(&Runner::new(&mapl::backend::reference::Reference, Precision::F64));
     each_backend!(frozen);
 }

@@ -1,7 +1,8 @@
-//! The vocabulary head by powers of logits (kernels/head_logprob_sm90.cu): vocabularies off every tile, rows that share a hidden
-//! row, several clusters of rows, targets of any likelihood, a large vocabulary in one block of rows.
+//! The vocabulary head with stored exponentials of logits (kernels/head_logprob_sm90.cu):
+//! vocabularies that are not a multiple of the tile, rows that share a hidden row, several clusters
+//! of rows, targets of very low probability, a large vocabulary in one block of rows.
 
-use common::sm90::{Work, done, one_way};
+use common::sm90::{Work, check_variant, run_on};
 use common::{On, Outputs, compare, emulator, gpu, indices, normal, runs};
 use half::bf16;
 use mapl::backend::contract::*;
@@ -13,7 +14,7 @@ use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, Write};
 use runs::HeadBwdInputs;
 
-/// Forward, or backward with what is there before.
+/// Forward, or backward into a gradient buffer with given initial content.
 struct Head {
     d: HeadDims,
     x: Vec<f64>,
@@ -69,22 +70,22 @@ impl Head {
         format!("{label}, {:?}, {:?}", self.d, self.backward)
     }
 
-    /// Compares with the reference, in every order.
+    /// Compares with the reference in every schedule.
     fn check(&self, label: &str, scale: f64) {
         let expected = self.run(&On::new(&Reference, Precision::Bf16));
-        one_way(&self.label(label), Hopper::Chosen, 1, &expected, |name| self.tolerance(name, scale), self);
+        check_variant(&self.label(label), Hopper::Chosen, 1, &expected, |name| self.tolerance(name, scale), self);
     }
 
-    /// Compares with the reference, in one order.
+    /// Compares with the reference in one schedule.
     fn check_once(&self, label: &str) {
         let expected = self.run(&On::new(&Reference, Precision::Bf16));
         let same =
             |got: Outputs| compare::outputs(&self.label(label), &got, &expected, |name| self.tolerance(name, 1.0));
         if let Some(device) = emulator(Schedule::Rising, 2) {
-            same(done(device, Hopper::Chosen, self));
+            same(run_on(device, Hopper::Chosen, self));
         }
         if let Some(device) = gpu() {
-            same(done(device, Hopper::Chosen, self));
+            same(run_on(device, Hopper::Chosen, self));
         }
     }
 }
@@ -95,8 +96,9 @@ impl Work for Head {
     }
 }
 
-/// (tokens, hidden, vocab, rows): one row and one tile that is not full; a vocabulary off 8 and 192 with two clusters of rows;
-/// hidden off the 64 of a stage and beyond the ring.
+/// (tokens, hidden, vocab, rows): one row with one partial tile; a vocabulary that is not a
+/// multiple of 8 or 192, with two clusters of rows; a hidden size that is not a multiple of the 64
+/// values of a stage; a hidden size larger than the ring of stages.
 const CASES: [(usize, usize, usize, usize); 4] =
     [(1, 8, 5, 1), (40, 24, 1999, 300), (7, 136, 384, 30), (9, 456, 200, 12)];
 
@@ -110,30 +112,31 @@ fn forward_and_backward() {
 }
 
 #[test]
-fn a_large_vocabulary_in_one_block_of_rows() {
+fn large_vocabulary_in_one_block_of_rows() {
     let sizes = (4, 16, 151_936, 5);
     Head::new(sizes).check("large", 1.0);
-    // The gradient takes the emulator half a minute, so it is seen in one order there.
+    // The gradient takes half a minute on the emulator, so only one schedule runs there.
     Head { backward: Some(Write::Overwrite), ..Head::new(sizes) }.check_once("large");
 }
 
-/// Rows whose target is far less likely than e^-80 have their greatest logit found first; those beside them do not.
+/// Rows with a target probability far below e^-80 need a pass that finds the largest logit first.
+/// Other rows of the batch do not.
 #[test]
-fn targets_that_are_next_to_impossible() {
+fn targets_of_nearly_zero_probability() {
     let mut case = Head::new((6, 16, 600, 6));
     case.x.iter_mut().for_each(|x| *x = x.abs());
     case.source = (0..6).collect();
     case.target = vec![5, 7, 9, 5, 11, 300];
-    // Token 5: logits near 160; the others of order one.
+    // Token 5 has logits near 160; other tokens have logits near 1.
     case.head[5 * 16..6 * 16].fill(12.0);
     for backward in [None, Some(Write::Overwrite)] {
         case.backward = backward;
-        case.check("impossible", 160.0);
+        case.check("nearly zero probability", 160.0);
     }
 }
 
 #[test]
-fn huge_and_infinite_logits() {
+fn huge_and_infinite_logits_match_the_reference() {
     let mut case = Head::new((3, 16, 600, 4));
     case.x.iter_mut().for_each(|x| *x = x.abs());
     case.head[5 * 16..6 * 16].fill(1e3);
@@ -143,9 +146,9 @@ fn huge_and_infinite_logits() {
     case.check("infinite", 1e4);
 }
 
-/// A row's log-prob does not depend on the rows beside it.
+/// A row's log-prob does not depend on the other rows of the batch.
 #[test]
-fn a_row_does_not_depend_on_its_batch() {
+fn row_does_not_depend_on_its_batch() {
     struct Alone(Head, usize);
     impl Work for Alone {
         fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
@@ -162,9 +165,15 @@ fn a_row_does_not_depend_on_its_batch() {
         }
     };
     if let (Some(one), Some(two)) = (emulator(Schedule::Rising, 2), emulator(Schedule::Rising, 3)) {
-        compare(done(one, Hopper::Chosen, &Head::new(sizes)), done(two, Hopper::Chosen, &Alone(Head::new(sizes), row)));
+        compare(
+            run_on(one, Hopper::Chosen, &Head::new(sizes)),
+            run_on(two, Hopper::Chosen, &Alone(Head::new(sizes), row)),
+        );
     }
     if let (Some(one), Some(two)) = (gpu(), gpu()) {
-        compare(done(one, Hopper::Chosen, &Head::new(sizes)), done(two, Hopper::Chosen, &Alone(Head::new(sizes), row)));
+        compare(
+            run_on(one, Hopper::Chosen, &Head::new(sizes)),
+            run_on(two, Hopper::Chosen, &Alone(Head::new(sizes), row)),
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! Head, loss and gradients as one op against the reference, and against the ops it stands for on the same backend: groups of
-//! many shapes, empty ones and those larger than a chunk, one-token responses, padding; weight 0, saturated losses, every
-//! curve; likelihood; a frozen head. Chunks of whole groups, one after the other, give the same as the whole.
+//! Head, loss and gradients as one fused op, compared with the reference and with the separate ops
+//! on the same backend. Cases: groups of many shapes, empty groups, groups larger than a chunk,
+//! one-token responses, padding; weight 0, saturated losses, every curve; likelihood; a frozen
+//! head. Sequential chunks of whole groups give the same result as the whole batch.
 
 use common::head_preference::{Case, output};
-use common::sm90::{Work, one_way};
+use common::sm90::{Work, check_variant};
 use common::{On, Outputs, check, compare, each_backend, normal};
 use half::bf16;
 use mapl::backend::contract::*;
@@ -13,34 +14,34 @@ use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, Write};
 
-/// Rows of chunks that the cases below are cut into: single groups, some together, a group that is larger.
+/// Chunk sizes in rows: chunks of one group, chunks of several groups, groups larger than a chunk.
 const CHUNKS: [usize; 4] = [1, 9, 16, 40];
 
-/// Hidden size and vocabulary: off 16, and off the width of a tile.
+/// Hidden size and vocabulary: not multiples of 16, nor of the tile width.
 const SMALL: (usize, usize) = (24, 131);
 
 fn mixed() -> Case {
     Case::new("groups of several shapes", &[&[5, 4], &[3, 7, 2, 6], &[1, 8, 3]], SMALL)
 }
 
-/// Batches that differ in their groups.
+/// Batches with different groups.
 fn shapes() -> Vec<Case> {
     vec![
         mixed(),
         Case::new("one group", &[&[6, 3]], SMALL),
         Case::new("one-token responses", &[&[1, 1], &[1, 1, 1, 1], &[1, 1]], SMALL),
         Case::new("groups without rows", &[&[0, 0], &[4, 3], &[0], &[], &[0, 0, 2], &[0, 0]], SMALL),
-        Case::new("no row at all", &[&[0, 0], &[0]], SMALL),
+        Case::new("no rows", &[&[0, 0], &[0]], SMALL),
         Case::new("no group", &[], SMALL),
         Case::new("groups larger than a chunk", &[&[3, 2], &[30, 25], &[1, 1], &[21, 22], &[2, 2]], SMALL),
-        // Two blocks of rows, two slices of the vocabulary, a depth off 16.
+        // Two blocks of rows, two slices of the vocabulary, K not a multiple of 16.
         Case::new("blocks of rows", &[&[40, 35], &[50, 20]], (40, 1301)),
         mixed().padded(7),
-        Case::new("padding alone", &[], SMALL).padded(5),
+        Case::new("only padding", &[], SMALL).padded(5),
     ]
 }
 
-/// Batches that differ in their losses.
+/// Batches with different losses.
 fn losses() -> Vec<Case> {
     let mut cases = Vec::new();
     let curves = [
@@ -53,7 +54,7 @@ fn losses() -> Vec<Case> {
     for curve in curves {
         let case = mixed().with_loss(&format!("{curve:?}"), |p| {
             p.curve = curve;
-            // Away from the hinge's kink.
+            // Moves the arguments away from the hinge's kink.
             p.margin.iter_mut().for_each(|margin| *margin += 0.0625);
         });
         cases.push(case.with("means", |case| case.reduce = Reduce::Mean));
@@ -66,8 +67,8 @@ fn losses() -> Vec<Case> {
         cases.push(case);
     }
     cases.push(mixed().with_loss("centred", |p| p.center = 0.01));
-    cases.push(mixed().with("direct gradients too", |case| case.direct = Some(normal("direct", 9, 0.5))));
-    // The rows of the second group have no gradient, whatever the scores are.
+    cases.push(mixed().with("with direct gradients", |case| case.direct = Some(normal("direct", 9, 0.5))));
+    // Rows of the second group have gradient 0, whatever the scores.
     cases.push(mixed().with_loss("weight 0", |p| {
         let of_second = p.terms.iter().map(|terms| (2..6).contains(&terms[0].0));
         p.weight.iter_mut().zip(of_second).filter(|(_, second)| *second).for_each(|(weight, _)| *weight = 0.0);
@@ -75,7 +76,7 @@ fn losses() -> Vec<Case> {
     cases
 }
 
-/// Gradients of scores that are given, and what becomes of the head's gradient.
+/// Batches with given score gradients, a head gradient that is added, or a frozen head.
 fn gradients() -> Vec<Case> {
     let given = |case: Case| {
         case.with("likelihood", |case| {
@@ -92,7 +93,7 @@ fn gradients() -> Vec<Case> {
         likelihood.padded(3),
         given(Case::new("groups without rows", &[&[0], &[5], &[], &[0]], SMALL)),
         given(Case::new("no group", &[], SMALL)).with("added", |case| case.write = Write::Add),
-        Case::new("no row at all", &[&[0, 0]], SMALL).with("frozen", |case| case.frozen = true),
+        Case::new("no rows", &[&[0, 0]], SMALL).with("frozen", |case| case.frozen = true),
         likelihood,
     ]
 }
@@ -106,17 +107,17 @@ fn against_the_reference(cases: &[Case]) {
 }
 
 #[test]
-fn batches_of_many_shapes() {
+fn batches_of_every_shape_match_the_reference() {
     against_the_reference(&shapes());
 }
 
 #[test]
-fn every_loss() {
+fn every_loss_matches_the_reference() {
     against_the_reference(&losses());
 }
 
 #[test]
-fn given_gradients_and_frozen_heads() {
+fn given_gradients_and_frozen_heads_match_the_reference() {
     against_the_reference(&gradients());
 }
 
@@ -124,11 +125,13 @@ fn all() -> Vec<Case> {
     [shapes(), losses(), gradients()].concat()
 }
 
-/// Where the backend makes the calls, the same bits; where it does not, either form is within the tolerance of the reference.
-fn the_ops_it_stands_for<B: Backend>(on: &On<B>) {
+/// Compares the op with the separate ops. If the backend runs the separate ops, results are bitwise
+/// equal. If it runs a fused op, both are within tolerance of the reference, so they differ by at
+/// most twice the tolerance.
+fn fused_and_separate_ops<B: Backend>(on: &On<B>) {
     for case in all() {
         let (got, fused) = case.run(on);
-        let expected = case.run_one_by_one(on);
+        let expected = case.run_separate_ops(on);
         let label = format!("{} on {}", case.label, B::NAME);
         if !fused {
             compare::same_bits(&label, &got, &expected);
@@ -143,12 +146,13 @@ fn the_ops_it_stands_for<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn the_same_as_the_ops_it_stands_for() {
-    the_ops_it_stands_for(&On::new(&Reference, Precision::F64));
-    each_backend!(the_ops_it_stands_for);
+fn fused_op_equals_the_separate_ops() {
+    fused_and_separate_ops(&On::new(&Reference, Precision::F64));
+    each_backend!(fused_and_separate_ops);
 }
 
-/// Outputs of a case worked on chunk by chunk: per row, sequence and comparison one after the other, the rest added up.
+/// Runs a case chunk by chunk. Outputs per row, sequence and comparison are concatenated; other
+/// outputs are added up.
 fn in_chunks(case: &Case, most_rows: usize) -> Vec<(&'static str, Vec<f64>)> {
     let on = On::new(&Reference, Precision::F64);
     let chunks = chunks_of(&case.ends(), most_rows);
@@ -172,9 +176,10 @@ fn in_chunks(case: &Case, most_rows: usize) -> Vec<(&'static str, Vec<f64>)> {
     joined
 }
 
-/// The gradient of a group's rows follows from its own scores, so a batch may be cut between groups.
+/// The gradient of a group's rows depends only on the group's scores, so a batch may be split
+/// between groups.
 #[test]
-fn chunk_after_chunk_gives_the_whole() {
+fn sequential_chunks_equal_the_whole_batch() {
     let on = On::new(&Reference, Precision::F64);
     let mut cut = 0;
     for case in all().iter().filter(|case| !case.ends().is_empty()) {
@@ -185,7 +190,7 @@ fn chunk_after_chunk_gives_the_whole() {
             let label = format!("{}, chunks of {most_rows}", case.label);
             let got = in_chunks(case, most_rows);
             for ((name, got), (_, expected)) in got.iter().zip(&whole) {
-                // Without comparisons there is nothing in these.
+                // Without comparisons these outputs are not written.
                 if case.loss.is_none() && ["sums", "dscore", "loss", "logit"].contains(name) {
                     continue;
                 }
@@ -193,14 +198,14 @@ fn chunk_after_chunk_gives_the_whole() {
             }
         }
     }
-    assert!(cut > 60, "{cut} cases of more than one chunk");
+    assert!(cut > 60, "only {cut} cases have more than one chunk");
 }
 
-/// Rows of weight 0 have no gradient, and hidden rows that no row points to none either.
+/// Asserts gradient 0 for rows of weight 0, and for hidden rows that are not the source of any row.
 fn masked_rows<B: Backend>(on: &On<B>) {
     let case = losses().into_iter().find(|case| case.label.ends_with("weight 0")).unwrap();
     let outputs = case.run(on).0;
-    // Rows 9 to 27 and tokens 9 to 25 are those of the second group.
+    // Rows 9..27 and tokens 9..25 belong to the second group.
     assert_eq!(output(&outputs, "dlogp")[9..27], [0.0; 18]);
     assert!(output(&outputs, "dlogp")[..9].iter().all(|&slope| slope != 0.0));
     let dhidden = output(&outputs, "dhidden");
@@ -213,12 +218,13 @@ fn masked_rows<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn rows_of_weight_zero_have_no_gradient() {
+fn rows_of_weight_zero_have_gradient_zero() {
     masked_rows(&On::new(&Reference, Precision::F64));
     each_backend!(masked_rows);
 }
 
-/// On Hopper the head works chunk by chunk: all rows at once, or few.
+/// Case on the Hopper kernels, which process the head in chunks of the given number of rows
+/// (`None`: the default size).
 struct OnHopper<'a>(&'a Case, Option<usize>);
 
 impl Work for OnHopper<'_> {
@@ -237,14 +243,14 @@ impl Work for OnHopper<'_> {
 }
 
 #[test]
-fn chunks_on_hopper() {
+fn hopper_chunks_match_the_reference() {
     for case in all() {
         let expected = case.run(&On::new(&Reference, Precision::Bf16)).0;
         let errors = case.errors();
         for rows in [None, Some(9)] {
             let label = format!("{}, chunks of {rows:?}", case.label);
             let tolerance = |name: &str| errors.tolerance(Precision::Bf16, name);
-            one_way(&label, Hopper::Chosen, 1, &expected, tolerance, &OnHopper(&case, rows));
+            check_variant(&label, Hopper::Chosen, 1, &expected, tolerance, &OnHopper(&case, rows));
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Linear layers against the reference: few rows (no gemm), rows off every tile width, several depth blocks, slices
-//! over tokens; outputs of 1 to 7 columns never reach the gemm crate.
+//! Linear layers against the reference: few rows (without the gemm crate), row counts that are not
+//! a multiple of any tile, several blocks of K, slices over tokens. Outputs of 1 to 7 columns never
+//! use the gemm crate.
 
 use common::{On, check, compare, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
@@ -70,8 +71,9 @@ fn weight_gradient_overwrites_and_adds() {
     }
 }
 
-/// Norms change no bit of the gradient, do not overflow where squares in f32 would, and tell what is not finite.
-fn norms_beside_the_gradient<B: Backend>(on: &On<'_, B>) {
+/// Asserts that computing norms leaves the gradient bitwise equal, that norms do not overflow when
+/// f32 squares would, and that the norm of a non-finite patch is not finite.
+fn patch_norms<B: Backend>(on: &On<'_, B>) {
     let d = LinearDims { tokens: 70, inputs: 136, outputs: 152 };
     let (x, dy) = (normal("x", 70 * 136, 1.0), normal("dy", 70 * 152, 1.0));
     let start = normal("start", 152 * 136, 1.0);
@@ -92,13 +94,14 @@ fn norms_beside_the_gradient<B: Backend>(on: &On<'_, B>) {
         LinearBwdWeight { dims: d, dy: dy.view(), x: x.view(), dweight: view, write: Write::Overwrite, norms: out };
     on.backend.linear_bwd_weight(args).unwrap();
     let norms = on.read_acc(&norms);
-    // The last row of the gradient is not finite, and with it the norms of some of the last patches; the first are.
+    // The last row of the gradient is not finite, so the norms of some of the last patches are not.
+    // The first norm is finite.
     assert!(norms[0].is_finite() && norms.iter().any(|x| !x.is_finite()), "{norms:?}");
 }
 
 #[test]
-fn norms_of_the_weight_gradient() {
-    each_backend!(norms_beside_the_gradient);
+fn weight_gradient_norms_are_robust_and_do_not_change_the_gradient() {
+    each_backend!(patch_norms);
 }
 
 #[test]
@@ -126,7 +129,8 @@ fn residual_is_added_after_the_bias() {
     }
 }
 
-/// (tokens, hidden, intermediate): eights cut short, tiles of gate and up cut anywhere, several tiles each way.
+/// (tokens, hidden, intermediate): partial groups of eight columns, partial tiles of gate and up,
+/// several tiles in each dimension.
 const GATED: &[(usize, usize, usize)] = &[
     (0, 8, 8),
     (3, 8, 0),
@@ -146,7 +150,7 @@ fn gated() -> impl Iterator<Item = (LinearGluDims, String)> {
 }
 
 #[test]
-fn gated_forward_is_the_product_and_the_activation() {
+fn gated_forward_is_gemm_then_activation() {
     for (d, label) in gated() {
         let x = normal("x", d.tokens * d.hidden, 1.0);
         let weight = normal("w", 2 * d.intermediate * d.hidden, 1.0 / (d.hidden as f64).sqrt());
@@ -159,7 +163,7 @@ fn gated_forward_is_the_product_and_the_activation() {
 }
 
 #[test]
-fn gated_backward_is_the_product_and_the_gradient_of_the_activation() {
+fn gated_backward_is_gemm_then_activation_gradient() {
     for (d, label) in gated() {
         let dy = normal("dy", d.tokens * d.hidden, 1.0);
         let weight = normal("w", d.hidden * d.intermediate, 1.0 / (d.hidden as f64).sqrt());
@@ -168,8 +172,8 @@ fn gated_backward_is_the_product_and_the_gradient_of_the_activation() {
     }
 }
 
-/// On every backend the gated products give the bits of product and activation one after the other.
-fn fused_is_separate<B: Backend>(on: &On<'_, B>) {
+/// Asserts that a gated GEMM is bitwise equal to a GEMM followed by the activation op.
+fn fused_equals_separate<B: Backend>(on: &On<'_, B>) {
     for (d, label) in gated() {
         let label = format!("{} {label}", B::NAME);
         let x = normal("x", d.tokens * d.hidden, 1.0);
@@ -179,7 +183,11 @@ fn fused_is_separate<B: Backend>(on: &On<'_, B>) {
         let fused = runs::linear_glu_fwd(on, d, &x, &weight, true);
         assert_eq!(fused[0].1, product[0].1, "{label}: gate and up");
         assert_eq!(fused[1].1, act[0].1, "{label}: activation");
-        assert_eq!(runs::linear_glu_fwd(on, d, &x, &weight, false)[0].1, act[0].1, "{label}: nothing stored");
+        assert_eq!(
+            runs::linear_glu_fwd(on, d, &x, &weight, false)[0].1,
+            act[0].1,
+            "{label}: activation without stored gate and up"
+        );
 
         let weight = &weight[..d.hidden * d.intermediate];
         let zeros = vec![0.0; d.tokens * d.intermediate];
@@ -191,13 +199,13 @@ fn fused_is_separate<B: Backend>(on: &On<'_, B>) {
 }
 
 #[test]
-fn gated_products_give_the_bits_of_their_parts() {
-    each_backend!(fused_is_separate);
+fn gated_gemm_is_bitwise_equal_to_separate_ops() {
+    each_backend!(fused_equals_separate);
 }
 
-/// All three products on one tile and one step, for runs under a sanitiser.
+/// All three GEMMs with one tile and one step of K, for runs under a sanitiser.
 #[test]
-fn products_on_the_least_sizes() {
+fn gemms_of_minimum_size() {
     let d = LinearDims { tokens: 3, inputs: 9, outputs: 5 };
     let (x, dy) = (normal("x", 27, 1.0), normal("dy", 15, 1.0));
     let weight = normal("w", 45, 1.0 / 3.0);

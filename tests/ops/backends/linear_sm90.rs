@@ -1,8 +1,8 @@
-//! Linear layers by warpgroup products (kernels/matmul_sm90.cu): every tile and schedule against the reference, off every
-//! edge. On the emulator the same bits in every order of threads and on any number of multiprocessors; on a GPU the same bits
-//! again and again.
+//! Linear layers on wgmma kernels (kernels/matmul_sm90.cu): every tile and split-K count against
+//! the reference, with partial tiles in every dimension. Results are bitwise equal on the emulator
+//! in every schedule and for any number of multiprocessors, and on a GPU in repeated runs.
 
-use common::sm90::{Work, done, one_way};
+use common::sm90::{Work, check_variant, run_on};
 use common::{On, Outputs, compare, emulator, gpu, normal, runs, stored_as_acc};
 use half::bf16;
 use mapl::backend::contract::*;
@@ -14,16 +14,18 @@ use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, Write};
 
-/// Columns of all these have a last tile that is not full, for some tile: k off and on the 64 values of a stage, one row,
-/// more rows than a cluster's, more stages than the ring has.
+/// Every shape has a partial last column tile for some tile size. Further cases: K that is and is
+/// not a multiple of the 64 values of a stage, one row, more rows than a cluster's, more stages
+/// than the ring has.
 const SHAPES: [(usize, usize, usize); 5] = [(1, 8, 8), (72, 456, 136), (300, 232, 64), (130, 904, 24), (40, 200, 456)];
 
-/// Compares all cuts with the reference's results, and with one another for the bits.
+/// Compares every tile and split count with the reference, and its schedules with one another
+/// bitwise.
 fn everywhere(label: &str, expected: &Outputs, tolerance: Tolerance, splits: &[usize], work: &impl Work) {
     for tile in Tile::ALL {
         for &splits in splits {
             let label = format!("{label}, {tile:?}, {splits} splits");
-            one_way(&label, Hopper::Cut(tile, splits), tile.blocks(), expected, |_| tolerance, work);
+            check_variant(&label, Hopper::Cut(tile, splits), tile.blocks(), expected, |_| tolerance, work);
         }
     }
 }
@@ -53,7 +55,7 @@ impl Work for Forward<'_> {
     }
 }
 
-/// dx or dweight: what is multiplied, and what is there before.
+/// Operands of the dx or dweight GEMM and the initial content of the output.
 struct Backward<'a> {
     d: LinearDims,
     dy: &'a [f64],
@@ -68,7 +70,7 @@ impl Backward<'_> {
         if !self.weight {
             return runs::linear_bwd_input(on, self.d, self.dy, self.other, self.start, self.write);
         }
-        // The last part of a sum goes another way where norms are wanted, to the same bits.
+        // The last split takes another path if norms are requested; results must be bitwise equal.
         let outputs = runs::linear_bwd_weight_norms(on, self.d, self.dy, self.other, self.start, self.write);
         let alone = runs::linear_bwd_weight(on, self.d, self.dy, self.other, self.start, self.write);
         compare::bits("without norms", &alone[0].1, &outputs[0].1);
@@ -129,17 +131,18 @@ fn weight_gradient_overwrites_adds_and_is_split() {
     }
 }
 
-/// (tokens, hidden, intermediate): tiles of 96 columns cut short, exact, and with a second piece outside; more rows than a
-/// cluster's; sums shorter than a stage and longer than the ring.
+/// (tokens, hidden, intermediate): partial and exact tiles of 96 columns, and a tile with its
+/// second box outside the tensor; more rows than a cluster's; K shorter than a stage and longer
+/// than the ring.
 const GATED: [(usize, usize, usize); 4] = [(1, 8, 8), (300, 136, 40), (130, 72, 192), (40, 456, 232)];
 
-/// Either gated product.
+/// Forward or backward gated GEMM.
 struct Gated<'a> {
     d: LinearGluDims,
-    /// x, or dy.
+    /// x for the forward, dy for the backward.
     input: &'a [f64],
     weight: &'a [f64],
-    /// For the backward.
+    /// Set for the backward.
     gate_up: Option<&'a [f64]>,
     stored: bool,
 }
@@ -159,7 +162,7 @@ impl Work for Gated<'_> {
     }
 }
 
-/// Product and activation one after the other.
+/// GEMM and activation as separate ops.
 struct Separate<'a>(Gated<'a>);
 
 impl Work for Separate<'_> {
@@ -183,7 +186,7 @@ impl Work for Separate<'_> {
 }
 
 #[test]
-fn gated_products_and_the_bits_of_their_parts() {
+fn gated_gemm_matches_the_reference_and_separate_ops_bitwise() {
     for (tokens, hidden, intermediate) in GATED {
         let d = LinearGluDims { tokens, hidden, intermediate };
         let input = normal("x", tokens * hidden, 1.0);
@@ -196,17 +199,17 @@ fn gated_products_and_the_bits_of_their_parts() {
             let work = Gated { d, input: &input, weight, gate_up, stored };
             let label = format!("gated {d:?}, backward {}, stored {stored}", gate_up.is_some());
             let expected = work.run(&On::new(&Reference, Precision::Bf16));
-            one_way(&label, Hopper::Chosen, 1, &expected, |_| d.tolerance(Precision::Bf16), &work);
+            check_variant(&label, Hopper::Chosen, 1, &expected, |_| d.tolerance(Precision::Bf16), &work);
             if stored {
                 let separate = Separate(work);
                 if let Some(device) = emulator(Schedule::Rising, 4) {
-                    let fused = done(emulator(Schedule::Falling, 3).unwrap(), Hopper::Chosen, &separate.0);
-                    let parts = done(device, Hopper::Chosen, &separate);
+                    let fused = run_on(emulator(Schedule::Falling, 3).unwrap(), Hopper::Chosen, &separate.0);
+                    let parts = run_on(device, Hopper::Chosen, &separate);
                     compare::same_bits(&label, &fused, &parts);
                 }
                 if let Some(device) = gpu() {
-                    let fused = done(gpu().unwrap(), Hopper::Chosen, &separate.0);
-                    let parts = done(device, Hopper::Chosen, &separate);
+                    let fused = run_on(gpu().unwrap(), Hopper::Chosen, &separate.0);
+                    let parts = run_on(device, Hopper::Chosen, &separate);
                     compare::same_bits(&label, &fused, &parts);
                 }
             }
@@ -214,8 +217,9 @@ fn gated_products_and_the_bits_of_their_parts() {
     }
 }
 
-/// The same backend again and again: a word that is not put back would stop or reorder the next product.
-fn again_and_again<D: Device>(device: D) {
+/// Repeats a GEMM on one backend: a semaphore that is not reset would block or reorder the next
+/// GEMM.
+fn repeated_split_k<D: Device>(device: D) {
     let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(Tile::Narrow, 4));
     let mut on = On::new(&kernels, Precision::Bf16);
     on.before = 8;
@@ -229,18 +233,18 @@ fn again_and_again<D: Device>(device: D) {
 }
 
 #[test]
-fn turns_of_splits_are_left_as_they_were_found() {
+fn split_k_semaphores_are_reset() {
     if let Some(device) = emulator(Schedule::Random(3), 6) {
-        again_and_again(device);
+        repeated_split_k(device);
     }
     if let Some(device) = gpu() {
-        again_and_again(device);
+        repeated_split_k(device);
     }
 }
 
 #[test]
-fn operands_that_bulk_copies_do_not_take_go_elsewhere() {
-    // Rows of 7 elements and operands off 16 bytes: results are right all the same.
+fn operands_unsuitable_for_tma_use_portable_kernels() {
+    // Rows of 7 elements, and operands that are not 16-byte aligned: results must still be correct.
     for (before, inputs) in [(8, 7), (5, 64)] {
         let Some(device) = emulator(Schedule::Rising, 4) else { return };
         let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Chosen);
@@ -251,6 +255,6 @@ fn operands_that_bulk_copies_do_not_take_go_elsewhere() {
         let (x, weight) = (normal("x", 33 * inputs, 1.0), normal("w", 40 * inputs, 0.3));
         let expected = runs::linear_fwd(&On::new(&Reference, Precision::Bf16), d, &x, &weight, None);
         let got = runs::linear_fwd(&on, d, &x, &weight, None);
-        compare::outputs("elsewhere", &got, &expected, |_| d.tolerance(Precision::Bf16));
+        compare::outputs("portable kernels", &got, &expected, |_| d.tolerance(Precision::Bf16));
     }
 }

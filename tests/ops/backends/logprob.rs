@@ -1,4 +1,5 @@
-//! Stored-logits log-prob and the reward head against the reference; the vocabulary head against its stored oracle.
+//! Stored-logits log-prob and the reward head against the reference; the vocabulary head against
+//! stored-logits log-prob.
 
 use common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
 use mapl::backend::contract::*;
@@ -9,7 +10,7 @@ fn stored(precision: Precision, output: &str) -> Tolerance {
 }
 
 #[test]
-fn stored_logits() {
+fn stored_logits_match_the_reference() {
     for (rows, vocab) in [(0, 257), (1, 1), (7, 257), (33, 1999), (1, 151_936)] {
         let (logits, target) = (normal("logits", rows * vocab, 2.0), indices("target", rows, vocab));
         let dlogp = normal("dlogp", rows, 1.0);
@@ -19,7 +20,7 @@ fn stored_logits() {
 }
 
 #[test]
-fn equal_huge_and_infinite_logits() {
+fn equal_huge_and_infinite_logits_match_the_reference() {
     let vocab = 100;
     let mut logits = normal("logits", 6 * vocab, 1.0);
     logits[..vocab].fill(3.0);
@@ -29,12 +30,12 @@ fn equal_huge_and_infinite_logits() {
     logits[4 * vocab + 1] = f64::NAN;
     logits[5 * vocab..].fill(f64::NEG_INFINITY);
     let target = [0, 3, 4, 5, 6, 7];
-    // Differences from a logit of 1e6 carry its rounding.
+    // Differences from a logit of 1e6 carry the rounding error of that logit.
     let tolerance = |p, name: &str| stored(p, name).scaled(2.0);
     check!("extreme", |on: &_| runs::logprob(on, vocab, &logits, &target, &[1.0; 6]), tolerance);
 }
 
-/// Rows that a loss does not use may hold anything.
+/// Asserts that rows not used by a loss may contain any value, NaN included.
 fn unused_rows<B: Backend>(on: &On<B>) {
     let mut logits = normal("logits", 3 * 40, 1.0);
     logits[7] = f64::NAN;
@@ -45,12 +46,12 @@ fn unused_rows<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn a_gradient_of_zero_stays_zero_beside_nan() {
+fn unused_rows_with_nan_have_gradient_zero() {
     each_backend!(unused_rows);
 }
 
 #[test]
-fn reward_head() {
+fn reward_head_matches_the_reference() {
     for (tokens, hidden, rows) in [(0, 16, vec![]), (7, 33, vec![6]), (129, 80, vec![3, 0, 128, 77]), (9, 257, vec![])]
     {
         let d = RewardDims { tokens, hidden, seqs: rows.len() };
@@ -68,7 +69,7 @@ fn reward_head() {
 }
 
 #[test]
-fn vocabulary_head_equals_its_stored_oracle() {
+fn vocabulary_head_equals_stored_logits_logprob() {
     use mapl::backend::cpu::Cpu;
     let (tokens, hidden, vocab, rows) = (20, 48, 700, 60);
     let (x, head) = (normal("x", tokens * hidden, 1.0), normal("head", vocab * hidden, 0.2));

@@ -1,5 +1,6 @@
-//! RMSNorm against the reference: one token, rows off the vector width, more tokens than a slice of the weight
-//! gradient, all-equal rows, rows of zeros, tiny rows where eps decides.
+//! RMSNorm against the reference: one token, rows that are not a multiple of the vector width, more
+//! tokens than a slice of the weight gradient, all-equal rows, rows of zeros, tiny rows dominated
+//! by eps.
 
 use common::{check, normal, runs, stored_as_acc};
 use mapl::backend::Write;
@@ -10,7 +11,7 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
     let (residual, weight) = (normal("residual", size, 1.0), normal("weight", d.hidden, 1.0));
     let tolerance = |p, _: &str| d.tolerance(p);
     check!(label, |on: &_| runs::norm_fwd(on, d, x, None, &weight), |p, name: &str| {
-        // rstd of a tiny row is large; its relative error is that of one rounding chain.
+        // rstd of a tiny row is large; its relative error comes from one chain of roundings.
         if name == "rstd" { Tolerance { atol: 0.0, rtol: d.tolerance(stored_as_acc(p)).rtol } } else { d.tolerance(p) }
     });
     check!(label, |on: &_| runs::norm_fwd(on, d, x, Some(&residual), &weight), tolerance);
@@ -38,8 +39,8 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 }
 
 #[test]
-fn sizes_on_and_off_the_vector_width() {
-    // Rows of 8200 are too long for the shared memory that kernels sum the weight gradient in.
+fn sizes_with_and_without_full_vectors() {
+    // Rows of 8200 do not fit the shared memory in which kernels sum the weight gradient.
     for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (3, 8200)] {
         let d = NormDims { tokens, hidden, eps: 1e-6 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));

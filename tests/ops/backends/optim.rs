@@ -1,4 +1,5 @@
-//! Gradient norm and AdamW against the reference; what a gradient that is not finite leaves untouched.
+//! Gradient norm and AdamW against the reference; a non-finite gradient leaves parameters and
+//! moments unchanged.
 
 use common::runs::{Adam, adamw, grad_norm, grad_norm_known};
 use common::{On, check, each_backend, normal, stored_as_acc};
@@ -12,7 +13,7 @@ const ADAM: Adam = Adam { decayed: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weigh
 
 #[test]
 fn norm_and_clip_factor() {
-    // One slice, its boundary, more than all slices of the least size.
+    // One slice, its boundary, and more than the maximum number of slices of minimum size.
     for len in [0, 1, 129, 16_384, 16_385, 300_000] {
         let grads = normal("grads", len, 0.01);
         for max_norm in [1e-3, 1.0, f64::INFINITY] {
@@ -24,10 +25,10 @@ fn norm_and_clip_factor() {
     each_backend!(exact_norm);
 }
 
-/// Norms that stand for elements at the begin, in the middle, at the end, for all and for none; elements they stand for are not
-/// read.
+/// Known norms replace elements at the start, in the middle, at the end, all elements or none. The
+/// op does not read the replaced elements.
 #[test]
-fn norms_stand_for_elements() {
+fn known_norms_replace_elements() {
     for (len, range, count) in
         [(1000, 0..64, 3), (100_000, 4..60_000, 5000), (40_003, 1001..40_003, 70), (640, 0..640, 2), (333, 40..40, 0)]
     {
@@ -36,13 +37,13 @@ fn norms_stand_for_elements() {
         let norms: Vec<f64> = normal("norms", count, 0.3).iter().map(|x| x.abs()).collect();
         let control = [1e-3, 4.0, 9.0, 9.0, 0.0, 2.0];
         let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 4);
-        let told = || (range.clone(), &norms[..]);
-        check!(format!("{len}, {range:?}"), |on: &_| grad_norm_known(on, 0.5, &grads, told(), &control), tolerance);
+        let known = || (range.clone(), &norms[..]);
+        check!(format!("{len}, {range:?}"), |on: &_| grad_norm_known(on, 0.5, &grads, known(), &control), tolerance);
     }
-    each_backend!(exact_told_norm);
+    each_backend!(exact_known_norm);
 }
 
-fn exact_told_norm<B: Backend>(on: &On<B>) {
+fn exact_known_norm<B: Backend>(on: &On<B>) {
     let control = &grad_norm_known(on, 1.0, &[2.0, 9.0, 9.0, 4.0], (1..3, &[4.0, 0.0, 8.0]), &[0.0; CONTROL])[0].1;
     assert_eq!((control[CONTROL_NORM], control[CONTROL_APPLY]), (10.0, 1.0));
     for bad in [f64::INFINITY, f64::NAN] {
@@ -57,7 +58,7 @@ fn exact_norm<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn squares_beyond_f32_do_not_overflow() {
+fn norm_does_not_overflow_when_squares_exceed_f32() {
     each_backend!(huge_gradients);
 }
 
@@ -67,7 +68,7 @@ fn huge_gradients<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn gradients_that_are_not_finite_skip_the_step() {
+fn non_finite_gradients_skip_the_update() {
     each_backend!(skipped_step);
 }
 
@@ -87,18 +88,20 @@ fn skipped_step<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn update_at_the_first_and_later_steps() {
+fn adamw_updates_at_first_and_later_steps() {
     for (len, decayed) in [(0, 0), (1, 0), (7, 7), (40_000, 20_003), (16_384, 16_384), (129, 5)] {
         let grads = normal("grads", len, 0.1);
         let params = normal("params", len, 1.0);
         let (m, v): (Vec<f64>, Vec<f64>) =
             (normal("m", len, 0.1), normal("v", len, 0.1).iter().map(|x| x * x).collect());
-        // The last corrects the second moment by 1 - 0.999^2003 = 0.87 and the first by nothing that f32 shows.
+        // At the last step the bias correction of the second moment is 1 - 0.999^2003 = 0.87. For
+        // the first moment it rounds to 1 in f32.
         for (step, clip) in [(1.0, 1.0), (17.0, 0.25), (2003.0, 1.0)] {
             let control = [1e-2, step, 1.0, clip, 1.0, 0.0];
             let zeros = vec![0.0; len];
             let state = if step == 1.0 { [&params[..], &zeros, &zeros] } else { [&params[..], &m, &v] };
-            // m over sqrt(v) reaches 100 where v is small; lr brings the update back to order one.
+            // m / sqrt(v) reaches 100 if v is small; the learning rate scales the update down to
+            // about 1.
             let tolerance = |p, name: &str| Tolerance::dot(if name == "params" { p } else { stored_as_acc(p) }, 4);
             let adam = Adam { decayed, ..ADAM };
             check!(format!("{len}, step {step}"), |on: &_| adamw(on, adam, &control, &grads, state), tolerance);
@@ -106,7 +109,7 @@ fn update_at_the_first_and_later_steps() {
     }
 }
 
-/// An update with a full-precision copy beside the parameters; params, m, v and the copy.
+/// Runs an update with full-precision master weights. Returns params, m, v and the master weights.
 fn with_master<B: Backend>(
     on: &On<B>,
     control: &[f64],
@@ -134,11 +137,11 @@ fn with_master<B: Backend>(
 }
 
 #[test]
-fn a_master_copy_is_updated_and_rounded_into_bf16_parameters() {
+fn master_weights_are_updated_and_rounded_to_bf16_parameters() {
     let len = 5003;
     let (grads, params, m) = (normal("grads", len, 0.1), normal("params", len, 1.0), normal("m", len, 0.1));
     let v: Vec<f64> = normal("v", len, 0.1).iter().map(|x| x * x).collect();
-    // A step far below the spacing of bf16: only the copy can keep it.
+    // The update is far below the spacing of bf16: only the master weights can hold it.
     let control = [1e-5, 17.0, 1.0, 0.5, 1.0, 0.0];
     let expected = with_master(&On::new(&Reference, Precision::F32), &control, &grads, [&params, &m, &v]).unwrap();
     let mut first: Option<Vec<Vec<f64>>> = None;
@@ -152,7 +155,10 @@ fn a_master_copy_is_updated_and_rounded_into_bf16_parameters() {
         }
         let rounded: Vec<f64> = got[3].iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect();
         common::compare::bits("params", &got[0], &rounded);
-        assert!(got[3].iter().zip(&params).any(|(new, old)| *new != f64::from(*old as f32)), "the copy moves");
+        assert!(
+            got[3].iter().zip(&params).any(|(new, old)| *new != f64::from(*old as f32)),
+            "the master weights did not change"
+        );
         match &first {
             None => first = Some(got),
             Some(first) => assert_eq!(&got, first),
@@ -166,7 +172,7 @@ fn refuses<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn a_master_copy_of_f32_parameters_is_refused() {
+fn master_weights_for_f32_parameters_are_rejected() {
     refuses(&On::new(&Cpu::new(), Precision::F32));
     if let Some(device) = common::emulator(common::EMULATED[0].0, 1) {
         refuses(&On::new(&Kernels::<_, f32>::new(device), Precision::F32));

@@ -1,5 +1,6 @@
-//! The comparison loss against the reference: every curve, two, four and detached terms, references, margins, weights,
-//! centering, shared sequences; the identity of equal policies; weight 0 beside NaN.
+//! The comparison loss against the reference: every curve; two, four and detached terms;
+//! references, margins, weights, centering, shared sequences; equal policies; weight 0 with NaN
+//! scores.
 
 use common::runs::{Preference, preference};
 use common::{On, check, each_backend, normal, stored_as_acc};
@@ -16,7 +17,7 @@ const CURVES: [Curve; 6] = [
     Curve::Ipo,
 ];
 
-/// Eight sequences and comparisons of all kinds; sequence 7 is in none.
+/// Eight sequences and comparisons of all kinds. No comparison uses sequence 7.
 fn batch(curve: Curve, deviation: f64) -> Preference {
     Preference {
         curve,
@@ -31,7 +32,7 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
             vec![(5, 1), (6, -1), (0, 2), (1, -2)],
             vec![(5, -1), (6, 1), (2, -2), (1, 2)],
             vec![(1, 1), (0, -1)],
-            // Of the base kind and no pair: not centred.
+            // Base kind, but not a pair: no centring.
             vec![(2, 1), (4, 1), (5, -1), (6, -1)],
         ],
         kind: vec![0, 1, 2, 2, 2, 0, 0],
@@ -45,7 +46,7 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
 
 fn compare(label: &str, p: &Preference) {
     let scores = p.score.iter().fold(1.0f64, |a, b| a.max(b.abs()));
-    // IPO squares and its slope divides by the scale twice.
+    // IPO squares its argument, and its slope divides by the scale twice.
     let power = if p.curve == Curve::Ipo || p.center != 0.0 { 64.0 * scores } else { 2.0 };
     let tolerance = |precision, _: &str| {
         let t = PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), scores);
@@ -55,7 +56,7 @@ fn compare(label: &str, p: &Preference) {
 }
 
 #[test]
-fn every_curve_with_every_option() {
+fn every_curve_and_option_matches_the_reference() {
     for curve in CURVES {
         for deviation in [0.3, 4.0, 60.0] {
             let mut p = batch(curve, deviation);
@@ -71,7 +72,7 @@ fn every_curve_with_every_option() {
 }
 
 #[test]
-fn no_comparisons_leave_the_direct_gradient() {
+fn without_comparisons_dscore_is_the_direct_gradient() {
     let mut p = batch(CURVES[0], 1.0);
     let empty = vec![];
     (p.terms, p.kind, p.scale) = (vec![], vec![], empty.clone());
@@ -84,7 +85,7 @@ fn no_comparisons_leave_the_direct_gradient() {
 
 fn equal_policies<B: Backend>(on: &On<B>) {
     let mut p = batch(CURVES[0], 60.0);
-    // Scores as sums of f32 log-probs: many digits, equal on both sides.
+    // Scores look like sums of f32 log-probs: many digits, equal for policy and reference.
     p.score = p.score.iter().map(|&x| f64::from((x * 3.137) as f32)).collect();
     p.reference = Some(p.score.clone());
     p.margin.fill(0.0);
@@ -119,11 +120,12 @@ fn weight_zero_beside_nan<B: Backend>(on: &On<B>) {
         assert_eq!(outputs[0].1[0], 0.0);
         assert_eq!(outputs[2].1[..2], [0.0, 0.0]);
         assert!(outputs[3].1[SUM_LOSS].is_finite());
-        // With weight the same comparison shows its NaN.
+        // With a nonzero weight the same comparison gives NaN.
         p.weight[0] = 1.0;
         let outputs = preference(on, &p);
         assert!(outputs[0].1[0].is_nan() && outputs[2].1[0].is_nan(), "{curve:?}: {outputs:?}");
-        // So does a loss above every f32, whose logit and slope are finite.
+        // A loss that exceeds the f32 range also gives NaN slopes, although its logit and exact
+        // slope are finite.
         (p.score[0], p.score[1]) = (1.0, -1.0);
         (p.weight[0], p.margin[0]) = (1e3, 1e38);
         let outputs = preference(on, &p);
@@ -133,13 +135,13 @@ fn weight_zero_beside_nan<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn weight_zero_is_zero_beside_nan() {
+fn comparison_of_weight_zero_ignores_nan_scores() {
     each_backend!(weight_zero_beside_nan);
 }
 
-/// More comparisons and sequences than a block has threads, in which sequences are shared.
+/// More comparisons and sequences than a block has threads, with shared sequences.
 #[test]
-fn a_batch_larger_than_a_block() {
+fn batch_larger_than_a_block_matches_the_reference() {
     let (seqs, comparisons) = (701, 600);
     let count = comparisons as i32;
     let p = Preference {
@@ -156,7 +158,7 @@ fn a_batch_larger_than_a_block() {
         clip: vec![0.0; 2 * comparisons],
         kind_scale: vec![0.5, 1.0, 0.25],
     };
-    // The f32 error of one comparison, in sums of 200 of them.
+    // Sums of 200 comparisons, each with the f32 error of one.
     let tolerance = |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
     check!("many", |on: &_| preference(on, &p), tolerance);
 }

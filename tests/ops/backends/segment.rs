@@ -1,14 +1,15 @@
-//! Per-sequence sums and means against the reference: empty sequences, one row, many rows, no sequence at all.
+//! Per-sequence sums and means against the reference: empty sequences, one row, many rows, no
+//! sequences.
 
 use common::{On, check, each_backend, normal, runs, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
 #[test]
-fn sums_and_means() {
+fn sums_and_means_match_the_reference() {
     for (label, offsets) in [
-        ("no sequence", vec![0]),
-        ("empty sequences alone", vec![0, 0, 0]),
+        ("no sequences", vec![0]),
+        ("only empty sequences", vec![0, 0, 0]),
         ("one row", vec![0, 1]),
         ("empty first, middle and last", vec![0, 0, 7, 7, 129, 1999, 1999]),
     ] {
@@ -35,11 +36,11 @@ fn empty_sequences<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn a_sequence_without_rows_sums_to_zero() {
+fn empty_sequence_sums_to_zero() {
     each_backend!(empty_sequences);
 }
 
-/// A number that is not finite stays in its own sequence.
+/// Asserts that a non-finite value affects only its own sequence.
 fn bad_rows<B: Backend>(on: &On<B>) {
     let values = [1.0, f64::INFINITY, 2.0, f64::NAN, 3.0, f64::NEG_INFINITY, f64::INFINITY];
     let sums = &runs::segment_sum(on, Reduce::Mean, &values, &[0, 1, 2, 3, 4, 5, 7], &[0.0; 6])[0].1;
@@ -48,6 +49,6 @@ fn bad_rows<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn rows_that_are_not_finite_spoil_their_sequence_alone() {
+fn non_finite_rows_affect_only_their_sequence() {
     each_backend!(bad_rows);
 }

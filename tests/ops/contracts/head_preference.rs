@@ -1,4 +1,4 @@
-//! The vocabulary head with its losses as one op.
+//! Contract of the vocabulary head fused with the preference losses.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use mapl::{Error, Result};
 use super::loss::table;
 use super::{LEN, Lengths, acc, act, probe};
 
-/// Every length, and what the groups and the gradient of the scores must be.
+/// Probes every length, and the constraints on groups and on the score gradient.
 pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     let op = "head_preference";
     let groups = [GroupEnd { row: 2, seq: 1 }, GroupEnd { row: 2, seq: 3 }];
@@ -22,11 +22,11 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         other => panic!("{op} with wrong {what}: {other:?}"),
     };
     refused("smoothing", with(b, &Lengths::exact(), Curve::Robust { smoothing: 0.5 }, &groups, |_| ()));
-    // Without comparisons the gradient of the scores must be given.
+    // Without comparisons the caller must give the score gradient.
     with(b, &Lengths::exact(), Curve::Hinge, &groups, |a| a.comparison = None).unwrap();
     let neither = |a: &mut HeadPreference<'_, B>| (a.comparison, a.direct) = (None, None);
     refused("direct", with(b, &Lengths::exact(), Curve::Hinge, &groups, neither));
-    // Groups that go back, end early or late, or are missing.
+    // Groups with decreasing ends, ends that are too early or too late, and no groups.
     let end = |row, seq| GroupEnd { row, seq };
     for bad in [
         vec![],
@@ -40,7 +40,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     }
 }
 
-/// Two rows and three sequences, two of them without rows.
+/// Call with two rows and three sequences. Two of the sequences have no rows.
 fn with<B: Backend>(
     b: &B,
     l: &Lengths,
@@ -92,7 +92,7 @@ fn with<B: Backend>(
 }
 
 #[test]
-fn its_cost_is_three_products_and_every_operand_once() {
+fn cost_is_three_gemms_and_each_operand_once() {
     let cost = |change: fn(&mut HeadPreference<'_, Cpu>)| {
         let (found, exact) = (Cell::new(Cost::default()), Lengths::exact());
         let groups = [GroupEnd { row: 2, seq: 3 }];
@@ -103,12 +103,13 @@ fn its_cost_is_three_products_and_every_operand_once() {
         with(&Cpu::new(), &exact, Curve::Hinge, &groups, observe).unwrap();
         found.get()
     };
-    // A product is 2 * 2 rows * 4 * 6 = 96 FLOPs, two comparisons are 40. Bytes in f32: hidden rows and head 4 * (8 + 24), indices
-    // and results of rows 16 * 2, dhidden 4 * 12, dhead 4 * 24, dlogp and offsets of sequences 4 * (2 + 4), four numbers of
-    // each of three sequences and seven of each of two comparisons 4 * 26, tables of comparisons 4 * (18 + 4).
+    // A GEMM is 2 * 2 rows * 4 * 6 = 96 FLOPs; two comparisons are 40. Bytes in f32: hidden rows
+    // and head 4 * (8 + 24), indices and results per row 16 * 2, dhidden 4 * 12, dhead 4 * 24,
+    // dlogp and sequence offsets 4 * (2 + 4), four numbers for each of three sequences and seven
+    // for each of two comparisons 4 * 26, comparison tables 4 * (18 + 4).
     assert_eq!(cost(|_| ()), Cost { bytes: 520, flops: 3 * 96 + 40 });
     assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 520 - 96, flops: 2 * 96 + 40 });
     assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 520 + 96, flops: 3 * 96 + 40 });
-    // Only scores, and their gradient that is given.
+    // Only scores, with a given score gradient.
     assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 520 - 104 - 88 + 24, flops: 3 * 96 });
 }

@@ -1,4 +1,4 @@
-//! Per-sequence sums and comparison losses.
+//! Contracts of the per-sequence sums and the comparison losses.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use mapl::{Error, Result};
 
 use super::{LEN, Lengths, acc, probe};
 
-/// Sums by sequence and comparison losses.
+/// Probes every argument of `segment_sum` and of the comparison losses.
 pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     let (s, i) = (&acc(b), &b.zeros_idx(LEN).unwrap());
     probe("segment_sum_fwd", c, |l| {
@@ -64,7 +64,7 @@ fn preference<B: Backend>(b: &B, l: &Lengths, curve: Curve, (s, i): (&B::Acc, &B
     })
 }
 
-/// Two comparisons over three sequences, all of sequence 0.
+/// Tables of two comparisons over three sequences. Every term refers to sequence 0.
 pub fn table<'a, B: Backend>(l: &Lengths, (s, i): (&'a B::Acc, &'a B::Idx)) -> Comparisons<'a, B> {
     Comparisons {
         term_sequence: View::first(i, l.of("term_sequence", 2 * TERMS)),

@@ -1,4 +1,4 @@
-//! Attention over prefix trees.
+//! Gradient of attention over prefix trees.
 
 use mapl::backend::Write::Overwrite;
 
@@ -6,7 +6,7 @@ use super::difference::{ORACLE, check};
 use common::trees::HostTree;
 use common::{normal, runs};
 
-/// Small batches, one per regime.
+/// Small batches, one per kind of tree.
 fn batches() -> Vec<(&'static str, HostTree)> {
     vec![
         ("one token", HostTree::new().tree(&[(1, None)])),
@@ -36,9 +36,9 @@ pub fn trees() {
     }
 }
 
-/// Rows outside a query's path get no gradient from it, exactly.
+/// Rows outside a query's path get a gradient of exactly 0 from it.
 pub fn hidden_rows() {
-    // Rows 0-1 root, 2-3 first branch, 4-5 second branch, 6 another tree.
+    // Rows 0-1: root; 2-3: first branch; 4-5: second branch; 6: another tree.
     let tree = HostTree::new().tree(&[(2, None), (2, Some(0)), (2, Some(0))]).tree(&[(1, None)]);
     let d = tree.dims(2, 1, 3);
     let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);

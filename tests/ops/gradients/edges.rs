@@ -1,4 +1,4 @@
-//! Empty batches on every backend, and inputs at the end of the range.
+//! Empty batches on every backend, and inputs at the limits of the number range.
 
 use mapl::backend::Backend;
 use mapl::backend::Write::{self, Add, Overwrite};
@@ -12,25 +12,25 @@ use common::runs::{self, Adam, Preference};
 use common::trees::HostTree;
 use common::{On, Outputs, normal};
 
-/// What a weight gradient holds before an op over nothing.
+/// Initial content of a weight gradient before an op on an empty batch.
 const BEFORE: [f64; 6] = [1.0, -2.0, 3.0, -4.0, 5.0, -6.0];
 
 fn only(outputs: &Outputs, name: &str) -> Vec<f64> {
     outputs.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no output {name}")).1.clone()
 }
 
-/// A sum over nothing: 0 with `Overwrite`, the former contents with `Add`.
+/// Asserts the value of an empty sum: 0 with `Overwrite`, the initial content with `Add`.
 fn assert_empty_sum(name: &str, outputs: &Outputs, write: Write) {
     for (output, values) in outputs {
         let expected: Vec<f64> = match write {
             Overwrite => vec![0.0; values.len()],
             Add => BEFORE[..values.len()].to_vec(),
         };
-        assert_eq!(*values, expected, "{name}.{output} over nothing, {write:?}");
+        assert_eq!(*values, expected, "{name}.{output} of an empty batch, {write:?}");
     }
 }
 
-/// Every op that can be empty, with no token, row, sequence, comparison or element.
+/// Runs every op that allows an empty input with no token, row, sequence, comparison or element.
 fn nothing<B: Backend>(on: &On<B>) {
     let weight = normal("weight", 6, 1.0);
     let embedding = EmbeddingDims { tokens: 0, vocab: 3, hidden: 2 };
@@ -67,7 +67,7 @@ fn nothing<B: Backend>(on: &On<B>) {
         assert_empty_sum("linear_bwd_weight", &runs::linear_bwd_weight(on, linear, &[], &[], &BEFORE, write), write);
         assert_empty_sum("bias_bwd", &runs::bias_bwd(on, linear, &[], &BEFORE[..3], write), write);
 
-        // Tokens without head rows: dhidden is 0 everywhere. Then no tokens at all.
+        // Tokens but no head rows: dhidden is 0 everywhere. Then no tokens.
         for tokens in [4, 0] {
             let d = HeadDims { tokens, hidden: 2, vocab: 3, rows: 0 };
             let hidden = normal("hidden", 2 * tokens, 1.0);
@@ -114,12 +114,12 @@ fn nothing<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn empty_batches() {
+fn empty_batches_give_empty_or_zero_results() {
     nothing(&On { backend: &Reference, inputs: Precision::F64, before: 5 });
     nothing(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 });
 }
 
-/// Base pairs (2c, 2c + 1) with the given weights.
+/// Comparisons of the base pairs (2c, 2c + 1) with the given weights.
 fn comparisons(curve: Curve, weights: &[f64], score: Vec<f64>) -> Preference {
     let n = weights.len();
     Preference {
@@ -151,7 +151,7 @@ fn far_logits<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn far_logits_are_finite() {
+fn losses_of_extreme_logits_are_finite() {
     far_logits(&On { backend: &Reference, inputs: Precision::F64, before: 5 });
     far_logits(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 });
 }
@@ -166,7 +166,8 @@ fn weight_zero<B: Backend>(on: &On<B>) {
             assert!(loss[0] == 0.0 && dscore[..2] == [0.0, 0.0], "{curve:?}, {bad}: {outputs:?}");
             assert!(loss[1].is_finite() && dscore[2].is_finite() && dscore[2] != 0.0, "{curve:?}, {bad}");
             assert_eq!(only(&outputs, "sums")[SUM_LOSS], loss[1]);
-            // With a weight, the gradient of the same comparison is NaN, so that the step is skipped.
+            // With a nonzero weight the gradient of the same comparison is NaN, so the step is
+            // skipped.
             p.weight[0] = 1.0;
             let dscore = only(&runs::preference(on, &p), "dscore");
             assert!(dscore[..2].iter().all(|g| g.is_nan()), "{curve:?}, {bad}: {dscore:?}");
@@ -175,12 +176,12 @@ fn weight_zero<B: Backend>(on: &On<B>) {
 }
 
 #[test]
-fn weight_zero_is_zero_beside_scores_that_are_not_finite() {
+fn comparison_of_weight_zero_ignores_non_finite_scores() {
     weight_zero(&On { backend: &Reference, inputs: Precision::F64, before: 5 });
     weight_zero(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 });
 }
 
-/// Logits of -inf are tokens of probability 0: they change nothing else and get no gradient.
+/// A logit of -inf gives a token of probability 0: it changes no other value and gets no gradient.
 fn masked_logits<B: Backend>(on: &On<B>, bound: f64) {
     let masked = [f64::NEG_INFINITY, 0.5, f64::NEG_INFINITY, -1.0, 2.0];
     let (got, expected) =
@@ -193,19 +194,19 @@ fn masked_logits<B: Backend>(on: &On<B>, bound: f64) {
     for (i, k) in [(1, 0), (3, 1), (4, 2)] {
         assert!((dlogits[i] - compact[k]).abs() < bound, "{got:?} {expected:?}");
     }
-    // A target of probability 0 and a row without any finite logit.
+    // A target of probability 0, and a row without a finite logit.
     let got = runs::logprob(on, 2, &[f64::NEG_INFINITY, 1.0], &[0], &[0.0]);
     assert_eq!((only(&got, "logp")[0], only(&got, "lse")[0]), (f64::NEG_INFINITY, 1.0));
     let got = runs::logprob(on, 2, &[f64::NEG_INFINITY; 2], &[0], &[0.0]);
     assert_eq!(only(&got, "lse")[0], f64::NEG_INFINITY);
-    // Beyond the range of exp.
+    // Logits outside the range of exp.
     let got = runs::logprob(on, 2, &[1e4, -1e4], &[1], &[1.0]);
     assert_eq!((only(&got, "logp")[0], only(&got, "lse")[0]), (-2e4, 1e4));
     assert_eq!(only(&got, "dlogits"), [-1.0, 1.0]);
 }
 
 #[test]
-fn logits_of_minus_infinity() {
+fn logits_of_minus_infinity_have_probability_zero() {
     masked_logits(&On { backend: &Reference, inputs: Precision::F64, before: 5 }, 1e-15);
     masked_logits(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 }, 1e-6);
 }

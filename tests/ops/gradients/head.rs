@@ -1,4 +1,5 @@
-//! Vocabulary head, alone and with the loss, its stored-logits oracle, reward head.
+//! Gradients of the vocabulary head (log-probs only, and fused with the loss), of its stored-logits
+//! oracle and of the reward head.
 
 use mapl::backend::Write::{Add, Overwrite};
 use mapl::backend::contract::*;
@@ -7,7 +8,8 @@ use super::difference::{ORACLE, agree, check};
 use common::head_preference::{Case, output};
 use common::{normal, runs};
 
-/// Hidden row 1 is the source of three head rows, rows 0 and 3 of none; a target repeats.
+/// Hidden row 1 is the source of three head rows; rows 0 and 3 are the source of none. One target
+/// repeats.
 const HEAD: HeadDims = HeadDims { tokens: 5, hidden: 3, vocab: 7, rows: 6 };
 const SOURCE: [i32; 6] = [1, 4, 1, 2, 1, 2];
 const TARGET: [i32; 6] = [0, 6, 3, 3, 5, 0];
@@ -47,7 +49,7 @@ pub fn logprob() {
         let logits = normal("logits", rows * vocab, 2.0);
         let run = |logits: &[f64], dlogp: &[f64]| runs::logprob(&ORACLE, vocab, logits, &target, dlogp);
         if vocab == 1 {
-            // The only token has probability 1, whatever its logit is.
+            // The only token of a vocabulary of one has probability 1, whatever its logit.
             let outputs = run(&logits, &[1.5]);
             assert_eq!((outputs[0].1[0], outputs[2].1[0]), (0.0, 0.0));
             continue;
@@ -62,7 +64,8 @@ pub fn logprob() {
     }
 }
 
-/// The head without stored logits equals gather, linear and stored-logits log-prob, forward and backward.
+/// The head without stored logits equals gather, linear layer and stored-logits log-prob, forward
+/// and backward.
 pub fn fused_equals_stored() {
     let [hidden, head] = head_inputs();
     let dlogp = normal("dlogp", HEAD.rows, 1.0);
@@ -96,7 +99,7 @@ pub fn fused_equals_stored() {
 }
 
 pub fn reward_head() {
-    // Sequences end out of row order; rows 0 and 3 end none.
+    // Last rows of the sequences are not in row order; no sequence ends at row 0 or 3.
     let (d, rows) = (RewardDims { tokens: 5, hidden: 4, seqs: 3 }, [4, 1, 2]);
     let (zeros, ignored) = (vec![0.0; 3], vec![0.0; 4]);
     for write in [Overwrite, Add] {
@@ -114,7 +117,7 @@ pub fn reward_head() {
     }
 }
 
-/// Gradients of hidden rows and head.
+/// Returns the gradients of the hidden rows and of the head.
 fn head_gradients(case: &Case, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let outputs = with_inputs(case, inputs).run(&ORACLE).0;
     ["dhidden", "dhead"].map(|name| output(&outputs, name).to_vec()).into()
@@ -124,7 +127,7 @@ fn with_inputs(case: &Case, inputs: &[Vec<f64>]) -> Case {
     Case { hidden: inputs[0].clone(), head: inputs[1].clone(), ..case.clone() }
 }
 
-/// From hidden rows and head to the losses: the gradient of `sum of dy * loss`, where `dy` is in the weights.
+/// Gradient of `sum of dy * loss` with respect to hidden rows and head, with `dy` in the weights.
 pub fn head_preference() {
     for (reduce, write) in [(Reduce::Sum, Overwrite), (Reduce::Mean, Add)] {
         let mut case = Case::new("head_preference", &[&[2, 3], &[1, 2, 0, 1]], (3, 7));
@@ -132,7 +135,7 @@ pub fn head_preference() {
         if let Some(p) = &mut case.loss {
             p.kind_scale = vec![1.0; KINDS];
             p.weight = vec![1.0; p.terms.len()];
-            // A detached term is a constant to the gradient and none to differences.
+            // Detached terms are constants for the gradient, but finite differences vary them.
             p.terms.iter_mut().for_each(|terms| terms.retain(|(_, sign)| sign.abs() == 1));
         }
         check(
@@ -149,7 +152,7 @@ pub fn head_preference() {
     }
 }
 
-/// The gradient of `<direct, score>`, beside no comparisons.
+/// Gradient of `<direct, score>` without comparisons.
 pub fn likelihood() {
     let mut case = Case::new("likelihood", &[&[2, 3], &[0, 4]], (3, 7));
     (case.loss, case.write, case.reduce) = (None, Add, Reduce::Mean);

@@ -1,4 +1,4 @@
-//! Embedding, norm, linear maps, rotary positions, gated activation.
+//! Gradients of embedding, RMSNorm, linear layers, RoPE and gated activations.
 
 use mapl::backend::Write::{Add, Overwrite};
 use mapl::backend::contract::*;
@@ -7,7 +7,8 @@ use super::difference::{ORACLE, check};
 use common::{normal, runs};
 
 pub fn embedding() {
-    // Id 3 three times, ids 0 and 5 never: a sum, and rows that only `Overwrite` clears.
+    // Id 3 occurs three times, so its gradient is a sum. Ids 0 and 5 never occur: only `Overwrite`
+    // clears their rows.
     let (d, ids) = (EmbeddingDims { tokens: 6, vocab: 6, hidden: 3 }, [3, 1, 3, 4, 3, 2]);
     for write in [Overwrite, Add] {
         check(
@@ -20,7 +21,7 @@ pub fn embedding() {
     }
 }
 
-/// The gradient of the sum is that of `x` and of `residual` alike; both are differenced.
+/// `x` and `residual` both have the gradient of their sum; finite differences check each of them.
 pub fn norm() {
     for (tokens, hidden, eps) in [(1, 1, 0.1), (3, 5, 1e-6), (4, 8, 0.5)] {
         let (d, size) = (NormDims { tokens, hidden, eps }, tokens * hidden);
@@ -42,7 +43,8 @@ pub fn norm() {
                     vec![dsum, dweight]
                 },
             );
-            // With a residual the sum is an output too: its gradient arrives in dsum before the op, and is added to.
+            // With a residual the sum is an output too: dsum already holds its gradient, and the op
+            // adds to it.
             if write == Add {
                 let outputs = |i: &[Vec<f64>]| runs::norm_fwd(&ORACLE, d, &i[0], Some(&i[1]), &i[2]);
                 check(
@@ -96,7 +98,7 @@ pub fn linear() {
     }
 }
 
-/// Two rotated heads and one that stays, positions out of order and repeated.
+/// Two rotated heads and an unrotated one; positions are out of order and repeated.
 const ROPE: RopeDims = RopeDims { tokens: 4, heads: 2, unrotated_heads: 1, head_dim: 6, positions: 9 };
 const POSITIONS: [i32; 4] = [0, 8, 3, 3];
 
@@ -115,9 +117,9 @@ pub fn rope_transpose() {
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
     let (x, y) = (normal("rope x", 72, 1.0), normal("rope y", 72, 1.0));
     let (forward, back) = (dot(&rotate(&x, false), &y), dot(&x, &rotate(&y, true)));
-    // 72 products of order one, each rounded a few times.
-    assert!((forward - back).abs() < 1e-13 * 72.0, "{forward} against {back}");
-    assert!((forward - dot(&x, &y)).abs() > 0.1, "the rotation moves nothing");
+    // 72 products of magnitude one, each rounded a few times.
+    assert!((forward - back).abs() < 1e-13 * 72.0, "forward {forward}, transpose {back}");
+    assert!((forward - dot(&x, &y)).abs() > 0.1, "the rotation changes nothing");
 }
 
 pub fn linear_glu() {
@@ -126,7 +128,7 @@ pub fn linear_glu() {
     let down = LinearDims { tokens, inputs: intermediate, outputs: hidden };
     let (x, gates) = (normal("x", 12, 1.0), normal("gates", 16, 1.0));
     let last = normal("last", 8, 1.0);
-    // A whole gated layer, so that both ops are part of it: down(act(x)).
+    // A whole gated layer uses both ops: down(act(x)).
     check(
         "linear_glu",
         &[x, gates],

@@ -1,4 +1,4 @@
-//! Gradient norm and AdamW against their formulas, written here without the backend.
+//! Gradient norm and AdamW against their formulas, implemented here without the backend.
 
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
@@ -10,7 +10,8 @@ use common::runs::{Adam, adamw, grad_norm, grad_norm_known};
 const ADAM: Adam = Adam { decayed: 3, beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.1 };
 const RATE: f64 = 0.05;
 
-/// Control vector before an update: the learning rate, `step` updates so far, `skipped` skipped, the rest stale.
+/// Control vector before an update: learning rate, `step` updates done, `skipped` updates skipped,
+/// stale values elsewhere.
 fn control(step: f64, skipped: f64) -> Vec<f64> {
     let mut control = vec![-9.0; CONTROL];
     (control[CONTROL_LEARNING_RATE], control[CONTROL_STEP], control[CONTROL_SKIPPED]) = (RATE, step, skipped);
@@ -24,7 +25,7 @@ fn after_norm(max_norm: f64, grads: &[f64], control: &[f64]) -> Vec<f64> {
 pub fn norm_and_clip() {
     let grads = normal("grads", 7, 1.0);
     let norm = grads.iter().map(|g| g * g).sum::<f64>().sqrt();
-    // The slope of a norm is the unit vector.
+    // The gradient of a norm is the unit vector.
     let slope =
         differences(std::slice::from_ref(&grads), 0, |i| after_norm(1.0, &i[0], &control(0.0, 0.0))[CONTROL_NORM]);
     agree("grad_norm", &grads.iter().map(|g| g / norm).collect::<Vec<f64>>(), &slope);
@@ -36,9 +37,9 @@ pub fn norm_and_clip() {
     }
 }
 
-/// Norms of the patches of a weight's gradient, and the norm of a gradient in which they stand for it.
+/// Patch norms of a weight gradient, and the gradient norm computed from them.
 pub fn norms_of_patches() {
-    // Two patches down, two across, the last of both cut short.
+    // Two patches down and two across; the last of each is partial.
     let d = LinearDims { tokens: 3, inputs: 37, outputs: 18 };
     let (x, dy, start) = (normal("x", 3 * 37, 1.0), normal("dy", 3 * 18, 1.0), normal("start", 18 * 37, 1.0));
     let (x, dy, mut dweight) = (ORACLE.act(&x), ORACLE.act(&dy), ORACLE.acc(&start));
@@ -55,13 +56,13 @@ pub fn norms_of_patches() {
     }
     let whole: Vec<f64> = [2.0, 3.0].into_iter().chain(dweight.iter().copied()).chain([4.0]).collect();
     let read = grad_norm(&ORACLE, 1.0, &whole, &control(4.0, 2.0));
-    let told = grad_norm_known(&ORACLE, 1.0, &whole, (2..2 + 18 * 37, &norms), &control(4.0, 2.0));
-    for (read, told) in read[0].1.iter().zip(&told[0].1) {
-        assert!((read - told).abs() < 1e-13, "{read} {told}");
+    let known = grad_norm_known(&ORACLE, 1.0, &whole, (2..2 + 18 * 37, &norms), &control(4.0, 2.0));
+    for (read, known) in read[0].1.iter().zip(&known[0].1) {
+        assert!((read - known).abs() < 1e-13, "{read} {known}");
     }
 }
 
-/// One update from moments that are not zero, at the sixth step, clipped and not.
+/// One update from nonzero moments at the sixth step, with and without clipping.
 pub fn textbook_step() {
     let (grads, params) = (normal("grads", 5, 1.0), normal("params", 5, 1.0));
     let (m, v): (_, Vec<f64>) = (normal("m", 5, 1.0), normal("v", 5, 1.0).iter().map(|x| x * x).collect());
@@ -73,7 +74,7 @@ pub fn textbook_step() {
             let g = clip * grads[i];
             let (m, v) = (0.9 * m[i] + 0.1 * g, 0.99 * v[i] + 0.01 * g * g);
             let (m_hat, v_hat) = (m / (1.0 - 0.9f64.powi(6)), v / (1.0 - 0.99f64.powi(6)));
-            // Elements 0, 1, 2 decay; 3 and 4 do not.
+            // Weight decay applies to elements 0, 1 and 2, not to 3 and 4.
             let decay = if i < 3 { 0.1 * params[i] } else { 0.0 };
             let param = params[i] - RATE * (decay + m_hat / (v_hat.sqrt() + 1e-3));
             for (output, expected) in outputs.iter().zip([param, m, v]) {
@@ -84,7 +85,8 @@ pub fn textbook_step() {
     }
 }
 
-/// With a constant gradient the corrected moments are g and g² at every step, so every update is lr g / (|g| + eps).
+/// With a constant gradient g the corrected moments are g and g² at every step, so every update is
+/// lr g / (|g| + eps).
 pub fn bias_correction() {
     let grads = [0.3, -1.7, 4.0];
     let adam = Adam { decayed: 0, ..ADAM };
@@ -103,8 +105,8 @@ pub fn bias_correction() {
     }
 }
 
-/// A gradient that is not finite changes nothing but the count of skipped updates; the next update is as if it had not
-/// been.
+/// A non-finite gradient only increments the count of skipped updates. The next update is the same
+/// as without it.
 pub fn skipped_step() {
     let (grads, params) = (normal("grads", 5, 1.0), normal("params", 5, 1.0));
     let (m, v) = (normal("m", 5, 1.0), vec![0.5; 5]);

@@ -1,4 +1,5 @@
-//! The comparison loss: `dscore` is the gradient of `sum of kind_scale * loss + <direct, score>`.
+//! Gradient of the comparison loss: `dscore` is the gradient of
+//! `sum of kind_scale * loss + <direct, score>`.
 
 use mapl::backend::contract::*;
 
@@ -15,8 +16,9 @@ pub const CURVES: [Curve; 6] = [
     Curve::Ipo,
 ];
 
-/// Eight sequences; 0 is used five times, 7 never, 6 in detached terms alone. The fourth comparison's detached sum is
-/// inside its bounds, the fifth's above, the sixth's below. The last has weight 0.
+/// Eight sequences: 0 is used five times, 7 never, 6 only in detached terms. The detached sum of
+/// the fourth comparison is inside its bounds, of the fifth above them, of the sixth below them.
+/// The last comparison has weight 0.
 fn batch(curve: Curve) -> Preference {
     Preference {
         curve,
@@ -73,7 +75,7 @@ fn objective(p: &Preference) -> f64 {
     losses + direct
 }
 
-/// The bounded sum of a comparison's detached terms.
+/// Returns the clamped sum of a comparison's detached terms.
 fn detached(p: &Preference, c: usize) -> f64 {
     let rho = |s: i32| p.scale[c] * (p.score[s as usize] - p.reference.as_ref().map_or(0.0, |r| r[s as usize]));
     let terms = p.terms[c].iter().filter(|(_, sign)| sign.abs() == 2);
@@ -81,7 +83,8 @@ fn detached(p: &Preference, c: usize) -> f64 {
     sum.max(p.clip[2 * c]).min(p.clip[2 * c + 1])
 }
 
-/// The same losses with the detached terms as numbers: they move into the margin, since `z = logit - margin`.
+/// Returns the same losses with detached terms as constants in the margin, since
+/// `z = logit - margin`.
 fn frozen(p: &Preference) -> Preference {
     let mut frozen = p.clone();
     for c in 0..p.terms.len() {
@@ -95,7 +98,7 @@ fn difference_of(p: &Preference) -> Vec<f64> {
     differences(std::slice::from_ref(&p.score), 0, |i| objective(&Preference { score: i[0].clone(), ..p.clone() }))
 }
 
-/// The hinge has a kink at z = 1: no comparison may come near it, and both sides must occur.
+/// Asserts that no comparison is near the hinge's kink at z = 1, and that both sides occur.
 fn assert_off_the_kink(p: &Preference) {
     let z: Vec<f64> = outputs(p)[1].iter().zip(&p.margin).map(|(logit, margin)| logit - margin).collect();
     assert!(z.iter().all(|z| (z - 1.0).abs() > 0.01), "{z:?}");
@@ -117,8 +120,8 @@ pub fn curves() {
         let dscore = &outputs(&p)[2];
         agree(&label, dscore, &difference_of(&p));
         let direct = p.direct.as_ref().map_or(0.0, |d| d[7]);
-        assert_eq!(dscore[7], direct, "{label}: a sequence in no comparison has its direct gradient alone");
-        // Sequences 0, 1 and 2 take part in comparisons of several kinds.
+        assert_eq!(dscore[7], direct, "{label}: a sequence in no comparison has only its direct gradient");
+        // Sequences 0, 1 and 2 occur in comparisons of several kinds.
         assert!(dscore[..3].iter().all(|g| g.abs() > 1e-3), "{label}: {dscore:?}");
     }
 }
@@ -135,8 +138,9 @@ pub fn detached_terms_are_constants() {
         agree(&format!("{label}, losses"), &whole[0], &outputs(&constant)[0]);
         agree(&label, &whole[2], &difference_of(&constant));
         let direct = p.direct.as_ref().map_or(0.0, |d| d[6]);
-        assert_eq!(whole[2][6], direct, "{label}: a sequence in detached terms alone has its direct gradient alone");
-        // The loss itself depends on the detached terms: its full slope is another one wherever the curve has a slope.
+        assert_eq!(whole[2][6], direct, "{label}: a sequence only in detached terms has only its direct gradient");
+        // The loss value depends on the detached terms: its full gradient differs wherever the
+        // curve has a nonzero slope.
         let full = difference_of(&p);
         assert!((full[6] - direct).abs() > 1e-3, "{label}: {full:?}");
     }
@@ -157,7 +161,7 @@ pub fn sums() {
         assert_eq!(row[SUM_TIES] as usize, of_kind().filter(|&c| logit[c] == 0.0).count());
     }
     assert_eq!(sums[SUM_FIELDS + SUM_TIES], 1.0);
-    // The first comparison by hand: logit 0.8 + 0.5, margin 0.1.
+    // First comparison computed by hand: logit 0.8 + 0.5, margin 0.1.
     assert!((loss[0] - (1.0 + (-1.2f64).exp()).ln()).abs() < 1e-15, "{}", loss[0]);
     assert_eq!(loss[6], 0.0);
 }

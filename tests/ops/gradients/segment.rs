@@ -1,4 +1,4 @@
-//! Per-sequence sums and means.
+//! Gradient of per-sequence sums and means.
 
 use mapl::backend::Write::Overwrite;
 use mapl::backend::contract::Reduce;
@@ -7,7 +7,7 @@ use super::difference::{ORACLE, check};
 use common::{normal, runs};
 
 pub fn sum_and_mean() {
-    // Empty sequences first, between, last; sequences of one row and of four.
+    // Empty sequences at the start, in the middle and at the end; sequences of one row and of four.
     let offsets = [0, 0, 4, 5, 5, 7, 7];
     for reduce in [Reduce::Sum, Reduce::Mean] {
         let run = |values: &[f64], dsums: &[f64]| runs::segment_sum(&ORACLE, reduce, values, &offsets, dsums);
@@ -20,7 +20,7 @@ pub fn sum_and_mean() {
             |i, dsums, _| vec![run(&i[0], dsums)[1].1.clone()],
         );
         let sums = run(&values, &[0.0; 6])[0].1.clone();
-        assert_eq!([sums[0], sums[3], sums[5]], [0.0; 3], "{reduce:?} of no rows");
+        assert_eq!([sums[0], sums[3], sums[5]], [0.0; 3], "{reduce:?} of an empty sequence");
         assert!([sums[1], sums[2], sums[4]].iter().all(|&s| s != 0.0), "{reduce:?}: {sums:?}");
     }
 }

@@ -1,14 +1,15 @@
-//! Barriers of threads, warps, blocks of a cluster and blocks of a grid; registers of warpgroups.
+//! Synchronisation of threads, warps, blocks of a cluster and blocks of a grid; registers of
+//! warpgroups.
 
 use mapl::backend::kernels::device::{Device, Write};
 use mapl::backend::kernels::launchers::{TestCluster, TestMbarrier, TestNamed, TestRegisters, TestTurns};
 
 use super::harness::{download, unwritten, upload};
 
-/// mbarrier phases by parity: every item of a ring of two comes through once, none overwritten before it was read; an
-/// invalidated barrier can be made anew.
-pub fn phases_hand_a_ring_over<D: Device>(device: &D) {
-    // One item, a full ring, both parities of both places, and many rounds.
+/// mbarrier phases by parity: every item of a ring of two arrives once and is not overwritten
+/// before it is read. An invalidated mbarrier can be initialised again.
+pub fn mbarrier_phases_protect_a_ring<D: Device>(device: &D) {
+    // One item, a full ring, both parities of both slots, and many rounds.
     for items in [1, 2, 5, 16] {
         let out = unwritten(device, items * 32);
         TestMbarrier { out: Write::of::<D>(&out, 0), items: items as i32 }.launch(device, 1, 0).unwrap();
@@ -17,8 +18,9 @@ pub fn phases_hand_a_ring_over<D: Device>(device: &D) {
     }
 }
 
-/// bar.sync of 64 threads keeps two pairs of warps apart; bar.arrive of one pair frees bar.sync of the other.
-pub fn named_barriers_join_some_warps<D: Device>(device: &D) {
+/// bar.sync of 64 threads synchronises two pairs of warps independently; bar.arrive of one pair
+/// releases bar.sync of the other.
+pub fn named_barriers_synchronise_some_warps<D: Device>(device: &D) {
     let out = unwritten(device, 256);
     TestNamed { out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();
     let got = download::<D, i32>(device, &out, 256);
@@ -30,8 +32,9 @@ pub fn named_barriers_join_some_warps<D: Device>(device: &D) {
     }
 }
 
-/// Release and acquire of a word of global memory order the blocks of a launch, whichever of them runs first.
-pub fn blocks_take_turns<D: Device>(device: &D) {
+/// A semaphore in global memory (release and acquire) orders the blocks of a launch, whichever
+/// block runs first.
+pub fn semaphore_orders_blocks<D: Device>(device: &D) {
     for blocks in [1, 2, 5] {
         let rounds = 3;
         let (log, turn) = (unwritten(device, blocks * rounds), upload(device, &[0i32; 2]));
@@ -42,8 +45,9 @@ pub fn blocks_take_turns<D: Device>(device: &D) {
     }
 }
 
-/// mapa, ld and st of .shared::cluster, remote mbarrier arrivals and the cluster's barrier, in two clusters of four.
-pub fn clusters_share_memory<D: Device>(device: &D) {
+/// mapa, ld and st of .shared::cluster, remote mbarrier arrivals and the cluster barrier, in two
+/// clusters of four blocks.
+pub fn clusters_access_distributed_shared_memory<D: Device>(device: &D) {
     let (out, values) = (unwritten(device, 8 * 96), unwritten(device, 8 * 32));
     let kernel = TestCluster { out: Write::of::<D>(&out, 0), values: Write::of::<D>(&values, 0) };
     kernel.launch(device, 8, 0).unwrap();
@@ -52,16 +56,17 @@ pub fn clusters_share_memory<D: Device>(device: &D) {
         let peer = |distance: i32| block / 4 * 4 + (block + distance) % 4;
         for lane in 0..32i32 {
             let at = |row: i32| got[(96 * block + 32 * row + lane) as usize];
-            assert_eq!(at(0), 100 * peer(1) + lane, "read by block {block}, lane {lane}");
-            // Block b writes to b + 2, so block b was written to by b + 2 as well.
-            assert_eq!(at(1), 1000 * peer(2) + lane, "written to block {block}, lane {lane}");
+            assert_eq!(at(0), 100 * peer(1) + lane, "value read by block {block}, lane {lane}");
+            // Block b writes to block b + 2 modulo 4, so block b + 2 also wrote to block b.
+            assert_eq!(at(1), 1000 * peer(2) + lane, "value written to block {block}, lane {lane}");
             assert_eq!(at(2), (block ^ 1) + 4000, "number of block {block}, lane {lane}");
             assert_eq!(values[(32 * block + lane) as usize], 0.5 * (31 - lane) as f32, "block {block}, lane {lane}");
         }
     }
 }
 
-/// setmaxnreg: 40 registers for one warpgroup and 232 for two are 64,512 in all. griddepcontrol changes nothing here.
+/// setmaxnreg: 40 registers for one warpgroup and 232 for two use all 64,512. griddepcontrol has no
+/// effect here.
 pub fn registers_move_between_warpgroups<D: Device>(device: &D) {
     let out = unwritten(device, 384);
     TestRegisters { out: Write::of::<D>(&out, 0) }.launch(device, 1, 0).unwrap();

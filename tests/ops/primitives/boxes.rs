@@ -1,4 +1,5 @@
-//! Bulk copies of boxes: where every element lies in shared memory, what is outside the tensor, what is added how.
+//! TMA copies of boxes: position of every element in shared memory, elements outside the tensor,
+//! rounding of reductions.
 
 use half::bf16;
 use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
@@ -8,11 +9,12 @@ use super::harness::{download, unwritten, upload};
 
 const SWIZZLES: [MapSwizzle; 2] = [MapSwizzle::None, MapSwizzle::Bytes128];
 
-/// A tensor of small integers with rows padded to a multiple of 16 bytes, and the boxes it is copied in.
+/// A tensor of small integers with rows padded to a multiple of 16 bytes, and the shape of its
+/// boxes.
 struct Tensor<D: Device> {
     memory: D::Memory,
     map: TensorMap,
-    /// Elements from one row, and from one plane, to the next.
+    /// Elements from one row to the next; `plane` is the same for planes.
     pitch: usize,
     plane: usize,
     dims: Vec<usize>,
@@ -21,7 +23,7 @@ struct Tensor<D: Device> {
     element: MapElement,
 }
 
-/// What lies between the rows, which no copy may read as an element or write.
+/// Value of the padding between rows. A copy must neither read it as an element nor write it.
 const PADDING: f32 = -99.0;
 
 impl<D: Device> Tensor<D> {
@@ -56,14 +58,16 @@ impl<D: Device> Tensor<D> {
         self.boxes.iter().product::<usize>() * self.element.bytes() as usize
     }
 
-    /// Byte of shared memory where element `i` of a box lies: in order, or with the chunk of 16 bytes (bits 4 to 6) xor
-    /// the row of 128 (bits 7 to 9).
+    /// Returns the byte offset of element `i` of a box in shared memory. With a swizzle, the index
+    /// of the 16-byte chunk (bits 4 to 6) is xor-ed with the index of the 128-byte row (bits 7 to
+    /// 9).
     fn byte(&self, i: usize) -> usize {
         let byte = i * self.element.bytes() as usize;
         if self.swizzle == MapSwizzle::Bytes128 { byte ^ (byte / 128 % 8) << 4 } else { byte }
     }
 
-    /// Place of element `i` of the box at `at` in the tensor, or none outside it.
+    /// Returns the tensor coordinates of element `i` of the box at `at`, or `None` outside the
+    /// tensor.
     fn place(&self, i: usize, at: [i32; 3]) -> Option<[usize; 3]> {
         let (mut place, mut rest) = ([0; 3], i);
         for d in 0..self.dims.len() {
@@ -74,7 +78,7 @@ impl<D: Device> Tensor<D> {
         Some(place)
     }
 
-    /// Says which box comes next: a fault of the device ends the test before it can say more.
+    /// Prints the next box, since a device fault ends the test before it can print more.
     fn announce(&self, what: &str, at: [i32; 3]) {
         println!("{what} {:?} at {at:?} of {:?}, {:?}, {:?}", self.boxes, self.dims, self.element, self.swizzle);
     }
@@ -108,12 +112,13 @@ impl<D: Device> Tensor<D> {
     }
 }
 
-/// Exact in bf16, and different for neighbours in each dimension.
+/// Returns a value that is exact in bf16 and differs from its neighbours in each dimension.
 fn value(x: usize, y: usize, z: usize) -> f32 {
     ((x * 3 + y * 17 + z * 5) % 251 + 1) as f32
 }
 
-/// Tensors of both types in 2 and 3 dimensions, with boxes inside, over each edge, before the start and wholly outside.
+/// Tensors of both types with 2 and 3 dimensions; boxes inside, across each edge, before the start
+/// and entirely outside.
 fn cases<D: Device>(device: &D) -> Vec<(Tensor<D>, Vec<[i32; 3]>)> {
     let flat = [[0, 0, 0], [8, 3, 0], [50, 13, 0], [-5, -2, 0], [-3, 18, 0], [200, 0, 0], [0, 40, 0]];
     let deep = [[0, 0, 0], [8, 1, 1], [60, 4, 2], [-8, -1, -1], [0, 0, 3], [0, 6, 0]];
@@ -124,12 +129,13 @@ fn cases<D: Device>(device: &D) -> Vec<(Tensor<D>, Vec<[i32; 3]>)> {
             cases.push((Tensor::new(device, element, &[70, 6, 3], &[wide, 3, 2], swizzle), deep.to_vec()));
         }
     }
-    // A row that is no whole number of 128 bytes.
+    // A box row that is not a multiple of 128 bytes.
     cases.push((Tensor::new(device, MapElement::Bf16, &[100, 20], &[24, 7], MapSwizzle::None), flat.to_vec()));
     cases
 }
 
-/// Tensors that boxes are added to: rows are multiples of 16 bytes, because the hardware adds to all of the last 16.
+/// Tensors for reductions. Rows are multiples of 16 bytes, because the hardware adds to all of the
+/// last 16 bytes.
 fn added_cases<D: Device>(device: &D) -> Vec<(Tensor<D>, [i32; 3])> {
     let mut cases = Vec::new();
     for swizzle in SWIZZLES {
@@ -142,9 +148,9 @@ fn added_cases<D: Device>(device: &D) -> Vec<(Tensor<D>, [i32; 3])> {
     cases
 }
 
-/// cp.async.bulk.tensor loads: elements row by row, swizzled or not; zeros outside the tensor, whose bytes count all
-/// the same.
-pub fn boxes_load<D: Device>(device: &D) {
+/// cp.async.bulk.tensor loads: elements in row order, with and without swizzle. Elements outside
+/// the tensor are zero, and their bytes count towards the mbarrier's transaction count.
+pub fn tma_loads_boxes<D: Device>(device: &D) {
     for (tensor, places) in cases(device) {
         for at in places {
             let bytes = tensor.box_bytes();
@@ -194,7 +200,7 @@ fn store<D: Device>(device: &D, tensor: &Tensor<D>, at: [i32; 3], image: &[u8], 
     .unwrap();
 }
 
-/// Compares a tensor with what it must hold; padding is untouched.
+/// Compares a tensor with its expected content; padding must be unchanged.
 fn expect<D: Device>(device: &D, tensor: &Tensor<D>, at: [i32; 3], inside: impl Fn(usize, f32) -> f32) {
     let mut expected = vec![PADDING; tensor.read(device).len()];
     for i in 0..tensor.dims.iter().product() {
@@ -211,8 +217,9 @@ fn expect<D: Device>(device: &D, tensor: &Tensor<D>, at: [i32; 3], inside: impl 
     assert_eq!(tensor.read(device), expected, "box at {at:?}, {:?}", tensor.swizzle);
 }
 
-/// cp.async.bulk.tensor stores: the box comes from where it was loaded to, and nothing outside the tensor is written.
-pub fn boxes_are_stored<D: Device>(device: &D) {
+/// cp.async.bulk.tensor stores: shared memory has the layout of loads, and nothing outside the
+/// tensor is written.
+pub fn tma_stores_boxes<D: Device>(device: &D) {
     let count = cases(device).len();
     for case in 0..count {
         for place in 0..cases(device)[case].1.len() {
@@ -224,19 +231,20 @@ pub fn boxes_are_stored<D: Device>(device: &D) {
     }
 }
 
-/// cp.reduce.async.bulk.tensor .add: in f32, and in bf16 rounded to nearest even.
-pub fn boxes_are_added<D: Device>(device: &D) {
+/// cp.reduce.async.bulk.tensor .add: exact in f32, rounded to nearest even in bf16.
+pub fn tma_adds_boxes<D: Device>(device: &D) {
     let round = |element, x: f32| if element == MapElement::Bf16 { bf16::from_f32(x).to_f32() } else { x };
     for (tensor, at) in added_cases(device) {
-        // Sums of a number of up to 251 and 256 or 257 steps need a rounding in bf16, ties among them.
+        // Sums of a value of up to 251 with 256 or 257 steps need rounding in bf16; some are ties.
         let contents = |i: usize| 256.0 + 2.0 * (i % 3) as f32;
         store(device, &tensor, at, &tensor.to_bytes(contents), true);
         expect(device, &tensor, at, |i, before| round(tensor.element, before + contents(i)));
     }
 }
 
-/// Multicast: each block's load arrives in both, at the same place, and counts on the barrier of each.
-pub fn one_load_reaches_both_blocks<D: Device>(device: &D) {
+/// Multicast: the load of each block arrives in both blocks at the same offset and counts on the
+/// mbarrier of each.
+pub fn tma_multicast_reaches_both_blocks<D: Device>(device: &D) {
     for swizzle in SWIZZLES {
         let tensor = Tensor::new(device, MapElement::Bf16, &[64, 32], &[64, 16], swizzle);
         let bytes = tensor.box_bytes();

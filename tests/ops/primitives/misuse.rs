@@ -1,4 +1,5 @@
-//! What the emulator reports of wrong uses, and hazards that its orders show.
+//! Errors that the emulator reports for wrong use of primitives, and hazards that its schedules
+//! expose.
 
 use mapl::backend::kernels::device::{Device, MapElement, MapSwizzle, Read, TensorMap, TensorMapSpec, Write};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
@@ -9,7 +10,7 @@ use mapl::backend::kernels::launchers::{
 
 use super::harness::{download, emulators, unwritten, upload};
 
-/// Every order must report it, in these words.
+/// Asserts that every schedule reports an error that contains `what`.
 fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
     emulators(|device| {
         let error = run(device).expect_err(what).to_string();
@@ -20,19 +21,19 @@ fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
 #[test]
 fn misuse_of_barriers_is_reported() {
     for (which, what) in [
-        (0, "mbarrier at 128 of the shared window, which was never initialised"),
+        (0, "mbarrier at 128 of the shared window: it was never initialised"),
         (1, "which is in use; invalidate it first"),
-        (2, "too many arrivals on the mbarrier at 128, whose 2 have all come while 16 bytes have not"),
-        (4, "whose bytes were overwritten"),
-        (5, "which was invalidated"),
-        (8, "named barrier 1 is of"),
+        (2, "too many arrivals on the mbarrier at 128: all 2 of the phase have come, 16 bytes are missing"),
+        (4, "its bytes were overwritten"),
+        (5, "it was invalidated"),
+        (8, "named barrier 1 is used with"),
     ] {
         reported(what, |device| TestBarrierMisuse { which }.launch(device, 1, 0));
     }
 }
 
 #[test]
-fn a_deadlock_says_who_waits_for_what() {
+fn deadlock_error_names_the_waiting_threads() {
     reported("threads 0 to 0: mbarrier, parity 0; block 0 threads 1 to 95: has returned", |device| {
         TestBarrierMisuse { which: 3 }.launch(device, 1, 0)
     });
@@ -49,15 +50,15 @@ fn a_deadlock_says_who_waits_for_what() {
 }
 
 #[test]
-fn lanes_at_different_primitives_are_reported() {
+fn warp_divergence_at_a_primitive_is_reported() {
     reported("while other lanes of the warp are at", |device| TestBarrierMisuse { which: 6 }.launch(device, 1, 0));
 }
 
 #[test]
-fn copies_that_no_group_holds_are_reported() {
+fn uncommitted_async_copies_are_reported() {
     let values = vec![1.0f32; 384];
     for committed in 0..3 {
-        reported("cp.async copies that no group holds", |device| {
+        reported("uncommitted cp.async copies", |device| {
             let (x, out) = (upload(device, &values), unwritten(device, 416));
             TestCopies { x: Read::of::<Emulator>(&x, 0), out: Write::of::<Emulator>(&out, 0), committed }
                 .launch(device, 1, 0)
@@ -65,7 +66,7 @@ fn copies_that_no_group_holds_are_reported() {
     }
 }
 
-/// A map of eight rows of `width` numbers, 128 bytes apart.
+/// Tensor map of eight rows of `width` numbers with a pitch of 128 bytes.
 fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> TensorMap {
     let spec = TensorMapSpec {
         address: Emulator::address(memory),
@@ -79,15 +80,15 @@ fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> 
 }
 
 #[test]
-fn misuse_of_boxes_is_reported() {
+fn misuse_of_tma_is_reported() {
     for (which, what) in [
-        (0, "a box is aligned to 1024 bytes"),
+        (0, "a box must be aligned to 1024 bytes"),
         (1, "a tensor map of 2 dimensions where one of 3 is needed"),
         (2, "0 of 1 arrivals and 16 bytes are missing"),
-        (3, "load on the mbarrier at 2176 of the shared window, which was never initialised"),
-        (4, "bulk stores that no group holds"),
-        (5, "before its bulk stores had read shared memory"),
-        (6, "of block 1 of a cluster of 1"),
+        (3, "load on the mbarrier at 2176 of the shared window: it was never initialised"),
+        (4, "uncommitted TMA stores"),
+        (5, "before its TMA stores had read shared memory"),
+        (6, "there is no block 1 in a cluster of 1"),
         (7, "is outside shared memory"),
     ] {
         reported(what, |device| {
@@ -110,11 +111,11 @@ fn misuse_of_boxes_is_reported() {
 }
 
 #[test]
-fn misuse_of_products_is_reported() {
+fn misuse_of_wgmma_is_reported() {
     for (which, what) in [
         (0, "wgmma without a fence"),
-        (1, "products of a warpgroup that were never waited for"),
-        (2, "1 products of the warpgroup in this warp, 0 in its first"),
+        (1, "wgmmas that were never waited for"),
+        (2, "wgmmas issued: 1 in this warp, 0 in the first warp of its warpgroup"),
         (3, "base offset 1"),
         (4, "is outside shared memory"),
         (5, "descriptors that differ between lanes"),
@@ -126,11 +127,11 @@ fn misuse_of_products_is_reported() {
 #[test]
 fn misuse_of_clusters_and_registers_is_reported() {
     for (which, what) in [
-        (0, "of block 1 of the cluster, which has returned"),
+        (0, "block 1 of the cluster has returned"),
         (1, "barrier.cluster.arrive twice"),
         (2, "barrier.cluster.wait without an arrive"),
         (3, "between arrival and wait of the cluster barrier"),
-        (4, "mapa of block 2 of a cluster of 2"),
+        (4, "mapa: there is no block 2 in a cluster of 2"),
     ] {
         reported(what, |device| {
             let out = unwritten(device, 32);
@@ -138,7 +139,7 @@ fn misuse_of_clusters_and_registers_is_reported() {
         });
     }
     for (which, what) in
-        [(0, "returned without wait_for_earlier_launch"), (1, "a box is copied before wait_for_earlier_launch")]
+        [(0, "returned without wait_for_earlier_launch"), (1, "a TMA copy before wait_for_earlier_launch")]
     {
         reported(what, |device| {
             let memory = unwritten(device, 64);
@@ -154,9 +155,10 @@ fn misuse_of_clusters_and_registers_is_reported() {
     }
 }
 
-/// What is used before it is complete, or changed while it is in use, comes out differently in some order.
+/// Data that is used before it is complete, or changed while it is in use, gives different results
+/// in different schedules.
 #[test]
-fn early_reuse_of_a_stage_shows() {
+fn early_reuse_of_a_stage_changes_results() {
     for which in 0..3 {
         let mut results = Vec::new();
         for schedule in [Schedule::Rising, Schedule::Falling] {

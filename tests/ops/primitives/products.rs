@@ -1,5 +1,5 @@
-//! Products of warpgroups: operands as the ISA lays them out in shared memory, written byte by byte here, and the
-//! fragments of the result.
+//! wgmma: operands in the ISA's shared-memory layouts, written byte by byte here, and the fragments
+//! of the result.
 
 use half::bf16;
 use mapl::backend::kernels::device::{Device, Read, Write};
@@ -10,21 +10,22 @@ use mapl::backend::kernels::launchers::{
 
 use super::harness::{download, matmul, pair, small, unwritten, upload};
 
-/// An operand in shared memory: bytes, and the numbers of its descriptor.
+/// An operand in shared memory: its bytes and the fields of its descriptor.
 struct Image {
     bytes: Vec<u8>,
     leading: i32,
     stride: i32,
-    /// Bytes of the start from one step of 16 to the next.
+    /// Bytes between the start addresses of consecutive K steps of 16.
     step: i32,
 }
 
-/// The modes of a descriptor and the bytes of their rows: none, 128, 64, 32.
+/// Row bytes of each swizzle mode of a descriptor: none, 128, 64, 32.
 const ROWS: [usize; 4] = [16, 128, 64, 32];
 
-/// An operand of `rows` by `k`, contiguous along k. In units of 16 bytes: swizzled, eight rows of a row's bytes make a
-/// pattern, patterns are `stride` apart, here with a gap; plain, pieces of 8 rows by 16 bytes, `leading` apart along k
-/// and `stride` across.
+/// Lays out an operand of `rows` by `k`, contiguous along k (K-major). With a swizzle, eight rows
+/// form a pattern, and patterns are `stride` bytes apart (here with a gap). Without a swizzle, core
+/// matrices of 8 rows by 16 bytes are `leading` bytes apart along k and `stride` bytes apart
+/// across.
 fn along_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize) -> Image {
     let row = ROWS[mode];
     let (leading, stride, step) = if mode == 0 { (128, 128 * (k / 8), 256) } else { (16, 16 * row, 32) };
@@ -42,9 +43,11 @@ fn along_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize
     Image { bytes, leading: leading as i32, stride: stride as i32, step }
 }
 
-/// An operand of `rows` by `k`, contiguous across k. Swizzled by 128 bytes: 64 elements of one k to a row, eight values
-/// of k to a pattern, patterns `stride` apart along k, the next 64 elements `leading` away. Plain: pieces of 8 values
-/// of k by 16 bytes, `leading` apart along k and `stride` across.
+/// Lays out an operand of `rows` by `k`, contiguous across k (MN-major). With the 128-byte swizzle,
+/// a row holds 64 elements of one k, and eight values of k form a pattern. Patterns are `stride`
+/// bytes apart along k; the next 64 elements are `leading` bytes away. Without a swizzle, core
+/// matrices of 8 values of k by 16 bytes are `leading` bytes apart along k and `stride` bytes apart
+/// across.
 fn across_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usize) -> Image {
     let (leading, stride) = if mode == 0 { (128 * (rows / 8), 128) } else { (128 * k, 1024) };
     let mut bytes = vec![0xff; rows * k * 2 + 16];
@@ -61,15 +64,15 @@ fn across_k(get: impl Fn(usize, usize) -> f32, rows: usize, k: usize, mode: usiz
     Image { bytes, leading: leading as i32, stride: stride as i32, step: step as i32 }
 }
 
-/// Writes element `i` of the chunk at byte `at` before the swizzle: address bits from 4 up are xor-ed with as many from
-/// 7 up.
+/// Writes element `i` of the 16-byte chunk at `at`, the offset before the swizzle. The swizzle xors
+/// the address bits from bit 4 up with the same number of bits from bit 7 up.
 fn put(bytes: &mut [u8], at: usize, mode: usize, i: usize, x: f32) {
     let at = (at ^ (at >> 7 & (ROWS[mode] / 16 - 1)) << 4) + 2 * i;
     bytes[at..at + 2].copy_from_slice(&bf16::from_f32(x).to_ne_bytes());
 }
 
-/// Thread 32 w + 4 g + t holds, for each eight columns j, elements (16 w + g, 8 j + 2 t), the next, and the same of row
-/// + 8.
+/// Compares result fragments. For each group j of eight columns, thread 32 w + 4 g + t holds
+/// elements (16 w + g, 8 j + 2 t) and the next column, then the same columns of row 16 w + g + 8.
 fn expect(got: &[f32], product: &[f32], columns: usize, add: f32, label: &str) {
     for (i, &x) in got.iter().enumerate() {
         let (thread, value) = (i / (columns / 2), i % (columns / 2));
@@ -85,7 +88,7 @@ macro_rules! product {
         let (a, b) = (small(64, k, columns), small(k, columns, mode + 1));
         let a_image = $a_image(|r, j| a[r * k + j], 64, k, mode);
         let b_image = $b_image(|r, j| b[j * columns + r], columns, k, mode);
-        // One step alone reads nothing of the next; the rest of the sum needs every step.
+        // A single step must not read the next one; the full sum needs every step.
         for (steps, accumulate) in [(1, 0), (k / 16, 0), (k / 16, 1)] {
             let [a_memory, b_memory] = [&a_image, &b_image].map(|image| upload($device, &image.bytes));
             let out = unwritten($device, 128 * columns / 2);
@@ -111,28 +114,29 @@ macro_rules! product {
             let product = matmul(&some, &b[..16 * steps * columns], 64, 16 * steps, columns);
             let got = download::<D, f32>($device, &out, 128 * columns / 2);
             let label = format!("{}, mode {mode}, {steps} steps, add {accumulate}", stringify!($Kernel));
-            // Sums are 1 before; without accumulation they do not count.
+            // The accumulators start at 1, which is ignored without accumulation.
             expect(&got, &product, columns, accumulate as f32, &label);
         }
     }};
 }
 
-/// Both operands along k in the three swizzles; a row's bytes hold 64, 32 and 16 values of k.
-pub fn operands_along_k<D: Device>(device: &D) {
+/// Both operands along k with the three swizzles: a row holds 64, 32 and 16 values of k.
+pub fn wgmma_operands_along_k<D: Device>(device: &D) {
     product!(TestProduct64Kk, device, 64, 64, 1, along_k, along_k);
     product!(TestProduct64Kk, device, 64, 32, 2, along_k, along_k);
     product!(TestProduct64Kk, device, 64, 16, 3, along_k, along_k);
 }
 
-/// One operand or both across k, with the 128-byte swizzle; more columns than one pattern is wide.
-pub fn operands_across_k<D: Device>(device: &D) {
+/// One or both operands across k with the 128-byte swizzle; more columns than the width of a
+/// pattern.
+pub fn wgmma_operands_across_k<D: Device>(device: &D) {
     product!(TestProduct128Ka, device, 128, 32, 1, along_k, across_k);
     product!(TestProduct256Ak, device, 256, 32, 1, across_k, along_k);
     product!(TestProduct192Aa, device, 192, 48, 1, across_k, across_k);
 }
 
-/// No swizzle: the two offsets of a descriptor change their roles with the direction.
-pub fn plain_operands<D: Device>(device: &D) {
+/// No swizzle: the meaning of a descriptor's two offsets depends on the direction of the operand.
+pub fn wgmma_operands_without_swizzle<D: Device>(device: &D) {
     product!(TestProduct64Kk, device, 64, 32, 0, along_k, along_k);
     product!(TestProduct128Ka, device, 128, 32, 0, along_k, across_k);
     product!(TestProduct256Ak, device, 256, 32, 0, across_k, along_k);
@@ -144,7 +148,7 @@ macro_rules! product_of_registers {
         let columns = $columns;
         let (a, b) = (small(64, 32, 5), small(32, columns, 6));
         let b_image = $b_image(|r, j| b[j * columns + r], columns, 32, 1);
-        // Rows 16 w on of A are the fragments of mma.m16n8k16 in warp w, once for each step.
+        // Warp w holds rows 16 w to 16 w + 15 of A as fragments of mma.m16n8k16, for each step.
         let mut fragments = Vec::new();
         for thread in 0..128 {
             let (w, g, t) = (thread / 32, thread % 32 / 4, thread % 4);
@@ -173,8 +177,8 @@ macro_rules! product_of_registers {
     }};
 }
 
-/// A in registers, B in both directions.
-pub fn operands_in_registers<D: Device>(device: &D) {
+/// A in registers; B along k and across k.
+pub fn wgmma_operands_in_registers<D: Device>(device: &D) {
     product_of_registers!(TestProductRegisters80K, device, 80, along_k);
     product_of_registers!(TestProductRegisters96K, device, 96, along_k);
     product_of_registers!(TestProductRegisters64A, device, 64, across_k);

@@ -1,13 +1,13 @@
-//! Primitives of one warp: roundings, exchanges, copies, fragments.
+//! Primitives of one warp: rounding, shuffles and votes, asynchronous copies, fragments.
 
 use mapl::backend::kernels::device::{Device, Read, Write};
 use mapl::backend::kernels::launchers::{TestCopies, TestLdmatrix, TestMma, TestRounding, TestWarp};
 
 use super::harness::{download, matmul, pair, small, unwritten, upload};
 
-/// cvt.rn.bf16x2.f32: nearest, ties to even, every NaN to 0x7fff, overflow to infinity; the first operand of the
-/// function in the lower half.
-pub fn numbers_round_to_bf16<D: Device>(device: &D) {
+/// cvt.rn.bf16x2.f32: rounds to nearest, ties to even, every NaN to 0x7fff, overflow to infinity.
+/// The first operand of the function is in the lower half.
+pub fn f32_rounds_to_bf16<D: Device>(device: &D) {
     let table: [(u32, u16); 16] = [
         (0x0000_0000, 0x0000),
         (0x8000_0000, 0x8000),
@@ -21,7 +21,7 @@ pub fn numbers_round_to_bf16<D: Device>(device: &D) {
         (0x7f7f_ffff, 0x7f80), // largest f32
         (0xff7f_ffff, 0xff80),
         (0x7f80_0000, 0x7f80), // infinity
-        (0x7f80_0001, 0x7fff), // NaN whose upper half alone is infinity
+        (0x7f80_0001, 0x7fff), // NaN with the upper half of infinity
         (0xffc0_0000, 0x7fff), // NaN with a sign
         (0x0000_8000, 0x0000), // smallest subnormal's half: tie, to even below
         (0x0001_8000, 0x0002), // tie among subnormals, to even above
@@ -45,15 +45,16 @@ pub fn lanes_exchange_values_and_votes<D: Device>(device: &D) {
     for lane in 0..32i32 {
         let up = if lane < 3 { lane } else { lane - 3 };
         let down = if lane > 27 { lane } else { lane + 4 };
-        // A value that one lane has, one that none has; a bound that all keep, one that lane 0 breaks.
+        // A value of exactly one lane and a value of no lane; a bound that all lanes satisfy and a
+        // bound that lane 0 does not.
         let expected =
             [1000 + (7 * lane + 3) % 32, 1000 + (lane ^ 5), 1000 + up, 1000 + down, votes as i32, 1, 1, lane];
         assert_eq!(got[8 * lane as usize..][..8], expected, "lane {lane}");
     }
 }
 
-/// cp.async of 16 and 4 bytes, bytes beyond the source's size zeroed; groups complete oldest first.
-pub fn copies_arrive_by_groups<D: Device>(device: &D) {
+/// cp.async of 16 and 4 bytes with zero fill beyond the source size; groups complete oldest first.
+pub fn cp_async_completes_by_group<D: Device>(device: &D) {
     let values: Vec<f32> = (1..=384).map(|i| i as f32).collect();
     let (x, out) = (upload(device, &values), unwritten(device, 416));
     TestCopies { x: Read::of::<D>(&x, 0), out: Write::of::<D>(&out, 0), committed: 3 }.launch(device, 1, 0).unwrap();
@@ -68,9 +69,9 @@ pub fn copies_arrive_by_groups<D: Device>(device: &D) {
     }
 }
 
-/// ldmatrix .x4: lane 8 i + r addresses row r of matrix i; lane 4 g + t receives elements (g, 2 t), (g, 2 t + 1) of
-/// matrix i in word i, with .trans elements (2 t, g), (2 t + 1, g).
-pub fn matrices_load_as_fragments<D: Device>(device: &D) {
+/// ldmatrix .x4: lane 8 i + r addresses row r of matrix i. Lane 4 g + t receives elements (g, 2 t)
+/// and (g, 2 t + 1) of matrix i in word i; with .trans it receives (2 t, g) and (2 t + 1, g).
+pub fn ldmatrix_loads_fragments<D: Device>(device: &D) {
     // Element (r, c) of matrix i is 100 i + 10 r + c.
     let element = |i: usize, r: usize, c: usize| (100 * i + 10 * r + c) as u16;
     let rows: Vec<u16> = (0..256).map(|j| element(j / 64, j / 8 % 8, j % 8)).collect();
@@ -88,9 +89,10 @@ pub fn matrices_load_as_fragments<D: Device>(device: &D) {
     }
 }
 
-/// mma.m16n8k16 with the fragments of the ISA: a0, a1 at (g, 2 t), a2, a3 at (g + 8, 2 t), a4, a5 at (g, 2 t + 8), a6,
-/// a7 at (g + 8, 2 t + 8); b0, b1 at (2 t, g), b2, b3 at (2 t + 8, g); c0, c1 at (g, 2 t), c2, c3 at (g + 8, 2 t).
-pub fn fragments_multiply<D: Device>(device: &D) {
+/// mma.m16n8k16 with the fragment layouts of the ISA: a0, a1 at (g, 2 t), a2, a3 at (g + 8, 2 t),
+/// a4, a5 at (g, 2 t + 8), a6, a7 at (g + 8, 2 t + 8); b0, b1 at (2 t, g), b2, b3 at (2 t + 8, g);
+/// c0, c1 at (g, 2 t), c2, c3 at (g + 8, 2 t).
+pub fn mma_multiplies_fragments<D: Device>(device: &D) {
     let (a, b, c) = (small(16, 16, 1), small(16, 8, 2), small(16, 8, 3));
     let (mut a_words, mut b_words, mut c_values) = (Vec::new(), Vec::new(), Vec::new());
     for lane in 0..32 {

@@ -1,4 +1,5 @@
-//! Probes: which tokens they change and which they keep, and that nothing is left to differ without prompts.
+//! Prompt-blindness probes: the tokens that they change and keep, and that intra comparisons tie
+//! without prompts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ fn tokenizer() -> Tokenizer {
     train_bpe((0..40).map(|i| format!("Name bird {i}. The wren sings at night.")), VOCAB).unwrap()
 }
 
-/// A pair and an intra comparison of the chosen response, under prompts that begin with `prompt`.
+/// A pair and an intra comparison of the chosen response, under prompts that start with `prompt`.
 fn group(prompt: &str, chosen: &str, rejected: &str) -> PreferenceGroup {
     let text = |s: &str| Response::Text(s.into());
     let mut group =
@@ -43,25 +44,27 @@ fn group(prompt: &str, chosen: &str, rejected: &str) -> PreferenceGroup {
 fn tokenized(groups: Vec<PreferenceGroup>, tokenizer: &Tokenizer) -> Vec<TokenizedGroup> {
     let row = |(i, group)| SourceRow { group, file: Arc::from(Path::new("t.jsonl")), line: i + 1 };
     let rows = groups.into_iter().enumerate().map(row).collect();
-    // The space at the end of a prompt merges with the first word of a response; probes keep either tokenisation.
+    // The space at the end of a prompt would merge with the first word of a response; probes keep
+    // both tokenisations.
     let options = TokenizeOptions { max_boundary_mismatch: 1.0, ..TokenizeOptions::default() };
     tokenize_rows(rows, tokenizer, &options).unwrap().0
 }
 
 fn birds(n: usize) -> Vec<PreferenceGroup> {
-    // Every prompt twice: an exchange of rows alone could give a row its own prompt.
+    // Every prompt occurs twice, so exchanging rows without comparing prompts could give a row its
+    // own prompt.
     (0..n)
         .map(|i| group(&format!("Name bird {}. ", i / 2), "The wren sings.", &"At night. ".repeat(1 + i % 3)))
         .collect()
 }
 
-/// Response ids of every sequence by the index of its response.
+/// Response index and response ids of every sequence.
 fn responses(group: &TokenizedGroup) -> Vec<(usize, Vec<u32>)> {
     group.sequences.iter().map(|s| (s.response, s.response_ids.clone())).collect()
 }
 
 #[test]
-fn emptied_prompts_keep_the_responses_and_lose_every_word() {
+fn emptied_prompts_keep_the_responses_and_drop_every_word() {
     let tokenizer = tokenizer();
     let groups = tokenized(birds(4), &tokenizer);
     let probe = emptied(&groups, &tokenizer, 1024).unwrap();
@@ -74,7 +77,7 @@ fn emptied_prompts_keep_the_responses_and_lose_every_word() {
         let mut all = responses(before);
         all.sort();
         assert_eq!(kept, all);
-        // The probe's terms point at the same responses with the same signs.
+        // The probe's terms refer to the same responses with the same signs.
         for (a, b) in before.comparisons.iter().zip(&after.comparisons) {
             let of = |g: &TokenizedGroup, c: &mapl::data::tokenized::SequenceComparison| {
                 c.terms.iter().map(|t| (responses(g)[t.sequence].clone(), t.sign)).collect::<Vec<_>>()
@@ -85,7 +88,7 @@ fn emptied_prompts_keep_the_responses_and_lose_every_word() {
 }
 
 #[test]
-fn conversations_become_one_empty_user_message_in_the_template() {
+fn emptied_conversations_render_as_one_empty_user_message() {
     let dir = tempfile::tempdir().unwrap();
     let template = dir.path().join("t.jinja");
     let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
@@ -103,7 +106,7 @@ fn conversations_become_one_empty_user_message_in_the_template() {
 }
 
 #[test]
-fn shuffled_prompts_are_other_prompts_and_follow_from_the_seed() {
+fn shuffled_prompts_differ_from_the_original_and_depend_on_the_seed() {
     let tokenizer = tokenizer();
     let groups = tokenized(birds(12), &tokenizer);
     let probe = shuffled(&groups, 5, 1024);
@@ -122,7 +125,7 @@ fn shuffled_prompts_are_other_prompts_and_follow_from_the_seed() {
     assert_eq!(used, original);
     assert_eq!(shuffled(&groups, 5, 1024), probe);
     assert!((6..12).any(|seed| shuffled(&groups, seed, 1024) != probe));
-    // One distinct prompt cannot be exchanged.
+    // A single distinct prompt cannot be exchanged.
     assert!(shuffled(&groups[..2], 5, 1024).groups.is_empty());
 }
 
@@ -134,14 +137,16 @@ fn pairs_that_do_not_fit_are_left_out_and_counted() {
     rows.push(group(&long, "A wren.", "An owl."));
     let groups = tokenized(rows, &tokenizer);
     let response = |g: &TokenizedGroup| g.sequences.iter().map(|s| s.response_ids.len()).max().unwrap();
-    // Room for the long row as it is: one token short for the longer responses of the second row behind its prompt.
+    // The limit fits the long row itself, but is one token short for its prompt with the second
+    // row's longer response.
     let limit = groups[2].prompt_ids[0].len() + response(&groups[1]) - 1;
     assert!(response(&groups[0]) < response(&groups[1]));
     let probe = shuffled(&groups, 1, limit);
     assert_eq!((probe.left_out, probe.origin.as_slice()), (1, &[0, 2][..]));
 }
 
-/// A real model: the two sequences of an intra comparison are computed apart and come out equal to the last bit.
+/// With a real model: the two sequences of an intra comparison are computed separately and have
+/// bitwise equal scores.
 #[test]
 fn without_prompts_every_intra_comparison_is_a_tie() {
     let tokenizer = tokenizer();
@@ -166,10 +171,11 @@ fn without_prompts_every_intra_comparison_is_a_tie() {
     assert_eq!((intra.count, intra.ties, intra.accuracy_half()), (8, 8, 0.5));
     let semantic = probe.measure(Quantity::SemanticEmptyPrompt, Kind::Base, &scores);
     assert_eq!((semantic.tally().count, semantic.tally().ties), (8, 0));
-    // With prompts nothing ties: the tie above is the probe's doing.
+    // With prompts nothing ties, so the probe causes the ties above.
     let with = score(&groups);
     assert!(with.iter().all(|g| g.logits.iter().all(|z| *z != 0.0)));
-    // Rows with equal responses score equal without their prompts, and not with them.
+    // Rows with equal responses have equal scores without their prompts, and different scores with
+    // them.
     let logit = |i: usize| semantic.observations[i].logit;
     assert!(logit(0) == logit(3) && logit(0) != logit(1) && with[0].logits[0] != with[3].logits[0]);
 }

@@ -1,4 +1,4 @@
-//! Two models on the same comparisons, and result files.
+//! Comparison of two models on the same data, and result files.
 
 use mapl::eval::compare::{Paired, compare};
 use mapl::eval::measure::{By, Measure, Observation, Quantity};
@@ -12,7 +12,7 @@ fn observations(logits: &[f64], per_group: usize) -> Vec<Observation> {
     logits.iter().enumerate().map(|(i, &logit)| Observation { group: i / per_group, logit }).collect()
 }
 
-/// One observation a group, divided by length.
+/// An evaluation with one observation per group, broken down by length.
 fn evaluation(logits: &[f64], data: &str) -> Evaluation {
     let mut measure = Measure::new(Quantity::Semantic);
     for (group, &logit) in logits.iter().enumerate() {
@@ -23,7 +23,8 @@ fn evaluation(logits: &[f64], data: &str) -> Evaluation {
     Evaluation { measures: vec![measure], groups, data: data.into(), rewards: Rewards::default() }
 }
 
-/// A right on 1 of 18 where B is wrong, B right on 9 where A is wrong, and a tie of A, which is wrong but half right.
+/// Logits of A and B on 18 comparisons. Only A is right on 1, only B on 9. One of these 9 is a tie
+/// of A, which counts as wrong or half right.
 fn sides() -> (Vec<f64>, Vec<f64>) {
     let mut a = vec![1.0; 18];
     let mut b = vec![2.0; 18];
@@ -41,19 +42,19 @@ fn discordant_pairs_are_counted_and_tested() {
     assert_eq!((paired.a, paired.b), (0.5, 17.0 / 18.0));
     assert_eq!(paired.difference.value, 8.0 / 18.0);
     assert_eq!(paired.difference_half.value, 7.5 / 18.0);
-    // scipy: binomtest(1, 10).pvalue. With one comparison a group both tests are McNemar's.
+    // scipy: binomtest(1, 10).pvalue. With one comparison per group both tests are McNemar's test.
     assert!((paired.mcnemar - 0.021484375).abs() < 1e-12);
     assert_eq!(paired.sign_test, paired.mcnemar);
     let [low, high] = paired.difference.interval.unwrap();
     assert!(0.1 < low && low < 8.0 / 18.0 && 8.0 / 18.0 < high && high < 0.8, "{low} to {high}");
-    // Exchanged, everything changes sides; the resamples are the same.
+    // With exchanged models the results are mirrored; the resamples are the same.
     let back = Paired::of(&observations(&b, 1), &observations(&a, 1), RESAMPLING, &["x"]);
     assert_eq!((back.only_a, back.only_b, back.mcnemar), (9, 1, paired.mcnemar));
     let [back_low, back_high] = back.difference.interval.unwrap();
     assert!((back_low + high).abs() < 1e-12 && (back_high + low).abs() < 1e-12);
 }
 
-/// The difference of a pair is known better than the two shares: equal models differ by nothing.
+/// A paired difference has less variance than the two shares: equal models differ by exactly 0.
 #[test]
 fn a_model_does_not_differ_from_itself() {
     let (a, _) = sides();
@@ -61,7 +62,7 @@ fn a_model_does_not_differ_from_itself() {
     assert_eq!((paired.difference.value, paired.difference.interval, paired.mcnemar), (0.0, None, 1.0));
 }
 
-/// Three comparisons a group that always change together count as one for the test over groups.
+/// Three comparisons of a group that always change together count as one in the test over groups.
 #[test]
 fn the_test_over_groups_counts_groups() {
     let (a, b) = sides();
@@ -69,13 +70,13 @@ fn the_test_over_groups_counts_groups() {
     let paired = Paired::of(&triple(&a), &triple(&b), RESAMPLING, &["x"]);
     assert_eq!((paired.only_a, paired.only_b, paired.groups_a, paired.groups_b), (3, 27, 1, 9));
     assert_eq!((paired.mcnemar, paired.sign_test), (exact_test(3, 27), exact_test(1, 9)));
-    // One comparison lost and one won in a group: no group is better.
+    // With one comparison lost and one won in a group, neither model is better on the group.
     let mixed = Paired::of(&observations(&[1.0, -1.0], 2), &observations(&[-1.0, 1.0], 2), RESAMPLING, &["x"]);
     assert_eq!((mixed.only_a, mixed.only_b, mixed.groups_a, mixed.groups_b), (1, 1, 0, 0));
 }
 
 #[test]
-fn evaluations_are_compared_line_by_line_and_other_data_refused() {
+fn evaluations_are_compared_per_breakdown_and_other_data_is_refused() {
     let (a, b) = sides();
     let (a, b) = (evaluation(&a, "one"), evaluation(&b, "one"));
     let comparison = compare(("A", &a), ("B", &b), RESAMPLING).unwrap();
@@ -93,7 +94,8 @@ fn evaluations_are_compared_line_by_line_and_other_data_refused() {
     moved.measures[0].observations[3].group = 2;
     let error = compare(("A", &a), ("B", &moved), RESAMPLING).unwrap_err();
     assert!(error.to_string().contains("same comparisons of semantic"), "{error}");
-    // A probe may have left out other pairs, and a measure may be missing on one side: neither is compared.
+    // A probe may leave out different pairs, and a measure may be missing on one side. Such
+    // measures are not compared.
     let as_probe = |mut e: Evaluation| {
         e.measures[0].quantity = Quantity::SemanticEmptyPrompt;
         e
@@ -110,7 +112,7 @@ fn written(evaluation: &Evaluation) -> String {
 }
 
 #[test]
-fn results_are_read_back_as_they_were_written() {
+fn written_results_are_read_back_unchanged() {
     let logits = [0.1, -0.25, 0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e-300, -3.5];
     let evaluation = evaluation(&logits, "hash");
     let dir = tempfile::tempdir().unwrap();
@@ -146,11 +148,11 @@ fn damaged_results_are_refused_with_their_name() {
     fails("\"schema\": 1,", "", "\"schema\" is missing");
     fails("\"data\"", "\"dato\"", "\"data\"");
     fails("\"observations\"", "\"others\"", "\"observations\" is missing");
-    fails("\"group\":[0,1,2]", "\"group\":[0,1,3]", "no list of groups");
-    fails("\"group\":[0,1,2]", "\"group\":[0,1]", "as many numbers");
-    fails("\"logit\":[1.0", "\"logit\":[\"one\"", "as many numbers");
-    fails("[0,2]", "[0,7]", "no list of observations");
-    fails("\"by_length\":", "\"by_height\":", "unknown division");
+    fails("\"group\":[0,1,2]", "\"group\":[0,1,3]", "not a list of group indices");
+    fails("\"group\":[0,1,2]", "\"group\":[0,1]", "not a list of numbers");
+    fails("\"logit\":[1.0", "\"logit\":[\"one\"", "not a list of numbers");
+    fails("[0,2]", "[0,7]", "not a list of observation indices");
+    fails("\"by_length\":", "\"by_height\":", "unknown split");
     fails("{\"semantic\":{", "{\"sem\":{", "unknown measure");
     fails("}", "", "no result of `mapl eval --output`");
 }

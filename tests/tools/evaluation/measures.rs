@@ -1,19 +1,19 @@
-//! Measures and divisions of groups with scores given by hand.
+//! Measures and breakdowns of groups with scores set by hand.
 
 use mapl::data::group::{Comparison, Direction, Kind, PreferenceGroup, Prompt, Response, Term};
 use mapl::eval::measure::{By, Measure, Quantity};
 use mapl::eval::statistics::Resampling;
 use mapl::eval::{Evaluation, Scored, Settings, data_hash};
 
-/// A full group: prompts x, x_up, worse for the chosen, x_down, worse for the rejected; k = 3, rule A, one instruction
-/// violated by the chosen response and two by the rejected one.
+/// A full group with prompts x, x_up, worse for the chosen, x_down, worse for the rejected. It has
+/// k = 3 and rule A; the chosen response violates one instruction and the rejected response two.
 fn bakery() -> PreferenceGroup {
     let group: PreferenceGroup = serde_json::from_str(include_str!("../../fixtures/bakery_group.json")).unwrap();
     group.validate().unwrap();
     group
 }
 
-/// Scores a group by a function of prompt and response.
+/// Scores a group with a function of prompt and response.
 fn scored(group: &PreferenceGroup, score: impl Fn(usize, usize) -> f64) -> Scored<'_> {
     let scores: Vec<f64> = group.sequences().into_iter().map(|(p, r)| score(p, r)).collect();
     Scored::new(group, &scores)
@@ -28,16 +28,16 @@ fn logits(evaluation: &Evaluation, quantity: Quantity) -> Vec<f64> {
     evaluation.measure(quantity).map_or(Vec::new(), |m| m.observations.iter().map(|o| o.logit).collect())
 }
 
-/// (label, observations) of a division.
+/// Labels and observations of a breakdown.
 fn labels(measure: &Measure, by: By) -> Vec<(&str, Vec<usize>)> {
     measure.splits.iter().filter(|s| s.by == by).map(|s| (s.label.as_str(), s.members.clone())).collect()
 }
 
-/// Sequences (0,0) (0,1) (1,0) (1,1) (2,0) (3,0) (3,1) (4,1).
+/// Scores of sequences (0,0) (0,1) (1,0) (1,1) (2,0) (3,0) (3,1) (4,1).
 const SCORES: [f64; 8] = [2.0, 1.5, 3.0, 0.5, 3.5, 0.25, 1.0, 1.0];
 
 #[test]
-fn every_measure_of_the_worked_example_by_hand() {
+fn measures_of_the_worked_example_match_values_by_hand() {
     let group = bakery();
     let evaluation = evaluate(&[Scored::new(&group, &SCORES)], &[]);
     let z = |quantity| logits(&evaluation, quantity);
@@ -65,7 +65,7 @@ fn every_measure_of_the_worked_example_by_hand() {
 }
 
 #[test]
-fn divisions_of_the_worked_example_by_hand() {
+fn breakdowns_of_the_worked_example_match_values_by_hand() {
     let group = bakery();
     let held = ["keywords:existence", "startend:end_checker"];
     let evaluation = evaluate(&[Scored::new(&group, &SCORES)], &held);
@@ -78,7 +78,8 @@ fn divisions_of_the_worked_example_by_hand() {
     assert_eq!(labels(intra, By::Instructions), [("3", vec![0, 1])]);
     assert_eq!(labels(intra, By::Rule), [("A", vec![0, 1])]);
     assert_eq!(labels(intra, By::Violations), [("1", vec![0]), ("2", vec![1])]);
-    // The first differs in the number of words alone; the second in keywords and ending, and not in the words.
+    // The first comparison differs only in the number of words; the second differs only in keywords
+    // and ending.
     assert_eq!(labels(intra, By::Function), [(keywords, vec![1]), (words, vec![0]), (end, vec![1])]);
     assert_eq!(labels(intra, By::Holdout), [("held out", vec![1]), ("trained", vec![0])]);
     let inter = measure(Quantity::Inter);
@@ -88,13 +89,13 @@ fn divisions_of_the_worked_example_by_hand() {
     assert_eq!(labels(inter, By::Violations), []);
     assert_eq!(labels(measure(Quantity::Conflict), By::Instructions), [("3", vec![0])]);
     assert_eq!(labels(measure(Quantity::Sensitivity), By::Instructions), [("3", vec![0])]);
-    // Without a list nothing is known of what was held out.
+    // Without a list of held-out functions there is no such breakdown.
     let plain = evaluate(&[Scored::new(&group, &SCORES)], &[]);
     assert!(plain.measures.iter().all(|m| labels(m, By::Holdout).is_empty()));
 }
 
 #[test]
-fn numbers_of_instructions_are_in_order_of_their_value() {
+fn instruction_counts_are_sorted_by_value() {
     let mut measure = Measure::new(Quantity::Intra);
     for n in ["10", "2", "1"] {
         measure.add(0, 1.0, vec![(By::Instructions, n.to_owned())]);
@@ -103,9 +104,9 @@ fn numbers_of_instructions_are_in_order_of_their_value() {
     assert_eq!(measure.splits.iter().map(|s| s.label.as_str()).collect::<Vec<_>>(), ["1", "2", "10"]);
 }
 
-/// A scorer that does not read the prompt, whatever it makes of the response, and one that reads nothing but length.
+/// A scorer that ignores the prompt, and a scorer that reads only the response's length.
 #[test]
-fn prompt_blind_and_length_only_scorers_get_half_of_intra_by_ties() {
+fn prompt_blind_and_length_only_scorers_tie_on_every_intra_comparison() {
     let group = bakery();
     let length = |r: usize| group.responses[r].text().chars().count() as f64;
     let blind: Vec<Scored<'_>> = (0..20).map(|i| scored(&group, |_, r| ((i * 7 + r * 3) as f64).sin())).collect();
@@ -125,9 +126,10 @@ fn prompt_blind_and_length_only_scorers_get_half_of_intra_by_ties() {
     assert_eq!(evaluate(&blind, &[]).measure(Quantity::SensitivityFlip).unwrap().tally().correct, 0);
 }
 
-/// Sensitivity moves with the instructions, the flip only when the preferred response changes.
+/// Sensitivity is correct if the gap follows the instructions, the flip only if the preferred
+/// response changes.
 #[test]
-fn sensitivity_and_flip_differ_where_the_gap_narrows_without_changing_sides() {
+fn sensitivity_and_flip_differ_if_the_gap_narrows_without_changing_sign() {
     let group = bakery();
     let gap = |up: f64, down: f64| {
         move |p: usize, r: usize| match (p, r) {
@@ -157,29 +159,29 @@ fn comparison(kind: Kind, direction: Option<Direction>, terms: &[(usize, usize, 
     Comparison { kind, terms, margin: 0.0, weight: 1.0, rule: None, direction }
 }
 
-/// Conflict needs both responses under x_down, from whatever comparisons, and no comparison row of its own.
+/// Conflict needs both responses under x_down, from any comparisons, and no comparison of its own.
 #[test]
 fn conflict_is_found_through_the_instructions() {
     let mut group = bakery();
     let base = group.comparisons[0].clone();
-    // Both responses under prompt 3, in two intra comparisons, and no inter comparison at all.
+    // Both responses occur under prompt 3, in two intra comparisons; there is no inter comparison.
     let under = |r| comparison(Kind::Intra, None, &[(3, r, 1), (0, r, -1)]);
     group.comparisons = vec![base.clone(), under(0), under(1)];
     let evaluation = evaluate(&[scored(&group, |p, r| if (p, r) == (3, 1) { 1.0 } else { 0.0 })], &[]);
     assert_eq!(logits(&evaluation, Quantity::Conflict), [1.0]);
     assert_eq!(logits(&evaluation, Quantity::Sensitivity), Vec::<f64>::new());
-    // One response alone was scored under it.
+    // Only one response was scored under prompt 3.
     group.comparisons = vec![base, under(1)];
     assert_eq!(logits(&evaluate(&[scored(&group, |_, _| 0.0)], &[]), Quantity::Conflict), Vec::<f64>::new());
-    // An instruction that is not known to be met decides nothing.
+    // An instruction with an unknown flag gives no conflict.
     let mut group = bakery();
     group.instructions.iter_mut().filter(|i| i.prompt == 3).for_each(|i| i.satisfied[1] = None);
     assert_eq!(logits(&evaluate(&[scored(&group, |_, _| 0.0)], &[]), Quantity::Conflict), Vec::<f64>::new());
 }
 
-/// Of pairs under several prompts, each takes the added prompts that an inter comparison ties to its own.
+/// Each pair uses only the added prompts that an inter comparison links to its own prompt.
 #[test]
-fn prompts_of_one_pair_are_not_taken_for_those_of_another() {
+fn added_prompts_are_not_assigned_to_another_pair() {
     let mut group = bakery();
     group.prompts.push(Prompt::Text("Suggest another name.".into()));
     group.comparisons.push(comparison(Kind::Base, None, &[(5, 0, 1), (5, 1, -1)]));
@@ -189,7 +191,7 @@ fn prompts_of_one_pair_are_not_taken_for_those_of_another() {
 }
 
 #[test]
-fn lengths_are_in_characters_and_equal_ones_tie() {
+fn lengths_are_in_characters_and_equal_lengths_tie() {
     let pair = |chosen: &str, rejected: &str| {
         let text = |s: &str| Response::Text(s.into());
         PreferenceGroup::pair("1".into(), Prompt::Text("p".into()), text(chosen), text(rejected), 0.0)
@@ -205,7 +207,7 @@ fn lengths_are_in_characters_and_equal_ones_tie() {
 }
 
 #[test]
-fn the_hash_is_of_content_and_order() {
+fn the_data_hash_depends_on_content_and_order() {
     let (group, mut renamed, mut other) = (bakery(), bakery(), bakery());
     renamed.id = "another".into();
     other.comparisons[0].weight = 2.0;

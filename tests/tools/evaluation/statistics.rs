@@ -1,5 +1,6 @@
-//! Expected numbers were computed with scipy 1.x and numpy: `binomtest(min(a, b), a + b).pvalue`, `binom.ppf`,
-//! `beta.ppf`, `quantile`, and by enumerating all resamples of four groups.
+//! Statistics of evaluations. Expected values come from scipy 1.x and numpy: `binomtest(min(a, b),
+//! a + b).pvalue`, `binom.ppf`, `beta.ppf`, `quantile`, and by enumerating all resamples of four
+//! groups.
 
 use mapl::eval::measure::{Observation, Summary};
 use mapl::eval::statistics::{Cluster, Moments, Resampling, estimates, exact_test, unanimous_interval};
@@ -9,7 +10,7 @@ fn resampling(resamples: usize) -> Resampling {
     Resampling { resamples, seed: 1 }
 }
 
-/// Observations of groups given as lists of right and wrong.
+/// Observations of groups, which are given as lists of right and wrong.
 fn observations(groups: &[Vec<bool>]) -> Vec<Observation> {
     let of = |(group, all): (usize, &Vec<bool>)| {
         all.iter().map(|&right| Observation { group, logit: if right { 0.5 } else { -2.0 } }).collect::<Vec<_>>()
@@ -35,11 +36,12 @@ fn the_exact_test_agrees_with_scipy() {
             assert!((p / expected - 1.0).abs() < 1e-9, "{a} against {b}: {p}, scipy {expected}");
         }
     }
-    // Below the smallest number of f64 the value is 0, not NaN.
+    // Below the smallest f64 the p-value is 0, not NaN.
     assert_eq!(exact_test(0, 5000), 0.0);
 }
 
-/// With one observation a group, resampled sums are binomial, so the ends of the interval are binomial quantiles.
+/// With one observation per group, resampled sums are binomial, so the interval's ends are binomial
+/// quantiles.
 #[test]
 fn percentile_intervals_agree_with_the_binomial_distribution() {
     for (n, right, low, high) in [(100, 70, 0.61, 0.79), (50, 30, 23.0 / 50.0, 37.0 / 50.0)] {
@@ -51,10 +53,10 @@ fn percentile_intervals_agree_with_the_binomial_distribution() {
     }
 }
 
-/// Two equal observations a group tell nothing more than one: the interval is that of 50, not of 100, trials
-/// ([0.50, 0.69] by scipy, were the observations taken for independent).
+/// Two equal observations per group carry no more information than one: the interval is for 50
+/// trials, not for 100. Treating the observations as independent would give [0.50, 0.69] (scipy).
 #[test]
-fn groups_are_resampled_and_not_comparisons() {
+fn the_bootstrap_resamples_groups_and_not_comparisons() {
     let groups: Vec<Vec<bool>> = (0..50).map(|i| vec![i < 30; 2]).collect();
     let summary = Summary::of(&observations(&groups), resampling(20_000), &["x"]);
     assert_eq!((summary.count, summary.groups, summary.correct), (100, 50, 60));
@@ -62,8 +64,8 @@ fn groups_are_resampled_and_not_comparisons() {
     assert!((low - 0.46).abs() < 1e-12 && (high - 0.74).abs() < 1e-12, "{low} to {high}");
 }
 
-/// Four groups of unequal size have 256 equally likely resamples; numpy's 2.5 % and 97.5 % quantiles of their ratios
-/// are 0.1 and 1, and 13.67 % of them are at most 0.2.
+/// Four groups of unequal size have 256 equally likely resamples. numpy's 2.5 % and 97.5 %
+/// quantiles of their ratios are 0.1 and 1; 13.67 % of the ratios are at most 0.2.
 #[test]
 fn groups_of_unequal_size_keep_their_weights() {
     let clusters: Vec<Cluster<1>> =
@@ -75,7 +77,7 @@ fn groups_of_unequal_size_keep_their_weights() {
 }
 
 #[test]
-fn intervals_follow_from_seed_and_label() {
+fn intervals_depend_on_seed_and_label() {
     let groups: Vec<Vec<bool>> = (0..40).map(|i| vec![i % 3 == 0, i % 7 == 0]).collect();
     let observations = observations(&groups);
     let mean = |seed, label: &str| {
@@ -88,7 +90,7 @@ fn intervals_follow_from_seed_and_label() {
 }
 
 #[test]
-fn without_spread_there_is_no_interval_but_the_exact_bound() {
+fn unanimous_results_get_the_exact_bound_as_interval() {
     // scipy: beta.ppf(0.025, 400, 1) and beta.ppf(0.975, 1, 12).
     assert!((unanimous_interval(400, true)[0] - 0.9908201954163347).abs() < 1e-12);
     assert!((unanimous_interval(12, false)[1] - 0.2646484693970512).abs() < 1e-12);
@@ -96,9 +98,9 @@ fn without_spread_there_is_no_interval_but_the_exact_bound() {
     let all = of(&vec![vec![true]; 400], 200);
     assert_eq!(all.accuracy.interval, Some(unanimous_interval(400, true)));
     assert_eq!(of(&vec![vec![false]; 12], 200).accuracy.interval, Some(unanimous_interval(12, false)));
-    // Each group half right: alike, but not known exactly.
+    // Each group is half right: there is no spread, but the share is not known exactly.
     assert_eq!(of(&vec![vec![true, false]; 12], 200).accuracy.interval, None);
-    // One group, or no resamples.
+    // A single group or no resamples give no interval.
     assert_eq!(of(&[vec![true, false]], 200).accuracy.interval, None);
     assert_eq!(of(&vec![vec![true]; 400], 0).accuracy.interval, None);
     let ties = vec![Observation { group: 0, logit: 0.0 }, Observation { group: 1, logit: -0.0 }];
@@ -108,7 +110,7 @@ fn without_spread_there_is_no_interval_but_the_exact_bound() {
 }
 
 #[test]
-fn scores_that_are_not_finite_are_counted_and_never_right() {
+fn non_finite_scores_are_counted() {
     let logits = [f64::NAN, f64::NEG_INFINITY, f64::INFINITY, 1.0];
     let observations: Vec<_> = logits.iter().enumerate().map(|(group, &logit)| Observation { group, logit }).collect();
     let summary = Summary::of(&observations, resampling(100), &["x"]);
@@ -116,16 +118,17 @@ fn scores_that_are_not_finite_are_counted_and_never_right() {
     assert!(summary.mean_logit.value.is_nan());
 }
 
-/// Sixty groups of three comparisons whose difficulty is the group's: resampled by group the interval covers the true
-/// share about as often as it says, resampled by comparison far too rarely. The rates are over 500 data sets, so their
-/// standard deviation is one per cent.
+/// Sixty groups of three comparisons; all comparisons of a group have the same difficulty.
+/// Resampled by group, the interval covers the true share about as often as stated; resampled by
+/// comparison, far too rarely. The rates are over 500 data sets, so their standard deviation is one
+/// per cent.
 #[test]
 fn intervals_cover_the_true_share() {
     let mut rng = Rng::keyed(11, &["coverage"]);
     let (mut by_group, mut by_comparison) = (0, 0);
     let sets = 500;
     for set in 0..sets {
-        // Group shares 0.2 and 0.95 with equal probability: 0.575 in the mean.
+        // Group shares are 0.2 or 0.95 with equal probability, 0.575 on average.
         let groups: Vec<Vec<bool>> = (0..60)
             .map(|_| {
                 let share = if rng.flip() { 0.95 } else { 0.2 };
@@ -153,7 +156,7 @@ fn moments_agree_with_numpy() {
     let moments = Moments::of(&[3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0]).unwrap();
     assert_eq!((moments.count, moments.mean, moments.min, moments.max), (8, 2.375, -5.0, 9.0));
     assert!((moments.std - 3.998046397929869).abs() < 1e-12);
-    // A small spread far from zero keeps its digits.
+    // A small spread far from zero keeps its precision.
     let far = Moments::of(&[1e9 + 1.0, 1e9 - 1.0]).unwrap();
     assert_eq!((far.mean, far.std), (1e9, 1.0));
     assert_eq!(Moments::of(&[]), None);

@@ -1,0 +1,14 @@
+//! The argument of a comparison from the scores of its sequences.
+
+/// Sums signed scores, given with the index of their prompt. The sum is taken prompt by prompt: two
+/// equal gaps then give exactly 0, whatever their last bits.
+pub fn signed_sum(terms: impl Iterator<Item = (usize, f64)>) -> f64 {
+    let mut gaps: Vec<(usize, f64)> = Vec::with_capacity(2);
+    for (prompt, score) in terms {
+        match gaps.iter_mut().find(|(known, _)| *known == prompt) {
+            Some((_, gap)) => *gap += score,
+            None => gaps.push((prompt, score)),
+        }
+    }
+    gaps.into_iter().map(|(_, gap)| gap).sum()
+}
