@@ -54,7 +54,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Process exit code of this error (table in the README).
+    /// Process exit code of this error (table in docs/commands.md).
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Usage(_) => 2,

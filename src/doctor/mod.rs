@@ -136,7 +136,7 @@ fn refused(input: &Input, side: &str, findings: &mut Vec<Finding>) {
         let what = format!("the {side} files contain no readable row");
         let finding = Finding::new(Level::Error, "no-rows", (0, count), what)
             .why("there is nothing to train on or test with")
-            .advice("see the accepted formats in the README");
+            .advice("see the accepted formats in docs/data.md");
         findings.push(finding);
     }
 }

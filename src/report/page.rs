@@ -187,4 +187,4 @@ impl Page {
 
 /// Style sheet. In both themes, series colours have a contrast of at least 3 to 1 with the
 /// background.
-const STYLE: &str = include_str!("page.css");
+const STYLE: &str = concat!(include_str!("theme.css"), include_str!("page.css"), include_str!("chart.css"));

@@ -231,7 +231,7 @@ pub(super) fn put_no_values(out: &mut String) {
 }
 
 /// Drawn over the data, because bars would hide the line. The label has an outline in the
-/// background colour (page.css).
+/// background colour (chart.css).
 fn draw_reference(out: &mut String, reference: Option<&ReferenceLine>, y: &Scale) {
     let Some(reference) = reference.filter(|r| r.value >= y.low && r.value <= y.high) else { return };
     let (at, right) = (to_y(y, reference.value), WIDTH - RIGHT);

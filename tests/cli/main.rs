@@ -3,8 +3,8 @@
 
 mod arguments;
 mod bad_input {
-    //! Bad input of every kind: the exit code of the README's table, one message with the place and
-    //! a remedy, no panic, and no partial files.
+    //! Bad input of every kind: the exit code of the table in docs/commands.md, one message with the
+    //! place and a remedy, no panic, and no partial files.
 
     mod configs;
     mod damage;

@@ -1,0 +1,182 @@
+//! The figures by name. Rows that a chart compares come from one file, which is one run.
+
+use std::error::Error;
+use std::path::Path;
+
+use mapl::report::Axis;
+use mapl::report::decimal;
+use mapl::report::svg::{Bar as Column, BarChart, BarSeries, ReferenceLine};
+
+use super::bars::{Bar, Group, HorizontalBars};
+use super::pair;
+use super::record::{Quickstart, QuickstartRun, Record, Step, read_json};
+
+/// Colours: this project, other libraries, bare GEMMs.
+const OURS: usize = 0;
+const PEER: usize = 5;
+const GEMM: usize = 2;
+/// Sizes of the vocabulary head in the records.
+const HEAD: &str = "rows=8192 hidden=896 vocab=151936";
+const LOGITS: &str = "tokens=8192 inputs=896 outputs=151936";
+
+/// Figures that the front page of `cargo doc` shows.
+pub const ON_FRONT_PAGE: [&str; 5] = ["mapl-pair", "accuracy-reward", "accuracy-dpo", "head-dpo", "head-forward"];
+
+/// Every figure: its name and its `<svg>` element. `records` is `benches/record`.
+pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>> {
+    let quickstart: Quickstart = read_json(&records.join("quickstart/2026-11-23-b98f1ad.json"))?;
+    let h200 = records.join("nvidia-h200");
+    let heads = Record::read(&h200.join("2026-11-27-707e5bc.csv"))?;
+    let gemms = Record::read(&h200.join("2026-11-27-8ddee10.csv"))?;
+    let steps = Record::read(&h200.join("2026-11-27-96a385c.csv"))?;
+    Ok(vec![
+        ("mapl-pair", pair::to_svg()),
+        ("accuracy-reward", accuracy(&quickstart, "Reward model: held-out accuracy", "reward")?),
+        ("accuracy-dpo", accuracy(&quickstart, "DPO: held-out accuracy", "dpo")?),
+        ("head-dpo", head_dpo(&heads, &gemms)?),
+        ("head-forward", head_forward(&heads)?),
+        ("dpo-step", dpo_step(&steps)?),
+        ("step-ops", step_ops(&read_json(&h200.join("2026-11-27-8ddee10-step.json"))?)),
+    ])
+}
+
+/// Accuracies of a method trained on base pairs only, and with MAPL.
+fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String, Box<dyn Error>> {
+    let series = |suffix: &str, name: &str, style: usize| -> Result<BarSeries, Box<dyn Error>> {
+        let wanted = format!("{method}-{suffix}");
+        let run = quickstart.runs.iter().find(|run| run.name == wanted).ok_or(format!("no run {wanted}"))?;
+        let QuickstartRun { semantic, intra, inter, .. } = *run;
+        let bars = [semantic, intra, inter].map(|value| Column { value, interval: None }).to_vec();
+        Ok(BarSeries { name: name.to_owned(), style, bars })
+    };
+    let chart = BarChart {
+        title: title.to_owned(),
+        categories: ["semantic", "intra", "inter"].map(str::to_owned).to_vec(),
+        y: Axis::new("accuracy", "dotted: guess").within(0.0, 1.0),
+        series: vec![series("base", "base pairs only", PEER)?, series("mapl", "with MAPL", OURS)?],
+        reference: Some(ReferenceLine { value: 0.5, label: String::new() }),
+    };
+    Ok(chart.to_svg())
+}
+
+/// Bar of one time in milliseconds, with its ratio to the first bar of the group.
+fn time(name: &str, milliseconds: f64, style: usize, ours: f64) -> Bar {
+    let digits = if milliseconds < 10.0 { 2 } else { 1 };
+    let remark = if style == OURS { String::new() } else { format!("{}x", decimal(milliseconds / ours, 2)) };
+    Bar {
+        name: name.to_owned(),
+        parts: vec![milliseconds],
+        label: decimal(milliseconds, digits),
+        remark,
+        strong: style == OURS,
+        style,
+    }
+}
+
+/// Vocabulary head with DPO's loss and all gradients: against its bare GEMMs, and against other libraries.
+fn head_dpo(heads: &Record, gemms: &Record) -> Result<String, Box<dyn Error>> {
+    let gradients = gemms.milliseconds("mapl", "head_logprob_bwd", HEAD)?;
+    let cublas = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight"]
+        .map(|op| gemms.milliseconds("cuBLASLt 13.1.0", op, LOGITS))
+        .into_iter()
+        .collect::<Result<Vec<f64>, _>>()?;
+    let bare = time("3 GEMMs, cuBLASLt", cublas.iter().sum(), GEMM, gradients);
+    // The frozen reference's head is a forward pass of its own.
+    let ours =
+        heads.milliseconds("mapl", "head_preference", HEAD)? + heads.milliseconds("mapl", "head_logprob_fwd", HEAD)?;
+    let peer = |name: &str, variant: &str| -> Result<Bar, Box<dyn Error>> {
+        let variant = format!("{variant} with reference");
+        Ok(time(name, heads.milliseconds(&variant, "head_preference", HEAD)?, PEER, ours))
+    };
+    let chart = HorizontalBars {
+        title: "DPO vocabulary head, all gradients".into(),
+        subtitle: "milliseconds on an H200, shorter is better".into(),
+        groups: vec![
+            Group {
+                heading: "policy only, against its bare GEMMs".into(),
+                bars: vec![time("mapl", gradients, OURS, gradients), Bar { parts: cublas, ..bare }],
+            },
+            Group {
+                heading: "policy and frozen reference".into(),
+                bars: vec![
+                    time("mapl", ours, OURS, ours),
+                    peer("TRL, stored logits", "trl 1.16.0 logits")?,
+                    peer("TRL, default", "trl 1.16.0 chunked")?,
+                    peer("PyTorch, eager", "torch 2.11.0 eager")?,
+                    peer("Liger, fused DPO", "liger 0.8.5 dpo")?,
+                ],
+            },
+        ],
+    };
+    Ok(chart.to_svg())
+}
+
+/// Log-probabilities of a batch: the forward pass of the vocabulary head.
+fn head_forward(heads: &Record) -> Result<String, Box<dyn Error>> {
+    let ours = heads.milliseconds("mapl", "head_logprob_fwd", HEAD)?;
+    let peer = |name: &str, variant: &str| -> Result<Bar, Box<dyn Error>> {
+        Ok(time(name, heads.milliseconds(variant, "head_logprob_fwd", HEAD)?, PEER, ours))
+    };
+    let bars = vec![
+        time("mapl", ours, OURS, ours),
+        time("bare GEMM, cuBLASLt", heads.milliseconds("cuBLASLt 13.1.0", "linear_fwd", LOGITS)?, GEMM, ours),
+        peer("TRL, stored logits", "trl 1.16.0 logits")?,
+        peer("TRL, default", "trl 1.16.0 chunked")?,
+        peer("cut-cross-entropy", "cut-cross-entropy 25.1.1")?,
+        peer("PyTorch, eager", "torch 2.11.0 eager")?,
+        peer("Liger", "liger 0.8.5")?,
+    ];
+    let chart = HorizontalBars {
+        title: "Vocabulary head, forward pass".into(),
+        subtitle: "milliseconds on an H200, shorter is better".into(),
+        groups: vec![Group { heading: String::new(), bars }],
+    };
+    Ok(chart.to_svg())
+}
+
+/// Whole DPO step against an eager PyTorch loop.
+fn dpo_step(steps: &Record) -> Result<String, Box<dyn Error>> {
+    let shape = "pairs=16 prompt=512 response=256";
+    let rate = |variant: &str, name: &str, style: usize| -> Result<Bar, Box<dyn Error>> {
+        let value = 16.0 * 1000.0 / steps.milliseconds(variant, "dpo_step", shape)?;
+        Ok(Bar {
+            name: name.into(),
+            parts: vec![value],
+            label: decimal(value, 0),
+            remark: String::new(),
+            strong: style == OURS,
+            style,
+        })
+    };
+    let chart = HorizontalBars {
+        title: "DPO step, Qwen2.5-0.5B, bf16".into(),
+        subtitle: "pairs per second on an H200, longer is better".into(),
+        groups: vec![Group {
+            heading: String::new(),
+            bars: vec![rate("mapl", "mapl", OURS)?, rate("torch eager", "PyTorch loop, eager", PEER)?],
+        }],
+    };
+    Ok(chart.to_svg())
+}
+
+/// Time of every op in a DPO step, longest first; ops below 0.4 ms together.
+fn step_ops(step: &Step) -> String {
+    const SMALL: f64 = 0.4;
+    let bar = |name: &str, value: f64| Bar {
+        name: name.to_owned(),
+        parts: vec![value],
+        label: decimal(value, if value < 10.0 { 2 } else { 1 }),
+        remark: String::new(),
+        strong: false,
+        style: OURS,
+    };
+    let mut bars: Vec<Bar> =
+        step.ops.iter().filter(|op| op.milliseconds >= SMALL).map(|op| bar(&op.op, op.milliseconds)).collect();
+    bars.push(bar("others", step.ops.iter().map(|op| op.milliseconds).filter(|&ms| ms < SMALL).sum()));
+    let chart = HorizontalBars {
+        title: "DPO step of Qwen2.5-0.5B by op".into(),
+        subtitle: "milliseconds on an H200, each op timed by itself".into(),
+        groups: vec![Group { heading: String::new(), bars }],
+    };
+    chart.to_svg()
+}

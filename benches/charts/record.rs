@@ -1,0 +1,70 @@
+//! Rows of `benches/record`, by what they must be: a selection that does not match exactly one row is an error, and so is
+//! a comparison of rows from several files.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// A benchmark record: one CSV file of `mapl bench`.
+pub struct Record {
+    rows: Vec<BTreeMap<String, String>>,
+}
+
+impl Record {
+    /// Reads a CSV file.
+    pub fn read(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut reader = csv::Reader::from_path(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(Self { rows: reader.deserialize().collect::<Result<_, _>>()? })
+    }
+
+    /// Median in milliseconds of the one measured row with this variant, op, and a shape that starts with `shape`.
+    pub fn milliseconds(&self, variant: &str, op: &str, shape: &str) -> Result<f64, Box<dyn Error>> {
+        let wanted = |row: &&BTreeMap<String, String>| {
+            row["variant"] == variant
+                && row["op"] == op
+                && row["shape"].starts_with(shape)
+                && row["status"] == "measured"
+        };
+        let found: Vec<_> = self.rows.iter().filter(wanted).collect();
+        let [row] = found[..] else {
+            return Err(format!("{} measured rows of {variant:?}, {op}, {shape}; expected 1", found.len()).into());
+        };
+        Ok(row["median_us"].parse::<f64>()? / 1000.0)
+    }
+}
+
+/// The record of a quick start.
+#[derive(Deserialize)]
+pub struct Quickstart {
+    pub runs: Vec<QuickstartRun>,
+}
+
+/// Held-out accuracies of one run.
+#[derive(Deserialize)]
+pub struct QuickstartRun {
+    pub name: String,
+    pub semantic: f64,
+    pub intra: f64,
+    pub inter: f64,
+}
+
+/// The record of a training step with every op timed.
+#[derive(Deserialize)]
+pub struct Step {
+    pub ops: Vec<StepOp>,
+}
+
+/// Time of all calls of one op in a step.
+#[derive(Deserialize)]
+pub struct StepOp {
+    pub op: String,
+    pub milliseconds: f64,
+}
+
+/// Reads a JSON record.
+pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Box<dyn Error>> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    Ok(serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?)
+}
