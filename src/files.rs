@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 /// Temporary name of `path` until it is complete: the whole name with `.tmp` appended.
-pub fn temporary(path: &Path) -> PathBuf {
+pub fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     name.into()
@@ -25,7 +25,7 @@ pub struct Unfinished {
 impl Unfinished {
     /// Writes `path` under its temporary name through `write` and syncs it.
     pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
-        let unfinished = Self { temporary: temporary(path), path: path.to_path_buf() };
+        let unfinished = Self { temporary: temporary_path(path), path: path.to_path_buf() };
         let file = File::create(&unfinished.temporary).map_err(Error::io("create", &unfinished.temporary))?;
         let mut out = BufWriter::new(file);
         write(&mut out)?;
@@ -48,7 +48,7 @@ impl Drop for Unfinished {
 }
 
 /// Writes a file under its temporary name, syncs it, renames it and syncs its folder.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Unfinished::write(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))?.rename()?;
     sync_parent(path)
 }
@@ -59,14 +59,14 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &format!("{value:#}\n"))
 }
 
-/// Writes a text file with [`write_whole`], so no reader sees half of it. A link, pipe or device, such as `/dev/stdout`,
+/// Writes a text file with [`write_atomic`], so no reader sees half of it. A link, pipe or device, such as `/dev/stdout`,
 /// is written to directly: a rename would replace it by a regular file.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
         return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
     }
-    write_whole(path, text.as_bytes())
+    write_atomic(path, text.as_bytes())
 }
 
 /// Brings a file's content, or a folder's list of names, to the disk.

@@ -29,7 +29,7 @@ pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) 
     })?;
     let given_dscore = match a.comparison {
         Some(comparison) => {
-            on.preference_fwd(comparison.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
+            on.preference_fwd(comparison.into_preference_fwd(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
             None
         }
         None => a.direct,

@@ -79,13 +79,13 @@ macro_rules! backend {
             }
 
             /// Timestamp of the start of an op call; `None` if the call is not timed.
-            fn moment(&self) -> Result<Option<Self::Stamp>> {
+            fn op_start(&self) -> Result<Option<Self::Stamp>> {
                 self.probe().map(|_| self.stamp()).transpose()
             }
 
             /// Adds a call of the op with index `op` to the probe. The call started at `from` and
             /// has been enqueued completely.
-            fn observe(&self, op: usize, cost: Cost, from: Self::Stamp) -> Result<()> {
+            fn op_end(&self, op: usize, cost: Cost, from: Self::Stamp) -> Result<()> {
                 let Some(probe) = self.probe() else { return Ok(()) };
                 let to = self.stamp()?;
                 probe.add(op, Duration::from_secs_f64(self.seconds_between(&from, &to)?.max(0.0)), cost);
@@ -117,7 +117,7 @@ macro_rules! backend {
             /// a head of this `hidden` and `vocab`. A batch with more rows is split by
             /// [`chunks_of`]. Its ops then depend on where the groups end and must not be replayed
             /// for another batch. For a batch without more rows the groups have no effect.
-            fn head_rows_at_once(&self, _dims: HeadDims) -> usize {
+            fn max_head_rows(&self, _dims: HeadDims) -> usize {
                 usize::MAX
             }
 
@@ -176,10 +176,10 @@ macro_rules! backend {
                 $(#[$doc])*
                 fn $op(&self, args: $Args<'_, Self>) -> Result<()> {
                     args.check()?;
-                    let Some(from) = self.moment()? else { return self.$op_impl(args) };
+                    let Some(from) = self.op_start()? else { return self.$op_impl(args) };
                     let cost = args.cost();
                     self.$op_impl(args)?;
-                    self.observe(Op::$op as usize, cost, from)
+                    self.op_end(Op::$op as usize, cost, from)
                 }
                 #[doc = concat!("Implementation of [`Backend::", stringify!($op), "`]; the contract has been checked.")]
                 fn $op_impl(&self, args: $Args<'_, Self>) -> Result<()>;
@@ -189,11 +189,11 @@ macro_rules! backend {
                 $(#[$composite_doc])*
                 fn $composite(&self, args: $Composite<'_, Self>) -> Result<()> {
                     args.check()?;
-                    let from = if self.$is_fused(&args) { self.moment()? } else { None };
+                    let from = if self.$is_fused(&args) { self.op_start()? } else { None };
                     let Some(from) = from else { return self.$composite_impl(args) };
                     let cost = args.cost();
                     self.$composite_impl(args)?;
-                    self.observe(Op::$composite as usize, cost, from)
+                    self.op_end(Op::$composite as usize, cost, from)
                 }
                 #[doc = concat!("Implementation of [`Backend::", stringify!($composite), "`]; the contract has been ")]
                 #[doc = "checked. By default, runs the sequence of ops that the composite equals."]

@@ -7,7 +7,7 @@ use super::measure::{PreparedCall, Samples, TimedCall, Timing, energy, interleav
 use super::operand::{Operand, OperandSet};
 use super::rates::{BenchBackend, Peers, Rates};
 use super::row::{Cache, Row, SCHEMA, Status};
-use super::run::{Baseline, BenchOptions, OWN_VARIANT, Prediction, cost, floor, predict, unsettled};
+use super::run::{Baseline, BenchOptions, OWN_VARIANT, Prediction, cost, floor, needs_more_samples, predict};
 use super::shapes::Case;
 use super::verify::Oracle;
 use super::work::{Call, Work};
@@ -154,8 +154,8 @@ impl Entry {
     }
 
     /// Whether more samples could change the verdict against an earlier record.
-    pub fn unsettled(&self, earlier: Option<Baseline<'_>>) -> bool {
-        unsettled(&self.rows(), earlier)
+    pub fn needs_more_samples(&self, earlier: Option<Baseline<'_>>) -> bool {
+        needs_more_samples(&self.rows(), earlier)
     }
 
     fn lane(&mut self, name: &str) -> Option<&mut ContenderState> {

@@ -18,7 +18,7 @@ use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::perf::ceilings::Ceilings;
-use crate::perf::hardware::card::Card as _;
+use crate::perf::hardware::card::GpuSensors as _;
 use crate::perf::hardware::nvml;
 
 /// Rates that nothing on the machine exceeds.
@@ -181,7 +181,7 @@ impl<A: Element> BenchBackend for Kernels<Driver, A> {
     fn joules(&self) -> Option<f64> {
         static LIBRARY: LazyLock<Option<nvml_wrapper::Nvml>> = LazyLock::new(|| nvml::load().ok());
         let library = LIBRARY.as_ref()?;
-        nvml::NvmlCard::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
+        nvml::NvmlGpu::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
     }
 
     fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {

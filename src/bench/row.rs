@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_whole;
+use crate::files::write_atomic;
 use crate::{Error, Result};
 
 /// Version of the columns.
@@ -172,7 +172,7 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
             source,
         })?;
     }
-    write_whole(path, &bytes)
+    write_atomic(path, &bytes)
 }
 
 /// Reads and checks a record. [`Error::Data`] names the line of an error.

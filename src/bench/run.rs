@@ -119,7 +119,7 @@ pub(crate) fn run<B: BenchBackend>(
                 if options.limit.is_some_and(|limit| began.elapsed() > limit) {
                     return Ok(());
                 }
-                if pass >= passes && !entries[at].unsettled(earlier) {
+                if pass >= passes && !entries[at].needs_more_samples(earlier) {
                     continue;
                 }
                 if rates.is_some() && measured.elapsed() > CEILING_INTERVAL {
@@ -150,7 +150,7 @@ pub(crate) fn run<B: BenchBackend>(
 
 /// Whether a row is slower or faster than in the earlier record, or was disturbed, so that more
 /// samples may settle it.
-pub fn unsettled(rows: &[Row], earlier: Option<Baseline<'_>>) -> bool {
+pub fn needs_more_samples(rows: &[Row], earlier: Option<Baseline<'_>>) -> bool {
     earlier.is_some_and(|(earlier, threshold)| {
         let pairs = compare(rows, earlier, threshold);
         pairs.iter().any(|pair| matches!(pair.verdict, Verdict::Slower | Verdict::Faster | Verdict::Disturbed))

@@ -10,7 +10,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::Error;
 use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
-use crate::train::checkpoint::LENGTH;
+use crate::train::checkpoint::LENGTH_KEY;
 
 /// Number of digits of a stored hash.
 const DIGITS: usize = 16;
@@ -46,7 +46,7 @@ impl Fingerprint<'_> {
             ("loss", format!("{:?}", setup.loss)),
             ("batch size", s.micro_batch.to_string()),
             ("gradient accumulation", s.accumulation.to_string()),
-            (LENGTH, length),
+            (LENGTH_KEY, length),
             ("learning rate", s.learning_rate.to_string()),
             ("schedule", format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
             ("shuffling", format!("{:?}", s.shuffle)),

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::model::presets;
-use crate::study::plan::{Card, StepPlan, Workload};
+use crate::study::plan::{GpuRates, StepPlan, Workload};
 use crate::terminal::say;
 use crate::{Error, Result};
 
@@ -72,7 +72,7 @@ impl StepPlanArgs {
 }
 
 /// Rates of the GPU: given rates override known ones.
-fn card(args: &StepPlanArgs) -> Result<Card> {
+fn card(args: &StepPlanArgs) -> Result<GpuRates> {
     for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
         if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {
             return Err(Error::Usage(format!("{flag}: a finite number above 0 is needed")));
@@ -85,7 +85,7 @@ fn card(args: &StepPlanArgs) -> Result<Card> {
     if let (Some(processors), Some(copy), Some(product), Some(peak)) =
         (args.processors, args.copy, args.product, args.peak)
     {
-        return Ok(Card {
+        return Ok(GpuRates {
             name: args.card.clone(),
             processors,
             copy: tera(copy),
@@ -93,8 +93,8 @@ fn card(args: &StepPlanArgs) -> Result<Card> {
             peak: tera(peak),
         });
     }
-    let known = Card::named(&args.card)?;
-    Ok(Card {
+    let known = GpuRates::named(&args.card)?;
+    Ok(GpuRates {
         copy: args.copy.map_or(known.copy, tera),
         product: args.product.map_or(known.product, tera),
         peak: args.peak.map_or(known.peak, tera),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::output::check_output;
-use crate::report::run::{MOST_RUNS, REPORT_FILE, RUN_LOGS, write_report};
+use crate::report::run::{MAX_RUNS, REPORT_FILE, RUN_LOGS, write_report};
 use crate::terminal::say;
 use crate::{Error, Result};
 
@@ -22,8 +22,8 @@ pub struct ReportArgs {
 
 /// Writes the report.
 pub fn run(args: &ReportArgs) -> Result<()> {
-    if args.runs.len() > MOST_RUNS {
-        let (n, most) = (args.runs.len(), MOST_RUNS);
+    if args.runs.len() > MAX_RUNS {
+        let (n, most) = (args.runs.len(), MAX_RUNS);
         return Err(Error::Usage(format!("{n} runs: at most {most} can be told apart in one chart; name fewer")));
     }
     let output = match (&args.output, args.runs.as_slice()) {

@@ -19,11 +19,11 @@ use crate::bench::row::Status;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
 use crate::perf::hardware::Meter;
-use crate::perf::hardware::card::CardMeter;
+use crate::perf::hardware::card::GpuMeter;
 use crate::perf::hardware::host::HostMeter;
-use crate::perf::hardware::nvml::{self, NvmlCard};
+use crate::perf::hardware::nvml::{self, NvmlGpu};
 use crate::perf::hardware::sampler::{Meters, Sampler};
-use crate::perf::observe::Observed;
+use crate::perf::observe::RunObserver;
 use crate::perf::peak;
 use crate::study::bench::BenchStudy;
 use crate::study::page;
@@ -107,7 +107,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let has_gpu = matches!(place.device, Device::Cuda(_));
     let interval = Duration::from_millis(args.sample_interval);
     let sampler = Sampler::start(interval, Some(&folder.join(FILES[2])), move || meters(has_gpu, uuid.as_deref()))?;
-    let observed = Observed::default();
+    let observed = RunObserver::default();
     let outcome = super::train::run_observed(method, &args.train, command_line, Some(observed.clone()));
     let readings = sampler.stop();
     let seen = observed.take();
@@ -186,9 +186,9 @@ fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
         return (meters, missing);
     }
     // The library stays loaded until the process ends: the meter lives on another thread.
-    let card = nvml::load().and_then(|library| NvmlCard::new(Box::leak(Box::new(library)), uuid));
+    let card = nvml::load().and_then(|library| NvmlGpu::new(Box::leak(Box::new(library)), uuid));
     match card {
-        Ok(card) => meters.push(Box::new(CardMeter::new(card))),
+        Ok(card) => meters.push(Box::new(GpuMeter::new(card))),
         Err(why) => missing.push(("card".into(), why)),
     }
     (meters, missing)

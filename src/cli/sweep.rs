@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::files::write_whole;
+use crate::files::write_atomic;
 use crate::files::{write_json, write_text};
 use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, csv, finished_study};
@@ -104,7 +104,7 @@ impl SweepArgs {
     }
 
     fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
-        write_whole(&self.output_dir.join("sweep.csv"), &csv(grid, outcomes)?)?;
+        write_atomic(&self.output_dir.join("sweep.csv"), &csv(grid, outcomes)?)?;
         let value = json!({ "schema": 1, "method": grid.method, "axes": grid.axes, "points": outcomes });
         write_json(&self.output_dir.join("sweep.json"), &value)?;
         write_text(&self.output_dir.join("report.html"), &page::html(grid, outcomes))

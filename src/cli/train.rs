@@ -21,15 +21,15 @@ use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
-use crate::perf::observe::Observed;
+use crate::perf::observe::RunObserver;
 use crate::report::run::{REPORT_FILE, write_report};
 use crate::terminal::{complain, say};
 use crate::train::checkpoint;
-use crate::train::frozen::{CacheOptions, ReferenceCache};
+use crate::train::frozen::{CacheOptions, FrozenCache};
 use crate::train::manifest::Manifest;
-use crate::train::memory::{MemoryPlan, Subject};
+use crate::train::memory::{MemoryInputs, MemoryPlan};
 use crate::train::pack_options;
-use crate::train::run::{Planned, RunData, RunSettings, RunSummary, train};
+use crate::train::run::{PlannedMemory, RunData, RunSettings, RunSummary, train};
 use crate::train::signals::Signals;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
@@ -59,7 +59,7 @@ pub fn run_observed(
     method: Method,
     args: &TrainArgs,
     command_line: &str,
-    observed: Option<Observed>,
+    observed: Option<RunObserver>,
 ) -> Result<RunSummary> {
     let weights = [args.loss.base_weight, args.loss.intra_weight, args.loss.inter_weight];
     let build = args.build.resolve(Objective::Rows, weights)?;
@@ -159,7 +159,7 @@ impl Job for TrainJob<'_> {
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        let (policy, reference, same_start) = setup.models(backend, &start, config)?;
+        let (policy, reference, same_weights) = setup.models(backend, &start, config)?;
         if !setup.settings.quiet {
             let startup = Startup {
                 setup: &setup,
@@ -193,11 +193,10 @@ impl Job for TrainJob<'_> {
             eval: eval_groups,
             tokenizer: &tokenizer,
             redraw: redraws.then_some(&redraw),
-            memory: memory
-                .as_ref()
-                .filter(|_| B::ASYNCHRONOUS)
-                .and_then(|memory| Some(Planned { planned_bytes: memory.total(), free_bytes: memory.available? })),
-            same_start,
+            memory: memory.as_ref().filter(|_| B::ASYNCHRONOUS).and_then(|memory| {
+                Some(PlannedMemory { planned_bytes: memory.total(), free_bytes: memory.available? })
+            }),
+            same_weights,
             resume,
             fingerprint,
         };
@@ -208,7 +207,7 @@ impl Job for TrainJob<'_> {
                     trainer.recompute_activations()?;
                 }
                 if let Some(cache) = cache {
-                    trainer.use_stored_reference(cache);
+                    trainer.use_frozen_cache(cache);
                 }
                 train(trainer, data, &setup.settings)
             });
@@ -364,7 +363,7 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// Planned memory of the run, by part.
+    /// PlannedMemory memory of the run, by part.
     fn memory<B: Backend>(
         &self,
         backend: &B,
@@ -375,7 +374,7 @@ impl<'a> TrainSetup<'a> {
             Some(_) => None,
             None => self.reference_config(config)?.map(|(_, config)| config),
         };
-        let subject = Subject {
+        let subject = MemoryInputs {
             config,
             reference: reference.as_ref(),
             loss: &self.loss,
@@ -386,7 +385,7 @@ impl<'a> TrainSetup<'a> {
             kernels: backend.kernel_properties(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
-        let sizes = GroupSizes::of(groups, &pack_options(&self.loss, config.vocab), &loss)?;
+        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab), &loss)?;
         MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
     }
 
@@ -440,11 +439,11 @@ impl<'a> TrainSetup<'a> {
         backend: &B,
         policy: &ModelConfig,
         [train, eval]: [&[TokenizedGroup]; 2],
-    ) -> Result<Option<ReferenceCache>> {
+    ) -> Result<Option<FrozenCache>> {
         let (Some(options), Some((folder, config))) = (&self.precompute, self.reference_config(policy)?) else {
             return Ok(None);
         };
-        let mut cache = ReferenceCache::open(backend, folder, config, &self.loss, options.clone())?;
+        let mut cache = FrozenCache::open(backend, folder, config, &self.loss, options.clone())?;
         if let Some(message) = cache.refusal() {
             complain(&format!("warning: {message}"));
         }

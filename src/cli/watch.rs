@@ -8,7 +8,7 @@ use clap::Args;
 use crate::Result;
 use crate::terminal::say;
 use crate::watch::Watched;
-use crate::watch::view::{Choice, PANELS};
+use crate::watch::view::{PANELS, ViewState};
 
 /// Arguments of `watch`.
 #[derive(Args, Clone, Debug)]
@@ -38,8 +38,8 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     if !args.once {
         return watched.live(Duration::from_millis(args.interval));
     }
-    watched.look()?;
+    watched.poll()?;
     let panel = PANELS.iter().position(|panel| panel.0 == args.page).unwrap_or_default();
-    say(&watched.picture(Choice { panel, window: None }, args.width, args.height)?);
+    say(&watched.render(ViewState { panel, window: None }, args.width, args.height)?);
     Ok(())
 }

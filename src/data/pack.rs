@@ -33,7 +33,7 @@ pub use batch::*;
 pub use limits::{BatchLimits, GroupSizes};
 
 use super::tokenized::{SequenceComparison, TokenizedGroup};
-use super::tree::{Layout, PrefixTree};
+use super::tree::{PrefixTree, TreeOptions};
 use crate::backend::contract::{GroupEnd, KINDS, TERMS};
 use crate::{Error, Result};
 use std::path::Path;
@@ -109,7 +109,7 @@ impl Batch {
         let first_segment = self.segments();
         let first_seq = self.seqs();
         let mut tree = std::mem::take(&mut self.prefix_tree);
-        tree.build(group, Layout { share: options.share_prefixes, omit_last });
+        tree.build(group, TreeOptions { share: options.share_prefixes, omit_last });
         self.push_segments(group, &tree)?;
         for s in 0..group.sequences.len() {
             self.push_sequence(group, s, &tree, first_segment, options.scoring);

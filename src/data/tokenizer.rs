@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
 use super::template::{ChatTemplate, TEMPLATE_FILE};
-use crate::files::write_whole;
+use crate::files::write_atomic;
 use crate::{Error, Result};
 pub use train::train_bpe;
 
@@ -162,7 +162,7 @@ impl Tokenizer {
 
     /// Encodes a text that will be continued: with the special tokens at its start, without those
     /// at its end.
-    pub fn encode_open(&self, text: &str) -> Result<Vec<u32>> {
+    pub fn encode_prefix(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.without_suffix(&self.encode(text, true)?).to_vec())
     }
 
@@ -283,12 +283,12 @@ impl Tokenizer {
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            write_whole(&to, &std::fs::read(&file).map_err(Error::io("read", &file))?)?;
+            write_atomic(&to, &std::fs::read(&file).map_err(Error::io("read", &file))?)?;
             copied.push(to);
         }
         if let Some(template) = &self.template_file {
             let to = target.join(TEMPLATE_FILE);
-            write_whole(&to, template)?;
+            write_atomic(&to, template)?;
             copied.push(to);
         }
         for stale in FILES.iter().map(|name| target.join(name)).filter(|file| file.is_file() && !copied.contains(file))

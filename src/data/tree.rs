@@ -74,7 +74,7 @@ impl Segment {
 
 /// Options of [`PrefixTree::build`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct TreeOptions {
     /// If false, each sequence is a separate segment without ancestors, in sequence order.
     pub share: bool,
     /// Leaves out the last token of every response, because its next-token prediction is not used.
@@ -117,7 +117,7 @@ struct Node {
 impl PrefixTree {
     /// Replaces the content with the trees of `group`. Prompts that differ in their first token
     /// give several trees.
-    pub fn build(&mut self, group: &TokenizedGroup, layout: Layout) {
+    pub fn build(&mut self, group: &TokenizedGroup, layout: TreeOptions) {
         self.segments.clear();
         self.ancestor_ends.clear();
         self.ancestors.clear();
@@ -169,7 +169,7 @@ impl PrefixTree {
     /// Expands a node into the run shared by its prompts, the responses that start at the end of
     /// the run, and one child node per next token. Time: one read of the prompts, plus (prompts
     /// below) x (branches) per node.
-    fn expand(&mut self, group: &TokenizedGroup, layout: Layout, scratch: &mut Scratch, node: Node) {
+    fn expand(&mut self, group: &TokenizedGroup, layout: TreeOptions, scratch: &mut Scratch, node: Node) {
         let ids = |prompt: usize| group.prompt_ids[prompt].as_slice();
         let Scratch { sequence_offsets, sequences, prompts, unassigned, nodes } = scratch;
         let sequences_of = |p: usize| &sequences[sequence_offsets[p]..sequence_offsets[p + 1]];
@@ -227,7 +227,7 @@ impl PrefixTree {
     fn add_response(
         &mut self,
         group: &TokenizedGroup,
-        layout: Layout,
+        layout: TreeOptions,
         prompt_range: Range<usize>,
         sequence: usize,
         parent: Option<usize>,
@@ -311,7 +311,7 @@ pub fn token_counts(group: &TokenizedGroup) -> TokenCounts {
     let all = 0..group.sequences.len();
     let prompts: BTreeSet<&[u32]> = all.clone().map(prompt).collect();
     let mut tree = PrefixTree::default();
-    tree.build(group, Layout { share: true, omit_last: false });
+    tree.build(group, TreeOptions { share: true, omit_last: false });
     TokenCounts {
         per_term: group.comparisons.iter().flat_map(|c| &c.terms).map(|t| length(t.sequence)).sum(),
         per_sequence: all.map(length).sum(),

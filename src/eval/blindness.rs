@@ -122,7 +122,7 @@ pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize)
 /// Returns the token ids of an empty prompt.
 fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let ids = match prompt {
-        Prompt::Text(_) => tokenizer.encode_open("")?,
+        Prompt::Text(_) => tokenizer.encode_prefix("")?,
         Prompt::Messages(_) => {
             let turns = [Message { role: "user".into(), content: String::new() }];
             let kwargs = group.group.chat_template_kwargs.as_ref();

@@ -81,9 +81,9 @@ impl<B: Backend> Model<B> {
     }
 
     /// Number of head rows of this model that [`Backend::head_preference`] processes at a time.
-    pub fn head_rows_at_once(&self, backend: &B) -> usize {
+    pub fn max_head_rows(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
-        backend.head_rows_at_once(HeadDims { tokens: 0, hidden, vocab, rows: 0 })
+        backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0 })
     }
 
     /// Returns a view of a range of the weights.

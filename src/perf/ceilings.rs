@@ -47,7 +47,7 @@ fn time(work: &mut impl FnMut()) -> f64 {
 fn sgemm() -> f64 {
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect();
     let mut c = vec![0.0f32; SIDE * SIDE];
-    let seconds = best(|| crate::backend::cpu::square_product(&mut c, &a, &a, SIDE));
+    let seconds = best(|| crate::backend::cpu::square_gemm(&mut c, &a, &a, SIDE));
     2.0 * (SIDE as f64).powi(3) / seconds
 }
 

@@ -40,15 +40,15 @@ pub struct Observations {
 /// Observer shared between the run and the study. The study outlives the run, whether it succeeds
 /// or fails.
 #[derive(Clone, Debug, Default)]
-pub struct Observed(Arc<Mutex<Observations>>);
+pub struct RunObserver(Arc<Mutex<Observations>>);
 
-impl PartialEq for Observed {
+impl PartialEq for RunObserver {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Observed {
+impl RunObserver {
     fn lock(&self) -> MutexGuard<'_, Observations> {
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }

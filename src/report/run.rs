@@ -28,7 +28,7 @@ pub const REPORT_FILE: &str = "report.html";
 /// Files of a run folder that a report reads.
 pub const RUN_LOGS: [&str; 3] = [crate::train::manifest::FILE, log::METRICS_FILE, EVAL_SCORES_FILE];
 /// Maximum number of runs in a report; a chart distinguishes that many by colour and dash pattern.
-pub const MOST_RUNS: usize = 8;
+pub const MAX_RUNS: usize = 8;
 
 /// Reads run folders and writes their report.
 ///

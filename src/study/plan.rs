@@ -33,7 +33,7 @@ use crate::{Error, Result};
 /// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
 /// sheet's. All are given, not measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Card {
+pub struct GpuRates {
     pub name: String,
     /// Number of multiprocessors.
     pub processors: usize,
@@ -106,7 +106,7 @@ pub struct LaunchEstimate {
 /// Floors of a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepPlan {
-    pub card: Card,
+    pub card: GpuRates,
     pub workload: Workload,
     pub parameters: usize,
     /// Token rows with shared prompts, and rows of the vocabulary head.
@@ -126,7 +126,7 @@ pub struct StepPlan {
     pub utilisation: f64,
 }
 
-impl Card {
+impl GpuRates {
     /// Rates of a known GPU, as in benches/README.md.
     pub fn named(name: &str) -> Result<Self> {
         match name {
@@ -146,7 +146,7 @@ impl Card {
 
 impl StepPlan {
     /// Rehearses a step of a bf16 model with this configuration.
-    pub fn new(config: &ModelConfig, workload: &Workload, gpu: &Card) -> Result<Self> {
+    pub fn new(config: &ModelConfig, workload: &Workload, gpu: &GpuRates) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
             return Err(Error::Usage(format!(
@@ -189,7 +189,7 @@ impl StepPlan {
     }
 
     fn of(
-        gpu: &Card,
+        gpu: &GpuRates,
         workload: &Workload,
         (parameters, tokens, head_rows): (usize, usize, usize),
         ops: &[OpTime],
@@ -346,7 +346,7 @@ fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGr
 }
 
 /// GEMMs by op and size, with the selected tiles and the time predicted for the GPU.
-fn gemm_estimates(gpu: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
+fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     let mut products: Vec<GemmEstimate> = Vec::new();
     for c in chosen {
         let cut = of_card(c.sizes, c.choice, gpu.processors);
@@ -369,7 +369,7 @@ fn gemm_estimates(gpu: &Card, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     products
 }
 
-fn op_floor(gpu: &Card, op: &OpTime) -> OpFloor {
+fn op_floor(gpu: &GpuRates, op: &OpTime) -> OpFloor {
     let (floor_seconds, bound) = op.cost.floor(op.op, gpu.copy, gpu.product);
     OpFloor {
         op: op.op.into(),
@@ -400,7 +400,7 @@ fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) 
     (MAX_THREADS / threads).min(MAX_BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
 }
 
-fn launch_estimate(gpu: &Card, launched: &Launched) -> LaunchEstimate {
+fn launch_estimate(gpu: &GpuRates, launched: &Launched) -> LaunchEstimate {
     let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
     let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
     let blocks_held =

@@ -18,12 +18,14 @@ use serde_json::json;
 use super::step::Trainer;
 use crate::backend::Backend;
 use crate::data::tokenizer::Tokenizer;
-use crate::files::{entries, files_below, hash, sync, sync_parent, sync_tree, temporary, write_json, write_whole};
+use crate::files::{
+    entries, files_below, hash, sync, sync_parent, sync_tree, temporary_path, write_atomic, write_json,
+};
 use crate::model::store;
 use crate::{Error, Result};
 use optimizer::OPTIMIZER_FILE;
 pub(super) use optimizer::restore;
-pub use state::{Best, LENGTH, RunState, SCHEMA};
+pub use state::{Best, LENGTH_KEY, RunState, SCHEMA};
 
 /// Logged events in the format of transformers' trainer.
 pub const HISTORY_FILE: &str = "trainer_state.json";
@@ -78,7 +80,7 @@ pub(super) fn save<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<PathBuf> {
     let target = folder(output_dir, state.step);
-    let unfinished = temporary(&target);
+    let unfinished = temporary_path(&target);
     remove_folder(&unfinished)?;
     if let Err(e) = write_folder(trainer, tokenizer, &unfinished, state, history) {
         // An incomplete checkpoint is useless and may fill the disk. A failed removal must not hide
@@ -118,7 +120,7 @@ fn write_folder<B: Backend>(
     write_json(&path, &serde_json::to_value(&state).map_err(encoding_error)?)?;
     sync_tree(folder)?;
     let digest = hash(&path).map_err(Error::io("read", &path))?;
-    write_whole(&folder.join(DONE), done_text(&digest).as_bytes())
+    write_atomic(&folder.join(DONE), done_text(&digest).as_bytes())
 }
 
 /// Content of `DONE`: the hash of `state.json`, and a hash of that line, so that damage to either

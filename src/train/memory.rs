@@ -25,7 +25,7 @@ use super::step::upload_slots;
 
 /// Settings of a run that affect its memory.
 #[derive(Clone, Copy)]
-pub struct Subject<'a> {
+pub struct MemoryInputs<'a> {
     pub config: &'a ModelConfig,
     /// Frozen reference that runs on every batch.
     pub reference: Option<&'a ModelConfig>,
@@ -53,32 +53,32 @@ pub struct MemoryPlan {
     pub available: Option<u64>,
     /// Groups per micro-batch, and the largest number of groups that fits.
     pub groups: usize,
-    pub most_groups: Option<usize>,
+    pub max_groups: Option<usize>,
     /// Whether the backward recomputes activations.
     pub recompute: bool,
     /// Total bytes and largest number of groups with `recompute` inverted.
-    pub otherwise: (u64, Option<usize>),
+    pub other_mode: (u64, Option<usize>),
 }
 
 impl MemoryPlan {
     /// Plans a run with `micro_batch` of the measured groups per micro-batch. `None` for f64, which
     /// only serves small checks.
     pub fn new(
-        subject: &Subject<'_>,
+        subject: &MemoryInputs<'_>,
         sizes: &GroupSizes,
         micro_batch: usize,
         available: Option<u64>,
     ) -> Result<Option<Self>> {
-        let Some((parts, most_groups)) = plan_parts(subject, sizes, micro_batch, available)? else { return Ok(None) };
-        let inverted = Subject { recompute: !subject.recompute, ..*subject };
-        let otherwise = plan_parts(&inverted, sizes, micro_batch, available)?;
+        let Some((parts, max_groups)) = plan_parts(subject, sizes, micro_batch, available)? else { return Ok(None) };
+        let inverted = MemoryInputs { recompute: !subject.recompute, ..*subject };
+        let other_mode = plan_parts(&inverted, sizes, micro_batch, available)?;
         Ok(Some(Self {
             parts,
             available,
             groups: micro_batch,
-            most_groups,
+            max_groups,
             recompute: subject.recompute,
-            otherwise: otherwise.map_or((0, None), |(parts, most)| (total(&parts), most)),
+            other_mode: other_mode.map_or((0, None), |(parts, most)| (total(&parts), most)),
         }))
     }
 
@@ -99,13 +99,13 @@ impl MemoryPlan {
 
     /// Fails with [`Error::Memory`] and the plan if the run does not fit.
     pub fn check(&self) -> Result<()> {
-        match (self.available, self.most_groups) {
+        match (self.available, self.max_groups) {
             (Some(available), Some(most)) if self.total() > available => Err(Error::Memory(format!(
                 "the run does not fit in memory\n{self}\n{}",
                 match most {
-                    0 if !self.recompute && self.otherwise.1.is_some_and(|most| most > 0) => format!(
+                    0 if !self.recompute && self.other_mode.1.is_some_and(|most| most > 0) => format!(
                         "not even one group fits; with --gradient-checkpointing, {} would",
-                        self.otherwise.1.unwrap_or(0)
+                        self.other_mode.1.unwrap_or(0)
                     ),
                     0 => "not even one group fits: choose a smaller model, lower --max-length, or use a device with more \
                           memory"
@@ -123,7 +123,7 @@ impl MemoryPlan {
 
 /// Bytes by part, and the largest number of groups that fits. `None` for f64.
 fn plan_parts(
-    subject: &Subject<'_>,
+    subject: &MemoryInputs<'_>,
     sizes: &GroupSizes,
     micro_batch: usize,
     available: Option<u64>,
@@ -138,7 +138,7 @@ fn plan_parts(
         Precision::Bf16 => rehearse::<half::bf16>(subject, &limits(batch)).map(Some),
     };
     let Some(now) = parts(micro_batch)? else { return Ok(None) };
-    let mut most_groups = None;
+    let mut max_groups = None;
     if let Some(available) = available {
         let fits = |batch: usize| -> Result<bool> { Ok(parts(batch)?.is_some_and(|p| total(&p) <= available)) };
         let (mut low, mut high) = (0, sizes.groups());
@@ -147,9 +147,9 @@ fn plan_parts(
             let middle = low + (high - low).div_ceil(2);
             if fits(middle)? { low = middle } else { high = middle - 1 }
         }
-        most_groups = Some(low);
+        max_groups = Some(low);
     }
-    Ok(Some((now, most_groups)))
+    Ok(Some((now, max_groups)))
 }
 
 /// Name and bytes of each part.
@@ -174,10 +174,10 @@ impl fmt::Display for MemoryPlan {
         if let Some(available) = self.available {
             write!(f, " of {} MiB free", available >> 20)?;
         }
-        if let Some(most) = self.most_groups {
+        if let Some(most) = self.max_groups {
             write!(f, "; micro-batches of {} groups, at most {most} fit", self.groups)?;
         }
-        let (bytes, most) = self.otherwise;
+        let (bytes, most) = self.other_mode;
         let choice = if self.recompute { "without" } else { "with" };
         write!(f, "\n  {choice} --gradient-checkpointing {} MiB in total", mib(bytes))?;
         if let Some(most) = most {
@@ -188,7 +188,7 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
-fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<Parts> {
+fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
     let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
     let mut parts = Vec::new();
@@ -227,7 +227,7 @@ fn rehearse<A: Element>(subject: &Subject<'_>, limits: &BatchLimits) -> Result<P
         None => None,
     };
     part("reference activations", &backend);
-    let batch = DeviceBatch::of_limits(&backend, limits, policy.head_rows_at_once(&backend))?;
+    let batch = DeviceBatch::of_limits(&backend, limits, policy.max_head_rows(&backend))?;
     let slots = if subject.kernels.is_some() { upload_slots(subject.accumulation) } else { 0 };
     let _slots = (0..slots).map(|_| UploadSlot::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::contract::{KINDS, TERMS};
 use crate::data::group::Kind;
 use crate::data::pack::Batch;
-use crate::files::write_whole;
+use crate::files::write_atomic;
 use crate::loss::objective::{Loss, Method, Mix};
 use crate::{Error, Result};
 
@@ -245,11 +245,11 @@ impl MetricsWriter {
     pub fn open(output_dir: &Path, from: Option<(&Path, u64)>) -> Result<Self> {
         let path = output_dir.join(METRICS_FILE);
         match from {
-            None => write_whole(&path, b"")?,
+            None => write_atomic(&path, b"")?,
             Some((checkpoint, step)) => {
                 let first = checkpoint.canonicalize().unwrap_or_else(|_| checkpoint.to_path_buf());
                 let source = first.parent().unwrap_or(output_dir).join(METRICS_FILE);
-                write_whole(&path, events_until(&source, step)?.as_bytes())?;
+                write_atomic(&path, events_until(&source, step)?.as_bytes())?;
             }
         }
         let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))?;

@@ -40,7 +40,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::optim::schedule::{Schedule, Scheduler};
 use crate::perf::ceilings::Ceilings;
-use crate::perf::observe::Observed;
+use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
 use crate::{Error, Result};
 
@@ -85,7 +85,7 @@ pub struct RunSettings {
     pub report_to: ReportTo,
     /// Collector of step and op times for a study.
     #[serde(skip)]
-    pub observed: Option<Observed>,
+    pub observed: Option<RunObserver>,
 }
 
 impl RunSettings {
@@ -110,9 +110,9 @@ pub struct RunData<'a> {
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
     /// Whether policy and frozen reference were loaded from the same weights; if so, the identity
     /// check runs.
-    pub same_start: bool,
-    /// Planned and initially free device memory; `None` if other programs share that memory.
-    pub memory: Option<Planned>,
+    pub same_weights: bool,
+    /// PlannedMemory and initially free device memory; `None` if other programs share that memory.
+    pub memory: Option<PlannedMemory>,
     /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,
     /// Settings and inputs that a resumed run must not change; see [`checkpoint::RunState`].
@@ -121,7 +121,7 @@ pub struct RunData<'a> {
 
 /// Device memory before a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Planned {
+pub struct PlannedMemory {
     pub planned_bytes: u64,
     pub free_bytes: u64,
 }
@@ -274,7 +274,7 @@ impl<B: Backend> Run<'_, '_, B> {
         if let Some(folder) = self.data.resume.clone() {
             return self.restore(&folder);
         }
-        if self.data.same_start && self.trainer.loss.method == Method::Dpo {
+        if self.data.same_weights && self.trainer.loss.method == Method::Dpo {
             let first: Vec<&TokenizedGroup> = self.groups.iter().take(self.settings.micro_batch).collect();
             self.trainer.identity_check(&first)?;
             self.console.line("identity check passed: policy and frozen reference give every sequence the same score");
@@ -339,7 +339,7 @@ impl<B: Backend> Run<'_, '_, B> {
 
     /// Compares the memory taken with the plan, once, after the first step, when all buffers exist.
     pub(super) fn compare_memory(&mut self) -> Result<()> {
-        let Some(Planned { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
+        let Some(PlannedMemory { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
         let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
         let taken = free_bytes.saturating_sub(free);
         self.settings.observed.iter().for_each(|observed| observed.taken(taken));

@@ -177,7 +177,7 @@ impl<B: Backend> Scorer<B> {
         let direct_gradient = match comparison {
             Some(comparison) => {
                 let score = View::first(&self.score, dims.seqs);
-                backend.preference_fwd(comparison.over(score, direct, dscore.reborrow()))?;
+                backend.preference_fwd(comparison.into_preference_fwd(score, direct, dscore.reborrow()))?;
                 None
             }
             None => direct,

@@ -25,7 +25,7 @@ use super::batch::packing::{PackedMicroBatch, PackedStep, Packer};
 use super::batch::padding::Shapes;
 use super::batch::upload::{DeviceBatch, UploadSlot};
 use super::evaluate::{Evaluator, GroupScores};
-use super::frozen::{CacheReport, Frozen, ReferenceCache};
+use super::frozen::{CacheReport, Frozen, FrozenCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
@@ -134,7 +134,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     }
 
     /// Uses cached log-probs of the frozen reference instead of a model.
-    pub fn use_stored_reference(&mut self, cache: ReferenceCache) {
+    pub fn use_frozen_cache(&mut self, cache: FrozenCache) {
         let cache = Arc::new(RwLock::new(cache));
         self.packer.frozen_cache = Some(cache.clone());
         self.frozen = Some(Frozen::Cached { cache });
@@ -154,7 +154,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Bounds on every batch of `micro_batch` groups from `groups`.
     pub fn limits(&self, groups: &[TokenizedGroup], micro_batch: usize) -> Result<BatchLimits> {
-        Ok(GroupSizes::of(groups, &self.packer.pack, &self.packer.comparison)?.limits(micro_batch))
+        Ok(GroupSizes::measure(groups, &self.packer.pack, &self.packer.comparison)?.limits(micro_batch))
     }
 
     /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every
@@ -176,7 +176,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// over such batches do not allocate on the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
-        let rows_at_once = self.policy.head_rows_at_once(backend);
+        let rows_at_once = self.policy.max_head_rows(backend);
         self.packer.shapes = self.replay_graphs.then(|| Shapes::of(*limits, rows_at_once));
         let limits = &self.packer.shapes.map_or(*limits, |shapes| shapes.limits());
         self.graphs.clear();

@@ -22,7 +22,7 @@ use crate::train::manifest;
 use crate::{Error, Result};
 use state::RunState;
 use tail::Tail;
-use view::{Choice, PANELS, draw};
+use view::{PANELS, ViewState, draw};
 
 /// A run being watched.
 pub struct Watched {
@@ -47,9 +47,9 @@ impl Watched {
     }
 
     /// Reads what is new.
-    pub fn look(&mut self) -> Result<()> {
-        let news = self.tail.look()?;
-        if news.anew {
+    pub fn poll(&mut self) -> Result<()> {
+        let news = self.tail.poll()?;
+        if news.restarted {
             self.state = RunState::default();
         }
         // A manifest that is just being written is read next time.
@@ -62,7 +62,7 @@ impl Watched {
     }
 
     /// Draws one frame as text of the given size.
-    pub fn picture(&self, choice: Choice, width: u16, height: u16) -> Result<String> {
+    pub fn render(&self, choice: ViewState, width: u16, height: u16) -> Result<String> {
         let failed = |e: std::convert::Infallible| Error::Runtime(e.to_string());
         let mut terminal = Terminal::new(TestBackend::new(width, height)).map_err(failed)?;
         terminal.draw(|frame| draw(frame, &self.name, &self.state, choice)).map_err(failed)?;
@@ -79,9 +79,9 @@ impl Watched {
         let failed = |e: std::io::Error| Error::Runtime(format!("cannot draw on the terminal: {e}"));
         // Restores the terminal even if the program panics.
         let mut terminal = ratatui::try_init().map_err(failed)?;
-        let mut choice = Choice::default();
+        let mut choice = ViewState::default();
         let ended = loop {
-            let drawn = self.look().and_then(|()| {
+            let drawn = self.poll().and_then(|()| {
                 terminal.draw(|frame| draw(frame, &self.name, &self.state, choice)).map(|_| ()).map_err(failed)
             });
             if let Err(why) = drawn {
@@ -94,7 +94,7 @@ impl Watched {
             };
             match event {
                 Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => {
-                    if !choose(&mut choice, key.code, key.modifiers, self.state.step) {
+                    if !handle_key(&mut choice, key.code, key.modifiers, self.state.step) {
                         break Ok(());
                     }
                 }
@@ -108,7 +108,7 @@ impl Watched {
 }
 
 /// Applies a key; returns false if it ends the view.
-pub fn choose(choice: &mut Choice, key: KeyCode, modifiers: KeyModifiers, step: u64) -> bool {
+pub fn handle_key(choice: &mut ViewState, key: KeyCode, modifiers: KeyModifiers, step: u64) -> bool {
     let pages = PANELS.len();
     match key {
         KeyCode::Char('q') | KeyCode::Esc => return false,

@@ -11,7 +11,7 @@ pub type Series = Vec<(f64, f64)>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunState {
     /// Values of training rows and of evaluations (with names starting with `eval_`).
-    pub courses: BTreeMap<String, Series>,
+    pub series: BTreeMap<String, Series>,
     pub last: Map<String, Value>,
     pub step: u64,
     /// Total steps of the run, if known.
@@ -79,7 +79,7 @@ impl RunState {
             match value {
                 Value::Number(number) => {
                     let Some(value) = number.as_f64().filter(|x| x.is_finite()) else { continue };
-                    self.courses.entry(name.clone()).or_default().push((step as f64, value));
+                    self.series.entry(name.clone()).or_default().push((step as f64, value));
                 }
                 // Values that are not finite are written as text.
                 Value::String(text) if text.parse::<f64>().is_ok_and(|x| !x.is_finite()) => self.not_finite += 1,
@@ -87,12 +87,12 @@ impl RunState {
             }
         }
         // Tokens per second, from the token count and the step time.
-        let tokens = self.courses.get("num_tokens").map(Vec::as_slice).unwrap_or_default();
+        let tokens = self.series.get("num_tokens").map(Vec::as_slice).unwrap_or_default();
         let seconds = row.get("step_seconds").and_then(Value::as_f64).filter(|&seconds| seconds > 0.0);
         let ([.., before, now], Some(seconds)) = (tokens, seconds) else { return };
         if now.0 == step as f64 && now.0 == before.0 + 1.0 && now.1 >= before.1 {
             let point = (now.0, (now.1 - before.1) / seconds);
-            self.courses.entry("tokens_per_s".into()).or_default().push(point);
+            self.series.entry("tokens_per_s".into()).or_default().push(point);
         }
     }
 

@@ -25,9 +25,9 @@ pub struct Tail {
 
 /// Result of a read.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct News {
+pub struct NewRows {
     /// Whether the file was replaced or truncated, which invalidates all earlier rows.
-    pub anew: bool,
+    pub restarted: bool,
     pub rows: Vec<Map<String, Value>>,
 }
 
@@ -40,23 +40,23 @@ impl Tail {
     }
 
     /// Reads the new lines. A file that does not exist yet has none.
-    pub fn look(&mut self) -> Result<News> {
+    pub fn poll(&mut self) -> Result<NewRows> {
         let path = self.path.clone();
         let failed = |source| Error::Io { action: "read", path: path.clone(), source };
         let mut file = match File::open(&self.path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let anew = self.at > 0;
+                let restarted = self.at > 0;
                 self.forget();
-                return Ok(News { anew, rows: Vec::new() });
+                return Ok(NewRows { restarted, rows: Vec::new() });
             }
             Err(e) => return Err(failed(e)),
         };
         let mut begin = vec![0; self.head.len()];
         let same = file.read_exact(&mut begin).is_ok() && begin == self.head;
         let len = file.metadata().map_err(failed)?.len();
-        let anew = self.at > 0 && (!same || len < self.at);
-        if anew {
+        let restarted = self.at > 0 && (!same || len < self.at);
+        if restarted {
             self.forget();
         }
         let mut bytes = Vec::new();
@@ -76,7 +76,7 @@ impl Tail {
             }
         }
         self.rest.drain(..complete);
-        Ok(News { anew, rows })
+        Ok(NewRows { restarted, rows })
     }
 
     fn forget(&mut self) {

@@ -55,14 +55,14 @@ const COLOURS: [Color; 4] = [Color::Cyan, Color::Yellow, Color::Green, Color::Ma
 
 /// Selected page and window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Choice {
+pub struct ViewState {
     pub panel: usize,
     /// Number of last steps shown; `None` shows all.
     pub window: Option<u64>,
 }
 
 /// Draws a run.
-pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: Choice) {
+pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: ViewState) {
     let area = frame.area();
     let rows = Layout::vertical([
         Constraint::Length(1),
@@ -77,7 +77,7 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: Choice)
     let titles = PANELS.iter().map(|panel| panel.0);
     let chosen = choice.panel % PANELS.len();
     frame.render_widget(Tabs::new(titles).select(chosen), tabs);
-    if state.courses.is_empty() {
+    if state.series.is_empty() {
         frame.render_widget(Paragraph::new("waiting for the first step"), body);
     } else {
         let charts = PANELS[chosen].1;
@@ -152,7 +152,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], st
     let lines: Vec<(&str, Series)> = names
         .iter()
         .filter_map(|name| {
-            let course: Series = state.courses.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
+            let course: Series = state.series.get(*name)?.iter().copied().filter(|p| p.0 >= from).collect();
             (!course.is_empty()).then_some((*name, course))
         })
         .collect();

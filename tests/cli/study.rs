@@ -8,7 +8,7 @@ use mapl::backend::probe::OpTime;
 use mapl::bench::rates::Rates;
 use mapl::perf::hardware::Sample;
 use mapl::perf::hardware::sampler::Readings;
-use mapl::perf::observe::Observed;
+use mapl::perf::observe::RunObserver;
 use mapl::study::page;
 use mapl::study::record::{Facts, Study};
 use serde_json::Value;
@@ -116,7 +116,7 @@ fn a_run_that_fails_to_start_leaves_no_study() {
 
 /// Study of a synthetic run on a GPU that reports power, and an energy counter if `energy` is set.
 fn gpu_study(energy: bool) -> Study {
-    let observed = Observed::default();
+    let observed = RunObserver::default();
     let began = Instant::now();
     let second = Duration::from_secs(1);
     let cost = |bytes, flops| Cost { bytes, flops };

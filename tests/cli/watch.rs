@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use mapl::watch::tail::Tail;
-use mapl::watch::view::{Choice, PANELS};
-use mapl::watch::{Watched, choose};
+use mapl::watch::view::{PANELS, ViewState};
+use mapl::watch::{Watched, handle_key};
 use ratatui::crossterm::event::{KeyCode, KeyModifiers};
 
 use crate::workbench::Bench;
@@ -30,28 +30,28 @@ fn incomplete_lines_wait_and_replaced_files_are_read_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     let mut tail = Tail::new(&path);
-    assert_eq!(tail.look().unwrap().rows.len(), 0);
+    assert_eq!(tail.poll().unwrap().rows.len(), 0);
     let (first, second) = (step(1, "0.7"), step(2, "0.6"));
     append(&path, &first);
     append(&path, &second[..20]);
-    let news = tail.look().unwrap();
-    assert_eq!((news.rows.len(), news.anew), (1, false));
+    let news = tail.poll().unwrap();
+    assert_eq!((news.rows.len(), news.restarted), (1, false));
     append(&path, &second[20..]);
     append(&path, "no json\n[1]\n\n");
-    let news = tail.look().unwrap();
-    assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, false, 2));
-    assert_eq!(tail.look().unwrap().rows.len(), 0);
+    let news = tail.poll().unwrap();
+    assert_eq!((news.rows.len(), news.restarted, tail.damaged), (1, false, 2));
+    assert_eq!(tail.poll().unwrap().rows.len(), 0);
     // Truncated, as by a resumed run.
     std::fs::write(&path, &first).unwrap();
-    let news = tail.look().unwrap();
-    assert_eq!((news.rows.len(), news.anew, tail.damaged), (1, true, 0));
+    let news = tail.poll().unwrap();
+    assert_eq!((news.rows.len(), news.restarted, tail.damaged), (1, true, 0));
     // Replaced by another, longer run.
     std::fs::write(&path, [step(7, "0.1"), step(8, "0.1"), step(9, "0.1")].concat()).unwrap();
-    let news = tail.look().unwrap();
-    assert_eq!((news.rows.len(), news.anew), (3, true));
+    let news = tail.poll().unwrap();
+    assert_eq!((news.rows.len(), news.restarted), (3, true));
     std::fs::remove_file(&path).unwrap();
-    assert!(tail.look().unwrap().anew);
-    assert!(!tail.look().unwrap().anew);
+    assert!(tail.poll().unwrap().restarted);
+    assert!(!tail.poll().unwrap().restarted);
 }
 
 #[test]
@@ -72,13 +72,13 @@ fn non_finite_numbers_are_counted_and_left_out() {
     )
     .unwrap();
     let mut watched = Watched::new(folder.path()).unwrap();
-    watched.look().unwrap();
+    watched.poll().unwrap();
     let state = &watched.state;
-    assert_eq!((state.not_finite, state.step, state.courses["loss"].len()), (2, 6, 4));
-    assert_eq!(state.courses["tokens_per_s"], [2.0, 3.0, 4.0, 5.0, 6.0].map(|n| (n, 2000.0)));
+    assert_eq!((state.not_finite, state.step, state.series["loss"].len()), (2, 6, 4));
+    assert_eq!(state.series["tokens_per_s"], [2.0, 3.0, 4.0, 5.0, 6.0].map(|n| (n, 2000.0)));
     // Half an epoch of 100 steps at one second per step.
     assert_eq!((state.total(), state.seconds_left()), (Some(50), Some(44.0)));
-    let text = watched.picture(Choice::default(), 120, 30).unwrap();
+    let text = watched.render(ViewState::default(), 120, 30).unwrap();
     for part in ["running", "loss inf", "2 numbers were not finite", "step 6 of 50, 44 s left", "step 5: event saved"] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
@@ -89,14 +89,14 @@ fn every_page_is_drawn_at_every_size() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     let mut watched = Watched::new(&path).unwrap();
-    watched.look().unwrap();
-    assert!(watched.picture(Choice::default(), 60, 12).unwrap().contains("waiting for the first step"));
+    watched.poll().unwrap();
+    assert!(watched.render(ViewState::default(), 60, 12).unwrap().contains("waiting for the first step"));
     (1..=40).for_each(|n| append(&path, &step(n, "0.5")));
-    watched.look().unwrap();
+    watched.poll().unwrap();
     for panel in 0..PANELS.len() {
         for (width, height) in [(1, 1), (2, 3), (10, 5), (40, 8), (80, 24), (300, 100)] {
             for window in [None, Some(1), Some(10)] {
-                let text = watched.picture(Choice { panel, window }, width, height).unwrap();
+                let text = watched.render(ViewState { panel, window }, width, height).unwrap();
                 assert_eq!(text.split('\n').count(), usize::from(height));
                 assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)));
             }
@@ -106,18 +106,18 @@ fn every_page_is_drawn_at_every_size() {
 
 #[test]
 fn keys_turn_pages_and_change_the_window() {
-    let mut choice = Choice::default();
-    let mut press = |key| choose(&mut choice, key, KeyModifiers::NONE, 1000).then_some(choice);
-    assert_eq!(press(KeyCode::Left), Some(Choice { panel: PANELS.len() - 1, window: None }));
-    assert_eq!(press(KeyCode::Right), Some(Choice { panel: 0, window: None }));
-    assert_eq!(press(KeyCode::Char('+')), Some(Choice { panel: 0, window: Some(500) }));
+    let mut choice = ViewState::default();
+    let mut press = |key| handle_key(&mut choice, key, KeyModifiers::NONE, 1000).then_some(choice);
+    assert_eq!(press(KeyCode::Left), Some(ViewState { panel: PANELS.len() - 1, window: None }));
+    assert_eq!(press(KeyCode::Right), Some(ViewState { panel: 0, window: None }));
+    assert_eq!(press(KeyCode::Char('+')), Some(ViewState { panel: 0, window: Some(500) }));
     assert_eq!(press(KeyCode::Char('+')).unwrap().window, Some(250));
     assert_eq!(press(KeyCode::Char('-')).unwrap().window, Some(500));
     assert_eq!(press(KeyCode::Char('-')).unwrap().window, None);
     assert_eq!(press(KeyCode::Char('x')).unwrap().window, None);
     assert_eq!(press(KeyCode::Char('q')), None);
     assert_eq!(press(KeyCode::Esc), None);
-    assert!(!choose(&mut choice, KeyCode::Char('c'), KeyModifiers::CONTROL, 9));
+    assert!(!handle_key(&mut choice, KeyCode::Char('c'), KeyModifiers::CONTROL, 9));
 }
 
 #[test]

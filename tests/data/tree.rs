@@ -11,7 +11,7 @@ use mapl::backend::contract::{GroupEnd, TERMS};
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, RunTable, Scoring, SequenceRef, pack_into};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
-use mapl::data::tree::{Layout, PrefixTree, TokenCounts, token_counts};
+use mapl::data::tree::{PrefixTree, TokenCounts, TreeOptions, token_counts};
 use std::collections::{BTreeMap, BTreeSet};
 
 const LOGP: Scoring = Scoring::LogProb { scope: LogpScope::Response };
@@ -150,7 +150,7 @@ fn responses_come_before_branches_in_order_of_the_smallest_prompt_index() {
     let pairs = [(0, vec![5]), (0, vec![6]), (1, vec![5, 5]), (2, vec![7, 7]), (3, vec![6])];
     let group = group(prompts, &pairs, Vec::new());
     let mut tree = PrefixTree::default();
-    tree.build(&group, Layout { share: true, omit_last: false });
+    tree.build(&group, TreeOptions { share: true, omit_last: false });
     let seen: Vec<_> =
         tree.segments().iter().map(|s| (s.prompt, s.prompt_range.clone(), s.sequence, s.response_len)).collect();
     let expected = [
@@ -167,7 +167,7 @@ fn responses_come_before_branches_in_order_of_the_smallest_prompt_index() {
     assert_eq!((tree.ancestors(4), tree.ancestors(6), tree.ancestors(0)), (&[0, 3][..], &[0][..], &[][..]));
     // Without their last tokens, one-token responses leave no segment and end where their prompt
     // ends.
-    tree.build(&group, Layout { share: true, omit_last: true });
+    tree.build(&group, TreeOptions { share: true, omit_last: true });
     assert_eq!(tree.segments().len(), 4);
     assert_eq!((0..5).map(|s| tree.path_end(s).unwrap()).collect::<Vec<_>>(), [2, 2, 1, 3, 0]);
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use mapl::backend::contract::*;
 use mapl::bench::compare::{Verdict, compare, text};
 use mapl::bench::row::{Cache, Row, SCHEMA, Status, read, write};
-use mapl::bench::run::{cost, unsettled};
+use mapl::bench::run::{cost, needs_more_samples};
 use mapl::bench::work::Work;
 use mapl::bench::work::attention::{Attention, Shape};
 use mapl::bench::work::linear::{Linear, Pass};
@@ -155,11 +155,18 @@ fn verdicts_account_for_noise() {
 #[test]
 fn differing_and_disturbed_rows_get_further_samples() {
     let earlier = [row("op", 100.0, 98.0, 103.0, 97.0)];
-    let unsettled = |row: &Row| unsettled(std::slice::from_ref(row), Some((&earlier, 0.05)));
+    let needs_more_samples = |row: &Row| needs_more_samples(std::slice::from_ref(row), Some((&earlier, 0.05)));
     let loaded = Row { others: Some(0.2), ..row("op", 100.0, 98.0, 103.0, 97.0) };
-    assert!(unsettled(&row("op", 130.0, 127.0, 134.0, 125.0)) && unsettled(&row("op", 60.0, 59.0, 62.0, 58.0)));
-    assert!(unsettled(&loaded) && !unsettled(&earlier[0]) && !unsettled(&row("other", 9.0, 9.0, 9.0, 9.0)));
-    assert!(!mapl::bench::run::unsettled(&[loaded], None));
+    assert!(
+        needs_more_samples(&row("op", 130.0, 127.0, 134.0, 125.0))
+            && needs_more_samples(&row("op", 60.0, 59.0, 62.0, 58.0))
+    );
+    assert!(
+        needs_more_samples(&loaded)
+            && !needs_more_samples(&earlier[0])
+            && !needs_more_samples(&row("other", 9.0, 9.0, 9.0, 9.0))
+    );
+    assert!(!mapl::bench::run::needs_more_samples(&[loaded], None));
 }
 
 #[test]

@@ -6,65 +6,65 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use mapl::perf::hardware::card::{Activity, Card, CardMeter, GIVE_UP, Missing};
+use mapl::perf::hardware::card::{Activity, GpuMeter, GpuSensors, MAX_FAILURES, Unavailable};
 use mapl::perf::hardware::host::HostMeter;
-use mapl::perf::hardware::sampler::{HELD, Sampler};
+use mapl::perf::hardware::sampler::{MAX_SAMPLES, Sampler};
 use mapl::perf::hardware::{Meter, Sample, nvml};
 
 /// A GPU that plays back recorded power readings in order. After the last recorded reading every
 /// power reading fails.
 struct Recorded {
-    power: VecDeque<Result<f64, Missing>>,
+    power: VecDeque<Result<f64, Unavailable>>,
     asked_for_temperature: Arc<AtomicUsize>,
 }
 
-fn lost<T>() -> Result<T, Missing> {
+fn lost<T>() -> Result<T, Unavailable> {
     Err("the card was lost".into())
 }
 
-impl Card for Recorded {
-    fn busy(&mut self) -> Result<(f64, f64), Missing> {
+impl GpuSensors for Recorded {
+    fn busy(&mut self) -> Result<(f64, f64), Unavailable> {
         Ok((0.75, 0.5))
     }
-    fn sm_clock(&mut self) -> Result<f64, Missing> {
+    fn sm_clock(&mut self) -> Result<f64, Unavailable> {
         Ok(1755.0)
     }
-    fn memory_clock(&mut self) -> Result<f64, Missing> {
+    fn memory_clock(&mut self) -> Result<f64, Unavailable> {
         Ok(2619.0)
     }
-    fn power(&mut self) -> Result<f64, Missing> {
+    fn power(&mut self) -> Result<f64, Unavailable> {
         self.power.pop_front().unwrap_or_else(lost)
     }
-    fn power_limit(&mut self) -> Result<f64, Missing> {
+    fn power_limit(&mut self) -> Result<f64, Unavailable> {
         Ok(700.0)
     }
-    fn energy(&mut self) -> Result<f64, Missing> {
+    fn energy(&mut self) -> Result<f64, Unavailable> {
         Ok(12.5)
     }
-    fn temperature(&mut self) -> Result<f64, Missing> {
+    fn temperature(&mut self) -> Result<f64, Unavailable> {
         self.asked_for_temperature.fetch_add(1, Ordering::Relaxed);
         Err("not supported".into())
     }
-    fn throttle(&mut self) -> Result<Vec<String>, Missing> {
+    fn throttle(&mut self) -> Result<Vec<String>, Unavailable> {
         Ok(vec!["sw_power_cap".into()])
     }
-    fn memory(&mut self) -> Result<(u64, u64), Missing> {
+    fn memory(&mut self) -> Result<(u64, u64), Unavailable> {
         Ok((5 << 30, 80 << 30))
     }
-    fn pcie_in(&mut self) -> Result<f64, Missing> {
+    fn pcie_in(&mut self) -> Result<f64, Unavailable> {
         lost()
     }
-    fn pcie_out(&mut self) -> Result<f64, Missing> {
+    fn pcie_out(&mut self) -> Result<f64, Unavailable> {
         Ok(2048.0)
     }
-    fn activity(&mut self) -> Result<Activity, Missing> {
+    fn activity(&mut self) -> Result<Activity, Unavailable> {
         Ok(Activity { tensor: Some(0.9), ..Activity::default() })
     }
 }
 
-fn recorded(power: Vec<Result<f64, Missing>>) -> (CardMeter<Recorded>, Arc<AtomicUsize>) {
+fn recorded(power: Vec<Result<f64, Unavailable>>) -> (GpuMeter<Recorded>, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
-    (CardMeter::new(Recorded { power: power.into(), asked_for_temperature: asked.clone() }), asked)
+    (GpuMeter::new(Recorded { power: power.into(), asked_for_temperature: asked.clone() }), asked)
 }
 
 #[test]
@@ -85,8 +85,8 @@ fn a_failed_reading_is_absent_and_may_return() {
         assert_eq!(sample.throttle.as_deref(), Some(&["sw_power_cap".to_owned()][..]));
         assert_eq!((sample.temperature_c, sample.pcie_in_bytes_per_s), (None, None));
     }
-    // A reading that never succeeds is given up after `GIVE_UP` attempts.
-    assert_eq!(asked.load(Ordering::Relaxed), GIVE_UP as usize);
+    // A reading that never succeeds is given up after `MAX_FAILURES` attempts.
+    assert_eq!(asked.load(Ordering::Relaxed), MAX_FAILURES as usize);
     let missing = meter.missing();
     let reason = |name: &str| missing.iter().find(|(n, _)| n == name).map(|(_, why)| why.as_str());
     assert_eq!(reason("power"), Some("the card was lost"));
@@ -152,7 +152,7 @@ fn a_long_run_uses_bounded_memory() {
     let sampler = Sampler::start(Duration::ZERO, None, meters).unwrap();
     wait.recv().unwrap();
     let readings = sampler.stop();
-    assert!(readings.samples.len() >= 200 && readings.samples.len() <= HELD + 1);
+    assert!(readings.samples.len() >= 200 && readings.samples.len() <= MAX_SAMPLES + 1);
     assert_eq!(readings.samples[0].power_w, Some(1.0));
 }
 
@@ -170,10 +170,10 @@ fn a_log_that_cannot_be_created_is_an_error_before_the_run() {
 fn nvml_is_present_or_reports_why_not() {
     match nvml::load() {
         Err(why) => assert!(why.contains("NVML") && !why.contains('\n'), "{why}"),
-        Ok(library) => match nvml::NvmlCard::new(&library, None) {
+        Ok(library) => match nvml::NvmlGpu::new(&library, None) {
             Err(why) => assert!(!why.is_empty()),
             Ok(card) => {
-                let mut meter = CardMeter::new(card);
+                let mut meter = GpuMeter::new(card);
                 let mut sample = Sample::default();
                 meter.read(&mut sample);
                 assert!(sample.gpu_memory_total_bytes.is_some() || !meter.missing().is_empty());

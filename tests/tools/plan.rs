@@ -1,13 +1,13 @@
 //! The plan of a step agrees with hand calculations, op by op.
 
 use mapl::model::presets;
-use mapl::study::plan::{Card, StepPlan, Workload};
+use mapl::study::plan::{GpuRates, StepPlan, Workload};
 
 /// Plan of a DPO step of Qwen2.5-0.5B: 16 pairs, prompts of 512 tokens, responses of 256, with a
 /// reference.
 fn qwen_step() -> StepPlan {
     let workload = Workload { pairs: 16, prompt: 512, response: 256, dpo: true };
-    StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &Card::named("h200").unwrap()).unwrap()
+    StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &GpuRates::named("h200").unwrap()).unwrap()
 }
 
 fn near(what: &str, got: f64, expected: f64) {
@@ -86,7 +86,7 @@ fn floors_match_the_rates_and_tiles_match_the_sizes() {
 #[test]
 fn reward_steps_have_no_lm_head_and_no_reference() {
     let workload = Workload { pairs: 4, prompt: 32, response: 16, dpo: false };
-    let card = Card::named("h200").unwrap();
+    let card = GpuRates::named("h200").unwrap();
     let plan = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &workload, &card).unwrap();
     assert_eq!((plan.tokens, plan.head_rows), (4 * 64, 0));
     assert_eq!(plan.flops_of("head_"), 0);
@@ -99,5 +99,5 @@ fn reward_steps_have_no_lm_head_and_no_reference() {
         let error = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &bad, &card).unwrap_err();
         assert_eq!(error.exit_code(), 2);
     }
-    assert_eq!(Card::named("h900").unwrap_err().exit_code(), 2);
+    assert_eq!(GpuRates::named("h900").unwrap_err().exit_code(), 2);
 }

@@ -61,7 +61,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
         tokenizer,
         redraw: None,
         memory: None,
-        same_start: true,
+        same_weights: true,
         resume: None,
         fingerprint: Vec::new(),
     };

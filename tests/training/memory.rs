@@ -9,7 +9,7 @@ use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_i
 use mapl::loss::objective::{Loss, LossOptions, Method};
 use mapl::model::layout::Layout;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryPlan, Subject};
+use mapl::train::memory::{MemoryInputs, MemoryPlan};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -19,7 +19,7 @@ fn loss(method: Method) -> Loss {
 
 fn sizes(loss: &Loss, vocab: usize) -> GroupSizes {
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-    GroupSizes::of(&groups(), &pack_options(loss, vocab), &comparison).unwrap()
+    GroupSizes::measure(&groups(), &pack_options(loss, vocab), &comparison).unwrap()
 }
 
 /// Bytes of one part of a plan.
@@ -68,9 +68,9 @@ fn limits_bound_every_batch_and_are_reached() {
                 let cpu = Cpu::new();
                 let mut device = DeviceBatch::new(&cpu).unwrap();
                 device.reserve(&cpu, &limits).unwrap();
-                let room = device.room();
+                let room = device.capacity();
                 device.upload(&cpu, &batch, [0.0; 3]).unwrap();
-                assert_eq!(device.room(), room, "{count} groups from {first}");
+                assert_eq!(device.capacity(), room, "{count} groups from {first}");
             }
             if count == 1 || count == all.len() {
                 let groups = limits.groups;
@@ -87,7 +87,7 @@ fn parts_of_the_plan_match_their_formulas() {
     let sizes = sizes(&loss, config.vocab);
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
-        let subject = Subject {
+        let subject = MemoryInputs {
             config: &config,
             reference: Some(&config),
             loss: &loss,
@@ -116,7 +116,7 @@ fn parts_of_the_plan_match_their_formulas() {
         assert!(part(&plan, "activations") > part(&plan, "reference activations"));
         assert!(part(&plan, "workspace of ops") > 0);
         assert_eq!(plan.workspace() as u64, part(&plan, "workspace of ops"));
-        assert_eq!(plan.most_groups, None);
+        assert_eq!(plan.max_groups, None);
         assert!(plan.check().is_ok());
     }
     assert_eq!(plan(Precision::F32, None, None).unwrap().workspace(), 0);
@@ -129,7 +129,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let plan = |recompute, available| {
-        let subject = Subject {
+        let subject = MemoryInputs {
             config: &config,
             reference: None,
             loss: &loss,
@@ -143,7 +143,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     };
     let (kept, recomputed) = (plan(false, None), plan(true, None));
     assert!(part(&recomputed, "activations") * 2 < part(&kept, "activations"));
-    assert_eq!((kept.otherwise, recomputed.otherwise), ((recomputed.total(), None), (kept.total(), None)));
+    assert_eq!((kept.other_mode, recomputed.other_mode), ((recomputed.total(), None), (kept.total(), None)));
     assert!(kept.to_string().contains("  with --gradient-checkpointing"));
     assert!(recomputed.to_string().contains("  without --gradient-checkpointing"));
     let refused = plan(false, Some(recomputed.total())).check().unwrap_err().to_string();
@@ -156,7 +156,7 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let config = tiny_config("llama", false);
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
-    let subject = Subject {
+    let subject = MemoryInputs {
         config: &config,
         reference: None,
         loss: &loss,
@@ -171,7 +171,7 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     assert!(one < all);
     for (available, most) in [(one - 1, 0), (one, 1), (all - 1, sizes.groups() - 1), (all, sizes.groups())] {
         let plan = plan(sizes.groups(), Some(available));
-        assert_eq!(plan.most_groups, Some(most), "{available} bytes");
+        assert_eq!(plan.max_groups, Some(most), "{available} bytes");
         let Err(error) = plan.check() else {
             assert_eq!(most, sizes.groups());
             continue;

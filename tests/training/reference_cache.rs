@@ -20,7 +20,7 @@ use mapl::optim::adamw::AdamWSettings;
 use mapl::train::evaluate::Evaluator;
 use mapl::train::frozen::file::{CacheFile, Entries, Found};
 use mapl::train::frozen::key::sequence_key;
-use mapl::train::frozen::{CacheOptions, ReferenceCache};
+use mapl::train::frozen::{CacheOptions, FrozenCache};
 use mapl::train::step::Trainer;
 
 /// A temporary folder with a saved reference model.
@@ -53,12 +53,12 @@ impl Place {
         store::load(backend, &self.model(), self.config.clone(), LoadAs::Exact, 0).unwrap().model
     }
 
-    fn open_with<B: Backend>(&self, backend: &B, loss: &Loss, dir: &Path, batch_groups: usize) -> ReferenceCache {
+    fn open_with<B: Backend>(&self, backend: &B, loss: &Loss, dir: &Path, batch_groups: usize) -> FrozenCache {
         let options = CacheOptions { dir: dir.to_path_buf(), batch_groups, quiet: true };
-        ReferenceCache::open(backend, &self.model(), self.config.clone(), loss, options).unwrap()
+        FrozenCache::open(backend, &self.model(), self.config.clone(), loss, options).unwrap()
     }
 
-    fn open(&self) -> ReferenceCache {
+    fn open(&self) -> FrozenCache {
         self.open_with(&Cpu::new(), &dpo(), &self.cache_dir(), 2)
     }
 }
@@ -67,7 +67,7 @@ fn dpo() -> Loss {
     LossOptions::default().resolve(Method::Dpo, [1.0; 3], false).unwrap()
 }
 
-fn scores(cache: &ReferenceCache, groups: &[TokenizedGroup]) -> Vec<u64> {
+fn scores(cache: &FrozenCache, groups: &[TokenizedGroup]) -> Vec<u64> {
     let mut scores = Vec::new();
     groups.iter().for_each(|group| cache.append_scores(group, &mut scores).unwrap());
     scores.iter().map(|x| x.to_bits()).collect()
@@ -137,7 +137,7 @@ fn training_with_stored_log_probs_equals_training_with_the_reference() {
         if cached {
             let mut cache = place.open();
             cache.complete(&cpu, &[&data]).unwrap();
-            trainer.use_stored_reference(cache);
+            trainer.use_frozen_cache(cache);
         }
         let mut evaluator = trainer.evaluator().unwrap();
         let mut tallies = Vec::new();

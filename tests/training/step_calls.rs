@@ -16,7 +16,7 @@ use mapl::loss::objective::{LossOptions, Method};
 use mapl::model::config::ModelConfig;
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::batch::packing::PackedStep;
-use mapl::train::memory::{MemoryPlan, Subject};
+use mapl::train::memory::{MemoryInputs, MemoryPlan};
 use mapl::train::pack_options;
 use mapl::train::step::Trainer;
 
@@ -75,7 +75,7 @@ fn plan<A: Element>(
     replays: bool,
 ) -> MemoryPlan {
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
-    let subject = Subject {
+    let subject = MemoryInputs {
         config,
         reference: (loss.method == Method::Dpo).then_some(config),
         loss,
@@ -86,7 +86,7 @@ fn plan<A: Element>(
         replays,
     };
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-    let sizes = GroupSizes::of(groups, &pack_options(loss, config.vocab), &comparison).unwrap();
+    let sizes = GroupSizes::measure(groups, &pack_options(loss, config.vocab), &comparison).unwrap();
     MemoryPlan::new(&subject, &sizes, 2, None).unwrap().unwrap()
 }
 

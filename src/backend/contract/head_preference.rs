@@ -71,7 +71,7 @@ pub struct ComparisonLoss<'a, B: Backend> {
 impl<'a, B: Backend> ComparisonLoss<'a, B> {
     /// Arguments of [`PreferenceFwd`] for these comparisons; `score`, `direct` and `dscore` are
     /// (seqs).
-    pub fn over(
+    pub fn into_preference_fwd(
         self,
         score: View<'a, B::Acc>,
         direct: Option<View<'a, B::Acc>>,

@@ -55,7 +55,7 @@ impl Cpu {
 
 /// `c = a b` for square row-major matrices with `side` rows, on all threads. The rate of this GEMM
 /// is the compute ceiling of the backend.
-pub(crate) fn square_product(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
+pub(crate) fn square_gemm(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
     let mat = |data| tile::Mat::new(data, side, side, side);
     matmul::par_matmul(c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
 }

@@ -269,13 +269,13 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         self.probe.as_ref()
     }
 
-    fn moment(&self) -> Result<Option<D::Stamp>> {
+    fn op_start(&self) -> Result<Option<D::Stamp>> {
         if self.probe.is_none() || self.recording.load(Ordering::Relaxed) {
             return Ok(None);
         }
         self.device.stamp().map(Some)
     }
-    fn observe(&self, op: usize, cost: Cost, from: D::Stamp) -> Result<()> {
+    fn op_end(&self, op: usize, cost: Cost, from: D::Stamp) -> Result<()> {
         let to = self.device.stamp()?;
         self.observed.lock().unwrap_or_else(|e| e.into_inner()).push(Observed { op, cost, from, to });
         Ok(())
@@ -452,7 +452,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn fuses_head_preference(&self, a: &HeadPreference<'_, Self>) -> bool {
         hopper::head::fuses_preference(self, a)
     }
-    fn head_rows_at_once(&self, d: HeadDims) -> usize {
+    fn max_head_rows(&self, d: HeadDims) -> usize {
         hopper::head::rows_at_once(self, d)
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {

@@ -195,7 +195,11 @@ impl Call for PreferenceHead {
             logit: ViewMut::first(&mut logit, self.pairs.len()),
             sums: ViewMut::first(&mut sums, KINDS * SUM_FIELDS),
         };
-        on.preference_fwd(comparison.over(View::first(&score, seqs), None, ViewMut::first(&mut dscore, seqs)))?;
+        on.preference_fwd(comparison.into_preference_fwd(
+            View::first(&score, seqs),
+            None,
+            ViewMut::first(&mut dscore, seqs),
+        ))?;
         let dsums = View::first(&dscore, seqs);
         on.segment_sum_bwd(SegmentSumBwd { rows, seqs, reduce, dsums, offsets, dvalues })
     }

@@ -49,7 +49,7 @@ impl GroupSizes {
     ///
     /// # Errors
     /// Same as [`super::pack_into`] for a batch of one group.
-    pub fn of(groups: &[TokenizedGroup], options: &PackOptions, loss: &ComparisonOptions) -> Result<Self> {
+    pub fn measure(groups: &[TokenizedGroup], options: &PackOptions, loss: &ComparisonOptions) -> Result<Self> {
         let mut single = Batch::default();
         let mut sizes = Self::default();
         for group in groups {

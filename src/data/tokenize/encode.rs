@@ -121,7 +121,7 @@ impl From<crate::Error> for Failure {
 
 fn prompt_ids(prompt: &Prompt, group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>, Failure> {
     match prompt {
-        Prompt::Text(text) => Ok(tokenizer.encode_open(text)?),
+        Prompt::Text(text) => Ok(tokenizer.encode_prefix(text)?),
         Prompt::Messages(turns) => Ok(tokenizer.encode(&render(turns, true, group, tokenizer)?, false)?),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Meter, Sample};
 
 /// Reason why a reading is unavailable.
-pub type Missing = String;
+pub type Unavailable = String;
 
 /// Activity since the previous reading, as shares from 0 to 1. Each share may be unavailable on its
 /// own.
@@ -18,49 +18,49 @@ pub struct Activity {
 }
 
 /// Readings of a GPU, each with its own failure. Units are those of [`Sample`].
-pub trait Card {
+pub trait GpuSensors {
     /// Share of time in which kernels ran, and in which memory was accessed.
-    fn busy(&mut self) -> Result<(f64, f64), Missing>;
-    fn sm_clock(&mut self) -> Result<f64, Missing>;
-    fn memory_clock(&mut self) -> Result<f64, Missing>;
-    fn power(&mut self) -> Result<f64, Missing>;
-    fn power_limit(&mut self) -> Result<f64, Missing>;
-    fn energy(&mut self) -> Result<f64, Missing>;
-    fn temperature(&mut self) -> Result<f64, Missing>;
-    fn throttle(&mut self) -> Result<Vec<String>, Missing>;
+    fn busy(&mut self) -> Result<(f64, f64), Unavailable>;
+    fn sm_clock(&mut self) -> Result<f64, Unavailable>;
+    fn memory_clock(&mut self) -> Result<f64, Unavailable>;
+    fn power(&mut self) -> Result<f64, Unavailable>;
+    fn power_limit(&mut self) -> Result<f64, Unavailable>;
+    fn energy(&mut self) -> Result<f64, Unavailable>;
+    fn temperature(&mut self) -> Result<f64, Unavailable>;
+    fn throttle(&mut self) -> Result<Vec<String>, Unavailable>;
     /// Used and total memory in bytes.
-    fn memory(&mut self) -> Result<(u64, u64), Missing>;
-    fn pcie_in(&mut self) -> Result<f64, Missing>;
-    fn pcie_out(&mut self) -> Result<f64, Missing>;
-    fn activity(&mut self) -> Result<Activity, Missing>;
+    fn memory(&mut self) -> Result<(u64, u64), Unavailable>;
+    fn pcie_in(&mut self) -> Result<f64, Unavailable>;
+    fn pcie_out(&mut self) -> Result<f64, Unavailable>;
+    fn activity(&mut self) -> Result<Activity, Unavailable>;
 }
 
 /// Reads a GPU. A failed reading is absent from the sample, and its first reason is kept. A reading
-/// that was never available is not requested again after [`GIVE_UP`] failures, because some
+/// that was never available is not requested again after [`MAX_FAILURES`] failures, because some
 /// failures take long.
-pub struct CardMeter<C> {
+pub struct GpuMeter<C> {
     card: C,
     fields: BTreeMap<&'static str, Field>,
 }
 
 #[derive(Default)]
 struct Field {
-    reason: Option<Missing>,
+    reason: Option<Unavailable>,
     failures: u32,
     given: bool,
 }
 
 /// Number of failures after which a reading that was never available is given up.
-pub const GIVE_UP: u32 = 3;
+pub const MAX_FAILURES: u32 = 3;
 
-impl<C: Card> CardMeter<C> {
+impl<C: GpuSensors> GpuMeter<C> {
     pub fn new(card: C) -> Self {
         Self { card, fields: BTreeMap::new() }
     }
 
-    fn ask<T>(&mut self, name: &'static str, of: impl FnOnce(&mut C) -> Result<T, Missing>) -> Option<T> {
+    fn ask<T>(&mut self, name: &'static str, of: impl FnOnce(&mut C) -> Result<T, Unavailable>) -> Option<T> {
         let field = self.fields.entry(name).or_default();
-        if !field.given && field.failures >= GIVE_UP {
+        if !field.given && field.failures >= MAX_FAILURES {
             return None;
         }
         match of(&mut self.card) {
@@ -77,7 +77,7 @@ impl<C: Card> CardMeter<C> {
     }
 }
 
-impl<C: Card> Meter for CardMeter<C> {
+impl<C: GpuSensors> Meter for GpuMeter<C> {
     fn read(&mut self, sample: &mut Sample) {
         (sample.gpu_busy, sample.memory_busy) = self.ask("busy", C::busy).unzip();
         sample.sm_clock_mhz = self.ask("sm_clock", C::sm_clock);

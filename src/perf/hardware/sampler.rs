@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// Maximum number of samples in memory. When it is exceeded, every second sample is dropped and the
 /// sampling rate is halved.
-pub const HELD: usize = 1 << 14;
+pub const MAX_SAMPLES: usize = 1 << 14;
 
 /// Result of sampling.
 #[derive(Clone, Debug, Default)]
@@ -67,7 +67,7 @@ impl Sampler {
                 }
                 if count.is_multiple_of(every) {
                     readings.samples.push(sample);
-                    if readings.samples.len() > HELD {
+                    if readings.samples.len() > MAX_SAMPLES {
                         let mut place = 0;
                         readings.samples.retain(|_| {
                             place += 1;

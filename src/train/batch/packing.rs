@@ -22,7 +22,7 @@ use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
-use crate::train::frozen::ReferenceCache;
+use crate::train::frozen::FrozenCache;
 use crate::train::metrics::{Tally, tally_scores};
 
 /// Packs the micro-batches of one loss.
@@ -32,7 +32,7 @@ pub struct Packer {
     pub(in crate::train) pack: PackOptions,
     pub(in crate::train) comparison: ComparisonOptions,
     /// Cached scores of the frozen reference.
-    pub(in crate::train) frozen_cache: Option<Arc<RwLock<ReferenceCache>>>,
+    pub(in crate::train) frozen_cache: Option<Arc<RwLock<FrozenCache>>>,
     /// Shapes to which batches are padded.
     pub(in crate::train) shapes: Option<Shapes>,
 }

@@ -12,7 +12,7 @@
 //! end in zeros, so results have the same bits as without padding.
 //!
 //! A batch with more head rows than the head takes at once is cut into chunks at group ends
-//! ([`crate::backend::Backend::head_rows_at_once`]). The enqueued ops then depend on the batch, so
+//! ([`crate::backend::Backend::max_head_rows`]). The enqueued ops then depend on the batch, so
 //! shapes with that many rows do not exist: such batches are neither padded nor captured.
 
 use super::upload::BatchSizes;

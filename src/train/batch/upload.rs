@@ -96,7 +96,7 @@ impl<B: Backend> DeviceBatch<B> {
     }
 
     /// Capacity of the index and the number buffer, in elements.
-    pub fn room(&self) -> (usize, usize) {
+    pub fn capacity(&self) -> (usize, usize) {
         (self.indices.len(), self.numbers.len())
     }
 

@@ -12,7 +12,7 @@ use crate::{Error, Result};
 pub const SCHEMA: u32 = 2;
 
 /// Fingerprint entry for the length of a run.
-pub const LENGTH: &str = "length";
+pub const LENGTH_KEY: &str = "length";
 
 /// Best evaluation that has a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl RunState {
         for (name, now) in fingerprint {
             match self.fingerprint.iter().find(|(known, _)| known == name) {
                 Some((_, before)) if before == now => {}
-                Some((_, before)) if name == LENGTH => changed.push(format!(
+                Some((_, before)) if name == LENGTH_KEY => changed.push(format!(
                     "{name} was {before}, is {now}, and the learning-rate schedule depends on it (only \
                      --lr-scheduler-type constant and constant_with_warmup allow a longer run)"
                 )),

@@ -39,7 +39,7 @@ pub struct CacheOptions {
 }
 
 /// Log-probs of the frozen reference, by sequence.
-pub struct ReferenceCache {
+pub struct FrozenCache {
     model: PathBuf,
     config: ModelConfig,
     weights: Fingerprint,
@@ -51,7 +51,7 @@ pub struct ReferenceCache {
     entries: Entries,
 }
 
-/// Result of [`ReferenceCache::complete`].
+/// Result of [`FrozenCache::complete`].
 #[derive(Debug, Default)]
 pub struct CacheReport {
     /// Distinct sequences with a cached log-prob.
@@ -77,7 +77,7 @@ impl fmt::Display for CacheReport {
     }
 }
 
-impl ReferenceCache {
+impl FrozenCache {
     /// Opens the cache of the model in folder `model` for the scores of `loss`. It hashes the
     /// weights, so it refuses what [`store::load`] refuses.
     pub fn open<B: Backend>(

@@ -12,7 +12,7 @@ pub mod file;
 pub mod key;
 mod pass;
 
-pub use cache::{CacheOptions, CacheReport, ReferenceCache};
+pub use cache::{CacheOptions, CacheReport, FrozenCache};
 
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
@@ -32,7 +32,7 @@ pub(super) enum Frozen<B: Backend> {
     /// Model that runs on every batch.
     Online { model: Box<Model<B>>, scorer: Box<Scorer<B>> },
     /// Cached log-probs; the packer adds them to each batch.
-    Cached { cache: Arc<RwLock<ReferenceCache>> },
+    Cached { cache: Arc<RwLock<FrozenCache>> },
 }
 
 impl<B: Backend> Frozen<B> {

@@ -431,7 +431,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
                 logit: c.logit.reborrow(),
                 sums: c.sums.reborrow(),
             };
-            preference_fwd(k, loss.over(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
+            preference_fwd(k, loss.into_preference_fwd(a.score.as_view(), a.direct, a.dscore.reborrow()))?;
         }
         let dsums = match (&a.comparison, a.direct) {
             (None, Some(direct)) => direct,
