@@ -44,12 +44,15 @@ void arrive_named(int id, int threads);
 /// Gives the 32 lanes of the warp one another's values: returns 32 slots of `bytes`, by lane, valid until the lane's
 /// next exchange. `what` is the primitive; lanes that are at different ones are an error.
 constexpr int EXCHANGE_BYTES = 80;
-const unsigned char* exchange(const char* what, const void* mine, int bytes);
+/// The lane's slot of the next exchange, and all slots once every lane has filled its own.
+unsigned char* exchange_slot(const char* what, int bytes);
+const unsigned char* exchange_slots(const char* what);
 
 template <class T>
 const T* exchange(const char* what, const T& mine) {
     static_assert(sizeof(T) <= EXCHANGE_BYTES, "slot of a warp exchange");
-    return reinterpret_cast<const T*>(exchange(what, &mine, sizeof(T)));
+    std::memcpy(exchange_slot(what, sizeof(T)), &mine, sizeof(T));
+    return reinterpret_cast<const T*>(exchange_slots(what));
 }
 
 /// Room for what one lane computes for all of its warp after an exchange; `first` tells the lane that is to do it.

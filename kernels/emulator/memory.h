@@ -12,8 +12,8 @@ void* allocate(size_t bytes);
 /// Gives memory back.
 void release(void* memory);
 
-/// True when the bytes lie in one allocation.
-bool is_allocated(const void* address, size_t bytes);
+/// Start of the allocation that holds the bytes, and its size in `room`; null when there is none.
+const unsigned char* allocation_of(const void* address, size_t bytes, size_t& room);
 
 /// What the guard words of all allocations say: empty, or which allocation was overrun on which side.
 std::string overrun();

@@ -27,6 +27,8 @@ constexpr size_t WINDOW_ALIGN = 1024;
 struct Pool {
     std::vector<Stack*> stacks;
     std::vector<unsigned char*> windows;
+    /// Stacks made so far.
+    size_t made = 0;
 
     ~Pool() {
         for (Stack* stack : stacks) {
@@ -41,8 +43,6 @@ struct Pool {
 };
 
 thread_local Pool pool;
-/// The running fiber. A plain pointer costs no check at every access.
-thread_local Fiber* running = nullptr;
 
 /// The launch of this OS thread.
 Launch& here() {
@@ -61,7 +61,12 @@ unsigned char* aligned(size_t bytes, size_t align) {
 
 Stack* take_stack() {
     if (pool.stacks.empty()) {
-        return new Stack{{}, aligned(STACK_BYTES, 4096)};
+        // Stacks start at different lines of a page, so that those of a warp do not displace one another in the cache.
+        size_t number = pool.made++;
+        auto* stack = new Stack;
+        stack->memory = aligned(STACK_BYTES, 4096);
+        stack->bytes = STACK_BYTES - number * 5 % 64 * 64;
+        return stack;
     }
     Stack* stack = pool.stacks.back();
     pool.stacks.pop_back();
@@ -77,6 +82,67 @@ unsigned char* take_window() {
     return window;
 }
 
+#if SWITCHES_STACKS
+
+/// Pushes the registers that the ABI preserves, stores the stack pointer in `*from`, and continues at the stack pointer `to`.
+extern "C" void emulator_switch(void** from, void* to);
+
+asm(R"(
+    .pushsection .text
+    .hidden emulator_switch
+    .globl emulator_switch
+    .type emulator_switch, @function
+    .p2align 4
+emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size emulator_switch, . - emulator_switch
+    .popsection
+)");
+
+void begin();
+
+/// Makes a fiber the running one; the stack pointer to continue at.
+void* enter(Fiber& f) {
+    running = &f;
+    f.counter = nullptr;
+    f.idle = false;
+    if (!f.started) {
+        f.started = true;
+        // As emulator_switch leaves a stack: six registers and the address to return to. Above it 8 bytes, so that `begin` finds
+        // the stack pointer as after a call.
+        auto** top = reinterpret_cast<void**>(f.stack->memory + f.stack->bytes);
+        std::memset(top - 8, 0, 8 * sizeof *top);
+        top[-2] = reinterpret_cast<void*>(begin);
+        return top - 8;
+    }
+    return f.point;
+}
+
+/// Leaves the running fiber: for the next one of the round, or for the scheduler at its end.
+void to_scheduler() {
+    Fiber& f = fiber();
+    Launch& l = *f.launch;
+    l.settle(f);
+    Fiber* next = l.next();
+    emulator_switch(&f.point, next == nullptr ? l.scheduler : enter(*next));
+}
+
+#else
+
 /// Switches from the running fiber to the scheduler.
 void to_scheduler() {
     Fiber& f = fiber();
@@ -86,11 +152,13 @@ void to_scheduler() {
     swapcontext(&f.stack->context, &f.launch->scheduler_context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    if (_setjmp(f.point) == 0) {
+    if (_setjmp(f.stack->point) == 0) {
         _longjmp(f.launch->scheduler, 1);
     }
 #endif
 }
+
+#endif
 
 /// A fiber's life.
 void begin() {
@@ -111,6 +179,15 @@ void begin() {
     to_scheduler();
 }
 
+#if SWITCHES_STACKS
+
+/// Runs this fiber and those after it in the round, each until it waits or returns.
+void resume(Fiber& f) {
+    emulator_switch(&f.launch->scheduler, enter(f));
+}
+
+#else
+
 /// Runs a fiber until it waits or returns.
 void resume(Fiber& f) {
     running = &f;
@@ -122,13 +199,13 @@ void resume(Fiber& f) {
         ucontext_t& context = f.stack->context;
         getcontext(&context);
         context.uc_stack.ss_sp = f.stack->memory;
-        context.uc_stack.ss_size = STACK_BYTES;
+        context.uc_stack.ss_size = f.stack->bytes;
         context.uc_link = nullptr;
         makecontext(&context, begin, 0);
     }
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, f.stack->memory, STACK_BYTES);
+    __sanitizer_start_switch_fiber(&fake, f.stack->memory, f.stack->bytes);
     swapcontext(&f.launch->scheduler_context, &f.stack->context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
@@ -136,10 +213,13 @@ void resume(Fiber& f) {
         if (start) {
             setcontext(&f.stack->context);
         }
-        _longjmp(f.point, 1);
+        _longjmp(f.stack->point, 1);
     }
 #endif
+    f.launch->settle(f);
 }
+
+#endif
 
 /// Who waits where, by block and reason, threads as ranges.
 std::string deadlock(const Launch& current) {
@@ -187,13 +267,7 @@ Launch& launch() {
     return here();
 }
 
-Fiber& fiber() {
-    return *running;
-}
-
-Block& block() {
-    return *fiber().block;
-}
+thread_local Fiber* running = nullptr;
 
 void Launch::make(const std::vector<uint64_t>& numbers) {
     blocks = std::vector<Block>(numbers.size());
@@ -216,6 +290,7 @@ void Launch::make(const std::vector<uint64_t>& numbers) {
         for (unsigned t = 0; t < threads; ++t) {
             Fiber& f = fibers[b.first_fiber + t];
             f.block = &b;
+            f.warp = &b.warps[t / 32];
             f.index = t;
             f.launch = this;
             f.stack = take_stack();
@@ -226,15 +301,15 @@ void Launch::make(const std::vector<uint64_t>& numbers) {
 bool Launch::run(const std::vector<uint64_t>& numbers) {
     make(numbers);
     unsigned total = unsigned(fibers.size());
-    std::vector<unsigned> order(total);
+    order.resize(total);
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
     // In the random order one warp after another is held back until no other can go on: a missing barrier between a read
     // and a later write shows only when the reader is late by as much as barriers allow.
     constexpr unsigned NONE = ~0u;
-    unsigned held = NONE;
-    unsigned live = total;
+    held = NONE;
+    live = total;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
@@ -246,14 +321,10 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
         }
-        bool moved = false;
-        for (unsigned i = 0; i < total && error.empty(); ++i) {
-            Fiber& f = fibers[order[i]];
-            if (f.ready() && order[i] / 32 != held) {
-                resume(f);
-                moved = moved || !f.idle;
-                live -= f.done;
-            }
+        moved = false;
+        at = 0;
+        while (Fiber* f = next()) {
+            resume(*f);
         }
         if (!moved && held != NONE) {
             held = NONE;
@@ -424,24 +495,27 @@ void arrive_named(int id, int threads) {
     }
 }
 
-const unsigned char* exchange(const char* what, const void* mine, int bytes) {
+unsigned char* exchange_slot(const char* what, int bytes) {
     Fiber& f = fiber();
-    Warp& warp = f.block->warps[f.index / 32];
-    unsigned lanes = f.block->threads - f.index / 32 * 32;
-    if (lanes < 32) {
-        fail("%s in a warp of %u lanes; blocks are whole warps", what, lanes);
-    }
+    Warp& warp = *f.warp;
     if (warp.arrived == 0) {
+        unsigned lanes = f.block->threads - f.index / 32 * 32;
+        if (lanes < 32) {
+            fail("%s in a warp of %u lanes; blocks are whole warps", what, lanes);
+        }
         warp.what = what;
         warp.bytes = bytes;
     } else if ((warp.what != what && std::strcmp(warp.what, what) != 0) || warp.bytes != bytes) {
         fail("%s while other lanes of the warp are at %s", what, warp.what);
     }
+    return warp.slots[warp.generation & 1] + size_t(f.index % 32) * size_t(bytes);
+}
+
+const unsigned char* exchange_slots(const char* what) {
+    Fiber& f = fiber();
+    Warp& warp = *f.warp;
     uint64_t seen = warp.generation;
-    unsigned char* slots = warp.slots[seen & 1];
-    unsigned lane = f.index % 32;
-    std::memcpy(slots + size_t(lane) * bytes, mine, size_t(bytes));
-    warp.arrived |= 1u << lane;
+    warp.arrived |= 1u << f.index % 32;
     if (warp.arrived == 0xffffffffu) {
         warp.arrived = 0;
         warp.generation += 1;
@@ -449,12 +523,12 @@ const unsigned char* exchange(const char* what, const void* mine, int bytes) {
         wait_change(what, &warp.generation, seen);
     }
     f.exchanges = seen + 1;
-    return slots;
+    return warp.slots[seen & 1];
 }
 
 unsigned char* exchange_result(bool* first) {
     Fiber& f = fiber();
-    Warp& warp = f.block->warps[f.index / 32];
+    Warp& warp = *f.warp;
     uint64_t last = f.exchanges;
     *first = warp.computed < last;
     warp.computed = last;

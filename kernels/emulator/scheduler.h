@@ -2,7 +2,6 @@
 #pragma once
 
 #include <csetjmp>
-#include <deque>
 #include <memory>
 #include <set>
 #include <string>
@@ -13,6 +12,14 @@
 
 #include "async.h"
 #include "device.h"
+
+/// Fibers are switched by a few instructions on x86-64, and by the C library elsewhere. The sanitizer knows the switches of the C
+/// library.
+#if defined(__x86_64__) && defined(__ELF__) && !defined(__SANITIZE_ADDRESS__)
+#define SWITCHES_STACKS 1
+#else
+#define SWITCHES_STACKS 0
+#endif
 
 namespace emulator {
 
@@ -47,32 +54,42 @@ struct Place {
 
 struct Block;
 struct Launch;
+struct Warp;
 
-/// Stack of a fiber and the context it starts from; reused by later launches of the OS thread.
+/// Stack of a fiber and where it goes on; reused by later launches of the OS thread.
 struct Stack {
-    ucontext_t context;
     unsigned char* memory;
+    size_t bytes;
+#if !SWITCHES_STACKS
+    ucontext_t context;
+    std::jmp_buf point;
+#endif
 };
 
-/// One thread of a block.
-struct Fiber {
-    Block* block = nullptr;
-    unsigned index = 0;
-    bool started = false, done = false;
-    Launch* launch = nullptr;
-    Stack* stack = nullptr;
-    std::jmp_buf point;
-    /// While waiting: what for, and the counter that must change.
-    const char* waits_for = nullptr;
+/// One thread of a block. What every switch reads comes first, in one cache line.
+struct alignas(64) Fiber {
+    /// While waiting: the counter that must change.
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
+    Launch* launch = nullptr;
+    Warp* warp = nullptr;
+    /// Where the fiber goes on: the stack pointer, if stacks are switched.
+    void* point = nullptr;
     /// Exchanges of the warp that the lane has been through.
     uint64_t exchanges = 0;
+    unsigned index = 0;
+    bool started = false, done = false;
     /// The last wait was a further round of a loop that saw no change.
     bool idle = false;
-    /// Copies by group; the last group is open, with so many copies issued into it.
-    std::deque<std::vector<Copy>> copies{1};
-    unsigned open_copies = 0;
+    /// While waiting: what for.
+    const char* waits_for = nullptr;
+    Block* block = nullptr;
+    Stack* stack = nullptr;
+    /// Copies under way, oldest first: those of each closed group by their number, then those of the open one.
+    std::vector<Copy> copies;
+    std::vector<unsigned> groups;
+    /// Copies issued into the open group, and those of them that are under way.
+    unsigned open_copies = 0, open_waiting = 0;
     /// Bulk stores and products, made with the first of them.
     std::unique_ptr<Asynchronous> asynchronous;
     /// Has waited for the launch before this one.
@@ -99,6 +116,9 @@ struct Warp {
     alignas(16) unsigned char results[2][RESULT_BYTES];
     /// Exchanges whose result has been asked for.
     uint64_t computed = 0;
+
+    // Not a default: the slots need no zeros.
+    Warp() {}
 };
 
 /// A barrier of part of a block.
@@ -159,8 +179,39 @@ struct Launch {
     int omitted_line = 0;
     const Site* last_barrier = nullptr;
     std::set<const Site*> barriers;
+    /// The allocation that an address was last found in.
+    const unsigned char* found = nullptr;
+    size_t found_bytes = 0;
+
+    /// Fibers in the order of this round, the place in it, and what has happened in it.
+    std::vector<unsigned> order;
+    unsigned at = 0;
+    bool moved = false;
+    /// Fibers that have not returned, and the warp that is held back.
+    unsigned live = 0, held = 0;
+#if SWITCHES_STACKS
+    void* scheduler = nullptr;
+#else
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
+#endif
+
+    /// The next fiber of this round that can run; null at the end of the round and after an error.
+    Fiber* next() {
+        while (at < order.size() && error.empty()) {
+            unsigned i = order[at++];
+            if (fibers[i].ready() && i / 32 != held) {
+                return &fibers[i];
+            }
+        }
+        return nullptr;
+    }
+
+    /// Counts what a fiber did that has just been left.
+    void settle(const Fiber& f) {
+        moved = moved || !f.idle;
+        live -= f.done;
+    }
 
     /// Runs the blocks with these numbers together until all their threads have returned. False after an error.
     bool run(const std::vector<uint64_t>& numbers);
@@ -171,9 +222,16 @@ struct Launch {
 /// The launch of this OS thread.
 Launch& launch();
 
+/// The running fiber. A plain pointer costs no check at every access.
+extern thread_local Fiber* running;
+
 /// The running fiber and its block.
-Fiber& fiber();
-Block& block();
+inline Fiber& fiber() {
+    return *running;
+}
+inline Block& block() {
+    return *fiber().block;
+}
 /// Bulk stores and products of the running fiber.
 Asynchronous& asynchronous();
 

@@ -133,6 +133,11 @@ impl Bench {
     }
 }
 
+/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed sample that is spread over the whole.
+pub fn full() -> bool {
+    std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
+}
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }

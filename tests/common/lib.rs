@@ -118,6 +118,11 @@ macro_rules! each_backend {
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
+/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed sample that is spread over the whole.
+pub fn full() -> bool {
+    std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
+}
+
 /// Whether tests run on a device: on all there are, or on those that `MAPL_TEST_DEVICES` names (`emulator`, `cuda`).
 fn wanted(device: &str) -> bool {
     std::env::var("MAPL_TEST_DEVICES").map_or(true, |names| names.split(',').any(|name| name == device))

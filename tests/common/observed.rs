@@ -41,8 +41,9 @@ impl Calls {
 #[derive(Default)]
 struct State {
     calls: Calls,
-    count: usize,
-    /// Calls until one fails.
+    /// Name of every call so far.
+    log: Vec<&'static str>,
+    /// Number of the call that fails.
     fail_at: Option<usize>,
     failed: Option<&'static str>,
     /// Work enqueued so far, and how much of it the host knows to be done.
@@ -68,15 +69,15 @@ impl Observed {
         std::mem::take(&mut self.state().calls)
     }
 
-    /// Calls so far.
-    pub fn count(&self) -> usize {
-        self.state().count
+    /// Names of all calls so far, in order.
+    pub fn log(&self) -> Vec<&'static str> {
+        self.state().log.clone()
     }
 
     /// Makes one call fail, the `after`th from now (0: the next).
     pub fn fail(&self, after: usize) {
         let mut state = self.state();
-        state.fail_at = Some(state.count + after);
+        state.fail_at = Some(state.log.len() + after);
     }
 
     /// The call that has failed.
@@ -90,8 +91,8 @@ impl Observed {
 
     fn call(&self, name: &'static str) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state();
-        let number = state.count;
-        state.count += 1;
+        let number = state.log.len();
+        state.log.push(name);
         *state.calls.by_name.entry(name).or_default() += 1;
         if matches!(name, "allocate" | "inlet" | "outlet") {
             *state.calls.allocations.entry(name).or_default() += 1;
