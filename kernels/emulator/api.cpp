@@ -67,6 +67,7 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.omitted_file = request->omitted_file;
     l.omitted_line = request->omitted_line;
     l.last_barrier = nullptr;
+    l.found = nullptr;
     l.error.clear();
     uint64_t blocks = uint64_t(l.grid.x) * l.grid.y * l.grid.z;
     uint64_t resident = request->resident == 0 ? blocks : request->resident;

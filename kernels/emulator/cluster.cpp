@@ -64,7 +64,7 @@ void set_registers(int registers, bool increase) {
         return;
     }
     Block& b = *f.block;
-    Warp& warp = b.warps[f.index / 32];
+    Warp& warp = *f.warp;
     if (warp.registers != 0 && (increase ? registers < warp.registers : registers > warp.registers)) {
         fail("setmaxnreg.%s from %d to %d registers", increase ? "inc" : "dec", warp.registers, registers);
     }

@@ -6,12 +6,9 @@ namespace emulator {
 
 namespace {
 
-void deliver(std::vector<Copy>& group) {
-    for (const Copy& copy : group) {
-        std::memcpy(copy.to, copy.from, size_t(copy.valid));
-        std::memset(copy.to + copy.valid, 0, size_t(copy.bytes - copy.valid));
-    }
-    group.clear();
+void deliver(const Copy& copy) {
+    std::memcpy(copy.to, copy.from, size_t(copy.valid));
+    std::memset(copy.to + copy.valid, 0, size_t(copy.bytes - copy.valid));
 }
 
 }  // namespace
@@ -30,29 +27,38 @@ void cp_async(void* shared, const void* global, int bytes, int valid) {
     if (valid > 0) {
         check_global("cp.async", global, size_t(valid));
     }
-    std::vector<Copy> one{
-        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid}};
-    fiber().open_copies += 1;
+    Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid};
+    Fiber& f = fiber();
+    f.open_copies += 1;
     if (deliver_now()) {
-        deliver(one);
+        deliver(copy);
     } else {
-        fiber().copies.back().push_back(one[0]);
+        f.open_waiting += 1;
+        f.copies.push_back(copy);
     }
 }
 
 void cp_async_commit() {
-    fiber().open_copies = 0;
-    fiber().copies.emplace_back();
+    Fiber& f = fiber();
+    f.groups.push_back(f.open_waiting);
+    f.open_copies = f.open_waiting = 0;
 }
 
 void cp_async_wait(int pending) {
-    // The last group is open: it does not count until it is committed.
-    auto& copies = fiber().copies;
-    size_t closed = copies.size() - 1;
-    for (size_t group = 0; group + size_t(pending) < closed; ++group) {
-        deliver(copies.front());
-        copies.pop_front();
+    // The open group does not count until it is committed.
+    Fiber& f = fiber();
+    if (f.groups.size() <= size_t(pending)) {
+        return;
     }
+    auto last = f.groups.end() - pending;
+    auto end = f.copies.begin();
+    for (auto group = f.groups.begin(); group != last; ++group) {
+        for (auto group_end = end + *group; end != group_end; ++end) {
+            deliver(*end);
+        }
+    }
+    f.copies.erase(f.copies.begin(), end);
+    f.groups.erase(f.groups.begin(), last);
 }
 
 }  // namespace emulator

@@ -48,12 +48,15 @@ void arrive_named(int id, int threads);
 /// until the lane's next exchange. `what` names the primitive; lanes at different primitives are an
 /// error.
 constexpr int EXCHANGE_BYTES = 80;
-const unsigned char* exchange(const char* what, const void* mine, int bytes);
+/// The lane's slot of the next exchange, and all slots once every lane has filled its own.
+unsigned char* exchange_slot(const char* what, int bytes);
+const unsigned char* exchange_slots(const char* what);
 
 template <class T>
 const T* exchange(const char* what, const T& mine) {
     static_assert(sizeof(T) <= EXCHANGE_BYTES, "slot of a warp exchange");
-    return reinterpret_cast<const T*>(exchange(what, &mine, sizeof(T)));
+    std::memcpy(exchange_slot(what, sizeof(T)), &mine, sizeof(T));
+    return reinterpret_cast<const T*>(exchange_slots(what));
 }
 
 /// Buffer for a result that one lane computes for its warp after an exchange. `first` is true in

@@ -83,15 +83,16 @@ void release(void* memory) {
     std::free(start - GUARD);
 }
 
-bool is_allocated(const void* address, size_t bytes) {
+const unsigned char* allocation_of(const void* address, size_t bytes, size_t& room) {
     auto* start = static_cast<const unsigned char*>(address);
     std::lock_guard<std::mutex> held(registry().lock);
     auto next = registry().allocations.upper_bound(start);
     if (next == registry().allocations.begin()) {
-        return false;
+        return nullptr;
     }
     --next;
-    return start + bytes <= next->first + next->second;
+    room = next->second;
+    return start + bytes <= next->first + room ? next->first : nullptr;
 }
 
 std::string overrun() {

@@ -12,8 +12,8 @@ void* allocate(size_t bytes);
 /// Frees memory.
 void release(void* memory);
 
-/// Whether the bytes are in one allocation.
-bool is_allocated(const void* address, size_t bytes);
+/// Start of the allocation that contains the bytes, and its size in `room`; null without one.
+const unsigned char* allocation_of(const void* address, size_t bytes, size_t& room);
 
 /// Checks the guard words of all allocations. Empty, or a message with the size and side of an
 /// overrun allocation.

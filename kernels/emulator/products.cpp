@@ -18,42 +18,82 @@ namespace emulator {
 
 namespace {
 
+/// Four sums in one vector, each with its terms in order.
+typedef float Four __attribute__((vector_size(16)));
+
 struct Operand {
-    const Block* block;
+    const unsigned char* window;
     size_t start, leading, stride;
     /// Row bytes of the swizzle, 0 without one.
     size_t width;
     int major;
+    /// Offsets of k before the swizzle, from row or column 0.
+    size_t along[16];
+
+    Operand(const Block& b, uint64_t descriptor, int major) : window(b.window), major(major) {
+        constexpr size_t WIDTHS[4] = {0, 128, 64, 32};
+        auto field = [&](int shift) { return size_t(descriptor >> shift & 0x3fff) << 4; };
+        start = field(0), leading = field(16), stride = field(32);
+        width = WIDTHS[descriptor >> 62];
+        for (size_t k = 0; k < 16; ++k) {
+            if (major == 0) {
+                along[k] = k / 8 * (width == 0 ? leading : 16);
+            } else {
+                along[k] = k % 8 * (width == 0 ? 16 : width) + k / 8 * (width == 0 ? leading : stride);
+            }
+        }
+    }
+
+    /// Offset of row or column r before the swizzle, from k = 0.
+    size_t across(size_t r) const {
+        if (major == 0) {
+            return r % 8 * (width == 0 ? 16 : width) + r / 8 * stride;
+        }
+        return width == 0 ? r / 8 * stride : r / 8 % (width / 16) * 16 + r / 8 / (width / 16) * leading;
+    }
 
     /// Offset in the window of the chunk that holds (r, k).
-    size_t chunk(int r, int k) const {
-        size_t row = width == 0 ? 16 : width, c = width / 16;
-        size_t offset = start;
-        if (major == 0) {
-            offset += size_t(r % 8) * row + size_t(r / 8) * stride + size_t(k / 8) * (width == 0 ? leading : 16);
-        } else if (width == 0) {
-            offset += size_t(k % 8) * row + size_t(k / 8) * leading + size_t(r / 8) * stride;
-        } else {
-            offset += size_t(k % 8) * row + size_t(k / 8) * stride;
-            offset += size_t(r / 8) % c * 16 + size_t(r / 8) / c * leading;
-        }
-        size_t bits = width == 0 ? 0 : c - 1;
+    size_t chunk(size_t across_r, int k) const {
+        size_t offset = start + across_r + along[k];
+        size_t bits = width == 0 ? 0 : width / 16 - 1;
         return offset ^ ((offset >> 7 & bits) << 4);
     }
 
-    float value(int r, int k) const {
-        size_t offset = chunk(r, k) + 2 * size_t(major == 0 ? k % 8 : r % 8);
-        uint16_t bits;
-        std::memcpy(&bits, block->window + offset, 2);
-        return float_of_bits(uint32_t(bits) << 16);
+    /// Row or column r, k from 0 to 15, to [k][to].
+    template <int WIDTH>
+    void read(int r, float (&value)[16][WIDTH], int to) const {
+        size_t at = across(size_t(r));
+        uint16_t bits[16];
+        if (major == 0) {
+            std::memcpy(bits, window + chunk(at, 0), 16);
+            std::memcpy(bits + 8, window + chunk(at, 8), 16);
+        } else {
+            for (int k = 0; k < 16; ++k) {
+                std::memcpy(bits + k, window + chunk(at, k) + 2 * size_t(r % 8), 2);
+            }
+        }
+        for (int k = 0; k < 16; ++k) {
+            value[k][to] = float_of_bits(uint32_t(bits[k]) << 16);
+        }
+    }
+
+    /// Columns r and r + 1, r even, to [k][to] and [k][to + 1].
+    template <int WIDTH>
+    void read_pair(int r, float (&value)[16][WIDTH], int to) const {
+        if (major == 0) {
+            read(r, value, to);
+            read(r + 1, value, to + 1);
+            return;
+        }
+        size_t at = across(size_t(r));
+        for (int k = 0; k < 16; ++k) {
+            uint16_t bits[2];
+            std::memcpy(bits, window + chunk(at, k) + 2 * size_t(r % 8), 4);
+            value[k][to] = float_of_bits(uint32_t(bits[0]) << 16);
+            value[k][to + 1] = float_of_bits(uint32_t(bits[1]) << 16);
+        }
     }
 };
-
-Operand decode(const Block& b, uint64_t descriptor, int major) {
-    constexpr size_t WIDTHS[4] = {0, 128, 64, 32};
-    auto field = [&](int shift) { return size_t(descriptor >> shift & 0x3fff) << 4; };
-    return {&b, field(0), field(16), field(32), WIDTHS[descriptor >> 62], major};
-}
 
 /// Aborts the launch if an operand of `rows` x 16 is not in shared memory, or its descriptor is not
 /// supported by the emulator.
@@ -67,10 +107,10 @@ void check(const char* what, uint64_t descriptor, int major, int rows) {
         fail("%s: matrix descriptor %016llx has bits outside its fields", what,
              static_cast<unsigned long long>(descriptor));
     }
-    Operand operand = decode(block(), descriptor, major);
+    Operand operand(block(), descriptor, major);
     for (int r = 0; r < rows; r += major == 0 ? 1 : 8) {
         for (int k = 0; k < 16; k += major == 0 ? 8 : 1) {
-            size_t offset = operand.chunk(r, k);
+            size_t offset = operand.chunk(operand.across(size_t(r)), k);
             if (!is_shared(offset, 16)) {
                 fail("%s: element (%d, %d) at %zu of the shared window is outside shared memory", what, r, k, offset);
             }
@@ -80,27 +120,42 @@ void check(const char* what, uint64_t descriptor, int major, int rows) {
 
 void multiply(const Fiber& f, const Wgmma& p) {
     int warp = int(f.index / 32) % 4, g = int(f.index % 32) / 4, t = int(f.index % 4);
-    float rows[2][16];
-    for (int which = 0; which < 2; ++which) {
-        for (int k = 0; k < 16; ++k) {
-            rows[which][k] = p.in_registers ? float_of_bits(uint32_t(p.rows[which][k]) << 16)
-                                            : decode(*f.block, p.a, p.a_major).value(16 * warp + g + 8 * which, k);
+    float rows[16][2];
+    for (int half = 0; half < 2; ++half) {
+        if (p.in_registers) {
+            for (int k = 0; k < 16; ++k) {
+                rows[k][half] = float_of_bits(uint32_t(p.rows[half][k]) << 16);
+            }
+        } else {
+            Operand(*f.block, p.a, p.a_major).read(16 * warp + g + 8 * half, rows, half);
         }
     }
-    Operand b = decode(*f.block, p.b, p.b_major);
-    for (int n = 0; n < p.columns; n += 8) {
-        for (int which = 0; which < 2; ++which) {
-            float column[16];
-            for (int k = 0; k < 16; ++k) {
-                column[k] = b.value(n + 2 * t + which, k);
+    Operand b(*f.block, p.b, p.b_major);
+    // The thread has two of every eight columns. Four eights at a time; columns beyond the last stay 0.
+    for (int n = 0; n < p.columns; n += 32) {
+        int eights = p.columns - n < 32 ? (p.columns - n) / 8 : 4;
+        alignas(16) float columns[16][8] = {};
+        alignas(16) float sums[2][8] = {};
+        for (int eight = 0; eight < eights; ++eight) {
+            b.read_pair(n + 8 * eight + 2 * t, columns, 2 * eight);
+            for (int i = 0; i < 4 && p.accumulate; ++i) {
+                sums[i / 2][2 * eight + i % 2] = p.sums[n / 2 + 4 * eight + i];
             }
+        }
+        Four total[2][2];
+        std::memcpy(total, sums, sizeof total);
+        for (int k = 0; k < 16; ++k) {
+            Four column[2];
+            std::memcpy(column, columns[k], sizeof column);
             for (int half = 0; half < 2; ++half) {
-                float& sum = p.sums[n / 2 + 2 * half + which];
-                float total = p.accumulate ? sum : 0.0f;
-                for (int k = 0; k < 16; ++k) {
-                    total += rows[half][k] * column[k];
-                }
-                sum = total;
+                total[half][0] += rows[k][half] * column[0];
+                total[half][1] += rows[k][half] * column[1];
+            }
+        }
+        std::memcpy(sums, total, sizeof total);
+        for (int eight = 0; eight < eights; ++eight) {
+            for (int i = 0; i < 4; ++i) {
+                p.sums[n / 2 + 4 * eight + i] = sums[i / 2][2 * eight + i % 2];
             }
         }
     }
@@ -147,7 +202,7 @@ void wgmma(float* sums, int columns, uint64_t a, const uint32_t* fragment, uint6
         fail("wgmma without a fence since the last wait: its registers may still be in use");
     }
     mine.issued += 1;
-    Warp& warp = f.block->warps[f.index / 32];
+    Warp& warp = *f.warp;
     if (warp.wgmmas < mine.issued) {
         // The first lane to resume checks for all lanes, before any of them reads.
         warp.wgmmas = mine.issued;

@@ -28,6 +28,8 @@ constexpr size_t WINDOW_ALIGN = 1024;
 struct Pool {
     std::vector<Stack*> stacks;
     std::vector<unsigned char*> windows;
+    /// Stacks made so far.
+    size_t made = 0;
 
     ~Pool() {
         for (Stack* stack : stacks) {
@@ -42,8 +44,6 @@ struct Pool {
 };
 
 thread_local Pool pool;
-/// The running fiber. A plain pointer needs no initialisation check on access.
-thread_local Fiber* running = nullptr;
 
 /// The launch of this OS thread.
 Launch& thread_launch() {
@@ -62,7 +62,12 @@ unsigned char* aligned(size_t bytes, size_t align) {
 
 Stack* take_stack() {
     if (pool.stacks.empty()) {
-        return new Stack{{}, aligned(STACK_BYTES, 4096)};
+        // Stacks start at different lines of a page, so that those of a warp do not displace one another in the cache.
+        size_t number = pool.made++;
+        auto* stack = new Stack;
+        stack->memory = aligned(STACK_BYTES, 4096);
+        stack->bytes = STACK_BYTES - number * 5 % 64 * 64;
+        return stack;
     }
     Stack* stack = pool.stacks.back();
     pool.stacks.pop_back();
@@ -78,6 +83,67 @@ unsigned char* take_window() {
     return window;
 }
 
+#if SWITCHES_STACKS
+
+/// Pushes the registers that the ABI preserves, stores the stack pointer in `*from`, and continues at the stack pointer `to`.
+extern "C" void emulator_switch(void** from, void* to);
+
+asm(R"(
+    .pushsection .text
+    .hidden emulator_switch
+    .globl emulator_switch
+    .type emulator_switch, @function
+    .p2align 4
+emulator_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+    .size emulator_switch, . - emulator_switch
+    .popsection
+)");
+
+void fiber_main();
+
+/// Makes a fiber the running one; the stack pointer to continue at.
+void* enter(Fiber& f) {
+    running = &f;
+    f.counter = nullptr;
+    f.idle = false;
+    if (!f.started) {
+        f.started = true;
+        // As emulator_switch leaves a stack: six registers and the address to return to. Above it 8 bytes, so that `fiber_main` finds
+        // the stack pointer as after a call.
+        auto** top = reinterpret_cast<void**>(f.stack->memory + f.stack->bytes);
+        std::memset(top - 8, 0, 8 * sizeof *top);
+        top[-2] = reinterpret_cast<void*>(fiber_main);
+        return top - 8;
+    }
+    return f.point;
+}
+
+/// Leaves the running fiber: for the next one of the round, or for the scheduler at its end.
+void to_scheduler() {
+    Fiber& f = fiber();
+    Launch& l = *f.launch;
+    l.settle(f);
+    Fiber* next = l.next();
+    emulator_switch(&f.point, next == nullptr ? l.scheduler : enter(*next));
+}
+
+#else
+
 /// Switches from the running fiber to the scheduler.
 void to_scheduler() {
     Fiber& f = fiber();
@@ -87,11 +153,13 @@ void to_scheduler() {
     swapcontext(&f.stack->context, &f.launch->scheduler_context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-    if (_setjmp(f.point) == 0) {
+    if (_setjmp(f.stack->point) == 0) {
         _longjmp(f.launch->scheduler, 1);
     }
 #endif
 }
+
+#endif
 
 /// Entry point of a fiber.
 void fiber_main() {
@@ -112,6 +180,15 @@ void fiber_main() {
     to_scheduler();
 }
 
+#if SWITCHES_STACKS
+
+/// Runs this fiber and those after it in the round, each until it waits or returns.
+void resume(Fiber& f) {
+    emulator_switch(&f.launch->scheduler, enter(f));
+}
+
+#else
+
 /// Runs a fiber until it waits or returns.
 void resume(Fiber& f) {
     running = &f;
@@ -123,13 +200,13 @@ void resume(Fiber& f) {
         ucontext_t& context = f.stack->context;
         getcontext(&context);
         context.uc_stack.ss_sp = f.stack->memory;
-        context.uc_stack.ss_size = STACK_BYTES;
+        context.uc_stack.ss_size = f.stack->bytes;
         context.uc_link = nullptr;
         makecontext(&context, fiber_main, 0);
     }
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, f.stack->memory, STACK_BYTES);
+    __sanitizer_start_switch_fiber(&fake, f.stack->memory, f.stack->bytes);
     swapcontext(&f.launch->scheduler_context, &f.stack->context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
@@ -137,10 +214,13 @@ void resume(Fiber& f) {
         if (start) {
             setcontext(&f.stack->context);
         }
-        _longjmp(f.point, 1);
+        _longjmp(f.stack->point, 1);
     }
 #endif
+    f.launch->settle(f);
 }
+
+#endif
 
 /// Deadlock report: ranges of threads by block and reason for waiting.
 std::string deadlock(const Launch& current) {
@@ -188,13 +268,7 @@ Launch& launch() {
     return thread_launch();
 }
 
-Fiber& fiber() {
-    return *running;
-}
-
-Block& block() {
-    return *fiber().block;
-}
+thread_local Fiber* running = nullptr;
 
 void Launch::create(const std::vector<uint64_t>& numbers) {
     blocks = std::vector<Block>(numbers.size());
@@ -217,6 +291,7 @@ void Launch::create(const std::vector<uint64_t>& numbers) {
         for (unsigned t = 0; t < threads; ++t) {
             Fiber& f = fibers[b.first_fiber + t];
             f.block = &b;
+            f.warp = &b.warps[t / 32];
             f.index = t;
             f.launch = this;
             f.stack = take_stack();
@@ -227,15 +302,15 @@ void Launch::create(const std::vector<uint64_t>& numbers) {
 bool Launch::run(const std::vector<uint64_t>& numbers) {
     create(numbers);
     unsigned total = unsigned(fibers.size());
-    std::vector<unsigned> order(total);
+    order.resize(total);
     for (unsigned i = 0; i < total; ++i) {
         order[i] = schedule == Schedule::FALLING ? total - 1 - i : i;
     }
     // The random schedule stalls one warp at a time until no other can continue. A missing barrier
     // between a read and a later write shows only if the reader is as late as barriers allow.
     constexpr unsigned NONE = ~0u;
-    unsigned stalled = NONE;
-    unsigned live = total;
+    stalled = NONE;
+    live = total;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
@@ -247,14 +322,10 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
         }
-        bool moved = false;
-        for (unsigned i = 0; i < total && error.empty(); ++i) {
-            Fiber& f = fibers[order[i]];
-            if (f.ready() && order[i] / 32 != stalled) {
-                resume(f);
-                moved = moved || !f.idle;
-                live -= f.done;
-            }
+        moved = false;
+        at = 0;
+        while (Fiber* f = next()) {
+            resume(*f);
         }
         if (!moved && stalled != NONE) {
             stalled = NONE;
@@ -428,24 +499,27 @@ void arrive_named(int id, int threads) {
     }
 }
 
-const unsigned char* exchange(const char* what, const void* mine, int bytes) {
+unsigned char* exchange_slot(const char* what, int bytes) {
     Fiber& f = fiber();
-    Warp& warp = f.block->warps[f.index / 32];
-    unsigned lanes = f.block->threads - f.index / 32 * 32;
-    if (lanes < 32) {
-        fail("%s in a warp of %u lanes; a block must be whole warps", what, lanes);
-    }
+    Warp& warp = *f.warp;
     if (warp.arrived == 0) {
+        unsigned lanes = f.block->threads - f.index / 32 * 32;
+        if (lanes < 32) {
+            fail("%s in a warp of %u lanes; a block must be whole warps", what, lanes);
+        }
         warp.what = what;
         warp.bytes = bytes;
     } else if ((warp.what != what && std::strcmp(warp.what, what) != 0) || warp.bytes != bytes) {
         fail("%s while other lanes of the warp are at %s", what, warp.what);
     }
+    return warp.slots[warp.generation & 1] + size_t(f.index % 32) * size_t(bytes);
+}
+
+const unsigned char* exchange_slots(const char* what) {
+    Fiber& f = fiber();
+    Warp& warp = *f.warp;
     uint64_t seen = warp.generation;
-    unsigned char* slots = warp.slots[seen & 1];
-    unsigned lane = f.index % 32;
-    std::memcpy(slots + size_t(lane) * bytes, mine, size_t(bytes));
-    warp.arrived |= 1u << lane;
+    warp.arrived |= 1u << f.index % 32;
     if (warp.arrived == 0xffffffffu) {
         warp.arrived = 0;
         warp.generation += 1;
@@ -453,12 +527,12 @@ const unsigned char* exchange(const char* what, const void* mine, int bytes) {
         wait_change(what, &warp.generation, seen);
     }
     f.exchanges = seen + 1;
-    return slots;
+    return warp.slots[seen & 1];
 }
 
 unsigned char* exchange_result(bool* first) {
     Fiber& f = fiber();
-    Warp& warp = f.block->warps[f.index / 32];
+    Warp& warp = *f.warp;
     uint64_t last = f.exchanges;
     *first = warp.computed < last;
     warp.computed = last;

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <csetjmp>
-#include <deque>
 #include <memory>
 #include <set>
 #include <string>
@@ -18,6 +17,14 @@
 
 #include "async.h"
 #include "device.h"
+
+/// On x86-64 a few instructions switch between fibers, elsewhere the C library does. The sanitizer
+/// only knows the switches of the C library.
+#if defined(__x86_64__) && defined(__ELF__) && !defined(__SANITIZE_ADDRESS__)
+#define SWITCHES_STACKS 1
+#else
+#define SWITCHES_STACKS 0
+#endif
 
 namespace emulator {
 
@@ -52,32 +59,43 @@ struct SharedArray {
 
 struct Block;
 struct Launch;
+struct Warp;
 
-/// Stack of a fiber and its start context; reused by later launches of the OS thread.
+/// Stack of a fiber and its point of resumption; reused by later launches of the OS thread.
 struct Stack {
-    ucontext_t context;
     unsigned char* memory;
+    size_t bytes;
+#if !SWITCHES_STACKS
+    ucontext_t context;
+    std::jmp_buf point;
+#endif
 };
 
-/// One thread of a block.
-struct Fiber {
-    Block* block = nullptr;
-    unsigned index = 0;
-    bool started = false, done = false;
-    Launch* launch = nullptr;
-    Stack* stack = nullptr;
-    std::jmp_buf point;
-    /// While waiting: the reason, and the counter that must change.
-    const char* waits_for = nullptr;
+/// One thread of a block. The fields that every switch reads come first, in one cache line.
+struct alignas(64) Fiber {
+    /// While waiting: the counter that must change.
     const uint64_t* counter = nullptr;
     uint64_t seen = 0;
+    Launch* launch = nullptr;
+    Warp* warp = nullptr;
+    /// Stack pointer at which the fiber resumes, if stacks are switched.
+    void* point = nullptr;
     /// Number of warp exchanges that the lane has completed.
     uint64_t exchanges = 0;
+    unsigned index = 0;
+    bool started = false, done = false;
     /// The last wait was a repeated round of a spin loop.
     bool idle = false;
-    /// cp.async groups; the last group is open and has `open_copies` copies.
-    std::deque<std::vector<Copy>> copies{1};
-    unsigned open_copies = 0;
+    /// While waiting: the reason.
+    const char* waits_for = nullptr;
+    Block* block = nullptr;
+    Stack* stack = nullptr;
+    /// cp.async copies in flight, oldest first; `groups` has the number of copies in each closed group,
+    /// and the open group follows.
+    std::vector<Copy> copies;
+    std::vector<unsigned> groups;
+    /// Copies issued into the open group, and the number of them in flight.
+    unsigned open_copies = 0, open_waiting = 0;
     /// TMA stores and wgmmas; created by the first of them.
     std::unique_ptr<AsyncState> async_state;
     /// wait_for_earlier_launch() was called.
@@ -105,6 +123,9 @@ struct Warp {
     alignas(16) unsigned char results[2][RESULT_BYTES];
     /// Number of exchanges with a computed result.
     uint64_t computed = 0;
+
+    // Not a default: the slots need no zeros.
+    Warp() {}
 };
 
 /// State of a block barrier or named barrier.
@@ -165,8 +186,39 @@ struct Launch {
     int omitted_line = 0;
     const Site* last_barrier = nullptr;
     std::set<const Site*> barriers;
+    /// Allocation in which an address was last found.
+    const unsigned char* found = nullptr;
+    size_t found_bytes = 0;
+
+    /// Fibers in the order of this round, the position in it, and whether one has made progress.
+    std::vector<unsigned> order;
+    unsigned at = 0;
+    bool moved = false;
+    /// Number of fibers that have not returned, and the warp that is stalled.
+    unsigned live = 0, stalled = 0;
+#if SWITCHES_STACKS
+    void* scheduler = nullptr;
+#else
     std::jmp_buf scheduler;
     ucontext_t scheduler_context;
+#endif
+
+    /// Next fiber of this round that can run; null at the end of the round and after an error.
+    Fiber* next() {
+        while (at < order.size() && error.empty()) {
+            unsigned i = order[at++];
+            if (fibers[i].ready() && i / 32 != stalled) {
+                return &fibers[i];
+            }
+        }
+        return nullptr;
+    }
+
+    /// Records the progress of a fiber that has just been left.
+    void settle(const Fiber& f) {
+        moved = moved || !f.idle;
+        live -= f.done;
+    }
 
     /// Runs the blocks with these indices concurrently until all threads have returned. False after
     /// an error.
@@ -178,9 +230,16 @@ struct Launch {
 /// The launch of this OS thread.
 Launch& launch();
 
+/// The running fiber. A plain pointer costs no check at every access.
+extern thread_local Fiber* running;
+
 /// The running fiber and its block.
-Fiber& fiber();
-Block& block();
+inline Fiber& fiber() {
+    return *running;
+}
+inline Block& block() {
+    return *fiber().block;
+}
 /// TMA stores and wgmmas of the running fiber.
 AsyncState& async_state();
 

@@ -72,7 +72,14 @@ void check_shared(const char* what, const void* address, size_t bytes) {
 }
 
 void check_global(const char* what, const void* address, size_t bytes) {
-    if (!is_allocated(address, bytes)) {
+    // A kernel reads the same few buffers again and again, and none of them is given back while it runs.
+    Launch& l = launch();
+    auto* start = static_cast<const unsigned char*>(address);
+    if (l.found != nullptr && start >= l.found && start + bytes <= l.found + l.found_bytes) {
+        return;
+    }
+    l.found = allocation_of(address, bytes, l.found_bytes);
+    if (l.found == nullptr) {
         fail("%s of %zu bytes at %p is outside every allocation", what, bytes, address);
     }
 }

@@ -8,9 +8,10 @@ use mapl::files::{entries, files_below};
 use mapl::rng::Rng;
 use mapl::train::checkpoint;
 
-use crate::workbench::Bench;
+use crate::workbench::{Bench, full};
 
-const KILLS: usize = 50;
+/// Number of kills with `MAPL_TEST_FULL=1`, and without it: every kind of moment occurs.
+const KILLS: [usize; 2] = [50, 8];
 
 /// Moment of a kill: in start-up, while a checkpoint is written or removed, between steps, or while
 /// the final model is written.
@@ -23,8 +24,9 @@ enum Moment {
 }
 
 impl Moment {
-    fn draw(rng: &mut Rng) -> Self {
-        match rng.below(8) {
+    /// The moment of a kill; its kind goes round.
+    fn of(kill: usize, rng: &mut Rng) -> Self {
+        match kill % 8 {
             0 | 1 => Self::After(Duration::from_micros(rng.below(60_000) as u64)),
             2..=4 => Self::Unfinished,
             5 | 6 => Self::Steps(1 + rng.below(4) as u64),
@@ -94,7 +96,7 @@ fn unfinished(out: &Path) -> usize {
 }
 
 #[test]
-fn a_run_killed_fifty_times_ends_like_an_uninterrupted_run() {
+fn a_run_killed_at_many_moments_ends_like_an_uninterrupted_run() {
     let bench = Bench::new();
     let run = |out: &str, rest: &str| {
         format!(
@@ -108,9 +110,10 @@ fn a_run_killed_fifty_times_ends_like_an_uninterrupted_run() {
     let out = bench.at("out");
     let mut rng = Rng::keyed(1, &["kills"]);
     let (mut kills, mut remains) = (0, 0);
+    let most = if full() { KILLS[0] } else { KILLS[1] };
     let mut moments = Vec::new();
     let mut rounds = 0;
-    while kills < KILLS {
+    while kills < most {
         rounds += 1;
         let mut fresh = true;
         loop {
@@ -125,11 +128,11 @@ fn a_run_killed_fifty_times_ends_like_an_uninterrupted_run() {
             };
             let mut child =
                 bench.command(&run("out", rest)).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
-            if kills == KILLS {
+            if kills == most {
                 assert!(child.wait().unwrap().success());
                 break;
             }
-            let moment = Moment::draw(&mut rng);
+            let moment = Moment::of(kills, &mut rng);
             // A kill before the old run is removed leaves the old run, which can be resumed too.
             fresh = false;
             if !kill_at(&mut child, moment, &out, &mut rng) {

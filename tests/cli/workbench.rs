@@ -134,6 +134,12 @@ impl Bench {
     }
 }
 
+/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly spread
+/// sample.
+pub fn full() -> bool {
+    std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
+}
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }

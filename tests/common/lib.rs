@@ -123,6 +123,12 @@ macro_rules! each_backend {
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
+/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly spread
+/// sample.
+pub fn full() -> bool {
+    std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
+}
+
 /// Returns whether tests run on `device`. `MAPL_TEST_DEVICES` lists the devices (`emulator`,
 /// `cuda`); if it is unset, tests run on all of them.
 fn wanted(device: &str) -> bool {

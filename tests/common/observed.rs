@@ -43,7 +43,8 @@ impl Calls {
 #[derive(Default)]
 struct State {
     calls: Calls,
-    count: usize,
+    /// Name of every call so far.
+    log: Vec<&'static str>,
     /// Number of the call that fails.
     fail_at: Option<usize>,
     failed: Option<&'static str>,
@@ -71,15 +72,15 @@ impl Observed {
         std::mem::take(&mut self.state().calls)
     }
 
-    /// Returns the number of calls so far.
-    pub fn count(&self) -> usize {
-        self.state().count
+    /// Names of all calls so far, in order.
+    pub fn log(&self) -> Vec<&'static str> {
+        self.state().log.clone()
     }
 
     /// Makes a later call fail: `after` is the number of calls before it (0: the next call fails).
     pub fn fail(&self, after: usize) {
         let mut state = self.state();
-        state.fail_at = Some(state.count + after);
+        state.fail_at = Some(state.log.len() + after);
     }
 
     /// Returns the name of the failed call.
@@ -93,8 +94,8 @@ impl Observed {
 
     fn call(&self, name: &'static str) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state();
-        let number = state.count;
-        state.count += 1;
+        let number = state.log.len();
+        state.log.push(name);
         *state.calls.by_name.entry(name).or_default() += 1;
         if matches!(name, "allocate" | "inlet" | "outlet") {
             *state.calls.allocations.entry(name).or_default() += 1;

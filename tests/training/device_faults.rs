@@ -47,8 +47,9 @@ fn settings(output_dir: &Path) -> RunSettings {
     }
 }
 
-/// Runs training with a fault at device call number `fault`, counted from the end of loading.
-fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed) {
+/// Runs training with a fault at device call number `fault`, counted from the end of loading. Also
+/// returns the number of calls before that point.
+fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed, usize) {
     // Kernels do not run: host code must not depend on their results, and there are thousands of
     // runs.
     let backend = Kernels::<_, bf16>::new(Observed::new(Emulator::new().unwrap(), false));
@@ -65,6 +66,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
         resume: None,
         fingerprint: Vec::new(),
     };
+    let loading = backend.device().log().len();
     if let Some(fault) = fault {
         backend.device().fail(fault);
     }
@@ -74,7 +76,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
             trainer.replay_steps(true);
             train(trainer, data, &settings(output_dir))
         });
-    (done, backend.into_device())
+    (done, backend.into_device(), loading)
 }
 
 #[test]
@@ -90,39 +92,41 @@ fn any_failing_call_ends_the_run_with_an_error_and_complete_checkpoints() {
     let texts = (0..40).map(|i| format!("Name bird {i}. The wren sings at night."));
     train_bpe(texts, 300).unwrap().save_new(&folder).unwrap();
     let tokenizer = Tokenizer::load(&folder).unwrap();
-    let (done, device) = run(&tokenizer, &scratch.path().join("whole"), None);
+    let (done, device, loading) = run(&tokenizer, &scratch.path().join("whole"), None);
     assert_eq!(done.unwrap().steps, 5);
-    let names: BTreeSet<_> = device.take().by_name.into_keys().collect();
-    let calls = device.count();
-    println!("{calls} calls of {names:?}");
+    let calls = &device.log()[loading..];
+    let names: BTreeSet<_> = calls.iter().copied().collect();
+    let faults = if common::full() { (0..calls.len()).collect() } else { sample(calls) };
+    println!("{} of {} calls fail, of {names:?}", faults.len(), calls.len());
     let next = AtomicUsize::new(0);
     let failed = std::sync::Mutex::new(BTreeSet::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
             scope.spawn(|| {
                 loop {
-                    let fault = next.fetch_add(1, Ordering::Relaxed);
-                    if fault >= calls {
-                        break;
-                    }
+                    let Some(&fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                     let folder = scratch.path().join(format!("run-{fault}"));
-                    let (done, device) = run(&tokenizer, &folder, Some(fault));
-                    // Faults are counted from the end of loading, so the highest numbers are never
-                    // reached.
-                    let Some(call) = device.failed() else {
-                        assert!(done.is_ok(), "call {fault}");
-                        std::fs::remove_dir_all(&folder).unwrap();
-                        continue;
-                    };
-                    failed.lock().unwrap().insert(call);
-                    check(&folder, fault, call, done);
+                    let (done, device, _) = run(&tokenizer, &folder, Some(fault));
+                    assert_eq!(device.failed(), Some(calls[fault]), "call {fault}");
+                    failed.lock().unwrap().insert(calls[fault]);
+                    check(&folder, fault, calls[fault], done);
                     std::fs::remove_dir_all(&folder).unwrap();
                 }
             });
         }
     });
     let failed = failed.into_inner().unwrap();
-    assert!(names.iter().all(|name| failed.contains(name)), "{failed:?} of {names:?}");
+    assert_eq!(failed, names);
+}
+
+/// Every 13th call, and of each name a dozen from the first to the last.
+fn sample(calls: &[&str]) -> Vec<usize> {
+    let mut chosen: BTreeSet<usize> = (0..calls.len()).step_by(13).collect();
+    for name in calls.iter().copied().collect::<BTreeSet<_>>() {
+        let all: Vec<usize> = (0..calls.len()).filter(|&call| calls[call] == name).collect();
+        chosen.extend((0..12).map(|i| all[i * (all.len() - 1) / 11]));
+    }
+    chosen.into_iter().collect()
 }
 
 fn check(folder: &Path, fault: usize, call: &str, done: Result<RunSummary>) {

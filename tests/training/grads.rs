@@ -6,6 +6,7 @@ use mapl::backend::reference::Reference;
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{Loss, LossOptions, LossType, Method, ReduceName, ScopeName};
 use mapl::optim::adamw::AdamWSettings;
+use mapl::rng::Rng;
 use mapl::train::metrics::Tally;
 use mapl::train::step::Trainer;
 
@@ -16,10 +17,11 @@ fn loss(trainer: &mut Trainer<'_, Reference>, micro_batches: &[Vec<&TokenizedGro
     tally.loss(&trainer.loss)
 }
 
-/// Compares the gradient with finite differences at every third parameter, which covers every
-/// tensor. The four-point formula with step 1e-4 has a truncation error of h⁴ f⁽⁵⁾ / 30. That is
-/// about 1e-12 even if an embedding of small norm makes the fifth derivative 1e5. The rounding
-/// error is about 1e-12 too, so the bound leaves a factor of 1000.
+/// Compares the gradient with finite differences. Each tensor is moved along a random direction that
+/// changes all its parameters; then single parameters are moved, every third with
+/// `MAPL_TEST_FULL=1`. The four-point formula with step 1e-4 has a truncation error of h⁴ f⁽⁵⁾ / 30.
+/// That is about 1e-12 even if an embedding of small norm makes the fifth derivative 1e5. The
+/// rounding error is about 1e-12 too, so the bound leaves a factor of 1000.
 fn check(family: &str, loss_of_run: Loss, groups: &[TokenizedGroup]) {
     let reward = loss_of_run.method == Method::Reward;
     let config = tiny_config(family, reward);
@@ -30,27 +32,36 @@ fn check(family: &str, loss_of_run: Loss, groups: &[TokenizedGroup]) {
     let micro_batches: Vec<Vec<&TokenizedGroup>> = vec![groups.iter().collect()];
     loss(&mut trainer, &micro_batches);
     let gradient = trainer.grads.clone();
-    let covered: Vec<usize> = trainer.policy.layout.slots.iter().flat_map(|s| s.range()).step_by(3).collect();
-    let mut moved = 0;
-    for &i in &covered {
-        let value = trainer.policy.weights[i];
+    let slots: Vec<_> = trainer.policy.layout.slots.iter().map(|slot| slot.range()).collect();
+    let mut compare = |what: &str, first: usize, direction: &[f64]| {
+        let values = trainer.policy.weights[first..first + direction.len()].to_vec();
         let h = 1e-4;
         let mut at = |steps: f64| {
-            trainer.policy.weights[i] = value + steps * h;
+            for (i, (value, part)) in values.iter().zip(direction).enumerate() {
+                trainer.policy.weights[first + i] = value + steps * h * part;
+            }
             loss(&mut trainer, &micro_batches)
         };
         let difference = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
-        trainer.policy.weights[i] = value;
-        let error = (gradient[i] - difference).abs();
-        assert!(
-            error < 1e-9 * (1.0 + gradient[i].abs()),
-            "{family} parameter {i}: {} against {difference}",
-            gradient[i]
-        );
-        moved += usize::from(gradient[i].abs() > 1e-6);
+        trainer.policy.weights[first..first + direction.len()].copy_from_slice(&values);
+        let slope: f64 = gradient[first..].iter().zip(direction).map(|(g, part)| g * part).sum();
+        let error = (slope - difference).abs();
+        assert!(error < 1e-9 * (1.0 + slope.abs()), "{family} {what}: {slope} against {difference}");
+    };
+    let mut rng = Rng::keyed(3, &["direction"]);
+    for slot in &slots {
+        let length = (slot.len() as f64).sqrt();
+        let direction: Vec<f64> = slot.clone().map(|_| if rng.below(2) == 0 { 1.0 } else { -1.0 } / length).collect();
+        compare(&format!("parameters {slot:?}"), slot.start, &direction);
+    }
+    let stride = if common::full() { 3 } else { 41 };
+    for i in slots.iter().cloned().flatten().step_by(stride) {
+        compare(&format!("parameter {i}"), i, &[1.0]);
     }
     // A gradient that is zero nearly everywhere would pass vacuously.
-    assert!(moved * 2 > covered.len(), "only {moved} of {} parameters have a gradient", covered.len());
+    let parameters: Vec<usize> = slots.into_iter().flatten().collect();
+    let moved = parameters.iter().filter(|&&i| gradient[i].abs() > 1e-6).count();
+    assert!(moved * 2 > parameters.len(), "only {moved} of {} parameters have a gradient", parameters.len());
 }
 
 fn resolve(method: Method, options: LossOptions) -> Loss {

@@ -17,7 +17,6 @@ use mapl::model::config::ModelConfig;
 use mapl::model::decoder::Model;
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::evaluate::Evaluator;
-use mapl::train::metrics::Tally;
 use mapl::train::step::Trainer;
 use serde_json::json;
 
@@ -70,13 +69,11 @@ fn step<B: Backend>(backend: &B, method: Method) -> Step {
     let scores = evaluator.run(backend, (&mut policy, None), &loss, &groups, |_| ()).unwrap().0;
     let mut trainer = Trainer::new(backend, policy, reference, loss, AdamWSettings::default()).unwrap();
     let micro_batches: Vec<Vec<&TokenizedGroup>> = vec![groups[..2].iter().collect(), groups[2..].iter().collect()];
-    let mut tally = Tally::default();
-    trainer.accumulate(&micro_batches, &mut tally, &mut Vec::new()).unwrap();
+    let report = trainer.step(&micro_batches, 1e-3).unwrap();
+    let loss = report.tally.loss(&trainer.loss);
     let len = trainer.policy.layout.len;
     let mut gradient = vec![0.0; len];
     backend.read_acc(View::first(&trainer.grads, len), &mut gradient).unwrap();
-    let loss = tally.loss(&trainer.loss);
-    let report = trainer.step(&micro_batches, 1e-3).unwrap();
     // The norm must cover the whole accumulated gradient, not only the first micro-batch or a part.
     // GEMMs supply the norms of their gradients, which are not read again.
     let norm = gradient.iter().map(|x| x * x).sum::<f64>().sqrt();
