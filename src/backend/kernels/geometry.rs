@@ -33,7 +33,7 @@ const MAX_SPLIT_WAVES: f64 = 2.0;
 
 impl Tile {
     /// Columns of a tile.
-    pub fn columns(self) -> usize {
+    pub(super) fn columns(self) -> usize {
         GEMM_COLUMNS[self as usize]
     }
 
@@ -44,7 +44,7 @@ impl Tile {
 
     /// Whether the consumers have a tile each and alternate (ping-pong), instead of sharing one
     /// (cooperative).
-    pub fn ping_pong(self) -> bool {
+    pub(super) fn ping_pong(self) -> bool {
         GEMM_PING_PONG[self as usize] != 0
     }
 
@@ -75,7 +75,7 @@ impl Tile {
     /// Shared memory of a block in bytes: stages, epilogue subtiles, rows of bias, mbarriers
     /// (`Hopper::SHARED_BYTES`). Operands that are contiguous across k are loaded in boxes of 64
     /// columns. `out_bytes` is the size of an element of C.
-    pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
+    pub(super) fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let subtiles = match self {
             Self::N192PingPong | Self::N128PingPong => 2,
             _ if out_bytes == 2 => self.columns().div_ceil(64),
@@ -86,7 +86,7 @@ impl Tile {
     }
 
     /// As [`Tile::shared_bytes`], with `subtiles` epilogue subtiles per consumer.
-    pub fn shared_bytes_with(self, b_across: bool, subtiles: usize) -> usize {
+    pub(super) fn shared_bytes_with(self, b_across: bool, subtiles: usize) -> usize {
         let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
         let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * subtiles * 64 * 128);
         let bias = 2 * 2 * self.columns();
@@ -108,7 +108,7 @@ pub struct Sizes {
 }
 
 /// Blocks of a launch without clusters over tiles of 128 rows by `width` columns.
-pub fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
+pub(super) fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
     processors.clamp(1, (rows.div_ceil(ROWS) * columns.div_ceil(width)).max(1))
 }
 
@@ -137,7 +137,7 @@ pub struct Chosen {
 }
 
 /// Prediction for a GEMM with a tile and at most `splits` splits on `processors` multiprocessors.
-pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
+pub(super) fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let blocks = tile.blocks();
     let stages = s.k.div_ceil(DEPTH).max(1);
     // Every split has at least one stage.
@@ -181,15 +181,15 @@ fn ranked(s: Sizes, processors: usize) -> Vec<Choice> {
 /// Number of multiprocessors for which splits are chosen on every GPU: 132, as on an H100 or H200
 /// (SXM). The number of splits changes the bits of a result, and results must not depend on the
 /// GPU.
-pub const PLANNED_PROCESSORS: usize = 132;
+pub(super) const PLANNED_PROCESSORS: usize = 132;
 
 /// Fastest choice on `processors` multiprocessors (at least 1), with the splits of
-/// [`PLANNED_PROCESSORS`].
-pub fn choose(s: Sizes, processors: usize) -> Choice {
+/// `PLANNED_PROCESSORS`.
+pub(super) fn choose(s: Sizes, processors: usize) -> Choice {
     of_card(s, ranked(s, PLANNED_PROCESSORS)[0], processors)
 }
 
-/// Adapts a choice for [`PLANNED_PROCESSORS`] to another number of multiprocessors: the same
+/// Adapts a choice for `PLANNED_PROCESSORS` to another number of multiprocessors: the same
 /// splits, and a tile that fits.
 pub fn of_card(s: Sizes, planned: Choice, processors: usize) -> Choice {
     let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::N192PingPong };

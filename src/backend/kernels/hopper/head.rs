@@ -15,10 +15,10 @@
 //! ```
 //!
 //! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with
-//! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the caller. [`preference`]
-//! runs the whole loop over chunks of whole groups, with three GEMMs in all. Its preference kernel
-//! always covers all comparisons of the batch. Comparisons of later chunks get stale scores at
-//! first, and their own chunk computes them again.
+//! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the
+//! caller. [`preference`] runs the whole loop over chunks of whole groups, with three GEMMs in all.
+//! Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
+//! get stale scores at first, and their own chunk computes them again.
 //!
 //! A row with S outside 2^-100 .. 2^120 is recomputed in head_join by one warp, with the largest
 //! logit as base.

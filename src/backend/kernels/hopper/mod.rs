@@ -22,7 +22,7 @@ pub enum Hopper {
     /// Only the portable kernels.
     #[default]
     Off,
-    /// Wherever operands allow it, with the tiles of [`super::geometry::choose`].
+    /// Wherever operands allow it, with the tiles that [`super::geometry`] predicts to be fastest.
     Chosen,
     /// Linear layers with this tile, and this number of splits for GEMMs that may be split.
     Cut(Tile, usize),
@@ -30,7 +30,7 @@ pub enum Hopper {
 
 impl Hopper {
     /// Reads `MAPL_SM90`; `0` selects the portable kernels.
-    pub fn of_environment() -> Self {
+    pub(super) fn of_environment() -> Self {
         match std::env::var("MAPL_SM90").is_ok_and(|value| value == "0") {
             true => Self::Off,
             false => Self::Chosen,
