@@ -9,7 +9,7 @@ use crate::Result;
 use crate::backend::contract::*;
 
 /// Consecutive rows of the gate, then of the up projection, in which a tile of the forward takes
-/// the weight (`GateUpRows`).
+/// the weight (`GateUpView`).
 const INTERLEAVED_ROWS: usize = 8;
 
 pub(super) fn glu_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluFwd<'_, Kernels<D, A>>) -> Result<()> {

@@ -17,7 +17,7 @@ pub(super) const fn tile<A: Element>() -> usize {
     if size_of::<A>() == 2 { TILE_BF16 } else { TILE_F32 }
 }
 
-/// Shared memory of a block in bytes: `Product::SHARED_BYTES`.
+/// Shared memory of a block in bytes: `BlockGemm::SHARED_BYTES`.
 pub(super) const fn shared_bytes<A: Element>() -> usize {
     TILE_STAGES * 2 * tile::<A>() * TILE_DEPTH * size_of::<A>()
 }
