@@ -1,9 +1,10 @@
-//! Compiles `kernels/*.cu`: with nvcc into one fatbin per file (sm_80 cubin and PTX, sm_90a cubin), which the binary embeds,
-//! and with the C++ compiler into the library of the emulator. Generates the typed launchers from the KERNEL and KERNELS
-//! lines, and the shared constants and enums from the EXPORT lines.
+//! Compiles `kernels/*.cu`: with nvcc into one fatbin per file (sm_80 cubin and PTX, sm_90a cubin),
+//! which the binary embeds, and with the C++ compiler into the library of the emulator. Generates
+//! the typed launchers from the KERNEL and KERNELS lines, and the shared constants and enums from
+//! the EXPORT lines.
 //!
-//! Without nvcc or a C++ compiler the build succeeds with a warning line for each. `MAPL_REQUIRE_NVCC=1` and
-//! `MAPL_REQUIRE_EMULATOR=1` make their absence an error.
+//! Without nvcc or a C++ compiler the build succeeds with a warning line for each.
+//! `MAPL_REQUIRE_NVCC=1` and `MAPL_REQUIRE_EMULATOR=1` make their absence an error.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -23,7 +24,8 @@ mod grammar;
 use exports::Export;
 use generate::{Resources, Source};
 
-/// Targets: a cubin for sm_80, its PTX for later GPUs, and a cubin for the instructions that only Hopper has.
+/// Targets: a cubin for sm_80, its PTX for later GPUs, and a cubin for the instructions that only
+/// Hopper has.
 const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"];
 /// Places searched for nvcc, for the warning.
 const PLACES: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
@@ -78,7 +80,8 @@ fn build() -> Result<(), String> {
     fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))
 }
 
-/// Writes a file unless it has this text already, so that its modification time changes with its text only.
+/// Writes a file unless it has this text already, so that its modification time changes with its
+/// text only.
 fn write_changed(path: &Path, text: &str) -> Result<(), String> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
@@ -151,7 +154,8 @@ fn cuda_version(nvcc: &Path) -> Result<i32, String> {
         .ok_or_else(|| format!("the output of {} --version has no release:\n{text}", nvcc.display()))
 }
 
-/// Hash of the inputs of a file's compilation: its text, its entry points, every header, and the command.
+/// Hash of the inputs of a file's compilation: its text, its entry points, every header, and the
+/// command.
 fn fingerprint(source: &Source, entries: &Path, command: &str) -> Result<String, String> {
     let mut hasher = DefaultHasher::new();
     command.hash(&mut hasher);
@@ -164,7 +168,8 @@ fn fingerprint(source: &Source, entries: &Path, command: &str) -> Result<String,
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Compiles every file that changed, several at a time. Returns the resources of all kernels, by name and target.
+/// Compiles every file that changed, several at a time. Returns the resources of all kernels, by
+/// name and target.
 fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resources>, String> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -225,15 +230,16 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
 fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).include("kernels").warnings(false).cargo_warnings(false);
-    // Fibers leave their stacks by longjmp, which the fortified longjmp refuses. Contraction to fused multiply-adds would
-    // change sums.
+    // Fibers leave their stacks by longjmp, which the fortified longjmp refuses. Contraction to
+    // fused multiply-adds would change sums.
     build.flag("-U_FORTIFY_SOURCE").flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").flag("-fno-strict-aliasing");
     if required("MAPL_EMULATOR_SANITIZE") {
         build
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
-        // rustc links without the default libraries, so the flag does not bring the sanitisers' runtimes.
+        // rustc links without the default libraries, so the flag does not bring the sanitisers'
+        // runtimes.
         println!("cargo:rustc-link-lib=dylib=asan");
         println!("cargo:rustc-link-lib=dylib=ubsan");
     }

@@ -1,5 +1,6 @@
-//! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward, and the backward in three
-//! kernels. Only the device knows the starts of segments, so a kernel builds the work list; the host bounds its length.
+//! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward,
+//! and the backward in three kernels. Only the device knows the starts of segments, so a kernel
+//! builds the work list; the host bounds its length.
 
 use super::device::{Device, Element, MutPtr};
 use super::launchers as launch;
@@ -12,8 +13,8 @@ const MAX_HEAD: usize = 256;
 /// Lanes per row of `attention_bwd_delta`.
 const DELTA_LANES: usize = 8;
 
-/// Tile shapes of the kernels for heads padded to `head` columns, in the terms of `kernels/attention.cuh`. The emulator checks
-/// the sizes of shared memory.
+/// Tile shapes of the kernels for heads padded to `head` columns, in the terms of
+/// `kernels/attention.cuh`. The emulator checks the sizes of shared memory.
 #[derive(Clone, Copy)]
 struct Shape {
     head: usize,
@@ -64,7 +65,8 @@ impl Shape {
         2 * self.tile_bytes(self.rows()) + self.stages() * 2 * self.tile_bytes(keys)
     }
 
-    /// `Backward::SHARED_BYTES_KV`: keys and values, and stages of queries, gradients, logsumexps and deltas.
+    /// `Backward::SHARED_BYTES_KV`: keys and values, and stages of queries, gradients, logsumexps
+    /// and deltas.
     fn backward_kv_bytes(self) -> usize {
         let queries = if self.wide() || self.size == 4 { 16 } else { 32 };
         2 * self.tile_bytes(self.rows()) + self.stages() * 2 * (self.tile_bytes(queries) + queries * size_of::<f32>())
@@ -75,7 +77,8 @@ impl Shape {
         if self.wide() && self.size == 4 { 2 } else { 1 }
     }
 
-    /// Column parts of the gradients of a key and value, one block each: HEAD / `Backward::PART_KV`.
+    /// Column parts of the gradients of a key and value, one block each: HEAD /
+    /// `Backward::PART_KV`.
     fn parts_kv(self) -> usize {
         match (self.size, self.head) {
             (4, 96) => 3,
@@ -95,7 +98,8 @@ impl Shape {
     }
 }
 
-/// Blocks of a grid-stride loop over items: many per multiprocessor, because items differ in length.
+/// Blocks of a grid-stride loop over items: many per multiprocessor, because items differ in
+/// length.
 fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }

@@ -1,5 +1,6 @@
-//! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`] implements it for a GPU
-//! through the CUDA driver, [`super::emulator`] runs the same kernels on the CPU, and [`super::rehearsal`] only counts.
+//! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`]
+//! implements it for a GPU through the CUDA driver, [`super::emulator`] runs the same kernels on
+//! the CPU, and [`super::rehearsal`] only counts.
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
@@ -61,7 +62,8 @@ pub struct Kernel {
     pub cluster: u32,
     /// Blocks wait for one another, so all of them must be resident at once.
     pub coresident: bool,
-    /// Blocks may start before the previous launch has ended; they wait for it themselves (programmatic dependent launch).
+    /// Blocks may start before the previous launch has ended; they wait for it themselves
+    /// (programmatic dependent launch).
     pub early: bool,
     /// Size of each parameter in bytes.
     pub parameters: &'static [usize],
@@ -167,12 +169,14 @@ pub struct Properties {
     pub compute_capability: (u32, u32),
 }
 
-/// A device that runs kernels on one stream, in the order they are enqueued. Every other method with an effect on memory is
-/// ordered on that stream too, except [`Device::send`], which runs concurrently.
+/// A device that runs kernels on one stream, in the order they are enqueued. Every other method
+/// with an effect on memory is ordered on that stream too, except [`Device::send`], which runs
+/// concurrently.
 pub trait Device: Sync {
     /// Allocation that is freed on drop.
     type Memory: Send + Sync;
-    /// Staging of a transfer to the device: pinned host memory, and the device memory that it is copied to.
+    /// Staging of a transfer to the device: pinned host memory, and the device memory that it is
+    /// copied to.
     type Inlet: Send;
     /// Staging of a transfer to the host.
     type Outlet: Send;
@@ -205,11 +209,12 @@ pub trait Device: Sync {
     /// Device address of an allocation, aligned to 256 bytes.
     fn address(memory: &Self::Memory) -> u64;
 
-    /// Copies `source` to the allocation from byte `start` on; the source may be reused on return. May wait for the enqueued
-    /// work, as drivers do for pageable memory.
+    /// Copies `source` to the allocation from byte `start` on; the source may be reused on return.
+    /// May wait for the enqueued work, as drivers do for pageable memory.
     fn upload(&self, memory: &mut Self::Memory, start: usize, source: &[u8]) -> Result<()>;
 
-    /// Copies from the allocation, from byte `start` on, to the host. Waits for all work enqueued before.
+    /// Copies from the allocation, from byte `start` on, to the host. Waits for all work enqueued
+    /// before.
     fn download(&self, memory: &Self::Memory, start: usize, to: &mut [u8]) -> Result<()>;
 
     /// Enqueues zeroing `bytes` bytes from byte `start` on.
@@ -224,20 +229,23 @@ pub trait Device: Sync {
     /// Staging of `bytes` bytes for transfers to the device.
     fn inlet(&self, bytes: usize) -> Result<Self::Inlet>;
 
-    /// Host memory of an inlet, for writing. Waits until the last [`Device::send`] has read it, and for nothing else.
+    /// Host memory of an inlet, for writing. Waits until the last [`Device::send`] has read it, and
+    /// for nothing else.
     fn fill<'i>(&self, inlet: &'i mut Self::Inlet) -> Result<&'i mut [u8]>;
 
-    /// Starts the copy of the first `bytes` bytes of the host memory to the device, concurrently with the enqueued work.
+    /// Starts the copy of the first `bytes` bytes of the host memory to the device, concurrently
+    /// with the enqueued work.
     fn send(&self, inlet: &mut Self::Inlet, bytes: usize) -> Result<()>;
 
-    /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. It runs when the transfer has
-    /// arrived.
+    /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. It runs
+    /// when the transfer has arrived.
     fn receive(&self, inlet: &mut Self::Inlet, start: usize, bytes: usize, to: &mut Self::Memory) -> Result<()>;
 
     /// Staging of `bytes` bytes for transfers to the host.
     fn outlet(&self, bytes: usize) -> Result<Self::Outlet>;
 
-    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of the outlet.
+    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of the
+    /// outlet.
     fn fetch(
         &self,
         from: &Self::Memory,
@@ -247,12 +255,13 @@ pub trait Device: Sync {
         at: usize,
     ) -> Result<()>;
 
-    /// Bytes of an outlet. Waits for the copies that [`Device::fetch`] enqueued, and so for the work before them, but not for
-    /// work enqueued later.
+    /// Bytes of an outlet. Waits for the copies that [`Device::fetch`] enqueued, and so for the
+    /// work before them, but not for work enqueued later.
     fn open<'o>(&self, outlet: &'o mut Self::Outlet) -> Result<&'o [u8]>;
 
-    /// Captures the launches and clears that `work` enqueues, without running them. Returns `None`, without a call of `work`, if
-    /// the device cannot capture. Fails if `work` fails, waits, allocates or copies.
+    /// Captures the launches and clears that `work` enqueues, without running them. Returns `None`,
+    /// without a call of `work`, if the device cannot capture. Fails if `work` fails, waits,
+    /// allocates or copies.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
 
     /// Enqueues captured work.
@@ -267,14 +276,16 @@ pub trait Device: Sync {
     /// Seconds from one timestamp to a later one. Waits for the later one.
     fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
-    /// Encodes a tensor map for this device. [`crate::Error::Runtime`] if TMA does not support the specification.
+    /// Encodes a tensor map for this device. [`crate::Error::Runtime`] if TMA does not support the
+    /// specification.
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 
     /// Enqueues a kernel. An empty grid does nothing.
     ///
     /// # Safety
-    /// `parameters` point to values with the number, order and types of the kernel's declaration. Every device pointer among
-    /// them is null where the kernel allows it, or points to memory of this device that covers all accesses of the kernel.
+    /// `parameters` point to values with the number, order and types of the kernel's declaration.
+    /// Every device pointer among them is null where the kernel allows it, or points to memory of
+    /// this device that covers all accesses of the kernel.
     unsafe fn launch(
         &self,
         kernel: &'static Kernel,

@@ -1,9 +1,10 @@
-//! A GPU through the CUDA driver. Every cudarc call of the project is in this module. The presence of the driver library is
-//! checked first, because cudarc panics without it.
+//! A GPU through the CUDA driver. Every cudarc call of the project is in this module. The presence
+//! of the driver library is checked first, because cudarc panics without it.
 //!
-//! There are two streams in the primary context of one device: the work stream, and the copy stream for concurrent copies to the
-//! device (`driver/transfer.rs`). Errors: no driver, a driver older than the CUDA version of the build, no such device, no kernels
-//! in the build, a device older than sm_80.
+//! There are two streams in the primary context of one device: the work stream, and the copy stream
+//! for concurrent copies to the device (`driver/transfer.rs`). Errors: no driver, a driver older
+//! than the CUDA version of the build, no such device, no kernels in the build, a device older than
+//! sm_80.
 
 pub mod cublaslt;
 mod launch;
@@ -37,7 +38,8 @@ pub struct Driver {
     copies: sys::CUstream,
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
-    /// Whether every launch is waited for, so that a fault names its kernel (`MAPL_SYNC_LAUNCHES=1`).
+    /// Whether every launch is waited for, so that a fault names its kernel
+    /// (`MAPL_SYNC_LAUNCHES=1`).
     synchronous: bool,
 }
 
@@ -47,7 +49,8 @@ struct Loaded {
     functions: HashMap<&'static str, sys::CUfunction>,
 }
 
-// SAFETY: driver handles may be used from any thread that has made the context current, and every method does so.
+// SAFETY: driver handles may be used from any thread that has made the context current, and every
+// method does so.
 unsafe impl Send for Driver {}
 // SAFETY: as above; the driver synchronises its calls, and the maps are behind a lock.
 unsafe impl Sync for Driver {}
@@ -91,8 +94,8 @@ fn version(number: i32) -> (i32, i32) {
     (number / 1000, number % 1000 / 10)
 }
 
-/// [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every driver of the same major version
-/// runs them (NVIDIA's minor version compatibility).
+/// [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every
+/// driver of the same major version runs them (NVIDIA's minor version compatibility).
 fn check_driver(driver: i32, build: i32) -> Result<()> {
     let ((has, _), (needs, minor)) = (version(driver), version(build));
     if has >= needs {
@@ -107,13 +110,14 @@ fn check_driver(driver: i32, build: i32) -> Result<()> {
 
 /// Whether the driver library can be loaded.
 pub fn is_present() -> bool {
-    // SAFETY: loading a library runs its initialisers; those of the CUDA driver are safe to run.
+    // SAFETY: loading a library runs its initialisers; the initialisers of the CUDA driver are safe
+    // to run.
     unsafe { sys::is_culib_present() }
 }
 
 impl Driver {
-    /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. [`Error::Device`] with the reason if it does not
-    /// exist or cannot run the kernels.
+    /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. [`Error::Device`]
+    /// with the reason if it does not exist or cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
         let refuse = |why: &str| Err(Error::Device(format!("no CUDA device: {why}")));
         let Some(build) = CUDA_VERSION else {
@@ -157,7 +161,8 @@ impl Driver {
                 properties.name
             ));
         }
-        // SAFETY: the device came from cuDeviceGet; the context is released when the driver is dropped.
+        // SAFETY: the device came from cuDeviceGet; the context is released when the driver is
+        // dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context was retained above.
         unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
@@ -218,8 +223,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the address came from cuMemAlloc and is freed once; the call waits for work that uses it. Without a context
-        // (the device is lost) the calls fail, and there is nothing to free.
+        // SAFETY: the address came from cuMemAlloc and is freed once; the call waits for work that
+        // uses it. Without a context (the device is lost) the calls fail, and there is nothing to
+        // free.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::free_sync(self.address);
@@ -276,7 +282,8 @@ impl Device for Driver {
         self.make_current()?;
         let failed = failed("cuMemcpyHtoDAsync");
         let address = memory.at(start, source.len());
-        // SAFETY: the range is inside the memory; a copy from pageable memory has read its source when the call returns.
+        // SAFETY: the range is inside the memory; a copy from pageable memory has read its source
+        // when the call returns.
         unsafe { result::memcpy_htod_async(address, source, self.stream) }.map_err(failed)
     }
 
@@ -286,7 +293,8 @@ impl Device for Driver {
         }
         self.make_current()?;
         let address = memory.at(start, to.len());
-        // SAFETY: the range is inside the memory, and the stream is synchronised before `to` is used.
+        // SAFETY: the range is inside the memory, and the stream is synchronised before `to` is
+        // used.
         unsafe { result::memcpy_dtoh_async(to, address, self.stream) }.map_err(failed("cuMemcpyDtoHAsync"))?;
         self.synchronize()
     }
@@ -375,8 +383,8 @@ impl Device for Driver {
         };
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         let steps = [1; 3];
-        // SAFETY: `check` has compared the lengths of the lists with the rank, and they live across the call; the driver stores the
-        // address without an access.
+        // SAFETY: `check` has compared the lengths of the lists with the rank, and they live across
+        // the call; the driver stores the address without an access.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,

@@ -1,5 +1,6 @@
-//! The kernels on the CPU, for small models and for kernel development. Threads are fibers and run in several orders, so that
-//! results that depend on the order show. `kernels/emulator/` has the C++ side, and every C++ call of the project is here.
+//! The kernels on the CPU, for small models and for kernel development. Threads are fibers and run
+//! in several orders, so that results that depend on the order show. `kernels/emulator/` has the
+//! C++ side, and every C++ call of the project is here.
 
 mod recording;
 
@@ -51,7 +52,8 @@ type NoteBarrier = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
 
 #[cfg(not(mapl_emulator))]
 mod absent {
-    //! A build without a C++ compiler. No [`Emulator`] can be created, so none of these functions is called.
+    //! A build without a C++ compiler. No [`Emulator`] can be created, so none of these functions
+    //! is called.
     use super::*;
     pub unsafe fn emulator_allocate(_: usize) -> *mut c_void {
         std::ptr::null_mut()
@@ -65,7 +67,8 @@ mod absent {
 #[cfg(not(mapl_emulator))]
 use absent::*;
 
-/// Order in which threads and blocks run and asynchronous copies complete. Results must have the same bits in every order.
+/// Order in which threads and blocks run and asynchronous copies complete. Results must have the
+/// same bits in every order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schedule {
     /// Ascending; copies complete when they are issued.
@@ -87,9 +90,9 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// A device in ascending order with 4 multiprocessors. [`Error::Device`] in a build without the emulator. It has the compute
-    /// capability of Hopper only if `MAPL_SM90` is 1, because the large tiles of the Hopper kernels take several times as long
-    /// here as the portable kernels.
+    /// A device in ascending order with 4 multiprocessors. [`Error::Device`] in a build without the
+    /// emulator. It has the compute capability of Hopper only if `MAPL_SM90` is 1, because the
+    /// large tiles of the Hopper kernels take several times as long here as the portable kernels.
     pub fn new() -> Result<Self> {
         let mut device = Self::with(Schedule::Rising, 4)?;
         if std::env::var("MAPL_SM90").map_or(true, |value| value != "1") {
@@ -98,7 +101,8 @@ impl Emulator {
         Ok(device)
     }
 
-    /// A Hopper device with an order and a number of multiprocessors, on which the grids of some kernels depend.
+    /// A Hopper device with an order and a number of multiprocessors, on which the grids of some
+    /// kernels depend.
     pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
         if !cfg!(mapl_emulator) {
             return Err(Error::Device(
@@ -115,15 +119,18 @@ impl Emulator {
         Ok(Self { schedule, properties, omitted: None, recording: Mutex::new(None) })
     }
 
-    /// Omits the barriers at one source position. Kernels are then wrong, and some order of threads must show it.
+    /// Omits the barriers at one source position. Kernels are then wrong, and some order of threads
+    /// must show it.
     pub fn without(self, barrier: Barrier) -> Self {
         Self { omitted: Some(barrier), ..self }
     }
 
-    /// Takes the source positions of all barriers that kernels on this thread have executed since the last call.
+    /// Takes the source positions of all barriers that kernels on this thread have executed since
+    /// the last call.
     pub fn barriers() -> BTreeSet<Barrier> {
         unsafe extern "C" fn note(context: *mut c_void, file: *const c_char, line: c_int) {
-            // SAFETY: the context is the set below, and the file is a string literal of the program.
+            // SAFETY: the context is the set below, and the file is a string literal of the
+            // program.
             let (found, file) = unsafe { (&mut *context.cast::<BTreeSet<Barrier>>(), CStr::from_ptr(file)) };
             found.insert(Barrier { file: file.to_owned(), line });
         }
@@ -141,7 +148,8 @@ pub struct Memory {
     bytes: usize,
 }
 
-// SAFETY: plain memory, written through `&mut` or by launches. The borrows of the backend order these writes.
+// SAFETY: plain memory, written through `&mut` or by launches. The borrows of the backend order
+// these writes.
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared access only reads.
 unsafe impl Sync for Memory {}
@@ -206,7 +214,8 @@ impl Device for Emulator {
     fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
         self.not_recording("download")?;
         memory.check(start, to.len());
-        // SAFETY: the range is inside the allocation; no launch is in progress, because launches end before they return.
+        // SAFETY: the range is inside the allocation; no launch is in progress, because launches
+        // end before they return.
         unsafe {
             std::ptr::copy_nonoverlapping(memory.start.as_ptr().cast::<u8>().add(start), to.as_mut_ptr(), to.len());
         }
@@ -319,7 +328,7 @@ impl Device for Emulator {
         if !grid.0[0].is_multiple_of(kernel.cluster) {
             return Err(refuse(format!("{} blocks are not whole clusters of {}", grid.0[0], kernel.cluster)));
         }
-        // SAFETY: the parameters are those of the kernel (contract of this function).
+        // SAFETY: the parameters match the kernel (contract of this function).
         if self.record_step(|| unsafe { Step::launch(kernel, grid, shared_bytes, parameters) }) {
             return Ok(());
         }
@@ -344,8 +353,8 @@ impl Device for Emulator {
             omitted_line: self.omitted.as_ref().map_or(0, |b| b.line),
         };
         let mut message = [0 as c_char; 4096];
-        // SAFETY: the request describes a kernel of this build and its parameters (contract of this function), and the message
-        // has the given length.
+        // SAFETY: the request describes a kernel of this build and its parameters (contract of this
+        // function), and the message has the given length.
         let failed = unsafe { emulator_launch(&request, message.as_mut_ptr(), message.len()) };
         if failed == 0 {
             return Ok(());

@@ -1,5 +1,5 @@
-//! The EXPORT lines of `kernels/`: constants and enums that Rust code shares with the kernels. `build.rs` generates the Rust
-//! items from them. `kernels/README.md` has the grammar:
+//! The EXPORT lines of `kernels/`: constants and enums that Rust code shares with the kernels.
+//! `build.rs` generates the Rust items from them. `kernels/README.md` has the grammar:
 //!
 //! ```text
 //! EXPORT constexpr int NAME = 1, OTHER = 2, LIST[] = {1, 2};
@@ -37,7 +37,7 @@ impl Export {
     }
 }
 
-/// All exports of a file, or what is wrong in which line (counted from 1).
+/// Parses the EXPORT lines of a file. An error names its line, counted from 1, and the cause.
 pub fn parse(source: &str) -> Result<Vec<Export>, String> {
     let mut exports = Vec::new();
     let mut offset = 0;
@@ -64,7 +64,7 @@ fn item(text: &str) -> Result<Vec<Export>, String> {
     } else if let Some(rest) = code.strip_prefix("constexpr uint64_t ") {
         constants(rest, true)
     } else {
-        Err(format!("`EXPORT {code}`; what is exported is `constexpr int`, `constexpr uint64_t` or `enum`"))
+        Err(format!("`EXPORT {code}`; only `constexpr int`, `constexpr uint64_t` and `enum` can be exported"))
     }
 }
 

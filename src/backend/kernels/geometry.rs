@@ -1,5 +1,5 @@
-//! Tile shapes of the Hopper GEMMs, and the choice among them: the shape with the least predicted time. The prediction counts
-//! main loop stages, epilogues and the launch, but not memory.
+//! Tile shapes of the Hopper GEMMs, and the choice among them: the shape with the least predicted
+//! time. The prediction counts main loop stages, epilogues and the launch, but not memory.
 
 pub use super::launchers::GemmTile as Tile;
 use super::launchers::{
@@ -7,22 +7,24 @@ use super::launchers::{
     MAX_SHARED_BYTES,
 };
 
-/// Nanoseconds below were fitted to 818 measured times on H200s: of 39 GEMMs (9 us to 6 ms) and of one and four tiles per
-/// multiprocessor (benches/README.md, "Choosing tiles"). On the fitted times, the chosen tiles are within 1 % of the best ones,
-/// and predictions within 10 % (root mean square).
+/// Nanoseconds below were fitted to 818 measured times on H200s: of 39 GEMMs (9 us to 6 ms) and of
+/// one and four tiles per multiprocessor (benches/README.md, "Choosing tiles"). On the fitted
+/// times, the chosen tiles are within 1 % of the best ones, and predictions within 10 % (root mean
+/// square).
 ///
 /// Launch overhead with programmatic dependent launch, and its surcharge for clusters of two.
 const LAUNCH_NS: f64 = 1800.0;
 const CLUSTER_NS: f64 = 1230.0;
-/// Epilogue time per 2-byte column: cooperative; ping-pong (mostly overlapped); ping-pong's last tile (not overlapped).
+/// Epilogue time per 2-byte column: cooperative; ping-pong (mostly overlapped); ping-pong's last
+/// tile (not overlapped).
 const COOPERATIVE_NS: f64 = 8.1;
 const PING_PONG_NS: f64 = 5.1;
 const LAST_PING_PONG_NS: f64 = 10.4;
 /// Wait of a split for the split before it, and its surcharge per column.
 const SPLIT_NS: f64 = 830.0;
 const SPLIT_COLUMN_NS: f64 = 4.1;
-/// Peak FLOPs per nanosecond of a multiprocessor's tensor cores: 989.4 TFLOP/s over 132 multiprocessors (H100 SXM data sheet; the
-/// H200 has the same die).
+/// Peak FLOPs per nanosecond of a multiprocessor's tensor cores: 989.4 TFLOP/s over 132
+/// multiprocessors (H100 SXM data sheet; the H200 has the same die).
 const FLOPS_PER_NS: f64 = 989_400.0 / 132.0;
 /// Most splits of k.
 const MAX_SPLITS: usize = 8;
@@ -31,7 +33,7 @@ const MAX_SPLIT_WAVES: f64 = 2.0;
 
 impl Tile {
     /// Columns of a tile.
-    pub fn columns(self) -> usize {
+    pub(super) fn columns(self) -> usize {
         GEMM_COLUMNS[self as usize]
     }
 
@@ -40,8 +42,9 @@ impl Tile {
         GEMM_CLUSTER[self as usize]
     }
 
-    /// Whether the consumers have a tile each and alternate (ping-pong), instead of sharing one (cooperative).
-    pub fn ping_pong(self) -> bool {
+    /// Whether the consumers have a tile each and alternate (ping-pong), instead of sharing one
+    /// (cooperative).
+    pub(super) fn ping_pong(self) -> bool {
         GEMM_PING_PONG[self as usize] != 0
     }
 
@@ -69,9 +72,10 @@ impl Tile {
         }
     }
 
-    /// Shared memory of a block in bytes: stages, epilogue subtiles, rows of bias, mbarriers (`Hopper::SHARED_BYTES`). Operands
-    /// that are contiguous across k are loaded in boxes of 64 columns. `out_bytes` is the size of an element of C.
-    pub fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
+    /// Shared memory of a block in bytes: stages, epilogue subtiles, rows of bias, mbarriers
+    /// (`Hopper::SHARED_BYTES`). Operands that are contiguous across k are loaded in boxes of 64
+    /// columns. `out_bytes` is the size of an element of C.
+    pub(super) fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let subtiles = match self {
             Self::N192PingPong | Self::N128PingPong => 2,
             _ if out_bytes == 2 => self.columns().div_ceil(64),
@@ -82,7 +86,7 @@ impl Tile {
     }
 
     /// As [`Tile::shared_bytes`], with `subtiles` epilogue subtiles per consumer.
-    pub fn shared_bytes_with(self, b_across: bool, subtiles: usize) -> usize {
+    pub(super) fn shared_bytes_with(self, b_across: bool, subtiles: usize) -> usize {
         let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
         let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * subtiles * 64 * 128);
         let bias = 2 * 2 * self.columns();
@@ -104,7 +108,7 @@ pub struct Sizes {
 }
 
 /// Blocks of a launch without clusters over tiles of 128 rows by `width` columns.
-pub fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
+pub(super) fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
     processors.clamp(1, (rows.div_ceil(ROWS) * columns.div_ceil(width)).max(1))
 }
 
@@ -133,7 +137,7 @@ pub struct Chosen {
 }
 
 /// Prediction for a GEMM with a tile and at most `splits` splits on `processors` multiprocessors.
-pub fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
+pub(super) fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let blocks = tile.blocks();
     let stages = s.k.div_ceil(DEPTH).max(1);
     // Every split has at least one stage.
@@ -174,16 +178,19 @@ fn ranked(s: Sizes, processors: usize) -> Vec<Choice> {
     ranked
 }
 
-/// Number of multiprocessors for which splits are chosen on every GPU: that of an H100 or H200 (SXM). The number of splits
-/// changes the bits of a result, and results must not depend on the GPU.
-pub const PLANNED_PROCESSORS: usize = 132;
+/// Number of multiprocessors for which splits are chosen on every GPU: 132, as on an H100 or H200
+/// (SXM). The number of splits changes the bits of a result, and results must not depend on the
+/// GPU.
+pub(super) const PLANNED_PROCESSORS: usize = 132;
 
-/// Fastest choice on `processors` multiprocessors (at least 1), with the splits of [`PLANNED_PROCESSORS`].
-pub fn choose(s: Sizes, processors: usize) -> Choice {
+/// Fastest choice on `processors` multiprocessors (at least 1), with the splits of
+/// `PLANNED_PROCESSORS`.
+pub(super) fn choose(s: Sizes, processors: usize) -> Choice {
     of_card(s, ranked(s, PLANNED_PROCESSORS)[0], processors)
 }
 
-/// Adapts a choice for [`PLANNED_PROCESSORS`] to another number of multiprocessors: the same splits, and a tile that fits.
+/// Adapts a choice for `PLANNED_PROCESSORS` to another number of multiprocessors: the same
+/// splits, and a tile that fits.
 pub fn of_card(s: Sizes, planned: Choice, processors: usize) -> Choice {
     let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::N192PingPong };
     cut(s, tile, planned.splits, processors.max(1))
@@ -205,7 +212,8 @@ mod tests {
         assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::N192PingPong);
         // 16 x 16 tiles of the largest shape are four waves that are almost full.
         assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::N256);
-        // Few rows: narrow tiles, so that most multiprocessors have one. With a single wave ping-pong overlaps nothing.
+        // Few rows: narrow tiles, so that most multiprocessors have one. With a single wave
+        // ping-pong overlaps nothing.
         assert_eq!(choose(forward(2048, 896, 4864), 132).tile.columns(), 128);
         assert_eq!(choose(forward(2048, 1152, 896), 132).tile, Tile::N192);
     }

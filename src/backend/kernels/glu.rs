@@ -1,4 +1,5 @@
-//! The gated activation, and the GEMMs around it with the activation in their epilogue (`kernels/glu.cu`).
+//! The gated activation, and the GEMMs around it with the activation in their epilogue
+//! (`kernels/glu.cu`).
 
 use super::device::{Device, Element};
 use super::launchers as launch;
@@ -7,7 +8,8 @@ use super::{Kernels, hopper, int, read, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
-/// Consecutive rows of the gate, then of the up projection, in which a tile of the forward takes the weight (`GateUpRows`).
+/// Consecutive rows of the gate, then of the up projection, in which a tile of the forward takes
+/// the weight (`GateUpView`).
 const INTERLEAVED_ROWS: usize = 8;
 
 pub(super) fn glu_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluFwd<'_, Kernels<D, A>>) -> Result<()> {

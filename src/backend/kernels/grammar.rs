@@ -1,14 +1,16 @@
-//! The KERNEL and KERNELS lines of `kernels/*.cu`, from which `build.rs` generates the launchers. `kernels/README.md` has
-//! the grammar:
+//! The KERNEL and KERNELS lines of `kernels/*.cu`, from which `build.rs` generates the launchers.
+//! `kernels/README.md` has the grammar:
 //!
 //! ```text
 //! KERNEL(threads, name, MARK, ...)(parameters) {
 //!
 //! template <class T, int AXIS>
-//! KERNELS(threads, name, FOR(AXIS: value value ...; T: f32 bf16), IF(AXIS: value ...; MARK ...), MARK, ...)(parameters) {
+//! KERNELS(threads, name, FOR(AXIS: value value ...; T: f32 bf16),
+//!         IF(AXIS: value ...; MARK ...), MARK, ...)(parameters) {
 //! ```
 //!
-//! KERNEL declares one entry point, KERNELS one entry point for each combination of the values of its axes.
+//! KERNEL declares one entry point, KERNELS one entry point for each combination of the values of
+//! its axes.
 
 use super::exports::Export;
 
@@ -55,7 +57,7 @@ pub struct Parameter {
     pub kind: Kind,
 }
 
-/// What the values of an axis are.
+/// Kind of the values of an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AxisKind {
     /// `class T`: storage of activations, `f32 bf16`.
@@ -101,7 +103,7 @@ pub struct Kernel {
 /// A KERNEL or KERNELS line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Declaration {
-    /// Name of the only entry point, or what the names of a family begin with.
+    /// Name of the only entry point, or prefix of the names of a family.
     pub name: String,
     pub parameters: Vec<Parameter>,
     /// Axes in the order of FOR, which is their order in names; none for a KERNEL.
@@ -112,7 +114,8 @@ pub struct Declaration {
     pub kernels: Vec<Kernel>,
 }
 
-/// All declarations of a file, or what is wrong in which line (counted from 1).
+/// Parses the KERNEL and KERNELS lines of a file. An error names its line, counted from 1, and the
+/// cause.
 pub fn parse(source: &str, exports: &[Export]) -> Result<Vec<Declaration>, String> {
     let mut declarations = Vec::new();
     let (mut offset, mut before) = (0, "");
@@ -149,7 +152,7 @@ fn family(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, S
     let Head { threads, name, marks, parameters } = head(text, "KERNELS")?;
     let template = template_parameters(before)?;
     let Some(axes) = marks.first().and_then(|mark| inside(mark, "FOR")) else {
-        return Err("a KERNELS whose first mark is not FOR(AXIS: values; ...)".into());
+        return Err("the first mark of a KERNELS is not FOR(AXIS: values; ...)".into());
     };
     let axes = split(axes, ';').map(|text| axis(text, &template, exports)).collect::<Result<Vec<Axis>, _>>()?;
     let find = |name: &str| axes.iter().position(|axis| axis.name == name);
@@ -284,7 +287,8 @@ fn combinations(axes: &[Axis]) -> Vec<Vec<usize>> {
     })
 }
 
-/// Marks of `IF(AXIS: value ...; MARK ...)` if the condition holds for the instance with these endings.
+/// Marks of `IF(AXIS: value ...; MARK ...)` if the condition holds for the instance with these
+/// endings.
 fn holds<'a>(rule: &'a str, axes: &[Axis], endings: &[&str]) -> Result<Option<Vec<&'a str>>, String> {
     let (mut marks, mut conditions, mut met) = (Vec::new(), 0, true);
     for part in split(rule, ';') {
@@ -471,7 +475,7 @@ KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns
             ("KERNEL(32, 9a)() {}".into(), "without a name"),
             ("template <class T>\nKERNEL(32, a)() {}".into(), "line 2: a KERNEL after a template line"),
             ("KERNELS(32, a, FOR(T: f32 bf16))() {}".into(), "line 1: `` before KERNELS"),
-            (family("class T", ", EARLY", ""), "line 2: a KERNELS whose first mark is not FOR"),
+            (family("class T", ", EARLY", ""), "line 2: the first mark of a KERNELS is not FOR"),
             (family("class T", ", FOR(T: f32)", ""), "storages are `f32 bf16`"),
             (family("class T, int N", ", FOR(T: f32 bf16)", ""), "`N` has no values"),
             (family("int N", ", FOR(N: 1; N: 2)", ""), "lists twice"),

@@ -1,5 +1,5 @@
-//! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in chunks in the backward; and
-//! log-probabilities of stored logits (`kernels/head_logits.cu`).
+//! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in
+//! chunks in the backward; and log-probabilities of stored logits (`kernels/head_logits.cu`).
 
 use super::device::{Device, Element};
 use super::launchers::{self as launch, HEAD_SLICE_TILES};
@@ -9,7 +9,8 @@ use crate::Result;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Columns of a chunk of the backward, whose dlogits are stored. The value fixes the order of the sum over the vocabulary.
+/// Vocabulary columns of a chunk of the backward; the dlogits of one chunk are stored at a time.
+/// The value fixes the order of the sum over the vocabulary.
 const CHUNK: usize = 8192;
 /// Row stride of dlogits is a multiple of this many elements, at least 16 bytes in either storage.
 const STRIDE_UNIT: usize = 8;

@@ -1,8 +1,9 @@
-//! Typed launchers of all kernels, and the constants and enums that the kernels share with the host. `build.rs` generates
-//! them from the KERNEL, KERNELS and EXPORT lines of `kernels/`.
+//! Typed launchers of all kernels, and the constants and enums that the kernels share with the
+//! host. `build.rs` generates them from the KERNEL, KERNELS and EXPORT lines of `kernels/`.
 //!
-//! Each declaration becomes a struct with the kernel's parameters as fields and a method that enqueues it. A family over the
-//! storage of activations is generic over it; its other axes are arguments of the launch.
+//! Each declaration becomes a struct with the kernel's parameters as fields and a method that
+//! enqueues it. A family over the storage of activations is generic over it; its other axes are
+//! arguments of the launch.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Linear layers: the three GEMMs (`kernels/linear.cu`) and the gradient of the bias (`kernels/linear_bias.cu`).
+//! Linear layers: the three GEMMs (`kernels/linear.cu`) and the gradient of the bias
+//! (`kernels/linear_bias.cu`).
 
 use super::device::{ConstPtr, Device, Element};
 use super::hopper::{self, Gemm, Op};
@@ -16,12 +17,13 @@ pub(super) const fn tile<A: Element>() -> usize {
     if size_of::<A>() == 2 { TILE_BF16 } else { TILE_F32 }
 }
 
-/// Shared memory of a block in bytes: `Product::SHARED_BYTES`.
+/// Shared memory of a block in bytes: `BlockGemm::SHARED_BYTES`.
 pub(super) const fn shared_bytes<A: Element>() -> usize {
     TILE_STAGES * 2 * tile::<A>() * TILE_DEPTH * size_of::<A>()
 }
 
-/// Blocks for a result of (rows, columns): two per multiprocessor, the occupancy that registers and shared memory allow.
+/// Blocks for a result of (rows, columns): two per multiprocessor, the occupancy that registers and
+/// shared memory allow.
 pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, columns: usize) -> usize {
     let tiles = rows.div_ceil(tile::<A>()) * columns.div_ceil(tile::<A>());
     tiles.min(2 * k.device.properties().processors)

@@ -1,8 +1,9 @@
-//! The backend of handwritten CUDA kernels (`kernels/*.cu`), over any [`Device`]: a GPU through the driver, or the emulator.
-//! This module packs arguments, chooses grids and holds scratch memory. The kernels do the arithmetic.
+//! The backend of handwritten CUDA kernels (`kernels/*.cu`), over any [`Device`]: a GPU through the
+//! driver, or the emulator. This module packs arguments, chooses grids and holds scratch memory.
+//! The kernels do the arithmetic.
 //!
-//! The bits of a result do not depend on the grid, the number of multiprocessors or the order of threads. A row of a result
-//! does not depend on the other rows of the call.
+//! The bits of a result do not depend on the grid, the number of multiprocessors or the order of
+//! threads. A row of a result does not depend on the other rows of the call.
 
 mod attention;
 pub mod device;
@@ -84,7 +85,8 @@ struct Observed<D: Device> {
 pub struct Kernels<D: Device, A> {
     device: D,
     scratch: Mutex<Option<(D::Memory, usize)>>,
-    /// Count of freed arrays and scratch allocations. Captured work is valid while it does not change.
+    /// Count of freed arrays and scratch allocations. Captured work is valid while it does not
+    /// change.
     freed: Arc<AtomicU64>,
     probe: Option<Probe>,
     /// Timed ops of an asynchronous device whose times are not read yet.
@@ -93,7 +95,8 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
-    /// Most rows of a chunk of the head with its preference loss; by default as many as its memory budget allows.
+    /// Most rows of a chunk of the head with its preference loss; by default as many as its memory
+    /// budget allows.
     head_rows: Option<usize>,
     /// GEMMs and their tiles, if they are recorded.
     chosen: Option<Mutex<Vec<Chosen>>>,
@@ -207,7 +210,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
     }
 }
 
-/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes of activations per lane.
+/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes of activations per
+/// lane.
 fn warp_vectors<A>(width: usize) -> usize {
     width.div_ceil(WARP * 16 / size_of::<A>())
 }

@@ -7,7 +7,8 @@ use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
-/// Longest f32 row in bytes that `norm_bwd` sums in shared memory. Several blocks still fit a multiprocessor.
+/// Longest f32 row in bytes that `norm_bwd` sums in shared memory. Several blocks still fit a
+/// multiprocessor.
 const SHARED_ROW_BYTES: usize = 32 << 10;
 
 pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<'_, Kernels<D, A>>) -> Result<()> {

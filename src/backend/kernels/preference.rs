@@ -123,8 +123,8 @@ mod tests {
             parameters.extend(factors.iter().map(|x| (&raw const *x).cast_mut().cast::<c_void>()));
             let kernel = launch::PreferenceFwd::kernel();
             assert_eq!(parameters.len(), kernel.parameters.len());
-            // SAFETY: the parameters have the order and types of the kernel's fields, except that the curve may be no
-            // enumerator, and the arrays cover one comparison.
+            // SAFETY: the parameters have the order and types of the kernel's fields, except that
+            // the curve may be no enumerator, and the arrays cover one comparison.
             unsafe { device.launch(kernel, Grid([1, 1, 1]), 0, &mut parameters) }
         };
         for curve in launch::Curve::ALL {

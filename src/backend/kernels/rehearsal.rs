@@ -1,5 +1,6 @@
-//! A device for dry runs: it counts allocated bytes and launches, and has neither memory nor kernels. The host code of the
-//! kernels, run on it with the sizes of the largest batch, gives the memory of a run before anything is allocated.
+//! A device for dry runs: it counts allocated bytes and launches, and has neither memory nor
+//! kernels. The host code of the kernels, run on it with the sizes of the largest batch, gives the
+//! memory of a run before anything is allocated.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;

@@ -1,4 +1,5 @@
-//! Scratch memory: one allocation that the ops of a backend share. Each op uses it for its own launches.
+//! Scratch memory: one allocation that the ops of a backend share. Each op uses it for its own
+//! launches.
 
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,16 +25,16 @@ impl<D: Device, A: Element> Kernels<D, A> {
         hopper::reserve(self)
     }
 
-    /// Scratch memory for the launches of one op. All of them must be enqueued while the guard is held. The contents are left
-    /// over from earlier ops.
+    /// Scratch memory for the launches of one op. All of them must be enqueued while the guard is
+    /// held. The contents are left over from earlier ops.
     pub(super) fn scratch(&self) -> Result<Scratch<'_, D>> {
         let held = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
         Ok(Scratch { device: &self.device, held, freed: &self.freed, used: 0, requested: 0 })
     }
 
-    /// Scratch memory after the first `bytes`, which are left to the ops that this op calls. After [`Scratch::take`] the guard may
-    /// be dropped and the addresses used until this op has enqueued its last launch, provided that no op in between requests
-    /// more than `bytes`.
+    /// Scratch memory after the first `bytes`, which are left to the ops that this op calls. After
+    /// [`Scratch::take`] the guard may be dropped and the addresses used until this op has enqueued
+    /// its last launch, provided that no op in between requests more than `bytes`.
     pub(super) fn scratch_after(&self, bytes: usize) -> Result<Scratch<'_, D>> {
         let mut scratch = self.scratch()?;
         scratch.requested = bytes;
@@ -41,7 +42,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
     }
 }
 
-/// Scratch memory of one op: [`Scratch::request`] requests its pieces, then [`Scratch::take`] provides the memory.
+/// Scratch memory of one op: [`Scratch::request`] requests its pieces, then [`Scratch::take`]
+/// provides the memory.
 pub(super) struct Scratch<'a, D: Device> {
     device: &'a D,
     held: MutexGuard<'a, Option<(D::Memory, usize)>>,

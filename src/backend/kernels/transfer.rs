@@ -102,8 +102,9 @@ impl<D: Device, A: Element> Kernels<D, A> {
         if graph.freed != self.freed.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        // SAFETY: launches of this backend access its arrays and its scratch memory only. Each was allocated at the time of the
-        // capture, because it was borrowed then. None has been freed since, because every free is counted.
+        // SAFETY: launches of this backend access its arrays and its scratch memory only. Each was
+        // allocated at the time of the capture, because it was borrowed then. None has been freed
+        // since, because every free is counted.
         unsafe { self.device.replay(&graph.graph) }.map(|()| true)
     }
 }

@@ -1,8 +1,8 @@
-//! GEMMs by NVIDIA's cuBLASLt, for benchmarks only, which compare the GEMMs of this project with it. The library is loaded on
-//! demand; without it there is no comparison.
+//! GEMMs by NVIDIA's cuBLASLt, for benchmarks only, which compare the GEMMs of this project with
+//! it. The library is loaded on demand; without it there is no comparison.
 //!
-//! Matrices here are row-major, those of cuBLASLt column-major. Each of our matrices is thus a transposed one there, and `C = A B`
-//! becomes `Cᵀ = Bᵀ Aᵀ`.
+//! Matrices here are row-major, but cuBLASLt takes column-major ones. So each of our matrices is a
+//! transposed one there, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
 
 use std::ffi::c_void;
 use std::ptr::null;
@@ -15,7 +15,8 @@ use crate::backend::contract::Precision;
 use crate::backend::kernels::device::Device as _;
 use crate::{Error, Result};
 
-/// Workspace of an algorithm in bytes, as NVIDIA recommends for Hopper (cuBLAS, cublasSetWorkspace).
+/// Workspace of an algorithm in bytes, as NVIDIA recommends for Hopper (cuBLAS,
+/// cublasSetWorkspace).
 const WORKSPACE: usize = 32 << 20;
 /// Most algorithms that are proposed for a GEMM.
 const CANDIDATES: usize = 16;
@@ -112,7 +113,8 @@ pub struct Product<'l, 'd> {
 impl<'d> CublasLt<'d> {
     /// Loads the library. [`Error::Device`] if it is missing.
     pub fn new(driver: &'d Driver) -> Result<Self> {
-        // SAFETY: loading a library runs its initialisers; those of cuBLASLt are safe to run.
+        // SAFETY: loading a library runs its initialisers; the initialisers of cuBLASLt are safe to
+        // run.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::Device(
                 "the library (libcublasLt) cannot be loaded; add its folder to LD_LIBRARY_PATH".into(),
@@ -230,7 +232,8 @@ impl Product<'_, '_> {
     /// Enqueues the GEMM.
     ///
     /// # Safety
-    /// The addresses point to memory of the library's device with the elements of the GEMM's operands.
+    /// The addresses point to memory of the library's device with the elements of the GEMM's
+    /// operands.
     pub unsafe fn call(&self, at: Addresses) -> Result<()> {
         let (library, described) = (self.library, &self.described);
         library.driver.make_current()?;
@@ -251,7 +254,8 @@ impl Product<'_, '_> {
         let pointer = |address: u64| address as usize as *mut c_void;
         let (beta, added) = if self.spec.residual { (&one, at.residual) } else { (&zero, at.c) };
         let algorithm = self.algorithms.get(self.selected).map_or(null(), |algorithm| &raw const *algorithm);
-        // SAFETY: the descriptors are alive and describe the memory at the addresses (contract of this function).
+        // SAFETY: the descriptors are alive and describe the memory at the addresses (contract of
+        // this function).
         unsafe {
             result::matmul(
                 library.handle,

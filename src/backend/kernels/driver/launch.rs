@@ -44,7 +44,8 @@ impl Driver {
     /// Enqueues a launch.
     ///
     /// # Safety
-    /// The parameters are those of the kernel, and the memory they point to stays allocated until the launch has ended.
+    /// The parameters match the kernel, and the memory they point to stays allocated until the
+    /// launch has ended.
     pub(super) unsafe fn launch_kernel(
         &self,
         kernel: &'static Kernel,
@@ -72,8 +73,8 @@ impl Driver {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
-        // SAFETY: the parameters are those of the kernel (contract of this function), the function belongs to a loaded module, and
-        // the attributes live across the call.
+        // SAFETY: the parameters match the kernel (contract of this function), the function belongs
+        // to a loaded module, and the attributes live across the call.
         unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(&failed)?;
@@ -85,9 +86,10 @@ impl Driver {
     }
 }
 
-/// Launch attribute of a kernel: programmatic dependent launch for EARLY, cooperative launch for CORESIDENT. A launch cannot have
-/// both. An early kernel whose blocks wait for one another does not need a cooperative launch: it has at most one block per
-/// multiprocessor, and earlier launches never wait for it, so all of its blocks become resident.
+/// Launch attribute of a kernel: programmatic dependent launch for EARLY, cooperative launch for
+/// CORESIDENT. A launch cannot have both. An early kernel whose blocks wait for one another does
+/// not need a cooperative launch: it has at most one block per multiprocessor, and earlier launches
+/// never wait for it, so all of its blocks become resident.
 fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
     use sys::CUlaunchAttributeID_enum::*;
     // SAFETY: a plain C union with numbers as members.

@@ -1,9 +1,11 @@
-//! Asynchronous transfers and CUDA graphs: pinned host memory, events between the two streams, and stream capture.
+//! Asynchronous transfers and CUDA graphs: pinned host memory, events between the two streams, and
+//! stream capture.
 //!
-//! Order: a transfer to the device runs on the copy stream. It waits for the event `consumed`, after which the work stream no
-//! longer reads the device side of the inlet. The work stream waits for the event `arrived` before it reads the inlet, and the
-//! host waits for it before it overwrites the pinned memory. A transfer to the host runs on the work stream and records the event
-//! `done`; the host waits for it before it reads.
+//! Order: a transfer to the device runs on the copy stream. It waits for the event `consumed`,
+//! after which the work stream no longer reads the device side of the inlet. The work stream waits
+//! for the event `arrived` before it reads the inlet, and the host waits for it before it
+//! overwrites the pinned memory. A transfer to the host runs on the work stream and records the
+//! event `done`; the host waits for it before it reads.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -41,7 +43,8 @@ impl Pinned {
 
     /// The memory. The caller has waited for the copies that use it.
     fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the memory has `self.bytes` initialised bytes and is borrowed exclusively; no copy is in progress (as above).
+        // SAFETY: the memory has `self.bytes` initialised bytes and is borrowed exclusively; no
+        // copy is in progress (as above).
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes) }
     }
 
@@ -52,7 +55,8 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: the memory came from cuMemHostAlloc and is freed once; its owner has waited for the copies that use it.
+        // SAFETY: the memory came from cuMemHostAlloc and is freed once; its owner has waited for
+        // the copies that use it.
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::free_host(self.start.as_ptr());
@@ -123,8 +127,8 @@ pub struct Inlet {
 
 impl Drop for Inlet {
     fn drop(&mut self) {
-        // Pinned memory must not be freed while a copy reads it. An error means that the device is lost.
-        // SAFETY: the context lives as long as the driver.
+        // Pinned memory must not be freed while a copy reads it. An error means that the device is
+        // lost. SAFETY: the context lives as long as the driver.
         if unsafe { result::ctx::set_current(self.arrived.context) }.is_ok() {
             let _ = self.arrived.host_wait();
         }
@@ -189,7 +193,8 @@ impl Driver {
         inlet.host.check(0, bytes);
         let address = inlet.device.at(0, bytes);
         inlet.consumed.stream_wait(self.copies)?;
-        // SAFETY: both ranges are inside their memory, which lives until `arrived` (see Drop); the host writes it only after that.
+        // SAFETY: both ranges are inside their memory, which lives until `arrived` (see Drop); the
+        // host writes it only after that.
         unsafe {
             let source = std::slice::from_raw_parts(inlet.host.start.as_ptr().cast::<u8>(), bytes);
             result::memcpy_htod_async(address, source, self.copies).map_err(failed("cuMemcpyHtoDAsync"))?;
@@ -227,7 +232,8 @@ impl Driver {
         self.make_current()?;
         let address = from.at(start, bytes);
         outlet.host.check(at, bytes);
-        // SAFETY: both ranges are inside their memory; the host reads it after `done`, and frees it after that (see Drop).
+        // SAFETY: both ranges are inside their memory; the host reads it after `done`, and frees it
+        // after that (see Drop).
         unsafe {
             let to = outlet.host.start.as_ptr().cast::<u8>().add(at).cast();
             sys::cuMemcpyDtoHAsync_v2(to, address, bytes, self.stream).result().map_err(failed("cuMemcpyDtoHAsync"))?;
@@ -241,7 +247,8 @@ impl Driver {
         Ok(outlet.host.bytes())
     }
 
-    /// Enqueues a copy of the first `bytes` bytes on the device. Benchmarks compare memory-bound kernels with its rate.
+    /// Enqueues a copy of the first `bytes` bytes on the device. Benchmarks compare memory-bound
+    /// kernels with its rate.
     pub fn copy(&self, from: &Memory, to: &mut Memory, bytes: usize) -> Result<()> {
         self.make_current()?;
         let (from, to) = (from.at(0, bytes), to.at(0, bytes));
@@ -255,11 +262,13 @@ impl Driver {
         Ok(Stamp(event))
     }
 
-    /// Seconds between two timestamps, with a resolution of about half a microsecond (CUDA driver API, cuEventElapsedTime).
+    /// Seconds between two timestamps, with a resolution of about half a microsecond (CUDA driver
+    /// API, cuEventElapsedTime).
     pub(super) fn seconds_of(&self, from: &Stamp, to: &Stamp) -> Result<f64> {
         self.make_current()?;
         to.0.host_wait()?;
-        // SAFETY: both events are alive, have timing enabled and have been recorded; the later one has happened.
+        // SAFETY: both events are alive, have timing enabled and have been recorded; the later one
+        // has happened.
         let milliseconds =
             unsafe { result::event::elapsed(from.0.event, to.0.event) }.map_err(failed("cuEventElapsedTime"))?;
         Ok(1e-3 * f64::from(milliseconds))
@@ -272,7 +281,8 @@ impl Driver {
         }
         self.make_current()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive, and no other capture is in progress, because captures do not nest.
+        // SAFETY: the stream is alive, and no other capture is in progress, because captures do not
+        // nest.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed("cuStreamBeginCapture"))?;
         let done = work();
         // SAFETY: the capture began above, on this thread.

@@ -1,5 +1,6 @@
-//! Capture and replay on the emulator: launches with their parameters, and clears, in order. It refuses the calls that a CUDA
-//! graph capture refuses, so that host code with such calls fails here too.
+//! Capture and replay on the emulator: launches with their parameters, and clears, in order. It
+//! refuses the calls that a CUDA graph capture refuses, so that host code with such calls fails
+//! here too.
 
 use std::ffi::c_void;
 
@@ -31,7 +32,8 @@ impl Step {
     pub unsafe fn launch(kernel: &'static Kernel, grid: Grid, shared_bytes: usize, parameters: &[*mut c_void]) -> Self {
         let copy = |(&parameter, &bytes): (&*mut c_void, &usize)| {
             let mut copy = Parameter([0; size_of::<TensorMap>()]);
-            // SAFETY: the parameter has `bytes` bytes (contract of this function), and a tensor map is the largest kind.
+            // SAFETY: the parameter has `bytes` bytes (contract of this function), and a tensor map
+            // is the largest kind.
             unsafe { std::ptr::copy_nonoverlapping(parameter.cast::<u8>(), copy.0.as_mut_ptr(), bytes) };
             copy
         };
@@ -78,11 +80,12 @@ impl Emulator {
                 Step::Launch { kernel, grid, shared_bytes, parameters } => {
                     let mut copies = parameters.clone();
                     let mut addresses: Vec<_> = copies.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
-                    // SAFETY: the parameters of the captured launch; the memory they point to is still allocated (contract of
-                    // this function).
+                    // SAFETY: the parameters of the captured launch; the memory they point to is
+                    // still allocated (contract of this function).
                     unsafe { self.launch(kernel, *grid, *shared_bytes, &mut addresses)? };
                 }
-                // SAFETY: the range is in memory that is still allocated (contract of this function).
+                // SAFETY: the range is in memory that is still allocated (contract of this
+                // function).
                 Step::Clear { address, bytes } => unsafe { std::ptr::write_bytes(*address as *mut u8, 0, *bytes) },
             }
         }

@@ -1,24 +1,27 @@
-//! The vocabulary head on Hopper (`kernels/head_sm90.cu`), alone and with the preference loss. Logits are never stored: for the
-//! gradients their exponentials are, chunk by chunk.
+//! The vocabulary head on Hopper (`kernels/head_sm90.cu`), with or without the preference loss.
+//! Logits are never stored. For the gradients their exponentials are stored, one chunk of rows at a
+//! time.
 //!
 //! ```text
 //! for each chunk of rows:
-//!     x = hidden[source];  base = round(log2(e) x·head[target])                 head_rows
-//!     E = 2^(log2(e) x headᵀ - base);  sums of E per tile;  target's logit      head_powers (head_sums: E is not stored)
-//!     S = sums over the tiles;  lse = base ln 2 + ln S;  logp = logit - lse     head_join
+//!     x = hidden[source];  base = round(log2(e) x·head[target])              head_rows
+//!     E = 2^(log2(e) x headᵀ - base);  sums of E per tile;  target's logit   head_powers, head_sums
+//!     S = sums over the tiles;  lse = base ln 2 + ln S;  logp = logit - lse  head_join
 //!     score = sums of logp by sequence;  loss, dscore = preference(score);  dlogp = dscore by row
-//!     v = -dlogp / S;  scaled = v x;  E[target] -= S                            head_factors
-//!     drows = v (E head), split-K over the vocabulary                           head_drows
-//!     dhead += Eᵀ scaled                                                        linear_bwd_weight
-//! dhidden = sums of the drows with the same source                              head_gather
+//!     v = -dlogp / S;  scaled = v x;  E[target] -= S                         head_factors
+//!     drows = v (E head), split-K over the vocabulary                        head_drows
+//!     dhead += Eᵀ scaled                                                     linear_bwd_weight
+//! dhidden = sums of the drows with the same source                           head_gather
 //! ```
 //!
-//! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines and does not store E.
-//! `head_logprob_bwd` recomputes E, since it gets dlogp from the caller. [`preference`] runs the whole loop over chunks of whole
-//! groups, with three GEMMs in all. Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
+//! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with
+//! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the
+//! caller. [`preference`] runs the whole loop over chunks of whole groups, with three GEMMs in all.
+//! Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
 //! get stale scores at first, and their own chunk computes them again.
 //!
-//! A row with S outside 2^-100 .. 2^120 is recomputed in head_join by one warp, with the largest logit as base.
+//! A row with S outside 2^-100 .. 2^120 is recomputed in head_join by one warp, with the largest
+//! logit as base.
 
 use std::ops::Range;
 
@@ -33,7 +36,8 @@ use crate::backend::kernels::preference::{preference_fwd, preference_scratch};
 use crate::backend::kernels::segment::{segment_sum_bwd, segment_sum_fwd};
 use crate::backend::kernels::{Array, Kernels, Piece, Scratch, int, read, write};
 
-/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the exponentials of a backward.
+/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the
+/// exponentials of a backward.
 const FORWARD_BYTES: usize = 64 << 20;
 const EXPS_BYTES: usize = 2400 << 20;
 /// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
@@ -304,8 +308,8 @@ pub(in super::super) fn forward<D: Device, A: Element>(
     Ok(true)
 }
 
-/// Enqueues the backward, which recomputes the exponentials. Returns false, without effect, if these kernels do not support the
-/// call.
+/// Enqueues the backward, which recomputes the exponentials. Returns false, without effect, if
+/// these kernels do not support the call.
 pub(in super::super) fn backward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut HeadLogprobBwd<'_, Kernels<D, A>>,
@@ -344,7 +348,7 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     Ok(true)
 }
 
-/// Sums drows to dhidden; hidden rows that are not a source of any head row stay as they are.
+/// Sums drows to dhidden. Hidden rows without a head row are not written.
 fn gather<D: Device, A: Element>(
     k: &Kernels<D, A>,
     d: HeadDims,
@@ -373,7 +377,8 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
 }
 
-/// Most rows of a chunk of the head with its preference loss; unbounded if these kernels do not support it.
+/// Most rows of a chunk of the head with its preference loss; unbounded if these kernels do not
+/// support it.
 pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
     if is_supported(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
 }

@@ -8,7 +8,8 @@ use crate::backend::kernels::geometry::{Choice, Sizes, Tile, choose, cut};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, int};
 
-/// Number of split-K semaphores, two per output tile. A GEMM that needs more is not split: split GEMMs have few tiles.
+/// Number of split-K semaphores, two per output tile. A GEMM that needs more is not split: split
+/// GEMMs have few tiles.
 const SEMAPHORES: usize = 1 << 14;
 
 /// Preallocates the semaphores, so that no GEMM allocates later.

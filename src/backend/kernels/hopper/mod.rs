@@ -1,5 +1,5 @@
-//! Ops by the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: the conditions under which they are used, the
-//! tensor maps of their operands, their launches.
+//! Ops by the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: the conditions under
+//! which they are used, the tensor maps of their operands, their launches.
 
 mod glu;
 pub(super) mod head;
@@ -22,7 +22,7 @@ pub enum Hopper {
     /// Only the portable kernels.
     #[default]
     Off,
-    /// Wherever operands allow it, with the tiles of [`super::geometry::choose`].
+    /// Wherever operands allow it, with the tiles that [`super::geometry`] predicts to be fastest.
     Chosen,
     /// Linear layers with this tile, and this number of splits for GEMMs that may be split.
     Cut(Tile, usize),
@@ -30,7 +30,7 @@ pub enum Hopper {
 
 impl Hopper {
     /// Reads `MAPL_SM90`; `0` selects the portable kernels.
-    pub fn of_environment() -> Self {
+    pub(super) fn of_environment() -> Self {
         match std::env::var("MAPL_SM90").is_ok_and(|value| value == "0") {
             true => Self::Off,
             false => Self::Chosen,
@@ -38,7 +38,8 @@ impl Hopper {
     }
 }
 
-/// Whether the device and the storage of activations suit the Hopper kernels, and they are not switched off.
+/// Whether the device and the storage of activations suit the Hopper kernels, and they are not
+/// switched off.
 fn is_supported<D: Device, A: Element>(k: &Kernels<D, A>) -> bool {
     k.hopper != Hopper::Off && A::PRECISION == Precision::Bf16 && k.device.properties().compute_capability == (9, 0)
 }
@@ -55,7 +56,8 @@ fn are_aligned(addresses: &[u64]) -> bool {
     addresses.iter().all(|address| address.is_multiple_of(TMA_ALIGNMENT))
 }
 
-/// Tensor map of a bf16 matrix (outer, inner) with rows `stride` elements apart, in boxes of `rows` rows by 64 elements.
+/// Tensor map of a bf16 matrix (outer, inner) with rows `stride` elements apart, in boxes of `rows`
+/// rows by 64 elements.
 fn matrix<D: Device>(
     device: &D,
     address: u64,
@@ -85,8 +87,8 @@ fn f32_result<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize
     })
 }
 
-/// Tensor map of A or B: `count` rows or columns of the GEMM by `k`, contiguous along k or across it. `rows` is the number of
-/// rows of a box along k.
+/// Tensor map of A or B: `count` rows or columns of the GEMM by `k`, contiguous along k or across
+/// it. `rows` is the number of rows of a box along k.
 fn operand<D: Device>(
     device: &D,
     address: u64,
