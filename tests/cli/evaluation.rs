@@ -147,7 +147,7 @@ fn invalid_comparisons_are_refused() {
     for (words, code, parts) in [
         ("--compare all.json some.json", 2, &["different data", "all.json", "some.json", "24 groups", "23 groups"][..]),
         ("--compare model all.json --input some.jsonl", 2, &["all.json", "other data than --input"]),
-        ("--compare all.json broken.json", 3, &["broken.json", "no result of `mapl eval --output`"]),
+        ("--compare all.json broken.json", 3, &["broken.json", "is not a result of `mapl eval --output`"]),
         ("--compare all.json absent.json", 2, &["absent.json", "neither a model folder nor a result file"]),
         ("--compare all.json tok", 2, &["--input"]),
         ("--compare all.json tok --input groups.jsonl", 6, &["tok"]),

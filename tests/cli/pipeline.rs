@@ -185,7 +185,7 @@ fn a_run_prints_its_plan() {
         "learning rate 1e-6, linear, 0 warm-up steps",
         "max length    256 tokens, the model's limit, instead of 1024",
         "rows          24 read, 24 kept",
-        "tokens        p50 ",
+        "tokens        per sequence, before the limit: p50 ",
         "% saved",
         "loss          [1 mean_base + 1 mean_intra + 1 mean_inter] of softplus(-z)",
         "  base +sequence",

@@ -301,7 +301,7 @@ fn presets_are_valid_and_have_the_published_sizes() {
     }
     let refused = |ids: Vec<u32>, vocab| presets::config("quickstart").unwrap().with_vocabulary(vocab, ids, None, None);
     assert!(refused(vec![300], 300).unwrap_err().to_string().contains("300"));
-    assert!(refused(vec![], 0).unwrap_err().to_string().contains("a vocabulary of 0"));
+    assert!(refused(vec![], 0).unwrap_err().to_string().contains("the vocabulary size is 0"));
 }
 
 #[test]

@@ -103,8 +103,7 @@ fn any_failing_call_ends_the_run_with_an_error_and_complete_checkpoints() {
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
             scope.spawn(|| {
-                loop {
-                    let Some(&fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                while let Some(&fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let folder = scratch.path().join(format!("run-{fault}"));
                     let (done, device, _) = run(&tokenizer, &folder, Some(fault));
                     assert_eq!(device.failed(), Some(calls[fault]), "call {fault}");
