@@ -147,7 +147,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     assert!(kept.to_string().contains("  with --gradient-checkpointing"));
     assert!(recomputed.to_string().contains("  without --gradient-checkpointing"));
     let refused = plan(false, Some(recomputed.total())).check().unwrap_err().to_string();
-    assert!(refused.contains("not even one group fits; with --gradient-checkpointing 1 would"), "{refused}");
+    assert!(refused.contains("not even one group fits; with --gradient-checkpointing, 1 would"), "{refused}");
     assert!(plan(true, Some(recomputed.total())).check().is_ok());
 }
 

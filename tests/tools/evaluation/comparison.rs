@@ -154,5 +154,5 @@ fn damaged_results_are_refused_with_their_name() {
     fails("[0,2]", "[0,7]", "not a list of observation indices");
     fails("\"by_length\":", "\"by_height\":", "unknown split");
     fails("{\"semantic\":{", "{\"sem\":{", "unknown measure");
-    fails("}", "", "no result of `mapl eval --output`");
+    fails("}", "", "is not a result of `mapl eval --output`");
 }
