@@ -175,12 +175,7 @@ fn merges_across_the_boundary_are_counted_and_encoded_separately() {
     assert_eq!(groups[0].sequences[0].response_ids, [ids("ds sing"), vec![END]].concat());
     let strict = TokenizeOptions { max_boundary_mismatch: 0.2, ..options() };
     let why = tokenize_rows(rows, &TOKENIZER, &strict).unwrap_err().to_string();
-    assert!(
-        why.starts_with(
-            "rows.jsonl:5 (id r): tokens merge across the end of the prompt in 1 of 4 plain-text sequences (25.0 %)"
-        ),
-        "{why}"
-    );
+    assert!(why.starts_with("rows.jsonl:5 (id r): tokens merge across the end of the prompt in 1 of 4"), "{why}");
 }
 
 #[test]
