@@ -15,18 +15,21 @@ pub fn temporary_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A file under its temporary name. It is removed on drop unless it was renamed.
+/// A complete file under its temporary name. It is removed on drop unless it was renamed.
 #[derive(Debug)]
 pub struct Unfinished {
     temporary: PathBuf,
     path: PathBuf,
+    renamed: bool,
 }
 
 impl Unfinished {
     /// Writes `path` under its temporary name through `write` and syncs it.
     pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
-        let unfinished = Self { temporary: temporary_path(path), path: path.to_path_buf() };
-        let file = File::create(&unfinished.temporary).map_err(Error::io("create", &unfinished.temporary))?;
+        let temporary = temporary_path(path);
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        // From here on the temporary file is this one's to remove.
+        let unfinished = Self { temporary, path: path.to_path_buf(), renamed: false };
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
@@ -34,33 +37,45 @@ impl Unfinished {
         Ok(unfinished)
     }
 
-    /// Gives the file its name. The caller syncs the folder.
-    pub fn rename(self) -> Result<()> {
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))
+    /// Gives the file its name and replaces a file or link of that name. The caller syncs the
+    /// folder.
+    pub fn rename(mut self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))?;
+        self.renamed = true;
+        Ok(())
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // After a rename nothing is left to remove. A failed removal must not hide the first error.
-        let _ = fs::remove_file(&self.temporary);
+        if !self.renamed {
+            // A failed removal must not hide the first error.
+            let _ = fs::remove_file(&self.temporary);
+        }
     }
 }
 
-/// Writes a file under its temporary name, syncs it, renames it and syncs its folder.
+/// Writes a file under its temporary name, syncs it, renames it and syncs its folder. A link of
+/// that name is replaced; its target keeps its content.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Unfinished::write(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))?.rename()?;
     sync_parent(path)
 }
 
-/// Writes JSON with two-space indents and a final newline, as [`write_text`] writes.
-pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+/// JSON with two-space indents and a final newline.
+pub fn json_text(value: &serde_json::Value) -> String {
     // `{:#}` prints indented JSON and cannot fail, unlike a serialiser into a writer.
-    write_text(path, &format!("{value:#}\n"))
+    format!("{value:#}\n")
 }
 
-/// Writes a text file with [`write_atomic`], so no reader sees half of it. A link, pipe or device, such as `/dev/stdout`,
-/// is written to directly: a rename would replace it by a regular file.
+/// Writes [`json_text`] as [`write_text`] writes.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    write_text(path, &json_text(value))
+}
+
+/// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it. A
+/// link, pipe or device, such as `/dev/stdout`, is written to directly: a rename would replace it by
+/// a regular file.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
@@ -112,4 +127,59 @@ pub fn hash(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(File::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> Error {
+        Error::Runtime("no value".into())
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_completed_leaves_the_old_one_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_atomic(&path, b"old").unwrap();
+        let written = Unfinished::write(&path, |out| {
+            out.write_all(b"half").map_err(Error::io("write", &path))?;
+            Err(failed())
+        });
+        assert!(written.is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(entries(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_temporary_file_is_removed_only_by_its_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let first = Unfinished::write(&path, |_| Ok(())).unwrap();
+        first.rename().unwrap();
+        // Another writer's file of the same temporary name must survive.
+        let other = temporary_path(&path);
+        fs::write(&other, "other").unwrap();
+        drop(Unfinished { temporary: other.clone(), path: path.clone(), renamed: true });
+        assert_eq!(fs::read(&other).unwrap(), b"other");
+        fs::remove_file(&other).unwrap();
+        // The obstacle at the temporary name belongs to someone else, so it stays.
+        fs::create_dir(&other).unwrap();
+        assert!(write_atomic(&path, b"new").is_err());
+        assert!(other.is_dir() && fs::read(&path).unwrap().is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_atomic_write_replaces_a_link_and_a_text_goes_through_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+        fs::write(&target, "kept").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        write_text(&link, "through").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"through");
+        write_atomic(&link, b"replaced").unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"through");
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
-use crate::files::write_json;
+use crate::files::{json_text, write_atomic};
 use crate::{Error, Result};
 
 impl ModelConfig {
@@ -88,10 +88,10 @@ impl ModelConfig {
     /// a reward model, removes a `generation_config.json` left by a language model: its end ids
     /// would be read as the reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
-        write_json(&folder.join("config.json"), &Value::Object(self.to_json(dtype)))?;
+        write_atomic(&folder.join("config.json"), json_text(&Value::Object(self.to_json(dtype))).as_bytes())?;
         let generation = folder.join("generation_config.json");
         match self.generation_json() {
-            Some(map) => write_json(&generation, &Value::Object(map)),
+            Some(map) => write_atomic(&generation, json_text(&Value::Object(map)).as_bytes()),
             None if generation.is_file() => std::fs::remove_file(&generation).map_err(Error::io("remove", &generation)),
             None => Ok(()),
         }

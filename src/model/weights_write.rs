@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::config::StoredDtype;
 use super::tensors::TensorSpec;
 use super::weights::{INDEX_FILE, SINGLE_FILE};
-use crate::files::{Unfinished, sync, write_json};
+use crate::files::{Unfinished, json_text, sync, write_atomic};
 use crate::{Error, Result};
 
 /// Maximum bytes of tensors in one shard, as transformers splits (5 GB, decimal).
@@ -168,7 +168,7 @@ fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dty
     let mut index = Map::new();
     index.insert("metadata".into(), json!({"total_size": total}));
     index.insert("weight_map".into(), Value::Object(weight_map));
-    write_json(&folder.join(INDEX_FILE), &Value::Object(index))
+    write_atomic(&folder.join(INDEX_FILE), json_text(&Value::Object(index)).as_bytes())
 }
 
 /// Removes weight files of an earlier save that the new save did not replace. A stale

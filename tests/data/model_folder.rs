@@ -127,6 +127,26 @@ fn shards_hold_the_same_model_as_one_file() {
     assert_eq!(load(out.path()).1, weights);
 }
 
+/// Hub caches and shared folders hold links; a save must not change what they point to.
+#[cfg(unix)]
+#[test]
+fn a_save_replaces_links_and_keeps_their_targets() {
+    let (config, weights) = load(&golden::model_folder("llama-bf16-sharded"));
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let files = ["config.json", "generation_config.json", "model.safetensors.index.json"];
+    for name in files {
+        let target = elsewhere.path().join(name);
+        std::fs::write(&target, "someone else's").unwrap();
+        std::os::unix::fs::symlink(&target, folder.path().join(name)).unwrap();
+    }
+    save(folder.path(), &config, &weights, StoredDtype::Bf16, 4096);
+    for name in files {
+        assert_eq!(std::fs::read(elsewhere.path().join(name)).unwrap(), b"someone else's", "{name}");
+        assert!(std::fs::symlink_metadata(folder.path().join(name)).unwrap().is_file(), "{name}");
+    }
+    assert_eq!(load(folder.path()).1, weights);
+}
+
 #[test]
 fn transformers_bf16_shards_round_trip_exactly() {
     let folder = golden::model_folder("llama-bf16-sharded");
