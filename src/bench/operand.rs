@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use super::work::Call;
-use crate::Result;
 use crate::backend::contract::{Precision, Runs};
 use crate::backend::{Backend, Buffer, View, ViewMut};
 use crate::rng::Rng;
+use crate::{Error, Result};
 use rayon::prelude::*;
 
 /// Meaning of an operand's axis. A check selects indices by axis.
@@ -246,8 +246,8 @@ impl HostRuns {
     }
 
     /// Takes the three operands from a cursor.
-    pub fn take<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Runs<'a, B::Idx> {
-        Runs { order: o.idx(), offsets: o.idx(), keys: o.idx() }
+    pub fn take<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Result<Runs<'a, B::Idx>> {
+        Ok(Runs { order: o.idx()?, offsets: o.idx()?, keys: o.idx()? })
     }
 }
 
@@ -378,48 +378,56 @@ impl<B: Backend> OperandSet<B> {
     }
 }
 
-/// Hands out operands in order. Asking for another storage than the operand's is a bug and panics.
+/// Hands out operands in order. A call that takes more operands than the set holds, or another
+/// storage than an operand's, is an error.
 pub struct Cursor<'a, B: Backend> {
     held: std::slice::IterMut<'a, OperandBuffer<B>>,
 }
 
+/// Error of a call whose operands are not those it lists.
+fn mismatch(what: &str) -> Error {
+    Error::Runtime(format!("a benchmarked call and its list of operands differ: {what}"))
+}
+
 impl<'a, B: Backend> Cursor<'a, B> {
-    fn next(&mut self) -> &'a mut OperandBuffer<B> {
-        self.held.next().expect("the set has fewer operands than the call takes")
+    fn next(&mut self) -> Result<&'a mut OperandBuffer<B>> {
+        self.held.next().ok_or_else(|| mismatch("the list is too short"))
     }
 
-    pub fn act_out(&mut self) -> ViewMut<'a, B::Act> {
-        match self.next() {
-            OperandBuffer::Act(buffer) => whole_mut(buffer),
-            _ => panic!("the operand does not hold activations"),
+    fn act_buffer(&mut self) -> Result<&'a mut B::Act> {
+        match self.next()? {
+            OperandBuffer::Act(buffer) => Ok(buffer),
+            _ => Err(mismatch("the operand does not hold activations")),
         }
     }
 
-    pub fn acc_out(&mut self) -> ViewMut<'a, B::Acc> {
-        match self.next() {
-            OperandBuffer::Acc(buffer) => whole_mut(buffer),
-            _ => panic!("the operand does not hold accumulators"),
+    fn acc_buffer(&mut self) -> Result<&'a mut B::Acc> {
+        match self.next()? {
+            OperandBuffer::Acc(buffer) => Ok(buffer),
+            _ => Err(mismatch("the operand does not hold accumulators")),
         }
     }
 
-    pub fn act(&mut self) -> View<'a, B::Act> {
-        match self.next() {
-            OperandBuffer::Act(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("the operand does not hold activations"),
-        }
+    pub fn act_out(&mut self) -> Result<ViewMut<'a, B::Act>> {
+        self.act_buffer().map(whole_mut)
     }
 
-    pub fn acc(&mut self) -> View<'a, B::Acc> {
-        match self.next() {
-            OperandBuffer::Acc(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("the operand does not hold accumulators"),
-        }
+    pub fn acc_out(&mut self) -> Result<ViewMut<'a, B::Acc>> {
+        self.acc_buffer().map(whole_mut)
     }
 
-    pub fn idx(&mut self) -> View<'a, B::Idx> {
-        match self.next() {
-            OperandBuffer::Idx(buffer) => View::first(buffer, buffer.len()),
-            _ => panic!("the operand does not hold indices"),
+    pub fn act(&mut self) -> Result<View<'a, B::Act>> {
+        self.act_buffer().map(|buffer| View::first(buffer, buffer.len()))
+    }
+
+    pub fn acc(&mut self) -> Result<View<'a, B::Acc>> {
+        self.acc_buffer().map(|buffer| View::first(buffer, buffer.len()))
+    }
+
+    pub fn idx(&mut self) -> Result<View<'a, B::Idx>> {
+        match self.next()? {
+            OperandBuffer::Idx(buffer) => Ok(View::first(buffer, buffer.len())),
+            _ => Err(mismatch("the operand does not hold indices")),
         }
     }
 }

@@ -44,17 +44,17 @@ fn spec(linear: &Linear, operands: Precision) -> Spec {
 }
 
 /// Operand addresses of a linear layer's call.
-fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A>>) -> Addresses {
+fn addresses<A: Element>(linear: &Linear, set: &mut OperandSet<Kernels<Driver, A>>) -> Result<Addresses> {
     let mut o = set.cursor();
     let act = |view: View<'_, <Kernels<Driver, A> as Backend>::Act>| address(view);
-    let (a, b) = (act(o.act()), act(o.act()));
+    let (a, b) = (act(o.act()?), act(o.act()?));
     let none = Addresses { a, b, c: 0, bias: 0, residual: 0 };
-    match linear.pass {
-        Pass::Weight | Pass::Norms => Addresses { c: address(o.acc()), ..none },
-        Pass::Bias => Addresses { bias: act(o.act()), c: act(o.act()), ..none },
-        Pass::Residual => Addresses { residual: act(o.act()), c: act(o.act()), ..none },
-        Pass::Forward | Pass::Input => Addresses { c: act(o.act()), ..none },
-    }
+    Ok(match linear.pass {
+        Pass::Weight | Pass::Norms => Addresses { c: address(o.acc()?), ..none },
+        Pass::Bias => Addresses { bias: act(o.act()?), c: act(o.act()?), ..none },
+        Pass::Residual => Addresses { residual: act(o.act()?), c: act(o.act()?), ..none },
+        Pass::Forward | Pass::Input => Addresses { c: act(o.act()?), ..none },
+    })
 }
 
 /// Calls per algorithm when the fastest of the proposed ones is selected.
@@ -96,10 +96,11 @@ impl<A: Element> Peer<Kernels<Driver, A>> for CublasLtPeer<'_, '_> {
         let Work::Linear(linear) = work else { return Ok(None) };
         let linear = linear.clone();
         let mut gemm = self.library.product(spec(&linear, A::PRECISION))?;
-        choose(on, &mut gemm, addresses(&linear, set))?;
+        choose(on, &mut gemm, addresses(&linear, set)?)?;
         Ok(Some(Box::new(move |_, set| {
+            let at = addresses(&linear, set)?;
             // SAFETY: as in `choose`.
-            unsafe { gemm.call(addresses(&linear, set)) }
+            unsafe { gemm.call(at) }
         })))
     }
 }

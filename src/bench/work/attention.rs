@@ -142,22 +142,22 @@ impl Call for Attention {
         if !self.backward {
             return Ok(());
         }
-        let (_, qkv, out, lse) = (o.act(), o.act(), o.act_out(), o.acc_out());
-        on.attention_fwd(AttentionFwd { dims: self.dims(), qkv, tree: tree(&mut o), o: out, lse })
+        let (_, qkv, out, lse) = (o.act()?, o.act()?, o.act_out()?, o.acc_out()?);
+        on.attention_fwd(AttentionFwd { dims: self.dims(), qkv, tree: tree(&mut o)?, o: out, lse })
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims();
         match self.backward {
             false => {
-                let qkv = o.act();
-                let tree = tree(&mut o);
-                on.attention_fwd(AttentionFwd { dims, qkv, tree, o: o.act_out(), lse: o.acc_out() })
+                let qkv = o.act()?;
+                let tree = tree(&mut o)?;
+                on.attention_fwd(AttentionFwd { dims, qkv, tree, o: o.act_out()?, lse: o.acc_out()? })
             }
             true => {
-                let (do_, qkv, out, lse) = (o.act(), o.act(), o.act(), o.acc());
-                let tree = tree(&mut o);
-                on.attention_bwd(AttentionBwd { dims, do_, qkv, o: out, lse, tree, dqkv: o.act_out() })
+                let (do_, qkv, out, lse) = (o.act()?, o.act()?, o.act()?, o.acc()?);
+                let tree = tree(&mut o)?;
+                on.attention_bwd(AttentionBwd { dims, do_, qkv, o: out, lse, tree, dqkv: o.act_out()? })
             }
         }
     }
@@ -191,6 +191,6 @@ impl Call for Attention {
     }
 }
 
-fn tree<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Tree<'a, B::Idx> {
-    Tree { starts: o.idx(), ancestor_offsets: o.idx(), ancestors: o.idx(), trees: o.idx() }
+fn tree<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Result<Tree<'a, B::Idx>> {
+    Ok(Tree { starts: o.idx()?, ancestor_offsets: o.idx()?, ancestors: o.idx()?, trees: o.idx()? })
 }

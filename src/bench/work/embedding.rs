@@ -60,13 +60,13 @@ impl Call for Embedding {
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims;
         match self.backward {
-            false => on.embedding_fwd(EmbeddingFwd { dims, ids: o.idx(), table: o.act(), x: o.act_out() }),
+            false => on.embedding_fwd(EmbeddingFwd { dims, ids: o.idx()?, table: o.act()?, x: o.act_out()? }),
             // Added to the head's gradient, as in a tied model.
             true => on.embedding_bwd(EmbeddingBwd {
                 dims,
-                dx: o.act(),
-                runs: HostRuns::take(&mut o),
-                dtable: o.acc_out(),
+                dx: o.act()?,
+                runs: HostRuns::take(&mut o)?,
+                dtable: o.acc_out()?,
                 write: Write::Add,
             }),
         }

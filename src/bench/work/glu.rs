@@ -60,15 +60,15 @@ impl Call for LinearGlu {
         let dims = self.dims;
         match self.backward {
             false => {
-                let (x, weight, gate_up, act) = (o.act(), o.act(), Some(o.act_out()), o.act_out());
+                let (x, weight, gate_up, act) = (o.act()?, o.act()?, Some(o.act_out()?), o.act_out()?);
                 on.linear_glu_fwd(LinearGluFwd { dims, x, weight, gate_up, act })
             }
             true => on.linear_glu_bwd(LinearGluBwd {
                 dims,
-                dy: o.act(),
-                weight: o.act(),
-                gate_up: o.act(),
-                dgate_up: o.act_out(),
+                dy: o.act()?,
+                weight: o.act()?,
+                gate_up: o.act()?,
+                dgate_up: o.act_out()?,
             }),
         }
     }
@@ -125,8 +125,8 @@ impl Call for Glu {
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims;
         match self.backward {
-            false => on.glu_fwd(GluFwd { dims, gate_up: o.act(), act: o.act_out() }),
-            true => on.glu_bwd(GluBwd { dims, dact: o.act(), gate_up: o.act(), dgate_up: o.act_out() }),
+            false => on.glu_fwd(GluFwd { dims, gate_up: o.act()?, act: o.act_out()? }),
+            true => on.glu_bwd(GluBwd { dims, dact: o.act()?, gate_up: o.act()?, dgate_up: o.act_out()? }),
         }
     }
 

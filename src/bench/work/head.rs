@@ -111,7 +111,7 @@ impl Call for Head {
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims;
-        let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
+        let (hidden, head, source, target) = (o.act()?, o.act()?, o.idx()?, o.idx()?);
         match self.backward {
             false => on.head_logprob_fwd(HeadLogprobFwd {
                 dims,
@@ -119,8 +119,8 @@ impl Call for Head {
                 head,
                 source,
                 target,
-                logp: o.acc_out(),
-                lse: o.acc_out(),
+                logp: o.acc_out()?,
+                lse: o.acc_out()?,
             }),
             true => on.head_logprob_bwd(HeadLogprobBwd {
                 dims,
@@ -128,11 +128,11 @@ impl Call for Head {
                 head,
                 source,
                 target,
-                runs: HostRuns::take(&mut o),
-                lse: o.acc(),
-                dlogp: o.acc(),
-                dhidden: o.act_out(),
-                dhead: Some(o.acc_out()),
+                runs: HostRuns::take(&mut o)?,
+                lse: o.acc()?,
+                dlogp: o.acc()?,
+                dhidden: o.act_out()?,
+                dhead: Some(o.acc_out()?),
                 dhead_write: Write::Overwrite,
             }),
         }
@@ -212,18 +212,18 @@ impl Call for StoredLogits {
             false => on.logprob_fwd(LogprobFwd {
                 rows,
                 vocab,
-                logits: o.act(),
-                target: o.idx(),
-                logp: o.acc_out(),
-                lse: o.acc_out(),
+                logits: o.act()?,
+                target: o.idx()?,
+                logp: o.acc_out()?,
+                lse: o.acc_out()?,
             }),
             true => on.logprob_bwd(LogprobBwd {
                 rows,
                 vocab,
-                target: o.idx(),
-                lse: o.acc(),
-                dlogp: o.acc(),
-                logits_to_dlogits: o.act_out(),
+                target: o.idx()?,
+                lse: o.acc()?,
+                dlogp: o.acc()?,
+                logits_to_dlogits: o.act_out()?,
             }),
         }
     }

@@ -174,15 +174,15 @@ impl Call for PreferenceHead {
     /// Runs the head's forward pass and the losses, for the part with a smaller vocabulary.
     fn compute_inputs<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let (dims, rows, seqs, reduce) = (self.dims, self.dims.rows, self.seqs(), Reduce::Sum);
-        let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
-        HostRuns::take(&mut o);
-        let (offsets, reference, lse, dvalues) = (o.idx(), o.acc(), o.acc_out(), o.acc_out());
+        let (hidden, head, source, target) = (o.act()?, o.act()?, o.idx()?, o.idx()?);
+        HostRuns::take(&mut o)?;
+        let (offsets, reference, lse, dvalues) = (o.idx()?, o.acc()?, o.acc_out()?, o.acc_out()?);
         let (mut logp, mut score, mut dscore) = (on.zeros_acc(rows)?, on.zeros_acc(seqs)?, on.zeros_acc(seqs)?);
         let logp_out = ViewMut::first(&mut logp, rows);
         on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse })?;
         let (values, sums) = (View::first(&logp, rows), ViewMut::first(&mut score, seqs));
         on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, sums })?;
-        let table = table_views(&mut o);
+        let table = table_views(&mut o)?;
         let [mut loss, mut logit] = [on.zeros_acc(self.pairs.len())?, on.zeros_acc(self.pairs.len())?];
         let mut sums = on.zeros_acc(KINDS * SUM_FIELDS)?;
         let comparison = ComparisonLoss {
@@ -206,21 +206,22 @@ impl Call for PreferenceHead {
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims;
-        let (hidden, head, source, target) = (o.act(), o.act(), o.idx(), o.idx());
-        let (runs, seq_offsets, reference) = (HostRuns::take(&mut o), o.idx(), o.acc());
-        let (given_lse, given_dlogp) = (o.acc(), o.acc());
+        let (hidden, head, source, target) = (o.act()?, o.act()?, o.idx()?, o.idx()?);
+        let (runs, seq_offsets, reference) = (HostRuns::take(&mut o)?, o.idx()?, o.acc()?);
+        let (given_lse, given_dlogp) = (o.acc()?, o.acc()?);
         let comparison = ComparisonLoss {
             comparisons: self.pairs.len(),
             curve: Curve::Sigmoid { smoothing: 0.0 },
             center: 0.0,
             reference: Some(reference),
-            table: table_views(&mut o),
-            loss: o.acc_out(),
-            logit: o.acc_out(),
-            sums: o.acc_out(),
+            table: table_views(&mut o)?,
+            loss: o.acc_out()?,
+            logit: o.acc_out()?,
+            sums: o.acc_out()?,
         };
-        let [logp, lse, dlogp, score, dscore] = std::array::from_fn(|_| o.acc_out());
-        let (dhidden, dhead, dhead_write) = (o.act_out(), Some(o.acc_out()), Write::Overwrite);
+        let (logp, lse, dlogp) = (o.acc_out()?, o.acc_out()?, o.acc_out()?);
+        let (score, dscore) = (o.acc_out()?, o.acc_out()?);
+        let (dhidden, dhead, dhead_write) = (o.act_out()?, Some(o.acc_out()?), Write::Overwrite);
         if self.given {
             let (lse, dlogp) = (given_lse, given_dlogp);
             return on.head_logprob_bwd(HeadLogprobBwd {

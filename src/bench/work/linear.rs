@@ -84,18 +84,18 @@ impl Call for Linear {
         let (dims, write) = (self.dims, Write::Overwrite);
         match self.pass {
             Pass::Input => {
-                on.linear_bwd_input(LinearBwdInput { dims, dy: o.act(), weight: o.act(), dx: o.act_out(), write })
+                on.linear_bwd_input(LinearBwdInput { dims, dy: o.act()?, weight: o.act()?, dx: o.act_out()?, write })
             }
             Pass::Weight | Pass::Norms => {
-                let (dy, x, dweight) = (o.act(), o.act(), o.acc_out());
-                let norms = (self.pass == Pass::Norms).then(|| o.acc_out());
+                let (dy, x, dweight) = (o.act()?, o.act()?, o.acc_out()?);
+                let norms = (self.pass == Pass::Norms).then(|| o.acc_out()).transpose()?;
                 on.linear_bwd_weight(LinearBwdWeight { dims, dy, x, dweight, write, norms })
             }
             _ => {
-                let (x, weight) = (o.act(), o.act());
-                let bias = (self.pass == Pass::Bias).then(|| o.act());
-                let residual = (self.pass == Pass::Residual).then(|| o.act());
-                on.linear_fwd(LinearFwd { dims, x, weight, bias, residual, y: o.act_out() })
+                let (x, weight) = (o.act()?, o.act()?);
+                let bias = (self.pass == Pass::Bias).then(|| o.act()).transpose()?;
+                let residual = (self.pass == Pass::Residual).then(|| o.act()).transpose()?;
+                on.linear_fwd(LinearFwd { dims, x, weight, bias, residual, y: o.act_out()? })
             }
         }
     }
@@ -155,7 +155,7 @@ impl Call for BiasGrad {
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        on.bias_bwd(BiasBwd { dims: self.dims, dy: o.act(), dbias: o.acc_out(), write: Write::Overwrite })
+        on.bias_bwd(BiasBwd { dims: self.dims, dy: o.act()?, dbias: o.acc_out()?, write: Write::Overwrite })
     }
 
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {

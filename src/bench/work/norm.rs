@@ -50,18 +50,18 @@ impl Call for Norm {
         let dims = self.dims;
         match self.backward {
             false => {
-                let (x, residual, weight, sum) = (o.act(), Some(o.act()), o.act(), Some(o.act_out()));
-                on.norm_fwd(NormFwd { dims, x, residual, weight, sum, y: o.act_out(), rstd: o.acc_out() })
+                let (x, residual, weight, sum) = (o.act()?, Some(o.act()?), o.act()?, Some(o.act_out()?));
+                on.norm_fwd(NormFwd { dims, x, residual, weight, sum, y: o.act_out()?, rstd: o.acc_out()? })
             }
             true => on.norm_bwd(NormBwd {
                 dims,
-                dy: o.act(),
-                sum: o.act(),
-                rstd: o.acc(),
-                weight: o.act(),
-                dsum: o.act_out(),
+                dy: o.act()?,
+                sum: o.act()?,
+                rstd: o.acc()?,
+                weight: o.act()?,
+                dsum: o.act_out()?,
                 dsum_write: Write::Add,
-                dweight: o.acc_out(),
+                dweight: o.acc_out()?,
                 dweight_write: Write::Overwrite,
             }),
         }

@@ -36,7 +36,7 @@ impl Call for GradientNorm {
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc(), known: None, control: o.acc_out() })
+        on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc()?, known: None, control: o.acc_out()? })
     }
 
     /// Sums of squares have one sign. They are summed within slices, then over slices.
@@ -84,7 +84,7 @@ impl Call for AdamWUpdate {
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let (control, grads, m, v) = (o.acc(), o.acc(), o.acc_out(), o.acc_out());
+        let (control, grads, m, v) = (o.acc()?, o.acc()?, o.acc_out()?, o.acc_out()?);
         on.adamw(AdamW {
             len: self.len,
             decayed: self.decayed,
@@ -96,8 +96,8 @@ impl Call for AdamWUpdate {
             grads,
             m,
             v,
-            master: self.master.then(|| o.acc_out()),
-            params: o.act_out(),
+            master: self.master.then(|| o.acc_out()).transpose()?,
+            params: o.act_out()?,
         })
     }
 

@@ -55,19 +55,19 @@ impl ComparisonTable {
 }
 
 /// Takes the operands of [`ComparisonTable::operands`] from a cursor.
-pub(super) fn table_views<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Comparisons<'a, B> {
-    Comparisons {
-        term_sequence: o.idx(),
-        term_sign: o.idx(),
-        kind: o.idx(),
-        scale: o.acc(),
-        margin: o.acc(),
-        weight: o.acc(),
-        detached_clip: o.acc(),
-        kind_scale: o.acc(),
-        use_offsets: o.idx(),
-        uses: o.idx(),
-    }
+pub(super) fn table_views<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Result<Comparisons<'a, B>> {
+    Ok(Comparisons {
+        term_sequence: o.idx()?,
+        term_sign: o.idx()?,
+        kind: o.idx()?,
+        scale: o.acc()?,
+        margin: o.acc()?,
+        weight: o.acc()?,
+        detached_clip: o.acc()?,
+        kind_scale: o.acc()?,
+        use_offsets: o.idx()?,
+        uses: o.idx()?,
+    })
 }
 
 /// Logistic losses of full groups: eight sequences, one base, two intra and two inter comparisons,
@@ -137,14 +137,14 @@ impl Call for PreferenceLoss {
             comparisons: self.comparisons(),
             curve: Curve::Sigmoid { smoothing: 0.0 },
             center: 0.0,
-            score: o.acc(),
-            reference: Some(o.acc()),
-            table: table_views(&mut o),
+            score: o.acc()?,
+            reference: Some(o.acc()?),
+            table: table_views(&mut o)?,
             direct: None,
-            loss: o.acc_out(),
-            logit: o.acc_out(),
-            dscore: o.acc_out(),
-            sums: o.acc_out(),
+            loss: o.acc_out()?,
+            logit: o.acc_out()?,
+            dscore: o.acc_out()?,
+            sums: o.acc_out()?,
         })
     }
 

@@ -53,17 +53,17 @@ impl Call for RewardHead {
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
         let dims = self.dims;
-        let (hidden, weight, rows) = (o.act(), o.act(), o.idx());
+        let (hidden, weight, rows) = (o.act()?, o.act()?, o.idx()?);
         match self.backward {
-            false => on.reward_head_fwd(RewardHeadFwd { dims, hidden, weight, rows, score: o.acc_out() }),
+            false => on.reward_head_fwd(RewardHeadFwd { dims, hidden, weight, rows, score: o.acc_out()? }),
             true => on.reward_head_bwd(RewardHeadBwd {
                 dims,
                 hidden,
                 weight,
                 rows,
-                dscore: o.acc(),
-                dhidden: o.act_out(),
-                dweight: o.acc_out(),
+                dscore: o.acc()?,
+                dhidden: o.act_out()?,
+                dweight: o.acc_out()?,
                 dweight_write: Write::Overwrite,
             }),
         }

@@ -54,7 +54,8 @@ impl Call for RotaryEmbedding {
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let args = Rope { dims: self.dims, positions: o.idx(), cos: o.acc(), sin: o.acc(), qkv_in_place: o.act_out() };
+        let args =
+            Rope { dims: self.dims, positions: o.idx()?, cos: o.acc()?, sin: o.acc()?, qkv_in_place: o.act_out()? };
         if self.backward { on.rope_bwd(args) } else { on.rope_fwd(args) }
     }
 

@@ -44,17 +44,17 @@ impl Call for SegmentSum {
                 rows,
                 seqs,
                 reduce,
-                values: o.acc(),
-                offsets: o.idx(),
-                sums: o.acc_out(),
+                values: o.acc()?,
+                offsets: o.idx()?,
+                sums: o.acc_out()?,
             }),
             true => on.segment_sum_bwd(SegmentSumBwd {
                 rows,
                 seqs,
                 reduce,
-                dsums: o.acc(),
-                offsets: o.idx(),
-                dvalues: o.acc_out(),
+                dsums: o.acc()?,
+                offsets: o.idx()?,
+                dvalues: o.acc_out()?,
             }),
         }
     }
