@@ -32,8 +32,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "bench", "speed"]
 # Small tests of every kernel file: the sanitizer slows kernels down a hundredfold.
-SMALL = ["backends::segment", "backends::preference", "backends::embedding", "backends::activation", "backends::optim", "backends::logprob",
-         "backends::norm::equal", "backends::attention::equal", "head_logprob::equal", "head_preference::rows_of_weight", "linear::gemms_of_minimum_size", "linear::gated", "primitives::warps"]
+SMALL = ["backends::segment", "backends::preference", "backends::embedding", "backends::rope", "backends::glu", "backends::reward",
+         "backends::optim", "backends::head_logits", "backends::norm::equal_", "backends::attention::equal_",
+         "backends::head::huge_and_infinite", "backends::head_preference::rows_of_weight", "backends::linear::gemms_of_minimum_size",
+         "backends::linear::gated_", "primitives::lanes_exchange"]
 # Tolerance of losses compared with the CPU, relative to max(1, loss). f32: order of summation. bf16: see tests/cli/devices.rs.
 NEAR = {"f32": 1e-4, "bf16": 2e-2}
 

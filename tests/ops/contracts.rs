@@ -2,7 +2,8 @@
 //! argument.
 
 mod head_preference;
-mod loss;
+mod preference;
+mod segment;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -226,7 +227,8 @@ fn every_op<B: Backend>(b: &B) {
 
     attention(b, c);
     head(b, c);
-    loss::every_argument(b, c);
+    segment::every_argument(b, c);
+    preference::every_argument(b, c);
     head_preference::every_argument(b, c);
 
     probe("grad_norm", c, |l| {

@@ -9,10 +9,15 @@
 mod attention;
 mod difference;
 mod edges;
+mod embedding;
+mod glu;
 mod head;
-mod nn;
+mod linear;
+mod norm;
 mod optim;
 mod preference;
+mod reward;
+mod rope;
 mod segment;
 
 use std::collections::BTreeSet;
@@ -33,13 +38,13 @@ macro_rules! cases {
 }
 
 cases! {
-    embedding: nn::embedding => ["embedding_bwd"];
-    norm: nn::norm => ["norm_bwd"];
-    linear: nn::linear => ["linear_bwd_input", "linear_bwd_weight", "bias_bwd"];
-    rope: nn::rope => ["rope_bwd"];
-    rope_bwd_is_the_transpose: nn::rope_transpose => ["rope_bwd"];
-    glu: nn::glu => ["glu_bwd"];
-    linear_glu: nn::linear_glu => ["linear_glu_bwd"];
+    embedding: embedding::embedding => ["embedding_bwd"];
+    norm: norm::norm => ["norm_bwd"];
+    linear: linear::linear => ["linear_bwd_input", "linear_bwd_weight", "bias_bwd"];
+    rope: rope::rope => ["rope_bwd"];
+    rope_bwd_is_the_transpose: rope::rope_transpose => ["rope_bwd"];
+    glu: glu::glu => ["glu_bwd"];
+    linear_glu: glu::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
     attention_gradient_stays_on_the_path: attention::hidden_rows => ["attention_bwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];
@@ -47,7 +52,7 @@ cases! {
     head_logprob_equals_linear_then_logprob: head::fused_equals_stored => ["head_logprob_bwd", "logprob_bwd"];
     head_preference: head::head_preference => ["head_preference"];
     head_preference_with_given_score_gradients: head::likelihood => ["head_preference"];
-    reward_head: head::reward_head => ["reward_head_bwd"];
+    reward_head: reward::reward_head => ["reward_head_bwd"];
     segment_sum: segment::sum_and_mean => ["segment_sum_bwd"];
     preference_gradient_for_every_curve: preference::curves => ["preference_fwd"];
     preference_detached_terms_have_no_gradient: preference::detached_terms_are_constants => ["preference_fwd"];

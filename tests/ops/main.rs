@@ -3,18 +3,20 @@
 //! binary, so that it can be copied to a machine with a GPU (tests/gpu).
 
 mod backends {
-    mod activation;
     mod attention;
     mod embedding;
-    mod head_logprob;
-    mod head_logprob_sm90;
+    mod glu;
+    mod head;
+    mod head_logits;
     mod head_preference;
+    mod head_sm90;
     mod linear;
     mod linear_sm90;
-    mod logprob;
     mod norm;
     mod optim;
     mod preference;
+    mod reward;
+    mod rope;
     mod segment;
 }
 mod contracts;

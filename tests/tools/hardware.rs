@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use mapl::perf::hardware::card::{Activity, GpuMeter, GpuSensors, MAX_FAILURES, Unavailable};
+use mapl::perf::hardware::gpu::{Activity, GpuMeter, GpuSensors, MAX_FAILURES, Unavailable};
 use mapl::perf::hardware::host::HostMeter;
 use mapl::perf::hardware::sampler::{MAX_SAMPLES, Sampler};
 use mapl::perf::hardware::{Meter, Sample, nvml};

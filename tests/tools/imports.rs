@@ -34,22 +34,41 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     }
 }
 
-/// Upward imports in `text`, a file of module `own`, as `line: module`.
+/// `text` without its line comments; line numbers stay.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default().to_owned() + "\n").collect()
+}
+
+/// Names right after `crate::`: one name, or each first name of a list in braces, over any number of
+/// lines.
+fn imported(path: &str) -> Vec<String> {
+    let Some(list) = path.strip_prefix('{') else {
+        return vec![path.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect()];
+    };
+    let (mut depth, mut names) = (1, vec![String::new()]);
+    for c in list.chars() {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        match c {
+            _ if depth == 0 => break,
+            ',' if depth == 1 => names.push(String::new()),
+            _ => names.last_mut().unwrap().push(c),
+        }
+    }
+    names.iter().map(|name| name.split("::").next().unwrap_or_default().trim().to_owned()).collect()
+}
+
+/// Imports in `text`, a file of module `own`, against the module order, as `line: module`.
 fn upward(text: &str, own: &str, ranks: &BTreeMap<String, usize>) -> Vec<String> {
-    let path = regex::Regex::new(r"\bcrate::(?:\{([^}]*)\}|([a-z_]+))").unwrap();
+    let (code, lines) = (code(text), text.lines().collect::<Vec<_>>());
     let mut found = Vec::new();
-    let mut before = "";
-    for (number, line) in text.lines().enumerate() {
-        let code = line.split("//").next().unwrap_or_default();
-        let explained = before.trim_start().starts_with("// Upward:");
-        for names in path.captures_iter(code) {
-            let names = names.get(1).or(names.get(2)).map_or("", |names| names.as_str());
-            let modules = names.split(',').map(|name| name.trim().split("::").next().unwrap_or_default());
-            for module in modules.filter(|module| ranks.get(*module) > ranks.get(own) && !explained) {
-                found.push(format!("{}: {module}", number + 1));
+    for (place, path) in code.match_indices("crate::") {
+        let line = code[..place].matches('\n').count();
+        let explained = line > 0 && lines[line - 1].trim_start().starts_with("// Upward:");
+        for module in imported(&code[place + path.len()..]) {
+            if ranks.get(&module) > ranks.get(own) && !explained {
+                found.push(format!("{}: {module}", line + 1));
             }
         }
-        before = line;
     }
     found
 }
@@ -88,6 +107,7 @@ fn an_upward_import_is_found_unless_a_comment_explains_it() {
     assert_eq!(found("use crate::high::Thing;"), ["1: high"]);
     assert_eq!(found("\nuse crate::{low, high::Thing};"), ["2: high"]);
     assert_eq!(found("let x = crate::high::thing();"), ["1: high"]);
+    assert_eq!(found("use crate::{\n    low::{A, B},\n    high::Thing,\n};"), ["1: high"]);
     assert!(found("// Upward: because.\nuse crate::high::Thing;").is_empty());
     assert!(found("/// [`crate::high`]\nuse crate::low::Thing;").is_empty());
     assert!(upward("use crate::low::Thing;", "high", &ranks).is_empty());

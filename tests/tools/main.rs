@@ -16,3 +16,4 @@ mod imports;
 mod kernel_resources;
 mod plan;
 mod readme;
+mod test_names;

@@ -174,10 +174,10 @@ fn results_depend_only_on_the_path<A: Element>() {
         [normal(&format!("{label} before"), 70 * width, 1.0), own.to_vec(), normal(label, 14 * width, 1.0)].concat()
     };
     let batch = before.tree(shape).tree(&after);
-    let (d, beside) = both::<A>(&batch, heads, &around("qkv", &qkv, width), &around("do", &do_, out)).unwrap();
-    let beside = rows_of(&d, &beside, 70..70 + tokens);
-    for (name, (alone, beside)) in ["o", "lse", "dqkv"].iter().zip(alone.iter().zip(&beside)) {
-        common::compare::bits(&format!("{name} with other trees in the batch, {:?}", A::PRECISION), beside, alone);
+    let (d, in_batch) = both::<A>(&batch, heads, &around("qkv", &qkv, width), &around("do", &do_, out)).unwrap();
+    let in_batch = rows_of(&d, &in_batch, 70..70 + tokens);
+    for (name, (alone, in_batch)) in ["o", "lse", "dqkv"].iter().zip(alone.iter().zip(&in_batch)) {
+        common::compare::bits(&format!("{name} with other trees in the batch, {:?}", A::PRECISION), in_batch, alone);
     }
 
     // The path of the second segment, split into segments at other places: results of the queries.

@@ -1,9 +1,9 @@
-//! Stored-logits log-prob and the reward head against the reference; the vocabulary head against
-//! stored-logits log-prob.
+//! Log-prob of stored logits against the reference; the vocabulary head against log-prob of stored
+//! logits.
 
 use common::{On, check, each_backend, indices, normal, runs, stored_as_acc};
+use mapl::backend::Backend;
 use mapl::backend::contract::*;
-use mapl::backend::{Backend, Write};
 
 fn stored(precision: Precision, output: &str) -> Tolerance {
     Tolerance::dot(if output == "dlogits" { precision } else { stored_as_acc(precision) }, 16)
@@ -48,24 +48,6 @@ fn unused_rows<B: Backend>(on: &On<B>) {
 #[test]
 fn unused_rows_with_nan_have_gradient_zero() {
     each_backend!(unused_rows);
-}
-
-#[test]
-fn reward_head_matches_the_reference() {
-    for (tokens, hidden, rows) in [(0, 16, vec![]), (7, 33, vec![6]), (129, 80, vec![3, 0, 128, 77]), (9, 257, vec![])]
-    {
-        let d = RewardDims { tokens, hidden, seqs: rows.len() };
-        let inputs = [normal("h", tokens * hidden, 1.0), normal("w", hidden, 1.0)];
-        let (dscore, start) = (normal("ds", rows.len(), 1.0), normal("dw", hidden, 1.0));
-        for write in [Write::Overwrite, Write::Add] {
-            let tolerance = |p, name: &str| d.tolerance(if name == "dhidden" { p } else { stored_as_acc(p) });
-            check!(
-                format!("{tokens} x {hidden}, {write:?}"),
-                |on: &_| runs::reward_head(on, d, [&inputs[0], &inputs[1], &dscore, &start], &rows, write),
-                tolerance
-            );
-        }
-    }
 }
 
 #[test]

@@ -79,8 +79,8 @@ fn patch_norms<B: Backend>(on: &On<'_, B>) {
     let start = normal("start", 152 * 136, 1.0);
     for write in [Write::Overwrite, Write::Add] {
         let alone = runs::linear_bwd_weight(on, d, &dy, &x, &start, write);
-        let beside = runs::linear_bwd_weight_norms(on, d, &dy, &x, &start, write);
-        compare::bits(B::NAME, &beside[0].1, &alone[0].1);
+        let with_norms = runs::linear_bwd_weight_norms(on, d, &dy, &x, &start, write);
+        compare::bits(B::NAME, &with_norms[0].1, &alone[0].1);
     }
     let huge: Vec<f64> = dy.iter().map(|x| x * 1e25).collect();
     let rms = runs::linear_bwd_weight_norms(on, d, &huge, &x, &start, Write::Overwrite)[1].1[0];

@@ -107,7 +107,7 @@ fn equal_policies_give_logit_zero_and_ln_2() {
     each_backend!(equal_policies);
 }
 
-fn weight_zero_beside_nan<B: Backend>(on: &On<B>) {
+fn weight_zero_with_nan<B: Backend>(on: &On<B>) {
     for curve in CURVES {
         let mut p = batch(curve, 1.0);
         p.center = 0.5;
@@ -136,7 +136,7 @@ fn weight_zero_beside_nan<B: Backend>(on: &On<B>) {
 
 #[test]
 fn comparison_of_weight_zero_ignores_nan_scores() {
-    each_backend!(weight_zero_beside_nan);
+    each_backend!(weight_zero_with_nan);
 }
 
 /// More comparisons and sequences than a block has threads, with shared sequences.

@@ -8,7 +8,7 @@ use mapl::backend::cpu::Cpu;
 use mapl::backend::{Backend, View, ViewMut, Write};
 use mapl::{Error, Result};
 
-use super::loss::table;
+use super::preference::table;
 use super::{LEN, Lengths, acc, act, probe};
 
 /// Probes every length, and the constraints on groups and on the score gradient.

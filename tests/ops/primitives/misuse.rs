@@ -88,7 +88,7 @@ fn misuse_of_tma_is_reported() {
         (3, "load on the mbarrier at 2176 of the shared window: it was never initialised"),
         (4, "uncommitted TMA stores"),
         (5, "before its TMA stores had read shared memory"),
-        (6, "there is no block 1 in a cluster of 1"),
+        (6, "block 1 is outside the cluster of 1 blocks"),
         (7, "is outside shared memory"),
     ] {
         reported(what, |device| {
@@ -131,7 +131,7 @@ fn misuse_of_clusters_and_registers_is_reported() {
         (1, "barrier.cluster.arrive twice"),
         (2, "barrier.cluster.wait without an arrive"),
         (3, "between arrival and wait of the cluster barrier"),
-        (4, "mapa: there is no block 2 in a cluster of 2"),
+        (4, "mapa: block 2 is outside the cluster of 2 blocks"),
     ] {
         reported(what, |device| {
             let out = unwritten(device, 32);
