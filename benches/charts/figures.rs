@@ -175,7 +175,7 @@ fn step_ops(step: &Step) -> String {
     bars.push(bar("others", step.ops.iter().map(|op| op.milliseconds).filter(|&ms| ms < SMALL).sum()));
     let chart = HorizontalBars {
         title: "DPO step of Qwen2.5-0.5B by op".into(),
-        subtitle: "milliseconds on an H200, each op timed by itself".into(),
+        subtitle: "milliseconds on an H200, each op timed separately".into(),
         groups: vec![Group { heading: String::new(), bars }],
     };
     chart.to_svg()

@@ -161,7 +161,7 @@ class Timer:
         return graph
 
     def times(self, calls_by_name, sets, capturable=(), announce=lambda name: None):
-        """Times contenders, one sample of each in turn. Returns timings by name, and the exceptions of contenders that failed."""
+        """Times contenders, one sample of each per round. Returns timings by name, and the exceptions of contenders that failed."""
         lanes, failed = {}, {}
         for name, call in calls_by_name.items():
             announce(name)

@@ -95,7 +95,7 @@ uint32_t shared_address(const void* pointer) {
 Block& peer(const char* what, unsigned rank) {
     Launch& l = launch();
     if (rank >= l.cluster) {
-        fail("%s: there is no block %u in a cluster of %u", what, rank, l.cluster);
+        fail("%s: block %u is outside the cluster of %u blocks", what, rank, l.cluster);
     }
     Block& b = l.blocks[block().cluster * l.cluster + rank];
     if (b.live == 0) {

@@ -23,13 +23,13 @@ DEVICE T shuffle(T value, int source) {
     return __shfl_sync(ALL_LANES, value, source);
 }
 
-/// Value of lane `lane - distance`, or the own value if there is no such lane.
+/// Value of lane `lane - distance`; the lane's own value in the first `distance` lanes.
 template <class T>
 DEVICE T shuffle_up(T value, int distance) {
     return __shfl_up_sync(ALL_LANES, value, distance);
 }
 
-/// Value of lane `lane + distance`, or the own value if there is no such lane.
+/// Value of lane `lane + distance`; the lane's own value in the last `distance` lanes.
 template <class T>
 DEVICE T shuffle_down(T value, int distance) {
     return __shfl_down_sync(ALL_LANES, value, distance);

@@ -94,7 +94,7 @@ struct SampledCall<B: Backend> {
     samples: Vec<f64>,
 }
 
-/// Times contenders on the same rotating operand sets, one sample of each in turn. If the sets add
+/// Times contenders on the same rotating operand sets, one sample of each per round. If the sets add
 /// up to several times the cache, no call finds its operands there.
 pub fn interleaved<B: Backend>(
     on: &B,

@@ -18,7 +18,7 @@ use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::perf::ceilings::Ceilings;
-use crate::perf::hardware::card::GpuSensors as _;
+use crate::perf::hardware::gpu::GpuSensors as _;
 use crate::perf::hardware::nvml;
 
 /// Rates that nothing on the machine exceeds.

@@ -54,7 +54,7 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--packing", "--padding-free", "--group-by-length"], "sequences are always packed without padding"),
     (&["--use-liger-kernel"], "logits are never stored in any mode"),
     (&["--deepspeed", "--fsdp", "--fsdp-config"], "weights are not sharded"),
-    (&["--disable-dropout"], "there is no dropout"),
+    (&["--disable-dropout"], "dropout is not supported"),
     (
         &["--gradient-checkpointing-kwargs"],
         "--gradient-checkpointing keeps the input of every layer and has nothing to set",

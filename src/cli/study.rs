@@ -19,7 +19,7 @@ use crate::bench::row::Status;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
 use crate::perf::hardware::Meter;
-use crate::perf::hardware::card::GpuMeter;
+use crate::perf::hardware::gpu::GpuMeter;
 use crate::perf::hardware::host::HostMeter;
 use crate::perf::hardware::nvml::{self, NvmlGpu};
 use crate::perf::hardware::sampler::{Meters, Sampler};
@@ -186,9 +186,9 @@ fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
         return (meters, missing);
     }
     // The library stays loaded until the process ends: the meter lives on another thread.
-    let card = nvml::load().and_then(|library| NvmlGpu::new(Box::leak(Box::new(library)), uuid));
-    match card {
-        Ok(card) => meters.push(Box::new(GpuMeter::new(card))),
+    let gpu = nvml::load().and_then(|library| NvmlGpu::new(Box::leak(Box::new(library)), uuid));
+    match gpu {
+        Ok(gpu) => meters.push(Box::new(GpuMeter::new(gpu))),
         Err(why) => missing.push(("card".into(), why)),
     }
     (meters, missing)

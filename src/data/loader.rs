@@ -49,9 +49,7 @@ impl Loader {
     /// A loader over the groups `0..count`, at the start of epoch 0.
     pub fn new(count: usize, options: LoaderOptions) -> Result<Self> {
         if count == 0 {
-            return Err(Error::Usage(
-                "there are no groups to load; check the input files and the number of dropped rows".into(),
-            ));
+            return Err(Error::Usage("no groups to load; check the input files and the number of dropped rows".into()));
         }
         if options.batch_groups == 0 {
             return Err(Error::Usage("a batch needs at least one group; raise the batch size".into()));

@@ -1,6 +1,6 @@
 //! Logistic regression on differences of sparse features. `sigmoid(w . x)` is the probability that
 //! the preferred side of an example wins. Vector `x` holds the features of the preferred side minus
-//! the features of the other side. There is no bias term, so swapping the sides of an example only
+//! the features of the other side. The model has no bias term, so swapping the sides of an example only
 //! flips the prediction.
 //!
 //! Minimises `|w|^2 / 2 + sum log(1 + exp(-w . x))` over unit vectors `x` by dual coordinate ascent

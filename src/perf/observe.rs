@@ -1,4 +1,4 @@
-//! What a training run reports to a study: every step with its time by op, and planned memory.
+//! Observations of a training run for a study: every step with its time by op, and planned memory.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub struct StepTime {
     pub flops: u64,
 }
 
-/// What a run has reported so far.
+/// Observations of a run so far.
 #[derive(Clone, Debug, Default)]
 pub struct Observations {
     pub steps: Vec<StepTime>,

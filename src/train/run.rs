@@ -201,7 +201,7 @@ fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
         Some((_, path)) => {
             format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
         }
-        None => "; there is no checkpoint yet (--save-steps writes them)".to_owned(),
+        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
     };
     match error {
         Error::Device(why) => Error::Device(why + &advice),
@@ -403,7 +403,7 @@ impl<B: Backend> Run<'_, '_, B> {
                  --learning-rate",
                 path.display()
             ),
-            None => "there is no good checkpoint; look at the groups named above, or lower --learning-rate".to_owned(),
+            None => "no good checkpoint exists; look at the groups named above, or lower --learning-rate".to_owned(),
         };
         self.console.finish();
         Err(Error::Diverged(format!(

@@ -33,7 +33,7 @@ pub struct Chunk {
 /// Splits a batch into chunks of whole groups. A chunk takes groups as long as it has at most
 /// `max_rows` head rows; a group with more rows is a chunk of its own. A group without rows joins
 /// the previous chunk, or the first chunk, so that a chunk has no rows only if the batch has none.
-/// Without groups there are no chunks.
+/// A batch without groups has no chunks.
 pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut start = GroupEnd::default();
@@ -181,7 +181,7 @@ impl<B: Backend> HeadPreference<'_, B> {
             c.curve.check(OP)?;
         }
         let given = self.comparison.is_some() || self.direct.is_some();
-        expect(OP, "direct", given, "a gradient of the scores, because there are no comparisons", "none")?;
+        expect(OP, "direct", given, "a gradient of the scores, because the batch has no comparisons", "none")?;
         expect_len(OP, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(OP, "logp", self.logp.len, d.rows)?;
         expect_len(OP, "lse", self.lse.len, d.rows)?;

@@ -3,7 +3,7 @@
 //!
 //! There are two streams in the primary context of one device: the work stream, and the copy stream
 //! for concurrent copies to the device (`driver/transfer.rs`). Errors: no driver, a driver older
-//! than the CUDA version of the build, no such device, no kernels in the build, a device older than
+//! than the CUDA version of the build, an unknown device number, no kernels in the build, a device older than
 //! sm_80.
 
 pub mod cublaslt;
@@ -138,7 +138,9 @@ impl Driver {
             return refuse("the driver sees no GPU; check CUDA_VISIBLE_DEVICES, or use --device cpu");
         }
         let Some(ordinal) = i32::try_from(ordinal).ok().filter(|&i| i < count) else {
-            return refuse(&format!("there is no device {ordinal}; the driver sees {count}, counted from 0"));
+            return refuse(&format!(
+                "device {ordinal} does not exist; the driver sees {count} devices, counted from 0"
+            ));
         };
         let device = result::device::get(ordinal).map_err(failed("cuDeviceGet"))?;
         let attribute = |which: sys::CUdevice_attribute| -> Result<usize> {

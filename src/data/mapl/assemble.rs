@@ -51,7 +51,7 @@ pub(super) fn with_instructions(
 }
 
 /// Text of the user turn that the instructions refer to: the turn that receives them, or the last
-/// one if they go to the system message. Empty if there is no user turn.
+/// one if they go to the system message. Empty without a user turn.
 pub(super) fn turn_text<'a>(prompt: &'a Prompt, options: &BuildOptions) -> &'a str {
     match prompt {
         Prompt::Text(text) => text[text_turn(text, options.turn)].trim(),

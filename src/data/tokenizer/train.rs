@@ -1,7 +1,7 @@
 //! Trains a byte-level BPE and writes it as a folder that transformers loads.
 //!
 //! The vocabulary holds the special tokens first, then all 256 bytes, then merges by decreasing
-//! frequency. Every text can be encoded, so there is no unknown token. Equal texts in equal order
+//! frequency. Every text can be encoded, so the vocabulary needs no unknown token. Equal texts in equal order
 //! give equal files. Texts are split into words by Qwen2's rule, without a prefix space.
 
 use std::path::Path;

@@ -39,7 +39,7 @@ pub trait GpuSensors {
 /// that was never available is not requested again after [`MAX_FAILURES`] failures, because some
 /// failures take long.
 pub struct GpuMeter<C> {
-    card: C,
+    gpu: C,
     fields: BTreeMap<&'static str, Field>,
 }
 
@@ -54,8 +54,8 @@ struct Field {
 pub const MAX_FAILURES: u32 = 3;
 
 impl<C: GpuSensors> GpuMeter<C> {
-    pub fn new(card: C) -> Self {
-        Self { card, fields: BTreeMap::new() }
+    pub fn new(gpu: C) -> Self {
+        Self { gpu, fields: BTreeMap::new() }
     }
 
     fn ask<T>(&mut self, name: &'static str, of: impl FnOnce(&mut C) -> Result<T, Unavailable>) -> Option<T> {
@@ -63,7 +63,7 @@ impl<C: GpuSensors> GpuMeter<C> {
         if !field.given && field.failures >= MAX_FAILURES {
             return None;
         }
-        match of(&mut self.card) {
+        match of(&mut self.gpu) {
             Ok(value) => {
                 field.given = true;
                 Some(value)

@@ -2,12 +2,12 @@
 //! thread. A reading that a GPU, a driver or a container does not provide is absent; it never makes
 //! the run fail.
 //!
-//! - [`card`]: readings of a GPU, one method each, and the meter that turns failures into absent
+//! - [`gpu`]: readings of a GPU, one method each, and the meter that turns failures into absent
 //!   values
 //! - [`nvml`]: GPUs through NVIDIA's management library; [`host`]: the process and its machine
 //! - [`sampler`]: the sampling thread
 
-pub mod card;
+pub mod gpu;
 pub mod host;
 pub mod nvml;
 pub mod sampler;

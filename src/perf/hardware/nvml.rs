@@ -7,7 +7,7 @@ use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::gpm::gpm_metrics_get;
 use nvml_wrapper::{Device, GpmSample, Nvml};
 
-use super::card::{Activity, GpuSensors, Unavailable};
+use super::gpu::{Activity, GpuSensors, Unavailable};
 
 /// NVML handle of a CUDA device.
 pub struct NvmlGpu<'n> {

@@ -67,7 +67,7 @@ pub(super) fn section(runs: &[RunLog]) -> Option<Section> {
     let scored: Vec<(&RunLog, &EvalScores)> = runs.iter().filter_map(|r| Some((r, r.scores.as_ref()?))).collect();
     if scored.is_empty() {
         let text =
-            "There are no scores of single responses. An evaluation of base pairs writes them; pass --eval-file.";
+            "The run has no scores of single responses. An evaluation of base pairs writes them; pass --eval-file.";
         return Some(Section { heading, blocks: vec![Block::Paragraph(text.into())] });
     }
     let mut figures = Vec::new();

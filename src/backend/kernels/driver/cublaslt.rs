@@ -1,5 +1,5 @@
 //! GEMMs by NVIDIA's cuBLASLt, for benchmarks only, which compare the GEMMs of this project with
-//! it. The library is loaded on demand; without it there is no comparison.
+//! it. The library is loaded on demand; without it no comparison is made.
 //!
 //! Matrices here are row-major, but cuBLASLt takes column-major ones. So each of our matrices is a
 //! transposed one there, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
