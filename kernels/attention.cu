@@ -11,7 +11,7 @@
 //     o = O / l; lse = ln 2 (m + log2 l)
 //
 // Departures from FlashAttention-2:
-//   - Keys are those of the path (attention.cuh). Only the causal boundary needs a mask, because
+//   - A query sees the keys of its path (attention.cuh). Only the causal boundary needs a mask, because
 //     position on the path orders ancestors and own segment alike.
 //   - The work list is built on the device by attention_plan, since only the device knows where
 //     segments start. Blocks take the longest paths first.

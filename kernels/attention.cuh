@@ -289,7 +289,7 @@ DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<0>();
         // All copies of this tile have arrived, and the rows of the next tile are written. No
-        // thread still reads the previous tile, whose stage and rows are overwritten now.
+        // thread still reads the previous tile; its stage and rows are overwritten now.
         sync_block();
         if (STAGES == 2 && step + 1 < steps) {
             load(step + 1);

@@ -83,7 +83,7 @@ inline void trap(const char* why) {
 #endif
 
 /// Declares a family of entry points; a line `template <class T, int AXIS>` comes before. build.rs
-/// generates an entry point for each combination of the values in FOR, which calls the template.
+/// generates an entry point, a call of the template, for each combination of the values in FOR.
 #define KERNELS(threads, name, ...) DEVICE void name
 /// Marks a constant or an enum for which build.rs generates a Rust item.
 #define EXPORT

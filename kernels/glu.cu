@@ -7,7 +7,7 @@
 //
 // glu_fwd and glu_bwd: a block takes tokens by stride, and every operand is moved once. The GEMMs
 // (linear.cuh) accept all sizes: partial tiles are masked, and rows that are not multiples of 16
-// bytes are accessed element by element. Their bits are those of the GEMM followed by the
+// bytes are accessed element by element. The results have the same bits as the GEMM followed by the
 // activation.
 #include "common.cuh"
 #include "glu.cuh"

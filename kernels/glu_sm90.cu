@@ -12,8 +12,8 @@
 //       TMA store dgate, dup; TMA load gate, up of the next batch but one
 //
 // Departures from two separate kernels: none in the result. dact never reaches global memory, but
-// it is rounded to bf16 as if it did, so the bits are those of linear_fwd or linear_bwd_input
-// followed by glu_fwd or glu_bwd.
+// it is rounded to bf16 as if it did, so results have the same bits as linear_fwd or
+// linear_bwd_input followed by glu_fwd or glu_bwd.
 //
 // Required of the host: rows of all operands are multiples of 16 bytes. Shared memory:
 // Hopper::SHARED_BYTES.

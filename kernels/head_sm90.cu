@@ -15,7 +15,7 @@
 //     GEMM. So E = e^z 2^-k stays within the exponents of f32 and bf16 whatever the size of the
 //     logits, tiles need no maximum, and partial sums are only added.
 //   - softmax = E / S, so the gradient of the logits is v (E - S onehot(target)): one factor per row.
-//     E is stored once, in bf16; its relative error is that of bf16 logit gradients. The backward
+//     E is stored once, in bf16; with the same relative error as logit gradients in bf16. The backward
 //     therefore does not recompute logits.
 //   - A row with S outside 2^-100 .. 2^120 (a target less likely than about e^-80) is recomputed by
 //     one warp with plain sums around its largest logit.

@@ -10,7 +10,7 @@ EXPORT constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
 
 /// Stores the norm of a warp tile: the merged norm to its first patch, 0 to the other patches. The
 /// tile starts at a patch; patches beyond the matrix are skipped. `squares` is the lane's sum of
-/// squares, in f64, in which no square of an f32 overflows. All lanes call it.
+/// squares, in f64, so that the square of an f32 cannot overflow. All lanes call it.
 template <int HEIGHT, int WIDTH>
 DEVICE void store_norm(float* norms,  // (ceil(rows / 16), ceil(columns / 32))
                        int rows, int columns, int row, int column, double squares) {

@@ -47,7 +47,8 @@ struct Problem {
     float* norms;            // patch norms of f32 results (linear_patches.cuh), may be null
 };
 
-/// The job: tiles of split 0, then of split 1, ... so that a tile waits only for lower numbers.
+/// The job: all tiles of split 0, then of split 1, and so on. A tile waits only for tiles with
+/// lower numbers.
 template <class H>
 struct MatmulJob : Raster<H> {
     Problem p;
@@ -56,7 +57,8 @@ struct MatmulJob : Raster<H> {
     int phase;                         // of source_full, starts at 0
     /// The thread's two elements of the tile's bias.
     uint32_t bias_pair;
-    /// Split-K needs an f32 C: splits are added in memory, where a bf16 C would round in between.
+    /// Split-K needs an f32 C: splits are added to C in memory, and a bf16 C would be rounded after
+    /// each split.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
     // The last bf16 subtile may overlap the previous one: the overlap stores the same values twice.
     // An accumulating store must not overlap, since it would add twice.

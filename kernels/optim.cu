@@ -11,7 +11,7 @@
 //
 // Departures from PyTorch's clip_grad_norm_ and AdamW:
 //   - Elements with given patch norms (linear_patches.cuh) are not read again; the norms replace them.
-//   - Sums are over slices, in f64, in which no square of an f32 overflows. The slice size depends only
+//   - Sums are over slices, in f64, so that the square of an f32 cannot overflow. The slice size depends only
 //     on the arena's length.
 //   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies
 //     only the learning rate. So the sequence needs no synchronisation.

@@ -387,8 +387,8 @@ DEVICE void transpose_quad(float (&x)[4]) {
 }
 
 /// Epilogue traversal: calls use(row, column, values) with eight adjacent elements of a row per
-/// lane, until the warp tile is covered. Row and column are those of the block tile. All lanes of a
-/// warp call `use` at the same time.
+/// lane, until the warp tile is covered. Row and column are relative to the block tile. All lanes
+/// of a warp call `use` at the same time.
 template <class P, class Use>
 DEVICE void for_each_eight(const P& product, Use use) {
     static_assert(P::FRAGMENTS_N % 4 == 0, "groups of four fragments");

@@ -48,8 +48,8 @@
 #include "primitives/warp.cuh"
 #include "primitives/wgmma.cuh"
 
-/// Rows of a block tile, values of k per stage, most stages, and the shared memory of a block in
-/// bytes (227 KiB).
+/// Rows of a block tile, values of k per stage, maximum number of stages, and the shared memory of
+/// a block in bytes (227 KiB).
 EXPORT constexpr int GEMM_ROWS = 128, GEMM_DEPTH = 64, GEMM_MAX_STAGES = 4, MAX_SHARED_BYTES = 232448;
 
 /// Configuration: tile shape, operand layouts, cluster size and schedule.

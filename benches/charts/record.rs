@@ -1,5 +1,5 @@
-//! Rows of `benches/record`, by what they must be: a selection that does not match exactly one row is an error, and so is
-//! a comparison of rows from several files.
+//! Selects rows of `benches/record`. It is an error if a selection does not match exactly one row,
+//! or if a comparison takes rows from several files.
 
 use std::collections::BTreeMap;
 use std::error::Error;

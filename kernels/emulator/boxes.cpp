@@ -161,7 +161,7 @@ void check_tensor_map(const MapWords& map, int rank) {
         fail("a tensor map that was not made for the emulator");
     }
     if (int(map[2] >> 8 & 0xff) != rank) {
-        fail("a tensor map of %d dimensions where one of %d is needed", int(map[2] >> 8 & 0xff), rank);
+        fail("a tensor map of %d dimensions; the copy needs %d", int(map[2] >> 8 & 0xff), rank);
     }
 }
 

@@ -87,7 +87,7 @@ AsyncState& async_state() {
     return *pointer;
 }
 
-// Launches run sequentially; the call is recorded to check that a kernel does not rely on that.
+// Launches run sequentially. The call is recorded, to report kernels that return without it.
 void wait_for_earlier_launch() {
     fiber().waited = true;
 }

@@ -121,7 +121,7 @@ struct Warp {
     int registers = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
     alignas(16) unsigned char results[2][RESULT_BYTES];
-    /// Number of exchanges with a computed result.
+    /// Number of the last exchange with a computed result, counted from 1; 0 before the first.
     uint64_t computed = 0;
 
     // Not a default: the slots need no zeros.
@@ -186,7 +186,7 @@ struct Launch {
     int omitted_line = 0;
     const Site* last_barrier = nullptr;
     std::set<const Site*> barriers;
-    /// Allocation in which an address was last found.
+    /// Allocation that contained the last address looked up.
     const unsigned char* found = nullptr;
     size_t found_bytes = 0;
 

@@ -27,7 +27,8 @@ enum class Major : int { K = 0, ACROSS = 1 };
 enum class Swizzle : int { NONE = 0, BYTES_128 = 1, BYTES_64 = 2, BYTES_32 = 3 };
 
 /// Matrix descriptor of an operand. `start` is a shared-window address; with a swizzle it is in the
-/// first row of a pattern that is aligned to its own size. All three are multiples of 16.
+/// first row of a pattern that is aligned to its own size. `start`, `leading` and `stride` are
+/// multiples of 16 bytes.
 DEVICE uint64_t matrix_descriptor(uint32_t start, int leading, int stride, Swizzle swizzle) {
     auto field = [](uint32_t bytes) { return uint64_t((bytes & 0x3ffff) >> 4); };
     return field(start) | field(uint32_t(leading)) << 16 | field(uint32_t(stride)) << 32 | uint64_t(swizzle) << 62;

@@ -99,7 +99,7 @@ fn compare_row(new: &Row, earlier: Option<&Row>, threshold: f64) -> RowCompariso
     let Some(earlier) = earlier else { return comparison(new, Verdict::New, None, None) };
     let Some((a, b)) = comparable_times(new, earlier) else { return comparison(new, Verdict::Unknown, None, None) };
     let ratio = a.median / b.median;
-    // Ratio of medians at which two rows with these spreads would just differ.
+    // Smallest ratio of medians that counts as a difference, given these spreads.
     let least_difference =
         |slow: Times, fast: Times| (1.0 + threshold) * (fast.high / fast.median) / (slow.low / slow.median);
     let noise = if ratio >= 1.0 { least_difference(a, b) } else { least_difference(b, a) };

@@ -27,7 +27,7 @@ struct ContenderState {
     paced: Vec<f64>,
 }
 
-/// A call with its contenders: this project's op and those of peers.
+/// A call with its contenders: this project's op and the peers' ops.
 pub struct Entry {
     case: Case,
     cost: Cost,

@@ -90,9 +90,9 @@ fn hash(name: &str) -> usize {
     name.bytes().fold(17usize, |hash, byte| (hash * 131 + byte as usize) % NOISE_LEN)
 }
 
-/// Normal number for an element. Each operand name walks the sequence with its own stride. Operands
-/// therefore share no stretch of it, which would make their dot products differ from those of
-/// independent numbers.
+/// Normal number for an element. Each operand name walks the sequence with its own stride. Shared
+/// stretches would correlate two operands, and their dot products would not behave like dot
+/// products of independent numbers.
 fn noise(hash: usize, place: usize) -> f64 {
     let stride = 1 + hash % (NOISE_LEN - 1);
     f64::from(NORMAL[((place % NOISE_LEN) * stride + hash) % NOISE_LEN])
@@ -384,7 +384,7 @@ pub struct Cursor<'a, B: Backend> {
     held: std::slice::IterMut<'a, OperandBuffer<B>>,
 }
 
-/// Error of a call whose operands are not those it lists.
+/// Error for a call that takes other operands than it lists.
 fn mismatch(what: &str) -> Error {
     Error::Runtime(format!("a benchmarked call and its list of operands differ: {what}"))
 }

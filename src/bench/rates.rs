@@ -64,7 +64,8 @@ pub(crate) trait BenchBackend: Backend {
     /// Name of the GPU or CPU.
     fn hardware(&self) -> String;
 
-    /// Bytes of rotating operands from which on calls read from memory instead of caches.
+    /// Minimum size of rotating operands, in bytes, at which calls read from memory instead of
+    /// caches.
     fn cold_bytes(&self) -> u64;
 
     /// Ceilings, measured now; `None` if the backend's times mean nothing.

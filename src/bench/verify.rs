@@ -1,7 +1,7 @@
 //! Verification of a call's results against the reference, before the call is timed. If the
-//! reference would take hours, smaller calls are checked whose results are elements of the large
-//! call's results. Examples are some rows and columns of a GEMM, one tree and head of attention,
-//! and some rows or words of the vocabulary.
+//! reference would take hours, smaller calls are checked instead. Their results are elements of the
+//! large call's results. Examples are some rows and columns of a GEMM, one tree and head of
+//! attention, and some rows or words of the vocabulary.
 
 use super::operand::{Fill, Operand, OperandSet, Storage};
 use super::work::{Call, Part, Work};

@@ -52,10 +52,10 @@ pub struct BenchArgs {
     /// (hidden=896) [default: all]
     #[arg(long, value_delimiter = ',')]
     shape: Vec<String>,
-    /// Contenders to time, by name prefix: mapl, cuBLASLt [default: all]
+    /// Implementations to time, by name prefix: mapl, cuBLASLt [default: all]
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
-    /// Samples per contender, over all passes
+    /// Samples per implementation, over all passes
     #[arg(long, default_value_t = 30)]
     repeats: usize,
     /// Passes over all calls; each takes its share of the samples. With --compare, further passes
@@ -74,7 +74,7 @@ pub struct BenchArgs {
     /// Seconds of calls over which a GPU's energy is measured; 0 measures none
     #[arg(long, default_value_t = 0.2)]
     energy_seconds: f64,
-    /// Seconds after which no further call is started; the record keeps the calls before
+    /// Seconds after which no further call starts; finished calls stay in the record
     #[arg(long)]
     limit: Option<f64>,
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated

@@ -163,7 +163,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
             let evaluation = record::read(side)?;
             if !rows.is_empty() && evaluation.data != data_hash(rows.iter().map(|row| &row.group)) {
                 return Err(Error::Usage(format!(
-                    "{} is an evaluation of other data than --input; evaluate its model on the same files",
+                    "{} was evaluated on other data than --input; evaluate its model on the same files",
                     side.display()
                 )));
             }

@@ -43,10 +43,10 @@ const VOCAB_SIZE: usize = 1024;
 /// Number of training and held-out pairs.
 const TRAIN_ROWS: usize = 12_000;
 const TEST_ROWS: usize = 400;
-/// Instruction functions whose arguments the language admits in both directions. `forbidden_words`
-/// is left out: with it a shared word can speak for or against a response, and a model of this size
-/// learns that more slowly. In one trial, intra accuracy reached 0.84 after 3000 updates with it
-/// and after 2500 without it.
+/// Instruction functions that are feasible in both directions on the language's responses.
+/// `forbidden_words` is left out: with it a shared word can speak for or against a response, and a
+/// model of this size learns that more slowly. In one trial, intra accuracy reached 0.84 after 3000
+/// updates with it and after 2500 without it.
 const FUNCTIONS: &str = "number_words,number_sentences,existence,keywords:frequency,end_checker";
 /// File that marks a folder as written by a quick start.
 const MARK: &str = ".quickstart";

@@ -118,7 +118,7 @@ impl Startup<'_> {
             ),
         ));
         if s.warmup_steps >= total {
-            lines.push(("note", "the warm-up does not end before the run does; lower --warmup-steps".to_owned()));
+            lines.push(("note", "no update is left after the warm-up; lower --warmup-steps".to_owned()));
         }
         let when = match (s.eval_steps, s.eval_epochs) {
             (Some(u64::MAX), _) => Some("at start and end".to_owned()),

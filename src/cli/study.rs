@@ -51,7 +51,7 @@ pub enum StudyCommand {
 pub struct StudyArgs {
     #[command(flatten)]
     train: TrainArgs,
-    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name with
+    /// Folder for study.json, report.html and hw.jsonl [default: the output folder's name plus
     /// -study]
     #[arg(long)]
     study_dir: Option<PathBuf>,
@@ -59,7 +59,7 @@ pub struct StudyArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     sample_interval: u64,
     /// Peak TFLOP/s that utilisation is relative to [default: dense bf16 of the GPU's data sheet,
-    /// if certain]
+    /// if known]
     #[arg(long)]
     peak_tflops: Option<f64>,
 }

@@ -87,7 +87,7 @@ pub fn run_observed(
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(
-            "--prefix-sharing off: precomputed reference log-probs are those of shared prefixes; leave out \
+            "--prefix-sharing off: precomputed reference log-probs are computed with shared prefixes; leave out \
              --precompute-ref-log-probs"
                 .into(),
         ));
@@ -363,7 +363,7 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// PlannedMemory memory of the run, by part.
+    /// Planned memory of the run, by part.
     fn memory<B: Backend>(
         &self,
         backend: &B,

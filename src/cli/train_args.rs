@@ -1,5 +1,5 @@
-//! Arguments of `sft`, `reward` and `dpo`, and the resulting settings. Defaults are those of TRL's
-//! trainers; the objectives `mapl` and `rc` use the settings of their papers.
+//! Arguments of `sft`, `reward` and `dpo`, and the resulting settings. Defaults equal the defaults
+//! of TRL's trainers; the objectives `mapl` and `rc` use the settings of their papers.
 
 use std::path::PathBuf;
 

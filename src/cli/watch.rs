@@ -13,7 +13,7 @@ use crate::watch::view::{PANELS, ViewState};
 /// Arguments of `watch`.
 #[derive(Args, Clone, Debug)]
 pub struct WatchArgs {
-    /// Output folder of a run, or its metrics.jsonl; either may be a copy that is synchronised
+    /// Output folder of a run, or its metrics.jsonl; a copy that rsync keeps up to date works too
     run: PathBuf,
     /// Milliseconds between reads of the file
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]

@@ -207,8 +207,8 @@ pub struct BuildArgs {
     /// Rule of intra comparisons [default: mixed]
     #[arg(long, alias = "intra_rule", value_enum)]
     pub intra_rule: Option<IntraRule>,
-    /// Number of instructions with different flags in the prompts of an intra comparison
-    /// [default: uniform]
+    /// Number of instructions that change between the two prompts of an intra comparison [default:
+    /// uniform]
     #[arg(long, value_enum)]
     pub violations: Option<Violations>,
     /// Minimum number of instructions added to a prompt [default: 2; rc: 1]
@@ -249,7 +249,8 @@ pub struct BuildArgs {
     /// Draw groups once or again in each epoch [default: never]
     #[arg(long, value_enum)]
     pub redraw: Option<Redraw>,
-    /// Attempts to flip the flags of a prompt before the comparison is dropped [default: 8]
+    /// Attempts at instruction arguments with the opposite outcome, before an intra comparison is
+    /// dropped [default: 8]
     #[arg(long, alias = "build_attempts")]
     pub build_attempts: Option<usize>,
     /// Margin per differing instruction under `--inter-loss pair-margin` [default: 0.05]

@@ -57,8 +57,8 @@ pub struct TokenizeOptions {
     pub max_drop_fraction: f64,
     /// Maximum share of plain-text sequences in which tokens merge across the end of the prompt. In
     /// such a sequence, prompt and response are tokenised separately, as in generation. A share
-    /// above one half means that prompts usually end inside words. Conversations tolerate no such
-    /// merge
+    /// above one half means that prompts usually end inside words. Conversations with such a merge
+    /// are an error
     #[arg(long, alias = "max_boundary_mismatch", default_value_t = 0.5, value_name = "SHARE", value_parser = parse_share)]
     pub max_boundary_mismatch: f64,
     /// Accept sequences that start with two BOS tokens

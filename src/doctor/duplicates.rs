@@ -30,7 +30,8 @@ pub struct Duplicates {
 /// Short responses ("Yes.") repeat naturally.
 pub(super) const MIN_CHARACTERS: usize = 60;
 
-/// Number of prompts from which a repeated response is reported: it no longer answers any of them.
+/// Minimum number of prompts with the same response for a report. Such a response answers none of
+/// them.
 const MANY_PROMPTS: usize = 10;
 
 /// Number of duplicates, and the places of the first ones.

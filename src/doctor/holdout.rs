@@ -83,8 +83,8 @@ impl Clustered for SignedValue {
     }
 }
 
-/// Accuracy of "the larger number wins" or "the smaller number wins", whichever was more frequent
-/// in the fitted examples.
+/// Accuracy of "the larger number wins" or "the smaller number wins", whichever rule is right in
+/// more of the fitted examples.
 pub(super) fn sign_rule(examples: Examples<'_, SignedValue>) -> Option<Share> {
     let fit = |fitted: &[&SignedValue]| {
         let count = |test: fn(&f64) -> bool| fitted.iter().filter(|example| test(&example.value)).count();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::corpus::{Corpus, Form, Side, prompt_text};
 use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 
-/// Share of meaningless comparisons from which the whole file counts as meaningless.
+/// Minimum share of meaningless comparisons in a file that counts as meaningless.
 pub(super) const MAJORITY: f64 = 0.5;
 
 /// Counts of defective sides.

@@ -1,6 +1,6 @@
 //! The rows after tokenisation with the chat template: rows that training would refuse, sequences
 //! that are too long, and responses without an end token. Without end tokens a policy does not
-//! learn to stop, and a reward model scores a different position than in use.
+//! learn to stop, and a reward model is trained on another position than it scores later.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -198,7 +198,7 @@ fn add_findings(
             format!("{open_count} of {of} {side} responses ({}) do not end in an end token", percent(open_count, of));
         let finding = Finding::new(Level::Warning, "no-end-of-turn", (open_count, of), what)
             .why(
-                "a policy does not learn to stop from them, and a reward model scores a different position than in use",
+                "a policy does not learn to stop from them, and a reward model is trained on another position than it scores later",
             )
             .advice(
                 "make the chat template close the assistant's turn with the end token, and declare the token as \

@@ -116,8 +116,9 @@ pub(super) fn comparison_labels(
 }
 
 /// Number of instructions that the response of an intra comparison fails under the worse prompt,
-/// minus the number it fails under the better prompt. These are the instructions that rule A
-/// violates and rule B satisfies. `None` without instructions, or with an unchecked one.
+/// minus the number it fails under the better prompt. Under rule A this is the number of
+/// instructions of the worse prompt that it fails; under rule B, the number of the better prompt
+/// that it meets. `None` without instructions, or with an unchecked one.
 fn violations(group: &PreferenceGroup, comparison: &Comparison) -> Option<i64> {
     let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Intra)?;
     if better.response != worse.response {

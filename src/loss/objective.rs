@@ -365,7 +365,7 @@ impl Loss {
             text += &format!(", beta = {}", betas.collect::<Vec<_>>().join(", "));
         }
         if let Some(clip) = self.pop_clip {
-            text += &format!(", in inter the terms of the bare prompt are a constant kept within {clip} of 0");
+            text += &format!(", in inter the gap under the bare prompt is detached and clipped to [0, {clip}]");
         }
         if self.nll_weight != 0.0 {
             text += &format!(", + {} mean nll of preferred tokens", self.nll_weight);
@@ -374,7 +374,7 @@ impl Loss {
             text += &format!(", + {} (r_chosen + r_rejected)^2 in base", self.center);
         }
         if self.method == Method::Dpo && self.scope == LogpScope::PromptAndResponse {
-            text += "; prompt tokens are scored too, each a row more for the vocabulary head";
+            text += "; prompt tokens are scored too, and each adds a row to the vocabulary head";
         }
         text
     }

@@ -425,7 +425,11 @@ fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()
     let first = match keys.get("max_window_layers") {
         None => 28,
         Some(value) => value.as_u64().ok_or_else(|| {
-            keys.refuse("max_window_layers", value, "it must be an integer from 0, the first layer with a window")
+            keys.refuse(
+                "max_window_layers",
+                value,
+                "it must be an integer of at least 0: the index of the first layer with a sliding window",
+            )
         })?,
     };
     // A null value means no window; an absent key means transformers' default of 4096.

@@ -3,7 +3,7 @@
 //! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
 //! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
 //! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
-//! are those of a real run.
+//! are the same as in a real run.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -306,7 +306,7 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; floor {:.1} ms, predicted with tiles and unfilled waves \
+            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; floor {:.1} ms, predicted with the selected tiles and wave quantisation \
              {:.1} ms: {:.0} % of the data sheet's peak",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
@@ -318,7 +318,7 @@ impl StepPlan {
     }
 }
 
-/// A pair that shares no tokens with other pairs, and only its prompt between its responses.
+/// A synthetic pair. Its responses share the prompt; it shares no tokens with other pairs.
 fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
     let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
     let start = pair * (workload.prompt + 2 * workload.response);

@@ -25,8 +25,8 @@ pub struct Facts {
     pub hardware: String,
     pub dtype: String,
     pub threads: usize,
-    /// FLOP/s that utilisation is relative to, and their source; `None` if no certain value is
-    /// known.
+    /// FLOP/s that utilisation is relative to, and the source of the value; `None` if no reliable
+    /// value is known.
     pub peak_flops: Option<f64>,
     pub peak_source: String,
     pub sample_interval_ms: u64,

@@ -111,7 +111,7 @@ pub struct RunData<'a> {
     /// Whether policy and frozen reference were loaded from the same weights; if so, the identity
     /// check runs.
     pub same_weights: bool,
-    /// PlannedMemory and initially free device memory; `None` if other programs share that memory.
+    /// Planned and initially free device memory; `None` if other programs share that memory.
     pub memory: Option<PlannedMemory>,
     /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,
@@ -407,7 +407,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         self.console.finish();
         Err(Error::Diverged(format!(
-            "{} updates in a row were not finite, the last at step {}; {advice}",
+            "{} updates in a row had a non-finite loss or gradient, the last at step {}; {advice}",
             self.skipped_in_a_row, self.step
         )))
     }

@@ -16,7 +16,7 @@ pub struct RunState {
     pub step: u64,
     /// Total steps of the run, if known.
     pub total: Option<u64>,
-    /// Total epochs of the run, from which the total steps follow.
+    /// Total epochs of the run; they determine the total steps.
     epochs: Option<f64>,
     pub status: Option<String>,
     /// Events and warnings, newest last.

@@ -112,7 +112,7 @@ fn a_save_requested_in_start_up_follows_the_first_step() {
 fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
     let bench = Bench::new();
     let rows = String::from_utf8(bench.bytes("groups.jsonl")).unwrap();
-    bench.write("many.jsonl", (0..30).map(|i| rows.replace("train-", &format!("{i}-"))).collect::<String>());
+    bench.write("many.jsonl", (0..12).map(|i| rows.replace("train-", &format!("{i}-"))).collect::<String>());
     let run = |out: &str| {
         format!(
             "dpo --model model --train-file groups.jsonl --eval-file many.jsonl --output-dir {out} --max-steps 2 \

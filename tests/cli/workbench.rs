@@ -1,5 +1,5 @@
-//! Working folder for the binary, with pairs, groups, a tokenizer and small models of two families.
-//! The binary builds it once; every test gets a copy.
+//! Working folder for tests of the binary, with pairs, groups, a tokenizer and small models of two
+//! families. Each test program builds it once by running `mapl`; every test gets a copy.
 
 // Each test binary that includes this file uses a part of it.
 #![allow(dead_code)]

@@ -2,7 +2,7 @@
 //! bitwise equal on the emulator in every schedule and for any number of multiprocessors, and on a
 //! GPU in repeated runs.
 
-use super::{On, Outputs, compare, emulator, gpu};
+use super::{On, Outputs, compare, emulator, full, gpu};
 use half::bf16;
 use mapl::backend::contract::{Precision, Tolerance};
 use mapl::backend::kernels::Kernels;
@@ -29,6 +29,14 @@ pub fn run_on<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
     work.on(&on)
 }
 
+/// Schedules and numbers of multiprocessors to compare with the first: one of three, which the
+/// case's label selects, or all with `MAPL_TEST_FULL=1`.
+fn others(label: &str) -> Vec<(Schedule, usize)> {
+    let all = [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)];
+    let hash = label.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    if full() { all.to_vec() } else { vec![all[(hash % 3) as usize]] }
+}
+
 /// Compares the variant `how` with the reference's results, and its schedules with one another
 /// bitwise.
 pub fn check_variant(
@@ -42,7 +50,7 @@ pub fn check_variant(
     if let Some(device) = emulator(Schedule::Rising, 2) {
         let first = run_on(device, how, work);
         compare::outputs(label, &first, expected, &tolerance);
-        for (schedule, processors) in [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)] {
+        for (schedule, processors) in others(label) {
             // Clusters of two blocks need two multiprocessors.
             let Some(device) = emulator(schedule, processors.max(blocks)) else { continue };
             compare::same_bits(&format!("{label}, {schedule:?} on {processors}"), &run_on(device, how, work), &first);

@@ -203,7 +203,7 @@ fn the_logged_formula_shows_the_active_options() {
     let betas = dpo(LossOptions { beta_inter: Some(0.5), ..LossOptions::default() }, [1.0; 3], false);
     assert!(betas.formula(true).ends_with("beta = 1 in base, 1 in intra, 0.5 in inter"), "{}", betas.formula(true));
     let pop = dpo(LossOptions { pop_clip: Some(3.0), ..LossOptions::default() }, [1.0; 3], true);
-    assert!(pop.formula(true).contains("a constant kept within 3 of 0"));
+    assert!(pop.formula(true).contains("detached and clipped to [0, 3]"));
     let whole = LossOptions { logp_scope: Some(ScopeName::PromptAndResponse), ..LossOptions::default() };
     assert!(dpo(whole, [1.0; 3], false).formula(true).contains("prompt tokens are scored too"));
     assert!(!plain.formula(true).contains("prompt tokens"));

@@ -96,8 +96,8 @@ fn verdicts_account_for_noise() {
         row("wide", 100.0, 90.0, 120.0, 85.0),
         row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
-        // In units of the yardstick the first is equal although it takes twice as long; the second
-        // is slower although it takes equally long.
+        // Relative to the yardstick, the new "slow machine" row equals the old one although it
+        // takes twice as long; the new "fast machine" row is slower although it takes equally long.
         paced(row("slow machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.9, 4.2),
         paced(row("fast machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.8, 4.2),
         row("gone", 1.0, 1.0, 1.0, 1.0),
@@ -139,7 +139,7 @@ fn verdicts_account_for_noise() {
         assert_eq!(verdict(op), expected, "{op}");
     }
     assert_eq!(pairs.len(), expected.len());
-    // The threshold ratio is below the measured ratio of one row and above that of the other.
+    // One row exceeds its threshold ratio, the other stays below it.
     let edge = |op: &str| pairs.iter().find(|pair| pair.op == op).and_then(|p| p.noise.zip(p.ratio)).unwrap();
     assert!(edge("wide").0 < edge("wide").1 && edge("within the threshold").0 > edge("within the threshold").1);
     assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));

@@ -20,8 +20,8 @@ const T: f64 = 1e12;
 #[test]
 fn flops_of_a_step_match_the_hand_calculation() {
     let plan = qwen_step();
-    // The last token of a response predicts nothing, so it has no row; the hand calculation counts
-    // it.
+    // The last token of a response predicts nothing, so the batch leaves it out; the hand
+    // calculation counts it.
     assert_eq!((plan.tokens, plan.head_rows), (16_384 - 32, 8_192));
     // Layer weights times 2 FLOPs: policy forward, backward (twice the forward), and reference
     // forward.
@@ -78,7 +78,7 @@ fn floors_match_the_rates_and_tiles_match_the_sizes() {
         }
     }
     let text = plan.text();
-    for part in ["16352 tokens", "linear_bwd_weight", "attention_bwd", "unfilled waves", "predicted us"] {
+    for part in ["16352 tokens", "linear_bwd_weight", "attention_bwd", "wave quantisation", "predicted us"] {
         assert!(text.contains(part), "{text}");
     }
 }

@@ -10,8 +10,9 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// Whether a filter such as `backends::norm::equal_` matches a test of `tests/{program}`: its
-/// modules are a file there, and the file has a name that starts with its last part.
+/// Whether a filter such as `backends::norm::equal_` matches a test of `tests/{program}`. Its
+/// module path must name a file there, and that file must contain a name that starts with the last
+/// part.
 fn matches(program: &str, filter: &str) -> bool {
     let (modules, name) = filter.rsplit_once("::").unwrap_or(("", filter));
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join(program);

@@ -143,8 +143,8 @@ pub struct HeadPreference<'a, B: Backend> {
     pub seq_offsets: View<'a, B::Idx>,
     /// `None` if `direct` gives the gradient of the scores, as for next-token likelihood.
     pub comparison: Option<ComparisonLoss<'a, B>>,
-    /// (seqs) gradient of each score from other losses; required without comparisons, where it is
-    /// the whole gradient
+    /// (seqs) gradient of each score from other losses; required without comparisons, because it is
+    /// then the whole gradient
     pub direct: Option<View<'a, B::Acc>>,
     /// (rows), overwritten
     pub logp: ViewMut<'a, B::Acc>,

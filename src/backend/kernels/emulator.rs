@@ -101,8 +101,8 @@ impl Emulator {
         Ok(device)
     }
 
-    /// A Hopper device with an order and a number of multiprocessors, on which the grids of some
-    /// kernels depend.
+    /// A Hopper device with a schedule and a number of multiprocessors. The grids of some kernels
+    /// depend on the number.
     pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
         if !cfg!(mapl_emulator) {
             return Err(Error::Device(

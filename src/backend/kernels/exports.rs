@@ -69,7 +69,8 @@ fn item(text: &str) -> Result<Vec<Export>, String> {
 }
 
 fn enumeration(text: &str) -> Result<Export, String> {
-    let refuse = || format!("`EXPORT enum {text}`; it is `EXPORT enum Name : int {{ FIRST, SECOND }}`, counted from 0");
+    let refuse =
+        || format!("`EXPORT enum {text}`; expected `EXPORT enum Name : int {{ FIRST, SECOND }}`, counted from 0");
     let (name, body) = text.split_once('{').ok_or_else(refuse)?;
     let body = body.trim().strip_suffix('}').ok_or_else(refuse)?;
     let enumerators: Vec<String> = list(body).into_iter().map(str::to_owned).collect();
@@ -82,7 +83,7 @@ fn enumeration(text: &str) -> Result<Export, String> {
 }
 
 fn constant(text: &str, word: bool) -> Result<Export, String> {
-    let refuse = || format!("`{text}` in an EXPORT; it is `NAME = number` or `NAME[] = {{number, ...}}`");
+    let refuse = || format!("`{text}` in an EXPORT; expected `NAME = number` or `NAME[] = {{number, ...}}`");
     let (name, value) = text.split_once('=').ok_or_else(refuse)?;
     let (name, value) = (name.trim(), value.trim());
     let (name, item) = match name.strip_suffix("[]") {

@@ -269,8 +269,8 @@ fn launcher(text: &mut String, d: &Declaration, first: usize) {
     }
     let _ = writeln!(
         text,
-        "        ];\n        // SAFETY: the pointers are to this struct's fields. Their number, order and types are those of the \
-         kernel's line,\n        // from which this function is generated.\n        unsafe {{ device.launch(kernel, grid.into(), \
+        "        ];\n        // SAFETY: the pointers are to this struct's fields. Their number, order and types match the \
+         kernel's line;\n        // this function is generated from it.\n        unsafe {{ device.launch(kernel, grid.into(), \
          shared_bytes, &mut parameters) }}\n    }}\n}}\n"
     );
 }

@@ -26,9 +26,9 @@ const SPLIT_COLUMN_NS: f64 = 4.1;
 /// Peak FLOPs per nanosecond of a multiprocessor's tensor cores: 989.4 TFLOP/s over 132
 /// multiprocessors (H100 SXM data sheet; the H200 has the same die).
 const FLOPS_PER_NS: f64 = 989_400.0 / 132.0;
-/// Most splits of k.
+/// Maximum number of splits of k.
 const MAX_SPLITS: usize = 8;
-/// Most waves of output tiles for which split-K is considered.
+/// Maximum number of waves of output tiles with which split-K is considered.
 const MAX_SPLIT_WAVES: f64 = 2.0;
 
 impl Tile {

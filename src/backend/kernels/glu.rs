@@ -8,8 +8,8 @@ use super::{Kernels, hopper, int, read, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
-/// Consecutive rows of the gate, then of the up projection, in which a tile of the forward takes
-/// the weight (`GateUpView`).
+/// Number of consecutive rows of the gate, then of the up projection, in the interleaved weight of
+/// the forward (`GateUpView`).
 const INTERLEAVED_ROWS: usize = 8;
 
 pub(super) fn glu_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluFwd<'_, Kernels<D, A>>) -> Result<()> {

@@ -139,7 +139,7 @@ pub fn parse(source: &str, exports: &[Export]) -> Result<Vec<Declaration>, Strin
 
 fn single(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, String> {
     if before.starts_with("template") {
-        return Err("a KERNEL after a template line; KERNELS declares the entry points of a template".into());
+        return Err("KERNEL must not follow a template line; KERNELS declares the entry points of a template".into());
     }
     let Head { threads, name, marks, parameters } = head(text, "KERNEL")?;
     let parameters = parameters_of(&parameters, false, exports)?;
@@ -161,7 +161,7 @@ fn family(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, S
         .map(|(_, name)| find(name).ok_or_else(|| format!("template parameter `{name}` has no values in FOR")))
         .collect::<Result<Vec<_>, _>>()?;
     if template.len() != axes.len() {
-        return Err("an axis that FOR lists twice".into());
+        return Err("FOR lists an axis twice".into());
     }
     let parameters = parameters_of(&parameters, true, exports)?;
     let mut kernels = Vec::new();
@@ -238,14 +238,14 @@ fn kernel(name: String, threads: u32, marks: &[&str], values: Vec<usize>) -> Res
 
 /// Kind and name of each parameter of `template <class T, int AXIS>`.
 fn template_parameters(line: &str) -> Result<Vec<(&str, &str)>, String> {
-    let refuse = || format!("`{line}` before KERNELS; it is `template <class T, int AXIS>` on one line");
+    let refuse = || format!("`{line}` before KERNELS; expected `template <class T, int AXIS>` on one line");
     let list = line.strip_prefix("template <").and_then(|rest| rest.strip_suffix('>')).ok_or_else(refuse)?;
     list.split(',').map(|parameter| parameter.trim().split_once(' ').ok_or_else(refuse)).collect()
 }
 
 /// An axis of FOR: `AXIS: value value`.
 fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axis, String> {
-    let (name, values) = text.split_once(':').ok_or(format!("`{text}` in FOR; it is `AXIS: value value`"))?;
+    let (name, values) = text.split_once(':').ok_or(format!("`{text}` in FOR; expected `AXIS: value value`"))?;
     let Some((kind, _)) = template.iter().find(|(_, parameter)| *parameter == name) else {
         return Err(format!("axis `{name}` is not a parameter of the template"));
     };
@@ -268,7 +268,7 @@ fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axi
                 enumerators.iter().any(|e| e == argument).then(|| value(ending, argument))
             };
             let values = words.iter().map(|word| {
-                known(word).ok_or(format!("value `{word}` of axis `{name}`; it is `ending=ENUMERATOR of {of}`"))
+                known(word).ok_or(format!("value `{word}` of axis `{name}`; expected `ending=ENUMERATOR of {of}`"))
             });
             (AxisKind::Enum(of.into()), values.collect::<Result<_, _>>()?)
         }
@@ -307,7 +307,7 @@ fn holds<'a>(rule: &'a str, axes: &[Axis], endings: &[&str]) -> Result<Option<Ve
         met &= values.split_whitespace().any(|value| value == endings[index]);
     }
     if marks.is_empty() || conditions == 0 {
-        return Err(format!("`IF({rule})`; it is `IF(AXIS: values; MARKS)`"));
+        return Err(format!("`IF({rule})`; expected `IF(AXIS: values; MARKS)`"));
     }
     Ok(met.then_some(marks))
 }
@@ -486,7 +486,7 @@ KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns
             (family("Shape N", ", FOR(N: 1=MIDDLE)", ""), "`1=MIDDLE` of axis `N`"),
             (family("int N", ", FOR(N: 1), IF(M: 1; EARLY)", ""), "axis `M` of IF"),
             (family("int N", ", FOR(N: 1), IF(N: 2; EARLY)", ""), "`2` of IF"),
-            (family("int N", ", FOR(N: 1), IF(N: 1)", ""), "`IF(N: 1)`; it is"),
+            (family("int N", ", FOR(N: 1), IF(N: 1)", ""), "`IF(N: 1)`; expected"),
             (family("int N", ", FOR(N: 1), IF(N: 1; THREADS(33))", ""), "33 threads"),
             (family("int N", ", FOR(N: 1)", "TensorMap map"), "`TensorMap map` is not a parameter"),
         ] {

@@ -95,7 +95,7 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
-    /// Most rows of a chunk of the head with its preference loss; by default as many as its memory
+    /// Maximum number of head rows per chunk of `head_preference`; by default as many as the memory
     /// budget allows.
     head_rows: Option<usize>,
     /// GEMMs and their tiles, if they are recorded.

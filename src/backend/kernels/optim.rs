@@ -13,7 +13,7 @@ const _: () = {
     assert!(CONTROL_APPLY == Control::Apply as usize && CONTROL_SKIPPED == Control::Skipped as usize);
 };
 
-/// Most slices of the sum of squares, and fewest elements of a slice.
+/// Maximum number of slices of the sum of squares, and minimum number of elements per slice.
 const MAX_SLICES: usize = 4096;
 const MIN_SLICE: usize = 1 << 14;
 /// Elements per thread of `adamw` in one iteration, in bf16.

@@ -1,6 +1,6 @@
 //! Calls of ops as data: the op, its sizes and operands, and the call on any backend. Every call
-//! also lists smaller calls whose results are a subset of its own; these are checked against the
-//! reference.
+//! lists smaller calls that compute a subset of its results. The smaller calls are checked against
+//! the reference.
 //!
 //! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; SwiGLU alone; the bias
 //!   gradient

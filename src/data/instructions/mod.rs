@@ -116,7 +116,7 @@ const MAX_DRAWS: usize = 6;
 pub const VARIANTS: usize = 12;
 
 impl Function {
-    /// Draws arguments under which every target has its flag; `None` if none were found. A request
+    /// Draws arguments that give every target its flag; `None` if none were found. A request
     /// without any flag is infeasible.
     pub fn draw(&self, request: &Request, rng: &mut Rng) -> Option<Kwargs> {
         if request.targets.iter().all(|t| t.flag.is_none()) {

@@ -57,7 +57,7 @@ impl Relation {
     }
 }
 
-/// Range of thresholds, `low` to `high`, under which each count has its flag.
+/// Thresholds from `low` to `high` give each count its flag.
 #[derive(Clone, Copy)]
 struct Interval {
     low: usize,

@@ -20,7 +20,7 @@ pub struct FunctionCounts {
     pub up: u64,
     /// Inter comparisons with direction down that use it.
     pub down: u64,
-    /// Draws in which no arguments gave the required flags without a contradiction.
+    /// Draws without arguments that give the required flags and contradict no other instruction.
     pub infeasible: u64,
     /// Rows with a prompt that already mentions its subject.
     pub mentioned: u64,

@@ -2,7 +2,7 @@
 //! `rejected` with a common prefix). Text is never edited: prompt and response together are always
 //! the given text.
 //!
-//! Without a prompt, the prompt is the common prefix of both sides, cut back to a place where white
+//! Without `prompt`, the prompt is the common prefix of both sides, cut back to a place where white
 //! space follows in both. White space starts the next word in byte-level and SentencePiece
 //! vocabularies alike. Text without such a place is cut after the last shared punctuation mark, or
 //! not at all. Cutting back never changes a comparison: the shared words move into both responses,

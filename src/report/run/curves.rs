@@ -220,8 +220,8 @@ fn subject(curve: &Curve) -> &'static str {
     curve.title.split(',').next().unwrap_or_default()
 }
 
-/// Whether the base loss equals the total loss, as it does with base comparisons only and neither a
-/// weight nor a further term. Its chart would be a duplicate.
+/// Whether the base loss equals the total loss: base comparisons only, with weight 1 and no further
+/// term. Its chart would be a duplicate.
 fn is_total_loss(curve: &Curve, runs: &[RunLog]) -> bool {
     let same = |columns: &Columns| columns.get("loss") == columns.get("loss/base");
     curve.lines[0].1 == "loss/base" && runs.iter().all(|r| same(&r.train) && same(&r.eval))

@@ -33,10 +33,10 @@ pub struct Outcome {
     pub peak_resident_mib: Option<f64>,
 }
 
-/// A value of an outcome.
+/// Reads one metric of an outcome.
 pub type Metric = fn(&Outcome) -> Option<f64>;
 
-/// Values by name, in table order.
+/// Metrics by name, in table order.
 pub const METRICS: [(&str, Metric); 11] = [
     ("steps", |o| o.steps),
     ("step_ms", |o| o.step_ms),
@@ -57,7 +57,7 @@ impl Outcome {
         Self { point: point.name.clone(), values: point.values.clone(), error, ..Self::default() }
     }
 
-    /// Outcome by a study.
+    /// Outcome of a run, read from its study.
     pub fn of(point: &Point, study: &Value) -> Self {
         let number = |path: &str| study.pointer(path).and_then(Value::as_f64);
         let mib = |path: &str| number(path).map(|bytes| bytes / f64::from(1 << 20));

@@ -66,7 +66,7 @@ impl RunState {
         }
         for (name, before) in &self.fingerprint {
             if !fingerprint.iter().any(|(known, _)| known == name) {
-                changed.push(format!("{name} was {before}, is not set"));
+                changed.push(format!("{name} was {before}, is not set now"));
             }
         }
         if changed.is_empty() {

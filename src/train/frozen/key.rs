@@ -49,7 +49,7 @@ pub fn sequence_key(group: &TokenizedGroup, sequence: usize) -> u128 {
     u128::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]))
 }
 
-/// Fingerprint of a run, given the hash of the model.
+/// Fingerprint of a cache file: the hash of the model, score options, backend and probe scores.
 pub(super) fn fingerprint<B: Backend>(
     backend: &B,
     weights: &Fingerprint,

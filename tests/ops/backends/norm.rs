@@ -40,7 +40,7 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 
 #[test]
 fn sizes_with_and_without_full_vectors() {
-    // Rows of 8200 do not fit the shared memory in which kernels sum the weight gradient.
+    // Rows of 8200 exceed the shared memory that kernels use to sum the weight gradient.
     for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (3, 8200)] {
         let d = NormDims { tokens, hidden, eps: 1e-6 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));

@@ -83,7 +83,7 @@ fn map(device: &Emulator, memory: &<Emulator as Device>::Memory, width: u64) -> 
 fn misuse_of_tma_is_reported() {
     for (which, what) in [
         (0, "a box must be aligned to 1024 bytes"),
-        (1, "a tensor map of 2 dimensions where one of 3 is needed"),
+        (1, "a tensor map of 2 dimensions; the copy needs 3"),
         (2, "0 of 1 arrivals and 16 bytes are missing"),
         (3, "load on the mbarrier at 2176 of the shared window: it was never initialised"),
         (4, "uncommitted TMA stores"),

@@ -10,7 +10,7 @@ fn resampling(resamples: usize) -> Resampling {
     Resampling { resamples, seed: 1 }
 }
 
-/// Observations of groups, which are given as lists of right and wrong.
+/// One observation per entry; `groups` holds, for each group, whether each answer is right.
 fn observations(groups: &[Vec<bool>]) -> Vec<Observation> {
     let of = |(group, all): (usize, &Vec<bool>)| {
         all.iter().map(|&right| Observation { group, logit: if right { 0.5 } else { -2.0 } }).collect::<Vec<_>>()

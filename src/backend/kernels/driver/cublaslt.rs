@@ -1,5 +1,5 @@
-//! GEMMs by NVIDIA's cuBLASLt, for benchmarks only, which compare the GEMMs of this project with
-//! it. The library is loaded on demand; without it no comparison is made.
+//! GEMMs by NVIDIA's cuBLASLt. Only benchmarks use them, to compare this project's GEMMs with
+//! cuBLASLt. The library is loaded on demand; without it no comparison is made.
 //!
 //! Matrices here are row-major, but cuBLASLt takes column-major ones. So each of our matrices is a
 //! transposed one there, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Workspace of an algorithm in bytes, as NVIDIA recommends for Hopper (cuBLAS,
 /// cublasSetWorkspace).
 const WORKSPACE: usize = 32 << 20;
-/// Most algorithms that are proposed for a GEMM.
+/// Maximum number of algorithms that cuBLASLt proposes for a GEMM.
 const CANDIDATES: usize = 16;
 
 /// Memory layout of the operands of a GEMM.

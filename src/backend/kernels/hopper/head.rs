@@ -43,7 +43,7 @@ const EXPS_BYTES: usize = 2400 << 20;
 /// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
 const CHUNK_UNIT: usize = 256;
 const LARGE_CHUNK_UNIT: usize = 2048;
-/// Most splits of drows over the vocabulary.
+/// Maximum number of splits over the vocabulary in the GEMM of the row gradient.
 const MAX_DROWS_SPLITS: usize = 4;
 /// Tile of the GEMM that gives the exponentials: `Head` in `kernels/head_sm90.cu`.
 const TILE: Tile = Tile::N192PingPong;
@@ -377,7 +377,7 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
 }
 
-/// Most rows of a chunk of the head with its preference loss; unbounded if these kernels do not
+/// Maximum number of head rows per chunk of `head_preference`; unbounded if these kernels do not
 /// support it.
 pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
     if is_supported(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
