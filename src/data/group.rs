@@ -169,25 +169,16 @@ pub struct PreferenceGroup {
 }
 
 impl PreferenceGroup {
+    /// A group without instructions, tools and variables of the chat template.
+    pub fn new(id: String, prompts: Vec<Prompt>, responses: Vec<Response>, comparisons: Vec<Comparison>) -> Self {
+        let (instructions, tools, chat_template_kwargs) = (Vec::new(), None, None);
+        Self { id, prompts, responses, comparisons, instructions, tools, chat_template_kwargs }
+    }
+
     /// A group with one base comparison: the form of every ordinary preference row.
     pub fn pair(id: String, prompt: Prompt, chosen: Response, rejected: Response, margin: f64) -> Self {
-        let term = |response, sign| Term { prompt: 0, response, sign };
-        Self {
-            id,
-            prompts: vec![prompt],
-            responses: vec![chosen, rejected],
-            comparisons: vec![Comparison {
-                kind: Kind::Base,
-                terms: vec![term(0, 1), term(1, -1)],
-                margin,
-                weight: 1.0,
-                rule: None,
-                direction: None,
-            }],
-            instructions: Vec::new(),
-            tools: None,
-            chat_template_kwargs: None,
-        }
+        let comparison = Comparison::pair(Kind::Base, (0, 0), (0, 1), margin);
+        Self::new(id, vec![prompt], vec![chosen, rejected], vec![comparison])
     }
 
     /// Distinct (prompt, response) pairs used by the comparisons, in ascending order. A batch
@@ -230,6 +221,12 @@ impl PreferenceGroup {
 }
 
 impl Comparison {
+    /// A comparison of two (prompt, response) pairs, with weight 1.
+    pub fn pair(kind: Kind, better: (usize, usize), worse: (usize, usize), margin: f64) -> Self {
+        let term = |(prompt, response), sign| Term { prompt, response, sign };
+        Self { kind, terms: vec![term(better, 1), term(worse, -1)], margin, weight: 1.0, rule: None, direction: None }
+    }
+
     fn validate(&self, group: &PreferenceGroup) -> Result<(), String> {
         if self.terms.len() != 2 && self.terms.len() != 4 {
             return Err(format!("{} terms; a comparison must have 2 or 4", self.terms.len()));
