@@ -201,13 +201,8 @@ impl PreferenceGroup {
             comparison.validate(self).map_err(|why| format!("comparisons[{c}]: {why}"))?;
         }
         for (i, instruction) in self.instructions.iter().enumerate() {
-            if instruction.prompt >= self.prompts.len() {
-                return Err(format!(
-                    "instructions[{i}]: prompt {} does not exist; the row has {} prompts",
-                    instruction.prompt,
-                    self.prompts.len()
-                ));
-            }
+            exists("prompt", instruction.prompt, self.prompts.len())
+                .map_err(|why| format!("instructions[{i}]: {why}"))?;
             if instruction.satisfied.len() != self.responses.len() {
                 return Err(format!(
                     "instructions[{i}]: \"satisfied\" has {} entries for {} responses",
@@ -218,6 +213,11 @@ impl PreferenceGroup {
         }
         Ok(())
     }
+}
+
+/// Checks the index of one of the `of` prompts or responses of a row.
+fn exists(noun: &str, index: usize, of: usize) -> Result<(), String> {
+    if index < of { Ok(()) } else { Err(format!("{noun} {index} does not exist; the row has {of} {noun}s")) }
 }
 
 impl Comparison {
@@ -232,20 +232,9 @@ impl Comparison {
             return Err(format!("{} terms; a comparison must have 2 or 4", self.terms.len()));
         }
         for (t, term) in self.terms.iter().enumerate() {
-            if term.prompt >= group.prompts.len() {
-                return Err(format!(
-                    "term {t}: prompt {} does not exist; the row has {} prompts",
-                    term.prompt,
-                    group.prompts.len()
-                ));
-            }
-            if term.response >= group.responses.len() {
-                return Err(format!(
-                    "term {t}: response {} does not exist; the row has {} responses",
-                    term.response,
-                    group.responses.len()
-                ));
-            }
+            exists("prompt", term.prompt, group.prompts.len())
+                .and_then(|()| exists("response", term.response, group.responses.len()))
+                .map_err(|why| format!("term {t}: {why}"))?;
             if term.sign != 1 && term.sign != -1 {
                 return Err(format!("term {t}: sign {} is neither 1 nor -1", term.sign));
             }
