@@ -3,7 +3,7 @@
 //! words, as in IFEval.
 
 use super::lexical::{forbidden_words, required_words, words_not_in_prompt};
-use super::quantity::{bound, draw_threshold, flagged_counts};
+use super::quantity::{bound, draw_threshold, flagged_counts, meets};
 use super::wording::{and_list, noun, or_list, pick, relation};
 use super::{Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
 use crate::rng::Rng;
@@ -26,8 +26,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         draw: draw_frequency,
         phrase: frequency_phrase,
         check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, FREQUENCY)?;
-            Some(relation.holds(response.occurrences(text_argument(kwargs, "keyword")?.trim()), threshold))
+            meets(kwargs, FREQUENCY, response.occurrences(text_argument(kwargs, "keyword")?.trim()))
         },
     },
     Function {
@@ -48,10 +47,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         triggers: &["letter", "letters", "vowel", "vowels", "alphabet", "spell", "spelled"],
         draw: draw_letter,
         phrase: letter_phrase,
-        check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, LETTER)?;
-            Some(relation.holds(response.letter_count(letter_argument(kwargs)?), threshold))
-        },
+        check: |kwargs, response| meets(kwargs, LETTER, response.letter_count(letter_argument(kwargs)?)),
     },
 ];
 
