@@ -182,8 +182,8 @@ struct WarpTile {
             for (int j = 0; j < FRAGMENTS_N; j += 2) {
                 OperandB<T> y;
                 load_b<TileB, true>(y, b, j * 8, k);
-                mma_terms(acc[0][j], x, y.term[0]);
-                mma_terms(acc[0][j + 1], x, y.term[1]);
+                mma_terms(acc[0][j], acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], acc[0][j + 1], x, y.term[1]);
             }
         }
     }
@@ -201,8 +201,8 @@ struct WarpTile {
             for (int j = 0; j < FRAGMENTS_N; j += 2) {
                 OperandB<T> y;
                 load_b<TileB, false>(y, b, column + j * 8, k);
-                mma_terms(acc[0][j], x, y.term[0]);
-                mma_terms(acc[0][j + 1], x, y.term[1]);
+                mma_terms(acc[0][j], acc[0][j], x, y.term[0]);
+                mma_terms(acc[0][j + 1], acc[0][j + 1], x, y.term[1]);
             }
         }
     }

@@ -34,25 +34,6 @@
 /// Elements per 16-byte load.
 constexpr int EIGHT = 8;
 
-/// Dot product of two rows by a warp; every lane gets it. Rows are multiples of 16 bytes. Copies x
-/// to `copy` if not null.
-DEVICE float dot_of_rows(const bf16* x, const bf16* w, int hidden_size, bf16* copy = nullptr) {
-    float sum = 0.0f;
-    for (int h = lane_index() * EIGHT; h < hidden_size; h += WARP * EIGHT) {
-        float a[EIGHT], b[EIGHT];
-        load_elements(a, x + h, EIGHT, true);
-        load_elements(b, w + h, EIGHT, true);
-#pragma unroll
-        for (int i = 0; i < EIGHT; ++i) {
-            sum += a[i] * b[i];
-        }
-        if (copy != nullptr) {
-            store_elements(copy + h, a, EIGHT, true);
-        }
-    }
-    return reduce_warp(sum, Add{});
-}
-
 /// Gathers the hidden rows of the head rows, and derives each row's k from its target's logit.
 KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
                             const bf16* head,    // (vocab, hidden_size)
@@ -63,7 +44,7 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
                             int hidden_size, int rows) {
     for (long long r = global_warp(); r < rows; r += global_warps()) {
         float exponent = LOG2_E * dot_of_rows(hidden + 1LL * source[r] * hidden_size,
-                                              head + 1LL * target[r] * hidden_size, hidden_size,
+                                              head + 1LL * target[r] * hidden_size, hidden_size, true,
                                               packed + r * hidden_size);
         if (lane_index() == 0) {
             // A target logit that is not finite has no useful reference point.
@@ -223,12 +204,12 @@ KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap hea
 DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
     float largest = -INFINITY;
     for (int v = 0; v < vocab; ++v) {
-        largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size));
+        largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size, true));
     }
     k = largest - largest == 0.0f ? rintf(largest * LOG2_E) : 0.0f;
     float sum = 0.0f;
     for (int v = 0; v < vocab; ++v) {
-        float e = fast_exp2(fmaf(dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size), LOG2_E, -k));
+        float e = fast_exp2(fmaf(dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size, true), LOG2_E, -k));
         sum += e;
         if (exps != nullptr && lane_index() == 0) {
             exps[v] = from_float<bf16>(e);

@@ -18,22 +18,9 @@ KERNELS(128, reward_head_fwd, FOR(T: f32 bf16))(const T* hidden,  // (tokens, wi
                                                 const int* rows,  // (seqs)
                                                 float* score,     // (seqs)
                                                 int seqs, int width) {
-    constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(hidden, width) && vec_aligned(weight, 0);
     for (long long s = global_warp(); s < seqs; s += global_warps()) {
-        const T* row = hidden + (long long)rows[s] * width;
-        float sum = 0.0f;
-        for (int h = lane_index() * N; h < width; h += WARP * N) {
-            int valid = min_of(N, width - h);
-            float x[N], w[N];
-            load_elements(x, row + h, valid, vectorised);
-            load_elements(w, weight + h, valid, vectorised);
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                sum += x[i] * w[i];
-            }
-        }
-        sum = reduce_warp(sum, Add{});
+        float sum = dot_of_rows(hidden + (long long)rows[s] * width, weight, width, vectorised);
         if (lane_index() == 0) {
             score[s] = sum;
         }

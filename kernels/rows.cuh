@@ -1,8 +1,9 @@
-// Loads and stores of N elements as f32, and work distribution over warps. Both access paths
-// (16-byte and element-wise) give a thread the same elements, so that the arithmetic and its order
-// are the same.
+// Loads and stores of N elements as f32, dot products of rows, and work distribution over warps.
+// Both access paths (16-byte and element-wise) give a thread the same elements, so that the
+// arithmetic and its order are the same.
 #pragma once
 
+#include "reduce.cuh"
 #include "vec.cuh"
 
 /// x = N elements of T from `from` on. Only `valid` of them are read; the others become `padding`.
@@ -51,6 +52,28 @@ DEVICE void store_elements(T* to, const float (&x)[N], int valid, bool vectorise
             }
         }
     }
+}
+
+/// Dot product of two rows by a warp; every lane gets it. With `vectorised`, rows start and end at
+/// multiples of 16 bytes. Copies x to `copy` if not null.
+template <class T>
+DEVICE float dot_of_rows(const T* x, const T* w, int columns, bool vectorised, T* copy = nullptr) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    float sum = 0.0f;
+    for (int c = lane_index() * N; c < columns; c += WARP * N) {
+        int valid = min_of(N, columns - c);
+        float a[N], b[N];
+        load_elements(a, x + c, valid, vectorised);
+        load_elements(b, w + c, valid, vectorised);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            sum += a[i] * b[i];
+        }
+        if (copy != nullptr) {
+            store_elements(copy + c, a, valid, vectorised);
+        }
+    }
+    return reduce_warp(sum, Add{});
 }
 
 /// Index of the warp in the grid; work units are taken from it on by a stride of global_warps().

@@ -135,18 +135,19 @@ DEVICE void load_b(OperandB<float>& b, unsigned char* tile, int column, int k) {
     }
 }
 
-/// c += a b for finite operands: all products of terms in one accumulator, smallest first.
-DEVICE void mma_terms(FragmentC& c, const OperandA<bf16>& a, const FragmentB (&b)[1]) {
-    mma(c, a.term[0], b[0]);
+/// main += the product of the leading terms; low += the other products, smallest first. For finite
+/// operands both may be one accumulator.
+DEVICE void mma_terms(FragmentC&, FragmentC& main, const OperandA<bf16>& a, const FragmentB (&b)[1]) {
+    mma(main, a.term[0], b[0]);
 }
 
-DEVICE void mma_terms(FragmentC& c, const OperandA<float>& a, const FragmentB (&b)[3]) {
-    mma(c, a.term[2], b[0]);
-    mma(c, a.term[1], b[1]);
-    mma(c, a.term[0], b[2]);
-    mma(c, a.term[1], b[0]);
-    mma(c, a.term[0], b[1]);
-    mma(c, a.term[0], b[0]);
+DEVICE void mma_terms(FragmentC& low, FragmentC& main, const OperandA<float>& a, const FragmentB (&b)[3]) {
+    mma(low, a.term[2], b[0]);
+    mma(low, a.term[1], b[1]);
+    mma(low, a.term[0], b[2]);
+    mma(low, a.term[1], b[0]);
+    mma(low, a.term[0], b[1]);
+    mma(main, a.term[0], b[0]);
 }
 
 /// Accumulator of one fragment of C, for operands that may be infinite.
@@ -171,12 +172,7 @@ struct Accumulator<float> {
     FragmentC main, low;
 
     DEVICE void add(const OperandA<float>& a, const FragmentB (&b)[3]) {
-        mma(low, a.term[2], b[0]);
-        mma(low, a.term[1], b[1]);
-        mma(low, a.term[0], b[2]);
-        mma(low, a.term[1], b[0]);
-        mma(low, a.term[0], b[1]);
-        mma(main, a.term[0], b[0]);
+        mma_terms(low, main, a, b);
     }
 
     /// The lower terms of an infinity are NaN, so the low accumulator is added only to finite

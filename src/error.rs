@@ -85,6 +85,14 @@ impl Error {
     }
 }
 
+/// Refuses the first flag that is given, with [`Error::Usage`] "FLAG has no effect WHY".
+pub(crate) fn refuse_given(flags: &[(&str, bool)], why: &str) -> Result<()> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::Usage(format!("{flag} has no effect {why}"))),
+        None => Ok(()),
+    }
+}
+
 /// `file:line`, or only `file` for line 0.
 struct Place<'a>(&'a Path, usize);
 

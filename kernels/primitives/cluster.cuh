@@ -7,6 +7,7 @@
 #pragma once
 
 #include "barrier.cuh"
+#include "bits.cuh"
 
 #ifdef __CUDACC__
 
@@ -49,16 +50,6 @@ DEVICE uint32_t load_remote_word(uint32_t address) {
 
 DEVICE void store_remote_word(uint32_t address, uint32_t word) {
     HOPPER("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
-}
-
-DEVICE float load_remote(uint32_t address) {
-    float x = 0.0f;
-    HOPPER("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(address) : "memory");
-    return x;
-}
-
-DEVICE void store_remote(uint32_t address, float x) {
-    HOPPER("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
 /// Increases the registers per thread of the warpgroup, blocking until other warpgroups have
@@ -116,16 +107,6 @@ inline void store_remote_word(uint32_t address, uint32_t word) {
     std::memcpy(emulator::remote_pointer("st.shared::cluster", address, 4), &word, 4);
 }
 
-inline float load_remote(uint32_t address) {
-    float x;
-    std::memcpy(&x, emulator::remote_pointer("ld.shared::cluster", address, 4), 4);
-    return x;
-}
-
-inline void store_remote(uint32_t address, float x) {
-    std::memcpy(emulator::remote_pointer("st.shared::cluster", address, 4), &x, 4);
-}
-
 template <int REGISTERS>
 void increase_registers() {
     emulator::set_registers(REGISTERS, true);
@@ -144,6 +125,14 @@ inline void wait_for_earlier_launch() {
 inline void launch_dependents() {}
 
 #endif
+
+DEVICE float load_remote(uint32_t address) {
+    return float_of_bits(load_remote_word(address));
+}
+
+DEVICE void store_remote(uint32_t address, float x) {
+    store_remote_word(address, bits_of_float(x));
+}
 
 /// Cluster barrier.
 DEVICE void sync_cluster() {

@@ -92,6 +92,80 @@ pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, outlet: &mut [T], at: usize) -> Re
     Ok(())
 }
 
+/// The part of an `impl Backend` that does not depend on the ops, for a backend with its buffers in
+/// host memory as vectors of `$Number`. The backend itself defines `write_act` and `read_act`.
+macro_rules! host_memory {
+    ($Number:ty) => {
+        type Act = Vec<$Number>;
+        type Acc = Vec<$Number>;
+        type Idx = Vec<i32>;
+        type Inlet = $crate::backend::host::Inlet<$Number>;
+        type Outlet = Vec<$Number>;
+        type Graph = ();
+        type Stamp = std::time::Instant;
+
+        const ASYNCHRONOUS: bool = false;
+
+        fn zeros_act(&self, len: usize) -> $crate::Result<Self::Act> {
+            $crate::backend::host::zeros(len)
+        }
+        fn zeros_acc(&self, len: usize) -> $crate::Result<Self::Acc> {
+            $crate::backend::host::zeros(len)
+        }
+        fn zeros_idx(&self, len: usize) -> $crate::Result<Self::Idx> {
+            $crate::backend::host::zeros(len)
+        }
+        fn write_acc(&self, to: $crate::backend::ViewMut<'_, Self::Acc>, source: &[f64]) -> $crate::Result<()> {
+            self.write_act(to, source)
+        }
+        fn write_idx(&self, to: $crate::backend::ViewMut<'_, Self::Idx>, source: &[i32]) -> $crate::Result<()> {
+            $crate::backend::host::write(to, source)
+        }
+        fn read_acc(&self, from: $crate::backend::View<'_, Self::Acc>, to: &mut [f64]) -> $crate::Result<()> {
+            self.read_act(from, to)
+        }
+
+        fn inlet(&self, indices: usize, numbers: usize) -> $crate::Result<Self::Inlet> {
+            $crate::backend::host::Inlet::new(indices, numbers)
+        }
+        fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> $crate::Result<()> {
+            inlet.send(indices, numbers, |x| x as $Number)
+        }
+        fn receive(
+            &self,
+            inlet: &mut Self::Inlet,
+            indices: &mut Self::Idx,
+            numbers: &mut Self::Acc,
+        ) -> $crate::Result<()> {
+            inlet.receive(indices, numbers)
+        }
+        fn outlet(&self, len: usize) -> $crate::Result<Self::Outlet> {
+            $crate::backend::host::zeros(len)
+        }
+        fn fetch(
+            &self,
+            from: $crate::backend::View<'_, Self::Acc>,
+            outlet: &mut Self::Outlet,
+            at: usize,
+        ) -> $crate::Result<()> {
+            $crate::backend::host::fetch(from, outlet, at)
+        }
+        fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> $crate::Result<()> {
+            let len = to.len();
+            self.read_acc($crate::backend::View::first(outlet, len), to)
+        }
+
+        fn stamp(&self) -> $crate::Result<Self::Stamp> {
+            Ok(std::time::Instant::now())
+        }
+
+        fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> $crate::Result<f64> {
+            Ok(to.duration_since(*from).as_secs_f64())
+        }
+    };
+}
+pub(super) use host_memory;
+
 #[cfg(test)]
 mod tests {
     use super::*;

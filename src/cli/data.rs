@@ -115,10 +115,7 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
 }
 
 fn show(args: &ShowCommand) -> Result<()> {
-    let mut tokenizer = Tokenizer::load(&args.tokenizer)?;
-    if let Some(template) = &args.chat_template_path {
-        tokenizer.set_template_file(template)?;
-    }
+    let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
     let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
     reports.iter().for_each(|report| say(&report.to_string()));
     rows.truncate(args.rows.get());

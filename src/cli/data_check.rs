@@ -53,16 +53,8 @@ pub fn check(args: &CheckCommand) -> Result<()> {
         let inputs: Vec<PathBuf> = args.files.iter().chain(&args.test_file).cloned().collect();
         check_output(output, &inputs)?;
     }
-    let tokenizer = match &args.model {
-        None => None,
-        Some(folder) => {
-            let mut tokenizer = Tokenizer::load(folder)?;
-            if let Some(template) = &args.chat_template_path {
-                tokenizer.set_template_file(template)?;
-            }
-            Some(tokenizer)
-        }
-    };
+    let load = |folder: &PathBuf| Tokenizer::load_with(folder, args.chat_template_path.as_deref());
+    let tokenizer = args.model.as_ref().map(load).transpose()?;
     let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
     let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length });
     let read = |files: &[PathBuf]| -> Result<Input> {

@@ -10,6 +10,7 @@ use super::output::check_output;
 use super::score::{ModelArgs, ScoreJob, ScoredData};
 use crate::data::options::function_id;
 use crate::data::source::{SourceRow, read_files};
+use crate::error::refuse_given;
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
@@ -243,11 +244,6 @@ impl MeasureArgs {
             ("--prompt-blindness", self.prompt_blindness),
             ("--holdout-functions", !self.holdout_functions.is_empty()),
         ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
-                Err(Error::Usage(format!("{flag} has no effect on saved results; give it when they are written")))
-            }
-            None => Ok(()),
-        }
+        refuse_given(&given, "on saved results; give it when they are written")
     }
 }

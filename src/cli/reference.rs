@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use crate::error::refuse_given;
 use crate::loss::objective::Method;
 use crate::train::frozen::CacheOptions;
 use crate::{Error, Result};
@@ -44,10 +45,7 @@ impl ReferenceArgs {
                 ("--precompute-ref-batch-size", self.precompute_ref_batch_size.is_some()),
                 ("--ref-cache-dir", self.ref_cache_dir.is_some()),
             ];
-            return match given.iter().find(|(_, given)| *given) {
-                Some((flag, _)) => refuse(format!("{flag} has no effect without --precompute-ref-log-probs")),
-                None => Ok(None),
-            };
+            return refuse_given(&given, "without --precompute-ref-log-probs").map(|()| None);
         }
         if method != Method::Dpo {
             return refuse(format!("--precompute-ref-log-probs has no effect in this {} run", method.name()));

@@ -148,10 +148,7 @@ impl Job for ScoreJob<'_> {
         let config = ModelConfig::read(folder)?;
         let head = config.head;
         let loss = args.loss(head)?;
-        let mut tokenizer = Tokenizer::load(folder)?;
-        if let Some(template) = &args.chat_template_path {
-            tokenizer.set_template_file(template)?;
-        }
+        let tokenizer = Tokenizer::load_with(folder, args.chat_template_path.as_deref())?;
         if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
             return Err(Error::Usage(format!(
                 "--max-length {length} is above the model's max_position_embeddings {}",

@@ -116,10 +116,7 @@ impl Job for TrainJob<'_> {
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
         let config = ModelConfig::read(&setup.args.model)?;
-        let mut tokenizer = Tokenizer::load(&setup.args.model)?;
-        if let Some(template) = &setup.args.chat_template_path {
-            tokenizer.set_template_file(template)?;
-        }
+        let tokenizer = Tokenizer::load_with(&setup.args.model, setup.args.chat_template_path.as_deref())?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;

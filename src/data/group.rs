@@ -169,25 +169,16 @@ pub struct PreferenceGroup {
 }
 
 impl PreferenceGroup {
+    /// A group without instructions, tools and variables of the chat template.
+    pub fn new(id: String, prompts: Vec<Prompt>, responses: Vec<Response>, comparisons: Vec<Comparison>) -> Self {
+        let (instructions, tools, chat_template_kwargs) = (Vec::new(), None, None);
+        Self { id, prompts, responses, comparisons, instructions, tools, chat_template_kwargs }
+    }
+
     /// A group with one base comparison: the form of every ordinary preference row.
     pub fn pair(id: String, prompt: Prompt, chosen: Response, rejected: Response, margin: f64) -> Self {
-        let term = |response, sign| Term { prompt: 0, response, sign };
-        Self {
-            id,
-            prompts: vec![prompt],
-            responses: vec![chosen, rejected],
-            comparisons: vec![Comparison {
-                kind: Kind::Base,
-                terms: vec![term(0, 1), term(1, -1)],
-                margin,
-                weight: 1.0,
-                rule: None,
-                direction: None,
-            }],
-            instructions: Vec::new(),
-            tools: None,
-            chat_template_kwargs: None,
-        }
+        let comparison = Comparison::pair(Kind::Base, (0, 0), (0, 1), margin);
+        Self::new(id, vec![prompt], vec![chosen, rejected], vec![comparison])
     }
 
     /// Distinct (prompt, response) pairs used by the comparisons, in ascending order. A batch
@@ -210,13 +201,8 @@ impl PreferenceGroup {
             comparison.validate(self).map_err(|why| format!("comparisons[{c}]: {why}"))?;
         }
         for (i, instruction) in self.instructions.iter().enumerate() {
-            if instruction.prompt >= self.prompts.len() {
-                return Err(format!(
-                    "instructions[{i}]: prompt {} does not exist; the row has {} prompts",
-                    instruction.prompt,
-                    self.prompts.len()
-                ));
-            }
+            exists("prompt", instruction.prompt, self.prompts.len())
+                .map_err(|why| format!("instructions[{i}]: {why}"))?;
             if instruction.satisfied.len() != self.responses.len() {
                 return Err(format!(
                     "instructions[{i}]: \"satisfied\" has {} entries for {} responses",
@@ -229,26 +215,26 @@ impl PreferenceGroup {
     }
 }
 
+/// Checks the index of one of the `of` prompts or responses of a row.
+fn exists(noun: &str, index: usize, of: usize) -> Result<(), String> {
+    if index < of { Ok(()) } else { Err(format!("{noun} {index} does not exist; the row has {of} {noun}s")) }
+}
+
 impl Comparison {
+    /// A comparison of two (prompt, response) pairs, with weight 1.
+    pub fn pair(kind: Kind, better: (usize, usize), worse: (usize, usize), margin: f64) -> Self {
+        let term = |(prompt, response), sign| Term { prompt, response, sign };
+        Self { kind, terms: vec![term(better, 1), term(worse, -1)], margin, weight: 1.0, rule: None, direction: None }
+    }
+
     fn validate(&self, group: &PreferenceGroup) -> Result<(), String> {
         if self.terms.len() != 2 && self.terms.len() != 4 {
             return Err(format!("{} terms; a comparison must have 2 or 4", self.terms.len()));
         }
         for (t, term) in self.terms.iter().enumerate() {
-            if term.prompt >= group.prompts.len() {
-                return Err(format!(
-                    "term {t}: prompt {} does not exist; the row has {} prompts",
-                    term.prompt,
-                    group.prompts.len()
-                ));
-            }
-            if term.response >= group.responses.len() {
-                return Err(format!(
-                    "term {t}: response {} does not exist; the row has {} responses",
-                    term.response,
-                    group.responses.len()
-                ));
-            }
+            exists("prompt", term.prompt, group.prompts.len())
+                .and_then(|()| exists("response", term.response, group.responses.len()))
+                .map_err(|why| format!("term {t}: {why}"))?;
             if term.sign != 1 && term.sign != -1 {
                 return Err(format!("term {t}: sign {} is neither 1 nor -1", term.sign));
             }

@@ -154,15 +154,7 @@ pub fn tokenize_rows(
 
 /// A copy of the row without its text, for messages.
 fn place_of(row: &SourceRow) -> SourceRow {
-    let group = PreferenceGroup {
-        id: row.group.id.clone(),
-        prompts: Vec::new(),
-        responses: Vec::new(),
-        comparisons: Vec::new(),
-        instructions: Vec::new(),
-        tools: None,
-        chat_template_kwargs: None,
-    };
+    let group = PreferenceGroup::new(row.group.id.clone(), Vec::new(), Vec::new(), Vec::new());
     SourceRow { group, file: row.file.clone(), line: row.line }
 }
 
@@ -251,15 +243,9 @@ mod tests {
         let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let first = vec![turn("user", "Name a bird.")];
         let second = [first.clone(), vec![turn("assistant", "A wren."), turn("user", "Name a bird.")]].concat();
-        let group = PreferenceGroup {
-            id: "talk".into(),
-            prompts: vec![Prompt::Messages(first), Prompt::Messages(second)],
-            responses: vec![Response::Message(turn("assistant", "A wren.")); 2],
-            comparisons: Vec::new(),
-            instructions: Vec::new(),
-            tools: None,
-            chat_template_kwargs: None,
-        };
+        let prompts = vec![Prompt::Messages(first), Prompt::Messages(second)];
+        let responses = vec![Response::Message(turn("assistant", "A wren.")); 2];
+        let group = PreferenceGroup::new("talk".into(), prompts, responses, Vec::new());
         let row = || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1 };
         let run = |max_length| {
             let options = TokenizeOptions { max_length, max_drop_fraction: 0.5, ..TokenizeOptions::default() };

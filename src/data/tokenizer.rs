@@ -234,6 +234,16 @@ impl Tokenizer {
         })
     }
 
+    /// Reads the tokenizer of a model folder, with the chat template in `template` if given
+    /// ([`Tokenizer::set_template_file`]).
+    pub fn load_with(dir: &Path, template: Option<&Path>) -> Result<Self> {
+        let mut tokenizer = Self::load(dir)?;
+        if let Some(file) = template {
+            tokenizer.set_template_file(file)?;
+        }
+        Ok(tokenizer)
+    }
+
     /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
     /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::corpus::{Corpus, Pair};
 use super::finding::{Finding, Level};
-use super::holdout::{Clustered, Examples, correctness, held_out};
+use super::holdout::{Example, Examples, correctness, held_out};
 use super::interval::Share;
 use super::linear::{self, Features};
 use super::words::{Vocabulary, WordCounts, each_word};
@@ -35,17 +35,6 @@ pub struct BagOfWords {
     pub rejected_words: Vec<String>,
 }
 
-struct Example {
-    cluster: u32,
-    features: Features,
-}
-
-impl Clustered for Example {
-    fn cluster(&self) -> u32 {
-        self.cluster
-    }
-}
-
 /// Fits and evaluates the baseline.
 pub(super) fn check(train: &Corpus, test: Option<&Corpus>, findings: &mut Vec<Finding>) -> BagOfWords {
     let pairs = subsample(&train.pairs);
@@ -57,11 +46,11 @@ pub(super) fn check(train: &Corpus, test: Option<&Corpus>, findings: &mut Vec<Fi
         self::examples(&pairs, &count(corpus, &pairs), &vocabulary)
     });
     let width = vocabulary.len();
-    let fit = |examples: &[&Example]| linear::fit(examples.iter().map(|e| &e.features), width);
+    let fit = |examples: &[&Example<Features>]| linear::fit(examples.iter().map(|e| &e.value), width);
     let accuracy = held_out(Examples { train: &examples, test: test.as_deref() }, fit, |weights, example| {
-        correctness(example.features.dot(weights))
+        correctness(example.value.dot(weights))
     });
-    let weights = linear::fit(examples.iter().map(|e| &e.features), width);
+    let weights = linear::fit(examples.iter().map(|e| &e.value), width);
     let [chosen_words, rejected_words] = named(train, &pairs, &vocabulary, &weights);
     if let Some(accuracy) = accuracy.filter(|a| a.above(LIMIT)) {
         let right = (accuracy.share * accuracy.of as f64).round() as usize;
@@ -95,10 +84,10 @@ fn count(corpus: &Corpus, pairs: &[Pair]) -> Vec<[WordCounts; 2]> {
     WordCounts::of_pairs(pairs, |pair| [0, 1].map(|side| Cow::from(corpus.response(pair, side))))
 }
 
-fn examples(pairs: &[Pair], counts: &[[WordCounts; 2]], vocabulary: &Vocabulary) -> Vec<Example> {
+fn examples(pairs: &[Pair], counts: &[[WordCounts; 2]], vocabulary: &Vocabulary) -> Vec<Example<Features>> {
     let example = |(pair, counts): (&Pair, &[WordCounts; 2])| Example {
         cluster: pair.cluster(),
-        features: Features::new(vocabulary.difference(counts, 0)),
+        value: Features::new(vocabulary.difference(counts, 0)),
     };
     pairs.iter().zip(counts).map(example).collect()
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::corpus::{Corpus, prompt_text};
 use super::finding::{Finding, Level, Place};
-use super::holdout::{Clustered, Examples, SignedValue, correctness, held_out, sign_rule};
+use super::holdout::{Example, Examples, SignedValue, correctness, held_out, sign_rule};
 use super::interval::Share;
 use super::linear::{self, Features};
 use super::words::{Vocabulary, WordCounts};
@@ -36,17 +36,6 @@ struct Intra {
     row: usize,
     /// Indices of the better and the worse prompt in the group.
     prompts: [usize; 2],
-}
-
-struct Example {
-    cluster: u32,
-    features: Features,
-}
-
-impl Clustered for Example {
-    fn cluster(&self) -> u32 {
-        self.cluster
-    }
 }
 
 /// Evaluates every rule; empty without intra comparisons.
@@ -148,16 +137,16 @@ fn combined(corpus: &Corpus, used: &[&Intra]) -> Option<Share> {
         examples.push((corpus.row_cluster(intra.row), values, counts));
     }
     let offset = names.len() as u32;
-    let examples: Vec<Example> = examples
+    let examples: Vec<Example<Features>> = examples
         .into_iter()
         .map(|(cluster, mut values, counts)| {
             values.extend(vocabulary.difference(counts, offset));
-            Example { cluster, features: Features::new(values) }
+            Example { cluster, value: Features::new(values) }
         })
         .collect();
     let width = names.len() + vocabulary.len();
-    let fit = |examples: &[&Example]| linear::fit(examples.iter().map(|e| &e.features), width);
-    held_out(Examples { train: &examples, test: None }, fit, |weights, e| correctness(e.features.dot(weights)))
+    let fit = |examples: &[&Example<Features>]| linear::fit(examples.iter().map(|e| &e.value), width);
+    held_out(Examples { train: &examples, test: None }, fit, |weights, e| correctness(e.value.dot(weights)))
 }
 
 /// Returns the feature names of an instruction: the function, the function with its relation, and

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::corpus::{Corpus, Pair};
 use super::finding::{Finding, Level, MAX_PLACES, Place, share_percent};
-use super::holdout::{Clustered, Examples, correctness, held_out};
+use super::holdout::{Example, Examples, correctness, held_out};
 use super::interval::{Share, SignTest};
 
 /// Held-out accuracy of one position above which the check warns; the whole interval must be above.
@@ -76,16 +76,8 @@ pub struct Giveaways {
     pub offenders: Vec<Offender>,
 }
 
-struct Example {
-    cluster: u32,
-    keys: [u32; 2],
-}
-
-impl Clustered for Example {
-    fn cluster(&self) -> u32 {
-        self.cluster
-    }
-}
+/// The numbers of the texts on the chosen and on the rejected side.
+type Keys = [u32; 2];
 
 /// Extracts the first and last words and characters of the responses of `train` and `test`.
 pub(super) fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
@@ -124,16 +116,16 @@ pub(super) fn check(
         let of_test = test.zip(position.test.as_ref());
         let of_test = of_test.map(|(corpus, keys)| numbered(&corpus.pairs, keys, &mut numbers, &mut texts));
         let words = texts.len();
-        let fit = |examples: &[&Example]| -> Vec<f64> {
+        let fit = |examples: &[&Example<Keys>]| -> Vec<f64> {
             let mut counts = vec![[1.0f64; 2]; words];
-            for [chosen, rejected] in examples.iter().map(|e| e.keys).filter(|[a, b]| a != b) {
+            for [chosen, rejected] in examples.iter().map(|e| e.value).filter(|[a, b]| a != b) {
                 counts[chosen as usize][0] += 1.0;
                 counts[rejected as usize][1] += 1.0;
             }
             counts.into_iter().map(|[chosen, rejected]| (chosen / rejected).ln()).collect()
         };
         let accuracy = held_out(Examples { train: &of_train, test: of_test.as_deref() }, fit, |scores, example| {
-            let [chosen, rejected] = example.keys.map(|key| scores[key as usize]);
+            let [chosen, rejected] = example.value.map(|key| scores[key as usize]);
             correctness(chosen - rejected)
         });
         report.positions.push(PositionReport { position: position.name, accuracy });
@@ -171,7 +163,7 @@ fn numbered<'a>(
     keys: &'a [[String; 2]],
     numbers: &mut HashMap<&'a str, u32>,
     texts: &mut Vec<&'a str>,
-) -> Vec<Example> {
+) -> Vec<Example<Keys>> {
     let mut number = |text: &'a str| {
         *numbers.entry(text).or_insert_with(|| {
             texts.push(text);
@@ -179,7 +171,7 @@ fn numbered<'a>(
         })
     };
     let example =
-        |(pair, [a, b]): (&Pair, &'a [String; 2])| Example { cluster: pair.cluster(), keys: [number(a), number(b)] };
+        |(pair, [a, b]): (&Pair, &'a [String; 2])| Example { cluster: pair.cluster(), value: [number(a), number(b)] };
     pairs.iter().zip(keys).map(example).collect()
 }
 
@@ -190,10 +182,10 @@ struct Counts {
     prompts: [usize; 2],
 }
 
-fn tally(examples: &[Example]) -> BTreeMap<u32, Counts> {
+fn tally(examples: &[Example<Keys>]) -> BTreeMap<u32, Counts> {
     let mut uses: Vec<(u32, u32, usize)> = Vec::new();
-    for example in examples.iter().filter(|e| e.keys[0] != e.keys[1]) {
-        uses.extend([0, 1].map(|side| (example.keys[side], example.cluster, side)));
+    for example in examples.iter().filter(|e| e.value[0] != e.value[1]) {
+        uses.extend([0, 1].map(|side| (example.value[side], example.cluster, side)));
     }
     uses.sort_unstable();
     let mut counts: BTreeMap<u32, Counts> = BTreeMap::new();

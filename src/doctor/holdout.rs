@@ -10,30 +10,35 @@ use crate::rng::Rng;
 /// Number of cross-validation folds.
 pub(super) const FOLDS: usize = 5;
 
-/// Examples that a rule is fitted to and evaluated on.
-#[derive(Clone, Copy)]
-pub(super) struct Examples<'a, E> {
-    pub train: &'a [E],
-    /// `None`: cross-validation on the training examples.
-    pub test: Option<&'a [E]>,
+/// A value from which a rule predicts a side, with the cluster of its prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Example<T> {
+    pub cluster: u32,
+    pub value: T,
 }
 
-/// Member of a cluster: a prompt and everything that shares it.
-pub(super) trait Clustered: Sync {
-    fn cluster(&self) -> u32;
+/// A number that indicates one side of an example if positive, and the other side if negative.
+pub(super) type SignedValue = Example<f64>;
+
+/// Examples that a rule is fitted to and evaluated on.
+#[derive(Clone, Copy)]
+pub(super) struct Examples<'a, T> {
+    pub train: &'a [Example<T>],
+    /// `None`: cross-validation on the training examples.
+    pub test: Option<&'a [Example<T>]>,
 }
 
 /// Returns the share of held-out examples that a fitted rule gets right. `right` returns 1, 0, or
 /// one half if the rule is undecided. `None` without examples to fit or to evaluate.
-pub(super) fn held_out<E: Clustered, M>(
-    examples: Examples<'_, E>,
-    fit: impl Fn(&[&E]) -> M + Sync,
-    right: impl Fn(&M, &E) -> f64 + Sync,
+pub(super) fn held_out<T: Sync, M>(
+    examples: Examples<'_, T>,
+    fit: impl Fn(&[&Example<T>]) -> M + Sync,
+    right: impl Fn(&M, &Example<T>) -> f64 + Sync,
 ) -> Option<Share> {
     let Examples { train, test } = examples;
-    let judge = |fitted: &[&E], judged: &[&E]| -> Vec<(u32, f64)> {
+    let judge = |fitted: &[&Example<T>], judged: &[&Example<T>]| -> Vec<(u32, f64)> {
         let model = fit(fitted);
-        judged.iter().map(|example| (example.cluster(), right(&model, example))).collect()
+        judged.iter().map(|example| (example.cluster, right(&model, example))).collect()
     };
     if let Some(test) = test {
         if train.is_empty() {
@@ -49,7 +54,7 @@ pub(super) fn held_out<E: Clustered, M>(
     let outcomes: Vec<Vec<(u32, f64)>> = (0..count)
         .into_par_iter()
         .map(|fold| {
-            let of = |held: bool| -> Vec<&E> {
+            let of = |held: bool| -> Vec<&Example<T>> {
                 let side = train.iter().zip(&folds).filter(|&(_, &f)| (f == fold) == held);
                 side.map(|(example, _)| example).collect()
             };
@@ -61,31 +66,18 @@ pub(super) fn held_out<E: Clustered, M>(
 
 /// Returns the fold of each example. Folds are dealt evenly to the clusters, in seeded random
 /// order.
-fn folds<E: Clustered>(examples: &[E]) -> Vec<usize> {
-    let mut clusters: Vec<u32> = examples.iter().map(Clustered::cluster).collect();
+fn folds<T>(examples: &[Example<T>]) -> Vec<usize> {
+    let mut clusters: Vec<u32> = examples.iter().map(|e| e.cluster).collect();
     clusters.sort_unstable();
     clusters.dedup();
     let mut deal: Vec<usize> = (0..clusters.len()).map(|i| i % FOLDS).collect();
     Rng::keyed(0, &["data-check", "folds"]).shuffle(&mut deal);
-    examples.iter().map(|e| clusters.binary_search(&e.cluster()).map_or(0, |at| deal[at])).collect()
+    examples.iter().map(|e| clusters.binary_search(&e.cluster).map_or(0, |at| deal[at])).collect()
 }
 
-/// A number that indicates one side of an example if positive, and the other side if negative.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SignedValue {
-    pub cluster: u32,
-    pub value: f64,
-}
-
-impl Clustered for SignedValue {
-    fn cluster(&self) -> u32 {
-        self.cluster
-    }
-}
-
-/// Accuracy of "the larger number wins" or "the smaller number wins", whichever rule is right in
-/// more of the fitted examples.
-pub(super) fn sign_rule(examples: Examples<'_, SignedValue>) -> Option<Share> {
+/// Accuracy of "the larger number wins" or "the smaller number wins", whichever rule is
+/// right in more of the fitted examples.
+pub(super) fn sign_rule(examples: Examples<'_, f64>) -> Option<Share> {
     let fit = |fitted: &[&SignedValue]| {
         let count = |test: fn(&f64) -> bool| fitted.iter().filter(|example| test(&example.value)).count();
         if count(|v| *v > 0.0) >= count(|v| *v < 0.0) { 1.0 } else { -1.0 }

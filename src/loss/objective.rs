@@ -11,6 +11,7 @@ use crate::backend::contract::{Curve, KINDS, Reduce};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
+use crate::error::refuse_given;
 use crate::{Error, Result};
 
 /// Training method of a run.
@@ -267,13 +268,7 @@ impl LossOptions {
             let weights = [self.base_weight, self.intra_weight, self.inter_weight];
             unused.push(("a kind's weight together with --mix union", weights.iter().any(Option::is_some)));
         }
-        match unused.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
-                let why = format!("{flag} has no effect in this {} run; leave it out", method.name());
-                Err(Error::Usage(why))
-            }
-            None => Ok(()),
-        }
+        refuse_given(&unused, &format!("in this {} run; leave it out", method.name()))
     }
 }
 

@@ -34,18 +34,21 @@ pub struct GroupScores {
 }
 
 impl GroupScores {
+    /// `scale * (policy - reference)` of a sequence.
+    pub(super) fn rho_of(&self, sequence: usize, scale: f64) -> f64 {
+        scale * (self.policy[sequence] - self.reference.as_ref().map_or(0.0, |r| r[sequence]))
+    }
+
     /// Per sequence: `scale * (policy - reference)`.
     pub fn rho(&self, scale: f64) -> Vec<f64> {
-        let reference = |s: usize| self.reference.as_ref().map_or(0.0, |r| r[s]);
-        self.policy.iter().enumerate().map(|(s, policy)| scale * (policy - reference(s))).collect()
+        (0..self.policy.len()).map(|s| self.rho_of(s, scale)).collect()
     }
 
     /// Logit of a comparison of `group`.
     fn logit(&self, group: &TokenizedGroup, comparison: &SequenceComparison, scale: f64) -> f64 {
-        let rho = |s: usize| scale * (self.policy[s] - self.reference.as_ref().map_or(0.0, |r| r[s]));
         signed_sum(comparison.terms.iter().map(|t| {
             let prompt = group.sequences[t.sequence].prompt;
-            (prompt, f64::from(t.sign) * rho(t.sequence))
+            (prompt, f64::from(t.sign) * self.rho_of(t.sequence, scale))
         }))
     }
 }

@@ -137,8 +137,7 @@ fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> 
         .iter()
         .enumerate()
         .map(|(i, sequence)| {
-            let score = scores.policy[i];
-            let reward = scale * (score - scores.reference.as_ref().map_or(0.0, |r| r[i]));
+            let (score, reward) = (scores.policy[i], scores.rho_of(i, scale));
             json!({ "tokens": sequence.response_ids.len(), "score": number(score), "reward": number(reward) })
         })
         .collect();

@@ -230,19 +230,16 @@ fn random_rows(seed: u64, rows: usize) -> Vec<SourceRow> {
             let term = |prompt, response, sign| Term { prompt, response, sign };
             let comparison =
                 |kind, terms| Comparison { kind, terms, margin: 0.25, weight: 0.5, rule: None, direction: None };
-            row(PreferenceGroup {
-                id: format!("g{i}"),
-                prompts: prompts.into_iter().map(Prompt::Text).collect(),
-                responses: responses.into_iter().map(Response::Text).collect(),
-                comparisons: vec![
+            row(PreferenceGroup::new(
+                format!("g{i}"),
+                prompts.into_iter().map(Prompt::Text).collect(),
+                responses.into_iter().map(Response::Text).collect(),
+                vec![
                     comparison(Kind::Base, vec![term(0, 0, 1), term(0, 1, -1)]),
                     comparison(Kind::Intra, vec![term(1, 0, 1), term(2, 0, -1)]),
                     comparison(Kind::Inter, vec![term(1, 0, 1), term(0, 1, 1), term(1, 1, -1), term(0, 0, -1)]),
                 ],
-                instructions: Vec::new(),
-                tools: None,
-                chat_template_kwargs: None,
-            })
+            ))
         })
         .collect()
 }

@@ -27,9 +27,8 @@ mod segment;
 mod simd;
 mod tile;
 
-use std::time::Instant;
-
 use super::contract::*;
+use super::host::host_memory;
 use super::probe::Probe;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
@@ -61,15 +60,8 @@ pub(crate) fn square_gemm(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
 }
 
 impl Backend for Cpu {
-    type Act = Vec<f32>;
-    type Acc = Vec<f32>;
-    type Idx = Vec<i32>;
-    type Inlet = host::Inlet<f32>;
-    type Outlet = Vec<f32>;
-    type Graph = ();
-    type Stamp = Instant;
+    host_memory!(f32);
 
-    const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "cpu";
     const PRECISION: Precision = Precision::F32;
     const NUMERICS: u32 = 1;
@@ -82,61 +74,15 @@ impl Backend for Cpu {
         host::available()
     }
 
-    fn zeros_act(&self, len: usize) -> Result<Vec<f32>> {
-        host::zeros(len)
-    }
-    fn zeros_acc(&self, len: usize) -> Result<Vec<f32>> {
-        host::zeros(len)
-    }
-    fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
-        host::zeros(len)
-    }
     fn write_act(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
         expect_len("write_act", "source", source.len(), to.len)?;
         to.into_slice().iter_mut().zip(source).for_each(|(to, x)| *to = *x as f32);
         Ok(())
     }
-    fn write_acc(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
-        self.write_act(to, source)
-    }
-    fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
-        host::write(to, source)
-    }
     fn read_act(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
         expect_len("read_act", "to", to.len(), from.len)?;
         to.iter_mut().zip(from.slice()).for_each(|(to, x)| *to = f64::from(*x));
         Ok(())
-    }
-    fn read_acc(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
-        self.read_act(from, to)
-    }
-
-    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
-        host::Inlet::new(indices, numbers)
-    }
-    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
-        inlet.send(indices, numbers, |x| x as f32)
-    }
-    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Vec<i32>, numbers: &mut Vec<f32>) -> Result<()> {
-        inlet.receive(indices, numbers)
-    }
-    fn outlet(&self, len: usize) -> Result<Vec<f32>> {
-        host::zeros(len)
-    }
-    fn fetch(&self, from: View<'_, Vec<f32>>, outlet: &mut Vec<f32>, at: usize) -> Result<()> {
-        host::fetch(from, outlet, at)
-    }
-    fn open(&self, outlet: &mut Vec<f32>, to: &mut [f64]) -> Result<()> {
-        let len = to.len();
-        self.read_acc(View::first(outlet, len), to)
-    }
-
-    fn stamp(&self) -> Result<Instant> {
-        Ok(Instant::now())
-    }
-
-    fn seconds_between(&self, from: &Instant, to: &Instant) -> Result<f64> {
-        Ok(to.duration_since(*from).as_secs_f64())
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

@@ -1,10 +1,10 @@
 //! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in
 //! chunks in the backward; and log-probabilities of stored logits (`kernels/head_logits.cu`).
 
-use super::device::{Device, Element};
+use super::device::{ConstPtr, Device, Element, MutPtr};
 use super::launchers::{self as launch, HEAD_SLICE_TILES};
 use super::linear::{blocks, shared_bytes, tile};
-use super::{Kernels, adds, hopper, int, read, write};
+use super::{Array, Kernels, adds, hopper, int, read, write};
 use crate::Result;
 use crate::backend::Write;
 use crate::backend::contract::*;
@@ -120,16 +120,27 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
         }
         .launch(&k.device, blocks(k, width, d.hidden), shared_bytes::<A>())?;
     }
+    gather(k, d, scratch.read(drows), a.runs, dhidden)
+}
+
+/// Sums drows to dhidden. Hidden rows without a head row are not written.
+pub(super) fn gather<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    d: HeadDims,
+    drows: ConstPtr<f32>,
+    runs: Runs<'_, Array<D, i32>>,
+    dhidden: MutPtr<A>,
+) -> Result<()> {
     launch::HeadGather::<A> {
-        drows: scratch.read(drows),
-        order: read(a.runs.order),
-        offsets: read(a.runs.offsets),
-        keys: read(a.runs.keys),
+        drows,
+        order: read(runs.order),
+        offsets: read(runs.offsets),
+        keys: read(runs.keys),
         dhidden,
-        distinct: int(a.runs.keys.len)?,
+        distinct: int(runs.keys.len)?,
         hidden_size: int(d.hidden)?,
     }
-    .launch(&k.device, k.row_blocks(a.runs.keys.len, 1), 0)
+    .launch(&k.device, k.row_blocks(runs.keys.len, 1), 0)
 }
 
 pub(super) fn logprob_fwd<D: Device, A: Element>(

@@ -17,9 +17,8 @@ mod reward;
 mod rope;
 mod segment;
 
-use std::time::Instant;
-
 use super::contract::*;
+use super::host::host_memory;
 use super::{Backend, View, ViewMut, host};
 use crate::Result;
 
@@ -28,70 +27,17 @@ use crate::Result;
 pub struct Reference;
 
 impl Backend for Reference {
-    type Act = Vec<f64>;
-    type Acc = Vec<f64>;
-    type Idx = Vec<i32>;
-    type Inlet = host::Inlet<f64>;
-    type Outlet = Vec<f64>;
-    type Graph = ();
-    type Stamp = Instant;
+    host_memory!(f64);
 
-    const ASYNCHRONOUS: bool = false;
     const NAME: &'static str = "reference";
     const PRECISION: Precision = Precision::F64;
     const NUMERICS: u32 = 1;
 
-    fn zeros_act(&self, len: usize) -> Result<Vec<f64>> {
-        host::zeros(len)
-    }
-    fn zeros_acc(&self, len: usize) -> Result<Vec<f64>> {
-        host::zeros(len)
-    }
-    fn zeros_idx(&self, len: usize) -> Result<Vec<i32>> {
-        host::zeros(len)
-    }
     fn write_act(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
-        host::write(to, source)
-    }
-    fn write_acc(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
-        self.write_act(to, source)
-    }
-    fn write_idx(&self, to: ViewMut<'_, Vec<i32>>, source: &[i32]) -> Result<()> {
         host::write(to, source)
     }
     fn read_act(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
         host::read(from, to)
-    }
-    fn read_acc(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
-        self.read_act(from, to)
-    }
-
-    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
-        host::Inlet::new(indices, numbers)
-    }
-    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
-        inlet.send(indices, numbers, |x| x)
-    }
-    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Vec<i32>, numbers: &mut Vec<f64>) -> Result<()> {
-        inlet.receive(indices, numbers)
-    }
-    fn outlet(&self, len: usize) -> Result<Vec<f64>> {
-        host::zeros(len)
-    }
-    fn fetch(&self, from: View<'_, Vec<f64>>, outlet: &mut Vec<f64>, at: usize) -> Result<()> {
-        host::fetch(from, outlet, at)
-    }
-    fn open(&self, outlet: &mut Vec<f64>, to: &mut [f64]) -> Result<()> {
-        let len = to.len();
-        self.read_acc(View::first(outlet, len), to)
-    }
-
-    fn stamp(&self) -> Result<Instant> {
-        Ok(Instant::now())
-    }
-
-    fn seconds_between(&self, from: &Instant, to: &Instant) -> Result<f64> {
-        Ok(to.duration_since(*from).as_secs_f64())
     }
 
     fn embedding_fwd_impl(&self, a: EmbeddingFwd<'_, Self>) -> Result<()> {

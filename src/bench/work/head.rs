@@ -15,6 +15,24 @@ const TARGETS: usize = 8;
 /// prompt's last token do.
 const SHARED: usize = 64;
 
+/// Target tokens of head rows.
+pub(super) fn targets(rows: usize, vocab: usize) -> Vec<i32> {
+    let ids = spread(vocab, TARGETS);
+    (0..rows).map(|r| ids[(r * 5 + r / 7) % ids.len()] as i32).collect()
+}
+
+/// Selects the targets and a few other tokens of the vocabulary. Returns their ids in ascending
+/// order, and the position among them of each row's target.
+pub(super) fn sample_vocabulary(vocab: usize, target: &[i32]) -> (Vec<usize>, Vec<i32>) {
+    let more = spread(vocab, 3 * TARGETS).into_iter().skip(1).step_by(7);
+    let mut ids: Vec<usize> = spread(vocab, TARGETS).into_iter().chain(more).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let place = |id: &i32| ids.iter().position(|&v| v == *id as usize).unwrap_or(0) as i32;
+    let target = target.iter().map(place).collect();
+    (ids, target)
+}
+
 /// The fused head, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -29,10 +47,8 @@ impl Head {
     pub fn new(backward: bool, rows: usize, hidden: usize, vocab: usize) -> Self {
         let source: Vec<i32> = (0..rows).map(|r| (r - r / SHARED) as i32).collect();
         let tokens = source.iter().max().map_or(0, |&last| last as usize + 1);
-        let ids = spread(vocab, TARGETS);
-        let target = (0..rows).map(|r| ids[(r * 5 + r / 7) % ids.len()] as i32).collect();
         let dims = HeadDims { tokens, hidden, vocab, rows };
-        Self { backward, dims, source: Arc::new(source), target: Arc::new(target) }
+        Self { backward, dims, source: Arc::new(source), target: Arc::new(targets(rows, vocab)) }
     }
 
     /// Part with the head rows of the last tokens and the complete vocabulary.
@@ -57,14 +73,7 @@ impl Head {
     /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
-        let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
-            .into_iter()
-            .chain(spread(d.vocab, 3 * TARGETS).into_iter().skip(1).step_by(7))
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let place = |id: i32| ids.iter().position(|&v| v == id as usize).unwrap_or(0) as i32;
-        let target = self.target.iter().map(|&id| place(id)).collect();
+        let (ids, target) = sample_vocabulary(d.vocab, &self.target);
         let call = Self { dims: HeadDims { vocab: ids.len(), ..d }, target: Arc::new(target), ..self.clone() };
         Part { call, selection: Selection::default().with(Axis::Vocab, ids), compared: &["dhead"] }
     }

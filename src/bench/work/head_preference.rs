@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
+use super::head::{sample_vocabulary, targets};
 use super::preference::{ComparisonTable, table_views};
 use super::{Call, Part};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
-use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection, spread};
+use crate::bench::operand::{Axis, Cursor, Fill, HostRuns, ONE, Operand, Selection};
 
-/// Number of distinct target tokens. They are few, so that a check can cover all their rows of the
-/// gradient.
-const TARGETS: usize = 8;
 /// Maximum number of head rows of a response.
 const RESPONSE: usize = 256;
 /// Scale of scores in comparisons.
@@ -47,10 +45,8 @@ impl PreferenceHead {
             left -= both;
         }
         pairs.push([last - last / 2, last / 2]);
-        let ids = spread(vocab, TARGETS);
-        let target = (0..rows).map(|r| ids[(r * 5 + r / 7) % ids.len()] as i32).collect();
         let comparisons = pairs.len();
-        Self::of_pairs(pairs, (hidden, vocab), target, comparisons)
+        Self::of_pairs(pairs, (hidden, vocab), targets(rows, vocab), comparisons)
     }
 
     fn of_pairs(pairs: Vec<[usize; 2]>, (hidden, vocab): (usize, usize), target: Vec<i32>, comparisons: usize) -> Self {
@@ -105,14 +101,7 @@ impl PreferenceHead {
     /// logsumexps.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
-        let mut ids: Vec<usize> = spread(d.vocab, TARGETS)
-            .into_iter()
-            .chain(spread(d.vocab, 3 * TARGETS).into_iter().skip(1).step_by(7))
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let place = |id: i32| ids.iter().position(|&v| v == id as usize).unwrap_or(0) as i32;
-        let target: Vec<i32> = self.target.iter().map(|&id| place(id)).collect();
+        let (ids, target) = sample_vocabulary(d.vocab, &self.target);
         let dims = HeadDims { vocab: ids.len(), ..d };
         let call = Self { dims, target: target.into(), given: true, ..self.clone() };
         Part { call, selection: Selection::default().with(Axis::Vocab, ids), compared: &["dhead"] }

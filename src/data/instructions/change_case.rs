@@ -2,7 +2,7 @@
 
 use super::analysis::{is_lower, is_upper};
 use super::language::reads_as_english;
-use super::quantity::{bound, draw_two_sided};
+use super::quantity::{bound, draw_two_sided, meets};
 use super::wording::{noun, pick, relation};
 use super::{Function, FunctionKind, Kwargs, no_arguments};
 
@@ -14,10 +14,7 @@ pub(super) static FUNCTIONS: [Function; 3] = [
         triggers: &["capital", "capitals", "capitalized", "uppercase", "caps", "lowercase"],
         draw: |request, rng| draw_two_sided(request, rng, CAPITALS, |r| r.capital_word_count()),
         phrase: capitals_phrase,
-        check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, CAPITALS)?;
-            Some(relation.holds(response.capital_word_count(), threshold))
-        },
+        check: |kwargs, response| meets(kwargs, CAPITALS, response.capital_word_count()),
     },
     Function {
         id: "change_case:english_capital",

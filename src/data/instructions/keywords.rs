@@ -3,8 +3,8 @@
 //! words, as in IFEval.
 
 use super::lexical::{forbidden_words, required_words, words_not_in_prompt};
-use super::quantity::{bound, draw_threshold, flagged_counts};
-use super::wording::{and_list, noun, or_list, pick, relation};
+use super::quantity::{bound, draw_threshold, flagged_counts, meets};
+use super::wording::{list, noun, pick, relation};
 use super::{Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
 use crate::rng::Rng;
 
@@ -26,8 +26,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         draw: draw_frequency,
         phrase: frequency_phrase,
         check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, FREQUENCY)?;
-            Some(relation.holds(response.occurrences(text_argument(kwargs, "keyword")?.trim()), threshold))
+            meets(kwargs, FREQUENCY, response.occurrences(text_argument(kwargs, "keyword")?.trim()))
         },
     },
     Function {
@@ -48,10 +47,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         triggers: &["letter", "letters", "vowel", "vowels", "alphabet", "spell", "spelled"],
         draw: draw_letter,
         phrase: letter_phrase,
-        check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, LETTER)?;
-            Some(relation.holds(response.letter_count(letter_argument(kwargs)?), threshold))
-        },
+        check: |kwargs, response| meets(kwargs, LETTER, response.letter_count(letter_argument(kwargs)?)),
     },
 ];
 
@@ -64,15 +60,15 @@ const KEYWORDS_TRIED: usize = 40;
 
 fn existence_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     let words = words_argument(kwargs, "keywords")?;
-    let (list, keyword) = (and_list(&words), noun(words.len(), "keyword", "keywords"));
+    let (all, keyword) = (list(&words, "and"), noun(words.len(), "keyword", "keywords"));
     let word = noun(words.len(), "word", "words");
     let (verb, each) = (noun(words.len(), "appears", "appear"), noun(words.len(), "this word", "each of these words"));
     pick(
         variant,
         [
-            format!("Include the {keyword} {list}."),
-            format!("Work the {word} {list} into the answer."),
-            format!("Make sure that the {word} {list} {verb} in your answer."),
+            format!("Include the {keyword} {all}."),
+            format!("Work the {word} {all} into the answer."),
+            format!("Make sure that the {word} {all} {verb} in your answer."),
             format!("Use {each} somewhere: {}.", words.join(", ")),
         ],
     )
@@ -80,14 +76,14 @@ fn existence_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 fn forbidden_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     let words = words_argument(kwargs, "forbidden_words")?;
-    let (list, word) = (or_list(&words), noun(words.len(), "word", "words"));
+    let (all, any, word) = (list(&words, "and"), list(&words, "or"), noun(words.len(), "word", "words"));
     pick(
         variant,
         [
-            format!("Do not use the {word} {list}."),
-            format!("Avoid the {word} {}.", and_list(&words)),
-            format!("Leave out the {word} {}.", and_list(&words)),
-            format!("Your answer must not contain the {word} {list}."),
+            format!("Do not use the {word} {any}."),
+            format!("Avoid the {word} {all}."),
+            format!("Leave out the {word} {all}."),
+            format!("Your answer must not contain the {word} {any}."),
         ],
     )
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use super::analysis::compile;
-use super::quantity::{bound, draw_exact, draw_two_sided};
+use super::quantity::{bound, draw_exact, draw_two_sided, meets};
 use super::wording::{noun, pick, relation};
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, count_argument, kwargs, text_argument};
 use crate::rng::Rng;
@@ -19,10 +19,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         triggers: &["word", "words", "length", "characters", "short", "brief", "briefly", "concise"],
         draw: |request, rng| draw_two_sided(request, rng, WORDS, |r| r.word_count()),
         phrase: words_phrase,
-        check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, WORDS)?;
-            Some(relation.holds(response.word_count(), threshold))
-        },
+        check: |kwargs, response| meets(kwargs, WORDS, response.word_count()),
     },
     Function {
         id: "length_constraints:number_sentences",
@@ -31,10 +28,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         triggers: &["sentence", "sentences"],
         draw: |request, rng| draw_two_sided(request, rng, SENTENCES, |r| r.sentence_count()),
         phrase: sentences_phrase,
-        check: |kwargs, response| {
-            let (threshold, relation) = bound(kwargs, SENTENCES)?;
-            Some(relation.holds(response.sentence_count(), threshold))
-        },
+        check: |kwargs, response| meets(kwargs, SENTENCES, response.sentence_count()),
     },
     Function {
         id: "length_constraints:number_paragraphs",

@@ -134,6 +134,13 @@ pub(super) fn bound(kwargs: &Kwargs, [number_key, relation_key]: [&str; 2]) -> O
     Some((count_argument(kwargs, number_key)?, Relation::parse(text_argument(kwargs, relation_key)?)?))
 }
 
+/// True if a count satisfies the relation of a two-sided function. `None` if the arguments are
+/// malformed.
+pub(super) fn meets(kwargs: &Kwargs, keys: [&str; 2], count: usize) -> Option<bool> {
+    let (threshold, relation) = bound(kwargs, keys)?;
+    Some(relation.holds(count, threshold))
+}
+
 /// Draws a number of at least 1 that the satisfied responses reach and the violating responses do
 /// not.
 pub(super) fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<Value> {

@@ -2,21 +2,12 @@
 
 use super::Relation;
 
-/// Joins words as `a`, `a and b`, `a, b and c`.
-pub(super) fn and_list(words: &[&str]) -> String {
+/// Joins words with "and" or "or": `a`, `a and b`, `a, b and c`.
+pub(super) fn list(words: &[&str], conjunction: &str) -> String {
     match words {
         [] => String::new(),
         [only] => (*only).to_owned(),
-        [head @ .., last] => format!("{} and {last}", head.join(", ")),
-    }
-}
-
-/// Joins words as `a`, `a or b`, `a, b or c`.
-pub(super) fn or_list(words: &[&str]) -> String {
-    match words {
-        [] => String::new(),
-        [only] => (*only).to_owned(),
-        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+        [head @ .., last] => format!("{} {conjunction} {last}", head.join(", ")),
     }
 }
 

@@ -178,14 +178,10 @@ impl<'a> Builder<'a> {
                 (ids[0], ids[1], rule)
             }
         };
-        let term = |prompt, sign| Term { prompt, response, sign };
         self.add_comparison(Comparison {
-            kind: Kind::Intra,
-            terms: vec![term(better, 1), term(worse, -1)],
-            margin: 0.0,
             weight: if side == Side::Rejected { self.options.lambda_resp } else { 1.0 },
             rule: Some(rule),
-            direction: None,
+            ..Comparison::pair(Kind::Intra, (better, response), (worse, response), 0.0)
         })
     }
 
@@ -236,25 +232,18 @@ impl<'a> Builder<'a> {
         }
         let prompt = self.add_prompt(x, slots, |_| Some(true), winner)?;
         let term = |prompt, response, sign| Term { prompt, response, sign };
-        let pair = vec![term(prompt, winner, 1), term(prompt, loser, -1)];
-        // The pair differs on every instruction of an inter prompt.
-        let (terms, margin) = match self.options.inter_loss {
+        let mut comparison = Comparison::pair(Kind::Inter, (prompt, winner), (prompt, loser), 0.0);
+        comparison.direction = Some(direction);
+        match self.options.inter_loss {
             InterLoss::Margin | InterLoss::Group | InterLoss::PopDetached => {
-                let four =
+                comparison.terms =
                     vec![term(prompt, winner, 1), term(x, loser, 1), term(prompt, loser, -1), term(x, winner, -1)];
-                (four, 0.0)
             }
-            InterLoss::Pair => (pair, 0.0),
-            InterLoss::PairMargin => (pair, self.options.gamma * slots.len() as f64),
-        };
-        self.add_comparison(Comparison {
-            kind: Kind::Inter,
-            terms,
-            margin,
-            weight: 1.0,
-            rule: None,
-            direction: Some(direction),
-        })
+            InterLoss::Pair => {}
+            // The pair differs on every instruction of an inter prompt.
+            InterLoss::PairMargin => comparison.margin = self.options.gamma * slots.len() as f64,
+        }
+        self.add_comparison(comparison)
     }
 
     /// True if every instruction has a checked flag for `response`, and instruction `i` has

@@ -7,7 +7,7 @@
 //! comparison: one response under two prompts. Conversations that differ in both are refused,
 //! because no single prompt fits both responses.
 
-use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response, Term};
+use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use super::fields::{Row, split_response};
 use super::{Format, Parsed};
 
@@ -66,21 +66,6 @@ fn one_response(
     response: Response,
     margin: f64,
 ) -> PreferenceGroup {
-    let term = |prompt, sign| Term { prompt, response: 0, sign };
-    PreferenceGroup {
-        id,
-        prompts: vec![Prompt::Messages(better), Prompt::Messages(worse)],
-        responses: vec![response],
-        comparisons: vec![Comparison {
-            kind: Kind::Intra,
-            terms: vec![term(0, 1), term(1, -1)],
-            margin,
-            weight: 1.0,
-            rule: None,
-            direction: None,
-        }],
-        instructions: Vec::new(),
-        tools: None,
-        chat_template_kwargs: None,
-    }
+    let prompts = vec![Prompt::Messages(better), Prompt::Messages(worse)];
+    PreferenceGroup::new(id, prompts, vec![response], vec![Comparison::pair(Kind::Intra, (0, 0), (1, 0), margin)])
 }

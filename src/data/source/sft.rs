@@ -51,15 +51,7 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
         _ => return Err(format!("only one of {} may be given", format.join(", "))),
     };
     let (prompts, responses) = pairs.into_iter().unzip();
-    let mut group = PreferenceGroup {
-        id: row.id().to_owned(),
-        prompts,
-        responses,
-        comparisons: Vec::new(),
-        instructions: Vec::new(),
-        tools: None,
-        chat_template_kwargs: None,
-    };
+    let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, Vec::new());
     row.template_settings(&mut group)?;
     Ok(Parsed::new(format, group))
 }

@@ -71,10 +71,7 @@ impl JsonFormat {
         match value {
             serde_json::Value::Null => out.push_str("null"),
             serde_json::Value::Bool(flag) => out.push_str(if *flag { "true" } else { "false" }),
-            serde_json::Value::Number(number) => match number.as_f64() {
-                Some(float) if number.is_f64() => out.push_str(&python_float(float)),
-                _ => out.push_str(&number.to_string()),
-            },
+            serde_json::Value::Number(number) => out.push_str(&python_number(number)),
             serde_json::Value::String(text) => self.string(text, out),
             serde_json::Value::Array(items) => {
                 self.items(items.iter(), items.len(), ('[', ']'), depth, out, |item, out| {
@@ -149,9 +146,17 @@ impl JsonFormat {
     }
 }
 
+/// Python's `repr` of a number.
+pub(super) fn python_number(number: &serde_json::Number) -> String {
+    match number.as_f64() {
+        Some(float) if number.is_f64() => python_float(float),
+        _ => number.to_string(),
+    }
+}
+
 /// Python's `repr` of a float: the shortest digits that round-trip, with an exponent below 1e-4 and
 /// from 1e16 on.
-pub(super) fn python_float(x: f64) -> String {
+fn python_float(x: f64) -> String {
     let scientific = format!("{x:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     let Ok(power) = exponent.parse::<i32>() else { return scientific };

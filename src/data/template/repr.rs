@@ -5,7 +5,7 @@
 
 use minijinja::value::{Value, ValueKind};
 
-use super::json::python_float;
+use super::json::python_number;
 
 /// Python's `repr` of a container; `None` for other values, which print the same either way.
 pub(super) fn container(value: &Value) -> Option<String> {
@@ -24,10 +24,7 @@ fn write(value: &serde_json::Value, out: &mut String) {
     match value {
         serde_json::Value::Null => out.push_str("None"),
         serde_json::Value::Bool(flag) => out.push_str(if *flag { "True" } else { "False" }),
-        serde_json::Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() => out.push_str(&python_float(float)),
-            _ => out.push_str(&number.to_string()),
-        },
+        serde_json::Value::Number(number) => out.push_str(&python_number(number)),
         serde_json::Value::String(text) => string(text, out),
         serde_json::Value::Array(items) => {
             out.push('[');

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mapl::backend::cpu::Cpu;
-use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response, Term};
+use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use mapl::data::source::SourceRow;
 use mapl::data::tokenize::{TokenizeOptions, tokenize_rows};
 use mapl::data::tokenized::TokenizedGroup;
@@ -30,14 +30,7 @@ fn group(prompt: &str, chosen: &str, rejected: &str) -> PreferenceGroup {
     let mut group =
         PreferenceGroup::pair(prompt.into(), Prompt::Text(prompt.into()), text(chosen), text(rejected), 0.0);
     group.prompts.push(Prompt::Text(format!("{prompt}Be short. ")));
-    group.comparisons.push(Comparison {
-        kind: Kind::Intra,
-        terms: vec![Term { prompt: 0, response: 0, sign: -1 }, Term { prompt: 1, response: 0, sign: 1 }],
-        margin: 0.0,
-        weight: 1.0,
-        rule: None,
-        direction: None,
-    });
+    group.comparisons.push(Comparison::pair(Kind::Intra, (1, 0), (0, 0), 0.0));
     group
 }
 

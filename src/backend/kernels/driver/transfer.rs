@@ -117,38 +117,45 @@ impl Drop for Event {
 /// A timestamp on the work stream.
 pub struct Stamp(Event);
 
+/// Pinned memory, and the event after its last copy.
+struct Staging {
+    event: Event,
+    host: Pinned,
+}
+
+impl Staging {
+    fn new(driver: &Driver, bytes: usize) -> Result<Self> {
+        Ok(Self { event: Event::new(driver)?, host: Pinned::new(driver, bytes)? })
+    }
+
+    /// The memory, after its last copy.
+    fn wait(&mut self) -> Result<&mut [u8]> {
+        self.event.host_wait()?;
+        Ok(self.host.bytes())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // Memory must not be freed while a copy uses it. An error means that the device is lost.
+        // SAFETY: the context lives as long as the driver.
+        if unsafe { result::ctx::set_current(self.event.context) }.is_ok() {
+            let _ = self.event.host_wait();
+        }
+    }
+}
+
 /// Pinned memory to send, and the device memory that receives it.
 pub struct Inlet {
-    arrived: Event,
+    /// Its event is `arrived`. Dropped first, so the copy is done before the device memory is
+    /// freed.
+    staging: Staging,
     consumed: Event,
     device: Memory,
-    host: Pinned,
 }
 
-impl Drop for Inlet {
-    fn drop(&mut self) {
-        // Pinned memory must not be freed while a copy reads it. An error means that the device is
-        // lost. SAFETY: the context lives as long as the driver.
-        if unsafe { result::ctx::set_current(self.arrived.context) }.is_ok() {
-            let _ = self.arrived.host_wait();
-        }
-    }
-}
-
-/// Pinned memory that receives results.
-pub struct Outlet {
-    done: Event,
-    host: Pinned,
-}
-
-impl Drop for Outlet {
-    fn drop(&mut self) {
-        // SAFETY: the context lives as long as the driver.
-        if unsafe { result::ctx::set_current(self.done.context) }.is_ok() {
-            let _ = self.done.host_wait();
-        }
-    }
-}
+/// Pinned memory that receives results. Its event is `done`.
+pub struct Outlet(Staging);
 
 /// An instantiated CUDA graph.
 pub struct Graph {
@@ -171,18 +178,12 @@ impl Drop for Graph {
 
 impl Driver {
     pub(super) fn new_inlet(&self, bytes: usize) -> Result<Inlet> {
-        Ok(Inlet {
-            arrived: Event::new(self)?,
-            consumed: Event::new(self)?,
-            device: self.allocate(bytes)?,
-            host: Pinned::new(self, bytes)?,
-        })
+        Ok(Inlet { consumed: Event::new(self)?, device: self.allocate(bytes)?, staging: Staging::new(self, bytes)? })
     }
 
     pub(super) fn fill_inlet<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
         self.make_current()?;
-        inlet.arrived.host_wait()?;
-        Ok(inlet.host.bytes())
+        inlet.staging.wait()
     }
 
     pub(super) fn send_inlet(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
@@ -190,16 +191,17 @@ impl Driver {
             return Ok(());
         }
         self.make_current()?;
-        inlet.host.check(0, bytes);
+        let Staging { event: arrived, host } = &inlet.staging;
+        host.check(0, bytes);
         let address = inlet.device.at(0, bytes);
         inlet.consumed.stream_wait(self.copies)?;
         // SAFETY: both ranges are inside their memory, which lives until `arrived` (see Drop); the
         // host writes it only after that.
         unsafe {
-            let source = std::slice::from_raw_parts(inlet.host.start.as_ptr().cast::<u8>(), bytes);
+            let source = std::slice::from_raw_parts(host.start.as_ptr().cast::<u8>(), bytes);
             result::memcpy_htod_async(address, source, self.copies).map_err(failed("cuMemcpyHtoDAsync"))?;
         }
-        inlet.arrived.record(self.copies)
+        arrived.record(self.copies)
     }
 
     pub(super) fn receive_inlet(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
@@ -208,14 +210,14 @@ impl Driver {
         }
         self.make_current()?;
         let (from, to) = (inlet.device.at(start, bytes), to.at(0, bytes));
-        inlet.arrived.stream_wait(self.stream)?;
+        inlet.staging.event.stream_wait(self.stream)?;
         // SAFETY: both ranges are in memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))?;
         inlet.consumed.record(self.stream)
     }
 
     pub(super) fn new_outlet(&self, bytes: usize) -> Result<Outlet> {
-        Ok(Outlet { done: Event::new(self)?, host: Pinned::new(self, bytes)? })
+        Ok(Outlet(Staging::new(self, bytes)?))
     }
 
     pub(super) fn fetch_outlet(
@@ -231,20 +233,20 @@ impl Driver {
         }
         self.make_current()?;
         let address = from.at(start, bytes);
-        outlet.host.check(at, bytes);
+        let Staging { event: done, host } = &outlet.0;
+        host.check(at, bytes);
         // SAFETY: both ranges are inside their memory; the host reads it after `done`, and frees it
         // after that (see Drop).
         unsafe {
-            let to = outlet.host.start.as_ptr().cast::<u8>().add(at).cast();
+            let to = host.start.as_ptr().cast::<u8>().add(at).cast();
             sys::cuMemcpyDtoHAsync_v2(to, address, bytes, self.stream).result().map_err(failed("cuMemcpyDtoHAsync"))?;
         }
-        outlet.done.record(self.stream)
+        done.record(self.stream)
     }
 
     pub(super) fn open_outlet<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
         self.make_current()?;
-        outlet.done.host_wait()?;
-        Ok(outlet.host.bytes())
+        outlet.0.wait().map(|bytes| &*bytes)
     }
 
     /// Enqueues a copy of the first `bytes` bytes on the device. Benchmarks compare memory-bound

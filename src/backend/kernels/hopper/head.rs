@@ -31,10 +31,11 @@ use crate::backend::Write as Mode;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
 use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
+use crate::backend::kernels::head::gather;
 use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
 use crate::backend::kernels::preference::{preference_fwd, preference_scratch};
 use crate::backend::kernels::segment::{segment_sum_bwd, segment_sum_fwd};
-use crate::backend::kernels::{Array, Kernels, Piece, Scratch, int, read, write};
+use crate::backend::kernels::{Kernels, Piece, Scratch, int, read, write};
 
 /// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the
 /// exponentials of a backward.
@@ -342,30 +343,10 @@ pub(in super::super) fn backward<D: Device, A: Element>(
         chunk_forward(k, &o, &at, rows.clone(), true)?;
         chunk_backward(k, &o, &at, rows, read(a.dlogp), dhead.map(|dhead| (dhead, mode)))?;
     }
-    let dhidden = write(&mut a.dhidden).address();
+    let dhidden = write(&mut a.dhidden);
     k.clear(a.dhidden.reborrow())?;
-    gather(k, d, &at, a.runs, dhidden)?;
+    gather(k, d, ConstPtr::new(at.drows, 0), a.runs, dhidden)?;
     Ok(true)
-}
-
-/// Sums drows to dhidden. Hidden rows without a head row are not written.
-fn gather<D: Device, A: Element>(
-    k: &Kernels<D, A>,
-    d: HeadDims,
-    at: &Arrays,
-    runs: Runs<'_, Array<D, i32>>,
-    dhidden: u64,
-) -> Result<()> {
-    launch::HeadGather::<A> {
-        drows: ConstPtr::new(at.drows, 0),
-        order: read(runs.order),
-        offsets: read(runs.offsets),
-        keys: read(runs.keys),
-        dhidden: MutPtr::new(dhidden, 0),
-        distinct: int(runs.keys.len)?,
-        hidden_size: int(d.hidden)?,
-    }
-    .launch(&k.device, k.row_blocks(runs.keys.len, 1), 0)
 }
 
 /// Whether these kernels run the head and its preference loss as one op.
@@ -459,7 +440,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
             chunk_backward(k, &o, &at, chunk.rows.clone(), read(a.dlogp.as_view()), dhead)?;
         }
     }
-    let dhidden = write(&mut a.dhidden).address();
+    let dhidden = write(&mut a.dhidden);
     k.clear(a.dhidden)?;
-    gather(k, d, &at, a.runs, dhidden)
+    gather(k, d, ConstPtr::new(at.drows, 0), a.runs, dhidden)
 }
