@@ -42,18 +42,18 @@ pub fn read<T: Copy>(from: View<'_, Vec<T>>, to: &mut [T]) -> Result<()> {
 }
 
 /// Staging buffer of a backend with buffers in host memory.
-pub struct Inlet<T> {
+pub struct UploadBuffer<T> {
     indices: Vec<i32>,
     numbers: Vec<T>,
 }
 
-impl<T: Zeroable + Copy> Inlet<T> {
+impl<T: Zeroable + Copy> UploadBuffer<T> {
     /// Allocates space for `indices` indices and `numbers` numbers.
     pub fn new(indices: usize, numbers: usize) -> Result<Self> {
-        let mut inlet = Self { indices: zeros(indices)?, numbers: zeros(numbers)? };
-        inlet.indices.clear();
-        inlet.numbers.clear();
-        Ok(inlet)
+        let mut upload_buffer = Self { indices: zeros(indices)?, numbers: zeros(numbers)? };
+        upload_buffer.indices.clear();
+        upload_buffer.numbers.clear();
+        Ok(upload_buffer)
     }
 
     /// Stores a batch; `round` converts its numbers to the precision of the backend.
@@ -82,10 +82,14 @@ impl<T: Zeroable + Copy> Inlet<T> {
     }
 }
 
-/// Copies a view to an outlet, starting at element `at`.
-pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, outlet: &mut [T], at: usize) -> Result<()> {
-    let Some(to) = outlet.get_mut(at..at + from.len) else {
-        let message = format!("{} results at element {at} do not fit into an outlet of {}", from.len, outlet.len());
+/// Copies a view to a readback buffer, starting at element `at`.
+pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, readback_buffer: &mut [T], at: usize) -> Result<()> {
+    let Some(to) = readback_buffer.get_mut(at..at + from.len) else {
+        let message = format!(
+            "{} results at element {at} do not fit into a readback buffer of {}",
+            from.len,
+            readback_buffer.len()
+        );
         return Err(Error::Runtime(message));
     };
     to.copy_from_slice(from.slice());
@@ -99,8 +103,8 @@ macro_rules! host_memory {
         type Act = Vec<$Number>;
         type Acc = Vec<$Number>;
         type Idx = Vec<i32>;
-        type Inlet = $crate::backend::host::Inlet<$Number>;
-        type Outlet = Vec<$Number>;
+        type UploadBuffer = $crate::backend::host::UploadBuffer<$Number>;
+        type ReadbackBuffer = Vec<$Number>;
         type Graph = ();
         type Stamp = std::time::Instant;
 
@@ -125,34 +129,34 @@ macro_rules! host_memory {
             self.read_act(from, to)
         }
 
-        fn inlet(&self, indices: usize, numbers: usize) -> $crate::Result<Self::Inlet> {
-            $crate::backend::host::Inlet::new(indices, numbers)
+        fn upload_buffer(&self, indices: usize, numbers: usize) -> $crate::Result<Self::UploadBuffer> {
+            $crate::backend::host::UploadBuffer::new(indices, numbers)
         }
-        fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> $crate::Result<()> {
-            inlet.send(indices, numbers, |x| x as $Number)
+        fn send(&self, upload_buffer: &mut Self::UploadBuffer, indices: &[i32], numbers: &[f64]) -> $crate::Result<()> {
+            upload_buffer.send(indices, numbers, |x| x as $Number)
         }
         fn receive(
             &self,
-            inlet: &mut Self::Inlet,
+            upload_buffer: &mut Self::UploadBuffer,
             indices: &mut Self::Idx,
             numbers: &mut Self::Acc,
         ) -> $crate::Result<()> {
-            inlet.receive(indices, numbers)
+            upload_buffer.receive(indices, numbers)
         }
-        fn outlet(&self, len: usize) -> $crate::Result<Self::Outlet> {
+        fn readback_buffer(&self, len: usize) -> $crate::Result<Self::ReadbackBuffer> {
             $crate::backend::host::zeros(len)
         }
         fn fetch(
             &self,
             from: $crate::backend::View<'_, Self::Acc>,
-            outlet: &mut Self::Outlet,
+            readback_buffer: &mut Self::ReadbackBuffer,
             at: usize,
         ) -> $crate::Result<()> {
-            $crate::backend::host::fetch(from, outlet, at)
+            $crate::backend::host::fetch(from, readback_buffer, at)
         }
-        fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> $crate::Result<()> {
+        fn open(&self, readback_buffer: &mut Self::ReadbackBuffer, to: &mut [f64]) -> $crate::Result<()> {
             let len = to.len();
-            self.read_acc($crate::backend::View::first(outlet, len), to)
+            self.read_acc($crate::backend::View::first(readback_buffer, len), to)
         }
 
         fn stamp(&self) -> $crate::Result<Self::Stamp> {

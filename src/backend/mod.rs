@@ -55,9 +55,9 @@ macro_rules! backend {
             type Acc: Buffer + Send + Sync;
             type Idx: Buffer + Send + Sync;
             /// Staging buffer for the copy of a batch to the device.
-            type Inlet: Send;
+            type UploadBuffer: Send;
             /// Staging buffer for the copy of results to the host.
-            type Outlet: Send;
+            type ReadbackBuffer: Send;
             /// Recorded ops: a CUDA graph on a GPU.
             type Graph: Send;
             /// Timestamp in the sequence of ops: a CUDA event on a GPU.
@@ -141,19 +141,19 @@ macro_rules! backend {
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
 
             /// Allocates a staging buffer for a batch of `indices` indices and `numbers` numbers.
-            fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet>;
+            fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer>;
             /// Starts the copy of a batch to the device, concurrent with the ops in flight. Waits
-            /// only until the previous batch of this inlet has arrived.
-            fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()>;
+            /// only until the previous batch of this upload buffer has arrived.
+            fn send(&self, upload_buffer: &mut Self::UploadBuffer, indices: &[i32], numbers: &[f64]) -> Result<()>;
             /// Enqueues the copy of the sent batch to the start of the buffers.
-            fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()>;
+            fn receive(&self, upload_buffer: &mut Self::UploadBuffer, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()>;
             /// Allocates a staging buffer for `len` results.
-            fn outlet(&self, len: usize) -> Result<Self::Outlet>;
-            /// Enqueues the copy of a view to the outlet, starting at element `at`.
-            fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()>;
-            /// Copies the first `to.len()` results of an outlet, exactly. Waits for the fetches,
-            /// but not for ops enqueued after them.
-            fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()>;
+            fn readback_buffer(&self, len: usize) -> Result<Self::ReadbackBuffer>;
+            /// Enqueues the copy of a view to the readback buffer, starting at element `at`.
+            fn fetch(&self, from: View<'_, Self::Acc>, readback_buffer: &mut Self::ReadbackBuffer, at: usize) -> Result<()>;
+            /// Copies the first `to.len()` results of a readback buffer, exactly. Waits for the
+            /// fetches, but not for ops enqueued after them.
+            fn open(&self, readback_buffer: &mut Self::ReadbackBuffer, to: &mut [f64]) -> Result<()>;
 
             /// Enqueues a timestamp. Its time is when the ops enqueued before it are done.
             fn stamp(&self) -> Result<Self::Stamp>;

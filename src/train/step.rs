@@ -63,7 +63,7 @@ pub struct Trainer<'b, B: Backend> {
     batch: DeviceBatch<B>,
     losses: LossBuffers<B>,
     /// Readback buffers with their capacities, and host batches, reused from finished steps.
-    spare_outlets: Vec<(B::Outlet, usize)>,
+    spare_readback_buffers: Vec<(B::ReadbackBuffer, usize)>,
     spare_steps: Vec<PackedStep>,
     /// CUDA graphs of micro-batches, by shape level and phase.
     graphs: HashMap<(usize, Phase), GraphState<B>>,
@@ -82,7 +82,7 @@ pub struct StepReport {
 /// A step that has begun and not finished.
 pub struct Pending<B: Backend> {
     packed: PackedStep,
-    results: B::Outlet,
+    results: B::ReadbackBuffer,
     capacity: usize,
 }
 
@@ -115,7 +115,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             next_slot: 0,
             batch: DeviceBatch::new(backend)?,
             losses: LossBuffers::new(backend)?,
-            spare_outlets: Vec::new(),
+            spare_readback_buffers: Vec::new(),
             spare_steps: Vec::new(),
             graphs: HashMap::new(),
             replay_graphs: false,
@@ -194,9 +194,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
             self.upload_slots.push(UploadSlot::new(backend, limits)?);
         }
         let capacity = CONTROL + accumulation * (2 * limits.seqs + 2 * limits.comparisons);
-        self.spare_outlets.retain(|(_, len)| *len >= capacity);
-        while self.spare_outlets.len() < STEPS_IN_FLIGHT {
-            self.spare_outlets.push((backend.outlet(capacity)?, capacity));
+        self.spare_readback_buffers.retain(|(_, len)| *len >= capacity);
+        while self.spare_readback_buffers.len() < STEPS_IN_FLIGHT {
+            self.spare_readback_buffers.push((backend.readback_buffer(capacity)?, capacity));
         }
         Ok(())
     }
@@ -259,10 +259,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
     fn enqueue(&mut self, packed: PackedStep) -> Result<Pending<B>> {
         let count = |p: &PackedMicroBatch| 2 * p.batch.seqs() + 2 * p.batch.comparison_count();
         let capacity = CONTROL + packed.micro_batches().iter().map(count).sum::<usize>();
-        let spare = self.spare_outlets.iter().position(|(_, len)| *len >= capacity);
+        let spare = self.spare_readback_buffers.iter().position(|(_, len)| *len >= capacity);
         let (mut results, capacity) = match spare {
-            Some(i) => self.spare_outlets.swap_remove(i),
-            None => (self.backend.outlet(capacity)?, capacity),
+            Some(i) => self.spare_readback_buffers.swap_remove(i),
+            None => (self.backend.readback_buffer(capacity)?, capacity),
         };
         let mut at = CONTROL;
         for (i, micro_batch) in packed.micro_batches().iter().enumerate() {

@@ -19,8 +19,8 @@ pub struct Calls {
     pub by_name: BTreeMap<&'static str, usize>,
     /// Number of launches by kernel, including launches of replayed graphs.
     pub launches: BTreeMap<&'static str, usize>,
-    /// Number of host waits for work that is not known to be complete, by call. Opening an outlet
-    /// does not count.
+    /// Number of host waits for work that is not known to be complete, by call. Opening a readback
+    /// buffer does not count.
     pub synchronisations: BTreeMap<&'static str, usize>,
     /// Number of allocations, by call.
     pub allocations: BTreeMap<&'static str, usize>,
@@ -97,13 +97,13 @@ impl Observed {
         let number = state.log.len();
         state.log.push(name);
         *state.calls.by_name.entry(name).or_default() += 1;
-        if matches!(name, "allocate" | "inlet" | "outlet") {
+        if matches!(name, "allocate" | "upload_buffer" | "readback_buffer") {
             *state.calls.allocations.entry(name).or_default() += 1;
         }
         if state.fail_at == Some(number) {
             state.failed = Some(name);
             return Err(match name {
-                "allocate" | "inlet" | "outlet" => Error::Memory(format!("{name} was made to fail")),
+                "allocate" | "upload_buffer" | "readback_buffer" => Error::Memory(format!("{name} was made to fail")),
                 _ => Error::Device(format!("{name} was made to fail")),
             });
         }
@@ -126,7 +126,7 @@ impl State {
 }
 
 /// Staging buffer for transfers to the device.
-pub struct Inlet {
+pub struct UploadBuffer {
     bytes: Vec<u8>,
     /// Number of the work item that consumed the last transfer. The transfer is complete with it.
     taken: u64,
@@ -134,15 +134,15 @@ pub struct Inlet {
 }
 
 /// Staging buffer for transfers to the host.
-pub struct Outlet {
+pub struct ReadbackBuffer {
     bytes: Vec<u8>,
     fetched: u64,
 }
 
 impl Device for Observed {
     type Memory = Memory;
-    type Inlet = Inlet;
-    type Outlet = Outlet;
+    type UploadBuffer = UploadBuffer;
+    type ReadbackBuffer = ReadbackBuffer;
     type Graph = (<Emulator as Device>::Graph, BTreeMap<&'static str, usize>);
     type Stamp = <Emulator as Device>::Stamp;
 
@@ -197,49 +197,56 @@ impl Device for Observed {
         Ok(())
     }
 
-    fn inlet(&self, bytes: usize) -> Result<Inlet> {
-        self.call("inlet")?.calls.bytes += bytes as u64;
-        Ok(Inlet { bytes: vec![0; bytes], taken: 0, sent: false })
+    fn upload_buffer(&self, bytes: usize) -> Result<UploadBuffer> {
+        self.call("upload_buffer")?.calls.bytes += bytes as u64;
+        Ok(UploadBuffer { bytes: vec![0; bytes], taken: 0, sent: false })
     }
 
-    fn fill<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
+    fn fill<'i>(&self, upload_buffer: &'i mut UploadBuffer) -> Result<&'i mut [u8]> {
         let mut state = self.call("fill")?;
         // If no work item has consumed the transfer yet, only completion of all work proves it
         // done.
-        let until = if inlet.sent { state.now } else { inlet.taken };
+        let until = if upload_buffer.sent { state.now } else { upload_buffer.taken };
         state.wait("fill", until);
-        Ok(&mut inlet.bytes)
+        Ok(&mut upload_buffer.bytes)
     }
 
-    fn send(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
+    fn send(&self, upload_buffer: &mut UploadBuffer, bytes: usize) -> Result<()> {
         drop(self.call("send")?);
-        assert!(bytes <= inlet.bytes.len());
-        inlet.sent = true;
+        assert!(bytes <= upload_buffer.bytes.len());
+        upload_buffer.sent = true;
         Ok(())
     }
 
-    fn receive(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+    fn receive(&self, upload_buffer: &mut UploadBuffer, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
         self.enqueued("receive")?;
-        inlet.sent = false;
-        inlet.taken = self.state().now;
-        self.emulator.upload(to, 0, &inlet.bytes[start..start + bytes])
+        upload_buffer.sent = false;
+        upload_buffer.taken = self.state().now;
+        self.emulator.upload(to, 0, &upload_buffer.bytes[start..start + bytes])
     }
 
-    fn outlet(&self, bytes: usize) -> Result<Outlet> {
-        drop(self.call("outlet")?);
-        Ok(Outlet { bytes: vec![0; bytes], fetched: 0 })
+    fn readback_buffer(&self, bytes: usize) -> Result<ReadbackBuffer> {
+        drop(self.call("readback_buffer")?);
+        Ok(ReadbackBuffer { bytes: vec![0; bytes], fetched: 0 })
     }
 
-    fn fetch(&self, from: &Memory, start: usize, bytes: usize, outlet: &mut Outlet, at: usize) -> Result<()> {
+    fn fetch(
+        &self,
+        from: &Memory,
+        start: usize,
+        bytes: usize,
+        readback_buffer: &mut ReadbackBuffer,
+        at: usize,
+    ) -> Result<()> {
         self.enqueued("fetch")?;
-        outlet.fetched = self.state().now;
-        self.emulator.download(from, start, &mut outlet.bytes[at..at + bytes])
+        readback_buffer.fetched = self.state().now;
+        self.emulator.download(from, start, &mut readback_buffer.bytes[at..at + bytes])
     }
 
-    fn open<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
+    fn open<'o>(&self, readback_buffer: &'o mut ReadbackBuffer) -> Result<&'o [u8]> {
         let mut state = self.call("open")?;
-        state.known = state.known.max(outlet.fetched);
-        Ok(&outlet.bytes)
+        state.known = state.known.max(readback_buffer.fetched);
+        Ok(&readback_buffer.bytes)
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {

@@ -43,8 +43,8 @@ impl Altered {
 
 impl Device for Altered {
     type Memory = Shifted;
-    type Inlet = Vec<u8>;
-    type Outlet = Vec<u8>;
+    type UploadBuffer = Vec<u8>;
+    type ReadbackBuffer = Vec<u8>;
     type Graph = <Emulator as Device>::Graph;
     type Stamp = <Emulator as Device>::Stamp;
 
@@ -84,32 +84,39 @@ impl Device for Altered {
         self.emulator.put(&mut memory.memory, start, word)
     }
 
-    fn inlet(&self, bytes: usize) -> Result<Vec<u8>> {
-        self.emulator.inlet(bytes)
+    fn upload_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
+        self.emulator.upload_buffer(bytes)
     }
 
-    fn fill<'i>(&self, inlet: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
-        self.emulator.fill(inlet)
+    fn fill<'i>(&self, upload_buffer: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
+        self.emulator.fill(upload_buffer)
     }
 
-    fn send(&self, inlet: &mut Vec<u8>, bytes: usize) -> Result<()> {
-        self.emulator.send(inlet, bytes)
+    fn send(&self, upload_buffer: &mut Vec<u8>, bytes: usize) -> Result<()> {
+        self.emulator.send(upload_buffer, bytes)
     }
 
-    fn receive(&self, inlet: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Shifted) -> Result<()> {
-        self.emulator.receive(inlet, start, bytes, &mut to.memory)
+    fn receive(&self, upload_buffer: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Shifted) -> Result<()> {
+        self.emulator.receive(upload_buffer, start, bytes, &mut to.memory)
     }
 
-    fn outlet(&self, bytes: usize) -> Result<Vec<u8>> {
-        self.emulator.outlet(bytes)
+    fn readback_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
+        self.emulator.readback_buffer(bytes)
     }
 
-    fn fetch(&self, from: &Shifted, start: usize, bytes: usize, outlet: &mut Vec<u8>, at: usize) -> Result<()> {
-        self.emulator.fetch(&from.memory, start, bytes, outlet, at)
+    fn fetch(
+        &self,
+        from: &Shifted,
+        start: usize,
+        bytes: usize,
+        readback_buffer: &mut Vec<u8>,
+        at: usize,
+    ) -> Result<()> {
+        self.emulator.fetch(&from.memory, start, bytes, readback_buffer, at)
     }
 
-    fn open<'o>(&self, outlet: &'o mut Vec<u8>) -> Result<&'o [u8]> {
-        self.emulator.open(outlet)
+    fn open<'o>(&self, readback_buffer: &'o mut Vec<u8>) -> Result<&'o [u8]> {
+        self.emulator.open(readback_buffer)
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>> {

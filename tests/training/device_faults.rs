@@ -132,7 +132,7 @@ fn check(folder: &Path, fault: usize, call: &str, done: Result<RunSummary>) {
     let error = done.expect_err(call);
     let text = format!("call {fault}, {call}: {error}");
     match (call, &error) {
-        ("allocate" | "inlet" | "outlet", Error::Memory(_)) => assert_eq!(error.exit_code(), 7),
+        ("allocate" | "upload_buffer" | "readback_buffer", Error::Memory(_)) => assert_eq!(error.exit_code(), 7),
         (_, Error::Device(_)) => assert_eq!(error.exit_code(), 5),
         _ => panic!("{text}"),
     }

@@ -149,19 +149,19 @@ fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results()
     }
 }
 
-/// Shows that the tests above can fail. The device counts waits if a step has fewer than two inlets
-/// per micro-batch, or if results are read inside a step.
+/// Shows that the tests above can fail. The device counts waits if a step has fewer than two upload
+/// buffers per micro-batch, or if results are read inside a step.
 #[test]
 fn waits_inside_a_step_are_detected() {
     let Some(backend) = device() else { return };
     let groups = groups();
     let mut trainer = trainer(&backend, Method::Dpo, 1);
     let packed = pack(&mut trainer, &steps(&groups)[0]);
-    // Nothing is reserved, so there is a single inlet: it grows, and the second micro-batch must
-    // wait for it.
+    // Nothing is reserved, so there is a single upload buffer: it grows, and the second micro-batch
+    // must wait for it.
     let pending = trainer.begin(packed, 1e-3).unwrap();
     let calls = backend.device().take();
-    assert!(calls.allocations["allocate"] > 0 && calls.allocations["inlet"] > 0, "{calls:?}");
+    assert!(calls.allocations["allocate"] > 0 && calls.allocations["upload_buffer"] > 0, "{calls:?}");
     let packed = pack(&mut trainer, &steps(&groups)[1]);
     let second = trainer.begin(packed, 1e-3).unwrap();
     assert!(backend.device().take().synchronisations["fill"] > 0);

@@ -177,9 +177,9 @@ pub trait Device: Sync {
     type Memory: Send + Sync;
     /// Staging of a transfer to the device: pinned host memory, and the device memory that it is
     /// copied to.
-    type Inlet: Send;
+    type UploadBuffer: Send;
     /// Staging of a transfer to the host.
-    type Outlet: Send;
+    type ReadbackBuffer: Send;
     /// Captured launches.
     type Graph: Send;
     /// Timestamp on the stream.
@@ -227,37 +227,43 @@ pub trait Device: Sync {
     fn synchronize(&self) -> Result<()>;
 
     /// Staging of `bytes` bytes for transfers to the device.
-    fn inlet(&self, bytes: usize) -> Result<Self::Inlet>;
+    fn upload_buffer(&self, bytes: usize) -> Result<Self::UploadBuffer>;
 
-    /// Host memory of an inlet, for writing. Waits until the last [`Device::send`] has read it, and
-    /// for nothing else.
-    fn fill<'i>(&self, inlet: &'i mut Self::Inlet) -> Result<&'i mut [u8]>;
+    /// Host memory of an upload buffer, for writing. Waits until the last [`Device::send`] has read
+    /// it, and for nothing else.
+    fn fill<'i>(&self, upload_buffer: &'i mut Self::UploadBuffer) -> Result<&'i mut [u8]>;
 
     /// Starts the copy of the first `bytes` bytes of the host memory to the device, concurrently
     /// with the enqueued work.
-    fn send(&self, inlet: &mut Self::Inlet, bytes: usize) -> Result<()>;
+    fn send(&self, upload_buffer: &mut Self::UploadBuffer, bytes: usize) -> Result<()>;
 
     /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. It runs
     /// when the transfer has arrived.
-    fn receive(&self, inlet: &mut Self::Inlet, start: usize, bytes: usize, to: &mut Self::Memory) -> Result<()>;
+    fn receive(
+        &self,
+        upload_buffer: &mut Self::UploadBuffer,
+        start: usize,
+        bytes: usize,
+        to: &mut Self::Memory,
+    ) -> Result<()>;
 
     /// Staging of `bytes` bytes for transfers to the host.
-    fn outlet(&self, bytes: usize) -> Result<Self::Outlet>;
+    fn readback_buffer(&self, bytes: usize) -> Result<Self::ReadbackBuffer>;
 
     /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of the
-    /// outlet.
+    /// readback buffer.
     fn fetch(
         &self,
         from: &Self::Memory,
         start: usize,
         bytes: usize,
-        outlet: &mut Self::Outlet,
+        readback_buffer: &mut Self::ReadbackBuffer,
         at: usize,
     ) -> Result<()>;
 
-    /// Bytes of an outlet. Waits for the copies that [`Device::fetch`] enqueued, and so for the
-    /// work before them, but not for work enqueued later.
-    fn open<'o>(&self, outlet: &'o mut Self::Outlet) -> Result<&'o [u8]>;
+    /// Bytes of a readback buffer. Waits for the copies that [`Device::fetch`] enqueued, and so for
+    /// the work before them, but not for work enqueued later.
+    fn open<'o>(&self, readback_buffer: &'o mut Self::ReadbackBuffer) -> Result<&'o [u8]>;
 
     /// Captures the launches and clears that `work` enqueues, without running them. Returns `None`,
     /// without a call of `work`, if the device cannot capture. Fails if `work` fails, waits,

@@ -3,8 +3,8 @@
 //!
 //! There are two streams in the primary context of one device: the work stream, and the copy stream
 //! for concurrent copies to the device (`driver/transfer.rs`). Errors: no driver, a driver older
-//! than the CUDA version of the build, an unknown device number, no kernels in the build, a device older than
-//! sm_80.
+//! than the CUDA version of the build, an unknown device number, no kernels in the build, a device
+//! older than sm_80.
 
 pub mod cublaslt;
 mod launch;
@@ -22,7 +22,7 @@ use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::CUDA_VERSION;
 use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
-use transfer::{Graph, Inlet, Outlet, Stamp};
+use transfer::{Graph, ReadbackBuffer, Stamp, UploadBuffer};
 
 /// Lowest compute capability that the kernels are compiled for.
 const OLDEST: (u32, u32) = (8, 0);
@@ -237,8 +237,8 @@ impl Drop for Memory {
 
 impl Device for Driver {
     type Memory = Memory;
-    type Inlet = Inlet;
-    type Outlet = Outlet;
+    type UploadBuffer = UploadBuffer;
+    type ReadbackBuffer = ReadbackBuffer;
     type Graph = Graph;
     type Stamp = Stamp;
 
@@ -325,32 +325,39 @@ impl Device for Driver {
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("cuStreamSynchronize"))
     }
 
-    fn inlet(&self, bytes: usize) -> Result<Inlet> {
-        self.new_inlet(bytes)
+    fn upload_buffer(&self, bytes: usize) -> Result<UploadBuffer> {
+        self.new_upload_buffer(bytes)
     }
 
-    fn fill<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
-        self.fill_inlet(inlet)
+    fn fill<'i>(&self, upload_buffer: &'i mut UploadBuffer) -> Result<&'i mut [u8]> {
+        self.fill_upload_buffer(upload_buffer)
     }
 
-    fn send(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
-        self.send_inlet(inlet, bytes)
+    fn send(&self, upload_buffer: &mut UploadBuffer, bytes: usize) -> Result<()> {
+        self.send_upload_buffer(upload_buffer, bytes)
     }
 
-    fn receive(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
-        self.receive_inlet(inlet, start, bytes, to)
+    fn receive(&self, upload_buffer: &mut UploadBuffer, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+        self.receive_upload_buffer(upload_buffer, start, bytes, to)
     }
 
-    fn outlet(&self, bytes: usize) -> Result<Outlet> {
-        self.new_outlet(bytes)
+    fn readback_buffer(&self, bytes: usize) -> Result<ReadbackBuffer> {
+        self.new_readback_buffer(bytes)
     }
 
-    fn fetch(&self, from: &Memory, start: usize, bytes: usize, outlet: &mut Outlet, at: usize) -> Result<()> {
-        self.fetch_outlet(from, start, bytes, outlet, at)
+    fn fetch(
+        &self,
+        from: &Memory,
+        start: usize,
+        bytes: usize,
+        readback_buffer: &mut ReadbackBuffer,
+        at: usize,
+    ) -> Result<()> {
+        self.fetch_readback_buffer(from, start, bytes, readback_buffer, at)
     }
 
-    fn open<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
-        self.open_outlet(outlet)
+    fn open<'o>(&self, readback_buffer: &'o mut ReadbackBuffer) -> Result<&'o [u8]> {
+        self.open_readback_buffer(readback_buffer)
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {

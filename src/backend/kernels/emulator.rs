@@ -169,8 +169,8 @@ impl Memory {
 
 impl Device for Emulator {
     type Memory = Memory;
-    type Inlet = Vec<u8>;
-    type Outlet = Vec<u8>;
+    type UploadBuffer = Vec<u8>;
+    type ReadbackBuffer = Vec<u8>;
     type Graph = Graph;
     type Stamp = Instant;
 
@@ -242,33 +242,33 @@ impl Device for Emulator {
         self.not_recording("wait")
     }
 
-    fn inlet(&self, bytes: usize) -> Result<Vec<u8>> {
+    fn upload_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
         crate::backend::host::zeros(bytes)
     }
 
-    fn fill<'i>(&self, inlet: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
-        Ok(inlet)
+    fn fill<'i>(&self, upload_buffer: &'i mut Vec<u8>) -> Result<&'i mut [u8]> {
+        Ok(upload_buffer)
     }
 
-    fn send(&self, inlet: &mut Vec<u8>, bytes: usize) -> Result<()> {
-        assert!(bytes <= inlet.len(), "{bytes} bytes in an inlet of {}", inlet.len());
+    fn send(&self, upload_buffer: &mut Vec<u8>, bytes: usize) -> Result<()> {
+        assert!(bytes <= upload_buffer.len(), "{bytes} bytes in an upload buffer of {}", upload_buffer.len());
         Ok(())
     }
 
-    fn receive(&self, inlet: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
-        self.upload(to, 0, &inlet[start..start + bytes])
+    fn receive(&self, upload_buffer: &mut Vec<u8>, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+        self.upload(to, 0, &upload_buffer[start..start + bytes])
     }
 
-    fn outlet(&self, bytes: usize) -> Result<Vec<u8>> {
+    fn readback_buffer(&self, bytes: usize) -> Result<Vec<u8>> {
         crate::backend::host::zeros(bytes)
     }
 
-    fn fetch(&self, from: &Memory, start: usize, bytes: usize, outlet: &mut Vec<u8>, at: usize) -> Result<()> {
-        self.download(from, start, &mut outlet[at..at + bytes])
+    fn fetch(&self, from: &Memory, start: usize, bytes: usize, readback_buffer: &mut Vec<u8>, at: usize) -> Result<()> {
+        self.download(from, start, &mut readback_buffer[at..at + bytes])
     }
 
-    fn open<'o>(&self, outlet: &'o mut Vec<u8>) -> Result<&'o [u8]> {
-        Ok(outlet)
+    fn open<'o>(&self, readback_buffer: &'o mut Vec<u8>) -> Result<&'o [u8]> {
+        Ok(readback_buffer)
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Graph>> {

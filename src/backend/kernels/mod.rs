@@ -259,8 +259,8 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     type Act = Array<D, A>;
     type Acc = Array<D, f32>;
     type Idx = Array<D, i32>;
-    type Inlet = transfer::Inlet<D>;
-    type Outlet = transfer::Outlet<D>;
+    type UploadBuffer = transfer::UploadBuffer<D>;
+    type ReadbackBuffer = transfer::ReadbackBuffer<D>;
     type Graph = transfer::Graph<D>;
     type Stamp = D::Stamp;
 
@@ -337,23 +337,28 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         self.download(from, to)
     }
 
-    fn inlet(&self, indices: usize, numbers: usize) -> Result<Self::Inlet> {
-        self.new_inlet(indices, numbers)
+    fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer> {
+        self.new_upload_buffer(indices, numbers)
     }
-    fn send(&self, inlet: &mut Self::Inlet, indices: &[i32], numbers: &[f64]) -> Result<()> {
-        self.send_batch(inlet, indices, numbers)
+    fn send(&self, upload_buffer: &mut Self::UploadBuffer, indices: &[i32], numbers: &[f64]) -> Result<()> {
+        self.send_batch(upload_buffer, indices, numbers)
     }
-    fn receive(&self, inlet: &mut Self::Inlet, indices: &mut Self::Idx, numbers: &mut Self::Acc) -> Result<()> {
-        self.receive_batch(inlet, indices, numbers)
+    fn receive(
+        &self,
+        upload_buffer: &mut Self::UploadBuffer,
+        indices: &mut Self::Idx,
+        numbers: &mut Self::Acc,
+    ) -> Result<()> {
+        self.receive_batch(upload_buffer, indices, numbers)
     }
-    fn outlet(&self, len: usize) -> Result<Self::Outlet> {
-        self.new_outlet(len)
+    fn readback_buffer(&self, len: usize) -> Result<Self::ReadbackBuffer> {
+        self.new_readback_buffer(len)
     }
-    fn fetch(&self, from: View<'_, Self::Acc>, outlet: &mut Self::Outlet, at: usize) -> Result<()> {
-        self.fetch_view(from, outlet, at)
+    fn fetch(&self, from: View<'_, Self::Acc>, readback_buffer: &mut Self::ReadbackBuffer, at: usize) -> Result<()> {
+        self.fetch_view(from, readback_buffer, at)
     }
-    fn open(&self, outlet: &mut Self::Outlet, to: &mut [f64]) -> Result<()> {
-        self.open_outlet(outlet, to)
+    fn open(&self, readback_buffer: &mut Self::ReadbackBuffer, to: &mut [f64]) -> Result<()> {
+        self.open_readback_buffer(readback_buffer, to)
     }
     fn stamp(&self) -> Result<D::Stamp> {
         self.device.stamp()

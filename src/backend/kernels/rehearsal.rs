@@ -71,8 +71,8 @@ impl Drop for Memory {
 
 impl Device for Rehearsal {
     type Memory = Memory;
-    type Inlet = Memory;
-    type Outlet = ();
+    type UploadBuffer = Memory;
+    type ReadbackBuffer = ();
     type Graph = ();
     type Stamp = ();
 
@@ -115,7 +115,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    fn inlet(&self, bytes: usize) -> Result<Memory> {
+    fn upload_buffer(&self, bytes: usize) -> Result<Memory> {
         self.allocate(bytes)
     }
 
@@ -132,7 +132,7 @@ impl Device for Rehearsal {
     }
 
     /// Host memory is not counted.
-    fn outlet(&self, _: usize) -> Result<()> {
+    fn readback_buffer(&self, _: usize) -> Result<()> {
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use crate::backend::contract::expect_len;
 use crate::{Error, Result};
 
 /// Staging of a batch's transfer to the device: indices first, then numbers.
-pub struct Inlet<D: Device> {
-    inlet: D::Inlet,
+pub struct UploadBuffer<D: Device> {
+    upload_buffer: D::UploadBuffer,
     /// First byte of the numbers.
     numbers_at: usize,
     /// Size in bytes.
@@ -20,8 +20,8 @@ pub struct Inlet<D: Device> {
 }
 
 /// Staging of a transfer of results to the host.
-pub struct Outlet<D: Device> {
-    outlet: D::Outlet,
+pub struct ReadbackBuffer<D: Device> {
+    readback_buffer: D::ReadbackBuffer,
     len: usize,
 }
 
@@ -36,18 +36,22 @@ const INDEX: usize = size_of::<i32>();
 const NUMBER: usize = size_of::<f32>();
 
 impl<D: Device, A: Element> Kernels<D, A> {
-    pub(super) fn new_inlet(&self, indices: usize, numbers: usize) -> Result<Inlet<D>> {
+    pub(super) fn new_upload_buffer(&self, indices: usize, numbers: usize) -> Result<UploadBuffer<D>> {
         let numbers_at = (indices * INDEX).next_multiple_of(256);
         let capacity = numbers_at + numbers * NUMBER;
-        Ok(Inlet { inlet: self.device.inlet(capacity)?, numbers_at, capacity, sent: (0, 0) })
+        Ok(UploadBuffer { upload_buffer: self.device.upload_buffer(capacity)?, numbers_at, capacity, sent: (0, 0) })
     }
 
-    pub(super) fn send_batch(&self, to: &mut Inlet<D>, indices: &[i32], numbers: &[f64]) -> Result<()> {
+    pub(super) fn send_batch(&self, to: &mut UploadBuffer<D>, indices: &[i32], numbers: &[f64]) -> Result<()> {
         let (i, n) = (indices.len() * INDEX, numbers.len() * NUMBER);
         if i > to.numbers_at || to.numbers_at + n > to.capacity {
-            return Err(Error::Runtime(format!("a batch of {} bytes does not fit an inlet of {}", i + n, to.capacity)));
+            return Err(Error::Runtime(format!(
+                "a batch of {} bytes does not fit an upload buffer of {}",
+                i + n,
+                to.capacity
+            )));
         }
-        let bytes = self.device.fill(&mut to.inlet)?;
+        let bytes = self.device.fill(&mut to.upload_buffer)?;
         // A rehearsal gives no bytes.
         if !bytes.is_empty() {
             bytes[..i].copy_from_slice(bytemuck::cast_slice(indices));
@@ -55,12 +59,12 @@ impl<D: Device, A: Element> Kernels<D, A> {
             places.zip(numbers).for_each(|(place, &x)| place.copy_from_slice(&(x as f32).to_ne_bytes()));
         }
         to.sent = (i, n);
-        self.device.send(&mut to.inlet, to.numbers_at + n)
+        self.device.send(&mut to.upload_buffer, to.numbers_at + n)
     }
 
     pub(super) fn receive_batch(
         &self,
-        from: &mut Inlet<D>,
+        from: &mut UploadBuffer<D>,
         indices: &mut Array<D, i32>,
         numbers: &mut Array<D, f32>,
     ) -> Result<()> {
@@ -68,25 +72,33 @@ impl<D: Device, A: Element> Kernels<D, A> {
         if indices.len * INDEX < i || numbers.len * NUMBER < n {
             return Err(Error::Runtime("the buffers are too short for the batch that was sent".into()));
         }
-        self.device.receive(&mut from.inlet, 0, i, &mut indices.memory)?;
-        self.device.receive(&mut from.inlet, from.numbers_at, n, &mut numbers.memory)
+        self.device.receive(&mut from.upload_buffer, 0, i, &mut indices.memory)?;
+        self.device.receive(&mut from.upload_buffer, from.numbers_at, n, &mut numbers.memory)
     }
 
-    pub(super) fn new_outlet(&self, len: usize) -> Result<Outlet<D>> {
-        Ok(Outlet { outlet: self.device.outlet(len * NUMBER)?, len })
+    pub(super) fn new_readback_buffer(&self, len: usize) -> Result<ReadbackBuffer<D>> {
+        Ok(ReadbackBuffer { readback_buffer: self.device.readback_buffer(len * NUMBER)?, len })
     }
 
-    pub(super) fn fetch_view(&self, from: View<'_, Array<D, f32>>, to: &mut Outlet<D>, at: usize) -> Result<()> {
+    pub(super) fn fetch_view(
+        &self,
+        from: View<'_, Array<D, f32>>,
+        to: &mut ReadbackBuffer<D>,
+        at: usize,
+    ) -> Result<()> {
         if at + from.len > to.len {
-            return Err(Error::Runtime(format!("{} results do not fit at {at} of an outlet of {}", from.len, to.len)));
+            return Err(Error::Runtime(format!(
+                "{} results do not fit at {at} of a readback buffer of {}",
+                from.len, to.len
+            )));
         }
         let (start, bytes) = (from.start * NUMBER, from.len * NUMBER);
-        self.device.fetch(&from.buffer.memory, start, bytes, &mut to.outlet, at * NUMBER)
+        self.device.fetch(&from.buffer.memory, start, bytes, &mut to.readback_buffer, at * NUMBER)
     }
 
-    pub(super) fn open_outlet(&self, from: &mut Outlet<D>, to: &mut [f64]) -> Result<()> {
+    pub(super) fn open_readback_buffer(&self, from: &mut ReadbackBuffer<D>, to: &mut [f64]) -> Result<()> {
         expect_len("open", "to", to.len().min(from.len), to.len())?;
-        let bytes = self.device.open(&mut from.outlet)?;
+        let bytes = self.device.open(&mut from.readback_buffer)?;
         for (to, bytes) in to.iter_mut().zip(bytes.chunks_exact(NUMBER)) {
             *to = f64::from(f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         }

@@ -46,7 +46,7 @@ fn consecutive_ranges<const N: usize>(lengths: [usize; N]) -> [Range<usize>; N] 
 
 /// Staging buffer of a batch in flight to the device, with its capacity in indices and numbers.
 pub(in crate::train) struct UploadSlot<B: Backend> {
-    inlet: B::Inlet,
+    upload_buffer: B::UploadBuffer,
     capacity: (usize, usize),
 }
 
@@ -54,7 +54,7 @@ impl<B: Backend> UploadSlot<B> {
     /// Allocates a slot for every batch within `limits`.
     pub fn new(backend: &B, limits: &BatchLimits) -> Result<Self> {
         let capacity = (limits.indices(), limits.numbers());
-        Ok(Self { inlet: backend.inlet(capacity.0, capacity.1)?, capacity })
+        Ok(Self { upload_buffer: backend.upload_buffer(capacity.0, capacity.1)?, capacity })
     }
 
     /// Starts the transfer of `batch` to the slot.
@@ -62,9 +62,9 @@ impl<B: Backend> UploadSlot<B> {
         let (indices, numbers) = batch.len();
         if indices > self.capacity.0 || numbers > self.capacity.1 {
             let capacity = (indices + indices / 4, numbers + numbers / 4);
-            *self = Self { inlet: backend.inlet(capacity.0, capacity.1)?, capacity };
+            *self = Self { upload_buffer: backend.upload_buffer(capacity.0, capacity.1)?, capacity };
         }
-        backend.send(&mut self.inlet, &batch.indices, &batch.numbers)
+        backend.send(&mut self.upload_buffer, &batch.indices, &batch.numbers)
     }
 
     /// Grows the slot to hold every batch within `limits`.
@@ -128,7 +128,7 @@ impl<B: Backend> DeviceBatch<B> {
     /// transfer and after earlier work; the host waits for neither.
     pub(in crate::train) fn receive(&mut self, backend: &B, slot: &mut UploadSlot<B>, batch: &HostBatch) -> Result<()> {
         self.take_layout(backend, batch)?;
-        backend.receive(&mut slot.inlet, &mut self.indices, &mut self.numbers)
+        backend.receive(&mut slot.upload_buffer, &mut self.indices, &mut self.numbers)
     }
 
     /// Replaces the batch by a blocking copy from the host.

@@ -1,5 +1,5 @@
-//! Results of a step on their way back: what each micro-batch leaves in the readback buffer, and how
-//! the host reads it.
+//! Results of a step on their way back: what each micro-batch leaves in the readback buffer, and
+//! how the host reads it.
 //!
 //! ```text
 //! buffer       control vector, then per micro-batch:
@@ -20,7 +20,7 @@ use crate::train::metrics::Tally;
 impl<B: Backend> Trainer<'_, B> {
     /// Enqueues the readback of a micro-batch's results to `results[at..]`; returns the offset
     /// behind them.
-    pub(super) fn fetch(&mut self, batch: &Batch, results: &mut B::Outlet, mut at: usize) -> Result<usize> {
+    pub(super) fn fetch(&mut self, batch: &Batch, results: &mut B::ReadbackBuffer, mut at: usize) -> Result<usize> {
         let (backend, seqs, comparisons) = (self.backend, batch.seqs(), batch.comparison_count());
         let mut fetch = |view: View<'_, B::Acc>| {
             let start = at;
@@ -66,7 +66,7 @@ impl<B: Backend> Trainer<'_, B> {
             not_finite.extend(ids.into_iter().map(str::to_owned));
         }
         let control = std::array::from_fn(|i| control[i]);
-        self.spare_outlets.push((pending.results, pending.capacity));
+        self.spare_readback_buffers.push((pending.results, pending.capacity));
         self.spare_steps.push(pending.packed);
         Ok(control)
     }

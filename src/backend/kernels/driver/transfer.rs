@@ -2,10 +2,10 @@
 //! stream capture.
 //!
 //! Order: a transfer to the device runs on the copy stream. It waits for the event `consumed`,
-//! after which the work stream no longer reads the device side of the inlet. The work stream waits
-//! for the event `arrived` before it reads the inlet, and the host waits for it before it
-//! overwrites the pinned memory. A transfer to the host runs on the work stream and records the
-//! event `done`; the host waits for it before it reads.
+//! after which the work stream no longer reads the device side of the upload buffer. The work
+//! stream waits for the event `arrived` before it reads the upload buffer, and the host waits for
+//! it before it overwrites the pinned memory. A transfer to the host runs on the work stream and
+//! records the event `done`; the host waits for it before it reads.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -146,7 +146,7 @@ impl Drop for Staging {
 }
 
 /// Pinned memory to send, and the device memory that receives it.
-pub struct Inlet {
+pub struct UploadBuffer {
     /// Its event is `arrived`. Dropped first, so the copy is done before the device memory is
     /// freed.
     staging: Staging,
@@ -155,7 +155,7 @@ pub struct Inlet {
 }
 
 /// Pinned memory that receives results. Its event is `done`.
-pub struct Outlet(Staging);
+pub struct ReadbackBuffer(Staging);
 
 /// An instantiated CUDA graph.
 pub struct Graph {
@@ -177,24 +177,28 @@ impl Drop for Graph {
 }
 
 impl Driver {
-    pub(super) fn new_inlet(&self, bytes: usize) -> Result<Inlet> {
-        Ok(Inlet { consumed: Event::new(self)?, device: self.allocate(bytes)?, staging: Staging::new(self, bytes)? })
+    pub(super) fn new_upload_buffer(&self, bytes: usize) -> Result<UploadBuffer> {
+        Ok(UploadBuffer {
+            consumed: Event::new(self)?,
+            device: self.allocate(bytes)?,
+            staging: Staging::new(self, bytes)?,
+        })
     }
 
-    pub(super) fn fill_inlet<'i>(&self, inlet: &'i mut Inlet) -> Result<&'i mut [u8]> {
+    pub(super) fn fill_upload_buffer<'i>(&self, upload_buffer: &'i mut UploadBuffer) -> Result<&'i mut [u8]> {
         self.make_current()?;
-        inlet.staging.wait()
+        upload_buffer.staging.wait()
     }
 
-    pub(super) fn send_inlet(&self, inlet: &mut Inlet, bytes: usize) -> Result<()> {
+    pub(super) fn send_upload_buffer(&self, upload_buffer: &mut UploadBuffer, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         self.make_current()?;
-        let Staging { event: arrived, host } = &inlet.staging;
+        let Staging { event: arrived, host } = &upload_buffer.staging;
         host.check(0, bytes);
-        let address = inlet.device.at(0, bytes);
-        inlet.consumed.stream_wait(self.copies)?;
+        let address = upload_buffer.device.at(0, bytes);
+        upload_buffer.consumed.stream_wait(self.copies)?;
         // SAFETY: both ranges are inside their memory, which lives until `arrived` (see Drop); the
         // host writes it only after that.
         unsafe {
@@ -204,28 +208,34 @@ impl Driver {
         arrived.record(self.copies)
     }
 
-    pub(super) fn receive_inlet(&self, inlet: &mut Inlet, start: usize, bytes: usize, to: &mut Memory) -> Result<()> {
+    pub(super) fn receive_upload_buffer(
+        &self,
+        upload_buffer: &mut UploadBuffer,
+        start: usize,
+        bytes: usize,
+        to: &mut Memory,
+    ) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         self.make_current()?;
-        let (from, to) = (inlet.device.at(start, bytes), to.at(0, bytes));
-        inlet.staging.event.stream_wait(self.stream)?;
+        let (from, to) = (upload_buffer.device.at(start, bytes), to.at(0, bytes));
+        upload_buffer.staging.event.stream_wait(self.stream)?;
         // SAFETY: both ranges are in memory of this device.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))?;
-        inlet.consumed.record(self.stream)
+        upload_buffer.consumed.record(self.stream)
     }
 
-    pub(super) fn new_outlet(&self, bytes: usize) -> Result<Outlet> {
-        Ok(Outlet(Staging::new(self, bytes)?))
+    pub(super) fn new_readback_buffer(&self, bytes: usize) -> Result<ReadbackBuffer> {
+        Ok(ReadbackBuffer(Staging::new(self, bytes)?))
     }
 
-    pub(super) fn fetch_outlet(
+    pub(super) fn fetch_readback_buffer(
         &self,
         from: &Memory,
         start: usize,
         bytes: usize,
-        outlet: &mut Outlet,
+        readback_buffer: &mut ReadbackBuffer,
         at: usize,
     ) -> Result<()> {
         if bytes == 0 {
@@ -233,7 +243,7 @@ impl Driver {
         }
         self.make_current()?;
         let address = from.at(start, bytes);
-        let Staging { event: done, host } = &outlet.0;
+        let Staging { event: done, host } = &readback_buffer.0;
         host.check(at, bytes);
         // SAFETY: both ranges are inside their memory; the host reads it after `done`, and frees it
         // after that (see Drop).
@@ -244,9 +254,9 @@ impl Driver {
         done.record(self.stream)
     }
 
-    pub(super) fn open_outlet<'o>(&self, outlet: &'o mut Outlet) -> Result<&'o [u8]> {
+    pub(super) fn open_readback_buffer<'o>(&self, readback_buffer: &'o mut ReadbackBuffer) -> Result<&'o [u8]> {
         self.make_current()?;
-        outlet.0.wait().map(|bytes| &*bytes)
+        readback_buffer.0.wait().map(|bytes| &*bytes)
     }
 
     /// Enqueues a copy of the first `bytes` bytes on the device. Benchmarks compare memory-bound
