@@ -154,15 +154,14 @@ fn cuda_version(nvcc: &Path) -> Result<i32, String> {
         .ok_or_else(|| format!("the output of {} --version has no release:\n{text}", nvcc.display()))
 }
 
-/// Hash of the inputs of a file's compilation: its text, its entry points, every header, and the
-/// command.
-fn fingerprint(source: &Source, entries: &Path, command: &str) -> Result<String, String> {
+/// Hash of the inputs of a compilation: the files, every header of the kernels, and the command.
+fn fingerprint(files: &[PathBuf], command: &str) -> Result<String, String> {
     let mut hasher = DefaultHasher::new();
     command.hash(&mut hasher);
     let mut headers = files_of(Path::new("kernels"), "cuh")?;
     headers.extend(files_of(Path::new("kernels/primitives"), "cuh")?);
     headers.sort();
-    for path in [source.path.as_path(), entries].into_iter().chain(headers.iter().map(PathBuf::as_path)) {
+    for path in files.iter().chain(&headers) {
         fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?.hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
@@ -208,7 +207,7 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     }
     let entries = out.join(format!("{}_entries.cu", source.stem));
     command.arg(&entries).arg("-o").arg(&fatbin);
-    let print = fingerprint(source, &entries, &format!("{command:?}"))?;
+    let print = fingerprint(&[source.path.clone(), entries], &format!("{command:?}"))?;
     if fs::read_to_string(&stamp).is_ok_and(|old| old == print)
         && fatbin.is_file()
         && let Ok(report) = fs::read_to_string(&report)
@@ -226,7 +225,8 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Builds the emulator with every kernel. Returns false without a C++ compiler.
+/// Builds the emulator with every kernel, unless its library is up to date. Returns false without a
+/// C++ compiler.
 fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).include("kernels").warnings(false).cargo_warnings(false);
@@ -243,21 +243,39 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
         println!("cargo:rustc-link-lib=dylib=asan");
         println!("cargo:rustc-link-lib=dylib=ubsan");
     }
-    let compiler = build.try_get_compiler().ok().filter(|c| c.to_command().arg("--version").output().is_ok());
-    if compiler.is_none() {
+    // The command and the compiler's version.
+    let compiler = build.try_get_compiler().ok().and_then(|compiler| {
+        let version = compiler.to_command().arg("--version").output().ok()?;
+        Some(format!("{:?} {}", compiler.to_command(), String::from_utf8_lossy(&version.stdout)))
+    });
+    let Some(compiler) = compiler else {
         if required("MAPL_REQUIRE_EMULATOR") {
             return Err("MAPL_REQUIRE_EMULATOR is set, but no C++ compiler was found (CXX, or c++ on PATH)".into());
         }
         println!("cargo:warning=no C++ compiler found: this build has no kernel emulator");
         return Ok(false);
-    }
+    };
+    let mut files = Vec::new();
     for source in sources {
         let path = out.join(format!("emulated_{}.cpp", source.stem));
         write_changed(&path, &generate::emulated(source))?;
-        build.file(path);
+        files.push(path);
     }
-    let units = files_of(Path::new("kernels/emulator"), "cpp")?;
-    build.files(units).try_compile("mapl_emulator").map_err(|e| format!("the emulator does not compile: {e}"))?;
+    files.extend(files_of(Path::new("kernels/emulator"), "cpp")?);
+    let mut inputs = files.clone();
+    inputs.extend(files_of(Path::new("kernels/emulator"), "h")?);
+    inputs.extend(sources.iter().map(|source| source.path.clone()));
+    inputs.sort();
+    let print = fingerprint(&inputs, &compiler)?;
+    let (library, stamp) = (out.join("libmapl_emulator.a"), out.join("emulator.stamp"));
+    if !library.is_file() || fs::read_to_string(&stamp).ok().as_ref() != Some(&print) {
+        let built = build.cargo_metadata(false).files(files).try_compile("mapl_emulator");
+        built.map_err(|e| format!("the emulator does not compile: {e}"))?;
+        fs::write(&stamp, &print).map_err(|e| format!("cannot write {}: {e}", stamp.display()))?;
+    }
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=mapl_emulator");
+    println!("cargo:rustc-link-lib={}", if cfg!(target_vendor = "apple") { "c++" } else { "stdc++" });
     println!("cargo:rustc-cfg=mapl_emulator");
     Ok(true)
 }

@@ -8,7 +8,8 @@
 #include "memory.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <pthread.h>
+#include <sanitizer/asan_interface.h>
 #endif
 
 namespace emulator {
@@ -83,6 +84,25 @@ unsigned char* take_window() {
     return window;
 }
 
+#if defined(__SANITIZE_ADDRESS__)
+
+/// Bounds of this OS thread's own stack.
+Stack thread_stack() {
+    static thread_local Stack stack = [] {
+        pthread_attr_t attributes;
+        void* memory = nullptr;
+        size_t bytes = 0;
+        if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+            pthread_attr_getstack(&attributes, &memory, &bytes);
+            pthread_attr_destroy(&attributes);
+        }
+        return Stack{static_cast<unsigned char*>(memory), bytes};
+    }();
+    return stack;
+}
+
+#endif
+
 #if SWITCHES_STACKS
 
 /// Pushes the registers that the ABI preserves, stores the stack pointer in `*from`, and continues at the stack pointer `to`.
@@ -116,6 +136,25 @@ emulator_switch:
 
 void fiber_main();
 
+/// Switches to the stack pointer `to`: of a fiber, or of the scheduler if null. Tells the address
+/// sanitizer, which must know the bounds of the current stack.
+void switch_stacks(void** from, void* to, const Fiber* target, bool done = false) {
+#if defined(__SANITIZE_ADDRESS__)
+    Stack stack = target != nullptr ? *target->stack : thread_stack();
+    void* fake = nullptr;
+    if (done) {
+        // Removes the marks of the frames that never return.
+        __asan_handle_no_return();
+    }
+    __sanitizer_start_switch_fiber(done ? nullptr : &fake, stack.memory, stack.bytes);
+    emulator_switch(from, to);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+    (void)target, (void)done;
+    emulator_switch(from, to);
+#endif
+}
+
 /// Makes a fiber the running one; the stack pointer to continue at.
 void* enter(Fiber& f) {
     running = &f;
@@ -139,7 +178,7 @@ void to_scheduler() {
     Launch& l = *f.launch;
     l.settle(f);
     Fiber* next = l.next();
-    emulator_switch(&f.point, next == nullptr ? l.scheduler : enter(*next));
+    switch_stacks(&f.point, next == nullptr ? l.scheduler : enter(*next), next, f.done);
 }
 
 #else
@@ -147,16 +186,9 @@ void to_scheduler() {
 /// Switches from the running fiber to the scheduler.
 void to_scheduler() {
     Fiber& f = fiber();
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(f.done ? nullptr : &fake, nullptr, 0);
-    swapcontext(&f.stack->context, &f.launch->scheduler_context);
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
     if (_setjmp(f.stack->point) == 0) {
         _longjmp(f.launch->scheduler, 1);
     }
-#endif
 }
 
 #endif
@@ -184,7 +216,7 @@ void fiber_main() {
 
 /// Runs this fiber and those after it in the round, each until it waits or returns.
 void resume(Fiber& f) {
-    emulator_switch(&f.launch->scheduler, enter(f));
+    switch_stacks(&f.launch->scheduler, enter(f), &f);
 }
 
 #else
@@ -204,19 +236,12 @@ void resume(Fiber& f) {
         context.uc_link = nullptr;
         makecontext(&context, fiber_main, 0);
     }
-#if defined(__SANITIZE_ADDRESS__)
-    void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, f.stack->memory, f.stack->bytes);
-    swapcontext(&f.launch->scheduler_context, &f.stack->context);
-    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
     if (_setjmp(f.launch->scheduler) == 0) {
         if (start) {
             setcontext(&f.stack->context);
         }
         _longjmp(f.stack->point, 1);
     }
-#endif
     f.launch->settle(f);
 }
 
@@ -339,6 +364,9 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     loads.clear();
     stores.clear();
     for (Fiber& f : fibers) {
+        if (!f.done) {
+            unpoison(f.stack->memory, f.stack->bytes);
+        }
         pool.stacks.push_back(f.stack);
     }
     for (Block& b : blocks) {

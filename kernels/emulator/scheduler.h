@@ -18,12 +18,14 @@
 #include "async.h"
 #include "device.h"
 
-/// On x86-64 a few instructions switch between fibers, elsewhere the C library does. The sanitizer
-/// only knows the switches of the C library.
-#if defined(__x86_64__) && defined(__ELF__) && !defined(__SANITIZE_ADDRESS__)
+/// On x86-64 a few instructions switch between fibers, elsewhere the C library does.
+#if defined(__x86_64__) && defined(__ELF__)
 #define SWITCHES_STACKS 1
 #else
 #define SWITCHES_STACKS 0
+#if defined(__SANITIZE_ADDRESS__)
+#error "the emulator supports the address sanitizer on x86-64 only"
+#endif
 #endif
 
 namespace emulator {
@@ -200,7 +202,6 @@ struct Launch {
     void* scheduler = nullptr;
 #else
     std::jmp_buf scheduler;
-    ucontext_t scheduler_context;
 #endif
 
     /// Next fiber of this round that can run; null at the end of the round and after an error.
