@@ -5,7 +5,8 @@
 //! - `trim_blocks` and `lstrip_blocks` are on, and CRLF is read as LF
 //! - `generation` blocks, which only mark text there, are read as blocks that are always true
 //! - `tojson` is our own (`json`), and lists and dicts are printed as in Python (`repr`)
-//! - Python's string, list and dict methods and `raise_exception` are available
+//! - Python's string, list and dict methods, `%` after a string literal, and `raise_exception` are
+//!   available (`methods`, `percent`); filters and tests follow Jinja 2 (`python`)
 //! - `strftime_now` reads the clock once per process, so every row of a run sees the same date
 //!   (`date`)
 //!
@@ -15,6 +16,9 @@
 mod date;
 mod json;
 mod limits;
+mod methods;
+mod percent;
+mod python;
 mod repr;
 
 use std::path::Path;
@@ -158,8 +162,8 @@ fn named_sources(value: &serde_json::Value) -> Result<NamedSources, String> {
     Ok(sources)
 }
 
-/// Converts line ends to LF, and `generation` tags to tags of an always-true block. White-space
-/// marks are kept.
+/// Converts line ends to LF, `generation` tags to tags of an always-true block, and `%` after
+/// strings to the filter `format`. White-space marks are kept.
 fn normalise(source: &str) -> String {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)\s*(generation|endgeneration)\s*([-+]?)%\}").expect("the pattern is constant")
@@ -169,7 +173,7 @@ fn normalise(source: &str) -> String {
         let word = if &found[2] == "generation" { "if true" } else { "endif" };
         format!("{{%{} {word} {}%}}", &found[1], &found[3])
     };
-    TAG.replace_all(&source, tag).into_owned()
+    percent::rewrite(&TAG.replace_all(&source, tag))
 }
 
 fn environment() -> Environment<'static> {
@@ -178,7 +182,7 @@ fn environment() -> Environment<'static> {
     env.set_lstrip_blocks(true);
     // The text goes to a tokenizer, never to a browser, so nothing is escaped.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_formatter(|out, state, value| match repr::container(value) {
+    env.set_formatter(|out, state, value| match repr::container_or_float(value) {
         Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
         None => minijinja::escape_formatter(out, state, value),
     });
@@ -189,6 +193,7 @@ fn environment() -> Environment<'static> {
     env.add_function("strftime_now", |format: String| {
         date::strftime_now(&format).map_err(|why| minijinja::Error::new(ErrorKind::InvalidOperation, why))
     });
+    python::apply(&mut env);
     limits::apply(&mut env);
     env
 }

@@ -192,8 +192,8 @@ EXPORT enum Curve : int {
             ("EXPORT constexpr float A = 1;", "`EXPORT constexpr float A = 1`"),
             ("EXPORT enum A : int { ONE = 3 };", "counted from 0"),
             ("EXPORT enum A : int { ONE, ONE };", "counted from 0"),
-            ("EXPORT enum A { ONE };", "it is `EXPORT enum Name : int"),
-            ("EXPORT enum : int { ONE };", "it is `EXPORT enum Name"),
+            ("EXPORT enum A { ONE };", "expected `EXPORT enum Name : int"),
+            ("EXPORT enum : int { ONE };", "expected `EXPORT enum Name"),
             ("EXPORT constexpr int A = 1", "without `;`"),
         ] {
             let error = parse(text).unwrap_err();

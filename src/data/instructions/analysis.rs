@@ -177,10 +177,33 @@ const ABBREVIATIONS: [&str; 31] = [
     "fig", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "rep", "sen", "rev", "hon", "ca",
 ];
 
+/// What a line holds so far: white space, then marks of emphasis and headings, then digits.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum LineStart {
+    Space,
+    Marks,
+    Digits,
+    Text,
+}
+
+impl LineStart {
+    fn after(self, c: char) -> Self {
+        match c {
+            '\n' => Self::Space,
+            c if self == Self::Space && c.is_whitespace() => Self::Space,
+            '*' | '_' | '#' | ' ' if self <= Self::Marks => Self::Marks,
+            c if self <= Self::Digits && c.is_ascii_digit() => Self::Digits,
+            _ => Self::Text,
+        }
+    }
+}
+
 fn count_sentences(text: &str) -> usize {
-    let (mut count, mut open) = (0, false);
+    let (mut count, mut open, mut line) = (0, false, LineStart::Space);
     let mut chars = text.char_indices().peekable();
     while let Some((at, c)) = chars.next() {
+        let before = line;
+        line = line.after(c);
         match c {
             '。' | '！' | '？' | '｡' | '।' | '॥' | '؟' | '۔' => {
                 count += usize::from(std::mem::take(&mut open))
@@ -199,7 +222,7 @@ fn count_sentences(text: &str) -> usize {
                     chars.next();
                 }
                 let ends = chars.peek().is_none_or(|&(_, next)| next.is_whitespace());
-                if ends && open && !(stops_only && is_inner_stop(&text[..at])) {
+                if ends && open && !(stops_only && is_inner_stop(&text[..at], before)) {
                     count += 1;
                     open = false;
                 }
@@ -226,13 +249,17 @@ fn count_sentences(text: &str) -> usize {
 }
 
 /// True if a full stop after `before` belongs to an abbreviation, an initial or a list number.
-fn is_inner_stop(before: &str) -> bool {
+fn is_inner_stop(before: &str, line: LineStart) -> bool {
+    if line != LineStart::Text {
+        return true;
+    }
     let token = before.rsplit(char::is_whitespace).next().unwrap_or("");
-    let line = before.rsplit('\n').next().unwrap_or("").trim_start();
     let token = token.trim_start_matches(['(', '[', '"', '\'', '“', '‘', '*', '_']);
-    let list_number = line.trim_start_matches(['*', '_', '#', ' ']).chars().all(|c| c.is_ascii_digit());
-    let initial = token.graphemes(true).count() == 1 && token.chars().all(char::is_uppercase) && token != "I";
-    list_number || initial || ABBREVIATIONS.contains(&token.to_lowercase().as_str())
+    let mut graphemes = token.graphemes(true);
+    let one = graphemes.next().is_some() && graphemes.next().is_none();
+    let initial = one && token.chars().all(char::is_uppercase) && token != "I";
+    // A longer token is no abbreviation in any case.
+    initial || (token.len() <= 24 && ABBREVIATIONS.contains(&token.to_lowercase().as_str()))
 }
 
 #[cfg(test)]
@@ -253,9 +280,20 @@ mod tests {
         assert_eq!(sentences("Wait... really?! \"Yes.\" He left."), 4);
         assert_eq!(sentences("Mr. Smith paid 3.50 at 5 p.m. e.g. in A. Town."), 2);
         assert_eq!(sentences("1. One\n2. Two"), 1);
+        assert_eq!(sentences("One.\n \t** 2. Two"), 2);
+        assert_eq!(sentences("One.\n2 3. Two"), 3);
         assert_eq!(sentences("# Title\r\n\r\nText here. And more"), 3);
         assert_eq!(sentences("今天天气很好。我们去公园吧！好吗？"), 3);
         assert_eq!(sentences("यह पहला है। यह दूसरा है।"), 2);
+    }
+
+    /// The time is linear in a line's length: with a quadratic one, this would take hours.
+    #[test]
+    fn long_lines_are_counted() {
+        assert_eq!(sentences(&"a b. ".repeat(1 << 20)), 1 << 20);
+        assert_eq!(sentences(&("*".repeat(1 << 20) + &" x.y ((. ".repeat(1 << 18))), 1 << 18);
+        assert_eq!(sentences(&"((((".repeat(1 << 20)), 0);
+        assert_eq!(sentences(&("w".repeat(1 << 22) + ". ")), 1);
     }
 
     #[test]

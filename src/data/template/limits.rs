@@ -12,6 +12,8 @@ use minijinja::value::{Kwargs, Rest, StringInput, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::methods;
+
 /// Instruction budget of one rendering: 1000 turns at 5000 each, a fraction of a second of work.
 pub(super) const MAX_INSTRUCTIONS: u64 = 5_000_000;
 
@@ -42,7 +44,7 @@ fn refuse(why: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, why)
 }
 
-fn check_width(count: usize) -> Result<usize, Error> {
+pub(super) fn check_width(count: usize) -> Result<usize, Error> {
     if count > MAX_WIDTH { Err(refuse(format!("{count} is above the maximum width {MAX_WIDTH}"))) } else { Ok(count) }
 }
 
@@ -88,13 +90,18 @@ fn brace_widths(text: &str) -> Result<(), Error> {
     fields.filter_map(|field| field.split_once(':')).try_for_each(|(_, conversion)| check_numbers(conversion))
 }
 
-/// Python's methods. Counting the empty text never ends in minijinja's version; Python counts the
-/// gaps between characters.
+/// Python's methods: our own, else minijinja's.
 fn python_method(state: &State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    match (method, value.as_str(), args) {
-        ("count", Some(text), [what]) if what.as_str() == Some("") => return Ok(Value::from(text.chars().count() + 1)),
-        ("format", Some(text), _) => brace_widths(text)?,
-        _ => {}
+    if let Some(text) = value.as_str() {
+        if method == "format" {
+            brace_widths(text)?;
+        }
+        if let Some(result) = methods::text(text, method, args) {
+            return result;
+        }
+    }
+    if method == "index" && value.kind() == ValueKind::Seq {
+        return methods::list_index(value, args);
     }
     unknown_method_callback(state, value, method, args)
 }

@@ -7,9 +7,13 @@ use minijinja::value::{Value, ValueKind};
 
 use super::json::python_number;
 
-/// Python's `repr` of a container; `None` for other values, which print the same either way.
-pub(super) fn container(value: &Value) -> Option<String> {
+/// Text of a container or float as in Python; `None` for other values, which print the same either
+/// way.
+pub(super) fn container_or_float(value: &Value) -> Option<String> {
     match value.kind() {
+        ValueKind::Number if !value.is_integer() => {
+            serde_json::Number::from_f64(f64::try_from(value.clone()).ok()?).map(|number| python_number(&number))
+        }
         ValueKind::Seq | ValueKind::Map => {
             let value = serde_json::to_value(value).ok()?;
             let mut out = String::new();

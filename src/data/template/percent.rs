@@ -1,0 +1,132 @@
+//! Python's `%` formatting. minijinja has no `%` for strings, so `'...' % value` becomes
+//! `'...'|format(value)` in the source. A format that is not a string literal is left as it is and
+//! fails with minijinja's message.
+
+/// Rewrites every `%` after a string literal inside `{{ }}` and `{% %}`.
+pub(super) fn rewrite(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (close, code) = match rest.as_bytes().get(at + 1) {
+            Some(b'{') => ("}}", true),
+            Some(b'%') => ("%}", true),
+            Some(b'#') => ("#}", false),
+            _ => {
+                out.push_str(&rest[..=at]);
+                rest = &rest[at + 1..];
+                continue;
+            }
+        };
+        out.push_str(&rest[..at + 2]);
+        rest = &rest[at + 2..];
+        let end = if code { end_of_code(rest, close) } else { rest.find(close) };
+        let body = &rest[..end.unwrap_or(rest.len())];
+        if code {
+            expression(body, &mut out)
+        } else {
+            out.push_str(body)
+        }
+        rest = &rest[body.len()..];
+        // The text of a raw block is no code.
+        if code && body.trim_matches(|c: char| "-+ \t\n\r".contains(c)) == "raw" {
+            let end = rest.find("endraw").unwrap_or(rest.len());
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Offset of the end mark, outside strings.
+fn end_of_code(text: &str, close: &str) -> Option<usize> {
+    let mut at = 0;
+    while at < text.len() {
+        if text[at..].starts_with(close) {
+            return Some(at);
+        }
+        at += step(&text[at..]);
+    }
+    None
+}
+
+/// Bytes of the string literal at the start of a text, or of its first character.
+fn step(text: &str) -> usize {
+    let first = text.chars().next().map_or(1, char::len_utf8);
+    let Some(quote) = text.chars().next().filter(|c| "'\"".contains(*c)) else { return first };
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn expression(mut text: &str, out: &mut String) {
+    while !text.is_empty() {
+        let literal = text.starts_with(['\'', '"']);
+        let width = step(text);
+        out.push_str(&text[..width]);
+        text = &text[width..];
+        let Some(right) = text.trim_start().strip_prefix('%').filter(|_| literal) else { continue };
+        let right = right.trim_start();
+        let operand = &right[..operand(right)];
+        if operand.is_empty() {
+            continue;
+        }
+        out.push_str("|format(");
+        match operand.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
+            Some(inner) => expression(inner.trim_end_matches([',', ' ']), out),
+            None => expression(operand, out),
+        }
+        out.push(')');
+        text = &right[operand.len()..];
+    }
+}
+
+/// Bytes of the operand at the start of a text: a name, number, string or parentheses, and what is
+/// applied to it (`.name`, `[...]`, `(...)`, `|filter`).
+fn operand(text: &str) -> usize {
+    let word = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    let mut at = match text.chars().next() {
+        Some('\'' | '"') => step(text),
+        Some('(') => enclosed(text),
+        Some(c) if c.is_alphanumeric() || c == '_' => word(text),
+        _ => return 0,
+    };
+    loop {
+        let rest = &text[at..];
+        at += match rest.chars().next() {
+            Some('[') => enclosed(rest),
+            // A tuple takes no call.
+            Some('(') if !text[..at].ends_with(')') => enclosed(rest),
+            Some('.') => 1 + word(&rest[1..]),
+            _ => {
+                let Some(filter) = rest.trim_start().strip_prefix('|') else { return at };
+                let name = filter.trim_start();
+                rest.len() - name.len() + word(name)
+            }
+        };
+    }
+}
+
+/// Bytes from an opening bracket to its closing one.
+fn enclosed(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        match text.as_bytes()[at] {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        at += step(&text[at..]);
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
+}
