@@ -191,7 +191,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
     let output_dir = &settings.output_dir;
     run.reserve().and_then(|()| run.start()).map_err(|e| with_checkpoint_hint(output_dir, e))?;
     // Up to this line a signal may end the process: no training would be lost.
-    let deferred = run.signals.defer();
+    let deferred = run.signals.defer(run.console.printer());
     run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
 }
 
