@@ -40,6 +40,10 @@ impl<B: Backend> Run<'_, '_, B> {
                 ));
             }
         }
+        if self.saved.is_some() {
+            // A run killed between a save and the removal of older checkpoints left too many.
+            self.prune();
+        }
         self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
         let event = json!({ "event": "resumed", "time": now() });
         self.metrics.write("event", state.step, object(event))
@@ -81,13 +85,21 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
         self.saved = Some((self.step, folder.clone()));
+        self.prune();
+        Ok(folder)
+    }
+
+    /// Removes checkpoints above the limit. A failure is a warning: the checkpoint in use is
+    /// complete, and the next save tries again.
+    fn prune(&self) {
         let retention = Retention {
             limit: self.settings.save_total_limit,
             every: self.settings.keep_every,
             best: self.best.map(|best| best.step),
         };
-        checkpoint::prune(dir, self.step, retention)?;
-        Ok(folder)
+        for e in checkpoint::prune(&self.settings.output_dir, self.step, retention) {
+            self.console.warn(&format!("an old checkpoint is left over, and the next save tries again: {e}"));
+        }
     }
 
     fn seconds(&self) -> f64 {
