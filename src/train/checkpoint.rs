@@ -24,7 +24,7 @@ use crate::files::{
 use crate::model::store;
 use crate::{Error, Result};
 use optimizer::OPTIMIZER_FILE;
-pub(super) use optimizer::restore;
+pub(super) use optimizer::{not_finite, restore};
 pub use state::{Best, LENGTH_KEY, RunState, SCHEMA};
 
 /// Logged events in the format of transformers' trainer.
@@ -166,6 +166,8 @@ pub(super) struct Retention {
     pub every: Option<u64>,
     /// Step of the best checkpoint, which is kept and counted.
     pub best: Option<u64>,
+    /// Step of the last good checkpoint while updates are skipped; it is kept and counted.
+    pub good: Option<u64>,
 }
 
 /// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later
@@ -179,7 +181,7 @@ pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Vec<E
     counted.retain(|(n, _)| *n <= step && retention.every.is_none_or(|every| !n.is_multiple_of(every)));
     let mut surplus = counted.len().saturating_sub(limit);
     for (n, folder) in counted {
-        if surplus > 0 && n != step && retention.best != Some(n) {
+        if surplus > 0 && n != step && ![retention.best, retention.good].contains(&Some(n)) {
             failed.extend(remove(&folder).err());
             surplus -= 1;
         }
