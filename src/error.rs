@@ -93,6 +93,18 @@ pub(crate) fn refuse_given(flags: &[(&str, bool)], why: &str) -> Result<()> {
     }
 }
 
+/// Refuses a finite number that is infinite in f32, the precision of training, or 0 there but not as
+/// given.
+pub(crate) fn refuse_outside_f32(flag: &str, value: f64) -> Result<()> {
+    let rounded = value as f32;
+    let (becomes, advice) = match () {
+        () if !rounded.is_finite() => ("infinite", "lower"),
+        () if rounded == 0.0 && value != 0.0 => ("0", "raise"),
+        () => return Ok(()),
+    };
+    Err(Error::Usage(format!("{flag} {value:e}: it is {becomes} in f32, the precision of training; {advice} it")))
+}
+
 /// `file:line`, or only `file` for line 0.
 struct Place<'a>(&'a Path, usize);
 
@@ -120,6 +132,17 @@ impl std::fmt::Display for Row<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_outside_of_f32_are_refused() {
+        for value in [0.0, 1e-45, 3.4e38, -3.4e38] {
+            refuse_outside_f32("--x", value).unwrap();
+        }
+        for (value, text) in [(1e39, "--x 1e39: it is infinite in f32"), (1e-46, "--x 1e-46: it is 0 in f32")] {
+            let e = refuse_outside_f32("--x", value).unwrap_err();
+            assert!(e.exit_code() == 2 && e.to_string().starts_with(text), "{e}");
+        }
+    }
 
     #[test]
     fn data_errors_name_file_line_and_id() {

@@ -16,7 +16,7 @@ use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::say;
+use crate::terminal::{complain, say};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -131,6 +131,7 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     if let Some(output) = &args.output {
         write_text(output, &record::file_text(&result, &evaluation))?;
     }
+    warn_of_scores(model, &evaluation);
     if args.json {
         say(&format!("{result:#}"));
     } else {
@@ -138,6 +139,12 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
         data.remarks.iter().for_each(|remark| say(remark));
     }
     Ok(evaluation)
+}
+
+fn warn_of_scores(model: &Path, evaluation: &Evaluation) {
+    if let Some(text) = evaluation.rewards.warning(&model.display().to_string()) {
+        complain(&format!("warning: {text}"));
+    }
 }
 
 /// Evaluates two models or reads their results, and compares them.
@@ -180,6 +187,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         Ok(evaluation)
     };
     let evaluations = [one(a)?, one(b)?];
+    [a, b].into_iter().zip(&evaluations).for_each(|(side, evaluation)| warn_of_scores(side, evaluation));
     let names = [a, b].map(|side| side.display().to_string());
     let comparison = compare((&names[0], &evaluations[0]), (&names[1], &evaluations[1]), args.resampling())?;
     let mut value = Map::new();

@@ -19,6 +19,7 @@ use crate::report::{quickstart_report, quickstart_table};
 use crate::terminal::say;
 use crate::train::metrics::{KindTally, Tally};
 use crate::train::run;
+use crate::train::signals::Signals;
 use crate::{Error, Result};
 
 /// Arguments of `quickstart`.
@@ -264,7 +265,12 @@ impl Quickstart<'_> {
             return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
         };
         let command_line = self.summary.commands.last().map_or(String::new(), |c| c.text.clone());
-        train::run(stage.method, &args, &command_line)
+        let summary = train::run(stage.method, &args, &command_line)?;
+        // A stop signal while the stage wrote its final model stops the quick start, not the stage.
+        match Signals::listen()?.stop() {
+            Some(signal) => Err(Error::Stopped { signal, step: summary.steps, path: self.path(stage.name) }),
+            None => Ok(summary),
+        }
     }
 
     /// Evaluates a trained stage on held-out groups.

@@ -13,14 +13,14 @@ use crate::data::source::{ReadOptions, SourceRow, read_files};
 use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
-use crate::eval::blindness;
 use crate::eval::measure::{Measure, Quantity};
+use crate::eval::{blindness, non_finite_warning};
 use crate::files::write_text;
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store;
 use crate::model::weights::LoadAs;
-use crate::terminal::say;
+use crate::terminal::{complain, say};
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
 
@@ -78,16 +78,31 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
     let ScoredData { groups, scores, head, .. } = args.scoring.device.run(job)?;
     let mut text = String::new();
+    let (mut total, mut non_finite) = (0, 0);
     for (group, scores) in groups.iter().zip(&scores) {
+        total += scores.policy.len();
+        non_finite += not_finite(scores);
         text += &score_row(group, scores, head).to_string();
         text.push('\n');
     }
     write_text(&args.output, &text)?;
-    say(&format!("{} rows in {}", groups.len(), args.output.display()));
+    let mut summary = format!("{} rows in {}", groups.len(), args.output.display());
+    if non_finite > 0 {
+        summary += &format!("; {non_finite} of {total} scores are NaN or infinite");
+        let model = args.model.display().to_string();
+        complain(&format!("warning: {}", non_finite_warning(&model, non_finite, Some(total))));
+    }
+    say(&summary);
     Ok(())
 }
 
-/// JSON row of a group: `{"id", "sequences": [...], "comparisons": [...]}`.
+/// Number of sequences with a score, of the model or of the reference, that is not finite.
+fn not_finite(scores: &GroupScores) -> usize {
+    scores.rho(1.0).iter().filter(|score| !score.is_finite()).count()
+}
+
+/// JSON row of a group: `{"id", "non_finite", "sequences": [...], "comparisons": [...]}`. `non_finite`
+/// is the number of sequences with a score that is NaN or infinite.
 fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
     let sequences: Vec<Value> = group
         .sequences
@@ -116,7 +131,9 @@ fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value 
             json!({"kind": c.kind.name(), "logit": crate::train::metrics::number(logit), "correct": logit > 0.0})
         })
         .collect();
-    json!({"id": group.group.id, "sequences": sequences, "comparisons": comparisons})
+    json!({
+        "id": group.group.id, "non_finite": not_finite(scores), "sequences": sequences, "comparisons": comparisons,
+    })
 }
 
 /// Loads a model, tokenises rows and scores them.

@@ -108,7 +108,7 @@ impl Job for TrainJob<'_> {
 
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
         let mut setup = self.0;
-        Signals::listen()?;
+        let signals = Signals::listen()?;
         let resume = setup.resume()?;
         let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
@@ -183,7 +183,8 @@ impl Job for TrainJob<'_> {
             eval: (&eval_groups, &eval_report),
             fingerprint: &fingerprint,
         };
-        let mut manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
+        let manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
+        signals.record_end(manifest.recorder());
         let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
@@ -208,14 +209,14 @@ impl Job for TrainJob<'_> {
                 }
                 train(trainer, data, &setup.settings)
             });
-        finish(&mut manifest, &setup.settings, &outcome);
+        finish(&manifest, &setup.settings, &outcome);
         outcome
     }
 }
 
 /// Records the end of a run and writes its report. Errors here must not hide the outcome of the
 /// run.
-fn finish(manifest: &mut Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
+fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
     if settings.report_to.jsonl {
         let dir = std::slice::from_ref(&settings.output_dir);

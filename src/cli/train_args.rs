@@ -12,6 +12,7 @@ use super::reference::ReferenceArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
 use crate::data::tokenize::TokenizeOptions;
+use crate::error::refuse_outside_f32;
 use crate::loss::objective::{LossOptions, Method};
 use crate::optim::adamw::AdamWSettings;
 use crate::optim::schedule::Scheduler;
@@ -181,6 +182,7 @@ impl TrainArgs {
         if !(learning_rate.is_finite() && learning_rate > 0.0) {
             return refuse("--learning-rate", &learning_rate, "a finite number above 0 is needed");
         }
+        refuse_outside_f32("--learning-rate", learning_rate)?;
         let epochs = o.num_train_epochs.unwrap_or(if paper { 5.0 } else { 3.0 });
         if !(epochs.is_finite() && epochs > 0.0) {
             return refuse("--num-train-epochs", &epochs, "a finite number above 0 is needed");

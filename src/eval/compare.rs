@@ -46,6 +46,8 @@ pub struct Comparison {
     pub lines: Vec<Line<Paired>>,
     /// Quantities that only one evaluation has, and probes that left out different pairs.
     pub unmatched: Vec<Quantity>,
+    /// Scores of A and of B that are NaN or infinite.
+    pub non_finite: [usize; 2],
 }
 
 /// Compares two evaluations. The names are used in messages.
@@ -64,6 +66,7 @@ pub fn compare(
             hash_prefix(&b.data)
         )));
     }
+    let non_finite = [a, b].map(|evaluation| evaluation.rewards.non_finite);
     let (mut jobs, mut unmatched): (Vec<Job<'_>>, Vec<Quantity>) = Default::default();
     for quantity in Quantity::ALL {
         match (a.measure(quantity), b.measure(quantity)) {
@@ -95,7 +98,7 @@ pub fn compare(
             Line { place, summary }
         })
         .collect();
-    Ok(Comparison { lines, unmatched })
+    Ok(Comparison { lines, unmatched, non_finite })
 }
 
 type Job<'a> = (&'a Measure, &'a Measure, Option<&'a Split>);

@@ -100,6 +100,8 @@ pub struct Rewards {
     /// Chosen and rejected responses of original pairs under their prompts.
     pub chosen: Option<Moments>,
     pub rejected: Option<Moments>,
+    /// Number of scores that are NaN or infinite.
+    pub non_finite: usize,
 }
 
 impl Evaluation {
@@ -179,6 +181,11 @@ pub struct Line<T> {
 }
 
 impl Rewards {
+    /// Warning about scores of a model that are not finite.
+    pub fn warning(&self, model: &str) -> Option<String> {
+        (self.non_finite > 0).then(|| non_finite_warning(model, self.non_finite, self.all.map(|all| all.count)))
+    }
+
     fn of(scored: &[Scored<'_>]) -> Self {
         let all: Vec<f64> = scored.iter().flat_map(|s| s.scores.values().copied()).collect();
         let (mut chosen, mut rejected) = (Vec::new(), Vec::new());
@@ -188,8 +195,21 @@ impl Rewards {
                 rejected.extend(scored.score(prompt, worse));
             }
         }
-        Self { all: Moments::of(&all), chosen: Moments::of(&chosen), rejected: Moments::of(&rejected) }
+        Self {
+            all: Moments::of(&all),
+            chosen: Moments::of(&chosen),
+            rejected: Moments::of(&rejected),
+            non_finite: all.iter().filter(|score| !score.is_finite()).count(),
+        }
     }
+}
+
+/// Warning that `count` scores of a model are not finite, of `total` if that is known.
+pub fn non_finite_warning(model: &str, count: usize, total: Option<usize>) -> String {
+    let of = total.map_or(String::new(), |total| format!(" of {total}"));
+    format!(
+        "{model}: {count}{of} scores are NaN or infinite, so no measure of them means anything; the model diverged or          overflows, use an earlier checkpoint"
+    )
 }
 
 /// Returns the quantity that comparisons of a kind measure.

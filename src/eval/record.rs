@@ -32,8 +32,17 @@ fn summaries_json(lines: &[Line<Summary>]) -> Map<String, Value> {
     })
 }
 
-/// Returns the lines of a comparison, nested like the summaries of a result.
+/// Returns the lines of a comparison, nested like the summaries of a result, and the numbers of scores
+/// that are not finite.
 pub fn comparison_json(comparison: &Comparison) -> Map<String, Value> {
+    let [a, b] = comparison.non_finite;
+    let mut map = Map::new();
+    map.insert("non_finite_scores".into(), json!({ "a": a, "b": b }));
+    map.extend(lines_json(comparison));
+    map
+}
+
+fn lines_json(comparison: &Comparison) -> Map<String, Value> {
     nested(&comparison.lines, |s: &Paired| {
         let mut entry = json!({
             "count": s.count, "groups": s.groups, "accuracy_a": number(s.a), "accuracy_b": number(s.b),
@@ -90,7 +99,10 @@ fn rewards_json(rewards: &Rewards) -> Value {
         }),
         None => Value::Null,
     };
-    json!({"all": entry(rewards.all), "chosen": entry(rewards.chosen), "rejected": entry(rewards.rejected)})
+    json!({
+        "all": entry(rewards.all), "chosen": entry(rewards.chosen), "rejected": entry(rewards.rejected),
+        "non_finite": rewards.non_finite,
+    })
 }
 
 /// Returns a result without its observations. `head` describes what was evaluated and how.
@@ -128,7 +140,8 @@ fn observations_json(measures: &[Measure]) -> Value {
     Value::Object(map)
 }
 
-/// Reads a result file into an [`Evaluation`], without the distribution of the scores.
+/// Reads a result file into an [`Evaluation`]; of the distribution of the scores only the number that
+/// are not finite.
 pub fn read(path: &Path) -> Result<Evaluation> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
     let fail = |why: String| Error::data(path, 0, None, format!("is not a result of `mapl eval --output`: {why}"));
@@ -152,7 +165,9 @@ fn parse(value: &Value) -> Result<Evaluation, String> {
         measures.push(measure(quantity, entry, groups).map_err(at)?);
     }
     measures.sort_by_key(|m| m.quantity);
-    Ok(Evaluation { measures, groups, data, rewards: Rewards::default() })
+    // Absent in results of earlier versions.
+    let non_finite = value["scores"]["non_finite"].as_u64().unwrap_or(0) as usize;
+    Ok(Evaluation { measures, groups, data, rewards: Rewards { non_finite, ..Rewards::default() } })
 }
 
 fn measure(quantity: Quantity, entry: &Value, groups: usize) -> Result<Measure, String> {

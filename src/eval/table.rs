@@ -49,6 +49,9 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
             out.push(format!("score, {name:<8} mean {mean:+.4}  std {std:.4}  {range}  count {count}"));
         }
     }
+    if rewards.non_finite > 0 {
+        out.push(format!("score, NaN or infinite: {}", rewards.non_finite));
+    }
     out.join("\n")
 }
 
@@ -74,6 +77,10 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
             probability(*mcnemar),
             probability(*sign_test)
         ));
+    }
+    if comparison.non_finite != [0; 2] {
+        let [a, b] = comparison.non_finite;
+        out.push(format!("scores that are NaN or infinite: A {a}, B {b}"));
     }
     if !comparison.unmatched.is_empty() {
         let names: Vec<&str> = comparison.unmatched.iter().map(|q| q.name()).collect();

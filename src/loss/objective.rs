@@ -11,7 +11,7 @@ use crate::backend::contract::{Curve, KINDS, Reduce};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
-use crate::error::refuse_given;
+use crate::error::{refuse_given, refuse_outside_f32};
 use crate::{Error, Result};
 
 /// Training method of a run.
@@ -187,6 +187,7 @@ impl LossOptions {
                     if !(value.is_finite() && value > 0.0) {
                         return Err(Error::Usage(format!("{flag} {value}: a finite number above 0 is needed")));
                     }
+                    refuse_outside_f32(flag, value)?;
                 }
                 betas
             }
@@ -197,6 +198,9 @@ impl LossOptions {
             non_negative("--intra-weight", self.intra_weight.unwrap_or(preset[1]))?,
             non_negative("--inter-weight", self.inter_weight.unwrap_or(preset[2]))?,
         ];
+        for (flag, value) in ["--base-weight", "--intra-weight", "--inter-weight"].iter().zip(weights) {
+            refuse_outside_f32(flag, value)?;
+        }
         let margin = self.margin.unwrap_or(0.0);
         if !margin.is_finite() {
             return Err(Error::Usage(format!("--margin {margin}: a finite number is needed")));

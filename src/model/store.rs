@@ -139,6 +139,24 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
     })
 }
 
+/// Name of the first tensor with weights that are not finite in f32, the precision of [`save`], and
+/// their number.
+pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(String, usize)>> {
+    let mut chunk = Vec::new();
+    for slot in &model.layout.slots {
+        let (len, mut count) = (slot.spec.elements(), 0);
+        for offset in (0..len).step_by(CHUNK) {
+            chunk.resize(CHUNK.min(len - offset), 0.0);
+            backend.read_act(View::new(&model.weights, slot.start + offset, chunk.len()), &mut chunk)?;
+            count += chunk.iter().filter(|&&x| !(x as f32).is_finite()).count();
+        }
+        if count > 0 {
+            return Ok(Some((slot.spec.name.clone(), count)));
+        }
+    }
+    Ok(None)
+}
+
 /// Turns the configuration of a language model into the configuration of a reward model; a reward
 /// model's configuration stays unchanged. The pad id is the folder's, otherwise the tokenizer's.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {

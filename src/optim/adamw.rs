@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
+use crate::error::refuse_outside_f32;
 use crate::model::decoder::Model;
 use crate::{Error, Result};
 
@@ -34,15 +35,23 @@ impl AdamWSettings {
             if !(0.0..1.0).contains(&beta) {
                 return refuse(flag, beta, "a number of at least 0 and below 1 is needed");
             }
+            if beta as f32 == 1.0 {
+                return refuse(flag, beta, "it is 1 in f32, the precision of training; lower it");
+            }
+            refuse_outside_f32(flag, beta)?;
         }
         if !(self.eps.is_finite() && self.eps > 0.0) {
             return refuse("--adam-epsilon", self.eps, "a finite number above 0 is needed");
         }
+        refuse_outside_f32("--adam-epsilon", self.eps)?;
         for (flag, value) in [("--weight-decay", self.weight_decay), ("--max-grad-norm", self.max_grad_norm)] {
             if !(value.is_finite() && value >= 0.0) {
                 return refuse(flag, value, "a finite number of at least 0 is needed");
             }
         }
+        refuse_outside_f32("--weight-decay", self.weight_decay)?;
+        // A huge maximum is valid: it never clips.
+        refuse_outside_f32("--max-grad-norm", self.max_grad_norm.min(1.0))?;
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use crate::files::{
 use crate::model::store;
 use crate::{Error, Result};
 use optimizer::OPTIMIZER_FILE;
-pub(super) use optimizer::restore;
+pub(super) use optimizer::{not_finite, restore};
 pub use state::{Best, LENGTH_KEY, RunState, SCHEMA};
 
 /// Logged events in the format of transformers' trainer.
@@ -91,7 +91,8 @@ pub(super) fn save<B: Backend>(
     // Only a run resumed from an earlier checkpoint replaces one, and that earlier checkpoint still
     // exists.
     if target.exists() {
-        remove(&target)?;
+        // If it cannot be removed now, `prune` tries again and reports it.
+        let _ = remove_folder(&set_aside(&target)?);
     }
     fs::rename(&unfinished, &target).map_err(Error::io("rename", &unfinished))?;
     sync(output_dir)?;
@@ -137,11 +138,16 @@ fn name_in(folder: &Path, path: &Path) -> String {
 
 /// Removes a checkpoint. The folder is renamed first, so it is never listed in a partial state.
 pub fn remove(folder: &Path) -> Result<()> {
+    remove_folder(&set_aside(folder)?)
+}
+
+/// Renames a checkpoint that is to be removed; returns its new path.
+fn set_aside(folder: &Path) -> Result<PathBuf> {
     let old = folder.with_extension(REMOVED_EXTENSION);
     remove_folder(&old)?;
     fs::rename(folder, &old).map_err(Error::io("rename", folder))?;
     sync_parent(folder)?;
-    remove_folder(&old)
+    Ok(old)
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {
@@ -151,7 +157,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Retention policy, applied after each new checkpoint.
+/// Retention policy, applied after each new checkpoint and when a run is resumed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Retention {
     /// Maximum number of checkpoints, not counting multiples of `every`.
@@ -160,22 +166,42 @@ pub(super) struct Retention {
     pub every: Option<u64>,
     /// Step of the best checkpoint, which is kept and counted.
     pub best: Option<u64>,
+    /// Step of the last good checkpoint while updates are skipped; it is kept and counted.
+    pub good: Option<u64>,
 }
 
 /// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later
-/// checkpoints are kept: they belong to a run that was resumed from an earlier step.
-pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Result<()> {
-    let Some(limit) = retention.limit else { return Ok(()) };
+/// checkpoints are kept: they belong to a run that was resumed from an earlier step. Also removes
+/// what an earlier call could not. Returns the failures; no other checkpoint is removed instead.
+pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Vec<Error> {
+    let mut failed: Vec<Error> =
+        set_aside_before(output_dir).iter().filter_map(|folder| remove_folder(folder).err()).collect();
+    let Some(limit) = retention.limit else { return failed };
     let mut counted = list(output_dir);
     counted.retain(|(n, _)| *n <= step && retention.every.is_none_or(|every| !n.is_multiple_of(every)));
     let mut surplus = counted.len().saturating_sub(limit);
     for (n, folder) in counted {
-        if surplus > 0 && n != step && retention.best != Some(n) {
-            remove(&folder)?;
+        if surplus > 0 && n != step && ![retention.best, retention.good].contains(&Some(n)) {
+            failed.extend(remove(&folder).err());
             surplus -= 1;
         }
     }
-    Ok(())
+    failed
+}
+
+/// Folders of checkpoints whose removal was begun and not completed.
+fn set_aside_before(output_dir: &Path) -> Vec<PathBuf> {
+    let mut found = entries(output_dir).unwrap_or_default();
+    found.retain(|path| path.is_dir() && unfinished_extension(path) == Some(REMOVED_EXTENSION));
+    found.sort_unstable();
+    found
+}
+
+/// Extension of a checkpoint folder that is being written or removed.
+fn unfinished_extension(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    let (step, end) = name.strip_prefix("checkpoint-")?.split_once('.')?;
+    (step.parse::<u64>().is_ok() && (end == "tmp" || end == REMOVED_EXTENSION)).then_some(end)
 }
 
 /// Removes files and folders that a killed process left partly written or partly removed.
@@ -184,11 +210,12 @@ pub fn clean(output_dir: &Path) -> Result<()> {
     const TOKENIZER: [&str; 3] = ["merges.txt.tmp", "vocab.txt.tmp", "tokenizer.model.tmp"];
     for path in entries(output_dir)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let step = name.strip_prefix("checkpoint-").and_then(|rest| rest.split_once('.'));
         if path.is_dir() {
-            if step.is_some_and(|(step, end)| step.parse::<u64>().is_ok() && (end == "tmp" || end == REMOVED_EXTENSION))
-            {
-                remove_folder(&path)?;
+            match unfinished_extension(&path) {
+                // A leftover does no harm; `prune` tries again and reports it.
+                Some(REMOVED_EXTENSION) => drop(remove_folder(&path)),
+                Some(_) => remove_folder(&path)?,
+                None => {}
             }
         } else if WRITTEN.iter().any(|end| name.ends_with(end)) || TOKENIZER.contains(&name) {
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;

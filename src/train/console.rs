@@ -41,6 +41,12 @@ impl Console {
         self.bar.suspend(|| complain(&format!("warning: {text}")));
     }
 
+    /// Prints a line on stderr from another thread, above the progress bar.
+    pub fn printer(&self) -> impl FnOnce(&str) + Send + 'static {
+        let bar = self.bar.clone();
+        move |text| bar.suspend(|| complain(text))
+    }
+
     /// Moves the progress bar to `step`.
     pub fn advance(&self, step: u64) {
         self.bar.set_position(step);

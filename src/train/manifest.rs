@@ -1,16 +1,18 @@
 //! `run.json`: command, data, environment and outcome of a run. It is written at the start with
-//! status `running` and replaced at the end. A killed process leaves the status `running` with its
-//! host and process id.
+//! status `running` and replaced at the end, also if a signal ends the process. A killed process
+//! leaves the status `running` with its host and process id.
 //!
 //! A resumed run keeps the start time and the earlier resumes; everything else describes its latest
 //! part.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use super::checkpoint;
 use crate::{Error, Result};
 
 /// Name of the manifest in a run folder.
@@ -33,10 +35,13 @@ const NUMERIC_CRATES: [&str; 10] = [
     "tokenizers",
 ];
 
+/// Maximum wait of a signal for another thread that writes the manifest.
+const RECORD_WAIT: Duration = Duration::from_secs(1);
+
 /// Manifest of the current run.
 pub struct Manifest {
     path: PathBuf,
-    value: Map<String, Value>,
+    value: Arc<Mutex<Map<String, Value>>>,
 }
 
 impl Manifest {
@@ -72,14 +77,13 @@ impl Manifest {
         value.insert("host".into(), json!(host_name()));
         value.insert("pid".into(), json!(std::process::id()));
         value.insert("status".into(), json!("running"));
-        let manifest = Self { path, value };
-        manifest.write()?;
-        Ok(manifest)
+        write(&path, &value)?;
+        Ok(Self { path, value: Arc::new(Mutex::new(value)) })
     }
 
     /// Writes the outcome: status `finished`, `stopped` (by a signal), `diverged` or `failed`, the
     /// exit code, and a message unless the run finished.
-    pub fn end<T>(&mut self, outcome: &Result<T>) -> Result<()> {
+    pub fn end<T>(&self, outcome: &Result<T>) -> Result<()> {
         let (status, code, message) = match outcome {
             Ok(_) => ("finished", 0, None),
             Err(e) => {
@@ -91,17 +95,58 @@ impl Manifest {
                 (status, e.exit_code(), Some(e.to_string()))
             }
         };
-        self.value.insert("status".into(), json!(status));
-        self.value.insert("exit_code".into(), json!(code));
-        if let Some(message) = message {
-            self.value.insert("message".into(), json!(message));
-        }
-        self.value.insert("ended".into(), json!(now()));
-        self.write()
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        set_outcome(&mut value, status, code, message);
+        write(&self.path, &value)
     }
 
-    fn write(&self) -> Result<()> {
-        crate::files::write_json(&self.path, &Value::Object(self.value.clone()))
+    /// Records, for [`Signals::record_end`](super::signals::Signals::record_end), that a signal ends
+    /// the process: status `stopped` with the last checkpoint. Does nothing if the outcome is
+    /// already written. The process must end right after it.
+    pub fn recorder(&self) -> impl FnOnce(i32) + Send + 'static {
+        let (path, value) = (self.path.clone(), self.value.clone());
+        move |signal| {
+            let Some(mut value) = lock_within(&value, RECORD_WAIT).filter(|value| !value.contains_key("ended")) else {
+                return;
+            };
+            let last = checkpoint::list(path.parent().unwrap_or(Path::new("."))).pop();
+            let saved = match last {
+                Some((_, folder)) => format!("last checkpoint: {}", folder.display()),
+                None => "no checkpoint has been written".to_owned(),
+            };
+            let message = format!("ended at once by signal {signal}; {saved}");
+            set_outcome(&mut value, "stopped", 128 + signal, Some(message));
+            // Nobody is left to report an error to.
+            let _ = write(&path, &value);
+            // Locked until the process ends, so that the ending run does not write another outcome.
+            std::mem::forget(value);
+        }
+    }
+}
+
+fn set_outcome(value: &mut Map<String, Value>, status: &str, code: i32, message: Option<String>) {
+    value.insert("status".into(), json!(status));
+    value.insert("exit_code".into(), json!(code));
+    if let Some(message) = message {
+        value.insert("message".into(), json!(message));
+    }
+    value.insert("ended".into(), json!(now()));
+}
+
+fn write(path: &Path, value: &Map<String, Value>) -> Result<()> {
+    crate::files::write_json(path, &Value::Object(value.clone()))
+}
+
+/// Locks a mutex unless another thread holds it for longer than `limit`.
+fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>> {
+    let began = Instant::now();
+    loop {
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(e)) => return Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) if began.elapsed() > limit => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
 }
 
@@ -220,13 +265,27 @@ mod tests {
         ];
         for (outcome, status, code) in outcomes {
             let read = || -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(FILE)).unwrap()).unwrap() };
-            let mut manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+            let manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
             let (before, pid) = (read(), json!(std::process::id()));
             assert_eq!((&before["status"], &before["pid"], &before["ended"]), (&json!("running"), &pid, &Value::Null));
             manifest.end(&outcome).unwrap();
             let after = read();
             assert_eq!((&after["status"], &after["exit_code"]), (&json!(status), &json!(code)));
             assert_eq!(after["message"].as_str().map(str::to_owned), outcome.err().map(|e| e.to_string()));
+            // A signal after the end of the run does not change its outcome.
+            manifest.recorder()(15);
+            assert_eq!(read(), after);
         }
+    }
+
+    #[test]
+    fn the_manifest_records_a_signal_that_ends_the_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+        manifest.recorder()(2);
+        let value: Value = serde_json::from_slice(&std::fs::read(dir.path().join(FILE)).unwrap()).unwrap();
+        assert_eq!((&value["status"], &value["exit_code"]), (&json!("stopped"), &json!(130)));
+        assert_eq!(value["message"], "ended at once by signal 2; no checkpoint has been written");
+        assert!(value["ended"].is_number());
     }
 }

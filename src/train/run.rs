@@ -1,5 +1,5 @@
 //! The training loop. `stepping` begins and finishes steps; `saving` writes and restores
-//! checkpoints.
+//! checkpoints; `divergence` ends a run with values that are not finite.
 //!
 //! ```text
 //! reserve memory for the largest batch
@@ -12,6 +12,7 @@
 //! load the best checkpoint if asked to; write the final model
 //! ```
 
+mod divergence;
 mod saving;
 mod stepping;
 
@@ -43,9 +44,6 @@ use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
 use crate::{Error, Result};
-
-/// Maximum number of group ids in a warning.
-const MAX_NAMED_GROUPS: usize = 5;
 
 /// Length, cadence and batch size of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -191,7 +189,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
     let output_dir = &settings.output_dir;
     run.reserve().and_then(|()| run.start()).map_err(|e| with_checkpoint_hint(output_dir, e))?;
     // Up to this line a signal may end the process: no training would be lost.
-    let deferred = run.signals.defer();
+    let deferred = run.signals.defer(run.console.printer());
     run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
 }
 
@@ -370,46 +368,6 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         self.console.advance(self.step);
         Ok(())
-    }
-
-    /// Warns of a skipped update; fails after too many consecutive ones.
-    fn check_divergence(&mut self, report: &StepReport) -> Result<()> {
-        if report.update.applied {
-            self.skipped_in_a_row = 0;
-            return Ok(());
-        }
-        self.skipped_in_a_row += 1;
-        let ids = &report.not_finite;
-        let more = if ids.len() > MAX_NAMED_GROUPS {
-            format!(" and {} more", ids.len() - MAX_NAMED_GROUPS)
-        } else {
-            String::new()
-        };
-        let groups = match ids.is_empty() {
-            true => String::new(),
-            false => format!(" (groups {}{more})", ids[..ids.len().min(MAX_NAMED_GROUPS)].join(", ")),
-        };
-        self.console
-            .warn(&format!("step {}: loss or gradient is not finite{groups}; the update was skipped", self.step));
-        if self.skipped_in_a_row < self.settings.max_skipped_steps {
-            return Ok(());
-        }
-        // A checkpoint is known to be good if a later update was applied to its weights.
-        let applied = self.step - self.skipped_in_a_row;
-        let good = checkpoint::list(&self.settings.output_dir).into_iter().rfind(|(step, _)| *step < applied);
-        let advice = match good {
-            Some((_, path)) => format!(
-                "last good checkpoint: {}; look at the groups named above, or start from it (--model) with a lower \
-                 --learning-rate",
-                path.display()
-            ),
-            None => "no good checkpoint exists; look at the groups named above, or lower --learning-rate".to_owned(),
-        };
-        self.console.finish();
-        Err(Error::Diverged(format!(
-            "{} updates in a row had a non-finite loss or gradient, the last at step {}; {advice}",
-            self.skipped_in_a_row, self.step
-        )))
     }
 
     /// Evaluates and logs. `None` without evaluation groups, or if a signal interrupted the

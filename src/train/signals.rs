@@ -1,26 +1,83 @@
 //! Signals of a training command.
 //!
-//! - During the training loop, SIGINT and SIGTERM stop the run after the current step; a second one
-//!   ends the process immediately. SIGUSR1 saves a checkpoint and continues.
-//! - Before and after the loop no training can be lost, so the first SIGINT or SIGTERM ends the
-//!   process. SIGUSR1 waits for the first step.
+//! ```text
+//! SIGINT, SIGTERM   in the training loop, the first:     stop after this step and save
+//!                   within 2 s of the first:             ignored
+//!                   later, or outside of the loop:       record the end in run.json, end the process
+//! SIGUSR1           in the training loop:                save a checkpoint and continue
+//!                   earlier:                             the same after the first step
+//! ```
+//!
+//! Repeats are ignored because one request often arrives twice: `timeout -s INT` signals its child
+//! and then the process group. Outside of the loop no training can be lost.
+//!
+//! A thread receives the stop signals, so it may take locks and write files. While it ends the
+//! process, a further signal ends the process in its handler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::flag;
+use signal_hook::{flag, iterator, low_level};
 
 use crate::{Error, Result};
 
+/// Time after the first stop signal during which further ones count as repeats of it.
+const REPEATS: Duration = Duration::from_secs(2);
+
+/// Maximum wait for the notice of a stop to be printed; a closed or full pipe must not delay the
+/// stop.
+const NOTICE_WAIT: Duration = Duration::from_millis(100);
+
+/// Text printed at the first stop signal.
+const NOTICE: &str = "stopping after this step; again to stop at once";
+
+/// Prints a line while a run has a progress bar.
+type Printer = Box<dyn FnOnce(&str) + Send>;
+
+/// Records that a signal ends the process.
+type Recorder = Box<dyn FnOnce(i32) + Send>;
+
 /// Requests received by signal.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Signals {
     /// Number of the stop signal; 0 for none.
     stop: Arc<AtomicUsize>,
     save: Arc<AtomicBool>,
-    /// Whether the next stop signal ends the process.
-    exit_on_signal: Arc<AtomicBool>,
+    rules: Arc<Mutex<Rules>>,
+}
+
+/// Meaning of the next stop signal.
+#[derive(Default)]
+struct Rules {
+    /// Whether a training loop runs, so that a stop waits for its step.
+    deferred: bool,
+    /// Time of the first stop signal of the loop.
+    first: Option<Instant>,
+    printer: Option<Printer>,
+    recorder: Option<Recorder>,
+}
+
+/// What a stop signal does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Stop,
+    Ignore,
+    End,
+}
+
+impl Rules {
+    fn received(&mut self, now: Instant) -> Action {
+        match self.first {
+            Some(first) if now.saturating_duration_since(first) < REPEATS => Action::Ignore,
+            None if self.deferred => {
+                self.first = Some(now);
+                Action::Stop
+            }
+            _ => Action::End,
+        }
+    }
 }
 
 /// Handlers of the process. They are registered once, because the default handlers cannot be
@@ -30,36 +87,66 @@ static HANDLERS: Mutex<Option<Signals>> = Mutex::new(None);
 impl Signals {
     /// Installs the signal handlers; the whole process shares them.
     pub fn listen() -> Result<Self> {
-        let mut handlers = HANDLERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handlers = lock(&HANDLERS);
         if let Some(signals) = &*handlers {
             return Ok(signals.clone());
         }
         let signals = Self::default();
-        signals.exit_on_signal.store(true, Ordering::SeqCst);
         let register = || -> std::io::Result<()> {
+            let ending = Arc::new(AtomicBool::new(false));
             for signal in [SIGINT, SIGTERM] {
-                // Handlers run in this order. The shutdown thus sees the flag as it was before this
-                // signal: set by an earlier signal, or because no loop is running.
-                flag::register_conditional_shutdown(signal, 128 + signal, signals.exit_on_signal.clone())?;
-                flag::register(signal, signals.exit_on_signal.clone())?;
-                flag::register_usize(signal, signals.stop.clone(), signal as usize)?;
+                flag::register_conditional_shutdown(signal, 128 + signal, ending.clone())?;
             }
-            flag::register(SIGUSR1, signals.save.clone()).map(|_| ())
+            flag::register(SIGUSR1, signals.save.clone())?;
+            let mut received = iterator::Signals::new([SIGINT, SIGTERM])?;
+            let shared = signals.clone();
+            let each = move || received.forever().for_each(|signal| shared.received(signal, &ending));
+            std::thread::Builder::new().name("signals".into()).spawn(each).map(|_| ())
         };
         register().map_err(|e| Error::Runtime(format!("cannot install signal handlers: {e}")))?;
         Ok(handlers.insert(signals).clone())
     }
 
+    /// Acts on a stop signal, on the thread of the signals.
+    fn received(&self, signal: i32, ending: &AtomicBool) {
+        let mut rules = lock(&self.rules);
+        match rules.received(Instant::now()) {
+            Action::Ignore => {}
+            Action::Stop => {
+                let printer = rules.printer.take();
+                drop(rules);
+                announce(printer);
+                self.stop.store(signal as usize, Ordering::SeqCst);
+            }
+            Action::End => {
+                let recorder = rules.recorder.take();
+                drop(rules);
+                ending.store(true, Ordering::SeqCst);
+                if let Some(record) = recorder {
+                    record(signal);
+                }
+                low_level::exit(128 + signal);
+            }
+        }
+    }
+
+    /// Sets what records the end of the current run if a signal ends the process.
+    pub fn record_end(&self, recorder: impl FnOnce(i32) + Send + 'static) {
+        lock(&self.rules).recorder = Some(Box::new(recorder));
+    }
+
     /// Defers stop signals: until the result is dropped, the first one is a request instead of the
-    /// end of the process.
-    pub(super) fn defer(&self) -> Deferred {
+    /// end of the process. `printer` prints the notice of it.
+    pub(super) fn defer(&self, printer: impl FnOnce(&str) + Send + 'static) -> Deferred {
+        let mut rules = lock(&self.rules);
         self.stop.store(0, Ordering::SeqCst);
-        self.exit_on_signal.store(false, Ordering::SeqCst);
+        (rules.deferred, rules.first) = (true, None);
+        rules.printer = Some(Box::new(printer));
         Deferred(self.clone())
     }
 
     /// Number of the stop signal that was received.
-    pub(super) fn stop(&self) -> Option<i32> {
+    pub fn stop(&self) -> Option<i32> {
         match self.stop.load(Ordering::SeqCst) {
             0 => None,
             signal => Some(signal as i32),
@@ -77,12 +164,53 @@ impl Signals {
     }
 }
 
+/// Prints the notice of a stop on its own thread and waits a moment, so that it comes before what
+/// the stopping run prints. A print can block, and the next signal must still be received.
+fn announce(printer: Option<Printer>) {
+    let Some(print) = printer else { return };
+    let (done, printed) = mpsc::channel::<()>();
+    let print = move || {
+        print(NOTICE);
+        drop(done);
+    };
+    if std::thread::Builder::new().spawn(print).is_ok() {
+        let _ = printed.recv_timeout(NOTICE_WAIT);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Guard that defers stop signals while it lives.
 #[must_use]
 pub(super) struct Deferred(Signals);
 
 impl Drop for Deferred {
     fn drop(&mut self) {
-        self.0.exit_on_signal.store(true, Ordering::SeqCst);
+        let mut rules = lock(&self.0.rules);
+        (rules.deferred, rules.printer) = (false, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeat_within_two_seconds_is_ignored_and_a_later_signal_ends_the_process() {
+        let start = Instant::now();
+        let at = |rules: &mut Rules, ms: u64| rules.received(start + Duration::from_millis(ms));
+        let mut rules = Rules::default();
+        assert_eq!(at(&mut rules, 0), Action::End, "outside of a loop");
+        rules.deferred = true;
+        assert_eq!(
+            [0, 0, 20, 1999].map(|ms| at(&mut rules, ms)),
+            [Action::Stop, Action::Ignore, Action::Ignore, Action::Ignore]
+        );
+        assert_eq!(at(&mut rules, 2000), Action::End);
+        // A repeat that arrives when the loop has already ended is still a repeat.
+        rules.deferred = false;
+        assert_eq!([1000, 2500].map(|ms| at(&mut rules, ms)), [Action::Ignore, Action::End]);
     }
 }

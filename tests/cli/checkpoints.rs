@@ -124,6 +124,46 @@ fn the_limit_keeps_the_newest_and_multiples_of_keep_every() {
 }
 
 #[test]
+fn a_checkpoint_that_cannot_be_removed_is_a_warning_and_removed_later() {
+    let bench = Bench::new();
+    let run = |steps: u64, rest: &str| {
+        let words =
+            format!("--max-steps {steps} --save-steps 1 --save-total-limit 1 --lr-scheduler-type constant {rest}");
+        bench.run(&sft("out", &words))
+    };
+    // A checkpoint is renamed before its removal; this file blocks the new name.
+    std::fs::create_dir(bench.at("out")).unwrap();
+    bench.write("out/checkpoint-1.old", "in the way");
+    let done = run(4, "");
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    // Every save after the first one tries again.
+    assert_eq!(done.err.matches("warning: an old checkpoint is left over").count(), 3, "{}", done.err);
+    assert_eq!(done.err.matches("out/checkpoint-1.old").count(), 3, "{}", done.err);
+    assert!(bench.at("out/model.safetensors").exists());
+    assert_eq!(steps(&bench.at("out")), [1, 4]);
+    std::fs::remove_file(bench.at("out/checkpoint-1.old")).unwrap();
+    run(5, "--resume-from-checkpoint true").ok();
+    assert_eq!(steps(&bench.at("out")), [5]);
+}
+
+#[test]
+fn checkpoints_above_the_limit_are_removed_when_a_run_is_resumed() {
+    let bench = Bench::new();
+    let words = "--max-steps 4 --save-steps 1 --save-total-limit 2";
+    // As after a kill between a save and the removal of older checkpoints: more than the limit.
+    bench.run(&sft("out", "--max-steps 4 --save-steps 1")).ok();
+    assert_eq!(steps(&bench.at("out")), [1, 2, 3, 4]);
+    bench.copy("out/checkpoint-1", "out/checkpoint-9.old");
+    // Resumed after its last step, the run saves nothing more.
+    bench.run(&sft("out", &format!("{words} --resume-from-checkpoint true"))).ok();
+    assert_eq!(steps(&bench.at("out")), [3, 4]);
+    assert!(!bench.at("out/checkpoint-9.old").exists());
+    // Another folder's checkpoints are not this run's.
+    bench.run(&sft("new", &format!("{words} --resume-from-checkpoint out/checkpoint-3"))).ok();
+    assert_eq!((steps(&bench.at("out")), steps(&bench.at("new"))), (vec![3, 4], vec![4]));
+}
+
+#[test]
 fn evaluations_follow_the_strategy() {
     let bench = Bench::new();
     for (rest, expected) in [

@@ -2,7 +2,7 @@
 
 use mapl::data::group::{PreferenceGroup, Response};
 use mapl::data::tokenizer::Tokenizer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
@@ -27,8 +27,8 @@ fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(
     let tokenizer = Tokenizer::load(&bench.at("tok")).unwrap();
     assert_eq!(rows.len(), 24);
     for (row, group) in rows.iter().zip(&groups) {
-        assert_eq!(keys(row), ["id", "sequences", "comparisons"]);
-        assert_eq!(row["id"], group.id.as_str());
+        assert_eq!(keys(row), ["id", "non_finite", "sequences", "comparisons"]);
+        assert_eq!((&row["id"], &row["non_finite"]), (&json!(group.id), &json!(0)));
         let sequences = row["sequences"].as_array().unwrap();
         let pairs: Vec<(usize, usize)> = sequences
             .iter()

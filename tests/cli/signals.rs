@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::workbench::Bench;
 
@@ -150,16 +151,71 @@ fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
     }
 }
 
+const NOTICE: &str = "stopping after this step; again to stop at once\n";
+
+/// Sends two signals with a gap in milliseconds, both to the process that `child` started.
+fn send_pair(signals: [&str; 2], gap: u64, child: &Child) {
+    let (id, pause) = (child.id(), gap as f64 / 1e3);
+    let script = format!("kill {} {id}; sleep {pause}; kill {} {id}", signals[0], signals[1]);
+    let script = if gap == 0 { script.replace("sleep 0;", "") } else { script };
+    assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+}
+
 #[test]
-fn a_second_signal_ends_the_run_at_once() {
-    for signals in [["-TERM", "-INT"], ["-INT", "-TERM"], ["-INT", "-INT"]] {
+fn two_signals_close_together_are_one_stop_and_the_run_resumes() {
+    let bench = Bench::new();
+    let run = |out: &str, rest: &str| {
+        format!(
+            "reward --model model --train-file groups.jsonl --output-dir {out} --lr-scheduler-type constant \
+             --per-device-train-batch-size 8 --gradient-accumulation-steps 3 {rest}"
+        )
+    };
+    let (same, other) = (["-INT", "-INT"], ["-INT", "-TERM"]);
+    for (i, (gap, signals)) in [(0, same), (2, other), (20, same), (200, other)].into_iter().enumerate() {
+        let out = format!("out{i}");
+        // A study handles signals as its run does.
+        let command = if i == 0 { "study " } else { "" };
+        let words = command.to_owned() + &run(&out, "--max-steps 1000000");
+        let mut child = bench.command(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
+        send_pair(signals, gap, &child);
+        lines.for_each(drop);
+        let code = child.wait().unwrap().code();
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        // Signals that arrive together are delivered in any order.
+        let expected = if gap == 0 { signals } else { [signals[0]; 2] };
+        let codes = expected.map(|signal| Some(if signal == "-INT" { 130 } else { 143 }));
+        assert!(codes.contains(&code), "{signals:?} {gap} ms: {code:?} {err}");
+        assert!(err.starts_with(NOTICE) && err.matches(NOTICE).count() == 1, "{err}");
+        assert!(err.contains("error: stopped by signal"), "{err}");
+        let manifest = bench.json(&format!("{out}/run.json"));
+        assert_eq!(
+            (&manifest["status"], manifest["exit_code"].as_i64()),
+            (&"stopped".into(), code.map(i64::from)),
+            "{signals:?} {gap} ms"
+        );
+        let step = last_checkpoint(&bench.at(&out));
+        bench.run(&run(&out, &format!("--max-steps {} --resume-from-checkpoint true", step + 1))).ok();
+        assert_eq!(bench.json(&format!("{out}/run.json"))["status"], "finished");
+    }
+}
+
+/// Writes `rows.jsonl`: 500 quick rows, then 500 that take minutes on the reference device.
+fn quick_then_long_rows(bench: &Bench) {
+    let quick = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#.to_owned() + "\n";
+    let text = "quietly ".repeat(12);
+    let long = format!(r#"{{"prompt": "{text}", "chosen": "b {text}", "rejected": "c {text}"}}"#) + "\n";
+    bench.write("rows.jsonl", quick.repeat(500) + &long.repeat(500));
+}
+
+#[test]
+fn a_second_signal_after_two_seconds_ends_the_run_at_once() {
+    for signals in [["-TERM", "-INT"], ["-INT", "-INT"]] {
         let bench = Bench::new();
-        // A quick first step shows that training has started; the second step takes minutes on the
-        // reference device.
-        let quick = r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#.to_owned() + "\n";
-        let text = "quietly ".repeat(12);
-        let long = format!(r#"{{"prompt": "{text}", "chosen": "b {text}", "rejected": "c {text}"}}"#) + "\n";
-        bench.write("rows.jsonl", quick.repeat(500) + &long.repeat(500));
+        // A quick first step shows that training has started; the second step takes minutes.
+        quick_then_long_rows(&bench);
         let words = "reward --model model --train-file rows.jsonl --output-dir out --device reference --no-shuffle \
                      --per-device-train-batch-size 1 --gradient-accumulation-steps 500 --max-steps 2 --save-steps 2";
         // A signal before the end of step 1 stops the run there, with a checkpoint; the test then
@@ -170,11 +226,11 @@ fn a_second_signal_ends_the_run_at_once() {
             let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
             assert!(lines.any(|line| line.unwrap().starts_with("step 1/")), "the run made no step");
             send(signals[0], &child);
+            std::thread::sleep(Duration::from_millis(2200));
             let waits = child.try_wait().unwrap().is_none();
             send(signals[1], &child);
+            let began = Instant::now();
             let code = child.wait().unwrap().code();
-            // Signals that arrive together are delivered in any order.
-            assert!(code == Some(130) || code == Some(143), "{code:?}");
             let mut err = String::new();
             child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
             let saved = mapl::train::checkpoint::list(&bench.at("out"));
@@ -183,9 +239,33 @@ fn a_second_signal_ends_the_run_at_once() {
                 return false;
             }
             assert!(waits, "the first signal did not wait for the end of the step");
-            assert!(err.is_empty() && saved.is_empty(), "the second signal must not save: {err}");
+            assert!(began.elapsed() < Duration::from_secs(2), "the second signal waited");
+            assert_eq!(code, Some(130));
+            assert_eq!(err, NOTICE);
+            assert!(saved.is_empty(), "the second signal must not save");
+            let manifest = bench.json("out/run.json");
+            assert_eq!((&manifest["status"], &manifest["exit_code"]), (&"stopped".into(), &130.into()));
+            assert_eq!(manifest["message"], "ended at once by signal 2; no checkpoint has been written");
             true
         });
         assert!(in_step_2, "no signal came in step 2");
     }
+}
+
+#[test]
+fn a_signal_before_the_first_step_is_recorded_in_run_json() {
+    let bench = Bench::new();
+    quick_then_long_rows(&bench);
+    // The evaluation of the start takes minutes.
+    let words =
+        "reward --model model --train-file pairs.jsonl --eval-file rows.jsonl --output-dir out --device reference";
+    let mut child = bench.command(words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !bench.at("out/metrics.jsonl").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    send("-TERM", &child);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let manifest = bench.json("out/run.json");
+    assert_eq!((&manifest["status"], &manifest["exit_code"]), (&"stopped".into(), &143.into()));
 }

@@ -1,6 +1,6 @@
 //! Optimiser state of a checkpoint, as tensors of one safetensors file: moments, control vector
 //! and, unless `Act` is f32, the exact weights. Damaged files and files of a model of another size
-//! are refused.
+//! are refused, and so are values that are not finite.
 
 use std::fs;
 use std::path::Path;
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// Name of the file in `state/`.
 pub const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
 
+/// Elements read at a time.
+const CHUNK: usize = 1 << 18;
+
 /// Restores moments, control vector and exact weights, for any precision of the checkpoint. The
 /// policy has already been loaded from the checkpoint's weight files.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
@@ -29,6 +32,15 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         let values = decode(&tensor);
         if values.len() != len {
             let why = format!("tensor {name} has {} elements instead of {len}", values.len());
+            return Err(Error::model(&path, why));
+        }
+        // The norm of the last gradient may be infinite: then its update was skipped.
+        let broken = |(i, x): (usize, &f64)| !x.is_finite() && !(name == "control" && i == CONTROL_NORM);
+        let count = values.iter().enumerate().filter(|&element| broken(element)).count();
+        if count > 0 {
+            let why = format!(
+                "tensor {name} holds values that are not finite ({count} of {len}); resume from another checkpoint"
+            );
             return Err(Error::model(&path, why));
         }
         Ok(values)
@@ -48,6 +60,24 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         (None, None) => {}
     }
     backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &read("control", CONTROL)?)
+}
+
+/// First moment with elements that are not finite, and their number.
+pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'static str, usize)>> {
+    let (backend, len) = (trainer.backend, trainer.policy.layout.len);
+    let mut chunk = vec![0.0; CHUNK.min(len)];
+    for (name, buffer) in [("first moment", &trainer.optimizer.m), ("second moment", &trainer.optimizer.v)] {
+        let mut count = 0;
+        for start in (0..len).step_by(CHUNK) {
+            let chunk = &mut chunk[..CHUNK.min(len - start)];
+            backend.read_acc(View::new(buffer, start, chunk.len()), chunk)?;
+            count += chunk.iter().filter(|x| !x.is_finite()).count();
+        }
+        if count > 0 {
+            return Ok(Some((name, count)));
+        }
+    }
+    Ok(None)
 }
 
 /// Writes the state; the caller syncs the file.

@@ -40,6 +40,10 @@ impl<B: Backend> Run<'_, '_, B> {
                 ));
             }
         }
+        if self.saved.is_some() {
+            // A run killed between a save and the removal of older checkpoints left too many.
+            self.prune();
+        }
         self.console.line(&format!("resumed after step {} from {}", state.step, folder.display()));
         let event = json!({ "event": "resumed", "time": now() });
         self.metrics.write("event", state.step, object(event))
@@ -58,13 +62,15 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// Writes a checkpoint of this step, unless one exists, and returns its folder.
+    /// Writes a checkpoint of this step, unless one exists, and returns its folder. Refuses a state
+    /// that is not finite.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         if let Some((step, folder)) = &self.saved
             && *step == self.step
         {
             return Ok(folder.clone());
         }
+        self.check_state()?;
         let state = RunState {
             step: self.step,
             position: self.progress.position,
@@ -81,13 +87,23 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
         self.saved = Some((self.step, folder.clone()));
+        self.prune();
+        Ok(folder)
+    }
+
+    /// Removes checkpoints above the limit. A failure is a warning: the checkpoint in use is
+    /// complete, and the next save tries again.
+    fn prune(&self) {
+        let good = if self.skipped_in_a_row > 0 { self.known_good() } else { None };
         let retention = Retention {
             limit: self.settings.save_total_limit,
             every: self.settings.keep_every,
             best: self.best.map(|best| best.step),
+            good: good.map(|(step, _)| step),
         };
-        checkpoint::prune(dir, self.step, retention)?;
-        Ok(folder)
+        for e in checkpoint::prune(&self.settings.output_dir, self.step, retention) {
+            self.console.warn(&format!("an old checkpoint is left over, and the next save tries again: {e}"));
+        }
     }
 
     fn seconds(&self) -> f64 {
@@ -99,11 +115,13 @@ impl<B: Backend> Run<'_, '_, B> {
         checkpoint::history((self.step, self.total), self.progress.epochs, best, &self.history)
     }
 
-    /// Writes the final model, its weights last, and returns the summary. Signals are deferred
-    /// until the model is written.
+    /// Writes the final model, its weights last, and returns the summary. Refuses a diverged model.
+    /// Signals are deferred until the model is written.
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
+        self.check_last_updates()?;
         let state = self.trainer_state();
         self.load_best()?;
+        self.check_weights()?;
         let dir = &self.settings.output_dir;
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;

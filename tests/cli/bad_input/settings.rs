@@ -129,9 +129,46 @@ fn the_largest_numbers_of_a_type_are_valid_or_refused() {
         format!("--max-steps 1 --eval-file pairs.jsonl --eval-steps {most}"),
         format!("--max-steps 1 --max-length {most}"),
         "--max-steps 1 --num-train-epochs 1e300".to_owned(),
-        "--max-steps 1 --learning-rate 1e-300 --adam-epsilon 1e-300".to_owned(),
+        "--max-steps 1 --learning-rate 1e-30 --adam-epsilon 1e-30".to_owned(),
         "--max-steps 1 --max-grad-norm 1e300".to_owned(),
     ] {
         dpo(&flag).ok();
+    }
+}
+
+#[test]
+fn numbers_that_f32_cannot_hold_are_refused() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    for (flag, value, becomes) in [
+        ("--learning-rate", "1e39", "infinite"),
+        ("--learning-rate", "1e-60", "0"),
+        ("--weight-decay", "1e39", "infinite"),
+        ("--weight-decay", "1e-60", "0"),
+        ("--adam-beta1", "1e-60", "0"),
+        ("--adam-beta1", "0.99999999", "1"),
+        ("--adam-beta2", "1e-60", "0"),
+        ("--adam-beta2", "0.99999999", "1"),
+        ("--adam-epsilon", "1e-300", "0"),
+        ("--adam-epsilon", "1e39", "infinite"),
+        ("--max-grad-norm", "1e-60", "0"),
+        ("--beta", "1e-60", "0"),
+        ("--beta", "1e39", "infinite"),
+        ("--base-weight", "1e39", "infinite"),
+    ] {
+        bench
+            .run(&format!("dpo --model model --train-file groups.jsonl --output-dir out {flag} {value}"))
+            .fails(2, &[flag, &format!("{becomes} in f32")]);
+    }
+    bench
+        .run("score --model model --input pairs.jsonl --output s.jsonl --beta 1e-60")
+        .fails(2, &["--beta", "0 in f32"]);
+    assert_eq!(bench.listing(), before);
+    for flag in ["--adam-beta1 0 --adam-beta2 0", "--adam-beta2 0.9999999", "--max-grad-norm 0 --weight-decay 0"] {
+        bench
+            .run(&format!(
+                "dpo --model model --train-file groups.jsonl --output-dir out --overwrite-output-dir --max-steps 1 {flag}"
+            ))
+            .ok();
     }
 }
