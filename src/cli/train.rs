@@ -461,7 +461,7 @@ impl<'a> TrainSetup<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder)?,
         };
-        Fingerprint { setup: self, groups, tokenizer, config, reference }.entries()
+        Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
 }
 
