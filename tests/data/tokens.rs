@@ -69,7 +69,7 @@ fn with_bos() -> (tempfile::TempDir, Tokenizer) {
 
 fn row(group: PreferenceGroup) -> SourceRow {
     group.validate().unwrap();
-    SourceRow { group, file: Arc::from(Path::new("rows.jsonl")), line: 5 }
+    SourceRow { group, file: Arc::from(Path::new("rows.jsonl")), line: 5, scores: None }
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> SourceRow {
