@@ -1,18 +1,75 @@
-//! Crash-safe files and folders. A file is written under a temporary name, synced and renamed, and
-//! its parent folder is synced too. Neither a kill nor a power cut leaves a partial file under the
-//! final name.
+//! Crash-safe files and folders. A file is written under a temporary name of its own, synced and
+//! renamed, and its parent folder is synced too. Neither a kill nor a power cut leaves a partial file
+//! under the final name, and writers of one file do not disturb each other: the last rename wins.
+//!
+//! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
+//! ones of the same file, which a killed process has left.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Temporary name of `path` until it is complete: the whole name with `.tmp` appended.
-pub fn temporary_path(path: &Path) -> PathBuf {
+/// Number of temporary files that this process has created.
+static CREATED: AtomicU64 = AtomicU64::new(0);
+
+/// New temporary name of `path`: `<name>.<process id>-<number>.tmp`.
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
+    name.push(format!(".{}-{}.tmp", std::process::id(), CREATED.fetch_add(1, Ordering::Relaxed)));
     name.into()
+}
+
+/// Name of the final file, if `name` is a temporary name.
+fn final_name(name: &str) -> Option<&str> {
+    let (rest, writer) = name.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let (process, number) = writer.split_once('-')?;
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    (digits(process) && digits(number)).then_some(rest)
+}
+
+/// Creates and locks a temporary file of `path`.
+fn create_temporary(path: &Path) -> Result<(PathBuf, File)> {
+    loop {
+        let temporary = temporary_path(path);
+        let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Ok(file) => file,
+            // Left by an earlier process with this id, or by one on another host.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(Error::io("create", &temporary)(e)),
+        };
+        // Without locks on this file system, leftovers stay, because no writer can lock them.
+        let _ = file.lock();
+        // Another writer may have taken the file for a leftover before it was locked.
+        if file.metadata().is_ok_and(|found| found.nlink() > 0) {
+            return Ok((temporary, file));
+        }
+    }
+}
+
+/// Removes the temporary files of killed processes in a folder: of one file, or of all files.
+pub fn remove_leftovers(folder: &Path, of: Option<&str>) {
+    for path in entries(folder).unwrap_or_default() {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(final_name);
+        if name.is_none_or(|name| of.is_some_and(|of| of != name)) || !path.is_file() {
+            continue;
+        }
+        // Removed under the lock, so a writer that has just created it notices. A leftover that
+        // cannot be removed does no harm.
+        if let Ok(file) = OpenOptions::new().write(true).open(&path)
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+/// Folder of a file.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A complete file under its temporary name. It is removed on drop unless it was renamed.
@@ -21,19 +78,24 @@ pub struct Unfinished {
     temporary: PathBuf,
     path: PathBuf,
     renamed: bool,
+    /// Holds the lock.
+    _file: Option<File>,
 }
 
 impl Unfinished {
     /// Writes `path` under its temporary name through `write` and syncs it.
     pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
-        let temporary = temporary_path(path);
-        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            remove_leftovers(parent(path), Some(name));
+        }
+        let (temporary, file) = create_temporary(path)?;
         // From here on the temporary file is this one's to remove.
-        let unfinished = Self { temporary, path: path.to_path_buf(), renamed: false };
+        let mut unfinished = Self { temporary, path: path.to_path_buf(), renamed: false, _file: None };
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("write", path))?;
+        unfinished._file = Some(file);
         Ok(unfinished)
     }
 
@@ -62,6 +124,35 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
+/// Writes new files that belong together into one folder, which is created if it does not exist.
+/// None of them gets its name before all are complete, and they get their names in the given order.
+/// A failure leaves none of them.
+pub fn write_new_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    let created = !folder.exists();
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let mut named = Vec::new();
+    let mut write = || -> Result<()> {
+        let mut complete = Vec::new();
+        for (name, bytes) in files {
+            let path = folder.join(name);
+            complete.push(Unfinished::write(&path, |out| out.write_all(bytes).map_err(Error::io("write", &path)))?);
+        }
+        for file in complete {
+            let path = file.path.clone();
+            file.rename()?;
+            named.push(path);
+        }
+        sync(folder)
+    };
+    write().inspect_err(|_| {
+        // Failed removals must not hide the first error; a folder with other files stays.
+        named.iter().for_each(|path| drop(fs::remove_file(path)));
+        if created {
+            let _ = fs::remove_dir(folder);
+        }
+    })
+}
+
 /// JSON with two-space indents and a final newline.
 pub fn json_text(value: &serde_json::Value) -> String {
     // `{:#}` prints indented JSON and cannot fail, unlike a serialiser into a writer.
@@ -73,12 +164,15 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &json_text(value))
 }
 
-/// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it. A
-/// link, pipe or device, such as `/dev/stdout`, is written to directly: a rename would replace it by
-/// a regular file.
+/// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it.
+/// The target of a link is written in the same way. A pipe or device, such as `/dev/stdout`, is
+/// written to directly: a rename would replace it by a regular file.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
+        if let (true, Ok(target)) = (path.is_file(), path.canonicalize()) {
+            return write_atomic(&target, text.as_bytes());
+        }
+        let mut file = OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
         return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
     }
     write_atomic(path, text.as_bytes())
@@ -91,11 +185,7 @@ pub fn sync(path: &Path) -> Result<()> {
 
 /// Syncs the parent folder of `path`.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
-        Some(_) => sync(Path::new(".")),
-        None => Ok(()),
-    }
+    sync(parent(path))
 }
 
 /// Syncs everything below a folder, then the folder itself.
@@ -152,21 +242,55 @@ mod tests {
     }
 
     #[test]
-    fn a_temporary_file_is_removed_only_by_its_writer() {
+    fn writers_of_one_file_do_not_disturb_each_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
-        let first = Unfinished::write(&path, |_| Ok(())).unwrap();
-        first.rename().unwrap();
-        // Another writer's file of the same temporary name must survive.
-        let other = temporary_path(&path);
-        fs::write(&other, "other").unwrap();
-        drop(Unfinished { temporary: other.clone(), path: path.clone(), renamed: true });
-        assert_eq!(fs::read(&other).unwrap(), b"other");
-        fs::remove_file(&other).unwrap();
-        // The obstacle at the temporary name belongs to someone else, so it stays.
-        fs::create_dir(&other).unwrap();
-        assert!(write_atomic(&path, b"new").is_err());
-        assert!(other.is_dir() && fs::read(&path).unwrap().is_empty());
+        // Several files of one name are open at a time: each has a name of its own.
+        let open: Vec<Unfinished> = (0..3).map(|_| Unfinished::write(&path, |_| Ok(())).unwrap()).collect();
+        assert_eq!(entries(folder.path()).unwrap().len(), 3);
+        drop(open);
+        let texts: Vec<String> = (0..8).map(|i| format!("{i}").repeat(100_000)).collect();
+        std::thread::scope(|scope| {
+            for text in &texts {
+                scope.spawn(|| (0..20).for_each(|_| write_atomic(&path, text.as_bytes()).unwrap()));
+            }
+        });
+        assert!(texts.contains(&fs::read_to_string(&path).unwrap()));
+        assert_eq!(entries(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn the_next_writer_removes_what_a_killed_one_left_of_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, left] = ["a.json", "a.json.4194303999-7.tmp"].map(|name| folder.path().join(name));
+        let others = ["b.json.4194303999-7.tmp", "a.json.tmp", "a.json.1-x.tmp"].map(|name| folder.path().join(name));
+        others.iter().chain([&left]).for_each(|path| fs::write(path, "half").unwrap());
+        let open = Unfinished::write(&path, |_| Ok(())).unwrap();
+        write_atomic(&path, b"new").unwrap();
+        assert!(!left.exists() && others.iter().all(|other| other.exists()));
+        // The temporary file of a living writer stays.
+        open.rename().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        remove_leftovers(folder.path(), None);
+        assert!(!others[0].exists() && others[1].exists() && others[2].exists());
+    }
+
+    #[test]
+    fn new_files_that_belong_together_appear_all_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("tok");
+        fs::create_dir_all(dir.join("b")).unwrap();
+        // The second name is a folder, so its rename fails after the first one.
+        assert!(write_new_files(&dir, &[("a", b"1"), ("b", b"2")]).is_err());
+        assert_eq!(entries(&dir).unwrap(), [dir.join("b")]);
+        write_new_files(&dir, &[("a", b"1"), ("c", b"2")]).unwrap();
+        assert_eq!(
+            (fs::read(dir.join("a")).unwrap(), fs::read(dir.join("c")).unwrap()),
+            (b"1".to_vec(), b"2".to_vec())
+        );
+        let new = folder.path().join("new");
+        assert!(write_new_files(&new, &[("a", b"1"), ("no/b", b"2")]).is_err());
+        assert!(!new.exists());
     }
 
     #[cfg(unix)]

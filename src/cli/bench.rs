@@ -8,6 +8,7 @@ use clap::Args;
 use half::bf16;
 
 use super::device::{Device, Dtype};
+use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
@@ -99,6 +100,11 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
+    /// Files that the benchmark reads.
+    pub fn inputs(&self) -> Inputs {
+        Inputs::default().with("--compare", &self.compare)
+    }
+
     /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
         if self.list || self.plan.wanted() {
@@ -204,7 +210,7 @@ impl BenchArgs {
             return usage(format!("--tokens {tokens}: a number from 16 to {} is needed", 1 << 20));
         }
         for path in &self.output {
-            super::output::check_output(path, &self.compare.clone().into_iter().collect::<Vec<_>>())?;
+            super::output::check_output("--output", path, &self.inputs())?;
         }
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::data_check::{CheckCommand, check};
-use super::output::check_output;
+use super::inputs::Inputs;
+use super::output::{check_output, same_file};
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
@@ -89,10 +90,10 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     if args.epoch.is_some() && options.redraw == crate::data::options::Redraw::Never {
         return Err(Error::Usage("--epoch has no effect without --redraw epoch".into()));
     }
-    for path in std::iter::once(&args.output).chain(&args.report) {
-        check_output(path, &args.input)?;
-    }
-    if args.report.as_ref() == Some(&args.output) {
+    let inputs = Inputs::default().with("--input", &args.input);
+    check_output("--output", &args.output, &inputs)?;
+    args.report.iter().try_for_each(|path| check_output("--report", path, &inputs))?;
+    if args.report.as_ref().is_some_and(|report| same_file(report, &args.output)) {
         return Err(Error::Usage("--report and --output name the same file".into()));
     }
     let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::inputs::Inputs;
 use super::output::check_output;
 use crate::data::source::{ReadOptions, read_files_leniently};
 use crate::data::tokenize::TokenizeOptions;
@@ -50,8 +51,12 @@ pub struct CheckCommand {
 /// [`Error::Data`] if a finding is an error, after the complete report was printed.
 pub fn check(args: &CheckCommand) -> Result<()> {
     if let Some(output) = &args.output {
-        let inputs: Vec<PathBuf> = args.files.iter().chain(&args.test_file).cloned().collect();
-        check_output(output, &inputs)?;
+        let inputs = Inputs::default()
+            .with("FILE", &args.files)
+            .with("--test-file", &args.test_file)
+            .with("--model", &args.model)
+            .with("--chat-template-path", &args.chat_template_path);
+        check_output("--output", output, &inputs)?;
     }
     let load = |folder: &PathBuf| Tokenizer::load_with(folder, args.chat_template_path.as_deref());
     let tokenizer = args.model.as_ref().map(load).transpose()?;

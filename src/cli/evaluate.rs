@@ -112,9 +112,7 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     if args.input.is_empty() {
         return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
     }
-    if let Some(output) = &args.output {
-        check_output(output, &args.input)?;
-    }
+    args.check_output("--model", std::slice::from_ref(model))?;
     let rows = read_files(&args.input, &args.scoring.read)?;
     let settings = args.settings()?;
     let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
@@ -159,10 +157,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     } else if args.input.is_empty() {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
-    if let Some(output) = &args.output {
-        let files = args.input.iter().chain(sides).cloned().collect::<Vec<_>>();
-        check_output(output, &files)?;
-    }
+    args.check_output("a compared model or result", sides)?;
     let rows = if args.input.is_empty() { Vec::new() } else { read_files(&args.input, &args.scoring.read)? };
     let settings = args.settings()?;
     let heads = folders.iter().map(|f| ModelConfig::read(f).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
@@ -213,6 +208,12 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 impl MeasureArgs {
     fn resampling(&self) -> Resampling {
         Resampling { resamples: self.bootstrap, seed: self.seed }
+    }
+
+    /// Checks the output file; `models` are the folders or result files of the flag.
+    fn check_output(&self, flag: &str, models: &[PathBuf]) -> Result<()> {
+        let inputs = self.scoring.inputs().with(flag, models).with("--input", &self.input);
+        self.output.iter().try_for_each(|output| check_output("--output", output, &inputs))
     }
 
     fn settings(&self) -> Result<Settings> {

@@ -3,11 +3,9 @@
 //! cadence and output, are not part of it.
 
 use super::train::TrainSetup;
-use crate::Result;
 use crate::data::template::frozen_date;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
-use crate::error::Error;
 use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint::LENGTH_KEY;
@@ -29,7 +27,7 @@ pub(super) struct Fingerprint<'a> {
 
 impl Fingerprint<'_> {
     /// Name and value of every part, in a fixed order.
-    pub fn entries(self) -> Result<Vec<(String, String)>> {
+    pub fn entries(self) -> Vec<(String, String)> {
         let (setup, s) = (self.setup, &self.setup.settings);
         // Without decay the length of a run changes none of its updates, so a resumed run may be
         // longer.
@@ -54,7 +52,7 @@ impl Fingerprint<'_> {
             ("model config", config_line(self.config)),
             ("training data", train),
             ("evaluation data", eval),
-            ("tokenizer", self.tokenizer_hash()?),
+            ("tokenizer", self.tokenizer_hash()),
             ("chat template", self.template_hash()),
             ("reference", self.reference),
         ];
@@ -70,16 +68,16 @@ impl Fingerprint<'_> {
             entries
                 .push(("metric for the best model", format!("{}, greater: {}", best.metric, best.greater_is_better)));
         }
-        Ok(entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// Hash of the tokenizer's files, except chat template files.
-    fn tokenizer_hash(&self) -> Result<String> {
+    fn tokenizer_hash(&self) -> String {
         let mut hash = blake3::Hasher::new();
-        for file in self.tokenizer.files().iter().filter(|file| file.extension().is_none_or(|e| e != "jinja")) {
-            hash.update(&std::fs::read(file).map_err(Error::io("read", file))?);
+        for file in self.tokenizer.files().iter().filter(|file| file.path.extension().is_none_or(|e| e != "jinja")) {
+            hash.update(&file.bytes);
         }
-        Ok(short(&hash))
+        short(&hash)
     }
 
     fn template_hash(&self) -> String {

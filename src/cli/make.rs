@@ -8,10 +8,11 @@ use clap::Args;
 use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 
-use super::output::{MODEL_FILES, check_new_folder};
+use super::inputs::Inputs;
+use super::output::{MODEL_FILES, check_new_folder, written_by_run};
 use crate::backend::cpu::Cpu;
 use crate::data::source::{self, ColumnMap, ReadOptions};
-use crate::data::tokenizer::{Tokenizer, train_bpe};
+use crate::data::tokenizer::{FILES, Tokenizer, train_bpe};
 use crate::model::config::ModelConfig;
 use crate::model::{presets, store};
 use crate::terminal::say;
@@ -59,6 +60,8 @@ pub struct InitArgs {
 /// Trains and writes a tokenizer.
 pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     check_new_folder(&args.output_dir, &["tokenizer.json"])?;
+    let written = FILES.map(|name| args.output_dir.join(name));
+    Inputs::default().with("--input", &args.input).spare(("--output-dir", &args.output_dir), &written)?;
     let options = ReadOptions { column_map: args.column_map.clone(), ..ReadOptions::default() };
     let mut texts = Vec::new();
     for path in &args.input {
@@ -121,6 +124,10 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
 /// Initialises and writes a model.
 pub fn init(args: &InitArgs) -> Result<()> {
     check_new_folder(&args.output_dir, &MODEL_FILES)?;
+    Inputs::default()
+        .with("--config", &args.config)
+        .with("--tokenizer", [&args.tokenizer])
+        .spare(("--output-dir", &args.output_dir), &written_by_run(&args.output_dir)?)?;
     let tokenizer = Tokenizer::load(&args.tokenizer)?;
     let config = match (&args.preset, &args.config) {
         (Some(name), _) => fit_vocabulary(presets::config(name)?, &tokenizer)?,

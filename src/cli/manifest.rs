@@ -9,10 +9,10 @@ use crate::backend::contract::Reduce;
 use crate::data::pack::LogpScope;
 use crate::data::tokenize::TokenizeReport;
 use crate::data::tokenized::TokenizedGroup;
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
-use crate::train::manifest::{hashes, model_files, variables};
+use crate::train::manifest::{hash_entry, hashes, model_files, variables};
 use crate::{Error, Result};
 
 /// Facts about a run that are known before its first step.
@@ -50,8 +50,8 @@ impl ManifestFacts<'_> {
                 "eval": hashes(&args.eval_file),
                 "model": hashes(&model_files(&args.model)),
                 "reference": hashes(&setup.reference().map_or(Vec::new(), model_files)),
-                "tokenizer": hashes(&self.tokenizer.files()),
-                "chat_template": hashes(args.chat_template_path.as_slice()),
+                "tokenizer": stored_hashes(self.tokenizer.files()),
+                "chat_template": stored_hashes(self.tokenizer.template_file()),
             },
             "environment": {
                 "os": std::env::consts::OS,
@@ -145,6 +145,12 @@ impl ManifestFacts<'_> {
         }
         Ok(config)
     }
+}
+
+/// Path, size and BLAKE3 of files as they were read.
+fn stored_hashes<'a>(files: impl IntoIterator<Item = &'a StoredFile>) -> Value {
+    let entry = |file: &StoredFile| hash_entry(&file.path, file.bytes.len() as u64, &blake3::hash(&file.bytes));
+    Value::Array(files.into_iter().map(entry).collect())
 }
 
 /// Tokenization counts, and tokens per epoch with and without shared prompts; null without rows.

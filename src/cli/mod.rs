@@ -3,6 +3,7 @@
 //!
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - `device`: selection of a backend
+//! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
 //! - `score`: `score`, and scoring for `eval`; `evaluate`: `eval`, `compare`
@@ -25,6 +26,7 @@ mod device;
 mod env;
 mod evaluate;
 mod fingerprint;
+mod inputs;
 mod make;
 mod manifest;
 mod output;

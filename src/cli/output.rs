@@ -3,24 +3,25 @@
 
 use std::path::{Path, PathBuf};
 
-use super::run_lock::RunLock;
+use super::inputs::Inputs;
+use super::run_lock::{LOCK_FILE, RunLock};
 use crate::data::tokenized::TokenizedGroup;
-use crate::files::sync_parent;
+use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
+use crate::files::{entries, sync_parent};
 use crate::report::run::REPORT_FILE;
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
 use crate::{Error, Result};
 
-/// Refuses to write `output` over an input, over a folder, or into a folder that does not exist.
-pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
+/// Refuses to write the file `output` of `flag` over an input, over a folder, or into a folder that
+/// does not exist.
+pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     let refuse = |why: &str| Err(Error::Usage(format!("cannot write {}: {why}", output.display())));
     if output.is_dir() {
         return refuse("it is a folder; name a file");
     }
-    if inputs.iter().any(|input| same_file(input, output)) {
-        return refuse("it is an input of this command; name another file");
-    }
+    inputs.spare((flag, output), &[output.to_path_buf()])?;
     match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
         _ => Ok(()),
@@ -47,29 +48,34 @@ pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.s
 /// Files of a run other than checkpoints and the final model.
 const RUN_FILES: [&str; 6] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
+/// Existing files and folders of an output folder that a run removes or writes over, now or later.
+pub fn written_by_run(dir: &Path) -> Result<Vec<PathBuf>> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let named = MODEL_FILES.iter().chain(&RUN_FILES).chain(&FILES).chain(&["generation_config.json", LOCK_FILE]);
+    let mut found: Vec<PathBuf> = named.map(|name| dir.join(name)).collect();
+    found.extend(entries(dir)?.into_iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors")));
+    found.push(dir.join(ADDITIONAL_TEMPLATES));
+    found.extend(tensorboard::list(dir)?);
+    found.extend(checkpoint::folders(dir)?);
+    Ok(found)
+}
+
 /// Output folder of a training run.
 pub struct RunFolder<'a> {
     pub dir: &'a Path,
-    /// Models the run starts from.
-    pub models: Vec<&'a Path>,
     pub resuming: bool,
     pub overwrite: bool,
 }
 
 impl RunFolder<'_> {
-    /// Refuses a folder with a model that this run reads, with another model, or with a run that is
-    /// neither continued nor replaced; also a folder that another run writes into. An existing
-    /// folder is locked from here on.
+    /// Refuses a folder with another model, or with a run that is neither continued nor replaced;
+    /// also a folder that another run writes into. An existing folder is locked from here on.
     pub fn check(&self) -> Result<Option<RunLock>> {
         let dir = self.dir;
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
-        }
-        if self.models.iter().any(|model| same_file(model, dir)) {
-            return Err(Error::Usage(format!(
-                "--output-dir {} holds a model this run starts from; name another folder",
-                dir.display()
-            )));
         }
         let lock = if dir.is_dir() { Some(RunLock::take(dir)?) } else { None };
         self.check_contents().map(|()| lock)
@@ -129,12 +135,17 @@ impl RunFolder<'_> {
     }
 }
 
-/// Whether two paths name the same file or folder.
+/// Whether two paths name the same file or folder, which need not exist.
 pub fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    }
+    let real = |path: &Path| match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(path), ..) => path,
+        (Err(_), Some(parent), Some(name)) => {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            parent.canonicalize().map_or_else(|_| path.to_path_buf(), |parent| parent.join(name))
+        }
+        _ => path.to_path_buf(),
+    };
+    real(a) == real(b)
 }
 
 /// Refuses groups with token ids beyond the vocabulary of the model in `folder`.

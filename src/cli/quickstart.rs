@@ -9,6 +9,7 @@ use clap::{Args, Parser as _};
 
 use super::data::DataCommand;
 use super::device::DeviceArgs;
+use super::inputs::Inputs;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
@@ -134,6 +135,11 @@ impl Quickstart<'_> {
                     dir.display()
                 )));
             }
+            // A quick start reads no files but its own program; its folder is removed as a whole.
+            Inputs::default()
+                .with("this program", std::env::current_exe())
+                .with("the current folder", std::env::current_dir())
+                .spare(("--output-dir", dir), std::slice::from_ref(dir))?;
             std::fs::remove_dir_all(dir).map_err(Error::io("replace", dir))?;
         }
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

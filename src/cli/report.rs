@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::inputs::Inputs;
 use super::output::check_output;
-use crate::report::run::{MAX_RUNS, REPORT_FILE, RUN_LOGS, write_report};
+use crate::report::run::{MAX_RUNS, REPORT_FILE, write_report};
 use crate::terminal::say;
 use crate::{Error, Result};
 
@@ -31,9 +32,10 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         (None, [run]) => run.join(REPORT_FILE),
         (None, _) => return Err(Error::Usage("--output is needed for a page about several runs".into())),
     };
-    let inputs = args.runs.iter().flat_map(|run| RUN_LOGS.iter().map(|name| run.join(name)));
-    if args.output.is_some() {
-        check_output(&output, &inputs.collect::<Vec<_>>())?;
+    let inputs = Inputs::default().with("a run", &args.runs);
+    match &args.output {
+        Some(output) => check_output("--output", output, &inputs)?,
+        None => inputs.spare(("the report", &output), std::slice::from_ref(&output))?,
     }
     write_report(&args.runs, &output)?;
     say(&format!("report in {}", output.display()));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 /// Name of the lock file; it holds the process id.
-const LOCK_FILE: &str = "run.lock";
+pub(super) const LOCK_FILE: &str = "run.lock";
 
 /// Lock held while a run writes into its folder. Dropping it removes the file and releases the
 /// lock.

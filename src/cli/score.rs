@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
+use super::inputs::Inputs;
 use super::output::{check_ids, check_output};
 use crate::backend::Backend;
 use crate::data::group::Kind;
@@ -73,7 +74,8 @@ pub struct ScoreArgs {
 
 /// Writes one JSON row per input group.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    check_output(&args.output, &args.input)?;
+    let inputs = args.scoring.inputs().with("--model", [&args.model]).with("--input", &args.input);
+    check_output("--output", &args.output, &inputs)?;
     let rows = read_files(&args.input, &args.scoring.read)?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
     let ScoredData { groups, scores, head, .. } = args.scoring.device.run(job)?;
@@ -212,6 +214,14 @@ impl Job for ScoreJob<'_> {
 }
 
 impl ModelArgs {
+    /// Files and folders that scoring reads, apart from the model and the data.
+    pub(super) fn inputs(&self) -> Inputs {
+        let named = |path: &&PathBuf| path.as_os_str() != "none";
+        Inputs::default()
+            .with("--ref-model", self.ref_model.iter().filter(named))
+            .with("--chat-template-path", &self.chat_template_path)
+    }
+
     /// Scoring settings as a loss; it is never minimised.
     fn loss(&self, head: Head) -> Result<Loss> {
         let options = LossOptions {

@@ -99,6 +99,8 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));
     }
     let folder = args.folder()?;
+    args.train.spare_inputs()?;
+    args.train.inputs().spare(("--study-dir", &folder), &FILES.map(|name| folder.join(name)))?;
     let place = RunDevice::of(args.train.device)?;
     let facts = args.facts(method, command_line, &place);
     let before = place.rates()?;
@@ -153,6 +155,8 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
             "--study-dir {folder} already holds {name}; name another folder, or give --overwrite"
         )));
     }
+    let written = FILES.map(|name| args.study_dir.join(name));
+    args.bench.inputs().spare(("--study-dir", &args.study_dir), &written)?;
     let uuid = RunDevice::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
     let has_gpu = uuid.is_some();
     std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::files::write_atomic;
-use crate::files::{write_json, write_text};
+use super::inputs::Inputs;
+use crate::files::{write_atomic, write_json, write_text};
 use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, csv, finished_study};
 use crate::study::sweep::page;
@@ -28,9 +28,15 @@ pub struct SweepArgs {
     keep_runs: bool,
 }
 
+/// Files of a sweep.
+const TOP_FILES: [&str; 3] = ["sweep.csv", "sweep.json", "report.html"];
+/// Files of a point, and the folder of its run.
+const POINT_FILES: [&str; 5] = ["study.json", "command.json", "hw.jsonl", "report.html", "run"];
+
 /// Runs the unfinished points. A point that fails is a row with its error.
 pub fn run(args: &SweepArgs) -> Result<()> {
     let grid = Grid::read(&args.file)?;
+    args.spare_inputs(&grid)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
     let mut outcomes = Vec::new();
     for (at, point) in grid.points.iter().enumerate() {
@@ -65,6 +71,26 @@ pub fn run(args: &SweepArgs) -> Result<()> {
 }
 
 impl SweepArgs {
+    /// Refuses an output folder in which a point would destroy an input of any point. Every word of
+    /// a point that names an existing file counts as an input.
+    fn spare_inputs(&self, grid: &Grid) -> Result<()> {
+        let mut inputs = Inputs::default().with("the sweep's file", [&self.file]);
+        let mut written: Vec<PathBuf> = TOP_FILES.iter().map(|name| self.output_dir.join(name)).collect();
+        for point in &grid.points {
+            let mut flag = "";
+            for word in &point.words {
+                let word = word.as_str();
+                let (name, value) = word.split_once('=').unwrap_or((word, ""));
+                let named = word.starts_with("--");
+                flag = if named { name } else { flag };
+                inputs = inputs.with(flag, [if named { value } else { word }].iter().filter(|value| !value.is_empty()));
+            }
+            let folder = self.output_dir.join(&point.name);
+            written.extend(POINT_FILES.iter().map(|name| folder.join(name)));
+        }
+        inputs.spare(("--output-dir", &self.output_dir), &written)
+    }
+
     /// Command line arguments of a point.
     fn words(&self, grid: &Grid, point: &Point, folder: &Path) -> Vec<String> {
         let text = |path: &Path| path.to_string_lossy().into_owned();

@@ -109,6 +109,7 @@ impl Job for TrainJob<'_> {
     fn run<B: Backend>(self, backend: &B) -> Result<RunSummary> {
         let mut setup = self.0;
         let signals = Signals::listen()?;
+        setup.args.spare_inputs()?;
         let resume = setup.resume()?;
         let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
@@ -234,15 +235,11 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// Output folder of the run. A checkpoint in another folder starts a new run.
+    /// Output folder of the run.
     fn folder(&self, resume: Option<&Path>) -> RunFolder<'a> {
-        let real = resume.and_then(|folder| folder.canonicalize().ok());
-        let resuming = real.as_deref().and_then(Path::parent).is_some_and(|dir| same_file(dir, &self.args.output_dir));
-        let reference = self.args.ref_model.as_deref().filter(|path| path.as_os_str() != "none");
         RunFolder {
             dir: &self.args.output_dir,
-            models: std::iter::once(self.args.model.as_path()).chain(reference).collect(),
-            resuming,
+            resuming: resume.is_some_and(|folder| self.args.continues(folder)),
             overwrite: self.args.overwrite_output_dir,
         }
     }
@@ -462,7 +459,7 @@ impl<'a> TrainSetup<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder)?,
         };
-        Fingerprint { setup: self, groups, tokenizer, config, reference }.entries()
+        Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
 }
 

@@ -1,13 +1,15 @@
 //! Arguments of `sft`, `reward` and `dpo`, and the resulting settings. Defaults equal the defaults
 //! of TRL's trainers; the objectives `mapl` and `rc` use the settings of their papers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
+use super::inputs::Inputs;
+use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
@@ -97,6 +99,33 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub build: BuildArgs,
+}
+
+impl TrainArgs {
+    /// Files and folders that the run reads. A checkpoint of the output folder itself is not one:
+    /// the run continues there.
+    pub fn inputs(&self) -> Inputs {
+        let named = |path: &&PathBuf| path.as_os_str() != "none";
+        let other = |path: &&PathBuf| path.as_os_str() != "true" && !self.continues(path);
+        Inputs::default()
+            .with("--model", [&self.model])
+            .with("--ref-model", self.ref_model.iter().filter(named))
+            .with("--train-file", &self.train_file)
+            .with("--eval-file", &self.eval_file)
+            .with("--chat-template-path", &self.chat_template_path)
+            .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
+    }
+
+    /// Whether a checkpoint is in the output folder. One in another folder starts a new run.
+    pub fn continues(&self, checkpoint: &Path) -> bool {
+        let real = checkpoint.canonicalize().ok();
+        real.as_deref().and_then(Path::parent).is_some_and(|dir| same_file(dir, &self.output_dir))
+    }
+
+    /// Refuses an output folder in which the run would destroy one of its inputs.
+    pub fn spare_inputs(&self) -> Result<()> {
+        self.inputs().spare(("--output-dir", &self.output_dir), &written_by_run(&self.output_dir)?)
+    }
 }
 
 /// On or off.

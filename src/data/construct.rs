@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::mapl::{Report, build_group};
+use super::mapl::{Report, build_keyed, draw_keys};
 use super::options::BuildOptions;
 use super::source::SourceRow;
 
@@ -11,7 +11,9 @@ use super::source::SourceRow;
 /// without comparisons is dropped and counted in the report. The result does not depend on the
 /// number of threads.
 pub fn build_rows(rows: Vec<SourceRow>, options: &BuildOptions, epoch: u64) -> (Vec<SourceRow>, Report) {
-    let built: Vec<_> = rows.par_iter().map(|row| build_group(&row.group, options, epoch)).collect();
+    let keys = draw_keys(rows.par_iter().map(|row| &row.group));
+    let built: Vec<_> =
+        rows.par_iter().zip(&keys).map(|(row, key)| build_keyed(&row.group, key, options, epoch)).collect();
     let (mut kept, mut total) = (Vec::with_capacity(rows.len()), Report::default());
     for (row, (group, report)) in rows.into_iter().zip(built) {
         total.merge(&report);

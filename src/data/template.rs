@@ -64,17 +64,17 @@ impl ChatTemplate {
         Ok(Self { env, sources, tokens })
     }
 
-    /// Loads the template of a model folder: `chat_template.jinja`, else `chat_template` in the
-    /// given `tokenizer_config.json` as a string or a list of `{name, template}`. `None` if the
-    /// folder has neither.
+    /// Compiles the template of a model folder: `file`, the bytes of `chat_template.jinja`, else
+    /// `chat_template` in the given `tokenizer_config.json` as a string or a list of
+    /// `{name, template}`. `None` if the folder has neither.
     pub(crate) fn load(
         dir: &Path,
+        file: Option<&[u8]>,
         config: &Map<String, serde_json::Value>,
         tokens: Vec<(String, String)>,
     ) -> Result<Option<Self>> {
-        let file = dir.join(TEMPLATE_FILE);
-        if file.is_file() {
-            return Self::from_file(&file, tokens).map(Some);
+        if let Some(bytes) = file {
+            return Self::from_bytes(&dir.join(TEMPLATE_FILE), bytes, tokens).map(Some);
         }
         let place = dir.join("tokenizer_config.json");
         let sources = match config.get("chat_template") {
@@ -86,11 +86,11 @@ impl ChatTemplate {
             .map_err(|why| Error::model(&place, format!("\"chat_template\" {why}")))
     }
 
-    /// Loads a template from a separate file.
-    pub(crate) fn from_file(file: &Path, tokens: Vec<(String, String)>) -> Result<Self> {
-        let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
-        let source = String::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
-        Self::compile(&source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
+    /// Compiles the bytes of a template file.
+    pub(crate) fn from_bytes(file: &Path, bytes: &[u8], tokens: Vec<(String, String)>) -> Result<Self> {
+        let source =
+            std::str::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
+        Self::compile(source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
     }
 
     /// Renders a conversation. `generation_prompt` adds the start of the assistant's turn; `kwargs`
@@ -245,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = |json: serde_json::Value| json.as_object().unwrap().clone();
         let string = config(serde_json::json!({"chat_template": "from config"}));
-        let load = |config: &Map<String, serde_json::Value>| ChatTemplate::load(dir.path(), config, Vec::new());
+        let load = |config: &Map<String, serde_json::Value>| ChatTemplate::load(dir.path(), None, config, Vec::new());
         let text = |template: ChatTemplate| template.render(&user("x"), false, None, None).unwrap();
         assert_eq!(text(load(&string).unwrap().unwrap()), "from config");
         assert!(load(&Map::new()).unwrap().is_none());
@@ -256,8 +256,8 @@ mod tests {
         assert_eq!(text(named), "plain");
         let bad = config(serde_json::json!({"chat_template": [{"name": "other", "template": "x"}]}));
         assert!(load(&bad).unwrap_err().to_string().contains("default"));
-        std::fs::write(dir.path().join(TEMPLATE_FILE), "from file").unwrap();
-        assert_eq!(text(load(&string).unwrap().unwrap()), "from file");
+        let file = ChatTemplate::load(dir.path(), Some(b"from file"), &string, Vec::new());
+        assert_eq!(text(file.unwrap().unwrap()), "from file");
     }
 
     #[test]

@@ -155,7 +155,7 @@ pub fn tokenize_rows(
 /// A copy of the row without its text, for messages.
 fn place_of(row: &SourceRow) -> SourceRow {
     let group = PreferenceGroup::new(row.group.id.clone(), Vec::new(), Vec::new(), Vec::new());
-    SourceRow { group, file: row.file.clone(), line: row.line }
+    SourceRow { group, file: row.file.clone(), line: row.line, scores: row.scores }
 }
 
 /// Result of one row.
@@ -246,7 +246,8 @@ mod tests {
         let prompts = vec![Prompt::Messages(first), Prompt::Messages(second)];
         let responses = vec![Response::Message(turn("assistant", "A wren.")); 2];
         let group = PreferenceGroup::new("talk".into(), prompts, responses, Vec::new());
-        let row = || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1 };
+        let row =
+            || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1, scores: None };
         let run = |max_length| {
             let options = TokenizeOptions { max_length, max_drop_fraction: 0.5, ..TokenizeOptions::default() };
             tokenize_rows(vec![row()], &tokenizer, &options).unwrap()

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub use train::train_bpe;
 
 /// Files of a folder that belong to its tokenizer, in copy order.
-const FILES: [&str; 10] = [
+pub const FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -36,18 +36,34 @@ const FILES: [&str; 10] = [
 ];
 
 /// Folder of additional named chat templates.
-const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
 /// Names of special tokens, as spelled in configurations and chat templates.
 const TOKEN_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// A file as it was read.
+#[derive(Clone, Debug)]
+pub struct StoredFile {
+    pub path: PathBuf,
+    pub bytes: Vec<u8>,
+}
+
+impl StoredFile {
+    fn read(path: PathBuf) -> Result<Self> {
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        Ok(Self { path, bytes })
+    }
+}
+
 /// A tokenizer with its special tokens and chat template.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: Inner,
-    /// Folder that it was loaded from, for messages and copying; `None` after training.
+    /// Folder that it was loaded from, for messages and names; `None` after training.
     dir: Option<PathBuf>,
+    /// The folder's tokenizer files. A save writes these bytes, whatever happens to the folder.
+    files: Vec<StoredFile>,
     /// Special tokens by name, in the order of [`TOKEN_NAMES`].
     tokens: Vec<(String, String)>,
     bos: Option<u32>,
@@ -57,8 +73,8 @@ pub struct Tokenizer {
     /// Number of ids that the post-processor appends to a text.
     suffix: usize,
     template: Option<ChatTemplate>,
-    /// Content of the file that replaced the folder's template.
-    template_file: Option<Vec<u8>>,
+    /// The file that replaced the folder's template.
+    template_file: Option<StoredFile>,
     notes: Vec<String>,
 }
 
@@ -69,25 +85,31 @@ impl Tokenizer {
         if !file.is_file() {
             return Err(Error::model(&file, "is missing; save the tokenizer in the fast format, or train a new one"));
         }
-        let inner = read_inner(&file)?;
-        let config = read_object(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let map = read_object(&dir.join("special_tokens_map.json"))?.unwrap_or_default();
+        let files = stored_files(dir)?;
+        let object = |name: &str| {
+            let stored = files.iter().find(|file| file.path == dir.join(name));
+            stored.map(|file| parse_object(&file.path, &file.bytes)).transpose()
+        };
+        let inner = read_inner(&file, object("tokenizer.json")?.unwrap_or_default())?;
+        let config = object("tokenizer_config.json")?.unwrap_or_default();
+        let map = object("special_tokens_map.json")?.unwrap_or_default();
         let mut ends = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             let path = dir.join(name);
             let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
             ends.extend(ids);
         }
-        Self::build(inner, Some(dir), &config, &map, ends)
+        Self::build(inner, Some((dir, files)), &config, &map, ends)
     }
 
     fn build(
         mut inner: Inner,
-        dir: Option<&Path>,
+        source: Option<(&Path, Vec<StoredFile>)>,
         config: &Map<String, Value>,
         map: &Map<String, Value>,
         further_end_ids: Vec<u32>,
     ) -> Result<Self> {
+        let (dir, files) = source.map_or((None, Vec::new()), |(dir, files)| (Some(dir), files));
         let place = dir.unwrap_or(Path::new("")).join("tokenizer_config.json");
         let fail = |why: String| Error::model(&place, why);
         inner.with_truncation(None).map_err(|e| fail(format!("cannot disable truncation: {e}")))?;
@@ -112,12 +134,16 @@ impl Tokenizer {
             }
         }
         let template = match dir {
-            Some(dir) => ChatTemplate::load(dir, config, tokens.clone())?,
+            Some(dir) => {
+                let file = files.iter().find(|file| file.path == dir.join(TEMPLATE_FILE));
+                ChatTemplate::load(dir, file.map(|file| file.bytes.as_slice()), config, tokens.clone())?
+            }
             None => None,
         };
         let mut tokenizer = Self {
             inner,
             dir: dir.map(Path::to_owned),
+            files,
             tokens,
             bos,
             pad,
@@ -247,9 +273,15 @@ impl Tokenizer {
     /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
     /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
-        self.template = Some(ChatTemplate::from_file(file, self.tokens.clone())?);
-        self.template_file = Some(std::fs::read(file).map_err(Error::io("read", file))?);
+        let stored = StoredFile::read(file.to_owned())?;
+        self.template = Some(ChatTemplate::from_bytes(file, &stored.bytes, self.tokens.clone())?);
+        self.template_file = Some(stored);
         Ok(())
+    }
+
+    /// The file of [`Tokenizer::set_template_file`].
+    pub fn template_file(&self) -> Option<&StoredFile> {
+        self.template_file.as_ref()
     }
 
     /// Notes for the log: disagreements between the folder's files.
@@ -257,33 +289,29 @@ impl Tokenizer {
         &self.notes
     }
 
-    /// Tokenizer files that exist in the folder, in a fixed order.
-    pub fn files(&self) -> Vec<PathBuf> {
-        let Some(dir) = &self.dir else { return Vec::new() };
-        let mut files: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
-        let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
-        let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
-        more.sort_unstable();
-        files.extend(more);
-        files
+    /// Tokenizer files of the folder as they were read, in a fixed order.
+    pub fn files(&self) -> &[StoredFile] {
+        &self.files
     }
 
-    /// Copies the tokenizer's files into a folder byte for byte, each of them atomically. A
-    /// template of [`Tokenizer::set_template_file`] replaces the folder's templates. Tokenizer
-    /// files of an earlier save that this tokenizer does not have are removed. Copying onto itself
-    /// does nothing.
+    /// Writes the tokenizer's files into a folder with the bytes that were read, each of them
+    /// atomically. A template of [`Tokenizer::set_template_file`] replaces the folder's templates.
+    /// Tokenizer files of an earlier save that this tokenizer does not have are removed. Copying
+    /// onto itself does nothing.
     pub fn copy_to(&self, target: &Path) -> Result<()> {
         let Some(dir) = &self.dir else {
             return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
         };
         std::fs::create_dir_all(target).map_err(Error::io("create", target))?;
-        let real = |path: &Path| path.canonicalize().map_err(Error::io("resolve", path));
-        if real(dir)? == real(target)? {
+        // The folder may have been removed since it was read.
+        if let (Ok(own), Ok(target)) = (dir.canonicalize(), target.canonicalize())
+            && own == target
+        {
             return Ok(());
         }
         let mut copied = Vec::new();
-        for file in self.files() {
-            let Ok(name) = file.strip_prefix(dir) else { continue };
+        for file in &self.files {
+            let Ok(name) = file.path.strip_prefix(dir) else { continue };
             if self.template_file.is_some()
                 && (name == Path::new(TEMPLATE_FILE) || name.starts_with(ADDITIONAL_TEMPLATES))
             {
@@ -293,12 +321,12 @@ impl Tokenizer {
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            write_atomic(&to, &std::fs::read(&file).map_err(Error::io("read", &file))?)?;
+            write_atomic(&to, &file.bytes)?;
             copied.push(to);
         }
         if let Some(template) = &self.template_file {
             let to = target.join(TEMPLATE_FILE);
-            write_atomic(&to, template)?;
+            write_atomic(&to, &template.bytes)?;
             copied.push(to);
         }
         for stale in FILES.iter().map(|name| target.join(name)).filter(|file| file.is_file() && !copied.contains(file))
@@ -313,11 +341,20 @@ impl Tokenizer {
     }
 }
 
-/// Reads `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because parts of
+/// Reads the tokenizer files of a folder that exist.
+fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
+    let mut paths: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
+    let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
+    let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
+    more.sort_unstable();
+    paths.extend(more);
+    paths.into_iter().map(StoredFile::read).collect()
+}
+
+/// Reads the object of `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because parts of
 /// the crate panic on broken JSON.
-fn read_inner(file: &Path) -> Result<Inner> {
+fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inner> {
     let fail = |why: String| Error::model(file, why);
-    let Some(object) = read_object(file)? else { return Err(fail("is missing".into())) };
     if object.get("model").and_then(|model| model.get("dropout")).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0)
     {
         return Err(fail("the model has dropout, so equal texts would get different ids; set dropout to null".into()));
@@ -343,8 +380,13 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
         return Ok(None);
     }
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(object)) => Ok(Some(object)),
+    parse_object(path, &bytes).map(Some)
+}
+
+/// Parses the JSON object of a file.
+fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::model(path, "must hold a JSON object")),
         Err(e) => Err(Error::model(path, format!("is not valid JSON: {e}"))),
     }

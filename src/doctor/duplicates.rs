@@ -162,7 +162,7 @@ fn check_ids(corpus: &Corpus, findings: &mut Vec<Finding>) -> usize {
         let rows = corpus.rows.len();
         let what = format!("{} of {rows} rows have the id of an earlier row", repeated.len());
         let finding = Finding::new(Level::Warning, "equal-ids", (repeated.len(), rows), what)
-            .why("`mapl data build` keys its random draws by id, and group rows with equal ids are refused")
+            .why("scores and messages name rows by id, and group rows with equal ids are refused")
             .advice("give every row a unique id, or remove \"id\" and give the files different names")
             .places(repeated.iter().map(|&(row, first)| {
                 Place::row(corpus, row).with(format!("same id as {}", Place::row(corpus, first).short()))

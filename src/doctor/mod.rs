@@ -2,7 +2,8 @@
 //! meaningless or its figures misleading, with the affected rows.
 //!
 //! - `corpus`: rows with interned texts; `finding`: findings; `interval`: shares with intervals
-//! - `duplicates`, `sides`: duplicates; equal and empty sides; contradicting labels
+//! - `duplicates`, `sides`, `scores`: duplicates; equal and empty sides; contradicting labels; scores
+//!   that contradict the label
 //! - `length`, `bag_of_words`, `giveaway`: features that separate chosen from rejected without
 //!   reading the answer, evaluated on held-out prompts by `holdout`, with `words` and `linear`
 //! - `overlap`: overlap of training and test files
@@ -27,6 +28,7 @@ mod length;
 mod linear;
 mod overlap;
 mod report;
+mod scores;
 mod sides;
 mod tokens;
 mod words;
@@ -75,6 +77,7 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
 
     let duplicates = duplicates::check(&train, &mut findings);
     let sides = sides::check(&train, &mut findings);
+    scores::check(&train, &mut findings);
     let (mut tokens, mut test_tokens) = (None, None);
     if let Some(WithTokenizer { tokenizer, max_length }) = with {
         tokens = Some(tokens::check(&train, "training", tokenizer, *max_length, &mut findings)?);

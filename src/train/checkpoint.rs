@@ -19,7 +19,7 @@ use super::step::Trainer;
 use crate::backend::Backend;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::{
-    entries, files_below, hash, sync, sync_parent, sync_tree, temporary_path, write_atomic, write_json,
+    entries, files_below, hash, remove_leftovers, sync, sync_parent, sync_tree, write_atomic, write_json,
 };
 use crate::model::store;
 use crate::{Error, Result};
@@ -32,6 +32,10 @@ pub const HISTORY_FILE: &str = "trainer_state.json";
 
 const STATE_FILE: &str = "state/state.json";
 const DONE: &str = "DONE";
+
+/// Extension of a folder that is being written. The name is fixed: the lock of the output folder
+/// admits one writer.
+const UNFINISHED_EXTENSION: &str = "tmp";
 
 /// Extension of a folder that is being removed.
 const REMOVED_EXTENSION: &str = "old";
@@ -80,7 +84,7 @@ pub(super) fn save<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<PathBuf> {
     let target = folder(output_dir, state.step);
-    let unfinished = temporary_path(&target);
+    let unfinished = target.with_extension(UNFINISHED_EXTENSION);
     remove_folder(&unfinished)?;
     if let Err(e) = write_folder(trainer, tokenizer, &unfinished, state, history) {
         // An incomplete checkpoint is useless and may fill the disk. A failed removal must not hide
@@ -206,22 +210,28 @@ fn unfinished_extension(path: &Path) -> Option<&str> {
 
 /// Removes files and folders that a killed process left partly written or partly removed.
 pub fn clean(output_dir: &Path) -> Result<()> {
-    const WRITTEN: [&str; 4] = [".json.tmp", ".jsonl.tmp", ".jinja.tmp", ".safetensors.tmp"];
-    const TOKENIZER: [&str; 3] = ["merges.txt.tmp", "vocab.txt.tmp", "tokenizer.model.tmp"];
-    for path in entries(output_dir)? {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if path.is_dir() {
-            match unfinished_extension(&path) {
-                // A leftover does no harm; `prune` tries again and reports it.
-                Some(REMOVED_EXTENSION) => drop(remove_folder(&path)),
-                Some(_) => remove_folder(&path)?,
-                None => {}
-            }
-        } else if WRITTEN.iter().any(|end| name.ends_with(end)) || TOKENIZER.contains(&name) {
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    remove_leftovers(output_dir, None);
+    for path in folders(output_dir)? {
+        match unfinished_extension(&path) {
+            // A leftover does no harm; `prune` tries again and reports it.
+            Some(REMOVED_EXTENSION) => drop(remove_folder(&path)),
+            Some(_) => remove_folder(&path)?,
+            None => {}
         }
     }
     Ok(())
+}
+
+/// Folders that a run writes or removes: those named as checkpoints, complete or not.
+pub fn folders(output_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = entries(output_dir)?;
+    found.retain(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let step = name.strip_prefix("checkpoint-").map(|rest| rest.split_once('.').unwrap_or((rest, "")));
+        let ends = ["", UNFINISHED_EXTENSION, REMOVED_EXTENSION];
+        path.is_dir() && step.is_some_and(|(step, end)| step.parse::<u64>().is_ok() && ends.contains(&end))
+    });
+    Ok(found)
 }
 
 /// Reads `state/state.json` of a checkpoint and checks it against `DONE`.

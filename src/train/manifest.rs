@@ -167,11 +167,16 @@ pub fn hashes(files: &[PathBuf]) -> Value {
     let entry = |path: &PathBuf| match path.is_file() {
         false => json!({ "path": path, "why_no_hash": "is not a regular file" }),
         true => match hash(path) {
-            Ok((bytes, hash)) => json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() }),
+            Ok((bytes, hash)) => hash_entry(path, bytes, &hash),
             Err(e) => json!({ "path": path, "why_no_hash": e.to_string() }),
         },
     };
     Value::Array(files.iter().map(entry).collect())
+}
+
+/// Entry of one hashed file.
+pub fn hash_entry(path: &Path, bytes: u64, hash: &blake3::Hash) -> Value {
+    json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() })
 }
 
 /// Files of a model folder that define the model: `config.json` and every `.safetensors` file,

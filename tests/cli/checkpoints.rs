@@ -177,6 +177,26 @@ fn evaluations_follow_the_strategy() {
     }
 }
 
+#[test]
+fn a_run_outlives_its_start_folder() {
+    let bench = Bench::new();
+    bench.copy("model", "start");
+    let words = "dpo --model start --train-file groups.jsonl --output-dir out --max-steps 30 --save-steps 1 \
+                 --save-total-limit 1 --per-device-train-batch-size 1 --quiet";
+    let mut run = bench.command(words).spawn().unwrap();
+    while steps(&bench.at("out")).is_empty() && run.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    std::fs::remove_dir_all(bench.at("start")).unwrap();
+    assert!(run.wait().unwrap().success());
+    for folder in ["out", "out/checkpoint-30"] {
+        for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"] {
+            assert!(bench.bytes(&format!("{folder}/{name}")) == bench.bytes(&format!("model/{name}")), "{name}");
+        }
+        assert!(bench.at(folder).join("generation_config.json").is_file());
+    }
+}
+
 /// Writes `chats.jsonl` with conversations, because plain text uses no chat template.
 fn chats(bench: &Bench) {
     let rows = bench.rows("pairs.jsonl").into_iter().take(6);

@@ -123,6 +123,28 @@ fn equal_or_empty_sides_are_warnings_and_many_are_an_error() {
 }
 
 #[test]
+fn scores_that_contradict_the_label_are_found() {
+    let desk = Desk::new();
+    let scored = |names: [&str; 2], chosen: &dyn Fn(usize) -> Value| {
+        desk.rows(&changed(|i, row| {
+            if i % 2 == 0 {
+                row[names[0]] = chosen(i);
+                row[names[1]] = json!(5.5);
+            }
+        }))
+    };
+    let names = ["score_chosen", "score_rejected"];
+    assert!(scored(names, &|_| json!(6)).names().is_empty());
+    let some = scored(names, &|i| json!(if i == 4 { 5.0 } else { 5.5 + f64::from(u8::from(i != 8)) }));
+    let finding = some.only("warning", "contrary-scores", 2);
+    assert_eq!((&finding["of"], &finding["where"][0]["line"]), (&json!(PAIRS / 2), &json!(5)));
+    assert_eq!(finding["where"][0]["note"], "chosen 5, rejected 5.5");
+    let what = finding["what"].as_str().unwrap();
+    assert!(what.contains("1 have a lower score for the chosen response, 1 have equal scores"), "{what}");
+    scored(["chosen-rating", "rejected-rating"], &|_| json!("1.5")).only("error", "contrary-scores", PAIRS / 2);
+}
+
+#[test]
 fn contradicting_labels_name_both_rows() {
     let desk = Desk::new();
     let mut rows = clean(Split::Train, PAIRS);

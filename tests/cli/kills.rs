@@ -47,7 +47,11 @@ impl Moment {
             Self::After(_) => true,
             Self::Unfinished => has(".tmp") || has(".old"),
             Self::Steps(n) => newest(out) >= first + n,
-            Self::FinalModel => out.join("model.safetensors.tmp").exists() || out.join("tokenizer.json.tmp").exists(),
+            Self::FinalModel => entries(out).unwrap_or_default().iter().any(|path| {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                name.ends_with(".tmp")
+                    && ["model.safetensors.", "tokenizer.json."].iter().any(|of| name.starts_with(of))
+            }),
         }
     }
 }

@@ -10,6 +10,7 @@ mod bad_input {
     mod damage;
     mod disk;
     mod diverging;
+    mod inputs;
     mod locks;
     mod models;
     mod rows;

@@ -2,6 +2,7 @@
 //! prefix trees, objectives and model folders.
 
 mod construction;
+mod draw_keys;
 mod fuzz_seeds;
 mod instructions;
 mod model_config;

@@ -179,6 +179,30 @@ fn lines_are_counted_in_every_container() {
 }
 
 #[test]
+fn numeric_ids_keep_their_text() {
+    let folder = Folder::new();
+    let ids =
+        ["4711", "-0", "18446744073709551615", "18446744073709551616", "123456789012345678901234567890", "1.50", "2E3"];
+    let row = |id: &str, key: &str| {
+        format!(
+            r#"{{"id ": "x\\\"{{", "{key}": {id} , "tools": [], "x": {{"id": 1e9}}, "prompt": "p\"\"id\": 7", "chosen": "a", "rejected": "b"}}"#
+        )
+    };
+    let rows = |key: &str| ids.map(|id| row(id, key));
+    let map = ReadOptions { column_map: "id=\u{fc}".parse().unwrap(), ..ReadOptions::default() };
+    for (options, key) in [(ReadOptions::default(), "id"), (ReadOptions::default(), "\\u0069d"), (map, "\u{fc}")] {
+        let lines = folder.write("a.jsonl", rows(key).join("\n"));
+        let array = folder.write("b.json", format!("[{}]", rows(key).join(" ,\n")));
+        for path in [lines, array] {
+            let read = read_files(&[path], &options).unwrap();
+            assert_eq!(read.iter().map(|row| row.group.id.as_str()).collect::<Vec<_>>(), ids, "{key}");
+        }
+    }
+    let margin = folder.write("m.jsonl", r#"{"id": 1, "margin": 0.50, "prompt": "p", "chosen": "a", "rejected": "b"}"#);
+    assert_eq!(read(&margin).unwrap()[0].group.comparisons[0].margin, 0.5);
+}
+
+#[test]
 fn damaged_files_are_refused_with_their_line() {
     let good = r#"{"prompt": "p", "chosen": "a", "rejected": "b"}"#;
     let second = |bytes: &[u8]| {

@@ -69,7 +69,7 @@ fn with_bos() -> (tempfile::TempDir, Tokenizer) {
 
 fn row(group: PreferenceGroup) -> SourceRow {
     group.validate().unwrap();
-    SourceRow { group, file: Arc::from(Path::new("rows.jsonl")), line: 5 }
+    SourceRow { group, file: Arc::from(Path::new("rows.jsonl")), line: 5, scores: None }
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> SourceRow {
@@ -485,10 +485,23 @@ fn tokenizer_files_are_copied_byte_for_byte() {
     let target = to.path().join("deep/er");
     tokenizer.copy_to(&target).unwrap();
     assert_eq!(tokenizer.files().len(), 6);
-    for file in tokenizer.files() {
-        let name = file.strip_prefix(from.path()).unwrap();
-        assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(target.join(name)).unwrap());
-    }
+    let equal = |target: &Path| {
+        for file in tokenizer.files() {
+            let name = file.path.strip_prefix(from.path()).unwrap();
+            assert_eq!(file.bytes, std::fs::read(target.join(name)).unwrap());
+        }
+    };
+    equal(&target);
+    equal(from.path());
     assert!(!target.join("model.safetensors").exists());
     tokenizer.copy_to(from.path()).unwrap();
+    // A save writes what was loaded, even if the folder has changed or is gone.
+    std::fs::write(from.path().join("chat_template.jinja"), "changed").unwrap();
+    std::fs::write(from.path().join("vocab.json"), "{}").unwrap();
+    tokenizer.copy_to(&to.path().join("after a change")).unwrap();
+    equal(&to.path().join("after a change"));
+    assert!(!to.path().join("after a change/vocab.json").exists());
+    std::fs::remove_dir_all(from.path()).unwrap();
+    tokenizer.copy_to(&to.path().join("after its removal")).unwrap();
+    equal(&to.path().join("after its removal"));
 }

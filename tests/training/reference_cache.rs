@@ -344,7 +344,7 @@ fn concurrent_writers_keep_each_others_entries() {
     let dir = tempfile::tempdir().unwrap();
     let file = CacheFile::new(dir.path(), [7; 32], 8);
     // The temporary file of a killed writer must not disturb others.
-    std::fs::write(file.path().with_extension("logps.tmp"), "half").unwrap();
+    std::fs::write(file.path().with_extension("logps.4194303999-0.tmp"), "half").unwrap();
     let (writers, rounds) = (8, 20_u32);
     std::thread::scope(|scope| {
         for writer in 0..writers {

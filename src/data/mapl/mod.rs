@@ -27,9 +27,12 @@
 //! dropped, see `--inter-infeasible`. Every flag is checked again on the drawn arguments before a
 //! prompt is added, and equal prompts and comparisons are added once.
 //!
-//! Randomness depends only on the data seed, the row id, the number of the pair in the row and,
-//! under `--redraw epoch`, the epoch. The result does not depend on threads, ranks or the order of
-//! rows. Rows that already carry intra or inter comparisons are left unchanged.
+//! Randomness depends only on the data seed, the row's key ([`draw_keys`]), the number of the pair
+//! in the row and, under `--redraw epoch`, the epoch. The result does not depend on threads, ranks,
+//! ids, file names or the order of rows. Rows that already carry intra or inter comparisons are left
+//! unchanged.
+
+use std::collections::HashMap;
 
 use rayon::prelude::*;
 
@@ -87,10 +90,47 @@ impl DropReason {
     }
 }
 
-/// Builds one group. `epoch` matters only under `--redraw epoch`. The base comparisons of the row
-/// are kept unchanged, even if nothing else can be built. Under the objective `base` the result has
-/// no comparison if the row has no base comparison.
+/// Key of the random draws of every row: its content, and its place among rows of the same content,
+/// so that equal rows draw different instructions.
+pub fn draw_keys<'a>(groups: impl IndexedParallelIterator<Item = &'a PreferenceGroup>) -> Vec<String> {
+    let contents: Vec<String> = groups.map(content_key).collect();
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    contents
+        .iter()
+        .map(|content| {
+            let earlier = seen.entry(content).or_default();
+            *earlier += 1;
+            draw_key(content, *earlier - 1)
+        })
+        .collect()
+}
+
+/// Key of a row with `earlier` rows of the same content before it.
+fn draw_key(content: &str, earlier: usize) -> String {
+    format!("{content}-{earlier}")
+}
+
+/// Hash of a row's prompts and responses.
+fn content_key(group: &PreferenceGroup) -> String {
+    // A group is read from JSON, so it can always be serialised to JSON.
+    let text = serde_json::to_vec(&(&group.prompts, &group.responses)).unwrap_or_default();
+    blake3::hash(&text).to_hex().to_string()
+}
+
+/// Builds one group, as the first of its content. `epoch` matters only under `--redraw epoch`. The
+/// base comparisons of the row are kept unchanged, even if nothing else can be built. Under the
+/// objective `base` the result has no comparison if the row has no base comparison.
 pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) -> (PreferenceGroup, Report) {
+    build_keyed(group, &draw_key(&content_key(group), 0), options, epoch)
+}
+
+/// [`build_group`] with the key of the row among others, from [`draw_keys`].
+pub fn build_keyed(
+    group: &PreferenceGroup,
+    key: &str,
+    options: &BuildOptions,
+    epoch: u64,
+) -> (PreferenceGroup, Report) {
     let mut report = Report { rows: 1, ..Report::default() };
     let mut built = group.clone();
     match options.objective {
@@ -105,7 +145,7 @@ pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) 
             if group.comparisons.iter().any(|c| c.kind != Kind::Base) {
                 report.drop_row(DropReason::AlreadyBuilt);
             } else {
-                built = build(group, options, epoch, &mut report);
+                built = build(group, key, options, epoch, &mut report);
             }
         }
     }
@@ -116,7 +156,9 @@ pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) 
 /// Builds groups on all threads of the current pool, in the order of the rows. Rows without any
 /// comparison (objective `base`) are dropped.
 pub fn build_groups(groups: &[PreferenceGroup], options: &BuildOptions, epoch: u64) -> (Vec<PreferenceGroup>, Report) {
-    let built: Vec<_> = groups.par_iter().map(|group| build_group(group, options, epoch)).collect();
+    let keys = draw_keys(groups.par_iter());
+    let keyed = groups.par_iter().zip(&keys);
+    let built: Vec<_> = keyed.map(|(group, key)| build_keyed(group, key, options, epoch)).collect();
     let mut total = Report::default();
     let mut kept = Vec::with_capacity(built.len());
     for (group, report) in built {
@@ -128,7 +170,13 @@ pub fn build_groups(groups: &[PreferenceGroup], options: &BuildOptions, epoch: u
     (kept, total)
 }
 
-fn build(group: &PreferenceGroup, options: &BuildOptions, epoch: u64, report: &mut Report) -> PreferenceGroup {
+fn build(
+    group: &PreferenceGroup,
+    key: &str,
+    options: &BuildOptions,
+    epoch: u64,
+    report: &mut Report,
+) -> PreferenceGroup {
     let analyses: Vec<Analysis> = group.responses.iter().map(|r| Analysis::new(r.text())).collect();
     let mut builder = Builder::new(group, &analyses, options);
     let mut pairs = 0;
@@ -136,7 +184,7 @@ fn build(group: &PreferenceGroup, options: &BuildOptions, epoch: u64, report: &m
         let Some((x, chosen, rejected)) = pair(comparison) else { continue };
         let prompt = Analysis::new(turn_text(&group.prompts[x], options));
         // A row usually has one pair; the number distinguishes several.
-        let mut labels = vec!["mapl".to_owned(), group.id.clone(), pairs.to_string()];
+        let mut labels = vec!["mapl".to_owned(), key.to_owned(), pairs.to_string()];
         match options.redraw {
             Redraw::Never => {}
             Redraw::Epoch => labels.push(format!("epoch {epoch}")),

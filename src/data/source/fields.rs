@@ -13,6 +13,14 @@ use super::{Shape, type_name};
 /// Keys that are never reported as unused: they identify a row and hold nothing to train on.
 const ALWAYS_USED: [&str; 1] = ["id"];
 
+/// Names of the scores of the chosen and the rejected response.
+const SCORES: [[&str; 2]; 4] = [
+    ["score_chosen", "score_rejected"],
+    ["chosen_score", "rejected_score"],
+    ["chosen-rating", "rejected-rating"],
+    ["chosen_rating", "rejected_rating"],
+];
+
 /// One row: its object, its id, and the keys that were used.
 pub(super) struct Row<'a> {
     object: Map<String, Value>,
@@ -27,7 +35,7 @@ impl<'a> Row<'a> {
         Self { object, id: String::new(), file, line, used: ALWAYS_USED.to_vec() }
     }
 
-    /// Sets the id of the row: `id` as a string or whole number, else `<file stem>-<line>`.
+    /// Sets the id of the row: `id` as a string or a number with its spelling, else `<file stem>-<line>`.
     pub(super) fn set_id(&mut self) -> Result<(), String> {
         self.id = match self.get("id") {
             None => {
@@ -153,6 +161,17 @@ impl<'a> Row<'a> {
             },
             Some(other) => Err(format!("\"margin\" must be a number, found {}", describe(&other))),
         }
+    }
+
+    /// Scores of the chosen and the rejected response, if both are finite numbers. They are not
+    /// trained on, so they stay unused.
+    pub(super) fn scores(&self) -> Option<[f64; 2]> {
+        let number = |key: &str| match self.get(key)? {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.trim().parse().ok().filter(|score: &f64| score.is_finite()),
+            _ => None,
+        };
+        SCORES.iter().find_map(|[chosen, rejected]| Some([number(chosen)?, number(rejected)?]))
     }
 
     /// Moves `tools` and `chat_template_kwargs` into the group.

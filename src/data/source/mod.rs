@@ -44,6 +44,8 @@ pub struct SourceRow {
     pub file: Arc<Path>,
     /// Line number, from 1.
     pub line: usize,
+    /// Scores of the chosen and the rejected response, if the row has them. Only checks read them.
+    pub scores: Option<[f64; 2]>,
 }
 
 impl SourceRow {
@@ -255,6 +257,7 @@ fn read_with(
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
             row.rename(options).map_err(|why| fail(&id, why))?;
+            let scores = row.scores();
             let parsed = reader(&mut row).map_err(|why| fail(&id, why))?;
             counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
             if parsed.format == Format::Group
@@ -267,10 +270,12 @@ fn read_with(
                 return Err(fail(&id, why));
             }
             counts.ignored_keys.extend(row.unused());
-            all.push(SourceRow { group: parsed.group, file: file.clone(), line });
+            all.push(SourceRow { group: parsed.group, file: file.clone(), line, scores });
             Ok(())
         };
-        let outcome = rows::for_each_row(path, |line, object| {
+        let mapped = options.column_map.pairs().iter().find(|(key, _)| key == "id").map(|(_, column)| column.as_str());
+        let ids: Vec<&str> = mapped.into_iter().chain(["id"]).collect();
+        let outcome = rows::for_each_row(path, &ids, |line, object| {
             rows += 1;
             object.and_then(|object| read(line, object)).or_else(&mut *on_error)
         });

@@ -5,7 +5,7 @@
 //! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
 //! gzip streams that are damaged or cut off. Other containers (zstd, Parquet) are refused by name.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
@@ -30,8 +30,9 @@ type RowResult = Result<Map<String, Value>>;
 /// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
 /// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
 /// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
-/// never ends, broken array syntax.
-pub(super) fn for_each_row(path: &Path, mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+/// never ends, broken array syntax. Numbers under the keys `ids` that are not whole or have too many
+/// digits for 64 bits become strings of their text.
+pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
     }
@@ -46,18 +47,23 @@ pub(super) fn for_each_row(path: &Path, mut f: impl FnMut(usize, RowResult) -> R
     }
     if magic.starts_with(b"\x1f\x8b") {
         let reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
-        return plain_rows(path, reader, &mut f);
+        return plain_rows(path, reader, ids, &mut f);
     }
-    plain_rows(path, raw, &mut f)
+    plain_rows(path, raw, ids, &mut f)
 }
 
-fn plain_rows<R: BufRead>(path: &Path, mut reader: R, f: &mut dyn FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+fn plain_rows<R: BufRead>(
+    path: &Path,
+    mut reader: R,
+    ids: &[&str],
+    f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
+) -> Result<()> {
     let mut line = 1;
     let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
     match first {
         None => Ok(()),
-        Some(b'[') => array_rows(path, reader, line, f),
-        Some(_) => line_rows(path, reader, line, f),
+        Some(b'[') => array_rows(path, reader, line, ids, f),
+        Some(_) => line_rows(path, reader, line, ids, f),
     }
 }
 
@@ -92,6 +98,7 @@ fn line_rows<R: BufRead>(
     path: &Path,
     mut reader: R,
     mut line: usize,
+    ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = Vec::new();
@@ -106,20 +113,77 @@ fn line_rows<R: BufRead>(
             return Err(fail(TOO_LONG.into()));
         }
         if !buffer.trim_ascii().is_empty() {
-            f(line, parse_line(&buffer).map_err(fail))?;
+            f(line, parse_line(&buffer, ids).map_err(fail))?;
         }
         line += 1;
     }
 }
 
-fn parse_line(bytes: &[u8]) -> Result<Map<String, Value>, String> {
+fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<Map<String, Value>, String> {
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
         return Err(format!("byte {} of the line is NUL; the file is damaged or not text", at + 1));
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("byte {} of the line is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;
     let value: Value = serde_json::from_str(text).map_err(|e| json_message(&e))?;
-    into_object(value)
+    let mut object = into_object(value)?;
+    let inner = bytes.iter().position(|&b| b == b'{').map_or(bytes, |start| &bytes[start + 1..]);
+    keep_id_text(&mut object, inner, ids);
+    Ok(object)
+}
+
+/// Replaces a number under one of the keys `ids` by its text if a 64-bit integer does not hold it.
+/// `inner` is the text of the object after its opening brace.
+fn keep_id_text(object: &mut Map<String, Value>, inner: &[u8], ids: &[&str]) {
+    for key in ids {
+        if let Some(value @ Value::Number(_)) = object.get_mut(*key)
+            && value.as_i64().is_none()
+            && value.as_u64().is_none()
+            && let Some(text) = number_text(inner, key)
+        {
+            *value = Value::String(text);
+        }
+    }
+}
+
+/// Text of the number under `key` of a valid JSON object; the last one if the key is repeated.
+/// `inner` is the text after the opening brace.
+fn number_text(inner: &[u8], key: &str) -> Option<String> {
+    let (mut depth, mut at, mut found) = (1usize, 0, None);
+    while depth > 0 && at < inner.len() {
+        match inner[at] {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            b'"' => {
+                let end = string_end(inner, at)?;
+                let rest = inner[end..].trim_ascii_start();
+                if let (1, Some((b':', value))) = (depth, rest.split_first())
+                    && serde_json::from_slice::<String>(&inner[at..end]).is_ok_and(|name| name == key)
+                {
+                    let value = value.trim_ascii_start();
+                    let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
+                    found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
+                }
+                at = end;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    found
+}
+
+/// Place after the closing quote of the string that starts at `start`.
+fn string_end(text: &[u8], start: usize) -> Option<usize> {
+    let mut at = start + 1;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
 }
 
 fn into_object(value: Value) -> Result<Map<String, Value>, String> {
@@ -145,12 +209,13 @@ fn array_rows<R: BufRead>(
     path: &Path,
     reader: R,
     line: usize,
+    ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
-    let position = Rc::new(ArrayPosition { line: Cell::new(line), row_bytes: Cell::new(0) });
+    let position = Rc::new(ArrayPosition { line: Cell::new(line), row_bytes: Cell::new(0), text: RefCell::default() });
     let mut json = serde_json::Deserializer::from_reader(CountingReader { inner: reader, position: position.clone() });
     let mut failure = None;
-    let outcome = json.deserialize_seq(Elements { position: &position, path, f, failure: &mut failure });
+    let outcome = json.deserialize_seq(Elements { position: &position, path, ids, f, failure: &mut failure });
     let outcome = outcome.and_then(|()| json.end());
     match (failure, outcome) {
         (Some(failure), _) => Err(failure),
@@ -166,8 +231,9 @@ fn array_rows<R: BufRead>(
 /// Position of the array reader.
 struct ArrayPosition {
     line: Cell<usize>,
-    /// Bytes since the start of the current element.
+    /// Bytes since the start of the current element, and the bytes themselves, without the first one.
     row_bytes: Cell<usize>,
+    text: RefCell<Vec<u8>>,
 }
 
 /// Counts lines and limits the bytes of one element. serde_json reads one byte at a time and looks
@@ -186,6 +252,7 @@ impl<R: Read> Read for CountingReader<R> {
         if self.position.row_bytes.get() > MAX_LINE {
             return Err(io::Error::other(TOO_LONG));
         }
+        self.position.text.borrow_mut().extend(&buffer[..read]);
         Ok(read)
     }
 }
@@ -193,6 +260,7 @@ impl<R: Read> Read for CountingReader<R> {
 struct Elements<'a> {
     position: &'a ArrayPosition,
     path: &'a Path,
+    ids: &'a [&'a str],
     f: &'a mut dyn FnMut(usize, RowResult) -> Result<()>,
     failure: &'a mut Option<Error>,
 }
@@ -206,7 +274,10 @@ impl<'de> Visitor<'de> for Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
-            let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
+            let mut row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
+            if let Ok(object) = &mut row {
+                keep_id_text(object, &self.position.text.borrow(), self.ids);
+            }
             if let Err(failure) = (self.f)(line, row) {
                 *self.failure = Some(failure);
                 return Err(A::Error::custom("stopped"));
@@ -224,6 +295,7 @@ impl<'de> DeserializeSeed<'de> for Element<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         self.0.row_bytes.set(0);
+        self.0.text.borrow_mut().clear();
         let line = self.0.line.get();
         Ok((line, serde::Deserialize::deserialize(deserializer)?))
     }

@@ -18,7 +18,8 @@ use tokenizers::{
 };
 
 use super::super::template::{ChatTemplate, TEMPLATE_FILE};
-use super::Tokenizer;
+use super::{StoredFile, Tokenizer};
+use crate::files::{json_text, write_new_files};
 use crate::{Error, Result};
 
 /// Special tokens of a new vocabulary, ids 0 to 3.
@@ -107,7 +108,7 @@ fn new_config() -> Value {
 
 impl Tokenizer {
     /// Writes a trained tokenizer as a folder that transformers loads, which becomes the
-    /// tokenizer's own folder. A loaded tokenizer is copied byte for byte with
+    /// tokenizer's own folder. A failure leaves no file. A loaded tokenizer is copied byte for byte with
     /// [`Tokenizer::copy_to`] instead.
     pub fn save_new(&mut self, dir: &Path) -> Result<()> {
         if let Some(own) = &self.dir {
@@ -116,20 +117,19 @@ impl Tokenizer {
                 own.display()
             )));
         }
-        std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let json =
             self.inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
-        let pretty = |value: &Value| format!("{value:#}\n");
         let map = json!({ "eos_token": EOS, "pad_token": PAD });
-        for (name, text) in [
-            ("tokenizer.json", json),
-            ("tokenizer_config.json", pretty(&new_config())),
-            ("special_tokens_map.json", pretty(&map)),
+        // tokenizer.json is last: a folder without it is no tokenizer.
+        let texts = [
             (TEMPLATE_FILE, CHAT_TEMPLATE.to_owned()),
-        ] {
-            let path = dir.join(name);
-            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-        }
+            ("special_tokens_map.json", json_text(&map)),
+            ("tokenizer_config.json", json_text(&new_config())),
+            ("tokenizer.json", json),
+        ];
+        write_new_files(dir, &texts.each_ref().map(|(name, text)| (*name, text.as_bytes())))?;
+        let stored = |(name, text): (&str, String)| StoredFile { path: dir.join(name), bytes: text.into_bytes() };
+        self.files = texts.into_iter().rev().map(stored).collect();
         self.dir = Some(dir.to_owned());
         Ok(())
     }
@@ -152,8 +152,8 @@ mod tests {
         }
         let loaded = Tokenizer::load(dirs[0].path()).unwrap();
         for file in loaded.files() {
-            let name = file.file_name().unwrap();
-            assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(dirs[1].path().join(name)).unwrap());
+            let name = file.path.file_name().unwrap();
+            assert_eq!(file.bytes, std::fs::read(dirs[1].path().join(name)).unwrap());
         }
         assert_eq!(loaded.files().len(), 4);
         assert_eq!(loaded.vocab_size(), 280);
@@ -165,6 +165,29 @@ mod tests {
         assert_eq!(loaded.encode("e\u{301}", true).unwrap(), loaded.encode("\u{e9}", true).unwrap());
         assert_eq!(loaded.end_ids(), [2]);
         assert_eq!((loaded.bos_id(), loaded.pad_id()), (None, Some(3)));
+    }
+
+    #[test]
+    fn a_failed_save_leaves_neither_a_file_nor_a_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        // A folder in the place of the last file: its rename fails after three files have their names.
+        let dir = folder.path().join("tok");
+        std::fs::create_dir_all(dir.join("tokenizer.json/held")).unwrap();
+        assert_eq!(train_bpe(texts(), 280).unwrap().save_new(&dir).unwrap_err().exit_code(), 1);
+        assert_eq!(crate::files::entries(&dir).unwrap(), [dir.join("tokenizer.json")]);
+    }
+
+    #[test]
+    fn racing_saves_leave_one_complete_tokenizer() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for size in [280, 290, 300] {
+                let dir = folder.path();
+                scope.spawn(move || train_bpe(texts(), size).unwrap().save_new(dir).unwrap());
+            }
+        });
+        assert!([280, 290, 300].contains(&Tokenizer::load(folder.path()).unwrap().vocab_size()));
+        assert_eq!(crate::files::entries(folder.path()).unwrap().len(), 4);
     }
 
     #[test]

@@ -17,12 +17,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::key::Fingerprint;
-use crate::{Error, Result};
+use crate::Result;
+use crate::files::write_atomic;
 
 const MAGIC: [u8; 8] = *b"maplref\n";
 const FORMAT: u32 = 1;
@@ -136,37 +136,15 @@ impl CacheFile {
     /// file.
     pub fn merge(&self, entries: &Entries) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Held until the function returns.
+        // Held until the file is written, so no writer loses the entries of another.
         let lock = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
         let mut all = match self.read() {
             Found::Entries(all) => all,
             Found::Nothing | Found::Refused(_) => Entries::new(),
         };
         all.extend(entries);
-        let path = self.temporary_path(lock.is_ok());
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(&self.encode(&all))?;
-            file.sync_all()?;
-            fs::rename(&path, &self.path)
-        });
-        if let Err(e) = written {
-            let _ = fs::remove_file(&path);
-            return Err(Error::io("write", &self.path)(e));
-        }
-        // The file is complete whether or not the rename survives a power loss.
-        let _ = File::open(dir).and_then(|folder| folder.sync_all());
-        Ok(())
-    }
-
-    /// Path of the temporary file. The holder of the lock is the only writer and reuses the file of
-    /// a killed writer; without a lock the name is unique.
-    fn temporary_path(&self, locked: bool) -> PathBuf {
-        let mut name = self.path.file_name().unwrap_or_default().to_os_string();
-        if !locked {
-            let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-            name.push(format!(".{}-{time}", std::process::id()));
-        }
-        name.push(".tmp");
-        self.path.with_file_name(name)
+        let written = write_atomic(&self.path, &self.encode(&all));
+        drop(lock);
+        written
     }
 }

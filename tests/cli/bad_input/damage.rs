@@ -138,8 +138,8 @@ fn nothing_is_overwritten_without_a_flag() {
     let pairs = bench.bytes("pairs.jsonl");
     let before = (bench.listing(), bench.bytes("out/metrics.jsonl"));
     run("--output-dir out").fails(2, &["already holds a run", "--resume-from-checkpoint", "--overwrite-output-dir"]);
-    run("--output-dir model").fails(2, &["holds a model this run starts from"]);
-    run("--output-dir ./out/../model --overwrite-output-dir").fails(2, &["holds a model this run starts from"]);
+    run("--output-dir model").fails(2, &["is an input of this command"]);
+    run("--output-dir ./out/../model --overwrite-output-dir").fails(2, &["is an input of this command"]);
     run("--output-dir qwen").fails(2, &["config.json of another model"]);
     run("--output-dir file").fails(2, &["is a file"]);
     // A failed start on damaged data does not remove the run to be overwritten.

@@ -35,7 +35,7 @@ fn group(prompt: &str, chosen: &str, rejected: &str) -> PreferenceGroup {
 }
 
 fn tokenized(groups: Vec<PreferenceGroup>, tokenizer: &Tokenizer) -> Vec<TokenizedGroup> {
-    let row = |(i, group)| SourceRow { group, file: Arc::from(Path::new("t.jsonl")), line: i + 1 };
+    let row = |(i, group)| SourceRow { group, file: Arc::from(Path::new("t.jsonl")), line: i + 1, scores: None };
     let rows = groups.into_iter().enumerate().map(row).collect();
     // The space at the end of a prompt would merge with the first word of a response; probes keep
     // both tokenisations.
