@@ -3,8 +3,9 @@
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use mapl::Error;
 use mapl::cli::{Cli, args, run};
-use mapl::terminal::complain;
+use mapl::terminal::{complain, on_stdout};
 
 fn main() {
     std::process::exit(exit_code());
@@ -22,13 +23,21 @@ fn exit_code() -> i32 {
                 complain(&format!("error: {note}"));
                 return 2;
             }
-            // Help and version go to stdout with code 0, usage errors to stderr with code 2.
-            let code = e.exit_code();
-            return if e.print().is_ok() { code } else { 1 };
+            if e.use_stderr() {
+                // A usage error that cannot be printed still has its exit code.
+                let _ = e.print();
+                return e.exit_code();
+            }
+            return finished(on_stdout(|_| e.print()));
         }
     };
-    match run(cli, &command_line) {
-        Ok(()) => 0,
+    finished(run(cli, &command_line))
+}
+
+/// Exit code of an outcome, after its message was printed.
+fn finished(outcome: mapl::Result<()>) -> i32 {
+    match outcome {
+        Ok(()) | Err(Error::ReaderLeft) => 0,
         Err(e) => {
             complain(&format!("error: {e}"));
             e.exit_code()

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::run_lock::RunLock;
 use crate::data::tokenized::TokenizedGroup;
-use crate::files::sync_parent;
+use crate::files::{is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
+use crate::terminal::{complain, say};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
@@ -25,6 +26,11 @@ pub fn check_output(output: &Path, inputs: &[PathBuf]) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
         _ => Ok(()),
     }
+}
+
+/// Prints a line about a command that writes `output`; on stderr if `output` is stdout itself.
+pub fn remark(output: &Path, text: &str) {
+    if is_stdout(output) { complain(text) } else { say(text) }
 }
 
 /// Refuses to make a model or a tokenizer in a folder that already holds one.

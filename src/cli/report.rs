@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::output::check_output;
+use super::output::{check_output, remark};
 use crate::report::run::{MAX_RUNS, REPORT_FILE, RUN_LOGS, write_report};
-use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `report`.
@@ -36,6 +35,6 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         check_output(&output, &inputs.collect::<Vec<_>>())?;
     }
     write_report(&args.runs, &output)?;
-    say(&format!("report in {}", output.display()));
+    remark(&output, &format!("report in {}", output.display()));
     Ok(())
 }
