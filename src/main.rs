@@ -2,7 +2,7 @@
 //! and an exit code.
 
 use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
 use mapl::cli::{Cli, args, run};
 use mapl::terminal::{complain, on_stdout};
@@ -18,7 +18,8 @@ fn exit_code() -> i32 {
         Ok(cli) => cli,
         Err(e) => {
             if e.kind() == ErrorKind::UnknownArgument
-                && let Some(note) = args::known_in_trl(&arguments)
+                && let Some(ContextValue::String(flag)) = e.get(ContextKind::InvalidArg)
+                && let Some(note) = args::known_in_trl(&arguments, flag)
             {
                 complain(&format!("error: {note}"));
                 return 2;
