@@ -5,7 +5,8 @@
 //! - `device`: selection of a backend
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
-//! - `score`: `score`, and scoring for `eval`; `evaluate`: `eval`, `compare`
+//! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
+//!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
@@ -34,6 +35,7 @@ mod reference;
 mod report;
 mod run_lock;
 mod score;
+mod scored_reference;
 mod startup;
 mod study;
 mod sweep;
