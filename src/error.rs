@@ -51,6 +51,11 @@ pub enum Error {
     /// Any other run-time failure (exit code 1).
     #[error("{0}")]
     Runtime(String),
+
+    /// The reader of a pipe that a command prints to has left, as `head` does: the command stops
+    /// without a message (exit code 0).
+    #[error("the reader of the output has left")]
+    ReaderLeft,
 }
 
 impl Error {
@@ -65,6 +70,7 @@ impl Error {
             Error::Memory(_) => 7,
             Error::Io { .. } | Error::Contract { .. } | Error::Runtime(_) => 1,
             Error::Stopped { signal, .. } => 128 + signal,
+            Error::ReaderLeft => 0,
         }
     }
 
@@ -76,6 +82,15 @@ impl Error {
     /// A damaged or incompatible model folder, tokenizer or checkpoint.
     pub fn model(path: &Path, why: impl Into<String>) -> Self {
         Error::Model { path: path.to_path_buf(), why: why.into() }
+    }
+
+    /// A failed write of a command's result; [`Error::ReaderLeft`] if it went into a closed pipe.
+    pub fn written(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        move |source| match source.kind() {
+            std::io::ErrorKind::BrokenPipe => Error::ReaderLeft,
+            _ => Error::Io { action: "write", path, source },
+        }
     }
 
     /// Wraps an I/O failure; use as `.map_err(Error::io("read", path))`.

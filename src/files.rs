@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::terminal::on_stdout;
 use crate::{Error, Result};
 
 /// Number of temporary files that this process has created.
@@ -166,16 +167,27 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
 
 /// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it.
 /// The target of a link is written in the same way. A pipe or device, such as `/dev/stdout`, is
-/// written to directly: a rename would replace it by a regular file.
+/// written to directly: a rename would replace it by a regular file. A pipe whose reader has left is
+/// [`Error::ReaderLeft`].
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    if is_stdout(path) {
+        // Opened again, a file behind stdout would have a second position, and later lines would
+        // overwrite its start.
+        return on_stdout(|out| out.write_all(text.as_bytes()));
+    }
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         if let (true, Ok(target)) = (path.is_file(), path.canonicalize()) {
             return write_atomic(&target, text.as_bytes());
         }
         let mut file = OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
-        return file.write_all(text.as_bytes()).map_err(Error::io("write", path));
+        return file.write_all(text.as_bytes()).map_err(Error::written(path));
     }
     write_atomic(path, text.as_bytes())
+}
+
+/// Whether a path names this process's stdout.
+pub fn is_stdout(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
 /// Brings a file's content, or a folder's list of names, to the disk.
@@ -210,6 +222,13 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let list = fs::read_dir(folder).map_err(Error::io("list", folder))?;
     list.map(|entry| entry.map(|e| e.path()).map_err(Error::io("list", folder))).collect()
+}
+
+/// Reason to refuse a file with this content if it is a Git LFS pointer: the few lines that stand in
+/// for a file that was not downloaded.
+pub fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
+    let is = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
+    is.then_some("is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`, or download it again")
 }
 
 /// BLAKE3 hash of a file's content, in hexadecimal digits.

@@ -9,8 +9,8 @@
 //! evaluation, devices, checkpoints and kernels.
 //!
 //! # Modules in reading order
-//! - [`error`], [`rng`], [`files`], [`terminal`], `statistics`: the error type with its exit codes;
-//!   seeded random numbers; atomic file writes; terminal output; intervals of shares
+//! - [`error`], [`rng`], [`terminal`], [`files`], `statistics`: the error type with its exit codes;
+//!   seeded random numbers; terminal output; atomic file writes; intervals of shares
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches

@@ -2,9 +2,10 @@
 //! and an exit code.
 
 use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use mapl::Error;
 use mapl::cli::{Cli, args, run};
-use mapl::terminal::complain;
+use mapl::terminal::{complain, on_stdout};
 
 fn main() {
     std::process::exit(exit_code());
@@ -17,18 +18,27 @@ fn exit_code() -> i32 {
         Ok(cli) => cli,
         Err(e) => {
             if e.kind() == ErrorKind::UnknownArgument
-                && let Some(note) = args::known_in_trl(&arguments)
+                && let Some(ContextValue::String(flag)) = e.get(ContextKind::InvalidArg)
+                && let Some(note) = args::known_in_trl(&arguments, flag)
             {
                 complain(&format!("error: {note}"));
                 return 2;
             }
-            // Help and version go to stdout with code 0, usage errors to stderr with code 2.
-            let code = e.exit_code();
-            return if e.print().is_ok() { code } else { 1 };
+            if e.use_stderr() {
+                // A usage error that cannot be printed still has its exit code.
+                let _ = e.print();
+                return e.exit_code();
+            }
+            return finished(on_stdout(|_| e.print()));
         }
     };
-    match run(cli, &command_line) {
-        Ok(()) => 0,
+    finished(run(cli, &command_line))
+}
+
+/// Exit code of an outcome, after its message was printed.
+fn finished(outcome: mapl::Result<()>) -> i32 {
+    match outcome {
+        Ok(()) | Err(Error::ReaderLeft) => 0,
         Err(e) => {
             complain(&format!("error: {e}"));
             e.exit_code()

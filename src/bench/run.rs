@@ -70,9 +70,8 @@ impl BenchOptions {
             chosen.extend(squares());
         }
         chosen.retain(|case| {
-            let shape = case.shape();
-            let names = |text: &str| case.layer == text || shape.split(' ').any(|size| size == text);
-            Self::any(&self.ops, |text| case.work.op().starts_with(text)) && Self::any(&self.shapes, names)
+            Self::any(&self.ops, |text| case.work.op().starts_with(text))
+                && Self::any(&self.shapes, |text| case.answers(text))
         });
         // Calls whose sizes do not depend on the number of tokens appear once.
         let mut seen = std::collections::BTreeSet::new();

@@ -147,6 +147,11 @@ impl Case {
     pub fn shape(&self) -> String {
         shape_text(&self.work.sizes())
     }
+
+    /// Whether a text is the call's layer or one of its sizes, as `hidden=896`.
+    pub fn answers(&self, text: &str) -> bool {
+        self.layer == text || self.shape().split(' ').any(|size| size == text)
+    }
 }
 
 /// Size limits by available memory.

@@ -2,10 +2,23 @@
 
 use std::ffi::OsString;
 
+use clap::{Arg, ArgAction, Command, CommandFactory as _};
+
+use super::Cli;
+
 /// Normalises arguments. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
 /// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1`
-/// the `-1` is a value and not a flag. Values are not changed, and neither is anything after `--`.
+/// the `-1` is a value and not a flag. A flag without a value may be followed by `true` or `false`,
+/// as TRL's are: `--quiet true` is `--quiet`, and `--quiet false` is left out. Values are not
+/// changed, and neither is anything after `--`.
 pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let all = spelled(arguments);
+    let command = named_command(&all);
+    without_truth_values(all, &command)
+}
+
+/// Flags in kebab case, joined with negative numbers.
+fn spelled(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut verbatim = false;
     let mut all: Vec<OsString> = Vec::new();
     for argument in arguments {
@@ -26,6 +39,68 @@ pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString
         }
     }
     all
+}
+
+/// Replaces `--flag true` by `--flag`, and removes `--flag false`, if the flag takes no value.
+fn without_truth_values(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
+    let is_switch = |flag: &str| {
+        let found = find_flag(command, flag);
+        found.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue))
+    };
+    let mut left = arguments.into_iter().peekable();
+    let mut all = Vec::new();
+    while let Some(argument) = left.next() {
+        if argument == "--" {
+            all.push(argument);
+            all.extend(left);
+            break;
+        }
+        let text = argument.to_str().unwrap_or_default();
+        let (flag, inline) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
+        if !is_switch(flag) {
+            all.push(argument);
+            continue;
+        }
+        let told = match inline {
+            Some(value) => truth(value),
+            None => left.next_if(|next| next.to_str().and_then(truth).is_some()).and_then(|next| truth(next.to_str()?)),
+        };
+        match told {
+            Some(true) => all.push(flag.into()),
+            Some(false) => {}
+            None => all.push(argument),
+        }
+    }
+    all
+}
+
+/// `true` or `false` in any case, as Python spells them too.
+pub fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// The command that the arguments name, as deep as they name one.
+fn named_command(arguments: &[OsString]) -> Command {
+    let mut command = Cli::command();
+    for name in arguments.iter().skip(1).map_while(|a| a.to_str()).filter(|a| !a.starts_with('-')) {
+        match command.find_subcommand(name) {
+            Some(found) => command = found.clone(),
+            None => break,
+        }
+    }
+    command
+}
+
+/// The argument of a long flag, by its name or an alias.
+fn find_flag<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
+    let name = flag.strip_prefix("--")?;
+    command.get_arguments().find(|arg| {
+        arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
+    })
 }
 
 /// Command line as a user would type it, for manifests and reports.
@@ -78,7 +153,6 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
         &["--per-device-eval-batch-size", "--eval-accumulation-steps"],
         "evaluation is packed to a token budget of its own",
     ),
-    (&["--precompute-ref-log-probs", "--precompute-ref-batch-size"], "the reference runs on the fly over each batch"),
     (&["--reference-free"], "use --ref-model none"),
     (&["--rpo-alpha"], "use --nll-weight"),
     (&["--push-to-hub", "--hub-model-id"], "nothing is uploaded; the output folder loads in transformers"),
@@ -88,12 +162,20 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--dataloader-num-workers", "--dataloader-drop-last"], "batches are built in the run itself"),
 ];
 
-/// Message for a flag that TRL has and mapl does not.
-pub fn known_in_trl(arguments: &[OsString]) -> Option<String> {
-    let given = |flag: &str| arguments.iter().any(|a| a.to_str().is_some_and(|a| a.split('=').next() == Some(flag)));
-    let (flag, why) =
-        TRL_ONLY.iter().flat_map(|(flags, why)| flags.iter().map(move |f| (f, why))).find(|(f, _)| given(f))?;
-    Some(format!("{flag} is known in TRL and not supported here: {why}"))
+/// Message for a flag that TRL has and the command of these arguments does not know. The advice
+/// names only flags of that command; otherwise there is no message.
+pub fn known_in_trl(arguments: &[OsString], unknown: &str) -> Option<String> {
+    let unknown = unknown.split('=').next().unwrap_or(unknown);
+    let (_, why) = TRL_ONLY.iter().find(|(flags, _)| flags.contains(&unknown))?;
+    let command = named_command(arguments);
+    let applies = named_flags(why).all(|flag| find_flag(&command, flag).is_some());
+    applies.then(|| format!("{unknown} is known in TRL and not supported here: {why}"))
+}
+
+/// Long flags in a text.
+fn named_flags(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    words.filter(|word| word.starts_with("--"))
 }
 
 #[cfg(test)]
@@ -124,7 +206,60 @@ mod tests {
 
     #[test]
     fn flags_of_trl_are_explained() {
-        assert!(known_in_trl(&os(&["mapl", "dpo", "--use-peft"])).is_some_and(|m| m.contains("adapters")));
-        assert_eq!(known_in_trl(&os(&["mapl", "dpo", "--beta"])), None);
+        let dpo = os(&["mapl", "dpo"]);
+        assert!(known_in_trl(&dpo, "--use-peft").is_some_and(|m| m.contains("adapters")));
+        assert_eq!(known_in_trl(&dpo, "--beta"), None);
+        // `env` has no --train-file.
+        assert_eq!(known_in_trl(&os(&["mapl", "env"]), "--dataset-name"), None);
+    }
+
+    /// An entry of the table is no flag of a training command, and its advice names flags that these
+    /// commands have.
+    #[test]
+    fn the_table_of_foreign_flags_is_true() {
+        for words in [&["sft"][..], &["reward"], &["dpo"], &["study", "sft"], &["study", "reward"], &["study", "dpo"]] {
+            let arguments = os(&[&["mapl"], words].concat());
+            let command = named_command(&arguments);
+            assert_eq!(command.get_name(), *words.last().unwrap());
+            for (flags, why) in TRL_ONLY {
+                for flag in *flags {
+                    assert!(find_flag(&command, flag).is_none(), "{flag} is a flag of {words:?}");
+                    let message = known_in_trl(&arguments, flag);
+                    assert!(message.is_some_and(|m| m.contains(why)), "{words:?} lacks a flag of {why:?}");
+                }
+            }
+        }
+    }
+
+    /// Every flag without a value, of every command, takes `true` and `false`.
+    #[test]
+    fn every_switch_takes_true_and_false() {
+        fn leaves(command: &Command, path: &[&str], found: &mut Vec<(Vec<String>, Command)>) {
+            let words: Vec<&str> = [path, &[command.get_name()]].concat();
+            if command.get_subcommands().next().is_none() {
+                found.push((words.iter().map(ToString::to_string).collect(), command.clone()));
+            }
+            command.get_subcommands().for_each(|sub| leaves(sub, &words, found));
+        }
+        let mut commands = Vec::new();
+        leaves(&Cli::command(), &[], &mut commands);
+        let mut count = 0;
+        for (words, command) in &commands {
+            let with = |rest: &[&str]| os(&[words.iter().map(String::as_str).collect(), rest.to_vec()].concat());
+            let normal = |arguments| without_truth_values(spelled(arguments), command);
+            let switches = command.get_arguments().filter(|arg| matches!(arg.get_action(), ArgAction::SetTrue));
+            for long in switches.filter_map(Arg::get_long) {
+                let (flag, snake) = (format!("--{long}"), format!("--{}", long.replace('-', "_")));
+                for given in [&flag, &snake] {
+                    assert_eq!(normal(with(&[given, "true", "x"])), with(&[&flag, "x"]));
+                    assert_eq!(normal(with(&[given, "False", "x"])), with(&["x"]));
+                    assert_eq!(normal(with(&[&format!("{given}=True"), "x"])), with(&[&flag, "x"]));
+                    assert_eq!(normal(with(&[&format!("{given}=false"), "x"])), with(&["x"]));
+                }
+                assert_eq!(normal(with(&[&flag, "x", "true"])), with(&[&flag, "x", "true"]));
+                count += 1;
+            }
+        }
+        assert!(count > 40, "{count}");
     }
 }

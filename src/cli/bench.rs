@@ -1,12 +1,15 @@
 //! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
 //! predicts the floor of a training step on a GPU that need not be present.
 
-use std::path::PathBuf;
+mod selection;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use half::bf16;
 
+use self::selection::no_call;
 use super::device::{Device, Dtype};
 use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
@@ -14,7 +17,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
-use crate::bench::compare::{self, Verdict};
+use crate::bench::compare::{self, RowComparison, Verdict};
 use crate::bench::measure::Effort;
 use crate::bench::rates::BenchBackend;
 use crate::bench::row::{self, Row, Status};
@@ -22,8 +25,9 @@ use crate::bench::run::{BenchOptions, Progress, run as bench};
 use crate::bench::shapes::{MODELS, SQUARE, SizeLimits};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
+use crate::error::refuse_given;
 use crate::study::bench::Span;
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, emit, say};
 use crate::{Error, Result};
 
 /// Arguments of `bench`.
@@ -32,70 +36,71 @@ pub struct BenchArgs {
     #[command(flatten)]
     plan: StepPlanArgs,
     /// Devices to benchmark, in this order: auto, cpu, cuda, cuda:N, emulator
-    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',', default_value = "auto")]
     device: Vec<Device>,
     /// Storage of activations and weights [default: bf16 and f32 on cuda, bf16 on the emulator, f32
     /// on the cpu]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
     dtype: Vec<Dtype>,
     /// Ops to benchmark, by name prefix (`mapl env` lists the ops) [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
     op: Vec<String>,
     /// Models to take the sizes from, or square for square GEMMs [default: all published models, on
     /// cuda also square; tiny on the emulator]
-    #[arg(long, value_delimiter = ',', value_parser = model)]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',', value_parser = model)]
     model: Vec<String>,
     /// Tokens per batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the
     /// emulator]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
     tokens: Vec<usize>,
     /// Calls to benchmark, by layer name (qkv, head) or by one of the sizes that --list prints
     /// (hidden=896) [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
     shape: Vec<String>,
     /// Implementations to time, by name prefix: mapl, cuBLASLt [default: all]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, conflicts_with_all = ["plan", "list"], value_delimiter = ',')]
     variant: Vec<String>,
     /// Samples per implementation, over all passes
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 30)]
     repeats: usize,
     /// Passes over all calls; each takes its share of the samples. With --compare, further passes
     /// repeat calls that differ or were disturbed [default: 3 on the cpu, else 1]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
     passes: Option<usize>,
     /// Seconds of sampling per call; at least 5 samples are taken
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 2.0)]
     seconds: f64,
     /// Skip calls whose minimum samples would exceed this many seconds
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 20.0)]
     longest: f64,
-    /// MiB of operand sets that calls rotate over, so that no call finds its operands in a cache
-    #[arg(long, default_value_t = 256)]
-    rotate_mib: u64,
-    /// Seconds of calls over which a GPU's energy is measured; 0 measures none
-    #[arg(long, default_value_t = 0.2)]
-    energy_seconds: f64,
+    /// MiB of operand sets that calls rotate over, so that no call finds its operands in a cache; not
+    /// on the emulator [default: 256]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    rotate_mib: Option<u64>,
+    /// Seconds of calls over which a GPU's energy is measured; 0 measures none [default: 0.2]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    energy_seconds: Option<f64>,
     /// Seconds after which no further call starts; finished calls stay in the record
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
     limit: Option<f64>,
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
     output: Vec<PathBuf>,
     /// Compare with the rows of an earlier file
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
     compare: Option<PathBuf>,
     /// Relative time difference that a comparison ignores
-    #[arg(long, default_value_t = 0.05, requires = "compare")]
+    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 0.05, requires = "compare")]
     threshold: f64,
     /// Exit with code 1 if a row is slower than in the earlier file
-    #[arg(long, requires = "compare")]
+    #[arg(long, conflicts_with_all = ["plan", "list"], requires = "compare")]
     fail_if_slower: bool,
     /// Version of the program to store in the rows [default: commit of the git checkout in the
     /// working directory]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["plan", "list"])]
     commit: Option<String>,
     /// List the calls without running them
-    #[arg(long)]
+    #[arg(long, conflicts_with = "plan")]
     list: bool,
 }
 
@@ -112,7 +117,7 @@ impl BenchArgs {
                 "--list and --plan time nothing that a study could observe; leave them out".into(),
             ));
         }
-        Ok(())
+        self.check()
     }
 
     /// The device whose GPU is observed: the first one given.
@@ -123,6 +128,8 @@ impl BenchArgs {
 
 /// Rows so far, and rows of an earlier run.
 struct RunRecord {
+    /// Whether stdout holds the only copy of the rows, so that failing to print them is an error.
+    printed: bool,
     rows: Vec<Row>,
     earlier: Option<Vec<Row>>,
     /// Time spans in which rows were sampled.
@@ -130,6 +137,14 @@ struct RunRecord {
 }
 
 impl RunRecord {
+    fn tell(&self, text: &str) -> Result<()> {
+        if self.printed {
+            return emit(text);
+        }
+        say(text);
+        Ok(())
+    }
+
     /// Inserts rows, replacing earlier rows of the same calls.
     fn put(&mut self, new: &[Row]) {
         for row in new {
@@ -148,52 +163,92 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    if args.plan.wanted() { args.plan.print() } else { run_observed(args, |_, _| Ok(())) }
+    if args.plan.wanted() { args.plan.print() } else { bench_rows(args, args.output.is_empty(), |_, _| Ok(())) }
 }
 
-/// Benchmarks. `see` receives the rows and their time spans before failures and slower rows end the
-/// command.
+/// Benchmarks for a study. `see` receives the rows and their time spans before failures and slower
+/// rows end the command.
 pub fn run_observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
+    bench_rows(args, false, see)
+}
+
+fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
     args.check()?;
-    let earlier = args.compare.as_deref().map(row::read).transpose()?;
-    let mut record = RunRecord { rows: Vec::new(), earlier, spans: Vec::new() };
+    let earlier = args.compare.as_deref().map(read_earlier).transpose()?;
+    let mut record = RunRecord { printed, rows: Vec::new(), earlier, spans: Vec::new() };
     for &device in &args.device {
         args.on_device(device, &mut record)?;
     }
-    let RunRecord { rows, earlier, spans } = record;
     if args.list {
         return Ok(());
     }
-    args.write(&rows)?;
-    see(&rows, &spans)?;
+    let rows = &record.rows;
+    args.write(rows)?;
+    see(rows, &record.spans)?;
     let count = |status| rows.iter().filter(|row| row.status == status).count();
-    say(&format!(
-        "{} rows measured, {} absent, {} skipped, {} failed",
-        count(Status::Measured),
+    let measured = count(Status::Measured);
+    let others = format!(
+        "{} absent, {} skipped, {} failed",
         count(Status::Absent),
         count(Status::Skipped),
         count(Status::Failed)
-    ));
-    if let Some(earlier) = earlier {
-        let pairs = compare::compare(&rows, &earlier, args.threshold);
-        say(&compare::text(&pairs));
-        if args.fail_if_slower && pairs.iter().any(|pair| pair.verdict == Verdict::Slower) {
-            return Err(Error::Runtime("a row is slower than in the earlier record (--fail-if-slower)".into()));
-        }
+    );
+    record.tell(&format!("{measured} rows measured, {others}"))?;
+    let pairs = record.earlier.as_ref().map(|earlier| compare::compare(rows, earlier, args.threshold));
+    if let Some(pairs) = &pairs {
+        record.tell(&compare::text(pairs))?;
     }
-    match rows.iter().find(|row| row.status == Status::Failed) {
-        Some(row) => Err(Error::Runtime(format!("{} {} {} failed: {}", row.op, row.model, row.shape, row.note))),
-        None => Ok(()),
+    if let Some(row) = rows.iter().find(|row| row.status == Status::Failed) {
+        return Err(Error::Runtime(format!("{} {} {} failed: {}", row.op, row.model, row.shape, row.note)));
     }
+    if measured == 0 {
+        return Err(Error::Runtime(format!(
+            "no row was measured ({others}); the notes of the rows say why; --variant, --longest and --limit decide what \
+             is measured"
+        )));
+    }
+    pairs.map_or(Ok(()), |pairs| args.judge(&pairs))
+}
+
+/// Rows to compare with.
+fn read_earlier(path: &Path) -> Result<Vec<Row>> {
+    let rows = row::read(path)?;
+    if rows.is_empty() {
+        return Err(Error::data(path, 0, None, "holds no rows to compare with; write them with `mapl bench --output`"));
+    }
+    Ok(rows)
 }
 
 impl BenchArgs {
+    /// Outcome of a comparison. One without compared rows says nothing, so it is no success.
+    fn judge(&self, pairs: &[RowComparison]) -> Result<()> {
+        let count = |verdicts: &[Verdict]| pairs.iter().filter(|pair| verdicts.contains(&pair.verdict)).count();
+        let judged = count(&[Verdict::Same, Verdict::Faster, Verdict::Slower]);
+        let fail = |why: &str| Err(Error::Runtime(why.into()));
+        if judged + count(&[Verdict::Disturbed]) == 0 {
+            return fail(
+                "no row was compared: no call is measured in both records; compare with rows of this device, dtype, \
+                 --model and --tokens",
+            );
+        }
+        if self.fail_if_slower && count(&[Verdict::Slower]) > 0 {
+            return fail("a row is slower than in the earlier record (--fail-if-slower)");
+        }
+        if self.fail_if_slower && judged == 0 {
+            return fail(
+                "--fail-if-slower: other programs disturbed every compared row, so none was judged; run it again on an \
+                 idle machine",
+            );
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<()> {
         let usage = |text: String| Err(Error::Usage(text));
         for (flag, value) in [
             ("--seconds", self.seconds),
             ("--longest", self.longest),
-            ("--energy-seconds", self.energy_seconds),
+            ("--energy-seconds", self.energy_seconds.unwrap_or(0.0)),
             ("--threshold", self.threshold),
             ("--limit", self.limit.unwrap_or(0.0)),
         ] {
@@ -212,7 +267,11 @@ impl BenchArgs {
         for path in &self.output {
             super::output::check_output("--output", path, &self.inputs())?;
         }
-        Ok(())
+        let only = |devices: &[Device]| self.device.iter().all(|device| devices.contains(device));
+        let energy = self.energy_seconds.is_some_and(|seconds| seconds > 0.0);
+        refuse_given(&[("--energy-seconds", energy && only(&[Device::Cpu, Device::Emulator]))], "without a GPU")?;
+        refuse_given(&[("--rotate-mib", self.rotate_mib.is_some() && only(&[Device::Emulator]))], "on the emulator")?;
+        self.check_selection()
     }
 
     fn write(&self, rows: &[Row]) -> Result<()> {
@@ -248,12 +307,12 @@ impl BenchArgs {
             },
             passes: self.passes.unwrap_or(if cuda || emulated { 1 } else { 3 }),
             max_duration: Duration::from_secs_f64(self.longest),
-            rotated_bytes: if emulated { 0 } else { self.rotate_mib << 20 },
+            rotated_bytes: if emulated { 0 } else { self.rotate_mib.unwrap_or(256) << 20 },
             size_limits: match cuda {
                 true => SizeLimits { parameters: 1 << 29, logits: 1 << 31 },
                 false => SizeLimits { parameters: 1 << 25, logits: 1 << 26 },
             },
-            energy_seconds: self.energy_seconds,
+            energy_seconds: self.energy_seconds.unwrap_or(0.2),
             limit: self.limit.map(Duration::from_secs_f64),
             date: frozen_date(),
             commit: self.commit.clone().unwrap_or_else(commit),
@@ -317,31 +376,35 @@ impl BenchArgs {
     }
 
     fn on<B: BenchBackend>(&self, on: &B, options: &BenchOptions, record: &mut RunRecord) -> Result<()> {
+        let cases = options.cases(B::PRECISION);
+        if cases.is_empty() {
+            return Err(no_call(B::NAME));
+        }
         if self.list {
-            for case in options.cases(B::PRECISION) {
-                say(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()));
+            for case in cases {
+                emit(&format!("{:<18} {:<14} {:<14} {}", case.work.op(), case.model, case.layer, case.shape()))?;
             }
             return Ok(());
         }
         if options.effort.sample.is_zero() {
             complain("note: emulator times say nothing about a GPU; this run only verifies the results");
         }
-        say(&format!("{} ({}, {})", on.hardware(), B::NAME, B::PRECISION.name()));
-        say(&header());
+        record.tell(&format!("{} ({}, {})", on.hardware(), B::NAME, B::PRECISION.name()))?;
+        record.tell(&header())?;
         let done = std::mem::take(&mut record.rows);
         let earlier = record.earlier.take();
         let before = earlier.as_deref().map(|rows| (rows, self.threshold));
         let mut at = None;
         let measured = bench(on, options, before, |Progress { pass, timed }, new| {
             if at.replace(pass) != Some(pass) && options.passes > 1 {
-                say(&match pass < options.passes {
+                record.tell(&match pass < options.passes {
                     true => format!("pass {} of {}", pass + 1, options.passes),
                     false => "repeated: rows that differ from the earlier record or were disturbed".to_owned(),
-                });
+                })?;
             }
             // The last pass shows medians over all passes.
             let shown = |row: &&Row| pass + 1 >= options.passes || row.status != Status::Measured;
-            new.iter().filter(shown).for_each(|row| say(&line(row)));
+            new.iter().filter(shown).try_for_each(|row| record.tell(&line(row)))?;
             record.put(new);
             record.spans.extend(timed.map(|(from, to)| Span { from, to, rows: new.to_vec() }));
             // An interrupted run loses only the call it was measuring.

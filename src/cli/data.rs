@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::data_check::{CheckCommand, check};
 use super::inputs::Inputs;
-use super::output::{check_output, same_file};
+use super::output::{check_output, remark, same_file};
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
@@ -16,7 +16,7 @@ use crate::data::source::{ReadOptions, read_files_with_reports};
 use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
-use crate::terminal::{color, say};
+use crate::terminal::{color, emit};
 use crate::{Error, Result};
 
 /// Data command.
@@ -79,7 +79,7 @@ pub struct ShowCommand {
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(args) => build(&args).map(|_| ()),
-        DataCommand::Show(args) => show(&args),
+        DataCommand::Show(args) => emit(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
     }
 }
@@ -97,7 +97,7 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         return Err(Error::Usage("--report and --output name the same file".into()));
     }
     let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    reports.iter().for_each(|report| say(&report.to_string()));
+    reports.iter().for_each(|report| remark(&args.output, &report.to_string()));
     let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -110,21 +110,22 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write report: {e}")))?;
         crate::files::write_json(path, &value)?;
     }
-    say(&report.to_string());
-    say(&format!("{} groups in {}", rows.len(), args.output.display()));
+    remark(&args.output, &report.to_string());
+    remark(&args.output, &format!("{} groups in {}", rows.len(), args.output.display()));
     Ok(report)
 }
 
-fn show(args: &ShowCommand) -> Result<()> {
+/// Text of `data show`: what was read, the groups, and what tokenization did.
+pub fn shown(args: &ShowCommand) -> Result<String> {
     let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
     let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    reports.iter().for_each(|report| say(&report.to_string()));
     rows.truncate(args.rows.get());
     let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
-    let color = color();
+    let options = ShowOptions { color: color(), ids: args.ids };
+    let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
     for group in &groups {
-        say(&render(group, &tokenizer, ShowOptions { color, ids: args.ids })?);
+        parts.push(render(group, &tokenizer, options)?);
     }
-    say(&report.to_string());
-    Ok(())
+    parts.push(report.to_string());
+    Ok(parts.join("\n"))
 }

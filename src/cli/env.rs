@@ -14,7 +14,7 @@ use crate::backend::kernels::launchers::RESOURCES;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
-use crate::terminal::say;
+use crate::terminal::emit;
 
 /// Arguments of `env`.
 #[derive(Args, Clone, Debug)]
@@ -36,29 +36,32 @@ pub fn run(args: &EnvArgs) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
             "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
         });
-        say(&format!("{value:#}"));
-        return Ok(());
+        return emit(&format!("{value:#}"));
     }
-    say(&format!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
-    say(&format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
-    say(&format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
-    say("devices");
+    let mut lines = Vec::new();
+    let mut say = |line: String| lines.push(line);
+    say(format!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    say(format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
+    say(format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
+    say("devices".into());
     for (name, what) in &devices {
-        say(&format!("  {name:<16} {what}"));
+        say(format!("  {name:<16} {what}"));
     }
-    say(&format!("ops           {}", OPS.len()));
+    say(format!("ops           {}", OPS.len()));
     match kernels.is_empty() {
-        true => say("kernels       none in this build, because nvcc was not found at build time (kernels/README.md)"),
-        false => say("kernels"),
+        true => {
+            say("kernels       none in this build, because nvcc was not found at build time (kernels/README.md)".into());
+        }
+        false => say("kernels".into()),
     }
     for (name, targets) in &kernels {
-        say(&format!("  {name:<28} {}", targets.join(" ")));
+        say(format!("  {name:<28} {}", targets.join(" ")));
     }
-    say("presets");
+    say("presets".into());
     for preset in presets::list() {
-        say(&format!("  {:<16} {}", preset.name, preset.summary));
+        say(format!("  {:<16} {}", preset.name, preset.summary));
     }
-    Ok(())
+    emit(&lines.join("\n"))
 }
 
 /// Name and description of every device, or the reason why it cannot be used here.

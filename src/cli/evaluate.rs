@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::device::Device;
 use super::output::check_output;
 use super::score::{ModelArgs, ScoreJob, ScoredData};
+use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
-use crate::data::source::{SourceRow, read_files};
+use crate::data::source::{ReadOptions, SourceRow, read_files};
 use crate::error::refuse_given;
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, emit};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -90,7 +92,7 @@ fn resamples(text: &str) -> Result<usize, String> {
 /// Runs `mapl eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
-        None => measure(args).map(|_| ()),
+        None => emit(&measure(args)?.0),
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
         }
@@ -103,8 +105,9 @@ pub fn compare_models(args: &CompareArgs) -> Result<()> {
     run_comparison(&args.measure, &[args.a.clone(), args.b.clone()])
 }
 
-/// Evaluates one model, prints the table, writes the file, and returns the evaluation.
-pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
+/// Evaluates one model, writes the file, and returns the table or JSON to print, and the
+/// evaluation.
+pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     let Some(model) = &args.model else {
         return Err(Error::Usage("give --model, or two models with --compare".into()));
     };
@@ -120,7 +123,7 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     let reward = data.head == Head::Reward;
     let mut head = Map::new();
     head.insert("model".into(), json!(model));
-    head.insert("reference".into(), json!(args.scoring.ref_model));
+    ScoredReference::record(data.reference.as_ref(), "", &mut head);
     head.insert("head".into(), json!(if reward { "reward" } else { "logp" }));
     head.insert("beta".into(), if reward { Value::Null } else { json!(data.scale) });
     head.insert("bootstrap".into(), record::resampling_json(args.resampling()));
@@ -131,12 +134,13 @@ pub fn measure(args: &EvalArgs) -> Result<Evaluation> {
     }
     warn_of_scores(model, &evaluation);
     if args.json {
-        say(&format!("{result:#}"));
-    } else {
-        say(&table::summary_table(&lines, &evaluation.rewards));
-        data.remarks.iter().for_each(|remark| say(remark));
+        data.reference.iter().filter(|r| r.is_warning()).for_each(|r| complain(&r.line()));
+        return Ok((format!("{result:#}"), evaluation));
     }
-    Ok(evaluation)
+    let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
+    text.push(table::summary_table(&lines, &evaluation.rewards));
+    text.extend(data.remarks);
+    Ok((text.join("\n"), evaluation))
 }
 
 fn warn_of_scores(model: &Path, evaluation: &Evaluation) {
@@ -161,7 +165,8 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let rows = if args.input.is_empty() { Vec::new() } else { read_files(&args.input, &args.scoring.read)? };
     let settings = args.settings()?;
     let heads = folders.iter().map(|f| ModelConfig::read(f).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
-    let one = |side: &Path| -> Result<Evaluation> {
+    let mut remarks = Vec::new();
+    let mut one = |side: &Path| -> Result<(Option<ScoredReference>, Evaluation)> {
         if !side.is_dir() {
             let evaluation = record::read(side)?;
             if !rows.is_empty() && evaluation.data != data_hash(rows.iter().map(|row| &row.group)) {
@@ -170,7 +175,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
                     side.display()
                 )));
             }
-            return Ok(evaluation);
+            return Ok((ScoredReference::read(side)?, evaluation));
         }
         let mut scoring = args.scoring.clone();
         // Flags for language models apply only to the language model of the two.
@@ -178,10 +183,11 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
             scoring = ModelArgs { ref_model: None, beta: None, logp_scope: None, logp_reduce: None, ..scoring };
         }
         let (data, evaluation) = args.evaluate(&scoring, side, rows.clone(), &settings)?;
-        data.remarks.iter().filter(|_| !args.json).for_each(|remark| say(&format!("{}: {remark}", side.display())));
-        Ok(evaluation)
+        remarks.extend(data.remarks.iter().map(|remark| format!("{}: {remark}", side.display())));
+        Ok((data.reference, evaluation))
     };
-    let evaluations = [one(a)?, one(b)?];
+    let [(reference_a, a_measured), (reference_b, b_measured)] = [one(a)?, one(b)?];
+    let evaluations = [a_measured, b_measured];
     [a, b].into_iter().zip(&evaluations).for_each(|(side, evaluation)| warn_of_scores(side, evaluation));
     let names = [a, b].map(|side| side.display().to_string());
     let comparison = compare((&names[0], &evaluations[0]), (&names[1], &evaluations[1]), args.resampling())?;
@@ -189,6 +195,8 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     value.insert("schema".into(), json!(1));
     value.insert("a".into(), json!(names[0]));
     value.insert("b".into(), json!(names[1]));
+    ScoredReference::record(reference_a.as_ref(), "_a", &mut value);
+    ScoredReference::record(reference_b.as_ref(), "_b", &mut value);
     value.insert("groups".into(), json!(evaluations[0].groups));
     value.insert("data".into(), json!(evaluations[0].data));
     value.insert("bootstrap".into(), record::resampling_json(args.resampling()));
@@ -198,11 +206,21 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     if let Some(output) = &args.output {
         write_json(output, &value)?;
     }
-    match args.json {
-        true => say(&format!("{value:#}")),
-        false => say(&table::comparison_table(&comparison, [&names[0], &names[1]])),
+    let references = [("A", &reference_a), ("B", &reference_b)];
+    let mut lines: Vec<String> = Vec::new();
+    for (side, reference) in references.iter().filter_map(|(side, found)| Some((side, found.as_ref()?))) {
+        match (args.json, reference.is_warning()) {
+            (true, true) => complain(&format!("{side}: {}", reference.line())),
+            (true, false) => {}
+            (false, _) => lines.push(format!("{side}: {}", reference.line())),
+        }
     }
-    Ok(())
+    if args.json {
+        return emit(&format!("{value:#}"));
+    }
+    lines.extend(remarks);
+    lines.push(table::comparison_table(&comparison, [&names[0], &names[1]]));
+    emit(&lines.join("\n"))
 }
 
 impl MeasureArgs {
@@ -250,6 +268,11 @@ impl MeasureArgs {
             ("--logp-reduce", s.logp_reduce.is_some()),
             ("--max-length", s.max_length.is_some()),
             ("--chat-template-path", s.chat_template_path.is_some()),
+            ("--batch-tokens", s.batch_tokens.is_some()),
+            ("--device", s.device.device != Device::Auto),
+            ("--dtype", s.device.dtype.is_some()),
+            ("--column-map", self.input.is_empty() && s.read.column_map != ReadOptions::default().column_map),
+            ("--mixed-formats", self.input.is_empty() && s.read.mixed_formats),
             ("--prompt-blindness", self.prompt_blindness),
             ("--holdout-functions", !self.holdout_functions.is_empty()),
         ];

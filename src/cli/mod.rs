@@ -6,7 +6,8 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
-//! - `score`: `score`, and scoring for `eval`; `evaluate`: `eval`, `compare`
+//! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
+//!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
@@ -36,6 +37,7 @@ mod reference;
 mod report;
 mod run_lock;
 mod score;
+mod scored_reference;
 mod startup;
 mod study;
 mod sweep;
@@ -115,5 +117,82 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Study(command) => study::run(&command, command_line),
         Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use clap::error::ErrorKind;
+    use clap::{Arg, ArgAction, Args as _, CommandFactory as _};
+
+    use super::*;
+
+    /// A flag with a valid value.
+    fn given(arg: &Arg) -> Vec<String> {
+        let long = format!("--{}", arg.get_long().unwrap());
+        if matches!(arg.get_action(), ArgAction::SetTrue) {
+            return vec![long];
+        }
+        let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
+        let possible = arg.get_possible_values().first().map(|value| value.get_name().to_owned());
+        let value = default.or(possible).unwrap_or_else(|| if long == "--model" { "tiny" } else { "1" }.into());
+        vec![long, value]
+    }
+
+    fn refused(words: &[&str], arg: &Arg) -> Option<ErrorKind> {
+        let words = words.iter().map(ToString::to_string).chain(given(arg));
+        Cli::try_parse_from(words).err().map(|e| e.kind())
+    }
+
+    /// Every flag of `mapl bench` belongs to timing, to `--list` or to `--plan`, and is refused in a
+    /// mode that would ignore it.
+    #[test]
+    fn bench_refuses_every_flag_of_another_mode() {
+        let all = Cli::command();
+        let bench = all.find_subcommand("bench").unwrap();
+        let plan = plan::StepPlanArgs::augment_args(clap::Command::new("plan"));
+        let planned: BTreeSet<&str> = plan.get_arguments().filter_map(Arg::get_long).collect();
+        let listed = ["device", "dtype", "op", "model", "tokens", "shape"];
+        let mut count = 0;
+        for arg in bench.get_arguments().filter(|arg| arg.get_long().is_some()) {
+            let long = arg.get_long().unwrap();
+            count += 1;
+            match long {
+                "plan" | "list" => assert_eq!(refused(&["mapl", "bench"], arg), None),
+                _ if planned.contains(long) => {
+                    assert_eq!(refused(&["mapl", "bench"], arg), Some(ErrorKind::MissingRequiredArgument), "{long}");
+                    let alone = refused(&["mapl", "bench", "--plan"], arg);
+                    assert!(alone.is_none() || long == "processors", "{long}: {alone:?}");
+                    assert!(refused(&["mapl", "bench", "--list"], arg).is_some(), "{long}");
+                }
+                _ => {
+                    assert!(refused(&["mapl", "bench", "--plan"], arg).is_some(), "--plan --{long}");
+                    let with_list = refused(&["mapl", "bench", "--list"], arg);
+                    assert_eq!(with_list.is_none(), listed.contains(&long), "--list --{long}: {with_list:?}");
+                    let needed = ["threshold", "fail-if-slower"].contains(&long);
+                    assert_eq!(refused(&["mapl", "bench"], arg).is_some(), needed, "{long}");
+                }
+            }
+        }
+        assert!(count > 25, "{count}");
+        assert!(Cli::try_parse_from(["mapl", "bench", "--plan", "--list"]).is_err());
+    }
+
+    #[test]
+    fn watch_and_check_refuse_flags_of_another_mode() {
+        let refuses = |words: &str| Cli::try_parse_from(words.split(' ')).is_err();
+        for words in [
+            "mapl watch run --once --interval 100",
+            "mapl watch run --page loss",
+            "mapl watch run --width 80",
+            "mapl watch run --height 20",
+            "mapl data check a.jsonl --max-length 10",
+            "mapl data check a.jsonl --chat-template-path t",
+        ] {
+            assert!(refuses(words), "{words}");
+        }
+        assert!(!refuses("mapl watch run --once --page loss") && !refuses("mapl watch run --interval 100"));
     }
 }

@@ -7,8 +7,9 @@ use super::inputs::Inputs;
 use super::run_lock::{LOCK_FILE, RunLock};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
-use crate::files::{entries, sync_parent};
+use crate::files::{entries, is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
+use crate::terminal::{complain, say};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
@@ -26,6 +27,11 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
         _ => Ok(()),
     }
+}
+
+/// Prints a line about a command that writes `output`; on stderr if `output` is stdout itself.
+pub fn remark(output: &Path, text: &str) {
+    if is_stdout(output) { complain(text) } else { say(text) }
 }
 
 /// Refuses to make a model or a tokenizer in a folder that already holds one.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::model::presets;
 use crate::study::plan::{GpuRates, StepPlan, Workload};
-use crate::terminal::say;
+use crate::terminal::emit;
 use crate::{Error, Result};
 
 /// Arguments of `bench --plan`.
@@ -63,11 +63,10 @@ impl StepPlanArgs {
             true => {
                 let text =
                     serde_json::to_string_pretty(&plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))?;
-                say(&text);
+                emit(&text)
             }
-            false => say(&plan.text()),
+            false => emit(&plan.text()),
         }
-        Ok(())
     }
 }
 

@@ -224,8 +224,8 @@ impl Quickstart<'_> {
             "--rows",
             1,
         ];
-        if let Command::Data(command) = self.command("Show a group", &words)? {
-            data::run(command)?;
+        if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
+            say(&data::shown(&args)?);
         }
         let rows = [("pairs to train on", TRAIN_ROWS), ("held-out pairs", TEST_ROWS), ("vocabulary", VOCAB_SIZE)];
         self.summary.data.push(DataTable {
@@ -289,7 +289,11 @@ impl Quickstart<'_> {
         }
         words.extend(self.arguments.device.flags());
         match self.command(&format!("Evaluate {}", stage.name), &words)? {
-            Command::Eval(args) => evaluate::measure(&args),
+            Command::Eval(args) => {
+                let (text, evaluation) = evaluate::measure(&args)?;
+                say(&text);
+                Ok(evaluation)
+            }
             _ => Err(Error::Runtime(format!("quick start stage {} is not evaluated", stage.name))),
         }
     }

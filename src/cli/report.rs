@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::inputs::Inputs;
-use super::output::check_output;
+use super::output::{check_output, remark};
 use crate::report::run::{MAX_RUNS, REPORT_FILE, write_report};
-use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `report`.
@@ -38,6 +37,6 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         None => inputs.spare(("the report", &output), std::slice::from_ref(&output))?,
     }
     write_report(&args.runs, &output)?;
-    say(&format!("report in {}", output.display()));
+    remark(&output, &format!("report in {}", output.display()));
     Ok(())
 }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
-use super::output::{check_ids, check_output};
+use super::output::{check_ids, check_output, remark};
+use super::scored_reference::ScoredReference;
 use crate::backend::Backend;
 use crate::data::group::Kind;
 use crate::data::source::{ReadOptions, SourceRow, read_files};
@@ -19,16 +20,18 @@ use crate::eval::{blindness, non_finite_warning};
 use crate::files::write_text;
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
+use crate::model::decoder::Model;
 use crate::model::store;
 use crate::model::weights::LoadAs;
-use crate::terminal::{complain, say};
+use crate::terminal::complain;
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
 
 /// Scoring settings of a model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// Reference folder of a DPO policy [default: none; scores are beta log pi]
+    /// Reference of a language model: a folder, or `none` for plain log-probs [default: the
+    /// reference in the run.json of a DPO folder, else none]
     #[arg(long, alias = "ref-model-name-or-path")]
     pub ref_model: Option<PathBuf>,
     /// Factor on log pi - log ref in logits [language models; default 0.1]
@@ -48,8 +51,9 @@ pub struct ModelArgs {
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
     /// Tokens per batch; smaller batches need less memory, and scores do not depend on it
-    #[arg(long, default_value_t = TOKEN_BUDGET)]
-    pub batch_tokens: usize,
+    /// [default: 4096]
+    #[arg(long)]
+    pub batch_tokens: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
@@ -78,13 +82,16 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     check_output("--output", &args.output, &inputs)?;
     let rows = read_files(&args.input, &args.scoring.read)?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
-    let ScoredData { groups, scores, head, .. } = args.scoring.device.run(job)?;
+    let ScoredData { groups, scores, head, reference, .. } = args.scoring.device.run(job)?;
+    if let Some(reference) = &reference {
+        if reference.is_warning() { complain(&reference.line()) } else { remark(&args.output, &reference.line()) }
+    }
     let mut text = String::new();
     let (mut total, mut non_finite) = (0, 0);
     for (group, scores) in groups.iter().zip(&scores) {
         total += scores.policy.len();
         non_finite += not_finite(scores);
-        text += &score_row(group, scores, head).to_string();
+        text += &score_row(group, scores, head, reference.as_ref()).to_string();
         text.push('\n');
     }
     write_text(&args.output, &text)?;
@@ -94,7 +101,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         let model = args.model.display().to_string();
         complain(&format!("warning: {}", non_finite_warning(&model, non_finite, Some(total))));
     }
-    say(&summary);
+    remark(&args.output, &summary);
     Ok(())
 }
 
@@ -103,9 +110,10 @@ fn not_finite(scores: &GroupScores) -> usize {
     scores.rho(1.0).iter().filter(|score| !score.is_finite()).count()
 }
 
-/// JSON row of a group: `{"id", "non_finite", "sequences": [...], "comparisons": [...]}`. `non_finite`
-/// is the number of sequences with a score that is NaN or infinite.
-fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value {
+/// JSON row of a group: `{"id", "reference", "non_finite", "sequences": [...], "comparisons": [...]}`.
+/// The reference is a folder, or null without one; a reward model's row has none. `non_finite` is
+/// the number of sequences with a score that is NaN or infinite.
+fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head, scored_with: Option<&ScoredReference>) -> Value {
     let sequences: Vec<Value> = group
         .sequences
         .iter()
@@ -133,9 +141,14 @@ fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head) -> Value 
             json!({"kind": c.kind.name(), "logit": crate::train::metrics::number(logit), "correct": logit > 0.0})
         })
         .collect();
-    json!({
-        "id": group.group.id, "non_finite": not_finite(scores), "sequences": sequences, "comparisons": comparisons,
-    })
+    let mut row = json!({"id": group.group.id});
+    if let Some(reference) = scored_with {
+        row["reference"] = json!(reference.folder());
+    }
+    row["non_finite"] = json!(not_finite(scores));
+    row["sequences"] = json!(sequences);
+    row["comparisons"] = json!(comparisons);
+    row
 }
 
 /// Loads a model, tokenises rows and scores them.
@@ -152,6 +165,8 @@ pub(super) struct ScoredData {
     pub groups: Vec<TokenizedGroup>,
     pub scores: Vec<GroupScores>,
     pub head: Head,
+    /// Reference of a language model, or why it has none; `None` for a reward model.
+    pub reference: Option<ScoredReference>,
     /// Factor on scores in logits: beta, or 1 for rewards.
     pub scale: f64,
     /// Measures of the probes, and remarks about them.
@@ -167,6 +182,10 @@ impl Job for ScoreJob<'_> {
         let config = ModelConfig::read(folder)?;
         let head = config.head;
         let loss = args.loss(head)?;
+        let scored_with = match head {
+            Head::LanguageModel => Some(ScoredReference::of(folder, args.ref_model.as_deref())?),
+            Head::Reward => None,
+        };
         let tokenizer = Tokenizer::load_with(folder, args.chat_template_path.as_deref())?;
         if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
             return Err(Error::Usage(format!(
@@ -183,9 +202,9 @@ impl Job for ScoreJob<'_> {
         check_ids(&groups, folder, config.vocab)?;
         let vocab = config.vocab;
         let mut model = store::load(backend, folder, config, LoadAs::Exact, 0)?.model;
-        let mut reference = args.reference(backend, &model.config)?;
+        let mut reference = reference_model(backend, &model.config, scored_with.as_ref())?;
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
-        evaluator.set_token_budget(args.batch_tokens);
+        evaluator.set_token_budget(args.batch_tokens.unwrap_or(TOKEN_BUDGET));
         let mut score = |groups: &[TokenizedGroup]| -> Result<Vec<GroupScores>> {
             check_ids(groups, folder, vocab)?;
             Ok(evaluator.run(backend, (&mut model, reference.as_mut()), &loss, groups, |_| ())?.0)
@@ -209,7 +228,8 @@ impl Job for ScoreJob<'_> {
                 remarks.push("shuffled prompts: no original pairs with two different prompts to exchange".into());
             }
         }
-        Ok(ScoredData { groups, scores, head, scale: loss.scale[Kind::Base.index()], probes, remarks })
+        let scale = loss.scale[Kind::Base.index()];
+        Ok(ScoredData { groups, scores, head, reference: scored_with, scale, probes, remarks })
     }
 }
 
@@ -236,18 +256,18 @@ impl ModelArgs {
         }
         options.resolve(method, [1.0; 3], false)
     }
+}
 
-    fn reference<B: Backend>(
-        &self,
-        backend: &B,
-        policy: &ModelConfig,
-    ) -> Result<Option<crate::model::decoder::Model<B>>> {
-        let Some(folder) = self.ref_model.as_deref().filter(|p| *p != Path::new("none")) else { return Ok(None) };
-        let config = ModelConfig::read(folder)?;
-        if config.head != Head::LanguageModel || config.vocab != policy.vocab {
-            let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
-            return Err(Error::model(folder, why));
-        }
-        Ok(Some(store::load(backend, folder, config, LoadAs::Exact, 0)?.model))
+fn reference_model<B: Backend>(
+    backend: &B,
+    policy: &ModelConfig,
+    reference: Option<&ScoredReference>,
+) -> Result<Option<Model<B>>> {
+    let Some(folder) = reference.and_then(ScoredReference::folder) else { return Ok(None) };
+    let config = ModelConfig::read(folder)?;
+    if config.head != Head::LanguageModel || config.vocab != policy.vocab {
+        let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
+        return Err(Error::model(folder, why));
     }
+    Ok(Some(store::load(backend, folder, config, LoadAs::Exact, 0)?.model))
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::args::truth;
 use super::device::Job;
 use super::fingerprint::Fingerprint;
 use super::manifest::ManifestFacts;
@@ -261,9 +262,11 @@ impl<'a> TrainSetup<'a> {
 
     /// Checkpoint to continue from.
     fn resume(&self) -> Result<Option<PathBuf>> {
+        let said = |path: &Path| path.to_str().and_then(truth);
         match &self.args.resume_from_checkpoint {
             None => Ok(None),
-            Some(path) if path.as_os_str() == "true" => {
+            Some(path) if said(path) == Some(false) => Ok(None),
+            Some(path) if said(path) == Some(true) => {
                 let warn = |e: &Error| complain(&format!("warning: {e}"));
                 match checkpoint::latest(&self.settings.output_dir, warn)? {
                     Some(folder) => Ok(Some(folder)),

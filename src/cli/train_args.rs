@@ -46,9 +46,9 @@ pub struct TrainArgs {
     /// Replace a run that the output folder already holds
     #[arg(long)]
     pub overwrite_output_dir: bool,
-    /// Checkpoint folder to continue from, or `true` for the newest intact checkpoint of the output
-    /// folder
-    #[arg(long)]
+    /// Checkpoint folder to continue from, or `true` (or nothing) for the newest intact checkpoint of
+    /// the output folder
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<PathBuf>,
     /// Chat template to use instead of the model folder's
     #[arg(long)]
@@ -132,7 +132,9 @@ impl TrainArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Switch {
+    #[value(alias = "true", alias = "True")]
     On,
+    #[value(alias = "false", alias = "False")]
     Off,
 }
 

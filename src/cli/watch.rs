@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::Result;
-use crate::terminal::say;
+use crate::terminal::emit;
 use crate::watch::Watched;
 use crate::watch::view::{PANELS, ViewState};
 
@@ -16,7 +16,7 @@ pub struct WatchArgs {
     /// Output folder of a run, or its metrics.jsonl; a copy that rsync keeps up to date works too
     run: PathBuf,
     /// Milliseconds between reads of the file
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]
+    #[arg(long, conflicts_with = "once", default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]
     interval: u64,
     /// Print one frame as text and exit
     #[arg(long)]
@@ -40,6 +40,5 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     }
     watched.poll()?;
     let panel = PANELS.iter().position(|panel| panel.0 == args.page).unwrap_or_default();
-    say(&watched.render(ViewState { panel, window: None }, args.width, args.height)?);
-    Ok(())
+    emit(&watched.render(ViewState { panel, window: None }, args.width, args.height)?)
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
 use super::template::{ChatTemplate, TEMPLATE_FILE};
-use crate::files::write_atomic;
+use crate::files::{lfs_pointer, write_atomic};
 use crate::{Error, Result};
 pub use train::train_bpe;
 
@@ -34,6 +34,10 @@ pub const FILES: [&str; 10] = [
     "vocab.txt",
     "tokenizer.model",
 ];
+
+/// Reason to refuse a folder without `tokenizer.json`.
+const NO_TOKENIZER: &str = "is missing; download it, save the tokenizer in the fast format, or train a new one with \
+                            `mapl tokenizer`";
 
 /// Folder of additional named chat templates.
 pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
@@ -83,7 +87,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         if !file.is_file() {
-            return Err(Error::model(&file, "is missing; save the tokenizer in the fast format, or train a new one"));
+            return Err(Error::model(&file, NO_TOKENIZER));
         }
         let files = stored_files(dir)?;
         let object = |name: &str| {
@@ -385,6 +389,9 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 
 /// Parses the JSON object of a file.
 fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
+    if let Some(why) = lfs_pointer(bytes) {
+        return Err(Error::model(path, why));
+    }
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::model(path, "must hold a JSON object")),

@@ -151,6 +151,27 @@ pub struct ModelConfig {
     pub(super) generation: Option<Map<String, Value>>,
 }
 
+/// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
+fn no_config(folder: &Path) -> &'static str {
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
+    if ends(".safetensors") || ends(".safetensors.index.json") || ends(".bin") || ends("generation_config.json") {
+        "contains no config.json, but other files of a model; download the missing files of this model too"
+    } else if ends("tokenizer.json") {
+        "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
+         (`mapl init --tokenizer`)"
+    } else if folder.is_dir() {
+        "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
+    } else {
+        "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
+    }
+}
+
 impl ModelConfig {
     /// Reads and checks `config.json` of a model folder, and the end ids of
     /// `generation_config.json` if the file exists. Every failure is [`Error::Model`] with key,
@@ -158,8 +179,7 @@ impl ModelConfig {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         if !path.is_file() {
-            let why = "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)";
-            return Err(Error::model(folder, why));
+            return Err(Error::model(folder, no_config(folder)));
         }
         let mut config = Self::from_json(read_object(&path)?, &path)?;
         let path = folder.join("generation_config.json");

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::files::lfs_pointer;
 use crate::{Error, Result};
 
 /// Maximum size of a configuration file; real files have a few kilobytes.
@@ -18,6 +19,9 @@ pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
         return Err(Error::model(path, why));
     }
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    if let Some(why) = lfs_pointer(&bytes) {
+        return Err(Error::model(path, why));
+    }
     let value: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Error::model(path, format!("is not valid JSON: {e}; copy or download the file again")))?;
     match value {

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::config_json::{Keys, read_object};
 use super::weights::{INDEX_FILE, SINGLE_FILE};
+use crate::files::lfs_pointer;
 use crate::{Error, Result};
 
 /// Elements converted at a time: 256 KiB of f32, which stays in a core's cache.
@@ -136,7 +137,12 @@ impl WeightFiles {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::model(path, format!("is missing, but {INDEX_FILE} lists it; is the download complete?"))
+            }
+            _ => Error::io("open", path)(e),
+        })?;
         // SAFETY: the map is read-only and every bit pattern is a valid byte. The remaining hazard
         // is another process that changes or truncates the file while it is mapped: values could
         // then differ between two reads, or SIGBUS could end this process. This program never does
@@ -150,6 +156,9 @@ impl Shard {
 
 /// Describes why a file is not a readable safetensors file, with sizes if they explain it.
 fn damage(map: &Mmap, error: &SafeTensorError) -> String {
+    if let Some(why) = lfs_pointer(map) {
+        return why.into();
+    }
     const TRY: &str = "copy or download it again";
     let size = map.len();
     let header = map.get(..8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()));

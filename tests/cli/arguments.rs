@@ -40,6 +40,7 @@ fn unsupported_trl_flags_are_explained() {
         ("--reference_free", "--ref-model none"),
         ("--run_name none", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
+        ("--precompute_ref_log_probs true --use_peft true", "--use-peft is known in TRL"),
     ] {
         let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");
         bench.run(&words).fails(2, &["is known in TRL and not supported here", why]);
@@ -170,4 +171,22 @@ fn a_profile_lists_every_op_of_a_step() {
     assert!(rows.iter().map(|r| r["share"].as_f64().unwrap()).sum::<f64>() <= 1.0 + 1e-9);
     assert!(profile["ceilings"]["sgemm"].as_f64().unwrap() > 1e8 && row("adamw")["gigabytes"].as_f64().unwrap() > 0.0);
     bench.run(&format!("{run} --overwrite-output-dir --device reference --max-steps 1")).fails(2, &["--profile"]);
+}
+
+/// TRL's users write flags with `true` and `false`.
+#[test]
+fn switches_take_true_and_false() {
+    let bench = Bench::new();
+    let run = "dpo --model model --train-file pairs.jsonl --output-dir out --ref-cache-dir cache";
+    let words = "--precompute_ref_log_probs true --gradient_checkpointing False --no_shuffle=True --profile=false";
+    bench.run(&format!("{run} {words} --max-steps 1 --save-steps 1 --lr-scheduler-type constant")).ok();
+    let config = bench.json("out/run.json")["config"].clone();
+    assert_eq!((&config["precompute_ref_log_probs"], &config["gradient_checkpointing"]), (&true.into(), &false.into()));
+    assert_eq!((&config["no_shuffle"], &config["profile"]), (&true.into(), &false.into()));
+    // Without a value the newest checkpoint is meant.
+    let longer = format!("{run} --precompute-ref-log-probs --no-shuffle --max-steps 2 --lr-scheduler-type constant");
+    let resumed = bench.run(&format!("{longer} --resume_from_checkpoint")).ok().out;
+    assert!(resumed.contains("resumed after step 1"), "{resumed}");
+    bench.run(&format!("{longer} --resume_from_checkpoint False")).fails(2, &["already holds a run"]);
+    bench.run(&format!("{longer} --quiet maybe")).fails(2, &["maybe"]);
 }

@@ -153,6 +153,10 @@ fn invalid_comparisons_are_refused() {
         ("--compare all.json tok --input groups.jsonl", 6, &["tok"]),
         ("--compare all.json all.json --beta 0.3", 2, &["--beta has no effect on saved results"]),
         ("--compare all.json all.json --prompt-blindness", 2, &["--prompt-blindness has no effect"]),
+        ("--compare all.json all.json --batch-tokens 9", 2, &["--batch-tokens has no effect"]),
+        ("--compare all.json all.json --device cpu", 2, &["--device has no effect"]),
+        ("--compare all.json all.json --dtype f32", 2, &["--dtype has no effect"]),
+        ("--compare all.json all.json --mixed-formats", 2, &["--mixed-formats has no effect"]),
         ("--compare all.json all.json --model model", 2, &["--model has no effect with --compare"]),
         ("--compare all.json all.json --output all.json", 2, &["it is an input"]),
         ("--compare all.json", 2, &["--compare"]),
@@ -164,4 +168,84 @@ fn invalid_comparisons_are_refused() {
         bench.run(&format!("eval {words}")).fails(code, parts);
     }
     assert_eq!(bench.listing(), before);
+}
+
+/// A DPO policy is measured with the reference of its run, and every result says what its scores are.
+#[test]
+fn a_dpo_folder_is_measured_with_its_reference() {
+    let bench = Bench::new();
+    let dpo = "dpo --model model --train-file pairs.jsonl --learning-rate 1e-3 --max-steps 2";
+    bench.run(&format!("{dpo} --save-steps 1 --output-dir p")).ok();
+    bench.run(&format!("{dpo} --ref-model none --output-dir free")).ok();
+    let eval = |rest: &str| bench.run(&format!("eval --input pairs.jsonl --bootstrap 0 {rest}")).ok();
+    let result = |rest: &str| -> Value { serde_json::from_str(&eval(&format!("--json {rest}")).out).unwrap() };
+    let origin = |value: &Value| (value["reference"].clone(), value["reference_from"].as_str().map(str::to_owned));
+    let named = |from: &str| (Value::from("model"), Some(from.to_owned()));
+    let without = |from: &str| (Value::Null, Some(from.to_owned()));
+
+    let recorded = result("--model p");
+    let given = result("--model p --ref-model model");
+    let plain = result("--model p --ref-model none");
+    assert_eq!(origin(&recorded), named("run.json"));
+    assert_eq!(origin(&given), named("--ref-model"));
+    assert_eq!(origin(&plain), without("--ref-model none"));
+    assert_eq!(recorded["semantic"], given["semantic"]);
+    assert_ne!(recorded["semantic"]["mean_logit"], plain["semantic"]["mean_logit"]);
+    assert_eq!(origin(&result("--model p/checkpoint-1")), named("run.json"));
+    assert_eq!(origin(&result("--model free")), without("trained without"));
+    assert_eq!(origin(&result("--model model")), without("not recorded"));
+    for (flags, line) in [
+        ("--model p", "reference: model (run.json of the policy); scores are the implicit reward"),
+        ("--model p --ref-model model", "reference: model (--ref-model)"),
+        ("--model p --ref-model none", "no reference (--ref-model none); scores are beta log pi"),
+        ("--model free", "no reference, as in this policy's training; scores are beta log pi"),
+        ("--model model", "no reference; scores are beta log pi"),
+    ] {
+        let out = eval(flags).out;
+        assert!(out.starts_with(line), "{flags}: {out}");
+    }
+    // From another folder, the path is found from where the run was started.
+    let mut elsewhere = bench.command("eval --model . --input ../pairs.jsonl --json");
+    let elsewhere: Value =
+        serde_json::from_slice(&elsewhere.current_dir(bench.at("p")).output().unwrap().stdout).unwrap();
+    assert_eq!(elsewhere["semantic"]["mean_logit"], recorded["semantic"]["mean_logit"]);
+
+    let score = |rest: &str| bench.run(&format!("score --input pairs.jsonl --output s.jsonl {rest}")).ok();
+    assert!(score("--model p").out.contains("reference: model (run.json of the policy)"));
+    let scored = bench.rows("s.jsonl");
+    score("--model p --ref-model model");
+    assert_eq!(scored, bench.rows("s.jsonl"));
+    assert!(scored[0]["reference"] == "model" && scored[0]["sequences"][0]["ref_logp"].is_number());
+    score("--model p --ref-model none");
+    assert!(bench.rows("s.jsonl")[0]["reference"].is_null());
+
+    eval("--model p --output p.json");
+    for sides in ["p model", "p.json model"] {
+        let out = bench.run(&format!("compare {sides} --input pairs.jsonl --output c.json")).ok().out;
+        assert!(out.contains("A: reference: model (run.json") && out.contains("B: no reference; "), "{out}");
+        let value = bench.json("c.json");
+        assert_eq!((&value["reference_a"], &value["reference_from_b"]), (&"model".into(), &"not recorded".into()));
+    }
+
+    // Another model under the reference's name, then none.
+    std::fs::copy(bench.at("p/model.safetensors"), bench.at("model/model.safetensors")).unwrap();
+    for (from, what) in [("changed", "has changed since the run"), ("gone", "is gone")] {
+        let done = eval("--model p");
+        let warning = done.out.lines().next().unwrap();
+        assert!(warning.starts_with("warning: the reference model of this DPO policy"), "{warning}");
+        for part in [what, "plain log-probability", "not the implicit reward", "--ref-model"] {
+            assert!(warning.contains(part), "no {part:?} in {warning}");
+        }
+        let json = eval("--model p --json");
+        assert!(json.err.contains(what), "{}", json.err);
+        let value: Value = serde_json::from_str(&json.out).unwrap();
+        assert_eq!(origin(&value), without(from));
+        assert_eq!(value["semantic"], plain["semantic"]);
+        assert!(score("--model p").err.contains(what));
+        assert!(bench.run("compare p p --input pairs.jsonl --json").ok().err.contains("A: warning: the reference"));
+        let _ = std::fs::remove_dir_all(bench.at("model"));
+    }
+    bench.write("p/run.json", "{");
+    bench.run("eval --model p --input pairs.jsonl").fails(6, &["run.json", "damaged", "--ref-model"]);
+    eval("--model p --ref-model none");
 }

@@ -27,7 +27,8 @@ fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(
     let tokenizer = Tokenizer::load(&bench.at("tok")).unwrap();
     assert_eq!(rows.len(), 24);
     for (row, group) in rows.iter().zip(&groups) {
-        assert_eq!(keys(row), ["id", "non_finite", "sequences", "comparisons"]);
+        let reference: &[&str] = if sequence_keys.contains(&"logp") { &["reference"] } else { &[] };
+        assert_eq!(keys(row), [&["id"], reference, &["non_finite", "sequences", "comparisons"]].concat());
         assert_eq!((&row["id"], &row["non_finite"]), (&json!(group.id), &json!(0)));
         let sequences = row["sequences"].as_array().unwrap();
         let pairs: Vec<(usize, usize)> = sequences
@@ -134,7 +135,7 @@ fn every_command_accepts_the_output_of_the_one_before() {
         let gap = |s: &Value| 0.3 * (number(s, "logp") - number(s, "ref_logp"));
         check_scores(&bench, "scores.jsonl", &["prompt", "response", "tokens", "logp", "ref_logp"], gap);
         assert!(bench.rows("scores.jsonl").iter().any(|row| number(&row["comparisons"][0], "logit") != 0.0));
-        score(&format!("--model {dpo}"));
+        score(&format!("--model {dpo} --ref-model none"));
         let logp = |s: &Value| 0.1 * number(s, "logp");
         check_scores(&bench, "scores.jsonl", &["prompt", "response", "tokens", "logp"], logp);
         score(&format!("--model {reward}"));

@@ -208,7 +208,7 @@ fn ops_are_benchmarked_and_compared() {
     for (flags, count) in [
         ("--op linear_fwd --model gpt2-124m --shape o", 1),
         ("--op linear_fwd --model gpt2-124m --shape outputs=768", 2),
-        ("--op linear_fwd --model gpt2-124m --shape qkv,inputs=307", 1),
+        ("--op linear_fwd --model gpt2-124m --shape qkv,inputs=3072", 2),
         ("--op linear --model square", 6),
     ] {
         let list = bench.run(&format!("bench --list --device cpu {flags}")).ok().out;
@@ -291,4 +291,48 @@ fn emulator_ops_are_verified() {
         }
     }
     assert!(rows.iter().all(|row| row.share.is_none()), "emulated time has no ceiling");
+}
+
+/// A benchmark that selects, measures or compares nothing is no success.
+#[test]
+fn names_that_select_nothing_are_refused() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    for (flags, parts) in [
+        ("--op nrom_fwd", &["--op \"nrom_fwd\" is unknown", "norm_fwd"][..]),
+        ("--op norm_fwd --op swiglu", &["--op \"swiglu\" is unknown", "glu_fwd"]),
+        ("--op norm_fwd,", &["--op \"\" is unknown"]),
+        ("--variant mpal", &["--variant \"mpal\" is unknown", "cuBLASLt"]),
+        ("--model tiny --shape qvk", &["--shape \"qvk\" is unknown", "qkv"]),
+        ("--model gpt2-124m --shape qkv --shape inputs=307", &["--shape \"inputs=307\" is unknown"]),
+        ("--model tniy", &["tniy", "llama-3.1-8b"]),
+        ("--model tiny --op norm --shape qkv", &["together select no call on device cpu"]),
+        ("--energy-seconds 1", &["--energy-seconds has no effect without a GPU"]),
+    ] {
+        bench.run(&format!("bench --device cpu {flags}")).fails(2, parts);
+        bench.run(&format!("study bench --study-dir s --device cpu {flags}")).fails(2, parts);
+        if !flags.contains("mpal") && !flags.contains("energy") {
+            bench.run(&format!("bench --list --device cpu {flags}")).fails(2, parts);
+        }
+    }
+    bench.run("bench --plan --model tiny").fails(2, &["--plan", "--model"]);
+    bench.run("study bench --study-dir s --plan").fails(2, &["leave them out"]);
+    assert_eq!(bench.listing(), before);
+    // Repeated flags add up.
+    let listed = |flags: &str| bench.run(&format!("bench --list --device cpu --model tiny {flags}")).ok().out;
+    assert_eq!(listed("--op norm_fwd --op glu_fwd"), listed("--op norm_fwd,glu_fwd"));
+    assert_eq!(listed("--op norm_fwd --op glu_fwd").lines().count(), 2);
+
+    let quick = "bench --device cpu --model tiny --repeats 1 --passes 1 --seconds 0 --rotate-mib 1";
+    bench.run(&format!("{quick} --op norm_fwd --output norm.csv")).ok();
+    for (flags, code, parts) in [
+        ("--op linear_fwd --variant cuBLASLt", 1, &["no row was measured"][..]),
+        ("--op norm_fwd --longest 0", 1, &["no row was measured", "skipped"]),
+        ("--op glu_fwd --compare norm.csv --fail-if-slower", 1, &["no row was compared"]),
+    ] {
+        bench.run(&format!("{quick} {flags}")).fails(code, parts);
+    }
+    let text = String::from_utf8(bench.bytes("norm.csv")).unwrap();
+    bench.write("none.csv", text.lines().next().unwrap().to_owned() + "\n");
+    bench.run(&format!("{quick} --op norm_fwd --compare none.csv")).fails(3, &["none.csv", "holds no rows"]);
 }

@@ -16,6 +16,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::type_name;
+use crate::files::lfs_pointer;
 use crate::{Error, Result};
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
@@ -122,6 +123,9 @@ fn line_rows<R: BufRead>(
 fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<Map<String, Value>, String> {
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
         return Err(format!("byte {} of the line is NUL; the file is damaged or not text", at + 1));
+    }
+    if let Some(why) = lfs_pointer(bytes) {
+        return Err(why.into());
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("byte {} of the line is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;

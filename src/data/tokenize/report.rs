@@ -117,33 +117,43 @@ impl TokenizeReport {
 
     pub(super) fn boundary_message(&self, limit: f64) -> String {
         format!(
-            "tokens merge across the end of the prompt in {} of {} plain-text sequences ({:.1} %), above \
+            "tokens merge across the end of the prompt in {} of {} plain-text sequences ({} %), above \
              --max-boundary-mismatch {limit}; this is the first such row; start responses with the white space that \
              separates them from the prompt, or raise the limit",
             self.boundary_mismatches,
             self.plain_sequences,
-            percent(self.boundary_mismatches, self.plain_sequences)
+            percent_above(self.boundary_mismatches, self.plain_sequences, limit)
         )
     }
 
     pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
+        let (dropped, read, noun, reasons) = (self.dropped(), self.read, self.noun(), self.reasons());
+        let what = if self.kept == 0 {
+            format!("all {read} {noun} were dropped ({reasons}), so nothing is left")
+        } else {
+            let limit = options.max_drop_fraction;
+            let share = percent_above(dropped, read, limit);
+            format!(
+                "{dropped} of {read} {noun} ({share} %) were dropped ({reasons}), above --max-drop-fraction {limit}"
+            )
+        };
         format!(
-            "{} of {} {} ({:.1} %) were dropped ({}), above --max-drop-fraction {}; this is the first such row; \
-             raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
-            self.dropped(),
-            self.read,
-            self.noun(),
-            percent(self.dropped(), self.read),
-            self.reasons(),
-            options.max_drop_fraction,
-            options.max_length,
-            self.lengths.max
+            "{what}; this is the first such row; raise --max-length {} (the longest sequence has {} tokens) or choose \
+             another --on-too-long",
+            options.max_length, self.lengths.max
         )
     }
 }
 
 fn percent(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
+
+/// A share in percent with so many digits that it reads above the limit that it exceeds.
+fn percent_above(part: usize, whole: usize, limit: f64) -> String {
+    let (share, limit) = (percent(part, whole), 100.0 * limit);
+    let with = |digits: usize| format!("{share:.digits$}");
+    (1..=12).map(with).find(|text| text.parse::<f64>().is_ok_and(|shown| shown > limit)).unwrap_or_else(|| with(15))
 }
 
 impl fmt::Display for TokenizeReport {
@@ -192,7 +202,20 @@ impl fmt::Display for TokenizeReport {
 
 #[cfg(test)]
 mod tests {
-    use super::Lengths;
+    use super::{Lengths, TokenizeOptions, TokenizeReport, percent_above};
+
+    #[test]
+    fn a_share_above_a_limit_is_printed_above_it() {
+        assert_eq!(percent_above(2004, 10_000, 0.2), "20.04");
+        assert_eq!(percent_above(200_001, 1_000_000, 0.2), "20.0001");
+        assert_eq!(percent_above(1, 2, 0.2), "50.0");
+        let report = TokenizeReport { read: 3, dropped_too_long: 3, ..TokenizeReport::default() };
+        let text = report.drop_message(&TokenizeOptions { max_drop_fraction: 1.0, ..TokenizeOptions::default() });
+        assert!(text.starts_with("all 3 ") && text.contains("3 too long") && !text.contains("above"), "{text}");
+        let report = TokenizeReport { read: 10_000, kept: 7_996, dropped_too_long: 2004, ..TokenizeReport::default() };
+        let text = report.drop_message(&TokenizeOptions::default());
+        assert!(text.contains("(20.04 %) were dropped (2004 too long), above --max-drop-fraction 0.2"), "{text}");
+    }
 
     #[test]
     fn percentiles_are_nearest_rank() {

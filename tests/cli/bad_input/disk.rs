@@ -162,3 +162,108 @@ fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
     let steps: Vec<Value> = bench.metrics("out", "train").iter().map(|row| row["step"].clone()).collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
 }
+
+/// Commands whose result goes to stdout.
+const PRINTING: [&str; 22] = [
+    "--help",
+    "--version",
+    "dpo --help",
+    "data build --help",
+    "env",
+    "env --json",
+    "data check pairs.jsonl",
+    "data check pairs.jsonl --json",
+    "data show --input pairs.jsonl --tokenizer tok --rows 1",
+    "eval --model model --input pairs.jsonl --bootstrap 0",
+    "eval --model model --input pairs.jsonl --bootstrap 0 --json",
+    "eval --compare a.json a.json",
+    "compare a.json a.json",
+    "compare a.json a.json --json",
+    "bench --list --device cpu --model tiny",
+    "bench --plan --preset quickstart --pairs 1 --prompt 16 --response 16",
+    "bench --plan --preset quickstart --pairs 1 --prompt 16 --response 16 --json",
+    "bench --device cpu --model tiny --op norm_fwd --repeats 1 --passes 1 --seconds 0 --rotate-mib 1",
+    "watch out --once",
+    "score --model model --input pairs.jsonl --output /dev/stdout",
+    "data build --input pairs.jsonl --output /dev/stdout",
+    "report out --output /dev/stdout",
+];
+
+/// Commands whose result is files; stdout has their messages.
+const WRITING: [&str; 10] = [
+    "quickstart",
+    "tokenizer",
+    "init",
+    "sft",
+    "reward",
+    "dpo",
+    "study sft",
+    "study reward",
+    "study dpo",
+    "study bench",
+];
+
+fn prepare(bench: &Bench) {
+    bench.run("eval --model model --input pairs.jsonl --bootstrap 0 --output a.json").ok();
+    bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 1")).ok();
+}
+
+#[test]
+fn every_command_prints_or_writes_its_result() {
+    use clap::CommandFactory as _;
+
+    let mut names = Vec::new();
+    for command in mapl::cli::Cli::command().get_subcommands() {
+        let mut below = command.get_subcommands().peekable();
+        if below.peek().is_none() {
+            names.push(command.get_name().to_owned());
+        }
+        names.extend(below.map(|sub| format!("{} {}", command.get_name(), sub.get_name())));
+    }
+    for name in names {
+        let prints = PRINTING.iter().any(|words| words.starts_with(&format!("{name} ")) || *words == name);
+        assert!(prints || WRITING.contains(&&*name) || name == "study sweep", "{name} is in neither list");
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_is_an_error() {
+    let bench = Bench::new();
+    let Ok(_) = std::fs::metadata("/dev/full") else { return skipped("this system has no /dev/full") };
+    prepare(&bench);
+    for words in PRINTING {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = bench.command(words).stdout(full).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words}: {err}");
+        one_error(&err, &["cannot write standard output", "No space left on device"]);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let bench = Bench::new();
+    prepare(&bench);
+    for words in PRINTING {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = bench.command(words).stdout(writer).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        // The verdict of `data check` stays.
+        let expected = if words.starts_with("data check") { bench.run(words).code } else { Some(0) };
+        assert_eq!(output.status.code(), expected, "{words}: {err}");
+        assert!(expected != Some(0) || !err.contains("error:"), "{words}: {err}");
+    }
+}
+
+/// A file behind stdout holds exactly the rows; messages about them go elsewhere.
+#[test]
+fn rows_on_stdout_are_whole() {
+    let bench = Bench::new();
+    for words in ["score --model model --input pairs.jsonl --output", "data build --input pairs.jsonl --output"] {
+        bench.run(&format!("{words} rows.jsonl")).ok();
+        let (code, err) = bash(&bench, &format!("$MAPL {words} /dev/stdout > stdout.jsonl"));
+        assert_eq!(code, Some(0), "{err}");
+        assert!(bench.bytes("stdout.jsonl") == bench.bytes("rows.jsonl"), "{words}");
+    }
+}

@@ -165,3 +165,33 @@ fn an_index_may_name_only_files_of_its_folder() {
     bench.run(&format!("dpo --model bad {DPO}")).fails(6, &[&shard, "is truncated"]);
     assert_eq!(bench.listing(), before);
 }
+
+/// Folders that lack a part of a download: the advice is to download it, not to make a new model.
+#[test]
+fn an_incomplete_download_is_named() {
+    let bench = Bench::new();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 8988110688\n";
+    for name in ["a", "b", "c", "d", "e"] {
+        bench.copy("model", name);
+    }
+    std::fs::remove_file(bench.at("a/config.json")).unwrap();
+    std::fs::remove_file(bench.at("b/model.safetensors")).unwrap();
+    bench.write("c/model.safetensors", pointer);
+    bench.write("d/config.json", pointer);
+    bench.write("e/tokenizer.json", pointer);
+    let lfs = ["is a Git LFS pointer", "git lfs pull"];
+    for (folder, parts) in [
+        ("a", &["a: contains no config.json", "download"][..]),
+        ("b", &["b: contains neither model.safetensors", "download"]),
+        ("c", &[&["c/model.safetensors"], &lfs[..]].concat()),
+        ("d", &[&["d/config.json"], &lfs[..]].concat()),
+        ("e", &[&["e/tokenizer.json"], &lfs[..]].concat()),
+        ("tok", &["tok: contains a tokenizer and no config.json", "mapl init --tokenizer"]),
+        ("nowhere", &["nowhere: is not a folder here", "download", "mapl init"]),
+    ] {
+        let done = bench.run(&format!("dpo --model {folder} {DPO}")).fails(6, parts);
+        assert!(["tok", "nowhere"].contains(&folder) || !done.err.contains("mapl init"), "{}", done.err);
+    }
+    bench.write("rows.jsonl", pointer);
+    bench.run("data show --input rows.jsonl --tokenizer tok").fails(3, &["rows.jsonl:1", lfs[0]]);
+}

@@ -1,0 +1,161 @@
+//! Reference that `score`, `eval` and `compare` score a language model with. The scores of a DPO
+//! policy are relative to its reference: without it they are plain log-probs, which say little about
+//! the policy. `--ref-model` names a folder or `none`; by default the reference is the one that the
+//! `run.json` of the policy's folder records, if its files are still those of the run.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::train::manifest::{self, hashes, model_files};
+use crate::{Error, Result};
+
+/// Where the reference comes from, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ScoredReference {
+    /// Named by `--ref-model`.
+    Given(PathBuf),
+    /// Recorded in `run.json`.
+    Recorded(PathBuf),
+    /// `--ref-model none`.
+    Declined,
+    /// The folder is not of a DPO run.
+    Unrecorded,
+    /// The policy was trained without a reference.
+    TrainedWithout,
+    /// The recorded reference no longer exists.
+    Gone(PathBuf),
+    /// The recorded reference has other files than in the run.
+    Changed(PathBuf),
+}
+
+/// How the scores are described with and without a reference.
+const IMPLICIT: &str = "scores are the implicit reward, beta (log pi - log ref)";
+const PLAIN: &str = "scores are beta log pi, the plain log-probability of a response";
+
+impl ScoredReference {
+    /// Reference of the language model in `model`; `given` is the value of `--ref-model`.
+    pub fn of(model: &Path, given: Option<&Path>) -> Result<Self> {
+        match given {
+            Some(path) if path.as_os_str() == "none" => return Ok(Self::Declined),
+            Some(path) => return Ok(Self::Given(path.to_path_buf())),
+            None => {}
+        }
+        let Some(run) = run_file(model) else { return Ok(Self::Unrecorded) };
+        let text = std::fs::read(&run).map_err(Error::io("read", &run))?;
+        let run: Value = serde_json::from_slice(&text).map_err(|e| {
+            let why = format!("is damaged, so the reference is not known: {e}; give --ref-model FOLDER or none");
+            Error::model(&run, why)
+        })?;
+        if run["method"] != "dpo" {
+            return Ok(Self::Unrecorded);
+        }
+        let Some(recorded) = run["config"]["ref_model"].as_str().map(PathBuf::from) else {
+            return Ok(Self::TrainedWithout);
+        };
+        // A relative path starts at the folder that the run was started in; after a move of the
+        // whole tree it may start here.
+        let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
+        let existing: Vec<PathBuf> = there.into_iter().chain([recorded.clone()]).filter(|path| path.is_dir()).collect();
+        let Some(first) = existing.first().cloned() else { return Ok(Self::Gone(recorded)) };
+        let same = existing.into_iter().find(|folder| unchanged(folder, &run["files"]["reference"]));
+        // The recorded name is the shorter one, where it leads to the same folder.
+        let name = |found: PathBuf| if super::output::same_file(&found, &recorded) { recorded.clone() } else { found };
+        Ok(same.map_or_else(|| Self::Changed(name(first)), |folder| Self::Recorded(name(folder))))
+    }
+
+    /// Folder of the reference, if there is one to score with.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Given(folder) | Self::Recorded(folder) => Some(folder),
+            _ => None,
+        }
+    }
+
+    /// Whether the scores are not what a DPO policy's folder promises.
+    pub fn is_warning(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::Changed(_))
+    }
+
+    /// One line about the meaning of the scores.
+    pub fn line(&self) -> String {
+        let lost = |folder: &Path, what: &str| {
+            format!(
+                "warning: the reference {} of this DPO policy {what}: {PLAIN}, not the implicit reward; give the \
+                 reference with --ref-model, or --ref-model none if this is what you want",
+                folder.display()
+            )
+        };
+        match self {
+            Self::Given(folder) => format!("reference: {} (--ref-model); {IMPLICIT}", folder.display()),
+            Self::Recorded(folder) => format!("reference: {} (run.json of the policy); {IMPLICIT}", folder.display()),
+            Self::Declined => format!("no reference (--ref-model none); {PLAIN}"),
+            Self::Unrecorded => format!("no reference; {PLAIN}; --ref-model names a reference"),
+            Self::TrainedWithout => format!("no reference, as in this policy's training; {PLAIN}"),
+            Self::Gone(folder) => lost(folder, "is gone"),
+            Self::Changed(folder) => lost(folder, "has changed since the run"),
+        }
+    }
+
+    /// Value of `reference_from` in a result.
+    fn origin(&self) -> &'static str {
+        match self {
+            Self::Given(_) => "--ref-model",
+            Self::Recorded(_) => "run.json",
+            Self::Declined => "--ref-model none",
+            Self::Unrecorded => "not recorded",
+            Self::TrainedWithout => "trained without",
+            Self::Gone(_) => "gone",
+            Self::Changed(_) => "changed",
+        }
+    }
+
+    /// Writes `reference` and `reference_from`, each with `suffix`, into a result; null for a reward
+    /// model.
+    pub fn record(reference: Option<&Self>, suffix: &str, into: &mut Map<String, Value>) {
+        into.insert(format!("reference{suffix}"), json!(reference.and_then(Self::folder)));
+        into.insert(format!("reference_from{suffix}"), json!(reference.map(Self::origin)));
+    }
+
+    /// Reads a result of `eval --output`; `None` for a reward model, or a result that does not say.
+    pub fn read(result: &Path) -> Result<Option<Self>> {
+        let text = std::fs::read(result).map_err(Error::io("read", result))?;
+        let value: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let folder = value["reference"].as_str().map(PathBuf::from);
+        let unnamed = PathBuf::from("model");
+        Ok(match (value["reference_from"].as_str(), folder) {
+            (Some("run.json"), Some(folder)) => Some(Self::Recorded(folder)),
+            (_, Some(folder)) => Some(Self::Given(folder)),
+            (Some("--ref-model none"), None) => Some(Self::Declined),
+            (Some("not recorded"), None) => Some(Self::Unrecorded),
+            (Some("trained without"), None) => Some(Self::TrainedWithout),
+            (Some("gone"), None) => Some(Self::Gone(unnamed)),
+            (Some("changed"), None) => Some(Self::Changed(unnamed)),
+            _ => None,
+        })
+    }
+}
+
+/// The `run.json` of the run that wrote a model folder: in it, or above it for a checkpoint.
+fn run_file(model: &Path) -> Option<PathBuf> {
+    let own = model.join(manifest::FILE);
+    if own.is_file() {
+        return Some(own);
+    }
+    let real = model.canonicalize().ok()?;
+    let checkpoint = real.file_name()?.to_string_lossy().starts_with("checkpoint-");
+    Some(real.parent()?.join(manifest::FILE)).filter(|above| checkpoint && above.is_file())
+}
+
+/// Whether a folder holds exactly the model files whose hashes are recorded, or none are recorded.
+fn unchanged(folder: &Path, recorded: &Value) -> bool {
+    let named = |files: &Value| -> Vec<(String, String)> {
+        let entry = |file: &Value| {
+            let name = Path::new(file["path"].as_str()?).file_name()?.to_string_lossy().into_owned();
+            Some((name, file["blake3"].as_str()?.to_owned()))
+        };
+        files.as_array().into_iter().flatten().filter_map(entry).collect()
+    };
+    let recorded = named(recorded);
+    recorded.is_empty() || recorded == named(&hashes(&model_files(folder)))
+}
