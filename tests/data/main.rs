@@ -10,5 +10,6 @@ mod model_folder;
 mod objective;
 mod sources;
 mod templates;
+mod tokenizer_files;
 mod tokens;
 mod tree;
