@@ -36,71 +36,71 @@ pub struct BenchArgs {
     #[command(flatten)]
     plan: StepPlanArgs,
     /// Devices to benchmark, in this order: auto, cpu, cuda, cuda:N, emulator
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',', default_value = "auto")]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',', default_value = "auto")]
     device: Vec<Device>,
     /// Storage of activations and weights [default: bf16 and f32 on cuda, bf16 on the emulator, f32
     /// on the cpu]
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',')]
     dtype: Vec<Dtype>,
     /// Ops to benchmark, by name prefix (`mapl env` lists the ops) [default: all]
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',')]
     op: Vec<String>,
     /// Models to take the sizes from, or square for square GEMMs [default: all published models, on
     /// cuda also square; tiny on the emulator]
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',', value_parser = model)]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',', value_parser = model)]
     model: Vec<String>,
     /// Tokens per batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the
     /// emulator]
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',')]
     tokens: Vec<usize>,
     /// Calls to benchmark, by layer name (qkv, head) or by one of the sizes that --list prints
     /// (hidden=896) [default: all]
-    #[arg(long, conflicts_with = "plan", value_delimiter = ',')]
+    #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',')]
     shape: Vec<String>,
     /// Implementations to time, by name prefix: mapl, cuBLASLt [default: all]
-    #[arg(long, conflicts_with_all = ["plan", "list"], value_delimiter = ',')]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], value_delimiter = ',')]
     variant: Vec<String>,
     /// Samples per implementation, over all passes
-    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 30)]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 30)]
     repeats: usize,
     /// Passes over all calls; each takes its share of the samples. With --compare, further passes
     /// repeat calls that differ or were disturbed [default: 3 on the cpu, else 1]
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     passes: Option<usize>,
     /// Seconds of sampling per call; at least 5 samples are taken
-    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 2.0)]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 2.0)]
     seconds: f64,
     /// Skip calls whose minimum samples would exceed this many seconds
-    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 20.0)]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 20.0)]
     longest: f64,
     /// MiB of operand sets that calls rotate over, so that no call finds its operands in a cache; not
     /// on the emulator [default: 256]
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     rotate_mib: Option<u64>,
     /// Seconds of calls over which a GPU's energy is measured; 0 measures none [default: 0.2]
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     energy_seconds: Option<f64>,
     /// Seconds after which no further call starts; finished calls stay in the record
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     limit: Option<f64>,
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     output: Vec<PathBuf>,
     /// Compare with the rows of an earlier file
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     compare: Option<PathBuf>,
     /// Relative time difference that a comparison ignores
-    #[arg(long, conflicts_with_all = ["plan", "list"], default_value_t = 0.05, requires = "compare")]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 0.05, requires = "compare")]
     threshold: f64,
     /// Exit with code 1 if a row is slower than in the earlier file
-    #[arg(long, conflicts_with_all = ["plan", "list"], requires = "compare")]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], requires = "compare")]
     fail_if_slower: bool,
     /// Version of the program to store in the rows [default: commit of the git checkout in the
     /// working directory]
-    #[arg(long, conflicts_with_all = ["plan", "list"])]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     commit: Option<String>,
     /// List the calls without running them
-    #[arg(long, conflicts_with = "plan")]
+    #[arg(long, conflicts_with = "StepPlanArgs")]
     list: bool,
 }
 

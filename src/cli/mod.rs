@@ -165,7 +165,10 @@ mod tests {
                     assert_eq!(refused(&["mapl", "bench"], arg), Some(ErrorKind::MissingRequiredArgument), "{long}");
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
                     assert!(alone.is_none() || long == "processors", "{long}: {alone:?}");
-                    assert!(refused(&["mapl", "bench", "--list"], arg).is_some(), "{long}");
+                    // A conflict would waive what clap's `requires` demands.
+                    for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {
+                        assert!(refused(&[&["mapl", "bench"], other].concat(), arg).is_some(), "{other:?} {long}");
+                    }
                 }
                 _ => {
                     assert!(refused(&["mapl", "bench", "--plan"], arg).is_some(), "--plan --{long}");
@@ -185,6 +188,7 @@ mod tests {
         let refuses = |words: &str| Cli::try_parse_from(words.split(' ')).is_err();
         for words in [
             "mapl watch run --once --interval 100",
+            "mapl watch run --interval 100 --page loss",
             "mapl watch run --page loss",
             "mapl watch run --width 80",
             "mapl watch run --height 20",

@@ -7,7 +7,7 @@ use crate::study::plan::{GpuRates, StepPlan, Workload};
 use crate::terminal::emit;
 use crate::{Error, Result};
 
-/// Arguments of `bench --plan`.
+/// Arguments of `bench --plan`. The other flags of `bench` conflict with this group.
 #[derive(Args, Clone, Debug)]
 pub struct StepPlanArgs {
     /// Predict the floor of every op of a training step and the tiles of every launch, from sizes

@@ -16,7 +16,7 @@ pub struct WatchArgs {
     /// Output folder of a run, or its metrics.jsonl; a copy that rsync keeps up to date works too
     run: PathBuf,
     /// Milliseconds between reads of the file
-    #[arg(long, conflicts_with = "once", default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]
+    #[arg(long, conflicts_with_all = ["once", "page", "width", "height"], default_value_t = 500, value_parser = clap::value_parser!(u64).range(20..=60_000))]
     interval: u64,
     /// Print one frame as text and exit
     #[arg(long)]
