@@ -208,7 +208,8 @@ impl Rewards {
 pub fn non_finite_warning(model: &str, count: usize, total: Option<usize>) -> String {
     let of = total.map_or(String::new(), |total| format!(" of {total}"));
     format!(
-        "{model}: {count}{of} scores are NaN or infinite, so no measure of them means anything; the model diverged or          overflows, use an earlier checkpoint"
+        "{model}: {count}{of} scores are NaN or infinite, so no measure of them means anything; the model diverged or \
+         overflows, use an earlier checkpoint"
     )
 }
 

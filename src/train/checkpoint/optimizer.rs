@@ -35,8 +35,8 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
             return Err(Error::model(&path, why));
         }
         // The norm of the last gradient may be infinite: then its update was skipped.
-        let broken = |(i, x): (usize, &f64)| !x.is_finite() && !(name == "control" && i == CONTROL_NORM);
-        let count = values.iter().enumerate().filter(|&element| broken(element)).count();
+        let valid = |i: usize, x: f64| x.is_finite() || (name == "control" && i == CONTROL_NORM);
+        let count = values.iter().enumerate().filter(|&(i, &x)| !valid(i, x)).count();
         if count > 0 {
             let why = format!(
                 "tensor {name} holds values that are not finite ({count} of {len}); resume from another checkpoint"
