@@ -158,7 +158,7 @@ fn invalid_comparisons_are_refused() {
         ("--compare all.json all.json --dtype f32", 2, &["--dtype has no effect"]),
         ("--compare all.json all.json --mixed-formats", 2, &["--mixed-formats has no effect"]),
         ("--compare all.json all.json --model model", 2, &["--model has no effect with --compare"]),
-        ("--compare all.json all.json --output all.json", 2, &["it is an input"]),
+        ("--compare all.json all.json --output all.json", 2, &["which is an input"]),
         ("--compare all.json", 2, &["--compare"]),
         ("--input groups.jsonl", 2, &["--model"]),
         ("--model model", 2, &["--input"]),
