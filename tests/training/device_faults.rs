@@ -39,7 +39,6 @@ fn settings(output_dir: &Path) -> RunSettings {
         save_total_limit: Some(1),
         keep_every: None,
         best: None,
-        // Kernels do not run, so no update is applied.
         max_skipped_steps: u64::MAX,
         quiet: true,
         report_to: ReportTo { tensorboard: false, jsonl: true },
@@ -50,8 +49,8 @@ fn settings(output_dir: &Path) -> RunSettings {
 /// Runs training with a fault at device call number `fault`, counted from the end of loading. Also
 /// returns the number of calls before that point.
 fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed, usize) {
-    // Kernels do not run: host code must not depend on their results, and there are thousands of
-    // runs.
+    // Hardly any kernel runs: host code must not depend on their results, and there are thousands
+    // of runs.
     let backend = Kernels::<_, bf16>::new(Observed::new(Emulator::new().unwrap(), false));
     let config = tiny_config("qwen2", false);
     let loss = LossOptions { beta: Some(0.1), ..LossOptions::default() }.resolve(Method::Dpo, [1.0; 3], false).unwrap();
