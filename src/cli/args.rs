@@ -213,8 +213,7 @@ mod tests {
         assert_eq!(known_in_trl(&os(&["mapl", "env"]), "--dataset-name"), None);
     }
 
-    /// An entry of the table is no flag of a training command, and its advice names flags that these
-    /// commands have.
+    /// Training commands reject every flag of the table and accept every flag that the advice names.
     #[test]
     fn the_table_of_foreign_flags_is_true() {
         for words in [&["sft"][..], &["reward"], &["dpo"], &["study", "sft"], &["study", "reward"], &["study", "dpo"]] {

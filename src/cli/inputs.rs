@@ -61,7 +61,7 @@ enum Written {
 }
 
 impl Written {
-    /// `None` if nothing is lost: there is no such file, or it is a pipe or a device.
+    /// `None` if writing to the path destroys no data: a new file, a pipe or a device.
     fn of(path: &Path) -> Option<Self> {
         let (found, path) = (fs::metadata(path).ok()?, path.canonicalize().ok()?);
         match (found.is_dir(), found.is_file()) {

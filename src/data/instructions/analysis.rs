@@ -258,7 +258,7 @@ fn is_inner_stop(before: &str, line: LineStart) -> bool {
     let mut graphemes = token.graphemes(true);
     let one = graphemes.next().is_some() && graphemes.next().is_none();
     let initial = one && token.chars().all(char::is_uppercase) && token != "I";
-    // A longer token is no abbreviation in any case.
+    // The longest abbreviation has 6 letters, far below 24 bytes.
     initial || (token.len() <= 24 && ABBREVIATIONS.contains(&token.to_lowercase().as_str()))
 }
 

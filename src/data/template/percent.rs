@@ -2,6 +2,10 @@
 //! `'...'|format(value)` in the source. A format that is not a string literal is left as it is and
 //! fails with minijinja's message.
 
+/// Maximum nesting of rewritten operands. Deeper ones are left as they are: the source comes with a
+/// model folder, and unbounded recursion would overflow the stack.
+const MAX_NESTING: usize = 16;
+
 /// Rewrites every `%` after a string literal inside `{{ }}` and `{% %}`.
 pub(super) fn rewrite(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
@@ -22,7 +26,7 @@ pub(super) fn rewrite(source: &str) -> String {
         let end = if code { end_of_code(rest, close) } else { rest.find(close) };
         let body = &rest[..end.unwrap_or(rest.len())];
         if code {
-            expression(body, &mut out)
+            expression(body, 0, &mut out)
         } else {
             out.push_str(body)
         }
@@ -66,7 +70,11 @@ fn step(text: &str) -> usize {
     text.len()
 }
 
-fn expression(mut text: &str, out: &mut String) {
+fn expression(mut text: &str, nesting: usize, out: &mut String) {
+    if nesting > MAX_NESTING {
+        out.push_str(text);
+        return;
+    }
     while !text.is_empty() {
         let literal = text.starts_with(['\'', '"']);
         let width = step(text);
@@ -80,8 +88,8 @@ fn expression(mut text: &str, out: &mut String) {
         }
         out.push_str("|format(");
         match operand.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
-            Some(inner) => expression(inner.trim_end_matches([',', ' ']), out),
-            None => expression(operand, out),
+            Some(inner) => expression(inner.trim_end_matches([',', ' ']), nesting + 1, out),
+            None => expression(operand, nesting + 1, out),
         }
         out.push(')');
         text = &right[operand.len()..];
@@ -129,4 +137,40 @@ fn enclosed(text: &str) -> usize {
         }
     }
     text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_before_a_percent_sign_are_formatted() {
+        for (source, expected) in [
+            ("{{ '%s' % x.y['a'](1)|upper ~ z }}", "{{ '%s'|format(x.y['a'](1)|upper) ~ z }}"),
+            (r#"{{ "a'%s" % (x, ('%d' % 3)) }}"#, r#"{{ "a'%s"|format(x, ('%d'|format(3))) }}"#),
+            ("{%- set a = '%}' % b -%}", "{%- set a = '%}'|format(b) -%}"),
+        ] {
+            assert_eq!(rewrite(source), expected);
+        }
+        for source in [
+            "'%s' % x",
+            "{# '%s' % x #}{{ 7 % 3 }}{{ x % 3 }}",
+            "{% raw %}{{ '%s' % x }}{% endraw %}",
+            "{% if a == 'b' %}c",
+            "{{ '%s' % {'a': 1} }}",
+            "{{ 'open % x",
+        ] {
+            assert_eq!(rewrite(source), source);
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_left_as_it_is() {
+        let deep = |n: usize| format!("{{{{ {}1{} }}}}", "'%s' % (".repeat(n), ")".repeat(n));
+        for (levels, rewritten) in [(MAX_NESTING, MAX_NESTING), (1 << 18, MAX_NESTING + 1)] {
+            assert_eq!(rewrite(&deep(levels)).matches("|format(").count(), rewritten);
+        }
+        assert_eq!(rewrite(&"'%s' % (".repeat(1 << 18)), "'%s' % (".repeat(1 << 18));
+        assert!(rewrite(&"{{ '%s' % (".repeat(1 << 18)).contains("|format("));
+    }
 }

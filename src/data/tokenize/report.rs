@@ -149,7 +149,7 @@ fn percent(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }
 
-/// A share in percent with so many digits that it reads above the limit that it exceeds.
+/// Formats a share above `limit` as a percentage, with enough decimals to differ from the limit.
 fn percent_above(part: usize, whole: usize, limit: f64) -> String {
     let (share, limit) = (percent(part, whole), 100.0 * limit);
     let with = |digits: usize| format!("{share:.digits$}");

@@ -167,7 +167,7 @@ end
     "crlf": "{# a note #}\r\n{% for m in messages %}\r\n{{ m.role }}:\r\n{{ m.content }}\r\n{% endfor %}\r\nend\r\n",
 }
 
-# Expressions, each printed by itself. Null expects a refusal.
+# Each expression is rendered in a template of its own. The expected text is null if jinja2 raises an error.
 EXPRESSIONS = [
     # Tests.
     *(f"{value} is {test}" for value in ["none", "nothing", "'abc'", "''", "[1]", "{'a': 1}", "3", "1.5", "true", "[1]|map('string')"]
