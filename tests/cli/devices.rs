@@ -168,14 +168,14 @@ fn checkpoints_move_between_devices() {
     }
 }
 
-/// Six steps pass the warm-up; 20 run with `MAPL_TEST_FULL=1`.
+/// Three steps pass the warm-up; 20 run with `MAPL_TEST_FULL=1`.
 #[test]
 fn quickstart_reward_losses_on_the_emulator_match_the_cpu() {
     if !emulated() {
         return;
     }
     let bench = Bench::new();
-    let (steps, warmup) = if full() { (20, 5) } else { (6, 2) };
+    let (steps, warmup) = if full() { (20, 5) } else { (3, 1) };
     bench.run("quickstart --scale 0.001 --output-dir q --device cpu").ok();
     for (run, device) in [("on-cpu", "cpu"), ("on-kernels", "emulator --dtype f32")] {
         // The quick start's run reward-mapl, shorter and with one group per step.
