@@ -170,6 +170,41 @@ KERNEL(128, test_early_reuse)(TensorMap map, int which,
     }
 }
 
+/// An asynchronous operation reads shared memory that threads wrote without a proxy fence, with the
+/// fence before the write, or with a fence of another thread. Case 6 is correct.
+KERNEL(128, test_missing_fence)(TensorMap map, int which) {
+    DYNAMIC_SHARED(stage);
+    int thread = int(threadIdx.x);
+    auto* word = reinterpret_cast<uint32_t*>(stage);
+    if (which == 1 || which == 4) {
+        fence_async_proxy();
+    }
+    for (int i = thread; i < 1024; i += 128) {
+        word[i] = 0x3f803f80u + unsigned(which);
+    }
+    if (which == 6) {
+        fence_async_proxy();
+    }
+    sync_block();  // the stage is written
+    if (thread == 0 && (which == 2 || which == 5)) {
+        fence_async_proxy();
+    }
+    sync_block();  // the fence of thread 0 is executed
+    if (which < 3 || which == 6) {
+        float sums[32];
+        uint64_t operand = matrix_descriptor(shared_address_of(stage), 16, 1024, Swizzle::BYTES_128);
+        wgmma_fence();
+        wgmma<64, Major::K, Major::K>(sums, operand, operand, false);
+        wgmma_commit();
+        wgmma_wait<0>(sums);
+    }
+    if (thread == 0 && which >= 3) {
+        tma_store(map, 0, 0, stage);
+        tma_commit();
+        tma_wait<0>();
+    }
+}
+
 KERNEL(128, test_product_misuse)(int which) {
     DYNAMIC_SHARED(stage);
     float sums[32];

@@ -27,19 +27,22 @@ struct EmulatorRequest {
     size_t shared_bytes;
     int schedule;
     uint64_t seed;
-    /// Source location whose barriers are omitted; null for none.
+    /// Source location whose barriers or proxy fences are omitted; null for none.
     const char* omitted_file;
     int omitted_line;
+    /// Checks proxy fences (proxy.cpp).
+    unsigned proxies;
 };
 
-/// Calls `use` for each source location of a barrier that launches of this OS thread have executed
-/// since the last call.
-void emulator_barriers(void (*use)(void* context, const char* file, int line), void* context) {
+/// Calls `use` for each source location of a barrier, or with `fences` of a checked proxy fence,
+/// that launches of this OS thread have executed since the last call.
+void emulator_sites(int fences, void (*use)(void* context, const char* file, int line), void* context) {
     Launch& l = launch();
-    for (const Site* site : l.barriers) {
+    std::set<const Site*>& sites = fences != 0 ? l.fences : l.barriers;
+    for (const Site* site : sites) {
         use(context, site->file, site->line);
     }
-    l.barriers.clear();
+    sites.clear();
 }
 
 void* emulator_allocate(size_t bytes) {
@@ -66,6 +69,7 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.random = {request->seed};
     l.omitted_file = request->omitted_file;
     l.omitted_line = request->omitted_line;
+    l.proxies = request->proxies != 0 ? std::make_unique<ProxyState>() : nullptr;
     l.last_barrier = nullptr;
     l.found = nullptr;
     l.error.clear();

@@ -79,6 +79,9 @@ void deliver(const TmaLoad& load) {
     const Box& box = load.box;
     unsigned char* window = load.target->window;
     int row_bytes = box.size[0] * box.element_bytes;
+    if (launch().proxies != nullptr && running != nullptr && !running->done) {
+        look_at_shared(*running);
+    }
     for (int i = 0; i < box.bytes(); i += 16) {
         std::memset(window + swizzled(box, size_t(i)), 0, 16);
     }
@@ -88,6 +91,9 @@ void deliver(const TmaLoad& load) {
             std::memcpy(window + swizzled(box, byte), global + i * box.element_bytes, size_t(box.element_bytes));
         }
     });
+    for (int i = 0; i < box.bytes() && launch().proxies != nullptr; i += 16) {
+        publish_async_write(*load.target, swizzled(box, size_t(i)), 16);
+    }
     complete_bytes(*load.issuer, *load.target, load.barrier, box.bytes());
 }
 
@@ -139,6 +145,13 @@ void write(TmaStore& store) {
     });
 }
 
+/// The global rows of a box may be read by the running thread's asynchronous operation.
+void require_rows_published(const char* what, const Box& box) {
+    for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
+        require_published_global(what, global, size_t(count * box.element_bytes));
+    });
+}
+
 /// A box may be memory that the previous launch writes or reads.
 void require_earlier_launch_wait() {
     if (launch().early && !fiber().waited) {
@@ -170,6 +183,9 @@ void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barr
     const char* what = "cp.async.bulk.tensor load";
     TmaLoad load{make_box(what, to, map, at, rank), nullptr,
                  shared_offset("mbarrier of a TMA load", barrier, 8), &fiber()};
+    if (launch().proxies != nullptr) {
+        require_rows_published(what, load.box);
+    }
     unsigned named = blocks == 0 ? 1u << block().rank : blocks;
     for (unsigned rank_of = 0; named >> rank_of != 0; ++rank_of) {
         if ((named >> rank_of & 1) == 0) {
@@ -207,6 +223,18 @@ void tma_store(const void* from, const MapWords& map, const int* at, int rank, b
     if (add && box.dims[0] * uint64_t(box.element_bytes) % 16 != 0) {
         fail("%s: rows of %d bytes, not a multiple of 16; the hardware would add to all of the last 16 bytes", what,
              int(box.dims[0] * box.element_bytes));
+    }
+    if (launch().proxies != nullptr) {
+        look_at_shared(fiber());
+        for (int i = 0; i < box.bytes(); i += 16) {
+            require_published(what, block(), swizzled(box, size_t(i)), 16);
+        }
+        if (add) {
+            require_rows_published(what, box);
+        }
+        for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
+            note_async_store(global, size_t(count * box.element_bytes));
+        });
     }
     auto& group = async_state().stores.back().stores;
     group.push_back({box, add, &fiber(), {}, false, false});

@@ -39,6 +39,11 @@ struct Site {
 /// one source location, to show that results then differ between thread orders.
 void sync_block(const Site* site);
 
+/// Proxy fences of shared and of global memory. Checked in launches that ask for it; such a launch
+/// can omit the fences of one source location, to show that the check sees it.
+void fence_async_proxy(const Site* site);
+void fence_async_proxy_global(const Site* site);
+
 /// Named barrier `id` (1 to 15) of `threads` threads, whole warps.
 void sync_named(int id, int threads);
 /// Arrives at named barrier `id` without waiting.

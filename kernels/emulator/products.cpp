@@ -108,11 +108,18 @@ void check(const char* what, uint64_t descriptor, int major, int rows) {
              static_cast<unsigned long long>(descriptor));
     }
     Operand operand(block(), descriptor, major);
+    bool proxies = launch().proxies != nullptr;
+    if (proxies) {
+        look_at_shared(fiber());
+    }
     for (int r = 0; r < rows; r += major == 0 ? 1 : 8) {
         for (int k = 0; k < 16; k += major == 0 ? 8 : 1) {
             size_t offset = operand.chunk(operand.across(size_t(r)), k);
             if (!is_shared(offset, 16)) {
                 fail("%s: element (%d, %d) at %zu of the shared window is outside shared memory", what, r, k, offset);
+            }
+            if (proxies) {
+                require_published(what, block(), offset, 16);
             }
         }
     }

@@ -176,6 +176,9 @@ void* enter(Fiber& f) {
 void to_scheduler() {
     Fiber& f = fiber();
     Launch& l = *f.launch;
+    if (l.proxies != nullptr) {
+        look_at_shared(f);
+    }
     l.settle(f);
     Fiber* next = l.next();
     switch_stacks(&f.point, next == nullptr ? l.scheduler : enter(*next), next, f.done);
@@ -186,6 +189,9 @@ void to_scheduler() {
 /// Switches from the running fiber to the scheduler.
 void to_scheduler() {
     Fiber& f = fiber();
+    if (f.launch->proxies != nullptr) {
+        look_at_shared(f);
+    }
     if (_setjmp(f.stack->point) == 0) {
         _longjmp(f.launch->scheduler, 1);
     }
@@ -297,6 +303,9 @@ thread_local Fiber* running = nullptr;
 
 void Launch::create(const std::vector<uint64_t>& numbers) {
     blocks = std::vector<Block>(numbers.size());
+    if (proxies != nullptr) {
+        proxies->reset(numbers.size());
+    }
     fibers = std::vector<Fiber>(numbers.size() * threads);
     clusters.assign(numbers.size() / cluster, {cluster * threads, 0, 0});
     shared_arrays.clear();

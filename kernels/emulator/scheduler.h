@@ -7,6 +7,7 @@
 #pragma once
 
 #include <csetjmp>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -105,6 +106,8 @@ struct alignas(64) Fiber {
     /// Between arrive and wait of the cluster barrier; its generation on arrival.
     bool at_cluster = false;
     uint64_t cluster_seen = 0;
+    /// Number of the last fence_async_proxy_global(), 0 before the first.
+    uint64_t global_fence = 0;
 
     bool ready() const {
         return !done && (counter == nullptr || *counter != seen);
@@ -152,6 +155,37 @@ struct Block {
     std::unordered_map<size_t, Mbarrier> mbarriers;
 };
 
+/// What the async proxy may see of a block's shared memory (proxy.cpp).
+struct SharedView {
+    /// Contents at the last look; new shared memory is all ones.
+    std::vector<unsigned char> known = std::vector<unsigned char>(WINDOW_BYTES, 0xff);
+    /// By byte: number of the fiber whose plain write is unpublished, from 1; 0 if published.
+    std::vector<uint32_t> writer = std::vector<uint32_t>(WINDOW_BYTES, 0);
+    /// Whether a byte may be unpublished.
+    bool unpublished = false;
+};
+
+/// Rows of global memory that a TMA store wrote, by their start.
+struct StoredRows {
+    const unsigned char* end;
+    /// Number of the fiber, from 1.
+    uint32_t writer;
+    /// Number of the fence that published them, 0 before.
+    uint64_t published;
+};
+
+/// State of the check for missing proxy fences.
+struct ProxyState {
+    /// By index among the running blocks.
+    std::vector<SharedView> shared;
+    std::map<const unsigned char*, StoredRows> stored;
+    /// Fences of global memory so far.
+    uint64_t fences = 0;
+
+    /// Starts with a number of new blocks.
+    void reset(size_t blocks);
+};
+
 /// A cluster and its barrier.
 struct Cluster {
     unsigned live = 0;
@@ -188,6 +222,9 @@ struct Launch {
     int omitted_line = 0;
     const Site* last_barrier = nullptr;
     std::set<const Site*> barriers;
+    /// Present in launches that check proxy fences; the locations of all fences since the last query.
+    std::unique_ptr<ProxyState> proxies;
+    std::set<const Site*> fences;
     /// Allocation that contained the last address looked up.
     const unsigned char* found = nullptr;
     size_t found_bytes = 0;
@@ -263,6 +300,18 @@ std::string describe_mbarriers();
 void check_mbarrier(const char* what, Block& target, size_t offset);
 /// Completes bytes of a TMA load on an mbarrier of a block.
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes);
+
+/// Only with `Launch::proxies`: attributes what has changed in shared memory since the last look to
+/// a thread. Called when the thread waits, and before its asynchronous operations.
+void look_at_shared(const Fiber& f);
+/// Only with `Launch::proxies`: an asynchronous operation has written bytes of shared memory.
+void publish_async_write(Block& target, size_t offset, size_t bytes);
+/// Only with `Launch::proxies`: aborts the launch if an asynchronous operation reads bytes that the
+/// async proxy may not see, in shared memory or in global memory.
+void require_published(const char* what, const Block& b, size_t offset, size_t bytes);
+void require_published_global(const char* what, const unsigned char* start, size_t bytes);
+/// Only with `Launch::proxies`: a TMA store of the running thread writes global memory.
+void note_async_store(const unsigned char* start, size_t bytes);
 
 /// Delivers one TMA load in flight: the newest, or any in the random schedule. False if there is
 /// none.

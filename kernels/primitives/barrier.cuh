@@ -182,12 +182,14 @@ inline void wait_mbarrier_cluster(Mbarrier* barrier, int parity) {
 }
 
 // Fibers of one OS thread see memory in one order: fences are no-ops, and a missing fence goes
-// unnoticed.
+// unnoticed. Proxy fences are checked on request (emulator/proxy.cpp).
 inline void fence_mbarrier_init() {}
 
-inline void fence_async_proxy() {}
+#define fence_async_proxy() \
+    emulator::fence_async_proxy([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
 
-inline void fence_async_proxy_global() {}
+#define fence_async_proxy_global() \
+    emulator::fence_async_proxy_global([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())
 
 inline void fence_device() {}
 

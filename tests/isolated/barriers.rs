@@ -10,7 +10,7 @@ use common::{On, Outputs, emulator, indices, normal};
 use mapl::backend::contract::*;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::device::Element;
-use mapl::backend::kernels::emulator::{Barrier, Emulator, Schedule};
+use mapl::backend::kernels::emulator::{Emulator, Schedule, Site};
 use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::{Backend as _, Write};
 
@@ -50,7 +50,7 @@ fn check_every_barrier<A: Element>(name: &str, op: Run<A>) -> usize {
     let expected = run(op, device);
     let barriers = Emulator::barriers();
     for barrier in &barriers {
-        let missed = |schedule: Schedule, barrier: Barrier| {
+        let missed = |schedule: Schedule, barrier: Site| {
             let device = Emulator::with(schedule, 1).unwrap().without(barrier);
             // A missing barrier may also cause an error; `runs` turns it into a panic.
             catch_unwind(AssertUnwindSafe(|| run(op, device))).map_or(true, |got| !same(&got, &expected))

@@ -3,6 +3,7 @@
 //! and [`alone`] runs them one at a time.
 
 mod barriers;
+mod fences;
 mod launches;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -31,11 +31,12 @@ struct Request {
     seed: u64,
     omitted_file: *const c_char,
     omitted_line: c_int,
+    proxies: u32,
 }
 
-/// Source position of a block barrier.
+/// Source position of a block barrier or proxy fence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Barrier {
+pub struct Site {
     pub file: CString,
     pub line: c_int,
 }
@@ -45,10 +46,10 @@ unsafe extern "C" {
     fn emulator_allocate(bytes: usize) -> *mut c_void;
     fn emulator_release(memory: *mut c_void);
     fn emulator_launch(request: *const Request, message: *mut c_char, room: usize) -> c_int;
-    fn emulator_barriers(note: NoteBarrier, context: *mut c_void);
+    fn emulator_sites(fences: c_int, note: NoteSite, context: *mut c_void);
 }
 
-type NoteBarrier = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
+type NoteSite = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
 
 #[cfg(not(mapl_emulator))]
 mod absent {
@@ -62,7 +63,7 @@ mod absent {
     pub unsafe fn emulator_launch(_: *const Request, _: *mut c_char, _: usize) -> c_int {
         1
     }
-    pub unsafe fn emulator_barriers(_: NoteBarrier, _: *mut c_void) {}
+    pub unsafe fn emulator_sites(_: c_int, _: NoteSite, _: *mut c_void) {}
 }
 #[cfg(not(mapl_emulator))]
 use absent::*;
@@ -84,7 +85,9 @@ pub enum Schedule {
 pub struct Emulator {
     schedule: Schedule,
     properties: Properties,
-    omitted: Option<Barrier>,
+    omitted: Option<Site>,
+    /// Whether launches check proxy fences.
+    proxies: bool,
     /// Steps of a capture in progress.
     recording: Mutex<Option<Vec<Step>>>,
 }
@@ -116,27 +119,44 @@ impl Emulator {
             shared_bytes: 227 << 10,
             compute_capability: (9, 0),
         };
-        Ok(Self { schedule, properties, omitted: None, recording: Mutex::new(None) })
+        Ok(Self { schedule, properties, omitted: None, proxies: false, recording: Mutex::new(None) })
     }
 
-    /// Omits the barriers at one source position. Kernels are then wrong, and some order of threads
-    /// must show it.
-    pub fn without(self, barrier: Barrier) -> Self {
-        Self { omitted: Some(barrier), ..self }
+    /// Checks proxy fences: a plain write that a TMA store or wgmma reads without the writing
+    /// thread's fence is an error. Every wait then compares the block's shared memory, so it is for
+    /// small sizes.
+    pub fn with_proxies(self) -> Self {
+        Self { proxies: true, ..self }
+    }
+
+    /// Omits the barriers or proxy fences at one source position. Kernels are then wrong, and some
+    /// order of threads, or the check of proxy fences, must show it.
+    pub fn without(self, site: Site) -> Self {
+        Self { omitted: Some(site), ..self }
     }
 
     /// Takes the source positions of all barriers that kernels on this thread have executed since
     /// the last call.
-    pub fn barriers() -> BTreeSet<Barrier> {
+    pub fn barriers() -> BTreeSet<Site> {
+        Self::sites(false)
+    }
+
+    /// Takes the source positions of all proxy fences that kernels on this thread have executed
+    /// since the last call, in launches that check them.
+    pub fn fences() -> BTreeSet<Site> {
+        Self::sites(true)
+    }
+
+    fn sites(fences: bool) -> BTreeSet<Site> {
         unsafe extern "C" fn note(context: *mut c_void, file: *const c_char, line: c_int) {
             // SAFETY: the context is the set below, and the file is a string literal of the
             // program.
-            let (found, file) = unsafe { (&mut *context.cast::<BTreeSet<Barrier>>(), CStr::from_ptr(file)) };
-            found.insert(Barrier { file: file.to_owned(), line });
+            let (found, file) = unsafe { (&mut *context.cast::<BTreeSet<Site>>(), CStr::from_ptr(file)) };
+            found.insert(Site { file: file.to_owned(), line });
         }
-        let mut found = BTreeSet::<Barrier>::new();
+        let mut found = BTreeSet::<Site>::new();
         // SAFETY: the set outlives the call, which uses it on this thread only.
-        unsafe { emulator_barriers(note, (&raw mut found).cast()) };
+        unsafe { emulator_sites(fences.into(), note, (&raw mut found).cast()) };
         found
     }
 }
@@ -351,6 +371,7 @@ impl Device for Emulator {
             seed,
             omitted_file: self.omitted.as_ref().map_or(std::ptr::null(), |b| b.file.as_ptr()),
             omitted_line: self.omitted.as_ref().map_or(0, |b| b.line),
+            proxies: self.proxies.into(),
         };
         let mut message = [0 as c_char; 4096];
         // SAFETY: the request describes a kernel of this build and its parameters (contract of this

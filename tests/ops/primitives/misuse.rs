@@ -4,11 +4,11 @@
 use mapl::backend::kernels::device::{ConstPtr, Device, MapElement, MapSwizzle, MutPtr, TensorMap, TensorMapSpec};
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::kernels::launchers::{
-    TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse,
+    TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse, TestMissingFence,
     TestProductMisuse, TestRegisterMisuse, TestTurnMisuse,
 };
 
-use super::harness::{download, emulators, unwritten, upload};
+use super::harness::{SCHEDULES, download, emulators, unwritten, upload};
 
 /// Asserts that every schedule reports an error that contains `what`.
 fn reported(what: &str, run: impl Fn(&Emulator) -> mapl::Result<()>) {
@@ -152,6 +152,29 @@ fn misuse_of_clusters_and_registers_is_reported() {
         (2, "setmaxnreg.dec from 40 to 48 registers"),
     ] {
         reported(what, |device| TestRegisterMisuse { which }.launch(device, 1, 0));
+    }
+}
+
+/// Without the fence; with it before the write; with the fence of one of the writing threads only.
+#[test]
+fn missing_proxy_fences_are_reported() {
+    for schedule in SCHEDULES {
+        let Some(device) = common::emulator(schedule, 1) else { return };
+        let device = device.with_proxies();
+        let memory = upload(&device, &[2.0f32; 256]);
+        let run = |which| TestMissingFence { map: map(&device, &memory, 32), which }.launch(&device, 1, 8192);
+        for (which, what) in [
+            (0, "wgmma, A reads byte 0 of the shared window, which thread 0 wrote without a fence_async_proxy() since"),
+            (1, "wgmma, A reads byte 0 of the shared window, which thread 0 wrote"),
+            (2, "wgmma, A reads byte 4 of the shared window, which thread 1 wrote"),
+            (3, "cp.async.bulk.tensor store reads byte 0 of the shared window, which thread 0 wrote"),
+            (4, "cp.async.bulk.tensor store reads byte 0 of the shared window, which thread 0 wrote"),
+            (5, "cp.async.bulk.tensor store reads byte 4 of the shared window, which thread 1 wrote"),
+        ] {
+            let error = run(which).expect_err(what).to_string();
+            assert!(error.contains(what), "{error:?} does not say {what:?}");
+        }
+        run(6).unwrap();
     }
 }
 
