@@ -117,6 +117,18 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
             tma_commit();
             tma_wait<0>();
             break;
+        case 9:
+            tma_load(box, map, 2, 0, full);
+            break;
+        case 10:
+            tma_store(map, 0, -1, box);
+            break;
+        case 11:
+            tma_store(map, -4, 0, box);
+            break;
+        case 12:
+            tma_store(map, 30, 0, box);
+            break;
     }
 }
 

@@ -8,6 +8,8 @@ namespace emulator {
 
 namespace {
 
+/// Alignment of a box's rows in global memory, and unit of a plain store.
+constexpr size_t ALIGN = 16;
 /// Bytes of a 128-byte swizzle pattern and of its rows.
 constexpr size_t PATTERN = 1024;
 constexpr int ROW = 128;
@@ -49,8 +51,16 @@ void for_each_row_inside(const Box& box, F f) {
     }
 }
 
-/// Decodes and checks the box of a map at coordinates `at`.
-Box make_box(const char* what, const void* shared, const MapWords& map, const int* at, int rank) {
+/// Bytes that a plain store of `count` elements of a row writes: whole units of 16 bytes, past the
+/// end of the tensor's row if it is inside a unit (triton-lang/triton#11583).
+size_t stored_bytes(const Box& box, int count) {
+    return (size_t(count * box.element_bytes) + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/// Decodes and checks the box of a map at coordinates `at`. A GPU reports an illegal instruction
+/// unless the row of a box starts at a multiple of 16 bytes (triton-lang/triton#7385), and the CUDA
+/// Programming Guide forbids stores with negative coordinates.
+Box make_box(const char* what, const void* shared, const MapWords& map, const int* at, int rank, bool is_store) {
     check_tensor_map(map, rank);
     Box box;
     box.base = reinterpret_cast<unsigned char*>(map[1]);
@@ -63,6 +73,14 @@ Box make_box(const char* what, const void* shared, const MapWords& map, const in
         box.strides[d] = d == 0 ? uint64_t(box.element_bytes) : map[8 + d - 1];
         box.size[d] = int(map[12 + d / 2] >> (32 * (d % 2)) & 0xffffffff);
         box.at[d] = at[d];
+        if (is_store && at[d] < 0) {
+            fail("%s at the negative coordinate %d of dimension %d; only loads may start before the tensor", what,
+                 at[d], d);
+        }
+    }
+    if (int64_t(at[0]) * box.element_bytes % int64_t(ALIGN) != 0) {
+        fail("%s at the innermost coordinate %d; %d bytes are not a multiple of %zu, an illegal instruction on a GPU",
+             what, at[0], at[0] * box.element_bytes, ALIGN);
     }
     box.shared = shared_offset(what, shared, size_t(box.bytes()));
     size_t align = box.swizzled ? PATTERN : ROW;
@@ -70,7 +88,7 @@ Box make_box(const char* what, const void* shared, const MapWords& map, const in
         fail("%s at %zu of the shared window; a box must be aligned to %zu bytes", what, box.shared, align);
     }
     for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
-        check_global(what, global, size_t(count * box.element_bytes));
+        check_global(what, global, is_store ? stored_bytes(box, count) : size_t(count * box.element_bytes));
     });
     return box;
 }
@@ -136,7 +154,7 @@ void write(TmaStore& store) {
     for_each_row_inside(box, [&](int row, unsigned char* global, int first, int count) {
         const unsigned char* from = store.contents.data() + size_t(row) * row_bytes + size_t(first) * element;
         if (!store.add) {
-            std::memcpy(global, from, size_t(count) * element);
+            std::memcpy(global, from, stored_bytes(box, count));
             return;
         }
         for (int i = 0; i < count; ++i) {
@@ -181,7 +199,7 @@ void check_tensor_map(const MapWords& map, int rank) {
 void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks) {
     require_earlier_launch_wait();
     const char* what = "cp.async.bulk.tensor load";
-    TmaLoad load{make_box(what, to, map, at, rank), nullptr,
+    TmaLoad load{make_box(what, to, map, at, rank, false), nullptr,
                  shared_offset("mbarrier of a TMA load", barrier, 8), &fiber()};
     if (launch().proxies != nullptr) {
         require_rows_published(what, load.box);
@@ -219,7 +237,7 @@ bool deliver_load() {
 void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add) {
     require_earlier_launch_wait();
     const char* what = add ? "cp.reduce.async.bulk.tensor" : "cp.async.bulk.tensor store";
-    Box box = make_box(what, from, map, at, rank);
+    Box box = make_box(what, from, map, at, rank, true);
     if (add && box.dims[0] * uint64_t(box.element_bytes) % 16 != 0) {
         fail("%s: rows of %d bytes, not a multiple of 16; the hardware would add to all of the last 16 bytes", what,
              int(box.dims[0] * box.element_bytes));

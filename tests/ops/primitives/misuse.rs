@@ -5,7 +5,7 @@ use mapl::backend::kernels::device::{ConstPtr, Device, MapElement, MapSwizzle, M
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::kernels::launchers::{
     TestBarrierMisuse, TestBoxMisuse, TestClusterMisuse, TestCopies, TestEarlyMisuse, TestEarlyReuse, TestMissingFence,
-    TestProductMisuse, TestRegisterMisuse, TestTurnMisuse,
+    TestProductMisuse, TestRegisterMisuse, TestStoreBox, TestTurnMisuse,
 };
 
 use super::harness::{SCHEDULES, download, emulators, unwritten, upload};
@@ -101,6 +101,17 @@ fn misuse_of_tma_is_reported() {
         let memory = upload(device, &[1.0f32; 255]);
         TestBoxMisuse { map: map(device, &memory, 32), which: 2 }.launch(device, 1, 2048)
     });
+    for (which, what) in [
+        (9, "cp.async.bulk.tensor load at the innermost coordinate 2; 8 bytes are not a multiple of 16"),
+        (10, "cp.async.bulk.tensor store at the negative coordinate -1 of dimension 1"),
+        (11, "cp.async.bulk.tensor store at the negative coordinate -4 of dimension 0"),
+        (12, "cp.async.bulk.tensor store at the innermost coordinate 30"),
+    ] {
+        reported(what, |device| {
+            let memory = upload(device, &[1.0f32; 256]);
+            TestBoxMisuse { map: map(device, &memory, 32), which }.launch(device, 1, 2048)
+        });
+    }
     reported("rows of 120 bytes", |device| {
         let memory = upload(device, &[1.0f32; 256]);
         TestBoxMisuse { map: map(device, &memory, 30), which: 8 }.launch(device, 1, 2048)
@@ -153,6 +164,28 @@ fn misuse_of_clusters_and_registers_is_reported() {
     ] {
         reported(what, |device| TestRegisterMisuse { which }.launch(device, 1, 0));
     }
+}
+
+/// A row of 30 elements ends inside a unit of 16 bytes: a plain store writes the two elements of
+/// padding after it, as a GPU does.
+#[test]
+fn plain_stores_write_whole_units_of_16_bytes() {
+    emulators(|device| {
+        let memory = upload(device, &[1.0f32; 256]);
+        let image = upload(device, &[7.0f32; 256]);
+        let store = TestStoreBox {
+            map: map(device, &memory, 30),
+            rank: 2,
+            x: 0,
+            y: 0,
+            z: 0,
+            image: ConstPtr::of::<Emulator>(&image, 0),
+            bytes: 1024,
+            add: 0,
+        };
+        store.launch(device, 1, 1024).unwrap();
+        assert_eq!(download::<Emulator, f32>(device, &memory, 256), [7.0; 256]);
+    });
 }
 
 /// Without the fence; with it before the write; with the fence of one of the writing threads only.

@@ -299,6 +299,10 @@ impl Driver {
         let done = work();
         // SAFETY: the capture began above, on this thread.
         let captured = unsafe { result::stream::end_capture(self.stream) };
+        if let (Err(_), Ok(captured)) = (&done, &captured) {
+            // SAFETY: the graph came from the capture and is not used again.
+            let _ = unsafe { result::graph::destroy(*captured) };
+        }
         done?;
         let captured = captured.map_err(failed("cuStreamEndCapture"))?;
         // SAFETY: the graph came from the capture and is not used after it is destroyed.
