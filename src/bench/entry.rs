@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use super::measure::{PreparedCall, Samples, TimedCall, Timing, energy, interleaved};
+use super::energy::{Energy, energy};
+use super::measure::{PreparedCall, Samples, TimedCall, Timing, interleaved};
 use super::operand::{Operand, OperandSet};
 use super::rates::{BenchBackend, Peers, Rates};
 use super::row::{Cache, Row, SCHEMA, Status};
@@ -107,8 +108,13 @@ impl Entry {
         for (name, call) in &calls {
             let Some(lane) = entry.lane(name) else { continue };
             let Some(timing) = lane.samples.as_ref().map(Timing::of) else { continue };
-            let joules = energy(on, &**call, &mut sets, &timing, options.energy_seconds, B::joules)?;
-            lane.row.energy_mj = joules.map(|joules| 1e3 * joules);
+            let (median, seconds) = (timing.median, options.energy_seconds);
+            match energy(on, &**call, &mut sets, median, seconds, B::joules, on.power_limit())? {
+                Energy::Unavailable => {}
+                Energy::Joules(joules) => lane.row.energy_mj = Some(1e3 * joules),
+                Energy::Implausible(why) if lane.row.note.is_empty() => lane.row.note = why,
+                Energy::Implausible(why) => lane.row.note = format!("{}; {why}", lane.row.note),
+            }
         }
         Ok(entry)
     }

@@ -167,31 +167,6 @@ fn sample<B: Backend>(
     Ok(on.seconds_between(&from, &to)? / lane.calls as f64)
 }
 
-/// Joules per call, from a hardware counter, over as many calls as fill `seconds`. GPU counters
-/// advance every 20 to 100 ms, so half a second is accurate to about 10 %. `None` without a
-/// counter.
-pub fn energy<B: Backend>(
-    on: &B,
-    call: &TimedCall<'_, B>,
-    sets: &mut [OperandSet<B>],
-    timing: &Timing,
-    seconds: f64,
-    joules: impl Fn(&B) -> Option<f64>,
-) -> Result<Option<f64>> {
-    if seconds <= 0.0 || joules(on).is_none() {
-        return Ok(None);
-    }
-    let calls = (seconds / timing.median).ceil().clamp(1.0, 1e6) as usize;
-    let from = on.stamp()?;
-    let before = joules(on);
-    for i in 0..calls {
-        let at = i % sets.len();
-        call(on, &mut sets[at])?;
-    }
-    on.seconds_between(&from, &on.stamp()?)?;
-    Ok(before.zip(joules(on)).map(|(before, after)| (after - before) / calls as f64))
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
@@ -234,25 +209,6 @@ mod tests {
         assert_eq!(order, "abbaabba");
         let of_a: Vec<usize> = seen[6..].iter().filter(|s| s.0 == 'a').map(|s| s.1).collect();
         assert_eq!(of_a, [1, 2, 0, 1]);
-    }
-
-    #[test]
-    fn energy_is_per_call() {
-        let on = Cpu::new();
-        let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];
-        let calls = std::cell::Cell::new(0);
-        let call = |_: &Cpu, _: &mut OperandSet<Cpu>| {
-            calls.set(calls.get() + 1);
-            Ok(())
-        };
-        let timing = Timing::of(&Samples { seconds: vec![0.01], calls: 1 });
-        // 3 joules per call.
-        let counter = |_: &Cpu| Some(100.0 + 3.0 * f64::from(calls.get()));
-        assert_eq!(energy(&on, &call, &mut sets, &timing, 0.5, counter).unwrap(), Some(3.0));
-        assert_eq!(calls.get(), 50);
-        assert_eq!(energy(&on, &call, &mut sets, &timing, 0.5, |_| None).unwrap(), None);
-        assert_eq!(energy(&on, &call, &mut sets, &timing, 0.0, counter).unwrap(), None);
-        assert_eq!(calls.get(), 50);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! A contender is any timed implementation of a call. A peer is a contender from another library.
 
 pub mod compare;
+mod energy;
 mod entry;
 pub(crate) mod measure;
 mod operand;

@@ -82,6 +82,11 @@ pub(crate) trait BenchBackend: Backend {
         None
     }
 
+    /// Power limit of the hardware in watts, if known.
+    fn power_limit(&self) -> Option<f64> {
+        None
+    }
+
     /// Runs `work` with the peers of this backend.
     fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
         work(&Peers::default())
@@ -180,14 +185,22 @@ impl<A: Element> BenchBackend for Kernels<Driver, A> {
     }
 
     fn joules(&self) -> Option<f64> {
-        static LIBRARY: LazyLock<Option<nvml_wrapper::Nvml>> = LazyLock::new(|| nvml::load().ok());
-        let library = LIBRARY.as_ref()?;
-        nvml::NvmlGpu::new(library, self.hardware_id().as_deref()).ok()?.energy().ok()
+        counters(self)?.energy().ok()
+    }
+
+    fn power_limit(&self) -> Option<f64> {
+        counters(self)?.power_limit().ok()
     }
 
     fn with_peers<R>(&self, work: impl FnOnce(&Peers<'_, Self>) -> R) -> R {
         peer::with_cublaslt(self, work)
     }
+}
+
+/// NVML's counters of a backend's GPU.
+fn counters(on: &impl Backend) -> Option<nvml::NvmlGpu<'static>> {
+    static LIBRARY: LazyLock<Option<nvml_wrapper::Nvml>> = LazyLock::new(|| nvml::load().ok());
+    nvml::NvmlGpu::new(LIBRARY.as_ref()?, on.hardware_id().as_deref()).ok()
 }
 
 /// Bytes per second of the driver's copy of 1 GiB, counting reads and writes.

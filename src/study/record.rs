@@ -197,9 +197,13 @@ fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Su
     })
 }
 
+/// Largest plausible ratio of the counted power to the power limit.
+const OVER_LIMIT: f64 = 1.05;
+
 /// Energy from the start of the first to the end of the last of these steps. The GPU's counter is
-/// preferred: its difference between the outermost readings in that span, scaled to the length of
-/// the span. Otherwise power is integrated by the trapezoidal rule.
+/// preferred: its difference between the first and the last advance in that span, scaled to the
+/// length of the span, unless it exceeds the power limit. Otherwise power is integrated by the
+/// trapezoidal rule.
 fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
     let first = warm.first()?;
     let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);
@@ -208,9 +212,15 @@ fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
         let joules = joules * (to - from) / covered;
         (covered > 0.0).then(|| Energy { joules, source, joules_per_group: joules / groups })
     };
-    let counted = || samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.energy_j?)));
-    if let (Some(a), Some(b)) = (counted().next(), counted().next_back())
-        && b.1 > a.1
+    let counted: Vec<(f64, f64)> =
+        samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.energy_j?))).collect();
+    let advances: Vec<(f64, f64)> =
+        counted.windows(2).filter(|pair| pair[1].1 > pair[0].1).map(|pair| pair[1]).collect();
+    let limit = samples.iter().filter_map(|sample| sample.power_limit_w).fold(f64::NAN, f64::max);
+    if let (Some(a), Some(b)) = (advances.first(), advances.last())
+        && b.0 > a.0
+        // Without a limit the comparison is false.
+        && !((b.1 - a.1) / (b.0 - a.0) > OVER_LIMIT * limit)
     {
         return of(b.1 - a.1, b.0 - a.0, "counter");
     }

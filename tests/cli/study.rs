@@ -116,6 +116,11 @@ fn a_run_that_fails_to_start_leaves_no_study() {
 
 /// Study of a synthetic run on a GPU that reports power, and an energy counter if `energy` is set.
 fn gpu_study(energy: bool) -> Study {
+    limited_study(energy, None)
+}
+
+/// A study of a GPU with a power limit in watts.
+fn limited_study(energy: bool, limit: Option<f64>) -> Study {
     let observed = RunObserver::default();
     let began = Instant::now();
     let second = Duration::from_secs(1);
@@ -132,6 +137,7 @@ fn gpu_study(energy: bool) -> Study {
     let sample = |at: u32| Sample {
         time_s: f64::from(at) * 0.5,
         power_w: Some(if at.is_multiple_of(2) { 300.0 } else { 500.0 }),
+        power_limit_w: limit,
         energy_j: energy.then_some(1000.0 + 200.0 * f64::from(at)),
         sm_clock_mhz: Some(1755.0),
         tensor_active: (at > 3).then_some(0.5),
@@ -170,6 +176,9 @@ fn utilisation_energy_and_ceilings_match_values_computed_by_hand() {
     let counted = gpu_study(true).summary.unwrap().energy.unwrap();
     assert_eq!(counted.source, "counter");
     assert!((counted.joules - 1600.0).abs() < 1e-6, "{counted:?}");
+    // A counter that shows more power than the limit allows is not used.
+    let source = |limit| limited_study(true, Some(limit)).summary.unwrap().energy.unwrap().source;
+    assert_eq!((source(390.0), source(370.0)), ("counter", "power"));
 }
 
 #[test]
