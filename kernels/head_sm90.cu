@@ -17,8 +17,8 @@
 //   - softmax = E / S, so the gradient of the logits is v (E - S onehot(target)): one factor per row.
 //     E is stored once, in bf16; with the same relative error as logit gradients in bf16. The backward
 //     therefore does not recompute logits.
-//   - A row with S outside 2^-100 .. 2^120 (a target less likely than about e^-80) is recomputed by
-//     one warp with plain sums around its largest logit.
+//   - A row with S outside 2^-100 .. 2^90 (a target less likely than about e^-60) is recomputed by
+//     one block with plain sums around its largest logit.
 // Storing exponentials instead of logits follows quack's linear cross-entropy
 // (github.com/Dao-AILab/quack); one factor per row instead of one per row and tile is this
 // project's.
@@ -199,31 +199,80 @@ KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap hea
     run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &exps});
 }
 
-/// Recomputes a row whose sum is out of range: k from its largest logit, and its exponentials if
-/// not null. Returns the sum. All lanes call it.
-DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
-    float largest = -INFINITY;
-    for (int v = 0; v < vocab; ++v) {
-        largest = Max{}(largest, dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size, true));
-    }
-    k = largest - largest == 0.0f ? rintf(largest * LOG2_E) : 0.0f;
-    float sum = 0.0f;
-    for (int v = 0; v < vocab; ++v) {
-        float e = fast_exp2(fmaf(dot_of_rows(x, head + 1LL * v * hidden_size, hidden_size, true), LOG2_E, -k));
-        sum += e;
-        if (exps != nullptr && lane_index() == 0) {
-            exps[v] = from_float<bf16>(e);
+/// Threads of head_join_sm90.
+constexpr int JOIN_THREADS = 128;
+/// Logits that a warp of recompute_row computes at once, so that their latencies overlap.
+constexpr int AT_ONCE = 4;
+
+/// Logits of AT_ONCE tokens from v on; every lane gets them. -inf beyond the vocabulary.
+DEVICE void logits_of(const bf16* x, const bf16* head, int v, int hidden_size, int vocab, float (&z)[AT_ONCE]) {
+    float sums[AT_ONCE] = {};
+    for (int c = lane_index() * EIGHT; c < hidden_size; c += WARP * EIGHT) {
+        float a[EIGHT];
+        load_elements(a, x + c, EIGHT, true);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            float b[EIGHT];
+            load_elements(b, head + 1LL * min_of(v + j, vocab - 1) * hidden_size + c, EIGHT, true);
+#pragma unroll
+            for (int i = 0; i < EIGHT; ++i) {
+                sums[j] += a[i] * b[i];
+            }
         }
     }
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+        float z_j = reduce_warp(sums[j], Add{});
+        z[j] = v + j < vocab ? z_j : -INFINITY;
+    }
+}
+
+/// Recomputes a row whose sum is out of range: k from its largest logit, and its exponentials if
+/// not null. Returns the sum. All threads of the block call it; warps take AT_ONCE tokens in turn.
+DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
+    constexpr int STEP = JOIN_THREADS / WARP * AT_ONCE;
+    SHARED(float, partial, JOIN_THREADS / WARP);
+    int first = int(threadIdx.x) / WARP * AT_ONCE;
+    float z[AT_ONCE], largest = -INFINITY, sum = 0.0f;
+    for (int v = first; v < vocab; v += STEP) {
+        logits_of(x, head, v, hidden_size, vocab, z);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            largest = Max{}(largest, z[j]);
+        }
+    }
+    largest = reduce_block<JOIN_THREADS>(largest, partial, Max{});
+    k = largest - largest == 0.0f ? rintf(largest * LOG2_E) : 0.0f;
+    for (int v = first; v < vocab; v += STEP) {
+        logits_of(x, head, v, hidden_size, vocab, z);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; ++j) {
+            float e = fast_exp2(fmaf(z[j], LOG2_E, -k));
+            sum += e;
+            if (exps != nullptr && lane_index() == 0 && v + j < vocab) {
+                exps[v + j] = from_float<bf16>(e);
+            }
+        }
+    }
+    // Every lane of a warp has the warp's sum.
+    sum = reduce_block<JOIN_THREADS>(lane_index() == 0 ? sum : 0.0f, partial, Add{});
     // Softmax is undefined with an infinite logit.
     return largest == INFINITY ? NAN : sum;
+}
+
+/// Whether a sum is used as it is. Below 2^90, v times a hidden value stays a normal number of bf16.
+/// A sum is NaN only if a logit is, and stays NaN.
+DEVICE bool is_usable(float sum) {
+    constexpr float MIN_SUM = 0x1p-100f, MAX_SUM = 0x1p90f;
+    return (sum > MIN_SUM && sum < MAX_SUM) || sum != sum;
 }
 
 /// Rows per warp of head_join_sm90.
 EXPORT constexpr int HEAD_JOIN_ROWS = 8;
 
 /// Adds the tiles' sums of each row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight
-/// adjacent rows; each lane adds every fourth tile of one row.
+/// adjacent rows; each lane adds every fourth tile of one row. Then the block recomputes its rows
+/// with sums out of range one by one.
 KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             const bf16* head,    // (vocab, hidden_size)
                             const float* sums,   // (slices, rows)
@@ -234,31 +283,44 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* lse,          // (rows)
                             bf16* exps,          // (rows, stride), may be null
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    for (long long first = HEAD_JOIN_ROWS * global_warp(); first < rows; first += HEAD_JOIN_ROWS * global_warps()) {
-        long long own = first + lane_index() % HEAD_JOIN_ROWS;
+    constexpr int ROWS = JOIN_THREADS / WARP * HEAD_JOIN_ROWS;
+    SHARED(float, sum_of, ROWS);
+    auto finish = [&](long long r, float k, float sum) {
+        float value = fmaf(k, LN_2, logf(sum));
+        base[r] = k;
+        total[r] = sum;
+        lse[r] = value;
+        logp[r] = hit[r] - value;
+    };
+    for (long long begin = 1LL * ROWS * blockIdx.x; begin < rows; begin += 1LL * ROWS * gridDim.x) {
+        int row = int(threadIdx.x) / WARP * HEAD_JOIN_ROWS + lane_index() % HEAD_JOIN_ROWS;
+        long long own = begin + row;
         float part = 0.0f;
         for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
             part += sums[1LL * s * rows + own];
         }
         part += shuffle_xor(part, HEAD_JOIN_ROWS);
         part += shuffle_xor(part, 2 * HEAD_JOIN_ROWS);
-        for (int i = 0; i < HEAD_JOIN_ROWS && first + i < rows; ++i) {
-            long long r = first + i;
-            float sum = shuffle(part, i);
-            float k = base[r];
-            constexpr float MIN_SUM = 0x1p-100f, MAX_SUM = 0x1p120f;
-            if (!(sum > MIN_SUM && sum < MAX_SUM)) {
-                sum = recompute_row(packed + r * hidden_size, head, k,
-                                    exps == nullptr ? nullptr : exps + r * stride, hidden_size, vocab);
-            }
-            if (lane_index() == 0) {
-                float value = fmaf(k, LN_2, logf(sum));
-                base[r] = k;
-                total[r] = sum;
-                lse[r] = value;
-                logp[r] = hit[r] - value;
+        if (lane_index() < HEAD_JOIN_ROWS) {
+            sum_of[row] = part;
+            if (own < rows && is_usable(part)) {
+                finish(own, base[own], part);
             }
         }
+        sync_block();  // the rows' sums are written
+        for (int i = 0; i < ROWS && begin + i < rows; ++i) {
+            if (is_usable(sum_of[i])) {
+                continue;
+            }
+            long long r = begin + i;
+            float k;
+            float sum = recompute_row(packed + r * hidden_size, head, k,
+                                      exps == nullptr ? nullptr : exps + r * stride, hidden_size, vocab);
+            if (threadIdx.x == 0) {
+                finish(r, k, sum);
+            }
+        }
+        sync_block();  // the rows' sums are read before those of the next rows are written
     }
 }
 

@@ -146,6 +146,26 @@ fn huge_and_infinite_logits_match_the_reference() {
     case.check("infinite", 1e4);
 }
 
+/// A NaN in a hidden row makes the log-prob of its head rows NaN, and no other.
+#[test]
+fn a_nan_logit_makes_its_row_nan() {
+    let mut case = Head::new((3, 16, 600, 40));
+    case.x[16..32].fill(f64::NAN);
+    let check = |outputs: Outputs| {
+        for (name, values) in &outputs {
+            for (value, source) in values.iter().zip(&case.source) {
+                assert_eq!(value.is_nan(), *source == 1, "{name} of a row from {source}");
+            }
+        }
+    };
+    if let Some(device) = emulator(Schedule::Rising, 2) {
+        check(run_on(device, Hopper::Chosen, &case));
+    }
+    if let Some(device) = gpu() {
+        check(run_on(device, Hopper::Chosen, &case));
+    }
+}
+
 /// A row's log-prob does not depend on the other rows of the batch.
 #[test]
 fn row_does_not_depend_on_its_batch() {
