@@ -20,7 +20,7 @@
 //! Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
 //! get stale scores at first, and their own chunk computes them again.
 //!
-//! A row with S outside 2^-100 .. 2^120 is recomputed in head_join by one warp, with the largest
+//! A row with S outside 2^-100 .. 2^90 is recomputed in head_join by one block, with the largest
 //! logit as base.
 
 use std::ops::Range;
