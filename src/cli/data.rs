@@ -7,13 +7,13 @@ use clap::{Args, Subcommand};
 
 use super::data_check::{CheckCommand, check};
 use super::inputs::Inputs;
-use super::output::{check_output, remark, same_file};
+use super::output::{check_output, remark, same_file, warn};
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::show::{ShowOptions, render};
-use crate::data::source::{ReadOptions, read_files_with_reports};
-use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
+use crate::data::source::{FileReport, ReadOptions, read_files_with_reports};
+use crate::data::tokenize::{Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
 use crate::terminal::{color, emit};
@@ -45,6 +45,10 @@ pub struct BuildCommand {
     /// Also write the report to this file, as JSON
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Also accept pairs of conversations that differ in earlier turns, which only a reward model
+    /// can compare
+    #[arg(long)]
+    reward: bool,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -69,6 +73,9 @@ pub struct ShowCommand {
     /// Chat template to use instead of the folder's
     #[arg(long)]
     chat_template_path: Option<PathBuf>,
+    /// Show the rows as a reward model reads them: without a boundary between prompt and response
+    #[arg(long)]
+    reward: bool,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -96,8 +103,12 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     if args.report.as_ref().is_some_and(|report| same_file(report, &args.output)) {
         return Err(Error::Usage("--report and --output name the same file".into()));
     }
-    let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    reports.iter().for_each(|report| remark(&args.output, &report.to_string()));
+    let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
+    let (rows, reports) = read_files_with_reports(&args.input, &read)?;
+    for report in &reports {
+        remark(&args.output, &report.to_string());
+        warn(report.warnings());
+    }
     let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -118,9 +129,12 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
 /// Text of `data show`: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
-    let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
+    let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
+    let (mut rows, reports) = read_files_with_reports(&args.input, &read)?;
     rows.truncate(args.rows.get());
-    let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
+    let purpose = Purpose { reward: args.reward, keep_equal_ids: true };
+    let (groups, report) = tokenize_rows_for(purpose, rows, &tokenizer, &args.tokenize)?;
+    warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
     for group in &groups {

@@ -35,6 +35,10 @@ pub struct CheckCommand {
     /// Maximum sequence length of the planned training, in tokens [default: 1024]
     #[arg(long, requires = "model", value_name = "TOKENS")]
     max_length: Option<NonZeroUsize>,
+    /// Check the rows for a reward model: pairs may differ in earlier turns, and no boundary between
+    /// prompt and response is needed
+    #[arg(long)]
+    reward: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -61,9 +65,10 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     let load = |folder: &PathBuf| Tokenizer::load_with(folder, args.chat_template_path.as_deref());
     let tokenizer = args.model.as_ref().map(load).transpose()?;
     let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
-    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length });
+    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length, reward: args.reward });
+    let options = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let read = |files: &[PathBuf]| -> Result<Input> {
-        let (rows, files, refused) = read_files_leniently(files, &args.read)?;
+        let (rows, files, refused) = read_files_leniently(files, &options)?;
         Ok(Input { rows, files, refused })
     };
     let train = read(&args.files)?;

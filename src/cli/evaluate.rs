@@ -11,7 +11,7 @@ use super::output::check_output;
 use super::score::{ModelArgs, ScoreJob, ScoredData};
 use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
-use crate::data::source::{ReadOptions, SourceRow, read_files};
+use crate::data::source::{ReadOptions, SourceRow};
 use crate::error::refuse_given;
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
@@ -116,7 +116,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
         return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
     }
     args.check_output("--model", std::slice::from_ref(model))?;
-    let rows = read_files(&args.input, &args.scoring.read)?;
+    let rows = args.scoring.read_rows(&args.input, &[model])?;
     let settings = args.settings()?;
     let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
     let lines = evaluation.summaries(args.resampling());
@@ -162,7 +162,8 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
     args.check_output("a compared model or result", sides)?;
-    let rows = if args.input.is_empty() { Vec::new() } else { read_files(&args.input, &args.scoring.read)? };
+    let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
+    let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models)? };
     let settings = args.settings()?;
     let heads = folders.iter().map(|f| ModelConfig::read(f).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
     let mut remarks = Vec::new();

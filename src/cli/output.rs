@@ -29,6 +29,11 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     }
 }
 
+/// Prints warnings on stderr, one line each.
+pub fn warn(texts: impl IntoIterator<Item = String>) {
+    texts.into_iter().for_each(|text| complain(&format!("warning: {text}")));
+}
+
 /// Prints a line about a command that writes `output`; on stderr if `output` is stdout itself.
 pub fn remark(output: &Path, text: &str) {
     if is_stdout(output) { complain(text) } else { say(text) }

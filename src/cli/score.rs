@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
-use super::output::{check_ids, check_output, remark};
+use super::output::{check_ids, check_output, remark, warn};
 use super::scored_reference::ScoredReference;
 use crate::backend::Backend;
 use crate::data::group::Kind;
-use crate::data::source::{ReadOptions, SourceRow, read_files};
-use crate::data::tokenize::{OnTooLong, TokenizeOptions, tokenize_rows};
+use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports};
+use crate::data::tokenize::{OnTooLong, Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::eval::measure::{Measure, Quantity};
@@ -80,7 +80,7 @@ pub struct ScoreArgs {
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let inputs = args.scoring.inputs().with("--model", [&args.model]).with("--input", &args.input);
     check_output("--output", &args.output, &inputs)?;
-    let rows = read_files(&args.input, &args.scoring.read)?;
+    let rows = args.scoring.read_rows(&args.input, &[&args.model])?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
     let ScoredData { groups, scores, head, reference, .. } = args.scoring.device.run(job)?;
     if let Some(reference) = &reference {
@@ -198,7 +198,9 @@ impl Job for ScoreJob<'_> {
             on_too_long: OnTooLong::Error,
             ..TokenizeOptions::default()
         };
-        let (groups, _) = tokenize_rows(self.rows, &tokenizer, &options)?;
+        let purpose = Purpose { reward: head == Head::Reward, keep_equal_ids: true };
+        let (groups, report) = tokenize_rows_for(purpose, self.rows, &tokenizer, &options)?;
+        warn(report.warnings());
         check_ids(&groups, folder, config.vocab)?;
         let vocab = config.vocab;
         let mut model = store::load(backend, folder, config, LoadAs::Exact, 0)?.model;
@@ -234,6 +236,16 @@ impl Job for ScoreJob<'_> {
 }
 
 impl ModelArgs {
+    /// Reads rows that all the models are to score, and prints what may be overlooked in them.
+    pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path]) -> Result<Vec<SourceRow>> {
+        // A folder that cannot be read is an error when its model is loaded.
+        let reward = |folder: &&Path| ModelConfig::read(folder).is_ok_and(|config| config.head == Head::Reward);
+        let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
+        let (rows, reports) = read_files_with_reports(files, &options)?;
+        reports.iter().for_each(|report| warn(report.warnings()));
+        Ok(rows)
+    }
+
     /// Files and folders that scoring reads, apart from the model and the data.
     pub(super) fn inputs(&self) -> Inputs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";

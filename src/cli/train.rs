@@ -6,15 +6,15 @@ use super::args::truth;
 use super::device::Job;
 use super::fingerprint::Fingerprint;
 use super::manifest::ManifestFacts;
-use super::output::{RunFolder, check_ids, same_file};
+use super::output::{RunFolder, check_ids, same_file, warn};
 use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
 use crate::data::pack::{ComparisonOptions, GroupSizes};
-use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
-use crate::data::tokenize::{TokenizeOptions, TokenizeReport, tokenize_rows};
+use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports, read_sft_files};
+use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::{Loss, Method};
@@ -125,6 +125,7 @@ impl Job for TrainJob<'_> {
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
         let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
         let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
+        warn(report.warnings().into_iter().chain(eval_report.warnings()));
         if train_groups.is_empty() {
             return Err(Error::Usage(
                 "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
@@ -283,15 +284,19 @@ impl<'a> TrainSetup<'a> {
 
     /// Training and evaluation rows.
     fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
+        let options = ReadOptions { whole_conversations: self.method == Method::Reward, ..self.args.read.clone() };
         let read = |files: &[PathBuf]| -> Result<Vec<SourceRow>> {
             if files.is_empty() {
                 return Ok(Vec::new());
             }
             let (rows, reports) = match self.method {
-                Method::Sft => read_sft_files(files, &self.args.read)?,
-                Method::Reward | Method::Dpo => read_files_with_reports(files, &self.args.read)?,
+                Method::Sft => read_sft_files(files, &options)?,
+                Method::Reward | Method::Dpo => read_files_with_reports(files, &options)?,
             };
-            reports.iter().for_each(|report| self.print(&report.to_string()));
+            for report in &reports {
+                self.print(&report.to_string());
+                warn(report.warnings());
+            }
             Ok(rows)
         };
         let train = read(&self.args.train_file)?;
@@ -306,7 +311,7 @@ impl<'a> TrainSetup<'a> {
         epoch: u64,
     ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
         let rows = self.construct(rows, epoch)?;
-        let (groups, report) = tokenize_rows(rows, tokenizer, &self.tokenize)?;
+        let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
         let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
         Ok((groups, report))
     }
@@ -321,7 +326,11 @@ impl<'a> TrainSetup<'a> {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
         let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
-        tokenize_rows(rows, tokenizer, &self.tokenize)
+        tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)
+    }
+
+    fn purpose(&self) -> Purpose {
+        Purpose { reward: self.method == Method::Reward, keep_equal_ids: false }
     }
 
     /// Adds or removes comparisons according to the objective.

@@ -1,10 +1,12 @@
 //! Prints tokenised groups: decoded sequences with the trained tokens marked and special tokens
-//! visible, ids on request, and token counts of the group under four layouts.
+//! visible, ids on request, the place where the ids decode to another text than the row's, and token
+//! counts of the group under four layouts.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::group::{Instruction, Kind, PreferenceGroup};
+use super::tokenize::text_of;
 use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
@@ -90,6 +92,9 @@ pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOption
     }
     for i in 0..group.sequences.len() {
         line(&mut out, format!("\n{}", sequence_text(i, group, tokenizer, options)?));
+        if let Some(difference) = difference(i, group, tokenizer)? {
+            line(&mut out, format!("  {}", plain(&difference)));
+        }
     }
     line(&mut out, format!("\n{}", TokenTable::new(group)));
     Ok(out)
@@ -131,12 +136,55 @@ fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, option
         line(&mut out, format!("  {note}"));
     }
     let (open, close) = if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") };
-    let (before, trained) = (tokenizer.decode(prompt)?, tokenizer.decode(response)?);
+    let (before, whole) = (tokenizer.decode(prompt)?, tokenizer.decode(&[&prompt[..], response].concat())?);
+    // A decoder may drop the space at the start of a text, so the response is decoded as it follows
+    // the prompt, unless the boundary lies within a character.
+    let trained = match whole.strip_prefix(&before) {
+        Some(trained) => trained.to_owned(),
+        None => tokenizer.decode(response)?,
+    };
     let _ = write!(out, "{}{open}{}{close}", plain(&before), plain(&trained));
     if options.ids {
         let _ = write!(out, "\n  ids {prompt:?} {open}{response:?}{close}");
     }
     Ok(out)
+}
+
+/// Number of characters that a message shows of a text on each side of a difference.
+const SHOWN: usize = 24;
+
+/// Says where the text that the ids of a sequence decode to differs from the row's text: a
+/// tokenizer may change spaces, case or rare characters.
+fn difference(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Option<String>> {
+    let sequence = &group.sequences[i];
+    let expected = text_of(&group.group, sequence.prompt, sequence.response, tokenizer)?;
+    let mut ids = [&group.prompt_ids[sequence.prompt][..], &sequence.response_ids].concat();
+    // Tokens that tokenisation added, which the text does not spell.
+    let spelled = |id: u32, found: &dyn Fn(&str) -> bool| tokenizer.token(id).is_some_and(|token| found(&token));
+    if let Some(&first) = ids.first()
+        && tokenizer.bos_id() == Some(first)
+        && !spelled(first, &|token| expected.starts_with(token))
+    {
+        ids.remove(0);
+    }
+    if let Some(&last) = ids.last()
+        && tokenizer.end_ids().contains(&last)
+        && !spelled(last, &|token| expected.ends_with(token))
+    {
+        ids.pop();
+    }
+    let decoded = tokenizer.decode(&ids)?;
+    if decoded == expected {
+        return Ok(None);
+    }
+    let same = decoded.chars().zip(expected.chars()).take_while(|(a, b)| a == b).count();
+    let near = |text: &str| -> String { text.chars().skip(same.saturating_sub(SHOWN)).take(2 * SHOWN).collect() };
+    Ok(Some(format!(
+        "the ids decode to another text than the row's, from character {} on: {:?} instead of {:?}",
+        same + 1,
+        near(&decoded),
+        near(&expected)
+    )))
 }
 
 fn line(out: &mut String, text: String) {

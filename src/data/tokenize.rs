@@ -1,6 +1,7 @@
 //! Tokenises groups and applies the length limit. Reading order:
 //!
 //! - `encode`: the boundary between prompt and response, on ids
+//! - `lost`: text that a row has and its ids lack
 //! - `fit`: handling of sequences above the limit
 //! - `report`: counts of what was read, kept and dropped
 //!
@@ -8,10 +9,12 @@
 //! one prompt share that prompt's ids exactly. Rows are processed in parallel and returned in
 //! order; the result does not depend on the number of threads. Refused: empty prompts and
 //! responses, two BOS tokens in a row, a prompt that is not a prefix of its sequence (above the
-//! tolerated share), and dropping more comparisons than `max_drop_fraction`.
+//! tolerated share; never for the conversations of a reward model), and dropping more comparisons
+//! than `max_drop_fraction`. A comparison with sides that differ in text but not in ids is dropped.
 
 mod encode;
 mod fit;
+mod lost;
 mod report;
 
 use std::sync::Arc;
@@ -25,7 +28,8 @@ use super::source::{SourceRow, sft_pairs};
 use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
-pub use report::{Lengths, TokenizeReport};
+pub(crate) use encode::{common_prefix, text_of};
+pub use report::{Example, Lengths, TokenizeReport};
 
 /// Action for a sequence longer than the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -110,17 +114,38 @@ fn parse_share(text: &str) -> Result<f64, String> {
     check_share(share).map(|()| share)
 }
 
-/// Tokenises rows. Groups without comparisons are rows for supervised fine-tuning: each response
-/// answers the prompt with the same index. A group keeps the comparisons that fit, and is dropped
-/// if none fits. In the result, the comparisons of the source group and of the [`TokenizedGroup`]
-/// correspond one to one.
+/// What rows are tokenised for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purpose {
+    /// The ids are for a reward model. A reward is read at the last token, so its conversations need
+    /// no boundary between prompt and response.
+    pub reward: bool,
+    /// Keeps comparisons with sides of equal ids, because every row is to be scored or shown.
+    pub keep_equal_ids: bool,
+}
+
+/// [`tokenize_rows_for`] the training of a policy.
 pub fn tokenize_rows(
     rows: Vec<SourceRow>,
     tokenizer: &Tokenizer,
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
+    tokenize_rows_for(Purpose::default(), rows, tokenizer, options)
+}
+
+/// Tokenises rows. Groups without comparisons are rows for supervised fine-tuning: each response
+/// answers the prompt with the same index. A group keeps the comparisons that fit, and is dropped
+/// if none fits. In the result, the comparisons of the source group and of the [`TokenizedGroup`]
+/// correspond one to one.
+pub fn tokenize_rows_for(
+    purpose: Purpose,
+    rows: Vec<SourceRow>,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
-    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(|row| tokenize_row(row, tokenizer, options)).collect();
+    let outcomes: Vec<Result<Outcome>> =
+        rows.par_iter().map(|row| tokenize_row(row, tokenizer, options, purpose)).collect();
     let mut report = TokenizeReport::default();
     let mut groups = Vec::with_capacity(outcomes.len());
     let mut lengths = Vec::new();
@@ -168,25 +193,53 @@ struct Outcome {
     lengths: Vec<usize>,
 }
 
-fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
+fn tokenize_row(
+    row: &SourceRow,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+    purpose: Purpose,
+) -> Result<Outcome> {
     let group = &row.group;
     let is_sft = group.comparisons.is_empty();
     let pairs = if is_sft { sft_pairs(group) } else { group.sequences() };
     if pairs.is_empty() {
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
-    let encoded = encode::encode(row, &pairs, tokenizer, options.allow_double_bos)?;
+    let rules = encode::Rules { allow_double_bos: options.allow_double_bos, reward: purpose.reward };
+    let encoded = encode::encode(row, &pairs, tokenizer, rules)?;
     let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
     let mut report = TokenizeReport {
         rows_read: 1,
         sequences: pairs.len(),
         plain_sequences: encoded.plain,
         boundary_mismatches: encoded.mismatches,
+        messages: encoded.lost.messages,
+        lost_messages: encoded.lost.missing,
+        first_lost_message: encoded.lost.first.as_ref().map(|what| Example::new(row, what)),
         ..TokenizeReport::default()
     };
-    let units = if is_sft { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
-    let fitted = fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
+    let mut units = if is_sft { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
     report.read = units.len();
+    let differs = |(i, unit): (usize, &fit::Unit)| {
+        is_sft || !fit::sides_equal(&encoded, unit) || !lost::texts_differ(group, &group.comparisons[i])
+    };
+    let differs: Vec<bool> = units.iter().enumerate().map(differs).collect();
+    report.equal_ids = differs.iter().filter(|&&differs| !differs).count();
+    if let Some(first) = differs.iter().position(|&differs| !differs) {
+        let kind = group.comparisons[first].kind.name();
+        report.first_equal_ids = Some(Example::new(row, format!("comparison {first} ({kind})")));
+    }
+    if !purpose.keep_equal_ids {
+        report.dropped_equal_ids = report.equal_ids;
+        let mut differs = differs.iter();
+        units.retain(|_| differs.next().copied().unwrap_or(true));
+    }
+    let mut fitted =
+        fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
+    if !purpose.keep_equal_ids {
+        let mut kept = fitted.kept.into_iter();
+        fitted.kept = differs.iter().map(|&differs| differs && kept.next().unwrap_or(false)).collect();
+    }
     report.kept = fitted.kept.iter().filter(|&&kept| kept).count();
     for (comparison, &kept) in group.comparisons.iter().zip(&fitted.kept) {
         report.read_by_kind[comparison.kind.index()] += 1;

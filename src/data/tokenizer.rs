@@ -1,5 +1,6 @@
 //! Tokenizer of a model folder: encoding and decoding, special tokens, end ids and chat template,
-//! and the files that are copied byte for byte into a saved model. `train` trains a new tokenizer.
+//! and the files that are copied byte for byte into a saved model. `train` trains a new tokenizer;
+//! `continuation` encodes text that continues other text.
 //!
 //! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
 //! `chat_template.jinja`, and the end ids of `generation_config.json` and `config.json`. Truncation
@@ -9,9 +10,11 @@
 //! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the
 //! vocabulary.
 
+mod continuation;
 mod train;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
@@ -64,6 +67,8 @@ impl StoredFile {
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: Inner,
+    /// Tokenizer of [`Tokenizer::encode_continuation`], if it is another one; made at its first use.
+    continuing: OnceLock<Result<Option<Inner>, String>>,
     /// Folder that it was loaded from, for messages and names; `None` after training.
     dir: Option<PathBuf>,
     /// The folder's tokenizer files. A save writes these bytes, whatever happens to the folder.
@@ -146,6 +151,7 @@ impl Tokenizer {
         };
         let mut tokenizer = Self {
             inner,
+            continuing: OnceLock::new(),
             dir: dir.map(Path::to_owned),
             files,
             tokens,
@@ -194,6 +200,15 @@ impl Tokenizer {
     /// at its end.
     pub fn encode_prefix(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.without_suffix(&self.encode(text, true)?).to_vec())
+    }
+
+    /// Encodes a text that continues other text: without special tokens, and without the space that
+    /// some tokenizers put in front of a text.
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+        let continuing = self.continuing.get_or_init(|| continuation::continuing(&self.inner));
+        let inner = continuing.as_ref().map_err(|why| self.fail(why.clone()))?.as_ref().unwrap_or(&self.inner);
+        let encoding = inner.encode_fast(text, false);
+        Ok(encoding.map_err(|e| self.fail(format!("cannot encode a text: {e}")))?.get_ids().to_vec())
     }
 
     /// Ids of a whole text without the special tokens that the post-processor appended.

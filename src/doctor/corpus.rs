@@ -52,14 +52,15 @@ impl Interner {
     }
 }
 
-/// Base comparison of two responses under one prompt.
+/// Base comparison of two responses: under one prompt, or of two whole conversations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair {
     /// Index into [`Corpus::rows`].
     pub row: usize,
-    /// Indices into the group: prompt, chosen response, rejected response.
-    pub prompt: usize,
+    /// Indices into the group: prompts and responses of the chosen and of the rejected side.
+    pub prompts: [usize; 2],
     pub responses: [usize; 2],
+    /// Prompt of the chosen side.
     pub prompt_id: TextId,
     /// Chosen, rejected.
     pub response_ids: [TextId; 2],
@@ -107,13 +108,14 @@ impl Corpus {
             .collect();
         let mut pairs = Vec::new();
         for (row, (source, texts)) in rows.iter().zip(&texts).enumerate() {
-            for [prompt, chosen, rejected] in base_pairs(&source.group) {
+            for sides in base_pairs(&source.group) {
+                let [prompts, responses] = [sides.map(|side| side.0), sides.map(|side| side.1)];
                 pairs.push(Pair {
                     row,
-                    prompt,
-                    responses: [chosen, rejected],
-                    prompt_id: texts.prompts[prompt],
-                    response_ids: [texts.responses[chosen], texts.responses[rejected]],
+                    prompts,
+                    responses,
+                    prompt_id: texts.prompts[prompts[0]],
+                    response_ids: responses.map(|response| texts.responses[response]),
                 });
             }
         }
@@ -165,13 +167,13 @@ impl Corpus {
     }
 }
 
-/// Iterates over the base comparisons of two responses under one prompt, as (prompt, chosen,
-/// rejected).
-fn base_pairs(group: &PreferenceGroup) -> impl Iterator<Item = [usize; 3]> + '_ {
+/// Iterates over the base comparisons of two responses, as (prompt, response) of the chosen and of
+/// the rejected side.
+fn base_pairs(group: &PreferenceGroup) -> impl Iterator<Item = [(usize, usize); 2]> + '_ {
     group.comparisons.iter().filter(|c| c.kind == Kind::Base).filter_map(|comparison| {
         let [a, b] = comparison.terms[..] else { return None };
         let (chosen, rejected) = if a.sign > 0 { (a, b) } else { (b, a) };
-        (a.prompt == b.prompt && a.sign != b.sign).then_some([a.prompt, chosen.response, rejected.response])
+        (a.sign != b.sign).then_some([chosen, rejected].map(|term| (term.prompt, term.response)))
     })
 }
 

@@ -53,6 +53,8 @@ pub struct Input {
 pub struct WithTokenizer<'a> {
     pub tokenizer: &'a Tokenizer,
     pub max_length: usize,
+    /// The rows are for a reward model, which needs no boundary between prompt and response.
+    pub reward: bool,
 }
 
 /// Checks training data, and its overlap with test data if given.
@@ -65,12 +67,14 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     let mut interner = Interner::default();
     refused(&train, "training", &mut findings);
     repeated_prompts(&train, &mut findings);
+    overlooked(&train, &mut findings);
     let files = train.files;
     let refused_rows = train.refused.count;
     let train = Corpus::new(train.rows, &mut interner);
     let test_files = test.as_ref().map(|test| test.files.clone()).unwrap_or_default();
     let test = test.map(|test| {
         refused(&test, "test", &mut findings);
+        overlooked(&test, &mut findings);
         Corpus::new(test.rows, &mut interner)
     });
     let test = test.as_ref();
@@ -79,10 +83,10 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     let sides = sides::check(&train, &mut findings);
     scores::check(&train, &mut findings);
     let (mut tokens, mut test_tokens) = (None, None);
-    if let Some(WithTokenizer { tokenizer, max_length }) = with {
-        tokens = Some(tokens::check(&train, "training", tokenizer, *max_length, &mut findings)?);
+    if let Some(with) = with {
+        tokens = Some(tokens::check(&train, "training", with, &mut findings)?);
         if let Some(test) = test {
-            test_tokens = Some(tokens::check(test, "test", tokenizer, *max_length, &mut findings)?);
+            test_tokens = Some(tokens::check(test, "test", with, &mut findings)?);
         }
     }
     let overlap = test.map(|test| overlap::check(&train, test, &mut findings));
@@ -156,6 +160,22 @@ fn repeated_prompts(input: &Input, findings: &mut Vec<Finding>) {
                 .why("the model would see the prompt twice, the second time as part of the answer")
                 .advice("remove the prompt from both sides, or omit \"prompt\": it is then derived from the two sides")
                 .places([place]);
+            findings.push(finding);
+        }
+    }
+}
+
+/// Reports columns that are read as nothing, or as plain text, though they may hold messages.
+fn overlooked(input: &Input, findings: &mut Vec<Finding>) {
+    for file in &input.files {
+        for problem in file.overlooked() {
+            let (count, of) = (problem.found.rows, file.rows());
+            let what = format!("in {count} of {of} rows ({}) {}", percent(count, of), problem.what);
+            let (file, line) = (file.file.display().to_string(), problem.found.first_line);
+            let finding = Finding::new(Level::Warning, problem.check, (count, of), what)
+                .why(problem.why)
+                .advice(problem.advice)
+                .places([Place { file, line, id: None, note: None }]);
             findings.push(finding);
         }
     }

@@ -1,16 +1,17 @@
 //! The rows after tokenisation with the chat template: rows that training would refuse, sequences
-//! that are too long, and responses without an end token. Without end tokens a policy does not
+//! that are too long, comparisons with sides of equal ids, messages that the template leaves out,
+//! and responses without an end token. Without end tokens a policy does not
 //! learn to stop, and a reward model is trained on another position than it scores later.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::WithTokenizer;
 use super::corpus::Corpus;
 use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use super::giveaway::Position;
 use super::length::PairLengths;
-use crate::data::tokenize::{Lengths, OnTooLong, TokenizeOptions, tokenize_rows};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenize::{Lengths, OnTooLong, Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::{Error, Result};
 
 /// Minimum share of responses that end in an end token. Only responses cut at a length limit should
@@ -34,6 +35,11 @@ pub struct TokenReport {
     /// prompt.
     pub plain: usize,
     pub merged: usize,
+    /// Comparisons with sides that differ in text but not in ids.
+    pub equal_ids: usize,
+    /// Messages of conversations; messages whose text the chat template leaves out or changes.
+    pub messages: usize,
+    pub lost_messages: usize,
     /// Rows that cannot be tokenised.
     pub refused: usize,
 }
@@ -47,13 +53,20 @@ pub(super) struct Tokens {
     pub last: Vec<[String; 2]>,
 }
 
+/// First rows of each finding.
+struct Places {
+    refused: Vec<Place>,
+    open: Vec<Place>,
+    long: Vec<Place>,
+    equal: Vec<Place>,
+    lost: Vec<Place>,
+}
+
 /// Tokenised row.
 struct RowTokens {
     /// In the order of the tokenised group.
     sequences: Vec<SequenceTokens>,
-    ended: usize,
-    plain: usize,
-    merged: usize,
+    counts: TokenizeReport,
 }
 
 struct SequenceTokens {
@@ -70,12 +83,12 @@ struct SequenceTokens {
 pub(super) fn check(
     corpus: &Corpus,
     side: &str,
-    tokenizer: &Tokenizer,
-    max_length: usize,
+    with: &WithTokenizer<'_>,
     findings: &mut Vec<Finding>,
 ) -> Result<Tokens> {
+    let max_length = with.max_length;
     let rows: Vec<Result<RowTokens>> =
-        (0..corpus.rows.len()).into_par_iter().map(|row| row_tokens(corpus, row, tokenizer)).collect();
+        (0..corpus.rows.len()).into_par_iter().map(|row| row_tokens(corpus, row, with)).collect();
     let pairs = corpus.pairs.len();
     let mut tokens = Tokens {
         report: TokenReport { max_length, ..TokenReport::default() },
@@ -86,6 +99,7 @@ pub(super) fn check(
     let report = &mut tokens.report;
     let mut lengths = Vec::new();
     let (mut refused, mut long, mut open) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut equal, mut lost) = (Vec::new(), Vec::new());
     let mut known: Vec<Option<RowTokens>> = Vec::with_capacity(rows.len());
     for (row, outcome) in rows.into_iter().enumerate() {
         let outcome = match outcome {
@@ -101,13 +115,20 @@ pub(super) fn check(
             Err(other) => return Err(other),
         };
         report.sequences += outcome.sequences.len();
-        report.ended += outcome.ended;
-        report.plain += outcome.plain;
-        report.merged += outcome.merged;
+        let counts = &outcome.counts;
+        report.ended += counts.ended;
+        report.plain += counts.plain_sequences;
+        report.merged += counts.boundary_mismatches;
+        report.equal_ids += counts.equal_ids;
+        report.messages += counts.messages;
+        report.lost_messages += counts.lost_messages;
+        for (first, places) in [(&counts.first_equal_ids, &mut equal), (&counts.first_lost_message, &mut lost)] {
+            places.extend(first.as_ref().map(|first| Place::row(corpus, row).with(&*first.what)));
+        }
         let too_long = |s: &&SequenceTokens| s.lengths[0] > max_length;
         report.too_long += outcome.sequences.iter().filter(too_long).count();
         lengths.extend(outcome.sequences.iter().map(|s| s.lengths[0]));
-        if outcome.ended < outcome.sequences.len() {
+        if counts.ended < outcome.sequences.len() {
             open.push(Place::row(corpus, row));
         }
         for comparison in &corpus.rows[row].group.comparisons {
@@ -125,13 +146,14 @@ pub(super) fn check(
     report.lengths = Lengths::new(lengths);
     for (i, pair) in corpus.pairs.iter().enumerate() {
         let Some(row) = &known[pair.row] else { continue };
-        let of = |response| row.sequences.iter().find(|s| s.at == (pair.prompt, response));
-        let [Some(chosen), Some(rejected)] = pair.responses.map(of) else { continue };
+        let of = |side: usize| row.sequences.iter().find(|s| s.at == (pair.prompts[side], pair.responses[side]));
+        let [Some(chosen), Some(rejected)] = [0, 1].map(of) else { continue };
         tokens.lengths[i] = Some([chosen.lengths[1], rejected.lengths[1]]);
         tokens.first[i] = [chosen, rejected].map(|s| s.ends[0].clone());
         tokens.last[i] = [chosen, rejected].map(|s| s.ends[1].clone());
     }
-    add_findings(&tokens.report, side, corpus.rows.len(), [refused, open, long], findings);
+    let places = Places { refused, open, long, equal, lost };
+    add_findings(&tokens.report, side, corpus.rows.len(), places, with.reward, findings);
     Ok(tokens)
 }
 
@@ -143,7 +165,8 @@ pub(super) fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] 
     ]
 }
 
-fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowTokens> {
+fn row_tokens(corpus: &Corpus, row: usize, with: &WithTokenizer<'_>) -> Result<RowTokens> {
+    let tokenizer = with.tokenizer;
     // Limits are checked here over all rows, so tokenising a single row must never drop it.
     let options = TokenizeOptions {
         max_length: usize::MAX,
@@ -152,7 +175,8 @@ fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowT
         max_boundary_mismatch: 1.0,
         allow_double_bos: false,
     };
-    let (groups, report) = tokenize_rows(vec![corpus.rows[row].clone()], tokenizer, &options)?;
+    let purpose = Purpose { reward: with.reward, keep_equal_ids: true };
+    let (groups, report) = tokenize_rows_for(purpose, vec![corpus.rows[row].clone()], tokenizer, &options)?;
     let mut sequences = Vec::with_capacity(report.sequences);
     for group in &groups {
         for sequence in &group.sequences {
@@ -172,23 +196,31 @@ fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowT
             });
         }
     }
-    Ok(RowTokens { sequences, ended: report.ended, plain: report.plain_sequences, merged: report.boundary_mismatches })
+    Ok(RowTokens { sequences, counts: report })
 }
 
 fn add_findings(
     report: &TokenReport,
     side: &str,
     rows: usize,
-    [refused, open, long]: [Vec<Place>; 3],
+    places: Places,
+    reward: bool,
     findings: &mut Vec<Finding>,
 ) {
+    let Places { refused, open, long, equal, lost } = places;
     let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
     let count = report.refused;
     if count > 0 {
         let what = format!("{count} of {rows} {side} rows ({}) cannot be tokenised", percent(count, rows));
         let finding = Finding::new(Level::Error, "refused-by-tokenizer", (count, rows), what)
             .why("training stops at the first of them")
-            .advice("correct or remove these rows, or set --chat-template-path")
+            .advice(match reward {
+                true => "correct or remove these rows, or set --chat-template-path",
+                false => {
+                    "correct or remove these rows, or set --chat-template-path; with --reward they are checked for a \
+                     reward model, which needs no boundary between prompt and response"
+                }
+            })
             .places(refused);
         findings.push(finding);
     }
@@ -219,6 +251,36 @@ fn add_findings(
             .why("training drops them, and stops if it would drop more than --max-drop-fraction of all comparisons")
             .advice("raise --max-length, or choose another --on-too-long")
             .places(long);
+        findings.push(finding);
+    }
+    let (count, of) = (report.equal_ids, report.comparisons);
+    if count > 0 {
+        let limit = TokenizeOptions::default().max_drop_fraction;
+        let what = format!(
+            "{count} of {of} {side} comparisons ({}) have sides that differ in text but not in ids",
+            percent(count, of)
+        );
+        let finding = Finding::new(Level::error_if(share(count, of) > limit), "equal-token-ids", (count, of), what)
+            .why(
+                "the chat template or the tokenizer removes the text in which the sides differ, so no model can tell \
+                 them apart; training drops them, and stops if it would drop more than --max-drop-fraction",
+            )
+            .advice("set --chat-template-path to a template that keeps this text, or correct the rows")
+            .places(equal);
+        findings.push(finding);
+    }
+    let (count, of) = (report.lost_messages, report.messages);
+    if count > 0 {
+        let what = format!(
+            "the chat template leaves out or changes the text of {count} of {of} {side} messages ({})",
+            percent(count, of)
+        );
+        let finding = Finding::new(Level::Warning, "lost-messages", (count, of), what)
+            .why("the model never reads this text; some templates delete reasoning on purpose")
+            .advice(
+                "look at the rows with `mapl data show`, or set --chat-template-path to a template that keeps the text",
+            )
+            .places(lost);
         findings.push(finding);
     }
     let limit = TokenizeOptions::default().max_boundary_mismatch;

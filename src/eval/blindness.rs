@@ -2,7 +2,8 @@
 //! model that follows the prompt falls to one half. A model that prefers responses by length or
 //! style keeps its accuracy.
 //!
-//! - emptied: a conversation becomes one user message without content, in the model's own template;
+//! - emptied: a conversation becomes one user message without content, in the model's own template,
+//!   up to where its rendering with an answer departs from the generation prompt;
 //!   plain text becomes the BOS token, or the end token if there is no BOS
 //! - shuffled: the distinct prompts of the original pairs are arranged in a seeded random cycle,
 //!   and each is replaced by its successor, so no pair keeps its prompt
@@ -16,6 +17,7 @@ use super::breakdown::length_label;
 use super::measure::{Measure, Quantity};
 use crate::Result;
 use crate::data::group::{Kind, Message, Prompt};
+use crate::data::tokenize::common_prefix;
 use crate::data::tokenized::{Sequence, SequenceComparison, TokenizedGroup};
 use crate::data::tokenizer::Tokenizer;
 use crate::rng::Rng;
@@ -109,8 +111,7 @@ pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize)
     for (origin, group) in groups.iter().enumerate() {
         let wanted = |c: &SequenceComparison| pair_prompt(group, c).is_some() || one_response(group, c);
         let Some(first) = group.comparisons.iter().find(|c| wanted(c)) else { continue };
-        let prompt = &group.group.prompts[group.sequences[first.terms[0].sequence].prompt];
-        let empty = empty_prompt(prompt, group, tokenizer)?;
+        let empty = empty_prompt(&group.sequences[first.terms[0].sequence], group, tokenizer)?;
         let fits = |c: &SequenceComparison| empty.len() + longest_response(group, c) <= longest;
         probe.left_out += group.comparisons.iter().filter(|c| wanted(c) && !fits(c)).count();
         let prompt_ids = vec![empty.clone(); group.prompt_ids.len()];
@@ -120,18 +121,25 @@ pub fn emptied(groups: &[TokenizedGroup], tokenizer: &Tokenizer, longest: usize)
 }
 
 /// Returns the token ids of an empty prompt.
-fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let ids = match prompt {
+fn empty_prompt(sequence: &Sequence, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let ids = match &group.group.prompts[sequence.prompt] {
         Prompt::Text(_) => tokenizer.encode_prefix("")?,
         Prompt::Messages(_) => {
-            let turns = [Message { role: "user".into(), content: String::new() }];
+            let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+            let turns = [turn("user", ""), turn("assistant", group.group.responses[sequence.response].text())];
             let kwargs = group.group.chat_template_kwargs.as_ref();
-            let text = tokenizer.require_template()?.render(&turns, true, None, kwargs).map_err(|why| {
-                crate::Error::Usage(format!(
-                    "--prompt-blindness: the chat template does not render a user message without content: {why}"
-                ))
-            })?;
-            tokenizer.encode(&text, false)?
+            let render = |turns: &[Message], open: bool| -> Result<Vec<u32>> {
+                let text = tokenizer.require_template()?.render(turns, open, None, kwargs).map_err(|why| {
+                    crate::Error::Usage(format!(
+                        "--prompt-blindness: the chat template does not render a user message without content: {why}"
+                    ))
+                })?;
+                tokenizer.encode(&text, false)
+            };
+            // The response's ids follow the part of the prompt with which its conversation starts.
+            let (mut opening, whole) = (render(&turns[..1], true)?, render(&turns, false)?);
+            opening.truncate(common_prefix(&opening, &whole));
+            opening
         }
     };
     // A response needs a preceding token.

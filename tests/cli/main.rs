@@ -25,6 +25,7 @@ mod evaluation;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;
+mod lost_text;
 mod pipeline;
 mod reference;
 mod repeat;

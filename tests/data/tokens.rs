@@ -30,7 +30,7 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 pub static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::load(FOLDER.path()).unwrap());
 
 /// The tokenizer with edited files: (name, key, value) sets a value in a JSON file.
-fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, mapl::Result<Tokenizer>) {
+pub fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, mapl::Result<Tokenizer>) {
     let folder = tempfile::tempdir().unwrap();
     TOKENIZER.copy_to(folder.path()).unwrap();
     for (name, key, value) in edits {
@@ -67,31 +67,31 @@ fn with_bos() -> (tempfile::TempDir, Tokenizer) {
     (folder, tokenizer.unwrap())
 }
 
-fn row(group: PreferenceGroup) -> SourceRow {
+pub fn row(group: PreferenceGroup) -> SourceRow {
     group.validate().unwrap();
     SourceRow { group, file: Arc::from(Path::new("rows.jsonl")), line: 5, scores: None }
 }
 
-fn pair(prompt: &str, chosen: &str, rejected: &str) -> SourceRow {
+pub fn pair(prompt: &str, chosen: &str, rejected: &str) -> SourceRow {
     let text = |s: &str| Response::Text(s.into());
     row(PreferenceGroup::pair("r".into(), Prompt::Text(prompt.into()), text(chosen), text(rejected), 0.0))
 }
 
-fn message(role: &str, content: &str) -> Message {
+pub fn message(role: &str, content: &str) -> Message {
     Message { role: role.into(), content: content.into() }
 }
 
-fn chat(question: &str, chosen: &str, rejected: &str) -> SourceRow {
+pub fn chat(question: &str, chosen: &str, rejected: &str) -> SourceRow {
     let answer = |s: &str| Response::Message(message("assistant", s));
     let prompt = Prompt::Messages(vec![message("user", question)]);
     row(PreferenceGroup::pair("c".into(), prompt, answer(chosen), answer(rejected), 0.0))
 }
 
-fn options() -> TokenizeOptions {
+pub fn options() -> TokenizeOptions {
     TokenizeOptions::default()
 }
 
-fn one(row: SourceRow, tokenizer: &Tokenizer) -> mapl::Result<TokenizedGroup> {
+pub fn one(row: SourceRow, tokenizer: &Tokenizer) -> mapl::Result<TokenizedGroup> {
     tokenize_rows(vec![row], tokenizer, &options()).map(|(mut groups, _)| groups.remove(0))
 }
 

@@ -84,7 +84,7 @@ impl DropReason {
             DropReason::Repeated => "same as an earlier draw",
             DropReason::NoUserTurn => "no user turn",
             DropReason::NoSystemTurn => "no system message in plain text",
-            DropReason::NoBase => "row without a base comparison",
+            DropReason::NoBase => "no base comparison of two responses to one prompt",
             DropReason::AlreadyBuilt => "row already built",
         }
     }

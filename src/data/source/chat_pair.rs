@@ -4,8 +4,9 @@
 //!
 //! The two conversations must be equal up to the last message, the assistant's response.
 //! Conversations that end in the same response after different turns are read as an intra
-//! comparison: one response under two prompts. Conversations that differ in both are refused,
-//! because no single prompt fits both responses.
+//! comparison: one response under two prompts. Conversations that differ in both are compared as a
+//! whole by a reward model, each response under its own prompt. Otherwise they are refused, because
+//! a policy compares two responses to one prompt.
 
 use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use super::fields::{Row, split_response};
@@ -47,10 +48,14 @@ pub(super) fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Messag
         PreferenceGroup::pair(id, Prompt::Messages(prompt), chosen, rejected, margin)
     } else if chosen == rejected {
         one_response(id, prompt, other, chosen, margin)
+    } else if row.whole_conversations {
+        let prompts = [prompt, other].map(Prompt::Messages);
+        whole_conversations(id, prompts, [chosen, rejected], margin)
     } else {
         return Err(
-            "\"chosen\" and \"rejected\" differ before their last message and also in it; a pair needs one prompt with \
-             two responses, or two prompts with one response (for other cases use a group row)"
+            "\"chosen\" and \"rejected\" differ before their last message and also in it; only a reward model compares \
+             whole conversations; a policy needs one prompt with two responses, or two prompts with one response (for \
+             other cases use a group row)"
                 .into(),
         );
     };
@@ -68,4 +73,15 @@ fn one_response(
 ) -> PreferenceGroup {
     let prompts = vec![Prompt::Messages(better), Prompt::Messages(worse)];
     PreferenceGroup::new(id, prompts, vec![response], vec![Comparison::pair(Kind::Intra, (0, 0), (1, 0), margin)])
+}
+
+/// Builds a group with two responses, each under its own prompt, the first of them preferred.
+pub(super) fn whole_conversations(
+    id: String,
+    prompts: [Prompt; 2],
+    responses: [Response; 2],
+    margin: f64,
+) -> PreferenceGroup {
+    let comparison = Comparison::pair(Kind::Base, (0, 0), (1, 1), margin);
+    PreferenceGroup::new(id, prompts.into(), responses.into(), vec![comparison])
 }

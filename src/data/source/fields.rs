@@ -28,11 +28,13 @@ pub(super) struct Row<'a> {
     file: &'a Path,
     line: usize,
     used: Vec<&'static str>,
+    /// [`ReadOptions::whole_conversations`].
+    pub(super) whole_conversations: bool,
 }
 
 impl<'a> Row<'a> {
     pub(super) fn new(object: Map<String, Value>, file: &'a Path, line: usize) -> Self {
-        Self { object, id: String::new(), file, line, used: ALWAYS_USED.to_vec() }
+        Self { object, id: String::new(), file, line, used: ALWAYS_USED.to_vec(), whole_conversations: false }
     }
 
     /// Sets the id of the row: `id` as a string or a number with its spelling, else `<file stem>-<line>`.
@@ -56,8 +58,9 @@ impl<'a> Row<'a> {
         &self.id
     }
 
-    /// Applies the column map. Group rows keep their keys.
-    pub(super) fn rename(&mut self, options: &ReadOptions) -> Result<(), String> {
+    /// Applies the options: the column map, except in group rows, which keep their keys.
+    pub(super) fn apply(&mut self, options: &ReadOptions) -> Result<(), String> {
+        self.whole_conversations = options.whole_conversations;
         if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
             return Ok(());
         }
@@ -104,6 +107,11 @@ impl<'a> Row<'a> {
         }
         let shown: Vec<String> = self.object.keys().take(8).map(|key| format!("\"{}\"", shorten(key))).collect();
         format!("{}{}", shown.join(", "), if self.object.len() > 8 { ", ..." } else { "" })
+    }
+
+    /// Keys and values of the row.
+    pub(super) fn columns(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.object.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// Keys with a value that no reader used.
@@ -176,11 +184,16 @@ impl<'a> Row<'a> {
 
     /// Moves `tools` and `chat_template_kwargs` into the group.
     pub(super) fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
-        group.tools = match self.take("tools") {
+        // Tables without nested columns hold the tools as JSON text, as transformers and TRL accept.
+        let parsed = |text: &str| serde_json::from_str(text).ok().filter(Value::is_array);
+        let tools = self.take("tools").map(|tools| tools.as_str().and_then(parsed).unwrap_or(tools));
+        group.tools = match tools {
             None => None,
             Some(Value::Array(tools)) if tools.is_empty() => None,
             Some(tools @ Value::Array(_)) => Some(tools),
-            Some(other) => return Err(format!("\"tools\" must be a list, found {}", describe(&other))),
+            Some(other) => {
+                return Err(format!("\"tools\" must be a list, or a list as JSON text; found {}", describe(&other)));
+            }
         };
         group.chat_template_kwargs = match self.take("chat_template_kwargs") {
             None => None,

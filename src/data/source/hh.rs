@@ -1,9 +1,11 @@
 //! Human/Assistant dialogues: `chosen` and `rejected` as text, with turns that start with
 //! `\n\nHuman:` and `\n\nAssistant:`. The prompt ends with the last `\n\nAssistant:`; both sides
-//! must be equal up to there. The text is read unedited, so the space after the colon belongs to
-//! the response.
+//! must be equal up to there, unless a reward model compares whole dialogues. The text is read
+//! unedited, so the space after the colon belongs to the response.
 
-use super::fields::Row;
+use super::super::group::{Prompt, Response};
+use super::chat_pair::whole_conversations;
+use super::fields::{Row, not_empty};
 use super::{Format, Parsed, text_pair};
 
 const HUMAN: &str = "\n\nHuman:";
@@ -18,11 +20,20 @@ pub(super) fn read(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (chosen, rejected) = (row.text("chosen")?, row.text("rejected")?);
     let (a, b) = (prompt_end(&chosen, "chosen")?, prompt_end(&rejected, "rejected")?);
     if chosen[..a] != rejected[..b] {
-        return Err(
-            "\"chosen\" and \"rejected\" differ before their last \"\\n\\nAssistant:\" turn; a pair needs one prompt \
-             (for other cases use a group row)"
-                .into(),
-        );
+        if !row.whole_conversations {
+            return Err(
+                "\"chosen\" and \"rejected\" differ before their last \"\\n\\nAssistant:\" turn; only a reward model \
+                 compares whole conversations, and a policy needs one prompt (for other cases use a group row)"
+                    .into(),
+            );
+        }
+        let margin = row.margin()?;
+        let prompts = [&chosen[..a], &rejected[..b]].map(|prompt| Prompt::Text(prompt.to_owned()));
+        let response = |text: &str, what| not_empty(Response::Text(text.to_owned()), what);
+        let responses = [response(&chosen[a..], "\"chosen\"")?, response(&rejected[b..], "\"rejected\"")?];
+        let mut group = whole_conversations(row.id().to_owned(), prompts, responses, margin);
+        row.template_settings(&mut group)?;
+        return Ok(Parsed::new(Format::HumanAssistant, group));
     }
     let group = text_pair::pair(row, chosen[..a].to_owned(), chosen[a..].to_owned(), rejected[b..].to_owned())?;
     Ok(Parsed::new(Format::HumanAssistant, group))

@@ -3,6 +3,7 @@
 //! - `rows`: reads a file (JSONL or a JSON array, plain or gzip) as JSON objects with line numbers
 //! - `fields`: typed access to the keys of one row, with an error message for every defect
 //! - `group_row`, `text_pair`, `chat_pair`, `ultrafeedback`, `hh`: one reader per format
+//! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
 //! - [`options`]: column map, and the flag that allows mixed formats in one file
@@ -17,12 +18,13 @@ mod fields;
 mod group_row;
 mod hh;
 pub mod options;
+mod overlooked;
 mod rows;
 mod sft;
 mod text_pair;
 mod ultrafeedback;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub use sft::{read_sft_files, sft_pairs};
 use super::group::{PreferenceGroup, Prompt, Response};
 use crate::{Error, Result};
 use fields::Row;
+pub use overlooked::Occurrences;
 
 /// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,6 +112,10 @@ pub struct FileReport {
     /// Text pairs in which both sides start with the whole prompt: a sign that the prompt is
     /// duplicated.
     pub prompt_repeated: usize,
+    /// Columns among `ignored_keys` whose name and value suggest a part of the conversation.
+    pub unused_conversation: BTreeMap<String, Occurrences>,
+    /// Text columns that hold a list of messages as JSON or Python text.
+    pub messages_as_text: BTreeMap<String, Occurrences>,
 }
 
 impl FileReport {
@@ -183,7 +190,7 @@ pub fn read_files_leniently(
 /// Reads all texts of files of any format, for training a tokenizer: each prompt, message and
 /// response once per row, in row order. A file may mix formats.
 pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
-    let options = ReadOptions { mixed_formats: true, ..options.clone() };
+    let options = ReadOptions { mixed_formats: true, whole_conversations: true, ..options.clone() };
     let (rows, _) = read_all(paths, &options, any_row)?;
     let mut texts = Vec::new();
     for row in rows {
@@ -256,9 +263,11 @@ fn read_with(
             let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
-            row.rename(options).map_err(|why| fail(&id, why))?;
+            row.apply(options).map_err(|why| fail(&id, why))?;
             let scores = row.scores();
+            let columns = overlooked::Columns::of(&row);
             let parsed = reader(&mut row).map_err(|why| fail(&id, why))?;
+            columns.count(&row, &parsed.group, line, &mut counts);
             counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
             if parsed.format == Format::Group
                 && let Some((other, first)) = seen.insert(id.clone(), (file.clone(), line))
@@ -287,8 +296,14 @@ fn read_with(
         }
         let mut formats: Vec<_> = counts.formats.iter().map(|f| (f.format, f.rows)).collect();
         formats.sort_unstable();
-        let (ignored_keys, prompt_repeated) = (counts.ignored_keys, counts.prompt_repeated);
-        reports.push(FileReport { file: path.clone(), formats, ignored_keys, prompt_repeated });
+        reports.push(FileReport {
+            file: path.clone(),
+            formats,
+            ignored_keys: counts.ignored_keys,
+            prompt_repeated: counts.prompt_repeated,
+            unused_conversation: counts.unused_conversation,
+            messages_as_text: counts.messages_as_text,
+        });
     }
     Ok((all, reports))
 }
@@ -306,6 +321,8 @@ struct FileCounts {
     formats: Vec<FormatCount>,
     ignored_keys: BTreeSet<String>,
     prompt_repeated: usize,
+    unused_conversation: BTreeMap<String, Occurrences>,
+    messages_as_text: BTreeMap<String, Occurrences>,
 }
 
 impl FileCounts {

@@ -19,6 +19,11 @@ pub struct ReadOptions {
     /// Allow rows of several formats in one input file
     #[arg(long, alias = "mixed_formats")]
     pub mixed_formats: bool,
+    /// Accepts pairs of conversations that differ before their last message too: a reward model
+    /// compares whole conversations. Set by commands for reward models.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub whole_conversations: bool,
 }
 
 /// Map from keys to columns of the input. Text form: `key=column`, comma separated.

@@ -1,12 +1,14 @@
 //! Boundary between a prompt and its response, on ids.
 //!
 //! - Conversations: the chat template renders the prompt (with the generation prompt) and the whole
-//!   conversation; both are tokenised without added special tokens. The prompt's ids must be a
-//!   prefix of the conversation's ids, without exception.
+//!   conversation; both are tokenised without added special tokens. For a policy the prompt's ids
+//!   must be a prefix of the conversation's ids, without exception. A reward is read at the last
+//!   token, so a reward model needs no such boundary: of the prompt's ids, the part with which all
+//!   its conversations start is shared, and everything after it belongs to the response.
 //! - Plain text: prompt and whole text are tokenised with the tokenizer's special tokens, and the
 //!   end token is appended unless the text already ends with one. If tokens merge across the end of
-//!   the prompt, prompt and response are tokenised separately, as in generation. Such sequences are
-//!   counted.
+//!   the prompt, prompt and response are tokenised separately, as in generation, the response
+//!   without a space in front that it does not have. Such sequences are counted.
 //!
 //! In a row for supervised fine-tuning with an empty prompt, the first token is context and the
 //! rest is trained.
@@ -15,9 +17,11 @@ use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::super::source::SourceRow;
 use super::super::tokenized::Sequence;
 use super::super::tokenizer::Tokenizer;
+use super::lost::Lost;
 use crate::Result;
 
 /// A group as ids, before the length limit.
+#[derive(Default)]
 pub(super) struct Encoded {
     /// One entry per prompt of the group; empty for prompts that no pair uses.
     pub prompt_ids: Vec<Vec<u32>>,
@@ -27,6 +31,8 @@ pub(super) struct Encoded {
     pub plain: usize,
     /// Number of plain-text sequences with tokens that merge across the end of the prompt.
     pub mismatches: usize,
+    /// Messages that the rendered conversations lack.
+    pub lost: Lost,
 }
 
 impl Encoded {
@@ -36,99 +42,89 @@ impl Encoded {
     }
 }
 
-/// Encodes the (prompt, response) pairs of a row.
+/// Rules of [`encode`].
+#[derive(Clone, Copy)]
+pub(super) struct Rules {
+    pub allow_double_bos: bool,
+    /// The ids are for a reward model, which needs no boundary.
+    pub reward: bool,
+}
+
+/// Encodes the (prompt, response) pairs of a row. Pairs of one prompt are adjacent.
 pub(super) fn encode(
     row: &SourceRow,
     pairs: &[(usize, usize)],
     tokenizer: &Tokenizer,
-    allow_double_bos: bool,
+    rules: Rules,
 ) -> Result<Encoded> {
     let group = &row.group;
-    let mut out =
-        Encoded { prompt_ids: vec![Vec::new(); group.prompts.len()], sequences: Vec::new(), plain: 0, mismatches: 0 };
-    let mut known = vec![false; group.prompts.len()];
-    for &(prompt, response) in pairs {
-        let at = |why: String| row.error(format!("prompt {prompt} with response {response}: {why}"));
-        if !known[prompt] {
-            known[prompt] = true;
-            out.prompt_ids[prompt] = prompt_ids(&group.prompts[prompt], group, tokenizer).map_err(|e| e.at(&at))?;
-        }
-        let opening = &out.prompt_ids[prompt];
-        let mut response_ids = match (&group.prompts[prompt], &group.responses[response]) {
-            (Prompt::Text(text), Response::Text(answer)) => {
-                out.plain += 1;
-                let (ids, merged) = text_response(text, answer, opening, tokenizer)?;
-                out.mismatches += usize::from(merged);
-                ids
-            }
-            (Prompt::Text(_), Response::Message(_)) => {
-                return Err(at("a message cannot answer a plain-text prompt; give both in the same form".into()));
-            }
-            (Prompt::Messages(turns), answer) => {
-                chat_response(turns, answer, opening, group, tokenizer).map_err(|e| e.at(&at))?
-            }
+    let mut out = Encoded { prompt_ids: vec![Vec::new(); group.prompts.len()], ..Encoded::default() };
+    for pairs in pairs.chunk_by(|a, b| a.0 == b.0) {
+        let prompt = pairs[0].0;
+        let (opening, responses) = match &group.prompts[prompt] {
+            Prompt::Text(text) => text_responses(text, row, pairs, tokenizer, &mut out)?,
+            Prompt::Messages(turns) => chat_responses(turns, row, pairs, tokenizer, rules, &mut out.lost)?,
         };
-        if opening.is_empty() && group.comparisons.is_empty() && response_ids.len() > 1 {
-            let context = response_ids.remove(0);
-            out.prompt_ids[prompt].push(context);
+        out.prompt_ids[prompt] = opening;
+        for (&(_, response), mut response_ids) in pairs.iter().zip(responses) {
+            let at = |why: &str| at(row, (prompt, response), why);
+            let opening = &mut out.prompt_ids[prompt];
+            if opening.is_empty() && group.comparisons.is_empty() && response_ids.len() > 1 {
+                opening.push(response_ids.remove(0));
+            }
+            if opening.is_empty() && !rules.reward {
+                return Err(at(
+                    "the prompt has no token, so the first token of the response has no context; give the prompt some \
+                     text",
+                ));
+            }
+            if response_ids.is_empty() {
+                return Err(at("the response has no token to score; give it text or drop the row"));
+            }
+            let mut start = opening.iter().chain(&response_ids).copied();
+            if let Some(bos) = tokenizer.bos_id()
+                && !rules.allow_double_bos
+                && [start.next(), start.next()] == [Some(bos), Some(bos)]
+            {
+                return Err(at(
+                    "the text starts with two BOS tokens, its own and the tokenizer's; remove the one in the text or \
+                     template, or pass --allow-double-bos",
+                ));
+            }
+            out.sequences.push(Sequence { prompt, response, response_ids });
         }
-        let opening = &out.prompt_ids[prompt];
-        if opening.is_empty() {
-            return Err(at(
-                "the prompt has no token, so the first token of the response has no context; give the prompt some text"
-                    .into(),
-            ));
-        }
-        if response_ids.is_empty() {
-            return Err(at("the response has no token to score; give it text or drop the row".into()));
-        }
-        let mut start = opening.iter().chain(&response_ids).copied();
-        if let Some(bos) = tokenizer.bos_id()
-            && !allow_double_bos
-            && [start.next(), start.next()] == [Some(bos), Some(bos)]
-        {
-            return Err(at(
-                "the text starts with two BOS tokens, its own and the tokenizer's; remove the one in the text or \
-                 template, or pass --allow-double-bos"
-                    .into(),
-            ));
-        }
-        out.sequences.push(Sequence { prompt, response, response_ids });
     }
     Ok(out)
 }
 
-/// A defect of the row, or another error.
-enum Failure {
-    Row(String),
-    Other(crate::Error),
+/// A data error at a sequence of a row.
+fn at(row: &SourceRow, (prompt, response): (usize, usize), why: &str) -> crate::Error {
+    row.error(format!("prompt {prompt} with response {response}: {why}"))
 }
 
-impl Failure {
-    fn at(self, row: &impl Fn(String) -> crate::Error) -> crate::Error {
-        match self {
-            Failure::Row(why) => row(why),
-            Failure::Other(error) => error,
-        }
+/// Ids of a prompt, and of each of its responses.
+type Continued = (Vec<u32>, Vec<Vec<u32>>);
+
+/// Encodes the responses to a plain-text prompt.
+fn text_responses(
+    prompt: &str,
+    row: &SourceRow,
+    pairs: &[(usize, usize)],
+    tokenizer: &Tokenizer,
+    out: &mut Encoded,
+) -> Result<Continued> {
+    let opening = tokenizer.encode_prefix(prompt)?;
+    let mut responses = Vec::with_capacity(pairs.len());
+    for &pair in pairs {
+        let Response::Text(answer) = &row.group.responses[pair.1] else {
+            return Err(at(row, pair, "a message cannot answer a plain-text prompt; give both in the same form"));
+        };
+        out.plain += 1;
+        let (ids, merged) = text_response(prompt, answer, &opening, tokenizer)?;
+        out.mismatches += usize::from(merged);
+        responses.push(ids);
     }
-}
-
-impl From<crate::Error> for Failure {
-    fn from(error: crate::Error) -> Self {
-        Failure::Other(error)
-    }
-}
-
-fn prompt_ids(prompt: &Prompt, group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<Vec<u32>, Failure> {
-    match prompt {
-        Prompt::Text(text) => Ok(tokenizer.encode_prefix(text)?),
-        Prompt::Messages(turns) => Ok(tokenizer.encode(&render(turns, true, group, tokenizer)?, false)?),
-    }
-}
-
-fn render(turns: &[Message], open: bool, group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<String, Failure> {
-    let (tools, kwargs) = (group.tools.as_ref(), group.chat_template_kwargs.as_ref());
-    tokenizer.require_template()?.render(turns, open, tools, kwargs).map_err(Failure::Row)
+    Ok((opening, responses))
 }
 
 /// Ids of a plain-text response after its prompt, with the end token last; true if tokens merge
@@ -142,7 +138,7 @@ fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokeni
     }
     let (mut ids, merged) = match whole.strip_prefix(opening) {
         Some(rest) => (rest.to_vec(), false),
-        None => (tokenizer.encode(answer, false)?, true),
+        None => (tokenizer.encode_continuation(answer)?, true),
     };
     // An answer without tokens gets no end token, so that the caller refuses it.
     if ids.last().is_some_and(|last| !tokenizer.end_ids().contains(last)) {
@@ -151,36 +147,99 @@ fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokeni
     Ok((ids, merged))
 }
 
-fn chat_response(
+/// Encodes the answers to a conversation.
+fn chat_responses(
     turns: &[Message],
-    answer: &Response,
-    opening: &[u32],
-    group: &PreferenceGroup,
+    row: &SourceRow,
+    pairs: &[(usize, usize)],
     tokenizer: &Tokenizer,
-) -> Result<Vec<u32>, Failure> {
+    rules: Rules,
+    lost: &mut Lost,
+) -> Result<Continued> {
+    let group = &row.group;
+    let opening = match render(turns, true, group, tokenizer)? {
+        Ok(text) => tokenizer.encode(&text, false)?,
+        // A template may refuse to open another turn, where it renders the whole conversation.
+        Err(_) if rules.reward => Vec::new(),
+        Err(why) => return Err(at(row, pairs[0], &why)),
+    };
+    let mut wholes = Vec::with_capacity(pairs.len());
+    for (i, &pair) in pairs.iter().enumerate() {
+        let whole = conversation(turns, &group.responses[pair.1]);
+        let rendered = render(&whole, false, group, tokenizer)?.map_err(|why| at(row, pair, &why))?;
+        // The turns of the prompt are the same in all its conversations.
+        whole[if i == 0 { 0 } else { turns.len() }..].iter().for_each(|turn| lost.message(turn, &rendered));
+        if i == 0 {
+            lost.tools(group, &rendered);
+        }
+        wholes.push(tokenizer.encode(&rendered, false)?);
+    }
+    if !rules.reward
+        && let Some((whole, &pair)) = wholes.iter().zip(pairs).find(|(whole, _)| !whole.starts_with(&opening))
+    {
+        return Err(at(row, pair, &no_boundary(&opening, whole, tokenizer)?));
+    }
+    let shared = wholes.iter().fold(opening.len(), |shared, whole| common_prefix(&opening[..shared], whole));
+    let responses = wholes.iter().map(|whole| whole[shared..].to_vec()).collect();
+    Ok((opening[..shared].to_vec(), responses))
+}
+
+/// The messages of a conversation with its answer.
+fn conversation(turns: &[Message], answer: &Response) -> Vec<Message> {
     let answer = match answer {
         Response::Message(message) => message.clone(),
         Response::Text(text) => Message { role: "assistant".into(), content: text.clone() },
     };
-    let whole: Vec<Message> = turns.iter().cloned().chain([answer]).collect();
-    let whole = tokenizer.encode(&render(&whole, false, group, tokenizer)?, false)?;
-    match whole.strip_prefix(opening) {
-        Some(rest) => Ok(rest.to_vec()),
-        None => {
-            let same = opening.iter().zip(&whole).take_while(|(a, b)| a == b).count();
-            let near = |ids: &[u32]| {
-                let ids = &ids[same.saturating_sub(2)..(same + 6).min(ids.len())];
-                tokenizer.decode(ids)
-            };
-            Err(Failure::Row(format!(
-                "the rendered prompt is not a prefix of the rendered conversation: from token {same} on, the prompt \
-                 reads {:?} and the conversation {:?}; templates that rewrite earlier turns or insert an empty \
-                 thinking block (like Qwen3's) are not supported; pass another template with --chat-template-path",
-                near(opening)?,
-                near(&whole)?
-            )))
+    turns.iter().cloned().chain([answer]).collect()
+}
+
+/// Renders turns; the inner error is the template's refusal of these turns.
+fn render(
+    turns: &[Message],
+    open: bool,
+    group: &PreferenceGroup,
+    tokenizer: &Tokenizer,
+) -> Result<Result<String, String>> {
+    let (tools, kwargs) = (group.tools.as_ref(), group.chat_template_kwargs.as_ref());
+    Ok(tokenizer.require_template()?.render(turns, open, tools, kwargs))
+}
+
+/// Text of a sequence before it is tokenised: the rendered conversation, or prompt and response.
+pub(crate) fn text_of(
+    group: &PreferenceGroup,
+    prompt: usize,
+    response: usize,
+    tokenizer: &Tokenizer,
+) -> Result<String> {
+    let answer = &group.responses[response];
+    match &group.prompts[prompt] {
+        Prompt::Text(text) => Ok(format!("{text}{}", answer.text())),
+        Prompt::Messages(turns) => {
+            let rendered = render(&conversation(turns, answer), false, group, tokenizer)?;
+            rendered.map_err(crate::Error::Runtime)
         }
     }
+}
+
+/// Number of leading ids that two texts share.
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// Message for a conversation that does not start with its prompt.
+fn no_boundary(opening: &[u32], whole: &[u32], tokenizer: &Tokenizer) -> Result<String> {
+    let same = common_prefix(opening, whole);
+    let near = |ids: &[u32]| {
+        let ids = &ids[same.saturating_sub(2)..(same + 6).min(ids.len())];
+        tokenizer.decode(ids)
+    };
+    Ok(format!(
+        "the rendered prompt is not a prefix of the rendered conversation: from token {same} on, the prompt reads {:?} \
+         and the conversation {:?}; templates that rewrite earlier turns or insert an empty thinking block (like \
+         Qwen3's) are not supported; pass another template with --chat-template-path",
+        near(opening)?,
+        near(whole)?
+    ))
 }
 
 /// True if a response ends with an end token. White space after the end token is ignored, because

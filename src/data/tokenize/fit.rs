@@ -132,9 +132,12 @@ fn cut_prompts(
         let ids = &mut encoded.prompt_ids[prompt];
         let min = min_prompt(ids);
         let remove = excess.min(ids.len() - min);
+        if remove == 0 {
+            continue;
+        }
         // With a leading BOS at least two tokens are kept, and the cut starts after the BOS.
         ids.drain(min - 1..min - 1 + remove);
-        cut += usize::from(remove > 0);
+        cut += 1;
     }
     report.truncated_prompts += cut;
     cut
@@ -167,7 +170,7 @@ fn cut_responses(encoded: &mut Encoded, used: &[bool], max: usize, report: &mut 
 }
 
 /// True if every positive term has an equal negative term, so that the comparison is constant.
-fn sides_equal(encoded: &Encoded, unit: &Unit) -> bool {
+pub(super) fn sides_equal(encoded: &Encoded, unit: &Unit) -> bool {
     let side = |sign: i8| {
         let mut side: Vec<(&[u32], &[u32])> = unit
             .iter()
@@ -194,8 +197,7 @@ mod tests {
         Encoded {
             prompt_ids: prompts.iter().map(|ids| ids.to_vec()).collect(),
             sequences: sequences.iter().map(sequence).collect(),
-            plain: 0,
-            mismatches: 0,
+            ..Encoded::default()
         }
     }
 

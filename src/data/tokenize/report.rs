@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::super::group::Kind;
+use super::super::source::SourceRow;
 use super::TokenizeOptions;
 
 /// Percentiles of the sequence lengths before the limit, in tokens, prompt included.
@@ -25,6 +26,26 @@ impl Lengths {
             lengths.get(rank - 1).copied().unwrap_or(0)
         };
         Self { p50: rank(50), p90: rank(90), p99: rank(99), max: rank(100) }
+    }
+}
+
+/// A part of a row, for a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Example {
+    /// File, line and id of the row.
+    pub row: String,
+    pub what: String,
+}
+
+impl Example {
+    pub(super) fn new(row: &SourceRow, what: impl Into<String>) -> Self {
+        Self { row: format!("{}:{} (id {})", row.file.display(), row.line, row.group.id), what: what.into() }
+    }
+}
+
+impl fmt::Display for Example {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.row, self.what)
     }
 }
 
@@ -49,6 +70,18 @@ pub struct TokenizeReport {
     pub dropped_no_room: usize,
     /// Comparisons dropped because cutting made their sides equal.
     pub dropped_sides_equal: usize,
+    /// Comparisons with sides that differ in text but not in ids.
+    pub equal_ids: usize,
+    /// Comparisons dropped for that reason; none if the rows are only scored or looked at.
+    pub dropped_equal_ids: usize,
+    /// The first comparison with such sides.
+    pub first_equal_ids: Option<Example>,
+    /// Messages with text, and tools, of rendered conversations.
+    pub messages: usize,
+    /// Messages and tools whose text the rendered conversation lacks.
+    pub lost_messages: usize,
+    /// The first of them, with its role and the start of its text.
+    pub first_lost_message: Option<Example>,
     /// Prompts cut on the left.
     pub truncated_prompts: usize,
     /// Responses cut on the right; they have no end token.
@@ -69,6 +102,9 @@ pub struct TokenizeReport {
     pub lengths: Lengths,
 }
 
+/// Advice for comparisons with sides of equal ids.
+const EQUAL_IDS: &str = "pass a template that keeps this text with --chat-template-path, or correct the rows";
+
 impl TokenizeReport {
     /// Comparisons that were not kept.
     pub fn dropped(&self) -> usize {
@@ -88,6 +124,16 @@ impl TokenizeReport {
         self.dropped_too_long += other.dropped_too_long;
         self.dropped_no_room += other.dropped_no_room;
         self.dropped_sides_equal += other.dropped_sides_equal;
+        self.equal_ids += other.equal_ids;
+        self.dropped_equal_ids += other.dropped_equal_ids;
+        self.messages += other.messages;
+        self.lost_messages += other.lost_messages;
+        for (first, other) in [
+            (&mut self.first_equal_ids, &other.first_equal_ids),
+            (&mut self.first_lost_message, &other.first_lost_message),
+        ] {
+            *first = first.take().or_else(|| other.clone());
+        }
         self.truncated_prompts += other.truncated_prompts;
         self.truncated_responses += other.truncated_responses;
         self.sequences += other.sequences;
@@ -109,6 +155,7 @@ impl TokenizeReport {
             (self.dropped_too_long, "too long"),
             (self.dropped_no_room, "too long even after cutting"),
             (self.dropped_sides_equal, "sides equal after cutting"),
+            (self.dropped_equal_ids, "sides with equal ids"),
         ];
         let met: Vec<String> =
             all.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
@@ -137,11 +184,45 @@ impl TokenizeReport {
                 "{dropped} of {read} {noun} ({share} %) were dropped ({reasons}), above --max-drop-fraction {limit}"
             )
         };
-        format!(
-            "{what}; this is the first such row; raise --max-length {} (the longest sequence has {} tokens) or choose \
-             another --on-too-long",
-            options.max_length, self.lengths.max
-        )
+        let mut advice = Vec::new();
+        if self.dropped_equal_ids < dropped {
+            advice.push(format!(
+                "raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
+                options.max_length, self.lengths.max
+            ));
+        }
+        if self.dropped_equal_ids > 0 {
+            advice.push(format!(
+                "the ids lack the text in which the sides differ: look at them with `mapl data show`, and {EQUAL_IDS}"
+            ));
+        }
+        format!("{what}; this is the first such row; {}", advice.join("; "))
+    }
+
+    /// Warnings about text that did not reach the ids.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(first) = &self.first_lost_message {
+            warnings.push(format!(
+                "the chat template leaves out or changes the text of {} of {} messages ({:.1} %), so the model never \
+                 reads it; first: {first}; look at the rows with `mapl data show`, or pass another template with \
+                 --chat-template-path",
+                self.lost_messages,
+                self.messages,
+                percent(self.lost_messages, self.messages)
+            ));
+        }
+        if let Some(first) = &self.first_equal_ids {
+            let fate = if self.dropped_equal_ids > 0 { "they are dropped" } else { "their scores are equal" };
+            warnings.push(format!(
+                "the sides of {} of {} comparisons ({:.1} %) differ in text but have equal ids; {fate}; first: \
+                 {first}; {EQUAL_IDS}",
+                self.equal_ids,
+                self.read,
+                percent(self.equal_ids, self.read)
+            ));
+        }
+        warnings
     }
 }
 

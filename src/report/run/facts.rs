@@ -113,6 +113,8 @@ pub(super) fn data(runs: &[RunLog]) -> Section {
         rows.add("dropped: too long", |r| some(r, "dropped_too_long"));
         rows.add("dropped: no room after truncation", |r| some(r, "dropped_no_room"));
         rows.add("dropped: sides equal after truncation", |r| some(r, "dropped_sides_equal"));
+        rows.add("dropped: sides with equal ids", |r| some(r, "dropped_equal_ids"));
+        rows.add("messages that the template leaves out or changes", |r| some(r, "lost_messages"));
         rows.add("prompts truncated on the left", |r| some(r, "truncated_prompts"));
         rows.add("responses truncated on the right", |r| some(r, "truncated_responses"));
         rows.add("distinct sequences", |r| some(r, "kept_sequences"));

@@ -1,0 +1,70 @@
+//! Text that a row has and its ids lack.
+//!
+//! - A message whose text is not in the rendered conversation. Chat templates trim texts, so white
+//!   space at both ends does not count. Some templates delete text on purpose, such as the reasoning
+//!   of earlier turns, so this is counted and not refused.
+//! - A tool whose name is not in the rendered conversation: the template ignores tools.
+//! - A comparison with sides that differ in text but not in ids: its terms cancel for every model.
+
+use super::super::group::{Comparison, Message, PreferenceGroup};
+
+/// Messages whose text a rendered conversation lacks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lost {
+    /// Messages with text, and tools with a name.
+    pub messages: usize,
+    pub missing: usize,
+    /// The first missing one: its role and the start of its text.
+    pub first: Option<String>,
+}
+
+impl Lost {
+    /// Counts a message of a rendered conversation.
+    pub(super) fn message(&mut self, message: &Message, rendered: &str) {
+        self.text(&format!("the {} turn", message.role), &message.content, rendered);
+    }
+
+    /// Counts the tools of a rendered conversation.
+    pub(super) fn tools(&mut self, group: &PreferenceGroup, rendered: &str) {
+        let tools = group.tools.iter().filter_map(|tools| tools.as_array()).flatten();
+        for name in tools.filter_map(|tool| tool.get("function").unwrap_or(tool).get("name")?.as_str()) {
+            self.text("the tool", name, rendered);
+        }
+    }
+
+    fn text(&mut self, what: &str, text: &str, rendered: &str) {
+        let text = text.trim();
+        if text.is_empty() {
+            return;
+        }
+        self.messages += 1;
+        if !rendered.contains(text) {
+            self.missing += 1;
+            self.first.get_or_insert_with(|| format!("{what} {:?}", start(text)));
+        }
+    }
+}
+
+/// First 40 characters of a text.
+fn start(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// True if the positive and the negative terms of a comparison differ in text.
+pub(super) fn texts_differ(group: &PreferenceGroup, comparison: &Comparison) -> bool {
+    let texts = |positive: bool| {
+        let terms = comparison.terms.iter().filter(move |term| (term.sign > 0) == positive);
+        terms.map(|term| (&group.prompts[term.prompt], group.responses[term.response].text()))
+    };
+    let mut negative: Vec<_> = texts(false).collect();
+    texts(true).any(|term| match negative.iter().position(|other| *other == term) {
+        Some(same) => {
+            negative.swap_remove(same);
+            false
+        }
+        None => true,
+    })
+}
