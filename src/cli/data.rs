@@ -4,17 +4,19 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, same_file};
+use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::construct::build_rows;
+use crate::data::group::Prompt;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::show::{ShowOptions, render};
-use crate::data::source::{ReadOptions, read_files_with_reports};
+use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports};
 use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
-use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
 use crate::terminal::{color, emit};
 use crate::{Error, Result};
@@ -45,6 +47,10 @@ pub struct BuildCommand {
     /// Also write the report to this file, as JSON
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Variables of the chat template to write into every row of conversations, as a JSON object;
+    /// those of a row take precedence
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    chat_template_kwargs: Option<TemplateKwargs>,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -69,6 +75,10 @@ pub struct ShowCommand {
     /// Chat template to use instead of the folder's
     #[arg(long)]
     chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    chat_template_kwargs: Option<TemplateKwargs>,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -96,8 +106,11 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     if args.report.as_ref().is_some_and(|report| same_file(report, &args.output)) {
         return Err(Error::Usage("--report and --output name the same file".into()));
     }
-    let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
+    let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
     reports.iter().for_each(|report| remark(&args.output, &report.to_string()));
+    if let Some(TemplateKwargs(kwargs)) = &args.chat_template_kwargs {
+        set_kwargs(&mut rows, kwargs)?;
+    }
     let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     let mut text = String::new();
     for row in &rows {
@@ -115,14 +128,33 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     Ok(report)
 }
 
+/// Adds variables of the chat template to the rows of conversations. Plain text has no template.
+fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) -> Result<()> {
+    let mut conversations = false;
+    for row in rows {
+        if row.group.prompts.iter().any(|prompt| matches!(prompt, Prompt::Messages(_))) {
+            conversations = true;
+            let own = row.group.chat_template_kwargs.get_or_insert_default();
+            let new = kwargs.iter().filter(|(key, _)| !own.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone()));
+            own.extend(new.collect::<Vec<_>>());
+        }
+    }
+    if conversations {
+        return Ok(());
+    }
+    Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
+}
+
 /// Text of `data show`: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
-    let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
+    let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+    let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
     let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
     rows.truncate(args.rows.get());
     let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
+    parts.extend(tokenizer.notes().iter().map(|note| format!("note: {note}")));
     for group in &groups {
         parts.push(render(group, &tokenizer, options)?);
     }

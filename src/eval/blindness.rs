@@ -125,8 +125,8 @@ fn empty_prompt(prompt: &Prompt, group: &TokenizedGroup, tokenizer: &Tokenizer) 
         Prompt::Text(_) => tokenizer.encode_prefix("")?,
         Prompt::Messages(_) => {
             let turns = [Message { role: "user".into(), content: String::new() }];
-            let kwargs = group.group.chat_template_kwargs.as_ref();
-            let text = tokenizer.require_template()?.render(&turns, true, None, kwargs).map_err(|why| {
+            let kwargs = tokenizer.kwargs_of(group.group.chat_template_kwargs.as_ref());
+            let text = tokenizer.require_template()?.render(&turns, true, None, kwargs.as_ref()).map_err(|why| {
                 crate::Error::Usage(format!(
                     "--prompt-blindness: the chat template does not render a user message without content: {why}"
                 ))

@@ -3,6 +3,7 @@
 
 mod construction;
 mod draw_keys;
+mod foreign_folders;
 mod fuzz_seeds;
 mod instructions;
 mod model_config;

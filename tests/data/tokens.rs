@@ -30,7 +30,7 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 pub static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::load(FOLDER.path()).unwrap());
 
 /// The tokenizer with edited files: (name, key, value) sets a value in a JSON file.
-fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, mapl::Result<Tokenizer>) {
+pub(crate) fn changed(edits: &[(&str, &str, serde_json::Value)]) -> (tempfile::TempDir, mapl::Result<Tokenizer>) {
     let folder = tempfile::tempdir().unwrap();
     TOKENIZER.copy_to(folder.path()).unwrap();
     for (name, key, value) in edits {

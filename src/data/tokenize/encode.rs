@@ -127,8 +127,10 @@ fn prompt_ids(prompt: &Prompt, group: &PreferenceGroup, tokenizer: &Tokenizer) -
 }
 
 fn render(turns: &[Message], open: bool, group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<String, Failure> {
-    let (tools, kwargs) = (group.tools.as_ref(), group.chat_template_kwargs.as_ref());
-    tokenizer.require_template()?.render(turns, open, tools, kwargs).map_err(Failure::Row)
+    let kwargs = tokenizer.kwargs_of(group.chat_template_kwargs.as_ref());
+    let (template, tools) = (tokenizer.require_template()?, group.tools.as_ref());
+    let rendered = template.render(turns, open, tools, kwargs.as_ref());
+    rendered.map_err(|why| Failure::Row(why + &template.settings_advice(kwargs.as_ref())))
 }
 
 /// Ids of a plain-text response after its prompt, with the end token last; true if tokens merge
@@ -175,9 +177,12 @@ fn chat_response(
             Err(Failure::Row(format!(
                 "the rendered prompt is not a prefix of the rendered conversation: from token {same} on, the prompt \
                  reads {:?} and the conversation {:?}; templates that rewrite earlier turns or insert an empty \
-                 thinking block (like Qwen3's) are not supported; pass another template with --chat-template-path",
+                 thinking block (like Qwen3's) are not supported; pass another template with --chat-template-path{}",
                 near(opening)?,
-                near(&whole)?
+                near(&whole)?,
+                tokenizer
+                    .require_template()?
+                    .settings_advice(tokenizer.kwargs_of(group.chat_template_kwargs.as_ref()).as_ref())
             )))
         }
     }
