@@ -119,6 +119,9 @@ fn holds_rows(path: &Path) -> Result<bool> {
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let mut raw = BufReader::new(std::fs::File::open(path).map_err(Error::io("open", path))?);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
+    if let Some(what) = source::foreign(magic) {
+        return Err(Error::data(path, 0, None, what));
+    }
     Ok(if magic.starts_with(b"\x1f\x8b") { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
 }
 
