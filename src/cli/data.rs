@@ -4,17 +4,19 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, same_file, warn};
+use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::construct::build_rows;
+use crate::data::group::Prompt;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::show::{ShowOptions, render};
-use crate::data::source::{FileReport, ReadOptions, read_files_with_reports};
+use crate::data::source::{FileReport, ReadOptions, SourceRow, read_files_with_reports};
 use crate::data::tokenize::{Purpose, TokenizeOptions, tokenize_rows_for};
-use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
 use crate::terminal::{color, emit};
 use crate::{Error, Result};
@@ -49,6 +51,10 @@ pub struct BuildCommand {
     /// can compare
     #[arg(long)]
     reward: bool,
+    /// Variables of the chat template to write into every row of conversations, as a JSON object;
+    /// those of a row take precedence
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    chat_template_kwargs: Option<TemplateKwargs>,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -76,6 +82,10 @@ pub struct ShowCommand {
     /// Show the rows as a reward model reads them: without a boundary between prompt and response
     #[arg(long)]
     reward: bool,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    chat_template_kwargs: Option<TemplateKwargs>,
     #[command(flatten)]
     read: ReadOptions,
     #[command(flatten)]
@@ -104,10 +114,13 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         return Err(Error::Usage("--report and --output name the same file".into()));
     }
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
-    let (rows, reports) = read_files_with_reports(&args.input, &read)?;
+    let (mut rows, reports) = read_files_with_reports(&args.input, &read)?;
     for report in &reports {
         remark(&args.output, &report.to_string());
         warn(report.warnings());
+    }
+    if let Some(TemplateKwargs(kwargs)) = &args.chat_template_kwargs {
+        set_kwargs(&mut rows, kwargs)?;
     }
     let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     let mut text = String::new();
@@ -126,9 +139,27 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     Ok(report)
 }
 
+/// Adds variables of the chat template to the rows of conversations. Plain text has no template.
+fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) -> Result<()> {
+    let mut conversations = false;
+    for row in rows {
+        if row.group.prompts.iter().any(|prompt| matches!(prompt, Prompt::Messages(_))) {
+            conversations = true;
+            let own = row.group.chat_template_kwargs.get_or_insert_default();
+            let new = kwargs.iter().filter(|(key, _)| !own.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone()));
+            own.extend(new.collect::<Vec<_>>());
+        }
+    }
+    if conversations {
+        return Ok(());
+    }
+    Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
+}
+
 /// Text of `data show`: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
-    let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
+    let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+    let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (mut rows, reports) = read_files_with_reports(&args.input, &read)?;
     rows.truncate(args.rows.get());
@@ -137,6 +168,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
+    parts.extend(tokenizer.notes().iter().map(|note| format!("note: {note}")));
     for group in &groups {
         parts.push(render(group, &tokenizer, options)?);
     }

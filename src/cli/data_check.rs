@@ -7,9 +7,9 @@ use clap::Args;
 
 use super::inputs::Inputs;
 use super::output::check_output;
+use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::source::{ReadOptions, read_files_leniently};
 use crate::data::tokenize::TokenizeOptions;
-use crate::data::tokenizer::Tokenizer;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
 use crate::terminal::emit;
@@ -32,6 +32,10 @@ pub struct CheckCommand {
     /// Chat template to use instead of the folder's
     #[arg(long, requires = "model", value_name = "FILE")]
     chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON", requires = "model")]
+    chat_template_kwargs: Option<TemplateKwargs>,
     /// Maximum sequence length of the planned training, in tokens [default: 1024]
     #[arg(long, requires = "model", value_name = "TOKENS")]
     max_length: Option<NonZeroUsize>,
@@ -62,7 +66,9 @@ pub fn check(args: &CheckCommand) -> Result<()> {
             .with("--chat-template-path", &args.chat_template_path);
         check_output("--output", output, &inputs)?;
     }
-    let load = |folder: &PathBuf| Tokenizer::load_with(folder, args.chat_template_path.as_deref());
+    let load = |folder: &PathBuf| {
+        load_tokenizer(folder, args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref())
+    };
     let tokenizer = args.model.as_ref().map(load).transpose()?;
     let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
     let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length, reward: args.reward });

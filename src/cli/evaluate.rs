@@ -269,6 +269,7 @@ impl MeasureArgs {
             ("--logp-reduce", s.logp_reduce.is_some()),
             ("--max-length", s.max_length.is_some()),
             ("--chat-template-path", s.chat_template_path.is_some()),
+            ("--chat-template-kwargs", s.chat_template_kwargs.is_some()),
             ("--batch-tokens", s.batch_tokens.is_some()),
             ("--device", s.device.device != Device::Auto),
             ("--dtype", s.device.dtype.is_some()),

@@ -12,8 +12,9 @@ use super::inputs::Inputs;
 use super::output::{MODEL_FILES, check_new_folder, written_by_run};
 use crate::backend::cpu::Cpu;
 use crate::data::source::{self, ColumnMap, ReadOptions};
+use crate::data::tokenizer::pad::choose;
 use crate::data::tokenizer::{FILES, Tokenizer, train_bpe};
-use crate::model::config::ModelConfig;
+use crate::model::config::{Head, ModelConfig};
 use crate::model::{presets, store};
 use crate::terminal::say;
 use crate::{Error, Result};
@@ -118,6 +119,9 @@ fn holds_rows(path: &Path) -> Result<bool> {
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let mut raw = BufReader::new(std::fs::File::open(path).map_err(Error::io("open", path))?);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
+    if let Some(what) = source::foreign(magic) {
+        return Err(Error::data(path, 0, None, what));
+    }
     Ok(if magic.starts_with(b"\x1f\x8b") { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
 }
 
@@ -128,7 +132,7 @@ pub fn init(args: &InitArgs) -> Result<()> {
         .with("--config", &args.config)
         .with("--tokenizer", [&args.tokenizer])
         .spare(("--output-dir", &args.output_dir), &written_by_run(&args.output_dir)?)?;
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let mut tokenizer = Tokenizer::load(&args.tokenizer)?;
     let config = match (&args.preset, &args.config) {
         (Some(name), _) => fit_vocabulary(presets::config(name)?, &tokenizer)?,
         (None, Some(path)) => {
@@ -138,10 +142,14 @@ pub fn init(args: &InitArgs) -> Result<()> {
                 let why = format!("vocab_size {vocab} is below the tokenizer's {}", tokenizer.vocab_size());
                 return Err(Error::model(path, why));
             }
-            config.with_vocabulary(vocab, tokenizer.end_ids().to_vec(), tokenizer.bos_id(), tokenizer.pad_id())?
+            let pad = init_pad(&config, &mut tokenizer)?;
+            config.with_vocabulary(vocab, tokenizer.end_ids().to_vec(), tokenizer.bos_id(), pad)?
         }
         (None, None) => return Err(Error::Usage("one of --preset and --config is needed".into())),
     };
+    for note in config.notes.iter().chain(tokenizer.notes()) {
+        say(&format!("note: {note}"));
+    }
     let model = store::random(&Cpu::new(), config, args.seed)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
     store::save(&Cpu::new(), &model, &args.output_dir)?;
@@ -153,6 +161,23 @@ pub fn init(args: &InitArgs) -> Result<()> {
         args.output_dir.display()
     ));
     Ok(())
+}
+
+/// Pad token of a new model: the tokenizer's; for a reward model, one that ends no text.
+fn init_pad(config: &ModelConfig, tokenizer: &mut Tokenizer) -> Result<Option<u32>> {
+    if config.head != Head::Reward {
+        return Ok(tokenizer.pad_id());
+    }
+    let ends = tokenizer.end_ids().iter().copied().collect();
+    match choose(None, config.vocab, tokenizer, &ends, &[]).filter(|choice| !choice.ends_texts) {
+        Some(choice) => {
+            tokenizer.set_pad(choice.id);
+            Ok(Some(choice.id))
+        }
+        None => Err(Error::Usage(
+            "a reward model needs a pad token that ends no text; add one to the tokenizer, as pad_token".into(),
+        )),
+    }
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig> {

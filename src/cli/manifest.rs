@@ -9,6 +9,7 @@ use crate::backend::contract::Reduce;
 use crate::data::pack::LogpScope;
 use crate::data::tokenize::TokenizeReport;
 use crate::data::tokenized::TokenizedGroup;
+use crate::data::tokenizer::pad::PadChoice;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
@@ -25,6 +26,8 @@ pub(super) struct ManifestFacts<'a> {
     /// Empty without evaluation rows.
     pub eval: (&'a [TokenizedGroup], &'a TokenizeReport),
     pub fingerprint: &'a [(String, String)],
+    /// Where a reward model is read.
+    pub reward: Option<PadChoice>,
 }
 
 impl ManifestFacts<'_> {
@@ -64,7 +67,11 @@ impl ManifestFacts<'_> {
             },
             "fingerprint": fingerprint,
         });
-        Ok(into_map(facts))
+        let mut facts = into_map(facts);
+        if let Some(reward) = self.reward {
+            facts.insert("reward".into(), reward.to_json(self.tokenizer));
+        }
+        Ok(facts)
     }
 
     /// Every option under its flag's name in snake case, with the value in use, or null without a
@@ -75,6 +82,8 @@ impl ManifestFacts<'_> {
         let mut config = into_map(to_value(setup.args)?);
         let mut put = |name: &str, value: Value| config.insert(name.to_owned(), value);
         put("ref_model", json!(setup.reference()));
+        let kwargs = Some(self.tokenizer.template_kwargs()).filter(|kwargs| !kwargs.is_empty());
+        put("chat_template_kwargs", json!(kwargs));
         put("device", json!(self.device));
         put("dtype", json!(self.dtype));
         put("max_length", json!(setup.tokenize.max_length));

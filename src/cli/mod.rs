@@ -8,7 +8,9 @@
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
-//! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`
+//! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
+//!   `reward_pad`: the pad token of a reward model
+//! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
 //! - `run_lock`: lock of an output folder
@@ -35,12 +37,14 @@ mod plan;
 mod quickstart;
 mod reference;
 mod report;
+mod reward_pad;
 mod run_lock;
 mod score;
 mod scored_reference;
 mod startup;
 mod study;
 mod sweep;
+mod template;
 mod train;
 mod train_args;
 mod watch;

@@ -8,20 +8,22 @@ use serde_json::{Value, json};
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
 use super::output::{check_ids, check_output, remark, warn};
-use super::scored_reference::ScoredReference;
+use super::scored_reference::{ScoredReference, run_file};
+use super::template::{TemplateKwargs, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
 use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports};
 use crate::data::tokenize::{OnTooLong, Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::pad::{last_tokens, read_place};
 use crate::eval::measure::{Measure, Quantity};
 use crate::eval::{blindness, non_finite_warning};
 use crate::files::write_text;
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
-use crate::model::store;
+use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::terminal::complain;
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
@@ -50,6 +52,10 @@ pub struct ModelArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    pub chat_template_kwargs: Option<TemplateKwargs>,
     /// Tokens per batch; smaller batches need less memory, and scores do not depend on it
     /// [default: 4096]
     #[arg(long)]
@@ -186,7 +192,8 @@ impl Job for ScoreJob<'_> {
             Head::LanguageModel => Some(ScoredReference::of(folder, args.ref_model.as_deref())?),
             Head::Reward => None,
         };
-        let tokenizer = Tokenizer::load_with(folder, args.chat_template_path.as_deref())?;
+        let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+        let tokenizer = load_tokenizer(folder, template, kwargs)?;
         if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
             return Err(Error::Usage(format!(
                 "--max-length {length} is above the model's max_position_embeddings {}",
@@ -203,7 +210,14 @@ impl Job for ScoreJob<'_> {
         warn(report.warnings());
         check_ids(&groups, folder, config.vocab)?;
         let vocab = config.vocab;
-        let mut model = store::load(backend, folder, config, LoadAs::Exact, 0)?.model;
+        let notes =
+            config.notes.iter().chain(tokenizer.notes()).cloned().chain(pad_note(&config, folder, &groups, &tokenizer));
+        notes.for_each(|note| complain(&format!("note: {note}")));
+        let Loaded { mut model, notes, ignored, .. } = store::load(backend, folder, config, LoadAs::Exact, 0)?;
+        notes.iter().for_each(|note| complain(&format!("note: {note}")));
+        if !ignored.is_empty() {
+            complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
+        }
         let mut reference = reference_model(backend, &model.config, scored_with.as_ref())?;
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
         evaluator.set_token_budget(args.batch_tokens.unwrap_or(TOKEN_BUDGET));
@@ -268,6 +282,23 @@ impl ModelArgs {
         }
         options.resolve(method, [1.0; 3], false)
     }
+}
+
+/// Says where rewards are read if the pad token ends some of the texts.
+fn pad_note(config: &ModelConfig, folder: &Path, groups: &[TokenizedGroup], tokenizer: &Tokenizer) -> Option<String> {
+    let pad = config.pad.filter(|pad| config.head == Head::Reward && last_tokens(groups).contains(pad))?;
+    let place = read_place(pad, tokenizer);
+    // Runs of earlier versions read the last token, and did not record the place.
+    let run = run_file(folder).and_then(|file| std::fs::read(file).ok());
+    let run: Value = run.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    let earlier = run["method"] == "reward" && run.get("reward").is_none();
+    let advice = if earlier {
+        "; an earlier version trained this model at the last token itself: to read there, set \"pad_token_id\" in \
+         config.json, and pad_token of the tokenizer, to a token that ends no text"
+    } else {
+        ""
+    };
+    Some(format!("{place}{advice}"))
 }
 
 fn reference_model<B: Backend>(

@@ -137,7 +137,7 @@ impl ScoredReference {
 }
 
 /// The `run.json` of the run that wrote a model folder: in it, or above it for a checkpoint.
-fn run_file(model: &Path) -> Option<PathBuf> {
+pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
     let own = model.join(manifest::FILE);
     if own.is_file() {
         return Some(own);

@@ -48,7 +48,7 @@ impl Startup<'_> {
         if let Some(memory) = self.memory {
             let _ = writeln!(out, "memory, planned for the largest batch\n{memory}");
         }
-        for note in self.tokenizer.notes() {
+        for note in self.config.notes.iter().chain(self.tokenizer.notes()) {
             line(&mut out, "note", note);
         }
         let examples = render_examples(self.groups, self.tokenizer, ShowOptions { color: color(), ids: false })?;

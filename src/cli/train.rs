@@ -8,6 +8,7 @@ use super::fingerprint::Fingerprint;
 use super::manifest::ManifestFacts;
 use super::output::{RunFolder, check_ids, same_file, warn};
 use super::startup::Startup;
+use super::template::load_tokenizer;
 use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
@@ -17,6 +18,7 @@ use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports, read_
 use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
+use crate::data::tokenizer::pad::PadChoice;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
@@ -118,7 +120,8 @@ impl Job for TrainJob<'_> {
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
         let config = ModelConfig::read(&setup.args.model)?;
-        let tokenizer = Tokenizer::load_with(&setup.args.model, setup.args.chat_template_path.as_deref())?;
+        let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
+        let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
@@ -139,7 +142,9 @@ impl Job for TrainJob<'_> {
             best.check(&eval_groups)?;
         }
 
-        let fingerprint = setup.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
+        let mut fingerprint = setup.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
+        let reward = setup.reward_pad(&config, &mut tokenizer, [&train_groups, &eval_groups])?;
+        fingerprint.extend(reward.and_then(PadChoice::fingerprint));
         let mut resumed = None;
         if let Some(folder) = &resume {
             // Checked before anything is written: a refused run leaves the other run untouched.
@@ -152,7 +157,7 @@ impl Job for TrainJob<'_> {
             }
             resumed = Some((folder.clone(), state.step));
         }
-        let config = setup.policy_config(&start, config, &tokenizer)?;
+        let config = setup.policy_config(&start, config, reward)?;
         let memory = setup.memory(backend, &config, &train_groups)?;
         if let Some(memory) = &memory {
             memory.check()?;
@@ -185,6 +190,7 @@ impl Job for TrainJob<'_> {
             train: (&train_groups, &report),
             eval: (&eval_groups, &eval_report),
             fingerprint: &fingerprint,
+            reward,
         };
         let manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
         signals.record_end(manifest.recorder());
@@ -346,9 +352,9 @@ impl<'a> TrainSetup<'a> {
     }
 
     /// Configuration of the model that is trained from `start`.
-    fn policy_config(&self, start: &Path, config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
+    fn policy_config(&self, start: &Path, config: ModelConfig, reward: Option<PadChoice>) -> Result<ModelConfig> {
         match self.method {
-            Method::Reward => store::reward_config(config, tokenizer.pad_id()),
+            Method::Reward => store::reward_config(config, reward.map(|pad| pad.id)),
             Method::Sft | Method::Dpo if config.head == Head::LanguageModel => Ok(config),
             Method::Sft | Method::Dpo => {
                 let why = format!("holds a reward model; {} needs a language model", self.method.name());
@@ -392,7 +398,7 @@ impl<'a> TrainSetup<'a> {
             kernels: backend.kernel_properties(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
-        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab), &loss)?;
+        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab, config.pad), &loss)?;
         MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
     }
 
@@ -406,7 +412,8 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<(crate::model::decoder::Model<B>, Option<crate::model::decoder::Model<B>>, bool)> {
         let seed = self.args.optimiser.seed;
         let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
-        let Loaded { model: policy, drawn_score, ignored } = store::load(backend, start, config, load_as, seed)?;
+        let Loaded { model: policy, drawn_score, ignored, notes } = store::load(backend, start, config, load_as, seed)?;
+        notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
         if drawn_score {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
         }

@@ -11,6 +11,7 @@ use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
+use super::template::TemplateKwargs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
 use crate::data::tokenize::TokenizeOptions;
@@ -53,6 +54,10 @@ pub struct TrainArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
+    pub chat_template_kwargs: Option<TemplateKwargs>,
     /// Print only errors and warnings
     #[arg(long)]
     pub quiet: bool,

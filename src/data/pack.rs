@@ -8,7 +8,7 @@
 //!     for each segment:    append token ids, positions and ancestors
 //!     for each sequence:   if scored by log-probability:
 //!                              for each scored token: append (row that predicts it, its id)
-//!                          else: append the row of its last token
+//!                          else: append the row of its last token that is not the pad token
 //!     for each comparison: append its terms (sequence, sign), kind, scale, margin, weight and
 //!                          clip bounds
 //! group token rows by token id, head rows by source row, and terms by sequence
@@ -52,7 +52,7 @@ pub enum LogpScope {
 pub enum Scoring {
     /// Log-probabilities of its tokens. The last response token is only a target and gets no row.
     LogProb { scope: LogpScope },
-    /// Reward at its last token.
+    /// Reward at its last token that is not [`PackOptions::pad`].
     Reward,
 }
 
@@ -64,6 +64,8 @@ pub struct PackOptions {
     pub scoring: Scoring,
     /// Rows of the embedding table; every token id must be smaller.
     pub vocab: usize,
+    /// Pad token of a reward model. transformers reads the rightmost token with another id.
+    pub pad: Option<u32>,
 }
 
 /// Values of the comparison table that come from the run settings, not from the data.
@@ -112,7 +114,7 @@ impl Batch {
         tree.build(group, TreeOptions { share: options.share_prefixes, omit_last });
         self.push_segments(group, &tree)?;
         for s in 0..group.sequences.len() {
-            self.push_sequence(group, s, &tree, first_segment, options.scoring);
+            self.push_sequence(group, s, &tree, first_segment, options);
         }
         self.prefix_tree = tree;
         for index in 0..group.comparisons.len() {
@@ -153,7 +155,7 @@ impl Batch {
         s: usize,
         tree: &PrefixTree,
         first_segment: usize,
-        scoring: Scoring,
+        options: &PackOptions,
     ) {
         let sequence = &group.sequences[s];
         let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
@@ -164,12 +166,17 @@ impl Batch {
             response_tokens: response.len(),
         });
         let end = tree.path_end(s);
-        match scoring {
+        match options.scoring {
             Scoring::Reward => {
-                // Responses are not empty and not shared, so no two paths end in the same segment.
-                let last = end.map(|end| self.tree.starts[first_segment + end + 1] - 1);
-                debug_assert!(last.is_some_and(|row| !self.last_rows.contains(&row)));
-                self.last_rows.extend(last);
+                let read = reward_position(prompt, response, options.pad);
+                let path = end.map_or(&[][..], |end| tree.ancestors(end)).iter().copied().chain(end);
+                let row = path.rev().find_map(|index| {
+                    let offset = read.checked_sub(tree.segments()[index].position())?;
+                    Some(self.tree.starts[first_segment + index] + offset as i32)
+                });
+                // Responses are not empty and not shared, so no two of them share a row.
+                debug_assert!(read < prompt.len() || row.is_some_and(|row| !self.last_rows.contains(&row)));
+                self.last_rows.extend(row);
             }
             Scoring::LogProb { scope } => {
                 let first = match scope {
@@ -281,6 +288,14 @@ fn to_index(what: &str, n: usize) -> Result<i32> {
 
 fn contract_error(what: &'static str, expected: impl Into<String>, got: impl ToString) -> Error {
     Error::Contract { op: "pack_into", what, expected: expected.into(), got: got.to_string() }
+}
+
+/// Position in a sequence at which its reward is read: the rightmost token that is not the pad token,
+/// as in transformers, which reads position 0 if there is none.
+pub fn reward_position(prompt: &[u32], response: &[u32], pad: Option<u32>) -> usize {
+    let ids = prompt.iter().chain(response);
+    let padding = ids.rev().take_while(|id| Some(**id) == pad).count();
+    (prompt.len() + response.len()).saturating_sub(padding + 1)
 }
 
 /// Checks the prompt indices and token ids of a group's sequences.

@@ -21,6 +21,7 @@ mod percent;
 mod python;
 mod repr;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -30,6 +31,7 @@ use regex::Regex;
 use serde_json::Map;
 
 use super::group::Message;
+use super::tokenizer::StoredFile;
 use crate::{Error, Result};
 pub use date::{frozen_date, utc};
 
@@ -47,7 +49,12 @@ pub struct ChatTemplate {
     sources: NamedSources,
     /// Special tokens by their variable names: `bos_token`, `eos_token`, ...
     tokens: Vec<(String, String)>,
+    /// Variables that the sources read and that only settings provide.
+    settings: Vec<String>,
 }
+
+/// Variables that every rendering has. A setting cannot replace the first three.
+const STANDARD: [&str; 4] = ["messages", "tools", "add_generation_prompt", "documents"];
 
 impl ChatTemplate {
     /// Compiles one source. `tokens` are passed to the template by name.
@@ -57,24 +64,43 @@ impl ChatTemplate {
 
     fn compile_named(sources: NamedSources, tokens: Vec<(String, String)>) -> Result<Self, String> {
         let mut env = environment();
+        let mut settings = BTreeSet::new();
         for (name, source) in &sources {
             env.add_template_owned(name.clone(), normalise(source))
                 .map_err(|e| format!("does not parse: {}", error_text(&e)))?;
+            let read = env.get_template(name).map(|template| template.undeclared_variables(false));
+            settings.extend(read.unwrap_or_default());
         }
-        Ok(Self { env, sources, tokens })
+        let provided = |name: &String| {
+            STANDARD.contains(&name.as_str())
+                || name.ends_with("_token")
+                || env.globals().any(|(global, _)| global == name)
+        };
+        let settings = settings.into_iter().filter(|name| !provided(name)).collect();
+        Ok(Self { env, sources, tokens, settings })
     }
 
-    /// Compiles the template of a model folder: `file`, the bytes of `chat_template.jinja`, else
-    /// `chat_template` in the given `tokenizer_config.json` as a string or a list of
-    /// `{name, template}`. `None` if the folder has neither.
+    /// Compiles the template of a model folder: `files`, the names and bytes of `chat_template.jinja`
+    /// (as `default`) and of the additional templates, else `chat_template` in the given
+    /// `tokenizer_config.json` as a string or a list of `{name, template}`. `None` if the folder has
+    /// neither.
     pub(crate) fn load(
         dir: &Path,
-        file: Option<&[u8]>,
+        files: &[(String, &StoredFile)],
         config: &Map<String, serde_json::Value>,
         tokens: Vec<(String, String)>,
     ) -> Result<Option<Self>> {
-        if let Some(bytes) = file {
-            return Self::from_bytes(&dir.join(TEMPLATE_FILE), bytes, tokens).map(Some);
+        if !files.is_empty() {
+            let mut sources = NamedSources::new();
+            for (name, file) in files {
+                let source = source_text(&file.path, &file.bytes)?;
+                // Compiled on its own first, so that a message names the file.
+                Self::compile(source, Vec::new()).map_err(|why| template_error(&file.path, &why))?;
+                // An additional template named `default` takes precedence, as in transformers.
+                sources.retain(|(known, _)| known != name);
+                sources.push((name.clone(), source.to_owned()));
+            }
+            return Self::compile_named(sources, tokens).map(Some).map_err(|why| template_error(dir, &why));
         }
         let place = dir.join("tokenizer_config.json");
         let sources = match config.get("chat_template") {
@@ -88,9 +114,7 @@ impl ChatTemplate {
 
     /// Compiles the bytes of a template file.
     pub(crate) fn from_bytes(file: &Path, bytes: &[u8], tokens: Vec<(String, String)>) -> Result<Self> {
-        let source =
-            std::str::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))?;
-        Self::compile(source, tokens).map_err(|why| Error::model(file, format!("the chat template {why}")))
+        Self::compile(source_text(file, bytes)?, tokens).map_err(|why| template_error(file, &why))
     }
 
     /// Renders a conversation. `generation_prompt` adds the start of the assistant's turn; `kwargs`
@@ -105,7 +129,14 @@ impl ChatTemplate {
     ) -> Result<String, String> {
         let has = |name: &str| self.sources.iter().any(|(known, _)| known == name);
         let name = if tools.is_some() && has("tool_use") { "tool_use" } else { "default" };
-        let template = self.env.get_template(name).map_err(|e| error_text(&e))?;
+        let template = self.env.get_template(name).map_err(|_| {
+            let names: Vec<&str> = self.sources.iter().map(|(name, _)| name.as_str()).collect();
+            format!(
+                "none of the chat templates ({}) is the default; add {TEMPLATE_FILE} to the folder, or pass \
+                 --chat-template-path",
+                names.join(", ")
+            )
+        })?;
         let mut variables: Vec<(String, Value)> =
             self.tokens.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))).collect();
         for (name, value) in kwargs.into_iter().flatten() {
@@ -130,6 +161,20 @@ impl ChatTemplate {
         }
     }
 
+    /// Advice for a message: the settings that the template reads and `given` does not hold. Empty
+    /// without any.
+    pub fn settings_advice(&self, given: Option<&Map<String, serde_json::Value>>) -> String {
+        let open = |name: &&String| given.is_none_or(|given| !given.contains_key(*name));
+        let open: Vec<&str> = self.settings.iter().filter(open).map(String::as_str).take(6).collect();
+        match open.first() {
+            None => String::new(),
+            Some(first) => format!(
+                "; the template also reads {}: set it for all rows, such as --chat-template-kwargs '{{\"{first}\": false}}'",
+                open.join(", ")
+            ),
+        }
+    }
+
     /// Sources by name, for hashing and printing.
     pub fn sources(&self) -> &[(String, String)] {
         &self.sources
@@ -139,6 +184,22 @@ impl ChatTemplate {
     pub fn uses_date(&self) -> bool {
         self.sources.iter().any(|(_, source)| source.contains("strftime_now"))
     }
+}
+
+/// Refuses settings (`--chat-template-kwargs`) that a rendering would not read.
+pub fn check_settings(kwargs: &Map<String, serde_json::Value>) -> Result<(), String> {
+    match STANDARD[..3].iter().find(|name| kwargs.contains_key(**name)) {
+        None => Ok(()),
+        Some(name) => Err(format!("\"{name}\" comes from the rows and cannot be set")),
+    }
+}
+
+fn source_text<'a>(file: &Path, bytes: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(bytes).map_err(|_| Error::model(file, "the chat template is not UTF-8 text"))
+}
+
+fn template_error(file: &Path, why: &str) -> Error {
+    Error::model(file, format!("the chat template {why}"))
 }
 
 /// `chat_template` as a string or as a list of `{name, template}` with a `default`.
@@ -245,7 +306,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = |json: serde_json::Value| json.as_object().unwrap().clone();
         let string = config(serde_json::json!({"chat_template": "from config"}));
-        let load = |config: &Map<String, serde_json::Value>| ChatTemplate::load(dir.path(), None, config, Vec::new());
+        let load = |config: &Map<String, serde_json::Value>| ChatTemplate::load(dir.path(), &[], config, Vec::new());
         let text = |template: ChatTemplate| template.render(&user("x"), false, None, None).unwrap();
         assert_eq!(text(load(&string).unwrap().unwrap()), "from config");
         assert!(load(&Map::new()).unwrap().is_none());
@@ -256,8 +317,32 @@ mod tests {
         assert_eq!(text(named), "plain");
         let bad = config(serde_json::json!({"chat_template": [{"name": "other", "template": "x"}]}));
         assert!(load(&bad).unwrap_err().to_string().contains("default"));
-        let file = ChatTemplate::load(dir.path(), Some(b"from file"), &string, Vec::new());
-        assert_eq!(text(file.unwrap().unwrap()), "from file");
+        let stored = |name: &str, text: &str| StoredFile { path: dir.path().join(name), bytes: text.into() };
+        let [plain, tools] = [stored("chat_template.jinja", "from file"), stored("tool_use.jinja", "file with tools")];
+        let load = |files: &[(String, &StoredFile)]| ChatTemplate::load(dir.path(), files, &string, Vec::new());
+        let with_tools =
+            |template: &ChatTemplate| template.render(&user("x"), false, Some(&serde_json::json!([1])), None);
+        let both = load(&[("default".into(), &plain), ("tool_use".into(), &tools)]).unwrap().unwrap();
+        assert_eq!(with_tools(&both).unwrap(), "file with tools");
+        assert_eq!(text(both), "from file");
+        // As in transformers, template files replace the template of the configuration.
+        let only = load(&[("tool_use".into(), &tools)]).unwrap().unwrap();
+        assert_eq!(with_tools(&only).unwrap(), "file with tools");
+        let why = only.render(&user("x"), false, None, None).unwrap_err();
+        assert!(why.contains("tool_use") && why.contains("chat_template.jinja"), "{why}");
+    }
+
+    #[test]
+    fn advice_names_only_variables_that_settings_provide() {
+        let source = "{% macro m(x) %}{{ x }}{% endmacro %}{% set y = 1 %}{% for z in messages %}{{ z }}{{ loop.index }}\
+                      {% endfor %}{{ eos_token }}{{ namespace(a=1) }}{{ range(3) }}{% if thinking is defined %}a{% endif %}";
+        let template = ChatTemplate::compile(source, Vec::new()).unwrap();
+        let advice = template.settings_advice(None);
+        assert!(advice.contains("reads thinking:") && advice.contains("{\"thinking\": false}"), "{advice}");
+        let given = serde_json::json!({"thinking": true});
+        assert_eq!(template.settings_advice(given.as_object()), "");
+        assert!(check_settings(given.as_object().unwrap()).is_ok());
+        assert!(check_settings(serde_json::json!({"tools": []}).as_object().unwrap()).is_err());
     }
 
     #[test]

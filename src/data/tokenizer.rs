@@ -3,24 +3,26 @@
 //! `continuation` encodes text that continues other text.
 //!
 //! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
-//! `chat_template.jinja`, and the end ids of `generation_config.json` and `config.json`. Truncation
+//! `chat_template.jinja` and `additional_chat_templates`, and the end ids of `generation_config.json` and `config.json`. Truncation
 //! and padding stored in `tokenizer.json` are disabled, because lengths are limited in `tokenize`
 //! and nothing is padded.
 //!
 //! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the
 //! vocabulary.
 
+mod added;
 mod continuation;
+pub mod pad;
 mod train;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as Inner;
 
 use super::template::{ChatTemplate, TEMPLATE_FILE};
-use crate::files::{lfs_pointer, write_atomic};
+use crate::files::{json_text, lfs_pointer, write_atomic};
 use crate::{Error, Result};
 pub use train::train_bpe;
 
@@ -77,6 +79,10 @@ pub struct Tokenizer {
     tokens: Vec<(String, String)>,
     bos: Option<u32>,
     pad: Option<u32>,
+    /// Pad token that replaces the folder's in copies.
+    new_pad: Option<String>,
+    /// Special tokens of the vocabulary with their ids, in ascending order.
+    special: Vec<(u32, String)>,
     /// Id of the end token first, then further end ids of the folder.
     ends: Vec<u32>,
     /// Number of ids that the post-processor appends to a text.
@@ -84,6 +90,8 @@ pub struct Tokenizer {
     template: Option<ChatTemplate>,
     /// The file that replaced the folder's template.
     template_file: Option<StoredFile>,
+    /// Variables of the template for all rows.
+    template_kwargs: Map<String, Value>,
     notes: Vec<String>,
 }
 
@@ -130,23 +138,36 @@ impl Tokenizer {
                 tokens.push((name.to_owned(), token));
             }
         }
+        let mut notes: Vec<String> = added::complete(&mut inner, config, &tokens).map_err(fail)?.into_iter().collect();
         let id = |name: &str| -> Result<Option<u32>> {
             let Some((_, token)) = tokens.iter().find(|(known, _)| known == name) else { return Ok(None) };
             let id = inner.token_to_id(token);
-            id.map(Some).ok_or_else(|| fail(format!("{name} \"{token}\" is not in the vocabulary of tokenizer.json")))
+            id.map(Some).ok_or_else(|| {
+                fail(format!(
+                    "{name} \"{token}\" is not in the vocabulary of tokenizer.json; add it to added_tokens there, or \
+                     correct the name"
+                ))
+            })
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let mut ends: Vec<u32> = eos.into_iter().collect();
+        let mut unknown = Vec::new();
         for end in further_end_ids {
-            if !ends.contains(&end) {
+            if inner.id_to_token(end).is_none() {
+                unknown.push(end);
+            } else if !ends.contains(&end) {
                 ends.push(end);
             }
         }
+        if !unknown.is_empty() {
+            notes.push(format!("eos_token_id {unknown:?}: the tokenizer has no such token, so no text ends with it"));
+        }
+        let added = inner.get_added_tokens_decoder();
+        let mut special: Vec<(u32, String)> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.sort_unstable();
         let template = match dir {
-            Some(dir) => {
-                let file = files.iter().find(|file| file.path == dir.join(TEMPLATE_FILE));
-                ChatTemplate::load(dir, file.map(|file| file.bytes.as_slice()), config, tokens.clone())?
-            }
+            Some(dir) => ChatTemplate::load(dir, &template_files(dir, &files), config, tokens.clone())?,
             None => None,
         };
         let mut tokenizer = Self {
@@ -157,11 +178,14 @@ impl Tokenizer {
             tokens,
             bos,
             pad,
+            new_pad: None,
+            special,
             ends,
             suffix: 0,
             template,
             template_file: None,
-            notes: Vec::new(),
+            template_kwargs: Map::new(),
+            notes,
         };
         tokenizer.probe(config)?;
         Ok(tokenizer)
@@ -298,6 +322,28 @@ impl Tokenizer {
         Ok(())
     }
 
+    /// Sets variables of the chat template for all rows (`--chat-template-kwargs`).
+    pub fn set_template_kwargs(&mut self, kwargs: Map<String, Value>) {
+        self.template_kwargs = kwargs;
+    }
+
+    /// Variables of [`Tokenizer::set_template_kwargs`].
+    pub fn template_kwargs(&self) -> &Map<String, Value> {
+        &self.template_kwargs
+    }
+
+    /// Adds a note for the log.
+    pub fn add_note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// Variables of the chat template for a row with its own `kwargs`, which take precedence by key.
+    pub(crate) fn kwargs_of(&self, own: Option<&Map<String, Value>>) -> Option<Map<String, Value>> {
+        let mut all = self.template_kwargs.clone();
+        all.extend(own.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        (!all.is_empty()).then_some(all)
+    }
+
     /// The file of [`Tokenizer::set_template_file`].
     pub fn template_file(&self) -> Option<&StoredFile> {
         self.template_file.as_ref()
@@ -340,8 +386,15 @@ impl Tokenizer {
             if let Some(parent) = to.parent() {
                 std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
-            write_atomic(&to, &file.bytes)?;
+            write_atomic(&to, &self.content_to_copy(file))?;
             copied.push(to);
+        }
+        let config = target.join("tokenizer_config.json");
+        if let Some(pad) = &self.new_pad
+            && !copied.contains(&config)
+        {
+            write_atomic(&config, json_text(&json!({ "pad_token": pad })).as_bytes())?;
+            copied.push(config);
         }
         if let Some(template) = &self.template_file {
             let to = target.join(TEMPLATE_FILE);
@@ -358,6 +411,20 @@ impl Tokenizer {
     fn fail(&self, why: String) -> Error {
         Error::model(&self.dir.clone().unwrap_or_default().join("tokenizer.json"), why)
     }
+}
+
+/// Chat templates among the files of a folder: `chat_template.jinja` as `default`, then the additional
+/// ones by name.
+fn template_files<'a>(dir: &Path, files: &'a [StoredFile]) -> Vec<(String, &'a StoredFile)> {
+    let folder = dir.join(ADDITIONAL_TEMPLATES);
+    let name = |file: &StoredFile| {
+        if file.path == dir.join(TEMPLATE_FILE) {
+            return Some("default".to_owned());
+        }
+        let name = file.path.file_name()?.to_str()?.strip_suffix(".jinja")?.to_owned();
+        (file.path.parent() == Some(&folder)).then_some(name)
+    };
+    files.iter().filter_map(|file| Some((name(file)?, file))).collect()
 }
 
 /// Reads the tokenizer files of a folder that exist.

@@ -127,9 +127,9 @@ fn empty_prompt(sequence: &Sequence, group: &TokenizedGroup, tokenizer: &Tokeniz
         Prompt::Messages(_) => {
             let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
             let turns = [turn("user", ""), turn("assistant", group.group.responses[sequence.response].text())];
-            let kwargs = group.group.chat_template_kwargs.as_ref();
+            let kwargs = tokenizer.kwargs_of(group.group.chat_template_kwargs.as_ref());
             let render = |turns: &[Message], open: bool| -> Result<Vec<u32>> {
-                let text = tokenizer.require_template()?.render(turns, open, None, kwargs).map_err(|why| {
+                let text = tokenizer.require_template()?.render(turns, open, None, kwargs.as_ref()).map_err(|why| {
                     crate::Error::Usage(format!(
                         "--prompt-blindness: the chat template does not render a user message without content: {why}"
                     ))

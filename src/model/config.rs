@@ -6,6 +6,9 @@
 //! `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
 //! conflicting styles is refused. Unknown keys are kept and written back.
 //!
+//! Read as transformers reads them, with a note: end ids beyond the vocabulary, which no text
+//! contains, and llama3 scaling without its original length.
+//!
 //! Refused by name: other model types and architectures, activations other than SiLU, sliding
 //! windows in use, biases on the MLP or the attention output, RoPE scalings other than default,
 //! linear and llama3, quantised weights, and every size that is missing, not positive, not
@@ -15,7 +18,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::config_json::{Keys, read_object, shown};
+use super::config_json::{Keys, read_object};
+use super::config_support::{no_config, read_dtype, read_family, read_head, refuse_sliding_window, refuse_unsupported};
 use super::rope::{MAX_POSITIONS, RopeConfig};
 use crate::{Error, Result};
 
@@ -48,7 +52,7 @@ impl Family {
     }
 
     /// Prefix of the architecture's class name.
-    fn class(self) -> &'static str {
+    pub(super) fn class(self) -> &'static str {
         match self {
             Family::Llama => "Llama",
             Family::Qwen2 => "Qwen2",
@@ -74,7 +78,7 @@ pub enum Head {
 }
 
 impl Head {
-    fn class(self) -> &'static str {
+    pub(super) fn class(self) -> &'static str {
         match self {
             Head::LanguageModel => "ForCausalLM",
             Head::Reward => "ForSequenceClassification",
@@ -145,31 +149,12 @@ pub struct ModelConfig {
     pub pad: Option<u32>,
     /// Data type that the file declares for its weights. The weight files decide.
     pub dtype: Option<StoredDtype>,
+    /// Notes for the log: what was read in another way than it is written.
+    pub notes: Vec<String>,
     /// `config.json` as read, to keep unknown keys; empty for a preset.
     pub(super) original: Map<String, Value>,
     /// `generation_config.json` as read.
     pub(super) generation: Option<Map<String, Value>>,
-}
-
-/// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
-fn no_config(folder: &Path) -> &'static str {
-    let names: Vec<String> = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
-    if ends(".safetensors") || ends(".safetensors.index.json") || ends(".bin") || ends("generation_config.json") {
-        "contains no config.json, but other files of a model; download the missing files of this model too"
-    } else if ends("tokenizer.json") {
-        "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
-         (`mapl init --tokenizer`)"
-    } else if folder.is_dir() {
-        "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
-    } else {
-        "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
-    }
 }
 
 impl ModelConfig {
@@ -181,12 +166,12 @@ impl ModelConfig {
         if !path.is_file() {
             return Err(Error::model(folder, no_config(folder)));
         }
-        let mut config = Self::from_json(read_object(&path)?, &path)?;
+        let mut config = Self::parse(read_object(&path)?, &path, Some(folder))?;
         let path = folder.join("generation_config.json");
         if path.is_file() {
             let map = read_object(&path)?;
-            let more = Keys { map: &map, path: &path, prefix: "" }.token_ids("eos_token_id", config.vocab)?;
-            for id in more {
+            let keys = Keys { map: &map, path: &path, prefix: "" };
+            for id in keys.ids_in_vocabulary("eos_token_id", config.vocab, &mut config.notes)? {
                 if !config.eos.contains(&id) {
                     config.eos.push(id);
                 }
@@ -198,9 +183,14 @@ impl ModelConfig {
 
     /// Checks the contents of a `config.json`; `path` is the file named in messages.
     pub fn from_json(map: Map<String, Value>, path: &Path) -> Result<Self> {
+        Self::parse(map, path, None)
+    }
+
+    /// [`Self::from_json`]; the weights in `folder` explain some errors.
+    fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
         let keys = Keys { map: &map, path, prefix: "" };
         let family = read_family(keys)?;
-        let head = read_head(keys, family)?;
+        let head = read_head(keys, family, folder)?;
         refuse_unsupported(keys, family)?;
 
         let vocab = keys.size("vocab_size", MAX_VOCAB)?;
@@ -238,6 +228,8 @@ impl ModelConfig {
             return Err(Error::model(path, why));
         }
         refuse_sliding_window(keys, family, layers)?;
+        let max_positions = keys.size_or("max_position_embeddings", family.default_positions(), MAX_POSITIONS)?;
+        let mut notes = Vec::new();
 
         let config = Self {
             family,
@@ -253,18 +245,19 @@ impl ModelConfig {
             rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, |x| (1e-30..1.0).contains(&x), "above 0 and below 1")?,
             qkv_bias: family == Family::Qwen2,
             tied: keys.flag_or("tie_word_embeddings", false)?,
-            rope: RopeConfig::read(keys)?,
-            max_positions: keys.size_or("max_position_embeddings", family.default_positions(), MAX_POSITIONS)?,
+            rope: RopeConfig::read(keys, max_positions, &mut notes)?,
+            max_positions,
             initializer_range: keys.number_or(
                 "initializer_range",
                 0.02,
                 |x| (0.0..=1.0).contains(&x),
                 "from 0 to 1",
             )?,
-            eos: keys.token_ids("eos_token_id", vocab)?,
-            bos: keys.token_id("bos_token_id", vocab)?,
+            eos: keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?,
+            bos: keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?,
             pad: keys.token_id("pad_token_id", vocab)?,
             dtype: read_dtype(keys)?,
+            notes,
             original: Map::new(),
             generation: None,
         };
@@ -349,139 +342,5 @@ impl ModelConfig {
     /// Name of the transformers class that loads this model.
     pub fn architecture(&self) -> String {
         format!("{}{}", self.family.class(), self.head.class())
-    }
-}
-
-/// Returns the names of all supported architectures, for messages.
-fn supported() -> String {
-    let names: Vec<String> = Family::ALL
-        .iter()
-        .flat_map(|f| [Head::LanguageModel, Head::Reward].map(|h| format!("{}{}", f.class(), h.class())))
-        .collect();
-    names.join(", ")
-}
-
-fn read_family(keys: Keys) -> Result<Family> {
-    let types = Family::ALL.map(Family::model_type).join(", ");
-    let Some(found) = keys.text("model_type")? else {
-        return Err(keys.missing("model_type", &format!("supported are {types}")));
-    };
-    Family::ALL
-        .into_iter()
-        .find(|f| f.model_type() == found)
-        .ok_or_else(|| Error::model(keys.path, format!("model type {found:?} is not supported; supported are {types}")))
-}
-
-fn read_head(keys: Keys, family: Family) -> Result<Head> {
-    let head = match keys.get("architectures") {
-        None => Head::LanguageModel,
-        Some(Value::Array(list)) if list.len() == 1 => {
-            let class = list[0].as_str().unwrap_or_default();
-            let heads = [Head::LanguageModel, Head::Reward];
-            heads
-                .into_iter()
-                .find(|h| class.strip_suffix(h.class()) == Some(family.class()))
-                .ok_or_else(|| keys.refuse("architectures", &list[0], &format!("supported are {}", supported())))?
-        }
-        Some(other) => {
-            let allowed = format!("it must be a list of one class name; supported are {}", supported());
-            return Err(keys.refuse("architectures", other, &allowed));
-        }
-    };
-    if head == Head::Reward {
-        // transformers takes the number of labels from id2label, then from num_labels, and
-        // otherwise assumes 2.
-        let labels = match keys.object("id2label")? {
-            Some(map) => Some(map.len()),
-            None => keys.optional_size("num_labels", MAX_WIDTH)?,
-        };
-        if labels != Some(1) {
-            let found = labels.map_or("2 by default".to_owned(), |n| n.to_string());
-            let why = format!(
-                "the number of labels is {found} (from \"id2label\" or \"num_labels\"); a reward model has exactly \
-                 one, {{\"0\": \"LABEL_0\"}}"
-            );
-            return Err(Error::model(keys.path, why));
-        }
-    }
-    Ok(head)
-}
-
-/// Refuses settings that change the computation in a way that is not implemented.
-fn refuse_unsupported(keys: Keys, family: Family) -> Result<()> {
-    if let Some(act) = keys.text("hidden_act")?
-        && act != "silu"
-    {
-        let why = format!("\"hidden_act\" is {act:?}; {} models need \"silu\"", family.class());
-        return Err(Error::model(keys.path, why));
-    }
-    if keys.flag_or("mlp_bias", false)? {
-        return Err(Error::model(keys.path, "\"mlp_bias\" is true; biases on the MLP projections are not supported"));
-    }
-    if family == Family::Llama && keys.flag_or("attention_bias", false)? {
-        let why = "\"attention_bias\" is true; in Llama it also adds a bias to the attention output, which is not \
-                   supported";
-        return Err(Error::model(keys.path, why));
-    }
-    if let Some(quantisation) = keys.get("quantization_config") {
-        let allowed = "quantised weights are not supported; use the float32, bfloat16 or float16 release";
-        return Err(keys.refuse("quantization_config", quantisation, allowed));
-    }
-    Ok(())
-}
-
-fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()> {
-    if let Some(types) = keys.get("layer_types") {
-        let full = |list: &Vec<Value>| list.len() == layers && list.iter().all(|t| t == "full_attention");
-        if !types.as_array().is_some_and(full) {
-            let allowed = format!("only \"full_attention\" in each of the {layers} layers is supported");
-            return Err(keys.refuse("layer_types", types, &allowed));
-        }
-        return Ok(());
-    }
-    // Qwen2 uses sliding windows in layers from max_window_layers on, if use_sliding_window is set.
-    // Llama never reads the keys.
-    let used = family == Family::Qwen2 && keys.flag_or("use_sliding_window", false)?;
-    let first = match keys.get("max_window_layers") {
-        None => 28,
-        Some(value) => value.as_u64().ok_or_else(|| {
-            keys.refuse(
-                "max_window_layers",
-                value,
-                "it must be an integer of at least 0: the index of the first layer with a sliding window",
-            )
-        })?,
-    };
-    // A null value means no window; an absent key means transformers' default of 4096.
-    let window = !keys.map.get("sliding_window").is_some_and(Value::is_null);
-    if used && window && first < layers as u64 {
-        let why = format!(
-            "\"use_sliding_window\" is true and layers from {first} on would use it; sliding windows are not \
-             supported. Set \"use_sliding_window\" to false if no sequence is longer than the window"
-        );
-        return Err(Error::model(keys.path, why));
-    }
-    Ok(())
-}
-
-fn read_dtype(keys: Keys) -> Result<Option<StoredDtype>> {
-    let one = |key: &str| -> Result<Option<StoredDtype>> {
-        let Some(text) = keys.text(key)? else { return Ok(None) };
-        let known = [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16];
-        known.into_iter().find(|d| d.name() == text).map(Some).ok_or_else(|| {
-            Error::model(keys.path, format!("\"{key}\" is {text:?}; supported are float32, bfloat16 and float16"))
-        })
-    };
-    match (one("torch_dtype")?, one("dtype")?) {
-        (Some(four), Some(five)) if four != five => {
-            let show = |key: &str| keys.get(key).map(shown).unwrap_or_default();
-            let why = format!(
-                "\"torch_dtype\" is {} but \"dtype\" is {}; they must agree. Delete the one that is wrong",
-                show("torch_dtype"),
-                show("dtype")
-            );
-            Err(Error::model(keys.path, why))
-        }
-        (four, five) => Ok(five.or(four)),
     }
 }

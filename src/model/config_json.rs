@@ -144,13 +144,13 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Returns the token ids under `key`: none, one, or a list, each below `vocab`. `-1` means
-    /// "none", as in the configurations of the first Llama models.
-    pub fn token_ids(&self, key: &str, vocab: usize) -> Result<Vec<u32>> {
+    /// Returns the token ids under `key`: none, one, or a list. `-1` means "none", as in the
+    /// configurations of the first Llama models.
+    fn token_ids(&self, key: &str, vocab: usize) -> Result<Vec<u32>> {
         let one = |value: &Value| match value.as_i64() {
             Some(-1) => Ok(None),
-            Some(id) if id >= 0 && (id as u64) < vocab as u64 => Ok(Some(id as u32)),
-            _ => Err(self.refuse(key, value, &format!("a token id must be an integer from 0 to {}", vocab - 1))),
+            Some(id) if id >= 0 => Ok(Some(u32::try_from(id).unwrap_or(u32::MAX))),
+            _ => Err(self.refuse_id(key, value, vocab)),
         };
         let mut ids = Vec::new();
         match self.get(key) {
@@ -165,14 +165,42 @@ impl<'a> Keys<'a> {
         Ok(ids)
     }
 
-    /// Returns at most one token id under `key`.
-    pub fn token_id(&self, key: &str, vocab: usize) -> Result<Option<u32>> {
-        let ids = self.token_ids(key, vocab)?;
+    fn refuse_id(&self, key: &str, value: &Value, vocab: usize) -> Error {
+        self.refuse(key, value, &format!("a token id must be an integer from 0 to {}", vocab - 1))
+    }
+
+    /// Returns the token ids under `key` that are below `vocab`. Others cannot occur in a text; they
+    /// are left out with a note.
+    pub fn ids_in_vocabulary(&self, key: &str, vocab: usize, notes: &mut Vec<String>) -> Result<Vec<u32>> {
+        let (inside, beyond): (Vec<u32>, Vec<u32>) =
+            self.token_ids(key, vocab)?.into_iter().partition(|&id| (id as usize) < vocab);
+        if !beyond.is_empty() {
+            let value = self.get(key).map(shown).unwrap_or_default();
+            notes.push(format!(
+                "\"{key}\" of {} is {value}; ids beyond the vocabulary of {vocab} are left out, because no text \
+                 contains them",
+                self.path.file_name().unwrap_or_default().to_string_lossy()
+            ));
+        }
+        Ok(inside)
+    }
+
+    /// Returns the only token id of `key`, if it has one.
+    pub fn one_of(&self, key: &str, ids: Vec<u32>) -> Result<Option<u32>> {
         match (ids.as_slice(), self.get(key)) {
             ([], _) => Ok(None),
             ([id], _) => Ok(Some(*id)),
             (_, Some(value)) => Err(self.refuse(key, value, "it must be one token id")),
             (_, None) => Ok(None),
+        }
+    }
+
+    /// Returns at most one token id under `key`, which must be below `vocab`.
+    pub fn token_id(&self, key: &str, vocab: usize) -> Result<Option<u32>> {
+        let ids = self.token_ids(key, vocab)?;
+        match self.get(key) {
+            Some(value) if ids.iter().any(|&id| id as usize >= vocab) => Err(self.refuse_id(key, value, vocab)),
+            _ => self.one_of(key, ids),
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod activations;
 pub mod config;
 mod config_json;
+mod config_support;
 mod config_write;
 pub mod decoder;
 pub mod decoder_grad;
@@ -22,5 +23,6 @@ pub mod rope;
 pub mod store;
 pub mod tensors;
 pub mod weights;
+mod weights_names;
 mod weights_read;
 mod weights_write;

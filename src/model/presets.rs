@@ -226,6 +226,7 @@ impl Preset {
             bos: None,
             pad: None,
             dtype: None,
+            notes: Vec::new(),
             original: Map::new(),
             generation: None,
         }

@@ -47,13 +47,16 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Reads the settings from the top level of a `config.json`.
-    pub(super) fn read(keys: Keys) -> Result<Self> {
+    /// Reads the settings from the top level of a `config.json`. `max_positions` is the model's
+    /// longest sequence: the original length of a llama3 scaling that names none, as in
+    /// transformers. A note says so.
+    pub(super) fn read(keys: Keys, max_positions: usize, notes: &mut Vec<String>) -> Result<Self> {
+        let length = OriginalLength { top: keys, default: max_positions };
         let plausible = |x: f64| THETA.contains(&x);
         let theta4 = keys.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling4 = keys
             .object("rope_scaling")?
-            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }))
+            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }, length, notes))
             .transpose()?;
         let Some(map) = keys.object("rope_parameters")? else {
             let scaling = scaling4.unwrap_or(RopeScaling::Default);
@@ -68,7 +71,7 @@ impl RopeConfig {
             ));
         }
         let theta5 = inner.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
-        let scaling5 = RopeScaling::read(inner)?;
+        let scaling5 = RopeScaling::read(inner, length, notes)?;
         if let (Some(four), Some(five)) = (theta4, theta5)
             && four != five
         {
@@ -133,10 +136,38 @@ impl RopeConfig {
     }
 }
 
+/// Where a llama3 scaling finds its original length besides its own key.
+#[derive(Clone, Copy)]
+struct OriginalLength<'a> {
+    /// Top level of the file. Some configurations name the length here; it takes precedence.
+    top: Keys<'a>,
+    /// The model's longest sequence.
+    default: usize,
+}
+
+impl OriginalLength<'_> {
+    fn read(self, keys: Keys, notes: &mut Vec<String>) -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        for keys in [self.top, keys] {
+            if let Some(length) = keys.optional_size(key, MAX_POSITIONS)? {
+                return Ok(length);
+            }
+        }
+        let note = format!(
+            "\"{}{key}\" is missing; max_position_embeddings ({}) is used, as in transformers",
+            keys.prefix, self.default
+        );
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
+        Ok(self.default)
+    }
+}
+
 impl RopeScaling {
     /// Reads the scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of
     /// `rope_type`.
-    fn read(keys: Keys) -> Result<Self> {
+    fn read(keys: Keys, length: OriginalLength, notes: &mut Vec<String>) -> Result<Self> {
         let partial = keys.optional_number("partial_rotary_factor", |x| x > 0.0, "above 0")?;
         if let (Some(factor), Some(value)) = (partial, keys.get("partial_rotary_factor"))
             && factor != 1.0
@@ -167,7 +198,7 @@ impl RopeScaling {
                     factor: stretch()?,
                     low_freq_factor: low,
                     high_freq_factor: factor("high_freq_factor", low, "above low_freq_factor")?,
-                    original_max_position: keys.size("original_max_position_embeddings", MAX_POSITIONS)?,
+                    original_max_position: length.read(keys, notes)?,
                 })
             }
             other => {

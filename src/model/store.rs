@@ -25,6 +25,8 @@ pub struct Loaded<B: Backend> {
     pub drawn_score: bool,
     /// Tensors of the folder that the model does not use.
     pub ignored: Vec<String>,
+    /// Notes for the log on the weights: tensors that were read under another name.
+    pub notes: Vec<String>,
 }
 
 /// Loads a folder. With [`LoadAs::RewardStart`] a language model becomes a reward model: `config`
@@ -48,7 +50,8 @@ pub fn load<B: Backend>(
         }
         fill(backend, &mut model.weights, &files, slot)?;
     }
-    Ok(Loaded { model, drawn_score: files.score_missing(), ignored: files.ignored().to_vec() })
+    let (ignored, notes) = (files.ignored().to_vec(), files.notes().to_vec());
+    Ok(Loaded { model, drawn_score: files.score_missing(), ignored, notes })
 }
 
 /// Reads one tensor into its place in the arena.
@@ -157,10 +160,10 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
     Ok(None)
 }
 
-/// Turns the configuration of a language model into the configuration of a reward model; a reward
-/// model's configuration stays unchanged. The pad id is the folder's, otherwise the tokenizer's.
+/// Turns the configuration of a language model into the configuration of a reward model with this pad
+/// token; a reward model's configuration stays unchanged.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
-    match (config.head, config.pad.or(pad)) {
+    match (config.head, pad) {
         (Head::Reward, _) => Ok(config),
         (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
         (Head::LanguageModel, None) => Err(Error::Usage(

@@ -2,7 +2,7 @@
 //! the configuration before any value is read. [`WeightFiles::read`] then converts one tensor to
 //! f32 in chunks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::config_json::{Keys, read_object};
 use super::weights::{INDEX_FILE, SINGLE_FILE};
+use super::weights_names::{EMBEDDING, LM_HEAD, SCORE, Stored, is_other_head, resolve};
 use crate::files::lfs_pointer;
 use crate::{Error, Result};
 
@@ -54,6 +55,7 @@ pub struct WeightFiles {
     places: BTreeMap<String, Place>,
     score_missing: bool,
     ignored: Vec<String>,
+    notes: Vec<String>,
 }
 
 impl WeightFiles {
@@ -88,6 +90,11 @@ impl WeightFiles {
     /// frequencies and the vocabulary projection, if a reward model starts from a language model.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
+    }
+
+    /// Returns notes for the log: tensors that were read under another name.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Returns the data types of the used tensors, each once.
@@ -259,43 +266,68 @@ fn check(
     load_as: LoadAs,
 ) -> Result<WeightFiles> {
     let expected = config.tensors();
-    let mut files = WeightFiles { shards, places: BTreeMap::new(), score_missing: false, ignored: Vec::new() };
+    let names: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).chain([LM_HEAD]).collect();
+    let (mut found, notes) = resolve(folder, found, &names)?;
+    let mut files = WeightFiles { shards, places: BTreeMap::new(), score_missing: false, ignored: Vec::new(), notes };
+    let language_model =
+        config.head == Head::LanguageModel || (load_as == LoadAs::RewardStart && !found.contains_key(SCORE));
+    if config.tied
+        && language_model
+        && !found.contains_key(EMBEDDING)
+        && let Some(table) = found.remove(LM_HEAD)
+    {
+        files.notes.push(format!(
+            "{:?} is read as the embedding table {EMBEDDING:?}, because \"tie_word_embeddings\" is true",
+            table.name
+        ));
+        found.insert(EMBEDDING.to_owned(), table);
+    }
     for spec in &expected {
         match found.get(&spec.name) {
-            Some(&shard) => {
-                let place = place(&files.shards, shard, &spec.name, &spec.shape)?;
+            Some(stored) => {
+                let place = place(&files.shards, stored, &spec.shape)?;
                 files.places.insert(spec.name.clone(), place);
             }
-            None if spec.name == "score.weight" && load_as == LoadAs::RewardStart => files.score_missing = true,
+            None if spec.name == SCORE && load_as == LoadAs::RewardStart => files.score_missing = true,
             None => {
                 let missing: Vec<&str> =
                     expected.iter().map(|s| s.name.as_str()).filter(|n| !found.contains_key(*n)).collect();
-                return Err(missing_tensor(folder, &missing, spec, &found, config));
+                let other = missing.contains(&SCORE).then(|| other_head(&files.shards, &found, config)).flatten();
+                return Err(match other {
+                    Some(why) => Error::model(folder, why),
+                    None => missing_tensor(folder, &missing, spec, &found, config),
+                });
             }
         }
     }
+    if files.score_missing
+        && let Some(why) = other_head(&files.shards, &found, config)
+    {
+        return Err(Error::model(folder, format!("{why}; remove it to draw a new head")));
+    }
     let tied_head = config.tied && config.head == Head::LanguageModel;
-    for (name, &shard) in &found {
+    for (name, stored) in &found {
         if files.places.contains_key(name) {
             continue;
         }
-        let path = &files.shards[shard].path;
+        let path = &files.shards[stored.shard].path;
         if name.ends_with("rotary_emb.inv_freq") {
             // A buffer that older transformers versions saved; the configuration determines it.
-            files.ignored.push(name.clone());
-        } else if name == "lm_head.weight" && (tied_head || load_as == LoadAs::RewardStart) {
+            files.ignored.push(stored.name.clone());
+        } else if name == LM_HEAD && (tied_head || config.head == Head::Reward) {
             if tied_head {
-                let head = place(&files.shards, shard, name, &[config.vocab, config.hidden])?;
+                let head = place(&files.shards, stored, &[config.vocab, config.hidden])?;
                 files.places.insert(name.clone(), head);
                 check_tied(&files, path)?;
                 files.places.remove(name);
             }
-            files.ignored.push(name.clone());
+            files.ignored.push(stored.name.clone());
         } else {
-            let shape = files.shards[shard].metadata.info(name).map(|i| i.shape.clone()).unwrap_or_default();
+            let shape = shape(&files.shards, stored);
             let why = format!(
-                "holds the tensor {name:?} of shape {shape:?}, which {} does not have; does config.json belong to \
-                 these weights?",
+                "holds the tensor {:?} of shape {shape:?}, which {} does not have; does config.json belong to these \
+                 weights?",
+                stored.name,
                 config.architecture()
             );
             return Err(Error::model(path, why));
@@ -304,11 +336,37 @@ fn check(
     Ok(files)
 }
 
+fn shape(shards: &[Shard], stored: &Stored) -> Vec<usize> {
+    shards[stored.shard].metadata.info(&stored.name).map(|info| info.shape.clone()).unwrap_or_default()
+}
+
+/// Describes a tensor that looks like a reward head under another name, if there is one. transformers
+/// would draw a new head at random instead of reading it.
+fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &ModelConfig) -> Option<String> {
+    let stored = found.iter().find(|(name, stored)| is_other_head(name, &shape(shards, stored), config.hidden))?.1;
+    Some(format!(
+        "the weights hold the head {:?} of shape {:?}, but {} reads \"{SCORE}\" (transformers too); rename the tensor \
+         to \"{SCORE}\" if it is the trained reward head",
+        stored.name,
+        [1, config.hidden],
+        config.architecture()
+    ))
+}
+
+/// Shape of a tensor in the weight files of a folder; `None` if it cannot be found.
+pub(super) fn stored_shape(folder: &Path, name: &str) -> Option<Vec<usize>> {
+    let single = folder.join(SINGLE_FILE);
+    let path =
+        if single.is_file() { single } else { folder.join(read_index(&folder.join(INDEX_FILE)).ok()?.get(name)?) };
+    let shard = Shard::open(&path).ok()?;
+    shard.metadata.info(name).map(|info| info.shape.clone())
+}
+
 fn missing_tensor(
     folder: &Path,
     missing: &[&str],
     first: &super::tensors::TensorSpec,
-    found: &BTreeMap<String, usize>,
+    found: &BTreeMap<String, Stored>,
     config: &ModelConfig,
 ) -> Error {
     let more = match missing.len() {
@@ -317,10 +375,11 @@ fn missing_tensor(
     };
     let hint = if missing == ["score.weight"] {
         "this is not a trained reward model; train one with `mapl reward`"
-    } else if missing == ["lm_head.weight"] {
-        "set \"tie_word_embeddings\" to true if the vocabulary projection is the embedding table"
-    } else if found.contains_key("embed_tokens.weight") {
-        "the names lack the prefix \"model.\": save the whole model, not its base"
+    } else if missing == [LM_HEAD] {
+        "set \"tie_word_embeddings\" to true if the vocabulary projection is the embedding table; a base model without \
+         the projection can only start `mapl reward`"
+    } else if missing == [EMBEDDING] && found.contains_key(LM_HEAD) {
+        "set \"tie_word_embeddings\" to true if \"lm_head.weight\" is the embedding table"
     } else {
         "does config.json belong to these weights?"
     };
@@ -334,7 +393,8 @@ fn missing_tensor(
 }
 
 /// Returns byte range and data type of a tensor, which must have the given `shape`.
-fn place(shards: &[Shard], shard: usize, name: &str, shape: &[usize]) -> Result<Place> {
+fn place(shards: &[Shard], stored: &Stored, shape: &[usize]) -> Result<Place> {
+    let (name, shard) = (&stored.name, stored.shard);
     let file = &shards[shard];
     let Some(info) = file.metadata.info(name) else {
         return Err(Error::model(&file.path, format!("tensor {name:?} is not in the header")));
@@ -362,7 +422,7 @@ fn place(shards: &[Shard], shard: usize, name: &str, shape: &[usize]) -> Result<
 
 /// Checks that the stored vocabulary projection of a tied model equals the embedding table.
 fn check_tied(files: &WeightFiles, path: &Path) -> Result<()> {
-    let (head, table) = (files.places["lm_head.weight"], files.places["model.embed_tokens.weight"]);
+    let (head, table) = (files.places[LM_HEAD], files.places[EMBEDDING]);
     let bytes = |p: Place| &files.shards[p.shard].map[p.start..p.end];
     let (mut a, mut b) = (Vec::new(), Vec::new());
     let chunks = |p: Place| bytes(p).chunks(CHUNK * p.dtype.bytes());

@@ -34,11 +34,12 @@ pub mod tensorboard;
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};
 
-/// Packing options of a loss: rewards read the last token, log-probs every response token.
-pub fn pack_options(loss: &Loss, vocab: usize) -> PackOptions {
+/// Packing options of a loss: log-probs read every response token, and rewards the last token that is
+/// not `pad`, the pad token of the model.
+pub fn pack_options(loss: &Loss, vocab: usize, pad: Option<u32>) -> PackOptions {
     let scoring = match loss.method {
         Method::Reward => Scoring::Reward,
         Method::Sft | Method::Dpo => Scoring::LogProb { scope: loss.scope },
     };
-    PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab }
+    PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab, pad }
 }

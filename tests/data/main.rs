@@ -3,6 +3,8 @@
 
 mod construction;
 mod draw_keys;
+mod file_kinds;
+mod foreign_folders;
 mod fuzz_seeds;
 mod instructions;
 mod lost_text;

@@ -71,7 +71,7 @@ fn every_refusal_names_key_value_and_allowed_values() {
         ),
         (qwen2(json!({"model_type": "mixtral"})), &["\"mixtral\"", "llama, qwen2"]),
         (qwen2(json!({"model_type": "<absent>"})), &["model_type", "missing", "llama, qwen2"]),
-        (qwen2(json!({"architectures": ["Qwen2Model"]})), &["Qwen2Model", "Qwen2ForSequenceClassification"]),
+        (qwen2(json!({"architectures": ["Qwen2ForTokens"]})), &["Qwen2ForTokens", "Qwen2ForSequenceClassification"]),
         (qwen2(json!({"architectures": ["LlamaForCausalLM"]})), &["LlamaForCausalLM", "supported are"]),
         (qwen2(json!({"architectures": []})), &["architectures", "[]", "one class name"]),
         (qwen2(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu", "silu"]),
@@ -80,7 +80,8 @@ fn every_refusal_names_key_value_and_allowed_values() {
         (qwen2(json!({"quantization_config": {"bits": 4}})), &["quantization_config", "bits", "not supported"]),
         (qwen2(json!({"rms_norm_eps": 0.0})), &["rms_norm_eps", "0.0", "above 0"]),
         (qwen2(json!({"tie_word_embeddings": "yes"})), &["tie_word_embeddings", "yes", "true or false"]),
-        (qwen2(json!({"eos_token_id": 160})), &["eos_token_id", "160", "from 0 to 159"]),
+        (qwen2(json!({"pad_token_id": 160})), &["pad_token_id", "160", "from 0 to 159"]),
+        (qwen2(json!({"eos_token_id": -2})), &["eos_token_id", "-2", "from 0 to 159"]),
         (qwen2(json!({"eos_token_id": [2, "x"]})), &["eos_token_id", "\"x\"", "token id"]),
         (qwen2(json!({"pad_token_id": [1, 2]})), &["pad_token_id", "[1,2]", "one token id"]),
         (qwen2(json!({"use_sliding_window": true, "max_window_layers": 1})), &["use_sliding_window", "layers from 1"]),
@@ -220,9 +221,51 @@ fn end_ids_come_from_both_files_and_both_are_written_back() {
     assert_eq!(saved("config.json")["eos_token_id"], json!(7));
     assert_eq!(saved("generation_config.json"), json!({"eos_token_id": [9, 7], "temperature": 0.7}));
     assert_eq!(ModelConfig::read(out.path()).unwrap().eos, [7, 9]);
-    write("generation_config.json", json!({"eos_token_id": 160}));
-    let text = ModelConfig::read(folder.path()).unwrap_err().to_string();
-    assert!(text.contains("generation_config.json") && text.contains("160"), "{text}");
+}
+
+/// transformers never looks an end id up in the embedding table.
+#[test]
+fn end_ids_beyond_the_vocabulary_are_left_out_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+    let big = 1_u64 << 40;
+    write("config.json", Value::Object(qwen2(json!({"eos_token_id": [7, 160], "bos_token_id": big}))));
+    write("generation_config.json", json!({"eos_token_id": [160, 9]}));
+    let config = ModelConfig::read(folder.path()).unwrap();
+    assert_eq!((config.eos.as_slice(), config.bos), (&[7, 9][..], None));
+    let notes = config.notes.join("\n");
+    for part in ["\"eos_token_id\" of config.json is [7,160]", "\"bos_token_id\"", "generation_config.json is [160,9]"]
+    {
+        assert!(notes.contains(part), "{part} is not in {notes}");
+    }
+}
+
+#[test]
+fn swish_and_the_base_model_are_read() {
+    let config = parse(qwen2(json!({"hidden_act": "swish", "architectures": ["Qwen2Model"]}))).unwrap();
+    assert_eq!(
+        (config.head, config.to_json(StoredDtype::F32)["hidden_act"].clone()),
+        (Head::LanguageModel, json!("silu"))
+    );
+}
+
+/// In the order of transformers: the top level, the scaling's own key, the longest sequence.
+#[test]
+fn llama3_scaling_without_an_original_length_takes_the_longest_sequence() {
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    let mut with_length = scaling.clone();
+    with_length["original_max_position_embeddings"] = json!(64);
+    let read = |keys: Value| {
+        let config = parse(llama(keys)).unwrap();
+        match config.rope.scaling {
+            RopeScaling::Llama3 { original_max_position, .. } => (original_max_position, config.notes.len()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let max = parse(llama(json!({}))).unwrap().max_positions;
+    assert_eq!(read(json!({"rope_scaling": scaling})), (max, 1));
+    assert_eq!(read(json!({"rope_scaling": with_length})), (64, 0));
+    assert_eq!(read(json!({"rope_scaling": with_length, "original_max_position_embeddings": 32})), (32, 0));
 }
 
 #[test]

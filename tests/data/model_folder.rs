@@ -37,21 +37,21 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// A raw safetensors file: name -> (format, shape, little-endian bytes).
-type Raw = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+pub(crate) type Raw = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-fn raw(folder: &Path) -> Raw {
+pub(crate) fn raw(folder: &Path) -> Raw {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.tensors().into_iter().map(|(n, v)| (n, (v.dtype(), v.shape().to_vec(), v.data().to_vec()))).collect()
 }
 
-fn write_raw(path: &Path, tensors: &Raw) {
+pub(crate) fn write_raw(path: &Path, tensors: &Raw) {
     let views = tensors.iter().map(|(n, (d, s, b))| (n.as_str(), TensorView::new(*d, s.clone(), b).unwrap()));
     std::fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
 /// Copies a golden model to a new folder, which a test can damage.
-fn copy(name: &str) -> tempfile::TempDir {
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(golden::model_folder(name)).unwrap() {
         let from = entry.unwrap().path();
@@ -61,7 +61,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 }
 
 /// Asserts that opening `folder` fails with exit code 6 and a message with all `parts`.
-fn refused(folder: &Path, load_as: LoadAs, parts: &[&str]) {
+pub(crate) fn refused(folder: &Path, load_as: LoadAs, parts: &[&str]) {
     let config = ModelConfig::read(folder).unwrap();
     let config = if load_as == LoadAs::RewardStart { config.into_reward(0).unwrap() } else { config };
     let Err(error) = WeightFiles::open(folder, &config, load_as) else { panic!("{parts:?} was accepted") };
@@ -340,9 +340,6 @@ fn damaged_files_and_wrong_tensors_are_named() {
     assert_eq!(error.exit_code(), 6);
     assert!(error.to_string().contains("\"model.norm.weight\" holds NaN at element 0"), "{error}");
 
-    let bare = tensors.iter().map(|(n, t)| (n.trim_start_matches("model.").to_owned(), t.clone())).collect();
-    write_raw(&path, &bare);
-    exact(&["and 19 more", "prefix \"model.\""]);
     std::fs::remove_file(&path).unwrap();
     exact(&["neither model.safetensors nor"]);
     std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();

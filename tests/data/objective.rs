@@ -53,7 +53,7 @@ fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) 
     let list: Vec<&TokenizedGroup> = groups.iter().collect();
     let mut packed = Batch::default();
     let options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-    pack_into(&mut packed, &list, &pack_options(loss, 8), &options).unwrap();
+    pack_into(&mut packed, &list, &pack_options(loss, 8, None), &options).unwrap();
     let mut counts = [0; KINDS];
     groups.iter().flat_map(|g| &g.comparisons).for_each(|c| counts[c.kind.index()] += 1);
     let scale = loss.kind_scale(counts);

@@ -11,14 +11,14 @@ use mapl::data::source::{
 use serde_json::{Value, json};
 
 /// Temporary folder, removed at the end of the test.
-struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
@@ -29,19 +29,19 @@ fn jsonl(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-fn read(path: &Path) -> Result<Vec<SourceRow>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Vec<SourceRow>, Error> {
     read_files(&[path.to_owned()], &ReadOptions::default())
 }
 
 /// Error message of a file with these bytes, without the file name. The error must be a data error
 /// (exit code 3) and start with the file name.
-fn defect(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn defect(bytes: impl AsRef<[u8]>) -> String {
     let folder = Folder::new();
     let path = folder.write("bad.jsonl", bytes);
     let error = read(&path).expect_err("a damaged file was accepted");

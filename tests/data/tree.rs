@@ -9,7 +9,9 @@ mod groups;
 use groups::{bakery, group, random_batches};
 use mapl::backend::contract::{GroupEnd, TERMS};
 use mapl::data::group::Kind;
-use mapl::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, RunTable, Scoring, SequenceRef, pack_into};
+use mapl::data::pack::{
+    Batch, ComparisonOptions, LogpScope, PackOptions, RunTable, Scoring, SequenceRef, pack_into, reward_position,
+};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
 use mapl::data::tree::{PrefixTree, TokenCounts, TreeOptions, token_counts};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,7 @@ const PATH_LOGP: Scoring = Scoring::LogProb { scope: LogpScope::PromptAndRespons
 const LOSS: ComparisonOptions = ComparisonOptions { scale: [0.1, 0.2, 0.3], margin_add: 0.5 };
 
 fn options(scoring: Scoring, share_prefixes: bool) -> PackOptions {
-    PackOptions { share_prefixes, scoring, vocab: 8 }
+    PackOptions { share_prefixes, scoring, vocab: 8, pad: None }
 }
 
 fn pack(groups: &[TokenizedGroup], scoring: Scoring, share: bool) -> Batch {
@@ -390,7 +392,7 @@ fn the_documented_example_has_the_documented_counts() {
     let twice = self::group(vec![vec![1, 2], vec![1, 2]], &[(0, vec![3]), (1, vec![4])], Vec::new());
     assert_eq!(token_counts(&twice), TokenCounts { per_term: 0, per_sequence: 6, per_prompt: 4, tree: 4 });
 
-    let options = |scoring| PackOptions { share_prefixes: true, scoring, vocab: 100 };
+    let options = |scoring| PackOptions { share_prefixes: true, scoring, vocab: 100, pad: None };
     let mut batch = Batch::default();
     pack_into(&mut batch, &[&group], &options(Scoring::Reward), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.tokens_unshared), (337, 498));
@@ -407,4 +409,28 @@ fn the_documented_example_has_the_documented_counts() {
     assert_eq!(batch.head_runs.offsets[last + 1] - batch.head_runs.offsets[last], 2);
     pack_into(&mut batch, &[&group], &options(PATH_LOGP), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.head_rows()), (337 - 8, 498 - 8));
+}
+
+/// transformers reads the rightmost token whose id is not the pad token's, and the first token if all
+/// are.
+#[test]
+fn rewards_are_read_at_the_last_token_that_is_not_padding() {
+    let group =
+        group(vec![vec![1, 2, 7]], &[(0, vec![3, 7]), (0, vec![4, 7, 7]), (0, vec![7]), (0, vec![5, 6])], Vec::new());
+    for share_prefixes in [true, false] {
+        let rows = |pad| {
+            let mut batch = Batch::default();
+            let options = PackOptions { share_prefixes, scoring: Scoring::Reward, vocab: 8, pad };
+            pack_into(&mut batch, &[&group], &options, &LOSS).unwrap();
+            batch
+                .last_rows
+                .iter()
+                .map(|&row| (batch.ids[row as usize], batch.positions[row as usize]))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rows(None), [(7, 4), (7, 5), (7, 3), (6, 4)]);
+        assert_eq!(rows(Some(0)), rows(None));
+        assert_eq!(rows(Some(7)), [(3, 3), (4, 3), (2, 1), (6, 4)]);
+    }
+    assert_eq!(reward_position(&[7, 7], &[7], Some(7)), 0);
 }

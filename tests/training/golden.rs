@@ -55,7 +55,7 @@ struct Forward {
 
 fn forward<B: Backend>(backend: &B, model: &Model<B>, groups: &[&TokenizedGroup], scoring: Scoring) -> Forward {
     let mut batch = Batch::default();
-    let options = PackOptions { share_prefixes: true, scoring, vocab: model.config.vocab };
+    let options = PackOptions { share_prefixes: true, scoring, vocab: model.config.vocab, pad: model.config.pad };
     pack_into(&mut batch, groups, &options, &PLAIN).unwrap();
     let mut device = DeviceBatch::new(backend).unwrap();
     device.upload(backend, &batch, [0.0; KINDS]).unwrap();

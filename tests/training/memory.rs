@@ -19,7 +19,7 @@ fn loss(method: Method) -> Loss {
 
 fn sizes(loss: &Loss, vocab: usize) -> GroupSizes {
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-    GroupSizes::measure(&groups(), &pack_options(loss, vocab), &comparison).unwrap()
+    GroupSizes::measure(&groups(), &pack_options(loss, vocab, None), &comparison).unwrap()
 }
 
 /// Bytes of one part of a plan.
@@ -39,8 +39,10 @@ fn limits_bound_every_batch_and_are_reached() {
     for method in [Method::Reward, Method::Dpo] {
         let config = tiny_config("qwen2", method == Method::Reward);
         let loss = loss(method);
-        let (pack, comparison) =
-            (pack_options(&loss, config.vocab), ComparisonOptions { scale: loss.scale, margin_add: loss.margin });
+        let (pack, comparison) = (
+            pack_options(&loss, config.vocab, config.pad),
+            ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
+        );
         let sizes = sizes(&loss, config.vocab);
         let mut batch = Batch::default();
         for count in 1..=all.len() {

@@ -91,7 +91,7 @@ fn plan<A: Element>(
         replays,
     };
     let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
-    let sizes = GroupSizes::measure(groups, &pack_options(loss, config.vocab), &comparison).unwrap();
+    let sizes = GroupSizes::measure(groups, &pack_options(loss, config.vocab, config.pad), &comparison).unwrap();
     MemoryPlan::new(&subject, &sizes, 2, None).unwrap().unwrap()
 }
 

@@ -1,10 +1,13 @@
 //! Measurements of one text for the checkers, computed on first use and cached, because many
-//! instructions check the same response. Words are runs of letters, digits and underscores
-//! (IFEval's `\w+`). Sentences and words in capitals follow this project's own rules and only
-//! approximate IFEval's, which uses NLTK.
+//! instructions check the same response. Words are IFEval's `\w+` in NLTK's tokenizer: runs of letters,
+//! combining marks, digits and connectors such as the underscore. Sentences and words in capitals
+//! follow this project's own rules and only approximate IFEval's, which uses NLTK.
+//!
+//! Time and memory are linear in the text: words are kept as places in the text, 8 bytes each.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -12,8 +15,13 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::stop_words::is_stop_word;
 
-// Python's `\w` matches letters and numbers but no combining marks, unlike `\w` of the regex crate.
-static WORD: LazyLock<Regex> = LazyLock::new(|| compile(r"[\p{L}\p{N}_]+"));
+// NLTK compiles its patterns with Python's `regex` module, whose `\w` is that of Unicode, like the one
+// of the regex crate: with combining marks, without fractions and raised digits.
+static WORD: LazyLock<Regex> = LazyLock::new(|| compile(r"\w+"));
+
+// IFEval looks for forbidden words with Python's `re`, whose `\w` matches letters and numbers but no
+// combining marks.
+static WORD_CHAR: LazyLock<Regex> = LazyLock::new(|| compile(r"[\p{L}\p{N}_]"));
 
 /// Compiles a constant pattern.
 pub(super) fn compile(pattern: &str) -> Regex {
@@ -24,9 +32,10 @@ pub(super) fn compile(pattern: &str) -> Regex {
 pub struct Analysis<'a> {
     text: &'a str,
     lower: OnceCell<String>,
-    words: OnceCell<Vec<String>>,
-    word_set: OnceCell<HashSet<String>>,
-    content_words: OnceCell<Vec<String>>,
+    word_count: OnceCell<usize>,
+    /// Distinct words, sorted.
+    distinct: OnceCell<Vec<Span>>,
+    content_words: OnceCell<Vec<Span>>,
     sentences: OnceCell<usize>,
     capital_words: OnceCell<usize>,
     letters: OnceCell<BTreeMap<char, usize>>,
@@ -38,8 +47,8 @@ impl<'a> Analysis<'a> {
         Self {
             text,
             lower: OnceCell::new(),
-            words: OnceCell::new(),
-            word_set: OnceCell::new(),
+            word_count: OnceCell::new(),
+            distinct: OnceCell::new(),
             content_words: OnceCell::new(),
             sentences: OnceCell::new(),
             capital_words: OnceCell::new(),
@@ -59,33 +68,49 @@ impl<'a> Analysis<'a> {
 
     /// Number of words.
     pub fn word_count(&self) -> usize {
-        self.words().len()
+        *self.word_count.get_or_init(|| self.words().count())
     }
 
     /// Returns the words in lower case, in order.
-    pub fn words(&self) -> &[String] {
-        self.words.get_or_init(|| WORD.find_iter(self.text).map(|m| m.as_str().to_lowercase()).collect())
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        WORD.find_iter(self.lower()).map(|found| found.as_str())
     }
 
-    /// Returns the distinct content words in order of first occurrence: letters only, not a stop
-    /// word, at least four letters. A text without such words yields its words of at least two
-    /// letters, so that languages with short words have content words too.
-    pub(super) fn content_words(&self) -> &[String] {
-        self.content_words.get_or_init(|| {
-            let at_least = |length: usize| -> Vec<String> {
-                let mut seen = HashSet::new();
-                let fits =
-                    |w: &&String| w.chars().count() >= length && w.chars().all(char::is_alphabetic) && !is_stop_word(w);
-                self.words().iter().filter(fits).filter(|w| seen.insert(w.as_str())).cloned().collect()
+    /// Returns the distinct content words in order of first occurrence: letters and marks only, not a
+    /// stop word, at least four of them. A text without such words yields its words of at least two,
+    /// so that languages with short words have content words too.
+    pub(super) fn content_words(&self) -> impl Iterator<Item = &str> {
+        let spans = self.content_words.get_or_init(|| {
+            let at_least = |length: usize| {
+                let letters = |c: char| c.is_alphabetic() || !(c.is_numeric() || c == '_');
+                let fits = |w: &str| w.chars().nth(length - 1).is_some() && w.chars().all(letters) && !is_stop_word(w);
+                let mut spans = self.distinct_words(fits);
+                spans.sort_unstable_by_key(|span| span.start);
+                spans
             };
             let long = at_least(4);
             if long.is_empty() { at_least(2) } else { long }
-        })
+        });
+        spans.iter().map(|span| self.word(*span))
     }
 
     /// True if `word`, given in lower case, is one of the words.
     pub(super) fn has_word(&self, word: &str) -> bool {
-        self.word_set.get_or_init(|| self.words().iter().cloned().collect()).contains(word)
+        let distinct = self.distinct.get_or_init(|| self.distinct_words(|_| true));
+        distinct.binary_search_by(|span| self.word(*span).cmp(word)).is_ok()
+    }
+
+    fn word(&self, span: Span) -> &str {
+        &self.lower()[span.range()]
+    }
+
+    /// First occurrences of the distinct words that pass `fits`, in the order of the words.
+    fn distinct_words(&self, fits: impl Fn(&str) -> bool) -> Vec<Span> {
+        let words = WORD.find_iter(self.lower()).filter(|found| fits(found.as_str()));
+        let mut spans: Vec<Span> = words.filter_map(|found| Span::new(found.range())).collect();
+        spans.sort_unstable_by(|a, b| self.word(*a).cmp(self.word(*b)).then(a.start.cmp(&b.start)));
+        spans.dedup_by(|a, b| self.word(*a) == self.word(*b));
+        spans
     }
 
     /// True if `keyword` occurs anywhere, ignoring case (IFEval's `keywords:existence`).
@@ -138,6 +163,24 @@ impl<'a> Analysis<'a> {
     }
 }
 
+/// Place of a word in the lower-case text, in bytes.
+#[derive(Clone, Copy)]
+struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    /// `None` beyond 4 GiB, far above the longest row.
+    fn new(range: Range<usize>) -> Option<Self> {
+        Some(Self { start: u32::try_from(range.start).ok()?, len: u32::try_from(range.len()).ok()? })
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.start as usize + self.len as usize
+    }
+}
+
 /// True if the text has a cased letter and no lower-case one (Python's `isupper`).
 pub(super) fn is_upper(text: &str) -> bool {
     text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase)
@@ -152,21 +195,43 @@ fn is_word_char(c: char) -> bool {
     match c {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '_' => true,
         c if c.is_ascii() => false,
-        c => WORD.is_match(c.encode_utf8(&mut [0; 4])),
+        c => WORD_CHAR.is_match(c.encode_utf8(&mut [0; 4])),
     }
 }
 
+/// Occurrences may overlap, so the text is scanned once with the prefix function of the phrase
+/// (Knuth, Morris and Pratt).
 fn contains_whole(lower: &str, phrase: &str) -> bool {
     let (Some(first), Some(last)) = (phrase.chars().next(), phrase.chars().next_back()) else { return false };
-    let mut start = 0;
-    while let Some(found) = lower[start..].find(phrase) {
-        let (from, to) = (start + found, start + found + phrase.len());
-        let before = lower[..from].chars().next_back().is_some_and(is_word_char);
-        let after = lower[to..].chars().next().is_some_and(is_word_char);
-        if before != is_word_char(first) && after != is_word_char(last) {
-            return true;
+    if phrase.len() > lower.len() {
+        return false;
+    }
+    let pattern = phrase.as_bytes();
+    // Length of the longest proper prefix that also ends at each place.
+    let mut borders = vec![0; pattern.len()];
+    let mut matched = 0;
+    for at in 1..pattern.len() {
+        while matched > 0 && pattern[at] != pattern[matched] {
+            matched = borders[matched - 1];
         }
-        start = from + first.len_utf8();
+        matched += usize::from(pattern[at] == pattern[matched]);
+        borders[at] = matched;
+    }
+    matched = 0;
+    for (at, byte) in lower.bytes().enumerate() {
+        while matched > 0 && (matched == pattern.len() || byte != pattern[matched]) {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(byte == pattern[matched]);
+        if matched == pattern.len() {
+            // A match of UTF-8 starts and ends between characters.
+            let (from, to) = (at + 1 - pattern.len(), at + 1);
+            let before = lower[..from].chars().next_back().is_some_and(is_word_char);
+            let after = lower[to..].chars().next().is_some_and(is_word_char);
+            if before != is_word_char(first) && after != is_word_char(last) {
+                return true;
+            }
+        }
     }
     false
 }
@@ -298,16 +363,41 @@ mod tests {
 
     #[test]
     fn words_follow_ifeval() {
-        assert_eq!(Analysis::new("Don't stop_me: 3.5 times!").words(), ["don", "t", "stop_me", "3", "5", "times"]);
+        let words = |text: &str| Analysis::new(text).words().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words("Don't stop_me: 3.5 times!"), ["don", "t", "stop_me", "3", "5", "times"]);
         assert_eq!(Analysis::new("").word_count(), 0);
-        assert_eq!(Analysis::new("Größe, éclair — ок").words(), ["größe", "éclair", "ок"]);
+        assert_eq!(words("Größe, éclair — ок"), ["größe", "éclair", "ок"]);
+    }
+
+    /// Counts of NLTK 3.10.4, `RegexpTokenizer(r"\w+")`.
+    #[test]
+    fn combining_marks_belong_to_words() {
+        for (text, count) in [
+            ("नमस्ते दुनिया", 2),
+            ("यह एक छोटा वाक्य है।", 5),
+            ("வணக்கம் உலகம்", 2),
+            ("தமிழ் மொழி (Tamil language)", 4),
+            ("السَّلَامُ عَلَيْكُمْ", 2),
+            ("cafe\u{301} x", 2),
+            ("สวัสดีชาวโลก", 1),
+            ("a\u{200d}b ①②", 1),
+            ("ﬁ x² ½ Ⅷ", 3),
+            ("٣٤ a‿b", 2),
+            ("e\u{20e3} 🇩🇪", 1),
+        ] {
+            assert_eq!(Analysis::new(text).word_count(), count, "{text}");
+        }
+        let hindi = Analysis::new("नमस्ते दुनिया");
+        assert!(hindi.has_word("दुनिया") && !hindi.has_word("द"));
+        assert_eq!(hindi.content_words().collect::<Vec<_>>(), ["नमस्ते", "दुनिया"]);
     }
 
     #[test]
     fn content_words_fall_back_to_short_words() {
-        assert_eq!(Analysis::new("This bread and that Bread rises 1234").content_words(), ["bread", "rises"]);
-        assert_eq!(Analysis::new("ba lo ba x").content_words(), ["ba", "lo"]);
-        assert!(Analysis::new("the and of").content_words().is_empty());
+        let words = |text: &str| Analysis::new(text).content_words().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words("This rises bread and that Bread rises 1234"), ["rises", "bread"]);
+        assert_eq!(words("ba lo ba x"), ["ba", "lo"]);
+        assert!(words("the and of").is_empty());
     }
 
     #[test]
@@ -318,6 +408,17 @@ mod tests {
         // As in `\bC\+\+\b`: a word character would have to follow the plus.
         assert!(!text.contains_whole("c++"));
         assert!(!text.contains_whole(""));
+        // Occurrences overlap: only the second one has boundaries.
+        assert!(Analysis::new("xa a a a").contains_whole("a a a"));
+        assert!(!Analysis::new("xaba").contains_whole("aba"));
+    }
+
+    /// The scan does not start again after each occurrence: this would take hours.
+    #[test]
+    fn repetitive_phrases_are_found_in_linear_time() {
+        let text = "a".repeat(1 << 22);
+        assert!(!Analysis::new(&text).contains_whole(&text[..1 << 21]));
+        assert!(Analysis::new(&text).contains_whole(&text));
     }
 
     #[test]

@@ -86,9 +86,9 @@ fn required_text(kwargs: &Kwargs) -> String {
     if let (Some(keyword), Some(times), Some(Relation::AtLeast)) =
         (text_argument(kwargs, "keyword"), count_argument(kwargs, "frequency"), Relation::of(kwargs))
     {
-        // The cap bounds the allocation: a row may hold any number, but no realistic limit is above
-        // 10,000.
-        return vec![keyword; times.min(10_000)].join(" ");
+        // The caps bound the allocation: a row may hold any number and any text, but no realistic limit
+        // is above 10,000 words or 1 MiB.
+        return vec![keyword; times.min(10_000).min((1 << 20) / (keyword.len() + 1) + 1)].join(" ");
     }
     text_argument(kwargs, "end_phrase").or_else(|| text_argument(kwargs, "first_word")).unwrap_or("").to_owned()
 }

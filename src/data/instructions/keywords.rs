@@ -5,7 +5,7 @@
 use super::lexical::{forbidden_words, required_words, words_not_in_prompt};
 use super::quantity::{bound, draw_threshold, flagged_counts, meets};
 use super::wording::{list, noun, pick, relation};
-use super::{Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
+use super::{Analysis, Function, FunctionKind, Kwargs, Request, kwargs, text_argument, words_argument};
 use crate::rng::Rng;
 
 pub(super) static FUNCTIONS: [Function; 4] = [
@@ -16,7 +16,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         triggers: &["keyword", "keywords", "the word", "the words", "following words"],
         draw: |request, rng| Some(kwargs([("keywords", required_words(request, rng)?.into())])),
         phrase: existence_phrase,
-        check: |kwargs, response| Some(words_argument(kwargs, "keywords")?.iter().all(|w| response.contains(w))),
+        check: |kwargs, response| Some(searchable(kwargs, "keywords", response)?.iter().all(|w| response.contains(w))),
     },
     Function {
         id: "keywords:frequency",
@@ -37,7 +37,7 @@ pub(super) static FUNCTIONS: [Function; 4] = [
         draw: |request, rng| Some(kwargs([("forbidden_words", forbidden_words(request, rng)?.into())])),
         phrase: forbidden_phrase,
         check: |kwargs, response| {
-            Some(!words_argument(kwargs, "forbidden_words")?.iter().any(|w| response.contains_whole(w)))
+            Some(!searchable(kwargs, "forbidden_words", response)?.iter().any(|w| response.contains_whole(w)))
         },
     },
     Function {
@@ -57,6 +57,14 @@ const LETTER: [&str; 2] = ["let_frequency", "let_relation"];
 /// Maximum number of keywords tried. The search prefers a keyword that occurs twice, because "at
 /// least 2 times" reads better than "less than 1 time"; otherwise it takes the first feasible one.
 const KEYWORDS_TRIED: usize = 40;
+
+/// Words of an argument; `None` if it has so many that their search in the response would take minutes.
+fn searchable<'a>(kwargs: &'a Kwargs, key: &str, response: &Analysis) -> Option<Vec<&'a str>> {
+    const MAX_BYTES_SEARCHED: usize = 1 << 31;
+    let words = words_argument(kwargs, key)?;
+    let bytes = words.len().checked_mul(response.text().len())?;
+    (bytes <= MAX_BYTES_SEARCHED).then_some(words)
+}
 
 fn existence_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     let words = words_argument(kwargs, "keywords")?;
@@ -89,8 +97,7 @@ fn forbidden_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 }
 
 fn draw_frequency(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
-    let mut words: Vec<&str> =
-        request.targets.iter().flat_map(|t| words_not_in_prompt(t.response, request.prompt)).collect();
+    let mut words: Vec<&str> = request.targets.iter().flat_map(|t| words_not_in_prompt(t.response, request)).collect();
     words.sort_unstable();
     words.dedup();
     rng.shuffle(&mut words);
@@ -174,7 +181,6 @@ fn letter_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Analysis;
     use super::*;
 
     fn check(function: usize, kwargs: &Kwargs, text: &str) -> Option<bool> {

@@ -3,6 +3,7 @@
 //! while IFEval's langdetect always guesses.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use super::stop_words::is_stop_word;
 use super::wording::pick;
@@ -125,18 +126,22 @@ fn script_language(c: char) -> Option<&'static str> {
 
 /// Language code of a text, or `None` if it is undecided. Devanagari counts as Hindi.
 fn detect(response: &Analysis) -> Option<&'static str> {
-    let letters: Vec<char> = response.text().chars().filter(|c| c.is_alphabetic()).collect();
+    let letters = || response.text().chars().filter(|c| c.is_alphabetic());
     let mut scripts: HashMap<&'static str, usize> = HashMap::new();
-    for language in letters.iter().filter_map(|&c| script_language(c)) {
-        *scripts.entry(language).or_default() += 1;
+    let mut count = 0;
+    for letter in letters() {
+        count += 1;
+        if let Some(language) = script_language(letter) {
+            *scripts.entry(language).or_default() += 1;
+        }
     }
     let of = |language: &str| scripts.get(language).copied().unwrap_or(0);
-    let most = letters.len() / 2;
+    let most = count / 2;
     if of("ja") > 0 && of("ja") + of("zh") > most {
         return Some("ja");
     }
     if of("ar") > most {
-        let has = |set: &[char]| letters.iter().any(|c| set.contains(c));
+        let has = |set: &[char]| letters().any(|c| set.contains(&c));
         return Some(if has(&['ٹ', 'ڈ', 'ے', 'ں', 'ہ']) {
             "ur"
         } else if has(&['پ', 'چ', 'ژ', 'گ', 'ی']) {
@@ -156,14 +161,25 @@ fn detect(response: &Analysis) -> Option<&'static str> {
 /// Returns the language with the most function words. It needs at least two, at least a tenth of
 /// all words, and more than any other language.
 fn by_function_words(response: &Analysis) -> Option<&'static str> {
-    let words = response.words();
-    let share = |fits: &dyn Fn(&str) -> bool| words.iter().filter(|w| fits(w)).count();
-    let english = ("en", share(&|w| is_stop_word(w)));
-    let others = FUNCTION_WORDS.iter().map(|(code, list)| (*code, share(&|w| list.contains(&w))));
-    let mut scores: Vec<(&str, usize)> = std::iter::once(english).chain(others).collect();
+    // Languages of each word, as indices into `FUNCTION_WORDS`.
+    static LANGUAGES_OF: LazyLock<HashMap<&str, Vec<usize>>> = LazyLock::new(|| {
+        let mut of: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (language, (_, list)) in FUNCTION_WORDS.iter().enumerate() {
+            list.iter().for_each(|word| of.entry(word).or_default().push(language));
+        }
+        of
+    });
+    let (mut words, mut english, mut others) = (0, 0, [0; FUNCTION_WORDS.len()]);
+    for word in response.words() {
+        words += 1;
+        english += usize::from(is_stop_word(word));
+        LANGUAGES_OF.get(word).into_iter().flatten().for_each(|&language| others[language] += 1);
+    }
+    let others = FUNCTION_WORDS.iter().zip(others).map(|((code, _), count)| (*code, count));
+    let mut scores: Vec<(&str, usize)> = std::iter::once(("en", english)).chain(others).collect();
     scores.sort_by_key(|&(_, score)| std::cmp::Reverse(score));
     let ((language, best), second) = (scores[0], scores[1].1);
-    (best >= 2 && best * 10 >= words.len() && best > second).then_some(language)
+    (best >= 2 && best * 10 >= words && best > second).then_some(language)
 }
 
 /// True if the text reads as English: English is detected, or no language is detected and all

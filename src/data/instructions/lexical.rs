@@ -14,15 +14,23 @@ const MAX_KEYWORDS: usize = 3;
 
 /// Returns the content words of a response that the prompt lacks, because any answer can contain
 /// words of the prompt.
-pub(super) fn words_not_in_prompt<'a>(response: &'a Analysis<'a>, prompt: &Analysis) -> Vec<&'a str> {
-    response.content_words().iter().map(String::as_str).filter(|w| !prompt.has_word(w)).collect()
+pub(super) fn words_not_in_prompt<'a>(response: &'a Analysis<'a>, request: &Request) -> Vec<&'a str> {
+    response.content_words().filter(|w| !request.prompt.has_word(w)).take(most_candidates(request)).collect()
+}
+
+/// Maximum number of words that are tried: each one is searched in the responses. Only responses of
+/// many kilobytes have more words.
+fn most_candidates(request: &Request) -> usize {
+    const MAX_BYTES_SEARCHED: usize = 1 << 28;
+    let bytes: usize = request.targets.iter().map(|target| target.response.text().len()).sum();
+    MAX_BYTES_SEARCHED / bytes.max(1) + 1
 }
 
 /// Returns fallback words in order of preference: from responses without a flag, from the prompt,
 /// plain words.
 fn fallback_words<'a>(request: &Request<'a>) -> [Vec<&'a str>; 3] {
-    let free = request.free().flat_map(|r| words_not_in_prompt(r, request.prompt)).collect();
-    let prompt = request.prompt.content_words().iter().map(String::as_str).collect();
+    let free = request.free().flat_map(|r| words_not_in_prompt(r, request)).collect();
+    let prompt = request.prompt.content_words().take(most_candidates(request)).collect();
     [free, prompt, PLAIN_WORDS.to_vec()]
 }
 
@@ -50,7 +58,7 @@ fn fill<'a>(words: &mut Vec<&'a str>, count: usize, pool: &[&'a str], fits: impl
 pub(super) fn required_words(request: &Request, rng: &mut Rng) -> Option<Vec<String>> {
     let count = rng.range(1, MAX_KEYWORDS);
     let in_all_satisfied = |w: &str| request.satisfied().all(|r| r.contains(w));
-    let available: Vec<&str> = request.satisfied().flat_map(|r| words_not_in_prompt(r, request.prompt)).collect();
+    let available: Vec<&str> = request.satisfied().flat_map(|r| words_not_in_prompt(r, request)).collect();
     let satisfied = request.satisfied().next().is_some();
     let mut words: Vec<&str> = Vec::new();
     for violating in request.violated() {
@@ -64,11 +72,8 @@ pub(super) fn required_words(request: &Request, rng: &mut Rng) -> Option<Vec<Str
     }
     // Further keywords may occur in a violating response: the instruction is then partly met, which
     // only a reader of both texts can see.
-    let pool = if satisfied {
-        available
-    } else {
-        request.violated().flat_map(|r| words_not_in_prompt(r, request.prompt)).collect()
-    };
+    let pool =
+        if satisfied { available } else { request.violated().flat_map(|r| words_not_in_prompt(r, request)).collect() };
     fill(&mut words, count, &pool, in_all_satisfied, rng);
     rng.shuffle(&mut words);
     (!words.is_empty()).then(|| words.into_iter().map(str::to_owned).collect())
@@ -84,13 +89,13 @@ pub(super) fn forbidden_words(request: &Request, rng: &mut Rng) -> Option<Vec<St
         if words.iter().any(|w| violating.contains_whole(w)) {
             continue;
         }
-        words.push(choose(&[words_not_in_prompt(violating, request.prompt)], in_no_satisfied, rng)?);
+        words.push(choose(&[words_not_in_prompt(violating, request)], in_no_satisfied, rng)?);
     }
     if words.is_empty() {
         words.push(choose(&fallback_words(request), in_no_satisfied, rng)?);
     }
     let others = request.violated().chain(request.free());
-    let pool: Vec<&str> = others.flat_map(|r| words_not_in_prompt(r, request.prompt)).collect();
+    let pool: Vec<&str> = others.flat_map(|r| words_not_in_prompt(r, request)).collect();
     fill(&mut words, count, &pool, in_no_satisfied, rng);
     rng.shuffle(&mut words);
     Some(words.into_iter().map(str::to_owned).collect())

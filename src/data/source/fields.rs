@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::super::group::{Message, PreferenceGroup, Response};
+use super::non_finite::NonFinite;
 use super::options::ReadOptions;
 use super::{Shape, type_name};
 
@@ -30,11 +31,21 @@ pub(super) struct Row<'a> {
     used: Vec<&'static str>,
     /// [`ReadOptions::whole_conversations`].
     pub(super) whole_conversations: bool,
+    /// Keys that held NaN or an infinity, which are `null` in the object.
+    pub(super) non_finite: Vec<NonFinite>,
 }
 
 impl<'a> Row<'a> {
     pub(super) fn new(object: Map<String, Value>, file: &'a Path, line: usize) -> Self {
-        Self { object, id: String::new(), file, line, used: ALWAYS_USED.to_vec(), whole_conversations: false }
+        Self {
+            object,
+            id: String::new(),
+            file,
+            line,
+            used: ALWAYS_USED.to_vec(),
+            whole_conversations: false,
+            non_finite: Vec::new(),
+        }
     }
 
     /// Sets the id of the row: `id` as a string or a number with its spelling, else `<file stem>-<line>`.
@@ -77,13 +88,32 @@ impl<'a> Row<'a> {
         for (_, column, _) in &taken {
             self.object.shift_remove(column.as_str());
         }
-        for (key, _, value) in taken {
+        for (key, column, value) in taken {
             self.object.insert(key.clone(), value);
+            self.non_finite.iter_mut().filter(|(name, _)| name == column).for_each(|found| found.0.clone_from(key));
         }
         if options.column_map.pairs().iter().any(|(key, _)| key == "id") {
             self.set_id()?;
         }
         Ok(())
+    }
+
+    /// Refuses NaN and infinities under keys that were used.
+    pub(super) fn check_finite(&self) -> Result<(), String> {
+        match self.non_finite.iter().find(|(key, _)| self.used.contains(&key.as_str())) {
+            None => Ok(()),
+            Some((key, what)) => {
+                Err(format!("\"{}\" holds {what}, which is not JSON; write a number or null", shorten(key)))
+            }
+        }
+    }
+
+    /// Adds to a reader's message that a key which it names held NaN or an infinity.
+    pub(super) fn explain(&self, why: String) -> String {
+        match self.non_finite.iter().find(|(key, _)| why.contains(&format!("\"{key}\""))) {
+            None => why,
+            Some((key, what)) => format!("{why}; \"{}\" holds {what}, which is not JSON", shorten(key)),
+        }
     }
 
     /// Value of a key; absent and `null` are both `None`.

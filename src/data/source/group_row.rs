@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::super::group::{PreferenceGroup, Prompt, Response};
 use super::fields::{Row, describe, message, messages, not_empty, shorten};
+use super::row_limits::check_group;
 
 const KEYS: [&str; 7] = ["id", "prompts", "responses", "comparisons", "instructions", "tools", "chat_template_kwargs"];
 
@@ -36,6 +37,7 @@ pub(super) fn read(row: &mut Row<'_>) -> Result<PreferenceGroup, String> {
     };
     row.template_settings(&mut group)?;
     group.validate()?;
+    check_group(&group)?;
     Ok(group)
 }
 

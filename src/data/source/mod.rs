@@ -6,6 +6,8 @@
 //! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
+//! - `kinds`: files of other kinds, by name; `non_finite`: NaN and infinities; `row_limits`: rows that
+//!   would take hours
 //! - [`options`]: column map, and the flag that allows mixed formats in one file
 //!
 //! The format is detected from the keys of each row. Refused, each with file, line and id: rows
@@ -17,14 +19,17 @@ mod chat_pair;
 mod fields;
 mod group_row;
 mod hh;
+mod kinds;
+mod non_finite;
 pub mod options;
 mod overlooked;
+mod row_limits;
 mod rows;
 mod sft;
 mod text_pair;
 mod ultrafeedback;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +37,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
+pub(crate) use kinds::foreign;
 pub use options::{ColumnMap, ReadOptions};
 pub use sft::{read_sft_files, sft_pairs};
 
@@ -203,11 +209,11 @@ pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String
             Response::Text(text) => text,
             Response::Message(turn) => turn.content,
         });
-        for text in prompts.chain(responses) {
-            if !text.is_empty() && !texts[start..].contains(&text) {
-                texts.push(text);
-            }
-        }
+        texts.extend(prompts.chain(responses).filter(|text| !text.is_empty()));
+        let mut known = HashSet::new();
+        let first: Vec<bool> = texts[start..].iter().map(|text| known.insert(text.as_str())).collect();
+        let mut first = std::iter::repeat_n(true, start).chain(first);
+        texts.retain(|_| first.next().unwrap_or(true));
     }
     Ok(texts)
 }
@@ -258,15 +264,17 @@ fn read_with(
         let file: Arc<Path> = Arc::from(path.as_path());
         let mut counts = FileCounts::default();
         let mut rows = 0;
-        let mut read = |line, object| {
+        let mut read = |line, rows::RowObject { object, non_finite }| {
             let mut row = Row::new(object, path, line);
+            row.non_finite = non_finite;
             let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
             row.apply(options).map_err(|why| fail(&id, why))?;
             let scores = row.scores();
             let columns = overlooked::Columns::of(&row);
-            let parsed = reader(&mut row).map_err(|why| fail(&id, why))?;
+            let parsed = reader(&mut row).map_err(|why| fail(&id, row.explain(why)))?;
+            row.check_finite().map_err(|why| fail(&id, why))?;
             columns.count(&row, &parsed.group, line, &mut counts);
             counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
             if parsed.format == Format::Group

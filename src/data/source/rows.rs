@@ -3,7 +3,8 @@
 //!
 //! Refused with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes,
 //! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
-//! gzip streams that are damaged or cut off. Other containers (zstd, Parquet) are refused by name.
+//! gzip streams that are damaged or cut off. Files of other kinds (`kinds`) are refused by name. NaN and
+//! infinities are read as `null` (`non_finite`), and the caller refuses those under keys that it uses.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -15,9 +16,16 @@ use flate2::bufread::MultiGzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::kinds::{foreign, foreign_text};
+use super::non_finite::{NonFinite, Rewriter, rewrite};
 use super::type_name;
 use crate::files::lfs_pointer;
 use crate::{Error, Result};
+
+/// First bytes of a gzip stream.
+const GZIP: &[u8] = b"\x1f\x8b";
+/// Byte-order mark of UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
 const MAX_LINE: usize = 64 << 20;
@@ -25,8 +33,14 @@ const MAX_LINE: usize = 64 << 20;
 /// Message for a row above [`MAX_LINE`].
 const TOO_LONG: &str = "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
 
-/// The object of a row, or an error that concerns only this row.
-type RowResult = Result<Map<String, Value>>;
+/// A row, or an error that concerns only this row.
+type RowResult = Result<RowObject>;
+
+/// Object of a row, and the keys that held NaN or an infinity, which are `null` in it.
+pub(super) struct RowObject {
+    pub object: Map<String, Value>,
+    pub non_finite: Vec<NonFinite>,
+}
 
 /// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
 /// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
@@ -39,15 +53,20 @@ pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, R
     }
     let mut raw = BufReader::with_capacity(1 << 18, File::open(path).map_err(Error::io("open", path))?);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
-    let refuse = |what: &str| Err(Error::data(path, 0, None, format!("is {what}; convert it to JSONL first")));
-    if magic.starts_with(b"\x28\xb5\x2f\xfd") {
-        return refuse("compressed with zstd, which is not supported");
+    let refuse = |what: String| Err(Error::data(path, 0, None, what));
+    if let Some(what) = foreign(magic) {
+        return refuse(what);
     }
-    if magic.starts_with(b"PAR1") {
-        return refuse("a Parquet file, which is not supported");
-    }
-    if magic.starts_with(b"\x1f\x8b") {
-        let reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
+    if magic.starts_with(GZIP) {
+        let mut reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
+        // A damaged stream is reported with its line when its rows are read.
+        let inner = reader.fill_buf().unwrap_or_default();
+        if inner.starts_with(GZIP) {
+            return refuse("is compressed with gzip twice; unpack it once (`gunzip`)".into());
+        }
+        if let Some(what) = foreign(inner) {
+            return refuse(format!("is compressed with gzip, and its content {what}"));
+        }
         return plain_rows(path, reader, ids, &mut f);
     }
     plain_rows(path, raw, ids, &mut f)
@@ -64,13 +83,17 @@ fn plain_rows<R: BufRead>(
     match first {
         None => Ok(()),
         Some(b'[') => array_rows(path, reader, line, ids, f),
-        Some(_) => line_rows(path, reader, line, ids, f),
+        Some(b'{') => line_rows(path, reader, line, ids, f),
+        Some(_) => match foreign_text(reader.fill_buf().unwrap_or_default()) {
+            Some(what) => Err(Error::data(path, line, None, what)),
+            None => line_rows(path, reader, line, ids, f),
+        },
     }
 }
 
 /// Skips a byte-order mark and white space; returns the next byte without consuming it.
 fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option<u8>> {
-    if reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+    if reader.fill_buf()?.starts_with(BOM) {
         reader.consume(3);
     }
     loop {
@@ -120,7 +143,14 @@ fn line_rows<R: BufRead>(
     }
 }
 
-fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<Map<String, Value>, String> {
+fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
+    if bytes.starts_with(BOM) {
+        return Err(
+            "the line starts with a byte-order mark, as if files had been joined here; remove its first 3 bytes \
+                    (`sed -i 's/^\\xEF\\xBB\\xBF//'`)"
+                .into(),
+        );
+    }
     if let Some(at) = bytes.iter().position(|&b| b == 0) {
         return Err(format!("byte {} of the line is NUL; the file is damaged or not text", at + 1));
     }
@@ -129,11 +159,19 @@ fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<Map<String, Value>, String> 
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("byte {} of the line is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;
-    let value: Value = serde_json::from_str(text).map_err(|e| json_message(&e))?;
+    let mut non_finite = Vec::new();
+    let value: Value = match serde_json::from_str(text) {
+        Ok(value) => value,
+        Err(e) => {
+            let (text, found) = rewrite(bytes).ok_or_else(|| json_message(&e))?;
+            non_finite = found;
+            serde_json::from_slice(&text).map_err(|e| json_message(&e))?
+        }
+    };
     let mut object = into_object(value)?;
     let inner = bytes.iter().position(|&b| b == b'{').map_or(bytes, |start| &bytes[start + 1..]);
     keep_id_text(&mut object, inner, ids);
-    Ok(object)
+    Ok(RowObject { object, non_finite })
 }
 
 /// Replaces a number under one of the keys `ids` by its text if a 64-bit integer does not hold it.
@@ -216,8 +254,14 @@ fn array_rows<R: BufRead>(
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
-    let position = Rc::new(ArrayPosition { line: Cell::new(line), row_bytes: Cell::new(0), text: RefCell::default() });
-    let mut json = serde_json::Deserializer::from_reader(CountingReader { inner: reader, position: position.clone() });
+    let position = Rc::new(ArrayPosition {
+        line: Cell::new(line),
+        row_bytes: Cell::new(0),
+        text: RefCell::default(),
+        rewriter: RefCell::new(Rewriter::new(2)),
+    });
+    let reader = CountingReader { inner: reader, position: position.clone(), ready: Vec::new(), given: 0 };
+    let mut json = serde_json::Deserializer::from_reader(reader);
     let mut failure = None;
     let outcome = json.deserialize_seq(Elements { position: &position, path, ids, f, failure: &mut failure });
     let outcome = outcome.and_then(|()| json.end());
@@ -238,6 +282,8 @@ struct ArrayPosition {
     /// Bytes since the start of the current element, and the bytes themselves, without the first one.
     row_bytes: Cell<usize>,
     text: RefCell<Vec<u8>>,
+    /// Makes NaN and infinities `null`.
+    rewriter: RefCell<Rewriter>,
 }
 
 /// Counts lines and limits the bytes of one element. serde_json reads one byte at a time and looks
@@ -245,11 +291,38 @@ struct ArrayPosition {
 struct CountingReader<R> {
     inner: R,
     position: Rc<ArrayPosition>,
+    /// Rewritten bytes, and how many of them were given out.
+    ready: Vec<u8>,
+    given: usize,
+}
+
+impl<R: Read> CountingReader<R> {
+    /// Gives out at least one byte of rewritten text, or none at the end.
+    fn rewritten(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.given == self.ready.len() {
+            self.ready.clear();
+            self.given = 0;
+            let mut byte = [0];
+            let mut rewriter = self.position.rewriter.borrow_mut();
+            if self.inner.read(&mut byte)? == 0 {
+                rewriter.finish(&mut self.ready);
+                if self.ready.is_empty() {
+                    return Ok(0);
+                }
+            } else {
+                rewriter.push(byte[0], &mut self.ready);
+            }
+        }
+        let count = buffer.len().min(self.ready.len() - self.given);
+        buffer[..count].copy_from_slice(&self.ready[self.given..self.given + count]);
+        self.given += count;
+        Ok(count)
+    }
 }
 
 impl<R: Read> Read for CountingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
+        let read = self.rewritten(buffer)?;
         let newlines = buffer[..read].iter().filter(|&&b| b == b'\n').count();
         self.position.line.set(self.position.line.get() + newlines);
         self.position.row_bytes.set(self.position.row_bytes.get() + read);
@@ -278,10 +351,12 @@ impl<'de> Visitor<'de> for Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
-            let mut row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
-            if let Ok(object) = &mut row {
-                keep_id_text(object, &self.position.text.borrow(), self.ids);
-            }
+            let non_finite = self.position.rewriter.borrow_mut().take();
+            let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
+            let row = row.map(|mut object| {
+                keep_id_text(&mut object, &self.position.text.borrow(), self.ids);
+                RowObject { object, non_finite }
+            });
             if let Err(failure) = (self.f)(line, row) {
                 *self.failure = Some(failure);
                 return Err(A::Error::custom("stopped"));

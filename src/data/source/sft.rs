@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use super::super::group::{Kind, Message, PreferenceGroup, Prompt, Response};
 use super::fields::{Row, not_empty, split_response};
+use super::row_limits::check_turns;
 use super::{FileReport, Format, Parsed, ReadOptions, Shape, SourceRow, preference_row, read_all};
 use crate::Result;
 
@@ -94,6 +95,7 @@ fn completion(row: &mut Row<'_>) -> Result<Pairs, String> {
 
 /// Returns one pair per assistant turn of `turns`, which continue `before`.
 fn answers(before: Vec<Message>, turns: Vec<Message>, what: &str) -> Result<Pairs, String> {
+    check_turns(&turns, what)?;
     let mut pairs = Vec::new();
     let mut context = before;
     for turn in turns {

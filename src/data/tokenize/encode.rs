@@ -177,7 +177,7 @@ fn chat_responses(
     if !rules.reward
         && let Some((whole, &pair)) = wholes.iter().zip(pairs).find(|(whole, _)| !whole.starts_with(&opening))
     {
-        return Err(at(row, pair, &no_boundary(&opening, whole, tokenizer)?));
+        return Err(at(row, pair, &no_boundary(&opening, whole, group, tokenizer)?));
     }
     let shared = wholes.iter().fold(opening.len(), |shared, whole| common_prefix(&opening[..shared], whole));
     let responses = wholes.iter().map(|whole| whole[shared..].to_vec()).collect();
@@ -200,8 +200,10 @@ fn render(
     group: &PreferenceGroup,
     tokenizer: &Tokenizer,
 ) -> Result<Result<String, String>> {
-    let (tools, kwargs) = (group.tools.as_ref(), group.chat_template_kwargs.as_ref());
-    Ok(tokenizer.require_template()?.render(turns, open, tools, kwargs))
+    let kwargs = tokenizer.kwargs_of(group.chat_template_kwargs.as_ref());
+    let (template, tools) = (tokenizer.require_template()?, group.tools.as_ref());
+    let rendered = template.render(turns, open, tools, kwargs.as_ref());
+    Ok(rendered.map_err(|why| why + &template.settings_advice(kwargs.as_ref())))
 }
 
 /// Text of a sequence before it is tokenised: the rendered conversation, or prompt and response.
@@ -227,7 +229,8 @@ pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
 }
 
 /// Message for a conversation that does not start with its prompt.
-fn no_boundary(opening: &[u32], whole: &[u32], tokenizer: &Tokenizer) -> Result<String> {
+fn no_boundary(opening: &[u32], whole: &[u32], group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<String> {
+    let kwargs = tokenizer.kwargs_of(group.chat_template_kwargs.as_ref());
     let same = common_prefix(opening, whole);
     let near = |ids: &[u32]| {
         let ids = &ids[same.saturating_sub(2)..(same + 6).min(ids.len())];
@@ -236,9 +239,10 @@ fn no_boundary(opening: &[u32], whole: &[u32], tokenizer: &Tokenizer) -> Result<
     Ok(format!(
         "the rendered prompt is not a prefix of the rendered conversation: from token {same} on, the prompt reads {:?} \
          and the conversation {:?}; templates that rewrite earlier turns or insert an empty thinking block (like \
-         Qwen3's) are not supported; pass another template with --chat-template-path",
+         Qwen3's) are not supported; pass another template with --chat-template-path{}",
         near(opening)?,
-        near(whole)?
+        near(whole)?,
+        tokenizer.require_template()?.settings_advice(kwargs.as_ref())
     ))
 }
 

@@ -121,6 +121,6 @@ fn probe_scores<B: Backend>(backend: &B) -> Result<Vec<f64>> {
         comparisons: Vec::new(),
     };
     let scoring = Scoring::LogProb { scope: LogpScope::PromptAndResponse };
-    let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB };
+    let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB, pad: None };
     ForwardPass::new(backend, model)?.scores(backend, &[&group], &pack, Reduce::Sum)
 }

@@ -46,7 +46,7 @@ fn invalid_configurations_are_refused_by_key() {
         ("model_type", json!("gpt2"), &["\"gpt2\" is not supported", "llama"]),
         ("model_type", json!(7), &["model_type"]),
         ("architectures", json!(["LlamaModel"]), &["architectures"]),
-        ("eos_token_id", json!(320), &["eos_token_id"]),
+        ("pad_token_id", json!(320), &["pad_token_id"]),
         ("hidden_act", json!("relu"), &["hidden_act"]),
     ];
     for (i, (key, value, _)) in cases.iter().enumerate() {

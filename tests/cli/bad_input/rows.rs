@@ -56,7 +56,7 @@ fn damaged_files_are_named_with_their_line() {
         (format!("{}\n", group("\"0\"")).into(), &["bad.jsonl:1", "comparisons[0]"]),
         (format!("{GOOD}\n{}\n", GOOD.replace("A fern.", "\\ud800")).into(), &["bad.jsonl:2"]),
         (format!("{GOOD}\n\u{0}\u{0}\u{0}\n").into(), &["bad.jsonl:2", "NUL"]),
-        (b"\xff\xfe{\x00}\x00".to_vec(), &["bad.jsonl:1"]),
+        (b"\xff\xfe{\x00}\x00".to_vec(), &["bad.jsonl", "UTF-16"]),
         (GOOD.replace("\"A fern.\"", "[]").into(), &["bad.jsonl:1", "chosen"]),
         (
             br#"{"chosen": [{"role": "user", "content": "p"}, {"role": "assistant", "content": ""}], "rejected": [{"role":

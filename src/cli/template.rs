@@ -1,0 +1,87 @@
+//! `--chat-template-kwargs`: variables of the chat template for all rows, and the tokenizer with them.
+//! Without the flag, the variables are those that the `run.json` of the model folder records, because
+//! the model was trained on text rendered with them.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::scored_reference::run_file;
+use crate::data::template::check_settings;
+use crate::data::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// A JSON object with variables of the chat template.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct TemplateKwargs(pub Map<String, Value>);
+
+impl FromStr for TemplateKwargs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let example = "such as '{\"enable_thinking\": false}'";
+        match serde_json::from_str(text) {
+            Ok(Value::Object(kwargs)) => check_settings(&kwargs).map(|()| Self(kwargs)),
+            Ok(_) => Err(format!("a JSON object is needed, {example}")),
+            Err(e) => Err(format!("not valid JSON ({e}); a JSON object is needed, {example}")),
+        }
+    }
+}
+
+/// Loads the tokenizer of a folder, with the chat template in `template` and the variables `given`.
+pub(super) fn load_tokenizer(
+    folder: &Path,
+    template: Option<&Path>,
+    given: Option<&TemplateKwargs>,
+) -> Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::load_with(folder, template)?;
+    let kwargs = match given {
+        Some(TemplateKwargs(kwargs)) => kwargs.clone(),
+        None => recorded(folder)?,
+    };
+    if given.is_some() && tokenizer.template().is_none() && !kwargs.is_empty() {
+        let why = "has no chat template, so --chat-template-kwargs has no effect; leave it out";
+        return Err(Error::Usage(format!("{} {why}", folder.display())));
+    }
+    if given.is_none() && !kwargs.is_empty() {
+        tokenizer.add_note(format!(
+            "the chat template gets {}, as in the run of {}; --chat-template-kwargs replaces it",
+            Value::Object(kwargs.clone()),
+            folder.display()
+        ));
+    }
+    tokenizer.set_template_kwargs(kwargs);
+    Ok(tokenizer)
+}
+
+/// Variables that the run of a model folder used.
+fn recorded(folder: &Path) -> Result<Map<String, Value>> {
+    let Some(file) = run_file(folder) else { return Ok(Map::new()) };
+    let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
+    let run: Value = serde_json::from_slice(&bytes).map_err(|e| {
+        let why = format!(
+            "is damaged, so the settings of the chat template are not known: {e}; give --chat-template-kwargs, or '{{}}' \
+             for none"
+        );
+        Error::model(&file, why)
+    })?;
+    Ok(run["config"]["chat_template_kwargs"].as_object().cloned().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_objects_without_the_conversation_are_settings() {
+        let parse = |text: &str| text.parse::<TemplateKwargs>();
+        assert_eq!(parse("{\"a\": false}").unwrap().0["a"], false);
+        for (text, part) in [("[1]", "JSON object"), ("a=1", "not valid JSON"), ("{\"messages\": []}", "\"messages\"")]
+        {
+            assert!(parse(text).unwrap_err().contains(part), "{text}");
+        }
+    }
+}

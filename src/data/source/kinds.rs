@@ -1,0 +1,121 @@
+//! Files of other kinds, recognised by their first bytes: what they are, and how to make rows of them.
+
+/// Magic numbers with the kind of the file and the way on.
+const MAGIC: [(&[u8], &str, &str); 20] = [
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (`unzstd`)"),
+    (b"\xfd7zXZ\0", "compressed with xz", "unpack it first (`unxz`)"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", "unpack it first (`unlz4`)"),
+    (
+        b"PK\x03\x04",
+        "a zip archive or an Excel file",
+        "unpack it (`unzip`) or save it as text, and pass the files in it",
+    ),
+    (b"PK\x05\x06", "an empty zip archive", "pass a file with rows"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and pass the files in it"),
+    (b"PAR1", "a Parquet file, which is not supported", TABLE),
+    (b"ARROW1", "an Arrow file, which is not supported", TABLE),
+    (b"\xff\xff\xff\xff", "an Arrow stream, which is not supported", TABLE),
+    (b"FEA1", "a Feather file, which is not supported", TABLE),
+    (b"ORC", "an ORC file, which is not supported", TABLE),
+    (b"Obj\x01", "an Avro file, which is not supported", TABLE),
+    (b"\x89HDF", "an HDF5 file, which is not supported", TABLE),
+    (b"\x93NUMPY", "a NumPy array", TABLE),
+    (b"SQLite format 3\0", "an SQLite database", "export its rows as JSON, one object per line (`sqlite3 -json`)"),
+    (b"%PDF", "a PDF", "pass a file with rows"),
+    // Of the two-byte marks, the longer UTF-32 one comes first.
+    (b"\xff\xfe\0\0", "UTF-32 text", UTF8),
+    (b"\0\0\xfe\xff", "UTF-32 text", UTF8),
+    (b"\xff\xfe", "UTF-16 text", UTF8),
+    (b"\xfe\xff", "UTF-16 text", UTF8),
+];
+
+const TABLE: &str = "convert it to JSONL first (Dataset.to_json of `datasets`, or to_json(orient=\"records\", lines=True) of \
+                     `pandas`)";
+const UTF8: &str = "save it as UTF-8 (`iconv -t UTF-8 -f` with its encoding)";
+
+/// Column names of preference data, for the header of a table.
+const COLUMNS: [&str; 15] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "messages",
+    "text",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "question",
+    "answer",
+    "response",
+    "id",
+    "label",
+    "score",
+];
+
+/// Kind of a file that starts with these bytes, and the way on; `None` if it may hold rows or gzip.
+pub(crate) fn foreign(start: &[u8]) -> Option<String> {
+    let found = MAGIC.iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, what, way)| (*what, *way));
+    let (what, way) = found.or_else(|| match start {
+        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A', b'Y', ..] => {
+            Some(("compressed with bzip2", "unpack it first (`bunzip2`)"))
+        }
+        [0x80, 2..=5, ..] => Some(("a Python pickle", "load it in Python and write one JSON object per line")),
+        [b'{' | b'[' | b'"', 0, ..] | [0, b'{' | b'[' | b'"', ..] => Some(("UTF-16 text", UTF8)),
+        _ if start.get(257..262) == Some(b"ustar") => {
+            Some(("a tar archive", "unpack it (`tar -xf`) and pass the files in it"))
+        }
+        _ => None,
+    })?;
+    Some(format!("is {what}; {way}"))
+}
+
+/// Kind of a text that does not start with a JSON object or array, and the way on; `None` if it is not
+/// recognised. `start` is the text's start, without a byte-order mark and white space.
+pub(super) fn foreign_text(start: &[u8]) -> Option<String> {
+    if start.starts_with(b"<") {
+        return Some("is XML or HTML; rows are JSON objects, one per line".into());
+    }
+    let line = start.split(|&byte| byte == b'\n').next()?;
+    let line = std::str::from_utf8(line.trim_ascii_end()).ok()?;
+    if line == "---" || line.starts_with("%YAML") {
+        return Some("is YAML; convert it to JSON objects, one per line".into());
+    }
+    let (separator, kind) = [(',', "CSV"), ('\t', "TSV (tab-separated values)"), (';', "CSV"), ('|', "CSV")]
+        .into_iter()
+        .max_by_key(|(separator, _)| line.matches(*separator).count())?;
+    let fields: Vec<String> =
+        line.split(separator).map(|field| field.trim_matches(['"', ' ']).to_lowercase()).collect();
+    let header = fields.len() > 1 && fields.iter().any(|field| COLUMNS.contains(&field.as_str()));
+    header.then(|| {
+        format!(
+            "is {kind} with the columns {}; convert it to JSONL first (csv.DictReader and json.dumps of Python, or \
+             read_csv and to_json(orient=\"records\", lines=True) of `pandas`)",
+            fields.iter().take(6).cloned().collect::<Vec<_>>().join(", ")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_a_table_only_with_a_known_column() {
+        assert!(
+            foreign_text(b"prompt,chosen,rejected\na,b,c").unwrap().contains("CSV with the columns prompt, chosen")
+        );
+        assert!(foreign_text(b"\"id\"\t\"text\"\r\n").unwrap().contains("TSV"));
+        assert!(foreign_text("Prompt;Antwort ä\n".as_bytes()).unwrap().contains("CSV"));
+        assert!(foreign_text(b"Hello, world\n").is_none() && foreign_text(b"prompt\n").is_none());
+        assert!(
+            foreign_text(b"<html>").unwrap().contains("HTML") && foreign_text(b"---\na: 1").unwrap().contains("YAML")
+        );
+    }
+
+    #[test]
+    fn rows_and_gzip_are_not_foreign() {
+        for start in [&b"{\"a\": 1}"[..], b"[{", b"\x1f\x8b\x08", b"\xef\xbb\xbf{", b"", b"BZh", b"7z"] {
+            assert_eq!(foreign(start), None);
+        }
+    }
+}

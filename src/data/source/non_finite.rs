@@ -1,0 +1,114 @@
+//! NaN, Infinity and -Infinity, which Python's json module writes and JSON does not have. They are
+//! read as `null`, and the keys that held them are remembered: a key that no reader uses may hold
+//! anything.
+
+/// A key of a row, and what it held, at any depth.
+pub(super) type NonFinite = (String, &'static str);
+
+const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// Longest key that is remembered, in bytes.
+const MAX_KEY: usize = 256;
+
+/// Replaces the words outside strings, byte by byte.
+#[derive(Debug)]
+pub(super) struct Rewriter {
+    /// Depth of brackets inside a row: 1 for lines, 2 for the elements of an array.
+    row: usize,
+    depth: usize,
+    in_string: bool,
+    escaped: bool,
+    /// Content of the latest string directly inside a row; the key, when a value follows.
+    key: Vec<u8>,
+    /// Start of a word.
+    word: Vec<u8>,
+    /// Keys of the current row.
+    found: Vec<NonFinite>,
+}
+
+impl Rewriter {
+    /// For text in which a row's keys are inside `row` brackets.
+    pub fn new(row: usize) -> Self {
+        Self { row, depth: 0, in_string: false, escaped: false, key: Vec::new(), word: Vec::new(), found: Vec::new() }
+    }
+
+    /// Reads one byte, and appends what is complete to `out`.
+    pub fn push(&mut self, byte: u8, out: &mut Vec<u8>) {
+        if self.in_string {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            if self.in_string && self.depth == self.row && self.key.len() < MAX_KEY {
+                self.key.push(byte);
+            }
+            out.push(byte);
+            return;
+        }
+        self.word.push(byte);
+        if let Some(word) = WORDS.iter().find(|word| word.as_bytes() == self.word) {
+            self.word.clear();
+            let key = String::from_utf8_lossy(&self.key).into_owned();
+            if !self.found.iter().any(|(known, _)| *known == key) {
+                self.found.push((key, word));
+            }
+            out.extend(b"null");
+            return;
+        }
+        if WORDS.iter().any(|word| word.as_bytes().starts_with(&self.word)) {
+            return;
+        }
+        self.finish(out);
+        match byte {
+            b'"' => {
+                self.in_string = true;
+                if self.depth == self.row {
+                    self.key.clear();
+                }
+            }
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    /// Appends the start of a word that did not become one.
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.word);
+    }
+
+    /// Returns and forgets the keys found so far.
+    pub fn take(&mut self) -> Vec<NonFinite> {
+        std::mem::take(&mut self.found)
+    }
+}
+
+/// Rewrites one row of text; `None` if it holds none of the words outside strings.
+pub(super) fn rewrite(text: &[u8]) -> Option<(Vec<u8>, Vec<NonFinite>)> {
+    let mut rewriter = Rewriter::new(1);
+    let mut out = Vec::with_capacity(text.len());
+    text.iter().for_each(|&byte| rewriter.push(byte, &mut out));
+    rewriter.finish(&mut out);
+    let found = rewriter.take();
+    (!found.is_empty()).then_some((out, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_outside_strings_become_null_and_their_keys_are_named() {
+        let (text, found) =
+            rewrite(br#"{"a": NaN, "b\"": {"c": [-Infinity, -1]}, "d": "NaN", "a": Infinity}"#).unwrap();
+        assert_eq!(text, br#"{"a": null, "b\"": {"c": [null, -1]}, "d": "NaN", "a": null}"#);
+        assert_eq!(found, [("a".to_owned(), "NaN"), ("b\\\"".to_owned(), "-Infinity")]);
+        for text in
+            [r#"{"NaN": 1, "x": -5e3, "y": null}"#, r#"{"a": Nan}"#, r#"{"a": -Inf}"#, "{\"a\": \"\\\" NaN\"}", "-"]
+        {
+            assert_eq!(rewrite(text.as_bytes()), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What of a `config.json` is supported: family, head, number of labels, and settings that change the
+//! computation. Everything else is refused with its key and the way on.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::config::{Family, Head, StoredDtype};
+use super::config_json::{Keys, shown};
+use super::weights_read::stored_shape;
+use crate::{Error, Result};
+
+/// Largest number of labels of a classifier.
+const MAX_LABELS: usize = 1 << 20;
+
+/// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
+pub(super) fn no_config(folder: &Path) -> &'static str {
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
+    if ends(".safetensors") || ends(".safetensors.index.json") || ends(".bin") || ends("generation_config.json") {
+        "contains no config.json, but other files of a model; download the missing files of this model too"
+    } else if ends("tokenizer.json") {
+        "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
+         (`mapl init --tokenizer`)"
+    } else if folder.is_dir() {
+        "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
+    } else {
+        "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
+    }
+}
+
+/// Returns the names of all supported architectures, for messages.
+fn supported() -> String {
+    let names: Vec<String> = Family::ALL
+        .iter()
+        .flat_map(|f| [Head::LanguageModel, Head::Reward].map(|h| format!("{}{}", f.class(), h.class())))
+        .collect();
+    names.join(", ")
+}
+
+pub(super) fn read_family(keys: Keys) -> Result<Family> {
+    let types = Family::ALL.map(Family::model_type).join(", ");
+    let Some(found) = keys.text("model_type")? else {
+        return Err(keys.missing("model_type", &format!("supported are {types}")));
+    };
+    Family::ALL
+        .into_iter()
+        .find(|f| f.model_type() == found)
+        .ok_or_else(|| Error::model(keys.path, format!("model type {found:?} is not supported; supported are {types}")))
+}
+
+/// Head of the architecture that a file names. The base model (`LlamaModel`) counts as a language
+/// model: its weights decide whether it has the projection to the vocabulary. `folder` holds the
+/// weights, if the file belongs to a model folder.
+pub(super) fn read_head(keys: Keys, family: Family, folder: Option<&Path>) -> Result<Head> {
+    let head = match keys.get("architectures") {
+        None => Head::LanguageModel,
+        Some(Value::Array(list)) if list.len() == 1 => {
+            let class = list[0].as_str().unwrap_or_default();
+            let kinds = [("Model", Head::LanguageModel), (Head::LanguageModel.class(), Head::LanguageModel)];
+            kinds
+                .into_iter()
+                .chain([(Head::Reward.class(), Head::Reward)])
+                .find(|(kind, _)| class.strip_suffix(kind) == Some(family.class()))
+                .map(|(_, head)| head)
+                .ok_or_else(|| keys.refuse("architectures", &list[0], &format!("supported are {}", supported())))?
+        }
+        Some(other) => {
+            let allowed = format!("it must be a list of one class name; supported are {}", supported());
+            return Err(keys.refuse("architectures", other, &allowed));
+        }
+    };
+    if head == Head::Reward {
+        check_labels(keys, folder)?;
+    }
+    Ok(head)
+}
+
+/// Refuses a number of labels other than one. transformers takes it from `id2label`, then from
+/// `num_labels`, and otherwise assumes 2.
+fn check_labels(keys: Keys, folder: Option<&Path>) -> Result<()> {
+    let labels = match keys.object("id2label")? {
+        Some(map) => Some(map.len()),
+        None => keys.optional_size("num_labels", MAX_LABELS)?,
+    };
+    let found = match labels {
+        Some(1) => return Ok(()),
+        Some(n) => n.to_string(),
+        None => "2 by default".to_owned(),
+    };
+    let rows = folder.and_then(|folder| stored_shape(folder, "score.weight")).and_then(|shape| shape.first().copied());
+    let advice = match (rows, labels) {
+        (Some(1), None) => {
+            "but \"score.weight\" has one row, as in a reward model: write \"num_labels\": 1 into this file".to_owned()
+        }
+        (Some(1), Some(_)) => {
+            "but \"score.weight\" has one row, as in a reward model: set \"id2label\" to {\"0\": \"LABEL_0\"} in this file"
+                .to_owned()
+        }
+        (Some(rows), _) => format!(
+            "and \"score.weight\" has {rows} rows: this is a classifier; a reward model has exactly one label, \
+             {{\"0\": \"LABEL_0\"}}, and one row"
+        ),
+        (None, _) => "a reward model has exactly one, {\"0\": \"LABEL_0\"}".to_owned(),
+    };
+    let separator = if rows.is_some() { "," } else { ";" };
+    let why = format!("the number of labels is {found} (from \"id2label\" or \"num_labels\"){separator} {advice}");
+    Err(Error::model(keys.path, why))
+}
+
+/// Refuses settings that change the computation in a way that is not implemented.
+pub(super) fn refuse_unsupported(keys: Keys, family: Family) -> Result<()> {
+    if let Some(act) = keys.text("hidden_act")?
+        && !["silu", "swish"].contains(&act)
+    {
+        let why = format!(
+            "\"hidden_act\" is {act:?}; {} models need \"silu\" (or \"swish\", its other name)",
+            family.class()
+        );
+        return Err(Error::model(keys.path, why));
+    }
+    if keys.flag_or("mlp_bias", false)? {
+        return Err(Error::model(keys.path, "\"mlp_bias\" is true; biases on the MLP projections are not supported"));
+    }
+    if family == Family::Llama && keys.flag_or("attention_bias", false)? {
+        let why = "\"attention_bias\" is true; in Llama it also adds a bias to the attention output, which is not \
+                   supported";
+        return Err(Error::model(keys.path, why));
+    }
+    if let Some(quantisation) = keys.get("quantization_config") {
+        let allowed = "quantised weights are not supported; use the float32, bfloat16 or float16 release";
+        return Err(keys.refuse("quantization_config", quantisation, allowed));
+    }
+    Ok(())
+}
+
+pub(super) fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()> {
+    if let Some(types) = keys.get("layer_types") {
+        let full = |list: &Vec<Value>| list.len() == layers && list.iter().all(|t| t == "full_attention");
+        if !types.as_array().is_some_and(full) {
+            let allowed = format!("only \"full_attention\" in each of the {layers} layers is supported");
+            return Err(keys.refuse("layer_types", types, &allowed));
+        }
+        return Ok(());
+    }
+    // Qwen2 uses sliding windows in layers from max_window_layers on, if use_sliding_window is set.
+    // Llama never reads the keys.
+    let used = family == Family::Qwen2 && keys.flag_or("use_sliding_window", false)?;
+    let first = match keys.get("max_window_layers") {
+        None => 28,
+        Some(value) => value.as_u64().ok_or_else(|| {
+            keys.refuse(
+                "max_window_layers",
+                value,
+                "it must be an integer of at least 0: the index of the first layer with a sliding window",
+            )
+        })?,
+    };
+    // A null value means no window; an absent key means transformers' default of 4096.
+    let window = !keys.map.get("sliding_window").is_some_and(Value::is_null);
+    if used && window && first < layers as u64 {
+        let why = format!(
+            "\"use_sliding_window\" is true and layers from {first} on would use it; sliding windows are not \
+             supported. Set \"use_sliding_window\" to false if no sequence is longer than the window"
+        );
+        return Err(Error::model(keys.path, why));
+    }
+    Ok(())
+}
+
+pub(super) fn read_dtype(keys: Keys) -> Result<Option<StoredDtype>> {
+    let one = |key: &str| -> Result<Option<StoredDtype>> {
+        let Some(text) = keys.text(key)? else { return Ok(None) };
+        let known = [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16];
+        known.into_iter().find(|d| d.name() == text).map(Some).ok_or_else(|| {
+            Error::model(keys.path, format!("\"{key}\" is {text:?}; supported are float32, bfloat16 and float16"))
+        })
+    };
+    match (one("torch_dtype")?, one("dtype")?) {
+        (Some(four), Some(five)) if four != five => {
+            let show = |key: &str| keys.get(key).map(shown).unwrap_or_default();
+            let why = format!(
+                "\"torch_dtype\" is {} but \"dtype\" is {}; they must agree. Delete the one that is wrong",
+                show("torch_dtype"),
+                show("dtype")
+            );
+            Err(Error::model(keys.path, why))
+        }
+        (four, five) => Ok(five.or(four)),
+    }
+}

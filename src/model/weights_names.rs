@@ -1,0 +1,109 @@
+//! Names of the tensors in weight files, brought to the names of the configuration, as transformers
+//! does. Wrappers put `module.` or `_orig_mod.` into every name; a base model is saved without the
+//! prefix `model.`. A tied embedding table may be stored as `lm_head.weight` only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Parts that wrappers insert: DistributedDataParallel and torch.compile.
+const WRAPPERS: [&str; 2] = ["module", "_orig_mod"];
+/// Prefix of everything except the head.
+const BASE: &str = "model.";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const LM_HEAD: &str = "lm_head.weight";
+pub(super) const SCORE: &str = "score.weight";
+
+/// A stored tensor.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    /// Name in the file.
+    pub name: String,
+    pub shard: usize,
+}
+
+/// Stored tensors by the names of the configuration, if it knows them, and notes on renamed ones.
+/// Refused: two tensors with one name.
+pub(super) fn resolve(
+    folder: &Path,
+    found: BTreeMap<String, usize>,
+    expected: &BTreeSet<&str>,
+) -> Result<(BTreeMap<String, Stored>, Vec<String>)> {
+    let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
+    let mut renamed: Vec<(String, String)> = Vec::new();
+    for (name, shard) in found {
+        let own = own_name(&name, expected);
+        if own != name {
+            renamed.push((name.clone(), own.clone()));
+        }
+        if let Some(other) = tensors.insert(own.clone(), Stored { name: name.clone(), shard }) {
+            let why = format!(
+                "holds the tensors {:?} and {name:?}, which are both {own:?}; remove one of them, or save the model \
+                 again without its wrapper",
+                other.name
+            );
+            return Err(Error::model(folder, why));
+        }
+    }
+    let note = |(from, to): &(String, String)| match renamed.len() {
+        1 => format!("the tensor {from:?} is read as {to:?}"),
+        n => format!("{n} tensors have other names than in transformers; {from:?} is read as {to:?}"),
+    };
+    Ok((tensors, renamed.first().map(note).into_iter().collect()))
+}
+
+/// Name of a tensor without the parts of wrappers, and with or without the prefix of the base model
+/// if only that name is expected.
+fn own_name(name: &str, expected: &BTreeSet<&str>) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    let own = parts.join(".");
+    if expected.contains(own.as_str()) {
+        return own;
+    }
+    if let Some(rest) = own.strip_prefix(BASE)
+        && expected.contains(rest)
+    {
+        return rest.to_owned();
+    }
+    let with_base = format!("{BASE}{own}");
+    if expected.contains(with_base.as_str()) { with_base } else { own }
+}
+
+/// True for the name of a head that other trainers write in place of `score.weight`, if its shape is
+/// that of a reward head.
+pub(super) fn is_other_head(name: &str, shape: &[usize], hidden: usize) -> bool {
+    name != SCORE && name.ends_with(".weight") && shape == [1, hidden]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lose_wrappers_and_gain_or_lose_the_base_prefix() {
+        let expected = BTreeSet::from(["model.norm.weight", EMBEDDING, SCORE]);
+        let own = |name| own_name(name, &expected);
+        for name in
+            ["norm.weight", "module.model.norm.weight", "_orig_mod.module.norm.weight", "model._orig_mod.norm.weight"]
+        {
+            assert_eq!(own(name), "model.norm.weight");
+        }
+        assert_eq!(own("model.model.norm.weight"), "model.norm.weight");
+        assert_eq!(own("module.model.score.weight"), SCORE);
+        assert_eq!(own("module.extra.bias"), "extra.bias");
+    }
+
+    #[test]
+    fn two_tensors_with_one_name_are_refused() {
+        let expected = BTreeSet::from(["model.norm.weight"]);
+        let found = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 0)).collect();
+        let (tensors, notes) = resolve(Path::new("m"), found(&["norm.weight"]), &expected).unwrap();
+        assert_eq!((tensors["model.norm.weight"].name.as_str(), notes.len()), ("norm.weight", 1));
+        let why = resolve(Path::new("m"), found(&["norm.weight", "model.norm.weight"]), &expected).unwrap_err();
+        assert!(
+            why.to_string().contains("\"norm.weight\"") && why.to_string().contains("\"model.norm.weight\""),
+            "{why}"
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! Folders as transformers reads them: the pad token of reward models, named chat templates, and
+//! settings of the chat template.
+
+use serde_json::{Value, json};
+
+use crate::workbench::Bench;
+
+const TALK: &str = r#"{"prompt": [{"role": "user", "content": "Name it."}], "chosen": [{"role": "assistant", "content": "ka lo"}], "rejected": [{"role": "assistant", "content": "ti"}]}
+"#;
+
+/// Opens the turn with a block that only `thinking` closes, so that plain prompts are not a prefix.
+const THINKING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n<t></t>' + m.content + \
+'<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<t>' }}{% if thinking is defined and not thinking %}\
+{{ '</t>' }}{% else %}{{ '\n' }}{% endif %}{% endif %}";
+
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.write("talk.jsonl", TALK);
+    bench
+}
+
+fn edit(bench: &Bench, file: &str, key: &str, value: Value) {
+    let mut object = bench.json(file);
+    object[key] = value;
+    bench.write(file, object.to_string());
+}
+
+/// Makes the end token the pad token, as in many published folders.
+fn pad_with_the_end(bench: &Bench, folder: &str) {
+    edit(bench, &format!("{folder}/config.json"), "pad_token_id", json!(2));
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        edit(bench, &format!("{folder}/{file}"), "pad_token", json!("<|im_end|>"));
+    }
+}
+
+fn rewards(bench: &Bench, model: &str) -> (Vec<f64>, String) {
+    let done = bench.run(&format!("score --model {model} --input talk.jsonl --output scores.jsonl")).ok();
+    let rows = bench.rows("scores.jsonl");
+    let sequences = rows.iter().flat_map(|row| row["sequences"].as_array().unwrap().clone());
+    (sequences.map(|s| s["reward"].as_f64().unwrap()).collect(), done.err)
+}
+
+#[test]
+fn a_reward_model_is_not_padded_with_the_token_that_ends_its_texts() {
+    let bench = bench();
+    pad_with_the_end(&bench, "model");
+    let words = "reward --model model --train-file talk.jsonl --max-steps 3 --learning-rate 1e-2";
+    let done = bench.run(&format!("{words} --output-dir out")).ok();
+    assert!(
+        done.out.contains("the pad token of the reward model and its tokenizer is \"<|pad|>\" (3)"),
+        "{}",
+        done.out
+    );
+    assert_eq!(bench.json("out/config.json")["pad_token_id"], 3);
+    for file in ["tokenizer_config.json", "special_tokens_map.json"] {
+        assert_eq!(bench.json(&format!("out/{file}"))["pad_token"], "<|pad|>");
+    }
+    let reward = bench.json("out/run.json")["reward"].clone();
+    assert_eq!(reward, json!({"pad_token_id": 3, "pad_token": "<|pad|>", "read_at": "last token"}));
+    // The weights are those of a model with its own pad token from the start.
+    let own = bench_with_own_pad(words);
+    assert_eq!(bench.bytes("out/model.safetensors"), own);
+}
+
+fn bench_with_own_pad(words: &str) -> Vec<u8> {
+    let bench = bench();
+    let done = bench.run(&format!("{words} --output-dir out")).ok();
+    assert!(!done.out.contains("pad token") && done.err.is_empty(), "{}{}", done.out, done.err);
+    bench.bytes("out/model.safetensors")
+}
+
+/// transformers reads the rightmost token that is not the pad token, here the one before the end.
+#[test]
+fn a_foreign_reward_folder_is_read_where_transformers_reads() {
+    let bench = bench();
+    bench.run("reward --model model --train-file talk.jsonl --max-steps 3 --learning-rate 1e-2 --output-dir out").ok();
+    let (last, quiet) = rewards(&bench, "out");
+    assert!(quiet.is_empty(), "{quiet}");
+    bench.copy("out", "foreign");
+    std::fs::remove_file(bench.at("foreign/run.json")).unwrap();
+    pad_with_the_end(&bench, "foreign");
+    let (before, note) = rewards(&bench, "foreign");
+    assert!(note.contains("last token that is not the pad token \"<|im_end|>\" (2), as in transformers"), "{note}");
+    assert!(last.iter().zip(&before).all(|(a, b)| a != b), "{last:?} {before:?}");
+    // Training goes on with the place and the pad token of the start model.
+    let words = "reward --model foreign --train-file talk.jsonl --max-steps 1 --learning-rate 1e-30 --output-dir next";
+    let done = bench.run(words);
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    assert!(done.err.contains("warning: rewards are read at the last token that is not the pad token"), "{}", done.err);
+    assert_eq!(bench.json("next/config.json")["pad_token_id"], 2);
+    assert_eq!(bench.json("next/run.json")["reward"]["read_at"], "last token that is not the pad token");
+    assert_eq!(rewards(&bench, "next").0, before);
+    // A run of an earlier version, which read the last token, is told how to get it back.
+    let mut run = bench.json("out/run.json");
+    run.as_object_mut().unwrap().shift_remove("reward");
+    bench.write("foreign/run.json", run.to_string());
+    let (same, note) = rewards(&bench, "foreign");
+    assert!(same == before && note.contains("earlier version") && note.contains("pad_token_id"), "{note}");
+}
+
+#[test]
+fn a_response_of_padding_cannot_be_trained() {
+    let bench = bench();
+    bench.run("reward --model model --train-file talk.jsonl --max-steps 1 --output-dir out").ok();
+    pad_with_the_end(&bench, "out");
+    bench.write("pad.jsonl", TALK.replace("\"ti\"", "\"<|im_end|>\""));
+    let words = "reward --model out --train-file pad.jsonl --max-steps 1 --output-dir next";
+    bench.run(words).fails(2, &["pad-1", "response 1", "pad token", "remove the row"]);
+    bench.run("score --model out --input pad.jsonl --output scores.jsonl").ok();
+}
+
+#[test]
+fn additional_templates_are_used_for_rows_with_tools() {
+    let bench = bench();
+    std::fs::create_dir(bench.at("tok/additional_chat_templates")).unwrap();
+    let template = "{{ 'TOOLS ' + (tools | tojson) }}{% for m in messages %}{{ ' ' + m.content }}{% endfor %}";
+    bench.write("tok/additional_chat_templates/tool_use.jinja", template);
+    let tools = TALK.replacen('{', "{\"tools\": [{\"name\": \"rain\"}], ", 1);
+    bench.write("tools.jsonl", format!("{tools}{TALK}"));
+    let text = bench.run("data show --input tools.jsonl --tokenizer tok").ok().out;
+    assert!(text.contains("TOOLS [{\"name\": \"rain\"}] Name it."), "{text}");
+    assert!(text.contains("<|im_start|>user\nName it."), "{text}");
+    bench.write("tok/additional_chat_templates/tool_use.jinja", "{% if %}");
+    bench.run("data show --input tools.jsonl --tokenizer tok").fails(6, &["tool_use.jinja", "does not parse"]);
+}
+
+#[test]
+fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
+    let bench = bench();
+    bench.write("thinking.jinja", THINKING);
+    let run = |words: &str, kwargs: Option<&str>| {
+        let mut command = bench.command(words);
+        if let Some(kwargs) = kwargs {
+            command.args(["--chat-template-kwargs", kwargs]);
+        }
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let train =
+        "dpo --model model --train-file talk.jsonl --chat-template-path thinking.jinja --max-steps 1 --output-dir";
+    let (code, _, why) = run(&format!("{train} none"), None);
+    assert_eq!(code, Some(3), "{why}");
+    assert!(why.contains("reads thinking:") && why.contains("--chat-template-kwargs '{\"thinking\": false}'"), "{why}");
+    let (code, _, why) = run(&format!("{train} out"), Some("{\"thinking\": false}"));
+    assert_eq!(code, Some(0), "{why}");
+    assert_eq!(bench.json("out/run.json")["config"]["chat_template_kwargs"], json!({"thinking": false}));
+    // Scoring takes them from the run; given ones replace them.
+    let score = "score --model out --input talk.jsonl --output scores.jsonl";
+    let (code, _, note) = run(score, None);
+    assert!(code == Some(0) && note.contains("{\"thinking\":false}"), "{note}");
+    assert_eq!(run(score, Some("{}")).0, Some(3));
+    assert_eq!(run("eval --model out --input talk.jsonl", None).0, Some(0));
+    assert_eq!(run("data show --tokenizer out --input talk.jsonl", None).0, Some(0));
+    // A row's own settings take precedence.
+    let own = TALK.replacen('{', "{\"chat_template_kwargs\": {\"thinking\": true}, ", 1);
+    bench.write("own.jsonl", &own);
+    assert_eq!(run("data show --tokenizer out --input own.jsonl", None).0, Some(3));
+    // Built groups hold them.
+    let build = "data build --input talk.jsonl --output built.jsonl --k-min 1 --k-max 1";
+    assert_eq!(run(build, Some("{\"thinking\": false}")).0, Some(0));
+    assert!(bench.rows("built.jsonl").iter().all(|row| row["chat_template_kwargs"] == json!({"thinking": false})));
+    let (code, _, why) = run("data build --input pairs.jsonl --output none.jsonl", Some("{\"thinking\": false}"));
+    assert!(code == Some(2) && why.contains("no effect"), "{why}");
+    for bad in ["[1]", "x", "{\"messages\": 1}"] {
+        assert_eq!(run(score, Some(bad)).0, Some(2), "{bad}");
+    }
+}

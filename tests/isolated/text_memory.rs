@@ -1,0 +1,75 @@
+//! Memory of the checkers of instructions: a small multiple of the text, however many words it has.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use mapl::data::instructions::{Analysis, all};
+use serde_json::json;
+
+thread_local! {
+    /// Bytes that this thread holds, and the most it held.
+    static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+struct Counting;
+
+fn count(grown: usize, shrunk: usize) {
+    // A thread that ends has no counter left.
+    let _ = HELD.try_with(|held| {
+        let (now, most) = held.get();
+        let now = (now + grown).saturating_sub(shrunk);
+        held.set((now, most.max(now)));
+    });
+}
+
+// SAFETY: every call goes to the system's allocator unchanged; the counter does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 0);
+        // SAFETY: the caller's contract is that of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(0, layout.size());
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn checkers_need_a_small_multiple_of_the_text() {
+    let kwargs = json!({
+        "num_words": 3, "relation": "at least", "keyword": "zz", "keywords": ["zz"], "forbidden_words": ["zz"],
+        "frequency": 2, "let_frequency": 2, "let_relation": "at least", "letter": "z", "num_sentences": 2,
+        "num_paragraphs": 2, "nth_paragraph": 1, "first_word": "a", "num_placeholders": 2, "postscript_marker": "P.S.",
+        "num_bullets": 2, "num_highlights": 2, "section_spliter": "Section", "num_sections": 2, "end_phrase": "x",
+        "prompt_to_repeat": "x", "language": "en", "capital_frequency": 2, "capital_relation": "at least",
+    });
+    let kwargs = kwargs.as_object().unwrap();
+    const BYTES: usize = 1 << 19;
+    let letters = |mut n: usize| {
+        let mut word = String::new();
+        for _ in 0..5 {
+            word.push(char::from(b'a' + (n % 26) as u8));
+            n /= 26;
+        }
+        word
+    };
+    let words: String = (0..BYTES / 6).map(|i| letters(i) + " ").collect();
+    for text in ["a ".repeat(BYTES / 2), "the cat sat ".repeat(BYTES / 12), "A. ".repeat(BYTES / 3), words] {
+        let analysis = Analysis::new(&text);
+        let before = HELD.with(Cell::get).0;
+        HELD.with(|held| held.set((before, before)));
+        for function in all() {
+            function.check(kwargs, &analysis);
+        }
+        let peak = HELD.with(Cell::get).1 - before;
+        // The lower-case text, and 8 bytes for each word in two lists; the rest is that of regular
+        // expressions.
+        assert!(peak < 16 * BYTES + (8 << 20), "{peak} bytes for {BYTES}: {:?}", &text[..20]);
+    }
+}
