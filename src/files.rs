@@ -5,11 +5,14 @@
 //! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
 //! ones of the same file, which a killed process has left.
 
+pub(crate) mod input;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::terminal::on_stdout;
 use crate::{Error, Result};
@@ -83,21 +86,42 @@ pub struct Unfinished {
     _file: Option<File>,
 }
 
+/// Temporary files that this process may leave behind if it ends now.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the temporary files of this process, which is about to end. Those of a thread that is just
+/// naming one stay; the next writer removes them.
+pub(crate) fn remove_unfinished() {
+    if let Ok(unfinished) = UNFINISHED.try_lock() {
+        unfinished.iter().for_each(|path| drop(fs::remove_file(path)));
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Unfinished {
     /// Writes `path` under its temporary name through `write` and syncs it.
     pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
         if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
             remove_leftovers(parent(path), Some(name));
         }
-        let (temporary, file) = create_temporary(path)?;
-        // From here on the temporary file is this one's to remove.
-        let mut unfinished = Self { temporary, path: path.to_path_buf(), renamed: false, _file: None };
+        let (mut unfinished, file) = Self::create(path)?;
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
         file.sync_all().map_err(Error::io("write", path))?;
         unfinished._file = Some(file);
         Ok(unfinished)
+    }
+
+    /// Creates the temporary file, which is removed on drop.
+    fn create(path: &Path) -> Result<(Self, File)> {
+        let mut list = unfinished();
+        let (temporary, file) = create_temporary(path)?;
+        list.push(temporary.clone());
+        Ok((Self { temporary, path: path.to_path_buf(), renamed: false, _file: None }, file))
     }
 
     /// Gives the file its name and replaces a file or link of that name. The caller syncs the
@@ -115,6 +139,7 @@ impl Drop for Unfinished {
             // A failed removal must not hide the first error.
             let _ = fs::remove_file(&self.temporary);
         }
+        unfinished().retain(|path| *path != self.temporary);
     }
 }
 
@@ -231,10 +256,10 @@ pub fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
     is.then_some("is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`, or download it again")
 }
 
-/// BLAKE3 hash of a file's content, in hexadecimal digits.
+/// BLAKE3 hash of a regular file's content, in hexadecimal digits.
 pub fn hash(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
+    hasher.update_reader(input::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 

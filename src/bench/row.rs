@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_atomic;
+use crate::files::{input, write_atomic};
 use crate::{Error, Result};
 
 /// Version of the columns.
@@ -177,9 +177,9 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
 
 /// Reads and checks a record. [`Error::Data`] names the line of an error.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
+    let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
     if path.extension().is_some_and(|e| e == "json") {
         let rows: Vec<Row> = serde_json::from_str(&text).map_err(|e| wrong(e.line(), e.to_string()))?;
         for (at, row) in rows.iter().enumerate() {

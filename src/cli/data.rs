@@ -16,7 +16,7 @@ use crate::data::source::{ReadOptions, read_files_with_reports};
 use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
-use crate::terminal::{color, emit};
+use crate::terminal::{color, emit_exactly, plain};
 use crate::{Error, Result};
 
 /// Data command.
@@ -79,7 +79,7 @@ pub struct ShowCommand {
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(args) => build(&args).map(|_| ()),
-        DataCommand::Show(args) => emit(&shown(&args)?),
+        DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
     }
 }
@@ -115,17 +115,17 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     Ok(report)
 }
 
-/// Text of `data show`: what was read, the groups, and what tokenization did.
+/// Plain text of `data show`, apart from its colours: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
     let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
     rows.truncate(args.rows.get());
     let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
     let options = ShowOptions { color: color(), ids: args.ids };
-    let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
+    let mut parts: Vec<String> = reports.iter().map(|report| plain(&report.to_string()).into_owned()).collect();
     for group in &groups {
         parts.push(render(group, &tokenizer, options)?);
     }
-    parts.push(report.to_string());
+    parts.push(plain(&report.to_string()).into_owned());
     Ok(parts.join("\n"))
 }

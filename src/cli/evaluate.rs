@@ -18,7 +18,7 @@ use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::{complain, emit};
+use crate::terminal::{complain, emit, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -92,6 +92,7 @@ fn resamples(text: &str) -> Result<usize, String> {
 /// Runs `mapl eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
+        None if args.measure.json => emit_exactly(&measure(args)?.0),
         None => emit(&measure(args)?.0),
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
@@ -216,7 +217,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         }
     }
     if args.json {
-        return emit(&format!("{value:#}"));
+        return emit_exactly(&format!("{value:#}"));
     }
     lines.extend(remarks);
     lines.push(table::comparison_table(&comparison, [&names[0], &names[1]]));

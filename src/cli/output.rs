@@ -9,7 +9,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
 use crate::files::{entries, is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, say, shown};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
@@ -164,7 +164,7 @@ pub fn check_ids(groups: &[TokenizedGroup], folder: &Path, vocab: usize) -> Resu
                 format!(
                     "the tokenizer gives row {} the token id {id}, but the model's vocabulary has {vocab} entries; \
                      tokenizer and model of this folder do not belong together",
-                    group.group.id
+                    shown(&group.group.id)
                 ),
             ));
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::inputs::Inputs;
-use crate::files::{write_atomic, write_json, write_text};
+use crate::files::{input, write_atomic, write_json, write_text};
 use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, csv, finished_study};
 use crate::study::sweep::page;
@@ -123,7 +123,7 @@ impl SweepArgs {
             let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
             return Ok(Outcome::failed(point, why));
         }
-        let bytes = std::fs::read(&study).map_err(Error::io("read", &study))?;
+        let bytes = input::read(&study, input::MAX_RECORD).map_err(input::data_error(&study))?;
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::Runtime(format!("{} is damaged: {e}", study.display())))?;
         Ok(Outcome::of(point, &value))

@@ -13,10 +13,11 @@ use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
 use crate::data::pack::{ComparisonOptions, GroupSizes};
-use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files};
+use crate::data::source::{SourceRow, read_files_with_reports, read_sft_files, refuse_pipe_named_twice};
 use crate::data::tokenize::{TokenizeOptions, TokenizeReport, tokenize_rows};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
+use crate::files::input;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
@@ -24,7 +25,7 @@ use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
 use crate::report::run::{REPORT_FILE, write_report};
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, say, say_styled, shown};
 use crate::train::checkpoint;
 use crate::train::frozen::{CacheOptions, FrozenCache};
 use crate::train::manifest::Manifest;
@@ -119,6 +120,8 @@ impl Job for TrainJob<'_> {
         // is detected.
         let config = ModelConfig::read(&setup.args.model)?;
         let tokenizer = Tokenizer::load_with(&setup.args.model, setup.args.chat_template_path.as_deref())?;
+        tokenizer.check_copied()?;
+        input::check_copied(&setup.args.model, &config_files(&setup.args.model))?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
@@ -172,7 +175,7 @@ impl Job for TrainJob<'_> {
                 memory: memory.as_ref(),
                 tokenizer: &tokenizer,
             };
-            say(&startup.text()?);
+            say_styled(&startup.text()?);
         }
         let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
         let _lock = folder.prepare(lock)?;
@@ -294,6 +297,7 @@ impl<'a> TrainSetup<'a> {
             reports.iter().for_each(|report| self.print(&report.to_string()));
             Ok(rows)
         };
+        refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
         let train = read(&self.args.train_file)?;
         Ok((train, read(&self.args.eval_file)?))
     }
@@ -402,7 +406,8 @@ impl<'a> TrainSetup<'a> {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
         }
         if !ignored.is_empty() {
-            self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
+            let names: Vec<String> = ignored.iter().map(|name| shown(name)).collect();
+            self.print(&format!("not used from {}: {}", start.display(), names.join(", ")));
         }
         let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
         let same = same_file(folder, start);
@@ -466,17 +471,24 @@ impl<'a> TrainSetup<'a> {
     }
 }
 
+/// Existing configurations of a model folder, whose unknown keys are kept in the trained model.
+fn config_files(folder: &Path) -> Vec<PathBuf> {
+    let named = ["config.json", "generation_config.json"].map(|name| folder.join(name));
+    named.into_iter().filter(|path| path.exists()).collect()
+}
+
 /// Hash of the weight files of a model folder.
 fn weights_hash(folder: &Path) -> Result<String> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
     let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
     if let Ok(files) = &mut files {
-        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
+        // Only regular files can hold weights; opening refuses those that a model names.
+        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors") && path.is_file());
         files.sort_unstable();
     }
     let mut hash = blake3::Hasher::new();
     for path in files.map_err(Error::io("list", folder))? {
-        let file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
+        let file = input::open(&path).map_err(input::model_error(&path))?;
         hash.update_reader(file).map_err(Error::io("read", &path))?;
     }
     Ok(hash.finalize().to_hex()[..16].to_owned())

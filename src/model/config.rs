@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use super::config_json::{Keys, read_object, shown};
 use super::rope::{MAX_POSITIONS, RopeConfig};
+use crate::files::input::is_named;
 use crate::{Error, Result};
 
 /// Maximum value of each size, far above every published model of these families.
@@ -178,12 +179,12 @@ impl ModelConfig {
     /// value and allowed values, or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        if !path.is_file() {
+        if !is_named(&path) {
             return Err(Error::model(folder, no_config(folder)));
         }
         let mut config = Self::from_json(read_object(&path)?, &path)?;
         let path = folder.join("generation_config.json");
-        if path.is_file() {
+        if is_named(&path) {
             let map = read_object(&path)?;
             let more = Keys { map: &map, path: &path, prefix: "" }.token_ids("eos_token_id", config.vocab)?;
             for id in more {

@@ -408,7 +408,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         self.console.line(table.text().trim_end());
         let path = self.settings.output_dir.join("profile.json");
-        crate::files::write_json(&path, &json!(table))
+        crate::files::write_atomic(&path, crate::files::json_text(&json!(table)).as_bytes())
     }
 }
 

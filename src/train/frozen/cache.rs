@@ -21,6 +21,7 @@ use crate::loss::objective::Loss;
 use crate::model::config::ModelConfig;
 use crate::model::store;
 use crate::model::weights::LoadAs;
+use crate::terminal::shown;
 use crate::train::console::Console;
 use crate::{Error, Result};
 
@@ -179,7 +180,7 @@ impl FrozenCache {
     pub fn append_scores(&self, group: &TokenizedGroup, scores: &mut Vec<f64>) -> Result<()> {
         for s in 0..group.sequences.len() {
             let Some(&score) = self.entries.get(&sequence_key(group, s)) else {
-                let id = &group.group.id;
+                let id = shown(&group.group.id);
                 return Err(Error::Runtime(format!(
                     "row {id}: sequence {s} has no cached log-prob of the frozen reference"
                 )));

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Deferred, Progress, Run, RunSummary, loader, now, object};
 use crate::backend::Backend;
+use crate::files::{json_text, write_atomic};
 use crate::model::store;
 use crate::train::checkpoint::{self, Best, Retention, RunState};
 use crate::train::metrics::Tally;
@@ -125,7 +126,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;
-        crate::files::write_json(&dir.join(checkpoint::HISTORY_FILE), &state)?;
+        write_atomic(&dir.join(checkpoint::HISTORY_FILE), json_text(&state).as_bytes())?;
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         drop(deferred);
         self.summary.steps = self.step;
