@@ -69,7 +69,7 @@ fn exit_code() -> i32 {
             return finished(on_stdout(|_| e.print()));
         }
     };
-    finished(run(cli, &command_line))
+    finished(args::check_text(&arguments, &cli.command).and_then(|()| run(cli, &command_line)))
 }
 
 /// Exit code of an outcome, after its message was printed.

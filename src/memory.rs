@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Bytes of growth between two checks of what is left.
-const INTERVAL: u64 = 8 << 20;
+/// Bytes of growth between two checks of what is left. Short rows take more than ten times their text.
+const INTERVAL: u64 = 2 << 20;
 
 /// Bytes that must be left for data to grow further.
 const RESERVE: u64 = 64 << 20;
@@ -52,8 +52,7 @@ fn address_space() -> Option<u64> {
 /// statistics for file caches that can be dropped.
 type GroupFiles = [&'static str; 4];
 const VERSION_2: GroupFiles = ["memory.max", "memory.current", "memory.stat", "inactive_file"];
-const VERSION_1: GroupFiles =
-    ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"];
+const VERSION_1: GroupFiles = ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"];
 
 fn control_groups() -> Option<u64> {
     let of_process = fs::read_to_string("/proc/self/cgroup").ok()?;

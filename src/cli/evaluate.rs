@@ -61,9 +61,9 @@ struct MeasureArgs {
     /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
     #[arg(long, default_value_t = 1000, value_parser = resamples)]
     bootstrap: usize,
-    /// Seed of the resamples and of shuffled prompts
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    /// Seed of the resamples and of shuffled prompts [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Also score pairs with empty and with exchanged prompts; up to three times the work on
     /// ordinary pairs
     #[arg(long)]
@@ -116,6 +116,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     if args.input.is_empty() {
         return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
     }
+    args.check_seed()?;
     args.check_output("--model", std::slice::from_ref(model))?;
     let rows = read_files(&args.input, &args.scoring.read)?;
     let settings = args.settings()?;
@@ -162,6 +163,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     } else if args.input.is_empty() {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
+    args.check_seed()?;
     args.check_output("a compared model or result", sides)?;
     let rows = if args.input.is_empty() { Vec::new() } else { read_files(&args.input, &args.scoring.read)? };
     let settings = args.settings()?;
@@ -226,7 +228,17 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 
 impl MeasureArgs {
     fn resampling(&self) -> Resampling {
-        Resampling { resamples: self.bootstrap, seed: self.seed }
+        Resampling { resamples: self.bootstrap, seed: self.seed() }
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(42)
+    }
+
+    /// Refuses a seed if nothing is drawn.
+    fn check_seed(&self) -> Result<()> {
+        let unused = self.seed.is_some() && self.bootstrap == 0 && !self.prompt_blindness;
+        refuse_given(&[("--seed", unused)], "without resamples (--bootstrap 0) and without --prompt-blindness")
     }
 
     /// Checks the output file; `models` are the folders or result files of the flag.
@@ -247,7 +259,7 @@ impl MeasureArgs {
         rows: Vec<SourceRow>,
         settings: &Settings,
     ) -> Result<(ScoredData, Evaluation)> {
-        let blindness = self.prompt_blindness.then_some(self.seed);
+        let blindness = self.prompt_blindness.then_some(self.seed());
         let mut data = scoring.device.run(ScoreJob { args: scoring, model, rows, blindness })?;
         let scored: Vec<Scored<'_>> = data
             .groups

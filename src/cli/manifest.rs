@@ -11,6 +11,7 @@ use crate::data::tokenize::TokenizeReport;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
+use crate::files::path_json;
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{hash_entry, hashes, model_files, variables};
 use crate::{Error, Result};
@@ -60,7 +61,7 @@ impl ManifestFacts<'_> {
                 "threads": rayon::current_num_threads(),
                 "cpu_features": cpu_features(),
                 "variables": variables(),
-                "folder": std::env::current_dir().ok(),
+                "folder": std::env::current_dir().ok().map(|folder| path_json(&folder)),
             },
             "fingerprint": fingerprint,
         });
@@ -101,7 +102,7 @@ impl ManifestFacts<'_> {
         }
         if let Some(cache) = &setup.precompute {
             put("precompute_ref_batch_size", json!(cache.batch_groups));
-            put("ref_cache_dir", json!(cache.dir));
+            put("ref_cache_dir", path_json(&cache.dir));
         }
         put("objective", json!(setup.objective()));
         if setup.objective().builds() {

@@ -1,10 +1,12 @@
 //! `mapl sft`, `reward` and `dpo`: from arguments to a finished run.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::args::truth;
 use super::device::Job;
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, weights_hash};
+use super::inputs::config_files;
 use super::manifest::ManifestFacts;
 use super::output::{RunFolder, check_ids, same_file};
 use super::startup::Startup;
@@ -24,7 +26,7 @@ use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
-use crate::report::run::{REPORT_FILE, write_report};
+use crate::report::run::write_own_report;
 use crate::terminal::{complain, say, say_styled, shown};
 use crate::train::checkpoint;
 use crate::train::frozen::{CacheOptions, FrozenCache};
@@ -178,7 +180,8 @@ impl Job for TrainJob<'_> {
             say_styled(&startup.text()?);
         }
         let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
-        let _lock = folder.prepare(lock)?;
+        let lock = RefCell::new(folder.prepare(lock)?);
+        let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
             setup: &setup,
             device: B::NAME,
@@ -200,6 +203,7 @@ impl Job for TrainJob<'_> {
                 Some(PlannedMemory { planned_bytes: memory.total(), free_bytes: memory.available? })
             }),
             same_weights,
+            keep_folder: Some(&keep_folder),
             resume,
             fingerprint,
         };
@@ -224,8 +228,7 @@ impl Job for TrainJob<'_> {
 fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
     if settings.report_to.jsonl {
-        let dir = std::slice::from_ref(&settings.output_dir);
-        written = written.and_then(|()| write_report(dir, &settings.output_dir.join(REPORT_FILE)));
+        written = written.and_then(|()| write_own_report(&settings.output_dir));
     }
     if let Err(e) = written {
         complain(&format!("warning: {e}"));
@@ -469,27 +472,4 @@ impl<'a> TrainSetup<'a> {
         };
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
-}
-
-/// Existing configurations of a model folder, whose unknown keys are kept in the trained model.
-fn config_files(folder: &Path) -> Vec<PathBuf> {
-    let named = ["config.json", "generation_config.json"].map(|name| folder.join(name));
-    named.into_iter().filter(|path| path.exists()).collect()
-}
-
-/// Hash of the weight files of a model folder.
-fn weights_hash(folder: &Path) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
-    let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
-    if let Ok(files) = &mut files {
-        // Only regular files can hold weights; opening refuses those that a model names.
-        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors") && path.is_file());
-        files.sort_unstable();
-    }
-    let mut hash = blake3::Hasher::new();
-    for path in files.map_err(Error::io("list", folder))? {
-        let file = input::open(&path).map_err(input::model_error(&path))?;
-        hash.update_reader(file).map_err(Error::io("read", &path))?;
-    }
-    Ok(hash.finalize().to_hex()[..16].to_owned())
 }

@@ -376,10 +376,14 @@ impl Tokenizer {
 
 /// Reads the tokenizer files of a folder that exist.
 fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
-    let mut paths: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| input::is_named(file)).collect();
+    let mut paths: Vec<PathBuf> =
+        FILES.iter().map(|name| dir.join(name)).filter(|file| input::is_named(file)).collect();
     let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
     let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
     more.sort_unstable();
+    if let Some(unnamed) = more.iter().find(|path| path.to_str().is_none()) {
+        return Err(Error::model(unnamed, "has a name that is not UTF-8, which a checkpoint cannot record; rename it"));
+    }
     paths.extend(more);
     paths.into_iter().map(StoredFile::read).collect()
 }

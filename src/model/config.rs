@@ -16,7 +16,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config_json::{Keys, read_object, shown};
-use super::rope::{MAX_POSITIONS, RopeConfig};
+use super::rope::{self, RopeConfig};
 use crate::files::input::is_named;
 use crate::{Error, Result};
 
@@ -255,7 +255,7 @@ impl ModelConfig {
             qkv_bias: family == Family::Qwen2,
             tied: keys.flag_or("tie_word_embeddings", false)?,
             rope: RopeConfig::read(keys)?,
-            max_positions: keys.size_or("max_position_embeddings", family.default_positions(), MAX_POSITIONS)?,
+            max_positions: rope::read_positions(keys, family.default_positions())?,
             initializer_range: keys.number_or(
                 "initializer_range",
                 0.02,

@@ -204,7 +204,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let mut listed = BTreeMap::new();
     for (name, value) in weight_map {
         // A path could leave the folder, so a shard must be a plain file name.
-        let plain = |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "..";
+        let plain =
+            |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "." && *file != "..";
         let Some(file) = value.as_str().filter(plain) else {
             return Err(inner.refuse(name, value, "it must be the name of a file in this folder"));
         };

@@ -112,7 +112,8 @@ fn write_folder<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<()> {
     let state_dir = folder.join("state");
-    fs::create_dir_all(&state_dir).map_err(Error::io("create", &state_dir))?;
+    // The folder above was made at the start; it must not reappear unnoticed.
+    fs::create_dir(folder).and_then(|()| fs::create_dir(&state_dir)).map_err(Error::io("create", &state_dir))?;
     store::save(trainer.backend, &trainer.policy, folder)?;
     tokenizer.copy_to(folder)?;
     optimizer::save(trainer, &state_dir.join(OPTIMIZER_FILE))?;

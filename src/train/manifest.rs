@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use super::checkpoint;
-use crate::files::{input, json_text, write_atomic};
+use crate::files::{input, json_text, path_json, write_atomic};
 use crate::{Error, Result};
 
 /// Name of the manifest in a run folder.
@@ -57,7 +57,8 @@ impl Manifest {
         if let Some((checkpoint, step)) = resumed {
             // The previous manifest may be missing or damaged; only the checkpoint decides what is
             // resumed.
-            let before = input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let before =
+                input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
             let before = before.unwrap_or(Value::Null);
             if before["started"].is_number() {
                 started = before["started"].clone();
@@ -66,7 +67,7 @@ impl Manifest {
             resumes.push(json!({
                 "time": now,
                 "step": step,
-                "checkpoint": checkpoint,
+                "checkpoint": path_json(&checkpoint),
                 "command": value.get("command"),
                 "version": env!("CARGO_PKG_VERSION"),
                 "status_before": before.get("status"),
@@ -167,14 +168,14 @@ pub fn hashes(files: &[PathBuf]) -> Value {
     };
     let entry = |path: &PathBuf| match hash(path) {
         Ok((bytes, hash)) => hash_entry(path, bytes, &hash),
-        Err(e) => json!({ "path": path, "why_no_hash": e.to_string() }),
+        Err(e) => json!({ "path": path_json(path), "why_no_hash": e.to_string() }),
     };
     Value::Array(files.iter().map(entry).collect())
 }
 
 /// Entry of one hashed file.
 pub fn hash_entry(path: &Path, bytes: u64, hash: &blake3::Hash) -> Value {
-    json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() })
+    json!({ "path": path_json(path), "bytes": bytes, "blake3": hash.to_hex().as_str() })
 }
 
 /// Files of a model folder that define the model: `config.json` and every `.safetensors` file,

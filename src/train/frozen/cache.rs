@@ -49,6 +49,8 @@ pub struct FrozenCache {
     options: CacheOptions,
     file: CacheFile,
     refused: Option<String>,
+    /// Failed creation of the folder.
+    uncreated: Option<std::io::Error>,
     entries: Entries,
 }
 
@@ -88,18 +90,19 @@ impl FrozenCache {
         loss: &Loss,
         options: CacheOptions,
     ) -> Result<Self> {
-        std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
+        let uncreated = std::fs::create_dir_all(&options.dir).err();
         let weights = weights_hash(model, &config)?;
         let fingerprint = fingerprint(backend, &weights, (loss.scope, loss.reduce))?;
         let file = CacheFile::new(&options.dir, fingerprint, B::PRECISION.acc_bytes() as usize);
         let (entries, refused) = match file.read() {
+            _ if uncreated.is_some() => (Entries::new(), None),
             Found::Nothing => (Entries::new(), None),
             Found::Entries(entries) => (entries, None),
             Found::Refused(why) => (Entries::new(), Some(why)),
         };
         let pack = crate::train::pack_options(loss, config.vocab);
         let (model, reduce) = (model.to_path_buf(), loss.reduce);
-        Ok(Self { model, config, weights, pack, reduce, options, file, refused, entries })
+        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries })
     }
 
     /// Path of the cache file.
@@ -107,8 +110,14 @@ impl FrozenCache {
         self.file.path()
     }
 
-    /// Warning that the cache file could not be used.
+    /// Warning that the cache file could not be used, or that there is none.
     pub fn refusal(&self) -> Option<String> {
+        if let Some(why) = &self.uncreated {
+            let dir = self.options.dir.display();
+            return Some(format!(
+                "cannot create {dir} ({why}), so later runs must compute the reference's log-probs again"
+            ));
+        }
         self.refused.as_ref().map(|why| {
             format!("reference cache {} {why}; its log-probs are computed again", self.file.path().display())
         })
@@ -130,7 +139,9 @@ impl FrozenCache {
         let mut report = CacheReport { known: known.len(), computed: missing.len(), ..CacheReport::default() };
         if !missing.is_empty() {
             self.compute(backend, groups, missing)?;
-            report.write_error = self.file.merge(&self.entries).err();
+            if self.uncreated.is_none() {
+                report.write_error = self.file.merge(&self.entries).err();
+            }
         }
         report.seconds = began.elapsed().as_secs_f64();
         Ok(report)
