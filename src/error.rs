@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::terminal::shown;
+
 /// Result of every fallible function of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -35,7 +37,7 @@ pub enum Error {
     #[error("{0}")]
     Memory(String),
 
-    /// An operating-system call on a file failed (exit code 1).
+    /// An operating-system call on a file failed (exit code 1, or 7 for want of memory).
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
 
@@ -68,6 +70,7 @@ impl Error {
             Error::Device(_) => 5,
             Error::Model { .. } => 6,
             Error::Memory(_) => 7,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => 7,
             Error::Io { .. } | Error::Contract { .. } | Error::Runtime(_) => 1,
             Error::Stopped { signal, .. } => 128 + signal,
             Error::ReaderLeft => 0,
@@ -138,7 +141,7 @@ struct Row<'a>(Option<&'a str>);
 impl std::fmt::Display for Row<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Some(id) => write!(f, " (id {id})"),
+            Some(id) => write!(f, " (id {})", shown(id)),
             None => Ok(()),
         }
     }

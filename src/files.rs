@@ -5,13 +5,16 @@
 //! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
 //! ones of the same file, which a killed process has left.
 
+pub(crate) mod input;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::terminal::on_stdout;
+use crate::terminal::{complain, on_stdout};
 use crate::{Error, Result};
 
 /// Number of temporary files that this process has created.
@@ -83,21 +86,45 @@ pub struct Unfinished {
     _file: Option<File>,
 }
 
+/// Temporary files that this process may leave behind if it ends now.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the temporary files of this process, which is about to end. Those of a thread that is just
+/// naming one stay; the next writer removes them.
+pub(crate) fn remove_unfinished() {
+    if let Ok(unfinished) = UNFINISHED.try_lock() {
+        unfinished.iter().for_each(|path| drop(fs::remove_file(path)));
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Unfinished {
     /// Writes `path` under its temporary name through `write` and syncs it.
     pub fn write(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<Self> {
         if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
             remove_leftovers(parent(path), Some(name));
         }
-        let (temporary, file) = create_temporary(path)?;
-        // From here on the temporary file is this one's to remove.
-        let mut unfinished = Self { temporary, path: path.to_path_buf(), renamed: false, _file: None };
+        let (mut unfinished, file) = Self::create(path)?;
         let mut out = BufWriter::new(file);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| Error::io("write", path)(e.into_error()))?;
-        file.sync_all().map_err(Error::io("write", path))?;
+        match file.sync_all() {
+            Err(e) if !refuses_sync(&e) => return Err(Error::io("write", path)(e)),
+            _ => {}
+        }
         unfinished._file = Some(file);
         Ok(unfinished)
+    }
+
+    /// Creates the temporary file, which is removed on drop.
+    fn create(path: &Path) -> Result<(Self, File)> {
+        let mut list = unfinished();
+        let (temporary, file) = create_temporary(path)?;
+        list.push(temporary.clone());
+        Ok((Self { temporary, path: path.to_path_buf(), renamed: false, _file: None }, file))
     }
 
     /// Gives the file its name and replaces a file or link of that name. The caller syncs the
@@ -115,6 +142,7 @@ impl Drop for Unfinished {
             // A failed removal must not hide the first error.
             let _ = fs::remove_file(&self.temporary);
         }
+        unfinished().retain(|path| *path != self.temporary);
     }
 }
 
@@ -160,6 +188,11 @@ pub fn json_text(value: &serde_json::Value) -> String {
     format!("{value:#}\n")
 }
 
+/// A path as a JSON string. Bytes that are not UTF-8, which JSON cannot hold, become U+FFFD.
+pub(crate) fn path_json(path: &Path) -> serde_json::Value {
+    path.to_string_lossy().into()
+}
+
 /// Writes [`json_text`] as [`write_text`] writes.
 pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &json_text(value))
@@ -190,9 +223,63 @@ pub fn is_stdout(path: &Path) -> bool {
     ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
-/// Brings a file's content, or a folder's list of names, to the disk.
+/// Checks, before any work, that [`write_text`] can write to a path. A regular file is tried with a
+/// temporary file, which is removed; a pipe or device is opened when it is written.
+pub fn check_writable(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        _ if is_stdout(path) => Ok(()),
+        Ok(found) if !found.is_file() => Ok(()),
+        Ok(_) => check_temporary(&path.canonicalize().map_err(Error::io("write", path))?, path),
+        // A link without a target.
+        Err(e) if input::is_named(path) => Err(Error::io("write", path)(e)),
+        Err(_) => check_temporary(path, path),
+    }
+}
+
+/// Checks, before any work, that files can be written into a folder, which need not exist yet. Nothing
+/// is left behind.
+pub fn check_folder_writable(folder: &Path) -> Result<()> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|above| !above.exists()).collect();
+    let missing = &missing[..missing.len() - usize::from(missing.last() == Some(&Path::new("")))];
+    let created = fs::create_dir_all(folder).map_err(Error::io("create", folder));
+    let checked = created.and_then(|()| check_temporary(&folder.join("mapl"), folder));
+    for above in missing {
+        // Another process may have written into it by now.
+        let _ = fs::remove_dir(above);
+    }
+    checked
+}
+
+fn check_temporary(path: &Path, named: &Path) -> Result<()> {
+    match Unfinished::create(path) {
+        Ok(_) => Ok(()),
+        Err(Error::Io { source, .. }) => Err(Error::io("write", named)(source)),
+        Err(other) => Err(other),
+    }
+}
+
+/// Whether a sync failed because the file system or the rights of the process do not allow it, so that
+/// it says nothing about the content. A folder is opened for a sync; a folder of mode 711 can be used
+/// by others but not opened.
+fn refuses_sync(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
+}
+
+/// Brings a file's content, or a folder's list of names, to the disk. A place that cannot be synced
+/// is a warning, once per process: what was written there is complete, but a power cut may lose it.
 pub fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(Error::io("sync", path))
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    match File::open(path).and_then(|f| f.sync_all()) {
+        Err(e) if refuses_sync(&e) => {
+            if !WARNED.swap(true, Ordering::Relaxed) {
+                let path = path.display();
+                complain(&format!("warning: cannot sync {path} ({e}): a power cut may lose the last written files"));
+            }
+            Ok(())
+        }
+        done => done.map_err(Error::io("sync", path)),
+    }
 }
 
 /// Syncs the parent folder of `path`.
@@ -231,10 +318,10 @@ pub fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
     is.then_some("is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`, or download it again")
 }
 
-/// BLAKE3 hash of a file's content, in hexadecimal digits.
+/// BLAKE3 hash of a regular file's content, in hexadecimal digits.
 pub fn hash(path: &Path) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
+    hasher.update_reader(input::open(path)?)?;
     Ok(hasher.finalize().to_hex().to_string())
 }
 
@@ -310,6 +397,41 @@ mod tests {
         let new = folder.path().join("new");
         assert!(write_new_files(&new, &[("a", b"1"), ("no/b", b"2")]).is_err());
         assert!(!new.exists());
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_synced_is_no_error() {
+        // The file system of processes refuses to sync folders.
+        let folder = Path::new("/proc/self");
+        let refused = File::open(folder).and_then(|f| f.sync_all()).unwrap_err();
+        assert!(refuses_sync(&refused), "{refused}");
+        sync(folder).unwrap();
+        assert_eq!(sync(Path::new("/proc/self/none")).unwrap_err().exit_code(), 1);
+    }
+
+    #[test]
+    fn an_output_is_tried_without_a_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("old"), "kept").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+        let before = entries(folder.path()).unwrap().len();
+        for name in ["old", "new"] {
+            check_writable(&at(name)).unwrap();
+        }
+        for path in ["/dev/stdout", "/dev/null"] {
+            check_writable(Path::new(path)).unwrap();
+        }
+        check_folder_writable(&at("a/b")).unwrap();
+        check_folder_writable(folder.path()).unwrap();
+        for path in [at("dangling"), at("none/new"), "/proc/mapl.json".into()] {
+            let why = check_writable(&path).unwrap_err().to_string();
+            assert!(why.starts_with(&format!("cannot write {}", path.display())), "{why}");
+        }
+        for path in ["/proc/mapl/a".into(), at("old/a")] {
+            assert_eq!(check_folder_writable(&path).unwrap_err().exit_code(), 1);
+        }
+        assert_eq!((entries(folder.path()).unwrap().len(), fs::read(at("old")).unwrap()), (before, b"kept".to_vec()));
     }
 
     #[cfg(unix)]

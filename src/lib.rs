@@ -9,8 +9,9 @@
 //! evaluation, devices, checkpoints and kernels.
 //!
 //! # Modules in reading order
-//! - [`error`], [`rng`], [`terminal`], [`files`], `statistics`: the error type with its exit codes;
-//!   seeded random numbers; terminal output; atomic file writes; intervals of shares
+//! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its
+//!   exit codes; seeded random numbers; terminal output; files in and out; memory that is left;
+//!   intervals of shares
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
@@ -37,6 +38,7 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod loss;
+pub mod memory;
 pub mod model;
 pub mod optim;
 pub mod perf;

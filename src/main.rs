@@ -1,11 +1,48 @@
 //! The `mapl` binary: parses the command line, runs one command, and turns an error into a message
 //! and an exit code.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
 use mapl::cli::{Cli, args, run};
+use mapl::memory::allocation_failed;
 use mapl::terminal::{complain, on_stdout};
+
+/// The system's allocator. A failed allocation ends the process with exit code 7 instead of an abort,
+/// unless the caller handles it.
+struct Allocator;
+
+fn checked(allocated: *mut u8, bytes: usize) -> *mut u8 {
+    if allocated.is_null() {
+        allocation_failed(bytes);
+    }
+    allocated
+}
+
+// SAFETY: every call is passed on to the system's allocator with the caller's arguments, and so is
+// its result.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        checked(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        checked(unsafe { System.realloc(pointer, layout, bytes) }, bytes)
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() {
     std::process::exit(exit_code());
@@ -32,7 +69,7 @@ fn exit_code() -> i32 {
             return finished(on_stdout(|_| e.print()));
         }
     };
-    finished(run(cli, &command_line))
+    finished(args::check_text(&arguments, &cli.command).and_then(|()| run(cli, &command_line)))
 }
 
 /// Exit code of an outcome, after its message was printed.

@@ -1,19 +1,95 @@
-//! Lines on stdout and stderr, and whether they may be coloured.
+//! Lines on stdout and stderr, and whether they may be coloured. Text from files, such as row ids,
+//! tokens and file names, could recolour or clear a terminal, or reverse the order of a line. Every
+//! line for people is therefore printed as [`plain`] text; JSON keeps the true values.
 
+use std::borrow::Cow;
 use std::io::{Stdout, Write as _};
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Prints a line on stdout and ignores errors. The `print` macros would panic on a closed pipe; a
-/// run stopped by Ctrl-C, which also ends its pager, would then lose its last checkpoint.
+/// Most characters of a value that [`shown`] keeps.
+const SHOWN: usize = 200;
+
+/// Most characters of a message on stderr, and how many of them are its end, which has the advice.
+const MESSAGE: (usize, usize) = (4000, 1000);
+
+/// Whether a character acts on a terminal or on the order of the text instead of being seen.
+fn acts(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || c.is_control()
+}
+
+/// Text with control characters (except line breaks and tabs) and characters that set the direction
+/// of text written as `\u{1b}`.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let kept = |c: char| c == '\n' || c == '\t' || !acts(c);
+    if text.chars().all(kept) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if kept(c) { out.push(c) } else { out.extend(c.escape_unicode()) }
+    }
+    Cow::Owned(out)
+}
+
+/// A value from a file for a message: on one line, and cut after 200 characters with a count of all.
+pub fn shown(value: &str) -> String {
+    let mut out = String::new();
+    for c in value.chars().take(SHOWN) {
+        match c {
+            '\n' | '\t' | '\r' => out.extend(c.escape_default()),
+            c if acts(c) => out.extend(c.escape_unicode()),
+            c => out.push(c),
+        }
+    }
+    if value.len() > SHOWN {
+        let all = value.chars().count();
+        if all > SHOWN {
+            out += &format!("... ({all} characters)");
+        }
+    }
+    out
+}
+
+/// A message without the middle of a very long text.
+fn shortened(text: &str) -> Cow<'_, str> {
+    let (most, end) = MESSAGE;
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let all: Vec<char> = text.chars().collect();
+    if all.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let (start, end) = (&all[..most - end], &all[all.len() - end..]);
+    let left_out = all.len() - most;
+    let join = |part: &[char]| part.iter().collect::<String>();
+    Cow::Owned(format!("{} ... ({left_out} characters left out) ... {}", join(start), join(end)))
+}
+
+/// Prints a line of [`plain`] text on stdout and ignores errors. The `print` macros would panic on a
+/// closed pipe; a run stopped by Ctrl-C, which also ends its pager, would then lose its last
+/// checkpoint.
 pub fn say(text: &str) {
+    say_styled(&plain(text));
+}
+
+/// Like [`say`] for text with colours, whose other parts are already plain.
+pub fn say_styled(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Prints a line of a command's result on stdout. Unlike [`say`] it fails if the line cannot be
-/// written, and with [`Error::ReaderLeft`] if stdout is a pipe without a reader.
+/// Prints [`plain`] text of a command's result and a line break on stdout. Unlike [`say`] it fails
+/// if the text cannot be written, and with [`Error::ReaderLeft`] if stdout is a pipe without a
+/// reader.
 pub fn emit(text: &str) -> Result<()> {
+    emit_exactly(&plain(text))
+}
+
+/// Like [`emit`] for JSON, which keeps its values, and for text with colours.
+pub fn emit_exactly(text: &str) -> Result<()> {
     on_stdout(|out| writeln!(out, "{text}"))
 }
 
@@ -28,7 +104,33 @@ pub fn color() -> bool {
     std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Prints a line on stderr and ignores errors, like [`say`].
+/// Prints a message of [`plain`] text on stderr, without the middle of a very long one, and ignores
+/// errors, like [`say`].
 pub fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", shortened(&plain(text)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_that_act_on_a_terminal_are_written_out() {
+        assert_eq!(plain("a\n\tb é 鳥"), "a\n\tb é 鳥");
+        let acting = "a\u{1b}[2J\u{9b}1m\u{7f}\r\u{202e}b\u{2066}\u{200f}\0";
+        let text = r"a\u{1b}[2J\u{9b}1m\u{7f}\u{d}\u{202e}b\u{2066}\u{200f}\u{0}";
+        assert_eq!(plain(acting), text);
+        assert_eq!(shown("a\nb\u{1b}"), r"a\nb\u{1b}");
+    }
+
+    #[test]
+    fn long_values_and_messages_say_how_much_is_left_out() {
+        assert_eq!(shown(&"é".repeat(200)), "é".repeat(200));
+        assert_eq!(shown(&"é".repeat(201)), format!("{}... (201 characters)", "é".repeat(200)));
+        let message = format!("start{}; try this", "x".repeat(9000));
+        let short = shortened(&message);
+        assert!(short.starts_with("startx") && short.ends_with("x; try this"), "{short}");
+        let left_out = message.len() - MESSAGE.0;
+        assert!(short.contains(&format!("({left_out} characters left out)")), "{short}");
+    }
 }

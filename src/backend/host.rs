@@ -6,25 +6,19 @@ use bytemuck::allocation::try_zeroed_vec;
 
 use super::contract::expect_len;
 use super::{View, ViewMut};
+use crate::memory::handling_failure;
 use crate::{Error, Result};
 
 /// Allocates a zeroed vector. The memory comes zeroed from the system, so the unused part of a
 /// buffer for the largest batch costs nothing. Returns [`Error::Memory`] if the allocation fails.
 /// Sizes come from configurations and batches, so a user's input can cause this error.
 pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
-    try_zeroed_vec(len).map_err(|()| {
+    handling_failure(|| try_zeroed_vec(len)).map_err(|()| {
         let mib = len as f64 * size_of::<T>() as f64 / f64::from(1 << 20);
         Error::Memory(format!(
             "cannot allocate {mib:.0} MiB; choose a smaller model, or lower --per-device-train-batch-size or --max-length"
         ))
     })
-}
-
-/// Bytes of memory that the system can provide without swapping, if it reports them (Linux).
-pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Copies a slice to a view of equal length.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files::write_atomic;
+use crate::files::{input, write_text};
 use crate::{Error, Result};
 
 /// Version of the columns.
@@ -158,12 +158,13 @@ impl Row {
 /// completely or not at all.
 pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write {}: {e}", path.display()));
-    let bytes = if path.extension().is_some_and(|e| e == "json") {
-        serde_json::to_vec_pretty(rows).map_err(|e| failed(&e))?
+    let text = if path.extension().is_some_and(|e| e == "json") {
+        serde_json::to_string_pretty(rows).map_err(|e| failed(&e))?
     } else {
         let mut writer = csv::Writer::from_writer(Vec::new());
         rows.iter().try_for_each(|row| writer.serialize(row)).map_err(|e| failed(&e))?;
-        writer.into_inner().map_err(|e| failed(&e))?
+        let bytes = writer.into_inner().map_err(|e| failed(&e))?;
+        String::from_utf8(bytes).map_err(|e| failed(&e))?
     };
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(|source| Error::Io {
@@ -172,14 +173,14 @@ pub fn write(path: &Path, rows: &[Row]) -> Result<()> {
             source,
         })?;
     }
-    write_atomic(path, &bytes)
+    write_text(path, &text)
 }
 
 /// Reads and checks a record. [`Error::Data`] names the line of an error.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
+    let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
     if path.extension().is_some_and(|e| e == "json") {
         let rows: Vec<Row> = serde_json::from_str(&text).map_err(|e| wrong(e.line(), e.to_string()))?;
         for (at, row) in rows.iter().enumerate() {

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
 use super::Cli;
+use crate::{Error, Result};
 
 /// Normalises arguments. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
 /// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1`
@@ -39,6 +40,24 @@ fn spelled(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         }
     }
     all
+}
+
+/// Refuses arguments that are not UTF-8 in commands that record paths in JSON.
+pub fn check_text(arguments: &[OsString], command: &super::Command) -> Result<()> {
+    use super::Command::{Bench, Data, Env, Init, Report, Tokenizer, Watch};
+    use super::data::DataCommand;
+    let records = match command {
+        Data(data) => matches!(data, DataCommand::Check(_)),
+        Tokenizer(_) | Init(_) | Report(_) | Watch(_) | Bench(_) | Env(_) => false,
+        _ => true,
+    };
+    match arguments.iter().find(|argument| argument.to_str().is_none()) {
+        Some(argument) if records => Err(Error::Usage(format!(
+            "{}: this command records its arguments as UTF-8 text, and this one is not; rename the file or folder",
+            argument.display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Replaces `--flag true` by `--flag`, and removes `--flag false`, if the flag takes no value.

@@ -183,7 +183,7 @@ fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span])
         return Ok(());
     }
     let rows = &record.rows;
-    args.write(rows)?;
+    args.write(rows, true)?;
     see(rows, &record.spans)?;
     let count = |status| rows.iter().filter(|row| row.status == status).count();
     let measured = count(Status::Measured);
@@ -274,8 +274,10 @@ impl BenchArgs {
         self.check_selection()
     }
 
-    fn write(&self, rows: &[Row]) -> Result<()> {
-        self.output.iter().try_for_each(|path| row::write(path, rows))
+    /// Writes the rows so far. A pipe or device gets them once, when all are measured.
+    fn write(&self, rows: &[Row], all: bool) -> Result<()> {
+        let replaced = |path: &&PathBuf| all || path.is_file() || !path.exists();
+        self.output.iter().filter(replaced).try_for_each(|path| row::write(path, rows))
     }
 
     fn options(&self, cuda: bool, emulated: bool) -> BenchOptions {
@@ -408,7 +410,7 @@ impl BenchArgs {
             record.put(new);
             record.spans.extend(timed.map(|(from, to)| Span { from, to, rows: new.to_vec() }));
             // An interrupted run loses only the call it was measuring.
-            self.write(&[done.as_slice(), record.rows.as_slice()].concat())
+            self.write(&[done.as_slice(), record.rows.as_slice()].concat(), false)
         })?;
         (record.rows, record.earlier) = (done, earlier);
         if let Some(row) = measured.iter().find(|row| row.share.is_some_and(|share| share > 1.05)) {

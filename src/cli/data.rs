@@ -18,7 +18,7 @@ use crate::data::show::{ShowOptions, render};
 use crate::data::source::{FileReport, ReadOptions, SourceRow, read_files_with_reports};
 use crate::data::tokenize::{Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::files::write_text;
-use crate::terminal::{color, emit};
+use crate::terminal::{color, emit_exactly, plain};
 use crate::{Error, Result};
 
 /// Data command.
@@ -96,7 +96,7 @@ pub struct ShowCommand {
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(args) => build(&args).map(|_| ()),
-        DataCommand::Show(args) => emit(&shown(&args)?),
+        DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
     }
 }
@@ -156,7 +156,7 @@ fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) -> Result<()>
     Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
 }
 
-/// Text of `data show`: what was read, the groups, and what tokenization did.
+/// Plain text of `data show`, apart from its colours: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
     let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
@@ -167,11 +167,11 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     let (groups, report) = tokenize_rows_for(purpose, rows, &tokenizer, &args.tokenize)?;
     warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
     let options = ShowOptions { color: color(), ids: args.ids };
-    let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
-    parts.extend(tokenizer.notes().iter().map(|note| format!("note: {note}")));
+    let mut parts: Vec<String> = reports.iter().map(|report| plain(&report.to_string()).into_owned()).collect();
+    parts.extend(tokenizer.notes().iter().map(|note| plain(&format!("note: {note}")).into_owned()));
     for group in &groups {
         parts.push(render(group, &tokenizer, options)?);
     }
-    parts.push(report.to_string());
+    parts.push(plain(&report.to_string()).into_owned());
     Ok(parts.join("\n"))
 }

@@ -12,7 +12,7 @@ use crate::data::source::{ReadOptions, read_files_leniently};
 use crate::data::tokenize::TokenizeOptions;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
-use crate::terminal::emit;
+use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `data check`.
@@ -84,7 +84,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     if let Some(output) = &args.output {
         write_json(output, &value)?;
     }
-    match emit(&if args.json { format!("{value:#}") } else { report.to_string().trim_end().to_owned() }) {
+    match if args.json { emit_exactly(&format!("{value:#}")) } else { emit(report.to_string().trim_end()) } {
         // The verdict on the data stays the exit code.
         Err(Error::ReaderLeft) => {}
         printed => printed?,

@@ -14,7 +14,7 @@ use crate::backend::kernels::launchers::RESOURCES;
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
-use crate::terminal::emit;
+use crate::terminal::{emit, emit_exactly};
 
 /// Arguments of `env`.
 #[derive(Args, Clone, Debug)]
@@ -36,7 +36,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
             "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
             "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
         });
-        return emit(&format!("{value:#}"));
+        return emit_exactly(&format!("{value:#}"));
     }
     let mut lines = Vec::new();
     let mut say = |line: String| lines.push(line);

@@ -18,7 +18,7 @@ use crate::eval::statistics::Resampling;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::{complain, emit};
+use crate::terminal::{complain, emit, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -61,9 +61,9 @@ struct MeasureArgs {
     /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
     #[arg(long, default_value_t = 1000, value_parser = resamples)]
     bootstrap: usize,
-    /// Seed of the resamples and of shuffled prompts
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    /// Seed of the resamples and of shuffled prompts [default: 42]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Also score pairs with empty and with exchanged prompts; up to three times the work on
     /// ordinary pairs
     #[arg(long)]
@@ -92,6 +92,7 @@ fn resamples(text: &str) -> Result<usize, String> {
 /// Runs `mapl eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
+        None if args.measure.json => emit_exactly(&measure(args)?.0),
         None => emit(&measure(args)?.0),
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
@@ -115,6 +116,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     if args.input.is_empty() {
         return Err(Error::Usage("give the held-out groups or pairs with --input".into()));
     }
+    args.check_seed()?;
     args.check_output("--model", std::slice::from_ref(model))?;
     let rows = args.scoring.read_rows(&args.input, &[model])?;
     let settings = args.settings()?;
@@ -161,6 +163,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     } else if args.input.is_empty() {
         return Err(Error::Usage("a model folder needs the data to compare it on; give --input".into()));
     }
+    args.check_seed()?;
     args.check_output("a compared model or result", sides)?;
     let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
     let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models)? };
@@ -217,7 +220,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         }
     }
     if args.json {
-        return emit(&format!("{value:#}"));
+        return emit_exactly(&format!("{value:#}"));
     }
     lines.extend(remarks);
     lines.push(table::comparison_table(&comparison, [&names[0], &names[1]]));
@@ -226,7 +229,17 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 
 impl MeasureArgs {
     fn resampling(&self) -> Resampling {
-        Resampling { resamples: self.bootstrap, seed: self.seed }
+        Resampling { resamples: self.bootstrap, seed: self.seed() }
+    }
+
+    fn seed(&self) -> u64 {
+        self.seed.unwrap_or(42)
+    }
+
+    /// Refuses a seed if nothing is drawn.
+    fn check_seed(&self) -> Result<()> {
+        let unused = self.seed.is_some() && self.bootstrap == 0 && !self.prompt_blindness;
+        refuse_given(&[("--seed", unused)], "without resamples (--bootstrap 0) and without --prompt-blindness")
     }
 
     /// Checks the output file; `models` are the folders or result files of the flag.
@@ -247,7 +260,7 @@ impl MeasureArgs {
         rows: Vec<SourceRow>,
         settings: &Settings,
     ) -> Result<(ScoredData, Evaluation)> {
-        let blindness = self.prompt_blindness.then_some(self.seed);
+        let blindness = self.prompt_blindness.then_some(self.seed());
         let mut data = scoring.device.run(ScoreJob { args: scoring, model, rows, blindness })?;
         let scored: Vec<Scored<'_>> = data
             .groups

@@ -2,13 +2,17 @@
 //! consists of named settings and of hashes of the inputs. Settings that change no update, such as
 //! cadence and output, are not part of it.
 
+use std::path::Path;
+
 use super::train::TrainSetup;
 use crate::data::template::frozen_date;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
+use crate::files::input;
 use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint::LENGTH_KEY;
+use crate::{Error, Result};
 
 /// Number of digits of a stored hash.
 const DIGITS: usize = 16;
@@ -132,4 +136,21 @@ fn groups_hash(groups: &[TokenizedGroup]) -> String {
         hash.update(format!("{:?}", group.comparisons).as_bytes());
     }
     short(&hash)
+}
+
+/// Hash of the weight files of a model folder.
+pub(super) fn weights_hash(folder: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
+    let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
+    if let Ok(files) = &mut files {
+        // Only regular files can hold weights; opening refuses those that a model names.
+        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors") && path.is_file());
+        files.sort_unstable();
+    }
+    let mut hash = blake3::Hasher::new();
+    for path in files.map_err(Error::io("list", folder))? {
+        let file = input::open(&path).map_err(input::model_error(&path))?;
+        hash.update_reader(file).map_err(Error::io("read", &path))?;
+    }
+    Ok(hash.finalize().to_hex()[..16].to_owned())
 }

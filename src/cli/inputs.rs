@@ -101,6 +101,12 @@ fn files_of(input: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Existing configurations of a model folder, whose unknown keys are kept in the trained model.
+pub(super) fn config_files(folder: &Path) -> Vec<PathBuf> {
+    let named = ["config.json", "generation_config.json"].map(|name| folder.join(name));
+    named.into_iter().filter(|path| path.exists()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

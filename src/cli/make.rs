@@ -14,6 +14,8 @@ use crate::backend::cpu::Cpu;
 use crate::data::source::{self, ColumnMap, ReadOptions};
 use crate::data::tokenizer::pad::choose;
 use crate::data::tokenizer::{FILES, Tokenizer, train_bpe};
+use crate::error::refuse_given;
+use crate::files::input;
 use crate::model::config::{Head, ModelConfig};
 use crate::model::{presets, store};
 use crate::terminal::say;
@@ -63,10 +65,14 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     check_new_folder(&args.output_dir, &["tokenizer.json"])?;
     let written = FILES.map(|name| args.output_dir.join(name));
     Inputs::default().with("--input", &args.input).spare(("--output-dir", &args.output_dir), &written)?;
+    let with_rows = args.input.iter().map(|path| holds_rows(path)).collect::<Result<Vec<_>>>()?;
+    if !with_rows.contains(&true) {
+        refuse_given(&[("--column-map", args.column_map != ColumnMap::default())], "on plain text")?;
+    }
     let options = ReadOptions { column_map: args.column_map.clone(), ..ReadOptions::default() };
     let mut texts = Vec::new();
-    for path in &args.input {
-        texts.extend(read_texts(path, &options)?);
+    for (path, rows) in args.input.iter().zip(with_rows) {
+        texts.extend(if rows { source::read_texts(&[path.clone()], &options)? } else { read_lines(path)? });
     }
     let count = texts.len();
     let mut tokenizer = train_bpe(texts.into_iter(), args.vocab_size)?;
@@ -77,14 +83,8 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     Ok(())
 }
 
-/// Texts of rows of any supported format, or the lines of a plain text file.
-fn read_texts(path: &Path, options: &ReadOptions) -> Result<Vec<String>> {
-    if path.is_dir() {
-        return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
-    }
-    if holds_rows(path)? {
-        return source::read_texts(&[path.to_path_buf()], options);
-    }
+/// Lines of a plain text file that are not blank.
+fn read_lines(path: &Path) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     for (i, line) in open(path)?.lines().enumerate() {
         let line = line.map_err(|e| Error::data(path, i + 1, None, format!("cannot be read as UTF-8 text: {e}")))?;
@@ -99,13 +99,21 @@ fn read_texts(path: &Path, options: &ReadOptions) -> Result<Vec<String>> {
 }
 
 /// Whether a file holds JSON rows, by its extension or, for other extensions, by its first
-/// character.
+/// character. A pipe has lost its first character once it was looked at, so it needs an extension.
 fn holds_rows(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     match name.rsplit_once('.').map(|(_, extension)| extension) {
         Some("txt" | "md" | "text") => Ok(false),
         Some("json" | "jsonl" | "ndjson") => Ok(true),
+        _ if path.exists() && !path.is_file() => {
+            let why = "is not a regular file, so rows cannot be told from plain text; name a file that ends in .jsonl \
+                       or .txt";
+            Err(Error::data(path, 0, None, why))
+        }
         _ => {
             let mut reader = open(path)?;
             let start = reader.fill_buf().map_err(Error::io("read", path))?;
@@ -133,6 +141,7 @@ pub fn init(args: &InitArgs) -> Result<()> {
         .with("--tokenizer", [&args.tokenizer])
         .spare(("--output-dir", &args.output_dir), &written_by_run(&args.output_dir)?)?;
     let mut tokenizer = Tokenizer::load(&args.tokenizer)?;
+    tokenizer.check_copied()?;
     let config = match (&args.preset, &args.config) {
         (Some(name), _) => fit_vocabulary(presets::config(name)?, &tokenizer)?,
         (None, Some(path)) => {
@@ -181,8 +190,8 @@ fn init_pad(config: &ModelConfig, tokenizer: &mut Tokenizer) -> Result<Option<u3
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    match serde_json::from_str(&text) {
+    let bytes = input::read_once(path, input::MAX_CONFIG).map_err(input::model_error(path))?;
+    match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) => ModelConfig::from_json(map, path),
         Ok(_) => Err(Error::model(path, "is not a JSON object")),
         Err(e) => Err(Error::model(path, format!("is not JSON: {e}"))),

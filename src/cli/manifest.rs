@@ -12,6 +12,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::pad::PadChoice;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
+use crate::files::path_json;
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{hash_entry, hashes, model_files, variables};
 use crate::{Error, Result};
@@ -63,7 +64,7 @@ impl ManifestFacts<'_> {
                 "threads": rayon::current_num_threads(),
                 "cpu_features": cpu_features(),
                 "variables": variables(),
-                "folder": std::env::current_dir().ok(),
+                "folder": std::env::current_dir().ok().map(|folder| path_json(&folder)),
             },
             "fingerprint": fingerprint,
         });
@@ -110,7 +111,7 @@ impl ManifestFacts<'_> {
         }
         if let Some(cache) = &setup.precompute {
             put("precompute_ref_batch_size", json!(cache.batch_groups));
-            put("ref_cache_dir", json!(cache.dir));
+            put("ref_cache_dir", path_json(&cache.dir));
         }
         put("objective", json!(setup.objective()));
         if setup.objective().builds() {

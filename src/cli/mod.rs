@@ -51,8 +51,9 @@ mod watch;
 
 use clap::{Parser, Subcommand};
 
-use crate::Result;
 use crate::loss::objective::Method;
+use crate::train::signals::Signals;
+use crate::{Error, Result};
 
 /// Preference training of transformers with multi-level aware preference learning.
 #[derive(Parser, Debug)]
@@ -103,8 +104,28 @@ pub enum Command {
     Env(env::EnvArgs),
 }
 
+/// Starts the threads of parallel work. They would otherwise start at their first use, and a failure
+/// would panic.
+fn start_threads() -> Result<()> {
+    use std::error::Error as _;
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        // Only a failed start has a source; else the threads were started before.
+        Err(e) if e.source().is_some() => Err(Error::Runtime(format!(
+            "cannot start the threads of parallel work: {e}; a limit of threads or memory is reached (`ulimit -u`, \
+             `ulimit -v`, that of the container): raise it, or lower the environment variable RAYON_NUM_THREADS"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Runs a command.
 pub fn run(cli: Cli, command_line: &str) -> Result<()> {
+    if !matches!(cli.command, Command::Watch(_)) {
+        start_threads()?;
+        // Until a training loop defers them, stop signals end the process at once, and its temporary
+        // files are removed.
+        Signals::listen()?;
+    }
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Tokenizer(args) => make::tokenizer(&args),

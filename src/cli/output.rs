@@ -7,16 +7,16 @@ use super::inputs::Inputs;
 use super::run_lock::{LOCK_FILE, RunLock};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
-use crate::files::{entries, is_stdout, sync_parent};
+use crate::files::{check_folder_writable, check_writable, entries, is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, say, shown};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
 use crate::{Error, Result};
 
-/// Refuses to write the file `output` of `flag` over an input, over a folder, or into a folder that
-/// does not exist.
+/// Refuses to write the file `output` of `flag` over an input, over a folder, into a folder that does
+/// not exist, or to a place that cannot be written.
 pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     let refuse = |why: &str| Err(Error::Usage(format!("cannot write {}: {why}", output.display())));
     if output.is_dir() {
@@ -25,7 +25,7 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     inputs.spare((flag, output), &[output.to_path_buf()])?;
     match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
-        _ => Ok(()),
+        _ => check_writable(output),
     }
 }
 
@@ -39,13 +39,13 @@ pub fn remark(output: &Path, text: &str) {
     if is_stdout(output) { complain(text) } else { say(text) }
 }
 
-/// Refuses to make a model or a tokenizer in a folder that already holds one.
+/// Refuses to make a model or a tokenizer in a folder that already holds one, or cannot be written.
 pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
     }
     match files.iter().find(|name| dir.join(name).exists()) {
-        None => Ok(()),
+        None => check_folder_writable(dir),
         Some(name) => Err(Error::Usage(format!(
             "--output-dir {} already holds {name}; name another folder or remove it first",
             dir.display()
@@ -88,7 +88,10 @@ impl RunFolder<'_> {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
         }
-        let lock = if dir.is_dir() { Some(RunLock::take(dir)?) } else { None };
+        let lock = match dir.is_dir() {
+            true => Some(RunLock::take(dir)?),
+            false => check_folder_writable(dir).map(|()| None)?,
+        };
         self.check_contents().map(|()| lock)
     }
 
@@ -169,7 +172,7 @@ pub fn check_ids(groups: &[TokenizedGroup], folder: &Path, vocab: usize) -> Resu
                 format!(
                     "the tokenizer gives row {} the token id {id}, but the model's vocabulary has {vocab} entries; \
                      tokenizer and model of this folder do not belong together",
-                    group.group.id
+                    shown(&group.group.id)
                 ),
             ));
         }

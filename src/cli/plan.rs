@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::model::presets;
 use crate::study::plan::{GpuRates, StepPlan, Workload};
-use crate::terminal::emit;
+use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `bench --plan`. The other flags of `bench` conflict with this group.
@@ -63,7 +63,7 @@ impl StepPlanArgs {
             true => {
                 let text =
                     serde_json::to_string_pretty(&plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))?;
-                emit(&text)
+                emit_exactly(&text)
             }
             false => emit(&plan.text()),
         }

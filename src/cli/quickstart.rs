@@ -17,7 +17,7 @@ use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
 use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary};
 use crate::report::{quickstart_report, quickstart_table};
-use crate::terminal::say;
+use crate::terminal::{say, say_styled};
 use crate::train::metrics::{KindTally, Tally};
 use crate::train::run;
 use crate::train::signals::Signals;
@@ -225,7 +225,7 @@ impl Quickstart<'_> {
             1,
         ];
         if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
-            say(&data::shown(&args)?);
+            say_styled(&data::shown(&args)?);
         }
         let rows = [("pairs to train on", TRAIN_ROWS), ("held-out pairs", TEST_ROWS), ("vocabulary", VOCAB_SIZE)];
         self.summary.data.push(DataTable {

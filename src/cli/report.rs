@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::inputs::Inputs;
 use super::output::{check_output, remark};
+use crate::files::check_writable;
 use crate::report::run::{MAX_RUNS, REPORT_FILE, write_report};
 use crate::{Error, Result};
 
@@ -34,7 +35,9 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let inputs = Inputs::default().with("a run", &args.runs);
     match &args.output {
         Some(output) => check_output("--output", output, &inputs)?,
-        None => inputs.spare(("the report", &output), std::slice::from_ref(&output))?,
+        None => inputs
+            .spare(("the report", &output), std::slice::from_ref(&output))
+            .and_then(|()| check_writable(&output))?,
     }
     write_report(&args.runs, &output)?;
     remark(&output, &format!("report in {}", output.display()));

@@ -7,6 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// Name of the lock file; it holds the process id.
@@ -37,7 +38,11 @@ impl RunLock {
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(in_use(dir, &mut file)),
-                Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                Err(TryLockError::Error(e)) if has_no_locks(&e) => {
+                    complain(&format!(
+                        "warning: {} cannot be locked ({e}); do not start another run in this folder",
+                        dir.display()
+                    ));
                     return Ok(Self { path, file: None });
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
@@ -55,15 +60,54 @@ impl RunLock {
     }
 }
 
+impl RunLock {
+    /// Makes sure that the folder still has this lock. A folder without its lock is locked again, and
+    /// a removed folder made again; the warning to print says so. [`Error::Runtime`] if another run
+    /// has taken the folder.
+    pub fn keep(&mut self, dir: &Path) -> Result<Option<String>> {
+        let held = match &self.file {
+            Some(file) => is_at(file, &self.path),
+            None => dir.is_dir(),
+        };
+        if held {
+            return Ok(None);
+        }
+        let removed = !dir.exists();
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        match Self::take(dir) {
+            Ok(lock) => *self = lock,
+            Err(Error::Usage(_)) => {
+                return Err(Error::Runtime(format!(
+                    "the output folder {} was replaced, and another run writes into it now; this run ends without \
+                     writing there",
+                    dir.display()
+                )));
+            }
+            Err(other) => return Err(other),
+        }
+        let what = if removed { "was removed; it is made again, without what it held" } else { "lost its run.lock" };
+        Ok(Some(format!("the output folder {} {what}", dir.display())))
+    }
+}
+
 impl Drop for RunLock {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // The lock is still held, so the file belongs to this run. A file that stays behind
-            // does no harm.
-            let _ = fs::remove_file(&self.path);
+            // A replaced folder may have the lock of another run. A file that stays behind does no
+            // harm.
+            if is_at(&file, &self.path) {
+                let _ = fs::remove_file(&self.path);
+            }
             drop(file);
         }
     }
+}
+
+/// Whether a lock failed because the file system has none, as a network file system without its lock
+/// service.
+fn has_no_locks(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput)
+        || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP))
 }
 
 /// Whether an open file is the one now at `path`.
@@ -89,6 +133,36 @@ fn in_use(dir: &Path, file: &mut File) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_told_from_a_failure() {
+        for code in [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP, libc::EINVAL] {
+            assert!(has_no_locks(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        assert!(!has_no_locks(&io::Error::from_raw_os_error(libc::EIO)));
+    }
+
+    #[test]
+    fn a_removed_folder_is_made_again_and_a_replaced_one_refused() {
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("out");
+        fs::create_dir(&dir).unwrap();
+        let mut lock = RunLock::take(&dir).unwrap();
+        assert_eq!(lock.keep(&dir).unwrap(), None);
+        fs::remove_dir_all(&dir).unwrap();
+        let warning = lock.keep(&dir).unwrap().unwrap();
+        assert!(warning.contains("was removed; it is made again"), "{warning}");
+        assert_eq!(RunLock::take(&dir).unwrap_err().exit_code(), 2);
+        fs::remove_dir_all(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let other = RunLock::take(&dir).unwrap();
+        let why = lock.keep(&dir).unwrap_err();
+        assert!(why.exit_code() == 1 && why.to_string().contains("another run writes into it"), "{why}");
+        // The lock of the other run stays.
+        drop(lock);
+        assert!(dir.join(LOCK_FILE).exists());
+        drop(other);
+    }
 
     #[test]
     fn a_folder_is_locked_once_and_free_again() {

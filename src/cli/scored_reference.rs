@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::files::input;
 use crate::train::manifest::{self, hashes, model_files};
 use crate::{Error, Result};
 
@@ -42,7 +43,7 @@ impl ScoredReference {
             None => {}
         }
         let Some(run) = run_file(model) else { return Ok(Self::Unrecorded) };
-        let text = std::fs::read(&run).map_err(Error::io("read", &run))?;
+        let text = input::read(&run, input::MAX_CONFIG).map_err(input::model_error(&run))?;
         let run: Value = serde_json::from_slice(&text).map_err(|e| {
             let why = format!("is damaged, so the reference is not known: {e}; give --ref-model FOLDER or none");
             Error::model(&run, why)
@@ -119,7 +120,7 @@ impl ScoredReference {
 
     /// Reads a result of `eval --output`; `None` for a reward model, or a result that does not say.
     pub fn read(result: &Path) -> Result<Option<Self>> {
-        let text = std::fs::read(result).map_err(Error::io("read", result))?;
+        let text = input::read(result, input::MAX_RECORD).map_err(input::data_error(result))?;
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         let folder = value["reference"].as_str().map(PathBuf::from);
         let unnamed = PathBuf::from("model");
@@ -139,12 +140,12 @@ impl ScoredReference {
 /// The `run.json` of the run that wrote a model folder: in it, or above it for a checkpoint.
 pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
     let own = model.join(manifest::FILE);
-    if own.is_file() {
+    if input::is_named(&own) {
         return Some(own);
     }
     let real = model.canonicalize().ok()?;
     let checkpoint = real.file_name()?.to_string_lossy().starts_with("checkpoint-");
-    Some(real.parent()?.join(manifest::FILE)).filter(|above| checkpoint && above.is_file())
+    Some(real.parent()?.join(manifest::FILE)).filter(|above| checkpoint && input::is_named(above))
 }
 
 /// Whether a folder holds exactly the model files whose hashes are recorded, or none are recorded.

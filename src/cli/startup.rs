@@ -15,7 +15,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
 use crate::model::config::ModelConfig;
-use crate::terminal::color;
+use crate::terminal::{color, plain};
 use crate::train::memory::MemoryPlan;
 
 /// The run to describe.
@@ -36,7 +36,7 @@ pub(super) struct Startup<'a> {
 }
 
 impl Startup<'_> {
-    /// The table and the examples.
+    /// The table and the examples, as plain text apart from the colours of the examples.
     pub fn text(&self) -> Result<String> {
         let mut out = String::new();
         for (name, value) in self.settings() {
@@ -51,6 +51,7 @@ impl Startup<'_> {
         for note in self.config.notes.iter().chain(self.tokenizer.notes()) {
             line(&mut out, "note", note);
         }
+        let mut out = plain(&out).into_owned();
         let examples = render_examples(self.groups, self.tokenizer, ShowOptions { color: color(), ids: false })?;
         let _ = write!(out, "\nexamples, trained tokens marked\n{}", examples.trim_end());
         Ok(out)

@@ -16,7 +16,7 @@ use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::rates::{BenchBackend, Rates};
 use crate::bench::row::Status;
-use crate::files::{write_json, write_text};
+use crate::files::{check_folder_writable, json_text, write_atomic};
 use crate::loss::objective::Method;
 use crate::perf::hardware::Meter;
 use crate::perf::hardware::gpu::GpuMeter;
@@ -101,6 +101,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let folder = args.folder()?;
     args.train.spare_inputs()?;
     args.train.inputs().spare(("--study-dir", &folder), &FILES.map(|name| folder.join(name)))?;
+    check_folder_writable(&folder)?;
     let place = RunDevice::of(args.train.device)?;
     let facts = args.facts(method, command_line, &place);
     let before = place.rates()?;
@@ -129,8 +130,8 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let study = Study::new(facts, ended, rates, seen, readings);
     let value = serde_json::to_value(&study).map_err(|e| Error::Runtime(format!("cannot write a study: {e}")));
     let written = value
-        .and_then(|value| write_json(&folder.join(FILES[0]), &value))
-        .and_then(|()| write_text(&folder.join(FILES[1]), &page::html(&study)));
+        .and_then(|value| write_atomic(&folder.join(FILES[0]), json_text(&value).as_bytes()))
+        .and_then(|()| write_atomic(&folder.join(FILES[1]), page::html(&study).as_bytes()));
     match (outcome, written) {
         (Ok(_), Ok(())) => {
             say(&format!("study in {}", folder.join(FILES[1]).display()));
@@ -157,6 +158,7 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
     }
     let written = FILES.map(|name| args.study_dir.join(name));
     args.bench.inputs().spare(("--study-dir", &args.study_dir), &written)?;
+    check_folder_writable(&args.study_dir)?;
     let uuid = RunDevice::of(DeviceArgs { device: args.bench.first_device(), dtype: None })?.uuid;
     let has_gpu = uuid.is_some();
     std::fs::create_dir_all(&args.study_dir).map_err(Error::io("create", &args.study_dir))?;
@@ -169,8 +171,8 @@ fn benchmark(args: &BenchStudyArgs, command_line: &str) -> Result<()> {
         let outcome = failed.map_or("finished".into(), |row| format!("{} failed: {}", row.op, row.note));
         let study = BenchStudy::new(command_line, args.sample_interval, outcome, rows, spans, readings);
         let value = serde_json::to_value(&study).map_err(|e| Error::Runtime(format!("cannot write a study: {e}")))?;
-        write_json(&args.study_dir.join(FILES[0]), &value)?;
-        write_text(&args.study_dir.join(FILES[1]), &study.html())?;
+        write_atomic(&args.study_dir.join(FILES[0]), json_text(&value).as_bytes())?;
+        write_atomic(&args.study_dir.join(FILES[1]), study.html().as_bytes())?;
         say(&format!("study in {}", args.study_dir.join(FILES[1]).display()));
         Ok(())
     })

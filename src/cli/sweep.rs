@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::inputs::Inputs;
-use crate::files::{write_atomic, write_json, write_text};
+use crate::files::{check_folder_writable, input, json_text, write_atomic};
 use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, csv, finished_study};
 use crate::study::sweep::page;
@@ -37,6 +37,7 @@ const POINT_FILES: [&str; 5] = ["study.json", "command.json", "hw.jsonl", "repor
 pub fn run(args: &SweepArgs) -> Result<()> {
     let grid = Grid::read(&args.file)?;
     args.spare_inputs(&grid)?;
+    check_folder_writable(&args.output_dir)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
     let mut outcomes = Vec::new();
     for (at, point) in grid.points.iter().enumerate() {
@@ -108,7 +109,7 @@ impl SweepArgs {
         if study.exists() {
             std::fs::remove_file(&study).map_err(Error::io("remove", &study))?;
         }
-        write_json(&folder.join("command.json"), &json!(words))?;
+        write_atomic(&folder.join("command.json"), json_text(&json!(words)).as_bytes())?;
         let output = Command::new(program).args(words).stdin(Stdio::null()).output();
         let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
         if !self.keep_runs {
@@ -123,7 +124,7 @@ impl SweepArgs {
             let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
             return Ok(Outcome::failed(point, why));
         }
-        let bytes = std::fs::read(&study).map_err(Error::io("read", &study))?;
+        let bytes = input::read(&study, input::MAX_RECORD).map_err(input::data_error(&study))?;
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::Runtime(format!("{} is damaged: {e}", study.display())))?;
         Ok(Outcome::of(point, &value))
@@ -132,7 +133,7 @@ impl SweepArgs {
     fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
         write_atomic(&self.output_dir.join("sweep.csv"), &csv(grid, outcomes)?)?;
         let value = json!({ "schema": 1, "method": grid.method, "axes": grid.axes, "points": outcomes });
-        write_json(&self.output_dir.join("sweep.json"), &value)?;
-        write_text(&self.output_dir.join("report.html"), &page::html(grid, outcomes))
+        write_atomic(&self.output_dir.join("sweep.json"), json_text(&value).as_bytes())?;
+        write_atomic(&self.output_dir.join("report.html"), page::html(grid, outcomes).as_bytes())
     }
 }

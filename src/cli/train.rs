@@ -1,10 +1,12 @@
 //! `mapl sft`, `reward` and `dpo`: from arguments to a finished run.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::args::truth;
 use super::device::Job;
-use super::fingerprint::Fingerprint;
+use super::fingerprint::{Fingerprint, weights_hash};
+use super::inputs::config_files;
 use super::manifest::ManifestFacts;
 use super::output::{RunFolder, check_ids, same_file, warn};
 use super::startup::Startup;
@@ -14,19 +16,20 @@ use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
 use crate::data::pack::{ComparisonOptions, GroupSizes};
-use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports, read_sft_files};
+use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports, read_sft_files, refuse_pipe_named_twice};
 use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokenizer::pad::PadChoice;
+use crate::files::input;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
-use crate::report::run::{REPORT_FILE, write_report};
-use crate::terminal::{complain, say};
+use crate::report::run::write_own_report;
+use crate::terminal::{complain, say, say_styled, shown};
 use crate::train::checkpoint;
 use crate::train::frozen::{CacheOptions, FrozenCache};
 use crate::train::manifest::Manifest;
@@ -122,6 +125,8 @@ impl Job for TrainJob<'_> {
         let config = ModelConfig::read(&setup.args.model)?;
         let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
         let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
+        tokenizer.check_copied()?;
+        input::check_copied(&setup.args.model, &config_files(&setup.args.model))?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
@@ -178,10 +183,11 @@ impl Job for TrainJob<'_> {
                 memory: memory.as_ref(),
                 tokenizer: &tokenizer,
             };
-            say(&startup.text()?);
+            say_styled(&startup.text()?);
         }
         let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
-        let _lock = folder.prepare(lock)?;
+        let lock = RefCell::new(folder.prepare(lock)?);
+        let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
             setup: &setup,
             device: B::NAME,
@@ -204,6 +210,7 @@ impl Job for TrainJob<'_> {
                 Some(PlannedMemory { planned_bytes: memory.total(), free_bytes: memory.available? })
             }),
             same_weights,
+            keep_folder: Some(&keep_folder),
             resume,
             fingerprint,
         };
@@ -228,8 +235,7 @@ impl Job for TrainJob<'_> {
 fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
     if settings.report_to.jsonl {
-        let dir = std::slice::from_ref(&settings.output_dir);
-        written = written.and_then(|()| write_report(dir, &settings.output_dir.join(REPORT_FILE)));
+        written = written.and_then(|()| write_own_report(&settings.output_dir));
     }
     if let Err(e) = written {
         complain(&format!("warning: {e}"));
@@ -305,6 +311,7 @@ impl<'a> TrainSetup<'a> {
             }
             Ok(rows)
         };
+        refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
         let train = read(&self.args.train_file)?;
         Ok((train, read(&self.args.eval_file)?))
     }
@@ -418,7 +425,8 @@ impl<'a> TrainSetup<'a> {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
         }
         if !ignored.is_empty() {
-            self.print(&format!("not used from {}: {}", start.display(), ignored.join(", ")));
+            let names: Vec<String> = ignored.iter().map(|name| shown(name)).collect();
+            self.print(&format!("not used from {}: {}", start.display(), names.join(", ")));
         }
         let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
         let same = same_file(folder, start);
@@ -480,20 +488,4 @@ impl<'a> TrainSetup<'a> {
         };
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
-}
-
-/// Hash of the weight files of a model folder.
-fn weights_hash(folder: &Path) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
-    let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
-    if let Ok(files) = &mut files {
-        files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
-        files.sort_unstable();
-    }
-    let mut hash = blake3::Hasher::new();
-    for path in files.map_err(Error::io("list", folder))? {
-        let file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
-        hash.update_reader(file).map_err(Error::io("read", &path))?;
-    }
-    Ok(hash.finalize().to_hex()[..16].to_owned())
 }

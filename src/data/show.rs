@@ -10,6 +10,7 @@ use super::tokenize::text_of;
 use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
+use crate::terminal::{plain, shown};
 
 /// Print options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl fmt::Display for TokenTable {
 /// Formats a group: its comparisons, every distinct sequence with the trained tokens marked, and
 /// its token table.
 pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
-    let mut out = format!("group {}\n", plain(&group.group.id));
+    let mut out = format!("group {}\n", shown(&group.group.id));
     for i in 0..group.comparisons.len() {
         line(&mut out, comparison_line(i, group));
     }
@@ -107,14 +108,14 @@ pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options
     for kind in Kind::ALL {
         let place = |group: &TokenizedGroup| group.comparisons.iter().position(|c| c.kind == kind);
         let Some((group, i)) = groups.iter().find_map(|group| Some((group, place(group)?))) else { continue };
-        line(&mut out, format!("group {}", plain(&group.group.id)));
+        line(&mut out, format!("group {}", shown(&group.group.id)));
         line(&mut out, comparison_line(i, group));
         for term in &group.comparisons[i].terms {
             line(&mut out, sequence_text(term.sequence, group, tokenizer, options)?);
         }
     }
     if let Some(group) = groups.iter().find(|group| group.comparisons.is_empty() && !group.sequences.is_empty()) {
-        line(&mut out, format!("group {}", plain(&group.group.id)));
+        line(&mut out, format!("group {}", shown(&group.group.id)));
         line(&mut out, sequence_text(0, group, tokenizer, options)?);
     }
     Ok(out)
@@ -224,22 +225,9 @@ fn instruction_notes(group: &PreferenceGroup, prompt: usize, response: usize) ->
             Some(false) => "not met",
             None => "not checked",
         };
-        format!("{}: {met}", plain(&instruction.id))
+        format!("{}: {met}", shown(&instruction.id))
     };
     group.instructions.iter().filter(|i| i.prompt == prompt).map(note).collect()
-}
-
-/// Escapes control characters, so that data cannot recolour or clear the terminal.
-fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => out.push(c),
-            c if c.is_control() => out.extend(c.escape_unicode()),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

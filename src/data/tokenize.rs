@@ -27,6 +27,7 @@ use super::group::PreferenceGroup;
 use super::source::{SourceRow, sft_pairs};
 use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use super::tokenizer::Tokenizer;
+use crate::memory::Growth;
 use crate::{Error, Result};
 pub(crate) use encode::{common_prefix, text_of};
 pub use report::{Example, Lengths, TokenizeReport};
@@ -144,8 +145,14 @@ pub fn tokenize_rows_for(
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
-    let outcomes: Vec<Result<Outcome>> =
-        rows.par_iter().map(|row| tokenize_row(row, tokenizer, options, purpose)).collect();
+    let growth = Growth::default();
+    let tokenized = |row: &SourceRow| {
+        let outcome = tokenize_row(row, tokenizer, options, purpose)?;
+        let bytes = outcome.lengths.iter().sum::<usize>() * size_of::<u32>();
+        growth.add(bytes as u64, || ["token ids".into(), "use fewer rows, or a lower --max-length".into()])?;
+        Ok(outcome)
+    };
+    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(tokenized).collect();
     let mut report = TokenizeReport::default();
     let mut groups = Vec::with_capacity(outcomes.len());
     let mut lengths = Vec::new();

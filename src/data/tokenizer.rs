@@ -22,15 +22,19 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer as Inner;
 
 use super::template::{ChatTemplate, TEMPLATE_FILE};
-use crate::files::{json_text, lfs_pointer, write_atomic};
+use crate::files::{input, json_text, lfs_pointer, write_atomic};
+use crate::terminal::shown;
 use crate::{Error, Result};
 pub use train::train_bpe;
+
+/// Special tokens by name, in folders of earlier versions of transformers.
+const TOKEN_MAP: &str = "special_tokens_map.json";
 
 /// Files of a folder that belong to its tokenizer, in copy order.
 pub const FILES: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKEN_MAP,
     TEMPLATE_FILE,
     "chat_template.json",
     "added_tokens.json",
@@ -60,7 +64,7 @@ pub struct StoredFile {
 
 impl StoredFile {
     fn read(path: PathBuf) -> Result<Self> {
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = input::read(&path, input::MAX_TOKENIZER).map_err(input::model_error(&path))?;
         Ok(Self { path, bytes })
     }
 }
@@ -93,13 +97,15 @@ pub struct Tokenizer {
     /// Variables of the template for all rows.
     template_kwargs: Map<String, Value>,
     notes: Vec<String>,
+    /// A file that a save must not copy, and why.
+    outside: Option<(PathBuf, String)>,
 }
 
 impl Tokenizer {
     /// Reads the tokenizer of a model folder.
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
-        if !file.is_file() {
+        if !input::is_named(&file) {
             return Err(Error::model(&file, NO_TOKENIZER));
         }
         let files = stored_files(dir)?;
@@ -109,14 +115,21 @@ impl Tokenizer {
         };
         let inner = read_inner(&file, object("tokenizer.json")?.unwrap_or_default())?;
         let config = object("tokenizer_config.json")?.unwrap_or_default();
-        let map = object("special_tokens_map.json")?.unwrap_or_default();
+        let map = object(TOKEN_MAP)?.unwrap_or_default();
         let mut ends = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             let path = dir.join(name);
             let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
             ends.extend(ids);
         }
-        Self::build(inner, Some((dir, files)), &config, &map, ends)
+        let copied = input::check_copied(dir, files.iter().map(|file| &file.path));
+        let mut tokenizer = Self::build(inner, Some((dir, files)), &config, &map, ends)?;
+        match copied {
+            Ok(()) => {}
+            Err(Error::Model { path, why }) => tokenizer.outside = Some((path, why)),
+            Err(other) => return Err(other),
+        }
+        Ok(tokenizer)
     }
 
     fn build(
@@ -127,26 +140,32 @@ impl Tokenizer {
         further_end_ids: Vec<u32>,
     ) -> Result<Self> {
         let (dir, files) = source.map_or((None, Vec::new()), |(dir, files)| (Some(dir), files));
-        let place = dir.unwrap_or(Path::new("")).join("tokenizer_config.json");
-        let fail = |why: String| Error::model(&place, why);
+        let place = |name: &str| dir.unwrap_or(Path::new("")).join(name);
+        let fail = |why: String| Error::model(&place("tokenizer.json"), why);
         inner.with_truncation(None).map_err(|e| fail(format!("cannot disable truncation: {e}")))?;
         inner.with_padding(None);
         let mut tokens = Vec::new();
+        let source = |name: &str| {
+            let in_config = config.get(name).filter(|value| !value.is_null());
+            in_config.map(|value| ("tokenizer_config.json", value)).or(map.get(name).map(|value| (TOKEN_MAP, value)))
+        };
         for name in TOKEN_NAMES {
-            let value = config.get(name).filter(|value| !value.is_null()).or_else(|| map.get(name));
-            if let Some(token) = value.map_or(Ok(None), |value| token_text(name, value)).map_err(fail)? {
+            let Some((file, value)) = source(name) else { continue };
+            if let Some(token) = token_text(name, value).map_err(|why| Error::model(&place(file), why))? {
                 tokens.push((name.to_owned(), token));
             }
         }
         let mut notes: Vec<String> = added::complete(&mut inner, config, &tokens).map_err(fail)?.into_iter().collect();
         let id = |name: &str| -> Result<Option<u32>> {
             let Some((_, token)) = tokens.iter().find(|(known, _)| known == name) else { return Ok(None) };
-            let id = inner.token_to_id(token);
-            id.map(Some).ok_or_else(|| {
-                fail(format!(
-                    "{name} \"{token}\" is not in the vocabulary of tokenizer.json; add it to added_tokens there, or \
-                     correct the name"
-                ))
+            let file = source(name).map_or("tokenizer_config.json", |(file, _)| file);
+            inner.token_to_id(token).map(Some).ok_or_else(|| {
+                let why = format!(
+                    "{name} \"{}\" is not in the vocabulary of tokenizer.json; add it to added_tokens there, or correct \
+                     the name",
+                    shown(token)
+                );
+                Error::model(&place(file), why)
             })
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
@@ -186,6 +205,7 @@ impl Tokenizer {
             template_file: None,
             template_kwargs: Map::new(),
             notes,
+            outside: None,
         };
         tokenizer.probe(config)?;
         Ok(tokenizer)
@@ -316,7 +336,8 @@ impl Tokenizer {
     /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
     /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
-        let stored = StoredFile::read(file.to_owned())?;
+        let bytes = input::read_once(file, input::MAX_CONFIG).map_err(input::model_error(file))?;
+        let stored = StoredFile { path: file.to_owned(), bytes };
         self.template = Some(ChatTemplate::from_bytes(file, &stored.bytes, self.tokens.clone())?);
         self.template_file = Some(stored);
         Ok(())
@@ -359,6 +380,12 @@ impl Tokenizer {
         &self.files
     }
 
+    /// Refuses a tokenizer with a file that a save must not copy: a link that leads out of the folder
+    /// ([`input::check_copied`]).
+    pub(crate) fn check_copied(&self) -> Result<()> {
+        self.outside.as_ref().map_or(Ok(()), |(file, why)| Err(Error::model(file, why)))
+    }
+
     /// Writes the tokenizer's files into a folder with the bytes that were read, each of them
     /// atomically. A template of [`Tokenizer::set_template_file`] replaces the folder's templates.
     /// Tokenizer files of an earlier save that this tokenizer does not have are removed. Copying
@@ -367,6 +394,7 @@ impl Tokenizer {
         let Some(dir) = &self.dir else {
             return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
         };
+        self.check_copied()?;
         std::fs::create_dir_all(target).map_err(Error::io("create", target))?;
         // The folder may have been removed since it was read.
         if let (Ok(own), Ok(target)) = (dir.canonicalize(), target.canonicalize())
@@ -429,10 +457,14 @@ fn template_files<'a>(dir: &Path, files: &'a [StoredFile]) -> Vec<(String, &'a S
 
 /// Reads the tokenizer files of a folder that exist.
 fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
-    let mut paths: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
+    let mut paths: Vec<PathBuf> =
+        FILES.iter().map(|name| dir.join(name)).filter(|file| input::is_named(file)).collect();
     let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
     let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
     more.sort_unstable();
+    if let Some(unnamed) = more.iter().find(|path| path.to_str().is_none()) {
+        return Err(Error::model(unnamed, "has a name that is not UTF-8, which a checkpoint cannot record; rename it"));
+    }
     paths.extend(more);
     paths.into_iter().map(StoredFile::read).collect()
 }
@@ -453,7 +485,8 @@ fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inner> {
         let (Some(text), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else { continue };
         if inner.token_to_id(text).map(u64::from) != Some(id) {
             return Err(fail(format!(
-                "the added token \"{text}\" is listed with id {id}, but the vocabulary does not map it to that id"
+                "the added token \"{}\" is listed with id {id}, but the vocabulary does not map it to that id",
+                shown(text)
             )));
         }
     }
@@ -462,10 +495,10 @@ fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inner> {
 
 /// Reads a JSON object from a file; `None` if the file does not exist.
 fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if !path.is_file() {
+    if !input::is_named(path) {
         return Ok(None);
     }
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = input::read(path, input::MAX_CONFIG).map_err(input::model_error(path))?;
     parse_object(path, &bytes).map(Some)
 }
 
@@ -498,7 +531,7 @@ fn token_text(name: &str, value: &Value) -> Result<Option<String>, String> {
 fn end_ids(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>> {
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| Error::model(path, format!("eos_token_id {value} is not a token id")))
+        id.ok_or_else(|| Error::model(path, format!("eos_token_id {} is not a token id", shown(&value.to_string()))))
     };
     match object.get("eos_token_id") {
         None | Some(Value::Null) => Ok(Vec::new()),

@@ -12,6 +12,7 @@ use super::compare::{Comparison, Paired};
 use super::measure::{By, Measure, Observation, Quantity, Split, Summary};
 use super::statistics::{Estimate, LEVEL, Moments, Resampling};
 use super::{Evaluation, Line, Rewards};
+use crate::files::input;
 use crate::train::metrics::number;
 use crate::{Error, Result};
 
@@ -143,9 +144,9 @@ fn observations_json(measures: &[Measure]) -> Value {
 /// Reads a result file into an [`Evaluation`]; of the distribution of the scores only the number that
 /// are not finite.
 pub fn read(path: &Path) -> Result<Evaluation> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     let fail = |why: String| Error::data(path, 0, None, format!("is not a result of `mapl eval --output`: {why}"));
-    let value: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
     parse(&value).map_err(fail)
 }
 

@@ -20,7 +20,8 @@ use serde_json::{Map, Value};
 
 use super::config_json::{Keys, read_object};
 use super::config_support::{no_config, read_dtype, read_family, read_head, refuse_sliding_window, refuse_unsupported};
-use super::rope::{MAX_POSITIONS, RopeConfig};
+use super::rope::{self, RopeConfig};
+use crate::files::input::is_named;
 use crate::{Error, Result};
 
 /// Maximum value of each size, far above every published model of these families.
@@ -163,12 +164,12 @@ impl ModelConfig {
     /// value and allowed values, or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        if !path.is_file() {
+        if !is_named(&path) {
             return Err(Error::model(folder, no_config(folder)));
         }
         let mut config = Self::parse(read_object(&path)?, &path, Some(folder))?;
         let path = folder.join("generation_config.json");
-        if path.is_file() {
+        if is_named(&path) {
             let map = read_object(&path)?;
             let keys = Keys { map: &map, path: &path, prefix: "" };
             for id in keys.ids_in_vocabulary("eos_token_id", config.vocab, &mut config.notes)? {
@@ -228,7 +229,7 @@ impl ModelConfig {
             return Err(Error::model(path, why));
         }
         refuse_sliding_window(keys, family, layers)?;
-        let max_positions = keys.size_or("max_position_embeddings", family.default_positions(), MAX_POSITIONS)?;
+        let max_positions = rope::read_positions(keys, family.default_positions())?;
         let mut notes = Vec::new();
 
         let config = Self {

@@ -5,20 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::files::lfs_pointer;
+use crate::files::{input, lfs_pointer};
 use crate::{Error, Result};
-
-/// Maximum size of a configuration file; real files have a few kilobytes.
-const MAX_BYTES: u64 = 16 << 20;
 
 /// Reads `path` as one JSON object, preserving key order.
 pub(super) fn read_object(path: &Path) -> Result<Map<String, Value>> {
-    let size = std::fs::metadata(path).map_err(Error::io("read", path))?.len();
-    if size > MAX_BYTES {
-        let why = format!("has {size} bytes; a configuration has at most {MAX_BYTES}. Is this the right file?");
-        return Err(Error::model(path, why));
-    }
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = input::read(path, input::MAX_CONFIG).map_err(input::model_error(path))?;
     if let Some(why) = lfs_pointer(&bytes) {
         return Err(Error::model(path, why));
     }

@@ -230,6 +230,15 @@ impl RopeScaling {
     }
 }
 
+/// Reads the maximum sequence length; `default` is that of the family.
+pub(super) fn read_positions(keys: Keys, default: usize) -> Result<usize> {
+    let key = "max_position_embeddings";
+    match (keys.size_or(key, default, MAX_POSITIONS)?, keys.get(key)) {
+        (1, Some(value)) => Err(keys.refuse(key, value, "it must be at least 2, for a prompt and a response")),
+        (positions, _) => Ok(positions),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

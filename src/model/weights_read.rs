@@ -3,7 +3,6 @@
 //! f32 in chunks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -14,6 +13,7 @@ use super::config::{Head, ModelConfig, StoredDtype};
 use super::config_json::{Keys, read_object};
 use super::weights::{INDEX_FILE, SINGLE_FILE};
 use super::weights_names::{EMBEDDING, LM_HEAD, SCORE, Stored, is_other_head, resolve};
+use crate::files::input::{self, is_named};
 use crate::files::lfs_pointer;
 use crate::{Error, Result};
 
@@ -64,9 +64,9 @@ impl WeightFiles {
     pub fn open(folder: &Path, config: &ModelConfig, load_as: LoadAs) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
         // If a folder has both, the single file takes precedence, as in transformers.
-        let (shards, listed) = if single.is_file() {
+        let (shards, listed) = if is_named(&single) {
             (vec![Shard::open(&single)?], None)
-        } else if index.is_file() {
+        } else if is_named(&index) {
             let listed = read_index(&index)?;
             let mut files: Vec<&str> = listed.values().map(String::as_str).collect();
             files.sort_unstable();
@@ -144,11 +144,11 @@ impl WeightFiles {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        let file = input::open(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::model(path, format!("is missing, but {INDEX_FILE} lists it; is the download complete?"))
             }
-            _ => Error::io("open", path)(e),
+            _ => input::model_error(path)(e),
         })?;
         // SAFETY: the map is read-only and every bit pattern is a valid byte. The remaining hazard
         // is another process that changes or truncates the file while it is mapped: values could
@@ -211,11 +211,12 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let mut listed = BTreeMap::new();
     for (name, value) in weight_map {
         // A path could leave the folder, so a shard must be a plain file name.
-        let plain = |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "..";
+        let plain =
+            |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "." && *file != "..";
         let Some(file) = value.as_str().filter(plain) else {
             return Err(inner.refuse(name, value, "it must be the name of a file in this folder"));
         };
-        if !path.with_file_name(file).is_file() {
+        if !is_named(&path.with_file_name(file)) {
             let why =
                 format!("names the shard {file:?} for tensor {name:?}, which is missing; is the download complete?");
             return Err(Error::model(path, why));

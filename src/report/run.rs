@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use super::page::{Block, Page, Section};
 use crate::Result;
-use crate::files::write_text;
+use crate::files::{write_atomic, write_text};
 use crate::train::logs::EVAL_SCORES_FILE;
 use log::RunLog;
 
@@ -36,6 +36,12 @@ pub const MAX_RUNS: usize = 8;
 /// Errors of reading a run folder, and [`crate::Error::Io`] if `output` cannot be written.
 pub fn write_report(dirs: &[PathBuf], output: &Path) -> Result<()> {
     write_text(output, &run_report(&RunLog::read_all(dirs)?))
+}
+
+/// Writes the report of one run into its folder, and replaces a file or link of that name.
+pub fn write_own_report(dir: &Path) -> Result<()> {
+    let report = run_report(&RunLog::read_all(&[dir.to_path_buf()])?);
+    write_atomic(&dir.join(REPORT_FILE), report.as_bytes())
 }
 
 /// Report of one or several runs as HTML.

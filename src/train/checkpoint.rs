@@ -11,7 +11,7 @@ mod optimizer;
 mod state;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
@@ -19,9 +19,10 @@ use super::step::Trainer;
 use crate::backend::Backend;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::{
-    entries, files_below, hash, remove_leftovers, sync, sync_parent, sync_tree, write_atomic, write_json,
+    entries, files_below, hash, input, remove_leftovers, sync, sync_parent, sync_tree, write_atomic, write_json,
 };
 use crate::model::store;
+use crate::terminal::shown;
 use crate::{Error, Result};
 use optimizer::OPTIMIZER_FILE;
 pub(super) use optimizer::{not_finite, restore};
@@ -111,7 +112,8 @@ fn write_folder<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<()> {
     let state_dir = folder.join("state");
-    fs::create_dir_all(&state_dir).map_err(Error::io("create", &state_dir))?;
+    // The folder above was made at the start; it must not reappear unnoticed.
+    fs::create_dir(folder).and_then(|()| fs::create_dir(&state_dir)).map_err(Error::io("create", &state_dir))?;
     store::save(trainer.backend, &trainer.policy, folder)?;
     tokenizer.copy_to(folder)?;
     optimizer::save(trainer, &state_dir.join(OPTIMIZER_FILE))?;
@@ -244,8 +246,8 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
         ));
     }
     let path = folder.join(STATE_FILE);
-    let expected = fs::read(&done).map_err(|e| unreadable(&done, &e))?;
-    let bytes = fs::read(&path).map_err(|e| unreadable(&path, &e))?;
+    let expected = input::read(&done, input::MAX_CONFIG).map_err(|e| unreadable(&done, &e))?;
+    let bytes = input::read(&path, input::MAX_CONFIG).map_err(|e| unreadable(&path, &e))?;
     if expected != done_text(&blake3::hash(&bytes).to_hex()).as_bytes() {
         let listed = String::from_utf8(expected).ok().filter(|text| {
             let hash = text.lines().next().and_then(|line| line.strip_prefix(STATE_FILE)).unwrap_or_default();
@@ -266,6 +268,10 @@ pub fn read_state(folder: &Path) -> Result<RunState> {
 pub fn verify(folder: &Path) -> Result<RunState> {
     let state = read_state(folder)?;
     for (name, expected) in &state.files {
+        if Path::new(name).components().any(|part| !matches!(part, Component::Normal(_))) {
+            let why = format!("names {:?}, which is not in the checkpoint; resume from another one", shown(name));
+            return Err(Error::model(&folder.join(STATE_FILE), why));
+        }
         let path = folder.join(name);
         let found = hash(&path).map_err(|e| unreadable(&path, &e))?;
         if found != *expected {
@@ -287,9 +293,9 @@ fn damaged(path: &Path) -> Error {
 /// Reads the logged events of a checkpoint.
 pub(super) fn read_history(folder: &Path) -> Result<Vec<serde_json::Value>> {
     let path = folder.join(HISTORY_FILE);
-    let text = fs::read_to_string(&path).map_err(|e| unreadable(&path, &e))?;
+    let bytes = input::read(&path, input::MAX_RECORD).map_err(|e| unreadable(&path, &e))?;
     let state: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     Ok(state["log_history"].as_array().cloned().unwrap_or_default())
 }
 

@@ -13,7 +13,7 @@ use super::metrics::{MetricsWriter, number};
 use super::tensorboard::EventWriter;
 use crate::data::group::Kind;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
-use crate::files::write_text;
+use crate::files::{input, write_atomic};
 use crate::loss::objective::{Loss, Method};
 use crate::{Error, Result};
 
@@ -75,7 +75,7 @@ impl Logs {
     pub fn open(dir: &Path, to: ReportTo, from: Option<(&Path, u64)>) -> Result<Self> {
         let resumed = from.map(|(_, step)| step);
         let scores = dir.join(EVAL_SCORES_FILE);
-        if scores.is_file() && resumed.is_none_or(|step| scores_step(&scores).is_none_or(|of| of > step)) {
+        if input::is_named(&scores) && resumed.is_none_or(|step| scores_step(&scores).is_none_or(|of| of > step)) {
             std::fs::remove_file(&scores).map_err(Error::io("remove", &scores))?;
         }
         Ok(Self {
@@ -109,7 +109,7 @@ impl Logs {
             text += &row(step, loss, group, scores).to_string();
             text.push('\n');
         }
-        write_text(path, &text)
+        write_atomic(path, text.as_bytes())
     }
 }
 
@@ -117,7 +117,7 @@ impl Logs {
 fn scores_step(path: &Path) -> Option<u64> {
     use std::io::BufRead as _;
     let mut line = String::new();
-    std::io::BufReader::new(std::fs::File::open(path).ok()?).read_line(&mut line).ok()?;
+    std::io::BufReader::new(input::open(path).ok()?).read_line(&mut line).ok()?;
     serde_json::from_str::<Value>(&line).ok()?["step"].as_u64()
 }
 

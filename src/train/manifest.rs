@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use super::checkpoint;
+use crate::files::{input, json_text, path_json, write_atomic};
 use crate::{Error, Result};
 
 /// Name of the manifest in a run folder.
@@ -56,7 +57,8 @@ impl Manifest {
         if let Some((checkpoint, step)) = resumed {
             // The previous manifest may be missing or damaged; only the checkpoint decides what is
             // resumed.
-            let before = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let before =
+                input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
             let before = before.unwrap_or(Value::Null);
             if before["started"].is_number() {
                 started = before["started"].clone();
@@ -65,7 +67,7 @@ impl Manifest {
             resumes.push(json!({
                 "time": now,
                 "step": step,
-                "checkpoint": checkpoint,
+                "checkpoint": path_json(&checkpoint),
                 "command": value.get("command"),
                 "version": env!("CARGO_PKG_VERSION"),
                 "status_before": before.get("status"),
@@ -134,7 +136,7 @@ fn set_outcome(value: &mut Map<String, Value>, status: &str, code: i32, message:
 }
 
 fn write(path: &Path, value: &Map<String, Value>) -> Result<()> {
-    crate::files::write_json(path, &Value::Object(value.clone()))
+    write_atomic(path, json_text(&Value::Object(value.clone())).as_bytes())
 }
 
 /// Locks a mutex unless another thread holds it for longer than `limit`.
@@ -154,7 +156,7 @@ fn lock_within<T>(mutex: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>
 /// file (a pipe can be read only once), has the reason instead of a hash.
 pub fn hashes(files: &[PathBuf]) -> Value {
     let hash = |path: &PathBuf| -> std::io::Result<(u64, blake3::Hash)> {
-        let mut file = std::fs::File::open(path)?;
+        let mut file = input::open(path)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -164,19 +166,16 @@ pub fn hashes(files: &[PathBuf]) -> Value {
             };
         }
     };
-    let entry = |path: &PathBuf| match path.is_file() {
-        false => json!({ "path": path, "why_no_hash": "is not a regular file" }),
-        true => match hash(path) {
-            Ok((bytes, hash)) => hash_entry(path, bytes, &hash),
-            Err(e) => json!({ "path": path, "why_no_hash": e.to_string() }),
-        },
+    let entry = |path: &PathBuf| match hash(path) {
+        Ok((bytes, hash)) => hash_entry(path, bytes, &hash),
+        Err(e) => json!({ "path": path_json(path), "why_no_hash": e.to_string() }),
     };
     Value::Array(files.iter().map(entry).collect())
 }
 
 /// Entry of one hashed file.
 pub fn hash_entry(path: &Path, bytes: u64, hash: &blake3::Hash) -> Value {
-    json!({ "path": path, "bytes": bytes, "blake3": hash.to_hex().as_str() })
+    json!({ "path": path_json(path), "bytes": bytes, "blake3": hash.to_hex().as_str() })
 }
 
 /// Files of a model folder that define the model: `config.json` and every `.safetensors` file,

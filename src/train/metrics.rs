@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::backend::contract::{KINDS, TERMS};
 use crate::data::group::Kind;
 use crate::data::pack::Batch;
-use crate::files::write_atomic;
+use crate::files::{input, write_atomic};
 use crate::loss::objective::{Loss, Method, Mix};
 use crate::{Error, Result};
 
@@ -277,11 +277,10 @@ impl MetricsWriter {
 /// Lines of the events up to `step`, without a line truncated by a kill. A run that stopped after
 /// its checkpoint repeats the later steps, so their events are written again.
 fn events_until(path: &Path, step: u64) -> Result<String> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        Err(e) => return Err(Error::io("read", path)(e)),
-    };
+    if !input::is_named(path) {
+        return Ok(String::new());
+    }
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::model_error(path))?;
     let text = String::from_utf8_lossy(&bytes);
     let early =
         |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step));

@@ -111,6 +111,9 @@ pub struct RunData<'a> {
     pub same_weights: bool,
     /// Planned and initially free device memory; `None` if other programs share that memory.
     pub memory: Option<PlannedMemory>,
+    /// Makes sure that the output folder still belongs to the run; returns a warning if the folder had
+    /// to be made again.
+    pub keep_folder: Option<&'a dyn Fn() -> Result<Option<String>>>,
     /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,
     /// Settings and inputs that a resumed run must not change; see [`checkpoint::RunState`].
@@ -380,6 +383,7 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.evaluator.interrupted() {
             return Ok(None);
         }
+        self.keep_folder()?;
         let mut values = Map::new();
         values.insert("time".into(), number(now()));
         values.extend(tally.named(&self.trainer.loss, "eval_"));
@@ -408,7 +412,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         self.console.line(table.text().trim_end());
         let path = self.settings.output_dir.join("profile.json");
-        crate::files::write_json(&path, &json!(table))
+        crate::files::write_atomic(&path, crate::files::json_text(&json!(table)).as_bytes())
     }
 }
 

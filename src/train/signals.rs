@@ -11,6 +11,9 @@
 //! Repeats are ignored because one request often arrives twice: `timeout -s INT` signals its child
 //! and then the process group. Outside of the loop no training can be lost.
 //!
+//! Every command but `watch` has these handlers. Outside of a training loop nothing is saved: the first
+//! signal removes temporary files and ends the process with 128 + signal.
+//!
 //! A thread receives the stop signals, so it may take locks and write files. While it ends the
 //! process, a further signal ends the process in its handler.
 
@@ -21,6 +24,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::{flag, iterator, low_level};
 
+use crate::files::remove_unfinished;
 use crate::{Error, Result};
 
 /// Time after the first stop signal during which further ones count as repeats of it.
@@ -125,6 +129,7 @@ impl Signals {
                 if let Some(record) = recorder {
                     record(signal);
                 }
+                remove_unfinished();
                 low_level::exit(128 + signal);
             }
         }

@@ -17,6 +17,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, poll, read};
 use serde_json::Value;
 
+use crate::files::input;
 use crate::report::run::log::METRICS_FILE;
 use crate::train::manifest;
 use crate::{Error, Result};
@@ -53,7 +54,7 @@ impl Watched {
             self.state = RunState::default();
         }
         // A manifest that is just being written is read next time.
-        let text = self.manifest.as_ref().and_then(|path| std::fs::read(path).ok());
+        let text = self.manifest.as_ref().and_then(|path| input::read(path, input::MAX_CONFIG).ok());
         if let Some(run) = text.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok()) {
             self.state.manifest(&run);
         }

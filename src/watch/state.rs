@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use crate::terminal::shown;
+
 /// Values of a metric as (step, value), finite values only.
 pub type Series = Vec<(f64, f64)>;
 
@@ -37,7 +39,7 @@ impl RunState {
     pub fn manifest(&mut self, run: &Value) {
         self.total = run["settings"]["max_steps"].as_u64();
         self.epochs = run["settings"]["epochs"].as_f64();
-        self.status = run["status"].as_str().map(str::to_owned);
+        self.status = run["status"].as_str().map(shown);
     }
 
     /// Adds a row. A row of an unknown kind becomes an event.
@@ -61,7 +63,10 @@ impl RunState {
                 let said: Vec<String> = row
                     .iter()
                     .filter(|(name, _)| !skip.contains(&name.as_str()))
-                    .map(|(name, value)| format!("{name} {}", value.as_str().map_or(value.to_string(), str::to_owned)))
+                    .map(|(name, value)| {
+                        let value = value.as_str().map_or(value.to_string(), str::to_owned);
+                        format!("{} {}", shown(name), shown(&value))
+                    })
                     .collect();
                 self.events.push(format!("step {step}: {}", said.join(", ")));
                 if self.events.len() > MAX_EVENTS {

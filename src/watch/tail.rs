@@ -2,12 +2,12 @@
 //! incomplete last line waits for the next call. A file that was truncated or replaced is read from
 //! the start again.
 
-use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::files::input;
 use crate::{Error, Result};
 
 /// A file that is read as it grows.
@@ -43,14 +43,14 @@ impl Tail {
     pub fn poll(&mut self) -> Result<NewRows> {
         let path = self.path.clone();
         let failed = |source| Error::Io { action: "read", path: path.clone(), source };
-        let mut file = match File::open(&self.path) {
+        let mut file = match input::open(&self.path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let restarted = self.at > 0;
                 self.forget();
                 return Ok(NewRows { restarted, rows: Vec::new() });
             }
-            Err(e) => return Err(failed(e)),
+            Err(e) => return Err(input::data_error(&path)(e)),
         };
         let mut begin = vec![0; self.head.len()];
         let same = file.read_exact(&mut begin).is_ok() && begin == self.head;

@@ -9,6 +9,7 @@ use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph,
 use serde_json::Value;
 
 use super::state::{RunState, Series};
+use crate::terminal::shown;
 
 /// A page of charts: title, and charts of (title, metric names).
 type Panel = (&'static str, &'static [(&'static str, &'static [&'static str])]);
@@ -95,7 +96,7 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: ViewSta
 
 /// The last row as one line.
 fn headline(name: &str, state: &RunState) -> String {
-    let mut parts = vec![name.to_owned()];
+    let mut parts = vec![shown(name)];
     parts.extend(state.status.clone());
     for (label, key) in [
         ("loss", "loss"),
@@ -107,7 +108,7 @@ fn headline(name: &str, state: &RunState) -> String {
     ] {
         match state.last.get(key) {
             Some(Value::Number(number)) => parts.push(format!("{label} {}", short(number.as_f64().unwrap_or(0.0)))),
-            Some(Value::String(text)) => parts.push(format!("{label} {text}")),
+            Some(Value::String(text)) => parts.push(format!("{label} {}", shown(text))),
             _ => {}
         }
     }

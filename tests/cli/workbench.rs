@@ -70,6 +70,15 @@ impl Bench {
         finish(self.command(words), words)
     }
 
+    /// Runs a bash script in this folder; `$MAPL` is the binary. After 100 s it is ended with exit code
+    /// 124, for commands that could wait for ever.
+    pub fn bash(&self, script: &str) -> Done {
+        let mut command = Command::new("timeout");
+        command.args(["100", "bash", "-c", script]).current_dir(self.path()).stdin(Stdio::null());
+        command.env("MAPL", env!("CARGO_BIN_EXE_mapl")).env("NO_COLOR", "1");
+        finish(command, script)
+    }
+
     pub fn run_with(&self, words: &str, variable: (&str, &str)) -> Done {
         let mut command = self.command(words);
         command.env(variable.0, variable.1);

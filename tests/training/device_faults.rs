@@ -56,6 +56,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
     let loss = LossOptions { beta: Some(0.1), ..LossOptions::default() }.resolve(Method::Dpo, [1.0; 3], false).unwrap();
     let (policy, reference) = (random_model(&backend, &config, 1), random_model(&backend, &config, 2));
     let data = RunData {
+        keep_folder: None,
         train: [groups(), groups(), groups()].concat(),
         eval: groups(),
         tokenizer,

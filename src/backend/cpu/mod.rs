@@ -30,7 +30,7 @@ mod tile;
 use super::contract::*;
 use super::host::host_memory;
 use super::probe::Probe;
-use super::{Backend, View, ViewMut, host};
+use super::{Backend, View, ViewMut};
 use crate::Result;
 
 /// The f32 backend. Ops run on the rayon thread pool of their caller.
@@ -71,7 +71,7 @@ impl Backend for Cpu {
     }
 
     fn memory_free(&self) -> Option<u64> {
-        host::available()
+        crate::memory::available()
     }
 
     fn write_act(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {

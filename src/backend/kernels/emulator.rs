@@ -198,7 +198,7 @@ impl Device for Emulator {
     const ASYNCHRONOUS: bool = false;
 
     fn memory_free(&self) -> Option<u64> {
-        crate::backend::host::available()
+        crate::memory::available()
     }
 
     fn properties(&self) -> &Properties {

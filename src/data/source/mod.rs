@@ -31,6 +31,7 @@ mod ultrafeedback;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub use options::{ColumnMap, ReadOptions};
 pub use sft::{read_sft_files, sft_pairs};
 
 use super::group::{PreferenceGroup, Prompt, Response};
+use crate::terminal::shown;
 use crate::{Error, Result};
 use fields::Row;
 pub use overlooked::Occurrences;
@@ -107,6 +109,9 @@ impl fmt::Display for Format {
     }
 }
 
+/// Most unused keys that the line of a file names.
+const KEYS: usize = 30;
+
 /// Formats and keys of one file; `Display` gives one line for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileReport {
@@ -138,8 +143,11 @@ impl fmt::Display for FileReport {
             write!(f, "{} {rows} {format}", if i == 0 { "" } else { "," })?;
         }
         if !self.ignored_keys.is_empty() {
-            let keys: Vec<&str> = self.ignored_keys.iter().map(String::as_str).collect();
+            let keys: Vec<String> = self.ignored_keys.iter().take(KEYS).map(|key| shown(key)).collect();
             write!(f, "; keys not used: {}", keys.join(", "))?;
+            if self.ignored_keys.len() > KEYS {
+                write!(f, " and {} more", self.ignored_keys.len() - KEYS)?;
+            }
         }
         if self.prompt_repeated > 0 {
             write!(f, "; in {} rows both sides start with the whole prompt: is it duplicated?", self.prompt_repeated)?;
@@ -256,6 +264,7 @@ fn read_with(
     if paths.is_empty() {
         return Err(Error::Usage("no input file was given".into()));
     }
+    refuse_pipe_named_twice(paths)?;
     let mut all = Vec::new();
     let mut reports = Vec::with_capacity(paths.len());
     // Id of each group row, with its file and line.
@@ -314,6 +323,20 @@ fn read_with(
         });
     }
     Ok((all, reports))
+}
+
+/// Refuses a list in which one pipe is named twice: the second reading would find it empty, or wait.
+pub(crate) fn refuse_pipe_named_twice(paths: &[PathBuf]) -> Result<()> {
+    let mut pipes = HashSet::new();
+    for path in paths {
+        let Ok(found) = std::fs::metadata(path) else { continue };
+        let pipe = found.file_type().is_fifo() || found.file_type().is_socket();
+        if pipe && !pipes.insert((found.dev(), found.ino())) {
+            let path = path.display();
+            return Err(Error::Usage(format!("{path} is a pipe, which can be read only once; write it to a file")));
+        }
+    }
+    Ok(())
 }
 
 /// Count of one format in a file, with the line of its first row.

@@ -20,6 +20,7 @@ use super::kinds::{foreign, foreign_text};
 use super::non_finite::{NonFinite, Rewriter, rewrite};
 use super::type_name;
 use crate::files::lfs_pointer;
+use crate::memory::Growth;
 use crate::{Error, Result};
 
 /// First bytes of a gzip stream.
@@ -125,7 +126,7 @@ fn line_rows<R: BufRead>(
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
-    let mut buffer = Vec::new();
+    let (mut buffer, growth) = (Vec::new(), Growth::default());
     loop {
         buffer.clear();
         let read = (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut buffer);
@@ -139,8 +140,15 @@ fn line_rows<R: BufRead>(
         if !buffer.trim_ascii().is_empty() {
             f(line, parse_line(&buffer, ids).map_err(fail))?;
         }
+        growth.add(buffer.len() as u64, || grown(path, line))?;
         line += 1;
     }
+}
+
+/// What grows while a file is read, and what to try.
+fn grown(path: &Path, line: usize) -> [String; 2] {
+    let advice = "all rows are held in memory: split the file, or use a machine with more memory";
+    [format!("rows, at {}:{line}", path.display()), advice.into()]
 }
 
 fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
@@ -350,6 +358,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let growth = Growth::default();
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
             let non_finite = self.position.rewriter.borrow_mut().take();
             let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
@@ -357,7 +366,9 @@ impl<'de> Visitor<'de> for Elements<'_> {
                 keep_id_text(&mut object, &self.position.text.borrow(), self.ids);
                 RowObject { object, non_finite }
             });
-            if let Err(failure) = (self.f)(line, row) {
+            let taken = (self.f)(line, row);
+            let bytes = self.position.row_bytes.get() as u64;
+            if let Err(failure) = taken.and_then(|()| growth.add(bytes, || grown(self.path, line))) {
                 *self.failure = Some(failure);
                 return Err(A::Error::custom("stopped"));
             }

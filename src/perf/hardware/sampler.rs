@@ -43,7 +43,11 @@ impl Sampler {
         meters: impl FnOnce() -> Meters + Send + 'static,
     ) -> Result<Self> {
         let create = |path: &Path| {
-            let file = File::create(path);
+            // Created anew, because a pipe of this name would wait for a reader.
+            let file = match std::fs::remove_file(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+                _ => File::create_new(path),
+            };
             file.map_err(|source| Error::Io { action: "create", path: path.to_owned(), source })
         };
         let mut log = log.map(create).transpose()?.map(BufWriter::new);

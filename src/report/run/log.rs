@@ -3,12 +3,12 @@
 //! last line without a line end is being written by the run, and is left out.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::files::input;
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::manifest::{FILE, host_name};
 use crate::train::metrics::read_number;
@@ -16,6 +16,8 @@ use crate::{Error, Result};
 
 /// Events of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+/// Longest line of a log that is read, in bytes.
+const MAX_LINE: u64 = 64 << 20;
 /// Maximum length of a run name in a legend, in characters.
 const MAX_NAME: usize = 28;
 
@@ -61,14 +63,14 @@ impl RunLog {
     /// damaged file.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        if !path.is_file() {
+        if !input::is_named(&path) {
             return Err(Error::Usage(format!(
                 "{} is not a run folder: it has no {FILE}; name the --output-dir of a training run",
                 dir.display()
             )));
         }
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let manifest: Value = serde_json::from_str(&text)
+        let bytes = input::read(&path, input::MAX_CONFIG).map_err(input::data_error(&path))?;
+        let manifest: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::data(&path, e.line(), None, format!("is damaged: {e}; the report needs it")))?;
         if !(manifest.is_object() && manifest["status"].is_string()) {
             return Err(Error::data(&path, 0, None, "has no status, so it is not the manifest of a training run"));
@@ -105,7 +107,7 @@ impl RunLog {
 
     fn read_metrics(&mut self) -> Result<()> {
         let path = self.dir.join(METRICS_FILE);
-        if !path.is_file() {
+        if !input::is_named(&path) {
             return Err(Error::Usage(format!(
                 "{} has no {METRICS_FILE}, so there is nothing to report; train with jsonl in --report-to",
                 self.dir.display()
@@ -140,7 +142,7 @@ impl RunLog {
 
     fn read_scores(&mut self) -> Result<()> {
         let path = self.dir.join(EVAL_SCORES_FILE);
-        if !path.is_file() {
+        if !input::is_named(&path) {
             return Ok(());
         }
         let mut scores = EvalScores::default();
@@ -167,11 +169,15 @@ impl RunLog {
 
 /// Calls `each` for every complete line of a JSON-lines file, with its line number from 1.
 fn each_row(path: &Path, mut each: impl FnMut(usize, &Value) -> Result<()>) -> Result<()> {
-    let mut reader = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
+    let mut reader = BufReader::new(input::open(path).map_err(input::data_error(path))?);
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let read = reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
+        let read = (&mut reader).take(MAX_LINE + 1).read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
+        if read as u64 > MAX_LINE {
+            let why = format!("is damaged: the line is longer than {} MiB", MAX_LINE >> 20);
+            return Err(Error::data(path, line, None, why));
+        }
         if read == 0 || bytes.last() != Some(&b'\n') {
             break;
         }

@@ -17,6 +17,7 @@ use std::path::Path;
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use crate::files::input;
 use crate::{Error, Result};
 
 /// Contents of a sweep's file.
@@ -59,8 +60,9 @@ const MAX_POINTS: usize = 1000;
 impl Grid {
     /// Reads a file. [`Error::Data`] names the line of an error.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let bytes = input::read_once(path, input::MAX_CONFIG).map_err(input::data_error(path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
+        let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
         let file: SweepFile = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             wrong(line, format!("{}; a sweep needs method, [flags] and [vary]", e.message().trim()))

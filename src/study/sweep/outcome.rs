@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::grid::{Grid, Point};
+use crate::files::input;
 use crate::{Error, Result};
 
 /// A row of the sweep. Unavailable values are absent.
@@ -102,7 +103,7 @@ pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
 
 /// Finished study of an earlier sweep in `folder`, if it was made by the same command.
 pub fn finished_study(folder: &Path, words: &[String]) -> Option<Value> {
-    let read = |name: &str| std::fs::read(folder.join(name)).ok();
+    let read = |name: &str| input::read(&folder.join(name), input::MAX_RECORD).ok();
     let before: Vec<String> = serde_json::from_slice(&read("command.json")?).ok()?;
     let study: Value = serde_json::from_slice(&read("study.json")?).ok()?;
     (before == words && study["outcome"] == "finished").then_some(study)

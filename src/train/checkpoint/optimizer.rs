@@ -2,13 +2,13 @@
 //! and, unless `Act` is f32, the exact weights. Damaged files and files of a model of another size
 //! are refused, and so are values that are not finite.
 
-use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
+use crate::files::input;
 use crate::model::store;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
@@ -23,7 +23,7 @@ const CHUNK: usize = 1 << 18;
 /// policy has already been loaded from the checkpoint's weight files.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
     let path = folder.join("state").join(OPTIMIZER_FILE);
-    let bytes = fs::read(&path).map_err(|e| super::unreadable(&path, &e))?;
+    let bytes = input::read(&path, u64::MAX - 1).map_err(|e| super::unreadable(&path, &e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
     let len = trainer.policy.layout.len;
     let backend = trainer.backend;

@@ -21,6 +21,7 @@ use crate::loss::objective::Loss;
 use crate::model::config::ModelConfig;
 use crate::model::store;
 use crate::model::weights::LoadAs;
+use crate::terminal::shown;
 use crate::train::console::Console;
 use crate::{Error, Result};
 
@@ -48,6 +49,8 @@ pub struct FrozenCache {
     options: CacheOptions,
     file: CacheFile,
     refused: Option<String>,
+    /// Failed creation of the folder.
+    uncreated: Option<std::io::Error>,
     entries: Entries,
 }
 
@@ -87,18 +90,19 @@ impl FrozenCache {
         loss: &Loss,
         options: CacheOptions,
     ) -> Result<Self> {
-        std::fs::create_dir_all(&options.dir).map_err(Error::io("create", &options.dir))?;
+        let uncreated = std::fs::create_dir_all(&options.dir).err();
         let weights = weights_hash(model, &config)?;
         let fingerprint = fingerprint(backend, &weights, (loss.scope, loss.reduce))?;
         let file = CacheFile::new(&options.dir, fingerprint, B::PRECISION.acc_bytes() as usize);
         let (entries, refused) = match file.read() {
+            _ if uncreated.is_some() => (Entries::new(), None),
             Found::Nothing => (Entries::new(), None),
             Found::Entries(entries) => (entries, None),
             Found::Refused(why) => (Entries::new(), Some(why)),
         };
         let pack = crate::train::pack_options(loss, config.vocab, config.pad);
         let (model, reduce) = (model.to_path_buf(), loss.reduce);
-        Ok(Self { model, config, weights, pack, reduce, options, file, refused, entries })
+        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries })
     }
 
     /// Path of the cache file.
@@ -106,8 +110,14 @@ impl FrozenCache {
         self.file.path()
     }
 
-    /// Warning that the cache file could not be used.
+    /// Warning that the cache file could not be used, or that there is none.
     pub fn refusal(&self) -> Option<String> {
+        if let Some(why) = &self.uncreated {
+            let dir = self.options.dir.display();
+            return Some(format!(
+                "cannot create {dir} ({why}), so later runs must compute the reference's log-probs again"
+            ));
+        }
         self.refused.as_ref().map(|why| {
             format!("reference cache {} {why}; its log-probs are computed again", self.file.path().display())
         })
@@ -129,7 +139,9 @@ impl FrozenCache {
         let mut report = CacheReport { known: known.len(), computed: missing.len(), ..CacheReport::default() };
         if !missing.is_empty() {
             self.compute(backend, groups, missing)?;
-            report.write_error = self.file.merge(&self.entries).err();
+            if self.uncreated.is_none() {
+                report.write_error = self.file.merge(&self.entries).err();
+            }
         }
         report.seconds = began.elapsed().as_secs_f64();
         Ok(report)
@@ -179,7 +191,7 @@ impl FrozenCache {
     pub fn append_scores(&self, group: &TokenizedGroup, scores: &mut Vec<f64>) -> Result<()> {
         for s in 0..group.sequences.len() {
             let Some(&score) = self.entries.get(&sequence_key(group, s)) else {
-                let id = &group.group.id;
+                let id = shown(&group.group.id);
                 return Err(Error::Runtime(format!(
                     "row {id}: sequence {s} has no cached log-prob of the frozen reference"
                 )));

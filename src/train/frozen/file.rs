@@ -16,13 +16,13 @@
 //! writes a wrong one. Any other file is refused with the reason, down to a single flipped bit.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::key::Fingerprint;
 use crate::Result;
-use crate::files::write_atomic;
+use crate::files::{input, write_atomic};
 
 const MAGIC: [u8; 8] = *b"maplref\n";
 const FORMAT: u32 = 1;
@@ -63,18 +63,15 @@ impl CacheFile {
 
     /// Reads and verifies the whole file.
     pub fn read(&self) -> Found {
-        match fs::symlink_metadata(&self.path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Found::Nothing,
-            // Opening a named pipe would block until a writer opens it.
-            _ if !self.path.is_file() => return Found::Refused("is not a regular file".into()),
-            _ => {}
+        if !input::is_named(&self.path) {
+            return Found::Nothing;
         }
         self.read_entries().map_or_else(Found::Refused, Found::Entries)
     }
 
     fn read_entries(&self) -> Result<Entries, String> {
         let unreadable = |e: std::io::Error| format!("cannot be read ({e})");
-        let mut file = File::open(&self.path).map_err(unreadable)?;
+        let mut file = input::open(&self.path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
         if size < HEADER_BYTES as u64 {
             return Err(format!("is truncated: it has {size} bytes, less than its header of {HEADER_BYTES}"));

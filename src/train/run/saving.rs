@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Deferred, Progress, Run, RunSummary, loader, now, object};
 use crate::backend::Backend;
+use crate::files::{json_text, write_atomic};
 use crate::model::store;
 use crate::train::checkpoint::{self, Best, Retention, RunState};
 use crate::train::metrics::Tally;
@@ -18,7 +19,9 @@ impl<B: Backend> Run<'_, '_, B> {
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder)?;
         self.redraw(state.position.epoch)?;
-        self.loader = loader(self.settings, self.groups.len(), state.position)?;
+        // The data are those of the checkpoint, so a position beyond their end is damage.
+        self.loader = loader(self.settings, self.groups.len(), state.position)
+            .map_err(|e| Error::model(folder, e.to_string()))?;
         self.progress = Progress::of(&self.loader);
         self.history = checkpoint::read_history(folder)?;
         (self.step, self.num_tokens, self.seconds_before) = (state.step, state.num_tokens, state.seconds);
@@ -62,9 +65,19 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
+    /// Makes sure that the output folder is there and belongs to this run. If it was removed, it is made
+    /// again with a warning, and its checkpoints are forgotten.
+    pub(super) fn keep_folder(&mut self) -> Result<()> {
+        let Some(warning) = self.data.keep_folder.map_or(Ok(None), |keep| keep())? else { return Ok(()) };
+        self.console.warn(&warning);
+        (self.saved, self.best) = (None, None);
+        Ok(())
+    }
+
     /// Writes a checkpoint of this step, unless one exists, and returns its folder. Refuses a state
     /// that is not finite.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
+        self.keep_folder()?;
         if let Some((step, folder)) = &self.saved
             && *step == self.step
         {
@@ -118,6 +131,7 @@ impl<B: Backend> Run<'_, '_, B> {
     /// Writes the final model, its weights last, and returns the summary. Refuses a diverged model.
     /// Signals are deferred until the model is written.
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
+        self.keep_folder()?;
         self.check_last_updates()?;
         let state = self.trainer_state();
         self.load_best()?;
@@ -125,7 +139,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;
-        crate::files::write_json(&dir.join(checkpoint::HISTORY_FILE), &state)?;
+        write_atomic(&dir.join(checkpoint::HISTORY_FILE), json_text(&state).as_bytes())?;
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         drop(deferred);
         self.summary.steps = self.step;
