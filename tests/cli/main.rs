@@ -26,6 +26,7 @@ mod evaluation;
 mod html;
 mod kills;
 mod pipeline;
+mod quickstart;
 mod reference;
 mod repeat;
 mod resume;
