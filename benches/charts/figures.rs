@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mapl::report::Axis;
 use mapl::report::decimal;
-use mapl::report::svg::{Bar as Column, BarChart, BarSeries, ReferenceLine};
+use mapl::report::svg::{Bar as Column, BarChart, BarSeries, ReferenceLine, Shade, method_style};
 
 use super::bars::{Bar, Group, HorizontalBars};
 use super::pair;
@@ -53,7 +53,10 @@ fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String
         title: title.to_owned(),
         categories: ["semantic", "intra", "inter"].map(str::to_owned).to_vec(),
         y: Axis::new("accuracy", "dotted: guess").within(0.0, 1.0),
-        series: vec![series("base", "base pairs only", PEER)?, series("mapl", "with MAPL", OURS)?],
+        series: vec![
+            series("base", "base pairs only", method_style(method, Shade::Base))?,
+            series("mapl", "with MAPL", method_style(method, Shade::Mapl))?,
+        ],
         reference: Some(ReferenceLine { value: 0.5, label: String::new() }),
     };
     Ok(chart.to_svg())

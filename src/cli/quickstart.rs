@@ -15,8 +15,10 @@ use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
+use crate::report::scores::{BASE_EQUAL, MAPL};
 use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary};
 use crate::report::{quickstart_report, quickstart_table};
+use crate::statistics::MAX_T_VALUES;
 use crate::terminal::{say, say_styled};
 use crate::train::metrics::{KindTally, Tally};
 use crate::train::run;
@@ -36,8 +38,29 @@ pub struct QuickstartArgs {
     /// Seed of the language, groups, weights and order
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Number of seeds, from --seed upwards; several give means with a 95 % interval over seeds
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=MAX_T_VALUES as u64))]
+    seeds: u64,
+    /// Methods with one more base run, which trains on as many tokens as the MAPL run: a comparison
+    /// at equal compute. It takes about as long as the MAPL run
+    #[arg(long, value_enum, default_value = "dpo")]
+    equal_compute: EqualCompute,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+/// Methods that are also compared at equal compute.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum EqualCompute {
+    None,
+    Dpo,
+    All,
+}
+
+impl EqualCompute {
+    fn includes(self, method: Method) -> bool {
+        self == Self::All || (self == Self::Dpo && method == Method::Dpo)
+    }
 }
 
 /// Vocabulary size; nearly every word of the language and of the instructions is one token.
@@ -62,6 +85,12 @@ struct Stage {
     flags: &'static [&'static str],
 }
 
+impl Stage {
+    fn is_mapl(&self) -> bool {
+        self.name.ends_with(MAPL)
+    }
+}
+
 const SFT: Stage = Stage {
     name: "sft",
     method: Method::Sft,
@@ -81,40 +110,48 @@ const REWARD_FLAGS: &[&str] =
     &["--learning-rate", "6e-4", "--warmup-steps", "50", "--per-device-train-batch-size", "8"];
 const DPO_FLAGS: &[&str] = &["--learning-rate", "1e-3", "--warmup-steps", "30", "--per-device-train-batch-size", "8"];
 
+/// Builds the arguments of a command as strings.
+macro_rules! words {
+    ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
+}
+
 /// Runs every stage and writes `summary.json` and `report.html`.
 pub fn run(arguments: &QuickstartArgs) -> Result<()> {
     if !(arguments.scale.is_finite() && arguments.scale > 0.0) {
         return Err(Error::Usage(format!("--scale {}: a finite number above 0 is needed", arguments.scale)));
     }
     let began = Instant::now();
-    let mut quick = Quickstart { arguments, summary: QuickstartSummary::default() };
-    quick.prepare()?;
-    quick.language()?;
-    quick.stage(&SFT, None)?;
-    for stage in &RUNS {
-        let test = quick.path("test-mapl.jsonl");
-        let begun = Instant::now();
-        let trained = quick.stage(stage, Some(&test))?;
-        let evaluation = quick.evaluate(stage, &test)?;
-        quick.record(stage, &trained, &evaluation, begun.elapsed().as_secs_f64());
+    if arguments.seed.checked_add(arguments.seeds).is_none() {
+        return Err(Error::Usage(format!("--seed {}: too large for --seeds {}", arguments.seed, arguments.seeds)));
     }
+    let mut quick = Quickstart {
+        arguments,
+        seed: arguments.seed,
+        folder: arguments.output_dir.clone(),
+        last_command: String::new(),
+        summary: QuickstartSummary::default(),
+    };
+    quick.prepare()?;
+    for seed in arguments.seed..arguments.seed + arguments.seeds {
+        quick.one_seed(seed)?;
+    }
+    quick.folder = arguments.output_dir.clone();
     quick.summary.seconds = began.elapsed().as_secs_f64();
     quick.finish()
 }
 
-/// Builds the arguments of a command as strings.
-macro_rules! words {
-    ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
-}
-
 struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
+    /// Current seed, and its folder: the output folder for the first seed.
+    seed: u64,
+    folder: PathBuf,
+    last_command: String,
     summary: QuickstartSummary,
 }
 
 impl Quickstart<'_> {
     fn path(&self, name: &str) -> PathBuf {
-        self.arguments.output_dir.join(name)
+        self.folder.join(name)
     }
 
     fn shown(&self, name: &str) -> String {
@@ -123,6 +160,51 @@ impl Quickstart<'_> {
 
     fn steps(&self, stage: &Stage) -> u64 {
         ((stage.steps as f64 * self.arguments.scale).round() as u64).max(2)
+    }
+
+    fn is_first_seed(&self) -> bool {
+        self.seed == self.arguments.seed
+    }
+
+    /// Trains and evaluates every run with a seed.
+    fn one_seed(&mut self, seed: u64) -> Result<()> {
+        self.seed = seed;
+        if !self.is_first_seed() {
+            self.folder = self.arguments.output_dir.join(seed_folder(seed));
+            std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+            // A quick start with this seed does the same in a folder of its own.
+            let caption = format!("The same with seed {seed}, in {}", self.folder.display());
+            let mut words = words!["quickstart", "--seed", seed, "--output-dir", self.folder.display()];
+            words.extend(words!["--scale", self.arguments.scale]);
+            words.extend(self.arguments.device.flags());
+            let words: Vec<std::ffi::OsString> =
+                std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
+            self.summary.commands.push(NamedText { caption: caption.clone(), text: args::shown(&words) });
+            say(&format!("\n{caption}"));
+        }
+        self.language()?;
+        self.stage(&SFT, self.steps(&SFT), None)?;
+        let test = self.path("test-mapl.jsonl");
+        let mut base_tokens = 0;
+        for stage in &RUNS {
+            let trained = self.run(stage, self.steps(stage), &test)?;
+            if stage.is_mapl() && self.arguments.equal_compute.includes(stage.method) {
+                let name = if stage.method == Method::Dpo { "dpo-base-equal" } else { "reward-base-equal" };
+                let steps = equal_steps(trained.steps, trained.tokens, base_tokens);
+                self.run(&Stage { name, ..*stage }, steps, &test)?;
+            }
+            base_tokens = trained.tokens;
+        }
+        Ok(())
+    }
+
+    /// Trains, evaluates and records a run.
+    fn run(&mut self, stage: &Stage, steps: u64, test: &Path) -> Result<run::RunSummary> {
+        let begun = Instant::now();
+        let trained = self.stage(stage, steps, Some(test))?;
+        let evaluation = self.evaluate(stage, test)?;
+        self.record(stage, &trained, &evaluation, begun.elapsed().as_secs_f64());
+        Ok(trained)
     }
 
     /// Creates an empty folder. A folder that no quick start has written is not touched.
@@ -151,14 +233,17 @@ impl Quickstart<'_> {
         let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
         let text = args::shown(&all);
         say(&format!("\n$ {text}"));
-        self.summary.commands.push(NamedText { caption: caption.into(), text });
+        self.last_command = text.clone();
+        if self.is_first_seed() {
+            self.summary.commands.push(NamedText { caption: caption.into(), text });
+        }
         let cli = Cli::try_parse_from(&all).map_err(|e| Error::Runtime(format!("quick start command: {e}")))?;
         Ok(cli.command)
     }
 
     /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
     fn language(&mut self) -> Result<()> {
-        let seed = self.arguments.seed;
+        let seed = self.seed;
         for (split, rows) in [(Split::Train, TRAIN_ROWS), (Split::Test, TEST_ROWS)] {
             let pairs = generate(&SynthOptions { rows, seed, split });
             write_jsonl(&pairs, &self.path(&format!("{}.jsonl", split.name())))?;
@@ -185,7 +270,9 @@ impl Quickstart<'_> {
             if let Command::Data(DataCommand::Build(args)) = self.command(&caption, &words)? {
                 let text = data::build(&args)?.to_string();
                 let caption = format!("Construction of the {split} split");
-                self.summary.examples.push(NamedText { caption, text });
+                if self.is_first_seed() {
+                    self.summary.examples.push(NamedText { caption, text });
+                }
             }
         }
         let words = words![
@@ -227,6 +314,9 @@ impl Quickstart<'_> {
         if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
             say_styled(&data::shown(&args)?);
         }
+        if !self.is_first_seed() {
+            return Ok(());
+        }
         let rows = [("pairs to train on", TRAIN_ROWS), ("held-out pairs", TEST_ROWS), ("vocabulary", VOCAB_SIZE)];
         self.summary.data.push(DataTable {
             caption: "The language".into(),
@@ -237,8 +327,7 @@ impl Quickstart<'_> {
     }
 
     /// Trains one stage.
-    fn stage(&mut self, stage: &Stage, test: Option<&Path>) -> Result<run::RunSummary> {
-        let steps = self.steps(stage);
+    fn stage(&mut self, stage: &Stage, steps: u64, test: Option<&Path>) -> Result<run::RunSummary> {
         let cadence = (steps / 5).max(1);
         let mut words = words![
             stage.method.name(),
@@ -255,11 +344,11 @@ impl Quickstart<'_> {
             "--lr-scheduler-type",
             "linear",
             "--seed",
-            self.arguments.seed,
+            self.seed,
         ];
         words.extend(stage.flags.iter().map(ToString::to_string));
         if stage.method != Method::Sft {
-            words.extend(words!["--objective", if stage.name.ends_with("-mapl") { "rows" } else { "base" }]);
+            words.extend(words!["--objective", if stage.is_mapl() { "rows" } else { "base" }]);
         }
         if let Some(test) = test {
             words.extend(words!["--eval-file", test.display(), "--eval-steps", cadence]);
@@ -270,8 +359,7 @@ impl Quickstart<'_> {
         else {
             return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
         };
-        let command_line = self.summary.commands.last().map_or(String::new(), |c| c.text.clone());
-        let summary = train::run(stage.method, &args, &command_line)?;
+        let summary = train::run(stage.method, &args, &self.last_command)?;
         // A stop signal while the stage wrote its final model stops the quick start, not the stage.
         match Signals::listen()?.stop() {
             Some(signal) => Err(Error::Stopped { signal, step: summary.steps, path: self.path(stage.name) }),
@@ -300,16 +388,25 @@ impl Quickstart<'_> {
 
     fn record(&mut self, stage: &Stage, trained: &run::RunSummary, evaluation: &Evaluation, seconds: f64) {
         let [semantic, intra, inter] = evaluation.tallies().map(count);
-        self.summary.runs.push(RunSummary {
+        let run = RunSummary {
             name: stage.name.into(),
             semantic,
             intra,
             inter,
             steps: trained.steps,
+            tokens: trained.tokens,
             seconds,
+            seed: self.seed,
+            folder: match self.is_first_seed() {
+                true => stage.name.into(),
+                false => format!("{}/{}", seed_folder(self.seed), stage.name),
+            },
             loss: trained.losses.iter().map(|&(step, value)| Point { step, value }).collect(),
             accuracy: trained.evals.iter().map(|(step, tally)| accuracy_point(*step, tally)).collect(),
-        });
+        };
+        // The runs without MAPL come first.
+        let at = self.summary.runs.len() - usize::from(stage.name.ends_with(BASE_EQUAL));
+        self.summary.runs.insert(at, run);
     }
 
     /// Writes summary and report, prints the table and the next commands.
@@ -332,8 +429,7 @@ impl Quickstart<'_> {
         ];
         let caption = "The same with your own data: one {\"prompt\", \"chosen\", \"rejected\"} per line".to_owned();
         self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });
-        let value = serde_json::to_value(&self.summary)
-            .map_err(|e| Error::Runtime(format!("cannot write the summary: {e}")))?;
+        let value = self.summary.to_json()?;
         write_json(&self.path("summary.json"), &value)?;
         write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
         say(&format!("\n{}", quickstart_table(&self.summary)));
@@ -352,7 +448,19 @@ fn count(tally: KindTally) -> Count {
     Count { correct: tally.correct as u64, ties: tally.ties as u64, total: tally.count as u64 }
 }
 
+/// Steps of a base run with as many tokens as a MAPL run of `steps` steps, given the tokens of a
+/// base run of as many steps.
+fn equal_steps(steps: u64, mapl_tokens: u64, base_tokens: u64) -> u64 {
+    (steps as f64 * mapl_tokens as f64 / base_tokens.max(1) as f64).round() as u64
+}
+
+/// Folder of a seed after the first.
+fn seed_folder(seed: u64) -> String {
+    format!("seed-{seed}")
+}
+
 fn accuracy_point(step: u64, tally: &Tally) -> AccuracyPoint {
     let [semantic, intra, inter] = tally.kinds.map(|k| k.accuracy());
-    AccuracyPoint { step, semantic, intra, inter }
+    let ties = tally.kinds.map(|k| if k.count == 0 { 0.0 } else { k.ties as f64 / k.count as f64 });
+    AccuracyPoint { step, semantic, intra, inter, ties }
 }

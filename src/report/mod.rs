@@ -1,16 +1,19 @@
 //! Reports: one self-contained HTML file with inline SVG and CSS, without scripts.
 //!
-//! - [`svg`]: [`LineChart`] and [`BarChart`] as SVG; `axis`: axis ranges and round ticks
+//! - [`svg`]: [`LineChart`] and [`BarChart`] as SVG; `axis`: axis ranges and round ticks;
+//!   `canvas`: sizes, axes drawn, legends
 //! - `plots`: histograms and scatter charts as SVG; `distribution`: bins and correlation
 //! - [`roofline`]: [`Roofline`], the rates of ops under the ceilings of a machine
 //! - [`page`]: [`Table`], [`Section`] and [`Page`] as HTML
 //! - [`summary`]: [`QuickstartSummary`], the content of the quick start's `summary.json`
-//! - [`quickstart`]: the quick start's report, and its table for the terminal
+//! - [`scores`]: accuracies over seeds, and MAPL's gain
+//! - [`quickstart`]: the quick start's report, and its tables for the terminal
 //! - [`run`]: the report of one or several training runs
 //!
 //! All text on a page is escaped here. Numbers that are not finite are shown as a dash.
 
 mod axis;
+mod canvas;
 mod distribution;
 mod labels;
 pub mod page;
@@ -18,6 +21,7 @@ mod plots;
 pub mod quickstart;
 pub mod roofline;
 pub mod run;
+pub mod scores;
 pub mod summary;
 pub mod svg;
 
@@ -27,12 +31,14 @@ mod tests;
 pub use axis::Axis;
 pub use page::{Block, Figure, Page, Section, Table};
 pub use quickstart::{quickstart_report, quickstart_table};
-pub use roofline::Roofline;
+pub use roofline::{Roofline, RooflinePoint};
 pub use summary::QuickstartSummary;
 pub use svg::{BarChart, LineChart, ReferenceLine};
 
 /// Placeholder for a missing number in tables and charts.
 const NO_VALUE: &str = "–";
+/// Digits of an accuracy in tables and on charts.
+const ACCURACY_DECIMALS: usize = 3;
 
 /// Escapes a text for HTML, SVG and quoted attributes. Control characters that neither format
 /// allows become the replacement character.

@@ -31,7 +31,19 @@ pub enum Block {
     Charts(Vec<String>),
     /// Charts with captions and numbers.
     Figures(Vec<Figure>),
+    /// Charts for comparison, across the whole width of the page.
+    LeadCharts(Vec<String>),
+    /// One figure across the whole width of the page. Its chart has two sizes, as from
+    /// [`super::LineChart::to_wide_svg`].
+    LeadFigure(Figure),
     Table(Table),
+    /// Table whose rows are linked: one address per row, relative to the page; empty for none.
+    LinkedTable {
+        table: Table,
+        links: Vec<String>,
+    },
+    /// Heading within a section.
+    Heading(String),
     /// Table that a click on the heading opens.
     Folded {
         heading: String,
@@ -86,6 +98,11 @@ impl Table {
 
     /// Table as HTML, in a frame that scrolls sideways on narrow screens.
     pub fn to_html(&self) -> String {
+        self.to_html_with(&[])
+    }
+
+    /// Table as HTML; the first cell of a row is a link if `links` has an address for the row.
+    fn to_html_with(&self, links: &[String]) -> String {
         let columns = self.rows.iter().map(Vec::len).chain([self.header.len()]).max().unwrap_or(0);
         let class = |column: usize| if self.numeric.contains(&column) { " class=\"number\"" } else { "" };
         let name = if self.caption.is_empty() { "table" } else { &self.caption };
@@ -103,10 +120,12 @@ impl Table {
             out.push_str("</tr></thead>");
         }
         out.push_str("<tbody>");
-        for row in &self.rows {
+        for (at, row) in self.rows.iter().enumerate() {
             out.push_str("<tr>");
             for column in 0..columns {
                 let cell = escape(row.get(column).map_or("", String::as_str));
+                let link = links.get(at).filter(|link| column == 0 && !link.is_empty());
+                let cell = link.map_or(cell.clone(), |link| format!(r#"<a href="{}">{cell}</a>"#, escape(link)));
                 let _ = match column {
                     0 => write!(out, r#"<th scope="row"{}>{cell}</th>"#, class(column)),
                     _ => write!(out, "<td{}>{cell}</td>", class(column)),
@@ -147,7 +166,14 @@ impl Block {
                 let figures: String = figures.iter().map(Figure::to_html).collect();
                 writeln!(out, "<div class=\"charts\">\n{figures}</div>")
             }
+            Block::LeadCharts(charts) => {
+                let figures: String = charts.iter().map(|svg| format!("<figure>{svg}</figure>\n")).collect();
+                writeln!(out, "<div class=\"charts lead-charts\">\n{figures}</div>")
+            }
+            Block::LeadFigure(figure) => writeln!(out, "<div class=\"lead-charts\">\n{}</div>", figure.to_html()),
             Block::Table(table) => write!(out, "{}", table.to_html()),
+            Block::LinkedTable { table, links } => write!(out, "{}", table.to_html_with(links)),
+            Block::Heading(text) => writeln!(out, "<h3>{}</h3>", escape(text)),
             Block::Folded { heading, table } => write!(out, "{}", folded(heading, table)),
             Block::Code { caption, text } => {
                 if !caption.is_empty() {

@@ -5,27 +5,17 @@ use std::fmt::Write;
 use super::axis::Axis;
 use super::distribution::smoothed;
 use super::page::{Block, Page, Section, Table};
+use super::scores::{BASE_EQUAL, Gain, MAPL, MEASURES, RunScores, Score, method_of};
 use super::summary::{AccuracyPoint, Count, NamedText, QuickstartSummary, RunSummary};
-use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series};
-use super::{NO_VALUE, decimal};
-
-/// Accuracy measure: its name, its counts in a run, and its value at a point of a curve.
-struct Measure {
-    name: &'static str,
-    count: fn(&RunSummary) -> Count,
-    point: fn(&AccuracyPoint) -> f64,
-}
-
-const MEASURES: [Measure; 3] = [
-    Measure { name: "semantic", count: |r| r.semantic, point: |p| p.semantic },
-    Measure { name: "intra", count: |r| r.intra, point: |p| p.intra },
-    Measure { name: "inter", count: |r| r.inter, point: |p| p.inter },
-];
+use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series, Shade, method_style};
+use super::{ACCURACY_DECIMALS, NO_VALUE, decimal};
 
 /// Loss curves are running means over 1/20 of the run, which separates runs from noise.
 const SMOOTHED_SHARE: usize = 20;
+/// Columns of the result table.
+const COLUMNS: [&str; 7] = ["run", "semantic", "intra", "inter", "steps", "ktokens", "seconds"];
 
-/// Report as one HTML file.
+/// Report as one HTML file. Links to the runs' own reports are relative to it.
 pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     let mut sections = Vec::new();
     if !summary.warnings.is_empty() {
@@ -39,10 +29,14 @@ pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     }
     sections.push(commands(&summary.commands));
     sections.push(environment(summary));
+    let seeds = match summary.seeds() {
+        0 | 1 => String::new(),
+        seeds => format!(" with {seeds} seeds"),
+    };
     let page = Page {
         title: "mapl quick start".into(),
         lead: format!(
-            "{} training runs on an artificial preference language, {} seconds in total.",
+            "{} training runs{seeds} on an artificial preference language, {} seconds in total.",
             summary.runs.len(),
             decimal(summary.seconds, 0)
         ),
@@ -51,20 +45,30 @@ pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     page.to_html()
 }
 
-/// Table of the runs as plain text that is also a Markdown table.
+/// Tables of the runs as plain text, which are also Markdown tables: accuracies, and for several
+/// seeds their intervals.
 pub fn quickstart_table(summary: &QuickstartSummary) -> String {
-    let mut rows = vec![["run", "semantic", "intra", "inter", "steps", "seconds"].map(str::to_owned).to_vec()];
-    for run in &summary.runs {
-        let mut row = vec![run.name.replace('|', "/")];
-        row.extend(MEASURES.iter().map(|m| accuracy((m.count)(run))));
-        row.extend([run.steps.to_string(), decimal(run.seconds, 1)]);
-        rows.push(row);
+    let scores = summary.scores();
+    let with_header = |header: &[&str], rows: Vec<Vec<String>>| {
+        let header = header.iter().map(|text| (*text).to_owned()).collect();
+        std::iter::once(header).chain(rows).collect::<Vec<Vec<String>>>()
+    };
+    let mut out = plain_table(&with_header(&COLUMNS, scores.iter().map(result_row).collect()));
+    if summary.seeds() > 1 {
+        let rows = scores.iter().map(interval_row).collect();
+        let _ = write!(out, "\n{}:\n{}", interval_caption(summary), plain_table(&with_header(&COLUMNS[..4], rows)));
     }
+    out
+}
+
+/// Aligned rows, the first of which is the header.
+fn plain_table(rows: &[Vec<String>]) -> String {
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut out = String::new();
     for (i, row) in rows.iter().enumerate() {
         for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let cell = cell.replace('|', "/");
             let _ = if c == 0 { write!(out, "| {cell:<width$} ") } else { write!(out, "| {cell:>width$} ") };
         }
         out.push_str("|\n");
@@ -82,57 +86,100 @@ pub fn quickstart_table(summary: &QuickstartSummary) -> String {
     out
 }
 
-fn accuracy(count: Count) -> String {
-    if count.total == 0 { NO_VALUE.to_owned() } else { decimal(count.accuracy(), 3) }
+fn accuracy(score: Option<Score>) -> String {
+    decimal(score.map_or(f64::NAN, |score| score.mean), ACCURACY_DECIMALS)
+}
+
+fn range(low: f64, high: f64) -> String {
+    format!("{} to {}", decimal(low, ACCURACY_DECIMALS), decimal(high, ACCURACY_DECIMALS))
+}
+
+fn result_row(run: &RunScores) -> Vec<String> {
+    let mut row = vec![run.name.clone()];
+    row.extend(run.accuracies.map(accuracy));
+    let tokens = if run.tokens > 0.0 { 1e-3 * run.tokens } else { f64::NAN };
+    row.extend([decimal(run.steps, 0), decimal(tokens, 0), decimal(run.seconds, 1)]);
+    row
+}
+
+fn interval_row(run: &RunScores) -> Vec<String> {
+    let cell = |score: Option<Score>| score.map_or(NO_VALUE.to_owned(), |score| range(score.low, score.high));
+    std::iter::once(run.name.clone()).chain(run.accuracies.map(cell)).collect()
+}
+
+fn interval_caption(summary: &QuickstartSummary) -> String {
+    match summary.seeds() {
+        0 | 1 => "95 % Wilson intervals of the held-out comparisons".into(),
+        seeds => format!("95 % t intervals over {seeds} seeds"),
+    }
 }
 
 fn results(summary: &QuickstartSummary) -> Section {
-    let mut blocks = vec![
-        Block::Paragraph(
-            "Every run starts from the same model and is scored on held-out prompts. Guessing gives 0.5. A scorer \
-             that ignores the added instructions ties on intra and inter, and ties count as wrong."
-                .into(),
-        ),
-        Block::List(vec![
-            "semantic: the chosen response of an original pair scores higher than the rejected one.".into(),
-            "intra: a response scores higher under the prompt with the instructions it follows better.".into(),
-            "inter: added instructions move the gap between chosen and rejected in the right direction.".into(),
-        ]),
-        Block::Table(Table {
-            caption: "Accuracy on held-out prompts; ties count as wrong".into(),
-            header: ["run", "semantic", "intra", "inter", "steps", "seconds"].map(str::to_owned).to_vec(),
-            rows: summary.runs.iter().map(result_row).collect(),
-            numeric: (1..6).collect(),
-        }),
-    ];
-    let gains = gain_rows(&summary.runs);
+    let scores = summary.scores();
+    let charts = methods(&scores).into_iter().map(|method| accuracy_chart(method, &scores).to_svg()).collect();
+    let several = summary.seeds() > 1;
+    let what = if several { "mean over seeds; " } else { "" };
+    let report = |run: &RunSummary| match run.folder.as_str() {
+        "" => String::new(),
+        folder => format!("{folder}/{}", super::run::REPORT_FILE),
+    };
+    let mut blocks = vec![Block::LeadCharts(charts)];
+    blocks.push(Block::Paragraph(format!("Whiskers are {}. Guessing gives 0.5.", interval_caption(summary))));
+    blocks.push(Block::LinkedTable {
+        table: Table {
+            caption: format!("Accuracy on held-out prompts; {what}ties count as wrong"),
+            header: COLUMNS.map(str::to_owned).to_vec(),
+            rows: scores.iter().map(result_row).collect(),
+            numeric: (1..COLUMNS.len()).collect(),
+        },
+        links: summary.first_runs().into_iter().map(report).collect(),
+    });
+    let gains = summary.gains();
     if !gains.is_empty() {
         blocks.push(Block::Table(Table {
             caption: "Gain from the MAPL terms: mapl minus base".into(),
-            header: ["method", "semantic", "intra", "inter"].map(str::to_owned).to_vec(),
-            rows: gains,
+            header: ["compared", "semantic", "intra", "inter"].map(str::to_owned).to_vec(),
+            rows: gains.iter().map(gain_row).collect(),
             numeric: (1..4).collect(),
         }));
     }
-    let series = |(style, run): (usize, &RunSummary)| BarSeries {
-        name: run.name.clone(),
-        style,
-        bars: MEASURES.iter().map(|m| bar((m.count)(run))).collect(),
-    };
-    let chart = BarChart {
-        title: "Accuracy on held-out prompts".into(),
-        categories: MEASURES.map(|m| m.name.to_owned()).to_vec(),
-        y: Axis::new("accuracy", "").within(0.0, 1.0),
-        series: summary.runs.iter().enumerate().map(series).collect(),
-        reference: Some(chance()),
-    };
-    blocks.push(Block::Charts(vec![chart.to_svg()]));
-    blocks.push(Block::Table(Table {
-        caption: "Counts behind the accuracies, with 95 % Wilson intervals".into(),
-        header: ["run", "measure", "correct", "ties", "total", "interval"].map(str::to_owned).to_vec(),
-        rows: summary.runs.iter().flat_map(count_rows).collect(),
-        numeric: (2..6).collect(),
-    }));
+    if summary.runs.iter().any(|run| run.name.ends_with(BASE_EQUAL)) {
+        blocks.push(Block::Paragraph(
+            "A run base-equal is a base run of as many tokens as the MAPL run. Both train the same model, so equal tokens \
+             are close to equal FLOPs and equal time, and they are the same on every machine."
+                .into(),
+        ));
+    }
+    blocks.push(Block::List(vec![
+        "semantic: the chosen response of an original pair scores higher than the rejected one.".into(),
+        "intra: a response scores higher under the prompt with the instructions it follows better.".into(),
+        "inter: added instructions move the gap between chosen and rejected in the right direction.".into(),
+    ]));
+    blocks.push(Block::Paragraph(
+        "Every run starts from the same model and is scored on held-out prompts. A scorer that ignores the added \
+         instructions ties on intra and inter, and ties count as wrong."
+            .into(),
+    ));
+    if several {
+        blocks.push(Block::LinkedTable {
+            table: Table {
+                caption: "Runs of every seed".into(),
+                header: ["run", "seed", "semantic", "intra", "inter", "steps"].map(str::to_owned).to_vec(),
+                rows: summary.runs.iter().map(seed_row).collect(),
+                numeric: (1..6).collect(),
+            },
+            links: summary.runs.iter().map(report).collect(),
+        });
+    }
+    blocks.push(Block::Folded {
+        heading: "Counts of the comparisons".into(),
+        table: Table {
+            caption: "Counts, with 95 % Wilson intervals".into(),
+            header: ["run", "seed", "measure", "correct", "ties", "total", "interval"].map(str::to_owned).to_vec(),
+            rows: summary.runs.iter().flat_map(count_rows).collect(),
+            numeric: vec![1, 3, 4, 5, 6],
+        },
+    });
     blocks.push(Block::Paragraph(
         "These figures apply to this artificial language and these small models. The full text of the MAPL paper was \
          not available to the project, and no result here reproduces it."
@@ -141,51 +188,91 @@ fn results(summary: &QuickstartSummary) -> Section {
     Section { heading: "Results".into(), blocks }
 }
 
-fn result_row(run: &RunSummary) -> Vec<String> {
-    let mut row = vec![run.name.clone()];
-    row.extend(MEASURES.iter().map(|m| accuracy((m.count)(run))));
-    row.extend([run.steps.to_string(), decimal(run.seconds, 1)]);
+/// Methods in the order of their first run.
+fn methods(scores: &[RunScores]) -> Vec<&str> {
+    let mut methods: Vec<&str> = Vec::new();
+    for run in scores {
+        let method = method_of(&run.name);
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    methods
+}
+
+/// Accuracies of one method's runs.
+fn accuracy_chart(method: &str, scores: &[RunScores]) -> BarChart {
+    let bar = |score: Option<Score>| Bar {
+        value: score.map_or(f64::NAN, |score| score.mean),
+        interval: score.map(|score| (score.low, score.high)),
+    };
+    let series = scores.iter().filter(|run| method_of(&run.name) == method).map(|run| BarSeries {
+        name: run.name.clone(),
+        style: style(&run.name),
+        bars: run.accuracies.map(bar).to_vec(),
+    });
+    BarChart {
+        title: format!("{}: accuracy on held-out prompts", title(method)),
+        categories: MEASURES.map(str::to_owned).to_vec(),
+        y: Axis::new("accuracy", "").within(0.0, 1.0),
+        series: series.collect(),
+        reference: Some(chance()),
+    }
+}
+
+/// Method as the start of a title.
+fn title(method: &str) -> String {
+    match method {
+        "reward" => "Reward model".into(),
+        "dpo" => "DPO".into(),
+        other => other.into(),
+    }
+}
+
+fn style(name: &str) -> usize {
+    let shade = if name.ends_with(MAPL) {
+        Shade::Mapl
+    } else if name.ends_with(BASE_EQUAL) {
+        Shade::BaseEqual
+    } else {
+        Shade::Base
+    };
+    method_style(method_of(name), shade)
+}
+
+fn seed_row(run: &RunSummary) -> Vec<String> {
+    let accuracy = |count: Count| match count.total {
+        0 => NO_VALUE.to_owned(),
+        _ => decimal(count.accuracy(), ACCURACY_DECIMALS),
+    };
+    let mut row = vec![run.name.clone(), run.seed.to_string()];
+    row.extend(run.counts().map(accuracy));
+    row.push(run.steps.to_string());
     row
 }
 
 fn count_rows(run: &RunSummary) -> Vec<Vec<String>> {
-    let row = |m: &Measure| {
-        let count = (m.count)(run);
-        let interval = count
-            .interval()
-            .map_or(NO_VALUE.to_owned(), |(low, high)| format!("{} to {}", decimal(low, 3), decimal(high, 3)));
+    let row = |(measure, count): (&str, Count)| {
+        let interval = count.interval().map_or(NO_VALUE.to_owned(), |(low, high)| range(low, high));
         let [correct, ties, total] = [count.correct, count.ties, count.total].map(|n| n.to_string());
-        vec![run.name.clone(), m.name.to_owned(), correct, ties, total, interval]
+        vec![run.name.clone(), run.seed.to_string(), measure.to_owned(), correct, ties, total, interval]
     };
-    MEASURES.iter().map(row).collect()
+    MEASURES.into_iter().zip(run.counts()).map(row).collect()
 }
 
-/// One row for each method that has both a `-base` and a `-mapl` run.
-fn gain_rows(runs: &[RunSummary]) -> Vec<Vec<String>> {
-    let mut rows = Vec::new();
-    for base in runs {
-        let Some(method) = base.name.strip_suffix("-base") else { continue };
-        let Some(mapl) = runs.iter().find(|r| r.name.strip_suffix("-mapl") == Some(method)) else { continue };
-        let mut row = vec![method.to_owned()];
-        for measure in &MEASURES {
-            let (from, to) = ((measure.count)(base), (measure.count)(mapl));
-            row.push(if from.total == 0 || to.total == 0 {
-                NO_VALUE.to_owned()
-            } else {
-                let change = decimal(to.accuracy() - from.accuracy(), 3);
-                if change.starts_with('-') { change } else { format!("+{change}") }
-            });
-        }
-        rows.push(row);
-    }
-    rows
-}
-
-fn bar(count: Count) -> Bar {
-    match count.interval() {
-        Some(interval) => Bar { value: count.accuracy(), interval: Some(interval) },
-        None => Bar { value: f64::NAN, interval: None },
-    }
+fn gain_row(gain: &Gain) -> Vec<String> {
+    let signed = |value: f64| {
+        let text = decimal(value, ACCURACY_DECIMALS);
+        if text.starts_with('-') { text } else { format!("+{text}") }
+    };
+    let at = if gain.equal_tokens { "tokens" } else { "steps" };
+    let mut row = vec![format!("{}, equal {at}", gain.method)];
+    row.extend(gain.differences.iter().zip(&gain.intervals).map(|(difference, interval)| {
+        let Some(difference) = difference else { return NO_VALUE.to_owned() };
+        let interval = interval.map_or(String::new(), |[low, high]| format!(" ({} to {})", signed(low), signed(high)));
+        format!("{}{interval}", signed(*difference))
+    }));
+    row
 }
 
 fn chance() -> ReferenceLine {
@@ -193,70 +280,75 @@ fn chance() -> ReferenceLine {
 }
 
 fn curves(summary: &QuickstartSummary) -> Section {
-    let mut charts = Vec::new();
-    // Runs of one method share a chart. A base run has one comparison per group, a MAPL run up to
-    // five.
-    let mut methods: Vec<&str> = Vec::new();
-    for run in &summary.runs {
-        let method = method_of(&run.name);
-        if !run.loss.is_empty() && !methods.contains(&method) {
-            methods.push(method);
+    let runs = summary.first_runs();
+    let mut blocks = Vec::new();
+    let scores = summary.scores();
+    for method in methods(&scores) {
+        let of_method: Vec<&RunSummary> = runs.iter().filter(|run| run.method() == method).copied().collect();
+        let mut charts = Vec::new();
+        // A measure without a recorded accuracy has no chart.
+        if of_method.iter().any(|run| !run.accuracy.is_empty()) {
+            charts.extend((0..MEASURES.len()).map(|measure| accuracy_curves(&of_method, measure).to_svg()));
+        }
+        if of_method.iter().any(|run| !run.loss.is_empty()) {
+            charts.push(loss_curves(&of_method).to_svg());
+        }
+        if !charts.is_empty() {
+            blocks.extend([Block::Heading(title(method)), Block::Charts(charts)]);
         }
     }
-    for method in methods {
-        let of_method = summary.runs.iter().enumerate().filter(|(_, r)| method_of(&r.name) == method);
-        let series = of_method.map(|(style, run)| Series {
-            name: run.name.clone(),
-            style,
-            points: smoothed(
-                &run.loss.iter().map(|p| (p.step as f64, p.value)).collect::<Vec<_>>(),
-                run.loss.len().div_ceil(SMOOTHED_SHARE),
-            ),
-        });
-        let chart = LineChart {
-            title: format!("Training loss, {method}"),
-            x: Axis::new("step", ""),
-            y: Axis::new("loss", ""),
-            series: series.collect(),
-            reference: None,
-        };
-        charts.push(chart.to_svg());
-    }
-    if summary.runs.iter().any(|r| !r.accuracy.is_empty()) {
-        for measure in &MEASURES {
-            let series = |(style, run): (usize, &RunSummary)| Series {
-                name: run.name.clone(),
-                style,
-                points: run.accuracy.iter().map(|p| (p.step as f64, (measure.point)(p))).collect(),
-            };
-            let chart = LineChart {
-                title: format!("Held-out accuracy, {}", measure.name),
-                x: Axis::new("step", ""),
-                y: Axis::new("accuracy", "").within(0.0, 1.0),
-                series: summary.runs.iter().enumerate().map(series).collect(),
-                reference: Some(chance()),
-            };
-            charts.push(chart.to_svg());
-        }
-    }
-    let text = if charts.is_empty() {
-        "No curve was recorded."
+    let text = if blocks.is_empty() {
+        "No curve was recorded.".to_owned()
     } else {
-        "Loss curves are running means over up to a twentieth of the run. The loss of a MAPL run sums its base, intra \
-         and inter terms, so it is higher than the loss of a base run; compare shapes, not levels."
+        let seed = match (summary.seeds(), runs.first()) {
+            (0 | 1, _) | (_, None) => String::new(),
+            (_, Some(run)) => format!("Curves are of seed {}. ", run.seed),
+        };
+        format!(
+            "{seed}Loss curves are running means over up to a twentieth of the run. The loss of a MAPL run sums its base, \
+             intra and inter terms, so it is higher than the loss of a base run; compare shapes, not levels. An accuracy \
+             is not drawn while every comparison ties, as before the first step of DPO."
+        )
     };
-    Section {
-        heading: "Curves".into(),
-        blocks: vec![Block::Paragraph(text.into())]
-            .into_iter()
-            .chain((!charts.is_empty()).then_some(Block::Charts(charts)))
-            .collect(),
+    blocks.insert(0, Block::Paragraph(text));
+    Section { heading: "Curves".into(), blocks }
+}
+
+fn accuracy_curves(runs: &[&RunSummary], measure: usize) -> LineChart {
+    let value = |point: &AccuracyPoint| match point.ties[measure] {
+        share if share >= 1.0 => f64::NAN,
+        _ => [point.semantic, point.intra, point.inter][measure],
+    };
+    let series = runs.iter().map(|run| Series {
+        name: run.name.clone(),
+        style: style(&run.name),
+        points: run.accuracy.iter().map(|point| (point.step as f64, value(point))).collect(),
+    });
+    LineChart {
+        title: format!("Held-out accuracy, {}", MEASURES[measure]),
+        x: Axis::new("step", ""),
+        y: Axis::new("accuracy", "").within(0.0, 1.0),
+        series: series.collect(),
+        reference: Some(chance()),
     }
 }
 
-/// Method of a run name: `reward` of `reward-mapl`.
-fn method_of(name: &str) -> &str {
-    name.split('-').next().unwrap_or(name)
+fn loss_curves(runs: &[&RunSummary]) -> LineChart {
+    let series = runs.iter().map(|run| Series {
+        name: run.name.clone(),
+        style: style(&run.name),
+        points: smoothed(
+            &run.loss.iter().map(|p| (p.step as f64, p.value)).collect::<Vec<_>>(),
+            run.loss.len().div_ceil(SMOOTHED_SHARE),
+        ),
+    });
+    LineChart {
+        title: "Training loss".into(),
+        x: Axis::new("step", ""),
+        y: Axis::new("loss", ""),
+        series: series.collect(),
+        reference: None,
+    }
 }
 
 fn data(summary: &QuickstartSummary) -> Section {

@@ -3,73 +3,110 @@
 use std::fmt::Write;
 
 use super::axis::{Axis, Scale};
-use super::escape;
-use super::labels::{Frame, Label, place};
-use super::svg::{
-    LEFT, PLOT, TOP, WIDTH, describe, draw_mark, draw_x_axis, draw_y_axis, open_svg, put_no_values, to_x, to_y,
-};
+use super::canvas::{Canvas, LEFT, NARROW, PLOT, TOP, WIDE, describe, draw_mark, put_text, to_y};
+use super::labels::{Frame, Label, LabelledPoint, place};
 
-/// Ops as numbered points under a roof. The slope is the memory bandwidth, the flat part the GEMM
-/// rate.
+/// Number of points that are labelled by name: those that take the most time.
+const NAMED: usize = 5;
+
+/// Op of a roofline plot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RooflinePoint {
+    pub name: String,
+    /// Short name, for the label of a point that takes much time.
+    pub label: String,
+    /// FLOP per byte.
+    pub intensity: f64,
+    /// FLOP/s.
+    pub rate: f64,
+    /// Seconds of all calls.
+    pub seconds: f64,
+}
+
+/// Ops as points under a roof. The slope is the memory bandwidth, the flat part the GEMM rate. The
+/// five points that take the most time have their name, the others their number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
     pub title: String,
     /// Memory bandwidth (bytes/s) and GEMM rate (FLOP/s).
     pub memory: f64,
     pub product: f64,
-    /// Name, FLOP/byte and FLOP/s of each op; numbered from 1 in this order.
-    pub points: Vec<(String, f64, f64)>,
+    /// Numbered from 1 in this order.
+    pub points: Vec<RooflinePoint>,
 }
 
 impl Roofline {
-    /// Chart as one `<svg>` element, without points that have no FLOPs.
-    pub fn to_svg(&self) -> String {
+    /// Chart without points that have no FLOPs, in two sizes: across a wide page, and for phones.
+    pub fn to_wide_svg(&self) -> String {
+        self.draw(&WIDE) + &self.draw(&NARROW)
+    }
+
+    fn draw(&self, canvas: &Canvas) -> String {
         let x_axis = Axis::new("intensity", "FLOP/byte").logarithmic();
         let y_axis = Axis::new("rate", "FLOP/s").logarithmic();
-        let points: Vec<(usize, f64, f64)> = (self.points.iter().enumerate())
-            .map(|(at, (_, x, y))| (at + 1, *x, *y))
-            .filter(|(_, x, y)| *x > 0.0 && *y > 0.0 && x.is_finite() && y.is_finite())
-            .collect();
+        let is_shown =
+            |p: &RooflinePoint| p.intensity > 0.0 && p.rate > 0.0 && p.intensity.is_finite() && p.rate.is_finite();
+        let points: Vec<(usize, &RooflinePoint)> =
+            self.points.iter().enumerate().filter(|(_, point)| is_shown(point)).collect();
+        let mut longest = points.clone();
+        longest.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
+        longest.truncate(NAMED);
         let ridge = self.product / self.memory;
-        let x = x_axis.scale(points.iter().map(|p| p.1).chain([ridge / 10.0, ridge * 10.0]));
-        let y = y_axis.scale(points.iter().map(|p| p.2).chain([self.product, self.product / 1e3]));
-        let names = self.points.iter().map(|p| p.0.as_str());
-        let mut out = open_svg(&self.title, &describe(names), 0.0);
-        draw_y_axis(&mut out, &y_axis, &y);
-        draw_x_axis(&mut out, &x_axis, &x);
-        self.draw_roof(&mut out, &x, &y, ridge);
+        let x = x_axis.scale(points.iter().map(|(_, p)| p.intensity).chain([ridge / 10.0, ridge * 10.0]));
+        let y = y_axis.scale(points.iter().map(|(_, p)| p.rate).chain([self.product, self.product / 1e3]));
+        let mut out = canvas.open(&self.title, &describe(self.points.iter().map(|p| p.name.as_str())), 0.0);
+        canvas.draw_y_axis(&mut out, &y_axis, &y, None);
+        canvas.draw_x_axis(&mut out, &x_axis, &x);
+        let roof_labels = self.draw_roof(&mut out, canvas, &x, &y, ridge);
         if points.is_empty() {
-            put_no_values(&mut out);
+            canvas.put_no_values(&mut out);
         }
-        let placed: Vec<(usize, f64, f64)> =
-            points.iter().map(|&(number, px, py)| (number, to_x(&x, px), to_y(&y, py))).collect();
-        for &(_, px, py) in &placed {
-            draw_mark(&mut out, 1, px, py);
+        // Names in the order of time, so that the longest op gets the nearest place.
+        let is_longest = |at: usize| longest.iter().any(|(other, _)| *other == at);
+        let others = points.iter().filter(|(at, _)| !is_longest(*at));
+        let placed: Vec<LabelledPoint> = (longest.iter().map(|point| (point, true)))
+            .chain(others.map(|point| (point, false)))
+            .map(|((at, point), is_named)| LabelledPoint {
+                number: at + 1,
+                name: is_named.then(|| point.label.clone()),
+                x: canvas.to_x(&x, point.intensity),
+                y: to_y(&y, point.rate),
+            })
+            .collect();
+        for point in &placed {
+            draw_mark(&mut out, 1, point.x, point.y);
         }
-        let frame = Frame { left: LEFT, top: TOP, right: WIDTH, bottom: TOP + PLOT };
-        for Label { text, left, base } in place(&placed, &frame) {
-            let _ = write!(out, r#"<text class="bar-label" x="{left:.1}" y="{base:.1}">{text}</text>"#);
+        let frame = Frame { left: LEFT, top: TOP, right: canvas.width, bottom: TOP + PLOT };
+        for (label, px, py) in place(&placed, &roof_labels, &frame) {
+            if label.is_far_from(py) {
+                let end = if label.left > px { label.left - 2.0 } else { label.right() + 2.0 };
+                let base = label.base - 4.0;
+                let _ = write!(out, r#"<line class="leader" x1="{px:.1}" y1="{py:.1}" x2="{end:.1}" y2="{base:.1}"/>"#);
+            }
+            put_text(&mut out, "point-label", "start", label.left, label.base, &label.text);
         }
         out.push_str("</svg>");
         out
     }
 
-    fn draw_roof(&self, out: &mut String, x: &Scale, y: &Scale, ridge: f64) {
+    /// Draws the roof and returns the labels of its parts.
+    fn draw_roof(&self, out: &mut String, canvas: &Canvas, x: &Scale, y: &Scale, ridge: f64) -> [Label; 2] {
         // The slope starts at the left or bottom edge of the plot, at the edge it crosses.
         let from = 10f64.powf(x.low).max(10f64.powf(y.low) / self.memory);
         let corners = [(from, from * self.memory), (ridge, self.product), (10f64.powf(x.high), self.product)];
         let path: Vec<String> =
-            corners.iter().map(|&(px, py)| format!("{:.1} {:.1}", to_x(x, px), to_y(y, py))).collect();
+            corners.iter().map(|&(px, py)| format!("{:.1} {:.1}", canvas.to_x(x, px), to_y(y, py))).collect();
         let _ = write!(out, r#"<path class="line s0" d="M{}"/>"#, path.join(" L"));
-        let label = |text: &str, left: f64, top: f64, anchor: &str| {
-            let text = escape(text);
-            format!(r#"<text class="reference-label" x="{left:.1}" y="{top:.1}" text-anchor="{anchor}">{text}</text>"#)
-        };
-        let top = to_y(y, self.product) - 6.0;
-        out.push_str(&label("GEMM", WIDTH - 16.0, top, "end"));
         let middle = (from * ridge).sqrt();
-        let (left, height) = (to_x(x, middle), to_y(y, middle * self.memory));
-        out.push_str(&label("memory", (left - 8.0).max(LEFT + 52.0), height - 6.0, "end"));
+        let (left, height) = (canvas.to_x(x, middle), to_y(y, middle * self.memory));
+        let labels = [
+            Label::ending_at(canvas.right() - 2.0, to_y(y, self.product) - 6.0, "GEMM"),
+            Label::ending_at((left - 8.0).max(LEFT + 52.0), height - 6.0, "memory"),
+        ];
+        for label in &labels {
+            put_text(out, "reference-label", "end", label.right(), label.base, &label.text);
+        }
+        labels
     }
 }
 
@@ -78,22 +115,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn points_are_numbered_and_the_roof_is_drawn() {
-        let point = |name: &str, x: f64, y: f64| (name.to_owned(), x, y);
-        let plot = Roofline {
-            title: "ops".into(),
-            memory: 4e12,
-            product: 8e14,
-            points: vec![point("linear & more", 300.0, 6e14), point("none", 0.0, 0.0), point("norm", 1.25, 4e12)],
+    fn points_are_labelled_and_the_roof_is_drawn() {
+        let point = |name: &str, intensity: f64, rate: f64, seconds: f64| RooflinePoint {
+            name: format!("{name} in full"),
+            label: name.to_owned(),
+            intensity,
+            rate,
+            seconds,
         };
-        let svg = plot.to_svg();
-        assert!(svg.contains("intensity (FLOP/byte)") && svg.contains("rate (FLOP/s)"), "{svg}");
-        assert!(svg.contains(">1</text>") && svg.contains(">3</text>") && !svg.contains(">2</text>"));
-        assert!(svg.contains("linear &amp; more"));
+        // Eight ops; the fifth longest takes 4 s, and one that takes longer has no FLOPs.
+        let mut points = vec![
+            point("linear & more", 300.0, 6e14, 9.0),
+            point("none", 0.0, 0.0, 99.0),
+            point("norm", 1.25, 4e12, 1.0),
+        ];
+        points.extend((4..=8).map(|n| point(&format!("op{n}"), 20.0 * f64::from(n), 3e13, f64::from(n))));
+        let plot = Roofline { title: "ops".into(), memory: 4e12, product: 8e14, points };
+        let svgs = plot.to_wide_svg();
+        for svg in svgs.split_inclusive("</svg>") {
+            assert!(svg.contains("intensity (FLOP/byte)") && svg.contains("rate (FLOP/s)"), "{svg}");
+            for name in ["linear &amp; more", "op8", "op7", "op6", "op5"] {
+                assert!(svg.contains(&format!(">{name}</text>")), "{name} is not labelled: {svg}");
+            }
+            let labels: Vec<&str> =
+                svg.split("\"point-label\"").skip(1).map(|label| label.split(['>', '<']).nth(1).unwrap()).collect();
+            assert_eq!(labels, ["linear &amp; more", "op8", "op7", "op6", "op5", "3", "4"]);
+            assert!(svg.contains("linear &amp; more in full"), "the description has whole names");
+        }
+        assert_eq!(svgs.matches("<svg").count(), 2);
         // Points at the same place share one label, and the label stays inside the plot.
-        let many = (0..30).map(|n| point("same", 300.0, 6e14 + 1e12 * f64::from(n))).collect();
-        assert!(Roofline { points: many, ..plot.clone() }.to_svg().contains(">1–30</text>"));
+        let many = (0..30).map(|n| point("same", 300.0, 6e14 + 1e12 * f64::from(n), 1.0)).collect();
+        let many = Roofline { points: many, ..plot.clone() }.to_wide_svg();
+        assert!(many.contains(">6–30</text>") && many.matches(">same</text>").count() == 2 * NAMED, "{many}");
         let empty = Roofline { points: Vec::new(), ..plot };
-        assert!(empty.to_svg().ends_with("</svg>"));
+        assert!(empty.to_wide_svg().ends_with("</svg>"));
     }
 }

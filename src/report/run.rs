@@ -47,6 +47,7 @@ pub fn write_own_report(dir: &Path) -> Result<()> {
 /// Report of one or several runs as HTML.
 fn run_report(runs: &[RunLog]) -> String {
     let mut sections: Vec<Section> = warning_section(runs).into_iter().collect();
+    sections.push(curves::lead(runs));
     sections.push(facts::overview(runs));
     if runs.len() > 1 {
         sections.push(facts::configuration(runs));

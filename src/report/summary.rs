@@ -1,8 +1,8 @@
 //! Result of a quick start: the content of `summary.json` and the input of its report.
 //!
 //! The top level has `seconds` and `runs`. A run has `name`, the accuracies `semantic`, `intra` and
-//! `inter` (0 to 1, ties count as wrong), `steps` and `seconds`, then the `counts` of the
-//! accuracies and the curves. Numbers that are not finite are written as the strings `"NaN"`,
+//! `inter` (0 to 1, ties count as wrong), `steps`, `tokens` and `seconds`, its `seed` and `folder`,
+//! then the `counts` of the accuracies and the curves. Numbers that are not finite are written as the strings `"NaN"`,
 //! `"inf"` and `"-inf"`.
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +96,9 @@ pub struct AccuracyPoint {
     pub intra: f64,
     #[serde(with = "number")]
     pub inter: f64,
+    /// Share of ties among the comparisons of `semantic`, `intra` and `inter`.
+    #[serde(default)]
+    pub ties: [f64; 3],
 }
 
 /// Training run with its scores on held-out prompts.
@@ -112,8 +115,13 @@ pub struct RunSummary {
     pub inter: Count,
     /// Optimiser steps.
     pub steps: u64,
+    /// Tokens that the trained model has processed; shared prompt tokens count once.
+    pub tokens: u64,
     /// Wall-clock seconds of training and evaluation.
     pub seconds: f64,
+    pub seed: u64,
+    /// Folder of the run, relative to the quick start's folder, with `/` between parts.
+    pub folder: String,
     /// Training loss by step.
     pub loss: Vec<Point>,
     /// Held-out accuracies by step.
@@ -128,8 +136,14 @@ struct RunRow {
     intra: f64,
     inter: f64,
     steps: u64,
+    #[serde(default)]
+    tokens: u64,
     #[serde(with = "number")]
     seconds: f64,
+    #[serde(default)]
+    seed: u64,
+    #[serde(default)]
+    folder: String,
     counts: Counts,
     #[serde(default)]
     loss: Vec<Point>,
@@ -153,7 +167,10 @@ impl From<RunSummary> for RunRow {
             counts: Counts { semantic: run.semantic, intra: run.intra, inter: run.inter },
             name: run.name,
             steps: run.steps,
+            tokens: run.tokens,
             seconds: run.seconds,
+            seed: run.seed,
+            folder: run.folder,
             loss: run.loss,
             accuracy: run.accuracy,
         }
@@ -169,7 +186,10 @@ impl From<RunRow> for RunSummary {
             intra: row.counts.intra,
             inter: row.counts.inter,
             steps: row.steps,
+            tokens: row.tokens,
             seconds: row.seconds,
+            seed: row.seed,
+            folder: row.folder,
             loss: row.loss,
             accuracy: row.accuracy,
         }
@@ -219,9 +239,18 @@ mod tests {
                 intra: Count { correct: 3, ties: 1, total: 4 },
                 inter: Count::default(),
                 steps: 40,
+                tokens: 1234,
                 seconds: 3.25,
+                seed: 43,
+                folder: "seed-43/reward-mapl".into(),
                 loss: vec![Point { step: 1, value: 0.5 }, Point { step: 2, value: f64::INFINITY }],
-                accuracy: vec![AccuracyPoint { step: 40, semantic: 0.9, intra: 0.75, inter: 0.0 }],
+                accuracy: vec![AccuracyPoint {
+                    step: 40,
+                    semantic: 0.9,
+                    intra: 0.75,
+                    inter: 0.0,
+                    ties: [0.0, 0.25, 1.0],
+                }],
             }],
             ..Default::default()
         }

@@ -7,35 +7,25 @@
 use std::fmt::Write;
 
 use super::axis::{Axis, Scale, drawable};
-use super::{NO_VALUE, decimal, escape};
+use super::canvas::{Canvas, LEFT, Legend, NARROW, PLOT, Swatch, TOP, WIDE, describe, put_text, style_index, to_y};
+pub use super::canvas::{Shade, method_style};
+use super::{ACCURACY_DECIMALS, NO_VALUE, decimal};
 
-/// Width of every chart in user units (pixels at full size); small enough to be legible on a phone.
-pub(super) const WIDTH: f64 = 460.0;
-/// Space for the title, the y labels, the right margin, the x labels, and one row of the legend.
-pub(super) const TOP: f64 = 46.0;
-pub(super) const LEFT: f64 = 62.0;
-const RIGHT: f64 = 14.0;
-const BOTTOM: f64 = 44.0;
-const LEGEND_ROW: f64 = 22.0;
-/// Left edge of the legend, which may extend below the y labels.
-const LEGEND_LEFT: f64 = 8.0;
-/// Height of the plotting area.
-pub(super) const PLOT: f64 = 210.0;
-/// Estimated width of a character in the legend.
-const CHARACTER_WIDTH: f64 = 7.4;
-/// Number of styles that the page defines.
-const STYLES: usize = 8;
 /// Maximum number of points drawn per series; longer series are drawn as means of consecutive
 /// points.
 const MAX_POINTS: usize = 400;
 /// Maximum number of points for which every point gets a mark.
 const MAX_MARKED_POINTS: usize = 30;
+/// Width of the widest bar, and distance between a bar's end and its label.
+const MAX_BAR: f64 = 48.0;
+const LABEL_GAP: f64 = 5.0;
 
 /// Named line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
     pub name: String,
-    /// Index of colour and dash pattern, modulo 8. A run should have the same style in every chart.
+    /// Index of colour and dash pattern: 0 to 7 by position, or a [`method_style`]. A run should
+    /// have the same style in every chart.
     pub style: usize,
     /// (x, y) in ascending x.
     pub points: Vec<(f64, f64)>,
@@ -91,21 +81,31 @@ pub struct BarChart {
 impl LineChart {
     /// Chart as one `<svg>` element.
     pub fn to_svg(&self) -> String {
+        self.draw(&NARROW.only())
+    }
+
+    /// Chart in two sizes: across a wide page, and for phones. The style sheet shows one of them.
+    pub fn to_wide_svg(&self) -> String {
+        self.draw(&WIDE) + &self.draw(&NARROW)
+    }
+
+    fn draw(&self, canvas: &Canvas) -> String {
         let values = |pick: fn(&(f64, f64)) -> f64| self.series.iter().flat_map(move |s| s.points.iter().map(pick));
         let x = self.x.scale(values(|p| p.0));
         let y = self.y.scale(values(|p| p.1).chain(self.reference.iter().map(|r| r.value)));
-        let legend = Legend::new(self.series.iter().map(|s| (s.name.as_str(), s.style)));
-        let mut out = open_svg(&self.title, &describe(self.series.iter().map(|s| s.name.as_str())), legend.height());
-        draw_y_axis(&mut out, &self.y, &y);
-        draw_x_axis(&mut out, &self.x, &x);
+        let legend = Legend::new(canvas, self.series.iter().map(|s| (s.name.as_str(), s.style)));
+        let names = describe(self.series.iter().map(|s| s.name.as_str()));
+        let mut out = canvas.open(&self.title, &names, legend.height());
+        canvas.draw_y_axis(&mut out, &self.y, &y, label(self.reference.as_ref(), &y));
+        canvas.draw_x_axis(&mut out, &self.x, &x);
         let mut empty = true;
         for series in &self.series {
-            empty &= !draw_line(&mut out, series, &x, &y);
+            empty &= !draw_line(&mut out, canvas, series, &x, &y);
         }
         if empty {
-            put_no_values(&mut out);
+            canvas.put_no_values(&mut out);
         }
-        draw_reference(&mut out, self.reference.as_ref(), &y);
+        draw_reference(&mut out, canvas, self.reference.as_ref(), &y);
         legend.draw(&mut out, Swatch::Line);
         out.push_str("</svg>");
         out
@@ -115,16 +115,18 @@ impl LineChart {
 impl BarChart {
     /// Chart as one `<svg>` element.
     pub fn to_svg(&self) -> String {
+        let canvas = &NARROW.only();
         let ends = self.series.iter().flat_map(|s| &s.bars).flat_map(|b| {
             let (low, high) = b.interval.unwrap_or((b.value, b.value));
             [b.value, low, high]
         });
         let y = self.y.scale(ends.chain(self.reference.iter().map(|r| r.value)).chain([0.0]));
-        let legend = Legend::new(self.series.iter().map(|s| (s.name.as_str(), s.style)));
-        let mut out = open_svg(&self.title, &describe(self.series.iter().map(|s| s.name.as_str())), legend.height());
-        draw_y_axis(&mut out, &self.y, &y);
-        let group = plot_width() / self.categories.len().max(1) as f64;
-        let width = (group * 0.86 / self.series.len().max(1) as f64).min(48.0);
+        let legend = Legend::new(canvas, self.series.iter().map(|s| (s.name.as_str(), s.style)));
+        let names = describe(self.series.iter().map(|s| s.name.as_str()));
+        let mut out = canvas.open(&self.title, &names, legend.height());
+        canvas.draw_y_axis(&mut out, &self.y, &y, label(self.reference.as_ref(), &y));
+        let group = canvas.plot_width() / self.categories.len().max(1) as f64;
+        let width = (group * 0.86 / self.series.len().max(1) as f64).min(MAX_BAR);
         for (c, category) in self.categories.iter().enumerate() {
             let middle = LEFT + group * (c as f64 + 0.5);
             put_text(&mut out, "axis", "middle", middle, TOP + PLOT + 19.0, category);
@@ -135,112 +137,34 @@ impl BarChart {
             }
         }
         if self.categories.is_empty() || self.series.is_empty() {
-            put_no_values(&mut out);
+            canvas.put_no_values(&mut out);
         }
-        draw_reference(&mut out, self.reference.as_ref(), &y);
+        draw_reference(&mut out, canvas, self.reference.as_ref(), &y);
         legend.draw(&mut out, Swatch::Bar);
         out.push_str("</svg>");
         out
     }
 }
 
-pub(super) fn plot_width() -> f64 {
-    WIDTH - LEFT - RIGHT
+/// Reference line whose value is within the axis.
+fn within<'a>(reference: Option<&'a ReferenceLine>, y: &Scale) -> Option<&'a ReferenceLine> {
+    reference.filter(|r| r.value >= y.low && r.value <= y.high)
 }
 
-pub(super) fn to_x(scale: &Scale, value: f64) -> f64 {
-    LEFT + plot_width() * scale.fraction(value)
+/// Label of a reference line. It is among the tick labels, where it covers no value.
+fn label<'a>(reference: Option<&'a ReferenceLine>, y: &Scale) -> Option<(f64, &'a str)> {
+    within(reference, y).filter(|r| !r.label.is_empty()).map(|r| (r.value, r.label.as_str()))
 }
 
-pub(super) fn to_y(scale: &Scale, value: f64) -> f64 {
-    TOP + PLOT * (1.0 - scale.fraction(value))
-}
-
-pub(super) fn style_index(index: usize) -> usize {
-    index % STYLES
-}
-
-/// Start of the element, with text for screen readers.
-pub(super) fn open_svg(title: &str, description: &str, legend: f64) -> String {
-    let height = TOP + PLOT + BOTTOM + legend;
-    let title = escape(title);
-    format!(
-        concat!(
-            r#"<svg class="chart" viewBox="0 0 {} {:.0}" role="img" aria-label="{}">"#,
-            r#"<title>{}</title><desc>{}</desc><text class="title" x="{}" y="20">{}</text>"#
-        ),
-        WIDTH,
-        height,
-        title,
-        title,
-        escape(description),
-        8,
-        title
-    )
-}
-
-pub(super) fn describe<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let names: Vec<_> = names.collect();
-    if names.is_empty() { "No series.".to_owned() } else { format!("Series: {}.", names.join(", ")) }
-}
-
-fn put_text(out: &mut String, class: &str, anchor: &str, x: f64, y: f64, text: &str) {
-    let _ =
-        write!(out, r#"<text class="{class}" text-anchor="{anchor}" x="{x:.1}" y="{y:.1}">{}</text>"#, escape(text));
-}
-
-/// Horizontal grid lines with labels, and the axis title, rotated to read upwards.
-pub(super) fn draw_y_axis(out: &mut String, axis: &Axis, scale: &Scale) {
-    for (value, label) in scale.ticks() {
-        let at = to_y(scale, value);
-        let _ =
-            write!(out, r#"<line class="grid" x1="{LEFT:.1}" y1="{at:.1}" x2="{:.1}" y2="{at:.1}"/>"#, WIDTH - RIGHT);
-        put_text(out, "tick-label", "end", LEFT - 5.0, at + 4.5, &label);
-    }
-    let middle = TOP + PLOT / 2.0;
-    let _ = write!(
-        out,
-        r#"<text class="axis" text-anchor="middle" transform="translate(10 {middle:.1}) rotate(-90)">{}</text>"#,
-        escape(&axis.title())
-    );
-    let bottom = TOP + PLOT;
-    let _ = write!(
-        out,
-        r#"<line class="tick" x1="{LEFT:.1}" y1="{bottom:.1}" x2="{:.1}" y2="{bottom:.1}"/>"#,
-        WIDTH - RIGHT
-    );
-}
-
-/// Ticks with labels below the plot, and the axis title below them.
-pub(super) fn draw_x_axis(out: &mut String, axis: &Axis, scale: &Scale) {
-    for (value, label) in scale.ticks() {
-        let at = to_x(scale, value);
-        let _ = write!(
-            out,
-            r#"<line class="tick" x1="{at:.1}" y1="{0:.1}" x2="{at:.1}" y2="{1:.1}"/>"#,
-            TOP + PLOT,
-            TOP + PLOT + 4.0
-        );
-        put_text(out, "tick-label", "middle", at, TOP + PLOT + 17.0, &label);
-    }
-    put_text(out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT + 36.0, &axis.title());
-}
-
-pub(super) fn put_no_values(out: &mut String) {
-    put_text(out, "axis", "middle", LEFT + plot_width() / 2.0, TOP + PLOT / 2.0, "no values");
-}
-
-/// Drawn over the data, because bars would hide the line. The label has an outline in the
-/// background colour (chart.css).
-fn draw_reference(out: &mut String, reference: Option<&ReferenceLine>, y: &Scale) {
-    let Some(reference) = reference.filter(|r| r.value >= y.low && r.value <= y.high) else { return };
-    let (at, right) = (to_y(y, reference.value), WIDTH - RIGHT);
+/// Drawn over the data, because bars would hide the line.
+fn draw_reference(out: &mut String, canvas: &Canvas, reference: Option<&ReferenceLine>, y: &Scale) {
+    let Some(reference) = within(reference, y) else { return };
+    let (at, right) = (to_y(y, reference.value), canvas.right());
     let _ = write!(out, r#"<line class="reference" x1="{LEFT:.1}" y1="{at:.1}" x2="{right:.1}" y2="{at:.1}"/>"#);
-    put_text(out, "reference-label", "end", right - 2.0, at - 4.0, &reference.label);
 }
 
 /// Draws a line with its gaps; returns false if there was nothing to draw.
-fn draw_line(out: &mut String, series: &Series, x: &Scale, y: &Scale) -> bool {
+fn draw_line(out: &mut String, canvas: &Canvas, series: &Series, x: &Scale, y: &Scale) -> bool {
     let style = style_index(series.style);
     let points = thinned(&series.points);
     let marked = points.len() <= MAX_MARKED_POINTS;
@@ -251,7 +175,7 @@ fn draw_line(out: &mut String, series: &Series, x: &Scale, y: &Scale) -> bool {
             pen_down = false;
             continue;
         }
-        let (left, top) = (to_x(x, px), to_y(y, py));
+        let (left, top) = (canvas.to_x(x, px), to_y(y, py));
         let _ = write!(path, "{}{left:.1} {top:.1}", if pen_down { "L" } else { "M" });
         // A point without neighbours has no line segment, so it needs a mark.
         let alone = !pen_down && points.get(i + 1).is_none_or(|n| !(drawable(n.0) && drawable(n.1)));
@@ -287,7 +211,7 @@ fn draw_bar(out: &mut String, bar: &Bar, index: usize, left: f64, width: f64, y:
     let middle = left + width / 2.0;
     let zero = to_y(y, 0.0);
     if !drawable(bar.value) {
-        put_text(out, "bar-label", "middle", middle, zero - 5.0, NO_VALUE);
+        put_text(out, "bar-label", "middle", middle, zero - LABEL_GAP, NO_VALUE);
         return;
     }
     let at = to_y(y, bar.value);
@@ -306,72 +230,5 @@ fn draw_bar(out: &mut String, bar: &Bar, index: usize, left: f64, width: f64, y:
             write!(out, r#"<line class="whisker" x1="{middle:.1}" y1="{low:.1}" x2="{middle:.1}" y2="{high:.1}"/>"#);
         label = label.min(high);
     }
-    put_text(out, "bar-label", "middle", middle, label - 5.0, &decimal(bar.value, 2));
-}
-
-/// Symbol before a name in the legend.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Swatch {
-    Line,
-    Bar,
-    Area,
-    Mark,
-}
-
-/// Names below the plot, with as many per row as fit.
-pub(super) struct Legend<'a> {
-    /// Name, style, left edge, row.
-    entries: Vec<(&'a str, usize, f64, usize)>,
-}
-
-impl<'a> Legend<'a> {
-    pub(super) fn new(names: impl Iterator<Item = (&'a str, usize)>) -> Self {
-        let mut entries = Vec::new();
-        let (mut left, mut row) = (LEGEND_LEFT, 0);
-        for (name, style) in names {
-            let width = 38.0 + CHARACTER_WIDTH * name.chars().count() as f64;
-            if left > LEGEND_LEFT && left + width > WIDTH {
-                (left, row) = (LEGEND_LEFT, row + 1);
-            }
-            entries.push((name, style, left, row));
-            left += width;
-        }
-        Self { entries }
-    }
-
-    pub(super) fn height(&self) -> f64 {
-        self.entries.last().map_or(0.0, |e| LEGEND_ROW * (e.3 + 1) as f64)
-    }
-
-    pub(super) fn draw(&self, out: &mut String, swatch: Swatch) {
-        for &(name, index, left, row) in &self.entries {
-            let y = TOP + PLOT + BOTTOM + 8.0 + LEGEND_ROW * row as f64;
-            let style = style_index(index);
-            match swatch {
-                Swatch::Line => {
-                    let (y, right) = (y - 4.5, left + 22.0);
-                    let _ = write!(out, r#"<path class="line s{style}" d="M{left:.1} {y:.1}L{right:.1} {y:.1}"/>"#);
-                }
-                Swatch::Bar | Swatch::Area => {
-                    let class = if swatch == Swatch::Bar { "bar" } else { "area" };
-                    let (left, y) = (left + 4.0, y - 11.0);
-                    let _ = write!(
-                        out,
-                        r#"<rect class="{class} s{style}" x="{left:.1}" y="{y:.1}" width="13" height="13"/>"#
-                    );
-                }
-                Swatch::Mark => draw_mark(out, index, left + 12.0, y - 4.5),
-            }
-            put_text(out, "legend", "start", left + 27.0, y, name);
-        }
-    }
-}
-
-/// Mark of a scatter chart: a disc for even styles, an open diamond for odd ones.
-pub(super) fn draw_mark(out: &mut String, index: usize, x: f64, y: f64) {
-    let style = style_index(index);
-    let _ = match index % 2 {
-        0 => write!(out, r#"<circle class="dot s{style}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#),
-        _ => write!(out, r#"<path class="ring s{style}" d="M{x:.1} {:.1}l4 4l-4 4l-4 -4z"/>"#, y - 4.0),
-    };
+    put_text(out, "bar-label", "middle", middle, label - LABEL_GAP, &decimal(bar.value, ACCURACY_DECIMALS));
 }

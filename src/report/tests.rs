@@ -17,10 +17,16 @@ fn run(name: &str, accuracy: f64) -> RunSummary {
         intra: count(accuracy),
         inter: count(accuracy / 2.0),
         steps: 400,
+        tokens: 123_456,
         seconds: 71.25,
+        seed: 42,
+        folder: name.into(),
         loss: (1..=400).map(|s| Point { step: s, value: (2.0 - accuracy) / (1.0 + s as f64 / 90.0) }).collect(),
         accuracy: (0..=4)
-            .map(|i| AccuracyPoint { step: 100 * i, semantic: 0.5 + 0.1 * i as f64, intra: accuracy, inter: 0.4 })
+            .map(|i| {
+                let semantic = 0.5 + 0.1 * i as f64;
+                AccuracyPoint { step: 100 * i, semantic, intra: accuracy, inter: 0.4, ties: [0.0; 3] }
+            })
             .collect(),
     }
 }
@@ -56,9 +62,16 @@ fn the_quickstart_report_is_well_formed_and_self_contained() {
     for expected in ["reward-mapl", "0.900", "+0.320", "540", "mapl reward --model", "cpu, 2 threads", "only 3 %"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // One bar chart, a loss chart per method (two), and an accuracy chart per measure (three).
-    assert_eq!(html.matches("<svg").count(), 6);
-    assert_eq!(html.matches("aria-label").count(), 6 + html.matches("class=\"scroll\"").count());
+    // Per method (two): a bar chart, an accuracy chart per measure (three), and a loss chart.
+    assert_eq!(html.matches("<svg").count(), 10);
+    assert_eq!(html.matches("aria-label").count(), 10 + html.matches("class=\"scroll\"").count());
+    // The lead charts come first and link to nothing; every run of the table links to its report.
+    let results = html.split("<h2>Results</h2>").nth(1).unwrap();
+    assert!(results.trim_start().starts_with("<div class=\"charts lead-charts\">"), "{results}");
+    for name in ["reward-base", "reward-mapl", "dpo-base", "dpo-mapl"] {
+        let link = format!(r#"<th scope="row"><a href="{name}/report.html">{name}</a></th>"#);
+        assert!(results.contains(&link), "{name} is not linked");
+    }
     assert!(html.contains("prefers-color-scheme: dark") && html.contains("name=\"viewport\""));
 }
 
@@ -72,6 +85,7 @@ fn text_from_outside_is_escaped_everywhere() {
     all.commands = all.examples.clone();
     all.environment = vec![Fact { name: evil.into(), value: evil.into() }];
     all.warnings = vec![evil.into()];
+    all.runs.iter_mut().for_each(|r| r.folder = evil.into());
     let html = quickstart_report(&all);
     well_formed(&html);
     assert!(!html.contains("<script") && !html.contains('\u{0}') && !html.contains('\u{1b}'));
@@ -113,7 +127,7 @@ fn line(points: Vec<(f64, f64)>) -> LineChart {
         title: "t".into(),
         x: Axis::new("time", "s"),
         y: Axis::new("share", "%").within(0.0, 100.0),
-        series: vec![Series { name: "one".into(), style: 9, points }],
+        series: vec![Series { name: "one".into(), style: 18, points }],
         reference: Some(ReferenceLine { value: 50.0, label: "half".into() }),
     }
 }
@@ -123,7 +137,7 @@ fn a_line_chart_places_its_points_and_breaks_at_gaps() {
     let svg = line(vec![(0.0, 0.0), (10.0, 100.0), (20.0, f64::NAN), (30.0, 50.0), (40.0, 50.0)]).to_svg();
     let text = well_formed(&svg);
     assert!(text.contains("time (s)") && text.contains("share (%)") && text.contains("half") && text.contains("one"));
-    // The plot area is 62..446 by 46..256; style 9 is style 1.
+    // The plot area is 62..446 by 46..256; style 18 is style 1.
     assert!(svg.contains(r#"<path class="line s1" d="M62.0 256.0L158.0 46.0M350.0 151.0L446.0 151.0"/>"#), "{svg}");
     let alone = line(vec![(0.0, f64::NAN), (1.0, 50.0), (2.0, f64::NAN)]).to_svg();
     assert_eq!(alone.matches("<circle").count(), 1);
@@ -161,7 +175,7 @@ fn a_bar_chart_draws_bars_whiskers_and_missing_values() {
     assert_eq!(text.matches('–').count(), 2, "two of the four bars have no value");
     // Half of the plot height of 210, from the middle to the base line.
     assert!(svg.contains(r#"y="151.0" width="46.0" height="105.0"/>"#), "{svg}");
-    assert!(text.contains("0.50") && text.contains("1.00"));
+    assert!(text.contains("0.500") && text.contains("1.000"));
 }
 
 #[test]
@@ -199,16 +213,179 @@ fn the_terminal_table_is_aligned() {
     all.runs.truncate(2);
     all.runs[0].inter = Count::default();
     let expected = "\
-| run         | semantic | intra | inter | steps | seconds |
-|-------------|---------:|------:|------:|------:|--------:|
-| reward-base |    0.990 | 0.580 |     – |   400 |    71.2 |
-| reward-mapl |    0.990 | 0.900 | 0.450 |   400 |    71.2 |
+| run         | semantic | intra | inter | steps | ktokens | seconds |
+|-------------|---------:|------:|------:|------:|--------:|--------:|
+| reward-base |    0.990 | 0.580 |     – |   400 |     123 |    71.2 |
+| reward-mapl |    0.990 | 0.900 | 0.450 |   400 |     123 |    71.2 |
 ";
     assert_eq!(quickstart_table(&all), expected);
+    // Several seeds: means, then intervals; no line is wider than a terminal of 80 columns.
+    let mut second = all.runs[1].clone();
+    (second.seed, second.intra, second.steps) = (43, Count { correct: 528, ties: 0, total: 600 }, 401);
+    all.runs.push(second);
+    all.runs.remove(0);
+    let expected = "\
+| run         | semantic | intra | inter | steps | ktokens | seconds |
+|-------------|---------:|------:|------:|------:|--------:|--------:|
+| reward-mapl |    0.990 | 0.890 | 0.450 |   400 |     123 |    71.2 |
+
+95 % t intervals over 2 seeds:
+| run         |       semantic |          intra |          inter |
+|-------------|---------------:|---------------:|---------------:|
+| reward-mapl | 0.990 to 0.990 | 0.763 to 1.000 | 0.450 to 0.450 |
+";
+    assert_eq!(quickstart_table(&all), expected);
+    assert!(expected.lines().all(|line| line.chars().count() <= 80));
 }
 
 #[test]
 fn decimals_have_no_negative_zero_and_no_broken_number() {
     assert_eq!([decimal(-0.0004, 3), decimal(-0.0006, 3), decimal(2.0, 0)], ["0.000", "-0.001", "2"]);
     assert_eq!([decimal(f64::NAN, 2), decimal(f64::NEG_INFINITY, 2)], ["–", "–"]);
+}
+
+/// A summary with a third run of a method, as the quick start writes it by default.
+fn with_equal_run() -> QuickstartSummary {
+    let mut all = summary();
+    let mut equal = run("dpo-base-equal", 0.55);
+    (equal.steps, equal.folder) = (1000, "dpo-base-equal".into());
+    all.runs.insert(3, equal);
+    all
+}
+
+/// Charts of a page: those for phones and those without a second size.
+fn charts(html: &str) -> Vec<&str> {
+    html.split("<svg ").skip(1).map(|svg| svg.split("</svg>").next().unwrap()).collect()
+}
+
+/// Value of an attribute of the element that starts `text`.
+fn attribute(text: &str, name: &str) -> f64 {
+    text.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+}
+
+/// Elements of a chart with a class, from the attribute on.
+fn elements<'a>(svg: &'a str, class: &str) -> Vec<&'a str> {
+    svg.split(&format!("class=\"{class}")).skip(1).collect()
+}
+
+#[test]
+fn labels_of_bars_are_outside_with_the_digits_of_the_table() {
+    let html = quickstart_report(&with_equal_run());
+    let results = html.split("<h2>Results</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+    let table = results.split("<tbody>").nth(1).unwrap().split("</tbody>").next().unwrap();
+    let mut labels = 0;
+    for svg in charts(results) {
+        let bars: Vec<[f64; 3]> =
+            elements(svg, "bar ").iter().map(|bar| ["x", "y", "width"].map(|name| attribute(bar, name))).collect();
+        let shown: Vec<&str> = elements(svg, "bar-label");
+        // The last bars are the swatches of the legend.
+        assert_eq!(bars.len(), shown.len() + shown.len() / 3, "{svg}");
+        for (at, label) in shown.iter().enumerate() {
+            let text = label.split(['>', '<']).nth(1).unwrap();
+            assert!(table.contains(&format!(">{text}<")), "{text} is not in the table");
+            let (x, y) = (attribute(label, "x"), attribute(label, "y"));
+            let bar = bars.iter().find(|bar| (bar[0] + bar[2] / 2.0 - x).abs() < 0.2).unwrap();
+            assert!(y < bar[1], "{text} is on its bar");
+            // Five characters of 6.4 units; neighbours are separate.
+            let apart = |other: &&str| (attribute(other, "x") - x).abs() >= 32.0;
+            assert!(shown[..at].iter().all(apart), "{text} overlaps: {svg}");
+            labels += 1;
+        }
+    }
+    assert_eq!(labels, 3 * 5);
+}
+
+#[test]
+fn legends_and_labels_cover_no_curve() {
+    let html = quickstart_report(&with_equal_run()) + &line(vec![(0.0, 0.0), (40.0, 50.0)]).to_wide_svg();
+    let svgs = charts(&html);
+    for svg in &svgs {
+        let legend = elements(svg, "legend");
+        assert!(!legend.is_empty());
+        // Curves, without the lines in the legend, which are drawn last.
+        let lines = elements(svg, "line ");
+        for path in &lines[..lines.len().saturating_sub(legend.len())] {
+            let path = path.split(" d=\"M").nth(1).unwrap().split('"').next().unwrap();
+            for point in path.split(['L', 'M']) {
+                let y: f64 = point.split(' ').nth(1).unwrap().parse().unwrap();
+                assert!(y <= 256.0, "a curve leaves the plot: {svg}");
+            }
+        }
+        for entry in legend {
+            // Above its base line, a name is at most 13 units high.
+            assert!(attribute(entry, "y") - 13.0 > 256.0, "the legend covers the plot: {svg}");
+        }
+        for label in elements(svg, "reference-label") {
+            assert!(attribute(label, "x") < 62.0, "a label covers the plot: {svg}");
+        }
+    }
+    let sizes: Vec<&str> = svgs[svgs.len() - 2..].iter().map(|svg| svg.split('"').nth(1).unwrap()).collect();
+    assert_eq!(sizes, ["chart wide", "chart narrow"]);
+}
+
+#[test]
+fn a_curve_starts_at_the_first_evaluation_with_a_decision() {
+    let mut all = summary();
+    let first = &mut all.runs[2].accuracy[0];
+    (first.semantic, first.ties) = (0.0, [1.0, 0.0, 0.0]);
+    let html = quickstart_report(&all);
+    let svg = charts(&html).into_iter().filter(|svg| svg.contains("Held-out accuracy, semantic")).nth(1).unwrap();
+    let starts: Vec<&str> =
+        elements(svg, "line ").iter().filter_map(|path| path.split(" d=\"M").nth(1)).map(|d| &d[..5]).collect();
+    // Step 100 of 400 is at 158, step 0 at 62.
+    assert_eq!(starts[..2], ["158.0", "62.0 "], "{svg}");
+}
+
+#[test]
+fn hue_shows_the_method_and_shade_shows_mapl() {
+    let html = quickstart_report(&with_equal_run());
+    let styles = |method: &str| -> Vec<String> {
+        let svg = charts(&html).into_iter().find(|svg| svg.contains(&format!("{method}: accuracy on"))).unwrap();
+        let mut found: Vec<String> =
+            elements(svg, "bar s").iter().map(|bar| bar.split('"').next().unwrap().to_owned()).collect();
+        found.dedup();
+        found[found.len() - 2..].to_vec()
+    };
+    assert_eq!(
+        (styles("Reward model"), styles("DPO")),
+        (vec!["8".into(), "10".into()], vec!["12".into(), "13".into()])
+    );
+}
+
+/// Relative luminance of a colour such as `#0069b4` (WCAG 2.2).
+fn luminance(colour: &str) -> f64 {
+    let channel = |at: usize| {
+        let c = f64::from(u8::from_str_radix(&colour[at..at + 2], 16).unwrap()) / 255.0;
+        if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+    };
+    0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
+}
+
+fn contrast(a: &str, b: &str) -> f64 {
+    let (a, b) = (luminance(a), luminance(b));
+    (a.max(b) + 0.05) / (a.min(b) + 0.05)
+}
+
+#[test]
+fn colours_are_told_apart_by_lightness_in_both_themes() {
+    let themes: Vec<&str> = include_str!("theme.css").split("--back").skip(1).collect();
+    assert_eq!(themes.len(), 2);
+    for theme in themes {
+        let back = theme.split(['#', ';']).nth(1).unwrap();
+        let back = format!("#{back}");
+        let colour = |name: &str| {
+            let at = theme.find(&format!("--{name}: ")).unwrap() + name.len() + 4;
+            &theme[at..at + 7]
+        };
+        for at in 0..8 {
+            assert!(contrast(colour(&format!("c{at}")), &back) >= 3.0, "c{at} on {back}");
+        }
+        for hue in 0..3 {
+            let shades = [0, 1, 2].map(|shade| colour(&format!("m{}", 3 * hue + shade)).to_owned());
+            assert!(shades.iter().all(|shade| contrast(shade, &back) >= 3.0), "{shades:?} on {back}");
+            assert!(shades.windows(2).all(|pair| contrast(&pair[0], &pair[1]) >= 1.5), "{shades:?}");
+            // Without a hue, as printed in grey, base and MAPL still differ.
+            assert!(contrast(&shades[0], &shades[2]) >= 2.5, "{shades:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::page::{hardware_charts, percent, roofline_section, table, unavailable
 use crate::bench::row::{Row, Status};
 use crate::perf::hardware::Sample;
 use crate::perf::hardware::sampler::Readings;
-use crate::report::{Block, Page, Section, significant};
+use crate::report::{Block, Page, RooflinePoint, Section, significant};
 
 /// Time span in which a call's contenders were timed, and their rows at that time.
 #[derive(Clone, Debug)]
@@ -118,12 +118,13 @@ impl BenchStudy {
         let section = |((backend, dtype, model), rows): ((&str, &str, &str), Vec<&Row>)| {
             let first = rows.first()?;
             let points = rows.iter().filter_map(|row| {
-                let intensity = row.flops? as f64 / row.bytes?.max(1) as f64;
-                Some((
-                    format!("{} {} {} {}", row.op, row.variant, row.layer, row.shape),
-                    intensity,
-                    1e12 * row.tflop_per_s?,
-                ))
+                Some(RooflinePoint {
+                    name: format!("{} {} {} {}", row.op, row.variant, row.layer, row.shape),
+                    label: if row.layer.is_empty() { row.op.clone() } else { format!("{} {}", row.op, row.layer) },
+                    intensity: row.flops? as f64 / row.bytes?.max(1) as f64,
+                    rate: 1e12 * row.tflop_per_s?,
+                    seconds: 1e-6 * row.median_us?,
+                })
             });
             let title = format!("{model} on {backend}, {dtype}");
             let (memory, product) = (1e9 * first.memory_gb_per_s?, 1e12 * first.product_tflop_per_s?);

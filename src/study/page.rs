@@ -7,11 +7,14 @@ use super::record::Study;
 use crate::perf::hardware::Sample;
 use crate::report::page::Figure;
 use crate::report::svg::Series;
-use crate::report::{Axis, Block, LineChart, Page, Roofline, Section, Table, decimal, significant};
+use crate::report::{Axis, Block, LineChart, Page, Roofline, RooflinePoint, Section, Table, decimal, significant};
 
 /// Report page as HTML.
 pub fn html(study: &Study) -> String {
-    let mut sections = vec![overview(study), timeline(study)];
+    let end = study.steps.iter().filter_map(|row| row.end_s).chain(study.samples.iter().map(|s| s.time_s));
+    let end = end.fold(1e-3, f64::max);
+    let mut sections: Vec<Section> = steps(study, end).into_iter().collect();
+    sections.extend([overview(study), timeline(study, end)]);
     sections.extend(roofline(study));
     sections.push(ops(study));
     sections.push(memory(study));
@@ -71,10 +74,9 @@ fn overview(study: &Study) -> Section {
 /// A line of a chart: its name, and its value in a sample.
 type Line = (&'static str, fn(&Sample) -> Option<f64>);
 
-fn timeline(study: &Study) -> Section {
-    let end = study.steps.iter().filter_map(|row| row.end_s).chain(study.samples.iter().map(|s| s.time_s));
-    let end = end.fold(1e-3, f64::max);
-    let time = || Axis::new("time since the start", "s").within(0.0, end);
+/// Times of the steps until `end` seconds, across the page; `None` without a step.
+fn steps(study: &Study, end: f64) -> Option<Section> {
+    let time = Axis::new("time since the start", "s").within(0.0, end);
     let step = |name: &str, style, of: &dyn Fn(&super::record::StepRow) -> f64| Series {
         name: name.into(),
         style,
@@ -85,6 +87,9 @@ fn timeline(study: &Study) -> Section {
         step("in ops", 1, &|row| 1e3 * row.step.op_seconds),
         step("outside ops", 2, &|row| 1e3 * row.host_seconds),
     ];
+    if series[0].points.is_empty() {
+        return None;
+    }
     let numbers = series[0].points.iter().zip(&study.steps).map(|(point, row)| {
         vec![
             row.step.step.to_string(),
@@ -100,14 +105,17 @@ fn timeline(study: &Study) -> Section {
         &[0, 1, 2, 3, 4],
         numbers.collect(),
     );
-    let steps = LineChart { title: "Step time".into(), x: time(), y: Axis::new("time", "ms"), series, reference: None };
-    let mut figures = vec![Figure {
-        svg: steps.to_svg(),
+    let steps = LineChart { title: "Step time".into(), x: time, y: Axis::new("time", "ms"), series, reference: None };
+    let figure = Figure {
+        svg: steps.to_wide_svg(),
         caption: "Each step is drawn at its end. Time outside ops is packing, waiting and logging.".into(),
         table: numbers,
-    }];
-    figures.extend(hardware_charts(&study.samples, end));
-    let mut blocks = vec![Block::Figures(figures)];
+    };
+    Some(Section { heading: "Steps".into(), blocks: vec![Block::LeadFigure(figure)] })
+}
+
+fn timeline(study: &Study, end: f64) -> Section {
+    let mut blocks = vec![Block::Figures(hardware_charts(&study.samples, end))];
     blocks.extend(unavailable_readings(&study.missing));
     Section { heading: "Timeline".into(), blocks }
 }
@@ -191,26 +199,32 @@ fn chart(samples: &[Sample], title: &str, x: Axis, y: Axis, lines: &[Line]) -> O
 }
 
 fn roofline(study: &Study) -> Option<Section> {
-    let points =
-        study.ops.iter().map(|op| (op.op.clone(), op.flops / op.bytes.max(1.0), 1e12 * op.tflop_per_s)).collect();
-    Some(roofline_section("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points))
+    let points = study.ops.iter().map(|op| RooflinePoint {
+        name: op.op.clone(),
+        label: op.op.clone(),
+        intensity: op.flops / op.bytes.max(1.0),
+        rate: 1e12 * op.tflop_per_s,
+        seconds: 1e-3 * op.milliseconds,
+    });
+    Some(roofline_section("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points.collect()))
 }
 
-/// Roofline section of points (name, FLOP/byte, FLOP/s) under the ceilings of memory (byte/s) and
-/// GEMMs (FLOP/s).
-pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: Vec<(String, f64, f64)>) -> Section {
-    let rows = points.iter().enumerate().map(|(at, (name, intensity, rate))| {
-        vec![(at + 1).to_string(), name.clone(), significant(*intensity), significant(1e-9 * rate)]
+/// Roofline section of points under the ceilings of memory (byte/s) and GEMMs (FLOP/s).
+pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: Vec<RooflinePoint>) -> Section {
+    let rows = points.iter().enumerate().map(|(at, point)| {
+        let number = (at + 1).to_string();
+        vec![number, point.name.clone(), significant(point.intensity), significant(1e-9 * point.rate)]
     });
     let numbers = table("Points", &["point", "op", "FLOP/byte", "GFLOP/s"], &[0, 2, 3], rows.collect());
     let caption = format!(
         "Ceilings measured with this run: memory {} GB/s, GEMM {} GFLOP/s. Bytes are counted by the op contracts, so \
-         points of operands in a cache can be above the slope.",
+         points of operands in a cache can be above the slope. The five points that take the most time have their name, \
+         the others their number.",
         decimal(1e-9 * memory, 1),
         decimal(1e-9 * product, 0)
     );
-    let svg = Roofline { title: title.into(), memory, product, points }.to_svg();
-    let blocks = vec![Block::Charts(vec![svg]), Block::Paragraph(caption), Block::Table(numbers)];
+    let svg = Roofline { title: title.into(), memory, product, points }.to_wide_svg();
+    let blocks = vec![Block::LeadFigure(Figure { svg, caption, table: numbers })];
     Section { heading: title.into(), blocks }
 }
 

@@ -213,6 +213,20 @@ pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], refe
     }
 }
 
+/// Names of the tied and of all comparisons behind an accuracy; `None` if the name is not that of
+/// an accuracy. If both numbers are equal, every comparison ties and the accuracy says nothing.
+pub(crate) fn tie_names(accuracy: &str) -> Option<[String; 2]> {
+    let (prefix, bare) = match accuracy.strip_prefix("eval_") {
+        Some(bare) => ("eval_", bare),
+        None => ("", accuracy),
+    };
+    let kind = match bare {
+        "accuracy" | "rewards/accuracies" => Kind::Base.name(),
+        _ => bare.strip_prefix("rewards/accuracies/")?,
+    };
+    Some([format!("{prefix}ties/{kind}"), format!("{prefix}comparisons/{kind}")])
+}
+
 /// JSON number, or a string for a non-finite value, which JSON cannot represent.
 pub fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
@@ -290,6 +304,14 @@ fn events_until(path: &Path, step: u64) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ties_are_named_after_the_kind_of_their_accuracy() {
+        let names = |accuracy| tie_names(accuracy).map(|names| names.join(" "));
+        assert_eq!(names("accuracy").as_deref(), Some("ties/base comparisons/base"));
+        assert_eq!(names("eval_rewards/accuracies/intra").as_deref(), Some("eval_ties/intra eval_comparisons/intra"));
+        assert_eq!(names("rewards/margins/base"), None);
+    }
 
     #[test]
     fn any_split_gives_the_same_loss_and_ties_count_as_wrong() {

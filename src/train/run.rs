@@ -131,6 +131,8 @@ pub struct PlannedMemory {
 #[derive(Clone, Debug, Default)]
 pub struct RunSummary {
     pub steps: u64,
+    /// Tokens that the policy has processed; shared prompt tokens count once.
+    pub tokens: u64,
     pub seconds: f64,
     /// (step, loss) of every step.
     pub losses: Vec<(u64, f64)>,

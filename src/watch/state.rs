@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use crate::terminal::shown;
+use crate::train::metrics::tie_names;
 
 /// Values of a metric as (step, value), finite values only.
 pub type Series = Vec<(f64, f64)>;
@@ -27,6 +28,16 @@ pub struct RunState {
     pace: Vec<(f64, u64)>,
     /// Number of values that were not finite.
     pub not_finite: usize,
+}
+
+/// Whether the value is an accuracy without a decision: every comparison ties, as before the first
+/// step of DPO. An accuracy of 0 would look like a failure.
+fn is_undecided(name: &str, row: &Map<String, Value>) -> bool {
+    let number = |name: &String| row.get(name).and_then(Value::as_f64);
+    tie_names(name).is_some_and(|names| match names.each_ref().map(number) {
+        [Some(ties), Some(comparisons)] => comparisons > 0.0 && ties == comparisons,
+        _ => false,
+    })
 }
 
 /// Maximum number of stored events.
@@ -78,7 +89,7 @@ impl RunState {
 
     fn numbers(&mut self, step: u64, row: &Map<String, Value>) {
         for (name, value) in row {
-            if ["schema", "step", "time"].contains(&name.as_str()) {
+            if ["schema", "step", "time"].contains(&name.as_str()) || is_undecided(name, row) {
                 continue;
             }
             match value {

@@ -4,7 +4,7 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style};
 use ratatui::symbols::Marker;
-use ratatui::text::Line;
+use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Tabs};
 use serde_json::Value;
 
@@ -20,25 +20,17 @@ pub const PANELS: [Panel; 4] = [
     (
         "accuracy",
         &[
-            (
-                "accuracy by kind",
-                &["rewards/accuracies/base", "rewards/accuracies/intra", "rewards/accuracies/inter", "accuracy/base"],
-            ),
+            ("accuracy by kind", &["rewards/accuracies/base", "rewards/accuracies/intra", "rewards/accuracies/inter"]),
             (
                 "evaluation",
-                &[
-                    "eval_rewards/accuracies/base",
-                    "eval_rewards/accuracies/intra",
-                    "eval_rewards/accuracies/inter",
-                    "eval_accuracy",
-                ],
+                &["eval_rewards/accuracies/base", "eval_rewards/accuracies/intra", "eval_rewards/accuracies/inter"],
             ),
         ],
     ),
     (
         "margins",
         &[
-            ("margin by kind", &["rewards/margins/base", "rewards/margins/intra", "rewards/margins/inter", "margin"]),
+            ("margin by kind", &["rewards/margins/base", "rewards/margins/intra", "rewards/margins/inter"]),
             ("rewards", &["rewards/chosen", "rewards/rejected", "mean_reward"]),
         ],
     ),
@@ -169,20 +161,38 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], st
         [low - half, high + half]
     };
     let (x, y) = (bounds(|p| p.0), bounds(|p| p.1));
-    let sets = lines.iter().enumerate().map(|(at, (name, course))| {
-        Dataset::default()
-            .name((*name).to_owned())
-            .marker(Marker::Braille)
-            .graph_type(GraphType::Line)
-            .style(Style::new().fg(COLOURS[at % COLOURS.len()]))
-            .data(course)
+    // The legend has rows of its own, since over the chart it would cover curves.
+    let inner = block.inner(area);
+    frame.render_widget(block, area);
+    let names: Vec<&str> = lines.iter().map(|line| line.0).collect();
+    let legend = legend(&names, inner.width);
+    let rows = u16::try_from(legend.len()).unwrap_or(u16::MAX);
+    let [above, plot] = Layout::vertical([Constraint::Length(rows), Constraint::Fill(1)]).areas(inner);
+    frame.render_widget(Paragraph::new(legend), above);
+    let sets = lines.iter().enumerate().map(|(at, (_, course))| {
+        Dataset::default().marker(Marker::Braille).graph_type(GraphType::Line).style(style(at)).data(course)
     });
     let axis = |bounds: [f64; 2], labels: [String; 2]| Axis::default().bounds(bounds).labels(labels);
-    let chart = Chart::new(sets.collect())
-        .block(block)
-        // A chart is useless without its legend.
-        .hidden_legend_constraints((Constraint::Ratio(9, 10), Constraint::Ratio(9, 10)))
-        .x_axis(axis(x, x.map(|step| format!("{step:.0}"))).title("step"))
-        .y_axis(axis(y, y.map(short)));
-    frame.render_widget(chart, area);
+    // The name of the x axis is in its first label; as a title it would be drawn over the curves.
+    let steps = [format!("step {:.0}", x[0]), format!("{:.0}", x[1])];
+    let chart = Chart::new(sets.collect()).legend_position(None).x_axis(axis(x, steps)).y_axis(axis(y, y.map(short)));
+    frame.render_widget(chart, plot);
+}
+
+fn style(line: usize) -> Style {
+    Style::new().fg(COLOURS[line % COLOURS.len()])
+}
+
+/// Names of lines in their colours, as many per row as fit.
+fn legend<'a>(names: &[&'a str], width: u16) -> Vec<Line<'a>> {
+    let mut rows: Vec<Line<'a>> = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let entry = [Span::styled("━━ ", style(at)), Span::raw(*name), Span::raw("  ")];
+        let needed: usize = 3 + name.chars().count();
+        match rows.last_mut() {
+            Some(row) if row.width() + needed <= usize::from(width) => row.spans.extend(entry),
+            _ => rows.push(Line::from_iter(entry)),
+        }
+    }
+    rows
 }

@@ -176,7 +176,7 @@ fn quickstart_reward_losses_on_the_emulator_match_the_cpu() {
     }
     let bench = Bench::new();
     let (steps, warmup) = if full() { (20, 5) } else { (3, 1) };
-    bench.run("quickstart --scale 0.001 --output-dir q --device cpu").ok();
+    bench.run("quickstart --scale 0.001 --equal-compute none --output-dir q --device cpu").ok();
     for (run, device) in [("on-cpu", "cpu"), ("on-kernels", "emulator --dtype f32")] {
         // The quick start's run reward-mapl, shorter and with one group per step.
         let words = format!(

@@ -32,6 +32,7 @@ mod html;
 mod kills;
 mod lost_text;
 mod pipeline;
+mod quickstart;
 mod random_signals;
 mod reference;
 mod repeat;

@@ -68,6 +68,18 @@ fn a_dpo_run_on_the_cpu_is_observed() {
     ] {
         assert!(text.contains(part), "{part} is missing");
     }
+    // The steps come first, across the page; the five longest ops are labelled by name.
+    let html = String::from_utf8(bench.bytes("run-study/report.html")).unwrap();
+    let first = html.split("<section>").nth(1).unwrap();
+    assert!(first.contains("<h2>Steps</h2>") && first.contains("chart wide") && first.contains("chart narrow"));
+    let roofline = html.split("<h2>Roofline</h2>").nth(1).unwrap().split("</section>").next().unwrap();
+    for svg in roofline.split("<svg ").skip(1) {
+        let with_flops = study["ops"].as_array().unwrap().iter().filter(|op| op["flops"].as_f64().unwrap() > 0.0);
+        for op in with_flops.take(5) {
+            let name = op["op"].as_str().unwrap();
+            assert!(svg.contains(&format!(">{name}</text>")), "{name} is not labelled: {svg}");
+        }
+    }
     // Observation does not change the run: its weights equal those without it.
     bench.run("dpo --model model --train-file groups.jsonl --output-dir alone --max-steps 5 --device cpu --quiet").ok();
     assert_eq!(bench.bytes("run/model.safetensors"), bench.bytes("alone/model.safetensors"));

@@ -105,6 +105,56 @@ fn every_page_is_drawn_at_every_size() {
 }
 
 #[test]
+fn legends_are_above_the_charts_and_cover_no_curve() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    // Both curves rise to the upper right corner, where a legend over the chart would be.
+    for n in 1..=40 {
+        let value = n as f64 / 40.0;
+        append(&path, &format!("{{\"kind\":\"train\",\"step\":{n},\"loss\":{value}}}\n"));
+        append(&path, &format!("{{\"kind\":\"eval\",\"step\":{n},\"eval_loss\":{value}}}\n"));
+    }
+    let mut watched = Watched::new(&path).unwrap();
+    watched.poll().unwrap();
+    let is_curve = |c: char| ('\u{2801}'..='\u{28ff}').contains(&c);
+    for width in [40, 80, 120] {
+        let text = watched.render(ViewState::default(), width, 30).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let legend = lines.iter().position(|line| line.contains("━━ loss  ━━ eval_loss")).unwrap();
+        assert!(!lines[legend].contains(is_curve), "{text}");
+        // The curve ends in the last column inside the frame, in the row below the legend.
+        let row: Vec<char> = lines[legend + 1].chars().collect();
+        assert!(is_curve(row[usize::from(width) - 2]), "{text}");
+        assert!(!lines[..legend].iter().any(|line| line.contains(is_curve)), "{text}");
+    }
+    // Names that do not fit in a row continue in the next.
+    for kind in ["base", "intra", "inter"] {
+        append(&path, &format!("{{\"kind\":\"eval\",\"step\":9,\"eval_rewards/accuracies/{kind}\":0.5}}\n"));
+    }
+    watched.poll().unwrap();
+    let text = watched.render(ViewState { panel: 1, window: None }, 80, 30).unwrap();
+    assert!(["base", "intra", "inter"].iter().all(|kind| text.contains(&format!("━━ eval_rewards/accuracies/{kind}"))));
+}
+
+#[test]
+fn accuracies_of_ties_only_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    for (step, accuracy, ties) in [(0, 0.0, 8), (5, 0.0, 4), (10, 0.75, 0)] {
+        append(
+            &path,
+            &format!(
+                "{{\"kind\":\"eval\",\"step\":{step},\"eval_rewards/accuracies/base\":{accuracy},\
+                 \"eval_ties/base\":{ties},\"eval_comparisons/base\":8}}\n"
+            ),
+        );
+    }
+    let mut watched = Watched::new(&path).unwrap();
+    watched.poll().unwrap();
+    assert_eq!(watched.state.series["eval_rewards/accuracies/base"], [(5.0, 0.0), (10.0, 0.75)]);
+}
+
+#[test]
 fn keys_turn_pages_and_change_the_window() {
     let mut choice = ViewState::default();
     let mut press = |key| handle_key(&mut choice, key, KeyModifiers::NONE, 1000).then_some(choice);

@@ -203,7 +203,7 @@ fn lists_of_messages_stored_as_text_are_named_with_a_count() {
     ];
     let found = report(&rows, "");
     let at_2 = Occurrences { rows: 1, first_line: 2 };
-    assert_eq!(found.messages_as_text.iter().map(|(_, o)| *o).collect::<Vec<_>>(), [at_2; 3]);
+    assert_eq!(found.messages_as_text.values().copied().collect::<Vec<_>>(), [at_2; 3]);
     let warnings = found.warnings();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     for part in

@@ -7,6 +7,7 @@ use super::super::page::{Block, Figure, Section, Table};
 use super::super::significant;
 use super::super::svg::{LineChart, ReferenceLine, Series};
 use super::log::{Columns, RunLog};
+use crate::train::metrics::tie_names;
 
 /// Training curves are running means over 1/50 of the run, which shows the trend through the noise.
 pub(super) const SMOOTHED_SHARE: usize = 50;
@@ -27,12 +28,14 @@ const fn curve(title: &'static str, lines: &'static [(&'static str, &'static str
     Curve { title, lines, axis: ("", ""), is_share: false, caption }
 }
 
-const LOSS: [Curve; 5] = [
-    curve(
-        "Loss",
-        &[("", "loss")],
-        "The minimised loss. A rising evaluation loss with a falling training loss means overfitting.",
-    ),
+/// Chart at the top of the page.
+const LEAD: Curve = curve(
+    "Loss",
+    &[("", "loss")],
+    "The minimised loss. A rising evaluation loss with a falling training loss means overfitting.",
+);
+
+const LOSS: [Curve; 4] = [
     curve(
         "Loss, base",
         &[("", "loss/base")],
@@ -140,33 +143,42 @@ const OPTIMISER: [Curve; 4] = [
 /// Column computed from `num_tokens` and `step_seconds`.
 pub(super) const THROUGHPUT: &str = "tokens_per_second";
 
-/// Sections of charts; charts without values are omitted.
-pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
+/// First section: the loss across the page.
+pub(super) fn lead(runs: &[RunLog]) -> Section {
+    let mut drawn = drawings(&LEAD, runs).into_iter();
+    let Some(first) = drawn.next() else {
+        let text = "No step has been logged yet.".to_owned();
+        return Section { heading: "Curves".into(), blocks: vec![Block::Paragraph(text)] };
+    };
+    let mut blocks = vec![Block::LeadFigure(first.figure(first.chart.to_wide_svg()))];
+    let others: Vec<Figure> = drawn.map(|drawing| drawing.figure(drawing.chart.to_svg())).collect();
+    if !others.is_empty() {
+        blocks.push(Block::Figures(others));
+    }
     let longest = runs.iter().filter_map(|r| r.train.get("loss")).map(Vec::len).max().unwrap_or(0);
     let window = window(longest);
+    if window > 1 {
+        blocks.push(Block::Paragraph(format!(
+            "Training curves are running means over up to {window} steps; evaluation curves are not smoothed."
+        )));
+    }
+    Section { heading: "Loss".into(), blocks }
+}
+
+/// Sections of the other charts; charts without values are omitted.
+pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
     let mut found = Vec::new();
     for (heading, curves) in [
-        ("Loss", &LOSS[..]),
+        ("Loss by kind", &LOSS[..]),
         ("Accuracy and margin", &ACCURACY),
         ("Rewards", &REWARDS),
         ("Optimiser and speed", &OPTIMISER),
     ] {
-        let figures: Vec<Figure> = curves.iter().flat_map(|curve| figures(curve, runs)).collect();
-        if figures.is_empty() {
-            continue;
+        let drawings = curves.iter().flat_map(|curve| drawings(curve, runs));
+        let figures: Vec<Figure> = drawings.map(|drawing| drawing.figure(drawing.chart.to_svg())).collect();
+        if !figures.is_empty() {
+            found.push(Section { heading: heading.into(), blocks: vec![Block::Figures(figures)] });
         }
-        let mut blocks = vec![Block::Figures(figures)];
-        if found.is_empty() && window > 1 {
-            let text = format!(
-                "Training curves are running means over up to {window} steps; evaluation curves are not smoothed."
-            );
-            blocks.insert(0, Block::Paragraph(text));
-        }
-        found.push(Section { heading: heading.into(), blocks });
-    }
-    if found.is_empty() {
-        let text = "No step has been logged yet.".to_owned();
-        found.push(Section { heading: "Curves".into(), blocks: vec![Block::Paragraph(text)] });
     }
     found
 }
@@ -176,8 +188,20 @@ fn window(steps: usize) -> usize {
     steps.div_ceil(SMOOTHED_SHARE)
 }
 
+/// Chart with its caption.
+struct Drawing {
+    chart: LineChart,
+    caption: &'static str,
+}
+
+impl Drawing {
+    fn figure(&self, svg: String) -> Figure {
+        Figure { svg, caption: self.caption.into(), table: table(&self.chart.title, &self.chart.series) }
+    }
+}
+
 /// Charts of a curve.
-fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
+fn drawings(curve: &Curve, runs: &[RunLog]) -> Vec<Drawing> {
     let present = |column: &str| {
         let given = |r: &RunLog| r.train.contains_key(column) || r.eval.contains_key(column);
         runs.iter().any(|r| given(r) || (column == THROUGHPUT && r.train.contains_key("num_tokens")))
@@ -193,7 +217,7 @@ fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
                 push(&mut series, name, points(columns, column, split == "train"), None);
             }
         }
-        return vec![figure(curve, curve.title.to_owned(), series)];
+        return vec![drawing(curve, curve.title.to_owned(), series)];
     }
     let mut found = Vec::new();
     for split in ["train", "eval"] {
@@ -208,7 +232,7 @@ fn figures(curve: &Curve, runs: &[RunLog]) -> Vec<Figure> {
                     true => format!("{}, {split}", curve.title),
                     false => format!("{}, {line}, {split}", subject(curve)),
                 };
-                found.push(figure(curve, title, series));
+                found.push(drawing(curve, title, series));
             }
         }
     }
@@ -238,10 +262,30 @@ fn points(columns: &Columns, column: &str, smooth: bool) -> Vec<(f64, f64)> {
     let float = |points: &[(u64, f64)]| points.iter().map(|&(step, value)| (step as f64, value)).collect::<Vec<_>>();
     let found = match column {
         THROUGHPUT => throughput(columns),
-        _ => columns.get(column).map_or(Vec::new(), |points| float(points)),
+        _ => columns.get(column).map_or(Vec::new(), |points| without_undecided(columns, column, float(points))),
     };
     // The learning rate is exact; a mean would hide the corners of its schedule.
     if smooth && column != "learning_rate" { smoothed(&found, window(found.len())) } else { found }
+}
+
+/// Accuracies without the steps at which every comparison ties, as before the first step of DPO:
+/// there the policy equals the reference, and an accuracy of 0 would look like a failure.
+fn without_undecided(columns: &Columns, column: &str, mut points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let Some([ties, comparisons]) = tie_names(column) else { return points };
+    let (Some(ties), Some(comparisons)) = (columns.get(&ties), columns.get(&comparisons)) else { return points };
+    // Both columns come from the same rows.
+    let undecided: Vec<f64> = ties
+        .iter()
+        .zip(comparisons)
+        .filter(|(ties, all)| *ties == *all && all.1 > 0.0)
+        .map(|(at, _)| at.0 as f64)
+        .collect();
+    for (step, value) in &mut points {
+        if undecided.binary_search_by(|at| at.total_cmp(step)).is_ok() {
+            *value = f64::NAN;
+        }
+    }
+    points
 }
 
 /// Tokens per second of each step, if the previous step is known.
@@ -260,18 +304,18 @@ pub(super) fn throughput(columns: &Columns) -> Vec<(f64, f64)> {
     found
 }
 
-fn figure(curve: &Curve, title: String, series: Vec<Series>) -> Figure {
+fn drawing(curve: &Curve, title: String, series: Vec<Series>) -> Drawing {
     let (label, unit) = curve.axis;
     let label = if label.is_empty() { subject(curve).to_lowercase() } else { label.into() };
     let y = Axis::new(label, unit);
     let chart = LineChart {
-        title: title.clone(),
+        title,
         x: Axis::new("step", ""),
         y: if curve.is_share { y.within(0.0, 1.0) } else { y },
         reference: curve.is_share.then(|| ReferenceLine { value: 0.5, label: "chance".into() }),
         series,
     };
-    Figure { svg: chart.to_svg(), caption: curve.caption.into(), table: table(&title, &chart.series) }
+    Drawing { chart, caption: curve.caption }
 }
 
 /// Table of evenly spaced steps of every series, including the first and the last.

@@ -75,10 +75,30 @@ fn a_healthy_run_has_every_section_and_no_warning() {
     for expected in ["1970-01-01 00:01:00 UTC", "25.0 s", "200.0", "mapl dpo --model m", "abababababababab", "avx2"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // Loss, accuracy, margin, rewards, four optimiser charts, histogram, scatter chart.
-    assert_eq!(html.matches("<svg").count(), 10);
+    // The loss in two sizes first; accuracy, margin, rewards, four optimiser charts, histogram,
+    // scatter chart.
+    assert_eq!(html.matches("<svg").count(), 11);
+    let first = html.split("<section>").nth(1).unwrap();
+    assert!(first.contains("<h2>Loss</h2>") && first.contains("chart wide") && first.contains("chart narrow"));
     assert_eq!(html.matches("<figcaption>").count(), 10);
     assert_eq!(html.matches("<summary>Numbers</summary>").count(), 10);
+}
+
+#[test]
+fn steps_at_which_everything_ties_are_a_gap() {
+    let mut tied = run("one", 1e-6);
+    let kind = |columns: &mut Columns, name: &str, values: [f64; 3]| {
+        columns.insert(format!("{name}/intra"), [0, 50, 100].into_iter().zip(values).collect());
+    };
+    kind(&mut tied.eval, "rewards/accuracies", [0.0, 0.0, 0.75]);
+    kind(&mut tied.eval, "ties", [8.0, 4.0, 0.0]);
+    kind(&mut tied.eval, "comparisons", [8.0, 8.0, 8.0]);
+    let html = run_report(&[tied]);
+    let svg = html.split("<svg").find(|svg| svg.contains("<title>Accuracy, intra</title>")).unwrap();
+    // The curve starts at step 50; an accuracy of 0 with half of the comparisons decided
+    // is drawn.
+    assert!(svg.contains(r#"d="M254.0 256.0L446.0 98.5""#), "{svg}");
+    assert!(html.contains("<th scope=\"row\" class=\"number\">0</th><td class=\"number\">–</td>"), "{html}");
 }
 
 #[test]

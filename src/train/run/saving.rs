@@ -143,6 +143,7 @@ impl<B: Backend> Run<'_, '_, B> {
         store::save(self.trainer.backend, &self.trainer.policy, dir)?;
         drop(deferred);
         self.summary.steps = self.step;
+        self.summary.tokens = self.num_tokens;
         self.summary.seconds = self.seconds();
         self.console.finish();
         self.console.line(&format!(

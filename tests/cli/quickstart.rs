@@ -1,0 +1,58 @@
+//! `mapl quickstart` with very few steps: its page, summary and tables agree, and its links lead to
+//! files.
+
+use serde_json::Value;
+
+use crate::html::{has_no_broken_number, well_formed};
+use crate::workbench::Bench;
+
+#[test]
+fn the_page_links_to_its_runs_and_has_the_numbers_of_the_table() {
+    let bench = Bench::new();
+    let out = bench.run("quickstart --scale 0.0005 --output-dir q --device cpu").ok().out;
+    let html = String::from_utf8(bench.bytes("q/report.html")).unwrap();
+    well_formed(&html);
+    has_no_broken_number(&html);
+    let links: Vec<&str> = html.split("<a href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    let names = ["reward-base", "reward-mapl", "dpo-base", "dpo-base-equal", "dpo-mapl"];
+    assert_eq!(links, names.map(|name| format!("{name}/report.html")));
+    assert!(links.iter().all(|link| bench.at("q").join(link).is_file()), "{links:?}");
+    let summary = bench.json("q/summary.json");
+    let runs = summary["runs"].as_array().unwrap();
+    assert_eq!(runs.iter().map(|run| run["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    for run in runs {
+        let name = run["name"].as_str().unwrap();
+        // The terminal, the page and the summary have the same digits.
+        let row = out.lines().rfind(|line| line.starts_with(&format!("| {name} "))).unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        for (cell, key) in cells[2..5].iter().zip(["semantic", "intra", "inter"]) {
+            assert_eq!(**cell, format!("{:.3}", run[key].as_f64().unwrap()), "{name}, {key}");
+            assert!(html.contains(&format!(">{cell}<")), "{name}, {key}");
+        }
+        assert_eq!(cells[5], run["steps"].to_string());
+        let last = bench.metrics(&format!("q/{name}"), "train").pop().unwrap();
+        assert_eq!((&last["num_tokens"], &last["step"]), (&run["tokens"], &run["steps"]));
+        assert_eq!((run["seed"].as_u64(), run["folder"].as_str()), (Some(42), Some(name)));
+    }
+    // Steps of the base run at equal compute, from the counted tokens.
+    let [base, equal, mapl] = [2, 3, 4].map(|at: usize| &runs[at]);
+    let number = |run: &Value, key: &str| run[key].as_f64().unwrap();
+    let steps = number(mapl, "steps") * number(mapl, "tokens") / number(base, "tokens");
+    assert_eq!(number(equal, "steps"), steps.round());
+    assert!(number(equal, "steps") > 2.0 * number(base, "steps"));
+    // At step 0 the policy of DPO equals the reference, and every comparison ties.
+    assert_eq!(mapl["accuracy"][0]["ties"], serde_json::json!([1.0, 1.0, 1.0]));
+    assert_eq!(summary["scores"].as_array().unwrap().len(), names.len());
+    assert_eq!(summary["gains"].as_array().unwrap().len(), 3);
+    assert!(out.lines().filter(|line| line.starts_with('|')).all(|line| line.chars().count() <= 80));
+}
+
+#[test]
+fn options_of_the_quick_start_are_checked() {
+    let bench = Bench::new();
+    bench.run("quickstart --seeds 0 --output-dir q").fails(2, &["--seeds"]);
+    bench.run("quickstart --seeds 21 --output-dir q").fails(2, &["--seeds"]);
+    bench.run("quickstart --seed 18446744073709551615 --output-dir q").fails(2, &["--seed", "too large"]);
+    bench.run("quickstart --equal-compute sft --output-dir q").fails(2, &["--equal-compute"]);
+    assert!(!bench.at("q").exists());
+}
