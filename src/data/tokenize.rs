@@ -2,6 +2,7 @@
 //!
 //! - `encode`: the boundary between prompt and response, on ids
 //! - `fit`: handling of sequences above the limit
+//! - `remote`: rows that worker processes encode
 //! - `report`: counts of what was read, kept and dropped
 //!
 //! Every response has at least one token; every sequence has at most `max_length`; all sequences of
@@ -12,9 +13,11 @@
 
 mod encode;
 mod fit;
+mod remote;
 mod report;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 use rayon::prelude::*;
@@ -120,14 +123,28 @@ pub fn tokenize_rows(
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
-    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(|row| tokenize_row(row, tokenizer, options)).collect();
+    // The smallest index of a row with an error. Rows after it are skipped: each may take as long as
+    // a limit allows, and the error is reported anyway.
+    let failed = AtomicUsize::new(usize::MAX);
+    let tokenized = |(i, row): (usize, &SourceRow)| {
+        if i > failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let outcome = tokenize_row(row, tokenizer, options);
+        if outcome.is_err() {
+            failed.fetch_min(i, Ordering::Relaxed);
+        }
+        Some(outcome)
+    };
+    let outcomes: Vec<Option<Result<Outcome>>> = rows.par_iter().enumerate().map(tokenized).collect();
     let mut report = TokenizeReport::default();
     let mut groups = Vec::with_capacity(outcomes.len());
     let mut lengths = Vec::new();
     let (mut first_dropped, mut first_mismatch) = (None, None);
     // The first defect in row order, whichever thread found it first.
     for (row, outcome) in rows.into_iter().zip(outcomes) {
-        let outcome = outcome?;
+        // A skipped row comes after one with an error, so it is never reached.
+        let Some(outcome) = outcome.transpose()? else { continue };
         if outcome.report.dropped() > 0 {
             first_dropped.get_or_insert_with(|| place_of(&row));
         }
@@ -175,7 +192,10 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
     if pairs.is_empty() {
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
-    let encoded = encode::encode(row, &pairs, tokenizer, options.allow_double_bos)?;
+    let encoded = match tokenizer.remote() {
+        Some(remote) => remote::encode_row(row, &pairs, remote, options.allow_double_bos)?,
+        None => encode_row(row, &pairs, tokenizer, options.allow_double_bos)?,
+    };
     let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
     let mut report = TokenizeReport {
         rows_read: 1,
@@ -202,6 +222,20 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
         report.ended += usize::from(encode::ends(&sequence.response_ids, tokenizer)?);
     }
     Ok(Outcome { fitted: Some(fitted), report, lengths })
+}
+
+/// Encodes the (prompt, response) pairs of a row in this process.
+pub(super) fn encode_row(
+    row: &SourceRow,
+    pairs: &[(usize, usize)],
+    tokenizer: &Tokenizer,
+    allow_double_bos: bool,
+) -> Result<encode::Encoded> {
+    encode::encode(row, pairs, tokenizer, allow_double_bos).map_err(|error| match error {
+        // The library loaded and refused a text, so the row is at fault.
+        Error::Model { path, why } if path == tokenizer.file() => row.error(format!("{}: {why}", path.display())),
+        other => other,
+    })
 }
 
 /// Attaches the ids to the group and removes its dropped comparisons.

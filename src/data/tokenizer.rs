@@ -6,19 +6,31 @@
 //! and padding stored in `tokenizer.json` are disabled, because lengths are limited in `tokenize`
 //! and nothing is padded.
 //!
+//! The library runs in worker processes if those are enabled ([`super::worker`]). They get the bytes
+//! that this process read, so a folder that changes meanwhile has no effect.
+//!
 //! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the
 //! vocabulary.
 
+mod files;
+mod remote;
 mod train;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as Inner;
 
+use super::requests::Loaded;
 use super::template::{ChatTemplate, TEMPLATE_FILE};
-use crate::files::{lfs_pointer, write_atomic};
+use super::worker::guard::guarded;
+use super::worker::{self, Program, Stage};
+use crate::files::write_atomic;
 use crate::{Error, Result};
+pub use files::StoredFile;
+use files::{end_ids, parse_object, read_inner, read_object, stored_files, token_text};
+pub(crate) use remote::Remote;
 pub use train::train_bpe;
 
 /// Files of a folder that belong to its tokenizer, in copy order.
@@ -46,24 +58,10 @@ pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 const TOKEN_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A file as it was read.
-#[derive(Clone, Debug)]
-pub struct StoredFile {
-    pub path: PathBuf,
-    pub bytes: Vec<u8>,
-}
-
-impl StoredFile {
-    fn read(path: PathBuf) -> Result<Self> {
-        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
-        Ok(Self { path, bytes })
-    }
-}
-
 /// A tokenizer with its special tokens and chat template.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: Inner,
+    engine: Engine,
     /// Folder that it was loaded from, for messages and names; `None` after training.
     dir: Option<PathBuf>,
     /// The folder's tokenizer files. A save writes these bytes, whatever happens to the folder.
@@ -74,6 +72,8 @@ pub struct Tokenizer {
     pad: Option<u32>,
     /// Id of the end token first, then further end ids of the folder.
     ends: Vec<u32>,
+    /// End ids of the folder's other configurations, as they were read.
+    further_ends: Vec<u32>,
     /// Number of ids that the post-processor appends to a text.
     suffix: usize,
     template: Option<ChatTemplate>,
@@ -82,14 +82,90 @@ pub struct Tokenizer {
     notes: Vec<String>,
 }
 
+/// Place where the library runs.
+#[derive(Debug)]
+enum Engine {
+    Here(Box<Inner>),
+    Worker(Arc<Remote>),
+}
+
 impl Tokenizer {
     /// Reads the tokenizer of a model folder.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_with(dir, None)
+    }
+
+    /// Reads the tokenizer of a model folder, with the chat template in `template` if given
+    /// ([`Tokenizer::set_template_file`]).
+    pub fn load_with(dir: &Path, template: Option<&Path>) -> Result<Self> {
+        Self::load_in(worker::enabled(), dir, template)
+    }
+
+    /// [`Tokenizer::load_with`] in child processes of a program, or without one in this process.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if a file is damaged or a child exceeds a limit; [`Error::Runtime`] if no
+    /// child can be started.
+    pub fn load_in(program: Option<&Program>, dir: &Path, template: Option<&Path>) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         if !file.is_file() {
             return Err(Error::model(&file, NO_TOKENIZER));
         }
         let files = stored_files(dir)?;
+        let mut ends = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            let path = dir.join(name);
+            let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
+            ends.extend(ids);
+        }
+        let template = template.map(|file| StoredFile::read(file.to_owned())).transpose()?;
+        match program {
+            Some(program) => Self::in_worker(program, dir, files, ends, template),
+            None => Self::from_files(dir.to_owned(), files, ends, template),
+        }
+    }
+
+    /// Loads the files into worker processes.
+    fn in_worker(
+        program: &Program,
+        dir: &Path,
+        files: Vec<StoredFile>,
+        ends: Vec<u32>,
+        template: Option<StoredFile>,
+    ) -> Result<Self> {
+        let place = match files.iter().find(|file| file.path == dir.join(TEMPLATE_FILE)) {
+            _ if template.is_some() => template.as_ref().map_or(PathBuf::new(), |file| file.path.clone()),
+            Some(file) => file.path.clone(),
+            None => dir.join("tokenizer_config.json"),
+        };
+        let (remote, loaded) = Remote::load(program, dir, &files, &ends, template.as_ref(), place)?;
+        let remote = Arc::new(remote);
+        let chat = |sources| ChatTemplate::in_worker(Arc::clone(&remote), sources, loaded.tokens.clone());
+        Ok(Self {
+            template: loaded.sources.map(chat),
+            engine: Engine::Worker(Arc::clone(&remote)),
+            dir: Some(dir.to_owned()),
+            files,
+            tokens: loaded.tokens,
+            bos: loaded.bos,
+            pad: loaded.pad,
+            ends: loaded.ends,
+            further_ends: ends,
+            suffix: loaded.suffix,
+            template_file: template,
+            notes: loaded.notes,
+        })
+    }
+
+    /// Loads the files of a folder into this process. `ends` are the end ids of the folder's other
+    /// configurations; `template` replaces the folder's chat template.
+    pub(crate) fn from_files(
+        dir: PathBuf,
+        files: Vec<StoredFile>,
+        ends: Vec<u32>,
+        template: Option<StoredFile>,
+    ) -> Result<Self> {
+        let file = dir.join("tokenizer.json");
         let object = |name: &str| {
             let stored = files.iter().find(|file| file.path == dir.join(name));
             stored.map(|file| parse_object(&file.path, &file.bytes)).transpose()
@@ -97,13 +173,33 @@ impl Tokenizer {
         let inner = read_inner(&file, object("tokenizer.json")?.unwrap_or_default())?;
         let config = object("tokenizer_config.json")?.unwrap_or_default();
         let map = object("special_tokens_map.json")?.unwrap_or_default();
-        let mut ends = Vec::new();
-        for name in ["generation_config.json", "config.json"] {
-            let path = dir.join(name);
-            let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
-            ends.extend(ids);
+        let mut tokenizer = Self::build(inner, Some((&dir, files)), &config, &map, ends)?;
+        if let Some(file) = template {
+            tokenizer.replace_template(file)?;
         }
-        Self::build(inner, Some((dir, files)), &config, &map, ends)
+        Ok(tokenizer)
+    }
+
+    /// Facts for the owner of a worker process.
+    pub(super) fn facts(&self) -> Loaded {
+        Loaded {
+            tokens: self.tokens.clone(),
+            bos: self.bos,
+            pad: self.pad,
+            ends: self.ends.clone(),
+            suffix: self.suffix,
+            notes: self.notes.clone(),
+            vocab_size: self.vocab_size(),
+            sources: self.template.as_ref().map(|template| template.sources().to_vec()),
+        }
+    }
+
+    /// The worker processes, if the library runs in some.
+    pub(crate) fn remote(&self) -> Option<&Remote> {
+        match &self.engine {
+            Engine::Here(_) => None,
+            Engine::Worker(remote) => Some(remote),
+        }
     }
 
     fn build(
@@ -132,7 +228,7 @@ impl Tokenizer {
         };
         let (bos, eos, pad) = (id("bos_token")?, id("eos_token")?, id("pad_token")?);
         let mut ends: Vec<u32> = eos.into_iter().collect();
-        for end in further_end_ids {
+        for &end in &further_end_ids {
             if !ends.contains(&end) {
                 ends.push(end);
             }
@@ -145,13 +241,14 @@ impl Tokenizer {
             None => None,
         };
         let mut tokenizer = Self {
-            inner,
+            engine: Engine::Here(Box::new(inner)),
             dir: dir.map(Path::to_owned),
             files,
             tokens,
             bos,
             pad,
             ends,
+            further_ends: further_end_ids,
             suffix: 0,
             template,
             template_file: None,
@@ -163,7 +260,10 @@ impl Tokenizer {
 
     /// Determines what the post-processor adds, and adds a note if the configuration disagrees.
     fn probe(&mut self, config: &Map<String, Value>) -> Result<()> {
-        let (plain, complete) = (self.encode("a", false)?, self.encode("a", true)?);
+        // A tokenizer that fails for one letter is damaged: advice about texts would mislead.
+        let encode =
+            |special| self.encode_here("a", special).map_err(|why| self.fail(format!("cannot encode \"a\": {why}")));
+        let (plain, complete) = (encode(false)?, encode(true)?);
         let start = if plain.is_empty() { None } else { complete.windows(plain.len()).position(|ids| ids == plain) };
         let prefix = start.map_or(&complete[..0], |start| &complete[..start]);
         let suffix = start.map_or(&complete[..0], |start| &complete[start + plain.len()..]);
@@ -186,8 +286,22 @@ impl Tokenizer {
 
     /// Encodes a text. With `special`, the post-processor adds its special tokens, such as BOS.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special);
-        Ok(encoding.map_err(|e| self.fail(format!("cannot encode a text: {e}")))?.get_ids().to_vec())
+        if let Engine::Worker(remote) = &self.engine {
+            return remote.encode(text, special);
+        }
+        self.encode_here(text, special).map_err(|why| {
+            let len = text.len();
+            self.fail(format!(
+                "cannot encode a text of {len} bytes: {why}; if other texts work, shorten this one or its runs of \
+                 equal characters"
+            ))
+        })
+    }
+
+    fn encode_here(&self, text: &str, special: bool) -> Result<Vec<u32>, String> {
+        let Engine::Here(inner) = &self.engine else { return Err("the tokenizer is in another process".into()) };
+        let encoding = guarded(Stage::Encode, || inner.encode_fast(text, special).map_err(|e| e.to_string()));
+        Ok(encoding.and_then(|outcome| outcome)?.get_ids().to_vec())
     }
 
     /// Encodes a text that will be continued: with the special tokens at its start, without those
@@ -203,17 +317,28 @@ impl Tokenizer {
 
     /// Decodes ids, with special tokens written out. Ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| self.fail(format!("cannot decode ids: {e}")))
+        let inner = match &self.engine {
+            Engine::Here(inner) => inner,
+            Engine::Worker(remote) => return remote.decode(ids),
+        };
+        let text = guarded(Stage::Decode, || inner.decode(ids, false).map_err(|e| e.to_string()));
+        text.and_then(|outcome| outcome).map_err(|why| self.fail(format!("cannot decode ids: {why}")))
     }
 
     /// Vocabulary entry of an id, in the tokenizer's own spelling.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        match &self.engine {
+            Engine::Here(inner) => inner.id_to_token(id),
+            Engine::Worker(remote) => remote.entry(id).ok().and_then(|entry| entry.token),
+        }
     }
 
     /// Largest id plus one: the minimum vocabulary size of a model.
     pub fn vocab_size(&self) -> usize {
-        let ids = self.inner.get_vocab(true);
+        let ids = match &self.engine {
+            Engine::Here(inner) => inner.get_vocab(true),
+            Engine::Worker(remote) => return remote.vocab_size,
+        };
         ids.values().max().map_or(0, |&id| id as usize + 1)
     }
 
@@ -264,22 +389,21 @@ impl Tokenizer {
         })
     }
 
-    /// Reads the tokenizer of a model folder, with the chat template in `template` if given
-    /// ([`Tokenizer::set_template_file`]).
-    pub fn load_with(dir: &Path, template: Option<&Path>) -> Result<Self> {
-        let mut tokenizer = Self::load(dir)?;
-        if let Some(file) = template {
-            tokenizer.set_template_file(file)?;
-        }
-        Ok(tokenizer)
-    }
-
     /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
     /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
         let stored = StoredFile::read(file.to_owned())?;
-        self.template = Some(ChatTemplate::from_bytes(file, &stored.bytes, self.tokens.clone())?);
-        self.template_file = Some(stored);
+        if let Some(program) = self.remote().map(|remote| remote.program.clone()) {
+            let dir = self.dir.clone().unwrap_or_default();
+            *self = Self::in_worker(&program, &dir, self.files.clone(), self.further_ends.clone(), Some(stored))?;
+            return Ok(());
+        }
+        self.replace_template(stored)
+    }
+
+    fn replace_template(&mut self, file: StoredFile) -> Result<()> {
+        self.template = Some(ChatTemplate::from_bytes(&file.path, &file.bytes, self.tokens.clone())?);
+        self.template_file = Some(file);
         Ok(())
     }
 
@@ -341,86 +465,11 @@ impl Tokenizer {
     }
 
     fn fail(&self, why: String) -> Error {
-        Error::model(&self.dir.clone().unwrap_or_default().join("tokenizer.json"), why)
+        Error::model(&self.file(), why)
     }
-}
 
-/// Reads the tokenizer files of a folder that exist.
-fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
-    let mut paths: Vec<PathBuf> = FILES.iter().map(|name| dir.join(name)).filter(|file| file.is_file()).collect();
-    let more = std::fs::read_dir(dir.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
-    let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).filter(|file| file.is_file()).collect();
-    more.sort_unstable();
-    paths.extend(more);
-    paths.into_iter().map(StoredFile::read).collect()
-}
-
-/// Reads the object of `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because parts of
-/// the crate panic on broken JSON.
-fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inner> {
-    let fail = |why: String| Error::model(file, why);
-    if object.get("model").and_then(|model| model.get("dropout")).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0)
-    {
-        return Err(fail("the model has dropout, so equal texts would get different ids; set dropout to null".into()));
-    }
-    let added = object.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
-    // Passed as text: the order of keys matters to the crate, and numbers must keep their spelling.
-    let json = serde_json::to_vec(&Value::Object(object)).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let inner = Inner::from_bytes(&json).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    for token in added {
-        let (Some(text), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else { continue };
-        if inner.token_to_id(text).map(u64::from) != Some(id) {
-            return Err(fail(format!(
-                "the added token \"{text}\" is listed with id {id}, but the vocabulary does not map it to that id"
-            )));
-        }
-    }
-    Ok(inner)
-}
-
-/// Reads a JSON object from a file; `None` if the file does not exist.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    parse_object(path, &bytes).map(Some)
-}
-
-/// Parses the JSON object of a file.
-fn parse_object(path: &Path, bytes: &[u8]) -> Result<Map<String, Value>> {
-    if let Some(why) = lfs_pointer(bytes) {
-        return Err(Error::model(path, why));
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(Error::model(path, "must hold a JSON object")),
-        Err(e) => Err(Error::model(path, format!("is not valid JSON: {e}"))),
-    }
-}
-
-/// Text of a special token, given as a string, an object with `content`, or null.
-fn token_text(name: &str, value: &Value) -> Result<Option<String>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(token) => Ok(Some(token.clone())),
-        Value::Object(object) => match object.get("content") {
-            Some(Value::String(token)) => Ok(Some(token.clone())),
-            _ => Err(format!("{name} is an object without the string \"content\"")),
-        },
-        _ => Err(format!("{name} must be a string, an object with \"content\", or null")),
-    }
-}
-
-/// Ids of `eos_token_id`, which is a number or a list of numbers.
-fn end_ids(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>> {
-    let id = |value: &Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| Error::model(path, format!("eos_token_id {value} is not a token id")))
-    };
-    match object.get("eos_token_id") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(id).collect(),
-        Some(value) => Ok(vec![id(value)?]),
+    /// The file that errors of the library name.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_default().join("tokenizer.json")
     }
 }

@@ -18,7 +18,7 @@ use super::super::tokenizer::Tokenizer;
 use crate::Result;
 
 /// A group as ids, before the length limit.
-pub(super) struct Encoded {
+pub(in super::super) struct Encoded {
     /// One entry per prompt of the group; empty for prompts that no pair uses.
     pub prompt_ids: Vec<Vec<u32>>,
     /// In the order of the pairs.

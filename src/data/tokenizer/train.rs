@@ -18,7 +18,9 @@ use tokenizers::{
 };
 
 use super::super::template::{ChatTemplate, TEMPLATE_FILE};
-use super::{StoredFile, Tokenizer};
+use super::super::worker::Stage;
+use super::super::worker::guard::guarded;
+use super::{Engine, StoredFile, Tokenizer};
 use crate::files::{json_text, write_new_files};
 use crate::{Error, Result};
 
@@ -48,6 +50,10 @@ const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
+
+/// Maximum bytes of a training text that is split into words at once. The regex library gives up
+/// on a run of some million blanks.
+const MAX_PIECE: usize = 1 << 20;
 
 /// `model_max_length` of `tokenizer_config.json`; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
@@ -86,13 +92,28 @@ where
             .with_decoder(Some(byte_level.into()))
             .build()
             .map_err(fail)?;
-    tokenizer.train(&mut trainer, texts).map_err(fail)?;
+    let pieces = texts.flat_map(|text| pieces(&text));
+    guarded(Stage::Other, || tokenizer.train(&mut trainer, pieces).map(|_| ()))
+        .map_err(|why| Error::Runtime(format!("training the tokenizer failed: {why}")))?
+        .map_err(fail)?;
     let config = new_config();
     let config = config.as_object().cloned().unwrap_or_default();
     let mut tokenizer = Tokenizer::build(tokenizer.into(), None, &config, &serde_json::Map::new(), Vec::new())?;
     let template = ChatTemplate::compile(CHAT_TEMPLATE, tokenizer.tokens.clone());
     tokenizer.template = Some(template.map_err(|why| Error::Runtime(format!("the built-in chat template {why}")))?);
     Ok(tokenizer)
+}
+
+/// Cuts a text into pieces of at most [`MAX_PIECE`] bytes.
+fn pieces(text: &str) -> Vec<String> {
+    let (mut out, mut rest) = (Vec::new(), text);
+    while rest.len() > MAX_PIECE {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_PIECE));
+        out.push(piece.to_owned());
+        rest = after;
+    }
+    out.push(rest.to_owned());
+    out
 }
 
 /// `tokenizer_config.json` of a new tokenizer.
@@ -117,8 +138,12 @@ impl Tokenizer {
                 own.display()
             )));
         }
-        let json =
-            self.inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
+        let Engine::Here(inner) = &self.engine else {
+            return Err(Error::Runtime(
+                "only a tokenizer that was trained in this process is saved as a new one".into(),
+            ));
+        };
+        let json = inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
         let map = json!({ "eos_token": EOS, "pad_token": PAD });
         // tokenizer.json is last: a folder without it is no tokenizer.
         let texts = [
