@@ -10,6 +10,7 @@ mod bad_input {
     mod damage;
     mod disk;
     mod diverging;
+    mod hostile;
     mod inputs;
     mod locks;
     mod models;

@@ -51,9 +51,9 @@ const SPLIT: &str = concat!(
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Maximum bytes of a training text that is split into words at once. The regex library gives up
-/// on a run of some million blanks.
-const MAX_PIECE: usize = 1 << 20;
+/// Maximum characters of a word of a training text. The regex library gives up on some million
+/// blanks, and the trainer's time grows with the square of a word's length.
+const MAX_RUN: usize = 4096;
 
 /// `model_max_length` of `tokenizer_config.json`; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
@@ -104,15 +104,20 @@ where
     Ok(tokenizer)
 }
 
-/// Cuts a text into pieces of at most [`MAX_PIECE`] bytes.
+/// Cuts a text inside runs of more than [`MAX_RUN`] characters that are all white space or all not.
 fn pieces(text: &str) -> Vec<String> {
-    let (mut out, mut rest) = (Vec::new(), text);
-    while rest.len() > MAX_PIECE {
-        let (piece, after) = rest.split_at(rest.floor_char_boundary(MAX_PIECE));
-        out.push(piece.to_owned());
-        rest = after;
+    let (mut out, mut start, mut run, mut space) = (Vec::new(), 0, 0, false);
+    for (at, c) in text.char_indices() {
+        if c.is_whitespace() != space {
+            (space, run) = (!space, 0);
+        }
+        if run == MAX_RUN {
+            out.push(text[start..at].to_owned());
+            (start, run) = (at, 0);
+        }
+        run += 1;
     }
-    out.push(rest.to_owned());
+    out.push(text[start..].to_owned());
     out
 }
 
@@ -190,6 +195,16 @@ mod tests {
         assert_eq!(loaded.encode("e\u{301}", true).unwrap(), loaded.encode("\u{e9}", true).unwrap());
         assert_eq!(loaded.end_ids(), [2]);
         assert_eq!((loaded.bos_id(), loaded.pad_id()), (None, Some(3)));
+    }
+
+    #[test]
+    fn endless_words_are_cut_and_ordinary_texts_are_not() {
+        let ordinary = "two words, größer 漢字  ".repeat(9000);
+        assert_eq!(pieces(&ordinary), [ordinary.clone()]);
+        for long in [" ".repeat(3 * MAX_RUN + 1), "é".repeat(3 * MAX_RUN + 1)] {
+            assert_eq!(pieces(&long).len(), 4);
+            assert_eq!(pieces(&long).concat(), long);
+        }
     }
 
     #[test]
