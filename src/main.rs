@@ -2,11 +2,13 @@
 //! and an exit code.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::PathBuf;
 
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
 use mapl::cli::{Cli, args, run};
+use mapl::data::{serve, worker};
 use mapl::memory::allocation_failed;
 use mapl::terminal::{complain, on_stdout};
 
@@ -49,6 +51,13 @@ fn main() {
 }
 
 fn exit_code() -> i32 {
+    let mut given = std::env::args_os().skip(1);
+    if given.next().is_some_and(|first| first == worker::COMMAND) {
+        return serve::main(&given.collect::<Vec<_>>());
+    }
+    if let Some(path) = own_program() {
+        worker::enable(worker::Program { path, limits: worker::Limits::default() });
+    }
     let arguments = args::normalised(std::env::args_os());
     let command_line = args::shown(&arguments);
     let cli = match Cli::try_parse_from(&arguments) {
@@ -70,6 +79,12 @@ fn exit_code() -> i32 {
         }
     };
     finished(args::check_text(&arguments, &cli.command).and_then(|()| run(cli, &command_line)))
+}
+
+/// This program's file. The link of Linux stays valid if another build replaces the file.
+fn own_program() -> Option<PathBuf> {
+    let link = PathBuf::from("/proc/self/exe");
+    if link.exists() { Some(link) } else { std::env::current_exe().ok() }
 }
 
 /// Exit code of an outcome, after its message was printed.

@@ -14,6 +14,7 @@
 //! - [`tree`], [`pack`]: prefix tree of a group; packing of groups into a batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start
+//! - [`worker`], `requests`, [`serve`]: processes in which a stranger's tokenizer and template run
 
 pub mod construct;
 pub mod group;
@@ -22,6 +23,8 @@ pub mod loader;
 pub mod mapl;
 pub mod options;
 pub mod pack;
+mod requests;
+pub mod serve;
 pub mod show;
 pub mod source;
 pub mod synth;
@@ -30,3 +33,4 @@ pub mod tokenize;
 pub mod tokenized;
 pub mod tokenizer;
 pub mod tree;
+pub mod worker;

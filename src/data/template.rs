@@ -10,7 +10,10 @@
 //! - `strftime_now` reads the clock once per process, so every row of a run sees the same date
 //!   (`date`)
 //!
-//! Refused: templates that do not parse, conversations that a template itself refuses, and
+//! Templates of a loaded tokenizer are compiled and rendered in worker processes if those are
+//! enabled ([`super::worker`]).
+//!
+//! Refused: templates that do not parse or are above the limits in `source`, conversations that a template itself refuses, and
 //! renderings above the limits in `limits`.
 
 mod date;
@@ -20,10 +23,11 @@ mod methods;
 mod percent;
 mod python;
 mod repr;
+mod source;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, ErrorKind, context};
@@ -31,8 +35,11 @@ use regex::Regex;
 use serde_json::Map;
 
 use super::group::Message;
-use super::tokenizer::StoredFile;
+use super::tokenizer::{Remote, StoredFile};
+use super::worker::Stage;
+use super::worker::guard::guarded;
 use crate::{Error, Result};
+pub(crate) use date::{freeze_date, now};
 pub use date::{frozen_date, utc};
 
 /// File with a folder's template; it takes precedence over `chat_template` in
@@ -45,12 +52,19 @@ type NamedSources = Vec<(String, String)>;
 /// A compiled chat template, or several with names (`default`, `tool_use`).
 #[derive(Debug)]
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    engine: Engine,
     sources: NamedSources,
     /// Special tokens by their variable names: `bos_token`, `eos_token`, ...
     tokens: Vec<(String, String)>,
     /// Variables that the sources read and that only settings provide.
     settings: Vec<String>,
+}
+
+/// Place where a template is rendered.
+#[derive(Debug)]
+enum Engine {
+    Here(Box<Environment<'static>>),
+    Worker(Arc<Remote>),
 }
 
 /// Variables that every rendering has. A setting cannot replace the first three.
@@ -63,21 +77,38 @@ impl ChatTemplate {
     }
 
     fn compile_named(sources: NamedSources, tokens: Vec<(String, String)>) -> Result<Self, String> {
-        let mut env = environment();
-        let mut settings = BTreeSet::new();
-        for (name, source) in &sources {
-            env.add_template_owned(name.clone(), normalise(source))
-                .map_err(|e| format!("does not parse: {}", error_text(&e)))?;
-            let read = env.get_template(name).map(|template| template.undeclared_variables(false));
-            settings.extend(read.unwrap_or_default());
+        for (_, source) in &sources {
+            source::check(source)?;
         }
-        let provided = |name: &String| {
-            STANDARD.contains(&name.as_str())
-                || name.ends_with("_token")
-                || env.globals().any(|(global, _)| global == name)
-        };
-        let settings = settings.into_iter().filter(|name| !provided(name)).collect();
-        Ok(Self { env, sources, tokens, settings })
+        let compiled = guarded(Stage::Compile, || {
+            let mut env = environment();
+            let mut settings = BTreeSet::new();
+            for (name, source) in &sources {
+                env.add_template_owned(name.clone(), normalise(source))
+                    .map_err(|e| format!("does not parse: {}", error_text(&e)))?;
+                let read = env.get_template(name).map(|template| template.undeclared_variables(false));
+                settings.extend(read.unwrap_or_default());
+            }
+            let provided = |name: &String| {
+                STANDARD.contains(&name.as_str())
+                    || name.ends_with("_token")
+                    || env.globals().any(|(global, _)| global == name)
+            };
+            let settings: Vec<String> = settings.into_iter().filter(|name| !provided(name)).collect();
+            Ok::<_, String>((env, settings))
+        });
+        let (env, settings) = compiled.map_err(|why| format!("does not parse: {why}"))??;
+        Ok(Self { engine: Engine::Here(Box::new(env)), sources, tokens, settings })
+    }
+
+    /// A template that worker processes compiled and render.
+    pub(crate) fn in_worker(
+        remote: Arc<Remote>,
+        sources: NamedSources,
+        tokens: Vec<(String, String)>,
+        settings: Vec<String>,
+    ) -> Self {
+        Self { engine: Engine::Worker(remote), sources, tokens, settings }
     }
 
     /// Compiles the template of a model folder: `files`, the names and bytes of `chat_template.jinja`
@@ -127,9 +158,13 @@ impl ChatTemplate {
         tools: Option<&serde_json::Value>,
         kwargs: Option<&Map<String, serde_json::Value>>,
     ) -> Result<String, String> {
+        let env = match &self.engine {
+            Engine::Here(env) => env,
+            Engine::Worker(remote) => return remote.render(&(messages, generation_prompt, tools, kwargs)),
+        };
         let has = |name: &str| self.sources.iter().any(|(known, _)| known == name);
         let name = if tools.is_some() && has("tool_use") { "tool_use" } else { "default" };
-        let template = self.env.get_template(name).map_err(|_| {
+        let template = env.get_template(name).map_err(|_| {
             let names: Vec<&str> = self.sources.iter().map(|(name, _)| name.as_str()).collect();
             format!(
                 "none of the chat templates ({}) is the default; add {TEMPLATE_FILE} to the folder, or pass \
@@ -151,8 +186,9 @@ impl ChatTemplate {
         };
         let none = context! { documents => () };
         let mut text = limits::BoundedText::default();
-        let outcome = template.render_captured_to(context! { ..own, ..extra, ..none }, &mut text).map(|_| ());
-        match outcome {
+        let variables = context! { ..own, ..extra, ..none };
+        let outcome = guarded(Stage::Render, || template.render_captured_to(variables, &mut text).map(|_| ()));
+        match outcome.map_err(|why| format!("the chat template failed: {why}"))? {
             Ok(()) => String::from_utf8(text.bytes).map_err(|e| format!("the chat template failed: {e}")),
             Err(_) if text.overflowed => {
                 Err(format!("the chat template wrote more than {} MiB; does it loop?", limits::MAX_TEXT >> 20))
@@ -173,6 +209,11 @@ impl ChatTemplate {
                 open.join(", ")
             ),
         }
+    }
+
+    /// Settings that the sources read.
+    pub(crate) fn settings(&self) -> &[String] {
+        &self.settings
     }
 
     /// Sources by name, for hashing and printing.
@@ -243,9 +284,12 @@ fn environment() -> Environment<'static> {
     env.set_lstrip_blocks(true);
     // The text goes to a tokenizer, never to a browser, so nothing is escaped.
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    env.set_formatter(|out, state, value| match repr::container_or_float(value) {
-        Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+    env.set_formatter(|out, state, value| {
+        limits::check_items(value)?;
+        match repr::container_or_float(value) {
+            Some(text) => out.write_str(&text).map_err(minijinja::Error::from),
+            None => minijinja::escape_formatter(out, state, value),
+        }
     });
     env.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
     env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {

@@ -3,6 +3,7 @@
 //! - `encode`: the boundary between prompt and response, on ids
 //! - `lost`: text that a row has and its ids lack
 //! - `fit`: handling of sequences above the limit
+//! - `remote`: rows that worker processes encode
 //! - `report`: counts of what was read, kept and dropped
 //!
 //! Every response has at least one token; every sequence has at most `max_length`; all sequences of
@@ -15,9 +16,11 @@
 mod encode;
 mod fit;
 mod lost;
+mod remote;
 mod report;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 use rayon::prelude::*;
@@ -29,7 +32,9 @@ use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use super::tokenizer::Tokenizer;
 use crate::memory::Growth;
 use crate::{Error, Result};
+pub(super) use encode::Rules;
 pub(crate) use encode::{common_prefix, text_of};
+pub(super) use lost::Lost;
 pub use report::{Example, Lengths, TokenizeReport};
 
 /// Action for a sequence longer than the limit.
@@ -146,20 +151,32 @@ pub fn tokenize_rows_for(
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
     let growth = Growth::default();
-    let tokenized = |row: &SourceRow| {
-        let outcome = tokenize_row(row, tokenizer, options, purpose)?;
-        let bytes = outcome.lengths.iter().sum::<usize>() * size_of::<u32>();
-        growth.add(bytes as u64, || ["token ids".into(), "use fewer rows, or a lower --max-length".into()])?;
-        Ok(outcome)
+    // The smallest index of a row with an error. Rows after it are skipped: each may take as long as
+    // a limit allows, and the error is reported anyway.
+    let failed = AtomicUsize::new(usize::MAX);
+    let tokenized = |(i, row): (usize, &SourceRow)| {
+        if i > failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let outcome = tokenize_row(row, tokenizer, options, purpose).and_then(|outcome| {
+            let bytes = outcome.lengths.iter().sum::<usize>() * size_of::<u32>();
+            growth.add(bytes as u64, || ["token ids".into(), "use fewer rows, or a lower --max-length".into()])?;
+            Ok(outcome)
+        });
+        if outcome.is_err() {
+            failed.fetch_min(i, Ordering::Relaxed);
+        }
+        Some(outcome)
     };
-    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(tokenized).collect();
+    let outcomes: Vec<Option<Result<Outcome>>> = rows.par_iter().enumerate().map(tokenized).collect();
     let mut report = TokenizeReport::default();
     let mut groups = Vec::with_capacity(outcomes.len());
     let mut lengths = Vec::new();
     let (mut first_dropped, mut first_mismatch) = (None, None);
     // The first defect in row order, whichever thread found it first.
     for (row, outcome) in rows.into_iter().zip(outcomes) {
-        let outcome = outcome?;
+        // A skipped row comes after one with an error, so it is never reached.
+        let Some(outcome) = outcome.transpose()? else { continue };
         if outcome.report.dropped() > 0 {
             first_dropped.get_or_insert_with(|| place_of(&row));
         }
@@ -213,7 +230,10 @@ fn tokenize_row(
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
     let rules = encode::Rules { allow_double_bos: options.allow_double_bos, reward: purpose.reward };
-    let encoded = encode::encode(row, &pairs, tokenizer, rules)?;
+    let encoded = match tokenizer.remote() {
+        Some(remote) => remote::encode_row(row, &pairs, tokenizer, remote, rules)?,
+        None => encode_row(row, &pairs, tokenizer, rules)?,
+    };
     let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
     let mut report = TokenizeReport {
         rows_read: 1,
@@ -262,6 +282,20 @@ fn tokenize_row(
         report.ended += usize::from(encode::ends(&sequence.response_ids, tokenizer)?);
     }
     Ok(Outcome { fitted: Some(fitted), report, lengths })
+}
+
+/// Encodes the (prompt, response) pairs of a row in this process.
+pub(super) fn encode_row(
+    row: &SourceRow,
+    pairs: &[(usize, usize)],
+    tokenizer: &Tokenizer,
+    rules: Rules,
+) -> Result<encode::Encoded> {
+    encode::encode(row, pairs, tokenizer, rules).map_err(|error| match error {
+        // The library loaded and refused a text, so the row is at fault.
+        Error::Model { path, why } if path == tokenizer.file() => row.error(format!("{}: {why}", path.display())),
+        other => other,
+    })
 }
 
 /// Attaches the ids to the group and removes its dropped comparisons.

@@ -11,6 +11,7 @@ mod bad_input {
     mod disk;
     mod diverging;
     mod foreign;
+    mod hostile;
     mod inputs;
     mod kinds;
     mod limits;

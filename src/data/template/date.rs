@@ -2,7 +2,7 @@
 //! `SOURCE_DATE_EPOCH` (seconds since 1970) to repeat a run of another day. Codes that depend on a
 //! locale or time zone are refused.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// End of the year 9999; later years do not fit in four digits.
@@ -25,22 +25,32 @@ const MONTHS: [&str; 12] = [
 ];
 
 /// Seconds since 1970 that every template of this process sees.
-static NOW: LazyLock<u64> = LazyLock::new(|| {
-    let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.trim().parse().ok());
-    fixed
-        .filter(|&seconds| seconds <= LAST_SECOND)
-        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()))
-});
+static NOW: OnceLock<u64> = OnceLock::new();
+
+/// The frozen time in seconds since 1970.
+pub(crate) fn now() -> u64 {
+    *NOW.get_or_init(|| {
+        let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.trim().parse().ok());
+        fixed
+            .filter(|&seconds| seconds <= LAST_SECOND)
+            .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()))
+    })
+}
+
+/// Sets the frozen time of a worker process to its parent's. A time that was read before stays.
+pub(crate) fn freeze_date(seconds: u64) {
+    let _ = NOW.set(seconds.min(LAST_SECOND));
+}
 
 /// The frozen date as `YYYY-MM-DD`, for the log.
 pub fn frozen_date() -> String {
-    let date = Date::new(*NOW);
+    let date = Date::new(now());
     format!("{:04}-{:02}-{:02}", date.year, date.month, date.day)
 }
 
 /// Formats the frozen time.
 pub(super) fn strftime_now(format: &str) -> Result<String, String> {
-    strftime(*NOW, format)
+    strftime(now(), format)
 }
 
 /// Formats a time in seconds since 1970 as `YYYY-MM-DD HH:MM:SS`, in UTC.

@@ -5,6 +5,8 @@
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 
+use super::limits::check_items;
+
 /// Settings of one call.
 struct JsonFormat {
     ensure_ascii: bool,
@@ -51,6 +53,7 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     if value.is_undefined() {
         return Err(refuse("tojson: the value is undefined".into()));
     }
+    check_items(value)?;
     let value = serde_json::to_value(value).map_err(|e| refuse(format!("tojson: {e}")))?;
     let mut out = String::new();
     layout.write(&value, 0, &mut out);

@@ -3,8 +3,8 @@
 //! would run or grow without bound for some arguments are replaced by versions that refuse those
 //! arguments.
 //!
-//! Not limited: the size of single values inside a template, such as a text that is repeatedly
-//! joined to itself.
+//! Not limited here: the size of single values inside a template, such as a text that is repeatedly
+//! joined to itself, and the depth of values. Worker processes limit both ([`crate::data::worker`]).
 
 use std::io;
 
@@ -23,15 +23,47 @@ pub(super) const MAX_TEXT: usize = 128 << 20;
 /// Maximum width of padding and indentation, and maximum number of parts of a split list.
 const MAX_WIDTH: usize = 10_000;
 
+/// Maximum number of items that a filter or the output goes through: `[1] * 10**12` is a short
+/// value with an endless list behind it.
+const MAX_ITEMS: usize = MAX_INSTRUCTIONS as usize;
+
+/// Replaces built-in filters by ones that first check the number of items.
+macro_rules! with_bounded_items {
+    ($env:ident: $($name:ident)*) => {$(
+        $env.add_filter(concat!("unchecked ", stringify!($name)), filters::$name);
+        $env.add_filter(
+            stringify!($name),
+            |state: &State<'_, '_>, value: &Value, rest: Rest<Value>| -> Result<Value, Error> {
+                check_items(value)?;
+                let args: Vec<Value> = [value.clone()].into_iter().chain(rest.iter().cloned()).collect();
+                state.apply_filter(concat!("unchecked ", stringify!($name)), &args)
+            },
+        );
+    )*};
+}
+
+/// Refuses a list with too many items.
+pub(super) fn check_items(value: &Value) -> Result<(), Error> {
+    match value.len() {
+        Some(items) if items > MAX_ITEMS && value.as_str().is_none() => {
+            Err(refuse(format!("a list has {items} items, more than the limit of {MAX_ITEMS}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Sets the limits of an environment; must be called after everything else is registered.
 pub(super) fn apply(env: &mut Environment<'static>) {
     env.set_fuel(Some(MAX_INSTRUCTIONS));
     env.set_unknown_method_callback(python_method);
+    with_bounded_items!(env: join list map max min reject rejectattr reverse select selectattr sort sum unique);
     env.add_filter("indent", indent);
     env.add_filter("slice", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
+        check_items(&value)?;
         check_width(count).and_then(|count| filters::slice(state, value, count, fill))
     });
     env.add_filter("batch", |state: &State<'_, '_>, value: Value, count: usize, fill: Option<Value>| {
+        check_items(&value)?;
         check_width(count).and_then(|count| filters::batch(state, value, count, fill))
     });
     env.add_filter("format", |state: &State<'_, '_>, text: &Value, values: Rest<Value>| {
@@ -152,6 +184,36 @@ mod tests {
     fn an_endless_text_is_refused() {
         let why = render("{% set a = 'x' * 1000000 %}{% for i in range(1000) %}{{ a }}{% endfor %}").unwrap_err();
         assert!(why.contains("more than 128 MiB"), "{why}");
+    }
+
+    #[test]
+    fn endless_lists_are_refused_and_others_work() {
+        for filter in ["list", "join", "sum", "tojson", "string", "batch(2)|list", "map('string')|list", "max"] {
+            let why = render(&format!("{{{{ ([1] * 10**12)|{filter} }}}}")).unwrap_err();
+            assert!(why.contains("1000000000000 items"), "{filter}: {why}");
+        }
+        assert!(render("{{ [1] * 10**12 }}").unwrap_err().contains("items"));
+        assert!(render("{% for x in [1] * 10**12 %}{% endfor %}").unwrap_err().contains("instructions"));
+        for (source, expected) in [
+            ("([1] * 3)|list", "[1, 1, 1]"),
+            ("[3, 1]|sort(reverse=true)|join('-')", "3-1"),
+            ("[{'a': 1}, {'a': 2}]|map(attribute='a')|sum", "3"),
+            ("[1, 2, 3]|select('gt', 1)|list", "[2, 3]"),
+            ("[{'a': 1}, {'a': 2}]|selectattr('a', 'equalto', 2)|list|length", "1"),
+            ("('a' * 6000000)|list|length", "6000000"),
+        ] {
+            assert_eq!(render(&format!("{{{{ {source} }}}}")).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn the_longest_chains_do_not_overflow_the_stack() {
+        for link in ["~ 'a'", "|upper", ".a|default({})", "if 1", "and 1", "% 7"] {
+            let start = if link.starts_with('%') { "9" } else { "'a'" };
+            let links = if link.starts_with('.') { 240 } else { 490 };
+            render(&format!("{{{{ {start} {} }}}}", format!("{link} ").repeat(links))).unwrap();
+        }
+        render(&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(490))).unwrap();
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) fn rewrite(source: &str) -> String {
 }
 
 /// Offset of the end mark, outside strings.
-fn end_of_code(text: &str, close: &str) -> Option<usize> {
+pub(super) fn end_of_code(text: &str, close: &str) -> Option<usize> {
     let mut at = 0;
     while at < text.len() {
         if text[at..].starts_with(close) {
@@ -55,7 +55,7 @@ fn end_of_code(text: &str, close: &str) -> Option<usize> {
 }
 
 /// Bytes of the string literal at the start of a text, or of its first character.
-fn step(text: &str) -> usize {
+pub(super) fn step(text: &str) -> usize {
     let first = text.chars().next().map_or(1, char::len_utf8);
     let Some(quote) = text.chars().next().filter(|c| "'\"".contains(*c)) else { return first };
     let mut escaped = false;

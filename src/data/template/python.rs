@@ -3,6 +3,7 @@
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 
+use super::limits::check_items;
 use super::methods::{Side, padded};
 use super::repr;
 
@@ -13,7 +14,10 @@ pub(super) fn apply(env: &mut Environment<'static>) {
     env.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_filter("int", int);
     env.add_filter("float", |value: &Value, default: Option<f64>| float(value).or(default).unwrap_or(0.0));
-    env.add_filter("string", |value: &Value| repr::container_or_float(value).unwrap_or_else(|| value.to_string()));
+    env.add_filter("string", |value: &Value| -> Result<String, Error> {
+        check_items(value)?;
+        Ok(repr::container_or_float(value).unwrap_or_else(|| value.to_string()))
+    });
     env.add_filter("wordcount", |text: String| word_count(&text));
     env.add_filter("center", |text: String, width: Option<i64>| padded(&text, width.unwrap_or(80), ' ', Side::Center));
     env.add_filter("replace", |text: String, from: String, to: String, count: Option<usize>| match count {

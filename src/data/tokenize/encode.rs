@@ -13,6 +13,8 @@
 //! In a row for supervised fine-tuning with an empty prompt, the first token is context and the
 //! rest is trained.
 
+use serde::{Deserialize, Serialize};
+
 use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::super::source::SourceRow;
 use super::super::tokenized::Sequence;
@@ -22,7 +24,7 @@ use crate::Result;
 
 /// A group as ids, before the length limit.
 #[derive(Default)]
-pub(super) struct Encoded {
+pub(in super::super) struct Encoded {
     /// One entry per prompt of the group; empty for prompts that no pair uses.
     pub prompt_ids: Vec<Vec<u32>>,
     /// In the order of the pairs.
@@ -43,8 +45,8 @@ impl Encoded {
 }
 
 /// Rules of [`encode`].
-#[derive(Clone, Copy)]
-pub(super) struct Rules {
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(in super::super) struct Rules {
     pub allow_double_bos: bool,
     /// The ids are for a reward model, which needs no boundary.
     pub reward: bool,

@@ -6,11 +6,13 @@
 //! - A tool whose name is not in the rendered conversation: the template ignores tools.
 //! - A comparison with sides that differ in text but not in ids: its terms cancel for every model.
 
+use serde::{Deserialize, Serialize};
+
 use super::super::group::{Comparison, Message, PreferenceGroup};
 
 /// Messages whose text a rendered conversation lacks.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Lost {
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(in super::super) struct Lost {
     /// Messages with text, and tools with a name.
     pub messages: usize,
     pub missing: usize,

@@ -18,7 +18,9 @@ use tokenizers::{
 };
 
 use super::super::template::{ChatTemplate, TEMPLATE_FILE};
-use super::{StoredFile, Tokenizer};
+use super::super::worker::Stage;
+use super::super::worker::guard::guarded;
+use super::{Engine, StoredFile, Tokenizer};
 use crate::files::{json_text, write_new_files};
 use crate::{Error, Result};
 
@@ -48,6 +50,10 @@ const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
+
+/// Maximum characters of a word of a training text. The regex library gives up on some million
+/// blanks, and the trainer's time grows with the square of a word's length.
+const MAX_RUN: usize = 4096;
 
 /// `model_max_length` of `tokenizer_config.json`; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
@@ -86,13 +92,33 @@ where
             .with_decoder(Some(byte_level.into()))
             .build()
             .map_err(fail)?;
-    tokenizer.train(&mut trainer, texts).map_err(fail)?;
+    let pieces = texts.flat_map(|text| pieces(&text));
+    guarded(Stage::Other, || tokenizer.train(&mut trainer, pieces).map(|_| ()))
+        .map_err(|why| Error::Runtime(format!("training the tokenizer failed: {why}")))?
+        .map_err(fail)?;
     let config = new_config();
     let config = config.as_object().cloned().unwrap_or_default();
     let mut tokenizer = Tokenizer::build(tokenizer.into(), None, &config, &serde_json::Map::new(), Vec::new())?;
     let template = ChatTemplate::compile(CHAT_TEMPLATE, tokenizer.tokens.clone());
     tokenizer.template = Some(template.map_err(|why| Error::Runtime(format!("the built-in chat template {why}")))?);
     Ok(tokenizer)
+}
+
+/// Cuts a text inside runs of more than [`MAX_RUN`] characters that are all white space or all not.
+fn pieces(text: &str) -> Vec<String> {
+    let (mut out, mut start, mut run, mut space) = (Vec::new(), 0, 0, false);
+    for (at, c) in text.char_indices() {
+        if c.is_whitespace() != space {
+            (space, run) = (!space, 0);
+        }
+        if run == MAX_RUN {
+            out.push(text[start..at].to_owned());
+            (start, run) = (at, 0);
+        }
+        run += 1;
+    }
+    out.push(text[start..].to_owned());
+    out
 }
 
 /// `tokenizer_config.json` of a new tokenizer.
@@ -117,8 +143,12 @@ impl Tokenizer {
                 own.display()
             )));
         }
-        let json =
-            self.inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
+        let Engine::Here(inner) = &self.engine else {
+            return Err(Error::Runtime(
+                "only a tokenizer that was trained in this process is saved as a new one".into(),
+            ));
+        };
+        let json = inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
         let map = json!({ "eos_token": EOS, "pad_token": PAD });
         // tokenizer.json is last: a folder without it is no tokenizer.
         let texts = [
@@ -165,6 +195,16 @@ mod tests {
         assert_eq!(loaded.encode("e\u{301}", true).unwrap(), loaded.encode("\u{e9}", true).unwrap());
         assert_eq!(loaded.end_ids(), [2]);
         assert_eq!((loaded.bos_id(), loaded.pad_id()), (None, Some(3)));
+    }
+
+    #[test]
+    fn endless_words_are_cut_and_ordinary_texts_are_not() {
+        let ordinary = "two words, größer 漢字  ".repeat(9000);
+        assert_eq!(pieces(&ordinary), [ordinary.clone()]);
+        for long in [" ".repeat(3 * MAX_RUN + 1), "é".repeat(3 * MAX_RUN + 1)] {
+            assert_eq!(pieces(&long).len(), 4);
+            assert_eq!(pieces(&long).concat(), long);
+        }
     }
 
     #[test]

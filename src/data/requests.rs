@@ -1,0 +1,155 @@
+//! Requests to a tokenizer's worker and their answers.
+//!
+//! Part 0 of a message is JSON: a [`Request`], or `Result<answer, Fault>`. Texts, files, token ids
+//! and rows follow as parts of their own, so that large ones are neither escaped nor parsed.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::tokenize::{Lost, Rules};
+use super::worker::Failure;
+use super::worker::frame::Frame;
+use crate::{Error, Result};
+
+/// Request to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Loads a tokenizer, before everything else. Parts: the files, then the template file.
+    Load {
+        dir: OsString,
+        files: Vec<OsString>,
+        /// End ids of the folder's other configurations.
+        ends: Vec<u32>,
+        template: Option<OsString>,
+        /// Date that templates see, in seconds since 1970.
+        now: u64,
+    },
+    /// Part 1: a text. Answer, part 1: ids.
+    Encode { special: bool },
+    /// Part 1: a text that continues other text. Answer, part 1: ids.
+    Continue,
+    /// Part 1: ids. Answer, part 1: the text.
+    Decode,
+    /// Answer: [`Entry`].
+    Entry(u32),
+    /// Part 1: JSON of messages, generation prompt, tools and variables. Answer, part 1: the text.
+    Render,
+    /// Part 1: JSON of the group. Parts of the answer: ids of the prompts, then of the responses.
+    Row {
+        file: OsString,
+        line: usize,
+        pairs: Vec<(usize, usize)>,
+        /// Variables of the chat template for this row.
+        kwargs: Option<Map<String, Value>>,
+        rules: Rules,
+    },
+}
+
+/// Facts about a loaded tokenizer.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Loaded {
+    pub tokens: Vec<(String, String)>,
+    pub bos: Option<u32>,
+    pub pad: Option<u32>,
+    /// Special tokens of the vocabulary with their ids.
+    pub special: Vec<(u32, String)>,
+    pub ends: Vec<u32>,
+    pub suffix: usize,
+    pub notes: Vec<String>,
+    pub vocab_size: usize,
+    /// Sources of the chat template by name, and the settings that it reads.
+    pub template: Option<(Vec<(String, String)>, Vec<String>)>,
+}
+
+/// One vocabulary entry: its own spelling and the text it decodes to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub token: Option<String>,
+    pub text: String,
+}
+
+/// Facts about an encoded row; its ids are in the parts.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct EncodedRow {
+    pub prompts: usize,
+    /// Prompt and response of each sequence.
+    pub sequences: Vec<(usize, usize)>,
+    pub plain: usize,
+    pub mismatches: usize,
+    pub lost: Lost,
+}
+
+/// An [`Error`] on its way between processes.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Fault {
+    Usage(String),
+    Data {
+        file: OsString,
+        line: usize,
+        id: Option<String>,
+        why: String,
+    },
+    Model {
+        path: OsString,
+        why: String,
+    },
+    /// A failed rendering, which the caller gives its place.
+    Text(String),
+    Other(String),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Usage(why) => Fault::Usage(why),
+            Error::Data { file, line, id, why } => Fault::Data { file: file.into(), line, id, why },
+            Error::Model { path, why } => Fault::Model { path: path.into(), why },
+            other => Fault::Other(other.to_string()),
+        }
+    }
+}
+
+impl Fault {
+    /// The error at its destination.
+    pub(super) fn into_error(self) -> Error {
+        match self {
+            Fault::Usage(why) => Error::Usage(why),
+            Fault::Data { file, line, id, why } => Error::data(Path::new(&file), line, id.as_deref(), why),
+            Fault::Model { path, why } => Error::model(Path::new(&path), why),
+            Fault::Text(why) | Fault::Other(why) => Error::Runtime(why),
+        }
+    }
+}
+
+/// JSON of part 0.
+pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
+    // Numbers, strings and lists only, so the conversion cannot fail; an empty part is refused.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Sends a request and reads the answer's part 0.
+///
+/// # Errors
+/// The outer error is the worker's failure, the inner one its answer.
+pub(super) fn ask<T: DeserializeOwned>(
+    pool: &super::worker::Pool,
+    request: &Request,
+    parts: &[&[u8]],
+    bytes: usize,
+) -> Result<Result<(T, Frame), Fault>, Failure> {
+    let head = json(request);
+    let parts: Vec<&[u8]> = [&head[..]].into_iter().chain(parts.iter().copied()).collect();
+    Ok(answer(pool.ask(&parts, bytes)?))
+}
+
+/// Reads an answer's part 0.
+pub(super) fn answer<T: DeserializeOwned>(frame: Frame) -> Result<(T, Frame), Fault> {
+    match serde_json::from_slice::<Result<T, Fault>>(frame.part(0)) {
+        Ok(outcome) => outcome.map(|value| (value, frame)),
+        Err(e) => Err(Fault::Other(format!("the worker process gave an answer that cannot be read: {e}"))),
+    }
+}

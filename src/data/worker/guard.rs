@@ -1,0 +1,91 @@
+//! Calls into a library that may panic, and the note of what a child is doing.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+/// Step of a request, noted before it starts. The parent reads the note after a child's death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Other = 0,
+    LoadTokenizer = 1,
+    Compile = 2,
+    Render = 3,
+    Encode = 4,
+    Decode = 5,
+}
+
+impl Stage {
+    #[cfg(target_os = "linux")]
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        let all = [Stage::LoadTokenizer, Stage::Compile, Stage::Render, Stage::Encode, Stage::Decode];
+        all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Stage::Other)
+    }
+
+    /// True if the chat template is at work, not the tokenizer.
+    pub(crate) fn is_template(self) -> bool {
+        matches!(self, Stage::Compile | Stage::Render)
+    }
+
+    /// What to try after a failure.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Stage::Compile | Stage::Render => "does it loop or grow without end? try --chat-template-path",
+            Stage::Encode => "if other texts work, shorten this one, else use another tokenizer",
+            Stage::Other | Stage::LoadTokenizer | Stage::Decode => "use another tokenizer",
+        }
+    }
+
+    /// Subject of a sentence about a failure.
+    pub(crate) fn action(self) -> &'static str {
+        match self {
+            Stage::Other => "the worker process",
+            Stage::LoadTokenizer => "reading the tokenizer",
+            Stage::Compile => "compiling the chat template",
+            Stage::Render => "rendering the chat template",
+            Stage::Encode => "encoding a text",
+            Stage::Decode => "decoding ids",
+        }
+    }
+}
+
+/// File of the note; set in a child only.
+static NOTE: OnceLock<File> = OnceLock::new();
+
+/// Names the file for [`note`].
+#[cfg(target_os = "linux")]
+pub(super) fn note_to(file: File) {
+    let _ = NOTE.set(file);
+}
+
+/// Notes the step that starts now.
+pub(crate) fn note(stage: Stage) {
+    #[cfg(unix)]
+    if let Some(file) = NOTE.get() {
+        // A lost note only makes a message less exact.
+        let _ = std::os::unix::fs::FileExt::write_at(file, &[stage as u8], 0);
+    }
+}
+
+/// Calls a library, with its panic as an error text.
+pub(crate) fn guarded<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, String> {
+    note(stage);
+    // What a panic leaves behind is not used again: a loaded library object is only read.
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        format!("the library stopped: {}", text.unwrap_or("no reason was given"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_with_its_text() {
+        assert_eq!(guarded(Stage::Encode, || 7), Ok(7));
+        let why = guarded(Stage::Encode, || -> u8 { panic!("at {}", 3) }).unwrap_err();
+        assert_eq!(why, "the library stopped: at 3");
+    }
+}

@@ -1,0 +1,172 @@
+//! The children of one tokenizer: as many as threads that ask at once, up to [`MAX_CHILDREN`].
+//!
+//! Every child loads the tokenizer again, which takes seconds for a large vocabulary. So another
+//! child is started only after the present ones have worked for as long as it would take to load:
+//! the total is then at most twice that of the best choice. A child that ended is replaced.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::frame::Frame;
+use super::process::{Death, Process};
+use super::{Failure, Program, SECONDS_PER_BYTE};
+
+/// Maximum number of children: each holds the tokenizer in memory.
+const MAX_CHILDREN: usize = 16;
+
+/// Number of children that may end by a limit or a crash. A row that ends one is refused; a
+/// tokenizer or template that ends many would take the time limit for every row.
+const MAX_DEATHS: usize = 3;
+
+/// Bytes of a model folder that load in one second, at least.
+const LOADED_PER_SECOND: u64 = 500_000;
+
+/// Number of times that a request is sent again after its child was killed from outside.
+const MAX_REPEATS: usize = 2;
+
+/// Children with a tokenizer loaded.
+pub(crate) struct Pool {
+    program: Program,
+    /// Request that every child gets first.
+    load: Vec<Vec<u8>>,
+    state: Mutex<State>,
+    /// Signalled if a child becomes free or ends.
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Process>,
+    /// Children that exist, with those that are being started.
+    alive: usize,
+    /// Maximum of `alive`.
+    most: usize,
+    /// Time of requests since the last start of a child.
+    worked: Duration,
+    /// Time to start and load a child.
+    start: Duration,
+    deaths: usize,
+    /// The failure after which no child is asked again.
+    given_up: Option<Failure>,
+}
+
+impl Pool {
+    /// Starts the first child; returns its answer to `load` too.
+    pub(crate) fn new(program: &Program, load: Vec<Vec<u8>>) -> Result<(Self, Frame), Failure> {
+        let most = rayon::current_num_threads().clamp(1, MAX_CHILDREN);
+        let state = Mutex::new(State { most, ..State::default() });
+        let pool = Self { program: program.clone(), load, state, freed: Condvar::new() };
+        let clock = Instant::now();
+        let (process, answer) = match pool.begin() {
+            Err(death) if death.foreign => pool.begin(),
+            outcome => outcome,
+        }
+        .map_err(|death| death.failure)?;
+        let mut state = pool.lock();
+        (state.alive, state.start) = (1, clock.elapsed());
+        state.idle.push(process);
+        drop(state);
+        Ok((pool, answer))
+    }
+
+    /// Sends a request about `bytes` of text to a child and returns its answer. A request whose
+    /// child was killed from outside is sent again.
+    pub(crate) fn ask(&self, parts: &[&[u8]], bytes: usize) -> Result<Frame, Failure> {
+        let seconds = self.program.limits.seconds + (bytes as f64 * SECONDS_PER_BYTE) as u64;
+        let mut repeats = 0;
+        loop {
+            let death = match self.ask_once(parts, seconds) {
+                Ok(frame) => return Ok(frame),
+                Err(death) => death,
+            };
+            if !death.foreign || repeats == MAX_REPEATS {
+                return Err(death.failure);
+            }
+            repeats += 1;
+        }
+    }
+
+    fn ask_once(&self, parts: &[&[u8]], seconds: u64) -> Result<Frame, Death> {
+        let mut process = self.take()?;
+        let clock = Instant::now();
+        let answer = process.ask(parts, seconds);
+        let mut state = self.lock();
+        let outcome = match answer {
+            Ok(frame) => {
+                state.worked += clock.elapsed();
+                state.idle.push(process);
+                Ok(frame)
+            }
+            Err(mut death) => {
+                state.alive -= 1;
+                state.deaths += usize::from(!death.foreign);
+                if let Failure::Died { stage, cause } = &death.failure
+                    && state.deaths >= MAX_DEATHS
+                {
+                    let failure = Failure::GivenUp { stage: *stage, cause: cause.clone() };
+                    death.failure = state.given_up.get_or_insert(failure).clone();
+                }
+                Err(death)
+            }
+        };
+        drop(state);
+        self.freed.notify_all();
+        outcome
+    }
+
+    /// A free child; waits for one, or starts one.
+    fn take(&self) -> Result<Process, Death> {
+        let mut state = self.lock();
+        loop {
+            if let Some(failure) = &state.given_up {
+                return Err(Death { failure: failure.clone(), foreign: false });
+            }
+            if let Some(process) = state.idle.pop() {
+                return Ok(process);
+            }
+            let pays = state.worked >= state.start;
+            if state.alive == 0 || (state.alive < state.most && pays) {
+                break;
+            }
+            state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.alive += 1;
+        state.worked = Duration::ZERO;
+        drop(state);
+        match self.begin() {
+            Ok((process, _)) => Ok(process),
+            Err(death) => {
+                let mut state = self.lock();
+                state.alive -= 1;
+                let alone = state.alive == 0;
+                if !alone {
+                    // The others go on without it.
+                    state.most = state.alive;
+                }
+                drop(state);
+                self.freed.notify_all();
+                if alone { Err(death) } else { self.take() }
+            }
+        }
+    }
+
+    /// Starts a child and loads the tokenizer into it.
+    fn begin(&self) -> Result<(Process, Frame), Death> {
+        let start = |e: std::io::Error| Death { failure: Failure::Start(e.to_string()), foreign: false };
+        let mut process = Process::start(&self.program).map_err(start)?;
+        let parts: Vec<&[u8]> = self.load.iter().map(Vec::as_slice).collect();
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        let answer = process.ask(&parts, self.program.limits.seconds + bytes as u64 / LOADED_PER_SECOND)?;
+        Ok((process, answer))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("program", &self.program).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,184 @@
+//! One child process: its start, questions with answers, and the cause of its end.
+//!
+//! The pipes of the parent do not block, so a child that is stopped or stuck cannot hold it up. The
+//! child's standard error is a file in memory: byte 0 is the note of what it does, and the last
+//! words of Rust's runtime and of other libraries follow from byte [`WORDS`] on.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fcntl_setfl, memfd_create};
+use rustix::process::{Resource, getrlimit};
+
+use super::frame::{self, Frame};
+use super::{COMMAND, Failure, Limits, Program, Stage, host};
+
+/// Offset of the child's error output in its file.
+const WORDS: u64 = 8;
+
+/// A child that takes requests.
+pub(super) struct Process {
+    child: Child,
+    to: ChildStdin,
+    from: ChildStdout,
+    note: File,
+    limits: Limits,
+}
+
+/// Why a request had no answer.
+pub(super) struct Death {
+    pub failure: Failure,
+    /// True if something outside ended the child, not its work.
+    pub foreign: bool,
+}
+
+impl Process {
+    /// Starts a child.
+    pub(super) fn start(program: &Program) -> io::Result<Self> {
+        let mut limits = program.limits;
+        limits.memory = getrlimit(Resource::As).maximum.unwrap_or(u64::MAX).min(limits.memory);
+        let mut note = File::from(memfd_create("mapl-worker", MemfdFlags::CLOEXEC)?);
+        note.write_all(&[0; WORDS as usize])?;
+        note.seek(SeekFrom::Start(WORDS))?;
+        let mut child = Command::new(&program.path)
+            .arg0("mapl")
+            .args([COMMAND, &limits.memory.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(note.try_clone()?)
+            // Signals of the terminal are for the parent, which may want to save its work first.
+            .process_group(0)
+            .spawn()?;
+        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(io::Error::other("the child has no pipes"));
+        };
+        let process = Self { child, to, from, note, limits };
+        fcntl_setfl(&process.to, fcntl_getfl(&process.to)? | OFlags::NONBLOCK)?;
+        fcntl_setfl(&process.from, fcntl_getfl(&process.from)? | OFlags::NONBLOCK)?;
+        Ok(process)
+    }
+
+    /// Sends a request and waits for its answer. `seconds` limits the child's processor time. The
+    /// wall clock only ends a child that does not work at all: other programs may keep it waiting.
+    pub(super) fn ask(&mut self, parts: &[&[u8]], seconds: u64) -> Result<Frame, Death> {
+        let wall = 60 + 20 * seconds;
+        let until = Instant::now() + Duration::from_secs(wall);
+        let number = u32::try_from(seconds).unwrap_or(u32::MAX);
+        let answer = self.send(&frame::head(number, parts), until).and_then(|()| {
+            parts.iter().try_for_each(|part| self.send(part, until))?;
+            frame::read(&mut Answer { from: &mut self.from, until })
+        });
+        match answer {
+            Ok(Some(frame)) => Ok(frame),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                Err(self.end(seconds, Some(format!("did not end within {wall} seconds"))))
+            }
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                Err(self.end(seconds, Some("gave an answer that is damaged".into())))
+            }
+            Ok(None) | Err(_) => Err(self.end(seconds, None)),
+        }
+    }
+
+    fn send(&mut self, mut bytes: &[u8], until: Instant) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.to.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) => retry(e, PollFd::new(&self.to, PollFlags::OUT), until)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the child and finds out why it did not answer.
+    fn end(&mut self, seconds: u64, known: Option<String>) -> Death {
+        if known.is_some() {
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait();
+        let mut note = [0; 1];
+        let stage = self.note.read_at(&mut note, 0).map_or(Stage::Other, |_| Stage::from_byte(note[0]));
+        let mut words = [0; 2048];
+        let read = self.note.read_at(&mut words, WORDS).unwrap_or(0);
+        let words = String::from_utf8_lossy(&words[..read]);
+        let (cause, foreign) = match (known, status) {
+            (Some(cause), _) => (cause, false),
+            (None, Ok(status)) => cause(status, &words, seconds, self.limits),
+            (None, Err(e)) => (format!("ended for an unknown reason: {e}"), false),
+        };
+        Death { failure: Failure::Died { stage, cause }, foreign }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Without the wait, the child would stay in the process table until this process ends.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until a pipe is ready after a call that would have blocked.
+fn retry(error: io::Error, pipe: PollFd<'_>, until: Instant) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => return Ok(()),
+        io::ErrorKind::WouldBlock => {}
+        _ => return Err(error),
+    }
+    let left = until.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    match poll(&mut [pipe], Some(&timeout)) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The pipe that answers come from, up to a deadline.
+struct Answer<'a> {
+    from: &'a mut ChildStdout,
+    until: Instant,
+}
+
+impl Read for Answer<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.from.read(bytes) {
+                Ok(n) => return Ok(n),
+                Err(e) => retry(e, PollFd::new(&*self.from, PollFlags::IN), self.until)?,
+            }
+        }
+    }
+}
+
+/// Cause of a child's end, and whether it came from outside.
+fn cause(status: ExitStatus, words: &str, seconds: u64, limits: Limits) -> (String, bool) {
+    use signal_hook::consts::{SIGABRT, SIGBUS, SIGHUP, SIGINT, SIGKILL, SIGSEGV, SIGTERM};
+    /// SIGXCPU, which signal-hook does not list.
+    const OUT_OF_TIME: i32 = rustix::process::Signal::XCPU.as_raw();
+    let own = |text: String| (text, false);
+    match status.signal() {
+        Some(OUT_OF_TIME) => own(format!("took more than {seconds} seconds of processor time")),
+        Some(SIGABRT) if words.contains("memory allocation of") => {
+            own(format!("needed more than {} MiB of memory", limits.memory >> 20))
+        }
+        Some(SIGABRT | SIGSEGV | SIGBUS) if words.contains("overflowed its stack") => {
+            own(format!("overflowed the stack of {} MiB", host::STACK >> 20))
+        }
+        Some(signal @ (SIGKILL | SIGTERM | SIGINT | SIGHUP)) => {
+            (format!("was ended by signal {signal}; the system may be out of memory"), true)
+        }
+        Some(signal) => own(format!("crashed with signal {signal}")),
+        // The allocator of the binary ends the process with this code.
+        None if status.code() == Some(7) => own(format!("needed more than {} MiB of memory", limits.memory >> 20)),
+        None => {
+            let words = words.lines().next().unwrap_or_default();
+            own(format!("ended with exit code {} {words}", status.code().unwrap_or(-1)).trim_end().to_owned())
+        }
+    }
+}

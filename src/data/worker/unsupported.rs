@@ -1,0 +1,19 @@
+//! The pool on systems without worker processes. It is never made, because
+//! [`super::enabled`] returns `None` there.
+
+use super::frame::Frame;
+use super::{Failure, Program};
+
+/// Never made.
+#[derive(Debug)]
+pub(crate) enum Pool {}
+
+impl Pool {
+    pub(crate) fn new(_: &Program, _: Vec<Vec<u8>>) -> Result<(Self, Frame), Failure> {
+        Err(Failure::Start("worker processes need Linux".into()))
+    }
+
+    pub(crate) fn ask(&self, _: &[&[u8]], _: usize) -> Result<Frame, Failure> {
+        match *self {}
+    }
+}
