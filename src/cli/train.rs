@@ -123,7 +123,7 @@ impl Job for TrainJob<'_> {
         let config = ModelConfig::read(&setup.args.model)?;
         let tokenizer = Tokenizer::load_with(&setup.args.model, setup.args.chat_template_path.as_deref())?;
         tokenizer.check_copied()?;
-        input::check_copied(&setup.args.model, &config_files(&setup.args.model))?;
+        input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
