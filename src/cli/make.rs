@@ -72,7 +72,7 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     let options = ReadOptions { column_map: args.column_map.clone(), ..ReadOptions::default() };
     let mut texts = Vec::new();
     for (path, rows) in args.input.iter().zip(with_rows) {
-        texts.extend(if rows { source::read_texts(&[path.clone()], &options)? } else { read_lines(path)? });
+        texts.extend(if rows { source::read_texts(std::slice::from_ref(path), &options)? } else { read_lines(path)? });
     }
     let count = texts.len();
     let mut tokenizer = train_bpe(texts.into_iter(), args.vocab_size)?;

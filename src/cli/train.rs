@@ -126,7 +126,7 @@ impl Job for TrainJob<'_> {
         let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
         let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
         tokenizer.check_copied()?;
-        input::check_copied(&setup.args.model, &config_files(&setup.args.model))?;
+        input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
         setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;

@@ -76,6 +76,17 @@ fn options_without_effect_are_refused() {
     }
     bench.run("data build --input pairs.jsonl --output b.jsonl --epoch 1").fails(2, &["--epoch has no effect"]);
     bench.run("data build --input pairs.jsonl --output b.jsonl --gamma 1").fails(2, &["--gamma has no effect"]);
+    for words in ["eval --model model", "compare model qwen"] {
+        let words = format!("{words} --input pairs.jsonl --bootstrap 0 --seed 3");
+        bench.run(&words).fails(2, &["--seed has no effect"]);
+    }
+    bench.bash("seq 300 > lines.txt").ok();
+    let tokenizer = "tokenizer --vocab-size 300 --column-map chosen=a --output-dir t --input";
+    bench.run(&format!("{tokenizer} lines.txt")).fails(2, &["--column-map has no effect on plain text"]);
+    // It has an effect on the rows among the inputs.
+    bench.write("renamed.jsonl", r#"{"prompt": "p", "a": "yes yes yes", "rejected": "no"}"#);
+    bench.run(&format!("{tokenizer} lines.txt renamed.jsonl")).ok();
+    bench.bash("rm -r t lines.txt renamed.jsonl").ok();
     let reward = "reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1";
     assert_eq!(bench.listing(), before);
     bench.run(reward).ok();

@@ -88,7 +88,7 @@ fn commands_without_a_checkpoint_end_at_the_first_signal_and_leave_nothing() {
     let bench = Bench::new();
     // Scored for minutes on the reference device.
     let pairs = String::from_utf8(bench.bytes("pairs.jsonl")).unwrap();
-    bench.write("rows.jsonl", pairs.repeat(60));
+    bench.write("rows.jsonl", (0..60).map(|i| pairs.replace("train-", &format!("{i}-"))).collect::<String>());
     bench.bash("mkfifo pipe.jsonl").ok();
     let device = "--device reference";
     for (i, words) in [
