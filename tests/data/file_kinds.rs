@@ -111,8 +111,7 @@ fn rows_that_would_take_hours_are_refused() {
         );
     }
     let talk = |turns: usize, bytes: usize| {
-        let turn =
-            |i: usize| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "x".repeat(bytes)});
+        let turn = |i: usize| json!({"role": if i.is_multiple_of(2) { "user" } else { "assistant" }, "content": "x".repeat(bytes)});
         json!({"messages": (0..turns).map(turn).collect::<Vec<_>>()})
     };
     let sft =

@@ -35,7 +35,7 @@ pub struct RewardHeadFwd<'a, B: Backend> {
     pub hidden: View<'a, B::Act>,
     /// (hidden)
     pub weight: View<'a, B::Act>,
-    /// (seqs) last row of each sequence, without duplicates
+    /// (seqs) row at which each sequence is read; without duplicates if a backward follows
     pub rows: View<'a, B::Idx>,
     /// (seqs)
     pub score: ViewMut<'a, B::Acc>,

@@ -106,10 +106,21 @@ impl<'a> Analysis<'a> {
 
     /// First occurrences of the distinct words that pass `fits`, in the order of the words.
     fn distinct_words(&self, fits: impl Fn(&str) -> bool) -> Vec<Span> {
+        let reduce = |spans: &mut Vec<Span>| {
+            spans.sort_unstable_by(|a, b| self.word(*a).cmp(self.word(*b)).then(a.start.cmp(&b.start)));
+            spans.dedup_by(|a, b| self.word(*a) == self.word(*b));
+        };
         let words = WORD.find_iter(self.lower()).filter(|found| fits(found.as_str()));
-        let mut spans: Vec<Span> = words.filter_map(|found| Span::new(found.range())).collect();
-        spans.sort_unstable_by(|a, b| self.word(*a).cmp(self.word(*b)).then(a.start.cmp(&b.start)));
-        spans.dedup_by(|a, b| self.word(*a) == self.word(*b));
+        let (mut spans, mut limit): (Vec<Span>, usize) = (Vec::new(), 1 << 12);
+        for span in words.filter_map(|found| Span::new(found.range())) {
+            spans.push(span);
+            // Repeated words are dropped on the way, so that only distinct ones take memory.
+            if spans.len() >= limit {
+                reduce(&mut spans);
+                limit = limit.max(2 * spans.len());
+            }
+        }
+        reduce(&mut spans);
         spans
     }
 

@@ -52,10 +52,9 @@ fn ends_with(response: &Analysis, phrase: &str) -> bool {
 /// instruction quotes the phrase.
 fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     let line = response.text().trim().trim_matches('"').lines().next_back()?;
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let closes = |word: &&str| word.ends_with(['.', '!', '?']);
-    let (last, before) = words.split_last()?;
-    let taken = before.iter().rev().take(count.saturating_sub(1)).take_while(|word| !closes(word)).last();
+    let mut words = line.split_whitespace().rev();
+    let last = words.next()?;
+    let taken = words.take(count.saturating_sub(1)).take_while(|word| !word.ends_with(['.', '!', '?'])).last();
     let start = taken.unwrap_or(last).as_ptr() as usize - line.as_ptr() as usize;
     let phrase = line[start..].trim_end();
     (phrase.chars().any(char::is_alphanumeric) && !phrase.contains('"')).then_some(phrase)

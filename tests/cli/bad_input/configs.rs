@@ -45,7 +45,7 @@ fn invalid_configurations_are_refused_by_key() {
         ("initializer_range", json!(-1), &["initializer_range"]),
         ("model_type", json!("gpt2"), &["\"gpt2\" is not supported", "llama"]),
         ("model_type", json!(7), &["model_type"]),
-        ("architectures", json!(["LlamaModel"]), &["architectures"]),
+        ("architectures", json!(["LlamaForTokenClassification"]), &["architectures"]),
         ("pad_token_id", json!(320), &["pad_token_id"]),
         ("hidden_act", json!("relu"), &["hidden_act"]),
     ];
