@@ -208,10 +208,9 @@ mod tests {
 
     #[test]
     fn the_longest_chains_do_not_overflow_the_stack() {
-        for link in ["~ 'a'", "|upper", ".a|default({})", "if 1", "and 1", "% 7"] {
+        for link in ["~ 'a'", "|upper", "[0:]", "if 1", "and 1", "% 7"] {
             let start = if link.starts_with('%') { "9" } else { "'a'" };
-            let links = if link.starts_with('.') { 240 } else { 490 };
-            render(&format!("{{{{ {start} {} }}}}", format!("{link} ").repeat(links))).unwrap();
+            render(&format!("{{{{ {start} {} }}}}", format!("{link} ").repeat(490))).unwrap();
         }
         render(&format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(490))).unwrap();
     }
