@@ -176,6 +176,8 @@ impl Quickstart<'_> {
             let caption = format!("The same with seed {seed}, in {}", self.folder.display());
             let mut words = words!["quickstart", "--seed", seed, "--output-dir", self.folder.display()];
             words.extend(words!["--scale", self.arguments.scale]);
+            let equal = clap::ValueEnum::to_possible_value(&self.arguments.equal_compute);
+            words.extend(equal.iter().flat_map(|value| words!["--equal-compute", value.get_name()]));
             words.extend(self.arguments.device.flags());
             let words: Vec<std::ffi::OsString> =
                 std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();

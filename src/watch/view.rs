@@ -65,7 +65,7 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: ViewSta
         Constraint::Length(4),
     ]);
     let [head, progress, tabs, body, events] = rows.areas(area);
-    frame.render_widget(Paragraph::new(headline(name, state)), head);
+    frame.render_widget(Paragraph::new(headline(name, state, head.width)), head);
     draw_progress(frame, progress, state);
     let titles = PANELS.iter().map(|panel| panel.0);
     let chosen = choice.panel % PANELS.len();
@@ -86,10 +86,13 @@ pub fn draw(frame: &mut Frame<'_>, name: &str, state: &RunState, choice: ViewSta
     frame.render_widget(Paragraph::new(lines), events);
 }
 
-/// The last row as one line.
-fn headline(name: &str, state: &RunState) -> String {
+/// The last row as one line. Values that do not fit are left out as a whole.
+fn headline(name: &str, state: &RunState, width: u16) -> String {
     let mut parts = vec![shown(name)];
     parts.extend(state.status.clone());
+    if state.not_finite > 0 {
+        parts.push(format!("{} numbers were not finite", state.not_finite));
+    }
     for (label, key) in [
         ("loss", "loss"),
         ("acc", "rewards/accuracies"),
@@ -104,10 +107,15 @@ fn headline(name: &str, state: &RunState) -> String {
             _ => {}
         }
     }
-    if state.not_finite > 0 {
-        parts.push(format!("{} numbers were not finite", state.not_finite));
+    let mut line = String::new();
+    for part in parts {
+        let gap = if line.is_empty() { "" } else { "  " };
+        if line.is_empty() || line.chars().count() + gap.len() + part.chars().count() <= usize::from(width) {
+            line += gap;
+            line += &part;
+        }
     }
-    parts.join("  ")
+    line
 }
 
 /// Short text of a value.

@@ -82,6 +82,10 @@ fn non_finite_numbers_are_counted_and_left_out() {
     for part in ["running", "loss inf", "2 numbers were not finite", "step 6 of 50, 44 s left", "step 5: event saved"] {
         assert!(text.contains(part), "{part} is missing in\n{text}");
     }
+    // On a narrow terminal, a value that does not fit is left out with its name.
+    let narrow = watched.render(ViewState::default(), 60, 30).unwrap();
+    let head = narrow.lines().next().unwrap();
+    assert!(head.contains("2 numbers were not finite") && !head.ends_with("gnorm") && !head.contains("lr"), "{head}");
 }
 
 #[test]
