@@ -4,7 +4,7 @@
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
-use mapl::cli::{Cli, args, run};
+use mapl::cli::{Cli, args, method_options, run};
 use mapl::terminal::{complain, on_stdout};
 
 fn main() {
@@ -32,7 +32,7 @@ fn exit_code() -> i32 {
             return finished(on_stdout(|_| e.print()));
         }
     };
-    finished(run(cli, &command_line))
+    finished(method_options::check(&arguments).and_then(|()| run(cli, &command_line)))
 }
 
 /// Exit code of an outcome, after its message was printed.

@@ -1,7 +1,7 @@
 //! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -11,11 +11,12 @@ use super::output::{check_output, remark, same_file};
 use crate::data::construct::build_rows;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
-use crate::data::show::{ShowOptions, render};
+use crate::data::show::{ShowOptions, render_preview};
 use crate::data::source::{ReadOptions, read_files_with_reports};
-use crate::data::tokenize::{TokenizeOptions, tokenize_rows};
+use crate::data::tokenize::{TokenizeOptions, preview_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
+use crate::model::config::ModelConfig;
 use crate::terminal::{color, emit};
 use crate::{Error, Result};
 
@@ -118,14 +119,25 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
 /// Text of `data show`: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let tokenizer = Tokenizer::load_with(&args.tokenizer, args.chat_template_path.as_deref())?;
-    let (mut rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    rows.truncate(args.rows.get());
-    let (groups, report) = tokenize_rows(rows, &tokenizer, &args.tokenize)?;
+    let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
+    let training = TokenizeOptions { positions: positions(&args.tokenizer)?, ..args.tokenize.clone() };
+    let (previews, report) = preview_rows(rows, args.rows.get(), &tokenizer, &training)?;
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(ToString::to_string).collect();
-    for group in &groups {
-        parts.push(render(group, &tokenizer, options)?);
+    for preview in &previews {
+        parts.push(render_preview(preview, report.max_length, &tokenizer, options)?);
     }
     parts.push(report.to_string());
+    if let Some(why) = report.too_many_dropped(&training) {
+        parts.push(format!("training on these rows alone would stop: {why}"));
+    }
     Ok(parts.join("\n"))
+}
+
+/// Positions of the model in a folder; `None` for a folder with a tokenizer only.
+pub(super) fn positions(folder: &Path) -> Result<Option<usize>> {
+    match folder.join("config.json").is_file() {
+        true => ModelConfig::read(folder).map(|config| Some(config.max_positions)),
+        false => Ok(None),
+    }
 }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::data::positions;
 use super::inputs::Inputs;
 use super::output::check_output;
 use crate::data::source::{ReadOptions, read_files_leniently};
-use crate::data::tokenize::TokenizeOptions;
+use crate::data::tokenize::LengthLimit;
 use crate::data::tokenizer::Tokenizer;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
@@ -32,7 +33,7 @@ pub struct CheckCommand {
     /// Chat template to use instead of the folder's
     #[arg(long, requires = "model", value_name = "FILE")]
     chat_template_path: Option<PathBuf>,
-    /// Maximum sequence length of the planned training, in tokens [default: 1024]
+    /// Maximum sequence length of the planned training, in tokens [default: as in training]
     #[arg(long, requires = "model", value_name = "TOKENS")]
     max_length: Option<NonZeroUsize>,
     /// Print one JSON object instead of text
@@ -60,8 +61,9 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     }
     let load = |folder: &PathBuf| Tokenizer::load_with(folder, args.chat_template_path.as_deref());
     let tokenizer = args.model.as_ref().map(load).transpose()?;
-    let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
-    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length });
+    let positions = args.model.as_deref().map(positions).transpose()?.flatten();
+    let limit = LengthLimit { given: args.max_length.map(NonZeroUsize::get), positions };
+    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, limit });
     let read = |files: &[PathBuf]| -> Result<Input> {
         let (rows, files, refused) = read_files_leniently(files, &args.read)?;
         Ok(Input { rows, files, refused })

@@ -3,12 +3,14 @@
 //!
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - `device`: selection of a backend
+//! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`
+//! - [`method_options`]: options that only some of these methods take
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
 //! - `run_lock`: lock of an output folder
@@ -28,8 +30,10 @@ mod env;
 mod evaluate;
 mod fingerprint;
 mod inputs;
+mod invocation;
 mod make;
 mod manifest;
+pub mod method_options;
 mod output;
 mod plan;
 mod quickstart;
@@ -49,6 +53,9 @@ use clap::{Parser, Subcommand};
 
 use crate::Result;
 use crate::loss::objective::Method;
+
+/// Note below the help of a training command.
+const MORE_OPTIONS: &str = "-h lists the common options, --help lists all of them.";
 
 /// Preference training of transformers with multi-level aware preference learning.
 #[derive(Parser, Debug)]
@@ -72,10 +79,13 @@ pub enum Command {
     #[command(subcommand)]
     Data(data::DataCommand),
     /// Fine-tune a model on responses, as a start for preference training
+    #[command(mut_args(|arg| method_options::listed(Method::Sft, arg)), after_help = MORE_OPTIONS)]
     Sft(train_args::TrainArgs),
     /// Train a reward model on comparisons
+    #[command(mut_args(|arg| method_options::listed(Method::Reward, arg)), after_help = MORE_OPTIONS)]
     Reward(train_args::TrainArgs),
     /// Train a policy on comparisons by direct preference optimisation
+    #[command(mut_args(|arg| method_options::listed(Method::Dpo, arg)), after_help = MORE_OPTIONS)]
     Dpo(train_args::TrainArgs),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),

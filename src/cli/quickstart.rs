@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Parser as _};
+use serde_json::Value;
 
 use super::data::DataCommand;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
+use super::invocation::program;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
@@ -19,9 +21,9 @@ use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, P
 use crate::report::{quickstart_report, quickstart_table};
 use crate::terminal::say;
 use crate::train::metrics::{KindTally, Tally};
-use crate::train::run;
 use crate::train::signals::Signals;
-use crate::{Error, Result};
+use crate::train::{manifest, run};
+use crate::{COMMIT, Error, Result};
 
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
@@ -87,7 +89,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
         return Err(Error::Usage(format!("--scale {}: a finite number above 0 is needed", arguments.scale)));
     }
     let began = Instant::now();
-    let mut quick = Quickstart { arguments, summary: QuickstartSummary::default() };
+    let mut quick = Quickstart { arguments, program: program(), summary: QuickstartSummary::default() };
     quick.prepare()?;
     quick.language()?;
     quick.stage(&SFT, None)?;
@@ -109,6 +111,8 @@ macro_rules! words {
 
 struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
+    /// How this program is called in a shell.
+    program: String,
     summary: QuickstartSummary,
 }
 
@@ -149,11 +153,17 @@ impl Quickstart<'_> {
     /// Parses a command line of this program and records it for the report.
     fn command(&mut self, caption: &str, words: &[String]) -> Result<Command> {
         let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
-        let text = args::shown(&all);
+        let text = self.typed(words);
         say(&format!("\n$ {text}"));
         self.summary.commands.push(NamedText { caption: caption.into(), text });
         let cli = Cli::try_parse_from(&all).map_err(|e| Error::Runtime(format!("quick start command: {e}")))?;
         Ok(cli.command)
+    }
+
+    /// A command line of this program as a user types it.
+    fn typed(&self, words: &[String]) -> String {
+        let words: Vec<String> = words.iter().map(|word| args::quoted(word.as_ref())).collect();
+        format!("{} {}", self.program, words.join(" "))
     }
 
     /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
@@ -239,7 +249,8 @@ impl Quickstart<'_> {
     /// Trains one stage.
     fn stage(&mut self, stage: &Stage, test: Option<&Path>) -> Result<run::RunSummary> {
         let steps = self.steps(stage);
-        let cadence = (steps / 5).max(1);
+        // An evaluation of a short run takes longer than its steps.
+        let cadence = (steps / 5).max(5).min(steps);
         let mut words = words![
             stage.method.name(),
             "--model",
@@ -254,6 +265,8 @@ impl Quickstart<'_> {
             cadence,
             "--lr-scheduler-type",
             "linear",
+            "--save-strategy",
+            "no",
             "--seed",
             self.arguments.seed,
         ];
@@ -270,7 +283,8 @@ impl Quickstart<'_> {
         else {
             return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
         };
-        let command_line = self.summary.commands.last().map_or(String::new(), |c| c.text.clone());
+        let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
+        let command_line = args::shown(&all);
         let summary = train::run(stage.method, &args, &command_line)?;
         // A stop signal while the stage wrote its final model stops the quick start, not the stage.
         match Signals::listen()?.stop() {
@@ -312,25 +326,54 @@ impl Quickstart<'_> {
         });
     }
 
+    /// `run.json` of a stage.
+    fn manifest(&self, stage: &Stage) -> Result<Value> {
+        let path = self.path(stage.name).join(manifest::FILE);
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| Error::Runtime(format!("{} is not JSON: {e}", path.display())))
+    }
+
+    /// Commands to repeat with other data. They run as printed, from the current folder.
+    fn next_commands(&self) -> Vec<String> {
+        let (pairs, groups) = (self.shown("train.jsonl"), self.shown("own-groups.jsonl"));
+        let train = |method: &str| {
+            let output = self.shown(&format!("own-{method}"));
+            self.typed(&words![
+                method,
+                "--model",
+                self.shown(SFT.name),
+                "--train-file",
+                groups,
+                "--output-dir",
+                output,
+                "--max-steps",
+                50,
+            ])
+        };
+        let build = self.typed(&words!["data", "build", "--input", pairs, "--output", groups]);
+        vec![build, train("reward"), train("dpo")]
+    }
+
     /// Writes summary and report, prints the table and the next commands.
     fn finish(mut self) -> Result<()> {
         let fact = |name: &str, value: String| Fact { name: name.into(), value };
         self.summary.environment = vec![
             fact("version", env!("CARGO_PKG_VERSION").into()),
+            fact("commit", COMMIT.into()),
             fact("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             fact("threads", rayon::current_num_threads().to_string()),
-            fact("device", "cpu, f32".into()),
+            fact("device", device_of(&self.manifest(&SFT)?)),
         ];
         if self.arguments.scale < 1.0 {
             let warning = format!("--scale {}: too few steps to compare the runs", self.arguments.scale);
             self.summary.warnings.push(warning);
         }
-        let own = [
-            "mapl data build --input pairs.jsonl --output groups.jsonl",
-            "mapl reward --model MODEL --train-file groups.jsonl --output-dir reward",
-            "mapl dpo --model MODEL --train-file groups.jsonl --output-dir dpo",
-        ];
-        let caption = "The same with your own data: one {\"prompt\", \"chosen\", \"rejected\"} per line".to_owned();
+        let own = self.next_commands();
+        let caption = format!(
+            "The same by hand; put your own pairs, one {{\"prompt\", \"chosen\", \"rejected\"}} per line, in place of {}, \
+             and leave out --max-steps",
+            self.shown("train.jsonl")
+        );
         self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });
         let value = serde_json::to_value(&self.summary)
             .map_err(|e| Error::Runtime(format!("cannot write the summary: {e}")))?;
@@ -338,14 +381,21 @@ impl Quickstart<'_> {
         write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
         say(&format!("\n{}", quickstart_table(&self.summary)));
         say(&format!(
-            "{:.0} s in total; wrote {} and {}",
+            "{:.0} s in total with mapl {}, commit {COMMIT}; wrote {} and {}",
             self.summary.seconds,
+            env!("CARGO_PKG_VERSION"),
             self.shown("summary.json"),
             self.shown("report.html")
         ));
         say(&format!("\n{caption}:\n  {}", own.join("\n  ")));
         Ok(())
     }
+}
+
+/// Device and precision of a run, from its manifest.
+fn device_of(run: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+    format!("{}, {}", text(&run["environment"]["device"]), text(&run["config"]["dtype"]))
 }
 
 fn count(tally: KindTally) -> Count {

@@ -1,7 +1,8 @@
 //! Tokenises groups and applies the length limit. Reading order:
 //!
 //! - `encode`: the boundary between prompt and response, on ids
-//! - `fit`: handling of sequences above the limit
+//! - `limit`: the length limit; `fit`: handling of sequences above it
+//! - `preview`: rows for a reader, also those that would be dropped
 //! - `report`: counts of what was read, kept and dropped
 //!
 //! Every response has at least one token; every sequence has at most `max_length`; all sequences of
@@ -12,6 +13,8 @@
 
 mod encode;
 mod fit;
+mod limit;
+mod preview;
 mod report;
 
 use std::sync::Arc;
@@ -25,6 +28,8 @@ use super::source::{SourceRow, sft_pairs};
 use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
+pub use limit::LengthLimit;
+pub use preview::{Preview, preview_rows};
 pub use report::{Lengths, TokenizeReport};
 
 /// Action for a sequence longer than the limit.
@@ -46,9 +51,14 @@ pub enum OnTooLong {
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenizeOptions {
-    /// Maximum length of a sequence (prompt plus response) in tokens
-    #[arg(long, alias = "max_length", default_value_t = 1024, value_name = "TOKENS", value_parser = parse_length)]
-    pub max_length: usize,
+    /// Maximum length of a sequence (prompt plus response) in tokens [default: 1024, or the 99th
+    /// percentile of longer data, up to 4096 and the model's limit]
+    #[arg(long, alias = "max_length", value_name = "TOKENS", value_parser = parse_length)]
+    pub max_length: Option<usize>,
+    /// Positions of the model, which bound every maximum length; `None` for no bound.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub positions: Option<usize>,
     /// Action for longer sequences
     #[arg(long, alias = "on_too_long", value_enum, default_value_t)]
     pub on_too_long: OnTooLong,
@@ -69,7 +79,8 @@ pub struct TokenizeOptions {
 impl Default for TokenizeOptions {
     fn default() -> Self {
         Self {
-            max_length: 1024,
+            max_length: None,
+            positions: None,
             on_too_long: OnTooLong::Drop,
             max_drop_fraction: 0.2,
             max_boundary_mismatch: 0.5,
@@ -79,10 +90,15 @@ impl Default for TokenizeOptions {
 }
 
 impl TokenizeOptions {
+    /// The length limit.
+    pub fn limit(&self) -> LengthLimit {
+        LengthLimit { given: self.max_length, positions: self.positions }
+    }
+
     /// Checks values that were not parsed from the command line.
     pub fn validate(&self) -> Result<()> {
         let named = |flag: &str, why: Result<(), String>| why.map_err(|why| Error::Usage(format!("{flag}: {why}")));
-        named("--max-length", check_length(self.max_length))?;
+        named("--max-length", self.max_length.map_or(Ok(()), check_length))?;
         named("--max-drop-fraction", check_share(self.max_drop_fraction))?;
         named("--max-boundary-mismatch", check_share(self.max_boundary_mismatch))
     }
@@ -120,12 +136,16 @@ pub fn tokenize_rows(
     options: &TokenizeOptions,
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
-    let outcomes: Vec<Result<Outcome>> = rows.par_iter().map(|row| tokenize_row(row, tokenizer, options)).collect();
-    let mut report = TokenizeReport::default();
-    let mut groups = Vec::with_capacity(outcomes.len());
-    let mut lengths = Vec::new();
-    let (mut first_dropped, mut first_mismatch) = (None, None);
     // The first defect in row order, whichever thread found it first.
+    let encoded: Vec<Result<EncodedRow>> = rows.par_iter().map(|row| encode_row(row, tokenizer, options)).collect();
+    let encoded = encoded.into_iter().collect::<Result<Vec<_>>>()?;
+    let lengths = Lengths::new(encoded.iter().flat_map(EncodedRow::lengths).collect());
+    let max = options.limit().of(&lengths);
+    let outcomes: Vec<Result<Outcome>> =
+        rows.par_iter().zip(encoded).map(|(row, encoded)| fit_row(row, encoded, tokenizer, options, max)).collect();
+    let mut report = TokenizeReport { lengths, max_length: max, ..TokenizeReport::default() };
+    let mut groups = Vec::with_capacity(outcomes.len());
+    let (mut first_dropped, mut first_mismatch) = (None, None);
     for (row, outcome) in rows.into_iter().zip(outcomes) {
         let outcome = outcome?;
         if outcome.report.dropped() > 0 {
@@ -135,19 +155,15 @@ pub fn tokenize_rows(
             first_mismatch.get_or_insert_with(|| place_of(&row));
         }
         report.add(&outcome.report);
-        lengths.extend(outcome.lengths);
         groups.extend(outcome.fitted.map(|fitted| attach_ids(row.group, fitted)));
     }
-    report.lengths = Lengths::new(lengths);
     if let Some(row) = first_mismatch
         && report.boundary_mismatches as f64 > options.max_boundary_mismatch * report.plain_sequences as f64
     {
         return Err(row.error(report.boundary_message(options.max_boundary_mismatch)));
     }
-    if let Some(row) = first_dropped
-        && (report.kept == 0 || report.dropped() as f64 > options.max_drop_fraction * report.read as f64)
-    {
-        return Err(row.error(report.drop_message(options)));
+    if let (Some(row), Some(why)) = (first_dropped, report.too_many_dropped(options)) {
+        return Err(row.error(format!("this is the first row that is too long: {why}")));
     }
     Ok((groups, report))
 }
@@ -164,19 +180,41 @@ struct Outcome {
     fitted: Option<fit::Fitted>,
     /// Counts of this row, except its lengths.
     report: TokenizeReport,
-    /// Length of each sequence in tokens, before the limit.
-    lengths: Vec<usize>,
 }
 
-fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<Outcome> {
+/// A row as ids, before the length limit.
+struct EncodedRow {
+    encoded: encode::Encoded,
+    /// (prompt, response) of every sequence.
+    pairs: Vec<(usize, usize)>,
+}
+
+impl EncodedRow {
+    /// Length of each sequence in tokens.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.encoded.sequences.iter().map(|s| self.encoded.length(s))
+    }
+}
+
+fn encode_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOptions) -> Result<EncodedRow> {
     let group = &row.group;
-    let is_sft = group.comparisons.is_empty();
-    let pairs = if is_sft { sft_pairs(group) } else { group.sequences() };
+    let pairs = if group.comparisons.is_empty() { sft_pairs(group) } else { group.sequences() };
     if pairs.is_empty() {
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
     let encoded = encode::encode(row, &pairs, tokenizer, options.allow_double_bos)?;
-    let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
+    Ok(EncodedRow { encoded, pairs })
+}
+
+/// Applies the length limit of `max` tokens.
+fn fit_row(
+    row: &SourceRow,
+    EncodedRow { encoded, pairs }: EncodedRow,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+    max: usize,
+) -> Result<Outcome> {
+    let group = &row.group;
     let mut report = TokenizeReport {
         rows_read: 1,
         sequences: pairs.len(),
@@ -184,8 +222,13 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
         boundary_mismatches: encoded.mismatches,
         ..TokenizeReport::default()
     };
-    let units = if is_sft { fit::single_units(pairs.len()) } else { fit::comparison_units(group, &pairs) };
-    let fitted = fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
+    let units = if group.comparisons.is_empty() {
+        fit::single_units(pairs.len())
+    } else {
+        fit::comparison_units(group, &pairs)
+    };
+    let fitted = fit::fit(encoded, &units, (max, options.on_too_long), tokenizer.bos_id(), &mut report);
+    let fitted = fitted.map_err(|why| row.error(why))?;
     report.read = units.len();
     report.kept = fitted.kept.iter().filter(|&&kept| kept).count();
     for (comparison, &kept) in group.comparisons.iter().zip(&fitted.kept) {
@@ -193,7 +236,7 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
         report.kept_by_kind[comparison.kind.index()] += usize::from(kept);
     }
     if report.kept == 0 {
-        return Ok(Outcome { fitted: None, report, lengths });
+        return Ok(Outcome { fitted: None, report });
     }
     report.rows_kept = 1;
     for sequence in &fitted.sequences {
@@ -201,7 +244,7 @@ fn tokenize_row(row: &SourceRow, tokenizer: &Tokenizer, options: &TokenizeOption
         report.response_tokens += sequence.response_ids.len();
         report.ended += usize::from(encode::ends(&sequence.response_ids, tokenizer)?);
     }
-    Ok(Outcome { fitted: Some(fitted), report, lengths })
+    Ok(Outcome { fitted: Some(fitted), report })
 }
 
 /// Attaches the ids to the group and removes its dropped comparisons.
@@ -249,7 +292,8 @@ mod tests {
         let row =
             || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1, scores: None };
         let run = |max_length| {
-            let options = TokenizeOptions { max_length, max_drop_fraction: 0.5, ..TokenizeOptions::default() };
+            let options =
+                TokenizeOptions { max_length: Some(max_length), max_drop_fraction: 0.5, ..TokenizeOptions::default() };
             tokenize_rows(vec![row()], &tokenizer, &options).unwrap()
         };
         let (groups, report) = run(1024);

@@ -9,7 +9,7 @@ use super::corpus::Corpus;
 use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use super::giveaway::Position;
 use super::length::PairLengths;
-use crate::data::tokenize::{Lengths, OnTooLong, TokenizeOptions, tokenize_rows};
+use crate::data::tokenize::{LengthLimit, Lengths, OnTooLong, TokenizeOptions, tokenize_rows};
 use crate::data::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -71,20 +71,22 @@ pub(super) fn check(
     corpus: &Corpus,
     side: &str,
     tokenizer: &Tokenizer,
-    max_length: usize,
+    limit: LengthLimit,
     findings: &mut Vec<Finding>,
 ) -> Result<Tokens> {
     let rows: Vec<Result<RowTokens>> =
         (0..corpus.rows.len()).into_par_iter().map(|row| row_tokens(corpus, row, tokenizer)).collect();
+    let found = rows.iter().flatten().flat_map(|row| row.sequences.iter().map(|s| s.lengths[0]));
+    let lengths = Lengths::new(found.collect());
+    let max_length = limit.of(&lengths);
     let pairs = corpus.pairs.len();
     let mut tokens = Tokens {
-        report: TokenReport { max_length, ..TokenReport::default() },
+        report: TokenReport { max_length, lengths, ..TokenReport::default() },
         lengths: vec![None; pairs],
         first: vec![Default::default(); pairs],
         last: vec![Default::default(); pairs],
     };
     let report = &mut tokens.report;
-    let mut lengths = Vec::new();
     let (mut refused, mut long, mut open) = (Vec::new(), Vec::new(), Vec::new());
     let mut known: Vec<Option<RowTokens>> = Vec::with_capacity(rows.len());
     for (row, outcome) in rows.into_iter().enumerate() {
@@ -106,7 +108,6 @@ pub(super) fn check(
         report.merged += outcome.merged;
         let too_long = |s: &&SequenceTokens| s.lengths[0] > max_length;
         report.too_long += outcome.sequences.iter().filter(too_long).count();
-        lengths.extend(outcome.sequences.iter().map(|s| s.lengths[0]));
         if outcome.ended < outcome.sequences.len() {
             open.push(Place::row(corpus, row));
         }
@@ -122,7 +123,6 @@ pub(super) fn check(
         }
         known.push(Some(outcome));
     }
-    report.lengths = Lengths::new(lengths);
     for (i, pair) in corpus.pairs.iter().enumerate() {
         let Some(row) = &known[pair.row] else { continue };
         let of = |response| row.sequences.iter().find(|s| s.at == (pair.prompt, response));
@@ -146,7 +146,8 @@ pub(super) fn positions(train: &Tokens, test: Option<&Tokens>) -> [Position; 2] 
 fn row_tokens(corpus: &Corpus, row: usize, tokenizer: &Tokenizer) -> Result<RowTokens> {
     // Limits are checked here over all rows, so tokenising a single row must never drop it.
     let options = TokenizeOptions {
-        max_length: usize::MAX,
+        max_length: Some(usize::MAX),
+        positions: None,
         on_too_long: OnTooLong::Drop,
         max_drop_fraction: 1.0,
         max_boundary_mismatch: 1.0,

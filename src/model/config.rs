@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use super::config_json::{Keys, read_object, shown};
 use super::rope::{MAX_POSITIONS, RopeConfig};
+use crate::files::hub_model;
 use crate::{Error, Result};
 
 /// Maximum value of each size, far above every published model of these families.
@@ -152,7 +153,7 @@ pub struct ModelConfig {
 }
 
 /// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
-fn no_config(folder: &Path) -> &'static str {
+fn no_config(folder: &Path) -> String {
     let names: Vec<String> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -160,7 +161,14 @@ fn no_config(folder: &Path) -> &'static str {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
-    if ends(".safetensors") || ends(".safetensors.index.json") || ends(".bin") || ends("generation_config.json") {
+    if let Some(advice) = hub_model(folder) {
+        return advice;
+    }
+    let why = if ends(".safetensors")
+        || ends(".safetensors.index.json")
+        || ends(".bin")
+        || ends("generation_config.json")
+    {
         "contains no config.json, but other files of a model; download the missing files of this model too"
     } else if ends("tokenizer.json") {
         "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
@@ -169,7 +177,8 @@ fn no_config(folder: &Path) -> &'static str {
         "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
     } else {
         "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
-    }
+    };
+    why.to_owned()
 }
 
 impl ModelConfig {

@@ -68,6 +68,7 @@ impl Manifest {
                 "checkpoint": checkpoint,
                 "command": value.get("command"),
                 "version": env!("CARGO_PKG_VERSION"),
+                "commit": crate::COMMIT,
                 "status_before": before.get("status"),
             }));
         }

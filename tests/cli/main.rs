@@ -22,6 +22,7 @@ mod checkpoints;
 mod data_check;
 mod devices;
 mod evaluation;
+mod first_use;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;

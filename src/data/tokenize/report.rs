@@ -67,6 +67,8 @@ pub struct TokenizeReport {
     pub ended: usize,
     /// Length percentiles of all sequences read.
     pub lengths: Lengths,
+    /// Maximum length in use, in tokens; the report of an empty list has 0.
+    pub max_length: usize,
 }
 
 impl TokenizeReport {
@@ -75,7 +77,7 @@ impl TokenizeReport {
         self.read - self.kept
     }
 
-    /// Adds the counts of another report; `lengths` is unchanged.
+    /// Adds the counts of another report; `lengths` and `max_length` are unchanged.
     pub(super) fn add(&mut self, other: &Self) {
         self.rows_read += other.rows_read;
         self.rows_kept += other.rows_kept;
@@ -126,6 +128,13 @@ impl TokenizeReport {
         )
     }
 
+    /// Why training on these rows stops, if too many comparisons are dropped.
+    pub fn too_many_dropped(&self, options: &TokenizeOptions) -> Option<String> {
+        let all = self.kept == 0 && self.read > 0;
+        let many = self.dropped() as f64 > options.max_drop_fraction * self.read as f64;
+        (all || many).then(|| self.drop_message(options))
+    }
+
     pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
         let (dropped, read, noun, reasons) = (self.dropped(), self.read, self.noun(), self.reasons());
         let what = if self.kept == 0 {
@@ -138,9 +147,9 @@ impl TokenizeReport {
             )
         };
         format!(
-            "{what}; this is the first such row; raise --max-length {} (the longest sequence has {} tokens) or choose \
+            "{what}; raise --max-length {} (the longest sequence has {} tokens) or choose \
              another --on-too-long",
-            options.max_length, self.lengths.max
+            self.max_length, self.lengths.max
         )
     }
 }
