@@ -42,11 +42,45 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
     println!("cargo:rerun-if-env-changed=MAPL_EMULATOR_SANITIZE");
+    export_commit();
     if let Err(why) = build() {
         // A panic's backtrace would bury the message.
         eprintln!("error: {why}");
         std::process::exit(1);
     }
+}
+
+/// Exports `BUILD_COMMIT`: the commit of the checkout, with `-dirty` if a source differs from it, or
+/// `unknown` if these files are not a checkout. The script runs again after a commit or a change of
+/// a source. Both change the crate anyway; a build without either recompiles nothing.
+fn export_commit() {
+    let sources = ["src", "kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
+    sources.iter().for_each(|path| println!("cargo:rerun-if-changed={path}"));
+    // An archive that was unpacked within another repository does not belong to it.
+    let real = |path: &str| fs::canonicalize(path).ok();
+    let is_checkout = git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| real(&top) == real("."));
+    let commit = is_checkout.then(|| git(&["rev-parse", "--short=12", "HEAD"])).flatten();
+    let Some(commit) = commit else {
+        println!("cargo:rustc-env=BUILD_COMMIT=unknown");
+        return;
+    };
+    // A missing file would make every build run this script again. A packed branch has no file of
+    // its own; the log of HEAD changes with it.
+    let branch = git(&["symbolic-ref", "-q", "HEAD"]);
+    for name in ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref()) {
+        if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).is_file()) {
+            println!("cargo:rerun-if-changed={path}");
+        }
+    }
+    let status = [&["status", "--porcelain", "--untracked-files=no", "--"][..], &sources].concat();
+    let dirty = if git(&status).is_none_or(|changes| !changes.is_empty()) { "-dirty" } else { "" };
+    println!("cargo:rustc-env=BUILD_COMMIT={commit}{dirty}");
+}
+
+/// Output of a git command in this folder; `None` if it fails.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").arg("--no-optional-locks").args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 fn build() -> Result<(), String> {

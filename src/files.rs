@@ -325,6 +325,30 @@ pub fn hash(path: &Path) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Name of a path that does not exist and reads like a repository of the Hugging Face Hub,
+/// `ORGANISATION/NAME`.
+pub fn hub_name(path: &Path) -> Option<&str> {
+    let name = path.to_str()?;
+    let (organisation, repository) = name.split_once('/')?;
+    let plain = |part: &str| {
+        let mut chars = part.chars();
+        chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+            && chars.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    (plain(organisation) && plain(repository) && !Path::new(organisation).exists()).then_some(name)
+}
+
+/// Why a path that reads like a model of the Hugging Face Hub is not a model folder, and how to
+/// download the model.
+pub fn hub_model(path: &Path) -> Option<String> {
+    let name = hub_name(path)?;
+    let local = name.rsplit('/').next().unwrap_or(name);
+    Some(format!(
+        "is not a folder here; a model of the Hugging Face Hub is downloaded first: `hf download {name} --local-dir {local}`, \
+         then name the folder {local}; `mapl init` makes a small model"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -52,6 +52,10 @@ pub mod watch;
 
 pub use error::{Error, Result};
 
+/// Commit of the checkout that this program was built from, with `-dirty` if a source differs from
+/// it; `unknown` for a build from an archive.
+pub const COMMIT: &str = env!("BUILD_COMMIT");
+
 /// The example of the page on the library, compiled and run as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
-use mapl::cli::{Cli, args, run};
+use mapl::cli::{Cli, args, method_options, run};
 use mapl::data::{serve, worker};
 use mapl::memory::allocation_failed;
 use mapl::terminal::{complain, on_stdout};
@@ -78,7 +78,8 @@ fn exit_code() -> i32 {
             return finished(on_stdout(|_| e.print()));
         }
     };
-    finished(args::check_text(&arguments, &cli.command).and_then(|()| run(cli, &command_line)))
+    let checked = args::check_text(&arguments, &cli.command).and_then(|()| method_options::check(&arguments));
+    finished(checked.and_then(|()| run(cli, &command_line)))
 }
 
 /// This program's file. The link of Linux stays valid if another build replaces the file.

@@ -1,6 +1,6 @@
 //! Spellings of flags. Help shows kebab case; snake case and TRL's names are accepted too.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
@@ -103,7 +103,7 @@ pub fn truth(text: &str) -> Option<bool> {
 }
 
 /// The command that the arguments name, as deep as they name one.
-fn named_command(arguments: &[OsString]) -> Command {
+pub(super) fn named_command(arguments: &[OsString]) -> Command {
     let mut command = Cli::command();
     for name in arguments.iter().skip(1).map_while(|a| a.to_str()).filter(|a| !a.starts_with('-')) {
         match command.find_subcommand(name) {
@@ -115,7 +115,7 @@ fn named_command(arguments: &[OsString]) -> Command {
 }
 
 /// The argument of a long flag, by its name or an alias.
-fn find_flag<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
+pub(super) fn find_flag<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
     let name = flag.strip_prefix("--")?;
     command.get_arguments().find(|arg| {
         arg.get_long() == Some(name) || arg.get_all_aliases().is_some_and(|aliases| aliases.contains(&name))
@@ -124,16 +124,18 @@ fn find_flag<'a>(command: &'a Command, flag: &str) -> Option<&'a Arg> {
 
 /// Command line as a user would type it, for manifests and reports.
 pub fn shown(arguments: &[OsString]) -> String {
-    let quote = |a: &OsString| {
-        let text = a.to_string_lossy();
-        let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:+@%".contains(c));
-        if plain { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
-    };
-    let mut parts: Vec<String> = arguments.iter().map(quote).collect();
+    let mut parts: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
     if let Some(first) = parts.first_mut() {
         *first = "mapl".into();
     }
     parts.join(" ")
+}
+
+/// A word as a shell reads it back.
+pub(super) fn quoted(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:+@%".contains(c));
+    if plain { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// Flags of TRL's trainers without an equivalent, and the reason.

@@ -10,8 +10,12 @@ use crate::loss::objective::Method;
 use crate::train::best::BestModel;
 use crate::{Error, Result};
 
-/// Updates between checkpoints with `--save-strategy steps` only, as in transformers.
+/// Updates between checkpoints by default, as in transformers.
 const SAVE_STEPS: u64 = 500;
+/// Minutes between checkpoints by default, if updates take long.
+const SAVE_MINUTES: u64 = 30;
+/// Number of checkpoints kept by default. A second one stays while updates are skipped.
+const SAVE_LIMIT: usize = 2;
 
 /// Trigger of an evaluation or a checkpoint.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -36,14 +40,15 @@ pub struct CadenceArgs {
     /// Updates between evaluations [default with --eval-strategy steps: --logging-steps]
     #[arg(long)]
     pub eval_steps: Option<u64>,
-    /// When to write checkpoints, in addition to the end of the run [default: steps with
-    /// --save-steps, else no]
+    /// When to write checkpoints, and at the end of the run too [default: steps with --save-steps;
+    /// else every 500 updates or 30 minutes, without one at the end]
     #[arg(long, value_enum)]
     pub save_strategy: Option<Strategy>,
-    /// Updates between checkpoints [default with --save-strategy steps: 500]
+    /// Updates between checkpoints [default: 500]
     #[arg(long)]
     pub save_steps: Option<u64>,
-    /// Number of checkpoints to keep; the newest and the best always stay [default: all]
+    /// Number of checkpoints to keep; the newest and the best always stay [default: all with
+    /// --save-steps or --save-strategy, else 2]
     #[arg(long)]
     pub save_total_limit: Option<usize>,
     /// Always keep checkpoints at multiples of this step; they do not count towards the limit
@@ -68,6 +73,11 @@ pub struct Cadence {
     pub eval_epochs: bool,
     pub save_steps: Option<u64>,
     pub save_epochs: bool,
+    /// Minutes between checkpoints; see [`crate::train::run::RunSettings`].
+    pub save_minutes: Option<u64>,
+    /// Save at the end too.
+    pub save_at_end: bool,
+    pub save_total_limit: Option<usize>,
     pub best: Option<BestModel>,
 }
 
@@ -112,8 +122,23 @@ impl CadenceArgs {
         if self.keep_every.is_some() && self.save_total_limit.is_none() {
             return refuse("--keep-every has no effect without --save-total-limit: every checkpoint is kept");
         }
-        let mut cadence = Cadence { eval_steps, eval_epochs, save_steps, save_epochs, best: None };
+        let mut cadence = Cadence {
+            eval_steps,
+            eval_epochs,
+            save_steps,
+            save_epochs,
+            save_minutes: None,
+            save_at_end: save_steps.is_some() || save_epochs,
+            save_total_limit: self.save_total_limit,
+            best: None,
+        };
         cadence.best = self.best(method, &cadence)?;
+        if self.save_strategy.is_none() && self.save_steps.is_none() {
+            // Only for a crash: the run's result is its model.
+            cadence.save_steps = Some(SAVE_STEPS);
+            cadence.save_minutes = Some(SAVE_MINUTES);
+            cadence.save_total_limit = self.save_total_limit.or(Some(SAVE_LIMIT));
+        }
         Ok(cadence)
     }
 
@@ -141,5 +166,35 @@ impl CadenceArgs {
         }
         let name = self.metric_for_best_model.as_deref().unwrap_or("loss");
         BestModel::resolve(name, self.greater_is_better, self.load_best_model_at_end, method).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        cadence: CadenceArgs,
+    }
+
+    fn saves(words: &str) -> (Option<u64>, Option<u64>, bool, Option<usize>) {
+        let words = Words::try_parse_from(["run"].into_iter().chain(words.split_whitespace())).unwrap();
+        let c = words.cadence.resolve(Method::Reward, true, 10).unwrap();
+        (c.save_steps, c.save_minutes, c.save_at_end, c.save_total_limit)
+    }
+
+    /// A crash loses at most 500 updates or half an hour, unless checkpoints are turned off.
+    #[test]
+    fn checkpoints_are_written_by_default() {
+        assert_eq!(saves(""), (Some(500), Some(30), false, Some(2)));
+        assert_eq!(saves("--save-total-limit 5"), (Some(500), Some(30), false, Some(5)));
+        assert_eq!(saves("--save-strategy no"), (None, None, false, None));
+        assert_eq!(saves("--save-strategy steps"), (Some(500), None, true, None));
+        assert_eq!(saves("--save-steps 7"), (Some(7), None, true, None));
+        assert_eq!(saves("--save-strategy epoch"), (None, None, true, None));
     }
 }

@@ -1,7 +1,7 @@
 //! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -14,10 +14,12 @@ use crate::data::construct::build_rows;
 use crate::data::group::Prompt;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
-use crate::data::show::{ShowOptions, render};
+use crate::data::show::{ShowOptions, render_preview};
 use crate::data::source::{FileReport, ReadOptions, SourceRow, read_files_with_reports};
-use crate::data::tokenize::{Purpose, TokenizeOptions, tokenize_rows_for};
+use crate::data::tokenize::{Purpose, TokenizeOptions, preview_rows};
+use crate::files::input::is_named;
 use crate::files::write_text;
+use crate::model::config::ModelConfig;
 use crate::terminal::{color, emit_exactly, plain};
 use crate::{Error, Result};
 
@@ -161,17 +163,28 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
     let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
-    let (mut rows, reports) = read_files_with_reports(&args.input, &read)?;
-    rows.truncate(args.rows.get());
+    let (rows, reports) = read_files_with_reports(&args.input, &read)?;
+    let training = TokenizeOptions { positions: positions(&args.tokenizer)?, ..args.tokenize.clone() };
     let purpose = Purpose { reward: args.reward, keep_equal_ids: true };
-    let (groups, report) = tokenize_rows_for(purpose, rows, &tokenizer, &args.tokenize)?;
+    let (previews, report) = preview_rows(purpose, rows, args.rows.get(), &tokenizer, &training)?;
     warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(|report| plain(&report.to_string()).into_owned()).collect();
     parts.extend(tokenizer.notes().iter().map(|note| plain(&format!("note: {note}")).into_owned()));
-    for group in &groups {
-        parts.push(render(group, &tokenizer, options)?);
+    for preview in &previews {
+        parts.push(render_preview(preview, report.max_length, &tokenizer, options)?);
     }
     parts.push(plain(&report.to_string()).into_owned());
+    if let Some(why) = report.too_many_dropped(&training) {
+        parts.push(plain(&format!("training on these rows alone would stop: {why}")).into_owned());
+    }
     Ok(parts.join("\n"))
+}
+
+/// Positions of the model in a folder; `None` for a folder with a tokenizer only.
+pub(super) fn positions(folder: &Path) -> Result<Option<usize>> {
+    match is_named(&folder.join("config.json")) {
+        true => ModelConfig::read(folder).map(|config| Some(config.max_positions)),
+        false => Ok(None),
+    }
 }

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::data::positions;
 use super::inputs::Inputs;
 use super::output::check_output;
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::source::{ReadOptions, read_files_leniently};
-use crate::data::tokenize::TokenizeOptions;
+use crate::data::tokenize::LengthLimit;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
 use crate::terminal::{emit, emit_exactly};
@@ -36,7 +37,7 @@ pub struct CheckCommand {
     /// [default: those in the run.json of the model folder, else none]
     #[arg(long, alias = "chat_template_kwargs", value_name = "JSON", requires = "model")]
     chat_template_kwargs: Option<TemplateKwargs>,
-    /// Maximum sequence length of the planned training, in tokens [default: 1024]
+    /// Maximum sequence length of the planned training, in tokens [default: as in training]
     #[arg(long, requires = "model", value_name = "TOKENS")]
     max_length: Option<NonZeroUsize>,
     /// Check the rows for a reward model: pairs may differ in earlier turns, and no boundary between
@@ -70,8 +71,9 @@ pub fn check(args: &CheckCommand) -> Result<()> {
         load_tokenizer(folder, args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref())
     };
     let tokenizer = args.model.as_ref().map(load).transpose()?;
-    let max_length = args.max_length.map_or(TokenizeOptions::default().max_length, NonZeroUsize::get);
-    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, max_length, reward: args.reward });
+    let positions = args.model.as_deref().map(positions).transpose()?.flatten();
+    let limit = LengthLimit { given: args.max_length.map(NonZeroUsize::get), positions };
+    let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, limit, reward: args.reward });
     let options = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let read = |files: &[PathBuf]| -> Result<Input> {
         let (rows, files, refused) = read_files_leniently(files, &options)?;

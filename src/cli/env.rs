@@ -1,11 +1,10 @@
 //! `mapl env`: capabilities of this machine and this build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use serde_json::json;
 
-use crate::Result;
 use crate::backend::cpu::Cpu;
 use crate::backend::kernels::device::Device as _;
 use crate::backend::kernels::driver::Driver;
@@ -15,6 +14,7 @@ use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
 use crate::terminal::{emit, emit_exactly};
+use crate::{COMMIT, Result};
 
 /// Arguments of `env`.
 #[derive(Args, Clone, Debug)]
@@ -22,6 +22,9 @@ pub struct EnvArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// List the compiled kernels and their targets
+    #[arg(long)]
+    kernels: bool,
 }
 
 /// Prints version, CPU features, devices and presets.
@@ -33,14 +36,15 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     if args.json {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
-            "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
+            "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
             "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
         });
         return emit_exactly(&format!("{value:#}"));
     }
     let mut lines = Vec::new();
     let mut say = |line: String| lines.push(line);
-    say(format!("mapl {} on {} {}", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    let (version, os, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
+    say(format!("mapl {version} (commit {COMMIT}) on {os} {arch}"));
     say(format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
     say(format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
     say("devices".into());
@@ -52,9 +56,14 @@ pub fn run(args: &EnvArgs) -> Result<()> {
         true => {
             say("kernels       none in this build, because nvcc was not found at build time (kernels/README.md)".into());
         }
-        false => say("kernels".into()),
+        false => {
+            let targets: BTreeSet<&str> = kernels.values().flatten().copied().collect();
+            let targets: Vec<&str> = targets.into_iter().collect();
+            let list = if args.kernels { "" } else { "; --kernels lists them" };
+            say(format!("kernels       {} for {}{list}", kernels.len(), targets.join(" ")));
+        }
     }
-    for (name, targets) in &kernels {
+    for (name, targets) in kernels.iter().filter(|_| args.kernels) {
         say(format!("  {name:<28} {}", targets.join(" ")));
     }
     say("presets".into());

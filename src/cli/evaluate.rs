@@ -15,6 +15,7 @@ use crate::data::source::{ReadOptions, SourceRow};
 use crate::error::refuse_given;
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
+use crate::eval::table::Detail;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
@@ -56,8 +57,12 @@ struct MeasureArgs {
     #[arg(long)]
     output: Option<PathBuf>,
     /// Print JSON instead of the table
-    #[arg(long)]
+    #[arg(long, conflicts_with = "by_function")]
     json: bool,
+    /// Print every line of the table: also by number of instructions, rule, direction and
+    /// instruction function
+    #[arg(long)]
+    by_function: bool,
     /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
     #[arg(long, default_value_t = 1000, value_parser = resamples)]
     bootstrap: usize,
@@ -140,7 +145,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
         return Ok((format!("{result:#}"), evaluation));
     }
     let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
-    text.push(table::summary_table(&lines, &evaluation.rewards));
+    text.push(table::summary_table(&lines, &evaluation.rewards, args.detail()));
     text.extend(data.remarks);
     Ok((text.join("\n"), evaluation))
 }
@@ -223,7 +228,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         return emit_exactly(&format!("{value:#}"));
     }
     lines.extend(remarks);
-    lines.push(table::comparison_table(&comparison, [&names[0], &names[1]]));
+    lines.push(table::comparison_table(&comparison, [&names[0], &names[1]], args.detail()));
     emit(&lines.join("\n"))
 }
 
@@ -240,6 +245,10 @@ impl MeasureArgs {
     fn check_seed(&self) -> Result<()> {
         let unused = self.seed.is_some() && self.bootstrap == 0 && !self.prompt_blindness;
         refuse_given(&[("--seed", unused)], "without resamples (--bootstrap 0) and without --prompt-blindness")
+    }
+
+    fn detail(&self) -> Detail {
+        if self.by_function { Detail::ByFunction } else { Detail::Summary }
     }
 
     /// Checks the output file; `models` are the folders or result files of the flag.

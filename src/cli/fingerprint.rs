@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::train::TrainSetup;
 use crate::data::template::frozen_date;
+use crate::data::tokenize::TokenizeOptions;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::input;
@@ -63,7 +64,21 @@ impl Fingerprint<'_> {
         if setup.build.objective.builds() {
             // Groups redrawn in later epochs follow from these settings and the rows.
             entries.push(("construction", format!("{:?}", setup.build)));
-            entries.push(("tokenization", format!("{:?}", setup.tokenize)));
+            let TokenizeOptions {
+                max_length,
+                on_too_long,
+                max_drop_fraction,
+                max_boundary_mismatch,
+                allow_double_bos,
+                positions: _,
+            } = &setup.tokenize;
+            let text = format!(
+                "TokenizeOptions {{ max_length: {}, on_too_long: {on_too_long:?}, max_drop_fraction: \
+                 {max_drop_fraction:?}, max_boundary_mismatch: {max_boundary_mismatch:?}, allow_double_bos: \
+                 {allow_double_bos:?} }}",
+                max_length.unwrap_or_default()
+            );
+            entries.push(("tokenization", text));
         }
         if self.tokenizer.template().is_some_and(|template| template.uses_date()) {
             entries.push(("date in the chat template (SOURCE_DATE_EPOCH sets it)", frozen_date()));

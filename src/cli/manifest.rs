@@ -15,7 +15,7 @@ use crate::data::tree::token_counts;
 use crate::files::path_json;
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{hash_entry, hashes, model_files, variables};
-use crate::{Error, Result};
+use crate::{COMMIT, Error, Result};
 
 /// Facts about a run that are known before its first step.
 pub(super) struct ManifestFacts<'a> {
@@ -39,6 +39,7 @@ impl ManifestFacts<'_> {
         let facts = json!({
             "schema": 1,
             "version": env!("CARGO_PKG_VERSION"),
+            "commit": COMMIT,
             "command": setup.command_line,
             "method": setup.method.name(),
             "config": self.config()?,
@@ -105,6 +106,7 @@ impl ManifestFacts<'_> {
         put("eval_strategy", json!(strategy(s.eval_steps, s.eval_epochs)));
         put("save_strategy", json!(strategy(s.save_steps, s.save_epochs)));
         put("save_steps", json!(s.save_steps));
+        put("save_total_limit", json!(s.save_total_limit));
         if let Some(best) = &s.best {
             put("metric_for_best_model", json!(best.metric));
             put("greater_is_better", json!(best.greater_is_better));

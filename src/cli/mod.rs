@@ -3,6 +3,7 @@
 //!
 //! - [`args`]: flag spellings, and flags of TRL that mapl does not have
 //! - `device`: selection of a backend
+//! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`: `data build`, `data show`, `data check`
@@ -10,6 +11,7 @@
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
 //!   `reward_pad`: the pad token of a reward model
+//! - [`method_options`]: options that only some of these methods take
 //! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
@@ -30,8 +32,10 @@ mod env;
 mod evaluate;
 mod fingerprint;
 mod inputs;
+mod invocation;
 mod make;
 mod manifest;
+pub mod method_options;
 mod output;
 mod plan;
 mod quickstart;
@@ -55,6 +59,9 @@ use crate::loss::objective::Method;
 use crate::train::signals::Signals;
 use crate::{Error, Result};
 
+/// Note below the help of a training command.
+const MORE_OPTIONS: &str = "-h lists the common options, --help lists all of them.";
+
 /// Preference training of transformers with multi-level aware preference learning.
 #[derive(Parser, Debug)]
 #[command(name = "mapl", version, propagate_version = true, arg_required_else_help = true)]
@@ -77,10 +84,13 @@ pub enum Command {
     #[command(subcommand)]
     Data(data::DataCommand),
     /// Fine-tune a model on responses, as a start for preference training
+    #[command(mut_args(|arg| method_options::listed(Method::Sft, arg)), after_help = MORE_OPTIONS)]
     Sft(train_args::TrainArgs),
     /// Train a reward model on comparisons
+    #[command(mut_args(|arg| method_options::listed(Method::Reward, arg)), after_help = MORE_OPTIONS)]
     Reward(train_args::TrainArgs),
     /// Train a policy on comparisons by direct preference optimisation
+    #[command(mut_args(|arg| method_options::listed(Method::Dpo, arg)), after_help = MORE_OPTIONS)]
     Dpo(train_args::TrainArgs),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::model::presets;
+use crate::perf::data_sheets::data_sheet;
 use crate::study::plan::{GpuRates, StepPlan, Workload};
 use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
@@ -17,7 +18,8 @@ pub struct StepPlanArgs {
     /// Preset with the model's sizes; `mapl env` lists the presets
     #[arg(long, default_value = "qwen2.5-0.5b", requires = "plan")]
     preset: String,
-    /// GPU with known rates (h200), or any name if all rates are given
+    /// GPU with known rates, such as h200, h100, h100-pcie, b200, a100, l40s, l4, 4090 or 3090; or
+    /// any name if all rates are given
     #[arg(long, default_value = "h200", requires = "plan")]
     card: String,
     /// Number of multiprocessors of the GPU
@@ -90,6 +92,7 @@ fn card(args: &StepPlanArgs) -> Result<GpuRates> {
             copy: tera(copy),
             product: tera(product),
             peak: tera(peak),
+            compute_capability: data_sheet(&args.card).map_or((9, 0), |gpu| gpu.compute_capability),
         });
     }
     let known = GpuRates::named(&args.card)?;

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, Parser as _};
+use serde_json::Value;
 
 use super::data::DataCommand;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
+use super::invocation::program;
 use super::{Cli, Command, args, data, evaluate, make, train};
 use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
@@ -21,9 +23,9 @@ use crate::report::{quickstart_report, quickstart_table};
 use crate::statistics::MAX_T_VALUES;
 use crate::terminal::{say, say_styled};
 use crate::train::metrics::{KindTally, Tally};
-use crate::train::run;
 use crate::train::signals::Signals;
-use crate::{Error, Result};
+use crate::train::{manifest, run};
+use crate::{COMMIT, Error, Result};
 
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
@@ -128,7 +130,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
         arguments,
         seed: arguments.seed,
         folder: arguments.output_dir.clone(),
-        last_command: String::new(),
+        program: program(),
         summary: QuickstartSummary::default(),
     };
     quick.prepare()?;
@@ -145,7 +147,8 @@ struct Quickstart<'a> {
     /// Current seed, and its folder: the output folder for the first seed.
     seed: u64,
     folder: PathBuf,
-    last_command: String,
+    /// How this program is called in a shell.
+    program: String,
     summary: QuickstartSummary,
 }
 
@@ -233,14 +236,19 @@ impl Quickstart<'_> {
     /// Parses a command line of this program and records it for the report.
     fn command(&mut self, caption: &str, words: &[String]) -> Result<Command> {
         let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
-        let text = args::shown(&all);
+        let text = self.typed(words);
         say(&format!("\n$ {text}"));
-        self.last_command = text.clone();
         if self.is_first_seed() {
             self.summary.commands.push(NamedText { caption: caption.into(), text });
         }
         let cli = Cli::try_parse_from(&all).map_err(|e| Error::Runtime(format!("quick start command: {e}")))?;
         Ok(cli.command)
+    }
+
+    /// A command line of this program as a user types it.
+    fn typed(&self, words: &[String]) -> String {
+        let words: Vec<String> = words.iter().map(|word| args::quoted(word.as_ref())).collect();
+        format!("{} {}", self.program, words.join(" "))
     }
 
     /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
@@ -330,7 +338,8 @@ impl Quickstart<'_> {
 
     /// Trains one stage.
     fn stage(&mut self, stage: &Stage, steps: u64, test: Option<&Path>) -> Result<run::RunSummary> {
-        let cadence = (steps / 5).max(1);
+        // An evaluation of a short run takes longer than its steps.
+        let cadence = (steps / 5).max(5).min(steps);
         let mut words = words![
             stage.method.name(),
             "--model",
@@ -345,6 +354,8 @@ impl Quickstart<'_> {
             cadence,
             "--lr-scheduler-type",
             "linear",
+            "--save-strategy",
+            "no",
             "--seed",
             self.seed,
         ];
@@ -361,7 +372,8 @@ impl Quickstart<'_> {
         else {
             return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
         };
-        let summary = train::run(stage.method, &args, &self.last_command)?;
+        let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
+        let summary = train::run(stage.method, &args, &args::shown(&all))?;
         // A stop signal while the stage wrote its final model stops the quick start, not the stage.
         match Signals::listen()?.stop() {
             Some(signal) => Err(Error::Stopped { signal, step: summary.steps, path: self.path(stage.name) }),
@@ -411,39 +423,75 @@ impl Quickstart<'_> {
         self.summary.runs.insert(at, run);
     }
 
+    /// `run.json` of a stage.
+    fn manifest(&self, stage: &Stage) -> Result<Value> {
+        let path = self.path(stage.name).join(manifest::FILE);
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&text).map_err(|e| Error::Runtime(format!("{} is not JSON: {e}", path.display())))
+    }
+
+    /// Commands to repeat with other data. They run as printed, from the current folder.
+    fn next_commands(&self) -> Vec<String> {
+        let (pairs, groups) = (self.shown("train.jsonl"), self.shown("own-groups.jsonl"));
+        let train = |method: &str| {
+            let output = self.shown(&format!("own-{method}"));
+            self.typed(&words![
+                method,
+                "--model",
+                self.shown(SFT.name),
+                "--train-file",
+                groups,
+                "--output-dir",
+                output,
+                "--max-steps",
+                50,
+            ])
+        };
+        let build = self.typed(&words!["data", "build", "--input", pairs, "--output", groups]);
+        vec![build, train("reward"), train("dpo")]
+    }
+
     /// Writes summary and report, prints the table and the next commands.
     fn finish(mut self) -> Result<()> {
         let fact = |name: &str, value: String| Fact { name: name.into(), value };
         self.summary.environment = vec![
             fact("version", env!("CARGO_PKG_VERSION").into()),
+            fact("commit", COMMIT.into()),
             fact("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             fact("threads", rayon::current_num_threads().to_string()),
-            fact("device", "cpu, f32".into()),
+            fact("device", device_of(&self.manifest(&SFT)?)),
         ];
         if self.arguments.scale < 1.0 {
             let warning = format!("--scale {}: too few steps to compare the runs", self.arguments.scale);
             self.summary.warnings.push(warning);
         }
-        let own = [
-            "mapl data build --input pairs.jsonl --output groups.jsonl",
-            "mapl reward --model MODEL --train-file groups.jsonl --output-dir reward",
-            "mapl dpo --model MODEL --train-file groups.jsonl --output-dir dpo",
-        ];
-        let caption = "The same with your own data: one {\"prompt\", \"chosen\", \"rejected\"} per line".to_owned();
+        let own = self.next_commands();
+        let caption = format!(
+            "The same by hand; put your own pairs, one {{\"prompt\", \"chosen\", \"rejected\"}} per line, in place of {}, \
+             and leave out --max-steps",
+            self.shown("train.jsonl")
+        );
         self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });
         let value = self.summary.to_json()?;
         write_json(&self.path("summary.json"), &value)?;
         write_text(&self.path("report.html"), &quickstart_report(&self.summary))?;
         say(&format!("\n{}", quickstart_table(&self.summary)));
         say(&format!(
-            "{:.0} s in total; wrote {} and {}",
+            "{:.0} s in total with mapl {}, commit {COMMIT}; wrote {} and {}",
             self.summary.seconds,
+            env!("CARGO_PKG_VERSION"),
             self.shown("summary.json"),
             self.shown("report.html")
         ));
         say(&format!("\n{caption}:\n  {}", own.join("\n  ")));
         Ok(())
     }
+}
+
+/// Device and precision of a run, from its manifest.
+fn device_of(run: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+    format!("{}, {}", text(&run["environment"]["device"]), text(&run["config"]["dtype"]))
 }
 
 fn count(tally: KindTally) -> Count {

@@ -200,8 +200,9 @@ impl Job for ScoreJob<'_> {
                 config.max_positions
             )));
         }
+        let max_length = args.max_length.unwrap_or(config.max_positions);
         let options = TokenizeOptions {
-            max_length: args.max_length.unwrap_or(config.max_positions),
+            max_length: Some(max_length),
             on_too_long: OnTooLong::Error,
             ..TokenizeOptions::default()
         };
@@ -228,11 +229,11 @@ impl Job for ScoreJob<'_> {
         let scores = score(&groups)?;
         let (mut probes, mut remarks) = (Vec::new(), Vec::new());
         if let Some(seed) = self.blindness {
-            let emptied = blindness::emptied(&groups, &tokenizer, options.max_length)?;
+            let emptied = blindness::emptied(&groups, &tokenizer, max_length)?;
             let of_empty = score(&emptied.groups)?;
             probes.push(emptied.measure(Quantity::SemanticEmptyPrompt, Kind::Base, &of_empty));
             probes.push(emptied.measure(Quantity::IntraEmptyPrompt, Kind::Intra, &of_empty));
-            let shuffled = blindness::shuffled(&groups, seed, options.max_length);
+            let shuffled = blindness::shuffled(&groups, seed, max_length);
             let of_shuffled = score(&shuffled.groups)?;
             probes.push(shuffled.measure(Quantity::SemanticShuffledPrompt, Kind::Base, &of_shuffled));
             for (name, left_out) in [("empty", emptied.left_out), ("shuffled", shuffled.left_out)] {

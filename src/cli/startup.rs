@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use super::train::TrainSetup;
 use crate::Result;
 use crate::data::options::Objective;
-use crate::data::show::{ShowOptions, render_examples};
-use crate::data::tokenize::TokenizeReport;
+use crate::data::show::{ShowOptions, render, render_examples};
+use crate::data::tokenize::{LengthLimit, TokenizeReport};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
@@ -28,6 +28,8 @@ pub(super) struct Startup<'a> {
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
+    /// Length limit as given, before the data decided it.
+    pub limit: LengthLimit,
     /// Report on the evaluation rows; `rows_read` is 0 without any.
     pub eval_report: &'a TokenizeReport,
     /// Bytes by part, if they were planned.
@@ -46,15 +48,26 @@ impl Startup<'_> {
         line(&mut out, "sharing", &self.sharing());
         line(&mut out, "loss", &self.setup.loss.formula(self.setup.reference().is_some()));
         if let Some(memory) = self.memory {
-            let _ = writeln!(out, "memory, planned for the largest batch\n{memory}");
+            line(&mut out, "memory", &memory.summary());
         }
         for note in self.config.notes.iter().chain(self.tokenizer.notes()) {
             line(&mut out, "note", note);
         }
         let mut out = plain(&out).into_owned();
-        let examples = render_examples(self.groups, self.tokenizer, ShowOptions { color: color(), ids: false })?;
-        let _ = write!(out, "\nexamples, trained tokens marked\n{}", examples.trim_end());
-        Ok(out)
+        let options = ShowOptions { color: color(), ids: false };
+        match self.setup.args.examples {
+            None => {
+                let examples = render_examples(self.groups, self.tokenizer, options)?;
+                let _ = writeln!(out, "\nexamples, trained tokens marked; --examples N prints N groups in full");
+                out += &examples;
+            }
+            Some(count) => {
+                for group in self.groups.iter().take(count) {
+                    let _ = write!(out, "\n{}", render(group, self.tokenizer, options)?);
+                }
+            }
+        }
+        Ok(out.trim_end().to_owned())
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {
@@ -131,11 +144,27 @@ impl Startup<'_> {
             let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
             lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
         }
-        if setup.tokenize.max_length < setup.args.tokenize.max_length {
-            let (now, given) = (setup.tokenize.max_length, setup.args.tokenize.max_length);
-            lines.push(("max length", format!("{now} tokens, the model's limit, instead of {given}")));
-        }
+        lines.push(("checkpoints", self.checkpoints()));
+        lines.push(("max length", self.limit.described(&self.report.lengths)));
         lines
+    }
+
+    /// When checkpoints are written, or what a crash loses without them.
+    fn checkpoints(&self) -> String {
+        let s = &self.setup.settings;
+        let mut when = Vec::new();
+        let minutes = s.save_minutes.map_or(String::new(), |n| format!(" or {n} minutes"));
+        when.extend(s.save_steps.map(|n| match n {
+            1 => "every update".to_owned(),
+            n => format!("every {n} updates{minutes}"),
+        }));
+        when.extend(s.save_epochs.then(|| "after every epoch".to_owned()));
+        when.extend(s.save_at_end.then(|| "at the end".to_owned()));
+        if when.is_empty() {
+            return "none: a crash loses the run (--save-steps writes them)".to_owned();
+        }
+        let kept = s.save_total_limit.map_or(String::new(), |n| format!("; the newest {n} are kept"));
+        format!("{}{kept}", when.join(" and "))
     }
 
     /// Tokens saved by prefix sharing.

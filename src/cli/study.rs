@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::bench::BenchArgs;
 use super::device::{Device, DeviceArgs, Dtype};
+use super::method_options::listed;
 use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
 use crate::backend::cpu::Cpu;
@@ -35,10 +36,13 @@ use crate::{Error, Result};
 #[derive(Subcommand, Clone, Debug)]
 pub enum StudyCommand {
     /// Observe a `mapl sft` run
+    #[command(mut_args(|arg| listed(Method::Sft, arg)))]
     Sft(Box<StudyArgs>),
     /// Observe a `mapl reward` run
+    #[command(mut_args(|arg| listed(Method::Reward, arg)))]
     Reward(Box<StudyArgs>),
     /// Observe a `mapl dpo` run
+    #[command(mut_args(|arg| listed(Method::Dpo, arg)))]
     Dpo(Box<StudyArgs>),
     /// Observe a benchmark, with hardware readings while every row is timed
     Bench(Box<BenchStudyArgs>),

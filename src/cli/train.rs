@@ -32,7 +32,7 @@ use crate::report::run::write_own_report;
 use crate::terminal::{complain, say, say_styled, shown};
 use crate::train::checkpoint;
 use crate::train::frozen::{CacheOptions, FrozenCache};
-use crate::train::manifest::Manifest;
+use crate::train::manifest::{self, Manifest};
 use crate::train::memory::{MemoryInputs, MemoryPlan};
 use crate::train::pack_options;
 use crate::train::run::{PlannedMemory, RunData, RunSettings, RunSummary, train};
@@ -46,7 +46,7 @@ pub(super) struct TrainSetup<'a> {
     pub(super) args: &'a TrainArgs,
     pub(super) command_line: &'a str,
     pub(super) build: BuildOptions,
-    /// Given options, with the length limit lowered to the model's.
+    /// Given options; the maximum length is decided with the first groups.
     pub(super) tokenize: TokenizeOptions,
     pub(super) loss: Loss,
     pub(super) adamw: AdamWSettings,
@@ -127,11 +127,17 @@ impl Job for TrainJob<'_> {
         let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
         tokenizer.check_copied()?;
         input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
-        setup.tokenize.max_length = setup.tokenize.max_length.min(config.max_positions);
+        setup.tokenize.positions = Some(config.max_positions);
+        if setup.tokenize.max_length.is_none() {
+            setup.tokenize.max_length = resume.as_deref().and_then(recorded_length);
+        }
+        let limit = setup.tokenize.limit();
         let (rows, eval_rows) = setup.read()?;
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
         let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
+        // Later epochs and evaluation data have the limit of these groups.
+        setup.tokenize.max_length = Some(report.max_length);
         let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
         warn(report.warnings().into_iter().chain(eval_report.warnings()));
         if train_groups.is_empty() {
@@ -179,6 +185,7 @@ impl Job for TrainJob<'_> {
                 dtype: B::PRECISION.name(),
                 groups: &train_groups,
                 report: &report,
+                limit,
                 eval_report: &eval_report,
                 memory: memory.as_ref(),
                 tokenizer: &tokenizer,
@@ -353,7 +360,7 @@ impl<'a> TrainSetup<'a> {
         }
         let (rows, report) = build_rows(rows, &self.build, epoch);
         if epoch == 0 && self.build.objective.builds() {
-            self.print(&report.to_string());
+            self.print(&format!("{:<13} {}", "built", report.summary()));
         }
         Ok(rows)
     }
@@ -488,4 +495,13 @@ impl<'a> TrainSetup<'a> {
         };
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
+}
+
+/// Maximum length of the run that a checkpoint belongs to, from its manifest. A resumed run without
+/// `--max-length` must see the same tokens, also if the default is another by now.
+fn recorded_length(checkpoint: &Path) -> Option<usize> {
+    let folder = checkpoint.canonicalize().ok()?;
+    let text = input::read(&folder.parent()?.join(manifest::FILE), input::MAX_CONFIG).ok()?;
+    let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    usize::try_from(run["tokenize"]["max_length"].as_u64()?).ok().filter(|&length| length >= 2)
 }

@@ -23,6 +23,10 @@ use crate::train::logs::{LogName, ReportTo};
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
 
+/// Headings of the help.
+const DATA: &str = "Data and tokens";
+const SPEED: &str = "Speed and memory";
+
 /// Maximum number of groups per update: far above any use, far below an overflow.
 const MAX_BATCH: usize = 1 << 30;
 
@@ -51,50 +55,54 @@ pub struct TrainArgs {
     /// the output folder
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub resume_from_checkpoint: Option<PathBuf>,
-    /// Chat template to use instead of the model folder's
-    #[arg(long)]
-    pub chat_template_path: Option<PathBuf>,
-    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
-    /// [default: those in the run.json of the model folder, else none]
-    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON")]
-    pub chat_template_kwargs: Option<TemplateKwargs>,
-    /// Print only errors and warnings
-    #[arg(long)]
-    pub quiet: bool,
-    /// Time every op, print a table with the machine's measured ceilings at the end, and write
-    /// profile.json
-    #[arg(long)]
-    pub profile: bool,
-    /// Keep only one activation per layer and recompute the others in the backward pass: less
-    /// memory, more time, identical bits
-    #[arg(long)]
-    pub gradient_checkpointing: bool,
-    /// Capture the steps as CUDA graphs and replay them; batches are padded to one of a few shapes,
-    /// and one graph is captured per shape. Only on devices that run kernels [default: on]
-    #[arg(long, value_enum)]
-    pub cuda_graph: Option<Switch>,
-    /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
-    /// rounding
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    pub prefix_sharing: Switch,
-    /// Logs to write into the output folder
-    #[arg(long, value_enum, value_delimiter = ',', num_args = 1.., default_values = ["tensorboard", "jsonl"])]
-    pub report_to: Vec<LogName>,
     #[command(flatten)]
     #[serde(flatten)]
     pub device: DeviceArgs,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub read: ReadOptions,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub tokenize: TokenizeOptions,
+    /// Print only errors, warnings and the result
+    #[arg(long)]
+    pub quiet: bool,
+    /// Number of groups to print in full before the first step [default: one comparison of every
+    /// kind, a line a sequence]
+    #[arg(long, value_name = "GROUPS")]
+    pub examples: Option<usize>,
+    /// Logs to write into the output folder
+    #[arg(long, value_enum, value_delimiter = ',', num_args = 1.., default_values = ["tensorboard", "jsonl"])]
+    pub report_to: Vec<LogName>,
     #[command(flatten)]
     #[serde(flatten)]
     pub optimiser: OptimiserArgs,
     #[command(flatten)]
     #[serde(flatten)]
     pub cadence: CadenceArgs,
+    /// Chat template to use instead of the model folder's
+    #[arg(long, help_heading = DATA)]
+    pub chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, alias = "chat_template_kwargs", value_name = "JSON", help_heading = DATA)]
+    pub chat_template_kwargs: Option<TemplateKwargs>,
+    #[command(flatten, next_help_heading = DATA)]
+    #[serde(flatten)]
+    pub read: ReadOptions,
+    #[command(flatten, next_help_heading = DATA)]
+    #[serde(flatten)]
+    pub tokenize: TokenizeOptions,
+    /// Keep only one activation per layer and recompute the others in the backward pass: less
+    /// memory, more time, identical bits
+    #[arg(long, help_heading = SPEED)]
+    pub gradient_checkpointing: bool,
+    /// Capture the steps as CUDA graphs and replay them; batches are padded to one of a few shapes,
+    /// and one graph is captured per shape. Only on devices that run kernels [default: on]
+    #[arg(long, value_enum, help_heading = SPEED)]
+    pub cuda_graph: Option<Switch>,
+    /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
+    /// rounding
+    #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
+    pub prefix_sharing: Switch,
+    /// Time every op, print a table with the machine's measured ceilings at the end, and write
+    /// profile.json
+    #[arg(long, help_heading = SPEED)]
+    pub profile: bool,
     #[command(flatten)]
     #[serde(flatten)]
     pub loss: LossOptions,
@@ -272,7 +280,9 @@ impl TrainArgs {
             eval_epochs: cadence.eval_epochs,
             save_steps: cadence.save_steps,
             save_epochs: cadence.save_epochs,
-            save_total_limit: self.cadence.save_total_limit,
+            save_minutes: cadence.save_minutes,
+            save_at_end: cadence.save_at_end,
+            save_total_limit: cadence.save_total_limit,
             keep_every: self.cadence.keep_every,
             best: cadence.best,
             max_skipped_steps: o.max_skipped_steps,

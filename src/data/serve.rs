@@ -6,7 +6,7 @@ use super::group::{Message, PreferenceGroup};
 use super::requests::{EncodedRow, Entry, Fault, Request, json};
 use super::source::SourceRow;
 use super::template::freeze_date;
-use super::tokenize::encode_row;
+use super::tokenize::encode_here;
 use super::tokenizer::{StoredFile, Tokenizer};
 use super::worker::frame::{Frame, id_bytes, ids};
 use crate::{Error, Result};
@@ -79,7 +79,7 @@ fn respond(loaded: &mut Option<Tokenizer>, frame: &Frame) -> Result<Parts, Fault
             let mut group: PreferenceGroup = serde_json::from_slice(frame.part(1)).map_err(unreadable)?;
             group.chat_template_kwargs = kwargs;
             let row = SourceRow { group, file: PathBuf::from(file).into(), line, scores: None };
-            let encoded = encode_row(&row, &pairs, tokenizer, rules)?;
+            let encoded = encode_here(&row, &pairs, tokenizer, rules)?;
             let facts = EncodedRow {
                 prompts: encoded.prompt_ids.len(),
                 sequences: encoded.sequences.iter().map(|s| (s.prompt, s.response)).collect(),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::group::{Instruction, Kind, PreferenceGroup};
-use super::tokenize::text_of;
+use super::tokenize::{Preview, text_of};
 use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
@@ -85,12 +85,41 @@ impl fmt::Display for TokenTable {
 }
 
 /// Formats a group: its comparisons, every distinct sequence with the trained tokens marked, and
-/// its token table.
-pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
-    let mut out = format!("group {}\n", shown(&group.group.id));
-    for i in 0..group.comparisons.len() {
-        line(&mut out, comparison_line(i, group));
+/// its token table. Comparisons that the limit of `max_length` tokens drops are marked.
+pub(crate) fn render_preview(
+    preview: &Preview,
+    max_length: usize,
+    tokenizer: &Tokenizer,
+    options: ShowOptions,
+) -> Result<String> {
+    let (group, mut notes) = (&preview.group, String::new());
+    let dropped = preview.kept.iter().filter(|&&kept| !kept).count();
+    if dropped > 0 {
+        line(
+            &mut notes,
+            format!(
+                "  {dropped} of {} would be dropped: the longest sequence has {} tokens, and --max-length is {max_length}",
+                preview.kept.len(),
+                preview.longest
+            ),
+        );
     }
+    let mark = |i: usize| if preview.kept.get(i) == Some(&false) { ", would be dropped" } else { "" };
+    for i in 0..group.comparisons.len() {
+        line(&mut notes, comparison_line(i, group) + mark(i));
+    }
+    with_notes(group, &notes, tokenizer, options)
+}
+
+/// Formats a group as [`render_preview`] does.
+pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let notes = (0..group.comparisons.len()).map(|i| comparison_line(i, group) + "\n");
+    with_notes(group, &notes.collect::<String>(), tokenizer, options)
+}
+
+/// Name and `notes` of a group, its sequences and its token table.
+fn with_notes(group: &TokenizedGroup, notes: &str, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let mut out = format!("group {}\n{notes}", shown(&group.group.id));
     for i in 0..group.sequences.len() {
         line(&mut out, format!("\n{}", sequence_text(i, group, tokenizer, options)?));
         if let Some(difference) = difference(i, group, tokenizer)? {
@@ -101,24 +130,52 @@ pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOption
     Ok(out)
 }
 
-/// Formats the first comparison of every kind that occurs, with its sequences, for the start-up
-/// log. Also formats the first sequence of the first group without comparisons.
+/// Formats the first comparison of every kind that occurs, a line a sequence, for the start-up log.
+/// Also formats the first sequence of the first group without comparisons.
 pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = String::new();
     for kind in Kind::ALL {
         let place = |group: &TokenizedGroup| group.comparisons.iter().position(|c| c.kind == kind);
         let Some((group, i)) = groups.iter().find_map(|group| Some((group, place(group)?))) else { continue };
-        line(&mut out, format!("group {}", shown(&group.group.id)));
-        line(&mut out, comparison_line(i, group));
+        line(&mut out, format!("{} of group {}", kind.name(), shown(&group.group.id)));
         for term in &group.comparisons[i].terms {
-            line(&mut out, sequence_text(term.sequence, group, tokenizer, options)?);
+            let sign = if term.sign > 0 { '+' } else { '-' };
+            line(&mut out, format!("  {sign} {}", sequence_line(term.sequence, group, tokenizer, options)?));
         }
     }
     if let Some(group) = groups.iter().find(|group| group.comparisons.is_empty() && !group.sequences.is_empty()) {
         line(&mut out, format!("group {}", shown(&group.group.id)));
-        line(&mut out, sequence_text(0, group, tokenizer, options)?);
+        line(&mut out, format!("    {}", sequence_line(0, group, tokenizer, options)?));
     }
     Ok(out)
+}
+
+/// Formats a sequence in at most 79 columns with its sign: tokens of prompt and response, and start
+/// and end of both texts. Added instructions are at the end of a prompt, so more of it is kept.
+fn sequence_line(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
+    let sequence = &group.sequences[i];
+    let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
+    let (open, close) = marks(options);
+    let lengths = format!("{}+{}", prompt.len(), response.len());
+    let (before, trained) = (tokenizer.decode(prompt)?, tokenizer.decode(response)?);
+    Ok(format!("{lengths:<8} {}{open}{}{close}", abridged(&before, 8, 21), abridged(&trained, 10, 13)))
+}
+
+/// Text on one line: whole, or its first and last characters.
+fn abridged(text: &str, first: usize, last: usize) -> String {
+    const GAP: &str = " ... ";
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let chars: Vec<char> = plain(&words.join(" ")).chars().collect();
+    if chars.len() <= first + GAP.len() + last {
+        return chars.into_iter().collect();
+    }
+    let (start, end) = (&chars[..first], &chars[chars.len() - last..]);
+    start.iter().chain(&GAP.chars().collect::<Vec<char>>()).chain(end).collect()
+}
+
+/// Marks before and after trained text.
+fn marks(options: ShowOptions) -> (&'static str, &'static str) {
+    if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") }
 }
 
 /// Formats a sequence: its indices and lengths, its instructions, its text with the trained part
@@ -136,7 +193,7 @@ fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, option
     for note in instruction_notes(&group.group, sequence.prompt, sequence.response) {
         line(&mut out, format!("  {note}"));
     }
-    let (open, close) = if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") };
+    let (open, close) = marks(options);
     let (before, whole) = (tokenizer.decode(prompt)?, tokenizer.decode(&[&prompt[..], response].concat())?);
     // A decoder may drop the space at the start of a text, so the response is decoded as it follows
     // the prompt, unless the boundary lies within a character.
@@ -237,6 +294,13 @@ mod tests {
     use super::super::group::{Prompt, Response};
     use super::super::tokenized::Sequence;
     use super::*;
+
+    #[test]
+    fn long_texts_are_abridged_to_a_line() {
+        assert_eq!(abridged("a b\n\nc", 3, 3), "a b c");
+        let long = abridged(&"word \u{1b}[2J\n".repeat(99), 8, 22);
+        assert!(long.chars().count() == 35 && !long.contains(char::is_control), "{long:?}");
+    }
 
     #[test]
     fn tree_nodes_do_not_depend_on_the_order_of_prompts() {

@@ -2,8 +2,9 @@
 //!
 //! - `encode`: the boundary between prompt and response, on ids
 //! - `lost`: text that a row has and its ids lack
-//! - `fit`: handling of sequences above the limit
 //! - `remote`: rows that worker processes encode
+//! - `limit`: the length limit; `fit`: handling of sequences above it
+//! - `preview`: rows for a reader, also those that would be dropped
 //! - `report`: counts of what was read, kept and dropped
 //!
 //! Every response has at least one token; every sequence has at most `max_length`; all sequences of
@@ -15,7 +16,9 @@
 
 mod encode;
 mod fit;
+mod limit;
 mod lost;
+mod preview;
 mod remote;
 mod report;
 
@@ -34,7 +37,9 @@ use crate::memory::Growth;
 use crate::{Error, Result};
 pub(super) use encode::Rules;
 pub(crate) use encode::{common_prefix, text_of};
+pub use limit::LengthLimit;
 pub(super) use lost::Lost;
+pub use preview::{Preview, preview_rows};
 pub use report::{Example, Lengths, TokenizeReport};
 
 /// Action for a sequence longer than the limit.
@@ -56,9 +61,14 @@ pub enum OnTooLong {
 #[derive(Clone, Debug, PartialEq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenizeOptions {
-    /// Maximum length of a sequence (prompt plus response) in tokens
-    #[arg(long, alias = "max_length", default_value_t = 1024, value_name = "TOKENS", value_parser = parse_length)]
-    pub max_length: usize,
+    /// Maximum length of a sequence (prompt plus response) in tokens [default: 1024, or the 99th
+    /// percentile of longer data, up to 4096 and the model's limit]
+    #[arg(long, alias = "max_length", value_name = "TOKENS", value_parser = parse_length)]
+    pub max_length: Option<usize>,
+    /// Positions of the model, which bound every maximum length; `None` for no bound.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub positions: Option<usize>,
     /// Action for longer sequences
     #[arg(long, alias = "on_too_long", value_enum, default_value_t)]
     pub on_too_long: OnTooLong,
@@ -79,7 +89,8 @@ pub struct TokenizeOptions {
 impl Default for TokenizeOptions {
     fn default() -> Self {
         Self {
-            max_length: 1024,
+            max_length: None,
+            positions: None,
             on_too_long: OnTooLong::Drop,
             max_drop_fraction: 0.2,
             max_boundary_mismatch: 0.5,
@@ -89,10 +100,15 @@ impl Default for TokenizeOptions {
 }
 
 impl TokenizeOptions {
+    /// The length limit.
+    pub fn limit(&self) -> LengthLimit {
+        LengthLimit { given: self.max_length, positions: self.positions }
+    }
+
     /// Checks values that were not parsed from the command line.
     pub fn validate(&self) -> Result<()> {
         let named = |flag: &str, why: Result<(), String>| why.map_err(|why| Error::Usage(format!("{flag}: {why}")));
-        named("--max-length", check_length(self.max_length))?;
+        named("--max-length", self.max_length.map_or(Ok(()), check_length))?;
         named("--max-drop-fraction", check_share(self.max_drop_fraction))?;
         named("--max-boundary-mismatch", check_share(self.max_boundary_mismatch))
     }
@@ -154,29 +170,33 @@ pub fn tokenize_rows_for(
     // The smallest index of a row with an error. Rows after it are skipped: each may take as long as
     // a limit allows, and the error is reported anyway.
     let failed = AtomicUsize::new(usize::MAX);
-    let tokenized = |(i, row): (usize, &SourceRow)| {
+    let encode = |(i, row): (usize, &SourceRow)| {
         if i > failed.load(Ordering::Relaxed) {
             return None;
         }
-        let outcome = tokenize_row(row, tokenizer, options, purpose).and_then(|outcome| {
-            let bytes = outcome.lengths.iter().sum::<usize>() * size_of::<u32>();
+        let outcome = encode_row(row, tokenizer, options, purpose).and_then(|encoded| {
+            let bytes = encoded.lengths().sum::<usize>() * size_of::<u32>();
             growth.add(bytes as u64, || ["token ids".into(), "use fewer rows, or a lower --max-length".into()])?;
-            Ok(outcome)
+            Ok(encoded)
         });
         if outcome.is_err() {
             failed.fetch_min(i, Ordering::Relaxed);
         }
         Some(outcome)
     };
-    let outcomes: Vec<Option<Result<Outcome>>> = rows.par_iter().enumerate().map(tokenized).collect();
-    let mut report = TokenizeReport::default();
-    let mut groups = Vec::with_capacity(outcomes.len());
-    let mut lengths = Vec::new();
-    let (mut first_dropped, mut first_mismatch) = (None, None);
+    let encoded: Vec<Option<Result<EncodedRow>>> = rows.par_iter().enumerate().map(encode).collect();
+    // The first defect in row order, whichever thread found it first. A skipped row comes after it.
     // The first defect in row order, whichever thread found it first.
+    let encoded = encoded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
+    let lengths = Lengths::new(encoded.iter().flat_map(EncodedRow::lengths).collect());
+    let max = options.limit().of(&lengths);
+    let fit = |(row, encoded)| fit_row(row, encoded, tokenizer, options, purpose, max);
+    let outcomes: Vec<Result<Outcome>> = rows.par_iter().zip(encoded).map(fit).collect();
+    let mut report = TokenizeReport { lengths, max_length: max, ..TokenizeReport::default() };
+    let mut groups = Vec::with_capacity(outcomes.len());
+    let (mut first_dropped, mut first_mismatch) = (None, None);
     for (row, outcome) in rows.into_iter().zip(outcomes) {
-        // A skipped row comes after one with an error, so it is never reached.
-        let Some(outcome) = outcome.transpose()? else { continue };
+        let outcome = outcome?;
         if outcome.report.dropped() > 0 {
             first_dropped.get_or_insert_with(|| place_of(&row));
         }
@@ -184,19 +204,15 @@ pub fn tokenize_rows_for(
             first_mismatch.get_or_insert_with(|| place_of(&row));
         }
         report.add(&outcome.report);
-        lengths.extend(outcome.lengths);
         groups.extend(outcome.fitted.map(|fitted| attach_ids(row.group, fitted)));
     }
-    report.lengths = Lengths::new(lengths);
     if let Some(row) = first_mismatch
         && report.boundary_mismatches as f64 > options.max_boundary_mismatch * report.plain_sequences as f64
     {
         return Err(row.error(report.boundary_message(options.max_boundary_mismatch)));
     }
-    if let Some(row) = first_dropped
-        && (report.kept == 0 || report.dropped() as f64 > options.max_drop_fraction * report.read as f64)
-    {
-        return Err(row.error(report.drop_message(options)));
+    if let (Some(row), Some(why)) = (first_dropped, report.too_many_dropped(options)) {
+        return Err(row.error(format!("this is the first row that is too long: {why}")));
     }
     Ok((groups, report))
 }
@@ -213,28 +229,52 @@ struct Outcome {
     fitted: Option<fit::Fitted>,
     /// Counts of this row, except its lengths.
     report: TokenizeReport,
-    /// Length of each sequence in tokens, before the limit.
-    lengths: Vec<usize>,
 }
 
-fn tokenize_row(
+/// A row as ids, before the length limit.
+struct EncodedRow {
+    encoded: encode::Encoded,
+    /// (prompt, response) of every sequence.
+    pairs: Vec<(usize, usize)>,
+}
+
+impl EncodedRow {
+    /// Length of each sequence in tokens.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.encoded.sequences.iter().map(|s| self.encoded.length(s))
+    }
+}
+
+fn encode_row(
     row: &SourceRow,
     tokenizer: &Tokenizer,
     options: &TokenizeOptions,
     purpose: Purpose,
-) -> Result<Outcome> {
+) -> Result<EncodedRow> {
     let group = &row.group;
-    let is_sft = group.comparisons.is_empty();
-    let pairs = if is_sft { sft_pairs(group) } else { group.sequences() };
+    let pairs = if group.comparisons.is_empty() { sft_pairs(group) } else { group.sequences() };
     if pairs.is_empty() {
         return Err(row.error("the row has neither a comparison nor a prompt with a response"));
     }
     let rules = encode::Rules { allow_double_bos: options.allow_double_bos, reward: purpose.reward };
     let encoded = match tokenizer.remote() {
         Some(remote) => remote::encode_row(row, &pairs, tokenizer, remote, rules)?,
-        None => encode_row(row, &pairs, tokenizer, rules)?,
+        None => encode_here(row, &pairs, tokenizer, rules)?,
     };
-    let lengths = encoded.sequences.iter().map(|s| encoded.length(s)).collect();
+    Ok(EncodedRow { encoded, pairs })
+}
+
+/// Applies the length limit of `max` tokens.
+fn fit_row(
+    row: &SourceRow,
+    EncodedRow { encoded, pairs }: EncodedRow,
+    tokenizer: &Tokenizer,
+    options: &TokenizeOptions,
+    purpose: Purpose,
+    max: usize,
+) -> Result<Outcome> {
+    let group = &row.group;
+    let is_sft = group.comparisons.is_empty();
     let mut report = TokenizeReport {
         rows_read: 1,
         sequences: pairs.len(),
@@ -261,8 +301,8 @@ fn tokenize_row(
         let mut differs = differs.iter();
         units.retain(|_| differs.next().copied().unwrap_or(true));
     }
-    let mut fitted =
-        fit::fit(encoded, &units, options, tokenizer.bos_id(), &mut report).map_err(|why| row.error(why))?;
+    let mut fitted = fit::fit(encoded, &units, (max, options.on_too_long), tokenizer.bos_id(), &mut report)
+        .map_err(|why| row.error(why))?;
     if !purpose.keep_equal_ids {
         let mut kept = fitted.kept.into_iter();
         fitted.kept = differs.iter().map(|&differs| differs && kept.next().unwrap_or(false)).collect();
@@ -273,7 +313,7 @@ fn tokenize_row(
         report.kept_by_kind[comparison.kind.index()] += usize::from(kept);
     }
     if report.kept == 0 {
-        return Ok(Outcome { fitted: None, report, lengths });
+        return Ok(Outcome { fitted: None, report });
     }
     report.rows_kept = 1;
     for sequence in &fitted.sequences {
@@ -281,11 +321,11 @@ fn tokenize_row(
         report.response_tokens += sequence.response_ids.len();
         report.ended += usize::from(encode::ends(&sequence.response_ids, tokenizer)?);
     }
-    Ok(Outcome { fitted: Some(fitted), report, lengths })
+    Ok(Outcome { fitted: Some(fitted), report })
 }
 
 /// Encodes the (prompt, response) pairs of a row in this process.
-pub(super) fn encode_row(
+pub(super) fn encode_here(
     row: &SourceRow,
     pairs: &[(usize, usize)],
     tokenizer: &Tokenizer,
@@ -343,7 +383,8 @@ mod tests {
         let row =
             || SourceRow { group: group.clone(), file: Arc::from(std::path::Path::new("t")), line: 1, scores: None };
         let run = |max_length| {
-            let options = TokenizeOptions { max_length, max_drop_fraction: 0.5, ..TokenizeOptions::default() };
+            let options =
+                TokenizeOptions { max_length: Some(max_length), max_drop_fraction: 0.5, ..TokenizeOptions::default() };
             tokenize_rows(vec![row()], &tokenizer, &options).unwrap()
         };
         let (groups, report) = run(1024);

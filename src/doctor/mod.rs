@@ -38,6 +38,7 @@ pub use report::CheckReport;
 
 use crate::Result;
 use crate::data::source::{FileReport, Refused, SourceRow};
+use crate::data::tokenize::LengthLimit;
 use crate::data::tokenizer::Tokenizer;
 use corpus::{Corpus, Interner};
 use finding::percent;
@@ -49,10 +50,11 @@ pub struct Input {
     pub refused: Refused,
 }
 
-/// A tokenizer with its chat template, and the maximum length in tokens of a training sequence.
+/// A tokenizer with its chat template, and the limit on the length of a training sequence.
+#[derive(Clone, Copy)]
 pub struct WithTokenizer<'a> {
     pub tokenizer: &'a Tokenizer,
-    pub max_length: usize,
+    pub limit: LengthLimit,
     /// The rows are for a reward model, which needs no boundary between prompt and response.
     pub reward: bool,
 }
@@ -84,10 +86,13 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     scores::check(&train, &mut findings);
     let (mut tokens, mut test_tokens) = (None, None);
     if let Some(with) = with {
-        tokens = Some(tokens::check(&train, "training", with, &mut findings)?);
+        let checked = tokens::check(&train, "training", with, &mut findings)?;
         if let Some(test) = test {
-            test_tokens = Some(tokens::check(test, "test", with, &mut findings)?);
+            // Evaluation data have the limit of the training data.
+            let limit = LengthLimit { given: Some(checked.report.max_length), ..with.limit };
+            test_tokens = Some(tokens::check(test, "test", &WithTokenizer { limit, ..*with }, &mut findings)?);
         }
+        tokens = Some(checked);
     }
     let overlap = test.map(|test| overlap::check(&train, test, &mut findings));
     let lengths = tokens.as_ref().map(|t| (t.lengths.clone(), test_tokens.as_ref().map(|t| t.lengths.clone())));

@@ -86,18 +86,19 @@ pub(super) fn check(
     with: &WithTokenizer<'_>,
     findings: &mut Vec<Finding>,
 ) -> Result<Tokens> {
-    let max_length = with.max_length;
     let rows: Vec<Result<RowTokens>> =
         (0..corpus.rows.len()).into_par_iter().map(|row| row_tokens(corpus, row, with)).collect();
+    let found = rows.iter().flatten().flat_map(|row| row.sequences.iter().map(|s| s.lengths[0]));
+    let lengths = Lengths::new(found.collect());
+    let max_length = with.limit.of(&lengths);
     let pairs = corpus.pairs.len();
     let mut tokens = Tokens {
-        report: TokenReport { max_length, ..TokenReport::default() },
+        report: TokenReport { max_length, lengths, ..TokenReport::default() },
         lengths: vec![None; pairs],
         first: vec![Default::default(); pairs],
         last: vec![Default::default(); pairs],
     };
     let report = &mut tokens.report;
-    let mut lengths = Vec::new();
     let (mut refused, mut long, mut open) = (Vec::new(), Vec::new(), Vec::new());
     let (mut equal, mut lost) = (Vec::new(), Vec::new());
     let mut known: Vec<Option<RowTokens>> = Vec::with_capacity(rows.len());
@@ -127,7 +128,6 @@ pub(super) fn check(
         }
         let too_long = |s: &&SequenceTokens| s.lengths[0] > max_length;
         report.too_long += outcome.sequences.iter().filter(too_long).count();
-        lengths.extend(outcome.sequences.iter().map(|s| s.lengths[0]));
         if counts.ended < outcome.sequences.len() {
             open.push(Place::row(corpus, row));
         }
@@ -143,7 +143,6 @@ pub(super) fn check(
         }
         known.push(Some(outcome));
     }
-    report.lengths = Lengths::new(lengths);
     for (i, pair) in corpus.pairs.iter().enumerate() {
         let Some(row) = &known[pair.row] else { continue };
         let of = |side: usize| row.sequences.iter().find(|s| s.at == (pair.prompts[side], pair.responses[side]));
@@ -169,7 +168,8 @@ fn row_tokens(corpus: &Corpus, row: usize, with: &WithTokenizer<'_>) -> Result<R
     let tokenizer = with.tokenizer;
     // Limits are checked here over all rows, so tokenising a single row must never drop it.
     let options = TokenizeOptions {
-        max_length: usize::MAX,
+        max_length: Some(usize::MAX),
+        positions: None,
         on_too_long: OnTooLong::Drop,
         max_drop_fraction: 1.0,
         max_boundary_mismatch: 1.0,

@@ -5,19 +5,35 @@ use super::measure::{By, Quantity, Summary};
 use super::statistics::{Estimate, Moments};
 use super::{Line, Place, Rewards};
 
-/// True if tables show the line; files contain all lines. Splits of the flip, and of conflict by
-/// function, mostly repeat other lines.
-fn shown(place: &Place) -> bool {
-    match (&place.split, place.quantity) {
-        (Some(_), Quantity::SensitivityFlip) => false,
-        (Some((by, _)), Quantity::Conflict) => *by != By::Function,
-        _ => true,
+/// Lines that a table shows; files contain all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Every measure, and its splits by length and by held-out functions.
+    Summary,
+    /// Splits by instructions, rule, direction and function too.
+    ByFunction,
+}
+
+impl Detail {
+    /// True if tables show the line. Splits of the flip, and of conflict by function, mostly repeat
+    /// other lines.
+    fn shows(self, place: &Place) -> bool {
+        match (&place.split, place.quantity) {
+            (Some(_), Quantity::SensitivityFlip) => false,
+            (Some((By::Function, _)), Quantity::Conflict) => false,
+            (Some((by, _)), _) => self == Detail::ByFunction || matches!(by, By::Length | By::Holdout),
+            (None, _) => true,
+        }
     }
 }
 
+/// What an interval shows, below a table that has intervals.
+const ABOUT_INTERVALS: &str = "95 % interval: what other rows of this kind would change, for this one model. It leaves out the\n\
+                               seed of the training. An untrained model has a lean of its own, so its interval can exclude 0.5.";
+
 /// Formats summaries as a table, without the column of intervals if no line has one. Remarks on
-/// sensitivity and conflict and the distribution of the scores follow.
-pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
+/// intervals, sensitivity and conflict and the distribution of the scores follow.
+pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards, detail: Detail) -> String {
     let intervals = lines.iter().any(|line| line.summary.accuracy.interval.is_some());
     let interval = |e: Option<&Estimate>| match (intervals, e) {
         (false, _) => String::new(),
@@ -26,11 +42,17 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards) -> String {
     };
     let mut out =
         vec![format!("{:<46} {:>8}{} {:>8} {:>7} {:>6}", "", "accuracy", interval(None), "half", "count", "ties")];
-    for Line { place, summary: s } in lines.iter().filter(|line| shown(&line.place)) {
+    for Line { place, summary: s } in lines.iter().filter(|line| detail.shows(&line.place)) {
         let (accuracy, half) = (s.accuracy.value, s.accuracy_half.value);
         let counts = format!("{half:>8.4} {:>7} {:>6}", s.count, s.ties);
         let broken = if s.non_finite == 0 { String::new() } else { format!("  {} not finite", s.non_finite) };
         out.push(format!("{:<46} {accuracy:>8.4}{} {counts}{broken}", place.title(), interval(Some(&s.accuracy))));
+    }
+    if lines.iter().any(|line| !detail.shows(&line.place) && Detail::ByFunction.shows(&line.place)) {
+        out.push("--by-function adds lines by number of instructions, rule, direction and function".into());
+    }
+    if intervals {
+        out.push(ABOUT_INTERVALS.into());
     }
     let whole = |quantity| lines.iter().find(|l| l.place.quantity == quantity && l.place.split.is_none());
     if let Some(Line { summary, .. }) = whole(Quantity::Sensitivity) {
@@ -60,14 +82,14 @@ fn span(estimate: &Estimate) -> String {
 }
 
 /// Formats a comparison of A and B as a table.
-pub fn comparison_table(comparison: &Comparison, names: [&str; 2]) -> String {
+pub fn comparison_table(comparison: &Comparison, names: [&str; 2], detail: Detail) -> String {
     let mut out = vec![format!("A = {}\nB = {}", names[0], names[1])];
     out.push(format!(
         "{:<46} {:>7} {:>7} {:>8} {:^18} {:>6} {:>7} {:>7} {:>9} {:>9}",
         "", "A", "B", "B - A", "95 % interval", "count", "only A", "only B", "McNemar p", "groups p"
     ));
     for Line { place, summary: Paired { count, a, b, difference, only_a, only_b, mcnemar, sign_test, .. } } in
-        comparison.lines.iter().filter(|line| shown(&line.place))
+        comparison.lines.iter().filter(|line| detail.shows(&line.place))
     {
         let span = difference.interval.map_or("-".into(), |[low, high]| format!("{low:+.4} to {high:+.4}"));
         out.push(format!(

@@ -8,13 +8,17 @@ use serde_json::Value;
 use super::config::{Family, Head, StoredDtype};
 use super::config_json::{Keys, shown};
 use super::weights_read::stored_shape;
+use crate::files::hub_model;
 use crate::{Error, Result};
 
 /// Largest number of labels of a classifier.
 const MAX_LABELS: usize = 1 << 20;
 
 /// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
-pub(super) fn no_config(folder: &Path) -> &'static str {
+pub(super) fn no_config(folder: &Path) -> String {
+    if let Some(advice) = hub_model(folder) {
+        return advice;
+    }
     let names: Vec<String> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -22,7 +26,11 @@ pub(super) fn no_config(folder: &Path) -> &'static str {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
     let ends = |end: &str| names.iter().any(|name| name.ends_with(end));
-    if ends(".safetensors") || ends(".safetensors.index.json") || ends(".bin") || ends("generation_config.json") {
+    let why = if ends(".safetensors")
+        || ends(".safetensors.index.json")
+        || ends(".bin")
+        || ends("generation_config.json")
+    {
         "contains no config.json, but other files of a model; download the missing files of this model too"
     } else if ends("tokenizer.json") {
         "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
@@ -31,7 +39,8 @@ pub(super) fn no_config(folder: &Path) -> &'static str {
         "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
     } else {
         "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
-    }
+    };
+    why.to_owned()
 }
 
 /// Returns the names of all supported architectures, for messages.

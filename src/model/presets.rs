@@ -61,7 +61,6 @@ const PRESETS: [Preset; 11] = [
         layers: 4,
         heads: 4,
         theta: 1e4,
-        max_positions: 1024,
         ..QWEN2
     },
     Preset {
@@ -73,7 +72,6 @@ const PRESETS: [Preset; 11] = [
         layers: 2,
         heads: 4,
         theta: 1e4,
-        max_positions: 2048,
         ..QWEN2
     },
     Preset {
@@ -86,7 +84,7 @@ const PRESETS: [Preset; 11] = [
         heads: 4,
         tied: false,
         theta: 1e4,
-        max_positions: 2048,
+        max_positions: 32_768,
         ..LLAMA
     },
     Preset {

@@ -25,7 +25,7 @@ use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
 use crate::optim::adamw::AdamWSettings;
-use crate::perf::peak::HOPPER_SXM_BF16_FLOPS;
+use crate::perf::data_sheets::{DATA_SHEETS, data_sheet};
 use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
@@ -43,6 +43,8 @@ pub struct GpuRates {
     pub product: f64,
     /// Dense bf16 FLOP/s of the data sheet, the basis of utilisation.
     pub peak: f64,
+    /// Compute capability, which selects the kernels.
+    pub compute_capability: (u32, u32),
 }
 
 /// One step: pairs of equal lengths in one micro-batch.
@@ -127,20 +129,39 @@ pub struct StepPlan {
 }
 
 impl GpuRates {
-    /// Rates of a known GPU, as in benches/README.md.
+    /// Rates of a known GPU. The case of the name, the words around it ("NVIDIA H100 PCIe"), and a
+    /// missing form or memory size do not matter; the form that is named first in the list of data
+    /// sheets is then meant.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the known names.
     pub fn named(name: &str) -> Result<Self> {
-        match name {
-            "h200" => Ok(Self {
-                name: name.into(),
-                processors: 132,
-                copy: 4.3e12,
-                product: 790e12,
-                peak: HOPPER_SXM_BF16_FLOPS,
-            }),
-            _ => Err(Error::Usage(format!(
-                "--card {name}: only h200 is known; for another GPU give --processors, --copy, --product and --peak"
-            ))),
-        }
+        let Some(gpu) = data_sheet(name) else {
+            let known: Vec<&str> = DATA_SHEETS.iter().map(|gpu| gpu.name).collect();
+            return Err(Error::Usage(format!(
+                "--card {name}: not a known GPU; known are {}; for another one give --processors, --copy, --product and \
+                 --peak",
+                known.join(", ")
+            )));
+        };
+        Ok(Self {
+            name: gpu.name.into(),
+            processors: gpu.processors,
+            copy: gpu.copy(),
+            product: gpu.product(),
+            peak: gpu.bf16_flops,
+            compute_capability: gpu.compute_capability,
+        })
+    }
+}
+
+/// Shared memory that a block may use, by the CUDA programming guide's table of compute
+/// capabilities.
+fn shared_bytes(compute_capability: (u32, u32)) -> usize {
+    match compute_capability {
+        (8, 0 | 7) => 163 << 10,
+        (8, _) => 99 << 10,
+        _ => 227 << 10,
     }
 }
 
@@ -163,8 +184,8 @@ impl StepPlan {
         let unbounded = Properties {
             name: gpu.name.clone(),
             processors: 1 << 24,
-            shared_bytes: 227 << 10,
-            compute_capability: (9, 0),
+            shared_bytes: shared_bytes(gpu.compute_capability),
+            compute_capability: gpu.compute_capability,
         };
         let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded)).keeping_choices();
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };

@@ -29,6 +29,11 @@ impl Console {
         Self { bar, quiet }
     }
 
+    /// Prints the result on stdout, even if quiet.
+    pub fn result(&self, text: &str) {
+        self.bar.suspend(|| say(text));
+    }
+
     /// Prints a line on stdout, above the progress bar; nothing if quiet.
     pub fn line(&self, text: &str) {
         if !self.quiet {
@@ -58,7 +63,8 @@ impl Console {
     }
 }
 
-/// Step line, without the columns of absent comparison kinds.
+/// Step line, without the columns of absent comparison kinds. The accuracy of nothing but ties is
+/// `-`.
 ///
 /// ```text
 /// step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.420
@@ -97,7 +103,9 @@ fn accuracies(tally: &Tally, loss: &Loss) -> Vec<String> {
     for (kind, name) in Kind::ALL.into_iter().zip(["acc", "intra", "inter"]) {
         let kind = &tally.kinds[kind.index()];
         if kind.count > 0 {
-            parts.push(format!("{name} {:.2}", kind.accuracy()));
+            // A policy that equals its reference ties every comparison, which says nothing about it.
+            let accuracy = format!("{:.2}", kind.accuracy());
+            parts.push(format!("{name} {}", if kind.ties == kind.count { "-" } else { &accuracy }));
         }
     }
     let base = &tally.kinds[Kind::Base.index()];
@@ -121,6 +129,18 @@ fn thousands(x: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::objective::LossOptions;
+
+    #[test]
+    fn an_accuracy_of_nothing_but_ties_is_a_dash() {
+        let loss = LossOptions::default().resolve(Method::Dpo, [1.0; 3], false).unwrap();
+        let mut tally = Tally::default();
+        tally.kinds[Kind::Base.index()].add(0.69, 0.0);
+        tally.kinds[Kind::Intra.index()].add(0.69, 0.0);
+        tally.kinds[Kind::Intra.index()].add(0.69, -1.0);
+        let line = eval_line(0, &tally, &loss);
+        assert!(line.ends_with("| acc - | intra 0.00 | margin +0.000"), "{line}");
+    }
 
     #[test]
     fn rates_are_short() {

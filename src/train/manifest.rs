@@ -70,6 +70,7 @@ impl Manifest {
                 "checkpoint": path_json(&checkpoint),
                 "command": value.get("command"),
                 "version": env!("CARGO_PKG_VERSION"),
+                "commit": crate::COMMIT,
                 "status_before": before.get("status"),
             }));
         }

@@ -87,6 +87,17 @@ impl MemoryPlan {
         total(&self.parts)
     }
 
+    /// The plan on one line: total, largest parts, and how many groups fit.
+    pub fn summary(&self) -> String {
+        let mut parts: Vec<_> = self.parts.iter().filter(|(_, bytes)| *bytes > 0).collect();
+        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let largest: Vec<String> =
+            parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", mib(*bytes))).collect();
+        let free = self.available.map_or(String::new(), |free| format!(" of {} free", free >> 20));
+        let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups a micro-batch fit"));
+        format!("{} MiB planned{free} ({}){fit}", mib(self.total()), largest.join(", "))
+    }
+
     /// Name and bytes of each part.
     pub fn named_parts(&self) -> Vec<(String, u64)> {
         self.parts.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes)).collect()

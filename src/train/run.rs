@@ -71,6 +71,10 @@ pub struct RunSettings {
     pub save_steps: Option<u64>,
     /// Save after every epoch.
     pub save_epochs: bool,
+    /// Minutes since the last checkpoint, or since the start, after which one is written.
+    pub save_minutes: Option<u64>,
+    /// Save after the last step too.
+    pub save_at_end: bool,
     pub save_total_limit: Option<usize>,
     /// Checkpoints at multiples of this step are never pruned.
     pub keep_every: Option<u64>,
@@ -91,11 +95,6 @@ impl RunSettings {
     pub fn total_steps(&self, groups: usize) -> u64 {
         let per_epoch = groups.div_ceil(self.micro_batch * self.accumulation);
         self.max_steps.unwrap_or(((self.epochs * per_epoch as f64).ceil() as u64).max(1))
-    }
-
-    /// Whether checkpoints are written at a cadence and at the end.
-    fn saves(&self) -> bool {
-        self.save_steps.is_some() || self.save_epochs
     }
 }
 
@@ -183,6 +182,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
         evaluation_due: false,
         best: None,
         saved: None,
+        saved_at: Instant::now(),
         seconds_before: 0.0,
         began: Instant::now(),
         profile: Profile::default(),
@@ -266,6 +266,8 @@ struct Run<'a, 'b, B: Backend> {
     best: Option<Best>,
     /// Last checkpoint in the output folder, either written or resumed from.
     saved: Option<(u64, PathBuf)>,
+    /// Time of the last checkpoint, or of the start.
+    saved_at: Instant,
     seconds_before: f64,
     began: Instant,
     profile: Profile,
@@ -317,7 +319,9 @@ impl<B: Backend> Run<'_, '_, B> {
         let s = self.settings;
         let (last, epoch_ends) = (self.step == self.total, self.progress.position.offset == 0);
         let evaluate = self.due(self.step, epoch_ends, (s.eval_steps, s.eval_epochs)) || (last && self.evaluates());
-        let save = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || (last && s.saves());
+        // A run that ends without a checkpoint ends with its model.
+        let due = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || self.overdue();
+        let save = if last { s.save_at_end } else { due };
         let tally = if evaluate { self.evaluate()? } else { None };
         self.evaluation_due = evaluate && tally.is_none();
         if save && let Some(tally) = tally {
@@ -333,6 +337,11 @@ impl<B: Backend> Run<'_, '_, B> {
             return Err(Error::Stopped { signal, step: self.step, path });
         }
         Ok(())
+    }
+
+    /// Whether the last checkpoint is older than `save_minutes`.
+    fn overdue(&self) -> bool {
+        self.settings.save_minutes.is_some_and(|minutes| self.saved_at.elapsed().as_secs() >= 60 * minutes)
     }
 
     /// Whether a cadence in steps or epochs falls on a step.

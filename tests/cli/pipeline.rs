@@ -184,17 +184,17 @@ fn a_run_prints_its_plan() {
         "reference     qwen, frozen",
         "batch         8 groups x 1 = 8 per update, 3 updates per epoch, 1 update in total",
         "learning rate 1e-6, linear, 0 warm-up steps",
-        "max length    256 tokens, the model's limit, instead of 1024",
+        "max length    256 tokens, the model's limit",
         "rows          24 read, 24 kept",
         "tokens        per sequence, before the limit: p50 ",
         "% saved",
         "loss          [1 mean_base + 1 mean_intra + 1 mean_inter] of softplus(-z)",
-        "  base +sequence",
-        "  intra rule ",
-        "  inter ",
+        "\nbase of group ",
         "<|im_end|>]]",
+        "\nintra of group ",
+        "\ninter of group ",
         "identity check passed",
-        "step 1/1 | loss 2.0794 | acc 0.00 | intra 0.00 | inter 0.00 | margin +0.000 | gnorm ",
+        "step 1/1 | loss 2.0794 | acc - | intra - | inter - | margin +0.000 | gnorm ",
         "done: 1 step in",
     ];
     let mut from = 0;
@@ -215,7 +215,8 @@ fn a_run_prints_its_plan() {
         assert!(out.contains(part), "no {part:?} in\n{out}");
     }
     let quiet = bench.run("dpo --model qwen --train-file groups.jsonl --output-dir q --max-steps 1 --quiet").ok();
-    assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("", ""));
+    assert!(quiet.out.starts_with("done: 1 step in") && quiet.out.lines().count() == 1, "{}", quiet.out);
+    assert_eq!(quiet.err, "");
 }
 
 #[test]
@@ -259,7 +260,9 @@ fn json_arrays_of_conversations_and_gzip_are_trained_and_scored() {
     gzip.write_all(&bench.bytes("talk.json")).unwrap();
     bench.write("talk.json.gz", gzip.finish().unwrap());
     for (name, file) in [("plain", "talk.json"), ("packed", "talk.json.gz")] {
-        let words = format!("dpo --model model --train-file {file} --output-dir {name} --max-steps 1 --ref-model none");
+        let words = format!(
+            "dpo --model model --train-file {file} --output-dir {name} --max-steps 1 --ref-model none --examples 1"
+        );
         let out = bench.run(&words).ok().out;
         assert!(
             out.contains("<|im_start|>user\nName a bird.<|im_end|>") && out.contains("[[A wren.<|im_end|>"),

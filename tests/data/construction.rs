@@ -458,6 +458,7 @@ fn reports_add_up_and_print_as_one_aligned_table() {
     assert!(lines[1].starts_with("rows read") && lines[1].trim_end().ends_with("30"));
     assert_eq!(end(lines[0], "total"), lines[1].len());
     assert!(table.contains("keywords:existence") && table.contains("\"at least\", better prompts"), "{table}");
+    assert!(table.contains("\nup, down: ") && table.contains("\ninfeasible: "), "{table}");
     let json = serde_json::to_value(&total).unwrap();
     assert_eq!(json["comparisons"][0], 30);
 }

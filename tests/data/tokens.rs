@@ -245,8 +245,13 @@ fn random_rows(seed: u64, rows: usize) -> Vec<SourceRow> {
 }
 
 fn limited(rows: &[SourceRow], max_length: usize, on_too_long: OnTooLong) -> (Vec<TokenizedGroup>, TokenizeReport) {
-    let options =
-        TokenizeOptions { max_length, on_too_long, max_drop_fraction: 1.0, max_boundary_mismatch: 1.0, ..options() };
+    let options = TokenizeOptions {
+        max_length: Some(max_length),
+        on_too_long,
+        max_drop_fraction: 1.0,
+        max_boundary_mismatch: 1.0,
+        ..options()
+    };
     tokenize_rows(rows.to_vec(), &TOKENIZER, &options).unwrap()
 }
 
@@ -314,16 +319,16 @@ fn the_length_limit_holds_and_no_response_is_empty() {
 #[test]
 fn dropping_too_many_comparisons_is_an_error_with_advice() {
     let rows = random_rows(2, 20);
-    let strict = TokenizeOptions { max_length: 24, ..options() };
+    let strict = TokenizeOptions { max_length: Some(24), ..options() };
     let error = tokenize_rows(rows.clone(), &TOKENIZER, &strict).unwrap_err();
     let text = error.to_string();
     assert_eq!(error.exit_code(), 3);
     assert!(text.contains("--max-drop-fraction 0.2") && text.contains("too long"), "{text}");
     assert!(text.contains(&format!("the longest sequence has {}", limited(&rows, 999, OnTooLong::Drop).1.lengths.max)));
-    let stop = TokenizeOptions { max_length: 24, on_too_long: OnTooLong::Error, ..options() };
+    let stop = TokenizeOptions { max_length: Some(24), on_too_long: OnTooLong::Error, ..options() };
     let text = tokenize_rows(rows.clone(), &TOKENIZER, &stop).unwrap_err().to_string();
     assert!(text.contains("above --max-length 24"), "{text}");
-    let none = TokenizeOptions { max_length: 2, max_drop_fraction: 1.0, ..options() };
+    let none = TokenizeOptions { max_length: Some(2), max_drop_fraction: 1.0, ..options() };
     assert_eq!(tokenize_rows(rows, &TOKENIZER, &none).unwrap_err().exit_code(), 3, "nothing was kept");
     let bad = TokenizeOptions { max_drop_fraction: f64::NAN, ..options() };
     assert_eq!(tokenize_rows(Vec::new(), &TOKENIZER, &bad).unwrap_err().exit_code(), 2);
@@ -419,10 +424,14 @@ fn printing_marks_trained_tokens_and_shows_special_tokens() {
     let (groups, _) = limited(&random_rows(4, 3), 1000, OnTooLong::Error);
     let text = render_examples(&groups, &TOKENIZER, ShowOptions::default()).unwrap();
     assert_eq!(text.matches("[[").count(), 8, "a base, an intra and an inter comparison have 8 terms\n{text}");
+    assert_eq!(text.matches(" of group g0\n").count(), 3);
+    assert!(text.lines().all(|line| line.chars().count() < 80), "{text}");
+    let signs = |sign: &str| text.lines().filter(|line| line.starts_with(sign)).count();
+    assert_eq!((signs("  + "), signs("  - ")), (4, 4));
+    let text = render(&groups[0], &TOKENIZER, ShowOptions::default()).unwrap();
     for (kind, terms) in [("base", "+sequence 0 -sequence 1"), ("intra", "+sequence 2 -sequence 4")] {
         assert!(text.contains(&format!("{kind} {terms}, margin 0.25, weight 0.5\n")), "{text}");
     }
-    assert_eq!(text.matches("group g0\n").count(), 3);
 }
 
 #[test]

@@ -36,6 +36,8 @@ fn settings(output_dir: &Path) -> RunSettings {
         eval_epochs: false,
         save_steps: Some(2),
         save_epochs: false,
+        save_minutes: None,
+        save_at_end: true,
         save_total_limit: Some(1),
         keep_every: None,
         best: None,

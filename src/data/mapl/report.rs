@@ -114,6 +114,18 @@ pub struct Report {
 }
 
 impl Report {
+    /// The counts on one line.
+    pub fn summary(&self) -> String {
+        let [base, intra, inter] = self.comparisons;
+        let dropped: u64 = self.dropped.values().flat_map(BTreeMap::values).sum();
+        let more = if dropped > 0 { format!("; {dropped} not built") } else { String::new() };
+        format!(
+            "{} groups from {} rows, with {base} base, {intra} intra and {inter} inter comparisons{more}; `mapl data \
+             build` prints the counts by function",
+            self.groups, self.rows
+        )
+    }
+
     /// Adds the counts of another report.
     pub fn merge(&mut self, other: &Report) {
         self.rows += other.rows;

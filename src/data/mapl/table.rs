@@ -7,6 +7,14 @@ use crate::data::instructions;
 
 const COLUMNS: [&str; 8] = ["", "total", "base", "intra", "changed", "up", "down", "infeasible"];
 
+/// Meaning of the columns.
+const LEGEND: &str = "\
+base: the chosen response against the rejected one, as in the rows
+intra: one response under two prompts that it follows unlike; changed: its instructions that differ
+up, down: the pair under an added instruction, which must widen (up) or narrow (down) its gap
+infeasible: draws without arguments that the responses meet as needed
+";
+
 /// A line: label and up to seven cells.
 type Line = (String, Vec<String>);
 
@@ -31,6 +39,9 @@ impl fmt::Display for Report {
         for (label, cells) in &lines {
             let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
             write(label, &cells)?;
+        }
+        if self.extended > 0 {
+            f.write_str(LEGEND)?;
         }
         Ok(())
     }

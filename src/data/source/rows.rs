@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 use super::kinds::{foreign, foreign_text};
 use super::non_finite::{NonFinite, Rewriter, rewrite};
 use super::type_name;
-use crate::files::lfs_pointer;
+use crate::files::{hub_name, lfs_pointer};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
@@ -52,7 +52,11 @@ pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, R
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
     }
-    let mut raw = BufReader::with_capacity(1 << 18, File::open(path).map_err(Error::io("open", path))?);
+    let file = File::open(path).map_err(|e| match hub_name(path).filter(|_| e.kind() == io::ErrorKind::NotFound) {
+        Some(name) => Error::data(path, 0, None, not_a_file(name)),
+        None => Error::io("open", path)(e),
+    })?;
+    let mut raw = BufReader::with_capacity(1 << 18, file);
     let magic = raw.fill_buf().map_err(Error::io("read", path))?;
     let refuse = |what: String| Err(Error::data(path, 0, None, what));
     if let Some(what) = foreign(magic) {
@@ -71,6 +75,22 @@ pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, R
         return plain_rows(path, reader, ids, &mut f);
     }
     plain_rows(path, raw, ids, &mut f)
+}
+
+/// Shell command that writes a data set of the Python package `datasets` as JSONL.
+fn to_jsonl(source: &str) -> String {
+    format!(
+        "`python3 -c \"from datasets import load_dataset; load_dataset({source}, split='train').to_json('pairs.jsonl')\"` \
+         (after `pip install datasets`)"
+    )
+}
+
+/// Advice for a data set of the Hugging Face Hub that was named as a file.
+fn not_a_file(name: &str) -> String {
+    format!(
+        "is not a file here; a data set of the Hugging Face Hub becomes JSONL first: {}, then name pairs.jsonl",
+        to_jsonl(&format!("'{name}'"))
+    )
 }
 
 fn plain_rows<R: BufRead>(

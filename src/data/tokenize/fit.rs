@@ -13,7 +13,7 @@
 use super::super::group::PreferenceGroup;
 use super::super::tokenized::Sequence;
 use super::encode::Encoded;
-use super::{OnTooLong, TokenizeOptions, TokenizeReport};
+use super::{OnTooLong, TokenizeReport};
 
 /// Sequences that are kept or dropped together, with their signs.
 pub(super) type Unit = Vec<(usize, i8)>;
@@ -41,26 +41,25 @@ pub(super) fn single_units(pairs: usize) -> Vec<Unit> {
     (0..pairs).map(|i| vec![(i, 1)]).collect()
 }
 
-/// Applies the limit; counts cuts and drops in `report`. Fails only under [`OnTooLong::Error`].
+/// Applies the limit of `max` tokens; counts cuts and drops in `report`. Fails only under [`OnTooLong::Error`].
 pub(super) fn fit(
     mut encoded: Encoded,
     units: &[Unit],
-    options: &TokenizeOptions,
+    (max, on_too_long): (usize, OnTooLong),
     bos: Option<u32>,
     report: &mut TokenizeReport,
 ) -> Result<Fitted, String> {
-    let max = options.max_length;
     let min_prompt = |ids: &[u32]| ids.len().min(if bos.is_some() && ids.first().copied() == bos { 2 } else { 1 });
     // Minimum length of a sequence under the chosen rule.
     let min_length = |s: &Sequence| {
         let (prompt, response) = (&encoded.prompt_ids[s.prompt], s.response_ids.len());
-        match options.on_too_long {
+        match on_too_long {
             OnTooLong::Drop | OnTooLong::Error => prompt.len() + response,
             OnTooLong::TruncatePromptLeft => min_prompt(prompt) + response,
             OnTooLong::TruncateCompletionRight => prompt.len() + 1,
         }
     };
-    if options.on_too_long == OnTooLong::Error
+    if on_too_long == OnTooLong::Error
         && let Some(long) = encoded.sequences.iter().find(|s| encoded.length(s) > max)
     {
         return Err(format!(
@@ -74,12 +73,12 @@ pub(super) fn fit(
     let fits: Vec<bool> = encoded.sequences.iter().map(|s| min_length(s) <= max).collect();
     let mut kept: Vec<bool> = units.iter().map(|unit| unit.iter().all(|&(s, _)| fits[s])).collect();
     let dropped = kept.iter().filter(|&&kept| !kept).count();
-    match options.on_too_long {
+    match on_too_long {
         OnTooLong::Drop | OnTooLong::Error => report.dropped_too_long += dropped,
         OnTooLong::TruncatePromptLeft | OnTooLong::TruncateCompletionRight => report.dropped_no_room += dropped,
     }
     let used = used_sequences(units, &kept, encoded.sequences.len());
-    let cut = match options.on_too_long {
+    let cut = match on_too_long {
         OnTooLong::Drop | OnTooLong::Error => 0,
         OnTooLong::TruncatePromptLeft => cut_prompts(&mut encoded, &used, max, min_prompt, report),
         OnTooLong::TruncateCompletionRight => cut_responses(&mut encoded, &used, max, report),
@@ -201,17 +200,13 @@ mod tests {
         }
     }
 
-    fn options(max_length: usize, on_too_long: OnTooLong) -> TokenizeOptions {
-        TokenizeOptions { max_length, on_too_long, ..TokenizeOptions::default() }
-    }
-
     #[test]
     fn prompts_of_a_row_lose_the_same_tokens_and_keep_their_bos() {
         // One response under two prompts that share 0 1 2; only the second is too long.
         let group = encoded(&[&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 5, 6]], &[(0, 0, &[9, 8]), (1, 0, &[9, 8])]);
         let mut report = TokenizeReport::default();
         let units = vec![vec![(0, 1), (1, -1)]];
-        let fitted = fit(group, &units, &options(6, OnTooLong::TruncatePromptLeft), Some(0), &mut report).unwrap();
+        let fitted = fit(group, &units, (6, OnTooLong::TruncatePromptLeft), Some(0), &mut report).unwrap();
         assert_eq!(fitted.prompt_ids, [vec![0, 3, 4], vec![0, 3, 5, 6]]);
         assert_eq!((report.truncated_prompts, report.truncated_responses), (2, 0));
     }
@@ -221,8 +216,8 @@ mod tests {
         let group = encoded(&[&[0], &[0, 1, 2]], &[(0, 0, &[5, 6, 7, 8]), (1, 0, &[5, 6, 7, 8])]);
         let mut report = TokenizeReport::default();
         let units = vec![vec![(0, 1), (1, -1)]];
-        let rule = options(5, OnTooLong::TruncateCompletionRight);
-        let fitted = fit(group, &units, &rule, None, &mut report).unwrap();
+        let rule = (5, OnTooLong::TruncateCompletionRight);
+        let fitted = fit(group, &units, rule, None, &mut report).unwrap();
         assert!(fitted.sequences.iter().all(|s| s.response_ids == [5, 6]));
         assert_eq!(report.truncated_responses, 1);
     }
@@ -231,8 +226,8 @@ mod tests {
     fn a_comparison_with_equal_sides_after_cutting_is_dropped() {
         let group = encoded(&[&[1, 1]], &[(0, 0, &[5, 6, 7]), (0, 1, &[5, 6, 8])]);
         let mut report = TokenizeReport::default();
-        let rule = options(4, OnTooLong::TruncateCompletionRight);
-        let fitted = fit(group, &[vec![(0, 1), (1, -1)]], &rule, None, &mut report).unwrap();
+        let rule = (4, OnTooLong::TruncateCompletionRight);
+        let fitted = fit(group, &[vec![(0, 1), (1, -1)]], rule, None, &mut report).unwrap();
         assert_eq!((fitted.kept, report.dropped_sides_equal), (vec![false], 1));
         assert!(fitted.sequences.is_empty() && fitted.prompt_ids[0].is_empty());
     }
@@ -242,7 +237,7 @@ mod tests {
         let group = encoded(&[&[1], &[1, 2, 3, 4]], &[(0, 0, &[5]), (0, 1, &[6, 6]), (1, 0, &[5])]);
         let mut report = TokenizeReport::default();
         let units = vec![vec![(0, 1), (1, -1)], vec![(2, 1), (0, -1)]];
-        let fitted = fit(group, &units, &options(4, OnTooLong::Drop), None, &mut report).unwrap();
+        let fitted = fit(group, &units, (4, OnTooLong::Drop), None, &mut report).unwrap();
         assert_eq!(fitted.kept, [true, false]);
         assert_eq!((fitted.sequences.len(), report.dropped_too_long), (2, 1));
         assert!(fitted.prompt_ids[1].is_empty());

@@ -100,6 +100,8 @@ pub struct TokenizeReport {
     pub ended: usize,
     /// Length percentiles of all sequences read.
     pub lengths: Lengths,
+    /// Maximum length in use, in tokens; the report of an empty list has 0.
+    pub max_length: usize,
 }
 
 /// Advice for comparisons with sides of equal ids.
@@ -111,7 +113,7 @@ impl TokenizeReport {
         self.read - self.kept
     }
 
-    /// Adds the counts of another report; `lengths` is unchanged.
+    /// Adds the counts of another report; `lengths` and `max_length` are unchanged.
     pub(super) fn add(&mut self, other: &Self) {
         self.rows_read += other.rows_read;
         self.rows_kept += other.rows_kept;
@@ -173,6 +175,13 @@ impl TokenizeReport {
         )
     }
 
+    /// Why training on these rows stops, if too many comparisons are dropped.
+    pub fn too_many_dropped(&self, options: &TokenizeOptions) -> Option<String> {
+        let all = self.kept == 0 && self.read > 0;
+        let many = self.dropped() as f64 > options.max_drop_fraction * self.read as f64;
+        (all || many).then(|| self.drop_message(options))
+    }
+
     pub(super) fn drop_message(&self, options: &TokenizeOptions) -> String {
         let (dropped, read, noun, reasons) = (self.dropped(), self.read, self.noun(), self.reasons());
         let what = if self.kept == 0 {
@@ -188,7 +197,7 @@ impl TokenizeReport {
         if self.dropped_equal_ids < dropped {
             advice.push(format!(
                 "raise --max-length {} (the longest sequence has {} tokens) or choose another --on-too-long",
-                options.max_length, self.lengths.max
+                self.max_length, self.lengths.max
             ));
         }
         if self.dropped_equal_ids > 0 {
@@ -196,7 +205,7 @@ impl TokenizeReport {
                 "the ids lack the text in which the sides differ: look at them with `mapl data show`, and {EQUAL_IDS}"
             ));
         }
-        format!("{what}; this is the first such row; {}", advice.join("; "))
+        format!("{what}; {}", advice.join("; "))
     }
 
     /// Warnings about text that did not reach the ids.

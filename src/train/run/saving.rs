@@ -1,6 +1,7 @@
 //! Checkpoints of a run, the best of them, and the final model.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -100,6 +101,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let dir = &self.settings.output_dir;
         let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
         self.saved = Some((self.step, folder.clone()));
+        self.saved_at = Instant::now();
         self.prune();
         Ok(folder)
     }
@@ -146,7 +148,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.summary.tokens = self.num_tokens;
         self.summary.seconds = self.seconds();
         self.console.finish();
-        self.console.line(&format!(
+        self.console.result(&format!(
             "done: {} step{} in {:.1} s; model in {}",
             self.summary.steps,
             if self.summary.steps == 1 { "" } else { "s" },

@@ -45,6 +45,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let epoch_ends = last.progress.position.offset == 0;
         self.due(self.begun, epoch_ends, (s.eval_steps, s.eval_epochs))
             || self.due(self.begun, epoch_ends, (s.save_steps, s.save_epochs))
+            || self.overdue()
             || self.signals.pending()
     }
 

@@ -1,0 +1,157 @@
+//! Options of training commands that only some methods take. The help of a method lists the options
+//! that it takes; a given option of another method is refused, with the methods that take it.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::sync::OnceLock;
+
+use clap::{Arg, Args as _, Command};
+
+use super::args::{find_flag, named_command};
+use crate::data::options::BuildArgs;
+use crate::loss::objective::Method;
+use crate::{Error, Result};
+
+const METHODS: [Method; 3] = [Method::Sft, Method::Reward, Method::Dpo];
+
+/// Options of DPO, by id.
+const OF_DPO: [&str; 10] = [
+    "ref_model",
+    "beta",
+    "beta_intra",
+    "beta_inter",
+    "nll_weight",
+    "logp_scope",
+    "logp_reduce",
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+    "ref_cache_dir",
+];
+/// Options of methods that train comparisons, besides the construction of groups.
+const OF_COMPARISONS: [&str; 8] =
+    ["base_weight", "intra_weight", "inter_weight", "mix", "margin", "pop_clip", "loss_type", "label_smoothing"];
+
+/// Options that `-h` lists; `--help` lists all.
+const COMMON: [&str; 24] = [
+    "model",
+    "ref_model",
+    "train_file",
+    "eval_file",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "quiet",
+    "examples",
+    "device",
+    "dtype",
+    "max_length",
+    "on_too_long",
+    "gradient_checkpointing",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "seed",
+    "eval_steps",
+    "save_steps",
+    "beta",
+    "objective",
+];
+
+/// Ids of the options for the construction of groups.
+fn construction() -> &'static BTreeSet<String> {
+    static IDS: OnceLock<BTreeSet<String>> = OnceLock::new();
+    IDS.get_or_init(|| {
+        let command = BuildArgs::augment_args(Command::new("construction"));
+        command.get_arguments().map(|arg| arg.get_id().as_str().to_owned()).collect()
+    })
+}
+
+/// Whether a method takes an option of the training commands.
+fn takes(method: Method, id: &str) -> bool {
+    match method {
+        _ if OF_DPO.contains(&id) => method == Method::Dpo,
+        _ if id == "center_rewards_coefficient" => method == Method::Reward,
+        _ if OF_COMPARISONS.contains(&id) || construction().contains(id) => method != Method::Sft,
+        _ => true,
+    }
+}
+
+/// An option as the help of `method` lists it.
+pub(super) fn listed(method: Method, arg: Arg) -> Arg {
+    let id = arg.get_id().as_str().to_owned();
+    let hidden = !takes(method, &id);
+    arg.hide(hidden).hide_short_help(hidden || !COMMON.contains(&id.as_str()))
+}
+
+/// Refuses an option that the training command of these arguments does not take.
+///
+/// # Errors
+/// [`Error::Usage`] with the methods that take it.
+pub fn check(arguments: &[OsString]) -> Result<()> {
+    let command = named_command(arguments);
+    let Some(method) = METHODS.into_iter().find(|method| method.name() == command.get_name()) else { return Ok(()) };
+    let words = arguments.iter().take_while(|word| *word != "--").filter_map(|word| word.to_str());
+    for flag in words.filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap_or(word)) {
+        let Some(id) = find_flag(&command, flag).map(|arg| arg.get_id().as_str()) else { continue };
+        if !takes(method, id) {
+            let others: Vec<&str> = METHODS.into_iter().filter(|m| takes(*m, id)).map(Method::name).collect();
+            let verb = if others.len() == 1 { "takes" } else { "take" };
+            return Err(Error::Usage(format!(
+                "{flag} has no effect in this {} run; only {} {verb} it",
+                method.name(),
+                others.join(" and ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::super::Cli;
+    use super::*;
+
+    /// The help of a method lists exactly the options that the method takes, and every other option
+    /// of a training command is refused with the methods that take it.
+    #[test]
+    fn every_method_lists_the_options_that_it_takes() {
+        let all = Cli::command();
+        let mut refused = 0;
+        for method in METHODS {
+            let command = all.find_subcommand(method.name()).unwrap();
+            for arg in command.get_arguments() {
+                let (id, Some(long)) = (arg.get_id().as_str(), arg.get_long()) else { continue };
+                assert_eq!(arg.is_hide_set(), !takes(method, id), "{} {long}", method.name());
+                let words = ["mapl", method.name(), &format!("--{long}=1")].map(OsString::from);
+                let outcome = check(&words);
+                assert_eq!(outcome.is_err(), !takes(method, id), "{} {long}", method.name());
+                if let Err(why) = outcome {
+                    refused += 1;
+                    assert!(why.exit_code() == 2 && why.to_string().contains(" it"), "{why}");
+                }
+            }
+        }
+        assert!(refused > 50, "{refused}");
+        for id in OF_DPO.iter().chain(&OF_COMPARISONS).chain(&COMMON) {
+            let dpo = all.find_subcommand("dpo").unwrap();
+            assert!(dpo.get_arguments().any(|arg| arg.get_id() == *id), "{id}");
+        }
+    }
+
+    #[test]
+    fn an_option_of_another_method_names_the_methods_that_take_it() {
+        let refused = |words: &str| {
+            let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+            check(&words).unwrap_err().to_string()
+        };
+        assert_eq!(refused("mapl reward --beta 0.1"), "--beta has no effect in this reward run; only dpo takes it");
+        assert_eq!(
+            refused("mapl study sft --k-max=2"),
+            "--k-max has no effect in this sft run; only reward and dpo take it"
+        );
+    }
+}
