@@ -1,6 +1,8 @@
 //! Contents of `run.json`: every option with the value in use, the data, hashes of all inputs, and
 //! the environment. [`crate::train::manifest`] adds times and status.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
 use super::env::cpu_features;
@@ -12,9 +14,9 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::pad::PadChoice;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
-use crate::files::path_json;
+use crate::files::{input, path_json};
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
-use crate::train::manifest::{hash_entry, hashes, model_files, variables};
+use crate::train::manifest::{FILE, hash_entry, hashes, model_files, variables};
 use crate::{COMMIT, Error, Result};
 
 /// Facts about a run that are known before its first step.
@@ -190,4 +192,13 @@ fn into_map(value: Value) -> Map<String, Value> {
         Value::Object(map) => map,
         _ => Map::new(),
     }
+}
+
+/// Maximum length of the run that a checkpoint belongs to, from its manifest. A resumed run without
+/// `--max-length` must see the same tokens, also if the default is another by now.
+pub(super) fn recorded_length(checkpoint: &Path) -> Option<usize> {
+    let folder = checkpoint.canonicalize().ok()?;
+    let text = input::read(&folder.parent()?.join(FILE), input::MAX_CONFIG).ok()?;
+    let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    usize::try_from(run["tokenize"]["max_length"].as_u64()?).ok().filter(|&length| length >= 2)
 }

@@ -2,6 +2,8 @@
 //! models, with nothing but this binary. Every stage is a printed command of this program, so it
 //! can be repeated by hand.
 
+mod stages;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -17,7 +19,7 @@ use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use crate::eval::Evaluation;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
-use crate::report::scores::{BASE_EQUAL, MAPL};
+use crate::report::scores::BASE_EQUAL;
 use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary};
 use crate::report::{quickstart_report, quickstart_table};
 use crate::statistics::MAX_T_VALUES;
@@ -26,6 +28,7 @@ use crate::train::metrics::{KindTally, Tally};
 use crate::train::signals::Signals;
 use crate::train::{manifest, run};
 use crate::{COMMIT, Error, Result};
+use stages::{RUNS, SFT, Stage};
 
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
@@ -77,40 +80,6 @@ const TEST_ROWS: usize = 400;
 const FUNCTIONS: &str = "number_words,number_sentences,existence,keywords:frequency,end_checker";
 /// File that marks a folder as written by a quick start.
 const MARK: &str = ".quickstart";
-
-/// Length and settings of a stage.
-struct Stage {
-    name: &'static str,
-    method: Method,
-    start: &'static str,
-    steps: u64,
-    flags: &'static [&'static str],
-}
-
-impl Stage {
-    fn is_mapl(&self) -> bool {
-        self.name.ends_with(MAPL)
-    }
-}
-
-const SFT: Stage = Stage {
-    name: "sft",
-    method: Method::Sft,
-    start: "init",
-    steps: 300,
-    flags: &["--learning-rate", "3e-3", "--warmup-steps", "20", "--per-device-train-batch-size", "32"],
-};
-
-/// The compared runs. Base and MAPL runs differ only in `--objective`.
-const RUNS: [Stage; 4] = [
-    Stage { name: "reward-base", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
-    Stage { name: "reward-mapl", method: Method::Reward, start: "sft", steps: 4000, flags: REWARD_FLAGS },
-    Stage { name: "dpo-base", method: Method::Dpo, start: "sft", steps: 600, flags: DPO_FLAGS },
-    Stage { name: "dpo-mapl", method: Method::Dpo, start: "sft", steps: 600, flags: DPO_FLAGS },
-];
-const REWARD_FLAGS: &[&str] =
-    &["--learning-rate", "6e-4", "--warmup-steps", "50", "--per-device-train-batch-size", "8"];
-const DPO_FLAGS: &[&str] = &["--learning-rate", "1e-3", "--warmup-steps", "30", "--per-device-train-batch-size", "8"];
 
 /// Builds the arguments of a command as strings.
 macro_rules! words {

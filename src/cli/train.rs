@@ -7,7 +7,7 @@ use super::args::truth;
 use super::device::Job;
 use super::fingerprint::{Fingerprint, weights_hash};
 use super::inputs::config_files;
-use super::manifest::ManifestFacts;
+use super::manifest::{ManifestFacts, recorded_length};
 use super::output::{RunFolder, check_ids, same_file, warn};
 use super::startup::Startup;
 use super::template::load_tokenizer;
@@ -32,7 +32,7 @@ use crate::report::run::write_own_report;
 use crate::terminal::{complain, say, say_styled, shown};
 use crate::train::checkpoint;
 use crate::train::frozen::{CacheOptions, FrozenCache};
-use crate::train::manifest::{self, Manifest};
+use crate::train::manifest::Manifest;
 use crate::train::memory::{MemoryInputs, MemoryPlan};
 use crate::train::pack_options;
 use crate::train::run::{PlannedMemory, RunData, RunSettings, RunSummary, train};
@@ -495,13 +495,4 @@ impl<'a> TrainSetup<'a> {
         };
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }
-}
-
-/// Maximum length of the run that a checkpoint belongs to, from its manifest. A resumed run without
-/// `--max-length` must see the same tokens, also if the default is another by now.
-fn recorded_length(checkpoint: &Path) -> Option<usize> {
-    let folder = checkpoint.canonicalize().ok()?;
-    let text = input::read(&folder.parent()?.join(manifest::FILE), input::MAX_CONFIG).ok()?;
-    let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    usize::try_from(run["tokenize"]["max_length"].as_u64()?).ok().filter(|&length| length >= 2)
 }

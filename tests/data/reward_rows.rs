@@ -79,7 +79,7 @@ fn a_reward_model_reads_whole_conversations_whatever_the_generation_prompt() {
         }
         // A cut keeps the limit, also where nothing is shared.
         for on_too_long in [OnTooLong::TruncatePromptLeft, OnTooLong::TruncateCompletionRight] {
-            let limited = TokenizeOptions { max_length: 12, on_too_long, max_drop_fraction: 1.0, ..options() };
+            let limited = TokenizeOptions { max_length: Some(12), on_too_long, max_drop_fraction: 1.0, ..options() };
             match tokenize_rows_for(REWARD, rows(), &tokenizer, &limited) {
                 Ok((groups, _)) => assert!(groups.iter().all(|group| group.longest() <= 12)),
                 Err(why) => assert!(why.to_string().contains("were dropped"), "{why}"),
