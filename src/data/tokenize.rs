@@ -212,7 +212,7 @@ pub fn tokenize_rows_for(
         return Err(row.error(report.boundary_message(options.max_boundary_mismatch)));
     }
     if let (Some(row), Some(why)) = (first_dropped, report.too_many_dropped(options)) {
-        return Err(row.error(format!("this is the first row that is too long: {why}")));
+        return Err(row.error(format!("{why}; this is the first such row")));
     }
     Ok((groups, report))
 }
