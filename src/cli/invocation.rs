@@ -37,7 +37,7 @@ pub(super) fn program() -> String {
 
 impl Call {
     fn words(&self) -> String {
-        self.by_cargo().or_else(|| self.from_path()).unwrap_or_else(|| self.by_file())
+        self.by_cargo().or_else(|| self.found_on_path()).unwrap_or_else(|| self.by_file())
     }
 
     /// `cargo run`, if cargo started a program of its own target folder.
@@ -58,7 +58,7 @@ impl Call {
     }
 
     /// The bare name, if a shell finds this file by it.
-    fn from_path(&self) -> Option<String> {
+    fn found_on_path(&self) -> Option<String> {
         let name = Path::new(&self.name).file_name()?;
         let here = self.file.as_ref()?.canonicalize().ok()?;
         // The first file of that name is the one that a shell runs.

@@ -404,19 +404,12 @@ impl Quickstart<'_> {
         let (pairs, groups) = (self.shown("train.jsonl"), self.shown("own-groups.jsonl"));
         let train = |method: &str| {
             let output = self.shown(&format!("own-{method}"));
-            self.typed(&words![
-                method,
-                "--model",
-                self.shown(SFT.name),
-                "--train-file",
-                groups,
-                "--output-dir",
-                output,
-                "--max-steps",
-                50,
-            ])
+            let model = self.shown(SFT.name);
+            let words =
+                [method, "--model", &model, "--train-file", &groups, "--output-dir", &output, "--max-steps", "50"];
+            self.typed(&words.map(str::to_owned))
         };
-        let build = self.typed(&words!["data", "build", "--input", pairs, "--output", groups]);
+        let build = self.typed(&["data", "build", "--input", &pairs, "--output", &groups].map(str::to_owned));
         vec![build, train("reward"), train("dpo")]
     }
 

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::template::NamedSources;
 use super::tokenize::{Lost, Rules};
 use super::worker::Failure;
 use super::worker::frame::Frame;
@@ -62,7 +63,7 @@ pub(super) struct Loaded {
     pub notes: Vec<String>,
     pub vocab_size: usize,
     /// Sources of the chat template by name, and the settings that it reads.
-    pub template: Option<(Vec<(String, String)>, Vec<String>)>,
+    pub template: Option<(NamedSources, Vec<String>)>,
 }
 
 /// One vocabulary entry: its own spelling and the text it decodes to.

@@ -47,7 +47,7 @@ pub use date::{frozen_date, utc};
 pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// Template sources by name, in file order.
-type NamedSources = Vec<(String, String)>;
+pub(crate) type NamedSources = Vec<(String, String)>;
 
 /// A compiled chat template, or several with names (`default`, `tool_use`).
 #[derive(Debug)]

@@ -216,11 +216,10 @@ fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
         samples.iter().filter(within).filter_map(|sample| Some((sample.time_s, sample.energy_j?))).collect();
     let advances: Vec<(f64, f64)> =
         counted.windows(2).filter(|pair| pair[1].1 > pair[0].1).map(|pair| pair[1]).collect();
-    let limit = samples.iter().filter_map(|sample| sample.power_limit_w).fold(f64::NAN, f64::max);
+    let limit = samples.iter().filter_map(|sample| sample.power_limit_w).reduce(f64::max);
     if let (Some(a), Some(b)) = (advances.first(), advances.last())
         && b.0 > a.0
-        // Without a limit the comparison is false.
-        && !((b.1 - a.1) / (b.0 - a.0) > OVER_LIMIT * limit)
+        && limit.is_none_or(|limit| (b.1 - a.1) / (b.0 - a.0) <= OVER_LIMIT * limit)
     {
         return of(b.1 - a.1, b.0 - a.0, "counter");
     }

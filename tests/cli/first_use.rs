@@ -61,7 +61,7 @@ fn long_texts_train_and_are_evaluated_without_options() {
     let started = bench.run(&format!("{run} out --max-steps 1 --per-device-train-batch-size 1")).ok().out;
     assert!(started.contains("which 99 % of the sequences fit"), "{started}");
     let length = bench.json("out/run.json")["tokenize"]["max_length"].as_u64().unwrap();
-    assert!(length > 1024 && length % 64 == 0, "{length}");
+    assert!(length > 1024 && length.is_multiple_of(64), "{length}");
     bench.write("one.jsonl", String::from_utf8(bench.bytes("long.jsonl")).unwrap().lines().last().unwrap());
     bench.run("eval --model out --input one.jsonl --bootstrap 0").ok();
 }
