@@ -68,7 +68,7 @@ fn long_values_are_cut_with_a_count() {
     bench.write("bad.jsonl", row.replace("\"chosen\":\"\"", "\"chosen\":\"yes\""));
     let done = bench.run("data build --input bad.jsonl --output b.jsonl").ok();
     assert!(done.out.contains("keys not used: qqq") && done.out.contains("qqq... (5000 characters)"), "{}", done.out);
-    assert!(done.out.len() < 3000, "{}", done.out);
+    assert!(done.out.len() < 4500, "{}", done.out);
     bench.write("model/tokenizer_config.json", json!({"eos_token": long}).to_string());
     let done = bench.run("score --model model --input pairs.jsonl --output s.jsonl");
     assert!(done.err.len() < 1000, "{}", done.err);
