@@ -40,7 +40,13 @@ pub(super) fn load_tokenizer(
     let mut tokenizer = Tokenizer::load_with(folder, template)?;
     let kwargs = match given {
         Some(TemplateKwargs(kwargs)) => kwargs.clone(),
-        None => recorded(folder)?,
+        None => match recorded(folder) {
+            Ok(kwargs) => kwargs,
+            Err(note) => {
+                tokenizer.add_note(note);
+                Map::new()
+            }
+        },
     };
     if given.is_some() && tokenizer.template().is_none() && !kwargs.is_empty() {
         let why = "has no chat template, so --chat-template-kwargs has no effect; leave it out";
@@ -57,17 +63,18 @@ pub(super) fn load_tokenizer(
     Ok(tokenizer)
 }
 
-/// Variables that the run of a model folder used.
-fn recorded(folder: &Path) -> Result<Map<String, Value>> {
+/// Variables that the run of a model folder used, or a note if its record cannot be read.
+fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
     let Some(file) = run_file(folder) else { return Ok(Map::new()) };
-    let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
-    let run: Value = serde_json::from_slice(&bytes).map_err(|e| {
-        let why = format!(
-            "is damaged, so the settings of the chat template are not known: {e}; give --chat-template-kwargs, or '{{}}' \
-             for none"
-        );
-        Error::model(&file, why)
-    })?;
+    let note = |why: String| {
+        format!(
+            "{} cannot be read, so variables of the chat template are not known ({why}); --chat-template-kwargs names \
+             them",
+            file.display()
+        )
+    };
+    let bytes = std::fs::read(&file).map_err(|e| note(e.to_string()))?;
+    let run: Value = serde_json::from_slice(&bytes).map_err(|e| note(e.to_string()))?;
     Ok(run["config"]["chat_template_kwargs"].as_object().cloned().unwrap_or_default())
 }
 
