@@ -35,9 +35,13 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let inputs = Inputs::default().with("a run", &args.runs);
     match &args.output {
         Some(output) => check_output("--output", output, &inputs)?,
-        None => inputs
-            .spare(("the report", &output), std::slice::from_ref(&output))
-            .and_then(|()| check_writable(&output))?,
+        None => {
+            inputs.spare(("the report", &output), std::slice::from_ref(&output))?;
+            // The error about a missing folder is that of the run.
+            if args.runs.iter().all(|run| run.is_dir()) {
+                check_writable(&output)?;
+            }
+        }
     }
     write_report(&args.runs, &output)?;
     remark(&output, &format!("report in {}", output.display()));
