@@ -1,34 +1,8 @@
-//! A first use: printed commands run as pasted, defaults meet long texts, the first screen is short.
-
-use std::process::Command;
+//! A first use: defaults meet long texts, the first screen is short.
 
 use serde_json::json;
 
 use crate::workbench::Bench;
-
-/// The quick start ends with commands that a shell runs as they are printed.
-#[test]
-fn the_closing_commands_of_the_quick_start_run_as_pasted() {
-    let bench = Bench::new();
-    let mut quick = bench.command("quickstart --scale 0.0005 --device cpu");
-    let output = quick.env_remove("CARGO").args(["--output-dir", "my quick start"]).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    let (_, closing) = text.rsplit_once("\nThe same by hand").unwrap();
-    let commands: Vec<&str> = closing.lines().filter_map(|line| line.strip_prefix("  ")).collect();
-    assert_eq!(commands.len(), 3, "{closing}");
-    for command in commands {
-        let done = Command::new("sh").args(["-c", command]).current_dir(bench.path()).output().unwrap();
-        let why = String::from_utf8_lossy(&done.stderr);
-        assert_eq!(done.status.code(), Some(0), "{command}\n{why}");
-    }
-    let summary = bench.json("my quick start/summary.json");
-    let facts = summary["environment"].as_array().unwrap();
-    for (name, value) in [("device", "cpu, f32"), ("commit", mapl::COMMIT)] {
-        assert!(facts.contains(&json!({ "name": name, "value": value })), "{facts:?}");
-    }
-    assert_eq!(bench.json("my quick start/sft/run.json")["commit"], mapl::COMMIT);
-}
 
 #[test]
 fn a_name_on_the_hub_says_how_to_get_it() {

@@ -1,23 +1,47 @@
-//! `mapl quickstart` with very few steps: its page, summary and tables agree, and its links lead to
-//! files.
+//! `mapl quickstart` with very few steps: its page, summary and tables agree, its links lead to files,
+//! and the commands at its end run as pasted.
 
-use serde_json::Value;
+use std::process::Command;
+
+use serde_json::{Value, json};
 
 use crate::html::{has_no_broken_number, well_formed};
 use crate::workbench::Bench;
 
+/// Output folder, with blanks as in a user's.
+const FOLDER: &str = "my quick start";
+
 #[test]
-fn the_page_links_to_its_runs_and_has_the_numbers_of_the_table() {
+fn its_page_has_the_numbers_of_the_table_and_its_closing_commands_run_as_pasted() {
     let bench = Bench::new();
-    let out = bench.run("quickstart --scale 0.0005 --output-dir q --device cpu").ok().out;
-    let html = String::from_utf8(bench.bytes("q/report.html")).unwrap();
+    let mut quick = bench.command("quickstart --scale 0.0005 --device cpu");
+    let output = quick.env_remove("CARGO").args(["--output-dir", FOLDER]).output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{out}");
+    page_links_to_its_runs_and_has_the_numbers_of_the_table(&bench, &out);
+    closing_commands_run_as_pasted(&bench, &out);
+}
+
+fn closing_commands_run_as_pasted(bench: &Bench, out: &str) {
+    let (_, closing) = out.rsplit_once("\nThe same by hand").unwrap();
+    let commands: Vec<&str> = closing.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    assert_eq!(commands.len(), 3, "{closing}");
+    for command in commands {
+        let done = Command::new("sh").args(["-c", command]).current_dir(bench.path()).output().unwrap();
+        let why = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(0), "{command}\n{why}");
+    }
+}
+
+fn page_links_to_its_runs_and_has_the_numbers_of_the_table(bench: &Bench, out: &str) {
+    let html = String::from_utf8(bench.bytes(&format!("{FOLDER}/report.html"))).unwrap();
     well_formed(&html);
     has_no_broken_number(&html);
     let links: Vec<&str> = html.split("<a href=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
     let names = ["reward-base", "reward-mapl", "dpo-base", "dpo-base-equal", "dpo-mapl"];
     assert_eq!(links, names.map(|name| format!("{name}/report.html")));
-    assert!(links.iter().all(|link| bench.at("q").join(link).is_file()), "{links:?}");
-    let summary = bench.json("q/summary.json");
+    assert!(links.iter().all(|link| bench.at(FOLDER).join(link).is_file()), "{links:?}");
+    let summary = bench.json(&format!("{FOLDER}/summary.json"));
     let runs = summary["runs"].as_array().unwrap();
     assert_eq!(runs.iter().map(|run| run["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
     for run in runs {
@@ -30,7 +54,7 @@ fn the_page_links_to_its_runs_and_has_the_numbers_of_the_table() {
             assert!(html.contains(&format!(">{cell}<")), "{name}, {key}");
         }
         assert_eq!(cells[5], run["steps"].to_string());
-        let last = bench.metrics(&format!("q/{name}"), "train").pop().unwrap();
+        let last = bench.metrics(&format!("{FOLDER}/{name}"), "train").pop().unwrap();
         assert_eq!((&last["num_tokens"], &last["step"]), (&run["tokens"], &run["steps"]));
         assert_eq!((run["seed"].as_u64(), run["folder"].as_str()), (Some(42), Some(name)));
     }
@@ -45,6 +69,11 @@ fn the_page_links_to_its_runs_and_has_the_numbers_of_the_table() {
     assert_eq!(summary["scores"].as_array().unwrap().len(), names.len());
     assert_eq!(summary["gains"].as_array().unwrap().len(), 3);
     assert!(out.lines().filter(|line| line.starts_with('|')).all(|line| line.chars().count() <= 80));
+    let facts = summary["environment"].as_array().unwrap();
+    for (name, value) in [("device", "cpu, f32"), ("commit", mapl::COMMIT)] {
+        assert!(facts.contains(&json!({ "name": name, "value": value })), "{facts:?}");
+    }
+    assert_eq!(bench.json(&format!("{FOLDER}/sft/run.json"))["commit"], mapl::COMMIT);
 }
 
 #[test]
