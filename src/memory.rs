@@ -3,7 +3,7 @@
 //!
 //! An allocation beyond a limit of the process fails and ends it with exit code 7
 //! ([`allocation_failed`]). Without such a limit the system would end a process that takes too much
-//! with no message, so reading and tokenising check what is left ([`Growth`]).
+//! with no message, so reading and tokenising check what is left (`Growth`).
 
 use std::cell::Cell;
 use std::fs;

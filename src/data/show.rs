@@ -111,7 +111,7 @@ pub(crate) fn render_preview(
     with_notes(group, &notes, tokenizer, options)
 }
 
-/// Formats a group as [`render_preview`] does.
+/// Formats a group as `render_preview` does.
 pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let notes = (0..group.comparisons.len()).map(|i| comparison_line(i, group) + "\n");
     with_notes(group, &notes.collect::<String>(), tokenizer, options)
