@@ -20,6 +20,8 @@ pub struct RunLock {
     path: PathBuf,
     /// Open while the lock is held; `None` on file systems without locks.
     file: Option<File>,
+    /// The folder itself. While it is open, no other folder can get its number.
+    folder: Option<File>,
 }
 
 impl RunLock {
@@ -27,6 +29,7 @@ impl RunLock {
     /// process.
     pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(LOCK_FILE);
+        let folder = File::open(dir).ok();
         loop {
             let mut file = OpenOptions::new()
                 .read(true)
@@ -43,7 +46,7 @@ impl RunLock {
                         "warning: {} cannot be locked ({e}); do not start another run in this folder",
                         dir.display()
                     ));
-                    return Ok(Self { path, file: None });
+                    return Ok(Self { path, file: None, folder });
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
             }
@@ -54,7 +57,7 @@ impl RunLock {
             }
             let number = format!("{}\n", std::process::id());
             let written = file.set_len(0).and_then(|()| file.write_all(number.as_bytes()));
-            let lock = Self { path, file: Some(file) };
+            let lock = Self { path, file: Some(file), folder };
             return written.map(|()| lock).map_err(Error::io("write", &dir.join(LOCK_FILE)));
         }
     }
@@ -73,6 +76,14 @@ impl RunLock {
             return Ok(None);
         }
         let removed = !dir.exists();
+        // Another run may have written into a new folder of this name and ended.
+        let is_other = !removed && self.folder.as_ref().is_some_and(|folder| !is_at(folder, dir));
+        if is_other && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Error::Runtime(format!(
+                "the output folder {} was replaced by one that holds other files; this run ends without writing there",
+                dir.display()
+            )));
+        }
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         match Self::take(dir) {
             Ok(lock) => *self = lock,
@@ -162,6 +173,13 @@ mod tests {
         drop(lock);
         assert!(dir.join(LOCK_FILE).exists());
         drop(other);
+        // Nor is a folder overwritten in which another run has ended.
+        let mut lock = RunLock::take(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("run.json"), "{}").unwrap();
+        let why = lock.keep(&dir).unwrap_err();
+        assert!(why.exit_code() == 1 && why.to_string().contains("holds other files"), "{why}");
     }
 
     #[test]

@@ -42,17 +42,23 @@ impl ScoredReference {
             Some(path) => return Ok(Self::Given(path.to_path_buf())),
             None => {}
         }
-        let Some(run) = run_file(model) else { return Ok(Self::Unrecorded) };
-        let text = input::read(&run, input::MAX_CONFIG).map_err(input::model_error(&run))?;
+        let Some(run_path) = run_file(model) else { return Ok(Self::Unrecorded) };
+        let text = input::read(&run_path, input::MAX_CONFIG).map_err(input::model_error(&run_path))?;
         let run: Value = serde_json::from_slice(&text).map_err(|e| {
             let why = format!("is damaged, so the reference is not known: {e}; give --ref-model FOLDER or none");
-            Error::model(&run, why)
+            Error::model(&run_path, why)
         })?;
         if run["method"] != "dpo" {
             return Ok(Self::Unrecorded);
         }
-        let Some(recorded) = run["config"]["ref_model"].as_str().map(PathBuf::from) else {
-            return Ok(Self::TrainedWithout);
+        let recorded = match run["config"].get("ref_model") {
+            Some(Value::Null) => return Ok(Self::TrainedWithout),
+            Some(Value::String(recorded)) => PathBuf::from(recorded),
+            _ => {
+                let why = "is damaged, so the reference is not known: \"config\" has no folder or null as \
+                           \"ref_model\"; give --ref-model FOLDER or none";
+                return Err(Error::model(&run_path, why));
+            }
         };
         // A relative path starts at the folder that the run was started in; after a move of the
         // whole tree it may start here.

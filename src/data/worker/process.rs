@@ -178,7 +178,9 @@ fn cause(status: ExitStatus, words: &str, seconds: u64, limits: Limits) -> (Stri
         None if status.code() == Some(7) => own(format!("needed more than {} MiB of memory", limits.memory >> 20)),
         None => {
             let words = words.lines().next().unwrap_or_default();
-            own(format!("ended with exit code {} {words}", status.code().unwrap_or(-1)).trim_end().to_owned())
+            own(format!("ended with exit code {}: {words}", status.code().unwrap_or(-1))
+                .trim_end_matches([':', ' '])
+                .to_owned())
         }
     }
 }
