@@ -78,14 +78,16 @@ impl RunLock {
         let removed = !dir.exists();
         // Another run may have written into a new folder of this name and ended.
         let is_other = !removed && self.folder.as_ref().is_some_and(|folder| !is_at(folder, dir));
-        if is_other && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(Error::Runtime(format!(
-                "the output folder {} was replaced by one that holds other files; this run ends without writing there",
-                dir.display()
-            )));
-        }
+        let is_written = is_other && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         match Self::take(dir) {
+            Ok(_) if is_written => {
+                return Err(Error::Runtime(format!(
+                    "the output folder {} was replaced by one that holds other files; this run ends without writing \
+                     there",
+                    dir.display()
+                )));
+            }
             Ok(lock) => *self = lock,
             Err(Error::Usage(_)) => {
                 return Err(Error::Runtime(format!(
