@@ -429,8 +429,8 @@ impl Quickstart<'_> {
         }
         let own = self.next_commands();
         let caption = format!(
-            "The same by hand; put your own pairs, one {{\"prompt\", \"chosen\", \"rejected\"}} per line, in place of {}, \
-             and leave out --max-steps",
+            "The same by hand; for your own pairs, replace {} by a file with one {{\"prompt\", \"chosen\", \"rejected\"}} \
+             per line, and leave out --max-steps",
             self.shown("train.jsonl")
         );
         self.summary.commands.push(NamedText { caption: caption.clone(), text: own.join("\n") });

@@ -19,7 +19,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::tokenizer::pad::{last_tokens, read_place};
 use crate::eval::measure::{Measure, Quantity};
 use crate::eval::{blindness, non_finite_warning};
-use crate::files::write_text;
+use crate::files::{input, write_text};
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
@@ -290,7 +290,7 @@ fn pad_note(config: &ModelConfig, folder: &Path, groups: &[TokenizedGroup], toke
     let pad = config.pad.filter(|pad| config.head == Head::Reward && last_tokens(groups).contains(pad))?;
     let place = read_place(pad, tokenizer);
     // Runs of earlier versions read the last token, and did not record the place.
-    let run = run_file(folder).and_then(|file| std::fs::read(file).ok());
+    let run = run_file(folder).and_then(|file| input::read(&file, input::MAX_CONFIG).ok());
     let run: Value = run.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let earlier = run["method"] == "reward" && run.get("reward").is_none();
     let advice = if earlier {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::scored_reference::run_file;
 use crate::data::template::check_settings;
 use crate::data::tokenizer::Tokenizer;
+use crate::files::input;
 use crate::{Error, Result};
 
 /// A JSON object with variables of the chat template.
@@ -73,9 +74,13 @@ fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
             file.display()
         )
     };
-    let bytes = std::fs::read(&file).map_err(|e| note(e.to_string()))?;
+    let bytes = input::read(&file, input::MAX_CONFIG).map_err(|e| note(e.to_string()))?;
     let run: Value = serde_json::from_slice(&bytes).map_err(|e| note(e.to_string()))?;
-    Ok(run["config"]["chat_template_kwargs"].as_object().cloned().unwrap_or_default())
+    match run["config"].get("chat_template_kwargs") {
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(Value::Object(kwargs)) => Ok(kwargs.clone()),
+        Some(_) => Err(note("\"chat_template_kwargs\" is not an object".into())),
+    }
 }
 
 #[cfg(test)]

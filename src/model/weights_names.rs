@@ -70,7 +70,7 @@ fn own_name(name: &str, expected: &BTreeSet<&str>) -> String {
     if expected.contains(with_base.as_str()) { with_base } else { own }
 }
 
-/// True for the name of a head that other trainers write in place of `score.weight`, if its shape is
+/// True for the name of a head that other trainers write instead of `score.weight`, if its shape is
 /// that of a reward head.
 pub(super) fn is_other_head(name: &str, shape: &[usize], hidden: usize) -> bool {
     name != SCORE && name.ends_with(".weight") && shape == [1, hidden]

@@ -40,7 +40,7 @@ const MARK: f64 = 4.0;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct LabelledPoint {
     pub number: usize,
-    /// Name to show in place of the number.
+    /// Name to show instead of the number.
     pub name: Option<String>,
     pub x: f64,
     pub y: f64,

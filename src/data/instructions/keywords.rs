@@ -58,7 +58,7 @@ const LETTER: [&str; 2] = ["let_frequency", "let_relation"];
 /// least 2 times" reads better than "less than 1 time"; otherwise it takes the first feasible one.
 const KEYWORDS_TRIED: usize = 40;
 
-/// Words of an argument; `None` if it has so many that their search in the response would take minutes.
+/// Words of an argument; `None` above the limit, because a search for more would take minutes.
 fn searchable<'a>(kwargs: &'a Kwargs, key: &str, response: &Analysis) -> Option<Vec<&'a str>> {
     const MAX_BYTES_SEARCHED: usize = 1 << 31;
     let words = words_argument(kwargs, key)?;

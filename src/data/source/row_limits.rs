@@ -31,7 +31,7 @@ pub(super) fn check_group(group: &PreferenceGroup) -> Result<(), String> {
     ))
 }
 
-/// Refuses a conversation with so many turns that its prompts would not fit into memory.
+/// Refuses a conversation whose prompts would not fit into memory.
 pub(super) fn check_turns(turns: &[Message], what: &str) -> Result<(), String> {
     let (answers, bytes) = (turns.iter().filter(|turn| turn.role == "assistant").count(), bytes_of(turns));
     if answers <= 1 || answers.saturating_mul(bytes) <= MAX_TURNS_TIMES_BYTES {

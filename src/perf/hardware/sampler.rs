@@ -43,7 +43,7 @@ impl Sampler {
         meters: impl FnOnce() -> Meters + Send + 'static,
     ) -> Result<Self> {
         let create = |path: &Path| {
-            // Created anew, because a pipe of this name would wait for a reader.
+            // The old file is removed first, because opening a pipe of this name would block.
             let file = match std::fs::remove_file(path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
                 _ => File::create_new(path),
