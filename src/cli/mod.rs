@@ -114,11 +114,22 @@ pub enum Command {
     Env(env::EnvArgs),
 }
 
+/// Most threads of parallel work on a machine with fewer cores. Results do not depend on the number.
+const MAX_THREADS: usize = 1024;
+
 /// Starts the threads of parallel work. They would otherwise start at their first use, and a failure
 /// would panic.
 fn start_threads() -> Result<()> {
     use std::error::Error as _;
-    match rayon::ThreadPoolBuilder::new().build_global() {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|value| value.parse::<usize>().ok());
+    if let Some(asked) = asked.filter(|&asked| asked > MAX_THREADS.max(cores)) {
+        let most = MAX_THREADS.max(cores);
+        output::warn([format!("RAYON_NUM_THREADS is {asked}; {most} threads are started, the most that are allowed")]);
+        pool = pool.num_threads(most);
+    }
+    match pool.build_global() {
         // Only a failed start has a source; else the threads were started before.
         Err(e) if e.source().is_some() => Err(Error::Runtime(format!(
             "cannot start the threads of parallel work: {e}; a limit of threads or memory is reached (`ulimit -u`, \

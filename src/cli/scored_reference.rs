@@ -48,8 +48,14 @@ impl ScoredReference {
             let why = format!("is damaged, so the reference is not known: {e}; give --ref-model FOLDER or none");
             Error::model(&run_path, why)
         })?;
-        if run["method"] != "dpo" {
-            return Ok(Self::Unrecorded);
+        match run["method"].as_str() {
+            Some("dpo") => {}
+            Some(_) => return Ok(Self::Unrecorded),
+            None => {
+                let why = "is damaged, so the reference is not known: it names no \"method\"; give --ref-model FOLDER or \
+                           none";
+                return Err(Error::model(&run_path, why));
+            }
         }
         let recorded = match run["config"].get("ref_model") {
             Some(Value::Null) => return Ok(Self::TrainedWithout),

@@ -76,6 +76,9 @@ fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
     };
     let bytes = input::read(&file, input::MAX_CONFIG).map_err(|e| note(e.to_string()))?;
     let run: Value = serde_json::from_slice(&bytes).map_err(|e| note(e.to_string()))?;
+    if !run["method"].is_string() {
+        return Err(note("it names no \"method\"".into()));
+    }
     match run["config"].get("chat_template_kwargs") {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(kwargs)) => Ok(kwargs.clone()),

@@ -265,7 +265,11 @@ impl ModelConfig {
         if config.head == Head::Reward && config.pad.is_none() {
             let why = "a reward model must name one: transformers refuses batches without it. Set it to an id that \
                        no text contains";
-            return Err(keys.missing("pad_token_id", why));
+            return Err(match keys.get("pad_token_id") {
+                // -1 stands for none, as in the first Llama configurations.
+                Some(value) => keys.refuse("pad_token_id", value, why),
+                None => keys.missing("pad_token_id", why),
+            });
         }
         match config.parameters() {
             Some(count) if count <= MAX_PARAMETERS => Ok(Self { original: map, ..config }),

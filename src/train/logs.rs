@@ -90,6 +90,13 @@ impl Logs {
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(kind, step, values))
     }
 
+    /// Whether a log was removed since it was opened. What is written to it is lost.
+    pub fn are_lost(&self) -> bool {
+        let paths =
+            self.metrics.as_ref().map(|log| &log.path).into_iter().chain(self.events.as_ref().map(|log| &log.path));
+        paths.into_iter().any(|path| !input::is_named(path))
+    }
+
     /// Syncs written events to disk.
     pub fn sync(&self) -> Result<()> {
         self.metrics.as_ref().map_or(Ok(()), MetricsWriter::sync)

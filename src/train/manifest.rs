@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint;
 use crate::files::{input, json_text, path_json, write_atomic};
+use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// Name of the manifest in a run folder.
@@ -57,10 +58,15 @@ impl Manifest {
         if let Some((checkpoint, step)) = resumed {
             // The previous manifest may be missing or damaged; only the checkpoint decides what is
             // resumed.
-            let before =
-                input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-            let before = before.unwrap_or(Value::Null);
-            if before["started"].is_number() {
+            let before = previous(&path).unwrap_or_else(|why| {
+                complain(&format!(
+                    "warning: {} of the run that is resumed {why}; the new one starts without its start time and \
+                     earlier resumes",
+                    path.display()
+                ));
+                Value::Null
+            });
+            if !before.is_null() {
                 started = before["started"].clone();
             }
             resumes = before["resumes"].as_array().cloned().unwrap_or_default();
@@ -125,6 +131,16 @@ impl Manifest {
             std::mem::forget(value);
         }
     }
+}
+
+/// Manifest of an earlier part of the run, or what is wrong with it.
+fn previous(path: &Path) -> Result<Value, String> {
+    if !input::is_named(path) {
+        return Err("is missing".into());
+    }
+    let text = input::read(path, input::MAX_CONFIG).map_err(|e| format!("cannot be read ({e})"))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|e| format!("is damaged ({e})"))?;
+    if value["started"].is_number() { Ok(value) } else { Err("is damaged (it has no \"started\")".into()) }
 }
 
 fn set_outcome(value: &mut Map<String, Value>, status: &str, code: i32, message: Option<String>) {

@@ -248,7 +248,7 @@ pub(crate) fn read_number(value: &Value) -> Option<f64> {
 
 /// Appends events to `metrics.jsonl`, one JSON object per line.
 pub(super) struct MetricsWriter {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
 }
 

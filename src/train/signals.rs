@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::{flag, iterator, low_level};
 
 use crate::files::remove_unfinished;
@@ -102,6 +102,8 @@ impl Signals {
                 flag::register_conditional_shutdown(signal, 128 + signal, ending.clone())?;
             }
             flag::register(SIGUSR1, signals.save.clone())?;
+            // By default the limit of file sizes (`ulimit -f`) ends the process; the write fails instead.
+            flag::register(SIGXFSZ, Arc::default())?;
             let mut received = iterator::Signals::new([SIGINT, SIGTERM])?;
             let shared = signals.clone();
             let each = move || received.forever().for_each(|signal| shared.received(signal, &ending));

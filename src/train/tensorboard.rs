@@ -33,7 +33,7 @@ const FIXED32: u32 = 5;
 
 /// Appends events to its own file.
 pub struct EventWriter {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     file: File,
 }
 

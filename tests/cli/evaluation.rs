@@ -245,7 +245,9 @@ fn a_dpo_folder_is_measured_with_its_reference() {
         assert!(bench.run("compare p p --input pairs.jsonl --json").ok().err.contains("A: warning: the reference"));
         let _ = std::fs::remove_dir_all(bench.at("model"));
     }
-    bench.write("p/run.json", "{");
-    bench.run("eval --model p --input pairs.jsonl").fails(6, &["run.json", "damaged", "--ref-model"]);
+    for damaged in ["{", "{}", "[]", "null"] {
+        bench.write("p/run.json", damaged);
+        bench.run("eval --model p --input pairs.jsonl").fails(6, &["run.json", "damaged", "--ref-model"]);
+    }
     eval("--model p --ref-model none");
 }

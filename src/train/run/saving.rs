@@ -10,6 +10,7 @@ use crate::backend::Backend;
 use crate::files::{json_text, write_atomic};
 use crate::model::store;
 use crate::train::checkpoint::{self, Best, Retention, RunState};
+use crate::train::logs::Logs;
 use crate::train::metrics::Tally;
 use crate::{Error, Result};
 
@@ -67,11 +68,16 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     /// Makes sure that the output folder is there and belongs to this run. If it was removed, it is made
-    /// again with a warning, and its checkpoints are forgotten.
+    /// again with a warning, its checkpoints are forgotten, and its logs start again.
     pub(super) fn keep_folder(&mut self) -> Result<()> {
         let Some(warning) = self.data.keep_folder.map_or(Ok(None), |keep| keep())? else { return Ok(()) };
         self.console.warn(&warning);
         (self.saved, self.best) = (None, None);
+        if self.metrics.are_lost() {
+            self.metrics = Logs::open(&self.settings.output_dir, self.settings.report_to, None)?;
+            let event = json!({ "event": "output folder made again", "time": now() });
+            self.metrics.write("event", self.step, object(event))?;
+        }
         Ok(())
     }
 

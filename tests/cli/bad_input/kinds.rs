@@ -100,7 +100,8 @@ fn parts_of_a_checkpoint_that_are_not_regular_are_named() {
         bench.bash(&format!("{}; {resume}", prepare("metrics.jsonl"))).fails(6, &["out/metrics.jsonl", why]);
         // A manifest that cannot be read is replaced.
         if make != "mkdir" {
-            bench.bash(&format!("{}; {resume}", prepare("run.json"))).ok();
+            let resumed = bench.bash(&format!("{}; {resume}", prepare("run.json"))).ok();
+            assert!(resumed.err.contains("earlier resumes"), "{}", resumed.err);
             assert_eq!(bench.json("out/run.json")["status"], "finished");
         }
         bench.bash(&format!("{}; $MAPL report out", prepare("run.json"))).fails(3, &["out/run.json", why]);

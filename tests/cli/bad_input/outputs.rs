@@ -181,6 +181,13 @@ fn a_removed_output_folder_is_made_again_with_a_warning_and_a_replaced_one_is_le
     assert_eq!(code, Some(143), "{err}");
     assert!(err.contains("warning: the output folder out was removed; it is made again"), "{err}");
     let (step, _) = mapl::train::checkpoint::list(&out).pop().unwrap();
+    let events = bench.metrics("out", "event");
+    assert!(events.iter().any(|event| event["event"] == "output folder made again"), "{events:?}");
+    assert!(
+        std::fs::read_dir(&out)
+            .unwrap()
+            .any(|file| { file.unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents") })
+    );
     bench
         .run(
             &run("out")
