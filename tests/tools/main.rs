@@ -1,4 +1,4 @@
-//! Evaluation, benchmark records, step plans, the hardware sampler, kernel resources, import order
+//! Evaluation, benchmark records, step plans, the hardware sampler, kernel resources and machine code, import order
 //! and documents.
 
 mod bench_rows;
@@ -16,4 +16,5 @@ mod imports;
 mod kernel_resources;
 mod plan;
 mod readme;
+mod sass;
 mod test_names;
