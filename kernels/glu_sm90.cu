@@ -112,6 +112,8 @@ struct GluBackward : Raster<H> {
     /// Phase of the consumer's two source_full barriers, starts at 0.
     int phase;
     static constexpr int BATCHES = H::HALVES * H::SUBTILES;
+    /// Pairs of columns of gate, and of up, that the epilogue loads before it stores.
+    static constexpr int LOADED_PAIRS = 8;
     static_assert(H::BATCH == 4 && H::COLUMNS % H::SUBTILE_COLUMNS == 0 && BATCHES % 2 == 0, "batches of a tile");
 
     DEVICE static int row_of(const Tile& tile, int batch) {
@@ -148,18 +150,32 @@ struct GluBackward : Raster<H> {
             wait_mbarrier(ring.source_full + 2 * group + batch % 2, phase);
             phase ^= batch % 2;
             const float* dact = acc[batch / H::SUBTILES] + batch % H::SUBTILES * (H::SUBTILE_COLUMNS / 2);
+            auto pair = [&](int j, int side) {
+                return subtile_pair(staging + side * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * (j % 2), j / 2, thread);
+            };
+            // Loads cannot pass stores, so those of a group come first.
 #pragma unroll
-            for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
+            for (int begin = 0; begin < H::SUBTILE_COLUMNS / 4; begin += LOADED_PAIRS) {
+                uint32_t g[LOADED_PAIRS], u[LOADED_PAIRS];
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    uint32_t* gate_pair = subtile_pair(staging, row_of_thread(thread) + 8 * k, j, thread);
-                    uint32_t* up_pair = gate_pair + H::SUBTILE_BYTES / sizeof(uint32_t);
-                    uint32_t g = *gate_pair, u = *up_pair, d = pack_bf16(dact[4 * j + 2 * k], dact[4 * j + 2 * k + 1]);
-                    float gates[2] = {low_bf16(g), high_bf16(g)}, ups[2] = {low_bf16(u), high_bf16(u)};
+                for (int j = 0; j < LOADED_PAIRS; ++j) {
+                    g[j] = *pair(begin + j, 0);
+                    u[j] = *pair(begin + j, 1);
+                }
+#pragma unroll
+                for (int j = 0; j < LOADED_PAIRS; ++j) {
+                    const float* two = dact + 2 * (begin + j);
+                    uint32_t d = pack_bf16(two[0], two[1]);
+                    float gates[2] = {low_bf16(g[j]), high_bf16(g[j])}, ups[2] = {low_bf16(u[j]), high_bf16(u[j])};
                     glu_gradient(low_bf16(d), gates[0], ups[0]);
                     glu_gradient(high_bf16(d), gates[1], ups[1]);
-                    *gate_pair = pack_bf16(gates[0], gates[1]);
-                    *up_pair = pack_bf16(ups[0], ups[1]);
+                    g[j] = pack_bf16(gates[0], gates[1]);
+                    u[j] = pack_bf16(ups[0], ups[1]);
+                }
+#pragma unroll
+                for (int j = 0; j < LOADED_PAIRS; ++j) {
+                    *pair(begin + j, 0) = g[j];
+                    *pair(begin + j, 1) = u[j];
                 }
             }
             publish_staging(group);

@@ -60,6 +60,9 @@ struct MatmulJob : Raster<H> {
     /// Split-K needs an f32 C: splits are added to C in memory, and a bf16 C would be rounded after
     /// each split.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
+    /// 16-byte chunks of a row that the epilogue loads before it stores: a subtile's, or half of them
+    /// where the registers of all would spill.
+    static constexpr int LOADED_CHUNKS = H::PING_PONG && H::COLUMNS > 128 ? 4 : 8;
     // The last bf16 subtile may overlap the previous one: the overlap stores the same values twice.
     // An accumulating store must not overlap, since it would add twice.
     static_assert(sizeof(typename H::Out) == 2 || H::COLUMNS % H::SUBTILE_COLUMNS == 0,
@@ -217,24 +220,32 @@ struct MatmulJob : Raster<H> {
     /// Stages the columns from `first` on: acc + bias + residual. The subtile holds the residual.
     DEVICE void stage_bf16(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const uint32_t* bias,
                            int thread) const {
+        // Loads cannot pass stores, so those of a group come first.
 #pragma unroll
-        for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
-            float low = 0.0f, high = 0.0f;
+        for (int begin = 0; begin < H::SUBTILE_COLUMNS / 8; begin += LOADED_CHUNKS) {
+            uint32_t biases[LOADED_CHUNKS] = {}, sources[2 * LOADED_CHUNKS] = {};
             if (p.bias != nullptr) {
-                uint32_t pair = bias[(first + 8 * j) / 2 + thread % 4];
-                low = low_bf16(pair);
-                high = high_bf16(pair);
+#pragma unroll
+                for (int j = 0; j < LOADED_CHUNKS; ++j) {
+                    biases[j] = bias[(first + 8 * (begin + j)) / 2 + thread % 4];
+                }
+            }
+            if (residual != nullptr) {
+#pragma unroll
+                for (int j = 0; j < 2 * LOADED_CHUNKS; ++j) {
+                    sources[j] = *subtile_pair(subtile, row_of_thread(thread) + 8 * (j % 2), begin + j / 2, thread);
+                }
             }
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float* two = acc + 4 * (first / 8 + j) + 2 * i;
-                uint32_t* pair = subtile_pair(subtile, row_of_thread(thread) + 8 * i, j, thread);
-                float left = two[0] + low, right = two[1] + high;
+            for (int j = 0; j < 2 * LOADED_CHUNKS; ++j) {
+                const float* two = acc + 4 * (first / 8 + begin + j / 2) + 2 * (j % 2);
+                float left = two[0] + low_bf16(biases[j / 2]), right = two[1] + high_bf16(biases[j / 2]);
                 if (residual != nullptr) {
-                    left += low_bf16(*pair);
-                    right += high_bf16(*pair);
+                    left += low_bf16(sources[j]);
+                    right += high_bf16(sources[j]);
                 }
-                *pair = pack_bf16(left, right);
+                *subtile_pair(subtile, row_of_thread(thread) + 8 * (j % 2), begin + j / 2, thread) =
+                    pack_bf16(left, right);
             }
         }
     }
