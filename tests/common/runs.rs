@@ -81,6 +81,35 @@ pub fn norm_bwd<B: Backend>(on: &On<B>, d: NormDims, i: &NormBwdInputs<'_>) -> O
     vec![("dsum", on.read_act(&dsum)), ("dweight", on.read_acc(&dweight))]
 }
 
+/// Normalises queries and keys; `x` is the copy of the input, if one is asked for.
+pub fn qk_norm_fwd<B: Backend>(on: &On<B>, d: QkNormDims, qkv: &[f64], weight: &[f64], copies: bool) -> Outputs {
+    let (weight, mut qkv) = (on.act(weight), on.act(qkv));
+    let mut x = copies.then(|| on.act_out(d.tokens * d.normalised() * d.head_dim));
+    let copy = x.as_mut().map(|x| x.view_mut());
+    on.backend
+        .qk_norm_fwd(QkNormFwd { dims: d, weight: weight.view(), x: copy, qkv_in_place: qkv.view_mut() })
+        .unwrap();
+    let mut outputs = vec![("qkv", on.read_act(&qkv))];
+    outputs.extend(x.map(|x| ("x", on.read_act(&x))));
+    outputs
+}
+
+/// `inputs` are x, weight, the gradient of the result, and the start of the weight gradient.
+pub fn qk_norm_bwd<B: Backend>(on: &On<B>, d: QkNormDims, inputs: [&[f64]; 4], write: Write) -> Outputs {
+    let (x, weight, mut dqkv, mut dweight) =
+        (on.act(inputs[0]), on.act(inputs[1]), on.act(inputs[2]), on.acc(inputs[3]));
+    let args = QkNormBwd {
+        dims: d,
+        x: x.view(),
+        weight: weight.view(),
+        dqkv_in_place: dqkv.view_mut(),
+        dweight: dweight.view_mut(),
+        write,
+    };
+    on.backend.qk_norm_bwd(args).unwrap();
+    vec![("dqkv", on.read_act(&dqkv)), ("dweight", on.read_acc(&dweight))]
+}
+
 pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Outputs {
     let (x, weight, bias) = (on.act(x), on.act(weight), bias.map(|b| on.act(b)));
     let mut y = on.act_out(d.tokens * d.outputs);
