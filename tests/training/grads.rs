@@ -106,6 +106,11 @@ fn sft_gradient_is_correct() {
 }
 
 #[test]
+fn dpo_gradient_of_qwen3_with_norms_of_heads_is_correct() {
+    check("qwen3", resolve(Method::Dpo, LossOptions::default()), &groups()[1..]);
+}
+
+#[test]
 fn reward_gradient_of_every_family_is_correct() {
     for family in FAMILIES {
         check(family.model_type, resolve(Method::Reward, LossOptions::default()), &groups()[1..]);
