@@ -129,8 +129,8 @@ pub fn config(bytes: &[u8]) {
 /// Fields that affect the computation.
 fn sizes(c: &ModelConfig) -> String {
     format!(
-        "{:?} {:?} {} {} {} {} {} {} {} {} {} {} {:?} {} {:?} {:?} {:?}",
-        c.family,
+        "{:?} {:?} {} {} {} {} {} {} {} {} {} {} {} {:?} {:?} {} {} {:?} {:?} {:?}",
+        c.family.model_type,
         c.head,
         c.vocab,
         c.hidden,
@@ -141,9 +141,12 @@ fn sizes(c: &ModelConfig) -> String {
         c.head_dim,
         c.rms_norm_eps,
         c.qkv_bias,
+        c.output_bias,
         c.tied,
         c.rope,
+        c.layers_without_rope,
         c.max_positions,
+        c.declared_positions,
         c.eos,
         c.bos,
         c.pad

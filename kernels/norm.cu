@@ -6,6 +6,9 @@
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[slice] += dy n
 //   sum_slices.cu: dweight = or += sum over slices
+//   qk_norm_fwd, one head of a token per warp, by stride: the same for a query or key head, in place
+//   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, by stride; its warps take heads in turn:
+//     rstd again from x; dqkv in place; dweight[warp] += dy n; dweight[slice] = sum over warps
 //
 // Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
 // sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so
@@ -161,5 +164,121 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
             load_elements(total, dweight + h, valid, vectorised);
             store_elements(out + h, total, valid, vectorised);
         }
+    }
+}
+
+/// Tokens of a slice of the weight gradient of qk_norm_bwd: few, because a token has many heads.
+EXPORT constexpr int QK_NORM_SLICE = 4;
+constexpr int QK_NORM_THREADS = 128;
+
+/// head = head rstd weight with rstd = 1 / sqrt(mean(head²) + eps), for the first heads + kv_heads
+/// heads of a row of heads + 2 kv_heads; x receives their input.
+template <class T>
+KERNELS(128, qk_norm_fwd, FOR(T: f32 bf16))(const T* weight,  // (2, head_dim): of queries, of keys
+                                            T* x,             // (tokens, heads + kv_heads, head_dim), may be null
+                                            T* qkv,           // (tokens, heads + 2 kv_heads, head_dim), in place
+                                            int tokens, int heads, int kv_heads, int head_dim, float eps) {
+    constexpr int N = VEC_ELEMENTS<T>;
+    bool vectorised = vec_aligned(weight, head_dim) && vec_aligned(x, head_dim) && vec_aligned(qkv, head_dim);
+    int normalised = heads + kv_heads;
+    for (long long unit = global_warp(); unit < (long long)tokens * normalised; unit += global_warps()) {
+        long long token = unit / normalised;
+        int head = int(unit - token * normalised);
+        T* row = qkv + (token * (normalised + kv_heads) + head) * head_dim;
+        T* copy = x == nullptr ? nullptr : x + unit * head_dim;
+        const T* factors = head < heads ? weight : weight + head_dim;
+        float squares = dot_of_rows(row, row, head_dim, vectorised, copy);
+        float scale = 1.0f / sqrtf(squares / float(head_dim) + eps);
+        for (int h = lane_index() * N; h < head_dim; h += WARP * N) {
+            int valid = min_of(N, head_dim - h);
+            float value[N], factor[N];
+            load_elements(value, row + h, valid, vectorised);
+            load_elements(factor, factors + h, valid, vectorised);
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                value[i] = value[i] * scale * factor[i];
+            }
+            store_elements(row + h, value, valid, vectorised);
+        }
+    }
+}
+
+/// With n = x rstd and g = dy weight, for each query and key head: dqkv = rstd (g - n mean(g n));
+/// slices[k] = sum over the heads of slice k of dy n: warp w adds heads w, w + 4, ... in ascending
+/// order, then the warps' sums are added in ascending order.
+template <class T>
+KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads + kv_heads, head_dim)
+                                            const T* weight,  // (2, head_dim): of queries, of keys
+                                            T* dqkv,          // (tokens, heads + 2 kv_heads, head_dim), in place
+                                            float* slices,    // (ceil(tokens / QK_NORM_SLICE), 2, head_dim)
+                                            int tokens, int heads, int kv_heads, int head_dim, float eps) {
+    DYNAMIC_SHARED(dynamic);
+    constexpr int N = VEC_ELEMENTS<T>;
+    constexpr int WARPS = QK_NORM_THREADS / WARP;
+    bool vectorised = vec_aligned(weight, head_dim) && vec_aligned(x, head_dim) && vec_aligned(dqkv, head_dim);
+    int normalised = heads + kv_heads, warp = int(threadIdx.x) / WARP, lane = lane_index();
+    float* sums = reinterpret_cast<float*>(dynamic);  // (WARPS, 2, head_dim)
+    float* own = sums + warp * 2 * head_dim;
+    for (int slice = int(blockIdx.x); slice < ceil_div(tokens, QK_NORM_SLICE); slice += int(gridDim.x)) {
+        for (int h = lane * N; h < head_dim; h += WARP * N) {
+            for (int i = h; i < min_of(h + N, head_dim); ++i) {
+                own[i] = 0.0f;
+                own[head_dim + i] = 0.0f;
+            }
+        }
+        long long first = (long long)slice * QK_NORM_SLICE;
+        int count = min_of(QK_NORM_SLICE, tokens - slice * QK_NORM_SLICE) * normalised;
+        for (int unit = warp; unit < count; unit += WARPS) {
+            int token = unit / normalised, head = unit - token * normalised;
+            const T* in = x + (first * normalised + unit) * head_dim;
+            T* row = dqkv + ((first + token) * (normalised + kv_heads) + head) * head_dim;
+            const T* factors = head < heads ? weight : weight + head_dim;
+            float* dweight = head < heads ? own : own + head_dim;
+            float squares = 0.0f, product = 0.0f;
+            for (int h = lane * N; h < head_dim; h += WARP * N) {
+                int valid = min_of(N, head_dim - h);
+                float d[N], w[N], value[N];
+                load_elements(d, row + h, valid, vectorised);
+                load_elements(w, factors + h, valid, vectorised);
+                load_elements(value, in + h, valid, vectorised);
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    squares += value[i] * value[i];
+                    product += d[i] * w[i] * value[i];
+                }
+            }
+            float scale = 1.0f / sqrtf(reduce_warp(squares, Add{}) / float(head_dim) + eps);
+            float mean = reduce_warp(product, Add{}) * scale / float(head_dim);
+            // No barrier: each lane owns its columns of the row and of its warp's sums.
+            for (int h = lane * N; h < head_dim; h += WARP * N) {
+                int valid = min_of(N, head_dim - h);
+                float d[N], w[N], value[N];
+                load_elements(d, row + h, valid, vectorised);
+                load_elements(w, factors + h, valid, vectorised);
+                load_elements(value, in + h, valid, vectorised);
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    float n = value[i] * scale;
+                    if (i < valid) {
+                        dweight[h + i] += d[i] * n;
+                    }
+                    d[i] = scale * (d[i] * w[i] - n * mean);
+                }
+                store_elements(row + h, d, valid, vectorised);
+            }
+        }
+        // The sums of all warps are complete before they are added.
+        sync_block();
+        float* out = slices + (long long)slice * 2 * head_dim;
+        for (int c = int(threadIdx.x); c < 2 * head_dim; c += QK_NORM_THREADS) {
+            float total = sums[c];
+#pragma unroll
+            for (int w = 1; w < WARPS; ++w) {
+                total += sums[w * 2 * head_dim + c];
+            }
+            out[c] = total;
+        }
+        // All sums are read before the next slice clears them.
+        sync_block();
     }
 }

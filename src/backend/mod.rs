@@ -235,6 +235,10 @@ backend! {
     norm_fwd, norm_fwd_impl: NormFwd;
     /// Gradient of [`Backend::norm_fwd`] with respect to the sum and the weight.
     norm_bwd, norm_bwd_impl: NormBwd;
+    /// RMSNorm of every query and key head, in place; values stay unchanged.
+    qk_norm_fwd, qk_norm_fwd_impl: QkNormFwd;
+    /// Gradient of [`Backend::qk_norm_fwd`] with respect to its input, in place, and the weights.
+    qk_norm_bwd, qk_norm_bwd_impl: QkNormBwd;
     /// Linear layer: `y = x weightᵀ + bias + residual` (NT).
     linear_fwd, linear_fwd_impl: LinearFwd;
     /// Input gradient of a linear layer: `dx (+)= dy weight` (NN).

@@ -7,7 +7,7 @@ use super::work::glu::{Glu, LinearGlu};
 use super::work::head::{Head, StoredLogits};
 use super::work::head_preference::PreferenceHead;
 use super::work::linear::{BiasGrad, Linear, Pass};
-use super::work::norm::Norm;
+use super::work::norm::{Norm, QkNorm};
 use super::work::optim::{AdamWUpdate, GradientNorm};
 use super::work::preference::PreferenceLoss;
 use super::work::reward::RewardHead;
@@ -248,6 +248,10 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
                 positions: tokens.min(1024),
             };
             add("rotation", RotaryEmbedding::new(backward, dims).into());
+            let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
+            let dims = QkNormDims { tokens, heads, kv_heads, head_dim, eps: 1e-6 };
+            // Of the models here none has this norm; it is timed at their sizes.
+            add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());
         }
         let dims = RewardDims { tokens, hidden: m.hidden, seqs };

@@ -116,8 +116,8 @@ fn short(hash: &blake3::Hasher) -> String {
 /// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
     format!(
-        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}, at most {} \
-         positions",
+        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}, at most \
+         {} positions",
         c.architecture(),
         c.layers,
         c.hidden,
@@ -129,6 +129,10 @@ fn config_line(c: &ModelConfig) -> String {
         if c.tied { ", tied" } else { "" },
         c.rms_norm_eps,
         c.rope,
+        match c.layers_without_rope.as_slice() {
+            [] => String::new(),
+            layers => format!(" except in layers {layers:?}"),
+        },
         c.max_positions
     )
 }

@@ -195,10 +195,7 @@ impl Job for ScoreJob<'_> {
         let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
         let tokenizer = load_tokenizer(folder, template, kwargs)?;
         if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
-            return Err(Error::Usage(format!(
-                "--max-length {length} is above the model's max_position_embeddings {}",
-                config.max_positions
-            )));
+            return Err(Error::Usage(format!("--max-length {length} is above the model's {}", config.longest_text())));
         }
         let max_length = args.max_length.unwrap_or(config.max_positions);
         let options = TokenizeOptions {

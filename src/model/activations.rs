@@ -35,7 +35,10 @@ pub struct LayerActivations<B: Backend> {
     pub attention_input: B::Act,
     /// (tokens)
     pub input_rstd: B::Acc,
-    /// (tokens, heads + 2 kv_heads, head_dim), rotated
+    /// (tokens, heads + kv_heads, head_dim) queries and keys before their norm; present in training if
+    /// the family has one
+    pub qk_input: Option<B::Act>,
+    /// (tokens, heads + 2 kv_heads, head_dim), normalised and rotated
     pub qkv: B::Act,
     /// (tokens, heads, head_dim)
     pub attention: B::Act,
@@ -97,6 +100,9 @@ impl<B: Backend> Activations<B> {
             Ok(LayerActivations {
                 attention_input: act(hidden)?,
                 input_rstd: backend.zeros_acc(tokens)?,
+                qk_input: (mode.trains() && config.family.qk_norm)
+                    .then(|| act(query + config.kv_width()))
+                    .transpose()?,
                 qkv: act(fused)?,
                 attention: act(query)?,
                 lse: backend.zeros_acc(tokens * config.heads)?,
@@ -131,7 +137,7 @@ impl<B: Backend> Activations<B> {
     pub fn buffers(&self) -> Vec<&B::Act> {
         let of_layers = self.layers.iter().flat_map(|layer| {
             let always = [&layer.attention_input, &layer.qkv, &layer.attention, &layer.mlp_input, &layer.act];
-            always.into_iter().chain(&layer.gate_up)
+            always.into_iter().chain(&layer.gate_up).chain(&layer.qk_input)
         });
         self.streams.iter().chain(of_layers).chain([&self.hidden]).collect()
     }

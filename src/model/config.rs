@@ -1,8 +1,8 @@
 //! Model configuration, read from a Hugging Face `config.json` and checked before anything is
 //! allocated.
 //!
-//! Families: Llama and Qwen2, as language models or as reward models (`XForSequenceClassification`
-//! with one label). Both key styles are read (transformers 4: `rope_theta`, `rope_scaling`,
+//! Families: the rows of [`FAMILIES`](super::family::FAMILIES), as language models or as reward models
+//! (`XForSequenceClassification` with one label). Both key styles are read (transformers 4: `rope_theta`, `rope_scaling`,
 //! `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
 //! conflicting styles is refused. Unknown keys are kept and written back.
 //!
@@ -10,17 +10,19 @@
 //! contains, and llama3 scaling without its original length.
 //!
 //! Refused by name: other model types and architectures, activations other than SiLU, sliding
-//! windows in use, biases on the MLP or the attention output, RoPE scalings other than default,
-//! linear and llama3, quantised weights, and every size that is missing, not positive, not
-//! divisible where required, or implausible.
+//! windows shorter than the longest sequence, biases on the MLP, unknown RoPE scalings, quantised
+//! weights, and every size that is missing, not positive, not divisible where required, or
+//! implausible.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::config_json::{Keys, read_object};
-use super::config_support::{no_config, read_dtype, read_family, read_head, refuse_sliding_window, refuse_unsupported};
+use super::config_support::{no_config, read_bias, read_dtype, read_family, read_head, refuse_unsupported};
+use super::family::Family;
 use super::rope::{self, RopeConfig};
+use super::window::{layers_without_rope, refuse_sliding_window};
 use crate::files::input::is_named;
 use crate::{Error, Result};
 
@@ -32,42 +34,6 @@ const MAX_HEADS: usize = 1 << 10;
 const MAX_HEAD_DIM: usize = 1 << 10;
 /// Maximum number of parameters of a configuration.
 const MAX_PARAMETERS: usize = 100_000_000_000;
-
-/// Model family. It determines the transformers classes that load the folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    Llama,
-    Qwen2,
-}
-
-impl Family {
-    /// Every supported family.
-    pub const ALL: [Family; 2] = [Family::Llama, Family::Qwen2];
-
-    /// `model_type` in config.json.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Qwen2 => "qwen2",
-        }
-    }
-
-    /// Prefix of the architecture's class name.
-    pub(super) fn class(self) -> &'static str {
-        match self {
-            Family::Llama => "Llama",
-            Family::Qwen2 => "Qwen2",
-        }
-    }
-
-    /// Context length that transformers assumes if a file names none.
-    fn default_positions(self) -> usize {
-        match self {
-            Family::Llama => 2048,
-            Family::Qwen2 => 32768,
-        }
-    }
-}
 
 /// Head on the last hidden state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +83,7 @@ impl StoredDtype {
 /// Sizes and settings of a model. All fields have passed the checks of [`ModelConfig::read`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    pub family: Family,
+    pub family: &'static Family,
     pub head: Head,
     /// Rows of the embedding table.
     pub vocab: usize,
@@ -133,13 +99,20 @@ pub struct ModelConfig {
     /// Width of one head; even. Not necessarily `hidden / heads`.
     pub head_dim: usize,
     pub rms_norm_eps: f64,
-    /// Biases on the query, key and value projections (Qwen2).
+    /// Biases on the query, key and value projections.
     pub qkv_bias: bool,
+    /// Bias on the attention output.
+    pub output_bias: bool,
     /// The vocabulary projection is the embedding table.
     pub tied: bool,
     pub rope: RopeConfig,
-    /// Maximum sequence length of the model.
+    /// Layers that do not rotate queries and keys, ascending.
+    pub layers_without_rope: Vec<usize>,
+    /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
+    /// the other sequences of a batch (longrope).
     pub max_positions: usize,
+    /// `max_position_embeddings` of the file.
+    pub declared_positions: usize,
     /// Standard deviation of randomly initialised weights.
     pub initializer_range: f64,
     /// Ids that end a response: the ids of config.json, then further ids of generation_config.json.
@@ -198,10 +171,9 @@ impl ModelConfig {
         let hidden = keys.size("hidden_size", MAX_WIDTH)?;
         let layers = keys.size("num_hidden_layers", MAX_LAYERS)?;
         let heads = keys.size("num_attention_heads", MAX_HEADS)?;
-        if family == Family::Qwen2 && !map.contains_key("num_key_value_heads") {
-            return Err(
-                keys.missing("num_key_value_heads", "Qwen2 has no default that fits; use null for one per head")
-            );
+        if family.needs_kv_heads && !map.contains_key("num_key_value_heads") {
+            let why = format!("{} has no default that fits; use null for one per head", family.class);
+            return Err(keys.missing("num_key_value_heads", &why));
         }
         let kv_heads = keys.size_or("num_key_value_heads", heads, MAX_HEADS)?;
         if !heads.is_multiple_of(kv_heads) {
@@ -211,9 +183,9 @@ impl ModelConfig {
             );
             return Err(Error::model(path, why));
         }
-        let explicit = keys.optional_size("head_dim", MAX_HEAD_DIM)?;
-        // transformers requires this of Llama even if head_dim is given.
-        if (explicit.is_none() || family == Family::Llama) && !hidden.is_multiple_of(heads) {
+        let default = family.head_dim.filter(|_| !map.contains_key("head_dim"));
+        let explicit = keys.optional_size("head_dim", MAX_HEAD_DIM)?.or(default);
+        if (explicit.is_none() || family.whole_heads) && !hidden.is_multiple_of(heads) {
             let why = format!(
                 "\"hidden_size\" is {hidden} and \"num_attention_heads\" is {heads}; the first must be a multiple of \
                  the second"
@@ -228,9 +200,12 @@ impl ModelConfig {
             );
             return Err(Error::model(path, why));
         }
-        refuse_sliding_window(keys, family, layers)?;
-        let max_positions = rope::read_positions(keys, family.default_positions())?;
+        let layers_without_rope = layers_without_rope(keys, family, layers)?;
+        let declared_positions = rope::read_positions(keys, family.positions)?;
         let mut notes = Vec::new();
+        let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
+        let max_positions = rope.longest(declared_positions, &mut notes);
+        refuse_sliding_window(keys, family, layers, max_positions, &layers_without_rope)?;
 
         let config = Self {
             family,
@@ -243,11 +218,19 @@ impl ModelConfig {
             kv_heads,
             head_dim,
             // Far below 1e-30 the value is 0 in f32, and the norm of a zero vector is infinite.
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6, |x| (1e-30..1.0).contains(&x), "above 0 and below 1")?,
-            qkv_bias: family == Family::Qwen2,
-            tied: keys.flag_or("tie_word_embeddings", false)?,
-            rope: RopeConfig::read(keys, max_positions, &mut notes)?,
+            rms_norm_eps: keys.number_or(
+                "rms_norm_eps",
+                family.eps,
+                |x| (1e-30..1.0).contains(&x),
+                "above 0 and below 1",
+            )?,
+            qkv_bias: read_bias(keys, family.qkv_bias)?,
+            output_bias: read_bias(keys, family.output_bias)?,
+            tied: keys.flag_or("tie_word_embeddings", family.tied)?,
+            rope,
+            layers_without_rope,
             max_positions,
+            declared_positions,
             initializer_range: keys.number_or(
                 "initializer_range",
                 0.02,
@@ -329,7 +312,9 @@ impl ModelConfig {
         let rows =
             query.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_add(product(3, self.intermediate)?)?;
         let bias = if self.qkv_bias { query.checked_add(kv.checked_mul(2)?)? } else { 0 };
-        let layer = product(rows, self.hidden)?.checked_add(bias)?.checked_add(product(2, self.hidden)?)?;
+        let norms = if self.family.qk_norm { 2 * self.head_dim } else { 0 };
+        let wide = product(if self.output_bias { 3 } else { 2 }, self.hidden)?;
+        let layer = product(rows, self.hidden)?.checked_add(bias)?.checked_add(wide)?.checked_add(norms)?;
         let table = product(self.vocab, self.hidden)?;
         let head = match (self.head, self.tied) {
             (Head::Reward, _) => self.hidden,
@@ -346,6 +331,14 @@ impl ModelConfig {
 
     /// Name of the transformers class that loads this model.
     pub fn architecture(&self) -> String {
-        format!("{}{}", self.family.class(), self.head.class())
+        format!("{}{}", self.family.class, self.head.class())
+    }
+
+    /// The longest sequence and the key that limits it, for messages.
+    pub fn longest_text(&self) -> String {
+        match self.max_positions < self.declared_positions {
+            false => format!("max_position_embeddings {}", self.max_positions),
+            true => format!("original_max_position_embeddings {}", self.max_positions),
+        }
     }
 }

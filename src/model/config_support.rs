@@ -5,8 +5,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{Family, Head, StoredDtype};
+use super::config::{Head, StoredDtype};
 use super::config_json::{Keys, shown};
+use super::family::{self, Bias, FAMILIES, Family};
 use super::weights_read::stored_shape;
 use crate::files::hub_model;
 use crate::{Error, Result};
@@ -45,28 +46,36 @@ pub(super) fn no_config(folder: &Path) -> String {
 
 /// Returns the names of all supported architectures, for messages.
 fn supported() -> String {
-    let names: Vec<String> = Family::ALL
-        .iter()
-        .flat_map(|f| [Head::LanguageModel, Head::Reward].map(|h| format!("{}{}", f.class(), h.class())))
-        .collect();
-    names.join(", ")
+    let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class).collect();
+    let heads = [Head::LanguageModel, Head::Reward].map(Head::class).join(" and ");
+    format!("{heads} of {}", classes.join(", "))
 }
 
-pub(super) fn read_family(keys: Keys) -> Result<Family> {
-    let types = Family::ALL.map(Family::model_type).join(", ");
+pub(super) fn read_family(keys: Keys) -> Result<&'static Family> {
+    let types: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    let types = types.join(", ");
     let Some(found) = keys.text("model_type")? else {
         return Err(keys.missing("model_type", &format!("supported are {types}")));
     };
-    Family::ALL
-        .into_iter()
-        .find(|f| f.model_type() == found)
-        .ok_or_else(|| Error::model(keys.path, format!("model type {found:?} is not supported; supported are {types}")))
+    Family::find(found).ok_or_else(|| {
+        let needs = family::missing(found).map_or(String::new(), |needs| format!(" (it needs {needs})"));
+        Error::model(keys.path, format!("model type {found:?} is not supported{needs}; supported are {types}"))
+    })
+}
+
+/// Whether a projection has a bias.
+pub(super) fn read_bias(keys: Keys, bias: Bias) -> Result<bool> {
+    match bias {
+        Bias::Never => Ok(false),
+        Bias::Always => Ok(true),
+        Bias::Key(key, default) => keys.flag_or(key, default),
+    }
 }
 
 /// Head of the architecture that a file names. The base model (`LlamaModel`) counts as a language
 /// model: its weights decide whether it has the projection to the vocabulary. `folder` holds the
 /// weights, if the file belongs to a model folder.
-pub(super) fn read_head(keys: Keys, family: Family, folder: Option<&Path>) -> Result<Head> {
+pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> Result<Head> {
     let head = match keys.get("architectures") {
         None => Head::LanguageModel,
         Some(Value::Array(list)) if list.len() == 1 => {
@@ -75,7 +84,7 @@ pub(super) fn read_head(keys: Keys, family: Family, folder: Option<&Path>) -> Re
             kinds
                 .into_iter()
                 .chain([(Head::Reward.class(), Head::Reward)])
-                .find(|(kind, _)| class.strip_suffix(kind) == Some(family.class()))
+                .find(|(kind, _)| class.strip_suffix(kind) == Some(family.class))
                 .map(|(_, head)| head)
                 .ok_or_else(|| keys.refuse("architectures", &list[0], &format!("supported are {}", supported())))?
         }
@@ -123,61 +132,20 @@ fn check_labels(keys: Keys, folder: Option<&Path>) -> Result<()> {
 }
 
 /// Refuses settings that change the computation in a way that is not implemented.
-pub(super) fn refuse_unsupported(keys: Keys, family: Family) -> Result<()> {
+pub(super) fn refuse_unsupported(keys: Keys, family: &Family) -> Result<()> {
     if let Some(act) = keys.text("hidden_act")?
         && !["silu", "swish"].contains(&act)
     {
-        let why = format!(
-            "\"hidden_act\" is {act:?}; {} models need \"silu\" (or \"swish\", its other name)",
-            family.class()
-        );
+        let why =
+            format!("\"hidden_act\" is {act:?}; {} models need \"silu\" (or \"swish\", its other name)", family.class);
         return Err(Error::model(keys.path, why));
     }
     if keys.flag_or("mlp_bias", false)? {
         return Err(Error::model(keys.path, "\"mlp_bias\" is true; biases on the MLP projections are not supported"));
     }
-    if family == Family::Llama && keys.flag_or("attention_bias", false)? {
-        let why = "\"attention_bias\" is true; in Llama it also adds a bias to the attention output, which is not \
-                   supported";
-        return Err(Error::model(keys.path, why));
-    }
     if let Some(quantisation) = keys.get("quantization_config") {
         let allowed = "quantised weights are not supported; use the float32, bfloat16 or float16 release";
         return Err(keys.refuse("quantization_config", quantisation, allowed));
-    }
-    Ok(())
-}
-
-pub(super) fn refuse_sliding_window(keys: Keys, family: Family, layers: usize) -> Result<()> {
-    if let Some(types) = keys.get("layer_types") {
-        let full = |list: &Vec<Value>| list.len() == layers && list.iter().all(|t| t == "full_attention");
-        if !types.as_array().is_some_and(full) {
-            let allowed = format!("only \"full_attention\" in each of the {layers} layers is supported");
-            return Err(keys.refuse("layer_types", types, &allowed));
-        }
-        return Ok(());
-    }
-    // Qwen2 uses sliding windows in layers from max_window_layers on, if use_sliding_window is set.
-    // Llama never reads the keys.
-    let used = family == Family::Qwen2 && keys.flag_or("use_sliding_window", false)?;
-    let first = match keys.get("max_window_layers") {
-        None => 28,
-        Some(value) => value.as_u64().ok_or_else(|| {
-            keys.refuse(
-                "max_window_layers",
-                value,
-                "it must be an integer of at least 0: the index of the first layer with a sliding window",
-            )
-        })?,
-    };
-    // A null value means no window; an absent key means transformers' default of 4096.
-    let window = !keys.map.get("sliding_window").is_some_and(Value::is_null);
-    if used && window && first < layers as u64 {
-        let why = format!(
-            "\"use_sliding_window\" is true and layers from {first} on would use it; sliding windows are not \
-             supported. Set \"use_sliding_window\" to false if no sequence is longer than the window"
-        );
-        return Err(Error::model(keys.path, why));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
+use super::family::Bias;
 use crate::files::{json_text, write_atomic};
 use crate::{Error, Result};
 
@@ -18,7 +19,7 @@ impl ModelConfig {
             map.insert(key.into(), value);
         };
         set("architectures", json!([self.architecture()]));
-        set("model_type", json!(self.family.model_type()));
+        set("model_type", json!(self.family.model_type));
         set("vocab_size", json!(self.vocab));
         set("hidden_size", json!(self.hidden));
         set("intermediate_size", json!(self.intermediate));
@@ -27,7 +28,7 @@ impl ModelConfig {
         set("num_key_value_heads", json!(self.kv_heads));
         set("head_dim", json!(self.head_dim));
         set("hidden_act", json!("silu"));
-        set("max_position_embeddings", json!(self.max_positions));
+        set("max_position_embeddings", json!(self.declared_positions));
         set("rms_norm_eps", json!(self.rms_norm_eps));
         set("initializer_range", json!(self.initializer_range));
         set("tie_word_embeddings", json!(self.tied));
@@ -43,7 +44,14 @@ impl ModelConfig {
         if !self.original.contains_key("use_cache") {
             set("use_cache", json!(true));
         }
-        self.rope.write(&mut map);
+        for (bias, value) in [(self.family.qkv_bias, self.qkv_bias), (self.family.output_bias, self.output_bias)] {
+            if let Bias::Key(key, default) = bias
+                && value != default
+            {
+                map.insert(key.into(), json!(value));
+            }
+        }
+        self.rope.write(self.family.rope, &mut map);
         map
     }
 

@@ -1,16 +1,19 @@
-//! Llama and Qwen2 forward as a list of op calls; `decoder_grad.rs` is the list reversed.
+//! The decoder's forward as a list of op calls; `decoder_grad.rs` is the list reversed.
 //!
 //! ```text
 //! stream[0] = embedding[ids]
 //! for each layer i:
-//!     qkv = rope(norm(stream[2i]) W_qkv + b_qkv)
-//!     stream[2i + 1] = stream[2i] + attention(qkv) W_output
+//!     qkv = rope(qk_norm(norm(stream[2i]) W_qkv + b_qkv))
+//!     stream[2i + 1] = stream[2i] + attention(qkv) W_output + b_output
 //!     stream[2i + 2] = stream[2i + 1] + swiglu(norm(stream[2i + 1]) W_gate_up) W_down
 //! hidden = norm(stream[2 layers])
 //! ```
 //!
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
 //! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
+//!
+//! A family's row (`family.rs`) says which biases there are, whether queries and keys have a norm, and
+//! which layers rotate.
 
 use super::activations::Activations;
 use super::config::ModelConfig;
@@ -40,14 +43,15 @@ pub(super) struct RopeTables<B: Backend> {
 
 impl<B: Backend> RopeTables<B> {
     /// Angles are f32 products of position and inverse frequency, as in transformers. Cosine and
-    /// sine are computed in f64.
+    /// sine are computed in f64, then multiplied by the factor of the RoPE scaling.
     fn new(backend: &B, config: &ModelConfig, positions: usize) -> Result<Self> {
         let inv_freq = config.inv_freq();
+        let factor = f64::from(config.rope.attention_factor() as f32);
         let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
         let angles: Vec<f64> = angles.collect();
         let table = |f: fn(f64) -> f64| -> Result<B::Acc> {
             let mut buffer = backend.zeros_acc(angles.len())?;
-            let values: Vec<f64> = angles.iter().map(|&a| f(a)).collect();
+            let values: Vec<f64> = angles.iter().map(|&a| factor * f(a)).collect();
             backend.write_acc(ViewMut::first(&mut buffer, values.len()), &values)?;
             Ok(buffer)
         };
@@ -68,9 +72,8 @@ impl<B: Backend> Model<B> {
     pub fn reserve_positions(&mut self, backend: &B, positions: usize) -> Result<()> {
         if positions > self.config.max_positions {
             return Err(Error::Usage(format!(
-                "a sequence of {positions} tokens is longer than the model's max_position_embeddings \
-                 {}; lower --max-length",
-                self.config.max_positions
+                "a sequence of {positions} tokens is longer than the model's {}; lower --max-length",
+                self.config.longest_text()
             )));
         }
         if positions > self.rope_tables.positions {
@@ -93,6 +96,11 @@ impl<B: Backend> Model<B> {
 
     pub(super) fn norm_dims(&self, tokens: usize) -> NormDims {
         NormDims { tokens, hidden: self.config.hidden, eps: self.config.rms_norm_eps }
+    }
+
+    pub(super) fn qk_norm_dims(&self, tokens: usize) -> QkNormDims {
+        let ModelConfig { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
+        QkNormDims { tokens, heads, kv_heads, head_dim, eps }
     }
 
     /// Arguments of RoPE on the queries and keys of a fused buffer.
@@ -157,7 +165,18 @@ impl<B: Backend> Model<B> {
             residual: None,
             y: ViewMut::first(&mut saved.qkv, tokens * fused),
         })?;
-        backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+        if let Some(weight) = &at.qk_norm {
+            let dims = self.qk_norm_dims(tokens);
+            backend.qk_norm_fwd(QkNormFwd {
+                dims,
+                weight: self.weight(weight),
+                x: saved.qk_input.as_mut().map(|x| ViewMut::first(x, tokens * dims.normalised() * dims.head_dim)),
+                qkv_in_place: ViewMut::first(&mut saved.qkv, tokens * fused),
+            })?;
+        }
+        if config.rotates(i) {
+            backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+        }
         backend.attention_fwd(AttentionFwd {
             dims: inputs.attention_dims(config),
             qkv: View::first(&saved.qkv, tokens * fused),
@@ -170,7 +189,7 @@ impl<B: Backend> Model<B> {
             dims: linear(query, hidden),
             x: View::first(&layers[layer].attention, tokens * query),
             weight: self.weight(&at.output),
-            bias: None,
+            bias: at.output_bias.as_ref().map(|range| self.weight(range)),
             residual: Some(View::first(residual, wide)),
             y: ViewMut::first(sum, wide),
         })?;

@@ -1,4 +1,4 @@
-//! Llama and Qwen2 backward: the forward's op calls in reverse order, handwritten and checked
+//! The decoder's backward: the forward's op calls in reverse order, handwritten and checked
 //! against finite differences of the whole model.
 
 use super::activations::Activations;
@@ -104,6 +104,10 @@ impl<B: Backend> Model<B> {
                 dweight_write: write,
             })?;
             let output = linear(query, hidden);
+            if let Some(bias) = &at.output_bias {
+                let dy = View::first(&g.dstream, wide);
+                backend.bias_bwd(BiasBwd { dims: output, dy, dbias: slot(grads, bias), write })?;
+            }
             backend.linear_bwd_weight(LinearBwdWeight {
                 dims: output,
                 dy: View::first(&g.dstream, wide),
@@ -128,7 +132,21 @@ impl<B: Backend> Model<B> {
                 tree: inputs.tree,
                 dqkv: ViewMut::first(&mut g.dqkv, tokens * fused),
             })?;
-            backend.rope_bwd(self.rope(inputs, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+            if config.rotates(i) {
+                backend.rope_bwd(self.rope(inputs, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+            }
+            if let Some(weight) = &at.qk_norm {
+                let Some(x) = &saved.qk_input else { return Err(not_for_training()) };
+                let dims = self.qk_norm_dims(tokens);
+                backend.qk_norm_bwd(QkNormBwd {
+                    dims,
+                    x: View::first(x, tokens * dims.normalised() * dims.head_dim),
+                    weight: self.weight(weight),
+                    dqkv_in_place: ViewMut::first(&mut g.dqkv, tokens * fused),
+                    dweight: slot(grads, weight),
+                    write,
+                })?;
+            }
             let qkv = linear(hidden, fused);
             if let Some(bias) = &at.qkv_bias {
                 let dy = View::first(&g.dqkv, tokens * fused);

@@ -2,7 +2,7 @@
 //! optimiser state use the same layout, so one AdamW call updates everything.
 //!
 //! Tensors that one GEMM reads are adjacent without a gap: query, key and value; gate and up; the
-//! three biases. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
+//! three biases; the norms of queries and keys. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
 //! aligned at any element width. Gaps hold zeros and receive no gradient.
 //!
 //! The weight-gradient GEMMs of the layers also write norms of gradient patches into a separate
@@ -42,8 +42,12 @@ pub struct LayerRanges {
     pub qkv: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim)
     pub qkv_bias: Option<Range<usize>>,
+    /// (2, head_dim): norm weights of the queries, then of the keys
+    pub qk_norm: Option<Range<usize>>,
     /// (hidden, heads head_dim)
     pub output: Range<usize>,
+    /// (hidden)
+    pub output_bias: Option<Range<usize>>,
     /// (hidden)
     pub post_norm: Range<usize>,
     /// (2 intermediate, hidden)
@@ -88,7 +92,7 @@ pub struct Layout {
 
 /// True if a tensor continues the group of the tensor before it.
 fn continues(role: Role) -> bool {
-    matches!(role, Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias)
+    matches!(role, Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias | Role::KeyNorm)
 }
 
 impl Layout {
@@ -167,15 +171,22 @@ impl Layout {
             (Role::Score, _) => self.score = Some(range),
             (Role::FinalNorm, _) => self.final_norm = range,
             (_, None) => {}
-            (Role::Query, Some(layer)) => layer.qkv = range,
+            (Role::Query | Role::Qkv, Some(layer)) => layer.qkv = range,
             (Role::Key | Role::Value, Some(layer)) => layer.qkv.end = range.end,
             (Role::Output, Some(layer)) => layer.output = range,
-            (Role::Gate, Some(layer)) => layer.gate_up = range,
+            (Role::Gate | Role::GateUp, Some(layer)) => layer.gate_up = range,
             (Role::Up, Some(layer)) => layer.gate_up.end = range.end,
             (Role::Down, Some(layer)) => layer.down = range,
             (Role::InputNorm, Some(layer)) => layer.input_norm = range,
             (Role::PostAttentionNorm, Some(layer)) => layer.post_norm = range,
+            (Role::OutputBias, Some(layer)) => layer.output_bias = Some(range),
             (Role::QueryBias, Some(layer)) => layer.qkv_bias = Some(range),
+            (Role::QueryNorm, Some(layer)) => layer.qk_norm = Some(range),
+            (Role::KeyNorm, Some(layer)) => {
+                if let Some(norm) = &mut layer.qk_norm {
+                    norm.end = range.end;
+                }
+            }
             (Role::KeyBias | Role::ValueBias, Some(layer)) => {
                 if let Some(bias) = &mut layer.qkv_bias {
                     bias.end = range.end;

@@ -1,12 +1,11 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`config`], [`rope`], [`presets`]: sizes from `config.json`, checked once; named sizes for new
-//!   models
+//! - [`family`], [`config`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - [`weights`]: reading and writing of weight files
 //! - [`store`]: loading, random initialisation and saving of a model
-//! - [`decoder`], [`decoder_grad`]: Llama and Qwen2, forward and backward; [`activations`] is their
-//!   workspace
+//! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace
 //! - [`inputs`]: a packed batch as model input
 
 pub mod activations;
@@ -16,13 +15,16 @@ mod config_support;
 mod config_write;
 pub mod decoder;
 pub mod decoder_grad;
+pub mod family;
 pub mod inputs;
 pub mod layout;
 pub mod presets;
 pub mod rope;
+mod rope_frequencies;
 pub mod store;
 pub mod tensors;
 pub mod weights;
 mod weights_names;
 mod weights_read;
 mod weights_write;
+mod window;

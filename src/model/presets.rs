@@ -4,7 +4,8 @@
 
 use serde_json::Map;
 
-use super::config::{Family, Head, ModelConfig};
+use super::config::{Head, ModelConfig};
+use super::family::{self, Family};
 use super::rope::{RopeConfig, RopeScaling};
 use crate::{Error, Result};
 
@@ -15,7 +16,7 @@ pub struct Preset {
     pub name: &'static str,
     /// One-line description.
     pub summary: &'static str,
-    family: Family,
+    family: &'static Family,
     vocab: usize,
     hidden: usize,
     intermediate: usize,
@@ -34,7 +35,7 @@ pub struct Preset {
 const QWEN2: Preset = Preset {
     name: "",
     summary: "",
-    family: Family::Qwen2,
+    family: &family::QWEN2,
     vocab: 151_936,
     hidden: 0,
     intermediate: 0,
@@ -49,7 +50,7 @@ const QWEN2: Preset = Preset {
 };
 
 const LLAMA: Preset =
-    Preset { family: Family::Llama, vocab: 128_256, theta: 5e5, max_positions: 131_072, rms_norm_eps: 1e-5, ..QWEN2 };
+    Preset { family: &family::LLAMA, vocab: 128_256, theta: 5e5, max_positions: 131_072, rms_norm_eps: 1e-5, ..QWEN2 };
 
 const PRESETS: [Preset; 11] = [
     Preset {
@@ -215,10 +216,13 @@ impl Preset {
             kv_heads: self.kv_heads,
             head_dim: self.hidden / self.heads,
             rms_norm_eps: self.rms_norm_eps,
-            qkv_bias: self.family == Family::Qwen2,
+            qkv_bias: Family::default_bias(self.family.qkv_bias),
+            output_bias: Family::default_bias(self.family.output_bias),
             tied: self.tied,
             rope: RopeConfig { theta: self.theta, scaling },
+            layers_without_rope: Vec::new(),
             max_positions: self.max_positions,
+            declared_positions: self.max_positions,
             initializer_range: 0.02,
             eos: Vec::new(),
             bos: None,

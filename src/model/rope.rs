@@ -1,17 +1,20 @@
-//! Rotary position embedding (RoPE): settings in both key styles of transformers, and the inverse
-//! frequencies.
+//! Settings of rotary position embedding (RoPE) in both key styles of transformers;
+//! `rope_frequencies.rs` computes the angles.
 //!
 //! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`,
-//! which contains both. A file may have both styles if they agree. Refused: every scaling except
-//! default, linear and llama3 (by name), settings per layer type, and a partial rotary factor.
+//! which contains both. A file may have both styles if they agree. Refused: other scalings than those
+//! of [`RopeScaling`] (by name), settings per layer type, and a partial rotary factor.
+//!
+//! Two scalings of transformers depend on the longest sequence of a batch: dynamic beyond
+//! `max_position_embeddings` and longrope beyond its original length. Here a sequence's result never
+//! depends on other sequences, so sequences beyond these lengths are refused.
 
 use serde_json::{Map, Value, json};
 
 use super::config_json::Keys;
+use super::family::RopeRule;
 use crate::{Error, Result};
 
-/// Base that transformers uses if a file names none.
-const DEFAULT_THETA: f64 = 10_000.0;
 /// Accepted bases. Below 1 the frequencies would rise; far above, their powers overflow f32.
 const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e15;
 /// Maximum scaling factor.
@@ -20,7 +23,8 @@ const MAX_FACTOR: f64 = 1e6;
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
 /// RoPE settings of a model. The angle of pair `i` at position `p` is `p * inv_freq[i]`, with the
-/// two elements of a pair half a head apart.
+/// two elements of a pair half a head apart. Cosines and sines are multiplied by
+/// [`RopeConfig::attention_factor`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
@@ -44,23 +48,69 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         original_max_position: usize,
     },
+    /// Larger base for sequences beyond `max_position_embeddings`, which are refused here; equal to
+    /// default for all others.
+    Dynamic {
+        factor: f64,
+    },
+    Yarn(Yarn),
+    LongRope(LongRope),
+}
+
+/// YaRN (arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a linear ramp over
+/// the pairs between them, and larger cosines and sines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    pub factor: f64,
+    pub original_max_position: usize,
+    /// Factor on cosines and sines; `None` for the value that follows from the other fields.
+    pub attention_factor: Option<f64>,
+    /// Rotations over the original length above which a frequency is kept.
+    pub beta_fast: Option<f64>,
+    /// Rotations over the original length below which a frequency is divided.
+    pub beta_slow: Option<f64>,
+    pub mscale: Option<f64>,
+    pub mscale_all_dim: Option<f64>,
+    /// Whether the ends of the ramp are rounded outwards to whole pairs.
+    pub truncate: bool,
+}
+
+/// LongRoPE (arXiv 2402.13753): every frequency has a divisor of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    /// (head_dim / 2) divisors for sequences of up to the original length
+    pub short: Vec<f64>,
+    /// (head_dim / 2) divisors for longer sequences
+    pub long: Vec<f64>,
+    pub factor: Option<f64>,
+    /// Factor on cosines and sines; `None` for the value that follows from the other fields.
+    pub attention_factor: Option<f64>,
+    pub original_max_position: usize,
+    /// `max_position_embeddings`.
+    pub max_position: usize,
 }
 
 impl RopeConfig {
-    /// Reads the settings from the top level of a `config.json`. `max_positions` is the model's
-    /// longest sequence: the original length of a llama3 scaling that names none, as in
+    /// Reads the settings from the top level of a `config.json`. `max_positions` is
+    /// `max_position_embeddings`: the original length of a scaling that names none, as in
     /// transformers. A note says so.
-    pub(super) fn read(keys: Keys, max_positions: usize, notes: &mut Vec<String>) -> Result<Self> {
-        let length = OriginalLength { top: keys, default: max_positions };
+    pub(super) fn read(
+        keys: Keys,
+        rule: RopeRule,
+        (max_positions, head_dim): (usize, usize),
+        notes: &mut Vec<String>,
+    ) -> Result<Self> {
+        refuse_partial(keys)?;
+        let sizes = Sizes { top: keys, rule, max_positions, head_dim };
         let plausible = |x: f64| THETA.contains(&x);
         let theta4 = keys.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling4 = keys
             .object("rope_scaling")?
-            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }, length, notes))
+            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }, sizes, notes))
             .transpose()?;
         let Some(map) = keys.object("rope_parameters")? else {
             let scaling = scaling4.unwrap_or(RopeScaling::Default);
-            return Ok(Self { theta: theta4.unwrap_or(DEFAULT_THETA), scaling });
+            return Self { theta: theta4.unwrap_or(rule.theta), scaling }.checked(keys);
         };
         let inner = Keys { map, prefix: "rope_parameters.", ..keys };
         if let Some((key, value)) = map.iter().find(|(_, value)| value.is_object()) {
@@ -71,7 +121,7 @@ impl RopeConfig {
             ));
         }
         let theta5 = inner.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
-        let scaling5 = RopeScaling::read(inner, length, notes)?;
+        let scaling5 = RopeScaling::read(inner, sizes, notes)?;
         if let (Some(four), Some(five)) = (theta4, theta5)
             && four != five
         {
@@ -85,99 +135,102 @@ impl RopeConfig {
             let why = "\"rope_scaling\" and \"rope_parameters\" disagree; delete the one that is wrong";
             return Err(Error::model(keys.path, why));
         }
-        Ok(Self { theta: theta5.or(theta4).unwrap_or(DEFAULT_THETA), scaling: scaling5 })
+        Self { theta: theta5.or(theta4).unwrap_or(rule.theta), scaling: scaling5 }.checked(keys)
+    }
+
+    /// Refuses a base with which the scaling has no frequencies.
+    fn checked(self, keys: Keys) -> Result<Self> {
+        if matches!(self.scaling, RopeScaling::Yarn(_)) && self.theta == 1.0 {
+            return Err(Error::model(keys.path, "\"rope_theta\" is 1; RoPE scaling \"yarn\" needs a base above 1"));
+        }
+        Ok(self)
+    }
+
+    /// Longest sequence that has frequencies of its own, given `max_position_embeddings`. A note says
+    /// if it is shorter.
+    pub(super) fn longest(&self, max_positions: usize, notes: &mut Vec<String>) -> usize {
+        match &self.scaling {
+            RopeScaling::LongRope(l) if l.short != l.long && l.original_max_position < max_positions => {
+                let note = format!(
+                    "sequences of more than {} tokens (original_max_position_embeddings) are refused: transformers \
+                     chooses the frequencies of longrope by the longest sequence of a batch",
+                    l.original_max_position
+                );
+                notes.push(note);
+                l.original_max_position
+            }
+            _ => max_positions,
+        }
     }
 
     /// Writes the settings in both key styles.
-    pub(super) fn write(&self, map: &mut Map<String, Value>) {
-        let scaling = self.scaling.to_json();
+    pub(super) fn write(&self, rule: RopeRule, map: &mut Map<String, Value>) {
+        let mut scaling = self.scaling.to_json();
         let mut parameters = scaling.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
+        if let (RopeScaling::LongRope(l), Some(_)) = (&self.scaling, rule.original) {
+            // transformers 4 reads exactly three keys here.
+            scaling.remove("rope_type");
+            scaling.insert("type".into(), json!("longrope"));
+            scaling.remove(ORIGINAL);
+            map.insert(ORIGINAL.into(), json!(l.original_max_position));
+        }
         let scaling = if self.scaling == RopeScaling::Default { Value::Null } else { scaling.into() };
         map.insert("rope_theta".into(), json!(self.theta));
         map.insert("rope_scaling".into(), scaling);
         map.insert("rope_parameters".into(), parameters.into());
     }
-
-    /// Inverse frequencies, `head_dim / 2` of them, in radians per position. Every operation is
-    /// rounded to f32 in the order of transformers, because at long positions the last bit of a
-    /// frequency is visible in the angle.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        let plain = (0..head_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / head_dim as f32;
-            // The power is computed in f64 and rounded once: the f32 power without its last-bit
-            // error.
-            1.0 / (f64::from(self.theta as f32).powf(f64::from(exponent)) as f32)
-        });
-        match self.scaling {
-            RopeScaling::Default => plain.collect(),
-            RopeScaling::Linear { factor } => plain.map(|f| f / factor as f32).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
-                let old_length = original_max_position as f64;
-                let longest_kept = (old_length / high_freq_factor) as f32;
-                let shortest_scaled = (old_length / low_freq_factor) as f32;
-                let factor = factor as f32;
-                plain
-                    .map(|f| {
-                        let wavelength = std::f64::consts::TAU as f32 / f;
-                        if wavelength > shortest_scaled {
-                            f / factor
-                        } else if wavelength < longest_kept {
-                            f
-                        } else {
-                            let smooth = (old_length as f32 / wavelength - low_freq_factor as f32)
-                                / (high_freq_factor - low_freq_factor) as f32;
-                            (1.0 - smooth) * f / factor + smooth * f
-                        }
-                    })
-                    .collect()
-            }
-        }
-    }
 }
 
-/// Where a llama3 scaling finds its original length besides its own key.
+/// Key of the original length.
+const ORIGINAL: &str = "original_max_position_embeddings";
+
+/// Sizes that a scaling depends on.
 #[derive(Clone, Copy)]
-struct OriginalLength<'a> {
-    /// Top level of the file. Some configurations name the length here; it takes precedence.
+struct Sizes<'a> {
+    /// Top level of the file. Some configurations name the original length here; it takes precedence.
     top: Keys<'a>,
-    /// The model's longest sequence.
-    default: usize,
+    rule: RopeRule,
+    max_positions: usize,
+    head_dim: usize,
 }
 
-impl OriginalLength<'_> {
-    fn read(self, keys: Keys, notes: &mut Vec<String>) -> Result<usize> {
-        let key = "original_max_position_embeddings";
-        for keys in [self.top, keys] {
-            if let Some(length) = keys.optional_size(key, MAX_POSITIONS)? {
-                return Ok(length);
-            }
+impl Sizes<'_> {
+    /// Original length of a scaling.
+    fn original(self, keys: Keys, notes: &mut Vec<String>) -> Result<usize> {
+        if let Some(length) = self.top.optional_size(ORIGINAL, MAX_POSITIONS)?.or(self.rule.original) {
+            return Ok(length);
+        }
+        if let Some(length) = keys.optional_size(ORIGINAL, MAX_POSITIONS)? {
+            return Ok(length);
         }
         let note = format!(
-            "\"{}{key}\" is missing; max_position_embeddings ({}) is used, as in transformers",
-            keys.prefix, self.default
+            "\"{}{ORIGINAL}\" is missing; max_position_embeddings ({}) is used, as in transformers",
+            keys.prefix, self.max_positions
         );
         if !notes.contains(&note) {
             notes.push(note);
         }
-        Ok(self.default)
+        Ok(self.max_positions)
+    }
+}
+
+/// Refuses rotation of a part of each head.
+fn refuse_partial(keys: Keys) -> Result<()> {
+    let key = "partial_rotary_factor";
+    match (keys.optional_number(key, |x| x > 0.0, "above 0")?, keys.get(key)) {
+        (Some(factor), Some(value)) if factor != 1.0 => {
+            Err(keys.refuse(key, value, "only 1.0, rotation of the whole head, is supported"))
+        }
+        _ => Ok(()),
     }
 }
 
 impl RopeScaling {
     /// Reads the scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of
     /// `rope_type`.
-    fn read(keys: Keys, length: OriginalLength, notes: &mut Vec<String>) -> Result<Self> {
-        let partial = keys.optional_number("partial_rotary_factor", |x| x > 0.0, "above 0")?;
-        if let (Some(factor), Some(value)) = (partial, keys.get("partial_rotary_factor"))
-            && factor != 1.0
-        {
-            return Err(keys.refuse(
-                "partial_rotary_factor",
-                value,
-                "only 1.0, rotation of the whole head, is supported",
-            ));
-        }
+    fn read(keys: Keys, sizes: Sizes, notes: &mut Vec<String>) -> Result<Self> {
+        refuse_partial(keys)?;
         let (new, old) = (keys.text("rope_type")?, keys.text("type")?);
         if let (Some(new), Some(old)) = (new, old)
             && new != old
@@ -189,22 +242,30 @@ impl RopeScaling {
             keys.number(key, |x| x > low && x <= MAX_FACTOR, &format!("{words} and at most {MAX_FACTOR}"))
         };
         let stretch = || keys.number("factor", |x| (1.0..=MAX_FACTOR).contains(&x), &format!("from 1 to {MAX_FACTOR}"));
-        match new.or(old).unwrap_or("default") {
+        let kind = new.or(old).unwrap_or("default");
+        let only_long = sizes.rule.original.is_some();
+        match kind {
             "default" => Ok(RopeScaling::Default),
-            "linear" => Ok(RopeScaling::Linear { factor: stretch()? }),
-            "llama3" => {
+            "longrope" => LongRope::read(keys, sizes, notes).map(RopeScaling::LongRope),
+            "su" | "yarn" if only_long => LongRope::read(keys, sizes, notes).map(RopeScaling::LongRope),
+            "linear" if !only_long => Ok(RopeScaling::Linear { factor: stretch()? }),
+            "dynamic" if !only_long => Ok(RopeScaling::Dynamic { factor: stretch()? }),
+            "yarn" => Yarn::read(keys, stretch()?, sizes, notes).map(RopeScaling::Yarn),
+            "llama3" if !only_long => {
                 let low = factor("low_freq_factor", 0.0, "above 0")?;
                 Ok(RopeScaling::Llama3 {
                     factor: stretch()?,
                     low_freq_factor: low,
                     high_freq_factor: factor("high_freq_factor", low, "above low_freq_factor")?,
-                    original_max_position: length.read(keys, notes)?,
+                    original_max_position: sizes.original(keys, notes)?,
                 })
             }
             other => {
-                let why = format!(
-                    "RoPE scaling {other:?} is not supported; supported are \"default\", \"linear\" and \"llama3\""
-                );
+                let supported = match only_long {
+                    true => "\"default\" and \"longrope\"",
+                    false => "\"default\", \"linear\", \"dynamic\", \"yarn\", \"longrope\" and \"llama3\"",
+                };
+                let why = format!("RoPE scaling {other:?} is not supported; supported are {supported}");
                 Err(Error::model(keys.path, why))
             }
         }
@@ -212,9 +273,10 @@ impl RopeScaling {
 
     /// Returns the settings under the key names that both transformers versions share.
     fn to_json(&self) -> Map<String, Value> {
-        let value = match *self {
+        let value = match self {
             RopeScaling::Default => json!({"rope_type": "default"}),
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => json!({
                 "rope_type": "llama3",
                 "factor": factor,
@@ -222,10 +284,88 @@ impl RopeScaling {
                 "high_freq_factor": high_freq_factor,
                 "original_max_position_embeddings": original_max_position,
             }),
+            RopeScaling::Yarn(y) => json!({
+                "rope_type": "yarn",
+                "factor": y.factor,
+                "original_max_position_embeddings": y.original_max_position,
+                "attention_factor": y.attention_factor,
+                "beta_fast": y.beta_fast,
+                "beta_slow": y.beta_slow,
+                "mscale": y.mscale,
+                "mscale_all_dim": y.mscale_all_dim,
+                "truncate": y.truncate,
+            }),
+            RopeScaling::LongRope(l) => json!({
+                "rope_type": "longrope",
+                "short_factor": l.short,
+                "long_factor": l.long,
+                "factor": l.factor,
+                "attention_factor": l.attention_factor,
+                "original_max_position_embeddings": l.original_max_position,
+            }),
         };
-        match value {
-            Value::Object(map) => map,
-            _ => Map::new(),
+        let Value::Object(mut map) = value else { return Map::new() };
+        map.retain(|_, value| !value.is_null());
+        map
+    }
+}
+
+/// A positive number of a plausible size under `key`, if it is there.
+fn positive(keys: Keys, key: &str) -> Result<Option<f64>> {
+    keys.optional_number(key, |x| (1e-6..=MAX_FACTOR).contains(&x), &format!("from 1e-6 to {MAX_FACTOR}"))
+}
+
+impl Yarn {
+    fn read(keys: Keys, factor: f64, sizes: Sizes, notes: &mut Vec<String>) -> Result<Self> {
+        let yarn = Self {
+            factor,
+            original_max_position: sizes.original(keys, notes)?,
+            attention_factor: positive(keys, "attention_factor")?,
+            beta_fast: positive(keys, "beta_fast")?,
+            beta_slow: positive(keys, "beta_slow")?,
+            mscale: positive(keys, "mscale")?,
+            mscale_all_dim: positive(keys, "mscale_all_dim")?,
+            truncate: keys.flag_or("truncate", true)?,
+        };
+        let (fast, slow) = yarn.betas();
+        if fast < slow {
+            let why = format!(
+                "\"{0}beta_fast\" is {fast} and \"{0}beta_slow\" is {slow}; the first must not be smaller",
+                keys.prefix
+            );
+            return Err(Error::model(keys.path, why));
+        }
+        Ok(yarn)
+    }
+
+    /// `beta_fast` and `beta_slow`, by default as in the paper.
+    pub(super) fn betas(&self) -> (f64, f64) {
+        (self.beta_fast.unwrap_or(32.0), self.beta_slow.unwrap_or(1.0))
+    }
+}
+
+impl LongRope {
+    fn read(keys: Keys, sizes: Sizes, notes: &mut Vec<String>) -> Result<Self> {
+        let list = |key: &str| -> Result<Vec<f64>> {
+            let pairs = sizes.head_dim / 2;
+            let allowed =
+                format!("it must be a list of {pairs} numbers from 1e-6 to {MAX_FACTOR}, one for each frequency");
+            let Some(value) = keys.get(key) else { return Err(keys.missing(key, &allowed)) };
+            let plausible = |x: &Value| x.as_f64().filter(|x| (1e-6..=MAX_FACTOR).contains(x));
+            let numbers = value.as_array().and_then(|list| list.iter().map(plausible).collect::<Option<Vec<f64>>>());
+            numbers.filter(|list| list.len() == pairs).ok_or_else(|| keys.refuse(key, value, &allowed))
+        };
+        let long = Self {
+            short: list("short_factor")?,
+            long: list("long_factor")?,
+            factor: positive(keys, "factor")?,
+            attention_factor: positive(keys, "attention_factor")?,
+            original_max_position: sizes.original(keys, notes)?,
+            max_position: sizes.max_positions,
+        };
+        match long.original_max_position {
+            1 => Err(Error::model(keys.path, format!("\"{ORIGINAL}\" is 1; longrope needs at least 2"))),
+            _ => Ok(long),
         }
     }
 }
@@ -236,39 +376,5 @@ pub(super) fn read_positions(keys: Keys, default: usize) -> Result<usize> {
     match (keys.size_or(key, default, MAX_POSITIONS)?, keys.get(key)) {
         (1, Some(value)) => Err(keys.refuse(key, value, "it must be at least 2, for a prompt and a response")),
         (positions, _) => Ok(positions),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn llama3_keeps_high_frequencies_and_divides_low_ones() {
-        let plain = RopeConfig { theta: 500_000.0, scaling: RopeScaling::Default };
-        let scaling = RopeScaling::Llama3 {
-            factor: 32.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position: 8192,
-        };
-        let scaled = RopeConfig { theta: 500_000.0, scaling };
-        let (a, b) = (plain.inv_freq(64), scaled.inv_freq(64));
-        assert_eq!(a[0], 1.0);
-        assert_eq!(a[0], b[0]);
-        assert_eq!(a[31] / 32.0, b[31]);
-        // Between the two limits (wavelengths 2048 to 8192) the blend is strictly between both
-        // values.
-        let blended = (0..32).filter(|&i| b[i] < a[i] && b[i] > a[i] / 32.0).count();
-        assert_eq!(blended, a.iter().filter(|f| (2048.0..8192.0).contains(&(std::f32::consts::TAU / **f))).count());
-        assert!(blended > 0);
-    }
-
-    #[test]
-    fn linear_scaling_divides_every_frequency() {
-        let plain = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default }.inv_freq(16);
-        let scaled = RopeConfig { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 4.0 } }.inv_freq(16);
-        assert!(plain.iter().zip(&scaled).all(|(a, b)| a / 4.0 == *b));
-        assert_eq!(plain.len(), 8);
     }
 }

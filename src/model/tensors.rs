@@ -3,7 +3,8 @@
 //!
 //! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the
 //! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
-//! stacked rows for a GEMM. Tensors without decay follow: per layer input norm, q, k, v biases,
+//! stacked rows for a GEMM; families that store such a group as one tensor have the same arena.
+//! Tensors without decay follow: per layer input norm, q, k, v biases, q and k norms, output bias,
 //! post-attention norm, then the final norm.
 
 use super::config::{Head, ModelConfig};
@@ -19,12 +20,16 @@ pub enum Role {
     Key,
     /// `(kv_heads * head_dim, hidden)`
     Value,
+    /// `((heads + 2 kv_heads) * head_dim, hidden)`: query, key and value as one tensor
+    Qkv,
     /// `(hidden, heads * head_dim)`
     Output,
     /// `(intermediate, hidden)`
     Gate,
     /// `(intermediate, hidden)`
     Up,
+    /// `(2 intermediate, hidden)`: gate and up as one tensor
+    GateUp,
     /// `(hidden, intermediate)`
     Down,
     /// `(vocab, hidden)`, absent if the embedding table is the head
@@ -40,6 +45,12 @@ pub enum Role {
     /// `(kv_heads * head_dim)`
     ValueBias,
     /// `(hidden)`
+    OutputBias,
+    /// `(head_dim)`, for all query heads
+    QueryNorm,
+    /// `(head_dim)`, for all key heads
+    KeyNorm,
+    /// `(hidden)`
     PostAttentionNorm,
     /// `(hidden)`
     FinalNorm,
@@ -54,9 +65,11 @@ impl Role {
             | Role::Query
             | Role::Key
             | Role::Value
+            | Role::Qkv
             | Role::Output
             | Role::Gate
             | Role::Up
+            | Role::GateUp
             | Role::Down
             | Role::LmHead
             | Role::Score => true,
@@ -64,6 +77,9 @@ impl Role {
             | Role::QueryBias
             | Role::KeyBias
             | Role::ValueBias
+            | Role::OutputBias
+            | Role::QueryNorm
+            | Role::KeyNorm
             | Role::PostAttentionNorm
             | Role::FinalNorm => false,
         }
@@ -101,12 +117,20 @@ impl ModelConfig {
             tensors.push(TensorSpec { name: format!("model.layers.{layer}.{name}"), shape, role, layer: Some(layer) });
         };
         for layer in 0..self.layers {
-            add(layer, "self_attn.q_proj.weight", vec![query, hidden], Role::Query);
-            add(layer, "self_attn.k_proj.weight", vec![kv, hidden], Role::Key);
-            add(layer, "self_attn.v_proj.weight", vec![kv, hidden], Role::Value);
+            if self.family.fused {
+                add(layer, "self_attn.qkv_proj.weight", vec![query + 2 * kv, hidden], Role::Qkv);
+            } else {
+                add(layer, "self_attn.q_proj.weight", vec![query, hidden], Role::Query);
+                add(layer, "self_attn.k_proj.weight", vec![kv, hidden], Role::Key);
+                add(layer, "self_attn.v_proj.weight", vec![kv, hidden], Role::Value);
+            }
             add(layer, "self_attn.o_proj.weight", vec![hidden, query], Role::Output);
-            add(layer, "mlp.gate_proj.weight", vec![inner, hidden], Role::Gate);
-            add(layer, "mlp.up_proj.weight", vec![inner, hidden], Role::Up);
+            if self.family.fused {
+                add(layer, "mlp.gate_up_proj.weight", vec![2 * inner, hidden], Role::GateUp);
+            } else {
+                add(layer, "mlp.gate_proj.weight", vec![inner, hidden], Role::Gate);
+                add(layer, "mlp.up_proj.weight", vec![inner, hidden], Role::Up);
+            }
             add(layer, "mlp.down_proj.weight", vec![hidden, inner], Role::Down);
         }
         match (self.head, self.tied) {
@@ -126,6 +150,13 @@ impl ModelConfig {
                 add(layer, "self_attn.q_proj.bias", query, Role::QueryBias);
                 add(layer, "self_attn.k_proj.bias", kv, Role::KeyBias);
                 add(layer, "self_attn.v_proj.bias", kv, Role::ValueBias);
+            }
+            if self.family.qk_norm {
+                add(layer, "self_attn.q_norm.weight", self.head_dim, Role::QueryNorm);
+                add(layer, "self_attn.k_norm.weight", self.head_dim, Role::KeyNorm);
+            }
+            if self.output_bias {
+                add(layer, "self_attn.o_proj.bias", hidden, Role::OutputBias);
             }
             add(layer, "post_attention_layernorm.weight", hidden, Role::PostAttentionNorm);
         }

@@ -27,6 +27,7 @@ mod checkpoints;
 mod data_check;
 mod devices;
 mod evaluation;
+mod families;
 mod first_use;
 mod foreign;
 #[path = "../common/html.rs"]

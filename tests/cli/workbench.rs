@@ -149,7 +149,7 @@ pub fn full() -> bool {
     std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
 }
 
-fn golden(name: &str) -> PathBuf {
+pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }
 

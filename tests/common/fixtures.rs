@@ -8,6 +8,7 @@ use mapl::data::group::{Kind, PreferenceGroup, Prompt, Response};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
 use mapl::model::config::ModelConfig;
 use mapl::model::decoder::Model;
+use mapl::model::family::Family;
 use mapl::model::store;
 use mapl::rng::Rng;
 use serde_json::json;
@@ -15,7 +16,7 @@ use serde_json::json;
 /// Returns the configuration of a tiny model of the given family and head: 2 layers, hidden size
 /// 16, 4 query heads and 2 key-value heads of width 6 (not hidden / heads).
 pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
-    let class = if family == "llama" { "Llama" } else { "Qwen2" };
+    let class = Family::find(family).unwrap().class;
     let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
     let mut value = json!({
         "architectures": [format!("{class}{head}")], "model_type": family, "vocab_size": 23, "hidden_size": 16,
@@ -24,6 +25,13 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
         "initializer_range": 0.3, "tie_word_embeddings": family == "qwen2", "rope_theta": 100.0,
         "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0,
     });
+    let more = match family {
+        "seed_oss" => json!({"attention_out_bias": true}),
+        "smollm3" => json!({"no_rope_layers": [1, 0]}),
+        "mistral" | "ministral" => json!({"sliding_window": null}),
+        _ => json!({}),
+    };
+    value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     if reward {
         value["id2label"] = json!({"0": "LABEL_0"});
         value["label2id"] = json!({"LABEL_0": 0});

@@ -9,12 +9,23 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 3] = ["llama", "qwen2", "llama-bf16-sharded"];
+pub const LANGUAGE_CASES: [&str; 9] =
+    ["llama", "qwen2", "llama-bf16-sharded", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 2] = ["llama-reward", "qwen2-reward"];
+pub const REWARD_CASES: [&str; 7] = [
+    "llama-reward",
+    "qwen2-reward",
+    "mistral-reward",
+    "seed_oss-reward",
+    "smollm3-reward",
+    "phi3-reward",
+    "qwen3-reward",
+];
+
 /// Every model folder.
-pub const MODELS: [&str; 7] =
-    ["llama", "llama-reference", "qwen2", "qwen2-reference", "llama-bf16-sharded", "llama-reward", "qwen2-reward"];
+pub fn models() -> Vec<&'static str> {
+    [&LANGUAGE_CASES[..], &REWARD_CASES, &["llama-reference", "qwen2-reference"]].concat()
+}
 
 /// A preference pair of token ids.
 #[derive(Clone, Debug, Deserialize)]
@@ -180,7 +191,7 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
-/// Folder of one of [`MODELS`].
+/// Folder of one of [`models`].
 pub fn model_folder(name: &str) -> PathBuf {
     path("models").join(name)
 }

@@ -10,6 +10,7 @@ pub mod comparisons;
 pub mod fixtures;
 pub mod golden;
 pub mod head_preference;
+mod norms;
 pub mod observed;
 pub mod runs;
 pub mod sm90;

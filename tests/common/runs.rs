@@ -6,6 +6,7 @@ use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
 pub use super::comparisons::{Preference, preference};
+pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, qk_norm_bwd, qk_norm_fwd};
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};
 
@@ -31,54 +32,6 @@ pub fn embedding_bwd<B: Backend>(
     let args = EmbeddingBwd { dims: d, dx: dx.view(), runs, dtable: dtable.view_mut(), write };
     on.backend.embedding_bwd(args).unwrap();
     vec![("dtable", on.read_acc(&dtable))]
-}
-
-pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option<&[f64]>, weight: &[f64]) -> Outputs {
-    let (x, weight, residual) = (on.act(x), on.act(weight), residual.map(|r| on.act(r)));
-    let mut sum = residual.as_ref().map(|r| on.act_out(r.len));
-    let (mut y, mut rstd) = (on.act_out(d.tokens * d.hidden), on.acc_out(d.tokens));
-    let args = NormFwd {
-        dims: d,
-        x: x.view(),
-        residual: residual.as_ref().map(|r| r.view()),
-        weight: weight.view(),
-        sum: sum.as_mut().map(|s| s.view_mut()),
-        y: y.view_mut(),
-        rstd: rstd.view_mut(),
-    };
-    on.backend.norm_fwd(args).unwrap();
-    let mut outputs = vec![("y", on.read_act(&y)), ("rstd", on.read_acc(&rstd))];
-    outputs.extend(sum.map(|s| ("sum", on.read_act(&s))));
-    outputs
-}
-
-/// Inputs of [`norm_bwd`].
-pub struct NormBwdInputs<'a> {
-    pub dy: &'a [f64],
-    pub sum: &'a [f64],
-    pub rstd: &'a [f64],
-    pub weight: &'a [f64],
-    pub dsum: &'a [f64],
-    pub dweight: &'a [f64],
-    pub write: Write,
-}
-
-pub fn norm_bwd<B: Backend>(on: &On<B>, d: NormDims, i: &NormBwdInputs<'_>) -> Outputs {
-    let (dy, sum, rstd, weight) = (on.act(i.dy), on.act(i.sum), on.acc(i.rstd), on.act(i.weight));
-    let (mut dsum, mut dweight) = (on.act(i.dsum), on.acc(i.dweight));
-    let args = NormBwd {
-        dims: d,
-        dy: dy.view(),
-        sum: sum.view(),
-        rstd: rstd.view(),
-        weight: weight.view(),
-        dsum: dsum.view_mut(),
-        dsum_write: i.write,
-        dweight: dweight.view_mut(),
-        dweight_write: i.write,
-    };
-    on.backend.norm_bwd(args).unwrap();
-    vec![("dsum", on.read_act(&dsum)), ("dweight", on.read_acc(&dweight))]
 }
 
 pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Outputs {

@@ -9,6 +9,7 @@ mod fuzz_seeds;
 mod instructions;
 mod lost_text;
 mod model_config;
+mod model_family;
 mod model_folder;
 mod objective;
 mod reward_rows;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use common::golden;
-use mapl::model::config::{Family, Head, ModelConfig, StoredDtype};
+use mapl::model::config::{Head, ModelConfig, StoredDtype};
 use mapl::model::presets;
 use mapl::model::rope::RopeScaling;
 use mapl::model::tensors::Role;
@@ -69,14 +69,19 @@ fn every_refusal_names_key_value_and_allowed_values() {
             qwen2(json!({"vocab_size": 4_000_000, "hidden_size": 1 << 16, "head_dim": 128})),
             &["vocab_size 4000000", "more than 100000000000 parameters"],
         ),
-        (qwen2(json!({"model_type": "mixtral"})), &["\"mixtral\"", "llama, qwen2"]),
+        (qwen2(json!({"model_type": "mixtral"})), &["\"mixtral\"", "mixture of experts", "llama, qwen2"]),
+        (qwen2(json!({"model_type": "gemma2"})), &["\"gemma2\"", "1 + weight", "softcaps", "llama, qwen2"]),
+        (qwen2(json!({"model_type": "mine"})), &["\"mine\" is not supported; supported are llama, qwen2"]),
         (qwen2(json!({"model_type": "<absent>"})), &["model_type", "missing", "llama, qwen2"]),
-        (qwen2(json!({"architectures": ["Qwen2ForTokens"]})), &["Qwen2ForTokens", "Qwen2ForSequenceClassification"]),
+        (
+            qwen2(json!({"architectures": ["Qwen2ForTokens"]})),
+            &["Qwen2ForTokens", "ForSequenceClassification", "Qwen2"],
+        ),
         (qwen2(json!({"architectures": ["LlamaForCausalLM"]})), &["LlamaForCausalLM", "supported are"]),
         (qwen2(json!({"architectures": []})), &["architectures", "[]", "one class name"]),
         (qwen2(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu", "silu"]),
         (llama(json!({"mlp_bias": true})), &["mlp_bias", "true"]),
-        (llama(json!({"attention_bias": true})), &["attention_bias", "true", "attention output"]),
+        (llama(json!({"attention_bias": 1})), &["attention_bias", "1", "true or false"]),
         (qwen2(json!({"quantization_config": {"bits": 4}})), &["quantization_config", "bits", "not supported"]),
         (qwen2(json!({"rms_norm_eps": 0.0})), &["rms_norm_eps", "0.0", "above 0"]),
         (qwen2(json!({"tie_word_embeddings": "yes"})), &["tie_word_embeddings", "yes", "true or false"]),
@@ -84,14 +89,26 @@ fn every_refusal_names_key_value_and_allowed_values() {
         (qwen2(json!({"eos_token_id": -2})), &["eos_token_id", "-2", "from 0 to 159"]),
         (qwen2(json!({"eos_token_id": [2, "x"]})), &["eos_token_id", "\"x\"", "token id"]),
         (qwen2(json!({"pad_token_id": [1, 2]})), &["pad_token_id", "[1,2]", "one token id"]),
-        (qwen2(json!({"use_sliding_window": true, "max_window_layers": 1})), &["use_sliding_window", "layers from 1"]),
-        (qwen2(json!({"layer_types": ["full_attention", "sliding_attention"]})), &["layer_types", "full_attention"]),
+        (
+            qwen2(json!({"use_sliding_window": true, "max_window_layers": 1, "sliding_window": 127})),
+            &["use_sliding_window", "layers from 1", "\"sliding_window\" is 127", "\"max_position_embeddings\" to 127"],
+        ),
+        (
+            qwen2(json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64})),
+            &["layer_types", "sliding_attention", "\"sliding_window\" is 64"],
+        ),
+        (
+            llama(json!({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": null})),
+            &["layer_types", "\"sliding_window\" is missing"],
+        ),
+        (qwen2(json!({"layer_types": ["full_attention", "linear_attention"]})), &["layer_types", "full_attention"]),
         (qwen2(json!({"layer_types": ["full_attention"]})), &["layer_types", "2 layers"]),
         (qwen2(json!({"rope_theta": -1.0})), &["rope_theta", "-1.0", "from 1"]),
         (qwen2(json!({"rope_theta": 0.0})), &["rope_theta", "0.0", "from 1"]),
         (qwen2(json!({"rope_theta": 1e300})), &["rope_theta", "1e+300", "to 1e15"]),
         (qwen2(json!({"rms_norm_eps": 1e-300})), &["rms_norm_eps", "1e-300", "above 0"]),
-        (qwen2(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})), &["\"yarn\"", "linear", "llama3"]),
+        (qwen2(json!({"rope_scaling": {"type": "ntk", "factor": 4.0}})), &["\"ntk\"", "linear", "yarn", "llama3"]),
+        (qwen2(json!({"partial_rotary_factor": 0.5})), &["\"partial_rotary_factor\" is 0.5", "only 1.0"]),
         (qwen2(json!({"rope_scaling": {"type": "linear"}})), &["rope_scaling.factor", "missing"]),
         (
             qwen2(json!({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 4.0}})),
@@ -299,7 +316,7 @@ fn missing_keys_get_the_defaults_of_transformers() {
 
 #[test]
 fn a_sliding_window_on_no_layer_is_accepted() {
-    assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 2}))).is_ok());
+    assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 2, "sliding_window": 8}))).is_ok());
     assert!(parse(qwen2(json!({"use_sliding_window": true, "max_window_layers": 0, "sliding_window": null}))).is_ok());
     assert!(parse(qwen2(json!({"layer_types": ["full_attention", "full_attention"]}))).is_ok());
 }
@@ -357,7 +374,7 @@ fn the_tensor_table_keeps_the_arena_order() {
     let expected = [&[Embedding][..], &layer, &layer, &norms, &norms, &[FinalNorm]].concat();
     assert_eq!(roles(&tied), expected);
     let untied = parse(llama(json!({"tie_word_embeddings": false, "head_dim": 12}))).unwrap();
-    assert_eq!((untied.family, untied.qkv_bias), (Family::Llama, false));
+    assert_eq!((untied.family.model_type, untied.qkv_bias), ("llama", false));
     let norms = [InputNorm, PostAttentionNorm];
     assert_eq!(roles(&untied), [&[Embedding][..], &layer, &layer, &[LmHead], &norms, &norms, &[FinalNorm]].concat());
     for config in [tied, untied] {

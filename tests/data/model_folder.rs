@@ -96,6 +96,19 @@ fn an_f32_round_trip_keeps_all_bytes() {
 }
 
 #[test]
+fn every_family_is_saved_with_its_own_tensors() {
+    for name in golden::models().into_iter().filter(|name| *name != "llama-bf16-sharded") {
+        let folder = golden::model_folder(name);
+        let (config, weights) = load(&folder);
+        let dtype = config.dtype.unwrap();
+        let out = tempfile::tempdir().unwrap();
+        save(out.path(), &config, &weights, dtype, DEFAULT_SHARD_BYTES);
+        assert_eq!(raw(out.path()), raw(&folder), "{name}");
+        assert_eq!(load(out.path()).1, weights, "{name}");
+    }
+}
+
+#[test]
 fn shards_hold_the_same_model_as_one_file() {
     let (config, weights) = load(&golden::model_folder("llama"));
     let out = tempfile::tempdir().unwrap();

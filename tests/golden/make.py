@@ -1,5 +1,5 @@
-"""Generates the golden fixtures: tiny random Llama and Qwen2 models in Hugging Face folders, and the results of
-transformers, torch and TRL for them. README.md in this folder describes every output. Run from any directory:
+"""Generates the golden fixtures: tiny random models of every supported family in Hugging Face folders, and the results
+of transformers, torch and TRL for them. README.md in this folder describes every output. Run from any directory:
 
     python tests/golden/make.py [OUTPUT_DIR]
 
@@ -27,7 +27,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Trainer
+from transformers import LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config
+from transformers import Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 VOCAB, PAD, BOS, EOS = 160, 159, 1, 2
@@ -66,6 +67,52 @@ def llama(**more):
 
 def qwen2(**more):
     return Qwen2Config(**{**SIZES, "intermediate_size": 56, "rms_norm_eps": 1e-6, **more})
+
+
+def small(config, **more):
+    return config(**{**SIZES, "intermediate_size": 40, "rms_norm_eps": 1e-5, **more})
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+# Every optional key, and a ramp that ends between two frequencies.
+YARN_OF_ALL_KEYS = {
+    **YARN,
+    "rope_theta": 500.0,
+    "beta_fast": 8.0,
+    "beta_slow": 0.5,
+    "mscale": 0.8,
+    "mscale_all_dim": 0.3,
+    "truncate": False,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.5}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.5, 2.0],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+}
+
+# Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
+FAMILIES = [
+    ("mistral", MistralConfig, 60, {"head_dim": 12, "sliding_window": None}, {"sliding_window": 128, "rope_parameters": YARN}),
+    ("ministral", MinistralConfig, 70, {"head_dim": 8, "sliding_window": 128, "rope_parameters": DYNAMIC, "tie_word_embeddings": True}, None),
+    ("seed_oss", SeedOssConfig, 80, {"head_dim": 12}, {"head_dim": 8, "attention_out_bias": True}),
+    (
+        "smollm3",
+        SmolLM3Config,
+        90,
+        {"no_rope_layers": [0, 1], "rope_parameters": YARN_OF_ALL_KEYS, "tie_word_embeddings": True},
+        {"no_rope_layer_interval": 2},
+    ),
+    (
+        "phi3",
+        Phi3Config,
+        100,
+        {"original_max_position_embeddings": 64, "rope_parameters": LONGROPE, "tie_word_embeddings": False},
+        {"original_max_position_embeddings": 128},
+    ),
+    ("qwen3", Qwen3Config, 110, {"head_dim": 16, "tie_word_embeddings": True}, {"head_dim": 8, "attention_bias": True}),
+]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -482,6 +529,16 @@ def main():
     write_json(out / "llama-reward.json", reward_case(out, "llama-reward", model, make_pairs(43)))
     model = save(build(rm, qwen2(num_labels=1), 51), models / "qwen2-reward")
     write_json(out / "qwen2-reward.json", reward_case(out, "qwen2-reward", model, make_pairs(53)))
+
+    # Further families, stored as bf16. The body's gradients come from the reward model.
+    for name, config, seed, language, reward in FAMILIES:
+        language = {"tie_word_embeddings": False, **language}
+        model = save(build(lm, small(config, **language), seed + 1), models / name, torch.bfloat16)
+        write_json(out / f"{name}.json", language_model_case(out, name, model, None, make_pairs(seed + 3), False))
+        if reward is not None:
+            model = build(rm, small(config, num_labels=1, tie_word_embeddings=False, **reward), seed + 5)
+            model = save(model, models / f"{name}-reward", torch.bfloat16)
+            write_json(out / f"{name}-reward.json", reward_case(out, f"{name}-reward", model, make_pairs(seed + 7)))
 
     versions = {
         "torch": torch.__version__.split("+")[0],

@@ -89,6 +89,13 @@ fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::norm_bwd(on, d, &i)
 }
 
+fn qk_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = QkNormDims { tokens: 40, heads: 3, kv_heads: 2, head_dim: 550, eps: 1e-6 };
+    let (x, dqkv) = (normal("x", 40 * 5 * 550, 1.0), normal("dqkv", 40 * d.width(), 1.0));
+    let weight = normal("w", 1100, 1.0);
+    runs::qk_norm_bwd(on, d, [&x, &weight, &dqkv, &weight], Write::Add)
+}
+
 fn linear_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LinearDims { tokens: 260, inputs: 136, outputs: 260 };
     runs::linear_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), None)
@@ -174,6 +181,7 @@ fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 fn norm_kernels_need_every_barrier() {
     assert!(check_every_barrier::<half::bf16>("norm_fwd", norm_fwd) >= 2);
     assert!(check_every_barrier::<half::bf16>("norm_bwd", norm_bwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("qk_norm_bwd", qk_norm_bwd) >= 2);
     assert!(check_every_barrier::<f32>("grad_norm", grad_norm) >= 1);
 }
 

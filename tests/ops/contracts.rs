@@ -128,6 +128,28 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
+    let d = QkNormDims { tokens: 3, heads: 2, kv_heads: 1, head_dim: 4, eps: 1e-6 };
+    probe("qk_norm_fwd", c, |l| {
+        let (mut x, mut qkv) = (act(b), act(b));
+        b.qk_norm_fwd(QkNormFwd {
+            dims: d,
+            weight: View::first(a, l.of("weight", 8)),
+            x: Some(ViewMut::first(&mut x, l.of("x", 36))),
+            qkv_in_place: ViewMut::first(&mut qkv, l.of("qkv", 48)),
+        })
+    });
+    probe("qk_norm_bwd", c, |l| {
+        let (mut dqkv, mut dweight) = (act(b), acc(b));
+        b.qk_norm_bwd(QkNormBwd {
+            dims: d,
+            x: View::first(a, l.of("x", 36)),
+            weight: View::first(a, l.of("weight", 8)),
+            dqkv_in_place: ViewMut::first(&mut dqkv, l.of("dqkv", 48)),
+            dweight: ViewMut::first(&mut dweight, l.of("dweight", 8)),
+            write: w,
+        })
+    });
+
     let d = LinearDims { tokens: 3, inputs: 4, outputs: 5 };
     probe("linear_fwd", c, |l| {
         let mut y = act(b);

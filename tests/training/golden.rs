@@ -9,6 +9,8 @@ use common::golden::{
 };
 use mapl::backend::contract::{Comparisons, Curve, KINDS, PreferenceFwd, Reduce, SUM_FIELDS, TERMS};
 use mapl::backend::cpu::Cpu;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::emulator::Schedule;
 use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::group::Kind;
@@ -305,6 +307,11 @@ macro_rules! for_each_backend {
             #[test]
             fn cpu() {
                 super::$check(&super::Cpu::new());
+            }
+            #[test]
+            fn kernels() {
+                let Some(emulator) = common::emulator(super::Schedule::Random(3), 3) else { return };
+                super::$check(&super::Kernels::<_, f32>::new(emulator));
             }
         }
     )* };

@@ -1,7 +1,7 @@
 //! Golden fixtures: consistent with each other and with the configuration and weight readers, so
 //! that models can be compared with them. All values are recomputed in f64 from the stored inputs.
 
-use common::golden::{self, LANGUAGE_CASES, MODELS, REWARD_CASES};
+use common::golden::{self, LANGUAGE_CASES, REWARD_CASES};
 use mapl::model::config::{Head, ModelConfig};
 use mapl::model::weights::{LoadAs, WeightFiles};
 
@@ -22,7 +22,7 @@ fn log_softmax_at(logits: &[f64], index: usize) -> f64 {
 
 #[test]
 fn every_parameter_of_every_model_is_random() {
-    for name in MODELS {
+    for name in golden::models() {
         let folder = golden::model_folder(name);
         let config = ModelConfig::read(&folder).unwrap();
         let files = WeightFiles::open(&folder, &config, LoadAs::Exact).unwrap();

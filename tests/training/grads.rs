@@ -5,6 +5,7 @@ use common::fixtures::{groups, random_model, tiny_config};
 use mapl::backend::reference::Reference;
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{Loss, LossOptions, LossType, Method, ReduceName, ScopeName};
+use mapl::model::family::FAMILIES;
 use mapl::optim::adamw::AdamWSettings;
 use mapl::rng::Rng;
 use mapl::train::metrics::Tally;
@@ -102,4 +103,16 @@ fn reward_gradient_with_centring_is_correct() {
 #[test]
 fn sft_gradient_is_correct() {
     check("qwen2", Loss::sft(), &groups());
+}
+
+#[test]
+fn dpo_gradient_of_qwen3_with_norms_of_heads_is_correct() {
+    check("qwen3", resolve(Method::Dpo, LossOptions::default()), &groups()[1..]);
+}
+
+#[test]
+fn reward_gradient_of_every_family_is_correct() {
+    for family in FAMILIES {
+        check(family.model_type, resolve(Method::Reward, LossOptions::default()), &groups()[1..]);
+    }
 }

@@ -15,16 +15,18 @@ use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossOptions, Method};
 use mapl::model::config::ModelConfig;
 use mapl::model::decoder::Model;
+use mapl::model::family::Family;
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::evaluate::Evaluator;
 use mapl::train::step::Trainer;
 use serde_json::json;
 
 /// 2 layers, hidden size 64, 4 query heads and 2 key heads of dimension 16.
-fn config(reward: bool) -> ModelConfig {
-    let class = if reward { "Qwen2ForSequenceClassification" } else { "Qwen2ForCausalLM" };
+fn config(family: &str, reward: bool) -> ModelConfig {
+    let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
+    let class = format!("{}{head}", Family::find(family).unwrap().class);
     let mut value = json!({
-        "architectures": [class], "model_type": "qwen2", "vocab_size": 67, "hidden_size": 64,
+        "architectures": [class], "model_type": family, "vocab_size": 67, "hidden_size": 64, "head_dim": 16,
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
         "initializer_range": 0.1, "tie_word_embeddings": !reward, "rope_theta": 10000.0,
@@ -58,8 +60,8 @@ fn model<B: Backend>(backend: &B, config: &ModelConfig, seed: u64) -> Model<B> {
     model
 }
 
-fn step<B: Backend>(backend: &B, method: Method) -> Step {
-    let config = config(method == Method::Reward);
+fn step<B: Backend>(backend: &B, family: &str, method: Method) -> Step {
+    let config = config(family, method == Method::Reward);
     let options = LossOptions { beta: (method == Method::Dpo).then_some(0.3), ..LossOptions::default() };
     let loss = options.resolve(method, [1.0, 0.7, 0.4], false).unwrap();
     let reference = (method == Method::Dpo).then(|| model(backend, &config, 2));
@@ -93,7 +95,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 
 /// One step on the emulator, with equal bits in every schedule; `None` if the build has no
 /// emulator.
-fn on_emulator<A: Element>(method: Method) -> Option<Step> {
+fn on_emulator<A: Element>(family: &str, method: Method) -> Option<Step> {
     let mut first: Option<Step> = None;
     for (schedule, processors) in [(Schedule::Rising, 4), (Schedule::Falling, 1), (Schedule::Random(3), 7)] {
         let device = match Emulator::with(schedule, processors) {
@@ -104,7 +106,7 @@ fn on_emulator<A: Element>(method: Method) -> Option<Step> {
                 return None;
             }
         };
-        let got = step(&Kernels::<_, A>::new(device), method);
+        let got = step(&Kernels::<_, A>::new(device), family, method);
         if let Some(first) = &first {
             assert_eq!(&got, first, "{schedule:?}, {processors} processors");
         }
@@ -113,14 +115,14 @@ fn on_emulator<A: Element>(method: Method) -> Option<Step> {
     first
 }
 
-fn agrees<A: Element>(method: Method, forward: f64, backward: f64) {
-    let Some(got) = on_emulator::<A>(method) else { return };
-    let expected = step(&Cpu::new(), method);
+fn agrees<A: Element>(family: &str, method: Method, forward: f64, backward: f64) {
+    let Some(got) = on_emulator::<A>(family, method) else { return };
+    let expected = step(&Cpu::new(), family, method);
     // A score may be small compared with the terms it sums, which are of order 1.
     let relative = |a: f64, b: f64| (a - b).abs() / b.abs().max(1.0);
     let scores = got.scores.iter().zip(&expected.scores).map(|(a, b)| relative(*a, *b)).fold(0.0, f64::max);
     let (loss, gradient) = (relative(got.loss, expected.loss), distance(&got.gradient, &expected.gradient));
-    println!("{method:?} {:?}: scores {scores:.2e}, loss {loss:.2e}, gradient {gradient:.2e}", A::PRECISION);
+    println!("{family} {method:?} {:?}: scores {scores:.2e}, loss {loss:.2e}, gradient {gradient:.2e}", A::PRECISION);
     assert!(scores < forward && loss < forward, "scores {scores:e}, loss {loss:e}");
     assert!(gradient < backward, "gradient {gradient:e}");
     if A::PRECISION == Precision::F32 {
@@ -134,8 +136,10 @@ fn agrees<A: Element>(method: Method, forward: f64, backward: f64) {
 
 #[test]
 fn f32_agrees_with_the_cpu() {
-    agrees::<f32>(Method::Dpo, 1e-4, 1e-4);
-    agrees::<f32>(Method::Reward, 1e-4, 1e-4);
+    for family in ["qwen2", "qwen3"] {
+        agrees::<f32>(family, Method::Dpo, 1e-4, 1e-4);
+        agrees::<f32>(family, Method::Reward, 1e-4, 1e-4);
+    }
 }
 
 /// Every activation has a relative rounding error of 2^-9. Over 2 layers of about 12 roundings
@@ -143,6 +147,8 @@ fn f32_agrees_with_the_cpu() {
 /// error of a dozen values is about three times that.
 #[test]
 fn bf16_agrees_with_the_cpu() {
-    agrees::<bf16>(Method::Dpo, 4e-2, 5e-2);
-    agrees::<bf16>(Method::Reward, 4e-2, 5e-2);
+    for family in ["qwen2", "qwen3"] {
+        agrees::<bf16>(family, Method::Dpo, 4e-2, 5e-2);
+        agrees::<bf16>(family, Method::Reward, 4e-2, 5e-2);
+    }
 }

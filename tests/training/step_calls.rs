@@ -38,8 +38,8 @@ fn observed(runs: bool) -> Option<Device<f32>> {
     }
 }
 
-fn with_layers(method: Method, layers: usize) -> ModelConfig {
-    let mut config = tiny_config("qwen2", method == Method::Reward);
+fn with_layers(family: &str, method: Method, layers: usize) -> ModelConfig {
+    let mut config = tiny_config(family, method == Method::Reward);
     config.layers = layers;
     config
 }
@@ -49,8 +49,13 @@ fn hopper() -> Option<Device<bf16>> {
     observed(false).map(|_| Kernels::new(Observed::new(Emulator::with(Schedule::Rising, 4).unwrap(), false)))
 }
 
-fn trainer<A: Element>(backend: &Device<A>, method: Method, layers: usize) -> Trainer<'_, Device<A>> {
-    let config = with_layers(method, layers);
+fn trainer<'b, A: Element>(
+    backend: &'b Device<A>,
+    family: &str,
+    method: Method,
+    layers: usize,
+) -> Trainer<'b, Device<A>> {
+    let config = with_layers(family, method, layers);
     let beta = (method == Method::Dpo).then_some(0.3);
     let nll_weight = (method == Method::Dpo).then_some(0.1);
     let options = LossOptions { beta, nll_weight, ..LossOptions::default() };
@@ -97,9 +102,9 @@ fn plan<A: Element>(
 
 /// Runs nine steps, two in flight at a time, and checks their allocations and waits. Kernels need
 /// not run: no call depends on their results.
-fn check_steps_do_not_allocate_or_wait<A: Element>(backend: &Device<A>, method: Method, replays: bool) {
+fn check_steps_do_not_allocate_or_wait<A: Element>(backend: &Device<A>, family: &str, method: Method, replays: bool) {
     let groups = groups();
-    let mut trainer = trainer(backend, method, 2);
+    let mut trainer = trainer(backend, family, method, 2);
     let limits = trainer.limits(&groups, 2).unwrap();
     trainer.replay_steps(replays);
     trainer.reserve(&limits, 2).unwrap();
@@ -129,15 +134,17 @@ fn check_steps_do_not_allocate_or_wait<A: Element>(backend: &Device<A>, method: 
 
 #[test]
 fn a_step_allocates_nothing_and_waits_only_for_its_results() {
-    for (method, replays) in [
-        (Method::Dpo, false),
-        (Method::Reward, false),
-        (Method::Sft, false),
-        (Method::Dpo, true),
-        (Method::Reward, true),
+    for (family, method, replays) in [
+        ("qwen2", Method::Dpo, false),
+        ("qwen2", Method::Reward, false),
+        ("qwen2", Method::Sft, false),
+        ("qwen2", Method::Dpo, true),
+        ("qwen2", Method::Reward, true),
+        ("qwen3", Method::Dpo, true),
+        ("seed_oss", Method::Reward, false),
     ] {
         let Some(backend) = observed(false) else { return };
-        check_steps_do_not_allocate_or_wait(&backend, method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, family, method, replays);
     }
 }
 
@@ -145,7 +152,7 @@ fn a_step_allocates_nothing_and_waits_only_for_its_results() {
 fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results() {
     for (method, replays) in [(Method::Dpo, false), (Method::Reward, true)] {
         let Some(backend) = hopper() else { return };
-        check_steps_do_not_allocate_or_wait(&backend, method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, "qwen2", method, replays);
     }
 }
 
@@ -155,7 +162,7 @@ fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results()
 fn waits_inside_a_step_are_detected() {
     let Some(backend) = device() else { return };
     let groups = groups();
-    let mut trainer = trainer(&backend, Method::Dpo, 1);
+    let mut trainer = trainer(&backend, "qwen2", Method::Dpo, 1);
     let packed = pack(&mut trainer, &steps(&groups)[0]);
     // Nothing is reserved, so there is a single upload buffer: it grows, and the second micro-batch
     // must wait for it.
@@ -176,7 +183,7 @@ fn waits_inside_a_step_are_detected() {
 fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
     let backend = device()?;
     let groups = groups();
-    let mut trainer = trainer(&backend, method, 1);
+    let mut trainer = trainer(&backend, "qwen2", method, 1);
     trainer.replay_steps(replays);
     let limits = trainer.limits(&groups, 2).unwrap();
     trainer.reserve(&limits, 2).unwrap();
@@ -211,10 +218,10 @@ fn replayed_steps_equal_direct_steps_bit_for_bit() {
 }
 
 /// Device calls of one micro-batch of a model with `layers` layers.
-fn launches(method: Method, layers: usize) -> Option<Calls> {
+fn launches(family: &str, method: Method, layers: usize) -> Option<Calls> {
     let backend = device()?;
     let groups = groups();
-    let mut trainer = trainer(&backend, method, layers);
+    let mut trainer = trainer(&backend, family, method, layers);
     let packed = pack(&mut trainer, &[groups.iter().collect()]);
     let pending = trainer.begin(packed, 1e-3).unwrap();
     let calls = backend.device().take();
@@ -222,13 +229,38 @@ fn launches(method: Method, layers: usize) -> Option<Calls> {
     Some(calls)
 }
 
-#[test]
-fn launches_of_a_layer_match_the_design() {
-    let Some(two) = launches(Method::Reward, 2) else { return };
-    let three = launches(Method::Reward, 3).unwrap();
+/// Launches of one layer of a reward model, and the calls of a model with three.
+fn launches_of_a_layer(family: &str) -> Option<(BTreeMap<&'static str, usize>, Calls)> {
+    let (two, three) = (launches(family, Method::Reward, 2)?, launches(family, Method::Reward, 3)?);
     let mut layer = three.launches.clone();
     layer.iter_mut().for_each(|(name, count)| *count -= two.launches.get(name).unwrap_or(&0));
     layer.retain(|_, count| *count > 0);
+    Some((layer, three))
+}
+
+/// A layer of another family has the launches of a Qwen2 layer but for what its row says.
+#[test]
+fn launches_of_other_families_differ_by_their_rows() {
+    let Some((layer, _)) = launches_of_a_layer("qwen2") else { return };
+    let changed = |changes: &[(&'static str, usize)]| {
+        let mut changed = layer.clone();
+        changed.extend(changes.iter().copied());
+        changed.retain(|_, count| *count > 0);
+        changed
+    };
+    for (family, changes) in [
+        ("llama", &[("bias_bwd_f32", 0), ("sum_slices", 2)][..]),
+        ("phi3", &[("bias_bwd_f32", 0), ("sum_slices", 2)]),
+        ("seed_oss", &[("bias_bwd_f32", 2), ("sum_slices", 4)]),
+        ("qwen3", &[("bias_bwd_f32", 0), ("qk_norm_fwd_f32", 1), ("qk_norm_bwd_f32", 1)]),
+    ] {
+        assert_eq!(launches_of_a_layer(family).unwrap().0, changed(changes), "{family}");
+    }
+}
+
+#[test]
+fn launches_of_a_layer_match_the_design() {
+    let Some((layer, three)) = launches_of_a_layer("qwen2") else { return };
     let expected = [
         // Forward: norm, QKV, RoPE, plan and attention, output with residual, norm, gate and up
         // with activation, down with residual. RoPE and the plan run once more in the backward

@@ -92,8 +92,8 @@ fn scores<B: Backend>(backend: &B, model: &mut Model<B>, loss: &Loss, groups: &[
 #[test]
 fn a_score_does_not_depend_on_other_sequences_of_the_batch() {
     let cpu = Cpu::new();
-    for method in [Method::Dpo, Method::Reward] {
-        let config = tiny_config("qwen2", method == Method::Reward);
+    for (family, method) in [("qwen2", Method::Dpo), ("qwen2", Method::Reward), ("qwen3", Method::Dpo)] {
+        let config = tiny_config(family, method == Method::Reward);
         let mut model = random_model(&cpu, &config, 1);
         let loss = resolve(method);
         let groups = groups();

@@ -82,6 +82,21 @@ impl<B: Backend> Costed for NormBwd<'_, B> {
     }
 }
 
+impl<B: Backend> Costed for QkNormFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.dims.elements();
+        let passes = if self.x.is_some() { 3 } else { 2 };
+        Cost::new(act::<B>(passes * n + 2 * self.dims.head_dim), 5 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for QkNormBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let (n, weights) = (self.dims.elements(), 2 * self.dims.head_dim);
+        Cost::new(act::<B>(3 * n + weights) + out::<B>(weights, self.write), 12 * n as u64)
+    }
+}
+
 impl<B: Backend> Costed for LinearFwd<'_, B> {
     fn cost(&self) -> Cost {
         let n = if self.residual.is_some() { self.dims.tokens * self.dims.outputs } else { 0 };

@@ -1,4 +1,4 @@
-//! Contracts of RMSNorm (arXiv 1910.07467).
+//! Contracts of RMSNorm (arXiv 1910.07467), of rows and of the query and key heads.
 
 use super::{Precision, Result, Tolerance, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -93,5 +93,85 @@ impl<B: Backend> NormBwd<'_, B> {
         expect_len(op, "weight", self.weight.len, d.hidden)?;
         expect_len(op, "dsum", self.dsum.len, size)?;
         expect_len(op, "dweight", self.dweight.len, d.hidden)
+    }
+}
+
+/// Sizes of [`QkNormFwd`] and [`QkNormBwd`]: a fused row holds `heads` queries, `kv_heads` keys and
+/// `kv_heads` values.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNormDims {
+    pub tokens: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Added to the mean square before the square root.
+    pub eps: f64,
+}
+
+impl QkNormDims {
+    /// Normalised heads of a token: queries and keys.
+    pub fn normalised(&self) -> usize {
+        self.heads + self.kv_heads
+    }
+
+    /// Elements of a fused row.
+    pub fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Number of normalised elements.
+    pub(super) fn elements(&self) -> usize {
+        self.tokens * self.normalised() * self.head_dim
+    }
+
+    /// Tolerance for inputs of order one.
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        Tolerance::dot(precision, self.head_dim)
+    }
+}
+
+/// RMSNorm of each query head and each key head: `head <- head * rstd * weight` with
+/// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys.
+pub struct QkNormFwd<'a, B: Backend> {
+    pub dims: QkNormDims,
+    /// (2, head_dim): weight of the queries, weight of the keys
+    pub weight: View<'a, B::Act>,
+    /// (tokens, heads + kv_heads, head_dim) copy of the input, for the backward
+    pub x: Option<ViewMut<'a, B::Act>>,
+    /// (tokens, heads + 2 kv_heads, head_dim)
+    pub qkv_in_place: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> QkNormFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("qk_norm_fwd", self.dims);
+        expect_len(op, "weight", self.weight.len, 2 * d.head_dim)?;
+        expect_len(op, "x", self.x.as_ref().map_or(d.elements(), |x| x.len), d.elements())?;
+        expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * d.width())
+    }
+}
+
+/// Gradient of [`QkNormFwd`]. The gradients of queries and keys become the gradients of the input;
+/// those of the values stay unchanged.
+pub struct QkNormBwd<'a, B: Backend> {
+    pub dims: QkNormDims,
+    /// (tokens, heads + kv_heads, head_dim) input of the forward
+    pub x: View<'a, B::Act>,
+    /// (2, head_dim)
+    pub weight: View<'a, B::Act>,
+    /// (tokens, heads + 2 kv_heads, head_dim)
+    pub dqkv_in_place: ViewMut<'a, B::Act>,
+    /// (2, head_dim)
+    pub dweight: ViewMut<'a, B::Acc>,
+    pub write: Write,
+}
+
+impl<B: Backend> QkNormBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("qk_norm_bwd", self.dims);
+        expect_len(op, "x", self.x.len, d.elements())?;
+        expect_len(op, "weight", self.weight.len, 2 * d.head_dim)?;
+        expect_len(op, "dqkv", self.dqkv_in_place.len, d.tokens * d.width())?;
+        expect_len(op, "dweight", self.dweight.len, 2 * d.head_dim)
     }
 }

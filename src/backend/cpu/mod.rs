@@ -101,6 +101,14 @@ impl Backend for Cpu {
         norm::norm_bwd(self, a);
         Ok(())
     }
+    fn qk_norm_fwd_impl(&self, a: QkNormFwd<'_, Self>) -> Result<()> {
+        norm::qk_norm_fwd(a);
+        Ok(())
+    }
+    fn qk_norm_bwd_impl(&self, a: QkNormBwd<'_, Self>) -> Result<()> {
+        norm::qk_norm_bwd(self, a);
+        Ok(())
+    }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
         linear::linear_fwd(a);
         Ok(())

@@ -1,4 +1,4 @@
-//! RMSNorm and its gradient. A row depends only on its own inputs and is computed in a fixed order.
+//! RMSNorm of rows, and of query and key heads, and the gradients. A row depends only on its own inputs and is computed in a fixed order.
 //! The weight gradient is summed over slices of tokens of fixed size, which are added in ascending
 //! order.
 
@@ -123,4 +123,83 @@ vectorised! {
             }
         }
     }
+}
+
+pub(super) fn qk_norm_fwd(a: QkNormFwd<'_, Cpu>) {
+    let (d, weight) = (a.dims, a.weight.slice());
+    let (width, copied) = (d.width(), d.normalised() * d.head_dim);
+    if copied == 0 {
+        return;
+    }
+    let rows = rows_of_task(width);
+    let qkv = a.qkv_in_place.into_slice().par_chunks_mut(rows * width);
+    let normalise = |row: &mut [f32]| {
+        for (head, values) in row[..copied].chunks_exact_mut(d.head_dim).enumerate() {
+            norm_head(values, weight_of(&d, head, weight), d.eps);
+        }
+    };
+    match a.x {
+        Some(x) => qkv.zip(x.into_slice().par_chunks_mut(rows * copied)).for_each(|(qkv, x)| {
+            for (row, x) in qkv.chunks_exact_mut(width).zip(x.chunks_exact_mut(copied)) {
+                x.copy_from_slice(&row[..copied]);
+                normalise(row);
+            }
+        }),
+        None => qkv.for_each(|qkv| qkv.chunks_exact_mut(width).for_each(normalise)),
+    }
+}
+
+/// Weight of a head: of the queries, then of the keys.
+fn weight_of<'a>(d: &QkNormDims, head: usize, weight: &'a [f32]) -> &'a [f32] {
+    let (queries, keys) = weight.split_at(d.head_dim);
+    if head < d.heads { queries } else { keys }
+}
+
+/// Reciprocal root mean square of a head with this sum of squares.
+fn rstd_of(squares: f32, head_dim: usize, eps: f64) -> f32 {
+    (1.0 / (f64::from(squares) / head_dim as f64 + eps).sqrt()) as f32
+}
+
+vectorised! {
+    /// Normalises a head in place.
+    fn norm_head(head: &mut [f32], weight: &[f32], eps: f64) {
+        let rstd = rstd_of(dot::<FMA>(head, head), head.len(), eps);
+        for (x, w) in head.iter_mut().zip(weight) {
+            *x = *x * rstd * w;
+        }
+    }
+}
+
+vectorised! {
+    /// Reciprocal root mean square of a head.
+    fn rstd_of_head(head: &[f32], eps: f64) -> f32 {
+        rstd_of(dot::<FMA>(head, head), head.len(), eps)
+    }
+}
+
+pub(super) fn qk_norm_bwd(cpu: &Cpu, a: QkNormBwd<'_, Cpu>) {
+    let (d, weight) = (a.dims, a.weight.slice());
+    let (width, copied) = (d.width(), d.normalised() * d.head_dim);
+    let mut partial = cpu.scratch.take(d.tokens.div_ceil(NORM_TOKENS) * 2 * d.head_dim);
+    if copied > 0 {
+        partial
+            .par_chunks_mut(2 * d.head_dim)
+            .zip(a.dqkv_in_place.into_slice().par_chunks_mut(NORM_TOKENS * width))
+            .zip(a.x.slice().par_chunks(NORM_TOKENS * copied))
+            .for_each(|((partial, dqkv), x)| {
+                partial.fill(0.0);
+                let mut dy = vec![0.0; d.head_dim];
+                for (row, x) in dqkv.chunks_exact_mut(width).zip(x.chunks_exact(copied)) {
+                    let heads = row[..copied].chunks_exact_mut(d.head_dim).zip(x.chunks_exact(d.head_dim));
+                    for (head, (dhead, x)) in heads.enumerate() {
+                        dy.copy_from_slice(dhead);
+                        let (queries, keys) = partial.split_at_mut(d.head_dim);
+                        let dweight = if head < d.heads { queries } else { keys };
+                        let rstd = rstd_of_head(x, d.eps);
+                        norm_row_bwd(dhead, dweight, &dy, x, weight_of(&d, head, weight), rstd, false);
+                    }
+                }
+            });
+    }
+    sum_slices(a.dweight.into_slice(), &partial, a.write);
 }

@@ -388,6 +388,12 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
         norm::norm_bwd(self, a)
     }
+    fn qk_norm_fwd_impl(&self, a: QkNormFwd<'_, Self>) -> Result<()> {
+        norm::qk_norm_fwd(self, a)
+    }
+    fn qk_norm_bwd_impl(&self, a: QkNormBwd<'_, Self>) -> Result<()> {
+        norm::qk_norm_bwd(self, a)
+    }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
         linear::linear_fwd(self, a)
     }

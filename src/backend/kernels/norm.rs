@@ -1,7 +1,7 @@
-//! RMSNorm (`kernels/norm.cu`).
+//! RMSNorm of rows, and of query and key heads (`kernels/norm.cu`).
 
 use super::device::{Device, Element};
-use super::launchers::{self as launch, NORM_SLICE};
+use super::launchers::{self as launch, NORM_SLICE, QK_NORM_SLICE};
 use super::linear::sum_slices;
 use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
@@ -49,4 +49,42 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
     }
     .launch(&k.device, k.row_blocks(count, 1), if in_shared { row_bytes } else { 0 })?;
     sum_slices(k, &scratch, slices, count, &mut a.dweight, a.dweight_write)
+}
+
+pub(super) fn qk_norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNormFwd<'_, Kernels<D, A>>) -> Result<()> {
+    let d = a.dims;
+    launch::QkNormFwd::<A> {
+        weight: read(a.weight),
+        x: write_option(&mut a.x),
+        qkv: write(&mut a.qkv_in_place),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        eps: d.eps as f32,
+    }
+    .launch(&k.device, k.row_blocks(d.tokens * d.normalised(), launch::QkNormFwd::<A>::WARPS), 0)
+}
+
+pub(super) fn qk_norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNormBwd<'_, Kernels<D, A>>) -> Result<()> {
+    let d = a.dims;
+    let count = d.tokens.div_ceil(QK_NORM_SLICE);
+    let mut scratch = k.scratch()?;
+    let slices = scratch.request::<f32>(count * 2 * d.head_dim);
+    scratch.take()?;
+    // A sum of each warp for the queries and for the keys.
+    let shared = launch::QkNormBwd::<A>::WARPS * 2 * d.head_dim * size_of::<f32>();
+    launch::QkNormBwd::<A> {
+        x: read(a.x),
+        weight: read(a.weight),
+        dqkv: write(&mut a.dqkv_in_place),
+        slices: scratch.write(slices),
+        tokens: int(d.tokens)?,
+        heads: int(d.heads)?,
+        kv_heads: int(d.kv_heads)?,
+        head_dim: int(d.head_dim)?,
+        eps: d.eps as f32,
+    }
+    .launch(&k.device, k.row_blocks(count, 1), shared)?;
+    sum_slices(k, &scratch, slices, count, &mut a.dweight, a.write)
 }

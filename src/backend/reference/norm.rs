@@ -45,3 +45,54 @@ pub fn norm_bwd(a: NormBwd<'_, R>) {
         }
     }
 }
+
+/// Reciprocal root mean square of a head.
+fn rstd_of(head: &[f64], eps: f64) -> f64 {
+    1.0 / (dot(head, head) / head.len() as f64 + eps).sqrt()
+}
+
+/// First elements of a token's head in the fused row, in the rows of `x`, and in the weights.
+fn places(d: &QkNormDims, token: usize, head: usize) -> (usize, usize, usize) {
+    let fused = token * d.width() + head * d.head_dim;
+    (fused, (token * d.normalised() + head) * d.head_dim, if head < d.heads { 0 } else { d.head_dim })
+}
+
+pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
+    let (d, weight, qkv) = (a.dims, a.weight.slice(), a.qkv_in_place.into_slice());
+    let mut x = a.x.map(|x| x.into_slice());
+    for t in 0..d.tokens {
+        for head in 0..d.normalised() {
+            let (fused, copy, w) = places(&d, t, head);
+            let values = &mut qkv[fused..fused + d.head_dim];
+            if let Some(x) = &mut x {
+                x[copy..copy + d.head_dim].copy_from_slice(values);
+            }
+            let rstd = rstd_of(values, d.eps);
+            for (value, weight) in values.iter_mut().zip(&weight[w..]) {
+                *value *= rstd * weight;
+            }
+        }
+    }
+}
+
+/// As [`norm_bwd`], for each head.
+pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
+    let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
+    let (dqkv, dweight) = (a.dqkv_in_place.into_slice(), a.dweight.into_slice());
+    if a.write == Write::Overwrite {
+        dweight.fill(0.0);
+    }
+    for t in 0..d.tokens {
+        for head in 0..d.normalised() {
+            let (fused, copy, w) = places(&d, t, head);
+            let (x, dy) = (&x[copy..copy + d.head_dim], &mut dqkv[fused..fused + d.head_dim]);
+            let rstd = rstd_of(x, d.eps);
+            let mean = (0..d.head_dim).map(|i| dy[i] * weight[w + i] * x[i] * rstd).sum::<f64>() / d.head_dim as f64;
+            for i in 0..d.head_dim {
+                let normalised = x[i] * rstd;
+                dweight[w + i] += dy[i] * normalised;
+                dy[i] = rstd * (dy[i] * weight[w + i] - normalised * mean);
+            }
+        }
+    }
+}

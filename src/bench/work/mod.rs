@@ -127,6 +127,7 @@ works! {
     LinearGlu(glu::LinearGlu),
     Embedding(embedding::Embedding),
     Norm(norm::Norm),
+    QkNorm(norm::QkNorm),
     BiasGrad(linear::BiasGrad),
     RotaryEmbedding(rope::RotaryEmbedding),
     Glu(glu::Glu),

@@ -1,4 +1,4 @@
-//! RMSNorm of a residual sum and its gradient.
+//! RMSNorm of a residual sum, and of query and key heads, and the gradients.
 
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
@@ -95,6 +95,87 @@ impl Call for Norm {
             true => {
                 let whole = Part { call: self.clone(), selection: Selection::default(), compared: &["dweight"] };
                 vec![Part { call, selection, compared: &["dsum"] }, whole]
+            }
+        }
+    }
+}
+
+/// RMSNorm of query and key heads, or its gradient.
+#[derive(Clone, Debug)]
+pub struct QkNorm {
+    pub backward: bool,
+    pub dims: QkNormDims,
+}
+
+impl Call for QkNorm {
+    fn op(&self) -> &'static str {
+        if self.backward { "qk_norm_bwd" } else { "qk_norm_fwd" }
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        let d = self.dims;
+        vec![("tokens", d.tokens), ("heads", d.heads), ("kv_heads", d.kv_heads), ("head_dim", d.head_dim)]
+    }
+
+    fn operands(&self) -> Vec<Operand> {
+        let d = self.dims;
+        let token = (Axis::Token, d.tokens);
+        let (copied, fused) = ((Axis::Whole, d.normalised() * d.head_dim), (Axis::Whole, d.width()));
+        let weights = (Axis::Whole, 2 * d.head_dim);
+        let weight = Operand::act("weight", weights, ONE, Fill::AboutOne(0.1));
+        let qkv = |name| Operand::act(name, token, fused, Fill::Normal(1.0)).written();
+        match self.backward {
+            false => vec![weight, Operand::act("x", token, copied, Fill::Constant(0.0)).written(), qkv("qkv")],
+            true => vec![
+                Operand::act("x", token, copied, Fill::Normal(1.0)),
+                weight,
+                qkv("dqkv"),
+                Operand::acc("dweight", weights, ONE, Fill::Constant(0.0)).written(),
+            ],
+        }
+    }
+
+    fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
+        let dims = self.dims;
+        match self.backward {
+            false => {
+                let (weight, x) = (o.act()?, Some(o.act_out()?));
+                on.qk_norm_fwd(QkNormFwd { dims, weight, x, qkv_in_place: o.act_out()? })
+            }
+            true => on.qk_norm_bwd(QkNormBwd {
+                dims,
+                x: o.act()?,
+                weight: o.act()?,
+                dqkv_in_place: o.act_out()?,
+                dweight: o.acc_out()?,
+                write: Write::Overwrite,
+            }),
+        }
+    }
+
+    fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
+        let d = self.dims;
+        match name {
+            "dweight" => {
+                let terms = d.tokens * d.heads.max(d.kv_heads);
+                Tolerance::dot(stored_as_acc(precision), terms).scaled((terms as f64).sqrt().max(1.0))
+            }
+            // Heads and gradients are of order one, and the largest of many are about 5.
+            _ => d.tolerance(precision).scaled(5.0),
+        }
+    }
+
+    /// Some rows for the per-row results; all rows for the weight gradient.
+    fn parts(&self) -> Vec<Part<Self>> {
+        let tokens = spread(self.dims.tokens, 64);
+        let dims = QkNormDims { tokens: tokens.len(), ..self.dims };
+        let selection = Selection::default().with(Axis::Token, tokens);
+        let call = Self { dims, ..*self };
+        match self.backward {
+            false => vec![Part { call, selection, compared: &[] }],
+            true => {
+                let whole = Part { call: self.clone(), selection: Selection::default(), compared: &["dweight"] };
+                vec![Part { call, selection, compared: &["dqkv"] }, whole]
             }
         }
     }

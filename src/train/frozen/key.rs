@@ -75,6 +75,11 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     c.inv_freq().iter().for_each(|f| {
         hash.update(&f.to_le_bytes());
     });
+    // Only families without these values have hashes from versions that did not know them.
+    let (factor, still) = (c.rope.attention_factor(), &c.layers_without_rope);
+    if factor != 1.0 || !still.is_empty() {
+        hash_text(&mut hash, &format!("{factor} {still:?}"));
+    }
     let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
     let mut bytes = Vec::new();
     for spec in config.tensors() {

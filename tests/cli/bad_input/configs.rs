@@ -40,7 +40,7 @@ fn invalid_configurations_are_refused_by_key() {
         ("rms_norm_eps", json!(-1e-6), &["rms_norm_eps", "above 0"]),
         ("rope_parameters", json!({"rope_type": "default", "rope_theta": 1e300}), &["rope_theta", "1e15"]),
         ("rope_parameters", json!({"rope_type": "linear", "factor": 0}), &["factor"]),
-        ("rope_scaling", json!({"rope_type": "yarn"}), &["\"yarn\"", "linear"]),
+        ("rope_scaling", json!({"rope_type": "ntk"}), &["\"ntk\"", "linear"]),
         ("max_position_embeddings", json!(0), &["max_position_embeddings"]),
         ("initializer_range", json!(-1), &["initializer_range"]),
         ("model_type", json!("gpt2"), &["\"gpt2\" is not supported", "llama"]),

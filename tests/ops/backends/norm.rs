@@ -55,3 +55,47 @@ fn equal_zero_and_tiny_rows() {
     x[96..].copy_from_slice(&normal("tiny", 48, 1e-4));
     forward_and_backward("equal, zero and tiny rows", d, &x);
 }
+
+#[test]
+fn queries_and_keys_by_head() {
+    // Heads with and without full vectors, more tokens than a slice, all heads of one kind, tiny heads.
+    for (tokens, heads, kv_heads, head_dim, size) in
+        [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (70, 3, 1, 64, 1.0), (9, 2, 2, 300, 1e-4)]
+    {
+        let d = QkNormDims { tokens, heads, kv_heads, head_dim, eps: 1e-5 };
+        let label = format!("{tokens} tokens, {heads} and {kv_heads} heads x {head_dim}");
+        let (qkv, weight) = (normal("qkv", tokens * d.width(), size), normal("weight", 2 * head_dim, 1.0));
+        for copies in [false, true] {
+            let tolerance = |p, _: &str| d.tolerance(p);
+            check!(&label, |on: &_| runs::qk_norm_fwd(on, d, &qkv, &weight, copies), tolerance);
+        }
+        let x = normal("x", tokens * d.normalised() * head_dim, size);
+        let (dqkv, start) = (normal("dqkv", tokens * d.width(), 1.0), normal("start", 2 * head_dim, 1.0));
+        // rstd, and with it the gradient, is at most 1 / sqrt(eps).
+        let largest = if size < 1.0 { 1e-5f64.sqrt().recip() } else { 3.0 };
+        let terms = tokens * heads.max(kv_heads);
+        for write in [Write::Overwrite, Write::Add] {
+            let tolerance = |p, name: &str| match name {
+                "dqkv" => d.tolerance(p).scaled(largest),
+                _ => Tolerance::dot(stored_as_acc(p), terms).scaled((terms as f64).sqrt().max(1.0)),
+            };
+            let inputs = [&x[..], &weight, &dqkv, &start];
+            check!(format!("{label}, {write:?}"), |on: &_| runs::qk_norm_bwd(on, d, inputs, write), tolerance);
+        }
+    }
+}
+
+/// Values are neither read nor written, and the copy is the input.
+#[test]
+fn values_stay_unchanged_and_the_copy_is_the_input() {
+    let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, eps: 1e-6 };
+    let (qkv, weight) = (vec![0.5; d.tokens * d.width()], vec![2.0; 16]);
+    let cpu = mapl::backend::cpu::Cpu::new();
+    let on = common::On::new(&cpu, Precision::F32);
+    let outputs = runs::qk_norm_fwd(&on, d, &qkv, &weight, true);
+    assert_eq!(outputs[1].1, vec![0.5; 5 * 5 * 8]);
+    for row in outputs[0].1.chunks_exact(d.width()) {
+        assert!(row[..40].iter().all(|x| (x - 2.0).abs() < 1e-4), "{row:?}");
+        assert_eq!(row[40..], [0.5; 16]);
+    }
+}

@@ -1,4 +1,4 @@
-//! Gradients of RMSNorm.
+//! Gradients of RMSNorm, of rows and of query and key heads.
 
 use mapl::backend::Write::{Add, Overwrite};
 use mapl::backend::contract::*;
@@ -45,6 +45,27 @@ pub fn norm() {
                     },
                 );
             }
+        }
+    }
+}
+
+/// Queries, keys and values of a token differ; values pass unchanged.
+pub fn heads() {
+    for (tokens, heads, kv_heads, head_dim, eps) in [(3, 2, 1, 4, 1e-6), (2, 3, 3, 6, 0.5)] {
+        let d = QkNormDims { tokens, heads, kv_heads, head_dim, eps };
+        let (qkv, weight) = (normal("qkv", tokens * d.width(), 1.0), normal("w", 2 * head_dim, 1.0));
+        for write in [Overwrite, Add] {
+            check(
+                &format!("norm of {heads} and {kv_heads} heads x {head_dim}"),
+                &[qkv.clone(), weight.clone()],
+                &[Overwrite, write],
+                |i| runs::qk_norm_fwd(&ORACLE, d, &i[0], &i[1], false)[0].1.clone(),
+                |i, dy, start| {
+                    let x = &runs::qk_norm_fwd(&ORACLE, d, &i[0], &i[1], true)[1].1;
+                    let outputs = runs::qk_norm_bwd(&ORACLE, d, [x, &i[1], dy, &start[1]], write);
+                    outputs.into_iter().map(|(_, values)| values).collect()
+                },
+            );
         }
     }
 }
