@@ -8,13 +8,23 @@
 //! (arXiv 2505.12845).
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Message {
     pub role: String,
     pub content: String,
+    /// Further keys that chat templates read, such as `tool_calls` and `reasoning_content`.
+    #[serde(flatten, skip_serializing_if = "Map::is_empty")]
+    pub extra: Map<String, Value>,
+}
+
+impl Message {
+    /// A message of text only.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
 }
 
 /// A prompt: plain text, or a conversation that the model folder's chat template renders.
@@ -39,6 +49,14 @@ impl Response {
         match self {
             Response::Text(text) => text,
             Response::Message(message) => &message.content,
+        }
+    }
+
+    /// Whether there is nothing to score: no text, and no tool call or reasoning either.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Response::Text(text) => text.is_empty(),
+            Response::Message(message) => message.content.is_empty() && message.extra.is_empty(),
         }
     }
 }

@@ -125,7 +125,7 @@ fn empty_prompt(sequence: &Sequence, group: &TokenizedGroup, tokenizer: &Tokeniz
     let ids = match &group.group.prompts[sequence.prompt] {
         Prompt::Text(_) => tokenizer.encode_prefix("")?,
         Prompt::Messages(_) => {
-            let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+            let turn = |role: &str, content: &str| Message::new(role, content);
             let turns = [turn("user", ""), turn("assistant", group.group.responses[sequence.response].text())];
             let kwargs = tokenizer.kwargs_of(group.group.chat_template_kwargs.as_ref());
             let render = |turns: &[Message], open: bool| -> Result<Vec<u32>> {

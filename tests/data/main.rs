@@ -12,6 +12,7 @@ mod model_config;
 mod model_folder;
 mod objective;
 mod reward_rows;
+mod shapes;
 mod sources;
 mod spaces;
 mod templates;

@@ -55,7 +55,7 @@ fn turn(role: &str, content: &str) -> Value {
 }
 
 fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+    Message::new(role, content)
 }
 
 /// Ten rows of every format, with the groups they must give.
@@ -249,7 +249,7 @@ fn defects_of_a_row_name_the_key_and_the_id() {
         (json!({"question": "p"}), "(the row has \"question\")"),
         (json!({}), "(the row has no keys)"),
         (json!({"messages": []}), "mapl sft"),
-        (json!({"instruction": "x"}), "LLaMA-Factory"),
+        (json!({"instruction": "x"}), "a preference row needs chosen and rejected"),
         (json!({"chosen_ids": [1]}), "token ids"),
         (
             json!({"prompt": "p", "chosen": 3, "rejected": "a"}),
