@@ -94,6 +94,17 @@ pub struct ShowCommand {
     tokenize: TokenizeOptions,
 }
 
+impl DataCommand {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        match self {
+            DataCommand::Build(args) => vec![&mut args.input],
+            DataCommand::Show(args) => vec![&mut args.input],
+            DataCommand::Check(args) => args.data_files(),
+        }
+    }
+}
+
 /// Runs a data command.
 pub fn run(command: DataCommand) -> Result<()> {
     match command {

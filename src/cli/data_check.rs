@@ -54,6 +54,13 @@ pub struct CheckCommand {
     read: ReadOptions,
 }
 
+impl CheckCommand {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.files, &mut self.test_file]
+    }
+}
+
 /// Checks files and prints the findings.
 ///
 /// # Errors

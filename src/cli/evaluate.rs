@@ -47,6 +47,20 @@ pub struct CompareArgs {
     measure: MeasureArgs,
 }
 
+impl EvalArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.measure.input]
+    }
+}
+
+impl CompareArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.measure.input]
+    }
+}
+
 /// Data and settings of an evaluation.
 #[derive(Args, Clone, Debug)]
 struct MeasureArgs {

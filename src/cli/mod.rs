@@ -53,8 +53,11 @@ mod train;
 mod train_args;
 mod watch;
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
+use crate::data::source::expand;
 use crate::loss::objective::Method;
 use crate::train::signals::Signals;
 use crate::{Error, Result};
@@ -114,6 +117,27 @@ pub enum Command {
     Env(env::EnvArgs),
 }
 
+impl Command {
+    /// Lists of data files, in which folders and patterns are replaced by files before the command runs.
+    fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        match self {
+            Command::Tokenizer(args) => args.data_files(),
+            Command::Data(command) => command.data_files(),
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.data_files(),
+            Command::Score(args) => args.data_files(),
+            Command::Eval(args) => args.data_files(),
+            Command::Compare(args) => args.data_files(),
+            Command::Study(command) => command.data_files(),
+            Command::Quickstart(_)
+            | Command::Init(_)
+            | Command::Report(_)
+            | Command::Watch(_)
+            | Command::Bench(_)
+            | Command::Env(_) => Vec::new(),
+        }
+    }
+}
+
 /// Starts the threads of parallel work. They would otherwise start at their first use, and a failure
 /// would panic.
 fn start_threads() -> Result<()> {
@@ -135,6 +159,10 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         // Until a training loop defers them, stop signals end the process at once, and its temporary
         // files are removed.
         Signals::listen()?;
+    }
+    let mut cli = cli;
+    for files in cli.command.data_files() {
+        *files = expand(files)?;
     }
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),

@@ -82,6 +82,13 @@ pub struct ScoreArgs {
     output: PathBuf,
 }
 
+impl ScoreArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.input]
+    }
+}
+
 /// Writes one JSON row per input group.
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let inputs = args.scoring.inputs().with("--model", [&args.model]).with("--input", &args.input);

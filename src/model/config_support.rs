@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::config::{Family, Head, StoredDtype};
 use super::config_json::{Keys, shown};
 use super::weights_read::stored_shape;
-use crate::files::hub_model;
+use crate::files::hub::hub_model;
 use crate::{Error, Result};
 
 /// Largest number of labels of a classifier.

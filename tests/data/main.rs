@@ -2,6 +2,7 @@
 //! prefix trees, objectives and model folders.
 
 mod construction;
+mod containers;
 mod draw_keys;
 mod file_kinds;
 mod foreign_folders;

@@ -232,8 +232,6 @@ fn damaged_files_are_refused_with_their_line() {
     assert!(defect(format!("[{good}]\n\n{good}")).starts_with(":3: is not valid JSON"));
     let zipped = gzip(good.repeat(100).as_bytes());
     assert!(defect(&zipped[..zipped.len() - 9]).contains("damaged or cut off"));
-    assert!(defect(b"PAR1....").contains("Parquet"));
-    assert!(defect(b"\x28\xb5\x2f\xfd....").contains("zstd"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::message::messages;
 use super::non_finite::NonFinite;
 use super::options::{Pairs, ReadOptions};
 use super::{Shape, type_name};
+use crate::files::is_dash;
 
 /// Keys that are never reported as unused: they identify a row and hold nothing to train on.
 const ALWAYS_USED: [&str; 1] = ["id"];
@@ -76,6 +77,10 @@ impl<'a> Row<'a> {
     pub(super) fn set_id(&mut self) -> Result<(), String> {
         self.id = match self.get("id") {
             None => {
+                if is_dash(self.file) {
+                    self.id = format!("stdin-{}", self.line);
+                    return Ok(());
+                }
                 let stem = self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 let stem = stem.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("row").to_owned();
                 format!("{stem}-{}", self.line)

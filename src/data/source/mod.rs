@@ -1,6 +1,8 @@
 //! Reads preference files: every accepted row becomes a [`PreferenceGroup`] with its file and line.
 //!
-//! - `rows`: reads a file (JSONL or a JSON array, plain or gzip) as JSON objects with line numbers
+//! - `rows`: reads a file as JSON objects with line numbers: JSON lines, a JSON array, other JSON
+//!   (`document`), tables of text (`table`) or Parquet (`parquet_rows`)
+//! - `paths`: files, folders and patterns on a command line; `container`: compressed files
 //! - `fields`: typed access to the keys of one row, with an error message for every defect;
 //!   `message`: messages of conversations
 //! - `shape`: detects the format of a row from its keys
@@ -20,7 +22,9 @@
 
 mod candidates;
 mod chat_pair;
+mod container;
 mod context;
+mod document;
 mod fields;
 mod group_row;
 mod hh;
@@ -29,12 +33,15 @@ mod message;
 mod non_finite;
 pub mod options;
 mod overlooked;
+mod parquet_rows;
+mod paths;
 mod reading;
 mod report;
 mod row_limits;
 mod rows;
 mod sft;
 mod shape;
+mod table;
 mod text_pair;
 mod two_columns;
 
@@ -47,14 +54,16 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use kinds::foreign;
+pub(crate) use container::open_text;
 pub use options::{ColumnMap, Pairs, ReadOptions};
 pub use sft::{read_sft_files, sft_pairs};
 
 use super::group::{PreferenceGroup, Prompt, Response};
+use crate::files::is_dash;
 use crate::{Error, Result};
 use fields::Row;
 pub use overlooked::Occurrences;
+pub use paths::expand;
 pub use reading::check_used;
 use reading::read_with;
 pub use report::{FileReport, Skipped};
@@ -243,6 +252,9 @@ fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Resu
 /// Refuses a list in which one pipe is named twice: the second reading would find it empty, or wait.
 pub(crate) fn refuse_pipe_named_twice(paths: &[PathBuf]) -> Result<()> {
     let mut pipes = HashSet::new();
+    if paths.iter().filter(|path| is_dash(path)).count() > 1 {
+        return Err(Error::Usage("standard input (-) is named twice, and can be read only once".into()));
+    }
     for path in paths {
         let Ok(found) = std::fs::metadata(path) else { continue };
         let pipe = found.file_type().is_fifo() || found.file_type().is_socket();

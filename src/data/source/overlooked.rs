@@ -229,7 +229,7 @@ fn holds_messages(value: &Value) -> bool {
 }
 
 /// True for the text of a list of messages, or of one message, in JSON or as Python prints it.
-fn spells_messages(text: &str) -> bool {
+pub(super) fn spells_messages(text: &str) -> bool {
     let text = text.trim();
     let list = text.starts_with('[') && text.ends_with(']');
     if !(list || (text.starts_with('{') && text.ends_with('}'))) {
