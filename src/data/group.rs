@@ -7,6 +7,8 @@
 //! prompts). With four terms it is MAPL's inter-sample comparison, the difference of two gaps
 //! (arXiv 2505.12845).
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -24,6 +26,16 @@ impl Message {
     /// A message of text only.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
+
+    /// All text of the message: its content, and its further keys as JSON.
+    pub fn whole_text(&self) -> Cow<'_, str> {
+        if self.extra.is_empty() {
+            return (&*self.content).into();
+        }
+        // Strings and JSON values only, so the conversion cannot fail.
+        let extra = serde_json::to_string(&self.extra).unwrap_or_default();
+        format!("{}\n{extra}", self.content).into()
     }
 }
 
@@ -49,6 +61,14 @@ impl Response {
         match self {
             Response::Text(text) => text,
             Response::Message(message) => &message.content,
+        }
+    }
+
+    /// All text of the response, with tool calls and reasoning ([`Message::whole_text`]).
+    pub fn whole_text(&self) -> Cow<'_, str> {
+        match self {
+            Response::Text(text) => text.into(),
+            Response::Message(message) => message.whole_text(),
         }
     }
 

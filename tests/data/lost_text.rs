@@ -140,6 +140,32 @@ fn messages_that_a_template_leaves_out_are_counted_with_an_example() {
     assert_eq!((report.messages, report.lost_messages, report.equal_ids), (3, 3, 1));
 }
 
+/// Tool calls and reasoning reach the template, and are counted if it leaves them out.
+#[test]
+fn tool_calls_and_reasoning_that_a_template_leaves_out_are_counted() {
+    let mut row = chat("Rain?", "Yes.", "No.");
+    let with = |row: &mut SourceRow, response: usize, key: &str, value: Value| {
+        let Response::Message(message) = &mut row.group.responses[response] else { panic!() };
+        message.extra.insert(key.into(), value);
+    };
+    with(&mut row, 0, "reasoning_content", json!("It pours."));
+    with(&mut row, 1, "tool_calls", json!([{"type": "function", "function": {"name": "sky", "arguments": {}}}]));
+    let (_folder, tokenizer) = template("");
+    let report = messages(row.clone(), &tokenizer);
+    assert_eq!((report.messages, report.lost_messages), (5, 2));
+    assert!(report.warnings()[0].contains("\"reasoning_content\" of the assistant turn \"It pours.\""));
+    let print = "{%- if m['reasoning_content'] -%}{%- set c = m['reasoning_content'] + c -%}{%- endif -%}\
+                 {%- for call in m['tool_calls'] or [] -%}{%- set c = c -%}{{ call['function']['name'] }}{%- endfor -%}";
+    let (_folder, tokenizer) = template(print);
+    let report = messages(row.clone(), &tokenizer);
+    assert_eq!((report.messages, report.lost_messages), (5, 0), "{:?}", report.warnings());
+    // Sides that differ in a tool call only are different texts.
+    let mut row = chat("Rain?", "Yes.", "Yes.");
+    with(&mut row, 1, "tool_calls", json!([{"type": "function", "function": {"name": "sky", "arguments": {}}}]));
+    let (_folder, tokenizer) = template("");
+    assert_eq!(messages(row, &tokenizer).equal_ids, 1);
+}
+
 #[test]
 fn trimmed_messages_are_complete_and_ignored_tools_are_not() {
     let (_folder, tokenizer) = template("{%- set c = c | trim -%}");

@@ -56,8 +56,12 @@ fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Resu
         let prompts = [prompt, other].map(Prompt::Messages);
         whole_conversations(id, prompts, [chosen, rejected], margin)
     } else {
+        let shared = prompt.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        let own = [&prompt, &other].map(|turns| turns.len() - shared + 1);
         return Err(format!(
-            "\"chosen\" and \"rejected\" differ before their last message and also in it; {TWO_PROMPTS}"
+            "\"chosen\" and \"rejected\" differ before their last message and also in it (after the turns that they \
+             share, they have {} and {} messages); {TWO_PROMPTS}",
+            own[0], own[1]
         ));
     };
     row.template_settings(&mut group)?;
