@@ -155,7 +155,7 @@ fn tool_calls_and_reasoning_that_a_template_leaves_out_are_counted() {
     assert_eq!((report.messages, report.lost_messages), (5, 2));
     assert!(report.warnings()[0].contains("\"reasoning_content\" of the assistant turn \"It pours.\""));
     let print = "{%- if m['reasoning_content'] -%}{%- set c = m['reasoning_content'] + c -%}{%- endif -%}\
-                 {%- for call in m['tool_calls'] or [] -%}{%- set c = c -%}{{ call['function']['name'] }}{%- endfor -%}";
+                 {%- if m['tool_calls'] -%}{%- set c = c + m['tool_calls'][0]['function']['name'] -%}{%- endif -%}";
     let (_folder, tokenizer) = template(print);
     let report = messages(row.clone(), &tokenizer);
     assert_eq!((report.messages, report.lost_messages), (5, 0), "{:?}", report.warnings());
