@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mapl::data::construct::build_rows;
+use mapl::data::group::Prompt;
 use mapl::data::options::{BuildArgs, Objective};
 use mapl::data::source::{ReadOptions, expand, read_files};
 use parquet::basic::Compression;
 use parquet::column::writer::ColumnWriter;
-use parquet::data_type::ByteArray;
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
@@ -190,6 +191,41 @@ fn nested_columns_and_formats_give_the_same_groups_too() {
         assert_eq!(built(&folder.write(name, bytes)), reference, "{name}");
     }
     assert_eq!(built(&folder.write("h.jsonl", each(&scored))).lines().count(), 3);
+}
+
+/// Bytes without a type are text, numbers keep their value, and NaN hurts only in a key that is used.
+#[test]
+fn columns_of_parquet_keep_their_values() {
+    let folder = Folder::new();
+    let file = |margin: f64| {
+        let fields = "optional binary prompt; optional binary chosen; optional binary rejected; optional double margin; \
+                      optional float score_chosen; optional int64 score_rejected;";
+        let schema = Arc::new(parse_message_type(&format!("message rows {{ {fields} }}")).unwrap());
+        let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for text in ["Grüße?", " Ja.", " Nein."] {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&[text.into()], Some(&[1]), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<DoubleType>().write_batch(&[margin], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<FloatType>().write_batch(&[0.1], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[-3], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        folder.write("typed.parquet", writer.into_inner().unwrap())
+    };
+    let rows = read_files(&[file(0.25)], &ReadOptions::default()).unwrap();
+    let group = &rows[0].group;
+    assert_eq!((&group.prompts[0], group.responses[1].text()), (&Prompt::Text("Grüße?".into()), " Nein."));
+    assert_eq!((group.comparisons[0].margin, rows[0].scores), (0.25, Some([0.1, -3.0])));
+    let why = read_files(&[file(f64::NAN)], &ReadOptions::default()).unwrap_err().to_string();
+    assert!(why.contains("typed.parquet:1") && why.contains("\"margin\" holds NaN"), "{why}");
 }
 
 #[test]

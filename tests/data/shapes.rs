@@ -291,6 +291,12 @@ fn rows_without_a_comparison_are_refused_by_name() {
         (json!({"answers": [{"text": GOOD, "score": 2}, {"text": BAD, "score": 1}]}), &["have no question"]),
         (json!({"prompt": Q, "responses": [GOOD, BAD], "scores": [1]}), &["1 numbers for 2 responses"]),
         (json!({"instruction": Q, "output": GOOD}), &["mapl sft"]),
+        (json!({"system": "Be brief.", "chosen": GOOD, "rejected": BAD}), &["no question", "--drop-columns"]),
+        (
+            json!({"prompt": [user(Q)], "chosen": [assistant(""), {"role": "tool", "content": "x"}, assistant(GOOD)],
+                   "rejected": [assistant(BAD)]}),
+            &["they have 3 and 1 messages", "only a reward model"],
+        ),
     ] {
         let why = refused(&row);
         assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
@@ -309,6 +315,7 @@ fn fine_tuning_rows_of_other_tools_have_their_system_turn() {
     for row in [
         json!({"system": "Be brief.", "instruction": Q, "input": "", "output": GOOD}),
         json!({"system": "Be brief.", "prompt": Q, "completion": GOOD}),
+        json!({"system": "Be brief.", "prompt": Q, "responses": [BAD, GOOD], "scores": [1, 2]}),
         json!({"system": "Be brief.", "messages": [user(Q), assistant(GOOD)]}),
         json!({"system": "Be brief.", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": GOOD}]}),
     ] {

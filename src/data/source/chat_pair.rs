@@ -25,6 +25,11 @@ pub(super) fn read(row: &mut Row<'_>, format: Format) -> Result<Parsed, String> 
         !question.is_empty() && side.is_some_and(|side| side.starts_with(question))
     };
     let prompt_repeated = repeats("chosen") && repeats("rejected");
+    if context.has_no_question() && row.peek_text("chosen").is_some() {
+        return Err("the sides are text and the row has no question, so a system text or a history has no place; name the \
+                    question with --column-map (such as prompt=COLUMN), or leave the other columns out with --drop-columns"
+            .into());
+    }
     let mut side = |key: &'static str| match row.peek_text(key).map(str::to_owned) {
         // A plain string is the assistant's answer.
         Some(content) => {

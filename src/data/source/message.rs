@@ -54,11 +54,13 @@ pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
             ("role" | "content", other) => {
                 return Err(format!("{what}: \"{key}\" must be a string, found {}", describe(&other)));
             }
-            ("tool_calls", Value::Array(calls)) if calls.is_empty() => {}
+            // Tables write every key of every message.
+            (_, Value::Array(list)) if list.is_empty() => {}
+            (_, Value::Object(object)) if object.is_empty() => {}
+            (_, Value::String(text)) if text.is_empty() => {}
             ("tool_calls", other) if !other.is_array() => {
                 return Err(format!("{what}: \"tool_calls\" must be a list, found {}", describe(&other)));
             }
-            ("reasoning_content" | "reasoning" | "thinking", Value::String(text)) if text.is_empty() => {}
             (known, value) if EXTRA.contains(&known) => drop(extra.insert(key, value)),
             // A tool's result has the name of the tool.
             ("name", value) if of_tool => drop(extra.insert(key, value)),

@@ -9,12 +9,13 @@
 use std::path::PathBuf;
 
 use super::super::group::{Kind, Message, PreferenceGroup, Prompt, Response};
+use super::candidates::list_column;
 use super::context::{Context, is_conversation};
 use super::fields::Row;
 use super::message::{not_empty, split_response};
 use super::overlooked::check_media;
 use super::row_limits::check_turns;
-use super::two_columns::unpaired;
+use super::two_columns::{shape, unpaired};
 use super::{FileReport, Format, Parsed, ReadOptions, Shape, SourceRow, preference_row, read_all};
 use crate::Result;
 
@@ -30,7 +31,8 @@ pub fn sft_pairs(group: &PreferenceGroup) -> Vec<(usize, usize)> {
 
 /// Reads a row of any format that supervised fine-tuning accepts.
 pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
-    if super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
+    let several = list_column(row).is_some() || shape(row)?.is_some();
+    if several || super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
         chosen_sides(&mut parsed.group)?;
         return Ok(parsed);
