@@ -79,7 +79,6 @@ fn parquet(chat: bool, compression: Compression) -> Vec<u8> {
             write(values, 1, None);
         }
     }
-    drop(write);
     group.close().unwrap();
     writer.into_inner().unwrap()
 }

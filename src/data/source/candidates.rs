@@ -50,7 +50,7 @@ pub(super) struct Candidate {
 /// Column with a list of responses, if the row has one.
 pub(super) fn list_column(row: &Row<'_>) -> Option<&'static str> {
     let list = |key: &&str| row.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty());
-    LISTS.into_iter().find(|key| list(&key))
+    LISTS.into_iter().find(|key| list(key))
 }
 
 /// Reads a list of responses with numbers.
