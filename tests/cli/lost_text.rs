@@ -139,6 +139,7 @@ fn columns_that_no_reader_uses_are_refused_until_they_are_dropped_by_name() {
         bench.run(command).fails(3, &why);
         bench.run(&format!("{command} --drop-columns context")).ok();
     }
+    bench.run("data check rows.jsonl --drop-columns context --pairs all").fails(2, &["--pairs has no effect"]);
     let unknown = ["--drop-columns contxt: no row has this column"];
     bench.run("data build --input rows.jsonl --output g.jsonl --drop-columns context,contxt").fails(2, &unknown);
     let both =

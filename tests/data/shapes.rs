@@ -279,6 +279,7 @@ fn rows_without_a_comparison_are_refused_by_name() {
         (json!({"prompt": Q, "completion": GOOD, "label": true}), &["unpaired", "KTO", "\"label\"", "mapl sft"][..]),
         (json!({"messages": [user(Q), assistant(GOOD)], "label": false}), &["unpaired", "KTO"]),
         (json!({"instruction": Q, "output": GOOD, "kto_tag": true}), &["unpaired", "\"kto_tag\""]),
+        (json!({"prompt": Q, "completion": GOOD, "label": 0}), &["unpaired", "KTO"]),
         (
             json!({"prompt": Q, "responses": [GOOD, BAD]}),
             &["\"responses\" lists 2 responses", "\"scores\"", "--score-key"],

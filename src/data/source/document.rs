@@ -15,7 +15,7 @@ use super::rows::{RowObject, RowResult, array_rows};
 use crate::Result;
 
 /// Largest document.
-pub(super) const MAX_BYTES: u64 = 4 << 30;
+pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 /// Keys that hold the rows of a document.
 const DATA: [&str; 8] = ["data", "rows", "train", "examples", "instances", "items", "records", "samples"];
