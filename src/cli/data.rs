@@ -1,4 +1,5 @@
-//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`.
+//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`, `mapl data
+//! export` in `data_export`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
+use super::data_export::{ExportCommand, export};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, same_file, warn};
 use super::template::{TemplateKwargs, load_tokenizer};
@@ -32,6 +34,8 @@ pub enum DataCommand {
     Show(ShowCommand),
     /// Check preference files for problems that make training meaningless or its metrics misleading
     Check(CheckCommand),
+    /// Write the pairs of preference rows of any format as rows of TRL
+    Export(ExportCommand),
 }
 
 /// Arguments of `data build`.
@@ -101,6 +105,7 @@ impl DataCommand {
             DataCommand::Build(args) => vec![&mut args.input],
             DataCommand::Show(args) => vec![&mut args.input],
             DataCommand::Check(args) => args.data_files(),
+            DataCommand::Export(args) => vec![&mut args.input],
         }
     }
 }
@@ -111,6 +116,7 @@ pub fn run(command: DataCommand) -> Result<()> {
         DataCommand::Build(args) => build(&args).map(|_| ()),
         DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
+        DataCommand::Export(args) => export(&args),
     }
 }
 

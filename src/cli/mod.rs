@@ -6,7 +6,7 @@
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
-//! - `data`, `data_check`: `data build`, `data show`, `data check`
+//! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
@@ -27,6 +27,7 @@ mod bench;
 mod cadence;
 mod data;
 mod data_check;
+mod data_export;
 mod device;
 mod env;
 mod evaluate;
