@@ -56,7 +56,7 @@ fn check_rows(folder: &Path, rows: &[SourceRow]) {
     let mut text = String::new();
     for (i, row) in rows.iter().enumerate() {
         row.group.validate().expect("an accepted group is valid");
-        assert!(row.group.responses.iter().all(|response| !response.text().is_empty()));
+        assert!(row.group.responses.iter().all(|response| !response.is_empty()));
         // Pairs may share an id; group rows may not.
         let group = mapl::data::group::PreferenceGroup { id: format!("row-{i}"), ..row.group.clone() };
         text += &serde_json::to_string(&group).expect("a group is JSON");
@@ -162,12 +162,10 @@ pub fn template(bytes: &[u8]) {
     let tokens = vec![("bos_token".to_owned(), "<s>".to_owned()), ("eos_token".to_owned(), "</s>".to_owned())];
     let Ok(template) = ChatTemplate::compile(source, tokens) else { return };
     let roles = ["user", "assistant", "system", "tool"];
-    let mut messages: Vec<Message> = parts
-        .zip(roles.iter().cycle())
-        .map(|(content, role)| Message { role: (*role).to_owned(), content: content.to_owned() })
-        .collect();
+    let mut messages: Vec<Message> =
+        parts.zip(roles.iter().cycle()).map(|(content, role)| Message::new(*role, content)).collect();
     if messages.is_empty() {
-        messages.push(Message { role: "user".into(), content: "Name a bird.".into() });
+        messages.push(Message::new("user", "Name a bird."));
     }
     let tools = serde_json::json!([{"type": "function", "function": {"name": "find", "parameters": {"n": 1.5}}}]);
     let kwargs = serde_json::json!({"enable_thinking": false, "depth": [[1, 2], {"k": null}]});

@@ -5,6 +5,7 @@
 //! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
 //! ones of the same file, which a killed process has left.
 
+pub(crate) mod hub;
 pub(crate) mod input;
 
 use std::fs::{self, File, OpenOptions};
@@ -208,19 +209,29 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
         // overwrite its start.
         return on_stdout(|out| out.write_all(text.as_bytes()));
     }
+    let packed = path.extension().is_some_and(|end| end == "gz").then(|| gzip(text.as_bytes())).transpose();
+    let packed = packed.map_err(Error::io("compress", path))?;
+    let text = packed.as_deref().unwrap_or(text.as_bytes());
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         if let (true, Ok(target)) = (path.is_file(), path.canonicalize()) {
-            return write_atomic(&target, text.as_bytes());
+            return write_atomic(&target, text);
         }
         let mut file = OpenOptions::new().write(true).truncate(true).open(path).map_err(Error::io("open", path))?;
-        return file.write_all(text.as_bytes()).map_err(Error::written(path));
+        return file.write_all(text).map_err(Error::written(path));
     }
-    write_atomic(path, text.as_bytes())
+    write_atomic(path, text)
+}
+
+/// A text in gzip. The bytes depend on the text only: no name or time is stored.
+fn gzip(text: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(text)?;
+    encoder.finish()
 }
 
 /// Whether a path names this process's stdout.
 pub fn is_stdout(path: &Path) -> bool {
-    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
+    is_dash(path) || ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
 /// Checks, before any work, that [`write_text`] can write to a path. A regular file is tried with a
@@ -325,28 +336,9 @@ pub fn hash(path: &Path) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Name of a path that does not exist and reads like a repository of the Hugging Face Hub,
-/// `ORGANISATION/NAME`.
-pub fn hub_name(path: &Path) -> Option<&str> {
-    let name = path.to_str()?;
-    let (organisation, repository) = name.split_once('/')?;
-    let plain = |part: &str| {
-        let mut chars = part.chars();
-        chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
-            && chars.all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    (plain(organisation) && plain(repository) && !Path::new(organisation).exists()).then_some(name)
-}
-
-/// Why a path that reads like a model of the Hugging Face Hub is not a model folder, and how to
-/// download the model.
-pub fn hub_model(path: &Path) -> Option<String> {
-    let name = hub_name(path)?;
-    let local = name.rsplit('/').next().unwrap_or(name);
-    Some(format!(
-        "is not a folder here; a model of the Hugging Face Hub is downloaded first: `hf download {name} --local-dir {local}`, \
-         then name the folder {local}; `mapl init` makes a small model"
-    ))
+/// Whether a path stands for standard input or output.
+pub(crate) fn is_dash(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     (&["--push-to-hub", "--hub-model-id"], "nothing is uploaded; the output folder loads in transformers"),
     (&["--trust-remote-code"], "no code of a model folder is run"),
     (&["--do-train", "--do-eval"], "the command decides; `mapl eval` evaluates"),
-    (&["--remove-unused-columns"], "unused keys are ignored and listed"),
+    (&["--remove-unused-columns"], "unused keys are ignored and listed; use --drop-columns"),
     (&["--dataloader-num-workers", "--dataloader-drop-last"], "batches are built in the run itself"),
 ];
 

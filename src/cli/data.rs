@@ -1,4 +1,5 @@
-//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`.
+//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`, `mapl data
+//! export` in `data_export`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -7,15 +8,16 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
+use super::data_export::{ExportCommand, export};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, same_file, warn};
 use super::template::{TemplateKwargs, load_tokenizer};
-use crate::data::construct::build_rows;
+use crate::data::construct::{build_rows, make_ids_distinct};
 use crate::data::group::Prompt;
 use crate::data::mapl::Report;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::show::{ShowOptions, render_preview};
-use crate::data::source::{FileReport, ReadOptions, SourceRow, read_files_with_reports};
+use crate::data::source::{FileReport, ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::data::tokenize::{Purpose, TokenizeOptions, preview_rows};
 use crate::files::input::is_named;
 use crate::files::write_text;
@@ -32,6 +34,8 @@ pub enum DataCommand {
     Show(ShowCommand),
     /// Check preference files for problems that make training meaningless or its metrics misleading
     Check(CheckCommand),
+    /// Write the pairs of preference rows of any format as rows of TRL
+    Export(ExportCommand),
 }
 
 /// Arguments of `data build`.
@@ -94,12 +98,25 @@ pub struct ShowCommand {
     tokenize: TokenizeOptions,
 }
 
+impl DataCommand {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        match self {
+            DataCommand::Build(args) => vec![&mut args.input],
+            DataCommand::Show(args) => vec![&mut args.input],
+            DataCommand::Check(args) => args.data_files(),
+            DataCommand::Export(args) => vec![&mut args.input],
+        }
+    }
+}
+
 /// Runs a data command.
 pub fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(args) => build(&args).map(|_| ()),
         DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
+        DataCommand::Export(args) => export(&args),
     }
 }
 
@@ -117,6 +134,7 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     }
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (mut rows, reports) = read_files_with_reports(&args.input, &read)?;
+    check_used(&read, &reports)?;
     for report in &reports {
         remark(&args.output, &report.to_string());
         warn(report.warnings());
@@ -124,7 +142,15 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     if let Some(TemplateKwargs(kwargs)) = &args.chat_template_kwargs {
         set_kwargs(&mut rows, kwargs)?;
     }
-    let (rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
+    let (mut rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
+    if let Some((renamed, example)) = make_ids_distinct(&mut rows) {
+        let noun = if renamed == 1 {
+            "row has the id of an earlier row and gets"
+        } else {
+            "rows have the id of an earlier row and get"
+        };
+        remark(&args.output, &format!("{renamed} {noun} a number after it, such as {example}"));
+    }
     let mut text = String::new();
     for row in &rows {
         let line = serde_json::to_string(&row.group).map_err(|e| row.error(format!("cannot be written: {e}")))?;
@@ -164,6 +190,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (rows, reports) = read_files_with_reports(&args.input, &read)?;
+    check_used(&read, &reports)?;
     let training = TokenizeOptions { positions: positions(&args.tokenizer)?, ..args.tokenize.clone() };
     let purpose = Purpose { reward: args.reward, keep_equal_ids: true };
     let (previews, report) = preview_rows(purpose, rows, args.rows.get(), &tokenizer, &training)?;

@@ -9,7 +9,7 @@ use super::data::positions;
 use super::inputs::Inputs;
 use super::output::check_output;
 use super::template::{TemplateKwargs, load_tokenizer};
-use crate::data::source::{ReadOptions, read_files_leniently};
+use crate::data::source::{ReadOptions, check_used, read_files_leniently};
 use crate::data::tokenize::LengthLimit;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
@@ -54,6 +54,13 @@ pub struct CheckCommand {
     read: ReadOptions,
 }
 
+impl CheckCommand {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.files, &mut self.test_file]
+    }
+}
+
 /// Checks files and prints the findings.
 ///
 /// # Errors
@@ -81,6 +88,10 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     };
     let train = read(&args.files)?;
     let test = if args.test_file.is_empty() { None } else { Some(read(&args.test_file)?) };
+    // Refused rows may be those that use an option.
+    if train.refused.count + test.as_ref().map_or(0, |test| test.refused.count) == 0 {
+        check_used(&options, train.files.iter().chain(test.iter().flat_map(|test| &test.files)))?;
+    }
     let report = doctor::check(train, test, with.as_ref())?;
     let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
     if let Some(output) = &args.output {

@@ -47,6 +47,20 @@ pub struct CompareArgs {
     measure: MeasureArgs,
 }
 
+impl EvalArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.measure.input]
+    }
+}
+
+impl CompareArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.measure.input]
+    }
+}
+
 /// Data and settings of an evaluation.
 #[derive(Args, Clone, Debug)]
 struct MeasureArgs {
@@ -283,7 +297,7 @@ impl MeasureArgs {
 
     /// Refuses flags about scoring if only results are read and nothing is scored.
     fn refuse_scoring_flags(&self) -> Result<()> {
-        let s = &self.scoring;
+        let (s, read) = (&self.scoring, self.input.is_empty());
         let given = [
             ("--ref-model", s.ref_model.is_some()),
             ("--beta", s.beta.is_some()),
@@ -295,8 +309,13 @@ impl MeasureArgs {
             ("--batch-tokens", s.batch_tokens.is_some()),
             ("--device", s.device.device != Device::Auto),
             ("--dtype", s.device.dtype.is_some()),
-            ("--column-map", self.input.is_empty() && s.read.column_map != ReadOptions::default().column_map),
-            ("--mixed-formats", self.input.is_empty() && s.read.mixed_formats),
+            ("--column-map", read && s.read.column_map != ReadOptions::default().column_map),
+            ("--mixed-formats", read && s.read.mixed_formats),
+            ("--drop-columns", read && !s.read.drop_columns.is_empty()),
+            ("--pairs", read && s.read.pairs.is_some()),
+            ("--score-key", read && s.read.score_key.is_some()),
+            ("--score-margin", read && s.read.score_margin),
+            ("--skip-bad-rows", read && s.read.skip_bad_rows.is_some()),
             ("--prompt-blindness", self.prompt_blindness),
             ("--holdout-functions", !self.holdout_functions.is_empty()),
         ];

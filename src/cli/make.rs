@@ -1,11 +1,10 @@
 //! `mapl tokenizer` and `mapl init`: the inputs of a run that does not start from a published
 //! model.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead as _, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 
 use super::inputs::Inputs;
@@ -60,6 +59,13 @@ pub struct InitArgs {
     seed: u64,
 }
 
+impl TokenizerArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.input]
+    }
+}
+
 /// Trains and writes a tokenizer.
 pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     check_new_folder(&args.output_dir, &["tokenizer.json"])?;
@@ -86,7 +92,7 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
 /// Lines of a plain text file that are not blank.
 fn read_lines(path: &Path) -> Result<Vec<String>> {
     let mut texts = Vec::new();
-    for (i, line) in open(path)?.lines().enumerate() {
+    for (i, line) in source::open_text(path)?.lines().enumerate() {
         let line = line.map_err(|e| Error::data(path, i + 1, None, format!("cannot be read as UTF-8 text: {e}")))?;
         if !line.trim().is_empty() {
             texts.push(line);
@@ -105,32 +111,27 @@ fn holds_rows(path: &Path) -> Result<bool> {
         return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    let name = [".gz", ".zst", ".bz2", ".xz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
     match name.rsplit_once('.').map(|(_, extension)| extension) {
         Some("txt" | "md" | "text") => Ok(false),
-        Some("json" | "jsonl" | "ndjson") => Ok(true),
+        Some("json" | "jsonl" | "ndjson" | "csv" | "tsv" | "parquet") => Ok(true),
         _ if path.exists() && !path.is_file() => {
             let why = "is not a regular file, so rows cannot be told from plain text; name a file that ends in .jsonl \
                        or .txt";
             Err(Error::data(path, 0, None, why))
         }
         _ => {
-            let mut reader = open(path)?;
+            let mut start = [0; 4];
+            let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start));
+            if read.map_err(Error::io("open", path))? == 4 && start == *b"PAR1" {
+                return Ok(true);
+            }
+            let mut reader = source::open_text(path)?;
             let start = reader.fill_buf().map_err(Error::io("read", path))?;
             let first = start.iter().find(|byte| !byte.is_ascii_whitespace());
             Ok(matches!(first, Some(b'{' | b'[')))
         }
     }
-}
-
-/// Opens a file and decompresses it if it is gzip.
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    let mut raw = BufReader::new(std::fs::File::open(path).map_err(Error::io("open", path))?);
-    let magic = raw.fill_buf().map_err(Error::io("read", path))?;
-    if let Some(what) = source::foreign(magic) {
-        return Err(Error::data(path, 0, None, what));
-    }
-    Ok(if magic.starts_with(b"\x1f\x8b") { Box::new(BufReader::new(MultiGzDecoder::new(raw))) } else { Box::new(raw) })
 }
 
 /// Initialises and writes a model.

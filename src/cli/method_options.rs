@@ -73,6 +73,8 @@ fn takes(method: Method, id: &str) -> bool {
     match method {
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
         _ if id == "center_rewards_coefficient" => method == Method::Reward,
+        // Supervised fine-tuning has no margins.
+        _ if id == "score_margin" => method != Method::Sft,
         _ if OF_COMPARISONS.contains(&id) || construction().contains(id) => method != Method::Sft,
         _ => true,
     }

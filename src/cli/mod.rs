@@ -6,7 +6,7 @@
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
-//! - `data`, `data_check`: `data build`, `data show`, `data check`
+//! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
@@ -27,6 +27,7 @@ mod bench;
 mod cadence;
 mod data;
 mod data_check;
+mod data_export;
 mod device;
 mod env;
 mod evaluate;
@@ -53,8 +54,11 @@ mod train;
 mod train_args;
 mod watch;
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
+use crate::data::source::expand;
 use crate::loss::objective::Method;
 use crate::train::signals::Signals;
 use crate::{Error, Result};
@@ -114,6 +118,27 @@ pub enum Command {
     Env(env::EnvArgs),
 }
 
+impl Command {
+    /// Lists of data files, in which folders and patterns are replaced by files before the command runs.
+    fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        match self {
+            Command::Tokenizer(args) => args.data_files(),
+            Command::Data(command) => command.data_files(),
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.data_files(),
+            Command::Score(args) => args.data_files(),
+            Command::Eval(args) => args.data_files(),
+            Command::Compare(args) => args.data_files(),
+            Command::Study(command) => command.data_files(),
+            Command::Quickstart(_)
+            | Command::Init(_)
+            | Command::Report(_)
+            | Command::Watch(_)
+            | Command::Bench(_)
+            | Command::Env(_) => Vec::new(),
+        }
+    }
+}
+
 /// Most threads of parallel work on a machine with fewer cores. Results do not depend on the number.
 const MAX_THREADS: usize = 1024;
 
@@ -146,6 +171,10 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         // Until a training loop defers them, stop signals end the process at once, and its temporary
         // files are removed.
         Signals::listen()?;
+    }
+    let mut cli = cli;
+    for files in cli.command.data_files() {
+        *files = expand(files)?;
     }
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),

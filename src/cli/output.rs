@@ -22,6 +22,10 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     if output.is_dir() {
         return refuse("it is a folder; name a file");
     }
+    let name = output.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    if [".zst", ".bz2", ".xz", ".parquet"].iter().any(|end| name.ends_with(end)) {
+        return refuse("outputs are JSON, plain or in gzip (.gz); name it so");
+    }
     inputs.spare((flag, output), &[output.to_path_buf()])?;
     match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),

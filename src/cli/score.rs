@@ -12,7 +12,7 @@ use super::scored_reference::{ScoredReference, run_file};
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
-use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports};
+use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::data::tokenize::{OnTooLong, Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
@@ -80,6 +80,13 @@ pub struct ScoreArgs {
     /// JSON lines file to write, one line per input row, in order
     #[arg(long)]
     output: PathBuf,
+}
+
+impl ScoreArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.input]
+    }
 }
 
 /// Writes one JSON row per input group.
@@ -254,6 +261,7 @@ impl ModelArgs {
         let reward = |folder: &&Path| ModelConfig::read(folder).is_ok_and(|config| config.head == Head::Reward);
         let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
         let (rows, reports) = read_files_with_reports(files, &options)?;
+        check_used(&options, &reports)?;
         reports.iter().for_each(|report| warn(report.warnings()));
         Ok(rows)
     }

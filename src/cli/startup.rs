@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use super::train::TrainSetup;
 use crate::Result;
+use crate::backend::contract::Curve;
 use crate::data::options::Objective;
 use crate::data::show::{ShowOptions, render, render_examples};
 use crate::data::tokenize::{LengthLimit, TokenizeReport};
@@ -131,6 +132,7 @@ impl Startup<'_> {
                 s.learning_rate, s.warmup_steps, setup.adamw.weight_decay
             ),
         ));
+        lines.extend(self.differences_to_trl().into_iter().map(|note| ("note", note)));
         if s.warmup_steps >= total {
             lines.push(("note", "no update is left after the warm-up; lower --warmup-steps".to_owned()));
         }
@@ -147,6 +149,26 @@ impl Startup<'_> {
         lines.push(("checkpoints", self.checkpoints()));
         lines.push(("max length", self.limit.described(&self.report.lengths)));
         lines
+    }
+
+    /// Options in use that mean something else in TRL.
+    fn differences_to_trl(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Curve::Sigmoid { smoothing } = self.setup.loss.curve
+            && smoothing > 0.0
+        {
+            notes.push(format!(
+                "--label-smoothing {smoothing} with the sigmoid loss is conservative DPO (cDPO) here; TRL ignores it with \
+                 this loss"
+            ));
+        }
+        if let Some(seed) = self.setup.args.build.data_seed {
+            notes.push(format!(
+                "--data-seed {seed} seeds the construction of groups here; in TRL it seeds the order of rows, which is \
+                 --seed here"
+            ));
+        }
+        notes
     }
 
     /// When checkpoints are written, or what a crash loses without them.

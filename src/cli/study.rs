@@ -50,6 +50,16 @@ pub enum StudyCommand {
     Sweep(SweepArgs),
 }
 
+impl StudyCommand {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        match self {
+            StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) => args.train.data_files(),
+            StudyCommand::Bench(_) | StudyCommand::Sweep(_) => Vec::new(),
+        }
+    }
+}
+
 /// Arguments of `study sft`, `reward` and `dpo`: the run's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct StudyArgs {

@@ -16,7 +16,9 @@ use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
 use crate::data::pack::{ComparisonOptions, GroupSizes};
-use crate::data::source::{ReadOptions, SourceRow, read_files_with_reports, read_sft_files, refuse_pipe_named_twice};
+use crate::data::source::{
+    ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
+};
 use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
@@ -304,23 +306,21 @@ impl<'a> TrainSetup<'a> {
     /// Training and evaluation rows.
     fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
         let options = ReadOptions { whole_conversations: self.method == Method::Reward, ..self.args.read.clone() };
-        let read = |files: &[PathBuf]| -> Result<Vec<SourceRow>> {
-            if files.is_empty() {
-                return Ok(Vec::new());
-            }
-            let (rows, reports) = match self.method {
-                Method::Sft => read_sft_files(files, &options)?,
-                Method::Reward | Method::Dpo => read_files_with_reports(files, &options)?,
-            };
-            for report in &reports {
-                self.print(&report.to_string());
-                warn(report.warnings());
-            }
-            Ok(rows)
+        let read = |files: &[PathBuf]| match self.method {
+            _ if files.is_empty() => Ok(Default::default()),
+            Method::Sft => read_sft_files(files, &options),
+            Method::Reward | Method::Dpo => read_files_with_reports(files, &options),
         };
         refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
-        let train = read(&self.args.train_file)?;
-        Ok((train, read(&self.args.eval_file)?))
+        let (train, mut reports) = read(&self.args.train_file)?;
+        let (eval, of_eval) = read(&self.args.eval_file)?;
+        reports.extend(of_eval);
+        for report in &reports {
+            self.print(&report.to_string());
+            warn(report.warnings());
+        }
+        check_used(&options, &reports)?;
+        Ok((train, eval))
     }
 
     /// Groups of an epoch, prepared for the loss.

@@ -115,6 +115,11 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.train_file, &mut self.eval_file]
+    }
+
     /// Files and folders that the run reads. A checkpoint of the output folder itself is not one:
     /// the run continues there.
     pub fn inputs(&self) -> Inputs {

@@ -7,14 +7,36 @@
 //! prompts). With four terms it is MAPL's inter-sample comparison, the difference of two gaps
 //! (arXiv 2505.12845).
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Message {
     pub role: String,
     pub content: String,
+    /// Further keys that chat templates read, such as `tool_calls` and `reasoning_content`.
+    #[serde(flatten, skip_serializing_if = "Map::is_empty")]
+    pub extra: Map<String, Value>,
+}
+
+impl Message {
+    /// A message of text only.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    }
+
+    /// All text of the message: its content, and its further keys as JSON.
+    pub fn whole_text(&self) -> Cow<'_, str> {
+        if self.extra.is_empty() {
+            return (&*self.content).into();
+        }
+        // Strings and JSON values only, so the conversion cannot fail.
+        let extra = serde_json::to_string(&self.extra).unwrap_or_default();
+        format!("{}\n{extra}", self.content).into()
+    }
 }
 
 /// A prompt: plain text, or a conversation that the model folder's chat template renders.
@@ -39,6 +61,22 @@ impl Response {
         match self {
             Response::Text(text) => text,
             Response::Message(message) => &message.content,
+        }
+    }
+
+    /// All text of the response, with tool calls and reasoning ([`Message::whole_text`]).
+    pub fn whole_text(&self) -> Cow<'_, str> {
+        match self {
+            Response::Text(text) => text.into(),
+            Response::Message(message) => message.whole_text(),
+        }
+    }
+
+    /// Whether there is nothing to score: no text, and no tool call or reasoning either.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Response::Text(text) => text.is_empty(),
+            Response::Message(message) => message.content.is_empty() && message.extra.is_empty(),
         }
     }
 }

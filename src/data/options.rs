@@ -275,7 +275,8 @@ pub struct BuildArgs {
     /// Skip functions with a subject that the prompt already mentions [default: true]
     #[arg(long, alias = "avoid_existing", num_args = 0..=1, default_missing_value = "true")]
     pub avoid_existing: Option<bool>,
-    /// Seed of the construction [default: 42]
+    /// Seed of the construction; in TRL this flag seeds the order of rows, which is --seed here
+    /// [default: 42]
     #[arg(long, alias = "data_seed")]
     pub data_seed: Option<u64>,
 }

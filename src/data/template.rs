@@ -320,7 +320,7 @@ mod tests {
     use super::*;
 
     fn user(content: &str) -> Vec<Message> {
-        vec![Message { role: "user".into(), content: content.into() }]
+        vec![Message::new("user", content)]
     }
 
     fn render(source: &str) -> Result<String, String> {

@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn every_answer_of_a_conversation_is_trained_and_dropped_separately() {
         let tokenizer = train_bpe(std::iter::repeat_n("Name a bird. A wren.".to_owned(), 9), 270).unwrap();
-        let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let turn = |role: &str, content: &str| Message::new(role, content);
         let first = vec![turn("user", "Name a bird.")];
         let second = [first.clone(), vec![turn("assistant", "A wren."), turn("user", "Name a bird.")]].concat();
         let prompts = vec![Prompt::Messages(first), Prompt::Messages(second)];

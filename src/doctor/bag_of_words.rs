@@ -1,7 +1,6 @@
 //! Baseline accuracy of a bag-of-words model: a linear model that sees no prompt and no word order.
 //! A trained model can reach the same accuracy without reading the prompt.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -81,7 +80,7 @@ fn subsample(pairs: &[Pair]) -> Vec<Pair> {
 }
 
 fn count(corpus: &Corpus, pairs: &[Pair]) -> Vec<[WordCounts; 2]> {
-    WordCounts::of_pairs(pairs, |pair| [0, 1].map(|side| Cow::from(corpus.response(pair, side))))
+    WordCounts::of_pairs(pairs, |pair| [0, 1].map(|side| corpus.response(pair, side)))
 }
 
 fn examples(pairs: &[Pair], counts: &[[WordCounts; 2]], vocabulary: &Vocabulary) -> Vec<Example<Features>> {
@@ -106,7 +105,7 @@ fn named(corpus: &Corpus, pairs: &[Pair], vocabulary: &Vocabulary, weights: &[f6
             break;
         }
         for side in 0..2 {
-            each_word(corpus.response(pair, side), |word| {
+            each_word(&corpus.response(pair, side), |word| {
                 if let Some(index) = vocabulary.index(word).map(|i| i as usize)
                     && (best.contains(&index) || worst.contains(&index))
                 {

@@ -3,11 +3,12 @@
 //! normal form (lower case, runs of white space collapsed to one space, trimmed). Both data sets
 //! share one [`Interner`], so their numbers are comparable.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-use crate::data::group::{Kind, PreferenceGroup, Prompt};
+use crate::data::group::{Kind, Message, PreferenceGroup, Prompt};
 use crate::data::source::SourceRow;
 
 /// Interned numbers of a text.
@@ -98,7 +99,7 @@ impl Corpus {
             .par_iter()
             .map(|row| {
                 let prompts = row.group.prompts.iter().map(|prompt| keys(&prompt_text(prompt))).collect();
-                [prompts, row.group.responses.iter().map(|response| keys(response.text())).collect()]
+                [prompts, row.group.responses.iter().map(|response| keys(&response.whole_text())).collect()]
             })
             .collect();
         let mut number = |keys: Vec<[Key; 2]>| keys.into_iter().map(|keys| interner.number(keys)).collect();
@@ -123,8 +124,8 @@ impl Corpus {
     }
 
     /// Returns the text of the chosen (0) or rejected (1) response of a pair.
-    pub fn response(&self, pair: &Pair, side: usize) -> &str {
-        self.rows[pair.row].group.responses[pair.responses[side]].text()
+    pub fn response(&self, pair: &Pair, side: usize) -> Cow<'_, str> {
+        self.rows[pair.row].group.responses[pair.responses[side]].whole_text()
     }
 
     /// Iterates over all comparisons as (row, comparison).
@@ -179,12 +180,15 @@ fn base_pairs(group: &PreferenceGroup) -> impl Iterator<Item = [(usize, usize); 
 
 /// Returns a prompt as one text. A conversation of a single user turn yields the plain text of the
 /// turn, so both forms of a prompt compare equal.
-pub(super) fn prompt_text(prompt: &Prompt) -> std::borrow::Cow<'_, str> {
+pub(super) fn prompt_text(prompt: &Prompt) -> Cow<'_, str> {
     match prompt {
         Prompt::Text(text) => text.into(),
         Prompt::Messages(turns) => match &turns[..] {
-            [turn] if turn.role == "user" => (&*turn.content).into(),
-            turns => turns.iter().map(|turn| format!("{}: {}\n\n", turn.role, turn.content)).collect::<String>().into(),
+            [turn] if turn.role == "user" => turn.whole_text(),
+            turns => {
+                let text = |turn: &Message| format!("{}: {}\n\n", turn.role, turn.whole_text());
+                turns.iter().map(text).collect::<String>().into()
+            }
         },
     }
 }

@@ -83,7 +83,7 @@ type Keys = [u32; 2];
 pub(super) fn positions(train: &Corpus, test: Option<&Corpus>) -> Vec<Position> {
     let position = |name, at: fn(&str) -> String| {
         let of = |corpus: &Corpus| -> Vec<[String; 2]> {
-            corpus.pairs.iter().map(|pair| [0, 1].map(|side| at(corpus.response(pair, side)))).collect()
+            corpus.pairs.iter().map(|pair| [0, 1].map(|side| at(&corpus.response(pair, side)))).collect()
         };
         Position { name, train: of(train), test: test.map(of) }
     };

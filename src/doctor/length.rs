@@ -44,7 +44,7 @@ pub(super) fn check(
 ) -> Vec<Lengths> {
     let measure = |unit, measure: fn(&str) -> usize| {
         let of = |corpus: &Corpus| -> PairLengths {
-            let lengths = |pair| Some([0, 1].map(|side| measure(corpus.response(pair, side))));
+            let lengths = |pair| Some([0, 1].map(|side| measure(&corpus.response(pair, side))));
             corpus.pairs.iter().map(lengths).collect()
         };
         lengths(unit, (train, &of(train)), test.map(|test| (test, of(test))))

@@ -87,7 +87,7 @@ fn empty(corpus: &Corpus, sides: &mut Sides, findings: &mut Vec<Finding>) {
     let side = |row, side| Place::row(corpus, row).with(["the chosen side", "the rejected side"][side]);
     let mut places = Vec::new();
     for pair in &corpus.pairs {
-        let empty = [0, 1].map(|side| blank(corpus.response(pair, side)));
+        let empty = [0, 1].map(|side| blank(&corpus.response(pair, side)));
         sides.empty_responses += usize::from(empty[0] || empty[1]);
         if places.len() < MAX_PLACES {
             places.extend((0..2).filter(|&i| empty[i]).map(|i| side(pair.row, i)));

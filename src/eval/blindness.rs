@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use super::breakdown::length_label;
 use super::measure::{Measure, Quantity};
 use crate::Result;
-use crate::data::group::{Kind, Message, Prompt};
+use crate::data::group::{Kind, Message, Prompt, Response};
 use crate::data::tokenize::common_prefix;
 use crate::data::tokenized::{Sequence, SequenceComparison, TokenizedGroup};
 use crate::data::tokenizer::Tokenizer;
@@ -125,8 +125,12 @@ fn empty_prompt(sequence: &Sequence, group: &TokenizedGroup, tokenizer: &Tokeniz
     let ids = match &group.group.prompts[sequence.prompt] {
         Prompt::Text(_) => tokenizer.encode_prefix("")?,
         Prompt::Messages(_) => {
-            let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
-            let turns = [turn("user", ""), turn("assistant", group.group.responses[sequence.response].text())];
+            let turn = |role: &str, content: &str| Message::new(role, content);
+            let response = match &group.group.responses[sequence.response] {
+                Response::Text(text) => turn("assistant", text),
+                Response::Message(message) => message.clone(),
+            };
+            let turns = [turn("user", ""), response];
             let kwargs = tokenizer.kwargs_of(group.group.chat_template_kwargs.as_ref());
             let render = |turns: &[Message], open: bool| -> Result<Vec<u32>> {
                 let text = tokenizer.require_template()?.render(turns, open, None, kwargs.as_ref()).map_err(|why| {

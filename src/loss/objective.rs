@@ -110,7 +110,8 @@ pub struct LossOptions {
     /// Loss curve f(z) of a comparison [default sigmoid]
     #[arg(long, alias = "loss_type")]
     pub loss_type: Option<LossType>,
-    /// Probability that a label is wrong: cDPO with sigmoid, robust DPO with robust [default 0]
+    /// Probability that a label is wrong: cDPO with sigmoid, where TRL ignores it, and robust DPO with
+    /// robust [default 0]
     #[arg(long, alias = "label_smoothing")]
     pub label_smoothing: Option<f64>,
     /// Weight of the mean negative log-likelihood of preferred sequences [DPO; default 0]

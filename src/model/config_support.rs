@@ -9,7 +9,7 @@ use super::config::{Head, StoredDtype};
 use super::config_json::{Keys, shown};
 use super::family::{self, Bias, FAMILIES, Family};
 use super::weights_read::stored_shape;
-use crate::files::hub_model;
+use crate::files::hub::hub_model;
 use crate::{Error, Result};
 
 /// Largest number of labels of a classifier.

@@ -10,8 +10,11 @@ fn a_name_on_the_hub_says_how_to_get_it() {
     let download = "hf download Qwen/Qwen2.5-0.5B --local-dir Qwen2.5-0.5B";
     bench.run("dpo --model Qwen/Qwen2.5-0.5B --train-file pairs.jsonl --output-dir out").fails(6, &[download]);
     let words = "dpo --model model --train-file trl-lib/ultrafeedback_binarized --output-dir out";
-    let line = "load_dataset('trl-lib/ultrafeedback_binarized', split='train').to_json(";
+    let line = "hf download trl-lib/ultrafeedback_binarized --repo-type dataset --local-dir ultrafeedback_binarized";
     bench.run(words).fails(3, &[line]);
+    bench
+        .run("data build --input hf://datasets/trl-lib/ultrafeedback_binarized/*.parquet --output g.jsonl")
+        .fails(3, &[line]);
 }
 
 /// Writes 40 rows of growing length; many are above 1,024 tokens.

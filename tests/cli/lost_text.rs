@@ -97,11 +97,10 @@ fn columns_that_are_overlooked_are_named_by_every_command() {
     let bench = Bench::new();
     let stored = |role: &str, text: &str| json!([turn(role, text)]).to_string();
     let row = json!({"prompt": stored("user", "Name a bird."), "chosen": stored("assistant", "A wren."),
-                     "rejected": stored("assistant", "A bus."), "system": "Be short."});
+                     "rejected": stored("assistant", "A bus.")});
     bench.write("rows.jsonl", lines(&[row]));
     let checked = findings(&bench, "rows.jsonl --model model");
-    let expected = [finding("warning", "unused-columns", 1), finding("warning", "messages-as-text", 1)];
-    assert_eq!(checked, expected);
+    assert_eq!(checked, [finding("warning", "messages-as-text", 1)]);
     bench.run("reward --model model --train-file rows.jsonl --output-dir run --max-steps 1 --quiet").ok();
     for command in [
         "reward --model model --train-file rows.jsonl --output-dir run2 --max-steps 1 --quiet",
@@ -113,13 +112,76 @@ fn columns_that_are_overlooked_are_named_by_every_command() {
         "data show --input rows.jsonl --tokenizer model",
     ] {
         let err = bench.run(command).ok().err;
-        for part in [
-            "warning: rows.jsonl:1: in 1 of 1 rows text that may belong to the conversation is not used (in \"system\")",
-            "warning: rows.jsonl:1: in 1 of 1 rows a list of messages is stored as text",
-        ] {
-            assert_eq!(err.matches(part).count(), 1, "mapl {command}\n{err}");
-        }
+        let part = "warning: rows.jsonl:1: in 1 of 1 rows a list of messages is stored as text";
+        assert_eq!(err.matches(part).count(), 1, "mapl {command}\n{err}");
     }
+}
+
+#[test]
+fn columns_that_no_reader_uses_are_refused_until_they_are_dropped_by_name() {
+    let bench = Bench::new();
+    let row = json!({"prompt": "Name a bird.", "chosen": " A wren.", "rejected": " A bus.", "context": "In a hedge."});
+    bench.write("rows.jsonl", lines(&[row]));
+    let checked = findings(&bench, "rows.jsonl");
+    assert!(checked.contains(&finding("error", "refused-rows", 1)), "{checked:?}");
+    assert!(!findings(&bench, "rows.jsonl --drop-columns context").iter().any(|(level, ..)| level == "error"));
+    let why = [
+        "rows.jsonl:1 (id rows-1): text that may belong to the conversation is not used (in \"context\")",
+        "--drop-columns context",
+    ];
+    for command in [
+        "reward --model model --train-file rows.jsonl --output-dir run --max-steps 1 --quiet",
+        "sft --model model --train-file rows.jsonl --output-dir run2 --max-steps 1 --quiet",
+        "score --model run --input rows.jsonl --output scores.jsonl",
+        "data build --input rows.jsonl --output groups2.jsonl",
+        "data show --input rows.jsonl --tokenizer model",
+    ] {
+        bench.run(command).fails(3, &why);
+        bench.run(&format!("{command} --drop-columns context")).ok();
+    }
+    bench.run("data check rows.jsonl --drop-columns context --pairs all").fails(2, &["--pairs has no effect"]);
+    let unknown = ["--drop-columns contxt: no row has this column"];
+    bench.run("data build --input rows.jsonl --output g.jsonl --drop-columns context,contxt").fails(2, &unknown);
+    let both =
+        "reward --model model --train-file rows.jsonl --eval-file pairs.jsonl --output-dir run3 --max-steps 1 --quiet";
+    bench.run(&format!("{both} --drop-columns context")).ok();
+}
+
+#[test]
+fn built_groups_have_distinct_ids_and_are_read_again() {
+    let bench = Bench::new();
+    let row =
+        |id: &str, answer: &str| json!({"id": id, "prompt": "Name a bird.", "chosen": answer, "rejected": " A bus."});
+    bench.write(
+        "rows.jsonl",
+        lines(&[row("a", " A wren."), row("a-2", " An owl."), row("a", " A tit."), row("a", " A jay.")]),
+    );
+    let built = bench.run("data build --input rows.jsonl --output groups2.jsonl").ok();
+    assert!(
+        built.out.contains("2 rows have the id of an earlier row and get a number after it, such as a-3"),
+        "{}",
+        built.out
+    );
+    let ids: Vec<Value> = bench.rows("groups2.jsonl").iter().map(|row| row["id"].clone()).collect();
+    assert_eq!(ids, ["a", "a-2", "a-3", "a-4"]);
+    bench.run("data build --input groups2.jsonl --output again.jsonl").ok();
+}
+
+#[test]
+fn options_that_differ_from_trl_are_named_at_the_start_of_a_run() {
+    let bench = Bench::new();
+    let run = |name: &str, flags: &str| {
+        let words = format!("reward --model model --train-file pairs.jsonl --output-dir {name} --max-steps 1 {flags}");
+        bench.run(&words).ok().out
+    };
+    let out = run("a", "--label-smoothing 0.1 --objective mapl --data-seed 7");
+    assert!(
+        out.contains("--label-smoothing 0.1 with the sigmoid loss is conservative DPO (cDPO) here; TRL ignores"),
+        "{out}"
+    );
+    assert!(out.contains("--data-seed 7 seeds the construction of groups here; in TRL"), "{out}");
+    let out = run("b", "--label-smoothing 0.1 --loss-type robust");
+    assert!(!out.contains("TRL"), "{out}");
 }
 
 #[test]

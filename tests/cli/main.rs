@@ -25,6 +25,7 @@ mod bad_input {
 mod best_model;
 mod checkpoints;
 mod data_check;
+mod data_files;
 mod devices;
 mod evaluation;
 mod families;

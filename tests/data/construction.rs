@@ -370,7 +370,7 @@ fn assert_sides_balance(options: &BuildOptions) {
 
 #[test]
 fn conversations_are_built_and_infeasible_rows_keep_their_base() {
-    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let message = |role: &str, content: &str| Message::new(role, content);
     let Response::Text(long) = pairs(1)[0].responses[0].clone() else { unreachable!() };
     let talk = Prompt::Messages(vec![message("user", "Hi."), message("assistant", "Yes?"), message("user", "Talk.")]);
     let answer = |content: &str| Response::Message(message("assistant", content));

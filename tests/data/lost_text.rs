@@ -2,7 +2,7 @@
 //! template leaves out, and columns that no reader uses.
 
 use mapl::data::group::{Comparison, Kind, PreferenceGroup, Prompt, Response};
-use mapl::data::source::{FileReport, Occurrences, ReadOptions, SourceRow, read_files_with_reports};
+use mapl::data::source::{FileReport, Occurrences, ReadOptions, SourceRow, check_used, read_files_with_reports};
 use mapl::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows, tokenize_rows_for};
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::data::tokenizer::Tokenizer;
@@ -140,6 +140,32 @@ fn messages_that_a_template_leaves_out_are_counted_with_an_example() {
     assert_eq!((report.messages, report.lost_messages, report.equal_ids), (3, 3, 1));
 }
 
+/// Tool calls and reasoning reach the template, and are counted if it leaves them out.
+#[test]
+fn tool_calls_and_reasoning_that_a_template_leaves_out_are_counted() {
+    let mut row = chat("Rain?", "Yes.", "No.");
+    let with = |row: &mut SourceRow, response: usize, key: &str, value: Value| {
+        let Response::Message(message) = &mut row.group.responses[response] else { panic!() };
+        message.extra.insert(key.into(), value);
+    };
+    with(&mut row, 0, "reasoning_content", json!("It pours."));
+    with(&mut row, 1, "tool_calls", json!([{"type": "function", "function": {"name": "sky", "arguments": {}}}]));
+    let (_folder, tokenizer) = template("");
+    let report = messages(row.clone(), &tokenizer);
+    assert_eq!((report.messages, report.lost_messages), (5, 2));
+    assert!(report.warnings()[0].contains("\"reasoning_content\" of the assistant turn \"It pours.\""));
+    let print = "{%- if m['reasoning_content'] -%}{%- set c = m['reasoning_content'] + c -%}{%- endif -%}\
+                 {%- if m['tool_calls'] -%}{%- set c = c + m['tool_calls'][0]['function']['name'] -%}{%- endif -%}";
+    let (_folder, tokenizer) = template(print);
+    let report = messages(row.clone(), &tokenizer);
+    assert_eq!((report.messages, report.lost_messages), (5, 0), "{:?}", report.warnings());
+    // Sides that differ in a tool call only are different texts.
+    let mut row = chat("Rain?", "Yes.", "Yes.");
+    with(&mut row, 1, "tool_calls", json!([{"type": "function", "function": {"name": "sky", "arguments": {}}}]));
+    let (_folder, tokenizer) = template("");
+    assert_eq!(messages(row, &tokenizer).equal_ids, 1);
+}
+
 #[test]
 fn trimmed_messages_are_complete_and_ignored_tools_are_not() {
     let (_folder, tokenizer) = template("{%- set c = c | trim -%}");
@@ -161,36 +187,42 @@ fn report(rows: &[Value], column_map: &str) -> FileReport {
 }
 
 #[test]
-fn unused_columns_that_may_belong_to_the_conversation_are_named_with_a_count() {
-    let row = |extra: Value| {
+fn unused_columns_that_may_belong_to_the_conversation_are_refused_by_name() {
+    let read = |extra: Value, drop: &[&str]| {
         let mut row = json!({"prompt": "q", "chosen": " a", "rejected": " b"});
         row.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        row
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, row.to_string()).unwrap();
+        let drop_columns = drop.iter().map(|name| (*name).to_owned()).collect();
+        let options = ReadOptions { drop_columns, ..ReadOptions::default() };
+        let (_, reports) = read_files_with_reports(&[path], &options).map_err(|e| e.to_string())?;
+        check_used(&options, &reports).map_err(|e| e.to_string())
     };
-    let rows = [
-        row(json!({"system": "", "history": [], "source": "web", "turns": 2})),
-        row(json!({"system": "Be short.", "History": [["a", "b"]], "tools": [{"name": "rain"}]})),
-        row(json!({"system": "Be kind.", "context": null, "question": "q", "source": "web"})),
-    ];
-    let found = report(&rows, "");
-    let columns: Vec<(&str, usize, usize)> =
-        found.unused_conversation.iter().map(|(name, o)| (name.as_str(), o.rows, o.first_line)).collect();
-    // `question` repeats the prompt; `source` and `turns` hold no text of a conversation; plain text
-    // has no template that reads tools.
-    assert_eq!(columns, [("History", 1, 2), ("system", 2, 2), ("tools", 1, 2)]);
-    let warnings = found.warnings();
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].contains("in 1 of 3 rows") && warnings[0].contains("(in \"History\", \"tools\")"));
-    assert!(warnings[1].contains("rows.jsonl:2: in 2 of 3 rows") && warnings[1].contains("--column-map"));
-    // A column that is mapped is used, and a chat template reads tools.
-    let asked = json!({"question": "q", "chosen": " a", "rejected": " b"});
-    assert_eq!(report(std::slice::from_ref(&asked), "").unused_conversation["question"].rows, 1);
-    assert!(report(&[asked], "prompt=question").warnings().is_empty());
-    let turn = |role: &str, content: &str| json!([{"role": role, "content": content}]);
-    let both = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
-    let chat = json!({"prompt": turn("user", "q"), "chosen": both, "rejected": turn("assistant", "b"),
-                      "tools": [{"name": "rain"}], "messages": both});
-    assert!(report(&[chat], "").warnings().is_empty(), "messages repeat the chosen conversation");
+    // `question` repeats the prompt; `source` and `turns` hold no text of a conversation.
+    for harmless in [
+        json!({"History": [], "source": "web", "turns": 2, "context": null, "question": "q"}),
+        json!({"query": " q ", "instruction": "", "images": [], "audio": null}),
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+    ] {
+        read(harmless, &[]).unwrap();
+    }
+    for (extra, named) in [
+        (json!({"context": "Be short."}), &["context"][..]),
+        (json!({"History": [["a", "c"]], "question": "why?"}), &["History", "question"]),
+        (json!({"instruction": "Name a bird."}), &["instruction"]),
+        (json!({"documents": [{"title": "x", "body": "y"}]}), &["documents"]),
+        (json!({"tools": [{"name": "rain"}]}), &["tools"]),
+        (json!({"images": ["a.png"]}), &["images"]),
+        (json!({"audio": {"path": "a.wav"}}), &["audio"]),
+    ] {
+        let why = read(extra.clone(), &[]).unwrap_err();
+        assert!(named.iter().all(|name| why.contains(&format!("\"{name}\""))), "{why}");
+        assert!(why.contains("rows.jsonl:1 (id rows-1)") && why.contains("--drop-columns"), "{why}");
+        read(extra, named).unwrap();
+    }
+    let why = read(json!({}), &["sytem"]).unwrap_err();
+    assert!(why.contains("--drop-columns sytem: no row has this column"), "{why}");
 }
 
 #[test]

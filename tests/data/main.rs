@@ -2,6 +2,7 @@
 //! prefix trees, objectives and model folders.
 
 mod construction;
+mod containers;
 mod draw_keys;
 mod file_kinds;
 mod foreign_folders;
@@ -13,6 +14,7 @@ mod model_family;
 mod model_folder;
 mod objective;
 mod reward_rows;
+mod shapes;
 mod sources;
 mod spaces;
 mod templates;

@@ -55,7 +55,7 @@ fn turn(role: &str, content: &str) -> Value {
 }
 
 fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+    Message::new(role, content)
 }
 
 /// Ten rows of every format, with the groups they must give.
@@ -232,8 +232,6 @@ fn damaged_files_are_refused_with_their_line() {
     assert!(defect(format!("[{good}]\n\n{good}")).starts_with(":3: is not valid JSON"));
     let zipped = gzip(good.repeat(100).as_bytes());
     assert!(defect(&zipped[..zipped.len() - 9]).contains("damaged or cut off"));
-    assert!(defect(b"PAR1....").contains("Parquet"));
-    assert!(defect(b"\x28\xb5\x2f\xfd....").contains("zstd"));
 }
 
 #[test]
@@ -249,7 +247,7 @@ fn defects_of_a_row_name_the_key_and_the_id() {
         (json!({"question": "p"}), "(the row has \"question\")"),
         (json!({}), "(the row has no keys)"),
         (json!({"messages": []}), "mapl sft"),
-        (json!({"instruction": "x"}), "LLaMA-Factory"),
+        (json!({"instruction": "x"}), "a preference row needs chosen and rejected"),
         (json!({"chosen_ids": [1]}), "token ids"),
         (
             json!({"prompt": "p", "chosen": 3, "rejected": "a"}),

@@ -78,7 +78,7 @@ pub fn pair(prompt: &str, chosen: &str, rejected: &str) -> SourceRow {
 }
 
 pub fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+    Message::new(role, content)
 }
 
 pub fn chat(question: &str, chosen: &str, rejected: &str) -> SourceRow {

@@ -242,7 +242,7 @@ fn every_flag_in_the_documents_exists() {
     let known = flags(&Cli::command());
     let flag = Regex::new(r"`?(--[a-z][a-z-]+)").unwrap();
     // Of clap, of cargo and of the Hub's program.
-    let others = ["--help", "--release", "--example", "--path", "--test", "--open", "--local-dir"];
+    let others = ["--help", "--release", "--example", "--path", "--test", "--open", "--local-dir", "--repo-type"];
     let pages = documents().into_iter().filter(|name| name == "README.md" || name.starts_with("docs/"));
     for document in pages {
         // Dashes of comments and of tables are not flags.

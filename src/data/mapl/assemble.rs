@@ -39,7 +39,7 @@ pub(super) fn with_instructions(
                 Placement::Prefix => (user_turn(&messages, options.turn).ok_or(DropReason::NoUserTurn)?, false),
                 Placement::System => {
                     if messages.first().is_none_or(|m| m.role != "system") {
-                        messages.insert(0, Message { role: "system".into(), content: String::new() });
+                        messages.insert(0, Message::new("system", ""));
                     }
                     (0, true)
                 }
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn conversations_take_instructions_in_the_chosen_turn_or_the_system_message() {
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let message = |role: &str, content: &str| Message::new(role, content);
         let talk = vec![message("user", "Hi."), message("assistant", "Hello."), message("user", "Name it.")];
         let add = |messages: &[Message], edit: fn(&mut BuildOptions)| {
             let mut options = BuildOptions::default();

@@ -1,6 +1,6 @@
-//! Pairs of conversations: lists of `{"role", "content"}`, with or without a separate prompt. Both
-//! forms are read as whole conversations: `prompt` is put in front of each side unless the side
-//! already starts with it.
+//! Pairs of conversations. `chosen` and `rejected` are lists of messages, or texts that answer a
+//! question; what comes before them is in other columns (`context`) or at the start of both. Either
+//! way both sides are completed to whole conversations.
 //!
 //! The two conversations must be equal up to the last message, the assistant's response.
 //! Conversations that end in the same response after different turns are read as an intra
@@ -9,34 +9,43 @@
 //! a policy compares two responses to one prompt.
 
 use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
-use super::fields::{Row, split_response};
+use super::context::Context;
+use super::fields::Row;
+use super::message::split_response;
 use super::{Format, Parsed};
 
-pub(super) fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
-    let prompt = row.messages("prompt")?;
+/// Why conversations that differ in earlier turns are refused.
+pub(super) const TWO_PROMPTS: &str = "only a reward model compares whole conversations; a policy needs one prompt with two responses, or two prompts \
+     with one response (for other cases use a group row)";
+
+pub(super) fn read(row: &mut Row<'_>, format: Format) -> Result<Parsed, String> {
+    let context = Context::take(row)?;
+    let repeats = |key: &str| {
+        let (question, side) = (context.question_text().unwrap_or_default().trim(), row.peek_text(key));
+        !question.is_empty() && side.is_some_and(|side| side.starts_with(question))
+    };
+    let prompt_repeated = repeats("chosen") && repeats("rejected");
+    if context.has_no_question() && row.peek_text("chosen").is_some() {
+        return Err("the sides are text and the row has no question, so a system text or a history has no place; name the \
+                    question with --column-map (such as prompt=COLUMN), or leave the other columns out with --drop-columns"
+            .into());
+    }
     let mut side = |key: &'static str| match row.peek_text(key).map(str::to_owned) {
         // A plain string is the assistant's answer.
         Some(content) => {
             row.take(key);
-            Ok(vec![Message { role: "assistant".into(), content }])
+            Ok(vec![Message::new("assistant", content)])
         }
         None => row.messages(key),
     };
     let (chosen, rejected) = (side("chosen")?, side("rejected")?);
-    let whole = |side: Vec<Message>| match side.starts_with(&prompt) {
-        true => side,
-        false => prompt.iter().cloned().chain(side).collect(),
-    };
-    Ok(Parsed::new(Format::ChatExplicit, pair(row, whole(chosen), whole(rejected))?))
-}
-
-pub(super) fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {
-    let (chosen, rejected) = (row.messages("chosen")?, row.messages("rejected")?);
-    Ok(Parsed::new(Format::ChatImplicit, pair(row, chosen, rejected)?))
+    let (chosen, rejected) = (context.before(chosen, "chosen")?, context.before(rejected, "rejected")?);
+    let group = pair(row, chosen, rejected)?;
+    Ok(Parsed { prompt_repeated, ..Parsed::new(format, group) })
 }
 
 /// Builds a group from two whole conversations, with the row's margin and template settings.
-pub(super) fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<PreferenceGroup, String> {
+fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Result<PreferenceGroup, String> {
     let (prompt, chosen) = split_response(chosen, "\"chosen\"")?;
     let (other, rejected) = split_response(rejected, "\"rejected\"")?;
     let margin = row.margin()?;
@@ -52,12 +61,13 @@ pub(super) fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Messag
         let prompts = [prompt, other].map(Prompt::Messages);
         whole_conversations(id, prompts, [chosen, rejected], margin)
     } else {
-        return Err(
-            "\"chosen\" and \"rejected\" differ before their last message and also in it; only a reward model compares \
-             whole conversations; a policy needs one prompt with two responses, or two prompts with one response (for \
-             other cases use a group row)"
-                .into(),
-        );
+        let shared = prompt.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        let own = [&prompt, &other].map(|turns| turns.len() - shared + 1);
+        return Err(format!(
+            "\"chosen\" and \"rejected\" differ before their last message and also in it (after the turns that they \
+             share, they have {} and {} messages); {TWO_PROMPTS}",
+            own[0], own[1]
+        ));
     };
     row.template_settings(&mut group)?;
     Ok(group)

@@ -6,10 +6,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::super::group::{Message, PreferenceGroup, Response};
+use super::super::group::{Message, PreferenceGroup};
+use super::message::messages;
 use super::non_finite::NonFinite;
-use super::options::ReadOptions;
+use super::options::{Pairs, ReadOptions};
 use super::{Shape, type_name};
+use crate::files::is_dash;
 
 /// Keys that are never reported as unused: they identify a row and hold nothing to train on.
 const ALWAYS_USED: [&str; 1] = ["id"];
@@ -31,6 +33,20 @@ pub(super) struct Row<'a> {
     used: Vec<&'static str>,
     /// [`ReadOptions::whole_conversations`].
     pub(super) whole_conversations: bool,
+    /// [`ReadOptions::pairs`], and whether the row has more than one pair to choose from.
+    pub(super) pairs: Pairs,
+    pub(super) used_pairs: bool,
+    /// [`ReadOptions::score_key`], and whether the reader used it.
+    pub(super) score_key: Option<String>,
+    pub(super) used_score_key: bool,
+    /// [`ReadOptions::score_margin`], and whether the reader used it.
+    pub(super) score_margin: bool,
+    pub(super) used_score_margin: bool,
+    /// Columns of [`ReadOptions::drop_columns`] that the row has.
+    pub(super) dropped: Vec<String>,
+    /// Rows may have columns that no reader uses, whatever they hold.
+    pub(super) any_columns: bool,
+    margin_given: bool,
     /// Keys that held NaN or an infinity, which are `null` in the object.
     pub(super) non_finite: Vec<NonFinite>,
 }
@@ -44,6 +60,15 @@ impl<'a> Row<'a> {
             line,
             used: ALWAYS_USED.to_vec(),
             whole_conversations: false,
+            pairs: Pairs::default(),
+            used_pairs: false,
+            score_key: None,
+            used_score_key: false,
+            score_margin: false,
+            used_score_margin: false,
+            dropped: Vec::new(),
+            any_columns: false,
+            margin_given: false,
             non_finite: Vec::new(),
         }
     }
@@ -52,6 +77,10 @@ impl<'a> Row<'a> {
     pub(super) fn set_id(&mut self) -> Result<(), String> {
         self.id = match self.get("id") {
             None => {
+                if is_dash(self.file) {
+                    self.id = format!("stdin-{}", self.line);
+                    return Ok(());
+                }
                 let stem = self.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 let stem = stem.split('.').next().filter(|stem| !stem.is_empty()).unwrap_or("row").to_owned();
                 format!("{stem}-{}", self.line)
@@ -69,9 +98,19 @@ impl<'a> Row<'a> {
         &self.id
     }
 
-    /// Applies the options: the column map, except in group rows, which keep their keys.
+    /// Applies the options: leaves columns out, and renames columns, except in group rows, which keep
+    /// their keys.
     pub(super) fn apply(&mut self, options: &ReadOptions) -> Result<(), String> {
         self.whole_conversations = options.whole_conversations;
+        self.pairs = options.pairs.unwrap_or_default();
+        self.score_key.clone_from(&options.score_key);
+        self.score_margin = options.score_margin;
+        self.any_columns = options.any_columns;
+        for column in &options.drop_columns {
+            if self.object.shift_remove(column).is_some() {
+                self.dropped.push(column.clone());
+            }
+        }
         if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
             return Ok(());
         }
@@ -89,6 +128,12 @@ impl<'a> Row<'a> {
             self.object.shift_remove(column.as_str());
         }
         for (key, column, value) in taken {
+            if self.has(key) {
+                return Err(format!(
+                    "column \"{column}\" is mapped to \"{key}\", which the row has too; leave one of them out with \
+                     --drop-columns"
+                ));
+            }
             self.object.insert(key.clone(), value);
             self.non_finite.iter_mut().filter(|(name, _)| name == column).for_each(|found| found.0.clone_from(key));
         }
@@ -190,6 +235,7 @@ impl<'a> Row<'a> {
 
     /// The margin, 0 when absent.
     pub(super) fn margin(&mut self) -> Result<f64, String> {
+        self.margin_given = self.has("margin");
         match self.take("margin") {
             None => Ok(0.0),
             Some(Value::Number(number)) => match number.as_f64() {
@@ -201,15 +247,21 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Whether the row had a margin, which `margin` takes.
+    pub(super) fn has_margin(&self) -> bool {
+        self.margin_given
+    }
+
+    /// Adds a key, or replaces its value.
+    pub(super) fn put(&mut self, key: &str, value: Value) {
+        self.object.insert(key.to_owned(), value);
+    }
+
     /// Scores of the chosen and the rejected response, if both are finite numbers. They are not
     /// trained on, so they stay unused.
     pub(super) fn scores(&self) -> Option<[f64; 2]> {
-        let number = |key: &str| match self.get(key)? {
-            Value::Number(number) => number.as_f64(),
-            Value::String(text) => text.trim().parse().ok().filter(|score: &f64| score.is_finite()),
-            _ => None,
-        };
-        SCORES.iter().find_map(|[chosen, rejected]| Some([number(chosen)?, number(rejected)?]))
+        let score = |key: &str| self.get(key).and_then(number);
+        SCORES.iter().find_map(|[chosen, rejected]| Some([score(chosen)?, score(rejected)?]))
     }
 
     /// Moves `tools` and `chat_template_kwargs` into the group.
@@ -236,65 +288,13 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Reads messages; `what` names them in errors.
-pub(super) fn messages(value: Value, what: &str) -> Result<Vec<Message>, String> {
-    let list = match value {
-        Value::Array(list) => list,
-        Value::Object(_) => vec![value],
-        other => return Err(format!("{what} must be a list of messages, found {}", describe(&other))),
-    };
-    if list.is_empty() {
-        return Err(format!("{what} has no messages"));
+/// Number of a value; tables hold numbers as text.
+pub(super) fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok().filter(|number: &f64| number.is_finite()),
+        _ => None,
     }
-    list.into_iter().enumerate().map(|(i, value)| message(value, &format!("{what}[{i}]"))).collect()
-}
-
-/// Reads one message: `role` and `content`, both strings. Other keys with a value are refused: a
-/// template may print them, and the trained text would lack them.
-pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
-    let Value::Object(object) = value else {
-        return Err(format!("{what} must be an object with role and content, found {}", describe(&value)));
-    };
-    let (mut role, mut content) = (None, None);
-    for (key, value) in object {
-        match (key.as_str(), value) {
-            ("role", Value::String(text)) => role = Some(text),
-            ("content", Value::String(text)) => content = Some(text),
-            ("role" | "content", other) if !other.is_null() => {
-                return Err(format!("{what}: \"{key}\" must be a string, found {}", describe(&other)));
-            }
-            (_, Value::Null) => {}
-            _ => {
-                return Err(format!(
-                    "{what}: key \"{}\" is not supported; a message has only role and content",
-                    shorten(&key)
-                ));
-            }
-        }
-    }
-    let role = role.filter(|role| !role.is_empty()).ok_or_else(|| format!("{what}: \"role\" is missing or empty"))?;
-    let content = content.ok_or_else(|| format!("{what}: \"content\" is missing"))?;
-    Ok(Message { role, content })
-}
-
-/// Refuses an empty response, because it has no token to score.
-pub(super) fn not_empty(response: Response, what: &str) -> Result<Response, String> {
-    if response.text().is_empty() {
-        return Err(format!("{what} is empty; a response needs at least one token to score"));
-    }
-    Ok(response)
-}
-
-/// Splits the last message, the response, off a conversation. It must be the assistant's.
-pub(super) fn split_response(mut turns: Vec<Message>, what: &str) -> Result<(Vec<Message>, Response), String> {
-    let last = turns.pop().ok_or_else(|| format!("{what} has no messages"))?;
-    if last.role != "assistant" {
-        return Err(format!(
-            "{what} ends with the role \"{}\"; its last message must be the assistant's response",
-            shorten(&last.role)
-        ));
-    }
-    Ok((turns, not_empty(Response::Message(last), what)?))
 }
 
 /// Describes a value for a message: its type, and the value itself if it is short.

@@ -6,14 +6,19 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::super::group::{PreferenceGroup, Prompt, Response};
-use super::fields::{Row, describe, message, messages, not_empty, shorten};
+use super::fields::{Row, describe, shorten};
+use super::message::{message, messages, not_empty};
 use super::row_limits::check_group;
 
 const KEYS: [&str; 7] = ["id", "prompts", "responses", "comparisons", "instructions", "tools", "chat_template_kwargs"];
 
 /// True if the row has any of the plural keys of a group row.
 pub(super) fn matches(row: &Row<'_>) -> bool {
-    ["prompts", "responses", "comparisons"].iter().any(|key| row.has(key))
+    // A list of responses with one prompt, or with numbers, is another format.
+    let listed = || {
+        ["prompt", "question", "instruction", "scores", "ranks", "ratings", "rewards"].iter().any(|key| row.has(key))
+    };
+    ["prompts", "comparisons"].iter().any(|key| row.has(key)) || (row.has("responses") && !listed())
 }
 
 pub(super) fn read(row: &mut Row<'_>) -> Result<PreferenceGroup, String> {

@@ -5,7 +5,8 @@
 
 use super::super::group::{Prompt, Response};
 use super::chat_pair::whole_conversations;
-use super::fields::{Row, not_empty};
+use super::fields::Row;
+use super::message::not_empty;
 use super::{Format, Parsed, text_pair};
 
 const HUMAN: &str = "\n\nHuman:";

@@ -1,9 +1,7 @@
 //! Files of other kinds, recognised by their first bytes: what they are, and how to make rows of them.
 
 /// Magic numbers with the kind of the file and the way on.
-const MAGIC: [(&[u8], &str, &str); 20] = [
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (`unzstd`)"),
-    (b"\xfd7zXZ\0", "compressed with xz", "unpack it first (`unxz`)"),
+const MAGIC: [(&[u8], &str, &str); 17] = [
     (b"\x04\x22\x4d\x18", "compressed with lz4", "unpack it first (`unlz4`)"),
     (
         b"PK\x03\x04",
@@ -12,7 +10,6 @@ const MAGIC: [(&[u8], &str, &str); 20] = [
     ),
     (b"PK\x05\x06", "an empty zip archive", "pass a file with rows"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and pass the files in it"),
-    (b"PAR1", "a Parquet file, which is not supported", TABLE),
     (b"ARROW1", "an Arrow file, which is not supported", TABLE),
     (b"\xff\xff\xff\xff", "an Arrow stream, which is not supported", TABLE),
     (b"FEA1", "a Feather file, which is not supported", TABLE),
@@ -29,9 +26,12 @@ const MAGIC: [(&[u8], &str, &str); 20] = [
     (b"\xfe\xff", "UTF-16 text", UTF8),
 ];
 
-const TABLE: &str = "convert it to JSONL first (Dataset.to_json of `datasets`, or to_json(orient=\"records\", lines=True) of \
-                     `pandas`)";
+const TABLE: &str =
+    "convert it to Parquet or JSONL first (Dataset.to_parquet of `datasets`, or to_parquet of `pandas`)";
 const UTF8: &str = "save it as UTF-8 (`iconv -t UTF-8 -f` with its encoding)";
+
+/// First bytes of a Parquet file.
+pub(super) const PARQUET: &[u8] = b"PAR1";
 
 /// Column names of preference data, for the header of a table.
 const COLUMNS: [&str; 15] = [
@@ -56,9 +56,6 @@ const COLUMNS: [&str; 15] = [
 pub(crate) fn foreign(start: &[u8]) -> Option<String> {
     let found = MAGIC.iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, what, way)| (*what, *way));
     let (what, way) = found.or_else(|| match start {
-        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A', b'Y', ..] => {
-            Some(("compressed with bzip2", "unpack it first (`bunzip2`)"))
-        }
         [0x80, 2..=5, ..] => Some(("a Python pickle", "load it in Python and write one JSON object per line")),
         [b'{' | b'[' | b'"', 0, ..] | [0, b'{' | b'[' | b'"', ..] => Some(("UTF-16 text", UTF8)),
         _ if start.get(257..262) == Some(b"ustar") => {
@@ -80,19 +77,25 @@ pub(super) fn foreign_text(start: &[u8]) -> Option<String> {
     if line == "---" || line.starts_with("%YAML") {
         return Some("is YAML; convert it to JSON objects, one per line".into());
     }
-    let (separator, kind) = [(',', "CSV"), ('\t', "TSV (tab-separated values)"), (';', "CSV"), ('|', "CSV")]
-        .into_iter()
-        .max_by_key(|(separator, _)| line.matches(*separator).count())?;
-    let fields: Vec<String> =
-        line.split(separator).map(|field| field.trim_matches(['"', ' ']).to_lowercase()).collect();
-    let header = fields.len() > 1 && fields.iter().any(|field| COLUMNS.contains(&field.as_str()));
-    header.then(|| {
-        format!(
-            "is {kind} with the columns {}; convert it to JSONL first (csv.DictReader and json.dumps of Python, or \
-             read_csv and to_json(orient=\"records\", lines=True) of `pandas`)",
-            fields.iter().take(6).cloned().collect::<Vec<_>>().join(", ")
-        )
-    })
+    None
+}
+
+/// Separator of a table with a header, which starts with `start`: of a file called `.csv` or `.tsv`, or
+/// of a text whose first line has a known column name; `None` for other texts.
+pub(super) fn table_separator(start: &[u8], name: &str) -> Option<u8> {
+    let name = name.to_lowercase();
+    let name = [".gz", ".zst", ".bz2", ".xz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    if name.ends_with(".tsv") {
+        return Some(b'\t');
+    }
+    let line = start.split(|&byte| byte == b'\n').next()?;
+    let line = std::str::from_utf8(line.trim_ascii_end()).ok()?;
+    let count = |separator: &char| line.matches(*separator).count();
+    // Of separators that occur alike, the first.
+    let separator = [',', '\t', ';', '|'].into_iter().rev().max_by_key(count)?;
+    let mut fields = line.split(separator).map(|field| field.trim_matches(['"', ' ']).to_lowercase());
+    let header = line.contains(separator) && fields.any(|field| COLUMNS.contains(&field.as_str()));
+    (header || name.ends_with(".csv")).then_some(separator as u8)
 }
 
 #[cfg(test)]
@@ -100,21 +103,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_a_table_only_with_a_known_column() {
-        assert!(
-            foreign_text(b"prompt,chosen,rejected\na,b,c").unwrap().contains("CSV with the columns prompt, chosen")
-        );
-        assert!(foreign_text(b"\"id\"\t\"text\"\r\n").unwrap().contains("TSV"));
-        assert!(foreign_text("Prompt;Antwort ä\n".as_bytes()).unwrap().contains("CSV"));
-        assert!(foreign_text(b"Hello, world\n").is_none() && foreign_text(b"prompt\n").is_none());
+    fn text_is_a_table_by_its_name_or_a_known_column() {
+        for (start, name, separator) in [
+            ("prompt,chosen,rejected\na,b,c", "x", Some(b',')),
+            ("\"id\"\t\"text\"\r\n", "x", Some(b'\t')),
+            ("Prompt;Antwort ä\n", "x", Some(b';')),
+            ("Hello, world\n", "x", None),
+            ("prompt\n", "x", None),
+            ("frage;antwort", "x.csv.gz", Some(b';')),
+            ("frage,antwort", "x.tsv", Some(b'\t')),
+            ("frage", "x.CSV", Some(b',')),
+        ] {
+            assert_eq!(table_separator(start.as_bytes(), name), separator, "{start}");
+        }
         assert!(
             foreign_text(b"<html>").unwrap().contains("HTML") && foreign_text(b"---\na: 1").unwrap().contains("YAML")
         );
     }
 
     #[test]
-    fn rows_and_gzip_are_not_foreign() {
-        for start in [&b"{\"a\": 1}"[..], b"[{", b"\x1f\x8b\x08", b"\xef\xbb\xbf{", b"", b"BZh", b"7z"] {
+    fn rows_and_packed_files_are_not_foreign() {
+        for start in [&b"{\"a\": 1}"[..], b"[{", b"\x1f\x8b\x08", b"\xef\xbb\xbf{", b"", b"BZh91AY", b"PAR1", b"7z"] {
             assert_eq!(foreign(start), None);
         }
     }

@@ -1,8 +1,13 @@
 //! Reads preference files: every accepted row becomes a [`PreferenceGroup`] with its file and line.
 //!
-//! - `rows`: reads a file (JSONL or a JSON array, plain or gzip) as JSON objects with line numbers
-//! - `fields`: typed access to the keys of one row, with an error message for every defect
-//! - `group_row`, `text_pair`, `chat_pair`, `ultrafeedback`, `hh`: one reader per format
+//! - `rows`: reads a file as JSON objects with line numbers: JSON lines, a JSON array, other JSON
+//!   (`document`), tables of text (`table`) or Parquet (`parquet_rows`)
+//! - `paths`: files, folders and patterns on a command line; `container`: compressed files
+//! - `fields`: typed access to the keys of one row, with an error message for every defect;
+//!   `message`: messages of conversations
+//! - `shape`: detects the format of a row from its keys
+//! - `group_row`, `text_pair`, `chat_pair`, `hh`, `candidates`, `two_columns`: the readers
+//! - `context`: system text, earlier turns and question of a row, whatever their columns are called
 //! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
@@ -15,21 +20,32 @@
 //! two formats in one file unless [`ReadOptions::mixed_formats`] is set. Files are read line by
 //! line; memory per line is bounded.
 
+mod candidates;
 mod chat_pair;
+mod container;
+mod context;
+mod document;
 mod fields;
 mod group_row;
 mod hh;
 mod kinds;
+mod message;
 mod non_finite;
 pub mod options;
 mod overlooked;
+mod parquet_rows;
+mod paths;
+mod reading;
+mod report;
 mod row_limits;
 mod rows;
 mod sft;
+mod shape;
+mod table;
 mod text_pair;
-mod ultrafeedback;
+mod two_columns;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -38,15 +54,20 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use kinds::foreign;
-pub use options::{ColumnMap, ReadOptions};
+pub(crate) use container::open_text;
+pub use options::{ColumnMap, Pairs, ReadOptions};
 pub use sft::{read_sft_files, sft_pairs};
 
 use super::group::{PreferenceGroup, Prompt, Response};
-use crate::terminal::shown;
+use crate::files::is_dash;
 use crate::{Error, Result};
 use fields::Row;
 pub use overlooked::Occurrences;
+pub use paths::expand;
+pub use reading::check_used;
+use reading::read_with;
+pub use report::{FileReport, Skipped};
+use shape::{Shape, preference_row};
 
 /// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +105,14 @@ pub enum Format {
     HumanAssistant,
     /// `prompt` as a string and `chosen`, `rejected` as conversations.
     UltraFeedback,
+    /// `chosen`, `rejected` as text that answers a question by another name, or after a system text.
+    Question,
+    /// Two responses in columns of their own, with a label.
+    Labelled,
+    /// A list of responses with scores or ranks.
+    Scored,
+    /// `chosen`, `rejected` as lists of responses.
+    Lists,
     /// `prompt` and `completion` (SFT only).
     PromptCompletion,
     /// `messages` (SFT only).
@@ -102,57 +131,14 @@ impl fmt::Display for Format {
             Format::ChatImplicit => "conversation pairs without a prompt",
             Format::HumanAssistant => "Human/Assistant dialogues",
             Format::UltraFeedback => "prompt with whole conversations",
+            Format::Question => "questions with two answers",
+            Format::Labelled => "two responses with a label",
+            Format::Scored => "responses with scores or ranks",
+            Format::Lists => "lists of chosen and rejected responses",
             Format::PromptCompletion => "prompts with completions",
             Format::Messages => "conversations",
             Format::PlainText => "plain text",
         })
-    }
-}
-
-/// Most unused keys that the line of a file names.
-const KEYS: usize = 30;
-
-/// Formats and keys of one file; `Display` gives one line for the log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct FileReport {
-    pub file: PathBuf,
-    /// Rows of each format, in the order of [`Format`].
-    pub formats: Vec<(Format, usize)>,
-    /// Keys that no reader uses, in ascending order.
-    pub ignored_keys: BTreeSet<String>,
-    /// Text pairs in which both sides start with the whole prompt: a sign that the prompt is
-    /// duplicated.
-    pub prompt_repeated: usize,
-    /// Columns among `ignored_keys` whose name and value suggest a part of the conversation.
-    pub unused_conversation: BTreeMap<String, Occurrences>,
-    /// Text columns that hold a list of messages as JSON or Python text.
-    pub messages_as_text: BTreeMap<String, Occurrences>,
-}
-
-impl FileReport {
-    /// Rows of all formats.
-    pub fn rows(&self) -> usize {
-        self.formats.iter().map(|(_, rows)| rows).sum()
-    }
-}
-
-impl fmt::Display for FileReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
-        for (i, (format, rows)) in self.formats.iter().enumerate() {
-            write!(f, "{} {rows} {format}", if i == 0 { "" } else { "," })?;
-        }
-        if !self.ignored_keys.is_empty() {
-            let keys: Vec<String> = self.ignored_keys.iter().take(KEYS).map(|key| shown(key)).collect();
-            write!(f, "; keys not used: {}", keys.join(", "))?;
-            if self.ignored_keys.len() > KEYS {
-                write!(f, " and {} more", self.ignored_keys.len() - KEYS)?;
-            }
-        }
-        if self.prompt_repeated > 0 {
-            write!(f, "; in {} rows both sides start with the whole prompt: is it duplicated?", self.prompt_repeated)?;
-        }
-        Ok(())
     }
 }
 
@@ -204,7 +190,7 @@ pub fn read_files_leniently(
 /// Reads all texts of files of any format, for training a tokenizer: each prompt, message and
 /// response once per row, in row order. A file may mix formats.
 pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
-    let options = ReadOptions { mixed_formats: true, whole_conversations: true, ..options.clone() };
+    let options = ReadOptions { mixed_formats: true, whole_conversations: true, any_columns: true, ..options.clone() };
     let (rows, _) = read_all(paths, &options, any_row)?;
     let mut texts = Vec::new();
     for row in rows {
@@ -228,8 +214,12 @@ pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String
 
 /// Reads a preference row, or a row for supervised fine-tuning.
 fn any_row(row: &mut Row<'_>) -> Result<Parsed, String> {
-    let tuning = ["completion", "messages", "text"].iter().any(|key| row.has(key));
-    if tuning && !row.has("chosen") && !row.has("rejected") { sft::sft_row(row) } else { preference_row(row) }
+    let tuning = ["completion", "messages", "text", "conversations", "output"].iter().any(|key| row.has(key));
+    let listed = candidates::list_column(row).is_some();
+    match tuning && !listed && !row.has("chosen") && !row.has("rejected") {
+        true => sft::sft_row(row),
+        false => preference_row(row),
+    }
 }
 
 /// Reader of one row.
@@ -241,11 +231,17 @@ struct Parsed {
     group: PreferenceGroup,
     /// True if both sides start with the whole prompt.
     prompt_repeated: bool,
+    /// Pairs of equally good responses.
+    ties: usize,
+    /// True if there is no other pair.
+    tied: bool,
+    /// Responses without a number.
+    unrated: usize,
 }
 
 impl Parsed {
     fn new(format: Format, group: PreferenceGroup) -> Self {
-        Self { format, group, prompt_repeated: false }
+        Self { format, group, prompt_repeated: false, ties: 0, tied: false, unrated: 0 }
     }
 }
 
@@ -253,81 +249,12 @@ fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Resu
     read_with(paths, options, reader, &mut Err)
 }
 
-/// Reads files. Every defect of a row or file goes to `on_error`; reading stops if it returns an
-/// error.
-fn read_with(
-    paths: &[PathBuf],
-    options: &ReadOptions,
-    reader: RowReader,
-    on_error: &mut dyn FnMut(Error) -> Result<()>,
-) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
-    if paths.is_empty() {
-        return Err(Error::Usage("no input file was given".into()));
-    }
-    refuse_pipe_named_twice(paths)?;
-    let mut all = Vec::new();
-    let mut reports = Vec::with_capacity(paths.len());
-    // Id of each group row, with its file and line.
-    let mut seen: HashMap<String, (Arc<Path>, usize)> = HashMap::new();
-    for path in paths {
-        let file: Arc<Path> = Arc::from(path.as_path());
-        let mut counts = FileCounts::default();
-        let mut rows = 0;
-        let mut read = |line, rows::RowObject { object, non_finite }| {
-            let mut row = Row::new(object, path, line);
-            row.non_finite = non_finite;
-            let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
-            row.set_id().map_err(|why| Error::data(path, line, None, why))?;
-            let id = row.id().to_owned();
-            row.apply(options).map_err(|why| fail(&id, why))?;
-            let scores = row.scores();
-            let columns = overlooked::Columns::of(&row);
-            let parsed = reader(&mut row).map_err(|why| fail(&id, row.explain(why)))?;
-            row.check_finite().map_err(|why| fail(&id, why))?;
-            columns.count(&row, &parsed.group, line, &mut counts);
-            counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
-            if parsed.format == Format::Group
-                && let Some((other, first)) = seen.insert(id.clone(), (file.clone(), line))
-            {
-                let why = format!(
-                    "the id was already used in {}:{first}; ids of group rows must be distinct",
-                    other.display()
-                );
-                return Err(fail(&id, why));
-            }
-            counts.ignored_keys.extend(row.unused());
-            all.push(SourceRow { group: parsed.group, file: file.clone(), line, scores });
-            Ok(())
-        };
-        let mapped = options.column_map.pairs().iter().find(|(key, _)| key == "id").map(|(_, column)| column.as_str());
-        let ids: Vec<&str> = mapped.into_iter().chain(["id"]).collect();
-        let outcome = rows::for_each_row(path, &ids, |line, object| {
-            rows += 1;
-            object.and_then(|object| read(line, object)).or_else(&mut *on_error)
-        });
-        match outcome {
-            Ok(()) if rows == 0 => {
-                on_error(Error::data(path, 0, None, "the file has no rows; expected one JSON object per line"))?;
-            }
-            outcome => outcome.or_else(&mut *on_error)?,
-        }
-        let mut formats: Vec<_> = counts.formats.iter().map(|f| (f.format, f.rows)).collect();
-        formats.sort_unstable();
-        reports.push(FileReport {
-            file: path.clone(),
-            formats,
-            ignored_keys: counts.ignored_keys,
-            prompt_repeated: counts.prompt_repeated,
-            unused_conversation: counts.unused_conversation,
-            messages_as_text: counts.messages_as_text,
-        });
-    }
-    Ok((all, reports))
-}
-
 /// Refuses a list in which one pipe is named twice: the second reading would find it empty, or wait.
 pub(crate) fn refuse_pipe_named_twice(paths: &[PathBuf]) -> Result<()> {
     let mut pipes = HashSet::new();
+    if paths.iter().filter(|path| is_dash(path)).count() > 1 {
+        return Err(Error::Usage("standard input (-) is named twice, and can be read only once".into()));
+    }
     for path in paths {
         let Ok(found) = std::fs::metadata(path) else { continue };
         let pipe = found.file_type().is_fifo() || found.file_type().is_socket();
@@ -337,92 +264,6 @@ pub(crate) fn refuse_pipe_named_twice(paths: &[PathBuf]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Count of one format in a file, with the line of its first row.
-struct FormatCount {
-    format: Format,
-    first_line: usize,
-    rows: usize,
-}
-
-/// Running counts of one file.
-#[derive(Default)]
-struct FileCounts {
-    formats: Vec<FormatCount>,
-    ignored_keys: BTreeSet<String>,
-    prompt_repeated: usize,
-    unused_conversation: BTreeMap<String, Occurrences>,
-    messages_as_text: BTreeMap<String, Occurrences>,
-}
-
-impl FileCounts {
-    fn add(&mut self, parsed: &Parsed, line: usize, options: &ReadOptions) -> Result<(), String> {
-        self.prompt_repeated += usize::from(parsed.prompt_repeated);
-        if let Some(known) = self.formats.iter_mut().find(|f| f.format == parsed.format) {
-            known.rows += 1;
-            return Ok(());
-        }
-        if let Some(other) = self.formats.first().filter(|_| !options.mixed_formats) {
-            return Err(format!(
-                "line {line} has format \"{}\" but line {} has format \"{}\"; split the file or pass \
-                 --mixed-formats",
-                parsed.format, other.first_line, other.format
-            ));
-        }
-        self.formats.push(FormatCount { format: parsed.format, first_line: line, rows: 1 });
-        Ok(())
-    }
-}
-
-/// Detects the format of a preference row from its keys and reads it.
-fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
-    if group_row::matches(row) {
-        return Ok(Parsed::new(Format::Group, group_row::read(row)?));
-    }
-    match (row.has("chosen"), row.has("rejected")) {
-        (true, true) => {}
-        (false, false) => return Err(not_a_preference_row(row)),
-        (chosen, _) => {
-            let missing = if chosen { "rejected" } else { "chosen" };
-            return Err(format!(
-                "\"{missing}\" is missing; a preference row needs chosen and rejected; rename columns with --column-map"
-            ));
-        }
-    }
-    let text = |key: &str| row.text_or_chat(key);
-    match (text("prompt")?, text("chosen")?, text("rejected")?) {
-        (None, Some(Shape::Text), Some(Shape::Text)) if hh::matches(row) => hh::read(row),
-        (None, Some(Shape::Text), Some(Shape::Text)) => text_pair::read_implicit(row),
-        (Some(Shape::Text), Some(Shape::Text), Some(Shape::Text)) => text_pair::read_explicit(row),
-        (None, Some(Shape::Chat), Some(Shape::Chat)) => chat_pair::read_implicit(row),
-        (Some(Shape::Text), Some(Shape::Chat), Some(Shape::Chat)) => ultrafeedback::read(row),
-        (Some(Shape::Chat), Some(a), Some(b)) if a == b => chat_pair::read_explicit(row),
-        _ => Err("\"chosen\" and \"rejected\" must both be strings or both be lists of messages".into()),
-    }
-}
-
-/// Form of a value: plain text or messages.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    Text,
-    Chat,
-}
-
-/// Message for a row without chosen and rejected; the advice depends on the keys of the row.
-fn not_a_preference_row(row: &Row<'_>) -> String {
-    let any = |keys: &[&str]| keys.iter().any(|key| row.has(key));
-    let advice = if any(&["prompt_ids", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"]) {
-        "rows of token ids are not supported; provide the text"
-    } else if any(&["conversations", "instruction"]) {
-        "LLaMA-Factory formats are not supported; convert the row to prompt, chosen and rejected"
-    } else if any(&["completion", "messages", "text"]) {
-        "this looks like a row for `mapl sft`: it has no comparison"
-    } else {
-        "a preference row needs chosen and rejected; rename columns with --column-map"
-    };
-    let keys = row.keys_for_message();
-    format!("\"chosen\" and \"rejected\" are missing (the row has {keys}); {advice}")
 }
 
 /// Name of a JSON type, for messages.

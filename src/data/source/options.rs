@@ -1,4 +1,5 @@
-//! Settings of the readers: the column map, and whether one file may mix formats.
+//! Settings of the readers: the column map, columns to leave out, rows to skip, pairs of several
+//! responses, and whether one file may mix formats.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,8 +7,40 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Keys that a column map may provide.
-const TARGETS: [&str; 10] =
-    ["id", "prompt", "chosen", "rejected", "margin", "tools", "chat_template_kwargs", "completion", "messages", "text"];
+const TARGETS: [&str; 19] = [
+    "id",
+    "prompt",
+    "chosen",
+    "rejected",
+    "margin",
+    "tools",
+    "chat_template_kwargs",
+    "completion",
+    "messages",
+    "text",
+    "system",
+    "history",
+    "question",
+    "conversations",
+    "responses",
+    "scores",
+    "ranks",
+    "score_chosen",
+    "score_rejected",
+];
+
+/// Pairs that are made of several responses to one prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pairs {
+    /// The best response with every worse one.
+    #[default]
+    BestRest,
+    /// Every response with every worse one.
+    All,
+    /// The best response with the worst one.
+    BestWorst,
+}
 
 /// Settings of [`super::read_files`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
@@ -19,6 +52,25 @@ pub struct ReadOptions {
     /// Allow rows of several formats in one input file
     #[arg(long, alias = "mixed_formats")]
     pub mixed_formats: bool,
+    /// Columns to leave out, such as one that an error names
+    #[arg(long, alias = "drop_columns", value_name = "COLUMN,...", value_delimiter = ',')]
+    pub drop_columns: Vec<String>,
+    /// Pairs of rows with several responses to one prompt [default: best-rest]
+    #[arg(long, value_enum)]
+    pub pairs: Option<Pairs>,
+    /// Key of the number that ranks the responses of a list, higher is better [default: a known key]
+    #[arg(long, alias = "score_key", value_name = "KEY")]
+    pub score_key: Option<String>,
+    /// Use the difference of the scores of a pair as its margin
+    #[arg(long, alias = "score_margin")]
+    pub score_margin: bool,
+    /// Maximum number of unreadable rows to leave out, counted by reason [default: 0]
+    #[arg(long, alias = "skip_bad_rows", value_name = "ROWS")]
+    pub skip_bad_rows: Option<usize>,
+    /// Reads rows whatever their unused columns hold, since only their texts matter.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub any_columns: bool,
     /// Accepts pairs of conversations that differ before their last message too: a reward model
     /// compares whole conversations. Set by commands for reward models.
     #[arg(skip)]

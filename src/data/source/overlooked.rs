@@ -1,24 +1,27 @@
 //! Text that a reader takes for something else, or for nothing:
 //!
 //! - columns that no reader uses although their names say that they hold a part of the conversation,
-//!   such as `system` or `history`; a column with the same value as a column that is read, such as
-//!   `messages` in some published sets, is not one
+//!   such as `context` or a second question. A row is refused if such a column holds text that the
+//!   conversation lacks; a copy, such as `messages` in some published sets, is harmless
+//! - images, sounds and videos, which no reader can use: the row is refused
 //! - text columns that hold a list of messages, written as JSON or printed by Python; they are read
-//!   as plain text
-//!
-//! Both are counted per file, for a warning. Nothing is refused.
+//!   as plain text, and counted per file for a warning
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::group::{PreferenceGroup, Prompt};
-use super::fields::Row;
-use super::{FileCounts, FileReport};
+use super::super::group::{PreferenceGroup, Prompt, Response};
+use super::FileReport;
+use super::fields::{Row, shorten};
+use super::message::messages;
+use super::reading::FileCounts;
 
 /// Names of columns that hold a part of a conversation in published sets.
-const CONVERSATION: [&str; 22] = [
+const CONVERSATION: [&str; 27] = [
+    "article",
+    "background",
     "context",
     "conversation",
     "conversations",
@@ -26,11 +29,11 @@ const CONVERSATION: [&str; 22] = [
     "dialogue",
     "documents",
     "history",
-    "image",
-    "images",
     "input",
     "instruction",
     "messages",
+    "passage",
+    "post",
     "problem",
     "query",
     "question",
@@ -40,8 +43,14 @@ const CONVERSATION: [&str; 22] = [
     "tools",
     "turns",
     "user",
+    "user_input",
+    "user_message",
     "user_prompt",
+    "user_query",
 ];
+
+/// Columns of what is not text.
+const MEDIA: [&str; 8] = ["image", "images", "pixel_values", "video", "videos", "audio", "audios", "sound"];
 
 /// Columns that are read as text, if they hold text.
 const TEXTS: [&str; 7] = ["prompt", "chosen", "rejected", "completion", "text", "prompts", "responses"];
@@ -67,14 +76,6 @@ pub(crate) struct Overlooked {
 impl FileReport {
     /// Problems of the file, those of equal rows together.
     pub(crate) fn overlooked(&self) -> Vec<Overlooked> {
-        let unused = by_rows(&self.unused_conversation).into_iter().map(|(columns, found)| Overlooked {
-            check: "unused-columns",
-            found,
-            what: format!("text that may belong to the conversation is not used (in {columns})"),
-            why: "the model does not read it, and may be asked for what it cannot know",
-            advice: "name the column with --column-map (for example prompt=COLUMN), or add its text to the messages of \
-                     \"prompt\"",
-        });
         let as_text = by_rows(&self.messages_as_text).into_iter().map(|(columns, found)| Overlooked {
             check: "messages-as-text",
             found,
@@ -83,7 +84,7 @@ impl FileReport {
             advice: "store the list itself: in Python, json.loads(text) reads JSON and ast.literal_eval(text) a printed \
                      list",
         });
-        unused.chain(as_text).collect()
+        as_text.collect()
     }
 
     /// Warnings about text that is not trained on as it stands.
@@ -92,7 +93,12 @@ impl FileReport {
             let (file, of) = (self.file.display(), self.rows());
             format!("{file}:{}: in {} of {of} rows {what}; {why}; {advice}", found.first_line, found.rows)
         };
-        self.overlooked().into_iter().map(line).collect()
+        let skipped = self.skipped.iter().map(|skipped| {
+            let (file, line, rows) = (self.file.display(), skipped.first_line, skipped.rows);
+            let noun = if rows == 1 { "row is" } else { "rows are" };
+            format!("{file}:{line}: {rows} bad {noun} left out: {}", skipped.why)
+        });
+        self.overlooked().into_iter().map(line).chain(skipped).collect()
     }
 }
 
@@ -109,41 +115,93 @@ fn by_rows(columns: &BTreeMap<String, Occurrences>) -> Vec<(String, Occurrences)
     lists
 }
 
-/// Columns of a row that a reader may overlook.
-pub(super) struct Columns {
-    conversation: Vec<String>,
-    stored_messages: Vec<String>,
+/// Refuses images and other media.
+pub(super) fn check_media(row: &Row<'_>) -> Result<(), String> {
+    let known = |name: &str| MEDIA.iter().any(|known| known.eq_ignore_ascii_case(name));
+    match row.columns().find(|(name, value)| known(name) && !is_empty(value)) {
+        None => Ok(()),
+        Some((name, _)) => Err(format!(
+            "\"{name}\" holds media, and models are trained on text only; leave out the row, or the column with \
+             --drop-columns {name} if the text can be answered without it"
+        )),
+    }
 }
 
-impl Columns {
-    /// Looks at a row before it is read.
-    pub(super) fn of(row: &Row<'_>) -> Self {
-        let known = |name: &str| CONVERSATION.iter().any(|known| known.eq_ignore_ascii_case(name));
-        let copied = |name: &str, value: &Value| {
-            row.columns().any(|(other, same)| other != name && TEXTS.contains(&other) && same == value)
-        };
-        let conversation =
-            row.columns().filter(|(name, value)| known(name) && !is_empty(value) && !copied(name, value));
-        let stored = row.columns().filter(|(name, value)| TEXTS.contains(name) && holds_messages(value));
-        Self {
-            conversation: conversation.map(|(name, _)| name.to_owned()).collect(),
-            stored_messages: stored.map(|(name, _)| name.to_owned()).collect(),
-        }
-    }
+/// Text columns of a row that spell lists of messages. Looked at before the row is read.
+pub(super) fn stored_messages(row: &Row<'_>) -> Vec<String> {
+    let stored = row.columns().filter(|(name, value)| TEXTS.contains(name) && holds_messages(value));
+    stored.map(|(name, _)| name.to_owned()).collect()
+}
 
-    /// Counts the columns after the row was read as `group`.
-    pub(super) fn count(self, row: &Row<'_>, group: &PreferenceGroup, line: usize, counts: &mut FileCounts) {
-        let unused = row.unused();
-        // Only chat templates read tools.
-        let plain = group.prompts.iter().all(|prompt| matches!(prompt, Prompt::Text(_)));
-        for name in self.conversation {
-            if unused.contains(&name) || (name == "tools" && plain) {
-                add(&mut counts.unused_conversation, name, line);
-            }
-        }
-        for name in self.stored_messages {
-            add(&mut counts.messages_as_text, name, line);
-        }
+/// Columns by name that may hold a part of the conversation, with their texts. Looked at before the row
+/// is read.
+pub(super) fn conversation_columns(row: &Row<'_>) -> Vec<(String, Vec<String>)> {
+    let known = |name: &str| CONVERSATION.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let columns = row.columns().filter(|(name, value)| known(name) && !is_empty(value));
+    columns.map(|(name, value)| (name.to_owned(), texts(value))).collect()
+}
+
+/// Refuses a row with columns that no reader used, if the group lacks some of their text.
+pub(super) fn check_columns(
+    row: &Row<'_>,
+    columns: Vec<(String, Vec<String>)>,
+    group: &PreferenceGroup,
+) -> Result<(), String> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let unused = row.unused();
+    let plain = group.prompts.iter().all(|prompt| matches!(prompt, Prompt::Text(_)));
+    if plain && group.tools.is_some() {
+        return Err(
+            "\"tools\" are read by chat templates only, and this row is plain text; write the prompt as a list of \
+                    messages, or leave out the column with --drop-columns tools"
+                .into(),
+        );
+    }
+    let known = group_texts(group);
+    let lost = |texts: &[String]| texts.iter().any(|text| !known.iter().any(|known| known.contains(text.trim())));
+    let lost: Vec<String> = columns
+        .into_iter()
+        .filter(|(name, texts)| unused.contains(name) && lost(texts))
+        .map(|(name, _)| name)
+        .collect();
+    let Some(first) = lost.first() else { return Ok(()) };
+    let listed = lost.iter().map(|name| format!("\"{}\"", shorten(name))).collect::<Vec<_>>().join(", ");
+    Err(format!(
+        "text that may belong to the conversation is not used (in {listed}), so the model would be asked for what it \
+         cannot know; name the column with --column-map (such as prompt={first}), add its text to \"prompt\", or leave \
+         it out with --drop-columns {}",
+        lost.join(",")
+    ))
+}
+
+/// All texts of prompts and responses.
+fn group_texts(group: &PreferenceGroup) -> Vec<&str> {
+    let prompts = group.prompts.iter().flat_map(|prompt| match prompt {
+        Prompt::Text(text) => vec![text.as_str()],
+        Prompt::Messages(turns) => turns.iter().map(|turn| turn.content.as_str()).collect(),
+    });
+    prompts.chain(group.responses.iter().map(Response::text)).collect()
+}
+
+/// Texts of a value: the contents of messages, else every string.
+fn texts(value: &Value) -> Vec<String> {
+    if let (Value::Array(_) | Value::Object(_), Ok(turns)) = (value, messages(value.clone(), "")) {
+        return turns.into_iter().map(|turn| turn.content).collect();
+    }
+    match value {
+        Value::String(text) => vec![text.clone()],
+        Value::Array(list) => list.iter().flat_map(texts).collect(),
+        Value::Object(object) => object.values().flat_map(texts).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Vec::new(),
+    }
+}
+
+/// Counts text columns that spell lists of messages.
+pub(super) fn count_stored(names: Vec<String>, line: usize, counts: &mut FileCounts) {
+    for name in names {
+        add(&mut counts.messages_as_text, name, line);
     }
 }
 
@@ -171,7 +229,7 @@ fn holds_messages(value: &Value) -> bool {
 }
 
 /// True for the text of a list of messages, or of one message, in JSON or as Python prints it.
-fn spells_messages(text: &str) -> bool {
+pub(super) fn spells_messages(text: &str) -> bool {
     let text = text.trim();
     let list = text.starts_with('[') && text.ends_with(']');
     if !(list || (text.starts_with('{') && text.ends_with('}'))) {

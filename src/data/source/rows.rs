@@ -1,41 +1,43 @@
 //! Reads a file as a stream of JSON objects with line numbers: JSONL (one object per line) or one
-//! JSON array of objects, plain or gzip. The first bytes decide the kind, not the name.
+//! JSON array of objects; other JSON (`document`), tables of text (`table`) and Parquet (`parquet_rows`)
+//! become such objects. The first bytes decide the kind, not the name; `container` unpacks them.
 //!
 //! Refused with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes,
 //! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
-//! gzip streams that are damaged or cut off. Files of other kinds (`kinds`) are refused by name. NaN and
+//! compressed streams that are damaged or cut off. Files of other kinds (`kinds`) are refused by name. NaN and
 //! infinities are read as `null` (`non_finite`), and the caller refuses those under keys that it uses.
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::rc::Rc;
 
-use flate2::bufread::MultiGzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::kinds::{foreign, foreign_text};
+use super::container::{Opened, open};
+use super::document;
+use super::kinds::{foreign_text, table_separator};
 use super::non_finite::{NonFinite, Rewriter, rewrite};
+use super::parquet_rows::parquet_rows;
+use super::table::table_rows;
 use super::type_name;
-use crate::files::{hub_name, lfs_pointer};
+use crate::files::lfs_pointer;
 use crate::memory::Growth;
 use crate::{Error, Result};
 
-/// First bytes of a gzip stream.
-const GZIP: &[u8] = b"\x1f\x8b";
 /// Byte-order mark of UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
-const MAX_LINE: usize = 64 << 20;
+pub(super) const MAX_LINE: usize = 64 << 20;
 
 /// Message for a row above [`MAX_LINE`].
-const TOO_LONG: &str = "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
+pub(super) const TOO_LONG: &str =
+    "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
 
 /// A row, or an error that concerns only this row.
-type RowResult = Result<RowObject>;
+pub(super) type RowResult = Result<RowObject>;
 
 /// Object of a row, and the keys that held NaN or an infinity, which are `null` in it.
 pub(super) struct RowObject {
@@ -49,66 +51,33 @@ pub(super) struct RowObject {
 /// never ends, broken array syntax. Numbers under the keys `ids` that are not whole or have too many
 /// digits for 64 bits become strings of their text.
 pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
+    match open(path)? {
+        Opened::Parquet(file) => parquet_rows(path, file, &mut f),
+        Opened::Text(reader) => text_rows(path, reader, ids, &mut f),
     }
-    let file = File::open(path).map_err(|e| match hub_name(path).filter(|_| e.kind() == io::ErrorKind::NotFound) {
-        Some(name) => Error::data(path, 0, None, not_a_file(name)),
-        None => Error::io("open", path)(e),
-    })?;
-    let mut raw = BufReader::with_capacity(1 << 18, file);
-    let magic = raw.fill_buf().map_err(Error::io("read", path))?;
-    let refuse = |what: String| Err(Error::data(path, 0, None, what));
-    if let Some(what) = foreign(magic) {
-        return refuse(what);
-    }
-    if magic.starts_with(GZIP) {
-        let mut reader = BufReader::with_capacity(1 << 18, MultiGzDecoder::new(raw));
-        // A damaged stream is reported with its line when its rows are read.
-        let inner = reader.fill_buf().unwrap_or_default();
-        if inner.starts_with(GZIP) {
-            return refuse("is compressed with gzip twice; unpack it once (`gunzip`)".into());
-        }
-        if let Some(what) = foreign(inner) {
-            return refuse(format!("is compressed with gzip, and its content {what}"));
-        }
-        return plain_rows(path, reader, ids, &mut f);
-    }
-    plain_rows(path, raw, ids, &mut f)
 }
 
-/// Shell command that writes a data set of the Python package `datasets` as JSONL.
-fn to_jsonl(source: &str) -> String {
-    format!(
-        "`python3 -c \"from datasets import load_dataset; load_dataset({source}, split='train').to_json('pairs.jsonl')\"` \
-         (after `pip install datasets`)"
-    )
-}
-
-/// Advice for a data set of the Hugging Face Hub that was named as a file.
-fn not_a_file(name: &str) -> String {
-    format!(
-        "is not a file here; a data set of the Hugging Face Hub becomes JSONL first: {}, then name pairs.jsonl",
-        to_jsonl(&format!("'{name}'"))
-    )
-}
-
-fn plain_rows<R: BufRead>(
+fn text_rows(
     path: &Path,
-    mut reader: R,
+    mut reader: Box<dyn BufRead>,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut line = 1;
     let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     match first {
         None => Ok(()),
         Some(b'[') => array_rows(path, reader, line, ids, f),
         Some(b'{') => line_rows(path, reader, line, ids, f),
-        Some(_) => match foreign_text(reader.fill_buf().unwrap_or_default()) {
-            Some(what) => Err(Error::data(path, line, None, what)),
-            None => line_rows(path, reader, line, ids, f),
-        },
+        Some(_) => {
+            let start = reader.fill_buf().unwrap_or_default();
+            match (foreign_text(start), table_separator(start, &name)) {
+                (Some(what), _) => Err(Error::data(path, line, None, what)),
+                (None, Some(separator)) => table_rows(path, reader, line, separator, f),
+                (None, None) => line_rows(path, reader, line, ids, f),
+            }
+        }
     }
 }
 
@@ -130,7 +99,7 @@ fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option
 
 /// Classifies a failed read: damage of the compressed stream is a data error, anything else an I/O
 /// error.
-fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
+pub(super) fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
             Error::data(path, line, None, format!("the compressed stream is damaged or cut off here ({error})"))
@@ -139,17 +108,28 @@ fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
     }
 }
 
-fn line_rows<R: BufRead>(
+fn line_rows(
     path: &Path,
-    mut reader: R,
+    mut reader: Box<dyn BufRead>,
+    line: usize,
+    ids: &[&str],
+    f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
+) -> Result<()> {
+    line_rows_from(path, &mut reader, line, true, ids, f)
+}
+
+fn line_rows_from(
+    path: &Path,
+    reader: &mut dyn BufRead,
     mut line: usize,
+    mut first: bool,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let (mut buffer, growth) = (Vec::new(), Growth::default());
     loop {
         buffer.clear();
-        let read = (&mut reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut buffer);
+        let read = (&mut *reader).take(MAX_LINE as u64 + 1).read_until(b'\n', &mut buffer);
         if read.map_err(|e| read_error(path, line, e))? == 0 {
             return Ok(());
         }
@@ -158,7 +138,23 @@ fn line_rows<R: BufRead>(
             return Err(fail(TOO_LONG.into()));
         }
         if !buffer.trim_ascii().is_empty() {
-            f(line, parse_line(&buffer, ids).map_err(fail))?;
+            let row = parse_line(&buffer, ids);
+            // Only the first row can be one of a document that is not JSON lines.
+            if std::mem::take(&mut first) && document::may_start(&buffer, row.as_ref().ok()) {
+                (&mut *reader)
+                    .take(document::MAX_BYTES)
+                    .read_to_end(&mut buffer)
+                    .map_err(|e| read_error(path, line, e))?;
+                if let Some(found) = document::parse(&buffer) {
+                    return found.rows(path, line, ids, f);
+                }
+                // JSON lines after all.
+                let rest = buffer.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &buffer[end + 1..]);
+                f(line, row.map_err(fail))?;
+                let mut rest = rest.chain(reader);
+                return line_rows_from(path, &mut rest, line + 1, false, ids, f);
+            }
+            f(line, row.map_err(fail))?;
         }
         growth.add(buffer.len() as u64, || grown(path, line))?;
         line += 1;
@@ -166,7 +162,7 @@ fn line_rows<R: BufRead>(
 }
 
 /// What grows while a file is read, and what to try.
-fn grown(path: &Path, line: usize) -> [String; 2] {
+pub(super) fn grown(path: &Path, line: usize) -> [String; 2] {
     let advice = "all rows are held in memory: split the file, or use a machine with more memory";
     [format!("rows, at {}:{line}", path.display()), advice.into()]
 }
@@ -264,7 +260,7 @@ fn into_object(value: Value) -> Result<Map<String, Value>, String> {
 }
 
 /// serde_json's message, with the line number replaced by the column; the caller knows the line.
-fn json_message(error: &serde_json::Error) -> String {
+pub(super) fn json_message(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let why = message.rsplit_once(" at line ").map_or(message.as_str(), |(why, _)| why);
     let advice = match error.classify() {
@@ -275,7 +271,7 @@ fn json_message(error: &serde_json::Error) -> String {
     format!("is not valid JSON: {why} (column {}){advice}", error.column())
 }
 
-fn array_rows<R: BufRead>(
+pub(super) fn array_rows<R: BufRead>(
     path: &Path,
     reader: R,
     line: usize,

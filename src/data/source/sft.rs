@@ -9,8 +9,13 @@
 use std::path::PathBuf;
 
 use super::super::group::{Kind, Message, PreferenceGroup, Prompt, Response};
-use super::fields::{Row, not_empty, split_response};
+use super::candidates::list_column;
+use super::context::{Context, is_conversation};
+use super::fields::Row;
+use super::message::{not_empty, split_response};
+use super::overlooked::check_media;
 use super::row_limits::check_turns;
+use super::two_columns::{shape, unpaired};
 use super::{FileReport, Format, Parsed, ReadOptions, Shape, SourceRow, preference_row, read_all};
 use crate::Result;
 
@@ -26,30 +31,38 @@ pub fn sft_pairs(group: &PreferenceGroup) -> Vec<(usize, usize)> {
 
 /// Reads a row of any format that supervised fine-tuning accepts.
 pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
-    if super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
+    let several = list_column(row).is_some() || shape(row)?.is_some();
+    if several || super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
         chosen_sides(&mut parsed.group)?;
         return Ok(parsed);
     }
-    let format = ["completion", "messages", "text"].iter().filter(|key| row.has(key)).copied().collect::<Vec<_>>();
-    let (format, pairs) = match format[..] {
-        ["completion"] => (Format::PromptCompletion, completion(row)?),
-        ["messages"] => {
-            let turns = row.messages("messages")?;
-            (Format::Messages, answers(Vec::new(), turns, "\"messages\"")?)
+    if !row.any_columns {
+        check_media(row)?;
+        if let Some(why) = unpaired(row) {
+            return Err(why);
         }
+    }
+    let given = ["completion", "messages", "text"].into_iter().filter(|key| row.has(key)).collect::<Vec<_>>();
+    let (format, pairs) = match given[..] {
+        ["completion"] => (Format::PromptCompletion, completion(row, "completion")?),
+        ["messages"] => (Format::Messages, conversation(row, "messages")?),
         ["text"] => {
             let text = not_empty(Response::Text(row.text("text")?), "\"text\"")?;
             (Format::PlainText, vec![(Prompt::Text(String::new()), text)])
         }
-        [] => {
-            let keys = row.keys_for_message();
-            return Err(format!(
-                "no text to train on (the row has {keys}); provide prompt and completion, messages, text, or chosen and \
-                 rejected, or rename columns with --column-map"
-            ));
-        }
-        _ => return Err(format!("only one of {} may be given", format.join(", "))),
+        [] if row.has("conversations") => (Format::Messages, conversation(row, "conversations")?),
+        [] => match ["output", "response", "answer"].into_iter().find(|key| row.peek_text(key).is_some()) {
+            Some(key) => (Format::PromptCompletion, completion(row, key)?),
+            None => {
+                let keys = row.keys_for_message();
+                return Err(format!(
+                    "no text to train on (the row has {keys}); provide prompt and completion, messages, text, or chosen \
+                     and rejected, or rename columns with --column-map"
+                ));
+            }
+        },
+        _ => return Err(format!("only one of {} may be given", given.join(", "))),
     };
     let (prompts, responses) = pairs.into_iter().unzip();
     let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, Vec::new());
@@ -78,19 +91,34 @@ fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
 
 type Pairs = Vec<(Prompt, Response)>;
 
-fn completion(row: &mut Row<'_>) -> Result<Pairs, String> {
-    match (row.text_or_chat("prompt")?, row.text_or_chat("completion")?) {
-        (None, _) => Err("\"prompt\" is missing; a completion needs a prompt".into()),
-        (Some(Shape::Text), Some(Shape::Text)) => {
-            let response = not_empty(Response::Text(row.text("completion")?), "\"completion\"")?;
+fn completion(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
+    let conversation = is_conversation(row);
+    match (row.text_or_chat("prompt")?, row.text_or_chat(key)?) {
+        (None, _) if !conversation => Err(format!("\"prompt\" is missing; \"{key}\" needs a prompt")),
+        (Some(Shape::Text), Some(Shape::Text)) if !conversation => {
+            let response = not_empty(Response::Text(row.text(key)?), &format!("\"{key}\""))?;
             Ok(vec![(Prompt::Text(row.text("prompt")?), response)])
         }
-        (Some(Shape::Chat), Some(Shape::Chat)) => {
-            let (prompt, completion) = (row.messages("prompt")?, row.messages("completion")?);
-            answers(prompt, completion, "\"completion\"")
+        (Some(Shape::Text), Some(Shape::Chat)) | (Some(Shape::Chat), Some(Shape::Text)) if !conversation => {
+            Err(format!("\"prompt\" and \"{key}\" must both be strings or both be lists of messages"))
         }
-        _ => Err("\"prompt\" and \"completion\" must both be strings or both be lists of messages".into()),
+        (_, shape) => {
+            let context = Context::take(row)?;
+            let turns = match shape {
+                Some(Shape::Text) => vec![Message::new("assistant", row.text(key)?)],
+                _ => row.messages(key)?,
+            };
+            let before = context.before(Vec::new(), key)?;
+            answers(before, turns, &format!("\"{key}\""))
+        }
     }
+}
+
+/// One pair per answer of a whole conversation, after the row's system text.
+fn conversation(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
+    let turns = row.messages(key)?;
+    let turns = Context::take(row)?.before(turns, key)?;
+    answers(Vec::new(), turns, &format!("\"{key}\""))
 }
 
 /// Returns one pair per assistant turn of `turns`, which continue `before`.

@@ -9,14 +9,15 @@
 //! where they score alike.
 
 use super::super::group::{PreferenceGroup, Prompt, Response};
-use super::fields::{Row, not_empty};
+use super::fields::Row;
+use super::message::not_empty;
 use super::{Format, Parsed};
 
 pub(super) fn read_explicit(row: &mut Row<'_>) -> Result<Parsed, String> {
     let (prompt, chosen, rejected) = (row.text("prompt")?, row.text("chosen")?, row.text("rejected")?);
     let repeated = !prompt.trim().is_empty() && chosen.starts_with(&prompt) && rejected.starts_with(&prompt);
     let group = pair(row, prompt, chosen, rejected)?;
-    Ok(Parsed { format: Format::TextExplicit, group, prompt_repeated: repeated })
+    Ok(Parsed { prompt_repeated: repeated, ..Parsed::new(Format::TextExplicit, group) })
 }
 
 pub(super) fn read_implicit(row: &mut Row<'_>) -> Result<Parsed, String> {

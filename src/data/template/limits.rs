@@ -166,7 +166,7 @@ mod tests {
     use super::super::ChatTemplate;
 
     fn render(source: &str) -> Result<String, String> {
-        let user = super::super::Message { role: "user".into(), content: "x".into() };
+        let user = super::super::Message::new("user", "x");
         ChatTemplate::compile(source, Vec::new())?.render(&[user], true, None, None)
     }
 

@@ -190,7 +190,7 @@ fn chat_responses(
 fn conversation(turns: &[Message], answer: &Response) -> Vec<Message> {
     let answer = match answer {
         Response::Message(message) => message.clone(),
-        Response::Text(text) => Message { role: "assistant".into(), content: text.clone() },
+        Response::Text(text) => Message::new("assistant", text.as_str()),
     };
     turns.iter().cloned().chain([answer]).collect()
 }

@@ -3,6 +3,7 @@
 //! - A message whose text is not in the rendered conversation. Chat templates trim texts, so white
 //!   space at both ends does not count. Some templates delete text on purpose, such as the reasoning
 //!   of earlier turns, so this is counted and not refused.
+//! - Reasoning and tool calls of a message, of which the rendered conversation lacks the text or the name.
 //! - A tool whose name is not in the rendered conversation: the template ignores tools.
 //! - A comparison with sides that differ in text but not in ids: its terms cancel for every model.
 
@@ -24,6 +25,17 @@ impl Lost {
     /// Counts a message of a rendered conversation.
     pub(super) fn message(&mut self, message: &Message, rendered: &str) {
         self.text(&format!("the {} turn", message.role), &message.content, rendered);
+        for (key, value) in &message.extra {
+            let what = format!("\"{key}\" of the {} turn", message.role);
+            if let Some(text) = value.as_str() {
+                self.text(&what, text, rendered);
+            }
+            for call in value.as_array().into_iter().flatten() {
+                if let Some(name) = call.get("function").unwrap_or(call).get("name").and_then(|name| name.as_str()) {
+                    self.text(&what, name, rendered);
+                }
+            }
+        }
     }
 
     /// Counts the tools of a rendered conversation.
@@ -59,7 +71,7 @@ fn start(text: &str) -> String {
 pub(super) fn texts_differ(group: &PreferenceGroup, comparison: &Comparison) -> bool {
     let texts = |positive: bool| {
         let terms = comparison.terms.iter().filter(move |term| (term.sign > 0) == positive);
-        terms.map(|term| (&group.prompts[term.prompt], group.responses[term.response].text()))
+        terms.map(|term| (&group.prompts[term.prompt], &group.responses[term.response]))
     };
     let mut negative: Vec<_> = texts(false).collect();
     texts(true).any(|term| match negative.iter().position(|other| *other == term) {

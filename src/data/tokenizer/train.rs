@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn the_chat_template_ends_a_response_with_its_end_token() {
         let tokenizer = train_bpe(texts(), 300).unwrap();
-        let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let turn = |role: &str, content: &str| Message::new(role, content);
         let turns = [turn("user", "hi"), turn("assistant", "yes")];
         let render = |turns: &[Message], open| tokenizer.template().unwrap().render(turns, open, None, None).unwrap();
         assert_eq!(render(&turns[..1], true), "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n");

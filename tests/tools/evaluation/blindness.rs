@@ -89,7 +89,7 @@ fn emptied_conversations_render_as_one_empty_user_message() {
     std::fs::write(&template, source).unwrap();
     let mut tokenizer = tokenizer();
     tokenizer.set_template_file(&template).unwrap();
-    let turn = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let turn = |role: &str, content: &str| Message::new(role, content);
     let talk = vec![turn("system", "Be kind."), turn("user", "Name a bird.")];
     let answer = |content: &str| Response::Message(turn("assistant", content));
     let pair = PreferenceGroup::pair("1".into(), Prompt::Messages(talk), answer("A wren."), answer("An owl."), 0.0);

@@ -1,0 +1,264 @@
+//! Responses to one prompt with numbers, ranks or a label: every such row becomes a group with one
+//! base comparison for each selected pair ([`Pairs`]).
+//!
+//! - a list of responses, with numbers inside the entries or in a list of their own
+//! - lists of chosen and of rejected responses
+//! - two responses in columns of their own, with a label (`two_columns`)
+//!
+//! Higher numbers are better, lower ranks are better. Responses with equal numbers are not compared;
+//! they are counted. A row without any pair is left out and counted.
+
+use serde_json::Value;
+
+use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt};
+use super::chat_pair::TWO_PROMPTS;
+use super::context::Context;
+use super::fields::{Row, describe, number};
+use super::message::{message, messages, split_response};
+use super::options::Pairs;
+use super::{Format, Parsed};
+
+/// Columns with a list of responses.
+const LISTS: [&str; 9] = [
+    "completions",
+    "responses",
+    "answers",
+    "candidates",
+    "outputs",
+    "generations",
+    "ranked_responses",
+    "all_responses",
+    "output",
+];
+/// Lists in the order of preference, best first.
+const ORDERED: [&str; 2] = ["ranked_responses", "output"];
+/// Text of an entry of a list.
+const TEXTS: [&str; 8] = ["response", "answer", "text", "completion", "output", "generation", "output_text", "content"];
+/// Numbers of an entry, by precedence; lower is better in the first two.
+const NUMBERS: [&str; 9] =
+    ["rank", "ranking", "fine-grained_score", "overall_score", "score", "pm_score", "rating", "reward", "value"];
+/// Lists of numbers next to a list of responses; lower is better in the first three.
+const NUMBER_LISTS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
+
+/// One response with its number, the higher the better.
+pub(super) struct Candidate {
+    /// The response, or the whole conversation that ends with it.
+    pub side: Vec<Message>,
+    pub number: f64,
+}
+
+/// Column with a list of responses, if the row has one.
+pub(super) fn list_column(row: &Row<'_>) -> Option<&'static str> {
+    let list = |key: &&str| row.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    LISTS.into_iter().find(|key| list(key))
+}
+
+/// Reads a list of responses with numbers.
+pub(super) fn read_list(row: &mut Row<'_>, column: &'static str) -> Result<Parsed, String> {
+    let context = Context::take(row)?;
+    let Some(Value::Array(list)) = row.take(column) else { return Err(format!("\"{column}\" must be a list")) };
+    let what = |i: usize| format!("\"{column}\"[{i}]");
+    let separate = NUMBER_LISTS.iter().enumerate().find(|(_, key)| row.get(key).is_some_and(Value::is_array));
+    let numbers: Vec<Option<f64>> = match separate {
+        Some((place, key)) => {
+            let numbers = row.take(key).and_then(|value| value.as_array().cloned()).unwrap_or_default();
+            if numbers.len() != list.len() {
+                return Err(format!("\"{key}\" has {} numbers for {} responses", numbers.len(), list.len()));
+            }
+            let sign = if place < 3 { -1.0 } else { 1.0 };
+            numbers.iter().map(|value| number(value).map(|number| sign * number)).collect()
+        }
+        None if ORDERED.contains(&column) && list.iter().all(|entry| own_number(entry, None).is_none()) => {
+            (0..list.len()).map(|i| Some(-(i as f64))).collect()
+        }
+        None => list.iter().map(|entry| own_number(entry, row.score_key.as_deref())).collect(),
+    };
+    row.used_score_key |= separate.is_none() && row.score_key.is_some();
+    let unrated = numbers.iter().filter(|number| number.is_none()).count();
+    if list.len() - unrated < 2 {
+        let needed = row.score_key.as_deref().map_or_else(
+            || format!("{} in the entries, or a list such as \"scores\" or \"ranks\"", NUMBERS.join(", ")),
+            |key| format!("\"{key}\" in the entries"),
+        );
+        return Err(format!(
+            "\"{column}\" lists {} responses, and {} of them have a number; two are needed to compare ({needed}); \
+             --score-key names the key",
+            list.len(),
+            list.len() - unrated
+        ));
+    }
+    let mut candidates = Vec::with_capacity(list.len());
+    for (i, (entry, number)) in list.into_iter().zip(numbers).enumerate() {
+        if let Some(number) = number {
+            candidates.push(Candidate { side: side(entry, &what(i))?, number });
+        }
+    }
+    let parsed = group(row, &context, candidates, Format::Scored, Margins::Gaps)?;
+    Ok(Parsed { unrated, ..parsed })
+}
+
+/// True if `chosen` and `rejected` are lists of responses.
+pub(super) fn are_lists(row: &Row<'_>) -> bool {
+    let texts = |key: &str| {
+        let list = row.get(key).and_then(Value::as_array);
+        list.is_some_and(|list| list.first().is_some_and(Value::is_string) && list.iter().all(Value::is_string))
+    };
+    texts("chosen") && texts("rejected")
+}
+
+/// Reads lists of chosen and rejected responses.
+pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let context = Context::take(row)?;
+    let mut candidates = Vec::new();
+    for (key, number) in [("chosen", 1.0), ("rejected", 0.0)] {
+        let Some(Value::Array(list)) = row.take(key) else { return Err(format!("\"{key}\" must be a list")) };
+        for (i, entry) in list.into_iter().enumerate() {
+            candidates.push(Candidate { side: side(entry, &format!("\"{key}\"[{i}]"))?, number });
+        }
+    }
+    let parsed = group(row, &context, candidates, Format::Lists, Margins::None)?;
+    Ok(Parsed { ties: 0, ..parsed })
+}
+
+/// Number of an entry: under `key`, else under a known key, else the mean rating of its annotations.
+fn own_number(entry: &Value, key: Option<&str>) -> Option<f64> {
+    if let Some(key) = key {
+        return entry.get(key).and_then(number);
+    }
+    let known = NUMBERS.iter().enumerate().find_map(|(i, name)| {
+        let sign = if i < 2 { -1.0 } else { 1.0 };
+        entry.get(name).and_then(number).map(|number| sign * number)
+    });
+    known.or_else(|| {
+        let ratings = entry.get("annotations")?.as_object()?.values();
+        let ratings: Vec<f64> = ratings.filter_map(|aspect| number(aspect.get("Rating")?)).collect();
+        (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
+    })
+}
+
+/// Messages of an entry: a text, a message, a conversation, or an object with a text.
+pub(super) fn side(entry: Value, what: &str) -> Result<Vec<Message>, String> {
+    match entry {
+        Value::String(text) => Ok(vec![Message::new("assistant", text)]),
+        Value::Array(_) => messages(entry, what),
+        Value::Object(ref object) if object.contains_key("role") || object.contains_key("from") => {
+            Ok(vec![message(entry, what)?])
+        }
+        Value::Object(mut object) => {
+            let text = TEXTS.iter().find_map(|key| object.remove(*key).filter(|value| !value.is_null()));
+            match text {
+                Some(text @ (Value::String(_) | Value::Array(_))) => side(text, what),
+                _ => Err(format!("{what} has no text; one of {} is needed", TEXTS.join(", "))),
+            }
+        }
+        other => Err(format!("{what} must be a text or an object with a text, found {}", describe(&other))),
+    }
+}
+
+/// Whether differences of numbers can be margins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Margins {
+    /// The numbers only order the responses.
+    None,
+    Gaps,
+}
+
+/// Builds the group of the selected pairs. Responses that no pair uses are left out.
+pub(super) fn group(
+    row: &mut Row<'_>,
+    context: &Context,
+    candidates: Vec<Candidate>,
+    format: Format,
+    margins: Margins,
+) -> Result<Parsed, String> {
+    if row.has("margin") {
+        return Err("\"margin\" next to several responses is ambiguous; leave it out (--drop-columns margin)".into());
+    }
+    if row.score_margin && margins == Margins::None {
+        return Err("--score-margin needs scores, and the row only says which response is better".into());
+    }
+    let numbers: Vec<f64> = candidates.iter().map(|candidate| candidate.number).collect();
+    let (pairs, ties) = row.pairs.select(&numbers);
+    row.used_pairs |= candidates.len() > 2;
+    row.used_score_margin |= row.score_margin;
+    let mut kept: Vec<Option<usize>> = vec![None; candidates.len()];
+    let mut sides: Vec<Option<Vec<Message>>> = candidates.into_iter().map(|candidate| Some(candidate.side)).collect();
+    let (mut prompts, mut responses, mut prompt_of) = (Vec::new(), Vec::new(), Vec::new());
+    for i in (0..sides.len()).filter(|i| pairs.iter().any(|pair| pair.0 == *i || pair.1 == *i)) {
+        let side = sides[i].take().unwrap_or_default();
+        if context.has_no_question() && side.len() == 1 {
+            let keys = row.keys_for_message();
+            return Err(format!("the responses have no question (the row has {keys}); name it with --column-map"));
+        }
+        let (turns, response) = split_response(context.before(side, "a response")?, &format!("response {i}"))?;
+        let prompt = prompts.iter().position(|known| *known == turns).unwrap_or_else(|| {
+            prompts.push(turns);
+            prompts.len() - 1
+        });
+        kept[i] = Some(responses.len());
+        responses.push(response);
+        prompt_of.push(prompt);
+    }
+    if prompts.len() > 1 && !row.whole_conversations {
+        return Err(format!("the conversations differ before their last message; {TWO_PROMPTS}"));
+    }
+    let place = |i: usize| kept[i].map(|response| (prompt_of[response], response)).unwrap_or_default();
+    let comparisons = pairs.iter().map(|&(better, worse)| {
+        let margin = if row.score_margin { numbers[better] - numbers[worse] } else { 0.0 };
+        Comparison::pair(Kind::Base, place(better), place(worse), margin)
+    });
+    let comparisons = comparisons.collect();
+    let prompts = prompts.into_iter().map(Prompt::Messages).collect();
+    let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, comparisons);
+    row.template_settings(&mut group)?;
+    Ok(Parsed { ties, tied: pairs.is_empty(), ..Parsed::new(format, group) })
+}
+
+impl Pairs {
+    /// Pairs (better, worse) of responses with these numbers, and the number of ties that are left out.
+    fn select(self, numbers: &[f64]) -> (Vec<(usize, usize)>, usize) {
+        let best = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let worst = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+        let (mut pairs, mut ties) = (Vec::new(), 0);
+        for i in 0..numbers.len() {
+            for j in i + 1..numbers.len() {
+                let (better, worse) = if numbers[i] >= numbers[j] { (i, j) } else { (j, i) };
+                let wanted = match self {
+                    Pairs::All => true,
+                    Pairs::BestRest => numbers[better] == best,
+                    Pairs::BestWorst => numbers[better] == best && numbers[worse] == worst,
+                };
+                match wanted {
+                    true if numbers[i] == numbers[j] => ties += 1,
+                    true => pairs.push((better, worse)),
+                    false => {}
+                }
+            }
+        }
+        if self == Pairs::BestWorst {
+            // Of several best or worst responses the first is taken.
+            pairs.sort_unstable();
+            ties += pairs.len().saturating_sub(1);
+            pairs.truncate(1);
+        }
+        (pairs, ties)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_selected_and_ties_counted() {
+        let numbers = [3.0, 9.0, 7.0, 3.0, 9.0];
+        assert_eq!(Pairs::BestRest.select(&numbers), (vec![(1, 0), (4, 0), (1, 2), (1, 3), (4, 2), (4, 3)], 1));
+        assert_eq!(Pairs::BestWorst.select(&numbers), (vec![(1, 0)], 3));
+        let (all, ties) = Pairs::All.select(&numbers);
+        assert_eq!((all.len(), ties), (8, 2));
+        for pairs in [Pairs::All, Pairs::BestRest, Pairs::BestWorst] {
+            assert_eq!(pairs.select(&[2.0, 2.0]), (vec![], 1));
+            assert_eq!(pairs.select(&[-2.0, -1.0]), (vec![(1, 0)], 0));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Opens a data file and unpacks it: plain, or compressed with gzip, zstd, bzip2 or xz, whatever its
+//! name. The first bytes decide. `-` is standard input.
+//!
+//! Refused: folders, files that are compressed twice, and other kinds of files (`kinds`), also inside
+//! of a compressed file.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::Path;
+
+use bzip2::bufread::MultiBzDecoder;
+use flate2::bufread::MultiGzDecoder;
+use lzma_rust2::XzReader;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::kinds::{PARQUET, foreign};
+use super::rows::read_error;
+use crate::files::hub::hub_data;
+use crate::files::is_dash;
+use crate::{Error, Result};
+
+/// Bytes of buffers.
+const BUFFER: usize = 1 << 18;
+/// Most memory of an xz decoder, in KiB; the highest preset takes 65 MiB.
+const XZ_MEMORY: u32 = 1 << 20;
+
+/// A data file after unpacking.
+pub(super) enum Opened {
+    Text(Box<dyn BufRead>),
+    /// Parquet is read out of order.
+    Parquet(File),
+}
+
+/// Opens a file for its rows.
+pub(super) fn open(path: &Path) -> Result<Opened> {
+    let mut raw = open_raw(path)?;
+    let start = raw.fill_buf().map_err(Error::io("read", path))?;
+    if start.starts_with(PARQUET) {
+        return Ok(Opened::Parquet(seekable(path, raw)?));
+    }
+    unpacked(path, raw).map(Opened::Text)
+}
+
+/// Opens a file of text lines, as for a tokenizer.
+pub(crate) fn open_text(path: &Path) -> Result<Box<dyn BufRead>> {
+    unpacked(path, open_raw(path)?)
+}
+
+fn open_raw(path: &Path) -> Result<Box<dyn BufRead>> {
+    if is_dash(path) {
+        return Ok(Box::new(BufReader::with_capacity(BUFFER, io::stdin())));
+    }
+    if path.is_dir() {
+        return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
+    }
+    let file = File::open(path).map_err(|e| match hub_data(path).filter(|_| e.kind() == io::ErrorKind::NotFound) {
+        Some(why) => Error::data(path, 0, None, why),
+        None => Error::io("open", path)(e),
+    })?;
+    Ok(Box::new(BufReader::with_capacity(BUFFER, file)))
+}
+
+fn unpacked(path: &Path, mut raw: Box<dyn BufRead>) -> Result<Box<dyn BufRead>> {
+    let refuse = |what: String| Err(Error::data(path, 0, None, what));
+    let start = raw.fill_buf().map_err(Error::io("read", path))?;
+    let Some(packed) = Packed::of(start) else {
+        return match foreign(start) {
+            Some(what) => refuse(what),
+            None => Ok(raw),
+        };
+    };
+    let mut inner = packed.decoder(raw);
+    let start = inner.fill_buf().map_err(|e| read_error(path, 1, e))?;
+    let name = packed.name();
+    if let Some(again) = Packed::of(start) {
+        let twice = if again == packed { "twice".to_owned() } else { format!("and {} again", again.name()) };
+        return refuse(format!("is compressed with {name} {twice}; unpack it once (`{}`)", packed.tool()));
+    }
+    if start.starts_with(PARQUET) {
+        return refuse(format!("is a Parquet file compressed with {name}; unpack it (`{}`)", packed.tool()));
+    }
+    match foreign(start) {
+        Some(what) => refuse(format!("is compressed with {name}, and its content {what}")),
+        None => Ok(inner),
+    }
+}
+
+/// The regular file of a path, or a temporary copy of a pipe.
+fn seekable(path: &Path, mut raw: Box<dyn BufRead>) -> Result<File> {
+    if !is_dash(path) && path.is_file() {
+        return File::open(path).map_err(Error::io("open", path));
+    }
+    let mut copy = tempfile::tempfile().map_err(Error::io("copy", path))?;
+    io::copy(&mut raw, &mut copy).map_err(Error::io("copy", path))?;
+    Ok(copy)
+}
+
+/// Kind of compression.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packed {
+    Gzip,
+    Zstd,
+    Bzip2,
+    Xz,
+}
+
+impl Packed {
+    fn of(start: &[u8]) -> Option<Self> {
+        match start {
+            [0x1f, 0x8b, ..] => Some(Packed::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Packed::Zstd),
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, ..] => Some(Packed::Bzip2),
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Packed::Xz),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Packed::Gzip => "gzip",
+            Packed::Zstd => "zstd",
+            Packed::Bzip2 => "bzip2",
+            Packed::Xz => "xz",
+        }
+    }
+
+    fn tool(self) -> &'static str {
+        match self {
+            Packed::Gzip => "gunzip",
+            Packed::Zstd => "unzstd",
+            Packed::Bzip2 => "bunzip2",
+            Packed::Xz => "unxz",
+        }
+    }
+
+    fn decoder(self, raw: Box<dyn BufRead>) -> Box<dyn BufRead> {
+        let decoder: Box<dyn Read> = match self {
+            Packed::Gzip => Box::new(MultiGzDecoder::new(raw)),
+            Packed::Zstd => Box::new(ZstdFrames { source: raw, frame: None }),
+            Packed::Bzip2 => Box::new(MultiBzDecoder::new(raw)),
+            Packed::Xz => Box::new(XzReader::new_mem_limit(raw, true, XZ_MEMORY)),
+        };
+        Box::new(BufReader::with_capacity(BUFFER, decoder))
+    }
+}
+
+/// Decodes all frames of a zstd file, and checks their checksums.
+struct ZstdFrames {
+    source: Box<dyn BufRead>,
+    frame: Option<FrameDecoder>,
+}
+
+fn damaged(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_string())
+}
+
+impl ZstdFrames {
+    /// Starts the next frame; `None` at the end of the file. Skippable frames hold no data.
+    fn next_frame(&mut self) -> io::Result<Option<FrameDecoder>> {
+        loop {
+            if self.source.fill_buf()?.is_empty() {
+                return Ok(None);
+            }
+            let mut frame = FrameDecoder::new();
+            match frame.init(&mut self.source) {
+                Ok(()) => return Ok(Some(frame)),
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                    let skipped = io::copy(&mut (&mut self.source).take(length.into()), &mut io::sink())?;
+                    if skipped < length.into() {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(e) => return Err(damaged(e)),
+            }
+        }
+    }
+}
+
+impl Read for ZstdFrames {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.frame.is_none() {
+                self.frame = self.next_frame()?;
+            }
+            let Some(frame) = &mut self.frame else { return Ok(0) };
+            while frame.can_collect() == 0 && !frame.is_finished() {
+                frame.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1)).map_err(damaged)?;
+            }
+            let count = frame.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            let stored = frame.get_checksum_from_data();
+            if stored.is_some() && stored != frame.get_calculated_checksum() {
+                return Err(damaged("the checksum of a frame is wrong"));
+            }
+            self.frame = None;
+        }
+    }
+}

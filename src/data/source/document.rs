@@ -1,0 +1,158 @@
+//! JSON files that are neither JSON lines nor a list of rows:
+//!
+//! - an object with a list of rows, such as `{"version": 1, "data": [...]}`; its other keys are not used
+//! - an object of columns: lists of one length, or objects with equal keys, as pandas writes them
+//! - rows that each span several lines
+//!
+//! The whole file is held in memory.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::non_finite::rewrite;
+use super::rows::{RowObject, RowResult, array_rows};
+use crate::Result;
+
+/// Largest document.
+pub(super) const MAX_BYTES: u64 = 1 << 30;
+
+/// Keys that hold the rows of a document.
+const DATA: [&str; 8] = ["data", "rows", "train", "examples", "instances", "items", "records", "samples"];
+
+/// Keys of a row; in an object of columns one of them holds a list of texts or of lists.
+const COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "instruction", "question", "completion"];
+
+/// Rows of a document.
+pub(super) enum Document {
+    /// The text of the list of rows, and the number of line breaks before it.
+    List { text: Vec<u8>, breaks: usize },
+    /// Rows with the number of line breaks before them, or their place in the columns.
+    Rows(Vec<(usize, Map<String, Value>)>),
+}
+
+/// True if the first line may be the start of a document: it is cut off, or holds rows in a key or in
+/// columns.
+pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
+    match row {
+        Some(row) => list_key(&row.object).is_some() || columns(&row.object).is_some(),
+        None => {
+            let parsed: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(line);
+            parsed.is_err_and(|e| e.is_eof())
+        }
+    }
+}
+
+/// Reads a document; `None` if the text is none.
+pub(super) fn parse(text: &[u8]) -> Option<Document> {
+    let rewritten = rewrite(text);
+    let clean = rewritten.as_ref().map_or(text, |(clean, _)| clean.as_slice());
+    let mut stream = serde_json::Deserializer::from_slice(clean).into_iter::<Map<String, Value>>();
+    let mut rows = Vec::new();
+    let mut start = 0;
+    while let Some(next) = stream.next() {
+        let lead = clean[start..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        let breaks = clean[..start + lead].iter().filter(|&&byte| byte == b'\n').count();
+        rows.push((breaks, next.ok()?));
+        start = stream.byte_offset();
+    }
+    if let [(_, object)] = &rows[..] {
+        if let Some(key) = list_key(object) {
+            let (start, end) = list_of(text, key)?;
+            let breaks = text[..start].iter().filter(|&&byte| byte == b'\n').count();
+            return Some(Document::List { text: text[start..end].to_vec(), breaks });
+        }
+        if let Some(found) = columns(object) {
+            return Some(Document::Rows(found.into_iter().enumerate().collect()));
+        }
+    }
+    // Not-a-number cannot be told from null here.
+    rewritten.is_none().then_some(Document::Rows(rows))
+}
+
+impl Document {
+    /// Calls `f` for every row. `line` is the line of the start of the document.
+    pub(super) fn rows(
+        self,
+        path: &Path,
+        line: usize,
+        ids: &[&str],
+        f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
+    ) -> Result<()> {
+        match self {
+            Document::List { text, breaks } => array_rows(path, &text[..], line + breaks, ids, f),
+            Document::Rows(rows) => {
+                let row = |object| RowObject { object, non_finite: Vec::new() };
+                rows.into_iter().try_for_each(|(breaks, object)| f(line + breaks, Ok(row(object))))
+            }
+        }
+    }
+}
+
+/// Key with a list of rows, if the object has no columns of a row itself.
+fn list_key(object: &Map<String, Value>) -> Option<&'static str> {
+    let rows = |key: &&str| {
+        let list = object.get(*key).and_then(Value::as_array);
+        list.is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_object))
+    };
+    if COLUMNS.iter().any(|key| object.contains_key(*key)) {
+        return None;
+    }
+    DATA.into_iter().find(rows)
+}
+
+/// Rows of an object of columns.
+fn columns(object: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
+    let many = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(|v| v.is_string() || v.is_array()));
+    if let [Some(first), ..] = [object.values().find_map(Value::as_array)]
+        && object.values().all(|value| value.as_array().is_some_and(|list| list.len() == first.len()))
+        && COLUMNS.iter().any(|key| object.get(*key).is_some_and(many))
+    {
+        // Messages are objects, so a row of two conversations is no table.
+        let row = |i: usize| object.iter().map(|(key, list)| (key.clone(), list[i].clone())).collect();
+        return Some((0..first.len()).map(row).collect());
+    }
+    let keys = COLUMNS.iter().find_map(|key| object.get(*key)?.as_object())?;
+    let same = |value: &Value| value.as_object().is_some_and(|column| column.keys().eq(keys.keys()));
+    let numbered = keys.keys().all(|key| key.parse::<u64>().is_ok());
+    if keys.is_empty() || !numbered || !object.values().all(same) {
+        return None;
+    }
+    let row = |key: &String| object.iter().map(|(name, column)| (name.clone(), column[key].clone())).collect();
+    Some(keys.keys().map(row).collect())
+}
+
+/// Start and end of the list under `key` of a valid JSON object.
+fn list_of(text: &[u8], key: &str) -> Option<(usize, usize)> {
+    let (mut depth, mut at, mut start) = (0, 0, None);
+    let mut last = &text[..0];
+    while at < text.len() {
+        match text[at] {
+            b'"' => {
+                let from = at + 1;
+                at = from;
+                while *text.get(at)? != b'"' {
+                    at += if text[at] == b'\\' { 2 } else { 1 };
+                }
+                if depth == 1 {
+                    last = text.get(from..at)?;
+                }
+            }
+            b'{' | b'[' => {
+                if depth == 1 && text[at] == b'[' && last == key.as_bytes() {
+                    start = Some(at);
+                }
+                depth += 1;
+            }
+            b'}' | b']' => {
+                depth -= 1;
+                if let (1, Some(start)) = (depth, start) {
+                    return Some((start, at + 1));
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}

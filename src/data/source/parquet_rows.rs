@@ -1,0 +1,117 @@
+//! Rows of a Parquet file, with uncompressed, snappy or gzip pages. Rows are numbered from 1 instead of
+//! lines. Bytes without a type are text if they are UTF-8. NaN and infinities are `null`, and the keys that
+//! held them are remembered, as in JSON.
+
+use std::fs::File;
+use std::panic;
+use std::path::Path;
+
+use parquet::errors::ParquetError;
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::Field;
+use parquet::record::reader::RowIter;
+use serde_json::{Map, Number, Value};
+
+use super::rows::{RowObject, RowResult, grown};
+use crate::data::worker::guard::{Stage, guarded};
+use crate::memory::Growth;
+use crate::{Error, Result};
+
+/// Calls `f` for every row.
+pub(super) fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+    let failed = |row: usize, why: String| Error::data(path, row, None, format!("cannot be read as Parquet: {why}"));
+    let reader = call(|| SerializedFileReader::new(file)).map_err(|why| failed(0, why))?;
+    let mut rows: RowIter<'_> = call(|| reader.get_row_iter(None)).map_err(|why| failed(0, why))?;
+    let growth = Growth::default();
+    for number in 1.. {
+        let next = call(|| rows.next().transpose()).map_err(|why| failed(number, why))?;
+        let Some(row) = next else { break };
+        let (mut object, mut non_finite) = (Map::new(), Vec::new());
+        for (name, field) in row.get_column_iter() {
+            let mut found = None;
+            object.insert(name.clone(), value(field, &mut found));
+            non_finite.extend(found.map(|what| (name.clone(), what)));
+        }
+        let bytes = object.values().map(text_bytes).sum::<usize>();
+        f(number, Ok(RowObject { object, non_finite }))?;
+        growth.add(bytes as u64, || grown(path, number))?;
+    }
+    Ok(())
+}
+
+/// Calls the library, which may panic on a damaged file.
+fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let outcome = guarded(Stage::Other, call);
+    panic::set_hook(hook);
+    match outcome? {
+        Ok(value) => Ok(value),
+        Err(ParquetError::NYI(why)) if why.contains("odec") || why.contains("ompress") => {
+            Err(format!("{why}; write it with compression=\"snappy\""))
+        }
+        Err(e) => Err(format!("{e}; is the download complete?")),
+    }
+}
+
+/// JSON of a field; `non_finite` is set to the name of a number that JSON lacks.
+fn value(field: &Field, non_finite: &mut Option<&'static str>) -> Value {
+    let mut number = |number: f64| match Number::from_f64(number) {
+        Some(number) => Value::Number(number),
+        None => {
+            *non_finite = Some(if number.is_nan() { "NaN" } else { "Infinity" });
+            Value::Null
+        }
+    };
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(value) => (*value).into(),
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) => (*n).into(),
+        Field::Long(n) => (*n).into(),
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => (*n).into(),
+        Field::Float16(n) => number(f64::from(*n)),
+        // The shortest decimal of the single, not the digits of its double.
+        Field::Float(n) => number(n.to_string().parse().unwrap_or(f64::from(*n))),
+        Field::Double(n) => number(*n),
+        Field::Str(text) => text.as_str().into(),
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => bytes.data().iter().map(|&byte| Value::from(byte)).collect(),
+        },
+        Field::Group(row) => {
+            row.get_column_iter().map(|(name, field)| (name.clone(), value(field, non_finite))).collect()
+        }
+        Field::ListInternal(list) => list.elements().iter().map(|field| value(field, non_finite)).collect(),
+        Field::MapInternal(map) => {
+            let entry = |(key, field): &(Field, Field)| {
+                let key = match value(key, &mut None) {
+                    Value::String(text) => text,
+                    other => other.to_string(),
+                };
+                (key, value(field, non_finite))
+            };
+            map.entries().iter().map(entry).collect()
+        }
+        Field::Decimal(_)
+        | Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => field.to_string().into(),
+    }
+}
+
+/// Bytes of text in a value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(text_bytes).sum(),
+        Value::Object(object) => object.values().map(text_bytes).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 8,
+    }
+}

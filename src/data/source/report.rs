@@ -1,0 +1,86 @@
+//! What was read from one file, for the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::reading::Used;
+use super::{Format, Occurrences};
+use crate::terminal::shown;
+
+/// Most unused keys that the line of a file names.
+const KEYS: usize = 30;
+
+/// Formats and keys of one file; `Display` gives one line for the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    pub file: PathBuf,
+    /// Rows of each format, in the order of [`Format`].
+    pub formats: Vec<(Format, usize)>,
+    /// Keys that no reader uses, in ascending order.
+    pub ignored_keys: BTreeSet<String>,
+    /// Text pairs in which both sides start with the whole prompt: a sign that the prompt is
+    /// duplicated.
+    pub prompt_repeated: usize,
+    /// Rows left out because no response is better than another.
+    pub tied_rows: usize,
+    /// Pairs left out because their responses are equally good, those of `tied_rows` included.
+    pub tied_pairs: usize,
+    /// Responses of lists left out because they have no number.
+    pub unrated: usize,
+    /// Rows left out because they cannot be read, by reason.
+    pub skipped: Vec<Skipped>,
+    /// Options that its rows use.
+    #[serde(skip)]
+    pub(super) used: Used,
+    /// Text columns that hold a list of messages as JSON or Python text.
+    pub messages_as_text: BTreeMap<String, Occurrences>,
+}
+
+/// Rows that were left out for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    pub why: String,
+    pub rows: usize,
+    pub first_line: usize,
+}
+
+impl FileReport {
+    /// Rows of all formats.
+    pub fn rows(&self) -> usize {
+        self.formats.iter().map(|(_, rows)| rows).sum()
+    }
+}
+
+impl fmt::Display for FileReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        for (i, (format, rows)) in self.formats.iter().enumerate() {
+            write!(f, "{} {rows} {format}", if i == 0 { "" } else { "," })?;
+        }
+        if !self.ignored_keys.is_empty() {
+            let keys: Vec<String> = self.ignored_keys.iter().take(KEYS).map(|key| shown(key)).collect();
+            write!(f, "; keys not used: {}", keys.join(", "))?;
+            if self.ignored_keys.len() > KEYS {
+                write!(f, " and {} more", self.ignored_keys.len() - KEYS)?;
+            }
+        }
+        if self.tied_pairs > 0 {
+            let (pairs, rows) = (self.tied_pairs, self.tied_rows);
+            write!(f, "; {pairs} ties are not compared, and {rows} rows without another pair are left out")?;
+        }
+        if self.unrated > 0 {
+            write!(f, "; {} responses without a number are left out", self.unrated)?;
+        }
+        let skipped: usize = self.skipped.iter().map(|skipped| skipped.rows).sum();
+        if skipped > 0 {
+            write!(f, "; {skipped} bad rows are left out")?;
+        }
+        if self.prompt_repeated > 0 {
+            write!(f, "; in {} rows both sides start with the whole prompt: is it duplicated?", self.prompt_repeated)?;
+        }
+        Ok(())
+    }
+}

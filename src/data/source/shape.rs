@@ -1,0 +1,105 @@
+//! Detects the format of a preference row from its keys, and reads it.
+
+use serde_json::Value;
+
+use super::fields::Row;
+use super::{Format, Parsed};
+use super::{candidates, chat_pair, context, group_row, hh, overlooked, text_pair, two_columns};
+
+/// Form of a value: plain text or messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Text,
+    Chat,
+}
+
+/// Reads a preference row of any format.
+pub(super) fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    if group_row::matches(row) {
+        return Ok(Parsed::new(Format::Group, group_row::read(row)?));
+    }
+    unfold_openai(row);
+    overlooked::check_media(row)?;
+    match (row.has("chosen"), row.has("rejected")) {
+        (true, true) => pair_row(row),
+        (false, false) => several(row),
+        (chosen, _) => {
+            let missing = if chosen { "rejected" } else { "chosen" };
+            Err(format!(
+                "\"{missing}\" is missing; a preference row needs chosen and rejected; rename columns with --column-map"
+            ))
+        }
+    }
+}
+
+/// Reads a row with `chosen` and `rejected`.
+fn pair_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    if candidates::are_lists(row) {
+        return candidates::read_lists(row);
+    }
+    let text = |key: &str| row.text_or_chat(key);
+    let conversation = context::is_conversation(row);
+    match (text("prompt")?, text("chosen")?, text("rejected")?) {
+        (None, Some(Shape::Text), Some(Shape::Text)) if hh::matches(row) => hh::read(row),
+        (_, Some(Shape::Text), Some(Shape::Text)) if conversation => chat_pair::read(row, Format::Question),
+        (None, Some(Shape::Text), Some(Shape::Text)) => text_pair::read_implicit(row),
+        (Some(Shape::Text), Some(Shape::Text), Some(Shape::Text)) => text_pair::read_explicit(row),
+        (None, Some(Shape::Chat), Some(Shape::Chat)) if conversation => chat_pair::read(row, Format::Question),
+        (None, Some(Shape::Chat), Some(Shape::Chat)) => chat_pair::read(row, Format::ChatImplicit),
+        (Some(Shape::Text), Some(Shape::Chat), Some(Shape::Chat)) => chat_pair::read(row, Format::UltraFeedback),
+        (Some(Shape::Chat), Some(a), Some(b)) if a == b => chat_pair::read(row, Format::ChatExplicit),
+        _ => Err("\"chosen\" and \"rejected\" must both be strings or both be lists of messages".into()),
+    }
+}
+
+/// Reads a row whose responses have other names than `chosen` and `rejected`.
+fn several(row: &mut Row<'_>) -> Result<Parsed, String> {
+    if let Some(shape) = two_columns::shape(row)? {
+        return two_columns::read(row, shape);
+    }
+    if let Some(why) = two_columns::unpaired(row) {
+        return Err(why);
+    }
+    match candidates::list_column(row) {
+        Some(column) => candidates::read_list(row, column),
+        None => Err(not_a_preference_row(row)),
+    }
+}
+
+/// Gives the parts of a row of OpenAI's preference format their usual names: `input` holds messages and
+/// tools, and `preferred_output` and `non_preferred_output` are the sides.
+fn unfold_openai(row: &mut Row<'_>) {
+    if !(row.has("preferred_output") && row.has("non_preferred_output")) {
+        return;
+    }
+    let parts =
+        |input: &Value| [("messages", "prompt"), ("tools", "tools")].map(|(from, to)| (to, input.get(from).cloned()));
+    let found = row.get("input").filter(|input| input.is_object()).map(parts);
+    for (key, value) in found.into_iter().flatten() {
+        if let Some(value) = value {
+            row.put(key, value);
+        }
+    }
+    if row.has("prompt") {
+        row.take("input");
+    }
+    for (from, to) in [("preferred_output", "chosen"), ("non_preferred_output", "rejected")] {
+        if let Some(value) = row.take(from) {
+            row.put(to, value);
+        }
+    }
+}
+
+/// Message for a row without chosen and rejected; the advice depends on the keys of the row.
+fn not_a_preference_row(row: &Row<'_>) -> String {
+    let any = |keys: &[&str]| keys.iter().any(|key| row.has(key));
+    let advice = if any(&["prompt_ids", "chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids"]) {
+        "rows of token ids are not supported; provide the text"
+    } else if any(&["completion", "messages", "text", "conversations", "output"]) {
+        "this looks like a row for `mapl sft`: it has no comparison"
+    } else {
+        "a preference row needs chosen and rejected; rename columns with --column-map"
+    };
+    let keys = row.keys_for_message();
+    format!("\"chosen\" and \"rejected\" are missing (the row has {keys}); {advice}")
+}

@@ -1,0 +1,301 @@
+//! One set of rows in every container and several formats gives the same groups, byte for byte. Damaged
+//! and foreign files are named. Names on a command line: folders, patterns.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mapl::data::construct::build_rows;
+use mapl::data::group::Prompt;
+use mapl::data::options::{BuildArgs, Objective};
+use mapl::data::source::{ReadOptions, expand, read_files};
+use parquet::basic::Compression;
+use parquet::column::writer::ColumnWriter;
+use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use serde_json::{Value, json};
+
+use crate::sources::{Folder, defect, gzip};
+
+/// `lines` of [`rows`], compressed with xz.
+const XZ: &str = "fd377a585a000004e6d6b446020021011c00000010cf58cce000f6008a5d003d88892681935385b17e8b40a3d535bed5\
+    603f5d60ec5474ce6bb88730c689187b77ef54781e001703d0a77fe072148f291aed8c182756904bb05391d70c3e497f\
+    d954a7b4c84a15dac8c6004d390d457a443c598bcd09f7bf6ae11a1da46dbbddff3f8ee60a8417f8339eeb84878d678c\
+    0ae64522a1566ee918b4ae6dee5e8f3b583d7b474ea99e52c0000000ced07b2eddc2fbd00001a601f7010000b74b032b\
+    b1c467fb020000000004595a";
+
+/// Id, question and both answers.
+const ROWS: [[&str; 4]; 3] = [
+    ["a", "Name a bird.", " A wren.", " A bus."],
+    ["b", "Name a \"tree\", please.", " An oak,\n or two.", " A cart; no."],
+    ["c", "Grüße?", " Grüße.", " -"],
+];
+const KEYS: [&str; 4] = ["id", "prompt", "chosen", "rejected"];
+
+fn rows() -> Vec<Value> {
+    ROWS.iter().map(|row| KEYS.iter().zip(row).map(|(key, text)| ((*key).to_owned(), json!(text))).collect()).collect()
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+fn table(separator: char) -> String {
+    let cell = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+    let line = |cells: &[&str; 4]| cells.map(cell).join(&separator.to_string()) + "\r\n";
+    [KEYS].iter().chain(&ROWS).map(line).collect()
+}
+
+/// A Parquet file of one text column for each key, or of messages.
+fn parquet(chat: bool, compression: Compression) -> Vec<u8> {
+    let messages = |name: &str| {
+        format!(
+            "optional group {name} (LIST) {{ repeated group list {{ optional group element {{ \
+             optional binary role (UTF8); optional binary content (UTF8); }} }} }}"
+        )
+    };
+    let text = |name: &str| format!("optional binary {name} (UTF8);");
+    let fields: String = KEYS.iter().map(|key| if chat && *key != "id" { messages(key) } else { text(key) }).collect();
+    let schema = Arc::new(parse_message_type(&format!("message rows {{ {fields} }}")).unwrap());
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let mut write = |values: Vec<ByteArray>, definition: i16, repetition: Option<&[i16]>| {
+        let mut column = group.next_column().unwrap().unwrap();
+        let ColumnWriter::ByteArrayColumnWriter(typed) = column.untyped() else { panic!() };
+        typed.write_batch(&values, Some(&vec![definition; values.len()]), repetition).unwrap();
+        column.close().unwrap();
+    };
+    for (i, key) in KEYS.iter().enumerate() {
+        let values: Vec<ByteArray> = ROWS.iter().map(|row| row[i].into()).collect();
+        if chat && *key != "id" {
+            let role = if *key == "prompt" { "user" } else { "assistant" };
+            let roles: Vec<ByteArray> = ROWS.iter().map(|_| role.into()).collect();
+            write(roles, 4, Some(&[0; 3]));
+            write(values, 4, Some(&[0; 3]));
+        } else {
+            write(values, 1, None);
+        }
+    }
+    group.close().unwrap();
+    writer.into_inner().unwrap()
+}
+
+fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::best());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn xz() -> Vec<u8> {
+    let digit = |i: usize| u8::from_str_radix(&XZ[i..i + 2], 16).unwrap();
+    (0..XZ.len()).step_by(2).map(digit).collect()
+}
+
+/// The groups of MAPL's construction, as `data build` writes them.
+fn built(path: &Path) -> String {
+    let rows = read_files(&[path.to_owned()], &ReadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let options = BuildArgs::default().resolve(Objective::Mapl, [None; 3]).unwrap();
+    let (rows, _) = build_rows(rows, &options, 0);
+    rows.iter().map(|row| serde_json::to_string(&row.group).unwrap() + "\n").collect()
+}
+
+#[test]
+fn one_set_of_rows_gives_the_same_groups_from_every_container() {
+    let folder = Folder::new();
+    let text = lines(&rows());
+    let reference = built(&folder.write("rows.jsonl", &text));
+    assert_eq!(reference.lines().count(), 3);
+    let document = json!({"version": 1.0, "about": "rows", "data": rows()});
+    let columns: Value =
+        KEYS.iter().enumerate().map(|(i, key)| ((*key).to_owned(), json!(ROWS.map(|row| row[i])))).collect();
+    let numbered: Value = KEYS
+        .iter()
+        .enumerate()
+        .map(|(i, key)| ((*key).to_owned(), json!({"0": ROWS[0][i], "1": ROWS[1][i], "2": ROWS[2][i]})))
+        .collect();
+    let pretty: String = rows().iter().map(|row| format!("{row:#}\n")).collect();
+    let two_frames =
+        [zstd(&text.as_bytes()[..40]), b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec(), zstd(&text.as_bytes()[40..])]
+            .concat();
+    for (name, bytes) in [
+        ("a.json", serde_json::to_vec(&rows()).unwrap()),
+        ("b.json", document.to_string().into_bytes()),
+        ("c.json", format!("{document:#}").into_bytes()),
+        ("d.json", columns.to_string().into_bytes()),
+        ("e.json", format!("{numbered:#}").into_bytes()),
+        ("f.jsonl", pretty.into_bytes()),
+        ("g.csv", table(',').into_bytes()),
+        ("h.tsv", table('\t').into_bytes()),
+        ("i", table(';').into_bytes()),
+        ("j.csv", format!("\u{feff}{}", table(',')).into_bytes()),
+        ("k.gz", gzip(text.as_bytes())),
+        ("l.csv.gz", gzip(table(',').as_bytes())),
+        ("m.bz2", bzip2(text.as_bytes())),
+        ("n.zst", zstd(text.as_bytes())),
+        ("o.zst", two_frames),
+        ("p.xz", xz()),
+        ("q.parquet", parquet(false, Compression::UNCOMPRESSED)),
+        ("r.parquet", parquet(false, Compression::SNAPPY)),
+        ("s.parquet", parquet(false, Compression::GZIP(Default::default()))),
+    ] {
+        assert_eq!(built(&folder.write(name, bytes)), reference, "{name}");
+    }
+}
+
+#[test]
+fn nested_columns_and_formats_give_the_same_groups_too() {
+    let folder = Folder::new();
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    let chat = |id: &str, question: &str, chosen: &str, rejected: &str| {
+        json!({"id": id, "prompt": [turn("user", question)], "chosen": [turn("assistant", chosen)],
+               "rejected": [turn("assistant", rejected)]})
+    };
+    let each = |row: &dyn Fn(&str, &str, &str, &str) -> Value| lines(&ROWS.map(|[id, q, a, b]| row(id, q, a, b)));
+    let reference = built(&folder.write("a.jsonl", each(&chat)));
+    let whole = |id: &str, q: &str, a: &str, b: &str| {
+        let side = |text: &str| json!([turn("user", q), turn("assistant", text)]);
+        json!({"id": id, "prompt": q, "chosen": side(a), "rejected": side(b)})
+    };
+    let alpaca = |id: &str, q: &str, a: &str, b: &str| json!({"id": id, "instruction": q, "input": "", "chosen": a, "rejected": b});
+    let scored =
+        |id: &str, q: &str, a: &str, b: &str| json!({"id": id, "question": q, "responses": [b, a], "scores": [1, 2]});
+    // The order of the responses in a list is their order in the group.
+    let ranked =
+        |id: &str, q: &str, a: &str, b: &str| json!({"id": id, "question": q, "responses": [a, b], "ranks": [1, 2]});
+    let csv = |rows: &str| {
+        let cell = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let mut table = KEYS.join(",") + "\n";
+        for row in rows.lines() {
+            let row: Value = serde_json::from_str(row).unwrap();
+            let text = |key: &&str| row[*key].as_str().map_or_else(|| row[*key].to_string(), str::to_owned);
+            table += &(KEYS.iter().map(|key| cell(&text(key))).collect::<Vec<_>>().join(",") + "\n");
+        }
+        table
+    };
+    for (name, bytes) in [
+        ("b.jsonl", each(&whole).into_bytes()),
+        ("c.jsonl", each(&alpaca).into_bytes()),
+        ("d.jsonl", each(&ranked).into_bytes()),
+        ("e.csv", csv(&each(&chat)).into_bytes()),
+        ("f.csv", csv(&each(&whole)).into_bytes()),
+        ("g.parquet", parquet(true, Compression::SNAPPY)),
+    ] {
+        assert_eq!(built(&folder.write(name, bytes)), reference, "{name}");
+    }
+    assert_eq!(built(&folder.write("h.jsonl", each(&scored))).lines().count(), 3);
+}
+
+/// Bytes without a type are text, numbers keep their value, and NaN hurts only in a key that is used.
+#[test]
+fn columns_of_parquet_keep_their_values() {
+    let folder = Folder::new();
+    let file = |margin: f64| {
+        let fields = "optional binary prompt; optional binary chosen; optional binary rejected; optional double margin; \
+                      optional float score_chosen; optional int64 score_rejected;";
+        let schema = Arc::new(parse_message_type(&format!("message rows {{ {fields} }}")).unwrap());
+        let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for text in ["Grüße?", " Ja.", " Nein."] {
+            let mut column = group.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(&[text.into()], Some(&[1]), None).unwrap();
+            column.close().unwrap();
+        }
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<DoubleType>().write_batch(&[margin], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<FloatType>().write_batch(&[0.1], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&[-3], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        folder.write("typed.parquet", writer.into_inner().unwrap())
+    };
+    let rows = read_files(&[file(0.25)], &ReadOptions::default()).unwrap();
+    let group = &rows[0].group;
+    assert_eq!((&group.prompts[0], group.responses[1].text()), (&Prompt::Text("Grüße?".into()), " Nein."));
+    assert_eq!((group.comparisons[0].margin, rows[0].scores), (0.25, Some([0.1, -3.0])));
+    let why = read_files(&[file(f64::NAN)], &ReadOptions::default()).unwrap_err().to_string();
+    assert!(why.contains("typed.parquet:1") && why.contains("\"margin\" holds NaN"), "{why}");
+}
+
+#[test]
+fn damaged_tables_and_packed_files_are_refused_with_their_place() {
+    let text = lines(&rows()).repeat(400);
+    for (bytes, part) in [
+        (bzip2(text.as_bytes()), "damaged or cut off"),
+        (zstd(text.as_bytes()), "damaged or cut off"),
+        (xz(), "damaged or cut off"),
+        (parquet(false, Compression::SNAPPY), "cannot be read as Parquet"),
+    ] {
+        for keep in [bytes.len() / 2, bytes.len() - 9] {
+            let why = defect(&bytes[..keep]);
+            assert!(why.contains(part), "{why}");
+        }
+    }
+    for (bytes, parts) in [
+        ("prompt,chosen,rejected\na,b\n", &[":2: the row has 2 cells and the header 3"][..]),
+        ("prompt,chosen,rejected,prompt\na,b,c,d\n", &[":1: the header names the column \"prompt\" twice"]),
+        ("\nprompt,chosen,rejected\nq,a,b\nq,,b\n", &[":4 (id bad-4): \"chosen\" is missing"]),
+        ("prompt,chosen,rejected,margin\nq,a,b,x\n", &[":2", "\"margin\" must be a number"]),
+        ("prompt,text\nq,a\n", &[":2", "mapl sft"]),
+        (
+            "{\"data\": [\n{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"\"}]}",
+            &[":2", "\"rejected\" is empty"],
+        ),
+        ("{\"data\": [\n{\"prompt\": \"q\"", &[":1: is not valid JSON", "cut off"]),
+    ] {
+        let why = defect(bytes);
+        assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
+    }
+    assert!(defect(gzip(&zstd(b"{}"))).contains("compressed with gzip and zstd again"));
+    assert!(defect(gzip(&parquet(false, Compression::SNAPPY))).contains("a Parquet file compressed with gzip"));
+    // Any damage is an error, never a panic.
+    let whole = parquet(true, Compression::SNAPPY);
+    let folder = Folder::new();
+    for at in (4..whole.len()).step_by(7) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x55;
+        let path = folder.write("damaged.parquet", bytes);
+        let _ = read_files(&[path], &ReadOptions::default());
+    }
+}
+
+#[test]
+fn folders_and_patterns_name_their_files_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(at("shards/raw")).unwrap();
+    for name in ["train-1.jsonl.gz", "train-0.parquet", "README.md", "dataset_info.json", "raw/x.json"] {
+        std::fs::write(at("shards").join(name), "").unwrap();
+    }
+    let named = |path: PathBuf| {
+        expand(&[path]).map(|files| {
+            files.iter().map(|file| file.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(named(at("shards")).unwrap(), ["train-0.parquet", "train-1.jsonl.gz"]);
+    assert_eq!(named(at("shards/train-*")).unwrap(), ["train-0.parquet", "train-1.jsonl.gz"]);
+    assert_eq!(named(at("shards/*.par[q]uet")).unwrap(), ["train-0.parquet"]);
+    assert_eq!(expand(&["-".into(), "none.jsonl".into()]).unwrap(), [PathBuf::from("-"), "none.jsonl".into()]);
+    let why = |path: PathBuf| {
+        let error = named(path).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        error.to_string()
+    };
+    assert!(why(at("none/*")).contains("matches no file"));
+    std::fs::write(at("shards/test-0.csv"), "").unwrap();
+    assert!(why(at("shards")).contains("several splits (test-0.csv, train-0.parquet)"));
+    std::fs::create_dir_all(at("empty/data")).unwrap();
+    assert!(why(at("empty")).contains("a folder in it (data)"));
+    std::fs::write(at("empty/data-0.arrow"), "").unwrap();
+    assert!(why(at("empty")).contains("Arrow"));
+}
