@@ -9,14 +9,20 @@
 //! ```
 //!
 //! Every element is summed in this order, whatever its tile is. A row of a result therefore does
-//! not depend on the other rows of the call or on the number of threads. The gemm crate has special
-//! cases with other orders of summation: matrices with a side of 1, a depth below 3, at most 256
-//! elements. Such shapes never reach it. They run in loops of this file, which give the same bits.
+//! not depend on the other rows of the call or on the number of threads.
+//!
+//! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most
+//! tiles. It has special cases with other orders of summation: matrices with a side of 1, a depth
+//! below 3, at most 256 elements. Such shapes never reach it. They run in loops of this file, which
+//! give the same bits.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512::{self, Operand, Target};
 use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
@@ -62,16 +68,16 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
+    #[cfg(target_arch = "x86_64")]
+    if super::simd::level() == super::simd::Level::Avx512 {
+        return in_blocks(depth, write, |block, add| wide_gemm(c, a.cols(block.clone()), b.rows(block), add));
+    }
     let tiny = n < FEW_COLS || depth < SHALLOW;
     let loops = tiny || (b.col_stride == 1 && (m < FEW_ROWS || m * n * depth <= SMALL));
     if !loops && m < FEW_ROWS {
         return pad_rows(c, a, b, write);
     }
-    let mut from = 0;
-    while from < depth {
-        let block = from..from + depth_block(from, depth);
-        let add = write == Write::Add || from > 0;
-        from = block.end;
+    in_blocks(depth, write, |block, add| {
         let (a, b) = (a.cols(block.clone()), b.rows(block));
         if loops {
             loop_gemm(c, a, b, add);
@@ -80,7 +86,30 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
         } else {
             gemm_crate(c, a, b, add);
         }
+    });
+}
+
+/// Calls `gemm` for the blocks of a depth, with true if it has to add to the result.
+fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
+    let mut from = 0;
+    while from < depth {
+        let block = from..from + depth_block(from, depth);
+        let add = write == Write::Add || from > 0;
+        from = block.end;
+        gemm(block, add);
     }
+}
+
+/// GEMM of one block of the depth. The processor must have AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn wide_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+    let operand = |m: Mat<'_>| Operand { data: m.data.as_ptr(), row: m.row_stride, col: m.col_stride };
+    let sizes = [a.rows, b.cols, a.cols];
+    let target = Target { stride: c.stride(), data: c.as_mut_ptr(), add };
+    // SAFETY: the caller has detected AVX-512. `Mat` and `Tile` check at construction that every
+    // element addressed by their strides is inside their slice, and `matmul` has compared the
+    // shapes. `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
+    unsafe { avx512::gemm(sizes, target, operand(a), operand(b)) }
 }
 
 thread_local! {
@@ -245,7 +274,7 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
 }
 
 /// Maximum rows of a tile.
-const TILE_ROWS: usize = 256;
+const TILE_ROWS: usize = 512;
 /// Maximum columns of a tile.
 const TILE_COLS: usize = 256;
 /// Minimum rows and columns of a tile that the gemm crate runs well.
