@@ -11,8 +11,7 @@
 //! order of k, as everywhere in `matmul`. 28 sums, 2 vectors of the right operand and one broadcast
 //! element fill the register file.
 //!
-//! Rows of C that lie at the same place in memory pages evict each other from the first cache;
-//! nothing here prevents this.
+//! A panel is packed for the second cache: (PANEL, depth) elements, read once for each strip.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -55,6 +54,8 @@ pub(super) struct Target {
 
 /// Number of rows by which a pack reads ahead; they are pages apart.
 const AHEAD: usize = 16;
+/// Number of rows of a panel that are read ahead.
+const NEAR: usize = 12;
 
 thread_local! {
     /// Packed left and right operand. Grow to the largest tile and depth of the thread.
@@ -179,6 +180,7 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
         for _ in 0..depth {
             let mut right = [_mm512_setzero_ps(); V];
             for v in 0..V {
+                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(NEAR * b.row + v * LANES).cast());
                 right[v] = _mm512_maskz_loadu_ps(masks[v], line.wrapping_add(v * LANES));
             }
             macro_rules! rows {
