@@ -74,34 +74,32 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     }
     // A closure would not have the vector instructions of this function.
     let [mut left, mut right] = PACKED.take();
-    {
-        let across = n.div_ceil(PANEL);
-        // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
-        unsafe {
-            let direct = b.col == 1 && (m < PACK_ROWS || (b.row == n && n <= PANEL));
-            let (b, panel) = if direct {
-                (b, PANEL)
-            } else {
-                reserve(&mut right, across * PANEL * depth);
-                pack_right(right.as_mut_ptr(), b, depth, n);
-                (Operand { data: right.as_ptr(), row: PANEL, col: 1 }, PANEL * depth)
-            };
-            // Strips of about equal height.
-            let height = m.div_ceil(m.div_ceil(ROWS));
-            let pack = a.col != 1 && (a.row != 1 || n >= PACK_COLS);
-            reserve(&mut left, if pack { ROWS * depth + LANES } else { 0 });
-            for i in (0..m).step_by(height) {
-                let rows = height.min(m - i);
-                let mut a = a.at(i, 0);
-                if pack {
-                    pack_left(left.as_mut_ptr(), a, rows, depth);
-                    a = Operand { data: left.as_ptr(), row: 1, col: ROWS };
-                }
-                for j in 0..across {
-                    let b = Operand { data: b.data.wrapping_add(j * panel), ..b };
-                    let c = Target { data: c.data.wrapping_add(i * c.stride + j * PANEL), ..c };
-                    strip_by_panel(rows, PANEL.min(n - j * PANEL), depth, c, a, b);
-                }
+    let across = n.div_ceil(PANEL);
+    // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
+    unsafe {
+        let direct = b.col == 1 && (m < PACK_ROWS || (b.row == n && n <= PANEL));
+        let (b, panel) = if direct {
+            (b, PANEL)
+        } else {
+            reserve(&mut right, across * PANEL * depth);
+            pack_right(right.as_mut_ptr(), b, depth, n);
+            (Operand { data: right.as_ptr(), row: PANEL, col: 1 }, PANEL * depth)
+        };
+        // Strips of about equal height.
+        let height = m.div_ceil(m.div_ceil(ROWS));
+        let pack = a.col != 1 && (a.row != 1 || n >= PACK_COLS);
+        reserve(&mut left, if pack { ROWS * depth + LANES } else { 0 });
+        for i in (0..m).step_by(height) {
+            let rows = height.min(m - i);
+            let mut a = a.at(i, 0);
+            if pack {
+                pack_left(left.as_mut_ptr(), a, rows, depth);
+                a = Operand { data: left.as_ptr(), row: 1, col: ROWS };
+            }
+            for j in 0..across {
+                let b = Operand { data: b.data.wrapping_add(j * panel), ..b };
+                let c = Target { data: c.data.wrapping_add(i * c.stride + j * PANEL), ..c };
+                strip_by_panel(rows, PANEL.min(n - j * PANEL), depth, c, a, b);
             }
         }
     }
@@ -158,6 +156,8 @@ macro_rules! broadcast {
 
 /// `R` rows of one panel. `BY_ROWS`: the rows of `a` are contiguous, else its columns are.
 #[target_feature(enable = "avx512f")]
+// An iterator over `sums` may remain a call, which would keep the sums in memory.
+#[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
     depth: usize,
     c: Target,
@@ -216,7 +216,7 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
                     inout(reg) first,
                     inout(reg) fifth,
                     inout(reg) tenth,
-                    options(pure, nomem, nostack, preserves_flags)
+                    options(pure, readonly, nostack, preserves_flags)
                 );
             } else {
                 first = first.wrapping_add(a.col);
@@ -252,7 +252,7 @@ unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, n: usize) {
                     _mm512_storeu_ps(to.add(j / PANEL * panel + k * PANEL + j % PANEL), line);
                     j += LANES;
                 }
-                if n % PANEL != 0 && n % PANEL <= LANES {
+                if (1..=LANES).contains(&(n % PANEL)) {
                     _mm512_storeu_ps(to.add(n / PANEL * panel + k * PANEL + LANES), _mm512_setzero_ps());
                 }
             }
