@@ -18,7 +18,7 @@
 //! | backend | Act / Acc | purpose |
 //! |---|---|---|
 //! | [`reference::Reference`] | f64 / f64 | the oracle: serial textbook loops, never optimised |
-//! | [`cpu::Cpu`] | f32 / f32 | machines without a GPU: rayon and the gemm crate |
+//! | [`cpu::Cpu`] | f32 / f32 | machines without a GPU: rayon, own GEMMs or the gemm crate |
 //! | [`kernels::Kernels`] | f32 or bf16 / f32 | CUDA kernels, on a GPU or on the emulator |
 //!
 //! Execution may be asynchronous: an op enqueues its work, a `read_*` waits for it. No op returns a

@@ -145,6 +145,8 @@ impl<B: Backend> Activations<B> {
     /// Ensures a capacity of `tokens`, allocating exactly that number.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
+            // The old buffers are freed first: a step needs no memory for both.
+            *self = Self::new(backend, config, self.mode, 0)?;
             *self = Self::new(backend, config, self.mode, tokens)?;
         }
         Ok(())
@@ -153,7 +155,7 @@ impl<B: Backend> Activations<B> {
     /// Ensures a capacity of `tokens`, allocating a quarter more if the workspace must grow.
     pub fn grow(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
-            *self = Self::new(backend, config, self.mode, tokens + tokens / 4)?;
+            self.reserve(backend, config, tokens + tokens / 4)?;
         }
         Ok(())
     }

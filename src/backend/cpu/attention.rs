@@ -1,7 +1,7 @@
 //! Forward of attention over prefix trees.
 //!
 //! ```text
-//! for each unit of about UNIT consecutive rows and each key-value head, in parallel:
+//! for each unit of consecutive rows and each key-value head, in parallel:
 //!     for each segment of the unit:
 //!         gather the keys (transposed) and values of the segment's path,
 //!             reusing the ancestors shared with the previous segment
@@ -27,6 +27,7 @@ use super::Cpu;
 use super::head::logsumexp;
 use super::math::softmax_row;
 use super::matmul::matmul;
+use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
 use super::rows::scale_into;
 use super::scratch::Scratch;
@@ -35,8 +36,11 @@ use super::tile::{Grid, Mat, Tile};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Number of rows of a forward task.
-const UNIT: usize = 128;
+/// Bounds of the number of rows of a forward task. Every task gathers its keys again, so more rows
+/// are better. No result depends on this number.
+const UNIT: Range<usize> = 64..512;
+/// Target number of forward tasks per thread.
+const TASKS_PER_THREAD: usize = 6;
 /// Query rows (tokens times query heads per key-value head) of a block.
 const BLOCK: usize = 64;
 
@@ -91,48 +95,25 @@ pub(super) fn copy_head(to: &mut [f32], qkv: &[f32], rows: Range<usize>, positio
     }
 }
 
-/// Like [`copy_head`], but copies to columns of `to`, (head_dim, stride), starting at `position`.
-pub(super) fn copy_head_transposed(
-    to: &mut [f32],
-    stride: usize,
-    qkv: &[f32],
-    rows: Range<usize>,
-    position: usize,
-    first: usize,
-    h: &Heads,
-) {
-    // Blocks of sixteen tokens fill whole cache lines of `to` before they leave the cache.
-    for block in rows.clone().step_by(LANES) {
-        let tokens = LANES.min(rows.end - block);
-        let at = position + (block - rows.start);
-        for c in 0..h.head_dim {
-            let line = &mut to[c * stride + at..][..tokens];
-            for (t, x) in line.iter_mut().enumerate() {
-                *x = qkv[(block + t) * h.width + first + c];
-            }
-        }
-    }
-}
-
 /// Part of the batch for one task: the rows `rows`, starting in segment `segment`.
 struct Unit {
     segment: usize,
     rows: Range<usize>,
 }
 
-/// Splits the rows of the batch into units. A unit holds several short segments or part of a long
-/// one.
-fn units(segments: &Segments<'_>) -> Vec<Unit> {
+/// Splits the rows of the batch into units of `len` rows. A unit holds several short segments or
+/// part of a long one.
+fn units(segments: &Segments<'_>, len: usize) -> Vec<Unit> {
     let mut units = Vec::new();
     let mut open: Option<Unit> = None;
     for segment in 0..segments.len() {
         let mut rows = segments.rows(segment);
         while !rows.is_empty() {
             let unit = open.get_or_insert(Unit { segment, rows: rows.start..rows.start });
-            let taken = (UNIT - unit.rows.len()).min(rows.len());
+            let taken = (len - unit.rows.len()).min(rows.len());
             rows.start += taken;
             unit.rows.end = rows.start;
-            if unit.rows.len() == UNIT {
+            if unit.rows.len() == len {
                 units.extend(open.take());
             }
         }
@@ -143,7 +124,9 @@ fn units(segments: &Segments<'_>) -> Vec<Unit> {
 
 pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
     let (d, qkv, segments) = (a.dims, a.qkv.slice(), Segments::new(&a.tree));
-    let units = units(&segments);
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let unit = (d.tokens * d.kv_heads / tasks).clamp(UNIT.start, UNIT.end).next_multiple_of(UNIT.start);
+    let units = units(&segments, unit);
     if units.is_empty() || d.heads * d.head_dim == 0 {
         return;
     }
@@ -183,15 +166,13 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
 struct Forward<'a> {
     heads: Heads,
     qkv: &'a [f32],
-    capacity: usize,
     scale: f32,
-    /// (head_dim, capacity)
-    keys_t: Scratch<'a>,
+    keys_t: Panels<'a>,
     /// (capacity, head_dim)
     values: Scratch<'a>,
     /// (block, head_dim)
     queries: Scratch<'a>,
-    /// (block, keys)
+    /// (block, keys), with rows of [`score_stride`]
     scores: Scratch<'a>,
     /// (block, head_dim)
     out: Scratch<'a>,
@@ -204,12 +185,11 @@ impl<'a> Forward<'a> {
         Self {
             heads,
             qkv,
-            capacity,
             scale,
-            keys_t: take(heads.head_dim * capacity),
+            keys_t: Panels::new(cpu, heads.head_dim, capacity),
             values: take(heads.head_dim * capacity),
             queries: take(block * heads.head_dim),
-            scores: take(block * capacity),
+            scores: take(block * score_stride(capacity)),
             out: take(block * heads.head_dim),
         }
     }
@@ -217,7 +197,7 @@ impl<'a> Forward<'a> {
     /// Gathers the keys and values of `rows` to a position of the path.
     fn join(&mut self, rows: Range<usize>, position: usize) {
         let h = &self.heads;
-        copy_head_transposed(&mut self.keys_t, self.capacity, self.qkv, rows.clone(), position, h.key, h);
+        self.keys_t.join(self.qkv, rows.clone(), position, h.key, h);
         copy_head(&mut self.values, self.qkv, rows, position, h.value, h);
     }
 
@@ -234,9 +214,8 @@ impl<'a> Forward<'a> {
         let keys = (position + rows.len()).next_multiple_of(LANES);
         self.heads.queries(&mut self.queries, self.qkv, rows, self.scale);
         let queries = Mat::new(&self.queries, count, head_dim, head_dim);
-        let keys_t = Mat::new(&self.keys_t, head_dim, keys, self.capacity);
-        let mut scores = Tile::new(&mut self.scores, count, keys, keys);
-        matmul(&mut scores, queries, keys_t, Write::Overwrite);
+        self.keys_t.product(&mut self.scores, queries, keys);
+        let mut scores = Tile::new(&mut self.scores, count, keys, score_stride(keys));
         let mut inverse = [0.0f32; BLOCK];
         let mut inverse_long = Vec::new();
         let inverse = if count <= BLOCK {
@@ -257,7 +236,7 @@ impl<'a> Forward<'a> {
             *inverse = 1.0 / sum;
             lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
         }
-        let scores = Mat::new(&self.scores, count, keys, keys);
+        let scores = Mat::new(&self.scores, count, keys, score_stride(keys));
         let values = Mat::new(&self.values, keys, head_dim, head_dim);
         matmul(&mut Tile::new(&mut self.out, count, head_dim, head_dim), scores, values, Write::Overwrite);
         for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {

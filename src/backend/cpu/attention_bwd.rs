@@ -19,9 +19,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Heads, copy_head, copy_head_transposed};
+use super::attention::{Heads, copy_head};
 use super::math::exp;
 use super::matmul::matmul;
+use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments, Step};
 use super::rows::{add_rows, scale_into};
 use super::scratch::Scratch;
@@ -80,23 +81,21 @@ struct Inputs<'a> {
     lse: &'a [f32],
 }
 
-/// Workspace of one backward task. Buffers along the path are (capacity, head_dim), transposed ones
-/// (head_dim, capacity).
+/// Workspace of one backward task. Buffers along the path are (capacity, head_dim).
 struct Backward<'a> {
     inputs: &'a Inputs<'a>,
     kv_head: usize,
     heads: Heads,
-    capacity: usize,
     keys: Scratch<'a>,
-    keys_t: Scratch<'a>,
-    values_t: Scratch<'a>,
+    keys_t: Panels<'a>,
+    values_t: Panels<'a>,
     dkeys: Scratch<'a>,
     dvalues: Scratch<'a>,
     /// (block, head_dim)
     queries: Scratch<'a>,
     dout: Scratch<'a>,
     dqueries: Scratch<'a>,
-    /// (block, keys)
+    /// (block, keys), with rows of [`score_stride`]
     probabilities: Scratch<'a>,
     dscores: Scratch<'a>,
 }
@@ -111,17 +110,16 @@ impl<'a> Backward<'a> {
             inputs,
             kv_head,
             heads,
-            capacity,
             keys: path(),
-            keys_t: path(),
-            values_t: path(),
+            keys_t: Panels::new(cpu, heads.head_dim, capacity),
+            values_t: Panels::new(cpu, heads.head_dim, capacity),
             dkeys: path(),
             dvalues: path(),
             queries: rows(),
             dout: rows(),
             dqueries: rows(),
-            probabilities: cpu.scratch.take(block * capacity),
-            dscores: cpu.scratch.take(block * capacity),
+            probabilities: cpu.scratch.take(block * score_stride(capacity)),
+            dscores: cpu.scratch.take(block * score_stride(capacity)),
         }
     }
 
@@ -129,8 +127,8 @@ impl<'a> Backward<'a> {
     fn join(&mut self, step: &Step) {
         let (h, qkv, rows, at) = (&self.heads, self.inputs.qkv, step.rows.clone(), step.position);
         copy_head(&mut self.keys, qkv, rows.clone(), at, h.key, h);
-        copy_head_transposed(&mut self.keys_t, self.capacity, qkv, rows.clone(), at, h.key, h);
-        copy_head_transposed(&mut self.values_t, self.capacity, qkv, rows.clone(), at, h.value, h);
+        self.keys_t.join(qkv, rows.clone(), at, h.key, h);
+        self.values_t.join(qkv, rows.clone(), at, h.value, h);
         let range = at * h.head_dim..(at + rows.len()) * h.head_dim;
         self.dkeys[range.clone()].fill(0.0);
         self.dvalues[range].fill(0.0);
@@ -165,13 +163,13 @@ impl<'a> Backward<'a> {
         for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
             to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
         }
-        let path_t = |data| Mat::new(data, head_dim, keys, self.capacity);
         let block = |data| Mat::new(data, count, head_dim, head_dim);
         let (queries, dout) = (block(&self.queries), block(&self.dout));
-        let mut p = Tile::new(&mut self.probabilities, count, keys, keys);
-        let mut ds = Tile::new(&mut self.dscores, count, keys, keys);
-        matmul(&mut p, queries, path_t(&self.keys_t), Write::Overwrite);
-        matmul(&mut ds, dout, path_t(&self.values_t), Write::Overwrite);
+        self.keys_t.product(&mut self.probabilities, queries, keys);
+        self.values_t.product(&mut self.dscores, dout, keys);
+        let stride = score_stride(keys);
+        let mut p = Tile::new(&mut self.probabilities, count, keys, stride);
+        let mut ds = Tile::new(&mut self.dscores, count, keys, stride);
         for r in 0..count {
             let (token, head) = (rows.start + r / group, r % group);
             let o = &self.inputs.o[outputs(token) + head * head_dim..][..head_dim];
@@ -179,7 +177,7 @@ impl<'a> Backward<'a> {
             let visible = position + r / group + 1;
             softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
         }
-        let (p, ds) = (Mat::new(&self.probabilities, count, keys, keys), Mat::new(&self.dscores, count, keys, keys));
+        let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
         let path = |data| Tile::new(data, keys, head_dim, head_dim);
         matmul(&mut path(&mut self.dvalues), p.t(), dout, Write::Add);
         matmul(&mut path(&mut self.dkeys), ds.t(), queries, Write::Add);

@@ -9,14 +9,20 @@
 //! ```
 //!
 //! Every element is summed in this order, whatever its tile is. A row of a result therefore does
-//! not depend on the other rows of the call or on the number of threads. The gemm crate has special
-//! cases with other orders of summation: matrices with a side of 1, a depth below 3, at most 256
-//! elements. Such shapes never reach it. They run in loops of this file, which give the same bits.
+//! not depend on the other rows of the call or on the number of threads.
+//!
+//! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most
+//! tiles. It has special cases with other orders of summation: matrices with a side of 1, a depth
+//! below 3, at most 256 elements. Such shapes never reach it. They run in loops of this file, which
+//! give the same bits.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512::{self, Operand, Target};
 use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
@@ -48,6 +54,19 @@ fn depth_block(from: usize, depth: usize) -> usize {
 
 /// `c (+)= a b` on one thread.
 pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
+    product(c, a, b, write, has_wide());
+}
+
+/// Whether this processor runs `avx512`.
+fn has_wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return super::simd::level() == super::simd::Level::Avx512;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// `c (+)= a b`, with AVX-512 if `wide`. The bits do not depend on `wide`.
+fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, wide: bool) {
     assert!(
         a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
         "GEMM of {} x {} and {} x {} into {} x {}",
@@ -62,16 +81,17 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
+    if wide {
+        assert!(has_wide(), "the processor lacks AVX-512");
+        #[cfg(target_arch = "x86_64")]
+        return in_blocks(depth, write, |block, add| wide_gemm(c, a.cols(block.clone()), b.rows(block), add));
+    }
     let tiny = n < FEW_COLS || depth < SHALLOW;
     let loops = tiny || (b.col_stride == 1 && (m < FEW_ROWS || m * n * depth <= SMALL));
     if !loops && m < FEW_ROWS {
         return pad_rows(c, a, b, write);
     }
-    let mut from = 0;
-    while from < depth {
-        let block = from..from + depth_block(from, depth);
-        let add = write == Write::Add || from > 0;
-        from = block.end;
+    in_blocks(depth, write, |block, add| {
         let (a, b) = (a.cols(block.clone()), b.rows(block));
         if loops {
             loop_gemm(c, a, b, add);
@@ -80,7 +100,30 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
         } else {
             gemm_crate(c, a, b, add);
         }
+    });
+}
+
+/// Calls `gemm` for the blocks of a depth, with true if it has to add to the result.
+fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
+    let mut from = 0;
+    while from < depth {
+        let block = from..from + depth_block(from, depth);
+        let add = write == Write::Add || from > 0;
+        from = block.end;
+        gemm(block, add);
     }
+}
+
+/// GEMM of one block of the depth; the processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn wide_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+    let operand = |m: Mat<'_>| Operand { data: m.data.as_ptr(), row: m.row_stride, col: m.col_stride };
+    let sizes = [a.rows, b.cols, a.cols];
+    let target = Target { stride: c.stride(), data: c.as_mut_ptr(), add };
+    // SAFETY: the caller has detected AVX-512. `Mat` and `Tile` check at construction that every
+    // element addressed by their strides is inside their slice, and `matmul` has compared the
+    // shapes. `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
+    unsafe { avx512::gemm(sizes, target, operand(a), operand(b)) }
 }
 
 thread_local! {
@@ -143,7 +186,7 @@ fn pad_rows(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     if write == Write::Add {
         (0..m).for_each(|r| tile.row(r).copy_from_slice(c.row(r)));
     }
-    matmul(&mut tile, Mat::new(&rows, FEW_ROWS, depth, depth), b, write);
+    product(&mut tile, Mat::new(&rows, FEW_ROWS, depth, depth), b, write, false);
     (0..m).for_each(|r| c.row(r).copy_from_slice(tile.row(r)));
 }
 
@@ -245,7 +288,7 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
 }
 
 /// Maximum rows of a tile.
-const TILE_ROWS: usize = 256;
+const TILE_ROWS: usize = 512;
 /// Maximum columns of a tile.
 const TILE_COLS: usize = 256;
 /// Minimum rows and columns of a tile that the gemm crate runs well.
@@ -305,4 +348,59 @@ pub(super) fn par_matmul(
         matmul(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
         epilogue(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    vectorised! {
+        /// The sum of an element, in the documented order.
+        fn element(a: &[f32], b: &[f32], old: f32, add: bool, out: &mut f32) {
+            let mut from = 0;
+            *out = old;
+            while from < a.len() {
+                let block = from..from + depth_block(from, a.len());
+                let mut sum = 0.0;
+                for k in block.clone() {
+                    sum = fma::<FMA>(a[k], b[k], sum);
+                }
+                *out = if add || from > 0 { *out + sum } else { sum };
+                from = block.end;
+            }
+        }
+    }
+
+    /// A matrix of which either the rows or the columns are contiguous, with a gap between them.
+    fn mat(data: &[f32], rows: usize, cols: usize, by_rows: bool) -> Mat<'_> {
+        if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
+    }
+
+    #[test]
+    fn every_element_is_summed_in_order_in_any_layout() {
+        let random = |len: usize, factor: usize| -> Vec<f32> {
+            (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
+        };
+        let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 20), (75, 100, 513), (90, 17, 700)];
+        for (m, n, depth) in sizes {
+            let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
+            for (layout, wide) in (0..16).map(|i| (i % 8, i >= 8)).filter(|&(_, wide)| !wide || has_wide()) {
+                let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));
+                let write = if layout & 4 > 0 { Write::Add } else { Write::Overwrite };
+                let old = random(m * (n + 1), 31);
+                let mut c = old.clone();
+                product(&mut Tile::new(&mut c, m, n, n + 1), a, b, write, wide);
+                for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                    let row: Vec<f32> = (0..depth).map(|k| a.data[i * a.row_stride + k * a.col_stride]).collect();
+                    let col: Vec<f32> = (0..depth).map(|k| b.data[k * b.row_stride + j * b.col_stride]).collect();
+                    let (at, mut expected) = (i * (n + 1) + j, 0.0);
+                    element(&row, &col, old[at], write == Write::Add, &mut expected);
+                    let label = format!("{m} x {n} x {depth}, layout {layout}, wide {wide}, element ({i}, {j})");
+                    assert_eq!(c[at].to_bits(), expected.to_bits(), "{label}");
+                }
+                let gaps = (0..m - 1).map(|i| i * (n + 1) + n);
+                assert!(gaps.into_iter().all(|at| c[at] == old[at]), "an element after the columns changed");
+            }
+        }
+    }
 }

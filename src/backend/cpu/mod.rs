@@ -1,4 +1,5 @@
-//! The backend for machines without a GPU: f32, rayon for threads, the gemm crate for GEMMs.
+//! The backend for machines without a GPU: f32, rayon for threads, GEMMs of its own with
+//! AVX-512 and of the gemm crate elsewhere.
 //!
 //! Results have the same bits for any number of threads, and a row of a result does not depend on
 //! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
@@ -9,6 +10,8 @@
 
 mod attention;
 mod attention_bwd;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod embedding;
 mod glu;
 mod head;
@@ -17,6 +20,7 @@ mod math;
 mod matmul;
 mod norm;
 mod optim;
+mod panels;
 mod path;
 mod preference;
 mod reward;

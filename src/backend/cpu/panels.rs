@@ -1,0 +1,102 @@
+//! Keys or values of a path, transposed for `scores = queries keysᵀ`.
+//!
+//! A transposed matrix of a long path has its rows pages apart, where they evict each other from
+//! the cache. Here panels of [`WIDTH`] tokens, (head_dim, WIDTH) each, lie one after the other.
+
+use std::ops::Range;
+
+use super::Cpu;
+use super::attention::Heads;
+use super::matmul::matmul;
+use super::scratch::Scratch;
+use super::simd::{LANES, SQUARE, transpose};
+use super::tile::{Mat, Tile};
+use crate::backend::Write;
+
+/// Tokens of a panel. A panel of heads of 64 elements takes 16 KiB, a third of a first cache.
+const WIDTH: usize = 64;
+
+/// Transposed rows of a path.
+pub(super) struct Panels<'a> {
+    head_dim: usize,
+    data: Scratch<'a>,
+}
+
+impl<'a> Panels<'a> {
+    /// Panels with space for `capacity` tokens.
+    pub fn new(cpu: &'a Cpu, head_dim: usize, capacity: usize) -> Self {
+        Self { head_dim, data: cpu.scratch.take(head_dim * capacity.next_multiple_of(WIDTH)) }
+    }
+
+    /// Copies the head at offset `first` of the fused rows to the tokens from `position` on.
+    pub fn join(&mut self, qkv: &[f32], rows: Range<usize>, position: usize, first: usize, h: &Heads) {
+        let head = |row: usize| &qkv[row * h.width + first..][..h.head_dim];
+        let (mut row, mut at) = (rows.start, position);
+        while row < rows.end {
+            let count = SQUARE.min(rows.end - row).min(WIDTH - at % WIDTH);
+            let panel = &mut self.data[at / WIDTH * WIDTH * self.head_dim..][..WIDTH * self.head_dim];
+            let column = at % WIDTH;
+            // Squares, then the rest element by element.
+            let whole = if count == SQUARE { self.head_dim / SQUARE * SQUARE } else { 0 };
+            for c in (0..whole).step_by(SQUARE) {
+                let mut square = [[0.0f32; SQUARE]; SQUARE];
+                for (t, line) in square.iter_mut().enumerate() {
+                    line.copy_from_slice(&head(row + t)[c..c + SQUARE]);
+                }
+                for (i, line) in transpose(square).iter().enumerate() {
+                    panel[(c + i) * WIDTH + column..][..SQUARE].copy_from_slice(line);
+                }
+            }
+            for t in 0..count {
+                for (c, x) in head(row + t).iter().enumerate().skip(whole) {
+                    panel[c * WIDTH + column + t] = *x;
+                }
+            }
+            row += count;
+            at += count;
+        }
+    }
+
+    /// `scores = left selfᵀ` for the first `keys` tokens, with [`score_stride`] elements from one
+    /// row of `scores` to the next.
+    pub fn product(&self, scores: &mut [f32], left: Mat<'_>, keys: usize) {
+        let stride = score_stride(keys);
+        for (i, panel) in self.data.chunks_exact(WIDTH * self.head_dim).enumerate().take(keys.div_ceil(WIDTH)) {
+            let cols = WIDTH.min(keys - i * WIDTH);
+            let mut tile = Tile::new(&mut scores[i * WIDTH..], left.rows, cols, stride);
+            matmul(&mut tile, left, Mat::new(panel, self.head_dim, cols, WIDTH), Write::Overwrite);
+        }
+    }
+}
+
+/// Elements from one row of scores to the next: an odd number of cache lines, so that neighbouring
+/// rows do not evict each other.
+pub(super) fn score_stride(keys: usize) -> usize {
+    (keys.div_ceil(LANES) | 1) * LANES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_rows_that_join_at_any_position() {
+        let (head_dim, width, tokens) = (20, 50, 150);
+        let h = Heads { head_dim, group: 1, width, query: 0, key: 0, value: 0 };
+        let qkv: Vec<f32> = (0..tokens * width).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+        let left: Vec<f32> = (0..3 * head_dim).map(|i| (i % 7) as f32 - 3.0).collect();
+        let cpu = Cpu::new();
+        let mut panels = Panels::new(&cpu, head_dim, tokens);
+        for rows in [0..5, 5..61, 61..62, 62..150] {
+            panels.join(&qkv, rows.clone(), rows.start, 7, &h);
+        }
+        for keys in [16, 64, 80, 150] {
+            let mut scores = vec![0.0; 3 * score_stride(keys)];
+            panels.product(&mut scores, Mat::new(&left, 3, head_dim, head_dim), keys);
+            for (r, key) in (0..3).flat_map(|r| (0..keys).map(move |key| (r, key))) {
+                let products = (0..head_dim).map(|c| left[r * head_dim + c] * qkv[key * width + 7 + c]);
+                assert_eq!(scores[r * score_stride(keys) + key], products.sum::<f32>(), "row {r}, key {key}");
+            }
+        }
+    }
+}
