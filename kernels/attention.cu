@@ -27,11 +27,16 @@
 #include "attention.cuh"
 
 constexpr int PLAN_THREADS = 256;
+/// Classes of the depth of a segment: roots, their children, everything below.
+constexpr int PLAN_DEPTHS = 3;
 
 /// Builds the work list: cuts every segment into tiles of `rows` rows. One block, one segment per
-/// thread at a time; tile offsets by a block-wide prefix sum.
-KERNEL(256, attention_plan)(const int* starts,  // (segments + 1)
-                            int* work,          // (2 + 2 (segments + tokens / rows))
+/// thread at a time; tile offsets by a block-wide prefix sum. Roots come first: many queries see
+/// their keys, so the gradients of their keys take longest. Deep segments come last: their queries
+/// see most keys, and the passes over queries begin at the end.
+KERNEL(256, attention_plan)(const int* starts,            // (segments + 1)
+                            const int* ancestor_offsets,  // (segments + 1)
+                            int* work,                    // (2 + 2 (segments + tokens / rows))
                             int segments, int rows) {
     constexpr int WARPS = PLAN_THREADS / WARP;
     SHARED(int, totals, WARPS);
@@ -39,9 +44,13 @@ KERNEL(256, attention_plan)(const int* starts,  // (segments + 1)
     if (blockIdx.x != 0) {
         return;
     }
-    for (int first = 0; first < segments; first += PLAN_THREADS) {
-        int segment = first + int(threadIdx.x);
-        int length = segment < segments ? starts[segment + 1] - starts[segment] : 0;
+    int rounds = ceil_div(segments, PLAN_THREADS);
+    for (int round = 0; round < PLAN_DEPTHS * rounds; ++round) {
+        int segment = round % rounds * PLAN_THREADS + int(threadIdx.x), length = 0;
+        if (segment < segments) {
+            int depth = min_of(ancestor_offsets[segment + 1] - ancestor_offsets[segment], PLAN_DEPTHS - 1);
+            length = depth == round / rounds ? starts[segment + 1] - starts[segment] : 0;
+        }
         int tiles = ceil_div(length, rows), sum = tiles;
 #pragma unroll
         for (int distance = 1; distance < WARP; distance *= 2) {

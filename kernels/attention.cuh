@@ -79,7 +79,7 @@ struct PathCursor {
     }
 };
 
-/// Work list: [0] number of tiles; [2 + 2 i], [3 + 2 i] segment and first row of tile i.
+/// Work list: [0] number of tiles; [2 + 2 i], [3 + 2 i] segment and first row of tile i, by depth.
 struct WorkList {
     const int* list;
 

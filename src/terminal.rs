@@ -104,6 +104,34 @@ pub fn color() -> bool {
     std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none()
 }
 
+/// Columns of the terminal on stdout; `None` if stdout is a file or a pipe, whose lines stay whole.
+pub fn columns() -> Option<usize> {
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let (columns, _) = ratatui::crossterm::terminal::size().ok().filter(|_| terminal)?;
+    Some(usize::from(columns))
+}
+
+/// Breaks lines between words so that they have at most `columns` characters, where words allow it.
+/// Further parts of a line start with `indent` blanks.
+pub fn wrapped(text: &str, columns: usize, indent: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let mut used = 0;
+        for word in line.split_inclusive(' ') {
+            let seen = word.trim_end().chars().count();
+            if used > indent && used + seen > columns {
+                out.truncate(out.trim_end().len());
+                out.push('\n');
+                out.extend(std::iter::repeat_n(' ', indent));
+                used = indent;
+            }
+            out += word;
+            used += word.chars().count();
+        }
+    }
+    out
+}
+
 /// Prints a message of [`plain`] text on stderr, without the middle of a very long one, and ignores
 /// errors, like [`say`].
 pub fn complain(text: &str) {
@@ -121,6 +149,16 @@ mod tests {
         let text = r"a\u{1b}[2J\u{9b}1m\u{7f}\u{d}\u{202e}b\u{2066}\u{200f}\u{0}";
         assert_eq!(plain(acting), text);
         assert_eq!(shown("a\nb\u{1b}"), r"a\nb\u{1b}");
+    }
+
+    #[test]
+    fn lines_are_broken_between_words() {
+        let text = "name      one two three four\nb         a-word-that-fits-nowhere, x\nshort\n";
+        let expected =
+            "name      one two\n          three four\nb         a-word-that-fits-nowhere,\n          x\nshort\n";
+        assert_eq!(wrapped(text, 20, 10), expected);
+        assert_eq!(wrapped(text, 80, 10), text);
+        assert_eq!(wrapped("", 5, 2), "");
     }
 
     #[test]

@@ -16,8 +16,13 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
 use crate::model::config::ModelConfig;
-use crate::terminal::{color, plain};
+use crate::terminal::{color, columns, plain, wrapped};
 use crate::train::memory::MemoryPlan;
+
+/// First column of the values.
+const VALUES: usize = 14;
+/// Least number of columns that lines are broken for.
+const MIN_COLUMNS: usize = 60;
 
 /// The run to describe.
 pub(super) struct Startup<'a> {
@@ -55,6 +60,9 @@ impl Startup<'_> {
             line(&mut out, "note", note);
         }
         let mut out = plain(&out).into_owned();
+        if let Some(columns) = columns() {
+            out = wrapped(&out, columns.max(MIN_COLUMNS), VALUES);
+        }
         let options = ShowOptions { color: color(), ids: false };
         match self.setup.args.examples {
             None => {

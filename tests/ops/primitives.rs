@@ -9,6 +9,7 @@ mod harness;
 mod misuse;
 mod products;
 mod warps;
+mod work;
 
 /// Defines a test for each body, run on every available device.
 macro_rules! on_devices {
@@ -24,6 +25,7 @@ macro_rules! on_devices {
 }
 
 on_devices! {
+    work::tiles_of_roots_come_first_and_deep_ones_last,
     warps::f32_rounds_to_bf16,
     warps::lanes_exchange_values_and_votes,
     warps::cp_async_completes_by_group,

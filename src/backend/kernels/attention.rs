@@ -104,7 +104,7 @@ fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
 
-/// Builds the work list: the tiles of all segments.
+/// Builds the work list: the tiles of all segments, by depth.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
     shape: Shape,
@@ -113,7 +113,8 @@ fn plan<D: Device, A: Element>(
     work: MutPtr<i32>,
 ) -> Result<()> {
     let (segments, rows) = (int(d.segments)?, int(shape.rows())?);
-    launch::AttentionPlan { starts: read(tree.starts), work, segments, rows }.launch(&k.device, 1, 0)
+    let (starts, ancestor_offsets) = (read(tree.starts), read(tree.ancestor_offsets));
+    launch::AttentionPlan { starts, ancestor_offsets, work, segments, rows }.launch(&k.device, 1, 0)
 }
 
 pub(super) fn attention_fwd<D: Device, A: Element>(
