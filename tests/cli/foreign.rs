@@ -167,9 +167,17 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
         assert_eq!(run(score, Some(bad)).0, Some(2), "{bad}");
     }
     // A record that cannot be used is a note, and a pipe of its name does not block.
-    bench.write("model/run.json", "{\"config\": {\"chat_template_kwargs\": [1]}}");
     let show = "data show --tokenizer model --input pairs.jsonl --rows 1";
-    assert!(run(show, None).1.contains("\"chat_template_kwargs\" is not an object"));
+    for (record, note) in [
+        (
+            "{\"method\": \"sft\", \"config\": {\"chat_template_kwargs\": [1]}}",
+            "\"chat_template_kwargs\" is not an object",
+        ),
+        ("{}", "it names no \"method\""),
+    ] {
+        bench.write("model/run.json", record);
+        assert!(run(show, None).1.contains(note), "{record}");
+    }
     let done = bench.bash(&format!("rm model/run.json && mkfifo model/run.json && $MAPL {show}"));
     assert!(done.code == Some(0) && done.out.contains("run.json cannot be read"), "{:?} {}", done.code, done.err);
 }

@@ -167,7 +167,7 @@ fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
 }
 
 /// Commands whose result goes to stdout.
-const PRINTING: [&str; 22] = [
+const PRINTING: [&str; 24] = [
     "--help",
     "--version",
     "dpo --help",
@@ -189,6 +189,8 @@ const PRINTING: [&str; 22] = [
     "watch out --once",
     "score --model model --input pairs.jsonl --output /dev/stdout",
     "data build --input pairs.jsonl --output /dev/stdout",
+    "data build --input pairs.jsonl --output -",
+    "data export --input pairs.jsonl --to trl --output -",
     "report out --output /dev/stdout",
 ];
 
