@@ -251,7 +251,7 @@ fn pairs_margins_and_ties_follow_the_options() {
     let plain = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD});
     for (edit, flag) in [
         (ReadOptions { pairs: Some(Pairs::All), ..ReadOptions::default() }, "--pairs has no effect"),
-        (ReadOptions { score_margin: true, ..ReadOptions::default() }, "--score-margin has no effect"),
+        (ReadOptions { score_margin: true, ..ReadOptions::default() }, "--score-margin needs a score"),
         (ReadOptions { score_key: Some("x".into()), ..ReadOptions::default() }, "--score-key has no effect"),
     ] {
         let why = read(plain.clone(), &edit).unwrap_err();
@@ -355,4 +355,97 @@ fn bad_rows_are_skipped_up_to_a_limit_and_counted_by_reason() {
     assert_eq!(counts, [(2, 2), (1, 3), (1, 4)]);
     let warnings = reports[0].warnings();
     assert!(warnings[0].contains("rows.jsonl:2: 2 bad rows are left out: \"rejected\" is empty"), "{warnings:?}");
+}
+
+fn texts(group: &PreferenceGroup) -> Vec<&str> {
+    group.responses.iter().map(Response::text).collect()
+}
+
+#[test]
+fn entries_of_a_list_are_compared_by_one_key() {
+    let list = |key: &str, list: Value| plain(json!({"question": Q, key: list}));
+    // An entry's text is not its score.
+    let answers = json!([{"from": "gpt", "value": "4"}, {"from": "gpt", "value": "5"}]);
+    assert_eq!(texts(&list("ranked_responses", answers.clone())), ["4", "5"]);
+    assert!(refused(&json!({"question": Q, "completions": answers})).contains("0 of them have a number"));
+    // Entries without the key are unrated, also if they have another number.
+    let mixed = json!([{"text": GOOD, "rank": 1}, {"text": BAD, "rank": 2}, {"text": "junk", "score": 0.1}]);
+    let (group, report) = read(json!({"question": Q, "completions": mixed}), &ReadOptions::default()).unwrap();
+    assert_eq!((texts(&group), report.unrated), (vec![GOOD, BAD], 1));
+    // A rank is better if lower, however it is named.
+    let ranks = json!({"question": Q, "completions": [{"text": BAD, "rank": 2}, {"text": GOOD, "rank": 1}]});
+    let by_key = ReadOptions { score_key: Some("rank".into()), ..ReadOptions::default() };
+    let (group, _) = read(ranks, &by_key).unwrap();
+    let chosen = group.comparisons[0].terms.iter().find(|term| term.sign > 0).unwrap();
+    assert_eq!(group.responses[chosen.response].text(), GOOD);
+}
+
+#[test]
+fn a_score_margin_needs_finite_scores_in_every_row() {
+    let margins = ReadOptions { score_margin: true, ..ReadOptions::default() };
+    let row = |extra: Value| {
+        let mut row = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD});
+        row.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        row
+    };
+    let (group, _) = read(row(json!({"score_chosen": 5, "score_rejected": "1"})), &margins).unwrap();
+    assert_eq!(group.comparisons[0].margin, 4.0);
+    for (extra, part) in [
+        (json!({}), "the row has none"),
+        (json!({"score_chosen": "high", "score_rejected": 1}), "\"score_chosen\" as the string \"high\""),
+        (json!({"score_chosen": 1e39, "score_rejected": -1e39}), "not finite in single precision"),
+    ] {
+        assert!(read(row(extra), &margins).unwrap_err().contains(part), "{part}");
+    }
+    let list = json!({"question": Q, "responses": [GOOD, BAD], "scores": [1e308, -1e308]});
+    assert!(read(list, &margins).unwrap_err().contains("not finite"));
+}
+
+#[test]
+fn a_prompt_is_kept_before_turns_that_continue_it() {
+    let side = |last: &str| json!([assistant("q2"), user("q "), assistant(last)]);
+    let row = json!({"prompt": [user("q")], "chosen": side(GOOD), "rejected": side(BAD)});
+    let turns = |group: &PreferenceGroup| match &group.prompts[0] {
+        Prompt::Messages(turns) => turns.iter().map(|turn| turn.content.clone()).collect::<Vec<_>>(),
+        Prompt::Text(_) => panic!("a conversation"),
+    };
+    assert_eq!(turns(&plain(row)), ["q", "q2", "q "]);
+    let whole = |last: &str| json!([user("a"), assistant("b"), user("q"), assistant(last)]);
+    let row = json!({"prompt": [user("q")], "chosen": whole(GOOD), "rejected": whole(BAD)});
+    assert_eq!(turns(&plain(row)), ["a", "b", "q"]);
+}
+
+#[test]
+fn no_part_of_a_question_vanishes() {
+    let sides = json!({"preferred_output": [assistant(GOOD)], "non_preferred_output": [assistant(BAD)]});
+    let openai = |extra: Value| {
+        let mut row = sides.clone();
+        row.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        row
+    };
+    for (row, part) in [
+        (openai(json!({"prompt": "Translate:", "input": "Hello world"})), "\"input\""),
+        (openai(json!({"input": {"messages": [user(Q)], "instructions": "Speak German"}})), "\"input\""),
+        (openai(json!({"input": {"messages": [user(Q)]}, "chosen": [assistant("x")]})), "\"chosen\" are both given"),
+        (json!({"instruction": "Square this", "input": 12, "chosen": "144", "rejected": "1"}), "\"input\""),
+    ] {
+        assert!(refused(&row).contains(part), "{row}: {}", refused(&row));
+    }
+    let whole = json!({"input": {"messages": [user(Q)], "parallel_tool_calls": true}});
+    assert_eq!(plain(openai(whole)), expected("rows-1", &[("user", Q)]));
+}
+
+#[test]
+fn labels_of_tables_are_unpaired_and_ties_are_no_fault_of_sft() {
+    let folder = Folder::new();
+    for label in ["1", "0", "True"] {
+        let path = folder.write("kto.jsonl", json!({"prompt": Q, "completion": GOOD, "label": label}).to_string());
+        let error = read_sft_files(&[path], &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("unpaired"), "{label}: {error}");
+    }
+    let row = |winner: &str| json!({"prompt": Q, "response_a": GOOD, "response_b": BAD, "winner": winner}).to_string();
+    let path = folder.write("arena.jsonl", [row("tie"), row("model_b")].join("\n"));
+    let (rows, reports) = read_sft_files(&[path], &ReadOptions::default()).unwrap();
+    assert_eq!((rows.len(), reports[0].tied_rows), (1, 1));
+    assert_eq!(texts(&rows[0].group), [BAD]);
 }

@@ -34,7 +34,9 @@ const LISTS: [&str; 9] = [
 const ORDERED: [&str; 2] = ["ranked_responses", "output"];
 /// Text of an entry of a list.
 const TEXTS: [&str; 8] = ["response", "answer", "text", "completion", "output", "generation", "output_text", "content"];
-/// Numbers of an entry, by precedence; lower is better in the first two.
+/// Keys under which lower numbers are better.
+const LOWER: [&str; 2] = ["rank", "ranking"];
+/// Numbers of an entry, by precedence.
 const NUMBERS: [&str; 9] =
     ["rank", "ranking", "fine-grained_score", "overall_score", "score", "pm_score", "rating", "reward", "value"];
 /// Lists of numbers next to a list of responses; lower is better in the first three.
@@ -68,10 +70,13 @@ pub(super) fn read_list(row: &mut Row<'_>, column: &'static str) -> Result<Parse
             let sign = if place < 3 { -1.0 } else { 1.0 };
             numbers.iter().map(|value| number(value).map(|number| sign * number)).collect()
         }
-        None if ORDERED.contains(&column) && list.iter().all(|entry| own_number(entry, None).is_none()) => {
-            (0..list.len()).map(|i| Some(-(i as f64))).collect()
-        }
-        None => list.iter().map(|entry| own_number(entry, row.score_key.as_deref())).collect(),
+        None => match own_numbers(&list, row.score_key.as_deref()) {
+            Some(numbers) => numbers,
+            None if ORDERED.contains(&column) && row.score_key.is_none() => {
+                (0..list.len()).map(|i| Some(-(i as f64))).collect()
+            }
+            None => vec![None; list.len()],
+        },
     };
     row.used_score_key |= separate.is_none() && row.score_key.is_some();
     let unrated = numbers.iter().filter(|number| number.is_none()).count();
@@ -120,20 +125,31 @@ pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed { ties: 0, ..parsed })
 }
 
-/// Number of an entry: under `key`, else under a known key, else the mean rating of its annotations.
-fn own_number(entry: &Value, key: Option<&str>) -> Option<f64> {
-    if let Some(key) = key {
-        return entry.get(key).and_then(number);
+/// Numbers of the entries, all under one key: `key`, else the first known key that two entries have a
+/// number under, else the mean ratings of their annotations. `None` if two entries have no number.
+fn own_numbers(list: &[Value], key: Option<&str>) -> Option<Vec<Option<f64>>> {
+    let under = |key: &str| -> Vec<Option<f64>> {
+        let sign = if LOWER.contains(&key) { -1.0 } else { 1.0 };
+        // The value of a message with `from` is its text.
+        let is_text = |entry: &Value| key == "value" && entry.get("from").is_some();
+        let of = |entry: &Value| entry.get(key).filter(|_| !is_text(entry)).and_then(number);
+        list.iter().map(|entry| of(entry).map(|number| sign * number)).collect()
+    };
+    let two = |numbers: &Vec<Option<f64>>| numbers.iter().flatten().count() >= 2;
+    match key {
+        Some(key) => Some(under(key)),
+        None => {
+            let annotated = || list.iter().map(annotations).collect::<Vec<_>>();
+            NUMBERS.into_iter().map(under).find(two).or_else(|| Some(annotated()).filter(two))
+        }
     }
-    let known = NUMBERS.iter().enumerate().find_map(|(i, name)| {
-        let sign = if i < 2 { -1.0 } else { 1.0 };
-        entry.get(name).and_then(number).map(|number| sign * number)
-    });
-    known.or_else(|| {
-        let ratings = entry.get("annotations")?.as_object()?.values();
-        let ratings: Vec<f64> = ratings.filter_map(|aspect| number(aspect.get("Rating")?)).collect();
-        (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
-    })
+}
+
+/// Mean rating of an entry's annotations.
+fn annotations(entry: &Value) -> Option<f64> {
+    let ratings = entry.get("annotations")?.as_object()?.values();
+    let ratings: Vec<f64> = ratings.filter_map(|aspect| number(aspect.get("Rating")?)).collect();
+    (!ratings.is_empty()).then(|| ratings.iter().sum::<f64>() / ratings.len() as f64)
 }
 
 /// Messages of an entry: a text, a message, a conversation, or an object with a text.
@@ -204,14 +220,25 @@ pub(super) fn group(
     }
     let place = |i: usize| kept[i].map(|response| (prompt_of[response], response)).unwrap_or_default();
     let comparisons = pairs.iter().map(|&(better, worse)| {
-        let margin = if row.score_margin { numbers[better] - numbers[worse] } else { 0.0 };
-        Comparison::pair(Kind::Base, place(better), place(worse), margin)
+        let margin = if row.score_margin { finite_gap(numbers[better], numbers[worse])? } else { 0.0 };
+        Ok(Comparison::pair(Kind::Base, place(better), place(worse), margin))
     });
-    let comparisons = comparisons.collect();
+    let comparisons = comparisons.collect::<Result<Vec<_>, String>>()?;
     let prompts = prompts.into_iter().map(Prompt::Messages).collect();
     let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, comparisons);
     row.template_settings(&mut group)?;
     Ok(Parsed { ties, tied: pairs.is_empty(), ..Parsed::new(format, group) })
+}
+
+/// Gap of two scores as a margin. Training computes in f32.
+pub(super) fn finite_gap(better: f64, worse: f64) -> Result<f64, String> {
+    let gap = better - worse;
+    if (gap as f32).is_finite() {
+        return Ok(gap);
+    }
+    Err(format!(
+        "the gap of the scores {better:e} and {worse:e} is not finite in single precision, so it gives no margin"
+    ))
 }
 
 impl Pairs {

@@ -264,6 +264,19 @@ impl<'a> Row<'a> {
         SCORES.iter().find_map(|[chosen, rejected]| Some([score(chosen)?, score(rejected)?]))
     }
 
+    /// Marks the scores of the sides as used.
+    pub(super) fn use_scores(&mut self) {
+        let given: Vec<&'static str> = SCORES.as_flattened().iter().copied().filter(|key| self.has(key)).collect();
+        self.used.extend(given);
+    }
+
+    /// What the row has as scores of the sides, for messages.
+    pub(super) fn scores_for_message(&self) -> String {
+        let given = SCORES.as_flattened().iter().filter_map(|key| Some((key, self.get(key)?)));
+        let shown: Vec<String> = given.map(|(key, value)| format!("\"{key}\" as {}", describe(value))).collect();
+        if shown.is_empty() { "none (score_chosen and score_rejected)".into() } else { shown.join(" and ") }
+    }
+
     /// Moves `tools` and `chat_template_kwargs` into the group.
     pub(super) fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
         // Tables without nested columns hold the tools as JSON text, as transformers and TRL accept.

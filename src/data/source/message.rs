@@ -137,9 +137,15 @@ pub(super) fn alike(a: &Message, b: &Message) -> bool {
     a.role == b.role && a.content.trim() == b.content.trim() && a.extra == b.extra
 }
 
-/// True if `turns` holds all of `part`, one after another.
+/// True if the conversation `turns` holds all of `part`, one after another. Turns that begin with an
+/// answer continue what comes before them, so they hold nothing of it.
 pub(super) fn holds(turns: &[Message], part: &[Message]) -> bool {
-    turns.windows(part.len().max(1)).any(|window| window.iter().zip(part).all(|(a, b)| alike(a, b)))
+    let continues = turns.first().is_some_and(|turn| turn.role == "assistant");
+    let same = |window: &[Message]| window.iter().zip(part).all(|(a, b)| alike(a, b));
+    if continues {
+        return turns.len() >= part.len() && same(&turns[..part.len()]);
+    }
+    turns.windows(part.len().max(1)).any(same)
 }
 
 /// Refuses an empty response, because it has no token to score.

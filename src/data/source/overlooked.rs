@@ -137,7 +137,9 @@ pub(super) fn stored_messages(row: &Row<'_>) -> Vec<String> {
 /// is read.
 pub(super) fn conversation_columns(row: &Row<'_>) -> Vec<(String, Vec<String>)> {
     let known = |name: &str| CONVERSATION.iter().any(|known| known.eq_ignore_ascii_case(name));
-    let columns = row.columns().filter(|(name, value)| known(name) && !is_empty(value));
+    let number = |name: &str, value: &Value| may_be_number(name) && value.is_number();
+    let columns = row.columns().filter(|(name, value)| known(name) && (!is_empty(value) || number(name, value)));
+    let texts = |value: &Value| if value.is_number() { vec![value.to_string()] } else { texts(value) };
     columns.map(|(name, value)| (name.to_owned(), texts(value))).collect()
 }
 
@@ -219,6 +221,11 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
+/// Whether a column may hold a question that is a number. Others hold counts, such as `turns`.
+fn may_be_number(name: &str) -> bool {
+    ["input", "instruction", "question", "query", "problem", "context", "user_input"].contains(&name)
+}
+
 /// True if a value is, or lists, a text that spells a list of messages.
 fn holds_messages(value: &Value) -> bool {
     match value {
@@ -238,7 +245,13 @@ pub(super) fn spells_messages(text: &str) -> bool {
     let pairs = [["role", "content"], ["from", "value"]];
     if let Ok(value) = serde_json::from_str::<Value>(text) {
         let messages = value.as_array().map_or(std::slice::from_ref(&value), Vec::as_slice);
-        let is_message = |message: &Value| pairs.iter().any(|keys| keys.iter().all(|key| message[*key].is_string()));
+        let has_text = |value: &Value| value.is_string() || value.is_array() || value.is_null();
+        let is_message = |message: &Value| {
+            let spelled = pairs
+                .iter()
+                .any(|[role, content]| message[*role].is_string() && message.get(content).is_some_and(has_text));
+            spelled || (message["role"].is_string() && message["tool_calls"].is_array())
+        };
         return !messages.is_empty() && messages.iter().all(is_message);
     }
     // Python prints a list as [{'role': 'user', 'content': 'text'}], with the keys in any order.
@@ -258,6 +271,8 @@ mod tests {
             r#"[{"role": "user", "content": "Name a bird."}]"#,
             r#" {"content": "x", "role": "user"} "#,
             r#"[{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]"#,
+            r#"[{"role": "user", "content": [{"type": "text", "text": "x"}]}]"#,
+            r#"[{"role": "assistant", "content": null}, {"role": "assistant", "tool_calls": []}]"#,
             "[{'role': 'user', 'content': \"It's a bird.\"}]",
             "[{'content': 'x', 'role': 'user'}\n {'content': 'y', 'role': 'assistant'}]",
         ] {
@@ -271,7 +286,7 @@ mod tests {
             "Name a bird.",
             r#"[{"role": "user"}]"#,
             r#"[{"name": "rain", "content": 3}]"#,
-            r#"{"role": "user", "content": ["x"]}"#,
+            r#"{"role": "user", "content": {"x": 1}}"#,
             "[a note that says 'role': 'user' and 'content': 'x']",
             "{x} is 'role': 1 {y}",
         ] {

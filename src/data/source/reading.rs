@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::candidates::finite_gap;
 use super::fields::Row;
 use super::report::{FileReport, Skipped};
 use super::{Format, Occurrences, Parsed, ReadOptions, RowReader, SourceRow};
@@ -181,11 +182,20 @@ fn reason(why: &str) -> String {
     reason
 }
 
-/// Makes the gap of a pair's scores its margin. Readers of several responses have done so already.
+/// Makes the gap of a pair's scores its margin. Readers of several responses have done so already, and
+/// group rows have margins of their own.
 fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) -> Result<(), String> {
-    let several = matches!(parsed.format, Format::Labelled | Format::Scored | Format::Lists);
-    let (Some([chosen, rejected]), false) = (scores, several || parsed.group.comparisons.len() != 1) else {
+    if matches!(parsed.format, Format::Labelled | Format::Scored | Format::Lists | Format::Group) {
         return Ok(());
+    }
+    let [comparison] = &mut parsed.group.comparisons[..] else { return Ok(()) };
+    row.use_scores();
+    row.check_finite()?;
+    let Some([chosen, rejected]) = scores else {
+        return Err(format!(
+            "--score-margin needs a score of each side, and the row has {}; leave out the row, or the flag",
+            row.scores_for_message()
+        ));
     };
     if row.has_margin() {
         return Err(
@@ -195,7 +205,7 @@ fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) 
     if chosen < rejected {
         return Err(format!("the scores {chosen} of chosen and {rejected} of rejected contradict the label"));
     }
-    parsed.group.comparisons[0].margin = chosen - rejected;
+    comparison.margin = finite_gap(chosen, rejected)?;
     row.used_score_margin = true;
     Ok(())
 }

@@ -34,7 +34,10 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     let several = list_column(row).is_some() || shape(row)?.is_some();
     if several || super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
-        chosen_sides(&mut parsed.group)?;
+        // A tie has no chosen side; it is left out and counted.
+        if !parsed.tied {
+            chosen_sides(&mut parsed.group)?;
+        }
         return Ok(parsed);
     }
     if !row.any_columns {

@@ -18,7 +18,7 @@ pub(super) fn preference_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if group_row::matches(row) {
         return Ok(Parsed::new(Format::Group, group_row::read(row)?));
     }
-    unfold_openai(row);
+    unfold_openai(row)?;
     overlooked::check_media(row)?;
     match (row.has("chosen"), row.has("rejected")) {
         (true, true) => pair_row(row),
@@ -67,27 +67,39 @@ fn several(row: &mut Row<'_>) -> Result<Parsed, String> {
 }
 
 /// Gives the parts of a row of OpenAI's preference format their usual names: `input` holds messages and
-/// tools, and `preferred_output` and `non_preferred_output` are the sides.
-fn unfold_openai(row: &mut Row<'_>) {
-    if !(row.has("preferred_output") && row.has("non_preferred_output")) {
-        return;
+/// tools, and `preferred_output` and `non_preferred_output` are the sides. An `input` with other parts
+/// stays, and is refused if it holds text of the conversation.
+fn unfold_openai(row: &mut Row<'_>) -> Result<(), String> {
+    const SIDES: [(&str, &str); 2] = [("preferred_output", "chosen"), ("non_preferred_output", "rejected")];
+    if !SIDES.iter().all(|(from, _)| row.has(from)) {
+        return Ok(());
     }
-    let parts =
-        |input: &Value| [("messages", "prompt"), ("tools", "tools")].map(|(from, to)| (to, input.get(from).cloned()));
-    let found = row.get("input").filter(|input| input.is_object()).map(parts);
-    for (key, value) in found.into_iter().flatten() {
-        if let Some(value) = value {
-            row.put(key, value);
+    let refuse_both = |row: &Row<'_>, from: &str, to: &str| match row.has(to) {
+        true => Err(format!("\"{from}\" and \"{to}\" are both given; leave out one of them with --drop-columns")),
+        false => Ok(()),
+    };
+    let input = row.get("input").and_then(Value::as_object).filter(|input| input.contains_key("messages")).cloned();
+    if let Some(mut input) = input {
+        for (from, to) in [("messages", "prompt"), ("tools", "tools")] {
+            if let Some(value) = input.shift_remove(from) {
+                refuse_both(row, "input", to)?;
+                row.put(to, value);
+            }
+        }
+        input.retain(|key, value| !value.is_null() && key != "parallel_tool_calls");
+        if input.is_empty() {
+            row.take("input");
+        } else {
+            row.put("input", Value::Object(input));
         }
     }
-    if row.has("prompt") {
-        row.take("input");
-    }
-    for (from, to) in [("preferred_output", "chosen"), ("non_preferred_output", "rejected")] {
+    for (from, to) in SIDES {
+        refuse_both(row, from, to)?;
         if let Some(value) = row.take(from) {
             row.put(to, value);
         }
     }
+    Ok(())
 }
 
 /// Message for a row without chosen and rejected; the advice depends on the keys of the row.

@@ -119,7 +119,7 @@ pub(super) fn unpaired(row: &Row<'_>) -> Option<String> {
     let label = ["label", "kto_tag", "is_desirable"].into_iter().find(|key| match row.get(key) {
         Some(Value::Bool(_)) => true,
         Some(Value::Number(label)) => label.as_f64().is_some_and(|label| label == 0.0 || label == 1.0),
-        Some(Value::String(text)) => ["true", "false"].contains(&&*text.to_lowercase()),
+        Some(Value::String(text)) => ["true", "false", "1", "0", "1.0", "0.0"].contains(&&*text.to_lowercase()),
         _ => false,
     })?;
     let one = ["completion", "messages", "conversations", "response", "output", "answer", "text"];
