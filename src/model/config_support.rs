@@ -86,7 +86,20 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
                 .chain([(Head::Reward.class(), Head::Reward)])
                 .find(|(kind, _)| class.strip_suffix(kind) == Some(family.class))
                 .map(|(_, head)| head)
-                .ok_or_else(|| keys.refuse("architectures", &list[0], &format!("supported are {}", supported())))?
+                .ok_or_else(|| {
+                    let of_other = FAMILIES.iter().any(|other| {
+                        class.strip_prefix(other.class).is_some_and(|rest| {
+                            ["Model", Head::LanguageModel.class(), Head::Reward.class()].contains(&rest)
+                        })
+                    });
+                    let why = match of_other {
+                        true => {
+                            format!("it does not belong to \"model_type\" \"{}\"; make them agree", family.model_type)
+                        }
+                        false => format!("supported are {}", supported()),
+                    };
+                    keys.refuse("architectures", &list[0], &why)
+                })?
         }
         Some(other) => {
             let allowed = format!("it must be a list of one class name; supported are {}", supported());

@@ -77,7 +77,7 @@ fn every_refusal_names_key_value_and_allowed_values() {
             qwen2(json!({"architectures": ["Qwen2ForTokens"]})),
             &["Qwen2ForTokens", "ForSequenceClassification", "Qwen2"],
         ),
-        (qwen2(json!({"architectures": ["LlamaForCausalLM"]})), &["LlamaForCausalLM", "supported are"]),
+        (qwen2(json!({"architectures": ["LlamaForCausalLM"]})), &["LlamaForCausalLM", "does not belong", "\"qwen2\""]),
         (qwen2(json!({"architectures": []})), &["architectures", "[]", "one class name"]),
         (qwen2(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu", "silu"]),
         (llama(json!({"mlp_bias": true})), &["mlp_bias", "true"]),
