@@ -17,7 +17,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 
-use crate::sources::{Folder, defect, gzip};
+use crate::sources::{Folder, defect, gzip, read};
 
 /// `lines` of [`rows`], compressed with xz.
 const XZ: &str = "fd377a585a000004e6d6b446020021011c00000010cf58cce000f6008a5d003d88892681935385b17e8b40a3d535bed5\
@@ -267,6 +267,72 @@ fn damaged_tables_and_packed_files_are_refused_with_their_place() {
         let path = folder.write("damaged.parquet", bytes);
         let _ = read_files(&[path], &ReadOptions::default());
     }
+}
+
+#[test]
+fn quotes_of_tables_that_are_not_closed_or_go_on_are_refused() {
+    let head = "prompt,chosen,rejected\n";
+    for (rows, parts) in [
+        ("p1,c1,\"r1\np2,c2,r2\n", &[":2: a quoted cell begins here", "closing quote is missing"][..]),
+        ("p0,c0,r0\np1,\"c1\np1,c1\np2,c2,r2", &[":3: a quoted cell begins here"]),
+        ("p1,\"Yes\" is what he said,r1\n", &[":2: the cell of \"chosen\" goes on after its closing quote"]),
+        ("p0,c0,r0\np1,c1,\"He said\n\\\"hi\\\" ok\"\n", &[":3: the cell of \"rejected\" goes on", "double"]),
+        ("p1,c1,\"r1\np2,c2,\"r2\"\n", &[":2: the cell of \"rejected\" goes on"]),
+    ] {
+        let why = defect(format!("{head}{rows}"));
+        assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
+        let tabs = defect(format!("{head}{rows}").replace(',', "\t"));
+        assert!(tabs.contains(parts[0]), "{tabs}");
+    }
+    assert!(defect("prompt,chosen,\"rejected\"x\np,c,r\n").contains(":1: a cell of the header goes on"));
+    assert!(defect("prompt,chosen,\"rejected\np,c,r\n").contains(":1: a quoted cell begins here"));
+    // Quotes in plain cells, and doubled ones, are text. A row with a fault is left out like others.
+    let folder = Folder::new();
+    let text = format!("{head}p1,\"\"\"Yes\"\", he said\",5\" or\np2,\"a\"b,r\np3,\"\",r\np4,c4,\"r4\"");
+    let options = ReadOptions { skip_bad_rows: Some(2), ..ReadOptions::default() };
+    let rows = read_files(&[folder.write("t.csv", text)], &options).unwrap();
+    let found: Vec<_> = rows.iter().map(|row| (row.line, row.group.responses[0].text())).collect();
+    assert_eq!(found, [(2, "\"Yes\", he said"), (5, "c4")]);
+}
+
+#[test]
+fn headers_of_spreadsheets_are_read_or_named() {
+    let folder = Folder::new();
+    let found = |name: &str, text: &str| {
+        let rows = read(&folder.write(name, text)).unwrap_or_else(|e| panic!("{e}"));
+        rows.iter().map(|row| (row.line, row.group.responses[0].text().to_owned())).collect::<Vec<_>>()
+    };
+    // pandas gives the index a header without a name.
+    for name in ["a.tsv", "a"] {
+        assert_eq!(found(name, "\n\tprompt\tchosen\trejected\n0\tp\tc\tr\n"), [(3, "c".into())]);
+    }
+    assert_eq!(found("b.csv", ",prompt,chosen,rejected\n0,p,c,r\n"), [(2, "c".into())]);
+    assert_eq!(found("c.jsonl", "\t {\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}"), [(1, "c".into())]);
+    for start in ["sep=;", "\u{feff}SEP=,\r", "\"sep=;\""] {
+        let why = defect(format!("{start}\nprompt;chosen;rejected\np;c;r\n"));
+        assert!(why.contains(":1: is a line for Excel") && why.contains("remove"), "{why}");
+    }
+}
+
+/// gzip of members with these contents.
+fn members(parts: &[&[u8]]) -> Vec<u8> {
+    parts.iter().flat_map(|part| gzip(part)).collect()
+}
+
+#[test]
+fn the_kind_of_a_file_does_not_depend_on_the_first_read() {
+    let folder = Folder::new();
+    let text = lines(&rows());
+    let reference = built(&folder.write("rows.jsonl", &text));
+    let (marked, table) = (format!("\u{feff}{text}"), table(','));
+    for (name, bytes) in [("a", marked.as_bytes()), ("b", table.as_bytes()), ("c", text.as_bytes())] {
+        for cut in [1, 2, 6] {
+            let packed = members(&[&bytes[..cut], b"", &bytes[cut..]]);
+            assert_eq!(built(&folder.write(name, packed)), reference, "{name} after {cut} bytes");
+        }
+    }
+    let parquet = parquet(false, Compression::SNAPPY);
+    assert!(defect(members(&[&parquet[..1], &parquet[1..]])).contains("a Parquet file compressed with gzip"));
 }
 
 #[test]

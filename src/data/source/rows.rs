@@ -15,7 +15,7 @@ use std::rc::Rc;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::container::{Opened, open};
+use super::container::{Headed, Opened, open};
 use super::document;
 use super::kinds::{foreign_text, table_separator};
 use super::non_finite::{NonFinite, Rewriter, rewrite};
@@ -31,6 +31,9 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
 pub(super) const MAX_LINE: usize = 64 << 20;
+
+/// Longest header of a table that is recognised, in bytes.
+const MAX_HEADER: usize = 1 << 20;
 
 /// Message for a row above [`MAX_LINE`].
 pub(super) const TOO_LONG: &str =
@@ -59,42 +62,66 @@ pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, R
 
 fn text_rows(
     path: &Path,
-    mut reader: Box<dyn BufRead>,
+    mut reader: Headed,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut line = 1;
-    let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
+    let mut skipped = Vec::new();
+    let first = skip_blank(&mut reader, &mut line, &mut skipped).map_err(|e| read_error(path, line, e))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match first {
         None => Ok(()),
         Some(b'[') => array_rows(path, reader, line, ids, f),
         Some(b'{') => line_rows(path, reader, line, ids, f),
         Some(_) => {
-            let start = reader.fill_buf().unwrap_or_default();
-            match (foreign_text(start), table_separator(start, &name)) {
-                (Some(what), _) => Err(Error::data(path, line, None, what)),
-                (None, Some(separator)) => table_rows(path, reader, line, separator, f),
-                (None, None) => line_rows(path, reader, line, ids, f),
+            let start = reader.line(MAX_HEADER).map_err(|e| read_error(path, line, e))?;
+            if let Some(what) = foreign_text(start) {
+                return Err(Error::data(path, line, None, what));
+            }
+            if excel_line(start) {
+                let what = "is a line for Excel that names the separator, not the header; remove the line";
+                return Err(Error::data(path, line, None, what));
+            }
+            // The first cell of a header may be empty, as pandas writes it for the index.
+            if skipped.contains(&b'\t') {
+                reader.put_back(&skipped);
+            }
+            match table_separator(reader.line(MAX_HEADER).unwrap_or_default(), &name) {
+                Some(separator) => table_rows(path, reader, line, separator, f),
+                None => line_rows(path, reader, line, ids, f),
             }
         }
     }
 }
 
-/// Skips a byte-order mark and white space; returns the next byte without consuming it.
-fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option<u8>> {
-    if reader.fill_buf()?.starts_with(BOM) {
-        reader.consume(3);
+/// Skips a byte-order mark and white space; returns the next byte without consuming it. `skipped`
+/// gets the white space before it in its line, or its first bytes.
+fn skip_blank(reader: &mut Headed, line: &mut usize, skipped: &mut Vec<u8>) -> io::Result<Option<u8>> {
+    if reader.head(BOM.len())?.starts_with(BOM) {
+        reader.consume(BOM.len());
     }
     loop {
         let Some(&byte) = reader.fill_buf()?.first() else { return Ok(None) };
         match byte {
-            b'\n' => *line += 1,
+            b'\n' => {
+                *line += 1;
+                skipped.clear();
+            }
+            b' ' | b'\t' | b'\r' if skipped.len() < MAX_HEADER => skipped.push(byte),
             b' ' | b'\t' | b'\r' => {}
             other => return Ok(Some(other)),
         }
         reader.consume(1);
     }
+}
+
+/// True for `sep=;` and the like.
+fn excel_line(start: &[u8]) -> bool {
+    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
+    matches!(line, [s, e, p, b'=', _] if [s, e, p].iter().map(|c| c.to_ascii_lowercase()).eq(*b"sep"))
 }
 
 /// Classifies a failed read: damage of the compressed stream is a data error, anything else an I/O
@@ -110,7 +137,7 @@ pub(super) fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
 
 fn line_rows(
     path: &Path,
-    mut reader: Box<dyn BufRead>,
+    mut reader: Headed,
     line: usize,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
