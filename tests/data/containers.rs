@@ -336,6 +336,113 @@ fn the_kind_of_a_file_does_not_depend_on_the_first_read() {
 }
 
 #[test]
+fn columns_with_numbers_that_json_lacks_are_refused_if_used() {
+    let columns = |gap: &str, other: &str| {
+        format!(
+            "{{\"prompt\": [\"p\", \"q\"], \"chosen\": [\"a\", \"b\"], \"rejected\": [\"c\", \"d\"], \
+             \"margin\": [{gap}], \"note\": [{other}]}}\n"
+        )
+    };
+    let why = defect(columns("null, NaN", "1, 2"));
+    assert!(why.contains(":2") && why.contains("\"margin\" holds NaN"), "{why}");
+    let rows = read(&Folder::new().write("a.json", columns("null, 1", "NaN, 2"))).unwrap();
+    assert_eq!(rows.iter().map(|row| row.group.comparisons[0].margin).collect::<Vec<_>>(), [0.0, 1.0]);
+    // Rows over several lines.
+    let row = "{\n\"prompt\": \"p\", \"chosen\": \"a\",\n\"rejected\": \"b\", \"margin\": ";
+    let why = defect(format!("{row}1}}\n{row}-Infinity}}\n"));
+    assert!(why.contains(":4") && why.contains("\"margin\" holds -Infinity"), "{why}");
+}
+
+#[test]
+fn a_row_of_lists_means_the_same_alone_and_with_others() {
+    let folder = Folder::new();
+    let sides = "\"chosen\": [\"good one\", \"great\"], \"rejected\": [\"bad one\", \"worse\"]}\n";
+    let turns = "[{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"q\"}]";
+    let outcome = |text: String| {
+        let rows = read(&folder.write("lists.jsonl", text)).unwrap_or_else(|e| panic!("{e}"));
+        rows.iter().map(|row| row.group.responses.len()).collect::<Vec<_>>()
+    };
+    for key in ["prompt", "messages"] {
+        let row = format!("{{\"{key}\": {turns}, {sides}");
+        assert_eq!(outcome(row.clone()), [4], "{key}");
+        assert_eq!(outcome(row.repeat(2)), [4, 4], "{key}");
+    }
+    for rows in [1, 2] {
+        let why = defect(format!("{{{sides}").repeat(rows));
+        assert!(why.contains(":1") && why.contains("the responses have no question"), "{why}");
+    }
+    // Ids and prompts are no lists in a row.
+    for key in ["id", "prompt"] {
+        assert_eq!(
+            outcome(format!(
+                "{{\"{key}\": [\"x\", \"y\"], {}",
+                sides.replace("[\"", "[\"Q ").replace("\", \"", "\", \"Q ")
+            )),
+            [2, 2]
+        );
+    }
+}
+
+#[test]
+fn parquet_with_other_codecs_or_a_repeated_column_is_refused() {
+    // The codec follows the name of the column in the metadata.
+    for (codec, name) in [(6, "zstd"), (4, "brotli"), (5, "lz4"), (7, "lz4")] {
+        let mut bytes = parquet(false, Compression::SNAPPY);
+        let key = [&b"\x19\x18\x06"[..], b"prompt", b"\x15\x02"].concat();
+        let at = bytes.windows(key.len()).rposition(|window| window == key).unwrap();
+        bytes[at + key.len() - 1] = 2 * codec;
+        let why = defect(bytes);
+        assert!(
+            why.contains(&format!("compressed with {name}; write it with compression=\"snappy\" or \"gzip\"")),
+            "{why}"
+        );
+    }
+    let schema = "message rows { optional binary prompt; optional binary chosen; optional binary chosen; }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for text in ["p", "a", "b"] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[text.into()], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    let why = defect(writer.into_inner().unwrap());
+    assert!(why.contains("two columns \"chosen\"; rename"), "{why}");
+}
+
+#[test]
+fn lists_in_cells_are_read_like_lists_of_json() {
+    let folder = Folder::new();
+    let cell = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => format!("\"{}\"", other.to_string().replace('"', "\"\"")),
+    };
+    let texts = json!(["A wren.", "A bus."]);
+    for row in [
+        json!({"question": "q", "outputs": texts, "scores": [2, 1]}),
+        json!({"question": "q", "generations": texts, "overall_scores": [2, 1]}),
+        json!({"question": "q", "responses": texts, "rank": [1, 2]}),
+        json!({"question": "q", "all_responses": texts, "ranking": [1, 2]}),
+        json!({"question": "q", "output": texts, "rewards": [2, 1]}),
+        json!({"question": "q", "ranked_responses": texts}),
+        json!({"question": "q", "chosen": ["A wren.", "A tit."], "rejected": ["A bus."]}),
+        json!({"prompt": "q", "chosen": "a", "rejected": "b", "images": []}),
+    ] {
+        let object = row.as_object().unwrap();
+        let line = |cells: Vec<String>| cells.join(",") + "\n";
+        let table = line(object.keys().cloned().collect()) + &line(object.values().map(cell).collect());
+        let (json, csv) = (folder.write("rows-1.jsonl", row.to_string()), folder.write("rows-1.csv", table));
+        let group = |path: &Path| read(path).unwrap_or_else(|e| panic!("{row}: {e}"))[0].group.clone();
+        let (json, csv) = (group(&json), group(&csv));
+        assert_eq!((json.prompts, json.responses, json.comparisons), (csv.prompts, csv.responses, csv.comparisons));
+    }
+    // A list on one side only is a text.
+    let rows = read(&folder.write("t.csv", "prompt,chosen,rejected\nq,\"[\"\"a\"\"]\",b\n")).unwrap();
+    assert_eq!(rows[0].group.responses[0].text(), "[\"a\"]");
+}
+
+#[test]
 fn folders_and_patterns_name_their_files_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

@@ -3,7 +3,7 @@
 //! - an empty cell is an absent key
 //! - `margin` is a number
 //! - JSON lists and objects are read as such where a reader expects them: messages, tools, lists of
-//!   responses
+//!   responses; `chosen` and `rejected` if both hold a list of strings
 //!
 //! Refused, with the line: rows with more or fewer cells than the header, bytes that are not UTF-8,
 //! rows longer than [`MAX_LINE`], and a header that names a column twice. The csv crate accepts any
@@ -22,8 +22,8 @@ use super::rows::{MAX_LINE, RowObject, RowResult, TOO_LONG, grown, read_error};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
-/// Columns that hold JSON.
-const JSON: [&str; 14] = [
+/// Columns that hold JSON. Of media, an empty list is harmless.
+const JSON: [&str; 29] = [
     "tools",
     "chat_template_kwargs",
     "history",
@@ -38,7 +38,25 @@ const JSON: [&str; 14] = [
     "ranks",
     "ratings",
     "rewards",
+    "outputs",
+    "generations",
+    "ranked_responses",
+    "all_responses",
+    "overall_scores",
+    "rank",
+    "ranking",
+    "image",
+    "images",
+    "pixel_values",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "sound",
 ];
+
+/// Lists of numbers. Next to one of them, `output` is a list of responses, and the text of one otherwise.
+const NUMBERS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
 /// Calls `f` for every row after the header. `first` is the line of the header.
 pub(super) fn table_rows(
@@ -124,7 +142,25 @@ fn row(columns: &[&str], record: &csv::ByteRecord) -> Result<Map<String, Value>,
             .map_err(|_| format!("the cell of \"{name}\" is not valid UTF-8; save the file as UTF-8"))?;
         object.insert((*name).to_owned(), value(name, text));
     }
+    let lists = |object: &Map<String, Value>, keys: &[&str]| -> Option<Vec<Value>> {
+        keys.iter().map(|key| text_list(object.get(*key)?.as_str()?)).collect()
+    };
+    let sides = ["chosen", "rejected"];
+    if let Some(found) = lists(&object, &sides) {
+        object.extend(sides.map(str::to_owned).into_iter().zip(found));
+    }
+    if NUMBERS.iter().any(|key| object.get(*key).is_some_and(Value::is_array))
+        && let Some(found) = lists(&object, &["output"])
+    {
+        object.extend(["output".to_owned()].into_iter().zip(found));
+    }
     Ok(object)
+}
+
+/// A JSON list of strings.
+fn text_list(text: &str) -> Option<Value> {
+    let list: Vec<String> = text.starts_with('[').then(|| serde_json::from_str(text).ok())??;
+    (!list.is_empty()).then(|| list.into())
 }
 
 /// Value of a cell.
