@@ -384,6 +384,23 @@ fn a_row_of_lists_means_the_same_alone_and_with_others() {
 }
 
 #[test]
+fn a_key_that_a_row_has_twice_is_refused() {
+    let row = |more: &str| {
+        format!(
+            "{{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b, \\\"chosen\\\": c\", \"x\": {{\"chosen\": 1}}{more}}}"
+        )
+    };
+    let folder = Folder::new();
+    for more in [", \"chosen\": \"z\"", ", \"\\u0063hosen\": \"z\"", ", \"score\": NaN, \"chosen\": \"z\""] {
+        let why = "the row has the key \"chosen\" twice";
+        assert!(defect(format!("{}\n{}\n", row(""), row(more))).contains(&format!(":2: {why}")));
+        assert!(defect(format!("[{},\n{}]", row(""), row(more))).contains(&format!(":2: {why}")));
+    }
+    assert_eq!(read(&folder.write("a.jsonl", row(""))).unwrap().len(), 1);
+    assert_eq!(read(&folder.write("b.json", format!("[{}]", row("")))).unwrap().len(), 1);
+}
+
+#[test]
 fn parquet_with_other_codecs_or_a_repeated_column_is_refused() {
     // The codec follows the name of the column in the metadata.
     for (codec, name) in [(6, "zstd"), (4, "brotli"), (5, "lz4"), (7, "lz4")] {

@@ -8,6 +8,7 @@
 //! infinities are read as `null` (`non_finite`), and the caller refuses those under keys that it uses.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -221,6 +222,7 @@ fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
     };
     let mut object = into_object(value)?;
     let inner = bytes.iter().position(|&b| b == b'{').map_or(bytes, |start| &bytes[start + 1..]);
+    distinct_keys(&object, inner)?;
     keep_id_text(&mut object, inner, ids);
     Ok(RowObject { object, non_finite })
 }
@@ -239,23 +241,49 @@ fn keep_id_text(object: &mut Map<String, Value>, inner: &[u8], ids: &[&str]) {
     }
 }
 
-/// Text of the number under `key` of a valid JSON object; the last one if the key is repeated.
-/// `inner` is the text after the opening brace.
+/// Text of the number under `key` of a valid JSON object. `inner` is the text after the opening brace.
 fn number_text(inner: &[u8], key: &str) -> Option<String> {
-    let (mut depth, mut at, mut found) = (1usize, 0, None);
-    while depth > 0 && at < inner.len() {
-        match inner[at] {
+    let mut found = None;
+    each_key(inner, |name, value| {
+        if serde_json::from_slice::<String>(name).is_ok_and(|name| name == key) {
+            let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
+            found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
+        }
+    })?;
+    found
+}
+
+/// Refuses an object that has a key twice: JSON leaves open which value counts. `inner` is the text after
+/// the opening brace.
+fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
+    let mut count = 0;
+    if each_key(inner, |_, _| count += 1).is_none() || count == object.len() {
+        return Ok(());
+    }
+    let (mut known, mut twice) = (HashSet::new(), None);
+    each_key(inner, |name, _| {
+        let name: String = serde_json::from_slice(name).unwrap_or_default();
+        if twice.is_none() && !known.insert(name.clone()) {
+            twice = Some(name);
+        }
+    });
+    twice.map_or(Ok(()), |name| Err(format!("the row has the key \"{name}\" twice; leave one of them out")))
+}
+
+/// Calls `f` with every key of a valid JSON object, in quotes, and the text from its value on. `inner` is
+/// the text after the opening brace. `None` if the object is not complete.
+fn each_key<'a>(inner: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
+    let (mut depth, mut at) = (1usize, 0);
+    while depth > 0 {
+        match *inner.get(at)? {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth -= 1,
             b'"' => {
                 let end = string_end(inner, at)?;
-                let rest = inner[end..].trim_ascii_start();
-                if let (1, Some((b':', value))) = (depth, rest.split_first())
-                    && serde_json::from_slice::<String>(&inner[at..end]).is_ok_and(|name| name == key)
+                if depth == 1
+                    && let Some((b':', value)) = inner[end..].trim_ascii_start().split_first()
                 {
-                    let value = value.trim_ascii_start();
-                    let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
-                    found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
+                    f(&inner[at..end], value.trim_ascii_start());
                 }
                 at = end;
                 continue;
@@ -264,7 +292,7 @@ fn number_text(inner: &[u8], key: &str) -> Option<String> {
         }
         at += 1;
     }
-    found
+    Some(())
 }
 
 /// Place after the closing quote of the string that starts at `start`.
@@ -404,11 +432,13 @@ impl<'de> Visitor<'de> for Elements<'_> {
         let growth = Growth::default();
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
             let non_finite = self.position.rewriter.borrow_mut().take();
-            let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
-            let row = row.map(|mut object| {
-                keep_id_text(&mut object, &self.position.text.borrow(), self.ids);
-                RowObject { object, non_finite }
+            let row = into_object(value).and_then(|mut object| {
+                let inner = self.position.text.borrow();
+                distinct_keys(&object, &inner)?;
+                keep_id_text(&mut object, &inner, self.ids);
+                Ok(RowObject { object, non_finite })
             });
+            let row = row.map_err(|why| Error::data(self.path, line, None, why));
             let taken = (self.f)(line, row);
             let bytes = self.position.row_bytes.get() as u64;
             if let Err(failure) = taken.and_then(|()| growth.add(bytes, || grown(self.path, line))) {
