@@ -396,6 +396,13 @@ fn a_key_that_a_row_has_twice_is_refused() {
         assert!(defect(format!("{}\n{}\n", row(""), row(more))).contains(&format!(":2: {why}")));
         assert!(defect(format!("[{},\n{}]", row(""), row(more))).contains(&format!(":2: {why}")));
     }
+    // Rows over several lines, and columns.
+    let spread = |more: &str| row(more).replace("{", "{\n");
+    let why = defect(format!("{}\n{}\n", spread(""), spread(", \"chosen\": \"z\"")));
+    assert!(why.contains(":4: the row has the key \"chosen\" twice"), "{why}");
+    let column = |key: &str| format!("\"{key}\": [\"a\", \"b\"]");
+    let why = defect(format!("{{\n{}}}", ["prompt", "chosen", "rejected", "chosen"].map(column).join(", ")));
+    assert!(why.contains(":1: the row has the key \"chosen\" twice"), "{why}");
     assert_eq!(read(&folder.write("a.jsonl", row(""))).unwrap().len(), 1);
     assert_eq!(read(&folder.write("b.json", format!("[{}]", row("")))).unwrap().len(), 1);
 }

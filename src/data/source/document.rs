@@ -13,8 +13,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::non_finite::{mark, unmark};
-use super::rows::{RowObject, RowResult, array_rows};
-use crate::Result;
+use super::rows::{RowObject, RowResult, array_rows, distinct_keys};
+use crate::{Error, Result};
 
 /// Largest document.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
@@ -34,7 +34,7 @@ pub(super) enum Document {
     /// The text of the list of rows, and the number of line breaks before it.
     List { text: Vec<u8>, breaks: usize },
     /// Rows with the number of line breaks before them, or their place in the columns.
-    Rows(Vec<(usize, Map<String, Value>)>),
+    Rows(Vec<(usize, Result<Map<String, Value>, String>)>),
 }
 
 /// True if the first line may be the start of a document: it is cut off, or holds rows in a key or in
@@ -59,17 +59,19 @@ pub(super) fn parse(text: &[u8]) -> Option<Document> {
     while let Some(next) = stream.next() {
         let lead = clean[start..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
         let breaks = clean[..start + lead].iter().filter(|&&byte| byte == b'\n').count();
-        rows.push((breaks, next.ok()?));
+        let object = next.ok()?;
+        let inner = &clean[(start + lead + 1).min(stream.byte_offset())..stream.byte_offset()];
+        rows.push((breaks, distinct_keys(&object, inner).map(|()| object)));
         start = stream.byte_offset();
     }
-    if let [(_, object)] = &rows[..] {
+    if let [(_, Ok(object))] = &rows[..] {
         if let Some(key) = list_key(object) {
             let (start, end) = list_of(text, key)?;
             let breaks = text[..start].iter().filter(|&&byte| byte == b'\n').count();
             return Some(Document::List { text: text[start..end].to_vec(), breaks });
         }
         if let Some(found) = columns(object) {
-            return Some(Document::Rows(found.into_iter().enumerate().collect()));
+            return Some(Document::Rows(found.into_iter().map(Ok).enumerate().collect()));
         }
     }
     Some(Document::Rows(rows))
@@ -92,7 +94,10 @@ impl Document {
                     let non_finite = found.collect();
                     RowObject { object, non_finite }
                 };
-                rows.into_iter().try_for_each(|(breaks, object)| f(line + breaks, Ok(row(object))))
+                rows.into_iter().try_for_each(|(breaks, object)| {
+                    let line = line + breaks;
+                    f(line, object.map(row).map_err(|why| Error::data(path, line, None, why)))
+                })
             }
         }
     }

@@ -255,7 +255,7 @@ fn number_text(inner: &[u8], key: &str) -> Option<String> {
 
 /// Refuses an object that has a key twice: JSON leaves open which value counts. `inner` is the text after
 /// the opening brace.
-fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
+pub(super) fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
     let mut count = 0;
     if each_key(inner, |_, _| count += 1).is_none() || count == object.len() {
         return Ok(());
