@@ -29,12 +29,15 @@ const COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "instruction", "ques
 /// number of rows in the file must not decide that.
 const SHOW_COLUMNS: [&str; 5] = ["id", "prompt", "instruction", "question", "completion"];
 
+/// Object of a row, or why it is refused.
+type Object = Result<Map<String, Value>, String>;
+
 /// Rows of a document.
 pub(super) enum Document {
     /// The text of the list of rows, and the number of line breaks before it.
     List { text: Vec<u8>, breaks: usize },
     /// Rows with the number of line breaks before them, or their place in the columns.
-    Rows(Vec<(usize, Result<Map<String, Value>, String>)>),
+    Rows(Vec<(usize, Object)>),
 }
 
 /// True if the first line may be the start of a document: it is cut off, or holds rows in a key or in
