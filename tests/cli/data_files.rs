@@ -28,6 +28,19 @@ fn standard_input_and_output_join_commands() {
         .fails(3, &["-:1 (id stdin-1): \"rejected\" is empty"]);
 }
 
+/// A pipe may give one byte at first, and the rest later.
+#[test]
+fn a_slow_pipe_is_read_like_a_file() {
+    let bench = Bench::new();
+    bench.run("data build --input pairs.jsonl --output plain.jsonl").ok();
+    bench.bash("gzip -c pairs.jsonl > a.gz; (printf '\\357\\273\\277'; cat pairs.jsonl) > marked.jsonl").ok();
+    for file in ["a.gz", "marked.jsonl"] {
+        let slow = format!("(head -c 1 {file}; sleep .3; tail -c +2 {file})");
+        bench.bash(&format!("{slow} | $MAPL data build --input - --output piped.jsonl")).ok();
+        assert_eq!(bench.bytes("piped.jsonl"), bench.bytes("plain.jsonl"), "{file}");
+    }
+}
+
 #[test]
 fn folders_patterns_and_compressed_outputs_are_read_and_written() {
     let bench = Bench::new();

@@ -17,7 +17,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 
-use crate::sources::{Folder, defect, gzip};
+use crate::sources::{Folder, defect, gzip, read};
 
 /// `lines` of [`rows`], compressed with xz.
 const XZ: &str = "fd377a585a000004e6d6b446020021011c00000010cf58cce000f6008a5d003d88892681935385b17e8b40a3d535bed5\
@@ -267,6 +267,203 @@ fn damaged_tables_and_packed_files_are_refused_with_their_place() {
         let path = folder.write("damaged.parquet", bytes);
         let _ = read_files(&[path], &ReadOptions::default());
     }
+}
+
+#[test]
+fn quotes_of_tables_that_are_not_closed_or_go_on_are_refused() {
+    let head = "prompt,chosen,rejected\n";
+    for (rows, parts) in [
+        ("p1,c1,\"r1\np2,c2,r2\n", &[":2: a quoted cell begins here", "closing quote is missing"][..]),
+        ("p0,c0,r0\np1,\"c1\np1,c1\np2,c2,r2", &[":3: a quoted cell begins here"]),
+        ("p1,\"Yes\" is what he said,r1\n", &[":2: the cell of \"chosen\" goes on after its closing quote"]),
+        ("p0,c0,r0\np1,c1,\"He said\n\\\"hi\\\" ok\"\n", &[":3: the cell of \"rejected\" goes on", "double"]),
+        ("p1,c1,\"r1\np2,c2,\"r2\"\n", &[":2: the cell of \"rejected\" goes on"]),
+    ] {
+        let why = defect(format!("{head}{rows}"));
+        assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
+        let tabs = defect(format!("{head}{rows}").replace(',', "\t"));
+        assert!(tabs.contains(parts[0]), "{tabs}");
+    }
+    assert!(defect("prompt,chosen,\"rejected\"x\np,c,r\n").contains(":1: a cell of the header goes on"));
+    assert!(defect("prompt,chosen,\"rejected\np,c,r\n").contains(":1: a quoted cell begins here"));
+    // Quotes in plain cells, and doubled ones, are text. A row with a fault is left out like others.
+    let folder = Folder::new();
+    let text = format!("{head}p1,\"\"\"Yes\"\", he said\",5\" or\np2,\"a\"b,r\np3,\"\",r\np4,c4,\"r4\"");
+    let options = ReadOptions { skip_bad_rows: Some(2), ..ReadOptions::default() };
+    let rows = read_files(&[folder.write("t.csv", text)], &options).unwrap();
+    let found: Vec<_> = rows.iter().map(|row| (row.line, row.group.responses[0].text())).collect();
+    assert_eq!(found, [(2, "\"Yes\", he said"), (5, "c4")]);
+}
+
+#[test]
+fn headers_of_spreadsheets_are_read_or_named() {
+    let folder = Folder::new();
+    let found = |name: &str, text: &str| {
+        let rows = read(&folder.write(name, text)).unwrap_or_else(|e| panic!("{e}"));
+        rows.iter().map(|row| (row.line, row.group.responses[0].text().to_owned())).collect::<Vec<_>>()
+    };
+    // pandas gives the index a header without a name.
+    for name in ["a.tsv", "a"] {
+        assert_eq!(found(name, "\n\tprompt\tchosen\trejected\n0\tp\tc\tr\n"), [(3, "c".into())]);
+    }
+    assert_eq!(found("b.csv", ",prompt,chosen,rejected\n0,p,c,r\n"), [(2, "c".into())]);
+    assert_eq!(found("c.jsonl", "\t {\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}"), [(1, "c".into())]);
+    for start in ["sep=;", "\u{feff}SEP=,\r", "\"sep=;\""] {
+        let why = defect(format!("{start}\nprompt;chosen;rejected\np;c;r\n"));
+        assert!(why.contains(":1: is a line for Excel") && why.contains("remove"), "{why}");
+    }
+}
+
+/// gzip of members with these contents.
+fn members(parts: &[&[u8]]) -> Vec<u8> {
+    parts.iter().flat_map(|part| gzip(part)).collect()
+}
+
+#[test]
+fn the_kind_of_a_file_does_not_depend_on_the_first_read() {
+    let folder = Folder::new();
+    let text = lines(&rows());
+    let reference = built(&folder.write("rows.jsonl", &text));
+    let (marked, table) = (format!("\u{feff}{text}"), table(','));
+    for (name, bytes) in [("a", marked.as_bytes()), ("b", table.as_bytes()), ("c", text.as_bytes())] {
+        for cut in [1, 2, 6] {
+            let packed = members(&[&bytes[..cut], b"", &bytes[cut..]]);
+            assert_eq!(built(&folder.write(name, packed)), reference, "{name} after {cut} bytes");
+        }
+    }
+    let parquet = parquet(false, Compression::SNAPPY);
+    assert!(defect(members(&[&parquet[..1], &parquet[1..]])).contains("a Parquet file compressed with gzip"));
+}
+
+#[test]
+fn columns_with_numbers_that_json_lacks_are_refused_if_used() {
+    let columns = |gap: &str, other: &str| {
+        format!(
+            "{{\"prompt\": [\"p\", \"q\"], \"chosen\": [\"a\", \"b\"], \"rejected\": [\"c\", \"d\"], \
+             \"margin\": [{gap}], \"note\": [{other}]}}\n"
+        )
+    };
+    let why = defect(columns("null, NaN", "1, 2"));
+    assert!(why.contains(":2") && why.contains("\"margin\" holds NaN"), "{why}");
+    let rows = read(&Folder::new().write("a.json", columns("null, 1", "NaN, 2"))).unwrap();
+    assert_eq!(rows.iter().map(|row| row.group.comparisons[0].margin).collect::<Vec<_>>(), [0.0, 1.0]);
+    // Rows over several lines.
+    let row = "{\n\"prompt\": \"p\", \"chosen\": \"a\",\n\"rejected\": \"b\", \"margin\": ";
+    let why = defect(format!("{row}1}}\n{row}-Infinity}}\n"));
+    assert!(why.contains(":4") && why.contains("\"margin\" holds -Infinity"), "{why}");
+}
+
+#[test]
+fn a_row_of_lists_means_the_same_alone_and_with_others() {
+    let folder = Folder::new();
+    let sides = "\"chosen\": [\"good one\", \"great\"], \"rejected\": [\"bad one\", \"worse\"]}\n";
+    let turns = "[{\"role\": \"system\", \"content\": \"s\"}, {\"role\": \"user\", \"content\": \"q\"}]";
+    let outcome = |text: String| {
+        let rows = read(&folder.write("lists.jsonl", text)).unwrap_or_else(|e| panic!("{e}"));
+        rows.iter().map(|row| row.group.responses.len()).collect::<Vec<_>>()
+    };
+    for key in ["prompt", "messages"] {
+        let row = format!("{{\"{key}\": {turns}, {sides}");
+        assert_eq!(outcome(row.clone()), [4], "{key}");
+        assert_eq!(outcome(row.repeat(2)), [4, 4], "{key}");
+    }
+    for rows in [1, 2] {
+        let why = defect(format!("{{{sides}").repeat(rows));
+        assert!(why.contains(":1") && why.contains("the responses have no question"), "{why}");
+    }
+    // Ids and prompts are no lists in a row.
+    for key in ["id", "prompt"] {
+        assert_eq!(
+            outcome(format!(
+                "{{\"{key}\": [\"x\", \"y\"], {}",
+                sides.replace("[\"", "[\"Q ").replace("\", \"", "\", \"Q ")
+            )),
+            [2, 2]
+        );
+    }
+}
+
+#[test]
+fn a_key_that_a_row_has_twice_is_refused() {
+    let row = |more: &str| {
+        format!(
+            "{{\"prompt\": \"p\", \"chosen\": \"a\", \"rejected\": \"b, \\\"chosen\\\": c\", \"x\": {{\"chosen\": 1}}{more}}}"
+        )
+    };
+    let folder = Folder::new();
+    for more in [", \"chosen\": \"z\"", ", \"\\u0063hosen\": \"z\"", ", \"score\": NaN, \"chosen\": \"z\""] {
+        let why = "the row has the key \"chosen\" twice";
+        assert!(defect(format!("{}\n{}\n", row(""), row(more))).contains(&format!(":2: {why}")));
+        assert!(defect(format!("[{},\n{}]", row(""), row(more))).contains(&format!(":2: {why}")));
+    }
+    // Rows over several lines, and columns.
+    let spread = |more: &str| row(more).replace("{", "{\n");
+    let why = defect(format!("{}\n{}\n", spread(""), spread(", \"chosen\": \"z\"")));
+    assert!(why.contains(":4: the row has the key \"chosen\" twice"), "{why}");
+    let column = |key: &str| format!("\"{key}\": [\"a\", \"b\"]");
+    let why = defect(format!("{{\n{}}}", ["prompt", "chosen", "rejected", "chosen"].map(column).join(", ")));
+    assert!(why.contains(":1: the row has the key \"chosen\" twice"), "{why}");
+    assert_eq!(read(&folder.write("a.jsonl", row(""))).unwrap().len(), 1);
+    assert_eq!(read(&folder.write("b.json", format!("[{}]", row("")))).unwrap().len(), 1);
+}
+
+#[test]
+fn parquet_with_other_codecs_or_a_repeated_column_is_refused() {
+    // The codec follows the name of the column in the metadata.
+    for (codec, name) in [(6, "zstd"), (4, "brotli"), (5, "lz4"), (7, "lz4")] {
+        let mut bytes = parquet(false, Compression::SNAPPY);
+        let key = [&b"\x19\x18\x06"[..], b"prompt", b"\x15\x02"].concat();
+        let at = bytes.windows(key.len()).rposition(|window| window == key).unwrap();
+        bytes[at + key.len() - 1] = 2 * codec;
+        let why = defect(bytes);
+        assert!(
+            why.contains(&format!("compressed with {name}; write it with compression=\"snappy\" or \"gzip\"")),
+            "{why}"
+        );
+    }
+    let schema = "message rows { optional binary prompt; optional binary chosen; optional binary chosen; }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for text in ["p", "a", "b"] {
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&[text.into()], Some(&[1]), None).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    let why = defect(writer.into_inner().unwrap());
+    assert!(why.contains("two columns \"chosen\"; rename"), "{why}");
+}
+
+#[test]
+fn lists_in_cells_are_read_like_lists_of_json() {
+    let folder = Folder::new();
+    let cell = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => format!("\"{}\"", other.to_string().replace('"', "\"\"")),
+    };
+    let texts = json!(["A wren.", "A bus."]);
+    for row in [
+        json!({"question": "q", "outputs": texts, "scores": [2, 1]}),
+        json!({"question": "q", "generations": texts, "overall_scores": [2, 1]}),
+        json!({"question": "q", "responses": texts, "rank": [1, 2]}),
+        json!({"question": "q", "all_responses": texts, "ranking": [1, 2]}),
+        json!({"question": "q", "output": texts, "rewards": [2, 1]}),
+        json!({"question": "q", "ranked_responses": texts}),
+        json!({"question": "q", "chosen": ["A wren.", "A tit."], "rejected": ["A bus."]}),
+        json!({"prompt": "q", "chosen": "a", "rejected": "b", "images": []}),
+    ] {
+        let object = row.as_object().unwrap();
+        let line = |cells: Vec<String>| cells.join(",") + "\n";
+        let table = line(object.keys().cloned().collect()) + &line(object.values().map(cell).collect());
+        let (json, csv) = (folder.write("rows-1.jsonl", row.to_string()), folder.write("rows-1.csv", table));
+        let group = |path: &Path| read(path).unwrap_or_else(|e| panic!("{row}: {e}"))[0].group.clone();
+        let (json, csv) = (group(&json), group(&csv));
+        assert_eq!((json.prompts, json.responses, json.comparisons), (csv.prompts, csv.responses, csv.comparisons));
+    }
+    // A list on one side only is a text.
+    let rows = read(&folder.write("t.csv", "prompt,chosen,rejected\nq,\"[\"\"a\"\"]\",b\n")).unwrap();
+    assert_eq!(rows[0].group.responses[0].text(), "[\"a\"]");
 }
 
 #[test]

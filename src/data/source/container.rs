@@ -25,9 +25,12 @@ const BUFFER: usize = 1 << 18;
 /// Most memory of an xz decoder, in KiB; the highest preset takes 65 MiB.
 const XZ_MEMORY: u32 = 1 << 20;
 
+/// Bytes that decide the kind of a file: the mark of a tar archive comes last, before byte 262.
+const HEAD: usize = 512;
+
 /// A data file after unpacking.
 pub(super) enum Opened {
-    Text(Box<dyn BufRead>),
+    Text(Headed),
     /// Parquet is read out of order.
     Parquet(File),
 }
@@ -35,8 +38,7 @@ pub(super) enum Opened {
 /// Opens a file for its rows.
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let mut raw = open_raw(path)?;
-    let start = raw.fill_buf().map_err(Error::io("read", path))?;
-    if start.starts_with(PARQUET) {
+    if raw.head(HEAD).map_err(Error::io("read", path))?.starts_with(PARQUET) {
         return Ok(Opened::Parquet(seekable(path, raw)?));
     }
     unpacked(path, raw).map(Opened::Text)
@@ -44,12 +46,12 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
 
 /// Opens a file of text lines, as for a tokenizer.
 pub(crate) fn open_text(path: &Path) -> Result<Box<dyn BufRead>> {
-    unpacked(path, open_raw(path)?)
+    Ok(Box::new(unpacked(path, open_raw(path)?)?))
 }
 
-fn open_raw(path: &Path) -> Result<Box<dyn BufRead>> {
+fn open_raw(path: &Path) -> Result<Headed> {
     if is_dash(path) {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER, io::stdin())));
+        return Ok(Headed::new(Box::new(BufReader::with_capacity(BUFFER, io::stdin()))));
     }
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; pass the files in it"));
@@ -58,20 +60,20 @@ fn open_raw(path: &Path) -> Result<Box<dyn BufRead>> {
         Some(why) => Error::data(path, 0, None, why),
         None => Error::io("open", path)(e),
     })?;
-    Ok(Box::new(BufReader::with_capacity(BUFFER, file)))
+    Ok(Headed::new(Box::new(BufReader::with_capacity(BUFFER, file))))
 }
 
-fn unpacked(path: &Path, mut raw: Box<dyn BufRead>) -> Result<Box<dyn BufRead>> {
+fn unpacked(path: &Path, mut raw: Headed) -> Result<Headed> {
     let refuse = |what: String| Err(Error::data(path, 0, None, what));
-    let start = raw.fill_buf().map_err(Error::io("read", path))?;
+    let start = raw.head(HEAD).map_err(Error::io("read", path))?;
     let Some(packed) = Packed::of(start) else {
         return match foreign(start) {
             Some(what) => refuse(what),
             None => Ok(raw),
         };
     };
-    let mut inner = packed.decoder(raw);
-    let start = inner.fill_buf().map_err(|e| read_error(path, 1, e))?;
+    let mut inner = Headed::new(packed.decoder(Box::new(raw)));
+    let start = inner.head(HEAD).map_err(|e| read_error(path, 1, e))?;
     let name = packed.name();
     if let Some(again) = Packed::of(start) {
         let twice = if again == packed { "twice".to_owned() } else { format!("and {} again", again.name()) };
@@ -86,8 +88,89 @@ fn unpacked(path: &Path, mut raw: Box<dyn BufRead>) -> Result<Box<dyn BufRead>> 
     }
 }
 
+/// A reader with its next bytes at hand, however few a pipe or a packed stream gives at once.
+pub(super) struct Headed {
+    head: Vec<u8>,
+    /// Bytes of `head` that were read.
+    at: usize,
+    /// Failure after `head`.
+    failed: Option<io::Error>,
+    rest: Box<dyn BufRead>,
+}
+
+impl Headed {
+    fn new(rest: Box<dyn BufRead>) -> Self {
+        Self { head: Vec::new(), at: 0, failed: None, rest }
+    }
+
+    /// The next bytes, at least `count` of them if the stream has as many. An error comes alone: one
+    /// after some bytes is returned by the read that follows them.
+    pub(super) fn head(&mut self, count: usize) -> io::Result<&[u8]> {
+        self.head_until(|head| head.len() >= count)
+    }
+
+    /// The next bytes, up to a break of a line if one comes within `most` bytes.
+    pub(super) fn line(&mut self, most: usize) -> io::Result<&[u8]> {
+        self.head_until(|head| head.len() >= most || head.contains(&b'\n'))
+    }
+
+    fn head_until(&mut self, enough: impl Fn(&[u8]) -> bool) -> io::Result<&[u8]> {
+        self.head.drain(..self.at);
+        self.at = 0;
+        while self.failed.is_none() && !enough(&self.head) {
+            let next = match self.rest.fill_buf() {
+                Ok([]) => break,
+                Ok(next) => next,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if self.head.is_empty() => return Err(e),
+                Err(e) => {
+                    self.failed = Some(e);
+                    break;
+                }
+            };
+            let count = next.len();
+            self.head.extend(next);
+            self.rest.consume(count);
+        }
+        Ok(&self.head)
+    }
+
+    /// Puts bytes before the next ones.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) {
+        self.head.splice(..self.at, bytes.iter().copied());
+        self.at = 0;
+    }
+}
+
+impl BufRead for Headed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at < self.head.len() {
+            return Ok(&self.head[self.at..]);
+        }
+        match self.failed.take() {
+            Some(e) => Err(e),
+            None => self.rest.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self.at < self.head.len() {
+            true => self.at += count,
+            false => self.rest.consume(count),
+        }
+    }
+}
+
+impl Read for Headed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
 /// The regular file of a path, or a temporary copy of a pipe.
-fn seekable(path: &Path, mut raw: Box<dyn BufRead>) -> Result<File> {
+fn seekable(path: &Path, mut raw: Headed) -> Result<File> {
     if !is_dash(path) && path.is_file() {
         return File::open(path).map_err(Error::io("open", path));
     }

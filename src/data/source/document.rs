@@ -1,7 +1,9 @@
 //! JSON files that are neither JSON lines nor a list of rows:
 //!
 //! - an object with a list of rows, such as `{"version": 1, "data": [...]}`; its other keys are not used
-//! - an object of columns: lists of one length, or objects with equal keys, as pandas writes them
+//! - an object of columns: lists of one length, or objects with equal keys, as pandas writes them.
+//!   One of the lists must be that of a key which holds no list of texts in a row, such as `prompt`:
+//!   `chosen` and `rejected` alone may be the responses to one question
 //! - rows that each span several lines
 //!
 //! The whole file is held in memory.
@@ -10,9 +12,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::non_finite::rewrite;
-use super::rows::{RowObject, RowResult, array_rows};
-use crate::Result;
+use super::non_finite::{mark, unmark};
+use super::rows::{RowObject, RowResult, array_rows, distinct_keys};
+use crate::{Error, Result};
 
 /// Largest document.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
@@ -20,15 +22,22 @@ pub(super) const MAX_BYTES: u64 = 1 << 30;
 /// Keys that hold the rows of a document.
 const DATA: [&str; 8] = ["data", "rows", "train", "examples", "instances", "items", "records", "samples"];
 
-/// Keys of a row; in an object of columns one of them holds a list of texts or of lists.
+/// Keys of a row.
 const COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "instruction", "question", "completion"];
+
+/// Keys that hold no list of texts or of lists in any row. One of them shows that lists are columns; the
+/// number of rows in the file must not decide that.
+const SHOW_COLUMNS: [&str; 5] = ["id", "prompt", "instruction", "question", "completion"];
+
+/// Object of a row, or why it is refused.
+type Object = Result<Map<String, Value>, String>;
 
 /// Rows of a document.
 pub(super) enum Document {
     /// The text of the list of rows, and the number of line breaks before it.
     List { text: Vec<u8>, breaks: usize },
     /// Rows with the number of line breaks before them, or their place in the columns.
-    Rows(Vec<(usize, Map<String, Value>)>),
+    Rows(Vec<(usize, Object)>),
 }
 
 /// True if the first line may be the start of a document: it is cut off, or holds rows in a key or in
@@ -45,29 +54,30 @@ pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
 
 /// Reads a document; `None` if the text is none.
 pub(super) fn parse(text: &[u8]) -> Option<Document> {
-    let rewritten = rewrite(text);
-    let clean = rewritten.as_ref().map_or(text, |(clean, _)| clean.as_slice());
+    let marked = mark(text);
+    let clean = marked.as_deref().unwrap_or(text);
     let mut stream = serde_json::Deserializer::from_slice(clean).into_iter::<Map<String, Value>>();
     let mut rows = Vec::new();
     let mut start = 0;
     while let Some(next) = stream.next() {
         let lead = clean[start..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
         let breaks = clean[..start + lead].iter().filter(|&&byte| byte == b'\n').count();
-        rows.push((breaks, next.ok()?));
+        let object = next.ok()?;
+        let inner = &clean[(start + lead + 1).min(stream.byte_offset())..stream.byte_offset()];
+        rows.push((breaks, distinct_keys(&object, inner).map(|()| object)));
         start = stream.byte_offset();
     }
-    if let [(_, object)] = &rows[..] {
+    if let [(_, Ok(object))] = &rows[..] {
         if let Some(key) = list_key(object) {
             let (start, end) = list_of(text, key)?;
             let breaks = text[..start].iter().filter(|&&byte| byte == b'\n').count();
             return Some(Document::List { text: text[start..end].to_vec(), breaks });
         }
         if let Some(found) = columns(object) {
-            return Some(Document::Rows(found.into_iter().enumerate().collect()));
+            return Some(Document::Rows(found.into_iter().map(Ok).enumerate().collect()));
         }
     }
-    // Not-a-number cannot be told from null here.
-    rewritten.is_none().then_some(Document::Rows(rows))
+    Some(Document::Rows(rows))
 }
 
 impl Document {
@@ -82,8 +92,15 @@ impl Document {
         match self {
             Document::List { text, breaks } => array_rows(path, &text[..], line + breaks, ids, f),
             Document::Rows(rows) => {
-                let row = |object| RowObject { object, non_finite: Vec::new() };
-                rows.into_iter().try_for_each(|(breaks, object)| f(line + breaks, Ok(row(object))))
+                let row = |mut object: Map<String, Value>| {
+                    let found = object.iter_mut().filter_map(|(key, value)| Some((key.clone(), unmark(value)?)));
+                    let non_finite = found.collect();
+                    RowObject { object, non_finite }
+                };
+                rows.into_iter().try_for_each(|(breaks, object)| {
+                    let line = line + breaks;
+                    f(line, object.map(row).map_err(|why| Error::data(path, line, None, why)))
+                })
             }
         }
     }
@@ -106,7 +123,7 @@ fn columns(object: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
     let many = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(|v| v.is_string() || v.is_array()));
     if let [Some(first), ..] = [object.values().find_map(Value::as_array)]
         && object.values().all(|value| value.as_array().is_some_and(|list| list.len() == first.len()))
-        && COLUMNS.iter().any(|key| object.get(*key).is_some_and(many))
+        && SHOW_COLUMNS.iter().any(|key| object.get(*key).is_some_and(many))
     {
         // Messages are objects, so a row of two conversations is no table.
         let row = |i: usize| object.iter().map(|(key, list)| (key.clone(), list[i].clone())).collect();

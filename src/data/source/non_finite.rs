@@ -2,8 +2,13 @@
 //! read as `null`, and the keys that held them are remembered: a key that no reader uses may hold
 //! anything.
 
+use serde_json::Value;
+
 /// A key of a row, and what it held, at any depth.
 pub(super) type NonFinite = (String, &'static str);
+
+/// Text that takes the place of a word until the row of the word is known.
+const MARK: &str = "\0non-finite\0";
 
 const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 
@@ -24,12 +29,15 @@ pub(super) struct Rewriter {
     word: Vec<u8>,
     /// Keys of the current row.
     found: Vec<NonFinite>,
+    /// Writes marks in place of `null`.
+    marks: bool,
 }
 
 impl Rewriter {
     /// For text in which a row's keys are inside `row` brackets.
     pub fn new(row: usize) -> Self {
-        Self { row, depth: 0, in_string: false, escaped: false, key: Vec::new(), word: Vec::new(), found: Vec::new() }
+        let (key, word, found) = (Vec::new(), Vec::new(), Vec::new());
+        Self { row, depth: 0, in_string: false, escaped: false, key, word, found, marks: false }
     }
 
     /// Reads one byte, and appends what is complete to `out`.
@@ -54,7 +62,10 @@ impl Rewriter {
             if !self.found.iter().any(|(known, _)| *known == key) {
                 self.found.push((key, word));
             }
-            out.extend(b"null");
+            match self.marks {
+                true => out.extend(serde_json::to_vec(&format!("{MARK}{word}")).unwrap_or_default()),
+                false => out.extend(b"null"),
+            }
             return;
         }
         if WORDS.iter().any(|word| word.as_bytes().starts_with(&self.word)) {
@@ -93,6 +104,30 @@ pub(super) fn rewrite(text: &[u8]) -> Option<(Vec<u8>, Vec<NonFinite>)> {
     rewriter.finish(&mut out);
     let found = rewriter.take();
     (!found.is_empty()).then_some((out, found))
+}
+
+/// Text with marks in place of the words outside strings, for [`unmark`]; `None` if it holds none.
+pub(super) fn mark(text: &[u8]) -> Option<Vec<u8>> {
+    let mut rewriter = Rewriter { marks: true, ..Rewriter::new(1) };
+    let mut out = Vec::with_capacity(text.len());
+    text.iter().for_each(|&byte| rewriter.push(byte, &mut out));
+    rewriter.finish(&mut out);
+    (!rewriter.found.is_empty()).then_some(out)
+}
+
+/// Replaces the marks in a value by `null`, and returns the word of the first.
+pub(super) fn unmark(value: &mut Value) -> Option<&'static str> {
+    match value {
+        Value::String(text) => {
+            let text = text.strip_prefix(MARK)?;
+            let word = WORDS.into_iter().find(|word| *word == text)?;
+            *value = Value::Null;
+            Some(word)
+        }
+        Value::Array(list) => list.iter_mut().fold(None, |found, value| found.or(unmark(value))),
+        Value::Object(object) => object.values_mut().fold(None, |found, value| found.or(unmark(value))),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
 }
 
 #[cfg(test)]

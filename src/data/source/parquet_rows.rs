@@ -5,11 +5,13 @@
 use std::fs::File;
 use std::panic;
 use std::path::Path;
+use std::sync::Arc;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::Field;
 use parquet::record::reader::RowIter;
+use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
 use super::rows::{RowObject, RowResult, grown};
@@ -17,10 +19,19 @@ use crate::data::worker::guard::{Stage, guarded};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
+/// The library's words for a codec that this build lacks.
+const DISABLED: &str = "Disabled feature at compile time";
+/// The way on for other codecs.
+const COMPRESSION: &str = "write it with compression=\"snappy\" or \"gzip\"";
+
 /// Calls `f` for every row.
 pub(super) fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     let failed = |row: usize, why: String| Error::data(path, row, None, format!("cannot be read as Parquet: {why}"));
     let reader = call(|| SerializedFileReader::new(file)).map_err(|why| failed(0, why))?;
+    if let Some(name) = twice(reader.metadata().file_metadata().schema().get_fields()) {
+        let why = format!("the file has two columns \"{name}\"; rename one of them");
+        return Err(Error::data(path, 0, None, why));
+    }
     let mut rows: RowIter<'_> = call(|| reader.get_row_iter(None)).map_err(|why| failed(0, why))?;
     let growth = Growth::default();
     for number in 1.. {
@@ -39,6 +50,13 @@ pub(super) fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, Row
     Ok(())
 }
 
+/// Name of a column that occurs twice among these fields or those of one of them.
+fn twice(fields: &[Arc<Type>]) -> Option<&str> {
+    let repeated = |i: &usize| fields[..*i].iter().any(|known| known.name() == fields[*i].name());
+    let inner = || fields.iter().filter(|field| field.is_group()).find_map(|field| twice(field.get_fields()));
+    (0..fields.len()).find(repeated).map(|i| fields[i].name()).or_else(inner)
+}
+
 /// Calls the library, which may panic on a damaged file.
 fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     let hook = panic::take_hook();
@@ -48,7 +66,11 @@ fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> 
     match outcome? {
         Ok(value) => Ok(value),
         Err(ParquetError::NYI(why)) if why.contains("odec") || why.contains("ompress") => {
-            Err(format!("{why}; write it with compression=\"snappy\""))
+            Err(format!("{why}; {COMPRESSION}"))
+        }
+        Err(ParquetError::General(why)) if why.contains(DISABLED) => {
+            let codec = why.rsplit(' ').next().unwrap_or_default();
+            Err(format!("its pages are compressed with {codec}; {COMPRESSION}"))
         }
         Err(e) => Err(format!("{e}; is the download complete?")),
     }

@@ -8,6 +8,7 @@
 //! infinities are read as `null` (`non_finite`), and the caller refuses those under keys that it uses.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use std::rc::Rc;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::container::{Opened, open};
+use super::container::{Headed, Opened, open};
 use super::document;
 use super::kinds::{foreign_text, table_separator};
 use super::non_finite::{NonFinite, Rewriter, rewrite};
@@ -31,6 +32,9 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Longest accepted line of a JSONL file and longest accepted element of an array, in bytes.
 pub(super) const MAX_LINE: usize = 64 << 20;
+
+/// Longest header of a table that is recognised, in bytes.
+const MAX_HEADER: usize = 1 << 20;
 
 /// Message for a row above [`MAX_LINE`].
 pub(super) const TOO_LONG: &str =
@@ -59,42 +63,66 @@ pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, R
 
 fn text_rows(
     path: &Path,
-    mut reader: Box<dyn BufRead>,
+    mut reader: Headed,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut line = 1;
-    let first = skip_blank(&mut reader, &mut line).map_err(|e| read_error(path, line, e))?;
+    let mut skipped = Vec::new();
+    let first = skip_blank(&mut reader, &mut line, &mut skipped).map_err(|e| read_error(path, line, e))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match first {
         None => Ok(()),
         Some(b'[') => array_rows(path, reader, line, ids, f),
         Some(b'{') => line_rows(path, reader, line, ids, f),
         Some(_) => {
-            let start = reader.fill_buf().unwrap_or_default();
-            match (foreign_text(start), table_separator(start, &name)) {
-                (Some(what), _) => Err(Error::data(path, line, None, what)),
-                (None, Some(separator)) => table_rows(path, reader, line, separator, f),
-                (None, None) => line_rows(path, reader, line, ids, f),
+            let start = reader.line(MAX_HEADER).map_err(|e| read_error(path, line, e))?;
+            if let Some(what) = foreign_text(start) {
+                return Err(Error::data(path, line, None, what));
+            }
+            if excel_line(start) {
+                let what = "is a line for Excel that names the separator, not the header; remove the line";
+                return Err(Error::data(path, line, None, what));
+            }
+            // The first cell of a header may be empty, as pandas writes it for the index.
+            if skipped.contains(&b'\t') {
+                reader.put_back(&skipped);
+            }
+            match table_separator(reader.line(MAX_HEADER).unwrap_or_default(), &name) {
+                Some(separator) => table_rows(path, reader, line, separator, f),
+                None => line_rows(path, reader, line, ids, f),
             }
         }
     }
 }
 
-/// Skips a byte-order mark and white space; returns the next byte without consuming it.
-fn skip_blank<R: BufRead>(reader: &mut R, line: &mut usize) -> io::Result<Option<u8>> {
-    if reader.fill_buf()?.starts_with(BOM) {
-        reader.consume(3);
+/// Skips a byte-order mark and white space; returns the next byte without consuming it. `skipped`
+/// gets the white space before it in its line, or its first bytes.
+fn skip_blank(reader: &mut Headed, line: &mut usize, skipped: &mut Vec<u8>) -> io::Result<Option<u8>> {
+    if reader.head(BOM.len())?.starts_with(BOM) {
+        reader.consume(BOM.len());
     }
     loop {
         let Some(&byte) = reader.fill_buf()?.first() else { return Ok(None) };
         match byte {
-            b'\n' => *line += 1,
+            b'\n' => {
+                *line += 1;
+                skipped.clear();
+            }
+            b' ' | b'\t' | b'\r' if skipped.len() < MAX_HEADER => skipped.push(byte),
             b' ' | b'\t' | b'\r' => {}
             other => return Ok(Some(other)),
         }
         reader.consume(1);
     }
+}
+
+/// True for `sep=;` and the like.
+fn excel_line(start: &[u8]) -> bool {
+    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let line = line.strip_prefix(b"\"").and_then(|line| line.strip_suffix(b"\"")).unwrap_or(line);
+    matches!(line, [s, e, p, b'=', _] if [s, e, p].iter().map(|c| c.to_ascii_lowercase()).eq(*b"sep"))
 }
 
 /// Classifies a failed read: damage of the compressed stream is a data error, anything else an I/O
@@ -110,7 +138,7 @@ pub(super) fn read_error(path: &Path, line: usize, error: io::Error) -> Error {
 
 fn line_rows(
     path: &Path,
-    mut reader: Box<dyn BufRead>,
+    mut reader: Headed,
     line: usize,
     ids: &[&str],
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
@@ -194,6 +222,7 @@ fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
     };
     let mut object = into_object(value)?;
     let inner = bytes.iter().position(|&b| b == b'{').map_or(bytes, |start| &bytes[start + 1..]);
+    distinct_keys(&object, inner)?;
     keep_id_text(&mut object, inner, ids);
     Ok(RowObject { object, non_finite })
 }
@@ -212,23 +241,49 @@ fn keep_id_text(object: &mut Map<String, Value>, inner: &[u8], ids: &[&str]) {
     }
 }
 
-/// Text of the number under `key` of a valid JSON object; the last one if the key is repeated.
-/// `inner` is the text after the opening brace.
+/// Text of the number under `key` of a valid JSON object. `inner` is the text after the opening brace.
 fn number_text(inner: &[u8], key: &str) -> Option<String> {
-    let (mut depth, mut at, mut found) = (1usize, 0, None);
-    while depth > 0 && at < inner.len() {
-        match inner[at] {
+    let mut found = None;
+    each_key(inner, |name, value| {
+        if serde_json::from_slice::<String>(name).is_ok_and(|name| name == key) {
+            let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
+            found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
+        }
+    })?;
+    found
+}
+
+/// Refuses an object that has a key twice: JSON leaves open which value counts. `inner` is the text after
+/// the opening brace.
+pub(super) fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
+    let mut count = 0;
+    if each_key(inner, |_, _| count += 1).is_none() || count == object.len() {
+        return Ok(());
+    }
+    let (mut known, mut twice) = (HashSet::new(), None);
+    each_key(inner, |name, _| {
+        let name: String = serde_json::from_slice(name).unwrap_or_default();
+        if twice.is_none() && !known.insert(name.clone()) {
+            twice = Some(name);
+        }
+    });
+    twice.map_or(Ok(()), |name| Err(format!("the row has the key \"{name}\" twice; leave one of them out")))
+}
+
+/// Calls `f` with every key of a valid JSON object, in quotes, and the text from its value on. `inner` is
+/// the text after the opening brace. `None` if the object is not complete.
+fn each_key<'a>(inner: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
+    let (mut depth, mut at) = (1usize, 0);
+    while depth > 0 {
+        match *inner.get(at)? {
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth -= 1,
             b'"' => {
                 let end = string_end(inner, at)?;
-                let rest = inner[end..].trim_ascii_start();
-                if let (1, Some((b':', value))) = (depth, rest.split_first())
-                    && serde_json::from_slice::<String>(&inner[at..end]).is_ok_and(|name| name == key)
+                if depth == 1
+                    && let Some((b':', value)) = inner[end..].trim_ascii_start().split_first()
                 {
-                    let value = value.trim_ascii_start();
-                    let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
-                    found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
+                    f(&inner[at..end], value.trim_ascii_start());
                 }
                 at = end;
                 continue;
@@ -237,7 +292,7 @@ fn number_text(inner: &[u8], key: &str) -> Option<String> {
         }
         at += 1;
     }
-    found
+    Some(())
 }
 
 /// Place after the closing quote of the string that starts at `start`.
@@ -377,11 +432,13 @@ impl<'de> Visitor<'de> for Elements<'_> {
         let growth = Growth::default();
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
             let non_finite = self.position.rewriter.borrow_mut().take();
-            let row = into_object(value).map_err(|why| Error::data(self.path, line, None, why));
-            let row = row.map(|mut object| {
-                keep_id_text(&mut object, &self.position.text.borrow(), self.ids);
-                RowObject { object, non_finite }
+            let row = into_object(value).and_then(|mut object| {
+                let inner = self.position.text.borrow();
+                distinct_keys(&object, &inner)?;
+                keep_id_text(&mut object, &inner, self.ids);
+                Ok(RowObject { object, non_finite })
             });
+            let row = row.map_err(|why| Error::data(self.path, line, None, why));
             let taken = (self.f)(line, row);
             let bytes = self.position.row_bytes.get() as u64;
             if let Err(failure) = taken.and_then(|()| growth.add(bytes, || grown(self.path, line))) {

@@ -3,12 +3,14 @@
 //! - an empty cell is an absent key
 //! - `margin` is a number
 //! - JSON lists and objects are read as such where a reader expects them: messages, tools, lists of
-//!   responses
+//!   responses; `chosen` and `rejected` if both hold a list of strings
 //!
 //! Refused, with the line: rows with more or fewer cells than the header, bytes that are not UTF-8,
-//! rows longer than [`MAX_LINE`], and a header that names a column twice.
+//! rows longer than [`MAX_LINE`], and a header that names a column twice. The csv crate accepts any
+//! quotes; [`Quotes`] refuses text after a closing quote, and a quote that is not closed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -20,8 +22,8 @@ use super::rows::{MAX_LINE, RowObject, RowResult, TOO_LONG, grown, read_error};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
-/// Columns that hold JSON.
-const JSON: [&str; 14] = [
+/// Columns that hold JSON. Of media, an empty list is harmless.
+const JSON: [&str; 29] = [
     "tools",
     "chat_template_kwargs",
     "history",
@@ -36,7 +38,25 @@ const JSON: [&str; 14] = [
     "ranks",
     "ratings",
     "rewards",
+    "outputs",
+    "generations",
+    "ranked_responses",
+    "all_responses",
+    "overall_scores",
+    "rank",
+    "ranking",
+    "image",
+    "images",
+    "pixel_values",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "sound",
 ];
+
+/// Lists of numbers. Next to one of them, `output` is a list of responses, and the text of one otherwise.
+const NUMBERS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
 /// Calls `f` for every row after the header. `first` is the line of the header.
 pub(super) fn table_rows(
@@ -47,14 +67,28 @@ pub(super) fn table_rows(
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let taken = Rc::new(Cell::new(0));
-    let reader = Limited { inner: reader, taken: taken.clone() };
+    let quotes = Rc::new(RefCell::new(Quotes::new(first, separator)));
+    let reader = Limited { inner: reader, taken: taken.clone(), quotes: quotes.clone() };
     let mut table = csv::ReaderBuilder::new().delimiter(separator).from_reader(reader);
     let failed = |line: usize, error: csv::Error| match error.into_kind() {
-        csv::ErrorKind::Io(_) if taken.get() > MAX_LINE => Error::data(path, line, None, TOO_LONG),
+        csv::ErrorKind::Io(_) if taken.get() > MAX_LINE => {
+            let (quoted, line) = quotes.borrow().open_at().map_or((false, line), |line| (true, line));
+            Error::data(path, line, None, if quoted { OPEN } else { TOO_LONG })
+        }
         csv::ErrorKind::Io(error) => read_error(path, line, error),
         _ => Error::data(path, line, None, "is not a table"),
     };
+    let open = |end: u64| {
+        let line = quotes.borrow().unclosed.filter(|&(byte, _)| byte < end).map(|(_, line)| line);
+        line.map(|line| Error::data(path, line, None, OPEN))
+    };
     let header = table.byte_headers().cloned().map_err(|e| failed(first, e))?;
+    if let Some(error) = open(table.position().byte()) {
+        return Err(error);
+    }
+    if let Some(fault) = quotes.borrow_mut().fault_before(table.position().byte()) {
+        return Err(Error::data(path, fault.line, None, fault.why("a cell of the header", separator)));
+    }
     let mut columns = Vec::new();
     for name in &header {
         let name = std::str::from_utf8(name)
@@ -69,7 +103,17 @@ pub(super) fn table_rows(
     loop {
         taken.set(0);
         let line = usize::try_from(table.position().line()).unwrap_or(usize::MAX) + first - 1;
-        match table.read_byte_record(&mut record) {
+        let next = table.read_byte_record(&mut record);
+        // The last row holds the rest of the file, and so whole rows.
+        if let Some(error) = open(table.position().byte()) {
+            return Err(error);
+        }
+        if let Some(fault) = quotes.borrow_mut().fault_before(table.position().byte()) {
+            let cell = columns.get(fault.column).map_or("a cell".into(), |name| format!("the cell of \"{name}\""));
+            f(fault.line, Err(Error::data(path, fault.line, None, fault.why(&cell, separator))))?;
+            continue;
+        }
+        match next {
             Ok(false) => return Ok(()),
             Ok(true) => {}
             Err(error) => match error.kind() {
@@ -98,7 +142,25 @@ fn row(columns: &[&str], record: &csv::ByteRecord) -> Result<Map<String, Value>,
             .map_err(|_| format!("the cell of \"{name}\" is not valid UTF-8; save the file as UTF-8"))?;
         object.insert((*name).to_owned(), value(name, text));
     }
+    let lists = |object: &Map<String, Value>, keys: &[&str]| -> Option<Vec<Value>> {
+        keys.iter().map(|key| text_list(object.get(*key)?.as_str()?)).collect()
+    };
+    let sides = ["chosen", "rejected"];
+    if let Some(found) = lists(&object, &sides) {
+        object.extend(sides.map(str::to_owned).into_iter().zip(found));
+    }
+    if NUMBERS.iter().any(|key| object.get(*key).is_some_and(Value::is_array))
+        && let Some(found) = lists(&object, &["output"])
+    {
+        object.extend(["output".to_owned()].into_iter().zip(found));
+    }
     Ok(object)
+}
+
+/// A JSON list of strings.
+fn text_list(text: &str) -> Option<Value> {
+    let list: Vec<String> = text.starts_with('[').then(|| serde_json::from_str(text).ok())??;
+    (!list.is_empty()).then(|| list.into())
 }
 
 /// Value of a cell.
@@ -113,20 +175,117 @@ fn value(column: &str, text: &str) -> Value {
     }
 }
 
+/// Message for a quote that is not closed.
+const OPEN: &str = "a quoted cell begins here and its closing quote is missing; add it, or double a quote that is text \
+                    (\"\") and quote the whole cell";
+
 /// Counts the bytes since the last row and limits them: a quote that never ends would read the whole
 /// file into one cell.
 struct Limited<R> {
     inner: R,
     taken: Rc<Cell<usize>>,
+    quotes: Rc<RefCell<Quotes>>,
 }
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.taken.set(self.taken.get() + count);
+        let mut quotes = self.quotes.borrow_mut();
+        buffer[..count].iter().for_each(|&byte| quotes.push(byte));
         if self.taken.get() > MAX_LINE {
             return Err(io::Error::other(TOO_LONG));
         }
+        if count == 0 && !buffer.is_empty() {
+            quotes.unclosed = quotes.open_at().map(|line| (quotes.began_byte, line));
+        }
         Ok(count)
+    }
+}
+
+/// Place in a cell, as the csv crate sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Start,
+    Plain,
+    Quoted,
+    /// After a quote in a quoted cell: the closing one, or the first of two.
+    Closed,
+}
+
+/// A cell that goes on after its closing quote.
+struct Fault {
+    byte: u64,
+    /// Line where the cell begins.
+    line: usize,
+    column: usize,
+}
+
+impl Fault {
+    fn why(&self, cell: &str, separator: u8) -> String {
+        let plain =
+            if separator == b'\t' { ", or leave out the outer quotes and begin with another character" } else { "" };
+        format!(
+            "{cell} goes on after its closing quote; double the quotes inside (\"\") and quote the whole cell{plain}"
+        )
+    }
+}
+
+/// Follows the quotes of a table. It reads ahead of the rows, and keeps faults until their row comes.
+struct Quotes {
+    separator: u8,
+    place: Place,
+    byte: u64,
+    line: usize,
+    column: usize,
+    /// Byte and line where the current cell begins.
+    began_byte: u64,
+    began: usize,
+    faults: VecDeque<Fault>,
+    /// Byte and line of a quoted cell that the end of the file cuts off.
+    unclosed: Option<(u64, usize)>,
+}
+
+impl Quotes {
+    fn new(line: usize, separator: u8) -> Self {
+        let (faults, place) = (VecDeque::new(), Place::Start);
+        Self { separator, place, byte: 0, line, column: 0, began_byte: 0, began: line, faults, unclosed: None }
+    }
+
+    fn push(&mut self, byte: u8) {
+        if self.place == Place::Start {
+            (self.began_byte, self.began) = (self.byte, self.line);
+        }
+        self.place = match (self.place, byte) {
+            (Place::Quoted, b'"') => Place::Closed,
+            (Place::Quoted, _) | (Place::Closed, b'"') => Place::Quoted,
+            (_, b'\n' | b'\r') => {
+                self.column = 0;
+                Place::Start
+            }
+            (_, byte) if byte == self.separator => {
+                self.column += 1;
+                Place::Start
+            }
+            (Place::Start, b'"') => Place::Quoted,
+            (Place::Closed, _) => {
+                self.faults.push_back(Fault { byte: self.byte, line: self.began, column: self.column });
+                Place::Plain
+            }
+            _ => Place::Plain,
+        };
+        self.byte += 1;
+        self.line += usize::from(byte == b'\n');
+    }
+
+    /// Line where the current cell begins, if it is quoted.
+    fn open_at(&self) -> Option<usize> {
+        (self.place == Place::Quoted).then_some(self.began)
+    }
+
+    /// The first fault before a byte, without the others.
+    fn fault_before(&mut self, byte: u64) -> Option<Fault> {
+        let count = self.faults.iter().take_while(|fault| fault.byte < byte).count();
+        self.faults.drain(..count).next()
     }
 }
