@@ -77,15 +77,15 @@ fn damaged_files_are_named_with_their_line() {
 }
 
 #[test]
-fn the_last_of_duplicate_keys_wins() {
+fn a_key_that_a_row_has_twice_is_named() {
     let bench = Bench::new();
     bench.write(
         "twice.jsonl",
         r#"{"prompt": "x", "chosen": "A", "prompt": "Say", "chosen": " fern", "rejected": " no"}"#,
     );
-    bench.run("data build --input twice.jsonl --output b.jsonl --objective base").ok();
-    let row = &bench.rows("b.jsonl")[0];
-    assert_eq!((&row["prompts"][0], &row["responses"][0]), (&"Say".into(), &" fern".into()));
+    let build = "data build --input twice.jsonl --output b.jsonl --objective base";
+    bench.run(build).fails(3, &["twice.jsonl:1", "\"prompt\" twice"]);
+    assert!(!bench.at("b.jsonl").exists());
 }
 
 #[test]
