@@ -205,7 +205,8 @@ impl ModelConfig {
         let mut notes = Vec::new();
         let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
         let max_positions = rope.longest(declared_positions, &mut notes);
-        refuse_sliding_window(keys, family, layers, max_positions, &layers_without_rope)?;
+        let follows = rope.follows(declared_positions);
+        refuse_sliding_window(keys, family, layers, (max_positions, follows), &layers_without_rope)?;
 
         let config = Self {
             family,

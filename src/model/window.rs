@@ -35,12 +35,15 @@ pub(super) fn layers_without_rope(keys: Keys, family: &Family, layers: usize) ->
 }
 
 /// Refuses a sliding window that is shorter than the longest sequence. A window of w positions holds
-/// the position itself, so sequences of up to w tokens have full attention.
+/// the position itself, so sequences of up to w tokens have full attention. `follows` are keys of the
+/// RoPE scaling that follow from `max_position_embeddings` ([`RopeConfig::follows`]).
+///
+/// [`RopeConfig::follows`]: super::rope::RopeConfig::follows
 pub(super) fn refuse_sliding_window(
     keys: Keys,
     family: &Family,
     layers: usize,
-    longest: usize,
+    (longest, follows): (usize, Option<String>),
     without_rope: &[usize],
 ) -> Result<()> {
     let types = layer_types(keys, layers)?;
@@ -89,7 +92,10 @@ pub(super) fn refuse_sliding_window(
             format!(
                 "\"sliding_window\" is {window}, shorter than the longest sequence of {longest} tokens, and {why}; \
                  sliding windows are not supported. Set \"max_position_embeddings\" to {window}: no sequence is then \
-                 longer than the window, and attention within it is full"
+                 longer than the window, and attention within it is full{}",
+                follows.map_or(String::new(), |keys| format!(
+                    ". Write {keys} into the RoPE scaling as well: it follows from the old value"
+                ))
             ),
         )),
         (Some(why), None) => Err(Error::model(

@@ -371,7 +371,7 @@ fn a_row_of_lists_means_the_same_alone_and_with_others() {
         let why = defect(format!("{{{sides}").repeat(rows));
         assert!(why.contains(":1") && why.contains("the responses have no question"), "{why}");
     }
-    // Ids and prompts are no lists in a row.
+    // A list under one of these keys can only be a column.
     for key in ["id", "prompt"] {
         assert_eq!(
             outcome(format!(

@@ -20,6 +20,11 @@ fn qwen2(changes: Value) -> Map<String, Value> {
         "tie_word_embeddings": true, "eos_token_id": 2, "sliding_window": 4096, "use_sliding_window": false,
         "max_window_layers": 21, "torch_dtype": "bfloat16",
     });
+    changed(&base, &changes)
+}
+
+/// Keys with `changes` merged in.
+pub(crate) fn changed(base: &Value, changes: &Value) -> Map<String, Value> {
     let mut map = base.as_object().unwrap().clone();
     for (key, value) in changes.as_object().unwrap() {
         if *value == json!("<absent>") {

@@ -11,6 +11,8 @@ use mapl::model::rope::RopeScaling;
 use mapl::model::tensors::Role;
 use serde_json::{Map, Value, json};
 
+use crate::model_config::changed;
+
 /// A small configuration of a family with `changes` merged in; a change to the string "<absent>"
 /// removes the key.
 fn keys(family: &str, changes: Value) -> Map<String, Value> {
@@ -20,15 +22,7 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
         "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "max_position_embeddings": 128, "sliding_window": null,
     });
-    let mut map = base.as_object().unwrap().clone();
-    for (key, value) in changes.as_object().unwrap() {
-        if *value == json!("<absent>") {
-            map.remove(key);
-        } else {
-            map.insert(key.clone(), value.clone());
-        }
-    }
-    map
+    changed(&base, &changes)
 }
 
 fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
@@ -163,6 +157,19 @@ fn a_window_is_accepted_if_no_sequence_is_longer() {
     let used = json!({"sliding_window": 16, "use_sliding_window": true});
     refused("smollm3", used, &["layers without RoPE", "\"sliding_window\" is 16"]);
     accepted("smollm3", json!({"sliding_window": 16, "use_sliding_window": true, "no_rope_layers": [1, 1, 1, 1]}));
+    // What follows from the length is named, and with it the scaling stays the same.
+    let factors = json!([1.0, 1.1, 1.2, 1.3]);
+    let long = |more: Value, window: Value, positions: usize| {
+        let mut scaling = json!({"type": "longrope", "short_factor": factors, "long_factor": factors});
+        scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"rope_scaling": scaling, "original_max_position_embeddings": 64, "sliding_window": window,
+               "max_position_embeddings": positions})
+    };
+    let kept = accepted("phi3", long(json!({}), json!(null), 128)).rope.attention_factor();
+    let advice = format!("Write \"attention_factor\": {kept} into the RoPE scaling");
+    refused("phi3", long(json!({}), json!(100), 128), &[&advice]);
+    let followed = accepted("phi3", long(json!({"attention_factor": kept}), json!(100), 100));
+    assert_eq!(followed.rope.attention_factor(), kept);
     // A key without effect may hold anything.
     for family in ["llama", "qwen2", "smollm3"] {
         accepted(family, json!({"sliding_window": 16}));

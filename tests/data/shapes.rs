@@ -88,7 +88,7 @@ fn system_texts_and_prompts_join_conversations_once() {
             json!({"system": "Be brief.", "prompt": [user(Q)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}),
             &with_system,
         ),
-        // White space at the ends is no contradiction, and no reason to repeat the prompt.
+        // Texts that differ by white space at their ends agree, and the prompt is not repeated.
         (json!({"prompt": format!("{Q} \n"), "chosen": whole(GOOD), "rejected": whole(BAD)}), &with_system[1..]),
         (json!({"prompt": [user(&format!(" {Q}"))], "chosen": whole(GOOD), "rejected": whole(BAD)}), &with_system[1..]),
         (
@@ -302,7 +302,7 @@ fn rows_without_a_comparison_are_refused_by_name() {
         let why = refused(&row);
         assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
     }
-    // A response that must not be imitated is no example.
+    // A response that must not be imitated is not trained on.
     let folder = Folder::new();
     let path = folder.write("kto.jsonl", json!({"prompt": Q, "completion": BAD, "label": false}).to_string());
     let why = read_sft_files(&[path], &ReadOptions::default()).unwrap_err().to_string();

@@ -86,16 +86,26 @@ impl Call for Norm {
 
     /// Some rows for the per-row results; all rows for the weight gradient.
     fn parts(&self) -> Vec<Part<Self>> {
-        let tokens = spread(self.dims.tokens, 64);
-        let dims = NormDims { tokens: tokens.len(), ..self.dims };
-        let selection = Selection::default().with(Axis::Token, tokens);
-        let call = Self { dims, ..*self };
-        match self.backward {
-            false => vec![Part { call, selection, compared: &[] }],
-            true => {
-                let whole = Part { call: self.clone(), selection: Selection::default(), compared: &["dweight"] };
-                vec![Part { call, selection, compared: &["dsum"] }, whole]
-            }
+        let call = |tokens| Self { dims: NormDims { tokens, ..self.dims }, ..*self };
+        some_rows(self, self.dims.tokens, self.backward.then_some(&["dsum"]), call)
+    }
+}
+
+/// Parts of a norm's comparison: some rows (`call` has as many tokens) for the results of a row, and
+/// for a gradient, whose results of a row are `by_row`, all rows for the weight's.
+fn some_rows<C: Clone>(
+    whole: &C,
+    tokens: usize,
+    by_row: Option<&'static [&'static str; 1]>,
+    call: impl Fn(usize) -> C,
+) -> Vec<Part<C>> {
+    let tokens = spread(tokens, 64);
+    let (call, selection) = (call(tokens.len()), Selection::default().with(Axis::Token, tokens));
+    match by_row {
+        None => vec![Part { call, selection, compared: &[] }],
+        Some(compared) => {
+            let whole = Part { call: whole.clone(), selection: Selection::default(), compared: &["dweight"] };
+            vec![Part { call, selection, compared }, whole]
         }
     }
 }
@@ -167,16 +177,7 @@ impl Call for QkNorm {
 
     /// Some rows for the per-row results; all rows for the weight gradient.
     fn parts(&self) -> Vec<Part<Self>> {
-        let tokens = spread(self.dims.tokens, 64);
-        let dims = QkNormDims { tokens: tokens.len(), ..self.dims };
-        let selection = Selection::default().with(Axis::Token, tokens);
-        let call = Self { dims, ..*self };
-        match self.backward {
-            false => vec![Part { call, selection, compared: &[] }],
-            true => {
-                let whole = Part { call: self.clone(), selection: Selection::default(), compared: &["dweight"] };
-                vec![Part { call, selection, compared: &["dqkv"] }, whole]
-            }
-        }
+        let call = |tokens| Self { dims: QkNormDims { tokens, ..self.dims }, ..*self };
+        some_rows(self, self.dims.tokens, self.backward.then_some(&["dqkv"]), call)
     }
 }

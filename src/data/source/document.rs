@@ -125,7 +125,7 @@ fn columns(object: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
         && object.values().all(|value| value.as_array().is_some_and(|list| list.len() == first.len()))
         && SHOW_COLUMNS.iter().any(|key| object.get(*key).is_some_and(many))
     {
-        // Messages are objects, so a row of two conversations is no table.
+        // Lists of messages are not lists of texts, so a row of two conversations is not a table.
         let row = |i: usize| object.iter().map(|(key, list)| (key.clone(), list[i].clone())).collect();
         return Some((0..first.len()).map(row).collect());
     }

@@ -233,7 +233,7 @@ struct Parsed {
     prompt_repeated: bool,
     /// Pairs of equally good responses.
     ties: usize,
-    /// True if there is no other pair.
+    /// True if the row has ties only, and so no pair to compare.
     tied: bool,
     /// Responses without a number.
     unrated: usize,

@@ -7,7 +7,7 @@ use serde_json::Value;
 /// A key of a row, and what it held, at any depth.
 pub(super) type NonFinite = (String, &'static str);
 
-/// Text that takes the place of a word until the row of the word is known.
+/// Start of the placeholder of a word until the row of the word is known.
 const MARK: &str = "\0non-finite\0";
 
 const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
@@ -29,7 +29,7 @@ pub(super) struct Rewriter {
     word: Vec<u8>,
     /// Keys of the current row.
     found: Vec<NonFinite>,
-    /// Writes marks in place of `null`.
+    /// Replaces words by placeholders ([`MARK`]) instead of `null`.
     marks: bool,
 }
 
@@ -90,6 +90,14 @@ impl Rewriter {
         out.append(&mut self.word);
     }
 
+    /// Rewrites a whole text; `None` if it holds none of the words outside strings.
+    fn whole(mut self, text: &[u8]) -> Option<(Vec<u8>, Vec<NonFinite>)> {
+        let mut out = Vec::with_capacity(text.len());
+        text.iter().for_each(|&byte| self.push(byte, &mut out));
+        self.finish(&mut out);
+        (!self.found.is_empty()).then_some((out, self.found))
+    }
+
     /// Returns and forgets the keys found so far.
     pub fn take(&mut self) -> Vec<NonFinite> {
         std::mem::take(&mut self.found)
@@ -98,24 +106,15 @@ impl Rewriter {
 
 /// Rewrites one row of text; `None` if it holds none of the words outside strings.
 pub(super) fn rewrite(text: &[u8]) -> Option<(Vec<u8>, Vec<NonFinite>)> {
-    let mut rewriter = Rewriter::new(1);
-    let mut out = Vec::with_capacity(text.len());
-    text.iter().for_each(|&byte| rewriter.push(byte, &mut out));
-    rewriter.finish(&mut out);
-    let found = rewriter.take();
-    (!found.is_empty()).then_some((out, found))
+    Rewriter::new(1).whole(text)
 }
 
-/// Text with marks in place of the words outside strings, for [`unmark`]; `None` if it holds none.
+/// Text with the words outside strings replaced by placeholders for [`unmark`]; `None` if it holds none.
 pub(super) fn mark(text: &[u8]) -> Option<Vec<u8>> {
-    let mut rewriter = Rewriter { marks: true, ..Rewriter::new(1) };
-    let mut out = Vec::with_capacity(text.len());
-    text.iter().for_each(|&byte| rewriter.push(byte, &mut out));
-    rewriter.finish(&mut out);
-    (!rewriter.found.is_empty()).then_some(out)
+    Rewriter { marks: true, ..Rewriter::new(1) }.whole(text).map(|(text, _)| text)
 }
 
-/// Replaces the marks in a value by `null`, and returns the word of the first.
+/// Replaces the placeholders in a value by `null`, and returns the word of the first.
 pub(super) fn unmark(value: &mut Value) -> Option<&'static str> {
     match value {
         Value::String(text) => {

@@ -3,7 +3,6 @@
 //! held them are remembered, as in JSON.
 
 use std::fs::File;
-use std::panic;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
 use super::rows::{RowObject, RowResult, grown};
-use crate::data::worker::guard::{Stage, guarded};
+use crate::data::worker::guard::{Stage, guarded_quietly};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
@@ -59,11 +58,7 @@ fn twice(fields: &[Arc<Type>]) -> Option<&str> {
 
 /// Calls the library, which may panic on a damaged file.
 fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
-    let outcome = guarded(Stage::Other, call);
-    panic::set_hook(hook);
-    match outcome? {
+    match guarded_quietly(Stage::Other, call)? {
         Ok(value) => Ok(value),
         Err(ParquetError::NYI(why)) if why.contains("odec") || why.contains("ompress") => {
             Err(format!("{why}; {COMPRESSION}"))

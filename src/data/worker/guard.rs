@@ -1,8 +1,9 @@
 //! Calls into a library that may panic, and the note of what a child is doing.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::{Once, OnceLock};
 
 /// Step of a request, noted before it starts. The parent reads the note after a child's death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,29 @@ pub(crate) fn guarded<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, St
     })
 }
 
+thread_local! {
+    /// Whether a panic of this thread prints nothing.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Like [`guarded`], without the message that a panic prints.
+pub(crate) fn guarded_quietly<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    // The hook is the process's, so it is set once and asks the thread.
+    HOOK.call_once(|| {
+        let before = take_hook();
+        set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let outcome = guarded(stage, call);
+    QUIET.set(false);
+    outcome
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +111,11 @@ mod tests {
         assert_eq!(guarded(Stage::Encode, || 7), Ok(7));
         let why = guarded(Stage::Encode, || -> u8 { panic!("at {}", 3) }).unwrap_err();
         assert_eq!(why, "the library stopped: at 3");
+        let quiet = || -> u8 {
+            assert!(QUIET.get());
+            panic!("at {}", 4)
+        };
+        assert_eq!(guarded_quietly(Stage::Other, quiet).unwrap_err(), "the library stopped: at 4");
+        assert!(!QUIET.get());
     }
 }

@@ -92,8 +92,8 @@ pub fn counts<'a>(code: impl IntoIterator<Item = &'a Instruction>) -> [usize; CO
     counts
 }
 
-/// Counts of a kernel's main loop, and of the way from it to the end of the loop around it or of the
-/// kernel. `None` without a loop that has products or loads.
+/// Counts of a kernel's main loop, and of its epilogue: the code from there to the end of the loop
+/// around it, or of the kernel. `None` without a loop that has products or loads.
 ///
 /// The main loop is the shortest one with at least half of the products that any loop has: outer
 /// loops hold those of inner ones. In a kernel without products, loads of global memory count.

@@ -1,5 +1,5 @@
 //! Main loop of every kernel in machine code against the committed table `kernels/sass.csv`:
-//! instructions, branches, memory accesses and barriers in the loop, and on the way out of it. A
+//! instructions, branches, memory accesses and barriers of the loop, and of the epilogue after it. A
 //! slow form of a loop, such as loads that wait for stores, shows here without a GPU. Counts may
 //! differ by a tenth. After a change, update the table with `MAPL_UPDATE_RESOURCES=1` and commit it.
 
@@ -78,7 +78,7 @@ fn main_loops_match_the_table() {
     let Some(listing) = listing() else { return };
     let mut table = format!("kernel,target,part,{}\n", COUNTS.join(","));
     for ((kernel, target), code) in listing {
-        let parts = main_loop(code).into_iter().flat_map(|[body, out]| [("loop", body), ("way out", out)]);
+        let parts = main_loop(code).into_iter().flat_map(|[body, epilogue]| [("loop", body), ("epilogue", epilogue)]);
         for (part, counts) in parts {
             let counts: Vec<String> = counts.iter().map(ToString::to_string).collect();
             table += &format!("{kernel},{target},{part},{}\n", counts.join(","));
@@ -148,14 +148,14 @@ const CODE: &str = "
 ";
 
 #[test]
-fn a_loop_and_its_way_out_are_counted() {
+fn a_loop_and_its_epilogue_are_counted() {
     let mut listing = Listing::new();
     parse(CODE, &mut listing);
     let code = |name: &str| &listing[&(name.to_owned(), "sm_90a".to_owned())];
-    let [body, out] = main_loop(code("scale")).unwrap();
+    let [body, epilogue] = main_loop(code("scale")).unwrap();
     assert_eq!(body, [4, 1, 1, 2, 0, 0, 0, 0, 0, 2]);
     // Up to the end of the loop around it: a load after each store.
-    assert_eq!(out, [5, 1, 0, 0, 2, 0, 2, 0, 0, 1]);
+    assert_eq!(epilogue, [5, 1, 0, 0, 2, 0, 2, 0, 0, 1]);
     assert_eq!(counts(code("scale"))[0], 12);
     assert!(main_loop(code("copy")).is_none());
     assert!(differ(10, 12) && differ(0, 1) && !differ(10, 11) && !differ(0, 0));
