@@ -18,6 +18,7 @@ fn its_page_has_the_numbers_of_the_table_and_its_closing_commands_run_as_pasted(
     let output = quick.env_remove("CARGO").args(["--output-dir", FOLDER]).output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{out}");
+    assert!(out.contains("wrote 300 training and 40 held-out pairs"), "a short run has few pairs: {out}");
     page_links_to_its_runs_and_has_the_numbers_of_the_table(&bench, &out);
     closing_commands_run_as_pasted(&bench, &out);
 }
