@@ -10,7 +10,7 @@ use clap::Args;
 use half::bf16;
 
 use self::selection::no_call;
-use super::device::{Device, Dtype};
+use super::device::{Device, Dtype, on_pool};
 use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
 use crate::backend::cpu::Cpu;
@@ -337,7 +337,7 @@ impl BenchArgs {
                 if both(&[Dtype::F32]) != [Dtype::F32] {
                     return refuse("the cpu device computes in f32; leave out --dtype");
                 }
-                self.on(&Cpu::new(), &self.options(false, false), record)
+                on_pool(|| self.on(&Cpu::new(), &self.options(false, false), record))
             }
             Device::Emulator => {
                 let options = self.options(false, true);

@@ -96,10 +96,16 @@ pub struct DeviceArgs {
 }
 
 /// Work that runs on any backend.
-pub trait Job {
-    type Output;
+pub trait Job: Send {
+    type Output: Send;
     /// Runs the work.
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
+}
+
+/// Runs `work` on a thread of the pool. There an op starts its tasks without a switch of threads, which
+/// can take longer than a small op. `work` must not wait for a thread that itself waits for the pool.
+pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 impl DeviceArgs {
@@ -134,8 +140,8 @@ impl DeviceArgs {
                     Self { device: Device::Cpu, ..self }.run_probed(job, probe)
                 }
             },
-            (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) if probe => job.run(&Cpu::probed()),
-            (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) => job.run(&Cpu::new()),
+            (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) if probe => on_pool(|| job.run(&Cpu::probed())),
+            (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) => on_pool(|| job.run(&Cpu::new())),
             (Device::Auto | Device::Cpu, Some(Dtype::F64)) => {
                 Err(Error::Usage("the cpu device computes in f32; use --device reference for f64".into()))
             }
@@ -188,5 +194,24 @@ impl DeviceArgs {
                 Err(Error::Usage("kernels compute in bf16 or f32; use --device reference for f64".into()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_on_the_cpu_run_on_a_thread_of_the_pool() {
+        struct Where;
+        impl Job for Where {
+            type Output = bool;
+            fn run<B: Backend>(self, _: &B) -> Result<bool> {
+                Ok(rayon::current_thread_index().is_some())
+            }
+        }
+        let cpu = DeviceArgs { device: Device::Cpu, dtype: None };
+        assert!(cpu.run(Where).unwrap());
+        assert!(cpu.run_probed(Where, true).unwrap());
     }
 }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use half::bf16;
 
 use super::bench::BenchArgs;
-use super::device::{Device, DeviceArgs, Dtype};
+use super::device::{Device, DeviceArgs, Dtype, on_pool};
 use super::method_options::listed;
 use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
@@ -298,7 +298,7 @@ impl RunDevice {
             (Device::Cuda(ordinal), true) => Kernels::<_, bf16>::new(Driver::new(ordinal)?).rates(),
             (Device::Cuda(ordinal), false) => Kernels::<_, f32>::new(Driver::new(ordinal)?).rates(),
             (Device::Emulator, _) => Ok(None),
-            _ => Cpu::new().rates(),
+            _ => on_pool(|| Cpu::new().rates()),
         }
     }
 }
