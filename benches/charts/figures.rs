@@ -24,7 +24,7 @@ pub const ON_FRONT_PAGE: [&str; 5] = ["mapl-pair", "accuracy-reward", "accuracy-
 
 /// Every figure: its name and its `<svg>` element. `records` is `benches/record`.
 pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>> {
-    let quickstart: Quickstart = read_json(&records.join("quickstart/2026-11-23-b98f1ad.json"))?;
+    let quickstart: Quickstart = read_json(&records.join("quickstart/2026-11-29-2763c91.json"))?;
     let h200 = records.join("nvidia-h200");
     let heads = Record::read(&h200.join("2026-11-27-707e5bc.csv"))?;
     let gemms = Record::read(&h200.join("2026-11-27-8ddee10.csv"))?;
@@ -40,23 +40,24 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
     ])
 }
 
-/// Accuracies of a method trained on base pairs only, and with MAPL.
+/// Accuracies of a method trained on base pairs only, on as many tokens of base pairs as with MAPL where
+/// the record has that run, and with MAPL.
 fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String, Box<dyn Error>> {
-    let series = |suffix: &str, name: &str, style: usize| -> Result<BarSeries, Box<dyn Error>> {
+    let series = |suffix: &str, name: &str, shade: Shade| -> Option<BarSeries> {
         let wanted = format!("{method}-{suffix}");
-        let run = quickstart.runs.iter().find(|run| run.name == wanted).ok_or(format!("no run {wanted}"))?;
+        let run = quickstart.runs.iter().find(|run| run.name == wanted)?;
         let QuickstartRun { semantic, intra, inter, .. } = *run;
         let bars = [semantic, intra, inter].map(|value| Column { value, interval: None }).to_vec();
-        Ok(BarSeries { name: name.to_owned(), style, bars })
+        Some(BarSeries { name: name.to_owned(), style: method_style(method, shade), bars })
     };
+    let base = series("base", "base pairs only", Shade::Base).ok_or(format!("no run {method}-base"))?;
+    let mapl = series("mapl", "with MAPL", Shade::Mapl).ok_or(format!("no run {method}-mapl"))?;
+    let equal = series("base-equal", "base, equal tokens", Shade::BaseEqual);
     let chart = BarChart {
         title: title.to_owned(),
         categories: ["semantic", "intra", "inter"].map(str::to_owned).to_vec(),
         y: Axis::new("accuracy", "dotted: guess").within(0.0, 1.0),
-        series: vec![
-            series("base", "base pairs only", method_style(method, Shade::Base))?,
-            series("mapl", "with MAPL", method_style(method, Shade::Mapl))?,
-        ],
+        series: [base].into_iter().chain(equal).chain([mapl]).collect(),
         reference: Some(ReferenceLine { value: 0.5, label: String::new() }),
     };
     Ok(chart.to_svg())
