@@ -126,20 +126,24 @@ impl BarChart {
         let mut out = canvas.open(&self.title, &names, legend.height());
         canvas.draw_y_axis(&mut out, &self.y, &y, label(self.reference.as_ref(), &y));
         let group = canvas.plot_width() / self.categories.len().max(1) as f64;
-        let width = (group * 0.86 / self.series.len().max(1) as f64).min(MAX_BAR);
+        // Three bars need most of the space, so that their labels do not touch.
+        let filled = if self.series.len() > 2 { 0.95 } else { 0.86 };
+        let width = (group * filled / self.series.len().max(1) as f64).min(MAX_BAR);
+        let mut labels = String::new();
         for (c, category) in self.categories.iter().enumerate() {
             let middle = LEFT + group * (c as f64 + 0.5);
             put_text(&mut out, "axis", "middle", middle, TOP + PLOT + 19.0, category);
             let left = middle - width * self.series.len() as f64 / 2.0;
             for (s, series) in self.series.iter().enumerate() {
                 let bar = series.bars.get(c).copied().unwrap_or(Bar { value: f64::NAN, interval: None });
-                draw_bar(&mut out, &bar, series.style, left + width * s as f64, width, &y);
+                draw_bar((&mut out, &mut labels), &bar, series.style, left + width * s as f64, width, &y);
             }
         }
         if self.categories.is_empty() || self.series.is_empty() {
             canvas.put_no_values(&mut out);
         }
         draw_reference(&mut out, canvas, self.reference.as_ref(), &y);
+        out.push_str(&labels);
         legend.draw(&mut out, Swatch::Bar);
         out.push_str("</svg>");
         out
@@ -207,11 +211,12 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(run).map(mean).collect()
 }
 
-fn draw_bar(out: &mut String, bar: &Bar, index: usize, left: f64, width: f64, y: &Scale) {
+/// Draws a bar into the first text and its label into the second.
+fn draw_bar((out, labels): (&mut String, &mut String), bar: &Bar, index: usize, left: f64, width: f64, y: &Scale) {
     let middle = left + width / 2.0;
     let zero = to_y(y, 0.0);
     if !drawable(bar.value) {
-        put_text(out, "bar-label", "middle", middle, zero - LABEL_GAP, NO_VALUE);
+        put_text(labels, "bar-label", "middle", middle, zero - LABEL_GAP, NO_VALUE);
         return;
     }
     let at = to_y(y, bar.value);
@@ -230,5 +235,5 @@ fn draw_bar(out: &mut String, bar: &Bar, index: usize, left: f64, width: f64, y:
             write!(out, r#"<line class="whisker" x1="{middle:.1}" y1="{low:.1}" x2="{middle:.1}" y2="{high:.1}"/>"#);
         label = label.min(high);
     }
-    put_text(out, "bar-label", "middle", middle, label - LABEL_GAP, &decimal(bar.value, ACCURACY_DECIMALS));
+    put_text(labels, "bar-label", "middle", middle, label - LABEL_GAP, &decimal(bar.value, ACCURACY_DECIMALS));
 }
