@@ -28,6 +28,8 @@ pub(super) struct Fingerprint<'a> {
     pub config: &'a ModelConfig,
     /// Hash of the reference's weights.
     pub reference: String,
+    /// Hash of the weights below an adapter.
+    pub base: Option<String>,
 }
 
 impl Fingerprint<'_> {
@@ -61,6 +63,10 @@ impl Fingerprint<'_> {
             ("chat template", self.template_hash()),
             ("reference", self.reference),
         ];
+        if let (Some(lora), Some(base)) = (&setup.lora, self.base) {
+            entries.push(("adapter", format!("{lora:?}")));
+            entries.push(("base model", base));
+        }
         if setup.build.objective.builds() {
             // Groups redrawn in later epochs follow from these settings and the rows.
             entries.push(("construction", format!("{:?}", setup.build)));

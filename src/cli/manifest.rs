@@ -31,6 +31,8 @@ pub(super) struct ManifestFacts<'a> {
     pub fingerprint: &'a [(String, String)],
     /// Where a reward model is read.
     pub reward: Option<PadChoice>,
+    /// Number of trained parameters.
+    pub trained: usize,
 }
 
 impl ManifestFacts<'_> {
@@ -72,6 +74,13 @@ impl ManifestFacts<'_> {
             "fingerprint": fingerprint,
         });
         let mut facts = into_map(facts);
+        if let Some(lora) = &setup.lora {
+            let mut adapter = into_map(to_value(lora)?);
+            adapter.insert("scale".into(), json!(lora.scale()));
+            adapter.insert("base".into(), path_json(&args.model));
+            adapter.insert("trained_parameters".into(), json!(self.trained));
+            facts.insert("adapter".into(), Value::Object(adapter));
+        }
         if let Some(reward) = self.reward {
             facts.insert("reward".into(), reward.to_json(self.tokenizer));
         }
@@ -116,6 +125,12 @@ impl ManifestFacts<'_> {
         if let Some(cache) = &setup.precompute {
             put("precompute_ref_batch_size", json!(cache.batch_groups));
             put("ref_cache_dir", path_json(&cache.dir));
+        }
+        if let Some(lora) = &setup.lora {
+            put("lora_r", json!(lora.rank));
+            put("lora_alpha", json!(lora.alpha));
+            put("lora_target_modules", json!(lora.targets));
+            put("lora_dropout", json!(0.0));
         }
         put("objective", json!(setup.objective()));
         if setup.objective().builds() {

@@ -10,7 +10,7 @@
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
-//!   `reward_pad`: the pad token of a reward model
+//!   `train_models`: their models; `lora`: flags of adapters; `reward_pad`: the pad token of a reward model
 //! - [`method_options`]: options that only some of these methods take
 //! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
@@ -34,6 +34,7 @@ mod evaluate;
 mod fingerprint;
 mod inputs;
 mod invocation;
+mod lora;
 mod make;
 mod manifest;
 pub mod method_options;
@@ -52,6 +53,7 @@ mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_models;
 mod watch;
 
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
+use super::lora::LoraArgs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
 use super::template::TemplateKwargs;
@@ -109,6 +110,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub reference: ReferenceArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
     #[command(flatten)]
     #[serde(flatten)]
     pub build: BuildArgs,

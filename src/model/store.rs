@@ -142,15 +142,15 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
     })
 }
 
-/// Name of the first tensor with weights that are not finite in f32, the precision of [`save`], and
+/// Name of the first trained tensor with weights that are not finite in f32, the precision of [`save`], and
 /// their number.
 pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(String, usize)>> {
     let mut chunk = Vec::new();
-    for slot in &model.layout.slots {
+    for slot in model.trained().slots {
         let (len, mut count) = (slot.spec.elements(), 0);
         for offset in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - offset), 0.0);
-            backend.read_act(View::new(&model.weights, slot.start + offset, chunk.len()), &mut chunk)?;
+            backend.read_act(View::new(model.trained_weights(), slot.start + offset, chunk.len()), &mut chunk)?;
             count += chunk.iter().filter(|&&x| !(x as f32).is_finite()).count();
         }
         if count > 0 {

@@ -22,6 +22,9 @@ pub const REWARD_CASES: [&str; 7] = [
     "qwen3-reward",
 ];
 
+/// Adapters of PEFT with three AdamW steps.
+pub const ADAPTER_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
+
 /// Every model folder.
 pub fn models() -> Vec<&'static str> {
     [&LANGUAGE_CASES[..], &REWARD_CASES, &["llama-reference", "qwen2-reference"]].concat()
@@ -153,6 +156,36 @@ pub struct RewardCase {
     pub bradley_terry: BradleyTerry,
 }
 
+/// One sequence and its summed log-probability or reward.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoredSequence {
+    pub prompt: Vec<u32>,
+    pub response: Vec<u32>,
+    pub score: f64,
+}
+
+/// An adapter of PEFT, and AdamW steps from it; the reference of DPO is the base.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterCase {
+    pub adapter: String,
+    pub model: String,
+    pub pairs: Vec<Pair>,
+    pub sequences: Vec<ScoredSequence>,
+    pub beta: f64,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    /// Loss before each step, and after the last one.
+    pub losses: Vec<f64>,
+    pub loss_after: f64,
+    /// Gradient norm of each step before clipping.
+    pub grad_norms: Vec<f64>,
+    /// File for [`tensors`]: the adapter after the last step.
+    pub weights: String,
+}
+
 /// Losses of one pair by name, from summed log-probabilities.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -209,6 +242,11 @@ pub fn language_case(name: &str) -> LanguageCase {
 
 /// One of [`REWARD_CASES`].
 pub fn reward_case(name: &str) -> RewardCase {
+    json(&format!("{name}.json"))
+}
+
+/// One of [`ADAPTER_CASES`].
+pub fn adapter_case(name: &str) -> AdapterCase {
     json(&format!("{name}.json"))
 }
 

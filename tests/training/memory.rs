@@ -9,7 +9,7 @@ use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_i
 use mapl::loss::objective::{Loss, LossOptions, Method};
 use mapl::model::layout::Layout;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryInputs, MemoryPlan};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -91,7 +91,8 @@ fn parts_of_the_plan_match_their_formulas() {
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
             config: &config,
-            reference: Some(&config),
+            lora: None,
+            reference: PlannedReference::Model(&config),
             loss: &loss,
             precision,
             accumulation: 1,
@@ -133,7 +134,8 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let plan = |recompute, available| {
         let subject = MemoryInputs {
             config: &config,
-            reference: None,
+            lora: None,
+            reference: PlannedReference::None,
             loss: &loss,
             precision: Precision::Bf16,
             recompute,
@@ -160,7 +162,8 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
         config: &config,
-        reference: None,
+        lora: None,
+        reference: PlannedReference::None,
         loss: &loss,
         precision: Precision::F32,
         accumulation: 1,
