@@ -8,6 +8,7 @@ use super::device::Job;
 use super::fingerprint::{Fingerprint, weights_hash};
 use super::inputs::config_files;
 use super::manifest::{ManifestFacts, recorded_length};
+use super::model_folder::{adopt_pad, warn_of_tokenizer};
 use super::output::{RunFolder, check_ids, same_file, warn};
 use super::startup::Startup;
 use super::template::load_tokenizer;
@@ -124,11 +125,16 @@ impl Job for TrainJob<'_> {
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
-        let config = ModelConfig::read(&setup.args.model)?;
+        let base = setup.args.base.base();
+        setup.args.base.check([setup.args.model.as_path()].into_iter().chain(setup.args.ref_model.as_deref()))?;
+        let mut config = ModelConfig::read_on(&setup.args.model, base)?;
         let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
-        let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
+        let mut tokenizer = load_tokenizer(&setup.args.model, base, template, kwargs)?;
+        warn_of_tokenizer(&tokenizer);
+        adopt_pad(&mut config, &tokenizer);
         tokenizer.check_copied()?;
-        input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
+        let configs = config.adapter.as_ref().map_or(&setup.args.model, |adapter| &adapter.base);
+        input::check_copied(configs, config_files(configs))?;
         setup.tokenize.positions = Some(config.max_positions);
         if setup.tokenize.max_length.is_none() {
             setup.tokenize.max_length = resume.as_deref().and_then(recorded_length);
@@ -426,7 +432,8 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<(crate::model::decoder::Model<B>, Option<crate::model::decoder::Model<B>>, bool)> {
         let seed = self.args.optimiser.seed;
         let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
-        let Loaded { model: policy, drawn_score, ignored, notes } = store::load(backend, start, config, load_as, seed)?;
+        let Loaded { model: policy, drawn_score, ignored, notes, .. } =
+            store::load(backend, start, config, load_as, seed)?;
         notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
         if drawn_score {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
@@ -448,7 +455,7 @@ impl<'a> TrainSetup<'a> {
     /// policy's sequences.
     fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
         let Some(folder) = self.reference() else { return Ok(None) };
-        let config = ModelConfig::read(folder)?;
+        let config = ModelConfig::read_on(folder, self.args.base.base())?;
         if config.vocab != policy.vocab || config.head != Head::LanguageModel {
             let why = format!(
                 "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",
@@ -491,7 +498,7 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<Vec<(String, String)>> {
         let reference = match self.reference() {
             None => "none".to_owned(),
-            Some(folder) => weights_hash(folder)?,
+            Some(folder) => weights_hash(folder, self.args.base.base())?,
         };
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
     }

@@ -23,6 +23,8 @@ pub struct Loaded<B: Backend> {
     pub model: Model<B>,
     /// True if the reward head was drawn at random, because the folder has none.
     pub drawn_score: bool,
+    /// What the reward head adds to every reward; 0 for a head of this program.
+    pub reward_bias: f64,
     /// Tensors of the folder that the model does not use.
     pub ignored: Vec<String>,
     /// Notes for the log on the weights: tensors that were read under another name.
@@ -51,7 +53,7 @@ pub fn load<B: Backend>(
         fill(backend, &mut model.weights, &files, slot)?;
     }
     let (ignored, notes) = (files.ignored().to_vec(), files.notes().to_vec());
-    Ok(Loaded { model, drawn_score: files.score_missing(), ignored, notes })
+    Ok(Loaded { model, drawn_score: files.score_missing(), reward_bias: files.head_bias()?, ignored, notes })
 }
 
 /// Reads one tensor into its place in the arena.
@@ -128,8 +130,13 @@ fn draw<B: Backend>(
 
 /// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`.
 pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<()> {
+    save_as(backend, model, folder, StoredDtype::F32)
+}
+
+/// [`save`] with the weights as `dtype`.
+pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let mut wide = Vec::new();
-    write_model(folder, &model.config, StoredDtype::F32, DEFAULT_SHARD_BYTES, &mut |spec, offset, out| {
+    write_model(folder, &model.config, dtype, DEFAULT_SHARD_BYTES, &mut |spec, offset, out| {
         let Some(slot) = model.layout.slots.iter().find(|s| s.spec.name == spec.name) else {
             return Err(Error::model(folder, format!("tensor {} has no place in the arena", spec.name)));
         };
@@ -164,9 +171,9 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
 /// token; a reward model's configuration stays unchanged.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        (Head::Reward, _) => Ok(config),
-        (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
-        (Head::LanguageModel, None) => Err(Error::Usage(
+        (Head::Reward, _) if config.pad.is_some() => Ok(config.without_norm()),
+        (_, Some(pad)) => config.into_reward(pad),
+        (_, None) => Err(Error::Usage(
             "a reward model needs a pad token id for transformers to load it in batches; add pad_token to the \
              tokenizer or pad_token_id to config.json"
                 .into(),

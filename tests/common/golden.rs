@@ -153,6 +153,25 @@ pub struct RewardCase {
     pub bradley_terry: BradleyTerry,
 }
 
+/// An adapter on a model of another case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterCase<Sequence> {
+    /// Folder of the base.
+    pub base: String,
+    /// Folder of the adapter.
+    pub adapter: String,
+    pub sequences: Vec<Sequence>,
+}
+
+/// Adapters of language models.
+pub const ADAPTER_CASES: [&str; 6] = ["plain", "rslora", "patterns", "layers", "tables", "fused"];
+
+/// An adapter by its name.
+pub fn adapter_case<Sequence: DeserializeOwned>(name: &str) -> AdapterCase<Sequence> {
+    json(&format!("adapters/{name}.json"))
+}
+
 /// Losses of one pair by name, from summed log-probabilities.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
