@@ -16,7 +16,7 @@ use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::files::{input, path_json};
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
-use crate::train::manifest::{FILE, hash_entry, hashes, model_files, variables};
+use crate::train::manifest::{FILE, hash_entry, hashes, model_and_base_files, variables};
 use crate::{COMMIT, Error, Result};
 
 /// Facts about a run that are known before its first step.
@@ -39,6 +39,7 @@ impl ManifestFacts<'_> {
     /// The manifest without times and status.
     pub fn to_map(&self) -> Result<Map<String, Value>> {
         let (setup, args) = (self.setup, self.setup.args);
+        let base = args.base.base();
         let fingerprint: Map<_, _> = self.fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let facts = json!({
             "schema": 1,
@@ -57,8 +58,8 @@ impl ManifestFacts<'_> {
             "files": {
                 "train": hashes(&args.train_file),
                 "eval": hashes(&args.eval_file),
-                "model": hashes(&model_files(&args.model)),
-                "reference": hashes(&setup.reference().map_or(Vec::new(), model_files)),
+                "model": hashes(&model_and_base_files(&args.model, base)),
+                "reference": hashes(&setup.reference().map_or(Vec::new(), |folder| model_and_base_files(folder, base))),
                 "tokenizer": stored_hashes(self.tokenizer.files()),
                 "chat_template": stored_hashes(self.tokenizer.template_file()),
             },

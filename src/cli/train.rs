@@ -9,6 +9,7 @@ use super::fingerprint::{Fingerprint, weights_hash};
 use super::inputs::config_files;
 use super::lora::LoraChoice;
 use super::manifest::{ManifestFacts, recorded_length};
+use super::model_folder::{adopt_pad, warn_of_tokenizer};
 use super::output::{RunFolder, check_ids, warn};
 use super::startup::Startup;
 use super::template::load_tokenizer;
@@ -139,12 +140,26 @@ impl Job for TrainJob<'_> {
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
-        let config = ModelConfig::read(&setup.args.model)?;
-        setup.lora = setup.adapters.as_ref().map(|choice| choice.spec(&config)).transpose()?;
+        let base = setup.args.base.base();
+        setup.args.base.check([setup.args.model.as_path()].into_iter().chain(setup.args.ref_model.as_deref()))?;
+        let mut config = ModelConfig::read_on(&setup.args.model, base)?;
+        setup.lora = match &setup.adapters {
+            Some(_) if config.adapter.is_some() => {
+                return Err(Error::Usage(format!(
+                    "--use-peft: {} holds an adapter already; merge it into a whole model first (`mapl export --merge`)",
+                    setup.args.model.display()
+                )));
+            }
+            Some(choice) => Some(choice.spec(&config)?),
+            None => None,
+        };
         let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
-        let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
+        let mut tokenizer = load_tokenizer(&setup.args.model, base, template, kwargs)?;
+        warn_of_tokenizer(&tokenizer);
+        adopt_pad(&mut config, &tokenizer);
         tokenizer.check_copied()?;
-        input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
+        let configs = config.adapter.as_ref().map_or(&setup.args.model, |adapter| &adapter.base);
+        input::check_copied(configs, config_files(configs))?;
         setup.tokenize.positions = Some(config.max_positions);
         if setup.tokenize.max_length.is_none() {
             setup.tokenize.max_length = resume.as_deref().and_then(recorded_length);
@@ -420,10 +435,10 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<Vec<(String, String)>> {
         let reference = match self.reference() {
             None => "none".to_owned(),
-            Some(folder) => weights_hash(folder)?,
+            Some(folder) => weights_hash(folder, self.args.base.base())?,
         };
         // A checkpoint has the weights of a run, except the frozen ones below an adapter.
-        let base = self.lora.as_ref().map(|_| weights_hash(&self.args.model)).transpose()?;
+        let base = self.lora.as_ref().map(|_| weights_hash(&self.args.model, None)).transpose()?;
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference, base }.entries())
     }
 }

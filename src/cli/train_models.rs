@@ -66,7 +66,7 @@ impl TrainSetup<'_> {
         let seed = self.args.optimiser.seed;
         let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
         let whole = if self.lora.is_some() { &self.args.model } else { start };
-        let Loaded { model: mut policy, drawn_score, ignored, notes } =
+        let Loaded { model: mut policy, drawn_score, ignored, notes, .. } =
             store::load(backend, whole, config, load_as, seed)?;
         notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
         if drawn_score {
@@ -104,7 +104,7 @@ impl TrainSetup<'_> {
     /// policy's sequences.
     fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
         let Some(folder) = self.reference() else { return Ok(None) };
-        let config = ModelConfig::read(folder)?;
+        let config = ModelConfig::read_on(folder, self.args.base.base())?;
         if config.vocab != policy.vocab || config.head != Head::LanguageModel {
             let why = format!(
                 "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",

@@ -1,6 +1,7 @@
 //! The `mapl` binary, end to end: every command on tiny data, with its files, messages and exit
 //! codes.
 
+mod adapters;
 mod arguments;
 mod bad_input {
     //! Bad input of every kind: the exit code of the table in docs/commands.md, one message with the

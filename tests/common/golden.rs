@@ -23,7 +23,7 @@ pub const REWARD_CASES: [&str; 7] = [
 ];
 
 /// Adapters of PEFT with three AdamW steps.
-pub const ADAPTER_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
+pub const LORA_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
 
 /// Every model folder.
 pub fn models() -> Vec<&'static str> {
@@ -168,7 +168,7 @@ pub struct ScoredSequence {
 /// An adapter of PEFT, and AdamW steps from it; the reference of DPO is the base.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AdapterCase {
+pub struct LoraCase {
     pub adapter: String,
     pub model: String,
     pub pairs: Vec<Pair>,
@@ -184,6 +184,25 @@ pub struct AdapterCase {
     pub grad_norms: Vec<f64>,
     /// File for [`tensors`]: the adapter after the last step.
     pub weights: String,
+}
+
+/// An adapter on a model of another case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterCase<Sequence> {
+    /// Folder of the base.
+    pub base: String,
+    /// Folder of the adapter.
+    pub adapter: String,
+    pub sequences: Vec<Sequence>,
+}
+
+/// Adapters of language models.
+pub const ADAPTER_CASES: [&str; 6] = ["plain", "rslora", "patterns", "layers", "tables", "fused"];
+
+/// An adapter by its name.
+pub fn adapter_case<Sequence: DeserializeOwned>(name: &str) -> AdapterCase<Sequence> {
+    json(&format!("adapters/{name}.json"))
 }
 
 /// Losses of one pair by name, from summed log-probabilities.
@@ -245,9 +264,9 @@ pub fn reward_case(name: &str) -> RewardCase {
     json(&format!("{name}.json"))
 }
 
-/// One of [`ADAPTER_CASES`].
-pub fn adapter_case(name: &str) -> AdapterCase {
-    json(&format!("{name}.json"))
+/// One of [`LORA_CASES`].
+pub fn lora_case(name: &str) -> LoraCase {
+    json(&format!("lora/{name}.json"))
 }
 
 /// Returns TRL's losses for given log-probabilities.

@@ -40,7 +40,11 @@ fn names(folder: &Path) -> Vec<String> {
 pub(crate) type Raw = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 pub(crate) fn raw(folder: &Path) -> Raw {
-    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    raw_file(&folder.join("model.safetensors"))
+}
+
+pub(crate) fn raw_file(path: &Path) -> Raw {
+    let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.tensors().into_iter().map(|(n, v)| (n, (v.dtype(), v.shape().to_vec(), v.data().to_vec()))).collect()
 }

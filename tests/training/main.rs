@@ -1,6 +1,7 @@
 //! Models, losses and training steps: values against PyTorch, gradients against finite differences,
 //! and the device calls of a step.
 
+mod adapters;
 mod device_faults;
 mod fitting;
 mod golden;

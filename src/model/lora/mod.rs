@@ -12,9 +12,9 @@
 //! - [`layout`]: places of A, B and the score head in an arena of their own
 //! - `workspace`: buffers of the passes
 //! - `pass`: forward and backward as op calls
-//! - `files`: drawing, reading and writing of adapters
+//! - `draw`: adapters as PEFT draws them
 
-mod files;
+mod draw;
 pub mod layout;
 mod pass;
 mod workspace;
@@ -24,11 +24,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::config::ModelConfig;
+use super::adapter::{AdapterConfig, Targets, TaskType};
+use super::config::{Head, ModelConfig};
 use super::tensors::Role;
 use crate::backend::{Backend, View};
 use crate::{Error, Result};
-pub use files::draw;
+pub use draw::draw;
 pub(super) use layout::Group;
 use layout::LoraLayout;
 pub(super) use pass::Place;
@@ -105,6 +106,17 @@ impl<B: Backend> Lora<B> {
         let layout = Arc::new(LoraLayout::new(config, spec));
         let weights = backend.zeros_act(layout.len)?;
         Ok(Self { layout, weights, base: None })
+    }
+
+    /// Configuration of the adapter in PEFT's form.
+    pub(super) fn adapter_config(&self, head: Head) -> AdapterConfig {
+        let spec = &self.layout.spec;
+        let task = if head == Head::Reward { TaskType::SeqCls } else { TaskType::CausalLm };
+        let base = self.base.as_ref().map(|folder| folder.display().to_string());
+        let targets = Targets::Names(spec.targets.clone());
+        let config = AdapterConfig::new(base, task, (spec.rank, f64::from(spec.alpha)), targets);
+        let modules_to_save = if head == Head::Reward { vec!["score".to_owned()] } else { Vec::new() };
+        AdapterConfig { use_rslora: spec.rslora, modules_to_save, ..config }
     }
 
     /// View of a range of the weights.
