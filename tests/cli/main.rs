@@ -35,6 +35,7 @@ mod foreign;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;
+mod lora;
 mod lost_text;
 mod pipeline;
 mod quickstart;

@@ -6,7 +6,7 @@ mod device_faults;
 mod fitting;
 mod golden;
 mod golden_fixtures;
-// mod golden_lora;
+mod golden_lora;
 mod grads;
 mod kernels_model;
 mod lora;
