@@ -51,14 +51,14 @@ fn rewards<B: Backend>(backend: &B, folder: &Path) {
 #[test]
 fn merged_adapters_score_as_peft_does() {
     log_probs(&Cpu::new(), golden::path);
-    log_probs(&Reference::new(), golden::path);
+    log_probs(&Reference, golden::path);
 }
 
 #[test]
 fn merged_reward_adapters_score_as_peft_does() {
     let folder = golden::path("adapters/reward");
     rewards(&Cpu::new(), &folder);
-    rewards(&Reference::new(), &folder);
+    rewards(&Reference, &folder);
 }
 
 /// Copies an adapter through the writer.
