@@ -235,7 +235,9 @@ fn weights_are_saved_in_the_requested_type() {
         assert_eq!((&config["dtype"], &config["torch_dtype"]), (&json!(dtype), &json!(dtype)), "{folder}");
     }
     let file = |folder: &str| size(&bench.at(folder).join("model.safetensors"));
-    assert!(2 * file("narrow") - 8192 < file("wide") && file("half") == file("narrow"));
+    assert!(3 * file("narrow") < 2 * file("wide"), "{} {}", file("narrow"), file("wide"));
+    // The names of the types differ by a letter.
+    assert!(file("half").abs_diff(file("narrow")) < 64);
     // The type of the base is the default.
     adapter(&bench, "on-narrow", "narrow", "narrow", false);
     export(&bench, "--model on-narrow --output again");
@@ -245,6 +247,7 @@ fn weights_are_saved_in_the_requested_type() {
                   --lr-scheduler-type constant";
     bench.run(&format!("{common} --max-steps 2 --output-dir two")).ok();
     assert_eq!((file("two"), bench.json("two/config.json")["dtype"].clone()), (file("narrow"), json!("bfloat16")));
+    assert!(file("two/checkpoint-2") == file("wide"), "{}", file("two/checkpoint-2"));
     assert_eq!(bench.json("two/checkpoint-2/config.json")["dtype"], "float32");
     bench.run(&format!("{common} --max-steps 1 --output-dir one")).ok();
     bench.run(&format!("{common} --max-steps 2 --output-dir one --resume-from-checkpoint true")).ok();

@@ -76,19 +76,19 @@ def case(folder, model_type, way, config):
     held, built = parts(own), parts(loaded.backend_tokenizer)
     # Offsets do not change ids.
     plain = lambda pair: json.dumps(pair, sort_keys=True).replace('"trim_offsets": false', '"trim_offsets": true')
-    return {
+    row = {
         "model_type": model_type,
         "tokenizer_config": config,
-        "normalizer": held[0],
-        "pre_tokenizer": held[1],
+        "way": way,
         "class": type(loaded).__name__,
         "differs": plain(held) != plain(built),
     }
+    return row, {"normalizer": held[0], "pre_tokenizer": held[1]}
 
 
 def main():
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "rebuilt.json"
-    rows = []
+    rows, ways = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         wanted = [
             (model_type, way, {} if name is None else {"tokenizer_class": name})
@@ -97,8 +97,10 @@ def main():
             for way in WAYS
         ]
         for model_type, way, config in wanted + MORE:
-            rows.append(case(Path(scratch), model_type, way, config))
-    output.write_text("[\n" + ",\n".join(json.dumps(row, sort_keys=True) for row in rows) + "\n]\n")
+            row, ways[way] = case(Path(scratch), model_type, way, config)
+            rows.append(row)
+    lines = ",\n".join(json.dumps(row, sort_keys=True) for row in rows)
+    output.write_text(f'{{"ways": {json.dumps(ways, sort_keys=True)},\n"folders": [\n{lines}\n]}}\n')
     print(f"{len(rows)} folders, {sum(row['differs'] for row in rows)} differ")
 
 
