@@ -60,7 +60,7 @@ fn a_trained_adapter_scores_in_place_of_a_model() {
         let correct = |row: &serde_json::Value| row["comparisons"][0]["correct"] == true;
         let rows = bench.rows(&format!("{method}.jsonl"));
         let share = rows.iter().filter(|row| correct(row)).count() as f64 / rows.len() as f64;
-        let logged = logged["eval_rewards/accuracies"].as_f64().unwrap();
+        let logged = logged["eval_rewards/accuracies/base"].as_f64().unwrap();
         assert!((logged - share).abs() < 1e-6, "{logged} against {share}");
     }
 }

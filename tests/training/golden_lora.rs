@@ -30,7 +30,9 @@ fn model<B: Backend>(backend: &B, case: &LoraCase) -> Model<B> {
     let config = ModelConfig::read(&base).unwrap();
     let saved = AdapterConfig::read(&adapter).unwrap();
     let Targets::Names(names) = &saved.target_modules else { panic!("{:?}", saved.target_modules) };
-    let spec = LoraSpec::new(&config, saved.r, saved.lora_alpha as u32, saved.use_rslora, names).unwrap();
+    // PEFT writes all-linear as the full names of all layers.
+    let names: Vec<String> = names.iter().map(|name| name.rsplit('.').next().unwrap().to_owned()).collect();
+    let spec = LoraSpec::new(&config, saved.r, saved.lora_alpha as u32, saved.use_rslora, &names).unwrap();
     let mut model = load(backend, &base, config, LoadAs::Exact, 0).unwrap().model;
     draw(backend, &mut model, spec, 0).unwrap();
     reload(backend, &mut model, &adapter).unwrap();
