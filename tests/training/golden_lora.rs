@@ -75,8 +75,9 @@ fn scores<B: Backend>(backend: &B) {
     }
 }
 
-/// Relative difference of the losses of all steps, and of the whole update.
-fn steps<B: Backend>(backend: &B, name: &str) -> (f64, f64) {
+/// Largest relative differences of the losses and of the gradient norms of all steps, and the difference
+/// of the whole update.
+fn steps<B: Backend>(backend: &B, name: &str) -> [f64; 3] {
     let case = lora_case(name);
     let model = model(backend, &case);
     let settings = AdamWSettings {
@@ -102,16 +103,16 @@ fn steps<B: Backend>(backend: &B, name: &str) -> (f64, f64) {
         trainer.policy.trained().slots.iter().map(|slot| (slot.spec.name.clone(), read(slot.range()))).collect()
     };
     let start = named(&trainer);
-    let mut worst: f64 = 0.0;
-    let mut compare = |got: f64, expected: f64| worst = worst.max((got / expected - 1.0).abs());
+    let (mut of_losses, mut of_norms) = (0.0, 0.0);
+    let compare = |worst: &mut f64, got: f64, expected: f64| *worst = worst.max((got / expected - 1.0).abs());
     for (i, expected) in case.losses.iter().enumerate() {
         let report = trainer.step(&batch, case.learning_rate).unwrap();
-        compare(report.tally.loss(&trainer.loss), *expected);
-        compare(report.update.grad_norm, case.grad_norms[i]);
+        compare(&mut of_losses, report.tally.loss(&trainer.loss), *expected);
+        compare(&mut of_norms, report.update.grad_norm, case.grad_norms[i]);
     }
     let mut tally = Default::default();
     trainer.accumulate(&batch, &mut tally, &mut Vec::new()).unwrap();
-    compare(tally.loss(&trainer.loss), case.loss_after);
+    compare(&mut of_losses, tally.loss(&trainer.loss), case.loss_after);
     let (got, expected) = (named(&trainer), tensors(&case.weights));
     assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}");
     let (mut difference, mut update) = (0.0, 0.0);
@@ -121,15 +122,14 @@ fn steps<B: Backend>(backend: &B, name: &str) -> (f64, f64) {
             update += (start[tensor][i] - f64::from(*expected)).powi(2);
         }
     }
-    (worst, (difference / update).sqrt())
+    [of_losses, of_norms, (difference / update).sqrt()]
 }
 
 fn three_steps<B: Backend>(backend: &B) {
     for name in LORA_CASES {
-        let (worst, share) = steps(backend, name);
-        println!("{} {name}: losses and norms differ by {worst:.1e}, the update by {share:.1e}", B::NAME);
-        assert!(worst < 5e-4, "{name}: losses and norms {worst}");
-        assert!(share < 0.02, "{name}: update {share}");
+        let [losses, norms, update] = steps(backend, name);
+        println!("{} {name}: losses differ by {losses:.1e}, norms by {norms:.1e}, the update by {update:.1e}", B::NAME);
+        assert!(losses < 5e-4 && norms < 5e-4 && update < 0.02, "{name}: {losses:e}, {norms:e}, {update:e}");
     }
 }
 
@@ -159,13 +159,13 @@ fn three_steps_equal_those_of_peft_on_the_kernels() {
     three_steps(&Kernels::<_, f32>::new(emulator));
 }
 
-/// In bf16 the losses of three steps stay within the rounding of bf16.
+/// The tolerances of `kernels_model.rs`: 4 % for losses and 5 % for gradients.
 #[test]
 fn three_steps_in_bf16_are_near_those_of_peft() {
     for name in LORA_CASES {
         let Some(emulator) = common::emulator(Schedule::Rising, 3) else { return };
-        let (worst, _) = steps(&Kernels::<_, bf16>::new(emulator), name);
-        println!("bf16 {name}: losses and norms differ by {worst:.1e}");
-        assert!(worst < 4e-2, "{name}: {worst}");
+        let [losses, norms, _] = steps(&Kernels::<_, bf16>::new(emulator), name);
+        println!("bf16 {name}: losses differ by {losses:.1e}, norms by {norms:.1e}");
+        assert!(losses < 4e-2 && norms < 5e-2, "{name}: {losses:e}, {norms:e}");
     }
 }

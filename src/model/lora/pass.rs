@@ -191,3 +191,45 @@ fn gather<B: Backend>(
 fn no_buffers() -> Error {
     Error::Runtime("the workspace has no buffers for this adapter".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::super::super::activations::Mode;
+    use super::super::super::presets;
+    use super::super::LoraSpec;
+    use super::*;
+    use crate::backend::kernels::Kernels;
+    use crate::backend::kernels::emulator::{Emulator, Schedule};
+    use crate::rng::Rng;
+
+    /// The scale lies between two numbers of bf16. Rounded, it would change every update by 0.2 %.
+    #[test]
+    fn a_scale_that_bf16_lacks_is_kept_on_average() {
+        let device = match Emulator::with(Schedule::Rising, 2) {
+            Ok(device) => device,
+            Err(why) => {
+                assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
+                return println!("SKIPPED: {why}");
+            }
+        };
+        let backend = Kernels::<_, bf16>::new(device);
+        let config = presets::config("llama-tiny").unwrap();
+        let spec = LoraSpec { rank: 8, alpha: 31, rslora: true, targets: vec!["o_proj".into()] };
+        let scale = spec.scale();
+        assert!((bf16::from_f64(scale).to_f64() / scale - 1.0).abs() > 1.5e-3);
+        let mut lora = Lora::zeros(&backend, &config, spec).unwrap();
+        let layout = lora.layout.clone();
+        let adapter = layout.group(0, Group::Output).unwrap();
+        let mut rng = Rng::keyed(1, &["scale"]);
+        let b: Vec<f64> = (0..adapter.scaled.len()).map(|_| bf16::from_f64(1.0 + rng.unit()).to_f64()).collect();
+        backend.write_act(slot(&mut lora.weights, &adapter.targets[0].b), &b).unwrap();
+        let mut work = LoraWorkspace::new(&backend, &config, layout.clone(), (Mode::Infer, 1, 1)).unwrap();
+        lora.scale_b(&backend, &mut work).unwrap();
+        let mut scaled = vec![0.0; b.len()];
+        backend.read_act(View::new(&work.scaled, adapter.scaled.start, b.len()), &mut scaled).unwrap();
+        let ratio = scaled.iter().zip(&b).map(|(s, b)| s / b).sum::<f64>() / b.len() as f64;
+        assert!((ratio / scale - 1.0).abs() < 3e-4, "{ratio} instead of {scale}");
+    }
+}
