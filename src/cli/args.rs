@@ -141,8 +141,14 @@ pub(super) fn quoted(word: &OsStr) -> String {
 /// Flags of TRL's trainers without an equivalent, and the reason.
 const TRL_ONLY: &[(&[&str], &str)] = &[
     (
-        &["--use-peft", "--lora-r", "--lora-alpha", "--lora-dropout", "--lora-target-modules", "--model-adapter-name"],
-        "adapters are not implemented; all weights are trained",
+        &[
+            "--lora-modules-to-save",
+            "--lora-target-parameters",
+            "--lora-task-type",
+            "--use-dora",
+            "--model-adapter-name",
+        ],
+        "adapters are LoRA on linear layers, and a reward head is always saved; use --lora-target-modules",
     ),
     (&["--load-in-4bit", "--load-in-8bit", "--use-bnb-nested-quant"], "quantised training is not implemented"),
     (&["--fp16"], "half precision without a wide exponent is not supported; the CPU trains in f32"),
@@ -228,7 +234,7 @@ mod tests {
     #[test]
     fn flags_of_trl_are_explained() {
         let dpo = os(&["mapl", "dpo"]);
-        assert!(known_in_trl(&dpo, "--use-peft").is_some_and(|m| m.contains("adapters")));
+        assert!(known_in_trl(&dpo, "--use-dora").is_some_and(|m| m.contains("adapters")));
         assert_eq!(known_in_trl(&dpo, "--beta"), None);
         // `env` has no --train-file.
         assert_eq!(known_in_trl(&os(&["mapl", "env"]), "--dataset-name"), None);

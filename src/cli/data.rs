@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::data_check::{CheckCommand, check};
 use super::data_export::{ExportCommand, export};
 use super::inputs::Inputs;
+use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::{check_output, remark, same_file, warn};
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::construct::{build_rows, make_ids_distinct};
@@ -21,6 +22,7 @@ use crate::data::source::{FileReport, ReadOptions, SourceRow, check_used, read_f
 use crate::data::tokenize::{Purpose, TokenizeOptions, preview_rows};
 use crate::files::input::is_named;
 use crate::files::write_text;
+use crate::model::adapter::base::is_adapter;
 use crate::model::config::ModelConfig;
 use crate::terminal::{color, emit_exactly, plain};
 use crate::{Error, Result};
@@ -76,6 +78,8 @@ pub struct ShowCommand {
     /// Folder with the tokenizer and chat template
     #[arg(long, alias = "model", alias = "model-name-or-path")]
     tokenizer: PathBuf,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Number of groups to print
     #[arg(long, default_value = "3")]
     rows: NonZeroUsize,
@@ -187,11 +191,14 @@ fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) -> Result<()>
 /// Plain text of `data show`, apart from its colours: what was read, the groups, and what tokenization did.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
-    let tokenizer = load_tokenizer(&args.tokenizer, template, kwargs)?;
+    args.base.check([args.tokenizer.as_path()])?;
+    let tokenizer = load_tokenizer(&args.tokenizer, args.base.base(), template, kwargs)?;
+    warn_of_tokenizer(&tokenizer);
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (rows, reports) = read_files_with_reports(&args.input, &read)?;
     check_used(&read, &reports)?;
-    let training = TokenizeOptions { positions: positions(&args.tokenizer)?, ..args.tokenize.clone() };
+    let training =
+        TokenizeOptions { positions: positions(&args.tokenizer, args.base.base())?, ..args.tokenize.clone() };
     let purpose = Purpose { reward: args.reward, keep_equal_ids: true };
     let (previews, report) = preview_rows(purpose, rows, args.rows.get(), &tokenizer, &training)?;
     warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
@@ -209,9 +216,9 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
 }
 
 /// Positions of the model in a folder; `None` for a folder with a tokenizer only.
-pub(super) fn positions(folder: &Path) -> Result<Option<usize>> {
-    match is_named(&folder.join("config.json")) {
-        true => ModelConfig::read(folder).map(|config| Some(config.max_positions)),
+pub(super) fn positions(folder: &Path, base: Option<&Path>) -> Result<Option<usize>> {
+    match is_named(&folder.join("config.json")) || is_adapter(folder) {
+        true => ModelConfig::read_on(folder, base).map(|config| Some(config.max_positions)),
         false => Ok(None),
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::data::positions;
 use super::inputs::Inputs;
+use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::check_output;
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::data::source::{ReadOptions, check_used, read_files_leniently};
@@ -30,6 +31,8 @@ pub struct CheckCommand {
     /// that cannot be tokenised
     #[arg(long, alias = "model-name-or-path", alias = "tokenizer", value_name = "FOLDER")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    base: BaseArgs,
     /// Chat template to use instead of the folder's
     #[arg(long, requires = "model", value_name = "FILE")]
     chat_template_path: Option<PathBuf>,
@@ -74,11 +77,14 @@ pub fn check(args: &CheckCommand) -> Result<()> {
             .with("--chat-template-path", &args.chat_template_path);
         check_output("--output", output, &inputs)?;
     }
+    let base = args.base.base();
+    args.base.check(args.model.as_deref())?;
     let load = |folder: &PathBuf| {
-        load_tokenizer(folder, args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref())
+        load_tokenizer(folder, base, args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref())
     };
     let tokenizer = args.model.as_ref().map(load).transpose()?;
-    let positions = args.model.as_deref().map(positions).transpose()?.flatten();
+    tokenizer.iter().for_each(warn_of_tokenizer);
+    let positions = args.model.as_deref().map(|folder| positions(folder, base)).transpose()?.flatten();
     let limit = LengthLimit { given: args.max_length.map(NonZeroUsize::get), positions };
     let with = tokenizer.as_ref().map(|tokenizer| WithTokenizer { tokenizer, limit, reward: args.reward });
     let options = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };

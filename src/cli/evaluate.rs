@@ -137,6 +137,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     }
     args.check_seed()?;
     args.check_output("--model", std::slice::from_ref(model))?;
+    args.scoring.check_base(&[model])?;
     let rows = args.scoring.read_rows(&args.input, &[model])?;
     let settings = args.settings()?;
     let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
@@ -185,9 +186,11 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     args.check_seed()?;
     args.check_output("a compared model or result", sides)?;
     let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
+    args.scoring.check_base(&models)?;
     let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models)? };
     let settings = args.settings()?;
-    let heads = folders.iter().map(|f| ModelConfig::read(f).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
+    let base = args.scoring.base.base();
+    let heads = folders.iter().map(|f| ModelConfig::read_on(f, base).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
     let mut remarks = Vec::new();
     let mut one = |side: &Path| -> Result<(Option<ScoredReference>, Evaluation)> {
         if !side.is_dir() {
@@ -202,7 +205,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         }
         let mut scoring = args.scoring.clone();
         // Flags for language models apply only to the language model of the two.
-        if heads.contains(&Head::LanguageModel) && ModelConfig::read(side)?.head == Head::Reward {
+        if heads.contains(&Head::LanguageModel) && ModelConfig::read_on(side, base)?.head == Head::Reward {
             scoring = ModelArgs { ref_model: None, beta: None, logp_scope: None, logp_reduce: None, ..scoring };
         }
         let (data, evaluation) = args.evaluate(&scoring, side, rows.clone(), &settings)?;
@@ -300,6 +303,7 @@ impl MeasureArgs {
         let (s, read) = (&self.scoring, self.input.is_empty());
         let given = [
             ("--ref-model", s.ref_model.is_some()),
+            ("--base-model", s.base.base_model.is_some()),
             ("--beta", s.beta.is_some()),
             ("--logp-scope", s.logp_scope.is_some()),
             ("--logp-reduce", s.logp_reduce.is_some()),

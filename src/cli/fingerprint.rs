@@ -10,6 +10,8 @@ use crate::data::tokenize::TokenizeOptions;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::input;
+use crate::model::adapter::base::AdapterFolder;
+use crate::model::adapter::config::CONFIG_FILE;
 use crate::model::config::ModelConfig;
 use crate::optim::schedule::Scheduler;
 use crate::train::checkpoint::LENGTH_KEY;
@@ -28,6 +30,8 @@ pub(super) struct Fingerprint<'a> {
     pub config: &'a ModelConfig,
     /// Hash of the reference's weights.
     pub reference: String,
+    /// Hash of the weights below an adapter.
+    pub base: Option<String>,
 }
 
 impl Fingerprint<'_> {
@@ -61,6 +65,10 @@ impl Fingerprint<'_> {
             ("chat template", self.template_hash()),
             ("reference", self.reference),
         ];
+        if let (Some(lora), Some(base)) = (&setup.lora, self.base) {
+            entries.push(("adapter", format!("{lora:?}")));
+            entries.push(("base model", base));
+        }
         if setup.build.objective.builds() {
             // Groups redrawn in later epochs follow from these settings and the rows.
             entries.push(("construction", format!("{:?}", setup.build)));
@@ -157,8 +165,24 @@ fn groups_hash(groups: &[TokenizedGroup]) -> String {
     short(&hash)
 }
 
-/// Hash of the weight files of a model folder.
-pub(super) fn weights_hash(folder: &Path) -> Result<String> {
+/// Hash of the weight files of a model folder and, for an adapter, of its base and its configuration.
+pub(super) fn weights_hash(folder: &Path, base: Option<&Path>) -> Result<String> {
+    let mut hash = blake3::Hasher::new();
+    if let Some(adapter) = AdapterFolder::find(folder, base)? {
+        let config = folder.join(CONFIG_FILE);
+        hash_file(&mut hash, &config)?;
+        hash_weights(&mut hash, &adapter.base)?;
+    }
+    hash_weights(&mut hash, folder)?;
+    Ok(short(&hash))
+}
+
+fn hash_file(hash: &mut blake3::Hasher, path: &Path) -> Result<()> {
+    let file = input::open(path).map_err(input::model_error(path))?;
+    hash.update_reader(file).map(|_| ()).map_err(Error::io("read", path))
+}
+
+fn hash_weights(hash: &mut blake3::Hasher, folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
     let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
     if let Ok(files) = &mut files {
@@ -166,10 +190,5 @@ pub(super) fn weights_hash(folder: &Path) -> Result<String> {
         files.retain(|path| path.extension().is_some_and(|e| e == "safetensors") && path.is_file());
         files.sort_unstable();
     }
-    let mut hash = blake3::Hasher::new();
-    for path in files.map_err(Error::io("list", folder))? {
-        let file = input::open(&path).map_err(input::model_error(&path))?;
-        hash.update_reader(file).map_err(Error::io("read", &path))?;
-    }
-    Ok(hash.finalize().to_hex()[..16].to_owned())
+    files.map_err(Error::io("list", folder))?.iter().try_for_each(|path| hash_file(hash, path))
 }

@@ -7,13 +7,20 @@ use std::path::{Path, PathBuf};
 
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
 use crate::files::entries;
+use crate::model::adapter::config::CONFIG_FILE;
 use crate::report::run::RUN_LOGS;
 use crate::train::checkpoint;
 use crate::{Error, Result};
 
 /// Further files that a model folder, a checkpoint or a run folder is read from.
-const FOLDER_FILES: [&str; 5] =
-    ["config.json", "generation_config.json", "model.safetensors.index.json", checkpoint::HISTORY_FILE, "DONE"];
+const FOLDER_FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    CONFIG_FILE,
+    checkpoint::HISTORY_FILE,
+    "DONE",
+];
 
 /// Subfolders of a model folder or a checkpoint that are read.
 const SUBFOLDERS: [&str; 2] = [ADDITIONAL_TEMPLATES, "state"];

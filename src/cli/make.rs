@@ -68,7 +68,7 @@ impl TokenizerArgs {
 
 /// Trains and writes a tokenizer.
 pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
-    check_new_folder(&args.output_dir, &["tokenizer.json"])?;
+    check_new_folder("--output-dir", &args.output_dir, &["tokenizer.json"])?;
     let written = FILES.map(|name| args.output_dir.join(name));
     Inputs::default().with("--input", &args.input).spare(("--output-dir", &args.output_dir), &written)?;
     let with_rows = args.input.iter().map(|path| holds_rows(path)).collect::<Result<Vec<_>>>()?;
@@ -136,7 +136,7 @@ fn holds_rows(path: &Path) -> Result<bool> {
 
 /// Initialises and writes a model.
 pub fn init(args: &InitArgs) -> Result<()> {
-    check_new_folder(&args.output_dir, &MODEL_FILES)?;
+    check_new_folder("--output-dir", &args.output_dir, &MODEL_FILES)?;
     Inputs::default()
         .with("--config", &args.config)
         .with("--tokenizer", [&args.tokenizer])

@@ -16,7 +16,7 @@ use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::files::{input, path_json};
 use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
-use crate::train::manifest::{FILE, hash_entry, hashes, model_files, variables};
+use crate::train::manifest::{FILE, hash_entry, hashes, model_and_base_files, variables};
 use crate::{COMMIT, Error, Result};
 
 /// Facts about a run that are known before its first step.
@@ -31,12 +31,15 @@ pub(super) struct ManifestFacts<'a> {
     pub fingerprint: &'a [(String, String)],
     /// Where a reward model is read.
     pub reward: Option<PadChoice>,
+    /// Number of trained parameters.
+    pub trained: usize,
 }
 
 impl ManifestFacts<'_> {
     /// The manifest without times and status.
     pub fn to_map(&self) -> Result<Map<String, Value>> {
         let (setup, args) = (self.setup, self.setup.args);
+        let base = args.base.base();
         let fingerprint: Map<_, _> = self.fingerprint.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let facts = json!({
             "schema": 1,
@@ -55,8 +58,8 @@ impl ManifestFacts<'_> {
             "files": {
                 "train": hashes(&args.train_file),
                 "eval": hashes(&args.eval_file),
-                "model": hashes(&model_files(&args.model)),
-                "reference": hashes(&setup.reference().map_or(Vec::new(), model_files)),
+                "model": hashes(&model_and_base_files(&args.model, base)),
+                "reference": hashes(&setup.reference().map_or(Vec::new(), |folder| model_and_base_files(folder, base))),
                 "tokenizer": stored_hashes(self.tokenizer.files()),
                 "chat_template": stored_hashes(self.tokenizer.template_file()),
             },
@@ -72,6 +75,13 @@ impl ManifestFacts<'_> {
             "fingerprint": fingerprint,
         });
         let mut facts = into_map(facts);
+        if let Some(lora) = &setup.lora {
+            let mut adapter = into_map(to_value(lora)?);
+            adapter.insert("scale".into(), json!(lora.scale()));
+            adapter.insert("base".into(), path_json(&args.model));
+            adapter.insert("trained_parameters".into(), json!(self.trained));
+            facts.insert("adapter".into(), Value::Object(adapter));
+        }
         if let Some(reward) = self.reward {
             facts.insert("reward".into(), reward.to_json(self.tokenizer));
         }
@@ -116,6 +126,12 @@ impl ManifestFacts<'_> {
         if let Some(cache) = &setup.precompute {
             put("precompute_ref_batch_size", json!(cache.batch_groups));
             put("ref_cache_dir", path_json(&cache.dir));
+        }
+        if let Some(lora) = &setup.lora {
+            put("lora_r", json!(lora.rank));
+            put("lora_alpha", json!(lora.alpha));
+            put("lora_target_modules", json!(lora.targets));
+            put("lora_dropout", json!(0.0));
         }
         put("objective", json!(setup.objective()));
         if setup.objective().builds() {

@@ -32,7 +32,7 @@ const OF_COMPARISONS: [&str; 8] =
     ["base_weight", "intra_weight", "inter_weight", "mix", "margin", "pop_clip", "loss_type", "label_smoothing"];
 
 /// Options that `-h` lists; `--help` lists all.
-const COMMON: [&str; 24] = [
+const COMMON: [&str; 25] = [
     "model",
     "ref_model",
     "train_file",
@@ -56,6 +56,7 @@ const COMMON: [&str; 24] = [
     "eval_steps",
     "save_steps",
     "beta",
+    "use_peft",
     "objective",
 ];
 

@@ -10,7 +10,9 @@
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
-//!   `reward_pad`: the pad token of a reward model
+//!   `train_models`: their models; `lora`: flags of adapters; `reward_pad`: the pad token of a reward model
+//! - `model_folder`: adapters and their bases
+//! - `export`: whole models from adapters; `save_dtype`: the type of written weights
 //! - [`method_options`]: options that only some of these methods take
 //! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
@@ -31,12 +33,15 @@ mod data_export;
 mod device;
 mod env;
 mod evaluate;
+mod export;
 mod fingerprint;
 mod inputs;
 mod invocation;
+mod lora;
 mod make;
 mod manifest;
 pub mod method_options;
+mod model_folder;
 mod output;
 mod plan;
 mod quickstart;
@@ -44,6 +49,7 @@ mod reference;
 mod report;
 mod reward_pad;
 mod run_lock;
+mod save_dtype;
 mod score;
 mod scored_reference;
 mod startup;
@@ -52,6 +58,7 @@ mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_models;
 mod watch;
 
 use std::path::PathBuf;
@@ -103,6 +110,8 @@ pub enum Command {
     /// Compare two models on the same data, exactly as `eval --compare` does: paired bootstrap
     /// intervals, McNemar's test
     Compare(Box<evaluate::CompareArgs>),
+    /// Write a whole model from an adapter and its base
+    Export(export::ExportArgs),
     /// Write an HTML report of training runs: curves, rewards, data, warnings, configuration
     Report(report::ReportArgs),
     /// Watch a run's metrics in the terminal while it trains
@@ -131,6 +140,7 @@ impl Command {
             Command::Study(command) => command.data_files(),
             Command::Quickstart(_)
             | Command::Init(_)
+            | Command::Export(_)
             | Command::Report(_)
             | Command::Watch(_)
             | Command::Bench(_)
@@ -187,6 +197,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Compare(args) => evaluate::compare_models(&args),
+        Command::Export(args) => export::export(&args),
         Command::Report(args) => report::run(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Study(command) => study::run(&command, command_line),

@@ -44,21 +44,28 @@ pub fn remark(output: &Path, text: &str) {
 }
 
 /// Refuses to make a model or a tokenizer in a folder that already holds one, or cannot be written.
-pub fn check_new_folder(dir: &Path, files: &[&str]) -> Result<()> {
+pub fn check_new_folder(flag: &str, dir: &Path, files: &[&str]) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
-        return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
+        return Err(Error::Usage(format!("{flag} {} is a file; name a folder", dir.display())));
     }
     match files.iter().find(|name| dir.join(name).exists()) {
         None => check_folder_writable(dir),
         Some(name) => Err(Error::Usage(format!(
-            "--output-dir {} already holds {name}; name another folder or remove it first",
+            "{flag} {} already holds {name}; name another folder or remove it first",
             dir.display()
         ))),
     }
 }
 
 /// Files that identify a model folder.
-pub const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+pub const MODEL_FILES: [&str; 5] = [
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    // With it, the folder would be read as an adapter.
+    "adapter_config.json",
+    "adapter_model.safetensors",
+];
 
 /// Files of a run other than checkpoints and the final model.
 const RUN_FILES: [&str; 6] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::model::lora::MAX_RANK;
 use crate::model::presets;
 use crate::perf::data_sheets::data_sheet;
 use crate::study::plan::{GpuRates, StepPlan, Workload};
@@ -46,6 +47,9 @@ pub struct StepPlanArgs {
     /// Plan a reward model step instead of a DPO step with its reference
     #[arg(long, requires = "plan")]
     reward: bool,
+    /// Plan a step of low-rank adapters of this rank on all linear layers
+    #[arg(long, requires = "plan", value_name = "RANK")]
+    lora_r: Option<usize>,
     /// Print JSON
     #[arg(long, requires = "plan")]
     json: bool,
@@ -59,7 +63,16 @@ impl StepPlanArgs {
 
     /// Prints the plan.
     pub fn print(&self) -> Result<()> {
-        let workload = Workload { pairs: self.pairs, prompt: self.prompt, response: self.response, dpo: !self.reward };
+        if self.lora_r.is_some_and(|rank| rank == 0 || rank > MAX_RANK) {
+            return Err(Error::Usage(format!("--lora-r: a rank from 1 to {MAX_RANK} is needed")));
+        }
+        let workload = Workload {
+            pairs: self.pairs,
+            prompt: self.prompt,
+            response: self.response,
+            dpo: !self.reward,
+            lora_rank: self.lora_r,
+        };
         let plan = StepPlan::new(&presets::config(&self.preset)?, &workload, &card(self)?)?;
         match self.json {
             true => {

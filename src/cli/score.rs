@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
+use super::model_folder::{BaseArgs, adopt_pad};
 use super::output::{check_ids, check_output, remark, warn};
-use super::scored_reference::{ScoredReference, run_file};
+use super::scored_reference::{ScoredReference, recorded_base, run_file};
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
@@ -23,6 +24,7 @@ use crate::files::{input, write_text};
 use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
+use crate::model::reward_heads::RewardNorm;
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::terminal::complain;
@@ -36,6 +38,8 @@ pub struct ModelArgs {
     /// reference in the run.json of a DPO folder, else none]
     #[arg(long, alias = "ref-model-name-or-path")]
     pub ref_model: Option<PathBuf>,
+    #[command(flatten)]
+    pub base: BaseArgs,
     /// Factor on log pi - log ref in logits [language models; default 0.1]
     #[arg(long)]
     pub beta: Option<f64>,
@@ -93,6 +97,7 @@ impl ScoreArgs {
 pub fn score(args: &ScoreArgs) -> Result<()> {
     let inputs = args.scoring.inputs().with("--model", [&args.model]).with("--input", &args.input);
     check_output("--output", &args.output, &inputs)?;
+    args.scoring.check_base(&[&args.model])?;
     let rows = args.scoring.read_rows(&args.input, &[&args.model])?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
     let ScoredData { groups, scores, head, reference, .. } = args.scoring.device.run(job)?;
@@ -192,15 +197,16 @@ impl Job for ScoreJob<'_> {
 
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
         let (args, folder) = (self.args, self.model);
-        let config = ModelConfig::read(folder)?;
+        let mut config = ModelConfig::read_on(folder, args.base.base())?;
         let head = config.head;
         let loss = args.loss(head)?;
         let scored_with = match head {
-            Head::LanguageModel => Some(ScoredReference::of(folder, args.ref_model.as_deref())?),
+            Head::LanguageModel => Some(ScoredReference::of(folder, args.ref_model.as_deref(), args.base.base())?),
             Head::Reward => None,
         };
         let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
-        let tokenizer = load_tokenizer(folder, template, kwargs)?;
+        let tokenizer = load_tokenizer(folder, args.base.base(), template, kwargs)?;
+        adopt_pad(&mut config, &tokenizer);
         if let Some(length) = args.max_length.filter(|&n| n > config.max_positions) {
             return Err(Error::Usage(format!("--max-length {length} is above the model's {}", config.longest_text())));
         }
@@ -218,17 +224,24 @@ impl Job for ScoreJob<'_> {
         let notes =
             config.notes.iter().chain(tokenizer.notes()).cloned().chain(pad_note(&config, folder, &groups, &tokenizer));
         notes.for_each(|note| complain(&format!("note: {note}")));
-        let Loaded { mut model, notes, ignored, .. } = store::load(backend, folder, config, LoadAs::Exact, 0)?;
+        let Loaded { mut model, reward_bias, notes, ignored, .. } =
+            store::load(backend, folder, config, LoadAs::Exact, 0)?;
+        let norm = model.config.reward_norm;
+        norm.iter().for_each(|norm| complain(&format!("note: {}", norm.line())));
         notes.iter().for_each(|note| complain(&format!("note: {note}")));
         if !ignored.is_empty() {
             complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
         }
-        let mut reference = reference_model(backend, &model.config, scored_with.as_ref())?;
+        let recorded = recorded_base(folder);
+        let base = args.base.base().or(recorded.as_deref());
+        let mut reference = reference_model(backend, &model.config, scored_with.as_ref(), base)?;
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
         evaluator.set_token_budget(args.batch_tokens.unwrap_or(TOKEN_BUDGET));
         let mut score = |groups: &[TokenizedGroup]| -> Result<Vec<GroupScores>> {
             check_ids(groups, folder, vocab)?;
-            Ok(evaluator.run(backend, (&mut model, reference.as_mut()), &loss, groups, |_| ())?.0)
+            let mut scores = evaluator.run(backend, (&mut model, reference.as_mut()), &loss, groups, |_| ())?.0;
+            scores.iter_mut().for_each(|group| calibrate(group, reward_bias, norm));
+            Ok(scores)
         };
         let scores = score(&groups)?;
         let (mut probes, mut remarks) = (Vec::new(), Vec::new());
@@ -254,11 +267,34 @@ impl Job for ScoreJob<'_> {
     }
 }
 
+/// Adds the bias of a head to rewards and normalises them. In a comparison the shift cancels.
+fn calibrate(scores: &mut GroupScores, bias: f64, norm: Option<RewardNorm>) {
+    let RewardNorm { mean, deviation } = norm.unwrap_or(RewardNorm { mean: 0.0, deviation: 1.0 });
+    if bias != 0.0 || norm.is_some() {
+        scores.policy.iter_mut().for_each(|reward| *reward = (*reward + bias - mean) / deviation);
+        scores.logits.iter_mut().for_each(|logit| *logit /= deviation);
+    }
+}
+
 impl ModelArgs {
+    /// Refuses `--base-model` if neither a model nor its reference is an adapter.
+    pub(super) fn check_base(&self, models: &[&Path]) -> Result<()> {
+        let given = self.ref_model.as_deref();
+        let recorded = |model: &&Path| ScoredReference::of(model, None, self.base.base()).ok();
+        let recorded: Vec<ScoredReference> = match (given, self.base.base()) {
+            (None, Some(_)) => models.iter().filter_map(recorded).collect(),
+            _ => Vec::new(),
+        };
+        let references = recorded.iter().filter_map(ScoredReference::folder).chain(given);
+        self.base.check(models.iter().copied().chain(references))
+    }
+
     /// Reads rows that all the models are to score, and prints what may be overlooked in them.
     pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path]) -> Result<Vec<SourceRow>> {
         // A folder that cannot be read is an error when its model is loaded.
-        let reward = |folder: &&Path| ModelConfig::read(folder).is_ok_and(|config| config.head == Head::Reward);
+        let reward = |folder: &&Path| {
+            ModelConfig::read_on(folder, self.base.base()).is_ok_and(|config| config.head == Head::Reward)
+        };
         let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
         let (rows, reports) = read_files_with_reports(files, &options)?;
         check_used(&options, &reports)?;
@@ -271,6 +307,7 @@ impl ModelArgs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";
         Inputs::default()
             .with("--ref-model", self.ref_model.iter().filter(named))
+            .with("--base-model", &self.base.base_model)
             .with("--chat-template-path", &self.chat_template_path)
     }
 
@@ -311,9 +348,10 @@ fn reference_model<B: Backend>(
     backend: &B,
     policy: &ModelConfig,
     reference: Option<&ScoredReference>,
+    base: Option<&Path>,
 ) -> Result<Option<Model<B>>> {
     let Some(folder) = reference.and_then(ScoredReference::folder) else { return Ok(None) };
-    let config = ModelConfig::read(folder)?;
+    let config = ModelConfig::read_on(folder, base)?;
     if config.head != Head::LanguageModel || config.vocab != policy.vocab {
         let why = format!("cannot be the reference of a language model with {} token ids", policy.vocab);
         return Err(Error::model(folder, why));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::files::input;
-use crate::train::manifest::{self, hashes, model_files};
+use crate::train::manifest::{self, hashes, model_and_base_files};
 use crate::{Error, Result};
 
 /// Where the reference comes from, or why there is none.
@@ -36,7 +36,8 @@ const PLAIN: &str = "scores are beta log pi, the plain log-probability of a resp
 
 impl ScoredReference {
     /// Reference of the language model in `model`; `given` is the value of `--ref-model`.
-    pub fn of(model: &Path, given: Option<&Path>) -> Result<Self> {
+    /// `base` is the folder of an adapter's base, if the user names it.
+    pub fn of(model: &Path, given: Option<&Path>, base: Option<&Path>) -> Result<Self> {
         match given {
             Some(path) if path.as_os_str() == "none" => return Ok(Self::Declined),
             Some(path) => return Ok(Self::Given(path.to_path_buf())),
@@ -71,7 +72,10 @@ impl ScoredReference {
         let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
         let existing: Vec<PathBuf> = there.into_iter().chain([recorded.clone()]).filter(|path| path.is_dir()).collect();
         let Some(first) = existing.first().cloned() else { return Ok(Self::Gone(recorded)) };
-        let same = existing.into_iter().find(|folder| unchanged(folder, &run["files"]["reference"]));
+        let same = existing.into_iter().find(|folder| {
+            let recorded = recorded_base(model);
+            unchanged(folder, base.or(recorded.as_deref()), &run["files"]["reference"])
+        });
         // The recorded name is the shorter one, where it leads to the same folder.
         let name = |found: PathBuf| if super::output::same_file(&found, &recorded) { recorded.clone() } else { found };
         Ok(same.map_or_else(|| Self::Changed(name(first)), |folder| Self::Recorded(name(folder))))
@@ -149,6 +153,16 @@ impl ScoredReference {
     }
 }
 
+/// Folder that the run of a model folder read the bases of adapters from (`--base-model`), as it is
+/// named there or here.
+pub(super) fn recorded_base(model: &Path) -> Option<PathBuf> {
+    let text = input::read(&run_file(model)?, input::MAX_CONFIG).ok()?;
+    let run: Value = serde_json::from_slice(&text).ok()?;
+    let recorded = PathBuf::from(run["config"]["base_model"].as_str()?);
+    let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
+    there.into_iter().chain([recorded]).find(|path| path.is_dir())
+}
+
 /// The `run.json` of the run that wrote a model folder: in it, or above it for a checkpoint.
 pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
     let own = model.join(manifest::FILE);
@@ -161,7 +175,7 @@ pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
 }
 
 /// Whether a folder holds exactly the model files whose hashes are recorded, or none are recorded.
-fn unchanged(folder: &Path, recorded: &Value) -> bool {
+fn unchanged(folder: &Path, base: Option<&Path>, recorded: &Value) -> bool {
     let named = |files: &Value| -> Vec<(String, String)> {
         let entry = |file: &Value| {
             let name = Path::new(file["path"].as_str()?).file_name()?.to_string_lossy().into_owned();
@@ -170,5 +184,5 @@ fn unchanged(folder: &Path, recorded: &Value) -> bool {
         files.as_array().into_iter().flatten().filter_map(entry).collect()
     };
     let recorded = named(recorded);
-    recorded.is_empty() || recorded == named(&hashes(&model_files(folder)))
+    recorded.is_empty() || recorded == named(&hashes(&model_and_base_files(folder, base)))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 
+use super::lora::{LoraChoice, described};
 use super::train::TrainSetup;
 use crate::Result;
 use crate::backend::contract::Curve;
@@ -30,6 +31,8 @@ pub(super) struct Startup<'a> {
     /// Folder of the start weights.
     pub start: &'a Path,
     pub config: &'a ModelConfig,
+    /// Number of trained parameters.
+    pub trained: usize,
     pub device: &'static str,
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
@@ -113,8 +116,12 @@ impl Startup<'_> {
                 ),
             ),
         ];
+        if let Some(lora) = &setup.lora {
+            lines.push(("adapter", described(lora, c, self.trained, c.parameters().unwrap_or(0))));
+        }
         if let Some(reference) = setup.reference() {
-            lines.push(("reference", format!("{}, frozen", reference.display())));
+            let how = if setup.base_is_reference() { "the model without its adapter" } else { "frozen" };
+            lines.push(("reference", format!("{}, {how}", reference.display())));
         }
         let batch = s.micro_batch * s.accumulation;
         let (micro, times, per_epoch) = (s.micro_batch, s.accumulation, self.groups.len().div_ceil(batch));
@@ -159,9 +166,10 @@ impl Startup<'_> {
         lines
     }
 
-    /// Options in use that mean something else in TRL.
+    /// Options in use that mean something else in TRL, or have another default.
     fn differences_to_trl(&self) -> Vec<String> {
-        let mut notes = Vec::new();
+        let differing = self.setup.adapters.iter().flat_map(LoraChoice::differences_to_trl);
+        let mut notes: Vec<String> = differing.map(|note| (*note).to_owned()).collect();
         if let Curve::Sigmoid { smoothing } = self.setup.loss.curve
             && smoothing > 0.0
         {

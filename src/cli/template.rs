@@ -8,6 +8,7 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::model_folder::read_tokenizer;
 use super::scored_reference::run_file;
 use crate::data::template::check_settings;
 use crate::data::tokenizer::Tokenizer;
@@ -32,13 +33,15 @@ impl FromStr for TemplateKwargs {
     }
 }
 
-/// Loads the tokenizer of a folder, with the chat template in `template` and the variables `given`.
+/// Loads the tokenizer of a folder, with the chat template in `template` and the variables `given`;
+/// `base` is the folder of an adapter's base instead of the one that the adapter names.
 pub(super) fn load_tokenizer(
     folder: &Path,
+    base: Option<&Path>,
     template: Option<&Path>,
     given: Option<&TemplateKwargs>,
 ) -> Result<Tokenizer> {
-    let mut tokenizer = Tokenizer::load_with(folder, template)?;
+    let mut tokenizer = read_tokenizer(folder, base, template)?;
     let kwargs = match given {
         Some(TemplateKwargs(kwargs)) => kwargs.clone(),
         None => match recorded(folder) {

@@ -7,15 +7,17 @@ use super::args::truth;
 use super::device::Job;
 use super::fingerprint::{Fingerprint, weights_hash};
 use super::inputs::config_files;
+use super::lora::LoraChoice;
 use super::manifest::{ManifestFacts, recorded_length};
-use super::output::{RunFolder, check_ids, same_file, warn};
+use super::model_folder::{adopt_pad, warn_of_tokenizer};
+use super::output::{RunFolder, check_ids, warn};
 use super::startup::Startup;
 use super::template::load_tokenizer;
 use super::train_args::{Switch, TrainArgs};
+use super::train_models::RunModels;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
-use crate::data::pack::{ComparisonOptions, GroupSizes};
 use crate::data::source::{
     ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
 };
@@ -26,17 +28,15 @@ use crate::data::tokenizer::pad::PadChoice;
 use crate::files::input;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
-use crate::model::store::{self, Loaded};
-use crate::model::weights::LoadAs;
+use crate::model::lora::LoraSpec;
+use crate::model::store;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
 use crate::report::run::write_own_report;
-use crate::terminal::{complain, say, say_styled, shown};
+use crate::terminal::{complain, say, say_styled};
 use crate::train::checkpoint;
-use crate::train::frozen::{CacheOptions, FrozenCache};
+use crate::train::frozen::CacheOptions;
 use crate::train::manifest::Manifest;
-use crate::train::memory::{MemoryInputs, MemoryPlan};
-use crate::train::pack_options;
 use crate::train::run::{PlannedMemory, RunData, RunSettings, RunSummary, train};
 use crate::train::signals::Signals;
 use crate::train::step::Trainer;
@@ -55,6 +55,9 @@ pub(super) struct TrainSetup<'a> {
     pub(super) settings: RunSettings,
     /// Settings of precomputed reference log-probs, if they are used.
     pub(super) precompute: Option<CacheOptions>,
+    /// Adapters as asked for, and with the layers of the model once it is known.
+    pub(super) adapters: Option<LoraChoice>,
+    pub(super) lora: Option<LoraSpec>,
 }
 
 /// Runs a training command.
@@ -102,7 +105,20 @@ pub fn run_observed(
     }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
-    let setup = TrainSetup { method, args, command_line, build, tokenize, loss, adamw, settings, precompute };
+    let adapters = args.lora.resolve()?;
+    let setup = TrainSetup {
+        method,
+        args,
+        command_line,
+        build,
+        tokenize,
+        loss,
+        adamw,
+        settings,
+        precompute,
+        adapters,
+        lora: None,
+    };
     match study {
         true => args.device.run_observed(TrainJob(setup)),
         false => args.device.run_probed(TrainJob(setup), args.profile),
@@ -124,11 +140,26 @@ impl Job for TrainJob<'_> {
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
-        let config = ModelConfig::read(&setup.args.model)?;
+        let base = setup.args.base.base();
+        setup.args.base.check([setup.args.model.as_path()].into_iter().chain(setup.args.ref_model.as_deref()))?;
+        let mut config = ModelConfig::read_on(&setup.args.model, base)?;
+        setup.lora = match &setup.adapters {
+            Some(_) if config.adapter.is_some() => {
+                return Err(Error::Usage(format!(
+                    "--use-peft: {} holds an adapter already; merge it into a whole model first (`mapl export --merge`)",
+                    setup.args.model.display()
+                )));
+            }
+            Some(choice) => Some(choice.spec(&config)?),
+            None => None,
+        };
         let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
-        let mut tokenizer = load_tokenizer(&setup.args.model, template, kwargs)?;
+        let mut tokenizer = load_tokenizer(&setup.args.model, base, template, kwargs)?;
+        warn_of_tokenizer(&tokenizer);
+        adopt_pad(&mut config, &tokenizer);
         tokenizer.check_copied()?;
-        input::check_copied(&setup.args.model, config_files(&setup.args.model))?;
+        let configs = config.adapter.as_ref().map_or(&setup.args.model, |adapter| &adapter.base);
+        input::check_copied(configs, config_files(configs))?;
         setup.tokenize.positions = Some(config.max_positions);
         if setup.tokenize.max_length.is_none() {
             setup.tokenize.max_length = resume.as_deref().and_then(recorded_length);
@@ -177,12 +208,14 @@ impl Job for TrainJob<'_> {
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        let (policy, reference, same_weights) = setup.models(backend, &start, config)?;
+        let RunModels { mut policy, reference, same_weights } = setup.models(backend, &start, config)?;
+        let trained = policy.trained().slots.iter().map(|slot| slot.spec.elements()).sum();
         if !setup.settings.quiet {
             let startup = Startup {
                 setup: &setup,
                 start: &start,
                 config: &policy.config,
+                trained,
                 device: B::NAME,
                 dtype: B::PRECISION.name(),
                 groups: &train_groups,
@@ -194,7 +227,7 @@ impl Job for TrainJob<'_> {
             };
             say_styled(&startup.text()?);
         }
-        let cache = setup.reference_cache(backend, &policy.config, [&train_groups, &eval_groups])?;
+        let cache = setup.reference_cache(backend, &mut policy, [&train_groups, &eval_groups])?;
         let lock = RefCell::new(folder.prepare(lock)?);
         let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
@@ -206,6 +239,7 @@ impl Job for TrainJob<'_> {
             eval: (&eval_groups, &eval_report),
             fingerprint: &fingerprint,
             reward,
+            trained,
         };
         let manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
         signals.record_end(manifest.recorder());
@@ -229,8 +263,10 @@ impl Job for TrainJob<'_> {
                 if setup.args.gradient_checkpointing {
                     trainer.recompute_activations()?;
                 }
-                if let Some(cache) = cache {
-                    trainer.use_frozen_cache(cache);
+                match cache {
+                    Some(cache) => trainer.use_frozen_cache(cache),
+                    None if setup.base_is_reference() => trainer.use_base_as_frozen()?,
+                    None => {}
                 }
                 train(trainer, data, &setup.settings)
             });
@@ -252,7 +288,7 @@ fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSumma
 }
 
 impl<'a> TrainSetup<'a> {
-    fn print(&self, text: &str) {
+    pub(super) fn print(&self, text: &str) {
         if !self.settings.quiet {
             say(text);
         }
@@ -378,7 +414,7 @@ impl<'a> TrainSetup<'a> {
     }
 
     /// Whether steps are captured as graphs and replayed.
-    fn replays<B: Backend>(&self, backend: &B) -> Result<bool> {
+    pub(super) fn replays<B: Backend>(&self, backend: &B) -> Result<bool> {
         match (self.args.cuda_graph, backend.kernel_properties()) {
             (Some(Switch::On), None) => Err(Error::Usage(format!(
                 "--cuda-graph on: the {} device cannot capture steps as graphs; leave it out, or use --device cuda",
@@ -390,98 +426,6 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// Planned memory of the run, by part.
-    fn memory<B: Backend>(
-        &self,
-        backend: &B,
-        config: &ModelConfig,
-        groups: &[TokenizedGroup],
-    ) -> Result<Option<MemoryPlan>> {
-        let reference = match self.precompute {
-            Some(_) => None,
-            None => self.reference_config(config)?.map(|(_, config)| config),
-        };
-        let subject = MemoryInputs {
-            config,
-            reference: reference.as_ref(),
-            loss: &self.loss,
-            precision: B::PRECISION,
-            accumulation: self.settings.accumulation,
-            recompute: self.args.gradient_checkpointing,
-            replays: self.replays(backend)?,
-            kernels: backend.kernel_properties(),
-        };
-        let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
-        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab, config.pad), &loss)?;
-        MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
-    }
-
-    /// Policy, reference (unless its log-probs are precomputed), and whether both have the same
-    /// weights.
-    fn models<B: Backend>(
-        &self,
-        backend: &B,
-        start: &Path,
-        config: ModelConfig,
-    ) -> Result<(crate::model::decoder::Model<B>, Option<crate::model::decoder::Model<B>>, bool)> {
-        let seed = self.args.optimiser.seed;
-        let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
-        let Loaded { model: policy, drawn_score, ignored, notes } = store::load(backend, start, config, load_as, seed)?;
-        notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
-        if drawn_score {
-            self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
-        }
-        if !ignored.is_empty() {
-            let names: Vec<String> = ignored.iter().map(|name| shown(name)).collect();
-            self.print(&format!("not used from {}: {}", start.display(), names.join(", ")));
-        }
-        let Some((folder, config)) = self.reference_config(&policy.config)? else { return Ok((policy, None, false)) };
-        let same = same_file(folder, start);
-        if self.precompute.is_some() {
-            return Ok((policy, None, same));
-        }
-        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
-        Ok((policy, Some(reference), same))
-    }
-
-    /// Folder and configuration of the reference. Refuses a reference that cannot score the
-    /// policy's sequences.
-    fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
-        let Some(folder) = self.reference() else { return Ok(None) };
-        let config = ModelConfig::read(folder)?;
-        if config.vocab != policy.vocab || config.head != Head::LanguageModel {
-            let why = format!(
-                "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",
-                config.architecture(),
-                config.vocab,
-                policy.architecture(),
-                policy.vocab
-            );
-            return Err(Error::model(folder, why));
-        }
-        Ok(Some((folder, config)))
-    }
-
-    /// The reference's log-probs of all groups, if they are precomputed.
-    fn reference_cache<B: Backend>(
-        &self,
-        backend: &B,
-        policy: &ModelConfig,
-        [train, eval]: [&[TokenizedGroup]; 2],
-    ) -> Result<Option<FrozenCache>> {
-        let (Some(options), Some((folder, config))) = (&self.precompute, self.reference_config(policy)?) else {
-            return Ok(None);
-        };
-        let mut cache = FrozenCache::open(backend, folder, config, &self.loss, options.clone())?;
-        if let Some(message) = cache.refusal() {
-            complain(&format!("warning: {message}"));
-        }
-        let done = cache.complete(backend, &[train, eval])?;
-        self.print(&format!("{:<13} {done}; {}", "log-probs", cache.path().display()));
-        done.warning().iter().for_each(|text| complain(&format!("warning: {text}")));
-        Ok(Some(cache))
-    }
-
     /// Fingerprint that a resumed run must share with the run it continues.
     fn fingerprint(
         &self,
@@ -491,8 +435,10 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<Vec<(String, String)>> {
         let reference = match self.reference() {
             None => "none".to_owned(),
-            Some(folder) => weights_hash(folder)?,
+            Some(folder) => weights_hash(folder, self.args.base.base())?,
         };
-        Ok(Fingerprint { setup: self, groups, tokenizer, config, reference }.entries())
+        // A checkpoint has the weights of a run, except the frozen ones below an adapter.
+        let base = self.lora.as_ref().map(|_| weights_hash(&self.args.model, None)).transpose()?;
+        Ok(Fingerprint { setup: self, groups, tokenizer, config, reference, base }.entries())
     }
 }

@@ -9,8 +9,11 @@ use serde::Serialize;
 use super::cadence::CadenceArgs;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
+use super::lora::LoraArgs;
+use super::model_folder::BaseArgs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
+use super::save_dtype::SaveDtype;
 use super::template::TemplateKwargs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
@@ -36,6 +39,9 @@ pub struct TrainArgs {
     /// Model folder to start from
     #[arg(long, alias = "model-name-or-path")]
     pub model: PathBuf,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub base: BaseArgs,
     /// Frozen reference model of DPO: a folder, or `none` [default: the start model]
     #[arg(long, alias = "ref-model-name-or-path")]
     pub ref_model: Option<PathBuf>,
@@ -48,6 +54,10 @@ pub struct TrainArgs {
     /// Folder of the run: metrics, checkpoints, final model
     #[arg(long)]
     pub output_dir: PathBuf,
+    /// Data type of the final model's weights; checkpoints keep f32, from which a run continues bit
+    /// for bit
+    #[arg(long, value_enum, default_value_t = SaveDtype::F32)]
+    pub save_dtype: SaveDtype,
     /// Replace a run that the output folder already holds
     #[arg(long)]
     pub overwrite_output_dir: bool,
@@ -111,6 +121,9 @@ pub struct TrainArgs {
     pub reference: ReferenceArgs,
     #[command(flatten)]
     #[serde(flatten)]
+    pub lora: LoraArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub build: BuildArgs,
 }
 
@@ -124,10 +137,13 @@ impl TrainArgs {
     /// the run continues there.
     pub fn inputs(&self) -> Inputs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";
+        let models = [&self.model].into_iter().chain(self.ref_model.iter().filter(named));
+        let bases: Vec<PathBuf> = models.filter_map(|folder| self.base.of(folder)).collect();
         let other = |path: &&PathBuf| path.as_os_str() != "true" && !self.continues(path);
         Inputs::default()
             .with("--model", [&self.model])
             .with("--ref-model", self.ref_model.iter().filter(named))
+            .with("the base of an adapter", bases)
             .with("--train-file", &self.train_file)
             .with("--eval-file", &self.eval_file)
             .with("--chat-template-path", &self.chat_template_path)
@@ -292,6 +308,7 @@ impl TrainArgs {
             best: cadence.best,
             max_skipped_steps: o.max_skipped_steps,
             quiet: self.quiet,
+            save_dtype: self.save_dtype.stored(),
             report_to: ReportTo::of(&self.report_to)?,
             observed: None,
         })

@@ -1,7 +1,7 @@
 //! Tokenizer of a model folder: encoding and decoding, special tokens, end ids and chat template.
 //! `load` and `files` read it, `copy` writes its files into a saved model, `pad` chooses the pad
 //! token of a reward model, `added` adds tokens that only the configuration lists, `continuation`
-//! encodes text that continues other text, `remote` is a tokenizer in worker processes, and `train`
+//! encodes text that continues other text, `rebuilt` warns if transformers would replace parts, `remote` is a tokenizer in worker processes, and `train`
 //! trains a new tokenizer.
 //!
 //! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
@@ -21,6 +21,7 @@ mod copy;
 mod files;
 mod load;
 pub mod pad;
+mod rebuilt;
 mod remote;
 mod train;
 
@@ -34,7 +35,7 @@ use super::template::{ChatTemplate, TEMPLATE_FILE};
 use super::worker::Stage;
 use super::worker::guard::guarded;
 use crate::{Error, Result};
-pub use files::StoredFile;
+pub use files::{StoredFile, template_of};
 pub(crate) use remote::Remote;
 pub use train::train_bpe;
 
@@ -94,6 +95,8 @@ pub struct Tokenizer {
     notes: Vec<String>,
     /// A file that a save must not copy, and why.
     outside: Option<(PathBuf, String)>,
+    /// Warning that transformers builds another tokenizer of the folder.
+    rebuilt: Option<String>,
 }
 
 /// Place where the library runs.
@@ -236,6 +239,11 @@ impl Tokenizer {
     /// Variables of [`Tokenizer::set_template_kwargs`].
     pub fn template_kwargs(&self) -> &Map<String, Value> {
         &self.template_kwargs
+    }
+
+    /// Warning that transformers builds another tokenizer of the folder than `tokenizer.json` holds.
+    pub(crate) fn rebuilt_by_transformers(&self) -> Option<String> {
+        self.rebuilt.clone()
     }
 
     /// Adds a note for the log.

@@ -1,6 +1,8 @@
-//! Paths that name repositories of the Hugging Face Hub, and how to download them.
+//! Names of repositories of the Hugging Face Hub: how to download them, and where the Hub's own tools
+//! have put them on this machine.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// Name of a path that does not exist and reads like a repository of the Hugging Face Hub,
 /// `ORGANISATION/NAME`.
@@ -34,6 +36,17 @@ pub(crate) fn hub_data(path: &Path) -> Option<String> {
     ))
 }
 
+/// Command that downloads a model of the Hub, and the folder that it makes.
+pub(crate) fn download_command(name: &str) -> (String, &str) {
+    let local = name.rsplit('/').next().unwrap_or(name);
+    (format!("hf download {name} --local-dir {local}"), local)
+}
+
+/// Whether a text reads like `ORGANISATION/NAME` of the Hub, and is not a folder here.
+pub(crate) fn is_hub_name(text: &str) -> bool {
+    hub_name(Path::new(text)).is_some()
+}
+
 /// Why a path that reads like a model of the Hugging Face Hub is not a model folder, and how to
 /// download the model.
 pub(crate) fn hub_model(path: &Path) -> Option<String> {
@@ -45,9 +58,82 @@ pub(crate) fn hub_model(path: &Path) -> Option<String> {
     ))
 }
 
+/// Folder of a model that the Hub's tools have downloaded, if its cache on this machine has one with
+/// the file `needed`. `name` is `ORGANISATION/NAME`, or `NAME` for a few old models; the revision is
+/// a branch, a tag or a commit, by default `main`.
+pub(crate) fn cached_model(name: &str, revision: Option<&str>, needed: &str) -> Option<PathBuf> {
+    cached_below(&cache_folder(|name| std::env::var_os(name))?, name, revision, needed)
+}
+
+/// Folder of the Hub's cache by environment variables, as huggingface_hub finds it.
+fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || path("HF_HOME").or_else(|| path("XDG_CACHE_HOME").map(|dir| dir.join("huggingface")));
+    let own = || path("HOME").map(|home| home.join(".cache/huggingface"));
+    path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| Some(home().or_else(own)?.join("hub")))
+}
+
+fn cached_below(cache: &Path, name: &str, revision: Option<&str>, needed: &str) -> Option<PathBuf> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']);
+    if name.split('/').count() > 2 || !name.split('/').all(plain) {
+        return None;
+    }
+    let repository = cache.join(format!("models--{}", name.replace('/', "--")));
+    let revision = revision.unwrap_or("main");
+    if !revision.split('/').all(plain) {
+        return None;
+    }
+    let commit = std::fs::read_to_string(repository.join("refs").join(revision)).ok();
+    let commit = commit.as_deref().map(str::trim).filter(|commit| plain(commit) && !commit.contains('/'));
+    let folder = repository.join("snapshots").join(commit.unwrap_or(revision));
+    folder.join(needed).is_file().then_some(folder)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_downloaded_model_is_found_where_the_tools_of_the_hub_put_it() {
+        let variables = |set: &[(&str, &str)]| {
+            cache_folder(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
+        };
+        let (home, xdg) = (("HOME", "/home/a"), ("XDG_CACHE_HOME", "/xdg"));
+        let (hf, hub) = (("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/hub"));
+        for (set, expected) in [
+            (&[home][..], "/home/a/.cache/huggingface/hub"),
+            (&[home, xdg], "/xdg/huggingface/hub"),
+            (&[home, xdg, hf], "/hf/hub"),
+            (&[home, xdg, hf, ("HUGGINGFACE_HUB_CACHE", "/old")], "/old"),
+            (&[home, xdg, hf, hub], "/hub"),
+            (&[home, ("HF_HOME", "")], "/home/a/.cache/huggingface/hub"),
+        ] {
+            assert_eq!(variables(set), Some(PathBuf::from(expected)));
+        }
+        assert_eq!(variables(&[]), None);
+
+        let cache = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = cache.path().join("models--org--a").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("refs/main", "c1\n");
+        write("refs/v2", "c2");
+        write("snapshots/c1/config.json", "{}");
+        write("snapshots/c2/other", "{}");
+        let found = |name: &str, revision, needed: &str| {
+            let folder = cached_below(cache.path(), name, revision, needed)?;
+            Some(folder.file_name()?.to_str()?.to_owned())
+        };
+        assert_eq!(found("org/a", None, "config.json").as_deref(), Some("c1"));
+        assert_eq!(found("org/a", Some("c1"), "config.json").as_deref(), Some("c1"));
+        assert_eq!(found("org/a", Some("v2"), "other").as_deref(), Some("c2"));
+        assert_eq!(found("org/a", Some("v2"), "config.json"), None, "an incomplete download");
+        for name in ["org/b", "org--a/..", "../models--org--a", "org/a/b"] {
+            assert_eq!(found(name, None, "config.json"), None, "{name}");
+        }
+    }
 
     #[test]
     fn data_sets_of_the_hub_are_downloaded_by_name() {

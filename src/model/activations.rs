@@ -6,7 +6,11 @@
 //! layer by layer (arXiv 1604.06174, with a checkpoint at every layer). Inference keeps one layer
 //! and two residual streams.
 
+use std::sync::Arc;
+
 use super::config::ModelConfig;
+use super::lora::LoraWorkspace;
+use super::lora::layout::{Group, LoraLayout};
 use crate::Result;
 use crate::backend::Backend;
 
@@ -48,7 +52,7 @@ pub struct LayerActivations<B: Backend> {
     pub mlp_input: B::Act,
     /// (tokens)
     pub post_rstd: B::Acc,
-    /// (tokens, 2 intermediate); present in training
+    /// (tokens, 2 intermediate); present in training, and if gate or up have an adapter
     pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
@@ -66,6 +70,16 @@ pub struct Gradients<B: Backend> {
     pub dqkv: B::Act,
     /// (tokens, 2 intermediate)
     pub dgate_up: B::Act,
+    /// (tokens, intermediate); present if the down projection has an adapter
+    pub dact: Option<B::Act>,
+}
+
+/// Buffers of a step from one residual stream to the next.
+pub(super) struct Advance<'a, B: Backend> {
+    pub layers: &'a [LayerActivations<B>],
+    pub from: &'a B::Act,
+    pub to: &'a mut B::Act,
+    pub lora: Option<&'a mut LoraWorkspace<B>>,
 }
 
 /// All activations of a model for up to `capacity` tokens.
@@ -82,11 +96,24 @@ pub struct Activations<B: Backend> {
     pub(super) final_rstd: B::Acc,
     /// Present in training.
     pub gradients: Option<Gradients<B>>,
+    /// Present if the adapters of the model take part.
+    pub(super) lora: Option<LoraWorkspace<B>>,
 }
 
 impl<B: Backend> Activations<B> {
-    /// Allocates a workspace for `tokens` tokens.
+    /// Allocates a workspace for `tokens` tokens of a model without adapters, or of its base.
     pub fn new(backend: &B, config: &ModelConfig, mode: Mode, tokens: usize) -> Result<Self> {
+        Self::with_adapters(backend, config, None, mode, tokens)
+    }
+
+    /// Allocates a workspace for `tokens` tokens of a model with these adapters.
+    pub(crate) fn with_adapters(
+        backend: &B,
+        config: &ModelConfig,
+        adapters: Option<Arc<LoraLayout>>,
+        mode: Mode,
+        tokens: usize,
+    ) -> Result<Self> {
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();
@@ -96,6 +123,8 @@ impl<B: Backend> Activations<B> {
             Mode::Recompute => (1, config.layers + 2),
             Mode::Infer => (1, 2),
         };
+        let has = |group: Group| adapters.as_ref().is_some_and(|adapters| adapters.has(group));
+        let keeps_gate_up = mode.trains() || has(Group::GateUp);
         let layer = |_| -> Result<LayerActivations<B>> {
             Ok(LayerActivations {
                 attention_input: act(hidden)?,
@@ -108,7 +137,7 @@ impl<B: Backend> Activations<B> {
                 lse: backend.zeros_acc(tokens * config.heads)?,
                 mlp_input: act(hidden)?,
                 post_rstd: backend.zeros_acc(tokens)?,
-                gate_up: mode.trains().then(|| act(2 * inner)).transpose()?,
+                gate_up: keeps_gate_up.then(|| act(2 * inner)).transpose()?,
                 act: act(inner)?,
             })
         };
@@ -120,6 +149,7 @@ impl<B: Backend> Activations<B> {
                 dattention: act(query)?,
                 dqkv: act(fused)?,
                 dgate_up: act(2 * inner)?,
+                dact: has(Group::Down).then(|| act(inner)).transpose()?,
             }),
         };
         Ok(Self {
@@ -130,6 +160,9 @@ impl<B: Backend> Activations<B> {
             hidden: act(hidden)?,
             final_rstd: backend.zeros_acc(tokens)?,
             gradients,
+            lora: adapters
+                .map(|layout| LoraWorkspace::new(backend, config, layout, (mode, layers, tokens)))
+                .transpose()?,
         })
     }
 
@@ -139,15 +172,17 @@ impl<B: Backend> Activations<B> {
             let always = [&layer.attention_input, &layer.qkv, &layer.attention, &layer.mlp_input, &layer.act];
             always.into_iter().chain(&layer.gate_up).chain(&layer.qk_input)
         });
-        self.streams.iter().chain(of_layers).chain([&self.hidden]).collect()
+        let of_adapters = self.lora.iter().flat_map(LoraWorkspace::buffers);
+        self.streams.iter().chain(of_layers).chain([&self.hidden]).chain(of_adapters).collect()
     }
 
     /// Ensures a capacity of `tokens`, allocating exactly that number.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
             // The old buffers are freed first: a step needs no memory for both.
+            let adapters = self.lora.as_ref().map(|lora| lora.layout.clone());
             *self = Self::new(backend, config, self.mode, 0)?;
-            *self = Self::new(backend, config, self.mode, tokens)?;
+            *self = Self::with_adapters(backend, config, adapters, self.mode, tokens)?;
         }
         Ok(())
     }
@@ -160,12 +195,12 @@ impl<B: Backend> Activations<B> {
         Ok(())
     }
 
-    /// Returns the layers, stream k, and stream k + 1 for writing.
-    pub(super) fn advance(&mut self, k: usize) -> (&[LayerActivations<B>], &B::Act, &mut B::Act) {
+    /// Returns the layers, stream k, stream k + 1 for writing, and the buffers of the adapters.
+    pub(super) fn advance(&mut self, k: usize) -> Advance<'_, B> {
         let (old, new) = (self.stream_index(k), self.stream_index(k + 1));
         let (low, high) = self.streams.split_at_mut(new.max(old));
         let (old, new) = if new > old { (&low[old], &mut high[0]) } else { (&high[0], &mut low[new]) };
-        (&self.layers, old, new)
+        Advance { layers: &self.layers, from: old, to: new, lora: self.lora.as_mut() }
     }
 
     /// Returns whether layer i must run again before its backward. The activations of the last

@@ -15,12 +15,16 @@
 //! implausible.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::adapter::base::AdapterFolder;
 use super::config_json::{Keys, read_object};
-use super::config_support::{no_config, read_bias, read_dtype, read_family, read_head, refuse_unsupported};
+use super::config_support::{no_config, read_bias, read_dtype, read_family, refuse_unsupported};
 use super::family::Family;
+use super::reward_heads::{RewardNorm, has_value_head, read_head};
 use super::rope::{self, RopeConfig};
 use super::window::{layers_without_rope, refuse_sliding_window};
 use crate::files::input::is_named;
@@ -54,10 +58,14 @@ impl Head {
 }
 
 /// Data type of weights in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoredDtype {
+    #[default]
+    #[serde(rename = "float32")]
     F32,
+    #[serde(rename = "bfloat16")]
     Bf16,
+    #[serde(rename = "float16")]
     F16,
 }
 
@@ -121,6 +129,10 @@ pub struct ModelConfig {
     /// Padding id. This program never feeds it to a model; reward folders must name it for
     /// transformers.
     pub pad: Option<u32>,
+    /// Mean and deviation that scores of a reward model are normalised by.
+    pub reward_norm: Option<RewardNorm>,
+    /// Adapter that the weights are merged with, if the folder holds one.
+    pub adapter: Option<Arc<AdapterFolder>>,
     /// Data type that the file declares for its weights. The weight files decide.
     pub dtype: Option<StoredDtype>,
     /// Notes for the log: what was read in another way than it is written.
@@ -133,9 +145,27 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// Reads and checks `config.json` of a model folder, and the end ids of
-    /// `generation_config.json` if the file exists. Every failure is [`Error::Model`] with key,
-    /// value and allowed values, or [`Error::Io`].
+    /// `generation_config.json` if the file exists; of an adapter's folder, those of its base. Every
+    /// failure is [`Error::Model`] with key, value and allowed values, or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::read_on(folder, None)
+    }
+
+    /// [`Self::read`]; `base` is the folder of an adapter's base instead of the one that the adapter
+    /// names. It has no effect on a whole model.
+    pub fn read_on(folder: &Path, base: Option<&Path>) -> Result<Self> {
+        let Some(adapter) = AdapterFolder::find(folder, base)? else { return Self::read_whole(folder) };
+        let mut config = Self::read_whole(&adapter.base)?;
+        if has_value_head(&adapter.path)? && config.head == Head::LanguageModel {
+            config.head = Head::Reward;
+            config.pad = None;
+        }
+        config.head = adapter.head(config.head);
+        config.adapter = Some(Arc::new(adapter));
+        Ok(config)
+    }
+
+    fn read_whole(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         if !is_named(&path) {
             return Err(Error::model(folder, no_config(folder)));
@@ -164,7 +194,8 @@ impl ModelConfig {
     fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
         let keys = Keys { map: &map, path, prefix: "" };
         let family = read_family(keys)?;
-        let head = read_head(keys, family, folder)?;
+        let found_head = read_head(keys, family, folder)?;
+        let head = found_head.head;
         refuse_unsupported(keys, family)?;
 
         let vocab = keys.size("vocab_size", MAX_VOCAB)?;
@@ -202,7 +233,7 @@ impl ModelConfig {
         }
         let layers_without_rope = layers_without_rope(keys, family, layers)?;
         let declared_positions = rope::read_positions(keys, family.positions)?;
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = found_head.note.into_iter().collect();
         let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
         let max_positions = rope.longest(declared_positions, &mut notes);
         let follows = rope.follows(declared_positions);
@@ -240,13 +271,15 @@ impl ModelConfig {
             )?,
             eos: keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?,
             bos: keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?,
-            pad: keys.token_id("pad_token_id", vocab)?,
+            pad: keys.token_id("pad_token_id", vocab)?.filter(|_| !found_head.last_token),
+            reward_norm: if head == Head::Reward { RewardNorm::read(keys)? } else { None },
+            adapter: None,
             dtype: read_dtype(keys)?,
             notes,
             original: Map::new(),
             generation: None,
         };
-        if config.head == Head::Reward && config.pad.is_none() {
+        if config.head == Head::Reward && config.pad.is_none() && !found_head.last_token {
             let why = "a reward model must name one: transformers refuses batches without it. Set it to an id that \
                        no text contains";
             return Err(match keys.get("pad_token_id") {
@@ -277,7 +310,15 @@ impl ModelConfig {
         }
         self.head = Head::Reward;
         self.pad = Some(pad);
-        Ok(self)
+        Ok(self.without_norm())
+    }
+
+    /// Sets the pad token of a reward model that has none, or another one.
+    pub(crate) fn with_pad(self, pad: u32) -> Result<Self> {
+        let norm = (self.reward_norm, self.original.clone());
+        let mut config = Self { reward_norm: None, ..self }.into_reward(pad)?;
+        (config.reward_norm, config.original) = norm;
+        Ok(config)
     }
 
     /// Replaces vocabulary size and special ids, for a new model that follows a tokenizer. Fails

@@ -12,13 +12,17 @@
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
 //! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
 //!
+//! With adapters (`lora`), the low-rank part of a GEMM's output is computed first and enters the GEMM as
+//! residual. Gate and up then need their values before SwiGLU, so the two ops run one by one.
+//!
 //! A family's row (`family.rs`) says which biases there are, whether queries and keys have a norm, and
 //! which layers rotate.
 
-use super::activations::Activations;
+use super::activations::{Activations, Advance};
 use super::config::ModelConfig;
 use super::inputs::Inputs;
 use super::layout::Layout;
+use super::lora::{Group, Lora, LoraWorkspace, Place};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
@@ -29,6 +33,8 @@ pub struct Model<B: Backend> {
     pub layout: Layout,
     /// (layout.len)
     pub weights: B::Act,
+    /// Adapters. With them, `weights` are frozen.
+    pub lora: Option<Lora<B>>,
     rope_tables: RopeTables<B>,
 }
 
@@ -65,7 +71,7 @@ impl<B: Backend> Model<B> {
         let layout = Layout::new(&config);
         let weights = backend.zeros_act(layout.len)?;
         let rope_tables = RopeTables::new(backend, &config, positions)?;
-        Ok(Self { config, layout, weights, rope_tables })
+        Ok(Self { config, layout, weights, lora: None, rope_tables })
     }
 
     /// Extends the RoPE tables to `positions`. Refuses more positions than the model supports.
@@ -126,6 +132,9 @@ impl<B: Backend> Model<B> {
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
         acts.grow(backend, config, tokens)?;
+        if let (Some(lora), Some(work)) = (&self.lora, &mut acts.lora) {
+            lora.scale_b(backend, work)?;
+        }
         backend.embedding_fwd(EmbeddingFwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden: config.hidden },
             ids: inputs.ids,
@@ -156,13 +165,16 @@ impl<B: Backend> Model<B> {
         let wide = tokens * hidden;
         let layer = acts.layer_index(i);
         self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
-        let saved = &mut acts.layers[layer];
+        let place = |group| Place { layer: i, set: layer, group, tokens };
+        let Activations { layers, lora, .. } = &mut *acts;
+        let saved = &mut layers[layer];
+        let x = View::first(&saved.attention_input, wide);
         backend.linear_fwd(LinearFwd {
             dims: linear(hidden, fused),
-            x: View::first(&saved.attention_input, wide),
+            x,
             weight: self.weight(&at.qkv),
             bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
-            residual: None,
+            residual: self.low_rank(backend, lora.as_mut(), place(Group::Qkv), x, None)?,
             y: ViewMut::first(&mut saved.qkv, tokens * fused),
         })?;
         if let Some(weight) = &at.qk_norm {
@@ -184,39 +196,98 @@ impl<B: Backend> Model<B> {
             o: ViewMut::first(&mut saved.attention, tokens * query),
             lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
         })?;
-        let (layers, residual, sum) = acts.advance(2 * i);
+        let Advance { layers, from, to, lora } = acts.advance(2 * i);
+        let x = View::first(&layers[layer].attention, tokens * query);
+        let stream = Some(View::first(from, wide));
         backend.linear_fwd(LinearFwd {
             dims: linear(query, hidden),
-            x: View::first(&layers[layer].attention, tokens * query),
+            x,
             weight: self.weight(&at.output),
             bias: at.output_bias.as_ref().map(|range| self.weight(range)),
-            residual: Some(View::first(residual, wide)),
-            y: ViewMut::first(sum, wide),
+            residual: self.low_rank(backend, lora, place(Group::Output), x, stream)?,
+            y: ViewMut::first(to, wide),
         })?;
         self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
-        let saved = &mut acts.layers[layer];
-        backend.linear_glu_fwd(LinearGluFwd {
-            dims: LinearGluDims { tokens, hidden, intermediate: inner },
-            x: View::first(&saved.mlp_input, wide),
-            weight: self.weight(&at.gate_up),
-            gate_up: saved.gate_up.as_mut().map(|gate_up| ViewMut::first(gate_up, tokens * 2 * inner)),
-            act: ViewMut::first(&mut saved.act, tokens * inner),
-        })
+        let Activations { layers, lora, .. } = &mut *acts;
+        let saved = &mut layers[layer];
+        let x = View::first(&saved.mlp_input, wide);
+        let low = self.low_rank(backend, lora.as_mut(), place(Group::GateUp), x, None)?;
+        let act = ViewMut::first(&mut saved.act, tokens * inner);
+        match (low, &mut saved.gate_up) {
+            (Some(low), Some(gate_up)) => {
+                let mut gate_up = ViewMut::first(gate_up, tokens * 2 * inner);
+                backend.linear_fwd(LinearFwd {
+                    dims: linear(hidden, 2 * inner),
+                    x,
+                    weight: self.weight(&at.gate_up),
+                    bias: None,
+                    residual: Some(low),
+                    y: gate_up.reborrow(),
+                })?;
+                let dims = GluDims { tokens, intermediate: inner };
+                backend.glu_fwd(GluFwd { dims, gate_up: gate_up.as_view(), act })?;
+            }
+            (_, gate_up) => backend.linear_glu_fwd(LinearGluFwd {
+                dims: LinearGluDims { tokens, hidden, intermediate: inner },
+                x,
+                weight: self.weight(&at.gate_up),
+                gate_up: gate_up.as_mut().map(|gate_up| ViewMut::first(gate_up, tokens * 2 * inner)),
+                act,
+            })?,
+        }
+        // The backward of the down projection needs its h, which a recomputed layer has to have too.
+        match (&self.lora, lora) {
+            (Some(adapters), Some(work)) => {
+                adapters.reduce(backend, work, place(Group::Down), View::first(&saved.act, tokens * inner))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs the down projection of layer i, which writes the next layer's input stream.
     fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         let (hidden, inner) = (self.config.hidden, self.config.intermediate);
         let layer = acts.layer_index(i);
-        let (layers, residual, sum) = acts.advance(2 * i + 1);
+        let Advance { layers, from, to, lora } = acts.advance(2 * i + 1);
+        let x = View::first(&layers[layer].act, tokens * inner);
+        let stream = Some(View::first(from, tokens * hidden));
+        let place = Place { layer: i, set: layer, group: Group::Down, tokens };
         backend.linear_fwd(LinearFwd {
             dims: LinearDims { tokens, inputs: inner, outputs: hidden },
-            x: View::first(&layers[layer].act, tokens * inner),
+            x,
             weight: self.weight(&self.layout.layers[i].down),
             bias: None,
-            residual: Some(View::first(residual, tokens * hidden)),
-            y: ViewMut::first(sum, tokens * hidden),
+            residual: self.expand(backend, lora, place, stream)?,
+            y: ViewMut::first(to, tokens * hidden),
         })
+    }
+
+    /// Residual of a GEMM: the low-rank part of its output plus `residual`, or `residual` alone if the
+    /// GEMM has no adapter or the adapters take no part.
+    fn low_rank<'a>(
+        &self,
+        backend: &B,
+        mut work: Option<&'a mut LoraWorkspace<B>>,
+        place: Place,
+        x: View<'_, B::Act>,
+        residual: Option<View<'a, B::Act>>,
+    ) -> Result<Option<View<'a, B::Act>>> {
+        if let (Some(lora), Some(work)) = (&self.lora, &mut work) {
+            lora.reduce(backend, work, place, x)?;
+        }
+        self.expand(backend, work, place, residual)
+    }
+
+    /// [`Self::low_rank`] with the h that is already computed.
+    fn expand<'a>(
+        &self,
+        backend: &B,
+        work: Option<&'a mut LoraWorkspace<B>>,
+        place: Place,
+        residual: Option<View<'a, B::Act>>,
+    ) -> Result<Option<View<'a, B::Act>>> {
+        let (Some(lora), Some(work)) = (&self.lora, work) else { return Ok(residual) };
+        Ok(lora.expand(backend, work, place, residual)?.or(residual))
     }
 
     /// Normalises stream k.

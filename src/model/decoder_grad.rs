@@ -1,45 +1,62 @@
 //! The decoder's backward: the forward's op calls in reverse order, handwritten and checked
 //! against finite differences of the whole model.
+//!
+//! With adapters the base is frozen: only the adapters get gradients (`lora`), and the lowest layer's
+//! input gets none.
+
+use std::ops::Range;
 
 use super::activations::Activations;
 use super::decoder::Model;
 use super::inputs::Inputs;
+use super::layout::LayerRanges;
+use super::lora::{Group, LoraWorkspace, Place};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::{Error, Result};
 
 /// Destination of the gradients.
 pub struct GradientsOut<'a, B: Backend> {
-    /// (layout.len)
+    /// Gradients of the trained parameters, see [`Model::trained`].
     pub grads: &'a mut B::Acc,
     /// Overwrite or accumulate.
     pub write: Write,
     /// (layout.norms) patch norms of the final `grads` in `layout.matrices`; for the last backward
-    /// of a step
+    /// of a step. Not used with adapters.
     pub norms: Option<&'a mut B::Acc>,
 }
 
+/// A GEMM of the forward, for its backward.
+struct Projection<'a, B: Backend> {
+    place: Place,
+    /// (tokens, outputs)
+    dy: View<'a, B::Act>,
+    /// (tokens, inputs)
+    x: View<'a, B::Act>,
+    /// (tokens, inputs); `None` if the caller computes it, or nothing needs it
+    dx: Option<ViewMut<'a, B::Act>>,
+}
+
 impl<B: Backend> Model<B> {
-    /// Computes the gradients of all weights below the head. On entry `acts.gradients.dnormed`
-    /// holds the gradient of `acts.hidden`. A tied embedding's gradient is always accumulated,
-    /// because the head has already written its part.
+    /// Computes the gradients of all trained weights below the head. On entry
+    /// `acts.gradients.dnormed` holds the gradient of `acts.hidden`. A tied embedding's gradient is
+    /// always accumulated, because the head has already written its part.
     pub fn backward(
         &self,
         backend: &B,
         inputs: &Inputs<'_, B>,
         acts: &mut Activations<B>,
-        out: GradientsOut<'_, B>,
+        mut out: GradientsOut<'_, B>,
     ) -> Result<()> {
-        let GradientsOut { grads, write, mut norms } = out;
         let (config, tokens) = (&self.config, inputs.tokens);
         let (hidden, inner) = (config.hidden, config.intermediate);
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();
-        let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
         let last = acts.stream_index(2 * config.layers);
-        let Activations { streams, final_rstd, gradients, .. } = &mut *acts;
+        let Activations { streams, final_rstd, gradients, lora, .. } = &mut *acts;
         let Some(g) = gradients else { return Err(not_for_training()) };
+        let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &self.layout.final_norm)?;
         backend.norm_bwd(NormBwd {
             dims: self.norm_dims(tokens),
             dy: View::first(&g.dnormed, wide),
@@ -48,50 +65,48 @@ impl<B: Backend> Model<B> {
             weight: self.weight(&self.layout.final_norm),
             dsum: ViewMut::first(&mut g.dstream, wide),
             dsum_write: Write::Overwrite,
-            dweight: slot(grads, &self.layout.final_norm),
-            dweight_write: write,
+            dweight,
+            dweight_write,
         })?;
         for (i, at) in self.layout.layers.iter().enumerate().rev() {
             if acts.needs_recompute(i) {
                 self.run_layer(backend, inputs, acts, i)?;
             }
             let (layer, entry, middle) = (acts.layer_index(i), acts.stream_index(2 * i), acts.stream_index(2 * i + 1));
-            let Activations { streams, layers, gradients, .. } = &mut *acts;
+            let Activations { streams, layers, gradients, lora, .. } = &mut *acts;
             let Some(g) = gradients else { return Err(not_for_training()) };
             let saved = &layers[layer];
-            let down = linear(inner, hidden);
-            backend.linear_bwd_weight(LinearBwdWeight {
-                dims: down,
-                dy: View::first(&g.dstream, wide),
-                x: View::first(&saved.act, tokens * inner),
-                dweight: slot(grads, &at.down),
-                write,
-                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.down)),
-            })?;
+            let place = |group| Place { layer: i, set: layer, group, tokens };
             let Some(saved_gate_up) = &saved.gate_up else { return Err(not_for_training()) };
-            backend.linear_glu_bwd(LinearGluBwd {
-                dims: LinearGluDims { tokens, hidden, intermediate: inner },
-                dy: View::first(&g.dstream, wide),
-                weight: self.weight(&at.down),
-                gate_up: View::first(saved_gate_up, tokens * 2 * inner),
-                dgate_up: ViewMut::first(&mut g.dgate_up, tokens * 2 * inner),
-            })?;
-            let gate_up = linear(hidden, 2 * inner);
-            backend.linear_bwd_weight(LinearBwdWeight {
-                dims: gate_up,
+            let dy = View::first(&g.dstream, wide);
+            let down = Projection {
+                place: place(Group::Down),
+                dy,
+                x: View::first(&saved.act, tokens * inner),
+                dx: g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
+            };
+            self.projection_bwd(backend, down, lora, &mut out)?;
+            let gate_up = View::first(saved_gate_up, tokens * 2 * inner);
+            let dgate_up = ViewMut::first(&mut g.dgate_up, tokens * 2 * inner);
+            match &g.dact {
+                Some(dact) => {
+                    let dims = GluDims { tokens, intermediate: inner };
+                    backend.glu_bwd(GluBwd { dims, dact: View::first(dact, tokens * inner), gate_up, dgate_up })?;
+                }
+                None => {
+                    let dims = LinearGluDims { tokens, hidden, intermediate: inner };
+                    let weight = self.weight(&at.down);
+                    backend.linear_glu_bwd(LinearGluBwd { dims, dy, weight, gate_up, dgate_up })?;
+                }
+            }
+            let gate_up = Projection {
+                place: place(Group::GateUp),
                 dy: View::first(&g.dgate_up, tokens * 2 * inner),
                 x: View::first(&saved.mlp_input, wide),
-                dweight: slot(grads, &at.gate_up),
-                write,
-                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.gate_up)),
-            })?;
-            backend.linear_bwd_input(LinearBwdInput {
-                dims: gate_up,
-                dy: View::first(&g.dgate_up, tokens * 2 * inner),
-                weight: self.weight(&at.gate_up),
-                dx: ViewMut::first(&mut g.dnormed, wide),
-                write: Write::Overwrite,
-            })?;
+                dx: Some(ViewMut::first(&mut g.dnormed, wide)),
+            };
+            self.projection_bwd(backend, gate_up, lora, &mut out)?;
+            let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.post_norm)?;
             backend.norm_bwd(NormBwd {
                 dims: self.norm_dims(tokens),
                 dy: View::first(&g.dnormed, wide),
@@ -100,29 +115,16 @@ impl<B: Backend> Model<B> {
                 weight: self.weight(&at.post_norm),
                 dsum: ViewMut::first(&mut g.dstream, wide),
                 dsum_write: Write::Add,
-                dweight: slot(grads, &at.post_norm),
-                dweight_write: write,
+                dweight,
+                dweight_write,
             })?;
-            let output = linear(query, hidden);
-            if let Some(bias) = &at.output_bias {
-                let dy = View::first(&g.dstream, wide);
-                backend.bias_bwd(BiasBwd { dims: output, dy, dbias: slot(grads, bias), write })?;
-            }
-            backend.linear_bwd_weight(LinearBwdWeight {
-                dims: output,
+            let output = Projection {
+                place: place(Group::Output),
                 dy: View::first(&g.dstream, wide),
                 x: View::first(&saved.attention, tokens * query),
-                dweight: slot(grads, &at.output),
-                write,
-                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.output)),
-            })?;
-            backend.linear_bwd_input(LinearBwdInput {
-                dims: output,
-                dy: View::first(&g.dstream, wide),
-                weight: self.weight(&at.output),
-                dx: ViewMut::first(&mut g.dattention, tokens * query),
-                write: Write::Overwrite,
-            })?;
+                dx: Some(ViewMut::first(&mut g.dattention, tokens * query)),
+            };
+            self.projection_bwd(backend, output, lora, &mut out)?;
             backend.attention_bwd(AttentionBwd {
                 dims: inputs.attention_dims(config),
                 do_: View::first(&g.dattention, tokens * query),
@@ -138,35 +140,29 @@ impl<B: Backend> Model<B> {
             if let Some(weight) = &at.qk_norm {
                 let Some(x) = &saved.qk_input else { return Err(not_for_training()) };
                 let dims = self.qk_norm_dims(tokens);
+                let (dweight, write) = self.norm_gradient(&mut out, lora, weight)?;
                 backend.qk_norm_bwd(QkNormBwd {
                     dims,
                     x: View::first(x, tokens * dims.normalised() * dims.head_dim),
                     weight: self.weight(weight),
                     dqkv_in_place: ViewMut::first(&mut g.dqkv, tokens * fused),
-                    dweight: slot(grads, weight),
+                    dweight,
                     write,
                 })?;
             }
-            let qkv = linear(hidden, fused);
-            if let Some(bias) = &at.qkv_bias {
-                let dy = View::first(&g.dqkv, tokens * fused);
-                backend.bias_bwd(BiasBwd { dims: qkv, dy, dbias: slot(grads, bias), write })?;
-            }
-            backend.linear_bwd_weight(LinearBwdWeight {
-                dims: qkv,
+            // Below the adapters of the lowest layer nothing is trained.
+            let ends = i == 0 && self.lora.is_some();
+            let qkv = Projection {
+                place: place(Group::Qkv),
                 dy: View::first(&g.dqkv, tokens * fused),
                 x: View::first(&saved.attention_input, wide),
-                dweight: slot(grads, &at.qkv),
-                write,
-                norms: norms.as_deref_mut().map(|norms| slot(norms, &at.norms.qkv)),
-            })?;
-            backend.linear_bwd_input(LinearBwdInput {
-                dims: qkv,
-                dy: View::first(&g.dqkv, tokens * fused),
-                weight: self.weight(&at.qkv),
-                dx: ViewMut::first(&mut g.dnormed, wide),
-                write: Write::Overwrite,
-            })?;
+                dx: (!ends).then(|| ViewMut::first(&mut g.dnormed, wide)),
+            };
+            self.projection_bwd(backend, qkv, lora, &mut out)?;
+            if ends {
+                return Ok(());
+            }
+            let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.input_norm)?;
             backend.norm_bwd(NormBwd {
                 dims: self.norm_dims(tokens),
                 dy: View::first(&g.dnormed, wide),
@@ -175,26 +171,93 @@ impl<B: Backend> Model<B> {
                 weight: self.weight(&at.input_norm),
                 dsum: ViewMut::first(&mut g.dstream, wide),
                 dsum_write: Write::Add,
-                dweight: slot(grads, &at.input_norm),
-                dweight_write: write,
+                dweight,
+                dweight_write,
             })?;
+        }
+        if self.lora.is_some() {
+            return Ok(());
         }
         let Some(g) = &acts.gradients else { return Err(not_for_training()) };
         backend.embedding_bwd(EmbeddingBwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
             dx: View::first(&g.dstream, wide),
             runs: inputs.id_runs,
-            dtable: slot(grads, &self.layout.embedding),
-            write: if self.layout.tied() { Write::Add } else { write },
+            dtable: slot(out.grads, &self.layout.embedding),
+            write: if self.layout.tied() { Write::Add } else { out.write },
         })
+    }
+
+    /// Backward of a GEMM: gradients of its weight and bias, or of its adapters if the base is frozen,
+    /// and the gradient of its input.
+    fn projection_bwd(
+        &self,
+        backend: &B,
+        projection: Projection<'_, B>,
+        work: &mut Option<LoraWorkspace<B>>,
+        out: &mut GradientsOut<'_, B>,
+    ) -> Result<()> {
+        let Projection { place, dy, x, mut dx } = projection;
+        let (at, group) = (&self.layout.layers[place.layer], place.group);
+        let dims = group.dims(&self.config, place.tokens);
+        let (weight, bias, norms) = parts(at, group);
+        let write = match (&self.lora, work) {
+            (Some(lora), Some(work)) => {
+                let to = dx.as_mut().map(ViewMut::reborrow);
+                lora.backward(backend, work, place, (dy, x), to, (out.grads, out.write))?
+            }
+            (Some(_), None) => return Err(not_for_training()),
+            (None, _) => {
+                if let Some(bias) = bias {
+                    let dbias = slot(out.grads, bias);
+                    backend.bias_bwd(BiasBwd { dims, dy, dbias, write: out.write })?;
+                }
+                backend.linear_bwd_weight(LinearBwdWeight {
+                    dims,
+                    dy,
+                    x,
+                    dweight: slot(out.grads, weight),
+                    write: out.write,
+                    norms: out.norms.as_deref_mut().map(|all| slot(all, norms)),
+                })?;
+                Write::Overwrite
+            }
+        };
+        let Some(dx) = dx else { return Ok(()) };
+        backend.linear_bwd_input(LinearBwdInput { dims, dy, weight: self.weight(weight), dx, write })
+    }
+
+    /// Destination of a norm's gradient: its place in the arena, or a buffer that nothing reads if the
+    /// norm is frozen.
+    fn norm_gradient<'a>(
+        &self,
+        out: &'a mut GradientsOut<'_, B>,
+        work: &'a mut Option<LoraWorkspace<B>>,
+        norm: &Range<usize>,
+    ) -> Result<(ViewMut<'a, B::Acc>, Write)> {
+        match (&self.lora, work) {
+            (None, _) => Ok((slot(out.grads, norm), out.write)),
+            (Some(_), Some(work)) => Ok((work.frozen_norm(norm.len())?, Write::Overwrite)),
+            (Some(_), None) => Err(not_for_training()),
+        }
     }
 }
 
-fn not_for_training() -> Error {
+/// Weight, bias and patch norms of a GEMM.
+fn parts(at: &LayerRanges, group: Group) -> (&Range<usize>, Option<&Range<usize>>, &Range<usize>) {
+    match group {
+        Group::Qkv => (&at.qkv, at.qkv_bias.as_ref(), &at.norms.qkv),
+        Group::Output => (&at.output, at.output_bias.as_ref(), &at.norms.output),
+        Group::GateUp => (&at.gate_up, None, &at.norms.gate_up),
+        Group::Down => (&at.down, None, &at.norms.down),
+    }
+}
+
+pub(super) fn not_for_training() -> Error {
     Error::Runtime("backward needs a workspace allocated for training".into())
 }
 
 /// Returns the view of the gradient arena for a range of weights.
-pub(crate) fn slot<'a, T: crate::backend::Buffer>(grads: &'a mut T, range: &std::ops::Range<usize>) -> ViewMut<'a, T> {
+pub(crate) fn slot<'a, T: crate::backend::Buffer>(grads: &'a mut T, range: &Range<usize>) -> ViewMut<'a, T> {
     ViewMut::new(grads, range.start, range.len())
 }

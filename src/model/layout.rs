@@ -16,7 +16,7 @@ use crate::backend::contract::{KnownNorms, LinearDims};
 use crate::backend::{Backend, View};
 
 /// Alignment of tensor groups, in elements.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 /// A tensor and its place.
 #[derive(Clone, Debug)]

@@ -3,12 +3,17 @@
 //! - [`family`], [`config`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
+//! - [`trained`]: the parameters that training changes
 //! - [`weights`]: reading and writing of weight files
+//! - [`reward_heads`]: heads of reward models by the names of other trainers, normalised rewards
+//! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
 //! - [`store`]: loading, random initialisation and saving of a model
 //! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace
+//! - [`lora`]: low-rank adapters of a frozen model
 //! - [`inputs`]: a packed batch as model input
 
 pub mod activations;
+pub mod adapter;
 pub mod config;
 mod config_json;
 mod config_support;
@@ -18,13 +23,17 @@ pub mod decoder_grad;
 pub mod family;
 pub mod inputs;
 pub mod layout;
+pub mod lora;
 pub mod presets;
+pub mod reward_heads;
 pub mod rope;
 mod rope_frequencies;
 pub mod store;
 pub mod tensors;
+pub mod trained;
 pub mod weights;
 mod weights_names;
 mod weights_read;
+mod weights_shards;
 mod weights_write;
 mod window;

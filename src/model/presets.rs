@@ -229,6 +229,8 @@ impl Preset {
             pad: None,
             dtype: None,
             notes: Vec::new(),
+            reward_norm: None,
+            adapter: None,
             original: Map::new(),
             generation: None,
         }

@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
+use super::adapter::write_adapter;
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::decoder::Model;
 use super::layout::Slot;
 use super::tensors::{Role, TensorSpec};
+use super::trained::TrainedFiles;
 use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, write_model};
 use crate::backend::{Backend, View, ViewMut};
 use crate::rng::Rng;
@@ -23,6 +25,8 @@ pub struct Loaded<B: Backend> {
     pub model: Model<B>,
     /// True if the reward head was drawn at random, because the folder has none.
     pub drawn_score: bool,
+    /// What the reward head adds to every reward; 0 for a head of this program.
+    pub reward_bias: f64,
     /// Tensors of the folder that the model does not use.
     pub ignored: Vec<String>,
     /// Notes for the log on the weights: tensors that were read under another name.
@@ -51,7 +55,7 @@ pub fn load<B: Backend>(
         fill(backend, &mut model.weights, &files, slot)?;
     }
     let (ignored, notes) = (files.ignored().to_vec(), files.notes().to_vec());
-    Ok(Loaded { model, drawn_score: files.score_missing(), ignored, notes })
+    Ok(Loaded { model, drawn_score: files.score_missing(), reward_bias: files.head_bias()?, ignored, notes })
 }
 
 /// Reads one tensor into its place in the arena.
@@ -64,18 +68,27 @@ fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot
     })
 }
 
-/// Replaces a model's weights by the weights in a folder that holds the same model at another step.
+/// Replaces a model's trained weights by those in a folder that holds the same model, or an adapter of
+/// the same layers, at another step.
 pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
-    let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
-    model.layout.slots.iter().try_for_each(|slot| fill(backend, &mut model.weights, &files, slot))
+    let files = TrainedFiles::open(model, folder)?;
+    let (slots, mut wide) = (model.trained().slots.to_vec(), Vec::new());
+    let weights = model.trained_weights_mut();
+    slots.iter().try_for_each(|slot| {
+        files.read(&slot.spec.name, &mut |offset, values| {
+            wide.clear();
+            wide.extend(values.iter().map(|&x| f64::from(x)));
+            backend.write_act(ViewMut::new(weights, slot.start + offset, wide.len()), &wide)
+        })
+    })
 }
 
-/// Reads the weights of a folder into `to` in full precision, in the layout of `model`. The folder
-/// must hold the same model; the weights of `model` stay unchanged.
+/// Reads the trained weights of a folder into `to` in full precision, in the layout of `model`. The
+/// folder must hold the same model; the weights of `model` stay unchanged.
 pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to: &mut B::Acc) -> Result<()> {
-    let files = WeightFiles::open(folder, &model.config, LoadAs::Exact)?;
+    let files = TrainedFiles::open(model, folder)?;
     let mut wide = Vec::new();
-    model.layout.slots.iter().try_for_each(|slot| {
+    model.trained().slots.iter().try_for_each(|slot| {
         files.read(&slot.spec.name, &mut |offset, values| {
             wide.clear();
             wide.extend(values.iter().map(|&x| f64::from(x)));
@@ -126,31 +139,44 @@ fn draw<B: Backend>(
     Ok(())
 }
 
-/// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`.
+/// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`; of a model
+/// with adapters, the adapter in PEFT's layout.
 pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<()> {
-    let mut wide = Vec::new();
-    write_model(folder, &model.config, StoredDtype::F32, DEFAULT_SHARD_BYTES, &mut |spec, offset, out| {
-        let Some(slot) = model.layout.slots.iter().find(|s| s.spec.name == spec.name) else {
+    save_as(backend, model, folder, StoredDtype::F32)
+}
+
+/// [`save`] with the weights as `dtype`.
+pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
+    let (trained, mut wide) = (model.trained(), Vec::new());
+    let mut fill = |spec: &TensorSpec, offset: usize, out: &mut [f32]| {
+        let Some(slot) = trained.slots.iter().find(|s| s.spec.name == spec.name) else {
             return Err(Error::model(folder, format!("tensor {} has no place in the arena", spec.name)));
         };
         wide.resize(out.len(), 0.0);
-        backend.read_act(View::new(&model.weights, slot.start + offset, out.len()), &mut wide)?;
+        backend.read_act(View::new(model.trained_weights(), slot.start + offset, out.len()), &mut wide)?;
         for (to, from) in out.iter_mut().zip(&wide) {
             *to = *from as f32;
         }
         Ok(())
-    })
+    };
+    match &model.lora {
+        None => write_model(folder, &model.config, dtype, DEFAULT_SHARD_BYTES, &mut fill),
+        Some(lora) => {
+            let tensors: Vec<TensorSpec> = trained.slots.iter().map(|slot| slot.spec.clone()).collect();
+            write_adapter(folder, &lora.adapter_config(model.config.head), &tensors, dtype, &mut fill)
+        }
+    }
 }
 
-/// Name of the first tensor with weights that are not finite in f32, the precision of [`save`], and
+/// Name of the first trained tensor with weights that are not finite in f32, the precision of [`save`], and
 /// their number.
 pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(String, usize)>> {
     let mut chunk = Vec::new();
-    for slot in &model.layout.slots {
+    for slot in model.trained().slots {
         let (len, mut count) = (slot.spec.elements(), 0);
         for offset in (0..len).step_by(CHUNK) {
             chunk.resize(CHUNK.min(len - offset), 0.0);
-            backend.read_act(View::new(&model.weights, slot.start + offset, chunk.len()), &mut chunk)?;
+            backend.read_act(View::new(model.trained_weights(), slot.start + offset, chunk.len()), &mut chunk)?;
             count += chunk.iter().filter(|&&x| !(x as f32).is_finite()).count();
         }
         if count > 0 {
@@ -164,9 +190,9 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
 /// token; a reward model's configuration stays unchanged.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        (Head::Reward, _) => Ok(config),
-        (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
-        (Head::LanguageModel, None) => Err(Error::Usage(
+        (Head::Reward, _) if config.pad.is_some() => Ok(config.without_norm()),
+        (_, Some(pad)) => config.into_reward(pad),
+        (_, None) => Err(Error::Usage(
             "a reward model needs a pad token id for transformers to load it in batches; add pad_token to the \
              tokenizer or pad_token_id to config.json"
                 .into(),

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-pub use super::weights_read::{LoadAs, WeightFiles};
+pub use super::weights_read::{LoadAs, TensorReader, WeightFiles};
 pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill};
 
 use super::config::{ModelConfig, StoredDtype};
@@ -16,6 +16,8 @@ use crate::Result;
 
 /// Name of an unsharded weight file.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
+/// Name of a reward head in a file of its own, as LLaMA-Factory writes it.
+pub(super) const VALUE_HEAD_FILE: &str = "value_head.safetensors";
 /// Name of the shard index.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 

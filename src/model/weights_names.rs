@@ -14,6 +14,11 @@ const BASE: &str = "model.";
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const LM_HEAD: &str = "lm_head.weight";
 pub(super) const SCORE: &str = "score.weight";
+/// Names of reward heads of other trainers: OpenRLHF's `--value_head_prefix`, whose default once was
+/// `value_head`; TRL's and LLaMA-Factory's models with a value head; others. LLaMA-Factory's head has
+/// a bias.
+pub(super) const OTHER_HEADS: [&str; 5] =
+    ["value_head.weight", "v_head.summary.weight", "v_head.weight", "reward_head.weight", "score_head.weight"];
 
 /// A stored tensor.
 #[derive(Clone, Debug)]
@@ -53,11 +58,16 @@ pub(super) fn resolve(
     Ok((tensors, renamed.first().map(note).into_iter().collect()))
 }
 
+/// Name of a tensor without the parts of wrappers.
+pub(super) fn without_wrappers(name: &str) -> String {
+    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+    parts.join(".")
+}
+
 /// Name of a tensor without the parts of wrappers, and with or without the prefix of the base model
 /// if only that name is expected.
 fn own_name(name: &str, expected: &BTreeSet<&str>) -> String {
-    let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
-    let own = parts.join(".");
+    let own = without_wrappers(name);
     if expected.contains(own.as_str()) {
         return own;
     }

@@ -3,18 +3,17 @@
 //! f32 in chunks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
+use safetensors::tensor::Dtype;
 
+use super::adapter::base::{AdapterFolder, is_adapter};
+use super::adapter::files::{AdapterFiles, Product};
 use super::config::{Head, ModelConfig, StoredDtype};
-use super::config_json::{Keys, read_object};
-use super::weights::{INDEX_FILE, SINGLE_FILE};
-use super::weights_names::{EMBEDDING, LM_HEAD, SCORE, Stored, is_other_head, resolve};
-use crate::files::input::{self, is_named};
-use crate::files::lfs_pointer;
+use super::tensors::TensorSpec;
+use super::weights_names::{EMBEDDING, LM_HEAD, OTHER_HEADS, SCORE, Stored, is_other_head, resolve};
+use super::weights_shards::{Shard, open_shards};
 use crate::{Error, Result};
 
 /// Elements converted at a time: 256 KiB of f32, which stays in a core's cache.
@@ -30,15 +29,6 @@ pub enum LoadAs {
     RewardStart,
 }
 
-/// Memory-mapped weight file.
-struct Shard {
-    path: PathBuf,
-    map: Mmap,
-    metadata: Metadata,
-    /// Offset of the first byte after the header.
-    data: usize,
-}
-
 /// Location of a tensor.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -49,35 +39,71 @@ struct Place {
 }
 
 /// Checked weight files of one model folder.
+#[derive(Default)]
 pub struct WeightFiles {
     shards: Vec<Shard>,
     /// Tensors the configuration expects and the files hold.
     places: BTreeMap<String, Place>,
     score_missing: bool,
+    /// Bias of the reward head, which other trainers have.
+    head_bias: Option<Place>,
     ignored: Vec<String>,
     notes: Vec<String>,
+    /// Adapter that changes some of the tensors.
+    adapter: Option<Box<AdapterFiles>>,
 }
 
 impl WeightFiles {
-    /// Opens the weights of `folder` and checks them against `config`. Failures are
-    /// [`Error::Model`] with file, tensor and the expected and found value, or [`Error::Io`].
+    /// Opens the weights of `folder` and checks them against `config`. An adapter's folder holds the
+    /// model that is merged from its base and the adapter. Failures are [`Error::Model`] with file,
+    /// tensor and the expected and found value, or [`Error::Io`].
     pub fn open(folder: &Path, config: &ModelConfig, load_as: LoadAs) -> Result<Self> {
-        let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
-        // If a folder has both, the single file takes precedence, as in transformers.
-        let (shards, listed) = if is_named(&single) {
-            (vec![Shard::open(&single)?], None)
-        } else if is_named(&index) {
-            let listed = read_index(&index)?;
-            let mut files: Vec<&str> = listed.values().map(String::as_str).collect();
-            files.sort_unstable();
-            files.dedup();
-            let shards = files.iter().map(|f| Shard::open(&folder.join(f))).collect::<Result<Vec<_>>>()?;
-            (shards, Some(listed))
-        } else {
-            return Err(no_weights(folder));
+        if !is_adapter(folder) {
+            let (shards, found) = open_shards(folder, None)?;
+            return check(folder, shards, found, config, load_as);
+        }
+        let known = config.adapter.as_deref().filter(|adapter| adapter.path == folder).cloned();
+        let Some(adapter) = known.map_or_else(|| AdapterFolder::find(folder, None), |found| Ok(Some(found)))? else {
+            return Err(Error::model(folder, "holds no adapter any more"));
         };
-        let found = gather(&shards, listed.as_ref(), &index)?;
-        check(folder, shards, found, config, load_as)
+        Self::open_merged(&adapter, config, load_as)
+    }
+
+    /// Opens a base and its adapter.
+    fn open_merged(adapter: &AdapterFolder, config: &ModelConfig, load_as: LoadAs) -> Result<Self> {
+        let own = adapter.open(config)?;
+        // The adapter may hold the reward head.
+        let base_as = if config.head == Head::Reward { LoadAs::RewardStart } else { load_as };
+        let (shards, found) = open_shards(&adapter.base, Some(&adapter.path))?;
+        let mut files = check(&adapter.base, shards, found, config, base_as)?;
+        files.score_missing &= !own.holds_whole(SCORE);
+        if files.score_missing && load_as == LoadAs::Exact {
+            let why = format!(
+                "neither the adapter nor its base {} holds the reward head \"{SCORE}\"; this is not a trained reward \
+                 model",
+                adapter.base.display()
+            );
+            return Err(Error::model(&adapter.path, why));
+        }
+        if config.head == Head::Reward && own.holds_whole(LM_HEAD) {
+            files.ignored.push(format!("{LM_HEAD} of the adapter"));
+        }
+        files.notes.extend(own.notes().iter().cloned());
+        files.notes.push(format!("{}: {} tensors change", adapter.line(), own.changed()));
+        files.adapter = Some(Box::new(own));
+        Ok(files)
+    }
+
+    /// The tensors `expected` of one file, by their own names; the caller has checked the shapes.
+    pub(super) fn of_shard(shard: Shard, stored: &BTreeMap<String, Stored>, expected: &[TensorSpec]) -> Result<Self> {
+        let shards = vec![shard];
+        let mut places = BTreeMap::new();
+        for spec in expected {
+            if let Some(stored) = stored.get(&spec.name) {
+                places.insert(spec.name.clone(), place(&shards, stored, &spec.shape)?);
+            }
+        }
+        Ok(Self { shards, places, ..Self::default() })
     }
 
     /// Returns whether `score.weight` is missing and the caller must draw it; true only with
@@ -97,6 +123,15 @@ impl WeightFiles {
         &self.notes
     }
 
+    /// Returns what the reward head adds to every reward; 0 for a head without bias.
+    pub fn head_bias(&self) -> Result<f64> {
+        let Some(place) = self.head_bias else { return Ok(0.0) };
+        let name = "the bias of the reward head".to_owned();
+        let mut bias = Vec::new();
+        TensorReader { name, shard: &self.shards[place.shard], place, product: None }.read(0, 1, &mut bias)?;
+        Ok(bias.first().copied().map_or(0.0, f64::from))
+    }
+
     /// Returns the data types of the used tensors, each once.
     pub fn dtypes(&self) -> Vec<StoredDtype> {
         let all = [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16];
@@ -104,31 +139,38 @@ impl WeightFiles {
     }
 
     /// Passes tensor `name` to `sink(offset, values)` as f32, in ascending chunks that cover it
-    /// once. Conversion from bf16 and f16 is exact. Fails with [`Error::Model`] if a value is not
-    /// finite or the tensor is missing.
+    /// once. Conversion from bf16 and f16 is exact; a weight that an adapter changes is summed in f64
+    /// and rounded to f32. Fails with [`Error::Model`] if a value is not finite or the tensor is
+    /// missing.
     pub fn read(&self, name: &str, sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
-        let Some(place) = self.places.get(name) else {
+        let reader = self.reader(name)?;
+        let mut values = Vec::with_capacity(CHUNK.min(reader.len()));
+        for offset in (0..reader.len()).step_by(CHUNK) {
+            reader.read(offset, CHUNK.min(reader.len() - offset), &mut values)?;
+            sink(offset, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Prepares the reading of parts of tensor `name`.
+    pub fn reader(&self, name: &str) -> Result<TensorReader<'_>> {
+        if let Some(adapter) = &self.adapter {
+            let mut reader = match adapter.whole_reader(name)? {
+                Some(reader) => reader,
+                None => self.own_reader(name)?,
+            };
+            reader.product = adapter.product(name)?;
+            return Ok(reader);
+        }
+        self.own_reader(name)
+    }
+
+    fn own_reader(&self, name: &str) -> Result<TensorReader<'_>> {
+        let Some(&place) = self.places.get(name) else {
             let path = self.shards.first().map_or(Path::new("weights"), |s| s.path.as_path());
             return Err(Error::model(path, format!("tensor {name:?} is not among the checked tensors")));
         };
-        let shard = &self.shards[place.shard];
-        let bytes = &shard.map[place.start..place.end];
-        let mut values = Vec::with_capacity(CHUNK.min(bytes.len() / place.dtype.bytes()));
-        for (number, chunk) in bytes.chunks(CHUNK * place.dtype.bytes()).enumerate() {
-            values.clear();
-            convert(place.dtype, chunk, &mut values);
-            if let Some(bad) = values.iter().position(|x| !x.is_finite()) {
-                let why = format!(
-                    "tensor {name:?} holds {} at element {}; weights must be finite. The file is damaged or comes \
-                     from a diverged run",
-                    values[bad],
-                    number * CHUNK + bad
-                );
-                return Err(Error::model(&shard.path, why));
-            }
-            sink(number * CHUNK, &values)?;
-        }
-        Ok(())
+        Ok(TensorReader { name: name.to_owned(), shard: &self.shards[place.shard], place, product: None })
     }
 
     /// Reads tensor `name` into one vector.
@@ -142,120 +184,39 @@ impl WeightFiles {
     }
 }
 
-impl Shard {
-    fn open(path: &Path) -> Result<Self> {
-        let file = input::open(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::model(path, format!("is missing, but {INDEX_FILE} lists it; is the download complete?"))
-            }
-            _ => input::model_error(path)(e),
-        })?;
-        // SAFETY: the map is read-only and every bit pattern is a valid byte. The remaining hazard
-        // is another process that changes or truncates the file while it is mapped: values could
-        // then differ between two reads, or SIGBUS could end this process. This program never does
-        // so: it writes weight files under a temporary name and renames them, so a mapped file
-        // keeps its bytes.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| Error::model(path, damage(&map, &e)))?;
-        Ok(Self { path: path.to_path_buf(), map, metadata, data: 8 + header })
-    }
+/// One tensor of weight files, converted to f32 part by part.
+pub struct TensorReader<'a> {
+    name: String,
+    shard: &'a Shard,
+    place: Place,
+    /// What an adapter adds.
+    product: Option<Product>,
 }
 
-/// Describes why a file is not a readable safetensors file, with sizes if they explain it.
-fn damage(map: &Mmap, error: &SafeTensorError) -> String {
-    if let Some(why) = lfs_pointer(map) {
-        return why.into();
+impl TensorReader<'_> {
+    /// Number of elements.
+    fn len(&self) -> usize {
+        (self.place.end - self.place.start) / self.place.dtype.bytes()
     }
-    const TRY: &str = "copy or download it again";
-    let size = map.len();
-    let header = map.get(..8).map(|b| u64::from_le_bytes(b.try_into().unwrap_or_default()));
-    match (error, header) {
-        (SafeTensorError::MetadataIncompleteBuffer, Some(header)) => {
-            let data = map
-                .get(8..8 + header as usize)
-                .and_then(|bytes| serde_json::from_slice::<Metadata>(bytes).ok())
-                .map(|m| m.data_len() as u64 + 8 + header);
-            match data {
-                Some(whole) if whole > size as u64 => {
-                    format!("is truncated: {size} bytes of {whole}; {TRY}")
-                }
-                Some(whole) => format!("has {size} bytes, but its header describes {whole}; {TRY}"),
-                None => format!("is damaged: {error}; {TRY}"),
-            }
-        }
-        (SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength, _) => {
-            format!("is truncated or not a safetensors file: {size} bytes do not contain its header; {TRY}")
-        }
-        _ => format!("is damaged or not a safetensors file: {error}; {TRY}"),
-    }
-}
 
-fn no_weights(folder: &Path) -> Error {
-    let mut why = format!("contains neither {SINGLE_FILE} nor {INDEX_FILE}");
-    if folder.join("pytorch_model.bin").is_file() || folder.join("pytorch_model.bin.index.json").is_file() {
-        why += "; pickled weights (pytorch_model.bin) are not supported, save the model as safetensors";
-    } else {
-        why += "; is the download complete?";
-    }
-    Error::model(folder, why)
-}
-
-/// Reads the map from tensor name to shard file from the index.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let map = read_object(path)?;
-    let keys = Keys { map: &map, path, prefix: "" };
-    let Some(weight_map) = keys.object("weight_map")? else {
-        return Err(keys.missing("weight_map", "it must map each tensor to its file"));
-    };
-    let inner = Keys { map: weight_map, path, prefix: "weight_map." };
-    let mut listed = BTreeMap::new();
-    for (name, value) in weight_map {
-        // A path could leave the folder, so a shard must be a plain file name.
-        let plain =
-            |file: &&str| !file.is_empty() && !file.contains(['/', '\\', '\0']) && *file != "." && *file != "..";
-        let Some(file) = value.as_str().filter(plain) else {
-            return Err(inner.refuse(name, value, "it must be the name of a file in this folder"));
-        };
-        if !is_named(&path.with_file_name(file)) {
-            let why =
-                format!("names the shard {file:?} for tensor {name:?}, which is missing; is the download complete?");
-            return Err(Error::model(path, why));
+    /// Replaces `values` by the elements `offset..offset + len`, which must exist; fails as
+    /// [`WeightFiles::read`] does.
+    pub fn read(&self, offset: usize, len: usize, values: &mut Vec<f32>) -> Result<()> {
+        let start = self.place.start + offset * self.place.dtype.bytes();
+        values.clear();
+        convert(self.place.dtype, &self.shard.map[start..start + len * self.place.dtype.bytes()], values);
+        if let Some(bad) = values.iter().position(|x| !x.is_finite()) {
+            let why = format!(
+                "tensor {:?} holds {} at element {}; weights must be finite. The file is damaged or comes from a \
+                 diverged run",
+                self.name,
+                values[bad],
+                offset + bad
+            );
+            return Err(Error::model(&self.shard.path, why));
         }
-        listed.insert(name.clone(), file.to_owned());
+        self.product.as_ref().map_or(Ok(()), |product| product.add(offset, values))
     }
-    if listed.is_empty() {
-        return Err(Error::model(path, "\"weight_map\" lists no tensor"));
-    }
-    Ok(listed)
-}
-
-/// Maps each tensor name to its shard. Each tensor must be in exactly one shard, the one that the
-/// index names.
-fn gather(
-    shards: &[Shard],
-    listed: Option<&BTreeMap<String, String>>,
-    index: &Path,
-) -> Result<BTreeMap<String, usize>> {
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    for (number, shard) in shards.iter().enumerate() {
-        for name in shard.metadata.offset_keys() {
-            if let Some(first) = found.insert(name.clone(), number) {
-                let why = format!(
-                    "tensor {name:?} is also in {}; a tensor belongs to one shard. Save the model again",
-                    shards[first].path.display()
-                );
-                return Err(Error::model(&shard.path, why));
-            }
-        }
-    }
-    for (name, file) in listed.into_iter().flatten() {
-        let holder = found.get(name).map(|&number| &shards[number].path);
-        if holder.is_none_or(|path| path.file_name() != Some(file.as_ref())) {
-            let where_ = holder.map_or("no shard holds it".to_owned(), |p| format!("it is in {}", p.display()));
-            return Err(Error::model(index, format!("names {file:?} for tensor {name:?}, but {where_}")));
-        }
-    }
-    Ok(found)
 }
 
 /// Compares the tensors of the files with the tensors of the configuration.
@@ -269,7 +230,10 @@ fn check(
     let expected = config.tensors();
     let names: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).chain([LM_HEAD]).collect();
     let (mut found, notes) = resolve(folder, found, &names)?;
-    let mut files = WeightFiles { shards, places: BTreeMap::new(), score_missing: false, ignored: Vec::new(), notes };
+    let mut files = WeightFiles { shards, notes, ..WeightFiles::default() };
+    if config.head == Head::Reward {
+        name_head(&mut files, &mut found, config)?;
+    }
     let language_model =
         config.head == Head::LanguageModel || (load_as == LoadAs::RewardStart && !found.contains_key(SCORE));
     if config.tied
@@ -341,6 +305,27 @@ fn shape(shards: &[Shard], stored: &Stored) -> Vec<usize> {
     shards[stored.shard].metadata.info(&stored.name).map(|info| info.shape.clone()).unwrap_or_default()
 }
 
+/// Gives the head of another trainer its name in transformers, and sets its bias aside.
+fn name_head(files: &mut WeightFiles, found: &mut BTreeMap<String, Stored>, config: &ModelConfig) -> Result<()> {
+    if found.contains_key(SCORE) {
+        return Ok(());
+    }
+    let own = config.value_head_prefix().map(|module| format!("{module}.weight"));
+    let names = own.into_iter().chain(OTHER_HEADS.map(str::to_owned));
+    let Some((name, head)) = names.into_iter().find_map(|name| found.remove_entry(&name)) else { return Ok(()) };
+    files.notes.push(format!("the reward head is the tensor {:?}", head.name));
+    if let Some(bias) = name.strip_suffix("weight").and_then(|module| found.remove(&format!("{module}bias"))) {
+        files.head_bias = Some(place(&files.shards, &bias, &[1])?);
+        files.notes.push(format!(
+            "its bias {:?} is added to every reward in scores; it changes no comparison, and training leaves it out",
+            bias.name
+        ));
+    }
+    place(&files.shards, &head, &[1, config.hidden])?;
+    found.insert(SCORE.to_owned(), head);
+    Ok(())
+}
+
 /// Describes a tensor that looks like a reward head under another name, if there is one. transformers
 /// would draw a new head at random instead of reading it.
 fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &ModelConfig) -> Option<String> {
@@ -354,19 +339,10 @@ fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &Model
     ))
 }
 
-/// Shape of a tensor in the weight files of a folder; `None` if it cannot be found.
-pub(super) fn stored_shape(folder: &Path, name: &str) -> Option<Vec<usize>> {
-    let single = folder.join(SINGLE_FILE);
-    let path =
-        if single.is_file() { single } else { folder.join(read_index(&folder.join(INDEX_FILE)).ok()?.get(name)?) };
-    let shard = Shard::open(&path).ok()?;
-    shard.metadata.info(name).map(|info| info.shape.clone())
-}
-
 fn missing_tensor(
     folder: &Path,
     missing: &[&str],
-    first: &super::tensors::TensorSpec,
+    first: &TensorSpec,
     found: &BTreeMap<String, Stored>,
     config: &ModelConfig,
 ) -> Error {

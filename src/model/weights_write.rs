@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::Path;
 
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
@@ -37,9 +37,8 @@ pub(super) struct Staged<'a> {
     dtype: StoredDtype,
 }
 
-/// Writes the weights of `tensors` under temporary names, as f32 or as bf16 (rounded to nearest
-/// even). f16 is refused, because its range is too small for trained weights. A tensor larger than
-/// `shard_bytes` gets its own shard.
+/// Writes the weights of `tensors` under temporary names, rounded to nearest even. Weights beyond the
+/// range of `dtype` are refused. A tensor larger than `shard_bytes` gets its own shard.
 pub(super) fn stage<'a>(
     folder: &'a Path,
     tensors: &'a [TensorSpec],
@@ -47,9 +46,6 @@ pub(super) fn stage<'a>(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<Staged<'a>> {
-    if dtype == StoredDtype::F16 {
-        return Err(Error::Usage("weights cannot be saved as float16; use float32 or bfloat16".into()));
-    }
     let shards = plan(tensors, dtype, shard_bytes);
     let names: Vec<String> = match shards.len() {
         1 => vec![SINGLE_FILE.to_owned()],
@@ -133,7 +129,12 @@ fn header(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype) -> Result<Vec<
 }
 
 /// Writes one shard under its temporary name.
-fn write_shard(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype, fill: &mut Fill) -> Result<Unfinished> {
+pub(super) fn write_shard(
+    path: &Path,
+    shard: &[&TensorSpec],
+    dtype: StoredDtype,
+    fill: &mut Fill,
+) -> Result<Unfinished> {
     let failed = |e: std::io::Error| Error::io("write", path)(e);
     Unfinished::write(path, |out| {
         out.write_all(&header(path, shard, dtype)?).map_err(failed)?;
@@ -144,16 +145,34 @@ fn write_shard(path: &Path, shard: &[&TensorSpec], dtype: StoredDtype, fill: &mu
             for offset in (0..elements).step_by(CHUNK) {
                 let chunk = &mut values[..CHUNK.min(elements - offset)];
                 fill(tensor, offset, chunk)?;
+                if let Some(beyond) = chunk.iter().find(|x| x.is_finite() && !rounded(**x, dtype).is_finite()) {
+                    let why = format!(
+                        "tensor {:?} holds {beyond:e}, which {} cannot hold; save it as float32 or bfloat16",
+                        tensor.name,
+                        dtype.name()
+                    );
+                    return Err(Error::model(path, why));
+                }
                 bytes.clear();
                 match dtype {
+                    StoredDtype::F32 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
                     StoredDtype::Bf16 => bytes.extend(chunk.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes())),
-                    StoredDtype::F32 | StoredDtype::F16 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+                    StoredDtype::F16 => bytes.extend(chunk.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes())),
                 }
                 out.write_all(&bytes).map_err(failed)?;
             }
         }
         Ok(())
     })
+}
+
+/// A number as a file holds it.
+fn rounded(x: f32, dtype: StoredDtype) -> f32 {
+    match dtype {
+        StoredDtype::F32 => x,
+        StoredDtype::Bf16 => bf16::from_f32(x).to_f32(),
+        StoredDtype::F16 => f16::from_f32(x).to_f32(),
+    }
 }
 
 fn write_index(folder: &Path, names: &[String], shards: &[Vec<&TensorSpec>], dtype: StoredDtype) -> Result<()> {

@@ -97,9 +97,9 @@ pub struct AdamWState<B: Backend> {
 const CHUNK: usize = 1 << 20;
 
 impl<B: Backend> AdamWState<B> {
-    /// Creates the state of a model before its first update.
+    /// Creates the state of a model's trained parameters before their first update.
     pub fn new(backend: &B, model: &Model<B>, settings: AdamWSettings) -> Result<Self> {
-        let (len, decayed) = (model.layout.len, model.layout.decayed);
+        let (len, decayed) = (model.trained().len, model.trained().decayed);
         let master = match B::PRECISION {
             Precision::F64 | Precision::F32 => None,
             Precision::Bf16 => {
@@ -107,7 +107,7 @@ impl<B: Backend> AdamWState<B> {
                 let mut chunk = vec![0.0; CHUNK.min(len)];
                 for start in (0..len).step_by(CHUNK) {
                     let chunk = &mut chunk[..CHUNK.min(len - start)];
-                    backend.read_act(View::new(&model.weights, start, chunk.len()), chunk)?;
+                    backend.read_act(View::new(model.trained_weights(), start, chunk.len()), chunk)?;
                     backend.write_acc(ViewMut::new(&mut master, start, chunk.len()), chunk)?;
                 }
                 Some(master)

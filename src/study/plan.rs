@@ -5,8 +5,9 @@
 //! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
 //! are the same as in a real run.
 
+mod pair;
+
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use half::bf16;
 use serde::Serialize;
@@ -19,16 +20,17 @@ use crate::backend::kernels::geometry::{Chosen, of_card};
 use crate::backend::kernels::launchers::{KERNELS, RESOURCES};
 use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
 use crate::backend::probe::OpTime;
-use crate::data::group::{Kind, PreferenceGroup, Prompt, Response};
-use crate::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
+use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
+use crate::model::lora::{Lora, LoraSpec};
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::data_sheets::{DATA_SHEETS, data_sheet};
 use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
+use pair::synthetic_pair;
 
 /// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
 /// sheet's. All are given, not measured.
@@ -57,6 +59,8 @@ pub struct Workload {
     pub response: usize,
     /// DPO, with a reference model next to the policy; otherwise a reward model.
     pub dpo: bool,
+    /// Rank of adapters on all linear layers, if adapters are trained; the base is then the reference.
+    pub lora_rank: Option<usize>,
 }
 
 /// Floor of an op of the step.
@@ -111,6 +115,7 @@ pub struct StepPlan {
     pub card: GpuRates,
     pub workload: Workload,
     pub parameters: usize,
+    pub trained_parameters: usize,
     /// Token rows with shared prompts, and rows of the vocabulary head.
     pub tokens: usize,
     pub head_rows: usize,
@@ -190,10 +195,19 @@ impl StepPlan {
         let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded)).keeping_choices();
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };
         let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
-        let policy = Model::zeros(&backend, config.clone(), longest)?;
-        let reference = workload.dpo.then(|| Model::zeros(&backend, config.clone(), longest)).transpose()?;
-        let parameters = policy.layout.len;
+        let mut policy = Model::zeros(&backend, config.clone(), longest)?;
+        let (adapted, mut reference) = (workload.lora_rank.is_some(), None);
+        if let Some(rank) = workload.lora_rank {
+            let spec = LoraSpec::new(&config, rank, 1, false, &[])?;
+            policy.lora = Some(Lora::zeros(&backend, &config, spec)?);
+        } else if workload.dpo {
+            reference = Some(Model::zeros(&backend, config.clone(), longest)?);
+        }
+        let parameters = [policy.layout.len, policy.trained().len];
         let mut trainer = Trainer::new(&backend, policy, reference, loss, AdamWSettings::default())?;
+        if adapted && workload.dpo {
+            trainer.use_base_as_frozen()?;
+        }
         let groups: Vec<TokenizedGroup> =
             (0..workload.pairs).map(|pair| synthetic_pair(pair, workload, config.vocab)).collect();
         let mut packed = PackedStep::default();
@@ -212,7 +226,7 @@ impl StepPlan {
     fn of(
         gpu: &GpuRates,
         workload: &Workload,
-        (parameters, tokens, head_rows): (usize, usize, usize),
+        ([parameters, trained_parameters], tokens, head_rows): ([usize; 2], usize, usize),
         ops: &[OpTime],
         products: Vec<GemmEstimate>,
         launches: &[Launched],
@@ -232,6 +246,7 @@ impl StepPlan {
             card: gpu.clone(),
             workload: workload.clone(),
             parameters,
+            trained_parameters,
             tokens,
             head_rows,
             // One of three GEMMs recomputes logits (contract of head_logprob_bwd). A head fused
@@ -256,7 +271,7 @@ impl StepPlan {
     pub fn text(&self) -> String {
         let (gpu, work) = (&self.card, &self.workload);
         let mut out = format!(
-            "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters\n\
+            "{} {} of {} pairs, prompt {}, responses {}: {} tokens with shared prompts, {} head rows, {:.1} M parameters, {:.1} M of them trained\n\
              {}: {} multiprocessors, copy {:.2} TB/s, GEMM {:.0} TFLOP/s, data sheet {:.0} TFLOP/s\n\n",
             if work.dpo { "DPO" } else { "reward" },
             "step",
@@ -266,6 +281,7 @@ impl StepPlan {
             self.tokens,
             self.head_rows,
             self.parameters as f64 / 1e6,
+            self.trained_parameters as f64 / 1e6,
             gpu.name,
             gpu.processors,
             gpu.copy / 1e12,
@@ -336,33 +352,6 @@ impl StepPlan {
             100.0 * self.utilisation
         );
         out
-    }
-}
-
-/// A synthetic pair. Its responses share the prompt; it shares no tokens with other pairs.
-fn synthetic_pair(pair: usize, workload: &Workload, vocab: usize) -> TokenizedGroup {
-    let ids = |from: usize, count: usize| (0..count).map(|i| ((from + i) % vocab) as u32).collect::<Vec<u32>>();
-    let start = pair * (workload.prompt + 2 * workload.response);
-    let text = || Response::Text(String::new());
-    let source = PreferenceGroup::pair(pair.to_string(), Prompt::Text(String::new()), text(), text(), 0.0);
-    let response = |index: usize| {
-        let mut ids = ids(start + workload.prompt + index * workload.response, workload.response);
-        // The responses differ from their first token on.
-        ids[0] = (pair + index) as u32 % vocab as u32;
-        Sequence { prompt: 0, response: index, response_ids: ids }
-    };
-    let term = |sequence, sign| SequenceTerm { sequence, sign, detached: false };
-    TokenizedGroup {
-        group: Arc::new(source),
-        prompt_ids: vec![ids(start, workload.prompt)],
-        sequences: vec![response(0), response(1)],
-        comparisons: vec![SequenceComparison {
-            kind: Kind::Base,
-            terms: vec![term(0, 1), term(1, -1)],
-            margin: 0.0,
-            weight: 1.0,
-            detached_clip: None,
-        }],
     }
 }
 

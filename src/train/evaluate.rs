@@ -105,7 +105,7 @@ impl<B: Backend> Evaluator<B> {
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let mut scorer = self.frozen_scorer.take();
-        let result = self.each_batch(backend, model, loss, groups, progress, |batch, longest, _| {
+        let result = self.each_batch(backend, model, loss, groups, progress, |_, batch, longest, _| {
             let (Some(model), Some(scorer)) = (reference.as_deref_mut(), &mut scorer) else { return Ok(None) };
             model.reserve_positions(backend, longest)?;
             scorer.forward(backend, model, batch, loss.reduce)?;
@@ -124,14 +124,14 @@ impl<B: Backend> Evaluator<B> {
         groups: &[TokenizedGroup],
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
-        self.each_batch(backend, model, loss, groups, progress, |batch, longest, members| {
+        self.each_batch(backend, model, loss, groups, progress, |policy, batch, longest, members| {
             let Some(frozen) = frozen.as_deref_mut() else { return Ok(None) };
-            frozen.score(backend, (members, longest), batch, loss.reduce).map(Some)
+            frozen.score(backend, policy, (members, longest), batch, loss.reduce).map(Some)
         })
     }
 
     /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a
-    /// batch, given its longest sequence and its groups.
+    /// batch, given the model, the batch's longest sequence and its groups.
     fn each_batch(
         &mut self,
         backend: &B,
@@ -139,7 +139,7 @@ impl<B: Backend> Evaluator<B> {
         loss: &Loss,
         groups: &[TokenizedGroup],
         mut progress: impl FnMut(usize),
-        mut frozen_scores: impl FnMut(&DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
+        mut frozen_scores: impl FnMut(&Model<B>, &DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let pack_options = super::pack_options(loss, model.config.vocab, model.config.pad);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
@@ -153,7 +153,7 @@ impl<B: Backend> Evaluator<B> {
             self.scorer.forward(backend, model, &self.batch, loss.reduce)?;
             let seqs = self.packed.sequences.len();
             let policy = self.scorer.read_score(backend, seqs)?;
-            let frozen = frozen_scores(&self.batch, self.packed.longest_path, &members)?;
+            let frozen = frozen_scores(model, &self.batch, self.packed.longest_path, &members)?;
             tally.tokens += self.packed.ids.len();
             let zeros = vec![0.0; seqs];
             tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros));

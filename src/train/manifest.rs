@@ -14,6 +14,8 @@ use serde_json::{Map, Value, json};
 
 use super::checkpoint;
 use crate::files::{input, json_text, path_json, write_atomic};
+use crate::model::adapter::base::AdapterFolder;
+use crate::model::adapter::config::CONFIG_FILE;
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -202,10 +204,21 @@ pub fn model_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries
         .filter(|path| {
-            path.extension().is_some_and(|e| e == "safetensors") || path.file_name().is_some_and(|n| n == "config.json")
+            path.extension().is_some_and(|e| e == "safetensors")
+                || path.file_name().is_some_and(|n| n == "config.json" || n == CONFIG_FILE)
         })
         .collect();
     files.sort_unstable();
+    files
+}
+
+/// Files of a model folder and, if it holds an adapter, of its base: `base`, or the one that the
+/// adapter names.
+pub fn model_and_base_files(folder: &Path, base: Option<&Path>) -> Vec<PathBuf> {
+    let mut files = model_files(folder);
+    if let Ok(Some(adapter)) = AdapterFolder::find(folder, base) {
+        files.extend(model_files(&adapter.base));
+    }
     files
 }
 

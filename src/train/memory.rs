@@ -15,6 +15,7 @@ use crate::model::activations::Mode;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
+use crate::model::lora::{Lora, LoraSpec};
 use crate::{Error, Result};
 
 use super::batch::padding::Shapes;
@@ -27,8 +28,10 @@ use super::step::upload_slots;
 #[derive(Clone, Copy)]
 pub struct MemoryInputs<'a> {
     pub config: &'a ModelConfig,
+    /// Adapters that are trained instead of the weights.
+    pub lora: Option<&'a LoraSpec>,
     /// Frozen reference that runs on every batch.
-    pub reference: Option<&'a ModelConfig>,
+    pub reference: PlannedReference<'a>,
     pub loss: &'a Loss,
     /// Storage format of `Act`.
     pub precision: Precision,
@@ -40,6 +43,17 @@ pub struct MemoryInputs<'a> {
     pub accumulation: usize,
     /// Device properties that select launch grids; `None` if ops need no workspace.
     pub kernels: Option<&'a Properties>,
+}
+
+/// Frozen reference of a run, for its memory.
+#[derive(Clone, Copy)]
+pub enum PlannedReference<'a> {
+    /// None, or log-probs computed before training.
+    None,
+    /// The base of a policy with adapters.
+    Base,
+    /// A model of its own.
+    Model(&'a ModelConfig),
 }
 
 /// Part that ops use within a call.
@@ -210,33 +224,38 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
         seen = now;
     };
     let positions = limits.longest_path.max(1);
-    let policy = Model::zeros(&backend, subject.config.clone(), positions)?;
+    let mut policy = Model::zeros(&backend, subject.config.clone(), positions)?;
     part("weights", &backend);
-    let len = policy.layout.len;
+    policy.lora = subject.lora.map(|spec| Lora::zeros(&backend, subject.config, spec.clone())).transpose()?;
+    part("adapter weights", &backend);
+    let len = policy.trained().len;
     let _master = match A::PRECISION {
         Precision::Bf16 => Some(backend.zeros_acc(len)?),
         Precision::F32 | Precision::F64 => None,
     };
     part("weights in full precision", &backend);
     let mut grads = backend.zeros_acc(len)?;
-    let mut norms = backend.zeros_acc(policy.layout.norms)?;
+    let mut norms = backend.zeros_acc(policy.trained().norms)?;
     part("gradients", &backend);
     let _moments = (backend.zeros_acc(len)?, backend.zeros_acc(len)?);
     part("AdamW moments", &backend);
-    let reference = subject.reference.map(|config| Model::zeros(&backend, config.clone(), positions)).transpose()?;
+    let reference = match subject.reference {
+        PlannedReference::Model(config) => Some(Model::zeros(&backend, config.clone(), positions)?),
+        PlannedReference::None | PlannedReference::Base => None,
+    };
     part("reference weights", &backend);
     let mode = if subject.recompute { Mode::Recompute } else { Mode::Train };
     let mut scorer = Scorer::new(&backend, &policy, mode)?;
     scorer.reserve(&backend, &policy, mode, limits)?;
     part("activations", &backend);
-    let mut reference_scorer = match &reference {
-        Some(model) => {
-            let mut scorer = Scorer::new(&backend, model, Mode::Infer)?;
-            scorer.reserve(&backend, model, Mode::Infer, limits)?;
-            Some(scorer)
-        }
-        None => None,
+    let mut reference_scorer = match (subject.reference, &reference) {
+        (PlannedReference::Base, _) => Some(Scorer::of_base(&backend, &policy)?),
+        (_, Some(model)) => Some(Scorer::new(&backend, model, Mode::Infer)?),
+        (_, None) => None,
     };
+    if let Some(scorer) = &mut reference_scorer {
+        scorer.reserve(&backend, reference.as_ref().unwrap_or(&policy), Mode::Infer, limits)?;
+    }
     part("reference activations", &backend);
     let batch = DeviceBatch::of_limits(&backend, limits, policy.max_head_rows(&backend))?;
     let slots = if subject.kernels.is_some() { upload_slots(subject.accumulation) } else { 0 };
@@ -246,8 +265,8 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
     part("batch", &backend);
     if subject.kernels.is_some() {
         let reduce = subject.loss.reduce;
-        if let (Some(model), Some(scorer)) = (&reference, &mut reference_scorer) {
-            scorer.forward(&backend, model, &batch, reduce)?;
+        if let Some(scorer) = &mut reference_scorer {
+            scorer.forward(&backend, reference.as_ref().unwrap_or(&policy), &batch, reduce)?;
         }
         scorer.run_model(&backend, &policy, &batch)?;
         let reference = reference_scorer.as_ref().map(|scorer| View::first(&scorer.score, limits.seqs));
@@ -260,7 +279,7 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
             len,
             max_norm: 1.0,
             grads: View::first(&grads, len),
-            known: Some(policy.layout.known_norms(&norms)),
+            known: policy.known_norms(&norms),
             control: ViewMut::first(&mut scores, CONTROL),
         })?;
         parts.push((WORKSPACE, backend.scratch_bytes() as u64));

@@ -39,6 +39,7 @@ use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
+use crate::model::config::StoredDtype;
 use crate::optim::schedule::{Schedule, Scheduler};
 use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
@@ -83,6 +84,9 @@ pub struct RunSettings {
     /// Consecutive skipped updates after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
+    /// Data type of the final model's weights. Records of earlier versions have none.
+    #[serde(default)]
+    pub save_dtype: StoredDtype,
     /// Logs in addition to the console.
     pub report_to: ReportTo,
     /// Collector of step and op times for a study.

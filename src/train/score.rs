@@ -2,6 +2,7 @@
 //! reference share this part of a step.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::batch::upload::DeviceBatch;
 use super::losses::Losses;
@@ -13,6 +14,7 @@ use crate::model::activations::{Activations, Gradients, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::{GradientsOut, slot};
+use crate::model::lora::layout::LoraLayout;
 
 /// Buffers between model and loss, and the activations of the model.
 pub struct Scorer<B: Backend> {
@@ -46,8 +48,18 @@ pub(super) fn reserve<B: Backend>(backend: &B, buffer: &mut B::Acc, len: usize) 
 impl<B: Backend> Scorer<B> {
     /// Scorer with empty buffers, which grow with the first batch.
     pub fn new(backend: &B, model: &Model<B>, mode: Mode) -> Result<Self> {
+        let adapters = model.lora.as_ref().map(|lora| lora.layout.clone());
+        Self::with_adapters(backend, model, adapters, mode)
+    }
+
+    /// Scorer of the model without its adapters.
+    pub(super) fn of_base(backend: &B, model: &Model<B>) -> Result<Self> {
+        Self::with_adapters(backend, model, None, Mode::Infer)
+    }
+
+    fn with_adapters(backend: &B, model: &Model<B>, adapters: Option<Arc<LoraLayout>>, mode: Mode) -> Result<Self> {
         Ok(Self {
-            acts: Activations::new(backend, &model.config, mode, 0)?,
+            acts: Activations::with_adapters(backend, &model.config, adapters, mode, 0)?,
             logp: backend.zeros_acc(0)?,
             lse: backend.zeros_acc(0)?,
             dlogp: backend.zeros_acc(0)?,
@@ -75,7 +87,7 @@ impl<B: Backend> Scorer<B> {
     pub fn forward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         self.run_model(backend, model, batch)?;
         let s = batch.sizes;
-        if let Some(weight) = &model.layout.score {
+        if let Some(weight) = model.trained().score {
             return self.reward(backend, model, batch, weight);
         }
         backend.head_logprob_fwd(HeadLogprobFwd {
@@ -107,8 +119,8 @@ impl<B: Backend> Scorer<B> {
     }
 
     /// Computes scores, losses, and the gradients of the head and of the hidden rows, after
-    /// [`Scorer::run_model`] on the same batch. `grads` is (layout.len); its head range is
-    /// overwritten or added to, as `write` says.
+    /// [`Scorer::run_model`] on the same batch. `grads` has the trained parameters; the
+    /// range of the head, if it is trained, is overwritten or added to, as `write` says.
     pub(super) fn head_and_losses(
         &mut self,
         backend: &B,
@@ -118,7 +130,7 @@ impl<B: Backend> Scorer<B> {
         losses: Losses<'_, B>,
         (grads, write): (&mut B::Acc, Write),
     ) -> Result<()> {
-        if let Some(weight) = &model.layout.score {
+        if let Some(weight) = model.trained().score {
             return self.reward_and_losses(backend, model, batch, losses, (slot(grads, weight), write));
         }
         let s = batch.sizes;
@@ -144,7 +156,8 @@ impl<B: Backend> Scorer<B> {
             score: ViewMut::first(&mut self.score, s.seqs),
             dscore,
             dhidden: dhidden(&mut self.acts.gradients, wide)?,
-            dhead: Some(slot(grads, head_range(model))),
+            // With adapters the head is frozen.
+            dhead: model.lora.is_none().then(|| slot(grads, head_range(model))),
             dhead_write: write,
         })
     }
@@ -155,7 +168,7 @@ impl<B: Backend> Scorer<B> {
         backend.reward_head_fwd(RewardHeadFwd {
             dims,
             hidden: View::first(&self.acts.hidden, dims.tokens * dims.hidden),
-            weight: model.weight(weight),
+            weight: model.trained_weight(weight),
             rows: batch.last_rows(),
             score: ViewMut::first(&mut self.score, dims.seqs),
         })
@@ -170,7 +183,7 @@ impl<B: Backend> Scorer<B> {
         losses: Losses<'_, B>,
         (dweight, write): (ViewMut<'_, B::Acc>, Write),
     ) -> Result<()> {
-        let Some(weight) = &model.layout.score else { return Ok(()) };
+        let Some(weight) = model.trained().score else { return Ok(()) };
         self.reward(backend, model, batch, weight)?;
         let dims = reward_dims(model, batch);
         let Losses { comparison, direct, mut dscore } = losses;
@@ -186,7 +199,7 @@ impl<B: Backend> Scorer<B> {
         backend.reward_head_bwd(RewardHeadBwd {
             dims,
             hidden: View::first(&self.acts.hidden, wide),
-            weight: model.weight(weight),
+            weight: model.trained_weight(weight),
             rows: batch.last_rows(),
             dscore: direct_gradient.unwrap_or(dscore.as_view()),
             dhidden: dhidden(&mut self.acts.gradients, wide)?,

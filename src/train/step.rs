@@ -51,10 +51,10 @@ pub struct Trainer<'b, B: Backend> {
     scorer: Scorer<B>,
     /// Whether the backward recomputes activations.
     mode: Mode,
-    /// (layout.len)
+    /// Gradients of the trained parameters ([`Model::trained`]).
     pub grads: B::Acc,
-    /// (layout.norms) norms of the layers' GEMM weight gradients, by patch; valid after the last
-    /// micro-batch of a step
+    /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
+    /// Empty with adapters.
     norms: B::Acc,
     packer: Packer,
     /// Staging buffers of micro-batches in flight to the device, used round-robin.
@@ -109,8 +109,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
             optimizer: AdamWState::new(backend, &policy, settings)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
             mode: Mode::Train,
-            grads: backend.zeros_acc(policy.layout.len)?,
-            norms: backend.zeros_acc(policy.layout.norms)?,
+            grads: backend.zeros_acc(policy.trained().len)?,
+            norms: backend.zeros_acc(policy.trained().norms)?,
             upload_slots: Vec::new(),
             next_slot: 0,
             batch: DeviceBatch::new(backend)?,
@@ -133,6 +133,12 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.packer.pack.share_prefixes = share;
     }
 
+    /// Uses the base of the policy, its adapters off, as frozen reference: no second model is in memory.
+    pub fn use_base_as_frozen(&mut self) -> Result<()> {
+        self.frozen = Some(Frozen::base(self.backend, &self.policy)?);
+        Ok(())
+    }
+
     /// Uses cached log-probs of the frozen reference instead of a model.
     pub fn use_frozen_cache(&mut self, cache: FrozenCache) {
         let cache = Arc::new(RwLock::new(cache));
@@ -146,9 +152,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
         match &mut self.frozen {
             Some(Frozen::Cached { cache }) => {
                 let mut cache = cache.write().unwrap_or_else(|e| e.into_inner());
-                cache.complete(self.backend, &[groups]).map(Some)
+                cache.complete_by(self.backend, Some(&mut self.policy), &[groups]).map(Some)
             }
-            Some(Frozen::Online { .. }) | None => Ok(None),
+            Some(Frozen::Online { .. } | Frozen::Base { .. }) | None => Ok(None),
         }
     }
 
@@ -182,7 +188,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.graphs.clear();
         self.policy.reserve_positions(backend, limits.longest_path)?;
         if let Some(frozen) = &mut self.frozen {
-            frozen.reserve(backend, limits)?;
+            frozen.reserve(backend, &self.policy, limits)?;
         }
         self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
@@ -224,8 +230,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Enqueues a step with its update; does not wait for running work.
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let mut pending = self.enqueue(packed)?;
-        let known = Some(self.policy.layout.known_norms(&self.norms));
-        self.optimizer.update(self.backend, &mut self.policy.weights, (&self.grads, known), learning_rate)?;
+        let known = self.policy.known_norms(&self.norms);
+        let weights = self.policy.trained_weights_mut();
+        self.optimizer.update(self.backend, weights, (&self.grads, known), learning_rate)?;
         self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
         Ok(pending)
     }
@@ -298,7 +305,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let (backend, policy, batch) = (self.backend, &self.policy, &self.batch);
         let reduce = self.loss.reduce;
         if let Some(frozen) = &mut self.frozen {
-            frozen.forward(backend, batch, reduce)?;
+            frozen.forward(backend, policy, batch, reduce)?;
         }
         self.scorer.run_model(backend, policy, batch)?;
         let frozen = self.frozen.as_ref().map(|frozen| frozen.scores(batch));

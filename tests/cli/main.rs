@@ -1,6 +1,7 @@
 //! The `mapl` binary, end to end: every command on tiny data, with its files, messages and exit
 //! codes.
 
+mod adapters;
 mod arguments;
 mod bad_input {
     //! Bad input of every kind: the exit code of the table in docs/commands.md, one message with the
@@ -34,6 +35,7 @@ mod foreign;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;
+mod lora;
 mod lost_text;
 mod pipeline;
 mod quickstart;

@@ -22,6 +22,9 @@ pub const REWARD_CASES: [&str; 7] = [
     "qwen3-reward",
 ];
 
+/// Adapters of PEFT with three AdamW steps.
+pub const LORA_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
+
 /// Every model folder.
 pub fn models() -> Vec<&'static str> {
     [&LANGUAGE_CASES[..], &REWARD_CASES, &["llama-reference", "qwen2-reference"]].concat()
@@ -153,6 +156,55 @@ pub struct RewardCase {
     pub bradley_terry: BradleyTerry,
 }
 
+/// One sequence and its summed log-probability or reward.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoredSequence {
+    pub prompt: Vec<u32>,
+    pub response: Vec<u32>,
+    pub score: f64,
+}
+
+/// An adapter of PEFT, and AdamW steps from it; the reference of DPO is the base.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraCase {
+    pub adapter: String,
+    pub model: String,
+    pub pairs: Vec<Pair>,
+    pub sequences: Vec<ScoredSequence>,
+    pub beta: f64,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    /// Loss before each step, and after the last one.
+    pub losses: Vec<f64>,
+    pub loss_after: f64,
+    /// Gradient norm of each step before clipping.
+    pub grad_norms: Vec<f64>,
+    /// File for [`tensors`]: the adapter after the last step.
+    pub weights: String,
+}
+
+/// An adapter on a model of another case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterCase<Sequence> {
+    /// Folder of the base.
+    pub base: String,
+    /// Folder of the adapter.
+    pub adapter: String,
+    pub sequences: Vec<Sequence>,
+}
+
+/// Adapters of language models.
+pub const ADAPTER_CASES: [&str; 6] = ["plain", "rslora", "patterns", "layers", "tables", "fused"];
+
+/// An adapter by its name.
+pub fn adapter_case<Sequence: DeserializeOwned>(name: &str) -> AdapterCase<Sequence> {
+    json(&format!("adapters/{name}.json"))
+}
+
 /// Losses of one pair by name, from summed log-probabilities.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -210,6 +262,11 @@ pub fn language_case(name: &str) -> LanguageCase {
 /// One of [`REWARD_CASES`].
 pub fn reward_case(name: &str) -> RewardCase {
     json(&format!("{name}.json"))
+}
+
+/// One of [`LORA_CASES`].
+pub fn lora_case(name: &str) -> LoraCase {
+    json(&format!("lora/{name}.json"))
 }
 
 /// Returns TRL's losses for given log-probabilities.

@@ -102,16 +102,112 @@ fn a_leftover_head_of_a_reward_model_is_not_used() {
     assert_eq!(open(folder.path(), LoadAs::Exact).1.ignored(), [HEAD]);
 }
 
+/// OpenRLHF writes `score` or `value_head`, TRL and LLaMA-Factory `v_head.summary`.
 #[test]
-fn a_reward_head_under_another_name_is_named() {
-    let other = |tensors| renamed(tensors, |name| name.replace("score.weight", "value_head.weight"));
+fn reward_heads_of_other_trainers_are_read_under_their_names() {
+    let own = values(copy("llama-reward").path(), LoadAs::Exact);
+    for name in ["value_head.weight", "v_head.summary.weight", "v_head.weight", "reward_head.weight"] {
+        let other = |tensors| renamed(tensors, |own| own.replace("score.weight", name));
+        let folder = changed("llama-reward", other, &[]);
+        for load_as in [LoadAs::Exact, LoadAs::RewardStart] {
+            assert_eq!(values(folder.path(), load_as), own, "{name}");
+            let (_, files) = open(folder.path(), load_as);
+            assert!(!files.score_missing() && files.notes()[0].contains(name), "{:?}", files.notes());
+        }
+    }
+    let other = |tensors| renamed(tensors, |own| own.replace("score.weight", "my_head.weight"));
+    let folder = changed("llama-reward", other, &[("value_head_prefix", Some(json!("my_head")))]);
+    assert_eq!(values(folder.path(), LoadAs::Exact), own);
+}
+
+#[test]
+fn a_reward_head_under_an_unknown_name_is_named() {
+    let other = |tensors| renamed(tensors, |name| name.replace("score.weight", "judge.weight"));
     let folder = changed("llama-reward", other, &[]);
     for load_as in [LoadAs::Exact, LoadAs::RewardStart] {
-        let parts = ["\"value_head.weight\" of shape [1, 32]", "rename", "\"score.weight\""];
+        let parts = ["\"judge.weight\" of shape [1, 32]", "rename", "\"score.weight\""];
         let config = ModelConfig::read(folder.path()).unwrap();
         let why = WeightFiles::open(folder.path(), &config, load_as).err().unwrap().to_string();
         assert!(parts.iter().all(|part| why.contains(part)), "{why}");
     }
+}
+
+/// The head and the bias of a value head, as LLaMA-Factory saves them next to a language model.
+fn value_head(tensors: &Raw) -> Raw {
+    let weight = tensors["score.weight"].clone();
+    let bias = (weight.0, vec![1], weight.2[..weight.2.len() / 32].to_vec());
+    [("v_head.summary.weight".to_owned(), weight), ("v_head.summary.bias".to_owned(), bias)].into()
+}
+
+#[test]
+fn a_language_model_with_a_value_head_is_a_reward_model() {
+    let reward = raw(copy("llama-reward").path());
+    let language = |mut tensors: Raw| {
+        tensors.remove("score.weight").unwrap();
+        let table = tensors[TABLE].clone();
+        tensors.insert(HEAD.to_owned(), table);
+        tensors
+    };
+    let keys = [
+        ("architectures", Some(json!(["LlamaForCausalLM"]))),
+        ("id2label", None),
+        ("label2id", None),
+        ("pad_token_id", None),
+    ];
+    let own = values(copy("llama-reward").path(), LoadAs::Exact);
+    let check = |folder: &Path| {
+        let (config, files) = open(folder, LoadAs::Exact);
+        assert_eq!((config.head, config.pad), (Head::Reward, None));
+        assert!(config.notes.iter().any(|note| note.contains("value head")), "{:?}", config.notes);
+        assert_eq!(values(folder, LoadAs::Exact), own);
+        let first = f32::from_le_bytes(reward["score.weight"].2[..4].try_into().unwrap());
+        assert_eq!((files.head_bias().unwrap(), files.ignored()), (f64::from(first), &[HEAD.to_owned()][..]));
+    };
+    let folder = changed("llama-reward", language, &keys);
+    write_raw(&folder.path().join("value_head.safetensors"), &value_head(&reward));
+    check(folder.path());
+    // As TRL saves it, in one file.
+    let one_file = |tensors: Raw| language(tensors).into_iter().chain(value_head(&reward)).collect();
+    check(changed("llama-reward", one_file, &keys).path());
+    std::fs::rename(folder.path().join("value_head.safetensors"), folder.path().join("value_head.bin")).unwrap();
+    let why = ModelConfig::read(folder.path()).unwrap_err().to_string();
+    assert!(why.contains("value_head.bin") && why.contains("remove it to use the language model"), "{why}");
+}
+
+#[test]
+fn classes_and_normalisation_of_openrlhf_are_read() {
+    for class in ["RewardModel", "LLMForSequenceRegression"] {
+        let keys = [
+            ("architectures", Some(json!([class]))),
+            ("id2label", None),
+            ("label2id", None),
+            ("normalize_reward", Some(json!(true))),
+            ("mean", Some(json!(0.25))),
+            ("std", Some(json!(2.0))),
+        ];
+        let other = |tensors| renamed(tensors, |name| name.replace("score.weight", "value_head.weight"));
+        let folder = changed("llama-reward", other, &keys);
+        let (config, _) = open(folder.path(), LoadAs::Exact);
+        assert_eq!((config.head, config.pad), (Head::Reward, None), "{class}");
+        let norm = config.reward_norm.unwrap();
+        assert_eq!((norm.mean, norm.deviation), (0.25, 2.0));
+        assert_eq!(values(folder.path(), LoadAs::Exact), values(copy("llama-reward").path(), LoadAs::Exact));
+        // Trained further, the rewards are others.
+        let trained = config.into_reward(3).unwrap();
+        assert_eq!(trained.reward_norm, None);
+        let written = trained.to_json(mapl::model::config::StoredDtype::F32);
+        assert!(["mean", "std", "normalize_reward"].iter().all(|key| !written.contains_key(*key)), "{written:?}");
+        assert_eq!(written["architectures"], json!(["LlamaForSequenceClassification"]));
+    }
+    let message = |std: Value| {
+        let keys = [("normalize_reward", Some(json!(true))), ("std", Some(std))];
+        ModelConfig::read(changed("llama-reward", |tensors| tensors, &keys).path()).unwrap_err().to_string()
+    };
+    assert!(message(json!(0.0)).contains("\"std\" is 0.0") && message(json!("1")).contains("\"std\""));
+    // Without the switch, OpenRLHF does not normalise either.
+    let keys = [("normalize_reward", Some(json!(false))), ("mean", Some(json!(1.0))), ("std", Some(json!(2.0)))];
+    let folder = changed("llama-reward", |tensors| tensors, &keys);
+    assert_eq!(ModelConfig::read(folder.path()).unwrap().reward_norm, None);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Input data: preference files, instructions, group construction, chat templates, tokenisation,
 //! prefix trees, objectives and model folders.
 
+mod adapters;
 mod construction;
 mod containers;
 mod draw_keys;

@@ -40,7 +40,11 @@ fn names(folder: &Path) -> Vec<String> {
 pub(crate) type Raw = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 pub(crate) fn raw(folder: &Path) -> Raw {
-    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    raw_file(&folder.join("model.safetensors"))
+}
+
+pub(crate) fn raw_file(path: &Path) -> Raw {
+    let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     file.tensors().into_iter().map(|(n, v)| (n, (v.dtype(), v.shape().to_vec(), v.data().to_vec()))).collect()
 }
@@ -190,8 +194,27 @@ fn writing_bf16_rounds_to_nearest_even() {
     for (name, values) in &weights {
         assert!(values.iter().zip(&read[name]).all(|(x, y)| bf16::from_f32(*x).to_f32() == *y), "{name}");
     }
-    let error = write_model(out.path(), &config, StoredDtype::F16, 1, &mut |_, _, _| Ok(())).unwrap_err();
-    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn writing_f16_rounds_and_refuses_weights_beyond_its_range() {
+    let (config, mut weights) = load(&golden::model_folder("qwen2"));
+    let out = tempfile::tempdir().unwrap();
+    save(out.path(), &config, &weights, StoredDtype::F16, DEFAULT_SHARD_BYTES);
+    let read = load(out.path()).1;
+    for (name, values) in &weights {
+        assert!(values.iter().zip(&read[name]).all(|(x, y)| f16::from_f32(*x).to_f32() == *y), "{name}");
+    }
+    weights.get_mut("model.norm.weight").unwrap()[3] = 65_536.0;
+    let error =
+        write_model(out.path(), &config, StoredDtype::F16, DEFAULT_SHARD_BYTES, &mut |tensor, offset, values| {
+            values.copy_from_slice(&weights[&tensor.name][offset..offset + values.len()]);
+            Ok(())
+        });
+    let why = error.unwrap_err().to_string();
+    assert!(why.contains("model.norm.weight") && why.contains("6.5536e4") && why.contains("float16"), "{why}");
+    // The earlier save is complete.
+    assert_eq!(load(out.path()).1, read);
 }
 
 /// Every finite bit pattern of a 16-bit format is read as exactly its value.

@@ -6,7 +6,7 @@ use mapl::study::plan::{GpuRates, StepPlan, Workload};
 /// Plan of a DPO step of Qwen2.5-0.5B: 16 pairs, prompts of 512 tokens, responses of 256, with a
 /// reference.
 fn qwen_step() -> StepPlan {
-    let workload = Workload { pairs: 16, prompt: 512, response: 256, dpo: true };
+    let workload = Workload { pairs: 16, prompt: 512, response: 256, dpo: true, lora_rank: None };
     StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &GpuRates::named("h200").unwrap()).unwrap()
 }
 
@@ -85,7 +85,7 @@ fn floors_match_the_rates_and_tiles_match_the_sizes() {
 
 #[test]
 fn reward_steps_have_no_lm_head_and_no_reference() {
-    let workload = Workload { pairs: 4, prompt: 32, response: 16, dpo: false };
+    let workload = Workload { pairs: 4, prompt: 32, response: 16, dpo: false, lora_rank: None };
     let card = GpuRates::named("h200").unwrap();
     let plan = StepPlan::new(&presets::config("qwen2-tiny").unwrap(), &workload, &card).unwrap();
     assert_eq!((plan.tokens, plan.head_rows), (4 * 64, 0));
@@ -100,4 +100,22 @@ fn reward_steps_have_no_lm_head_and_no_reference() {
         assert_eq!(error.exit_code(), 2);
     }
     assert_eq!(GpuRates::named("h900").unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn steps_of_adapters_have_no_gradients_of_frozen_weights() {
+    let full = qwen_step();
+    let workload = Workload { lora_rank: Some(16), ..full.workload.clone() };
+    let card = GpuRates::named("h200").unwrap();
+    let plan = StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &card).unwrap();
+    let op = |plan: &StepPlan, name: &str| plan.ops.iter().find(|op| op.op == name).cloned();
+    assert_eq!(plan.parameters, full.parameters);
+    // 24 layers of A and B: rank times inputs and outputs of seven layers.
+    let layer = 3 * 896 + (896 + 2 * 128) + 2 * 896 + 2 * 896 + 2 * 4864 + 4864 + 896;
+    near("trained", plan.trained_parameters as f64, (24 * 16 * layer) as f64);
+    assert!(op(&plan, "embedding_bwd").is_none() && op(&plan, "bias_bwd").is_none());
+    let weight_gradients = |plan: &StepPlan| plan.flops_of("linear_bwd_weight");
+    assert!(weight_gradients(&plan) * 10 < weight_gradients(&full), "{}", weight_gradients(&plan));
+    let moments = |plan: &StepPlan| op(plan, "adamw").unwrap().bytes;
+    assert!(moments(&plan) * 50 < moments(&full), "{}", moments(&plan));
 }

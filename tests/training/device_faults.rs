@@ -43,6 +43,7 @@ fn settings(output_dir: &Path) -> RunSettings {
         best: None,
         max_skipped_steps: u64::MAX,
         quiet: true,
+        save_dtype: mapl::model::config::StoredDtype::F32,
         report_to: ReportTo { tensorboard: false, jsonl: true },
         observed: None,
     }

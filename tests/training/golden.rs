@@ -36,7 +36,7 @@ fn model<B: Backend>(backend: &B, name: &str) -> Model<B> {
 }
 
 /// A group with one sequence, compared with itself under another index.
-fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
+pub(crate) fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
     group("single", &[prompt], &[response, response], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
 }
 
@@ -49,13 +49,18 @@ fn pairs(pairs: &[Pair]) -> Vec<TokenizedGroup> {
 }
 
 /// Result of a forward pass: per-token log-probs, scores, hidden rows.
-struct Forward {
-    logp: Vec<f64>,
-    score: Vec<f64>,
+pub(crate) struct Forward {
+    pub logp: Vec<f64>,
+    pub score: Vec<f64>,
     hidden: Vec<f64>,
 }
 
-fn forward<B: Backend>(backend: &B, model: &Model<B>, groups: &[&TokenizedGroup], scoring: Scoring) -> Forward {
+pub(crate) fn forward<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    groups: &[&TokenizedGroup],
+    scoring: Scoring,
+) -> Forward {
     let mut batch = Batch::default();
     let options = PackOptions { share_prefixes: true, scoring, vocab: model.config.vocab, pad: model.config.pad };
     pack_into(&mut batch, groups, &options, &PLAIN).unwrap();
@@ -76,10 +81,10 @@ fn forward<B: Backend>(backend: &B, model: &Model<B>, groups: &[&TokenizedGroup]
     Forward { logp, score: scorer.read_score(backend, batch.seqs()).unwrap(), hidden }
 }
 
-const LOGP: Scoring = Scoring::LogProb { scope: LogpScope::Response };
+pub(crate) const LOGP: Scoring = Scoring::LogProb { scope: LogpScope::Response };
 
 #[track_caller]
-fn close(what: &str, got: f64, expected: f64, relative: f64, absolute: f64) {
+pub(crate) fn close(what: &str, got: f64, expected: f64, relative: f64, absolute: f64) {
     let allowed = absolute + relative * expected.abs();
     assert!((got - expected).abs() <= allowed, "{what}: {got} against {expected}, allowed {allowed:e}");
 }

@@ -1,12 +1,15 @@
 //! Models, losses and training steps: values against PyTorch, gradients against finite differences,
 //! and the device calls of a step.
 
+mod adapters;
 mod device_faults;
 mod fitting;
 mod golden;
 mod golden_fixtures;
+mod golden_lora;
 mod grads;
 mod kernels_model;
+mod lora;
 mod memory;
 mod recompute;
 mod reference_cache;

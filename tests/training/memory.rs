@@ -1,15 +1,19 @@
 //! Memory plan of a run: limits bound every batch and parts follow their formulas. A plan that does
 //! not fit is refused with its table and the largest batch that fits.
 
-use common::fixtures::{groups, tiny_config};
+use common::fixtures::{group, groups, tiny_config};
 use mapl::backend::contract::Precision;
 use mapl::backend::cpu::Cpu;
 use mapl::backend::kernels::device::Properties;
+use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_into};
 use mapl::loss::objective::{Loss, LossOptions, Method};
 use mapl::model::layout::Layout;
+use mapl::model::lora::LoraSpec;
+use mapl::model::lora::layout::LoraLayout;
+use mapl::model::presets;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryInputs, MemoryPlan};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -91,7 +95,8 @@ fn parts_of_the_plan_match_their_formulas() {
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
             config: &config,
-            reference: Some(&config),
+            lora: None,
+            reference: PlannedReference::Model(&config),
             loss: &loss,
             precision,
             accumulation: 1,
@@ -133,7 +138,8 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let plan = |recompute, available| {
         let subject = MemoryInputs {
             config: &config,
-            reference: None,
+            lora: None,
+            reference: PlannedReference::None,
             loss: &loss,
             precision: Precision::Bf16,
             recompute,
@@ -160,7 +166,8 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
         config: &config,
-        reference: None,
+        lora: None,
+        reference: PlannedReference::None,
         loss: &loss,
         precision: Precision::F32,
         accumulation: 1,
@@ -184,6 +191,58 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
             if most == 0 { "not even one group".to_owned() } else { format!("--per-device-train-batch-size {most}") };
         for needle in ["activations", "gradients", "total", "MiB free", &advice] {
             assert!(text.contains(needle), "no {needle:?} in {text}");
+        }
+    }
+}
+
+/// DPO of SmolLM2 135M on pairs with prompts of 256 tokens and responses of 128.
+#[test]
+fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
+    let config = presets::config("smollm2-135m").unwrap();
+    let loss = loss(Method::Dpo);
+    let ids = |from: usize, count: usize| -> Vec<u32> { (from..from + count).map(|id| id as u32).collect() };
+    let (prompt, chosen, rejected) = (ids(10, 256), ids(300, 128), ids(500, 128));
+    let pair = group("pair", &[&prompt], &[&chosen, &rejected], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])]);
+    let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+    let pack = pack_options(&loss, config.vocab, None);
+    let sizes = GroupSizes::measure(&vec![pair; 4], &pack, &comparison).unwrap();
+    let spec = LoraSpec::new(&config, 16, 32, false, &[]).unwrap();
+    let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
+    for (precision, kernels) in [(Precision::F32, None), (Precision::Bf16, Some(&card))] {
+        for (batch, recompute) in [(1, false), (4, true)] {
+            let plan = |lora: Option<&LoraSpec>| {
+                let reference = match lora {
+                    Some(_) => PlannedReference::Base,
+                    None => PlannedReference::Model(&config),
+                };
+                let (config, loss) = (&config, &loss);
+                let subject = MemoryInputs {
+                    config,
+                    lora,
+                    reference,
+                    loss,
+                    precision,
+                    accumulation: 1,
+                    recompute,
+                    replays: false,
+                    kernels,
+                };
+                MemoryPlan::new(&subject, &sizes, batch, None).unwrap().unwrap()
+            };
+            let (full, adapters) = (plan(None), plan(Some(&spec)));
+            let share = adapters.total() as f64 / full.total() as f64;
+            println!("{precision:?}, {batch} pairs, recompute {recompute}: {share:.2} of\n{full}\nfor\n{adapters}");
+            assert!(share < 0.6, "{share}");
+            assert_eq!(part(&adapters, "weights"), part(&full, "weights"));
+            assert_eq!(part(&adapters, "reference weights"), 0);
+            let len = LoraLayout::new(&config, spec.clone()).len as u64;
+            assert!(len * 20 < Layout::new(&config).len as u64, "{len}");
+            for (name, bytes) in [("gradients", 4), ("AdamW moments", 8)] {
+                let of_adapters = part(&adapters, name);
+                assert!((len * bytes..len * bytes + 1024).contains(&of_adapters), "{name}: {of_adapters}");
+            }
+            let stored = if precision == Precision::Bf16 { 2 } else { 4 };
+            assert!((len * stored..len * stored + 256).contains(&part(&adapters, "adapter weights")));
         }
     }
 }

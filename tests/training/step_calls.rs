@@ -14,9 +14,10 @@ use mapl::data::pack::{ComparisonOptions, GroupSizes};
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossOptions, Method};
 use mapl::model::config::ModelConfig;
+use mapl::model::lora::{LoraSpec, draw};
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::batch::packing::PackedStep;
-use mapl::train::memory::{MemoryInputs, MemoryPlan};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
 use mapl::train::pack_options;
 use mapl::train::step::Trainer;
 
@@ -65,6 +66,20 @@ fn trainer<'b, A: Element>(
     Trainer::new(backend, policy, reference, loss, AdamWSettings::default()).unwrap()
 }
 
+/// A trainer of adapters of rank 4 on all linear layers; DPO's reference is the base.
+fn adapted<'b, A: Element>(backend: &'b Device<A>, family: &str, method: Method) -> Trainer<'b, Device<A>> {
+    let config = with_layers(family, method, 2);
+    let loss = LossOptions::default().resolve(method, [1.0, 0.7, 0.4], false).unwrap();
+    let mut policy = random_model(backend, &config, 1);
+    let spec = LoraSpec::new(&config, 4, 10, false, &[]).unwrap();
+    draw(backend, &mut policy, spec, 1).unwrap();
+    let mut trainer = Trainer::new(backend, policy, None, loss, AdamWSettings::default()).unwrap();
+    if method == Method::Dpo {
+        trainer.use_base_as_frozen().unwrap();
+    }
+    trainer
+}
+
 /// Micro-batches of different shapes, two per step.
 fn steps(groups: &[TokenizedGroup]) -> Vec<Vec<Vec<&TokenizedGroup>>> {
     let [a, b, c] = [&groups[0], &groups[1], &groups[2]];
@@ -87,7 +102,12 @@ fn plan<A: Element>(
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
     let subject = MemoryInputs {
         config,
-        reference: (loss.method == Method::Dpo).then_some(config),
+        lora: trainer.policy.lora.as_ref().map(|lora| &lora.layout.spec),
+        reference: match loss.method {
+            Method::Dpo if trainer.policy.lora.is_some() => PlannedReference::Base,
+            Method::Dpo => PlannedReference::Model(config),
+            Method::Sft | Method::Reward => PlannedReference::None,
+        },
         loss,
         precision: A::PRECISION,
         kernels: backend.kernel_properties(),
@@ -102,9 +122,12 @@ fn plan<A: Element>(
 
 /// Runs nine steps, two in flight at a time, and checks their allocations and waits. Kernels need
 /// not run: no call depends on their results.
-fn check_steps_do_not_allocate_or_wait<A: Element>(backend: &Device<A>, family: &str, method: Method, replays: bool) {
-    let groups = groups();
-    let mut trainer = trainer(backend, family, method, 2);
+fn check_steps_do_not_allocate_or_wait<A: Element>(
+    backend: &Device<A>,
+    mut trainer: Trainer<'_, Device<A>>,
+    replays: bool,
+) {
+    let (groups, method) = (groups(), trainer.loss.method);
     let limits = trainer.limits(&groups, 2).unwrap();
     trainer.replay_steps(replays);
     trainer.reserve(&limits, 2).unwrap();
@@ -144,7 +167,7 @@ fn a_step_allocates_nothing_and_waits_only_for_its_results() {
         ("seed_oss", Method::Reward, false),
     ] {
         let Some(backend) = observed(false) else { return };
-        check_steps_do_not_allocate_or_wait(&backend, family, method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, trainer(&backend, family, method, 2), replays);
     }
 }
 
@@ -152,7 +175,19 @@ fn a_step_allocates_nothing_and_waits_only_for_its_results() {
 fn a_step_with_hopper_kernels_allocates_nothing_and_waits_only_for_its_results() {
     for (method, replays) in [(Method::Dpo, false), (Method::Reward, true)] {
         let Some(backend) = hopper() else { return };
-        check_steps_do_not_allocate_or_wait(&backend, "qwen2", method, replays);
+        check_steps_do_not_allocate_or_wait(&backend, trainer(&backend, "qwen2", method, 2), replays);
+    }
+}
+
+#[test]
+fn a_step_of_adapters_allocates_nothing_and_waits_only_for_its_results() {
+    for (family, method, replays) in
+        [("qwen2", Method::Dpo, true), ("phi3", Method::Reward, false), ("qwen3", Method::Sft, true)]
+    {
+        let Some(backend) = observed(false) else { return };
+        check_steps_do_not_allocate_or_wait(&backend, adapted(&backend, family, method), replays);
+        let backend = hopper().unwrap();
+        check_steps_do_not_allocate_or_wait(&backend, adapted(&backend, family, method), replays);
     }
 }
 
@@ -180,10 +215,13 @@ fn waits_inside_a_step_are_detected() {
 }
 
 /// Losses and norms, final weights and device calls of steps over batches of many shapes.
-fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
+fn trained(method: Method, replays: bool, adapters: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)> {
     let backend = device()?;
     let groups = groups();
-    let mut trainer = trainer(&backend, "qwen2", method, 1);
+    let mut trainer = match adapters {
+        true => adapted(&backend, "qwen2", method),
+        false => trainer(&backend, "qwen2", method, 1),
+    };
     trainer.replay_steps(replays);
     let limits = trainer.limits(&groups, 2).unwrap();
     trainer.reserve(&limits, 2).unwrap();
@@ -195,16 +233,17 @@ fn trained(method: Method, replays: bool) -> Option<(Vec<f64>, Vec<f64>, Calls)>
         numbers.extend([report.tally.loss(&trainer.loss), report.update.grad_norm]);
     }
     let calls = backend.device().take();
-    let mut weights = vec![0.0; trainer.policy.layout.len];
-    backend.read_act(View::first(&trainer.policy.weights, weights.len()), &mut weights).unwrap();
+    let mut weights = vec![0.0; trainer.policy.trained().len];
+    backend.read_act(View::first(trainer.policy.trained_weights(), weights.len()), &mut weights).unwrap();
     Some((numbers, weights, calls))
 }
 
 #[test]
 fn replayed_steps_equal_direct_steps_bit_for_bit() {
-    for method in [Method::Dpo, Method::Reward, Method::Sft] {
-        let Some((numbers, weights, calls)) = trained(method, false) else { return };
-        let (replayed, of_replayed, calls_of_replayed) = trained(method, true).unwrap();
+    for (method, adapters) in [(Method::Dpo, false), (Method::Reward, false), (Method::Sft, false), (Method::Dpo, true)]
+    {
+        let Some((numbers, weights, calls)) = trained(method, false, adapters) else { return };
+        let (replayed, of_replayed, calls_of_replayed) = trained(method, true, adapters).unwrap();
         assert_eq!((calls.of("record"), calls.of("replay")), (0, 0));
         // Every shape is captured once as first and once as later micro-batch of a step, after a
         // first direct run.

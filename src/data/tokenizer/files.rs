@@ -47,6 +47,19 @@ pub(super) fn template_files<'a>(dir: &Path, files: &'a [StoredFile]) -> Vec<(St
     files.iter().filter_map(|file| Some((name(file)?, file))).collect()
 }
 
+/// The default chat template of a folder: `chat_template.jinja`, or the text in
+/// `tokenizer_config.json`. `None` without one.
+pub fn template_of(dir: &Path) -> Result<Option<StoredFile>> {
+    let file = dir.join(TEMPLATE_FILE);
+    if input::is_named(&file) {
+        return StoredFile::read_template(&file).map(Some);
+    }
+    let path = dir.join("tokenizer_config.json");
+    let config = read_object(&path)?.unwrap_or_default();
+    let text = config.get("chat_template").and_then(Value::as_str);
+    Ok(text.map(|text| StoredFile { path, bytes: text.as_bytes().to_vec() }))
+}
+
 /// Reads the tokenizer files of a folder that exist.
 pub(super) fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
     let mut paths: Vec<PathBuf> =

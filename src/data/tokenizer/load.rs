@@ -10,7 +10,7 @@ use super::super::requests::Loaded;
 use super::super::template::{ChatTemplate, TEMPLATE_FILE};
 use super::super::worker::{self, Program};
 use super::files::{end_ids, parse_object, read_inner, read_object, stored_files, template_files, token_text};
-use super::{Engine, Remote, StoredFile, TOKEN_MAP, TOKEN_NAMES, Tokenizer, added};
+use super::{Engine, Remote, StoredFile, TOKEN_MAP, TOKEN_NAMES, Tokenizer, added, rebuilt};
 use crate::files::input;
 use crate::terminal::shown;
 use crate::{Error, Result};
@@ -31,12 +31,22 @@ impl Tokenizer {
         Self::load_in(worker::enabled(), dir, template)
     }
 
+    /// [`Tokenizer::load_with`] of an adapter's folder, with `config.json` and
+    /// `generation_config.json` in another folder.
+    pub(crate) fn load_apart(dir: &Path, configs: &Path, template: Option<&Path>) -> Result<Self> {
+        Self::load_from(worker::enabled(), (dir, configs), template)
+    }
+
     /// [`Tokenizer::load_with`] in child processes of a program, or without one in this process.
     ///
     /// # Errors
     /// [`Error::Model`] if a file is damaged or a child exceeds a limit; [`Error::Runtime`] if no
     /// child can be started.
     pub fn load_in(program: Option<&Program>, dir: &Path, template: Option<&Path>) -> Result<Self> {
+        Self::load_from(program, (dir, dir), template)
+    }
+
+    fn load_from(program: Option<&Program>, (dir, configs): (&Path, &Path), template: Option<&Path>) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         if !input::is_named(&file) {
             return Err(Error::model(&file, NO_TOKENIZER));
@@ -44,7 +54,7 @@ impl Tokenizer {
         let files = stored_files(dir)?;
         let mut ends = Vec::new();
         for name in ["generation_config.json", "config.json"] {
-            let path = dir.join(name);
+            let path = configs.join(name);
             let ids = read_object(&path)?.map_or(Ok(Vec::new()), |object| end_ids(&path, &object))?;
             ends.extend(ids);
         }
@@ -59,6 +69,8 @@ impl Tokenizer {
             Err(Error::Model { path, why }) => tokenizer.outside = Some((path, why)),
             Err(other) => return Err(other),
         }
+        tokenizer.rebuilt =
+            rebuilt::warning(dir, &tokenizer.files, read_object(&configs.join("config.json"))?.as_ref());
         Ok(tokenizer)
     }
 
@@ -98,6 +110,7 @@ impl Tokenizer {
             template_kwargs: Map::new(),
             notes: loaded.notes,
             outside: None,
+            rebuilt: None,
         })
     }
 
@@ -214,6 +227,7 @@ impl Tokenizer {
             template_kwargs: Map::new(),
             notes,
             outside: None,
+            rebuilt: None,
         };
         tokenizer.probe(config)?;
         Ok(tokenizer)
@@ -248,7 +262,11 @@ impl Tokenizer {
     /// Replaces the chat template with the one in a file (`--chat-template-path`); saved folders
     /// then contain that file.
     pub fn set_template_file(&mut self, file: &Path) -> Result<()> {
-        let stored = StoredFile::read_template(file)?;
+        self.set_template(StoredFile::read_template(file)?)
+    }
+
+    /// [`Tokenizer::set_template_file`] with the content of a file.
+    pub(crate) fn set_template(&mut self, stored: StoredFile) -> Result<()> {
         let Some(program) = self.remote().map(|remote| remote.program.clone()) else {
             return self.replace_template(stored);
         };

@@ -25,7 +25,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
     let path = folder.join("state").join(OPTIMIZER_FILE);
     let bytes = input::read(&path, u64::MAX - 1).map_err(|e| super::unreadable(&path, &e))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
-    let len = trainer.policy.layout.len;
+    let len = trainer.policy.trained().len;
     let backend = trainer.backend;
     let read = |name: &str, len: usize| -> Result<Vec<f64>> {
         let tensor = file.tensor(name).map_err(|e| Error::model(&path, format!("tensor {name}: {e}")))?;
@@ -51,7 +51,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
     let exact = if file.tensor("weights").is_ok() { Some(read("weights", len)?) } else { None };
     match (exact, &mut trainer.optimizer.master) {
         (Some(exact), master) => {
-            backend.write_act(ViewMut::first(&mut trainer.policy.weights, len), &exact)?;
+            backend.write_act(ViewMut::first(trainer.policy.trained_weights_mut(), len), &exact)?;
             if let Some(master) = master {
                 backend.write_acc(ViewMut::first(master, len), &exact)?;
             }
@@ -64,7 +64,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
 
 /// First moment with elements that are not finite, and their number.
 pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'static str, usize)>> {
-    let (backend, len) = (trainer.backend, trainer.policy.layout.len);
+    let (backend, len) = (trainer.backend, trainer.policy.trained().len);
     let mut chunk = vec![0.0; CHUNK.min(len)];
     for (name, buffer) in [("first moment", &trainer.optimizer.m), ("second moment", &trainer.optimizer.v)] {
         let mut count = 0;
@@ -82,7 +82,7 @@ pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'stat
 
 /// Writes the state; the caller syncs the file.
 pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
-    let (backend, len) = (trainer.backend, trainer.policy.layout.len);
+    let (backend, len) = (trainer.backend, trainer.policy.trained().len);
     let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
     let dtype_bytes = if dtype == Dtype::F64 { 8 } else { 4 };
     let mut values = vec![0.0; len];
@@ -102,7 +102,7 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         }
         (None, Precision::F32) => {}
         (None, _) => {
-            backend.read_act(View::first(&trainer.policy.weights, len), &mut values)?;
+            backend.read_act(View::first(trainer.policy.trained_weights(), len), &mut values)?;
             tensors.push(("weights", encode(&values, dtype)));
         }
     }

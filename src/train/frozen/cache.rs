@@ -19,6 +19,7 @@ use crate::data::pack::PackOptions;
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::Loss;
 use crate::model::config::ModelConfig;
+use crate::model::decoder::Model;
 use crate::model::store;
 use crate::model::weights::LoadAs;
 use crate::terminal::shown;
@@ -52,6 +53,8 @@ pub struct FrozenCache {
     /// Failed creation of the folder.
     uncreated: Option<std::io::Error>,
     entries: Entries,
+    /// Whether the model is the base of the policy.
+    is_base: bool,
 }
 
 /// Result of [`FrozenCache::complete`].
@@ -102,7 +105,7 @@ impl FrozenCache {
         };
         let pack = crate::train::pack_options(loss, config.vocab, config.pad);
         let (model, reduce) = (model.to_path_buf(), loss.reduce);
-        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries })
+        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries, is_base: false })
     }
 
     /// Path of the cache file.
@@ -123,8 +126,26 @@ impl FrozenCache {
         })
     }
 
-    /// Computes the missing log-probs and writes them to the cache file.
+    /// Uses the base of the policy, which holds the same weights, wherever [`FrozenCache::complete_by`]
+    /// gets one: no second model is loaded.
+    pub fn of_base(mut self) -> Self {
+        self.is_base = true;
+        self
+    }
+
+    /// Computes the missing log-probs and writes them to the cache file. Loads the model if any is
+    /// missing.
     pub fn complete<B: Backend>(&mut self, backend: &B, groups: &[&[TokenizedGroup]]) -> Result<CacheReport> {
+        self.complete_by(backend, None, groups)
+    }
+
+    /// Like [`FrozenCache::complete`], with the policy of the run at hand.
+    pub fn complete_by<B: Backend>(
+        &mut self,
+        backend: &B,
+        policy: Option<&mut Model<B>>,
+        groups: &[&[TokenizedGroup]],
+    ) -> Result<CacheReport> {
         let began = Instant::now();
         let (mut known, mut missing) = (BTreeSet::new(), BTreeSet::new());
         for group in groups.iter().copied().flatten() {
@@ -138,7 +159,7 @@ impl FrozenCache {
         }
         let mut report = CacheReport { known: known.len(), computed: missing.len(), ..CacheReport::default() };
         if !missing.is_empty() {
-            self.compute(backend, groups, missing)?;
+            self.compute(backend, policy.filter(|_| self.is_base), groups, missing)?;
             if self.uncreated.is_none() {
                 report.write_error = self.file.merge(&self.entries).err();
             }
@@ -151,10 +172,15 @@ impl FrozenCache {
     fn compute<B: Backend>(
         &mut self,
         backend: &B,
+        base: Option<&mut Model<B>>,
         groups: &[&[TokenizedGroup]],
         mut missing: BTreeSet<u128>,
     ) -> Result<()> {
-        let model = store::load(backend, &self.model, self.config.clone(), LoadAs::Exact, 0)?.model;
+        let mut loaded = None;
+        let model = match base {
+            Some(base) => base,
+            None => loaded.insert(store::load(backend, &self.model, self.config.clone(), LoadAs::Exact, 0)?.model),
+        };
         if weights_hash(&self.model, &self.config)? != self.weights {
             let why = "changed while this run used it as the frozen reference; restart with unchanged weights";
             return Err(Error::model(&self.model, why));

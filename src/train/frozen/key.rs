@@ -113,7 +113,7 @@ fn probe_scores<B: Backend>(backend: &B) -> Result<Vec<f64>> {
     let serde_json::Value::Object(config) = config else {
         return Err(Error::Runtime("the probe of the reference cache has no configuration".into()));
     };
-    let model = store::random(backend, ModelConfig::from_json(config, Path::new("probe"))?, 1)?;
+    let mut model = store::random(backend, ModelConfig::from_json(config, Path::new("probe"))?, 1)?;
     let ids = |from: usize, len: usize| -> Vec<u32> { (from..from + len).map(|i| (i * 37 % VOCAB) as u32).collect() };
     let text = || Response::Text(String::new());
     let group = TokenizedGroup {
@@ -127,5 +127,5 @@ fn probe_scores<B: Backend>(backend: &B) -> Result<Vec<f64>> {
     };
     let scoring = Scoring::LogProb { scope: LogpScope::PromptAndResponse };
     let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB, pad: None };
-    ForwardPass::new(backend, model)?.scores(backend, &[&group], &pack, Reduce::Sum)
+    ForwardPass::new(backend, &mut model)?.scores(backend, &[&group], &pack, Reduce::Sum)
 }

@@ -1,5 +1,5 @@
-//! DPO's frozen reference: a model that runs on every batch, or log-probs computed before training
-//! (`--precompute-ref-log-probs`). Both give the same bits, because the log-prob of a sequence does
+//! DPO's frozen reference: a model that runs on every batch, the policy without its adapters, or
+//! log-probs computed before training (`--precompute-ref-log-probs`). All give the same bits, because the log-prob of a sequence does
 //! not depend on its batch.
 //!
 //! - [`cache`]: log-probs of a run's sequences, read or computed
@@ -31,6 +31,8 @@ use crate::train::batch::upload::DeviceBatch;
 pub(super) enum Frozen<B: Backend> {
     /// Model that runs on every batch.
     Online { model: Box<Model<B>>, scorer: Box<Scorer<B>> },
+    /// The base of the policy: its adapters take no part.
+    Base { scorer: Box<Scorer<B>> },
     /// Cached log-probs; the packer adds them to each batch.
     Cached { cache: Arc<RwLock<FrozenCache>> },
 }
@@ -42,35 +44,42 @@ impl<B: Backend> Frozen<B> {
         Ok(Self::Online { model: Box::new(model), scorer: Box::new(scorer) })
     }
 
+    /// The base of a policy with adapters as reference.
+    pub fn base(backend: &B, policy: &Model<B>) -> Result<Self> {
+        Ok(Self::Base { scorer: Box::new(Scorer::of_base(backend, policy)?) })
+    }
+
     /// Reserves buffers for every batch within `limits`.
-    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B, policy: &Model<B>, limits: &BatchLimits) -> Result<()> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
             Self::Online { model, scorer } => scorer.reserve(backend, model, Mode::Infer, limits),
+            Self::Base { scorer } => scorer.reserve(backend, policy, Mode::Infer, limits),
             Self::Cached { .. } => Ok(()),
         }
     }
 
-    /// Prepares the model for sequences of up to `longest` tokens.
+    /// Prepares the model for sequences of up to `longest` tokens. The policy prepares itself.
     pub fn reserve_positions(&mut self, backend: &B, longest: usize) -> Result<()> {
         match self {
             Self::Online { model, .. } => model.reserve_positions(backend, longest),
-            Self::Cached { .. } => Ok(()),
+            Self::Base { .. } | Self::Cached { .. } => Ok(()),
         }
     }
 
     /// Path of the cache file, if there is a cache.
     pub fn file(&self) -> Option<PathBuf> {
         match self {
-            Self::Online { .. } => None,
+            Self::Online { .. } | Self::Base { .. } => None,
             Self::Cached { cache } => Some(cache.read().unwrap_or_else(|e| e.into_inner()).path().to_path_buf()),
         }
     }
 
     /// Computes the scores of a batch; no-op with a cache.
-    pub fn forward(&mut self, backend: &B, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
+    pub fn forward(&mut self, backend: &B, policy: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         match self {
             Self::Online { model, scorer } => scorer.forward(backend, model, batch, reduce),
+            Self::Base { scorer } => scorer.forward(backend, policy, batch, reduce),
             Self::Cached { .. } => Ok(()),
         }
     }
@@ -78,7 +87,7 @@ impl<B: Backend> Frozen<B> {
     /// (seqs) scores of the current batch.
     pub fn scores<'a>(&'a self, batch: &'a DeviceBatch<B>) -> View<'a, B::Acc> {
         match self {
-            Self::Online { scorer, .. } => View::first(&scorer.score, batch.sizes.seqs),
+            Self::Online { scorer, .. } | Self::Base { scorer } => View::first(&scorer.score, batch.sizes.seqs),
             Self::Cached { .. } => batch.frozen_scores(),
         }
     }
@@ -96,6 +105,7 @@ impl<B: Backend> Frozen<B> {
     pub fn score(
         &mut self,
         backend: &B,
+        policy: &Model<B>,
         (groups, longest): (&[&TokenizedGroup], usize),
         batch: &DeviceBatch<B>,
         reduce: Reduce,
@@ -104,6 +114,10 @@ impl<B: Backend> Frozen<B> {
             Self::Online { model, scorer } => {
                 model.reserve_positions(backend, longest)?;
                 scorer.forward(backend, model, batch, reduce)?;
+                scorer.read_score(backend, batch.sizes.seqs)
+            }
+            Self::Base { scorer } => {
+                scorer.forward(backend, policy, batch, reduce)?;
                 scorer.read_score(backend, batch.sizes.seqs)
             }
             Self::Cached { cache } => {

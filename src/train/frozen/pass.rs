@@ -1,27 +1,26 @@
-//! Frozen model with the buffers of a forward-only pass. Dropping it frees both.
+//! Buffers of a forward-only pass of a frozen model, which is a model without its adapters.
 
 use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::{KINDS, Reduce};
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
-use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::train::batch::upload::DeviceBatch;
 use crate::train::score::Scorer;
 
 /// Model that scores sequences.
-pub struct ForwardPass<B: Backend> {
-    model: Model<B>,
+pub struct ForwardPass<'m, B: Backend> {
+    model: &'m mut Model<B>,
     scorer: Scorer<B>,
     batch: DeviceBatch<B>,
     packed: Batch,
 }
 
-impl<B: Backend> ForwardPass<B> {
+impl<'m, B: Backend> ForwardPass<'m, B> {
     /// Forward pass with empty buffers, which grow with the batches.
-    pub fn new(backend: &B, model: Model<B>) -> Result<Self> {
-        let scorer = Scorer::new(backend, &model, Mode::Infer)?;
+    pub fn new(backend: &B, model: &'m mut Model<B>) -> Result<Self> {
+        let scorer = Scorer::of_base(backend, model)?;
         Ok(Self { model, scorer, batch: DeviceBatch::new(backend)?, packed: Batch::default() })
     }
 
@@ -37,7 +36,7 @@ impl<B: Backend> ForwardPass<B> {
         pack_into(&mut self.packed, groups, pack, &comparisons)?;
         self.model.reserve_positions(backend, self.packed.longest_path)?;
         self.batch.upload(backend, &self.packed, [0.0; KINDS])?;
-        self.scorer.forward(backend, &self.model, &self.batch, reduce)?;
+        self.scorer.forward(backend, self.model, &self.batch, reduce)?;
         self.scorer.read_score(backend, self.packed.sequences.len())
     }
 }

@@ -148,7 +148,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;
         write_atomic(&dir.join(checkpoint::HISTORY_FILE), json_text(&state).as_bytes())?;
-        store::save(self.trainer.backend, &self.trainer.policy, dir)?;
+        store::save_as(self.trainer.backend, &self.trainer.policy, dir, self.settings.save_dtype)?;
         drop(deferred);
         self.summary.steps = self.step;
         self.summary.tokens = self.num_tokens;

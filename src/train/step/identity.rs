@@ -15,7 +15,7 @@ impl<B: Backend> Trainer<'_, B> {
         let first = &packed.micro_batches()[0];
         self.upload(first)?;
         if let Some(frozen) = &mut self.frozen {
-            frozen.forward(self.backend, &self.batch, self.loss.reduce)?;
+            frozen.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
         }
         self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
         let seqs = first.batch.seqs();

@@ -1,0 +1,136 @@
+//! Flags of low-rank adapters. Refused are values that cannot work, dropout, and flags without
+//! `--use-peft`.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::error::refuse_given;
+use crate::model::config::ModelConfig;
+use crate::model::lora::{ALL_LINEAR, LoraSpec, MAX_RANK};
+use crate::{Error, Result};
+
+/// Low-rank adapters.
+#[derive(Args, Clone, Debug, Default, Serialize)]
+#[command(next_help_heading = "Adapters")]
+pub struct LoraArgs {
+    /// Train low-rank adapters (LoRA) and freeze the weights of the model; the output is a PEFT folder
+    #[arg(long)]
+    pub use_peft: bool,
+    /// Rank of the adapters [default: 16]
+    #[arg(long, value_name = "RANK")]
+    pub lora_r: Option<usize>,
+    /// Numerator of the scale: updates are multiplied by alpha / rank [default: 32]
+    #[arg(long, value_name = "ALPHA")]
+    pub lora_alpha: Option<u32>,
+    /// Linear layers that get an adapter, by name (q_proj v_proj), or all-linear for all but the head
+    /// [default: all-linear]
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME")]
+    pub lora_target_modules: Vec<String>,
+    /// Dropout before the adapters; only 0 is possible [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub lora_dropout: Option<f64>,
+    /// Scale by alpha / sqrt(rank) (rank-stabilised LoRA)
+    #[arg(long)]
+    pub use_rslora: bool,
+}
+
+/// Adapters of a run, before the model is known.
+#[derive(Clone, Debug)]
+pub struct LoraChoice {
+    rank: usize,
+    alpha: u32,
+    rslora: bool,
+    names: Vec<String>,
+    /// Options of which TRL's default is another one.
+    differs: Vec<&'static str>,
+}
+
+impl LoraArgs {
+    /// The adapters to train, or `None` without `--use-peft`.
+    pub fn resolve(&self) -> Result<Option<LoraChoice>> {
+        if !self.use_peft {
+            let given = [
+                ("--lora-r", self.lora_r.is_some()),
+                ("--lora-alpha", self.lora_alpha.is_some()),
+                ("--lora-target-modules", !self.lora_target_modules.is_empty()),
+                ("--lora-dropout", self.lora_dropout.is_some()),
+                ("--use-rslora", self.use_rslora),
+            ];
+            return refuse_given(&given, "without --use-peft").map(|()| None);
+        }
+        let refuse = |text: String| Err(Error::Usage(text));
+        let rank = self.lora_r.unwrap_or(16);
+        if rank == 0 || rank > MAX_RANK {
+            return refuse(format!("--lora-r {rank}: a rank from 1 to {MAX_RANK} is needed"));
+        }
+        let alpha = self.lora_alpha.unwrap_or(32);
+        if alpha == 0 || alpha > 1 << 24 {
+            return refuse(format!("--lora-alpha {alpha}: a number from 1 to {} is needed", 1 << 24));
+        }
+        if let Some(dropout) = self.lora_dropout.filter(|dropout| *dropout != 0.0) {
+            return refuse(format!(
+                "--lora-dropout {dropout}: dropout is not supported, because DPO's policy and reference must see the same \
+                 activations and a resumed run the same bits; use 0"
+            ));
+        }
+        let mut differs = Vec::new();
+        if self.lora_target_modules.is_empty() {
+            differs.push("adapters are on all linear layers; TRL's default is PEFT's list for the model type");
+        }
+        if self.lora_dropout.is_none() {
+            differs.push("adapters have no dropout; TRL's default is --lora-dropout 0.05");
+        }
+        let names = self.lora_target_modules.clone();
+        Ok(Some(LoraChoice { rank, alpha, rslora: self.use_rslora, names, differs }))
+    }
+}
+
+impl LoraChoice {
+    /// The adapters of a model with this configuration.
+    pub fn spec(&self, config: &ModelConfig) -> Result<LoraSpec> {
+        LoraSpec::new(config, self.rank, self.alpha, self.rslora, &self.names)
+    }
+
+    /// Notes on defaults that are not TRL's.
+    pub fn differences_to_trl(&self) -> &[&'static str] {
+        &self.differs
+    }
+}
+
+/// One line about adapters: their size and place, and the number of trained parameters out of `all`.
+pub(super) fn described(spec: &LoraSpec, config: &ModelConfig, trained: usize, all: usize) -> String {
+    let root = if spec.rslora { "sqrt(rank)" } else { "rank" };
+    let places = match spec.is_all_linear(config) {
+        true => format!("{ALL_LINEAR} ({})", spec.targets.join(", ")),
+        false => spec.targets.join(", "),
+    };
+    let head = if config.head == crate::model::config::Head::Reward { ", and the score head in full" } else { "" };
+    format!(
+        "LoRA of rank {}, alpha {}, scale alpha / {root} = {}, on {places}{head}; {trained} trained parameters, {:.2} % \
+         of {all} in the model",
+        spec.rank,
+        spec.alpha,
+        (spec.scale() * 1e4).round() / 1e4,
+        100.0 * trained as f64 / all.max(1) as f64
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_without_use_peft_and_values_that_cannot_work_are_refused() {
+        let error = |args: LoraArgs| args.resolve().unwrap_err().to_string();
+        let peft = LoraArgs { use_peft: true, ..LoraArgs::default() };
+        assert!(error(LoraArgs { lora_r: Some(8), ..LoraArgs::default() }).contains("without --use-peft"));
+        assert!(error(LoraArgs { use_rslora: true, ..LoraArgs::default() }).contains("--use-rslora"));
+        assert!(error(LoraArgs { lora_r: Some(0), ..peft.clone() }).contains("--lora-r 0"));
+        assert!(error(LoraArgs { lora_alpha: Some(0), ..peft.clone() }).contains("--lora-alpha 0"));
+        assert!(error(LoraArgs { lora_dropout: Some(0.05), ..peft.clone() }).contains("--lora-dropout 0.05"));
+        let given = LoraArgs { lora_dropout: Some(0.0), lora_target_modules: vec!["q_proj".into()], ..peft.clone() };
+        assert!(given.resolve().unwrap().unwrap().differences_to_trl().is_empty());
+        assert_eq!(peft.resolve().unwrap().unwrap().differences_to_trl().len(), 2);
+        assert!(LoraArgs::default().resolve().unwrap().is_none());
+    }
+}

@@ -1,0 +1,79 @@
+//! `--base-model`: the base of an adapter, for every command that reads models; and the tokenizer of
+//! an adapter's folder.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::output::warn;
+use crate::data::tokenizer::{StoredFile, Tokenizer, template_of};
+use crate::files::input::is_named;
+use crate::model::adapter::base::{AdapterFolder, is_adapter};
+use crate::model::adapter::config::TaskType;
+use crate::model::config::{Head, ModelConfig};
+use crate::{Error, Result};
+
+/// The base of adapters.
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize)]
+pub struct BaseArgs {
+    /// Base of the adapters that the command reads [default: the one that adapter_config.json names]
+    #[arg(long, value_name = "FOLDER")]
+    pub base_model: Option<PathBuf>,
+}
+
+impl BaseArgs {
+    /// The given folder.
+    pub fn base(&self) -> Option<&Path> {
+        self.base_model.as_deref()
+    }
+
+    /// Refuses `--base-model` if none of the folders holds an adapter.
+    pub fn check<'a>(&self, folders: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+        if self.base_model.is_none() || folders.into_iter().any(is_adapter) {
+            return Ok(());
+        }
+        Err(Error::Usage("--base-model has no effect: no model of this command is an adapter; leave it out".into()))
+    }
+
+    /// Folder of a model's base, if it is an adapter with a base that is found. Whether it is found is
+    /// checked where the model is read.
+    pub fn of(&self, folder: &Path) -> Option<PathBuf> {
+        AdapterFolder::find(folder, self.base()).ok().flatten().map(|adapter| adapter.base)
+    }
+}
+
+/// The tokenizer of a model folder. An adapter's folder has the base's tokenizer if it holds none, and
+/// the base's chat template if its tokenizer has none.
+pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Option<&Path>) -> Result<Tokenizer> {
+    let Some(adapter) = AdapterFolder::find(folder, base)? else { return Tokenizer::load_with(folder, template) };
+    if !is_named(&folder.join("tokenizer.json")) {
+        let own = folder.join("chat_template.jinja");
+        let own = Some(own.as_path()).filter(|path| is_named(path));
+        let mut tokenizer = Tokenizer::load_with(&adapter.base, template.or(own))?;
+        tokenizer.add_note(format!("the tokenizer is that of the base {}", adapter.base.display()));
+        return Ok(tokenizer);
+    }
+    let mut tokenizer = Tokenizer::load_apart(folder, &adapter.base, template)?;
+    if tokenizer.template().is_none()
+        && let Some(StoredFile { path, bytes }) = template_of(&adapter.base)?
+    {
+        tokenizer.add_note(format!("the chat template is that of the base, {}", path.display()));
+        tokenizer.set_template(StoredFile { path, bytes })?;
+    }
+    Ok(tokenizer)
+}
+
+/// Gives a reward model that is an adapter the pad token of its tokenizer, as its trainer does:
+/// config.json is the base's.
+pub(super) fn adopt_pad(config: &mut ModelConfig, tokenizer: &Tokenizer) {
+    let classifier = config.adapter.as_ref().is_some_and(|a| a.config.task_type == Some(TaskType::SeqCls));
+    if config.head == Head::Reward && classifier {
+        config.pad = tokenizer.pad_id().filter(|&pad| (pad as usize) < config.vocab).or(config.pad);
+    }
+}
+
+/// Warns if transformers builds another tokenizer of the folder than tokenizer.json holds.
+pub(super) fn warn_of_tokenizer(tokenizer: &Tokenizer) {
+    warn(tokenizer.rebuilt_by_transformers());
+}

@@ -1,0 +1,143 @@
+//! Models of a training run: the policy, its adapters, the frozen reference, and their planned memory.
+
+use std::path::Path;
+
+use super::output::same_file;
+use super::train::TrainSetup;
+use crate::backend::Backend;
+use crate::data::pack::{ComparisonOptions, GroupSizes};
+use crate::data::tokenized::TokenizedGroup;
+use crate::loss::objective::Method;
+use crate::model::config::{Head, ModelConfig};
+use crate::model::decoder::Model;
+use crate::model::lora;
+use crate::model::store::{self, Loaded};
+use crate::model::weights::LoadAs;
+use crate::terminal::{complain, shown};
+use crate::train::frozen::FrozenCache;
+use crate::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
+use crate::train::pack_options;
+use crate::{Error, Result};
+
+/// Models that a run trains with.
+pub(super) struct RunModels<B: Backend> {
+    pub policy: Model<B>,
+    /// Reference with weights of its own; `None` if its log-probs are precomputed.
+    pub reference: Option<Model<B>>,
+    /// Whether policy and reference start with the same weights.
+    pub same_weights: bool,
+}
+
+impl TrainSetup<'_> {
+    /// Planned memory of the run, by part.
+    pub(super) fn memory<B: Backend>(
+        &self,
+        backend: &B,
+        config: &ModelConfig,
+        groups: &[TokenizedGroup],
+    ) -> Result<Option<MemoryPlan>> {
+        let reference = match self.precompute {
+            Some(_) => None,
+            None => self.reference_config(config)?.map(|(_, config)| config),
+        };
+        let subject = MemoryInputs {
+            config,
+            lora: self.lora.as_ref(),
+            reference: match &reference {
+                None => PlannedReference::None,
+                Some(_) if self.base_is_reference() => PlannedReference::Base,
+                Some(reference) => PlannedReference::Model(reference),
+            },
+            loss: &self.loss,
+            precision: B::PRECISION,
+            accumulation: self.settings.accumulation,
+            recompute: self.args.gradient_checkpointing,
+            replays: self.replays(backend)?,
+            kernels: backend.kernel_properties(),
+        };
+        let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
+        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab, config.pad), &loss)?;
+        MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
+    }
+
+    /// Policy, and reference unless its log-probs are precomputed or it is the policy's base. With
+    /// adapters the base is always loaded from `--model`; `start` is then a checkpoint's adapter.
+    pub(super) fn models<B: Backend>(&self, backend: &B, start: &Path, config: ModelConfig) -> Result<RunModels<B>> {
+        let seed = self.args.optimiser.seed;
+        let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
+        let whole = if self.lora.is_some() { &self.args.model } else { start };
+        let Loaded { model: mut policy, drawn_score, ignored, notes, .. } =
+            store::load(backend, whole, config, load_as, seed)?;
+        notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
+        if drawn_score {
+            self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
+        }
+        if !ignored.is_empty() {
+            let names: Vec<String> = ignored.iter().map(|name| shown(name)).collect();
+            self.print(&format!("not used from {}: {}", whole.display(), names.join(", ")));
+        }
+        if let Some(spec) = &self.lora {
+            let base = std::path::absolute(&self.args.model).map_err(Error::io("find", &self.args.model))?;
+            lora::draw(backend, &mut policy, spec.clone(), seed)?;
+            policy.lora.iter_mut().for_each(|lora| lora.base = Some(base.clone()));
+            if start != self.args.model {
+                store::reload(backend, &mut policy, start)?;
+            }
+        }
+        let Some((folder, config)) = self.reference_config(&policy.config)? else {
+            return Ok(RunModels { policy, reference: None, same_weights: false });
+        };
+        let same_weights = same_file(folder, start);
+        if self.precompute.is_some() || self.base_is_reference() {
+            return Ok(RunModels { policy, reference: None, same_weights });
+        }
+        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
+        Ok(RunModels { policy, reference: Some(reference), same_weights })
+    }
+
+    /// Whether DPO's reference is the base of the adapters, so that no second model is needed.
+    pub(super) fn base_is_reference(&self) -> bool {
+        self.lora.is_some() && self.reference().is_some_and(|folder| same_file(folder, &self.args.model))
+    }
+
+    /// Folder and configuration of the reference. Refuses a reference that cannot score the
+    /// policy's sequences.
+    fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
+        let Some(folder) = self.reference() else { return Ok(None) };
+        let config = ModelConfig::read_on(folder, self.args.base.base())?;
+        if config.vocab != policy.vocab || config.head != Head::LanguageModel {
+            let why = format!(
+                "cannot be the reference: it is a {} with {} token ids, the policy a {} with {}",
+                config.architecture(),
+                config.vocab,
+                policy.architecture(),
+                policy.vocab
+            );
+            return Err(Error::model(folder, why));
+        }
+        Ok(Some((folder, config)))
+    }
+
+    /// The reference's log-probs of all groups, if they are precomputed.
+    pub(super) fn reference_cache<B: Backend>(
+        &self,
+        backend: &B,
+        policy: &mut Model<B>,
+        [train, eval]: [&[TokenizedGroup]; 2],
+    ) -> Result<Option<FrozenCache>> {
+        let (Some(options), Some((folder, config))) = (&self.precompute, self.reference_config(&policy.config)?) else {
+            return Ok(None);
+        };
+        let mut cache = FrozenCache::open(backend, folder, config, &self.loss, options.clone())?;
+        if self.base_is_reference() {
+            cache = cache.of_base();
+        }
+        if let Some(message) = cache.refusal() {
+            complain(&format!("warning: {message}"));
+        }
+        let done = cache.complete_by(backend, Some(policy), &[train, eval])?;
+        self.print(&format!("{:<13} {done}; {}", "log-probs", cache.path().display()));
+        done.warning().iter().for_each(|text| complain(&format!("warning: {text}")));
+        Ok(Some(cache))
+    }
+}

@@ -1,0 +1,25 @@
+//! LoRA adapters in PEFT's layout: a folder with `adapter_config.json` and
+//! `adapter_model.safetensors`, next to the folder of its base.
+//!
+//! ```text
+//! for every adapted module:  W' = W + factor B A      factor = alpha / rank, or alpha / sqrt(rank)
+//! for every saved module:    W' = the stored weight
+//! ```
+//!
+//! - [`config`]: `adapter_config.json`, read, checked and written
+//! - [`targets`]: the modules that an adapter changes, with their ranks and factors
+//! - [`base`]: the folder of the base
+//! - [`files`]: the weights of an adapter, checked, and their product with a base's
+//! - [`write`]: an adapter folder that PEFT loads
+
+pub mod base;
+pub mod config;
+pub mod files;
+pub mod targets;
+pub mod write;
+
+pub use base::AdapterFolder;
+pub use config::{AdapterConfig, Targets, TaskType};
+pub use files::AdapterFiles;
+pub use targets::AdaptedModule;
+pub use write::write_adapter;

@@ -1,0 +1,159 @@
+//! `--use-peft`: adapters are trained, saved in PEFT's layout, resumed and scored.
+
+use serde_json::json;
+
+use crate::workbench::Bench;
+
+const STEPS: &str = "--train-file groups.jsonl --per-device-train-batch-size 4 --learning-rate 1e-2";
+
+/// Writes four pairs, which are one batch.
+fn few(bench: &Bench) {
+    let rows = String::from_utf8(bench.bytes("pairs.jsonl")).unwrap();
+    bench.write("few.jsonl", rows.lines().take(4).collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn adapters_are_saved_and_described_for_every_method() {
+    let bench = Bench::new();
+    few(&bench);
+    for method in ["sft", "reward", "dpo"] {
+        let run = format!(
+            "{method} --model qwen --output-dir {method} --train-file few.jsonl --max-steps 4 --learning-rate 5e-3 \
+             --lr-scheduler-type constant --use-peft --lora-r 4"
+        );
+        let done = bench.run(&run).ok();
+        for part in
+            ["LoRA of rank 4, alpha 32, scale alpha / rank = 8, on all-linear", "trained parameters", "no dropout"]
+        {
+            assert!(done.out.contains(part), "no {part:?} in {}", done.out);
+        }
+        assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
+        assert_eq!(done.out.contains("the model without its adapter"), method == "dpo", "{}", done.out);
+        assert!(!bench.at(&format!("{method}/model.safetensors")).exists());
+        assert!(!bench.at(&format!("{method}/config.json")).exists());
+        let config = bench.json(&format!("{method}/adapter_config.json"));
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(4), &json!(32)), "{config}");
+        let mut targets: Vec<&str> =
+            config["target_modules"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        targets.sort_unstable();
+        assert_eq!(targets, ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]);
+        assert_eq!(config["peft_type"], "LORA");
+        let (task, saved) = if method == "reward" { ("SEQ_CLS", json!(["score"])) } else { ("CAUSAL_LM", json!(null)) };
+        assert_eq!((&config["task_type"], &config["modules_to_save"]), (&json!(task), &saved));
+        let adapter = &bench.json(&format!("{method}/run.json"))["adapter"];
+        assert_eq!((&adapter["rank"], &adapter["base"], &adapter["scale"]), (&json!(4), &json!("qwen"), &json!(8.0)));
+        let losses: Vec<_> = bench.metrics(method, "train").iter().map(|row| row["loss"].as_f64().unwrap()).collect();
+        assert!(losses[3] < losses[0], "{losses:?}");
+    }
+}
+
+#[test]
+fn a_trained_adapter_scores_in_place_of_a_model() {
+    let bench = Bench::new();
+    for method in ["reward", "dpo"] {
+        let eval = "--eval-file pairs.jsonl --eval-strategy steps --eval-steps 3";
+        bench
+            .run(&format!("{method} --model model --output-dir {method} {STEPS} --max-steps 3 --use-peft {eval}"))
+            .ok();
+        let logged = bench.metrics(method, "eval").pop().unwrap();
+        bench.run(&format!("score --model {method} --input pairs.jsonl --output {method}.jsonl")).ok();
+        let correct = |row: &serde_json::Value| row["comparisons"][0]["correct"] == true;
+        let rows = bench.rows(&format!("{method}.jsonl"));
+        let share = rows.iter().filter(|row| correct(row)).count() as f64 / rows.len() as f64;
+        let logged = logged["eval_rewards/accuracies/base"].as_f64().unwrap();
+        assert!((logged - share).abs() < 1e-6, "{logged} against {share}");
+    }
+}
+
+#[test]
+fn a_resumed_run_of_adapters_is_exact() {
+    for (method, device) in [("dpo", "cpu"), ("reward", "reference")] {
+        let bench = Bench::new();
+        few(&bench);
+        let words = format!(
+            "{method} --model model --train-file few.jsonl --per-device-train-batch-size 2 --learning-rate 1e-2 --quiet \
+             --max-steps 4 --save-steps 2 --use-peft --lora-r 2 --device {device} --output-dir"
+        );
+        bench.run(&format!("{words} whole")).ok();
+        bench.copy("whole", "part");
+        for file in ["adapter_model.safetensors", "adapter_config.json", "trainer_state.json"] {
+            std::fs::remove_file(bench.at(&format!("part/{file}"))).unwrap();
+        }
+        std::fs::remove_dir_all(bench.at("part/checkpoint-4")).unwrap();
+        bench.run(&format!("{words} part --resume-from-checkpoint true")).ok();
+        for file in
+            ["adapter_model.safetensors", "checkpoint-4/state/optimizer-rank00000.safetensors", "adapter_config.json"]
+        {
+            let bytes = |run: &str| bench.bytes(&format!("{run}/{file}"));
+            assert!(bytes("whole") == bytes("part"), "{method}: {file} differs");
+        }
+        // The state is that of the adapter: far smaller than the model.
+        let state = bench.bytes("whole/checkpoint-4/state/optimizer-rank00000.safetensors").len();
+        let number = if device == "reference" { 8 } else { 4 };
+        let model = number * bench.bytes("model/model.safetensors").len() / 4;
+        assert!(state < model, "{state} bytes of state, {model} of the model");
+        assert!(!bench.at("whole/checkpoint-4/model.safetensors").exists());
+    }
+}
+
+#[test]
+fn another_base_or_another_adapter_is_not_resumed() {
+    let bench = Bench::new();
+    let words = format!("sft --model model --output-dir out --quiet {STEPS} --max-steps 2 --save-steps 1");
+    bench.run(&format!("{words} --use-peft --lora-r 2")).ok();
+    let resume = "--resume-from-checkpoint out/checkpoint-1";
+    bench.run(&format!("{words} {resume} --use-peft --lora-r 4")).fails(6, &["adapter was", "rank: 2", "rank: 4"]);
+    bench.run(&format!("{words} {resume}")).fails(6, &["adapter was", "is not set now"]);
+    let weights = bench.bytes("model/model.safetensors");
+    let mut changed = weights.clone();
+    let last = changed.len() - 2;
+    changed[last] ^= 1;
+    bench.write("model/model.safetensors", changed);
+    bench.run(&format!("{words} {resume} --use-peft --lora-r 2")).fails(6, &["base model was"]);
+}
+
+#[test]
+fn stored_log_probs_of_the_base_change_no_byte_of_a_run_of_adapters() {
+    let bench = Bench::new();
+    let words = format!("dpo --model qwen {STEPS} --max-steps 3 --use-peft --lora-r 4 --output-dir");
+    bench.run(&format!("{words} online")).ok();
+    let cache = ("MAPL_CACHE_DIR", bench.at("cache").to_str().unwrap().to_owned());
+    for run in ["first", "again"] {
+        let done =
+            bench.run_with(&format!("{words} {run} --precompute-ref-log-probs"), (cache.0, cache.1.as_str())).ok();
+        assert!(done.out.contains("identity check passed"), "{}", done.out);
+        let weights = |run: &str| bench.bytes(&format!("{run}/adapter_model.safetensors"));
+        assert!(weights("online") == weights(run), "{run}");
+    }
+}
+
+#[test]
+fn the_best_adapter_is_loaded_at_the_end() {
+    let bench = Bench::new();
+    bench
+        .run(&format!(
+            "reward --model model --output-dir out {STEPS} --max-steps 4 --use-peft --eval-file pairs.jsonl --save-steps 1 \
+             --eval-steps 1 --load-best-model-at-end --save-total-limit 9"
+        ))
+        .ok();
+    let best = bench.json("out/trainer_state.json")["best_global_step"].as_u64().unwrap();
+    let best = bench.bytes(&format!("out/checkpoint-{best}/adapter_model.safetensors"));
+    assert!(bench.bytes("out/adapter_model.safetensors") == best);
+}
+
+#[test]
+fn flags_that_cannot_work_are_refused() {
+    let bench = Bench::new();
+    let fails = |rest: &str, parts: &[&str]| {
+        bench.run(&format!("dpo --model model --output-dir out {STEPS} --max-steps 1 {rest}")).fails(2, parts);
+        assert!(!bench.at("out").exists());
+    };
+    fails("--lora-r 8", &["--lora-r has no effect without --use-peft"]);
+    fails("--use_rslora", &["--use-rslora has no effect without --use-peft"]);
+    fails("--use-peft --lora-r 0", &["--lora-r 0"]);
+    fails("--use-peft --lora-dropout 0.05", &["--lora-dropout 0.05", "use 0"]);
+    fails(
+        "--use-peft --lora-target-modules q_proj c_attn",
+        &["c_attn", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", "all-linear"],
+    );
+}
