@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::workbench::Bench;
 
 /// Writes an adapter on a model of the bench, with values of the size of weights.
-fn adapter(bench: &Bench, folder: &str, base: &str, named: &str, reward: bool) {
+pub(crate) fn adapter(bench: &Bench, folder: &str, base: &str, named: &str, reward: bool) {
     std::fs::create_dir_all(bench.at(folder)).unwrap();
     let task = if reward { TaskType::SeqCls } else { TaskType::CausalLm };
     let targets = Targets::Names(vec!["q_proj".into(), "down_proj".into()]);
@@ -255,6 +255,18 @@ fn weights_are_saved_in_the_requested_type() {
         assert_eq!(bench.bytes(&format!("one/{file}")), bench.bytes(&format!("two/{file}")), "{file}");
     }
     bench.run("score --model two --input pairs.jsonl --output scores.jsonl").ok();
+}
+
+#[test]
+fn a_failed_export_leaves_nothing() {
+    let bench = bench();
+    let mut bytes = bench.bytes("lora/adapter_model.safetensors");
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    bench.write("lora/adapter_model.safetensors", bytes);
+    let before = bench.listing();
+    bench.run("export --merge --model lora --output whole").fails(6, &["adapter_model.safetensors", "must be finite"]);
+    assert_eq!(bench.listing(), before);
 }
 
 #[test]
