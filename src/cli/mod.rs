@@ -1,7 +1,8 @@
 //! Commands of the binary. Each file holds the arguments of a family of commands and their
 //! implementation on top of the library.
 //!
-//! - [`args`]: flag spellings, and flags of TRL that mapl does not have
+//! - [`args`]: the command line before it is parsed: spellings, `config_file` (with `config_tree`) for
+//!   `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
 //! - `device`: selection of a backend
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
@@ -9,8 +10,8 @@
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
-//! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
-//!   `reward_pad`: the pad token of a reward model
+//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`, `manifest`,
+//!   `config_record`: `sft`, `reward`, `dpo`; `reward_pad`: the pad token of a reward model
 //! - [`method_options`]: options that only some of these methods take
 //! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
@@ -20,11 +21,14 @@
 //! - `bench`: op benchmarks; `plan`: predicted floor of a training step
 //! - `make`: `tokenizer`, `init`
 //! - `quickstart`: the complete pipeline on an artificial language
-//! - `env`: capabilities of this machine and this build
+//! - `env`: capabilities of this machine and this build; `manual`: completions and man pages
 
 pub mod args;
 mod bench;
 mod cadence;
+mod config_file;
+mod config_record;
+mod config_tree;
 mod data;
 mod data_check;
 mod data_export;
@@ -36,6 +40,7 @@ mod inputs;
 mod invocation;
 mod make;
 mod manifest;
+mod manual;
 pub mod method_options;
 mod output;
 mod plan;
@@ -47,11 +52,14 @@ mod run_lock;
 mod score;
 mod scored_reference;
 mod startup;
+mod step_count;
 mod study;
 mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_inputs;
+mod trl_flags;
 mod watch;
 
 use std::path::PathBuf;
@@ -116,6 +124,10 @@ pub enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Show the capabilities of this machine and this build
     Env(env::EnvArgs),
+    /// Print completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Print the man page, or write one per command
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -134,7 +146,20 @@ impl Command {
             | Command::Report(_)
             | Command::Watch(_)
             | Command::Bench(_)
-            | Command::Env(_) => Vec::new(),
+            | Command::Env(_)
+            | Command::Completions(_)
+            | Command::Man(_) => Vec::new(),
+        }
+    }
+}
+
+impl Command {
+    /// Whether only errors, warnings and the result are printed.
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.quiet,
+            Command::Study(command) => command.is_quiet(),
+            _ => false,
         }
     }
 }
@@ -192,6 +217,8 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Study(command) => study::run(&command, command_line),
         Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

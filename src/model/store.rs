@@ -167,8 +167,8 @@ pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfi
         (Head::Reward, _) => Ok(config),
         (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
         (Head::LanguageModel, None) => Err(Error::Usage(
-            "a reward model needs a pad token id for transformers to load it in batches; add pad_token to the \
-             tokenizer or pad_token_id to config.json"
+            "a reward model needs a pad token id for transformers to load it in batches; name a token of the tokenizer \
+             with --pad-token"
                 .into(),
         )),
     }
