@@ -72,3 +72,41 @@ fn is_set(value: &Value) -> bool {
         Value::Bool(true) | Value::Number(_) | Value::Object(_) => true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parsed(words: &[String]) -> Result<Map<String, Value>, String> {
+        let base = ["mapl", "dpo", "--model=m", "--train-file=f"].map(str::to_owned);
+        let cli = Cli::try_parse_from(base.iter().chain(words)).map_err(|e| e.to_string())?;
+        let Command::Dpo(args) = cli.command else { panic!("another command") };
+        given(&args).map_err(|e| e.to_string())
+    }
+
+    /// The record spells every choice as the command line does.
+    #[test]
+    fn every_choice_is_recorded_as_the_command_line_spells_it() {
+        let all = Cli::command();
+        let mut count = 0;
+        for arg in all.find_subcommand("dpo").unwrap().get_arguments() {
+            let (Some(long), id) = (arg.get_long(), arg.get_id().as_str()) else { continue };
+            for value in arg.get_possible_values() {
+                let words = [format!("--{long}={}", value.get_name())];
+                let Ok(options) = parsed(&words) else { continue };
+                let recorded = match &options[id] {
+                    Value::Array(list) => list[0].clone(),
+                    recorded => recorded.clone(),
+                };
+                let Some(text) = recorded.as_str() else { continue };
+                let again = parsed(&[format!("--{long}={text}")]).unwrap_or_else(|e| panic!("--{long}={text}: {e}"));
+                assert_eq!(again[id], options[id], "--{long}={text}");
+                count += 1;
+            }
+        }
+        assert!(count > 30, "{count}");
+    }
+}

@@ -30,7 +30,7 @@ impl TrainSetup<'_> {
             (Some(token), Head::LanguageModel, _) => Some(of(self.named_pad(token, config, tokenizer)?)),
             (Some(token), Head::Reward, own) => {
                 let id = self.named_pad(token, config, tokenizer)?;
-                if own != Some(id) {
+                if own.map_or(ends.contains(&id), |own| own != id) {
                     return Err(Error::Usage(format!(
                         "--pad-token {token}: the start model is a reward model, and keeps the place where its head was \
                          trained; leave it out"
@@ -39,7 +39,11 @@ impl TrainSetup<'_> {
                 Some(of(id))
             }
             (None, Head::Reward, Some(id)) => Some(of(id)),
-            (None, ..) => choose(config.pad, config.vocab, tokenizer, &ends, &groups),
+            // Its head was trained at the last token, which must stay the place.
+            (None, Head::Reward, None) => {
+                choose(None, config.vocab, tokenizer, &ends, &groups).filter(|choice| !choice.ends_texts)
+            }
+            (None, Head::LanguageModel, own) => choose(own, config.vocab, tokenizer, &ends, &groups),
         };
         let choice = match (choice, tokenizer.eos_id().filter(|&id| (id as usize) < config.vocab)) {
             (None, Some(end)) if config.head == Head::LanguageModel => {

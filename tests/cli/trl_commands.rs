@@ -9,6 +9,7 @@ use crate::workbench::Bench;
 fn bench() -> Bench {
     let bench = Bench::new();
     bench.run("init --preset qwen2-tiny --tokenizer tok --output-dir tiny --seed 1").ok();
+    bench.bash("head -n 3 pairs.jsonl > few.jsonl").ok();
     bench
 }
 
@@ -48,9 +49,9 @@ fn here(command: &str) -> String {
     words[at + 1] = "tiny";
     let at = words.iter().position(|word| *word == "--dataset_name").unwrap();
     words[at] = "--train_file";
-    words[at + 1] = "pairs.jsonl";
+    words[at + 1] = "few.jsonl";
     if evaluates {
-        words.extend(["--eval_file", "pairs.jsonl"]);
+        words.extend(["--eval_file", "few.jsonl"]);
     }
     match words.iter().position(|word| *word == "--max_steps") {
         Some(at) => words[at + 1] = "2",
@@ -80,7 +81,7 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
     let bench = bench();
     bench.write(
         "dpo_config.yaml",
-        "# as TRL's\nmodel_name_or_path:\n  tiny\ntrain_file:\n  pairs.jsonl\neval_file: [pairs.jsonl]\nreport_to:\n  none\n\
+        "# as TRL's\nmodel_name_or_path:\n  tiny\ntrain_file:\n  few.jsonl\neval_file: [few.jsonl]\nreport_to:\n  none\n\
          learning_rate:\n  0.0001\nlr_scheduler_type:\n  cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr_rate: 0.1\n\
          bf16: false\ngradient_checkpointing: true\nmax_steps: 9\neval_strategy: \"steps\"\neval_steps: 0.5\n\
          save_strategy: no\nwarmup_ratio: 0.25\nper_device_eval_batch_size: 4\nenv:\n  CI: 1\n",
@@ -188,7 +189,7 @@ fn fractions_and_strategies_count_updates_of_the_run() {
         steps.collect::<Vec<u64>>()
     };
     assert_eq!(lines("--logging-strategy epoch"), [1, 6, 12]);
-    assert_eq!(lines("--logging_strategy no"), []);
+    assert!(lines("--logging_strategy no").is_empty());
     assert_eq!(lines("--logging-steps 0.5"), [1, 6, 12]);
     let out = bench.run(&format!("{run} --max-steps 2 --output-dir b --overwrite-output-dir")).ok().out;
     assert!(out.contains("--max-steps decides the length; --num-train-epochs 2 has no effect"), "{out}");
@@ -217,12 +218,12 @@ fn a_dry_run_reads_everything_and_writes_nothing() {
         let run =
             format!("{method} --model model --train-file groups.jsonl --eval-file pairs.jsonl --max-steps 3 --dry-run");
         let out = bench.run(&run).ok().out;
-        for part in ["3 in total", "memory", "sharing", "examples, trained tokens marked", "dry run: no step"] {
+        for part in ["3 updates in total", "memory", "sharing", "examples, trained tokens marked", "dry run: no step"] {
             assert!(out.contains(part), "{method} {part}: {out}");
         }
         assert!(!out.contains("step 1/"), "{out}");
     }
-    bench.run("dpo --model model --train-file none.jsonl --dry-run").fails(3, &["none.jsonl"]);
+    bench.run("dpo --model model --train-file none.jsonl --dry-run").fails(1, &["none.jsonl"]);
     bench.run("dpo --model nowhere --train-file pairs.jsonl --dry-run").fails(6, &["nowhere"]);
     bench.run("dpo --model model --train-file pairs.jsonl --max-length 2 --dry-run").fails(3, &["--max-length"]);
     bench.run("study dpo --model model --train-file pairs.jsonl --dry-run").fails(2, &["--dry-run"]);
