@@ -284,6 +284,35 @@ mod tests {
         assert!(yaml(&deep).unwrap_err().1.contains("too deep"));
     }
 
+    /// Damaged files end in a fault, never in a panic.
+    #[test]
+    fn damaged_files_are_faults() {
+        let seed = "a: &x [1, 'b', \"c\\n\"]\nb: *x\n? k\n: {d: e, f: [~, !!str 1]}\ng: |\n  h\n # i\n- j: >-\n   k\n---\n%YAML 1.2\n";
+        let odd = [
+            b'\n', b' ', b'\t', b':', b'-', b'[', b']', b'{', b'}', b'&', b'*', b'!', b'|', b'>', b'\'', b'"', b'%',
+            b'?',
+        ];
+        let mut rng = crate::rng::Rng::keyed(7, &["damaged files"]);
+        let mut draw = |below: usize| rng.below(below);
+        let mut faults = 0;
+        for _ in 0..30_000 {
+            let mut bytes = seed.as_bytes().to_vec();
+            for _ in 0..1 + draw(4) {
+                let at = draw(bytes.len());
+                match draw(3) {
+                    0 => drop(bytes.remove(at)),
+                    1 => bytes[at] = odd[draw(odd.len())],
+                    _ => bytes.insert(at, odd[draw(odd.len())]),
+                }
+            }
+            bytes.truncate(1 + draw(bytes.len()));
+            let text = String::from_utf8_lossy(&bytes);
+            faults += usize::from(yaml(&text).is_err());
+            let _ = toml(&text);
+        }
+        assert!(faults > 10_000, "{faults}");
+    }
+
     #[test]
     fn faults_are_named_with_their_line() {
         for (text, line, part) in [
