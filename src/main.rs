@@ -5,7 +5,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
 
 use clap::Parser as _;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use mapl::Error;
 use mapl::cli::{Cli, args, method_options, run};
 use mapl::data::{serve, worker};
@@ -58,28 +57,31 @@ fn exit_code() -> i32 {
     if let Some(path) = own_program() {
         worker::enable(worker::Program { path, limits: worker::Limits::default() });
     }
-    let arguments = args::normalised(std::env::args_os());
-    let command_line = args::shown(&arguments);
-    let cli = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => cli,
-        Err(e) => {
-            if e.kind() == ErrorKind::UnknownArgument
-                && let Some(ContextValue::String(flag)) = e.get(ContextKind::InvalidArg)
-                && let Some(note) = args::known_in_trl(&arguments, flag)
-            {
-                complain(&format!("error: {note}"));
-                return 2;
-            }
-            if e.use_stderr() {
-                // A usage error that cannot be printed still has its exit code.
-                let _ = e.print();
-                return e.exit_code();
-            }
-            return finished(on_stdout(|_| e.print()));
-        }
+    let given = match args::given(std::env::args_os()) {
+        Ok(given) => given,
+        Err(e) => return finished(Err(e)),
     };
-    let checked = args::check_text(&arguments, &cli.command).and_then(|()| method_options::check(&arguments));
-    finished(checked.and_then(|()| run(cli, &command_line)))
+    for (name, value) in &given.variables {
+        // SAFETY: this process has no other thread yet.
+        unsafe { std::env::set_var(name, value) };
+    }
+    let cli = match Cli::try_parse_from(&given.words) {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => {
+            // A usage error that cannot be printed still has its exit code.
+            let _ = e.print();
+            if let Some(places) = given.places_in(&e.to_string()) {
+                complain(&places);
+            }
+            return e.exit_code();
+        }
+        Err(e) => return finished(on_stdout(|_| e.print())),
+    };
+    if !cli.command.is_quiet() {
+        given.notes.iter().for_each(|note| complain(&format!("note: {note}")));
+    }
+    let checked = args::check_text(&given.words, &cli.command).and_then(|()| method_options::check(&given.words));
+    finished(checked.and_then(|()| run(cli, &given.shown)).map_err(|e| given.explain(e)))
 }
 
 /// This program's file. The link of Linux stays valid if another build replaces the file.

@@ -1,21 +1,100 @@
-//! Spellings of flags. Help shows kebab case; snake case and TRL's names are accepted too.
+//! The command line before it is parsed: spellings of flags, the configuration file of `--config`, and
+//! flags of TRL.
+//!
+//! ```text
+//! words as typed
+//! -> kebab case, negative numbers joined with their flag        (spelled)
+//! -> entries of the configuration file before them              (config_file)
+//! -> flags of TRL as ours, or refused with their reason         (trl_flags, training commands)
+//! -> true and false of switches, --no-FLAG                      (switched)
+//! ```
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
 
-use super::Cli;
+use super::config_file::{self, Entry};
+use super::trl_flags::{self, Becomes, Takes};
+use super::{Cli, method_options};
 use crate::{Error, Result};
 
-/// Normalises arguments. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
-/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1`
-/// the `-1` is a value and not a flag. A flag without a value may be followed by `true` or `false`,
-/// as TRL's are: `--quiet true` is `--quiet`, and `--quiet false` is left out. Values are not
-/// changed, and neither is anything after `--`.
-pub fn normalised(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let all = spelled(arguments);
-    let command = named_command(&all);
-    without_truth_values(all, &command)
+/// A command line for the parser.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Words for the parser.
+    pub words: Vec<OsString>,
+    /// The command line as typed, as a shell reads it back.
+    pub shown: String,
+    /// What was accepted without effect, for the user.
+    pub notes: Vec<String>,
+    /// Environment variables that the configuration file sets.
+    pub variables: Vec<(String, String)>,
+    /// Place of every flag that the configuration file sets, as `FILE:LINE`.
+    places: BTreeMap<String, String>,
+}
+
+/// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
+/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1` the
+/// `-1` is a value and not a flag. A flag without a value may be followed by `true` or `false`, as
+/// TRL's are: `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are left out. Values
+/// are not changed, and neither is anything after `--`. Training commands also take the flags of a
+/// configuration file, and those of TRL.
+///
+/// # Errors
+/// [`Error::Usage`] for a configuration file that cannot be used, and for flags of TRL without an
+/// equivalent.
+pub fn given(arguments: impl IntoIterator<Item = OsString>) -> Result<Given> {
+    let typed = spelled(arguments);
+    let (command, depth) = named_command(&typed);
+    let mut given = Given { shown: shown(&typed), ..Given::default() };
+    if !method_options::trains(&command) {
+        given.words = switched(typed, &command);
+        return Ok(given);
+    }
+    let (head, rest) = typed.split_at(depth);
+    let mut words = Vec::new();
+    if let Some(path) = config_file::named(rest) {
+        let file = config_file::read(&path, &command)?;
+        let own: Vec<String> = flags_of(rest).map(|flag| key_of(&command, flag)).collect();
+        for Entry { flag, line, values } in file.entries {
+            if !own.contains(&key_of(&command, &flag)) {
+                let long = find_flag(&command, &flag).and_then(Arg::get_long).map(|long| format!("--{long}"));
+                given.places.insert(long.unwrap_or_else(|| flag.clone()), format!("{}:{line}", path.display()));
+                words.extend(values.into_iter().map(|value| OsString::from(format!("{flag}={value}"))));
+            }
+        }
+        let set = |(name, value): &(String, String)| format!("{} sets {name}={value}", path.display());
+        given.notes.extend(file.variables.iter().map(set));
+        given.variables = file.variables;
+    }
+    words.extend(rest.iter().cloned());
+    let mut notes = Vec::new();
+    let translated = translated(words, &command, &mut notes).map_err(|why| given.explain(Error::Usage(why)))?;
+    given.notes.extend(notes);
+    given.words = switched(head.iter().cloned().chain(translated).collect(), &command);
+    Ok(given)
+}
+
+impl Given {
+    /// Places in the configuration file of the flags that a message names, if any.
+    pub fn places_in(&self, message: &str) -> Option<String> {
+        let named: Vec<&str> = named_flags(message).collect();
+        let places = self.places.iter().filter(|(flag, _)| named.contains(&flag.as_str()));
+        let places: Vec<String> = places.map(|(flag, place)| format!("{flag} is set in {place}")).collect();
+        (!places.is_empty()).then(|| places.join("; "))
+    }
+
+    /// A usage error with these places.
+    pub fn explain(&self, error: Error) -> Error {
+        match error {
+            Error::Usage(why) => match self.places_in(&why) {
+                Some(places) => Error::Usage(format!("{why} ({places})")),
+                None => Error::Usage(why),
+            },
+            other => other,
+        }
+    }
 }
 
 /// Flags in kebab case, joined with negative numbers.
@@ -44,11 +123,11 @@ fn spelled(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 
 /// Refuses arguments that are not UTF-8 in commands that record paths in JSON.
 pub fn check_text(arguments: &[OsString], command: &super::Command) -> Result<()> {
-    use super::Command::{Bench, Data, Env, Init, Report, Tokenizer, Watch};
+    use super::Command::{Bench, Completions, Data, Env, Init, Man, Report, Tokenizer, Watch};
     use super::data::DataCommand;
     let records = match command {
         Data(data) => matches!(data, DataCommand::Check(_)),
-        Tokenizer(_) | Init(_) | Report(_) | Watch(_) | Bench(_) | Env(_) => false,
+        Tokenizer(_) | Init(_) | Report(_) | Watch(_) | Bench(_) | Env(_) | Completions(_) | Man(_) => false,
         _ => true,
     };
     match arguments.iter().find(|argument| argument.to_str().is_none()) {
@@ -60,12 +139,170 @@ pub fn check_text(arguments: &[OsString], command: &super::Command) -> Result<()
     }
 }
 
-/// Replaces `--flag true` by `--flag`, and removes `--flag false`, if the flag takes no value.
-fn without_truth_values(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
-    let is_switch = |flag: &str| {
-        let found = find_flag(command, flag);
-        found.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue))
+/// Name and inline value of a long flag.
+fn parts(word: &OsStr) -> Option<(&str, Option<&str>)> {
+    let text = word.to_str().filter(|text| text.starts_with("--") && text.len() > 2)?;
+    Some(text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value))))
+}
+
+/// Long flags of words, up to `--`.
+fn flags_of(words: &[OsString]) -> impl Iterator<Item = &str> {
+    words.iter().take_while(|word| *word != "--").filter_map(|word| Some(parts(word)?.0))
+}
+
+/// What a flag sets: flags of one key replace each other.
+fn key_of(command: &Command, flag: &str) -> String {
+    let positive = format!("--{}", flag.strip_prefix("--no-").unwrap_or_default());
+    let known = find_flag(command, flag).or_else(|| find_flag(command, &positive));
+    let key = match known {
+        Some(arg) => arg.get_id().as_str().replace('_', "-"),
+        None if trl_flags::find(&positive[2..]).is_some() => positive[2..].to_owned(),
+        None => flag[2..].to_owned(),
     };
+    match key.as_str() {
+        "warmup-ratio" => "warmup-steps".into(),
+        "total-batch-size" => "gradient-accumulation-steps".into(),
+        "bf16" => "dtype".into(),
+        "use-cpu" | "no-cuda" => "device".into(),
+        "train-sampling-strategy" => "no-shuffle".into(),
+        "truncation-mode" => "on-too-long".into(),
+        _ => key,
+    }
+}
+
+/// Whether a flag is one of the command, or one of TRL with a meaning or a reason here.
+pub(super) fn is_known(command: &Command, flag: &str) -> bool {
+    let positive = format!("--{}", flag.strip_prefix("--no-").unwrap_or_default());
+    let switch = find_flag(command, &positive).is_some_and(is_switch);
+    let foreign = |flag: &str| trl_flags::find(&flag[2..]);
+    let foreign_switch = foreign(&positive).is_some_and(|flag| flag.takes == Takes::Switch);
+    find_flag(command, flag).is_some() || switch || foreign(flag).is_some() || foreign_switch
+}
+
+/// Names that a configuration file may use, without dashes.
+pub(super) fn known_names(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(Arg::get_long).map(str::to_owned);
+    own.chain(trl_flags::all().map(|flag| flag.name.to_owned())).collect()
+}
+
+/// Replaces flags and values of TRL by ours. All that cannot be replaced is named in one message.
+fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) -> Result<Vec<OsString>, String> {
+    let (mut all, mut idle, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    let mut dtype = None;
+    let mut left = words.into_iter().peekable();
+    while let Some(word) = left.next() {
+        if word == "--" {
+            all.push(word);
+            all.extend(left);
+            break;
+        }
+        let Some((flag, inline)) = parts(&word) else {
+            all.push(word);
+            continue;
+        };
+        if let Some(arg) = find_flag(command, flag) {
+            let value = inline.or_else(|| left.peek().and_then(|next| next.to_str())).unwrap_or_default();
+            let id = arg.get_id().as_str().replace('_', "-");
+            match trl_flags::foreign_value(&id, value) {
+                Some(foreign) => {
+                    let message = foreign.refused.map(|why| (format!("{flag} {value}"), why));
+                    if inline.is_none() {
+                        left.next();
+                    }
+                    refused.extend(message);
+                }
+                None => all.push(word),
+            }
+            continue;
+        }
+        let negated = flag.strip_prefix("--no-").and_then(trl_flags::find).filter(|f| f.takes == Takes::Switch);
+        let Some(foreign) = trl_flags::find(&flag[2..]).or(negated) else {
+            all.push(word);
+            continue;
+        };
+        let mut values: Vec<String> = inline.map(str::to_owned).into_iter().collect();
+        if flag[2..] != *foreign.name {
+            values = vec!["false".into()];
+        } else if inline.is_none() {
+            match foreign.takes {
+                Takes::Switch => {
+                    let told = left.next_if(|next| next.to_str().and_then(truth).is_some());
+                    values.push(told.map_or("true".into(), |told| told.to_string_lossy().into_owned()));
+                }
+                Takes::One | Takes::List => {
+                    let most = if foreign.takes == Takes::One { 1 } else { usize::MAX };
+                    while values.len() < most
+                        && let Some(next) = left.next_if(|next| !next.to_string_lossy().starts_with("--"))
+                    {
+                        values.push(next.to_string_lossy().into_owned());
+                    }
+                }
+            }
+        }
+        if foreign.takes == Takes::Switch
+            && let [value] = &mut values[..]
+            && let Some(told) = truth(value)
+        {
+            *value = told.to_string();
+        }
+        let value = values.join(" ");
+        match foreign.of(&value) {
+            Becomes::Words(words) if foreign.name == "bf16" => dtype = words.first().copied(),
+            Becomes::Words(words) => all.extend(words.iter().map(OsString::from)),
+            Becomes::Idle => idle.push(format!("--{} ({})", foreign.name, foreign.why)),
+            Becomes::Refused => refused.push((format!("{flag} {value}").trim_end().to_owned(), foreign.why)),
+        }
+    }
+    if !idle.is_empty() {
+        notes.push(format!("no effect here: {}", idle.join(", ")));
+    }
+    if let Some(dtype) = dtype {
+        with_dtype(&mut all, dtype, command, notes);
+    }
+    match &refused[..] {
+        [] => Ok(all),
+        [(flag, why)] => Err(format!("{flag} is known in TRL and not supported here: {why}")),
+        several => {
+            let list: Vec<String> = several.iter().map(|(flag, why)| format!("{flag} ({why})")).collect();
+            Err(format!("{} flags are known in TRL and not supported here: {}", several.len(), list.join(", ")))
+        }
+    }
+}
+
+/// Adds the precision that `--bf16` asks for. TRL's `--dtype` next to it is that of the stored weights,
+/// which are f32 here whatever is computed in.
+fn with_dtype(words: &mut Vec<OsString>, dtype: &str, command: &Command, notes: &mut Vec<String>) {
+    let is_dtype = |word: &OsString| {
+        let arg = parts(word).and_then(|(flag, _)| find_flag(command, flag));
+        arg.is_some_and(|arg| arg.get_id() == "dtype")
+    };
+    let Some(at) = words.iter().position(is_dtype) else {
+        words.push(dtype.into());
+        return;
+    };
+    if dtype == "--dtype=f32" {
+        return;
+    }
+    let inline = parts(&words[at]).is_some_and(|(_, value)| value.is_some());
+    let end = (at + if inline { 1 } else { 2 }).min(words.len());
+    let removed: Vec<String> = words.drain(at..end).map(|word| word.to_string_lossy().into_owned()).collect();
+    words.push(dtype.into());
+    if !removed.last().is_some_and(|word| word.ends_with("bf16") || word.ends_with("bfloat16")) {
+        notes.push(format!("--bf16 computes in bf16; {} is left out: weights are kept in f32", removed.join(" ")));
+    }
+}
+
+fn is_switch(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::SetTrue)
+}
+
+/// Replaces `--flag true` by `--flag`, and removes `--flag false` and `--no-flag`, if the flag takes no
+/// value.
+fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
+    let switch = |flag: &str| find_flag(command, flag).is_some_and(is_switch);
+    // Next to files, only the plain words are taken for truth values.
+    let told_by: fn(&str) -> Option<bool> =
+        if command.get_positionals().next().is_some() { word_of_truth } else { truth };
     let mut left = arguments.into_iter().peekable();
     let mut all = Vec::new();
     while let Some(argument) = left.next() {
@@ -74,15 +311,20 @@ fn without_truth_values(arguments: Vec<OsString>, command: &Command) -> Vec<OsSt
             all.extend(left);
             break;
         }
-        let text = argument.to_str().unwrap_or_default();
-        let (flag, inline) = text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value)));
-        if !is_switch(flag) {
+        let Some((flag, inline)) = parts(&argument) else {
             all.push(argument);
+            continue;
+        };
+        if !switch(flag) {
+            let negated = flag.strip_prefix("--no-").is_some_and(|name| switch(&format!("--{name}")));
+            if !negated || inline.is_some() || find_flag(command, flag).is_some() {
+                all.push(argument);
+            }
             continue;
         }
         let told = match inline {
             Some(value) => truth(value),
-            None => left.next_if(|next| next.to_str().and_then(truth).is_some()).and_then(|next| truth(next.to_str()?)),
+            None => left.next_if(|next| next.to_str().and_then(told_by).is_some()).and_then(|n| truth(n.to_str()?)),
         };
         match told {
             Some(true) => all.push(flag.into()),
@@ -93,8 +335,17 @@ fn without_truth_values(arguments: Vec<OsString>, command: &Command) -> Vec<OsSt
     all
 }
 
-/// `true` or `false` in any case, as Python spells them too.
-pub fn truth(text: &str) -> Option<bool> {
+/// `true` or `false` as Python's and YAML's programs spell them, in any case.
+fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "t" | "y" | "1" => Some(true),
+        "false" | "no" | "off" | "f" | "n" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// `true` or `false` in any case. Other spellings could be a value of their own, such as a file.
+pub fn word_of_truth(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" => Some(true),
         "false" => Some(false),
@@ -102,16 +353,17 @@ pub fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// The command that the arguments name, as deep as they name one.
-pub(super) fn named_command(arguments: &[OsString]) -> Command {
-    let mut command = Cli::command();
+/// The command that the arguments name, as deep as they name one, and the number of words up to it.
+pub(super) fn named_command(arguments: &[OsString]) -> (Command, usize) {
+    let (mut command, mut depth) = (Cli::command(), arguments.len().min(1));
     for name in arguments.iter().skip(1).map_while(|a| a.to_str()).filter(|a| !a.starts_with('-')) {
         match command.find_subcommand(name) {
             Some(found) => command = found.clone(),
             None => break,
         }
+        depth += 1;
     }
-    command
+    (command, depth)
 }
 
 /// The argument of a long flag, by its name or an alias.
@@ -138,154 +390,11 @@ pub(super) fn quoted(word: &OsStr) -> String {
     if plain { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
-/// Flags of TRL's trainers without an equivalent, and the reason.
-const TRL_ONLY: &[(&[&str], &str)] = &[
-    (
-        &[
-            "--lora-modules-to-save",
-            "--lora-target-parameters",
-            "--lora-task-type",
-            "--use-dora",
-            "--model-adapter-name",
-        ],
-        "adapters are LoRA on linear layers, and a reward head is always saved; use --lora-target-modules",
-    ),
-    (&["--load-in-4bit", "--load-in-8bit", "--use-bnb-nested-quant"], "quantised training is not implemented"),
-    (&["--fp16"], "half precision without a wide exponent is not supported; the CPU trains in f32"),
-    (&["--bf16", "--tf32"], "precision follows the device; see --dtype"),
-    (&["--packing", "--padding-free", "--group-by-length"], "sequences are always packed without padding"),
-    (&["--use-liger-kernel"], "logits are never stored in any mode"),
-    (&["--deepspeed", "--fsdp", "--fsdp-config"], "weights are not sharded"),
-    (&["--disable-dropout"], "dropout is not supported"),
-    (
-        &["--gradient-checkpointing-kwargs"],
-        "--gradient-checkpointing keeps the input of every layer and has nothing to set",
-    ),
-    (&["--optim"], "AdamW is the only optimiser"),
-    (&["--attn-implementation"], "attention has one implementation per device"),
-    (&["--f-divergence-type", "--f-alpha-divergence-coef"], "the reverse KL divergence is the only one"),
-    (&["--sync-ref-model"], "the reference stays frozen"),
-    (
-        &["--max-prompt-length", "--max-completion-length", "--truncation-mode"],
-        "the limit is on the whole sequence; use --max-length and --on-too-long",
-    ),
-    (
-        &["--dataset-name", "--dataset-config", "--dataset-train-split", "--dataset-test-split", "--dataset-num-proc"],
-        "data are read from files; use --train-file and --eval-file",
-    ),
-    (&["--warmup-ratio"], "warm-up is counted in updates; use --warmup-steps"),
-    (&["--logging-first-step", "--logging-strategy"], "the first step is always logged; use --logging-steps"),
-    (&["--run-name", "--logging-dir"], "--output-dir names the run, and metrics and event files are written there"),
-    (
-        &["--per-device-eval-batch-size", "--eval-accumulation-steps"],
-        "evaluation is packed to a token budget of its own",
-    ),
-    (&["--reference-free"], "use --ref-model none"),
-    (&["--rpo-alpha"], "use --nll-weight"),
-    (&["--push-to-hub", "--hub-model-id"], "nothing is uploaded; the output folder loads in transformers"),
-    (&["--trust-remote-code"], "no code of a model folder is run"),
-    (&["--do-train", "--do-eval"], "the command decides; `mapl eval` evaluates"),
-    (&["--remove-unused-columns"], "unused keys are ignored and listed; use --drop-columns"),
-    (&["--dataloader-num-workers", "--dataloader-drop-last"], "batches are built in the run itself"),
-];
-
-/// Message for a flag that TRL has and the command of these arguments does not know. The advice
-/// names only flags of that command; otherwise there is no message.
-pub fn known_in_trl(arguments: &[OsString], unknown: &str) -> Option<String> {
-    let unknown = unknown.split('=').next().unwrap_or(unknown);
-    let (_, why) = TRL_ONLY.iter().find(|(flags, _)| flags.contains(&unknown))?;
-    let command = named_command(arguments);
-    let applies = named_flags(why).all(|flag| find_flag(&command, flag).is_some());
-    applies.then(|| format!("{unknown} is known in TRL and not supported here: {why}"))
-}
-
 /// Long flags in a text.
-fn named_flags(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn named_flags(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
     words.filter(|word| word.starts_with("--"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn os(items: &[&str]) -> Vec<OsString> {
-        items.iter().map(OsString::from).collect()
-    }
-
-    #[test]
-    fn flags_are_normalised_and_values_are_not() {
-        let given = os(&["mapl", "--train_file", "a_b.jsonl", "--max_length=1_0", "--", "--x_y"]);
-        assert_eq!(normalised(given), os(&["mapl", "--train-file", "a_b.jsonl", "--max-length=1_0", "--", "--x_y"]));
-    }
-
-    #[test]
-    fn negative_numbers_belong_to_the_flag_before_them() {
-        let given = os(&["mapl", "--margin", "-1e-3", "--a=b", "-1", "--quiet", "-q", "--", "--margin", "-1"]);
-        let expected = os(&["mapl", "--margin=-1e-3", "--a=b", "-1", "--quiet", "-q", "--", "--margin", "-1"]);
-        assert_eq!(normalised(given), expected);
-    }
-
-    #[test]
-    fn commands_are_shown_so_that_a_shell_reads_them_back() {
-        assert_eq!(shown(&os(&["/usr/bin/mapl", "data", "it's", "a b"])), "mapl data 'it'\\''s' 'a b'");
-    }
-
-    #[test]
-    fn flags_of_trl_are_explained() {
-        let dpo = os(&["mapl", "dpo"]);
-        assert!(known_in_trl(&dpo, "--use-dora").is_some_and(|m| m.contains("adapters")));
-        assert_eq!(known_in_trl(&dpo, "--beta"), None);
-        // `env` has no --train-file.
-        assert_eq!(known_in_trl(&os(&["mapl", "env"]), "--dataset-name"), None);
-    }
-
-    /// Training commands reject every flag of the table and accept every flag that the advice names.
-    #[test]
-    fn the_table_of_foreign_flags_is_true() {
-        for words in [&["sft"][..], &["reward"], &["dpo"], &["study", "sft"], &["study", "reward"], &["study", "dpo"]] {
-            let arguments = os(&[&["mapl"], words].concat());
-            let command = named_command(&arguments);
-            assert_eq!(command.get_name(), *words.last().unwrap());
-            for (flags, why) in TRL_ONLY {
-                for flag in *flags {
-                    assert!(find_flag(&command, flag).is_none(), "{flag} is a flag of {words:?}");
-                    let message = known_in_trl(&arguments, flag);
-                    assert!(message.is_some_and(|m| m.contains(why)), "{words:?} lacks a flag of {why:?}");
-                }
-            }
-        }
-    }
-
-    /// Every flag without a value, of every command, takes `true` and `false`.
-    #[test]
-    fn every_switch_takes_true_and_false() {
-        fn leaves(command: &Command, path: &[&str], found: &mut Vec<(Vec<String>, Command)>) {
-            let words: Vec<&str> = [path, &[command.get_name()]].concat();
-            if command.get_subcommands().next().is_none() {
-                found.push((words.iter().map(ToString::to_string).collect(), command.clone()));
-            }
-            command.get_subcommands().for_each(|sub| leaves(sub, &words, found));
-        }
-        let mut commands = Vec::new();
-        leaves(&Cli::command(), &[], &mut commands);
-        let mut count = 0;
-        for (words, command) in &commands {
-            let with = |rest: &[&str]| os(&[words.iter().map(String::as_str).collect(), rest.to_vec()].concat());
-            let normal = |arguments| without_truth_values(spelled(arguments), command);
-            let switches = command.get_arguments().filter(|arg| matches!(arg.get_action(), ArgAction::SetTrue));
-            for long in switches.filter_map(Arg::get_long) {
-                let (flag, snake) = (format!("--{long}"), format!("--{}", long.replace('-', "_")));
-                for given in [&flag, &snake] {
-                    assert_eq!(normal(with(&[given, "true", "x"])), with(&[&flag, "x"]));
-                    assert_eq!(normal(with(&[given, "False", "x"])), with(&["x"]));
-                    assert_eq!(normal(with(&[&format!("{given}=True"), "x"])), with(&[&flag, "x"]));
-                    assert_eq!(normal(with(&[&format!("{given}=false"), "x"])), with(&["x"]));
-                }
-                assert_eq!(normal(with(&[&flag, "x", "true"])), with(&[&flag, "x", "true"]));
-                count += 1;
-            }
-        }
-        assert!(count > 40, "{count}");
-    }
-}
+mod tests;

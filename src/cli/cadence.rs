@@ -6,6 +6,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::step_count::StepCount;
 use crate::loss::objective::Method;
 use crate::train::best::BestModel;
 use crate::{Error, Result};
@@ -37,16 +38,17 @@ pub struct CadenceArgs {
     /// end]
     #[arg(long, value_enum, alias = "evaluation-strategy")]
     pub eval_strategy: Option<Strategy>,
-    /// Updates between evaluations [default with --eval-strategy steps: --logging-steps]
+    /// Updates between evaluations, or a fraction of all updates [default with --eval-strategy steps:
+    /// --logging-steps]
     #[arg(long)]
-    pub eval_steps: Option<u64>,
+    pub eval_steps: Option<StepCount>,
     /// When to write checkpoints, and at the end of the run too [default: steps with --save-steps;
     /// else every 500 updates or 30 minutes, without one at the end]
     #[arg(long, value_enum)]
     pub save_strategy: Option<Strategy>,
-    /// Updates between checkpoints [default: 500]
+    /// Updates between checkpoints, or a fraction of all updates [default: 500]
     #[arg(long)]
-    pub save_steps: Option<u64>,
+    pub save_steps: Option<StepCount>,
     /// Number of checkpoints to keep; the newest and the best always stay [default: all with
     /// --save-steps or --save-strategy, else 2]
     #[arg(long)]
@@ -82,12 +84,19 @@ pub struct Cadence {
 }
 
 impl CadenceArgs {
-    /// Checks the options against each other and resolves dependent defaults.
-    pub fn resolve(&self, method: Method, evaluates: bool, logging_steps: u64) -> Result<Cadence> {
+    /// Checks the options against each other and resolves dependent defaults. `total` is the number of
+    /// updates of the run, once it is known.
+    pub fn resolve(
+        &self,
+        method: Method,
+        evaluates: bool,
+        logging_steps: StepCount,
+        total: Option<u64>,
+    ) -> Result<Cadence> {
         let refuse = |why: &str| Err(Error::Usage(why.to_owned()));
         for (flag, value) in [
-            ("--eval-steps", self.eval_steps),
-            ("--save-steps", self.save_steps),
+            ("--eval-steps", self.eval_steps.map(|n| n.of(total))),
+            ("--save-steps", self.save_steps.map(|n| n.of(total))),
             ("--save-total-limit", self.save_total_limit.map(|n| n as u64)),
             ("--keep-every", self.keep_every),
         ] {
@@ -107,16 +116,16 @@ impl CadenceArgs {
             }
             (Some(Strategy::Epoch), Some(_)) => return refuse("--eval-strategy epoch contradicts --eval-steps"),
             (Some(Strategy::Epoch), None) => (None, true),
-            (Some(Strategy::Steps), steps) => (Some(steps.unwrap_or(logging_steps)), false),
-            (None, steps) if evaluates => (Some(steps.unwrap_or(u64::MAX)), false),
+            (Some(Strategy::Steps), steps) => (Some(steps.unwrap_or(logging_steps).of(total)), false),
+            (None, steps) if evaluates => (Some(steps.map_or(u64::MAX, |steps| steps.of(total))), false),
             (None | Some(Strategy::No), _) => (None, false),
         };
         let (save_steps, save_epochs) = match (self.save_strategy, self.save_steps) {
             (Some(Strategy::No), Some(_)) => return refuse("--save-strategy no contradicts --save-steps"),
             (Some(Strategy::Epoch), Some(_)) => return refuse("--save-strategy epoch contradicts --save-steps"),
             (Some(Strategy::Epoch), None) => (None, true),
-            (Some(Strategy::Steps), steps) => (Some(steps.unwrap_or(SAVE_STEPS)), false),
-            (None, steps) => (steps, false),
+            (Some(Strategy::Steps), steps) => (Some(steps.map_or(SAVE_STEPS, |steps| steps.of(total))), false),
+            (None, steps) => (steps.map(|steps| steps.of(total)), false),
             (Some(Strategy::No), None) => (None, false),
         };
         if self.keep_every.is_some() && self.save_total_limit.is_none() {
@@ -132,7 +141,9 @@ impl CadenceArgs {
             save_total_limit: self.save_total_limit,
             best: None,
         };
-        cadence.best = self.best(method, &cadence)?;
+        let shares = [self.eval_steps, self.save_steps].into_iter().flatten().chain([logging_steps]);
+        let unknown = total.is_none() && shares.into_iter().any(StepCount::is_share);
+        cadence.best = self.best(method, &cadence, unknown)?;
         if self.save_strategy.is_none() && self.save_steps.is_none() {
             // Only for a crash: the run's result is its model.
             cadence.save_steps = Some(SAVE_STEPS);
@@ -142,8 +153,9 @@ impl CadenceArgs {
         Ok(cadence)
     }
 
-    /// Resolves how the best checkpoint is selected.
-    fn best(&self, method: Method, cadence: &Cadence) -> Result<Option<BestModel>> {
+    /// Resolves how the best checkpoint is selected. While the number of updates is `unknown`, that
+    /// evaluations and checkpoints coincide is not checked.
+    fn best(&self, method: Method, cadence: &Cadence, unknown: bool) -> Result<Option<BestModel>> {
         let flag = match (self.load_best_model_at_end, &self.metric_for_best_model) {
             (true, _) => "--load-best-model-at-end",
             (false, Some(_)) => "--metric-for-best-model",
@@ -155,7 +167,7 @@ impl CadenceArgs {
         // Both at the end of epochs, or every checkpoint right after an evaluation.
         let coincide = match (cadence.eval_steps, cadence.save_steps) {
             (None, None) => cadence.eval_epochs && cadence.save_epochs,
-            (Some(eval), Some(save)) => eval != u64::MAX && save.is_multiple_of(eval),
+            (Some(eval), Some(save)) => eval != u64::MAX && (unknown || save.is_multiple_of(eval)),
             _ => false,
         };
         if !coincide {
@@ -183,7 +195,7 @@ mod tests {
 
     fn saves(words: &str) -> (Option<u64>, Option<u64>, bool, Option<usize>) {
         let words = Words::try_parse_from(["run"].into_iter().chain(words.split_whitespace())).unwrap();
-        let c = words.cadence.resolve(Method::Reward, true, 10).unwrap();
+        let c = words.cadence.resolve(Method::Reward, true, StepCount::Steps(10), Some(40)).unwrap();
         (c.save_steps, c.save_minutes, c.save_at_end, c.save_total_limit)
     }
 
@@ -196,5 +208,6 @@ mod tests {
         assert_eq!(saves("--save-strategy steps"), (Some(500), None, true, None));
         assert_eq!(saves("--save-steps 7"), (Some(7), None, true, None));
         assert_eq!(saves("--save-strategy epoch"), (None, None, true, None));
+        assert_eq!(saves("--save-steps 0.1"), (Some(4), None, true, None));
     }
 }

@@ -12,7 +12,7 @@ use super::data_export::{ExportCommand, export};
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::{check_output, remark, same_file, warn};
-use super::template::{TemplateKwargs, load_tokenizer};
+use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
 use crate::data::construct::{build_rows, make_ids_distinct};
 use crate::data::group::Prompt;
 use crate::data::mapl::Report;
@@ -143,8 +143,9 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         remark(&args.output, &report.to_string());
         warn(report.warnings());
     }
+    check_kwargs_used(args.chat_template_kwargs.as_ref(), &rows)?;
     if let Some(TemplateKwargs(kwargs)) = &args.chat_template_kwargs {
-        set_kwargs(&mut rows, kwargs)?;
+        set_kwargs(&mut rows, kwargs);
     }
     let (mut rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
     if let Some((renamed, example)) = make_ids_distinct(&mut rows) {
@@ -171,21 +172,15 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     Ok(report)
 }
 
-/// Adds variables of the chat template to the rows of conversations. Plain text has no template.
-fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) -> Result<()> {
-    let mut conversations = false;
+/// Adds variables of the chat template to the rows of conversations.
+fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) {
     for row in rows {
         if row.group.prompts.iter().any(|prompt| matches!(prompt, Prompt::Messages(_))) {
-            conversations = true;
             let own = row.group.chat_template_kwargs.get_or_insert_default();
             let new = kwargs.iter().filter(|(key, _)| !own.contains_key(*key)).map(|(k, v)| (k.clone(), v.clone()));
             own.extend(new.collect::<Vec<_>>());
         }
     }
-    if conversations {
-        return Ok(());
-    }
-    Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
 }
 
 /// Plain text of `data show`, apart from its colours: what was read, the groups, and what tokenization did.
@@ -197,6 +192,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (rows, reports) = read_files_with_reports(&args.input, &read)?;
     check_used(&read, &reports)?;
+    check_kwargs_used(args.chat_template_kwargs.as_ref(), &rows)?;
     let training =
         TokenizeOptions { positions: positions(&args.tokenizer, args.base.base())?, ..args.tokenize.clone() };
     let purpose = Purpose { reward: args.reward, keep_equal_ids: true };

@@ -9,7 +9,7 @@ use super::data::positions;
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::check_output;
-use super::template::{TemplateKwargs, load_tokenizer};
+use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
 use crate::data::source::{ReadOptions, check_used, read_files_leniently};
 use crate::data::tokenize::LengthLimit;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
@@ -94,9 +94,11 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     };
     let train = read(&args.files)?;
     let test = if args.test_file.is_empty() { None } else { Some(read(&args.test_file)?) };
-    // Refused rows may be those that use an option.
-    if train.refused.count + test.as_ref().map_or(0, |test| test.refused.count) == 0 {
+    // Without any row the report says why.
+    if !train.rows.is_empty() {
         check_used(&options, train.files.iter().chain(test.iter().flat_map(|test| &test.files)))?;
+        let rows = train.rows.iter().chain(test.iter().flat_map(|test| &test.rows));
+        check_kwargs_used(args.chat_template_kwargs.as_ref(), rows)?;
     }
     let report = doctor::check(train, test, with.as_ref())?;
     let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;

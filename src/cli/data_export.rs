@@ -39,7 +39,8 @@ pub struct ExportCommand {
 /// format; they are left out and counted.
 ///
 /// # Errors
-/// [`Error::Data`] if no pair is left.
+/// [`Error::Data`] if no pair is left, and for text next to conversations, which TRL cannot read from one
+/// file.
 pub fn export(args: &ExportCommand) -> Result<()> {
     let Target::Trl = args.to;
     check_output("--output", &args.output, &Inputs::default().with("--input", &args.input))?;
@@ -50,10 +51,13 @@ pub fn export(args: &ExportCommand) -> Result<()> {
         warn(report.warnings());
     }
     let (mut text, mut pairs, mut left_out) = (String::new(), 0, 0);
-    for row in &rows {
+    // The first row of text and the first of a conversation.
+    let mut kinds: [Option<(usize, &SourceRow)>; 2] = [None; 2];
+    for (place, row) in rows.iter().enumerate() {
         for comparison in &row.group.comparisons {
             match pair(row, comparison) {
                 Some(pair) => {
+                    kinds[usize::from(pair["prompt"].is_array())].get_or_insert((place, row));
                     text += &format!("{}\n", Value::Object(pair));
                     pairs += 1;
                 }
@@ -63,6 +67,19 @@ pub fn export(args: &ExportCommand) -> Result<()> {
     }
     if pairs == 0 {
         return Err(Error::data(&args.input[0], 0, None, "no comparison has two responses to one prompt"));
+    }
+    if let [Some(plain), Some(turns)] = kinds {
+        let (kinds, first, second) = match plain.0 < turns.0 {
+            true => (["text", "a conversation"], plain.1, turns.1),
+            false => (["a conversation", "text"], turns.1, plain.1),
+        };
+        return Err(second.error(format!(
+            "is {}, and {}:{} is {}; `datasets` reads a column as text or as messages, so export them into two files",
+            kinds[1],
+            first.file.display(),
+            first.line,
+            kinds[0]
+        )));
     }
     write_text(&args.output, &text)?;
     if left_out > 0 {

@@ -13,7 +13,7 @@ use crate::files::input;
 use crate::model::adapter::base::AdapterFolder;
 use crate::model::adapter::config::CONFIG_FILE;
 use crate::model::config::ModelConfig;
-use crate::optim::schedule::Scheduler;
+use crate::optim::schedule::Shape;
 use crate::train::checkpoint::LENGTH_KEY;
 use crate::{Error, Result};
 
@@ -40,12 +40,16 @@ impl Fingerprint<'_> {
         let (setup, s) = (self.setup, &self.setup.settings);
         // Without decay the length of a run changes none of its updates, so a resumed run may be
         // longer.
-        let length = match s.scheduler {
-            Scheduler::Constant | Scheduler::ConstantWithWarmup => "any".to_owned(),
-            Scheduler::Linear | Scheduler::Cosine => match s.max_steps {
-                Some(steps) => format!("{steps} steps"),
-                None => format!("{} epochs", s.epochs),
-            },
+        let length = match s.max_steps {
+            _ if !s.schedule.depends_on_length() => "any".to_owned(),
+            Some(steps) => format!("{steps} steps"),
+            None => format!("{} epochs", s.epochs),
+        };
+        // The text of schedules without parameters is that of earlier versions.
+        let parameters = match s.schedule {
+            Shape::Linear | Shape::Constant | Shape::ConstantWithWarmup => String::new(),
+            Shape::Cosine { cycles: 0.5, floor: 0.0 } => String::new(),
+            shape => format!(", {shape:?}"),
         };
         let [train, eval] = self.groups.map(groups_hash);
         let mut entries = vec![
@@ -55,7 +59,7 @@ impl Fingerprint<'_> {
             ("gradient accumulation", s.accumulation.to_string()),
             (LENGTH_KEY, length),
             ("learning rate", s.learning_rate.to_string()),
-            ("schedule", format!("{:?} with {} warm-up steps", s.scheduler, s.warmup_steps)),
+            ("schedule", format!("{:?} with {} warm-up steps{parameters}", s.scheduler, s.warmup_steps)),
             ("shuffling", format!("{:?}", s.shuffle)),
             ("AdamW", format!("{:?}", setup.adamw)),
             ("model config", config_line(self.config)),

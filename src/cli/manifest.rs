@@ -109,12 +109,15 @@ impl ManifestFacts<'_> {
         put("learning_rate", json!(s.learning_rate));
         put("lr_scheduler_type", json!(s.scheduler));
         put("warmup_steps", json!(s.warmup_steps));
+        put("logging_steps", json!(s.logging_steps));
+        put("warmup_ratio", Value::Null);
         put("eval_steps", if s.eval_steps == Some(u64::MAX) { json!("start and end") } else { json!(s.eval_steps) });
         let strategy = |steps: Option<u64>, epochs: bool| match (steps, epochs) {
             (_, true) => "epoch",
             (None | Some(u64::MAX), false) => "no",
             (Some(_), false) => "steps",
         };
+        put("logging_strategy", json!(strategy(s.logging_steps, s.logging_epochs)));
         put("eval_strategy", json!(strategy(s.eval_steps, s.eval_epochs)));
         put("save_strategy", json!(strategy(s.save_steps, s.save_epochs)));
         put("save_steps", json!(s.save_steps));

@@ -32,7 +32,9 @@ const OF_COMPARISONS: [&str; 8] =
     ["base_weight", "intra_weight", "inter_weight", "mix", "margin", "pop_clip", "loss_type", "label_smoothing"];
 
 /// Options that `-h` lists; `--help` lists all.
-const COMMON: [&str; 25] = [
+const COMMON: [&str; 27] = [
+    "config",
+    "dry_run",
     "model",
     "ref_model",
     "train_file",
@@ -60,6 +62,11 @@ const COMMON: [&str; 25] = [
     "objective",
 ];
 
+/// Whether a command trains.
+pub(super) fn trains(command: &Command) -> bool {
+    METHODS.iter().any(|method| method.name() == command.get_name())
+}
+
 /// Ids of the options for the construction of groups.
 fn construction() -> &'static BTreeSet<String> {
     static IDS: OnceLock<BTreeSet<String>> = OnceLock::new();
@@ -73,7 +80,7 @@ fn construction() -> &'static BTreeSet<String> {
 fn takes(method: Method, id: &str) -> bool {
     match method {
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
-        _ if id == "center_rewards_coefficient" => method == Method::Reward,
+        _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
         // Supervised fine-tuning has no margins.
         _ if id == "score_margin" => method != Method::Sft,
         _ if OF_COMPARISONS.contains(&id) || construction().contains(id) => method != Method::Sft,
@@ -93,7 +100,7 @@ pub(super) fn listed(method: Method, arg: Arg) -> Arg {
 /// # Errors
 /// [`Error::Usage`] with the methods that take it.
 pub fn check(arguments: &[OsString]) -> Result<()> {
-    let command = named_command(arguments);
+    let (command, _) = named_command(arguments);
     let Some(method) = METHODS.into_iter().find(|method| method.name() == command.get_name()) else { return Ok(()) };
     let words = arguments.iter().take_while(|word| *word != "--").filter_map(|word| word.to_str());
     for flag in words.filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap_or(word)) {

@@ -1,7 +1,8 @@
 //! Commands of the binary. Each file holds the arguments of a family of commands and their
 //! implementation on top of the library.
 //!
-//! - [`args`]: flag spellings, and flags of TRL that mapl does not have
+//! - [`args`]: the command line before it is parsed: spellings, `config_file` (with `config_tree`) for
+//!   `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
 //! - `device`: selection of a backend
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
@@ -9,8 +10,9 @@
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
-//! - `train_args`, `cadence`, `train`, `fingerprint`, `startup`, `manifest`: `sft`, `reward`, `dpo`;
-//!   `train_models`: their models; `lora`: flags of adapters; `reward_pad`: the pad token of a reward model
+//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`, `manifest`,
+//!   `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags of adapters;
+//!   `reward_pad`: the pad token of a reward model
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
 //! - [`method_options`]: options that only some of these methods take
@@ -22,11 +24,14 @@
 //! - `bench`: op benchmarks; `plan`: predicted floor of a training step
 //! - `make`: `tokenizer`, `init`
 //! - `quickstart`: the complete pipeline on an artificial language
-//! - `env`: capabilities of this machine and this build
+//! - `env`: capabilities of this machine and this build; `manual`: completions and man pages
 
 pub mod args;
 mod bench;
 mod cadence;
+mod config_file;
+mod config_record;
+mod config_tree;
 mod data;
 mod data_check;
 mod data_export;
@@ -40,6 +45,7 @@ mod invocation;
 mod lora;
 mod make;
 mod manifest;
+mod manual;
 pub mod method_options;
 mod model_folder;
 mod output;
@@ -53,12 +59,15 @@ mod save_dtype;
 mod score;
 mod scored_reference;
 mod startup;
+mod step_count;
 mod study;
 mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_inputs;
 mod train_models;
+mod trl_flags;
 mod watch;
 
 use std::path::PathBuf;
@@ -125,6 +134,10 @@ pub enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Show the capabilities of this machine and this build
     Env(env::EnvArgs),
+    /// Print completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Print the man page, or write one per command
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -144,7 +157,20 @@ impl Command {
             | Command::Report(_)
             | Command::Watch(_)
             | Command::Bench(_)
-            | Command::Env(_) => Vec::new(),
+            | Command::Env(_)
+            | Command::Completions(_)
+            | Command::Man(_) => Vec::new(),
+        }
+    }
+}
+
+impl Command {
+    /// Whether only errors, warnings and the result are printed.
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.quiet,
+            Command::Study(command) => command.is_quiet(),
+            _ => false,
         }
     }
 }
@@ -203,6 +229,8 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Study(command) => study::run(&command, command_line),
         Command::Bench(args) => bench::run(&args),
         Command::Env(args) => env::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::config_record::CONFIG_FILE;
 use super::inputs::Inputs;
 use super::run_lock::{LOCK_FILE, RunLock};
 use crate::data::tokenized::TokenizedGroup;
@@ -68,7 +69,8 @@ pub const MODEL_FILES: [&str; 5] = [
 ];
 
 /// Files of a run other than checkpoints and the final model.
-const RUN_FILES: [&str; 6] = ["metrics.jsonl", "run.json", "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
+const RUN_FILES: [&str; 7] =
+    ["metrics.jsonl", "run.json", CONFIG_FILE, "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
 /// Existing files and folders of an output folder that a run removes or writes over, now or later.
 pub fn written_by_run(dir: &Path) -> Result<Vec<PathBuf>> {

@@ -1,4 +1,4 @@
-//! Pad token of a reward run: chosen at the start, written into the model folder, and the same in
+//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model folder, and the same in
 //! config.json and in the tokenizer's files.
 
 use super::train::TrainSetup;
@@ -25,9 +25,35 @@ impl TrainSetup<'_> {
             return Ok(None);
         }
         let ends = last_tokens(groups.into_iter().flatten());
-        let choice = match (config.head, config.pad) {
-            (Head::Reward, Some(id)) => Some(PadChoice { id, ends_texts: ends.contains(&id) }),
-            _ => choose(config.pad, config.vocab, tokenizer, &ends, &groups),
+        let of = |id: u32| PadChoice { id, ends_texts: ends.contains(&id) };
+        let choice = match (self.args.pad_token.as_deref(), config.head, config.pad) {
+            (Some(token), Head::LanguageModel, _) => Some(of(self.named_pad(token, config, tokenizer)?)),
+            (Some(token), Head::Reward, own) => {
+                let id = self.named_pad(token, config, tokenizer)?;
+                if own.map_or(ends.contains(&id), |own| own != id) {
+                    return Err(Error::Usage(format!(
+                        "--pad-token {token}: the start model is a reward model, and keeps the place where its head was \
+                         trained; leave it out"
+                    )));
+                }
+                Some(of(id))
+            }
+            (None, Head::Reward, Some(id)) => Some(of(id)),
+            // Its head was trained at the last token, which must stay the place.
+            (None, Head::Reward, None) => {
+                choose(None, config.vocab, tokenizer, &ends, &groups).filter(|choice| !choice.ends_texts)
+            }
+            (None, Head::LanguageModel, own) => choose(own, config.vocab, tokenizer, &ends, &groups),
+        };
+        let choice = match (choice, tokenizer.eos_id().filter(|&id| (id as usize) < config.vocab)) {
+            (None, Some(end)) if config.head == Head::LanguageModel => {
+                tokenizer.add_note(format!(
+                    "neither the model nor the tokenizer has a pad token, so the end token ({end}) is the reward model's; \
+                     --pad-token names another one"
+                ));
+                Some(of(end))
+            }
+            (choice, _) => choice,
         };
         let Some(choice) = choice else { return Ok(None) };
         let before = tokenizer.pad_id();
@@ -60,6 +86,20 @@ impl TrainSetup<'_> {
             refuse_padding(groups.into_iter().flatten(), choice.id)?;
         }
         Ok(Some(choice))
+    }
+}
+
+impl TrainSetup<'_> {
+    /// Id of the token that `--pad-token` names.
+    fn named_pad(&self, token: &str, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<u32> {
+        let refuse = |why: String| Err(Error::Usage(format!("--pad-token {token}: {why}")));
+        match tokenizer.id_of(token)? {
+            None => refuse(format!("{} has no such token; name one of its tokens", self.args.model.display())),
+            Some(id) if id as usize >= config.vocab => {
+                refuse(format!("its id {id} is not in the model's vocabulary of {}", config.vocab))
+            }
+            Some(id) => Ok(id),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, adopt_pad};
 use super::output::{check_ids, check_output, remark, warn};
 use super::scored_reference::{ScoredReference, recorded_base, run_file};
-use super::template::{TemplateKwargs, load_tokenizer};
+use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
 use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
@@ -253,6 +253,13 @@ impl Job for ScoreJob<'_> {
             let shuffled = blindness::shuffled(&groups, seed, max_length);
             let of_shuffled = score(&shuffled.groups)?;
             probes.push(shuffled.measure(Quantity::SemanticShuffledPrompt, Kind::Base, &of_shuffled));
+            let tools = emptied.groups.iter().filter(|group| group.group.tools.is_some()).count();
+            if tools > 0 {
+                remarks.push(format!("empty prompts: {tools} rows have tools, which an empty prompt leaves out"));
+            }
+            if emptied.groups.is_empty() {
+                remarks.push("empty prompts: no original pairs and no intra comparisons to score".into());
+            }
             for (name, left_out) in [("empty", emptied.left_out), ("shuffled", shuffled.left_out)] {
                 if left_out > 0 {
                     remarks.push(format!("{name} prompts: {left_out} comparisons left out, too long for the model"));
@@ -298,6 +305,7 @@ impl ModelArgs {
         let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
         let (rows, reports) = read_files_with_reports(files, &options)?;
         check_used(&options, &reports)?;
+        check_kwargs_used(self.chat_template_kwargs.as_ref(), &rows)?;
         reports.iter().for_each(|report| warn(report.warnings()));
         Ok(rows)
     }

@@ -147,6 +147,9 @@ impl Startup<'_> {
                 s.learning_rate, s.warmup_steps, setup.adamw.weight_decay
             ),
         ));
+        if let (Some(_), Some(epochs)) = (s.max_steps, setup.args.optimiser.num_train_epochs) {
+            lines.push(("note", format!("--max-steps decides the length; --num-train-epochs {epochs} has no effect")));
+        }
         lines.extend(self.differences_to_trl().into_iter().map(|note| ("note", note)));
         if s.warmup_steps >= total {
             lines.push(("note", "no update is left after the warm-up; lower --warmup-steps".to_owned()));

@@ -51,6 +51,14 @@ pub enum StudyCommand {
 }
 
 impl StudyCommand {
+    /// `--quiet` of a training run.
+    pub(super) fn is_quiet(&self) -> bool {
+        match self {
+            StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) => args.train.quiet,
+            StudyCommand::Bench(_) | StudyCommand::Sweep(_) => false,
+        }
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         match self {
@@ -108,6 +116,9 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     };
     if args.peak_tflops.is_some_and(|peak| !(peak.is_finite() && peak > 0.0)) {
         return Err(Error::Usage("--peak-tflops: a finite number above 0 is needed".into()));
+    }
+    if args.train.dry_run {
+        return Err(Error::Usage("--dry-run takes no step, and a study observes steps; leave out `study`".into()));
     }
     if args.train.profile {
         return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));

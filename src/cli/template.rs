@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 use super::model_folder::read_tokenizer;
 use super::scored_reference::run_file;
+use crate::data::group::Prompt;
+use crate::data::source::SourceRow;
 use crate::data::template::check_settings;
 use crate::data::tokenizer::Tokenizer;
 use crate::files::input;
@@ -65,6 +67,18 @@ pub(super) fn load_tokenizer(
     }
     tokenizer.set_template_kwargs(kwargs);
     Ok(tokenizer)
+}
+
+/// Refuses given variables of the chat template if no row is a conversation. Plain text has no template.
+pub(super) fn check_kwargs_used<'a>(
+    given: Option<&TemplateKwargs>,
+    rows: impl IntoIterator<Item = &'a SourceRow>,
+) -> Result<()> {
+    let is_conversation = |row: &SourceRow| row.group.prompts.iter().any(|p| matches!(p, Prompt::Messages(_)));
+    if given.is_none() || rows.into_iter().any(is_conversation) {
+        return Ok(());
+    }
+    Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
 }
 
 /// Variables that the run of a model folder used, or a note if its record cannot be read.

@@ -1,9 +1,9 @@
 //! `mapl sft`, `reward` and `dpo`: from arguments to a finished run.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::args::truth;
+use super::config_record;
 use super::device::Job;
 use super::fingerprint::{Fingerprint, weights_hash};
 use super::lora::LoraChoice;
@@ -16,13 +16,12 @@ use super::train_models::RunModels;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
-use crate::data::source::{
-    ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
-};
+use crate::data::source::SourceRow;
 use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokenizer::pad::PadChoice;
+use crate::files::write_atomic;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::lora::LoraSpec;
@@ -88,7 +87,7 @@ pub fn run_observed(
     if args.ref_model.is_some() && method != Method::Dpo {
         return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
     }
-    let mut settings = args.run_settings(method, build.objective)?;
+    let mut settings = args.run_settings(method, build.objective, None)?;
     let study = observed.is_some();
     settings.observed = observed;
     let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
@@ -168,6 +167,7 @@ impl Job for TrainJob<'_> {
                     .into(),
             ));
         }
+        setup.settle(train_groups.len())?;
         check_ids(&train_groups, &setup.args.model, config.vocab)?;
         check_ids(&eval_groups, &setup.args.model, config.vocab)?;
         if let Some(best) = &setup.settings.best {
@@ -215,6 +215,10 @@ impl Job for TrainJob<'_> {
             };
             say_styled(&startup.text()?);
         }
+        if setup.args.dry_run {
+            setup.print("dry run: no step was taken and nothing was written; leave out --dry-run to train");
+            return Ok(RunSummary::default());
+        }
         let cache = setup.reference_cache(backend, &mut policy, [&train_groups, &eval_groups])?;
         let lock = RefCell::new(folder.prepare(lock)?);
         let keep_folder = || lock.borrow_mut().keep(folder.dir);
@@ -231,6 +235,8 @@ impl Job for TrainJob<'_> {
         };
         let manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
         signals.record_end(manifest.recorder());
+        let record = config_record::text(&setup, B::NAME, B::PRECISION.name())?;
+        write_atomic(&folder.dir.join(config_record::CONFIG_FILE), record.as_bytes())?;
         let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
         let data = RunData {
             train: train_groups,
@@ -304,47 +310,6 @@ impl<'a> TrainSetup<'a> {
             (Method::Dpo, Some(path)) => Some(path),
             (Method::Dpo, None) => Some(&self.args.model),
         }
-    }
-
-    /// Checkpoint to continue from.
-    fn resume(&self) -> Result<Option<PathBuf>> {
-        let said = |path: &Path| path.to_str().and_then(truth);
-        match &self.args.resume_from_checkpoint {
-            None => Ok(None),
-            Some(path) if said(path) == Some(false) => Ok(None),
-            Some(path) if said(path) == Some(true) => {
-                let warn = |e: &Error| complain(&format!("warning: {e}"));
-                match checkpoint::latest(&self.settings.output_dir, warn)? {
-                    Some(folder) => Ok(Some(folder)),
-                    None => Err(Error::Usage(format!(
-                        "--resume-from-checkpoint true: {} holds no complete checkpoint; leave the option out to start \
-                         a new run, with --overwrite-output-dir if the folder holds an earlier run",
-                        self.settings.output_dir.display()
-                    ))),
-                }
-            }
-            Some(path) => checkpoint::verify(path).map(|_| Some(path.clone())),
-        }
-    }
-
-    /// Training and evaluation rows.
-    fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
-        let options = ReadOptions { whole_conversations: self.method == Method::Reward, ..self.args.read.clone() };
-        let read = |files: &[PathBuf]| match self.method {
-            _ if files.is_empty() => Ok(Default::default()),
-            Method::Sft => read_sft_files(files, &options),
-            Method::Reward | Method::Dpo => read_files_with_reports(files, &options),
-        };
-        refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
-        let (train, mut reports) = read(&self.args.train_file)?;
-        let (eval, of_eval) = read(&self.args.eval_file)?;
-        reports.extend(of_eval);
-        for report in &reports {
-            self.print(&report.to_string());
-            warn(report.warnings());
-        }
-        check_used(&options, &reports)?;
-        Ok((train, eval))
     }
 
     /// Groups of an epoch, prepared for the loss.

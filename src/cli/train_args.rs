@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::cadence::CadenceArgs;
+use super::cadence::{CadenceArgs, Strategy};
+use super::config_record::CONFIG_FILE;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::lora::LoraArgs;
@@ -14,6 +15,7 @@ use super::model_folder::BaseArgs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
 use super::save_dtype::SaveDtype;
+use super::step_count::StepCount;
 use super::template::TemplateKwargs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
@@ -22,6 +24,7 @@ use crate::error::refuse_outside_f32;
 use crate::loss::objective::{LossOptions, Method};
 use crate::optim::adamw::AdamWSettings;
 use crate::optim::schedule::Scheduler;
+use crate::optim::schedule_options::ScheduleOptions;
 use crate::train::logs::{LogName, ReportTo};
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
@@ -32,10 +35,20 @@ const SPEED: &str = "Speed and memory";
 
 /// Maximum number of groups per update: far above any use, far below an overflow.
 const MAX_BATCH: usize = 1 << 30;
+/// Updates between log lines by default.
+const LOGGING_STEPS: StepCount = StepCount::Steps(10);
 
 /// Arguments of a training command. They serialise flat, as options of `run.json`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct TrainArgs {
+    /// YAML or TOML file with options under their names here, TRL's files included; flags of the command
+    /// line replace those of the file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Read and check everything, print the table of the run, its memory and its first rows, and stop
+    /// before the first step; nothing is written
+    #[arg(long)]
+    pub dry_run: bool,
     /// Model folder to start from
     #[arg(long, alias = "model-name-or-path")]
     pub model: PathBuf,
@@ -52,7 +65,7 @@ pub struct TrainArgs {
     #[arg(long, num_args = 1..)]
     pub eval_file: Vec<PathBuf>,
     /// Folder of the run: metrics, checkpoints, final model
-    #[arg(long)]
+    #[arg(long, default_value = "trainer_output")]
     pub output_dir: PathBuf,
     /// Data type of the final model's weights; checkpoints keep f32, from which a run continues bit
     /// for bit
@@ -87,6 +100,10 @@ pub struct TrainArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long, help_heading = DATA)]
     pub chat_template_path: Option<PathBuf>,
+    /// Pad token of the reward model, a token of the tokenizer [default: one that ends no text; without
+    /// any, the end token]
+    #[arg(long, value_name = "TOKEN", help_heading = DATA)]
+    pub pad_token: Option<String>,
     /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
     /// [default: those in the run.json of the model folder, else none]
     #[arg(long, alias = "chat_template_kwargs", value_name = "JSON", help_heading = DATA)]
@@ -99,7 +116,7 @@ pub struct TrainArgs {
     pub tokenize: TokenizeOptions,
     /// Keep only one activation per layer and recompute the others in the backward pass: less
     /// memory, more time, identical bits
-    #[arg(long, help_heading = SPEED)]
+    #[arg(long, alias = "activation-checkpointing", help_heading = SPEED)]
     pub gradient_checkpointing: bool,
     /// Capture the steps as CUDA graphs and replay them; batches are padded to one of a few shapes,
     /// and one graph is captured per shape. Only on devices that run kernels [default: on]
@@ -146,8 +163,15 @@ impl TrainArgs {
             .with("the base of an adapter", bases)
             .with("--train-file", &self.train_file)
             .with("--eval-file", &self.eval_file)
+            .with("--config", self.config.iter().filter(|path| !self.is_own_record(path)))
             .with("--chat-template-path", &self.chat_template_path)
             .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
+    }
+
+    /// Whether a configuration file is the record of the run that this one continues or replaces. It was
+    /// read in full.
+    fn is_own_record(&self, config: &Path) -> bool {
+        same_file(config, &self.output_dir.join(CONFIG_FILE))
     }
 
     /// Whether a checkpoint is in the output folder. One in another folder starts a new run.
@@ -185,7 +209,7 @@ pub struct OptimiserArgs {
     /// Groups per update; sets the gradient accumulation
     #[arg(long, conflicts_with = "gradient_accumulation_steps")]
     pub total_batch_size: Option<usize>,
-    /// Number of updates [default: from --num-train-epochs]
+    /// Number of updates, whatever --num-train-epochs says [default: from --num-train-epochs]
     #[arg(long)]
     pub max_steps: Option<u64>,
     /// Epochs [default: 3; 5 with --objective mapl or rc]
@@ -198,9 +222,16 @@ pub struct OptimiserArgs {
     /// Learning rate schedule [default: linear; cosine with --objective mapl or rc]
     #[arg(long, value_enum)]
     pub lr_scheduler_type: Option<Scheduler>,
-    /// Updates of learning rate warm-up [default: 0; 10 with --objective mapl or rc]
+    /// Parameters of the schedule, as {"min_lr_rate": 0.1} with cosine_with_min_lr
+    #[arg(long, value_name = "JSON")]
+    pub lr_scheduler_kwargs: Option<ScheduleOptions>,
+    /// Updates of learning rate warm-up, or a fraction of all updates [default: 0; 10 with --objective
+    /// mapl or rc]
     #[arg(long)]
-    pub warmup_steps: Option<u64>,
+    pub warmup_steps: Option<StepCount>,
+    /// Share of all updates for learning rate warm-up; the same as a fraction as --warmup-steps
+    #[arg(long, conflicts_with = "warmup_steps")]
+    pub warmup_ratio: Option<f64>,
     /// Decoupled weight decay of matrices
     #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub weight_decay: f64,
@@ -222,17 +253,35 @@ pub struct OptimiserArgs {
     /// Seed of all randomness except the construction of groups
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Updates between log lines
-    #[arg(long, default_value_t = 10)]
-    pub logging_steps: u64,
+    /// When to print log lines and write TensorBoard's numbers; metrics.jsonl has every update
+    /// [default: steps]
+    #[arg(long, value_enum)]
+    pub logging_strategy: Option<Strategy>,
+    /// Updates between log lines, or a fraction of all updates [default: 10]
+    #[arg(long)]
+    pub logging_steps: Option<StepCount>,
     /// Consecutive updates with a non-finite gradient after which the run stops
     #[arg(long, default_value_t = 10)]
     pub max_skipped_steps: u64,
 }
 
+impl OptimiserArgs {
+    /// Updates of warm-up, if given.
+    fn warmup(&self, total: Option<u64>) -> Result<Option<u64>> {
+        match self.warmup_ratio {
+            None => Ok(self.warmup_steps.map(|steps| steps.of(total))),
+            Some(ratio) if (0.0..=1.0).contains(&ratio) => {
+                Ok(Some(total.map_or(u64::from(ratio > 0.0), |total| (total as f64 * ratio).ceil() as u64)))
+            }
+            Some(ratio) => Err(Error::Usage(format!("--warmup-ratio {ratio}: a number from 0 to 1 is needed"))),
+        }
+    }
+}
+
 impl TrainArgs {
-    /// Settings of the training loop. All numbers are checked here, before anything is read.
-    pub fn run_settings(&self, method: Method, objective: Objective) -> Result<RunSettings> {
+    /// Settings of the training loop. All numbers are checked here, before anything is read. `total` is
+    /// the number of updates, once the data are known: fractions of it are placeholders before.
+    pub fn run_settings(&self, method: Method, objective: Objective, total: Option<u64>) -> Result<RunSettings> {
         let o = &self.optimiser;
         let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);
         let refuse = |flag: &str, value: &dyn std::fmt::Display, need: &str| {
@@ -257,7 +306,7 @@ impl TrainArgs {
             ("--gradient-accumulation-steps", o.gradient_accumulation_steps.map(|n| n as u64)),
             ("--total-batch-size", o.total_batch_size.map(|n| n as u64)),
             ("--max-steps", o.max_steps),
-            ("--logging-steps", Some(o.logging_steps)),
+            ("--logging-steps", o.logging_steps.map(|steps| steps.of(total))),
             ("--max-skipped-steps", Some(o.max_skipped_steps)),
         ] {
             if value == Some(0) {
@@ -280,12 +329,23 @@ impl TrainArgs {
             )));
         }
         let scheduler = o.lr_scheduler_type.unwrap_or(if paper { Scheduler::Cosine } else { Scheduler::Linear });
-        if scheduler == Scheduler::Constant && o.warmup_steps.is_some_and(|n| n > 0) {
+        let warmup = o.warmup(total)?;
+        if scheduler == Scheduler::Constant && warmup.is_some_and(|n| n > 0) {
             return Err(Error::Usage(
                 "--warmup-steps has no effect with --lr-scheduler-type constant; use constant_with_warmup".into(),
             ));
         }
-        let cadence = self.cadence.resolve(method, !self.eval_file.is_empty(), o.logging_steps)?;
+        let schedule = o.lr_scheduler_kwargs.clone().unwrap_or_default().shape(scheduler, learning_rate)?;
+        let (logging_steps, logging_epochs) = match o.logging_strategy.unwrap_or(Strategy::Steps) {
+            Strategy::Steps => (Some(o.logging_steps.unwrap_or(LOGGING_STEPS)), false),
+            other if o.logging_steps.is_some() => {
+                let other = if other == Strategy::No { "no" } else { "epoch" };
+                return Err(Error::Usage(format!("--logging-strategy {other} contradicts --logging-steps")));
+            }
+            other => (None, other == Strategy::Epoch),
+        };
+        let every = logging_steps.unwrap_or(LOGGING_STEPS);
+        let cadence = self.cadence.resolve(method, !self.eval_file.is_empty(), every, total)?;
         Ok(RunSettings {
             output_dir: self.output_dir.clone(),
             micro_batch,
@@ -294,9 +354,11 @@ impl TrainArgs {
             epochs,
             learning_rate,
             scheduler,
-            warmup_steps: o.warmup_steps.unwrap_or(if paper { 10 } else { 0 }),
+            schedule,
+            warmup_steps: warmup.unwrap_or(if paper { 10 } else { 0 }),
             shuffle: (!o.no_shuffle).then_some(o.seed),
-            logging_steps: o.logging_steps,
+            logging_steps: logging_steps.map(|steps| steps.of(total)),
+            logging_epochs,
             eval_steps: cadence.eval_steps,
             eval_epochs: cadence.eval_epochs,
             save_steps: cadence.save_steps,

@@ -239,6 +239,14 @@ impl ModelConfig {
         let follows = rope.follows(declared_positions);
         refuse_sliding_window(keys, family, layers, (max_positions, follows), &layers_without_rope)?;
 
+        let pad = keys.token_id("pad_token_id", vocab)?;
+        if head == Head::Reward && pad.is_none() {
+            notes.push(
+                "config.json names no pad_token_id, so rewards are read at the last token, as transformers does for one text \
+                 at a time; it refuses batches"
+                    .into(),
+            );
+        }
         let config = Self {
             family,
             head,
@@ -271,7 +279,7 @@ impl ModelConfig {
             )?,
             eos: keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?,
             bos: keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?,
-            pad: keys.token_id("pad_token_id", vocab)?.filter(|_| !found_head.last_token),
+            pad: pad.filter(|_| !found_head.last_token),
             reward_norm: if head == Head::Reward { RewardNorm::read(keys)? } else { None },
             adapter: None,
             dtype: read_dtype(keys)?,
@@ -279,15 +287,6 @@ impl ModelConfig {
             original: Map::new(),
             generation: None,
         };
-        if config.head == Head::Reward && config.pad.is_none() && !found_head.last_token {
-            let why = "a reward model must name one: transformers refuses batches without it. Set it to an id that \
-                       no text contains";
-            return Err(match keys.get("pad_token_id") {
-                // -1 stands for none, as in the first Llama configurations.
-                Some(value) => keys.refuse("pad_token_id", value, why),
-                None => keys.missing("pad_token_id", why),
-            });
-        }
         match config.parameters() {
             Some(count) if count <= MAX_PARAMETERS => Ok(Self { original: map, ..config }),
             _ => {

@@ -187,14 +187,16 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
 }
 
 /// Turns the configuration of a language model into the configuration of a reward model with this pad
-/// token; a reward model's configuration stays unchanged.
+/// token; a reward model's configuration keeps its own, and gets this one without any.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        (Head::Reward, _) if config.pad.is_some() => Ok(config.without_norm()),
-        (_, Some(pad)) => config.into_reward(pad),
-        (_, None) => Err(Error::Usage(
-            "a reward model needs a pad token id for transformers to load it in batches; add pad_token to the \
-             tokenizer or pad_token_id to config.json"
+        // Without a pad token a reward is read at the last token, and with one that ends no text as well.
+        (Head::Reward, Some(pad)) if config.pad.is_none() => config.into_reward(pad),
+        (Head::Reward, _) => Ok(config.without_norm()),
+        (Head::LanguageModel, Some(pad)) => config.into_reward(pad),
+        (Head::LanguageModel, None) => Err(Error::Usage(
+            "a reward model needs a pad token id for transformers to load it in batches; name a token of the tokenizer \
+             with --pad-token"
                 .into(),
         )),
     }

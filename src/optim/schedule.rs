@@ -1,5 +1,6 @@
-//! Learning-rate schedules with linear warm-up, as in transformers' `get_scheduler`. The factor of
-//! step s (counted from 0) multiplies the peak learning rate.
+//! Learning-rate schedules with warm-up, as in transformers' `get_scheduler`. The factor of step s
+//! (counted from 0) multiplies the peak learning rate. [`super::schedule_options`] reads the parameters
+//! of a schedule.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -10,52 +11,174 @@ use serde::{Deserialize, Serialize};
 pub enum Scheduler {
     /// Linear decay to 0.
     Linear,
-    /// Cosine decay to 0, over half a period.
+    /// Cosine decay to 0, over half a period or `num_cycles` periods.
     Cosine,
+    /// Cosine decay to 0, `num_cycles` times from the peak.
+    #[value(name = "cosine_with_restarts", alias = "cosine-with-restarts")]
+    CosineWithRestarts,
+    /// Cosine decay to `min_lr`, or to `min_lr_rate` of the peak.
+    #[value(name = "cosine_with_min_lr", alias = "cosine-with-min-lr")]
+    CosineWithMinLr,
+    /// Decay to `lr_end` with exponent `power`.
+    Polynomial,
     /// Constant rate without warm-up; `--warmup-steps` is refused.
     Constant,
     /// Constant rate after the warm-up.
     #[value(name = "constant_with_warmup", alias = "constant-with-warmup")]
     ConstantWithWarmup,
+    /// Decay with the root of the step, over `timescale` steps.
+    #[value(name = "inverse_sqrt", alias = "inverse-sqrt")]
+    InverseSqrt,
+    /// Constant rate, then a decay of `num_decay_steps` steps.
+    #[value(name = "warmup_stable_decay", alias = "warmup-stable-decay")]
+    WarmupStableDecay,
+}
+
+/// Course of the factor between its extremes, for the two ramps of `warmup_stable_decay`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ramp {
+    #[default]
+    #[serde(rename = "linear")]
+    Linear,
+    #[serde(rename = "cosine")]
+    Cosine,
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
+}
+
+/// A schedule with its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    Linear,
+    /// `cycles` periods of the cosine, scaled to end at `floor` times the peak.
+    Cosine {
+        cycles: f64,
+        floor: f64,
+    },
+    CosineWithRestarts {
+        cycles: u64,
+    },
+    /// `end` is a learning rate.
+    Polynomial {
+        end: f64,
+        power: f64,
+    },
+    Constant,
+    ConstantWithWarmup,
+    /// `None`: the warm-up steps, or 10,000 without any.
+    InverseSqrt {
+        timescale: Option<u64>,
+    },
+    /// `None` for the steps that neither warm-up nor decay takes.
+    WarmupStableDecay {
+        stable_steps: Option<u64>,
+        decay_steps: u64,
+        warmup: Ramp,
+        decay: Ramp,
+        cycles: f64,
+        floor: f64,
+    },
+}
+
+impl Shape {
+    /// Whether the rate of a step depends on the length of the run.
+    pub fn depends_on_length(self) -> bool {
+        match self {
+            Shape::Constant | Shape::ConstantWithWarmup | Shape::InverseSqrt { .. } => false,
+            Shape::WarmupStableDecay { stable_steps, .. } => stable_steps.is_none(),
+            Shape::Linear | Shape::Cosine { .. } | Shape::CosineWithRestarts { .. } | Shape::Polynomial { .. } => true,
+        }
+    }
 }
 
 /// Learning-rate schedule of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    pub scheduler: Scheduler,
+    pub shape: Shape,
     /// Peak learning rate.
     pub peak: f64,
     pub warmup_steps: u64,
     pub total_steps: u64,
 }
 
+/// Value of a cosine that falls from 1 to 0 in half a cycle.
+fn cosine(cycles: f64, progress: f64) -> f64 {
+    0.5 * (1.0 + (std::f64::consts::PI * cycles * 2.0 * progress).cos())
+}
+
+/// A factor in 0..=1 moved into floor..=1.
+fn above(floor: f64, factor: f64) -> f64 {
+    factor * (1.0 - floor) + floor
+}
+
 impl Schedule {
     /// Returns the learning rate of the update after `step` completed updates.
     pub fn rate(&self, step: u64) -> f64 {
         let warm = self.warmup_steps;
-        if self.scheduler != Scheduler::Constant && step < warm {
-            return self.peak * step as f64 / warm.max(1) as f64;
+        if self.shape != Shape::Constant && step < warm {
+            let progress = step as f64 / warm.max(1) as f64;
+            return self.peak * progress_of_warmup(self.shape, progress).unwrap_or(progress);
         }
         let left = self.total_steps.saturating_sub(step) as f64;
         let decaying = self.total_steps.saturating_sub(warm).max(1) as f64;
-        let factor = match self.scheduler {
-            Scheduler::Constant | Scheduler::ConstantWithWarmup => 1.0,
-            Scheduler::Linear => left / decaying,
-            Scheduler::Cosine => {
-                let progress = (step - warm) as f64 / decaying;
-                (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
+        let progress = (step - warm.min(step)) as f64 / decaying;
+        let factor = match self.shape {
+            Shape::Constant | Shape::ConstantWithWarmup => 1.0,
+            Shape::Linear => left / decaying,
+            Shape::Cosine { cycles, floor } => above(floor, cosine(cycles, progress)).max(0.0),
+            Shape::CosineWithRestarts { .. } if progress >= 1.0 => 0.0,
+            Shape::CosineWithRestarts { cycles } => {
+                let within = (cycles as f64 * progress) % 1.0;
+                (0.5 * (1.0 + (std::f64::consts::PI * within).cos())).max(0.0)
+            }
+            Shape::Polynomial { end, .. } if left == 0.0 => end / self.peak,
+            Shape::Polynomial { end, power } => ((self.peak - end) * (1.0 - progress).powf(power) + end) / self.peak,
+            Shape::InverseSqrt { timescale } => {
+                let scale = timescale.unwrap_or(if warm > 0 { warm } else { 10_000 }) as f64;
+                1.0 / ((step as f64 + (scale - warm as f64)) / scale).sqrt()
+            }
+            Shape::WarmupStableDecay { stable_steps, decay_steps, decay, cycles, floor, .. } => {
+                let stable = stable_steps.unwrap_or(self.total_steps.saturating_sub(warm + decay_steps));
+                match step - warm {
+                    after if after < stable => 1.0,
+                    after if after < stable + decay_steps => {
+                        let progress = (after - stable) as f64 / decay_steps.max(1) as f64;
+                        let factor = match decay {
+                            Ramp::Linear => 1.0 - progress,
+                            Ramp::Cosine => cosine(cycles, progress),
+                            Ramp::OneMinusSqrt => 1.0 - progress.sqrt(),
+                        };
+                        above(floor, factor).max(0.0)
+                    }
+                    _ => floor,
+                }
             }
         };
         self.peak * factor
     }
 }
 
+/// Factor of a warm-up that is not plainly linear.
+fn progress_of_warmup(shape: Shape, progress: f64) -> Option<f64> {
+    let Shape::WarmupStableDecay { warmup, floor, .. } = shape else { return None };
+    let factor = match warmup {
+        Ramp::Linear => progress,
+        Ramp::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * progress).cos()),
+        Ramp::OneMinusSqrt => 1.0 - (1.0 - progress).sqrt(),
+    };
+    Some(above(floor, factor).max(0.0))
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
+    use super::super::schedule_options::ScheduleOptions;
     use super::*;
 
-    fn rates(scheduler: Scheduler, warmup_steps: u64) -> Vec<f64> {
-        let schedule = Schedule { scheduler, peak: 2.0, warmup_steps, total_steps: 6 };
+    fn rates(shape: Shape, warmup_steps: u64) -> Vec<f64> {
+        let schedule = Schedule { shape, peak: 2.0, warmup_steps, total_steps: 6 };
         (0..=6).map(|s| schedule.rate(s)).collect()
     }
 
@@ -65,10 +188,45 @@ mod tests {
         let close = |a: Vec<f64>, b: [f64; 7]| {
             assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-12), "{a:?} {b:?}");
         };
-        close(rates(Scheduler::Linear, 2), [0.0, 1.0, 2.0, 1.5, 1.0, 0.5, 0.0]);
+        close(rates(Shape::Linear, 2), [0.0, 1.0, 2.0, 1.5, 1.0, 0.5, 0.0]);
         let half = std::f64::consts::FRAC_1_SQRT_2;
-        close(rates(Scheduler::Cosine, 2), [0.0, 1.0, 2.0, 1.0 + half, 1.0, 1.0 - half, 0.0]);
-        close(rates(Scheduler::Constant, 0), [2.0; 7]);
-        close(rates(Scheduler::ConstantWithWarmup, 2), [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+        let cosine = Shape::Cosine { cycles: 0.5, floor: 0.0 };
+        close(rates(cosine, 2), [0.0, 1.0, 2.0, 1.0 + half, 1.0, 1.0 - half, 0.0]);
+        close(rates(Shape::Constant, 0), [2.0; 7]);
+        close(rates(Shape::ConstantWithWarmup, 2), [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
+    }
+
+    /// Every schedule with its parameters, at every step and beyond the end, to 1e-12 relative.
+    #[test]
+    fn golden_schedules_equal_those_of_transformers() {
+        let golden: Value = serde_json::from_str(include_str!("../../tests/golden/schedules.json")).unwrap();
+        let cases = golden["cases"].as_array().unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for case in cases {
+            let name = case["scheduler"].as_str().unwrap();
+            let scheduler = Scheduler::from_str(name, false).unwrap();
+            seen.insert(name);
+            let peak = case["peak"].as_f64().unwrap();
+            let options: ScheduleOptions = case["kwargs"].to_string().parse().unwrap();
+            let shape = options.shape(scheduler, peak).unwrap();
+            let number = |key: &str| case[key].as_u64().unwrap();
+            let (warmup_steps, total_steps) = (number("warmup_steps"), number("total_steps"));
+            let schedule = Schedule { shape, peak, warmup_steps, total_steps };
+            for (step, expected) in case["rates"].as_array().unwrap().iter().enumerate() {
+                let (rate, expected) = (schedule.rate(step as u64), expected.as_f64().unwrap());
+                let close = (rate - expected).abs() <= 1e-12 * expected.abs().max(1e-4 * peak);
+                assert!(close, "{case} step {step}: {rate:e} {expected:e}");
+            }
+        }
+        assert_eq!(seen.len(), Scheduler::value_variants().len());
+    }
+
+    #[test]
+    fn only_schedules_without_decay_allow_a_longer_run() {
+        for shape in [Shape::Constant, Shape::ConstantWithWarmup, Shape::InverseSqrt { timescale: None }] {
+            let at = |total_steps| Schedule { shape, peak: 1.0, warmup_steps: 3, total_steps }.rate(5);
+            assert!(!shape.depends_on_length() && at(6) == at(600), "{shape:?}");
+        }
+        assert!(Shape::Polynomial { end: 0.0, power: 2.0 }.depends_on_length());
     }
 }

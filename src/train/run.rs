@@ -40,7 +40,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::model::config::StoredDtype;
-use crate::optim::schedule::{Schedule, Scheduler};
+use crate::optim::schedule::{Schedule, Scheduler, Shape};
 use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
@@ -59,10 +59,15 @@ pub struct RunSettings {
     pub epochs: f64,
     pub learning_rate: f64,
     pub scheduler: Scheduler,
+    /// The schedule with its parameters.
+    pub schedule: Shape,
     pub warmup_steps: u64,
     /// Seed of the data order; `None` keeps the file order.
     pub shuffle: Option<u64>,
-    pub logging_steps: u64,
+    /// Updates between log lines.
+    pub logging_steps: Option<u64>,
+    /// Log after every epoch.
+    pub logging_epochs: bool,
     /// Updates between evaluations; `u64::MAX` evaluates at the start and the end only, `None`
     /// never.
     pub eval_steps: Option<u64>,
@@ -160,7 +165,7 @@ pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, setting
     let metrics = Logs::open(&settings.output_dir, settings.report_to, resumed.transpose()?)?;
     let mut run = Run {
         schedule: Schedule {
-            scheduler: settings.scheduler,
+            shape: settings.schedule,
             peak: settings.learning_rate,
             warmup_steps: settings.warmup_steps,
             total_steps: total,
@@ -378,7 +383,11 @@ impl<B: Backend> Run<'_, '_, B> {
         values.insert("skipped_steps".into(), json!(report.update.skipped));
         self.metrics.write("train", self.step, values.clone())?;
         self.summary.losses.push((self.step, report.tally.loss(loss)));
-        if self.step.is_multiple_of(self.settings.logging_steps) || self.step == 1 || self.step == total {
+        let s = self.settings;
+        let epoch_ends = self.progress.position.offset == 0;
+        // The first and the last update are logged too, unless logging is off.
+        let edge = (self.step == 1 || self.step == total) && (s.logging_steps.is_some() || s.logging_epochs);
+        if edge || self.due(self.step, epoch_ends, (s.logging_steps, s.logging_epochs)) {
             self.console.line(&step_line((self.step, total), report, loss, learning_rate, elapsed));
             self.metrics.scalars(self.step, &values)?;
             values.insert("step".into(), json!(self.step));

@@ -31,20 +31,23 @@ fn unsupported_trl_flags_are_explained() {
     let bench = Bench::new();
     let before = bench.listing();
     for (flag, why) in [
-        ("--use_peft", "adapters are not implemented"),
-        ("--lora-r=8", "adapters are not implemented"),
         ("--load_in_4bit", "quantised"),
-        ("--bf16 True", "precision follows the device"),
-        ("--warmup_ratio 0.1", "use --warmup-steps"),
+        ("--fp16 True", "use --dtype bf16"),
+        ("--torch_compile yes", "compiled kernels"),
         ("--max_prompt_length 128", "use --max-length"),
         ("--reference_free", "--ref-model none"),
-        ("--run_name none", "metrics and event files"),
+        ("--run_name a", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
-        ("--precompute_ref_log_probs true --use_peft true", "--use-peft is known in TRL"),
+        ("--report_to wandb", "use tensorboard"),
+        ("--precompute_ref_log_probs true --use_dora true", "--use-dora true is known in TRL"),
     ] {
         let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");
         bench.run(&words).fails(2, &["is known in TRL and not supported here", why]);
     }
+    let several = "dpo --model model --train-file pairs.jsonl --output-dir out --fp16 --push_to_hub --optim lion_8bit";
+    bench
+        .run(several)
+        .fails(2, &["3 flags are known in TRL", "--fp16 true (", "--push-to-hub true (", "--optim lion_8bit ("]);
     let words = "dpo --model model --train-file pairs.jsonl --output-dir out --learning-rat 1";
     bench.run(words).fails(2, &["--learning-rat", "similar argument exists"]);
     assert_eq!(bench.listing(), before);
@@ -115,7 +118,6 @@ fn invalid_values_are_refused_before_anything_is_written() {
         "--per-device-train-batch-size",
         "--gradient-accumulation-steps",
         "--total-batch-size",
-        "--max-steps",
         "--logging-steps",
         "--save-steps",
         "--save-total-limit",
@@ -128,9 +130,13 @@ fn invalid_values_are_refused_before_anything_is_written() {
         ("--margin", "nan"),
         ("--adam-epsilon", "-1"),
         ("--warmup-steps", "-1"),
+        ("--warmup-steps", "1.5"),
+        ("--max-steps", "0"),
+        ("--max-steps", "-2"),
+        ("--max-steps", "1.5"),
         ("--max-drop-fraction", "2"),
         ("--label-smoothing", "0.7"),
-        ("--lr-scheduler-type", "polynomial"),
+        ("--lr-scheduler-type", "exponential"),
         ("--loss-type", "kto"),
         ("--device", "opencl"),
         ("--dtype", "f16"),
@@ -200,4 +206,10 @@ fn switches_take_true_and_false() {
     assert!(resumed.contains("resumed after step 1"), "{resumed}");
     bench.run(&format!("{longer} --resume_from_checkpoint False")).fails(2, &["already holds a run"]);
     bench.run(&format!("{longer} --quiet maybe")).fails(2, &["maybe"]);
+    // The spellings of transformers' parser.
+    bench
+        .run("sft --model model --train-file pairs.jsonl --output-dir n --max_steps 1 --no_gradient_checkpointing --no_shuffle y --quiet=1")
+        .ok();
+    let config = bench.json("n/run.json")["config"].clone();
+    assert_eq!((&config["no_shuffle"], &config["quiet"]), (&true.into(), &true.into()));
 }

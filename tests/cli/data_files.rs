@@ -70,20 +70,28 @@ fn pairs_of_any_shape_are_exported_as_rows_of_trl() {
     let list = json!({"id": "l", "question": "Name a bird.", "responses": ["A bus.", "A wren.", "A tit."], "scores": [1, 3, 2]});
     let text = json!({"id": "t", "prompt": "2+2=", "chosen": " 4", "rejected": " 5", "margin": 0.5});
     bench.write("rows.jsonl", format!("{list}\n{text}\n"));
-    bench.run("data export --to trl --input rows.jsonl --mixed-formats --output trl.jsonl").ok();
+    // `datasets` reads a column as text or as messages.
+    bench
+        .run("data export --to trl --input rows.jsonl --mixed-formats --output trl.jsonl")
+        .fails(3, &["rows.jsonl:2", "is text, and rows.jsonl:1 is a conversation", "two files"]);
+    bench.write("list.jsonl", list.to_string());
+    bench.write("text.jsonl", text.to_string());
+    bench.run("data export --to trl --input list.jsonl --output trl.jsonl").ok();
+    bench.run("data export --to trl --input text.jsonl --output plain.jsonl").ok();
     let turn = |role: &str, text: &str| json!([{"role": role, "content": text}]);
     let pair = |rejected: &str| {
         json!({"id": "l", "prompt": turn("user", "Name a bird."), "chosen": turn("assistant", "A wren."),
                "rejected": turn("assistant", rejected)})
     };
-    assert_eq!(bench.rows("trl.jsonl"), [pair("A bus."), pair("A tit."), text]);
+    assert_eq!(bench.rows("trl.jsonl"), [pair("A bus."), pair("A tit.")]);
+    assert_eq!(bench.rows("plain.jsonl"), [text]);
     // What is left out is counted, and nothing left is an error.
-    bench.run("data build --input trl.jsonl --mixed-formats --objective mapl --output built.jsonl").ok();
+    bench.run("data build --input trl.jsonl --objective mapl --output built.jsonl").ok();
     let comparisons = |row: &serde_json::Value| row["comparisons"].as_array().unwrap().len();
     let built: usize = bench.rows("built.jsonl").iter().map(comparisons).sum();
     let done = bench.run("data export --to trl --input built.jsonl --output again.jsonl").ok();
-    assert_eq!(bench.rows("again.jsonl").len(), 3);
-    assert!(built == 3 || done.err.contains(&format!("{} comparisons are left out", built - 3)), "{}", done.err);
+    assert_eq!(bench.rows("again.jsonl").len(), 2);
+    assert!(built == 2 || done.err.contains(&format!("{} comparisons are left out", built - 2)), "{}", done.err);
     let side = |user: &str| json!([{"role": "user", "content": user}, {"role": "assistant", "content": "A wren."}]);
     bench.write("intra.jsonl", json!({"chosen": side("Name a bird."), "rejected": side("Name a bus.")}).to_string());
     bench

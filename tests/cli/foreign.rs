@@ -181,3 +181,105 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
     let done = bench.bash(&format!("rm model/run.json && mkfifo model/run.json && $MAPL {show}"));
     assert!(done.code == Some(0) && done.out.contains("run.json cannot be read"), "{:?} {}", done.code, done.err);
 }
+
+/// Makes `<|pad|>` an ordinary token, and takes the pad token out of the folder.
+fn without_pad(bench: &Bench, folder: &str) {
+    let mut tokenizer = bench.json(&format!("{folder}/tokenizer.json"));
+    for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
+        if ["<|pad|>", "<|endoftext|>"].iter().any(|content| token["content"] == *content) {
+            token["special"] = json!(false);
+        }
+    }
+    bench.write(&format!("{folder}/tokenizer.json"), tokenizer.to_string());
+    for file in ["config.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        let path = format!("{folder}/{file}");
+        let mut object = bench.json(&path);
+        let object_map = object.as_object_mut().unwrap();
+        object_map.shift_remove("pad_token");
+        object_map.shift_remove("pad_token_id");
+        bench.write(&path, object.to_string());
+    }
+}
+
+/// The end token is the last choice. It ends texts, so rewards are read before it, as transformers does.
+#[test]
+fn without_any_other_token_the_end_token_pads_with_a_notice() {
+    let bench = bench();
+    without_pad(&bench, "model");
+    let words = "reward --model model --train-file talk.jsonl --max-steps 2 --learning-rate 1e-2 --output-dir";
+    let done = bench.run(&format!("{words} out"));
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    assert!(done.out.contains("so the end token (2) is the reward model's; --pad-token names another"), "{}", done.out);
+    assert!(done.err.contains("warning: rewards are read at the last token that is not the pad token"), "{}", done.err);
+    assert_eq!(bench.json("out/config.json")["pad_token_id"], 2);
+    assert_eq!(bench.json("out/tokenizer_config.json")["pad_token"], "<|im_end|>");
+    assert_eq!(bench.json("out/run.json")["reward"]["read_at"], "last token that is not the pad token");
+    let (rewards, note) = rewards(&bench, "out");
+    assert!(rewards.len() == 2 && note.contains("as in transformers"), "{note}");
+    // A named token that ends no text leaves the place at the last token.
+    bench.run(&format!("{words} named --pad-token <|pad|>")).ok();
+    assert_eq!(bench.json("named/config.json")["pad_token_id"], 3);
+    assert_eq!(bench.json("named/tokenizer_config.json")["pad_token"], "<|pad|>");
+    assert_eq!(bench.json("named/run.json")["reward"]["read_at"], "last token");
+}
+
+#[test]
+fn a_named_pad_token_must_be_one_and_fit_the_start_model() {
+    let bench = bench();
+    let run = "reward --model model --train-file talk.jsonl --max-steps 1 --output-dir";
+    for (token, part) in [("<|nothing|>", "no such token"), ("ka-lo-mi", "no such token")] {
+        bench.run(&format!("{run} out --pad-token {token}")).fails(2, &["--pad-token", token, part]);
+    }
+    bench
+        .run("dpo --model model --train-file talk.jsonl --pad-token <|pad|> --output-dir out")
+        .fails(2, &["only reward takes it"]);
+    bench.run(&format!("{run} out --pad-token <|pad|>")).ok();
+    let next = "reward --model out --train-file talk.jsonl --max-steps 1 --output-dir next --pad-token";
+    bench.run(&format!("{next} <|im_end|>")).fails(2, &["keeps the place where its head was trained"]);
+    bench.run(&format!("{next} <|pad|>")).ok();
+}
+
+/// A reward folder without a pad token is read at its last tokens.
+#[test]
+fn scoring_needs_no_pad_token() {
+    let bench = bench();
+    bench.run("reward --model model --train-file talk.jsonl --max-steps 2 --learning-rate 1e-2 --output-dir out").ok();
+    let (padded, _) = rewards(&bench, "out");
+    without_pad(&bench, "out");
+    let (bare, note) = rewards(&bench, "out");
+    assert!(bare == padded && note.contains("names no pad_token_id, so rewards are read at the last token"), "{note}");
+    // Training goes on there, with a pad token that ends no text if there is one.
+    let next = "reward --model out --train-file talk.jsonl --max-steps 1 --learning-rate 1e-30 --output-dir next";
+    bench.run(&format!("{next} --pad-token <|im_end|>")).fails(2, &["keeps the place where its head was trained"]);
+    bench.run(&format!("{next} --pad-token <|pad|>")).ok();
+    assert_eq!(bench.json("next/config.json")["pad_token_id"], 3);
+    assert_eq!(rewards(&bench, "next").0, padded);
+}
+
+#[test]
+fn settings_of_the_template_are_refused_on_plain_text() {
+    let bench = bench();
+    for words in [
+        "dpo --model model --train-file pairs.jsonl --output-dir out",
+        "sft --model model --train-file pairs.jsonl --output-dir out",
+        "score --model model --input pairs.jsonl --output scores.jsonl",
+        "eval --model model --input pairs.jsonl",
+        "data show --tokenizer tok --input pairs.jsonl",
+        "data check pairs.jsonl --model model",
+    ] {
+        let words = format!("{words} --chat-template-kwargs {{\"thinking\":true}}");
+        bench.run(&words).fails(2, &["--chat-template-kwargs has no effect: no row is a conversation"]);
+    }
+    bench.run("data show --tokenizer tok --input talk.jsonl --chat-template-kwargs {\"thinking\":true}").ok();
+}
+
+#[test]
+fn probes_say_what_they_leave_out() {
+    let bench = bench();
+    let tools = TALK.replacen('{', "{\"tools\": [{\"name\": \"rain\"}], ", 1);
+    bench.write("tools.jsonl", format!("{tools}{TALK}"));
+    let out = bench.run("eval --model model --input tools.jsonl --prompt-blindness --ref-model none").ok().out;
+    assert!(out.contains("empty prompts: 1 rows have tools, which an empty prompt leaves out"), "{out}");
+    let out = bench.run("eval --model model --input talk.jsonl --prompt-blindness --ref-model none").ok().out;
+    assert!(!out.contains("tools"), "{out}");
+}

@@ -48,5 +48,6 @@ mod run_report;
 mod signals;
 mod study;
 mod tensorboard;
+mod trl_commands;
 mod watch;
 mod workbench;

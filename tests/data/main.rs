@@ -14,6 +14,7 @@ mod model_config;
 mod model_family;
 mod model_folder;
 mod objective;
+mod read_options;
 mod reward_rows;
 mod shapes;
 mod sources;

@@ -13,7 +13,7 @@ use mapl::backend::kernels::emulator::Emulator;
 use mapl::data::tokenizer::{Tokenizer, train_bpe};
 use mapl::loss::objective::{LossOptions, Method};
 use mapl::optim::adamw::AdamWSettings;
-use mapl::optim::schedule::Scheduler;
+use mapl::optim::schedule::{Scheduler, Shape};
 use mapl::train::checkpoint;
 use mapl::train::logs::ReportTo;
 use mapl::train::run::{RunData, RunSettings, RunSummary, train};
@@ -31,7 +31,9 @@ fn settings(output_dir: &Path) -> RunSettings {
         scheduler: Scheduler::Constant,
         warmup_steps: 0,
         shuffle: Some(1),
-        logging_steps: 1,
+        schedule: Shape::Constant,
+        logging_steps: Some(1),
+        logging_epochs: false,
         eval_steps: Some(4),
         eval_epochs: false,
         save_steps: Some(2),

@@ -61,18 +61,25 @@ pub(super) fn read_list(row: &mut Row<'_>, column: &'static str) -> Result<Parse
     let Some(Value::Array(list)) = row.take(column) else { return Err(format!("\"{column}\" must be a list")) };
     let what = |i: usize| format!("\"{column}\"[{i}]");
     let separate = NUMBER_LISTS.iter().enumerate().find(|(_, key)| row.get(key).is_some_and(Value::is_array));
+    // Places in an order, best first; their differences mean nothing.
+    let mut places = false;
     let numbers: Vec<Option<f64>> = match separate {
         Some((place, key)) => {
             let numbers = row.take(key).and_then(|value| value.as_array().cloned()).unwrap_or_default();
             if numbers.len() != list.len() {
                 return Err(format!("\"{key}\" has {} numbers for {} responses", numbers.len(), list.len()));
             }
-            let sign = if place < 3 { -1.0 } else { 1.0 };
+            places = place < 3;
+            let sign = if places { -1.0 } else { 1.0 };
             numbers.iter().map(|value| number(value).map(|number| sign * number)).collect()
         }
         None => match own_numbers(&list, row.score_key.as_deref()) {
-            Some(numbers) => numbers,
+            Some((numbers, of_places)) => {
+                places = of_places;
+                numbers
+            }
             None if ORDERED.contains(&column) && row.score_key.is_none() => {
+                places = true;
                 (0..list.len()).map(|i| Some(-(i as f64))).collect()
             }
             None => vec![None; list.len()],
@@ -98,7 +105,8 @@ pub(super) fn read_list(row: &mut Row<'_>, column: &'static str) -> Result<Parse
             candidates.push(Candidate { side: side(entry, &what(i))?, number });
         }
     }
-    let parsed = group(row, &context, candidates, Format::Scored, Margins::Gaps)?;
+    let margins = if places { Margins::None } else { Margins::Gaps };
+    let parsed = group(row, &context, candidates, Format::Scored, margins)?;
     Ok(Parsed { unrated, ..parsed })
 }
 
@@ -126,8 +134,9 @@ pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
 }
 
 /// Numbers of the entries, all under one key: `key`, else the first known key that two entries have a
-/// number under, else the mean ratings of their annotations. `None` if two entries have no number.
-fn own_numbers(list: &[Value], key: Option<&str>) -> Option<Vec<Option<f64>>> {
+/// number under, else the mean ratings of their annotations; and whether they are places in an order.
+/// `None` if two entries have no number.
+fn own_numbers(list: &[Value], key: Option<&str>) -> Option<(Vec<Option<f64>>, bool)> {
     let under = |key: &str| -> Vec<Option<f64>> {
         let sign = if LOWER.contains(&key) { -1.0 } else { 1.0 };
         // The value of a message with `from` is its text.
@@ -137,10 +146,12 @@ fn own_numbers(list: &[Value], key: Option<&str>) -> Option<Vec<Option<f64>>> {
     };
     let two = |numbers: &Vec<Option<f64>>| numbers.iter().flatten().count() >= 2;
     match key {
-        Some(key) => Some(under(key)),
+        Some(key) => Some((under(key), LOWER.contains(&key))),
         None => {
             let annotated = || list.iter().map(annotations).collect::<Vec<_>>();
-            NUMBERS.into_iter().map(under).find(two).or_else(|| Some(annotated()).filter(two))
+            let known = NUMBERS.into_iter().map(|key| (under(key), LOWER.contains(&key)));
+            let found = known.into_iter().find(|(numbers, _)| two(numbers));
+            found.or_else(|| Some((annotated(), false)).filter(|(numbers, _)| two(numbers)))
         }
     }
 }
@@ -191,7 +202,11 @@ pub(super) fn group(
         return Err("\"margin\" next to several responses is ambiguous; leave it out (--drop-columns margin)".into());
     }
     if row.score_margin && margins == Margins::None {
-        return Err("--score-margin needs scores, and the row only says which response is better".into());
+        return Err(
+            "--score-margin needs scores, and the row only says which response is better; leave it out, or name \
+                    the key of a score with --score-key"
+                .into(),
+        );
     }
     let numbers: Vec<f64> = candidates.iter().map(|candidate| candidate.number).collect();
     let (pairs, ties) = row.pairs.select(&numbers);

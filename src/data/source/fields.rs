@@ -44,6 +44,8 @@ pub(super) struct Row<'a> {
     pub(super) used_score_margin: bool,
     /// Columns of [`ReadOptions::drop_columns`] that the row has.
     pub(super) dropped: Vec<String>,
+    /// Whether the column map renamed columns of the row.
+    pub(super) mapped: bool,
     /// Rows may have columns that no reader uses, whatever they hold.
     pub(super) any_columns: bool,
     margin_given: bool,
@@ -67,6 +69,7 @@ impl<'a> Row<'a> {
             score_margin: false,
             used_score_margin: false,
             dropped: Vec::new(),
+            mapped: false,
             any_columns: false,
             margin_given: false,
             non_finite: Vec::new(),
@@ -114,6 +117,7 @@ impl<'a> Row<'a> {
         if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
             return Ok(());
         }
+        self.mapped = true;
         let mut taken = Vec::new();
         for (key, column) in options.column_map.pairs() {
             let Some(value) = self.object.get(column) else {

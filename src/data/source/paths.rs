@@ -25,8 +25,8 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// match, both sorted by name.
 ///
 /// # Errors
-/// [`Error::Data`] for a folder without data files or with those of several splits, and for a pattern
-/// that matches nothing.
+/// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern that
+/// matches nothing, and for one file in two forms.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
@@ -51,7 +51,26 @@ fn matches(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     if found.is_empty() {
         return Err(fail("matches no file".into()));
     }
+    one_of_each(&found).map_err(fail)?;
     Ok(found)
+}
+
+/// Refuses two files that differ only in how they store the same name, as `a.jsonl` and `a.jsonl.gz`:
+/// their rows would be read twice.
+fn one_of_each(files: &[PathBuf]) -> Result<(), String> {
+    let mut known: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
+    for path in files {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let plain = PACKED.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+        let Some(stem) = ENDS.iter().find_map(|end| plain.strip_suffix(end)) else { continue };
+        if let Some(other) = known.insert(path.with_file_name(stem), path) {
+            let other = other.file_name().unwrap_or_default().to_string_lossy();
+            return Err(format!(
+                "has {other} and {name}, which would be read twice if they hold the same rows; name one"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Data files of a folder.
@@ -81,6 +100,9 @@ fn shards(folder: &Path) -> Result<Vec<PathBuf>> {
                 format!("is a folder without data files; name the files, or a folder in it ({})", below.join(", "))
             }
         });
+    }
+    if let Err(why) = one_of_each(&files) {
+        return fail(why);
     }
     let mut splits: BTreeMap<&str, String> = BTreeMap::new();
     for path in &files {

@@ -18,10 +18,13 @@ pub(super) struct Used {
     pairs: bool,
     score_key: bool,
     score_margin: bool,
+    mapped: bool,
 }
 
 impl Used {
+    /// Adds what a row used, also one that cannot be read in the end.
     fn add(&mut self, row: &Row<'_>) {
+        self.mapped |= row.mapped;
         self.dropped.extend(row.dropped.iter().cloned());
         self.pairs |= row.used_pairs;
         self.score_key |= row.used_score_key;
@@ -29,21 +32,28 @@ impl Used {
     }
 }
 
-/// Refuses options that no row of a command's files uses. A file with skipped rows says nothing about
-/// that.
+/// Refuses options that no row of a command's files uses. Rows that were left out count too, as far as
+/// they could be read.
 ///
 /// # Errors
 /// [`Error::Usage`].
 pub fn check_used<'a>(options: &ReadOptions, reports: impl IntoIterator<Item = &'a FileReport>) -> Result<()> {
     let reports: Vec<&FileReport> = reports.into_iter().collect();
-    if reports.iter().any(|report| !report.skipped.is_empty()) {
-        return Ok(());
-    }
     let used = |of: &dyn Fn(&Used) -> bool| reports.iter().any(|report| of(&report.used));
     if let Some(column) = options.drop_columns.iter().find(|column| !used(&|u| u.dropped.contains(*column))) {
         return Err(Error::Usage(format!("--drop-columns {column}: no row has this column; correct its name")));
     }
     let unused = [
+        (
+            "--column-map",
+            !options.column_map.pairs().is_empty() && !used(&|u| u.mapped),
+            "every row is a group row, whose keys are fixed",
+        ),
+        (
+            "--mixed-formats",
+            options.mixed_formats && reports.iter().all(|report| report.formats.len() < 2),
+            "no file has rows of several formats",
+        ),
         ("--pairs", options.pairs.is_some() && !used(&|u| u.pairs), "no row has more than two responses"),
         ("--score-key", options.score_key.is_some() && !used(&|u| u.score_key), "no row lists responses with numbers"),
         ("--score-margin", options.score_margin && !used(&|u| u.score_margin), "no row has scores"),
@@ -82,18 +92,9 @@ pub(super) fn read_with(
             let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
-            row.apply(options).map_err(|why| fail(&id, why))?;
-            let scores = row.scores();
-            let stored = overlooked::stored_messages(&row);
-            let columns = overlooked::conversation_columns(&row);
-            let mut parsed = reader(&mut row).map_err(|why| fail(&id, row.explain(why)))?;
-            row.check_finite().map_err(|why| fail(&id, why))?;
-            if !options.any_columns && parsed.format != Format::Group {
-                overlooked::check_columns(&row, columns, &parsed.group).map_err(|why| fail(&id, why))?;
-            }
-            if options.score_margin {
-                set_margin(&mut row, &mut parsed, scores).map_err(|why| fail(&id, why))?;
-            }
+            let read = read_row(&mut row, options, reader);
+            used.add(&row);
+            let ReadRow { parsed, scores, stored } = read.map_err(|why| fail(&id, why))?;
             overlooked::count_stored(stored, line, &mut counts);
             counts.add(&parsed, line, options).map_err(|why| fail(&id, why))?;
             if parsed.format == Format::Group
@@ -106,7 +107,6 @@ pub(super) fn read_with(
                 return Err(fail(&id, why));
             }
             counts.ignored_keys.extend(row.unused());
-            used.add(&row);
             if !parsed.tied {
                 all.push(SourceRow { group: parsed.group, file: file.clone(), line, scores });
             }
@@ -114,7 +114,8 @@ pub(super) fn read_with(
         };
         let mapped = options.column_map.pairs().iter().find(|(key, _)| key == "id").map(|(_, column)| column.as_str());
         let ids: Vec<&str> = mapped.into_iter().chain(["id"]).collect();
-        let outcome = rows::for_each_row(path, &ids, |line, object| {
+        let columns = rows::Columns { ids: &ids, mapped: options.column_map.pairs() };
+        let outcome = rows::for_each_row(path, columns, |line, object| {
             rows += 1;
             let outcome = object.and_then(|object| read(line, object));
             let outcome = outcome.or_else(|error| skip(error, options, &mut bad, &mut skipped));
@@ -145,6 +146,31 @@ pub(super) fn read_with(
         on_error(Error::data(&paths[0], 0, None, "no row can be read; see the skipped rows without --skip-bad-rows"))?;
     }
     Ok((all, reports))
+}
+
+/// A row that was read.
+struct ReadRow {
+    parsed: Parsed,
+    scores: Option<[f64; 2]>,
+    /// Text columns that hold messages.
+    stored: Vec<String>,
+}
+
+/// Reads a row with the options.
+fn read_row(row: &mut Row<'_>, options: &ReadOptions, reader: RowReader) -> Result<ReadRow, String> {
+    row.apply(options)?;
+    let scores = row.scores();
+    let stored = overlooked::stored_messages(row);
+    let columns = overlooked::conversation_columns(row);
+    let mut parsed = reader(row).map_err(|why| row.explain(why))?;
+    row.check_finite()?;
+    if !options.any_columns && parsed.format != Format::Group {
+        overlooked::check_columns(row, columns, &parsed.group)?;
+    }
+    if options.score_margin {
+        set_margin(row, &mut parsed, scores)?;
+    }
+    Ok(ReadRow { parsed, scores, stored })
 }
 
 /// Counts a row that cannot be read, by reason, if the option allows one more.

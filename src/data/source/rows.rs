@@ -49,22 +49,35 @@ pub(super) struct RowObject {
     pub non_finite: Vec<NonFinite>,
 }
 
+/// Columns that are read in a way of their own.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    /// Columns of the id.
+    pub ids: &'a [&'a str],
+    /// Keys with the column that each stands in ([`super::ColumnMap::pairs`]).
+    pub mapped: &'a [(String, String)],
+}
+
 /// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
 /// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
 /// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
-/// never ends, broken array syntax. Numbers under the keys `ids` that are not whole or have too many
+/// never ends, broken array syntax. Numbers under the id's columns that are not whole or have too many
 /// digits for 64 bits become strings of their text.
-pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+pub(super) fn for_each_row(
+    path: &Path,
+    columns: Columns<'_>,
+    mut f: impl FnMut(usize, RowResult) -> Result<()>,
+) -> Result<()> {
     match open(path)? {
         Opened::Parquet(file) => parquet_rows(path, file, &mut f),
-        Opened::Text(reader) => text_rows(path, reader, ids, &mut f),
+        Opened::Text(reader) => text_rows(path, reader, columns, &mut f),
     }
 }
 
 fn text_rows(
     path: &Path,
     mut reader: Headed,
-    ids: &[&str],
+    Columns { ids, mapped }: Columns<'_>,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut line = 1;
@@ -89,7 +102,7 @@ fn text_rows(
                 reader.put_back(&skipped);
             }
             match table_separator(reader.line(MAX_HEADER).unwrap_or_default(), &name) {
-                Some(separator) => table_rows(path, reader, line, separator, f),
+                Some(separator) => table_rows((path, mapped), reader, line, separator, f),
                 None => line_rows(path, reader, line, ids, f),
             }
         }

@@ -58,9 +58,10 @@ const JSON: [&str; 29] = [
 /// Lists of numbers. Next to one of them, `output` is a list of responses, and the text of one otherwise.
 const NUMBERS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
-/// Calls `f` for every row after the header. `first` is the line of the header.
+/// Calls `f` for every row after the header. `first` is the line of the header. A column that `mapped`
+/// has for a key is read as that key is.
 pub(super) fn table_rows(
-    path: &Path,
+    (path, mapped): (&Path, &[(String, String)]),
     reader: impl BufRead,
     first: usize,
     separator: u8,
@@ -98,6 +99,8 @@ pub(super) fn table_rows(
         }
         columns.push(name);
     }
+    let key = |name: &&str| mapped.iter().find(|(_, column)| column == name).map_or("", |(key, _)| key.as_str());
+    let keys: Vec<&str> = columns.iter().map(|name| if key(name).is_empty() { name } else { key(name) }).collect();
     let growth = Growth::default();
     let mut record = csv::ByteRecord::new();
     loop {
@@ -129,30 +132,32 @@ pub(super) fn table_rows(
             },
         }
         let line = record.position().map_or(line, |pos| pos.line() as usize + first - 1);
-        let row = row(&columns, &record).map_err(|why| Error::data(path, line, None, why));
+        let row = row(&columns, &keys, &record).map_err(|why| Error::data(path, line, None, why));
         f(line, row.map(|object| RowObject { object, non_finite: Vec::new() }))?;
         growth.add(record.as_slice().len() as u64, || grown(path, line))?;
     }
 }
 
-fn row(columns: &[&str], record: &csv::ByteRecord) -> Result<Map<String, Value>, String> {
+/// Object of a row; `keys` are the keys that the columns are read as.
+fn row(columns: &[&str], keys: &[&str], record: &csv::ByteRecord) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
-    for (name, cell) in columns.iter().zip(record) {
+    for ((name, key), cell) in columns.iter().zip(keys).zip(record) {
         let text = std::str::from_utf8(cell)
             .map_err(|_| format!("the cell of \"{name}\" is not valid UTF-8; save the file as UTF-8"))?;
-        object.insert((*name).to_owned(), value(name, text));
+        object.insert((*name).to_owned(), value(key, text));
     }
-    let lists = |object: &Map<String, Value>, keys: &[&str]| -> Option<Vec<Value>> {
-        keys.iter().map(|key| text_list(object.get(*key)?.as_str()?)).collect()
+    let column = |key: &str| keys.iter().position(|known| *known == key).map(|place| columns[place]);
+    let lists = |object: &Map<String, Value>, wanted: &[&str]| -> Option<Vec<(String, Value)>> {
+        let list = |key: &&str| Some((column(key)?.to_owned(), text_list(object.get(column(key)?)?.as_str()?)?));
+        wanted.iter().map(list).collect()
     };
-    let sides = ["chosen", "rejected"];
-    if let Some(found) = lists(&object, &sides) {
-        object.extend(sides.map(str::to_owned).into_iter().zip(found));
-    }
-    if NUMBERS.iter().any(|key| object.get(*key).is_some_and(Value::is_array))
+    let found = lists(&object, &["chosen", "rejected"]);
+    object.extend(found.into_iter().flatten());
+    let has_list = |key: &&str| column(key).and_then(|name| object.get(name)).is_some_and(Value::is_array);
+    if NUMBERS.iter().any(has_list)
         && let Some(found) = lists(&object, &["output"])
     {
-        object.extend(["output".to_owned()].into_iter().zip(found));
+        object.extend(found);
     }
     Ok(object)
 }
@@ -163,7 +168,7 @@ fn text_list(text: &str) -> Option<Value> {
     (!list.is_empty()).then(|| list.into())
 }
 
-/// Value of a cell.
+/// Value of a cell that is read as the key `column`.
 fn value(column: &str, text: &str) -> Value {
     let parsed = || serde_json::from_str::<Value>(text).ok();
     let json = text.starts_with(['[', '{']) && (JSON.contains(&column) || spells_messages(text));

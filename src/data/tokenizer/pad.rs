@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::tokenized::TokenizedGroup;
 use super::{StoredFile, Tokenizer};
+use crate::Result;
 use crate::files::json_text;
 
 /// Pad token that was chosen for a reward model.
@@ -110,6 +111,17 @@ fn other_special(
 }
 
 impl Tokenizer {
+    /// Id of the token with this text: a special token, or a text that is one token.
+    pub fn id_of(&self, token: &str) -> Result<Option<u32>> {
+        if let Some((id, _)) = self.special.iter().find(|(_, known)| known == token) {
+            return Ok(Some(*id));
+        }
+        match self.encode(token, false)?[..] {
+            [id] => Ok(Some(id)),
+            _ => Ok(None),
+        }
+    }
+
     /// Makes the token with this id the pad token; copies of the folder then name it. Returns the
     /// token, or `None` if the vocabulary does not have the id.
     pub fn set_pad(&mut self, id: u32) -> Option<String> {

@@ -58,7 +58,7 @@ impl RunState {
                 Some((_, before)) if before == now => {}
                 Some((_, before)) if name == LENGTH_KEY => changed.push(format!(
                     "{name} was {before}, is {now}, and the learning-rate schedule depends on it (only \
-                     --lr-scheduler-type constant and constant_with_warmup allow a longer run)"
+                     --lr-scheduler-type constant, constant_with_warmup and inverse_sqrt allow a longer run)"
                 )),
                 Some((_, before)) => changed.push(format!("{name} was {before}, is {now}")),
                 None => changed.push(format!("{name} was not set, is {now}")),

@@ -1,0 +1,112 @@
+//! `run.yaml` of an output folder: the options of the run in a form that `--config` takes, with the values
+//! in use where the method, the objective or the data decide them. The same command with this file, in the
+//! same folder, gives the same run. Left out are the options that replace or continue a run.
+
+use std::fmt::Write as _;
+
+use clap::ValueEnum as _;
+use serde_json::{Map, Value, json};
+
+use super::device::Device;
+use super::train::TrainSetup;
+use super::train_args::TrainArgs;
+use crate::{Error, Result};
+
+/// Name of the file.
+pub(super) const CONFIG_FILE: &str = "run.yaml";
+
+/// Options that are not part of what is trained.
+const LEFT_OUT: [&str; 4] = ["config", "dry_run", "overwrite_output_dir", "resume_from_checkpoint"];
+
+/// Text of the file.
+pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<String> {
+    let mut options = given(setup.args)?;
+    let (s, args) = (&setup.settings, setup.args);
+    let mut put = |name: &str, value: Value| {
+        options.insert(name.to_owned(), value);
+    };
+    if args.device.device == Device::Auto {
+        put("device", json!(device));
+    }
+    put("dtype", json!(dtype));
+    put("learning_rate", json!(s.learning_rate));
+    let scheduler = s.scheduler.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    put("lr_scheduler_type", json!(scheduler));
+    put("warmup_steps", json!(s.warmup_steps));
+    put("warmup_ratio", Value::Null);
+    put("max_length", json!(setup.tokenize.max_length));
+    if args.optimiser.total_batch_size.is_none() {
+        put("gradient_accumulation_steps", json!(s.accumulation));
+    }
+    match s.max_steps {
+        Some(_) => put("num_train_epochs", Value::Null),
+        None => put("num_train_epochs", json!(s.epochs)),
+    }
+    let mut out = format!(
+        "# Options of this run; `mapl {} --config {CONFIG_FILE} --output-dir OTHER` repeats it.\n",
+        setup.method.name()
+    );
+    for (name, value) in options {
+        if is_set(&value) && !LEFT_OUT.contains(&name.as_str()) {
+            // JSON is YAML.
+            let _ = writeln!(out, "{name}: {value}");
+        }
+    }
+    Ok(out)
+}
+
+/// Options by name, as given and by default.
+fn given(args: &TrainArgs) -> Result<Map<String, Value>> {
+    match serde_json::to_value(args) {
+        Ok(Value::Object(options)) => Ok(options),
+        Ok(_) => Ok(Map::new()),
+        Err(e) => Err(Error::Runtime(format!("cannot write {CONFIG_FILE}: {e}"))),
+    }
+}
+
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Bool(true) | Value::Number(_) | Value::Object(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parsed(words: &[String]) -> Result<Map<String, Value>, String> {
+        let base = ["mapl", "dpo", "--model=m", "--train-file=f"].map(str::to_owned);
+        let cli = Cli::try_parse_from(base.iter().chain(words)).map_err(|e| e.to_string())?;
+        let Command::Dpo(args) = cli.command else { panic!("another command") };
+        given(&args).map_err(|e| e.to_string())
+    }
+
+    /// The record spells every choice as the command line does.
+    #[test]
+    fn every_choice_is_recorded_as_the_command_line_spells_it() {
+        let all = Cli::command();
+        let mut count = 0;
+        for arg in all.find_subcommand("dpo").unwrap().get_arguments() {
+            let (Some(long), id) = (arg.get_long(), arg.get_id().as_str()) else { continue };
+            for value in arg.get_possible_values() {
+                let words = [format!("--{long}={}", value.get_name())];
+                let Ok(options) = parsed(&words) else { continue };
+                let recorded = match &options[id] {
+                    Value::Array(list) => list[0].clone(),
+                    recorded => recorded.clone(),
+                };
+                let Some(text) = recorded.as_str() else { continue };
+                let again = parsed(&[format!("--{long}={text}")]).unwrap_or_else(|e| panic!("--{long}={text}: {e}"));
+                assert_eq!(again[id], options[id], "--{long}={text}");
+                count += 1;
+            }
+        }
+        assert!(count > 30, "{count}");
+    }
+}

@@ -1,0 +1,96 @@
+//! `mapl completions` and `mapl man`: shell completions and man pages, made from the same definitions as
+//! `--help`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command, CommandFactory as _};
+use clap_complete::{Shell, generate};
+use clap_mangen::Man;
+
+use super::Cli;
+use crate::files::{check_folder_writable, write_atomic};
+use crate::terminal::{on_stdout, say};
+use crate::{Error, Result};
+
+/// Arguments of `completions`.
+#[derive(Args, Clone, Debug)]
+pub struct CompletionsArgs {
+    /// Shell to complete for
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Args, Clone, Debug)]
+pub struct ManArgs {
+    /// Folder to write a page per command into, such as ~/.local/share/man/man1 [default: print the
+    /// page of mapl]
+    #[arg(long, value_name = "DIR", alias = "output-dir")]
+    output: Option<PathBuf>,
+}
+
+/// Prints the completions of a shell.
+pub fn completions(args: &CompletionsArgs) -> Result<()> {
+    let mut text = Vec::new();
+    generate(args.shell, &mut Cli::command(), "mapl", &mut text);
+    on_stdout(|out| out.write_all(&text))
+}
+
+/// Prints the page of `mapl`, or writes the pages of all commands.
+pub fn man(args: &ManArgs) -> Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    let Some(folder) = &args.output else {
+        let text = page(&command).map_err(|e| Error::Runtime(format!("cannot write the page: {e}")))?;
+        return on_stdout(|out| out.write_all(&text));
+    };
+    if folder.exists() && !folder.is_dir() {
+        return Err(Error::Usage(format!("--output {} is a file; name a folder", folder.display())));
+    }
+    check_folder_writable(folder)?;
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let count = write_pages(&command, folder)?;
+    say(&format!("{count} pages in {}", folder.display()));
+    Ok(())
+}
+
+fn page(command: &Command) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    Man::new(command.clone()).render(&mut text)?;
+    Ok(text)
+}
+
+/// Writes the page of a command and those below it; returns their number.
+fn write_pages(command: &Command, folder: &Path) -> Result<usize> {
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
+    let path = folder.join(format!("{name}.1"));
+    let text = page(command).map_err(Error::io("write", &path))?;
+    write_atomic(&path, &text)?;
+    let below = command.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help");
+    below.map(|command| write_pages(command, folder)).try_fold(1, |sum, count| Ok(sum + count?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every flag that a command's help lists is in its page and in the completions.
+    #[test]
+    fn pages_and_completions_have_every_listed_flag() {
+        let mut command = Cli::command();
+        command.build();
+        let folder = tempfile::tempdir().unwrap();
+        let count = write_pages(&command, folder.path()).unwrap();
+        assert!(count > 20, "{count}");
+        let dpo = std::fs::read_to_string(folder.path().join("mapl-dpo.1")).unwrap().replace("\\-", "-");
+        let mut bash = Vec::new();
+        generate(Shell::Bash, &mut Cli::command(), "mapl", &mut bash);
+        let bash = String::from_utf8(bash).unwrap();
+        for arg in command.find_subcommand("dpo").unwrap().get_arguments().filter(|arg| !arg.is_hide_set()) {
+            let Some(long) = arg.get_long() else { continue };
+            assert!(dpo.contains(&format!("--{long}")) && bash.contains(&format!("--{long}")), "{long}");
+        }
+        assert!(folder.path().join("mapl-data-build.1").exists());
+    }
+}

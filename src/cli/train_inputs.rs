@@ -1,0 +1,70 @@
+//! What a training run starts from: the checkpoint to continue, the rows, and its length in updates once
+//! the rows are known.
+
+use std::path::{Path, PathBuf};
+
+use super::args::word_of_truth;
+use super::output::warn;
+use super::template::check_kwargs_used;
+use super::train::TrainSetup;
+use crate::data::source::{
+    ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
+};
+use crate::loss::objective::Method;
+use crate::terminal::complain;
+use crate::train::checkpoint;
+use crate::train::run::RunSettings;
+use crate::{Error, Result};
+
+impl TrainSetup<'_> {
+    /// Replaces fractions of all updates by numbers of updates, now that the training groups are known.
+    pub(super) fn settle(&mut self, groups: usize) -> Result<()> {
+        let total = self.settings.total_steps(groups);
+        let observed = self.settings.observed.take();
+        let settled = self.args.run_settings(self.method, self.build.objective, Some(total))?;
+        self.settings = RunSettings { observed, ..settled };
+        Ok(())
+    }
+
+    /// Checkpoint to continue from.
+    pub(super) fn resume(&self) -> Result<Option<PathBuf>> {
+        let said = |path: &Path| path.to_str().and_then(word_of_truth);
+        match &self.args.resume_from_checkpoint {
+            None => Ok(None),
+            Some(path) if said(path) == Some(false) => Ok(None),
+            Some(path) if said(path) == Some(true) => {
+                let warn = |e: &Error| complain(&format!("warning: {e}"));
+                match checkpoint::latest(&self.settings.output_dir, warn)? {
+                    Some(folder) => Ok(Some(folder)),
+                    None => Err(Error::Usage(format!(
+                        "--resume-from-checkpoint true: {} holds no complete checkpoint; leave the option out to start \
+                         a new run, with --overwrite-output-dir if the folder holds an earlier run",
+                        self.settings.output_dir.display()
+                    ))),
+                }
+            }
+            Some(path) => checkpoint::verify(path).map(|_| Some(path.clone())),
+        }
+    }
+
+    /// Training and evaluation rows.
+    pub(super) fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
+        let options = ReadOptions { whole_conversations: self.method == Method::Reward, ..self.args.read.clone() };
+        let read = |files: &[PathBuf]| match self.method {
+            _ if files.is_empty() => Ok(Default::default()),
+            Method::Sft => read_sft_files(files, &options),
+            Method::Reward | Method::Dpo => read_files_with_reports(files, &options),
+        };
+        refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
+        let (train, mut reports) = read(&self.args.train_file)?;
+        let (eval, of_eval) = read(&self.args.eval_file)?;
+        reports.extend(of_eval);
+        for report in &reports {
+            self.print(&report.to_string());
+            warn(report.warnings());
+        }
+        check_used(&options, &reports)?;
+        check_kwargs_used(self.args.chat_template_kwargs.as_ref(), train.iter().chain(&eval))?;
+        Ok((train, eval))
+    }
+}

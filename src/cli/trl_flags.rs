@@ -1,0 +1,451 @@
+//! Flags of TRL 1.16 (DPO, reward and SFT arguments with those of transformers, model and script
+//! arguments) and of its launcher that the training commands do not have under that name: what each
+//! value means here. A flag that the parser knows is never looked up, so a flag that is added later
+//! leaves its row here without effect.
+
+use std::cmp::Ordering;
+
+use serde_json::Value;
+
+/// Values that follow a flag of TRL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// None, or true or false; `--no-FLAG` is false.
+    Switch,
+    One,
+    /// One or more.
+    List,
+}
+
+/// What a value of the flag means here.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Meaning {
+    /// Accepted: no value changes a result of the run.
+    Idle,
+    /// These values ask for what happens anyway; others are refused.
+    Only(&'static [&'static str]),
+    /// Values for which the function is true ask for what happens anyway.
+    If(fn(&str) -> bool),
+    /// Each value is written as other flags; others are refused.
+    As(&'static [(&'static str, &'static [&'static str])]),
+    /// Refused.
+    Never,
+}
+
+/// A flag of TRL in kebab case, without dashes.
+pub(super) struct Foreign {
+    pub name: &'static str,
+    pub takes: Takes,
+    pub meaning: Meaning,
+    /// Why it has no effect, or why other values are refused and what to use.
+    pub why: &'static str,
+}
+
+use Meaning::{As, Idle, If, Never, Only};
+use Takes::{List, One, Switch};
+
+const OFF: Meaning = Only(&["false", "none"]);
+const ON: Meaning = Only(&["true"]);
+const UNSET: Meaning = Only(&["none", ""]);
+
+/// Rows with one reason.
+type Rows = (&'static str, &'static [(&'static str, Takes, Meaning)]);
+
+const TABLE: &[Rows] = &[
+    // Precision and device.
+    ("use --dtype", &[("bf16", Switch, As(&[("true", &["--dtype=bf16"]), ("false", &["--dtype=f32"])]))]),
+    ("use --device", &[("use-cpu", Switch, CPU), ("no-cuda", Switch, CPU)]),
+    (
+        "half precision without a wide exponent is not supported; use --dtype bf16",
+        &[("fp16", Switch, OFF), ("fp16-full-eval", Switch, OFF)],
+    ),
+    ("precision is that of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF), ("tf32", Switch, OFF)]),
+    (
+        "steps run on compiled kernels; see --cuda-graph",
+        &[
+            ("torch-compile", Switch, OFF),
+            ("torch-compile-backend", One, UNSET),
+            ("torch-compile-mode", One, UNSET),
+            ("jit-mode-eval", Switch, OFF),
+        ],
+    ),
+    ("logits are never stored in any mode", &[("use-liger-kernel", Switch, Idle), ("use-liger", Switch, Idle)]),
+    ("no kernel has settings of its own", &[("liger-kernel-config", One, UNSET)]),
+    ("attention has one implementation per device, which is exact", &[("attn-implementation", One, Idle)]),
+    (
+        "--gradient-checkpointing keeps the input of every layer in device memory and has nothing else to set",
+        &[
+            ("gradient-checkpointing-kwargs", One, If(checkpointing)),
+            ("activation-checkpointing-kwargs", One, If(checkpointing)),
+        ],
+    ),
+    ("activations stay on the device; use --gradient-checkpointing", &[("activation-offloading", Switch, OFF)]),
+    ("buffers are allocated once", &[("torch-empty-cache-steps", One, Idle)]),
+    (
+        "a batch that does not fit is refused with the largest that does; lower --per-device-train-batch-size",
+        &[("auto-find-batch-size", Switch, OFF)],
+    ),
+    ("generation is not part of training", &[("use-cache", Switch, OFF)]),
+    // Several devices.
+    (
+        "a run has one device",
+        &[
+            ("average-tokens-across-devices", Switch, Idle),
+            ("ddp-find-unused-parameters", Switch, Idle),
+            ("ddp-bucket-cap-mb", One, Idle),
+            ("ddp-broadcast-buffers", Switch, Idle),
+            ("ddp-static-graph", Switch, Idle),
+            ("ddp-backend", One, Idle),
+            ("ddp-timeout", One, Idle),
+            ("log-on-each-node", Switch, Idle),
+            ("save-on-each-node", Switch, Idle),
+            ("log-level-replica", One, Idle),
+            ("ignore-bias-buffers", Switch, Idle),
+            ("local-rank", One, Only(&["-1", "0"])),
+            ("num-processes", One, Only(&["1"])),
+            ("num-machines", One, Only(&["1"])),
+            ("accelerate-config", One, Only(&["single_gpu"])),
+            ("parallelism-config", One, UNSET),
+        ],
+    ),
+    (
+        "weights are not sharded; a run has one device",
+        &[
+            ("fsdp", One, OFF),
+            ("fsdp-config", One, UNSET),
+            ("deepspeed", One, UNSET),
+            ("accelerator-config", One, UNSET),
+        ],
+    ),
+    // Optimiser and regularisation.
+    (
+        "AdamW is the only optimiser; leave it out",
+        &[
+            ("optim", One, Only(&["adamw_torch", "adamw_torch_fused", "adamw_apex_fused", "adamw_hf", "adamw"])),
+            ("optim-args", One, UNSET),
+            ("optim-target-modules", One, UNSET),
+        ],
+    ),
+    ("dropout is not supported", &[("disable-dropout", Switch, ON)]),
+    (
+        "next-token targets are not smoothed; DPO and reward runs have --label-smoothing",
+        &[("label-smoothing-factor", One, Only(&["0"]))],
+    ),
+    ("no noise is added to embeddings", &[("neftune-noise-alpha", One, Only(&["none", "0"]))]),
+    ("mixtures of experts are not supported", &[("router-aux-loss-coef", One, Only(&["none", "0"]))]),
+    ("every run is deterministic", &[("full-determinism", Switch, Idle)]),
+    // Adapters and quantisation.
+    (
+        "adapters are LoRA on linear layers, and a reward head is always saved; use --lora-target-modules",
+        &[
+            ("lora-target-parameters", List, Never),
+            ("lora-modules-to-save", List, Never),
+            ("use-dora", Switch, OFF),
+            ("model-adapter-name", One, Never),
+            ("ref-adapter-name", One, Never),
+        ],
+    ),
+    (
+        "the command decides the task, sequence classification in reward runs and language modelling in others",
+        &[("lora-task-type", One, Only(&["CAUSAL_LM", "SEQ_CLS"]))],
+    ),
+    (
+        "quantised training is not implemented",
+        &[
+            ("load-in-4bit", Switch, OFF),
+            ("load-in-8bit", Switch, OFF),
+            ("bnb-4bit-quant-type", One, Only(&["nf4"])),
+            ("use-bnb-nested-quant", Switch, OFF),
+            ("bnb-4bit-quant-storage", One, UNSET),
+        ],
+    ),
+    // Loss.
+    (
+        "the reverse KL divergence is the only one",
+        &[("f-divergence-type", One, Only(&["reverse_kl"])), ("f-alpha-divergence-coef", One, Never)],
+    ),
+    (
+        "the reference stays frozen",
+        &[
+            ("sync-ref-model", Switch, OFF),
+            ("ref-model-mixup-alpha", One, Only(&["0.6"])),
+            ("ref-model-sync-steps", One, Only(&["512"])),
+        ],
+    ),
+    ("a run has one loss", &[("loss-weights", List, UNSET)]),
+    (
+        "all tokens of a response count alike",
+        &[("ld-alpha", One, Only(&["none", "1"])), ("use-weighting", Switch, OFF)],
+    ),
+    ("this loss is not implemented", &[("discopop-tau", One, Only(&["0.05"]))]),
+    ("use --ref-model none", &[("reference-free", Switch, OFF)]),
+    ("use --nll-weight", &[("rpo-alpha", One, UNSET)]),
+    // Model.
+    ("no code of a model folder is run", &[("trust-remote-code", Switch, Idle)]),
+    ("use --dtype and --model", &[("model-init-kwargs", One, If(empty_object))]),
+    (
+        "a folder holds one revision; `hf download --revision` fetches another",
+        &[("model-revision", One, Only(&["main"]))],
+    ),
+    (
+        "the end token is the tokenizer's; set eos_token in the model folder's tokenizer_config.json",
+        &[("eos-token", One, UNSET)],
+    ),
+    // Data.
+    (
+        "data are read from files; use --train-file and --eval-file",
+        &[
+            ("dataset-name", One, Never),
+            ("dataset-config", One, Never),
+            ("dataset-train-split", One, Never),
+            ("dataset-test-split", One, Never),
+            ("datasets", List, UNSET),
+            ("test-split-size", One, UNSET),
+            ("dataset-streaming", Switch, OFF),
+            ("streaming", Switch, OFF),
+        ],
+    ),
+    (
+        "rows are read by the run itself, in parallel",
+        &[
+            ("dataset-num-proc", One, Idle),
+            ("dataloader-num-workers", One, Idle),
+            ("dataloader-pin-memory", Switch, Idle),
+            ("dataloader-persistent-workers", Switch, Idle),
+            ("dataloader-prefetch-factor", One, Idle),
+            ("dataloader-multiprocessing-context", One, Idle),
+            ("dataloader-in-order", Switch, Idle),
+        ],
+    ),
+    ("the last batch of an epoch is trained too", &[("dataloader-drop-last", Switch, OFF)]),
+    ("keys that no reader uses are listed; see --drop-columns", &[("remove-unused-columns", Switch, Idle)]),
+    (
+        "names of columns are set by --column-map",
+        &[("label-names", List, UNSET), ("dataset-text-field", One, Only(&["text"]))],
+    ),
+    ("rows are always prepared", &[("dataset-kwargs", One, If(prepared))]),
+    ("use --no-shuffle for the order of the file", &[("shuffle-dataset", Switch, Idle)]),
+    (
+        "rows are shuffled, or in the order of the file with --no-shuffle",
+        &[
+            ("train-sampling-strategy", One, As(&[("random", &[]), ("sequential", &["--no-shuffle"])])),
+            ("group-by-length", Switch, OFF),
+            ("length-column-name", One, Only(&["length"])),
+        ],
+    ),
+    (
+        "a batch is a number of rows, packed without padding; raise --per-device-train-batch-size instead",
+        &[("packing", Switch, OFF), ("eval-packing", Switch, OFF), ("packing-strategy", One, Only(&["bfd"]))],
+    ),
+    ("sequences are packed without padding", &[("padding-free", Switch, Idle), ("pad-to-multiple-of", One, Idle)]),
+    (
+        "use --on-too-long",
+        &[("truncation-mode", One, As(&[("keep_start", &["--on-too-long=truncate-completion-right"])]))],
+    ),
+    (
+        "the limit is on the whole sequence; use --max-length and --on-too-long",
+        &[("max-prompt-length", One, UNSET), ("max-completion-length", One, UNSET), ("max-target-length", One, UNSET)],
+    ),
+    (
+        "the loss is on responses; prompts are never trained",
+        &[("completion-only-loss", Switch, Only(&["true", "none"]))],
+    ),
+    ("the loss is on answers of the assistant; no other turn is trained", &[("assistant-only-loss", Switch, Idle)]),
+    // Logging.
+    ("every update is in metrics.jsonl, and the first is always printed", &[("logging-first-step", Switch, Idle)]),
+    ("a loss that is not finite is shown as it is", &[("logging-nan-inf-filter", Switch, Idle)]),
+    (
+        "the number of tokens is always counted",
+        &[("include-num-input-tokens-seen", Switch, Idle), ("include-tokens-per-second", Switch, Idle)],
+    ),
+    ("--quiet prints errors, warnings and the result only", &[("log-level", One, Idle)]),
+    ("the variable CI hides the progress bar", &[("disable-tqdm", Switch, Idle)]),
+    (
+        "--output-dir names the run, and metrics and event files are written there",
+        &[("run-name", One, UNSET), ("logging-dir", One, UNSET), ("project", One, Only(&["huggingface"]))],
+    ),
+    (
+        "nothing is sent to a service; use --report-to tensorboard",
+        &[
+            ("trackio-space-id", One, UNSET),
+            ("trackio-bucket-id", One, UNSET),
+            ("trackio-static-space-id", One, Only(&["none", "", "false"])),
+        ],
+    ),
+    ("no operation is instrumented; use --profile", &[("debug", List, UNSET), ("skip-memory-metrics", Switch, ON)]),
+    // Evaluation.
+    (
+        "evaluation is packed to a token budget of its own",
+        &[
+            ("per-device-eval-batch-size", One, Idle),
+            ("eval-accumulation-steps", One, Idle),
+            ("eval-do-concat-batches", Switch, Idle),
+            ("eval-use-gather-object", Switch, Idle),
+            ("batch-eval-metrics", Switch, Idle),
+        ],
+    ),
+    (
+        "an evaluation file is also evaluated at the start",
+        &[("eval-on-start", Switch, Idle), ("eval-delay", One, Only(&["0"]))],
+    ),
+    ("evaluations report every metric", &[("prediction-loss-only", Switch, OFF), ("include-for-metrics", List, UNSET)]),
+    ("--eval-file decides whether a run evaluates", &[("do-eval", Switch, Idle)]),
+    ("the command trains", &[("do-train", Switch, Idle)]),
+    ("use `mapl score` and `mapl eval`", &[("do-predict", Switch, OFF)]),
+    // Checkpoints.
+    ("every checkpoint can be resumed", &[("save-only-model", Switch, OFF)]),
+    ("weights are saved as safetensors", &[("save-safetensors", Switch, ON)]),
+    ("SIGTERM saves a checkpoint", &[("enable-jit-checkpoint", Switch, Idle)]),
+    (
+        "a resumed run goes on exactly where it was",
+        &[("ignore-data-skip", Switch, OFF), ("restore-callback-states-from-checkpoint", Switch, OFF)],
+    ),
+    (
+        "nothing is uploaded; the output folder loads in transformers",
+        &[
+            ("push-to-hub", Switch, OFF),
+            ("hub-model-id", One, UNSET),
+            ("hub-token", One, UNSET),
+            ("hub-private-repo", Switch, OFF),
+            ("hub-strategy", One, Only(&["every_save"])),
+            ("hub-always-push", Switch, OFF),
+            ("hub-revision", One, UNSET),
+        ],
+    ),
+];
+
+const CPU: Meaning = As(&[("true", &["--device=cpu"]), ("false", &[])]);
+
+/// Values of flags that mapl has, which it takes in another way than TRL: `None` leaves the flag out.
+pub(super) struct ForeignValue {
+    pub flag: &'static str,
+    values: &'static [&'static str],
+    pub refused: Option<&'static str>,
+}
+
+const VALUES: &[ForeignValue] = &[
+    ForeignValue { flag: "max-steps", values: &["-1"], refused: None },
+    ForeignValue { flag: "dtype", values: &["auto"], refused: None },
+    ForeignValue {
+        flag: "dtype",
+        values: &["float16", "fp16", "half"],
+        refused: Some("half precision without a wide exponent is not supported; use bf16"),
+    },
+    ForeignValue {
+        flag: "report-to",
+        values: &[
+            "wandb",
+            "trackio",
+            "mlflow",
+            "comet_ml",
+            "swanlab",
+            "clearml",
+            "neptune",
+            "azure_ml",
+            "codecarbon",
+            "dagshub",
+            "dvclive",
+            "flyte",
+            "kubeflow",
+            "ray",
+        ],
+        refused: Some("nothing is sent to a service; use tensorboard, whose event files most of them import, or none"),
+    },
+    ForeignValue {
+        flag: "lr-scheduler-type",
+        values: &["reduce_lr_on_plateau", "greedy"],
+        refused: Some("a schedule does not depend on metrics here; use linear or cosine"),
+    },
+    ForeignValue {
+        flag: "lr-scheduler-type",
+        values: &["cosine_warmup_with_min_lr"],
+        refused: Some("use cosine_with_min_lr, with a warm-up from 0"),
+    },
+    ForeignValue {
+        flag: "save-strategy",
+        values: &["best"],
+        refused: Some("use steps or epoch with --load-best-model-at-end, and --save-total-limit 1"),
+    },
+];
+
+/// True for a JSON object that sets no more than `use_reentrant`, which changes no result, and the
+/// defaults of the others.
+fn checkpointing(text: &str) -> bool {
+    object(text).is_some_and(|object| {
+        object.iter().all(|(key, value)| match key.as_str() {
+            "use_reentrant" => value.is_boolean(),
+            "every_n_layers" => value == 1,
+            "offload" => value == false,
+            _ => false,
+        })
+    })
+}
+
+fn empty_object(text: &str) -> bool {
+    text == "none" || object(text).is_some_and(|object| object.is_empty())
+}
+
+fn prepared(text: &str) -> bool {
+    let only = |object: &serde_json::Map<String, Value>| {
+        object.iter().all(|(key, value)| key == "skip_prepare_dataset" && value == false)
+    };
+    text == "none" || object(text).is_some_and(|object| only(&object))
+}
+
+fn object(text: &str) -> Option<serde_json::Map<String, Value>> {
+    // Python's spelling of the values too.
+    let json = text.replace("True", "true").replace("False", "false").replace('\'', "\"");
+    serde_json::from_str(&json).ok()
+}
+
+/// Every flag of the table.
+pub(super) fn all() -> impl Iterator<Item = Foreign> {
+    TABLE
+        .iter()
+        .flat_map(|(why, rows)| rows.iter().map(|&(name, takes, meaning)| Foreign { name, takes, meaning, why }))
+}
+
+/// A flag by its name in kebab case, without dashes.
+pub(super) fn find(name: &str) -> Option<Foreign> {
+    all().find(|flag| flag.name == name)
+}
+
+/// Whether a value of a flag that mapl has is one of TRL alone.
+pub(super) fn foreign_value(flag: &str, value: &str) -> Option<&'static ForeignValue> {
+    let value = value.to_lowercase();
+    VALUES.iter().find(|known| known.flag == flag && known.values.contains(&value.as_str()))
+}
+
+/// What a value of a flag becomes.
+#[derive(Debug, PartialEq)]
+pub(super) enum Becomes {
+    /// Other flags, or nothing.
+    Words(&'static [&'static str]),
+    /// Nothing, although the value asks for something that has no effect here.
+    Idle,
+    Refused,
+}
+
+impl Foreign {
+    /// What a value means here; `true` and `false` for a switch.
+    pub(super) fn of(&self, value: &str) -> Becomes {
+        let accepted = |known: bool| if known { Becomes::Words(&[]) } else { Becomes::Refused };
+        match self.meaning {
+            Never => Becomes::Refused,
+            Idle => Becomes::Idle,
+            If(asks) => accepted(asks(value) || value.eq_ignore_ascii_case("none")),
+            Only(values) => accepted(values.iter().any(|known| same(known, value))),
+            As(values) => match values.iter().find(|(known, _)| same(known, value)) {
+                Some((_, words)) => Becomes::Words(words),
+                None => Becomes::Refused,
+            },
+        }
+    }
+}
+
+/// Equal without regard to case, or as numbers.
+fn same(known: &str, value: &str) -> bool {
+    let value = if value.eq_ignore_ascii_case("null") { "none" } else { value };
+    let numbers = (known.parse::<f64>(), value.parse::<f64>());
+    known.eq_ignore_ascii_case(value) || matches!(numbers, (Ok(a), Ok(b)) if a.partial_cmp(&b) == Some(Ordering::Equal))
+}

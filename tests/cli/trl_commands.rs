@@ -1,0 +1,254 @@
+//! Command lines of TRL: the documented commands and files run with other names of files, and what
+//! transformers takes as numbers of updates, strategies and schedules is taken here.
+
+use serde_json::json;
+
+use crate::workbench::Bench;
+
+/// A bench with a model of the smallest published shape.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.run("init --preset qwen2-tiny --tokenizer tok --output-dir tiny --seed 1").ok();
+    bench.bash("head -n 3 pairs.jsonl > few.jsonl").ok();
+    bench
+}
+
+/// Commands of TRL's documentation and of the heads of its scripts, with full training.
+const COMMANDS: [&str; 9] = [
+    "dpo --dataset_name trl-lib/ultrafeedback_binarized --model_name_or_path Qwen/Qwen2-0.5B-Instruct --learning_rate \
+     5.0e-7 --num_train_epochs 1 --per_device_train_batch_size 2 --max_steps 1000 --gradient_accumulation_steps 8 \
+     --eval_strategy steps --eval_steps 50 --output_dir Qwen2-0.5B-DPO --no_remove_unused_columns",
+    "dpo --dataset_name trl-lib/ultrafeedback_binarized --model_name_or_path Qwen/Qwen2-0.5B-Instruct --learning_rate \
+     5.0e-7 --num_train_epochs 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 \
+     --gradient_checkpointing --logging_steps 25 --eval_strategy steps --eval_steps 50 --output_dir Qwen2-0.5B-DPO \
+     --no_remove_unused_columns",
+    "dpo --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name anthropic/hh-rlhf",
+    "dpo --model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized \
+     --num_train_epochs 1 --output_dir Qwen2-0.5B-DPO",
+    "dpo --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct --dataset_name argilla/Capybara-Preferences --output_dir \
+     Qwen2.5-0.5B-DPO --per_device_train_batch_size 4 --learning_rate 5e-7 --beta 0.1",
+    "reward --model_name_or_path Qwen/Qwen2.5-0.5B --dataset_name trl-lib/ultrafeedback_binarized",
+    "reward --model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized --output_dir \
+     Qwen2-0.5B-Reward --per_device_train_batch_size 8 --num_train_epochs 1 --learning_rate 1.0e-5 --eval_strategy \
+     steps --eval_steps 50 --max_length 2048",
+    "reward --model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized --output_dir \
+     Qwen2-0.5B-Reward --per_device_train_batch_size 8 --num_train_epochs 1 --gradient_checkpointing True \
+     --learning_rate 1.0e-5 --logging_steps 25 --eval_strategy steps --eval_steps 50 --max_length 2048",
+    "reward --model_name_or_path=facebook/opt-350m --output_dir=reward_modeling_anthropic_hh \
+     --per_device_train_batch_size=16 --num_train_epochs=1 --gradient_accumulation_steps=2 --gradient_checkpointing=True \
+     --learning_rate=1.41e-5 --report_to=none --remove_unused_columns=False --optim=adamw_torch --logging_steps=10 \
+     --evaluation_strategy=steps --eval_steps=500 --max_length=512 --dataset_name anthropic/hh-rlhf",
+];
+
+/// The command with names of files here, and two updates.
+fn here(command: &str) -> String {
+    let spaced = command.replace('=', " ");
+    let evaluates = spaced.contains("eval_strategy") || spaced.contains("evaluation_strategy");
+    let mut words: Vec<&str> = spaced.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "--model_name_or_path").unwrap();
+    words[at + 1] = "tiny";
+    let at = words.iter().position(|word| *word == "--dataset_name").unwrap();
+    words[at] = "--train_file";
+    words[at + 1] = "few.jsonl";
+    if evaluates {
+        words.extend(["--eval_file", "few.jsonl"]);
+    }
+    match words.iter().position(|word| *word == "--max_steps") {
+        Some(at) => words[at + 1] = "2",
+        None => words.extend(["--max_steps", "2"]),
+    }
+    words.join(" ")
+}
+
+#[test]
+fn documented_commands_run_with_other_names_of_files() {
+    let bench = bench();
+    for command in COMMANDS {
+        let words = here(command);
+        let done = bench.run(&words).ok();
+        let folder =
+            words.split(" --output_dir ").nth(1).map_or("trainer_output", |rest| rest.split(' ').next().unwrap());
+        let run = bench.json(&format!("{folder}/run.json"));
+        assert_eq!(run["status"], "finished", "{words}\n{}", done.out);
+        assert_eq!(run["config"]["max_steps"], 2, "{words}");
+        assert!(bench.at(&format!("{folder}/model.safetensors")).exists(), "{words}");
+        std::fs::remove_dir_all(bench.at(folder)).unwrap();
+    }
+}
+
+#[test]
+fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
+    let bench = bench();
+    bench.write(
+        "dpo_config.yaml",
+        "# as TRL's\nmodel_name_or_path:\n  tiny\ntrain_file:\n  few.jsonl\neval_file: [few.jsonl]\nreport_to:\n  none\n\
+         learning_rate:\n  0.0001\nlr_scheduler_type:\n  cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr_rate: 0.1\n\
+         bf16: false\ngradient_checkpointing: true\nmax_steps: 9\neval_strategy: \"steps\"\neval_steps: 0.5\n\
+         save_strategy: no\nwarmup_ratio: 0.25\nper_device_eval_batch_size: 4\nenv:\n  CI: 1\n",
+    );
+    let done = bench.run("dpo --config dpo_config.yaml --max_steps 4 --output_dir a").ok();
+    assert!(done.err.contains("note: dpo_config.yaml sets CI=1"), "{}", done.err);
+    assert!(done.err.contains("no effect here: --per-device-eval-batch-size"), "{}", done.err);
+    let config = bench.json("a/run.json")["config"].clone();
+    assert_eq!(
+        (&config["max_steps"], &config["warmup_steps"], &config["eval_steps"]),
+        (&json!(4), &json!(1), &json!(2))
+    );
+    assert_eq!(config["lr_scheduler_kwargs"], json!({"min_lr_rate": 0.1}));
+    assert_eq!((&config["save_strategy"], &config["gradient_checkpointing"]), (&json!("no"), &json!(true)));
+    bench.run("dpo --config a/run.yaml --output_dir b").ok();
+    assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"));
+    let again = bench.json("b/run.json")["config"].clone();
+    for (name, value) in config.as_object().unwrap() {
+        let own = ["output_dir", "config"].contains(&name.as_str());
+        // The record holds numbers of updates.
+        assert!(own || again[name] == *value || name == "warmup_ratio", "{name}: {value} {}", again[name]);
+    }
+    // The record in the folder of the run itself.
+    bench.run("dpo --config b/run.yaml --overwrite-output-dir").ok();
+    assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"));
+}
+
+#[test]
+fn the_record_of_every_method_repeats_the_run() {
+    let bench = Bench::new();
+    for (method, rest) in [
+        ("sft", "--save-steps 2 --save-total-limit 1 --logging-strategy epoch --adam-beta2 0.99"),
+        (
+            "reward",
+            "--train-file groups.jsonl --center-rewards-coefficient 0.01 --total-batch-size 16 --column-map id=id",
+        ),
+        (
+            "dpo",
+            "--objective mapl --k-max 2 --functions number_words,no_comma --loss-type robust --label-smoothing 0.1",
+        ),
+        (
+            "dpo",
+            "--ref-model none --eval-file pairs.jsonl --eval-strategy epoch --save-strategy epoch \
+          --load-best-model-at-end --metric-for-best-model eval_rewards/accuracies --num-train-epochs 1",
+        ),
+    ] {
+        let train = if rest.contains("--train-file") { "" } else { "--train-file pairs.jsonl" };
+        let rest = rest.replace("--column-map id=id", "");
+        let length = if rest.contains("epochs") { "" } else { "--max-steps 2" };
+        bench.run(&format!("{method} --model model {train} --output-dir a {length} {rest}")).ok();
+        bench.run(&format!("{method} --config a/run.yaml --output-dir b")).ok();
+        assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"), "{method} {rest}");
+        for folder in ["a", "b"] {
+            std::fs::remove_dir_all(bench.at(folder)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn faults_of_a_file_of_options_are_named_with_file_and_line() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    let run = |name: &str, text: &str, parts: &[&str]| {
+        bench.write(name, text);
+        bench.run(&format!("dpo --config {name}")).fails(2, parts);
+        std::fs::remove_file(bench.at(name)).unwrap();
+    };
+    run("a.yaml", "model: model\nlearning_rte: 1\n", &["a.yaml:2", "\"learning_rte\"", "learning_rate"]);
+    run("a.yaml", "model: model\nmodel: qwen\n", &["a.yaml:2", "line 1 too"]);
+    run("a.yaml", "model: [a\n", &["a.yaml:", "not valid YAML"]);
+    run("a.toml", "model = \"model\"\nbeta = \n", &["a.toml:2", "not valid TOML"]);
+    let base = "model: model\ntrain_file: pairs.jsonl\n";
+    run("a.yaml", &format!("{base}use_dora: true\n"), &["--use-dora true", "is set in a.yaml:3"]);
+    run("a.yaml", &format!("{base}eval_steps: 2\n"), &["--eval-steps has no effect", "a.yaml:3"]);
+    run("a.yaml", &format!("{base}datasets:\n  - path: a/b\n"), &["--datasets", "use --train-file", "a.yaml:3"]);
+    run("a.yaml", &format!("{base}center_rewards_coefficient: 1\n"), &["only reward takes it", "a.yaml:3"]);
+    bench.write("a.yaml", "max_steps: x\n");
+    let done = bench.run("dpo --config a.yaml");
+    assert!(done.code == Some(2) && done.err.contains("--max-steps is set in a.yaml:1"), "{}", done.err);
+    std::fs::remove_file(bench.at("a.yaml")).unwrap();
+    bench.run("dpo --config none.yaml").fails(2, &["--config none.yaml"]);
+    assert_eq!(bench.listing(), before);
+}
+
+#[test]
+fn fractions_and_strategies_count_updates_of_the_run() {
+    let bench = Bench::new();
+    let run = "sft --model model --train-file pairs.jsonl --per-device-train-batch-size 4 --num-train-epochs 2";
+    // 24 rows in batches of 4: 12 updates.
+    bench
+        .run(&format!(
+            "{run} --output-dir a --eval-file pairs.jsonl --eval-steps 0.3 --save-steps 0.25 --logging-steps 0.5 \
+             --warmup-steps 0.1 --report-to jsonl"
+        ))
+        .ok();
+    let config = bench.json("a/run.json")["config"].clone();
+    let steps = ["eval_steps", "save_steps", "logging_steps", "warmup_steps"].map(|name| config[name].clone());
+    assert_eq!(steps, [json!(4), json!(3), json!(6), json!(2)]);
+    let evals: Vec<_> = bench.metrics("a", "eval").iter().map(|row| row["step"].clone()).collect();
+    assert_eq!(evals, [json!(0), json!(4), json!(8), json!(12)]);
+    assert!(bench.at("a/checkpoint-3").exists() && bench.at("a/checkpoint-9").exists());
+    let lines = |words: &str| {
+        let out = bench.run(&format!("{run} {words} --output-dir b --overwrite-output-dir")).ok().out;
+        let steps = out.lines().filter_map(|line| line.strip_prefix("step ")?.split('/').next()?.parse().ok());
+        steps.collect::<Vec<u64>>()
+    };
+    assert_eq!(lines("--logging-strategy epoch"), [1, 6, 12]);
+    assert!(lines("--logging_strategy no").is_empty());
+    assert_eq!(lines("--logging-steps 0.5"), [1, 6, 12]);
+    let out = bench.run(&format!("{run} --max-steps 2 --output-dir b --overwrite-output-dir")).ok().out;
+    assert!(out.contains("--max-steps decides the length; --num-train-epochs 2 has no effect"), "{out}");
+    for (words, part) in [
+        ("--logging-strategy epoch --logging-steps 3", "contradicts --logging-steps"),
+        ("--warmup-ratio 1.5", "--warmup-ratio 1.5"),
+        ("--warmup-ratio 0.1 --warmup-steps 3", "--warmup-steps"),
+        ("--lr-scheduler-type constant --warmup-ratio 0.1", "has no effect"),
+        ("--lr-scheduler-kwargs {\"num_cycles\":2}", "num_cycles has no effect"),
+        ("--lr-scheduler-type polynomial --lr-scheduler-kwargs {\"lr_end\":1}", "below --learning-rate"),
+    ] {
+        let done = bench.run(&format!("{run} {words} --output-dir c"));
+        assert!(done.code == Some(2) && done.err.contains(part), "{words}: {}", done.err);
+    }
+    // A best checkpoint needs an evaluation at every checkpoint, which fractions may round apart.
+    let best = format!("{run} --output-dir c --eval-file pairs.jsonl --load-best-model-at-end");
+    bench.run(&format!("{best} --eval-steps 0.1 --save-steps 0.25")).fails(2, &["needs an evaluation before every"]);
+    bench.run(&format!("{best} --eval-steps 0.25 --save-steps 0.5")).ok();
+}
+
+#[test]
+fn a_dry_run_reads_everything_and_writes_nothing() {
+    let bench = Bench::new();
+    let before = bench.listing();
+    for method in ["sft", "reward", "dpo"] {
+        let run =
+            format!("{method} --model model --train-file groups.jsonl --eval-file pairs.jsonl --max-steps 3 --dry-run");
+        let out = bench.run(&run).ok().out;
+        for part in ["3 updates in total", "memory", "sharing", "examples, trained tokens marked", "dry run: no step"] {
+            assert!(out.contains(part), "{method} {part}: {out}");
+        }
+        assert!(!out.contains("step 1/"), "{out}");
+    }
+    bench.run("dpo --model model --train-file none.jsonl --dry-run").fails(1, &["none.jsonl"]);
+    bench.run("dpo --model nowhere --train-file pairs.jsonl --dry-run").fails(6, &["nowhere"]);
+    bench.run("dpo --model model --train-file pairs.jsonl --max-length 2 --dry-run").fails(3, &["--max-length"]);
+    bench.run("study dpo --model model --train-file pairs.jsonl --dry-run").fails(2, &["--dry-run"]);
+    assert_eq!(bench.listing(), before);
+    // A folder with a run is neither replaced nor changed.
+    bench.run("sft --model model --train-file pairs.jsonl --max-steps 1 --output-dir a").ok();
+    let files = bench.listing();
+    let again = "sft --model model --train-file pairs.jsonl --max-steps 1 --output-dir a --dry-run";
+    bench.run(again).fails(2, &["already holds a run"]);
+    bench.run(&format!("{again} --overwrite-output-dir")).ok();
+    assert_eq!(bench.listing(), files);
+}
+
+#[test]
+fn completions_and_man_pages_are_written() {
+    let bench = Bench::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let out = bench.run(&format!("completions {shell}")).ok().out;
+        assert!(out.contains("mapl") && out.contains("precompute-ref-log-probs"), "{shell}");
+    }
+    bench.run("completions tcsh").fails(2, &["tcsh"]);
+    assert!(bench.run("man").ok().out.contains(".TH mapl 1"));
+    bench.run("man --output pages").ok();
+    for page in ["mapl.1", "mapl-dpo.1", "mapl-data-build.1", "mapl-study-sweep.1"] {
+        assert!(bench.at(&format!("pages/{page}")).exists(), "{page}");
+    }
+    bench.run("man --output pairs.jsonl").fails(2, &["is a file"]);
+}
