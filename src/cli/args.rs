@@ -157,7 +157,15 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
     ),
     (&["--optim"], "AdamW is the only optimiser"),
     (&["--attn-implementation"], "attention has one implementation per device"),
-    (&["--f-divergence-type", "--f-alpha-divergence-coef"], "the reverse KL divergence is the only one"),
+    (&["--ld-alpha"], "log-probs of a response count alike; weights by position are not implemented"),
+    (
+        &["--use-weighting"],
+        "WPO weighs pairs by the sum of squared probabilities of every token, which the vocabulary head does not compute",
+    ),
+    (
+        &["--desirable-weight", "--undesirable-weight"],
+        "KTO trains on rows with one response and a label, and rows are pairs here",
+    ),
     (&["--sync-ref-model"], "the reference stays frozen"),
     (
         &["--max-prompt-length", "--max-completion-length", "--truncation-mode"],
@@ -175,7 +183,6 @@ const TRL_ONLY: &[(&[&str], &str)] = &[
         "evaluation is packed to a token budget of its own",
     ),
     (&["--reference-free"], "use --ref-model none"),
-    (&["--rpo-alpha"], "use --nll-weight"),
     (&["--push-to-hub", "--hub-model-id"], "nothing is uploaded; the output folder loads in transformers"),
     (&["--trust-remote-code"], "no code of a model folder is run"),
     (&["--do-train", "--do-eval"], "the command decides; `mapl eval` evaluates"),

@@ -91,7 +91,9 @@ pub fn run_observed(
     let mut settings = args.run_settings(method, build.objective)?;
     let study = observed.is_some();
     settings.observed = observed;
-    let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
+    let named_reference = args.ref_model.as_deref() != Some(Path::new("none"));
+    loss.check_reference(args.ref_model.is_some() && named_reference, named_reference)?;
+    let has_reference = named_reference && !loss.is_reference_free();
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(
@@ -276,6 +278,7 @@ impl<'a> TrainSetup<'a> {
     pub(super) fn reference(&self) -> Option<&Path> {
         match (&self.method, &self.args.ref_model) {
             (Method::Sft | Method::Reward, _) => None,
+            _ if self.loss.is_reference_free() => None,
             (Method::Dpo, Some(path)) if path.as_os_str() == "none" => None,
             (Method::Dpo, Some(path)) => Some(path),
             (Method::Dpo, None) => Some(&self.args.model),
@@ -333,6 +336,7 @@ impl<'a> TrainSetup<'a> {
         let rows = self.construct(rows, epoch)?;
         let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
         let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
+        self.loss.check_comparisons(&groups)?;
         Ok((groups, report))
     }
 
@@ -346,7 +350,9 @@ impl<'a> TrainSetup<'a> {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
         let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
-        tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)
+        let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
+        self.loss.check_comparisons(&groups)?;
+        Ok((groups, report))
     }
 
     fn purpose(&self) -> Purpose {

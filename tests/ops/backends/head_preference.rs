@@ -50,10 +50,13 @@ fn losses() -> Vec<Case> {
         Curve::Robust { smoothing: 0.3 },
         Curve::Hinge,
         Curve::Ipo,
+        Curve::Exo { smoothing: 0.01 },
+        Curve::DiscoPop { temperature: 0.6 },
+        Curve::NcaPair,
     ];
     for curve in curves {
         let case = mixed().with_loss(&format!("{curve:?}"), |p| {
-            p.curve = curve;
+            p.curves = vec![curve.into()];
             // Moves the arguments away from the hinge's kink.
             p.margin.iter_mut().for_each(|margin| *margin += 0.0625);
         });
@@ -66,6 +69,15 @@ fn losses() -> Vec<Case> {
         }));
         cases.push(case);
     }
+    cases.push(mixed().with_loss("two curves, one per token", |p| {
+        let seqs = p.reference.as_ref().map_or(0, Vec::len);
+        p.curves = vec![
+            WeightedCurve { weight: 0.5, ..Curve::BcoPair.into() },
+            WeightedCurve { weight: 2.0, per_token: true, ..Curve::Sigmoid { smoothing: 0.0 }.into() },
+        ];
+        p.link = Link::JensenShannon;
+        p.rows = Some((0..seqs).map(|s| (s % 7 + 1) as f64).collect());
+    }));
     cases.push(mixed().with_loss("centred", |p| p.center = 0.01));
     cases.push(mixed().with("with direct gradients", |case| case.direct = Some(normal("direct", 9, 0.5))));
     // Rows of the second group have gradient 0, whatever the scores.

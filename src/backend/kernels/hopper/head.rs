@@ -409,9 +409,11 @@ pub(in super::super) fn preference<D: Device, A: Element>(
         if let Some(c) = &mut a.comparison {
             let loss = ComparisonLoss {
                 comparisons: c.comparisons,
-                curve: c.curve,
+                curves: c.curves,
+                link: c.link,
                 center: c.center,
                 reference: c.reference,
+                inverse_rows: c.inverse_rows,
                 table: c.table,
                 loss: c.loss.reborrow(),
                 logit: c.logit.reborrow(),
