@@ -85,15 +85,10 @@ pub fn run_observed(
         Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
     };
     loss.share_prefixes = args.prefix_sharing == Switch::On;
-    if args.ref_model.is_some() && method != Method::Dpo {
-        return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
-    }
+    let has_reference = loss.has_reference(args.ref_model.as_deref())?;
     let mut settings = args.run_settings(method, build.objective)?;
     let study = observed.is_some();
     settings.observed = observed;
-    let named_reference = args.ref_model.as_deref() != Some(Path::new("none"));
-    loss.check_reference(args.ref_model.is_some() && named_reference, named_reference)?;
-    let has_reference = named_reference && !loss.is_reference_free();
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(
@@ -336,8 +331,7 @@ impl<'a> TrainSetup<'a> {
         let rows = self.construct(rows, epoch)?;
         let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
         let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
-        self.loss.check_comparisons(&groups)?;
-        Ok((groups, report))
+        self.loss.check_comparisons(&groups).map(|()| (groups, report))
     }
 
     /// Evaluation groups, with all their kinds of comparisons, whatever is trained.
@@ -350,9 +344,8 @@ impl<'a> TrainSetup<'a> {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
         let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
-        let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
-        self.loss.check_comparisons(&groups)?;
-        Ok((groups, report))
+        let data = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
+        self.loss.check_comparisons(&data.0).map(|()| data)
     }
 
     fn purpose(&self) -> Purpose {

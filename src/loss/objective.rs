@@ -5,6 +5,8 @@
 //! a comparison's loss is the weighted sum of the chosen curves. The mean is over the global batch,
 //! so every split into micro-batches or ranks gives the same loss.
 
+use std::path::Path;
+
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -131,24 +133,27 @@ impl Loss {
         self.curves.iter().any(|part| part.per_token)
     }
 
-    /// Checks that a reference is there if the loss needs one, and that none is `named` if the loss
-    /// has none.
+    /// Whether scores are relative to a frozen reference, for `--ref-model` as given.
     ///
     /// # Errors
-    /// [`Error::Usage`] with the loss.
-    pub fn check_reference(&self, named: bool, present: bool) -> Result<()> {
+    /// [`Error::Usage`] for a reference that the method or the loss does not use, and for a loss
+    /// that needs one without it.
+    pub fn has_reference(&self, given: Option<&Path>) -> Result<bool> {
+        let none = given.is_some_and(|path| path.as_os_str() == "none");
         let names = || self.types.iter().map(|(of, _)| of.name()).collect::<Vec<_>>().join(" ");
-        if named && self.is_reference_free() {
-            let why =
-                format!("--ref-model has no effect with --loss-type {}, which scores without a reference", names());
-            return Err(Error::Usage(why));
-        }
-        if !present && !matches!(self.link, Link::Identity | Link::Odds) {
-            let why = "--f-divergence-type: a divergence is between policy and reference, and there is no reference with \
-                       --ref-model none";
-            return Err(Error::Usage(why.into()));
-        }
-        Ok(())
+        let why = match (given, self.link) {
+            (Some(_), _) if self.method != Method::Dpo => {
+                format!("--ref-model has no effect in this {} run; leave it out", self.method.name())
+            }
+            (Some(_), _) if !none && self.is_reference_free() => {
+                format!("--ref-model has no effect with --loss-type {}, which scores without a reference", names())
+            }
+            (_, Link::ForwardKl | Link::JensenShannon | Link::Alpha { .. }) if none => {
+                "--f-divergence-type: a divergence is between policy and reference; leave out --ref-model none".into()
+            }
+            _ => return Ok(self.method == Method::Dpo && !none && !self.is_reference_free()),
+        };
+        Err(Error::Usage(why))
     }
 
     /// Checks that every trained comparison of prepared or of evaluation groups has a meaning for

@@ -2,6 +2,8 @@
 //! `prepare` drops, splits and detaches, presets against their formulas in f64, and the logged
 //! formula.
 
+use std::path::Path;
+
 use common::fixtures::group;
 use mapl::backend::contract::{Curve, KINDS, Link, PreferenceFwd, Reduce, SUM_FIELDS};
 use mapl::backend::reference::Reference;
@@ -412,9 +414,15 @@ fn losses_without_a_meaning_are_refused_by_name() {
         let text = of(types).resolve(Method::Reward, [1.0; KINDS], false).unwrap_err().to_string();
         assert!(text.contains("has no effect in this reward run"), "{text}");
     }
-    for (options, named, present) in [(of(&[Orpo]), true, true), (divergent(Sigmoid), false, false)] {
+    let has = |options: LossOptions, given: Option<&str>| {
         let loss = options.resolve(Method::Dpo, [1.0; KINDS], false).unwrap();
-        assert!(loss.check_reference(named, present).is_err(), "{options:?}");
-        loss.check_reference(false, true).unwrap();
-    }
+        loss.has_reference(given.map(Path::new)).map_err(|e| e.to_string())
+    };
+    assert_eq!([has(of(&[Orpo]), None), has(of(&[Orpo]), Some("none"))], [Ok(false), Ok(false)]);
+    assert_eq!([has(of(&[Hinge]), None), has(of(&[Hinge]), Some("none"))], [Ok(true), Ok(false)]);
+    assert_eq!(has(divergent(Sigmoid), Some("other")), Ok(true));
+    assert!(
+        has(of(&[Simpo]), Some("other")).is_err_and(|e| e.contains("--ref-model has no effect with --loss-type simpo"))
+    );
+    assert!(has(divergent(Sigmoid), Some("none")).is_err_and(|e| e.contains("leave out --ref-model none")));
 }
