@@ -13,6 +13,10 @@
 //                 + sum over its terms of kind_scale weight w (df scale link' + 2 center sum)
 //   for each (kind, field) (one thread): sums over the comparisons in order
 //
+// AOT sorts x, the signed sum of scaled scores, and y, that of references, over the comparisons of
+// a kind with a weight; AOT_UNPAIRED sorts a and b. The argument is x - y of equal rank. A rank is a
+// count over all comparisons, so a sort takes comparisons² / 256 steps.
+//
 // A call computes one curve f of weight w. A loss of several curves is as many calls: the first
 // writes loss, logit and dscore, and each later one adds its loss and takes dscore as its direct
 // gradient.
@@ -46,7 +50,9 @@ EXPORT enum Curve : int {
     APO_DOWN,
     NCA_PAIR,
     BCO_PAIR,
-    SPPO_HARD
+    SPPO_HARD,
+    AOT,
+    AOT_UNPAIRED
 };
 EXPORT enum Link : int { IDENTITY, FORWARD_KL, JENSEN_SHANNON, ALPHA, ODDS };
 
@@ -118,6 +124,9 @@ DEVICE Point curve_at(Curve curve, Shape p, float z, float a, float b) {
         case ROBUST:
         case EXO:
             return smoothed_at(curve, p, z);
+        case AOT:
+        case AOT_UNPAIRED:
+            return smoothed_at(SIGMOID, p, z);
         case HINGE:
             // The last branch is for NaN, which both comparisons reject.
             return z < 1.0f ? of_z(1.0f - z, -1.0f) : z >= 1.0f ? of_z(0.0f, 0.0f) : of_z(z, z);
@@ -193,6 +202,18 @@ DEVICE bool finite(float x) {
     return x - x == 0.0f;
 }
 
+/// Place of comparison c in the order by kind and value of the comparisons with a weight. Equal
+/// values are in the order of the comparisons.
+DEVICE int rank_of(const float* values, const int* kind, const float* weight, int comparisons, int c) {
+    int rank = 0;
+    for (int other = 0; other < comparisons; ++other) {
+        bool smaller = values[other] < values[c] || (values[other] == values[c] && other < c);
+        bool before = kind[other] < kind[c] || (kind[other] == kind[c] && smaller);
+        rank += weight[other] != 0.0f && before ? 1 : 0;
+    }
+    return rank;
+}
+
 KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             const float* reference,      // (seqs), may be null
                             const float* inverse_rows,   // (seqs), may be null
@@ -214,11 +235,48 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             float* positive_slopes,      // (comparisons) scratch
                             float* negative_slopes,      // (comparisons) scratch
                             float* center_slopes,        // (comparisons) scratch
+                            float* x_of,                 // (comparisons) scratch of AOT, else null
+                            float* y_of,                 // (comparisons) scratch of AOT, else null
+                            float* sorted_x,             // (comparisons) scratch of AOT, else null
+                            float* sorted_y,             // (comparisons) scratch of AOT, else null
                             int seqs, int comparisons, Curve curve, float smoothing, float rest, float norm,
                             float temperature, Link link, float power, float curve_weight, int is_first,
                             float center) {
     if (blockIdx.x != 0) {
         return;
+    }
+    bool sorts = curve == AOT || curve == AOT_UNPAIRED;
+    if (sorts) {
+        for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
+            float x = 0.0f, y = 0.0f;
+            for (int slot = c * TERMS; slot < (c + 1) * TERMS; ++slot) {
+                int s = term_sequence[slot], sign = term_sign[slot];
+                if (s < 0 || (sign != 1 && sign != -1)) {
+                    continue;
+                }
+                float scaled = scale[c] * score[s];
+                float constant = scale[c] * (reference == nullptr ? 0.0f : reference[s]);
+                float rho = scale[c] * ratio_of(score, reference, s);
+                bool is_paired = curve == AOT;
+                x += is_paired ? float(sign) * scaled : sign == 1 ? rho : 0.0f;
+                y += is_paired ? float(sign) * constant : sign == -1 ? rho : 0.0f;
+            }
+            x_of[c] = x;
+            y_of[c] = y;
+            // Without a partner of its rank, which NaN causes, an argument is NaN.
+            sorted_x[c] = NAN;
+            sorted_y[c] = NAN;
+        }
+        // Ranks compare all comparisons, and their places are cleared before they are filled.
+        sync_block();
+        for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
+            if (weight[c] != 0.0f) {
+                sorted_x[rank_of(x_of, kind, weight, comparisons, c)] = x_of[c];
+                sorted_y[rank_of(y_of, kind, weight, comparisons, c)] = y_of[c];
+            }
+        }
+        // Partners are read below.
+        sync_block();
     }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
         // Signed and scaled sums of trained and of detached terms.
@@ -253,7 +311,15 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         float value = 0.0f;
         if (weight[c] != 0.0f) {
             Shape shape = {smoothing, rest, norm, temperature, scale[c]};
-            point = curve_at(curve, shape, total - margin[c], positive, negative);
+            float z = total - margin[c];
+            if (sorts) {
+                z = x_of[c] - sorted_y[rank_of(x_of, kind, weight, comparisons, c)];
+            }
+            point = curve_at(curve, shape, z, positive, negative);
+            if (curve == AOT_UNPAIRED) {
+                float of_negative = sorted_x[rank_of(y_of, kind, weight, comparisons, c)] - y_of[c];
+                point.negative = curve_at(curve, shape, of_negative, positive, negative).negative;
+            }
             value = weight[c] * curve_weight * (point.value + center * both * both);
             // The slopes can be finite when logit or loss is not (-1 at -inf). NaN makes the
             // gradient norm reject the step.

@@ -29,6 +29,9 @@ impl Loss {
         if self.curves.iter().any(|part| part.curve.is_of_terms()) {
             definitions.push(format!("a and b = {score} of the positive and of the negative term"));
         }
+        if self.is_of_batch() {
+            definitions.push("ranks in the batch, x and y = the parts of a - b by pi and by ref".to_owned());
+        }
         let mut text = format!("[{means}] of {}, {}", self.curve_text(), definitions.join(", "));
         if let Some(links) = self.link_text(frozen) {
             text += &format!(", {links}");
@@ -121,6 +124,12 @@ fn curve_text(curve: Curve) -> String {
         Curve::ApoDown => "sigmoid(a) + sigmoid(b - a)".to_owned(),
         Curve::NcaPair => "softplus(-a) + softplus(a) / 2 + softplus(b) / 2".to_owned(),
         Curve::BcoPair => "softplus(-a) + softplus(b)".to_owned(),
+        Curve::Aot { smoothing } => {
+            format!("({}) with z = x - y of equal rank", curve_text(Curve::Sigmoid { smoothing }))
+        }
+        Curve::AotUnpaired { smoothing } => {
+            format!("({}) with z = a - b of equal rank", curve_text(Curve::Sigmoid { smoothing }))
+        }
         Curve::SppoHard => "((a - 1/2) / beta)^2 + ((b + 1/2) / beta)^2".to_owned(),
     }
 }

@@ -34,11 +34,9 @@ pub enum LossType {
     Sft,
     Simpo,
     Orpo,
-    /// Refused: it sorts the pairs of a batch.
-    #[value(hide = true, alias = "aot_pair", alias = "aot-pair")]
+    #[value(alias = "aot_pair", alias = "aot-pair")]
     Aot,
-    /// Refused: it sorts the pairs of a batch.
-    #[value(hide = true, alias = "aot-unpaired")]
+    #[value(alias = "aot-unpaired")]
     AotUnpaired,
     /// Refused: it trains on rows of one response.
     #[value(hide = true)]
@@ -80,10 +78,6 @@ impl LossType {
     /// Reason why a loss that TRL has is not trained here.
     pub(super) fn missing(self) -> Option<&'static str> {
         match self {
-            LossType::Aot | LossType::AotUnpaired => Some(
-                "it sorts the log-ratios of all pairs of a batch, and a step here is the same for every split into \
-                 micro-batches; a sort over all micro-batches of a step is not implemented",
-            ),
             LossType::Kto | LossType::ApoZeroUnpaired => Some(
                 "it trains on rows with one response and a label, and rows are pairs here; for pairs, bco_pair and \
                  apo_zero weigh each response by itself",
@@ -107,9 +101,9 @@ impl LossType {
             LossType::NcaPair => Curve::NcaPair,
             LossType::BcoPair => Curve::BcoPair,
             LossType::SppoHard => Curve::SppoHard,
-            LossType::Sft | LossType::Aot | LossType::AotUnpaired | LossType::Kto | LossType::ApoZeroUnpaired => {
-                return None;
-            }
+            LossType::Aot => Curve::Aot { smoothing: p.smoothing },
+            LossType::AotUnpaired => Curve::AotUnpaired { smoothing: p.smoothing },
+            LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired => return None,
         })
     }
 
@@ -121,7 +115,7 @@ impl LossType {
     /// Whether `--label-smoothing` sets something.
     pub(super) fn takes_smoothing(self) -> bool {
         use LossType::*;
-        matches!(self, Sigmoid | SigmoidNorm | Robust | ExoPair | Simpo)
+        matches!(self, Sigmoid | SigmoidNorm | Robust | ExoPair | Simpo | Aot | AotUnpaired)
     }
 
     /// Whether the loss has no frozen reference and is the whole loss of a run.

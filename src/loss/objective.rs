@@ -128,6 +128,28 @@ impl Loss {
         self.types.iter().map(|(of, _)| *of).filter(|of| *of != LossType::Sft)
     }
 
+    /// Whether a curve sorts the comparisons of a batch.
+    pub fn is_of_batch(&self) -> bool {
+        self.curves.iter().any(|part| part.curve.is_of_batch())
+    }
+
+    /// Refuses a step of several micro-batches if a curve sorts the comparisons of the whole step:
+    /// a sort of each micro-batch would be another loss.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the loss.
+    pub fn check_split(&self, micro_batches: usize) -> Result<()> {
+        let mut sorting = self.curve_types().zip(&self.curves).filter(|(_, part)| part.curve.is_of_batch());
+        match sorting.next() {
+            Some((of, _)) if micro_batches > 1 => Err(Error::Usage(format!(
+                "--loss-type {} sorts the pairs of a whole step, so the step must be one micro-batch; set \
+                 --gradient-accumulation-steps 1 and --per-device-train-batch-size to the whole batch",
+                of.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a curve divides by the tokens of a sequence while scores are sums.
     pub fn needs_rows(&self) -> bool {
         self.curves.iter().any(|part| part.per_token)
@@ -169,7 +191,12 @@ impl Loss {
             let of_sign = |sign: i8| c.terms.iter().filter(|t| !t.detached && t.sign == sign).count();
             let is_pair = c.terms.len() == 2 && [of_sign(1), of_sign(-1)] == [1, 1];
             let (why, advice) = match (trained(c), is_pair, c.margin == 0.0) {
-                (false, ..) | (true, true, true) => continue,
+                (false, ..) => continue,
+                (true, true, true) if c.weight == 1.0 || !self.is_of_batch() => continue,
+                (true, true, true) => {
+                    let why = format!("has the weight {}, but sorted pairs weigh the same", c.weight);
+                    (why, "set it to 1 (--lambda-resp 1)".to_owned())
+                }
                 (true, false, _) => {
                     let terms = format!("has {} terms", c.terms.len());
                     (terms, format!("set --{}-weight 0, or build pairs with --inter-loss pair", c.kind.name()))

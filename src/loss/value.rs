@@ -1,9 +1,10 @@
-//! Losses of a comparison on the host, in f64 from the scores of its sequences: for evaluation, and
+//! Losses of comparisons on the host, in f64 from the scores of their sequences: for evaluation, and
 //! for the log of each of several losses.
 
 use super::objective::Loss;
 use super::signed_sum::signed_sum;
-use crate::backend::contract::curve::{Arguments, linked, value_and_slopes};
+use crate::backend::contract::Curve;
+use crate::backend::contract::curve::{Arguments, SortKeys, linked, matched, value_and_slopes};
 
 /// A term of a comparison with the scores of its sequence.
 #[derive(Clone, Copy, Debug)]
@@ -13,10 +14,24 @@ pub struct ScoredTerm {
     /// +1 or -1.
     pub sign: f64,
     pub detached: bool,
-    /// Score minus the score of the frozen reference.
-    pub ratio: f64,
+    pub score: f64,
+    /// Score of the frozen reference, or 0.
+    pub reference: f64,
     /// Tokens that are scored.
     pub rows: usize,
+}
+
+/// A comparison with the scores of its sequences.
+#[derive(Clone, Debug)]
+pub struct ScoredComparison {
+    /// Index of the kind.
+    pub kind: usize,
+    pub weight: f64,
+    /// Subtracted from the logit one by one.
+    pub margins: [f64; 2],
+    /// Bounds on the sum of the detached terms.
+    pub clip: Option<(f64, f64)>,
+    pub terms: Vec<ScoredTerm>,
 }
 
 /// Losses of a comparison.
@@ -29,35 +44,54 @@ pub struct ComparisonValues {
 }
 
 impl Loss {
-    /// Losses of a comparison of the given kind. `margins` are subtracted from the logit one by one;
-    /// `clip` bounds the sum of the detached terms.
-    pub fn values_of(
-        &self,
-        kind: usize,
-        margins: [f64; 2],
-        clip: Option<(f64, f64)>,
-        terms: &[ScoredTerm],
-    ) -> ComparisonValues {
-        let beta = self.scale[kind];
+    /// Losses of the comparisons of a batch.
+    pub fn values_of(&self, comparisons: &[ScoredComparison]) -> Vec<ComparisonValues> {
+        let mut all: Vec<ComparisonValues> = comparisons.iter().map(|c| self.values_of_one(c)).collect();
+        for (number, part) in self.curves.iter().enumerate().filter(|(_, part)| part.curve.is_of_batch()) {
+            let members: Vec<usize> = (0..comparisons.len()).filter(|&c| comparisons[c].weight != 0.0).collect();
+            let keys: Vec<SortKeys> = members.iter().map(|&c| self.sort_keys(&comparisons[c], part.curve)).collect();
+            for (&c, [z, _]) in members.iter().zip(matched(&keys)) {
+                let arguments = Arguments { z, terms: [0.0; 2], beta: self.scale[comparisons[c].kind] };
+                all[c].values[number] = value_and_slopes(part.curve, arguments).value;
+            }
+        }
+        all
+    }
+
+    /// What a curve of the batch sorts.
+    fn sort_keys(&self, c: &ScoredComparison, curve: Curve) -> SortKeys {
+        let beta = self.scale[c.kind];
+        let sum = |of: &dyn Fn(&ScoredTerm) -> f64| c.terms.iter().map(|t| beta * of(t)).sum::<f64>();
+        let side = |sign: f64| sum(&|t| if t.sign == sign { t.score - t.reference } else { 0.0 });
+        let [x, y] = match curve {
+            Curve::AotUnpaired { .. } => [side(1.0), side(-1.0)],
+            _ => [sum(&|t| t.sign * t.score), sum(&|t| t.sign * t.reference)],
+        };
+        SortKeys { kind: c.kind, x, y }
+    }
+
+    /// Losses of a comparison by itself; those of a curve of the batch follow.
+    fn values_of_one(&self, c: &ScoredComparison) -> ComparisonValues {
+        let beta = self.scale[c.kind];
         let mut logit = 0.0;
         let mut values = Vec::with_capacity(self.curves.len());
         for (number, part) in self.curves.iter().enumerate() {
             let rho = |t: &ScoredTerm| {
-                let rho = beta * linked(self.link, t.ratio).0;
+                let rho = beta * linked(self.link, t.score - t.reference).0;
                 if part.per_token { rho / t.rows.max(1) as f64 } else { rho }
             };
             let signed = |detached: bool| {
-                let terms = terms.iter().filter(|t| t.detached == detached);
+                let terms = c.terms.iter().filter(|t| t.detached == detached);
                 signed_sum(terms.map(|t| (t.prompt, t.sign * rho(t))))
             };
-            let constant = match clip {
+            let constant = match c.clip {
                 Some((low, high)) => signed(true).max(low).min(high),
                 None => signed(true),
             };
             let total = signed(false) + constant;
-            let of_sign = |sign: f64| terms.iter().filter(|t| !t.detached && t.sign == sign).map(rho).sum::<f64>();
+            let of_sign = |sign: f64| c.terms.iter().filter(|t| !t.detached && t.sign == sign).map(rho).sum::<f64>();
             let arguments =
-                Arguments { z: total - margins[0] - margins[1], terms: [of_sign(1.0), of_sign(-1.0)], beta };
+                Arguments { z: total - c.margins[0] - c.margins[1], terms: [of_sign(1.0), of_sign(-1.0)], beta };
             values.push(value_and_slopes(part.curve, arguments).value);
             if number == 0 {
                 logit = total;
@@ -68,10 +102,7 @@ impl Loss {
 
     /// The weighted sum of a comparison's values.
     pub fn sum_of(&self, values: &[f64]) -> f64 {
-        self.curves
-            .iter()
-            .zip(values)
-            .map(|(part, value)| if part.weight == 0.0 { 0.0 } else { part.weight * value })
-            .sum()
+        let weighted = self.curves.iter().zip(values).filter(|(part, _)| part.weight != 0.0);
+        weighted.map(|(part, value)| part.weight * value).sum()
     }
 }

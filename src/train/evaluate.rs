@@ -16,7 +16,7 @@ use crate::data::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{Loss, Method};
 use crate::loss::signed_sum::signed_sum;
-use crate::loss::value::ScoredTerm;
+use crate::loss::value::{ScoredComparison, ScoredTerm};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 
@@ -53,11 +53,11 @@ impl GroupScores {
         }))
     }
 
-    /// Terms of a comparison of `group` with their scores.
-    fn terms(&self, group: &TokenizedGroup, comparison: &SequenceComparison, scope: LogpScope) -> Vec<ScoredTerm> {
+    /// A comparison of `group` with its scores.
+    fn scored(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> ScoredComparison {
         let term = |t: &SequenceTerm| {
             let sequence = &group.sequences[t.sequence];
-            let prompt = match scope {
+            let prompt = match loss.scope {
                 LogpScope::Response => 0,
                 LogpScope::PromptAndResponse => group.prompt_ids[sequence.prompt].len().saturating_sub(1),
             };
@@ -65,11 +65,32 @@ impl GroupScores {
                 prompt: sequence.prompt,
                 sign: f64::from(t.sign),
                 detached: t.detached,
-                ratio: self.rho_of(t.sequence, 1.0),
+                score: self.policy[t.sequence],
+                reference: self.reference.as_ref().map_or(0.0, |r| r[t.sequence]),
                 rows: prompt + sequence.response_ids.len(),
             }
         };
-        comparison.terms.iter().map(term).collect()
+        ScoredComparison {
+            kind: comparison.kind.index(),
+            weight: comparison.weight,
+            margins: [comparison.margin, loss.margin],
+            clip: None,
+            terms: comparison.terms.iter().map(term).collect(),
+        }
+    }
+}
+
+/// Adds the comparisons of the scored groups. A curve of the batch sorts all of them.
+fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) {
+    let of_group = |(group, scores): (&TokenizedGroup, &GroupScores)| -> Vec<ScoredComparison> {
+        group.comparisons.iter().map(|c| scores.scored(loss, group, c)).collect()
+    };
+    let comparisons: Vec<ScoredComparison> = groups.iter().zip(scores).flat_map(of_group).collect();
+    for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
+        tally.kinds[c.kind].add(c.weight * loss.sum_of(&of.values), of.logit);
+        if of.values.len() > 1 {
+            tally.add_losses(c.kind, c.weight, &of.values);
+        }
     }
 }
 
@@ -203,6 +224,7 @@ impl<B: Backend> Evaluator<B> {
                 break;
             }
         }
+        tally_comparisons(&mut tally, loss, groups, &scores);
         tally.nll = likelihood(loss, groups, &scores);
         Ok((scores, tally))
     }
@@ -227,16 +249,8 @@ impl<B: Backend> Evaluator<B> {
                 logits: Vec::new(),
             };
             for comparison in &group.comparisons {
-                let kind = comparison.kind.index();
-                let scale = loss.scale[kind];
-                let logit = result.logit(group, comparison, scale);
+                let logit = result.logit(group, comparison, loss.scale[comparison.kind.index()]);
                 result.logits.push(logit);
-                let terms = result.terms(group, comparison, loss.scope);
-                let of = loss.values_of(kind, [comparison.margin, loss.margin], None, &terms);
-                tally.kinds[kind].add(comparison.weight * loss.sum_of(&of.values), of.logit);
-                if of.values.len() > 1 {
-                    tally.add_losses(kind, comparison.weight, &of.values);
-                }
             }
             if loss.method == Method::Sft {
                 tally.logp += result.policy.iter().sum::<f64>();

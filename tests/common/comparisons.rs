@@ -3,10 +3,10 @@
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
-use super::{On, Outputs, Slot};
+use super::{On, Outputs, Slot, normal};
 
 /// Every curve.
-pub const CURVES: [Curve; 14] = [
+pub const CURVES: [Curve; 16] = [
     Curve::Sigmoid { smoothing: 0.0 },
     Curve::Sigmoid { smoothing: 0.2 },
     Curve::Robust { smoothing: 0.0 },
@@ -21,6 +21,8 @@ pub const CURVES: [Curve; 14] = [
     Curve::NcaPair,
     Curve::BcoPair,
     Curve::SppoHard,
+    Curve::Aot { smoothing: 0.0 },
+    Curve::AotUnpaired { smoothing: 0.2 },
 ];
 
 /// Every link.
@@ -49,6 +51,30 @@ pub struct Preference {
 }
 
 impl Preference {
+    /// `pairs` comparisons of two terms each, of two kinds, with one weight: a curve of the batch sorts
+    /// them.
+    pub fn sorted(curve: Curve, pairs: usize) -> Self {
+        let reversed =
+            |c: i32| if c % 4 == 0 { vec![(2 * c + 1, -1), (2 * c, 1)] } else { vec![(2 * c, 1), (2 * c + 1, -1)] };
+        Self {
+            curves: vec![curve.into()],
+            link: Link::Identity,
+            center: 0.0,
+            score: normal("score", 2 * pairs, 2.0),
+            reference: Some(normal("reference", 2 * pairs, 2.0)),
+            rows: None,
+            direct: None,
+            terms: (0..pairs as i32).map(reversed).collect(),
+            kind: (0..pairs as i32).map(|c| i32::from(c % 3 == 1)).collect(),
+            scale: vec![0.5; pairs],
+            margin: vec![0.0; pairs],
+            // One comparison is left out, as padding is.
+            weight: (0..pairs).map(|c| if c == 2 { 0.0 } else { 1.0 }).collect(),
+            clip: vec![0.0; 2 * pairs],
+            kind_scale: vec![0.5, 0.25, 1.0],
+        }
+    }
+
     /// Whether a curve takes two terms apart.
     pub fn is_of_terms(&self) -> bool {
         self.curves.iter().any(|part| part.curve.is_of_terms())

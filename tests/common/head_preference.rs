@@ -212,7 +212,7 @@ impl Case {
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
         let far = max(logits) + max(&p.margin) + 0.5;
         let bounds = |part: &WeightedCurve| match part.curve {
-            Curve::Sigmoid { .. } => (1.0, 0.25),
+            Curve::Sigmoid { .. } | Curve::Aot { .. } | Curve::AotUnpaired { .. } => (1.0, 0.25),
             Curve::Robust { smoothing } => (1.0 / (1.0 - 2.0 * smoothing), 0.25 / (1.0 - 2.0 * smoothing)),
             Curve::Hinge => (1.0, 0.0),
             Curve::Ipo | Curve::SppoHard => (2.0 * far / least.powi(2), 2.0 / least.powi(2)),

@@ -237,6 +237,8 @@ fn every_loss() -> Vec<LossOptions> {
         Sft,
         Simpo,
         Orpo,
+        Aot,
+        AotUnpaired,
     ];
     let mut all: Vec<LossOptions> = plain.iter().map(|one| of(&[*one])).collect();
     all.push(LossOptions { label_smoothing: Some(0.1), ..of(&[ExoPair]) });
@@ -381,8 +383,7 @@ fn losses_without_a_meaning_are_refused_by_name() {
     refused(of(&[Sigmoid, Hinge, Sigmoid]), &["sigmoid is given twice"]);
     refused(of(&[Simpo, Sigmoid]), &["simpo", "give it alone"]);
     refused(of(&[Sigmoid, Orpo]), &["orpo", "give it alone"]);
-    for (one, why) in [(Aot, "sorts"), (AotUnpaired, "sorts"), (Kto, "one response"), (ApoZeroUnpaired, "one response")]
-    {
+    for (one, why) in [(Kto, "one response"), (ApoZeroUnpaired, "one response")] {
         refused(of(&[one]), &["known in TRL and not supported here", why]);
     }
     for weights in [vec![1.0], vec![1.0, 2.0, 3.0], vec![0.0, 0.0], vec![1.0, -1.0], vec![f64::NAN, 1.0]] {
@@ -393,13 +394,13 @@ fn losses_without_a_meaning_are_refused_by_name() {
         refused(smoothed(one), &["--label-smoothing has no effect", &one.name()]);
     }
     let divergent = |one| LossOptions { f_divergence_type: Some(Divergence::ForwardKl), ..of(&[one]) };
-    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Simpo, Orpo] {
+    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Simpo, Orpo, Aot, AotUnpaired] {
         refused(divergent(one), &["--f-divergence-type", &one.name()]);
     }
     for one in [SigmoidNorm, Simpo, Orpo] {
         refused(LossOptions { logp_reduce: Some(ReduceName::Sum), ..of(&[one]) }, &["--logp-reduce sum", &one.name()]);
     }
-    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard] {
+    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Aot] {
         refused(LossOptions { margin: Some(0.5), ..of(&[one]) }, &["--margin has no effect", &one.name()]);
     }
     refused(LossOptions { discopop_tau: Some(0.1), ..LossOptions::default() }, &["--discopop-tau has no effect"]);
@@ -425,4 +426,23 @@ fn losses_without_a_meaning_are_refused_by_name() {
         has(of(&[Simpo]), Some("other")).is_err_and(|e| e.contains("--ref-model has no effect with --loss-type simpo"))
     );
     assert!(has(divergent(Sigmoid), Some("none")).is_err_and(|e| e.contains("leave out --ref-model none")));
+}
+
+/// A sort needs all pairs of a step at once, each with the same weight.
+#[test]
+fn sorting_losses_refuse_several_micro_batches_and_weights() {
+    for one in [LossType::Aot, LossType::AotUnpaired] {
+        let loss = dpo(of(&[LossType::Sigmoid, one]), [1.0, 1.0, 0.0], false);
+        loss.check_split(1).unwrap();
+        let text = loss.check_split(2).unwrap_err().to_string();
+        for part in [one.name().as_str(), "one micro-batch", "--gradient-accumulation-steps 1"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let mut group = full();
+        group.comparisons[1].weight = 0.5;
+        let text = loss.check_comparisons(&loss.prepare(vec![group])).unwrap_err().to_string();
+        assert!(text.contains("has the weight 0.5"), "{text}");
+        loss.check_comparisons(&loss.prepare(vec![full()])).unwrap();
+    }
+    dpo(LossOptions::default(), [1.0; 3], false).check_split(8).unwrap();
 }

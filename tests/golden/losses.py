@@ -23,10 +23,8 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 NAMES = ["models/qwen2", "models/qwen2-reference"]
 STEPS = 4
 LEARNING_RATE = 1e-4
-# Options besides beta. TRL has no cDPO; its aot loss on a batch of one pair has the same formula, because sorting one
-# pair has no effect.
 PLAIN = ["sigmoid", "hinge", "ipo", "apo_zero", "apo_down", "nca_pair", "bco_pair", "sppo_hard", "discopop", "sft", "sigmoid_norm"]
-SMOOTHED = ["robust", "exo_pair"]
+SMOOTHED = ["robust", "exo_pair", "aot", "aot_unpaired"]
 DIVERGENCES = [("sigmoid", "forward_kl"), ("ipo", "js_divergence"), ("sigmoid_norm", "alpha_divergence"), ("hinge", "alpha_divergence")]
 LIST = ["sigmoid", "ipo", "bco_pair", "sft"]
 LIST_WEIGHTS = [0.8, 0.3, 0.2, 1.0]
@@ -35,7 +33,6 @@ LIST_WEIGHTS = [0.8, 0.3, 0.2, 1.0]
 def cases(smoothing):
     """Returns the losses of TRL's DPOTrainer: options of mapl, and attributes of the trainer."""
     out = [({"loss_type": [name]}, {"loss_types": [name]}) for name in PLAIN]
-    out.append(({"loss_type": ["sigmoid"], "label_smoothing": smoothing}, {"loss_types": ["aot"]}))
     for name in SMOOTHED:
         if name != "exo_pair" or smoothing > 0:
             out.append(({"loss_type": [name], "label_smoothing": smoothing}, {"loss_types": [name]}))
@@ -64,7 +61,9 @@ def row_losses(trainer, row, beta, smoothing):
     mask[0, 1 : 1 + row["chosen_tokens"]] = 1
     mask[1, 1 : 1 + row["rejected_tokens"]] = 1
     losses = []
-    for options, attributes in cases(smoothing):
+    # TRL has no cDPO; its aot loss on a batch of one pair has the same formula, because sorting one pair has no effect.
+    cdpo = ({"loss_type": ["sigmoid"], "label_smoothing": smoothing}, {"loss_types": ["aot"]})
+    for options, attributes in cases(smoothing) + [cdpo]:
         # The bound on the exponent of the alpha-divergence is defined for float32 and below.
         dtype = torch.float32 if "f_alpha_divergence_coef" in options else torch.float64
         configure(trainer, beta, smoothing, attributes)
@@ -190,13 +189,11 @@ def loss_steps(folders, scratch):
     pairs = make.make_pairs(23)
     steps = []
     for options, attributes in cases(0.1):
-        # A batch has several pairs here, so aot would sort them.
-        if attributes["loss_types"] != ["aot"]:
-            # The exponential of the forward divergence needs a reference near the policy.
-            near = options.get("f_divergence_type") == "forward_kl"
-            reference = NAMES[0] if near else NAMES[1]
-            of = dpo_steps([folders[0], folders[0] if near else folders[1]], pairs, scratch, 0.1, attributes)
-            steps.append({"options": {**options, "beta": make.BETA}, "prompts": "whole", "reference": reference, **of})
+        # The exponential of the forward divergence needs a reference near the policy.
+        near = options.get("f_divergence_type") == "forward_kl"
+        reference = NAMES[0] if near else NAMES[1]
+        of = dpo_steps([folders[0], folders[0] if near else folders[1]], pairs, scratch, 0.1, attributes)
+        steps.append({"options": {**options, "beta": make.BETA}, "prompts": "whole", "reference": reference, **of})
     simpo = lambda **more: CPOConfig(loss_type="simpo", **more)
     of = reference_free_steps(folders, pairs, scratch, simpo, CPOTrainer)
     steps.append({"options": {"loss_type": ["simpo"]}, "prompts": "whole", "reference": None, **of})

@@ -1,7 +1,8 @@
 //! Loss curves of a comparison with their slopes, in f64. Every backend follows these definitions.
 //!
 //! Most curves are functions of the argument z alone. Others take the two trained terms apart: a is
-//! the chosen term's rho, b the rejected one's. They need exactly one trained term of each sign.
+//! the chosen term's rho, b the rejected one's. They need exactly one trained term of each sign. The
+//! curves of the batch sort such terms over the comparisons of a kind, and match them by rank.
 
 use super::{Result, expect};
 
@@ -34,6 +35,11 @@ pub enum Curve {
     /// `((a - 1/2) / beta)² + ((b + 1/2) / beta)²`, SPPO (arXiv 2405.00675) with hard labels and the
     /// comparison's scale as beta.
     SppoHard,
+    /// The curve of [`Curve::Sigmoid`] at `x - y`, AOT (arXiv 2406.05882): x is the signed sum of
+    /// the scaled scores, and y the signed sum of the references that has the same rank as x.
+    Aot { smoothing: f64 },
+    /// The curve of [`Curve::Sigmoid`] at `a - b` of equal rank, unpaired AOT (arXiv 2406.05882).
+    AotUnpaired { smoothing: f64 },
 }
 
 /// One of the curves that a loss is the weighted sum of.
@@ -75,7 +81,7 @@ impl Curve {
     /// Checks the range of the curve's parameter.
     pub(super) fn check(self, op: &'static str) -> Result<()> {
         match self {
-            Curve::Sigmoid { smoothing } => {
+            Curve::Sigmoid { smoothing } | Curve::Aot { smoothing } | Curve::AotUnpaired { smoothing } => {
                 expect(op, "smoothing", (0.0..=0.5).contains(&smoothing), "0 to 0.5", smoothing)
             }
             Curve::Robust { smoothing } => {
@@ -99,11 +105,22 @@ impl Curve {
         }
     }
 
-    /// Whether the curve takes its two terms apart. Such a curve knows no margin and no detached
-    /// terms.
+    /// Whether the curve sorts the comparisons of a batch: those of the same kind with a weight.
+    pub fn is_of_batch(self) -> bool {
+        matches!(self, Curve::Aot { .. } | Curve::AotUnpaired { .. })
+    }
+
+    /// Whether the curve takes its two terms apart, also to sort them. Such a curve knows no margin
+    /// and no detached terms.
     pub fn is_of_terms(self) -> bool {
         match self {
-            Curve::ApoZero | Curve::ApoDown | Curve::NcaPair | Curve::BcoPair | Curve::SppoHard => true,
+            Curve::ApoZero
+            | Curve::ApoDown
+            | Curve::NcaPair
+            | Curve::BcoPair
+            | Curve::SppoHard
+            | Curve::Aot { .. }
+            | Curve::AotUnpaired { .. } => true,
             Curve::Sigmoid { .. }
             | Curve::Robust { .. }
             | Curve::Hinge
@@ -121,6 +138,8 @@ pub(super) fn check(op: &'static str, curves: &[WeightedCurve], link: Link, has_
         part.curve.check(op)?;
         let weighted = part.weight.is_finite() && part.weight >= 0.0;
         expect(op, "weight of a curve", weighted, "a finite number of at least 0", part.weight)?;
+        let whole = link == Link::Identity && !part.per_token;
+        expect(op, "link", whole || !part.curve.is_of_batch(), "log-ratios, because a curve sorts", "another")?;
         expect(op, "inverse_rows", has_rows || !part.per_token, "given, because a curve is per token", "none")?;
     }
     match link {
@@ -165,8 +184,10 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
     let of_z = |value: f64, slope: f64| Point { value, slopes: [slope, -slope] };
     match curve {
         // At e = 0 the smoothed terms are omitted, because 0 * softplus(inf) is NaN.
-        Curve::Sigmoid { smoothing: 0.0 } => of_z(softplus(-z), -sigmoid(-z)),
-        Curve::Sigmoid { smoothing: e } => {
+        Curve::Sigmoid { smoothing: 0.0 } | Curve::Aot { smoothing: 0.0 } | Curve::AotUnpaired { smoothing: 0.0 } => {
+            of_z(softplus(-z), -sigmoid(-z))
+        }
+        Curve::Sigmoid { smoothing: e } | Curve::Aot { smoothing: e } | Curve::AotUnpaired { smoothing: e } => {
             of_z((1.0 - e) * softplus(-z) + e * softplus(z), -(1.0 - e) * sigmoid(-z) + e * sigmoid(z))
         }
         Curve::Robust { smoothing: e } => {
@@ -213,6 +234,37 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
     }
 }
 
+/// The two numbers of a comparison that a curve of the batch sorts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SortKeys {
+    /// Only comparisons of the same kind are sorted together.
+    pub kind: usize,
+    pub x: f64,
+    pub y: f64,
+}
+
+/// For each comparison, the arguments of a curve of the batch: `x` minus the y of the same rank, and
+/// the x of the same rank as `y`, minus `y`. Equal numbers rank in the order of the comparisons.
+pub(crate) fn matched(keys: &[SortKeys]) -> Vec<[f64; 2]> {
+    let order = |number: fn(&SortKeys) -> f64| {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        // Adding 0 makes -0 equal to 0.
+        let key = |&c: &usize| (keys[c].kind, number(&keys[c]) + 0.0);
+        order.sort_by(|a, b| {
+            let ((kind, of_a), (other, of_b)) = (key(a), key(b));
+            kind.cmp(&other).then(of_a.total_cmp(&of_b))
+        });
+        order
+    };
+    let (by_x, by_y) = (order(|k| k.x), order(|k| k.y));
+    let mut arguments = vec![[f64::NAN; 2]; keys.len()];
+    for (&c, &d) in by_x.iter().zip(&by_y) {
+        let difference = keys[c].x - keys[d].y;
+        (arguments[c][0], arguments[d][1]) = (difference, difference);
+    }
+    arguments
+}
+
 /// Value and slope of a link at u.
 pub(crate) fn linked(link: Link, u: f64) -> (f64, f64) {
     match link {
@@ -239,7 +291,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// Every curve, with and without smoothing.
-    pub(crate) const CURVES: [Curve; 14] = [
+    pub(crate) const CURVES: [Curve; 16] = [
         Curve::Sigmoid { smoothing: 0.0 },
         Curve::Sigmoid { smoothing: 0.1 },
         Curve::Robust { smoothing: 0.0 },
@@ -254,6 +306,8 @@ pub(crate) mod tests {
         Curve::NcaPair,
         Curve::BcoPair,
         Curve::SppoHard,
+        Curve::Aot { smoothing: 0.0 },
+        Curve::AotUnpaired { smoothing: 0.1 },
     ];
     pub(crate) const LINKS: [Link; 6] = [
         Link::Identity,
@@ -296,6 +350,18 @@ pub(crate) mod tests {
         }
         let middle = Point { value: std::f64::consts::LN_2, slopes: [-0.5, 0.5] };
         assert_eq!(value_and_slopes(CURVES[0], at(0.0, 0.0)), middle);
+    }
+
+    #[test]
+    fn numbers_of_equal_rank_are_matched_within_a_kind() {
+        let key = |kind, x, y| SortKeys { kind, x, y };
+        let keys = [key(0, 3.0, 1.0), key(1, 0.5, 9.0), key(0, -1.0, 7.0), key(0, 2.0, -4.0), key(1, -0.0, 8.0)];
+        // Kind 0: x -1 2 3 with y -4 1 7. Kind 1: x -0 0.5 with y 8 9.
+        let expected = [[-4.0, 1.0], [-8.5, -8.5], [3.0, -4.0], [1.0, 3.0], [-8.0, -8.0]];
+        assert_eq!(matched(&keys), expected);
+        // Ties keep the order of the comparisons, and a batch of one matches itself.
+        assert_eq!(matched(&[key(0, 1.0, 5.0), key(0, 1.0, 2.0)]), [[-1.0, -4.0], [-4.0, -1.0]]);
+        assert_eq!(matched(&[key(2, 1.0, 0.25)]), [[0.75; 2]]);
     }
 
     #[test]

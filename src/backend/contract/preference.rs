@@ -74,6 +74,8 @@ impl<B: Backend> Comparisons<'_, B> {
 ///   `+ clip(sum over detached terms of sign_k rho_k)`
 /// - `z = logit - margin`
 /// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
+/// - a curve of the batch has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
+///   one weight
 /// - `loss = weight * sum over curves of curve weight * (f(z, a, b) + center * (sum of both scores)²)`,
 ///   with `center` for base pairs and the first curve only
 /// - `dscore_k = direct_k + sum over the uses of sequence k of kind_scale * d loss / d score_k`

@@ -2,6 +2,7 @@
 //! Serial: a batch has at most a few thousand comparisons.
 
 use super::Cpu;
+use crate::backend::contract::curve::{self, SortKeys};
 use crate::backend::contract::*;
 
 /// `softplus(-z)`, `softplus(z)`, `sigmoid(-z)` and `sigmoid(z)` from a single exponential.
@@ -19,8 +20,11 @@ fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, 
     let of_z = |value: f32, slope: f32| (value, [slope, -slope]);
     match curve {
         // At e = 0 the smoothed terms are omitted, because 0 * softplus(inf) is NaN.
-        Curve::Sigmoid { smoothing: 0.0 } | Curve::Robust { smoothing: 0.0 } => of_z(lower, -sigmoid_lower),
-        Curve::Sigmoid { smoothing } => {
+        Curve::Sigmoid { smoothing: 0.0 }
+        | Curve::Robust { smoothing: 0.0 }
+        | Curve::Aot { smoothing: 0.0 }
+        | Curve::AotUnpaired { smoothing: 0.0 } => of_z(lower, -sigmoid_lower),
+        Curve::Sigmoid { smoothing } | Curve::Aot { smoothing } | Curve::AotUnpaired { smoothing } => {
             let (e, rest) = (smoothing as f32, (1.0 - smoothing) as f32);
             of_z(rest * lower + e * upper, e * sigmoid_upper - rest * sigmoid_lower)
         }
@@ -106,7 +110,41 @@ struct Sums {
     scores: f32,
 }
 
+/// Arguments of a curve of the batch, for each comparison; NaN without a weight. Sorting f32 as f64
+/// keeps the order.
+fn matched(a: &PreferenceFwd<'_, Cpu>, curve: Curve) -> Vec<[f32; 2]> {
+    let (score, table) = (a.score.slice(), &a.table);
+    let (sequence, sign, kind) = (table.term_sequence.slice(), table.term_sign.slice(), table.kind.slice());
+    let (scale, weight) = (table.scale.slice(), table.weight.slice());
+    let reference = |s: usize| a.reference.map_or(0.0, |r| r.slice()[s]);
+    let members: Vec<usize> = (0..a.comparisons).filter(|&c| weight[c] != 0.0).collect();
+    let keys: Vec<SortKeys> = members
+        .iter()
+        .map(|&c| {
+            let mut sums = [0.0f32; 2];
+            for slot in (c * TERMS..(c + 1) * TERMS).filter(|&slot| sequence[slot] >= 0 && sign[slot].abs() == 1) {
+                let (s, sign) = (sequence[slot] as usize, sign[slot]);
+                match curve {
+                    Curve::AotUnpaired { .. } => sums[usize::from(sign < 0)] += scale[c] * (score[s] - reference(s)),
+                    _ => {
+                        sums[0] += sign as f32 * (scale[c] * score[s]);
+                        sums[1] += sign as f32 * (scale[c] * reference(s));
+                    }
+                }
+            }
+            SortKeys { kind: kind[c] as usize, x: f64::from(sums[0]), y: f64::from(sums[1]) }
+        })
+        .collect();
+    let mut all = vec![[f32::NAN; 2]; a.comparisons];
+    for (c, arguments) in members.into_iter().zip(curve::matched(&keys)) {
+        all[c] = arguments.map(|argument| argument as f32);
+    }
+    all
+}
+
 pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
+    let matched: Vec<Option<Vec<[f32; 2]>>> =
+        a.curves.iter().map(|part| part.curve.is_of_batch().then(|| matched(&a, part.curve))).collect();
     let (score, table) = (a.score.slice(), &a.table);
     let (sequence, sign, kind) = (table.term_sequence.slice(), table.term_sign.slice(), table.kind.slice());
     let (scale, weight, clip) = (table.scale.slice(), table.weight.slice(), table.detached_clip.slice());
@@ -153,7 +191,15 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
             let center = if number == 0 { a.center as f32 } else { 0.0 };
             let centred = center != 0.0 && kind == 0 && terms().count() == 2;
             let pair_sum = if centred { of.scores } else { 0.0 };
-            let (f, slopes) = value_and_slopes(part.curve, total - margin[c], of.by_sign, scale[c]);
+            let at = |z: f32| value_and_slopes(part.curve, z, of.by_sign, scale[c]);
+            let (f, slopes) = match &matched[number] {
+                None => at(total - margin[c]),
+                Some(matched) => {
+                    let [positive, negative] = matched[c];
+                    let negative = if matches!(part.curve, Curve::Aot { .. }) { positive } else { negative };
+                    (at(positive).0, [at(positive).1[0], at(negative).1[1]])
+                }
+            };
             let weight = weight[c] * part.weight as f32;
             let value = weight * (f + center * pair_sum * pair_sum);
             loss[c] += value;
@@ -189,7 +235,6 @@ fn clamp(value: f32, low: f32, high: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::contract::curve;
     use crate::backend::contract::curve::tests::{CURVES, LINKS};
 
     #[test]

@@ -34,6 +34,8 @@ fn curve_parameters(curve: Curve) -> (launch::Curve, f64, f64) {
         Curve::NcaPair => (launch::Curve::NcaPair, 0.0, 1.0),
         Curve::BcoPair => (launch::Curve::BcoPair, 0.0, 1.0),
         Curve::SppoHard => (launch::Curve::SppoHard, 0.0, 1.0),
+        Curve::Aot { smoothing } => (launch::Curve::Aot, smoothing, 1.0),
+        Curve::AotUnpaired { smoothing } => (launch::Curve::AotUnpaired, smoothing, 1.0),
     }
 }
 
@@ -61,6 +63,9 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
 ) -> Result<()> {
     let mut scratch = k.scratch()?;
     let [positive_slopes, negative_slopes, center_slopes] = gradient_pieces(&mut scratch, a.comparisons);
+    let sorts = a.curves.iter().any(|part| part.curve.is_of_batch());
+    let keys = if sorts { a.comparisons } else { 0 };
+    let [x_of, y_of, sorted_x, sorted_y] = std::array::from_fn(|_| scratch.request::<f32>(keys));
     scratch.take()?;
     let (link, power) = link_parameters(a.link);
     let t = &a.table;
@@ -90,6 +95,10 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
             positive_slopes: scratch.write(positive_slopes),
             negative_slopes: scratch.write(negative_slopes),
             center_slopes: scratch.write(center_slopes),
+            x_of: scratch.write(x_of),
+            y_of: scratch.write(y_of),
+            sorted_x: scratch.write(sorted_x),
+            sorted_y: scratch.write(sorted_y),
             seqs: int(a.seqs)?,
             comparisons: int(a.comparisons)?,
             curve,
@@ -130,14 +139,15 @@ mod tests {
             memory
         };
         let (unused_terms, ones, zeros) = (memory(&[u32::MAX; 4]), memory(&[1.0f32.to_bits(); 4]), memory(&[0; 8]));
-        let out: Vec<_> = (0..6).map(|_| memory(&[0; 15])).collect();
+        let out: Vec<_> = (0..10).map(|_| memory(&[0; 15])).collect();
         let run = |curve: i32, link: i32| {
             let [terms, ones, zeros] = [&unused_terms, &ones, &zeros].map(Emulator::address);
             let [loss, logit, sums, positive, negative, center] =
                 [0, 1, 2, 3, 4, 5].map(|i| Emulator::address(&out[i]));
+            let keys = [6, 7, 8, 9].map(|i: usize| Emulator::address(&out[i]));
             let pointers = [
                 zeros, 0, 0, terms, zeros, zeros, ones, zeros, ones, zeros, zeros, zeros, zeros, 0, loss, logit, zeros,
-                sums, positive, negative, center,
+                sums, positive, negative, center, keys[0], keys[1], keys[2], keys[3],
             ];
             let (numbers, factors) = ([1, 1, curve], [0.25f32, 0.75, 0.5, 1.0]);
             let (linked, rest) = ([link], [1.0f32, 1.0]);

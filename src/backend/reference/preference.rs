@@ -18,11 +18,41 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
     if let Some(direct) = a.direct {
         dscore.copy_from_slice(direct.slice());
     }
-    for c in 0..a.comparisons {
-        let terms: Vec<(usize, i32)> = (c * TERMS..(c + 1) * TERMS)
-            .filter(|&i| sequence[i] >= 0)
-            .map(|i| (sequence[i] as usize, sign[i]))
+    let terms_of = |c: usize| -> Vec<(usize, i32)> {
+        let used = (c * TERMS..(c + 1) * TERMS).filter(|&i| sequence[i] >= 0);
+        used.map(|i| (sequence[i] as usize, sign[i])).collect()
+    };
+    // Arguments of a curve of the batch, for each comparison.
+    let sorted = |curve: Curve| -> Vec<[f64; 2]> {
+        let members: Vec<usize> = (0..a.comparisons).filter(|&c| weight[c] != 0.0).collect();
+        let reference = |s: usize| a.reference.map_or(0.0, |r| r.slice()[s]);
+        let sum = |c: usize, of: &dyn Fn(usize, i32) -> f64| -> f64 {
+            terms_of(c).iter().filter(|(_, sign)| sign.abs() == 1).map(|&(s, sign)| scale[c] * of(s, sign)).sum()
+        };
+        let keys: Vec<curve::SortKeys> = members
+            .iter()
+            .map(|&c| {
+                let kind = at(table.kind.slice(), c);
+                let [x, y] = match curve {
+                    Curve::AotUnpaired { .. } => {
+                        [1, -1].map(|side| sum(c, &|s, sign| if sign == side { score[s] - reference(s) } else { 0.0 }))
+                    }
+                    _ => [
+                        sum(c, &|s, sign| f64::from(sign) * score[s]),
+                        sum(c, &|s, sign| f64::from(sign) * reference(s)),
+                    ],
+                };
+                curve::SortKeys { kind, x, y }
+            })
             .collect();
+        let mut all = vec![[f64::NAN; 2]; a.comparisons];
+        members.into_iter().zip(curve::matched(&keys)).for_each(|(c, arguments)| all[c] = arguments);
+        all
+    };
+    let matched: Vec<Option<Vec<[f64; 2]>>> =
+        a.curves.iter().map(|part| part.curve.is_of_batch().then(|| sorted(part.curve))).collect();
+    for c in 0..a.comparisons {
+        let terms = terms_of(c);
         let kind = at(table.kind.slice(), c);
         let weighted = weight[c] != 0.0;
         let link = |s: usize| curve::linked(a.link, score[s] - a.reference.map_or(0.0, |r| r.slice()[s]));
@@ -49,7 +79,16 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
             if !weighted {
                 continue;
             }
-            let point = curve::value_and_slopes(part.curve, arguments);
+            let point = match &matched[number] {
+                None => curve::value_and_slopes(part.curve, arguments),
+                Some(matched) => {
+                    let at = |z: f64| curve::value_and_slopes(part.curve, curve::Arguments { z, ..arguments });
+                    let [positive, negative] = matched[c];
+                    let negative = if matches!(part.curve, Curve::Aot { .. }) { positive } else { negative };
+                    let point = at(positive);
+                    curve::Point { value: point.value, slopes: [point.slopes[0], at(negative).slopes[1]] }
+                }
+            };
             let value = weight[c] * part.weight * (point.value + a.center * both * both);
             loss[c] += value;
             let factor = table.kind_scale.slice()[kind] * (weight[c] * part.weight);

@@ -22,7 +22,7 @@ use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
-use crate::loss::value::ScoredTerm;
+use crate::loss::value::{ScoredComparison, ScoredTerm};
 use crate::train::frozen::FrozenCache;
 use crate::train::metrics::{Tally, tally_scores};
 
@@ -71,9 +71,10 @@ impl Packer {
     /// batch. Its counts are known here, so the split into micro-batches does not matter.
     ///
     /// # Errors
-    /// Errors of [`pack_into`], and [`crate::Error::Runtime`] for a sequence without a cached
-    /// score.
+    /// Errors of [`pack_into`] and [`Loss::check_split`], and [`crate::Error::Runtime`] for a sequence
+    /// without a cached score.
     pub fn pack(&self, micro_batches: &[Vec<&TokenizedGroup>], into: &mut PackedStep) -> Result<()> {
+        self.loss.check_split(micro_batches.len())?;
         let totals = Totals::of(micro_batches);
         let kind_scale = self.loss.kind_scale(totals.comparisons);
         into.count = micro_batches.len();
@@ -173,35 +174,38 @@ impl PackedMicroBatch {
         let frozen = if results.frozen.is_empty() { &zeros } else { results.frozen };
         tally_scores(&mut tally, &self.batch, results.score, frozen);
         if loss.curves.len() > 1 {
-            let ratio: Vec<f64> = results.score.iter().zip(frozen).map(|(score, frozen)| score - frozen).collect();
-            self.tally_losses(&mut tally, loss, &ratio);
+            self.tally_losses(&mut tally, loss, (results.score, frozen));
         }
         (tally, not_finite)
     }
 
     /// Adds each of several losses. The device returns only their sum, so the host computes them
-    /// from the scores; `ratio` is (seqs).
-    fn tally_losses(&self, tally: &mut Tally, loss: &Loss, ratio: &[f64]) {
+    /// from the scores; `score` and `reference` are (seqs).
+    fn tally_losses(&self, tally: &mut Tally, loss: &Loss, (score, reference): (&[f64], &[f64])) {
         let table = &self.batch.comparisons;
         let rows: Vec<usize> = rows_of(&self.batch).collect();
-        for c in (0..table.kind.len()).filter(|&c| table.weight[c] != 0.0) {
-            let used = (c * TERMS..(c + 1) * TERMS).filter(|&slot| table.term_sequence[slot] >= 0);
-            let terms: Vec<ScoredTerm> = used
-                .map(|slot| {
-                    let (s, sign) = (table.term_sequence[slot] as usize, table.term_sign[slot]);
-                    ScoredTerm {
-                        prompt: self.batch.sequences[s].prompt,
-                        sign: f64::from(sign.signum()),
-                        detached: sign.abs() == 2,
-                        ratio: ratio[s],
-                        rows: rows[s],
-                    }
-                })
-                .collect();
-            let kind = table.kind[c] as usize;
-            let clip = (table.detached_clip[2 * c], table.detached_clip[2 * c + 1]);
-            let of = loss.values_of(kind, [table.margin[c], 0.0], Some(clip), &terms);
-            tally.add_losses(kind, table.weight[c], &of.values);
+        let term = |slot: usize| {
+            let (s, sign) = (table.term_sequence[slot] as usize, table.term_sign[slot]);
+            ScoredTerm {
+                prompt: self.batch.sequences[s].prompt,
+                sign: f64::from(sign.signum()),
+                detached: sign.abs() == 2,
+                score: score[s],
+                reference: reference[s],
+                rows: rows[s],
+            }
+        };
+        let comparison = |c: usize| ScoredComparison {
+            kind: table.kind[c] as usize,
+            weight: table.weight[c],
+            margins: [table.margin[c], 0.0],
+            clip: Some((table.detached_clip[2 * c], table.detached_clip[2 * c + 1])),
+            terms: (c * TERMS..(c + 1) * TERMS).filter(|&slot| table.term_sequence[slot] >= 0).map(term).collect(),
+        };
+        let comparisons: Vec<ScoredComparison> =
+            (0..table.kind.len()).filter(|&c| table.weight[c] != 0.0).map(comparison).collect();
+        for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
+            tally.add_losses(c.kind, c.weight, &of.values);
         }
     }
 }

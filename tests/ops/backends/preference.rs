@@ -82,7 +82,7 @@ fn negative(p: &mut Preference) {
 #[test]
 fn every_link_matches_the_reference() {
     for link in LINKS {
-        for curve in CURVES {
+        for curve in CURVES.into_iter().filter(|curve| !curve.is_of_batch()) {
             let mut p = batch(curve, 1.0);
             p.link = link;
             negative(&mut p);
@@ -117,6 +117,38 @@ fn several_curves_match_the_reference_and_their_sum() {
             compare("centred", &p);
         }
     }
+}
+
+/// More pairs than a block has threads; ties; NaN, which has no rank.
+#[test]
+fn sorted_pairs_match_the_reference() {
+    for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
+        for pairs in [1, 7, 300] {
+            let mut p = Preference::sorted(curve, pairs);
+            // Sums of up to 200 comparisons.
+            let tolerance =
+                |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
+            check!(format!("{curve:?} of {pairs}"), |on: &_| preference(on, &p), tolerance);
+            p.score.fill(1.5);
+            check!(format!("{curve:?} of {pairs}, ties"), |on: &_| preference(on, &p), tolerance);
+        }
+    }
+}
+
+fn sort_with_nan<B: Backend>(on: &On<B>) {
+    for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
+        let mut p = Preference::sorted(curve, 6);
+        p.score[0] = f64::NAN;
+        let outputs = preference(on, &p);
+        assert!(outputs[0].1[0].is_nan() && outputs[2].1[..2].iter().all(|slope| slope.is_nan()), "{outputs:?}");
+        // Only comparisons of the same kind are sorted together.
+        assert!(outputs[0].1[1].is_finite() && outputs[2].1[2..4].iter().all(|slope| slope.is_finite()), "{outputs:?}");
+    }
+}
+
+#[test]
+fn a_score_that_is_nan_spoils_only_its_kind() {
+    each_backend!(sort_with_nan);
 }
 
 fn sum_of_curves<B: Backend>(on: &On<B>) {

@@ -40,6 +40,10 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         let link = Link::Alpha { alpha };
         refused("link", "alpha", preference(b, exact, &[Curve::Hinge.into()], link, (s, i)));
     }
+    let sorts = Curve::Aot { smoothing: 0.0 };
+    refused("sorted", "link", preference(b, exact, &[sorts.into()], Link::ForwardKl, (s, i)));
+    let per_token = WeightedCurve { per_token: true, ..sorts.into() };
+    refused("sorted", "link", preference(b, exact, &[per_token], Link::Identity, (s, i)));
     let per_token = WeightedCurve { per_token: true, ..Curve::Hinge.into() };
     refused("rows", "inverse_rows", preference_with(b, exact, (&[per_token], Link::Identity, false), (s, i)));
 }

@@ -157,6 +157,19 @@ pub fn detached_terms_are_constants() {
     }
 }
 
+/// Seven pairs of two kinds, so that ranks differ between the two numbers that are sorted.
+pub fn sorted_pairs() {
+    let with_sigmoid = |curve: Curve| vec![curve.into(), WeightedCurve { weight: 0.5, ..CURVES[0].into() }];
+    for curve in [Curve::Aot { smoothing: 0.0 }, Curve::Aot { smoothing: 0.2 }, Curve::AotUnpaired { smoothing: 0.1 }] {
+        for curves in [vec![curve.into()], with_sigmoid(curve)] {
+            let p = Preference { curves, ..Preference::sorted(curve, 7) };
+            agree(&format!("{:?}", p.curves), &outputs(&p)[2], &difference_of(&p));
+            let own = Preference { curves: vec![CURVES[0].into()], ..p.clone() };
+            assert!(outputs(&own)[0].iter().zip(&outputs(&p)[0]).any(|(a, b)| (a - b).abs() > 0.1), "ranks differ");
+        }
+    }
+}
+
 pub fn sums() {
     let mut p = batch(CURVES[0]);
     // Comparison 1 becomes a tie.
