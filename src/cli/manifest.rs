@@ -15,7 +15,7 @@ use crate::data::tokenizer::pad::PadChoice;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::files::{input, path_json};
-use crate::loss::objective::{LossType, Method, ReduceName, ScopeName};
+use crate::loss::objective::{Method, ReduceName, ScopeName};
 use crate::train::manifest::{FILE, hash_entry, hashes, model_and_base_files, variables};
 use crate::{COMMIT, Error, Result};
 
@@ -152,7 +152,12 @@ impl ManifestFacts<'_> {
         put("mix", json!(loss.mix));
         put("margin", json!(loss.margin));
         put("pop_clip", json!(loss.pop_clip));
-        put("loss_type", json!(setup.args.loss.loss_type.unwrap_or(LossType::Sigmoid)));
+        let (names, loss_weights): (Vec<String>, Vec<f64>) = loss.types.iter().map(|(of, w)| (of.name(), *w)).unzip();
+        match names.as_slice() {
+            [name] => put("loss_type", json!(name)),
+            names => put("loss_type", json!(names)),
+        };
+        put("loss_weights", json!(loss_weights));
         put("label_smoothing", json!(setup.args.loss.label_smoothing.unwrap_or(0.0)));
         match setup.method {
             Method::Sft => {}

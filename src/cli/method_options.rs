@@ -15,12 +15,17 @@ use crate::{Error, Result};
 const METHODS: [Method; 3] = [Method::Sft, Method::Reward, Method::Dpo];
 
 /// Options of DPO, by id.
-const OF_DPO: [&str; 10] = [
+const OF_DPO: [&str; 15] = [
     "ref_model",
     "beta",
     "beta_intra",
     "beta_inter",
     "nll_weight",
+    "loss_weights",
+    "discopop_tau",
+    "simpo_gamma",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
     "logp_scope",
     "logp_reduce",
     "precompute_ref_log_probs",

@@ -51,7 +51,10 @@ impl ReferenceArgs {
             return refuse(format!("--precompute-ref-log-probs has no effect in this {} run", method.name()));
         }
         if !has_reference {
-            return refuse("--precompute-ref-log-probs has no effect with --ref-model none".into());
+            return refuse(
+                "--precompute-ref-log-probs has no effect with --ref-model none, or with a loss that has no reference"
+                    .into(),
+            );
         }
         if self.precompute_ref_batch_size == Some(0) {
             return refuse("--precompute-ref-batch-size 0: at least 1 is needed".into());

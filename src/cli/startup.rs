@@ -16,6 +16,7 @@ use crate::data::tokenize::{LengthLimit, TokenizeReport};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
+use crate::loss::objective::LossType;
 use crate::model::config::ModelConfig;
 use crate::terminal::{color, columns, plain, wrapped};
 use crate::train::memory::MemoryPlan;
@@ -173,13 +174,27 @@ impl Startup<'_> {
     fn differences_to_trl(&self) -> Vec<String> {
         let differing = self.setup.adapters.iter().flat_map(LoraChoice::differences_to_trl);
         let mut notes: Vec<String> = differing.map(|note| (*note).to_owned()).collect();
-        if let Curve::Sigmoid { smoothing } = self.setup.loss.curve
-            && smoothing > 0.0
-        {
-            notes.push(format!(
-                "--label-smoothing {smoothing} with the sigmoid loss is conservative DPO (cDPO) here; TRL ignores it with \
-                 this loss"
-            ));
+        let loss = &self.setup.loss;
+        for (of, part) in loss.curve_types().zip(&loss.curves) {
+            if let (LossType::Sigmoid | LossType::SigmoidNorm, Curve::Sigmoid { smoothing }) = (of, part.curve)
+                && smoothing > 0.0
+            {
+                notes.push(format!(
+                    "--label-smoothing {smoothing} with the {} loss is conservative DPO (cDPO) here; TRL ignores it with \
+                     this loss",
+                    of.name()
+                ));
+            }
+            if of == LossType::Simpo && loss.nll_weight != 0.0 {
+                notes.push(format!(
+                    "simpo has a likelihood term of weight {}, as TRL's default of cpo_alpha does; --nll-weight 0 is the \
+                     SimPO of its paper",
+                    loss.nll_weight
+                ));
+            }
+            if of == LossType::Orpo {
+                notes.push("the likelihood term of orpo covers responses; in TRL it covers prompts too".to_owned());
+            }
         }
         if let Some(seed) = self.setup.args.build.data_seed {
             notes.push(format!(

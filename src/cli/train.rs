@@ -84,13 +84,11 @@ pub fn run_observed(
         Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
     };
     loss.share_prefixes = args.prefix_sharing == Switch::On;
-    if args.ref_model.is_some() && method != Method::Dpo {
-        return Err(Error::Usage(format!("--ref-model has no effect in this {} run; leave it out", method.name())));
-    }
+    let has_reference = loss.has_reference(args.ref_model.as_deref())?;
     let mut settings = args.run_settings(method, build.objective, None)?;
     let study = observed.is_some();
     settings.observed = observed;
-    let has_reference = args.ref_model.as_deref() != Some(Path::new("none"));
+    loss.check_split(settings.accumulation)?;
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(
@@ -306,6 +304,7 @@ impl<'a> TrainSetup<'a> {
     pub(super) fn reference(&self) -> Option<&Path> {
         match (&self.method, &self.args.ref_model) {
             (Method::Sft | Method::Reward, _) => None,
+            _ if self.loss.is_reference_free() => None,
             (Method::Dpo, Some(path)) if path.as_os_str() == "none" => None,
             (Method::Dpo, Some(path)) => Some(path),
             (Method::Dpo, None) => Some(&self.args.model),
@@ -322,7 +321,7 @@ impl<'a> TrainSetup<'a> {
         let rows = self.construct(rows, epoch)?;
         let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
         let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
-        Ok((groups, report))
+        self.loss.check_comparisons(&groups).map(|()| (groups, report))
     }
 
     /// Evaluation groups, with all their kinds of comparisons, whatever is trained.
@@ -335,7 +334,8 @@ impl<'a> TrainSetup<'a> {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
         let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
-        tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)
+        let data = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
+        self.loss.check_comparisons(&data.0).map(|()| data)
     }
 
     fn purpose(&self) -> Purpose {

@@ -161,10 +161,6 @@ const TABLE: &[Rows] = &[
     ),
     // Loss.
     (
-        "the reverse KL divergence is the only one",
-        &[("f-divergence-type", One, Only(&["reverse_kl"])), ("f-alpha-divergence-coef", One, Never)],
-    ),
-    (
         "the reference stays frozen",
         &[
             ("sync-ref-model", Switch, OFF),
@@ -172,14 +168,19 @@ const TABLE: &[Rows] = &[
             ("ref-model-sync-steps", One, Only(&["512"])),
         ],
     ),
-    ("a run has one loss", &[("loss-weights", List, UNSET)]),
     (
-        "all tokens of a response count alike",
-        &[("ld-alpha", One, Only(&["none", "1"])), ("use-weighting", Switch, OFF)],
+        "log-probs of a response count alike; weights by position are not implemented",
+        &[("ld-alpha", One, Only(&["none", "1"]))],
     ),
-    ("this loss is not implemented", &[("discopop-tau", One, Only(&["0.05"]))]),
+    (
+        "WPO weighs pairs by the sum of squared probabilities of every token, which the vocabulary head does not compute",
+        &[("use-weighting", Switch, OFF)],
+    ),
+    (
+        "KTO trains on rows with one response and a label, and rows are pairs here",
+        &[("desirable-weight", One, Only(&["1", "1.0"])), ("undesirable-weight", One, Only(&["1", "1.0"]))],
+    ),
     ("use --ref-model none", &[("reference-free", Switch, OFF)]),
-    ("use --nll-weight", &[("rpo-alpha", One, UNSET)]),
     // Model.
     ("no code of a model folder is run", &[("trust-remote-code", Switch, Idle)]),
     ("use --dtype and --model", &[("model-init-kwargs", One, If(empty_object))]),

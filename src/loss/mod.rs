@@ -1,8 +1,16 @@
-//! Losses over per-sequence scores. A loss does not see the model, only the signed sum of a
-//! comparison.
+//! Losses over per-sequence scores. A loss does not see the model, only the scores of a comparison's
+//! sequences.
 //!
 //! - [`objective`]: trained comparisons with their weights and scales
+//! - [`loss_type`]: the losses by TRL's names
+//! - [`options`]: options of the loss, and what they resolve to
+//! - `formula`: the loss as a formula, for logs
 //! - [`signed_sum`]: the argument z of a comparison
+//! - [`value`]: losses of a comparison on the host
 
+mod formula;
+pub mod loss_type;
 pub mod objective;
+pub mod options;
 pub mod signed_sum;
+pub mod value;

@@ -1,17 +1,21 @@
 //! The training objective: curve, scale and weight of every comparison kind, and the terms besides
 //! the comparisons.
 //!
-//! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * f(z))`. The
-//! mean is over the global batch, so every split into micro-batches or ranks gives the same loss.
+//! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * loss)`, where
+//! a comparison's loss is the weighted sum of the chosen curves. The mean is over the global batch,
+//! so every split into micro-batches or ranks gives the same loss.
 
-use clap::{Args, ValueEnum};
+use std::path::Path;
+
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::contract::{Curve, KINDS, Reduce};
+pub use super::loss_type::{Divergence, LossType};
+pub use super::options::{LossOptions, ReduceName, ScopeName};
+use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
-use crate::error::{refuse_given, refuse_outside_f32};
 use crate::{Error, Result};
 
 /// Training method of a run.
@@ -37,17 +41,6 @@ impl Method {
     }
 }
 
-/// Values of `--loss-type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LossType {
-    #[value(alias = "logexp")]
-    Sigmoid,
-    Robust,
-    Hinge,
-    Ipo,
-}
-
 /// Values of `--mix`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,81 +51,16 @@ pub enum Mix {
     Union,
 }
 
-/// Values of `--logp-scope`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScopeName {
-    Response,
-    PromptAndResponse,
-}
-
-/// Values of `--logp-reduce`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReduceName {
-    Sum,
-    Mean,
-}
-
-/// Loss options as given. [`LossOptions::resolve`] replaces unset options by the objective's or the
-/// default value.
-#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[command(next_help_heading = "Loss")]
-pub struct LossOptions {
-    /// Factor on log pi - log ref [DPO; default 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// beta of intra comparisons [default: --beta]
-    #[arg(long, alias = "beta_intra")]
-    pub beta_intra: Option<f64>,
-    /// beta of inter comparisons [default: --beta]
-    #[arg(long, alias = "beta_inter")]
-    pub beta_inter: Option<f64>,
-    /// Weight of the mean loss of base comparisons [default 1, or the objective's]
-    #[arg(long, alias = "base_weight")]
-    pub base_weight: Option<f64>,
-    /// Weight of the mean loss of intra comparisons [default 1, or the objective's]
-    #[arg(long, alias = "intra_weight")]
-    pub intra_weight: Option<f64>,
-    /// Weight of the mean loss of inter comparisons [default 1, or the objective's]
-    #[arg(long, alias = "inter_weight")]
-    pub inter_weight: Option<f64>,
-    /// One mean per kind, or comparisons shuffled as separate records with one mean over all
-    /// [default sum]
-    #[arg(long)]
-    pub mix: Option<Mix>,
-    /// Constant added to every comparison's margin [default 0]
-    #[arg(long, allow_negative_numbers = true)]
-    pub margin: Option<f64>,
-    /// Bound of the detached gap [--inter-loss pop-detached; default 5]
-    #[arg(long, alias = "pop_clip")]
-    pub pop_clip: Option<f64>,
-    /// Loss curve f(z) of a comparison [default sigmoid]
-    #[arg(long, alias = "loss_type")]
-    pub loss_type: Option<LossType>,
-    /// Probability that a label is wrong: cDPO with sigmoid, where TRL ignores it, and robust DPO with
-    /// robust [default 0]
-    #[arg(long, alias = "label_smoothing")]
-    pub label_smoothing: Option<f64>,
-    /// Weight of the mean negative log-likelihood of preferred sequences [DPO; default 0]
-    #[arg(long, alias = "nll_weight")]
-    pub nll_weight: Option<f64>,
-    /// Coefficient of the squared sum of a pair's rewards [reward; default 0]
-    #[arg(long, alias = "center_rewards_coefficient")]
-    pub center_rewards_coefficient: Option<f64>,
-    /// Tokens with log-probabilities that count towards a score [DPO; default response]
-    #[arg(long, alias = "logp_scope")]
-    pub logp_scope: Option<ScopeName>,
-    /// Sum or mean over a sequence's tokens [DPO; default sum, mean for ipo]
-    #[arg(long, alias = "logp_reduce")]
-    pub logp_reduce: Option<ReduceName>,
-}
-
 /// Resolved loss, with every setting decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
     pub method: Method,
-    pub curve: Curve,
+    /// Losses as named, with their weights; at least one.
+    pub types: Vec<(LossType, f64)>,
+    /// Curves of the losses in the same order, without the loss `sft`, which is part of
+    /// `nll_weight`. If it is alone, one curve of weight 0.
+    pub curves: Vec<WeightedCurve>,
+    pub link: Link,
     /// Factor on scores by kind: beta, or 1 for rewards.
     pub scale: [f64; KINDS],
     /// Weight of the mean loss of each kind. A kind of weight 0 is not computed.
@@ -150,139 +78,14 @@ pub struct Loss {
     pub share_prefixes: bool,
 }
 
-/// Refuses NaN, infinities and negative numbers.
-fn non_negative(flag: &str, value: f64) -> Result<f64> {
-    if value.is_finite() && value >= 0.0 {
-        return Ok(value);
-    }
-    Err(Error::Usage(format!("{flag} {value}: a finite number of at least 0 is needed")))
-}
-
-impl LossOptions {
-    /// Decides every setting. `preset` has the objective's weights by kind; `pop_detached` is true
-    /// if inter comparisons are trained with a detached gap. An option that the method does not use
-    /// is an error.
-    pub fn resolve(&self, method: Method, preset: [f64; KINDS], pop_detached: bool) -> Result<Loss> {
-        self.refuse_unused(method, pop_detached)?;
-        let loss_type = self.loss_type.unwrap_or(LossType::Sigmoid);
-        let smoothing = non_negative("--label-smoothing", self.label_smoothing.unwrap_or(0.0))?;
-        let limit = |below: bool| if below { "below 0.5" } else { "at most 0.5" };
-        let curve = match loss_type {
-            LossType::Sigmoid if smoothing <= 0.5 => Curve::Sigmoid { smoothing },
-            LossType::Robust if smoothing < 0.5 => Curve::Robust { smoothing },
-            LossType::Sigmoid | LossType::Robust => {
-                let limit = limit(loss_type == LossType::Robust);
-                return Err(Error::Usage(format!("--label-smoothing {smoothing}: it must be {limit}")));
-            }
-            LossType::Hinge | LossType::Ipo if self.label_smoothing.is_some() => {
-                return Err(Error::Usage("--label-smoothing has no effect with --loss-type hinge or ipo".into()));
-            }
-            LossType::Hinge => Curve::Hinge,
-            LossType::Ipo => Curve::Ipo,
-        };
-        let scale = match method {
-            Method::Dpo => {
-                let beta = self.beta.unwrap_or(0.1);
-                let betas = [beta, self.beta_intra.unwrap_or(beta), self.beta_inter.unwrap_or(beta)];
-                for (flag, value) in ["--beta", "--beta-intra", "--beta-inter"].iter().zip(betas) {
-                    if !(value.is_finite() && value > 0.0) {
-                        return Err(Error::Usage(format!("{flag} {value}: a finite number above 0 is needed")));
-                    }
-                    refuse_outside_f32(flag, value)?;
-                }
-                betas
-            }
-            Method::Sft | Method::Reward => [1.0; KINDS],
-        };
-        let weights = [
-            non_negative("--base-weight", self.base_weight.unwrap_or(preset[0]))?,
-            non_negative("--intra-weight", self.intra_weight.unwrap_or(preset[1]))?,
-            non_negative("--inter-weight", self.inter_weight.unwrap_or(preset[2]))?,
-        ];
-        for (flag, value) in ["--base-weight", "--intra-weight", "--inter-weight"].iter().zip(weights) {
-            refuse_outside_f32(flag, value)?;
-        }
-        let margin = self.margin.unwrap_or(0.0);
-        if !margin.is_finite() {
-            return Err(Error::Usage(format!("--margin {margin}: a finite number is needed")));
-        }
-        if method != Method::Sft && weights.iter().all(|&w| w == 0.0) {
-            return Err(Error::Usage(
-                "all of --base-weight, --intra-weight, --inter-weight are 0; at least one must be above 0".into(),
-            ));
-        }
-        let default_reduce = if curve == Curve::Ipo { ReduceName::Mean } else { ReduceName::Sum };
-        Ok(Loss {
-            method,
-            curve,
-            scale,
-            weights,
-            mix: self.mix.unwrap_or(Mix::Sum),
-            margin,
-            pop_clip: match pop_detached {
-                true => Some(non_negative("--pop-clip", self.pop_clip.unwrap_or(5.0))?),
-                false => None,
-            },
-            nll_weight: non_negative("--nll-weight", self.nll_weight.unwrap_or(0.0))?,
-            center: non_negative("--center-rewards-coefficient", self.center_rewards_coefficient.unwrap_or(0.0))?,
-            scope: match self.logp_scope.unwrap_or(ScopeName::Response) {
-                ScopeName::Response => LogpScope::Response,
-                ScopeName::PromptAndResponse => LogpScope::PromptAndResponse,
-            },
-            reduce: match self.logp_reduce.unwrap_or(default_reduce) {
-                ReduceName::Sum => Reduce::Sum,
-                ReduceName::Mean => Reduce::Mean,
-            },
-            share_prefixes: true,
-        })
-    }
-
-    fn refuse_unused(&self, method: Method, pop_detached: bool) -> Result<()> {
-        let dpo_only = [
-            ("--beta", self.beta.is_some()),
-            ("--beta-intra", self.beta_intra.is_some()),
-            ("--beta-inter", self.beta_inter.is_some()),
-            ("--nll-weight", self.nll_weight.is_some()),
-            ("--logp-scope", self.logp_scope.is_some()),
-            ("--logp-reduce", self.logp_reduce.is_some()),
-            ("--loss-type ipo", self.loss_type == Some(LossType::Ipo)),
-        ];
-        let comparison_only = [
-            ("--base-weight", self.base_weight.is_some()),
-            ("--intra-weight", self.intra_weight.is_some()),
-            ("--inter-weight", self.inter_weight.is_some()),
-            ("--mix", self.mix.is_some()),
-            ("--margin", self.margin.is_some()),
-            ("--loss-type", self.loss_type.is_some()),
-            ("--label-smoothing", self.label_smoothing.is_some()),
-        ];
-        let mut unused = Vec::new();
-        if method != Method::Dpo {
-            unused.extend(dpo_only);
-        }
-        if method == Method::Sft {
-            unused.extend(comparison_only);
-        }
-        if method != Method::Reward {
-            unused.push(("--center-rewards-coefficient", self.center_rewards_coefficient.is_some()));
-        }
-        if !pop_detached {
-            unused.push(("--pop-clip", self.pop_clip.is_some()));
-        }
-        if self.mix == Some(Mix::Union) {
-            let weights = [self.base_weight, self.intra_weight, self.inter_weight];
-            unused.push(("a kind's weight together with --mix union", weights.iter().any(Option::is_some)));
-        }
-        refuse_given(&unused, &format!("in this {} run; leave it out", method.name()))
-    }
-}
-
 impl Loss {
     /// Returns the loss of next-token likelihood, which trains no comparison.
     pub fn sft() -> Self {
         Loss {
             method: Method::Sft,
-            curve: Curve::Sigmoid { smoothing: 0.0 },
+            types: vec![(LossType::Sigmoid, 1.0)],
+            curves: vec![Curve::Sigmoid { smoothing: 0.0 }.into()],
+            link: Link::Identity,
             scale: [1.0; KINDS],
             weights: [0.0; KINDS],
             mix: Mix::Sum,
@@ -315,6 +118,104 @@ impl Loss {
         prepared
     }
 
+    /// Whether scores have no frozen reference, whatever `--ref-model` is.
+    pub fn is_reference_free(&self) -> bool {
+        self.types.iter().any(|(of, _)| of.is_reference_free())
+    }
+
+    /// Losses with a curve, in the order of `curves`.
+    pub fn curve_types(&self) -> impl Iterator<Item = LossType> {
+        self.types.iter().map(|(of, _)| *of).filter(|of| *of != LossType::Sft)
+    }
+
+    /// Whether a curve sorts the comparisons of a batch.
+    pub fn is_of_batch(&self) -> bool {
+        self.curves.iter().any(|part| part.curve.is_of_batch())
+    }
+
+    /// Refuses a step of several micro-batches if a curve sorts the comparisons of the whole step:
+    /// a sort of each micro-batch would be another loss.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the loss.
+    pub fn check_split(&self, micro_batches: usize) -> Result<()> {
+        let mut sorting = self.curve_types().zip(&self.curves).filter(|(_, part)| part.curve.is_of_batch());
+        match sorting.next() {
+            Some((of, _)) if micro_batches > 1 => Err(Error::Usage(format!(
+                "--loss-type {} sorts the pairs of a whole step, so the step must be one micro-batch; set \
+                 --gradient-accumulation-steps 1 and --per-device-train-batch-size to the whole batch",
+                of.name()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a curve divides by the tokens of a sequence while scores are sums.
+    pub fn needs_rows(&self) -> bool {
+        self.curves.iter().any(|part| part.per_token)
+    }
+
+    /// Whether scores are relative to a frozen reference, for `--ref-model` as given.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a reference that the method or the loss does not use, and for a loss
+    /// that needs one without it.
+    pub fn has_reference(&self, given: Option<&Path>) -> Result<bool> {
+        let none = given.is_some_and(|path| path.as_os_str() == "none");
+        let names = || self.types.iter().map(|(of, _)| of.name()).collect::<Vec<_>>().join(" ");
+        let why = match (given, self.link) {
+            (Some(_), _) if self.method != Method::Dpo => {
+                format!("--ref-model has no effect in this {} run; leave it out", self.method.name())
+            }
+            (Some(_), _) if !none && self.is_reference_free() => {
+                format!("--ref-model has no effect with --loss-type {}, which scores without a reference", names())
+            }
+            (_, Link::ForwardKl | Link::JensenShannon | Link::Alpha { .. }) if none => {
+                "--f-divergence-type: a divergence is between policy and reference; leave out --ref-model none".into()
+            }
+            _ => return Ok(self.method == Method::Dpo && !none && !self.is_reference_free()),
+        };
+        Err(Error::Usage(why))
+    }
+
+    /// Checks that every trained comparison of prepared or of evaluation groups has a meaning for
+    /// the loss. A curve that takes two terms apart needs two trained terms and no margin.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the loss, the group and the reason.
+    pub fn check_comparisons(&self, groups: &[TokenizedGroup]) -> Result<()> {
+        let mut of_terms = self.curve_types().zip(&self.curves).filter(|(_, part)| part.curve.is_of_terms());
+        let Some((name, _)) = of_terms.next() else { return Ok(()) };
+        let trained = |c: &SequenceComparison| self.weights[c.kind.index()] != 0.0 && c.weight != 0.0;
+        for (group, c) in groups.iter().flat_map(|group| group.comparisons.iter().map(move |c| (group, c))) {
+            let of_sign = |sign: i8| c.terms.iter().filter(|t| !t.detached && t.sign == sign).count();
+            let is_pair = c.terms.len() == 2 && [of_sign(1), of_sign(-1)] == [1, 1];
+            let (why, advice) = match (trained(c), is_pair, c.margin == 0.0) {
+                (false, ..) => continue,
+                (true, true, true) if c.weight == 1.0 || !self.is_of_batch() => continue,
+                (true, true, true) => {
+                    let why = format!("has the weight {}, but sorted pairs weigh the same", c.weight);
+                    (why, "set it to 1 (--lambda-resp 1)".to_owned())
+                }
+                (true, false, _) => {
+                    let terms = format!("has {} terms", c.terms.len());
+                    (terms, format!("set --{}-weight 0, or build pairs with --inter-loss pair", c.kind.name()))
+                }
+                (true, true, false) => {
+                    (format!("has the margin {}", c.margin), "drop the margins from the rows".to_owned())
+                }
+            };
+            return Err(Error::Usage(format!(
+                "--loss-type {} is a function of the two terms of a comparison, without a margin, and the {} \
+                 comparison of group {} {why}; {advice}, or choose a loss of their difference, such as sigmoid",
+                name.name(),
+                c.kind.name(),
+                group.group.id
+            )));
+        }
+        Ok(())
+    }
+
     /// Factor of each kind: its weight divided by its number of comparisons in the global batch.
     /// With `--mix union`, the factor is 1 divided by the number of all comparisons. An absent kind
     /// gets 0.
@@ -325,58 +226,6 @@ impl Loss {
             (Mix::Sum, n) => self.weights[k] / n as f64,
             (Mix::Union, _) => 1.0 / total as f64,
         })
-    }
-
-    /// Formats the loss as a formula for logs, because `label_smoothing`, `ipo` and `beta` mean
-    /// different things in different tools. `frozen` is true if scores are relative to a frozen
-    /// reference model.
-    pub fn formula(&self, frozen: bool) -> String {
-        let ratio = if frozen { "(log pi - log ref)" } else { "log pi" };
-        let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
-        let trained: Vec<Kind> = Kind::ALL.into_iter().filter(|k| self.weights[k.index()] != 0.0).collect();
-        let first = trained.first().map_or(self.scale[0], |k| self.scale[k.index()]);
-        let same_scale = trained.iter().all(|k| self.scale[k.index()] == first);
-        let score = match self.method {
-            Method::Sft => return "-mean log pi(response token)".into(),
-            Method::Reward => "r".to_owned(),
-            Method::Dpo if same_scale => format!("{first} {mean}{ratio}"),
-            Method::Dpo => format!("beta {mean}{ratio}"),
-        };
-        let curve = match self.curve {
-            Curve::Sigmoid { smoothing: 0.0 } => "softplus(-z)".to_owned(),
-            Curve::Sigmoid { smoothing: e } => format!("{} softplus(-z) + {e} softplus(z)", 1.0 - e),
-            Curve::Robust { smoothing: e } => {
-                format!("({} softplus(-z) - {e} softplus(z)) / {}", 1.0 - e, 1.0 - 2.0 * e)
-            }
-            Curve::Hinge => "max(0, 1 - z)".to_owned(),
-            Curve::Ipo => "((z - 1/2) / beta)^2".to_owned(),
-        };
-        let weights = trained.iter().map(|k| format!("{} mean_{}", self.weights[k.index()], k.name()));
-        let means = match self.mix {
-            Mix::Union => "mean_all".to_owned(),
-            Mix::Sum => weights.collect::<Vec<_>>().join(" + "),
-        };
-        let mut text = format!("[{means}] of {curve}, z = sum sign * {score} - margin");
-        if self.margin != 0.0 {
-            text += &format!(", margin = the row's + {}", self.margin);
-        }
-        if self.method == Method::Dpo && !same_scale {
-            let betas = trained.iter().map(|k| format!("{} in {}", self.scale[k.index()], k.name()));
-            text += &format!(", beta = {}", betas.collect::<Vec<_>>().join(", "));
-        }
-        if let Some(clip) = self.pop_clip {
-            text += &format!(", in inter the gap under the bare prompt is detached and clipped to [0, {clip}]");
-        }
-        if self.nll_weight != 0.0 {
-            text += &format!(", + {} mean nll of preferred tokens", self.nll_weight);
-        }
-        if self.center != 0.0 {
-            text += &format!(", + {} (r_chosen + r_rejected)^2 in base", self.center);
-        }
-        if self.method == Method::Dpo && self.scope == LogpScope::PromptAndResponse {
-            text += "; prompt tokens are scored too, and each adds a row to the vocabulary head";
-        }
-        text
     }
 }
 

@@ -8,14 +8,15 @@ use super::score::Scorer;
 use super::signals::Signals;
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::KINDS;
-use crate::backend::contract::curve::value_and_slope;
+use crate::backend::contract::{KINDS, Reduce};
+use crate::data::group::Kind;
 use crate::data::loader::split_by_tokens;
-use crate::data::pack::{Batch, ComparisonOptions, pack_into};
-use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
+use crate::data::pack::{Batch, ComparisonOptions, LogpScope, pack_into};
+use crate::data::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{Loss, Method};
 use crate::loss::signed_sum::signed_sum;
+use crate::loss::value::{ScoredComparison, ScoredTerm};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 
@@ -51,6 +52,65 @@ impl GroupScores {
             (prompt, f64::from(t.sign) * self.rho_of(t.sequence, scale))
         }))
     }
+
+    /// A comparison of `group` with its scores.
+    fn scored(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> ScoredComparison {
+        let term = |t: &SequenceTerm| {
+            let sequence = &group.sequences[t.sequence];
+            let prompt = match loss.scope {
+                LogpScope::Response => 0,
+                LogpScope::PromptAndResponse => group.prompt_ids[sequence.prompt].len().saturating_sub(1),
+            };
+            ScoredTerm {
+                prompt: sequence.prompt,
+                sign: f64::from(t.sign),
+                detached: t.detached,
+                score: self.policy[t.sequence],
+                reference: self.reference.as_ref().map_or(0.0, |r| r[t.sequence]),
+                rows: prompt + sequence.response_ids.len(),
+            }
+        };
+        ScoredComparison {
+            kind: comparison.kind.index(),
+            weight: comparison.weight,
+            margins: [comparison.margin, loss.margin],
+            clip: None,
+            terms: comparison.terms.iter().map(term).collect(),
+        }
+    }
+}
+
+/// Adds the comparisons of the scored groups. A curve of the batch sorts all of them.
+fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) {
+    let of_group = |(group, scores): (&TokenizedGroup, &GroupScores)| -> Vec<ScoredComparison> {
+        group.comparisons.iter().map(|c| scores.scored(loss, group, c)).collect()
+    };
+    let comparisons: Vec<ScoredComparison> = groups.iter().zip(scores).flat_map(of_group).collect();
+    for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
+        tally.kinds[c.kind].add(c.weight * loss.sum_of(&of.values), of.logit);
+        if of.values.len() > 1 {
+            tally.add_losses(c.kind, c.weight, &of.values);
+        }
+    }
+}
+
+/// Weighted mean negative log-likelihood of the preferred sequences of trained base and intra
+/// comparisons, as in training.
+fn likelihood(loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) -> f64 {
+    if loss.nll_weight == 0.0 {
+        return 0.0;
+    }
+    let (mut sum, mut tokens) = (0.0, 0);
+    for (group, scores) in groups.iter().zip(scores) {
+        let trained = |c: &&SequenceComparison| c.kind != Kind::Inter && loss.weights[c.kind.index()] != 0.0;
+        let terms = group.comparisons.iter().filter(trained).flat_map(|c| &c.terms);
+        for sequence in terms.filter(|t| t.sign > 0).map(|t| t.sequence) {
+            let length = group.sequences[sequence].response_ids.len();
+            sum += scores.policy[sequence] * if loss.reduce == Reduce::Mean { length as f64 } else { 1.0 };
+            tokens += length;
+        }
+    }
+    -loss.nll_weight * sum / tokens.max(1) as f64
 }
 
 /// Runs models over groups, with buffers reused from batch to batch.
@@ -164,6 +224,8 @@ impl<B: Backend> Evaluator<B> {
                 break;
             }
         }
+        tally_comparisons(&mut tally, loss, groups, &scores);
+        tally.nll = likelihood(loss, groups, &scores);
         Ok((scores, tally))
     }
 
@@ -187,11 +249,8 @@ impl<B: Backend> Evaluator<B> {
                 logits: Vec::new(),
             };
             for comparison in &group.comparisons {
-                let scale = loss.scale[comparison.kind.index()];
-                let logit = result.logit(group, comparison, scale);
+                let logit = result.logit(group, comparison, loss.scale[comparison.kind.index()]);
                 result.logits.push(logit);
-                let (f, _) = value_and_slope(loss.curve, logit - comparison.margin - loss.margin, scale);
-                tally.kinds[comparison.kind.index()].add(comparison.weight * f, logit);
             }
             if loss.method == Method::Sft {
                 tally.logp += result.policy.iter().sum::<f64>();

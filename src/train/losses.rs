@@ -50,7 +50,7 @@ impl<B: Backend> LossBuffers<B> {
     pub fn of_batch<'a>(
         &'a mut self,
         backend: &B,
-        loss: &Loss,
+        loss: &'a Loss,
         batch: &'a DeviceBatch<B>,
         frozen: Option<View<'a, B::Acc>>,
     ) -> Result<Losses<'a, B>> {
@@ -61,9 +61,11 @@ impl<B: Backend> LossBuffers<B> {
         let Self { dscore, loss: losses, logit, sums } = self;
         let comparison = (loss.method != Method::Sft).then(|| ComparisonLoss {
             comparisons: s.comparisons,
-            curve: loss.curve,
+            curves: &loss.curves,
+            link: loss.link,
             center: loss.center,
             reference: frozen,
+            inverse_rows: loss.needs_rows().then(|| batch.inverse_rows()),
             table: batch.comparisons(),
             loss: ViewMut::first(losses, s.comparisons),
             logit: ViewMut::first(logit, s.comparisons),

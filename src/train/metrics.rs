@@ -66,6 +66,8 @@ fn ratio(sum: f64, count: usize) -> f64 {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tally {
     pub kinds: [KindTally; KINDS],
+    /// Sums of weight * value by kind, of each of several losses; empty for a single one.
+    pub losses: Vec<[f64; KINDS]>,
     /// Sums of the chosen and the rejected sequence's reward over base pairs.
     pub chosen_reward: f64,
     pub rejected_reward: f64,
@@ -90,6 +92,7 @@ impl Default for Tally {
     fn default() -> Self {
         Self {
             kinds: [KindTally::default(); KINDS],
+            losses: Vec::new(),
             chosen_reward: 0.0,
             rejected_reward: 0.0,
             chosen_score: 0.0,
@@ -113,6 +116,12 @@ impl Tally {
         for (mine, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
             mine.merge(theirs);
         }
+        if self.losses.len() < other.losses.len() {
+            self.losses.resize(other.losses.len(), [0.0; KINDS]);
+        }
+        for (mine, theirs) in self.losses.iter_mut().zip(&other.losses) {
+            mine.iter_mut().zip(theirs).for_each(|(sum, value)| *sum += value);
+        }
         self.chosen_reward += other.chosen_reward;
         self.rejected_reward += other.rejected_reward;
         self.chosen_score += other.chosen_score;
@@ -128,17 +137,29 @@ impl Tally {
         self.tokens += other.tokens;
     }
 
+    /// Adds the values of a comparison's losses.
+    pub(super) fn add_losses(&mut self, kind: usize, weight: f64, values: &[f64]) {
+        self.losses.resize(values.len(), [0.0; KINDS]);
+        for (sums, value) in self.losses.iter_mut().zip(values) {
+            sums[kind] += weight * value;
+        }
+    }
+
+    /// Mean over the comparisons, from sums by kind.
+    fn mean_of(&self, loss: &Loss, sums: [f64; KINDS]) -> f64 {
+        let total: usize = self.kinds.iter().map(|k| k.count).sum();
+        match loss.mix {
+            Mix::Sum => (0..KINDS).map(|k| loss.weights[k] * ratio(sums[k], self.kinds[k].count)).sum(),
+            Mix::Union => ratio(sums.iter().sum(), total),
+        }
+    }
+
     /// Loss of the summed batches.
     pub fn loss(&self, loss: &Loss) -> f64 {
         if loss.method == Method::Sft {
             return ratio(-self.logp, self.response_tokens);
         }
-        let total: usize = self.kinds.iter().map(|k| k.count).sum();
-        let comparisons: f64 = match loss.mix {
-            Mix::Sum => (0..KINDS).map(|k| loss.weights[k] * ratio(self.kinds[k].loss, self.kinds[k].count)).sum(),
-            Mix::Union => ratio(self.kinds.iter().map(|k| k.loss).sum(), total),
-        };
-        comparisons + self.nll
+        self.mean_of(loss, self.kinds.each_ref().map(|kind| kind.loss)) + self.nll
     }
 
     /// Values by name, with `prefix` (empty or `eval_`). Values without data are omitted.
@@ -159,6 +180,12 @@ impl Tally {
         }
         if loss.nll_weight != 0.0 {
             put("nll_loss", self.nll);
+        }
+        // Each of several losses before its own weight, with the weights of the kinds.
+        if self.losses.len() > 1 {
+            for (of, sums) in loss.curve_types().zip(&self.losses) {
+                put(&format!("losses/{}", of.name()), self.mean_of(loss, *sums));
+            }
         }
         let base = &self.kinds[Kind::Base.index()];
         if base.count > 0 {

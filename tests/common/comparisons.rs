@@ -3,15 +3,42 @@
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 
-use super::{On, Outputs, Slot};
+use super::{On, Outputs, Slot, normal};
+
+/// Every curve.
+pub const CURVES: [Curve; 16] = [
+    Curve::Sigmoid { smoothing: 0.0 },
+    Curve::Sigmoid { smoothing: 0.2 },
+    Curve::Robust { smoothing: 0.0 },
+    Curve::Robust { smoothing: 0.3 },
+    Curve::Hinge,
+    Curve::Ipo,
+    Curve::Exo { smoothing: 0.01 },
+    Curve::DiscoPop { temperature: 0.05 },
+    Curve::DiscoPop { temperature: 0.6 },
+    Curve::ApoZero,
+    Curve::ApoDown,
+    Curve::NcaPair,
+    Curve::BcoPair,
+    Curve::SppoHard,
+    Curve::Aot { smoothing: 0.0 },
+    Curve::AotUnpaired { smoothing: 0.2 },
+];
+
+/// Every link.
+pub const LINKS: [Link; 5] =
+    [Link::Identity, Link::ForwardKl, Link::JensenShannon, Link::Alpha { alpha: 0.5 }, Link::Odds];
 
 /// Host form of `PreferenceFwd`.
 #[derive(Clone)]
 pub struct Preference {
-    pub curve: Curve,
+    pub curves: Vec<WeightedCurve>,
+    pub link: Link,
     pub center: f64,
     pub score: Vec<f64>,
     pub reference: Option<Vec<f64>>,
+    /// Head rows of each sequence, for curves per token.
+    pub rows: Option<Vec<f64>>,
     pub direct: Option<Vec<f64>>,
     /// (sequence, sign) of the terms of each comparison
     pub terms: Vec<Vec<(i32, i32)>>,
@@ -21,6 +48,47 @@ pub struct Preference {
     pub weight: Vec<f64>,
     pub clip: Vec<f64>,
     pub kind_scale: Vec<f64>,
+}
+
+impl Preference {
+    /// `pairs` comparisons of two terms each, of two kinds, with one weight: a curve of the batch sorts
+    /// them.
+    pub fn sorted(curve: Curve, pairs: usize) -> Self {
+        let reversed =
+            |c: i32| if c % 4 == 0 { vec![(2 * c + 1, -1), (2 * c, 1)] } else { vec![(2 * c, 1), (2 * c + 1, -1)] };
+        Self {
+            curves: vec![curve.into()],
+            link: Link::Identity,
+            center: 0.0,
+            score: normal("score", 2 * pairs, 2.0),
+            reference: Some(normal("reference", 2 * pairs, 2.0)),
+            rows: None,
+            direct: None,
+            terms: (0..pairs as i32).map(reversed).collect(),
+            kind: (0..pairs as i32).map(|c| i32::from(c % 3 == 1)).collect(),
+            scale: vec![0.5; pairs],
+            margin: vec![0.0; pairs],
+            // One comparison is left out, as padding is.
+            weight: (0..pairs).map(|c| if c == 2 { 0.0 } else { 1.0 }).collect(),
+            clip: vec![0.0; 2 * pairs],
+            kind_scale: vec![0.5, 0.25, 1.0],
+        }
+    }
+
+    /// Whether a curve takes two terms apart.
+    pub fn is_of_terms(&self) -> bool {
+        self.curves.iter().any(|part| part.curve.is_of_terms())
+    }
+
+    /// Keeps the comparisons that `keep` chooses.
+    pub fn retain(&mut self, keep: impl Fn(&Self, usize) -> bool) {
+        let kept: Vec<usize> = (0..self.terms.len()).filter(|&c| keep(self, c)).collect();
+        let pick = |values: &[f64]| kept.iter().map(|&c| values[c]).collect();
+        (self.scale, self.margin, self.weight) = (pick(&self.scale), pick(&self.margin), pick(&self.weight));
+        self.clip = kept.iter().flat_map(|&c| self.clip[2 * c..2 * c + 2].to_vec()).collect();
+        self.kind = kept.iter().map(|&c| self.kind[c]).collect();
+        self.terms = kept.iter().map(|&c| self.terms[c].clone()).collect();
+    }
 }
 
 /// Comparison tables on a backend.
@@ -75,15 +143,18 @@ pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
     let (seqs, comparisons) = (p.score.len(), p.terms.len());
     let (table, score) = (Table::of(on, p, seqs), on.acc(&p.score));
     let (reference, direct) = (p.reference.as_ref().map(|x| on.acc(x)), p.direct.as_ref().map(|x| on.acc(x)));
+    let inverse_rows = p.rows.as_ref().map(|rows| on.acc(&rows.iter().map(|rows| 1.0 / rows).collect::<Vec<_>>()));
     let (mut loss, mut logit) = (on.acc_out(comparisons), on.acc_out(comparisons));
     let (mut dscore, mut sums) = (on.acc_out(seqs), on.acc_out(KINDS * SUM_FIELDS));
     let args = PreferenceFwd {
         seqs,
         comparisons,
-        curve: p.curve,
+        curves: &p.curves,
+        link: p.link,
         center: p.center,
         score: score.view(),
         reference: reference.as_ref().map(|x| x.view()),
+        inverse_rows: inverse_rows.as_ref().map(|x| x.view()),
         table: table.view(),
         direct: direct.as_ref().map(|x| x.view()),
         loss: loss.view_mut(),

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mapl::loss::objective::LossOptions;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +25,8 @@ pub const REWARD_CASES: [&str; 7] = [
 
 /// Adapters of PEFT with three AdamW steps.
 pub const LORA_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
+/// First token of every sequence of the models.
+pub const BOS: u32 = 1;
 
 /// Every model folder.
 pub fn models() -> Vec<&'static str> {
@@ -205,7 +208,7 @@ pub fn adapter_case<Sequence: DeserializeOwned>(name: &str) -> AdapterCase<Seque
     json(&format!("adapters/{name}.json"))
 }
 
-/// Losses of one pair by name, from summed log-probabilities.
+/// Losses of one pair, from summed log-probabilities.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossRow {
@@ -215,20 +218,39 @@ pub struct LossRow {
     pub reference_rejected: f64,
     pub chosen_tokens: u32,
     pub rejected_tokens: u32,
-    pub beta: f64,
-    pub label_smoothing: f64,
-    pub losses: Losses,
+    pub losses: Vec<RowLoss>,
 }
 
-/// The losses of a [`LossRow`].
+/// A loss of a [`LossRow`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Losses {
-    pub sigmoid: f64,
-    pub cdpo: f64,
-    pub robust: f64,
-    pub hinge: f64,
-    pub ipo: f64,
+pub struct RowLoss {
+    pub options: LossOptions,
+    pub loss: f64,
+    /// Derivatives by the summed log-probability of the chosen and of the rejected response.
+    pub slopes: [f64; 2],
+}
+
+/// Four steps of every loss on one batch.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LossSteps {
+    pub model: String,
+    pub learning_rate: f64,
+    pub pairs: Vec<Pair>,
+    pub losses: Vec<StepLosses>,
+}
+
+/// A loss of [`LossSteps`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepLosses {
+    pub options: LossOptions,
+    /// `whole`, or `one token` for prompts of [`BOS`] alone.
+    pub prompts: String,
+    pub reference: Option<String>,
+    pub losses: Vec<f64>,
+    pub grad_norms: Vec<f64>,
 }
 
 /// A tensor of a fixture file.
@@ -267,6 +289,11 @@ pub fn reward_case(name: &str) -> RewardCase {
 /// One of [`LORA_CASES`].
 pub fn lora_case(name: &str) -> LoraCase {
     json(&format!("lora/{name}.json"))
+}
+
+/// Returns TRL's losses over four steps.
+pub fn loss_steps() -> LossSteps {
+    json("loss-steps.json")
 }
 
 /// Returns TRL's losses for given log-probabilities.

@@ -97,8 +97,8 @@ impl Case {
             case.hidden.extend(normal("padding", hidden, 1.0));
             case.source.extend(vec![token as i32; rows]);
             case.target.extend(vec![0; rows]);
-            let numbers = case.loss.iter_mut().filter_map(|p| p.reference.as_mut()).chain(&mut case.direct);
-            numbers.for_each(|numbers| numbers.extend([0.0; 2]));
+            let of_loss = case.loss.iter_mut().flat_map(|p| [&mut p.reference, &mut p.rows]).flatten();
+            of_loss.chain(&mut case.direct).for_each(|numbers| numbers.extend([0.0; 2]));
         })
     }
 
@@ -158,6 +158,7 @@ impl Case {
                 weight: pick(&p.weight),
                 clip: kept.iter().flat_map(|&c| p.clip[2 * c..2 * c + 2].to_vec()).collect(),
                 reference: p.reference.as_ref().map(|r| r[seqs.clone()].to_vec()),
+                rows: p.rows.as_ref().map(|r| r[seqs.clone()].to_vec()),
                 ..p.clone()
             }
         });
@@ -197,7 +198,7 @@ impl Case {
             assert!(logit.abs() > 1e-3, "{}: logit {logit} is too close to 0", self.label);
             let z = logit - margin;
             assert!(
-                p.curve != Curve::Hinge || (z - 1.0).abs() > 1e-2,
+                !p.curves.contains(&Curve::Hinge.into()) || (z - 1.0).abs() > 1e-2,
                 "{}: hinge argument {z} is too close to 1",
                 self.label
             );
@@ -209,12 +210,21 @@ impl Case {
         // First and second derivative of the curve by its argument; centring squares the sum of two
         // scores.
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
-        let (first, second) = match p.curve {
-            Curve::Sigmoid { .. } => (1.0, 0.25),
+        let far = max(logits) + max(&p.margin) + 0.5;
+        let bounds = |part: &WeightedCurve| match part.curve {
+            Curve::Sigmoid { .. } | Curve::Aot { .. } | Curve::AotUnpaired { .. } => (1.0, 0.25),
             Curve::Robust { smoothing } => (1.0 / (1.0 - 2.0 * smoothing), 0.25 / (1.0 - 2.0 * smoothing)),
             Curve::Hinge => (1.0, 0.0),
-            Curve::Ipo => (2.0 * (max(logits) + max(&p.margin) + 0.5) / least.powi(2), 2.0 / least.powi(2)),
+            Curve::Ipo | Curve::SppoHard => (2.0 * far / least.powi(2), 2.0 / least.powi(2)),
+            Curve::Exo { smoothing } => (0.25 * (0.5 - smoothing.ln()), 0.5 - 0.1 * smoothing.ln()),
+            Curve::DiscoPop { temperature } => (2.0 + 1.0 / temperature, (2.0 + 1.0 / temperature).powi(2)),
+            Curve::ApoZero | Curve::ApoDown | Curve::NcaPair | Curve::BcoPair => (1.0, 0.5),
         };
+        let sum = |(a, b): (f64, f64), part: &WeightedCurve| {
+            let (first, second) = bounds(part);
+            (a + part.weight * first, b + part.weight * second)
+        };
+        let (first, second) = p.curves.iter().fold((0.0, 0.0), sum);
         let centre = if p.center == 0.0 { (0.0, 0.0) } else { (8.0 * errors.logits * p.center, 8.0 * p.center) };
         // Each sequence of a case is in at most four comparisons.
         let uses = 4.0 * kind * weight * scale.max(1.0);
@@ -260,10 +270,12 @@ impl Case {
             b.preference_fwd(PreferenceFwd {
                 seqs,
                 comparisons: p.terms.len(),
-                curve: p.curve,
+                curves: &p.curves,
+                link: p.link,
                 center: p.center,
                 score: o.score.view(),
                 reference: o.reference.as_ref().map(|r| r.view()),
+                inverse_rows: o.inverse_rows.as_ref().map(|r| r.view()),
                 table: table.view(),
                 direct: o.direct.as_ref().map(|d| d.view()),
                 loss: o.loss.view_mut(),
@@ -326,10 +338,12 @@ fn comparisons(groups: &[Vec<usize>], seqs: usize) -> Preference {
     }
     let count = terms.len();
     Preference {
-        curve: Curve::Sigmoid { smoothing: 0.0 },
+        curves: vec![Curve::Sigmoid { smoothing: 0.0 }.into()],
+        link: Link::Identity,
         center: 0.0,
         score: Vec::new(),
         reference: Some(normal("reference", seqs, 2.0)),
+        rows: None,
         direct: None,
         scale: (0..count).map(|c| [0.3, 0.2, 0.4][c % 3]).collect(),
         margin: (0..count).map(|c| [0.0, 0.25, -0.5][c % 3]).collect(),
@@ -352,6 +366,7 @@ struct Operands<B: Backend> {
     ends: Vec<GroupEnd>,
     table: Option<Table<B>>,
     reference: Option<Slot<B::Acc>>,
+    inverse_rows: Option<Slot<B::Acc>>,
     direct: Option<Slot<B::Acc>>,
     logp: Slot<B::Acc>,
     lse: Slot<B::Acc>,
@@ -379,6 +394,11 @@ impl<B: Backend> Operands<B> {
             ends: case.ends(),
             table: case.loss.as_ref().map(|p| Table::of(on, p, seqs)),
             reference: case.loss.as_ref().and_then(|p| p.reference.as_ref()).map(|r| on.acc(r)),
+            inverse_rows: case
+                .loss
+                .as_ref()
+                .and_then(|p| p.rows.as_ref())
+                .map(|rows| on.acc(&rows.iter().map(|rows| 1.0 / rows).collect::<Vec<_>>())),
             direct: case.direct.as_ref().map(|d| on.acc(d)),
             logp: on.acc_out(d.rows),
             lse: on.acc_out(d.rows),
@@ -393,14 +413,16 @@ impl<B: Backend> Operands<B> {
         }
     }
 
-    fn arguments<'a>(&'a mut self, case: &Case) -> HeadPreference<'a, B> {
+    fn arguments<'a>(&'a mut self, case: &'a Case) -> HeadPreference<'a, B> {
         let [order, offsets, keys] = self.runs.each_ref().map(|x| x.view());
         let comparison = match (&case.loss, &self.table) {
             (Some(p), Some(table)) => Some(ComparisonLoss {
                 comparisons: p.terms.len(),
-                curve: p.curve,
+                curves: &p.curves,
+                link: p.link,
                 center: p.center,
                 reference: self.reference.as_ref().map(|r| r.view()),
+                inverse_rows: self.inverse_rows.as_ref().map(|r| r.view()),
                 table: table.view(),
                 loss: self.loss.view_mut(),
                 logit: self.logit.view_mut(),

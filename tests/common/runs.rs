@@ -5,7 +5,7 @@ use std::ops::Range;
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
-pub use super::comparisons::{Preference, preference};
+pub use super::comparisons::{CURVES, LINKS, Preference, preference};
 pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, qk_norm_bwd, qk_norm_fwd};
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};

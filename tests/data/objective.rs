@@ -2,14 +2,16 @@
 //! `prepare` drops, splits and detaches, presets against their formulas in f64, and the logged
 //! formula.
 
+use std::path::Path;
+
 use common::fixtures::group;
-use mapl::backend::contract::{KINDS, PreferenceFwd, SUM_FIELDS};
+use mapl::backend::contract::{Curve, KINDS, Link, PreferenceFwd, Reduce, SUM_FIELDS};
 use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, ComparisonOptions, pack_into};
 use mapl::data::tokenized::TokenizedGroup;
-use mapl::loss::objective::{Loss, LossOptions, Method, Mix, ScopeName};
+use mapl::loss::objective::{Divergence, Loss, LossOptions, LossType, Method, Mix, ReduceName, ScopeName};
 use mapl::train::batch::upload::DeviceBatch;
 use mapl::train::pack_options;
 
@@ -72,10 +74,12 @@ fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) 
         .preference_fwd(PreferenceFwd {
             seqs,
             comparisons,
-            curve: loss.curve,
+            curves: &loss.curves,
+            link: loss.link,
             center: loss.center,
             score: View::first(&scores, seqs),
             reference: None,
+            inverse_rows: None,
             table: batch.comparisons(),
             direct: None,
             loss: ViewMut::first(&mut out, comparisons),
@@ -209,4 +213,236 @@ fn the_logged_formula_shows_the_active_options() {
     assert!(!plain.formula(true).contains("prompt tokens"));
     let margin = dpo(LossOptions { margin: Some(0.5), ..LossOptions::default() }, [1.0; 3], false);
     assert!(margin.formula(true).contains("margin = the row's + 0.5"));
+}
+
+fn of(types: &[LossType]) -> LossOptions {
+    LossOptions { loss_type: types.to_vec(), ..LossOptions::default() }
+}
+
+/// Every loss, with the smoothing that it needs.
+fn every_loss() -> Vec<LossOptions> {
+    use LossType::*;
+    let plain = [
+        Sigmoid,
+        SigmoidNorm,
+        Robust,
+        Hinge,
+        Ipo,
+        Discopop,
+        ApoZero,
+        ApoDown,
+        NcaPair,
+        BcoPair,
+        SppoHard,
+        Sft,
+        Simpo,
+        Orpo,
+        Aot,
+        AotUnpaired,
+    ];
+    let mut all: Vec<LossOptions> = plain.iter().map(|one| of(&[*one])).collect();
+    all.push(LossOptions { label_smoothing: Some(0.1), ..of(&[ExoPair]) });
+    all
+}
+
+/// Each loss with every form of comparison: its value is that of its formula.
+#[test]
+fn every_loss_equals_its_formula_in_base_and_intra_and_inter() {
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let pair = |f: &dyn Fn(f64, f64) -> f64| (f(score(0, 0), score(0, 1)), f(score(1, 0), score(2, 0)));
+    let down = LossOptions { beta: Some(1.0), ..LossOptions::default() };
+    type Formula<'a> = &'a dyn Fn(f64, f64) -> f64;
+    let cases: [(LossType, Formula<'_>); 5] = [
+        (LossType::ApoZero, &|a, b| sigmoid(-a) + sigmoid(b)),
+        (LossType::ApoDown, &|a, b| sigmoid(a) + sigmoid(b - a)),
+        (LossType::NcaPair, &|a, b| softplus(-a) + 0.5 * softplus(a) + 0.5 * softplus(b)),
+        (LossType::BcoPair, &|a, b| softplus(-a) + softplus(b)),
+        (LossType::SppoHard, &|a, b| (a - 0.5).powi(2) + (b + 0.5).powi(2)),
+    ];
+    for (one, formula) in cases {
+        let loss = dpo(LossOptions { loss_type: vec![one], ..down.clone() }, [1.0, 2.0, 0.0], false);
+        loss.check_comparisons(&loss.prepare(vec![full()])).unwrap();
+        let (base, intra) = pair(formula);
+        let (total, _) = value(&loss, &score);
+        assert!((total - (base + 2.0 * intra)).abs() < 1e-14, "{one:?}: {total}");
+    }
+    let exo = LossOptions { loss_type: vec![LossType::ExoPair], label_smoothing: Some(0.1), ..down };
+    let of_z = |z: f64| {
+        let q = sigmoid(z);
+        q * (q / 0.9).ln() + (1.0 - q) * ((1.0 - q) / 0.1).ln()
+    };
+    let (total, _) = value(&dpo(exo, [1.0; KINDS], false), &score);
+    let inter = (of_z(gap(1) - gap(0)) + of_z(gap(0) - gap(2))) / 2.0;
+    assert!((total - (of_z(gap(0)) + of_z(score(1, 0) - score(2, 0)) + inter)).abs() < 1e-14, "{total}");
+}
+
+#[test]
+fn losses_of_two_terms_are_refused_with_four_terms_margins_and_detached_gaps() {
+    let refused = |options: LossOptions, weights: [f64; KINDS], pop: bool, change: &dyn Fn(&mut TokenizedGroup)| {
+        let loss = dpo(options, weights, pop);
+        let mut group = full();
+        change(&mut group);
+        loss.check_comparisons(&loss.prepare(vec![group])).map_err(|e| e.to_string())
+    };
+    let apo = || of(&[LossType::Sigmoid, LossType::ApoZero]);
+    let text = refused(apo(), [1.0; KINDS], false, &|_| ()).unwrap_err();
+    for part in
+        ["apo_zero", "inter comparison of group full has 4 terms", "--inter-weight 0", "--inter-loss pair", "sigmoid"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    refused(apo(), [1.0, 1.0, 0.0], false, &|_| ()).unwrap();
+    refused(of(&[LossType::Sigmoid]), [1.0; KINDS], true, &|_| ()).unwrap();
+    let text = refused(apo(), [1.0, 1.0, 0.0], false, &|group| group.comparisons[1].margin = 0.25).unwrap_err();
+    assert!(text.contains("intra comparison of group full has the margin 0.25"), "{text}");
+    // Evaluation groups keep the kinds that are not trained.
+    let loss = dpo(apo(), [1.0, 0.0, 0.0], false);
+    loss.check_comparisons(&[full()]).unwrap();
+}
+
+/// Losses of means and of sums in one list: scores are sums, and the means divide by the tokens.
+#[test]
+fn the_reduction_follows_the_losses() {
+    let reduced = |options: LossOptions| {
+        let loss = dpo(options, [1.0; KINDS], false);
+        (loss.reduce, loss.curves.iter().map(|part| part.per_token).collect::<Vec<_>>())
+    };
+    use LossType::*;
+    assert_eq!(reduced(of(&[Sigmoid])), (Reduce::Sum, vec![false]));
+    for one in [Ipo, SigmoidNorm, Simpo, Orpo] {
+        assert_eq!(reduced(of(&[one])), (Reduce::Mean, vec![false]), "{one:?}");
+    }
+    assert_eq!(reduced(of(&[Ipo, Sft, SigmoidNorm])), (Reduce::Mean, vec![false; 2]));
+    assert_eq!(reduced(of(&[Sft, Ipo, Sigmoid])), (Reduce::Sum, vec![true, false]));
+    let forward = Some(Divergence::ForwardKl);
+    assert_eq!(reduced(LossOptions { f_divergence_type: forward, ..of(&[Ipo]) }), (Reduce::Sum, vec![true]));
+    let sum = LossOptions { logp_reduce: Some(ReduceName::Sum), ..of(&[Ipo]) };
+    assert_eq!(reduced(sum), (Reduce::Sum, vec![false]));
+    let mean = LossOptions { logp_reduce: Some(ReduceName::Mean), ..of(&[Sigmoid, Ipo]) };
+    assert_eq!(reduced(mean), (Reduce::Mean, vec![false; 2]));
+}
+
+#[test]
+fn lists_and_parameters_become_curves_with_weights() {
+    let listed =
+        LossOptions { loss_weights: vec![0.8, 0.2, 1.5], ..of(&[LossType::Sigmoid, LossType::BcoPair, LossType::Sft]) };
+    let loss = dpo(listed, [1.0; KINDS], false);
+    assert_eq!(
+        loss.curves.iter().map(|part| (part.curve, part.weight)).collect::<Vec<_>>(),
+        [(Curve::Sigmoid { smoothing: 0.0 }, 0.8), (Curve::BcoPair, 0.2)]
+    );
+    assert_eq!(loss.nll_weight, 1.5);
+    let orpo = LossOptions { beta: Some(0.3), ..of(&[LossType::Orpo]) }.resolve(Method::Dpo, [1.0; 3], false).unwrap();
+    assert_eq!((orpo.link, orpo.scale, orpo.curves[0].weight, orpo.nll_weight), (Link::Odds, [1.0; 3], 0.3, 1.0));
+    let simpo =
+        LossOptions { margin: Some(0.1), simpo_gamma: Some(1.5), nll_weight: Some(0.0), ..of(&[LossType::Simpo]) };
+    let simpo = dpo(simpo, [1.0; KINDS], false);
+    assert_eq!((simpo.margin, simpo.nll_weight, simpo.is_reference_free()), (1.6, 0.0, true));
+    assert!((dpo(of(&[LossType::Simpo]), [1.0; KINDS], false).margin - 0.5).abs() < 1e-15);
+    let near_one = LossOptions {
+        f_divergence_type: Some(Divergence::AlphaDivergence),
+        f_alpha_divergence_coef: Some(1.0 + 1e-7),
+        ..LossOptions::default()
+    };
+    assert_eq!(dpo(near_one, [1.0; KINDS], false).link, Link::Identity);
+}
+
+/// The formula names every part of every loss, in the order of the options.
+#[test]
+fn every_loss_logs_its_formula() {
+    let mut seen = std::collections::BTreeSet::new();
+    for options in every_loss() {
+        let text = dpo(options.clone(), [1.0; KINDS], false).formula(true);
+        assert!(text.starts_with("[1 mean_base + 1 mean_intra + 1 mean_inter] of "), "{text}");
+        seen.insert(text);
+    }
+    // Robust DPO without smoothing is the only one with the curve of another.
+    assert!(seen.len() >= 14, "{seen:#?}");
+    let listed =
+        LossOptions { loss_weights: vec![0.8, 0.25, 1.5], ..of(&[LossType::Ipo, LossType::ApoZero, LossType::Sft]) };
+    assert_eq!(
+        dpo(listed, [1.0, 0.0, 0.0], false).formula(true),
+        "[1 mean_base] of 0.8 (((z - 1/2) / beta)^2) + 0.25 (sigmoid(-a) + sigmoid(b)), z = sum sign * \
+         1 (log pi - log ref) - margin, a and b = 1 (log pi - log ref) of the positive and of the negative term, ipo with \
+         every score divided by its tokens, + 1.5 mean nll of preferred tokens"
+    );
+    let js = LossOptions { f_divergence_type: Some(Divergence::JsDivergence), ..LossOptions::default() };
+    assert!(dpo(js, [1.0; 3], false).formula(true).contains("z = sum sign * 1 s - margin, s = log 2 - softplus(-u)"));
+}
+
+#[test]
+fn losses_without_a_meaning_are_refused_by_name() {
+    use LossType::*;
+    let refused = |options: LossOptions, parts: &[&str]| {
+        let text = options.resolve(Method::Dpo, [1.0; KINDS], false).unwrap_err().to_string();
+        for part in parts {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    };
+    refused(of(&[ExoPair]), &["exo_pair", "--label-smoothing above 0"]);
+    refused(of(&[Sigmoid, Hinge, Sigmoid]), &["sigmoid is given twice"]);
+    refused(of(&[Simpo, Sigmoid]), &["simpo", "give it alone"]);
+    refused(of(&[Sigmoid, Orpo]), &["orpo", "give it alone"]);
+    for (one, why) in [(Kto, "one response"), (ApoZeroUnpaired, "one response")] {
+        refused(of(&[one]), &["known in TRL and not supported here", why]);
+    }
+    for weights in [vec![1.0], vec![1.0, 2.0, 3.0], vec![0.0, 0.0], vec![1.0, -1.0], vec![f64::NAN, 1.0]] {
+        refused(LossOptions { loss_weights: weights, ..of(&[Sigmoid, Hinge]) }, &["--loss-weights"]);
+    }
+    let smoothed = |one| LossOptions { label_smoothing: Some(0.1), ..of(&[one]) };
+    for one in [Hinge, Ipo, ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Discopop, Sft, Orpo] {
+        refused(smoothed(one), &["--label-smoothing has no effect", &one.name()]);
+    }
+    let divergent = |one| LossOptions { f_divergence_type: Some(Divergence::ForwardKl), ..of(&[one]) };
+    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Simpo, Orpo, Aot, AotUnpaired] {
+        refused(divergent(one), &["--f-divergence-type", &one.name()]);
+    }
+    for one in [SigmoidNorm, Simpo, Orpo] {
+        refused(LossOptions { logp_reduce: Some(ReduceName::Sum), ..of(&[one]) }, &["--logp-reduce sum", &one.name()]);
+    }
+    for one in [ApoZero, ApoDown, NcaPair, BcoPair, SppoHard, Aot] {
+        refused(LossOptions { margin: Some(0.5), ..of(&[one]) }, &["--margin has no effect", &one.name()]);
+    }
+    refused(LossOptions { discopop_tau: Some(0.1), ..LossOptions::default() }, &["--discopop-tau has no effect"]);
+    refused(LossOptions { discopop_tau: Some(0.0), ..of(&[Discopop]) }, &["--discopop-tau 0"]);
+    refused(LossOptions { simpo_gamma: Some(0.1), ..LossOptions::default() }, &["--simpo-gamma has no effect"]);
+    refused(LossOptions { simpo_gamma: Some(-0.1), ..of(&[Simpo]) }, &["--simpo-gamma -0.1"]);
+    let alpha = LossOptions { f_alpha_divergence_coef: Some(0.2), ..LossOptions::default() };
+    refused(alpha, &["--f-alpha-divergence-coef has no effect"]);
+    refused(LossOptions { beta_intra: Some(0.2), ..of(&[Orpo]) }, &["--beta-intra", "orpo"]);
+    // The reward command trains functions of the difference of two rewards.
+    for types in [&[BcoPair][..], &[Ipo], &[Sigmoid, Hinge], &[Simpo]] {
+        let text = of(types).resolve(Method::Reward, [1.0; KINDS], false).unwrap_err().to_string();
+        assert!(text.contains("has no effect in this reward run"), "{text}");
+    }
+    let has = |options: LossOptions, given: Option<&str>| {
+        let loss = options.resolve(Method::Dpo, [1.0; KINDS], false).unwrap();
+        loss.has_reference(given.map(Path::new)).map_err(|e| e.to_string())
+    };
+    assert_eq!([has(of(&[Orpo]), None), has(of(&[Orpo]), Some("none"))], [Ok(false), Ok(false)]);
+    assert_eq!([has(of(&[Hinge]), None), has(of(&[Hinge]), Some("none"))], [Ok(true), Ok(false)]);
+    assert_eq!(has(divergent(Sigmoid), Some("other")), Ok(true));
+    assert!(
+        has(of(&[Simpo]), Some("other")).is_err_and(|e| e.contains("--ref-model has no effect with --loss-type simpo"))
+    );
+    assert!(has(divergent(Sigmoid), Some("none")).is_err_and(|e| e.contains("leave out --ref-model none")));
+}
+
+/// A sort needs all pairs of a step at once, each with the same weight.
+#[test]
+fn sorting_losses_refuse_several_micro_batches_and_weights() {
+    for one in [LossType::Aot, LossType::AotUnpaired] {
+        let loss = dpo(of(&[LossType::Sigmoid, one]), [1.0, 1.0, 0.0], false);
+        loss.check_split(1).unwrap();
+        let text = loss.check_split(2).unwrap_err().to_string();
+        for part in [one.name().as_str(), "one micro-batch", "--gradient-accumulation-steps 1"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let mut group = full();
+        group.comparisons[1].weight = 0.5;
+        let text = loss.check_comparisons(&loss.prepare(vec![group])).unwrap_err().to_string();
+        assert!(text.contains("has the weight 0.5"), "{text}");
+        loss.check_comparisons(&loss.prepare(vec![full()])).unwrap();
+    }
+    dpo(LossOptions::default(), [1.0; 3], false).check_split(8).unwrap();
 }

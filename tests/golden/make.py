@@ -4,7 +4,7 @@ of transformers, torch and TRL for them. README.md in this folder describes ever
     python tests/golden/make.py [OUTPUT_DIR]
 
 The same package versions on the same kind of CPU give the same bytes: one thread, fixed seeds, sorted keys. All
-arithmetic is float32 with eager attention, except the table of loss values (float64).
+arithmetic is float32 with eager attention. losses.py, run after this, writes the losses of TRL.
 """
 
 import json
@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
 
@@ -328,66 +327,6 @@ def trl_reward_loss(model, pairs, folder):
         return trainer.compute_loss(trainer.model, batch).item()
 
 
-def loss_table(trainer):
-    """Returns per-pair losses by TRL's own code for given summed log-probabilities, in float64. This TRL version has no
-    cDPO loss; `aot` on a batch of one pair has the same formula, because sorting one pair has no effect."""
-    rows = []
-    inputs = [
-        (-21.5, -24.25, -22.0, -23.0, 9, 12),
-        (-30.0, -12.5, -28.0, -14.0, 20, 7),
-        (-5.0, -5.0, -5.0, -5.0, 3, 3),
-        (-400.0, -150.0, -180.0, -190.0, 60, 55),
-        (-100.0, -900.0, -220.0, -210.0, 30, 80),
-        (-1.25, -0.5, -0.75, -3.0, 1, 1),
-    ]
-    trainer.precompute_ref_logps = True
-    for chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens in inputs:
-        for beta, smoothing in [(0.1, 0.0), (0.1, 0.2), (0.5, 0.1)]:
-            length = 1 + max(chosen_tokens, rejected_tokens)
-            mask = torch.zeros(2, length, dtype=torch.long)
-            mask[0, 1 : 1 + chosen_tokens] = 1
-            mask[1, 1 : 1 + rejected_tokens] = 1
-            # The first response token gets the whole log-probability: the loss uses only the sum.
-            per_token = torch.zeros(2, length - 1, dtype=torch.float64)
-            per_token[0, 0], per_token[1, 0] = chosen, rejected
-            zero = torch.zeros(2, length - 1)
-            outputs = SimpleNamespace(log_probs=per_token, entropy=zero, mean_logits=zero, is_top1=zero.bool())
-            batch = {
-                "input_ids": torch.full((2, length), 3),
-                "attention_mask": torch.ones(2, length, dtype=torch.long),
-                "completion_mask": mask,
-                "ref_chosen_logps": torch.tensor([ref_chosen], dtype=torch.float64),
-                "ref_rejected_logps": torch.tensor([ref_rejected], dtype=torch.float64),
-            }
-            trainer.beta, trainer.label_smoothing = beta, smoothing
-            losses = {}
-            for ours, theirs in [
-                ("sigmoid", "sigmoid"),
-                ("hinge", "hinge"),
-                ("ipo", "ipo"),
-                ("robust", "robust"),
-                ("cdpo", "aot"),
-            ]:
-                trainer.loss_types, trainer.loss_weights = [theirs], [1.0]
-                loss = trainer._compute_loss(lambda **_: outputs, dict(batch), False)
-                assert loss.dtype == torch.float64
-                losses[ours] = loss.item()
-            rows.append(
-                {
-                    "chosen": chosen,
-                    "rejected": rejected,
-                    "reference_chosen": ref_chosen,
-                    "reference_rejected": ref_rejected,
-                    "chosen_tokens": chosen_tokens,
-                    "rejected_tokens": rejected_tokens,
-                    "beta": beta,
-                    "label_smoothing": smoothing,
-                    "losses": losses,
-                }
-            )
-    return rows
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Cases
 
@@ -512,8 +451,6 @@ def main():
     reference = save(build(lm, policy.config, 22, policy), models / "qwen2-reference", torch.bfloat16)
     policy = save(policy, models / "qwen2")
     write_json(out / "qwen2.json", language_model_case(out, "qwen2", policy, reference, make_pairs(23), True))
-    with tempfile.TemporaryDirectory() as scratch:
-        write_json(out / "losses.json", {"rows": loss_table(trl_dpo(policy, reference, make_pairs(23), scratch))})
 
     # Tied embeddings, llama3 RoPE scaling, stored as bf16 in shards.
     model = build(lm, llama(tie_word_embeddings=True, rope_parameters=LLAMA3), 31)

@@ -200,10 +200,12 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     all.push(("segment_sum", runs::segment_sum(on, Reduce::Mean, &long, &offsets, &dscore)));
     let pair = |c: i32| vec![(c % 17, 1), ((c + 5) % 17, -1)];
     let comparisons = runs::Preference {
-        curve: Curve::Sigmoid { smoothing: 0.1 },
+        curves: vec![Curve::Sigmoid { smoothing: 0.1 }.into()],
+        link: Link::Identity,
         center: 0.1,
         score: normal("score", 17, 1.0),
         reference: None,
+        rows: None,
         direct: Some(dscore),
         terms: (0..300).map(pair).collect(),
         kind: (0..300).map(|c| c % 3).collect(),

@@ -1,13 +1,13 @@
 //! Models, losses, gradients and AdamW steps on every backend against values of PyTorch,
 //! transformers and TRL (`tests/golden/README.md`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::fixtures::group;
 use common::golden::{
-    self, LANGUAGE_CASES, Pair, REWARD_CASES, Tensor, language_case, loss_rows, reward_case, tensors,
+    self, BOS, LANGUAGE_CASES, Pair, REWARD_CASES, Tensor, language_case, loss_rows, loss_steps, reward_case, tensors,
 };
-use mapl::backend::contract::{Comparisons, Curve, KINDS, PreferenceFwd, Reduce, SUM_FIELDS, TERMS};
+use mapl::backend::contract::{Comparisons, Curve, KINDS, Precision, PreferenceFwd, Reduce, SUM_FIELDS, TERMS};
 use mapl::backend::cpu::Cpu;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::emulator::Schedule;
@@ -16,7 +16,7 @@ use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, Scoring, pack_into};
 use mapl::data::tokenized::TokenizedGroup;
-use mapl::loss::objective::{Loss, LossOptions, Method};
+use mapl::loss::objective::{Divergence, Loss, LossOptions, LossType, Method};
 use mapl::model::activations::Mode;
 use mapl::model::config::ModelConfig;
 use mapl::model::decoder::Model;
@@ -235,7 +235,8 @@ fn bradley_terry<B: Backend>(backend: &B) {
     }
 }
 
-/// Runs the op on one comparison per row of the loss table.
+/// Runs the op on one comparison per loss and row of the table, with the gradient of the summed
+/// log-probabilities.
 fn curves<B: Backend>(backend: &B) {
     let acc = |values: &[f64]| {
         let mut buffer = backend.zeros_acc(values.len()).unwrap();
@@ -247,22 +248,26 @@ fn curves<B: Backend>(backend: &B) {
         backend.write_idx(ViewMut::first(&mut buffer, values.len()), values).unwrap();
         buffer
     };
+    let mut names = BTreeSet::new();
     for (r, row) in loss_rows().iter().enumerate() {
-        let e = row.label_smoothing;
-        for (name, curve, expected) in [
-            ("sigmoid", Curve::Sigmoid { smoothing: 0.0 }, row.losses.sigmoid),
-            ("cdpo", Curve::Sigmoid { smoothing: e }, row.losses.cdpo),
-            ("robust", Curve::Robust { smoothing: e }, row.losses.robust),
-            ("hinge", Curve::Hinge, row.losses.hinge),
-            ("ipo", Curve::Ipo, row.losses.ipo),
-        ] {
-            let lengths = if curve == Curve::Ipo { [row.chosen_tokens, row.rejected_tokens] } else { [1, 1] };
-            let share = |value: f64, i: usize| value / f64::from(lengths[i]);
-            let score = acc(&[share(row.chosen, 0), share(row.rejected, 1)]);
-            let reference = acc(&[share(row.reference_chosen, 0), share(row.reference_rejected, 1)]);
+        let tokens = [row.chosen_tokens, row.rejected_tokens].map(f64::from);
+        for stored in &row.losses {
+            let what = format!("row {r} {:?} {:?}", stored.options.loss_type, stored.options);
+            // The exponential of the forward divergence exceeds f32.
+            let least = (row.chosen - row.reference_chosen).min(row.rejected - row.reference_rejected);
+            let forward = stored.options.f_divergence_type == Some(Divergence::ForwardKl);
+            if forward && least < -80.0 && B::PRECISION != Precision::F64 {
+                continue;
+            }
+            names.extend(stored.options.loss_type.iter().map(|of| of.name()));
+            let loss_of = resolve(Method::Dpo, stored.options.clone());
+            let reduced = |sum: f64, i: usize| if loss_of.reduce == Reduce::Mean { sum / tokens[i] } else { sum };
+            let score = acc(&[reduced(row.chosen, 0), reduced(row.rejected, 1)]);
+            let reference = acc(&[reduced(row.reference_chosen, 0), reduced(row.reference_rejected, 1)]);
+            let inverse_rows = acc(&tokens.map(|tokens| 1.0 / tokens));
             let (sequence, sign) = (idx(&[0, 1, -1, -1]), idx(&[1, -1, 0, 0]));
             let (kind, offsets, uses) = (idx(&[0]), idx(&[0, 1, 2]), idx(&[0, 1]));
-            let (scale, margin, weight) = (acc(&[row.beta]), acc(&[0.0]), acc(&[1.0]));
+            let (scale, margin, weight) = (acc(&[loss_of.scale[0]]), acc(&[loss_of.margin]), acc(&[1.0]));
             let (clip, kind_scale) = (acc(&[f64::NEG_INFINITY, f64::INFINITY]), acc(&[1.0, 1.0, 1.0]));
             let (mut loss, mut logit, mut dscore) = (acc(&[0.0]), acc(&[0.0]), acc(&[0.0, 0.0]));
             let mut sums = acc(&[0.0; KINDS * SUM_FIELDS]);
@@ -270,10 +275,12 @@ fn curves<B: Backend>(backend: &B) {
                 .preference_fwd(PreferenceFwd {
                     seqs: 2,
                     comparisons: 1,
-                    curve,
+                    curves: &loss_of.curves,
+                    link: loss_of.link,
                     center: 0.0,
                     score: View::first(&score, 2),
-                    reference: Some(View::first(&reference, 2)),
+                    reference: (!loss_of.is_reference_free()).then(|| View::first(&reference, 2)),
+                    inverse_rows: loss_of.needs_rows().then(|| View::first(&inverse_rows, 2)),
                     table: Comparisons {
                         term_sequence: View::first(&sequence, TERMS),
                         term_sign: View::first(&sign, TERMS),
@@ -293,13 +300,60 @@ fn curves<B: Backend>(backend: &B) {
                     sums: ViewMut::first(&mut sums, KINDS * SUM_FIELDS),
                 })
                 .unwrap();
-            let mut got = [0.0];
+            let (mut got, mut slopes) = ([0.0], [0.0; 2]);
             backend.read_acc(View::first(&loss, 1), &mut got).unwrap();
-            // Scores of magnitude 100 have an f32 rounding error of 4e-6 each; IPO multiplies the
-            // error by its slope.
-            close(&format!("row {r} {name}"), got[0], expected, 2e-5, 1e-5);
+            backend.read_acc(View::first(&dscore, 2), &mut slopes).unwrap();
+            let nll = loss_of.nll_weight;
+            // Scores of magnitude 100 have an f32 rounding error of 4e-6 each. IPO and SPPO multiply
+            // the error by their slope, DiscoPOP by 1 / temperature, a divergence by its exponential.
+            let steep = matches!(stored.options.loss_type[0], LossType::Discopop | LossType::SppoHard)
+                || stored.options.f_divergence_type.is_some();
+            let relative = if steep { 2e-4 } else { 2e-5 };
+            close(&what, got[0] - nll * row.chosen / tokens[0], stored.loss, relative, 1e-5);
+            let direct = [-nll / tokens[0], 0.0];
+            for i in 0..2 {
+                let slope = slopes[i] / if loss_of.reduce == Reduce::Mean { tokens[i] } else { 1.0 } + direct[i];
+                close(&format!("{what}: slope {i}"), slope, stored.slopes[i], relative, 1e-6);
+            }
         }
     }
+    assert_eq!(names.len(), 17, "{names:?}");
+}
+
+/// Four steps of every loss against TRL, in one micro-batch and in two.
+fn steps_of_every_loss<B: Backend>(backend: &B) {
+    let table = loss_steps();
+    let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+    let mut names = BTreeSet::new();
+    for case in &table.losses {
+        names.extend(case.options.loss_type.iter().map(|of| of.name()));
+        let mut of_pairs = table.pairs.clone();
+        if case.prompts == "one token" {
+            of_pairs.iter_mut().for_each(|pair| pair.prompt_ids = vec![BOS]);
+        }
+        let groups = pairs(&of_pairs);
+        let whole: Vec<&TokenizedGroup> = groups.iter().collect();
+        let halves = whole.chunks(2).map(<[_]>::to_vec).collect();
+        let loss = resolve(Method::Dpo, case.options.clone());
+        // The split matters where counts of the batch do: a mean over tokens, and several losses.
+        let splits = loss.nll_weight > 0.0 || loss.curves.len() > 1 || matches!(loss.curves[0].curve, Curve::ApoZero);
+        let mut all = vec![vec![whole.clone()]];
+        if splits && !loss.is_of_batch() {
+            all.push(halves);
+        }
+        for micro_batches in all {
+            let loss = resolve(Method::Dpo, case.options.clone());
+            assert_eq!(loss.is_reference_free(), case.reference.is_none());
+            let mut trainer = trainer(backend, &table.model, case.reference.as_deref(), loss, settings);
+            for (i, expected) in case.losses.iter().enumerate() {
+                let report = trainer.step(&micro_batches, table.learning_rate).unwrap();
+                let what = format!("{:?} step {i} of {}", case.options, micro_batches.len());
+                close(&what, report.tally.loss(&trainer.loss), *expected, 1e-5, 1e-6);
+                close(&format!("norm, {what}"), report.update.grad_norm, case.grad_norms[i], 1e-4, 0.0);
+            }
+        }
+    }
+    assert_eq!(names.len(), 17, "{names:?}");
 }
 
 macro_rules! for_each_backend {
@@ -321,4 +375,4 @@ macro_rules! for_each_backend {
         }
     )* };
 }
-for_each_backend!(log_probs, rewards, dpo, bradley_terry, curves);
+for_each_backend!(log_probs, rewards, dpo, bradley_terry, curves, steps_of_every_loss);

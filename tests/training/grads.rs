@@ -89,7 +89,7 @@ fn dpo_gradient_of_llama_with_nll_term_over_prompt_and_response_is_correct() {
 #[test]
 fn ipo_gradient_with_mean_log_probs_is_correct() {
     let options =
-        LossOptions { loss_type: Some(LossType::Ipo), logp_reduce: Some(ReduceName::Mean), ..LossOptions::default() };
+        LossOptions { loss_type: vec![LossType::Ipo], logp_reduce: Some(ReduceName::Mean), ..LossOptions::default() };
     check("llama", resolve(Method::Dpo, options), &groups()[1..]);
 }
 

@@ -213,7 +213,8 @@ impl<B: Backend> Costed for HeadPreference<'_, B> {
         let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
         let direct = usize::from(self.direct.is_some());
         let loss = self.comparison.as_ref().map_or(Cost::new(acc::<B>((1 + direct) * s), 0), |c| {
-            comparisons::<B>(s, c.comparisons, c.table.uses.len, direct + usize::from(c.reference.is_some()))
+            let extra = [c.reference, c.inverse_rows].iter().flatten().count();
+            comparisons::<B>(s, c.comparisons, c.table.uses.len, (direct + extra, c.curves.len()))
         });
         let per_row = acc::<B>(d.rows) + idx(s + 1);
         let bytes = d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead + per_row + loss.bytes;
@@ -222,11 +223,12 @@ impl<B: Backend> Costed for HeadPreference<'_, B> {
 }
 
 /// Cost of `comparisons` comparisons over `seqs` sequences. The comparisons have `uses` terms in
-/// total. `extra` is the number of optional inputs per sequence (reference score, direct gradient).
-fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, extra: usize) -> Cost {
+/// total. `extra` is the number of optional inputs per sequence (reference score, head rows, direct
+/// gradient).
+fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, (extra, curves): (usize, usize)) -> Cost {
     let numbers = acc::<B>((2 + extra) * seqs + 7 * comparisons);
     let indices = idx((2 * TERMS + 1) * comparisons + seqs + 1 + uses);
-    Cost::new(numbers + indices, (20 * comparisons + 4 * uses) as u64)
+    Cost::new(numbers + indices, (curves * (20 * comparisons + 4 * uses)) as u64)
 }
 
 impl<B: Backend> Costed for LogprobFwd<'_, B> {
@@ -271,8 +273,8 @@ impl<B: Backend> Costed for SegmentSumBwd<'_, B> {
 
 impl<B: Backend> Costed for PreferenceFwd<'_, B> {
     fn cost(&self) -> Cost {
-        let extra = usize::from(self.reference.is_some()) + usize::from(self.direct.is_some());
-        comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, extra)
+        let extra = [self.reference, self.inverse_rows, self.direct].iter().flatten().count();
+        comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, (extra, self.curves.len()))
     }
 }
 

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Comparisons, Curve, HeadDims, KINDS, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS, Tolerance,
-    expect, expect_len,
+    Comparisons, HeadDims, KINDS, Link, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS, Tolerance,
+    WeightedCurve, curve, expect, expect_len,
 };
 use crate::backend::{Backend, View, ViewMut, Write};
 
@@ -53,11 +53,14 @@ pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
 /// and their gradients.
 pub struct ComparisonLoss<'a, B: Backend> {
     pub comparisons: usize,
-    pub curve: Curve,
+    pub curves: &'a [WeightedCurve],
+    pub link: Link,
     /// As [`PreferenceFwd::center`].
     pub center: f64,
     /// (seqs) scores of the frozen reference model; absent for reference-free training
     pub reference: Option<View<'a, B::Acc>>,
+    /// (seqs) as [`PreferenceFwd::inverse_rows`]
+    pub inverse_rows: Option<View<'a, B::Acc>>,
     /// All terms of a comparison are sequences of one group.
     pub table: Comparisons<'a, B>,
     /// (comparisons), overwritten
@@ -80,10 +83,12 @@ impl<'a, B: Backend> ComparisonLoss<'a, B> {
         PreferenceFwd {
             seqs: score.len,
             comparisons: self.comparisons,
-            curve: self.curve,
+            curves: self.curves,
+            link: self.link,
             center: self.center,
             score,
             reference: self.reference,
+            inverse_rows: self.inverse_rows,
             table: self.table,
             direct,
             loss: self.loss,
@@ -174,11 +179,12 @@ impl<B: Backend> HeadPreference<'_, B> {
         expect_len(OP, "seq_offsets", self.seq_offsets.len, s + 1)?;
         if let Some(c) = &self.comparison {
             expect_len(OP, "reference", c.reference.map_or(s, |r| r.len), s)?;
+            expect_len(OP, "inverse_rows", c.inverse_rows.map_or(s, |r| r.len), s)?;
             c.table.check(OP, s, c.comparisons)?;
             expect_len(OP, "loss", c.loss.len, c.comparisons)?;
             expect_len(OP, "logit", c.logit.len, c.comparisons)?;
             expect_len(OP, "sums", c.sums.len, KINDS * SUM_FIELDS)?;
-            c.curve.check(OP)?;
+            curve::check(OP, c.curves, c.link, c.inverse_rows.is_some())?;
         }
         let given = self.comparison.is_some() || self.direct.is_some();
         expect(OP, "direct", given, "a gradient of the scores, because the batch has no comparisons", "none")?;

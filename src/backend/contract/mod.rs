@@ -23,7 +23,7 @@ mod segment;
 
 pub use attention::*;
 pub use cost::*;
-pub use curve::Curve;
+pub use curve::{ALPHA_BOUND, Curve, Link, WeightedCurve};
 pub use embedding::*;
 pub use glu::*;
 pub use head::*;

@@ -1,6 +1,6 @@
 //! Contract of the comparison losses.
 
-use super::{Curve, Precision, Result, Tolerance, expect_len};
+use super::{Link, Precision, Result, Tolerance, WeightedCurve, curve, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
 /// Number of fields in a row of [`PreferenceFwd::sums`].
@@ -67,13 +67,20 @@ impl<B: Backend> Comparisons<'_, B> {
     }
 }
 
-/// Comparison losses. With `rho_k = scale * (score_k - reference_k)` for the sequence of term k:
+/// Comparison losses. For each of the curves, with `rho_k = scale * link(score_k - reference_k)` for
+/// the sequence of term k, divided by the sequence's head rows if the curve is per token:
 ///
 /// - `logit = sum over trained terms of sign_k rho_k`
 ///   `+ clip(sum over detached terms of sign_k rho_k)`
 /// - `z = logit - margin`
-/// - `loss = weight * (f(z) + center * (sum of both scores)²)`, with `center` for base pairs only
+/// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
+/// - a curve of the batch has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
+///   one weight
+/// - `loss = weight * sum over curves of curve weight * (f(z, a, b) + center * (sum of both scores)²)`,
+///   with `center` for base pairs and the first curve only
 /// - `dscore_k = direct_k + sum over the uses of sequence k of kind_scale * d loss / d score_k`
+///
+/// The logit that is returned is that of the first curve.
 ///
 /// A comparison with weight 0 adds exactly 0 to loss and gradient, whatever its scores are. If the
 /// weight is not 0 and the logit or loss is not finite, the gradient of the comparison's trained
@@ -82,7 +89,9 @@ impl<B: Backend> Comparisons<'_, B> {
 pub struct PreferenceFwd<'a, B: Backend> {
     pub seqs: usize,
     pub comparisons: usize,
-    pub curve: Curve,
+    /// At least one.
+    pub curves: &'a [WeightedCurve],
+    pub link: Link,
     /// Coefficient of the squared sum of the two scores of a base pair (arXiv 2312.09244); 0 to
     /// disable.
     pub center: f64,
@@ -90,6 +99,8 @@ pub struct PreferenceFwd<'a, B: Backend> {
     pub score: View<'a, B::Acc>,
     /// (seqs) scores of the frozen reference model; absent for rewards and reference-free training
     pub reference: Option<View<'a, B::Acc>>,
+    /// (seqs) 1 / head rows of each sequence; needed if a curve is per token
+    pub inverse_rows: Option<View<'a, B::Acc>>,
     pub table: Comparisons<'a, B>,
     /// (seqs) gradient of each score from other losses, such as the likelihood term
     pub direct: Option<View<'a, B::Acc>>,
@@ -108,13 +119,14 @@ impl<B: Backend> PreferenceFwd<'_, B> {
         let (op, s, c) = ("preference_fwd", self.seqs, self.comparisons);
         expect_len(op, "score", self.score.len, s)?;
         expect_len(op, "reference", self.reference.map_or(s, |r| r.len), s)?;
+        expect_len(op, "inverse_rows", self.inverse_rows.map_or(s, |r| r.len), s)?;
         self.table.check(op, s, c)?;
         expect_len(op, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(op, "loss", self.loss.len, c)?;
         expect_len(op, "logit", self.logit.len, c)?;
         expect_len(op, "dscore", self.dscore.len, s)?;
         expect_len(op, "sums", self.sums.len, KINDS * SUM_FIELDS)?;
-        self.curve.check(op)
+        curve::check(op, self.curves, self.link, self.inverse_rows.is_some())
     }
 
     /// Tolerance of loss and gradient for scores of magnitude `scores`.

@@ -176,9 +176,11 @@ impl Call for PreferenceHead {
         let mut sums = on.zeros_acc(KINDS * SUM_FIELDS)?;
         let comparison = ComparisonLoss {
             comparisons: self.pairs.len(),
-            curve: Curve::Sigmoid { smoothing: 0.0 },
+            curves: &[Curve::Sigmoid { smoothing: 0.0 }.into()],
+            link: Link::Identity,
             center: 0.0,
             reference: Some(reference),
+            inverse_rows: None,
             table,
             loss: ViewMut::first(&mut loss, self.pairs.len()),
             logit: ViewMut::first(&mut logit, self.pairs.len()),
@@ -200,9 +202,11 @@ impl Call for PreferenceHead {
         let (given_lse, given_dlogp) = (o.acc()?, o.acc()?);
         let comparison = ComparisonLoss {
             comparisons: self.pairs.len(),
-            curve: Curve::Sigmoid { smoothing: 0.0 },
+            curves: &[Curve::Sigmoid { smoothing: 0.0 }.into()],
+            link: Link::Identity,
             center: 0.0,
             reference: Some(reference),
+            inverse_rows: None,
             table: table_views(&mut o)?,
             loss: o.acc_out()?,
             logit: o.acc_out()?,

@@ -135,10 +135,12 @@ impl Call for PreferenceLoss {
         on.preference_fwd(PreferenceFwd {
             seqs: self.seqs(),
             comparisons: self.comparisons(),
-            curve: Curve::Sigmoid { smoothing: 0.0 },
+            curves: &[Curve::Sigmoid { smoothing: 0.0 }.into()],
+            link: Link::Identity,
             center: 0.0,
             score: o.acc()?,
             reference: Some(o.acc()?),
+            inverse_rows: None,
             table: table_views(&mut o)?,
             direct: None,
             loss: o.acc_out()?,

@@ -23,6 +23,8 @@ pub struct SequenceNumbers<'a> {
     pub direct: &'a [f64],
     /// Cached scores of the frozen reference.
     pub frozen: &'a [f64],
+    /// 1 / head rows, if a curve is per token.
+    pub inverse_rows: &'a [f64],
 }
 
 /// Values that pad an index table to its length in a shape.
@@ -123,6 +125,8 @@ tables! {
     Direct[l.seqs] = s.of_seqs.direct, NumberPadding::ZerosIfPresent;
     /// (seqs) cached scores of the frozen reference; empty without a cache.
     Frozen[l.seqs] = s.of_seqs.frozen, NumberPadding::ZerosIfPresent;
+    /// (seqs) 1 / head rows of each sequence; empty unless a curve is per token.
+    InverseRows[l.seqs] = s.of_seqs.inverse_rows, NumberPadding::ZerosIfPresent;
 }
 
 impl IndexPadding {

@@ -22,6 +22,7 @@ use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
+use crate::loss::value::{ScoredComparison, ScoredTerm};
 use crate::train::frozen::FrozenCache;
 use crate::train::metrics::{Tally, tally_scores};
 
@@ -46,6 +47,7 @@ pub struct PackedMicroBatch {
     ids: Vec<String>,
     direct: Vec<f64>,
     frozen: Vec<f64>,
+    inverse_rows: Vec<f64>,
     /// Shape level to which `host` is padded.
     pub(in crate::train) level: Option<usize>,
 }
@@ -69,9 +71,10 @@ impl Packer {
     /// batch. Its counts are known here, so the split into micro-batches does not matter.
     ///
     /// # Errors
-    /// Errors of [`pack_into`], and [`crate::Error::Runtime`] for a sequence without a cached
-    /// score.
+    /// Errors of [`pack_into`] and [`Loss::check_split`], and [`crate::Error::Runtime`] for a sequence
+    /// without a cached score.
     pub fn pack(&self, micro_batches: &[Vec<&TokenizedGroup>], into: &mut PackedStep) -> Result<()> {
+        self.loss.check_split(micro_batches.len())?;
         let totals = Totals::of(micro_batches);
         let kind_scale = self.loss.kind_scale(totals.comparisons);
         into.count = micro_batches.len();
@@ -88,7 +91,12 @@ impl Packer {
                 let cache = cache.read().unwrap_or_else(|e| e.into_inner());
                 groups.iter().try_for_each(|group| cache.append_scores(group, &mut packed.frozen))?;
             }
-            let of_seqs = SequenceNumbers { direct: &packed.direct, frozen: &packed.frozen };
+            packed.inverse_rows.clear();
+            if self.loss.needs_rows() {
+                packed.inverse_rows.extend(rows_of(&packed.batch).map(|rows| 1.0 / rows.max(1) as f64));
+            }
+            let of_seqs =
+                SequenceNumbers { direct: &packed.direct, frozen: &packed.frozen, inverse_rows: &packed.inverse_rows };
             packed.host.lay_out(&packed.batch, kind_scale, of_seqs);
             packed.level = self.shapes.and_then(|shapes| shapes.level(&packed.host.sizes));
             if let (Some(shapes), Some(level)) = (self.shapes, packed.level) {
@@ -142,22 +150,22 @@ pub(in crate::train) struct MicroBatchResults<'a> {
 
 impl PackedMicroBatch {
     /// Sums over the micro-batch, and the ids of groups with a non-finite comparison loss.
-    pub(in crate::train) fn tally(&self, method: Method, results: &MicroBatchResults<'_>) -> (Tally, Vec<&str>) {
+    pub(in crate::train) fn tally(&self, loss: &Loss, results: &MicroBatchResults<'_>) -> (Tally, Vec<&str>) {
         let mut tally = Tally {
             tokens: self.batch.tokens(),
             response_tokens: self.batch.sequences.iter().map(|s| s.response_tokens).sum(),
             ..Tally::default()
         };
         let mut not_finite = Vec::new();
-        if method == Method::Sft {
+        if loss.method == Method::Sft {
             tally.logp = results.score.iter().sum();
             return (tally, not_finite);
         }
         let table = &self.batch.comparisons;
-        for (c, (&loss, &logit)) in results.loss.iter().zip(results.logit).enumerate() {
-            tally.kinds[table.kind[c] as usize].add(loss, logit);
+        for (c, (&value, &logit)) in results.loss.iter().zip(results.logit).enumerate() {
+            tally.kinds[table.kind[c] as usize].add(value, logit);
             let id = self.ids[table.refs[c].group].as_str();
-            if !loss.is_finite() && not_finite.last() != Some(&id) {
+            if !value.is_finite() && not_finite.last() != Some(&id) {
                 not_finite.push(id);
             }
         }
@@ -165,8 +173,46 @@ impl PackedMicroBatch {
         let zeros = vec![0.0; if results.frozen.is_empty() { results.score.len() } else { 0 }];
         let frozen = if results.frozen.is_empty() { &zeros } else { results.frozen };
         tally_scores(&mut tally, &self.batch, results.score, frozen);
+        if loss.curves.len() > 1 {
+            self.tally_losses(&mut tally, loss, (results.score, frozen));
+        }
         (tally, not_finite)
     }
+
+    /// Adds each of several losses. The device returns only their sum, so the host computes them
+    /// from the scores; `score` and `reference` are (seqs).
+    fn tally_losses(&self, tally: &mut Tally, loss: &Loss, (score, reference): (&[f64], &[f64])) {
+        let table = &self.batch.comparisons;
+        let rows: Vec<usize> = rows_of(&self.batch).collect();
+        let term = |slot: usize| {
+            let (s, sign) = (table.term_sequence[slot] as usize, table.term_sign[slot]);
+            ScoredTerm {
+                prompt: self.batch.sequences[s].prompt,
+                sign: f64::from(sign.signum()),
+                detached: sign.abs() == 2,
+                score: score[s],
+                reference: reference[s],
+                rows: rows[s],
+            }
+        };
+        let comparison = |c: usize| ScoredComparison {
+            kind: table.kind[c] as usize,
+            weight: table.weight[c],
+            margins: [table.margin[c], 0.0],
+            clip: Some((table.detached_clip[2 * c], table.detached_clip[2 * c + 1])),
+            terms: (c * TERMS..(c + 1) * TERMS).filter(|&slot| table.term_sequence[slot] >= 0).map(term).collect(),
+        };
+        let comparisons: Vec<ScoredComparison> =
+            (0..table.kind.len()).filter(|&c| table.weight[c] != 0.0).map(comparison).collect();
+        for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
+            tally.add_losses(c.kind, c.weight, &of.values);
+        }
+    }
+}
+
+/// Head rows of each sequence.
+fn rows_of(batch: &Batch) -> impl Iterator<Item = usize> {
+    batch.seq_offsets.windows(2).map(|ends| (ends[1] - ends[0]) as usize)
 }
 
 /// Counts over a global batch.

@@ -241,6 +241,11 @@ impl<B: Backend> DeviceBatch<B> {
         self.number(Number::Frozen)
     }
 
+    /// (seqs) 1 / head rows of each sequence, for curves per token.
+    pub(in crate::train) fn inverse_rows(&self) -> View<'_, B::Acc> {
+        self.number(Number::InverseRows)
+    }
+
     /// Comparison tables.
     pub fn comparisons(&self) -> Comparisons<'_, B> {
         Comparisons {

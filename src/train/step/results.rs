@@ -61,7 +61,7 @@ impl<B: Backend> Trainer<'_, B> {
                 rest = after;
                 part
             });
-            let (part, ids) = packed.tally(self.loss.method, &MicroBatchResults { score, frozen, loss, logit });
+            let (part, ids) = packed.tally(&self.loss, &MicroBatchResults { score, frozen, loss, logit });
             tally.merge(&part);
             not_finite.extend(ids.into_iter().map(str::to_owned));
         }

@@ -2,28 +2,21 @@
 //! references, margins, weights, centering, shared sequences; equal policies; weight 0 with NaN
 //! scores.
 
-use common::runs::{Preference, preference};
+use common::runs::{CURVES, LINKS, Preference, preference};
 use common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
 
-const CURVES: [Curve; 6] = [
-    Curve::Sigmoid { smoothing: 0.0 },
-    Curve::Sigmoid { smoothing: 0.2 },
-    Curve::Robust { smoothing: 0.0 },
-    Curve::Robust { smoothing: 0.3 },
-    Curve::Hinge,
-    Curve::Ipo,
-];
-
 /// Eight sequences and comparisons of all kinds. No comparison uses sequence 7.
 fn batch(curve: Curve, deviation: f64) -> Preference {
     Preference {
-        curve,
+        curves: vec![curve.into()],
+        link: Link::Identity,
         center: 0.0,
         score: normal("score", 8, deviation),
         reference: None,
+        rows: None,
         direct: None,
         terms: vec![
             vec![(0, 1), (1, -1)],
@@ -46,8 +39,18 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
 
 fn compare(label: &str, p: &Preference) {
     let scores = p.score.iter().fold(1.0f64, |a, b| a.max(b.abs()));
-    // IPO squares its argument, and its slope divides by the scale twice.
-    let power = if p.curve == Curve::Ipo || p.center != 0.0 { 64.0 * scores } else { 2.0 };
+    let of_curve = |part: &WeightedCurve| match part.curve {
+        // They square their argument, and their slopes divide by the scale twice.
+        Curve::Ipo | Curve::SppoHard => 64.0 * scores,
+        // The temperature divides the argument.
+        Curve::DiscoPop { temperature } => 8.0 / temperature,
+        Curve::Exo { .. } => 8.0,
+        _ => 2.0,
+    };
+    // The slopes of the links in these tests are at most about 20.
+    let of_link = if p.link == Link::Identity { 1.0 } else { 64.0 };
+    let power =
+        of_link * p.curves.iter().map(of_curve).fold(if p.center == 0.0 { 0.0 } else { 64.0 * scores }, f64::max);
     let tolerance = |precision, _: &str| {
         let t = PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), scores);
         t.scaled(power)
@@ -69,6 +72,107 @@ fn every_curve_and_option_matches_the_reference() {
             compare("centred", &p);
         }
     }
+}
+
+/// Scores below 0, so that they have odds.
+fn negative(p: &mut Preference) {
+    p.score.iter_mut().for_each(|score| *score = -0.05 - score.abs());
+}
+
+#[test]
+fn every_link_matches_the_reference() {
+    for link in LINKS {
+        for curve in CURVES.into_iter().filter(|curve| !curve.is_of_batch()) {
+            let mut p = batch(curve, 1.0);
+            p.link = link;
+            negative(&mut p);
+            compare(&format!("{curve:?} of {link:?}"), &p);
+            if link != Link::Odds {
+                p.reference = Some(normal("reference", 8, 0.5));
+                compare("with a reference", &p);
+            }
+        }
+    }
+}
+
+/// Curves with weights and means over tokens are added, with one direct gradient and one centring.
+#[test]
+fn several_curves_match_the_reference_and_their_sum() {
+    let part = |curve: Curve, weight: f64, per_token: bool| WeightedCurve { curve, weight, per_token };
+    let lists = [
+        vec![part(Curve::Sigmoid { smoothing: 0.0 }, 0.8, false), part(Curve::BcoPair, 0.2, false)],
+        vec![part(Curve::Hinge, 0.5, false), part(Curve::Ipo, 2.0, true), part(Curve::ApoDown, 0.25, false)],
+        vec![part(Curve::Sigmoid { smoothing: 0.0 }, 1.0, true)],
+        vec![part(Curve::Sigmoid { smoothing: 0.0 }, 0.0, false)],
+    ];
+    for curves in lists {
+        for link in [Link::Identity, Link::JensenShannon] {
+            let mut p = batch(curves[0].curve, 2.0);
+            (p.curves, p.link) = (curves.clone(), link);
+            p.reference = Some(normal("reference", 8, 2.0));
+            p.direct = Some(normal("direct", 8, 1.0));
+            p.rows = Some((1..9).map(f64::from).collect());
+            compare(&format!("{curves:?} of {link:?}"), &p);
+            p.center = 0.125;
+            compare("centred", &p);
+        }
+    }
+}
+
+/// More pairs than a block has threads; ties; NaN, which has no rank.
+#[test]
+fn sorted_pairs_match_the_reference() {
+    for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
+        for pairs in [1, 7, 300] {
+            let mut p = Preference::sorted(curve, pairs);
+            // Sums of up to 200 comparisons.
+            let tolerance =
+                |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
+            check!(format!("{curve:?} of {pairs}"), |on: &_| preference(on, &p), tolerance);
+            p.score.fill(1.5);
+            check!(format!("{curve:?} of {pairs}, ties"), |on: &_| preference(on, &p), tolerance);
+        }
+    }
+}
+
+fn sort_with_nan<B: Backend>(on: &On<B>) {
+    for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
+        let mut p = Preference::sorted(curve, 6);
+        p.score[0] = f64::NAN;
+        let outputs = preference(on, &p);
+        assert!(outputs[0].1[0].is_nan() && outputs[2].1[..2].iter().all(|slope| slope.is_nan()), "{outputs:?}");
+        // Only comparisons of the same kind are sorted together.
+        assert!(outputs[0].1[1].is_finite() && outputs[2].1[2..4].iter().all(|slope| slope.is_finite()), "{outputs:?}");
+    }
+}
+
+#[test]
+fn a_score_that_is_nan_spoils_only_its_kind() {
+    each_backend!(sort_with_nan);
+}
+
+fn sum_of_curves<B: Backend>(on: &On<B>) {
+    let mut p = batch(Curve::Sigmoid { smoothing: 0.0 }, 1.0);
+    p.rows = Some(vec![4.0; 8]);
+    let weighted = |curve: Curve, weight: f64, per_token: bool| WeightedCurve { curve, weight, per_token };
+    let list = vec![weighted(Curve::NcaPair, 0.5, false), weighted(Curve::Ipo, 2.0, true)];
+    let separate: Vec<_> =
+        list.iter().map(|part| preference(on, &Preference { curves: vec![*part], ..p.clone() })).collect();
+    let both = preference(on, &Preference { curves: list, ..p });
+    // Outputs are loss, logit, dscore and sums.
+    for output in [0, 2] {
+        for (i, sum) in both[output].1.iter().enumerate() {
+            let expected = separate[0][output].1[i] + separate[1][output].1[i];
+            assert!((sum - expected).abs() <= 1e-5 * (1.0 + expected.abs()), "{output} {i}: {sum} {expected}");
+        }
+    }
+    assert_eq!(both[1].1, separate[0][1].1, "the logit is that of the first curve");
+    assert!(both[0].1.iter().zip(&separate[0][0].1).any(|(sum, first)| sum != first));
+}
+
+#[test]
+fn several_curves_are_the_sum_of_single_ones() {
+    each_backend!(sum_of_curves);
 }
 
 #[test]
@@ -124,6 +228,10 @@ fn weight_zero_with_nan<B: Backend>(on: &On<B>) {
         p.weight[0] = 1.0;
         let outputs = preference(on, &p);
         assert!(outputs[0].1[0].is_nan() && outputs[2].1[0].is_nan(), "{curve:?}: {outputs:?}");
+        // Bounded losses, and losses without a margin, cannot exceed the f32 range.
+        if p.is_of_terms() || matches!(curve, Curve::Exo { .. }) {
+            continue;
+        }
         // A loss that exceeds the f32 range also gives NaN slopes, although its logit and exact
         // slope are finite.
         (p.score[0], p.score[1]) = (1.0, -1.0);
@@ -145,10 +253,12 @@ fn batch_larger_than_a_block_matches_the_reference() {
     let (seqs, comparisons) = (701, 600);
     let count = comparisons as i32;
     let p = Preference {
-        curve: CURVES[1],
+        curves: vec![CURVES[1].into()],
+        link: Link::Identity,
         center: 0.25,
         score: normal("score", seqs, 2.0),
         reference: Some(normal("reference", seqs, 2.0)),
+        rows: None,
         direct: None,
         terms: (0..count).map(|c| vec![(c, 1), ((c * 7 + 1) % 701, -1)]).collect(),
         kind: (0..count).map(|c| c % 3).collect(),

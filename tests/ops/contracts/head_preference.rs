@@ -69,9 +69,11 @@ fn with<B: Backend>(
         seq_offsets: View::first(i, l.of("seq_offsets", 4)),
         comparison: Some(ComparisonLoss {
             comparisons: 2,
-            curve,
+            curves: &[curve.into()],
+            link: Link::Identity,
             center: 0.0,
             reference: Some(View::first(s, l.of("reference", 3))),
+            inverse_rows: Some(View::first(s, l.of("inverse_rows", 3))),
             table: table(l, (s, i)),
             loss: ViewMut::first(&mut loss, l.of("loss", 2)),
             logit: ViewMut::first(&mut logit, l.of("logit", 2)),
@@ -105,11 +107,11 @@ fn cost_is_three_gemms_and_each_operand_once() {
     };
     // A GEMM is 2 * 2 rows * 4 * 6 = 96 FLOPs; two comparisons are 40. Bytes in f32: hidden rows
     // and head 4 * (8 + 24), indices and results per row 16 * 2, dhidden 4 * 12, dhead 4 * 24,
-    // dlogp and sequence offsets 4 * (2 + 4), four numbers for each of three sequences and seven
-    // for each of two comparisons 4 * 26, comparison tables 4 * (18 + 4).
-    assert_eq!(cost(|_| ()), Cost { bytes: 520, flops: 3 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 520 - 96, flops: 2 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 520 + 96, flops: 3 * 96 + 40 });
+    // dlogp and sequence offsets 4 * (2 + 4), five numbers for each of three sequences and seven
+    // for each of two comparisons 4 * 29, comparison tables 4 * (18 + 4).
+    assert_eq!(cost(|_| ()), Cost { bytes: 532, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 532 - 96, flops: 2 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 532 + 96, flops: 3 * 96 + 40 });
     // Only scores, with a given score gradient.
-    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 520 - 104 - 88 + 24, flops: 3 * 96 });
+    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 532 - 116 - 88 + 24, flops: 3 * 96 });
 }

@@ -11,28 +11,69 @@ use super::{LEN, Lengths, acc, probe};
 /// Probes every argument of the comparison losses.
 pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     let (s, i) = (&acc(b), &b.zeros_idx(LEN).unwrap());
-    probe("preference_fwd", c, |l| preference(b, l, Curve::Hinge, (s, i)));
+    probe("preference_fwd", c, |l| preference(b, l, &[Curve::Hinge.into()], Link::Identity, (s, i)));
+    let exact = &Lengths::exact();
     let curves = [
-        Curve::Sigmoid { smoothing: -0.1 },
-        Curve::Sigmoid { smoothing: 0.6 },
-        Curve::Robust { smoothing: 0.5 },
-        Curve::Robust { smoothing: f64::NAN },
+        (Curve::Sigmoid { smoothing: -0.1 }, "smoothing"),
+        (Curve::Sigmoid { smoothing: 0.6 }, "smoothing"),
+        (Curve::Robust { smoothing: 0.5 }, "smoothing"),
+        (Curve::Robust { smoothing: f64::NAN }, "smoothing"),
+        (Curve::Exo { smoothing: 0.0 }, "smoothing"),
+        (Curve::DiscoPop { temperature: 0.0 }, "temperature"),
+        (Curve::DiscoPop { temperature: f64::INFINITY }, "temperature"),
     ];
-    for curve in curves {
-        let result = preference(b, &Lengths::exact(), curve, (s, i));
-        assert!(matches!(result, Err(Error::Contract { what: "smoothing", .. })), "{curve:?}: {result:?}");
+    let refused = |named: &str, what: &str, result: Result<()>| match result {
+        Err(Error::Contract { what: argument, .. }) => assert_eq!(argument, what, "{named}"),
+        other => panic!("{named}: {other:?}"),
+    };
+    for (curve, what) in curves {
+        // The second of two curves is checked too.
+        let both = [Curve::Hinge.into(), curve.into()];
+        refused(&format!("{curve:?}"), what, preference(b, exact, &both, Link::Identity, (s, i)));
     }
+    refused("no curve", "curves", preference(b, exact, &[], Link::Identity, (s, i)));
+    for weight in [-1.0, f64::NAN] {
+        let curve = WeightedCurve { weight, ..Curve::Hinge.into() };
+        refused("weight", "weight of a curve", preference(b, exact, &[curve], Link::Identity, (s, i)));
+    }
+    for alpha in [1.0, f64::NAN] {
+        let link = Link::Alpha { alpha };
+        refused("link", "alpha", preference(b, exact, &[Curve::Hinge.into()], link, (s, i)));
+    }
+    let sorts = Curve::Aot { smoothing: 0.0 };
+    refused("sorted", "link", preference(b, exact, &[sorts.into()], Link::ForwardKl, (s, i)));
+    let per_token = WeightedCurve { per_token: true, ..sorts.into() };
+    refused("sorted", "link", preference(b, exact, &[per_token], Link::Identity, (s, i)));
+    let per_token = WeightedCurve { per_token: true, ..Curve::Hinge.into() };
+    refused("rows", "inverse_rows", preference_with(b, exact, (&[per_token], Link::Identity, false), (s, i)));
 }
 
-fn preference<B: Backend>(b: &B, l: &Lengths, curve: Curve, (s, i): (&B::Acc, &B::Idx)) -> Result<()> {
+fn preference<B: Backend>(
+    b: &B,
+    l: &Lengths,
+    curves: &[WeightedCurve],
+    link: Link,
+    tables: (&B::Acc, &B::Idx),
+) -> Result<()> {
+    preference_with(b, l, (curves, link, true), tables)
+}
+
+fn preference_with<B: Backend>(
+    b: &B,
+    l: &Lengths,
+    (curves, link, with_rows): (&[WeightedCurve], Link, bool),
+    (s, i): (&B::Acc, &B::Idx),
+) -> Result<()> {
     let (mut loss, mut logit, mut dscore, mut sums) = (acc(b), acc(b), acc(b), acc(b));
     b.preference_fwd(PreferenceFwd {
         seqs: 3,
         comparisons: 2,
-        curve,
+        curves,
+        link,
         center: 0.0,
         score: View::first(s, l.of("score", 3)),
         reference: Some(View::first(s, l.of("reference", 3))),
+        inverse_rows: with_rows.then(|| View::first(s, l.of("inverse_rows", 3))),
         table: table(l, (s, i)),
         direct: Some(View::first(s, l.of("direct", 3))),
         loss: ViewMut::first(&mut loss, l.of("loss", 2)),

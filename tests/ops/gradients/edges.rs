@@ -6,9 +6,8 @@ use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
 use mapl::backend::reference::Reference;
 
-use super::preference::CURVES;
 use common::head_preference::Case;
-use common::runs::{self, Adam, Preference};
+use common::runs::{self, Adam, CURVES, Preference};
 use common::trees::HostTree;
 use common::{On, Outputs, normal};
 
@@ -123,10 +122,12 @@ fn empty_batches_give_empty_or_zero_results() {
 fn comparisons(curve: Curve, weights: &[f64], score: Vec<f64>) -> Preference {
     let n = weights.len();
     Preference {
-        curve,
+        curves: vec![curve.into()],
+        link: Link::Identity,
         center: 0.0,
         score,
         reference: None,
+        rows: None,
         direct: None,
         terms: (0..n as i32).map(|c| vec![(2 * c, 1), (2 * c + 1, -1)]).collect(),
         kind: vec![0; n],

@@ -355,7 +355,10 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     a: &HeadPreference<'_, Kernels<D, A>>,
 ) -> bool {
     let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
-    is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
+    // A curve of the batch needs the scores of all chunks at once.
+    let curves = a.comparison.as_ref().map_or(&[][..], |c| c.curves);
+    let sorts = curves.iter().any(|part| part.curve.is_of_batch());
+    !sorts && is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
 }
 
 /// Maximum number of head rows per chunk of `head_preference`; unbounded if these kernels do not
@@ -409,9 +412,11 @@ pub(in super::super) fn preference<D: Device, A: Element>(
         if let Some(c) = &mut a.comparison {
             let loss = ComparisonLoss {
                 comparisons: c.comparisons,
-                curve: c.curve,
+                curves: c.curves,
+                link: c.link,
                 center: c.center,
                 reference: c.reference,
+                inverse_rows: c.inverse_rows,
                 table: c.table,
                 loss: c.loss.reborrow(),
                 logit: c.logit.reborrow(),

@@ -1,0 +1,148 @@
+//! The losses by TRL's names: their curves, parameters and properties. One list serves the options,
+//! the formula and the logs.
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::contract::{Curve, Link};
+
+/// Values of `--loss-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum LossType {
+    #[value(alias = "logexp")]
+    Sigmoid,
+    #[value(alias = "sigmoid-norm")]
+    SigmoidNorm,
+    Robust,
+    Hinge,
+    Ipo,
+    #[value(alias = "exo-pair")]
+    ExoPair,
+    Discopop,
+    #[value(alias = "apo-zero")]
+    ApoZero,
+    #[value(alias = "apo-down")]
+    ApoDown,
+    #[value(alias = "nca-pair")]
+    NcaPair,
+    #[value(alias = "bco-pair")]
+    BcoPair,
+    #[value(alias = "sppo-hard")]
+    SppoHard,
+    Sft,
+    Simpo,
+    Orpo,
+    #[value(alias = "aot_pair", alias = "aot-pair")]
+    Aot,
+    #[value(alias = "aot-unpaired")]
+    AotUnpaired,
+    /// Refused: it trains on rows of one response.
+    #[value(hide = true)]
+    Kto,
+    /// Refused: it trains on rows of one response.
+    #[value(hide = true, alias = "apo-zero-unpaired")]
+    ApoZeroUnpaired,
+}
+
+/// Values of `--f-divergence-type`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Divergence {
+    #[default]
+    #[value(alias = "reverse-kl")]
+    ReverseKl,
+    #[value(alias = "forward-kl")]
+    ForwardKl,
+    #[value(alias = "js-divergence")]
+    JsDivergence,
+    #[value(alias = "alpha-divergence")]
+    AlphaDivergence,
+}
+
+/// Parameters of the curves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CurveParameters {
+    pub smoothing: f64,
+    pub temperature: f64,
+}
+
+impl LossType {
+    /// Name as `--loss-type` and TRL spell it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Reason why a loss that TRL has is not trained here.
+    pub(super) fn missing(self) -> Option<&'static str> {
+        match self {
+            LossType::Kto | LossType::ApoZeroUnpaired => Some(
+                "it trains on rows with one response and a label, and rows are pairs here; for pairs, bco_pair and \
+                 apo_zero weigh each response by itself",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Curve over the comparisons; `None` for a loss without one.
+    pub(super) fn curve(self, p: CurveParameters) -> Option<Curve> {
+        Some(match self {
+            LossType::Sigmoid | LossType::SigmoidNorm | LossType::Simpo => Curve::Sigmoid { smoothing: p.smoothing },
+            LossType::Orpo => Curve::Sigmoid { smoothing: 0.0 },
+            LossType::Robust => Curve::Robust { smoothing: p.smoothing },
+            LossType::Hinge => Curve::Hinge,
+            LossType::Ipo => Curve::Ipo,
+            LossType::ExoPair => Curve::Exo { smoothing: p.smoothing },
+            LossType::Discopop => Curve::DiscoPop { temperature: p.temperature },
+            LossType::ApoZero => Curve::ApoZero,
+            LossType::ApoDown => Curve::ApoDown,
+            LossType::NcaPair => Curve::NcaPair,
+            LossType::BcoPair => Curve::BcoPair,
+            LossType::SppoHard => Curve::SppoHard,
+            LossType::Aot => Curve::Aot { smoothing: p.smoothing },
+            LossType::AotUnpaired => Curve::AotUnpaired { smoothing: p.smoothing },
+            LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired => return None,
+        })
+    }
+
+    /// Whether a score is a mean over tokens.
+    pub(super) fn per_token(self) -> bool {
+        matches!(self, LossType::Ipo | LossType::SigmoidNorm | LossType::Simpo | LossType::Orpo)
+    }
+
+    /// Whether `--label-smoothing` sets something.
+    pub(super) fn takes_smoothing(self) -> bool {
+        use LossType::*;
+        matches!(self, Sigmoid | SigmoidNorm | Robust | ExoPair | Simpo | Aot | AotUnpaired)
+    }
+
+    /// Whether the loss has no frozen reference and is the whole loss of a run.
+    pub(super) fn is_reference_free(self) -> bool {
+        matches!(self, LossType::Simpo | LossType::Orpo)
+    }
+
+    /// Whether another f-divergence than the reverse KL has a meaning: the loss is a function of the
+    /// difference of two scores.
+    pub(super) fn takes_divergence(self) -> bool {
+        use LossType::*;
+        matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
+    }
+
+    /// Whether a reward model can be trained with it.
+    pub(super) fn is_of_rewards(self) -> bool {
+        matches!(self, LossType::Sigmoid | LossType::Robust | LossType::Hinge)
+    }
+}
+
+/// Link of a divergence. Near alpha = 1 the alpha-divergence is the reverse KL divergence, as in TRL.
+pub(super) fn link_of(divergence: Divergence, alpha: f64) -> Link {
+    match divergence {
+        Divergence::ReverseKl => Link::Identity,
+        Divergence::ForwardKl => Link::ForwardKl,
+        Divergence::JsDivergence => Link::JensenShannon,
+        Divergence::AlphaDivergence if (alpha - 1.0).abs() < 1e-6 => Link::Identity,
+        Divergence::AlphaDivergence => Link::Alpha { alpha },
+    }
+}

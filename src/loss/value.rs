@@ -1,0 +1,108 @@
+//! Losses of comparisons on the host, in f64 from the scores of their sequences: for evaluation, and
+//! for the log of each of several losses.
+
+use super::objective::Loss;
+use super::signed_sum::signed_sum;
+use crate::backend::contract::Curve;
+use crate::backend::contract::curve::{Arguments, SortKeys, linked, matched, value_and_slopes};
+
+/// A term of a comparison with the scores of its sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoredTerm {
+    /// Index of the sequence's prompt.
+    pub prompt: usize,
+    /// +1 or -1.
+    pub sign: f64,
+    pub detached: bool,
+    pub score: f64,
+    /// Score of the frozen reference, or 0.
+    pub reference: f64,
+    /// Tokens that are scored.
+    pub rows: usize,
+}
+
+/// A comparison with the scores of its sequences.
+#[derive(Clone, Debug)]
+pub struct ScoredComparison {
+    /// Index of the kind.
+    pub kind: usize,
+    pub weight: f64,
+    /// Subtracted from the logit one by one.
+    pub margins: [f64; 2],
+    /// Bounds on the sum of the detached terms.
+    pub clip: Option<(f64, f64)>,
+    pub terms: Vec<ScoredTerm>,
+}
+
+/// Losses of a comparison.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ComparisonValues {
+    /// Logit of the first curve.
+    pub logit: f64,
+    /// Value of each curve, without any weight.
+    pub values: Vec<f64>,
+}
+
+impl Loss {
+    /// Losses of the comparisons of a batch.
+    pub fn values_of(&self, comparisons: &[ScoredComparison]) -> Vec<ComparisonValues> {
+        let mut all: Vec<ComparisonValues> = comparisons.iter().map(|c| self.values_of_one(c)).collect();
+        for (number, part) in self.curves.iter().enumerate().filter(|(_, part)| part.curve.is_of_batch()) {
+            let members: Vec<usize> = (0..comparisons.len()).filter(|&c| comparisons[c].weight != 0.0).collect();
+            let keys: Vec<SortKeys> = members.iter().map(|&c| self.sort_keys(&comparisons[c], part.curve)).collect();
+            for (&c, [z, _]) in members.iter().zip(matched(&keys)) {
+                let arguments = Arguments { z, terms: [0.0; 2], beta: self.scale[comparisons[c].kind] };
+                all[c].values[number] = value_and_slopes(part.curve, arguments).value;
+            }
+        }
+        all
+    }
+
+    /// What a curve of the batch sorts.
+    fn sort_keys(&self, c: &ScoredComparison, curve: Curve) -> SortKeys {
+        let beta = self.scale[c.kind];
+        let sum = |of: &dyn Fn(&ScoredTerm) -> f64| c.terms.iter().map(|t| beta * of(t)).sum::<f64>();
+        let side = |sign: f64| sum(&|t| if t.sign == sign { t.score - t.reference } else { 0.0 });
+        let [x, y] = match curve {
+            Curve::AotUnpaired { .. } => [side(1.0), side(-1.0)],
+            _ => [sum(&|t| t.sign * t.score), sum(&|t| t.sign * t.reference)],
+        };
+        SortKeys { kind: c.kind, x, y }
+    }
+
+    /// Losses of a comparison by itself; those of a curve of the batch follow.
+    fn values_of_one(&self, c: &ScoredComparison) -> ComparisonValues {
+        let beta = self.scale[c.kind];
+        let mut logit = 0.0;
+        let mut values = Vec::with_capacity(self.curves.len());
+        for (number, part) in self.curves.iter().enumerate() {
+            let rho = |t: &ScoredTerm| {
+                let rho = beta * linked(self.link, t.score - t.reference).0;
+                if part.per_token { rho / t.rows.max(1) as f64 } else { rho }
+            };
+            let signed = |detached: bool| {
+                let terms = c.terms.iter().filter(|t| t.detached == detached);
+                signed_sum(terms.map(|t| (t.prompt, t.sign * rho(t))))
+            };
+            let constant = match c.clip {
+                Some((low, high)) => signed(true).max(low).min(high),
+                None => signed(true),
+            };
+            let total = signed(false) + constant;
+            let of_sign = |sign: f64| c.terms.iter().filter(|t| !t.detached && t.sign == sign).map(rho).sum::<f64>();
+            let arguments =
+                Arguments { z: total - c.margins[0] - c.margins[1], terms: [of_sign(1.0), of_sign(-1.0)], beta };
+            values.push(value_and_slopes(part.curve, arguments).value);
+            if number == 0 {
+                logit = total;
+            }
+        }
+        ComparisonValues { logit, values }
+    }
+
+    /// The weighted sum of a comparison's values.
+    pub fn sum_of(&self, values: &[f64]) -> f64 {
+        let weighted = self.curves.iter().zip(values).filter(|(part, _)| part.weight != 0.0);
+        weighted.map(|(part, value)| part.weight * value).sum()
+    }
+}
