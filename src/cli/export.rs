@@ -70,7 +70,13 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     let notes = config.notes.iter().chain(tokenizer.notes()).chain(files.notes());
     notes.for_each(|note| complain(&format!("note: {note}")));
     let dtype = args.save_dtype.map_or_else(|| stored(&files), SaveDtype::stored);
-    write(&args.output, &config, dtype, &files, &tokenizer)?;
+    let created = !args.output.exists();
+    write(&args.output, &config, dtype, &files, &tokenizer).inspect_err(|_| {
+        // A failed removal must not hide the first error.
+        if created {
+            let _ = std::fs::remove_dir_all(&args.output);
+        }
+    })?;
     say(&format!(
         "{} of {} parameters as {} in {}",
         config.architecture(),

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
+use super::inputs::config_files;
 use super::output::warn;
+use super::template::load_tokenizer;
+use super::train_args::TrainArgs;
 use crate::data::tokenizer::{StoredFile, Tokenizer, template_of};
-use crate::files::input::is_named;
+use crate::files::input::{self, is_named};
 use crate::model::adapter::base::{AdapterFolder, is_adapter};
 use crate::model::adapter::config::TaskType;
 use crate::model::config::{Head, ModelConfig};
@@ -62,6 +65,21 @@ pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Optio
         tokenizer.set_template(StoredFile { path, bytes })?;
     }
     Ok(tokenizer)
+}
+
+/// Configuration and tokenizer of a run's start model, which its output gets copies of.
+pub(super) fn start_model(args: &TrainArgs) -> Result<(ModelConfig, Tokenizer)> {
+    let base = args.base.base();
+    args.base.check([args.model.as_path()].into_iter().chain(args.ref_model.as_deref()))?;
+    let mut config = ModelConfig::read_on(&args.model, base)?;
+    let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+    let tokenizer = load_tokenizer(&args.model, base, template, kwargs)?;
+    warn_of_tokenizer(&tokenizer);
+    adopt_pad(&mut config, &tokenizer);
+    tokenizer.check_copied()?;
+    let configs = config.adapter.as_ref().map_or(&args.model, |adapter| &adapter.base);
+    input::check_copied(configs, config_files(configs))?;
+    Ok((config, tokenizer))
 }
 
 /// Gives a reward model that is an adapter the pad token of its tokenizer, as its trainer does:

@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use super::args::truth;
 use super::device::Job;
 use super::fingerprint::{Fingerprint, weights_hash};
-use super::inputs::config_files;
 use super::lora::LoraChoice;
 use super::manifest::{ManifestFacts, recorded_length};
-use super::model_folder::{adopt_pad, warn_of_tokenizer};
+use super::model_folder::start_model;
 use super::output::{RunFolder, check_ids, warn};
 use super::startup::Startup;
-use super::template::load_tokenizer;
 use super::train_args::{Switch, TrainArgs};
 use super::train_models::RunModels;
 use crate::backend::Backend;
@@ -25,7 +23,6 @@ use crate::data::tokenize::{Purpose, TokenizeOptions, TokenizeReport, tokenize_r
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokenizer::pad::PadChoice;
-use crate::files::input;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::lora::LoraSpec;
@@ -140,9 +137,7 @@ impl Job for TrainJob<'_> {
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
         // Everything except the weights comes from the original start model, so that a change there
         // is detected.
-        let base = setup.args.base.base();
-        setup.args.base.check([setup.args.model.as_path()].into_iter().chain(setup.args.ref_model.as_deref()))?;
-        let mut config = ModelConfig::read_on(&setup.args.model, base)?;
+        let (config, mut tokenizer) = start_model(setup.args)?;
         setup.lora = match &setup.adapters {
             Some(_) if config.adapter.is_some() => {
                 return Err(Error::Usage(format!(
@@ -153,13 +148,6 @@ impl Job for TrainJob<'_> {
             Some(choice) => Some(choice.spec(&config)?),
             None => None,
         };
-        let (template, kwargs) = (setup.args.chat_template_path.as_deref(), setup.args.chat_template_kwargs.as_ref());
-        let mut tokenizer = load_tokenizer(&setup.args.model, base, template, kwargs)?;
-        warn_of_tokenizer(&tokenizer);
-        adopt_pad(&mut config, &tokenizer);
-        tokenizer.check_copied()?;
-        let configs = config.adapter.as_ref().map_or(&setup.args.model, |adapter| &adapter.base);
-        input::check_copied(configs, config_files(configs))?;
         setup.tokenize.positions = Some(config.max_positions);
         if setup.tokenize.max_length.is_none() {
             setup.tokenize.max_length = resume.as_deref().and_then(recorded_length);

@@ -31,8 +31,8 @@ fn unsupported_trl_flags_are_explained() {
     let bench = Bench::new();
     let before = bench.listing();
     for (flag, why) in [
-        ("--use_peft", "adapters are not implemented"),
-        ("--lora-r=8", "adapters are not implemented"),
+        ("--use_dora", "adapters are LoRA on linear layers"),
+        ("--lora_modules_to_save score", "a reward head is always saved"),
         ("--load_in_4bit", "quantised"),
         ("--bf16 True", "precision follows the device"),
         ("--warmup_ratio 0.1", "use --warmup-steps"),
@@ -40,7 +40,7 @@ fn unsupported_trl_flags_are_explained() {
         ("--reference_free", "--ref-model none"),
         ("--run_name none", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
-        ("--precompute_ref_log_probs true --use_peft true", "--use-peft is known in TRL"),
+        ("--precompute_ref_log_probs true --load_in_4bit true", "--load-in-4bit is known in TRL"),
     ] {
         let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");
         bench.run(&words).fails(2, &["is known in TRL and not supported here", why]);
