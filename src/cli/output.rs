@@ -152,7 +152,8 @@ impl RunFolder<'_> {
             for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
                 checkpoint::remove(&folder)?;
             }
-            let named = MODEL_FILES.iter().rev().chain(&RUN_FILES).map(|name| self.dir.join(name));
+            let named = MODEL_FILES.iter().rev().chain(&RUN_FILES).chain(&["generation_config.json"]);
+            let named = named.map(|name| self.dir.join(name));
             for path in named.filter(|path| path.exists()).chain(tensorboard::list(self.dir)?) {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }

@@ -135,6 +135,53 @@ fn training_starts_from_the_merged_model_and_says_so() {
 }
 
 #[test]
+fn a_run_from_an_adapter_is_resumed_bit_for_bit() {
+    let bench = bench();
+    let common = "dpo --model lora --train-file pairs.jsonl --save-steps 1 --learning-rate 1e-3 --lr-scheduler-type \
+                  constant --per-device-train-batch-size 4";
+    bench.run(&format!("{common} --max-steps 2 --output-dir two")).ok();
+    bench.run(&format!("{common} --max-steps 1 --output-dir one")).ok();
+    let more = format!("{common} --max-steps 2 --output-dir one --resume-from-checkpoint true");
+    bench.run(&more).ok();
+    assert_eq!(bench.bytes("one/model.safetensors"), bench.bytes("two/model.safetensors"));
+    // Another adapter is another run.
+    let mut config = bench.json("lora/adapter_config.json");
+    config["lora_alpha"] = json!(9);
+    bench.write("lora/adapter_config.json", config.to_string());
+    bench.run(&more).fails(6, &["cannot resume a different run", "reference was"]);
+}
+
+#[test]
+fn tokenizer_and_template_are_those_of_the_adapter_else_of_the_base() {
+    let bench = bench();
+    bench.write(
+        "talk.jsonl",
+        concat!(
+            r#"{"prompt": [{"role": "user", "content": "ka"}], "chosen": [{"role": "assistant", "content": "lo"}], "#,
+            r#""rejected": [{"role": "assistant", "content": "ti"}]}"#,
+        ),
+    );
+    let template = |text: &str| {
+        format!(
+            "{{% for m in messages %}}{{{{ '{text}' + m.content }}}}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '{text}' }}}}{{% endif %}}"
+        )
+    };
+    bench.write("model/chat_template.jinja", template("<B>"));
+    let show = || bench.run("data show --tokenizer lora --input talk.jsonl --rows 1").ok().out;
+    assert!(show().contains("<B>ka<B>"), "{}", show());
+    bench.write("lora/chat_template.jinja", template("<A>"));
+    assert!(show().contains("<A>ka<A>"), "{}", show());
+    bench.copy("tok", "lora");
+    bench.write("lora/chat_template.jinja", template("<A>"));
+    assert!(show().contains("<A>ka<A>") && !show().contains("of the base"), "{}", show());
+    std::fs::remove_file(bench.at("lora/chat_template.jinja")).unwrap();
+    let own = show();
+    assert!(own.contains("<B>ka<B>") && own.contains("the chat template is that of the base"), "{own}");
+    export(&bench, "--model lora --output whole");
+    assert_eq!(bench.bytes("whole/chat_template.jinja"), bench.bytes("model/chat_template.jinja"));
+}
+
+#[test]
 fn an_adapter_can_be_the_reference_of_a_run() {
     let bench = bench();
     export(&bench, "--model lora --output whole --save-dtype f32");

@@ -31,6 +31,8 @@ fn unsupported_trl_flags_are_explained() {
     let bench = Bench::new();
     let before = bench.listing();
     for (flag, why) in [
+        ("--use_dora", "adapters are LoRA on linear layers"),
+        ("--lora_modules_to_save score", "a reward head is always saved"),
         ("--load_in_4bit", "quantised"),
         ("--fp16 True", "use --dtype bf16"),
         ("--torch_compile yes", "compiled kernels"),
@@ -41,7 +43,7 @@ fn unsupported_trl_flags_are_explained() {
         ("--run_name a", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
         ("--report_to wandb", "use tensorboard"),
-        ("--precompute_ref_log_probs true --use_dora true", "--use-dora true is known in TRL"),
+        ("--precompute_ref_log_probs true --load_in_4bit true", "--load-in-4bit true is known in TRL"),
     ] {
         let words = format!("dpo --model model --train-file pairs.jsonl --output-dir out {flag}");
         bench.run(&words).fails(2, &["is known in TRL and not supported here", why]);

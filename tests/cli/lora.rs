@@ -142,6 +142,23 @@ fn the_best_adapter_is_loaded_at_the_end() {
 }
 
 #[test]
+fn a_whole_model_and_an_adapter_replace_each_other() {
+    let bench = Bench::new();
+    let words = format!("sft --model model --output-dir out --quiet {STEPS} --max-steps 1 --overwrite-output-dir");
+    let whole = ["config.json", "generation_config.json", "model.safetensors"];
+    let adapter = ["adapter_config.json", "adapter_model.safetensors"];
+    let has = |names: &[&str]| names.iter().filter(|name| bench.at(&format!("out/{name}")).exists()).count();
+    for (rest, held) in [("", (3, 0)), ("--use-peft", (0, 2)), ("", (3, 0))] {
+        bench.run(&format!("{words} {rest}")).ok();
+        assert_eq!((has(&whole), has(&adapter)), held, "{rest:?}");
+    }
+    bench.run(&format!("{words} --use-peft")).ok();
+    bench.copy("out", "adapter");
+    let words = words.replace("--model model", "--model adapter");
+    bench.run(&format!("{words} --use-peft")).fails(2, &["adapter holds an adapter already", "mapl export --merge"]);
+}
+
+#[test]
 fn flags_that_cannot_work_are_refused() {
     let bench = Bench::new();
     let fails = |rest: &str, parts: &[&str]| {

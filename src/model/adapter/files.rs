@@ -363,3 +363,39 @@ impl AdapterFolder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    /// Large matrices are read in parts that begin and end within rows.
+    #[test]
+    fn a_product_is_the_same_in_parts_and_equals_the_sum_over_ranks() {
+        let (rows, columns, rank) = (7, 11, 3);
+        let mut rng = Rng::keyed(3, &["product"]);
+        let mut draw = |len: usize| -> Vec<f64> { (0..len).map(|_| rng.normal()).collect() };
+        let (left, right) = (draw(rows * rank), draw(rank * columns));
+        let weight: Vec<f32> = draw(rows * columns).into_iter().map(|x| x as f32).collect();
+        let expected: Vec<f32> = (0..rows * columns)
+            .map(|i| {
+                let (row, column) = (i / columns, i % columns);
+                let sum: f64 = (0..rank).map(|k| left[row * rank + k] * right[k * columns + column]).sum();
+                (f64::from(weight[i]) + sum) as f32
+            })
+            .collect();
+        let product = Product { columns, rank, left, right, place: ("file".into(), "module".into()) };
+        for part in [1, 4, 11, 13, 50, 77] {
+            let mut merged = weight.clone();
+            for (i, values) in merged.chunks_mut(part).enumerate() {
+                product.add(i * part, values).unwrap();
+            }
+            for (a, b) in merged.iter().zip(&expected) {
+                assert!((a - b).abs() <= 1e-6 * b.abs().max(1.0), "parts of {part}: {a} {b}");
+            }
+        }
+        let mut large = vec![f32::MAX; 77];
+        let beyond = Product { left: vec![1e39; rows * rank], ..product };
+        assert!(beyond.add(0, &mut large).unwrap_err().to_string().contains("module"));
+    }
+}
