@@ -70,7 +70,9 @@ impl CheckCommand {
 /// [`Error::Data`] if a finding is an error, after the complete report was printed.
 pub fn check(args: &CheckCommand) -> Result<()> {
     if let Some(output) = &args.output {
-        let inputs = Inputs::default()
+        let inputs = args
+            .base
+            .inputs(Inputs::default(), args.model.as_deref())
             .with("FILE", &args.files)
             .with("--test-file", &args.test_file)
             .with("--model", &args.model)

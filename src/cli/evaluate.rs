@@ -270,7 +270,8 @@ impl MeasureArgs {
 
     /// Checks the output file; `models` are the folders or result files of the flag.
     fn check_output(&self, flag: &str, models: &[PathBuf]) -> Result<()> {
-        let inputs = self.scoring.inputs().with(flag, models).with("--input", &self.input);
+        let folders: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
+        let inputs = self.scoring.inputs(&folders).with(flag, models).with("--input", &self.input);
         self.output.iter().try_for_each(|output| check_output("--output", output, &inputs))
     }
 

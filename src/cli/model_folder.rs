@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::inputs::config_files;
+use super::inputs::{Inputs, config_files};
 use super::output::warn;
 use super::template::load_tokenizer;
 use super::train_args::TrainArgs;
@@ -37,6 +37,12 @@ impl BaseArgs {
             return Ok(());
         }
         Err(Error::Usage("--base-model has no effect: no model of this command is an adapter; leave it out".into()))
+    }
+
+    /// Adds the bases of adapters among the folders to the inputs of a command.
+    pub fn inputs<'a>(&self, inputs: Inputs, folders: impl IntoIterator<Item = &'a Path>) -> Inputs {
+        let bases: Vec<PathBuf> = folders.into_iter().filter_map(|folder| self.of(folder)).collect();
+        inputs.with("--base-model", &self.base_model).with("the base of an adapter", bases)
     }
 
     /// Folder of a model's base, if it is an adapter with a base that is found. Whether it is found is

@@ -95,7 +95,7 @@ impl ScoreArgs {
 
 /// Writes one JSON row per input group.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    let inputs = args.scoring.inputs().with("--model", [&args.model]).with("--input", &args.input);
+    let inputs = args.scoring.inputs(&[&args.model]).with("--model", [&args.model]).with("--input", &args.input);
     check_output("--output", &args.output, &inputs)?;
     args.scoring.check_base(&[&args.model])?;
     let rows = args.scoring.read_rows(&args.input, &[&args.model])?;
@@ -310,12 +310,13 @@ impl ModelArgs {
         Ok(rows)
     }
 
-    /// Files and folders that scoring reads, apart from the model and the data.
-    pub(super) fn inputs(&self) -> Inputs {
+    /// Files and folders that scoring of `models` reads, apart from the models and the data.
+    pub(super) fn inputs(&self, models: &[&Path]) -> Inputs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";
-        Inputs::default()
+        let folders = models.iter().copied().chain(self.ref_model.as_deref());
+        self.base
+            .inputs(Inputs::default(), folders)
             .with("--ref-model", self.ref_model.iter().filter(named))
-            .with("--base-model", &self.base.base_model)
             .with("--chat-template-path", &self.chat_template_path)
     }
 

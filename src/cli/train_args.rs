@@ -155,12 +155,11 @@ impl TrainArgs {
     pub fn inputs(&self) -> Inputs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";
         let models = [&self.model].into_iter().chain(self.ref_model.iter().filter(named));
-        let bases: Vec<PathBuf> = models.filter_map(|folder| self.base.of(folder)).collect();
         let other = |path: &&PathBuf| path.as_os_str() != "true" && !self.continues(path);
-        Inputs::default()
+        let bases = self.base.inputs(Inputs::default(), models.map(PathBuf::as_path));
+        bases
             .with("--model", [&self.model])
             .with("--ref-model", self.ref_model.iter().filter(named))
-            .with("the base of an adapter", bases)
             .with("--train-file", &self.train_file)
             .with("--eval-file", &self.eval_file)
             .with("--config", self.config.iter().filter(|path| !self.is_own_record(path)))

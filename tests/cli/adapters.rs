@@ -305,6 +305,25 @@ fn weights_are_saved_in_the_requested_type() {
 }
 
 #[test]
+fn outputs_spare_the_base_of_an_adapter() {
+    let bench = bench();
+    let before = bench.bytes("model/model.safetensors");
+    let file = "model/model.safetensors";
+    for words in [
+        format!("score --model lora --input pairs.jsonl --output {file}"),
+        format!("eval --model lora --input pairs.jsonl --output {file}"),
+        format!("compare lora qwen --input pairs.jsonl --output {file}"),
+        format!("data check pairs.jsonl --model lora --output {file}"),
+        "sft --model lora --train-file pairs.jsonl --output-dir model --overwrite-output-dir".to_owned(),
+        "dpo --model qwen --ref-model lora --train-file pairs.jsonl --output-dir model --overwrite-output-dir"
+            .to_owned(),
+    ] {
+        bench.run(&words).fails(2, &["write over", "the base of an adapter"]);
+    }
+    assert_eq!(bench.bytes(file), before);
+}
+
+#[test]
 fn a_failed_export_leaves_nothing() {
     let bench = bench();
     let mut bytes = bench.bytes("lora/adapter_model.safetensors");

@@ -168,6 +168,9 @@ fn tensors_that_do_not_fit_are_named() {
     with("reward", &without(score), &[score, "modules_to_save"]);
     with("reward", &one(score, &[3, 32]), &[score, "one label"]);
     with("tables", &one("base_model.model.lm_head.weight", &[176, 32]), &["resized"]);
+    let folder = copy("reward");
+    set(folder.path(), "task_type", json!(null));
+    refused(folder.path(), &[score, "\"task_type\"", "SEQ_CLS"]);
     let nan = |mut tensors: Raw| {
         tensors.get_mut(Q_A).unwrap().2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
         tensors

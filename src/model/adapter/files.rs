@@ -316,6 +316,11 @@ impl Opened<'_> {
             Some(module) if self.model.tensors().iter().any(|t| t.name == format!("{module}.weight")) => {
                 format!("but {CONFIG_FILE} does not target that module")
             }
+            None if ["score.", "classifier."].iter().any(|head| own.contains(head)) => {
+                format!(
+                    "the head of a classifier; set \"task_type\" to \"SEQ_CLS\" in {CONFIG_FILE} if it is a reward model's"
+                )
+            }
             _ => format!("which {} does not have; does the adapter belong to this base?", self.model.architecture()),
         };
         format!("holds the tensor {name:?} of shape {shape:?}, {reason}")
