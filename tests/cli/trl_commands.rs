@@ -87,6 +87,7 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
          save_strategy: no\nwarmup_ratio: 0.25\nper_device_eval_batch_size: 4\nenv:\n  CI: 1\n",
     );
     let done = bench.run("dpo --config dpo_config.yaml --max_steps 4 --output_dir a").ok();
+    assert!(done.out.contains("cosine_with_min_lr {\"min_lr_rate\":0.1}, 1 warm-up steps"), "{}", done.out);
     assert!(done.err.contains("note: dpo_config.yaml sets CI=1"), "{}", done.err);
     assert!(done.err.contains("no effect here: --per-device-eval-batch-size"), "{}", done.err);
     let config = bench.json("a/run.json")["config"].clone();
