@@ -1,5 +1,5 @@
-//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model folder, and the same in
-//! config.json and in the tokenizer's files.
+//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model
+//! folder, and the same in config.json and in the tokenizer's files.
 
 use super::train::TrainSetup;
 use crate::data::pack::reward_position;
