@@ -1,5 +1,5 @@
-//! The command line before it is parsed: spellings of flags, the configuration file of `--config`, and
-//! flags of TRL.
+//! The command line before it is parsed: spellings of flags, the configuration file of `--config`,
+//! and flags of TRL.
 //!
 //! ```text
 //! words as typed
@@ -34,12 +34,12 @@ pub struct Given {
     places: BTreeMap<String, String>,
 }
 
-/// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
-/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1` the
-/// `-1` is a value and not a flag. A flag without a value may be followed by `true` or `false`, as
-/// TRL's are: `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are left out. Values
-/// are not changed, and neither is anything after `--`. Training commands also take the flags of a
-/// configuration file, and those of TRL.
+/// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5`
+/// means `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin
+/// -1` the `-1` is a value and not a flag. A flag without a value may be followed by `true` or
+/// `false`, as TRL's are: `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are
+/// left out. Values are not changed, and neither is anything after `--`. Training commands also
+/// take the flags of a configuration file, and those of TRL.
 ///
 /// # Errors
 /// [`Error::Usage`] for a configuration file that cannot be used, and for flags of TRL without an
@@ -59,8 +59,11 @@ pub fn given(arguments: impl IntoIterator<Item = OsString>) -> Result<Given> {
         let own: Vec<String> = flags_of(rest).map(|flag| key_of(&command, flag)).collect();
         for Entry { flag, line, values } in file.entries {
             if !own.contains(&key_of(&command, &flag)) {
+                let place = format!("{}:{line}", path.display());
                 let long = find_flag(&command, &flag).and_then(Arg::get_long).map(|long| format!("--{long}"));
-                given.places.insert(long.unwrap_or_else(|| flag.clone()), format!("{}:{line}", path.display()));
+                // Messages may name the flag that one of TRL becomes.
+                given.places.insert(format!("--{}", key_of(&command, &flag)), place.clone());
+                given.places.insert(long.unwrap_or_else(|| flag.clone()), place);
                 words.extend(values.into_iter().map(|value| OsString::from(format!("{flag}={value}"))));
             }
         }
@@ -269,8 +272,8 @@ fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) 
     }
 }
 
-/// Adds the precision that `--bf16` asks for. TRL's `--dtype` next to it is that of the stored weights,
-/// which are f32 here whatever is computed in.
+/// Adds the precision that `--bf16` asks for. TRL's `--dtype` next to it is that of the stored
+/// weights, which are f32 here whatever is computed in.
 fn with_dtype(words: &mut Vec<OsString>, dtype: &str, command: &Command, notes: &mut Vec<String>) {
     let is_dtype = |word: &OsString| {
         let arg = parts(word).and_then(|(flag, _)| find_flag(command, flag));
@@ -296,8 +299,8 @@ fn is_switch(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::SetTrue)
 }
 
-/// Replaces `--flag true` by `--flag`, and removes `--flag false` and `--no-flag`, if the flag takes no
-/// value.
+/// Replaces `--flag true` by `--flag`, and removes `--flag false` and `--no-flag`, if the flag
+/// takes no value.
 fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
     let switch = |flag: &str| find_flag(command, flag).is_some_and(is_switch);
     // Next to files, only the plain words are taken for truth values.

@@ -38,8 +38,8 @@ pub struct CadenceArgs {
     /// end]
     #[arg(long, value_enum, alias = "evaluation-strategy")]
     pub eval_strategy: Option<Strategy>,
-    /// Updates between evaluations, or a fraction of all updates [default with --eval-strategy steps:
-    /// --logging-steps]
+    /// Updates between evaluations, or a fraction of all updates [default with --eval-strategy
+    /// steps: --logging-steps]
     #[arg(long)]
     pub eval_steps: Option<StepCount>,
     /// When to write checkpoints, and at the end of the run too [default: steps with --save-steps;
@@ -84,8 +84,8 @@ pub struct Cadence {
 }
 
 impl CadenceArgs {
-    /// Checks the options against each other and resolves dependent defaults. `total` is the number of
-    /// updates of the run, once it is known.
+    /// Checks the options against each other and resolves dependent defaults. `total` is the number
+    /// of updates of the run, once it is known.
     pub fn resolve(
         &self,
         method: Method,

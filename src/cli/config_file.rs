@@ -1,6 +1,7 @@
-//! `--config`: options of a training command from a YAML or TOML file, under the names of the command
-//! line. TRL's files work as they are: `env` sets environment variables. Flags on the command line
-//! replace those of the file. Refused, with the line, are keys that are not flags, and a flag given twice.
+//! `--config`: options of a training command from a YAML or TOML file, under the names of the
+//! command line. TRL's files work as they are: `env` sets environment variables. Flags on the
+//! command line replace those of the file. Refused, with the line, are keys that are not flags, and
+//! a flag given twice.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,7 @@
-//! `run.yaml` of an output folder: the options of the run in a form that `--config` takes, with the values
-//! in use where the method, the objective or the data decide them. The same command with this file, in the
-//! same folder, gives the same run. Left out are the options that replace or continue a run.
+//! `run.yaml` of an output folder: the options of the run in a form that `--config` takes, with the
+//! values in use where the method, the objective or the data decide them. The same command with
+//! this file, in the same folder, gives the same run. Left out are the options that replace or
+//! continue a run.
 
 use std::fmt::Write as _;
 

@@ -1,7 +1,8 @@
-//! YAML and TOML files of options as trees with line numbers. Values keep their text, because options
-//! are parsed from text: YAML's `no` is the strategy as well as the truth value. Refused are more than one
-//! document, keys that are not texts, keys given twice, nesting deeper than [`MAX_DEPTH`] and trees of
-//! more than [`MAX_NODES`] values, which aliases could make of a short file.
+//! YAML and TOML files of options as trees with line numbers. Values keep their text, because
+//! options are parsed from text: YAML's `no` is the strategy as well as the truth value. Refused
+//! are more than one document, keys that are not texts, keys given twice, nesting deeper than
+//! [`MAX_DEPTH`] and trees of more than [`MAX_NODES`] values, which aliases could make of a short
+//! file.
 
 use std::collections::HashMap;
 

@@ -35,12 +35,12 @@ pub struct ExportCommand {
     read: ReadOptions,
 }
 
-/// Reads rows and writes the pairs of their base comparisons. Other comparisons have no place in the
-/// format; they are left out and counted.
+/// Reads rows and writes the pairs of their base comparisons. Other comparisons have no place in
+/// the format; they are left out and counted.
 ///
 /// # Errors
-/// [`Error::Data`] if no pair is left, and for text next to conversations, which TRL cannot read from one
-/// file.
+/// [`Error::Data`] if no pair is left, and for text next to conversations, which TRL cannot read
+/// from one file.
 pub fn export(args: &ExportCommand) -> Result<()> {
     let Target::Trl = args.to;
     check_output("--output", &args.output, &Inputs::default().with("--input", &args.input))?;

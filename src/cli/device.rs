@@ -146,7 +146,8 @@ impl DeviceArgs {
                 Err(Error::Usage("the cpu device computes in f32; use --device reference for f64".into()))
             }
             (Device::Auto | Device::Cpu, Some(Dtype::Bf16)) => Err(Error::Usage(
-                "the cpu device computes in f32; for bf16 use --device cuda or --device emulator".into(),
+                "--dtype bf16: the cpu device computes in f32; leave it out, or use --device cuda or --device emulator"
+                    .into(),
             )),
             (Device::Reference, None | Some(Dtype::F64)) => job.run(&Reference),
             (Device::Reference, Some(Dtype::F32 | Dtype::Bf16)) => {

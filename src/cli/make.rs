@@ -76,9 +76,18 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
         refuse_given(&[("--column-map", args.column_map != ColumnMap::default())], "on plain text")?;
     }
     let options = ReadOptions { column_map: args.column_map.clone(), ..ReadOptions::default() };
-    let mut texts = Vec::new();
-    for (path, rows) in args.input.iter().zip(with_rows) {
-        texts.extend(if rows { source::read_texts(std::slice::from_ref(path), &options)? } else { read_lines(path)? });
+    let (mut texts, mut reports) = (Vec::new(), Vec::new());
+    for (path, rows) in args.input.iter().zip(&with_rows) {
+        if *rows {
+            let (found, read) = source::read_texts(std::slice::from_ref(path), &options)?;
+            texts.extend(found);
+            reports.extend(read);
+        } else {
+            texts.extend(read_lines(path)?);
+        }
+    }
+    if with_rows.contains(&true) {
+        source::check_used(&options, &reports)?;
     }
     let count = texts.len();
     let mut tokenizer = train_bpe(texts.into_iter(), args.vocab_size)?;

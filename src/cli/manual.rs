@@ -1,5 +1,5 @@
-//! `mapl completions` and `mapl man`: shell completions and man pages, made from the same definitions as
-//! `--help`.
+//! `mapl completions` and `mapl man`: shell completions and man pages, made from the same
+//! definitions as `--help`.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Commands of the binary. Each file holds the arguments of a family of commands and their
 //! implementation on top of the library.
 //!
-//! - [`args`]: the command line before it is parsed: spellings, `config_file` (with `config_tree`) for
-//!   `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
+//! - [`args`]: the command line before it is parsed: spellings, `config_file` (with `config_tree`)
+//!   for `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
 //! - `device`: selection of a backend
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
@@ -10,9 +10,9 @@
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
-//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`, `manifest`,
-//!   `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags of adapters;
-//!   `reward_pad`: the pad token of a reward model
+//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
+//!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
+//!   of adapters; `reward_pad`: the pad token of a reward model
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
 //! - [`method_options`]: options that only some of these methods take

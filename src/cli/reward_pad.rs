@@ -1,5 +1,5 @@
-//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model folder, and the same in
-//! config.json and in the tokenizer's files.
+//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model
+//! folder, and the same in config.json and in the tokenizer's files.
 
 use super::train::TrainSetup;
 use crate::data::pack::reward_position;
@@ -78,9 +78,12 @@ impl TrainSetup<'_> {
             )),
         }
         if choice.ends_texts {
+            let advice = match config.head {
+                Head::LanguageModel => "name a token that ends no text with --pad-token",
+                Head::Reward => "start from a model with another pad token",
+            };
             complain(&format!(
-                "warning: {}; other programs may read the last token. To train at the last token, start from a model \
-                 with a pad token of its own",
+                "warning: {}; other programs may read the last token. To train at the last token, {advice}",
                 read_place(choice.id, tokenizer)
             ));
             refuse_padding(groups.into_iter().flatten(), choice.id)?;

@@ -136,7 +136,8 @@ impl Startup<'_> {
                 updates(total)
             ),
         ));
-        let schedule = value_name(&s.scheduler);
+        let parameters = setup.args.optimiser.lr_scheduler_kwargs.as_ref().and_then(|p| serde_json::to_string(p).ok());
+        let schedule = [value_name(&s.scheduler)].into_iter().chain(parameters).collect::<Vec<_>>().join(" ");
         let clip = match setup.adamw.max_grad_norm {
             0.0 => "no clipping".to_owned(),
             norm => format!("gradient norm at most {norm}"),

@@ -1,5 +1,5 @@
-//! Numbers of updates as transformers takes them: a whole number, or a fraction below 1 of all updates
-//! of the run.
+//! Numbers of updates as transformers takes them: a whole number, or a fraction below 1 of all
+//! updates of the run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,8 +15,8 @@ pub enum StepCount {
 }
 
 impl StepCount {
-    /// Number of updates in a run of `total`, rounded up. Before `total` is known, a share counts as one
-    /// update.
+    /// Number of updates in a run of `total`, rounded up. Before `total` is known, a share counts
+    /// as one update.
     pub fn of(self, total: Option<u64>) -> u64 {
         match (self, total) {
             (StepCount::Steps(steps), _) => steps,

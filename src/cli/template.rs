@@ -69,7 +69,8 @@ pub(super) fn load_tokenizer(
     Ok(tokenizer)
 }
 
-/// Refuses given variables of the chat template if no row is a conversation. Plain text has no template.
+/// Refuses given variables of the chat template if no row is a conversation. Plain text has no
+/// template.
 pub(super) fn check_kwargs_used<'a>(
     given: Option<&TemplateKwargs>,
     rows: impl IntoIterator<Item = &'a SourceRow>,

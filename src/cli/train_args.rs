@@ -41,12 +41,12 @@ const LOGGING_STEPS: StepCount = StepCount::Steps(10);
 /// Arguments of a training command. They serialise flat, as options of `run.json`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct TrainArgs {
-    /// YAML or TOML file with options under their names here, TRL's files included; flags of the command
-    /// line replace those of the file
+    /// YAML or TOML file with options under their names here, TRL's files included; flags of the
+    /// command line replace those of the file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Read and check everything, print the table of the run, its memory and its first rows, and stop
-    /// before the first step; nothing is written
+    /// Read and check everything, print the table of the run, its memory and its first rows, and
+    /// stop before the first step; nothing is written
     #[arg(long)]
     pub dry_run: bool,
     /// Model folder to start from
@@ -100,8 +100,8 @@ pub struct TrainArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long, help_heading = DATA)]
     pub chat_template_path: Option<PathBuf>,
-    /// Pad token of the reward model, a token of the tokenizer [default: one that ends no text; without
-    /// any, the end token]
+    /// Pad token of the reward model, a token of the tokenizer [default: one that ends no text;
+    /// without any, the end token]
     #[arg(long, value_name = "TOKEN", help_heading = DATA)]
     pub pad_token: Option<String>,
     /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
@@ -167,8 +167,8 @@ impl TrainArgs {
             .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
     }
 
-    /// Whether a configuration file is the record of the run that this one continues or replaces. It was
-    /// read in full.
+    /// Whether a configuration file is the record of the run that this one continues or replaces.
+    /// It was read in full.
     fn is_own_record(&self, config: &Path) -> bool {
         same_file(config, &self.output_dir.join(CONFIG_FILE))
     }
@@ -224,8 +224,8 @@ pub struct OptimiserArgs {
     /// Parameters of the schedule, as {"min_lr_rate": 0.1} with cosine_with_min_lr
     #[arg(long, value_name = "JSON")]
     pub lr_scheduler_kwargs: Option<ScheduleOptions>,
-    /// Updates of learning rate warm-up, or a fraction of all updates [default: 0; 10 with --objective
-    /// mapl or rc]
+    /// Updates of learning rate warm-up, or a fraction of all updates [default: 0; 10 with
+    /// --objective mapl or rc]
     #[arg(long)]
     pub warmup_steps: Option<StepCount>,
     /// Share of all updates for learning rate warm-up; the same as a fraction as --warmup-steps
@@ -278,8 +278,9 @@ impl OptimiserArgs {
 }
 
 impl TrainArgs {
-    /// Settings of the training loop. All numbers are checked here, before anything is read. `total` is
-    /// the number of updates, once the data are known: fractions of it are placeholders before.
+    /// Settings of the training loop. All numbers are checked here, before anything is read.
+    /// `total` is the number of updates, once the data are known: fractions of it are placeholders
+    /// before.
     pub fn run_settings(&self, method: Method, objective: Objective, total: Option<u64>) -> Result<RunSettings> {
         let o = &self.optimiser;
         let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);

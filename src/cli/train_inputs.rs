@@ -1,5 +1,5 @@
-//! What a training run starts from: the checkpoint to continue, the rows, and its length in updates once
-//! the rows are known.
+//! What a training run starts from: the checkpoint to continue, the rows, and its length in updates
+//! once the rows are known.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ use crate::train::run::RunSettings;
 use crate::{Error, Result};
 
 impl TrainSetup<'_> {
-    /// Replaces fractions of all updates by numbers of updates, now that the training groups are known.
+    /// Replaces fractions of all updates by numbers of updates, now that the training groups are
+    /// known.
     pub(super) fn settle(&mut self, groups: usize) -> Result<()> {
         let total = self.settings.total_steps(groups);
         let observed = self.settings.observed.take();

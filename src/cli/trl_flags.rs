@@ -317,7 +317,8 @@ const TABLE: &[Rows] = &[
 
 const CPU: Meaning = As(&[("true", &["--device=cpu"]), ("false", &[])]);
 
-/// Values of flags that mapl has, which it takes in another way than TRL: `None` leaves the flag out.
+/// Values of flags that mapl has, which it takes in another way than TRL: `None` leaves the flag
+/// out.
 pub(super) struct ForeignValue {
     pub flag: &'static str,
     values: &'static [&'static str],

@@ -190,7 +190,8 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
 /// token; a reward model's configuration keeps its own, and gets this one without any.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        // Without a pad token a reward is read at the last token, and with one that ends no text as well.
+        // Without a pad token a reward is read at the last token, and with one that ends no text as
+        // well.
         (Head::Reward, Some(pad)) if config.pad.is_none() => config.into_reward(pad),
         (Head::Reward, _) => Ok(config.without_norm()),
         (Head::LanguageModel, Some(pad)) => config.into_reward(pad),

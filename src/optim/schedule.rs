@@ -1,6 +1,6 @@
 //! Learning-rate schedules with warm-up, as in transformers' `get_scheduler`. The factor of step s
-//! (counted from 0) multiplies the peak learning rate. [`super::schedule_options`] reads the parameters
-//! of a schedule.
+//! (counted from 0) multiplies the peak learning rate. [`super::schedule_options`] reads the
+//! parameters of a schedule.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};

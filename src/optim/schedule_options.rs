@@ -1,5 +1,6 @@
-//! `--lr-scheduler-kwargs`: the parameters of a schedule, under the names of transformers. Refused are
-//! names that the schedule does not have, and values that transformers refuses or that leave no rate.
+//! `--lr-scheduler-kwargs`: the parameters of a schedule, under the names of transformers. Refused
+//! are names that the schedule does not have, and values that transformers refuses or that leave no
+//! rate.
 
 use std::str::FromStr;
 

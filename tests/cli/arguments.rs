@@ -95,6 +95,7 @@ fn options_without_effect_are_refused() {
     bench.bash("seq 300 > lines.txt").ok();
     let tokenizer = "tokenizer --vocab-size 300 --column-map chosen=a --output-dir t --input";
     bench.run(&format!("{tokenizer} lines.txt")).fails(2, &["--column-map has no effect on plain text"]);
+    bench.run(&format!("{tokenizer} groups.jsonl")).fails(2, &["--column-map has no effect: every row is a group row"]);
     // It has an effect on the rows among the inputs.
     bench.write("renamed.jsonl", r#"{"prompt": "p", "a": "yes yes yes", "rejected": "no"}"#);
     bench.run(&format!("{tokenizer} lines.txt renamed.jsonl")).ok();

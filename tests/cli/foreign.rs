@@ -201,7 +201,8 @@ fn without_pad(bench: &Bench, folder: &str) {
     }
 }
 
-/// The end token is the last choice. It ends texts, so rewards are read before it, as transformers does.
+/// The end token is the last choice. It ends texts, so rewards are read before it, as transformers
+/// does.
 #[test]
 fn without_any_other_token_the_end_token_pads_with_a_notice() {
     let bench = bench();

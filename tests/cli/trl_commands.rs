@@ -87,6 +87,7 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
          save_strategy: no\nwarmup_ratio: 0.25\nper_device_eval_batch_size: 4\nenv:\n  CI: 1\n",
     );
     let done = bench.run("dpo --config dpo_config.yaml --max_steps 4 --output_dir a").ok();
+    assert!(done.out.contains("cosine_with_min_lr {\"min_lr_rate\":0.1}, 1 warm-up steps"), "{}", done.out);
     assert!(done.err.contains("note: dpo_config.yaml sets CI=1"), "{}", done.err);
     assert!(done.err.contains("no effect here: --per-device-eval-batch-size"), "{}", done.err);
     let config = bench.json("a/run.json")["config"].clone();
@@ -158,6 +159,11 @@ fn faults_of_a_file_of_options_are_named_with_file_and_line() {
     run("a.yaml", &format!("{base}eval_steps: 2\n"), &["--eval-steps has no effect", "a.yaml:3"]);
     run("a.yaml", &format!("{base}datasets:\n  - path: a/b\n"), &["--datasets", "use --train-file", "a.yaml:3"]);
     run("a.yaml", &format!("{base}center_rewards_coefficient: 1\n"), &["only reward takes it", "a.yaml:3"]);
+    run(
+        "a.yaml",
+        &format!("{base}bf16: true\ndevice: cpu\n"),
+        &["--dtype bf16: the cpu device", "--dtype is set in a.yaml:3"],
+    );
     bench.write("a.yaml", "max_steps: x\n");
     let done = bench.run("dpo --config a.yaml");
     assert!(done.code == Some(2) && done.err.contains("--max-steps is set in a.yaml:1"), "{}", done.err);

@@ -1,5 +1,5 @@
-//! Options of the readers: those without effect are refused, and mapped columns, orders and names of files
-//! are read as what they are.
+//! Options of the readers: those without effect are refused, and mapped columns, orders and names
+//! of files are read as what they are.
 
 use std::path::PathBuf;
 

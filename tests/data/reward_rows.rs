@@ -161,5 +161,5 @@ fn pairs_that_differ_in_earlier_turns_are_whole_conversations_of_a_reward_model_
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, chat.to_string()).unwrap();
-    assert_eq!(read_texts(&[path], &ReadOptions::default()).unwrap(), ["Name birds.", "Name owls.", "wren", "owl"]);
+    assert_eq!(read_texts(&[path], &ReadOptions::default()).unwrap().0, ["Name birds.", "Name owls.", "wren", "owl"]);
 }

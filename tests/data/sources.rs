@@ -460,7 +460,7 @@ fn tokenizer_texts_hold_every_side_once() {
             json!({"text": "p"}),
         ]),
     );
-    assert_eq!(read_texts(&[path], &ReadOptions::default()).unwrap(), ["p", "a", "u", "x", "v", "y", "p"]);
+    assert_eq!(read_texts(&[path], &ReadOptions::default()).unwrap().0, ["p", "a", "u", "x", "v", "y", "p"]);
 }
 
 #[test]

@@ -133,9 +133,9 @@ pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed { ties: 0, ..parsed })
 }
 
-/// Numbers of the entries, all under one key: `key`, else the first known key that two entries have a
-/// number under, else the mean ratings of their annotations; and whether they are places in an order.
-/// `None` if two entries have no number.
+/// Numbers of the entries, all under one key: `key`, else the first known key that two entries have
+/// a number under, else the mean ratings of their annotations; and whether they are places in an
+/// order. `None` if two entries have no number.
 fn own_numbers(list: &[Value], key: Option<&str>) -> Option<(Vec<Option<f64>>, bool)> {
     let under = |key: &str| -> Vec<Option<f64>> {
         let sign = if LOWER.contains(&key) { -1.0 } else { 1.0 };

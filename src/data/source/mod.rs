@@ -188,10 +188,10 @@ pub fn read_files_leniently(
 }
 
 /// Reads all texts of files of any format, for training a tokenizer: each prompt, message and
-/// response once per row, in row order. A file may mix formats.
-pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String>> {
+/// response once per row, in row order, with a report per file. A file may mix formats.
+pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<String>, Vec<FileReport>)> {
     let options = ReadOptions { mixed_formats: true, whole_conversations: true, any_columns: true, ..options.clone() };
-    let (rows, _) = read_all(paths, &options, any_row)?;
+    let (rows, reports) = read_all(paths, &options, any_row)?;
     let mut texts = Vec::new();
     for row in rows {
         let start = texts.len();
@@ -209,7 +209,7 @@ pub fn read_texts(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<String
         let mut first = std::iter::repeat_n(true, start).chain(first);
         texts.retain(|_| first.next().unwrap_or(true));
     }
-    Ok(texts)
+    Ok((texts, reports))
 }
 
 /// Reads a preference row, or a row for supervised fine-tuning.

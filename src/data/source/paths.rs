@@ -21,12 +21,12 @@ const SPLITS: [(&str, &[&str]); 3] = [
     ("validation", &["validation", "valid", "val", "eval", "dev"]),
 ];
 
-/// Replaces folders by the data files in them, and patterns (`*`, `?`, `[...]`) by the files that they
-/// match, both sorted by name.
+/// Replaces folders by the data files in them, and patterns (`*`, `?`, `[...]`) by the files that
+/// they match, both sorted by name.
 ///
 /// # Errors
-/// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern that
-/// matches nothing, and for one file in two forms.
+/// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern
+/// that matches nothing, and for one file in two forms.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
@@ -55,8 +55,8 @@ fn matches(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Refuses two files that differ only in how they store the same name, as `a.jsonl` and `a.jsonl.gz`:
-/// their rows would be read twice.
+/// Refuses two files that differ only in how they store the same name, as `a.jsonl` and
+/// `a.jsonl.gz`: their rows would be read twice.
 fn one_of_each(files: &[PathBuf]) -> Result<(), String> {
     let mut known: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
     for path in files {

@@ -32,8 +32,8 @@ impl Used {
     }
 }
 
-/// Refuses options that no row of a command's files uses. Rows that were left out count too, as far as
-/// they could be read.
+/// Refuses options that no row of a command's files uses. Rows that were left out count too, as far
+/// as they could be read.
 ///
 /// # Errors
 /// [`Error::Usage`].

@@ -61,8 +61,8 @@ pub(super) struct Columns<'a> {
 /// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
 /// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
 /// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
-/// never ends, broken array syntax. Numbers under the id's columns that are not whole or have too many
-/// digits for 64 bits become strings of their text.
+/// never ends, broken array syntax. Numbers under the id's columns that are not whole or have too
+/// many digits for 64 bits become strings of their text.
 pub(super) fn for_each_row(
     path: &Path,
     columns: Columns<'_>,

@@ -58,8 +58,8 @@ const JSON: [&str; 29] = [
 /// Lists of numbers. Next to one of them, `output` is a list of responses, and the text of one otherwise.
 const NUMBERS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
-/// Calls `f` for every row after the header. `first` is the line of the header. A column that `mapped`
-/// has for a key is read as that key is.
+/// Calls `f` for every row after the header. `first` is the line of the header. A column that
+/// `mapped` has for a key is read as that key is.
 pub(super) fn table_rows(
     (path, mapped): (&Path, &[(String, String)]),
     reader: impl BufRead,
