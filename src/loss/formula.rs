@@ -29,8 +29,8 @@ impl Loss {
         if self.curves.iter().any(|part| part.curve.is_of_terms()) {
             definitions.push(format!("a and b = {score} of the positive and of the negative term"));
         }
-        if self.is_of_batch() {
-            definitions.push("ranks in the batch, x and y = the parts of a - b by pi and by ref".to_owned());
+        if self.curves.iter().any(|part| matches!(part.curve, Curve::Aot { .. })) {
+            definitions.push("x and y = the parts of a - b by pi and by ref".to_owned());
         }
         let mut text = format!("[{means}] of {}, {}", self.curve_text(), definitions.join(", "));
         if let Some(links) = self.link_text(frozen) {
@@ -84,8 +84,7 @@ impl Loss {
             Link::ForwardKl => format!("s = 1 - exp(-u), u = {u}"),
             Link::JensenShannon => format!("s = log 2 - softplus(-u), u = {u}"),
             Link::Alpha { alpha } => {
-                let power = alpha - 1.0;
-                format!("s = (exp(min({power} u, {ALPHA_BOUND})) - 1) / {power}, u = {u}")
+                format!("s = (exp(min(({alpha} - 1) u, {ALPHA_BOUND})) - 1) / ({alpha} - 1), u = {u}")
             }
             Link::Odds => format!("log odds = u - log(1 - exp(u)), u = {u}"),
         })
@@ -125,10 +124,10 @@ fn curve_text(curve: Curve) -> String {
         Curve::NcaPair => "softplus(-a) + softplus(a) / 2 + softplus(b) / 2".to_owned(),
         Curve::BcoPair => "softplus(-a) + softplus(b)".to_owned(),
         Curve::Aot { smoothing } => {
-            format!("({}) with z = x - y of equal rank", curve_text(Curve::Sigmoid { smoothing }))
+            format!("{} with z = x - y of equal rank", curve_text(Curve::Sigmoid { smoothing }))
         }
         Curve::AotUnpaired { smoothing } => {
-            format!("({}) with z = a - b of equal rank", curve_text(Curve::Sigmoid { smoothing }))
+            format!("{} with z = a - b of equal rank", curve_text(Curve::Sigmoid { smoothing }))
         }
         Curve::SppoHard => "((a - 1/2) / beta)^2 + ((b + 1/2) / beta)^2".to_owned(),
     }
