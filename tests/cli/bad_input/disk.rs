@@ -167,7 +167,7 @@ fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
 }
 
 /// Commands whose result goes to stdout.
-const PRINTING: [&str; 24] = [
+const PRINTING: [&str; 26] = [
     "--help",
     "--version",
     "dpo --help",
@@ -192,11 +192,14 @@ const PRINTING: [&str; 24] = [
     "data build --input pairs.jsonl --output -",
     "data export --input pairs.jsonl --to trl --output -",
     "report out --output /dev/stdout",
+    "completions bash",
+    "man",
 ];
 
 /// Commands whose result is files; stdout has their messages.
-const WRITING: [&str; 10] = [
+const WRITING: [&str; 11] = [
     "quickstart",
+    "export",
     "tokenizer",
     "init",
     "sft",
