@@ -430,6 +430,9 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
         attention::attention_bwd(self, a)
     }
+    fn attention_cached_fwd_impl(&self, _: AttentionCachedFwd<'_, Self>) -> Result<()> {
+        Err(Error::Usage("the kernels have no attention over a cache yet; generate with --device cpu".into()))
+    }
     fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
         head::head_logprob_fwd(self, a)
     }
