@@ -32,6 +32,7 @@ mod evaluation;
 mod families;
 mod first_use;
 mod foreign;
+mod generate;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;
