@@ -264,6 +264,9 @@ backend! {
     attention_fwd, attention_fwd_impl: AttentionFwd;
     /// Gradient of [`Backend::attention_fwd`] with respect to queries, keys and values.
     attention_bwd, attention_bwd_impl: AttentionBwd;
+    /// Stores new keys and values in a cache, then causal grouped-query softmax attention of the new
+    /// tokens over paths in the cache. Generation only: without a gradient.
+    attention_cached_fwd, attention_cached_fwd_impl: AttentionCachedFwd;
     /// Vocabulary head: `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]` and the row's
     /// logsumexp; never stores the logits.
     head_logprob_fwd, head_logprob_fwd_impl: HeadLogprobFwd;

@@ -2,6 +2,7 @@
 //! given numbers of tokens.
 
 use super::work::attention::{Attention, Shape};
+use super::work::attention_cached::AttentionCached;
 use super::work::embedding::Embedding;
 use super::work::glu::{Glu, LinearGlu};
 use super::work::head::{Head, StoredLogits};
@@ -233,6 +234,16 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             add("attention", Attention { backward, shape, trees, heads, kv_heads, head_dim }.into());
         }
     }
+    let length = (tokens / 16).clamp(4, 512);
+    let cached = AttentionCached {
+        sequences: (tokens / 256).max(2),
+        prompt: length,
+        own: length,
+        heads: m.heads,
+        kv_heads: m.kv_heads,
+        head_dim: m.head_dim,
+    };
+    add("generation", cached.into());
     let (seqs, glu) = ((tokens / 256).max(2), GluDims { tokens, intermediate: m.intermediate });
     for backward in [false, true] {
         add("norm", Norm { backward, dims: NormDims { tokens, hidden: m.hidden, eps: 1e-6 } }.into());

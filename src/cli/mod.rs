@@ -8,6 +8,7 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
+//! - `generate`: `generate`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
@@ -40,6 +41,7 @@ mod env;
 mod evaluate;
 mod export;
 mod fingerprint;
+mod generate;
 mod inputs;
 mod invocation;
 mod lora;
@@ -112,6 +114,8 @@ pub enum Command {
     /// Train a policy on comparisons by direct preference optimisation
     #[command(mut_args(|arg| method_options::listed(Method::Dpo, arg)), after_help = MORE_OPTIONS)]
     Dpo(train_args::TrainArgs),
+    /// Answer prompts with a language model, greedily or by sampling
+    Generate(Box<generate::GenerateArgs>),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),
     /// Evaluate a model on held-out groups, or compare two models
@@ -147,6 +151,7 @@ impl Command {
             Command::Tokenizer(args) => args.data_files(),
             Command::Data(command) => command.data_files(),
             Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.data_files(),
+            Command::Generate(args) => args.data_files(),
             Command::Score(args) => args.data_files(),
             Command::Eval(args) => args.data_files(),
             Command::Compare(args) => args.data_files(),
@@ -220,6 +225,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Sft(args) => train::run(Method::Sft, &args, command_line).map(|_| ()),
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
+        Command::Generate(args) => generate::generate(&args),
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Compare(args) => evaluate::compare_models(&args),

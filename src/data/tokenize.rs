@@ -4,6 +4,7 @@
 //! - `lost`: text that a row has and its ids lack
 //! - `remote`: rows that worker processes encode
 //! - `limit`: the length limit; `fit`: handling of sequences above it
+//! - `prompt`: prompts that a model is to answer
 //! - `preview`: rows for a reader, also those that would be dropped
 //! - `report`: counts of what was read, kept and dropped
 //!
@@ -19,6 +20,7 @@ mod fit;
 mod limit;
 mod lost;
 mod preview;
+mod prompt;
 mod remote;
 mod report;
 
@@ -40,6 +42,7 @@ pub(crate) use encode::{common_prefix, text_of};
 pub use limit::LengthLimit;
 pub(super) use lost::Lost;
 pub use preview::{Preview, preview_rows};
+pub use prompt::{EncodedPrompts, encode_prompts, response_text};
 pub use report::{Example, Lengths, TokenizeReport};
 
 /// Action for a sequence longer than the limit.

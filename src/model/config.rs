@@ -375,6 +375,11 @@ impl ModelConfig {
         format!("{}{}", self.family.class, self.head.class())
     }
 
+    /// Value of a key of `generation_config.json`; `None` without the file, and for `null`.
+    pub fn generation_setting(&self, key: &str) -> Option<&Value> {
+        self.generation.as_ref()?.get(key).filter(|value| !value.is_null())
+    }
+
     /// The longest sequence and the key that limits it, for messages.
     pub fn longest_text(&self) -> String {
         match self.max_positions < self.declared_positions {

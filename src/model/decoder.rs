@@ -109,19 +109,19 @@ impl<B: Backend> Model<B> {
         QkNormDims { tokens, heads, kv_heads, head_dim, eps }
     }
 
-    /// Arguments of RoPE on the queries and keys of a fused buffer.
-    pub(super) fn rope<'a>(&'a self, inputs: &Inputs<'a, B>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
+    /// Arguments of RoPE on the queries and keys of a fused buffer, for tokens at `positions`.
+    pub(super) fn rope<'a>(&'a self, positions: View<'a, B::Idx>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
         let config = &self.config;
         let table = self.rope_tables.positions * config.head_dim / 2;
         Rope {
             dims: RopeDims {
-                tokens: inputs.tokens,
+                tokens: positions.len,
                 heads: config.heads + config.kv_heads,
                 unrotated_heads: config.kv_heads,
                 head_dim: config.head_dim,
                 positions: self.rope_tables.positions,
             },
-            positions: inputs.positions,
+            positions,
             cos: View::first(&self.rope_tables.cos, table),
             sin: View::first(&self.rope_tables.sin, table),
             qkv_in_place,
@@ -131,21 +131,32 @@ impl<B: Backend> Model<B> {
     /// Runs the model. The result is `acts.hidden` (tokens, hidden), after the final norm.
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
+        self.embed(backend, inputs.ids, acts)?;
+        for i in 0..config.layers {
+            self.run_layer(backend, inputs, acts, i)?;
+            self.close_layer(backend, tokens, acts, i)?;
+        }
+        self.normalise_last(backend, tokens, acts)
+    }
+
+    /// Makes room for a batch and writes its first stream.
+    pub(super) fn embed(&self, backend: &B, ids: View<'_, B::Idx>, acts: &mut Activations<B>) -> Result<()> {
+        let (config, tokens) = (&self.config, ids.len);
         acts.grow(backend, config, tokens)?;
         if let (Some(lora), Some(work)) = (&self.lora, &mut acts.lora) {
             lora.scale_b(backend, work)?;
         }
         backend.embedding_fwd(EmbeddingFwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden: config.hidden },
-            ids: inputs.ids,
+            ids,
             table: self.weight(&self.layout.embedding),
             x: ViewMut::first(&mut acts.streams[0], tokens * config.hidden),
-        })?;
-        for i in 0..config.layers {
-            self.run_layer(backend, inputs, acts, i)?;
-            self.close_layer(backend, tokens, acts, i)?;
-        }
-        self.normalise(backend, acts, tokens, 2 * config.layers, &self.layout.final_norm, Norm::Final)
+        })
+    }
+
+    /// Writes `acts.hidden` from the last stream.
+    pub(super) fn normalise_last(&self, backend: &B, tokens: usize, acts: &mut Activations<B>) -> Result<()> {
+        self.normalise(backend, acts, tokens, 2 * self.config.layers, &self.layout.final_norm, Norm::Final)
     }
 
     /// Runs layer i from its input stream to the activations of its MLP: everything that its
@@ -157,20 +168,41 @@ impl<B: Backend> Model<B> {
         acts: &mut Activations<B>,
         i: usize,
     ) -> Result<()> {
-        let (config, tokens, at) = (&self.config, inputs.tokens, &self.layout.layers[i]);
-        let (hidden, inner) = (config.hidden, config.intermediate);
+        let (config, tokens) = (&self.config, inputs.tokens);
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();
-        let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
-        let wide = tokens * hidden;
+        self.project(backend, inputs.positions, acts, i)?;
+        let layer = acts.layer_index(i);
+        let saved = &mut acts.layers[layer];
+        backend.attention_fwd(AttentionFwd {
+            dims: inputs.attention_dims(config),
+            qkv: View::first(&saved.qkv, tokens * fused),
+            tree: inputs.tree,
+            o: ViewMut::first(&mut saved.attention, tokens * query),
+            lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
+        })?;
+        self.run_mlp(backend, tokens, acts, i)
+    }
+
+    /// Runs layer i from its input stream to its queries, keys and values.
+    pub(super) fn project(
+        &self,
+        backend: &B,
+        positions: View<'_, B::Idx>,
+        acts: &mut Activations<B>,
+        i: usize,
+    ) -> Result<()> {
+        let (config, tokens, at) = (&self.config, positions.len, &self.layout.layers[i]);
+        let hidden = config.hidden;
+        let fused = config.query_width() + 2 * config.kv_width();
         let layer = acts.layer_index(i);
         self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
         let place = |group| Place { layer: i, set: layer, group, tokens };
         let Activations { layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
-        let x = View::first(&saved.attention_input, wide);
+        let x = View::first(&saved.attention_input, tokens * hidden);
         backend.linear_fwd(LinearFwd {
-            dims: linear(hidden, fused),
+            dims: LinearDims { tokens, inputs: hidden, outputs: fused },
             x,
             weight: self.weight(&at.qkv),
             bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
@@ -187,15 +219,19 @@ impl<B: Backend> Model<B> {
             })?;
         }
         if config.rotates(i) {
-            backend.rope_fwd(self.rope(inputs, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+            backend.rope_fwd(self.rope(positions, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
         }
-        backend.attention_fwd(AttentionFwd {
-            dims: inputs.attention_dims(config),
-            qkv: View::first(&saved.qkv, tokens * fused),
-            tree: inputs.tree,
-            o: ViewMut::first(&mut saved.attention, tokens * query),
-            lse: ViewMut::first(&mut saved.lse, config.heads * tokens),
-        })?;
+        Ok(())
+    }
+
+    /// Runs layer i from the output of its attention to the activations of its MLP.
+    pub(super) fn run_mlp(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
+        let (config, at) = (&self.config, &self.layout.layers[i]);
+        let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
+        let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
+        let wide = tokens * hidden;
+        let layer = acts.layer_index(i);
+        let place = |group| Place { layer: i, set: layer, group, tokens };
         let Advance { layers, from, to, lora } = acts.advance(2 * i);
         let x = View::first(&layers[layer].attention, tokens * query);
         let stream = Some(View::first(from, wide));
@@ -245,7 +281,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs the down projection of layer i, which writes the next layer's input stream.
-    fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
+    pub(super) fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         let (hidden, inner) = (self.config.hidden, self.config.intermediate);
         let layer = acts.layer_index(i);
         let Advance { layers, from, to, lora } = acts.advance(2 * i + 1);

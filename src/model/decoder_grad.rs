@@ -135,7 +135,7 @@ impl<B: Backend> Model<B> {
                 dqkv: ViewMut::first(&mut g.dqkv, tokens * fused),
             })?;
             if config.rotates(i) {
-                backend.rope_bwd(self.rope(inputs, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+                backend.rope_bwd(self.rope(inputs.positions, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
             }
             if let Some(weight) = &at.qk_norm {
                 let Some(x) = &saved.qk_input else { return Err(not_for_training()) };

@@ -8,7 +8,8 @@
 //! - [`reward_heads`]: heads of reward models by the names of other trainers, normalised rewards
 //! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
 //! - [`store`]: loading, random initialisation and saving of a model
-//! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace
+//! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace;
+//!   [`decoder_cached`]: its forward for generation, with a cache of keys and values
 //! - [`lora`]: low-rank adapters of a frozen model
 //! - [`inputs`]: a packed batch as model input
 
@@ -19,6 +20,7 @@ mod config_json;
 mod config_support;
 mod config_write;
 pub mod decoder;
+pub mod decoder_cached;
 pub mod decoder_grad;
 pub mod family;
 pub mod inputs;

@@ -33,6 +33,7 @@ mod families;
 mod first_use;
 mod foreign;
 mod foreign_heads;
+mod generate;
 #[path = "../common/html.rs"]
 mod html;
 mod kills;

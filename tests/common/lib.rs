@@ -12,6 +12,7 @@ pub mod golden;
 pub mod head_preference;
 mod norms;
 pub mod observed;
+pub mod paths;
 pub mod runs;
 pub mod sm90;
 pub mod trees;

@@ -7,6 +7,7 @@ use mapl::backend::{Backend, Write};
 
 pub use super::comparisons::{CURVES, LINKS, Preference, preference};
 pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, qk_norm_bwd, qk_norm_fwd};
+use super::paths::HostPaths;
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};
 
@@ -225,6 +226,28 @@ pub fn attention_bwd<B: Backend>(
     };
     on.backend.attention_bwd(args).unwrap();
     vec![("dqkv", on.read_act(&dqkv))]
+}
+
+/// Returns o, and the cache after the call.
+pub fn attention_cached_fwd<B: Backend>(
+    on: &On<B>,
+    d: AttentionCachedDims,
+    paths: &HostPaths,
+    qkv: &[f64],
+    cache: &[f64],
+) -> Outputs {
+    let tables = [&paths.starts, &paths.span_offsets, &paths.spans, &paths.slots].map(|t| on.idx(t));
+    let [starts, span_offsets, spans, slots] = tables.each_ref().map(|t| t.view());
+    let (qkv, mut cache, mut o) = (on.act(qkv), on.act(cache), on.act_out(d.tokens * d.heads * d.head_dim));
+    let args = AttentionCachedFwd {
+        dims: d,
+        qkv: qkv.view(),
+        paths: Paths { starts, span_offsets, spans, slots },
+        cache: cache.view_mut(),
+        o: o.view_mut(),
+    };
+    on.backend.attention_cached_fwd(args).unwrap();
+    vec![("o", on.read_act(&o)), ("cache", on.read_act(&cache))]
 }
 
 pub fn head_logprob_fwd<B: Backend>(

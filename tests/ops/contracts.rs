@@ -315,6 +315,34 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             lse: ViewMut::first(&mut lse, l.of("lse", 12)),
         })
     });
+    probe("attention_cached_fwd", c, |l| {
+        let (mut cache, mut o) = (act(b), act(b));
+        let (heads, kv_heads, head_dim) = (d.heads, d.kv_heads, d.head_dim);
+        b.attention_cached_fwd(AttentionCachedFwd {
+            dims: AttentionCachedDims {
+                tokens: 0,
+                heads,
+                kv_heads,
+                head_dim,
+                sequences: 2,
+                spans: 1,
+                slots: 3,
+                pairs: 0,
+                keys: 0,
+                longest_path: 0,
+                scale: 0.5,
+            },
+            qkv: View::first(a, l.of("qkv", 0)),
+            paths: Paths {
+                starts: View::first(i, l.of("paths.starts", 3)),
+                span_offsets: View::first(i, l.of("paths.span_offsets", 3)),
+                spans: View::first(i, l.of("paths.spans", 2)),
+                slots: View::first(i, l.of("paths.slots", 0)),
+            },
+            cache: ViewMut::first(&mut cache, l.of("cache", 3 * 2 * kv_heads * head_dim)),
+            o: ViewMut::first(&mut o, l.of("o", 0)),
+        })
+    });
     probe("attention_bwd", c, |l| {
         let mut dqkv = act(b);
         b.attention_bwd(AttentionBwd {

@@ -3,6 +3,7 @@
 //! segments.
 
 use common::compare::bits;
+use common::paths::{HostPaths, calls};
 use common::trees::{HostTree, batches};
 use common::{On, Outputs, indices, normal, runs};
 use mapl::backend::Write;
@@ -85,6 +86,46 @@ fn bitwise_equal_for_any_number_of_threads() {
         same_bits(&format!("attention_fwd, {name}"), |on| runs::attention_fwd(on, d, &tree, &qkv));
         let forward = on_threads(1, |on| runs::attention_fwd(on, d, &tree, &qkv));
         same_bits(&format!("attention_bwd, {name}"), |on| runs::attention_bwd(on, d, &tree, &qkv, &do_, &forward));
+    }
+}
+
+/// A token gets the bits that it gets among whole sequences, whatever its path's spans, the other
+/// sequences and the number of threads.
+#[test]
+fn cached_attention_gives_the_bits_of_whole_sequences() {
+    for (name, paths) in calls() {
+        let d = paths.dims(4, 2, 32);
+        let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+        let cache = normal("cache", d.slots * d.cache_width(), 1.0);
+        same_bits(&format!("attention_cached_fwd, {name}"), |on| {
+            runs::attention_cached_fwd(on, d, &paths, &qkv, &cache)
+        });
+    }
+    let backend = Cpu::new();
+    let on = On::new(&backend, Precision::F32);
+    for (heads, kv_heads, head_dim) in [(2, 2, 16), (6, 2, 64), (7, 1, 20)] {
+        let total = 700;
+        let whole = HostTree::new().tree(&[(total, None)]);
+        let d = whole.dims(heads, kv_heads, head_dim);
+        let (width, out, stored) = (d.fused_heads() * head_dim, heads * head_dim, 2 * kv_heads * head_dim);
+        let qkv = normal("qkv", total * width, 1.0);
+        let expected = &runs::attention_fwd(&on, d, &whole, &qkv)[0].1;
+        // Token t lies in row (t + 300) % 700 of the cache, so paths beyond 400 tokens have two spans.
+        let mut cache = vec![0.0; (total + 5) * stored];
+        for token in 0..total {
+            let row = (token + 300) % total;
+            cache[row * stored..][..stored].copy_from_slice(&qkv[(token + 1) * width - stored..][..stored]);
+        }
+        for (end, new) in [(1, 1), (40, 40), (399, 1), (400, 3), (513, 1), (530, 300), (700, 1), (700, 2)] {
+            let spans = if end <= 400 { vec![300..300 + end] } else { vec![300..700, 0..end - 400] };
+            // Another sequence before it.
+            let paths = HostPaths::new(total + 5).sequence(&[total..total + 5], 2).sequence(&spans, new);
+            let own = &qkv[(end - new) * width..end * width];
+            let both = [&normal("other", 2 * width, 1.0)[..], own].concat();
+            let got = runs::attention_cached_fwd(&on, paths.dims(heads, kv_heads, head_dim), &paths, &both, &cache);
+            let label = format!("{heads}/{kv_heads} x {head_dim}, {new} tokens up to {end}");
+            bits(&label, &got[0].1[2 * out..], &expected[(end - new) * out..end * out]);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //!
 //! A case gives an op's inputs, its forward and its gradient; [`difference::check`] compares them.
 //! The list below generates the tests, so every listed case runs. An op without a case fails
-//! `every_op_has_a_case`.
+//! `every_op_has_a_case`. An op without a gradient is compared with one that has one.
 
 mod attention;
 mod difference;
@@ -48,6 +48,7 @@ cases! {
     linear_glu: glu::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
     attention_gradient_stays_on_the_path: attention::hidden_rows => ["attention_bwd"];
+    attention_cached_equals_attention: attention::cached_equals_whole => ["attention_cached_fwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];
     logprob: head::logprob => ["logprob_bwd"];
     head_logprob_equals_linear_then_logprob: head::fused_equals_stored => ["head_logprob_bwd", "logprob_bwd"];

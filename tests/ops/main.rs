@@ -4,6 +4,7 @@
 
 mod backends {
     mod attention;
+    mod attention_cached;
     mod embedding;
     mod glu;
     mod head;

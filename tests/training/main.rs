@@ -4,6 +4,7 @@
 mod adapters;
 mod device_faults;
 mod fitting;
+mod generation;
 mod golden;
 mod golden_fixtures;
 mod golden_lora;

@@ -85,15 +85,13 @@ impl AttentionDims {
     }
 
     fn check(&self, op: &'static str) -> Result<()> {
-        let divides = self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads);
-        expect(
-            op,
-            "heads",
-            divides,
-            "a multiple of kv_heads",
-            format!("{} with {} kv_heads", self.heads, self.kv_heads),
-        )
+        check_heads(op, self.heads, self.kv_heads)
     }
+}
+
+fn check_heads(op: &'static str, heads: usize, kv_heads: usize) -> Result<()> {
+    let divides = kv_heads > 0 && heads.is_multiple_of(kv_heads);
+    expect(op, "heads", divides, "a multiple of kv_heads", format!("{heads} with {kv_heads} kv_heads"))
 }
 
 /// Segments of a batch, their ancestors and their trees.
@@ -175,5 +173,109 @@ impl<B: Backend> AttentionBwd<'_, B> {
         expect_len(op, "o", self.o.len, d.tokens * d.heads * d.head_dim)?;
         expect_len(op, "lse", self.lse.len, d.heads * d.tokens)?;
         expect_len(op, "dqkv", self.dqkv.len, d.tokens * d.fused_heads() * d.head_dim)
+    }
+}
+
+/// Sizes of [`AttentionCachedFwd`].
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionCachedDims {
+    /// New tokens of all sequences.
+    pub tokens: usize,
+    /// Query heads; a multiple of `kv_heads`.
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub sequences: usize,
+    /// Spans of all paths.
+    pub spans: usize,
+    /// Rows of the cache.
+    pub slots: usize,
+    /// Number of visible (query, key) pairs, for the FLOPs.
+    pub pairs: u64,
+    /// Total length of all paths, for the bytes.
+    pub keys: u64,
+    /// Number of rows on the longest path.
+    pub longest_path: usize,
+    /// Softmax scale, usually 1 / sqrt(head_dim).
+    pub scale: f64,
+}
+
+impl AttentionCachedDims {
+    /// Heads of a fused row: queries, keys and values.
+    pub fn fused_heads(&self) -> usize {
+        self.heads + 2 * self.kv_heads
+    }
+
+    /// Elements of a row of the cache.
+    pub fn cache_width(&self) -> usize {
+        2 * self.kv_heads * self.head_dim
+    }
+
+    /// Bytes: qkv read and o written once, new keys and values written to the cache, and the keys and
+    /// values of every path read once. Sequences that share rows still count them each.
+    pub(super) fn bytes(&self, precision: Precision) -> u64 {
+        let rows = self.tokens * self.head_dim * (self.fused_heads() + self.heads + 2 * self.kv_heads);
+        (rows as u64 + self.keys * self.cache_width() as u64) * precision.act_bytes()
+    }
+
+    pub(super) fn flops(&self) -> u64 {
+        4 * self.head_dim as u64 * self.heads as u64 * self.pairs
+    }
+
+    /// Tolerance of `o` for inputs of order one, as of [`AttentionDims::tolerance`].
+    pub fn tolerance(&self, precision: Precision) -> Tolerance {
+        let sums = Tolerance::dot(precision, self.head_dim + self.longest_path).scaled(2.0);
+        Tolerance { atol: sums.atol + AttentionDims::rounding(precision), ..sums }
+    }
+}
+
+/// Places of the sequences of a call in the cache. The path of sequence s is the list of the spans
+/// `span_offsets[s]..span_offsets[s + 1]`, in order; a span is rows of the cache, from its first one up
+/// to its end. The last rows of the path belong to the sequence's new tokens, in order, so a token sees
+/// all rows of the path before its own, and its own.
+pub struct Paths<'a, I> {
+    /// (sequences + 1) first new token of each sequence
+    pub starts: View<'a, I>,
+    /// (sequences + 1)
+    pub span_offsets: View<'a, I>,
+    /// (spans, 2) first row, and the row after the last one
+    pub spans: View<'a, I>,
+    /// (tokens) row of the cache of each new token, all distinct
+    pub slots: View<'a, I>,
+}
+
+impl<I> Clone for Paths<'_, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I> Copy for Paths<'_, I> {}
+
+/// Attention over a cache, for the new tokens of sequences: stores their keys and values in `cache`,
+/// then `o = softmax(scale q kᵀ) v` over the rows that they see. Several paths may share rows, but no
+/// path may have a row that the same call stores for another sequence.
+pub struct AttentionCachedFwd<'a, B: Backend> {
+    pub dims: AttentionCachedDims,
+    /// (tokens, heads + 2 kv_heads, head_dim): queries, then keys, then values
+    pub qkv: View<'a, B::Act>,
+    pub paths: Paths<'a, B::Idx>,
+    /// (slots, 2 kv_heads, head_dim): keys, then values
+    pub cache: ViewMut<'a, B::Act>,
+    /// (tokens, heads, head_dim)
+    pub o: ViewMut<'a, B::Act>,
+}
+
+impl<B: Backend> AttentionCachedFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("attention_cached_fwd", self.dims);
+        check_heads(op, d.heads, d.kv_heads)?;
+        expect_len(op, "paths.starts", self.paths.starts.len, d.sequences + 1)?;
+        expect_len(op, "paths.span_offsets", self.paths.span_offsets.len, d.sequences + 1)?;
+        expect_len(op, "paths.spans", self.paths.spans.len, 2 * d.spans)?;
+        expect_len(op, "paths.slots", self.paths.slots.len, d.tokens)?;
+        expect_len(op, "qkv", self.qkv.len, d.tokens * d.fused_heads() * d.head_dim)?;
+        expect_len(op, "cache", self.cache.len, d.slots * d.cache_width())?;
+        expect_len(op, "o", self.o.len, d.tokens * d.heads * d.head_dim)
     }
 }

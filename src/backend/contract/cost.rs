@@ -183,6 +183,13 @@ impl<B: Backend> Costed for AttentionBwd<'_, B> {
     }
 }
 
+impl<B: Backend> Costed for AttentionCachedFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let d = &self.dims;
+        Cost::new(d.bytes(B::PRECISION) + idx(d.tokens + 2 * d.spans + 2 * d.sequences), d.flops())
+    }
+}
+
 impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
     fn cost(&self) -> Cost {
         Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())

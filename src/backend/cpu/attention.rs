@@ -62,14 +62,19 @@ pub(super) struct Heads {
 
 impl Heads {
     pub fn new(d: &AttentionDims, kv_head: usize) -> Self {
-        let (head_dim, group) = (d.head_dim, d.heads / d.kv_heads);
+        Self::fused([d.heads, d.kv_heads, d.head_dim], kv_head)
+    }
+
+    /// Layout of a row of queries, keys and values.
+    pub fn fused([heads, kv_heads, head_dim]: [usize; 3], kv_head: usize) -> Self {
+        let group = heads / kv_heads;
         Self {
             head_dim,
             group,
-            width: d.fused_heads() * head_dim,
+            width: (heads + 2 * kv_heads) * head_dim,
             query: kv_head * group * head_dim,
-            key: (d.heads + kv_head) * head_dim,
-            value: (d.heads + d.kv_heads + kv_head) * head_dim,
+            key: (heads + kv_head) * head_dim,
+            value: (heads + kv_heads + kv_head) * head_dim,
         }
     }
 
@@ -140,7 +145,8 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
         let (unit, kv_head) = (task / d.kv_heads, task % d.kv_heads);
         let (mut o, mut lse) = (o.claim(unit, kv_head), lse.claim(kv_head, unit));
         let unit = &units[unit];
-        let mut work = Forward::new(cpu, Heads::new(&d, kv_head), qkv, capacity, d.scale as f32);
+        let heads = Heads::new(&d, kv_head);
+        let mut work = Forward::new(cpu, heads, qkv, capacity, d.scale as f32);
         let mut path = Path::new(segments);
         let mut segment = unit.segment;
         let mut row = unit.rows.start;
@@ -148,12 +154,19 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
             let own = segments.rows(segment);
             let end = own.end.min(unit.rows.end);
             if row < end {
-                let position = path.enter(segment, end, |_| (), |step| work.join(step.rows.clone(), step.position));
+                let position = path.enter(
+                    segment,
+                    end,
+                    |_| (),
+                    |step| {
+                        work.join((qkv, &heads), step.rows.clone(), step.position);
+                    },
+                );
                 work.pad(path.len());
                 while row < end {
                     let rows = row..end.min(row + work.heads.block_tokens());
                     let out = rows.start - unit.rows.start..rows.end - unit.rows.start;
-                    work.block(rows.clone(), position + (rows.start - own.start), &mut o, &mut lse, out);
+                    work.block(rows.clone(), position + (rows.start - own.start), &mut o, Some(&mut lse), out);
                     row = rows.end;
                 }
             }
@@ -163,8 +176,8 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
 }
 
 /// Workspace of one forward task.
-struct Forward<'a> {
-    heads: Heads,
+pub(super) struct Forward<'a> {
+    pub heads: Heads,
     qkv: &'a [f32],
     scale: f32,
     keys_t: Panels<'a>,
@@ -179,7 +192,8 @@ struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, scale: f32) -> Self {
+    /// Workspace for paths of up to `capacity` rows, a multiple of [`LANES`].
+    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, scale: f32) -> Self {
         let block = heads.block_tokens() * heads.group;
         let take = |len| cpu.scratch.take(len);
         Self {
@@ -194,21 +208,27 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// Gathers the keys and values of `rows` to a position of the path.
-    fn join(&mut self, rows: Range<usize>, position: usize) {
-        let h = &self.heads;
-        self.keys_t.join(self.qkv, rows.clone(), position, h.key, h);
-        copy_head(&mut self.values, self.qkv, rows, position, h.value, h);
+    /// Gathers the keys and values of `rows` of a buffer with the layout `h` to a position of the path.
+    pub fn join(&mut self, (from, h): (&[f32], &Heads), rows: Range<usize>, position: usize) {
+        self.keys_t.join(from, rows.clone(), position, h.key, h);
+        copy_head(&mut self.values, from, rows, position, h.value, h);
     }
 
     /// Zeroes the values after the path of `len` rows, up to the next multiple of [`LANES`].
-    fn pad(&mut self, len: usize) {
+    pub fn pad(&mut self, len: usize) {
         self.values[len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim].fill(0.0);
     }
 
     /// Computes one block of queries: the tokens `rows`, at consecutive positions starting at
     /// `position`. Writes to the rows `out` of the tiles.
-    fn block(&mut self, rows: Range<usize>, position: usize, o: &mut Tile<'_>, lse: &mut Tile<'_>, out: Range<usize>) {
+    pub fn block(
+        &mut self,
+        rows: Range<usize>,
+        position: usize,
+        o: &mut Tile<'_>,
+        mut lse: Option<&mut Tile<'_>>,
+        out: Range<usize>,
+    ) {
         let Heads { head_dim, group, .. } = self.heads;
         let count = rows.len() * group;
         let keys = (position + rows.len()).next_multiple_of(LANES);
@@ -234,7 +254,9 @@ impl<'a> Forward<'a> {
             let (largest, sum) = softmax_row(row);
             hidden.fill(0.0);
             *inverse = 1.0 / sum;
-            lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
+            if let Some(lse) = &mut lse {
+                lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
+            }
         }
         let scores = Mat::new(&self.scores, count, keys, score_stride(keys));
         let values = Mat::new(&self.values, keys, head_dim, head_dim);

@@ -10,6 +10,7 @@
 
 mod attention;
 mod attention_bwd;
+mod attention_cached;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod embedding;
@@ -159,6 +160,10 @@ impl Backend for Cpu {
     }
     fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
         attention_bwd::attention_bwd(self, a);
+        Ok(())
+    }
+    fn attention_cached_fwd_impl(&self, a: AttentionCachedFwd<'_, Self>) -> Result<()> {
+        attention_cached::attention_cached_fwd(self, a);
         Ok(())
     }
     fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {

@@ -6,6 +6,7 @@
 //! threads. A row of a result does not depend on the other rows of the call.
 
 mod attention;
+mod attention_cached;
 pub mod device;
 pub mod driver;
 mod embedding;
@@ -429,6 +430,9 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn attention_bwd_impl(&self, a: AttentionBwd<'_, Self>) -> Result<()> {
         attention::attention_bwd(self, a)
+    }
+    fn attention_cached_fwd_impl(&self, a: AttentionCachedFwd<'_, Self>) -> Result<()> {
+        attention_cached::attention_cached_fwd(self, a)
     }
     fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
         head::head_logprob_fwd(self, a)

@@ -1,5 +1,5 @@
-//! Softmax attention over prefix trees. Every query attends to an explicit list of its visible
-//! rows, in the order of the path from the root.
+//! Softmax attention over prefix trees, and over a cache. Every query attends to an explicit list of
+//! its visible rows, in the order of the path from the root.
 
 use super::{Reference, at, dot};
 use crate::backend::contract::*;
@@ -85,6 +85,43 @@ pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
                         dqkv[layout.q(row, head).start + c] += ds * qkv[layout.k(r, head).start + c];
                         dqkv[layout.k(r, head).start + c] += ds * query[c];
                         dqkv[layout.v(r, head).start + c] += p[i] * dout[c];
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub fn attention_cached_fwd(a: AttentionCachedFwd<'_, Reference>) {
+    let (d, qkv) = (a.dims, a.qkv.slice());
+    let (cache, o) = (a.cache.into_slice(), a.o.into_slice());
+    let [starts, offsets, spans, slots] =
+        [a.paths.starts, a.paths.span_offsets, a.paths.spans, a.paths.slots].map(|table| table.slice());
+    let (width, wide) = (d.cache_width(), d.fused_heads() * d.head_dim);
+    for token in 0..d.tokens {
+        let new = &qkv[(token + 1) * wide - width..(token + 1) * wide];
+        cache[at(slots, token) * width..][..width].copy_from_slice(new);
+    }
+    for sequence in 0..d.sequences {
+        let tokens = at(starts, sequence)..at(starts, sequence + 1);
+        let path: Vec<usize> = (at(offsets, sequence)..at(offsets, sequence + 1))
+            .flat_map(|span| at(spans, 2 * span)..at(spans, 2 * span + 1))
+            .collect();
+        let earlier = path.len() - tokens.len();
+        for (i, token) in tokens.enumerate() {
+            let rows = &path[..earlier + i + 1];
+            for head in 0..d.heads {
+                let kv_head = head / (d.heads / d.kv_heads);
+                let query = &qkv[token * wide + head * d.head_dim..][..d.head_dim];
+                let of_row = |row: usize, head: usize| &cache[row * width + head * d.head_dim..][..d.head_dim];
+                let scores: Vec<f64> = rows.iter().map(|&r| d.scale * dot(query, of_row(r, kv_head))).collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                let out = &mut o[(token * d.heads + head) * d.head_dim..][..d.head_dim];
+                out.fill(0.0);
+                for (&r, s) in rows.iter().zip(&scores) {
+                    for (out, v) in out.iter_mut().zip(of_row(r, d.kv_heads + kv_head)) {
+                        *out += (s - max).exp() / sum * v;
                     }
                 }
             }

@@ -112,6 +112,10 @@ impl Backend for Reference {
         attention::attention_bwd(a);
         Ok(())
     }
+    fn attention_cached_fwd_impl(&self, a: AttentionCachedFwd<'_, Self>) -> Result<()> {
+        attention::attention_cached_fwd(a);
+        Ok(())
+    }
     fn head_logprob_fwd_impl(&self, a: HeadLogprobFwd<'_, Self>) -> Result<()> {
         head::head_logprob_fwd(a);
         Ok(())

@@ -5,12 +5,13 @@
 //! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; SwiGLU alone; the bias
 //!   gradient
 //! - `embedding`, [`norm`], `rope`: memory-bound ops
-//! - [`attention`]: attention over sequences and over prefix trees
+//! - [`attention`]: attention over sequences and over prefix trees; `attention_cached`: over a cache
 //! - `head`: log-probs of the vocabulary head; `reward`: the reward head; `head_preference`: head,
 //!   losses and gradients as one op
 //! - `segment`: sums over sequences; `preference`: comparison losses; `optim`: gradient norm, AdamW
 
 pub mod attention;
+pub(super) mod attention_cached;
 pub(super) mod embedding;
 pub(super) mod glu;
 pub(super) mod head;
@@ -132,6 +133,7 @@ works! {
     RotaryEmbedding(rope::RotaryEmbedding),
     Glu(glu::Glu),
     Attention(attention::Attention),
+    AttentionCached(attention_cached::AttentionCached),
     Head(head::Head),
     PreferenceHead(head_preference::PreferenceHead),
     StoredLogits(head::StoredLogits),

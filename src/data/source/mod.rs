@@ -11,6 +11,7 @@
 //! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
+//! - `prompts`: rows that ask for a response
 //! - `kinds`: files of other kinds, by name; `non_finite`: NaN and infinities; `row_limits`: rows that
 //!   would take hours
 //! - [`options`]: column map, and the flag that allows mixed formats in one file
@@ -35,6 +36,7 @@ pub mod options;
 mod overlooked;
 mod parquet_rows;
 mod paths;
+mod prompts;
 mod reading;
 mod report;
 mod row_limits;
@@ -64,6 +66,7 @@ use crate::{Error, Result};
 use fields::Row;
 pub use overlooked::Occurrences;
 pub use paths::expand;
+pub use prompts::{PromptOptions, PromptRow, Prompts, read_prompts};
 pub use reading::check_used;
 use reading::read_with;
 pub use report::{FileReport, Skipped};

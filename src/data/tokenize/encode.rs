@@ -196,7 +196,7 @@ fn conversation(turns: &[Message], answer: &Response) -> Vec<Message> {
 }
 
 /// Renders turns; the inner error is the template's refusal of these turns.
-fn render(
+pub(super) fn render(
     turns: &[Message],
     open: bool,
     group: &PreferenceGroup,

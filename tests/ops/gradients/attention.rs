@@ -3,6 +3,7 @@
 use mapl::backend::Write::Overwrite;
 
 use super::difference::{ORACLE, check};
+use common::paths::HostPaths;
 use common::trees::HostTree;
 use common::{normal, runs};
 
@@ -52,5 +53,39 @@ pub fn hidden_rows() {
         let touched: Vec<usize> =
             (0..d.tokens).filter(|row| dqkv[row * row_qkv..][..row_qkv].iter().any(|&x| x != 0.0)).collect();
         assert_eq!(touched, seen, "rows with a gradient from query {query}");
+    }
+}
+
+/// The reference's attention over a cache: the queries of whole sequences, token by token, in pieces, and
+/// with a shared prompt, get the output of attention over the prefix tree.
+pub fn cached_equals_whole() {
+    let tree = HostTree::new().tree(&[(5, None), (3, Some(0)), (4, Some(0))]);
+    for (heads, kv_heads) in [(1, 1), (4, 2), (3, 1)] {
+        let d = tree.dims(heads, kv_heads, 4);
+        let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+        let expected = &runs::attention_fwd(&ORACLE, d, &tree, &qkv)[0].1;
+        let (width, out) = (d.fused_heads() * d.head_dim, d.heads * d.head_dim);
+        // Row t of the tree lies in row 19 - t of the cache.
+        let row = |token: usize| 19 - token..20 - token;
+        let path =
+            |tokens: &[std::ops::Range<usize>]| -> Vec<_> { tokens.iter().cloned().flatten().map(row).collect() };
+        let (first, second) = ([0..5, 5..8], [0..5, 8..12]);
+        let steps = [
+            (HostPaths::new(20).sequence(&path(&[0..2]), 2), vec![0..2]),
+            (HostPaths::new(20).sequence(&path(&[0..5]), 3), vec![2..5]),
+            (HostPaths::new(20).sequence(&path(&first), 3).sequence(&path(&[0..5, 8..9]), 1), vec![5..8, 8..9]),
+            (HostPaths::new(20).sequence(&path(&second), 3), vec![9..12]),
+        ];
+        let mut cache = vec![f64::NAN; 20 * 2 * kv_heads * 4];
+        for (paths, tokens) in steps {
+            let new: Vec<f64> = tokens.iter().flat_map(|t| qkv[t.start * width..t.end * width].to_vec()).collect();
+            let wanted: Vec<f64> = tokens.iter().flat_map(|t| expected[t.start * out..t.end * out].to_vec()).collect();
+            let got = runs::attention_cached_fwd(&ORACLE, paths.dims(heads, kv_heads, 4), &paths, &new, &cache);
+            assert_eq!(got[0].1.len(), wanted.len());
+            for (got, wanted) in got[0].1.iter().zip(&wanted) {
+                assert!((got - wanted).abs() < 1e-14, "{heads}/{kv_heads}, {tokens:?}: {got} instead of {wanted}");
+            }
+            cache.clone_from(&got[1].1);
+        }
     }
 }

@@ -1,0 +1,413 @@
+//! `mapl generate`: responses of a language model to prompts.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::device::{DeviceArgs, Job};
+use super::inputs::Inputs;
+use super::model_folder::BaseArgs;
+use super::output::{check_output, remark, warn};
+use super::template::{TemplateKwargs, load_tokenizer};
+use crate::backend::Backend;
+use crate::data::group::Prompt as PromptText;
+use crate::data::source::{PromptOptions, PromptRow, read_prompts};
+use crate::data::tokenize::{encode_prompts, response_text};
+use crate::data::tokenizer::Tokenizer;
+use crate::files::write_text;
+use crate::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampling};
+use crate::model::config::{Head, ModelConfig};
+use crate::model::store::{self, Loaded};
+use crate::model::weights::LoadAs;
+use crate::terminal::complain;
+use crate::{Error, Result};
+
+/// New tokens if neither the flag nor the folder names a number.
+const NEW_TOKENS: usize = 256;
+
+/// Keys that a row of the output has in addition to those of its input row.
+const ADDED: [&str; 3] = ["response", "tokens", "finish"];
+
+/// Settings of `generation_config.json` that change the text, each with its flag, and the value that
+/// changes nothing.
+const FOLDER_SETTINGS: [(&str, &str, Option<f64>); 5] = [
+    ("temperature", "--temperature", None),
+    ("top_k", "--top-k", None),
+    ("top_p", "--top-p", None),
+    ("min_p", "--min-p", None),
+    ("repetition_penalty", "--repetition-penalty", Some(1.0)),
+];
+
+/// Arguments of `generate`.
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// Model folder of a language model, or of an adapter
+    #[arg(long, alias = "model-name-or-path")]
+    model: PathBuf,
+    #[command(flatten)]
+    base: BaseArgs,
+    /// Files of rows with a prompt, or - for standard input
+    #[arg(long, num_args = 1.., required = true)]
+    input: Vec<PathBuf>,
+    /// JSON lines file to write, one line per row and sample, in order
+    #[arg(long)]
+    output: PathBuf,
+    /// Maximum number of new tokens of a response [default: that of generation_config.json, else 256]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    max_new_tokens: Option<usize>,
+    /// Sample at this temperature; 0 takes the most probable token, as without sampling flags [default:
+    /// 1 with another sampling flag]
+    #[arg(long, value_parser = parse_temperature)]
+    temperature: Option<f64>,
+    /// Sample from this number of most probable tokens
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    top_k: Option<usize>,
+    /// Sample from the most probable tokens that together have this probability
+    #[arg(long, value_name = "SHARE", value_parser = parse_top_p)]
+    top_p: Option<f64>,
+    /// Sample from tokens with at least this share of the largest probability
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    min_p: Option<f64>,
+    /// Divide positive logits of tokens of the text so far by this number, and multiply negative ones
+    #[arg(long, value_name = "FACTOR", value_parser = parse_penalty)]
+    repetition_penalty: Option<f64>,
+    /// Seed of sampling [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = at_least_one)]
+    num_return_sequences: usize,
+    /// Texts that end a response; the response is the text before the first one
+    #[arg(long, num_args = 1.., value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Responses generated at a time; more need more memory, and no text depends on the number
+    #[arg(long, default_value_t = 32, value_name = "ROWS", value_parser = at_least_one)]
+    batch_size: usize,
+    /// Make each prompt that is plain text the user's turn of a conversation
+    #[arg(long)]
+    apply_chat_template: bool,
+    /// Chat template to use instead of the model folder's
+    #[arg(long)]
+    chat_template_path: Option<PathBuf>,
+    /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
+    /// [default: those in the run.json of the model folder, else none]
+    #[arg(long, value_name = "JSON")]
+    chat_template_kwargs: Option<TemplateKwargs>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    read: PromptOptions,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number of at least 1 is needed".into())
+}
+
+fn number(text: &str, accept: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| x.is_finite() && accept(*x)).ok_or_else(|| format!("{what} is needed"))
+}
+
+fn parse_temperature(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0, "a number of at least 0")
+}
+
+fn parse_top_p(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0 && x <= 1.0, "a number above 0, at most 1")
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")
+}
+
+fn parse_penalty(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0, "a number above 0")
+}
+
+impl GenerateArgs {
+    /// Lists of data files.
+    pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
+        vec![&mut self.input]
+    }
+
+    /// The sampler; refuses flags that the others leave without effect.
+    fn sampler(&self) -> Result<Sampler> {
+        let given =
+            [("--top-k", self.top_k.is_some()), ("--top-p", self.top_p.is_some()), ("--min-p", self.min_p.is_some())];
+        let filter = given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
+        let samples = match (self.temperature, filter) {
+            (Some(0.0), Some(flag)) => {
+                return Err(Error::Usage(format!(
+                    "{flag} has no effect with --temperature 0, which takes the most probable token; leave out one"
+                )));
+            }
+            (temperature, filter) => temperature.map_or(filter.is_some(), |t| t > 0.0),
+        };
+        if !samples && self.num_return_sequences > 1 {
+            return Err(Error::Usage(
+                "--num-return-sequences: without sampling all responses to a prompt are equal; add --temperature 1"
+                    .into(),
+            ));
+        }
+        if !samples && self.seed.is_some() {
+            return Err(Error::Usage(
+                "--seed has no effect without sampling; add --temperature 1, or leave it out".into(),
+            ));
+        }
+        let sampling = samples.then(|| Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+        });
+        Ok(Sampler { sampling, repetition_penalty: self.repetition_penalty.unwrap_or(1.0) })
+    }
+
+    /// Names the settings of the folder that transformers would use and this command does not.
+    fn unused_settings(&self, config: &ModelConfig) -> Option<String> {
+        let given = [
+            self.temperature.is_some(),
+            self.top_k.is_some(),
+            self.top_p.is_some(),
+            self.min_p.is_some(),
+            self.repetition_penalty.is_some(),
+        ];
+        let samples = config.generation_setting("do_sample") == Some(&Value::Bool(true));
+        let found =
+            FOLDER_SETTINGS.iter().zip(given).filter(|(_, given)| !given).filter_map(|((key, flag, none), _)| {
+                let value = config.generation_setting(key)?;
+                // Without do_sample only the penalty has an effect.
+                let acts = if *key == "repetition_penalty" { value.as_f64() != *none } else { samples };
+                acts.then(|| format!("{flag} {value}"))
+            });
+        let found: Vec<String> = found.collect();
+        (!found.is_empty()).then(|| {
+            format!(
+                "generation_config.json asks for {}, which this command does not take from there; pass what you want",
+                found.join(" ")
+            )
+        })
+    }
+
+    /// Maximum number of new tokens, and where it is from.
+    fn new_tokens(&self, config: &ModelConfig) -> Result<(usize, &'static str)> {
+        if let Some(given) = self.max_new_tokens {
+            return Ok((given, "--max-new-tokens"));
+        }
+        match config.generation_setting("max_new_tokens") {
+            None => Ok((NEW_TOKENS, "the default")),
+            Some(value) => match value.as_u64().filter(|n| *n >= 1) {
+                Some(n) => Ok((n as usize, "generation_config.json")),
+                None => Err(Error::model(
+                    &self.model.join("generation_config.json"),
+                    format!("\"max_new_tokens\" is {value}; it must be a whole number of at least 1"),
+                )),
+            },
+        }
+    }
+}
+
+/// Writes one JSON row per input row and sample.
+pub fn generate(args: &GenerateArgs) -> Result<()> {
+    let inputs = Inputs::default()
+        .with("--model", [&args.model])
+        .with("--base-model", &args.base.base_model)
+        .with("--base-model", args.base.of(&args.model))
+        .with("--chat-template-path", &args.chat_template_path)
+        .with("--input", &args.input);
+    check_output("--output", &args.output, &inputs)?;
+    args.base.check([args.model.as_path()])?;
+    let sampler = args.sampler()?;
+    if let Some(empty) = args.stop.iter().find(|stop| stop.is_empty()) {
+        return Err(Error::Usage(format!("--stop {empty:?}: an empty text would end every response at once")));
+    }
+    let prompts = read_prompts(&args.input, &args.read, &ADDED)?;
+    warn(prompts.warnings);
+    let started = Instant::now();
+    let answers = args.device.run(GenerateJob { args, sampler, rows: &prompts.rows })?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut text = String::new();
+    let (mut tokens, mut cut, mut count) = (0, 0, 0);
+    for (PromptRow { object, .. }, answers) in prompts.rows.iter().zip(&answers) {
+        for Answer { response, generated } in answers {
+            count += 1;
+            tokens += generated.tokens.len();
+            cut += usize::from(generated.finish == Finish::Length);
+            let mut row = object.clone();
+            row.insert("response".into(), json!(response));
+            row.insert("tokens".into(), json!(generated.tokens));
+            row.insert("finish".into(), json!(generated.finish.name()));
+            text += &Value::Object(row).to_string();
+            text.push('\n');
+        }
+    }
+    write_text(&args.output, &text)?;
+    remark(
+        &args.output,
+        &format!(
+            "{count} responses in {}: {tokens} tokens in {seconds:.1} s; {cut} end at the limit of new tokens",
+            args.output.display()
+        ),
+    );
+    Ok(())
+}
+
+/// A response with its tokens.
+#[derive(Clone)]
+struct Answer {
+    response: String,
+    generated: Generated,
+}
+
+/// Loads a model and answers prompts.
+struct GenerateJob<'a> {
+    args: &'a GenerateArgs,
+    sampler: Sampler,
+    rows: &'a [PromptRow],
+}
+
+impl Job for GenerateJob<'_> {
+    type Output = Vec<Vec<Answer>>;
+
+    fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
+        let Self { args, sampler, rows } = self;
+        let folder = &args.model;
+        let config = ModelConfig::read_on(folder, args.base.base())?;
+        if config.head == Head::Reward {
+            return Err(Error::model(
+                folder,
+                "is a reward model, which gives scores and no text; name a language model",
+            ));
+        }
+        let template = args.chat_template_path.as_deref();
+        let tokenizer = load_tokenizer(folder, args.base.base(), template, args.chat_template_kwargs.as_ref())?;
+        let texts = rows.iter().filter(|row| matches!(row.prompt(), PromptText::Text(_))).count();
+        if args.apply_chat_template && texts == 0 {
+            return Err(Error::Usage(
+                "--apply-chat-template has no effect: every prompt is a conversation already; leave it out".into(),
+            ));
+        }
+        let encoded = encode_prompts(rows, &tokenizer, args.apply_chat_template)?;
+        warn(encoded.warning());
+        let notes = config.notes.iter().chain(tokenizer.notes()).cloned().chain(args.unused_settings(&config));
+        notes.for_each(|note| complain(&format!("note: {note}")));
+        if encoded.plain > 0 && tokenizer.template().is_some() {
+            complain(&format!(
+                "note: {} of {} prompts are plain text, which the model continues; for a user's turn, pass \
+                 --apply-chat-template",
+                encoded.plain,
+                rows.len()
+            ));
+        }
+        let (new_tokens, from) = args.new_tokens(&config)?;
+        check_lengths(rows, &encoded.ids, folder, &config, new_tokens)?;
+        let mut ends = config.eos.clone();
+        ends.extend(tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id)));
+        complain(&format!(
+            "at most {new_tokens} new tokens ({from}), ends: {}",
+            ends_text(&tokenizer, &ends, &args.stop)
+        ));
+        let Loaded { mut model, ignored, notes, .. } = store::load(backend, folder, config, LoadAs::Exact, 0)?;
+        notes.iter().for_each(|note| complain(&format!("note: {note}")));
+        if !ignored.is_empty() {
+            complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
+        }
+        let limits = Limits { new_tokens, rows: args.batch_size, ends, seed: args.seed.unwrap_or(0) };
+        let (prompts, of_row) = distinct(&encoded.ids, rows, args.num_return_sequences);
+        let plain: Vec<bool> = prompts.iter().map(|(_, plain)| *plain && !args.apply_chat_template).collect();
+        let prompts: Vec<Prompt> = prompts.into_iter().map(|(prompt, _)| prompt).collect();
+        let text =
+            |prompt: usize, tokens: &[u32]| response_text(&tokenizer, plain[prompt], &prompts[prompt].ids, tokens);
+        let stops = |prompt: usize, tokens: &[u32]| Ok(first_stop(&text(prompt, tokens)?, &args.stop).is_some());
+        let ends = limits.ends.clone();
+        let mut engine = Engine::new(backend, &mut model, sampler, limits)?;
+        let generated = engine.run(&prompts, (!args.stop.is_empty()).then_some(&stops))?;
+        let answer = |prompt: usize, generated: Generated| -> Result<Answer> {
+            let tokens = match generated.tokens.split_last() {
+                Some((last, rest)) if ends.contains(last) => rest,
+                _ => &generated.tokens,
+            };
+            let mut response = text(prompt, tokens)?;
+            if let Some(at) = first_stop(&response, &args.stop) {
+                response.truncate(at);
+            }
+            Ok(Answer { response, generated })
+        };
+        let answers = generated.into_iter().enumerate().map(|(prompt, samples)| {
+            samples.into_iter().map(|sample| answer(prompt, sample)).collect::<Result<Vec<_>>>()
+        });
+        let answers: Vec<Vec<Answer>> = answers.collect::<Result<_>>()?;
+        Ok(of_row.into_iter().map(|prompt| answers[prompt].clone()).collect())
+    }
+}
+
+/// Place of the first stop text in a response.
+fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+    stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
+}
+
+/// Distinct prompts, each with whether it is plain text, and the prompt of each row: equal prompts have
+/// equal responses, so each is answered once.
+fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Prompt, bool)>, Vec<usize>) {
+    let mut known: HashMap<(&[u32], bool), usize> = HashMap::new();
+    let (mut prompts, mut of_row) = (Vec::new(), Vec::new());
+    for (ids, row) in ids.iter().zip(rows) {
+        let plain = matches!(row.prompt(), PromptText::Text(_));
+        let at = *known.entry((ids, plain)).or_insert_with(|| {
+            prompts.push((Prompt { ids: ids.clone(), samples }, plain));
+            prompts.len() - 1
+        });
+        of_row.push(at);
+    }
+    (prompts, of_row)
+}
+
+/// Refuses prompts that the model cannot read, and warns of those with less room than asked for.
+fn check_lengths(
+    rows: &[PromptRow],
+    ids: &[Vec<u32>],
+    folder: &Path,
+    config: &ModelConfig,
+    new_tokens: usize,
+) -> Result<()> {
+    let mut short = 0;
+    for (PromptRow { row, .. }, ids) in rows.iter().zip(ids) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= config.vocab) {
+            return Err(Error::model(
+                folder,
+                format!(
+                    "the tokenizer gives row {} the token id {id}, but the model's vocabulary has {} entries; tokenizer \
+                     and model of this folder do not belong together",
+                    crate::terminal::shown(&row.group.id),
+                    config.vocab
+                ),
+            ));
+        }
+        if ids.len() >= config.max_positions {
+            return Err(row.error(format!(
+                "the prompt has {} tokens, which leaves no room for a response within the model's {}; shorten it",
+                ids.len(),
+                config.longest_text()
+            )));
+        }
+        short += usize::from(ids.len() + new_tokens > config.max_positions);
+    }
+    if short > 0 {
+        warn([format!(
+            "{short} of {} responses have room for less than {new_tokens} tokens: a prompt and its response take at most \
+             the model's {}",
+            rows.len(),
+            config.longest_text()
+        )]);
+    }
+    Ok(())
+}
+
+/// Names of what ends a response.
+fn ends_text(tokenizer: &Tokenizer, ends: &[u32], stops: &[String]) -> String {
+    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| format!("id {id}"));
+    let names: Vec<String> = ends.iter().map(token).chain(stops.iter().map(|stop| format!("{stop:?}"))).collect();
+    if names.is_empty() { "none, so every response has the most tokens".into() } else { names.join(", ") }
+}

@@ -1,0 +1,94 @@
+//! Ids of prompts that a model is to answer.
+
+use super::super::group::{Message, Prompt};
+use super::super::source::PromptRow;
+use super::super::tokenizer::Tokenizer;
+use super::encode::render;
+use super::lost::Lost;
+use crate::Result;
+
+/// Prompts as ids.
+#[derive(Debug, Default)]
+pub struct EncodedPrompts {
+    /// One entry a row, none empty.
+    pub ids: Vec<Vec<u32>>,
+    /// Rows of plain text, which the response continues.
+    pub plain: usize,
+    lost: Lost,
+}
+
+impl EncodedPrompts {
+    /// Warning about text that the chat template left out.
+    pub fn warning(&self) -> Option<String> {
+        let Lost { messages, missing, first } = &self.lost;
+        let first = first.as_ref().filter(|_| *missing > 0)?;
+        Some(format!(
+            "the chat template leaves out {missing} of {messages} texts of the prompts, such as {first}: the model does \
+             not see them"
+        ))
+    }
+}
+
+/// Encodes prompts as generation starts from them: conversations by the chat template, with the start of
+/// the assistant's turn, and plain text as it is. With `as_turn`, plain text becomes the user's turn of a
+/// conversation.
+///
+/// # Errors
+/// [`crate::Error::Data`] at a row that the template refuses, without tokens, or with two BOS tokens;
+/// [`crate::Error::Model`] without a template.
+pub fn encode_prompts(rows: &[PromptRow], tokenizer: &Tokenizer, as_turn: bool) -> Result<EncodedPrompts> {
+    let mut encoded = EncodedPrompts::default();
+    for PromptRow { row, .. } in rows {
+        let turn;
+        let turns = match &row.group.prompts[0] {
+            Prompt::Messages(turns) => Some(turns),
+            Prompt::Text(text) if as_turn => {
+                turn = vec![Message::new("user", text.as_str())];
+                Some(&turn)
+            }
+            Prompt::Text(_) => None,
+        };
+        let ids = match (turns, &row.group.prompts[0]) {
+            (None, Prompt::Text(text)) => {
+                encoded.plain += 1;
+                tokenizer.encode_prefix(text)?
+            }
+            (turns, _) => {
+                let turns = turns.map(Vec::as_slice).unwrap_or_default();
+                let rendered = render(turns, true, &row.group, tokenizer)?.map_err(|why| row.error(why))?;
+                turns.iter().for_each(|turn| encoded.lost.message(turn, &rendered));
+                encoded.lost.tools(&row.group, &rendered);
+                tokenizer.encode(&rendered, false)?
+            }
+        };
+        if ids.is_empty() {
+            return Err(row.error("the prompt has no token, so the response has no context; give it some text"));
+        }
+        if let (Some(bos), [first, second, ..]) = (tokenizer.bos_id(), &ids[..])
+            && [first, second] == [&bos, &bos]
+        {
+            return Err(row.error(
+                "the prompt starts with two BOS tokens, its own and the tokenizer's; remove the one in the text or \
+                 template",
+            ));
+        }
+        encoded.ids.push(ids);
+    }
+    Ok(encoded)
+}
+
+/// Text of the new tokens `tokens` after the prompt `prompt`. After plain text it is what continues the
+/// text: some tokenizers drop the space at the start of a text that is decoded on its own.
+pub fn response_text(tokenizer: &Tokenizer, plain: bool, prompt: &[u32], tokens: &[u32]) -> Result<String> {
+    /// Tokens of context: enough for a character of four bytes, one a token, and a space.
+    const CONTEXT: usize = 8;
+    if plain {
+        let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
+        let before = tokenizer.decode(context)?;
+        let whole = tokenizer.decode(&[context, tokens].concat())?;
+        if let Some(text) = whole.strip_prefix(&before) {
+            return Ok(text.to_owned());
+        }
+    }
+    tokenizer.decode(tokens)
+}

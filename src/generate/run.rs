@@ -1,0 +1,376 @@
+//! The loop of generation.
+//!
+//! ```text
+//! while a prompt waits or a row runs:
+//!     start samples of prompts that have run, then let prompts enter, while rows and cache have room
+//!     step: the last token of every running row, and the next tokens of the prompts that entered
+//!     for each row of logits: choose a token; the row ends, or runs on
+//! ```
+//!
+//! A prompt enters with cache for itself and for one sample. All its samples read the same rows of the
+//! prompt. A sample that ends leaves its own rows to the prompt's next sample, so that every prompt
+//! gets done however little room there is. Long prompts run in pieces, which bounds the activations.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::sampling::Sampler;
+use super::slots::Slots;
+use super::step::Tables;
+use crate::backend::{Backend, View};
+use crate::model::activations::{Activations, Mode};
+use crate::model::decoder::Model;
+use crate::model::decoder_cached::{KvCache, LastLogits};
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// Most prompt tokens of a step. No result depends on this number.
+const PROMPT_TOKENS: usize = 1024;
+
+/// Largest share of the free memory that the cache takes.
+const MEMORY_SHARE: f64 = 0.7;
+
+/// A prompt and the number of its samples.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Not empty.
+    pub ids: Vec<u32>,
+    pub samples: usize,
+}
+
+/// Why a sample ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end id, or a stop text.
+    Stop,
+    /// The limit of new tokens.
+    Length,
+}
+
+impl Finish {
+    /// Name in output rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// A finished sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// New tokens, an end id included.
+    pub tokens: Vec<u32>,
+    pub finish: Finish,
+}
+
+/// Limits of a run.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// New tokens of a sample; at least 1. A sample also ends where the model's positions end.
+    pub new_tokens: usize,
+    /// Rows that run at a time; at least 1.
+    pub rows: usize,
+    /// Ids that end a sample.
+    pub ends: Vec<u32>,
+    pub seed: u64,
+}
+
+/// Decides after each token whether the text of a sample ends: gets the index of the prompt and the new
+/// tokens.
+pub type Stop<'a> = &'a (dyn Fn(usize, &[u32]) -> Result<bool> + Sync);
+
+/// A model with the workspace of generation.
+pub struct Engine<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a mut Model<B>,
+    sampler: Sampler,
+    limits: Limits,
+}
+
+/// A prompt that has entered.
+struct Entered {
+    /// Rows of the cache.
+    rows: Range<usize>,
+    /// Tokens that have run.
+    done: usize,
+    /// Logits after the prompt, while samples wait.
+    logits: Vec<f64>,
+    /// Own rows of the first sample, until it starts.
+    own: Option<Range<usize>>,
+    started: usize,
+    finished: usize,
+}
+
+/// A running sample.
+struct Row {
+    prompt: usize,
+    sample: usize,
+    tokens: Vec<u32>,
+    /// Rows of the cache for the new tokens, the last one excepted, which no token follows.
+    own: Range<usize>,
+    rng: Rng,
+}
+
+impl<'a, B: Backend> Engine<'a, B> {
+    /// # Errors
+    /// [`Error::Usage`] for limits of 0.
+    pub fn new(backend: &'a B, model: &'a mut Model<B>, sampler: Sampler, limits: Limits) -> Result<Self> {
+        if limits.new_tokens == 0 || limits.rows == 0 {
+            return Err(Error::Usage("at least one new token and one row at a time are needed".into()));
+        }
+        Ok(Self { backend, model, sampler, limits })
+    }
+
+    /// New tokens that a prompt of this length may get.
+    pub fn room(&self, prompt: &Prompt) -> usize {
+        self.limits.new_tokens.min(self.model.config.max_positions.saturating_sub(prompt.ids.len()))
+    }
+
+    /// Rows of the cache that a sample needs for itself.
+    fn own_rows(&self, prompt: &Prompt) -> usize {
+        self.room(prompt).saturating_sub(1)
+    }
+
+    /// Rows of the cache: enough for the rows that run at a time, or what the memory holds.
+    fn capacity(&self, prompts: &[Prompt]) -> Result<usize> {
+        let mut needs = Vec::new();
+        for prompt in prompts {
+            let own = self.own_rows(prompt);
+            needs.push(prompt.ids.len() + own);
+            // More samples than rows never run at a time.
+            needs.extend(std::iter::repeat_n(own, prompt.samples.min(self.limits.rows).saturating_sub(1)));
+        }
+        needs.sort_unstable_by(|a, b| b.cmp(a));
+        let wanted: usize = needs.iter().take(self.limits.rows).sum();
+        let least = prompts.iter().map(|prompt| prompt.ids.len() + self.own_rows(prompt)).max().unwrap_or(0);
+        let row = KvCache::<B>::row_bytes(&self.model.config).max(1);
+        let free = self.backend.memory_free();
+        let held = free.map_or(usize::MAX, |free| (free as f64 * MEMORY_SHARE / row as f64) as usize);
+        if held < least {
+            return Err(Error::Memory(format!(
+                "the cache of the longest prompt takes {:.1} GiB for {least} tokens, and {:.1} GiB are free; lower \
+                 --max-new-tokens, or shorten the prompt",
+                (least as u64 * row) as f64 / (1u64 << 30) as f64,
+                free.unwrap_or(0) as f64 / (1u64 << 30) as f64
+            )));
+        }
+        Ok(wanted.min(held).max(least))
+    }
+
+    /// Generates all samples of all prompts, by prompt and sample.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a prompt without tokens, or without room for a new one.
+    pub fn run(&mut self, prompts: &[Prompt], stop: Option<Stop<'_>>) -> Result<Vec<Vec<Generated>>> {
+        for prompt in prompts {
+            if prompt.ids.is_empty() || self.room(prompt) == 0 {
+                let (len, longest) = (prompt.ids.len(), self.model.config.longest_text());
+                return Err(Error::Usage(format!(
+                    "a prompt has {len} tokens; generation needs at least one, and less than the model's {longest}"
+                )));
+            }
+        }
+        let longest = prompts.iter().map(|prompt| prompt.ids.len() + self.room(prompt)).max().unwrap_or(0);
+        self.model.reserve_positions(self.backend, longest)?;
+        let capacity = self.capacity(prompts)?;
+        let mut state = State {
+            prompts,
+            cache: KvCache::new(self.backend, &self.model.config, capacity)?,
+            slots: Slots::new(capacity),
+            queue: (0..prompts.len()).filter(|&i| prompts[i].samples > 0).collect(),
+            entered: BTreeMap::new(),
+            rows: Vec::new(),
+            results: prompts.iter().map(|prompt| vec![None; prompt.samples]).collect(),
+        };
+        let adapters = self.model.lora.as_ref().map(|lora| lora.layout.clone());
+        let mut acts = Activations::with_adapters(self.backend, &self.model.config, adapters, Mode::Infer, 0)?;
+        let mut out = LastLogits::new(self.backend)?;
+        let mut device = self.backend.zeros_idx(0)?;
+        let (mut tables, mut logits) = (Tables::default(), Vec::new());
+        loop {
+            self.start_samples(&mut state, stop)?;
+            self.let_prompts_enter(&mut state);
+            tables.clear();
+            let pieces = self.fill(&state, &mut tables);
+            if tables.sequences() == 0 {
+                break;
+            }
+            let inputs = tables.upload(self.backend, &mut device)?;
+            self.model.forward_cached(self.backend, &inputs, &mut acts, &mut state.cache, &mut out)?;
+            let vocab = self.model.config.vocab;
+            logits.resize(tables.sequences() * vocab, 0.0);
+            self.backend.read_act(View::first(&out.logits, logits.len()), &mut logits)?;
+            let count = state.rows.len();
+            self.advance(&mut state, &logits[..count * vocab], stop)?;
+            for ((prompt, tokens), logits) in pieces.into_iter().zip(logits[count * vocab..].chunks_exact(vocab)) {
+                let Some(entered) = state.entered.get_mut(&prompt) else { continue };
+                entered.done += tokens;
+                if entered.done == prompts[prompt].ids.len() {
+                    entered.logits = logits.to_vec();
+                }
+            }
+        }
+        let whole = |sample: Option<Generated>| sample.ok_or_else(|| Error::Runtime("a sample did not end".into()));
+        state.results.into_iter().map(|of| of.into_iter().map(whole).collect()).collect()
+    }
+
+    /// Adds the running rows to the step, then pieces of prompts: their indices and lengths.
+    fn fill(&self, state: &State<'_, B>, tables: &mut Tables) -> Vec<(usize, usize)> {
+        for row in &state.rows {
+            let Some(entered) = state.entered.get(&row.prompt) else { continue };
+            let last = &row.tokens[row.tokens.len() - 1..];
+            tables.add(last, &[entered.rows.clone(), row.own.start..row.own.start + row.tokens.len()]);
+        }
+        let (mut left, mut pieces) = (PROMPT_TOKENS, Vec::new());
+        for (&prompt, entered) in &state.entered {
+            let ids = &state.prompts[prompt].ids;
+            let tokens = left.min(ids.len() - entered.done);
+            if tokens > 0 {
+                let end = entered.done + tokens;
+                tables.add(&ids[entered.done..end], &[entered.rows.start..entered.rows.start + end]);
+                pieces.push((prompt, tokens));
+                left -= tokens;
+            }
+        }
+        pieces
+    }
+
+    /// Starts waiting samples of prompts that have run, while there is room.
+    fn start_samples(&self, state: &mut State<'_, B>, stop: Option<Stop<'_>>) -> Result<()> {
+        let ready: Vec<usize> = state.entered.iter().filter(|(_, e)| !e.logits.is_empty()).map(|(&i, _)| i).collect();
+        for prompt in ready {
+            while state.rows.len() < self.limits.rows {
+                let own = self.own_rows(&state.prompts[prompt]);
+                let Some(entered) = state.entered.get_mut(&prompt) else { break };
+                if entered.started == state.prompts[prompt].samples {
+                    break;
+                }
+                let Some(own) = entered.own.take().or_else(|| state.slots.take(own)) else { break };
+                self.start(state, prompt, own, stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the next sample of a prompt, and further ones if it ends with its first token.
+    fn start(&self, state: &mut State<'_, B>, prompt: usize, own: Range<usize>, stop: Option<Stop<'_>>) -> Result<()> {
+        let Prompt { ids, samples } = &state.prompts[prompt];
+        loop {
+            let Some(entered) = state.entered.get_mut(&prompt) else { return Ok(()) };
+            if entered.started == *samples {
+                state.slots.give_back(own);
+                if entered.finished == *samples {
+                    state.slots.give_back(entered.rows.clone());
+                    state.entered.remove(&prompt);
+                }
+                return Ok(());
+            }
+            let sample = entered.started;
+            entered.started += 1;
+            let mut rng = sample_rng(self.limits.seed, ids, sample);
+            let token = self.sampler.next(&entered.logits, &[ids], &mut rng)?;
+            let tokens = vec![token];
+            match self.ended(state.prompts, prompt, &tokens, stop)? {
+                None => {
+                    if entered.started == *samples {
+                        entered.logits = Vec::new();
+                    }
+                    state.rows.push(Row { prompt, sample, tokens, own, rng });
+                    return Ok(());
+                }
+                Some(finish) => {
+                    state.results[prompt][sample] = Some(Generated { tokens, finish });
+                    entered.finished += 1;
+                }
+            }
+        }
+    }
+
+    /// Lets prompts enter in order while rows and cache have room for their first samples.
+    fn let_prompts_enter(&self, state: &mut State<'_, B>) {
+        // Samples that wait for room come before new prompts.
+        let waiting = |state: &State<'_, B>| -> usize {
+            state.entered.iter().map(|(&i, e)| state.prompts[i].samples - e.started).sum()
+        };
+        while let Some(&prompt) = state.queue.front()
+            && state.rows.len() + waiting(state) < self.limits.rows
+        {
+            let (len, own) = (state.prompts[prompt].ids.len(), self.own_rows(&state.prompts[prompt]));
+            let Some(rows) = state.slots.take(len + own) else { return };
+            let (rows, own) = (rows.start..rows.start + len, rows.start + len..rows.end);
+            let entered = Entered { rows, done: 0, logits: Vec::new(), own: Some(own), started: 0, finished: 0 };
+            state.entered.insert(prompt, entered);
+            state.queue.pop_front();
+        }
+    }
+
+    /// Chooses the next token of every running row.
+    fn advance(&self, state: &mut State<'_, B>, logits: &[f64], stop: Option<Stop<'_>>) -> Result<()> {
+        let (prompts, vocab) = (state.prompts, self.model.config.vocab);
+        let rows = std::mem::take(&mut state.rows);
+        let next = rows.into_par_iter().zip(logits.par_chunks_exact(vocab)).map(|(mut row, logits)| {
+            let token = self.sampler.next(logits, &[&prompts[row.prompt].ids, &row.tokens], &mut row.rng)?;
+            row.tokens.push(token);
+            let finish = self.ended(prompts, row.prompt, &row.tokens, stop)?;
+            Ok((row, finish))
+        });
+        let next: Vec<(Row, Option<Finish>)> = next.collect::<Result<_>>()?;
+        let mut ended = Vec::new();
+        for (row, finish) in next {
+            match finish {
+                None => state.rows.push(row),
+                Some(finish) => {
+                    state.results[row.prompt][row.sample] = Some(Generated { tokens: row.tokens, finish });
+                    ended.push((row.prompt, row.own));
+                }
+            }
+        }
+        for (prompt, own) in ended {
+            if let Some(entered) = state.entered.get_mut(&prompt) {
+                entered.finished += 1;
+            }
+            self.start(state, prompt, own, stop)?;
+        }
+        Ok(())
+    }
+
+    fn ended(
+        &self,
+        prompts: &[Prompt],
+        prompt: usize,
+        tokens: &[u32],
+        stop: Option<Stop<'_>>,
+    ) -> Result<Option<Finish>> {
+        if tokens.last().is_some_and(|last| self.limits.ends.contains(last)) {
+            return Ok(Some(Finish::Stop));
+        }
+        if let Some(stop) = stop
+            && stop(prompt, tokens)?
+        {
+            return Ok(Some(Finish::Stop));
+        }
+        Ok((tokens.len() >= self.room(&prompts[prompt])).then_some(Finish::Length))
+    }
+}
+
+/// Prompts, rows and cache of a run.
+struct State<'p, B: Backend> {
+    prompts: &'p [Prompt],
+    cache: KvCache<B>,
+    slots: Slots,
+    /// Prompts that have not entered, in order.
+    queue: VecDeque<usize>,
+    entered: BTreeMap<usize, Entered>,
+    rows: Vec<Row>,
+    results: Vec<Vec<Option<Generated>>>,
+}
+
+/// Random numbers of a sample, by seed, prompt and the sample's number; every token draws one.
+fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
+    let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
+    Rng::keyed(seed, &["generate", &ids.join(" "), &sample.to_string()])
+}

@@ -1,0 +1,85 @@
+//! Attention over a cache against the reference: every kind of path of `common::paths`, several head
+//! sizes and ratios. The reference equals attention over whole sequences (`tests/ops/gradients`).
+
+use common::paths::{HostPaths, calls};
+use common::{check_backend, check_kernels};
+use common::{normal, runs};
+use half::bf16;
+use mapl::backend::contract::*;
+use mapl::backend::cpu::Cpu;
+
+fn case(name: &str, paths: &HostPaths, (heads, kv_heads, head_dim): (usize, usize, usize), kernels: bool) {
+    let d = paths.dims(heads, kv_heads, head_dim);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    let cache = normal("cache", d.slots * d.cache_width(), 1.0);
+    let exact = Tolerance { atol: 0.0, rtol: 0.0 };
+    let tolerance = |p, output: &str| if output == "cache" { exact } else { d.tolerance(p) };
+    let label = format!("{name}, {heads}/{kv_heads} x {head_dim}");
+    if !kernels {
+        check_backend!(Cpu, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
+        return;
+    }
+    check_kernels!(f32, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
+    check_kernels!(bf16, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
+}
+
+#[test]
+fn every_kind_of_path() {
+    for (name, paths) in calls() {
+        for heads in [(2, 2, 16), (3, 1, 64), (14, 2, 16), (2, 1, 80), (1, 1, 128), (80, 1, 4)] {
+            case(name, &paths, heads, false);
+        }
+        case(name, &paths, (6, 1, 20), true);
+    }
+}
+
+#[test]
+fn kernels_support_every_head_size_and_ratio() {
+    // Around the steps of 32 keys and the splits of 256.
+    let paths = HostPaths::new(700)
+        .sequence(&[0..31], 1)
+        .sequence(&[40..73], 2)
+        .sequence(&[100..355, 355..357], 2)
+        .sequence(&[100..355, 400..658], 1);
+    for heads in [(1, 1, 64), (3, 1, 80), (10, 2, 32), (2, 1, 128), (1, 1, 256), (14, 2, 4)] {
+        case("splits", &paths, heads, true);
+    }
+}
+
+/// Another batch, other spans and other rows of the cache: the same bits.
+#[test]
+fn kernel_results_depend_only_on_the_path() {
+    use common::{On, emulator};
+    use mapl::backend::Backend as _;
+    use mapl::backend::kernels::Kernels;
+    use mapl::backend::kernels::emulator::{Emulator, Schedule};
+    let Some(device) = emulator(Schedule::Rising, 3) else { return };
+    let backend = Kernels::<Emulator, bf16>::new(device);
+    let on = On::new(&backend, <Kernels<Emulator, bf16>>::PRECISION);
+    let (heads, kv_heads, head_dim, len) = (4, 2, 24, 300);
+    let (fused, stored) = ((heads + 2 * kv_heads) * head_dim, 2 * kv_heads * head_dim);
+    let (own, rows) = (normal("own", fused, 1.0), normal("rows", len * stored, 1.0));
+    let placed = |spans: &[std::ops::Range<usize>], size: usize| {
+        let mut cache = normal("others", size * stored, 1.0);
+        for (row, at) in rows.chunks_exact(stored).zip(spans.iter().cloned().flatten()) {
+            cache[at * stored..][..stored].copy_from_slice(row);
+        }
+        cache
+    };
+    let alone = HostPaths::new(len).sequence(&[0..len], 1);
+    let first =
+        runs::attention_cached_fwd(&on, alone.dims(heads, kv_heads, head_dim), &alone, &own, &placed(&[0..len], len));
+    let spans = [400..513, 20..207];
+    let among = HostPaths::new(600).sequence(&[300..370], 2).sequence(&spans, 1).sequence(&[590..591], 1);
+    let qkv = [normal("before", 2 * fused, 1.0), own.clone(), normal("after", fused, 1.0)].concat();
+    let d = among.dims(heads, kv_heads, head_dim);
+    let second = runs::attention_cached_fwd(&on, d, &among, &qkv, &placed(&spans, 600));
+    let out = heads * head_dim;
+    common::compare::bits("o", &second[0].1[2 * out..3 * out], &first[0].1);
+}
+
+#[test]
+fn the_cost_counts_every_path_once() {
+    let d = HostPaths::new(50).sequence(&[0..20, 30..31], 1).sequence(&[0..20, 40..42], 2).dims(4, 2, 8);
+    assert_eq!((d.pairs, d.keys, d.longest_path), (21 + 21 + 22, 43, 22));
+}
