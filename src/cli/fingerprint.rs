@@ -54,7 +54,7 @@ impl Fingerprint<'_> {
         let [train, eval] = self.groups.map(groups_hash);
         let mut entries = vec![
             ("method", setup.method.name().to_owned()),
-            ("loss", format!("{:?}", setup.loss)),
+            ("loss", setup.loss.fingerprint()),
             ("batch size", s.micro_batch.to_string()),
             ("gradient accumulation", s.accumulation.to_string()),
             (LENGTH_KEY, length),

@@ -5,9 +5,11 @@
 //! - [`loss_type`]: the losses by TRL's names
 //! - [`options`]: options of the loss, and what they resolve to
 //! - `formula`: the loss as a formula, for logs
+//! - `fingerprint`: the loss in the fingerprint of a checkpoint
 //! - [`signed_sum`]: the argument z of a comparison
 //! - [`value`]: losses of a comparison on the host
 
+mod fingerprint;
 mod formula;
 pub mod loss_type;
 pub mod objective;

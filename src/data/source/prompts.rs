@@ -69,7 +69,8 @@ pub fn read_prompts(paths: &[PathBuf], options: &PromptOptions, added: &[&str]) 
     for path in paths {
         let file: Arc<Path> = Arc::from(path.as_path());
         let (mut count, mut spelled, mut several) = (0, None, None);
-        rows::for_each_row(path, &["id"], |line, object| {
+        let columns = rows::Columns { ids: &["id"], mapped: reading.column_map.pairs() };
+        rows::for_each_row(path, columns, |line, object| {
             let rows::RowObject { object, non_finite } = object?;
             count += 1;
             let mut row = Row::new(object.clone(), path, line);

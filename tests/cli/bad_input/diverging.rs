@@ -98,7 +98,7 @@ fn an_extreme_learning_rate_or_extreme_weights_stop_with_code_4() {
 fn contents(bench: &Bench, run: &str) -> Vec<String> {
     let entries = std::fs::read_dir(bench.at(run)).unwrap();
     let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    let logs = ["metrics.jsonl", "run.json", "report.html", "eval_scores.jsonl"];
+    let logs = ["metrics.jsonl", "run.json", "run.yaml", "report.html", "eval_scores.jsonl"];
     names.retain(|name| !logs.contains(&name.as_str()) && !name.starts_with("events."));
     names.sort();
     names
