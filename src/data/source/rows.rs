@@ -41,10 +41,10 @@ pub(super) const TOO_LONG: &str =
     "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
 
 /// A row, or an error that concerns only this row.
-pub(super) type RowResult = Result<RowObject>;
+pub(crate) type RowResult = Result<RowObject>;
 
 /// Object of a row, and the keys that held NaN or an infinity, which are `null` in it.
-pub(super) struct RowObject {
+pub(crate) struct RowObject {
     pub object: Map<String, Value>,
     pub non_finite: Vec<NonFinite>,
 }
@@ -54,7 +54,7 @@ pub(super) struct RowObject {
 /// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
 /// never ends, broken array syntax. Numbers under the keys `ids` that are not whole or have too many
 /// digits for 64 bits become strings of their text.
-pub(super) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
+pub(crate) fn for_each_row(path: &Path, ids: &[&str], mut f: impl FnMut(usize, RowResult) -> Result<()>) -> Result<()> {
     match open(path)? {
         Opened::Parquet(file) => parquet_rows(path, file, &mut f),
         Opened::Text(reader) => text_rows(path, reader, ids, &mut f),
