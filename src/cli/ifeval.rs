@@ -121,7 +121,7 @@ fn head(args: &IfevalArgs) -> Map<String, Value> {
 fn judged(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
     let judged = judge(prompts, files)?;
     if let (count, Some(first)) = &judged.unused {
-        warn([format!("{count} responses answer no prompt of --input and are left out, first {first}")]);
+        warn([format!("responses to no prompt of --input, left out: {count}, first {first}")]);
     }
     Ok(judged)
 }

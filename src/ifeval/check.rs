@@ -1,4 +1,4 @@
-//! One instruction of IFEval with its arguments, and whether a response follows it. Verdicts are those
+//! One instruction of IFEval or IFBench with its arguments, and whether a response follows it. Verdicts are those
 //! of the official checkers (google-research `instruction_following_eval`, lm-eval's `ifeval`). Where the
 //! checkers that build training data decide in the same way, they are used; sentences, words in capitals,
 //! languages and JSON have their own forms here.
@@ -13,6 +13,7 @@
 use regex::{Regex, RegexBuilder};
 
 use super::capitals::{capital_words, is_lower, is_upper};
+use super::ifbench;
 use super::json::is_json;
 use super::languages::detect;
 use super::sentences::sentences;
@@ -45,6 +46,8 @@ enum Check {
     /// Found in the text in lower case.
     InLower(Regex),
     Shared(&'static Function, Kwargs),
+    /// A type of IFBench.
+    Further(ifbench::Rule, Kwargs),
     Undecided,
 }
 
@@ -52,13 +55,23 @@ impl Instruction {
     /// Prepares an instruction. An unknown id is not decided; `Err` says which argument of a known one is
     /// missing or malformed.
     pub fn new(id: &str, arguments: &Kwargs) -> Result<Self, String> {
-        let Some(function) = by_id(id) else { return Ok(Self { id: id.to_owned(), check: Check::Undecided }) };
-        // Rows of the Hugging Face data set list the arguments of all instructions, most of them null.
+        // Rows of the Hugging Face data sets list the arguments of all instructions, most of them null.
         let mut given = arguments.clone();
         given.retain(|_, value| !value.is_null());
+        let malformed = |given: &Kwargs| {
+            let shown = serde_json::Value::Object(given.clone()).to_string();
+            format!("the arguments of {id} are incomplete or malformed: {}", crate::terminal::shown(&shown))
+        };
+        let Some(function) = by_id(id) else {
+            let check = match ifbench::rule(id) {
+                Some(rule) if rule(&given, "text").is_none() => return Err(malformed(&given)),
+                Some(rule) => Check::Further(rule, given),
+                None => Check::Undecided,
+            };
+            return Ok(Self { id: id.to_owned(), check });
+        };
         if function.check(&given, &Analysis::new("text")).is_none() && id != "language:response_language" {
-            let shown = serde_json::Value::Object(given).to_string();
-            return Err(format!("the arguments of {id} are incomplete or malformed: {shown}"));
+            return Err(malformed(&given));
         }
         let check = match id {
             "language:response_language" => {
@@ -104,6 +117,7 @@ impl Instruction {
             Check::AtLeast(mark, least) => mark.find_iter(text).count() >= *least,
             Check::InLower(mark) => mark.is_match(&text.to_lowercase()),
             Check::Shared(function, arguments) => return function.check(arguments, response),
+            Check::Further(rule, arguments) => return rule(arguments, text),
             Check::Undecided => return None,
         })
     }

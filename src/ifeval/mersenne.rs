@@ -100,7 +100,7 @@ mod tests {
     fn draws_are_those_of_python() {
         let mut random = Random::new(0);
         assert_eq!(random.uniform(), 0.844_421_851_525_048_1);
-        assert_eq!(random.uniform(), 0.757_954_402_940_498_7);
+        assert_eq!(random.uniform(), 0.757_954_402_940_302_5);
         let mut random = Random::new(0);
         let drawn: Vec<usize> = (0..6).map(|_| random.below(1000)).collect();
         assert_eq!(drawn, [864, 394, 776, 911, 430, 41]);

@@ -5,14 +5,16 @@
 //! - [`check`]: one instruction, and the verdicts on a response, strict and loose
 //! - `sentences`, `capitals`, `languages`, `json`: what NLTK, langdetect and Python decide for the official
 //!   checkers; `tables`, `mersenne`: their statistics, and the draws of langdetect
+//! - `ifbench`: further types, of IFBench
 //! - [`summary`]: shares with intervals, by instruction type; [`compare`]: two sets of responses
 //!
-//! An instruction type that is not IFEval's is not decided: it is counted by name, and its prompts are
+//! Another instruction type is not decided: it is counted by name, and its prompts are
 //! left out of the shares of prompts.
 
 mod capitals;
 pub mod check;
 pub mod compare;
+mod ifbench;
 mod json;
 mod languages;
 mod mersenne;

@@ -140,10 +140,10 @@ fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: us
     let (input, line) = &first.place;
     let hint = match unused {
         0 => "add them, or leave their rows out of --input".to_owned(),
-        n => format!("prompts are joined by their whole text, and {n} responses answer other prompts"),
+        n => format!("responses to other prompts: {n}; prompts are joined by their whole text"),
     };
     let why = format!(
-        "{missing} of {of} prompts have no response, first {}:{line}, {}; {hint}",
+        "prompts without a response: {missing} of {of}, first {}:{line}, {}; {hint}",
         input.display(),
         shown(&first.prompt)
     );

@@ -376,7 +376,7 @@ mod tests {
     /// The time is linear in the text: with a quadratic one, this would take hours.
     #[test]
     fn long_texts_are_split() {
-        assert_eq!(sentences(&"a b. ".repeat(1 << 18)).len(), 1 << 18);
+        assert_eq!(sentences(&"aa bb. ".repeat(1 << 18)).len(), 1 << 18);
         assert_eq!(sentences(&"?!".repeat(1 << 20)).len(), 3);
         assert_eq!(sentences(&"w".repeat(1 << 22)).len(), 1);
         assert_eq!(sentences(&". ".repeat(1 << 18)).len(), 1 << 18);

@@ -34,6 +34,7 @@ mod first_use;
 mod foreign;
 #[path = "../common/html.rs"]
 mod html;
+mod ifeval;
 mod kills;
 mod lora;
 mod lost_text;

@@ -101,7 +101,7 @@ ODD = [
 
 def meet(rng, text, row, name, k, other):
     """Changes a text toward an instruction; about half of the results miss it."""
-    near = lambda n: max(0, n + rng.choice([-2, -1, -1, 0, 0, 1, 2]))
+    near = lambda n: max(0, n + rng.choice([-2, -1, -1, 0, 0, 0, 0, 1, 2]))
     family, kind = name.split(":")
     if kind == "number_sentences":
         return sentences(rng, near(k["num_sentences"]), text)
@@ -166,7 +166,7 @@ def meet(rng, text, row, name, k, other):
         mark = k["postscript_marker"]
         return text + "\n" + rng.choice([mark, mark.lower(), "PS", "P. S.", "P.S", "P. P. S.", "P.P.S.", ""]) + " more"
     if kind == "number_bullet_lists":
-        n, mark = near(k["num_bullets"]), rng.choice(["* ", "- ", "  * ", "*", "** ", "\u2022 ", "+ "])
+        n, mark = near(k["num_bullets"]), rng.choice(["* ", "* ", "- ", "- ", "  * ", "*", "** ", "\u2022 ", "+ "])
         return words(rng, 8, text) + "\n" + "\n".join(mark + words(rng, 4, text) for _ in range(n)) + "\n" + words(rng, 8, text)
     if kind == "constrained_response":
         return rng.choice(["My answer is yes.", "My answer is no.", "my answer is maybe.", "My answer is maybe. " + text, "My answer is yes", text])
@@ -177,8 +177,8 @@ def meet(rng, text, row, name, k, other):
         n, mark = near(k["num_sections"]), k["section_spliter"]
         return "\n".join(f"{rng.choice([mark, mark, mark.lower()])}{rng.choice([' ', '', '  '])}{i + 1}\n{words(rng, 6, text)}" for i in range(n))
     if kind == "json_format":
-        body = rng.choice(['{"a": [1, 2, {"b": "' + "x" + '"}]}', "[NaN, -Infinity]", '{"a": 1,}', '"text"', "{'a': 1}", "01", "[1] 2", '{"a": "\\ud83d"}'])
-        return rng.choice(["{}", "```json\n{}\n```", "```\n{}```", "```JSON {} ```", "Here:\n```json\n{}\n```", "{}\nDone."]).replace("{}", body, 1)
+        body = rng.choice(['{"a": [1, 2, {"b": "' + "x" + '"}]}', "[NaN, -Infinity]", "[true, null]", '{"b": 2.5e3}', '{"a": 1,}', '"text"', "{'a': 1}", "01", "[1] 2", '{"a": "\\ud83d"}'])
+        return rng.choice(["{}", "{}", "```json\n{}\n```", "```json\n{}\n```", "```\n{}```", "```JSON {} ```", "Here:\n```json\n{}\n```", "{}\nDone."]).replace("{}", body, 1)
     if kind == "title":
         return rng.choice(["<<Title>>", "<< >>", "<<a\nb>>", "<Title>", "<<<x>>>", "<<Title"]) + "\n" + text
     if kind == "two_responses":
@@ -257,7 +257,7 @@ def fixture_rows(rng):
     weights = {"length_constraints:number_sentences": 5, "change_case:capital_word_frequency": 3, "language:response_language": 4}
     key = 0
     for name, make in makers.items():
-        for _ in range(8 * weights.get(name, 1)):
+        for _ in range(9 * weights.get(name, 1)):
             key += 1
             names = [name] + ([rng.choice([*makers])] if rng.random() < 0.15 else [])
             kwargs = [make()] + [makers[n]() for n in names[1:]]
@@ -265,7 +265,7 @@ def fixture_rows(rng):
 
 
 def fixture(utils):
-    rng = random.Random(20)
+    rng = random.Random(21)
     with open(HERE / "cases.jsonl", "w", encoding="utf-8") as f:
         for row in fixture_rows(rng):
             row["response"] = respond(rng, row, ENGLISH, rng.randint(0, 1))
