@@ -13,7 +13,7 @@ use crate::eval::statistics::Resampling;
 use crate::files::{path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
 use crate::ifeval::rows::{Judged, Prompt, judge, read_prompts, verdict_lines};
-use crate::ifeval::summary::Summary;
+use crate::ifeval::summary::{Summary, undecided, undecided_lines};
 use crate::terminal::{emit, emit_exactly};
 
 /// Arguments of `ifeval`.
@@ -90,11 +90,16 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
 fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]) -> Result<()> {
     let resampling = Resampling { resamples: args.bootstrap.unwrap_or(1000), seed: args.seed.unwrap_or(42) };
     let [a, b] = sides.map(|side| judged(prompts, std::slice::from_ref(side)));
-    let lines = compare(prompts, &a?.verdicts, &b?.verdicts, resampling);
+    let (a, b) = (a?, b?);
+    let lines = compare(prompts, &a.verdicts, &b.verdicts, resampling);
+    let undecided = undecided(prompts);
     let mut value = head(args);
     value.insert("a".into(), path_json(sides[0]));
     value.insert("b".into(), path_json(sides[1]));
     value.insert("prompts".into(), json!(prompts.len()));
+    value.insert("blank_responses_a".into(), json!(a.blank));
+    value.insert("blank_responses_b".into(), json!(b.blank));
+    value.insert("not_decided".into(), json!(undecided));
     value.insert("bootstrap".into(), json!({"resamples": resampling.resamples, "seed": resampling.seed}));
     if let Value::Object(figures) = compare::json(&lines) {
         value.extend(figures);
@@ -107,7 +112,9 @@ fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]
         return emit_exactly(&format!("{value:#}"));
     }
     let names = sides.map(|side| side.display().to_string());
-    emit(&compare::table(&lines, [&names[0], &names[1]]))
+    let table = compare::table(&lines, [&names[0], &names[1]]);
+    let text: Vec<String> = std::iter::once(table).chain(undecided_lines(&undecided)).collect();
+    emit(&text.join("\n"))
 }
 
 fn head(args: &IfevalArgs) -> Map<String, Value> {

@@ -1,6 +1,6 @@
 //! Number of words in capitals as IFEval counts it: tokens of NLTK's `word_tokenize` that Python's
-//! `isupper` accepts. A sentence is rewritten by a list of rules that put spaces around punctuation,
-//! quotation marks and clitics (Penn Treebank conventions), and then split at spaces.
+//! `isupper` accepts. A sentence is rewritten by a list of rules that put spaces around
+//! punctuation, quotation marks and clitics (Penn Treebank conventions), and then split at spaces.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;

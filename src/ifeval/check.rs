@@ -1,14 +1,14 @@
-//! One instruction of IFEval or IFBench with its arguments, and whether a response follows it. Verdicts are those
-//! of the official checkers (google-research `instruction_following_eval`, lm-eval's `ifeval`). Where the
-//! checkers that build training data decide in the same way, they are used; sentences, words in capitals,
-//! languages and JSON have their own forms here.
+//! One instruction of IFEval or IFBench with its arguments, and whether a response follows it.
+//! Verdicts are those of the official checkers (google-research `instruction_following_eval`,
+//! lm-eval's `ifeval`). The checkers that build training data are used if they decide in the same
+//! way; sentences, words in capitals, languages and JSON have their own forms here.
 //!
-//! Keywords, section marks and postscript marks are regular expressions, as in the official checkers;
-//! without special characters they are plain text.
+//! Keywords, section marks and postscript marks are regular expressions, as in the official
+//! checkers; without special characters they are plain text.
 //!
-//! Two differences remain. For a `letter` that is not a Latin letter, and for an argument that is zero or
-//! empty, the official checkers draw a random one in its place: here it is used as written. langdetect is
-//! random unless it is seeded: here it has seed 0.
+//! Two differences remain. If a `letter` is not a Latin letter, or an argument is zero or empty,
+//! the official checkers draw a random one: here it is used as written. langdetect is random unless
+//! it is seeded: here it has seed 0.
 
 use regex::{Regex, RegexBuilder};
 
@@ -52,10 +52,11 @@ enum Check {
 }
 
 impl Instruction {
-    /// Prepares an instruction. An unknown id is not decided; `Err` says which argument of a known one is
-    /// missing or malformed.
+    /// Prepares an instruction. An unknown id is not decided; `Err` says which argument of a known
+    /// one is missing or malformed.
     pub fn new(id: &str, arguments: &Kwargs) -> Result<Self, String> {
-        // Rows of the Hugging Face data sets list the arguments of all instructions, most of them null.
+        // Rows of the Hugging Face data sets list the arguments of all instructions, most of them
+        // null.
         let mut given = arguments.clone();
         given.retain(|_, value| !value.is_null());
         let malformed = |given: &Kwargs| {
@@ -187,8 +188,8 @@ fn is_special(word: &str) -> bool {
 pub struct Verdicts {
     /// On the response as it is.
     pub strict: Vec<Option<bool>>,
-    /// On the response or any of its seven variants: without asterisks, without the first line, the last
-    /// line or both.
+    /// On the response or any of its seven variants: without asterisks, without the first line, the
+    /// last line or both.
     pub loose: Vec<Option<bool>>,
 }
 

@@ -1,5 +1,5 @@
-//! Two sets of responses to the same prompts, paired: differences with bootstrap intervals by prompt,
-//! McNemar's test, and the sign test over prompts ([`crate::eval::compare`]).
+//! Two sets of responses to the same prompts, paired: differences with bootstrap intervals by
+//! prompt, McNemar's test, and the sign test over prompts ([`crate::eval::compare`]).
 
 use serde_json::{Value, json};
 
@@ -31,7 +31,8 @@ pub fn compare(prompts: &[Prompt], a: &[Verdicts], b: &[Verdicts], resampling: R
         let (strict, loose) = (paired("strict", |one| one.1), paired("loose", |one| one.2));
         Line { name, strict, loose }
     };
-    // Whether an instruction is decided depends on the prompt only, so both lists have the same entries.
+    // Whether an instruction is decided depends on the prompt only, so both lists have the same
+    // entries.
     let both = outcomes(prompts, a).into_iter().zip(outcomes(prompts, b));
     both.map(|((name, a), (_, b))| (name, a, b)).filter(|(_, a, _)| !a.is_empty()).map(one).collect()
 }

@@ -1,5 +1,5 @@
-//! Whether a text is a JSON value for Python's `json.loads`, which also takes NaN and infinities, and has
-//! a limit of digits. Nesting is not limited.
+//! Whether a text is a JSON value for Python's `json.loads`, which also takes NaN and infinities,
+//! and has a limit of digits. Nesting is not limited.
 
 /// Most digits of a whole number that Python converts.
 const MAX_DIGITS: usize = 4300;

@@ -1,5 +1,5 @@
-//! Language of a text as langdetect 1.0.9 finds it (Nakatani Shuyo's language-detection): a naive Bayes
-//! classifier over n-grams of one to three characters.
+//! Language of a text as langdetect 1.0.9 finds it (Nakatani Shuyo's language-detection): a naive
+//! Bayes classifier over n-grams of one to three characters.
 //!
 //! ```text
 //! clean the text; list its n-grams that some profile has
@@ -10,9 +10,9 @@
 //! the language with the largest mean of p, if above 0.1
 //! ```
 //!
-//! langdetect draws from an unseeded generator unless `DetectorFactory.seed` is set, and then a text of
-//! two languages can have two verdicts. Here the seed is 0 and the draws are those of Python, so the
-//! result equals langdetect's with seed 0.
+//! langdetect draws from an unseeded generator unless `DetectorFactory.seed` is set, and then a
+//! text of two languages can have two verdicts. Here the seed is 0 and the draws are those of
+//! Python, so the result equals langdetect's with seed 0.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -93,7 +93,7 @@ impl Profiles {
 
 /// An n-gram as a number: 21 bits a character.
 fn key(chars: impl Iterator<Item = char>) -> u64 {
-    chars.fold(0, |key, c| key << 21 | u64::from(u32::from(c)) + 1)
+    chars.fold(0, |key, c| (key << 21) | (u64::from(u32::from(c)) + 1))
 }
 
 /// Outcome of a detection.
@@ -160,8 +160,8 @@ fn normalise(p: &mut [f64; LANGUAGES]) -> f64 {
     p.iter().copied().fold(0.0, f64::max)
 }
 
-/// Removes addresses, composes Vietnamese letters, merges spaces, and removes Latin letters from text
-/// that is mostly in another script.
+/// Removes addresses, composes Vietnamese letters, merges spaces, and removes Latin letters from
+/// text that is mostly in another script.
 fn cleaned(text: &str) -> Vec<char> {
     static URL: LazyLock<Regex> = LazyLock::new(|| pattern(r"https?://[-_.?&~;+=/#0-9A-Za-z]{1,2076}"));
     static MAIL: LazyLock<Regex> =

@@ -1,5 +1,5 @@
-//! Python's `random.Random` for one seed: the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998)
-//! and the draws that language detection makes. The sequences are those of Python.
+//! Python's `random.Random` for one seed: the Mersenne Twister MT19937 (Matsumoto and Nishimura
+//! 1998) and the draws that language detection makes. The sequences are those of Python.
 
 const SIZE: usize = 624;
 const SHIFT: usize = 397;

@@ -1,7 +1,8 @@
 //! Prompts and responses of an IFEval run: JSON objects with file and line, joined by prompt.
 //!
-//! Refused: rows without a required key, lists of different lengths, malformed arguments, a prompt or a
-//! response that occurs twice, prompts without a response. Responses to other prompts are counted.
+//! Refused: rows without a required key, lists of different lengths, malformed arguments, a prompt
+//! or a response that occurs twice, prompts without a response. Responses to other prompts are
+//! counted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -150,8 +151,8 @@ fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: us
     Error::data(file, 0, None, why)
 }
 
-/// Rows of verdicts as JSON lines, in the order of the prompts. An instruction that is not decided has
-/// null.
+/// Rows of verdicts as JSON lines, in the order of the prompts. An instruction that is not decided
+/// has null.
 pub fn verdict_lines(prompts: &[Prompt], judged: &Judged) -> String {
     let mut out = String::new();
     for (prompt, verdicts) in prompts.iter().zip(&judged.verdicts) {

@@ -1,4 +1,5 @@
-//! Sentences as NLTK's Punkt splits English text (Kiss and Strunk 2006), with NLTK's English parameters.
+//! Sentences as NLTK's Punkt splits English text (Kiss and Strunk 2006), with NLTK's English
+//! parameters.
 //!
 //! ```text
 //! for every '.', '?' or '!' before a closing mark or white space (a candidate):

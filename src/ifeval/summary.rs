@@ -1,6 +1,6 @@
-//! Shares of followed prompts and instructions. A prompt is followed if all of its instructions are.
-//! Instructions of one prompt share a response, so intervals of shares of instructions count prompts as
-//! clusters ([`crate::doctor::interval`]).
+//! Shares of followed prompts and instructions. A prompt is followed if all of its instructions
+//! are. Instructions of one prompt share a response, so intervals of shares of instructions count
+//! prompts as clusters ([`crate::doctor::interval`]).
 
 use std::collections::BTreeMap;
 
@@ -54,6 +54,21 @@ pub(super) fn outcomes(prompts: &[Prompt], verdicts: &[Verdicts]) -> Vec<(String
     [("prompt".to_owned(), whole), ("instruction".to_owned(), single)].into_iter().chain(types).collect()
 }
 
+/// Number of instructions that are not decided, by type.
+pub fn undecided(prompts: &[Prompt]) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    let all = prompts.iter().flat_map(|prompt| &prompt.instructions);
+    for instruction in all.filter(|instruction| !instruction.is_decided()) {
+        *found.entry(instruction.id.clone()).or_default() += 1;
+    }
+    found
+}
+
+/// Lines of a table for the types that are not decided.
+pub fn undecided_lines(undecided: &BTreeMap<String, usize>) -> impl Iterator<Item = String> {
+    undecided.iter().map(|(id, count)| format!("{id:<46} not decided, instructions: {count}"))
+}
+
 impl Summary {
     /// Summarises verdicts on responses to the prompts.
     pub fn of(prompts: &[Prompt], judged: &Judged) -> Self {
@@ -63,16 +78,11 @@ impl Summary {
             };
             Some(Line { name, strict: of(|one| one.1)?, loose: of(|one| one.2)? })
         });
-        let mut undecided = BTreeMap::new();
-        let all = || prompts.iter().flat_map(|prompt| &prompt.instructions);
-        for instruction in all().filter(|instruction| !instruction.is_decided()) {
-            *undecided.entry(instruction.id.clone()).or_default() += 1;
-        }
         Self {
             prompts: prompts.len(),
-            instructions: all().count(),
+            instructions: prompts.iter().map(|prompt| prompt.instructions.len()).sum(),
             blank: judged.blank,
-            undecided,
+            undecided: undecided(prompts),
             lines: lines.collect(),
         }
     }
@@ -109,7 +119,7 @@ impl Summary {
                 |share: &Share| format!("{:>7.4} {:>16}", share.share, format!("{:.4} - {:.4}", share.low, share.high));
             out.push(format!("{:<46} {} {} {:>6}", line.name, one(&line.strict), one(&line.loose), line.strict.of));
         }
-        out.extend(self.undecided.iter().map(|(id, count)| format!("{id:<46} not decided {count:>46}")));
+        out.extend(undecided_lines(&self.undecided));
         out.join("\n")
     }
 }

@@ -118,6 +118,10 @@ fn a_blank_response_follows_nothing_and_an_unknown_type_is_counted_by_name() {
     assert_eq!(figures["instruction"]["count"], 4);
     assert!(run.err.contains("warning: responses to no prompt of --input, left out: 1, first"), "{}", run.err);
     assert!(run.err.contains("answers.jsonl:3"), "{}", run.err);
+    let run = bench.run("ifeval --input prompts.jsonl --compare answers.jsonl answers.jsonl --output c.json").ok();
+    assert!(run.out.contains("not decided, instructions: 1"), "{}", run.out);
+    let value = bench.json("c.json");
+    assert_eq!([&value["not_decided"], &value["blank_responses_b"]], [&json!({"count:of_vowels": 1}), &json!(1)]);
 }
 
 #[test]
@@ -125,7 +129,7 @@ fn bad_rows_are_named_by_file_and_line() {
     let bench = Bench::new();
     let good = json!({"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]});
     let answer = json!({"prompt": "p", "response": "r"});
-    bench.write("answers.jsonl", lines(&[answer.clone()]));
+    bench.write("answers.jsonl", lines(std::slice::from_ref(&answer)));
     let with = |key: &str, value: Value| {
         let mut row = good.clone();
         row[key] = value;

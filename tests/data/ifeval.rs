@@ -1,4 +1,5 @@
-//! Verdicts of the official checkers of IFEval and IFBench on made-up responses (`tests/golden/ifeval`).
+//! Verdicts of the official checkers of IFEval and IFBench on made-up responses
+//! (`tests/golden/ifeval`).
 
 use std::path::{Path, PathBuf};
 
