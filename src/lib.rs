@@ -22,6 +22,7 @@
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
 //! - [`generate`]: text from language models, with a cache of keys and values
+//! - [`ifeval`]: instruction following of responses, with the verdicts of the official checkers
 //! - [`report`]: SVG charts and HTML pages about runs
 //! - [`mod@bench`]: every op timed, verified first, with other libraries and the ceilings of the same run
 //! - [`study`]: training runs and benchmarks under observation, and the predicted floor of a step
@@ -39,6 +40,7 @@ pub mod error;
 pub mod eval;
 pub mod files;
 pub mod generate;
+pub mod ifeval;
 pub mod loss;
 pub mod memory;
 pub mod model;

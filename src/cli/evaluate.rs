@@ -100,7 +100,7 @@ const MIN_RESAMPLES: usize = 100;
 /// More resamples take memory without adding precision.
 const MAX_RESAMPLES: usize = 1_000_000;
 
-fn resamples(text: &str) -> Result<usize, String> {
+pub(super) fn resamples(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n == 0 || (MIN_RESAMPLES..=MAX_RESAMPLES).contains(&n) => Ok(n),
         Ok(_) => Err(format!("0, or a number from {MIN_RESAMPLES} to {MAX_RESAMPLES}, is needed")),

@@ -10,7 +10,7 @@
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
 //! - `generate`: `generate`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
-//!   relative to; `evaluate`: `eval`, `compare`
+//!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
 //!   of adapters; `reward_pad`: the pad token of a reward model
@@ -42,6 +42,7 @@ mod evaluate;
 mod export;
 mod fingerprint;
 mod generate;
+mod ifeval;
 mod inputs;
 mod invocation;
 mod lora;
@@ -123,6 +124,8 @@ pub enum Command {
     /// Compare two models on the same data, exactly as `eval --compare` does: paired bootstrap
     /// intervals, McNemar's test
     Compare(Box<evaluate::CompareArgs>),
+    /// Check which instructions responses follow (IFEval), or compare two sets of responses
+    Ifeval(ifeval::IfevalArgs),
     /// Write a whole model from an adapter and its base
     Export(export::ExportArgs),
     /// Write an HTML report of training runs: curves, rewards, data, warnings, configuration
@@ -155,6 +158,7 @@ impl Command {
             Command::Score(args) => args.data_files(),
             Command::Eval(args) => args.data_files(),
             Command::Compare(args) => args.data_files(),
+            Command::Ifeval(args) => args.data_files(),
             Command::Study(command) => command.data_files(),
             Command::Quickstart(_)
             | Command::Init(_)
@@ -229,6 +233,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Compare(args) => evaluate::compare_models(&args),
+        Command::Ifeval(args) => ifeval::run(&args),
         Command::Export(args) => export::export(&args),
         Command::Report(args) => report::run(&args),
         Command::Watch(args) => watch::run(&args),

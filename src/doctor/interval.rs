@@ -89,7 +89,7 @@ fn clustered(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<(f64, f64
 /// Wilson interval of an effective number of independent outcomes: the number that has the observed
 /// variance, at most the number of outcomes. If all clusters agree, the effective number is the
 /// number of clusters.
-pub(super) fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Share> {
+pub(crate) fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Share> {
     let (p, variance, of, clusters) = clustered(outcomes)?;
     let effective = if variance > 1e-15 { (p * (1.0 - p) / variance).min(of as f64) } else { clusters as f64 };
     let [low, high] = wilson_interval(p, effective);

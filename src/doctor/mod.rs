@@ -23,7 +23,7 @@ mod finding;
 mod giveaway;
 mod holdout;
 mod instructions;
-mod interval;
+pub(crate) mod interval;
 mod length;
 mod linear;
 mod overlap;

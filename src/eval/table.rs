@@ -111,6 +111,6 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2], detail: Detai
     out.join("\n")
 }
 
-fn probability(p: f64) -> String {
+pub(crate) fn probability(p: f64) -> String {
     if p < 1e-4 { format!("{p:.1e}") } else { format!("{p:.4}") }
 }

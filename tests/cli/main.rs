@@ -36,6 +36,7 @@ mod foreign_heads;
 mod generate;
 #[path = "../common/html.rs"]
 mod html;
+mod ifeval;
 mod kills;
 mod lora;
 mod lost_text;

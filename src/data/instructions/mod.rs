@@ -186,18 +186,18 @@ fn no_arguments(_: &Request, _: &mut Rng) -> Option<Kwargs> {
     Some(Kwargs::new())
 }
 
-fn text_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<&'a str> {
+pub(crate) fn text_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<&'a str> {
     kwargs.get(key)?.as_str()
 }
 
-fn count_argument(kwargs: &Kwargs, key: &str) -> Option<usize> {
+pub(crate) fn count_argument(kwargs: &Kwargs, key: &str) -> Option<usize> {
     let value = kwargs.get(key)?;
     // Some writers of IFEval rows store counts as floats.
     let whole = |x: f64| (x >= 0.0 && x.fract() == 0.0 && x < 1e15).then_some(x as u64);
     value.as_u64().or_else(|| value.as_f64().and_then(whole)).and_then(|n| usize::try_from(n).ok())
 }
 
-fn words_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<Vec<&'a str>> {
+pub(crate) fn words_argument<'a>(kwargs: &'a Kwargs, key: &str) -> Option<Vec<&'a str>> {
     kwargs.get(key)?.as_array()?.iter().map(Value::as_str).collect()
 }
 

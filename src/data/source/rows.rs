@@ -41,17 +41,17 @@ pub(super) const TOO_LONG: &str =
     "the row is longer than 64 MiB; expected one JSON object per line, or an array of objects";
 
 /// A row, or an error that concerns only this row.
-pub(super) type RowResult = Result<RowObject>;
+pub(crate) type RowResult = Result<RowObject>;
 
 /// Object of a row, and the keys that held NaN or an infinity, which are `null` in it.
-pub(super) struct RowObject {
+pub(crate) struct RowObject {
     pub object: Map<String, Value>,
     pub non_finite: Vec<NonFinite>,
 }
 
 /// Columns that are read in a way of their own.
-#[derive(Clone, Copy)]
-pub(super) struct Columns<'a> {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Columns<'a> {
     /// Columns of the id.
     pub ids: &'a [&'a str],
     /// Keys with the column that each stands in ([`super::ColumnMap::pairs`]).
@@ -63,7 +63,7 @@ pub(super) struct Columns<'a> {
 /// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
 /// never ends, broken array syntax. Numbers under the id's columns that are not whole or have too
 /// many digits for 64 bits become strings of their text.
-pub(super) fn for_each_row(
+pub(crate) fn for_each_row(
     path: &Path,
     columns: Columns<'_>,
     mut f: impl FnMut(usize, RowResult) -> Result<()>,

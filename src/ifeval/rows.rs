@@ -1,0 +1,168 @@
+//! Prompts and responses of an IFEval run: JSON objects with file and line, joined by prompt.
+//!
+//! Refused: rows without a required key, lists of different lengths, malformed arguments, a prompt
+//! or a response that occurs twice, prompts without a response. Responses to other prompts are
+//! counted.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::check::{Instruction, Verdicts, verdicts};
+use crate::data::source::{Columns, for_each_row};
+use crate::terminal::shown;
+use crate::{Error, Result};
+
+/// A prompt with its instructions.
+pub struct Prompt {
+    pub key: Value,
+    pub prompt: String,
+    pub instructions: Vec<Instruction>,
+    /// File and line, for messages.
+    place: (PathBuf, usize),
+}
+
+/// Verdicts on one response for every prompt, in the order of the prompts.
+pub struct Judged {
+    pub verdicts: Vec<Verdicts>,
+    /// Responses of white space only.
+    pub blank: usize,
+    /// Responses to other prompts, and the place of the first.
+    pub unused: (usize, Option<String>),
+}
+
+/// Reads prompts: `key`, `prompt`, `instruction_id_list`, `kwargs`.
+///
+/// # Errors
+/// [`Error::Data`] with the line of the first defect.
+pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
+    let mut prompts: Vec<Prompt> = Vec::new();
+    let mut places: HashMap<String, String> = HashMap::new();
+    for file in files {
+        let before = prompts.len();
+        for_each_row(file, Columns::default(), |line, row| {
+            let row = row?.object;
+            let prompt = prompt(&row, (file.clone(), line)).map_err(|why| Error::data(file, line, None, why))?;
+            if let Some(first) = places.insert(prompt.prompt.clone(), format!("{}:{line}", file.display())) {
+                let why = format!("the prompt is that of {first}; responses are joined by prompt, so remove one row");
+                return Err(Error::data(file, line, None, why));
+            }
+            prompts.push(prompt);
+            Ok(())
+        })?;
+        if prompts.len() == before {
+            return Err(Error::data(file, 0, None, "has no rows; expected rows of IFEval"));
+        }
+    }
+    Ok(prompts)
+}
+
+fn prompt(row: &Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, String> {
+    let need = |key: &str| match row.get(key) {
+        Some(value) => Ok(value),
+        None => Err(format!(
+            "\"{key}\" is missing; rows of IFEval have \"key\", \"prompt\", \"instruction_id_list\" and \"kwargs\""
+        )),
+    };
+    let list = |key: &str| need(key)?.as_array().ok_or_else(|| format!("\"{key}\" is not a list"));
+    let (key, text) = (need("key")?.clone(), need("prompt")?.as_str().ok_or("\"prompt\" is not a string")?);
+    let (ids, arguments) = (list("instruction_id_list")?, list("kwargs")?);
+    if ids.is_empty() {
+        return Err("\"instruction_id_list\" is empty".into());
+    }
+    if ids.len() != arguments.len() {
+        return Err(format!(
+            "\"instruction_id_list\" has {} entries and \"kwargs\" {}; every instruction has its arguments, at least {{}}",
+            ids.len(),
+            arguments.len()
+        ));
+    }
+    let none = Map::new();
+    let instruction = |(id, arguments): (&Value, &Value)| {
+        let id = id.as_str().ok_or("\"instruction_id_list\" has an entry that is not a string")?;
+        let arguments = match arguments {
+            Value::Null => &none,
+            Value::Object(arguments) => arguments,
+            _ => return Err("\"kwargs\" has an entry that is not an object".to_owned()),
+        };
+        Instruction::new(id, arguments)
+    };
+    let instructions = ids.iter().zip(arguments).map(instruction).collect::<Result<_, String>>()?;
+    Ok(Prompt { key, prompt: text.to_owned(), instructions, place })
+}
+
+/// Reads responses (`prompt`, `response`) and checks them.
+///
+/// # Errors
+/// [`Error::Data`] with the line of the first defect, and for prompts without a response.
+pub fn judge(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
+    let of: HashMap<&str, usize> = prompts.iter().enumerate().map(|(i, p)| (p.prompt.as_str(), i)).collect();
+    let mut found: Vec<Option<(String, String)>> = prompts.iter().map(|_| None).collect();
+    let mut unused = (0, None);
+    for file in files {
+        for_each_row(file, Columns::default(), |line, row| {
+            let row = row?.object;
+            let fail = |why: String| Err(Error::data(file, line, None, why));
+            let (prompt, response) = match ["prompt", "response"].map(|key| row.get(key)) {
+                [Some(Value::String(prompt)), Some(Value::String(response))] => (prompt, response),
+                [None, _] | [_, None] => {
+                    return fail("rows of responses have \"prompt\" and \"response\"; one is missing".into());
+                }
+                [Some(Value::String(_)), _] => return fail("\"response\" is not a string".into()),
+                _ => return fail("\"prompt\" is not a string; give the text of the prompt as in --input".into()),
+            };
+            let place = format!("{}:{line}", file.display());
+            let Some(&at) = of.get(prompt.as_str()) else {
+                unused.0 += 1;
+                unused.1.get_or_insert(place);
+                return Ok(());
+            };
+            if let Some((_, first)) = &found[at] {
+                return fail(format!("the prompt has a response at {first}; give one response to a prompt"));
+            }
+            found[at] = Some((response.clone(), place));
+            Ok(())
+        })?;
+    }
+    let missing: Vec<&Prompt> = prompts.iter().zip(&found).filter(|(_, f)| f.is_none()).map(|(p, _)| p).collect();
+    if let (Some(first), Some(file)) = (missing.first(), files.first()) {
+        return Err(unanswered(first, missing.len(), prompts.len(), file, unused.0));
+    }
+    let responses: Vec<String> = found.into_iter().flatten().map(|(response, _)| response).collect();
+    let blank = responses.iter().filter(|response| response.trim().is_empty()).count();
+    let verdicts =
+        prompts.par_iter().zip(&responses).map(|(p, response)| verdicts(&p.instructions, response)).collect();
+    Ok(Judged { verdicts, blank, unused })
+}
+
+fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: usize) -> Error {
+    let (input, line) = &first.place;
+    let hint = match unused {
+        0 => "add them, or leave their rows out of --input".to_owned(),
+        n => format!("responses to other prompts: {n}; prompts are joined by their whole text"),
+    };
+    let why = format!(
+        "prompts without a response: {missing} of {of}, first {}:{line}, {}; {hint}",
+        input.display(),
+        shown(&first.prompt)
+    );
+    Error::data(file, 0, None, why)
+}
+
+/// Rows of verdicts as JSON lines, in the order of the prompts. An instruction that is not decided
+/// has null.
+pub fn verdict_lines(prompts: &[Prompt], judged: &Judged) -> String {
+    let mut out = String::new();
+    for (prompt, verdicts) in prompts.iter().zip(&judged.verdicts) {
+        let ids: Vec<&str> = prompt.instructions.iter().map(|instruction| instruction.id.as_str()).collect();
+        let row = json!({
+            "key": prompt.key, "prompt": prompt.prompt, "instruction_id_list": ids,
+            "strict": verdicts.strict, "loose": verdicts.loose,
+        });
+        out += &row.to_string();
+        out.push('\n');
+    }
+    out
+}

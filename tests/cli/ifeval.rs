@@ -1,0 +1,211 @@
+//! `mapl ifeval`: rows of verdicts, figures, comparisons of two sets of responses, and bad input.
+
+use serde_json::{Value, json};
+
+use crate::workbench::Bench;
+
+/// Three prompts: no comma; at least 2 sentences and a title; German.
+fn prompts() -> String {
+    let rows = [
+        json!({"key": 7, "prompt": "One", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}),
+        json!({"key": "b", "prompt": "Two",
+               "instruction_id_list": ["length_constraints:number_sentences", "detectable_format:title"],
+               "kwargs": [{"relation": "at least", "num_sentences": 2.0, "num_words": null}, null]}),
+        json!({"key": 9, "prompt": "Three", "instruction_id_list": ["language:response_language"],
+               "kwargs": [{"language": "de"}]}),
+    ];
+    lines(&rows)
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| format!("{row}\n")).collect()
+}
+
+fn responses(texts: [&str; 3]) -> String {
+    let [one, two, three] = texts;
+    // In another order than the prompts.
+    lines(&[
+        json!({"prompt": "Three", "response": three, "tokens": [1]}),
+        json!({"prompt": "One", "response": one}),
+        json!({"prompt": "Two", "response": two}),
+    ])
+}
+
+const GOOD: [&str; 3] = ["No comma", "<<A>> One. Two.", "Das ist die Antwort auf deine Frage."];
+/// A comma in the last line; one sentence with an abbreviation; English.
+const MIXED: [&str; 3] = ["No comma\nBye, you", "<<A>> Mr. Moss left.", "This is the answer to your question."];
+
+#[test]
+fn rows_of_verdicts_are_in_the_order_of_the_prompts() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", prompts());
+    bench.write("answers.jsonl", responses(MIXED));
+    let run = "ifeval --input prompts.jsonl --responses answers.jsonl";
+    let table = bench.run(&format!("{run} --output a.jsonl")).ok().out;
+    let row = |key: Value, prompt: &str, ids: &[&str], strict: &[bool], loose: &[bool]| json!({"key": key, "prompt": prompt, "instruction_id_list": ids, "strict": strict, "loose": loose});
+    let expected = [
+        row(json!(7), "One", &["punctuation:no_comma"], &[false], &[true]),
+        row(
+            json!("b"),
+            "Two",
+            &["length_constraints:number_sentences", "detectable_format:title"],
+            &[false, true],
+            &[false, true],
+        ),
+        row(json!(9), "Three", &["language:response_language"], &[false], &[false]),
+    ];
+    assert_eq!(bench.rows("a.jsonl"), expected);
+    assert!(table.contains("3 prompts, 4 instructions, 0 blank responses"), "{table}");
+    let figures: Value = serde_json::from_str(&bench.run(&format!("{run} --json")).ok().out).unwrap();
+    assert_eq!(figures["prompt"]["strict"]["accuracy"], 0.0);
+    assert_eq!(figures["prompt"]["count"], 3);
+    assert_eq!(figures["instruction"]["strict"]["accuracy"], 0.25);
+    assert_eq!(figures["instruction"]["loose"]["accuracy"], 0.5);
+    assert_eq!(figures["by_type"]["detectable_format:title"]["strict"]["accuracy"], 1.0);
+    // The same bytes again, with one thread too.
+    for run in [format!("$MAPL {run}"), format!("RAYON_NUM_THREADS=1 $MAPL {run}")] {
+        assert_eq!(bench.bash(&format!("{run} --output b.jsonl")).ok().out.replace("b.jsonl", "a.jsonl"), table);
+        assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
+    }
+}
+
+#[test]
+fn two_sets_of_responses_are_compared_in_pairs() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", prompts());
+    bench.write("mixed.jsonl", responses(MIXED));
+    bench.write("good.jsonl", responses(GOOD));
+    let run = "ifeval --input prompts.jsonl --compare mixed.jsonl good.jsonl";
+    let table = bench.run(&format!("{run} --output c.json")).ok().out;
+    assert!(table.contains("A = mixed.jsonl\nB = good.jsonl"), "{table}");
+    let value = bench.json("c.json");
+    let prompt = &value["prompt"]["strict"];
+    assert_eq!([&prompt["a"], &prompt["b"], &prompt["difference"]], [&json!(0.0), &json!(1.0), &json!(1.0)]);
+    assert_eq!([&prompt["only_a"], &prompt["only_b"]], [0, 3]);
+    // Two sides of a fair coin: 2 / 2^3.
+    assert!((prompt["mcnemar_p"].as_f64().unwrap() - 0.25).abs() < 1e-12, "{prompt}");
+    assert_eq!(value["instruction"]["loose"]["difference"], 0.5);
+    assert_eq!(value["by_type"]["detectable_format:title"]["strict"]["difference"], 0.0);
+    assert_eq!(serde_json::from_str::<Value>(&bench.run(&format!("{run} --json")).ok().out).unwrap(), value);
+    let other = bench.run(&format!("{run} --json --seed 1 --bootstrap 0")).ok().out;
+    assert_eq!(serde_json::from_str::<Value>(&other).unwrap()["instruction"]["loose"]["interval"], Value::Null);
+    bench.run("ifeval --input prompts.jsonl --responses good.jsonl --seed 1").fails(2, &["--seed", "--compare"]);
+    bench.run("ifeval --input prompts.jsonl").fails(2, &["--responses", "--compare"]);
+    bench.run(&format!("{run} --responses good.jsonl")).fails(2, &["--responses", "cannot be used with"]);
+    bench.run(&format!("{run} --output good.jsonl")).fails(2, &["good.jsonl", "--compare"]);
+}
+
+#[test]
+fn a_blank_response_follows_nothing_and_an_unknown_type_is_counted_by_name() {
+    let bench = Bench::new();
+    let ids = ["punctuation:no_comma", "length_constraints:number_words", "count:of_vowels"];
+    let less = json!({"relation": "less than", "num_words": 5});
+    let row = |prompt: &str, ids: &[&str]| {
+        let kwargs = ids.iter().map(|id| if id.starts_with("len") { less.clone() } else { json!({}) });
+        json!({"key": 1, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs.collect::<Vec<_>>()})
+    };
+    bench.write("prompts.jsonl", lines(&[row("One", &ids), row("Two", &ids[..2])]));
+    let answer = |prompt: &str, text: &str| json!({"prompt": prompt, "response": text});
+    bench.write("answers.jsonl", lines(&[answer("One", "So."), answer("Two", " \n"), answer("Other", "x")]));
+    let run = bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output - --json").ok();
+    let verdicts: Vec<Value> = run.out.lines().take(2).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(verdicts[0]["strict"], json!([true, true, null]));
+    assert_eq!(verdicts[1]["strict"], json!([false, false]));
+    assert_eq!(verdicts[1]["loose"], json!([false, false]));
+    let figures: Value = serde_json::from_str(&run.out.lines().skip(2).collect::<Vec<_>>().join("\n")).unwrap();
+    assert_eq!(figures["not_decided"], json!({"count:of_vowels": 1}));
+    assert_eq!([&figures["blank_responses"], &figures["prompt"]["count"]], [1, 1]);
+    assert_eq!(figures["instruction"]["count"], 4);
+    assert!(run.err.contains("warning: responses to no prompt of --input, left out: 1, first"), "{}", run.err);
+    assert!(run.err.contains("answers.jsonl:3"), "{}", run.err);
+    let run = bench.run("ifeval --input prompts.jsonl --compare answers.jsonl answers.jsonl --output c.json").ok();
+    assert!(run.out.contains("not decided, instructions: 1"), "{}", run.out);
+    let value = bench.json("c.json");
+    assert_eq!([&value["not_decided"], &value["blank_responses_b"]], [&json!({"count:of_vowels": 1}), &json!(1)]);
+}
+
+#[test]
+fn bad_rows_are_named_by_file_and_line() {
+    let bench = Bench::new();
+    let good = json!({"key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]});
+    let answer = json!({"prompt": "p", "response": "r"});
+    bench.write("answers.jsonl", lines(std::slice::from_ref(&answer)));
+    let with = |key: &str, value: Value| {
+        let mut row = good.clone();
+        row[key] = value;
+        row["prompt"] = json!("q");
+        row
+    };
+    let one = |id: &str, arguments: Value| {
+        let mut row = with("instruction_id_list", json!([id]));
+        row["kwargs"] = json!([arguments]);
+        row
+    };
+    let mut missing = good.clone();
+    missing.as_object_mut().unwrap().remove("kwargs");
+    for (row, parts) in [
+        (missing, vec!["\"kwargs\" is missing"]),
+        (good.clone(), vec!["the prompt is that of bad.jsonl:1"]),
+        (with("kwargs", json!([])), vec!["1 entries", "\"kwargs\" 0"]),
+        (with("kwargs", json!([3])), vec!["\"kwargs\" has an entry that is not an object"]),
+        (with("instruction_id_list", json!([])), vec!["\"instruction_id_list\" is empty"]),
+        (with("instruction_id_list", json!("x")), vec!["\"instruction_id_list\" is not a list"]),
+        (
+            one("length_constraints:number_words", json!({"num_words": 3})),
+            vec!["number_words", "incomplete or malformed"],
+        ),
+        (
+            one("length_constraints:number_sentences", json!({"num_sentences": 3, "relation": "around"})),
+            vec!["number_sentences", "incomplete or malformed"],
+        ),
+        (one("language:response_language", json!({})), vec!["response_language needs a \"language\""]),
+        (one("keywords:existence", json!({"keywords": ["a("]})), vec!["\"a(\" is not a regular expression"]),
+    ] {
+        bench.write("bad.jsonl", lines(&[good.clone(), row.clone()]));
+        let parts: Vec<&str> = std::iter::once("bad.jsonl:2").chain(parts).collect();
+        bench.run("ifeval --input bad.jsonl --responses answers.jsonl").fails(3, &parts);
+    }
+    bench.write("good.jsonl", lines(&[good.clone(), with("key", json!(2))]));
+    let other = json!({"prompt": "q ", "response": "r"});
+    for (rows, parts) in [
+        (vec![answer.clone(), answer.clone()], vec!["bad.jsonl:2", "has a response at bad.jsonl:1"]),
+        (vec![json!({"prompt": "p"})], vec!["bad.jsonl:1", "\"prompt\" and \"response\""]),
+        (vec![json!({"prompt": "p", "response": null})], vec!["bad.jsonl:1", "\"response\" is not a string"]),
+        (vec![json!({"prompt": [1], "response": "r"})], vec!["bad.jsonl:1", "\"prompt\" is not a string"]),
+        (vec![answer.clone()], vec!["prompts without a response: 1 of 2, first good.jsonl:2"]),
+        (vec![answer.clone(), other], vec!["response: 1 of 2", "responses to other prompts: 1"]),
+    ] {
+        bench.write("bad.jsonl", lines(&rows));
+        bench.run("ifeval --input good.jsonl --responses bad.jsonl --output out.jsonl").fails(3, &parts);
+        assert!(!bench.at("out.jsonl").exists());
+    }
+}
+
+/// Special characters of a keyword make it a regular expression, as for the official checkers.
+#[test]
+fn keywords_are_regular_expressions() {
+    let bench = Bench::new();
+    let cases = [
+        ("keywords:existence", json!({"keywords": ["colou?r"]}), "the COLOR red", true),
+        ("keywords:existence", json!({"keywords": ["a.c", "x"]}), "ac x", false),
+        ("keywords:forbidden_words", json!({"forbidden_words": ["colou?r"]}), "colorful", true),
+        ("keywords:forbidden_words", json!({"forbidden_words": ["colou?r"]}), "a Colour.", false),
+        ("keywords:frequency", json!({"keyword": "a|b", "frequency": 3, "relation": "at least"}), "A b ab", true),
+        (
+            "detectable_format:multiple_sections",
+            json!({"section_spliter": "(Part|Step)", "num_sections": 2}),
+            "Part 1 a Step2 b",
+            true,
+        ),
+        ("detectable_content:postscript", json!({"postscript_marker": "N.B."}), "NxBy", true),
+    ];
+    let at = |i: usize| format!("p{i}");
+    let row = |(i, (id, arguments, ..)): (usize, &(&str, Value, &str, bool))| json!({"key": i, "prompt": at(i), "instruction_id_list": [id], "kwargs": [arguments]});
+    bench.write("prompts.jsonl", lines(&cases.iter().enumerate().map(row).collect::<Vec<_>>()));
+    let answer = |(i, case): (usize, &(&str, Value, &str, bool))| json!({"prompt": at(i), "response": case.2});
+    bench.write("answers.jsonl", lines(&cases.iter().enumerate().map(answer).collect::<Vec<_>>()));
+    bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output v.jsonl").ok();
+    for (row, case) in bench.rows("v.jsonl").iter().zip(&cases) {
+        assert_eq!(row["strict"], json!([case.3]), "{case:?}");
+    }
+}
