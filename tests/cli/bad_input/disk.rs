@@ -167,7 +167,7 @@ fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
 }
 
 /// Commands whose result goes to stdout.
-const PRINTING: [&str; 26] = [
+const PRINTING: [&str; 29] = [
     "--help",
     "--version",
     "dpo --help",
@@ -194,6 +194,9 @@ const PRINTING: [&str; 26] = [
     "report out --output /dev/stdout",
     "completions bash",
     "man",
+    "ifeval --input asked.jsonl --responses answers.jsonl",
+    "ifeval --input asked.jsonl --responses answers.jsonl --json",
+    "generate --model model --input pairs.jsonl --output - --max-new-tokens 1",
 ];
 
 /// Commands whose result is files; stdout has their messages.
@@ -213,6 +216,9 @@ const WRITING: [&str; 11] = [
 
 fn prepare(bench: &Bench) {
     bench.run("eval --model model --input pairs.jsonl --bootstrap 0 --output a.json").ok();
+    let asked = r#"{"key": 1, "prompt": "a", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}"#;
+    bench.write("asked.jsonl", asked);
+    bench.write("answers.jsonl", r#"{"prompt": "a", "response": "b"}"#);
     bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 1")).ok();
 }
 
