@@ -116,6 +116,12 @@ fn follows_option(arguments: &Kwargs, text: &str) -> Option<bool> {
 /// second one of a run.
 fn is_staircase(text: &str) -> bool {
     let mut lines: Vec<&str> = text.split('\n').collect();
+    // At least half of the lines stay, and their indents must grow: many lines need a long text. Without
+    // this limit, removing lines one by one would take quadratic time.
+    let least = lines.len() / 2;
+    if least * least.saturating_sub(1) / 2 > text.len() {
+        return false;
+    }
     let mut at = 0;
     while at < lines.len() {
         if lines[at].trim().is_empty()
@@ -211,5 +217,12 @@ mod tests {
             follows("count:punctuation", "a. b, c! d? e; f: g?!")
                 && !follows("count:punctuation", "a. b, d? e; f: g?!")
         );
+    }
+
+    /// The time is linear in the text: with a quadratic one, this would take hours.
+    #[test]
+    fn many_blank_lines_are_not_a_staircase() {
+        assert!(!is_staircase(&"\n".repeat(1 << 22)));
+        assert!(is_staircase("a\n\n b") && !is_staircase("a\n\n\n b\n"));
     }
 }
