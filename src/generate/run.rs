@@ -231,7 +231,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let tokens = left.min(ids.len() - entered.done);
             if tokens > 0 {
                 let end = entered.done + tokens;
-                tables.add(&ids[entered.done..end], &[entered.rows.start..entered.rows.start + end]);
+                tables.add(&ids[entered.done..end], &[entered.rows.start..entered.rows.start + end, 0..0]);
                 pieces.push((prompt, tokens));
                 left -= tokens;
             }

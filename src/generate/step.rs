@@ -107,7 +107,7 @@ mod tests {
         assert_eq!((&tables.starts[..], &tables.last[..]), (&[0, 2, 3][..], &[1, 2][..]));
         assert_eq!((tables.pairs, tables.keys, tables.longest_path), (4 + 5 + 4, 9, 5));
         tables.clear();
-        tables.add(&[1], &[0..1]);
+        tables.add(&[1], &[0..1, 0..0]);
         assert_eq!((tables.ids.len(), tables.pairs), (1, 1));
     }
 }

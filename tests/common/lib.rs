@@ -5,6 +5,9 @@
 //! under test and compares with the reference on the same rounded inputs. A new backend is one more
 //! line in that macro.
 
+// A path over a cache may have one span.
+#![allow(clippy::single_range_in_vec_init)]
+
 pub mod compare;
 pub mod comparisons;
 pub mod fixtures;

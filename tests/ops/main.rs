@@ -2,6 +2,9 @@
 //! finite differences, and every kernel primitive against written-out tables. All of them are one
 //! binary, so that it can be copied to a machine with a GPU (tests/gpu).
 
+// A path over a cache may have one span.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod backends {
     mod attention;
     mod attention_cached;

@@ -36,13 +36,13 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
         width: int(d.cache_width())?,
     }
     .launch(&k.device, k.row_blocks(d.tokens, launch::AttentionCachedStore::<A>::WARPS), 0)?;
-    let splits = d.longest_path.div_ceil(launch::CACHED_SPLIT as usize).max(1);
+    let splits = d.longest_path.div_ceil(launch::CACHED_SPLIT).max(1);
     let of_token = d.heads * splits * (d.head_dim + 2);
     let most = (PART_BYTES / size_of::<f32>() / of_token).clamp(1, d.tokens);
     let mut scratch = k.scratch()?;
     let parts = scratch.request::<f32>(most * of_token);
     scratch.take()?;
-    let chunks = (d.heads / d.kv_heads).div_ceil(launch::CACHED_QUERIES as usize);
+    let chunks = (d.heads / d.kv_heads).div_ceil(launch::CACHED_QUERIES);
     for first in (0..d.tokens).step_by(most) {
         let count = most.min(d.tokens - first);
         let items = count * d.kv_heads * chunks * splits;
