@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use common::golden;
 use mapl::backend::Backend;
 use mapl::backend::cpu::Cpu;
+use mapl::backend::kernels::Kernels;
+use mapl::backend::kernels::emulator::Schedule;
 use mapl::backend::reference::Reference;
 use mapl::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampling};
 use mapl::model::config::ModelConfig;
@@ -89,6 +91,22 @@ fn greedy_tokens_equal_those_of_transformers() {
 #[test]
 fn greedy_tokens_of_the_reference_equal_those_of_transformers() {
     greedy_tokens_equal_transformers(&Reference, 2);
+}
+
+/// The kernels on the emulator, in f32: the first tokens of transformers' texts, with a running row beside
+/// a prompt that enters.
+#[test]
+fn kernels_generate_the_first_tokens_of_transformers() {
+    let Some(device) = common::emulator(Schedule::Rising, 2) else { return };
+    let backend = Kernels::<_, f32>::new(device);
+    let texts = &texts()["qwen3"];
+    let mut model = model(&backend, "qwen3");
+    let ids: Vec<Vec<u32>> = texts[..3].iter().map(|text| text.prompt.clone()).collect();
+    let mut engine = Engine::new(&backend, &mut model, Sampler::greedy(), limits(5, 2)).unwrap();
+    let got = engine.run(&prompts(&ids, 1), None).unwrap();
+    for (text, got) in texts.iter().zip(&got) {
+        assert_eq!(got[0].tokens, text.tokens[..5]);
+    }
 }
 
 /// Greedy generation of one token after every prefix of a text, without a cache from earlier steps, gives
