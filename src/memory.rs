@@ -19,6 +19,10 @@ const INTERVAL: u64 = 2 << 20;
 /// Bytes that must be left for data to grow further.
 const RESERVE: u64 = 64 << 20;
 
+/// Address space for the next part of a thread's heap. The system's allocator takes 64 MiB at a time
+/// for every thread but the main one, and twice that to align them.
+const THREAD_HEAP: u64 = 128 << 20;
+
 thread_local! {
     /// Whether the caller of the allocator handles a failure itself.
     static HANDLED: Cell<bool> = const { Cell::new(false) };
@@ -45,7 +49,8 @@ fn address_space() -> Option<u64> {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
     let used = kib(&fs::read_to_string("/proc/self/status").ok()?, "VmSize:")?;
-    Some(limit.saturating_sub(used))
+    let heap = if rayon::current_thread_index().is_some() { THREAD_HEAP } else { 0 };
+    Some(limit.saturating_sub(used + heap))
 }
 
 /// Files of a control group that hold its limit, its use and its statistics, and the key of the

@@ -67,7 +67,8 @@ pub fn given(arguments: impl IntoIterator<Item = OsString>) -> Result<Given> {
                 words.extend(values.into_iter().map(|value| OsString::from(format!("{flag}={value}"))));
             }
         }
-        let set = |(name, value): &(String, String)| format!("{} sets {name}={value}", path.display());
+        // Values may be secrets.
+        let set = |(name, _): &(String, String)| format!("{} sets {name}", path.display());
         given.notes.extend(file.variables.iter().map(set));
         given.variables = file.variables;
     }
@@ -225,7 +226,8 @@ fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) 
         };
         let mut values: Vec<String> = inline.map(str::to_owned).into_iter().collect();
         if flag[2..] != *foreign.name {
-            values = vec!["false".into()];
+            let told = values.first().and_then(|told| truth(told));
+            values = vec![told.is_some_and(|told| !told).to_string()];
         } else if inline.is_none() {
             match foreign.takes {
                 Takes::Switch => {

@@ -48,7 +48,7 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
         setup.method.name()
     );
     for (name, value) in options {
-        if is_set(&value) && !LEFT_OUT.contains(&name.as_str()) {
+        if is_set(&name, &value) && !LEFT_OUT.contains(&name.as_str()) {
             // JSON is YAML.
             let _ = writeln!(out, "{name}: {value}");
         }
@@ -65,9 +65,13 @@ fn given(args: &TrainArgs) -> Result<Map<String, Value>> {
     }
 }
 
-fn is_set(value: &Value) -> bool {
+/// Options that may be given as false, which differs from leaving them out.
+const TRUE_OR_FALSE: [&str; 1] = ["greater_is_better"];
+
+fn is_set(name: &str, value: &Value) -> bool {
     match value {
-        Value::Null | Value::Bool(false) => false,
+        Value::Null => false,
+        Value::Bool(false) => TRUE_OR_FALSE.contains(&name),
         Value::String(text) => !text.is_empty(),
         Value::Array(list) => !list.is_empty(),
         Value::Bool(true) | Value::Number(_) | Value::Object(_) => true,

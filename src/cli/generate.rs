@@ -56,14 +56,14 @@ pub struct GenerateArgs {
     #[arg(long)]
     output: PathBuf,
     /// Maximum number of new tokens of a response [default: that of generation_config.json, else 256]
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     max_new_tokens: Option<usize>,
     /// Sample at this temperature; 0 takes the most probable token, as without sampling flags [default:
     /// 1 with another sampling flag]
     #[arg(long, value_parser = parse_temperature)]
     temperature: Option<f64>,
     /// Sample from this number of most probable tokens
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
     top_k: Option<usize>,
     /// Sample from the most probable tokens that together have this probability
     #[arg(long, value_name = "SHARE", value_parser = parse_top_p)]
@@ -78,13 +78,13 @@ pub struct GenerateArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// Responses to each prompt
-    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = at_least_one)]
+    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = count)]
     num_return_sequences: usize,
     /// Texts that end a response; the response is the text before the first one
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     stop: Vec<String>,
     /// Responses generated at a time; more need more memory, and no text depends on the number
-    #[arg(long, default_value_t = 32, value_name = "ROWS", value_parser = at_least_one)]
+    #[arg(long, default_value_t = 32, value_name = "ROWS", value_parser = count)]
     batch_size: usize,
     /// Make each prompt that is plain text the user's turn of a conversation
     #[arg(long)]
@@ -102,8 +102,12 @@ pub struct GenerateArgs {
     read: PromptOptions,
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| *n >= 1).ok_or_else(|| "a whole number of at least 1 is needed".into())
+/// Largest value of a count. Far above any use, far below an overflow.
+const MOST: usize = 1 << 24;
+
+fn count(text: &str) -> Result<usize, String> {
+    let in_range = text.parse().ok().filter(|n| (1..=MOST).contains(n));
+    in_range.ok_or_else(|| format!("a whole number from 1 to {MOST} is needed"))
 }
 
 fn number(text: &str, accept: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
@@ -123,7 +127,7 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 fn parse_penalty(text: &str) -> Result<f64, String> {
-    number(text, |x| x > 0.0, "a number above 0")
+    number(text, |x| (1e-3..=1e3).contains(&x), "a number from 0.001 to 1000")
 }
 
 impl GenerateArgs {
@@ -392,7 +396,7 @@ fn check_lengths(
                 config.longest_text()
             )));
         }
-        short += usize::from(ids.len() + new_tokens > config.max_positions);
+        short += usize::from(ids.len().saturating_add(new_tokens) > config.max_positions);
     }
     if short > 0 {
         warn([format!(

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, warn};
 use crate::Result;
+use crate::data::source::refuse_pipe_named_twice;
 use crate::error::refuse_given;
 use crate::eval::statistics::Resampling;
 use crate::files::{path_json, write_json, write_text};
@@ -53,6 +54,8 @@ impl IfevalArgs {
 
 /// Runs `mapl ifeval`.
 pub fn run(args: &IfevalArgs) -> Result<()> {
+    let read = args.input.iter().chain(&args.responses).chain(args.compare.iter().flatten());
+    refuse_pipe_named_twice(&read.cloned().collect::<Vec<_>>())?;
     let sides = args.compare.as_deref().unwrap_or_default();
     if sides.is_empty() {
         let given = [("--bootstrap", args.bootstrap.is_some()), ("--seed", args.seed.is_some())];

@@ -41,7 +41,7 @@ enum Check {
     /// None is found.
     None(Vec<Regex>),
     Occurrences(Regex, usize, Relation),
-    /// At least so many matches.
+    /// At least this number of matches.
     AtLeast(Regex, usize),
     /// Found in the text in lower case.
     InLower(Regex),

@@ -139,10 +139,10 @@ impl Schedule {
                 1.0 / ((step as f64 + (scale - warm as f64)) / scale).sqrt()
             }
             Shape::WarmupStableDecay { stable_steps, decay_steps, decay, cycles, floor, .. } => {
-                let stable = stable_steps.unwrap_or(self.total_steps.saturating_sub(warm + decay_steps));
+                let stable = stable_steps.unwrap_or(self.total_steps.saturating_sub(warm.saturating_add(decay_steps)));
                 match step - warm {
                     after if after < stable => 1.0,
-                    after if after < stable + decay_steps => {
+                    after if after < stable.saturating_add(decay_steps) => {
                         let progress = (after - stable) as f64 / decay_steps.max(1) as f64;
                         let factor = match decay {
                             Ramp::Linear => 1.0 - progress,

@@ -196,10 +196,10 @@ fn flags_without_effect_and_models_without_text_are_refused() {
         ("--temperature -1", &["at least 0"]),
         ("--top-p 0", &["above 0, at most 1"]),
         ("--min-p 1.5", &["from 0 to 1"]),
-        ("--top-k 0", &["at least 1"]),
-        ("--repetition-penalty 0", &["above 0"]),
-        ("--max-new-tokens 0", &["at least 1"]),
-        ("--batch-size 0", &["at least 1"]),
+        ("--top-k 0", &["from 1 to"]),
+        ("--repetition-penalty 0", &["from 0.001 to 1000"]),
+        ("--max-new-tokens 0", &["from 1 to"]),
+        ("--batch-size 0", &["from 1 to"]),
         ("--base-model qwen", &["--base-model has no effect"]),
     ] {
         bench.run(&format!("{command} {flags}")).fails(2, parts);

@@ -48,7 +48,7 @@ fn adapters_are_saved_and_described_for_every_method() {
 }
 
 #[test]
-fn a_trained_adapter_scores_in_place_of_a_model() {
+fn a_trained_adapter_scores_instead_of_a_model() {
     let bench = Bench::new();
     for method in ["reward", "dpo"] {
         let eval = "--eval-file pairs.jsonl --eval-strategy steps --eval-steps 3";

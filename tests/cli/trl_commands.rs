@@ -88,7 +88,7 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
     );
     let done = bench.run("dpo --config dpo_config.yaml --max_steps 4 --output_dir a").ok();
     assert!(done.out.contains("cosine_with_min_lr {\"min_lr_rate\":0.1}, 1 warm-up steps"), "{}", done.out);
-    assert!(done.err.contains("note: dpo_config.yaml sets CI=1"), "{}", done.err);
+    assert!(done.err.contains("note: dpo_config.yaml sets CI"), "{}", done.err);
     assert!(done.err.contains("no effect here: --per-device-eval-batch-size"), "{}", done.err);
     let config = bench.json("a/run.json")["config"].clone();
     assert_eq!(
@@ -126,7 +126,7 @@ fn the_record_of_every_method_repeats_the_run() {
         (
             "dpo",
             "--ref-model none --eval-file pairs.jsonl --eval-strategy epoch --save-strategy epoch \
-          --load-best-model-at-end --metric-for-best-model eval_rewards/accuracies --num-train-epochs 1",
+          --load-best-model-at-end --metric-for-best-model eval_rewards/accuracies --greater-is-better false --num-train-epochs 1",
         ),
     ] {
         let train = if rest.contains("--train-file") { "" } else { "--train-file pairs.jsonl" };
@@ -135,6 +135,12 @@ fn the_record_of_every_method_repeats_the_run() {
         bench.run(&format!("{method} --model model {train} --output-dir a {length} {rest}")).ok();
         bench.run(&format!("{method} --config a/run.yaml --output-dir b")).ok();
         assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"), "{method} {rest}");
+        let recorded = String::from_utf8(bench.bytes("a/run.yaml")).unwrap();
+        assert_eq!(
+            recorded.contains("greater_is_better: false"),
+            rest.contains("--greater-is-better false"),
+            "{recorded}"
+        );
         for folder in ["a", "b"] {
             std::fs::remove_dir_all(bench.at(folder)).unwrap();
         }

@@ -162,7 +162,7 @@ mod tests {
             let kernel = launch::PreferenceFwd::kernel();
             assert_eq!(parameters.len(), kernel.parameters.len());
             // SAFETY: the parameters have the order and types of the kernel's fields, except that
-            // curve and link may be no enumerator, and the arrays cover one comparison.
+            // curve and link may be outside the enumeration, and the arrays cover one comparison.
             unsafe { device.launch(kernel, Grid([1, 1, 1]), 0, &mut parameters) }
         };
         for curve in launch::Curve::ALL {

@@ -106,10 +106,11 @@ fn flags_without_an_equivalent_are_refused_together() {
     for (given, parts) in [
         ("--fp16", &["--fp16 true is known in TRL", "use --dtype bf16"][..]),
         ("--optim adafactor", &["--optim adafactor", "AdamW is the only optimiser"]),
-        ("--report_to wandb", &["--report-to wandb", "no service", "tensorboard"][..1]),
+        ("--report_to wandb", &["--report-to wandb", "nothing is sent to a service", "tensorboard"]),
         ("--lr_scheduler_type greedy", &["--lr-scheduler-type greedy", "does not depend on metrics"]),
         ("--dtype float16", &["use bf16"]),
         ("--gradient_checkpointing_kwargs {\"offload\":true}", &["--gradient-checkpointing-kwargs"]),
+        ("--no-fp16=false", &["--no-fp16", "use --dtype bf16"]),
         ("--no_disable_dropout", &["--no-disable-dropout", "dropout is not supported"]),
         ("--push_to_hub --run_name a", &["2 flags", "--push-to-hub true (nothing", "--run-name a (--output-dir"]),
         ("--label_names a b c --beta 1", &["--label-names a b c is known"]),

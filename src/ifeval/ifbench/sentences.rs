@@ -38,7 +38,7 @@ pub(super) static RULES: [(&str, Rule); 15] = [
     ("sentence:increment", |arguments, text| {
         let step = count_argument(arguments, "small_n")?;
         let counts: Vec<usize> = sentences(text).iter().map(|s| bare(s).split_whitespace().count()).collect();
-        Some(!counts.is_empty() && counts.windows(2).all(|pair| pair[1] == pair[0] + step))
+        Some(!counts.is_empty() && counts.windows(2).all(|pair| pair[0].checked_add(step) == Some(pair[1])))
     }),
     ("words:last_first", |_, text| {
         let found = sentences(text);

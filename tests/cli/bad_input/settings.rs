@@ -93,7 +93,11 @@ fn invalid_numbers_are_refused_by_every_flag() {
                     }
                 }
                 Number::Whole => {
-                    values.extend(["-1", "1.5", "nan"]);
+                    values.extend(["1.5", "nan"]);
+                    // -1 steps mean that epochs decide, as in TRL.
+                    if flag != "--max-steps" {
+                        values.push("-1");
+                    }
                     wholes += 1;
                 }
             }
