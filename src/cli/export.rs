@@ -8,6 +8,7 @@ use super::inputs::{Inputs, config_files};
 use super::model_folder::{BaseArgs, adopt_pad, read_tokenizer};
 use super::output::{MODEL_FILES, check_new_folder, written_by_run};
 use super::save_dtype::SaveDtype;
+use super::template::recorded;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokenizer::pad::choose;
 use crate::files::input;
@@ -67,6 +68,17 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     }
     let files = WeightFiles::open(&args.model, &config, LoadAs::Exact)?;
     refuse_bias(&files, &adapter)?;
+    match recorded(&args.model) {
+        Ok(kwargs) if kwargs.is_empty() => {}
+        Ok(kwargs) => complain(&format!(
+            "warning: the run of {} gave the chat template {}, which the written folder cannot hold; pass it as \
+             --chat-template-kwargs wherever {} is used",
+            args.model.display(),
+            serde_json::Value::Object(kwargs),
+            args.output.display()
+        )),
+        Err(why) => complain(&format!("warning: {why}")),
+    }
     let notes = config.notes.iter().chain(tokenizer.notes()).chain(files.notes());
     notes.for_each(|note| complain(&format!("note: {note}")));
     let dtype = args.save_dtype.map_or_else(|| stored(&files), SaveDtype::stored);

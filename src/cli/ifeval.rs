@@ -77,7 +77,9 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
     let summary = Summary::of(prompts, &judged);
     if let Some(output) = &args.output {
         write_text(output, &verdict_lines(prompts, &judged))?;
-        remark(output, &format!("{} rows written to {}", prompts.len(), output.display()));
+        if !args.json {
+            remark(output, &format!("{} rows written to {}", prompts.len(), output.display()));
+        }
     }
     if !args.json {
         return emit(&summary.table());

@@ -83,7 +83,7 @@ pub(super) fn check_kwargs_used<'a>(
 }
 
 /// Variables that the run of a model folder used, or a note if its record cannot be read.
-fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
+pub(super) fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
     let Some(file) = run_file(folder) else { return Ok(Map::new()) };
     let note = |why: String| {
         format!(

@@ -258,6 +258,10 @@ fn an_exported_folder_is_complete_and_replaces_nothing() {
         assert!(bench.at("whole").join(file).is_file(), "{file}");
     }
     assert!(!bench.at("whole/adapter_config.json").exists());
+    // Variables of the run's template are not part of a model folder.
+    bench.write("lora/run.json", r#"{"method": "sft", "config": {"chat_template_kwargs": {"style": "terse"}}}"#);
+    let said = export(&bench, "--model lora --output another");
+    assert!(said.contains("warning: the run of lora gave the chat template {\"style\":\"terse\"}"), "{said}");
     bench.run("export --merge --model lora --output whole").fails(2, &["--output whole", "already holds config.json"]);
     bench.run("export --merge --model lora --output model").fails(2, &["--output model", "already holds"]);
     bench.run("export --merge --model lora --output lora").fails(2, &["--output lora", "adapter_config.json"]);

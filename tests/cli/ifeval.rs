@@ -118,6 +118,8 @@ fn a_blank_response_follows_nothing_and_an_unknown_type_is_counted_by_name() {
     assert_eq!(figures["instruction"]["count"], 4);
     assert!(run.err.contains("warning: responses to no prompt of --input, left out: 1, first"), "{}", run.err);
     assert!(run.err.contains("answers.jsonl:3"), "{}", run.err);
+    let run = bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output v.jsonl --json").ok();
+    assert_eq!(serde_json::from_str::<Value>(&run.out).unwrap(), figures, "stdout is JSON alone");
     let run = bench.run("ifeval --input prompts.jsonl --compare answers.jsonl answers.jsonl --output c.json").ok();
     assert!(run.out.contains("not decided, instructions: 1"), "{}", run.out);
     let value = bench.json("c.json");
