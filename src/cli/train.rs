@@ -89,6 +89,7 @@ pub fn run_observed(
     let study = observed.is_some();
     settings.observed = observed;
     loss.check_split(settings.accumulation)?;
+    loss.check_likelihood()?;
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
         return Err(Error::Usage(

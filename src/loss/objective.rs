@@ -150,6 +150,23 @@ impl Loss {
         }
     }
 
+    /// Checks that the likelihood term has sequences: the preferred ones of base and intra comparisons.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if neither kind is trained.
+    pub fn check_likelihood(&self) -> Result<()> {
+        let [base, intra] = [Kind::Base, Kind::Intra].map(|kind| self.weights[kind.index()]);
+        if self.method != Method::Dpo || self.nll_weight == 0.0 || base != 0.0 || intra != 0.0 {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "the likelihood term of weight {} is over the preferred responses of base and intra comparisons, and neither \
+             kind is trained; set --base-weight or --intra-weight above 0, or choose another --loss-type with \
+             --nll-weight 0",
+            self.nll_weight
+        )))
+    }
+
     /// Whether a curve divides by the tokens of a sequence while scores are sums.
     pub fn needs_rows(&self) -> bool {
         self.curves.iter().any(|part| part.per_token)

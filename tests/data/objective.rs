@@ -430,6 +430,18 @@ fn losses_without_a_meaning_are_refused_by_name() {
 
 /// A sort needs all pairs of a step at once, each with the same weight.
 #[test]
+fn a_likelihood_term_needs_base_or_intra_comparisons() {
+    let nll = LossOptions { nll_weight: Some(1.0), ..LossOptions::default() };
+    for options in [of(&[LossType::Simpo]), of(&[LossType::Orpo]), of(&[LossType::Sft]), nll] {
+        let text = dpo(options.clone(), [0.0, 0.0, 1.0], false).check_likelihood().unwrap_err().to_string();
+        assert!(text.contains("neither kind is trained"), "{text}");
+        dpo(options.clone(), [1.0, 0.0, 0.0], false).check_likelihood().unwrap();
+        dpo(options, [0.0, 1.0, 1.0], false).check_likelihood().unwrap();
+    }
+    dpo(LossOptions::default(), [0.0, 0.0, 1.0], false).check_likelihood().unwrap();
+}
+
+#[test]
 fn sorting_losses_refuse_several_micro_batches_and_weights() {
     for one in [LossType::Aot, LossType::AotUnpaired] {
         let loss = dpo(of(&[LossType::Sigmoid, one]), [1.0, 1.0, 0.0], false);
