@@ -1,6 +1,6 @@
 //! Shares of followed prompts and instructions. A prompt is followed if all of its instructions
 //! are. Instructions of one prompt share a response, so intervals of shares of instructions count
-//! prompts as clusters ([`crate::doctor::interval`]).
+//! prompts as clusters (`doctor::interval`).
 
 use std::collections::BTreeMap;
 

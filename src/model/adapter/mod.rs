@@ -10,7 +10,7 @@
 //! - [`targets`]: the modules that an adapter changes, with their ranks and factors
 //! - [`base`]: the folder of the base
 //! - [`files`]: the weights of an adapter, checked, and their product with a base's
-//! - [`write`]: an adapter folder that PEFT loads
+//! - [`mod@write`]: an adapter folder that PEFT loads
 
 pub mod base;
 pub mod config;

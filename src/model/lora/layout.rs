@@ -3,7 +3,7 @@
 //!
 //! Layers that share a GEMM of the base share the GEMMs of their adapters: the A of query, key and value
 //! are stacked to one matrix, as are those of gate and up. Their B stay apart, since each writes its own
-//! rows of the fused output; [`super::workspace`] has them as one block-diagonal matrix.
+//! rows of the fused output; `workspace` has them as one block-diagonal matrix.
 
 use std::ops::Range;
 
