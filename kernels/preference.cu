@@ -56,8 +56,9 @@ EXPORT enum Curve : int {
 };
 EXPORT enum Link : int { IDENTITY, FORWARD_KL, JENSEN_SHANNON, ALPHA, ODDS };
 
-/// Bound on the exponent of the link ALPHA, and ln 2.
-constexpr float ALPHA_LIMIT = 80.0f, LN_TWO = 0.693147180559945309f;
+/// Bound on the exponent of the link ALPHA.
+EXPORT constexpr int ALPHA_LIMIT = 80;
+constexpr float LN_TWO = 0.693147180559945309f;
 
 /// softplus and sigmoid of -z (lower) and of z (upper), from one exponential that cannot overflow.
 struct Logistic {
@@ -202,12 +203,22 @@ DEVICE bool finite(float x) {
     return x - x == 0.0f;
 }
 
+/// Whether a value comes before another one; `earlier` is true if its comparison does. NaN comes last,
+/// so that no two comparisons have the same place.
+DEVICE bool precedes(float value, float other, bool earlier) {
+    bool is_nan = value != value, other_is_nan = other != other;
+    if (is_nan || other_is_nan) {
+        return is_nan == other_is_nan ? earlier : other_is_nan;
+    }
+    return value < other || (value == other && earlier);
+}
+
 /// Place of comparison c in the order by kind and value of the comparisons with a weight. Equal
 /// values are in the order of the comparisons.
 DEVICE int rank_of(const float* values, const int* kind, const float* weight, int comparisons, int c) {
     int rank = 0;
     for (int other = 0; other < comparisons; ++other) {
-        bool smaller = values[other] < values[c] || (values[other] == values[c] && other < c);
+        bool smaller = precedes(values[other], values[c], other < c);
         bool before = kind[other] < kind[c] || (kind[other] == kind[c] && smaller);
         rank += weight[other] != 0.0f && before ? 1 : 0;
     }
@@ -235,10 +246,10 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             float* positive_slopes,      // (comparisons) scratch
                             float* negative_slopes,      // (comparisons) scratch
                             float* center_slopes,        // (comparisons) scratch
-                            float* x_of,                 // (comparisons) scratch of AOT, else null
-                            float* y_of,                 // (comparisons) scratch of AOT, else null
-                            float* sorted_x,             // (comparisons) scratch of AOT, else null
-                            float* sorted_y,             // (comparisons) scratch of AOT, else null
+                            float* x_of,                 // (comparisons) scratch of AOT, else empty
+                            float* y_of,                 // (comparisons) scratch of AOT, else empty
+                            float* sorted_x,             // (comparisons) scratch of AOT, else empty
+                            float* sorted_y,             // (comparisons) scratch of AOT, else empty
                             int seqs, int comparisons, Curve curve, float smoothing, float rest, float norm,
                             float temperature, Link link, float power, float curve_weight, int is_first,
                             float center) {
@@ -263,11 +274,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             }
             x_of[c] = x;
             y_of[c] = y;
-            // Without a partner of its rank, which NaN causes, an argument is NaN.
-            sorted_x[c] = NAN;
-            sorted_y[c] = NAN;
         }
-        // Ranks compare all comparisons, and their places are cleared before they are filled.
+        // Ranks compare all comparisons.
         sync_block();
         for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
             if (weight[c] != 0.0f) {

@@ -165,7 +165,7 @@ impl<'a> YamlReader<'a> {
             }
             Event::Alias(anchor) => {
                 let node = self.anchors.get(&anchor).cloned();
-                let node = node.ok_or_else(|| (line, "the alias stands within its own value".to_owned()))?;
+                let node = node.ok_or_else(|| (line, "the alias is inside its own value".to_owned()))?;
                 self.nodes += size(&node);
                 (0, node)
             }

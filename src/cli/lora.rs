@@ -41,7 +41,7 @@ pub struct LoraChoice {
     alpha: u32,
     rslora: bool,
     names: Vec<String>,
-    /// Options of which TRL's default is another one.
+    /// Options with another default than in TRL.
     differs: Vec<&'static str>,
 }
 

@@ -11,6 +11,7 @@ use super::train::TrainSetup;
 use crate::Result;
 use crate::backend::contract::Curve;
 use crate::data::options::Objective;
+use crate::data::pack::LogpScope;
 use crate::data::show::{ShowOptions, render, render_examples};
 use crate::data::tokenize::{LengthLimit, TokenizeReport};
 use crate::data::tokenized::TokenizedGroup;
@@ -194,7 +195,14 @@ impl Startup<'_> {
                 ));
             }
             if of == LossType::Orpo {
-                notes.push("the likelihood term of orpo covers responses; in TRL it covers prompts too".to_owned());
+                let note = match loss.scope {
+                    LogpScope::Response => "the likelihood term of orpo covers responses; in TRL it covers prompts too",
+                    LogpScope::PromptAndResponse => {
+                        "--logp-scope prompt-and-response: the odds ratio of orpo covers prompts too; in TRL only its \
+                         likelihood term does"
+                    }
+                };
+                notes.push(note.to_owned());
             }
         }
         if let Some(seed) = self.setup.args.build.data_seed {

@@ -412,7 +412,7 @@ pub(super) fn find(name: &str) -> Option<Foreign> {
     all().find(|flag| flag.name == name)
 }
 
-/// Whether a value of a flag that mapl has is one of TRL alone.
+/// The value of a flag of mapl if only TRL knows this value.
 pub(super) fn foreign_value(flag: &str, value: &str) -> Option<&'static ForeignValue> {
     let value = value.to_lowercase();
     VALUES.iter().find(|known| known.flag == flag && known.values.contains(&value.as_str()))

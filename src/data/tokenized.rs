@@ -1,6 +1,7 @@
 //! A preference group as token ids: the input of packing and caching.
 
 use super::group::{Kind, PreferenceGroup};
+use super::pack::LogpScope;
 
 /// One (prompt, response) pair as token ids. The model is scored on `response` given `prompt`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,16 @@ impl TokenizedGroup {
     /// Length of the longest sequence in tokens, prompt included.
     pub fn longest(&self) -> usize {
         self.sequences.iter().map(|s| self.prompt_ids[s.prompt].len() + s.response_ids.len()).max().unwrap_or(0)
+    }
+
+    /// Number of tokens of a sequence with a log-prob in its score. The first token of a prompt has none.
+    pub fn scored_tokens(&self, sequence: usize, scope: LogpScope) -> usize {
+        let Sequence { prompt, ref response_ids, .. } = self.sequences[sequence];
+        let before = match scope {
+            LogpScope::Response => 0,
+            LogpScope::PromptAndResponse => self.prompt_ids[prompt].len().saturating_sub(1),
+        };
+        before + response_ids.len()
     }
 
     /// Response tokens over all sequences: the number of head rows that this group needs.

@@ -5,8 +5,8 @@ use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
 use crate::data::pack::LogpScope;
 
 impl Loss {
-    /// Every setting of the loss. A loss of one plain curve has the text of version 0.1.0, whose
-    /// checkpoints it resumes.
+    /// Every setting of the loss. A loss of one plain curve has the text of version 0.1.0, so the
+    /// checkpoints of that version can be resumed.
     pub fn fingerprint(&self) -> String {
         match (self.link, &self.types[..], &self.curves[..]) {
             (Link::Identity, [_], &[WeightedCurve { curve, weight: 1.0, per_token: false }]) => plain(self, curve),

@@ -39,6 +39,10 @@ impl Loss {
         if self.margin != 0.0 {
             text += &format!(", margin = the row's + {}", self.margin);
         }
+        let has_beta = |part: &WeightedCurve| matches!(part.curve, Curve::Ipo | Curve::SppoHard);
+        if same_scale && self.curves.iter().any(has_beta) {
+            text += &format!(", beta = {first}");
+        }
         if self.method == Method::Dpo && !same_scale {
             let betas = trained.iter().map(|k| format!("{} in {}", self.scale[k.index()], k.name()));
             text += &format!(", beta = {}", betas.collect::<Vec<_>>().join(", "));

@@ -80,7 +80,7 @@ impl LossType {
         match self {
             LossType::Kto | LossType::ApoZeroUnpaired => Some(
                 "it trains on rows with one response and a label, and rows are pairs here; for pairs, bco_pair and \
-                 apo_zero weigh each response by itself",
+                 apo_zero have one term for each response",
             ),
             _ => None,
         }

@@ -70,7 +70,7 @@ impl Loss {
         SortKeys { kind: c.kind, x, y }
     }
 
-    /// Losses of a comparison by itself; those of a curve of the batch follow.
+    /// Losses of one comparison. [`Loss::values_of`] then replaces the values of a curve of the batch.
     fn values_of_one(&self, c: &ScoredComparison) -> ComparisonValues {
         let beta = self.scale[c.kind];
         let mut logit = 0.0;

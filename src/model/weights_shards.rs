@@ -22,7 +22,7 @@ pub(super) struct Shard {
 }
 
 /// Weight files of a folder, and the file of every tensor. A reward head in a file of its own
-/// ([`VALUE_HEAD_FILE`]) is one of them; `beside` may hold it too.
+/// ([`VALUE_HEAD_FILE`]) is one of them; it may also be in the folder `beside`.
 pub(super) fn open_shards(folder: &Path, beside: Option<&Path>) -> Result<(Vec<Shard>, BTreeMap<String, usize>)> {
     let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
     // If a folder has both, the single file takes precedence, as in transformers.

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::backend::contract::{KINDS, Reduce};
 use crate::data::group::Kind;
 use crate::data::loader::split_by_tokens;
-use crate::data::pack::{Batch, ComparisonOptions, LogpScope, pack_into};
+use crate::data::pack::{Batch, ComparisonOptions, pack_into};
 use crate::data::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{Loss, Method};
@@ -55,20 +55,13 @@ impl GroupScores {
 
     /// A comparison of `group` with its scores.
     fn scored(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> ScoredComparison {
-        let term = |t: &SequenceTerm| {
-            let sequence = &group.sequences[t.sequence];
-            let prompt = match loss.scope {
-                LogpScope::Response => 0,
-                LogpScope::PromptAndResponse => group.prompt_ids[sequence.prompt].len().saturating_sub(1),
-            };
-            ScoredTerm {
-                prompt: sequence.prompt,
-                sign: f64::from(t.sign),
-                detached: t.detached,
-                score: self.policy[t.sequence],
-                reference: self.reference.as_ref().map_or(0.0, |r| r[t.sequence]),
-                rows: prompt + sequence.response_ids.len(),
-            }
+        let term = |t: &SequenceTerm| ScoredTerm {
+            prompt: group.sequences[t.sequence].prompt,
+            sign: f64::from(t.sign),
+            detached: t.detached,
+            score: self.policy[t.sequence],
+            reference: self.reference.as_ref().map_or(0.0, |r| r[t.sequence]),
+            rows: group.scored_tokens(t.sequence, loss.scope),
         };
         ScoredComparison {
             kind: comparison.kind.index(),
@@ -105,7 +98,7 @@ fn likelihood(loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) ->
         let trained = |c: &&SequenceComparison| c.kind != Kind::Inter && loss.weights[c.kind.index()] != 0.0;
         let terms = group.comparisons.iter().filter(trained).flat_map(|c| &c.terms);
         for sequence in terms.filter(|t| t.sign > 0).map(|t| t.sequence) {
-            let length = group.sequences[sequence].response_ids.len();
+            let length = group.scored_tokens(sequence, loss.scope);
             sum += scores.policy[sequence] * if loss.reduce == Reduce::Mean { length as f64 } else { 1.0 };
             tokens += length;
         }

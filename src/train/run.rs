@@ -89,8 +89,7 @@ pub struct RunSettings {
     /// Consecutive skipped updates after which the run counts as diverged.
     pub max_skipped_steps: u64,
     pub quiet: bool,
-    /// Data type of the final model's weights. Records of earlier versions have none.
-    #[serde(default)]
+    /// Data type of the final model's weights.
     pub save_dtype: StoredDtype,
     /// Logs in addition to the console.
     pub report_to: ReportTo,

@@ -1,4 +1,4 @@
-//! Reward models of OpenRLHF, LLaMA-Factory and TRL, and folders of which transformers rebuilds the
+//! Reward models of OpenRLHF, LLaMA-Factory and TRL, and folders for which transformers rebuilds the
 //! tokenizer.
 
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};

@@ -60,8 +60,14 @@ fn a_trained_adapter_scores_instead_of_a_model() {
         let correct = |row: &serde_json::Value| row["comparisons"][0]["correct"] == true;
         let rows = bench.rows(&format!("{method}.jsonl"));
         let share = rows.iter().filter(|row| correct(row)).count() as f64 / rows.len() as f64;
-        let logged = logged["eval_rewards/accuracies/base"].as_f64().unwrap();
+        let [logged, loss_of_run] =
+            ["eval_rewards/accuracies/base", "eval_loss"].map(|key| logged[key].as_f64().unwrap());
         assert!((logged - share).abs() < 1e-6, "{logged} against {share}");
+        // The base has other logits: 0 for a policy, those of an untrained head for rewards.
+        let loss =
+            rows.iter().map(|row| (-row["comparisons"][0]["logit"].as_f64().unwrap()).exp().ln_1p()).sum::<f64>();
+        let loss = loss / rows.len() as f64;
+        assert!((loss_of_run - loss).abs() < 1e-5 && (loss - 2f64.ln()).abs() > 1e-4, "{loss_of_run} against {loss}");
     }
 }
 

@@ -113,12 +113,12 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
 #[test]
 fn the_record_of_every_method_repeats_the_run() {
     let bench = Bench::new();
+    let renamed: String = (0..4).map(|i| format!("{{\"question\": \"say {i}\", \"answer\": \"the {i}\"}}\n")).collect();
+    bench.write("renamed.jsonl", renamed);
     for (method, rest) in [
         ("sft", "--save-steps 2 --save-total-limit 1 --logging-strategy epoch --adam-beta2 0.99"),
-        (
-            "reward",
-            "--train-file groups.jsonl --center-rewards-coefficient 0.01 --total-batch-size 16 --column-map id=id",
-        ),
+        ("reward", "--train-file groups.jsonl --center-rewards-coefficient 0.01 --total-batch-size 16"),
+        ("sft", "--train-file renamed.jsonl --column-map prompt=question,completion=answer"),
         (
             "dpo",
             "--objective mapl --k-max 2 --functions number_words,no_comma --loss-type robust --label-smoothing 0.1",
@@ -130,7 +130,6 @@ fn the_record_of_every_method_repeats_the_run() {
         ),
     ] {
         let train = if rest.contains("--train-file") { "" } else { "--train-file pairs.jsonl" };
-        let rest = rest.replace("--column-map id=id", "");
         let length = if rest.contains("epochs") { "" } else { "--max-steps 2" };
         bench.run(&format!("{method} --model model {train} --output-dir a {length} {rest}")).ok();
         bench.run(&format!("{method} --config a/run.yaml --output-dir b")).ok();

@@ -22,7 +22,7 @@ impl HostPaths {
         Self { starts: vec![0], span_offsets: vec![0], spans: vec![], slots: vec![], paths: vec![], rows }
     }
 
-    /// Adds a sequence with a path of these spans, of which the last `new` rows are new tokens.
+    /// Adds a sequence with a path of these spans. The last `new` rows of the path are new tokens.
     pub fn sequence(mut self, spans: &[Range<usize>], new: usize) -> Self {
         let path: Vec<usize> = spans.iter().cloned().flatten().collect();
         self.starts.push(self.starts.last().unwrap() + new as i32);

@@ -93,8 +93,8 @@ fn greedy_tokens_of_the_reference_equal_those_of_transformers() {
     greedy_tokens_equal_transformers(&Reference, 2);
 }
 
-/// The kernels on the emulator, in f32: the first tokens of transformers' texts, with a running row beside
-/// a prompt that enters.
+/// The kernels on the emulator, in f32: the first tokens of transformers' texts, with a running row next
+/// to a prompt that enters.
 #[test]
 fn kernels_generate_the_first_tokens_of_transformers() {
     let Some(device) = common::emulator(Schedule::Rising, 2) else { return };

@@ -248,11 +248,12 @@ pub(crate) struct SortKeys {
 pub(crate) fn matched(keys: &[SortKeys]) -> Vec<[f64; 2]> {
     let order = |number: fn(&SortKeys) -> f64| {
         let mut order: Vec<usize> = (0..keys.len()).collect();
-        // Adding 0 makes -0 equal to 0.
-        let key = |&c: &usize| (keys[c].kind, number(&keys[c]) + 0.0);
+        let key = |&c: &usize| (keys[c].kind, number(&keys[c]));
+        // NaN comes last, whatever its sign.
         order.sort_by(|a, b| {
             let ((kind, of_a), (other, of_b)) = (key(a), key(b));
-            kind.cmp(&other).then(of_a.total_cmp(&of_b))
+            let by_number = of_a.partial_cmp(&of_b).unwrap_or(of_a.is_nan().cmp(&of_b.is_nan()));
+            kind.cmp(&other).then(by_number)
         });
         order
     };
@@ -362,6 +363,10 @@ pub(crate) mod tests {
         // Ties keep the order of the comparisons, and a batch of one matches itself.
         assert_eq!(matched(&[key(0, 1.0, 5.0), key(0, 1.0, 2.0)]), [[-1.0, -4.0], [-4.0, -1.0]]);
         assert_eq!(matched(&[key(2, 1.0, 0.25)]), [[0.75; 2]]);
+        // NaN is last, so the others keep their partners.
+        let with_nan = matched(&[key(0, -f64::NAN, 1.0), key(0, 4.0, 3.0), key(0, 2.0, 9.0)]);
+        assert!(with_nan[0][0].is_nan() && with_nan[2][1].is_nan());
+        assert_eq!([with_nan[0][1], with_nan[1][0], with_nan[1][1], with_nan[2][0]], [1.0, 1.0, 1.0, 1.0]);
     }
 
     #[test]

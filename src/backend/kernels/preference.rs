@@ -12,7 +12,7 @@ const _: () = {
     assert!(SUM_LOSS == SumField::SumLoss as usize && SUM_COUNT == SumField::SumCount as usize);
     assert!(SUM_CORRECT == SumField::SumCorrect as usize && SUM_TIES == SumField::SumTies as usize);
     assert!(SUM_LOGIT == SumField::SumLogit as usize);
-    assert!(ALPHA_BOUND == 80.0, "ALPHA_LIMIT of kernels/preference.cu is the same bound");
+    assert!(ALPHA_BOUND == launch::ALPHA_LIMIT as f64);
 };
 
 /// Gradients of each comparison: by its positive and its negative terms, and by its centring term.

@@ -91,8 +91,9 @@ impl Call for Norm {
     }
 }
 
-/// Parts of a norm's comparison: some rows (`call` has as many tokens) for the results of a row, and
-/// for a gradient, whose results of a row are `by_row`, all rows for the weight's.
+/// Parts of a norm's comparison. Results of single rows are compared on some rows; `call` has this
+/// number of tokens. The weight's gradient is compared on all rows; `by_row` names a gradient's results
+/// of single rows.
 fn some_rows<C: Clone>(
     whole: &C,
     tokens: usize,

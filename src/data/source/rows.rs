@@ -54,7 +54,7 @@ pub(crate) struct RowObject {
 pub(crate) struct Columns<'a> {
     /// Columns of the id.
     pub ids: &'a [&'a str],
-    /// Keys with the column that each stands in ([`super::ColumnMap::pairs`]).
+    /// Keys with the column of each ([`super::ColumnMap::pairs`]).
     pub mapped: &'a [(String, String)],
 }
 

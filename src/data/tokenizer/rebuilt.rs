@@ -1,4 +1,4 @@
-//! Folders of which transformers 5 builds another tokenizer than `tokenizer.json` holds. Some tokenizer
+//! Folders for which transformers 5 builds another tokenizer than `tokenizer.json` holds. Some tokenizer
 //! classes take only vocabulary and merges from the file and bring a normaliser and a pre-tokenizer of
 //! their own. Ids are those of `tokenizer.json` here, so a folder for which the two differ needs a
 //! warning.

@@ -83,7 +83,7 @@ fn has_nested_brackets(text: &str) -> bool {
     false
 }
 
-/// Three levels of quotation marks, of which three are closed.
+/// Three levels of quotation marks, all closed.
 fn has_nested_quotes(text: &str) -> bool {
     let (mut open, mut deepest): (Vec<char>, usize) = (Vec::new(), 0);
     for c in text.chars().filter(|c| matches!(c, '"' | '\'')) {

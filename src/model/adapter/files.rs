@@ -217,7 +217,7 @@ fn own_name(name: &str) -> Result<String, String> {
     Ok(format!("{PREFIX}{}", parts.join(".")))
 }
 
-/// A file whose tensors are compared with what is expected.
+/// A file; its tensors are compared with the expected ones.
 struct Opened<'a> {
     path: &'a Path,
     model: &'a ModelConfig,

@@ -38,7 +38,7 @@ pub(super) use workspace::LoraWorkspace;
 /// Largest rank. Far above any use, far below an overflow.
 pub const MAX_RANK: usize = 1 << 12;
 
-/// Which layers have an adapter, and of which size.
+/// Layers with an adapter, and its size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LoraSpec {
     /// Rank of the update.

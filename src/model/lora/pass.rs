@@ -204,7 +204,7 @@ mod tests {
     use crate::backend::kernels::emulator::{Emulator, Schedule};
     use crate::rng::Rng;
 
-    /// The scale lies between two numbers of bf16. Rounded, it would change every update by 0.2 %.
+    /// The scale is between two numbers of bf16. Rounded, it would change every update by 0.2 %.
     #[test]
     fn a_scale_that_bf16_lacks_is_kept_on_average() {
         let device = match Emulator::with(Schedule::Rising, 2) {

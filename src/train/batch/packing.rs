@@ -19,7 +19,7 @@ use super::upload::{HostBatch, SequenceNumbers};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::data::group::Kind;
-use crate::data::pack::{Batch, ComparisonOptions, PackOptions, pack_into};
+use crate::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::loss::value::{ScoredComparison, ScoredTerm};
@@ -75,7 +75,7 @@ impl Packer {
     /// without a cached score.
     pub fn pack(&self, micro_batches: &[Vec<&TokenizedGroup>], into: &mut PackedStep) -> Result<()> {
         self.loss.check_split(micro_batches.len())?;
-        let totals = Totals::of(micro_batches);
+        let totals = Totals::of(micro_batches, self.loss.scope);
         let kind_scale = self.loss.kind_scale(totals.comparisons);
         into.count = micro_batches.len();
         if into.micro_batches.len() < into.count {
@@ -124,6 +124,7 @@ impl Packer {
         direct.resize(batch.sequences.len(), 0.0);
         let per_token = -self.loss.nll_weight / totals.preferred_tokens.max(1) as f64;
         let table = &batch.comparisons;
+        let rows: Vec<usize> = rows_of(batch).collect();
         for c in 0..table.kind.len() {
             if table.kind[c] as usize == Kind::Inter.index() {
                 continue;
@@ -131,8 +132,7 @@ impl Packer {
             for slot in c * TERMS..(c + 1) * TERMS {
                 if table.term_sequence[slot] >= 0 && table.term_sign[slot] > 0 {
                     let s = table.term_sequence[slot] as usize;
-                    let length = batch.sequences[s].response_tokens as f64;
-                    direct[s] += per_token * if self.loss.reduce == Reduce::Mean { length } else { 1.0 };
+                    direct[s] += per_token * if self.loss.reduce == Reduce::Mean { rows[s] as f64 } else { 1.0 };
                 }
             }
         }
@@ -219,12 +219,12 @@ fn rows_of(batch: &Batch) -> impl Iterator<Item = usize> {
 struct Totals {
     comparisons: [usize; KINDS],
     response_tokens: usize,
-    /// Tokens of preferred sequences in base and intra comparisons, counted once per comparison.
+    /// Scored tokens of preferred sequences in base and intra comparisons, counted once per comparison.
     preferred_tokens: usize,
 }
 
 impl Totals {
-    fn of(micro_batches: &[Vec<&TokenizedGroup>]) -> Self {
+    fn of(micro_batches: &[Vec<&TokenizedGroup>], scope: LogpScope) -> Self {
         let mut totals = Self { comparisons: [0; KINDS], response_tokens: 0, preferred_tokens: 0 };
         for group in micro_batches.iter().flatten() {
             totals.response_tokens += group.response_tokens();
@@ -232,8 +232,7 @@ impl Totals {
                 totals.comparisons[comparison.kind.index()] += 1;
                 if comparison.kind != Kind::Inter {
                     let preferred = comparison.terms.iter().filter(|t| t.sign > 0);
-                    totals.preferred_tokens +=
-                        preferred.map(|t| group.sequences[t.sequence].response_ids.len()).sum::<usize>();
+                    totals.preferred_tokens += preferred.map(|t| group.scored_tokens(t.sequence, scope)).sum::<usize>();
                 }
             }
         }

@@ -119,7 +119,7 @@ fn several_curves_match_the_reference_and_their_sum() {
     }
 }
 
-/// More pairs than a block has threads; ties; NaN, which has no rank.
+/// More pairs than a block has threads; ties; NaN, which comes last.
 #[test]
 fn sorted_pairs_match_the_reference() {
     for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
@@ -129,6 +129,9 @@ fn sorted_pairs_match_the_reference() {
             let tolerance =
                 |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
             check!(format!("{curve:?} of {pairs}"), |on: &_| preference(on, &p), tolerance);
+            let mut spoilt = p.clone();
+            spoilt.score.iter_mut().step_by(12).for_each(|score| *score = f64::NAN);
+            check!(format!("{curve:?} of {pairs}, NaN"), |on: &_| preference(on, &spoilt), tolerance);
             p.score.fill(1.5);
             check!(format!("{curve:?} of {pairs}, ties"), |on: &_| preference(on, &p), tolerance);
         }
